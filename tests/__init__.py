@@ -1,0 +1,1 @@
+"""Tests mirror the sources: tests/<package>/test_<module>.py; stories of the whole in tests/integration."""
