@@ -1,0 +1,70 @@
+# Everything a newcomer needs; each target does its own set-up in .venv. `make help` lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+DURATION ?= 30
+ARGS ?=
+
+# The tool that resolves the locked requirements; needed by `make lock` only.
+UV_VERSION := 0.13.9
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--custom-compile-command "make lock"
+
+.PHONY: help venv lock lint format test demo control-plane acceptance bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"{sys.executable} is Python {sys.version.split()[0]}: 3.11 or newer is needed (make PYTHON=...)")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+venv: $(STAMP)  ## the project and what it needs, from locked versions and hashes
+
+lock: $(STAMP)  ## resolve the dependencies anew (UPGRADE=--upgrade takes newer versions)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(COMPILE) $(UPGRADE) --output-file requirements/runtime.txt
+	$(COMPILE) $(UPGRADE) --extra dev --constraint requirements/runtime.txt --output-file requirements/dev.txt
+
+lint: $(STAMP)  ## format, lint, types, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports
+
+format: $(STAMP)  ## rewrite the sources in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: $(STAMP) lint control-plane  ## every test, those on a real control plane too
+	$(BIN)/python -m pytest $(ARGS)
+
+demo: $(STAMP)  ## simulated API server, service and 1,000 agents; DURATION=30, KUBECONFIG= for your own cluster (read only)
+	$(BIN)/python -m loadtest demo --duration $(DURATION) $(ARGS)
+
+acceptance: $(STAMP) control-plane  ## the full-size acceptance runs
+	$(BIN)/python -m loadtest acceptance $(ARGS)
+
+bench: $(STAMP)  ## measurements
+	$(BIN)/python -m loadtest bench $(ARGS)
+
+control-plane:  ## build kube-apiserver and etcd for the tests, once (needs Go)
+ifeq ($(TYPHA_TESTS_WITHOUT_CONTROL_PLANE),1)
+	@echo "control plane: not built, TYPHA_TESTS_WITHOUT_CONTROL_PLANE=1"
+else
+	@tools/control-plane/build.sh >/dev/null
+endif
+
+clean:  ## remove what was built in this folder (not the control plane's cache)
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Builds kube-apiserver and etcd from their Go modules, once, into a cache folder outside the repository, and prints that folder.
+# Nothing is built when it is there already, or when TEST_ASSET_KUBE_APISERVER and TEST_ASSET_ETCD (the variables of Kubernetes'
+# envtest) name binaries of your own. Progress goes to stderr.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+if [[ -n "${TEST_ASSET_KUBE_APISERVER:-}" && -n "${TEST_ASSET_ETCD:-}" ]]; then
+    echo "control plane: using TEST_ASSET_KUBE_APISERVER and TEST_ASSET_ETCD, nothing to build" >&2
+    exit 0
+fi
+
+# Must agree with loadtest/controlplane.py: the first 16 hex digits of the SHA-256 of go.mod, go.sum and both main packages.
+digest=$(cat go.mod go.sum etcd/main.go kube-apiserver/main.go | sha256sum | cut -c1-16)
+folder="${XDG_CACHE_HOME:-$HOME/.cache}/typha-control-plane/$digest/bin"
+
+if [[ -x "$folder/kube-apiserver" && -x "$folder/etcd" ]]; then
+    echo "control plane: already built" >&2
+    echo "$folder"
+    exit 0
+fi
+if ! command -v go >/dev/null; then
+    echo "control plane: needs Go $(sed -n 's/^go //p' go.mod) or newer, or TEST_ASSET_KUBE_APISERVER and TEST_ASSET_ETCD set" >&2
+    exit 1
+fi
+
+mkdir -p "$folder"
+export CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -mod=readonly -trimpath -buildvcs=false"
+for program in etcd kube-apiserver; do
+    echo "control plane: building $program (once; kube-apiserver takes some 5 minutes on 2 cores)" >&2
+    started=$SECONDS
+    nice -n 10 go build -ldflags "-s -w" -o "$folder/$program.$$" "./$program" >&2
+    mv "$folder/$program.$$" "$folder/$program" # whole or not at all: an interrupted build leaves nothing half done
+    echo "control plane: built $program in $((SECONDS - started)) s" >&2
+done
+echo "$folder"
