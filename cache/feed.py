@@ -1,0 +1,105 @@
+"""A feed: objects of several resource types in, updates and one status out. Pure.
+
+A feed is told of objects and of each type's status by the watchers (which it may share with other feeds), converts,
+and writes its store. `take` gives what has happened since the last call, as one batch: updates first, then the status
+if it changed, so that a status never overtakes data.
+"""
+
+from typing import NamedTuple
+
+from cache import objects, raw, resources, store
+from protocol import messages
+from protocol.native import codec
+
+
+class Batch(NamedTuple):
+    """Consecutive updates that begin behind `previous_sequence`, and the new status, if there is one."""
+
+    previous_sequence: int
+    updates: list[messages.Update]
+    status: messages.SyncStatus | None
+
+
+class Refusal(NamedTuple):
+    """An object that the feed cannot carry; its key is absent."""
+
+    feed: str
+    key: str
+    reason: str
+    """A short code, the metric's label: invalid-object, value-too-large, key-too-long."""
+    detail: str
+
+
+def combined_status(statuses: dict[resources.ResourceType, messages.SyncStatus]) -> messages.SyncStatus:
+    """One status of many: in sync or waiting if all are, else a resync (parity.md, section 11)."""
+    distinct = set(statuses.values())
+    return distinct.pop() if len(distinct) == 1 else messages.SyncStatus.RESYNC
+
+
+class RawFeed:
+    """A feed of raw objects; see `cache.raw` for keys and values."""
+
+    def __init__(self, spec: raw.FeedSpec, *, max_value_bytes: int) -> None:
+        self.name = spec.name
+        self.store = store.Store()
+        self.refused = 0
+        self._fields = {resource.type: resource.fields for resource in spec.resources}
+        self._statuses = {resource.type: messages.SyncStatus.WAITING for resource in spec.resources}
+        self._max_value_bytes = max_value_bytes
+        self._updates: list[messages.Update] = []
+        self._taken_sequence = 0
+        self._taken_status = messages.SyncStatus.WAITING
+        self.synced_once = False
+        """True from the first time that every type was in sync: from then on there is something to serve."""
+
+    @property
+    def types(self) -> list[resources.ResourceType]:
+        """The resource types it consists of."""
+        return list(self._fields)
+
+    def apply(self, event: objects.ObjectEvent) -> Refusal | None:
+        """An object is new or has changed; a refusal names it and takes its key away."""
+        key = raw.object_key(event.type, event.namespace, event.name)
+        try:
+            value = raw.object_value(
+                event.raw or b"", api_version=event.api_version, kind=event.kind, fields=self._fields[event.type]
+            )
+        except raw.InvalidObject as error:
+            return self._refuse(key, event, "invalid-object", str(error))
+        if len(value) > self._max_value_bytes:
+            return self._refuse(key, event, "value-too-large", f"{len(value)} bytes, limit {self._max_value_bytes}")
+        if len(key) > codec.MAX_KEY_CHARS:
+            return self._refuse(key, event, "key-too-long", f"{len(key)} characters, limit {codec.MAX_KEY_CHARS}")
+        self._add(self.store.put(key, value, event.resource_version))
+        return None
+
+    def delete(self, event: objects.ObjectEvent) -> None:
+        """An object is gone."""
+        key = raw.object_key(event.type, event.namespace, event.name)
+        self._add(self.store.delete(key, event.resource_version))
+
+    def set_status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
+        """One type's status; the feed's is what they all say together."""
+        self._statuses[type] = status
+        self.store.status = combined_status(self._statuses)
+        self.synced_once = self.synced_once or self.store.status is messages.SyncStatus.IN_SYNC
+
+    def take(self) -> Batch | None:
+        """What has happened since the last call; None for nothing."""
+        status = None if self.store.status is self._taken_status else self.store.status
+        if not self._updates and status is None:
+            return None
+        batch = Batch(self._taken_sequence, self._updates, status)
+        self._updates = []
+        self._taken_sequence = self.store.sequence
+        self._taken_status = self.store.status
+        return batch
+
+    def _add(self, update: messages.Update | None) -> None:
+        if update is not None:
+            self._updates.append(update)
+
+    def _refuse(self, key: str, event: objects.ObjectEvent, reason: str, detail: str) -> Refusal:
+        self.refused += 1
+        self._add(self.store.delete(key, event.resource_version))
+        return Refusal(self.name, key, reason, detail)

@@ -1,0 +1,46 @@
+"""What a wire format must offer, so that one store, log and cursor serve them all.
+
+An encoder turns data into whole frames, bytes that are the same for every client of the format. It holds no state of
+any connection.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from protocol import messages
+
+
+class EncodedFrame(NamedTuple):
+    """One whole frame, and the sequence that a client has reached behind it."""
+
+    data: bytes
+    sequence: int
+
+
+class Encoder(Protocol):
+    """A wire format; every method gives whole frames."""
+
+    name: str
+    """Label of the format in metrics and logs."""
+    ping: bytes
+    """The constant ping frame."""
+
+    def updates(self, previous_sequence: int, updates: Sequence[messages.Update]) -> list[EncodedFrame]:
+        """Frames of consecutive updates, the first of which is `previous_sequence` + 1."""
+        ...
+
+    def status(self, sequence: int, status: messages.SyncStatus) -> EncodedFrame:
+        """The frame of a status."""
+        ...
+
+    def snapshot_begin(self, sequence: int, *, keys: int, chunks: int) -> bytes:
+        """What goes before the first chunk."""
+        ...
+
+    def snapshot_chunk(self, index: int, digest: int, updates: Iterable[messages.Update]) -> bytes:
+        """The frames of one chunk; the same bytes whenever its content is the same."""
+        ...
+
+    def snapshot_end(self, sequence: int, *, keys: int, digest: int) -> bytes:
+        """What goes behind the last chunk."""
+        ...

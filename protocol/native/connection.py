@@ -1,0 +1,192 @@
+"""One end of a native connection, client or server, without any I/O.
+
+The caller feeds what it read into `receive_data` (and `receive_eof`), takes messages from `next_event` until it
+gives None, and writes whatever `data_to_send` returns. The rules:
+
+1. Each side sends the preface, then its hello; the server sends its own only after the client's.
+2. `_TRANSITIONS` lists every message that may be received: (role, state, message) -> next state. A message that
+   is not in the table is a protocol error.
+3. Data follows on: `Updates.previous_sequence` and `Status.sequence` are the sequence that the client has reached.
+   A snapshot may begin at any frame between two messages, and replaces everything (a catch-up).
+4. After an error, a goodbye or the end of the stream the connection gives no more events, whatever arrives.
+"""
+
+import enum
+
+from protocol import errors, messages, reasons
+from protocol.native import codec, frames
+
+VERSION = 1
+
+
+class Role(enum.Enum):
+    """Which end of the connection this is."""
+
+    CLIENT = "client"
+    SERVER = "server"
+
+
+class State(enum.Enum):
+    """What has been received so far."""
+
+    PREFACE = "preface"
+    HELLO = "hello"
+    READY = "ready"
+    """Handshake done; a client has no data yet."""
+    SNAPSHOT = "snapshot"
+    FOLLOWING = "following"
+    CLOSED = "closed"
+    ERROR = "error"
+
+
+_C, _S = Role.CLIENT, Role.SERVER
+
+_TRANSITIONS: dict[tuple[Role, State, type[messages.Message]], State] = {
+    (_S, State.HELLO, messages.ClientHello): State.READY,
+    (_S, State.READY, messages.Pong): State.READY,
+    (_S, State.READY, messages.Goodbye): State.CLOSED,
+    (_C, State.HELLO, messages.ServerHello): State.READY,
+    (_C, State.HELLO, messages.Goodbye): State.CLOSED,
+    (_C, State.READY, messages.Ping): State.READY,
+    (_C, State.READY, messages.SnapshotBegin): State.SNAPSHOT,
+    (_C, State.READY, messages.Goodbye): State.CLOSED,
+    (_C, State.SNAPSHOT, messages.SnapshotChunk): State.SNAPSHOT,
+    (_C, State.SNAPSHOT, messages.Ping): State.SNAPSHOT,
+    (_C, State.SNAPSHOT, messages.SnapshotEnd): State.FOLLOWING,
+    (_C, State.SNAPSHOT, messages.Goodbye): State.CLOSED,
+    (_C, State.FOLLOWING, messages.Updates): State.FOLLOWING,
+    (_C, State.FOLLOWING, messages.Status): State.FOLLOWING,
+    (_C, State.FOLLOWING, messages.Ping): State.FOLLOWING,
+    (_C, State.FOLLOWING, messages.SnapshotBegin): State.SNAPSHOT,
+    (_C, State.FOLLOWING, messages.Goodbye): State.CLOSED,
+}
+
+
+class Connection:
+    """The protocol's state on one end; see the module's text for the caller's duties.
+
+    A client answers pings by itself: the pong lies in `data_to_send`.
+    """
+
+    __slots__ = ("_next_sequence", "_out", "_splitter", "role", "sequence", "state")
+
+    def __init__(self, role: Role, *, max_frame_bytes: int | None = None) -> None:
+        default = frames.MAX_FRAME_BYTES if role is Role.CLIENT else frames.MAX_HANDSHAKE_FRAME_BYTES
+        self.role = role
+        self.state = State.PREFACE
+        self.sequence = 0
+        """Sequence that a client has reached; 0 before the end of its first snapshot."""
+        self._next_sequence = 0
+        self._splitter = frames.FrameSplitter(max_frame_bytes=max_frame_bytes or default)
+        self._out: list[bytes] = []
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.role.value} {self.state.value} sequence={self.sequence}>"
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of an incomplete frame that are held."""
+        return self._splitter.pending_bytes
+
+    def send(self, message: messages.Message) -> None:
+        """Queues a message behind what is queued already; a hello goes out behind the preface.
+
+        Raises:
+            LocalProtocolError: the connection is closed, or has failed.
+        """
+        if self.state in (State.CLOSED, State.ERROR) and not isinstance(message, messages.Goodbye):
+            raise errors.LocalProtocolError(f"cannot send on a connection that is {self.state.value}")
+        if isinstance(message, messages.ClientHello | messages.ServerHello):
+            self._out.append(frames.PREFACE)
+        self._out.append(frames.pack_frame(codec.encode(message)))
+
+    def data_to_send(self) -> bytes:
+        """Everything queued, once."""
+        data = b"".join(self._out)
+        self._out.clear()
+        return data
+
+    def receive_data(self, data: bytes) -> None:
+        """Takes bytes from the peer; dropped when the connection is closed or has failed."""
+        if self.state not in (State.CLOSED, State.ERROR):
+            self._splitter.receive(data)
+
+    def receive_eof(self) -> None:
+        """The peer sends no more.
+
+        Raises:
+            RemoteProtocolError: it ended inside a preface or frame.
+        """
+        if self.state in (State.CLOSED, State.ERROR):
+            return
+        held = self._splitter.pending_bytes
+        self.state = State.CLOSED
+        if held:
+            raise errors.RemoteProtocolError(
+                f"stream ended inside a frame, after {held} of its bytes", reason=reasons.DisconnectReason.CLIENT_CLOSED
+            )
+
+    def next_event(self) -> messages.Message | None:
+        """The next message, or None for "not yet" (and for ever after the end).
+
+        Raises:
+            RemoteProtocolError: what came is not the protocol; the connection is in ERROR from then on.
+        """
+        try:
+            return self._next_event()
+        except errors.RemoteProtocolError:
+            self.state = State.ERROR
+            raise
+
+    def _next_event(self) -> messages.Message | None:
+        if self.state is State.PREFACE and not self._receive_preface():
+            return None
+        if self.state in (State.CLOSED, State.ERROR):
+            return None
+        frame = self._splitter.next_frame()
+        if frame is None:
+            return None
+        flags, body = frame
+        if flags and self.role is Role.SERVER:
+            raise errors.RemoteProtocolError(f"client frame with flags 0x{flags:02x}")
+        message = codec.decode(frames.unpack_payload(flags, body, max_payload_bytes=self._splitter.max_frame_bytes))
+        self._step(message)
+        return message
+
+    def _receive_preface(self) -> bool:
+        received = self._splitter.peek(len(frames.PREFACE))
+        if not frames.PREFACE.startswith(received):
+            raise errors.RemoteProtocolError(
+                f"not the native protocol: the first bytes are {received!r}",
+                reason=reasons.DisconnectReason.BAD_PREFACE,
+            )
+        if len(received) < len(frames.PREFACE):
+            return False
+        self._splitter.skip(len(received))
+        self.state = State.HELLO
+        return True
+
+    def _step(self, message: messages.Message) -> None:
+        state = _TRANSITIONS.get((self.role, self.state, type(message)))
+        if state is None:
+            raise errors.RemoteProtocolError(f"unexpected {type(message).__name__} while {self.state.value}")
+        match message:
+            case messages.Updates():
+                if message.previous_sequence != self.sequence or message.sequence < message.previous_sequence:
+                    raise errors.RemoteProtocolError(
+                        f"updates {message.previous_sequence}..{message.sequence} do not follow on {self.sequence}"
+                    )
+                self.sequence = message.sequence
+            case messages.Status() if message.sequence != self.sequence:
+                raise errors.RemoteProtocolError(f"status of {message.sequence} does not follow on {self.sequence}")
+            case messages.SnapshotBegin():
+                self._next_sequence = message.sequence
+            case messages.SnapshotEnd():
+                if message.sequence != self._next_sequence:
+                    raise errors.RemoteProtocolError(
+                        f"snapshot of {self._next_sequence} ends as one of {message.sequence}"
+                    )
+                self.sequence = message.sequence
+            case messages.Ping():
+                self.send(messages.Pong(self.sequence))
+        self.state = state

@@ -1,0 +1,130 @@
+"""Frames of the native protocol: `length | flags | payload` (docs/protocol.md, "Frames").
+
+    length   4 bytes, big-endian: number of bytes that follow, flags included
+    flags    1 byte: bit 0 set = payload is one zstd frame with its content size; the other bits are 0
+    payload  one msgpack value
+
+A frame carries no state of the connection, so one encoding serves every client.
+"""
+
+import struct
+
+import zstandard
+
+from protocol import errors, reasons
+
+PREFACE = b"\x00TYPHA\r\n"
+"""First bytes of either side. `00` begins neither TLS (16) nor a gob stream (a length > 0)."""
+
+FLAG_ZSTD = 0x01
+HEADER = struct.Struct(">IB")
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+"""Default limit of a frame, compressed or not: etcd holds objects of at most 1.5 MiB, others rarely more than 8."""
+MAX_HANDSHAKE_FRAME_BYTES = 64 * 1024
+"""Limit of what a client may send: a hello with chunk digests of 4,096 chunks is 40 kB, every other message is tiny."""
+ZSTD_LEVEL = 3
+ZSTD_MIN_BYTES = 256
+"""Below this a stand-alone zstd frame saves nothing."""
+
+
+def pack_frame(payload: bytes, *, compressor: zstandard.ZstdCompressor | None = None) -> bytes:
+    """One frame around `payload`, compressed if a compressor is given and it helps."""
+    if compressor is not None and len(payload) >= ZSTD_MIN_BYTES:
+        compressed = compressor.compress(payload)
+        if len(compressed) < len(payload):
+            return HEADER.pack(len(compressed) + 1, FLAG_ZSTD) + compressed
+    return HEADER.pack(len(payload) + 1, 0) + payload
+
+
+def make_compressor() -> zstandard.ZstdCompressor:
+    """A compressor whose frames carry their content size, so that a reader can refuse before it allocates."""
+    return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True, write_checksum=False)
+
+
+def unpack_payload(
+    flags: int, body: bytes | memoryview, *, max_payload_bytes: int = MAX_FRAME_BYTES
+) -> bytes | memoryview:
+    """The payload of a frame's body.
+
+    Raises:
+        RemoteProtocolError: unknown flags, broken zstd data, or a content size that is missing or over the limit.
+    """
+    if flags == 0:
+        return body
+    if flags != FLAG_ZSTD:
+        raise errors.RemoteProtocolError(f"unknown frame flags 0x{flags:02x}")
+    try:
+        content_bytes = zstandard.frame_content_size(body)
+        if content_bytes < 0:
+            raise errors.RemoteProtocolError("zstd frame without content size")
+        if content_bytes > max_payload_bytes:
+            raise errors.RemoteProtocolError(
+                f"zstd frame of {content_bytes} bytes is over the limit of {max_payload_bytes}",
+                reason=reasons.DisconnectReason.MESSAGE_TOO_LARGE,
+            )
+        payload = zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise errors.RemoteProtocolError(f"broken zstd frame: {error}") from error
+    if len(payload) != content_bytes:
+        raise errors.RemoteProtocolError("zstd frame's content size is wrong")
+    return payload
+
+
+class FrameSplitter:
+    """Cuts a byte stream into frames; holds at most one incomplete frame.
+
+    `receive` appends; `next_frame` returns (flags, body) or None for "not yet". A frame's announced length is
+    checked as soon as its header is there, before any byte of it is awaited.
+    """
+
+    __slots__ = ("_buffer", "_start", "max_frame_bytes")
+
+    def __init__(self, *, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
+        self._buffer = bytearray()
+        self._start = 0
+        self.max_frame_bytes = max_frame_bytes
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes received and not yet returned."""
+        return len(self._buffer) - self._start
+
+    def receive(self, data: bytes) -> None:
+        """Takes more bytes of the stream."""
+        if self._start:
+            del self._buffer[: self._start]
+            self._start = 0
+        self._buffer += data
+
+    def peek(self, count: int) -> bytes:
+        """Up to `count` of the next bytes, left where they are."""
+        return bytes(self._buffer[self._start : self._start + count])
+
+    def skip(self, count: int) -> None:
+        """Drops `count` bytes that `peek` has shown."""
+        self._start += count
+
+    def next_frame(self) -> tuple[int, bytes] | None:
+        """The next complete frame as (flags, body), or None.
+
+        Raises:
+            RemoteProtocolError: the announced length is 0 or over the limit.
+        """
+        start = self._start
+        if len(self._buffer) - start < HEADER.size:
+            return None
+        length, flags = HEADER.unpack_from(self._buffer, start)
+        if length > self.max_frame_bytes:
+            raise errors.RemoteProtocolError(
+                f"frame of {length} bytes is over the limit of {self.max_frame_bytes}",
+                reason=reasons.DisconnectReason.MESSAGE_TOO_LARGE,
+            )
+        if length == 0:
+            raise errors.RemoteProtocolError("frame of length 0")
+        end = start + 4 + length
+        if len(self._buffer) < end:
+            return None
+        with memoryview(self._buffer) as view:
+            body = bytes(view[start + HEADER.size : end])
+        self._start = end
+        return flags, body
