@@ -1,0 +1,127 @@
+"""Rules of the house that no linter knows: sizes, tests that mirror sources, nothing that belongs to one machine.
+
+Sizes: a module aims at 300 lines and a function at 40; 400 and 70 are the end. What is longer is two things.
+"""
+
+import ast
+import functools
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("protocol", "cache", "typha", "clients", "loadtest")
+MODULE_LINES_MAX = 400
+FUNCTION_LINES_MAX = 70
+
+# Whole-system stories and tests of the repository itself have no source of their own to mirror.
+WITHOUT_A_SOURCE = ("tests/integration/", "tests/scenarios/", "tests/docs/", "tests/test_")
+
+# Written in pieces, so that this file does not break its own rules.
+FORBIDDEN = {
+    "an absolute path of one machine": re.compile(r"/(?:work|root|home)/[a-z.]|/tm" + r"p/bash_jobs"),
+    "a package registry's host": re.compile(
+        r"(?:pypi|pythonhosted|crates|proxy\.golang|npmjs|deb\.debian)" + r"\.org|crates\.io"
+    ),
+    "work left for later": re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b"),
+    "a silenced checker": re.compile(r"#\s*type:\s*" + r"ignore|pytest\.(?:mark\.)?(?:sk" + r"ip|xf" + r"ail)\b"),
+    "a stub": re.compile(r"\bNotImplemented" + r"Error\b"),
+}
+# go.sum and the locked requirements are generated; hashes may spell anything.
+TEXT_SUFFIXES = {
+    ".py",
+    ".md",
+    ".toml",
+    ".yaml",
+    ".yml",
+    ".txt",
+    ".sh",
+    ".go",
+    ".mod",
+    ".json",
+    ".html",
+    ".css",
+    ".js",
+    ".ini",
+    ".cfg",
+}
+
+
+@functools.cache
+def tracked_files() -> tuple[Path, ...]:
+    """The repository's files: those that git knows, or will know once they are added."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listing = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    paths = sorted(ROOT / name for name in os.fsdecode(listing).split("\0") if name)
+    return tuple(path for path in paths if path.is_file())
+
+
+def sources(*folders: str) -> list[Path]:
+    """The Python files below the given top-level folders."""
+    return [path for path in tracked_files() if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in folders]
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Name and length in lines, decorators and docstring included, of each function of a file."""
+    for node in ast.walk(ast.parse(path.read_bytes(), filename=str(path))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            yield node.name, (node.end_lineno or first) - first + 1
+
+
+def name(path: Path) -> str:
+    """A path as seen from the repository's root."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_there_is_something_to_check() -> None:
+    for package in PACKAGES:
+        assert sources(package), f"no tracked source in {package}/"
+
+
+def test_modules_are_short() -> None:
+    lengths = {name(path): len(path.read_bytes().splitlines()) for path in sources(*PACKAGES, "tests")}
+    assert {module: lines for module, lines in lengths.items() if lines > MODULE_LINES_MAX} == {}
+
+
+def test_functions_are_short() -> None:
+    too_long = {
+        f"{name(path)}:{function}": lines
+        for path in sources(*PACKAGES, "tests")
+        for function, lines in functions(path)
+        if lines > FUNCTION_LINES_MAX
+    }
+    assert too_long == {}
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    silent = [name(path) for path in sources(*PACKAGES, "tests") if not ast.get_docstring(ast.parse(path.read_bytes()))]
+    assert silent == []
+
+
+def test_tests_mirror_sources() -> None:
+    """tests/<package>/test_<module>.py tests <package>/<module>.py, or the package <package>/<module>/."""
+    strays = []
+    for path in sources("tests"):
+        if not path.name.startswith("test_") or name(path).startswith(WITHOUT_A_SOURCE):
+            continue
+        source = ROOT / path.parent.relative_to(ROOT / "tests") / path.name.removeprefix("test_")
+        if not source.is_file() and not source.with_suffix("").is_dir():
+            strays.append(name(path))
+    assert strays == []
+
+
+@pytest.mark.parametrize("rule", FORBIDDEN)
+def test_no_file_contains(rule: str) -> None:
+    found = []
+    for path in tracked_files():
+        if path.suffix not in TEXT_SUFFIXES and path.suffix:
+            continue
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+            if FORBIDDEN[rule].search(line):
+                found.append(f"{name(path)}:{number}: {line.strip()[:80]}")
+    assert found == [], f"{rule} in\n" + "\n".join(found)
