@@ -14,8 +14,7 @@ UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
-	--custom-compile-command "make lock"
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 
 .PHONY: help venv lock lint format test demo control-plane acceptance bench clean
 
@@ -33,8 +32,9 @@ venv: $(STAMP)  ## the project and what it needs, from locked versions and hashe
 
 lock: $(STAMP)  ## resolve the dependencies anew (UPGRADE=--upgrade takes newer versions)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(COMPILE) $(UPGRADE) --output-file requirements/runtime.txt
-	$(COMPILE) $(UPGRADE) --extra dev --constraint requirements/runtime.txt --output-file requirements/dev.txt
+	$(COMPILE) $(UPGRADE) pyproject.toml --output-file requirements/runtime.txt
+	$(COMPILE) $(UPGRADE) --group build --output-file requirements/build.txt
+	$(COMPILE) $(UPGRADE) pyproject.toml --extra dev --group build --constraint requirements/runtime.txt --output-file requirements/dev.txt
 
 lint: $(STAMP)  ## format, lint, types, import layers
 	$(BIN)/ruff format --check .

@@ -1,0 +1,27 @@
+# The service's image: the interpreter, the locked runtime dependencies and the packages that run. No compiler, no tests,
+# no load test. Everything pip fetches is checked against a hash.
+
+FROM python:3.12-slim AS build
+WORKDIR /build
+RUN python -m venv /opt/typha && python -m venv /opt/build
+COPY requirements/runtime.txt requirements/build.txt ./requirements/
+RUN /opt/typha/bin/pip install --no-cache-dir --require-hashes -r requirements/runtime.txt \
+    && /opt/build/bin/pip install --no-cache-dir --require-hashes -r requirements/build.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY protocol ./protocol
+COPY cache ./cache
+COPY clients ./clients
+COPY typha ./typha
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir wheels . \
+    && /opt/typha/bin/pip install --no-cache-dir --no-deps wheels/*.whl \
+    && /opt/typha/bin/pip uninstall --yes --quiet pip
+
+FROM python:3.12-slim
+COPY --from=build /opt/typha /opt/typha
+ENV PATH=/opt/typha/bin:$PATH PYTHONUNBUFFERED=1
+USER 999:999
+# Agents, metrics, health.
+EXPOSE 5473 9093 9098
+# Serves unless told otherwise; `component typha` and `version` are arguments it takes too.
+ENTRYPOINT ["typha"]
+CMD ["serve"]
