@@ -1,0 +1,82 @@
+"""The command line: `typha serve`, `typha watch`, `typha version`, and `typha component typha` for existing manifests.
+
+Commands are imported when they are used: the service needs no client code, and a client none of the service's.
+Exit codes: 2 = bad configuration or arguments, with one line on standard error; others are the commands' own.
+"""
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported by name ("module:attribute") when one is asked for."""
+
+    def __init__(self, *, name: str, commands_by_name: dict[str, str], help_text: str) -> None:
+        super().__init__(name=name, help=help_text, context_settings=_HELP, no_args_is_help=True)
+        self._commands_by_name = commands_by_name
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._commands_by_name)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        target = self._commands_by_name.get(cmd_name)
+        if target is None:
+            return None
+        module, _, attribute = target.partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{target} is not a command")
+        return command
+
+
+@click.command(context_settings=_HELP)
+def version() -> None:
+    """Print the version, the build's date and its commit."""
+    click.echo(f"Version:      v{importlib.metadata.version('typha')}")
+    click.echo(f"Build date:   {os.environ.get('BUILD_DATE', 'unknown')}")
+    click.echo(f"Git commit:   {os.environ.get('GIT_COMMIT', 'unknown')}")
+
+
+component = LazyGroup(
+    name="component",
+    commands_by_name={"typha": "typha.serve_command:component_typha"},
+    help_text="The original's way to start: `component typha`.",
+)
+
+cli = LazyGroup(
+    name="typha",
+    commands_by_name={
+        "serve": "typha.serve_command:serve",
+        "watch": "clients.watch_cli:watch",
+        "version": "typha.cli:version",
+        "component": "typha.cli:component",
+    },
+    help_text="Fan-out proxy between the Kubernetes API and the agents on a cluster's nodes.",
+)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the process's exit code; errors of usage are one line on standard error."""
+    try:
+        result = cli.main(args=None if arguments is None else list(arguments), prog_name="typha", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        click.echo(f"typha: error: {' '.join(error.format_message().split())}", err=True)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """The entry point of the `typha` command."""
+    sys.exit(run())

@@ -1,0 +1,155 @@
+"""The feeds file: raw feeds by name, each with its resource types and the fields it carries of them.
+
+    feeds:
+      workloads:
+        resources:
+          - type: v1/pods
+            fields: [metadata.labels, spec.nodeName]
+
+The schema is strict: what is not understood ends the start, with the file, the feed and the key in one line.
+"""
+
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+from cache.raw import FeedSpec, FieldPath, ResourceSpec
+from cache.resources import ResourceType
+from typha import settings_sources
+from typha.settings_sources import ConfigurationError
+
+RESERVED_NAMES = frozenset(("felix", "bgp", "tunnel-ip-allocation", "node-status"))
+"""Calico's own feeds; their contents are not a matter of this file."""
+
+FEEDS_LIMIT = 64
+RESOURCES_LIMIT = 256
+FIELDS_LIMIT = 256
+_NAME_LENGTH_LIMIT = 63
+_FIELD_LENGTH_LIMIT = 512
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_FIELD = re.compile(r"[^.\s]+(\.[^.\s]+)*")
+_SHOWN_LIMIT = 80
+
+
+def load(path: str) -> list[FeedSpec]:
+    """Read and check a feeds file (at most 1 MiB).
+
+    Raises:
+        ConfigurationError: names the file and, where there is one, the feed and the key.
+    """
+    try:
+        text = settings_sources.read(path)
+    except FileNotFoundError:
+        raise ConfigurationError(path, "no such file") from None
+    return parse(path, text)
+
+
+def parse(path: str, text: str) -> list[FeedSpec]:
+    """Check a feeds file's text; `path` is for messages only.
+
+    Raises:
+        ConfigurationError: as in `load`.
+    """
+    try:
+        # Not yaml.safe_load itself: it lets the second of two equal keys win, and expands aliases without limit.
+        document = yaml.load(text, Loader=_StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigurationError(
+            path, f"not valid YAML: {where}{_shown(error.problem or 'cannot be parsed')}"
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigurationError(path, f"not valid YAML: {_shown(error)}") from error
+    top = _mapping(path, "the file", document, required={"feeds"})
+    feeds = _mapping(path, "feeds", top["feeds"])
+    if not 0 < len(feeds) <= FEEDS_LIMIT:
+        raise ConfigurationError(path, f"feeds: expected 1 to {FEEDS_LIMIT} feeds, not {len(feeds)}")
+    return [_feed(path, name, value) for name, value in feeds.items()]
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe, and refuses keys given twice and aliases (a kilobyte of nested ones expands to gigabytes)."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not supported")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                problem = f"key {_shown(key_node.value)} is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            if isinstance(key_node, yaml.ScalarNode):
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _feed(path: str, name: Any, value: Any) -> FeedSpec:
+    if not isinstance(name, str) or len(name) > _NAME_LENGTH_LIMIT or not _NAME.fullmatch(name):
+        problem = "a name is 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit"
+        raise ConfigurationError(path, f"feeds.{_shown(name)}: {problem}")
+    where = f"feeds.{name}"
+    if name in RESERVED_NAMES:
+        raise ConfigurationError(path, f"{where}: the name is reserved")
+    items = _mapping(path, where, value, required={"resources"})["resources"]
+    where += ".resources"
+    if not isinstance(items, list) or not 0 < len(items) <= RESOURCES_LIMIT:
+        raise ConfigurationError(path, f"{where}: expected a list of 1 to {RESOURCES_LIMIT} resource types")
+    resources: dict[ResourceType, ResourceSpec] = {}
+    for index, item in enumerate(items):
+        spec = _resource(path, f"{where}[{index}]", item)
+        if spec.type in resources:
+            raise ConfigurationError(path, f"{where}[{index}].type: {spec.type} is given twice")
+        resources[spec.type] = spec
+    return FeedSpec(name, tuple(resources.values()))
+
+
+def _resource(path: str, where: str, value: Any) -> ResourceSpec:
+    members = _mapping(path, where, value, required={"type"}, optional={"fields"})
+    if not isinstance(members["type"], str):
+        raise ConfigurationError(path, f"{where}.type: expected text such as v1/pods")
+    try:
+        resource_type = ResourceType.parse(members["type"])
+    except ValueError as error:
+        raise ConfigurationError(path, f"{where}.type: {_shown(error)}") from error
+    if "fields" not in members:
+        return ResourceSpec(resource_type)
+    fields = members["fields"]
+    if not isinstance(fields, list) or not 0 < len(fields) <= FIELDS_LIMIT:
+        raise ConfigurationError(path, f"{where}.fields: expected a list of 1 to {FIELDS_LIMIT} dotted paths")
+    return ResourceSpec(
+        resource_type, tuple(_field(path, f"{where}.fields[{i}]", item) for i, item in enumerate(fields))
+    )
+
+
+def _field(path: str, where: str, value: Any) -> FieldPath:
+    if not isinstance(value, str) or len(value) > _FIELD_LENGTH_LIMIT or not _FIELD.fullmatch(value):
+        raise ConfigurationError(path, f"{where}: expected a dotted path such as spec.nodeName, not {_shown(value)}")
+    return tuple(value.split("."))
+
+
+def _mapping(
+    path: str, where: str, value: Any, *, required: set[str] | None = None, optional: set[str] | None = None
+) -> dict[Any, Any]:
+    """A mapping; with `required` given, exactly these keys and perhaps the optional ones."""
+    if not isinstance(value, dict):
+        raise ConfigurationError(path, f"{where}: expected a mapping")
+    if required is None:
+        return value
+    allowed = required | (optional or set())
+    for key in value:
+        if key not in allowed:
+            raise ConfigurationError(path, f"{where}: unknown key {_shown(key)}, expected {', '.join(sorted(allowed))}")
+    for key in sorted(required - value.keys()):
+        raise ConfigurationError(path, f"{where}: lacks the key {key}")
+    return value
+
+
+def _shown(value: object) -> str:
+    shown = " ".join(str(value).split()).encode("unicode_escape").decode("ascii")
+    return shown if len(shown) <= _SHOWN_LIMIT else shown[:_SHOWN_LIMIT] + "..."

@@ -1,0 +1,150 @@
+"""Quantiles over a sliding window, from counts in logarithmic buckets of plain integers. Pure; the time is passed in.
+
+A value falls into one of eight buckets of equal width per power of two, so that a quantile is at most 6.25 % off.
+Counts of several processes add up exactly, which is what summaries of a Prometheus client cannot do.
+"""
+
+import math
+from collections.abc import Sequence
+
+QUANTILES = (0.5, 0.9, 0.99)
+
+WINDOW_SECONDS = 600.0
+"""How far back quantiles look, as the original's summaries do."""
+
+_SLOTS = 5
+_BUCKETS_PER_OCTAVE = 8
+_LOWEST_EXPONENT = -20  # a microsecond: less is not told from nothing
+_HIGHEST_EXPONENT = 30  # a gigabyte, or 34 years
+BUCKETS = (_HIGHEST_EXPONENT - _LOWEST_EXPONENT) * _BUCKETS_PER_OCTAVE + 1
+"""Bucket 0 is for zero and less than a microsecond; the last one also takes everything larger."""
+
+# frexp gives a mantissa in [1/2, 1) and an exponent one above log2's; bucket 1 begins at the smallest value.
+_MANTISSA_FACTOR = 2 * _BUCKETS_PER_OCTAVE
+_OFFSET = 1 - (_LOWEST_EXPONENT + 1) * _BUCKETS_PER_OCTAVE - _BUCKETS_PER_OCTAVE
+_SMALLEST = 2.0**_LOWEST_EXPONENT
+_LARGEST = 2.0**_HIGHEST_EXPONENT
+_SUM_UNITS = 1_000_000  # the sum travels as an integer of millionths
+_frexp = math.frexp
+
+
+class Histogram:
+    """Count and sum of all values ever, and the counts per bucket of the last ten minutes, in slots of two minutes."""
+
+    __slots__ = ("_current", "_older", "_slot_end_seconds", "count", "total")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = 0.0
+        self._current: list[int] | None = None  # made by the first value: idle histograms cost nothing
+        self._older: list[list[int] | None] = [None] * (_SLOTS - 1)
+        self._slot_end_seconds: float | None = None
+
+    def __repr__(self) -> str:
+        return f"Histogram(count={self.count}, total={self.total:g}, p50={self.quantile(0.5):g})"
+
+    def record(self, value: float, times: int = 1) -> None:
+        """Count a value, `times` times."""
+        if self._current is None:
+            self._current = [0] * BUCKETS
+        # _bucket, written out: on the path of each delivery a call would cost as much as the rest.
+        if _SMALLEST <= value < _LARGEST:
+            mantissa, exponent = _frexp(value)
+            self._current[(exponent << 3) + int(mantissa * _MANTISSA_FACTOR) + _OFFSET] += times
+        else:
+            self._current[_bucket(value)] += times
+        self.count += times
+        self.total += value * times
+
+    def rotate(self, now_seconds: float) -> None:
+        """Forget what is out of the window; to be called now and then, with a monotonic time."""
+        if self._slot_end_seconds is None:
+            self._slot_end_seconds = now_seconds + WINDOW_SECONDS / _SLOTS
+        overdue_seconds = now_seconds - self._slot_end_seconds
+        if overdue_seconds < 0:
+            return
+        slots = min(_SLOTS, int(overdue_seconds / (WINDOW_SECONDS / _SLOTS)) + 1)
+        for _ in range(slots):
+            self._older = [self._current, *self._older[:-1]]
+            self._current = None
+        self._slot_end_seconds = now_seconds + WINDOW_SECONDS / _SLOTS
+
+    def merge(self, other: "Histogram") -> None:
+        """Add another's values; those of its window count as of now."""
+        self.count += other.count
+        self.total += other.total
+        self._add(enumerate_counts(other.buckets()))
+
+    def buckets(self) -> list[int]:
+        """The window's count per bucket."""
+        slots = [slot for slot in (self._current, *self._older) if slot is not None]
+        return [sum(column) for column in zip(*slots, strict=True)] if slots else []
+
+    def quantile(self, quantile: float) -> float:
+        """The window's quantile; NaN while it is empty."""
+        return _quantile(self.buckets(), quantile)
+
+    def samples(self) -> dict[str, float]:
+        """What a summary shows: each quantile of `QUANTILES` by its text, `sum` and `count`."""
+        buckets = self.buckets()
+        shown = {str(quantile): _quantile(buckets, quantile) for quantile in QUANTILES}
+        return {**shown, "sum": self.total, "count": float(self.count)}
+
+    def to_list(self) -> list[int]:
+        """Count, sum in millionths, then (bucket, count) pairs of the window: for another process."""
+        flat = [self.count, round(self.total * _SUM_UNITS)]
+        for bucket, count in enumerate_counts(self.buckets()):
+            flat += (bucket, count)
+        return flat
+
+    @classmethod
+    def from_list(cls, flat: Sequence[int]) -> "Histogram":
+        """The histogram of `to_list`, as of now.
+
+        Raises:
+            ValueError: the list is none of `to_list`.
+        """
+        if len(flat) < 2 or len(flat) % 2 or any(not 0 <= bucket < BUCKETS for bucket in flat[2::2]):
+            raise ValueError("not a histogram")
+        histogram = cls()
+        histogram.count = flat[0]
+        histogram.total = flat[1] / _SUM_UNITS
+        histogram._add(list(zip(flat[2::2], flat[3::2], strict=True)))
+        return histogram
+
+    def _add(self, counts: list[tuple[int, int]]) -> None:
+        if counts and self._current is None:
+            self._current = [0] * BUCKETS
+        for bucket, count in counts:
+            if self._current is not None:
+                self._current[bucket] += count
+
+
+def enumerate_counts(buckets: list[int]) -> list[tuple[int, int]]:
+    """The buckets that are not empty, with their counts."""
+    return [(bucket, count) for bucket, count in enumerate(buckets) if count]
+
+
+def _bucket(value: float) -> int:
+    if _SMALLEST <= value < _LARGEST:
+        mantissa, exponent = _frexp(value)
+        return exponent * _BUCKETS_PER_OCTAVE + int(mantissa * _MANTISSA_FACTOR) + _OFFSET
+    return BUCKETS - 1 if value >= _LARGEST else 0  # NaN is below, too
+
+
+def _value(bucket: int) -> float:
+    """The middle of a bucket."""
+    if bucket == 0:
+        return 0.0
+    octave, step = divmod(bucket - 1, _BUCKETS_PER_OCTAVE)
+    return 2.0 ** (_LOWEST_EXPONENT + octave) * (1 + (step + 0.5) / _BUCKETS_PER_OCTAVE)
+
+
+def _quantile(buckets: list[int], quantile: float) -> float:
+    rank = quantile * sum(buckets)
+    below = 0
+    for bucket, count in enumerate(buckets):
+        below += count
+        if count and below >= rank:
+            return _value(bucket)
+    return math.nan

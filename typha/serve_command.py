@@ -1,0 +1,93 @@
+"""`typha serve` and `typha component typha`: flags from the settings table, logging, then the service."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Coroutine
+from typing import Any
+
+import click
+import structlog
+import uvloop
+
+from typha import cli, feedsfile, logs, settings
+
+EXIT_BAD_CONFIGURATION = 2
+
+_CONFIG_FILE = "config_file"
+_STRICT = "strict"
+
+
+def _parameters() -> list[click.Parameter]:
+    parameters: list[click.Parameter] = [
+        click.Option(
+            ["-c", "--config-file", _CONFIG_FILE],
+            metavar="FILE",
+            help=f"INI file with settings. Default: {settings.DEFAULT_CONFIG_FILE}, if it is there.",
+        ),
+        click.Option(
+            ["--strict", _STRICT], is_flag=True, help="Unknown settings and any invalid value end the start (exit 2)."
+        ),
+    ]
+    return parameters + [_option(row) for row in settings.SETTINGS]
+
+
+def _option(row: settings.Row) -> click.Option:
+    """A flag whose value stays text: the settings table parses it like any other source's."""
+    if row.type.label == "bool":
+        return click.Option([row.flag, row.attribute], is_flag=False, flag_value="true", metavar="BOOL", help=row.help)
+    return click.Option([row.flag, row.attribute], metavar=row.type.label.upper(), help=row.help)
+
+
+def _serve(**arguments: Any) -> int:
+    config_file = arguments.pop(_CONFIG_FILE)
+    strict = arguments.pop(_STRICT)
+    names = {row.attribute: row.name for row in settings.SETTINGS}
+    flags = {names[attribute]: text for attribute, text in arguments.items() if text is not None}
+    try:
+        loaded = settings.load(flags=flags, environment=os.environ, config_file=config_file, strict=strict)
+        if loaded.settings.feeds_file:
+            feedsfile.load(loaded.settings.feeds_file)  # an error must show before anything starts
+        return _run(loaded)
+    except settings.ConfigurationError as error:
+        click.echo(f"typha: error: {error}", err=True)
+        return EXIT_BAD_CONFIGURATION
+
+
+def _run(loaded: settings.Loaded) -> int:
+    pipeline = logs.configure(loaded.settings, file_given="LogFilePath" in loaded.given)
+    with contextlib.closing(pipeline):
+        log = structlog.get_logger("typha.settings")
+        for notice in loaded.notices:
+            getattr(log, notice.level)(notice.event, **notice.fields)
+        from typha import service  # late: errors of configuration need none of it
+
+        return run_on_uvloop(service.serve(loaded.settings))
+
+
+def run_on_uvloop(main: Coroutine[Any, Any, int]) -> int:
+    """Run a process's main coroutine to its end."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+_HELP = "Run the service. Each setting may come from a flag, from TYPHA_<NAME> in the environment, or from the file."
+
+serve = click.Command("serve", callback=_serve, params=_parameters(), help=_HELP, context_settings=_CONTEXT)
+
+
+@click.pass_context
+def _serve_without_subcommand(context: click.Context, **arguments: Any) -> int | None:
+    return _serve(**arguments) if context.invoked_subcommand is None else None
+
+
+component_typha = click.Group(
+    "typha",
+    callback=_serve_without_subcommand,
+    params=_parameters(),
+    help=_HELP,
+    context_settings=_CONTEXT,
+    invoke_without_command=True,
+    commands={"version": cli.version},
+)

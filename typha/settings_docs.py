@@ -1,0 +1,41 @@
+"""The tables of docs/configuration.md, generated from the settings table. Pure."""
+
+from typing import Any
+
+from typha.settings_rows import Row, Scope
+from typha.settings_table import KUBERNETES_VARIABLES, SETTINGS
+
+_HEADINGS = {
+    Scope.ORIGINAL: "### The original's settings",
+    Scope.OURS: "### Settings of our own",
+}
+
+
+def tables() -> str:
+    """Markdown: the settings by scope, then the unprefixed Kubernetes variables."""
+    parts = [_table(scope, heading) for scope, heading in _HEADINGS.items()]
+    return "\n".join((*parts, _kubernetes_table()))
+
+
+def _table(scope: Scope, heading: str) -> str:
+    lines = [heading, "", "| Setting | Type | Default | Meaning | Why this default |", "|---|---|---|---|---|"]
+    for row in SETTINGS:
+        if row.scope is scope:
+            lines.append(f"| `{row.name}` | {row.type.label} | {_default(row)} | {row.help} | {row.why} |")
+    return "\n".join(lines) + "\n"
+
+
+def _kubernetes_table() -> str:
+    lines = ["### Kubernetes variables", "", "| Variable | Default | Meaning |", "|---|---|---|"]
+    lines += [f"| `{variable.name}` | {variable.default} | {variable.help} |" for variable in KUBERNETES_VARIABLES]
+    return "\n".join(lines) + "\n"
+
+
+def _default(row: Row) -> str:
+    value: Any = row.default
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value == "":
+        return "empty"
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{shown} {row.unit}" if row.unit else shown

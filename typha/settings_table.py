@@ -1,0 +1,143 @@
+"""The one table of settings: the original's, then ours, and the variables that other parts read. Pure.
+
+Environment names, keys of the file, flags, defaults and docs/configuration.md all come from `SETTINGS`.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from typha import settings_rows
+from typha.settings_original import OriginalSettings
+from typha.settings_rows import ours
+from typha.settings_types import boolean, existing_file, integer, one_of, seconds, size
+
+MEBIBYTE = 1024 * 1024
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(OriginalSettings):
+    """All settings of the service, checked and complete; made by `typha.settings.load`, or directly in tests."""
+
+    feeds_file: str = ours(
+        "FeedsFile",
+        existing_file(),
+        "",
+        "YAML file that defines raw feeds; docs/feeds.example.yaml is an example. Empty = no raw feeds.",
+        why="no feed is guessed",
+    )
+    workers: int = ours(
+        "Workers",
+        integer(-1, 256),
+        -1,
+        "Processes that serve clients. -1 = one per core but one, at least one; 0 = the hub serves them itself.",
+        why="the hub needs a core while a fan-out is busy",
+    )
+    log_budget_bytes: int = ours(
+        "LogBudgetBytes",
+        size(2 * MEBIBYTE),
+        64 * MEBIBYTE,
+        "Memory for the delta logs of all feeds together. A client further behind than its log is caught up by key.",
+        why="minutes of churn of a large cluster, and small beside its snapshot",
+        unit="bytes",
+    )
+    segment_bytes: int = ours(
+        "SegmentBytes",
+        size(65536),
+        4 * MEBIBYTE,
+        "Size of one file of a delta log; memory is freed by whole files. At most half of LogBudgetBytes.",
+        why="freeing 1/16 of the budget at a time, with few files to pass to the workers",
+        unit="bytes",
+    )
+    max_frame_bytes: int = ours(
+        "MaxFrameBytes",
+        size(65536),
+        16 * MEBIBYTE,
+        "Largest frame that is sent or accepted. A batch that would be larger is split.",
+        why="ten times the API server's largest object (1.5 MiB), and a bound on what a client must hold",
+        unit="bytes",
+    )
+    no_progress_timeout_seconds: float = ours(
+        "NoProgressTimeoutSecs",
+        seconds(1),
+        60.0,
+        "A client for which bytes wait, and whose host acknowledges none for this long, is disconnected.",
+        why="the original's pong timeout: a host that is silent for this long is gone",
+        unit="seconds",
+    )
+    refusal_hold_seconds: float = ours(
+        "RefusalHoldSecs",
+        seconds(0),
+        10.0,
+        "How long a refused connection is kept open, silent, before it is closed.",
+        why="agents of the original reconnect at once, thousands of times a second",
+        unit="seconds",
+    )
+    max_held_refusals: int = ours(
+        "MaxHeldRefusals",
+        integer(1, 1_000_000),
+        1000,
+        "Most refused connections kept at a time in one process; beyond it the oldest is closed.",
+        why="a descriptor each: refusals must not use up those of clients",
+        unit="connections",
+    )
+    watch_list_enabled: bool = ours(
+        "WatchListEnabled",
+        boolean(),
+        True,
+        "Ask the API server to stream initial state (WatchList); where it cannot, pages are listed anyway.",
+        why="least memory in the API server and here",
+    )
+    list_page_size: int = ours(
+        "ListPageSize",
+        integer(1, 10000),
+        500,
+        "Objects per page of a list.",
+        why="what kubectl uses: small enough to be decoded without a pause",
+        unit="objects",
+    )
+    log_format: str = ours(
+        "LogFormat",
+        one_of("text", "json"),
+        "text",
+        "Format of log lines: the original's text, or one JSON object per line.",
+        why="the original's, for who parses it already",
+    )
+
+    config_invalid_values: int = 0
+    """How many values of the original's settings were invalid and replaced by defaults; no row of the table."""
+
+
+SETTINGS: tuple[settings_rows.Row, ...] = settings_rows.rows(Settings)
+
+BY_LOWER_NAME: dict[str, settings_rows.Row] = {row.name.lower(): row for row in SETTINGS}
+
+
+def to_dict(settings: Settings) -> dict[str, Any]:
+    """The settings as plain values, for a worker process."""
+    return dataclasses.asdict(settings)
+
+
+def from_dict(values: dict[str, Any]) -> Settings:
+    """The settings of `to_dict`."""
+    return Settings(**values)
+
+
+class Variable(NamedTuple):
+    """An environment variable without the TYPHA_ prefix, read by another part of the service."""
+
+    name: str
+    default: str
+    help: str
+
+
+KUBERNETES_VARIABLES: tuple[Variable, ...] = (
+    Variable("KUBECONFIG", "~/.kube/config if it exists, else in-cluster", "Kubeconfig file."),
+    Variable("K8S_API_ENDPOINT", "from the kubeconfig", "URL of the API server."),
+    Variable("K8S_CERT_FILE", "from the kubeconfig", "Client certificate for the API server."),
+    Variable("K8S_KEY_FILE", "from the kubeconfig", "Its private key."),
+    Variable("K8S_CA_FILE", "from the kubeconfig", "Certificates that sign the API server's."),
+    Variable("K8S_INSECURE_SKIP_TLS_VERIFY", "false", "Do not verify the API server's certificate."),
+    Variable("K8S_CURRENT_CONTEXT", "the kubeconfig's", "Context of the kubeconfig."),
+    Variable("KUBERNETES_SERVICE_HOST", "set in a pod", "In-cluster: the API server's address."),
+    Variable("KUBERNETES_SERVICE_PORT", "set in a pod", "In-cluster: the API server's port."),
+)

@@ -1,0 +1,169 @@
+"""Types of settings: how the text of a source becomes a value. Pure.
+
+The rules are the original's: booleans by a list of words, integers with the base taken from their prefix (a leading 0
+means octal), choices without regard to case and stored as the table spells them.
+"""
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_TRUE = frozenset(("true", "1", "yes", "y", "t"))
+_FALSE = frozenset(("false", "0", "no", "n", "f"))
+_INTEGER = re.compile(
+    r"[+-]?(0[xX]_?[0-9a-fA-F]+(_[0-9a-fA-F]+)*|0[bB]_?[01]+(_[01]+)*|[0-9]+(_[0-9]+)*|0[oO]_?[0-7]+)"
+)
+_OLD_OCTAL = re.compile(r"[+-]?0_?[0-9_]+")
+_FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+_HOST = re.compile(r"[a-zA-Z0-9:._+-]{1,64}")
+_AUTHORITY = re.compile(r"[^:/]+:[0-9]+")
+_ENDPOINT = re.compile(r"(https?)://[^/?#@\s]+")
+_INTEGER_LIMIT = 2**31
+_BYTES_LIMIT = 2**40
+_TEXT_LENGTH_LIMIT = 4096
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ValueType(Generic[T]):
+    """How a setting is read; `parse` raises ValueError with what was expected, `zero` is what `none` sets."""
+
+    label: str
+    parse: Callable[[str], T]
+    zero: T
+
+
+def boolean() -> ValueType[bool]:
+    """true/1/yes/y/t or false/0/no/n/f, in any case."""
+    return ValueType("bool", _parse_boolean, zero=False)
+
+
+def integer(minimum: int, maximum: int = _INTEGER_LIMIT - 1) -> ValueType[int]:
+    """An integer within the bounds (inclusive): decimal, 0x, 0o, 0b, or octal with a leading 0."""
+
+    def parse(text: str) -> int:
+        value = _parse_integer(text)
+        if not minimum <= value <= maximum:
+            raise ValueError(f"expected an integer from {minimum} to {maximum}")
+        return value
+
+    at_most = "" if maximum in (_INTEGER_LIMIT - 1, _BYTES_LIMIT) else f" to {maximum}"
+    return ValueType(f"int, {minimum}{at_most or ' or more'}", parse, zero=0)
+
+
+def size(minimum: int) -> ValueType[int]:
+    """A number of bytes, at least `minimum`, written like an integer."""
+    return integer(minimum, _BYTES_LIMIT)
+
+
+def seconds(minimum: float = -math.inf) -> ValueType[float]:
+    """A duration in seconds, fractions allowed; without a minimum negative ones are accepted, as in the original."""
+
+    def parse(text: str) -> float:
+        if not _FLOAT.fullmatch(text):
+            raise ValueError("expected a number of seconds")
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError("expected a finite number of seconds")
+        if value < minimum:
+            raise ValueError(f"expected at least {minimum:g} seconds")
+        return value
+
+    return ValueType("seconds" if minimum == -math.inf else f"seconds, {minimum:g} or more", parse, zero=0.0)
+
+
+def one_of(*choices: str) -> ValueType[str]:
+    """One of the choices, in any case, stored as spelled here. Where `none` is a choice, it is the zero value too."""
+    by_lower_case = {choice.lower(): choice for choice in choices}
+
+    def parse(text: str) -> str:
+        try:
+            return by_lower_case[text.lower()]
+        except KeyError:
+            raise ValueError(f"expected one of {', '.join(choices)}") from None
+
+    return ValueType(" / ".join(choices), parse, zero=by_lower_case.get("none", ""))
+
+
+def host_address() -> ValueType[str]:
+    """A host name or address; empty means all addresses."""
+    return _pattern("host", _HOST, "expected a host name or an IP address")
+
+
+def authority() -> ValueType[str]:
+    """host:port."""
+    return _pattern("host:port", _AUTHORITY, "expected host:port")
+
+
+def endpoints() -> ValueType[str]:
+    """A comma-separated list of http://host:port or https://host:port, all of one scheme."""
+
+    def parse(text: str) -> str:
+        matches = [_ENDPOINT.fullmatch(part.strip()) for part in text.split(",")]
+        schemes = {match.group(1) for match in matches if match}
+        if not all(matches) or len(schemes) != 1:
+            raise ValueError("expected scheme://host:port, comma-separated, all with one scheme")
+        return ",".join(match.group(0) for match in matches if match)
+
+    return ValueType("list of scheme://host:port", parse, zero="")
+
+
+def path() -> ValueType[str]:
+    """A file's path; whether it can be used shows when it is opened."""
+    return ValueType("path", _parse_text, zero="")
+
+
+def existing_file() -> ValueType[str]:
+    """The path of a file that must exist at start."""
+
+    def parse(text: str) -> str:
+        if not os.path.exists(_parse_text(text)):
+            raise ValueError("expected a file that exists")
+        return text
+
+    return ValueType("existing file", parse, zero="")
+
+
+def text() -> ValueType[str]:
+    """Any text without control characters, up to 4096 characters."""
+    return ValueType("string", _parse_text, zero="")
+
+
+def _pattern(label: str, pattern: re.Pattern[str], expectation: str) -> ValueType[str]:
+    def parse(text: str) -> str:
+        if not pattern.fullmatch(text):
+            raise ValueError(expectation)
+        return text
+
+    return ValueType(label, parse, zero="")
+
+
+def _parse_boolean(text: str) -> bool:
+    word = text.lower()
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise ValueError("expected true or false")
+
+
+def _parse_integer(text: str) -> int:
+    # The length limit keeps a megabyte of digits from costing seconds.
+    if len(text) > 64 or not _INTEGER.fullmatch(text):
+        raise ValueError("expected an integer")
+    try:
+        return int(text, 8 if _OLD_OCTAL.fullmatch(text) else 0)
+    except ValueError:
+        raise ValueError("expected an integer (a leading 0 makes it octal)") from None
+
+
+def _parse_text(text: str) -> str:
+    if len(text) > _TEXT_LENGTH_LIMIT:
+        raise ValueError(f"expected at most {_TEXT_LENGTH_LIMIT} characters")
+    if not text.isprintable():
+        raise ValueError("expected text without control characters")
+    return text
