@@ -18,7 +18,10 @@ RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir wheels .
 
 FROM python:3.12-slim
 COPY --from=build /opt/typha /opt/typha
-ENV PATH=/opt/typha/bin:$PATH PYTHONUNBUFFERED=1
+# What `typha version` tells: docker build --build-arg BUILD_DATE=... --build-arg GIT_COMMIT=...
+ARG BUILD_DATE=unknown
+ARG GIT_COMMIT=unknown
+ENV PATH=/opt/typha/bin:$PATH PYTHONUNBUFFERED=1 BUILD_DATE=$BUILD_DATE GIT_COMMIT=$GIT_COMMIT
 USER 999:999
 # Agents, metrics, health.
 EXPOSE 5473 9093 9098
