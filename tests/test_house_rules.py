@@ -126,3 +126,14 @@ def test_no_file_contains(rule: str) -> None:
             if FORBIDDEN[rule].search(line):
                 found.append(f"{name(path)}:{number}: {line.strip()[:80]}")
     assert found == [], f"{rule} in\n" + "\n".join(found)
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    broken = []
+    for path in tracked_files():
+        if path.suffix != ".md":
+            continue
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):
+            if "://" not in target and not (path.parent / target).exists():
+                broken.append(f"{name(path)}: {target}")
+    assert broken == []
