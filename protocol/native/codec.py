@@ -23,6 +23,9 @@ _UPDATE_DEFAULTS: tuple[object, ...] = ("", 0)
 """What the optional elements of an update, v3_resource_version and ttl, are when they are left out."""
 MAX_LIST_LENGTH = 64
 """Limit of the versions and features in a hello."""
+MAX_MAP_LENGTH = 1024
+MAX_ARRAY_LENGTH = 1 << 20
+"""Limits of any msgpack map and array: space for the announced number of entries is taken before the first is read."""
 
 
 class MessageType(enum.IntEnum):
@@ -114,10 +117,18 @@ def decode(payload: bytes | memoryview) -> messages.Message:
         RemoteProtocolError: not msgpack, not a known message, or a field of the wrong type or size.
     """
     try:
-        value = msgpack.unpackb(payload, raw=False, use_list=False, strict_map_key=True, max_ext_len=0)
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        value = msgpack.unpackb(
+            payload,
+            raw=False,
+            use_list=False,
+            strict_map_key=True,
+            max_array_len=MAX_ARRAY_LENGTH,
+            max_map_len=MAX_MAP_LENGTH,
+            max_ext_len=0,
+        )
+    except (ValueError, msgpack.UnpackException, RecursionError, MemoryError) as error:
         raise errors.RemoteProtocolError(f"payload is not msgpack: {error or type(error).__name__}") from error
-    if not isinstance(value, tuple) or not value or not isinstance(value[0], int):
+    if not isinstance(value, tuple) or not value or type(value[0]) is not int:
         raise errors.RemoteProtocolError("payload is not an array that begins with a message type")
     decoder = _DECODERS.get(value[0])
     if decoder is None:

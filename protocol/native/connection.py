@@ -68,7 +68,7 @@ class Connection:
     A client answers pings by itself: the pong lies in `data_to_send`.
     """
 
-    __slots__ = ("_next_sequence", "_out", "_splitter", "role", "sequence", "state")
+    __slots__ = ("_next_sequence", "_out", "_preface_sent", "_splitter", "role", "sequence", "state")
 
     def __init__(self, role: Role, *, max_frame_bytes: int | None = None) -> None:
         default = frames.MAX_FRAME_BYTES if role is Role.CLIENT else frames.MAX_HANDSHAKE_FRAME_BYTES
@@ -79,9 +79,15 @@ class Connection:
         self._next_sequence = 0
         self._splitter = frames.FrameSplitter(max_frame_bytes=max_frame_bytes or default)
         self._out: list[bytes] = []
+        self._preface_sent = False
+        self._preface_sent = False
 
     def __repr__(self) -> str:
         return f"<Connection {self.role.value} {self.state.value} sequence={self.sequence}>"
+
+    def next_bytes(self, count: int) -> bytes:
+        """Up to `count` bytes that were received and not yet taken; a server tells protocols apart by them."""
+        return self._splitter.peek(count)
 
     @property
     def pending_bytes(self) -> int:
@@ -89,14 +95,15 @@ class Connection:
         return self._splitter.pending_bytes
 
     def send(self, message: messages.Message) -> None:
-        """Queues a message behind what is queued already; a hello goes out behind the preface.
+        """Queues a message behind what is queued already; the first one, hello or refusal, goes out behind the preface.
 
         Raises:
             LocalProtocolError: the connection is closed, or has failed.
         """
         if self.state in (State.CLOSED, State.ERROR) and not isinstance(message, messages.Goodbye):
             raise errors.LocalProtocolError(f"cannot send on a connection that is {self.state.value}")
-        if isinstance(message, messages.ClientHello | messages.ServerHello):
+        if not self._preface_sent:
+            self._preface_sent = True
             self._out.append(frames.PREFACE)
         self._out.append(frames.pack_frame(codec.encode(message)))
 

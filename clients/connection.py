@@ -1,0 +1,177 @@
+"""One connection to one address: its messages as they come, nothing hidden and nothing repaired.
+
+`follow` is built on it, and so can be a tool that wants to see the protocol itself.
+"""
+
+import asyncio
+import random
+import socket
+import ssl
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from clients import addresses, errors
+from protocol import errors as protocol_errors
+from protocol import messages
+from protocol.native import connection
+
+SOFTWARE = "typha-python-client"
+READ_BYTES = 256 * 1024
+MAX_UNSENT_BYTES = 64 * 1024
+"""Pongs that the server does not take: it sends pings and reads nothing."""
+DEFAULT_PING_INTERVAL_SECONDS = 10.0
+"""Assumed of a server that announces none."""
+MAX_PING_INTERVAL_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long a client waits."""
+
+    connect_seconds: float = 10.0
+    """Name, TCP and TLS together; with several addresses behind a name, each gets its share."""
+    hello_seconds: float = 10.0
+    """From the connection to the server's hello. A server holds clients only after it."""
+    silence_factor: float = 3.0
+    """Silence is this many of the server's ping intervals: two pings may be late, not three."""
+
+
+DEFAULT_TIMEOUTS = Timeouts()
+
+
+async def stream(
+    address: str,
+    *,
+    hello: messages.ClientHello,
+    tls: ssl.SSLContext | None = None,
+    server_name: str | None = None,
+    timeouts: Timeouts = DEFAULT_TIMEOUTS,
+) -> AsyncGenerator[messages.Message, None]:
+    """Protocol messages of a single connection, in order, the server's hello first; never ends but by raising.
+
+    Pings are answered, and given out too. The caller wraps it in `contextlib.aclosing`, or iterates to its end:
+    the socket closes with the generator. It reads only while it is iterated over.
+
+    Raises:
+        ConnectFailed, Refused, ServerGoodbye, ConnectionLost, ServerSilent, BadServer: see `clients.errors`.
+        ValueError: the address is none.
+    """
+    reader, writer = await _open(address, tls=tls, server_name=server_name, timeouts=timeouts)
+    link = _Link(address, reader, writer, hello=hello, timeouts=timeouts)
+    try:
+        while True:
+            yield await link.receive()
+    except protocol_errors.RemoteProtocolError as error:
+        raise errors.BadServer(address, str(error)) from error
+    except OSError as error:
+        raise errors.ConnectionLost(address, f"connection failed: {error}") from error
+    finally:
+        # Not close(): that waits for a peer that may be gone, and a cancelled caller does not want to wait.
+        writer.transport.abort()
+
+
+async def _open(
+    address: str, *, tls: ssl.SSLContext | None, server_name: str | None, timeouts: Timeouts
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, port = addresses.parse(address)
+    server_hostname = (server_name or host) if tls is not None else None
+    try:
+        async with asyncio.timeout(timeouts.connect_seconds):
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise errors.ConnectFailed(address, f"cannot resolve the name: {_describe(error)}") from error
+    hosts = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    random.shuffle(hosts)  # replicas behind one name share the clients
+    problem: Exception = OSError("the name has no address")
+    for candidate in hosts:
+        try:
+            async with asyncio.timeout(timeouts.connect_seconds / len(hosts)):
+                return await asyncio.open_connection(
+                    candidate, port, ssl=tls, server_hostname=server_hostname, limit=READ_BYTES
+                )
+        except OSError as error:  # TimeoutError and ssl.SSLError are such
+            problem = error
+    raise errors.ConnectFailed(address, f"cannot connect: {_describe(problem)}") from problem
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time"
+    return str(error) or type(error).__name__
+
+
+class _Link:
+    """An open connection: the protocol's state, the streams, and how long to wait for more."""
+
+    def __init__(
+        self,
+        address: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        hello: messages.ClientHello,
+        timeouts: Timeouts,
+    ) -> None:
+        self._address = address
+        self._reader = reader
+        self._writer = writer
+        self._hello = hello
+        self._timeouts = timeouts
+        self._protocol = connection.Connection(connection.Role.CLIENT)
+        self._protocol.send(hello)
+        self._accepted = False
+        self._wait_seconds = timeouts.hello_seconds
+        self._deadline = asyncio.get_running_loop().time() + self._wait_seconds
+
+    async def receive(self) -> messages.Message:
+        while (message := self._protocol.next_event()) is None:
+            await self._read()
+        match message:
+            case messages.Goodbye():
+                raise _farewell(self._address, message, accepted=self._accepted)
+            case messages.ServerHello():
+                self._accepted = True
+                self._wait_seconds = _check_hello(self._hello, message) * self._timeouts.silence_factor
+        return message
+
+    async def _read(self) -> None:
+        self._write()
+        if self._accepted:
+            self._deadline = asyncio.get_running_loop().time() + self._wait_seconds
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                data = await self._reader.read(READ_BYTES)
+        except TimeoutError as error:
+            what = "nothing, not even a ping" if self._accepted else "no hello"
+            raise errors.ServerSilent(self._address, f"{what} for {self._wait_seconds:g} s") from error
+        if not data:
+            raise errors.ConnectionLost(self._address, "the server closed the connection without a goodbye")
+        self._protocol.receive_data(data)
+
+    def _write(self) -> None:
+        data = self._protocol.data_to_send()
+        if not data:
+            return
+        self._writer.write(data)
+        if self._writer.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            raise protocol_errors.RemoteProtocolError("the server sends pings and does not read the pongs")
+
+
+def _check_hello(ours: messages.ClientHello, theirs: messages.ServerHello) -> float:
+    """The ping interval in seconds."""
+    if theirs.version not in ours.versions:
+        raise protocol_errors.RemoteProtocolError(f"the server chose version {theirs.version}, which was not offered")
+    if theirs.feed != ours.feed:
+        raise protocol_errors.RemoteProtocolError(f"the server serves feed {theirs.feed!r} instead of {ours.feed!r}")
+    announced = theirs.ping_interval_milliseconds / 1000 or DEFAULT_PING_INTERVAL_SECONDS
+    return min(announced, MAX_PING_INTERVAL_SECONDS)
+
+
+def _farewell(address: str, goodbye: messages.Goodbye, *, accepted: bool) -> errors.ServerGoodbye:
+    kind = errors.ServerGoodbye if accepted else errors.Refused
+    return kind(
+        address,
+        reason=goodbye.reason,
+        text=goodbye.text,
+        retry_after_seconds=goodbye.retry_after_milliseconds / 1000,
+    )
