@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,3 +138,17 @@ def test_links_between_documents_lead_somewhere() -> None:
             if "://" not in target and not (path.parent / target).exists():
                 broken.append(f"{name(path)}: {target}")
     assert broken == []
+
+
+def test_locked_requirements_hold_every_dependency() -> None:
+    """What pyproject.toml asks for is locked, with hashes and without the address of an index."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [entry for group in project["optional-dependencies"].values() for entry in group]
+    asked = {"runtime.txt": project["dependencies"], "dev.txt": [*project["dependencies"], *extras]}
+    for file, entries in asked.items():
+        text = (ROOT / "requirements" / file).read_text()
+        locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+).*\\\n    --hash=sha256:", text, re.MULTILINE))
+        names = {re.split(r"[^A-Za-z0-9-]", entry)[0].lower() for entry in entries} - {project["name"]}
+        assert names - locked.keys() == set(), f"run `make lock`: not in requirements/{file}"
+        assert "://" not in text
+        assert "--index" not in text
