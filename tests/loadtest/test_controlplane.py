@@ -1,6 +1,8 @@
 """loadtest.controlplane without a control plane: which binaries it takes, and what it says when something is wrong."""
 
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,23 @@ def test_missing_binaries_are_named_with_the_command_that_makes_them(tmp_path: P
 def test_missing_go_is_said(tmp_path: Path) -> None:
     with pytest.raises(controlplane.BinariesMissingError, match=r"no Go .* TYPHA_TESTS_WITHOUT_CONTROL_PLANE=1"):
         controlplane.find_binaries({"HOME": str(tmp_path), "PATH": str(tmp_path)})
+
+
+def test_the_build_script_puts_them_where_they_are_looked_for(tmp_path: Path) -> None:
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    with pytest.raises(controlplane.BinariesMissingError) as missing:
+        controlplane.find_binaries(environment)
+    for path in re.findall(rf"{tmp_path}/\S+", str(missing.value)):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        program(Path(path))
+
+    script = controlplane.SOURCES / "build.sh"
+    built = subprocess.run(
+        [script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=True, text=True
+    )
+
+    assert "already built" in built.stderr
+    assert controlplane.find_binaries(environment).etcd.parent == Path(built.stdout.strip())
 
 
 def test_a_program_that_ends_is_reported_with_its_log(tmp_path: Path) -> None:
