@@ -42,9 +42,7 @@ def test_the_build_script_puts_them_where_they_are_looked_for(tmp_path: Path) ->
         program(Path(path))
 
     script = controlplane.SOURCES / "build.sh"
-    built = subprocess.run(
-        [script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=True, text=True
-    )
+    built = subprocess.run([script], env=environment, capture_output=True, check=True, text=True)
 
     assert "already built" in built.stderr
     assert controlplane.find_binaries(environment).etcd.parent == Path(built.stdout.strip())
