@@ -25,13 +25,26 @@ FRAME_BYTES_FLOOR = 64
 class Segment:
     """One file of the log, as its writer sees it."""
 
-    __slots__ = ("_index_map", "_map", "base", "descriptor", "frames", "index_descriptor", "max_frames", "size", "used")
+    __slots__ = (
+        "_index_map",
+        "_map",
+        "base",
+        "descriptor",
+        "frames",
+        "index_descriptor",
+        "max_frames",
+        "sequence",
+        "size",
+        "used",
+    )
 
     def __init__(self, base: int, size_bytes: int) -> None:
         self.base = base
         self.size = size_bytes
         self.used = 0
         self.frames = 0
+        self.sequence = 0
+        """Sequence that a client has reached at its end."""
         self.max_frames = max(1, size_bytes // FRAME_BYTES_FLOOR)
         self.descriptor, self._map = memfile.create_growing("typha-log", size_bytes)
         self.index_descriptor, self._index_map = memfile.create_growing(
@@ -54,6 +67,7 @@ class Segment:
         self.used += len(data)
         INDEX_RECORD.pack_into(self._index_map, self.frames * INDEX_RECORD.size, self.end, frame.sequence)
         self.frames += 1
+        self.sequence = frame.sequence
 
     def close(self) -> None:
         """Lets the memory go, as far as this process holds it."""
@@ -66,10 +80,12 @@ class Segment:
 class LogWriter:
     """Appends frames and drops old segments."""
 
-    def __init__(self, *, segment_bytes: int) -> None:
+    def __init__(self, *, segment_bytes: int, sequence: int = 0) -> None:
         self.segments: deque[Segment] = deque()
         self.end = 0
-        self.sequence = 0
+        self.sequence = sequence
+        self.start_sequence = sequence
+        """Sequence that a client has reached at `start`."""
         self._segment_bytes = segment_bytes
 
     def __repr__(self) -> str:
@@ -99,8 +115,9 @@ class LogWriter:
         return begun
 
     def trim(self, before_offset: int) -> int:
-        """Closes the segments that lie wholly before an offset, never the last; returns the new start."""
+        """Closes the segments that lie wholly before an offset, never the last; returns the new start offset."""
         while len(self.segments) > 1 and self.segments[0].end <= before_offset:
+            self.start_sequence = self.segments[0].sequence
             self.segments.popleft().close()
         return self.start
 
@@ -126,8 +143,9 @@ class LogReader:
     Nothing behind the published end is ever looked at, though the file is longer.
     """
 
-    def __init__(self, *, start: int = 0) -> None:
+    def __init__(self, *, start: int = 0, start_sequence: int = 0) -> None:
         self.end = start
+        self._start_sequence = start_sequence
         self.frames = 0
         """Frames published in the last segment."""
         self._segments: list[_ReaderSegment] = []
@@ -142,18 +160,19 @@ class LogReader:
         return self._bases[0] if self._bases else self.end
 
     def add_segment(self, base: int, size_bytes: int, descriptor: int, index_descriptor: int) -> None:
-        """A new last segment; takes the descriptors over."""
+        """A new last segment; takes the descriptors over. All before its base is published by that."""
         data = memfile.map_readonly(descriptor, size_bytes)
         index_bytes = os.fstat(index_descriptor).st_size
         index = memfile.map_readonly(index_descriptor, index_bytes).cast("Q")
         os.close(index_descriptor)
         self._segments.append(_ReaderSegment(base, descriptor, data, index))
         self._bases.append(base)
+        self.end = max(self.end, base)
         self.frames = 0
 
     def publish(self, end: int, frames: int) -> None:
         """All before `end` may be read now; the last segment has so many frames."""
-        self.end = end
+        self.end = max(self.end, end)
         self.frames = frames
 
     def _segment_at(self, offset: int) -> int:
@@ -184,14 +203,15 @@ class LogReader:
         first = segment.base if position == 0 else segment.index[2 * position - 2]
         return first, segment.index[2 * position], segment.index[2 * position + 1]
 
-    def is_boundary(self, offset: int) -> bool:
-        """Whether a frame begins (or would begin) at an offset."""
-        return offset == self.end or self.frame_at(offset)[0] == offset
+    def sequence_at(self, offset: int) -> int:
+        """The sequence that a client has reached at the end of the frame before `offset` (start <= offset <= end)."""
+        return self.frame_at(offset - 1)[2] if offset > self.start else self._start_sequence
 
     def drop(self, before_offset: int) -> list[int]:
         """Lets go of segments wholly before an offset; returns their bases."""
         dropped = []
         while len(self._bases) > 1 and self._bases[1] <= before_offset:
+            self._start_sequence = self.sequence_at(self._bases[1])
             segment = self._segments.pop(0)
             dropped.append(self._bases.pop(0))
             os.close(segment.descriptor)

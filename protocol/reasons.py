@@ -35,8 +35,6 @@ class DisconnectReason(enum.StrEnum):
     """The kernel gave the connection up (timed out, unreachable)."""
 
     # The server's doing.
-    REFUSALS_FULL = "refusals-full"
-    """Held refusals are limited; this was the oldest."""
     TOO_MANY_CONNECTIONS = "too-many-connections"
     """The process is out of file descriptors, or over a limit on connections."""
     FELL_BEHIND = "fell-behind"

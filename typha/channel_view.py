@@ -1,0 +1,127 @@
+"""A channel (feed x wire format) as a worker sees it: the log, the newest snapshot, and who reads them."""
+
+import bisect
+import os
+from collections import deque
+
+from cache import cursor, log
+from typha import client
+
+_PUBLISH_TIMES = 1024
+"""How many publishes' times are remembered, to say how many seconds a lagging client is behind."""
+
+
+class ChannelView:
+    """The worker's end of a channel. `following` holds the clients that have sent all they could be sent."""
+
+    def __init__(self, feed: str, wire_format: str, *, ping: bytes) -> None:
+        self.number = -1
+        """The hub's number for it; -1 while the hub has not made it yet, and there is nothing to serve."""
+        self.feed = feed
+        self.wire_format = wire_format
+        self.ping = ping
+        self.log = log.LogReader()
+        self.snapshot: cursor.SnapshotFile | None = None
+        self.following: list[client.Client] = []
+        self.held: dict[client.Client, None] = {}
+        """Clients that wait for a snapshot, in order of arrival."""
+        self.away: set[client.Client] = set()
+        """Clients that are neither: in a snapshot, behind in the log, catching up."""
+        self.flush_index = 0
+        """Where an interrupted pass over `following` goes on."""
+        self.rescan = False
+        """A client that this pass has not reached may have moved before `flush_index`."""
+        self.trim_offset = 0
+        """Offset before which the hub wants the log back."""
+        self._publish_ends: deque[int] = deque(maxlen=_PUBLISH_TIMES)
+        self._publish_times: deque[float] = deque(maxlen=_PUBLISH_TIMES)
+        self._old_snapshots: list[cursor.SnapshotFile] = []
+
+    def __repr__(self) -> str:
+        return f"<ChannelView {self.feed} {self.wire_format} {self.log!r} following={len(self.following)}>"
+
+    def open(self, number: int, *, start: int, start_sequence: int) -> None:
+        """The hub has made the channel; its log begins here."""
+        self.number = number
+        self.log = log.LogReader(start=start, start_sequence=start_sequence)
+
+    def all_clients(self) -> list[client.Client]:
+        """Everyone who is subscribed to it."""
+        return [*self.following, *self.held, *self.away]
+
+    def publish(self, end: int, frames: int, now: float) -> None:
+        """The log has grown."""
+        self.log.publish(end, frames)
+        self._publish_ends.append(self.log.end)
+        self._publish_times.append(now)
+
+    def age_of(self, offset: int, now: float) -> float:
+        """Seconds since the first byte behind `offset` was published; 0.0 at the end of the log."""
+        if offset >= self.log.end or not self._publish_ends:
+            return 0.0
+        place = bisect.bisect_right(self._publish_ends, offset)
+        return now - self._publish_times[min(place, len(self._publish_times) - 1)]
+
+    def set_snapshot(self, snapshot: cursor.SnapshotFile) -> None:
+        """A newer snapshot; the one before it is kept while somebody reads it."""
+        if self.snapshot is not None:
+            self._old_snapshots.append(self.snapshot)
+        self.snapshot = snapshot
+        self.close_unread_snapshots()
+
+    def close_unread_snapshots(self) -> None:
+        """Lets go of replaced snapshots without readers."""
+        for snapshot in self._old_snapshots:
+            if snapshot.readers == 0:
+                os.close(snapshot.descriptor)
+        self._old_snapshots = [snapshot for snapshot in self._old_snapshots if snapshot.readers]
+
+    @property
+    def servable_snapshot(self) -> cursor.SnapshotFile | None:
+        """The newest snapshot, if the log behind it is all there."""
+        snapshot = self.snapshot
+        return snapshot if snapshot is not None and snapshot.log_offset >= self.trim_offset else None
+
+    def add_following(self, reader: client.Client) -> None:
+        """The client has been sent everything, or is about to be in a pass."""
+        reader.index = len(self.following)
+        self.following.append(reader)
+        self.away.discard(reader)
+
+    def remove_following(self, reader: client.Client) -> None:
+        """Takes a client out; the last one takes its place."""
+        last = self.following.pop()
+        if last is not reader:
+            self.following[reader.index] = last
+            last.index = reader.index
+            self.rescan = self.rescan or reader.index < self.flush_index
+        reader.index = -1
+
+    def forget(self, reader: client.Client) -> None:
+        """The client is gone, wherever it stood."""
+        if reader.index >= 0:
+            self.remove_following(reader)
+        self.held.pop(reader, None)
+        self.away.discard(reader)
+
+    def report(self, now: float) -> dict[str, object]:
+        """For the hub: clients, the lowest offset of the log that one of them needs, and the worst lag."""
+        behind = [reader.offset for reader in self.away if reader.state is cursor.CursorState.FOLLOWING]
+        snapshots = [s.log_offset for s in [*self._old_snapshots, self.snapshot] if s is not None and s.readers]
+        slowest = min(behind, default=self.log.end)
+        lowest = min([self.log.end, slowest, *snapshots, *(reader.offset for reader in self.following)])
+        return {
+            "clients": len(self.following) + len(self.held) + len(self.away),
+            "held": len(self.held),
+            "min_offset": lowest,
+            "lag_bytes": max(0, self.log.end - slowest),
+            "lag_seconds": self.age_of(slowest, now),
+        }
+
+    def close(self) -> None:
+        """Lets go of all files."""
+        self.log.close()
+        for snapshot in [*self._old_snapshots, *([self.snapshot] if self.snapshot else [])]:
+            os.close(snapshot.descriptor)
+        self._old_snapshots.clear()
+        self.snapshot = None

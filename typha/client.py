@@ -1,0 +1,77 @@
+"""One connection of a worker: a socket, a cursor, and what is needed to judge whether the client is alive."""
+
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from cache import cursor
+from protocol.native import connection
+
+if TYPE_CHECKING:
+    from typha import channel_view
+
+_TCP_INFO_BYTES = 136
+_BYTES_ACKED = struct.Struct("=Q")
+_BYTES_ACKED_POSITION = 120
+"""Of tcpi_bytes_acked in struct tcp_info (Linux 4.1)."""
+
+
+class Client(cursor.Cursor):
+    """A connection; fields only, its worker's `Fanout` acts on it. Times are the loop's clock, in seconds."""
+
+    __slots__ = (
+        "acked_bytes",
+        "address",
+        "agent",
+        "blocked_offset",
+        "channel",
+        "close_at",
+        "connected_at",
+        "connection",
+        "fd",
+        "index",
+        "number",
+        "pinged_at",
+        "progress_at",
+        "sent_at",
+        "slot",
+        "socket",
+        "waiting",
+    )
+
+    def __init__(self, connection_socket: socket.socket, address: str, *, number: int, slot: int, now: float) -> None:
+        super().__init__()
+        self.socket = connection_socket
+        self.fd = connection_socket.fileno()
+        self.address = address
+        self.number = number
+        self.slot = slot
+        self.agent = ""
+        self.channel: channel_view.ChannelView | None = None
+        self.connection = connection.Connection(connection.Role.SERVER)
+        self.index = -1
+        """Place in its channel's `following`; -1 elsewhere."""
+        self.waiting = False
+        """The socket is full; the poller says when it takes bytes again."""
+        self.connected_at = now
+        self.sent_at = now
+        self.pinged_at = 0.0
+        """When the oldest unanswered ping was sent; 0.0 for none."""
+        self.acked_bytes = 0
+        self.progress_at = now
+        """When the peer's host last acknowledged something that it was owed."""
+        self.blocked_offset = 0
+        self.close_at = 0.0
+        """CLOSING: when the connection is closed at the latest."""
+
+    def at_frame_end(self) -> bool:
+        """Whether a ping or goodbye may be sent now: the last byte sent ended a frame."""
+        return not self.waiting and (self.channel is None or self.at_boundary(self.channel.log))
+
+    def note_progress(self, now: float) -> None:
+        """Asks the kernel whether the peer has acknowledged more bytes than last time."""
+        info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        (acked,) = _BYTES_ACKED.unpack_from(info, _BYTES_ACKED_POSITION)
+        if acked != self.acked_bytes:
+            self.acked_bytes = acked
+            self.progress_at = now

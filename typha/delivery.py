@@ -1,0 +1,246 @@
+"""Sending: the pass over the clients at the end of a log, and what everyone else is owed.
+
+The hot path of the service. A pass writes the same view of shared memory to every client that has been sent all
+before it; whoever's socket is full leaves the pass, and takes what has gathered when the socket takes bytes again. No
+allocation, no log line and no metric object per delivery.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+
+from cache.cursor import CursorState
+from typha import channel_view, client, policy, poller, worker_stats
+
+_write = os.write
+_sendfile = os.sendfile
+_monotonic = time.monotonic
+_CLOCK_EVERY = 16
+"""Clients between two looks at the clock: some 80 us of writes."""
+
+
+class Delivery:
+    """Moves cursors forward. `lost` is called with a client whose socket failed, and must close it."""
+
+    def __init__(
+        self,
+        client_poller: poller.Poller[client.Client],
+        limits: policy.Policy,
+        stats: worker_stats.WorkerStats,
+        lost: Callable[[client.Client, OSError], None],
+    ) -> None:
+        self._poller = client_poller
+        self._policy = limits
+        self._stats = stats
+        self._lost = lost
+        self._dirty: dict[channel_view.ChannelView, None] = {}
+        self._sending: deque[client.Client] = deque()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a pass is unfinished, or a client can be sent more at once."""
+        return bool(self._dirty or self._sending)
+
+    def channel_published(self, channel: channel_view.ChannelView) -> None:
+        """The channel's log has grown."""
+        self._dirty[channel] = None
+
+    def snapshot_arrived(self, channel: channel_view.ChannelView) -> None:
+        """Those who waited for a snapshot get this one, in order of arrival."""
+        for waiting in list(channel.held):
+            self.try_snapshot(waiting)
+
+    def try_snapshot(self, held: client.Client) -> None:
+        """Begins a held client's snapshot if there is one to serve; it stays held otherwise."""
+        channel = held.channel
+        if channel is None or channel.servable_snapshot is None:
+            return
+        channel.held.pop(held, None)
+        channel.away.add(held)
+        held.become_snapshot(channel.servable_snapshot)
+        self._sending.append(held)
+
+    def run(self, deadline: float) -> None:
+        """Works until nothing is left or the deadline (monotonic seconds) has come."""
+        for channel in list(self._dirty):
+            if self._flush(channel, deadline):
+                del self._dirty[channel]
+            if _monotonic() > deadline:
+                return
+        sending = self._sending
+        while sending:
+            current = sending.popleft()
+            if current.fd in self._poller.clients and not current.waiting:
+                self.send_more(current)
+            if _monotonic() > deadline:
+                return
+
+    def _flush(self, channel: channel_view.ChannelView, deadline: float) -> bool:
+        """One pass over the clients at the end of the log; False if it must go on later."""
+        following = channel.following
+        log = channel.log
+        end = log.end
+        counters = self._stats.feeds[channel.feed]
+        index = channel.flush_index
+        now = _monotonic()
+        view_offset, view, view_bytes, view_updates = -1, memoryview(b""), 0, 0
+        sends = bytes_sent = deliveries = 0
+        complete = True
+        until_clock = _CLOCK_EVERY
+        while index < len(following):
+            current = following[index]
+            offset = current.offset
+            if offset >= end:
+                index += 1
+                continue
+            if offset != view_offset:
+                view = log.view(offset)
+                view_offset, view_bytes = offset, len(view)
+                view_updates = log.sequence_at(offset + view_bytes) - log.sequence_at(offset)
+                complete = complete and offset + view_bytes >= end
+            try:
+                sent = _write(current.fd, view)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._lost(current, error)
+                continue
+            sends += 1
+            bytes_sent += sent
+            current.offset = offset + sent
+            current.sent_at = now
+            if sent < view_bytes:
+                self._block(channel, current, offset)
+            else:
+                deliveries += view_updates
+                index += 1
+            until_clock -= 1
+            if not until_clock:
+                until_clock = _CLOCK_EVERY
+                if _monotonic() > deadline:
+                    complete = False
+                    break
+        counters.sends += sends
+        counters.bytes_sent += bytes_sent
+        counters.deliveries += deliveries
+        return self._end_pass(channel, index, complete=complete and log.end == end)
+
+    @staticmethod
+    def _end_pass(channel: channel_view.ChannelView, index: int, *, complete: bool) -> bool:
+        if index < len(channel.following):
+            channel.flush_index = index
+            return False
+        complete = complete and not channel.rescan
+        channel.flush_index = 0
+        channel.rescan = False
+        return complete
+
+    def _block(self, channel: channel_view.ChannelView, current: client.Client, offset: int) -> None:
+        """The socket is full: out of the pass, until it takes bytes again."""
+        current.blocked_offset = offset
+        channel.remove_following(current)
+        channel.away.add(current)
+        self._wait(current)
+
+    def _wait(self, current: client.Client) -> None:
+        if not current.waiting:
+            current.waiting = True
+            current.progress_at = _monotonic()
+            self._poller.watch_write(current, True)
+
+    def writable(self, current: client.Client) -> None:
+        """The socket takes bytes again."""
+        if current.waiting:
+            current.waiting = False
+            self._poller.watch_write(current, False)
+            self.send_more(current)
+
+    def send_more(self, current: client.Client) -> None:
+        """Sends a client that is in a snapshot or behind its share of what it is owed, and finds it its next place."""
+        try:
+            sent = self._send_share(current)
+        except BlockingIOError:
+            self._wait(current)
+            return
+        except OSError as error:
+            self._lost(current, error)
+            return
+        if sent and current.channel is not None:
+            current.sent_at = _monotonic()
+            self._stats.feeds[current.channel.feed].bytes_sent += sent
+        self._advance(current)
+
+    def _send_share(self, current: client.Client) -> int:
+        limit = self._policy.send_bytes
+        if current.state is CursorState.SNAPSHOT and current.snapshot is not None:
+            count = min(current.snapshot.length - current.position, limit)
+            sent = _sendfile(current.fd, current.snapshot.descriptor, current.position, count)
+            current.position += sent
+        elif current.state is CursorState.CATCHING_UP and current.tail:
+            sent = _write(current.fd, current.tail)
+            current.tail = current.tail[sent:]
+        elif current.state is CursorState.FOLLOWING and current.channel is not None:
+            log = current.channel.log
+            if current.offset >= log.end:
+                return 0
+            descriptor, position, count = log.file_range(current.offset)
+            sent = _sendfile(current.fd, descriptor, position, min(count, limit))
+            current.offset += sent
+        else:
+            return 0
+        return sent
+
+    def _advance(self, current: client.Client) -> None:
+        channel = current.channel
+        if channel is None:
+            return
+        if current.state is CursorState.SNAPSHOT and current.snapshot is not None:
+            if current.position == current.snapshot.length:
+                self._finish_snapshot(channel, current)
+            else:
+                self._sending.append(current)
+        elif current.state is CursorState.CATCHING_UP:
+            self._catch_up_on(channel, current)
+        elif current.state is CursorState.FOLLOWING and current.index < 0:
+            if current.offset < channel.log.end:
+                self._sending.append(current)
+            else:
+                self._count_behind(channel, current)
+                channel.add_following(current)
+
+    def _finish_snapshot(self, channel: channel_view.ChannelView, current: client.Client) -> None:
+        current.become_following()
+        channel.close_unread_snapshots()
+        self._stats.feeds[channel.feed].snapshots_sent += 1
+        current.blocked_offset = current.offset
+        if current.offset < channel.trim_offset:
+            self.fall_behind(channel, current)
+        elif current.offset < channel.log.end:
+            self._sending.append(current)
+        else:
+            channel.add_following(current)
+
+    def _count_behind(self, channel: channel_view.ChannelView, current: client.Client) -> None:
+        log = channel.log
+        begun = max(current.blocked_offset, log.start)
+        self._stats.feeds[channel.feed].deliveries += log.sequence_at(current.offset) - log.sequence_at(begun)
+
+    def fall_behind(self, channel: channel_view.ChannelView, current: client.Client) -> None:
+        """The log will not hold the client's offset any longer: a new snapshot replaces what it holds."""
+        if current.index >= 0:
+            channel.remove_following(current)
+        channel.away.add(current)
+        current.become_catching_up(channel.log)
+        self._stats.catch_ups += 1
+        self._catch_up_on(channel, current)
+
+    def _catch_up_on(self, channel: channel_view.ChannelView, current: client.Client) -> None:
+        if current.tail:
+            if not current.waiting:
+                self._sending.append(current)
+            return
+        current.become_held()
+        channel.away.discard(current)
+        channel.held[current] = None
+        self.try_snapshot(current)

@@ -1,0 +1,240 @@
+"""One worker's fan-out: its clients, its channels, and the turns in which they get their due.
+
+Runs on an event loop, in a worker process of its own or inside the hub (`--workers 0`). It hears from the hub over a
+link and from its clients over one epoll; both only put things where `Delivery`, `Sessions` and `Sweep` find them. A
+turn works for a few milliseconds at most, then lets the loop turn once.
+"""
+
+import asyncio
+import random
+import socket
+import time
+from collections.abc import Callable
+
+import structlog
+
+from protocol import reasons
+from typha import channels, client, delivery, ipc, policy, poller, sessions, sweep, worker_stats
+
+_log = structlog.get_logger("typha.fanout")
+_monotonic = time.monotonic
+
+_ID_BITS = 40
+"""Connection ids: the worker's number above these bits, a counter below."""
+_OUT_OF_RESOURCES_PAUSE_SECONDS = 1.0
+"""How long nothing is accepted after the process has run out of descriptors."""
+_OVER_SHARE_PAUSE_SECONDS = 0.05
+"""How long a worker with more than its share leaves new connections to the others."""
+_DEADLINES_LOOK_SECONDS = 0.25
+_DRAIN_TIME_SHARE = 0.95
+"""Of the drain's time, so that the last client goes before the time is over (parity.md, section 8)."""
+_DRAIN_RETRY_MILLISECONDS = 500
+
+
+class Fanout:
+    """One worker; `run` returns when it has drained, or raises what ended it."""
+
+    def __init__(self, config: policy.WorkerConfig, listener: socket.socket, link: ipc.Link) -> None:
+        limits = config.policy
+        self._config = config
+        self._policy = limits
+        self._link = link
+        self._loop = asyncio.get_running_loop()
+        self.stats = worker_stats.WorkerStats(config.feeds)
+        self.poller: poller.Poller[client.Client] = poller.Poller(
+            listener,
+            notsent_lowat_bytes=limits.notsent_lowat_bytes,
+            user_timeout_seconds=limits.no_progress_timeout_seconds,
+        )
+        self.sessions = sessions.Sessions(config, self.poller, self.stats, self._subscribed)
+        self.delivery = delivery.Delivery(self.poller, limits, self.stats, self.sessions.lost)
+        self.sweep = sweep.Sweep(limits, self.poller, self.sessions, self.stats)
+        self.channels = channels.Channels(self.delivery, self.sessions, self._tell)
+        self._next_id = config.number << _ID_BITS
+        self._turn_scheduled = False
+        self._share = 1 << 31
+        self._draining: tuple[float, float] | None = None
+        self._drain_begun = asyncio.Event()
+        self._finished = asyncio.Event()
+        self._failure: Exception | None = None
+
+    async def run(self) -> None:
+        """Serves until the hub says drain and all clients are gone.
+
+        Raises:
+            ipc.LinkBroken: the hub is gone.
+            Exception: a defect; the worker is of no more use.
+        """
+        self._loop.add_reader(self._link.fileno(), self._guarded, self._hear_hub)
+        self._loop.add_reader(self.poller.fileno(), self._guarded, self._turn)
+        self.poller.listen(True)
+        try:
+            self._tell(["ready", self._config.number])
+            async with asyncio.TaskGroup() as tasks:
+                background = [
+                    tasks.create_task(self._every(self.sweep.tick_seconds, self._sweep), name="sweep"),
+                    tasks.create_task(self._every(_DEADLINES_LOOK_SECONDS, self._look_at_deadlines), name="deadlines"),
+                    tasks.create_task(self._every(self._policy.stats_interval_seconds, self._report), name="report"),
+                    tasks.create_task(self._drain(), name="drain"),
+                ]
+                await self._finished.wait()
+                for task in background:
+                    task.cancel()
+        finally:
+            self._loop.remove_reader(self._link.fileno())
+            self._loop.remove_reader(self.poller.fileno())
+            self.poller.close_all()
+            self.channels.close()
+            self._link.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """Runs a callback of the loop; a failure ends the worker instead of being logged and forgotten."""
+        try:
+            action()
+        except Exception as error:
+            self._failure = error
+            self._finished.set()
+
+    async def _every(self, seconds: float, action: Callable[[], None]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            action()
+
+    def _tell(self, message: list[object]) -> None:
+        """A message for the hub; what does not fit its socket now goes with the next report."""
+        self._link.send(message)
+
+    def _hear_hub(self) -> None:
+        for message, descriptors in self._link.receive():
+            match message:
+                case ["share", int(share)]:
+                    self._share = share
+                case ["drain", int() | float() as seconds, int() | float() as interval_seconds]:
+                    self._draining = (float(seconds), float(interval_seconds))
+                    self._drain_begun.set()
+                case _:
+                    self.channels.handle(message, descriptors)
+        self._schedule_turn()
+
+    def _schedule_turn(self) -> None:
+        if self.delivery.has_work and not self._turn_scheduled:
+            self._turn_scheduled = True
+            self._loop.call_soon(self._guarded, self._scheduled_turn)
+
+    def _scheduled_turn(self) -> None:
+        self._turn_scheduled = False
+        self._turn()
+
+    def _turn(self) -> None:
+        """Hears clients, accepts new ones, then delivers for a while."""
+        begun = _monotonic()
+        ready, waiting = self.poller.poll()
+        for current, events in ready:
+            self._client_event(current, events)
+        if waiting and self._draining is None:
+            self._accept()
+        self.delivery.run(_monotonic() + self._policy.pass_seconds)
+        self._schedule_turn()
+        self.stats.note_pause(_monotonic() - begun)
+
+    def _client_event(self, current: client.Client, events: int) -> None:
+        if self.poller.clients.get(current.fd) is not current:
+            return  # closed by what happened to another client in this turn
+        try:
+            if events & poller.WRITE:
+                self.delivery.writable(current)
+            if events & ~poller.WRITE and self.poller.clients.get(current.fd) is current:
+                self.sessions.readable(current)
+        except Exception as error:
+            # One connection's defect must not cost the others anything (design, rule 4).
+            _log.exception("Defect on a connection", client=current.address, cursor=repr(current), error=str(error))
+            if self.poller.clients.get(current.fd) is current:
+                self.sessions.close(current, reasons.DisconnectReason.SERVER_ERROR, detail=str(error))
+
+    def _accept(self) -> None:
+        if len(self.poller.clients) >= self._share:
+            self._pause_accepting(_OVER_SHARE_PAUSE_SECONDS)
+            return
+        now = _monotonic()
+        for _ in range(self._policy.accept_batch):
+            try:
+                accepted = self.poller.accept()
+            except poller.OutOfResources as error:
+                self.stats.accept_failures += 1
+                _log.error("Cannot accept connections for now", error=str(error), open=len(self.poller.clients))
+                self._pause_accepting(_OUT_OF_RESOURCES_PAUSE_SECONDS)
+                return
+            if accepted is None:
+                return
+            self._next_id += 1
+            connection, address = accepted
+            newcomer = client.Client(connection, address, number=self._next_id, slot=self.sweep.choose_slot(), now=now)
+            self.sessions.opened(newcomer)
+
+    def _pause_accepting(self, seconds: float) -> None:
+        self.poller.listen(False)
+        self._loop.call_later(seconds, self._guarded, self._resume_accepting)
+
+    def _resume_accepting(self) -> None:
+        self._share = 1 << 31  # until the hub says otherwise: nobody may be left waiting for a stale number
+        if self._draining is None and not self._finished.is_set():
+            self.poller.listen(True)
+
+    def _subscribed(self, newcomer: client.Client, feed: str, wire_format: str) -> None:
+        self.sweep.add(newcomer)
+        self.channels.subscribe(newcomer, feed, wire_format)
+
+    def _sweep(self) -> None:
+        self.sweep.tick(_monotonic())
+
+    def _look_at_deadlines(self) -> None:
+        now = _monotonic()
+        self.sweep.expire_handshakes(now)
+        self.sessions.close_overdue(now)
+
+    def _report(self) -> None:
+        self._link.flush()
+        if self._link.wants_write:
+            return  # the hub has not read the last report yet; the next one says the same and more
+        self._tell(
+            [
+                "stats",
+                {
+                    **self.stats.counters(),
+                    "active": len(self.poller.clients) - len(self.sessions.closing),
+                    "handshaking": len(self.sessions.handshaking),
+                    "closing": len(self.sessions.closing),
+                    "pause_seconds_max": self.stats.take_pause_seconds_max(),
+                    "channels": self.channels.report(_monotonic()),
+                },
+            ]
+        )
+
+    async def _drain(self) -> None:
+        """Closes client after client over the time that is given, in random order, each with a goodbye."""
+        await self._drain_begun.wait()
+        seconds, interval_seconds_max = self._draining or (0.0, 0.0)
+        self.poller.listen(False)
+        for current in list(self.sessions.handshaking):
+            self.sessions.close(current, reasons.DisconnectReason.SHUTTING_DOWN)
+        remaining = [c for c in self.poller.clients.values() if not c.is_closing()]
+        random.shuffle(remaining)
+        interval_seconds = min(interval_seconds_max, seconds * _DRAIN_TIME_SHARE / max(1, len(remaining)))
+        for current in remaining:
+            if self.poller.clients.get(current.fd) is not current:
+                continue
+            await asyncio.sleep(interval_seconds * random.uniform(0.95, 1.05))
+            self._dismiss(current)
+        self._report()
+        self._finished.set()
+
+    def _dismiss(self, current: client.Client) -> None:
+        if self.poller.clients.get(current.fd) is current and not current.is_closing():
+            self.sessions.farewell(
+                current,
+                reasons.DisconnectReason.SHUTTING_DOWN,
+                text="the server is shutting down",
+                retry_after_milliseconds=_DRAIN_RETRY_MILLISECONDS,
+            )

@@ -1,0 +1,42 @@
+"""The numbers by which a worker acts; the hub fills them in from the settings and hands them on as JSON."""
+
+import msgspec
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits and times of one worker's connections; every field is a number that a setting or this text explains."""
+
+    ping_interval_seconds: float = 10.0
+    pong_timeout_seconds: float = 60.0
+    handshake_timeout_seconds: float = 10.0
+    no_progress_timeout_seconds: float = 60.0
+    refusal_hold_seconds: float = 10.0
+    """How long a refused Typha client is kept before it is closed: it comes back at once, thousands of times a second."""
+    goodbye_linger_seconds: float = 2.0
+    """How long a native client may take to read its goodbye and close; it knows when to come back."""
+    max_held_refusals: int = 1000
+    max_frame_bytes: int = 16 * 1024 * 1024
+    notsent_lowat_bytes: int = 128 * 1024
+    """What the kernel may hold unsent for a client; beyond it the bytes stay where they are counted, in the log."""
+    pass_seconds: float = 0.005
+    """How long one turn may flush before reads, pings and accepts get theirs."""
+    send_bytes: int = 256 * 1024
+    """What one client that catches up or takes its snapshot gets before it is the next one's turn."""
+    accept_batch: int = 32
+    """Connections accepted in one turn; between turns another worker may take the next."""
+    ping_slots: int = 16
+    """Clients are looked after in so many groups: 5,000 pongs in one lump cost 25 ms."""
+    stats_interval_seconds: float = 1.0
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is started with."""
+
+    number: int
+    feeds: tuple[str, ...]
+    incarnation: str
+    """32 hexadecimal digits."""
+    software: str
+    policy: Policy
+    log_level: str = "INFO"
+    log_format: str = "text"

@@ -1,0 +1,128 @@
+"""The one place where client sockets are opened, registered and closed.
+
+A worker's clients are raw non-blocking sockets in one epoll of its own, whose descriptor stands in the event loop
+once. A descriptor number may be reused as soon as it is closed, so registering and closing in two places is how a
+connection gets lost without an error; here they are one operation each.
+"""
+
+import errno
+import select
+import socket
+from typing import Generic, Protocol, TypeVar
+
+READ = select.EPOLLIN | select.EPOLLRDHUP
+WRITE = select.EPOLLOUT
+BROKEN = select.EPOLLERR | select.EPOLLHUP
+_OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_TRANSIENT_ACCEPT_ERRORS = {errno.ECONNABORTED, errno.EPROTO, errno.EINTR, errno.ENETDOWN, errno.EHOSTUNREACH}
+_EPOLLEXCLUSIVE = 1 << 28
+MAX_EVENTS = 512
+"""Events taken at once: bounds a turn of the loop."""
+
+
+class HasSocket(Protocol):
+    """What the poller needs of a client."""
+
+    fd: int
+    socket: socket.socket
+
+
+ClientT = TypeVar("ClientT", bound=HasSocket)
+
+
+class OutOfResources(Exception):
+    """The process or the system has no descriptor or buffer left for another connection."""
+
+
+class Poller(Generic[ClientT]):
+    """The listening socket and all clients of one worker."""
+
+    def __init__(self, listener: socket.socket, *, notsent_lowat_bytes: int, user_timeout_seconds: float) -> None:
+        self._epoll = select.epoll()
+        self._listener = listener
+        self._listening = False
+        self._notsent_lowat_bytes = notsent_lowat_bytes
+        self._user_timeout_milliseconds = int(user_timeout_seconds * 1000)
+        self.clients: dict[int, ClientT] = {}
+
+    def fileno(self) -> int:
+        """The epoll's descriptor: readable when `poll` has something to say."""
+        return self._epoll.fileno()
+
+    def listen(self, active: bool) -> None:
+        """Whether new connections are wanted; woken alone among the processes that share the listener."""
+        if active and not self._listening:
+            self._epoll.register(self._listener.fileno(), select.EPOLLIN | _EPOLLEXCLUSIVE)
+        elif self._listening and not active:
+            self._epoll.unregister(self._listener.fileno())
+        self._listening = active
+
+    def poll(self) -> tuple[list[tuple[ClientT, int]], bool]:
+        """What has happened: (clients with their events, whether connections wait to be accepted).
+
+        Handle the clients first: a descriptor that is closed there may come back from `accept`.
+        """
+        ready: list[tuple[ClientT, int]] = []
+        waiting = False
+        for descriptor, events in self._epoll.poll(0, MAX_EVENTS):
+            client = self.clients.get(descriptor)
+            if client is not None:
+                ready.append((client, events))
+            else:
+                waiting = waiting or descriptor == self._listener.fileno()
+        return ready, waiting
+
+    def accept(self) -> tuple[socket.socket, str] | None:
+        """The next connection and its peer's address, with our options set; None if there is none.
+
+        Raises:
+            OutOfResources: there may be more, but not for us now.
+        """
+        while True:
+            try:
+                connection, address = self._listener.accept()
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:
+                    raise OutOfResources(str(error)) from error
+                if error.errno in _TRANSIENT_ACCEPT_ERRORS:
+                    continue
+                raise
+            try:
+                self._set_options(connection)
+            except OSError:  # reset between the handshake and here
+                connection.close()
+                continue
+            return connection, f"{address[0]}:{address[1]}"
+
+    def _set_options(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self._notsent_lowat_bytes)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._user_timeout_milliseconds)
+
+    def add(self, client: ClientT) -> None:
+        """Takes a new client in; reading is watched."""
+        self.clients[client.fd] = client
+        self._epoll.register(client.fd, READ)
+
+    def watch_write(self, client: ClientT, active: bool) -> None:
+        """Whether to be told that the client's socket takes bytes again."""
+        self._epoll.modify(client.fd, READ | WRITE if active else READ)
+
+    def watch_end(self, client: ClientT) -> None:
+        """Reads no more, and is told only when the peer has closed."""
+        self._epoll.modify(client.fd, select.EPOLLRDHUP)
+
+    def close(self, client: ClientT) -> None:
+        """Unregisters and closes; the descriptor's number is free from here on."""
+        del self.clients[client.fd]
+        self._epoll.unregister(client.fd)
+        client.socket.close()
+
+    def close_all(self) -> None:
+        """Closes every client and the epoll itself; the listener stays its owner's."""
+        for client in list(self.clients.values()):
+            self.close(client)
+        self._epoll.close()

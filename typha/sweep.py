@@ -1,0 +1,82 @@
+"""Pings, and who is given up on: the worker's clockwork, a slot of clients at a time."""
+
+import random
+
+from protocol.reasons import DisconnectReason
+from typha import client, policy, poller, sessions, worker_stats
+
+_TURNS_PER_INTERVAL = 8
+"""A client is pinged on the last turn before its silence would exceed the interval: 7/8 of it at the earliest."""
+
+
+class Sweep:
+    """Call `tick` every `tick_seconds`; each client's turn comes eight times per ping interval."""
+
+    def __init__(
+        self,
+        limits: policy.Policy,
+        client_poller: poller.Poller[client.Client],
+        worker_sessions: sessions.Sessions,
+        stats: worker_stats.WorkerStats,
+    ) -> None:
+        self._policy = limits
+        self._poller = client_poller
+        self._sessions = worker_sessions
+        self._stats = stats
+        self._slots: list[dict[client.Client, None]] = [{} for _ in range(limits.ping_slots)]
+        self._turn = 0
+        self._turn_seconds = limits.ping_interval_seconds / _TURNS_PER_INTERVAL
+        self.tick_seconds = self._turn_seconds / limits.ping_slots
+
+    def choose_slot(self) -> int:
+        """A slot for a newcomer, at random: what connected together is not pinged together."""
+        return random.randrange(self._policy.ping_slots)
+
+    def add(self, newcomer: client.Client) -> None:
+        """From now on the client is pinged and watched."""
+        self._slots[newcomer.slot][newcomer] = None
+
+    def tick(self, now: float) -> None:
+        """One slot's turn."""
+        slot = self._slots[self._turn]
+        self._turn = (self._turn + 1) % len(self._slots)
+        gone = []
+        for current in slot:
+            if current.is_closing() or self._poller.clients.get(current.fd) is not current:
+                gone.append(current)
+            else:
+                self._look_after(current, now)
+        for current in gone:
+            slot.pop(current, None)
+
+    def expire_handshakes(self, now: float) -> None:
+        """Closes those whose hello is overdue; arrival order means that the first in time ends the look."""
+        for current in list(self._sessions.handshaking):
+            if now - current.connected_at < self._policy.handshake_timeout_seconds:
+                return
+            received = current.connection.pending_bytes
+            detail = f"no complete hello, {received} bytes of one" if received else "not a byte of a hello"
+            self._sessions.close(current, DisconnectReason.HANDSHAKE_TIMEOUT, detail=detail)
+
+    def _look_after(self, current: client.Client, now: float) -> None:
+        limits = self._policy
+        if current.pinged_at and now - current.pinged_at > limits.pong_timeout_seconds:
+            seconds = now - current.pinged_at
+            self._sessions.close(current, DisconnectReason.PONG_TIMEOUT, detail=f"no pong for {seconds:.0f} s")
+            return
+        if current.waiting:
+            current.note_progress(now)
+            seconds = now - current.progress_at
+            if seconds > limits.no_progress_timeout_seconds:
+                detail = f"the peer's host has taken nothing for {seconds:.0f} s"
+                self._sessions.close(current, DisconnectReason.NO_PROGRESS, detail=detail)
+            return
+        silent_for = now - current.sent_at
+        if silent_for + self._turn_seconds < limits.ping_interval_seconds or current.channel is None:
+            return
+        if not current.at_frame_end():
+            return
+        if self._sessions.send_control(current, current.channel.ping):
+            self._stats.pings_sent += 1
+            if not current.pinged_at:
+                current.pinged_at = now
