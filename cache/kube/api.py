@@ -1,0 +1,210 @@
+"""One session to the API server, shared by all watchers; foreign exceptions end here.
+
+No kubernetes client: a watch is a GET whose body is read line by line. Answers are not compressed: the API server's CPU
+is scarcer than the network beside it.
+"""
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import aiohttp
+import structlog
+
+from cache.kube import access
+from cache.watch_policy import Failure
+
+_CONNECT_SECONDS = 10.0
+_TOKEN_SECONDS = 60.0
+"""Rotated tokens appear in their file long before the old one expires; Kubernetes asks for a minute at most."""
+_EXPIRY_MARGIN_SECONDS = 60.0
+_RELOAD_SECONDS_MIN = 10.0
+"""Between two runs of the helper: with wrong credentials each watcher asks for one at each of its tries."""
+_READ_BUFFER_BYTES = 256 * 1024
+_KEEPALIVE_OPTIONS = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
+"""A dead peer is found within a minute, before the idle limit of a watch."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Interrupted(Exception):
+    """A request or its answer failed on the way."""
+
+    def __init__(self, failure: Failure, detail: str) -> None:
+        super().__init__(detail)
+        self.failure = failure
+        self.detail = detail
+
+
+class KubeApi:
+    """The session. `start` before the first request, `close` at the end.
+
+    `load` gives the access; it is called again when the API server no longer accepts the credentials (`reload`), or
+    shortly before they expire.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Awaitable[access.Access]] = access.load_access,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._load = load
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._lock = asyncio.Lock()
+        self._session: aiohttp.ClientSession | None = None
+        self._access: access.Access | None = None
+        self._ssl: ssl.SSLContext | bool = False
+        self._authorization = ""
+        self._token_read_at = 0.0
+        self._loaded_at: float | None = None
+        self.loads = 0
+        """How often the access was loaded."""
+
+    @property
+    def host(self) -> str:
+        """The API server's address, empty before the first load."""
+        return self._access.host if self._access else ""
+
+    async def start(self) -> None:
+        """Loads the access and opens the session; raises access.AccessError."""
+        async with self._lock:
+            await self._load_access()
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, socket_factory=_keepalive_socket),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "typha"},
+            read_bufsize=_READ_BUFFER_BYTES,
+        )
+
+    async def close(self) -> None:
+        """Closes all connections; the watchers must be done."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def reload(self) -> None:
+        """Loads the access again, unless that happened a moment ago; raises access.AccessError."""
+        async with self._lock:
+            if self._loaded_at is None or self._clock() - self._loaded_at >= _RELOAD_SECONDS_MIN:
+                await self._load_access()
+
+    async def get(self, path: str, query: Mapping[str, str], *, read_timeout_seconds: float) -> aiohttp.ClientResponse:
+        """Makes a request; the caller closes the response. Raises Interrupted."""
+        try:
+            await self._refresh()
+        except access.AccessError as error:
+            raise Interrupted(Failure.CREDENTIALS, str(error)) from error
+        session, how = self._session, self._access
+        if session is None or how is None:
+            raise RuntimeError("the session to the API server is not open")
+        timeout = aiohttp.ClientTimeout(
+            total=None, connect=_CONNECT_SECONDS, sock_connect=_CONNECT_SECONDS, sock_read=read_timeout_seconds
+        )
+        try:
+            return await session.get(
+                how.host + path,
+                params=query,
+                headers={"Authorization": self._authorization} if self._authorization else None,
+                ssl=self._ssl,
+                server_hostname=how.server_name or None,
+                proxy=how.proxy or None,
+                timeout=timeout,
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, OSError) as error:
+            raise _interrupted(error) from error
+
+    async def _refresh(self) -> None:
+        how = self._access
+        if how is None:
+            raise RuntimeError("the session to the API server is not open")
+        if how.expires_at is not None and self._wall_clock() >= how.expires_at - _EXPIRY_MARGIN_SECONDS:
+            await self.reload()
+        elif how.token_file and self._clock() - self._token_read_at >= _TOKEN_SECONDS:
+            self._authorization = f"Bearer {access.read_token(how.token_file)}"
+            self._token_read_at = self._clock()
+
+    async def _load_access(self) -> None:
+        self._loaded_at = self._clock()
+        how = await self._load()
+        context = access.make_ssl_context(how)
+        authorization = f"Bearer {access.read_token(how.token_file)}" if how.token_file else how.authorization
+        if self._access is None or how.host != self._access.host:
+            _log.info("using the API server", host=how.host, source=how.source)
+        # Connections that are open stay as they are: new ones use what is new.
+        self._access, self._ssl, self._authorization = how, context, authorization
+        self._token_read_at = self._clock()
+        self.loads += 1
+
+
+async def read_chunk(response: aiohttp.ClientResponse) -> bytes:
+    """What has arrived of the body, at least one byte; empty at its end. Raises Interrupted."""
+    try:
+        return await response.content.readany()
+    except (aiohttp.ClientError, OSError) as error:
+        raise _interrupted(error) from error
+
+
+async def read_body(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
+    """The whole body; raises Interrupted, with TOO_LARGE if it is longer than the limit."""
+    if (response.content_length or 0) > limit_bytes:
+        raise _too_large(limit_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    while chunk := await read_chunk(response):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > limit_bytes:
+            raise _too_large(limit_bytes)
+    return b"".join(chunks)
+
+
+async def read_beginning(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
+    """The body up to a limit, for an error's text; what cannot be read of it is left out."""
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        while size < limit_bytes and (chunk := await read_chunk(response)):
+            chunks.append(chunk)
+            size += len(chunk)
+    except Interrupted as error:
+        _log.debug("the body of an error broke off", detail=error.detail)
+    return b"".join(chunks)[:limit_bytes]
+
+
+def retry_after_seconds(response: aiohttp.ClientResponse) -> float:
+    """The Retry-After header in seconds; 0 if there is none, or it is a date (the API server never sends one)."""
+    text = response.headers.get("Retry-After", "").strip()
+    return float(text) if text.isascii() and text.isdigit() and len(text) <= 9 else 0.0
+
+
+def _too_large(limit_bytes: int) -> Interrupted:
+    return Interrupted(Failure.TOO_LARGE, f"the list page is larger than {limit_bytes} bytes")
+
+
+def _interrupted(error: Exception) -> Interrupted:
+    detail = str(error) or type(error).__name__
+    # A timeout while connecting is no half-open stream; the class that means both is the last to be asked.
+    if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)) or isinstance(error.__cause__, ssl.SSLError):
+        return Interrupted(Failure.CREDENTIALS, f"TLS: {detail}")
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return Interrupted(Failure.NETWORK, f"no connection within {_CONNECT_SECONDS:.0f} s")
+    if isinstance(error, TimeoutError):
+        return Interrupted(Failure.IDLE, "no byte for too long: the connection is half open")
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return Interrupted(Failure.TRUNCATED, detail)
+    return Interrupted(Failure.NETWORK, detail)
+
+
+def _keepalive_socket(address: tuple[socket.AddressFamily, socket.SocketKind, int, str, object]) -> socket.socket:
+    family, kind, protocol, _, _ = address
+    result = socket.socket(family, kind, protocol)
+    result.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE_OPTIONS:
+        result.setsockopt(socket.IPPROTO_TCP, option, value)
+    return result

@@ -1,0 +1,168 @@
+"""Drives one watch machine: makes its requests, reads the answers, keeps the loop responsive.
+
+All decisions are the machine's (cache.watch). Here is only what takes time: each await can be cancelled, and the
+response that is open is then closed.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+
+import aiohttp
+import structlog
+
+from cache import objects, resources, watch, watch_counters, watch_decode, watch_policy, watch_steps
+from cache.kube import access, api
+from cache.watch_policy import Failure
+from cache.watch_steps import RequestKind
+from protocol.messages import SyncStatus
+
+_log = structlog.get_logger(__name__)
+
+
+class Watcher:
+    """Lists and watches one resource type and tells a sink; `run` is the task, the rest may be read at any time."""
+
+    def __init__(
+        self,
+        session: api.KubeApi,
+        type: resources.ResourceType,
+        sink: objects.WatchSink,
+        *,
+        policy: watch_policy.WatchPolicy | None = None,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.type = type
+        self._session = session
+        self._policy = policy or watch_policy.WatchPolicy()
+        self._clock = clock
+        self._since_yield = 0
+        self._machine = watch.WatchMachine(
+            type, sink, policy=self._policy, random=rng or random.Random(), notify=self._notify, now=clock()
+        )
+
+    @property
+    def counters(self) -> watch_counters.WatchCounters:
+        """What the watcher has counted so far."""
+        return self._machine.counters
+
+    @property
+    def status(self) -> SyncStatus:
+        """The status that the sink was told last."""
+        return self._machine.status
+
+    @property
+    def objects(self) -> int:
+        """How many objects of the type are known."""
+        return self._machine.objects
+
+    async def run(self) -> None:
+        """Watches for ever: ends by cancellation, or by an exception of the sink."""
+        while True:
+            step = self._machine.next_step(self._clock())
+            if isinstance(step, watch_steps.Pause):
+                await asyncio.sleep(max(0.0, step.until - self._clock()))
+                self._machine.tick(self._clock())
+            elif isinstance(step, watch_steps.ReloadCredentials):
+                await self._reload_credentials()
+            else:
+                await self._perform(step)
+            await self._finish_batch()
+
+    async def _reload_credentials(self) -> None:
+        try:
+            await self._session.reload()
+        except access.AccessError as error:
+            self._machine.interrupted(self._clock(), Failure.CREDENTIALS, str(error))
+
+    async def _perform(self, request: watch_steps.Request) -> None:
+        try:
+            response = await self._session.get(
+                request.path, request.query, read_timeout_seconds=request.read_timeout_seconds
+            )
+            # Closing costs nothing where the body was read to its end: the connection is back in the pool by then.
+            try:
+                await self._read_answer(request, response)
+            finally:
+                response.close()
+        except api.Interrupted as error:
+            self._machine.interrupted(self._clock(), error.failure, error.detail)
+
+    async def _read_answer(self, request: watch_steps.Request, response: aiohttp.ClientResponse) -> None:
+        if response.status != 200:
+            body = await api.read_beginning(response, self._policy.max_error_bytes)
+            retry_after = api.retry_after_seconds(response)
+            self._machine.refused(self._clock(), response.status, body=body, retry_after_seconds=retry_after)
+        elif request.kind is RequestKind.LIST:
+            await self._read_page(response)
+        else:
+            self._machine.accepted(self._clock())
+            await self._read_stream(response)
+
+    async def _read_page(self, response: aiohttp.ClientResponse) -> None:
+        body = await api.read_body(response, self._policy.max_page_bytes)
+        try:
+            page = watch_decode.decode_page(body)
+        except watch_decode.InvalidInput as error:
+            raise api.Interrupted(Failure.MALFORMED, str(error)) from error
+        del body
+        self._machine.begin_page(self._clock(), page)
+        size = self._policy.slice_items
+        for start in range(0, len(page.items), size):
+            self._machine.items(page, page.items[start : start + size])
+            await asyncio.sleep(0)
+        self._machine.end_page(self._clock(), page)
+
+    async def _read_stream(self, response: aiohttp.ClientResponse) -> None:
+        machine = self._machine
+        splitter = watch_decode.LineSplitter(self._policy.max_line_bytes)
+        while machine.streaming:
+            deadline = machine.deadline
+            chunk = await self._read_until(response, deadline)
+            if chunk == b"":
+                machine.stream_ended(self._clock(), is_truncated=splitter.has_rest)
+            elif chunk is not None:
+                try:
+                    lines = splitter.feed(chunk)
+                except watch_decode.InvalidInput as error:
+                    raise api.Interrupted(Failure.TOO_LARGE, str(error)) from error
+                await self._take_lines(lines)
+            now = self._clock()
+            if deadline is not None and now >= deadline and machine.streaming:
+                machine.tick(now)
+            await self._finish_batch()
+
+    async def _read_until(self, response: aiohttp.ClientResponse, deadline: float | None) -> bytes | None:
+        """The next bytes, or None if there were none before the deadline."""
+        if deadline is None:
+            return await api.read_chunk(response)
+        try:
+            async with asyncio.timeout(max(0.0, deadline - self._clock())):
+                return await api.read_chunk(response)
+        except TimeoutError:
+            return None
+
+    async def _take_lines(self, lines: list[bytes]) -> None:
+        machine = self._machine
+        for line in lines:
+            machine.line(self._clock(), line)
+            if not machine.streaming:
+                return
+            self._since_yield += 1
+            if self._since_yield >= self._policy.slice_items:
+                # Reading does not give way by itself as long as there is something to read.
+                self._since_yield = 0
+                await asyncio.sleep(0)
+
+    async def _finish_batch(self) -> None:
+        is_sweeping = self._machine.sweep(self._clock())
+        while is_sweeping:
+            await asyncio.sleep(0)
+            is_sweeping = self._machine.sweep(self._clock())
+        self._machine.end_batch(self._clock())
+
+    def _notify(self, notice: watch_steps.Notice) -> None:
+        log = {"info": _log.info, "warning": _log.warning, "error": _log.error}[notice.level]
+        log(notice.kind.value, type=str(self.type), **notice.fields)
