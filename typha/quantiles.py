@@ -50,7 +50,7 @@ class Histogram:
         # _bucket, written out: on the path of each delivery a call would cost as much as the rest.
         if _SMALLEST <= value < _LARGEST:
             mantissa, exponent = _frexp(value)
-            self._current[(exponent << 3) + int(mantissa * _MANTISSA_FACTOR) + _OFFSET] += times
+            self._current[exponent * _BUCKETS_PER_OCTAVE + int(mantissa * _MANTISSA_FACTOR) + _OFFSET] += times
         else:
             self._current[_bucket(value)] += times
         self.count += times

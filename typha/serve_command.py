@@ -34,9 +34,10 @@ def _parameters() -> list[click.Parameter]:
 
 def _option(row: settings.Row) -> click.Option:
     """A flag whose value stays text: the settings table parses it like any other source's."""
-    if row.type.label == "bool":
-        return click.Option([row.flag, row.attribute], is_flag=False, flag_value="true", metavar="BOOL", help=row.help)
-    return click.Option([row.flag, row.attribute], metavar=row.type.label.upper(), help=row.help)
+    metavar = f"<{row.type.label}>"
+    if row.type.label == "bool":  # the value may be left out
+        return click.Option([row.flag, row.attribute], is_flag=False, flag_value="true", metavar=metavar, help=row.help)
+    return click.Option([row.flag, row.attribute], metavar=metavar, help=row.help)
 
 
 def _serve(**arguments: Any) -> int:
@@ -78,7 +79,7 @@ serve = click.Command("serve", callback=_serve, params=_parameters(), help=_HELP
 
 
 @click.pass_context
-def _serve_without_subcommand(context: click.Context, **arguments: Any) -> int | None:
+def _serve_without_subcommand(context: click.Context, /, **arguments: Any) -> int | None:
     return _serve(**arguments) if context.invoked_subcommand is None else None
 
 

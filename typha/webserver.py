@@ -1,0 +1,195 @@
+"""The small HTTP servers of the process, for metrics and for health, on aiohttp.
+
+A server that cannot listen is tried again each second, with one log line per outage: the service goes on without it.
+Changed TLS files are taken up within ten seconds (the original reads them at each handshake).
+"""
+
+import asyncio
+import os
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import structlog
+from aiohttp import web
+
+from typha import health, settings
+
+RETRY_SECONDS = 1.0
+TLS_CHECK_SECONDS = 10.0
+_HEADER_BYTES_LIMIT = 8190
+_KEEPALIVE_SECONDS = 75.0
+_BACKLOG = 128
+
+_VERIFY_MODES = {
+    "NoClientCert": ssl.CERT_NONE,
+    "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
+    # Python's ssl cannot ask for a certificate and not verify it: the stricter of the two.
+    "RequireAnyClientCert": ssl.CERT_REQUIRED,
+    "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
+}
+
+
+class Response(NamedTuple):
+    """What a page answers."""
+
+    status: int
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+
+
+Page = Callable[[], Response]
+
+
+class TlsFiles(NamedTuple):
+    """HTTPS: paths of certificate, key and CA, and what is asked of clients (the original's words)."""
+
+    cert_file: str
+    key_file: str
+    ca_file: str
+    client_auth: str
+
+    def load(self) -> ssl.SSLContext:
+        """Raises OSError (ssl.SSLError is one) if a file cannot be read or used."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.cert_file, self.key_file)
+        context.load_verify_locations(self.ca_file)
+        context.verify_mode = _VERIFY_MODES[self.client_auth]
+        return context
+
+    def fingerprint(self) -> tuple[tuple[int, int, int], ...]:
+        """What changes when a file does. Raises OSError if one is missing."""
+        stats = [os.stat(path) for path in (self.cert_file, self.key_file, self.ca_file)]
+        return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
+
+
+class WebServer:
+    """One listening port with a few pages by path; any method is answered, other paths are 404."""
+
+    def __init__(
+        self, name: str, pages: Mapping[str, Page], *, host: str, port: int, tls_files: TlsFiles | None = None
+    ) -> None:
+        self._name = name
+        self._pages = pages
+        self._host = host or None
+        self._tls_files = tls_files
+        self._log = structlog.get_logger("typha.webserver")
+        self._listening = asyncio.Event()
+        self._listener: asyncio.Server | None = None
+        self.port = port
+        """The port it listens on: the configured one, or once it listens the one that 0 became."""
+
+    def __repr__(self) -> str:
+        state = "listening" if self._listening.is_set() else "not listening"
+        return f"WebServer({self._name} on {self._host or '*'}:{self.port}, {state})"
+
+    async def wait_listening(self) -> None:
+        """Return once it listens."""
+        await self._listening.wait()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        server = web.Server(
+            self._handle,
+            access_log=None,
+            max_line_size=_HEADER_BYTES_LIMIT,
+            max_field_size=_HEADER_BYTES_LIMIT,
+            keepalive_timeout=_KEEPALIVE_SECONDS,
+        )
+        try:
+            fingerprint = await self._listen_with_retries(server)
+            while True:
+                await asyncio.sleep(TLS_CHECK_SECONDS)
+                fingerprint = await self._maybe_reload(server, fingerprint)
+        finally:
+            self._listening.clear()
+            if self._listener is not None:
+                self._listener.close()
+            await server.shutdown(timeout=1.0)
+
+    async def _listen_with_retries(self, server: web.Server) -> object:
+        complained = False
+        while True:
+            try:
+                fingerprint = self._tls_files.fingerprint() if self._tls_files else None
+                await self._listen(server)
+            except OSError as error:
+                if not complained:
+                    self._log.error("HTTP server cannot listen, trying again each second", **self._fields(error=error))
+                complained = True
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self._log.info("HTTP server is listening", **self._fields(tls=self._tls_files is not None))
+                return fingerprint
+
+    async def _maybe_reload(self, server: web.Server, known: object) -> object:
+        """Listen anew if the TLS files have changed and can be used; open connections go on."""
+        if self._tls_files is None or self._listener is None:
+            return known
+        try:
+            fingerprint = self._tls_files.fingerprint()
+            if fingerprint == known:
+                return known
+            self._tls_files.load()
+        except OSError as error:
+            self._log.warning("Changed TLS files cannot be used, keeping the old ones", **self._fields(error=error))
+            return known
+        self._listener.close()
+        return await self._listen_with_retries(server)
+
+    async def _listen(self, server: web.Server) -> None:
+        context = self._tls_files.load() if self._tls_files else None
+        loop = asyncio.get_running_loop()
+        # After a reload, self.port is what 0 became.
+        self._listener = await loop.create_server(server, self._host, self.port, ssl=context, backlog=_BACKLOG)
+        self.port = self._listener.sockets[0].getsockname()[1]
+        self._listening.set()
+
+    def _fields(self, **fields: object) -> dict[str, object]:
+        return {"server": self._name, "host": self._host or "", "port": self.port, **fields}
+
+    async def _handle(self, request: web.BaseRequest) -> web.Response:
+        page = self._pages.get(request.path)
+        if page is None:
+            return web.Response(status=404, text="404 page not found\n")
+        try:
+            response = page()
+        except Exception:
+            self._log.exception("Page failed", server=self._name, path=request.path)
+            return web.Response(status=500, text="internal error\n")
+        headers = {"Content-Type": response.content_type}
+        return web.Response(status=response.status, body=response.body, headers=headers)
+
+
+def health_server(aggregator: health.HealthAggregator, configured: settings.Settings) -> WebServer:
+    """The server of /liveness and /readiness. Health is judged by `time.monotonic`."""
+
+    def page(ask: Callable[[float], health.Answer]) -> Page:
+        def answer() -> Response:
+            status, body = ask(time.monotonic())
+            return Response(status, body.encode())
+
+        return answer
+
+    pages = {"/liveness": page(aggregator.liveness), "/readiness": page(aggregator.readiness)}
+    return WebServer("health", pages, host=configured.health_host, port=configured.health_port)
+
+
+def metrics_server(exposition: Callable[[], bytes], content_type: str, configured: settings.Settings) -> WebServer:
+    """The server of /metrics, with HTTPS if its settings ask for it."""
+    tls_files = None
+    if configured.prometheus_metrics_cert_file or configured.prometheus_metrics_key_file:
+        tls_files = TlsFiles(
+            configured.prometheus_metrics_cert_file,
+            configured.prometheus_metrics_key_file,
+            configured.prometheus_metrics_ca_file,
+            configured.prometheus_metrics_client_auth,
+        )
+    return WebServer(
+        "metrics",
+        {"/metrics": lambda: Response(200, exposition(), content_type)},
+        host=configured.prometheus_metrics_host,
+        port=configured.prometheus_metrics_port,
+        tls_files=tls_files,
+    )
