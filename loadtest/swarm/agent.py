@@ -1,0 +1,251 @@
+"""One agent of the swarm: what it does with the bytes of its connection. Pure.
+
+It checks its own sequence of frames with the same rules as `protocol.native.connection`, and moves from one shared
+state to the next as its own bytes say. It is not built on `Connection`, because that decodes every frame for every
+agent.
+"""
+
+import enum
+from typing import Final
+
+from loadtest.swarm import frames, histogram, states, timeline
+from protocol import errors, messages, reasons
+from protocol.native import codec
+from protocol.native import frames as native
+
+_bucket_of = histogram.bucket_of
+
+
+class Phase(enum.IntEnum):
+    """What was received last on this connection."""
+
+    DISCONNECTED = 0
+    PREFACE = 1
+    HELLO = 2
+    READY = 3
+    SNAPSHOT = 4
+    FOLLOWING = 5
+    ENDED = 6
+    """The server said goodbye."""
+
+
+_FOLLOWING: Final = Phase.FOLLOWING
+
+
+class Group:
+    """Counters of some agents of one process, those that behave or those that do not; plain integers: it is hot."""
+
+    __slots__ = ("bytes", "deletions", "frames", "goodbyes", "in_sync_after", "latency", "snapshots", "updates")
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.frames = 0
+        self.updates = 0
+        self.deletions = 0
+        self.snapshots = 0
+        self.goodbyes: dict[str, int] = {}
+        self.latency = histogram.Histogram()
+        """From the writer's annotation to the return of the agent's read, for updates written while it was in sync."""
+        self.in_sync_after = histogram.Histogram()
+        """From the connect to the first status in-sync."""
+
+
+class Shared:
+    """What the agents of one process have in common."""
+
+    __slots__ = ("cache", "table", "timeline")
+
+    def __init__(self) -> None:
+        self.cache = frames.FrameCache()
+        self.table = states.StateTable()
+        self.timeline = timeline.Timeline()
+
+
+class Agent:
+    """An agent over all its connections; its map outlives them, as that of a real one does."""
+
+    __slots__ = (
+        "_answer",
+        "_connected_ns",
+        "_partial",
+        "_shared",
+        "_splitter",
+        "deletions",
+        "group",
+        "in_sync",
+        "incarnation",
+        "live_since_ns",
+        "name",
+        "phase",
+        "retry_after_seconds",
+        "sequence",
+        "state",
+        "status",
+    )
+
+    def __init__(self, name: str, shared: Shared, group: Group) -> None:
+        self.name = name
+        self.group = group
+        self.state = shared.table.empty
+        self.phase = Phase.DISCONNECTED
+        self.sequence = 0
+        self.incarnation = b""
+        self.status: messages.SyncStatus | None = None
+        self.in_sync = False
+        self.live_since_ns = 0
+        """When this connection first was in sync; 0 if it was not yet."""
+        self.deletions = 0
+        """Objects that this agent saw go, over all connections."""
+        self.retry_after_seconds = 0.0
+        """What the last goodbye asked for."""
+        self._shared = shared
+        self._splitter = native.FrameSplitter()
+        self._partial: states.Partial | None = None
+        self._answer = b""
+        self._connected_ns = 0
+
+    def connected(self, *, feed: str, features: frozenset[str], now_ns: int) -> bytes:
+        """A new connection is up; returns the bytes to send first."""
+        self.disconnected()
+        self._connected_ns = now_ns
+        self.phase = Phase.PREFACE
+        hello = messages.ClientHello(feed=feed, agent=self.name, node=self.name, features=features, software="loadtest")
+        return native.PREFACE + native.pack_frame(codec.encode(hello))
+
+    def disconnected(self) -> None:
+        """The connection is gone; the map stays as it is."""
+        self.phase = Phase.DISCONNECTED
+        self.sequence = 0
+        self.status = None
+        self.in_sync = False
+        self.live_since_ns = 0
+        self.retry_after_seconds = 0.0
+        self._splitter = native.FrameSplitter()
+        self._partial = None
+        self._answer = b""
+
+    def receive(self, data: bytes, now_ns: int) -> bytes:
+        """Takes what was read from the socket; returns what is to be sent, mostly nothing.
+
+        Raises RemoteProtocolError if the server broke the protocol; the connection is of no more use then.
+        """
+        self.group.bytes += len(data)
+        splitter = self._splitter
+        if self.phase == _FOLLOWING and not splitter.pending_bytes:
+            whole = self._shared.cache.reads.get(data)
+            if whole is not None:
+                for frame in whole:
+                    self._take(frame, now_ns)
+                return self._take_answer()
+        splitter.receive(data)
+        if self.phase < Phase.READY and not self._handshake():
+            return b""
+        taken: list[frames.Frame] = []
+        while self.phase != Phase.ENDED and (part := splitter.next_frame()) is not None:
+            frame = self._shared.cache.decode(*part)
+            taken.append(frame)
+            self._take(frame, now_ns)
+        if not splitter.pending_bytes:
+            splitter.receive(b"")  # lets go of the bytes it has handed out
+            if len(data) <= frames.MAX_CACHED_READ_BYTES and sum(frame.size_bytes for frame in taken) == len(data):
+                self._shared.cache.reads.put(data, tuple(taken))
+        return self._take_answer()
+
+    def _take_answer(self) -> bytes:
+        answer, self._answer = self._answer, b""
+        return answer
+
+    def _handshake(self) -> bool:
+        """Preface and server-hello, which is another one for each connection; false for "not yet"."""
+        splitter = self._splitter
+        if self.phase == Phase.PREFACE:
+            received = splitter.peek(len(native.PREFACE))
+            if not native.PREFACE.startswith(received):
+                raise errors.RemoteProtocolError(
+                    f"the first bytes are {received!r}", reason=reasons.DisconnectReason.BAD_PREFACE
+                )
+            if len(received) < len(native.PREFACE):
+                return False
+            splitter.skip(len(received))
+            self.phase = Phase.HELLO
+        part = splitter.next_frame()
+        if part is None:
+            return False
+        match codec.decode(native.unpack_payload(*part)):
+            case messages.ServerHello(incarnation=incarnation):
+                self.incarnation = incarnation
+                self.phase = Phase.READY
+            case messages.Goodbye() as goodbye:
+                self._goodbye(goodbye)
+            case other:
+                raise errors.RemoteProtocolError(f"unexpected {type(other).__name__} in place of a hello")
+        return True
+
+    def _take(self, frame: frames.Frame, now_ns: int) -> None:
+        group = self.group
+        group.frames += 1
+        if self.phase != _FOLLOWING or frame.previous_sequence < 0:
+            self._take_other(frame, now_ns)
+            return
+        if frame.previous_sequence != self.sequence or frame.sequence < frame.previous_sequence:
+            raise errors.RemoteProtocolError(
+                f"updates {frame.previous_sequence}..{frame.sequence} do not follow on {self.sequence}"
+            )
+        step = self.state.next.get(frame)
+        if step is None:
+            step = self._shared.table.update(self.state, frame, now_ns=now_ns)
+            self._shared.timeline.reached(self.incarnation, frame.sequence, now_ns)
+        self.state = step.state
+        self.sequence = frame.sequence
+        group.updates += len(frame.changes)
+        if step.deletions:
+            self.deletions += step.deletions
+            group.deletions += step.deletions
+        live_since = self.live_since_ns
+        if live_since:
+            counts = group.latency.counts
+            for written_at in frame.written_at:
+                if written_at >= live_since:
+                    counts[_bucket_of((now_ns - written_at) // 1000)] += 1
+
+    def _take_other(self, frame: frames.Frame, now_ns: int) -> None:
+        table = self._shared.table
+        match self.phase, frame.message:
+            case Phase.READY | Phase.SNAPSHOT | Phase.FOLLOWING, messages.Ping():
+                self._answer += native.pack_frame(codec.encode(messages.Pong(self.sequence)))
+            case Phase.FOLLOWING, messages.Status() as status:
+                self._take_status(status, now_ns)
+            case Phase.READY | Phase.FOLLOWING, messages.SnapshotBegin():
+                self._partial = table.begin(frame)
+                self.phase = Phase.SNAPSHOT
+            case Phase.SNAPSHOT, messages.SnapshotChunk() if self._partial is not None:
+                self._partial = table.chunk(self._partial, frame)
+            case Phase.SNAPSHOT, messages.SnapshotEnd() as end if self._partial is not None:
+                step = table.replace(self.state, table.end(self._partial, frame), now_ns=now_ns)
+                self.state = step.state
+                self.deletions += step.deletions
+                self.group.deletions += step.deletions
+                self.group.snapshots += 1
+                self._partial = None
+                self.sequence = end.sequence
+                self._shared.timeline.reached(self.incarnation, end.sequence, now_ns)
+                self.phase = Phase.FOLLOWING
+            case Phase.READY | Phase.SNAPSHOT | Phase.FOLLOWING, messages.Goodbye() as goodbye:
+                self._goodbye(goodbye)
+            case phase, message:
+                raise errors.RemoteProtocolError(f"unexpected {type(message).__name__} while {phase.name.lower()}")
+
+    def _take_status(self, status: messages.Status, now_ns: int) -> None:
+        if status.sequence != self.sequence:
+            raise errors.RemoteProtocolError(f"status of {status.sequence} does not follow on {self.sequence}")
+        self.status = status.status
+        self.in_sync = status.status == messages.SyncStatus.IN_SYNC
+        if self.in_sync and not self.live_since_ns:
+            self.live_since_ns = now_ns
+            self.group.in_sync_after.add((now_ns - self._connected_ns) // 1000)
+
+    def _goodbye(self, goodbye: messages.Goodbye) -> None:
+        self.phase = Phase.ENDED
+        self.in_sync = False
+        self.retry_after_seconds = goodbye.retry_after_milliseconds / 1000
+        self.group.goodbyes[goodbye.reason] = self.group.goodbyes.get(goodbye.reason, 0) + 1

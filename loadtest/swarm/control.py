@@ -1,0 +1,124 @@
+"""What a supervisor and its worker processes say to each other: one JSON object a line, over pipes."""
+
+from typing import TypeAlias
+
+import msgspec
+
+MAX_LINE_BYTES = 64 * 1024 * 1024
+"""Digests and deletions of a process come as one line."""
+
+
+class Start(msgspec.Struct, tag="start", kw_only=True):
+    """Connect agents `first_index` .. `first_index + agents - 1`; the first message, once."""
+
+    addresses: list[tuple[str, int]]
+    feed: str
+    agents: int
+    first_index: int = 0
+    ramp_per_second: float = 1000.0
+    """New connections a second of this process."""
+    compressed: bool = True
+    small_buffers: int = 0
+    """So many of the last agents have the smallest possible receive buffer (SO_RCVBUF)."""
+    seed: int = 0
+
+
+class Impair(msgspec.Struct, tag="impair", kw_only=True):
+    """The last `agents` agents read at most so many bytes a second (0: nothing at all) for a while."""
+
+    agents: int
+    bytes_per_second: int
+    seconds: float
+
+
+class Reconnect(msgspec.Struct, tag="reconnect"):
+    """Every agent drops its connection; they connect again at the ramp's rate (0: all at once)."""
+
+    ramp_per_second: float = 0.0
+
+
+class AskDigests(msgspec.Struct, tag="ask-digests"):
+    """Answer with Digests."""
+
+
+class Stop(msgspec.Struct, tag="stop"):
+    """Close everything and end."""
+
+
+Command: TypeAlias = Start | Impair | Reconnect | AskDigests | Stop
+
+
+class GroupStats(msgspec.Struct, kw_only=True):
+    """Counts since the start of the agents that behave, or of the impaired. Histograms: since the last report."""
+
+    bytes: int = 0
+    frames: int = 0
+    updates: int = 0
+    deletions: int = 0
+    snapshots: int = 0
+    goodbyes: dict[str, int] = msgspec.field(default_factory=dict)
+    latency: list[tuple[int, int]] = msgspec.field(default_factory=list)
+    in_sync_after: list[tuple[int, int]] = msgspec.field(default_factory=list)
+
+
+class Stats(msgspec.Struct, tag="stats", kw_only=True):
+    """A worker's report, every half a second."""
+
+    at_ns: int
+    agents: int
+    connected: int
+    """With a server-hello."""
+    in_sync: int
+    connects: int
+    disconnects: dict[str, int]
+    """By what the agent saw: eof, goodbye, protocol-error, or the name of an errno."""
+    protocol_errors: list[str]
+    """The first few, in words."""
+    behaving: GroupStats
+    impaired: GroupStats
+    slowest_lag_seconds: float
+    """Of the connected, unimpaired agents: age of the first update that the slowest lacks and another has."""
+    highest_sequence: int
+    distinct_states: int
+    distinct_frames: int
+    cpu_seconds: float
+
+
+class AgentDigest(msgspec.Struct, array_like=True):
+    """One agent's proof."""
+
+    name: str
+    digest: int
+    keys: int
+    sequence: int
+    in_sync: bool
+    deletions: int
+
+
+class Deletion(msgspec.Struct, array_like=True):
+    """An object that some agent of the process saw deleted; when the first of them did."""
+
+    key: str
+    uid: str
+    first_seen_ns: int
+
+
+class Digests(msgspec.Struct, tag="digests", kw_only=True):
+    """Every agent's digest, and all deletions seen since the start."""
+
+    agents: list[AgentDigest]
+    deletions: list[Deletion]
+    deletions_lost: int
+
+
+class Failed(msgspec.Struct, tag="failed"):
+    """The worker cannot go on."""
+
+    text: str
+
+
+Report: TypeAlias = Stats | Digests | Failed
+
+encode = msgspec.json.Encoder().encode
+decode_command = msgspec.json.Decoder(Command).decode
+decode_report = msgspec.json.Decoder(Report).decode

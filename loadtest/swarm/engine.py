@@ -1,0 +1,221 @@
+"""The sockets of one worker process: thousands of agents in one epoll."""
+
+import errno
+import heapq
+import random
+import select
+import socket
+import time
+from typing import Final
+
+from loadtest.swarm import agent, control
+from protocol import errors, messages
+
+READ_BYTES: Final = 64 * 1024
+READ_SNAPSHOT_BYTES: Final = 256 * 1024
+MAX_EVENTS: Final = 1024
+"""Events taken from one poll; a limit so that connects and reports have their turn."""
+BACK_OFF_SECONDS: Final = 0.2
+MAX_BACK_OFF_SECONDS: Final = 5.0
+THROTTLE_TICK_SECONDS: Final = 0.02
+MAX_ERRORS_KEPT: Final = 20
+
+
+class Link:
+    """An agent and its socket."""
+
+    __slots__ = ("address", "agent", "budget_bytes", "failures", "impaired_until", "open", "sock")
+
+    def __init__(self, one: agent.Agent) -> None:
+        self.agent = one
+        self.sock: socket.socket | None = None
+        self.open = False
+        """Connected, as far as TCP goes."""
+        self.address = 0
+        self.failures = 0
+        """Connections in a row that ended before they were in sync."""
+        self.impaired_until = 0.0
+        self.budget_bytes = 0.0
+
+
+class Engine:
+    """All agents of a process; `poll` does everything, and is called over and over."""
+
+    def __init__(self, start: control.Start) -> None:
+        self.start = start
+        self.shared = agent.Shared()
+        self.behaving = agent.Group()
+        self.impaired = agent.Group()
+        self.connects = 0
+        self.disconnects: dict[str, int] = {}
+        self.protocol_errors: list[str] = []
+        self.links = [
+            Link(agent.Agent(f"agent-{start.first_index + number}", self.shared, self.behaving))
+            for number in range(start.agents)
+        ]
+        self._features = frozenset({messages.Feature.ZSTD.value}) if start.compressed else frozenset[str]()
+        self._random = random.Random(start.seed * 1_000_003 + start.first_index)
+        self._epoll = select.epoll()
+        self._by_fd: dict[int, Link] = {}
+        self._due: list[tuple[float, int]] = []
+        self._throttled: dict[Link, int] = {}
+        """Links that read only in `_throttle` -> their bytes a second."""
+        self._throttled_at = 0.0
+        self._schedule_all(start.ramp_per_second)
+
+    def fileno(self) -> int:
+        """The epoll's descriptor, for a poll by someone else."""
+        return self._epoll.fileno()
+
+    def poll(self, timeout_seconds: float) -> None:
+        """Waits for sockets up to so long, and does what is due."""
+        now = time.monotonic()
+        if self._due:
+            timeout_seconds = min(timeout_seconds, max(0.0, self._due[0][0] - now))
+        if self._throttled:
+            timeout_seconds = min(timeout_seconds, THROTTLE_TICK_SECONDS)
+        for fd, events in self._epoll.poll(timeout_seconds, MAX_EVENTS):
+            link = self._by_fd.get(fd)
+            if link is None:
+                continue
+            if not link.open:
+                self._opened(link)
+            elif events:
+                self._read(link)
+        now = time.monotonic()
+        while self._due and self._due[0][0] <= now:
+            self._connect(heapq.heappop(self._due)[1])
+        if self._throttled and now - self._throttled_at >= THROTTLE_TICK_SECONDS:
+            self._throttle(now)
+
+    def impair(self, order: control.Impair) -> None:
+        """The last agents read slowly, or not at all, for a while."""
+        until = time.monotonic() + order.seconds
+        for link in self.links[len(self.links) - order.agents :]:
+            link.agent.group = self.impaired
+            link.impaired_until = until
+            link.budget_bytes = 0.0
+            self._throttled[link] = order.bytes_per_second
+            if link.sock is not None and link.open:
+                self._epoll.modify(link.sock.fileno(), 0)
+        self._throttled_at = time.monotonic()
+
+    def reconnect(self, ramp_per_second: float) -> None:
+        """Drops every connection; all agents connect again, all at once or at a rate."""
+        for link in self.links:
+            if link.sock is not None:
+                self._close(link, "dropped", again=False)
+        self._due.clear()
+        self._schedule_all(ramp_per_second)
+
+    def close(self) -> None:
+        """Drops every connection for good."""
+        for link in self.links:
+            if link.sock is not None:
+                self._close(link, "dropped", again=False)
+        self._epoll.close()
+
+    def _schedule_all(self, ramp_per_second: float) -> None:
+        now = time.monotonic()
+        step = 1 / ramp_per_second if ramp_per_second else 0.0
+        self._due = [(now + number * step, number) for number in range(len(self.links))]
+
+    def _connect(self, number: int) -> None:
+        link = self.links[number]
+        host, port = self.start.addresses[link.address % len(self.start.addresses)]
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if number >= len(self.links) - self.start.small_buffers:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        link.sock = sock
+        link.open = False
+        self._by_fd[sock.fileno()] = link
+        self._epoll.register(sock.fileno(), select.EPOLLOUT)
+        status = sock.connect_ex((host, port))
+        if status not in (0, errno.EINPROGRESS):
+            self._close(link, f"connect {errno.errorcode.get(status, status)}")
+
+    def _opened(self, link: Link) -> None:
+        assert link.sock is not None
+        status = link.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if status:
+            self._close(link, f"connect {errno.errorcode.get(status, status)}")
+            return
+        link.open = True
+        self.connects += 1
+        self._epoll.modify(link.sock.fileno(), 0 if link in self._throttled else select.EPOLLIN)
+        hello = link.agent.connected(feed=self.start.feed, features=self._features, now_ns=time.time_ns())
+        self._send(link, hello)
+
+    def _read(self, link: Link, limit_bytes: int | None = None) -> int:
+        """One read of a connection; returns how many bytes it gave."""
+        one, sock = link.agent, link.sock
+        assert sock is not None
+        limit = limit_bytes or (READ_SNAPSHOT_BYTES if one.phase == agent.Phase.SNAPSHOT else READ_BYTES)
+        try:
+            data = sock.recv(limit)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._close(link, errno.errorcode.get(error.errno or 0, str(error)))
+            return 0
+        if not data:
+            self._close(link, "goodbye" if one.phase == agent.Phase.ENDED else "eof")
+            return 0
+        try:
+            answer = one.receive(data, time.time_ns())
+        except errors.RemoteProtocolError as error:
+            if len(self.protocol_errors) < MAX_ERRORS_KEPT:
+                self.protocol_errors.append(f"{one.name}: {error}")
+            self._close(link, "protocol-error")
+            return 0
+        if one.in_sync:
+            link.failures = 0
+        if answer:
+            self._send(link, answer)
+        return len(data)
+
+    def _send(self, link: Link, data: bytes) -> None:
+        # A hello or a pong: the kernel takes it whole unless the server has not read for a hundred thousand pongs.
+        assert link.sock is not None
+        try:
+            complete = link.sock.send(data) == len(data)
+        except BlockingIOError:
+            complete = False
+        except OSError as error:
+            self._close(link, errno.errorcode.get(error.errno or 0, str(error)))
+            return
+        if not complete:
+            self._close(link, "send blocked")
+
+    def _close(self, link: Link, reason: str, *, again: bool = True) -> None:
+        assert link.sock is not None
+        self.disconnects[reason] = self.disconnects.get(reason, 0) + 1
+        del self._by_fd[link.sock.fileno()]
+        self._epoll.unregister(link.sock.fileno())
+        link.sock.close()
+        link.sock = None
+        link.open = False
+        retry_after = link.agent.retry_after_seconds
+        link.agent.disconnected()
+        if again:
+            delay = min(MAX_BACK_OFF_SECONDS, BACK_OFF_SECONDS * 2**link.failures) * self._random.uniform(0.5, 1.5)
+            link.failures = min(link.failures + 1, 16)
+            link.address += 1
+            number = int(link.agent.name.rpartition("-")[2]) - self.start.first_index
+            heapq.heappush(self._due, (time.monotonic() + max(delay, retry_after), number))
+
+    def _throttle(self, now: float) -> None:
+        """Lets impaired agents read what they may, and frees those whose time is up."""
+        elapsed = now - self._throttled_at
+        self._throttled_at = now
+        for link, bytes_per_second in list(self._throttled.items()):
+            if now >= link.impaired_until:
+                del self._throttled[link]
+                if link.sock is not None and link.open:
+                    self._epoll.modify(link.sock.fileno(), select.EPOLLIN)
+                continue
+            link.budget_bytes = min(link.budget_bytes + elapsed * bytes_per_second, float(READ_SNAPSHOT_BYTES))
+            if link.budget_bytes >= 1 and link.sock is not None and link.open:
+                link.budget_bytes -= self._read(link, int(link.budget_bytes))

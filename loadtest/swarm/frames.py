@@ -1,0 +1,155 @@
+"""Frames as the swarm needs them: what they change, decoded once for all agents of a process. Pure.
+
+A frame's decoded form is found by its bytes, compared in full by the dictionary: two agents share a decoded frame if
+and only if they received the same bytes.
+"""
+
+import sys
+from typing import Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from protocol import digest, messages
+from protocol.native import codec
+from protocol.native import frames as native
+
+T = TypeVar("T")
+
+WRITTEN_AT = "loadtest.typha/written-at"
+"""Annotation: when the writer sent the change to the API server, in nanoseconds since 1970."""
+
+FRAME_CACHE_BYTES = 64 * 1024 * 1024
+READ_CACHE_BYTES = 8 * 1024 * 1024
+MAX_CACHED_READ_BYTES = 64 * 1024
+"""Longer reads are parts of snapshots; they end in mid-frame, and no two agents' reads end at the same place."""
+
+
+class Entry(NamedTuple):
+    """What the swarm keeps of a live key: the digest of key and value, and the object's uid ("" if it carries none)."""
+
+    digest: int
+    uid: str
+
+
+class Change(NamedTuple):
+    """What one update of a frame does to a map; None deletes the key."""
+
+    key: str
+    entry: Entry | None
+
+
+class Frame:
+    """One decoded frame. Equal only to itself, so that it can stand for its bytes as a dictionary's key."""
+
+    __slots__ = ("changes", "message", "previous_sequence", "sequence", "size_bytes", "written_at")
+
+    def __init__(self, message: messages.Message, *, size_bytes: int) -> None:
+        self.message = message
+        """Without its updates, which are in `changes`."""
+        self.size_bytes = size_bytes
+        self.changes: tuple[Change, ...] = ()
+        self.written_at: tuple[int, ...] = ()
+        """For each update that carries the annotation: nanoseconds since 1970."""
+        self.previous_sequence = -1
+        """Of updates; -1 for every other message."""
+        self.sequence = 0
+        match message:
+            case messages.Updates(previous_sequence=previous, sequence=sequence, updates=updates):
+                self._take(updates)
+                self.previous_sequence = previous
+                self.sequence = sequence
+                self.message = messages.Updates(previous, sequence, ())
+            case messages.SnapshotChunk(index=index, digest=chunk_digest, more=more, updates=updates):
+                self._take(updates)
+                self.message = messages.SnapshotChunk(index, chunk_digest, more, ())
+
+    def _take(self, updates: tuple[messages.Update, ...]) -> None:
+        changes: list[Change] = []
+        written_at: list[int] = []
+        for update in updates:
+            key = sys.intern(update.key)
+            if update.value is None:
+                changes.append(Change(key, None))
+                continue
+            uid, written = metadata_of(update.value)
+            changes.append(Change(key, Entry(digest.pair_digest(key.encode(), update.value), uid)))
+            if written:
+                written_at.append(written)
+        self.changes = tuple(changes)
+        self.written_at = tuple(written_at)
+
+
+class _Metadata(msgspec.Struct, gc=False):
+    uid: str = ""
+    annotations: dict[str, str] | None = None
+
+
+class _Object(msgspec.Struct, gc=False):
+    metadata: _Metadata = msgspec.field(default_factory=_Metadata)
+
+
+_decode_object = msgspec.json.Decoder(_Object).decode
+
+
+def metadata_of(value: bytes) -> tuple[str, int]:
+    """(uid, written-at in nanoseconds) of a value; ("", 0) where it has none, or is no Kubernetes object."""
+    try:
+        metadata = _decode_object(value).metadata
+        written = int((metadata.annotations or {}).get(WRITTEN_AT, 0))
+    except ValueError:
+        return "", 0
+    return sys.intern(metadata.uid), written
+
+
+class BoundedCache(Generic[T]):
+    """Bytes -> T, limited by the keys' size: what was not asked for during one half of the limit is dropped."""
+
+    __slots__ = ("_half_bytes", "_old", "_young", "_young_bytes")
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._half_bytes = limit_bytes // 2
+        self._young: dict[bytes, T] = {}
+        self._old: dict[bytes, T] = {}
+        self._young_bytes = 0
+
+    def get(self, key: bytes) -> T | None:
+        """What was put for the same bytes, unless it was dropped."""
+        found = self._young.get(key)
+        if found is None:
+            found = self._old.pop(key, None)
+            if found is not None:
+                self.put(key, found)
+        return found
+
+    def put(self, key: bytes, value: T) -> None:
+        """Keeps `value` for these bytes."""
+        self._young[key] = value
+        self._young_bytes += len(key)
+        if self._young_bytes > self._half_bytes:
+            self._old = self._young
+            self._young = {}
+            self._young_bytes = 0
+
+
+class FrameCache:
+    """All distinct frames that a process received lately, decoded."""
+
+    __slots__ = ("_compressed", "_plain", "distinct", "reads")
+
+    def __init__(self) -> None:
+        self._plain: BoundedCache[Frame] = BoundedCache(FRAME_CACHE_BYTES // 2)
+        self._compressed: BoundedCache[Frame] = BoundedCache(FRAME_CACHE_BYTES // 2)
+        self.reads: BoundedCache[tuple[Frame, ...]] = BoundedCache(READ_CACHE_BYTES)
+        """Whole reads from a socket that were nothing but complete frames."""
+        self.distinct = 0
+        """Frames decoded so far."""
+
+    def decode(self, flags: int, body: bytes) -> Frame:
+        """The frame with this content. Raises RemoteProtocolError."""
+        cache = self._compressed if flags else self._plain
+        frame = cache.get(body)
+        if frame is None:
+            frame = Frame(codec.decode(native.unpack_payload(flags, body)), size_bytes=len(body) + native.HEADER.size)
+            cache.put(body, frame)
+            self.distinct += 1
+        return frame

@@ -1,0 +1,274 @@
+"""The parent of a swarm's processes: starts them, sums up what they report, asks for the proofs."""
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final, Self
+
+from loadtest.swarm import control, histogram
+
+MAX_AGENTS_PER_PROCESS: Final = 2500
+"""What one process serves with time to spare at 20 updates a second."""
+ANSWER_TIMEOUT_SECONDS: Final = 60.0
+STOP_TIMEOUT_SECONDS: Final = 10.0
+
+
+class SwarmError(Exception):
+    """A process of the swarm failed."""
+
+
+@dataclass
+class Totals:
+    """The swarm as of the latest reports. Counts are since the start; the histograms since `take_latency`."""
+
+    agents: int = 0
+    connected: int = 0
+    in_sync: int = 0
+    connects: int = 0
+    disconnects: dict[str, int] = field(default_factory=dict)
+    goodbyes: dict[str, int] = field(default_factory=dict)
+    protocol_errors: list[str] = field(default_factory=list)
+    updates: int = 0
+    """Deliveries: an update that one agent received, counted for each agent."""
+    deletions: int = 0
+    snapshots: int = 0
+    frames: int = 0
+    bytes: int = 0
+    slowest_lag_seconds: float = 0.0
+    distinct_states: int = 0
+    distinct_frames: int = 0
+    cpu_seconds: float = 0.0
+
+
+class Process:
+    """One process of the swarm."""
+
+    def __init__(self, module: str, start: control.Start) -> None:
+        self.module = module
+        self.start = start
+        self.stats: control.Stats | None = None
+        self.digests: asyncio.Future[control.Digests] | None = None
+        self.failure: str | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    @property
+    def pid(self) -> int:
+        """Its process id, once it runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    async def run(self, on_stats: "Swarm") -> None:
+        """Starts the process and the task that reads its reports."""
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            self.module,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=control.MAX_LINE_BYTES,
+        )
+        self._reader = asyncio.create_task(self._read(on_stats), name=f"reports of {self.module}")
+        await self.send(self.start)
+
+    async def send(self, command: control.Command) -> None:
+        """Gives the process an order. Raises SwarmError if it is gone."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(control.encode(command) + b"\n")
+            await self._process.stdin.drain()
+        except ConnectionError as error:
+            raise SwarmError(f"{self.module} has ended") from error
+
+    async def ask_digests(self) -> control.Digests:
+        """Every agent's proof. Raises SwarmError."""
+        self.digests = asyncio.get_running_loop().create_future()
+        await self.send(control.AskDigests())
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
+                return await self.digests
+        except TimeoutError:
+            raise SwarmError(f"{self.module} gives no digests") from None
+
+    async def stop(self) -> None:
+        """Ends the process."""
+        self._stopping = True
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        if self._reader is not None:
+            await asyncio.wait([self._reader])
+
+    async def _read(self, swarm: "Swarm") -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        while line := await self._process.stdout.readline():
+            match control.decode_report(line):
+                case control.Stats() as stats:
+                    self.stats = stats
+                    swarm.received(stats)
+                case control.Digests() as digests:
+                    if self.digests is not None and not self.digests.done():
+                        self.digests.set_result(digests)
+                case control.Failed(text=text):
+                    self.failure = text
+        self.failure = self.failure or self._ended()
+        if self.digests is not None and not self.digests.done():
+            self.digests.set_exception(SwarmError(f"{self.module} has ended"))
+        swarm.ended()
+
+    def _ended(self) -> str | None:
+        return None if self._stopping else "it has ended"
+
+
+class Swarm:
+    """All agents: those of the worker processes, and `public_agents` of the public client in a process of their own."""
+
+    def __init__(
+        self,
+        addresses: Sequence[tuple[str, int]],
+        *,
+        feed: str,
+        agents: int,
+        public_agents: int = 0,
+        processes: int = 2,
+        ramp_per_second: float = 1000.0,
+        compressed: bool = True,
+        small_buffers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        raw = agents - public_agents
+        count = max(1, min(processes, raw), -(-raw // MAX_AGENTS_PER_PROCESS))
+        self.latency = histogram.Histogram()
+        self.impaired_latency = histogram.Histogram()
+        self.in_sync_after = histogram.Histogram()
+        self.agents = agents
+        self._news = asyncio.Event()
+        self.processes: list[Process] = []
+        first = 0
+        for number in range(count):
+            share = raw // count + (number < raw % count)
+            start = control.Start(
+                addresses=list(addresses),
+                feed=feed,
+                agents=share,
+                first_index=first,
+                ramp_per_second=ramp_per_second / count,
+                compressed=compressed,
+                small_buffers=small_buffers // count + (number < small_buffers % count),
+                seed=seed,
+            )
+            first += share
+            self.processes.append(Process("loadtest.swarm.worker", start))
+        if public_agents:
+            start = control.Start(addresses=list(addresses), feed=feed, agents=public_agents)
+            self.processes.append(Process("loadtest.swarm.public", start))
+
+    async def __aenter__(self) -> Self:
+        try:
+            for process in self.processes:
+                await process.run(self)
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Ends all processes."""
+        for process in self.processes:
+            await process.stop()
+
+    def received(self, stats: control.Stats) -> None:
+        """A report has come: its histograms hold what is new since the last."""
+        self.latency.merge(stats.behaving.latency)
+        self.impaired_latency.merge(stats.impaired.latency)
+        for group in (stats.behaving, stats.impaired):
+            self.in_sync_after.merge(group.in_sync_after)
+        self._news.set()
+
+    def ended(self) -> None:
+        """A process has ended."""
+        self._news.set()
+
+    def take_latency(self) -> histogram.Histogram:
+        """The latencies of the behaving agents since the last call."""
+        taken, self.latency = self.latency, histogram.Histogram()
+        return taken
+
+    def totals(self) -> Totals:
+        """Everything summed up. Raises SwarmError if a process failed."""
+        totals = Totals(agents=self.agents)
+        for process in self.processes:
+            if process.failure is not None:
+                raise SwarmError(f"{process.module}: {process.failure}")
+            if process.stats is not None:
+                _add(totals, process.stats)
+        return totals
+
+    async def impair(self, agents: int, *, bytes_per_second: int, seconds: float) -> None:
+        """The last agents of each process, `agents` in all, read slowly or (0) not at all for a while."""
+        workers = [process for process in self.processes if process.module.endswith("worker")]
+        for number, process in enumerate(workers):
+            share = agents // len(workers) + (number < agents % len(workers))
+            await process.send(control.Impair(agents=share, bytes_per_second=bytes_per_second, seconds=seconds))
+
+    async def reconnect(self, *, ramp_per_second: float = 0.0) -> None:
+        """All agents but those of the public client drop their connections and connect again."""
+        for process in self.processes:
+            await process.send(control.Reconnect(ramp_per_second=ramp_per_second))
+
+    async def digests(self) -> list[control.Digests]:
+        """Every agent's proof, by process. Raises SwarmError."""
+        return list(await asyncio.gather(*(process.ask_digests() for process in self.processes)))
+
+    async def wait_for(self, condition: Callable[[Totals], bool], *, timeout_seconds: float) -> float:
+        """Waits until the reports fulfil a condition; returns how long it took. Raises TimeoutError, SwarmError."""
+        begin = time.monotonic()
+        async with asyncio.timeout(timeout_seconds):
+            while not condition(self.totals()):
+                self._news.clear()
+                await self._news.wait()
+        return time.monotonic() - begin
+
+    async def wait_in_sync(self, *, timeout_seconds: float, agents: int | None = None) -> float:
+        """Waits until so many agents (default: all) are in sync; returns how long it took. Raises as `wait_for`."""
+        wanted = self.agents if agents is None else agents
+        return await self.wait_for(lambda totals: totals.in_sync >= wanted, timeout_seconds=timeout_seconds)
+
+
+def _add(totals: Totals, stats: control.Stats) -> None:
+    totals.connected += stats.connected
+    totals.in_sync += stats.in_sync
+    totals.connects += stats.connects
+    totals.slowest_lag_seconds = max(totals.slowest_lag_seconds, stats.slowest_lag_seconds)
+    totals.distinct_states += stats.distinct_states
+    totals.distinct_frames += stats.distinct_frames
+    totals.cpu_seconds += stats.cpu_seconds
+    totals.protocol_errors += stats.protocol_errors
+    for reason, count in stats.disconnects.items():
+        totals.disconnects[reason] = totals.disconnects.get(reason, 0) + count
+    for group in (stats.behaving, stats.impaired):
+        totals.updates += group.updates
+        totals.deletions += group.deletions
+        totals.snapshots += group.snapshots
+        totals.frames += group.frames
+        totals.bytes += group.bytes
+        for reason, count in group.goodbyes.items():
+            totals.goodbyes[reason] = totals.goodbyes.get(reason, 0) + count

@@ -1,0 +1,44 @@
+"""When the first agent of a process reached each sequence: from it follows how far behind any other one is. Pure."""
+
+import bisect
+from typing import Final
+
+MAX_SEQUENCES: Final = 50_000
+MAX_INCARNATIONS: Final = 8
+
+
+class Timeline:
+    """Sequences with the time at which they were first seen, by incarnation of the server."""
+
+    __slots__ = ("_incarnations",)
+
+    def __init__(self) -> None:
+        self._incarnations: dict[bytes, tuple[list[int], list[int]]] = {}
+
+    def reached(self, incarnation: bytes, sequence: int, now_ns: int) -> None:
+        """An agent got to this sequence; later ones that get there do not count."""
+        known = self._incarnations.get(incarnation)
+        if known is None:
+            while len(self._incarnations) >= MAX_INCARNATIONS:
+                del self._incarnations[next(iter(self._incarnations))]
+            known = self._incarnations[incarnation] = ([], [])
+        sequences, times = known
+        if sequences and sequence <= sequences[-1]:
+            return
+        if len(sequences) >= MAX_SEQUENCES:
+            del sequences[: MAX_SEQUENCES // 2], times[: MAX_SEQUENCES // 2]
+        sequences.append(sequence)
+        times.append(now_ns)
+
+    def lag_seconds(self, incarnation: bytes, sequence: int, now_ns: int) -> float:
+        """Age of the first sequence that an agent at `sequence` lacks and another has; 0 if there is none."""
+        sequences, times = self._incarnations.get(incarnation, ([], []))
+        index = bisect.bisect_right(sequences, sequence)
+        return 0.0 if index == len(sequences) else max(0, now_ns - times[index]) / 1e9
+
+    def highest(self) -> int:
+        """The highest sequence of the newest incarnation; 0 if there is none."""
+        for sequences, _ in reversed(self._incarnations.values()):
+            if sequences:
+                return sequences[-1]
+        return 0

@@ -1,0 +1,157 @@
+"""One process of the swarm: `python -m loadtest.swarm.worker`, commands on stdin, reports on stdout (see `control`)."""
+
+import gc
+import os
+import resource
+import select
+import sys
+import time
+from typing import Final
+
+from loadtest.swarm import agent, control, engine
+
+REPORT_INTERVAL_SECONDS: Final = 0.5
+COMMAND_BYTES: Final = 64 * 1024
+
+
+def group_stats(group: agent.Group) -> control.GroupStats:
+    """A group's counts, its histograms emptied."""
+    return control.GroupStats(
+        bytes=group.bytes,
+        frames=group.frames,
+        updates=group.updates,
+        deletions=group.deletions,
+        snapshots=group.snapshots,
+        goodbyes=dict(group.goodbyes),
+        latency=group.latency.take(),
+        in_sync_after=group.in_sync_after.take(),
+    )
+
+
+def stats(swarm: engine.Engine) -> control.Stats:
+    """The report that is due."""
+    now_ns = time.time_ns()
+    connected = in_sync = 0
+    slowest = 0.0
+    timeline = swarm.shared.timeline
+    for link in swarm.links:
+        one = link.agent
+        if one.phase < agent.Phase.READY:
+            continue
+        connected += 1
+        in_sync += one.in_sync
+        if one.live_since_ns and one.group is swarm.behaving:
+            slowest = max(slowest, timeline.lag_seconds(one.incarnation, one.sequence, now_ns))
+    return control.Stats(
+        at_ns=now_ns,
+        agents=len(swarm.links),
+        connected=connected,
+        in_sync=in_sync,
+        connects=swarm.connects,
+        disconnects=dict(swarm.disconnects),
+        protocol_errors=list(swarm.protocol_errors),
+        behaving=group_stats(swarm.behaving),
+        impaired=group_stats(swarm.impaired),
+        slowest_lag_seconds=slowest,
+        highest_sequence=timeline.highest(),
+        distinct_states=len(swarm.shared.table),
+        distinct_frames=swarm.shared.cache.distinct,
+        cpu_seconds=time.process_time(),
+    )
+
+
+def digests(swarm: engine.Engine) -> control.Digests:
+    """Every agent's proof."""
+    table = swarm.shared.table
+    return control.Digests(
+        agents=[
+            control.AgentDigest(
+                name=link.agent.name,
+                digest=link.agent.state.digest,
+                keys=link.agent.state.keys,
+                sequence=link.agent.sequence,
+                in_sync=link.agent.in_sync,
+                deletions=link.agent.deletions,
+            )
+            for link in swarm.links
+        ],
+        deletions=[control.Deletion(key, uid, first) for (key, uid), first in table.deletions.items()],
+        deletions_lost=table.deletions_lost,
+    )
+
+
+class Worker:
+    """Commands in, reports out, and the engine in between."""
+
+    def __init__(self, commands_fd: int, reports_fd: int) -> None:
+        self._commands_fd = commands_fd
+        self._reports_fd = reports_fd
+        self._received = b""
+        self._swarm: engine.Engine | None = None
+        self._stopping = False
+
+    def run(self) -> None:
+        """Until told to stop, or until the supervisor is gone."""
+        poller = select.poll()
+        poller.register(self._commands_fd, select.POLLIN)
+        next_report = time.monotonic() + REPORT_INTERVAL_SECONDS
+        while not self._stopping:
+            if self._swarm is None:
+                poller.poll()
+            else:
+                self._swarm.poll(max(0.0, min(0.05, next_report - time.monotonic())))
+            if poller.poll(0):
+                self._receive()
+            if self._swarm is not None and time.monotonic() >= next_report:
+                next_report = time.monotonic() + REPORT_INTERVAL_SECONDS
+                self._report(stats(self._swarm))
+        if self._swarm is not None:
+            self._swarm.close()
+
+    def _receive(self) -> None:
+        data = os.read(self._commands_fd, COMMAND_BYTES)
+        if not data:
+            self._stopping = True
+            return
+        *lines, self._received = (self._received + data).split(b"\n")
+        for line in lines:
+            self._obey(control.decode_command(line))
+
+    def _obey(self, command: control.Command) -> None:
+        match command, self._swarm:
+            case control.Start(), None:
+                self._swarm = engine.Engine(command)
+            case control.Impair(), engine.Engine() as swarm:
+                swarm.impair(command)
+            case control.Reconnect(), engine.Engine() as swarm:
+                swarm.reconnect(command.ramp_per_second)
+            case control.AskDigests(), engine.Engine() as swarm:
+                self._report(digests(swarm))
+            case control.Stop(), _:
+                self._stopping = True
+            case _:
+                self._report(control.Failed(text=f"{type(command).__name__} out of place"))
+                self._stopping = True
+
+    def _report(self, report: control.Report) -> None:
+        view = memoryview(control.encode(report) + b"\n")
+        while view:
+            view = view[os.write(self._reports_fd, view) :]
+
+
+def main() -> None:
+    """Runs a worker on stdin and stdout."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    gc.set_threshold(
+        50_000, 50, 1000
+    )  # there are few cycles, and a collection of the states takes tens of milliseconds
+    try:
+        Worker(sys.stdin.fileno(), sys.stdout.fileno()).run()
+    except BrokenPipeError:
+        sys.exit("the supervisor is gone")
+
+
+if __name__ == "__main__":
+    main()
