@@ -112,7 +112,8 @@ def test_tests_mirror_sources() -> None:
         if not path.name.startswith("test_") or name(path).startswith(WITHOUT_A_SOURCE):
             continue
         source = ROOT / path.parent.relative_to(ROOT / "tests") / path.name.removeprefix("test_")
-        if not source.is_file() and not source.with_suffix("").is_dir():
+        dunder = source.with_name(f"__{source.stem}__.py")  # test_main.py is for __main__.py
+        if not source.is_file() and not dunder.is_file() and not source.with_suffix("").is_dir():
             strays.append(name(path))
     assert strays == []
 
