@@ -1,0 +1,175 @@
+"""`typha watch`: follow a feed from the shell, for people and, with --json, for programs."""
+
+import asyncio
+import contextlib
+import os
+import ssl
+import sys
+from collections.abc import Coroutine
+
+import click
+
+from clients import addresses, errors, follow, watch_output
+from protocol import messages
+
+EXIT_TIMEOUT = 3
+EXIT_REFUSED = 4
+EXIT_INTERRUPTED = 130
+"""128 + SIGINT, as shells say it."""
+
+
+@click.command(name="watch", short_help="Follow a feed: print its updates and its status.")
+@click.argument("servers", metavar="[HOST:PORT]...", nargs=-1)
+@click.option("--feed", required=True, help="Name of the feed.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, nothing else on standard output.")
+@click.option("--until-in-sync", is_flag=True, help="Print the map at in-sync, sorted by key, and exit.")
+@click.option(
+    "--timeout",
+    "timeout_seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --until-in-sync: exit 3 if it takes longer.",
+)
+@click.option("--protocol", type=click.Choice(["native"]), default="native", show_default=True)
+@click.option("--agent", default="typha-watch", show_default=True, help="Name of this client in the server's log.")
+@click.option("--ca-file", type=click.Path(exists=True, dir_okay=False), help="Connect by TLS; trust this CA (PEM).")
+@click.option("--cert-file", type=click.Path(exists=True, dir_okay=False), help="Client certificate (PEM).")
+@click.option("--key-file", type=click.Path(exists=True, dir_okay=False), help="The certificate's key (PEM).")
+@click.option("--server-name", help="Name in the server's certificate, if it is not HOST.")
+@click.pass_context
+def watch(
+    context: click.Context,
+    *,
+    servers: tuple[str, ...],
+    feed: str,
+    as_json: bool,
+    until_in_sync: bool,
+    timeout_seconds: float,
+    protocol: str,
+    agent: str,
+    ca_file: str | None,
+    cert_file: str | None,
+    key_file: str | None,
+    server_name: str | None,
+) -> None:
+    """Follow a feed of the server at HOST:PORT (default localhost:5473), for ever or until it is in sync.
+
+    Updates and statuses go to standard output, everything about the connection to standard error. Exit codes:
+    2 usage, 3 --timeout has passed, 4 the server refused.
+    """
+    del protocol  # one choice so far
+    follower = follow.Follower(
+        _check_servers(servers),
+        feed=feed,
+        agent=agent,
+        tls=_make_tls(ca_file=ca_file, cert_file=cert_file, key_file=key_file),
+        server_name=server_name,
+    )
+    output = watch_output.JsonOutput() if as_json else watch_output.TextOutput()
+    context.exit(
+        _run(follower, output, timeout_seconds=timeout_seconds if until_in_sync else None, until_in_sync=until_in_sync)
+    )
+
+
+def _check_servers(servers: tuple[str, ...]) -> tuple[str, ...]:
+    servers = servers or (f"localhost:{addresses.DEFAULT_PORT}",)
+    for server in servers:
+        try:
+            addresses.parse(server)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="HOST:PORT") from error
+    return servers
+
+
+def _make_tls(*, ca_file: str | None, cert_file: str | None, key_file: str | None) -> ssl.SSLContext | None:
+    if not (ca_file or cert_file or key_file):
+        return None
+    if key_file and not cert_file:
+        raise click.UsageError("--key-file needs --cert-file")
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+        if cert_file:
+            context.load_cert_chain(cert_file, key_file)
+    except (ssl.SSLError, OSError) as error:
+        raise click.UsageError(f"--ca-file, --cert-file or --key-file: {error}") from error
+    return context
+
+
+def _run(
+    follower: follow.Follower,
+    output: watch_output.Output,
+    *,
+    timeout_seconds: float | None,
+    until_in_sync: bool,
+) -> int:
+    watching = _watch_until_in_sync(follower, output) if until_in_sync else _watch(follower, output)
+    try:
+        asyncio.run(_limit(watching, timeout_seconds))
+    except TimeoutError:
+        click.echo(f"feed {follower.hello.feed} was not in sync within {timeout_seconds:g} s", err=True)
+        return EXIT_TIMEOUT
+    except errors.Refused as refusal:
+        click.echo(f"refused by {refusal}", err=True)
+        return EXIT_REFUSED
+    except BrokenPipeError:
+        # Who reads us has seen enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    return 0
+
+
+async def _limit(watching: Coroutine[None, None, None], timeout_seconds: float | None) -> None:
+    async with asyncio.timeout(timeout_seconds):
+        await watching
+
+
+async def _watch(follower: follow.Follower, output: watch_output.Output) -> None:
+    async with contextlib.aclosing(follower.events()) as events:
+        async for event in events:
+            match event:
+                case follow.Batch():
+                    output.write_updates(event.updates)
+                case follow.StatusChanged():
+                    output.write_status(event.status)
+                case _:
+                    _report(event)
+
+
+async def _watch_until_in_sync(follower: follow.Follower, output: watch_output.Output) -> None:
+    entries: dict[str, messages.Update] = {}
+    async with contextlib.aclosing(follower.events()) as events:
+        async for event in events:
+            match event:
+                case follow.Batch():
+                    for update in event.updates:
+                        entries[update.key] = update
+                    for update in event.refreshed:
+                        entries[update.key] = update
+                case follow.StatusChanged(messages.SyncStatus.IN_SYNC):
+                    break
+                case follow.StatusChanged():
+                    pass
+                case _:
+                    _report(event)
+    alive = [update for update in entries.values() if update.value is not None]
+    alive.sort(key=lambda update: update.key.encode())
+    output.write_updates([update._replace(update_type=int(messages.UpdateType.NEW)) for update in alive])
+
+
+def _report(event: follow.Connected | follow.Disconnected) -> None:
+    """Says on standard error what happened to the connection.
+
+    Raises:
+        Refused: the server will not have this client, however often it tries.
+    """
+    match event:
+        case follow.Connected():
+            click.echo(f"connected to {event.address}", err=True)
+        case follow.Disconnected(error=errors.Refused() as refusal) if not refusal.is_passing:
+            raise refusal
+        case follow.Disconnected():
+            click.echo(f"{event.error}; next try in {event.retry_in_seconds:.1f} s", err=True)

@@ -1,0 +1,139 @@
+"""Every message survives the wire; whatever else arrives is refused as the peer's fault, and as nothing else."""
+
+import contextlib
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import errors, messages
+from protocol.native import codec
+from tests.protocol import strategies
+
+msgpack_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(min_value=-(2**63), max_value=2**64 - 1)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8)
+    | st.binary(max_size=8),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+def pack(value: object) -> bytes:
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return packed
+
+
+@given(strategies.all_messages)
+def test_round_trip(message: messages.Message) -> None:
+    assert codec.decode(codec.encode(message)) == message
+
+
+@given(strategies.deltas, strategies.chunks)
+def test_the_hot_path_encodes_the_same(delta: messages.Updates, chunk: messages.SnapshotChunk) -> None:
+    assert codec.encode_updates(delta.previous_sequence, delta.sequence, delta.updates) == codec.encode(delta)
+    packed = codec.encode_chunk(chunk.index, chunk.digest, chunk.updates, more=chunk.more)
+    assert packed == codec.encode(chunk)
+
+
+@given(strategies.all_messages, st.lists(msgpack_values, max_size=3))
+def test_more_elements_are_ignored(message: messages.Message, more: list[object]) -> None:
+    value = msgpack.unpackb(codec.encode(message), raw=False)
+    assert codec.decode(pack([*value, *more])) == message
+
+
+@given(strategies.client_hellos | strategies.server_hellos, msgpack_values)
+def test_unknown_members_of_a_hello_are_ignored(message: messages.Message, more: object) -> None:
+    number, content = msgpack.unpackb(codec.encode(message), raw=False)
+    assert codec.decode(pack([number, content | {"not yet invented": more}])) == message
+
+
+def test_an_update_may_be_short_or_long() -> None:
+    short = codec.decode(pack([6, 1, 2, [["/k", b"v", "7", 1]]]))
+    long = codec.decode(pack([6, 1, 2, [["/k", b"v", "7", 1, "", 0, "from the future"]]]))
+    assert short == long == messages.Updates(1, 2, (messages.Update("/k", b"v", "7", 1),))
+
+
+@given(strategies.all_messages)
+def test_every_shorter_message_is_refused(message: messages.Message) -> None:
+    value = msgpack.unpackb(codec.encode(message), raw=False)
+    for length in range(1, len(value)):
+        with pytest.raises(errors.RemoteProtocolError, match="too short"):
+            codec.decode(pack(value[:length]))
+
+
+@given(strategies.all_messages, st.data())
+def test_a_cut_payload_is_refused(message: messages.Message, data: st.DataObject) -> None:
+    payload = codec.encode(message)
+    cut = data.draw(st.integers(min_value=0, max_value=len(payload) - 1))
+    with pytest.raises(errors.RemoteProtocolError):
+        codec.decode(payload[:cut])
+
+
+@given(strategies.all_messages, st.binary(min_size=1, max_size=8))
+def test_bytes_behind_a_message_are_refused(message: messages.Message, more: bytes) -> None:
+    with pytest.raises(errors.RemoteProtocolError):
+        codec.decode(codec.encode(message) + more)
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_a_message_or_refused(payload: bytes) -> None:
+    with contextlib.suppress(errors.RemoteProtocolError):
+        codec.decode(payload)
+
+
+@given(st.integers(min_value=0, max_value=11), st.lists(msgpack_values, max_size=5))
+def test_random_fields_are_a_message_or_refused(number: int, fields: list[object]) -> None:
+    with contextlib.suppress(errors.RemoteProtocolError):
+        codec.decode(pack([number, *fields]))
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (7, "not an array"),
+        ([], "not an array"),
+        (["updates"], "not an array"),
+        ([True, 1], "not an array"),
+        ([0], "unknown message type 0"),
+        ([11], "unknown message type 11"),
+        ([1, []], "client hello is a tuple, not a dict"),
+        ([1, {"versions": [1], "agent": "a"}], "feed is a NoneType"),
+        ([1, {"versions": [], "feed": "f", "agent": "a"}], "versions has 0 entries"),
+        ([1, {"versions": [1] * 65, "feed": "f", "agent": "a"}], "versions has 65 entries"),
+        ([1, {"versions": [-1], "feed": "f", "agent": "a"}], "version is negative"),
+        ([1, {"versions": [1], "feed": "f" * 1025, "agent": "a"}], "feed of 1025 characters"),
+        ([1, {"versions": [1], "feed": "f", "agent": "a", "features": ["x"] * 65}], "features has 65 entries"),
+        ([1, {"versions": [1], "feed": "f", "agent": "a", "resume": [b""]}], "too short"),
+        ([2, {"version": 1, "feed": "f"}], "incarnation is a NoneType"),
+        ([3, 1, -1, 1], "keys is negative"),
+        ([4, 0, 0, 0, []], "more is a int, not a bool"),
+        ([6, 1, True, []], "sequence is a bool"),
+        ([6, 1, 2, {}], "updates is a dict"),
+        ([6, 1, 2, ["k"]], "update is not an array"),
+        ([6, 1, 2, [["k", b"v", "1"]]], "at least four elements"),
+        ([6, 1, 2, [["k", "text", "1", 1]]], "wrong type"),
+        ([6, 1, 2, [["k" * 4097, b"v", "1", 1]]], "key of 4097 characters"),
+        ([7, 1, 9], "unknown status 9"),
+        ([10, "reason", "t" * 1025, 0], "text of 1025 characters"),
+    ],
+)
+def test_what_is_wrong_is_named(value: object, problem: str) -> None:
+    with pytest.raises(errors.RemoteProtocolError, match=problem):
+        codec.decode(pack(value))
+
+
+@pytest.mark.parametrize("head", [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdd\x00\x0f\xff\xff" * 500])
+def test_announced_sizes_are_not_believed(head: bytes) -> None:
+    with pytest.raises(errors.RemoteProtocolError, match="not msgpack"):
+        codec.decode(head + bytes(4096))
+
+
+def test_extension_types_and_deep_nesting_are_refused() -> None:
+    for payload in (pack([6, msgpack.ExtType(5, b"x")]), pack([6, msgpack.Timestamp(1)]), b"\x91" * 100_000):
+        with pytest.raises(errors.RemoteProtocolError, match="not msgpack"):
+            codec.decode(payload)

@@ -1,0 +1,240 @@
+"""Both ends of a connection, wired to each other without a network."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import errors, messages, reasons
+from protocol.native import codec, connection, frames
+from tests.fuzz import fuzz_native
+
+CLIENT, SERVER = connection.Role.CLIENT, connection.Role.SERVER
+State = connection.State
+
+CLIENT_HELLO = messages.ClientHello(feed="pods", agent="test")
+SERVER_HELLO = messages.ServerHello(version=1, feed="pods", incarnation=bytes(16))
+BEGIN = messages.SnapshotBegin(sequence=5, keys=1, chunks=1)
+CHUNK = messages.SnapshotChunk(0, 0, False, (messages.Update("/k", b"v", "1", 1),))
+END = messages.SnapshotEnd(sequence=5, keys=1, digest=0)
+IN_SYNC = messages.Status(5, messages.SyncStatus.IN_SYNC)
+DELTA = messages.Updates(5, 6, (messages.Update("/k", None, "2", 3),))
+GOODBYE = messages.Goodbye("shutting-down")
+
+SAMPLES: dict[type[messages.Message], messages.Message] = {
+    type(message): message
+    for message in (
+        *(CLIENT_HELLO, SERVER_HELLO, BEGIN, CHUNK, END),
+        *(messages.Updates(0, 0, ()), messages.Status(0, messages.SyncStatus.RESYNC)),
+        *(messages.Ping(), messages.Pong(0), GOODBYE),
+    )
+}
+PATHS: dict[tuple[connection.Role, State], list[messages.Message]] = {
+    (SERVER, State.HELLO): [],
+    (SERVER, State.READY): [CLIENT_HELLO],
+    (CLIENT, State.HELLO): [],
+    (CLIENT, State.READY): [SERVER_HELLO],
+    (CLIENT, State.SNAPSHOT): [SERVER_HELLO, messages.SnapshotBegin(0, 1, 1)],
+    (CLIENT, State.FOLLOWING): [
+        *(SERVER_HELLO, messages.SnapshotBegin(0, 1, 1), CHUNK, messages.SnapshotEnd(0, 1, 0)),
+    ],
+}
+
+
+def frame(message: messages.Message) -> bytes:
+    return frames.pack_frame(codec.encode(message))
+
+
+def stream(*said: messages.Message) -> bytes:
+    return b"".join([frame(message) for message in said])
+
+
+def receive_all(receiver: connection.Connection, data: bytes) -> list[messages.Message]:
+    receiver.receive_data(data)
+    received = []
+    while (message := receiver.next_event()) is not None:
+        received.append(message)
+    return received
+
+
+def make(role: connection.Role, state: State) -> connection.Connection:
+    made = connection.Connection(role)
+    receive_all(made, frames.PREFACE + stream(*PATHS[role, state]))
+    assert made.state is state
+    return made
+
+
+class Pair:
+    """A client and a server; what one says, the other hears at once."""
+
+    def __init__(self) -> None:
+        self.client = connection.Connection(CLIENT)
+        self.server = connection.Connection(SERVER)
+
+    def say(self, speaker: connection.Connection, *said: messages.Message) -> list[messages.Message]:
+        for message in said:
+            speaker.send(message)
+        return self.carry(speaker)
+
+    def carry(self, speaker: connection.Connection) -> list[messages.Message]:
+        hearer = self.server if speaker is self.client else self.client
+        return receive_all(hearer, speaker.data_to_send())
+
+
+def test_a_session_from_hello_to_goodbye() -> None:
+    pair = Pair()
+    assert pair.say(pair.client, CLIENT_HELLO) == [CLIENT_HELLO]
+    assert pair.say(pair.server, SERVER_HELLO, messages.Ping()) == [SERVER_HELLO, messages.Ping()]
+    assert pair.carry(pair.client) == [messages.Pong(0)]
+    pair.say(pair.server, BEGIN, CHUNK)
+    assert repr(pair.client) == "<Connection client snapshot sequence=0>"
+    assert pair.say(pair.server, END, IN_SYNC, DELTA) == [END, IN_SYNC, DELTA]
+    assert repr(pair.client) == "<Connection client following sequence=6>"
+    pair.say(pair.server, messages.Ping())
+    assert pair.carry(pair.client) == [messages.Pong(6)]
+    assert pair.say(pair.server, GOODBYE) == [GOODBYE]
+    assert pair.client.state is State.CLOSED
+    with pytest.raises(errors.LocalProtocolError, match="closed"):
+        pair.client.send(messages.Pong(6))
+
+
+def test_the_preface_goes_out_once_and_first() -> None:
+    pair = Pair()
+    pair.client.send(CLIENT_HELLO)
+    assert pair.client.data_to_send() == frames.PREFACE + frame(CLIENT_HELLO)
+    assert pair.client.data_to_send() == b""
+    pair.client.send(messages.Pong(0))
+    assert pair.client.data_to_send() == frame(messages.Pong(0))
+
+
+def test_a_refusal_is_understood() -> None:
+    pair = Pair()
+    pair.say(pair.client, CLIENT_HELLO)
+    refusal = messages.Goodbye("unknown-feed", "no feed 'pods'")
+    assert pair.say(pair.server, refusal) == [refusal]
+
+
+def test_a_refusal_of_what_is_no_hello_is_understood() -> None:
+    pair = Pair()
+    with pytest.raises(errors.RemoteProtocolError):
+        receive_all(pair.server, frames.PREFACE + frame(messages.Ping()))
+    assert pair.say(pair.server, GOODBYE) == [GOODBYE]
+
+
+@pytest.mark.parametrize(
+    ("role", "state", "kind"),
+    [(role, state, kind) for (role, state), kind in itertools.product(PATHS, SAMPLES)],
+    ids=lambda value: value.__name__ if isinstance(value, type) else value.value,
+)
+def test_the_table_decides(role: connection.Role, state: State, kind: type[messages.Message]) -> None:
+    target = make(role, state)
+    expected = connection._TRANSITIONS.get((role, state, kind))
+    message = SAMPLES[kind]
+    if role is CLIENT and state is State.SNAPSHOT and kind is messages.SnapshotEnd:
+        message = messages.SnapshotEnd(0, 1, 0)
+    if expected is None:
+        with pytest.raises(errors.RemoteProtocolError, match=f"unexpected {kind.__name__} while {state.value}"):
+            receive_all(target, frame(message))
+        assert target.state is State.ERROR
+        assert receive_all(target, frame(messages.Ping())) == []
+    else:
+        assert receive_all(target, frame(message)) == [message]
+        assert target.state is expected
+
+
+def test_the_table_is_tested_whole() -> None:
+    assert {(role, state) for role, state, _ in connection._TRANSITIONS} == set(PATHS)
+    assert {kind for _, _, kind in connection._TRANSITIONS} == set(SAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        (messages.Updates(4, 6, ()), "4..6 do not follow on 0"),
+        (messages.Updates(1, 2, ()), "1..2 do not follow on 0"),
+        (messages.Status(1, messages.SyncStatus.IN_SYNC), "status of 1 does not follow on 0"),
+    ],
+)
+def test_data_follows_on(message: messages.Message, problem: str) -> None:
+    with pytest.raises(errors.RemoteProtocolError, match=problem):
+        receive_all(make(CLIENT, State.FOLLOWING), frame(message))
+
+
+def test_updates_do_not_go_back() -> None:
+    client = make(CLIENT, State.READY)
+    receive_all(client, stream(BEGIN, CHUNK, END))
+    with pytest.raises(errors.RemoteProtocolError, match="do not follow"):
+        receive_all(client, frame(messages.Updates(5, 4, ())))
+
+
+def test_a_snapshot_ends_as_it_began() -> None:
+    client = make(CLIENT, State.READY)
+    with pytest.raises(errors.RemoteProtocolError, match="snapshot of 5 ends as one of 6"):
+        receive_all(client, stream(BEGIN, CHUNK, messages.SnapshotEnd(6, 1, 0)))
+
+
+def test_a_second_snapshot_may_begin_at_any_sequence() -> None:
+    client = make(CLIENT, State.FOLLOWING)
+    receive_all(client, stream(BEGIN, CHUNK, END, IN_SYNC, DELTA))
+    assert client.sequence == 6
+
+
+def test_a_session_one_byte_at_a_time() -> None:
+    data = fuzz_native.server_stream()
+    whole = receive_all(connection.Connection(CLIENT), data)
+    client = connection.Connection(CLIENT)
+    received = [message for byte in data for message in receive_all(client, bytes([byte]))]
+    assert len(whole) == 9
+    assert received == whole
+
+
+@pytest.mark.parametrize("data", [b"\x16\x03\x01", b"GET / HTTP/1.1", b"\x00typha\r\n", b"\x00TYPHB"])
+def test_another_protocol_is_recognised_at_its_first_wrong_byte(data: bytes) -> None:
+    with pytest.raises(errors.RemoteProtocolError, match="not the native protocol") as info:
+        receive_all(connection.Connection(SERVER), data)
+    assert info.value.reason is reasons.DisconnectReason.BAD_PREFACE
+
+
+def test_a_hello_of_100_megabytes_is_refused_at_its_header() -> None:
+    server = connection.Connection(SERVER)
+    with pytest.raises(errors.RemoteProtocolError) as info:
+        receive_all(server, frames.PREFACE + frames.HEADER.pack(100 * 1024 * 1024, 0))
+    assert info.value.reason is reasons.DisconnectReason.MESSAGE_TOO_LARGE
+
+
+def test_a_client_may_not_compress() -> None:
+    packed = frames.pack_frame(bytes(1000), compressor=frames.make_compressor())
+    with pytest.raises(errors.RemoteProtocolError, match="client frame with flags 0x01"):
+        receive_all(connection.Connection(SERVER), frames.PREFACE + packed)
+
+
+@pytest.mark.parametrize("held", [frames.PREFACE[:3], frames.PREFACE + b"\x00", frames.PREFACE + frame(GOODBYE)[:-1]])
+def test_an_end_inside_of_something_is_an_error(held: bytes) -> None:
+    client = connection.Connection(CLIENT)
+    assert receive_all(client, held) == []
+    with pytest.raises(errors.RemoteProtocolError, match="stream ended inside a frame"):
+        client.receive_eof()
+
+
+def test_an_end_between_two_messages_is_none() -> None:
+    client = make(CLIENT, State.FOLLOWING)
+    client.receive_eof()
+    client.receive_eof()
+    assert client.state is State.CLOSED
+    assert receive_all(client, frame(messages.Ping())) == []
+
+
+@given(st.binary(max_size=300), st.sampled_from(connection.Role), st.booleans())
+def test_random_bytes_are_refused_or_awaited(data: bytes, role: connection.Role, behind_preface: bool) -> None:
+    target = connection.Connection(role)
+    try:
+        receive_all(target, frames.PREFACE * behind_preface + data)
+    except errors.RemoteProtocolError:
+        assert target.state is State.ERROR
+
+
+def test_mutated_sessions() -> None:
+    rounds, received = fuzz_native.run(1, rounds=2000)
+    assert rounds == 2000
+    assert received > 1000, "the mutations hit too hard to get anywhere"
