@@ -67,7 +67,7 @@ async def test_impaired_agents_fall_behind_and_come_back() -> None:
     ):
         await swarm.wait_in_sync(timeout_seconds=20)
         before = digest.state_digest(population(5).items())
-        await swarm.impair(2, bytes_per_second=0, seconds=2.0)
+        await swarm.impair(2, bytes_per_second=0, seconds=600.0)
         server.put("workloads", "k", b"{}")
         after = digest.state_digest({**population(5), "k": b"{}"}.items())
         async with asyncio.timeout(20):
@@ -75,6 +75,7 @@ async def test_impaired_agents_fall_behind_and_come_back() -> None:
                 [part] = await swarm.digests()
                 if [one.digest for one in part.agents] == [after, after, before, before]:
                     break
+        await swarm.impair(2, bytes_per_second=0, seconds=0.0)
         await wait_for_digest(swarm, after)
 
 
