@@ -1,0 +1,153 @@
+"""What a simulated API server refuses, each with its Status as kube-apiserver writes it."""
+
+import json
+from typing import Any
+
+from loadtest.apiserver.resources import Resource
+
+
+class ApiError(Exception):
+    """An answer with a Status; `retry_after_seconds` becomes the Retry-After header."""
+
+    def __init__(
+        self,
+        code: int,
+        reason: str,
+        message: str,
+        *,
+        details: dict[str, Any] | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.details = dict(details or {})
+        self.retry_after_seconds = retry_after_seconds
+        if retry_after_seconds is not None:
+            self.details["retryAfterSeconds"] = retry_after_seconds
+
+    def status(self) -> bytes:
+        """The Status object as JSON, without a newline."""
+        status: dict[str, Any] = {
+            "kind": "Status",
+            "apiVersion": "v1",
+            "metadata": {},
+            "status": "Failure",
+            "message": str(self),
+        }
+        if self.reason:
+            status["reason"] = self.reason
+        if self.details:
+            status["details"] = self.details
+        status["code"] = self.code
+        return json.dumps(status, separators=(",", ":")).encode()
+
+    def event_line(self) -> bytes:
+        """An ERROR event with the Status."""
+        return b'{"type":"ERROR","object":%b}\n' % self.status()
+
+
+def _details(resource: Resource, name: str) -> dict[str, Any]:
+    details = {"name": name}
+    if resource.group:
+        details["group"] = resource.group
+    return {**details, "kind": resource.name}
+
+
+def _qualified(resource: Resource) -> str:
+    return f"{resource.name}.{resource.group}" if resource.group else resource.name
+
+
+class TypeUnknown(ApiError):
+    """No such resource type is served."""
+
+    def __init__(self, resource: Resource | None = None) -> None:
+        super().__init__(404, "NotFound", "the server could not find the requested resource")
+        self.resource = resource
+
+
+class NotFound(ApiError):
+    """No such object."""
+
+    def __init__(self, resource: Resource, name: str) -> None:
+        super().__init__(
+            404, "NotFound", f'{_qualified(resource)} "{name}" not found', details=_details(resource, name)
+        )
+
+
+class AlreadyExists(ApiError):
+    """An object of that name is there already."""
+
+    def __init__(self, resource: Resource, name: str) -> None:
+        message = f'{_qualified(resource)} "{name}" already exists'
+        super().__init__(409, "AlreadyExists", message, details=_details(resource, name))
+
+
+class Conflict(ApiError):
+    """The object was changed since the version the caller knows."""
+
+    def __init__(self, resource: Resource, name: str) -> None:
+        message = (
+            f'{_qualified(resource)} "{name}": the object has been modified, apply the change to its newest version'
+        )
+        super().__init__(409, "Conflict", message, details=_details(resource, name))
+
+
+class Invalid(ApiError):
+    """The object breaks a rule."""
+
+    def __init__(self, resource: Resource, name: str, problem: str) -> None:
+        message = f'{resource.kind} "{name}" is invalid: {problem}'
+        super().__init__(
+            422, "Invalid", message, details={"name": name, "group": resource.group, "kind": resource.kind}
+        )
+
+
+class InvalidOptions(ApiError):
+    """Options of list or watch that do not go together."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        message = f'ListOptions.meta.k8s.io "" is invalid: {field}: Forbidden: {problem}'
+        cause = {"reason": "FieldValueForbidden", "message": f"Forbidden: {problem}", "field": field}
+        details = {"group": "meta.k8s.io", "kind": "ListOptions", "causes": [cause]}
+        super().__init__(422, "Invalid", message, details=details)
+
+
+class BadRequest(ApiError):
+    """A request that cannot be understood."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(400, "BadRequest", message)
+
+
+class Expired(ApiError):
+    """History no longer reaches back to the version asked for."""
+
+    def __init__(self, version: int, oldest: int) -> None:
+        super().__init__(410, "Expired", f"too old resource version: {version} ({oldest})")
+
+
+class ResourceVersionTooLarge(ApiError):
+    """A version was asked for that does not exist yet."""
+
+    def __init__(self, version: int, current: int) -> None:
+        # Clients that know no causes recognise it by this text.
+        message = f"Timeout: Too large resource version: {version}, current: {current}"
+        cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
+        super().__init__(504, "Timeout", message, details={"causes": [cause]}, retry_after_seconds=1)
+
+
+#: Reasons that kube-apiserver gives with a code, for scripted faults.
+REASONS = {
+    400: "BadRequest",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "NotFound",
+    409: "Conflict",
+    410: "Expired",
+    422: "Invalid",
+    429: "TooManyRequests",
+    500: "InternalError",
+    503: "ServiceUnavailable",
+    504: "Timeout",
+}

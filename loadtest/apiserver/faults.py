@@ -1,0 +1,147 @@
+"""Scripted faults: what they are, and which of them answer a request; pure."""
+
+import dataclasses
+import enum
+import math
+from typing import Any
+
+import msgspec
+
+from loadtest.apiserver.errors import REASONS, ApiError
+from loadtest.apiserver.resources import Resource
+
+#: Faults that may wait or be in force at once: more is a mistake in the script.
+MAX_FAULTS = 1_000
+
+
+class FaultKind(enum.Enum):
+    """What goes wrong: first group on the open watches, second on later requests, third in the server."""
+
+    CLOSE = "close"  # streams end as at their timeout
+    DROP = "drop"  # streams are reset
+    DROP_MID_LINE = "drop-mid-line"  # half a line is sent, then the connection closes
+    BROKEN_JSON = "broken-json"  # a line that is no JSON is sent, the stream goes on
+    LOSE_EVENTS = "lose-events"  # a server's bug: see Fault
+    HALF_OPEN = "half-open"  # streams fall silent and stay open
+
+    DELAY = "delay"  # answers begin `delay_seconds` later
+    ERROR = "error"  # answers are a Status with `code`
+    BROKEN_LIST = "broken-list"  # lists are cut in the middle, with a correct Content-Length
+
+    COMPACT = "compact"  # history is forgotten and streams are reset: every resumption gets 410
+    RESTART = "restart"  # everything is closed, connections are refused for `duration_seconds`, history is forgotten
+    ROLL_BACK = "roll-back"  # the state of `count` versions ago comes back, as from a backup, and streams are reset
+
+
+STREAM_KINDS = frozenset(
+    (
+        FaultKind.CLOSE,
+        FaultKind.DROP,
+        FaultKind.DROP_MID_LINE,
+        FaultKind.BROKEN_JSON,
+        FaultKind.LOSE_EVENTS,
+        FaultKind.HALF_OPEN,
+    )
+)
+REQUEST_KINDS = frozenset((FaultKind.DELAY, FaultKind.ERROR, FaultKind.BROKEN_LIST))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One fault, `at_seconds` after it is handed in.
+
+    `resource` (plural name, or as `core/v1/pods`) and `verb` (LIST, WATCH, WATCHLIST, GET) narrow it; empty means all.
+    Faults on requests stay in force for `duration_seconds` (0: no limit) and `count` requests (0: no limit).
+
+    LOSE_EVENTS breaks the server's promise: each stream withholds its next `count` events, sends the one after them and
+    breaks. A client that resumes from the last version it saw cannot notice; only a new list heals it.
+    """
+
+    kind: FaultKind
+    at_seconds: float = 0.0
+    resource: str = ""
+    verb: str = ""
+    duration_seconds: float = 0.0
+    count: int = 0
+    code: int = 0
+    retry_after_seconds: int = 0
+    delay_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a fault that would do nothing or the wrong thing."""
+        if min(self.at_seconds, self.duration_seconds, self.count, self.delay_seconds, self.retry_after_seconds) < 0:
+            raise ValueError(f"fault {self.kind.value}: a negative number")
+        if self.kind is FaultKind.ERROR and self.code not in REASONS:
+            raise ValueError(f"fault error: code {self.code} is none of {', '.join(map(str, REASONS))}")
+        if self.kind is FaultKind.DELAY and not self.delay_seconds:
+            raise ValueError("fault delay: delay_seconds is missing")
+        if self.kind in (FaultKind.LOSE_EVENTS, FaultKind.ROLL_BACK) and not self.count:
+            raise ValueError(f"fault {self.kind.value}: count is missing")
+
+    def matches(self, verb: str, resource: Resource) -> bool:
+        """Whether a request is meant."""
+        return self.verb in ("", verb) and self.resource in ("", resource.name, str(resource))
+
+    def error(self, verb: str, resource: Resource) -> ApiError:
+        """The answer of an ERROR fault."""
+        message = f"simulated fault: {REASONS[self.code]}"
+        if self.code == 403:
+            message = (
+                f'{resource.name} is forbidden: User "simulated" cannot {verb.lower()} resource "{resource.name}" '
+                f'in API group "{resource.group}" at the cluster scope'
+            )
+        retry_after = self.retry_after_seconds or None
+        return ApiError(self.code, REASONS[self.code], message, retry_after_seconds=retry_after)
+
+
+def parse(data: bytes) -> list[Fault]:
+    """Faults from JSON: one object or a list of them, members as in Fault. Raises ValueError."""
+    try:
+        faults = msgspec.json.decode(data, type=list[Fault] | Fault)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"faults: {error}") from error
+    return faults if isinstance(faults, list) else [faults]
+
+
+def document(fault: Fault) -> dict[str, Any]:
+    """The fault as JSON-able members, those with their default left out."""
+    defaults = Fault.__dataclass_fields__
+    members: dict[str, Any] = {"kind": fault.kind.value}
+    for name, field in defaults.items():
+        if name != "kind" and getattr(fault, name) != field.default:
+            members[name] = getattr(fault, name)
+    return members
+
+
+class Rules:
+    """Faults on requests that are in force. Times are seconds of one monotonic clock, handed in."""
+
+    def __init__(self) -> None:
+        self._active: list[tuple[Fault, float, list[int]]] = []
+
+    def add(self, fault: Fault, now: float) -> None:
+        """Put a fault in force."""
+        until = now + fault.duration_seconds if fault.duration_seconds else math.inf
+        self._active.append((fault, until, [fault.count]))
+
+    def clear(self) -> None:
+        """Lift all faults."""
+        self._active.clear()
+
+    def active(self, now: float) -> list[Fault]:
+        """Faults in force."""
+        self._active = [entry for entry in self._active if entry[1] > now]
+        return [fault for fault, _, _ in self._active]
+
+    def take(self, kind: FaultKind, verb: str, resource: Resource, *, now: float) -> Fault | None:
+        """The first fault of a kind that is meant for a request; counts it."""
+        self.active(now)
+        for entry in self._active:
+            fault, _, remaining = entry
+            if fault.kind is kind and fault.matches(verb, resource):
+                if fault.count:
+                    remaining[0] -= 1
+                    if not remaining[0]:
+                        self._active.remove(entry)
+                return fault
+        return None

@@ -1,0 +1,177 @@
+"""The HTTP side: paths, verbs, lists, single objects and writes."""
+
+import asyncio
+import dataclasses
+import time
+import zlib
+
+import msgspec
+from aiohttp import web
+
+from loadtest.apiserver import discovery, listing, objects, options, watching
+from loadtest.apiserver.counters import WATCH_LIST, Counters
+from loadtest.apiserver.errors import ApiError, BadRequest, TypeUnknown
+from loadtest.apiserver.faults import FaultKind, Rules
+from loadtest.apiserver.resources import Resource
+from loadtest.apiserver.settings import SimulatorSettings, WatchListMode
+from loadtest.apiserver.store import Store
+from loadtest.apiserver.streams import Streams
+
+#: Answers from this size on are compressed if the client likes, as by kube-apiserver.
+GZIP_FROM_BYTES = 128 * 1024
+_MERGE_PATCH = ("application/merge-patch+json", "application/strategic-merge-patch+json")
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """What a path names: a collection (`name` empty) or an object."""
+
+    resource: Resource
+    namespace: str
+    name: str
+
+
+def find_target(store: Store, path: str) -> Target | None:
+    """The target of a path, None for a path that is no resource's. Raises TypeUnknown."""
+    parts = path.strip("/").split("/")
+    if parts[0] == "api" and len(parts) >= 3:
+        group, version, rest = "", parts[1], parts[2:]
+    elif parts[0] == "apis" and len(parts) >= 4:
+        group, version, rest = parts[1], parts[2], parts[3:]
+    else:
+        return None
+    if rest[0] == "namespaces" and len(rest) in (3, 4):
+        resource = store.find(group, version, rest[2])
+        if not resource.namespaced:
+            raise TypeUnknown(resource)
+        return Target(resource, rest[1], rest[3] if len(rest) == 4 else "")
+    resource = store.find(group, version, rest[0])
+    if len(rest) == 1:
+        return Target(resource, "", "")
+    if len(rest) == 2 and not resource.namespaced:
+        return Target(resource, "", rest[1])
+    raise TypeUnknown(resource)
+
+
+class Handlers:
+    """Answers the requests of the Kubernetes API."""
+
+    def __init__(
+        self, settings: SimulatorSettings, store: Store, *, streams: Streams, counters: Counters, rules: Rules
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._counters = counters
+        self._rules = rules
+        self._watching = watching.Watching(settings, store, streams=streams, counters=counters)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer one request; every refusal is a Status."""
+        verb = request.method if request.method in _METHODS else "OTHER"
+        resource: Resource | None = None
+        try:
+            target = find_target(self._store, request.path)
+            if target is None:
+                return self._other(request)
+            resource = target.resource
+            verb = _verb(request, target)
+            response = await self._resource(request, target, verb)
+        except ApiError as error:
+            response = _refusal(error)
+        if not response.prepared:  # a watch counts itself when it begins
+            self._counters.requests[verb, resource, response.status] += 1
+        return response
+
+    async def _resource(self, request: web.Request, target: Target, verb: str) -> web.StreamResponse:
+        now = time.monotonic()
+        delay = self._rules.take(FaultKind.DELAY, verb, target.resource, now=now)
+        if delay is not None:
+            await asyncio.sleep(delay.delay_seconds)
+        fault = self._rules.take(FaultKind.ERROR, verb, target.resource, now=now)
+        if fault is not None:
+            raise fault.error(verb, target.resource)
+        if verb in ("WATCH", WATCH_LIST):
+            asked = options.parse(request.query, watch_list=self._settings.watch_list is not WatchListMode.OFF)
+            return await self._watching.serve(
+                request, target.resource, namespace=target.namespace, asked=asked, verb=verb
+            )
+        if verb == "LIST":
+            body = await self._list(request, target)
+            if self._rules.take(FaultKind.BROKEN_LIST, verb, target.resource, now=now):
+                body = body[: len(body) // 2]
+            return _answer(body, gzip=self._settings.gzip and "gzip" in request.headers.get("Accept-Encoding", ""))
+        return await self._single(request, target, verb)
+
+    async def _list(self, request: web.Request, target: Target) -> bytes:
+        asked = options.parse(request.query, watch_list=True)
+        await watching.until_fresh(self._store, listing.least_version(asked), self._settings.fresh_wait_seconds)
+        return listing.body(self._store, target.resource, target.namespace, asked)
+
+    async def _single(self, request: web.Request, target: Target, verb: str) -> web.Response:
+        resource, namespace, name = target.resource, target.namespace, target.name
+        if verb == "GET":
+            return self._object(resource, self._store.get(resource, namespace, name))
+        if verb == "DELETE":
+            return self._object(resource, self._store.delete(resource, namespace, name))
+        try:
+            value = objects.decode(await request.read())
+        except msgspec.DecodeError as error:
+            raise BadRequest(f"the body is no JSON object: {error}") from error
+        if verb == "PATCH":
+            if request.content_type not in _MERGE_PATCH:
+                raise ApiError(
+                    415, "UnsupportedMediaType", f"only merge patches are simulated, not {request.content_type}"
+                )
+            return self._object(resource, self._store.patch(resource, namespace, name, value))
+        metadata = value.get("metadata")
+        if isinstance(metadata, dict) and namespace:
+            metadata.setdefault("namespace", namespace)
+        if objects.identity(resource, value) != (namespace, name or value["metadata"]["name"]):
+            raise BadRequest("name or namespace of the object differ from those of the path")
+        if verb == "PUT":
+            return self._object(resource, self._store.replace(resource, value))
+        return self._object(resource, self._store.create(resource, value), status=201)
+
+    def _other(self, request: web.Request) -> web.Response:
+        if request.path in ("/readyz", "/livez", "/healthz"):
+            return web.Response(text="ok")
+        if request.path == "/metrics":
+            return web.Response(text=self._counters.exposition())
+        body = discovery.document(request.path, self._store.resources())
+        return _answer(body) if body is not None else web.Response(status=404, text="404 page not found\n")
+
+    @staticmethod
+    def _object(resource: Resource, item: bytes, *, status: int = 200) -> web.Response:
+        return _answer(objects.alone(resource, item) + b"\n", status=status)
+
+
+def _verb(request: web.Request, target: Target) -> str:
+    if request.method not in _METHODS:
+        raise ApiError(405, "MethodNotAllowed", f"{request.method} is not served")
+    if request.method != "GET":
+        if bool(target.name) is (request.method == "POST"):
+            raise ApiError(405, "MethodNotAllowed", f"{request.method} is not served at this path")
+        return request.method
+    if target.name:
+        return "GET"
+    if request.query.get("watch", "").lower() not in ("true", "1"):
+        return "LIST"
+    return WATCH_LIST if request.query.get("sendInitialEvents", "").lower() in ("true", "1") else "WATCH"
+
+
+def _answer(body: bytes, *, status: int = 200, gzip: bool = False) -> web.Response:
+    headers = {"Cache-Control": "no-cache, private"}
+    if gzip and len(body) >= GZIP_FROM_BYTES:
+        headers["Content-Encoding"] = "gzip"
+        headers["Vary"] = "Accept-Encoding"
+        compressor = zlib.compressobj(level=1, wbits=31)
+        body = compressor.compress(body) + compressor.flush()
+    return web.Response(body=body, status=status, content_type="application/json", headers=headers)
+
+
+def _refusal(error: ApiError) -> web.Response:
+    response = _answer(error.status() + b"\n", status=error.code)
+    if error.retry_after_seconds is not None:
+        response.headers["Retry-After"] = str(error.retry_after_seconds)
+    return response

@@ -1,0 +1,213 @@
+"""The simulated API server as a whole: starts, stops, breaks."""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Coroutine, Iterable
+from typing import Any, Self
+
+from aiohttp import web
+
+from loadtest.apiserver import churn, control, faults, resources
+from loadtest.apiserver.counters import Counters
+from loadtest.apiserver.errors import ApiError
+from loadtest.apiserver.faults import Fault, FaultKind, Rules
+from loadtest.apiserver.handlers import Handlers
+from loadtest.apiserver.population import Population, populate
+from loadtest.apiserver.settings import SimulatorSettings
+from loadtest.apiserver.store import Store
+from loadtest.apiserver.streams import Ending, Streams
+
+#: As kube-apiserver: no body of a write is larger.
+MAX_BODY_BYTES = 3 * 1024 * 1024
+_BROKEN_LINE = b'{"type":"MODIFIED","object":{"kind":\n'
+
+
+class Simulator:
+    """A simulated API server in the running event loop; an async context manager.
+
+    `store` may be written to at any time from the loop's thread; watches get each change at once.
+    """
+
+    def __init__(self, settings: SimulatorSettings | None = None) -> None:
+        self.settings = settings or SimulatorSettings()
+        self.store = Store(seed=self.settings.seed, history_events=self.settings.history_events)
+        self.counters = Counters()
+        self.rules = Rules()
+        self.applied: list[dict[str, Any]] = []
+        self.churn = churn.Churn(self.store, seed=self.settings.seed)
+        self._streams = Streams(self.counters)
+        self._handlers = Handlers(
+            self.settings, self.store, streams=self._streams, counters=self.counters, rules=self.rules
+        )
+        self._control = control.Control(self)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._restarting: asyncio.Task[None] | None = None
+        self._site: web.TCPSite | None = None
+        self._runner: web.AppRunner | None = None
+        self._port = self.settings.port
+        for resource in resources.BUILT_IN:
+            self.store.install(resource)
+        self.store.subscribe(self._streams.publish)
+
+    @property
+    def port(self) -> int:
+        """TCP port, known once started; the same after a restart."""
+        return self._port
+
+    @property
+    def url(self) -> str:
+        """Address for clients, without a slash at its end."""
+        return f"http://{self.settings.host}:{self._port}"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Listen. Raises OSError."""
+        application = web.Application(client_max_size=MAX_BODY_BYTES)
+        application.router.add_route("*", "/{path:.*}", self._handle)
+        self._runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        await self._listen()
+
+    async def stop(self) -> None:
+        """End churn and faults, close everything."""
+        self.churn.stop()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.churn.wait()
+        for stream in self._streams.of(""):
+            stream.end(Ending.ABORT)
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    def populate(self, population: Population) -> None:
+        """Fill the store; the history of that is forgotten, as it would be after a while."""
+        populate(self.store, population, seed=self.settings.seed)
+        self.store.compact()
+        self.counters.events.clear()
+
+    def schedule(self, script: Iterable[Fault]) -> None:
+        """Let faults happen at their times, counted from now; those at 0 happen before this returns."""
+        for fault in script:
+            if len(self._tasks) >= faults.MAX_FAULTS:
+                raise ValueError(f"more than {faults.MAX_FAULTS} faults wait")
+            if fault.at_seconds:
+                self._spawn(self._later(fault), name=f"fault {fault.kind.value}")
+            else:
+                self.inject(fault)
+
+    def inject(self, fault: Fault) -> None:
+        """Let a fault happen now, whatever its `at_seconds`.
+
+        Raises Expired for a roll-back beyond the history, ValueError for a second restart during one.
+        """
+        if fault.kind in faults.REQUEST_KINDS:
+            self.rules.add(fault, time.monotonic())
+        elif fault.kind in faults.STREAM_KINDS:
+            self._break_streams(fault)
+        elif fault.kind is FaultKind.COMPACT:
+            # One version further, so that no client knows the newest one, not even from a bookmark.
+            self.store.advance()
+            for resource in self.store.resources():
+                if fault.resource in ("", resource.name, str(resource)):
+                    self.store.compact(resource)
+            self._break_streams(dataclasses.replace(fault, kind=FaultKind.DROP))
+        elif fault.kind is FaultKind.ROLL_BACK:
+            self.store.roll_back(max(1, self.store.version - fault.count))
+            self._break_streams(Fault(kind=FaultKind.DROP))
+        else:
+            if self._restarting is not None and not self._restarting.done():
+                raise ValueError("a restart is under way already")
+            self._restarting = self._spawn(self._restart(fault.duration_seconds), name="restart")
+        self.applied.append({**faults.document(fault), "at": time.time()})
+
+    def clear_faults(self) -> None:
+        """Lift the faults on requests and forget those that wait; a restart under way goes on."""
+        self.rules.clear()
+        for task in self._tasks:
+            if task is not self._restarting:
+                task.cancel()
+
+    def uninstall(self, resource: resources.Resource) -> None:
+        """Take a type away as when its CustomResourceDefinition is deleted; its watches end. Raises TypeUnknown."""
+        self.store.uninstall(resource)
+        for stream in self._streams.of(str(resource)):
+            stream.end(Ending.EOF)
+
+    def statistics(self) -> dict[str, Any]:
+        """What /_sim/stats shows."""
+        store = self.store
+        return {
+            "version": store.version,
+            "objects": {str(resource): store.count(resource) for resource in store.resources()},
+            "requests": self.counters.requests_by_verb(),
+            "answers": self.counters.answers_by_code(),
+            "watches_open": self.counters.watches_by_resource(),
+            "watches_ended": dict(self.counters.watches_ended),
+            "events": {str(resource): count for resource, count in sorted(self.counters.events.items())},
+            "churn": self.churn.statistics(),
+            "faults_applied": self.applied,
+            "faults_active": [faults.document(fault) for fault in self.rules.active(time.monotonic())],
+        }
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if request.path.startswith(control.PREFIX):
+            return await self._control.handle(request)
+        return await self._handlers.handle(request)
+
+    async def _listen(self) -> None:
+        if self._runner is None:
+            raise RuntimeError("the simulator is not started")
+        self._site = web.TCPSite(self._runner, self.settings.host, self._port, backlog=1024, reuse_address=True)
+        await self._site.start()
+        self._port = self._runner.addresses[-1][1]
+
+    async def _later(self, fault: Fault) -> None:
+        await asyncio.sleep(fault.at_seconds)
+        try:
+            self.inject(fault)
+        except (ApiError, ValueError) as error:
+            self.applied.append({**faults.document(fault), "failed": str(error)})
+
+    def _break_streams(self, fault: Fault) -> None:
+        for stream in self._streams.of(fault.resource):
+            if fault.kind is FaultKind.CLOSE:
+                stream.end(Ending.EOF)
+            elif fault.kind is FaultKind.DROP:
+                stream.end(Ending.ABORT)
+            elif fault.kind is FaultKind.DROP_MID_LINE:
+                stream.cut()
+            elif fault.kind is FaultKind.BROKEN_JSON:
+                stream.put(_BROKEN_LINE)
+            elif fault.kind is FaultKind.HALF_OPEN:
+                stream.freeze()
+            else:
+                stream.lose(fault.count)
+
+    async def _restart(self, refuse_seconds: float) -> None:
+        if self._runner is None or self._site is None or self._runner.server is None:
+            raise RuntimeError("the simulator is not started")
+        await asyncio.sleep(control.ANSWER_SECONDS)
+        await self._site.stop()
+        for stream in self._streams.of(""):
+            stream.end(Ending.ABORT)
+        for connection in self._runner.server.connections:
+            if connection.transport is not None:
+                connection.transport.abort()
+        # A new process begins its watch caches with a list: it knows no older versions.
+        self.store.compact()
+        await asyncio.sleep(refuse_seconds)
+        await self._listen()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

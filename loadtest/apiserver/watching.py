@@ -1,0 +1,154 @@
+"""Serves one watch: initial events, events, bookmarks, and its end."""
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import Iterator
+
+from aiohttp import web
+
+from loadtest.apiserver import objects
+from loadtest.apiserver.counters import Counters
+from loadtest.apiserver.errors import ApiError, ResourceVersionTooLarge
+from loadtest.apiserver.objects import EventKind
+from loadtest.apiserver.options import Options
+from loadtest.apiserver.resources import Resource
+from loadtest.apiserver.settings import SimulatorSettings, WatchListMode
+from loadtest.apiserver.store import Snapshot, Store
+from loadtest.apiserver.streams import Ending, Streams, WatchStream
+
+#: Initial events written at once.
+INITIAL_EVENTS_PER_WRITE = 200
+#: How often a request for a future version looks again.
+FRESH_POLL_SECONDS = 0.02
+
+
+async def until_fresh(store: Store, version: int, wait_seconds: float) -> None:
+    """Wait until the store has reached a version. Raises ResourceVersionTooLarge after `wait_seconds`."""
+    deadline = time.monotonic() + wait_seconds
+    while store.version < version:
+        if time.monotonic() >= deadline:
+            raise ResourceVersionTooLarge(version, store.version)
+        await asyncio.sleep(FRESH_POLL_SECONDS)
+
+
+class Watching:
+    """Answers watch requests."""
+
+    def __init__(self, settings: SimulatorSettings, store: Store, *, streams: Streams, counters: Counters) -> None:
+        self._settings = settings
+        self._store = store
+        self._streams = streams
+        self._counters = counters
+        self._random = random.Random(settings.seed)
+
+    async def serve(
+        self, request: web.Request, resource: Resource, *, namespace: str, asked: Options, verb: str
+    ) -> web.StreamResponse:
+        """Stream the watch to its end. A version that is too old or too new is an ERROR event, as in kube-apiserver."""
+        response = web.StreamResponse(headers={"Cache-Control": "no-cache, private"})
+        response.content_type = "application/json"
+        stream = WatchStream(
+            resource,
+            namespace=namespace,
+            version=0,
+            buffer_bytes=self._settings.watch_buffer_bytes,
+            abort=lambda: _abort(request),
+        )
+        self._counters.requests[verb, resource, 200] += 1
+        self._counters.open_watches[verb, resource] += 1
+        ended = Ending.GONE
+        try:
+            await response.prepare(request)
+            await self._run(response, stream, asked)
+            ended = stream.ending or Ending.EOF
+            if ended is Ending.CUT and request.transport is not None:
+                request.transport.close()
+        except (ConnectionError, asyncio.CancelledError):
+            # The peer has left, or the stream was aborted while its writer waited for the peer.
+            ended = stream.ending or Ending.GONE
+            raise
+        finally:
+            self._counters.open_watches[verb, resource] -= 1
+            self._counters.watches_ended[ended.value] += 1
+        return response
+
+    async def _run(self, response: web.StreamResponse, stream: WatchStream, asked: Options) -> None:
+        try:
+            if asked.initial_events:
+                await until_fresh(self._store, asked.version or 0, self._settings.fresh_wait_seconds)
+            initial = self._begin(stream, asked)
+        except ApiError as error:
+            await response.write(error.event_line())
+            return
+        self._streams.add(stream)
+        try:
+            for lines in initial:
+                await response.write(lines)
+                await asyncio.sleep(0)
+            await self._follow(response, stream, asked)
+        finally:
+            self._streams.remove(stream)
+
+    def _begin(self, stream: WatchStream, asked: Options) -> Iterator[bytes]:
+        """Fix the cut at which the stream begins, return the lines before it. Raises Expired, TypeUnknown."""
+        resource, store = stream.resource, self._store
+        served = asked.initial_events if self._settings.watch_list is WatchListMode.ON else None
+        if served or (served is None and not asked.version):
+            snapshot = store.snapshot(resource, namespace=stream.namespace)
+            stream.version = snapshot.version
+            return _initial_lines(resource, snapshot, end=bool(served) and asked.bookmarks)
+        if not asked.version:
+            stream.version = store.version
+            return iter(())
+        missed = store.events_since(resource, asked.version)
+        # A watch from the future gets nothing until the store has come so far: silence after a restored backup.
+        stream.version = max(asked.version, store.version)
+        wanted = [event for event in missed if not stream.namespace or event.namespace == stream.namespace]
+        return iter(
+            [b"".join(objects.event_line(resource, event.kind, event.item) for event in wanted)] if wanted else []
+        )
+
+    async def _follow(self, response: web.StreamResponse, stream: WatchStream, asked: Options) -> None:
+        settings = self._settings
+        now = time.monotonic()
+        lifetime = asked.timeout_seconds or settings.watch_timeout_seconds * (1 + self._random.random())
+        deadline = now + lifetime
+        bookmark_at = now + settings.bookmark_period_seconds if asked.bookmarks else math.inf
+        while True:
+            lines = stream.take()
+            if lines:
+                await response.write(lines)
+                continue
+            if stream.ending is not None:
+                return
+            now = time.monotonic()
+            if stream.frozen:
+                deadline = bookmark_at = math.inf
+            elif now >= deadline:
+                stream.end(Ending.EOF)
+                continue
+            elif now >= bookmark_at:
+                self._bookmark(stream)
+                bookmark_at = now + settings.bookmark_period_seconds
+                continue
+            await stream.wait(min(deadline, bookmark_at) - now)
+
+    def _bookmark(self, stream: WatchStream) -> None:
+        # Never behind what the stream began with; a watch from the future has nothing to say yet.
+        if self._store.version >= stream.version:
+            stream.put(objects.bookmark_line(stream.resource, self._store.version))
+
+
+def _initial_lines(resource: Resource, snapshot: Snapshot, *, end: bool) -> Iterator[bytes]:
+    for start in range(0, len(snapshot.items), INITIAL_EVENTS_PER_WRITE):
+        items = snapshot.items[start : start + INITIAL_EVENTS_PER_WRITE]
+        yield b"".join(objects.event_line(resource, EventKind.ADDED, item) for item in items)
+    if end:
+        yield objects.bookmark_line(resource, snapshot.version, initial_events_end=True)
+
+
+def _abort(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()

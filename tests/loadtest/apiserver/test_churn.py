@@ -1,0 +1,111 @@
+"""Churn: what is written, how fast, and that it can be repeated."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from loadtest.apiserver import churn, objects, resources
+from loadtest.apiserver.churn import ChurnSettings, Writer
+from loadtest.apiserver.population import Population, populate
+from loadtest.apiserver.simulator import Simulator
+from loadtest.apiserver.store import Store
+
+SMALL = Population(nodes=3, pods=50, namespaces=3, services=5, widgets=4)
+
+
+def new_store() -> Store:
+    store = Store()
+    for resource in resources.BUILT_IN:
+        store.install(resource)
+    populate(store, SMALL, seed=0)
+    return store
+
+
+def test_the_same_seed_gives_the_same_writes() -> None:
+    stores = [new_store(), new_store()]
+    for store in stores:
+        writer = Writer(store, ChurnSettings(), seed=3)
+        for number in range(300):
+            writer.write(number)
+    states = [[store.objects(resource) for resource in store.resources()] for store in stores]
+    assert states[0] == states[1]
+    assert stores[0].version == stores[1].version
+
+
+def test_all_operations_are_made_and_marked_with_their_time() -> None:
+    store = new_store()
+    events: list[objects.Event] = []
+    store.subscribe(lambda _, event: events.append(event))
+    writer = Writer(store, ChurnSettings(), seed=0)
+    for number in range(500):
+        writer.write(1000 + number)
+    kinds = {kind: [event for event in events if event.kind is kind] for kind in objects.EventKind}
+    assert writer.counts["create"] == len(kinds[objects.EventKind.ADDED]) > 20
+    assert writer.counts["update"] == len(kinds[objects.EventKind.MODIFIED]) > 300
+    assert writer.counts["delete"] == len(kinds[objects.EventKind.DELETED]) > 20
+    for event in kinds[objects.EventKind.ADDED] + kinds[objects.EventKind.MODIFIED]:
+        metadata = json.loads(event.item)["metadata"]
+        assert 1000 <= int(metadata["annotations"][churn.WRITTEN_AT]) < 1500
+        assert churn.MARKER in metadata["labels"]
+
+
+def test_it_goes_on_when_somebody_else_deletes_or_the_past_returns() -> None:
+    store = new_store()
+    settings = ChurnSettings(types={"pods": 1.0})
+    writer = Writer(store, settings, seed=0)
+    for number in range(50):
+        writer.write(number)
+    for key in store.objects(resources.PODS):
+        store.delete(resources.PODS, *key.split("/"))
+    for number in range(50):
+        writer.write(number)
+    store.roll_back(store.version - 40)
+    again = Writer(store, settings, seed=0)
+    for number in range(50):
+        writer.write(number)
+        again.write(number)
+    assert sum(writer.counts.values()) > 100
+    assert store.count(resources.PODS) > 0
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"rate_per_second": 0},
+        {"rate_per_second": -1},
+        {"create": 0, "update": 0, "delete": 0},
+        {"types": {"dragons": 1}},
+        {"types": {}},
+        {"update": -1},
+    ],
+)
+def test_settings_that_make_no_sense(members: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="churn"):
+        ChurnSettings(**members)
+
+
+def test_types_nobody_serves() -> None:
+    with pytest.raises(ValueError, match="served"):
+        Writer(Store(), ChurnSettings(), seed=0)
+
+
+async def test_the_pace_is_kept_by_an_absolute_schedule() -> None:
+    simulator = Simulator()
+    simulator.populate(SMALL)
+    begin = time.monotonic()
+    simulator.churn.start(ChurnSettings(rate_per_second=400, duration_seconds=0.5))
+    await simulator.churn.wait()
+    assert time.monotonic() - begin >= 0.49
+    statistics = simulator.churn.statistics()
+    assert statistics["create"] + statistics["update"] + statistics["delete"] == 200
+    assert not simulator.churn.running
+
+
+async def test_a_burst_comes_at_once() -> None:
+    simulator = Simulator()
+    simulator.populate(SMALL)
+    version = simulator.store.version
+    simulator.churn.burst(500)
+    assert simulator.store.version == version + 500

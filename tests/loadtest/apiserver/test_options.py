@@ -1,0 +1,65 @@
+"""Options of list and watch, and continue tokens."""
+
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadtest.apiserver import options
+from loadtest.apiserver.errors import BadRequest, InvalidOptions
+from loadtest.apiserver.options import Match
+
+
+@given(st.integers(1, 2**63), st.text(max_size=60))
+def test_tokens_return_what_they_carry(version: int, key: str) -> None:
+    assert options.parse_token(options.continue_token(version, key)) == (version, key)
+
+
+@given(st.text(max_size=60) | st.binary(max_size=60).map(lambda data: base64.urlsafe_b64encode(data).decode()))
+def test_any_other_text_is_no_token(text: str) -> None:
+    with pytest.raises(BadRequest):
+        options.parse_token(text)
+
+
+def test_watch_list() -> None:
+    query = {"watch": "1", "sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan", "resourceVersion": "7"}
+    parsed = options.parse(query, watch_list=True)
+    assert (parsed.watch, parsed.initial_events, parsed.match, parsed.version) == (True, True, Match.NOT_OLDER_THAN, 7)
+    with pytest.raises(InvalidOptions, match="WatchList"):
+        options.parse(query, watch_list=False)
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({"resourceVersionMatch": "Exact"}, "resourceVersionMatch"),
+        ({"resourceVersionMatch": "Newest", "resourceVersion": "1"}, "resourceVersionMatch"),
+        ({"resourceVersionMatch": "Exact", "resourceVersion": "0"}, "resourceVersionMatch"),
+        ({"resourceVersionMatch": "Exact", "resourceVersion": "1", "continue": "x"}, "resourceVersionMatch"),
+        ({"sendInitialEvents": "true"}, "sendInitialEvents"),
+        ({"watch": "true", "sendInitialEvents": "true"}, "resourceVersionMatch"),
+        ({"watch": "true", "resourceVersionMatch": "NotOlderThan", "resourceVersion": "1"}, "resourceVersionMatch"),
+    ],
+)
+def test_options_that_do_not_go_together(query: dict[str, str], field: str) -> None:
+    with pytest.raises(InvalidOptions) as caught:
+        options.parse(query, watch_list=True)
+    assert caught.value.code == 422
+    assert caught.value.details["causes"][0]["field"] == field
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"limit": "-1"},
+        {"limit": "many"},
+        {"resourceVersion": "1" * 30},
+        {"resourceVersion": "²"},
+        {"labelSelector": "a=b"},
+        {"continue": "x", "resourceVersion": "5"},
+    ],
+)
+def test_options_that_cannot_be_understood(query: dict[str, str]) -> None:
+    with pytest.raises(BadRequest):
+        options.parse(query, watch_list=True)

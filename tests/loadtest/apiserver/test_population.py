@@ -1,0 +1,55 @@
+"""The made-up cluster."""
+
+import collections
+import json
+
+import pytest
+
+from loadtest.apiserver import resources
+from loadtest.apiserver.population import Population, generate, populate
+from loadtest.apiserver.store import Store
+
+SMALL = Population(nodes=7, pods=200, namespaces=3, services=5, widgets=4)
+
+
+def populated(seed: int) -> Store:
+    store = Store(seed=seed)
+    for resource in resources.BUILT_IN:
+        store.install(resource)
+    populate(store, SMALL, seed=seed)
+    return store
+
+
+def test_counts_and_size() -> None:
+    store = populated(0)
+    counts = {resource.name: store.count(resource) for resource in store.resources() if store.count(resource)}
+    assert counts == {"nodes": 7, "pods": 200, "namespaces": 3, "services": 5, "endpointslices": 5, "widgets": 4}
+    sizes = [len(item) for item in store.objects(resources.PODS).values()]
+    assert min(sizes) > 1500
+    assert max(sizes) < 2300
+
+
+def test_the_seed_decides_every_byte() -> None:
+    first, again, other = (populated(seed).objects(resources.PODS) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_pods_are_spread_and_complete() -> None:
+    pods = [json.loads(item) for item in populated(0).objects(resources.PODS).values()]
+    assert len({pod["metadata"]["namespace"] for pod in pods}) == SMALL.namespaces
+    assert len({pod["spec"]["nodeName"] for pod in pods}) == SMALL.nodes
+    assert collections.Counter(pod["status"]["podIP"] for pod in pods).most_common(1)[0][1] == 1
+    for pod in pods:
+        assert {"labels", "ownerReferences", "managedFields"} <= set(pod["metadata"])
+
+
+def test_namespaces_of_all_objects_exist() -> None:
+    objects = list(generate(SMALL, seed=0))
+    there = {value["metadata"]["name"] for resource, value in objects if resource == resources.NAMESPACES}
+    used = {value["metadata"].get("namespace") for resource, value in objects if resource.namespaced}
+    assert used <= there
+
+
+def test_an_impossible_population() -> None:
+    with pytest.raises(ValueError, match="node"):
+        Population(nodes=0)
