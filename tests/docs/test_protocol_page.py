@@ -1,0 +1,156 @@
+"""docs/protocol.md: what follows from the code is up to date, and a stranger gets by on the page alone."""
+
+import ast
+import asyncio
+import inspect
+import json
+import re
+from typing import Any
+
+import msgpack
+import pytest
+
+from clients import testing
+from protocol import messages
+from protocol.native import codec, connection, frames
+from tests.docs import protocol_page, stranger, vectors
+
+REWRITE = "run `python -m tests.docs.protocol_page`, and look at what it changed"
+
+
+def page() -> str:
+    return protocol_page.PAGE.read_text(encoding="utf-8")
+
+
+def published() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(protocol_page.JSON.read_text(encoding="utf-8"))
+    return content
+
+
+def from_json(value: Any) -> Any:
+    match value:
+        case {"bin": str(digits)}:
+            return bytes.fromhex(digits)
+        case dict():
+            return {key: from_json(item) for key, item in value.items()}
+        case list():
+            return [from_json(item) for item in value]
+        case _:
+            return value
+
+
+def session_on_the_page(arrow: str) -> bytes:
+    """One side's bytes, read from the page as a reader would."""
+    part = page().partition("<!-- begin session -->")[2].partition("<!-- end session -->")[0]
+    return bytes.fromhex("".join(re.findall(rf"^{arrow} ([0-9a-f]+)$", part, re.MULTILINE)))
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert page() == protocol_page.render(page()), REWRITE
+
+
+def test_the_vectors_are_up_to_date() -> None:
+    assert published() == json.loads(protocol_page.render_json()), REWRITE
+
+
+def test_every_message_has_a_section_and_a_vector() -> None:
+    for number, encoder in zip(codec.MessageType, codec._ENCODERS, strict=True):
+        name = protocol_page.message_name(encoder)
+        assert f"| {int(number)} | {name} |" in page()
+        assert f"{name}: `[{int(number)}" in page()
+    assert {type(vector.message) for vector in vectors.VECTORS} == set(codec._ENCODERS)
+
+
+def test_the_vectors_are_what_they_say() -> None:
+    for vector, entry in zip(vectors.VECTORS, published()["messages"], strict=True):
+        payload = bytes.fromhex(entry["payload"])
+        assert codec.decode(payload) == vector.message
+        assert msgpack.unpackb(payload, raw=False) == from_json(entry["message"])
+        assert bytes.fromhex(entry["frame"]) == stranger.frame(from_json(entry["message"]))
+
+
+def test_limits_on_the_page_are_those_of_the_code() -> None:
+    limits = page().partition("## 9. Limits")[2].partition("## 10.")[0]
+    assert frames.MAX_FRAME_BYTES == 16 * 1024 * 1024
+    assert "16 MiB" in limits
+    assert frames.MAX_HANDSHAKE_FRAME_BYTES == 64 * 1024
+    assert "64 KiB" in limits
+    for limit in (codec.MAX_NAME_CHARS, codec.MAX_KEY_CHARS, codec.MAX_LIST_LENGTH, codec.MAX_ARRAY_LENGTH):
+        assert f" {limit:,}" in limits
+    assert f"at most {codec.MAX_CHUNKS:,}" in page()
+
+
+def test_names_on_the_page_are_those_of_the_code() -> None:
+    for feature in messages.Feature:
+        assert f"| `{feature.value}` |" in page()
+    for status in messages.SyncStatus:
+        assert f"{int(status)} {status.label} (" in page()
+    assert frames.PREFACE.hex(" ") in page()
+    assert frames.PREFACE == stranger.PREFACE
+    assert vectors.ZSTD_FRAME.hex() in page().replace(" ", "")
+
+
+def test_the_stranger_knows_nothing_of_this_project() -> None:
+    tree = ast.parse(inspect.getsource(stranger))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert imported == {"hashlib", "struct", "msgpack", "zstandard"}
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+
+
+def test_the_digests_on_the_page() -> None:
+    for entry in published()["state_digests"]:
+        assert f"{stranger.digest(from_json(entry['map'])):016x}" == entry["digest"]
+        assert f"`{entry['digest']}`" in page()
+
+
+@pytest.mark.parametrize("piece", [1, 10_000])
+def test_a_stranger_reads_the_session_on_the_page(piece: int) -> None:
+    client = stranger.Stranger()
+    sent = session_on_the_page("<")
+    for start in range(0, len(sent), piece):
+        client.receive(sent[start : start + piece])
+    assert client.seen == [2, 8, 3, 4, 4, 5, 7, 6, 8, 3, 4, 5, 7, 10]
+    assert client.map == {"/core/v1/nodes//n1": "é".encode()}
+    assert client.statuses == [2, 2]
+    assert client.goodbye == ["shutting-down", "the server is draining", 1500]
+    pongs = stranger.frame([9, 0]) + stranger.frame([9, 42])
+    assert client.to_send == pongs
+    assert session_on_the_page(">").endswith(pongs[-8:])
+
+
+def test_both_ends_of_ours_accept_the_session_on_the_page() -> None:
+    for role, arrow in ((connection.Role.CLIENT, "<"), (connection.Role.SERVER, ">")):
+        ours = connection.Connection(role)
+        ours.receive_data(session_on_the_page(arrow))
+        received = []
+        while (message := ours.next_event()) is not None:
+            received.append(message)
+        assert len(received) == sum(
+            step.sender == ("client" if arrow == ">" else "server") and step.data != frames.PREFACE
+            for step in vectors.SESSION
+        )
+
+
+async def test_a_stranger_follows_a_server() -> None:
+    content = {f"/core/v1/pods/default/web-{number}": b'{"kind":"Pod"}' * 30 for number in range(1000)}
+    async with testing.Server(feeds={"pods": content}, ping_interval_seconds=0.05) as server:
+        host, _, port = server.address.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        client = stranger.Stranger()
+        writer.write(stranger.hello("pods"))
+        async with asyncio.timeout(10):
+            while 2 not in client.statuses:
+                client.receive(await reader.read(1000))
+            assert client.map == content
+            server.put("pods", "/new", b"")
+            server.delete("pods", "/core/v1/pods/default/web-7")
+            while 8 not in client.seen or "/new" not in client.map or len(client.map) != 1000:
+                client.receive(await reader.read(1000))
+            writer.write(client.to_send)
+            server.goodbye("shutting-down", "bye", retry_after_seconds=2)
+            while client.goodbye is None:
+                client.receive(await reader.read(1000))
+        assert client.map == server.feeds["pods"].content
+        assert client.goodbye == ["shutting-down", "bye", 2000]
+        writer.close()
+        await writer.wait_closed()
