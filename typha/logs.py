@@ -91,20 +91,27 @@ def configure(configured: settings.Settings, *, file_given: bool = False, screen
     if configured.log_severity_sys and os.path.exists(_SYSLOG_SOCKET):
         syslog = _open_syslog(problems)
         handlers += [_with_level(syslog, configured.log_severity_sys)] if syslog else []
-    level = min((handler.level for handler in handlers), default=logging.CRITICAL)
-    formatter = JsonFormatter() if configured.log_format == "json" else TextFormatter()
-    pipeline = LogPipeline(handlers, formatter, level=level, wait=configured.debug_disable_log_dropping)
-    _configure_structlog(level)
-    pipeline.start()
+    pipeline = _start(handlers, configured.log_format, wait=configured.debug_disable_log_dropping)
     log = structlog.get_logger("typha.logs")
     for problem in problems:
         log.warning(problem.event, **problem.fields)
     return pipeline
 
 
-def configure_worker(configured: settings.Settings) -> LogPipeline:
-    """Set up logging of a worker process: the same destinations, the screen being the inherited standard error."""
-    return configure(configured, screen=sys.stderr)
+def configure_worker(*, severity: str, log_format: str) -> LogPipeline:
+    """Set up logging of a worker process: to the standard error that it inherits; an empty severity = off."""
+    handlers: list[logging.Handler] = [_with_level(_StreamHandler(sys.stderr), severity)] if severity else []
+    return _start(handlers, log_format, wait=False)
+
+
+def _start(handlers: list[logging.Handler], log_format: str, *, wait: bool) -> LogPipeline:
+    level = min((handler.level for handler in handlers), default=logging.CRITICAL)
+    pipeline = LogPipeline(
+        handlers, JsonFormatter() if log_format == "json" else TextFormatter(), level=level, wait=wait
+    )
+    _configure_structlog(level)
+    pipeline.start()
+    return pipeline
 
 
 def _configure_structlog(level: int) -> None:

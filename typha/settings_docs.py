@@ -26,7 +26,7 @@ def _table(scope: Scope, heading: str) -> str:
 
 
 def _kubernetes_table() -> str:
-    lines = ["### Kubernetes variables", "", "| Variable | Default | Meaning |", "|---|---|---|"]
+    lines = ["### Variables without the prefix TYPHA_", "", "| Variable | Default | Meaning |", "|---|---|---|"]
     lines += [f"| `{variable.name}` | {variable.default} | {variable.help} |" for variable in KUBERNETES_VARIABLES]
     return "\n".join(lines) + "\n"
 

@@ -131,13 +131,20 @@ class Variable(NamedTuple):
 
 
 KUBERNETES_VARIABLES: tuple[Variable, ...] = (
-    Variable("KUBECONFIG", "~/.kube/config if it exists, else in-cluster", "Kubeconfig file."),
-    Variable("K8S_API_ENDPOINT", "from the kubeconfig", "URL of the API server."),
-    Variable("K8S_CERT_FILE", "from the kubeconfig", "Client certificate for the API server."),
-    Variable("K8S_KEY_FILE", "from the kubeconfig", "Its private key."),
-    Variable("K8S_CA_FILE", "from the kubeconfig", "Certificates that sign the API server's."),
-    Variable("K8S_INSECURE_SKIP_TLS_VERIFY", "false", "Do not verify the API server's certificate."),
+    Variable("KUBECONFIG", "~/.kube/config if it exists, else the pod's service account", "Kubeconfig files."),
     Variable("K8S_CURRENT_CONTEXT", "the kubeconfig's", "Context of the kubeconfig."),
-    Variable("KUBERNETES_SERVICE_HOST", "set in a pod", "In-cluster: the API server's address."),
-    Variable("KUBERNETES_SERVICE_PORT", "set in a pod", "In-cluster: the API server's port."),
+    Variable("K8S_API_ENDPOINT", "the kubeconfig's", "URL of the API server."),
+    Variable("K8S_API_TOKEN", "the kubeconfig's", "Bearer token."),
+    Variable("K8S_CERT_FILE", "the kubeconfig's", "Client certificate; needs K8S_KEY_FILE."),
+    Variable("K8S_KEY_FILE", "the kubeconfig's", "Its private key."),
+    Variable("K8S_CA_FILE", "the kubeconfig's", "Certificates that sign the API server's."),
+    Variable("K8S_INSECURE_SKIP_TLS_VERIFY", "false", "Do not verify the API server's certificate."),
+    Variable("KUBERNETES_SERVICE_HOST", "set in a pod", "Address of the API server, without prefix only."),
+    Variable("KUBERNETES_SERVICE_PORT", "set in a pod", "Port of the API server, without prefix only."),
+    Variable("K8S_CLIENT_QPS", "-", "Accepted, no effect: a watch per type needs no rate limit."),
+    Variable("K8S_CLIENT_BURST", "-", "Accepted, no effect: as K8S_CLIENT_QPS."),
+    Variable("USE_POD_CIDR", "-", "Accepted, no effect: Calico's own feeds are not served yet."),
+    Variable("CALICO_API_GROUP", "-", "Accepted, no effect: Calico's own feeds are not served yet."),
+    Variable("TLS_CIPHER_SUITES", "-", "Accepted, no effect: TLS for clients is not supported yet."),
+    Variable("TLS_MIN_VERSION", "-", "Accepted, no effect: TLS for clients is not supported yet."),
 )

@@ -77,6 +77,7 @@ class WebServer:
         self._log = structlog.get_logger("typha.webserver")
         self._listening = asyncio.Event()
         self._listener: asyncio.Server | None = None
+        self._complained = False  # one log line per outage
         self.port = port
         """The port it listens on: the configured one, or once it listens the one that 0 became."""
 
@@ -109,17 +110,17 @@ class WebServer:
             await server.shutdown(timeout=1.0)
 
     async def _listen_with_retries(self, server: web.Server) -> object:
-        complained = False
         while True:
             try:
                 fingerprint = self._tls_files.fingerprint() if self._tls_files else None
                 await self._listen(server)
             except OSError as error:
-                if not complained:
+                if not self._complained:
                     self._log.error("HTTP server cannot listen, trying again each second", **self._fields(error=error))
-                complained = True
+                self._complained = True
                 await asyncio.sleep(RETRY_SECONDS)
             else:
+                self._complained = False
                 self._log.info("HTTP server is listening", **self._fields(tls=self._tls_files is not None))
                 return fingerprint
 
@@ -133,7 +134,9 @@ class WebServer:
                 return known
             self._tls_files.load()
         except OSError as error:
-            self._log.warning("Changed TLS files cannot be used, keeping the old ones", **self._fields(error=error))
+            if not self._complained:
+                self._log.warning("Changed TLS files cannot be used, keeping the old ones", **self._fields(error=error))
+            self._complained = True
             return known
         self._listener.close()
         return await self._listen_with_retries(server)

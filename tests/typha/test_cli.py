@@ -91,7 +91,7 @@ def test_help_names_every_setting() -> None:
     ("command", "unwanted"),
     [
         ("version", ("structlog", "aiohttp", "yaml", "clients", "prometheus_client")),
-        ("serve", ("clients", "kubernetes_asyncio", "rich")),
+        ("serve", ("clients", "kubernetes_asyncio")),
         ("watch", ("structlog", "kubernetes_asyncio", "prometheus_client", "typha.settings")),
     ],
 )

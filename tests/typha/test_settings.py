@@ -1,4 +1,4 @@
-"""Settings: types, sources and their precedence, fallbacks, contradictions; and that the docs say what the table says."""
+"""Settings: the table and its docs, types, `none`, fallbacks and contradictions."""
 
 import math
 import pathlib
@@ -7,20 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from typha import settings, settings_docs, settings_sources
+from typha import settings, settings_docs
 from typha.settings_table import BY_LOWER_NAME
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def load(
-    environment: dict[str, str] | None = None,
-    *,
-    file: str | None = None,
-    flags: dict[str, str] | None = None,
-    strict: bool = False,
-) -> settings.Loaded:
-    return settings.load(flags=flags or {}, environment=environment or {}, config_file=file, strict=strict)
+def load(environment: dict[str, str] | None = None, *, file: str | None = None) -> settings.Loaded:
+    return settings.load(flags={}, environment=environment or {}, config_file=file)
 
 
 def value(name: str, text: str) -> object:
@@ -222,7 +216,9 @@ def test_zero_or_less_in_a_timing_is_the_built_in_default() -> None:
     assert found.server_port == 5473
 
 
-@pytest.mark.parametrize(("interval", "timeout", "used"), [("5", "10", 30.0), ("5", "10.1", 10.1), ("100", "60", 600.0)])
+@pytest.mark.parametrize(
+    ("interval", "timeout", "used"), [("5", "10", 30.0), ("5", "10.1", 10.1), ("100", "60", 600.0)]
+)
 def test_pong_timeout_within_two_intervals_becomes_six(interval: str, timeout: str, used: float) -> None:
     loaded = load({"TYPHA_SERVERPINGINTERVALSECS": interval, "TYPHA_SERVERPONGTIMEOUTSECS": timeout})
     assert loaded.settings.server_pong_timeout_seconds == used
@@ -230,155 +226,6 @@ def test_pong_timeout_within_two_intervals_becomes_six(interval: str, timeout: s
 
 def test_any_free_port_for_clients() -> None:
     assert value("ServerPort", "-1") == -1
-
-
-# Sources
-
-
-def test_flags_beat_environment_beats_file_beats_default(tmp_path: pathlib.Path) -> None:
-    file = config(tmp_path, "serverport = 1\nHealthPort = 2\nPrometheusMetricsPort = 3\n")
-    environment = {"TYPHA_SERVERPORT": "11", "TYPHA_HEALTHPORT": "12"}
-    found = load(environment, file=file, flags={"ServerPort": "21"}).settings
-    assert (found.server_port, found.health_port, found.prometheus_metrics_port) == (21, 12, 3)
-    assert found.k8s_namespace == "kube-system"
-
-
-def test_an_invalid_value_hides_a_lower_source(tmp_path: pathlib.Path) -> None:
-    loaded = load({"TYPHA_SERVERPORT": "x"}, file=config(tmp_path, "ServerPort = 1\n"))
-    assert loaded.settings.server_port == 5473
-    assert "ServerPort" not in loaded.given
-
-
-def test_an_invalid_value_is_reported_even_if_overridden(tmp_path: pathlib.Path) -> None:
-    loaded = load({"TYPHA_SERVERPORT": "1"}, file=config(tmp_path, "ServerPort = x\n"))
-    assert loaded.settings.server_port == 1
-    assert loaded.settings.config_invalid_values == 1
-    assert "ServerPort" in loaded.given
-
-
-def test_variables_in_any_case_and_the_later_counts() -> None:
-    loaded = load({"TYPHA_SERVERPORT": "1", "typha_serverport": "2"})
-    assert loaded.settings.server_port == 2
-    assert loaded.notices[0].fields["name"] == "typha_serverport"
-
-
-def test_unknown_variables_are_named_once_and_ignored() -> None:
-    environment = {"TYPHA_PORT": "tcp://10.0.0.1:5473", "TYPHA_SERVICE_HOST": "10.0.0.1", "HOME": "/", "TYPHA_": "x"}
-    [notice] = load(environment).notices
-    assert notice.level == "info"
-    assert notice.fields["names"] == "TYPHA_, TYPHA_PORT, TYPHA_SERVICE_HOST"
-    assert "10.0.0.1" not in str(notice)
-
-
-def test_unknown_keys_of_the_file_are_ignored_like_in_the_original(tmp_path: pathlib.Path) -> None:
-    [notice] = load(file=config(tmp_path, "[global]\nFelixHostname = x\n")).notices
-    assert (notice.level, notice.fields["names"]) == ("info", "FelixHostname")
-
-
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        ({"TYPHA_PORT": "tcp://x"}, r"^TYPHA_PORT: unknown setting"),
-        ({"TYPHA_SERVERPORT": "x"}, r"^ServerPort: expected an integer, not 'x'"),
-    ],
-)
-def test_strict_makes_errors_of_unknown_and_invalid(environment: dict[str, str], message: str) -> None:
-    with pytest.raises(settings.ConfigurationError, match=message):
-        load(environment, strict=True)
-
-
-def test_strict_takes_what_is_right() -> None:
-    assert load({"TYPHA_SERVERPORT": "7", "PATH": "/bin"}, strict=True).settings.server_port == 7
-
-
-@pytest.mark.parametrize("name", ["Workers", "SegmentBytes", "NoProgressTimeoutSecs", "LogFormat", "FeedsFile"])
-def test_an_invalid_value_of_a_setting_of_ours_ends_the_start(name: str) -> None:
-    with pytest.raises(settings.ConfigurationError, match=f"^{name}: expected .*, not '-7x' "):
-        value(name, "-7x")
-
-
-def test_messages_are_one_printable_line() -> None:
-    with pytest.raises(settings.ConfigurationError) as caught:
-        value("Workers", "1\n\x1b[31m" + "x" * 1000)
-    assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 250
-
-
-def test_missing_files(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(settings.ConfigurationError, match="no such file"):
-        load(file=str(tmp_path / "missing"))
-    with pytest.raises(settings.ConfigurationError, match="cannot be read: Is a directory"):
-        load(file=str(tmp_path))
-    monkeypatch.setattr(settings, "DEFAULT_CONFIG_FILE", str(tmp_path / "missing"))
-    assert load().settings.server_port == 5473
-    monkeypatch.setattr(settings, "DEFAULT_CONFIG_FILE", config(tmp_path, "ServerPort = 99"))
-    assert load().settings.server_port == 99
-
-
-# The file's format
-
-
-def test_ini_forms() -> None:
-    text = """
-    ; comment
-    Before = 1
-    [section one] # comment
-    Colon: 2
-    Comment = 3 ; comment
-    Hash = a#b
-    Quoted = "with space"
-    Single='x'
-    Backquoted = `a#b;c`
-    Continued = one,\\
-        two
-    Empty =
-    Equals = a=b:c
-    """
-    assert dict(settings_sources.parse_ini("file", text)) == {
-        "Before": "1",
-        "Colon": "2",
-        "Comment": "3",
-        "Hash": "a",
-        "Quoted": "with space",
-        "Single": "x",
-        "Backquoted": "a#b;c",
-        "Continued": "one,two",
-        "Empty": "",
-        "Equals": "a=b:c",
-    }
-
-
-def test_the_later_of_two_keys_counts(tmp_path: pathlib.Path) -> None:
-    loaded = load(file=config(tmp_path, "[a]\nServerPort=1\n[b]\nserverport=2\n"))
-    assert loaded.settings.server_port == 2
-    assert [notice.level for notice in loaded.notices] == ["warning"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"ServerPort\n", "line 1: expected name = value"),
-        (b"\n= 1\n", "line 2: expected name = value"),
-        (b"[open\n", "line 1: section without ]"),
-        (b"a = \xff\n", "not UTF-8 at byte 4"),
-        (b"#" * (1024 * 1024 + 1), "larger than 1048576 bytes"),
-    ],
-)
-def test_broken_files_name_the_place(tmp_path: pathlib.Path, content: bytes, message: str) -> None:
-    path = tmp_path / "broken.cfg"
-    path.write_bytes(content)
-    with pytest.raises(settings.ConfigurationError, match=f"broken.cfg: {message}"):
-        load(file=str(path))
-
-
-@given(st.text())
-def test_any_file_is_read_or_refused(text: str) -> None:
-    try:
-        pairs = list(settings_sources.parse_ini("file", text))
-    except settings.ConfigurationError as error:
-        assert error.culprit == "file"
-    else:
-        assert all(key for key, _ in pairs)
 
 
 # Contradictions
@@ -395,7 +242,7 @@ def test_tls_settings_are_all_or_nothing(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_missing_tls_file_never_ends_in_plain_text(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(settings.ConfigurationError, match="^ServerKeyFile: contradictory TLS settings"):
+    with pytest.raises(settings.ConfigurationError, match=r"^ServerKeyFile: contradictory TLS settings"):
         load({"TYPHA_SERVERKEYFILE": str(tmp_path / "missing")})
 
 
@@ -411,16 +258,16 @@ def test_complete_tls_for_clients_is_refused_as_not_supported(tmp_path: pathlib.
 
 def test_https_metrics_need_three_files() -> None:
     environment = {"TYPHA_PROMETHEUSMETRICSENABLED": "true", "TYPHA_PROMETHEUSMETRICSKEYFILE": "/key"}
-    with pytest.raises(settings.ConfigurationError, match="^PrometheusMetricsCertFile, PrometheusMetricsCAFile: "):
+    with pytest.raises(settings.ConfigurationError, match=r"^PrometheusMetricsCertFile, PrometheusMetricsCAFile: "):
         load(environment)
 
 
 def test_etcd_is_refused() -> None:
-    with pytest.raises(settings.ConfigurationError, match="^DatastoreType: etcdv3 is not supported"):
+    with pytest.raises(settings.ConfigurationError, match=r"^DatastoreType: etcdv3 is not supported"):
         load({"TYPHA_DATASTORETYPE": "etcdv3"})
     assert value("DatastoreType", "KUBERNETES") == "kubernetes"
 
 
 def test_a_segment_is_at_most_half_the_budget() -> None:
-    with pytest.raises(settings.ConfigurationError, match="^SegmentBytes: "):
+    with pytest.raises(settings.ConfigurationError, match=r"^SegmentBytes: "):
         load({"TYPHA_LOGBUDGETBYTES": "4194304"})

@@ -1,0 +1,105 @@
+"""The feeds file: what is read, and that each mistake is named with file, feed and key."""
+
+import pathlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.raw import FeedSpec, ResourceSpec
+from cache.resources import ResourceType
+from typha import feedsfile
+from typha.settings import ConfigurationError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_feeds() -> None:
+    text = """
+    feeds:
+      workloads:
+        resources:
+          - type: v1/pods
+            fields: [metadata.labels, spec.nodeName]
+          - type: discovery.k8s.io/v1/endpointslices
+      b: {resources: [{type: core/v1/nodes}]}
+    """
+    pods = ResourceSpec(ResourceType("", "v1", "pods"), (("metadata", "labels"), ("spec", "nodeName")))
+    slices = ResourceSpec(ResourceType("discovery.k8s.io", "v1", "endpointslices"))
+    assert feedsfile.parse("f", text) == [
+        FeedSpec("workloads", (pods, slices)),
+        FeedSpec("b", (ResourceSpec(ResourceType("", "v1", "nodes")),)),
+    ]
+
+
+def test_the_example_is_valid() -> None:
+    feeds = feedsfile.load(str(ROOT / "docs" / "feeds.example.yaml"))
+    assert [feed.name for feed in feeds] == ["workloads", "network"]
+
+
+def resources(text: str) -> str:
+    return f"feeds: {{web: {{resources: {text}}}}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file: expected a mapping"),
+        ("[]", "the file: expected a mapping"),
+        ("{}", "the file: lacks the key feeds"),
+        ("feeds: {a: {resources: [{type: v1/pods}]}}\nfoo: 1", "the file: unknown key foo, expected feeds"),
+        ("feeds: {}", "feeds: expected 1 to 64 feeds, not 0"),
+        ("feeds: [1]", "feeds: expected a mapping"),
+        ("feeds: {felix: {}}", "feeds.felix: the name is reserved"),
+        ("feeds: {Web: {}}", "feeds.Web: a name is 1 to 63"),
+        ("feeds: {-a: {}}", "feeds.-a: a name is 1 to 63"),
+        (f"feeds: {{{'a' * 64}: {{}}}}", "a name is 1 to 63"),
+        ("feeds: {1: {}}", "feeds.1: a name is 1 to 63"),
+        ("feeds: {on: {}}", "feeds.True: a name is 1 to 63"),
+        ("feeds: {web: null}", "feeds.web: expected a mapping"),
+        ("feeds: {web: {}}", "feeds.web: lacks the key resources"),
+        ("feeds: {web: {resources: [], type: x}}", "feeds.web: unknown key type, expected resources"),
+        (resources("[]"), "feeds.web.resources: expected a list of 1 to 256 resource types"),
+        (resources("v1/pods"), "feeds.web.resources: expected a list"),
+        (resources("[v1/pods]"), r"feeds.web.resources\[0\]: expected a mapping"),
+        (
+            resources("[{type: v1/pods, field: []}]"),
+            r"feeds.web.resources\[0\]: unknown key field, expected fields, type",
+        ),
+        (resources("[{fields: [a]}]"), r"feeds.web.resources\[0\]: lacks the key type"),
+        (resources("[{type: 1}]"), r"feeds.web.resources\[0\].type: expected text"),
+        (resources("[{type: pods}]"), r"feeds.web.resources\[0\].type: not a resource type: 'pods'"),
+        (resources("[{type: v1/pods}, {type: core/v1/pods}]"), r"resources\[1\].type: core/v1/pods is given twice"),
+        (resources("[{type: v1/pods, fields: []}]"), r"resources\[0\].fields: expected a list of 1 to 256"),
+        (resources("[{type: v1/pods, fields: spec}]"), r"resources\[0\].fields: expected a list"),
+        (resources("[{type: v1/pods, fields: [spec..x]}]"), r"fields\[0\]: expected a dotted path .*, not spec..x"),
+        (resources("[{type: v1/pods, fields: [spec, 1]}]"), r"fields\[1\]: expected a dotted path .*, not 1"),
+        ("feeds: {a: {", "not valid YAML: line 1, column"),
+        ("feeds:\n  a: {}\n  a: {}", "not valid YAML: line 3, column 3: key a is given twice"),
+        ("a: &x [1]\nb: *x", "aliases are not supported"),
+        ("feeds: !!python/object/apply:os.system [ls]", "not valid YAML"),
+        ("\x00", "not valid YAML"),
+        ("[" * 100_000, "not valid YAML"),
+        ("feeds: 2026-13-45", "not valid YAML"),
+    ],
+)
+def test_mistakes(text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^f.yaml: .*{message}") as caught:
+        feedsfile.parse("f.yaml", text)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+
+
+def test_files_that_cannot_be_read(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(ConfigurationError, match="missing: no such file"):
+        feedsfile.load(str(tmp_path / "missing"))
+    large = tmp_path / "large.yaml"
+    large.write_text("#" * (1024 * 1024 + 1))
+    with pytest.raises(ConfigurationError, match="larger than 1048576 bytes"):
+        feedsfile.load(str(large))
+
+
+@given(st.text(alphabet="feds: {}[]\n-&*!|'\"#?,x1", max_size=60))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError):
+        feedsfile.parse("f", text)

@@ -1,0 +1,208 @@
+"""Logging: format of lines, what is escaped and cut, destinations, and a queue that never blocks."""
+
+import io
+import json
+import logging
+import pathlib
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from typha import log_format, logs, settings
+
+
+@pytest.fixture(autouse=True)
+def _restored_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+    for handler in handlers:
+        root.addHandler(handler)
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def configured(**changes: Any) -> settings.Settings:
+    return settings.Settings(**{"log_file_path": "", "log_severity_sys": "", **changes})
+
+
+def logged(event: str, *, level: str = "info", using: settings.Settings | None = None, **fields: Any) -> str:
+    """The line that an event becomes."""
+    screen = io.StringIO()
+    pipeline = logs.configure(using or configured(), screen=screen)
+    getattr(structlog.get_logger("typha.test"), level)(event, **fields)
+    pipeline.close()
+    return screen.getvalue()
+
+
+def test_text_lines() -> None:
+    line = logged("Accepted", peer="10.0.0.1", count=3, age=0.25, ok=True, nothing=None)
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \[INFO\]\[\d+\] typha\.test: Accepted "
+        r'age=0\.25 count=3 nothing=null ok=true peer="10\.0\.0\.1"\n',
+        line,
+    )
+
+
+def test_json_lines() -> None:
+    line = logged("Accepted", using=configured(log_format="json"), peer="a\nb", level_="x", pid=7, rate=float("nan"))
+    found = json.loads(line)
+    assert (found["level"], found["logger"], found["message"], found["peer"]) == (
+        "INFO",
+        "typha.test",
+        "Accepted",
+        "a\nb",
+    )
+    assert found["pid_"] == 7
+    assert found["rate"] == "nan"
+    assert line.count("\n") == 1
+
+
+def test_nobody_forges_a_line() -> None:
+    line = logged("Hello\nfake", name='x" y="z\r\n2026', colour="\x1b[31m", hidden="a\u202eb", unicode="é")
+    assert line.count("\n") == 1
+    assert 'name="x\\" y=\\"z\\r\\n2026"' in line
+    assert "Hello\\nfake" in line
+    assert 'colour="\\x1b[31m"' in line
+    assert 'hidden="a\\u202eb"' in line
+    assert 'unicode="é"' in line
+
+
+def test_long_values_are_cut() -> None:
+    line = logged("x" * 10_000, value="y" * 1_000_000, data=b"\x00" * 1_000_000)
+    assert len(line) < 10_000
+    assert "(1000000 characters)" in line
+
+
+def test_many_fields_are_cut() -> None:
+    assert logged("x", **{f"field_{i}": i for i in range(200)}).count("=") == log_format.FIELDS_LIMIT
+
+
+def test_an_exception_is_one_line_with_its_traceback() -> None:
+    screen = io.StringIO()
+    pipeline = logs.configure(configured(), screen=screen)
+    try:
+        raise ValueError("bad")
+    except ValueError:
+        structlog.get_logger("typha.test").exception("Failed")
+    pipeline.close()
+    [line] = screen.getvalue().splitlines()
+    assert 'error="ValueError: bad"' in line
+    assert 'traceback="Traceback (most recent call last):\\n' in line
+    assert "[ERROR]" in line
+
+
+def test_records_of_other_loggers_have_the_same_format() -> None:
+    screen = io.StringIO()
+    pipeline = logs.configure(configured(), screen=screen)
+    logging.getLogger("asyncio").info("noise")
+    logging.getLogger("asyncio").error("task %s failed", "a")
+    pipeline.close()
+    assert screen.getvalue().endswith("asyncio: task a failed\n")
+    assert "noise" not in screen.getvalue()
+
+
+def test_severity_of_the_screen() -> None:
+    warnings_only = configured(log_severity_screen="WARNING")
+    assert logged("Detail", using=warnings_only) == ""
+    assert "[WARNING]" in logged("Trouble", level="warning", using=warnings_only)
+    assert "[FATAL]" in logged("End", level="critical")
+    assert logged("Off", level="critical", using=configured(log_severity_screen="")) == ""
+
+
+def test_file_and_its_severity(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "deep" / "typha.log"
+    using = configured(log_file_path=str(path), log_severity_file="ERROR")
+    assert "Detail" in logged("Detail", using=using)
+    assert path.read_text() == ""
+    logged("Trouble", level="error", using=using)
+    assert "Trouble" in path.read_text()
+
+
+def test_the_file_is_opened_anew_after_a_rotation(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "typha.log"
+    using = configured(log_file_path=str(path))
+    logged("First", using=using)
+    pipeline = logs.configure(using, screen=io.StringIO())
+    path.rename(tmp_path / "typha.log.1")
+    structlog.get_logger("typha.test").info("Second")
+    pipeline.close()
+    assert "Second" in path.read_text()
+    assert "Second" not in (tmp_path / "typha.log.1").read_text()
+
+
+def test_a_file_that_was_given_must_open(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").touch()
+    using = configured(log_file_path=str(tmp_path / "file" / "typha.log"))
+    with pytest.raises(settings.ConfigurationError, match=r"^LogFilePath: "):
+        logs.configure(using, file_given=True)
+    assert "Log file cannot be opened" in logged("Hello", using=using)
+
+
+def test_worker_logs_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = logs.configure_worker(severity="INFO", log_format="text")
+    structlog.get_logger("typha.worker").info("Started")
+    pipeline.close()
+    assert "typha.worker: Started" in capsys.readouterr().err
+    assert sys.stdout is not sys.stderr
+
+
+class StuckStream(io.StringIO):
+    """A screen whose reader does not read until released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered = threading.Event()
+        self.released = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.entered.set()
+        assert self.released.wait(30)
+        return super().write(text)
+
+
+def test_a_stuck_destination_drops_lines_and_blocks_nobody() -> None:
+    screen = StuckStream()
+    pipeline = logs.configure(configured(), screen=screen)
+    log = structlog.get_logger("typha.test")
+    before = logs.COUNTERS.dropped
+    log.info("Line")
+    assert screen.entered.wait(30)
+    for _ in range(logs.QUEUE_LINES_LIMIT + 50):
+        log.info("Line")
+    dropped = logs.COUNTERS.dropped - before
+    assert dropped == 50
+    screen.released.set()
+    while "typha.test: After" not in screen.getvalue():
+        log.info("After")
+    pipeline.close()
+    text = screen.getvalue()
+    assert "Log lines were dropped dropped=" in text
+    assert text.index("Log lines were dropped") < text.index("After")
+
+
+def test_closing_does_not_wait_for_a_stuck_destination(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_STOP_TIMEOUT_SECONDS", 0.05)
+    screen = StuckStream()
+    pipeline = logs.configure(configured(), screen=screen)
+    structlog.get_logger("typha.test").info("Line")
+    assert screen.entered.wait(30)
+    pipeline.close()
+    screen.released.set()
+
+
+def test_errors_of_a_destination_are_counted() -> None:
+    screen = io.StringIO()
+    screen.close()
+    before = logs.COUNTERS.errors
+    pipeline = logs.configure(configured(), screen=screen)
+    structlog.get_logger("typha.test").info("Line")
+    pipeline.close()
+    assert logs.COUNTERS.errors == before + 1

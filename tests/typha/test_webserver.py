@@ -1,0 +1,195 @@
+"""The HTTP servers on real sockets: pages, ports that are taken, HTTPS with client certificates, renewed files."""
+
+import asyncio
+import contextlib
+import pathlib
+import socket
+import ssl
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+import trustme
+
+from typha import health, metrics, settings, webserver
+
+
+def page(body: str, status: int = 200) -> webserver.Page:
+    return lambda: webserver.Response(status, body.encode())
+
+
+@contextlib.asynccontextmanager
+async def running(server: webserver.WebServer, *, wait: bool = True) -> AsyncIterator[webserver.WebServer]:
+    task = asyncio.create_task(server.run(), name="web server")
+    try:
+        if wait:
+            await asyncio.wait_for(server.wait_listening(), 10)
+        yield server
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def get(url: str, *, method: str = "GET", tls: ssl.SSLContext | None = None) -> tuple[int, str, str]:
+    async with aiohttp.ClientSession() as session, session.request(method, url, ssl=tls or True) as response:
+        return response.status, await response.text(), response.headers["Content-Type"]
+
+
+async def test_pages_and_others() -> None:
+    def broken() -> webserver.Response:
+        raise ValueError("secret detail")
+
+    pages = {"/good": page("fine"), "/bad": page("ill", 503), "/broken": broken}
+    async with running(webserver.WebServer("test", pages, host="127.0.0.1", port=0)) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        assert await get(f"{url}/good?x=1") == (200, "fine", "text/plain; charset=utf-8")
+        assert (await get(f"{url}/good", method="POST"))[0] == 200
+        assert (await get(f"{url}/bad"))[:2] == (503, "ill")
+        assert (await get(f"{url}/other"))[0] == 404
+        status, text, _ = await get(f"{url}/broken")
+        assert status == 500
+        assert "secret" not in text
+
+
+async def test_a_taken_port_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webserver, "RETRY_SECONDS", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = webserver.WebServer("test", {"/": page("fine")}, host="127.0.0.1", port=port)
+        async with running(server, wait=False):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(server.wait_listening(), 0.1)
+            taken.close()
+            await asyncio.wait_for(server.wait_listening(), 10)
+            assert (await get(f"http://127.0.0.1:{port}/"))[0] == 200
+
+
+async def test_garbage_and_long_headers_harm_nobody() -> None:
+    async with running(webserver.WebServer("test", {"/": page("fine")}, host="127.0.0.1", port=0)) as server:
+        for data in (b"\x00\xff\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(data)
+            assert (await reader.readline()).startswith(b"HTTP/1.")
+            writer.close()
+        assert (await get(f"http://127.0.0.1:{server.port}/"))[0] == 200
+
+
+async def test_health_pages() -> None:
+    aggregator = health.HealthAggregator()
+    configured = settings.Settings(health_host="127.0.0.1", health_port=0)
+    async with running(webserver.health_server(aggregator, configured)) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        assert (await get(f"{url}/readiness"))[0] == 200
+        aggregator.drain()
+        status, text, content_type = await get(f"{url}/readiness")
+        assert (status, content_type) == (503, "text/plain; charset=utf-8")
+        assert "COMPONENT" in text
+        assert (await get(f"{url}/liveness"))[0] == 200
+
+
+async def test_metrics_page() -> None:
+    registry = metrics.make_registry(metrics.SamplesCollector(dict), runtime=False, process=False)
+    configured = settings.Settings(prometheus_metrics_host="127.0.0.1", prometheus_metrics_port=0)
+    server = webserver.metrics_server(lambda: metrics.exposition(registry), metrics.CONTENT_TYPE, configured)
+    async with running(server):
+        status, text, content_type = await get(f"http://127.0.0.1:{server.port}/metrics")
+        assert (status, content_type) == (200, "text/plain; version=0.0.4; charset=utf-8")
+        assert "typha_connections_accepted 0\n" in text
+
+
+class Certificates:
+    """A CA with a certificate for the server, in files, and contexts for clients."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        self.authority = trustme.CA()
+        self.write()
+
+    def write(self) -> None:
+        issued = self.authority.issue_cert("127.0.0.1")
+        issued.private_key_pem.write_to_path(self.folder / "key.pem")
+        issued.cert_chain_pems[0].write_to_path(self.folder / "cert.pem")
+        self.authority.cert_pem.write_to_path(self.folder / "ca.pem")
+
+    def server(self, client_auth: str) -> webserver.WebServer:
+        configured = settings.Settings(
+            prometheus_metrics_host="127.0.0.1",
+            prometheus_metrics_port=0,
+            prometheus_metrics_cert_file=str(self.folder / "cert.pem"),
+            prometheus_metrics_key_file=str(self.folder / "key.pem"),
+            prometheus_metrics_ca_file=str(self.folder / "ca.pem"),
+            prometheus_metrics_client_auth=client_auth,
+        )
+        return webserver.metrics_server(lambda: b"metrics", metrics.CONTENT_TYPE, configured)
+
+    def client(self, *, certificate_of: trustme.CA | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        self.authority.configure_trust(context)
+        if certificate_of:
+            certificate_of.issue_cert("scraper").configure_cert(context)
+        return context
+
+
+@pytest.mark.parametrize(
+    ("client_auth", "without", "with_foreign"),
+    [
+        ("NoClientCert", True, True),
+        ("VerifyClientCertIfGiven", True, False),
+        ("RequireAnyClientCert", False, False),
+        ("RequireAndVerifyClientCert", False, False),
+    ],
+)
+async def test_https(tmp_path: pathlib.Path, client_auth: str, without: bool, with_foreign: bool) -> None:
+    certificates = Certificates(tmp_path)
+
+    async def answers(tls: ssl.SSLContext) -> bool:
+        try:
+            return (await get(f"https://127.0.0.1:{server.port}/metrics", tls=tls))[0] == 200
+        except (aiohttp.ClientError, OSError):
+            return False
+
+    async with running(certificates.server(client_auth)) as server:
+        assert await answers(certificates.client(certificate_of=certificates.authority))
+        assert await answers(certificates.client()) is without
+        assert await answers(certificates.client(certificate_of=trustme.CA())) is with_foreign
+
+
+async def test_renewed_files_are_taken_up_and_broken_ones_are_not(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webserver, "TLS_CHECK_SECONDS", 0.02)
+    certificates = Certificates(tmp_path)
+
+    async def serial() -> int:
+        tls = certificates.client()
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=tls)
+            except ConnectionError:  # just then it closes the old port to open the new one
+                continue
+            serial_number = int(writer.get_extra_info("peercert")["serialNumber"], 16)
+            writer.close()
+            await writer.wait_closed()
+            return serial_number
+
+    async with running(certificates.server("NoClientCert")) as server:
+        first = await serial()
+        (tmp_path / "cert.pem").write_text("broken")
+        await asyncio.sleep(0.1)  # several checks of the files; none may change anything
+        assert await serial() == first
+        certificates.write()
+        async with asyncio.timeout(10):
+            while await serial() == first:
+                pass
+
+
+async def test_files_that_appear_later_are_awaited(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webserver, "RETRY_SECONDS", 0.01)
+    certificates = Certificates(tmp_path)
+    (tmp_path / "key.pem").rename(tmp_path / "later.pem")
+    async with running(certificates.server("NoClientCert"), wait=False) as server:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(server.wait_listening(), 0.1)
+        (tmp_path / "later.pem").rename(tmp_path / "key.pem")
+        await asyncio.wait_for(server.wait_listening(), 10)
