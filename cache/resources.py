@@ -7,6 +7,7 @@ _CORE = "core"
 _LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 _GROUP = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _NAME = re.compile(_LABEL)
+_VERSION_LIKE = re.compile(r"v[0-9]+(?:(?:alpha|beta)[0-9]+)?")
 _MAX_GROUP_LENGTH = 253
 
 
@@ -36,6 +37,8 @@ class ResourceType:
         if len(parts) != 3:
             raise ValueError(f"not a resource type: {text!r} (expected version/resource or group/version/resource)")
         group, version, resource = parts
+        if _VERSION_LIKE.fullmatch(group):
+            raise ValueError(f"not a resource type: {text!r} (subresources cannot be watched)")
         if not group:
             raise ValueError(f"not a resource type: {text!r} (the group is empty; the core group is written core)")
         try:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import structlog
 
 from protocol import reasons
-from typha import channels, client, delivery, ipc, policy, poller, sessions, sweep, worker_stats
+from typha import channels, client, delivery, ipc, policy, poller, sessions, settings, sweep, worker_stats
 
 _log = structlog.get_logger("typha.fanout")
 _monotonic = time.monotonic
@@ -35,7 +35,7 @@ class Fanout:
     """One worker; `run` returns when it has drained, or raises what ended it."""
 
     def __init__(self, config: policy.WorkerConfig, listener: socket.socket, link: ipc.Link) -> None:
-        limits = config.policy
+        limits = policy.from_settings(settings.from_dict(config.settings))
         self._config = config
         self._policy = limits
         self._link = link
@@ -46,7 +46,7 @@ class Fanout:
             notsent_lowat_bytes=limits.notsent_lowat_bytes,
             user_timeout_seconds=limits.no_progress_timeout_seconds,
         )
-        self.sessions = sessions.Sessions(config, self.poller, self.stats, self._subscribed)
+        self.sessions = sessions.Sessions(config, limits, self.poller, self.stats, self._subscribed)
         self.delivery = delivery.Delivery(self.poller, limits, self.stats, self.sessions.lost)
         self.sweep = sweep.Sweep(limits, self.poller, self.sessions, self.stats)
         self.channels = channels.Channels(self.delivery, self.sessions, self._tell)

@@ -1,6 +1,10 @@
 """The numbers by which a worker acts; the hub fills them in from the settings and hands them on as JSON."""
 
+from typing import Any
+
 import msgspec
+
+from typha import settings
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -11,7 +15,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     handshake_timeout_seconds: float = 10.0
     no_progress_timeout_seconds: float = 60.0
     refusal_hold_seconds: float = 10.0
-    """How long a refused Typha client is kept before it is closed: it comes back at once, thousands of times a second."""
+    """How long a refused Typha client is kept before it is closed: it comes back at once, over and over."""
     goodbye_linger_seconds: float = 2.0
     """How long a native client may take to read its goodbye and close; it knows when to come back."""
     max_held_refusals: int = 1000
@@ -36,7 +40,25 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     feeds: tuple[str, ...]
     incarnation: str
     """32 hexadecimal digits."""
-    software: str
-    policy: Policy
-    log_level: str = "INFO"
-    log_format: str = "text"
+    settings: dict[str, Any]
+    """As `typha.settings.to_dict` gives them."""
+
+
+def from_settings(configured: settings.Settings) -> Policy:
+    """The numbers of the settings, and ours for the rest.
+
+    A pong timeout of at most two ping intervals becomes six of them (parity.md, section 2).
+    """
+    ping_interval_seconds = configured.server_ping_interval_seconds
+    pong_timeout_seconds = configured.server_pong_timeout_seconds
+    if pong_timeout_seconds <= 2 * ping_interval_seconds:
+        pong_timeout_seconds = 6 * ping_interval_seconds
+    return Policy(
+        ping_interval_seconds=ping_interval_seconds,
+        pong_timeout_seconds=pong_timeout_seconds,
+        handshake_timeout_seconds=configured.server_handshake_timeout_seconds,
+        no_progress_timeout_seconds=configured.no_progress_timeout_seconds,
+        refusal_hold_seconds=configured.refusal_hold_seconds,
+        max_held_refusals=configured.max_held_refusals,
+        max_frame_bytes=configured.max_frame_bytes,
+    )

@@ -1,6 +1,7 @@
 """What clients say: first bytes, hello, pongs, and how a connection ends."""
 
 import errno
+import importlib.metadata
 import time
 from collections.abc import Callable
 
@@ -21,6 +22,7 @@ _TLS_HANDSHAKE_BYTE = 0x16
 _GOB_MARK = b"Envelope"
 """Every Typha client's first bytes are the gob definition of this type (spec of the wire, section 3)."""
 _GOB_MARK_WITHIN_BYTES = 64
+SOFTWARE = f"typha/{importlib.metadata.version('typha')}"
 _SUPPORTED_FEATURES = frozenset({messages.Feature.ZSTD.value})
 _RETRY_UNKNOWN_FEED_MILLISECONDS = 30_000
 _CLOSE_LINES_PER_SECOND = 20
@@ -34,12 +36,13 @@ class Sessions:
     def __init__(
         self,
         config: policy.WorkerConfig,
+        limits: policy.Policy,
         client_poller: poller.Poller[client.Client],
         stats: worker_stats.WorkerStats,
         subscribed: Callable[[client.Client, str, str], None],
     ) -> None:
         self._config = config
-        self._policy = config.policy
+        self._policy = limits
         self._poller = client_poller
         self._stats = stats
         self._subscribed = subscribed
@@ -132,7 +135,7 @@ class Sessions:
                 incarnation=self._incarnation,
                 features=features,
                 not_supported=frozenset(_asked_for(hello) - _SUPPORTED_FEATURES),
-                software=self._config.software,
+                software=SOFTWARE,
                 connection_id=current.number,
                 ping_interval_milliseconds=int(self._policy.ping_interval_seconds * 1000),
                 max_frame_bytes=self._policy.max_frame_bytes,

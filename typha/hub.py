@@ -1,0 +1,233 @@
+"""The hub: objects in from the watchers, updates out to every channel's log, and the ends of the logs to the workers.
+
+Everything here is synchronous and runs on the hub's loop; what takes long (snapshots) is cut into steps by `service`.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from cache import feed, objects, resources
+from protocol import messages
+from protocol.native import encoder as native_encoder
+from typha import hub_channel, worker_handle
+
+_log = structlog.get_logger("typha.hub")
+_monotonic = time.monotonic
+
+CHANNEL_IDLE_SECONDS = 60.0
+"""A channel without clients is encoded for nobody; after so long it is dropped."""
+_REFUSAL_LINES_PER_MINUTE = 10
+
+
+def make_encoder(wire_format: str) -> native_encoder.NativeEncoder:
+    """The encoder of a wire format's name."""
+    return native_encoder.NativeEncoder(zstd=wire_format == native_encoder.ZSTD)
+
+
+class Hub:
+    """Feeds, channels and the workers that serve them. It is the watchers' sink."""
+
+    def __init__(
+        self,
+        feeds: Iterable[feed.RawFeed],
+        *,
+        log_budget_bytes: int,
+        segment_bytes: int,
+        build_snapshot: Callable[[hub_channel.HubChannel], None],
+    ) -> None:
+        self.feeds = {source.name: source for source in feeds}
+        self._by_type: dict[resources.ResourceType, list[feed.RawFeed]] = {}
+        for source in self.feeds.values():
+            for type in source.types:
+                self._by_type.setdefault(type, []).append(source)
+        self.channels: dict[tuple[str, str], hub_channel.HubChannel] = {}
+        self.workers: dict[int, worker_handle.WorkerHandle] = {}
+        self.updates_refused: dict[str, int] = {}
+        self.updates_total = dict.fromkeys(self.feeds, 0)
+        self._wanted: set[tuple[str, str]] = set()
+        self._next_channel = 1
+        self._log_budget_bytes = log_budget_bytes
+        self._segment_bytes = segment_bytes
+        self._build_snapshot = build_snapshot
+        self._refusal_lines: tuple[int, int] = (0, 0)
+
+    @property
+    def types(self) -> list[resources.ResourceType]:
+        """Every resource type that some feed takes, once."""
+        return list(self._by_type)
+
+    # The watchers' sink.
+
+    def apply(self, event: objects.ObjectEvent) -> None:
+        """An object is new or has changed."""
+        for source in self._by_type[event.type]:
+            refusal = source.apply(event)
+            if refusal is not None:
+                self._note_refusal(refusal)
+
+    def delete(self, event: objects.ObjectEvent) -> None:
+        """An object is gone."""
+        for source in self._by_type[event.type]:
+            source.delete(event)
+
+    def status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
+        """A type's status has changed."""
+        for source in self._by_type[type]:
+            source.set_status(type, status)
+
+    def confirmed(self, type: resources.ResourceType) -> None:
+        """The watcher's own counters remember when; nothing to do here."""
+
+    def batch_end(self) -> None:
+        """Publishes what has gathered."""
+        self.commit()
+
+    def _note_refusal(self, refusal: feed.Refusal) -> None:
+        self.updates_refused[refusal.reason] = self.updates_refused.get(refusal.reason, 0) + 1
+        minute = int(_monotonic() // 60)
+        last_minute, lines = self._refusal_lines
+        lines = lines + 1 if minute == last_minute else 1
+        self._refusal_lines = (minute, lines)
+        if lines <= _REFUSAL_LINES_PER_MINUTE:
+            _log.warning(
+                "Object cannot be carried; it is absent for the feed's clients",
+                feed=refusal.feed,
+                key=refusal.key,
+                reason=refusal.reason,
+                detail=refusal.detail,
+            )
+
+    # Logs and workers.
+
+    def commit(self) -> None:
+        """Appends what every feed has gathered to its channels' logs, and tells the workers."""
+        now = _monotonic()
+        published = False
+        for source in self.feeds.values():
+            batch = source.take()
+            if batch is None:
+                continue
+            self.updates_total[source.name] += len(batch.updates)
+            if batch.status is not None:
+                _log.info(
+                    "Feed status changed",
+                    feed=source.name,
+                    status=batch.status.label,
+                    keys=len(source.store),
+                    sequence=source.store.sequence,
+                )
+            for channel in self._channels_of(source):
+                self._append(channel, batch, now)
+                published = True
+        if published:
+            for worker in self.workers.values():
+                worker.flush()
+        if self._wanted:
+            self._open_wanted()
+
+    def _channels_of(self, source: feed.RawFeed) -> list[hub_channel.HubChannel]:
+        return [channel for channel in self.channels.values() if channel.feed is source]
+
+    def _append(self, channel: hub_channel.HubChannel, batch: feed.Batch, now: float) -> None:
+        appended = channel.append(batch)
+        for worker in self.workers.values():
+            worker.segments_begun(channel, appended.segments)
+            worker.publish(channel, now)
+        if channel.wants_snapshot(log_budget_bytes=self._log_budget_bytes):
+            self._build_snapshot(channel)
+        if appended.segments:
+            self._keep_budget()
+
+    def wanted(self, feed_name: str, wire_format: str) -> None:
+        """A client has come for a channel; it is opened as soon as its feed has something to serve."""
+        if (feed_name, wire_format) not in self.channels:
+            self._wanted.add((feed_name, wire_format))
+            self._open_wanted()
+
+    def _open_wanted(self) -> None:
+        for key in [key for key in self._wanted if self.feeds[key[0]].synced_once]:
+            self._wanted.discard(key)
+            source = self.feeds[key[0]]
+            channel = hub_channel.HubChannel(
+                self._next_channel, source, make_encoder(key[1]), segment_bytes=self._segment_bytes
+            )
+            self._next_channel += 1
+            self.channels[key] = channel
+            for worker in self.workers.values():
+                worker.open_channel(channel)
+                worker.flush()
+            self._build_snapshot(channel)
+
+    def add_worker(self, worker: worker_handle.WorkerHandle) -> None:
+        """A worker has been started; it is told of everything there is."""
+        self.workers[worker.number] = worker
+        for channel in self.channels.values():
+            worker.open_channel(channel)
+        worker.flush()
+
+    def remove_worker(self, number: int) -> None:
+        """A worker has died."""
+        self.workers.pop(number, None)
+
+    def snapshot_built(self, channel: hub_channel.HubChannel) -> None:
+        """A new snapshot is ready for newcomers; what no one needs of the log may go."""
+        for worker in self.workers.values():
+            worker.new_snapshot(channel)
+            worker.flush()
+        self._keep_budget()
+
+    def look_after_channels(self) -> None:
+        """Drops what nobody uses: idle channels, and the parts of logs that every client has behind it."""
+        now = _monotonic()
+        for channel in list(self.channels.values()):
+            reports = [worker.channel_report(channel.number) for worker in self.workers.values()]
+            if any(report.get("clients", 1) for report in reports):
+                channel.idle_since = None
+            elif channel.idle_since is None:
+                channel.idle_since = now
+            elif now - channel.idle_since > CHANNEL_IDLE_SECONDS and not channel.building:
+                self._drop(channel)
+                continue
+            self._trim(channel, min([int(report.get("min_offset", 0)) for report in reports], default=0))
+
+    def _drop(self, channel: hub_channel.HubChannel) -> None:
+        _log.info("Dropping a wire format without clients", feed=channel.feed.name, format=channel.encoder.name)
+        del self.channels[channel.key]
+        for worker in self.workers.values():
+            worker.forget_channel(channel)
+        channel.close()
+
+    @property
+    def log_bytes(self) -> int:
+        """Bytes of all logs."""
+        return sum(channel.log.used_bytes for channel in self.channels.values())
+
+    def _keep_budget(self) -> None:
+        """Takes the oldest segments of the largest log until all logs are within the budget."""
+        for channel in sorted(self.channels.values(), key=lambda channel: -channel.log.used_bytes):
+            while self.log_bytes > self._log_budget_bytes and len(channel.log.segments) > 1:
+                if not self._trim(channel, channel.log.segments[0].end):
+                    break
+        over = self.log_bytes - self._log_budget_bytes
+        if over > 0:
+            largest = max(self.channels.values(), key=lambda channel: channel.log.used_bytes)
+            if not largest.building:
+                self._build_snapshot(largest)
+
+    def _trim(self, channel: hub_channel.HubChannel, before_offset: int) -> bool:
+        start = channel.log.start
+        channel.log.trim(channel.trim_limit(before_offset))
+        if channel.log.start == start:
+            return False
+        for worker in self.workers.values():
+            worker.tell(["trim", channel.number, channel.log.start])
+            worker.flush()
+        return True
+
+    def close(self) -> None:
+        """Lets go of all files."""
+        for channel in self.channels.values():
+            channel.close()
+        self.channels.clear()

@@ -1,0 +1,89 @@
+"""A channel (feed x wire format) as the hub sees it: it encodes, appends to the log and keeps a snapshot current."""
+
+from typing import NamedTuple
+
+from cache import feed, log, snapshot
+from protocol import encoding
+
+SNAPSHOT_LOG_SHARE = 0.25
+"""A new snapshot is made when the log behind the last one is this part of it: a newcomer takes at most so much more,
+and snapshots cost at most so many times what the updates cost."""
+SNAPSHOT_LOG_BYTES_MIN = 256 * 1024
+
+
+class Appended(NamedTuple):
+    """What a batch did to the log."""
+
+    segments: list[log.Segment]
+    end: int
+    frames: int
+    """Frames in the last segment."""
+
+
+class HubChannel:
+    """One log and its newest snapshot; made only once its feed has been in sync, so there is something to cut."""
+
+    def __init__(self, number: int, source: feed.RawFeed, encoder: encoding.Encoder, *, segment_bytes: int) -> None:
+        self.number = number
+        self.feed = source
+        self.encoder = encoder
+        self.log = log.LogWriter(segment_bytes=segment_bytes, sequence=source.store.sequence)
+        self.snapshot: snapshot.Snapshot | None = None
+        self.building = False
+        self.idle_since: float | None = None
+        """Monotonic time since which no worker has had a client of it."""
+        self.snapshots_built = 0
+
+    def __repr__(self) -> str:
+        return f"<HubChannel {self.number} {self.feed.name} {self.encoder.name} {self.log!r} {self.snapshot!r}>"
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(feed, wire format)."""
+        return self.feed.name, self.encoder.name
+
+    @property
+    def frames(self) -> int:
+        """Frames in the log's last segment."""
+        return self.log.segments[-1].frames if self.log.segments else 0
+
+    def append(self, batch: feed.Batch) -> Appended:
+        """Encodes a batch and appends it: updates, then the status."""
+        frames = self.encoder.updates(batch.previous_sequence, batch.updates) if batch.updates else []
+        if batch.status is not None:
+            frames.append(self.encoder.status(batch.previous_sequence + len(batch.updates), batch.status))
+        return Appended(self.log.append(frames), self.log.end, self.frames)
+
+    def wants_snapshot(self, *, log_budget_bytes: int) -> bool:
+        """Whether it is time for a new snapshot."""
+        if self.building:
+            return False
+        if self.snapshot is None:
+            return True
+        share = max(SNAPSHOT_LOG_BYTES_MIN, int(self.snapshot.length * SNAPSHOT_LOG_SHARE))
+        return self.log.end - self.snapshot.log_offset > min(share, log_budget_bytes // 4)
+
+    def begin_snapshot(self) -> snapshot.SnapshotBuilder:
+        """Cuts the store now; call between two batches, run the builder's steps, then `end_snapshot`."""
+        self.building = True
+        previous = self.snapshot
+        cut = self.feed.store.cut(since_sequence=-1 if previous is None else previous.sequence)
+        return snapshot.SnapshotBuilder(self.encoder, cut, log_offset=self.log.end, previous=previous)
+
+    def end_snapshot(self, built: snapshot.Snapshot) -> None:
+        """The new snapshot takes the place of the last one."""
+        self.building = False
+        self.snapshots_built += 1
+        if self.snapshot is not None:
+            self.snapshot.close()
+        self.snapshot = built
+
+    def trim_limit(self, before_offset: int) -> int:
+        """How much of the log may go: never what stands behind the newest snapshot."""
+        return min(before_offset, self.snapshot.log_offset if self.snapshot else self.log.start)
+
+    def close(self) -> None:
+        """Lets go of all files."""
+        self.log.close()
+        if self.snapshot is not None:
+            self.snapshot.close()

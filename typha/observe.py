@@ -1,0 +1,138 @@
+"""What the service says about itself: samples for /metrics, reports for the health pages."""
+
+import time
+
+from cache.kube import watcher
+from protocol import messages
+from typha import health, hub, logs, metrics, pauses, settings, workers
+
+_monotonic = time.monotonic
+
+SERVER_REPORTER = "SyncServer"
+
+
+class Observer:
+    """Gathers plain numbers from the parts; holds none of its own."""
+
+    def __init__(
+        self,
+        configured: settings.Settings,
+        the_hub: hub.Hub,
+        the_workers: workers.Workers,
+        probe: pauses.PauseProbe,
+        *,
+        open_files_limit: int,
+    ) -> None:
+        self._settings = configured
+        self._hub = the_hub
+        self._workers = the_workers
+        self._probe = probe
+        self._open_files_limit = open_files_limit
+        self.watchers: list[watcher.Watcher] = []
+
+    def samples(self) -> metrics.Samples:
+        """Everything, as of now."""
+        parts = (self._connection_samples, self._feed_samples, self._watch_samples, self._process_samples)
+        return {name: values for part in parts for name, values in part().items()}
+
+    def _connection_samples(self) -> metrics.Samples:
+        totals = self._workers.totals()
+        reports = [worker.report for worker in self._hub.workers.values()]
+        channels = [channel for report in reports for channel in report.get("channels", {}).values()]
+        return {
+            "typha_connections_accepted": {(): totals.counters["accepted"]},
+            "typha_connections_active": {(): sum(report.get("active", 0) for report in reports)},
+            "typha_disconnects_total": {(reason,): count for reason, count in totals.disconnects.items()},
+            "typha_worker_restarts_total": {(): self._workers.restarts},
+            "typha_clients_held": {
+                (): sum(channel["held"] for channel in channels) + sum(report.get("closing", 0) for report in reports)
+            },
+            "typha_client_catch_ups_total": {(): totals.counters["catch_ups"]},
+            "typha_client_lag_bytes_max": {(): max((channel["lag_bytes"] for channel in channels), default=0)},
+            "typha_client_lag_seconds_max": {(): max((channel["lag_seconds"] for channel in channels), default=0.0)},
+            "typha_worker_pause_seconds_max": {
+                (): max((report.get("pause_seconds_max", 0.0) for report in reports), default=0.0)
+            },
+            "typha_deliveries_total": {(feed,): counts["deliveries"] for feed, counts in totals.feeds.items()},
+            "typha_bytes_sent_total": {(feed,): counts["bytes_sent"] for feed, counts in totals.feeds.items()},
+            "typha_snapshots_reused": {(feed,): counts["snapshots_sent"] for feed, counts in totals.feeds.items()},
+        }
+
+    def _feed_samples(self) -> metrics.Samples:
+        feeds = self._hub.feeds.values()
+        channels = self._hub.channels.values()
+        streaming: dict[tuple[str, ...], float] = {(source.name,): 0 for source in feeds}
+        for channel in channels:
+            for worker in self._hub.workers.values():
+                streaming[channel.feed.name,] += worker.channel_report(channel.number).get("clients", 0)
+        built: dict[tuple[str, ...], float] = {(source.name,): 0 for source in feeds}
+        for channel in channels:
+            built[channel.feed.name,] += channel.snapshots_built
+        return {
+            "typha_connections_streaming": streaming,
+            "typha_breadcrumb_seq_number": {(source.name,): source.store.sequence for source in feeds},
+            "typha_cache_size": {(source.name,): len(source.store) for source in feeds},
+            "typha_updates_total": {(name,): count for name, count in self._hub.updates_total.items()},
+            "typha_snapshots_generated": built,
+            "typha_snapshot_raw_bytes": {(source.name,): source.store.value_bytes for source in feeds},
+            "typha_snapshot_compressed_bytes": {
+                (channel.feed.name,): channel.snapshot.length for channel in channels if channel.snapshot
+            },
+            "typha_log_bytes": {channel.key: channel.log.used_bytes for channel in channels},
+            "typha_updates_dropped_total": {(reason,): count for reason, count in self._hub.updates_refused.items()},
+        }
+
+    def _watch_samples(self) -> metrics.Samples:
+        relists: dict[tuple[str, ...], float] = {}
+        resumes: dict[tuple[str, ...], float] = {}
+        failures: dict[tuple[str, ...], float] = {}
+        confirmed: dict[tuple[str, ...], float] = {}
+        now = _monotonic()
+        for one in self.watchers:
+            counters, name = one.counters, str(one.type)
+            relists[name, "410"] = counters.relists_410
+            resumes[name,] = counters.resumes
+            failures |= {(name, failure): count for failure, count in counters.errors.items()}
+            if counters.last_confirmed is not None:
+                confirmed[name,] = now - counters.last_confirmed
+        return {
+            "typha_watch_relists_total": relists,
+            "typha_watch_resumes_total": resumes,
+            "typha_watch_errors_total": failures,
+            "typha_watch_last_confirmed_seconds": confirmed,
+        }
+
+    def _process_samples(self) -> metrics.Samples:
+        return {
+            "typha_log_errors": {(): logs.COUNTERS.errors},
+            "typha_logs_dropped": {(): logs.COUNTERS.dropped},
+            "typha_config_invalid_values": {(): self._settings.config_invalid_values},
+            "typha_open_files_limit": {(): self._open_files_limit},
+            "typha_hub_pause_seconds_max": {(): self._probe.seconds_max},
+        }
+
+    def register(self, aggregator: health.HealthAggregator) -> None:
+        """Names the reporters."""
+        now = _monotonic()
+        aggregator.register(SERVER_REPORTER, now_seconds=now)
+        for name in self._hub.feeds:
+            aggregator.register(health.cache_reporter(name), now_seconds=now, ready=True)
+
+    def report(self, aggregator: health.HealthAggregator) -> None:
+        """Reports on all; to be called more often than the reporters' timeout."""
+        now = _monotonic()
+        aggregator.report(
+            SERVER_REPORTER,
+            now_seconds=now,
+            live=True,
+            detail=f"{len(self._hub.workers)} of {max(1, self._workers.wanted)} workers",
+        )
+        for name, source in self._hub.feeds.items():
+            status = source.store.status
+            aggregator.report(
+                health.cache_reporter(name),
+                now_seconds=now,
+                live=True,
+                ready=status is messages.SyncStatus.IN_SYNC,
+                detail=f"{status.label}, {len(source.store)} keys",
+            )

@@ -1,0 +1,217 @@
+"""The service: puts the parts together, runs them, and ends them in order."""
+
+import asyncio
+import contextlib
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator, Coroutine
+
+import structlog
+
+from cache import feed, watch_policy
+from cache.kube import access, api, watcher
+from typha import (
+    feedsfile,
+    health,
+    hub,
+    hub_channel,
+    metrics,
+    observe,
+    pauses,
+    settings,
+    snapshot_maker,
+    webserver,
+    workers,
+)
+
+_log = structlog.get_logger("typha.service")
+
+_BACKLOG = 4096
+"""Connections the kernel keeps for us while a storm is accepted."""
+_ACCESS_RETRY_SECONDS = 1.0
+_HOUSEKEEPING_SECONDS = 1.0
+_VALUE_OVERHEAD_BYTES = 32 * 1024
+"""What a frame needs beside its largest value: a key of any legal length, and the rest of the update."""
+
+
+class ServiceError(Exception):
+    """The service cannot run here; one line says why."""
+
+
+def raise_open_files_limit() -> int:
+    """Lifts the soft limit of open files to the hard one; returns it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def open_listener(configured: settings.Settings) -> socket.socket:
+    """The listening socket, for IPv4 and IPv6 where no host is given.
+
+    Raises:
+        ServiceError: the address cannot be used.
+    """
+    port = max(0, configured.server_port)
+    try:
+        if configured.server_host:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                configured.server_host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listener = socket.socket(family, kind, protocol)
+        else:
+            dual = socket.has_dualstack_ipv6()
+            listener = socket.socket(socket.AF_INET6 if dual else socket.AF_INET, socket.SOCK_STREAM)
+            if dual:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            address = ("::" if dual else "0.0.0.0", port)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        raise ServiceError(f"cannot listen on {configured.server_host or '*'}:{port}: {error}") from error
+    listener.setblocking(False)
+    return listener
+
+
+class Service:
+    """One service; `run` returns when it has drained after `stop`."""
+
+    def __init__(self, configured: settings.Settings) -> None:
+        self._settings = configured
+        specs = feedsfile.load(configured.feeds_file) if configured.feeds_file else []
+        max_value_bytes = configured.max_frame_bytes - _VALUE_OVERHEAD_BYTES
+        self.maker = snapshot_maker.SnapshotMaker(self._snapshot_built, self._is_open)
+        self.hub = hub.Hub(
+            [feed.RawFeed(spec, max_value_bytes=max_value_bytes) for spec in specs],
+            log_budget_bytes=configured.log_budget_bytes,
+            segment_bytes=configured.segment_bytes,
+            build_snapshot=self.maker.request,
+        )
+        self.listener = open_listener(configured)
+        self.workers = workers.Workers(self.hub, configured, self.listener)
+        self.health = health.HealthAggregator()
+        self.probe = pauses.PauseProbe()
+        self.collector = pauses.Collector(self.probe)
+        self.observer = observe.Observer(
+            configured, self.hub, self.workers, self.probe, open_files_limit=raise_open_files_limit()
+        )
+        self.observer.register(self.health)
+        self._stopping = asyncio.Event()
+
+    def _is_open(self, channel: hub_channel.HubChannel) -> bool:
+        return channel in self.hub.channels.values()
+
+    def _snapshot_built(self, channel: hub_channel.HubChannel) -> None:
+        self.hub.snapshot_built(channel)
+
+    def stop(self, signal_name: str = "") -> None:
+        """Begins to drain: no new clients, and the old ones are sent away one after another."""
+        if self._stopping.is_set():
+            _log.info("Already draining", signal=signal_name)
+            return
+        _log.info("Draining", signal=signal_name, seconds=self._settings.shutdown_timeout_seconds)
+        self.health.drain()
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serves until drained.
+
+        Raises:
+            ExceptionGroup: a defect; the service cannot go on.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
+        port = self.listener.getsockname()[1]
+        _log.info("Listening", port=port, feeds=", ".join(self.hub.feeds) or "none", workers=self.workers.wanted)
+        if not self.hub.feeds:
+            _log.warning("No feeds are configured: every client will be refused", setting="FeedsFile")
+        try:
+            async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as background:
+                serving = tasks.create_task(self.workers.run(), name="workers")
+                for name, action in self._background():
+                    task = tasks.create_task(action, name=name)
+                    background.callback(task.cancel)
+                await self._stopping.wait()
+                self.listener.close()
+                self.workers.drain(
+                    seconds=self._settings.shutdown_timeout_seconds,
+                    interval_seconds_max=self._settings.shutdown_connection_drop_interval_max_seconds,
+                )
+                await serving
+        finally:
+            self.listener.close()
+            self.hub.close()
+        _log.info("Drained")
+
+    def _background(self) -> list[tuple[str, Coroutine[None, None, None]]]:
+        jobs: list[tuple[str, Coroutine[None, None, None]]] = [
+            ("watchers", self._watch()),
+            ("snapshots", self.maker.run()),
+            ("pause probe", self.probe.run()),
+            ("garbage", self.collector.run()),
+            ("housekeeping", self._keep_house()),
+        ]
+        if self._settings.health_enabled:
+            jobs.append(("health", webserver.health_server(self.health, self._settings).run()))
+        if self._settings.prometheus_metrics_enabled:
+            jobs.append(("metrics", self._metrics_server().run()))
+        return jobs
+
+    def _metrics_server(self) -> webserver.WebServer:
+        collector = metrics.SamplesCollector(self.observer.samples, syncers=list(self.hub.feeds))
+        registry = metrics.make_registry(
+            collector,
+            runtime=self._settings.prometheus_go_metrics_enabled,
+            process=self._settings.prometheus_process_metrics_enabled,
+        )
+        return webserver.metrics_server(lambda: metrics.exposition(registry), metrics.CONTENT_TYPE, self._settings)
+
+    async def _keep_house(self) -> None:
+        synced = False
+        while True:
+            await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+            self.hub.look_after_channels()
+            self.observer.report(self.health)
+            if not synced and self.hub.feeds and all(source.synced_once for source in self.hub.feeds.values()):
+                synced = True
+                self.collector.after_first_sync()
+
+    async def _watch(self) -> None:
+        """Watches every type that a feed takes, each once."""
+        async with self._session() as session, asyncio.TaskGroup() as tasks:
+            policy = watch_policy.WatchPolicy(page_limit=self._settings.list_page_size)
+            for type in self.hub.types:
+                one = watcher.Watcher(session, type, self.hub, policy=policy)
+                self.observer.watchers.append(one)
+                tasks.create_task(one.run(), name=f"watch {type}")
+
+    @contextlib.asynccontextmanager
+    async def _session(self) -> AsyncIterator[api.KubeApi]:
+        """A session with the API server's credentials loaded, however long that takes."""
+        session = api.KubeApi()
+        complained = False
+        while True:
+            try:
+                await session.start()
+                break
+            except access.AccessError as error:
+                if not complained:
+                    _log.error("No access to an API server, trying again each second", error=str(error))
+                complained = True
+                await asyncio.sleep(_ACCESS_RETRY_SECONDS)
+        try:
+            yield session
+        finally:
+            await session.close()
+
+
+async def serve(configured: settings.Settings) -> int:
+    """Runs the service to its end; returns the exit code."""
+    try:
+        await Service(configured).run()
+    except ServiceError as error:
+        _log.critical("Cannot serve", error=str(error))
+        return 1
+    return 0

@@ -1,0 +1,118 @@
+"""One worker as the hub sees it: its link, what it is still to be told, and what it said last."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from typha import hub_channel, ipc
+
+_monotonic = time.monotonic
+
+
+class HubSide(Protocol):
+    """What a worker's messages may ask of the hub."""
+
+    def wanted(self, feed: str, wire_format: str) -> None:
+        """A client has come for this channel."""
+        ...
+
+
+class WorkerHandle:
+    """Tells one worker things, without ever waiting for it. Ends of logs are coalesced while its socket is full."""
+
+    def __init__(self, number: int, link: ipc.Link, hub_side: HubSide, broken: Callable[[Exception], None]) -> None:
+        self.number = number
+        self.link = link
+        self._hub_side = hub_side
+        self._broken = broken
+        self._ends: dict[int, tuple[int, int, int, float]] = {}
+        self.ready = False
+        self.heard_at = _monotonic()
+        self.report: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<WorkerHandle {self.number} ready={self.ready} active={self.active}>"
+
+    @property
+    def active(self) -> int:
+        """Open connections, as of its last report."""
+        return int(self.report.get("active", 0))
+
+    def channel_report(self, number: int) -> Mapping[str, Any]:
+        """What it last said of a channel; empty if nothing."""
+        channels: dict[int, Mapping[str, Any]] = self.report.get("channels", {})
+        return channels.get(number, {})
+
+    def tell(self, message: list[object], *descriptors: int) -> None:
+        """Sends in order; a worker that takes no more is reported as broken, once."""
+        try:
+            self.link.send(message, *descriptors)
+        except ipc.LinkBroken as error:
+            self._broken(error)
+
+    def open_channel(self, channel: hub_channel.HubChannel) -> None:
+        """Tells all there is of a channel: its log as far as it is kept, its snapshot, its end."""
+        log = channel.log
+        self.tell(["channel", channel.number, *channel.key, log.start, log.start_sequence])
+        self.segments_begun(channel, list(log.segments))
+        self.new_snapshot(channel)
+        self.publish(channel, _monotonic())
+
+    def segments_begun(self, channel: hub_channel.HubChannel, segments: list[Any]) -> None:
+        """The log goes on in new files."""
+        for segment in segments:
+            self.tell(
+                ["segment", channel.number, segment.base, segment.size], segment.descriptor, segment.index_descriptor
+            )
+
+    def new_snapshot(self, channel: hub_channel.HubChannel) -> None:
+        """There is a newer snapshot."""
+        built = channel.snapshot
+        if built is not None:
+            self.tell(["snapshot", channel.number, built.length, built.log_offset, built.sequence], built.descriptor)
+
+    def publish(self, channel: hub_channel.HubChannel, now: float) -> None:
+        """The log's end has moved; the newest end is what counts, however often this is called."""
+        self._ends[channel.number] = (channel.number, channel.log.end, channel.frames, now)
+
+    def forget_channel(self, channel: hub_channel.HubChannel) -> None:
+        """The channel is closed."""
+        self._ends.pop(channel.number, None)
+        self.tell(["drop-channel", channel.number])
+
+    def flush(self) -> None:
+        """Sends what waits: messages in order, and behind them the ends."""
+        try:
+            self.link.flush()
+            if self._ends and not self.link.wants_write:
+                self.link.send(["ends", list(self._ends.values())])
+                self._ends.clear()
+        except ipc.LinkBroken as error:
+            self._broken(error)
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether something waits for its socket."""
+        return self.link.wants_write or bool(self._ends)
+
+    def hear(self) -> None:
+        """Takes its messages."""
+        try:
+            for message, _ in self.link.receive():
+                self.heard_at = _monotonic()
+                self._handle(message)
+        except ipc.LinkBroken as error:
+            self._broken(error)
+
+    def _handle(self, message: list[object]) -> None:
+        match message:
+            case ["stats", dict() as report]:
+                self.report = report
+            case ["want", str(feed), str(wire_format)]:
+                self._hub_side.wanted(feed, wire_format)
+            case ["ready", _]:
+                self.ready = True
+            case ["trimmed", _, _]:
+                pass  # that it answers is what counts: the memory goes with its last descriptor
+            case _:
+                self._broken(ValueError(f"unknown message {message!r}"[:200]))

@@ -1,0 +1,225 @@
+"""Starting, watching and replacing workers.
+
+A worker that dies is replaced, after a back-off if it dies young; one that says nothing for ten seconds is killed
+first. The listening socket is the hub's, so connections that nobody has accepted wait for the replacement.
+"""
+
+import asyncio
+import collections
+import contextlib
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import structlog
+
+from protocol.reasons import DisconnectReason
+from typha import fanout, hub, ipc, policy, settings, worker_handle
+
+_log = structlog.get_logger("typha.workers")
+_monotonic = time.monotonic
+
+SILENCE_SECONDS_MAX = 10.0
+"""A worker reports each second; one that has not for so long is stuck, and its clients with it."""
+_CHECK_SECONDS = 1.0
+_STOPPED_SECONDS = 3.0
+_YOUNG_SECONDS = 10.0
+_BACKOFF_SECONDS_MIN = 0.1
+_BACKOFF_SECONDS_MAX = 5.0
+_FAIR_SHARE_SLACK = 64
+"""Connections that a worker may have beyond its fair share: a storm must not wait for numbers to go round."""
+
+
+class WorkerTotals:
+    """Counters of workers that have died, so that the sum never goes back."""
+
+    def __init__(self) -> None:
+        self.counters: collections.Counter[str] = collections.Counter()
+        self.disconnects: collections.Counter[str] = collections.Counter()
+        self.feeds: dict[str, collections.Counter[str]] = {}
+
+    def add(self, report: dict[str, Any]) -> None:
+        """Adds a report's counters."""
+        for name in ("accepted", "pings_sent", "pongs_received", "catch_ups", "accept_failures"):
+            self.counters[name] += int(report.get(name, 0))
+        self.disconnects.update(report.get("disconnects", {}))
+        for feed, counters in report.get("feeds", {}).items():
+            self.feeds.setdefault(feed, collections.Counter()).update(counters)
+
+
+class Workers:
+    """All workers of a hub, by number."""
+
+    def __init__(self, the_hub: hub.Hub, configured: settings.Settings, listener: socket.socket) -> None:
+        self._hub = the_hub
+        self._settings = configured
+        self._listener = listener
+        self._incarnation = secrets.token_hex(16)
+        self._draining = False
+        self.restarts = 0
+        self.dead = WorkerTotals()
+        self.wanted = configured.workers if configured.workers >= 0 else max(1, (os.cpu_count() or 1) - 1)
+
+    def __repr__(self) -> str:
+        return f"<Workers wanted={self.wanted} alive={len(self._hub.workers)} restarts={self.restarts}>"
+
+    def totals(self) -> WorkerTotals:
+        """The counters of all workers there are and were."""
+        totals = WorkerTotals()
+        totals.counters.update(self.dead.counters)
+        totals.disconnects.update(self.dead.disconnects)
+        for feed, counters in self.dead.feeds.items():
+            totals.feeds[feed] = collections.Counter(counters)
+        for worker in self._hub.workers.values():
+            totals.add(worker.report)
+        return totals
+
+    @property
+    def all_ready(self) -> bool:
+        """Whether as many workers as wanted have said that they serve."""
+        ready = sum(worker.ready for worker in self._hub.workers.values())
+        return ready >= max(1, self.wanted)
+
+    async def run(self) -> None:
+        """Keeps all workers running; returns when they have ended after `drain`."""
+        async with asyncio.TaskGroup() as tasks:
+            fairness = tasks.create_task(self._share_out(), name="worker shares")
+            if self.wanted == 0:
+                keepers = [tasks.create_task(self._run_embedded(), name="embedded worker")]
+            else:
+                keepers = [
+                    tasks.create_task(self._keep(number), name=f"worker {number}")
+                    for number in range(1, self.wanted + 1)
+                ]
+            await asyncio.wait(keepers)
+            fairness.cancel()
+
+    def drain(self, *, seconds: float, interval_seconds_max: float) -> None:
+        """Tells all workers to take leave of their clients within `seconds`, and ends them."""
+        self._draining = True
+        for worker in self._hub.workers.values():
+            worker.tell(["drain", seconds, interval_seconds_max])
+            worker.flush()
+
+    async def _share_out(self) -> None:
+        """Tells each worker how many connections are its share, so that a storm spreads evenly."""
+        while True:
+            await asyncio.sleep(_CHECK_SECONDS / 4)
+            workers = list(self._hub.workers.values())
+            if len(workers) > 1:
+                share = sum(worker.active for worker in workers) // len(workers) * 5 // 4 + _FAIR_SHARE_SLACK
+                for worker in workers:
+                    worker.tell(["share", share])
+
+    def _config(self, number: int) -> policy.WorkerConfig:
+        return policy.WorkerConfig(
+            number=number,
+            feeds=tuple(self._hub.feeds),
+            incarnation=self._incarnation,
+            settings=settings.to_dict(self._settings),
+        )
+
+    async def _keep(self, number: int) -> None:
+        """One worker's place: a process, and its successors."""
+        backoff_seconds = _BACKOFF_SECONDS_MIN
+        while True:
+            begun = _monotonic()
+            code = await self._run_process(number)
+            if self._draining:
+                return
+            self.restarts += 1
+            lived_seconds = _monotonic() - begun
+            if lived_seconds > _YOUNG_SECONDS:
+                backoff_seconds = _BACKOFF_SECONDS_MIN
+            _log.error(
+                "Worker ended, starting another", worker=number, code=code, lived_seconds=round(lived_seconds, 1)
+            )
+            await asyncio.sleep(backoff_seconds)
+            backoff_seconds = min(_BACKOFF_SECONDS_MAX, backoff_seconds * 2)
+
+    async def _run_process(self, number: int) -> int:
+        ours, theirs = ipc.pair()
+        config = msgspec.json.encode(self._config(number)).decode()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "typha.worker",
+                config,
+                str(self._listener.fileno()),
+                str(theirs.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(self._listener.fileno(), theirs.fileno()),
+            )
+        _log.info("Worker started", worker=number, pid=process.pid)
+        try:
+            with self._attached(number, ours) as broken:
+                ended = asyncio.create_task(process.wait(), name=f"worker {number} exit")
+                try:
+                    await self._watch(number, ended, broken)
+                finally:
+                    if not ended.done():
+                        with contextlib.suppress(ProcessLookupError):
+                            process.kill()
+                    await ended
+        finally:
+            self._bury(number)
+        return ended.result()
+
+    @contextlib.contextmanager
+    def _attached(self, number: int, end: socket.socket) -> Iterator[list[Exception]]:
+        """The hub talks to the worker for as long as this lasts; what broke the link is in the list."""
+        broken: list[Exception] = []
+        link = ipc.Link(end)
+        loop = asyncio.get_running_loop()
+        handle = worker_handle.WorkerHandle(number, link, self._hub, broken.append)
+        loop.add_reader(link.fileno(), handle.hear)
+        try:
+            self._hub.add_worker(handle)
+            yield broken
+        finally:
+            loop.remove_reader(link.fileno())
+            link.close()
+
+    async def _watch(self, number: int, ended: asyncio.Task[int], broken: list[Exception]) -> None:
+        """Returns when the process has ended or must be ended."""
+        handle = self._hub.workers[number]
+        while not ended.done():
+            looked_at = _monotonic()
+            await asyncio.wait([ended], timeout=_CHECK_SECONDS)
+            handle.flush()
+            if _monotonic() - looked_at > _STOPPED_SECONDS:
+                handle.heard_at = _monotonic()  # it was the hub that stood still: nobody could be heard
+            silent_seconds = _monotonic() - handle.heard_at
+            if broken and not ended.done():
+                await asyncio.wait([ended], timeout=_CHECK_SECONDS)  # its end breaks the link a moment before
+                if not ended.done():
+                    _log.error("Killing a worker whose link is broken", worker=number, error=str(broken[0]))
+                return
+            if silent_seconds > SILENCE_SECONDS_MAX:
+                _log.error("Killing a silent worker", worker=number, silent_seconds=round(silent_seconds, 1))
+                return
+
+    def _bury(self, number: int) -> None:
+        """Keeps a dead worker's counts; the connections it last reported died with it."""
+        handle = self._hub.workers.get(number)
+        if handle is None:
+            return
+        self._hub.remove_worker(number)
+        self.dead.add(handle.report)
+        if handle.active and not self._draining:
+            self.dead.disconnects[DisconnectReason.WORKER_DIED.value] += handle.active
+
+    async def _run_embedded(self) -> None:
+        """The fan-out inside the hub's own loop: a defect of it ends the service."""
+        ours, theirs = ipc.pair()
+        with self._attached(0, ours):
+            try:
+                await fanout.Fanout(self._config(0), self._listener, ipc.Link(theirs)).run()
+            finally:
+                self._bury(0)
