@@ -1,0 +1,127 @@
+"""Envelopes, pages and lines, from bytes as the API server writes them and as it should not."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache import watch_decode
+from tests.cache.watch_harness import bookmark, event, json_bytes, pod, status
+
+
+def test_the_objects_bytes_are_kept_whatever_the_lines_shape() -> None:
+    raw = json_bytes(pod("a/x", 7) | {"status": {"phase": "}}"}})
+    usual = b'{"type":"MODIFIED","object":' + raw + b"}"
+    for line in (
+        usual,
+        usual + b" ",
+        b'{ "type":"MODIFIED","object":' + raw + b"}",
+        b'{"object":' + raw + b',"type":"MODIFIED"}',
+        b'{"type":"MODIFIED","object":' + raw + b',"extra":{"a":{}}}',
+        b'{"extra":1,"type":"MODIFIED","object":' + raw + b"}",
+    ):
+        decoded = watch_decode.decode_line(line)
+        assert decoded.type == "MODIFIED"
+        assert decoded.raw == raw
+        metadata = decoded.envelope.metadata
+        assert (metadata.namespace, metadata.name, metadata.resource_version) == ("a", "x", "7")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"null",
+        b"[]",
+        b"\xff\xfe",
+        b'{"type":"ADDED"}',
+        b'{"type":"ADDED","object":null}',
+        b'{"type":1,"object":{}}',
+        b'{"type":"ADDED","object":{"metadata":{"name":1}}}',
+        b'{"type":"ADDED","object":{"metadata":{"name":"\xff"}}}',
+        event("ADDED", "a/x", 1)[:-1],
+        event("ADDED", "a/x", 1) + b"}",
+    ],
+)
+def test_broken_lines_are_refused(line: bytes) -> None:
+    with pytest.raises(watch_decode.InvalidInput):
+        watch_decode.decode_line(line)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_decoders_otherwise(data: bytes) -> None:
+    for decode in (watch_decode.decode_line, watch_decode.decode_page, watch_decode.ends_initial_events):
+        try:
+            decode(data)
+        except watch_decode.InvalidInput:
+            continue
+    watch_decode.decode_status(data)
+
+
+def test_only_the_annotation_ends_the_initial_events() -> None:
+    line = watch_decode.decode_line(bookmark(9, ends_initial=True))
+    assert watch_decode.ends_initial_events(line.raw)
+    assert not watch_decode.ends_initial_events(watch_decode.decode_line(bookmark(9)).raw)
+    assert not watch_decode.ends_initial_events(b'{"metadata":{"annotations":{"k8s.io/initial-events-end":"false"}}}')
+
+
+def test_a_page_gives_kind_token_and_exact_items() -> None:
+    items = [b'{"metadata":{"name":"x"},"b":1, "a":2}', b"{}"]
+    body = b'{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"9","continue":"t"},"items":[%s]}'
+    page = watch_decode.decode_page(body % b",".join(items))
+    assert (page.api_version, page.kind, page.resource_version, page.continue_token) == ("v1", "Pod", "9", "t")
+    assert [bytes(item) for item in page.items] == items
+    empty = watch_decode.decode_page(body.replace(b"[%s]", b"null"))
+    assert empty.items == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b"<html>",
+        b'{"kind":"Status","metadata":{}}',
+        b'{"kind":"PodList","items":[]}',
+        b'{"kind":"PodList","metadata":{"continue":"' + b"x" * 70_000 + b'"},"items":[]}',
+        b'{"kind":"PodList","metadata":{"resourceVersion":"' + b"1" * 200 + b'"},"items":[]}',
+        b'{"kind":"PodList","metadata":{},"items":[{"metadata":{}}',
+    ],
+)
+def test_broken_pages_are_refused(body: bytes) -> None:
+    with pytest.raises(watch_decode.InvalidInput):
+        watch_decode.decode_page(body)
+
+
+def test_status_objects_say_why() -> None:
+    expired = watch_decode.decode_status(status(410, "Expired", "too old"))
+    assert expired.says_expired
+    assert not expired.says_version_too_large
+    causes = [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]
+    too_large = watch_decode.decode_status(status(504, "Timeout", "Timeout", causes=causes, retryAfterSeconds=1))
+    assert too_large.says_version_too_large
+    assert watch_decode.decode_status(b"404 page not found\n").message == "404 page not found"
+
+
+@given(st.lists(st.text(alphabet="ab\n{}", max_size=12), max_size=12), st.integers(1, 7))
+def test_lines_are_the_same_however_the_stream_is_cut(parts: list[str], size: int) -> None:
+    data = "\n".join(parts).encode()
+    splitter = watch_decode.LineSplitter(1000)
+    lines = [line for start in range(0, len(data), size) for line in splitter.feed(data[start : start + size])]
+    *complete, rest = data.split(b"\n")
+    assert lines == [line for line in complete if line]
+    assert splitter.has_rest == bool(rest)
+
+
+def test_a_line_may_be_as_long_as_the_limit_and_no_longer() -> None:
+    splitter = watch_decode.LineSplitter(10)
+    assert splitter.feed(b"x" * 10 + b"\n") == [b"x" * 10]
+    splitter.feed(b"x" * 10)
+    with pytest.raises(watch_decode.InvalidInput, match="longer than 10 bytes"):
+        splitter.feed(b"x")
+
+
+def test_what_json_dumps_writes_is_read_back() -> None:
+    value = {"type": "ADDED", "object": pod("a/x", 1)}
+    assert watch_decode.decode_line(json.dumps(value).encode()).envelope.kind == "Pod"

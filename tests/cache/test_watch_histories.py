@@ -1,0 +1,234 @@
+"""Any server history, any faults: the sink ends with the server's state, and no live object was ever deleted."""
+
+from collections.abc import Iterator
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cache import objects, watch_policy, watch_steps
+from cache.watch_policy import Failure
+from cache.watch_states import Watching
+from cache.watch_steps import RequestKind
+from protocol.messages import SyncStatus
+from tests.cache.watch_harness import Hand, RecordingSink, bookmark, error_event, event, pod_list
+
+NAMES = [f"a/{index}" for index in range(6)]
+POLICY = watch_policy.WatchPolicy(page_limit=2, slice_items=2)
+
+FAULTS = ["none"] * 6 + [
+    "refuse",
+    "throttle",
+    "unavailable",
+    "gone",
+    "too-large",
+    "unauthorized",
+    "bad-request",
+    "passing-404",
+    "half",
+    "broken",
+    "idle",
+    "error-gone",
+    "error-500",
+]
+
+
+class Server:
+    """The API server's state and history, from which any answer can be made."""
+
+    def __init__(self, *, has_watch_list: bool) -> None:
+        self.has_watch_list = has_watch_list
+        self.version = 10
+        self.objects: dict[str, int] = {}
+        self.history: list[tuple[int, str, str]] = []
+        self.compacted = 0
+        self.deaths: dict[str, list[int]] = {}
+        self.snapshots: dict[str, tuple[int, list[tuple[str, int]]]] = {}
+
+    def write(self, identity: str, *, delete: bool) -> None:
+        self.version += 1
+        if not delete:
+            type = "MODIFIED" if identity in self.objects else "ADDED"
+            self.objects[identity] = self.version
+            self.history.append((self.version, type, identity))
+        elif self.objects.pop(identity, None) is not None:
+            self.history.append((self.version, "DELETED", identity))
+            self.deaths.setdefault(identity, []).append(self.version)
+
+    def compact(self) -> None:
+        self.compacted = self.version
+        self.history.clear()
+        self.snapshots.clear()
+
+    def events_after(self, position: int) -> Iterator[tuple[int, bytes]]:
+        for version, type, identity in self.history:
+            if version > position:
+                yield version, event(type, identity, version)
+
+
+class DeathSink(RecordingSink):
+    """Knows which deletions are true."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self.server = server
+
+    def delete(self, event: objects.ObjectEvent) -> None:
+        identity = f"{event.namespace}/{event.name}"
+        known = int(self.map[identity])
+        assert any(death > known for death in self.server.deaths.get(identity, [])), f"{identity} lives"
+        super().delete(event)
+
+
+class Play:
+    """One machine against one server; each answer is drawn."""
+
+    def __init__(self, data: st.DataObject, *, has_watch_list: bool) -> None:
+        self.data = data
+        self.server = Server(has_watch_list=has_watch_list)
+        self.sink = DeathSink(self.server)
+        self.hand = Hand(policy=POLICY, sink=self.sink)
+        self.is_calm = False
+
+    def draw(self, strategy: st.SearchStrategy[str]) -> str:
+        return self.data.draw(strategy)
+
+    def mutate(self) -> None:
+        if self.is_calm:
+            return
+        writes = st.lists(st.tuples(st.sampled_from(NAMES), st.booleans()), max_size=4)
+        for identity, delete in self.data.draw(writes):
+            self.server.write(identity, delete=delete)
+        if self.data.draw(st.integers(0, 5)) == 0:
+            self.server.compact()
+
+    def turn(self) -> None:
+        hand = self.hand
+        step = hand.step()
+        if isinstance(step, watch_steps.Pause):
+            hand.now = step.until
+            hand.tick()
+        elif isinstance(step, watch_steps.Request):
+            self.mutate()
+            fault = "none" if self.is_calm else self.draw(st.sampled_from(FAULTS))
+            if not self.refuse(fault):
+                {RequestKind.LIST: self.list, RequestKind.WATCH: self.watch, RequestKind.WATCH_LIST: self.watch_list}[
+                    step.kind
+                ](step, fault)
+
+    def refuse(self, fault: str) -> bool:
+        answers = {
+            "throttle": (429, "TooManyRequests"),
+            "unavailable": (503, "ServiceUnavailable"),
+            "gone": (410, "Expired"),
+            "unauthorized": (401, "Unauthorized"),
+            "bad-request": (400, "BadRequest"),
+        }
+        if fault == "refuse":
+            self.hand.failed(Failure.NETWORK)
+        elif fault == "too-large":
+            self.hand.refused(504, "Timeout", "Too large resource version: 99")
+        elif fault == "passing-404":
+            if not self.sink.map:
+                return False  # with nothing to lose, one 404 is enough to be absent
+            self.hand.refused(404)
+            self.hand.failed(Failure.NETWORK)  # and it has passed
+        elif fault in answers:
+            self.hand.refused(*answers[fault])
+        else:
+            return False
+        return True
+
+    def list(self, request: watch_steps.Request, fault: str) -> None:
+        server = self.server
+        token = request.query.get("continue", "")
+        if fault in ("half", "broken", "idle"):
+            self.hand.failed(Failure.MALFORMED)
+            return
+        if token and token not in server.snapshots:
+            self.hand.refused(410, "Expired")
+            return
+        version, rest = server.snapshots[token] if token else (server.version, sorted(server.objects.items()))
+        limit = int(request.query["limit"])
+        page, rest = rest[:limit], rest[limit:]
+        next_token = f"{version}-{len(rest)}-{server.version}" if rest else ""
+        if rest:
+            server.snapshots[next_token] = (version, rest)
+        self.hand.page(pod_list(dict(page), version, token=next_token))
+
+    def watch_list(self, request: watch_steps.Request, fault: str) -> None:
+        if not self.server.has_watch_list:
+            self.hand.refused(422, "Invalid", "sendInitialEvents is forbidden")
+            return
+        lines = [event("ADDED", identity, version) for identity, version in self.server.objects.items()]
+        version = self.server.version
+        self.hand.accepted()
+        cut = self.data.draw(st.integers(0, len(lines))) if fault != "none" else len(lines)
+        self.hand.lines(*lines[:cut])
+        if fault != "none":
+            self.end(fault)
+            return
+        self.hand.lines(bookmark(version, ends_initial=True))
+        self.follow(version)
+
+    def watch(self, request: watch_steps.Request, fault: str) -> None:
+        position = int(request.query["resourceVersion"])
+        if position < self.server.compacted:
+            self.hand.refused(410, "Expired")
+            return
+        self.hand.accepted()
+        self.follow(position, fault)
+
+    def follow(self, position: int, fault: str = "none") -> None:
+        while self.hand.is_streaming():
+            self.mutate()
+            if position < self.server.compacted:
+                self.hand.lines(error_event(410, "Expired"))
+                return
+            for version, line in self.server.events_after(position):
+                self.hand.lines(line)
+                position = version
+                if fault != "none" and self.data.draw(st.booleans()):
+                    self.end(fault)
+                    return
+            self.hand.now += 10
+            self.hand.tick()
+            if self.is_calm:
+                return
+            if self.data.draw(st.booleans()):
+                self.hand.lines(bookmark(self.server.version))
+                position = self.server.version
+            else:
+                self.end(fault)
+
+    def end(self, fault: str) -> None:
+        if not self.hand.is_streaming():
+            return
+        match fault:
+            case "broken":
+                self.hand.lines(b'{"type":"ADDED","obj')
+            case "idle":
+                self.hand.failed(Failure.IDLE)
+            case "error-gone":
+                self.hand.lines(error_event(410, "Gone"))
+            case "error-500":
+                self.hand.lines(error_event(500))
+            case _:
+                self.hand.ended(is_truncated=fault == "half")
+
+
+@settings(max_examples=300)
+@given(st.data(), st.booleans())
+def test_the_sink_ends_with_the_servers_state_and_no_live_object_is_deleted(
+    data: st.DataObject, has_watch_list: bool
+) -> None:
+    play = Play(data, has_watch_list=has_watch_list)
+    for _ in range(data.draw(st.integers(1, 25))):
+        play.turn()
+    play.is_calm = True
+    for _ in range(40):
+        play.turn()
+        if play.hand.is_streaming() and isinstance(play.hand.machine.state, Watching):
+            break
+    assert play.sink.map == {identity: str(version) for identity, version in play.server.objects.items()}
+    assert play.sink.current_status is SyncStatus.IN_SYNC
+    assert play.hand.machine.objects == len(play.server.objects)

@@ -1,0 +1,206 @@
+"""What the watch machine's tests share: a sink that keeps map and transcript, and a hand that feeds the machine."""
+
+import json
+import random
+from typing import Any
+
+from cache import objects, resources, watch, watch_decode, watch_policy, watch_steps
+from cache.watch_policy import Failure
+from protocol.messages import SyncStatus
+
+PODS = resources.ResourceType.parse("v1/pods")
+
+
+def json_bytes(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def pod(identity: str, version: int | str) -> dict[str, Any]:
+    namespace, name = identity.split("/")
+    metadata = {"name": name, "namespace": namespace, "resourceVersion": str(version)}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"nodeName": "n1"}}
+
+
+def event(type: str, identity: str, version: int | str) -> bytes:
+    return json_bytes({"type": type, "object": pod(identity, version)})
+
+
+def bookmark(version: int | str, *, ends_initial: bool = False) -> bytes:
+    metadata: dict[str, Any] = {"resourceVersion": str(version)}
+    if ends_initial:
+        metadata["annotations"] = {"k8s.io/initial-events-end": "true"}
+    return json_bytes({"type": "BOOKMARK", "object": {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}})
+
+
+def status(code: int, reason: str = "", message: str = "", **details: object) -> bytes:
+    value = {"kind": "Status", "code": code, "reason": reason, "message": message}
+    return json_bytes(value | ({"details": details} if details else {}))
+
+
+def error_event(code: int, reason: str = "") -> bytes:
+    return b'{"type":"ERROR","object":' + status(code, reason, reason) + b"}"
+
+
+def pod_list(objects: dict[str, int], version: int | str, *, token: str = "") -> bytes:
+    items = []
+    for identity, object_version in objects.items():
+        item = pod(identity, object_version)
+        del item["apiVersion"], item["kind"]  # as the API server does for built-in types
+        items.append(item)
+    metadata = {"resourceVersion": str(version), "continue": token}
+    return json_bytes({"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": items})
+
+
+class RecordingSink:
+    """Keeps the map; fails on what a sink must never see."""
+
+    def __init__(self) -> None:
+        self.map: dict[str, str] = {}
+        self.log: list[str] = []
+        self.events: list[objects.ObjectEvent] = []
+        self.current_status = SyncStatus.WAITING
+        self.confirmations = 0
+        self.batches = 0
+
+    def apply(self, event: objects.ObjectEvent) -> None:
+        assert event.raw is not None
+        assert (event.api_version, event.kind) == ("v1", "Pod")
+        identity = f"{event.namespace}/{event.name}"
+        self.map[identity] = event.resource_version
+        self.events.append(event)
+        self.log.append(f"{event.origin.value} {identity}@{event.resource_version}")
+
+    def delete(self, event: objects.ObjectEvent) -> None:
+        identity = f"{event.namespace}/{event.name}"
+        assert identity in self.map, f"deletion of {identity}, which was never applied"
+        del self.map[identity]
+        self.events.append(event)
+        self.log.append(f"delete {identity}")
+
+    def status(self, type: resources.ResourceType, status: SyncStatus) -> None:
+        assert status is not self.current_status
+        self.current_status = status
+        self.log.append(status.label)
+
+    def confirmed(self, type: resources.ResourceType) -> None:
+        self.confirmations += 1
+
+    def batch_end(self) -> None:
+        self.batches += 1
+
+    def take(self) -> list[str]:
+        """What happened since the last call."""
+        log, self.log = self.log, []
+        return log
+
+
+class Hand:
+    """Drives a machine by hand, in virtual time."""
+
+    def __init__(
+        self, *, policy: watch_policy.WatchPolicy | None = None, sink: RecordingSink | None = None, seed: int = 1
+    ) -> None:
+        self.now = 1000.0
+        self.sink = sink or RecordingSink()
+        self.notices: list[watch_steps.Notice] = []
+        self.policy = policy or watch_policy.WatchPolicy()
+        self.machine = watch.WatchMachine(
+            PODS,
+            self.sink,
+            policy=self.policy,
+            random=random.Random(seed),
+            notify=self.notices.append,
+            now=self.now,
+        )
+
+    @property
+    def counters(self) -> Any:
+        return self.machine.counters
+
+    def is_streaming(self) -> bool:
+        return self.machine.streaming
+
+    def told(self) -> list[str]:
+        """The kinds of the notices since the last call."""
+        told = [notice.kind.name for notice in self.notices]
+        self.notices.clear()
+        return told
+
+    def step(self) -> watch_steps.Step:
+        return self.machine.next_step(self.now)
+
+    def request(self, *, within: float = 0.0) -> watch_steps.Request:
+        """The next request, after at most that many seconds of pause."""
+        limit = self.now + within
+        while True:
+            step = self.step()
+            if isinstance(step, watch_steps.Request):
+                return step
+            assert isinstance(step, watch_steps.Pause), f"unexpected {step}"
+            assert step.until <= limit, f"a pause of {step.until - self.now} s"
+            self.now = step.until
+            self.tick()
+
+    def pause(self) -> float:
+        """The length of the pause that is next; it is then over."""
+        step = self.step()
+        assert isinstance(step, watch_steps.Pause)
+        seconds = step.until - self.now
+        self.now = step.until
+        self.tick()
+        return seconds
+
+    def tick(self) -> None:
+        self.machine.tick(self.now)
+        self.machine.end_batch(self.now)
+
+    def page(self, body: bytes) -> None:
+        self.machine.accepted(self.now)
+        page = watch_decode.decode_page(body)
+        self.machine.begin_page(self.now, page)
+        self.machine.items(page, page.items)
+        self.machine.end_page(self.now, page)
+        self.settle()
+
+    def settle(self) -> None:
+        while self.machine.sweep(self.now):
+            pass
+        self.machine.end_batch(self.now)
+
+    def refused(
+        self, code: int, reason: str = "", message: str = "", *, retry_after: float = 0, **details: Any
+    ) -> None:
+        body = status(code, reason, message, **details)
+        self.machine.refused(self.now, code, body=body, retry_after_seconds=retry_after)
+        self.settle()
+
+    def accepted(self) -> None:
+        self.machine.accepted(self.now)
+
+    def lines(self, *lines: bytes) -> None:
+        for line in lines:
+            assert self.machine.streaming, "fed beyond the stream's end"
+            self.machine.line(self.now, line)
+        self.settle()
+
+    def ended(self, *, is_truncated: bool = False) -> None:
+        self.machine.stream_ended(self.now, is_truncated=is_truncated)
+        self.settle()
+
+    def failed(self, failure: Failure = Failure.NETWORK, detail: str = "refused") -> None:
+        self.machine.interrupted(self.now, failure, detail)
+        self.settle()
+
+    def sync(self, objects: dict[str, int], version: int) -> None:
+        """Brings a fresh machine in sync by WatchList."""
+        self.request()
+        self.accepted()
+        self.lines(
+            *(event("ADDED", identity, v) for identity, v in objects.items()), bookmark(version, ends_initial=True)
+        )
+        self.sink.take()
+
+    def stay_healthy(self) -> None:
+        """Lets the stream live for a healthy spell."""
+        self.now += self.policy.healthy_seconds
+        self.tick()
