@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from loadtest.apiserver.errors import TypeUnknown
+from loadtest.apiserver.errors import PageNotFound, TypeUnknown
 from loadtest.apiserver.resources import Resource
 
 _VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
@@ -22,7 +22,10 @@ _VERSION = {
 
 
 def document(path: str, resources: list[Resource]) -> bytes | None:
-    """The document at a path, None if there is none. Raises TypeUnknown for an unknown group or version below /apis."""
+    """The document at a path, None if there is none.
+
+    Raises PageNotFound for an unknown group or version below /apis, TypeUnknown for an unknown version of the core.
+    """
     parts = path.strip("/").split("/")
     found: dict[str, Any]
     if path == "/version":
@@ -46,7 +49,7 @@ def document(path: str, resources: list[Resource]) -> bytes | None:
 def _group(group: str, resources: list[Resource]) -> dict[str, Any]:
     versions = sorted({resource.version for resource in resources if resource.group == group})
     if not versions:
-        raise TypeUnknown
+        raise PageNotFound(group)
     shown = [{"groupVersion": f"{group}/{version}", "version": version} for version in versions]
     return {"name": group, "versions": shown, "preferredVersion": shown[0]}
 
@@ -54,7 +57,7 @@ def _group(group: str, resources: list[Resource]) -> dict[str, Any]:
 def _resource_list(group: str, version: str, resources: list[Resource]) -> dict[str, Any]:
     found = [resource for resource in resources if (resource.group, resource.version) == (group, version)]
     if not found:
-        raise TypeUnknown
+        raise PageNotFound(f"{group}/{version}") if group else TypeUnknown
     shown = [
         {
             "name": resource.name,

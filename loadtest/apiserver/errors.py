@@ -37,7 +37,7 @@ class ApiError(Exception):
         }
         if self.reason:
             status["reason"] = self.reason
-        if self.details:
+        if self.details or self.reason == "NotFound":
             status["details"] = self.details
         status["code"] = self.code
         return json.dumps(status, separators=(",", ":")).encode()
@@ -64,6 +64,10 @@ class TypeUnknown(ApiError):
     def __init__(self, resource: Resource | None = None) -> None:
         super().__init__(404, "NotFound", "the server could not find the requested resource")
         self.resource = resource
+
+
+class PageNotFound(Exception):
+    """Nothing is served at a path, not even a group of types: answered as text, without a Status."""
 
 
 class NotFound(ApiError):

@@ -8,9 +8,9 @@ import zlib
 import msgspec
 from aiohttp import web
 
-from loadtest.apiserver import discovery, listing, objects, options, watching
+from loadtest.apiserver import discovery, listing, objects, options, resources, watching
 from loadtest.apiserver.counters import WATCH_LIST, Counters
-from loadtest.apiserver.errors import ApiError, BadRequest, TypeUnknown
+from loadtest.apiserver.errors import ApiError, BadRequest, PageNotFound, TypeUnknown
 from loadtest.apiserver.faults import FaultKind, Rules
 from loadtest.apiserver.resources import Resource
 from loadtest.apiserver.settings import SimulatorSettings, WatchListMode
@@ -33,7 +33,7 @@ class Target:
 
 
 def find_target(store: Store, path: str) -> Target | None:
-    """The target of a path, None for a path that is no resource's. Raises TypeUnknown."""
+    """The target of a path, None for a path that is no resource's. Raises TypeUnknown, PageNotFound."""
     parts = path.strip("/").split("/")
     if parts[0] == "api" and len(parts) >= 3:
         group, version, rest = "", parts[1], parts[2:]
@@ -77,6 +77,8 @@ class Handlers:
             resource = target.resource
             verb = _verb(request, target)
             response = await self._resource(request, target, verb)
+        except PageNotFound:
+            response = web.Response(status=404, text="404 page not found\n")
         except ApiError as error:
             response = _refusal(error)
         if not response.prepared:  # a watch counts itself when it begins
@@ -113,7 +115,8 @@ class Handlers:
         if verb == "GET":
             return self._object(resource, self._store.get(resource, namespace, name))
         if verb == "DELETE":
-            return self._object(resource, self._store.delete(resource, namespace, name))
+            item = self._store.delete(resource, namespace, name)
+            return self._object(resource, item) if resource == resources.PODS else _answer(_deleted(resource, item))
         try:
             value = objects.decode(await request.read())
         except msgspec.DecodeError as error:
@@ -139,7 +142,9 @@ class Handlers:
         if request.path == "/metrics":
             return web.Response(text=self._counters.exposition())
         body = discovery.document(request.path, self._store.resources())
-        return _answer(body) if body is not None else web.Response(status=404, text="404 page not found\n")
+        if body is None:
+            raise PageNotFound(request.path)
+        return _answer(body)
 
     @staticmethod
     def _object(resource: Resource, item: bytes, *, status: int = 200) -> web.Response:
@@ -168,6 +173,14 @@ def _answer(body: bytes, *, status: int = 200, gzip: bool = False) -> web.Respon
         compressor = zlib.compressobj(level=1, wbits=31)
         body = compressor.compress(body) + compressor.flush()
     return web.Response(body=body, status=status, content_type="application/json", headers=headers)
+
+
+def _deleted(resource: Resource, item: bytes) -> bytes:
+    metadata = objects.decode(item)["metadata"]
+    group = {"group": resource.group} if resource.group else {}
+    details = {"name": metadata["name"], **group, "kind": resource.name, "uid": metadata["uid"]}
+    status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
+    return msgspec.json.encode(status) + b"\n"
 
 
 def _refusal(error: ApiError) -> web.Response:

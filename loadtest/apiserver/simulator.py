@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import socket
 import time
 from collections.abc import Coroutine, Iterable
 from typing import Any, Self
@@ -20,6 +21,9 @@ from loadtest.apiserver.streams import Ending, Streams
 
 #: As kube-apiserver: no body of a write is larger.
 MAX_BODY_BYTES = 3 * 1024 * 1024
+#: A listening socket that was closed leaves its port a moment later.
+BIND_SECONDS = 2.0
+BIND_RETRY_SECONDS = 0.005
 _BROKEN_LINE = b'{"type":"MODIFIED","object":{"kind":\n'
 
 
@@ -43,7 +47,7 @@ class Simulator:
         self._control = control.Control(self)
         self._tasks: set[asyncio.Task[None]] = set()
         self._restarting: asyncio.Task[None] | None = None
-        self._site: web.TCPSite | None = None
+        self._site: web.SockSite | None = None
         self._runner: web.AppRunner | None = None
         self._port = self.settings.port
         for resource in resources.BUILT_IN:
@@ -73,7 +77,7 @@ class Simulator:
         application.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
-        await self._listen()
+        await self._listen(await self._bind())
 
     async def stop(self) -> None:
         """End churn and faults, close everything."""
@@ -162,12 +166,28 @@ class Simulator:
             return await self._control.handle(request)
         return await self._handlers.handle(request)
 
-    async def _listen(self) -> None:
+    async def _listen(self, bound: socket.socket) -> None:
         if self._runner is None:
             raise RuntimeError("the simulator is not started")
-        self._site = web.TCPSite(self._runner, self.settings.host, self._port, backlog=1024, reuse_address=True)
+        self._site = web.SockSite(self._runner, bound, backlog=1024)
         await self._site.start()
-        self._port = self._runner.addresses[-1][1]
+
+    async def _bind(self) -> socket.socket:
+        """A socket bound to the address but not listening: connections are refused, and nobody else gets the port."""
+        bound = socket.socket(socket.AF_INET6 if ":" in self.settings.host else socket.AF_INET)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        deadline = time.monotonic() + BIND_SECONDS
+        while True:
+            try:
+                bound.bind((self.settings.host, self._port))
+            except OSError:
+                if time.monotonic() > deadline:
+                    bound.close()
+                    raise
+                await asyncio.sleep(BIND_RETRY_SECONDS)
+            else:
+                self._port = bound.getsockname()[1]
+                return bound
 
     async def _later(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at_seconds)
@@ -203,8 +223,13 @@ class Simulator:
                 connection.transport.abort()
         # A new process begins its watch caches with a list: it knows no older versions.
         self.store.compact()
-        await asyncio.sleep(refuse_seconds)
-        await self._listen()
+        bound = await self._bind()
+        try:
+            await asyncio.sleep(refuse_seconds)
+        except asyncio.CancelledError:
+            bound.close()
+            raise
+        await self._listen(bound)
 
     def _spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, name=name)

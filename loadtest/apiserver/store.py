@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 from loadtest.apiserver import objects
-from loadtest.apiserver.errors import AlreadyExists, Conflict, Expired, NotFound, TypeUnknown
+from loadtest.apiserver.errors import AlreadyExists, Conflict, Expired, NotFound, PageNotFound, TypeUnknown
 from loadtest.apiserver.objects import Event, EventKind, JsonObject
 from loadtest.apiserver.resources import Resource
 
@@ -118,10 +118,15 @@ class Store:
         return sorted(self._tables)
 
     def find(self, group: str, version: str, name: str) -> Resource:
-        """The type of this group ("" for core), version and plural name. Raises TypeUnknown."""
+        """The type of this group ("" for core), version and plural name.
+
+        Raises TypeUnknown, or PageNotFound if no type of the group and version is served.
+        """
         for resource in self._tables:
             if (resource.group, resource.version, resource.name) == (group, version, name):
                 return resource
+        if group and not any((known.group, known.version) == (group, version) for known in self._tables):
+            raise PageNotFound(f"{group}/{version}")
         raise TypeUnknown
 
     def subscribe(self, listener: Listener) -> None:

@@ -66,7 +66,12 @@ class Api:
     async def watch(self, path: str, **query: str | int) -> AsyncIterator[Watch]:
         async with self.session.get(self.url + path, params={"watch": "true", **query}) as response:
             assert response.status == 200, await response.text()
-            yield Watch(response)
+            try:
+                yield Watch(response)
+            finally:
+                # A TLS connection that is merely closed says goodbye for longer than the test's loop lives.
+                if response.connection is not None and response.connection.transport is not None:
+                    response.connection.transport.abort()
 
 
 async def until(condition: Callable[[], bool]) -> None:

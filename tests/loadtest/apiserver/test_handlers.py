@@ -98,11 +98,20 @@ async def test_a_namespace_s_list_and_single_objects(api: Api, simulator: Simula
 
 
 @pytest.mark.parametrize(
-    "path", ["/api/v1/things", "/apis/example.com/v1/things", "/api/v1/namespaces/a/nodes", "/api/v1/pods/one"]
+    "path",
+    ["/api/v1/things", "/api/v2", "/apis/discovery.k8s.io/v1/things", "/api/v1/namespaces/a/nodes", "/api/v1/pods/one"],
 )
 async def test_unknown_types_are_404_with_a_status(api: Api, path: str) -> None:
     status, refusal = await api.get(path)
     assert (status, refusal["kind"], refusal["reason"]) == (404, "Status", "NotFound")
+
+
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/apis/example.com", "/apis/example.com/v1", "/apis/example.com/v1/things", "/metric"]
+)
+async def test_unknown_groups_and_pages_are_404_without_a_status(api: Api, path: str) -> None:
+    async with api.session.get(api.url + path) as response:
+        assert (response.status, response.content_type) == (404, "text/plain")
 
 
 async def test_writes(api: Api, simulator: Simulator) -> None:
@@ -138,12 +147,9 @@ async def test_discovery_and_health(api: Api, simulator: Simulator) -> None:
     assert core["groupVersion"] == "v1"
     assert {"pods": True, "nodes": False}.items() <= {e["name"]: e["namespaced"] for e in core["resources"]}.items()
     assert (await api.get("/version"))[1]["major"] == "1"
-    assert (await api.get("/apis/unknown.example.com/v1"))[0] == 404
     for path in ("/readyz", "/livez", "/healthz"):
         async with api.session.get(api.url + path) as response:
             assert (response.status, await response.text()) == (200, "ok")
-    async with api.session.get(api.url + "/nothing") as response:
-        assert response.status == 404
 
 
 async def test_large_lists_are_compressed_for_clients_that_accept_it(api: Api, simulator: Simulator) -> None:
