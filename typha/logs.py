@@ -98,10 +98,9 @@ def configure(configured: settings.Settings, *, file_given: bool = False, screen
     return pipeline
 
 
-def configure_worker(*, severity: str, log_format: str) -> LogPipeline:
-    """Set up logging of a worker process: to the standard error that it inherits; an empty severity = off."""
-    handlers: list[logging.Handler] = [_with_level(_StreamHandler(sys.stderr), severity)] if severity else []
-    return _start(handlers, log_format, wait=False)
+def configure_worker(configured: settings.Settings) -> LogPipeline:
+    """Set up logging of a worker process: as the hub's, the screen being the standard error that it inherits."""
+    return configure(configured, screen=sys.stderr)
 
 
 def _start(handlers: list[logging.Handler], log_format: str, *, wait: bool) -> LogPipeline:

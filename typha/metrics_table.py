@@ -27,27 +27,32 @@ class Metric(NamedTuple):
 _C, _G, _S = Kind.COUNTER, Kind.GAUGE, Kind.SUMMARY
 _SYNCER = ("syncer",)
 
+NOT_COUNTED = "Not counted yet: "
+"""Begins the help of a metric that exists for dashboards' sake only, and stays 0 (NaN)."""
+
 ORIGINAL: tuple[Metric, ...] = (
     Metric("typha_connections_accepted", _C, (), "Connections accepted."),
     Metric("typha_connections_active", _G, (), "Connections open, those in their handshake included."),
-    Metric("typha_connections_dropped", _C, (), "Connections dropped to rebalance replicas."),
+    Metric("typha_connections_dropped", _C, (), f"{NOT_COUNTED}connections dropped to rebalance replicas."),
     Metric("typha_connections_streaming", _G, _SYNCER, "Connections past their handshake."),
-    Metric("typha_connections_grace_used", _C, _SYNCER, "Connections behind the log right after their snapshot."),
-    Metric("typha_client_snapshot_send_secs", _S, _SYNCER, "Seconds to send a client its snapshot."),
-    Metric("typha_client_latency_secs", _S, _SYNCER, "Seconds a client is behind the newest change."),
-    Metric("typha_client_write_latency_secs", _S, _SYNCER, "Seconds to hand one batch to a client's socket."),
-    Metric("typha_next_breadcrumb_latency_secs", _S, _SYNCER, "Seconds a client behind waited for its next batch."),
-    Metric("typha_ping_latency", _S, _SYNCER, "Seconds from a ping to its pong."),
-    Metric("typha_kvs_per_msg", _S, _SYNCER, "Updates per delta frame."),
+    Metric("typha_connections_grace_used", _C, _SYNCER, f"{NOT_COUNTED}nobody is cut off, so nobody needs a grace."),
+    Metric("typha_client_snapshot_send_secs", _S, _SYNCER, f"{NOT_COUNTED}seconds to send a client its snapshot."),
+    Metric(
+        "typha_client_latency_secs", _S, _SYNCER, f"{NOT_COUNTED}seconds a client is behind; see typha_client_lag_*."
+    ),
+    Metric("typha_client_write_latency_secs", _S, _SYNCER, f"{NOT_COUNTED}seconds to write one message."),
+    Metric("typha_next_breadcrumb_latency_secs", _S, _SYNCER, f"{NOT_COUNTED}seconds waited for the next batch."),
+    Metric("typha_ping_latency", _S, _SYNCER, f"{NOT_COUNTED}seconds from a ping to its pong."),
+    Metric("typha_kvs_per_msg", _S, _SYNCER, f"{NOT_COUNTED}updates per delta frame."),
     Metric("typha_breadcrumb_seq_number", _G, _SYNCER, "Sequence number of the newest change."),
-    Metric("typha_breadcrumb_block", _C, _SYNCER, "Times a client was at the end of the log and waited."),
-    Metric("typha_breadcrumb_non_block", _C, _SYNCER, "Times a client found its next batch waiting."),
-    Metric("typha_breadcrumb_size", _S, _SYNCER, "Updates per batch."),
+    Metric("typha_breadcrumb_block", _C, _SYNCER, f"{NOT_COUNTED}waits of clients for the next batch."),
+    Metric("typha_breadcrumb_non_block", _C, _SYNCER, f"{NOT_COUNTED}batches that clients did not wait for."),
+    Metric("typha_breadcrumb_size", _S, _SYNCER, f"{NOT_COUNTED}updates per batch."),
     Metric("typha_cache_size", _G, _SYNCER, "Keys in the store."),
-    Metric("typha_updates_total", _C, _SYNCER, "Updates from the watchers."),
-    Metric("typha_updates_skipped", _C, _SYNCER, "Updates that changed nothing a feed carries."),
+    Metric("typha_updates_total", _C, _SYNCER, "Updates that changed something which the feed carries."),
+    Metric("typha_updates_skipped", _C, _SYNCER, f"{NOT_COUNTED}updates that changed nothing a feed carries."),
     Metric("typha_snapshots_generated", _C, _SYNCER, "Snapshot files made."),
-    Metric("typha_snapshots_reused", _C, _SYNCER, "Clients that were given a snapshot file which existed already."),
+    Metric("typha_snapshots_reused", _C, _SYNCER, "Snapshot files given to clients."),
     Metric("typha_snapshot_raw_bytes", _G, _SYNCER, "Size of the newest snapshot before compression."),
     Metric("typha_snapshot_compressed_bytes", _G, _SYNCER, "Size of the newest snapshot's file."),
     Metric(
@@ -63,19 +68,18 @@ OURS: tuple[Metric, ...] = (
     Metric("typha_watch_resumes_total", _C, ("type",), "Broken watch streams resumed from the last version."),
     Metric("typha_watch_errors_total", _C, ("type", "class"), "Failed requests and broken streams, by class."),
     Metric("typha_watch_last_confirmed_seconds", _G, ("type",), "Seconds since the API server confirmed the view."),
-    Metric("typha_deliveries_total", _C, _SYNCER, "Delta frames handed to clients' sockets."),
+    Metric("typha_deliveries_total", _C, _SYNCER, "Updates handed to clients, once per client, without snapshots."),
     Metric("typha_bytes_sent_total", _C, _SYNCER, "Bytes handed to clients' sockets."),
     Metric("typha_log_bytes", _G, ("syncer", "format"), "Memory of a delta log."),
     Metric("typha_clients_held", _G, (), "Connections held back: refused ones, and ones before the first sync."),
+    Metric("typha_client_catch_ups_total", _C, (), "Clients that fell out of the log and were given a new snapshot."),
     Metric("typha_client_lag_bytes_max", _G, (), "Bytes of log that the slowest client has not taken."),
     Metric("typha_client_lag_seconds_max", _G, (), "Seconds that the slowest client is behind."),
     Metric("typha_updates_dropped_total", _C, ("reason",), "Updates no client got, for they could not be carried."),
     Metric("typha_config_invalid_values", _G, (), "Invalid values of settings at start, replaced by defaults."),
     Metric("typha_open_files_limit", _G, (), "Limit of open files, raised as far as allowed at start."),
     Metric("typha_hub_pause_seconds_max", _G, (), "Longest time the hub's loop was held up in the last ten minutes."),
-    Metric(
-        "typha_worker_pause_seconds_max", _G, (), "Longest time a worker's loop was held up in the last ten minutes."
-    ),
+    Metric("typha_worker_pause_seconds_max", _G, (), "Longest turn of a worker's loop in the last second."),
 )
 
 METRICS: tuple[Metric, ...] = ORIGINAL + OURS

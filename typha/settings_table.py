@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from typha import settings_rows
 from typha.settings_original import OriginalSettings
 from typha.settings_rows import ours
-from typha.settings_types import boolean, existing_file, integer, one_of, seconds, size
+from typha.settings_types import existing_file, integer, one_of, seconds, size
 
 MEBIBYTE = 1024 * 1024
 
@@ -36,7 +36,7 @@ class Settings(OriginalSettings):
         "LogBudgetBytes",
         size(2 * MEBIBYTE),
         64 * MEBIBYTE,
-        "Memory for the delta logs of all feeds together. A client further behind than its log is caught up by key.",
+        "Memory for the delta logs of all feeds together. A client further behind than its log gets a new snapshot.",
         why="minutes of churn of a large cluster, and small beside its snapshot",
         unit="bytes",
     )
@@ -79,13 +79,6 @@ class Settings(OriginalSettings):
         "Most refused connections kept at a time in one process; beyond it the oldest is closed.",
         why="a descriptor each: refusals must not use up those of clients",
         unit="connections",
-    )
-    watch_list_enabled: bool = ours(
-        "WatchListEnabled",
-        boolean(),
-        True,
-        "Ask the API server to stream initial state (WatchList); where it cannot, pages are listed anyway.",
-        why="least memory in the API server and here",
     )
     list_page_size: int = ours(
         "ListPageSize",

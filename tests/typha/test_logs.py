@@ -82,7 +82,8 @@ def test_long_values_are_cut() -> None:
 
 
 def test_many_fields_are_cut() -> None:
-    assert logged("x", **{f"field_{i}": i for i in range(200)}).count("=") == log_format.FIELDS_LIMIT
+    many: dict[str, Any] = {f"field_{i}": i for i in range(200)}
+    assert logged("x", **many).count("=") == log_format.FIELDS_LIMIT
 
 
 def test_an_exception_is_one_line_with_its_traceback() -> None:
@@ -147,7 +148,7 @@ def test_a_file_that_was_given_must_open(tmp_path: pathlib.Path) -> None:
 
 
 def test_worker_logs_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    pipeline = logs.configure_worker(severity="INFO", log_format="text")
+    pipeline = logs.configure_worker(configured())
     structlog.get_logger("typha.worker").info("Started")
     pipeline.close()
     assert "typha.worker: Started" in capsys.readouterr().err
