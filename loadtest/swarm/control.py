@@ -37,15 +37,23 @@ class Reconnect(msgspec.Struct, tag="reconnect"):
     ramp_per_second: float = 0.0
 
 
-class AskDigests(msgspec.Struct, tag="ask-digests"):
-    """Answer with Digests."""
+class Capture(msgspec.Struct, tag="capture"):
+    """Remember what every agent holds now."""
+
+
+class AskDigests(msgspec.Struct, tag="ask-digests", kw_only=True):
+    """Answer with Digests: of what the agents hold now, or held when it was captured."""
+
+    captured: bool = False
+    without: list[str] = msgspec.field(default_factory=list)
+    """Keys that are left out of digests and counts."""
 
 
 class Stop(msgspec.Struct, tag="stop"):
     """Close everything and end."""
 
 
-Command: TypeAlias = Start | Impair | Reconnect | AskDigests | Stop
+Command: TypeAlias = Start | Impair | Reconnect | Capture | AskDigests | Stop
 
 
 class GroupStats(msgspec.Struct, kw_only=True):

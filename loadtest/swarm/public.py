@@ -10,7 +10,7 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from clients import mirror
@@ -29,6 +29,7 @@ class PublicAgent:
         self.updates = 0
         self._all_deletions = deletions
         servers = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in start.addresses]
+        self.captured: dict[str, mirror.Entry] = {}
         self.mirror = mirror.Mirror(servers, feed=start.feed, agent=name, node=name, on_change=self._changed)
 
     def _changed(self, changes: Sequence[mirror.Change]) -> None:
@@ -41,12 +42,14 @@ class PublicAgent:
                 self.deletions += 1
                 self._all_deletions.setdefault((change.key, uid), time.time_ns())
 
-    def proof(self) -> control.AgentDigest:
-        """The digest, computed anew from every value that the mirror holds."""
+    def proof(self, held: Mapping[str, mirror.Entry], without: Sequence[str]) -> control.AgentDigest:
+        """The digest, computed anew from every value that the mirror holds, or held."""
+        left_out = set(without)
+        pairs = [(key, entry.value) for key, entry in held.items() if key not in left_out]
         return control.AgentDigest(
             name=self.name,
-            digest=digest.state_digest((key, entry.value) for key, entry in self.mirror.items()),
-            keys=len(self.mirror),
+            digest=digest.state_digest(pairs),
+            keys=len(pairs),
             sequence=0,
             in_sync=self.mirror.in_sync,
             deletions=self.deletions,
@@ -85,9 +88,12 @@ class Process:
                     one = PublicAgent(name, command, self._deletions)
                     await mirrors.enter_async_context(one.mirror)
                     self._agents.append(one)
-            case control.AskDigests():
+            case control.Capture():
+                for one in self._agents:
+                    one.captured = dict(one.mirror)
+            case control.AskDigests(captured=captured, without=without):
                 deletions = [control.Deletion(key, uid, first) for (key, uid), first in self._deletions.items()]
-                proofs = [one.proof() for one in self._agents]
+                proofs = [one.proof(one.captured if captured else one.mirror, without) for one in self._agents]
                 _write(control.Digests(agents=proofs, deletions=deletions, deletions_lost=0))
             case control.Impair() | control.Reconnect():
                 pass  # what the swarm's agents are told; those of the public client stay as they are

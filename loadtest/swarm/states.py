@@ -14,6 +14,7 @@ are remembered, an older one is computed again when a slow agent needs it.
 
 import collections
 import weakref
+from collections.abc import Iterable
 from typing import Final, NamedTuple, TypeAlias
 
 from loadtest.swarm import frames
@@ -57,6 +58,11 @@ class State:
         """What is kept of a live key."""
         place = hash(key)
         return self.buckets[place >> _BITS & _MASK][place & _MASK].get(key)
+
+    def without(self, keys: Iterable[str]) -> tuple[int, int]:
+        """Digest and number of keys of the map, some keys left out."""
+        left_out = [entry.digest for entry in map(self.entry, set(keys)) if entry is not None]
+        return (self.digest - sum(left_out)) % digest.MODULUS, self.keys - len(left_out)
 
 
 class Partial:

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
@@ -25,6 +25,8 @@ class Totals:
     """The swarm as of the latest reports. Counts are since the start; the histograms since `take_latency`."""
 
     agents: int = 0
+    at_seconds: float = 0.0
+    """When the processes reported, on average, in seconds since 1970: what rates are to be computed with."""
     connected: int = 0
     in_sync: int = 0
     connects: int = 0
@@ -85,10 +87,10 @@ class Process:
         except ConnectionError as error:
             raise SwarmError(f"{self.module} has ended") from error
 
-    async def ask_digests(self) -> control.Digests:
+    async def ask_digests(self, question: control.AskDigests) -> control.Digests:
         """Every agent's proof. Raises SwarmError."""
         self.digests = asyncio.get_running_loop().create_future()
-        await self.send(control.AskDigests())
+        await self.send(question)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
                 return await self.digests
@@ -220,6 +222,8 @@ class Swarm:
                 raise SwarmError(f"{process.module}: {process.failure}")
             if process.stats is not None:
                 _add(totals, process.stats)
+        reported = [process.stats.at_ns for process in self.processes if process.stats is not None]
+        totals.at_seconds = sum(reported) / len(reported) / 1e9 if reported else 0.0
         return totals
 
     async def impair(self, agents: int, *, bytes_per_second: int, seconds: float) -> None:
@@ -234,9 +238,15 @@ class Swarm:
         for process in self.processes:
             await process.send(control.Reconnect(ramp_per_second=ramp_per_second))
 
-    async def digests(self) -> list[control.Digests]:
-        """Every agent's proof, by process. Raises SwarmError."""
-        return list(await asyncio.gather(*(process.ask_digests() for process in self.processes)))
+    async def capture(self) -> None:
+        """All agents remember what they hold now."""
+        for process in self.processes:
+            await process.send(control.Capture())
+
+    async def digests(self, *, captured: bool = False, without: Iterable[str] = ()) -> list[control.Digests]:
+        """Every agent's proof, by process: of what it holds, or held at the last `capture`. Raises SwarmError."""
+        question = control.AskDigests(captured=captured, without=list(without))
+        return list(await asyncio.gather(*(process.ask_digests(question) for process in self.processes)))
 
     async def wait_for(self, condition: Callable[[Totals], bool], *, timeout_seconds: float) -> float:
         """Waits until the reports fulfil a condition; returns how long it took. Raises TimeoutError, SwarmError."""

@@ -6,9 +6,10 @@ import resource
 import select
 import sys
 import time
+from collections.abc import Sequence
 from typing import Final
 
-from loadtest.swarm import agent, control, engine
+from loadtest.swarm import agent, control, engine, states
 
 REPORT_INTERVAL_SECONDS: Final = 0.5
 COMMAND_BYTES: Final = 64 * 1024
@@ -60,21 +61,27 @@ def stats(swarm: engine.Engine) -> control.Stats:
     )
 
 
-def digests(swarm: engine.Engine) -> control.Digests:
-    """Every agent's proof."""
+def digests(swarm: engine.Engine, held: Sequence[states.State], without: Sequence[str] = ()) -> control.Digests:
+    """Every agent's proof: of the states in `held`, one for each agent."""
     table = swarm.shared.table
-    return control.Digests(
-        agents=[
+    results: dict[states.State, tuple[int, int]] = {}
+    agents = []
+    for link, state in zip(swarm.links, held, strict=True):
+        if state not in results:
+            results[state] = state.without(without)
+        state_digest, keys = results[state]
+        agents.append(
             control.AgentDigest(
                 name=link.agent.name,
-                digest=link.agent.state.digest,
-                keys=link.agent.state.keys,
+                digest=state_digest,
+                keys=keys,
                 sequence=link.agent.sequence,
                 in_sync=link.agent.in_sync,
                 deletions=link.agent.deletions,
             )
-            for link in swarm.links
-        ],
+        )
+    return control.Digests(
+        agents=agents,
         deletions=[control.Deletion(key, uid, first) for (key, uid), first in table.deletions.items()],
         deletions_lost=table.deletions_lost,
     )
@@ -88,6 +95,7 @@ class Worker:
         self._reports_fd = reports_fd
         self._received = b""
         self._swarm: engine.Engine | None = None
+        self._captured: list[states.State] = []
         self._stopping = False
 
     def run(self) -> None:
@@ -125,8 +133,11 @@ class Worker:
                 swarm.impair(command)
             case control.Reconnect(), engine.Engine() as swarm:
                 swarm.reconnect(command.ramp_per_second)
-            case control.AskDigests(), engine.Engine() as swarm:
-                self._report(digests(swarm))
+            case control.Capture(), engine.Engine() as swarm:
+                self._captured = [link.agent.state for link in swarm.links]
+            case control.AskDigests(captured=captured, without=without), engine.Engine() as swarm:
+                now = [link.agent.state for link in swarm.links]
+                self._report(digests(swarm, self._captured if captured else now, without))
             case control.Stop(), _:
                 self._stopping = True
             case _:

@@ -49,6 +49,13 @@ async def test_a_swarm_follows_changes_reconnects_and_proves_its_maps() -> None:
             assert [(one.key, one.uid) for one in part.deletions] == [("/core/v1/pods/default/p7", "uid-7")]
             assert all((one.keys, one.deletions) == (50, 1) for one in part.agents)
 
+        await swarm.capture()
+        server.put("workloads", "later", b"{}")
+        await wait_for_digest(swarm, digest.state_digest({**content, "later": b"{}"}.items()))
+        del content["new"]
+        for part in await swarm.digests(captured=True, without=["new", "later", "unknown"]):
+            assert {(one.digest, one.keys) for one in part.agents} == {(digest.state_digest(content.items()), 49)}
+
         server.disconnect_all()
         server.replace("workloads", population(3))
         await wait_for_digest(swarm, digest.state_digest(population(3).items()))

@@ -1,0 +1,73 @@
+"""`python -m loadtest`: the demo, the scenarios, the bench and the acceptance runs."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+
+import click
+
+from loadtest import controlplane, demo, kubeconfig, processes, truth
+from loadtest.swarm import supervisor
+
+EXIT_FAILED = 1
+EXPECTED = (
+    demo.DemoError,
+    kubeconfig.KubeconfigError,
+    processes.ProcessError,
+    truth.ApiError,
+    supervisor.SwarmError,
+    controlplane.ControlPlaneError,
+    TimeoutError,
+)
+
+
+def _finish(work: Coroutine[None, None, bool]) -> None:
+    try:
+        passed = asyncio.run(work)
+    except EXPECTED as error:
+        click.echo(f"loadtest: {type(error).__name__}: {error}", err=True)
+        sys.exit(EXIT_FAILED)
+    sys.exit(0 if passed else EXIT_FAILED)
+
+
+@click.group(context_settings={"show_default": True})
+def main() -> None:
+    """Load tests of the service."""
+
+
+@main.command("demo")
+@click.option("--duration", default=30.0, type=click.FloatRange(1), help="Seconds of changes.")
+@click.option("--agents", default=1000, type=click.IntRange(1))
+@click.option("--public-agents", default=10, type=click.IntRange(0), help="Of the agents: through the public client.")
+@click.option("--updates-per-second", default=50.0, type=click.FloatRange(0, min_open=True))
+@click.option("--nodes", default=500, type=click.IntRange(1))
+@click.option("--pods", default=5000, type=click.IntRange(0))
+@click.option("--folder", default="report-demo", type=click.Path(file_okay=False, path_type=Path), help="Report.")
+def demo_command(
+    duration: float,
+    agents: int,
+    public_agents: int,
+    updates_per_second: float,
+    nodes: int,
+    pods: int,
+    folder: Path,
+) -> None:
+    """A simulated cluster, or with KUBECONFIG in the environment that cluster, which is only read."""
+    own = next((Path(part) for part in os.environ.get("KUBECONFIG", "").split(os.pathsep) if part), None)
+    settings = demo.DemoSettings(
+        duration_seconds=duration,
+        agents=agents,
+        public_agents=public_agents,
+        updates_per_second=updates_per_second,
+        nodes=nodes,
+        pods=pods,
+        folder=folder,
+        kubeconfig=own,
+    )
+    _finish(demo.run(settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""What the processes cost: CPU, memory and sockets from /proc, counters from a /metrics page."""
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from prometheus_client import parser
+
+_TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_BLOCK_BYTES: Final = 512
+_PROC: Final = Path("/proc")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Memory:
+    """Memory of some processes. The total counts every page once, whoever maps it or has it open."""
+
+    private_bytes: int
+    """Sum of the proportional set sizes (PSS) without shared memory."""
+    memfd_bytes: int
+    """Pages of all memfd files that any of them has open, each file once, mapped or not."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Both together; sockets' buffers are the kernel's and not in it (`kernel_socket_bytes`)."""
+        return self.private_bytes + self.memfd_bytes
+
+
+def process_tree(pid: int) -> list[int]:
+    """The process and all its descendants that live now, the process first; empty if it is gone."""
+    parents: dict[int, list[int]] = {}
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit():
+            fields = _stat_fields(int(entry.name))
+            if fields:
+                parents.setdefault(int(fields[1]), []).append(int(entry.name))
+    tree = [pid] if _stat_fields(pid) else []
+    for known in tree:
+        tree.extend(sorted(parents.get(known, [])))
+    return tree
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, in seconds; 0 if it is gone."""
+    fields = _stat_fields(pid)
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND if fields else 0.0
+
+
+def memory(pids: Iterable[int]) -> Memory:
+    """Memory of processes; one that is gone counts nothing."""
+    private = 0
+    files: dict[int, int] = {}
+    for pid in pids:
+        rollup = _rollup(pid)
+        private += rollup.get("Pss", 0) - rollup.get("Pss_Shmem", 0)
+        files.update(_memfd_files(pid))
+    return Memory(private_bytes=private, memfd_bytes=sum(files.values()))
+
+
+def kernel_socket_bytes() -> int:
+    """What the kernel holds for TCP, for all sockets of the network namespace and both ends of local connections."""
+    for line in (_PROC / "net" / "sockstat").read_text().splitlines():
+        words = line.split()
+        if words[0] == "TCP:":
+            return int(words[words.index("mem") + 1]) * _PAGE_BYTES
+    return 0
+
+
+class CpuMeter:
+    """CPU of processes that come and go: what a process used before it died is kept, as of the last `sample`."""
+
+    def __init__(self) -> None:
+        self._used: dict[int, float] = {}
+
+    def sample(self, pids: Iterable[int]) -> float:
+        """CPU seconds so far of all processes ever given."""
+        for pid in pids:
+            self._used[pid] = max(self._used.get(pid, 0.0), cpu_seconds(pid))
+        return sum(self._used.values())
+
+    def by_pid(self) -> dict[int, float]:
+        """CPU seconds of each process ever given."""
+        return dict(self._used)
+
+
+class Counters:
+    """The samples of a /metrics page in Prometheus' text format."""
+
+    def __init__(self, text: str) -> None:
+        self._samples = [
+            (sample.name, sample.labels, sample.value)
+            for family in parser.text_string_to_metric_families(text)
+            for sample in family.samples
+        ]
+
+    def total(self, name: str, **labels: str) -> float:
+        """Sum of the samples of that name which have all the labels."""
+        return sum(value for known, has, value in self._samples if known == name and labels.items() <= has.items())
+
+    def by_label(self, name: str, label: str) -> dict[str, float]:
+        """Sums by the values of one label."""
+        result: dict[str, float] = {}
+        for known, has, value in self._samples:
+            if known == name and label in has:
+                result[has[label]] = result.get(has[label], 0.0) + value
+        return result
+
+    def by_labels(self, name: str, *labels: str) -> dict[tuple[str, ...], float]:
+        """Sums by the values of several labels; a missing one is ""."""
+        result: dict[tuple[str, ...], float] = {}
+        for known, has, value in self._samples:
+            if known == name:
+                place = tuple(has.get(label, "") for label in labels)
+                result[place] = result.get(place, 0.0) + value
+        return result
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the state on; empty if there is no such process, or only its remains."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return []
+    fields = text.rpartition(")")[2].split()
+    return [] if fields[0] in ("Z", "X") else fields
+
+
+def _rollup(pid: int) -> dict[str, int]:
+    try:
+        text = (_PROC / str(pid) / "smaps_rollup").read_text()
+    except OSError:
+        return {}
+    sizes: dict[str, int] = {}
+    for line in text.splitlines()[1:]:
+        name, _, rest = line.partition(":")
+        sizes[name] = int(rest.split()[0]) * 1024
+    return sizes
+
+
+def _memfd_files(pid: int) -> dict[int, int]:
+    """inode -> allocated bytes of each memfd that a process has open."""
+    found: dict[int, int] = {}
+    try:
+        descriptors = list((_PROC / str(pid) / "fd").iterdir())
+    except OSError:
+        return found
+    for descriptor in descriptors:
+        try:
+            if os.readlink(descriptor).startswith("/memfd:"):
+                status = os.stat(descriptor)
+                found[status.st_ino] = status.st_blocks * _BLOCK_BYTES
+        except OSError:
+            continue  # closed meanwhile
+    return found
