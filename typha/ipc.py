@@ -101,7 +101,7 @@ class Link:
                 raise LinkBroken("closed by the other end")
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise LinkBroken("a message was cut short (out of descriptors?)")
-            yield msgpack.unpackb(data), _descriptors(ancillary)
+            yield msgpack.unpackb(data, strict_map_key=False), _descriptors(ancillary)
 
     def close(self) -> None:
         """Closes the socket and all descriptors that wait."""

@@ -1,4 +1,7 @@
-"""A worker process: `python -m typha.worker CONFIG LISTENER LINK`, started by the hub, which passes descriptors."""
+"""A worker process: `python -m typha.worker LISTENER LINK`, started by the hub.
+
+The arguments are inherited descriptors; a `WorkerConfig` as JSON comes on standard input.
+"""
 
 import asyncio
 import gc
@@ -36,13 +39,13 @@ async def _serve(config: policy.WorkerConfig, listener: socket.socket, link_sock
 
 def main(arguments: list[str]) -> int:
     """Runs a worker to its end; returns the exit code."""
-    config = msgspec.json.decode(arguments[0], type=policy.WorkerConfig)
-    listener = socket.socket(fileno=int(arguments[1]))
-    link_socket = socket.socket(fileno=int(arguments[2]))
+    listener = socket.socket(fileno=int(arguments[0]))
+    link_socket = socket.socket(fileno=int(arguments[1]))
+    config = msgspec.json.decode(sys.stdin.buffer.read(), type=policy.WorkerConfig)
     for descriptor_owner in (listener, link_socket):
         descriptor_owner.setblocking(False)
     configured = settings.from_dict(config.settings)
-    pipeline = logs.configure_worker(severity=configured.log_severity_screen, log_format=configured.log_format)
+    pipeline = logs.configure_worker(configured)
     # Clients are flat objects that die by reference count; only rare cycles are left for the collector.
     gc.set_threshold(50_000, 20, 100)
     gc.freeze()

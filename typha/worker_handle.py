@@ -101,7 +101,7 @@ class WorkerHandle:
             for message, _ in self.link.receive():
                 self.heard_at = _monotonic()
                 self._handle(message)
-        except ipc.LinkBroken as error:
+        except Exception as error:  # whatever it is, this worker cannot be understood any more
             self._broken(error)
 
     def _handle(self, message: list[object]) -> None:

@@ -85,6 +85,9 @@ class Workers:
         ready = sum(worker.ready for worker in self._hub.workers.values())
         return ready >= max(1, self.wanted)
 
+    def _is_draining(self) -> bool:
+        return self._draining
+
     async def run(self) -> None:
         """Keeps all workers running; returns when they have ended after `drain`."""
         async with asyncio.TaskGroup() as tasks:
@@ -127,10 +130,10 @@ class Workers:
     async def _keep(self, number: int) -> None:
         """One worker's place: a process, and its successors."""
         backoff_seconds = _BACKOFF_SECONDS_MIN
-        while True:
+        while not self._is_draining():
             begun = _monotonic()
             code = await self._run_process(number)
-            if self._draining:
+            if self._is_draining():
                 return
             self.restarts += 1
             lived_seconds = _monotonic() - begun
@@ -144,19 +147,20 @@ class Workers:
 
     async def _run_process(self, number: int) -> int:
         ours, theirs = ipc.pair()
-        config = msgspec.json.encode(self._config(number)).decode()
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "typha.worker",
-                config,
                 str(self._listener.fileno()),
                 str(theirs.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE,
                 pass_fds=(self._listener.fileno(), theirs.fileno()),
             )
         _log.info("Worker started", worker=number, pid=process.pid)
+        if process.stdin is not None:
+            process.stdin.write(msgspec.json.encode(self._config(number)))
+            process.stdin.close()
         try:
             with self._attached(number, ours) as broken:
                 ended = asyncio.create_task(process.wait(), name=f"worker {number} exit")
