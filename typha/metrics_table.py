@@ -55,10 +55,8 @@ ORIGINAL: tuple[Metric, ...] = (
     Metric("typha_snapshots_reused", _C, _SYNCER, "Snapshot files given to clients."),
     Metric("typha_snapshot_raw_bytes", _G, _SYNCER, "Size of the newest snapshot before compression."),
     Metric("typha_snapshot_compressed_bytes", _G, _SYNCER, "Size of the newest snapshot's file."),
-    Metric(
-        "typha_log_errors", _C, (), "Log lines that could not be written. Unlike the original, without dropped ones."
-    ),
-    Metric("typha_logs_dropped", _C, (), "Log lines dropped because the queue was full."),
+    Metric("typha_log_errors", _C, (), "Log lines the hub could not write; unlike the original, without dropped ones."),
+    Metric("typha_logs_dropped", _C, (), "Log lines the hub dropped because its queue was full."),
 )
 
 OURS: tuple[Metric, ...] = (

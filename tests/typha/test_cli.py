@@ -1,20 +1,31 @@
 """The command line as a process: exit codes, one line per error, and what is imported for which command."""
 
+import contextlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import urllib.request
+from collections.abc import Iterator
 
 import pytest
 
 QUIET = {"TYPHA_LOGFILEPATH": "none", "TYPHA_LOGSEVERITYSYS": "none"}
 
 
+COMMAND = (sys.executable, "-c", "from typha import cli; cli.main()")
+
+
+def environment(variables: dict[str, str]) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("TYPHA_")}
+    return {**inherited, **QUIET, **variables}
+
+
 def typha(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("TYPHA_")}
     return subprocess.run(
-        [sys.executable, "-c", "from typha import cli; cli.main()", *arguments],
-        env={**environment, **QUIET, **variables},
+        [*COMMAND, *arguments],
+        env=environment(variables),
         capture_output=True,
         text=True,
         timeout=60,
@@ -70,6 +81,50 @@ def test_strict() -> None:
 def test_log_file_that_cannot_be_opened() -> None:
     line = refused(typha("serve", TYPHA_LOGFILEPATH="/proc/nowhere/typha.log"))
     assert line.startswith("LogFilePath: /proc/nowhere/typha.log cannot be opened")
+
+
+@contextlib.contextmanager
+def serving(*arguments: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """A service without an API server, and its log up to the line that tells the port of /metrics."""
+    ports = {"TYPHA_SERVERPORT": "-1", "TYPHA_PROMETHEUSMETRICSPORT": "0", "TYPHA_PROMETHEUSMETRICSHOST": "127.0.0.1"}
+    variables = {"KUBECONFIG": "/nowhere", "TYPHA_PROMETHEUSMETRICSENABLED": "true", **ports, **variables}
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], env=environment(variables), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lines = []
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if 'server="metrics"' in line:
+                break
+        yield process, lines
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def metric(line: str, name: str) -> float:
+    """A metric of the service that logged the line on its port."""
+    port = re.search(r"port=(\d+)", line)
+    assert port is not None
+    with urllib.request.urlopen(f"http://127.0.0.1:{port[1]}/metrics", timeout=30) as response:
+        text = response.read().decode()
+    return float(text.partition(f"\n{name} ")[2].split()[0])
+
+
+@pytest.mark.parametrize("arguments", [("serve",), ("component", "typha")])
+def test_serves_with_bad_values_of_the_originals_settings_and_ends_with_0(arguments: tuple[str, ...]) -> None:
+    with serving(*arguments, TYPHA_SERVERPONGTIMEOUTSECS="x", TYPHA_PORT="tcp://10.0.0.1:5473") as (process, lines):
+        [warning] = [line for line in lines if "[WARNING]" in line and "ServerPongTimeoutSecs" in line]
+        assert "Invalid value of setting, using its default" in warning
+        [info] = [line for line in lines if "TYPHA_PORT" in line]
+        assert "[INFO]" in info
+        assert "10.0.0.1" not in info
+        assert metric(lines[-1], "typha_config_invalid_values") == 1
+        process.terminate()
+        process.communicate(timeout=60)
+        assert process.returncode == 0
 
 
 @pytest.mark.parametrize("arguments", [("version",), ("component", "typha", "version")])
