@@ -147,11 +147,13 @@ class Churn:
         if self._task is not None:
             await asyncio.wait([self._task])
 
-    def burst(self, count: int, settings: ChurnSettings | None = None) -> None:
-        """Make `count` changes at once, without a pause. Raises ValueError if none of the types is served."""
+    async def burst(self, count: int, settings: ChurnSettings | None = None) -> None:
+        """Make `count` changes as fast as watches can be fed. Raises ValueError if none of the types is served."""
         writer = Writer(self._store, settings or ChurnSettings(), seed=self._seed)
-        for _ in range(count):
+        for number in range(count):
             writer.write(time.time_ns())
+            if number % WRITES_PER_TURN == WRITES_PER_TURN - 1:
+                await asyncio.sleep(0)
         self._add(writer)
 
     def statistics(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ POST   /_sim/types          install a type: {"group", "version", "name", "kind",
 DELETE /_sim/types          take a type away: the same body
 """
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -78,8 +77,7 @@ class Control:
         if not 0 < burst.count <= MAX_BURST:
             raise ValueError(f"burst: count must be between 1 and {MAX_BURST}, not {burst.count}")
         settings = churn.ChurnSettings(types=burst.types) if burst.types else churn.ChurnSettings()
-        self._simulator.churn.burst(burst.count, settings)
-        await asyncio.sleep(0)
+        await self._simulator.churn.burst(burst.count, settings)
         return {"version": self._simulator.store.version}
 
     async def _faults(self, body: bytes) -> dict[str, Any]:

@@ -107,5 +107,5 @@ async def test_a_burst_comes_at_once() -> None:
     simulator = Simulator()
     simulator.populate(SMALL)
     version = simulator.store.version
-    simulator.churn.burst(500)
+    await simulator.churn.burst(500)
     assert simulator.store.version == version + 500

@@ -1,10 +1,12 @@
 """The control endpoint."""
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from loadtest.apiserver import resources
+from loadtest.apiserver.population import Population
 from loadtest.apiserver.simulator import Simulator
 from tests.loadtest.apiserver.client import Api, until
 
@@ -24,8 +26,15 @@ async def test_churn_is_started_and_stopped(api: Api, simulator: Simulator) -> N
 
 
 async def test_a_burst(api: Api, simulator: Simulator) -> None:
+    simulator.populate(Population(nodes=1, pods=20, namespaces=1, services=0, widgets=0))
     version = simulator.store.version
-    assert (await api.send("POST", "/_sim/burst", {"count": 30, "types": {"pods": 1}}))[1] == {"version": version + 30}
+    async with api.watch("/api/v1/pods", resourceVersion=version) as watch:
+        async with asyncio.TaskGroup() as group:
+            burst = group.create_task(api.send("POST", "/_sim/burst", {"count": 10_000, "types": {"pods": 1}}))
+            for _ in range(10_000):
+                _, value = await watch.event()
+    assert burst.result() == (200, {"version": version + 10_000})
+    assert value["metadata"]["resourceVersion"] == str(version + 10_000)
 
 
 async def test_faults_are_accepted_shown_and_lifted(api: Api) -> None:
