@@ -28,11 +28,10 @@ async def test_churn_is_started_and_stopped(api: Api, simulator: Simulator) -> N
 async def test_a_burst(api: Api, simulator: Simulator) -> None:
     simulator.populate(Population(nodes=1, pods=20, namespaces=1, services=0, widgets=0))
     version = simulator.store.version
-    async with api.watch("/api/v1/pods", resourceVersion=version) as watch:
-        async with asyncio.TaskGroup() as group:
-            burst = group.create_task(api.send("POST", "/_sim/burst", {"count": 10_000, "types": {"pods": 1}}))
-            for _ in range(10_000):
-                _, value = await watch.event()
+    async with api.watch("/api/v1/pods", resourceVersion=version) as watch, asyncio.TaskGroup() as group:
+        burst = group.create_task(api.send("POST", "/_sim/burst", {"count": 10_000, "types": {"pods": 1}}))
+        for _ in range(10_000):
+            _, value = await watch.event()
     assert burst.result() == (200, {"version": version + 10_000})
     assert value["metadata"]["resourceVersion"] == str(version + 10_000)
 
