@@ -1,0 +1,189 @@
+"""The session: tokens that rotate, certificates, and how failures of the transport are told apart."""
+
+import pathlib
+import socket
+import ssl
+from collections.abc import AsyncIterator
+
+import pytest
+import trustme
+from aiohttp import web
+from msgspec import structs
+
+from cache.kube import access, api
+from cache.watch_policy import Failure
+from tests.cache.kube.scripted_server import ScriptedServer
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[list[api.KubeApi]]:
+    sessions: list[api.KubeApi] = []
+    yield sessions
+    for session in sessions:
+        await session.close()
+
+
+async def open_session(opened: list[api.KubeApi], how: access.Access, clock: list[float] | None = None) -> api.KubeApi:
+    now = clock or [0.0]
+
+    async def load() -> access.Access:
+        return how
+
+    session = api.KubeApi(load, clock=lambda: now[0], wall_clock=lambda: now[0])
+    opened.append(session)
+    await session.start()
+    return session
+
+
+async def get(session: api.KubeApi, seconds: float = 5.0) -> bytes:
+    response = await session.get("/api/v1/pods", {"a": "b c"}, read_timeout_seconds=seconds)
+    try:
+        return await api.read_body(response, 1000)
+    finally:
+        response.close()
+
+
+async def test_a_token_file_is_read_again_each_minute(
+    server: ScriptedServer, opened: list[api.KubeApi], tmp_path: pathlib.Path
+) -> None:
+    token, now = tmp_path / "token", [1000.0]
+    token.write_text("one\n")
+    session = await open_session(opened, access.Access(host=server.url, token_file=str(token)), now)
+    server.script = [server.body(b"{}")] * 3
+    for text, seconds in (("one", 0), ("two", 59), ("three", 1)):
+        token.write_text(text)
+        now[0] += seconds
+        await get(session)
+    assert [request.headers["Authorization"] for request in server.requests] == [
+        "Bearer one",
+        "Bearer one",
+        "Bearer three",
+    ]
+    token.unlink()
+    now[0] += 60
+    with pytest.raises(api.Interrupted, match=f"token file {token}: No such file") as caught:
+        await get(session)
+    assert caught.value.failure is Failure.CREDENTIALS
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"x" * 70_000, b"\xff", b"a\nb"])
+def test_what_is_no_token_is_refused(tmp_path: pathlib.Path, content: bytes) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(content)
+    with pytest.raises(access.AccessError, match="holds no token"):
+        access.read_token(str(path))
+
+
+async def test_credentials_that_expire_are_loaded_before(server: ScriptedServer, opened: list[api.KubeApi]) -> None:
+    now = [1000.0]
+    session = await open_session(opened, access.Access(host=server.url, expires_at=2000.0), now)
+    server.script = [server.body(b"{}")] * 2
+    await get(session)
+    assert session.loads == 1
+    now[0] = 1941.0
+    await get(session)
+    assert session.loads == 2
+
+
+async def test_reloads_are_not_made_in_a_row(server: ScriptedServer, opened: list[api.KubeApi]) -> None:
+    now = [1000.0]
+    session = await open_session(opened, access.Access(host=server.url), now)
+    await session.reload()
+    assert session.loads == 1
+    now[0] += 10
+    await session.reload()
+    await session.reload()
+    assert session.loads == 2
+
+
+async def test_refused_silent_and_broken_connections_are_told_apart(
+    server: ScriptedServer, opened: list[api.KubeApi]
+) -> None:
+    session = await open_session(opened, access.Access(host=server.url))
+    server.script = [server.silence(), server.stream(b"{", then="abort"), server.body(b"x" * 2000)]
+    failures = []
+    for _ in range(3):
+        with pytest.raises(api.Interrupted) as caught:
+            await get(session, 0.1)
+        failures.append(caught.value.failure)
+    assert failures[0] is Failure.IDLE
+    assert failures[1] in (Failure.TRUNCATED, Failure.NETWORK)
+    assert failures[2] is Failure.TOO_LARGE
+    await server.stop()
+    with pytest.raises(api.Interrupted) as caught:
+        await get(session)
+    assert caught.value.failure is Failure.NETWORK
+
+
+async def test_the_watchs_socket_has_keepalive() -> None:
+    address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 1))
+    with api._keepalive_socket(address) as made:
+        assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+
+
+@pytest.fixture
+async def tls_port(authority: trustme.CA) -> AsyncIterator[int]:
+    """An API server with a certificate for `kube.example`, which asks for one."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("kube.example").configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=b"{}")
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    listener = socket.create_server(("127.0.0.1", 0))
+    await web.SockSite(runner, listener, ssl_context=context).start()
+    yield listener.getsockname()[1]
+    await runner.cleanup()
+
+
+@pytest.fixture
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def secure(authority: trustme.CA, port: int) -> access.Access:
+    certificate = authority.issue_cert("agent")
+    return access.Access(
+        host=f"https://127.0.0.1:{port}",
+        certificate_authority=authority.cert_pem.bytes().decode(),
+        client_certificate=certificate.cert_chain_pems[0].bytes().decode(),
+        client_key=certificate.private_key_pem.bytes().decode(),
+        server_name="kube.example",
+        source="test",
+    )
+
+
+async def test_both_sides_show_certificates(authority: trustme.CA, tls_port: int, opened: list[api.KubeApi]) -> None:
+    assert await get(await open_session(opened, secure(authority, tls_port))) == b"{}"
+    assert (
+        await get(
+            await open_session(opened, structs.replace(secure(authority, tls_port), server_name="", verify=False))
+        )
+        == b"{}"
+    )
+
+
+@pytest.mark.parametrize("changes", [{"server_name": "other.example"}, {"certificate_authority": ""}])
+async def test_wrong_certificates_are_a_matter_of_credentials(
+    authority: trustme.CA, tls_port: int, opened: list[api.KubeApi], changes: dict[str, str | bool]
+) -> None:
+    session = await open_session(opened, structs.replace(secure(authority, tls_port), **changes))
+    with pytest.raises(api.Interrupted) as caught:
+        await get(session)
+    assert caught.value.failure is Failure.CREDENTIALS
+
+
+@pytest.mark.parametrize(
+    ("changes", "culprit"),
+    [({"certificate_authority": "x"}, "certificate authority of test"), ({"client_key": "x"}, "certificate and key")],
+)
+def test_broken_certificates_are_named(authority: trustme.CA, changes: dict[str, str | bool], culprit: str) -> None:
+    with pytest.raises(access.AccessError, match=culprit):
+        access.make_ssl_context(structs.replace(secure(authority, 1), **changes))

@@ -1,0 +1,154 @@
+"""Where address and credentials come from, and what is said where they cannot be had."""
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+import trustme
+import yaml
+
+from cache.kube import access, credentials
+
+
+@pytest.fixture
+def kubeconfig(tmp_path: pathlib.Path) -> pathlib.Path:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.crt")
+    (tmp_path / "token").write_text("file-token\n")
+    return write(tmp_path, {"tokenFile": "token"})
+
+
+def write(folder: pathlib.Path, user: dict[str, Any]) -> pathlib.Path:
+    cluster = {"server": "https://one.example:6443/", "certificate-authority": "ca.crt", "tls-server-name": "kube"}
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "one",
+        "contexts": [
+            {"name": "one", "context": {"cluster": "one", "user": "me"}},
+            {"name": "two", "context": {"cluster": "two"}},
+        ],
+        "clusters": [
+            {"name": "one", "cluster": cluster},
+            {"name": "two", "cluster": {"server": "https://two.example", "insecure-skip-tls-verify": True}},
+        ],
+        "users": [{"name": "me", "user": user}],
+    }
+    path = folder / "config"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+async def load(tmp_path: pathlib.Path, **environment: str) -> access.Access:
+    return await credentials.load(environment, tmp_path / "home")
+
+
+async def test_a_kubeconfig_gives_contents_and_the_tokens_file(
+    tmp_path: pathlib.Path, kubeconfig: pathlib.Path
+) -> None:
+    loaded = await load(tmp_path, KUBECONFIG=str(kubeconfig))
+    assert loaded.host == "https://one.example:6443"
+    assert loaded.authorization == "Bearer file-token"
+    assert loaded.token_file == str(tmp_path / "token")
+    assert loaded.certificate_authority == (tmp_path / "ca.crt").read_text()
+    assert loaded.server_name == "kube"
+    assert loaded.verify
+    assert access.make_ssl_context(loaded)
+
+
+async def test_the_context_can_be_chosen_and_needs_no_user(tmp_path: pathlib.Path, kubeconfig: pathlib.Path) -> None:
+    loaded = await load(tmp_path, KUBECONFIG=str(kubeconfig), K8S_CURRENT_CONTEXT="two")
+    assert (loaded.host, loaded.verify, loaded.authorization) == ("https://two.example", False, "")
+
+
+async def test_the_home_directorys_kubeconfig_is_the_default(tmp_path: pathlib.Path, kubeconfig: pathlib.Path) -> None:
+    home = tmp_path / "home" / ".kube"
+    home.mkdir(parents=True)
+    (home / "config").write_text(kubeconfig.read_text().replace("ca.crt", str(tmp_path / "ca.crt")))
+    (home / "token").write_text("home-token")
+    assert (await load(tmp_path)).authorization == "Bearer home-token"
+
+
+async def test_variables_go_on_top_and_the_prefixed_ones_win(tmp_path: pathlib.Path, kubeconfig: pathlib.Path) -> None:
+    loaded = await load(
+        tmp_path,
+        KUBECONFIG=str(kubeconfig),
+        K8S_API_ENDPOINT="https://plain.example",
+        CALICO_K8S_API_ENDPOINT="https://prefixed.example/",
+        K8S_API_TOKEN="t",
+        K8S_INSECURE_SKIP_TLS_VERIFY="true",
+    )
+    assert (loaded.host, loaded.authorization, loaded.token_file) == ("https://prefixed.example", "Bearer t", "")
+    assert not loaded.verify
+
+
+async def test_variables_alone_are_enough(tmp_path: pathlib.Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("agent")
+    certificate.private_key_pem.write_to_path(tmp_path / "key")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert")
+    authority.cert_pem.write_to_path(tmp_path / "ca")
+    loaded = await load(
+        tmp_path,
+        K8S_API_ENDPOINT="https://api.example",
+        K8S_KEY_FILE=str(tmp_path / "key"),
+        K8S_CERT_FILE=str(tmp_path / "cert"),
+        K8S_CA_FILE=str(tmp_path / "ca"),
+        KUBERNETES_SERVICE_HOST="10.0.0.1",
+    )
+    assert loaded.client_key == (tmp_path / "key").read_text()
+    assert loaded.authorization == ""
+    assert access.make_ssl_context(loaded)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "set KUBECONFIG or K8S_API_ENDPOINT"),
+        ({"KUBECONFIG": "/nonexistent/config"}, "KUBECONFIG: no such file: /nonexistent/config"),
+        ({"K8S_API_ENDPOINT": "api.example:6443"}, "not an http:// or https:// address: 'api.example:6443'"),
+        ({"K8S_API_ENDPOINT": "https://x", "K8S_CA_FILE": "/nonexistent"}, "K8S_CA_FILE .*No such file"),
+        ({"K8S_API_ENDPOINT": "https://x", "K8S_INSECURE_SKIP_TLS_VERIFY": "maybe"}, "K8S_INSECURE_SKIP_TLS_VERIFY"),
+        ({"K8S_API_ENDPOINT": "https://x", "K8S_CERT_FILE": __file__}, "K8S_KEY_FILE is missing"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "443"}, "service account"),
+    ],
+)
+async def test_what_is_missing_is_named(tmp_path: pathlib.Path, environment: dict[str, str], message: str) -> None:
+    with pytest.raises(access.AccessError, match=message):
+        await load(tmp_path, **environment)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "a: [", "clusters: 1\n", "current-context: nowhere\n"])
+async def test_a_broken_kubeconfig_is_named(tmp_path: pathlib.Path, text: str) -> None:
+    path = tmp_path / "broken"
+    path.write_text(text)
+    with pytest.raises(access.AccessError, match=f"kubeconfig {path}: ."):
+        await load(tmp_path, KUBECONFIG=str(path))
+
+
+async def test_an_exec_plugin_gives_a_token_and_its_expiry(tmp_path: pathlib.Path, kubeconfig: pathlib.Path) -> None:
+    answer = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": {"token": "exec-token", "expirationTimestamp": "2033-05-18T03:33:20Z"},
+    }
+    plugin = {
+        "apiVersion": answer["apiVersion"],
+        "command": "echo",
+        "args": [json.dumps(answer)],
+        "interactiveMode": "Never",
+    }
+    loaded = await load(tmp_path, KUBECONFIG=str(write(tmp_path, {"exec": plugin})))
+    assert loaded.authorization == "Bearer exec-token"
+    assert loaded.expires_at == 2_000_000_000
+
+
+async def test_the_helper_process_gives_the_same_and_one_line_of_error(
+    tmp_path: pathlib.Path, kubeconfig: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    assert await access.load_access() == await load(tmp_path, KUBECONFIG=str(kubeconfig))
+    monkeypatch.setenv("KUBECONFIG", "/nonexistent/config")
+    with pytest.raises(access.AccessError, match="KUBECONFIG: no such file: /nonexistent/config"):
+        await access.load_access()
