@@ -3,8 +3,8 @@
     async with mirror.Mirror("typha:5473", feed="workloads", agent="my-agent") as pods:
         await pods.wait_in_sync(timeout_seconds=60)
         print(len(pods), pods["/core/v1/pods/default/web-1"].value)
-        async for change in pods.changes():
-            ...
+        async for changes in pods.changes():
+            for key, old, new in changes: ...
 
 The map is always one that a server had: snapshots are built on the side, verified and swapped in as real differences,
 and an outage leaves the last map standing (`connected` and `status` tell).
@@ -139,11 +139,11 @@ class Mirror(Mapping[str, Entry]):
         async with asyncio.timeout(timeout_seconds):
             await self._wait(self._in_sync)
 
-    async def changes(self) -> AsyncGenerator[Change, None]:
-        """Real differences, beginning with the whole map as new, for ever.
+    async def changes(self) -> AsyncGenerator[list[Change], None]:
+        """Lists of real differences, one for each key, since the last list; the first one is the whole map as new.
 
-        A consumer that is slower than the feed gets the newest value of each key and misses what lay between; what is
-        held for it is at most one entry for each key.
+        A consumer that is slower than the feed gets the newest value of each key and misses what lay between: held
+        for it is at most one entry a key. It need not look at the lists: the mirror itself is at least as new.
         """
         waiter = _Waiter(iter(self._entries))
         self._waiters.add(waiter)
@@ -151,11 +151,11 @@ class Mirror(Mapping[str, Entry]):
             while True:
                 await self._wait(waiter.wakeup)
                 waiter.wakeup.clear()
-                while waiter.seen:
-                    key = next(iter(waiter.seen))
-                    old, new = waiter.seen.pop(key), self._entries.get(key)
-                    if (old and old.value) != (new and new.value):
-                        yield Change(key, old, new)
+                seen, waiter.seen = waiter.seen, {}
+                found = [Change(key, old, self._entries.get(key)) for key, old in seen.items()]
+                different = [change for change in found if _value(change.old) != _value(change.new)]
+                if different:
+                    yield different
         finally:
             self._waiters.discard(waiter)
 
@@ -223,3 +223,7 @@ class Mirror(Mapping[str, Entry]):
             waiter.wakeup.set()
         if changes and self._on_change is not None:
             self._on_change(changes)
+
+
+def _value(entry: Entry | None) -> bytes | None:
+    return None if entry is None else entry.value

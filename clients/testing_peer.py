@@ -9,14 +9,6 @@ from protocol.native import codec, connection, frames
 
 MAX_UNSENT_BYTES = 256 * 1024 * 1024
 """A test's client that reads nothing is cut off here."""
-NOT_SUPPORTED = frozenset(
-    {
-        messages.Feature.RESUME,
-        messages.Feature.CHUNK_DIGESTS,
-        messages.Feature.SUBSCRIPTIONS,
-        messages.Feature.POSITIONS,
-    }
-)
 
 
 class Owner(Protocol):
@@ -92,7 +84,7 @@ class Peer(asyncio.Protocol):
             feed=hello.feed,
             incarnation=bytes(16),
             features=hello.features & {messages.Feature.ZSTD},
-            not_supported=hello.features & NOT_SUPPORTED,
+            not_supported=hello.features - {messages.Feature.ZSTD},
             software="clients.testing",
             connection_id=connection_id,
             ping_interval_milliseconds=max(1, round(self._ping_interval_seconds * 1000)),

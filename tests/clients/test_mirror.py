@@ -1,0 +1,204 @@
+"""The mirror's map, its changes, and its life and death."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clients import mirror, testing
+from protocol import digest, messages
+
+FEEDS = {"pods": {"/a": b"1", "/b": b"2"}}
+
+
+def show(changes: Sequence[mirror.Change]) -> list[str]:
+    signs = {(False, True): "+", (True, True): "~", (True, False): "-"}
+    return sorted(f"{signs[change.old is not None, change.new is not None]}{change.key}" for change in changes)
+
+
+def make(server: testing.Server, on_change: mirror.OnChange | None = None) -> mirror.Mirror:
+    return mirror.Mirror(server.address, feed="pods", agent="test", on_change=on_change)
+
+
+async def until_equal(held: mirror.Mirror, server: testing.Server) -> None:
+    """Polls, because neither end tells when a quiet map is the right one."""
+    expected = server.feeds["pods"].content
+    deadline = time.monotonic() + 20
+    while {key: entry.value for key, entry in held.items()} != expected:
+        assert time.monotonic() < deadline, f"{held!r} never became {expected!r}"
+        await asyncio.sleep(0.005)
+    assert held.digest == digest.state_digest(expected.items())
+
+
+async def test_it_is_the_servers_map() -> None:
+    async with testing.Server(feeds=FEEDS) as server, make(server) as held:
+        await held.wait_in_sync(timeout_seconds=10)
+        assert dict(held) == {"/a": mirror.Entry(b"1", "1"), "/b": mirror.Entry(b"2", "2")}
+        assert held.in_sync
+        assert held.connected
+        server.put("pods", "/a", b"")
+        server.delete("pods", "/b")
+        await until_equal(held, server)
+        assert held["/a"].value == b""
+        assert "/b" not in held
+
+
+async def test_an_outage_leaves_the_map_standing() -> None:
+    async with testing.Server(feeds=FEEDS) as server, make(server) as held:
+        await held.wait_in_sync(timeout_seconds=10)
+        await server.stop()
+        deadline = time.monotonic() + 10
+        while held.connected:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.005)
+        assert not held.in_sync
+        assert len(held) == 2
+        assert held.last_disconnect is not None
+        server.replace("pods", {"/b": b"2", "/c": b"3"})
+        await server.start()
+        await held.wait_in_sync(timeout_seconds=20)
+        await until_equal(held, server)
+
+
+async def test_callbacks_get_real_differences() -> None:
+    seen: list[list[str]] = []
+    async with (
+        testing.Server(feeds=FEEDS) as server,
+        make(server, lambda changes: seen.append(show(changes))) as held,
+    ):
+        await held.wait_in_sync(timeout_seconds=10)
+        server.replace("pods", {"/b": b"22", "/c": b"3"})
+        server.disconnect_all()
+        await until_equal(held, server)
+        server.resnapshot("pods")
+        server.put("pods", "/d", b"4")
+        await until_equal(held, server)
+    assert seen == [["+/a", "+/b"], ["+/c", "-/a", "~/b"], ["+/d"]]
+
+
+async def test_changes_are_merged_for_a_slow_consumer() -> None:
+    async with testing.Server(feeds=FEEDS) as server, make(server) as held:
+        await held.wait_in_sync(timeout_seconds=10)
+        changes = held.changes()
+        assert show(await anext(changes)) == ["+/a", "+/b"]
+        server.put("pods", "/a", b"x")
+        server.put("pods", "/a", b"1")
+        server.put("pods", "/short-lived", b"")
+        server.delete("pods", "/short-lived")
+        server.put("pods", "/b", b"x")
+        server.put("pods", "/b", b"3")
+        server.put("pods", "/end", b"")
+        await until_equal(held, server)
+        [first, second] = sorted(await anext(changes))
+        assert first == mirror.Change("/b", mirror.Entry(b"2", "2"), held["/b"])
+        assert second == mirror.Change("/end", None, held["/end"])
+        await changes.aclose()
+
+
+async def test_a_new_revision_is_no_change_and_still_kept() -> None:
+    seen: list[list[str]] = []
+    async with (
+        testing.Server(feeds=FEEDS) as server,
+        make(server, lambda changes: seen.append(show(changes))) as held,
+    ):
+        await held.wait_in_sync(timeout_seconds=10)
+        server.put("pods", "/a", b"1")
+        server.put("pods", "/z", b"1")
+        await until_equal(held, server)
+        assert held["/a"].revision == "3"
+    assert seen == [["+/a", "+/b"], ["+/z"]]
+
+
+async def test_a_callback_that_fails_ends_the_mirror() -> None:
+    def fail(changes: Sequence[mirror.Change]) -> None:
+        raise KeyError(f"{len(changes)} changes")
+
+    async with testing.Server(feeds=FEEDS) as server:
+        with pytest.raises(KeyError, match="2 changes"):
+            async with make(server, fail) as held:
+                await held.wait_in_sync(timeout_seconds=10)
+        with pytest.raises(KeyError, match="2 changes"):
+            async with make(server, fail) as held:
+                await anext(held.changes())
+        await server.wait_clients(0)
+
+
+async def test_waiting_in_vain(free_port: int) -> None:
+    async with mirror.Mirror(f"127.0.0.1:{free_port}", feed="pods", agent="test") as held:
+        with pytest.raises(TimeoutError):
+            await held.wait_in_sync(timeout_seconds=0.2)
+        assert held.last_disconnect is not None
+        assert "cannot connect" in str(held.last_disconnect.error)
+
+
+async def test_a_status_other_than_in_sync_is_not_in_sync() -> None:
+    async with testing.Server(feeds=FEEDS, status=messages.SyncStatus.RESYNC) as server, make(server) as held:
+        await anext(held.changes())
+        assert not held.in_sync
+        server.set_status("pods", messages.SyncStatus.IN_SYNC)
+        await held.wait_in_sync(timeout_seconds=10)
+
+
+async def test_it_runs_once_and_only_in_its_block() -> None:
+    async with testing.Server(feeds=FEEDS) as server:
+        held = make(server)
+        with pytest.raises(RuntimeError, match="not running"):
+            await held.wait_in_sync()
+        async with held:
+            await held.wait_in_sync(timeout_seconds=10)
+        await server.wait_clients(0)
+        with pytest.raises(RuntimeError, match="runs once"):
+            async with held:
+                pass
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.sampled_from("abcd"), st.sampled_from([b"", b"1", b"2"])),
+        st.tuples(st.just("delete"), st.sampled_from("abcd"), st.just(b"")),
+        st.tuples(st.sampled_from(["resnapshot", "disconnect", "corrupt", "elsewhere"]), st.just(""), st.just(b"")),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(steps)
+def test_whatever_happens_it_becomes_the_servers_map(story: list[tuple[str, str, bytes]]) -> None:
+    async def play() -> None:
+        mine: dict[str, bytes] = {}
+
+        def check(changes: Sequence[mirror.Change]) -> None:
+            for key, old, new in changes:
+                assert mine.get(key) == (None if old is None else old.value)
+                assert old is None or new is None or old.value != new.value
+                mine.pop(key, None)
+                if new is not None:
+                    mine[key] = new.value
+
+        async with testing.Server(feeds=FEEDS) as server, make(server, check) as held:
+            for action, key, value in story:
+                content = server.feeds["pods"].content
+                match action:
+                    case "put":
+                        server.put("pods", key, value)
+                    case "delete" if key in content:
+                        server.delete("pods", key)
+                    case "resnapshot":
+                        server.resnapshot("pods")
+                    case "disconnect":
+                        server.disconnect_all()
+                    case "corrupt":
+                        server.send_message("pods", messages.SnapshotBegin(1, 1, 1))
+                        server.send_message("pods", messages.Status(1, messages.SyncStatus.IN_SYNC))
+                    case "elsewhere":
+                        server.replace("pods", {**content, "/elsewhere": value})
+                        server.disconnect_all()
+                await asyncio.sleep(0)
+            await until_equal(held, server)
+            assert mine == server.feeds["pods"].content
+
+    asyncio.run(play())

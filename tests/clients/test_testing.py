@@ -1,0 +1,94 @@
+"""The server for tests: what its own trouble-makers promise; the rest is proved by every other test here."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from clients import connection, errors, mirror, testing
+from protocol import messages
+
+FEEDS = {"pods": {"/a": b"1"}, "nodes": {}}
+
+
+async def test_feeds_do_not_mix() -> None:
+    async with (
+        testing.Server(feeds=FEEDS) as server,
+        mirror.Mirror(server.address, feed="pods", agent="one") as pods,
+        mirror.Mirror(server.address, feed="nodes", agent="two") as nodes,
+    ):
+        await asyncio.gather(pods.wait_in_sync(timeout_seconds=10), nodes.wait_in_sync(timeout_seconds=10))
+        server.put("nodes", "/n1", b"")
+        await anext(nodes.changes())
+        assert set(nodes) == {"/n1"}
+        assert set(pods) == {"/a"}
+        assert sorted(hello.agent for hello in server.hellos) == ["one", "two"]
+
+
+async def test_what_a_stall_held_back_comes_after_it() -> None:
+    async with testing.Server(feeds=FEEDS) as server, mirror.Mirror(server.address, feed="pods", agent="a") as pods:
+        await pods.wait_in_sync(timeout_seconds=10)
+        changes = pods.changes()
+        await anext(changes)
+        server.stall()
+        server.put("pods", "/b", b"2")
+        server.resume()
+        assert [change.key for change in await anext(changes)] == ["/b"]
+        await changes.aclose()
+
+
+async def test_a_goodbye_waits_for_the_end_of_a_stall() -> None:
+    async with testing.Server(feeds=FEEDS) as server:
+        hello = messages.ClientHello(feed="pods", agent="a")
+        async with contextlib.aclosing(connection.stream(server.address, hello=hello)) as received:
+            await anext(received)
+            server.stall()
+            server.goodbye("rebalanced")
+            server.resume()
+            with pytest.raises(errors.ServerGoodbye):
+                async for _ in received:
+                    pass
+
+
+async def test_reserved_features_are_declined() -> None:
+    reserved = frozenset({"resume", "chunk-digests", "subscriptions", "positions"})
+    hello = messages.ClientHello(feed="pods", agent="a", features=reserved | {"zstd", "unheard-of"})
+    async with (
+        testing.Server(feeds=FEEDS) as server,
+        contextlib.aclosing(connection.stream(server.address, hello=hello)) as received,
+    ):
+        answer = await anext(received)
+    assert isinstance(answer, messages.ServerHello)
+    assert answer.features == {"zstd"}
+    assert answer.not_supported == reserved | {"unheard-of"}
+
+
+async def test_a_client_that_speaks_nothing_it_knows() -> None:
+    async with testing.Server(feeds=FEEDS) as server:
+        reader, writer = await asyncio.open_connection(*server.address.split(":"))
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        assert b"bad-preface" in await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        with pytest.raises(TimeoutError):
+            await server.wait_clients(1, timeout_seconds=0.01)
+        with pytest.raises(TimeoutError):
+            await server.wait_hellos(1, timeout_seconds=0.01)
+
+
+async def test_versions_of_the_future_are_refused() -> None:
+    async with testing.Server(feeds=FEEDS) as server:
+        hello = messages.ClientHello(feed="pods", agent="a", versions=(2, 3))
+        with pytest.raises(errors.Refused, match="unsupported-version"):
+            await anext(connection.stream(server.address, hello=hello))
+
+
+async def test_bytes_go_out_as_they_are() -> None:
+    async with testing.Server(feeds=FEEDS) as server:
+        hello = messages.ClientHello(feed="pods", agent="a")
+        async with contextlib.aclosing(connection.stream(server.address, hello=hello)) as received:
+            await anext(received)
+            server.send_bytes("pods", b"\x00\x00\x00\x00\x00")
+            with pytest.raises(errors.BadServer, match="length 0"):
+                async for _ in received:
+                    pass

@@ -1,0 +1,52 @@
+"""What `typha watch` prints."""
+
+import pytest
+
+from clients import watch_output
+from protocol import messages
+
+
+@pytest.mark.parametrize(
+    ("update", "line"),
+    [
+        (
+            messages.Update("/a", b'{"b": 1}', "7", 1),
+            (
+                '{"key": "/a", "value": "{\\"b\\": 1}", "revision": "7", "v3_resource_version": "", '
+                '"update_type": 1, "ttl": 0}'
+            ),
+        ),
+        (
+            messages.Update("/a", None, "8", 3, "9", 10),
+            '{"key": "/a", "value": null, "revision": "8", "v3_resource_version": "9", "update_type": 3, "ttl": 10}',
+        ),
+        (
+            messages.Update("/é", b"\xff\x00", "9", 2),
+            (
+                '{"key": "/é", "value_base64": "/wA=", "revision": "9", "v3_resource_version": "", '
+                '"update_type": 2, "ttl": 0}'
+            ),
+        ),
+        (
+            messages.Update("/a", b"", "9", 2),
+            '{"key": "/a", "value": "", "revision": "9", "v3_resource_version": "", "update_type": 2, "ttl": 0}',
+        ),
+    ],
+)
+def test_an_update_is_one_line(update: messages.Update, line: str) -> None:
+    assert watch_output.update_line(update) == line
+
+
+def test_statuses_have_three_names_and_come_on_change(capsys: pytest.CaptureFixture[str]) -> None:
+    output = watch_output.JsonOutput()
+    for status in (0, 1, 3, 2, 2, 1):
+        output.write_status(messages.SyncStatus(status))
+    names = ["waiting", "resync", "in-sync", "resync"]
+    assert capsys.readouterr().out == "".join(f'{{"status": "{name}"}}\n' for name in names)
+
+
+def test_people_get_short_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    output = watch_output.TextOutput()
+    output.write_updates([messages.Update("/a", b"123", "7", 1), messages.Update("/a", None, "8", 3)])
+    output.write_status(messages.SyncStatus.CATCHING_UP)
+    assert capsys.readouterr().out == "+ /a  3 bytes  @7\n- /a  @8\n= catching-up\n"
