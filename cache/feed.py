@@ -43,6 +43,8 @@ class RawFeed:
         self.name = spec.name
         self.store = store.Store()
         self.refused = 0
+        self.skipped = 0
+        """Objects that changed nothing which the feed carries."""
         self._fields = {resource.type: resource.fields for resource in spec.resources}
         self._statuses = {resource.type: messages.SyncStatus.WAITING for resource in spec.resources}
         self._max_value_bytes = max_value_bytes
@@ -96,7 +98,9 @@ class RawFeed:
         return batch
 
     def _add(self, update: messages.Update | None) -> None:
-        if update is not None:
+        if update is None:
+            self.skipped += 1
+        else:
             self._updates.append(update)
 
     def _refuse(self, key: str, event: objects.ObjectEvent, reason: str, detail: str) -> Refusal:

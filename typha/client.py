@@ -35,6 +35,7 @@ class Client(cursor.Cursor):
         "progress_at",
         "sent_at",
         "slot",
+        "snapshot_at",
         "socket",
         "waiting",
     )
@@ -61,6 +62,9 @@ class Client(cursor.Cursor):
         self.progress_at = now
         """When the peer's host last acknowledged something that it was owed."""
         self.blocked_offset = 0
+        """Offset at which it left the pass, or its snapshot."""
+        self.snapshot_at = 0.0
+        """When its last snapshot began."""
         self.close_at = 0.0
         """CLOSING: when the connection is closed at the latest."""
 

@@ -59,6 +59,7 @@ class Delivery:
         channel.held.pop(held, None)
         channel.away.add(held)
         held.become_snapshot(channel.servable_snapshot)
+        held.snapshot_at = _monotonic()
         self._sending.append(held)
 
     def run(self, deadline: float) -> None:
@@ -85,7 +86,7 @@ class Delivery:
         index = channel.flush_index
         now = _monotonic()
         view_offset, view, view_bytes, view_updates = -1, memoryview(b""), 0, 0
-        sends = bytes_sent = deliveries = 0
+        sends = bytes_sent = deliveries = view_sends = 0
         complete = True
         until_clock = _CLOCK_EVERY
         while index < len(following):
@@ -95,6 +96,8 @@ class Delivery:
                 index += 1
                 continue
             if offset != view_offset:
+                self._note_view(channel, view_offset, view_updates, view_sends)
+                view_sends = 0
                 view = log.view(offset)
                 view_offset, view_bytes = offset, len(view)
                 view_updates = log.sequence_at(offset + view_bytes) - log.sequence_at(offset)
@@ -106,6 +109,7 @@ class Delivery:
             except OSError as error:
                 self._lost(current, error)
                 continue
+            view_sends += 1
             sends += 1
             bytes_sent += sent
             current.offset = offset + sent
@@ -121,10 +125,20 @@ class Delivery:
                 if _monotonic() > deadline:
                     complete = False
                     break
+        self._note_view(channel, view_offset, view_updates, view_sends)
         counters.sends += sends
         counters.bytes_sent += bytes_sent
         counters.deliveries += deliveries
+        if sends:
+            counters.histograms[worker_stats.WRITE_SECONDS].record((_monotonic() - now) / sends, sends)
         return self._end_pass(channel, index, complete=complete and log.end == end)
+
+    def _note_view(self, channel: channel_view.ChannelView, offset: int, updates: int, sends: int) -> None:
+        """So many clients were sent the same: once per pass as a rule, so the cost is not per client."""
+        if sends:
+            histograms = self._stats.feeds[channel.feed].histograms
+            histograms[worker_stats.UPDATES_PER_MESSAGE].record(updates, sends)
+            histograms[worker_stats.LATENCY_SECONDS].record(channel.age_of(offset, _monotonic()), sends)
 
     @staticmethod
     def _end_pass(channel: channel_view.ChannelView, index: int, *, complete: bool) -> bool:
@@ -168,7 +182,9 @@ class Delivery:
             return
         if sent and current.channel is not None:
             current.sent_at = _monotonic()
-            self._stats.feeds[current.channel.feed].bytes_sent += sent
+            counters = self._stats.feeds[current.channel.feed]
+            counters.bytes_sent += sent
+            counters.late_sends += current.state is CursorState.FOLLOWING
         self._advance(current)
 
     def _send_share(self, current: client.Client) -> int:
@@ -212,7 +228,9 @@ class Delivery:
     def _finish_snapshot(self, channel: channel_view.ChannelView, current: client.Client) -> None:
         current.become_following()
         channel.close_unread_snapshots()
-        self._stats.feeds[channel.feed].snapshots_sent += 1
+        counters = self._stats.feeds[channel.feed]
+        counters.snapshots_sent += 1
+        counters.histograms[worker_stats.SNAPSHOT_SECONDS].record(_monotonic() - current.snapshot_at)
         current.blocked_offset = current.offset
         if current.offset < channel.trim_offset:
             self.fall_behind(channel, current)

@@ -203,6 +203,7 @@ class Fanout:
                 "stats",
                 {
                     **self.stats.counters(),
+                    "histograms": self.stats.histograms(_monotonic()),
                     "active": len(self.poller.clients) - len(self.sessions.closing),
                     "handshaking": len(self.sessions.handshaking),
                     "closing": len(self.sessions.closing),

@@ -11,7 +11,7 @@ import structlog
 from cache import feed, objects, resources
 from protocol import messages
 from protocol.native import encoder as native_encoder
-from typha import hub_channel, worker_handle
+from typha import hub_channel, quantiles, worker_handle
 
 _log = structlog.get_logger("typha.hub")
 _monotonic = time.monotonic
@@ -46,6 +46,7 @@ class Hub:
         self.workers: dict[int, worker_handle.WorkerHandle] = {}
         self.updates_refused: dict[str, int] = {}
         self.updates_total = dict.fromkeys(self.feeds, 0)
+        self.batch_sizes = {name: quantiles.Histogram() for name in self.feeds}
         self._wanted: set[tuple[str, str]] = set()
         self._next_channel = 1
         self._log_budget_bytes = log_budget_bytes
@@ -110,6 +111,7 @@ class Hub:
             if batch is None:
                 continue
             self.updates_total[source.name] += len(batch.updates)
+            self.batch_sizes[source.name].record(len(batch.updates))
             if batch.status is not None:
                 _log.info(
                     "Feed status changed",

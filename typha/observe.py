@@ -4,7 +4,7 @@ import time
 
 from cache.kube import watcher
 from protocol import messages
-from typha import health, hub, logs, metrics, pauses, settings, workers
+from typha import health, hub, logs, metrics, pauses, quantiles, settings, workers
 
 _monotonic = time.monotonic
 
@@ -32,7 +32,13 @@ class Observer:
 
     def samples(self) -> metrics.Samples:
         """Everything, as of now."""
-        parts = (self._connection_samples, self._feed_samples, self._watch_samples, self._process_samples)
+        parts = (
+            self._connection_samples,
+            self._histogram_samples,
+            self._feed_samples,
+            self._watch_samples,
+            self._process_samples,
+        )
         return {name: values for part in parts for name, values in part().items()}
 
     def _connection_samples(self) -> metrics.Samples:
@@ -55,8 +61,23 @@ class Observer:
             },
             "typha_deliveries_total": {(feed,): counts["deliveries"] for feed, counts in totals.feeds.items()},
             "typha_bytes_sent_total": {(feed,): counts["bytes_sent"] for feed, counts in totals.feeds.items()},
+            "typha_breadcrumb_block": {(feed,): counts["sends"] for feed, counts in totals.feeds.items()},
+            "typha_breadcrumb_non_block": {(feed,): counts["late_sends"] for feed, counts in totals.feeds.items()},
             "typha_snapshots_reused": {(feed,): counts["snapshots_sent"] for feed, counts in totals.feeds.items()},
         }
+
+    def _histogram_samples(self) -> metrics.Samples:
+        """The workers' histograms, added up, and the hub's own."""
+        merged: dict[str, dict[tuple[str, ...], quantiles.Histogram]] = {}
+        for worker in self._hub.workers.values():
+            for feed, histograms in worker.report.get("histograms", {}).items():
+                for name, flat in histograms.items():
+                    one = merged.setdefault(name, {}).setdefault((feed,), quantiles.Histogram())
+                    one.merge(quantiles.Histogram.from_list(flat))
+        for feed, histogram in self._hub.batch_sizes.items():
+            histogram.rotate(_monotonic())
+            merged.setdefault("typha_breadcrumb_size", {})[feed,] = histogram
+        return {name: metrics.summary_samples(histograms) for name, histograms in merged.items()}
 
     def _feed_samples(self) -> metrics.Samples:
         feeds = self._hub.feeds.values()
@@ -72,6 +93,7 @@ class Observer:
             "typha_connections_streaming": streaming,
             "typha_breadcrumb_seq_number": {(source.name,): source.store.sequence for source in feeds},
             "typha_cache_size": {(source.name,): len(source.store) for source in feeds},
+            "typha_updates_skipped": {(source.name,): source.skipped for source in feeds},
             "typha_updates_total": {(name,): count for name, count in self._hub.updates_total.items()},
             "typha_snapshots_generated": built,
             "typha_snapshot_raw_bytes": {(source.name,): source.store.value_bytes for source in feeds},

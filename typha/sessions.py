@@ -106,10 +106,16 @@ class Sessions:
             case messages.ClientHello():
                 self._hello(current, message)
             case messages.Pong():
-                self._stats.pongs_received += 1
-                current.pinged_at = 0.0
+                self._pong(current)
             case messages.Goodbye():
                 self.close(current, DisconnectReason.CLIENT_CLOSED, detail=f"goodbye: {message.reason}")
+
+    def _pong(self, current: client.Client) -> None:
+        self._stats.pongs_received += 1
+        if current.pinged_at and current.channel is not None:
+            histograms = self._stats.feeds[current.channel.feed].histograms
+            histograms[worker_stats.PING_SECONDS].record(_monotonic() - current.pinged_at)
+        current.pinged_at = 0.0
 
     def _hello(self, current: client.Client, hello: messages.ClientHello) -> None:
         self.handshaking.pop(current, None)

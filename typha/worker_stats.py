@@ -1,19 +1,42 @@
 """What a worker counts: plain integers on the hot path, one message a second to the hub."""
 
 from protocol import reasons
+from typha import quantiles
+
+PING_SECONDS = "typha_ping_latency"
+SNAPSHOT_SECONDS = "typha_client_snapshot_send_secs"
+LATENCY_SECONDS = "typha_client_latency_secs"
+WRITE_SECONDS = "typha_client_write_latency_secs"
+UPDATES_PER_MESSAGE = "typha_kvs_per_msg"
+HISTOGRAMS = (PING_SECONDS, SNAPSHOT_SECONDS, LATENCY_SECONDS, WRITE_SECONDS, UPDATES_PER_MESSAGE)
+"""Histograms of a feed, under the names of the metrics they become."""
 
 
 class FeedCounters:
     """Totals of one feed, over all wire formats."""
 
-    __slots__ = ("bytes_sent", "deliveries", "sends", "snapshots_sent")
+    __slots__ = ("bytes_sent", "deliveries", "histograms", "late_sends", "sends", "snapshots_sent")
 
     def __init__(self) -> None:
         self.deliveries = 0
         """Updates times clients, behind the snapshot."""
         self.bytes_sent = 0
         self.sends = 0
+        """Writes to clients that had been sent everything before."""
+        self.late_sends = 0
+        """Writes to clients that were behind in the log."""
         self.snapshots_sent = 0
+        self.histograms = {name: quantiles.Histogram() for name in HISTOGRAMS}
+
+    def counters(self) -> dict[str, int]:
+        """The totals by name."""
+        return {
+            "deliveries": self.deliveries,
+            "bytes_sent": self.bytes_sent,
+            "sends": self.sends,
+            "late_sends": self.late_sends,
+            "snapshots_sent": self.snapshots_sent,
+        }
 
 
 class WorkerStats:
@@ -40,15 +63,17 @@ class WorkerStats:
             "catch_ups": self.catch_ups,
             "accept_failures": self.accept_failures,
             "disconnects": {reason.value: count for reason, count in self.disconnects.items() if count},
-            "feeds": {
-                feed: {
-                    "deliveries": counters.deliveries,
-                    "bytes_sent": counters.bytes_sent,
-                    "sends": counters.sends,
-                    "snapshots_sent": counters.snapshots_sent,
-                }
-                for feed, counters in self.feeds.items()
-            },
+            "feeds": {feed: counters.counters() for feed, counters in self.feeds.items()},
+        }
+
+    def histograms(self, now: float) -> dict[str, dict[str, list[int]]]:
+        """The feeds' histograms, as they go to the hub; what is out of their window is forgotten."""
+        for counters in self.feeds.values():
+            for histogram in counters.histograms.values():
+                histogram.rotate(now)
+        return {
+            feed: {name: histogram.to_list() for name, histogram in counters.histograms.items() if histogram.count}
+            for feed, counters in self.feeds.items()
         }
 
     def note_pause(self, seconds: float) -> None:
