@@ -8,6 +8,7 @@ A frame carries no state of the connection, so one encoding serves every client.
 """
 
 import struct
+import threading
 
 import zstandard
 
@@ -25,6 +26,16 @@ MAX_HANDSHAKE_FRAME_BYTES = 64 * 1024
 ZSTD_LEVEL = 3
 ZSTD_MIN_BYTES = 256
 """Below this a stand-alone zstd frame saves nothing."""
+
+
+class _Decompressor(threading.local):
+    """One for each thread: making one costs more than a small frame takes, and none may serve two threads at once."""
+
+    def __init__(self) -> None:
+        self.decompress = zstandard.ZstdDecompressor().decompress
+
+
+_decompressor = _Decompressor()
 
 
 def pack_frame(payload: bytes, *, compressor: zstandard.ZstdCompressor | None = None) -> bytes:
@@ -62,7 +73,7 @@ def unpack_payload(
                 f"zstd frame of {content_bytes} bytes is over the limit of {max_payload_bytes}",
                 reason=reasons.DisconnectReason.MESSAGE_TOO_LARGE,
             )
-        payload = zstandard.ZstdDecompressor().decompress(body, allow_extra_data=False)
+        payload = _decompressor.decompress(body, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise errors.RemoteProtocolError(f"broken zstd frame: {error}") from error
     if len(payload) != content_bytes:
