@@ -39,7 +39,7 @@ class WatchCore:
         self._status = SyncStatus.WAITING
         self._request: watch_steps.Request | None = None
         self._page_limit = policy.page_limit
-        self._has_watch_list = True
+        self._has_watch_list = policy.use_watch_list
         self._has_watch = True
         self._trusts_versions = True
         self._reload_due = False

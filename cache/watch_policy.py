@@ -11,6 +11,8 @@ from cache import watch_decode
 class WatchPolicy:
     """The watcher's limits and times. The defaults suit a cluster; tests shorten the times."""
 
+    use_watch_list: bool = True
+    """Whether to try WatchList: one request, no pages, and the API server answers it from memory."""
     page_limit: int = 500
     """Items per list page: the API server's own clients use 500; a page of pods is then some 3 MB."""
     slice_items: int = 200
