@@ -84,7 +84,7 @@ class Peer(asyncio.Protocol):
             feed=hello.feed,
             incarnation=bytes(16),
             features=hello.features & {messages.Feature.ZSTD},
-            not_supported=hello.features - {messages.Feature.ZSTD},
+            not_supported=_asked_for(hello) - {messages.Feature.ZSTD},
             software="clients.testing",
             connection_id=connection_id,
             ping_interval_milliseconds=max(1, round(self._ping_interval_seconds * 1000)),
@@ -149,3 +149,13 @@ class Peer(asyncio.Protocol):
     def _ping(self) -> None:
         self.send(messages.Ping())
         self._schedule_ping()
+
+
+def _asked_for(hello: messages.ClientHello) -> frozenset[str]:
+    """Features named in the hello, or meant by one of its members."""
+    members = {
+        messages.Feature.SUBSCRIPTIONS: hello.subscription,
+        messages.Feature.RESUME: hello.resume,
+        messages.Feature.CHUNK_DIGESTS: hello.chunk_digests,
+    }
+    return hello.features | {feature for feature, member in members.items() if member is not None}

@@ -63,6 +63,16 @@ async def test_reserved_features_are_declined() -> None:
     assert answer.not_supported == reserved | {"unheard-of"}
 
 
+async def test_a_reserved_member_is_declined_like_its_feature() -> None:
+    hello = messages.ClientHello(feed="pods", agent="a", resume=messages.ResumePosition(bytes(16), 1), chunk_digests=())
+    async with testing.Server(feeds=FEEDS) as server:
+        received = connection.stream(server.address, hello=hello)
+        async with contextlib.aclosing(received):
+            answer = await anext(received)
+    assert isinstance(answer, messages.ServerHello)
+    assert answer.not_supported == {"resume", "chunk-digests"}
+
+
 async def test_a_client_that_speaks_nothing_it_knows() -> None:
     async with testing.Server(feeds=FEEDS) as server:
         reader, writer = await asyncio.open_connection(*server.address.split(":"))
