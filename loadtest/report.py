@@ -47,7 +47,7 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """Leaves report.json and report.html in a folder."""
-        folder.mkdir(parents=True, exist_ok=True)
+        prepare_folder(folder)
         (folder / "report.json").write_text(json.dumps(self._document(), indent=1) + "\n")
         (folder / "report.html").write_text(self._page())
 
@@ -76,6 +76,14 @@ class Report:
             facts=_table(("fact", "value"), facts),
             plots="\n".join(plots),
         )
+
+
+def prepare_folder(folder: Path) -> None:
+    """Makes the folder, hides it from git, and removes the logs of an earlier run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".gitignore").write_text("*\n")
+    for log in folder.glob("*.log"):
+        log.unlink()
 
 
 _PAGE: Final = """<!DOCTYPE html>
