@@ -55,7 +55,7 @@ class WatchMachine(watch_core.WatchCore):
         return self._status
 
     @property
-    def objects(self) -> int:
+    def object_count(self) -> int:
         """How many live objects are known."""
         return len(self._view)
 
@@ -154,8 +154,9 @@ class WatchMachine(watch_core.WatchCore):
 
     def line(self, now: float, line: bytes) -> None:
         """A line of a watch."""
-        while self.sweep(now):
-            pass
+        if isinstance(self._state, Sweeping):
+            while self.sweep(now):
+                pass
         try:
             event = watch_decode.decode_line(line)
             match event.type:

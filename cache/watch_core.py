@@ -78,7 +78,7 @@ class WatchCore:
             self._tell(NoticeKind.ABSENT, "info", looked_for_each_seconds=self._policy.absent_seconds)
             self._absent(now)
         else:
-            self._view.position = state.version
+            self._view.move_to(state.version)
             self._trusts_versions = True
             self._stalls = self._initial_breaks = 0
             self._is_confirmed = True

@@ -27,15 +27,24 @@ def identity_of(namespace: str, name: str) -> str:
 class View:
     """The live objects of one type as far as they are known, and the version up to which they are."""
 
-    __slots__ = ("_versions", "position")
+    __slots__ = ("_position", "_position_version", "_versions")
 
     def __init__(self) -> None:
         self._versions: dict[str, Version] = {}
-        self.position = ""
-        """The newest version seen in order, or empty: nothing was ever complete."""
+        self.move_to("")
 
     def __len__(self) -> int:
         return len(self._versions)
+
+    @property
+    def position(self) -> str:
+        """The newest version seen in order, or empty: nothing was ever complete."""
+        return self._position
+
+    def move_to(self, text: str) -> None:
+        """Sets the position, forwards or back."""
+        self._position = text
+        self._position_version = version_of(text)
 
     def identities(self) -> Iterable[str]:
         """The identities of all live objects."""
@@ -58,11 +67,11 @@ class View:
         """Moves the position on to a version; returns False, without moving, if that is older than the position."""
         if not text:
             return True
-        if text != self.position:
-            old, new = version_of(self.position), version_of(text)
-            if isinstance(old, int) and isinstance(new, int) and new < old:
-                return False
-            self.position = text
+        old, new = self._position_version, version_of(text)
+        if isinstance(old, int) and isinstance(new, int) and new < old:
+            return False
+        self._position = text
+        self._position_version = new
         return True
 
     def distrust_versions(self) -> None:

@@ -54,9 +54,9 @@ class Watcher:
         return self._machine.status
 
     @property
-    def objects(self) -> int:
+    def object_count(self) -> int:
         """How many objects of the type are known."""
-        return self._machine.objects
+        return self._machine.object_count
 
     async def run(self) -> None:
         """Watches for ever: ends by cancellation, or by an exception of the sink."""

@@ -231,4 +231,4 @@ def test_the_sink_ends_with_the_servers_state_and_no_live_object_is_deleted(
             break
     assert play.sink.map == {identity: str(version) for identity, version in play.server.objects.items()}
     assert play.sink.current_status is SyncStatus.IN_SYNC
-    assert play.hand.machine.objects == len(play.server.objects)
+    assert play.hand.machine.object_count == len(play.server.objects)

@@ -27,7 +27,7 @@ async def test_a_watch_list_cut_anywhere_gives_objects_and_status(server: Script
         assert sink.take() == ["resync", "initial a/x@5", "initial a/y@6", "in-sync", "event a/x@10", "delete a/y"]
         assert sink.events[0].raw == json_bytes(pod("a/x", 5))
         assert subject.status is SyncStatus.IN_SYNC
-        assert subject.objects == 1
+        assert subject.object_count == 1
     assert server.requests[0].query["sendInitialEvents"] == "true"
     assert server.requests[0].headers["Accept-Encoding"] == "identity"
 
