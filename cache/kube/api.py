@@ -201,7 +201,7 @@ def _interrupted(error: Exception) -> Interrupted:
     return Interrupted(Failure.NETWORK, detail)
 
 
-def _keepalive_socket(address: tuple[socket.AddressFamily, socket.SocketKind, int, str, object]) -> socket.socket:
+def _keepalive_socket(address: aiohttp.AddrInfoType) -> socket.socket:
     family, kind, protocol, _, _ = address
     result = socket.socket(family, kind, protocol)
     result.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
