@@ -145,7 +145,7 @@ class WatchCore:
         self.streaming = False
         self._is_resuming = False
         self._state = Empty()
-        if had_version or isinstance(state, ListPages):
+        if had_version or isinstance(state, (ListPages, Watching)):
             self._health.broke(now, failure, detail)
         else:
             self._health.failed(now, failure, detail)

@@ -211,6 +211,7 @@ def test_410_lists_again_and_sends_differences_only(how: str) -> None:
     assert hand.sink.map == {"a/1": "5", "a/3": "20", "a/4": "21"}
     assert hand.counters.relists_410 == 1
     assert hand.counters.objects_swept == 1
+    assert hand.told() == ["RELIST"]
     assert hand.sink.events[-1].raw is None
 
 
