@@ -140,7 +140,7 @@ class WatchCore:
         if isinstance(state, Watching):
             if failure is Failure.GONE:
                 self.counters.relists_410 += 1
-            if self._health.is_fresh:
+            if not self._health.is_troubled:
                 self._tell(NoticeKind.RELIST, "info", reason=detail)
         self.streaming = False
         self._is_resuming = False

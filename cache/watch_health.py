@@ -46,9 +46,9 @@ class Health:
         """No request before this time."""
 
     @property
-    def is_fresh(self) -> bool:
-        """Whether nothing has failed since the last healthy spell."""
-        return self._backoff.tries == 0
+    def is_troubled(self) -> bool:
+        """Whether there is an outage, or would be with the next failure: then no single event is worth a log line."""
+        return self._outage is not None or self._backoff.tries >= _BREAKS_OF_AN_OUTAGE - 1
 
     @property
     def lost_at(self) -> float:
