@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from loadtest import controlplane, demo, kubeconfig, processes, truth
+from loadtest import bench, controlplane, demo, kubeconfig, processes, truth
+from loadtest.scenarios import registry, setting
 from loadtest.swarm import supervisor
 
 EXIT_FAILED = 1
@@ -67,6 +68,61 @@ def demo_command(
         kubeconfig=own,
     )
     _finish(demo.run(settings))
+
+
+@main.command("run")
+@click.option("--scenario", required=True, type=click.Choice(sorted(registry.SCENARIOS)))
+@click.option("--agents", default=1000, type=click.IntRange(20))
+@click.option("--public-agents", default=10, type=click.IntRange(0), help="Of the agents: through the public client.")
+@click.option("--updates-per-second", default=20.0, type=click.FloatRange(0, min_open=True))
+@click.option("--duration", default=20.0, type=click.FloatRange(1), help="Seconds of each measured span.")
+@click.option("--rounds", default=5, type=click.IntRange(1), help="Alternating runs, where there are any.")
+@click.option("--nodes", default=500, type=click.IntRange(1))
+@click.option("--pods", default=5000, type=click.IntRange(0))
+@click.option("--silent-connections", default=2000, type=click.IntRange(0), help="Of the scenario bad-peers.")
+@click.option("--judge-times/--show-times", default=True, help="Whether times are checked, or only shown.")
+@click.option("--folder", default="report-load", type=click.Path(file_okay=False, path_type=Path), help="Report.")
+def run_command(
+    scenario: str,
+    agents: int,
+    public_agents: int,
+    updates_per_second: float,
+    duration: float,
+    rounds: int,
+    nodes: int,
+    pods: int,
+    silent_connections: int,
+    judge_times: bool,
+    folder: Path,
+) -> None:
+    """One scenario on a simulated API server."""
+    settings = setting.Settings(
+        agents=agents,
+        public_agents=public_agents,
+        updates_per_second=updates_per_second,
+        seconds=duration,
+        rounds=rounds,
+        nodes=nodes,
+        pods=pods,
+        silent_connections=silent_connections,
+        judge_times=judge_times,
+        folder=folder,
+    )
+    _finish(registry.run(scenario, settings))
+
+
+@main.command("bench")
+@click.option("--agents", default=1000, type=click.IntRange(1))
+@click.option("--updates-per-second", default=20.0, type=click.FloatRange(0, min_open=True))
+@click.option("--duration", default=15.0, type=click.FloatRange(1), help="Seconds of each run.")
+@click.option("--rounds", default=5, type=click.IntRange(1))
+@click.option("--folder", default="report-bench", type=click.Path(file_okay=False, path_type=Path), help="Report.")
+def bench_command(agents: int, updates_per_second: float, duration: float, rounds: int, folder: Path) -> None:
+    """The service beside a bare send loop, in alternating runs."""
+    settings = bench.BenchSettings(
+        agents=agents, updates_per_second=updates_per_second, seconds=duration, rounds=rounds, folder=folder
+    )
+    _finish(bench.run(settings))
 
 
 if __name__ == "__main__":

@@ -233,6 +233,15 @@ class Service:
         self.cpu.sample(self.pids())
         await self._child.kill()
 
+    async def left_over(self, workers: Sequence[int]) -> list[int]:
+        """Which of these workers of a killed service still live, after a while that is long enough to notice."""
+        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+        while True:
+            left = [pid for pid in workers if measure.process_tree(pid)]
+            if not left or time.monotonic() > deadline:
+                return left
+            await asyncio.sleep(POLL_INTERVAL_SECONDS)
+
     def kill_worker(self) -> int:
         """SIGKILL to one worker; returns its process id. Raises ProcessError if there is none."""
         workers = self.worker_pids()

@@ -38,6 +38,9 @@ class Window:
     """What a span of time cost."""
 
     seconds: float
+    """All of it, with the moment that is left for the last deliveries to be reported."""
+    work_seconds: float
+    """How long the work took that the span was for."""
     deliveries: int
     hub_cpu_seconds: float
     workers_cpu_seconds: float
@@ -97,15 +100,16 @@ class Stage:
         begin = time.monotonic()
         if work is not None:
             await work()
+        work_seconds = time.monotonic() - begin
         await self.sleep(max(0.0, begin + seconds - time.monotonic()))
-        elapsed = time.monotonic() - begin
         # Reports and samples come every half second and every second; what happened last is in the next.
         await self.sleep(monitor.INTERVAL_SECONDS + 0.6)
         after = self._reading()
         counts = enumerate(zip(self.monitor.latency.counts, latency, strict=True))
         peak = max((sample.service_memory_bytes for sample in self.monitor.samples[samples:]), default=0)
         return Window(
-            seconds=elapsed,
+            seconds=time.monotonic() - begin,
+            work_seconds=work_seconds,
             deliveries=int(after[0] - before[0]),
             hub_cpu_seconds=after[1] - before[1],
             workers_cpu_seconds=after[2] - before[2],

@@ -214,6 +214,11 @@ class Swarm:
         taken, self.latency = self.latency, histogram.Histogram()
         return taken
 
+    def take_in_sync_after(self) -> histogram.Histogram:
+        """How long connections took to be in sync, since the last call."""
+        taken, self.in_sync_after = self.in_sync_after, histogram.Histogram()
+        return taken
+
     def totals(self) -> Totals:
         """Everything summed up. Raises SwarmError if a process failed."""
         totals = Totals(agents=self.agents)

@@ -1,0 +1,76 @@
+"""The API server's load does not depend on the number of agents."""
+
+import dataclasses
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from loadtest import measure, report, view
+from loadtest.scenarios import setting
+
+FEW: Final = 10
+
+Rise = dict[tuple[str, ...], float]
+
+
+def rise(before: measure.Counters, after: measure.Counters, resources: set[str]) -> Rise:
+    """How much each counter of requests for these resources (plural names) rose."""
+    name, labels = "apiserver_request_total", ("verb", "group", "resource")
+    old = before.by_labels(name, *labels)
+    new = after.by_labels(name, *labels)
+    return {
+        place: value - old.get(place, 0.0)
+        for place, value in sorted(new.items())
+        if place[2] in resources and value != old.get(place, 0.0)
+    }
+
+
+def watches(counters: measure.Counters, resources: set[str]) -> Rise:
+    """Open watches by resource."""
+    open_now = counters.by_labels("apiserver_longrunning_requests", "verb", "group", "resource")
+    return {place: value for place, value in sorted(open_now.items()) if place[2] in resources and value}
+
+
+def check(few: tuple[int, Rise, Rise], many: tuple[int, Rise, Rise]) -> report.Check:
+    """The check: the same requests and the same open watches. Each is (agents, rise, open watches)."""
+    total = [sum(part[1].values()) for part in (few, many)]
+    open_watches = [sum(part[2].values()) for part in (few, many)]
+    same = few[1:] == many[1:]
+    detail = (
+        f"{few[0]} agents: {total[0]:.0f} requests, {open_watches[0]:.0f} open watches; "
+        f"{many[0]} agents: {total[1]:.0f} requests, {open_watches[1]:.0f} open watches"
+    )
+    differing = {" ".join(place) for place in few[1].keys() | many[1].keys() if few[1].get(place) != many[1].get(place)}
+    return report.Check(
+        "the API server's counters rise the same with few and many agents",
+        same,
+        detail + (f"; different: {', '.join(sorted(differing))}" if differing else ""),
+    )
+
+
+async def count(
+    read: Callable[[], Awaitable[str]], resources: set[str], work: Callable[[], Awaitable[None]]
+) -> tuple[Rise, Rise]:
+    """Rise of the requests and open watches at the end, while `work` starts the service and lets it run."""
+    before = measure.Counters(await read())
+    await work()
+    after = measure.Counters(await read())
+    return rise(before, after, resources), watches(after, resources)
+
+
+async def api_load(settings: setting.Settings, screen: view.View) -> report.Report:
+    """The simulator's own counters with 10 agents and with all."""
+    parts = []
+    public = min(settings.public_agents, FEW // 2)
+    made = report.Report(title="Load of the API server", command="python -m loadtest run")
+    for agents in (FEW, settings.agents):
+        small = dataclasses.replace(settings, public_agents=public)
+        async with setting.open_scene(small, screen, agents=agents) as scene:
+            await scene.start_churn()
+            await scene.running.sleep(settings.seconds)
+            counters = measure.Counters(await scene.simulator.metrics())
+            resources = {spec.type.resource for spec in scene.running.specs}
+            parts.append((agents, rise(measure.Counters(""), counters, resources), watches(counters, resources)))
+            made = await scene.finish("Load of the API server", {}, [])
+    made.checks.insert(0, check(parts[0], parts[1]))
+    made.data["requests"] = [{" ".join(place): value for place, value in part[1].items()} for part in parts]
+    return made

@@ -1,0 +1,134 @@
+"""Scenarios of the ordinary work: steady changes, idleness, storms, bursts, agents that do not read."""
+
+import time
+from typing import Final
+
+from loadtest import measure, report, stage, view
+from loadtest.scenarios import setting
+
+WARM_UP_SECONDS: Final = 3.0
+BURST_UPDATES: Final = 2000
+STALLED_SHARE: Final = 0.1
+MEMORY_PER_CLIENT_LIMIT_BYTES: Final = 2000
+P99_FACTOR: Final = 1.2
+P99_SLACK_SECONDS: Final = 0.003
+
+
+def unmoved(name: str, without: float, with_them: float, *, judged: bool) -> report.Check:
+    """The check that the others' p99 is unmoved: within 20 % or 3 ms."""
+    within = with_them <= max(without * P99_FACTOR, without + P99_SLACK_SECONDS)
+    detail = f"p99 {without * 1e3:.1f} ms without, {with_them * 1e3:.1f} ms with them"
+    return report.Check(name, within or not judged, detail if judged else f"{detail} (not judged)")
+
+
+async def steady(settings: setting.Settings, screen: view.View) -> report.Report:
+    """A steady rate of changes: CPU per delivery, latency, memory."""
+    async with setting.open_scene(settings, screen) as scene:
+        await scene.start_churn()
+        await scene.running.sleep(WARM_UP_SECONDS)
+        window = await scene.running.window(settings.seconds)
+        made = await scene.finish("Steady fan-out", window.facts(), [])
+        made.data["cpu_seconds_per_delivery"] = window.cpu_seconds / max(1, window.deliveries)
+        return made
+
+
+async def idle(settings: setting.Settings, screen: view.View) -> report.Report:
+    """Memory and CPU of agents that get nothing."""
+    few = 10
+    async with setting.open_scene(settings, screen, agents=few + settings.public_agents) as scene:
+        await scene.running.sleep(WARM_UP_SECONDS)
+        base = measure.memory(scene.running.service.pids()).total_bytes
+        base_sockets = measure.kernel_socket_bytes()
+    async with setting.open_scene(settings, screen) as scene:
+        window = await scene.running.window(settings.seconds)
+        memory = measure.memory(scene.running.service.pids()).total_bytes
+        sockets = measure.kernel_socket_bytes()
+        more = settings.agents - few - settings.public_agents
+        each = (memory - base) / max(1, more)
+        check = report.Check(
+            "memory per idle client",
+            each <= MEMORY_PER_CLIENT_LIMIT_BYTES or not settings.judge_times,
+            f"{each / 1000:.2f} kB ({memory / 1e6:.1f} MB with {settings.agents} agents, {base / 1e6:.1f} MB with few)",
+        )
+        facts = {
+            "kernel, TCP buffers": f"{sockets / 1e6:.1f} MB, {base_sockets / 1e6:.1f} MB with few",
+            "CPU while idle": f"{window.cpu_seconds / window.seconds * 1e3:.1f} ms a second",
+        }
+        made = await scene.finish("Idle agents", facts, [check])
+        made.data["memory_bytes_per_client"] = each
+        return made
+
+
+async def storm(settings: setting.Settings, screen: view.View) -> report.Report:
+    """All agents lose their connection and come back at once."""
+    async with setting.open_scene(settings, screen) as scene:
+        running = scene.running
+        before = running.swarm.totals()
+        clients = settings.agents - settings.public_agents
+
+        async def reconnect() -> None:
+            await running.swarm.reconnect()
+            await running.swarm.wait_for(
+                lambda now: now.connects >= before.connects + clients and now.in_sync >= now.agents,
+                timeout_seconds=stage.IN_SYNC_TIMEOUT_SECONDS,
+            )
+
+        running.swarm.take_in_sync_after()
+        window = await running.window(0.0, reconnect)
+        after = running.swarm.take_in_sync_after()
+        facts = {
+            "wall time to the last agent in sync": f"{window.work_seconds:.2f} s",
+            "connect to in sync": stage.quantiles_text(after).replace("deliveries", "connections"),
+            "CPU of the service per client": f"{window.cpu_seconds / clients * 1e3:.3f} ms",
+            "bytes per client": f"{(running.swarm.totals().bytes - before.bytes) / clients / 1e6:.3f} MB",
+            **window.facts(),
+        }
+        return await scene.finish("Snapshot storm", facts, [])
+
+
+async def burst(settings: setting.Settings, screen: view.View) -> report.Report:
+    """2,000 changes at once."""
+    async with setting.open_scene(settings, screen) as scene:
+        running = scene.running
+
+        async def change() -> None:
+            await scene.simulator.control("POST", "burst", {"count": BURST_UPDATES})
+
+        begin = time.monotonic()
+        window = await running.window(2.0, change)
+        slowest = window.latency.quantile(1.0) or 0.0
+        facts = {
+            "updates": f"{BURST_UPDATES} to {settings.agents} agents",
+            "slowest delivery, write to read": f"{slowest * 1e3:.0f} ms",
+            "whole run": f"{time.monotonic() - begin:.1f} s",
+            **window.facts(),
+        }
+        return await scene.finish("Burst", facts, [])
+
+
+async def stalled(settings: setting.Settings, screen: view.View) -> report.Report:
+    """A tenth of the agents stops reading: no effect on the others, memory bounded, none cut, all converge."""
+    count = max(1, round(settings.agents * STALLED_SHARE))
+    async with setting.open_scene(settings, screen, small_buffers=count) as scene:
+        running = scene.running
+        await scene.start_churn()
+        await running.sleep(WARM_UP_SECONDS)
+        without = await running.window(settings.seconds)
+        disconnects = (await running.service.counters()).total("typha_disconnects_total")
+        await running.swarm.impair(count, bytes_per_second=0, seconds=settings.seconds)
+        with_them = await running.window(settings.seconds)
+        cut = (await running.service.counters()).total("typha_disconnects_total") - disconnects
+        checks = [
+            unmoved(
+                f"{count} agents that do not read move nobody else",
+                without.latency.quantile(0.99) or 0.0,
+                with_them.latency.quantile(0.99) or 0.0,
+                judged=settings.judge_times,
+            ),
+            report.Check("no slow agent is cut off", cut == 0, f"{cut:.0f} connections were closed meanwhile"),
+        ]
+        facts = {
+            "memory without, with": f"{without.memory_bytes / 1e6:.1f}, {with_them.memory_bytes / 1e6:.1f} MB",
+            **with_them.facts(),
+        }
+        return await scene.finish("Agents that do not read", facts, checks)

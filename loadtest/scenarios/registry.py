@@ -1,0 +1,35 @@
+"""All scenarios by name."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from loadtest import report, view
+from loadtest.scenarios import apiload, badpeers, crash, fanout, setting
+
+Scenario = Callable[[setting.Settings, view.View], Awaitable[report.Report]]
+
+SCENARIOS: Final[dict[str, Scenario]] = {
+    "steady": fanout.steady,
+    "idle": fanout.idle,
+    "storm": fanout.storm,
+    "burst": fanout.burst,
+    "stalled": fanout.stalled,
+    "bad-peers": badpeers.bad_peers,
+    "api-load": apiload.api_load,
+    "kill": crash.kill,
+}
+
+
+async def run(name: str, settings: setting.Settings) -> bool:
+    """Runs a scenario, shows its checks and facts, leaves the report in its folder; whether all checks passed."""
+    report.prepare_folder(settings.folder)
+    with view.View(f"typha load test: {name}") as screen:
+        made = await SCENARIOS[name](settings, screen)
+        made.command = f"python -m loadtest run --scenario {name} --agents {settings.agents}"
+        made.write(settings.folder)
+        for fact, text in made.facts.items():
+            screen.say(f"{fact}: {text}")
+        for check in made.checks:
+            screen.say(check.line())
+        screen.say(f"report: {settings.folder}/report.html and report.json")
+    return made.passed

@@ -1,0 +1,84 @@
+"""What all scenarios take, and how they begin and end."""
+
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from loadtest import demo, processes, report, stage, view
+
+CHURN_OFF_SECONDS: Final = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Sizes of a scenario; not every scenario uses all of them."""
+
+    agents: int = 1000
+    public_agents: int = 10
+    updates_per_second: float = 20.0
+    seconds: float = 20.0
+    rounds: int = 5
+    nodes: int = 500
+    pods: int = 5000
+    silent_connections: int = 2000
+    folder: Path = Path("report-load")
+    judge_times: bool = True
+    """Whether latencies and times are checked, or only shown (a tenth of the size, on a shared machine)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A simulated API server and a stage on it."""
+
+    settings: Settings
+    screen: view.View
+    simulator: processes.Simulator
+    running: stage.Stage
+
+    async def start_churn(self, **more: object) -> None:
+        """Lets the API server's objects change from now on."""
+        body = {"rate_per_second": self.settings.updates_per_second, **more}
+        await self.simulator.control("POST", "churn", body)
+
+    async def stop_churn(self) -> None:
+        """Ends the changes."""
+        await self.simulator.control("DELETE", "churn")
+
+    async def finish(self, title: str, facts: Mapping[str, str], checks: list[report.Check]) -> report.Report:
+        """Ends the changes, proves every agent's map, and gives the report."""
+        await self.stop_churn()
+        verdict = await self.running.prove()
+        totals = self.running.swarm.totals()
+        made = report.Report(title=title, command="python -m loadtest run", samples=self.running.monitor.samples)
+        made.checks = [*checks, *stage.checks(verdict, totals)]
+        made.facts = {"agents": stage.proved_how(verdict), **facts}
+        made.data = stage.data_of(verdict, totals)
+        return made
+
+
+@contextlib.asynccontextmanager
+async def open_scene(
+    settings: Settings,
+    screen: view.View,
+    *,
+    agents: int | None = None,
+    small_buffers: int = 0,
+    environment: Mapping[str, str] | None = None,
+) -> AsyncIterator[Scene]:
+    """Starts a simulated API server, the service and the agents, and waits until those are in sync."""
+    arguments = ["--nodes", str(settings.nodes), "--pods", str(settings.pods)]
+    async with processes.Simulator(settings.folder, arguments=arguments) as simulator:
+        plan = stage.Plan(
+            folder=settings.folder,
+            kubeconfig=simulator.kubeconfig,
+            types=demo.SIMULATED_TYPES,
+            agents=settings.agents if agents is None else agents,
+            public_agents=settings.public_agents,
+            small_buffers=small_buffers,
+            settings=environment or {},
+        )
+        async with stage.open_stage(plan, screen, api_load=stage.simulator_load(simulator)) as running:
+            await running.in_sync()
+            yield Scene(settings, screen, simulator, running)
