@@ -1,3 +1,5 @@
+"""Which strings name a resource type, and which do not."""
+
 import pytest
 
 from cache.resources import ResourceType

@@ -1,3 +1,5 @@
+"""Fixtures of the watch driver's tests: a scripted API server on a real socket."""
+
 from collections.abc import AsyncIterator
 
 import pytest
