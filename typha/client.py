@@ -72,6 +72,14 @@ class Client(cursor.Cursor):
         """Whether a ping or goodbye may be sent now: the last byte sent ended a frame."""
         return not self.waiting and (self.channel is None or self.at_boundary(self.channel.log))
 
+    def begin_waiting(self, now: float) -> bool:
+        """The socket takes nothing more; True if that is news, and the poller is to be told."""
+        if self.waiting:
+            return False
+        self.waiting = True
+        self.progress_at = now
+        return True
+
     def note_progress(self, now: float) -> None:
         """Asks the kernel whether the peer has acknowledged more bytes than last time."""
         info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)

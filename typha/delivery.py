@@ -45,6 +45,8 @@ class Delivery:
     def channel_published(self, channel: channel_view.ChannelView) -> None:
         """The channel's log has grown."""
         self._dirty[channel] = None
+        # Those whom an unfinished pass has been to were given an older end: the pass goes round once more.
+        channel.rescan = channel.rescan or channel.flush_index > 0
 
     def snapshot_arrived(self, channel: channel_view.ChannelView) -> None:
         """Those who waited for a snapshot get this one, in order of arrival."""
@@ -63,16 +65,20 @@ class Delivery:
         self._sending.append(held)
 
     def run(self, deadline: float) -> None:
-        """Works until nothing is left or the deadline (monotonic seconds) has come."""
-        for channel in list(self._dirty):
-            if self._flush(channel, deadline):
-                del self._dirty[channel]
-            if _monotonic() > deadline:
-                return
+        """Works until nothing is left or the deadline (monotonic seconds) has come.
+
+        While both are busy, the ends of logs get half of the time, snapshots and laggards the rest.
+        """
         sending = self._sending
+        flush_deadline = (_monotonic() + deadline) / 2 if sending else deadline
+        for channel in list(self._dirty):
+            if self._flush(channel, flush_deadline):
+                del self._dirty[channel]
+            if _monotonic() > flush_deadline:
+                break
         while sending:
             current = sending.popleft()
-            if current.fd in self._poller.clients and not current.waiting:
+            if self._poller.clients.get(current.fd) is current and not current.waiting:
                 self.send_more(current)
             if _monotonic() > deadline:
                 return
@@ -158,9 +164,7 @@ class Delivery:
         self._wait(current)
 
     def _wait(self, current: client.Client) -> None:
-        if not current.waiting:
-            current.waiting = True
-            current.progress_at = _monotonic()
+        if current.begin_waiting(_monotonic()):
             self._poller.watch_write(current, True)
 
     def writable(self, current: client.Client) -> None:

@@ -28,7 +28,9 @@ _OVER_SHARE_PAUSE_SECONDS = 0.05
 _DEADLINES_LOOK_SECONDS = 0.25
 _DRAIN_TIME_SHARE = 0.95
 """Of the drain's time, so that the last client goes before the time is over (parity.md, section 8)."""
+_DRAIN_JITTER = 0.05
 _DRAIN_RETRY_MILLISECONDS = 500
+_LINGER_LOOK_SECONDS = 0.02
 
 
 class Fanout:
@@ -81,6 +83,7 @@ class Fanout:
                 for task in background:
                     task.cancel()
         finally:
+            self._finished.set()
             self._loop.remove_reader(self._link.fileno())
             self._loop.remove_reader(self.poller.fileno())
             self.poller.close_all()
@@ -91,6 +94,8 @@ class Fanout:
 
     def _guarded(self, action: Callable[[], None]) -> None:
         """Runs a callback of the loop; a failure ends the worker instead of being logged and forgotten."""
+        if self._finished.is_set():
+            return
         try:
             action()
         except Exception as error:
@@ -100,7 +105,7 @@ class Fanout:
     async def _every(self, seconds: float, action: Callable[[], None]) -> None:
         while True:
             await asyncio.sleep(seconds)
-            action()
+            self._guarded(action)
 
     def _tell(self, message: list[object]) -> None:
         """A message for the hub; what does not fit its socket now goes with the next report."""
@@ -147,6 +152,8 @@ class Fanout:
                 self.delivery.writable(current)
             if events & ~poller.WRITE and self.poller.clients.get(current.fd) is current:
                 self.sessions.readable(current)
+        except ipc.LinkBroken:
+            raise
         except Exception as error:
             # One connection's defect must not cost the others anything (design, rule 4).
             _log.exception("Defect on a connection", client=current.address, cursor=repr(current), error=str(error))
@@ -179,7 +186,7 @@ class Fanout:
 
     def _resume_accepting(self) -> None:
         self._share = 1 << 31  # until the hub says otherwise: nobody may be left waiting for a stale number
-        if self._draining is None and not self._finished.is_set():
+        if self._draining is None:
             self.poller.listen(True)
 
     def _subscribed(self, newcomer: client.Client, feed: str, wire_format: str) -> None:
@@ -216,23 +223,34 @@ class Fanout:
     async def _drain(self) -> None:
         """Closes client after client over the time that is given, in random order, each with a goodbye."""
         await self._drain_begun.wait()
+        begun = _monotonic()
         seconds, interval_seconds_max = self._draining or (0.0, 0.0)
-        self.poller.listen(False)
+        self.poller.close_listener()
         for current in list(self.sessions.handshaking):
             self.sessions.close(current, reasons.DisconnectReason.SHUTTING_DOWN)
         remaining = [c for c in self.poller.clients.values() if not c.is_closing()]
         random.shuffle(remaining)
         interval_seconds = min(interval_seconds_max, seconds * _DRAIN_TIME_SHARE / max(1, len(remaining)))
+        dismissed = 0
         for current in remaining:
-            if self.poller.clients.get(current.fd) is not current:
+            if self._has_left(current):
                 continue
-            await asyncio.sleep(interval_seconds * random.uniform(0.95, 1.05))
+            dismissed += 1
+            due = begun + interval_seconds * (dismissed + random.uniform(-_DRAIN_JITTER, _DRAIN_JITTER))
+            await asyncio.sleep(max(0.0, due - _monotonic()))
             self._dismiss(current)
-        self._report()
+        for _ in range(int(self._policy.goodbye_linger_seconds / _LINGER_LOOK_SECONDS)):
+            if not self.sessions.closing:  # who hears the goodbye closes first
+                break
+            await asyncio.sleep(_LINGER_LOOK_SECONDS)
+        self._guarded(self._report)
         self._finished.set()
 
+    def _has_left(self, current: client.Client) -> bool:
+        return self.poller.clients.get(current.fd) is not current or current.is_closing()
+
     def _dismiss(self, current: client.Client) -> None:
-        if self.poller.clients.get(current.fd) is current and not current.is_closing():
+        if not self._has_left(current):
             self.sessions.farewell(
                 current,
                 reasons.DisconnectReason.SHUTTING_DOWN,

@@ -8,7 +8,7 @@ import array
 import os
 import socket
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgpack
 
@@ -61,7 +61,7 @@ class Link:
             return
         if len(self._queue) >= MAX_QUEUED:
             raise LinkBroken(f"{MAX_QUEUED} messages wait, and none is taken")
-        self._queue.append((data, tuple(os.dup(descriptor) for descriptor in descriptors)))
+        self._queue.append((data, _duplicates(descriptors)))
 
     def flush(self) -> None:
         """Sends what waits, as far as the socket takes it."""
@@ -70,8 +70,7 @@ class Link:
             if not self._send(data, descriptors):
                 return
             self._queue.popleft()
-            for descriptor in descriptors:
-                os.close(descriptor)
+            _close(descriptors)
 
     def _send(self, data: bytes, descriptors: tuple[int, ...]) -> bool:
         try:
@@ -99,17 +98,34 @@ class Link:
                 raise LinkBroken(str(error)) from error
             if not data:
                 raise LinkBroken("closed by the other end")
+            descriptors = _descriptors(ancillary)
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                _close(descriptors)
                 raise LinkBroken("a message was cut short (out of descriptors?)")
-            yield msgpack.unpackb(data, strict_map_key=False), _descriptors(ancillary)
+            yield msgpack.unpackb(data, strict_map_key=False), descriptors
 
     def close(self) -> None:
         """Closes the socket and all descriptors that wait."""
         for _, descriptors in self._queue:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            _close(descriptors)
         self._queue.clear()
         self.socket.close()
+
+
+def _close(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _duplicates(descriptors: Iterable[int]) -> tuple[int, ...]:
+    duplicates: list[int] = []
+    try:
+        for descriptor in descriptors:
+            duplicates.append(os.dup(descriptor))
+    except OSError as error:
+        _close(duplicates)
+        raise LinkBroken(f"cannot keep descriptors for a message that waits: {error}") from error
+    return tuple(duplicates)
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -40,6 +40,7 @@ class Poller(Generic[ClientT]):
     def __init__(self, listener: socket.socket, *, notsent_lowat_bytes: int, user_timeout_seconds: float) -> None:
         self._epoll = select.epoll()
         self._listener = listener
+        self._listener_fd = listener.fileno()
         self._listening = False
         self._notsent_lowat_bytes = notsent_lowat_bytes
         self._user_timeout_milliseconds = int(user_timeout_seconds * 1000)
@@ -52,10 +53,15 @@ class Poller(Generic[ClientT]):
     def listen(self, active: bool) -> None:
         """Whether new connections are wanted; woken alone among the processes that share the listener."""
         if active and not self._listening:
-            self._epoll.register(self._listener.fileno(), select.EPOLLIN | _EPOLLEXCLUSIVE)
-        elif self._listening and not active:
-            self._epoll.unregister(self._listener.fileno())
+            self._epoll.register(self._listener_fd, select.EPOLLIN | _EPOLLEXCLUSIVE)
+        elif self._listening and not active and self._listener.fileno() >= 0:
+            self._epoll.unregister(self._listener_fd)
         self._listening = active
+
+    def close_listener(self) -> None:
+        """No more connections: once all that share the listener have closed it, the kernel takes none either."""
+        self.listen(False)
+        self._listener.close()
 
     def poll(self) -> tuple[list[tuple[ClientT, int]], bool]:
         """What has happened: (clients with their events, whether connections wait to be accepted).
@@ -69,7 +75,7 @@ class Poller(Generic[ClientT]):
             if client is not None:
                 ready.append((client, events))
             else:
-                waiting = waiting or descriptor == self._listener.fileno()
+                waiting = waiting or descriptor == self._listener_fd
         return ready, waiting
 
     def accept(self) -> tuple[socket.socket, str] | None:
@@ -122,7 +128,7 @@ class Poller(Generic[ClientT]):
         client.socket.close()
 
     def close_all(self) -> None:
-        """Closes every client and the epoll itself; the listener stays its owner's."""
+        """Closes every client and the epoll itself."""
         for client in list(self.clients.values()):
             self.close(client)
         self._epoll.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import resource
 import signal
 import socket
@@ -31,12 +32,20 @@ _BACKLOG = 4096
 """Connections the kernel keeps for us while a storm is accepted."""
 _ACCESS_RETRY_SECONDS = 1.0
 _HOUSEKEEPING_SECONDS = 1.0
+_PORT_WAIT_SECONDS = 3.0
+"""The workers of a service that was killed end by themselves, within a turn of their loop."""
+_PORT_RETRY_SECONDS = 0.1
+EXIT_CANNOT_SERVE = 1
 _VALUE_OVERHEAD_BYTES = 32 * 1024
 """What a frame needs beside its largest value: a key of any legal length, and the rest of the update."""
 
 
 class ServiceError(Exception):
     """The service cannot run here; one line says why."""
+
+
+class AddressInUse(ServiceError):
+    """Somebody listens on the address already."""
 
 
 def raise_open_files_limit() -> int:
@@ -53,42 +62,41 @@ def open_listener(configured: settings.Settings) -> socket.socket:
         ServiceError: the address cannot be used.
     """
     port = max(0, configured.server_port)
+    dual = not configured.server_host and socket.has_dualstack_ipv6()
+    host = configured.server_host or ("::" if dual else "0.0.0.0")
     try:
-        if configured.server_host:
-            family, kind, protocol, _, address = socket.getaddrinfo(
-                configured.server_host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            listener = socket.socket(family, kind, protocol)
-        else:
-            dual = socket.has_dualstack_ipv6()
-            listener = socket.socket(socket.AF_INET6 if dual else socket.AF_INET, socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        with contextlib.ExitStack() as on_failure:
+            listener = on_failure.enter_context(socket.socket(family, kind, protocol))
             if dual:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            address = ("::" if dual else "0.0.0.0", port)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+            listener.setblocking(False)
+            on_failure.pop_all()
     except OSError as error:
-        raise ServiceError(f"cannot listen on {configured.server_host or '*'}:{port}: {error}") from error
-    listener.setblocking(False)
+        failure = AddressInUse if error.errno == errno.EADDRINUSE else ServiceError
+        raise failure(f"cannot listen on {configured.server_host or '*'}:{port}: {error}") from error
     return listener
 
 
 class Service:
     """One service; `run` returns when it has drained after `stop`."""
 
-    def __init__(self, configured: settings.Settings) -> None:
+    def __init__(self, configured: settings.Settings, listener: socket.socket) -> None:
         self._settings = configured
         specs = feedsfile.load(configured.feeds_file) if configured.feeds_file else []
         max_value_bytes = configured.max_frame_bytes - _VALUE_OVERHEAD_BYTES
-        self.maker = snapshot_maker.SnapshotMaker(self._snapshot_built, self._is_open)
+        self.maker = snapshot_maker.SnapshotMaker(self._commit, self._snapshot_built, self._is_open)
         self.hub = hub.Hub(
             [feed.RawFeed(spec, max_value_bytes=max_value_bytes) for spec in specs],
             log_budget_bytes=configured.log_budget_bytes,
             segment_bytes=configured.segment_bytes,
             build_snapshot=self.maker.request,
         )
-        self.listener = open_listener(configured)
+        self.listener = listener
         self.workers = workers.Workers(self.hub, configured, self.listener)
         self.health = health.HealthAggregator()
         self.probe = pauses.PauseProbe()
@@ -101,6 +109,9 @@ class Service:
 
     def _is_open(self, channel: hub_channel.HubChannel) -> bool:
         return channel in self.hub.channels.values()
+
+    def _commit(self) -> None:
+        self.hub.commit()
 
     def _snapshot_built(self, channel: hub_channel.HubChannel) -> None:
         self.hub.snapshot_built(channel)
@@ -141,6 +152,8 @@ class Service:
                 )
                 await serving
         finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
             self.listener.close()
             self.hub.close()
         _log.info("Drained")
@@ -210,8 +223,22 @@ class Service:
 async def serve(configured: settings.Settings) -> int:
     """Runs the service to its end; returns the exit code."""
     try:
-        await Service(configured).run()
+        listener = await _open_listener_soon(configured)
     except ServiceError as error:
         _log.critical("Cannot serve", error=str(error))
-        return 1
+        return EXIT_CANNOT_SERVE
+    with listener:
+        await Service(configured, listener).run()
     return 0
+
+
+async def _open_listener_soon(configured: settings.Settings) -> socket.socket:
+    """The listener, after a moment if a worker of a service that was killed still holds the address."""
+    deadline = asyncio.get_running_loop().time() + _PORT_WAIT_SECONDS
+    while True:
+        try:
+            return open_listener(configured)
+        except AddressInUse:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+        await asyncio.sleep(_PORT_RETRY_SECONDS)

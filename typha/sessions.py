@@ -18,10 +18,14 @@ _log = structlog.get_logger("typha.sessions")
 _monotonic = time.monotonic
 
 _READ_BYTES = 64 * 1024
+_READ_BYTES_LATER = 4 * 1024
+"""Behind the hello there are only pongs: a peer that floods us with messages gets 2 ms of a turn, not 50."""
 _TLS_HANDSHAKE_BYTE = 0x16
 _GOB_MARK = b"Envelope"
 """Every Typha client's first bytes are the gob definition of this type (spec of the wire, section 3)."""
 _GOB_MARK_WITHIN_BYTES = 64
+_FIRST_BYTES = 16
+"""With fewer nothing is said of a foreign protocol: its first bytes may come in pieces."""
 SOFTWARE = f"typha/{importlib.metadata.version('typha')}"
 _SUPPORTED_FEATURES = frozenset({messages.Feature.ZSTD.value})
 _RETRY_UNKNOWN_FEED_MILLISECONDS = 30_000
@@ -66,7 +70,7 @@ class Sessions:
             self._close_socket(current)
             return
         try:
-            data = current.socket.recv(_READ_BYTES)
+            data = current.socket.recv(_READ_BYTES if current.channel is None else _READ_BYTES_LATER)
         except BlockingIOError:
             return
         except OSError as error:
@@ -98,7 +102,7 @@ class Sessions:
             self.hold_refused(current, "TLS, which is not configured here")
         elif _GOB_MARK in first:
             self.hold_refused(current, "Typha's protocol, which this version does not serve")
-        else:
+        elif len(first) >= _FIRST_BYTES:
             self.close(current, DisconnectReason.BAD_PREFACE, detail=f"first bytes {first[:16]!r}")
 
     def _handle(self, current: client.Client, message: messages.Message) -> None:
@@ -147,14 +151,34 @@ class Sessions:
                 max_frame_bytes=self._policy.max_frame_bytes,
             )
         )
-        if not self.send_control(current, current.connection.data_to_send()):
+        if not self._send_control(current, current.connection.data_to_send(), DisconnectReason.NO_PROGRESS):
             return
         current.become_held()
         zstd = messages.Feature.ZSTD.value in features
         self._subscribed(current, hello.feed, native_encoder.ZSTD if zstd else native_encoder.PLAIN)
 
-    def send_control(self, current: client.Client, data: bytes) -> bool:
-        """Sends a small message at a frame boundary; whoever has no room for it is closed, and gives False."""
+    def send_ping(self, current: client.Client, ping: bytes) -> bool:
+        """Sends a ping at a frame's end; False if it cannot be sent now.
+
+        A socket without room for it is no error: the client has bytes to read, and its progress is watched from here.
+        """
+        try:
+            sent = current.socket.send(ping)
+        except BlockingIOError:
+            if current.begin_waiting(_monotonic()):
+                self._poller.watch_write(current, True)
+            return False
+        except OSError as error:
+            self.lost(current, error)
+            return False
+        if sent != len(ping):
+            self.close(current, DisconnectReason.NO_PROGRESS, detail="no room for a whole ping")
+            return False
+        current.sent_at = _monotonic()
+        return True
+
+    def _send_control(self, current: client.Client, data: bytes, otherwise: DisconnectReason) -> bool:
+        """Sends a small message at a frame's end; whoever has no room for it is closed for the reason given."""
         try:
             sent = current.socket.send(data)
         except BlockingIOError:
@@ -163,8 +187,7 @@ class Sessions:
             self.lost(current, error)
             return False
         if sent != len(data):
-            # The socket was empty or its last frame complete, so a few bytes always fit, unless the peer plays games.
-            self.close(current, DisconnectReason.NO_PROGRESS, detail="no room for a control message")
+            self.close(current, otherwise, detail="no room for a last message")
             return False
         current.sent_at = _monotonic()
         return True
@@ -180,7 +203,7 @@ class Sessions:
         """Tells a native client why and when to come back; it has a moment to read that. Only at a frame's end."""
         farewell = messages.Goodbye(reason.value, text[:500], retry_after_milliseconds)
         current.connection.send(farewell)
-        if self.send_control(current, current.connection.data_to_send()):
+        if self._send_control(current, current.connection.data_to_send(), reason):
             self._refuse(current, reason, text, self._policy.goodbye_linger_seconds)
 
     def farewell(

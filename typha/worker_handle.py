@@ -18,13 +18,26 @@ class HubSide(Protocol):
 
 
 class WorkerHandle:
-    """Tells one worker things, without ever waiting for it. Ends of logs are coalesced while its socket is full."""
+    """Tells one worker things, without ever waiting for it. Ends of logs are coalesced while its socket is full.
 
-    def __init__(self, number: int, link: ipc.Link, hub_side: HubSide, broken: Callable[[Exception], None]) -> None:
+    `broken` is called with what made the worker useless, perhaps several times; `watch_write` when its socket has
+    become full (True: call `flush` as soon as it takes something) or empty again (False).
+    """
+
+    def __init__(
+        self,
+        number: int,
+        link: ipc.Link,
+        hub_side: HubSide,
+        broken: Callable[[Exception], None],
+        watch_write: Callable[[bool], None],
+    ) -> None:
         self.number = number
         self.link = link
         self._hub_side = hub_side
         self._broken = broken
+        self._watch_write = watch_write
+        self._watching_write = False
         self._ends: dict[int, tuple[int, int, int, float]] = {}
         self.ready = False
         self.heard_at = _monotonic()
@@ -44,11 +57,12 @@ class WorkerHandle:
         return channels.get(number, {})
 
     def tell(self, message: list[object], *descriptors: int) -> None:
-        """Sends in order; a worker that takes no more is reported as broken, once."""
+        """Sends in order; a worker that takes no more is reported as broken."""
         try:
             self.link.send(message, *descriptors)
         except ipc.LinkBroken as error:
             self._broken(error)
+        self._look_at_link()
 
     def open_channel(self, channel: hub_channel.HubChannel) -> None:
         """Tells all there is of a channel: its log as far as it is kept, its snapshot, its end."""
@@ -89,11 +103,12 @@ class WorkerHandle:
                 self._ends.clear()
         except ipc.LinkBroken as error:
             self._broken(error)
+        self._look_at_link()
 
-    @property
-    def wants_write(self) -> bool:
-        """Whether something waits for its socket."""
-        return self.link.wants_write or bool(self._ends)
+    def _look_at_link(self) -> None:
+        if self.link.wants_write is not self._watching_write:
+            self._watching_write = self.link.wants_write
+            self._watch_write(self._watching_write)
 
     def hear(self) -> None:
         """Takes its messages."""

@@ -60,7 +60,7 @@ class Workers:
         self._settings = configured
         self._listener = listener
         self._incarnation = secrets.token_hex(16)
-        self._draining = False
+        self._drain: tuple[float, float] | None = None
         self.restarts = 0
         self.dead = WorkerTotals()
         self.wanted = configured.workers if configured.workers >= 0 else max(1, (os.cpu_count() or 1) - 1)
@@ -86,7 +86,7 @@ class Workers:
         return ready >= max(1, self.wanted)
 
     def _is_draining(self) -> bool:
-        return self._draining
+        return self._drain is not None
 
     async def run(self) -> None:
         """Keeps all workers running; returns when they have ended after `drain`."""
@@ -104,9 +104,9 @@ class Workers:
 
     def drain(self, *, seconds: float, interval_seconds_max: float) -> None:
         """Tells all workers to take leave of their clients within `seconds`, and ends them."""
-        self._draining = True
+        self._drain = seconds, interval_seconds_max
         for worker in self._hub.workers.values():
-            worker.tell(["drain", seconds, interval_seconds_max])
+            worker.tell(["drain", *self._drain])
             worker.flush()
 
     async def _share_out(self) -> None:
@@ -132,7 +132,11 @@ class Workers:
         backoff_seconds = _BACKOFF_SECONDS_MIN
         while not self._is_draining():
             begun = _monotonic()
-            code = await self._run_process(number)
+            try:
+                code = await self._run_process(number)
+            except OSError as error:  # no process, memory or descriptor for one
+                _log.error("Cannot start a worker", worker=number, error=str(error))
+                code = -1
             if self._is_draining():
                 return
             self.restarts += 1
@@ -146,33 +150,32 @@ class Workers:
             backoff_seconds = min(_BACKOFF_SECONDS_MAX, backoff_seconds * 2)
 
     async def _run_process(self, number: int) -> int:
+        """Runs a worker to its end; its exit code. Raises OSError if none can be started."""
         ours, theirs = ipc.pair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "typha.worker",
-                str(self._listener.fileno()),
-                str(theirs.fileno()),
-                stdin=asyncio.subprocess.PIPE,
-                pass_fds=(self._listener.fileno(), theirs.fileno()),
-            )
-        _log.info("Worker started", worker=number, pid=process.pid)
-        if process.stdin is not None:
-            process.stdin.write(msgspec.json.encode(self._config(number)))
-            process.stdin.close()
-        try:
-            with self._attached(number, ours) as broken:
-                ended = asyncio.create_task(process.wait(), name=f"worker {number} exit")
-                try:
+        with ours:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "typha.worker",
+                    str(self._listener.fileno()),
+                    str(theirs.fileno()),
+                    stdin=asyncio.subprocess.PIPE,
+                    pass_fds=(self._listener.fileno(), theirs.fileno()),
+                )
+            _log.info("Worker started", worker=number, pid=process.pid)
+            ended = asyncio.create_task(process.wait(), name=f"worker {number} exit")
+            try:
+                if process.stdin is not None:
+                    process.stdin.write(msgspec.json.encode(self._config(number)))
+                    process.stdin.close()
+                with self._attached(number, ours) as broken:
                     await self._watch(number, ended, broken)
-                finally:
-                    if not ended.done():
-                        with contextlib.suppress(ProcessLookupError):
-                            process.kill()
-                    await ended
-        finally:
-            self._bury(number)
+            finally:
+                if not ended.done():
+                    with contextlib.suppress(ProcessLookupError):
+                        process.kill()
+                await ended
         return ended.result()
 
     @contextlib.contextmanager
@@ -181,13 +184,25 @@ class Workers:
         broken: list[Exception] = []
         link = ipc.Link(end)
         loop = asyncio.get_running_loop()
-        handle = worker_handle.WorkerHandle(number, link, self._hub, broken.append)
+
+        def watch_write(active: bool) -> None:
+            if active:
+                loop.add_writer(link.fileno(), handle.flush)
+            else:
+                loop.remove_writer(link.fileno())
+
+        handle = worker_handle.WorkerHandle(number, link, self._hub, broken.append, watch_write)
         loop.add_reader(link.fileno(), handle.hear)
         try:
             self._hub.add_worker(handle)
+            if self._drain is not None:  # it was being started when the others were told
+                handle.tell(["drain", *self._drain])
             yield broken
         finally:
             loop.remove_reader(link.fileno())
+            handle.hear()  # what it has still said before its end
+            self._bury(number)
+            loop.remove_writer(link.fileno())
             link.close()
 
     async def _watch(self, number: int, ended: asyncio.Task[int], broken: list[Exception]) -> None:
@@ -216,14 +231,11 @@ class Workers:
             return
         self._hub.remove_worker(number)
         self.dead.add(handle.report)
-        if handle.active and not self._draining:
+        if handle.active and not self._is_draining():
             self.dead.disconnects[DisconnectReason.WORKER_DIED.value] += handle.active
 
     async def _run_embedded(self) -> None:
         """The fan-out inside the hub's own loop: a defect of it ends the service."""
         ours, theirs = ipc.pair()
-        with self._attached(0, ours):
-            try:
-                await fanout.Fanout(self._config(0), self._listener, ipc.Link(theirs)).run()
-            finally:
-                self._bury(0)
+        with ours, theirs, self._attached(0, ours):
+            await fanout.Fanout(self._config(0), self._listener, ipc.Link(theirs)).run()
