@@ -146,7 +146,7 @@ class Hub:
         """A client has come for a channel; it is opened as soon as its feed has something to serve."""
         if (feed_name, wire_format) not in self.channels:
             self._wanted.add((feed_name, wire_format))
-            self.commit()  # a log begins between two batches, never inside one
+            self._open_wanted()
 
     def _open_wanted(self) -> None:
         for key in [key for key in self._wanted if self.feeds[key[0]].synced_once]:

@@ -89,7 +89,7 @@ class Service:
         self._settings = configured
         specs = feedsfile.load(configured.feeds_file) if configured.feeds_file else []
         max_value_bytes = configured.max_frame_bytes - _VALUE_OVERHEAD_BYTES
-        self.maker = snapshot_maker.SnapshotMaker(self._commit, self._snapshot_built, self._is_open)
+        self.maker = snapshot_maker.SnapshotMaker(self._snapshot_built, self._is_open)
         self.hub = hub.Hub(
             [feed.RawFeed(spec, max_value_bytes=max_value_bytes) for spec in specs],
             log_budget_bytes=configured.log_budget_bytes,
@@ -109,9 +109,6 @@ class Service:
 
     def _is_open(self, channel: hub_channel.HubChannel) -> bool:
         return channel in self.hub.channels.values()
-
-    def _commit(self) -> None:
-        self.hub.commit()
 
     def _snapshot_built(self, channel: hub_channel.HubChannel) -> None:
         self.hub.snapshot_built(channel)

@@ -17,17 +17,15 @@ SLICE_SECONDS = 0.005
 class SnapshotMaker:
     """`request` asks for a channel's snapshot, `run` makes them one after another.
 
-    `commit` publishes what the feeds have gathered: a watcher may be in the middle of a long batch when a snapshot
-    begins, and a cut must stand where the log ends. `done` is called with each channel that has a new snapshot.
+    A cut may be taken at any time, for a store changes only where its feed's batch is taken for the log. `done` is
+    called with each channel that has a new snapshot.
     """
 
     def __init__(
         self,
-        commit: Callable[[], None],
         done: Callable[[hub_channel.HubChannel], None],
         is_open: Callable[[hub_channel.HubChannel], bool],
     ) -> None:
-        self._commit = commit
         self._done = done
         self._is_open = is_open
         self._queue: dict[hub_channel.HubChannel, None] = {}
@@ -51,9 +49,7 @@ class SnapshotMaker:
 
     async def _make(self, channel: hub_channel.HubChannel) -> None:
         begun = _monotonic()
-        self._commit()
         builder = channel.begin_snapshot()
-        self._queue.pop(channel, None)
         try:
             slice_end = _monotonic() + SLICE_SECONDS
             for _ in builder.steps():
