@@ -140,7 +140,7 @@ class Cursor:
         if self.state is CursorState.FOLLOWING:
             return self.offset >= reader.end or reader.frame_at(self.offset)[0] == self.offset
         if self.state is CursorState.SNAPSHOT:
-            return self.position == 0
+            return self.snapshot is not None and self.position in (0, self.snapshot.length)
         return not self.tail
 
     def _leave_snapshot(self) -> None:

@@ -1,8 +1,10 @@
 """A feed: objects of several resource types in, updates and one status out. Pure.
 
-A feed is told of objects and of each type's status by the watchers (which it may share with other feeds), converts,
-and writes its store. `take` gives what has happened since the last call, as one batch: updates first, then the status
-if it changed, so that a status never overtakes data.
+A feed is told of objects and of each type's status by the watchers (which it may share with other feeds), and
+converts them at once, so that a refusal names its object. The store changes only in `take`, which gives what has
+happened since the last call as one batch: updates first, then the status if it changed, so that a status never
+overtakes data. A cut of the store at any moment therefore holds exactly what the batches taken so far say, however
+far a watcher is inside a batch of its own.
 """
 
 from typing import NamedTuple
@@ -18,6 +20,14 @@ class Batch(NamedTuple):
     previous_sequence: int
     updates: list[messages.Update]
     status: messages.SyncStatus | None
+
+
+class _Change(NamedTuple):
+    """What the next batch does to a key; `value` is None to delete it."""
+
+    key: str
+    value: bytes | None
+    revision: str
 
 
 class Refusal(NamedTuple):
@@ -45,14 +55,13 @@ class RawFeed:
         self.refused = 0
         self.skipped = 0
         """Objects that changed nothing which the feed carries."""
+        self.synced_once = False
+        """True from the first batch with every type in sync: from then on there is something to serve."""
         self._fields = {resource.type: resource.fields for resource in spec.resources}
         self._statuses = {resource.type: messages.SyncStatus.WAITING for resource in spec.resources}
         self._max_value_bytes = max_value_bytes
-        self._updates: list[messages.Update] = []
-        self._taken_sequence = 0
-        self._taken_status = messages.SyncStatus.WAITING
-        self.synced_once = False
-        """True from the first time that every type was in sync: from then on there is something to serve."""
+        self._status = messages.SyncStatus.WAITING
+        self._changes: list[_Change] = []
 
     @property
     def types(self) -> list[resources.ResourceType]:
@@ -72,38 +81,37 @@ class RawFeed:
             return self._refuse(key, event, "value-too-large", f"{len(value)} bytes, limit {self._max_value_bytes}")
         if len(key) > codec.MAX_KEY_CHARS:
             return self._refuse(key, event, "key-too-long", f"{len(key)} characters, limit {codec.MAX_KEY_CHARS}")
-        self._add(self.store.put(key, value, event.resource_version))
+        self._changes.append(_Change(key, value, event.resource_version))
         return None
 
     def delete(self, event: objects.ObjectEvent) -> None:
         """An object is gone."""
         key = raw.object_key(event.type, event.namespace, event.name)
-        self._add(self.store.delete(key, event.resource_version))
+        self._changes.append(_Change(key, None, event.resource_version))
 
     def set_status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
         """One type's status; the feed's is what they all say together."""
         self._statuses[type] = status
-        self.store.status = combined_status(self._statuses)
-        self.synced_once = self.synced_once or self.store.status is messages.SyncStatus.IN_SYNC
+        self._status = combined_status(self._statuses)
 
     def take(self) -> Batch | None:
-        """What has happened since the last call; None for nothing."""
-        status = None if self.store.status is self._taken_status else self.store.status
-        if not self._updates and status is None:
+        """Writes the store; what has happened since the last call, or None for nothing that a client can see."""
+        previous_sequence = self.store.sequence
+        changes, self._changes = self._changes, []
+        updates = [update for change in changes if (update := self._write(change)) is not None]
+        status = None if self.store.status is self._status else self._status
+        self.store.status = self._status
+        self.synced_once = self.synced_once or self._status is messages.SyncStatus.IN_SYNC
+        if not updates and status is None:
             return None
-        batch = Batch(self._taken_sequence, self._updates, status)
-        self._updates = []
-        self._taken_sequence = self.store.sequence
-        self._taken_status = self.store.status
-        return batch
+        return Batch(previous_sequence, updates, status)
 
-    def _add(self, update: messages.Update | None) -> None:
-        if update is None:
-            self.skipped += 1
-        else:
-            self._updates.append(update)
+    def _write(self, change: _Change) -> messages.Update | None:
+        if change.value is None:
+            return self.store.delete(change.key, change.revision)
+        return self.store.put(change.key, change.value, change.revision)
 
     def _refuse(self, key: str, event: objects.ObjectEvent, reason: str, detail: str) -> Refusal:
         self.refused += 1
-        self._add(self.store.delete(key, event.resource_version))
+        self._changes.append(_Change(key, None, event.resource_version))
         return Refusal(self.name, key, reason, detail)

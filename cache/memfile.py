@@ -16,9 +16,13 @@ def create_growing(name: str, size_bytes: int) -> tuple[int, mmap.mmap]:
         (file descriptor, writable mapping); both are the caller's to close.
     """
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(descriptor, size_bytes)
-    mapping = mmap.mmap(descriptor, size_bytes)
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SIZE_SEALS | _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
+    try:
+        os.ftruncate(descriptor, size_bytes)
+        mapping = mmap.mmap(descriptor, size_bytes)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SIZE_SEALS | _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor, mapping
 
 

@@ -4,9 +4,10 @@ A key is `/<group or core>/<version>/<resource>/<namespace or empty>/<name>`. A 
 `apiVersion` and `kind` first (list items of built-in types lack them), then the other members in the API server's
 order, byte for byte as it wrote them. `metadata.resourceVersion` travels beside the value as the revision, so that an
 update that changes nothing a feed carries is no delivery; `metadata.managedFields` is carried only where a feed's
-fields name it.
+fields name it. A field's path leads through objects only: what lies behind a list is carried with the whole list.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -17,7 +18,12 @@ from cache import resources
 
 FieldPath: TypeAlias = tuple[str, ...]
 
-_ALWAYS_CARRIED: tuple[FieldPath, ...] = (("metadata", "name"), ("metadata", "namespace"))
+_Tree: TypeAlias = "dict[str, _Tree | None]"
+"""Members that are carried: None = whole, else these members of them."""
+
+_ALWAYS_CARRIED: tuple[FieldPath, ...] = (("apiVersion",), ("kind",), ("metadata", "name"), ("metadata", "namespace"))
+_FEEDS_FIELDS_MAX = 1024
+"""Selections that are remembered: one for each resource type of each feed that names fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,58 +64,80 @@ def object_value(raw: bytes, *, api_version: str, kind: str, fields: Iterable[Fi
         fields: the paths that are carried, or None for all.
 
     Raises:
-        InvalidObject: `raw` is not a JSON object with a metadata object.
+        InvalidObject: `raw` is not a JSON object with a metadata object, or is nested too deeply to be read.
     """
+    selection = _EVERYTHING if fields is None else _select(tuple(fields))
     try:
-        members = _decode_members(_compact(raw))
-        members["apiVersion"] = members.get("apiVersion") or msgspec.Raw(_encode(api_version))
-        members["kind"] = members.get("kind") or msgspec.Raw(_encode(kind))
-        if fields is None:
-            metadata = _decode_members(members["metadata"])
-            metadata.pop("managedFields", None)
-        else:
-            members, metadata = _select(members, (*_ALWAYS_CARRIED, *fields))
-    except (msgspec.DecodeError, KeyError) as error:
+        # Formatting costs 2 us and makes sure: not every server behind the API server's aggregation writes compactly.
+        members = _decode_members(msgspec.json.format(raw, indent=-1))
+        if "metadata" not in members:
+            raise InvalidObject("not a Kubernetes object: it has no metadata")
+        if selection.members is not None:
+            members = _pick(members, selection.members)
+        metadata = _decode_members(members["metadata"])
+        if selection.metadata is not None:
+            metadata = _pick(metadata, selection.metadata)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidObject(f"not a Kubernetes object: {error}") from error
+    if not selection.carries_managed_fields:
+        metadata.pop("managedFields", None)
     metadata.pop("resourceVersion", None)
     members["metadata"] = msgspec.Raw(_encode(metadata))
-    ordered = {"apiVersion": members.pop("apiVersion"), "kind": members.pop("kind"), **members}
+    ordered = {
+        "apiVersion": members.pop("apiVersion", None) or msgspec.Raw(_encode(api_version)),
+        "kind": members.pop("kind", None) or msgspec.Raw(_encode(kind)),
+        **members,
+    }
     return _encode(ordered)
 
 
-def _compact(raw: bytes) -> bytes:
-    # kube-apiserver writes compact JSON; a newline or a space behind a colon shows a server that does not (or stands
-    # inside a string, and then the work is merely wasted).
-    return msgspec.json.format(raw, indent=-1) if b"\n" in raw or b'": ' in raw else raw
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """Which members of an object, and of its metadata, are carried: None = all."""
+
+    members: "_Tree | None"
+    metadata: "_Tree | None"
+    carries_managed_fields: bool
 
 
-def _select(
-    members: dict[str, msgspec.Raw], paths: Iterable[FieldPath]
-) -> tuple[dict[str, msgspec.Raw], dict[str, msgspec.Raw]]:
-    """The named paths, in the object's own order: (members without metadata's content, metadata's members)."""
-    wanted: dict[str, list[FieldPath]] = {"apiVersion": [()], "kind": [()]}
-    for path in paths:
-        wanted.setdefault(path[0], []).append(path[1:])
-    metadata = _decode_members(members["metadata"])
-    selected = {name: _pick(value, wanted[name]) for name, value in members.items() if name in wanted}
-    if () in wanted["metadata"]:
-        metadata.pop("managedFields", None)
-    else:
-        metadata = _decode_members(selected["metadata"])
-    return {name: value for name, value in selected.items() if value != b""}, metadata
+_NOT_CARRIED: _Tree = {}
+_EVERYTHING = _Selection(None, None, carries_managed_fields=False)
 
 
-def _pick(value: msgspec.Raw, paths: list[FieldPath]) -> msgspec.Raw:
-    """The parts of `value` that the paths name; empty if there is none of them."""
-    if () in paths:
-        return value
+@functools.lru_cache(maxsize=_FEEDS_FIELDS_MAX)
+def _select(fields: tuple[FieldPath, ...]) -> _Selection:
+    tree: _Tree = {}
+    for path in (*_ALWAYS_CARRIED, *fields):
+        _grow(tree, path)
+    metadata, tree["metadata"] = tree["metadata"], None
+    named = any(path[:2] == ("metadata", "managedFields") for path in fields)
+    return _Selection(tree, metadata, carries_managed_fields=named)
+
+
+def _grow(tree: _Tree, path: FieldPath) -> None:
+    for name in path[:-1]:
+        branch = tree.setdefault(name, {})
+        if branch is None:  # carried whole already
+            return
+        tree = branch
+    tree[path[-1]] = None
+
+
+def _pick(members: dict[str, msgspec.Raw], tree: _Tree) -> dict[str, msgspec.Raw]:
+    """The members that the tree names, in the object's own order; a member of which nothing is carried is left out."""
+    picked = {}
+    for name, value in members.items():
+        branch = tree.get(name, _NOT_CARRIED)
+        if branch is None:
+            picked[name] = value
+        elif branch and (inner := _pick_inner(value, branch)):
+            picked[name] = msgspec.Raw(_encode(inner))
+    return picked
+
+
+def _pick_inner(value: msgspec.Raw, tree: _Tree) -> dict[str, msgspec.Raw]:
     try:
         members = _decode_members(value)
-    except msgspec.ValidationError:  # a path leads into a list or a scalar: there is nothing of that name
-        return msgspec.Raw(b"")
-    wanted: dict[str, list[FieldPath]] = {}
-    for path in paths:
-        wanted.setdefault(path[0], []).append(path[1:])
-    picked = {name: _pick(member, wanted[name]) for name, member in members.items() if name in wanted}
-    picked = {name: member for name, member in picked.items() if bytes(member) != b""}
-    return msgspec.Raw(_encode(picked)) if picked else msgspec.Raw(b"")
+    except msgspec.ValidationError:  # a list or a scalar: there is nothing of that name in it
+        return {}
+    return _pick(members, tree)

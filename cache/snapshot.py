@@ -103,6 +103,8 @@ class SnapshotBuilder:
     def _copy(self, descriptor: int, position: int, length: int) -> None:
         while length:
             data = os.pread(descriptor, min(length, _COPY_BYTES), position)
+            if not data:
+                raise ValueError(f"the previous snapshot ends at {position}, inside a chunk")
             self._write(data)
             position += len(data)
             length -= len(data)

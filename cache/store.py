@@ -49,7 +49,7 @@ class Chunk:
         self.entries: dict[str, Entry] = {}
         self.digest = 0
         self.sequence = 0
-        """Sequence of the last change; 0 for never."""
+        """Sequence of the last change, or of the split that made the chunk; 0 for never."""
 
 
 class ChunkCut(NamedTuple):
@@ -118,20 +118,18 @@ class Store:
 
         A suppressed no-op leaves the stored revision as it is: it is the revision of the value that clients hold.
         """
-        old = self._entries.pop(key, None)
-        if old is not None and (
-            old.value == value and old.v3_resource_version == v3_resource_version and old.ttl == ttl
-        ):
-            self._entries[key] = old
-            return None
+        old = self._entries.get(key)
+        if old is not None:
+            if old.value == value and old.v3_resource_version == v3_resource_version and old.ttl == ttl:
+                return None
+            del self._entries[key]  # so that it comes back as the last one changed
         self.sequence += 1
         pair = digests.pair_digest(key.encode(), value)
         entry = Entry(key, value, revision, v3_resource_version, ttl, self.sequence, pair)
         self._entries[key] = entry
         self._chunk_changed(entry, pair - (old.digest if old else 0)).entries[key] = entry
         self.value_bytes += len(value) - len(old.value) if old else len(key) + len(value)
-        if old is None:
-            self._maybe_split()
+        self._maybe_split()
         kind = messages.UpdateType.UPDATED if old else messages.UpdateType.NEW
         return messages.Update(key, value, revision, kind, v3_resource_version, ttl)
 
@@ -160,11 +158,12 @@ class Store:
             return
         # All chunks at once: it happens a dozen times in a cluster's growth, and takes some 0.5 us a key.
         self._chunks = [Chunk() for _ in range(count * 2)]
+        for chunk in self._chunks:
+            chunk.sequence = self.sequence  # the empty ones too: whoever remembers this number means another chunk
         for entry in self._entries.values():
             chunk = self._chunks[chunk_hash(entry.key) & (count * 2 - 1)]
             chunk.entries[entry.key] = entry
             chunk.digest = (chunk.digest + entry.digest) % digests.MODULUS
-            chunk.sequence = self.sequence
 
     def cut(self, *, since_sequence: int = -1) -> Cut:
         """Everything at this moment; chunks without a change after `since_sequence` come without their entries."""

@@ -1,0 +1,186 @@
+"""The cursor's states: every change that exists, and none that does not."""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cache import cursor, log
+from protocol import encoding, reasons
+from tests.cache import channel_harness
+
+State = cursor.CursorState
+REASON = reasons.DisconnectReason.NO_PROGRESS
+
+# Written down once more, so that a change of the table is a change of two places.
+LEGAL = {
+    (State.HANDSHAKE, State.HELD),
+    (State.HELD, State.SNAPSHOT),
+    (State.SNAPSHOT, State.FOLLOWING),
+    (State.FOLLOWING, State.CATCHING_UP),
+    (State.CATCHING_UP, State.HELD),
+    *((state, State.CLOSING) for state in State if state is not State.CLOSING),
+}
+
+
+@pytest.fixture
+def reader() -> Iterator[log.LogReader]:
+    """A log of the frames [0, 4), [4, 10) and, in the next segment, [10, 20)."""
+    writer = log.LogWriter(segment_bytes=2 * log.FRAME_BYTES_FLOOR)
+    writer.append([encoding.EncodedFrame(data, number) for number, data in enumerate([b"1234", b"abcdef", b"x" * 10])])
+    made = log.LogReader()
+    for segment in writer.segments:
+        made.add_segment(segment.base, segment.size, os.dup(segment.descriptor), os.dup(segment.index_descriptor))
+    made.publish(writer.end, writer.segments[-1].frames)
+    writer.close()
+    yield made
+    made.close()
+
+
+def snapshot_file(*, length: int = 100, log_offset: int = 4) -> cursor.SnapshotFile:
+    return cursor.SnapshotFile(-1, length=length, log_offset=log_offset, sequence=1)
+
+
+def cursor_in(state: State, reader: log.LogReader) -> cursor.Cursor:
+    made = cursor.Cursor()
+    if state is State.HANDSHAKE:
+        return made
+    made.become_held()
+    if state is State.HELD:
+        return made
+    snapshot = snapshot_file()
+    made.become_snapshot(snapshot)
+    made.position = snapshot.length
+    if state is State.SNAPSHOT:
+        return made
+    made.become_following()
+    if state is State.CATCHING_UP:
+        made.become_catching_up(reader)
+    if state is State.CLOSING:
+        made.become_closing(REASON)
+    return made
+
+
+def become(made: cursor.Cursor, state: State, reader: log.LogReader) -> None:
+    changes: dict[State, Callable[[], None]] = {
+        State.HELD: made.become_held,
+        State.SNAPSHOT: lambda: made.become_snapshot(snapshot_file()),
+        State.FOLLOWING: made.become_following,
+        State.CATCHING_UP: lambda: made.become_catching_up(reader),
+        State.CLOSING: lambda: made.become_closing(reasons.DisconnectReason.SERVER_ERROR),
+    }
+    changes[state]()
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(State, list(State)[1:])))
+def test_every_change_of_state(before: State, after: State, reader: log.LogReader) -> None:
+    made = cursor_in(before, reader)
+    assert made.state is before
+    if (before, after) in LEGAL:
+        become(made, after, reader)
+        assert made.state is after
+    else:
+        with pytest.raises(cursor.IllegalTransition, match=before.value):
+            become(made, after, reader)
+        assert made.state is before
+        if before is State.CLOSING:
+            assert made.reason is REASON
+
+
+@pytest.mark.parametrize("state", State)
+def test_what_is_set_in_which_state(state: State, reader: log.LogReader) -> None:
+    made = cursor_in(state, reader)
+    assert (made.snapshot is not None) == (state is State.SNAPSHOT)
+    assert (made.reason is not None) == made.is_closing() == (state is State.CLOSING)
+    assert state.value in repr(made)
+
+
+def test_readers_of_a_snapshot_are_counted() -> None:
+    snapshot = snapshot_file(log_offset=7)
+    made = [cursor.Cursor() for _ in range(3)]
+    for one in made:
+        one.become_held()
+        one.become_snapshot(snapshot)
+    assert snapshot.readers == 3
+    made[0].position = snapshot.length
+    made[0].become_following()
+    assert made[0].offset == 7
+    made[1].become_closing(REASON)
+    assert snapshot.readers == 1
+    made[0].become_closing(REASON)
+    assert snapshot.readers == 1
+    assert "readers=1" in repr(snapshot)
+
+
+@pytest.mark.parametrize("position", [0, 1, 99])
+def test_nobody_follows_before_the_snapshots_end(position: int) -> None:
+    made = cursor.Cursor()
+    made.become_held()
+    snapshot = snapshot_file(length=100)
+    made.become_snapshot(snapshot)
+    made.position = position
+    with pytest.raises(cursor.IllegalTransition):
+        made.become_following()
+    assert (made.state, snapshot.readers) == (State.SNAPSHOT, 1)
+
+
+@pytest.mark.parametrize(
+    ("offset", "tail"),
+    [(0, None), (1, b"234"), (4, None), (5, b"bcdef"), (9, b"f"), (10, None), (11, b"x" * 9), (20, None)],
+)
+def test_the_rest_of_a_frame_is_taken_along(offset: int, tail: bytes | None, reader: log.LogReader) -> None:
+    made = cursor_in(State.FOLLOWING, reader)
+    made.offset = offset
+    assert made.at_boundary(reader) == (tail is None)
+    made.become_catching_up(reader)
+    reader.drop(reader.end)
+    assert (made.tail and bytes(made.tail)) == tail
+    assert made.at_boundary(reader) == (tail is None)
+    if tail is not None:
+        with pytest.raises(cursor.IllegalTransition, match="owes"):
+            made.become_held()
+        assert made.state is State.CATCHING_UP
+        assert made.tail is not None
+        made.tail = made.tail[len(tail) :]
+    made.become_held()
+    assert (made.state, made.tail) == (State.HELD, None)
+
+
+def test_who_closes_owes_nothing(reader: log.LogReader) -> None:
+    made = cursor_in(State.FOLLOWING, reader)
+    made.offset = 5
+    made.become_catching_up(reader)
+    made.become_closing(REASON)
+    assert made.tail is None
+
+
+def test_a_tail_does_not_hold_the_log(reader: log.LogReader) -> None:
+    before = channel_harness.open_descriptors()
+    made = cursor_in(State.FOLLOWING, reader)
+    made.offset = 5
+    made.become_catching_up(reader)
+    reader.drop(10)
+    assert channel_harness.open_descriptors() == before - 3  # the segment's own, and one for each of its two maps
+    assert bytes(made.tail or b"") == b"bcdef"
+
+
+def test_an_offset_that_has_gone_stood_at_a_snapshots_end(reader: log.LogReader) -> None:
+    reader.drop(10)
+    made = cursor_in(State.FOLLOWING, reader)
+    assert made.offset < reader.start
+    made.become_catching_up(reader)
+    assert made.tail is None
+
+
+def test_the_ends_of_a_snapshot_are_boundaries(reader: log.LogReader) -> None:
+    made = cursor.Cursor()
+    assert made.at_boundary(reader)
+    made.become_held()
+    assert made.at_boundary(reader)
+    made.become_snapshot(snapshot_file(length=100))
+    at = []
+    for position in (0, 1, 50, 99, 100):
+        made.position = position
+        at.append(made.at_boundary(reader))
+    assert at == [True, False, False, False, True]

@@ -1,0 +1,182 @@
+"""Snapshot files: what a client decodes is the store as it was cut; copied chunks are what encoding gives."""
+
+import os
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache import snapshot, store
+from protocol import messages
+from protocol.native import encoder
+from tests.cache import channel_harness
+
+keys = st.integers(0, 30).map("/core/v1/pods/default/web-{}".format)
+histories = st.lists(st.tuples(keys, st.none() | st.binary(max_size=40) | st.just(b"a" * 2000)), max_size=40)
+zstd = pytest.mark.parametrize("zstd", [False, True])
+
+
+def change(target: store.Store, history: list[tuple[str, bytes | None]]) -> None:
+    for key, value in history:
+        if value is None:
+            target.delete(key, "r")
+        else:
+            target.put(key, value, f"r{len(value)}", ttl=len(value) % 2)
+
+
+def build(
+    source: store.Store, *, zstd: bool, previous: snapshot.Snapshot | None = None, log_offset: int = 0
+) -> snapshot.SnapshotBuilder:
+    cut = source.cut(since_sequence=-1 if previous is None else previous.sequence)
+    builder = snapshot.SnapshotBuilder(encoder.NativeEncoder(zstd=zstd), cut, log_offset=log_offset, previous=previous)
+    for _ in builder.steps():
+        pass
+    return builder
+
+
+def content(made: snapshot.Snapshot) -> bytes:
+    data = os.pread(made.descriptor, made.length + 1, 0)
+    assert len(data) == made.length == os.fstat(made.descriptor).st_size
+    return data
+
+
+def received(made: snapshot.Snapshot) -> channel_harness.ModelClient:
+    client = channel_harness.ModelClient()
+    client.receive(content(made))
+    assert client.connection.pending_bytes == 0
+    assert client.connection.sequence == made.sequence
+    return client
+
+
+def entries(source: store.Store) -> dict[str, messages.Update]:
+    return {entry.key: entry.as_update() for entry in source}
+
+
+@zstd
+@given(histories, histories, st.sampled_from(messages.SyncStatus), st.sampled_from(messages.SyncStatus))
+def test_snapshot_after_snapshot(
+    zstd: bool,
+    first: list[tuple[str, bytes | None]],
+    second: list[tuple[str, bytes | None]],
+    status: messages.SyncStatus,
+    later_status: messages.SyncStatus,
+) -> None:
+    with mock.patch.object(store, "CHUNK_TARGET_KEYS", 4), mock.patch.object(store, "CHUNK_TARGET_BYTES", 4000):
+        before = channel_harness.open_descriptors()
+        source = store.Store()
+        change(source, first)
+        source.status = status
+        one = build(source, zstd=zstd).snapshot
+        client = received(one)
+        assert client.map == entries(source)
+        assert client.status is status
+
+        change(source, second)
+        source.status = later_status
+        builder = build(source, zstd=zstd, previous=one)
+        two = builder.snapshot
+        client = received(two)
+        assert client.map == entries(source)
+        assert client.status is later_status
+        assert two.keys == len(source)
+        assert builder.chunks_copied + builder.chunks_encoded == source.chunk_count
+
+        anew = build(source, zstd=zstd).snapshot
+        assert content(anew) == content(two)
+        for made in (one, two, anew):
+            made.close()
+        assert channel_harness.open_descriptors() == before
+
+
+@zstd
+def test_what_has_not_changed_is_copied(zstd: bool) -> None:
+    source = store.Store()
+    change(source, [(f"/{number}", b"x" * 100) for number in range(2000)])
+    assert source.chunk_count == 8
+    one = build(source, zstd=zstd).snapshot
+    source.put("/7", b"changed", "2")
+    source.put("/8", b"x" * 100, "no change")
+    builder = build(source, zstd=zstd, previous=one)
+    assert (builder.chunks_encoded, builder.chunks_copied) == (1, 7)
+    one.close()
+    assert received(builder.snapshot).map == entries(source)
+    builder.snapshot.close()
+
+
+def test_a_split_between_two_snapshots() -> None:
+    """Two large values fill one chunk, then are in one of two: the empty one must not be copied from the old file."""
+    names = [f"/{number}" for number in range(100) if store.chunk_hash(f"/{number}") & 1]
+    source = store.Store()
+    source.put(names[0], b"small", "1")
+    one = build(source, zstd=False).snapshot
+    source.put(names[1], b"x" * store.CHUNK_TARGET_BYTES, "1")
+    assert source.chunk_count == 2
+    two = build(source, zstd=False, previous=one).snapshot
+    assert received(two).map == entries(source)
+    one.close()
+    two.close()
+
+
+def test_a_chunk_of_many_frames() -> None:
+    source = store.Store()
+    with mock.patch.object(store, "MAX_CHUNKS", 1):
+        change(source, [(f"/{number}", bytes([number]) * 200_000) for number in range(6)])
+    made = build(source, zstd=False).snapshot
+    client = received(made)
+    assert client.map == entries(source)
+    assert client.chunks == [(0, True, 1)] * 5 + [(0, False, 1)]
+    made.close()
+
+
+def test_changes_while_it_is_made_are_not_in_it() -> None:
+    source = store.Store()
+    change(source, [(f"/{number}", b"x") for number in range(1000)])
+    expected = entries(source)
+    builder = snapshot.SnapshotBuilder(encoder.NativeEncoder(), source.cut(), log_offset=42)
+    steps = builder.steps()
+    for number, _ in enumerate(steps):
+        change(source, [(f"/{number}", None), (f"/{number + 100}", b"y"), (f"/new-{number}", b"z")])
+    assert received(builder.snapshot).map == expected
+    assert builder.snapshot.log_offset == 42
+    assert "keys=1000" in repr(builder.snapshot)
+    builder.snapshot.close()
+
+
+def test_nobody_changes_a_finished_file() -> None:
+    made = build(store.Store(), zstd=False).snapshot
+    assert channel_harness.changes_another_process_can_make(made.descriptor) == []
+    made.close()
+
+
+def test_a_builder_that_is_given_up_leaves_nothing_open() -> None:
+    before = channel_harness.open_descriptors()
+    source = store.Store()
+    change(source, [(f"/{number}", b"x") for number in range(1000)])
+    builder = snapshot.SnapshotBuilder(encoder.NativeEncoder(), source.cut(), log_offset=0)
+    next(builder.steps())
+    builder.abandon()
+    assert channel_harness.open_descriptors() == before
+
+
+def test_a_chunk_that_was_left_out_needs_the_snapshot_before() -> None:
+    source = store.Store()
+    source.put("/a", b"1", "1")
+    cut = source.cut(since_sequence=source.sequence)
+    builder = snapshot.SnapshotBuilder(encoder.NativeEncoder(), cut, log_offset=0)
+    with pytest.raises(ValueError, match="chunk 0"):
+        list(builder.steps())
+    builder.abandon()
+
+
+def test_a_snapshot_that_is_cut_short_is_not_copied_for_ever() -> None:
+    source = store.Store()
+    source.put("/a", b"1", "1")
+    one = build(source, zstd=False).snapshot
+    one.chunks[0] = one.chunks[0]._replace(length=1000)
+    cut = source.cut(since_sequence=one.sequence)
+    builder = snapshot.SnapshotBuilder(encoder.NativeEncoder(), cut, log_offset=0, previous=one)
+    with pytest.raises(ValueError, match="ends"):
+        list(builder.steps())
+    builder.abandon()
+    one.close()

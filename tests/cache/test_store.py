@@ -1,0 +1,182 @@
+"""The store against a plain dict: sequences, digests, chunks, and cuts that stay what they were."""
+
+from unittest import mock
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from cache import store
+from protocol import digest, messages
+
+keys = st.sampled_from([f"/core/v1/pods/default/web-{number}" for number in range(12)])
+values = st.sampled_from([b"", b"a", b"b", b"c" * 50])
+changes = st.lists(st.tuples(keys, st.none() | values), max_size=40)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Puts and deletes in any order; the chunks are made so small that they split often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = store.Store()
+        self.model: dict[str, tuple[bytes, str, str, int]] = {}
+        self.order: list[str] = []
+        self.sequence = 0
+        self.known: dict[int, store.ChunkCut] = {}
+        self.cut_sequence = -1
+        self.frozen: list[tuple[store.Cut, dict[str, bytes]]] = []
+        self.patches = [
+            mock.patch.object(store, "CHUNK_TARGET_KEYS", 2),
+            mock.patch.object(store, "CHUNK_TARGET_BYTES", 200),
+            mock.patch.object(store, "MAX_CHUNKS", 8),
+        ]
+
+    @initialize()
+    def make_chunks_small(self) -> None:
+        for patch in self.patches:
+            patch.start()
+
+    def teardown(self) -> None:
+        for patch in self.patches:
+            patch.stop()
+
+    @rule(key=keys, value=values, revision=st.sampled_from("12"), v3=st.sampled_from(["", "v"]), ttl=st.integers(0, 1))
+    def put(self, key: str, value: bytes, revision: str, v3: str, ttl: int) -> None:
+        old = self.model.get(key)
+        update = self.store.put(key, value, revision, v3_resource_version=v3, ttl=ttl)
+        if old is not None and (old[0], *old[2:]) == (value, v3, ttl):
+            assert update is None
+            return
+        kind = messages.UpdateType.NEW if old is None else messages.UpdateType.UPDATED
+        assert update == messages.Update(key, value, revision, kind, v3, ttl)
+        self.model[key] = (value, revision, v3, ttl)
+        self._changed(key)
+        self.order.append(key)
+
+    @rule(key=keys)
+    def delete(self, key: str) -> None:
+        old = self.model.pop(key, None)
+        update = self.store.delete(key, "9")
+        if old is None:
+            assert update is None
+            return
+        assert update == messages.Update(key, None, "9", messages.UpdateType.DELETED, old[2])
+        self._changed(key)
+
+    def _changed(self, key: str) -> None:
+        self.sequence += 1
+        self.order = [other for other in self.order if other != key]
+
+    @rule()
+    def cut(self) -> None:
+        """What has changed since the last cut, together with what that one knew, is everything."""
+        cut = self.store.cut(since_sequence=self.cut_sequence)
+        whole = [self.known[chunk.number] if chunk.entries is None else chunk for chunk in cut.chunks]
+        assert whole == list(self.store.cut().chunks)
+        self.known = {chunk.number: chunk for chunk in whole}
+        self.cut_sequence = cut.sequence
+        self.frozen.append((self.store.cut(), self._values()))
+
+    @rule()
+    def set_status(self) -> None:
+        self.store.status = messages.SyncStatus.IN_SYNC
+        assert self.store.cut().status is messages.SyncStatus.IN_SYNC
+
+    def _values(self) -> dict[str, bytes]:
+        return {key: value for key, (value, *_) in self.model.items()}
+
+    @invariant()
+    def agrees_with_the_model(self) -> None:
+        assert self.store.sequence == self.sequence
+        assert len(self.store) == len(self.model)
+        assert [entry.key for entry in self.store] == self.order
+        sequences = [entry.sequence for entry in self.store]
+        assert sequences == sorted(set(sequences))
+        for entry in self.store:
+            assert self.model[entry.key] == (entry.value, entry.revision, entry.v3_resource_version, entry.ttl)
+            assert self.store.get(entry.key) is entry
+            assert entry.key in self.store
+        assert self.store.value_bytes == sum(len(key) + len(value) for key, value in self._values().items())
+
+    @invariant()
+    def digests_say_what_is_there(self) -> None:
+        assert self.store.digest == digest.state_digest(self._values().items())
+        cut = self.store.cut()
+        assert (cut.sequence, cut.keys, cut.digest) == (self.sequence, len(self.model), self.store.digest)
+        assert sum(chunk.digest for chunk in cut.chunks) % digest.MODULUS == self.store.digest
+        for chunk in cut.chunks:
+            assert chunk.entries is not None
+            assert digest.state_digest((entry.key, entry.value) for entry in chunk.entries) == chunk.digest
+            assert {store.chunk_hash(entry.key) % len(cut.chunks) for entry in chunk.entries} <= {chunk.number}
+
+    @invariant()
+    def the_number_of_chunks_is_a_power_of_two(self) -> None:
+        count = self.store.chunk_count
+        assert count == len(self.store.cut().chunks)
+        assert count & (count - 1) == 0
+        assert count <= store.MAX_CHUNKS
+
+    @invariant()
+    def cuts_stay_what_they_were(self) -> None:
+        for cut, values in self.frozen:
+            assert {entry.key: entry.value for chunk in cut.chunks for entry in chunk.entries or ()} == values
+
+
+TestStore = StoreMachine.TestCase
+TestStore.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def filled(history: list[tuple[str, bytes | None]]) -> store.Store:
+    made = store.Store()
+    for key, value in history:
+        if value is None:
+            made.delete(key, "1")
+        else:
+            made.put(key, value, "1")
+    return made
+
+
+def chunk_digests(made: store.Store, *, count: int) -> list[int]:
+    """The digests it would have with fewer chunks: the number of a chunk is the lower bits of a hash."""
+    folded = [0] * count
+    for chunk in made.cut().chunks:
+        folded[chunk.number % count] += chunk.digest
+    return [total % digest.MODULUS for total in folded]
+
+
+@given(changes, changes)
+def test_equal_contents_give_equal_chunks_whatever_the_history(
+    first: list[tuple[str, bytes | None]], second: list[tuple[str, bytes | None]]
+) -> None:
+    with mock.patch.object(store, "CHUNK_TARGET_KEYS", 2):
+        one = filled(first)
+        values = {entry.key: entry.value for entry in one}
+        emptied = [(entry.key, None) for entry in filled(second)]
+        other = filled([*second, *emptied, *reversed(values.items())])
+    count = min(one.chunk_count, other.chunk_count)
+    assert chunk_digests(one, count=count) == chunk_digests(other, count=count)
+    assert one.digest == other.digest
+
+
+def test_values_that_grow_split_chunks_too() -> None:
+    made = filled([(f"/{number}", b"") for number in range(8)])
+    assert made.chunk_count == 1
+    for number in range(8):
+        made.put(f"/{number}", b"x" * store.CHUNK_TARGET_BYTES, "2")
+    assert made.chunk_count > 4
+
+
+def test_a_chunk_that_a_split_left_empty_is_not_taken_for_the_old_one() -> None:
+    """Its number meant other keys before: a snapshot that copied it would have them twice."""
+    key = next(f"/{number}" for number in range(100) if store.chunk_hash(f"/{number}") & 1)
+    made = filled([(key, b"small")])
+    before = made.cut()
+    made.put(key, b"x" * (store.CHUNK_TARGET_BYTES + 1), "2")
+    cut = made.cut(since_sequence=before.sequence)
+    assert [len(chunk.entries or "") for chunk in cut.chunks] == [0, 1]
+    assert all(chunk.entries is not None for chunk in cut.chunks)
+
+
+def test_the_hash_that_decides_the_chunk() -> None:
+    assert store.chunk_hash("/core/v1/nodes//n1") == 0x90A1B589
