@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from loadtest import bench, controlplane, demo, kubeconfig, processes, truth
+from loadtest import acceptance, bench, controlplane, demo, kubeconfig, processes, truth
+from loadtest.real import writer
 from loadtest.scenarios import registry, setting
 from loadtest.swarm import supervisor
 
@@ -18,6 +19,7 @@ EXPECTED = (
     kubeconfig.KubeconfigError,
     processes.ProcessError,
     truth.ApiError,
+    writer.WriteError,
     supervisor.SwarmError,
     controlplane.ControlPlaneError,
     TimeoutError,
@@ -123,6 +125,17 @@ def bench_command(agents: int, updates_per_second: float, duration: float, round
         agents=agents, updates_per_second=updates_per_second, seconds=duration, rounds=rounds, folder=folder
     )
     _finish(bench.run(settings))
+
+
+@main.command("acceptance")
+@click.option("--scale", default=1.0, type=click.FloatRange(0.01, 1.0), help="Of the full size.")
+@click.option("--only", multiple=True, type=click.Choice(list(acceptance.PARTS)), help="Parts to run; default: all.")
+@click.option(
+    "--folder", default="report-acceptance", type=click.Path(file_okay=False, path_type=Path), help="Reports."
+)
+def acceptance_command(scale: float, only: tuple[str, ...], folder: Path) -> None:
+    """Everything that has to be shown; below full size, times are shown and not judged."""
+    _finish(acceptance.run(acceptance.AcceptanceSettings(scale=scale, only=only, folder=folder)))
 
 
 if __name__ == "__main__":

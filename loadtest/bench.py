@@ -81,6 +81,17 @@ def facts(settings: BenchSettings, bare: list[Round], service: list[Round]) -> d
     }
 
 
+def check(bare: list[Round], service: list[Round], *, judged: bool) -> report.Check:
+    """CPU at most 1.25 times the bare loop's, p99 at most 1.25 times its and 5 ms; medians of alternating runs."""
+    one, other = median(bare), median(service)
+    within = (
+        other.cpu_per_delivery <= one.cpu_per_delivery * CPU_LIMIT
+        and other.p99 <= one.p99 * LATENCY_LIMIT + LATENCY_LIMIT_SECONDS
+    )
+    detail = f"service {_text(other)}; bare loop {_text(one)}" + ("" if judged else " (not judged)")
+    return report.Check("CPU and p99 beside the bare send loop", within or not judged, detail)
+
+
 def median(rounds: list[Round]) -> Round:
     """The median of each figure."""
     return Round(

@@ -1,33 +1,36 @@
 """The API server's load does not depend on the number of agents."""
 
 import dataclasses
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 from loadtest import measure, report, view
 from loadtest.scenarios import setting
 
 FEW: Final = 10
+_READS: Final = ("GET", "LIST", "WATCH")
 
 Rise = dict[tuple[str, ...], float]
 
 
-def rise(before: measure.Counters, after: measure.Counters, resources: set[str]) -> Rise:
+def requests(before: measure.Counters, after: measure.Counters, resources: set[str]) -> Rise:
     """How much each counter of requests for these resources (plural names) rose."""
-    name, labels = "apiserver_request_total", ("verb", "group", "resource")
+    return _rise("apiserver_request_total", before, after, resources)
+
+
+def watches(before: measure.Counters, after: measure.Counters, resources: set[str]) -> Rise:
+    """How many more watches of these resources are open."""
+    return _rise("apiserver_longrunning_requests", before, after, resources)
+
+
+def _rise(name: str, before: measure.Counters, after: measure.Counters, resources: set[str]) -> Rise:
+    labels = ("verb", "group", "resource")
     old = before.by_labels(name, *labels)
     new = after.by_labels(name, *labels)
     return {
         place: value - old.get(place, 0.0)
         for place, value in sorted(new.items())
-        if place[2] in resources and value != old.get(place, 0.0)
+        if place[0] in _READS and place[2] in resources and value != old.get(place, 0.0)
     }
-
-
-def watches(counters: measure.Counters, resources: set[str]) -> Rise:
-    """Open watches by resource."""
-    open_now = counters.by_labels("apiserver_longrunning_requests", "verb", "group", "resource")
-    return {place: value for place, value in sorted(open_now.items()) if place[2] in resources and value}
 
 
 def check(few: tuple[int, Rise, Rise], many: tuple[int, Rise, Rise]) -> report.Check:
@@ -47,16 +50,6 @@ def check(few: tuple[int, Rise, Rise], many: tuple[int, Rise, Rise]) -> report.C
     )
 
 
-async def count(
-    read: Callable[[], Awaitable[str]], resources: set[str], work: Callable[[], Awaitable[None]]
-) -> tuple[Rise, Rise]:
-    """Rise of the requests and open watches at the end, while `work` starts the service and lets it run."""
-    before = measure.Counters(await read())
-    await work()
-    after = measure.Counters(await read())
-    return rise(before, after, resources), watches(after, resources)
-
-
 async def api_load(settings: setting.Settings, screen: view.View) -> report.Report:
     """The simulator's own counters with 10 agents and with all."""
     parts = []
@@ -69,7 +62,8 @@ async def api_load(settings: setting.Settings, screen: view.View) -> report.Repo
             await scene.running.sleep(settings.seconds)
             counters = measure.Counters(await scene.simulator.metrics())
             resources = {spec.type.resource for spec in scene.running.specs}
-            parts.append((agents, rise(measure.Counters(""), counters, resources), watches(counters, resources)))
+            none = measure.Counters("")
+            parts.append((agents, requests(none, counters, resources), watches(none, counters, resources)))
             made = await scene.finish("Load of the API server", {}, [])
     made.checks.insert(0, check(parts[0], parts[1]))
     made.data["requests"] = [{" ".join(place): value for place, value in part[1].items()} for part in parts]

@@ -1,0 +1,86 @@
+"""A TCP relay in front of an API server, whose connections can be cut while the API server goes on.
+
+So watches break with their history intact, and have to be resumed. TLS passes through as it is.
+"""
+
+import asyncio
+from types import TracebackType
+from typing import Final, Self
+
+READ_BYTES: Final = 256 * 1024
+
+
+class Relay:
+    """Relays from a port of its own to another; an async context manager."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        assert self._server is not None
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def cut(self) -> int:
+        """Resets all connections; returns how many there were."""
+        count = len(self._writers) // 2
+        for writer in list(self._writers):
+            writer.transport.abort()
+        return count
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.set_name("relayed connection")
+        self._tasks.add(task)
+        try:
+            await self._relay(reader, writer)
+        finally:
+            self._tasks.discard(task)
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection(*self._target)
+        except OSError:  # the API server is down: so is this connection
+            writer.transport.abort()
+            return
+        ends = {writer, far_writer}
+        self._writers |= ends
+        copies = [
+            asyncio.create_task(_copy(reader, far_writer), name="relay to the API server"),
+            asyncio.create_task(_copy(far_reader, writer), name="relay from the API server"),
+        ]
+        try:
+            await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.transport.abort()
+            self._writers -= ends
+            await asyncio.wait(copies)
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(READ_BYTES):
+            writer.write(data)
+            await writer.drain()
+    except ConnectionError:
+        return
