@@ -210,7 +210,6 @@ class Fanout:
                 "stats",
                 {
                     **self.stats.counters(),
-                    "histograms": self.stats.histograms(_monotonic()),
                     "active": len(self.poller.clients) - len(self.sessions.closing),
                     "handshaking": len(self.sessions.handshaking),
                     "closing": len(self.sessions.closing),
@@ -219,6 +218,8 @@ class Fanout:
                 },
             ]
         )
+        for feed, histograms in self.stats.histograms(_monotonic()).items():
+            self._tell(["histograms", feed, histograms])  # apart: all feeds' together may be more than a datagram
 
     async def _drain(self) -> None:
         """Closes client after client over the time that is given, in random order, each with a goodbye."""

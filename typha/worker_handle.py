@@ -122,7 +122,9 @@ class WorkerHandle:
     def _handle(self, message: list[object]) -> None:
         match message:
             case ["stats", dict() as report]:
-                self.report = report
+                self.report = {**report, "histograms": self.report.get("histograms", {})}
+            case ["histograms", str(feed), dict() as histograms]:
+                self.report.setdefault("histograms", {})[feed] = histograms
             case ["want", str(feed), str(wire_format)]:
                 self._hub_side.wanted(feed, wire_format)
             case ["ready", _]:

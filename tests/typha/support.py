@@ -1,0 +1,343 @@
+"""A worker's fan-out on real sockets with a hub beside it, in one event loop; and peers that check what they get."""
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Callable
+
+from cache import feed, objects, raw, resources
+from protocol import digest, messages
+from protocol.native import connection as native
+from protocol.native import frames
+from typha import client, fanout, hub, hub_channel, ipc, policy, settings, worker_handle
+
+PODS = resources.ResourceType("", "v1", "pods")
+NODES = resources.ResourceType("", "v1", "nodes")
+FEED = "web"
+TIMEOUT_SECONDS = 20.0
+
+
+def pod(
+    name: str, content: object = None, *, version: int = 1, type: resources.ResourceType = PODS
+) -> objects.ObjectEvent:
+    """An object as a watcher passes it on."""
+    metadata = {"name": name, "namespace": "default", "resourceVersion": str(version)}
+    written = json.dumps({"metadata": metadata, "spec": content}).encode()
+    return objects.ObjectEvent(type, "default", name, str(version), written, "v1", "Pod", objects.Origin.EVENT)
+
+
+def open_descriptors() -> int:
+    """Number of open descriptors of this process."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def eventually(condition: Callable[[], object], *, seconds: float = TIMEOUT_SECONDS) -> None:
+    """Returns when the condition holds; fails when it does not within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        await asyncio.sleep(0.005)
+
+
+def raw_feed(name: str = FEED, *types: resources.ResourceType) -> feed.RawFeed:
+    """A feed of whole objects."""
+    spec = raw.FeedSpec(name, tuple(raw.ResourceSpec(type) for type in types or (PODS,)))
+    return feed.RawFeed(spec, max_value_bytes=1 << 20)
+
+
+class Stage:
+    """A hub, a link and one fan-out. Snapshots are made as soon as they are asked for, unless `holds_snapshots`."""
+
+    def __init__(self, limits: policy.Policy, *, log_budget_bytes: int = 1 << 26, segment_bytes: int = 1 << 20) -> None:
+        self.limits = limits
+        self.holds_snapshots = False
+        self.broken: list[Exception] = []
+        self.feed = raw_feed()
+        self.hub = hub.Hub(
+            [self.feed], log_budget_bytes=log_budget_bytes, segment_bytes=segment_bytes, build_snapshot=self._request
+        )
+        self._requested: dict[hub_channel.HubChannel, None] = {}
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.listener.setblocking(False)
+        self.address = self.listener.getsockname()
+        self._peers: list[Peer] = []
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator["Stage"]:
+        """Runs the fan-out; ends it by cancellation if the test has not ended it."""
+        ours, theirs = ipc.pair()
+        self.loop = asyncio.get_running_loop()
+        self.link = ipc.Link(ours)
+        self.handle = worker_handle.WorkerHandle(1, self.link, self.hub, self.broken.append, self._watch_write)
+        self.loop.add_reader(self.link.fileno(), self._hear)
+        config = policy.WorkerConfig(
+            number=1, feeds=(FEED,), incarnation="00" * 16, settings=settings.to_dict(settings.Settings())
+        )
+        self.fanout = fanout.Fanout(config, self.listener, ipc.Link(theirs))
+        self.task = asyncio.create_task(self.fanout.run(), name="fanout under test")
+        self.hub.add_worker(self.handle)
+        try:
+            yield self
+        finally:
+            for peer in self._peers:
+                peer.close()
+            self.task.cancel()
+            await asyncio.wait([self.task])
+            self.hang_up()
+            self.hub.close()
+            self.listener.close()
+
+    def _watch_write(self, active: bool) -> None:
+        if active:
+            self.loop.add_writer(self.link.fileno(), self.handle.flush)
+        else:
+            self.loop.remove_writer(self.link.fileno())
+
+    def _hear(self) -> None:
+        self.handle.hear()
+        if self.broken:
+            self.loop.remove_reader(self.link.fileno())
+        self.make_snapshots()
+
+    def hang_up(self) -> None:
+        """The hub is gone."""
+        if self.link.fileno() >= 0:
+            self.loop.remove_reader(self.link.fileno())
+            self.loop.remove_writer(self.link.fileno())
+            self.link.close()
+
+    def _request(self, channel: hub_channel.HubChannel) -> None:
+        self._requested[channel] = None
+
+    def make_snapshots(self) -> None:
+        """Makes what was asked for."""
+        while self._requested and not self.holds_snapshots:
+            channel = next(iter(self._requested))
+            del self._requested[channel]
+            build_snapshot(self.hub, channel)
+
+    def put(self, *events: objects.ObjectEvent) -> None:
+        """Objects change, as one batch."""
+        for event in events:
+            self.hub.apply(event)
+        self.commit()
+
+    def delete(self, name: str) -> None:
+        """An object goes."""
+        self.hub.delete(pod(name))
+        self.commit()
+
+    def commit(self) -> None:
+        """Publishes, and makes the snapshots that are asked for."""
+        self.hub.commit()
+        self.make_snapshots()
+
+    def in_sync(self) -> None:
+        """The API server's state is known."""
+        self.hub.status(PODS, messages.SyncStatus.IN_SYNC)
+        self.commit()
+
+    @property
+    def content(self) -> dict[str, bytes]:
+        """The map that every client must have."""
+        return {entry.key: entry.value for entry in self.feed.store}
+
+    @property
+    def channel(self) -> hub_channel.HubChannel:
+        """The one channel that is open."""
+        [channel] = self.hub.channels.values()
+        return channel
+
+    @property
+    def disconnects(self) -> dict[str, int]:
+        """Ended connections by reason."""
+        return {reason.value: count for reason, count in self.fanout.stats.disconnects.items() if count}
+
+    async def connect(self, *, receive_buffer_bytes: int | None = None) -> "Peer":
+        """A TCP connection that has said nothing yet."""
+        end = socket.socket()
+        if receive_buffer_bytes is not None:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        end.setblocking(False)
+        peer = Peer(end)
+        self._peers.append(peer)
+        await self.loop.sock_connect(end, self.address)
+        return peer
+
+    async def subscribe(
+        self, *, feed: str = FEED, features: frozenset[str] = frozenset(), receive_buffer_bytes: int | None = None
+    ) -> "Peer":
+        """A client that has said hello."""
+        peer = await self.connect(receive_buffer_bytes=receive_buffer_bytes)
+        peer.say(messages.ClientHello(feed=feed, agent="test", features=features))
+        return peer
+
+    async def client_of(self, peer: "Peer") -> client.Client:
+        """The server's end of a peer."""
+        host, port = peer.socket.getsockname()
+        clients = self.fanout.poller.clients
+        await eventually(lambda: any(one.address == f"{host}:{port}" for one in clients.values()))
+        [found] = [one for one in clients.values() if one.address == f"{host}:{port}"]
+        return found
+
+    async def block(self, peer: "Peer") -> client.Client:
+        """Changes one object until the peer, which does not read, stands inside a frame; the server's end of it."""
+        blocked = await self.client_of(peer)
+        version = 1_000_000
+        while not blocked.waiting or blocked.offset == self.channel.log.end:
+            version += 1
+            self.put(pod("filler", str(version).rjust(60_000, "y"), version=version))
+            await asyncio.sleep(0.002)
+        return blocked
+
+    async def converged(self, *peers: "Peer") -> None:
+        """Returns when the peers, reading all the time, have the map and have been told so."""
+        await asyncio.gather(*(peer.read_until(functools.partial(self._is_current, peer)) for peer in peers))
+
+    def _is_current(self, peer: "Peer") -> bool:
+        return peer.entries == self.content and peer.status is messages.SyncStatus.IN_SYNC
+
+
+def build_snapshot(the_hub: hub.Hub, channel: hub_channel.HubChannel) -> None:
+    """Makes a channel's snapshot in one go."""
+    builder = channel.begin_snapshot()
+    for _ in builder.steps():
+        pass
+    channel.end_snapshot(builder.snapshot)
+    the_hub.snapshot_built(channel)
+
+
+class Peer:
+    """A client that believes nothing: frames follow on, digests are right, no status without data."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self.socket = end
+        self.connection = native.Connection(native.Role.CLIENT)
+        self.entries: dict[str, bytes] = {}
+        self.status: messages.SyncStatus | None = None
+        self.hello: messages.ServerHello | None = None
+        self.goodbye: messages.Goodbye | None = None
+        self.received = bytearray()
+        """All bytes."""
+        self.snapshots = 0
+        self.pings = 0
+        self.updates = 0
+        self.ended = False
+        """The server has closed."""
+        self.answers_pings = True
+        self.longest_silence_seconds = 0.0
+        self._heard_at = time.monotonic()
+        self._building: dict[str, bytes] | None = None
+
+    def close(self) -> None:
+        """Hangs up."""
+        self.socket.close()
+
+    def say(self, message: messages.Message) -> None:
+        """Sends a message."""
+        self.connection.send(message)
+        self.send(self.connection.data_to_send())
+
+    def send(self, data: bytes) -> None:
+        """Sends a few bytes."""
+        assert self.socket.send(data) == len(data)
+
+    def read(self, limit: int = 1 << 20) -> bool:
+        """Takes what is there; False if there was nothing."""
+        try:
+            data = self.socket.recv(limit)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self.ended = True
+            return False
+        now = time.monotonic()
+        self.longest_silence_seconds = max(self.longest_silence_seconds, now - self._heard_at)
+        self._heard_at = now
+        self.received += data
+        self.connection.receive_data(data)
+        while (message := self.connection.next_event()) is not None:
+            self._take(message)
+        answers = self.connection.data_to_send()
+        if answers and self.answers_pings:
+            self.send(answers)
+        return True
+
+    async def read_until(self, condition: Callable[[], object], *, seconds: float = TIMEOUT_SECONDS) -> None:
+        """Reads until the condition holds; fails at the end of the connection or of the time."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if self.read():
+                await asyncio.sleep(0)
+            else:
+                assert not self.ended, f"closed by the server: {self.goodbye}"
+                assert time.monotonic() < deadline, f"not within {seconds} s; snapshots={self.snapshots}"
+                await asyncio.sleep(0.002)
+
+    async def read_to_end(self, *, seconds: float = TIMEOUT_SECONDS) -> None:
+        """Reads until the server closes."""
+        deadline = time.monotonic() + seconds
+        while not self.ended:
+            if not self.read():
+                assert time.monotonic() < deadline, f"not closed within {seconds} s"
+                await asyncio.sleep(0.002)
+
+    @property
+    def stream(self) -> bytes:
+        """All bytes behind the server's hello."""
+        start = len(frames.PREFACE)
+        (length,) = struct.unpack_from(">I", self.received, start)
+        return bytes(self.received[start + 4 + length :])
+
+    def _take(self, message: messages.Message) -> None:
+        match message:
+            case messages.ServerHello():
+                self.hello = message
+            case messages.Goodbye():
+                self.goodbye = message
+            case messages.Ping():
+                self.pings += 1
+            case messages.Status():
+                self.status = message.status
+            case messages.SnapshotBegin():
+                self._building = {}
+            case messages.SnapshotChunk():
+                assert self._building is not None
+                for update in message.updates:
+                    assert update.value is not None
+                    self._building[update.key] = update.value
+            case messages.SnapshotEnd():
+                assert self._building is not None
+                assert len(self._building) == message.keys
+                assert digest.state_digest(self._building.items()) == message.digest
+                self.entries, self._building = self._building, None
+                self.snapshots += 1
+            case messages.Updates():
+                self._apply(message)
+
+    def _apply(self, message: messages.Updates) -> None:
+        for update in message.updates:
+            self.updates += 1
+            if update.value is None:
+                del self.entries[update.key]
+            else:
+                self.entries[update.key] = update.value
+
+
+FAST = policy.Policy(
+    ping_interval_seconds=0.4,
+    pong_timeout_seconds=30.0,
+    handshake_timeout_seconds=30.0,
+    no_progress_timeout_seconds=30.0,
+    refusal_hold_seconds=0.3,
+    goodbye_linger_seconds=0.3,
+    stats_interval_seconds=0.05,
+)
+"""Short where something is waited for in many tests, long where it would only be in the way."""
