@@ -144,18 +144,18 @@ def test_listening_stops_and_starts(listener: socket.socket, make: MakePoller) -
         assert ready(one)[1]
 
 
-def test_one_connection_wakes_one_of_several(listener: socket.socket, make: MakePoller) -> None:
-    pollers = [make() for _ in range(8)]
+def test_several_pollers_share_a_listener(listener: socket.socket, make: MakePoller) -> None:
+    pollers = [make() for _ in range(3)]
     for one in pollers:
         one.listen(True)
-    watching = select.epoll()
-    # As in a worker's loop: each poller's descriptor stands in an epoll that its own thread would sleep on.
+    peers = [connect(listener) for _ in range(9)]
+    for number in range(9):
+        accept(pollers[number % 3])
     for one in pollers:
-        watching.register(one.fileno(), select.EPOLLIN | select.EPOLLET)
-    with connect(listener):
-        woken = watching.poll(5.0)
-        assert 1 <= len(woken) < len(pollers)
-    watching.close()
+        assert one.accept() is None
+        assert len(one.clients) == 3
+    for peer in peers:
+        peer.close()
 
 
 def test_a_closed_listener_refuses_connections(listener: socket.socket, make: MakePoller) -> None:
