@@ -12,7 +12,9 @@ _IPV4 = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}")
 _IPV6_CHARACTERS = re.compile(r"[0-9a-fA-F:.]{2,45}")
 _PREFIX_LENGTH = re.compile(r"0*([0-9]{1,3})")
 _HEX_PAIR = "[0-9a-fA-F]{2}"
-_MAC = re.compile(rf"{_HEX_PAIR}(?::{_HEX_PAIR})+|{_HEX_PAIR}(?:-{_HEX_PAIR})+|{_HEX_PAIR * 2}(?:\.{_HEX_PAIR * 2})+")
+_MAC = re.compile(
+    rf"{_HEX_PAIR}(?:(?::{_HEX_PAIR})+|(?:-{_HEX_PAIR})+|(?:{_HEX_PAIR})+)|{_HEX_PAIR * 2}(?:\.{_HEX_PAIR * 2})+"
+)
 _MAC_BYTES = (6, 8, 20)
 _MAPPED_PREFIX = 0xFFFF << 32
 _MAPPED_BITS = 96
@@ -116,7 +118,7 @@ def network_text(text: str) -> str | None:
 
 
 def is_mac(text: str) -> bool:
-    """Whether net.ParseMAC takes it: 6, 8 or 20 bytes as pairs (`:` or `-` between) or as dotted fours."""
+    """Whether net.ParseMAC takes it: 6, 8 or 20 bytes as pairs (`:`, `-` or nothing between) or dotted fours."""
     return bool(_MAC.fullmatch(text)) and sum(character not in ":-." for character in text) // 2 in _MAC_BYTES
 
 
