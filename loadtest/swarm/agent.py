@@ -1,5 +1,9 @@
 """One agent of the swarm: what it does with the bytes of its connection. Pure.
 
+An agent's map never goes back in time: a snapshot may be older than what the agent received on an earlier connection to
+the same server (the same incarnation), and then the agent keeps its map until the updates behind the snapshot have
+brought it to where it was. Otherwise it would see live objects deleted, and created again.
+
 It checks its own sequence of frames with the same rules as `protocol.native.connection`, and moves from one shared
 state to the next as its own bytes say. It is not built on `Connection`, because that decodes every frame for every
 agent.
@@ -24,12 +28,15 @@ class Phase(enum.IntEnum):
     HELLO = 2
     READY = 3
     SNAPSHOT = 4
-    FOLLOWING = 5
-    ENDED = 6
+    RETURNING = 5
+    """A snapshot that is older than what the agent had from the same server, and the updates behind it."""
+    FOLLOWING = 6
+    ENDED = 7
     """The server said goodbye."""
 
 
 _FOLLOWING: Final = Phase.FOLLOWING
+_FRAMES_WITH_PINGS: Final = (Phase.READY, Phase.SNAPSHOT, Phase.RETURNING, Phase.FOLLOWING)
 
 
 class Group:
@@ -67,7 +74,9 @@ class Agent:
     __slots__ = (
         "_answer",
         "_connected_ns",
+        "_next_state",
         "_partial",
+        "_reached",
         "_shared",
         "_splitter",
         "deletions",
@@ -101,12 +110,15 @@ class Agent:
         self._shared = shared
         self._splitter = native.FrameSplitter()
         self._partial: states.Partial | None = None
+        self._next_state = self.state
+        """While RETURNING: what will be the agent's map."""
+        self._reached: tuple[bytes, int] = (b"", 0)
+        """Incarnation and sequence of `state`."""
         self._answer = b""
         self._connected_ns = 0
 
     def connected(self, *, feed: str, features: frozenset[str], now_ns: int) -> bytes:
         """A new connection is up; returns the bytes to send first."""
-        self.disconnected()
         self._connected_ns = now_ns
         self.phase = Phase.PREFACE
         hello = messages.ClientHello(feed=feed, agent=self.name, node=self.name, features=features, software="loadtest")
@@ -114,6 +126,8 @@ class Agent:
 
     def disconnected(self) -> None:
         """The connection is gone; the map stays as it is."""
+        if self.phase == _FOLLOWING:
+            self._reached = (self.incarnation, self.sequence)
         self.phase = Phase.DISCONNECTED
         self.sequence = 0
         self.status = None
@@ -122,6 +136,7 @@ class Agent:
         self.retry_after_seconds = 0.0
         self._splitter = native.FrameSplitter()
         self._partial = None
+        self._next_state = self._shared.table.empty
         self._answer = b""
 
     def receive(self, data: bytes, now_ns: int) -> bytes:
@@ -188,19 +203,16 @@ class Agent:
             self._take_other(frame, now_ns)
             return
         if frame.previous_sequence != self.sequence or frame.sequence < frame.previous_sequence:
-            raise errors.RemoteProtocolError(
-                f"updates {frame.previous_sequence}..{frame.sequence} do not follow on {self.sequence}"
-            )
+            self._check_follows(frame)
         step = self.state.next.get(frame)
         if step is None:
-            step = self._shared.table.update(self.state, frame, now_ns=now_ns)
+            step = self._shared.table.update(self.state, frame)
             self._shared.timeline.reached(self.incarnation, frame.sequence, now_ns)
         self.state = step.state
         self.sequence = frame.sequence
         group.updates += len(frame.changes)
-        if step.deletions:
-            self.deletions += step.deletions
-            group.deletions += step.deletions
+        if step.gone:
+            self._see_deletions(step, now_ns)
         live_since = self.live_since_ns
         if live_since:
             counts = group.latency.counts
@@ -211,35 +223,73 @@ class Agent:
     def _take_other(self, frame: frames.Frame, now_ns: int) -> None:
         table = self._shared.table
         match self.phase, frame.message:
-            case Phase.READY | Phase.SNAPSHOT | Phase.FOLLOWING, messages.Ping():
+            case phase, messages.Ping() if phase in _FRAMES_WITH_PINGS:
                 self._answer += native.pack_frame(codec.encode(messages.Pong(self.sequence)))
-            case Phase.FOLLOWING, messages.Status() as status:
+            case Phase.RETURNING | Phase.FOLLOWING, messages.Status() as status:
                 self._take_status(status, now_ns)
-            case Phase.READY | Phase.FOLLOWING, messages.SnapshotBegin():
+            case Phase.RETURNING, messages.Updates():
+                self._return(frame, now_ns)
+            case Phase.READY | Phase.RETURNING | Phase.FOLLOWING, messages.SnapshotBegin():
+                if self.phase == _FOLLOWING:
+                    self._reached = (self.incarnation, self.sequence)
                 self._partial = table.begin(frame)
                 self.phase = Phase.SNAPSHOT
             case Phase.SNAPSHOT, messages.SnapshotChunk() if self._partial is not None:
                 self._partial = table.chunk(self._partial, frame)
             case Phase.SNAPSHOT, messages.SnapshotEnd() as end if self._partial is not None:
-                step = table.replace(self.state, table.end(self._partial, frame), now_ns=now_ns)
-                self.state = step.state
-                self.deletions += step.deletions
-                self.group.deletions += step.deletions
-                self.group.snapshots += 1
+                self._next_state = table.end(self._partial, frame)
                 self._partial = None
+                self.group.snapshots += 1
                 self.sequence = end.sequence
-                self._shared.timeline.reached(self.incarnation, end.sequence, now_ns)
-                self.phase = Phase.FOLLOWING
-            case Phase.READY | Phase.SNAPSHOT | Phase.FOLLOWING, messages.Goodbye() as goodbye:
+                self.phase = Phase.RETURNING
+                self._arrive(now_ns)
+            case phase, messages.Goodbye() as goodbye if phase in _FRAMES_WITH_PINGS:
                 self._goodbye(goodbye)
             case phase, message:
                 raise errors.RemoteProtocolError(f"unexpected {type(message).__name__} while {phase.name.lower()}")
+
+    def _return(self, frame: frames.Frame, now_ns: int) -> None:
+        """Updates behind a snapshot that is older than the agent's map."""
+        self._check_follows(frame)
+        self._next_state = self._shared.table.update(self._next_state, frame).state
+        self.sequence = frame.sequence
+        self.group.updates += len(frame.changes)
+        self._arrive(now_ns)
+
+    def _arrive(self, now_ns: int) -> None:
+        """Swaps the snapshot in, unless the agent was further already."""
+        incarnation, sequence = self._reached
+        if incarnation == self.incarnation and self.sequence < sequence:
+            return
+        table = self._shared.table
+        step = table.replace(self.state, self._next_state)
+        if step.gone:
+            self._see_deletions(step, now_ns)
+        self.state = step.state
+        self._next_state = table.empty
+        self._shared.timeline.reached(self.incarnation, self.sequence, now_ns)
+        self.phase = _FOLLOWING
+        self._note_in_sync(now_ns)
+
+    def _see_deletions(self, step: states.Step, now_ns: int) -> None:
+        self.deletions += len(step.gone)
+        self.group.deletions += len(step.gone)
+        self._shared.table.record(step.gone, now_ns)
+
+    def _check_follows(self, frame: frames.Frame) -> None:
+        if frame.previous_sequence != self.sequence or frame.sequence < frame.previous_sequence:
+            raise errors.RemoteProtocolError(
+                f"updates {frame.previous_sequence}..{frame.sequence} do not follow on {self.sequence}"
+            )
 
     def _take_status(self, status: messages.Status, now_ns: int) -> None:
         if status.sequence != self.sequence:
             raise errors.RemoteProtocolError(f"status of {status.sequence} does not follow on {self.sequence}")
         self.status = status.status
-        self.in_sync = status.status == messages.SyncStatus.IN_SYNC
+        self._note_in_sync(now_ns)
+
+    def _note_in_sync(self, now_ns: int) -> None:
+        self.in_sync = self.status == messages.SyncStatus.IN_SYNC and self.phase == _FOLLOWING
         if self.in_sync and not self.live_since_ns:
             self.live_since_ns = now_ns
             self.group.in_sync_after.add((now_ns - self._connected_ns) // 1000)

@@ -81,6 +81,7 @@ class Frame:
 
 class _Metadata(msgspec.Struct, gc=False):
     uid: str = ""
+    deletion: str = msgspec.field(name="deletionTimestamp", default="")
     annotations: dict[str, str] | None = None
 
 
@@ -95,7 +96,8 @@ def metadata_of(value: bytes) -> tuple[str, int]:
     """(uid, written-at in nanoseconds) of a value; ("", 0) where it has none, or is no Kubernetes object."""
     try:
         metadata = _decode_object(value).metadata
-        written = int((metadata.annotations or {}).get(WRITTEN_AT, 0))
+        # The first step of a deletion is an update by the API server: the annotation is that of an earlier write.
+        written = 0 if metadata.deletion else int((metadata.annotations or {}).get(WRITTEN_AT, 0))
     except ValueError:
         return "", 0
     return sys.intern(metadata.uid), written

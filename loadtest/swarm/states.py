@@ -39,8 +39,8 @@ class Step(NamedTuple):
     """What a frame, or a finished snapshot, makes of a state."""
 
     state: "State"
-    deletions: int
-    """How many objects were live before and are not any more."""
+    gone: tuple[tuple[str, str], ...]
+    """(key, uid) of the objects that were live before and are not any more."""
 
 
 class State:
@@ -103,11 +103,11 @@ class StateTable:
     def __len__(self) -> int:
         return len(self._known)
 
-    def update(self, state: State, frame: frames.Frame, *, now_ns: int) -> Step:
+    def update(self, state: State, frame: frames.Frame) -> Step:
         """What the updates of a frame make of a state."""
         step = state.next.get(frame)
         if step is None:
-            step = state.next[frame] = self._apply(state, frame, now_ns)
+            step = state.next[frame] = self._apply(state, frame)
             self._remember(state, changes=len(frame.changes))
         return step
 
@@ -141,17 +141,15 @@ class StateTable:
         assert isinstance(state, State)
         return state
 
-    def replace(self, old: State, new: State, *, now_ns: int) -> Step:
-        """A snapshot takes an agent from `old` to `new`: records what is gone."""
+    def replace(self, old: State, new: State) -> Step:
+        """A snapshot takes an agent from `old` to `new`."""
         step = old.next.get(new)
         if step is None:
-            gone = _gone(old, new)
-            self._record(gone, now_ns)
-            step = old.next[new] = Step(new, len(gone))
+            step = old.next[new] = Step(new, _gone(old, new))
             self._remember(old, changes=0)
         return step
 
-    def _apply(self, state: State, frame: frames.Frame, now_ns: int) -> Step:
+    def _apply(self, state: State, frame: frames.Frame) -> Step:
         outer = list(state.buckets)
         keys, total = state.keys, state.digest
         gone: list[tuple[str, str]] = []
@@ -172,8 +170,7 @@ class StateTable:
                 leaf[key] = entry
             inner[low] = leaf
             outer[high] = tuple(inner)
-        self._record(gone, now_ns)
-        return Step(self._intern(keys, total % digest.MODULUS, tuple(outer)), len(gone))
+        return Step(self._intern(keys, total % digest.MODULUS, tuple(outer)), tuple(gone))
 
     def _build(self, partial: Partial, end: messages.SnapshotEnd) -> State:
         begin = partial.begin
@@ -205,7 +202,8 @@ class StateTable:
             state = self._known[keys, total] = State(keys=keys, digest=total, buckets=buckets)
         return state
 
-    def _record(self, gone: list[tuple[str, str]], now_ns: int) -> None:
+    def record(self, gone: Iterable[tuple[str, str]], now_ns: int) -> None:
+        """An agent saw these objects deleted, now."""
         for deletion in gone:
             if deletion in self.deletions:
                 self.deletions[deletion] = min(now_ns, self.deletions[deletion])
@@ -254,7 +252,7 @@ def _with_chunk(partial: Partial, frame: frames.Frame) -> Partial:
     return following
 
 
-def _gone(old: State, new: State) -> list[tuple[str, str]]:
+def _gone(old: State, new: State) -> tuple[tuple[str, str], ...]:
     """The objects of `old`, as (key, uid), that `new` does not have."""
     gone: list[tuple[str, str]] = []
     for old_inner, new_inner in zip(old.buckets, new.buckets, strict=True):
@@ -267,4 +265,4 @@ def _gone(old: State, new: State) -> list[tuple[str, str]]:
                 after = new_leaf.get(key)
                 if after is None or after.uid != entry.uid:
                     gone.append((key, entry.uid))
-    return gone
+    return tuple(gone)

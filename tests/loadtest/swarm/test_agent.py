@@ -166,3 +166,37 @@ def test_a_foreign_server_is_refused() -> None:
     one.connected(feed="f", features=frozenset(), now_ns=NOW_NS)
     with pytest.raises(errors.RemoteProtocolError, match="first bytes"):
         one.receive(b"HTTP/1.1", NOW_NS)
+
+
+def test_a_map_never_goes_back_in_time_on_the_same_server() -> None:
+    shared = agent.Shared()
+    one = connect(shared)
+    source = Source(population(5))
+    old_snapshot = source.snapshot()
+    feed(one, old_snapshot)
+    deltas = [source.change(("new", value("n"))), source.change(("newer", value("m"))), source.change(("p", b"{}"))]
+    feed(one, deltas[:2])
+    before = one.state
+    one.disconnected()
+    one.connected(feed="f", features=frozenset(), now_ns=NOW_NS)
+    feed(one, [helpers.hello(2), *old_snapshot])
+    assert (one.phase, one.in_sync, one.state) == (agent.Phase.RETURNING, False, before)
+    assert feed(one, [deltas[0], frame(messages.Ping())]) == frame(messages.Pong(2))
+    assert (one.in_sync, one.state) == (False, before)
+    feed(one, deltas[1])
+    assert (one.in_sync, one.state) == (True, before)
+    feed(one, deltas[2])
+    assert one.state.digest == source.digest
+    assert shared.table.deletions == {}
+
+
+def test_another_server_may_be_behind() -> None:
+    one = connect(agent.Shared())
+    source = Source(population(5))
+    old_snapshot = source.snapshot()
+    old_digest = source.digest
+    feed(one, [*old_snapshot, source.change(("new", value("n")))])
+    one.disconnected()
+    one.connected(feed="f", features=frozenset(), now_ns=NOW_NS)
+    feed(one, [helpers.hello(2, bytes(16)), *old_snapshot])
+    assert (one.state.digest, one.in_sync, one.deletions) == (old_digest, True, 1)

@@ -75,6 +75,7 @@ async def test_impaired_agents_fall_behind_and_come_back() -> None:
         await swarm.wait_in_sync(timeout_seconds=20)
         before = digest.state_digest(population(5).items())
         await swarm.impair(2, bytes_per_second=0, seconds=600.0)
+        await swarm.digests()  # orders are obeyed one after the other: by now nobody reads
         server.put("workloads", "k", b"{}")
         after = digest.state_digest({**population(5), "k": b"{}"}.items())
         async with asyncio.timeout(20):
