@@ -22,8 +22,10 @@ class Encoder(Protocol):
 
     name: str
     """Label of the format in metrics and logs."""
-    ping: bytes
-    """The constant ping frame."""
+
+    def make_ping(self, unix_nanoseconds: int) -> bytes:
+        """A ping frame as of now; one serves all clients that are pinged in the same moment."""
+        ...
 
     def updates(self, previous_sequence: int, updates: Sequence[messages.Update]) -> list[EncodedFrame]:
         """Frames of consecutive updates, the first of which is `previous_sequence` + 1."""

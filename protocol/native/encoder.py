@@ -42,6 +42,10 @@ class NativeEncoder:
     def _frame(self, payload: bytes) -> bytes:
         return frames.pack_frame(payload, compressor=self._compressor)
 
+    def make_ping(self, unix_nanoseconds: int) -> bytes:
+        """The constant ping frame: it says no time."""
+        return self.ping
+
     def updates(self, previous_sequence: int, updates: Sequence[messages.Update]) -> list[encoding.EncodedFrame]:
         """One frame, or several if the updates are many bytes."""
         encoded = []

@@ -1,0 +1,207 @@
+"""How a stream's types are read into local ones: compiled once for each pair, kept with the stream's type table.
+
+Struct fields are matched by name; kinds must be the same; what is unknown here is skipped, what is missing stays zero.
+"""
+
+import dataclasses
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from protocol import errors
+from protocol.gob import scalars, schema, types
+
+if TYPE_CHECKING:
+    from protocol.gob import decoder
+
+Steps: TypeAlias = Generator[None, None, Any]
+"""A read that may have to wait for the next message, because an interface is in it: it yields for "not yet"."""
+Read: TypeAlias = Callable[[scalars.Scanner], Any]
+"""A read that stays inside its message."""
+SteppedRead: TypeAlias = Callable[["decoder.Decoder"], Steps]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reader:
+    """One of the two is there."""
+
+    read: Read | None = None
+    steps: SteppedRead | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Member:
+    """What to do with a field of the stream; index -1: skip it."""
+
+    index: int
+    read: Read | None
+    steps: SteppedRead | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """How a struct of the stream becomes a local one."""
+
+    members: tuple[Member, ...]
+    zeros: list[object]
+    """Of the local fields, and a place for what was skipped."""
+    make: Callable[..., Any]
+    is_mismatch: bool
+    """Both have fields, and none in common."""
+
+
+def plan_of(table: types.Table, wire_id: int, local: schema.Struct) -> Plan:
+    """The plan for a struct.
+
+    Raises:
+        RemoteProtocolError: the stream's type is not known, no struct, or has a field of another kind.
+    """
+    known = table.plans.get((wire_id, local))
+    if isinstance(known, Plan):
+        return known
+    wire_type = _defined(table, wire_id)
+    if wire_type.form is not types.Form.STRUCT:
+        raise errors.RemoteProtocolError(f"gob: {wire_type.name} is no struct, and so no {local.name}")
+    indexes = {field.name: index for index, field in enumerate(local.fields)}
+    members = []
+    for name, field_id in zip(wire_type.field_names, wire_type.ids, strict=True):
+        if not name:
+            raise errors.RemoteProtocolError(f"gob: {wire_type.name} has a field without a name")
+        index = indexes.get(name, -1)
+        if index < 0:
+            _check_defined(table, field_id)
+            members.append(Member(-1, _SKIPS.get(field_id), _skipper(field_id)))
+            continue
+        kind = local.fields[index].kind
+        found = reader_of(table, field_id, kind)
+        if found is None:
+            raise errors.RemoteProtocolError(f"gob: wrong type for {local.name}.{name}")
+        members.append(Member(index, found.read, found.steps))
+    plan = Plan(
+        members=tuple(members),
+        zeros=[*(schema.zero_of(field.kind) for field in local.fields), None],
+        make=local.make,
+        is_mismatch=bool(members and local.fields) and all(member.index < 0 for member in members),
+    )
+    table.plans[wire_id, local] = plan
+    return plan
+
+
+def reader_of(table: types.Table, wire_id: int, kind: schema.Kind) -> Reader | None:
+    """How a field, element or single value is read; None if the kinds differ."""
+    match kind:
+        case schema.Basic():
+            return Reader(read=_basic_reader(kind)) if wire_id == kind.id else None
+        case schema.Interface():
+            return Reader(steps=lambda decoder: decoder.interface()) if wire_id == schema.INTERFACE_ID else None
+        case schema.Opaque():
+            return Reader(read=_opaque_reader(kind)) if _has_form(table, wire_id, types.Form.GOB_ENCODER) else None
+        case schema.Slice():
+            if not _has_form(table, wire_id, types.Form.SLICE):
+                return None
+            element = reader_of(table, table.types[wire_id].ids[0], kind.element)
+            return None if element is None else _slice_reader(element)
+        case schema.Struct():
+            plan = plan_of(table, wire_id, kind)
+            return Reader(steps=lambda decoder: decoder.struct(plan))
+
+
+def _slice_reader(element: Reader) -> Reader:
+    read, steps = element.read, element.steps
+    if read is not None:
+        return Reader(read=lambda scanner: _read_list(scanner, read))
+    assert steps is not None
+    return Reader(steps=lambda decoder: decoder.slice(steps))
+
+
+def _read_list(scanner: scalars.Scanner, read: Read) -> list[Any]:
+    count = scanner.uint()
+    if count > scanner.end - scanner.position:
+        raise errors.RemoteProtocolError(f"gob: {count} elements in {scanner.end - scanner.position} bytes")
+    return [read(scanner) for _ in range(count)]
+
+
+def _defined(table: types.Table, wire_id: int) -> types.WireType:
+    wire_type = table.types.get(wire_id)
+    if wire_type is None:
+        raise errors.RemoteProtocolError(f"gob: type {wire_id} is not defined")
+    return wire_type
+
+
+def _has_form(table: types.Table, wire_id: int, form: types.Form) -> bool:
+    wire_type = table.types.get(wire_id)
+    return wire_type is not None and wire_type.form is form
+
+
+def _check_defined(table: types.Table, wire_id: int) -> None:
+    """Everything that a skipped type is made of must be defined before the first value."""
+    unchecked, checked = [wire_id], set()
+    while unchecked:
+        current = unchecked.pop()
+        if current not in checked and not schema.BOOL_ID <= current <= schema.INTERFACE_ID:
+            checked.add(current)
+            unchecked.extend(_defined(table, current).ids)
+
+
+def _basic_reader(kind: schema.Basic) -> Read:
+    limit = 1 << kind.bits
+    match kind.id:
+        case schema.UINT_ID if kind.bits < 64:
+
+            def read_uint(scanner: scalars.Scanner) -> int:
+                number = scanner.uint()
+                if number >= limit:
+                    raise errors.RemoteProtocolError(f"gob: {number} does not fit {kind.bits} bits")
+                return number
+
+            return read_uint
+        case schema.INT_ID if kind.bits < 64:
+
+            def read_int(scanner: scalars.Scanner) -> int:
+                number = scanner.signed()
+                if not -limit // 2 <= number < limit // 2:
+                    raise errors.RemoteProtocolError(f"gob: {number} does not fit {kind.bits} bits")
+                return number
+
+            return read_int
+    return _BASIC_READS[kind.id]
+
+
+_BASIC_READS: dict[int, Read] = {
+    schema.BOOL_ID: lambda scanner: scanner.uint() != 0,
+    schema.INT_ID: scalars.Scanner.signed,
+    schema.UINT_ID: scalars.Scanner.uint,
+    schema.FLOAT_ID: scalars.Scanner.double,
+    schema.BYTES_ID: scalars.Scanner.raw,
+    schema.STRING_ID: scalars.Scanner.text,
+    schema.COMPLEX_ID: lambda scanner: complex(scanner.double(), scanner.double()),
+}
+
+
+def _opaque_reader(kind: schema.Opaque) -> Read:
+    def read(scanner: scalars.Scanner) -> bytes:
+        data = scanner.raw()
+        kind.check(data)
+        return data
+
+    return read
+
+
+def _skip_two(scanner: scalars.Scanner) -> None:
+    scanner.uint()
+    scanner.uint()
+
+
+_SKIPS: dict[int, Read] = {
+    **dict.fromkeys((schema.BOOL_ID, schema.INT_ID, schema.UINT_ID, schema.FLOAT_ID), scalars.Scanner.uint),
+    **dict.fromkeys((schema.BYTES_ID, schema.STRING_ID), scalars.Scanner.skip_bytes),
+    schema.COMPLEX_ID: _skip_two,
+}
+
+
+def _skipper(wire_id: int) -> SteppedRead:
+    return lambda decoder: decoder.skip(wire_id)
+
+
+def skip_of(wire_id: int) -> Read | None:
+    """How a predefined scalar is passed over; None for everything else."""
+    return _SKIPS.get(wire_id)

@@ -1,0 +1,208 @@
+"""Types of the messages in Go, and messages to gob and back.
+
+Field order is that of the original's structs. Names under which its messages are registered keep a path from before
+it moved; they are fixed for ever.
+"""
+
+import operator
+from collections.abc import Sequence
+
+from protocol import messages as common
+from protocol.gob import decoder, encoder, scalars, schema
+from protocol.typha import messages, timestamps
+
+NAME_PREFIX = b"github.com/projectcalico/typha/pkg/syncproto."
+SERVER_MESSAGES = decoder.Limits(message_bytes=256 * 1024 * 1024, skipped_values=16 * 1024 * 1024)
+"""What a client accepts: the original sends up to 1,000 objects in one message, and one may have more than 1 MiB."""
+
+_get = operator.attrgetter
+
+
+def _go_text(value: object) -> str:
+    """What Go's fmt makes of a revision, which is a string in practice and may be any basic type."""
+    match value:
+        case str():
+            return value
+        case None:
+            return "<nil>"
+        case bool():
+            return str(value).lower()
+        case bytes() | list():
+            return f"[{' '.join(_go_text(element) for element in value)}]"
+        case _:
+            return str(value)
+
+
+def _make_update(
+    key: str, value: bytes, revision: object, v3_resource_version: str, ttl: int, update_type: int
+) -> common.Update:
+    text = revision if type(revision) is str else _go_text(revision)
+    return common.Update(key, value or None, text, update_type, v3_resource_version, ttl)
+
+
+def _make_client_hello(
+    hostname: str,
+    info: str,
+    version: str,
+    syncer_type: str,
+    supports_decoder_restart: bool,
+    algorithms: Sequence[str],
+    supports_modern_policy_keys: bool,
+    client_connection_id: int,
+) -> messages.ClientHello:
+    return messages.ClientHello(
+        hostname=hostname,
+        info=info,
+        version=version,
+        syncer_type=syncer_type,
+        supports_decoder_restart=supports_decoder_restart,
+        supported_compression_algorithms=tuple(algorithms),
+        supports_modern_policy_keys=supports_modern_policy_keys,
+        client_connection_id=client_connection_id,
+    )
+
+
+TIME = schema.Opaque("Time", timestamps.check)
+ENVELOPE = schema.Struct(
+    "Envelope", [schema.Field("Message", schema.INTERFACE, lambda message: message)], lambda message: message
+)
+COMPRESSION_ALGORITHMS = schema.Slice("[]syncproto.CompressionAlgorithm", schema.STRING)
+CLIENT_HELLO = schema.Struct(
+    "MsgClientHello",
+    [
+        schema.Field("Hostname", schema.STRING, _get("hostname")),
+        schema.Field("Info", schema.STRING, _get("info")),
+        schema.Field("Version", schema.STRING, _get("version")),
+        schema.Field("SyncerType", schema.STRING, _get("syncer_type")),
+        schema.Field("SupportsDecoderRestart", schema.BOOL, _get("supports_decoder_restart")),
+        schema.Field(
+            "SupportedCompressionAlgorithms", COMPRESSION_ALGORITHMS, _get("supported_compression_algorithms")
+        ),
+        schema.Field("SupportsModernPolicyKeys", schema.BOOL, _get("supports_modern_policy_keys")),
+        schema.Field("ClientConnID", schema.UINT, _get("client_connection_id")),
+    ],
+    _make_client_hello,
+)
+SERVER_HELLO = schema.Struct(
+    "MsgServerHello",
+    [
+        schema.Field("Version", schema.STRING, _get("version")),
+        schema.Field("SyncerType", schema.STRING, _get("syncer_type")),
+        schema.Field("SupportsNodeResourceUpdates", schema.BOOL, _get("supports_node_resource_updates")),
+        schema.Field("ServerConnID", schema.UINT, _get("server_connection_id")),
+    ],
+    messages.ServerHello,
+)
+DECODER_RESTART = schema.Struct(
+    "MsgDecoderRestart",
+    [
+        schema.Field("Message", schema.STRING, _get("message")),
+        schema.Field("CompressionAlgorithm", schema.STRING, _get("compression_algorithm")),
+    ],
+    messages.DecoderRestart,
+)
+ACK = schema.Struct("MsgACK", [], messages.Ack)
+SYNC_STATUS = schema.Struct(
+    "MsgSyncStatus", [schema.Field("SyncStatus", schema.UINT8, _get("status"))], messages.SyncStatus
+)
+PING = schema.Struct("MsgPing", [schema.Field("Timestamp", TIME, _get("timestamp"))], messages.Ping)
+PONG = schema.Struct(
+    "MsgPong",
+    [
+        schema.Field("PingTimestamp", TIME, _get("ping_timestamp")),
+        schema.Field("PongTimestamp", TIME, _get("pong_timestamp")),
+    ],
+    messages.Pong,
+)
+SERIALIZED_UPDATE = schema.Struct(
+    "SerializedUpdate",
+    [
+        schema.Field("Key", schema.STRING, _get("key")),
+        schema.Field("Value", schema.BYTES, _get("value")),
+        schema.Field("Revision", schema.INTERFACE, _get("revision")),
+        schema.Field("V3ResourceVersion", schema.STRING, _get("v3_resource_version")),
+        schema.Field("TTL", schema.INT, _get("ttl")),
+        schema.Field("UpdateType", schema.UINT8, _get("update_type")),
+    ],
+    _make_update,
+)
+SERIALIZED_UPDATES = schema.Slice("[]syncproto.SerializedUpdate", SERIALIZED_UPDATE)
+KEY_VALUES = schema.Struct(
+    "MsgKVs",
+    [schema.Field("KVs", SERIALIZED_UPDATES, _get("updates"))],
+    lambda updates: messages.KeyValues(tuple(updates)),
+)
+
+_STRUCTS: dict[type, schema.Struct] = {
+    messages.ClientHello: CLIENT_HELLO,
+    messages.ServerHello: SERVER_HELLO,
+    messages.DecoderRestart: DECODER_RESTART,
+    messages.Ack: ACK,
+    messages.SyncStatus: SYNC_STATUS,
+    messages.Ping: PING,
+    messages.Pong: PONG,
+    messages.KeyValues: KEY_VALUES,
+}
+ENCODER_NAMES = {kind: (NAME_PREFIX + struct.name.encode(), struct) for kind, struct in _STRUCTS.items()}
+_DECODER_NAMES: dict[bytes, schema.Kind] = {**schema.REGISTERED, **dict(ENCODER_NAMES.values())}
+
+SERVER_KINDS = (
+    *(ENVELOPE, SERVER_HELLO, DECODER_RESTART, SYNC_STATUS, PING, TIME),
+    *(KEY_VALUES, SERIALIZED_UPDATES, SERIALIZED_UPDATE),
+)
+CLIENT_KINDS = (ENVELOPE, CLIENT_HELLO, COMPRESSION_ALGORITHMS, ACK, PONG, TIME)
+SERVER = encoder.Encoder(SERVER_KINDS, ENCODER_NAMES)
+CLIENT = encoder.Encoder(CLIENT_KINDS, ENCODER_NAMES)
+
+
+def make_decoder(limits: decoder.Limits) -> decoder.Decoder:
+    """A decoder of envelopes; gives their messages, or None for an empty one."""
+    return decoder.Decoder(ENVELOPE, _DECODER_NAMES, limits=limits)
+
+
+def encode(message: messages.Message, *, types: encoder.Encoder) -> bytes:
+    """One gob message around `message`, for a peer that has been sent the definitions of `types`."""
+    return types.message(ENVELOPE, message)
+
+
+_uint, _text = scalars.encode_uint, scalars.encode_text
+_KEY_VALUES_PREFIX = b"".join(
+    (
+        *(scalars.encode_int(SERVER.id_of(ENVELOPE)), b"\1"),
+        SERVER.interface_start(*ENCODER_NAMES[messages.KeyValues]),
+    )
+)
+
+
+def encode_update(update: common.Update) -> bytes:
+    """A SerializedUpdate; the hot path's way around the schema, which gives the same bytes.
+
+    An empty value is left out as the original leaves it out, though its clients take that for a deletion.
+    """
+    key, value, revision, update_type, v3_resource_version, ttl = update
+    if not key:
+        return SERVER.value(SERIALIZED_UPDATE, update)
+    parts = [b"\1", _text(key)]
+    if value:
+        parts += (b"\1", _uint(len(value)), value, b"\1")
+    else:
+        parts.append(b"\2")
+    text = _text(revision)
+    parts += (encoder.STRING_IN_INTERFACE, _uint(len(text) + 1), b"\0", text)
+    last = 2
+    if v3_resource_version:
+        parts += (b"\1", _text(v3_resource_version))
+        last = 3
+    if ttl:
+        parts += (_uint(4 - last), scalars.encode_int(ttl))
+        last = 4
+    if update_type:
+        parts += (_uint(5 - last), _uint(update_type))
+    parts.append(b"\0")
+    return b"".join(parts)
+
+
+def encode_key_values(updates: Sequence[bytes]) -> bytes:
+    """A message with updates that `encode_update` made, with the ids of `SERVER`."""
+    content = b"".join((b"\1", _uint(len(updates)), *updates, b"\0")) if updates else b"\0"
+    return encoder.frame(b"".join((_KEY_VALUES_PREFIX, _uint(len(content)), content, b"\0")))

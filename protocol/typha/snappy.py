@@ -1,0 +1,136 @@
+"""Snappy's framing format: a stream identifier, then chunks that are each compressed alone.
+
+    type     1 byte: 00 compressed, 01 as it is, 80..fe to be skipped, ff stream identifier; others are fatal
+    length   3 bytes, little-endian, of the body
+    body     of 00 and 01: masked CRC-32C of the content (4 bytes, little-endian), then a snappy block or the content
+
+A chunk has no history, so the chunks of a frame are the same for every client.
+"""
+
+import cramjam
+import google_crc32c
+
+from protocol import errors
+
+IDENTIFIER = b"\xff\x06\x00\x00sNaPpY"
+"""Comes first in a stream; may be repeated."""
+CHUNK_CONTENT_BYTES = 65_536
+CHUNK_BODY_BYTES = 76_490 + 4
+"""Go's buffer: the longest block that 64 KiB may become, and the checksum; more is refused, whatever the type."""
+_COMPRESSED, _AS_IT_IS, _FIRST_SKIPPED, _IDENTIFIER_TYPE = 0x00, 0x01, 0x80, 0xFF
+_HEADER_BYTES = 4
+_CHECKSUM_BYTES = 4
+
+
+def _checksum(content: bytes) -> bytes:
+    crc: int = google_crc32c.value(content)
+    return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def _chunk(content: bytes) -> bytes:
+    block = bytes(cramjam.snappy.compress_raw(content))
+    chunk_type = _COMPRESSED
+    if len(block) >= len(content) - len(content) // 8:  # saves less than 12.5 %: Go's own rule
+        chunk_type, block = _AS_IT_IS, content
+    header = (chunk_type | len(block) + _CHECKSUM_BYTES << 8).to_bytes(_HEADER_BYTES, "little")
+    return header + _checksum(content) + block
+
+
+def compress(content: bytes) -> bytes:
+    """Whole chunks; nothing for nothing."""
+    if len(content) <= CHUNK_CONTENT_BYTES:
+        return _chunk(content) if content else b""
+    return b"".join(
+        [_chunk(content[start : start + CHUNK_CONTENT_BYTES]) for start in range(0, len(content), CHUNK_CONTENT_BYTES)]
+    )
+
+
+class ChunkReader:
+    """Reads a stream chunk by chunk, never beyond the one that it gives: behind it, another stream may begin."""
+
+    __slots__ = ("_buffer", "_identified", "_start")
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._start = 0
+        self._identified = False
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes received and not yet used up."""
+        return len(self._buffer) - self._start
+
+    def receive(self, data: bytes) -> None:
+        """Takes more bytes of the stream."""
+        if self._start:
+            del self._buffer[: self._start]
+            self._start = 0
+        self._buffer += data
+
+    def take_rest(self) -> bytes:
+        """Bytes behind the last chunk, which are then gone from here."""
+        rest = bytes(self._buffer[self._start :])
+        self._buffer.clear()
+        self._start = 0
+        return rest
+
+    def next_content(self) -> bytes | None:
+        """The content of the next chunk that has any, or None for "not yet".
+
+        Raises:
+            RemoteProtocolError: no identifier, an unknown or too long chunk, a broken block, or a wrong checksum.
+        """
+        while (chunk := self._next_chunk()) is not None:
+            content = self._content(*chunk)
+            if content:
+                return content
+        return None
+
+    def _next_chunk(self) -> tuple[int, bytes] | None:
+        start = self._start
+        if len(self._buffer) - start < _HEADER_BYTES:
+            return None
+        header = int.from_bytes(self._buffer[start : start + _HEADER_BYTES], "little")
+        chunk_type, length = header & 0xFF, header >> 8
+        if not self._identified and chunk_type != _IDENTIFIER_TYPE:
+            raise errors.RemoteProtocolError(f"snappy: chunk 0x{chunk_type:02x} before the stream identifier")
+        if length > CHUNK_BODY_BYTES:
+            raise errors.RemoteProtocolError(f"snappy: chunk of {length} bytes")
+        body = start + _HEADER_BYTES
+        if len(self._buffer) < body + length:
+            return None
+        self._start = body + length
+        with memoryview(self._buffer) as view:
+            return chunk_type, bytes(view[body : body + length])
+
+    def _content(self, chunk_type: int, body: bytes) -> bytes:
+        if chunk_type == _IDENTIFIER_TYPE:
+            if body != IDENTIFIER[_HEADER_BYTES:]:
+                raise errors.RemoteProtocolError("snappy: wrong stream identifier")
+            self._identified = True
+            return b""
+        if chunk_type >= _FIRST_SKIPPED:
+            return b""
+        if chunk_type > _AS_IT_IS:
+            raise errors.RemoteProtocolError(f"snappy: unsupported chunk 0x{chunk_type:02x}")
+        if len(body) < _CHECKSUM_BYTES:
+            raise errors.RemoteProtocolError("snappy: chunk without its checksum")
+        content = body[_CHECKSUM_BYTES:]
+        if chunk_type == _COMPRESSED:
+            content = _decompress(content)
+        if len(content) > CHUNK_CONTENT_BYTES:
+            raise errors.RemoteProtocolError(f"snappy: chunk with {len(content)} bytes of content")
+        if body[:_CHECKSUM_BYTES] != _checksum(content):
+            raise errors.RemoteProtocolError("snappy: wrong checksum")
+        return content
+
+
+def _decompress(block: bytes) -> bytes:
+    """The content of a block, whose announced size is checked before it is allocated."""
+    try:
+        size = cramjam.snappy.decompress_raw_len(block)
+        if size > CHUNK_CONTENT_BYTES:
+            raise errors.RemoteProtocolError(f"snappy: chunk with {size} bytes of content")
+        return bytes(cramjam.snappy.decompress_raw(block))
+    except cramjam.DecompressionError as error:
+        raise errors.RemoteProtocolError(f"snappy: {error}") from error
