@@ -81,6 +81,8 @@ class Process:
         """Gives the process an order. Raises SwarmError if it is gone."""
         assert self._process is not None
         assert self._process.stdin is not None
+        if self.failure is not None:
+            raise SwarmError(f"{self.module}: {self.failure}")
         try:
             self._process.stdin.write(control.encode(command) + b"\n")
             await self._process.stdin.drain()
