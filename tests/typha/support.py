@@ -331,6 +331,20 @@ class Peer:
                 self.entries[update.key] = update.value
 
 
+class FullSocket(socket.socket):
+    """A connection whose buffer takes no control message."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(fileno=connection.detach())
+        self.setblocking(False)
+        self.refused = 0
+
+    def send(self, *_: object) -> int:
+        """Takes nothing."""
+        self.refused += 1
+        raise BlockingIOError
+
+
 FAST = policy.Policy(
     ping_interval_seconds=0.4,
     pong_timeout_seconds=30.0,

@@ -1,0 +1,169 @@
+"""Pings and deadlines, with short times on real sockets."""
+
+import asyncio
+import time
+
+import msgspec
+import pytest
+
+from cache import cursor
+from protocol import messages
+from protocol.native import codec, frames
+from tests.typha.conftest import OpenStage
+from tests.typha.support import FAST, FEED, FullSocket, Stage, eventually, pod
+from typha import sweep
+
+SHORT = msgspec.structs.replace(
+    FAST,
+    ping_interval_seconds=0.2,
+    pong_timeout_seconds=0.6,
+    handshake_timeout_seconds=0.3,
+    no_progress_timeout_seconds=0.6,
+    notsent_lowat_bytes=16 * 1024,
+)
+LATE_SECONDS = 0.15
+"""What a busy machine may add to a time without making a test fail."""
+
+
+async def test_nobody_is_silent_for_longer_than_the_ping_interval(open_stage: OpenStage) -> None:
+    limits = msgspec.structs.replace(FAST, ping_interval_seconds=0.8)
+    stage = await open_stage(limits)
+    held = [await stage.subscribe() for _ in range(20)]  # before the first sync
+    for peer in held:
+        await peer.read_until(lambda: held[0].hello)
+    await asyncio.gather(*(peer.read_until(lambda: held[0].pings >= 3) for peer in held))
+    assert {peer.snapshots for peer in held} == {0}
+    stage.in_sync()
+    stage.put(pod("a"))
+    following = [await stage.subscribe() for _ in range(20)]
+    await stage.converged(*held, *following)
+    await asyncio.gather(*(peer.read_until(lambda: following[0].pings >= 3) for peer in (*held, *following)))
+    for peer in (*held, *following):
+        assert peer.longest_silence_seconds < 0.8 + LATE_SECONDS
+        assert peer.pings >= 2
+    answered = sum(peer.pings for peer in (*held, *following))
+    await eventually(lambda: stage.fanout.stats.pongs_received == answered)
+    assert stage.disconnects == {}
+
+
+async def test_who_is_sent_data_is_not_pinged(stage: Stage) -> None:
+    peer = await stage.subscribe()
+    await stage.converged(peer)
+    until = time.monotonic() + 4 * FAST.ping_interval_seconds
+    version = 1
+    while time.monotonic() < until:
+        version += 1
+        stage.put(pod("a", version, version=version))
+        await peer.read_until(lambda: peer.entries == stage.content)
+        await asyncio.sleep(0.02)
+    assert peer.pings <= 1  # one, if the machine was busy
+
+
+@pytest.mark.parametrize("sent", [b"", frames.PREFACE[:3], frames.PREFACE + b"\0\0\1"])
+async def test_a_hello_that_never_comes(open_stage: OpenStage, sent: bytes) -> None:
+    stage = await open_stage(SHORT)
+    begun = time.monotonic()
+    peer = await stage.connect()
+    if sent:
+        peer.send(sent)
+    await peer.read_to_end()
+    assert time.monotonic() - begun >= 0.3
+    assert stage.disconnects == {"handshake-timeout": 1}
+    assert not peer.received
+
+
+async def test_bytes_that_trickle_do_not_prolong_the_handshake(open_stage: OpenStage) -> None:
+    stage = await open_stage(SHORT)
+    peer = await stage.connect()
+    hello = frames.PREFACE + frames.pack_frame(codec.encode(messages.ClientHello(feed=FEED, agent="x" * 1000)))
+    for position in range(len(hello)):
+        try:
+            peer.send(hello[position : position + 1])
+        except (BrokenPipeError, ConnectionResetError):
+            break
+        peer.read()
+        if peer.ended:
+            break
+        await asyncio.sleep(0.01)
+    await eventually(lambda: stage.disconnects == {"handshake-timeout": 1})
+
+
+async def test_many_silent_connections_are_closed_a_few_at_a_time(
+    open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "_EXPIRED_AT_A_TIME", 7)
+    stage = await open_stage(SHORT)
+    stage.in_sync()
+    good = await stage.subscribe()
+    await stage.converged(good)
+    silent = [await stage.connect() for _ in range(20)]
+    await asyncio.gather(
+        good.read_until(lambda: all(peer.ended for peer in silent)), *(peer.read_to_end() for peer in silent)
+    )
+    assert stage.disconnects == {"handshake-timeout": 20}
+    assert not stage.fanout.sessions.handshaking
+    stage.put(pod("a"))
+    await stage.converged(good)
+
+
+async def test_pings_without_pongs(open_stage: OpenStage) -> None:
+    stage = await open_stage(SHORT)
+    stage.in_sync()
+    good, mute = await stage.subscribe(), await stage.subscribe()
+    mute.answers_pings = False
+    await asyncio.gather(good.read_until(lambda: stage.disconnects), mute.read_to_end())
+    assert mute.pings >= 2
+    assert stage.disconnects == {"pong-timeout": 1}
+    assert good.pings >= 2
+
+
+async def test_a_peer_that_takes_nothing_is_given_up(open_stage: OpenStage) -> None:
+    stage = await open_stage(SHORT)
+    stage.in_sync()
+    good, stuck = await stage.subscribe(), await stage.subscribe(receive_buffer_bytes=4096)
+    await stage.converged(good, stuck)
+    await stage.block(stuck)
+    await good.read_until(lambda: stage.disconnects)
+    assert stage.disconnects == {"no-progress": 1}
+    await stage.converged(good)
+
+
+async def test_a_peer_that_takes_little_is_kept(open_stage: OpenStage) -> None:
+    stage = await open_stage(msgspec.structs.replace(SHORT, pong_timeout_seconds=30.0))
+    stage.in_sync()
+    slow = await stage.subscribe(receive_buffer_bytes=4096)
+    await stage.converged(slow)
+    client = await stage.block(slow)
+    until = time.monotonic() + 3 * SHORT.no_progress_timeout_seconds
+    while time.monotonic() < until:
+        assert stage.disconnects == {}
+        slow.read(2048)
+        if not client.waiting:
+            await stage.block(slow)
+        await asyncio.sleep(0.02)
+    await stage.converged(slow)
+
+
+async def test_a_snapshot_that_is_not_taken_is_given_up(open_stage: OpenStage) -> None:
+    stage = await open_stage(SHORT)
+    stage.put(*(pod(f"p{number}", "x" * 20_000) for number in range(100)))
+    stage.in_sync()
+    stuck = await stage.subscribe(receive_buffer_bytes=4096)
+    client = await stage.client_of(stuck)
+    await eventually(lambda: client.state is cursor.CursorState.CLOSING)
+    assert stage.disconnects == {"no-progress": 1}
+
+
+async def test_a_full_socket_has_no_room_for_a_ping_and_that_is_no_reason_to_close(open_stage: OpenStage) -> None:
+    stage = await open_stage(SHORT)
+    stage.in_sync()
+    peer = await stage.subscribe()
+    await stage.converged(peer)
+    client = await stage.client_of(peer)
+    full = FullSocket(client.socket)
+    client.socket = full
+    await eventually(lambda: full.refused >= 3)
+    assert stage.disconnects == {}
+    assert stage.fanout.stats.pings_sent == 0
+    stage.put(pod("a"))
+    await stage.converged(peer)
