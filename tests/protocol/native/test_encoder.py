@@ -1,0 +1,116 @@
+"""The encoder: frames of a bearable size that a client of either format reads as the same messages."""
+
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import encoding, messages
+from protocol.native import codec, encoder, frames
+from tests.protocol import strategies
+
+BOTH = [encoder.NativeEncoder(), encoder.NativeEncoder(zstd=True)]
+both = pytest.mark.parametrize("made", BOTH, ids=["plain", "zstd"])
+
+
+def decoded(data: bytes) -> list[messages.Message]:
+    splitter = frames.FrameSplitter()
+    splitter.receive(data)
+    found = []
+    while (frame := splitter.next_frame()) is not None:
+        found.append(codec.decode(frames.unpack_payload(*frame)))
+    assert splitter.pending_bytes == 0
+    return found
+
+
+def put(number: int, value: bytes) -> messages.Update:
+    return messages.Update(f"/core/v1/pods/default/web-{number}", value, "1", messages.UpdateType.NEW)
+
+
+@given(st.integers(0, 2**63), st.lists(strategies.updates, min_size=1, max_size=30), st.integers(50, 500))
+def test_updates_are_split_and_follow_on(previous: int, updates: list[messages.Update], target: int) -> None:
+    with mock.patch.object(encoder, "FRAME_TARGET_BYTES", target):
+        encoded = [made.updates(previous, updates) for made in BOTH]
+    messages_of = [[decoded(frame.data) for frame in frame_list] for frame_list in encoded]
+    assert messages_of[0] == messages_of[1]
+    rebuilt: list[messages.Update] = []
+    sequence = previous
+    for frame, [message] in zip(encoded[0], messages_of[0], strict=True):
+        assert isinstance(message, messages.Updates)
+        assert message.updates
+        assert (message.previous_sequence, message.sequence) == (sequence, frame.sequence)
+        assert message.sequence - sequence == len(message.updates)
+        sequence = message.sequence
+        rebuilt += message.updates
+    assert rebuilt == updates
+
+
+@given(st.lists(strategies.updates, max_size=30), st.integers(0, 70_000), st.integers(0, 2**64 - 1))
+def test_a_chunk_is_split_and_says_that_more_comes(updates: list[messages.Update], index: int, digest: int) -> None:
+    with mock.patch.object(encoder, "FRAME_TARGET_BYTES", 300):
+        plain, small = (decoded(made.snapshot_chunk(index, digest, iter(updates))) for made in BOTH)
+    assert plain == small
+    chunks = [message for message in plain if isinstance(message, messages.SnapshotChunk)]
+    assert len(chunks) == len(plain) > 0
+    assert [chunk.more for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
+    assert {(chunk.index, chunk.digest) for chunk in chunks} == {(index, digest)}
+    assert [update for chunk in chunks for update in chunk.updates] == updates
+    assert len(chunks) == 1 or all(chunk.updates for chunk in chunks)
+
+
+@both
+def test_frames_stay_near_their_target(made: encoder.NativeEncoder) -> None:
+    updates = [put(number, bytes(10_000)) for number in range(100)]
+    encoded = made.updates(0, updates)
+    assert len(encoded) == 4
+    assert max(len(frame.data) for frame in encoded) < encoder.FRAME_TARGET_BYTES + 1024
+
+
+@both
+def test_a_large_value_has_a_frame_of_its_own(made: encoder.NativeEncoder) -> None:
+    updates = [put(1, b"a"), put(2, b"b" * encoder.FRAME_TARGET_BYTES), put(3, b"c"), put(4, b"d")]
+    sizes = []
+    for frame in made.updates(0, updates):
+        [message] = decoded(frame.data)
+        assert isinstance(message, messages.Updates)
+        sizes.append(len(message.updates))
+    assert sizes == [1, 1, 2]
+
+
+@both
+def test_the_largest_value_with_the_longest_key_can_be_read(made: encoder.NativeEncoder) -> None:
+    key = "\N{GRINNING FACE}" * codec.MAX_KEY_CHARS
+    update = messages.Update(
+        key, bytes(encoder.MAX_VALUE_BYTES), "1" * 64, messages.UpdateType.NEW, "2" * 64, 2**63 - 1
+    )
+    [frame] = made.updates(2**63, [put(0, b"x"), update])[1:]
+    assert decoded(frame.data) == [messages.Updates(2**63 + 1, 2**63 + 2, (update,))]
+    assert len(made.snapshot_chunk(0, 2**64 - 1, [update])) <= frames.MAX_FRAME_BYTES
+
+
+@both
+def test_messages_around_the_data(made: encoder.NativeEncoder) -> None:
+    assert decoded(made.ping) == [messages.Ping()]
+    assert decoded(made.snapshot_begin(7, keys=2, chunks=1)) == [messages.SnapshotBegin(7, 2, 1)]
+    assert decoded(made.snapshot_end(7, keys=2, digest=9)) == [messages.SnapshotEnd(7, 2, 9)]
+    for status in messages.SyncStatus:
+        frame = made.status(7, status)
+        assert isinstance(frame, encoding.EncodedFrame)
+        assert (decoded(frame.data), frame.sequence) == ([messages.Status(7, status)], 7)
+
+
+def test_names_and_compression() -> None:
+    plain, small = BOTH
+    assert (plain.name, small.name) == (encoder.PLAIN, encoder.ZSTD)
+    updates = [put(number, b"much the same " * 10) for number in range(100)]
+    assert len(small.updates(0, updates)[0].data) < len(plain.updates(0, updates)[0].data) / 5
+    assert small.ping == plain.ping
+
+
+@both
+def test_equal_content_gives_equal_bytes(made: encoder.NativeEncoder) -> None:
+    updates = [put(number, bytes(100)) for number in range(50)]
+    other = encoder.NativeEncoder(zstd=made.name == encoder.ZSTD)
+    other.updates(0, [put(1, b"something else before" * 100)])
+    assert made.snapshot_chunk(1, 2, updates) == other.snapshot_chunk(1, 2, iter(updates))
