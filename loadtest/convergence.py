@@ -69,11 +69,13 @@ def judge(
     agents = [one for report in reports for one in report.agents]
     same = [one for one in agents if (one.digest, one.keys) == (expected.digest, len(expected.live))]
     other = [one for one in agents if (one.digest, one.keys) != (expected.digest, len(expected.live))]
-    first_seen: dict[tuple[str, str], int] = {}
+    first_seen: dict[tuple[str, str], tuple[int, str]] = {}
     for report in reports:
+        by = report.agents[0].name.partition("-")[0] if report.agents else ""
         for deletion in report.deletions:
             place = (deletion.key, deletion.uid)
-            first_seen[place] = min(deletion.first_seen_ns, first_seen.get(place, deletion.first_seen_ns))
+            seen = (deletion.first_seen_ns, by)
+            first_seen[place] = min(seen, first_seen.get(place, seen))
     return Verdict(
         agents=len(agents),
         converged=len(same),
@@ -108,19 +110,20 @@ def _public(agents: Sequence[control.AgentDigest]) -> list[control.AgentDigest]:
 
 
 def _phantoms(
-    first_seen: Mapping[tuple[str, str], int],
+    first_seen: Mapping[tuple[str, str], tuple[int, str]],
     expected: truth.Truth,
     asked: Mapping[tuple[str, str], int] | None,
 ) -> list[str]:
     phantoms = []
-    for (key, uid), seen_ns in sorted(first_seen.items()):
+    for (key, uid), (seen_ns, by) in sorted(first_seen.items()):
+        name = f"{key} ({uid}), seen gone first by {'a public client' if by == 'public' else 'a raw agent'},"
         live = expected.live.get(key)
         if live is not None and live.uid == uid:
-            phantoms.append(f"{key} ({uid}) is live")
+            phantoms.append(f"{name} is live")
         elif asked is not None:
             asked_ns = asked.get((key, uid))
             if asked_ns is None:
-                phantoms.append(f"{key} ({uid}) was never deleted")
+                phantoms.append(f"{name} was never deleted")
             elif seen_ns < asked_ns:
-                phantoms.append(f"{key} ({uid}) was seen gone {(asked_ns - seen_ns) / 1e6:.1f} ms too early")
+                phantoms.append(f"{name} was deleted only {(asked_ns - seen_ns) / 1e6:.1f} ms later")
     return phantoms
