@@ -1,0 +1,177 @@
+"""A feed of Calico's data model: Kubernetes objects in, Calico's keys and values out. Pure.
+
+Has the interface of `cache.feed.RawFeed`, and gives batches alike. Update types are the original's: 1 and 2 tell
+whether an object held the key before, also with a value that validation voided; a voided value is no value, with its
+type and revision; a deletion has neither value nor revision. An update that changes no value is no delivery, and the
+stored revision stays that of the value.
+"""
+
+from typing import NamedTuple
+
+from cache import feed, objects, raw, resources, store
+from cache.calico import claims, model, syncers
+from protocol import messages
+from protocol.native import codec
+
+
+class _Change(NamedTuple):
+    """What the next batch does to a key."""
+
+    update_type: messages.UpdateType
+    item: model.Item
+
+
+class _Kind:
+    """One resource type of the feed, and the keys of each of its objects, in the order in which they are sent."""
+
+    __slots__ = ("keys", "last_shows", "rank", "source")
+
+    def __init__(self, rank: int, source: syncers.Source) -> None:
+        self.rank = rank
+        self.source = source
+        self.last_shows = source.last_shows
+        self.keys: dict[str, tuple[str, ...]] = {}
+
+
+class CalicoFeed:
+    """One of the four feeds; `syncers.specs` has what they consist of."""
+
+    def __init__(self, spec: syncers.FeedSpec, *, max_value_bytes: int) -> None:
+        self.name = spec.name
+        self.store = store.Store()
+        self.refused = 0
+        self.skipped = 0
+        """Updates that changed nothing which the feed carries."""
+        self.synced_once = False
+        """True from the first batch with every type in sync: from then on there is something to serve."""
+        self._kinds = {source.type: _Kind(rank, source) for rank, source in enumerate(spec.sources)}
+        self._claims = claims.Claims()
+        self._statuses = dict.fromkeys(self._kinds, messages.SyncStatus.WAITING)
+        self._status = messages.SyncStatus.WAITING
+        self._max_value_bytes = max_value_bytes
+        self._changes: list[_Change] = [_Change(messages.UpdateType.NEW, item) for item in spec.built_in]
+
+    @property
+    def types(self) -> list[resources.ResourceType]:
+        """The resource types it consists of."""
+        return list(self._kinds)
+
+    def apply(self, event: objects.ObjectEvent) -> feed.Refusal | None:
+        """An object is new or has changed; a refusal names it where it, or a part of it, cannot be carried."""
+        kind = self._kinds[event.type]
+        name = _object_name(event)
+        try:
+            items = kind.source.convert(event)
+        except model.ConversionError as error:
+            self._forget(kind, name)
+            return self._refusal(event, error.reason, error.detail)
+        refusal = None
+        held: list[str] = []
+        known = kind.keys.get(name, ())
+        if known:
+            self._release_unmentioned(kind, name, {item.key for item in items})
+        for item in items:
+            if not self._is_plain(item):
+                item, refusal = self._examine(event, item, refusal)
+            if item.value is not None or item.invalid:
+                held.append(item.key)
+                self._claim(kind, name, item)
+            elif item.key in known:
+                self._release(kind, name, item.key)
+        if held:
+            kind.keys[name] = tuple(held)
+        else:
+            kind.keys.pop(name, None)
+        return refusal
+
+    def delete(self, event: objects.ObjectEvent) -> None:
+        """An object is gone."""
+        self._forget(self._kinds[event.type], _object_name(event))
+
+    def set_status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
+        """One type's status; the feed's is what they all say together."""
+        self._statuses[type] = status
+        self._status = feed.combined_status(self._statuses)
+
+    def take(self) -> feed.Batch | None:
+        """Writes the store; what has happened since the last call, or None for nothing that a client can see."""
+        previous_sequence = self.store.sequence
+        changes, self._changes = self._changes, []
+        updates = [update for change in changes if (update := self._write(*change)) is not None]
+        status = None if self.store.status is self._status else self._status
+        self.store.status = self._status
+        self.synced_once = self.synced_once or self._status is messages.SyncStatus.IN_SYNC
+        if not updates and status is None:
+            return None
+        return feed.Batch(previous_sequence, updates, status)
+
+    def _is_plain(self, item: model.Item) -> bool:
+        return (
+            not item.invalid
+            and not item.warning
+            and (item.value is None or len(item.value) <= self._max_value_bytes)
+            and len(item.key) <= codec.MAX_KEY_CHARS
+        )
+
+    def _examine(
+        self, event: objects.ObjectEvent, item: model.Item, refusal: feed.Refusal | None
+    ) -> tuple[model.Item, feed.Refusal | None]:
+        """An item that is not simply carried: what is carried of it, and what is said of its object (the first only)."""
+        if item.invalid:
+            return item, refusal or self._refusal(event, "invalid", item.invalid)
+        if item.value is not None and len(item.value) > self._max_value_bytes:
+            detail = f"{len(item.value)} bytes, limit {self._max_value_bytes}"
+            return _without_value(item), refusal or self._refusal(event, "value-too-large", detail)
+        if len(item.key) > codec.MAX_KEY_CHARS:
+            detail = f"{len(item.key)} characters, limit {codec.MAX_KEY_CHARS}"
+            return _without_value(item), refusal or self._refusal(event, "key-too-long", detail)
+        if item.warning:
+            return item, refusal or self._refusal(event, "doubtful", item.warning)
+        return item, refusal
+
+    def _refusal(self, event: objects.ObjectEvent, reason: str, detail: str) -> feed.Refusal:
+        self.refused += 1
+        return feed.Refusal(self.name, raw.object_key(event.type, event.namespace, event.name), reason, detail)
+
+    def _forget(self, kind: _Kind, name: str) -> None:
+        for key in kind.keys.pop(name, ()):
+            self._release(kind, name, key)
+
+    def _release_unmentioned(self, kind: _Kind, name: str, mentioned: set[str]) -> None:
+        for key in kind.keys[name]:
+            if key not in mentioned:
+                self._release(kind, name, key)
+
+    def _claim(self, kind: _Kind, name: str, item: model.Item) -> None:
+        known = item.key in self._claims
+        if self._claims.put(claims.Claim(kind.rank, name, kind.last_shows, item)):
+            self._changes.append(_Change(messages.UpdateType.UPDATED if known else messages.UpdateType.NEW, item))
+
+    def _release(self, kind: _Kind, name: str, key: str) -> None:
+        shown, heir = self._claims.drop(key, kind.rank, name)
+        if heir is None:
+            self._changes.append(_Change(messages.UpdateType.DELETED, model.Item(key, None, "")))
+        elif shown:
+            self._changes.append(_Change(messages.UpdateType.UPDATED, heir))
+
+    def _write(self, update_type: messages.UpdateType, item: model.Item) -> messages.Update | None:
+        if item.value is None:
+            if self.store.delete(item.key, item.revision) is None:
+                self.store.sequence += 1  # it is sent even so: the original's agents are told of every void value
+            return messages.Update(item.key, None, item.revision, update_type)
+        old = self.store.get(item.key)
+        if old is not None and old.value == item.value:
+            self.skipped += 1
+            return None
+        update = self.store.put(item.key, item.value, item.revision, v3_resource_version=item.v3_resource_version)
+        if update is None or update.update_type == update_type:
+            return update
+        return update._replace(update_type=update_type)
+
+
+def _object_name(event: objects.ObjectEvent) -> str:
+    return f"{event.namespace}/{event.name}" if event.namespace else event.name
+
+
+def _without_value(item: model.Item) -> model.Item:
+    return model.Item(item.key, None, item.revision)

@@ -1,0 +1,260 @@
+"""Kubernetes' policies to Calico's (datamodel.md, sections 5.6 and 5.8): enforced and staged. Pure."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from cache import objects
+from cache.calico import addresses, customresource, model, policies, rules, schema
+
+KUBERNETES_NETWORK_POLICY = "KubernetesNetworkPolicy"
+STAGED_KUBERNETES_NETWORK_POLICY = "StagedKubernetesNetworkPolicy"
+
+_ORDER = 1000.0
+POD_TERM = "projectcalico.org/orchestrator == 'k8s'"
+_PROTOCOLS = {name.lower(): name for name in ("TCP", "UDP", "SCTP", "ICMP", "ICMPv6", "UDPLite")}
+_STAGED_DELETE = "Delete"
+Port = int | str
+PortsByProtocol = dict[str, list[Port] | None]
+
+
+class _Expression(msgspec.Struct, gc=False):
+    key: str = ""
+    operator: str = ""
+    values: list[str] | None = None
+
+
+class LabelSelector(msgspec.Struct, gc=False):
+    matchLabels: dict[str, str] | None = None  # noqa: N815
+    matchExpressions: list[_Expression] | None = None  # noqa: N815
+
+
+class _IPBlock(msgspec.Struct, gc=False):
+    cidr: str = ""
+    excepted: list[str] | None = msgspec.field(default=None, name="except")
+
+
+class _Peer(msgspec.Struct, gc=False):
+    podSelector: LabelSelector | None = None  # noqa: N815
+    namespaceSelector: LabelSelector | None = None  # noqa: N815
+    ipBlock: _IPBlock | None = None  # noqa: N815
+
+
+class _PolicyPort(msgspec.Struct, gc=False):
+    protocol: str | None = None
+    port: Port | None = None
+    endPort: int | None = None  # noqa: N815
+
+
+class _PolicyRule(msgspec.Struct, gc=False):
+    ports: list[_PolicyPort] | None = None
+    sources: list[_Peer] | None = msgspec.field(default=None, name="from")
+    destinations: list[_Peer] | None = msgspec.field(default=None, name="to")
+
+
+class _PolicySpec(msgspec.Struct, gc=False):
+    podSelector: LabelSelector | None = None  # noqa: N815
+    ingress: list[_PolicyRule] | None = None
+    egress: list[_PolicyRule] | None = None
+    policyTypes: list[str] | None = None  # noqa: N815
+    stagedAction: str | None = None  # noqa: N815
+
+
+class _Policy(msgspec.Struct, gc=False):
+    metadata: customresource.Metadata
+    spec: _PolicySpec = msgspec.field(default_factory=_PolicySpec)
+
+
+class BadRule(ValueError):
+    """A rule cannot be converted."""
+
+
+_decode_policy = msgspec.json.Decoder(_Policy)
+
+
+def convert_policy(event: objects.ObjectEvent) -> Sequence[model.Item]:
+    """A Kubernetes NetworkPolicy; a rule that cannot be converted is left out, with a warning.
+
+    Raises:
+        ConversionError: selector-too-deep, invalid-object.
+    """
+    warnings: list[str] = []
+    spec = _spec(model.typed(_decode_policy, event).spec, warnings, is_strict=False)
+    return policies.namespaced_items(event, KUBERNETES_NETWORK_POLICY, spec, warnings=warnings)
+
+
+def convert_staged_policy(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
+    """A StagedKubernetesNetworkPolicy; a rule that cannot be converted voids it.
+
+    Raises:
+        ConversionError: bad-rule, selector-too-deep, bad-metadata-annotation, invalid-object.
+    """
+    policy = model.typed(_decode_policy, event)
+    customresource.effective_metadata(policy.metadata, group)
+    if policy.spec.stagedAction == _STAGED_DELETE:
+        return (model.Item(policies.policy_key(STAGED_KUBERNETES_NETWORK_POLICY, event), None, ""),)
+    warnings: list[str] = []
+    spec = _spec(policy.spec, warnings, is_strict=True)
+    return policies.namespaced_items(
+        event,
+        STAGED_KUBERNETES_NETWORK_POLICY,
+        spec,
+        staged_action=policy.spec.stagedAction or "",
+        warnings=warnings,
+    )
+
+
+def _spec(spec: _PolicySpec, warnings: list[str], *, is_strict: bool) -> policies.Spec:
+    given = spec.policyTypes or ()
+    return policies.Spec(
+        order=_ORDER,
+        selector=pod_selector(spec.podSelector),
+        ingress=_policy_rules(spec.ingress, warnings, is_strict=is_strict, is_ingress=True),
+        egress=_policy_rules(spec.egress, warnings, is_strict=is_strict, is_ingress=False),
+        types=[name for name in ("Ingress", "Egress") if name in given] or ["Ingress"],
+    )
+
+
+def _policy_rules(
+    found: Sequence[_PolicyRule] | None, warnings: list[str], *, is_strict: bool, is_ingress: bool
+) -> list[rules.Rule]:
+    converted: list[rules.Rule] = []
+    for rule in found or ():
+        try:
+            by_protocol = _policy_ports(rule.ports)
+        except BadRule as error:
+            if is_strict:
+                raise model.ConversionError("bad-rule", str(error)) from error
+            warnings.append(f"a rule is left out: {error}")
+            continue
+        peers = [_peer_entity(peer, warnings) for peer in (rule.sources if is_ingress else rule.destinations) or ()]
+        converted += cross_product(by_protocol, peers or [rules.Entity()], action="Allow", is_ingress=is_ingress)
+    return converted
+
+
+def cross_product(
+    by_protocol: PortsByProtocol,
+    peers: Sequence[rules.Entity],
+    *,
+    action: str,
+    is_ingress: bool,
+    metadata: rules.RuleMetadata | None = None,
+) -> list[rules.Rule]:
+    converted = []
+    for protocol in sorted(by_protocol):
+        ports = _simplified(by_protocol[protocol] or [])
+        for peer in peers:
+            rule = rules.Rule(action=action, protocol=protocol or None, metadata=metadata)
+            if is_ingress:
+                rule.source, rule.destination = peer, rules.Entity(ports=ports)
+            else:
+                rule.destination = rules.Entity(
+                    nets=peer.nets,
+                    notNets=peer.notNets,
+                    selector=peer.selector,
+                    namespaceSelector=peer.namespaceSelector,
+                    ports=ports,
+                )
+            converted.append(rule)
+    return converted
+
+
+def add_port(by_protocol: PortsByProtocol, protocol: str, port: Port | None) -> None:
+    """No port means all of them, whatever else is listed."""
+    if port is None:
+        by_protocol[protocol] = None
+        return
+    ports = by_protocol.setdefault(protocol, [])
+    if ports is not None:
+        ports.append(port)
+
+
+def _policy_ports(ports: Sequence[_PolicyPort] | None) -> PortsByProtocol:
+    by_protocol: PortsByProtocol = {}
+    for port in ports or ():
+        protocol = "TCP" if port.protocol is None else _PROTOCOLS.get(port.protocol.lower(), port.protocol)
+        add_port(by_protocol, protocol, _policy_port(port))
+    return by_protocol or {"": None}
+
+
+def _policy_port(port: _PolicyPort) -> Port | None:
+    if port.port is None:
+        return None
+    text = str(port.port) if port.endPort is None else f"{port.port}:{port.endPort}"
+    try:
+        parsed: Port = schema.parse_port(text)
+    except ValueError as error:
+        raise BadRule(str(error)) from error
+    return parsed
+
+
+def _simplified(ports: list[Port]) -> list[Port]:
+    """Names first, then the numbers in order, merged; as they were where there is only one number in all."""
+    if len(ports) <= 1:
+        return ports
+    names = [port for port in ports if isinstance(port, str) and ":" not in port]
+    ranges = sorted(_range(port) for port in ports if not (isinstance(port, str) and ":" not in port))
+    if sum(high - low + 1 for low, high in ranges) <= 1:
+        return ports
+    merged: list[tuple[int, int]] = []
+    for low, high in ranges:
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], high))
+        else:
+            merged.append((low, high))
+    return [*names, *(low if low == high else f"{low}:{high}" for low, high in merged)]
+
+
+def _range(port: Port) -> tuple[int, int]:
+    low, _, high = str(port).partition(":")
+    return int(low), int(high or low)
+
+
+def _peer_entity(peer: _Peer, warnings: list[str]) -> rules.Entity:
+    if peer.ipBlock is None:
+        return rules.Entity(
+            selector=pod_selector(peer.podSelector), namespaceSelector=namespace_selector(peer.namespaceSelector)
+        )
+    network = addresses.parse_cidr(peer.ipBlock.cidr)
+    if network is None:
+        warnings.append(f"an ipBlock is no CIDR, and is left out of its rule: {peer.ipBlock.cidr!r}")
+        return rules.Entity()
+    excepted: list[str] = []
+    for text in peer.ipBlock.excepted or ():
+        exception = addresses.parse_cidr(text)
+        if exception is None:
+            warnings.append(f"an exception of an ipBlock is no CIDR, and is left out with those behind it: {text!r}")
+            break
+        excepted.append(str(exception))
+    return rules.Entity(nets=[str(network)], notNets=excepted)
+
+
+def pod_selector(selector: LabelSelector | None) -> str:
+    return " && ".join([POD_TERM, *_terms(selector)])
+
+
+def namespace_selector(selector: LabelSelector | None) -> str:
+    """Empty for none; an empty selector selects every namespace."""
+    if selector is None:
+        return ""
+    if not selector.matchLabels and not selector.matchExpressions:
+        return "all()"
+    return " && ".join(_terms(selector))
+
+
+def _terms(selector: LabelSelector | None) -> list[str]:
+    if selector is None:
+        return []
+    terms = [f"{key} == '{value}'" for key, value in sorted((selector.matchLabels or {}).items())]
+    for expression in selector.matchExpressions or ():
+        values = "', '".join(expression.values or ())
+        match expression.operator:
+            case "In":
+                terms.append(f"{expression.key} in {{ '{values}' }}")
+            case "NotIn":
+                terms.append(f"{expression.key} not in {{ '{values}' }}")
+            case "Exists":
+                terms.append(f"has({expression.key})")
+            case "DoesNotExist":
+                terms.append(f"! has({expression.key})")
+    return terms

@@ -1,0 +1,176 @@
+"""The recordings in tests/golden/corpus: what the original sent for known objects and events, and how to replay them."""
+
+import functools
+import pathlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from cache import objects, resources
+from cache.calico import feed, syncers
+from protocol import messages
+
+DIRECTORY = pathlib.Path(__file__).parents[2] / "golden" / "corpus"
+NAMES = sorted(path.stem for path in DIRECTORY.glob("*.json"))
+MAX_VALUE_BYTES = 4 << 20
+
+_BASELINES = {syncers.Group.V1: "baseline", syncers.Group.V3: "v3-baseline"}
+
+
+class Item(NamedTuple):
+    """What a client was sent, an empty value being no value."""
+
+    key: str
+    value: str | None
+    revision: str
+    v3_resource_version: str
+    update_type: int
+
+
+class _RecordedItem(msgspec.Struct):
+    key: str
+    value_raw: str | None
+    revision: str
+    v3_resource_version: str
+    update_type: int
+    ttl: int
+
+    def item(self) -> Item:
+        assert self.ttl == 0
+        return Item(self.key, self.value_raw, self.revision, self.v3_resource_version, self.update_type)
+
+
+class _Expected(msgspec.Struct):
+    snapshot: list[_RecordedItem]
+
+
+class WatchEvent(msgspec.Struct):
+    """A watch event as the API server sent it."""
+
+    type: str
+    object: msgspec.Raw
+
+
+class Scenario(msgspec.Struct):
+    """One recording."""
+
+    name: str
+    api_group: str
+    objects_after: list[msgspec.Raw]
+    expect: dict[str, _Expected]
+    deltas: dict[str, list[list[_RecordedItem]]]
+    events: list[list[WatchEvent]]
+
+    @property
+    def group(self) -> syncers.Group:
+        return syncers.Group(self.api_group)
+
+    def snapshot(self, syncer: str) -> dict[str, Item]:
+        """What a fresh server held, less the baseline."""
+        return {recorded.key: recorded.item() for recorded in self.expect[syncer].snapshot}
+
+    def delta(self, syncer: str, step: int) -> list[Item]:
+        """What a client was sent in a step."""
+        return [recorded.item() for recorded in self.deltas[syncer][step]]
+
+
+class _ObjectMeta(msgspec.Struct):
+    name: str
+    resourceVersion: str = ""  # noqa: N815
+    namespace: str = ""
+
+
+class _Object(msgspec.Struct):
+    apiVersion: str  # noqa: N815
+    kind: str
+    metadata: _ObjectMeta
+
+
+@functools.cache
+def load(name: str) -> Scenario:
+    """The recording of this name."""
+    return msgspec.json.decode((DIRECTORY / f"{name}.json").read_bytes(), type=Scenario)
+
+
+def baseline(scenario: Scenario) -> Scenario:
+    """What was there before the scenario's first step."""
+    return load(_BASELINES[scenario.group])
+
+
+def event_of(
+    raw: bytes, types: dict[tuple[str, str], resources.ResourceType], origin: objects.Origin
+) -> objects.ObjectEvent | None:
+    """The object as a watcher gives it; None for one of another type than these."""
+    found = msgspec.json.decode(raw, type=_Object)
+    type = types.get((found.apiVersion, found.kind))
+    if type is None:
+        return None
+    return objects.ObjectEvent(
+        type,
+        found.metadata.namespace,
+        found.metadata.name,
+        found.metadata.resourceVersion,
+        msgspec.json.format(raw, indent=-1),
+        found.apiVersion,
+        found.kind,
+        origin,
+    )
+
+
+class Replay:
+    """The four feeds, and objects into them."""
+
+    def __init__(self, group: syncers.Group) -> None:
+        specs = syncers.specs(group)
+        self.feeds = {spec.name: feed.CalicoFeed(spec, max_value_bytes=MAX_VALUE_BYTES) for spec in specs}
+        self.refusals: list[tuple[str, str, str]] = []
+        self._types = {
+            (f"{source.type.group}/{source.type.version}".lstrip("/"), source.kind): source.type
+            for spec in specs
+            for source in spec.sources
+        }
+
+    def apply(self, raw: bytes, origin: objects.Origin) -> None:
+        """The object is there, in this state."""
+        event = event_of(raw, self._types, origin)
+        for source in self.feeds.values():
+            if event is not None and event.type in source.types:
+                refusal = source.apply(event)
+                if refusal is not None:
+                    self.refusals.append((refusal.feed, event.name, refusal.reason))
+
+    def delete(self, raw: bytes) -> None:
+        """The object is gone."""
+        event = event_of(raw, self._types, objects.Origin.EVENT)
+        for source in self.feeds.values():
+            if event is not None and event.type in source.types:
+                source.delete(event)
+
+    def play(self, watch_event: WatchEvent) -> None:
+        """What a watch says."""
+        if watch_event.type == "DELETED":
+            self.delete(bytes(watch_event.object))
+        else:
+            self.apply(bytes(watch_event.object), objects.Origin.EVENT)
+
+    def apply_list(self, raws: Iterable[bytes]) -> None:
+        """A list of objects."""
+        for raw in raws:
+            self.apply(bytes(raw), objects.Origin.LIST)
+
+    def take(self, syncer: str) -> list[Item]:
+        """What a client of the feed is sent now."""
+        batch = self.feeds[syncer].take()
+        return [] if batch is None else [_item(update) for update in batch.updates]
+
+    def snapshot(self, syncer: str) -> dict[str, Item]:
+        """What a new client of the feed is sent, less what is built in."""
+        self.feeds[syncer].take()
+        entries = [_item(entry.as_update()) for entry in self.feeds[syncer].store]
+        return {item.key: item for item in entries}
+
+
+def _item(update: messages.Update) -> Item:
+    value = update.value.decode() if update.value else None
+    return Item(update.key, value, update.revision, update.v3_resource_version, int(update.update_type))
