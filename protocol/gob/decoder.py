@@ -109,6 +109,9 @@ class Decoder(scalars.Scanner):
             self._running = None
             self.data, self.position, self.end = b"", 0, 0
             self._message_bytes = self._skipped = 0
+            if self._start == len(self._buffer):
+                self._buffer.clear()
+                self._start = 0
             return finished.value
         self._running = running
         return NOT_YET

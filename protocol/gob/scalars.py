@@ -6,15 +6,22 @@ from protocol import errors
 
 MAX_UINT_BYTES = 8
 _DOUBLE = struct.Struct(">d")
-_SMALL = [bytes([number]) for number in range(128)]
+
+
+def _encode_uint(number: int) -> bytes:
+    if number < 128:
+        return bytes((number,))
+    raw = number.to_bytes((number.bit_length() + 7) // 8, "big")
+    return bytes((256 - len(raw),)) + raw
+
+
+_KNOWN = [_encode_uint(number) for number in range(4096)]
+"""Most of what is encoded are lengths of keys and values."""
 
 
 def encode_uint(number: int) -> bytes:
     """An unsigned integer below 2**64: one byte below 128, else the count of bytes, negated, and the bytes."""
-    if number < 128:
-        return _SMALL[number]
-    raw = number.to_bytes((number.bit_length() + 7) // 8, "big")
-    return bytes((256 - len(raw),)) + raw
+    return _KNOWN[number] if number < 4096 else _encode_uint(number)
 
 
 def encode_int(number: int) -> bytes:

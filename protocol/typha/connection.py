@@ -178,7 +178,8 @@ class Connection:
                 if value is decoder.NOT_YET:
                     return None
                 if self._step(value):
-                    return value
+                    message: messages.Message = value
+                    return message
             return None
         except errors.RemoteProtocolError:
             self.state = State.ERROR
