@@ -1,0 +1,356 @@
+"""The hub, told what watchers tell it: what the workers hear, and how much of the logs is kept."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cache import feed, resources
+from protocol import messages
+from tests.typha import support
+from tests.typha.support import NODES, PODS, build_snapshot, pod
+from typha import hub, hub_channel, ipc, worker_handle
+
+IN_SYNC, RESYNC = messages.SyncStatus.IN_SYNC, messages.SyncStatus.RESYNC
+KIBIBYTE = 1024
+
+
+class Worker:
+    """The other end of a worker's link, and the hub's handle of it."""
+
+    def __init__(self, number: int = 1) -> None:
+        ours, theirs = ipc.pair()
+        self.broken: list[Exception] = []
+        self.watching: list[bool] = []
+        self.link = ipc.Link(theirs)
+        self.handle: worker_handle.WorkerHandle
+        self._ours = ipc.Link(ours)
+        self._number = number
+
+    def attach(self, to: hub.Hub) -> None:
+        """The hub gets to know it."""
+        self.handle = worker_handle.WorkerHandle(self._number, self._ours, to, self.broken.append, self.watching.append)
+        to.add_worker(self.handle)
+
+    def hear(self) -> list[list[Any]]:
+        """All it has been told since the last call."""
+        messages: list[list[Any]] = []
+        while batch := list(self.link.receive()):
+            for message, descriptors in batch:
+                messages.append(message)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+        return messages
+
+    def kinds(self) -> list[str]:
+        """The same, without the details."""
+        return [message[0] for message in self.hear()]
+
+    def report(self, **of_channel: int) -> None:
+        """What it says of channel 1."""
+        self.link.send(["stats", {"active": of_channel.get("clients", 0), "channels": {1: of_channel}}])
+        self.handle.hear()
+
+    def close(self) -> None:
+        """Both ends go."""
+        self.link.close()
+        self._ours.close()
+
+
+class Bench:
+    """A hub; snapshots are made when the test says so."""
+
+    def __init__(self, *feeds: feed.RawFeed, log_budget_bytes: int = 1 << 20) -> None:
+        self.requested: list[hub_channel.HubChannel] = []
+        self.hub = hub.Hub(
+            feeds or [support.raw_feed()],
+            log_budget_bytes=log_budget_bytes,
+            segment_bytes=64 * KIBIBYTE,
+            build_snapshot=self.requested.append,
+        )
+        self.workers: list[Worker] = []
+
+    def add_worker(self, number: int = 1) -> Worker:
+        """Another worker."""
+        worker = Worker(number)
+        self.workers.append(worker)
+        worker.attach(self.hub)
+        return worker
+
+    def make_snapshots(self) -> None:
+        """Makes what was asked for."""
+        while self.requested:
+            build_snapshot(self.hub, self.requested.pop())
+
+    def sync(self, *types: resources.ResourceType) -> None:
+        """The types are known whole."""
+        for type in types or (PODS,):
+            self.hub.status(type, IN_SYNC)
+        self.hub.batch_end()
+
+    def put(self, name: str, *, size: int = 10, version: int = 1) -> None:
+        """A batch of one object."""
+        self.hub.apply(pod(name, str(version).rjust(size, "x"), version=version))
+        self.hub.batch_end()
+
+    def churn(self, kibibytes: int) -> None:
+        """So much more log, at least."""
+        for number in range(kibibytes // 8 + 1):
+            self.put(f"p{number % 4}", size=8 * KIBIBYTE, version=number + 2)
+
+    def open(self) -> hub_channel.HubChannel:
+        """In sync, with one channel and its snapshot."""
+        self.sync()
+        self.hub.wanted(support.FEED, "native")
+        self.make_snapshots()
+        [channel] = self.hub.channels.values()
+        return channel
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """A hub with a feed of pods, and nobody who listens."""
+    before = support.open_descriptors()
+    opened = Bench()
+    yield opened
+    opened.hub.close()
+    for worker in opened.workers:
+        worker.close()
+    assert support.open_descriptors() == before
+
+
+def test_a_channel_is_opened_when_its_feed_has_been_in_sync_and_not_before(bench: Bench) -> None:
+    worker = bench.add_worker()
+    bench.put("a")
+    bench.hub.wanted(support.FEED, "native")
+    bench.hub.wanted(support.FEED, "native")
+    assert bench.hub.channels == {}
+    assert worker.hear() == []
+    bench.sync()
+    assert list(bench.hub.channels) == [(support.FEED, "native")]
+    assert worker.kinds() == ["channel", "ends"]
+    bench.make_snapshots()
+    assert worker.kinds() == ["snapshot"]
+    bench.hub.wanted(support.FEED, "native")
+    assert worker.hear() == []
+
+
+def test_nothing_is_encoded_for_nobody(bench: Bench) -> None:
+    worker = bench.add_worker()
+    bench.sync()
+    bench.churn(100)
+    assert bench.hub.channels == {}
+    assert bench.hub.log_bytes == 0
+    assert worker.hear() == []
+    assert bench.hub.updates_total == {support.FEED: 13}
+
+
+def test_a_batch_becomes_one_end(bench: Bench) -> None:
+    worker = bench.add_worker()
+    channel = bench.open()
+    worker.hear()
+    for name in ("a", "b", "c"):
+        bench.hub.apply(pod(name))
+    assert worker.hear() == []
+    bench.hub.batch_end()
+    segment, ends = worker.hear()
+    assert segment[:2] == ["segment", channel.number]
+    assert ends[0] == "ends"
+    assert [end[:2] for end in ends[1]] == [[channel.number, channel.log.end]]
+    bench.hub.batch_end()
+    assert worker.hear() == []
+
+
+def test_a_feed_of_two_types_is_in_sync_when_both_are() -> None:
+    bench = Bench(support.raw_feed(support.FEED, PODS, NODES))
+    bench.hub.wanted(support.FEED, "native")
+    bench.sync(PODS)
+    assert bench.hub.channels == {}
+    bench.sync(NODES)
+    assert len(bench.hub.channels) == 1
+    bench.hub.close()
+
+
+def test_two_feeds_share_a_type_and_only_their_own_channels_hear() -> None:
+    bench = Bench(support.raw_feed("one", PODS), support.raw_feed("two", PODS, NODES))
+    bench.sync(PODS, NODES)
+    bench.hub.wanted("one", "native")
+    bench.hub.wanted("two", "native+zstd")
+    one, two = bench.hub.channels.values()
+    bench.put("a")
+    assert one.log.end > 0 < two.log.end
+    end = one.log.end
+    bench.hub.apply(pod("n", type=NODES))
+    bench.hub.batch_end()
+    assert one.log.end == end
+    assert bench.hub.types == [PODS, NODES]
+    assert [len(source.store) for source in bench.hub.feeds.values()] == [1, 2]
+    bench.hub.close()
+
+
+def test_a_new_worker_is_told_everything(bench: Bench) -> None:
+    old = bench.add_worker(1)
+    channel = bench.open()
+    bench.churn(200)
+    new = bench.add_worker(2)
+    told = new.hear()
+    assert told[0] == ["channel", channel.number, support.FEED, "native", channel.log.start, channel.log.start_sequence]
+    bases = [message[2] for message in told if message[0] == "segment"]
+    assert bases == [segment.base for segment in channel.log.segments]
+    assert len(bases) > 2
+    assert [message[0] for message in told[-2:]] == ["snapshot", "ends"]
+    assert told[-1][1][0][1] == channel.log.end
+    old.hear()
+    bench.put("b")
+    assert old.hear() == new.hear()
+
+
+def test_a_removed_worker_is_told_nothing(bench: Bench) -> None:
+    worker = bench.add_worker()
+    bench.open()
+    worker.hear()
+    bench.hub.remove_worker(1)
+    bench.hub.remove_worker(1)
+    bench.put("a")
+    assert worker.hear() == []
+
+
+@pytest.mark.parametrize("makes_snapshots", [True, False])
+def test_the_budget_bounds_the_logs_but_never_cuts_behind_the_newest_snapshot(
+    bench: Bench, makes_snapshots: bool
+) -> None:
+    channel = bench.open()
+    assert channel.snapshot is not None
+    for _ in range(40):
+        bench.churn(128)
+        assert channel.log.start <= channel.snapshot.log_offset
+        if makes_snapshots:
+            bench.make_snapshots()
+            assert bench.hub.log_bytes <= (1 << 20) + 256 * KIBIBYTE
+    assert channel in bench.requested or makes_snapshots
+    if not makes_snapshots:
+        assert bench.hub.log_bytes > 4 << 20  # nothing else can be done before there is a newer snapshot
+        bench.make_snapshots()
+    assert bench.hub.log_bytes <= 1 << 20
+
+
+def test_the_budget_is_taken_from_the_largest_log() -> None:
+    bench = Bench(support.raw_feed("busy", PODS), support.raw_feed("calm", NODES))
+    bench.sync(PODS, NODES)
+    for name in ("busy", "calm"):
+        bench.hub.wanted(name, "native")
+    bench.make_snapshots()
+    for number in range(12):
+        bench.hub.apply(pod(f"n{number}", "x" * 8 * KIBIBYTE, type=NODES))
+        bench.hub.batch_end()
+        bench.make_snapshots()
+    calm = bench.hub.channels["calm", "native"]
+    kept = calm.log.used_bytes
+    for _ in range(20):
+        bench.churn(128)
+        bench.make_snapshots()
+    assert calm.log.used_bytes == kept > 0
+    bench.hub.close()
+
+
+def test_trimming_is_told_before_the_memory_is_gone(bench: Bench) -> None:
+    worker = bench.add_worker()
+    channel = bench.open()
+    for _ in range(20):
+        bench.churn(128)
+        bench.make_snapshots()
+        for message in worker.hear():
+            if message[0] == "trim":
+                assert message[2] <= channel.log.start
+    assert channel.log.start > 0
+
+
+def test_what_every_client_has_behind_it_is_let_go(bench: Bench) -> None:
+    worker = bench.add_worker()
+    channel = bench.open()
+    bench.churn(400)
+    bench.make_snapshots()
+    middle = channel.log.segments[3].base
+    worker.report(clients=1, min_offset=middle + 5)
+    bench.hub.look_after_channels()
+    assert channel.log.start == middle
+    second = bench.add_worker(2)
+    worker.report(clients=1, min_offset=channel.log.end)
+    bench.hub.look_after_channels()
+    assert channel.log.start == middle  # the second has not said anything yet
+    second.report(clients=0, min_offset=channel.log.end)
+    bench.hub.look_after_channels()
+    assert channel.snapshot is not None
+    assert middle < channel.log.start <= channel.snapshot.log_offset
+
+
+def test_an_idle_channel_is_dropped_after_a_while(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(hub, "_monotonic", lambda: now)
+    worker = bench.add_worker()
+    bench.open()
+    bench.hub.look_after_channels()
+    now += 1000
+    bench.hub.look_after_channels()  # not a word of the worker yet: not idle
+    worker.report(clients=0, min_offset=0)
+    bench.hub.look_after_channels()
+    now += 59
+    bench.hub.look_after_channels()
+    worker.report(clients=1, min_offset=0)
+    bench.hub.look_after_channels()
+    worker.report(clients=0, min_offset=0)
+    bench.hub.look_after_channels()
+    now += 59
+    bench.hub.look_after_channels()
+    assert len(bench.hub.channels) == 1
+    now += 2
+    worker.hear()
+    bench.hub.look_after_channels()
+    assert bench.hub.channels == {}
+    assert worker.hear() == [["drop-channel", 1]]
+    bench.put("a")
+    assert worker.hear() == []
+    bench.hub.wanted(support.FEED, "native")
+    assert worker.kinds() == ["channel", "ends"]
+
+
+def test_ends_are_coalesced_while_the_link_is_full(bench: Bench) -> None:
+    worker = bench.add_worker()
+    channel = bench.open()
+    worker.hear()
+    while not worker.handle.link.wants_write:
+        worker.handle.tell(["fill", "x" * 1000])
+    for number in range(500):
+        bench.put("a", version=number + 2)
+    assert not worker.broken
+    assert worker.watching == [True]
+    heard: list[list[Any]] = []
+    for _ in range(100):
+        heard += worker.hear()
+        worker.handle.flush()
+    ends = [message for message in heard if message[0] == "ends"]
+    assert len(ends) == 1
+    assert ends[0][1][0][1] == channel.log.end
+    assert worker.watching == [True, False]
+
+
+def test_an_object_that_cannot_be_carried_is_counted_and_its_key_is_gone(bench: Bench) -> None:
+    bench.open()
+    bench.put("a")
+    bench.hub.apply(pod("a")._replace(raw=b"nonsense"))
+    bench.hub.apply(pod("b", "x" * (1 << 21)))
+    bench.hub.batch_end()
+    assert bench.hub.updates_refused == {"invalid-object": 1, "value-too-large": 1}
+    assert len(bench.hub.feeds[support.FEED].store) == 0
+
+
+def test_a_status_is_published_like_data(bench: Bench) -> None:
+    worker = bench.add_worker()
+    channel = bench.open()
+    worker.hear()
+    end = channel.log.end
+    bench.hub.status(PODS, RESYNC)
+    bench.hub.batch_end()
+    assert channel.log.end > end
+    assert "ends" in worker.kinds()
