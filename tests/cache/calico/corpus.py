@@ -1,4 +1,4 @@
-"""The recordings in tests/golden/corpus: what the original sent for known objects and events, and how to replay them."""
+"""The recordings in tests/golden/corpus: what the original sent for known objects and events; how to replay them."""
 
 import functools
 import pathlib
