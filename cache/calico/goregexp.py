@@ -63,6 +63,7 @@ class _Reader:
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern
         self._position = 0
+        self._last_class_end = pattern.rfind(":]")
         # How often what stands last is repeated inside, or None where nothing stands that a repeat could apply to.
         self._operand: int | None = None
         # The same of all that stands before it, for every group that is open.
@@ -231,7 +232,7 @@ class _Reader:
         if matched := _POSIX_CLASS.match(self._pattern, self._position):
             self._position = matched.end()
             return True
-        if self._pattern.find(":]", self._position + 2) >= 0:
+        if self._last_class_end >= self._position + 2:
             raise _Invalid("an unknown class of characters")
         return False
 
