@@ -4,6 +4,8 @@ So watches break with their history intact, and have to be resumed. TLS passes t
 """
 
 import asyncio
+import socket
+import struct
 from types import TracebackType
 from typing import Final, Self
 
@@ -43,7 +45,7 @@ class Relay:
         """Resets all connections; returns how many there were."""
         count = len(self._writers) // 2
         for writer in list(self._writers):
-            writer.transport.abort()
+            _reset(writer)
         return count
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -60,7 +62,7 @@ class Relay:
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._target)
         except OSError:  # the API server is down: so is this connection
-            writer.transport.abort()
+            _reset(writer)
             return
         ends = {writer, far_writer}
         self._writers |= ends
@@ -72,9 +74,18 @@ class Relay:
             await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for end in ends:
-                end.transport.abort()
+                end.close()  # what is buffered still goes out
             self._writers -= ends
+            for copy in copies:
+                copy.cancel()
             await asyncio.wait(copies)
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    """Ends a connection with a reset, whatever is under way."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -134,7 +134,6 @@ class Writer:
         name = f"{kind.type.resource[:-1]}-{self._serial:06d}"
         namespace = self._dice.choice(self._namespaces)
         body = kind.make(name, namespace)
-        body["metadata"]["annotations"] = _written_now()
         status, created = await self._request("POST", kind.path(namespace), body, accepted=(201, 409))
         if status == 409:  # an earlier try had arrived
             _, created = await self._request("GET", kind.path(namespace, name))
@@ -145,7 +144,7 @@ class Writer:
         if not self._live[kind]:
             return
         namespace, name, _ = self._dice.choice(self._live[kind])
-        change = {"metadata": {"annotations": _written_now(), "labels": {objects.LABEL: str(self._dice.random())}}}
+        change = {"metadata": {"labels": {objects.LABEL: str(self._dice.random())}}}
         await self._request("PATCH", kind.path(namespace, name), change, accepted=(200, 404))
         self.counts["update"] += 1
 
@@ -162,8 +161,8 @@ class Writer:
         self.counts["delete"] += 1
 
     async def _label_namespace(self) -> None:
-        change = {"metadata": {"annotations": _written_now()}}
-        await self._request("PATCH", f"/api/v1/namespaces/{self._dice.choice(self._namespaces)}", change)
+        path = f"/api/v1/namespaces/{self._dice.choice(self._namespaces)}"
+        await self._request("PATCH", path, {"metadata": {}})
         self.counts["update"] += 1
 
     async def _wait_served(self, kind: Kind) -> None:
@@ -175,7 +174,7 @@ class Writer:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _request(
-        self, method: str, path: str, body: object = None, *, accepted: tuple[int, ...] = (200,)
+        self, method: str, path: str, body: objects.JsonObject | None = None, *, accepted: tuple[int, ...] = (200,)
     ) -> tuple[int, dict[str, Any]]:
         """Until there is an answer that is not the sign of a server in trouble. Raises WriteError."""
         deadline = time.monotonic() + GIVE_UP_SECONDS
@@ -190,10 +189,10 @@ class Writer:
             self.counts["retries"] += 1
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _once(self, method: str, path: str, body: object) -> tuple[int, dict[str, Any], str]:
+    async def _once(self, method: str, path: str, body: objects.JsonObject | None) -> tuple[int, dict[str, Any], str]:
         assert self._session is not None
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        data = None if body is None else json.dumps(body).encode()
+        data = None if body is None else json.dumps(_stamped(body)).encode()
         tls = self._access.tls if self._access.tls is not None else True
         try:
             async with self._session.request(
@@ -205,5 +204,10 @@ class Writer:
             return 0, {}, f"{type(error).__name__}: {error}"
 
 
-def _written_now() -> dict[str, str]:
-    return {frames.WRITTEN_AT: str(time.time_ns())}
+def _stamped(body: objects.JsonObject) -> objects.JsonObject:
+    """An object with the time of this try; what is no object (options of a deletion) as it is."""
+    metadata = body.get("metadata")
+    if metadata is None:
+        return body
+    annotations = {**metadata.get("annotations", {}), frames.WRITTEN_AT: str(time.time_ns())}
+    return {**body, "metadata": {**metadata, "annotations": annotations}}

@@ -168,12 +168,12 @@ def test_a_foreign_server_is_refused() -> None:
         one.receive(b"HTTP/1.1", NOW_NS)
 
 
-def test_a_map_never_goes_back_in_time_on_the_same_server() -> None:
+def test_a_snapshot_takes_its_place_at_the_first_status_behind_it() -> None:
     shared = agent.Shared()
     one = connect(shared)
     source = Source(population(5))
-    old_snapshot = source.snapshot()
-    feed(one, old_snapshot)
+    *old_snapshot, old_status = source.snapshot()
+    feed(one, [*old_snapshot, old_status])
     deltas = [source.change(("new", value("n"))), source.change(("newer", value("m"))), source.change(("p", b"{}"))]
     feed(one, deltas[:2])
     before = one.state
@@ -183,7 +183,7 @@ def test_a_map_never_goes_back_in_time_on_the_same_server() -> None:
     assert (one.phase, one.in_sync, one.state) == (agent.Phase.RETURNING, False, before)
     assert feed(one, [deltas[0], frame(messages.Ping())]) == frame(messages.Pong(2))
     assert (one.in_sync, one.state) == (False, before)
-    feed(one, deltas[1])
+    feed(one, [deltas[1], frame(messages.Status(one.sequence + 1, messages.SyncStatus.IN_SYNC))])
     assert (one.in_sync, one.state) == (True, before)
     feed(one, deltas[2])
     assert one.state.digest == source.digest
