@@ -61,6 +61,7 @@ class ModelClient:
         self.connection = connection.Connection(connection.Role.CLIENT)
         self.map: dict[str, messages.Update] = {}
         self.status: messages.SyncStatus | None = None
+        """The last one told since the last snapshot began."""
         self.snapshots = 0
         self.chunks: list[tuple[int, bool, int]] = []
         """(index, more, updates) of each chunk frame of the last snapshot."""
@@ -84,6 +85,7 @@ class ModelClient:
         match message:
             case messages.SnapshotBegin():
                 self._announced = message
+                self.status = None
                 self._next, self._chunk, self.chunks = {}, {}, []
             case messages.SnapshotChunk():
                 self._take_chunk(message)

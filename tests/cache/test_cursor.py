@@ -8,6 +8,7 @@ import pytest
 
 from cache import cursor, log
 from protocol import encoding, reasons
+from protocol.messages import SyncStatus
 from tests.cache import channel_harness
 
 State = cursor.CursorState
@@ -39,7 +40,7 @@ def reader() -> Iterator[log.LogReader]:
 
 
 def snapshot_file(*, length: int = 100, log_offset: int = 4) -> cursor.SnapshotFile:
-    return cursor.SnapshotFile(-1, length=length, log_offset=log_offset, sequence=1)
+    return cursor.SnapshotFile(-1, length=length, log_offset=log_offset, sequence=1, status=SyncStatus.IN_SYNC)
 
 
 def cursor_in(state: State, reader: log.LogReader) -> cursor.Cursor:
@@ -184,3 +185,14 @@ def test_the_ends_of_a_snapshot_are_boundaries(reader: log.LogReader) -> None:
         made.position = position
         at.append(made.at_boundary(reader))
     assert at == [True, False, False, False, True]
+
+
+def test_a_status_that_is_owed_at_a_boundary_goes_before_all_else(reader: log.LogReader) -> None:
+    made = cursor_in(State.FOLLOWING, reader)
+    made.tail = memoryview(b"status")
+    assert not made.at_boundary(reader)
+    made.become_catching_up(reader)
+    assert made.tail == b"status"
+    made.tail = made.tail[6:]
+    made.become_held()
+    assert made.at_boundary(reader)

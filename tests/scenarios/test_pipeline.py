@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from cache import cursor, feed, log, raw, resources, snapshot, store
 from protocol import encoding, messages, reasons
-from protocol.native import encoder
+from protocol.native import codec, encoder, frames
 from tests.cache import channel_harness
 from tests.cache.channel_harness import NODES, PODS, pod_event
 
 State = cursor.CursorState
 MAX_VALUE_BYTES = 450
+PING = frames.pack_frame(codec.encode(messages.Ping()))
 
 names = st.sampled_from([f"web-{number}" for number in range(8)])
 contents = st.integers(0, 3) | st.integers(100, 400).map("x".__mul__)
@@ -57,20 +58,22 @@ class Channel:
         self.steps: Iterator[None] = iter(())
         self.file: cursor.SnapshotFile | None = None
         self.clients: list[Client] = []
+        self.status_offset = 0
 
     def append(self, batch: feed.Batch) -> None:
-        frames: list[encoding.EncodedFrame] = []
+        encoded: list[encoding.EncodedFrame] = []
         if batch.updates:
-            frames += self.encoder.updates(batch.previous_sequence, batch.updates)
+            encoded += self.encoder.updates(batch.previous_sequence, batch.updates)
         if batch.status is not None:
-            frames.append(self.encoder.status(batch.previous_sequence + len(batch.updates), batch.status))
-        for segment in self.writer.append(frames):
+            encoded.append(self.encoder.status(batch.previous_sequence + len(batch.updates), batch.status))
+        for segment in self.writer.append(encoded):
             descriptors = os.dup(segment.descriptor), os.dup(segment.index_descriptor)
             self.reader.add_segment(segment.base, segment.size, *descriptors)
 
     def publish(self) -> None:
         if self.writer.segments:
             self.reader.publish(self.writer.end, self.writer.segments[-1].frames)
+            self.status_offset = self.writer.status_offset
 
     def begin_snapshot(self) -> None:
         self.give_up_snapshot()
@@ -89,7 +92,11 @@ class Channel:
         self.builder = None
         self.close_file()
         self.file = cursor.SnapshotFile(
-            os.dup(made.descriptor), length=made.length, log_offset=made.log_offset, sequence=made.sequence
+            os.dup(made.descriptor),
+            length=made.length,
+            log_offset=made.log_offset,
+            sequence=made.sequence,
+            status=made.status,
         )
         return False
 
@@ -125,36 +132,54 @@ class Channel:
 
 
 class Client(cursor.Cursor):
-    """A cursor, and the client at the other end of its wire."""
+    """A cursor, and the client at the other end of its wire; moves as `typha.delivery` moves one."""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__()
         self.channel = channel
         self.model = channel_harness.ModelClient()
+        self.greet_offset = 0
+        self.greeting: memoryview | None = None
         self.become_held()
 
     def send(self, count: int) -> None:
         """Up to so many bytes of what it is owed, or its next place."""
-        reader, file = self.channel.reader, self.channel.file
-        if self.state is State.HELD and file is not None and file.log_offset >= reader.start:
-            self.become_snapshot(file)
+        reader = self.channel.reader
+        if self.state is State.HELD:
+            self._begin_snapshot()
         elif self.state is State.SNAPSHOT and self.snapshot is not None:
             data = os.pread(self.snapshot.descriptor, min(count, self.snapshot.length - self.position), self.position)
             self.position += len(data)
             self.model.receive(data)
             if self.position == self.snapshot.length:
                 self._follow(self.snapshot)
-        elif self.state is State.CATCHING_UP and self.tail:
+        elif self.tail:
             self.model.receive(bytes(self.tail[:count]))
             self.tail = self.tail[count:]
         elif self.state is State.CATCHING_UP:
             self.become_held()
-        elif self.state is State.FOLLOWING and self.offset < reader.end:
+        elif self.greeting is not None and self.offset == self.greet_offset:
+            self.tail, self.greeting = self.greeting, None
+        elif self.offset < reader.end:
             descriptor, position, available = reader.file_range(self.offset)
+            if self.greeting is not None:
+                available = min(available, self.greet_offset - self.offset)
             data = os.pread(descriptor, min(count, available), position)
             assert data == reader.view(self.offset)[: len(data)]
             self.offset += len(data)
             self.model.receive(data)
+            assert self.greeting is None or self.model.status is None, "told a status of the past"
+
+    def _begin_snapshot(self) -> None:
+        """If the log behind the newest one is all there and tells no status, which is told where the present is."""
+        reader, file = self.channel.reader, self.channel.file
+        if file is None or file.log_offset < max(reader.start, self.channel.status_offset):
+            return
+        self.become_snapshot(file)
+        self.greet_offset = max(reader.end, file.log_offset)
+        is_new = self.greet_offset == file.log_offset
+        sequence = file.sequence if is_new else reader.sequence_at(self.greet_offset)
+        self.greeting = memoryview(self.channel.encoder.status(sequence, file.status).data)
 
     def _follow(self, read: cursor.SnapshotFile) -> None:
         self.become_following()
@@ -173,7 +198,8 @@ class Client(cursor.Cursor):
             self._close_unread(read)
 
     def is_at_end(self) -> bool:
-        return self.state is State.FOLLOWING and self.offset == self.channel.writer.end
+        is_told = self.greeting is None and not self.tail
+        return self.state is State.FOLLOWING and is_told and self.offset == self.channel.writer.end
 
 
 class Pipeline:
@@ -272,7 +298,7 @@ class Pipeline:
     def ping(self, index: int) -> None:
         for client in self.clients()[index : index + 1]:
             if client.at_boundary(client.channel.reader):
-                client.model.receive(client.channel.encoder.ping)
+                client.model.receive(PING)
 
     def check(self, client: Client) -> None:
         """The client's map is the store's, with revisions, status and sequence."""
