@@ -19,7 +19,7 @@ A change of what is sent next (to another file, to a ping, to a goodbye) happens
 import enum
 
 from cache import log
-from protocol import reasons
+from protocol import messages, reasons
 
 
 class CursorState(enum.Enum):
@@ -50,13 +50,16 @@ class IllegalTransition(AssertionError):
 class SnapshotFile:
     """A snapshot as a worker knows it; it is closed when the last cursor that reads it has left."""
 
-    __slots__ = ("descriptor", "length", "log_offset", "readers", "sequence")
+    __slots__ = ("descriptor", "length", "log_offset", "readers", "sequence", "status")
 
-    def __init__(self, descriptor: int, *, length: int, log_offset: int, sequence: int) -> None:
+    def __init__(
+        self, descriptor: int, *, length: int, log_offset: int, sequence: int, status: messages.SyncStatus
+    ) -> None:
         self.descriptor = descriptor
         self.length = length
         self.log_offset = log_offset
         self.sequence = sequence
+        self.status = status
         self.readers = 0
 
     def __repr__(self) -> str:
@@ -77,7 +80,8 @@ class Cursor:
         self.snapshot: SnapshotFile | None = None
         """Set if and only if the state is SNAPSHOT."""
         self.tail: memoryview | None = None
-        """CATCHING_UP: the rest of the frame that was being sent; None at a boundary."""
+        """Owed before anything else. CATCHING_UP: the rest of the frame that was being sent; FOLLOWING: a status that
+        is told to this client alone, at a boundary of the log."""
         self.reason: reasons.DisconnectReason | None = None
         """Set if and only if the state is CLOSING; the first reason stays."""
 
@@ -115,7 +119,7 @@ class Cursor:
     def become_catching_up(self, reader: log.LogReader) -> None:
         """Leaves the log before its segment goes; whoever stands inside a frame takes the rest of it along."""
         self._enter(CursorState.CATCHING_UP)
-        if not reader.start <= self.offset < reader.end:
+        if self.tail or not reader.start <= self.offset < reader.end:
             return
         first, end, _ = reader.frame_at(self.offset)
         if first != self.offset:
@@ -137,7 +141,7 @@ class Cursor:
 
         Inside a snapshot only its two ends are known to be boundaries.
         """
-        if self.state is CursorState.FOLLOWING:
+        if self.state is CursorState.FOLLOWING and not self.tail:
             return self.offset >= reader.end or reader.frame_at(self.offset)[0] == self.offset
         if self.state is CursorState.SNAPSHOT:
             return self.snapshot is not None and self.position in (0, self.snapshot.length)

@@ -86,6 +86,8 @@ class LogWriter:
         self.sequence = sequence
         self.start_sequence = sequence
         """Sequence that a client has reached at `start`."""
+        self.status_offset = 0
+        """Offset behind the last frame that told a status."""
         self._segment_bytes = segment_bytes
 
     def __repr__(self) -> str:
@@ -112,6 +114,8 @@ class LogWriter:
             self.segments[-1].append(frame)
             self.end += len(frame.data)
             self.sequence = frame.sequence
+            if frame.status is not None:
+                self.status_offset = self.end
         return begun
 
     def trim(self, before_offset: int) -> int:

@@ -1,7 +1,10 @@
 """Snapshot files: one cut of a store as whole frames in sealed shared memory, and the chunk cache at the same time.
 
-A snapshot is: begin, every chunk, end, and the status of the cut; behind it a client goes on in the log at
-`log_offset`. Chunks that have not changed since the last snapshot are copied from its file.
+A snapshot is: begin, every chunk, end; behind it a client goes on in the log at `log_offset`. The status is not in the
+file: a client may have known a newer map than this cut, from an earlier connection, and must not take the cut for the
+present. Its worker tells it the status where it has everything up to the moment at which it came.
+
+Chunks that have not changed since the last snapshot are copied from its file.
 """
 
 import os
@@ -9,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cache import memfile, store
-from protocol import encoding
+from protocol import encoding, messages
 
 _COPY_BYTES = 1024 * 1024
 
@@ -25,10 +28,13 @@ class ChunkPlace(NamedTuple):
 class Snapshot:
     """A finished file; `descriptor` is its own until `close`."""
 
-    __slots__ = ("chunks", "descriptor", "keys", "length", "log_offset", "sequence")
+    __slots__ = ("chunks", "descriptor", "keys", "length", "log_offset", "sequence", "status")
 
-    def __init__(self, descriptor: int, *, sequence: int, keys: int, log_offset: int) -> None:
+    def __init__(
+        self, descriptor: int, *, sequence: int, status: messages.SyncStatus, keys: int, log_offset: int
+    ) -> None:
         self.descriptor = descriptor
+        self.status = status
         self.sequence = sequence
         self.keys = keys
         self.log_offset = log_offset
@@ -57,7 +63,11 @@ class SnapshotBuilder:
         self._cut = cut
         self._previous = previous
         self.snapshot = Snapshot(
-            memfile.create_empty("typha-snapshot"), sequence=cut.sequence, keys=cut.keys, log_offset=log_offset
+            memfile.create_empty("typha-snapshot"),
+            sequence=cut.sequence,
+            status=cut.status,
+            keys=cut.keys,
+            log_offset=log_offset,
         )
         self.chunks_encoded = 0
         self.chunks_copied = 0
@@ -72,7 +82,6 @@ class SnapshotBuilder:
             snapshot.chunks.append(ChunkPlace(chunk.sequence, position, snapshot.length - position))
             yield
         self._write(encoder.snapshot_end(cut.sequence, keys=cut.keys, digest=cut.digest))
-        self._write(encoder.status(cut.sequence, cut.status).data)
         memfile.seal(snapshot.descriptor)
 
     def abandon(self) -> None:

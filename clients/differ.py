@@ -1,7 +1,9 @@
 """From the messages of successive connections to real differences: pure, and the one place that verifies data.
 
-What has been given out is always a map that the server had: deltas as they come, snapshots as the difference to
-what was known, once they are complete and their digests are right. A snapshot that is broken off leaves no trace.
+What has been given out is always a map that the server had: deltas as they come, snapshots as the difference to what
+was known. A snapshot may be older than what was known from an earlier connection, so it takes the place of the known
+map only at the first status behind it, together with the updates in between (docs/protocol.md, "Snapshots"). One that
+is broken off before leaves no trace.
 """
 
 from dataclasses import dataclass
@@ -30,14 +32,27 @@ class _Known(NamedTuple):
 class _Snapshot:
     """One snapshot in progress, beside the live map."""
 
-    __slots__ = ("begin", "chunk_digest", "chunk_index", "chunk_open", "known", "refreshed", "total", "updates")
+    __slots__ = (
+        "begin",
+        "changed",
+        "chunk_digest",
+        "chunk_index",
+        "chunk_open",
+        "ended",
+        "known",
+        "refreshed",
+        "total",
+    )
 
     def __init__(self, begin: messages.SnapshotBegin) -> None:
         self.begin = begin
         self.known: dict[str, _Known] = {}
         self.total = 0
-        self.updates: list[messages.Update] = []
-        self.refreshed: list[messages.Update] = []
+        self.changed: dict[str, messages.Update] = {}
+        """What differs in value from the map that is known outside."""
+        self.refreshed: dict[str, messages.Update] = {}
+        """What differs from it in the revision only."""
+        self.ended = False
         self.chunk_index = -1
         self.chunk_open = False
         self.chunk_digest = 0
@@ -62,6 +77,29 @@ class _Snapshot:
             raise errors.RemoteProtocolError(f"chunk {chunk.index} does not have its digest")
         if len(self.known) > self.begin.keys:
             raise errors.RemoteProtocolError(f"snapshot has more than its {self.begin.keys} keys")
+
+    def put(self, update: messages.Update, value: bytes, before: _Known | None) -> int:
+        """The key has this value; `before` is what is known outside. Returns the pair's digest."""
+        key = update.key
+        now = _Known(digest.pair_digest(key.encode(), value), update.revision)
+        self.discard(key)
+        self.known[key] = now
+        self.total += now.digest
+        if before is None:
+            self.changed[key] = _typed(update, messages.UpdateType.NEW)
+        elif before.digest != now.digest:
+            self.changed[key] = _typed(update, messages.UpdateType.UPDATED)
+        elif before.revision != now.revision:
+            self.refreshed[key] = update
+        return now.digest
+
+    def discard(self, key: str) -> None:
+        """The key is gone, or about to be put anew."""
+        known = self.known.pop(key, None)
+        if known is not None:
+            self.total -= known.digest
+        self.changed.pop(key, None)
+        self.refreshed.pop(key, None)
 
     def verify_end(self, end: messages.SnapshotEnd) -> None:
         """Checks that the snapshot is whole."""
@@ -105,14 +143,19 @@ class Differ:
             RemoteProtocolError: the data contradicts itself (digest, number of keys, order); nothing was taken.
         """
         match message:
+            case messages.Updates() if self._snapshot is not None:
+                self._receive_late_updates(self._snapshot, message.updates)
             case messages.Updates():
                 return self._receive_updates(message.updates)
+            case messages.Status() if self._snapshot is not None and self._snapshot.ended:
+                return self._swap(self._snapshot)
             case messages.SnapshotBegin():
                 self._snapshot = _Snapshot(message)
             case messages.SnapshotChunk() if self._snapshot is not None:
                 self._receive_chunk(self._snapshot, message)
             case messages.SnapshotEnd() if self._snapshot is not None:
-                return self._end_snapshot(self._snapshot, message)
+                self._snapshot.verify_end(message)
+                self._snapshot.ended = True
         return None
 
     def _receive_updates(self, updates: tuple[messages.Update, ...]) -> Batch | None:
@@ -149,28 +192,27 @@ class Differ:
             if update.value is None or key in snapshot.known:
                 problem = "deletion" if update.value is None else "second value"
                 raise errors.RemoteProtocolError(f"{problem} of key {key!r} in a snapshot")
-            now = _Known(digest.pair_digest(key.encode(), update.value), update.revision)
-            snapshot.known[key] = now
-            snapshot.total += now.digest
-            snapshot.chunk_digest += now.digest
-            before = self._known.get(key)
-            if before is None:
-                snapshot.updates.append(_typed(update, messages.UpdateType.NEW))
-            elif before.digest != now.digest:
-                snapshot.updates.append(_typed(update, messages.UpdateType.UPDATED))
-            elif before.revision != now.revision:
-                snapshot.refreshed.append(update)
+            snapshot.chunk_digest += snapshot.put(update, update.value, self._known.get(key))
         snapshot.leave_chunk(chunk)
 
-    def _end_snapshot(self, snapshot: _Snapshot, end: messages.SnapshotEnd) -> Batch:
-        snapshot.verify_end(end)
+    def _receive_late_updates(self, snapshot: _Snapshot, updates: tuple[messages.Update, ...]) -> None:
+        """Updates behind a snapshot that has not taken its place yet."""
+        for update in updates:
+            if update.value is None:
+                snapshot.discard(update.key)
+            else:
+                snapshot.put(update, update.value, self._known.get(update.key))
+
+    def _swap(self, snapshot: _Snapshot) -> Batch:
+        """The snapshot takes the place of what was known."""
         deletions = [
             messages.Update(key, None, before.revision, messages.UpdateType.DELETED)
             for key, before in self._known.items()
             if key not in snapshot.known
         ]
         self._known, self._total, self._snapshot = snapshot.known, snapshot.total, None
-        return Batch((*deletions, *snapshot.updates), tuple(snapshot.refreshed), from_snapshot=True)
+        changed = (*deletions, *snapshot.changed.values())
+        return Batch(changed, tuple(snapshot.refreshed.values()), from_snapshot=True)
 
 
 def _typed(update: messages.Update, update_type: messages.UpdateType) -> messages.Update:

@@ -108,8 +108,7 @@ class Follower:
             try:
                 async with contextlib.aclosing(self._open_stream()) as received:
                     async for message in received:
-                        event = self._receive(message, now=loop.time())
-                        if event is not None:
+                        for event in self._receive(message, now=loop.time()):
                             yield event
             except errors.ClientError as error:
                 retry_in_seconds = self._plan_retry(error, now=loop.time())
@@ -126,21 +125,23 @@ class Follower:
             timeouts=self._timeouts,
         )
 
-    def _receive(self, message: messages.Message, *, now: float) -> Event | None:
-        match message:
-            case messages.ServerHello():
-                self.connections += 1
-                self._connected_at = now
-                return Connected(self.rotation.current(), message)
-            case messages.Status():
-                return StatusChanged(message.status)
+    def _receive(self, message: messages.Message, *, now: float) -> list[Event]:
+        if isinstance(message, messages.ServerHello):
+            self.connections += 1
+            self._connected_at = now
+            return [Connected(self.rotation.current(), message)]
+        events: list[Event] = []
         try:
             batch = self._differ.receive(message)
         except protocol_errors.RemoteProtocolError as error:
             raise errors.BadServer(self.rotation.current(), str(error)) from error
         if batch is not None and batch.from_snapshot:
             self.snapshots += 1
-        return batch
+        if batch is not None:
+            events.append(batch)
+        if isinstance(message, messages.Status):
+            events.append(StatusChanged(message.status))
+        return events
 
     def _plan_retry(self, error: errors.ClientError, *, now: float) -> float:
         lived_seconds = 0.0 if self._connected_at is None else now - self._connected_at

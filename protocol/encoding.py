@@ -15,6 +15,8 @@ class EncodedFrame(NamedTuple):
 
     data: bytes
     sequence: int
+    status: messages.SyncStatus | None = None
+    """The status that this frame tells; None for a frame of updates."""
 
 
 class Encoder(Protocol):

@@ -5,6 +5,7 @@ import os
 from collections import deque
 
 from cache import cursor, log
+from protocol import encoding
 from typha import client
 
 _PUBLISH_TIMES = 1024
@@ -14,12 +15,12 @@ _PUBLISH_TIMES = 1024
 class ChannelView:
     """The worker's end of a channel. `following` holds the clients that have sent all they could be sent."""
 
-    def __init__(self, feed: str, wire_format: str, *, ping: bytes) -> None:
+    def __init__(self, feed: str, encoder: encoding.Encoder) -> None:
         self.number = -1
         """The hub's number for it; -1 while the hub has not made it yet, and there is nothing to serve."""
         self.feed = feed
-        self.wire_format = wire_format
-        self.ping = ping
+        self.wire_format = encoder.name
+        self._encoder = encoder
         self.log = log.LogReader()
         self.snapshot: cursor.SnapshotFile | None = None
         self.following: list[client.Client] = []
@@ -31,6 +32,10 @@ class ChannelView:
         """Where an interrupted pass over `following` goes on."""
         self.rescan = False
         """A client that this pass has not reached may have moved before `flush_index`."""
+        self.status_offset = 0
+        """Offset behind the last status in the log."""
+        self._greeting: tuple[int, memoryview] = (-1, memoryview(b""))
+        self._ping: tuple[int, bytes] = (-1, b"")
         self.trim_offset = 0
         """Offset before which the hub wants the log back."""
         self._publish_ends: deque[int] = deque(maxlen=_PUBLISH_TIMES)
@@ -49,9 +54,10 @@ class ChannelView:
         """Everyone who is subscribed to it."""
         return [*self.following, *self.held, *self.away]
 
-    def publish(self, end: int, frames: int, now: float) -> None:
+    def publish(self, end: int, frames: int, status_offset: int, now: float) -> None:
         """The log has grown."""
         self.log.publish(end, frames)
+        self.status_offset = status_offset
         self._publish_ends.append(self.log.end)
         self._publish_times.append(now)
 
@@ -78,9 +84,31 @@ class ChannelView:
 
     @property
     def servable_snapshot(self) -> cursor.SnapshotFile | None:
-        """The newest snapshot, if the log behind it is all there."""
+        """The newest snapshot, if the log behind it is all there, and holds no status.
+
+        A status on a newcomer's way to the present would make it take a map of the past for the present.
+        """
         snapshot = self.snapshot
-        return snapshot if snapshot is not None and snapshot.log_offset >= self.trim_offset else None
+        if snapshot is None or snapshot.log_offset < max(self.trim_offset, self.status_offset):
+            return None
+        return snapshot
+
+    def ping(self, unix_nanoseconds: int) -> bytes:
+        """The ping frame of a moment, the same for all who are pinged in it."""
+        if self._ping[0] != unix_nanoseconds:
+            self._ping = (unix_nanoseconds, self._encoder.make_ping(unix_nanoseconds))
+        return self._ping[1]
+
+    def greeting(self, snapshot: cursor.SnapshotFile) -> tuple[int, memoryview]:
+        """Where a client that begins this snapshot now will have caught up with the present, and the status due there.
+
+        There is no status between the snapshot and the log's end, so the snapshot's own still holds.
+        """
+        offset = max(self.log.end, snapshot.log_offset)
+        if self._greeting[0] != offset:
+            sequence = snapshot.sequence if offset == snapshot.log_offset else self.log.sequence_at(offset)
+            self._greeting = (offset, memoryview(self._encoder.status(sequence, snapshot.status).data))
+        return self._greeting
 
     def add_following(self, reader: client.Client) -> None:
         """The client has been sent everything, or is about to be in a pass."""

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 from cache import cursor
-from protocol import reasons
+from protocol import encoding, messages, reasons
 from protocol.native import encoder as native_encoder
 from typha import channel_view, client, delivery, sessions
 
-_PINGS = {
-    native_encoder.PLAIN: native_encoder.NativeEncoder().ping,
-    native_encoder.ZSTD: native_encoder.NativeEncoder(zstd=True).ping,
+_ENCODERS: dict[str, encoding.Encoder] = {
+    native_encoder.PLAIN: native_encoder.NativeEncoder(),
+    native_encoder.ZSTD: native_encoder.NativeEncoder(zstd=True),
 }
 
 
@@ -37,7 +37,7 @@ class Channels:
         channel = self._by_name.get((feed, wire_format))
         if channel is None:
             # A view without files, until the hub has made the channel: its clients are held and get pings.
-            channel = channel_view.ChannelView(feed, wire_format, ping=_PINGS[wire_format])
+            channel = channel_view.ChannelView(feed, _ENCODERS[wire_format])
             self._by_name[feed, wire_format] = channel
             self._tell(["want", feed, wire_format])
         newcomer.channel = channel
@@ -57,10 +57,18 @@ class Channels:
                 data_descriptor, index_descriptor = descriptors
                 self._by_number[number].log.add_segment(base, size_bytes, data_descriptor, index_descriptor)
             case ["ends", list(ends)]:
-                for number, end, frames, published_at in ends:
-                    self._published(self._by_number[number], end, frames, published_at)
-            case ["snapshot", int(number), int(length), int(log_offset), int(sequence)]:
-                snapshot = cursor.SnapshotFile(descriptors[0], length=length, log_offset=log_offset, sequence=sequence)
+                for number, *end in ends:
+                    channel = self._by_number[number]
+                    channel.publish(*end)
+                    self._delivery.channel_published(channel)
+            case ["snapshot", int(number), int(length), int(log_offset), int(sequence), int(status)]:
+                snapshot = cursor.SnapshotFile(
+                    descriptors[0],
+                    length=length,
+                    log_offset=log_offset,
+                    sequence=sequence,
+                    status=messages.SyncStatus(status),
+                )
                 channel = self._by_number[number]
                 channel.set_snapshot(snapshot)
                 self._delivery.snapshot_arrived(channel)
@@ -74,14 +82,10 @@ class Channels:
     def _open(self, number: int, feed: str, wire_format: str, start: int, start_sequence: int) -> None:
         channel = self._by_name.get((feed, wire_format))
         if channel is None:
-            channel = channel_view.ChannelView(feed, wire_format, ping=_PINGS[wire_format])
+            channel = channel_view.ChannelView(feed, _ENCODERS[wire_format])
             self._by_name[feed, wire_format] = channel
         channel.open(number, start=start, start_sequence=start_sequence)
         self._by_number[number] = channel
-
-    def _published(self, channel: channel_view.ChannelView, end: int, frames: int, now: float) -> None:
-        channel.publish(end, frames, now)
-        self._delivery.channel_published(channel)
 
     def _trim(self, channel: channel_view.ChannelView, before_offset: int) -> None:
         """The hub wants segments back; whoever still needs them is caught up by a snapshot instead."""

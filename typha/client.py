@@ -29,6 +29,8 @@ class Client(cursor.Cursor):
         "connected_at",
         "connection",
         "fd",
+        "greet_offset",
+        "greeting",
         "index",
         "number",
         "pinged_at",
@@ -63,6 +65,9 @@ class Client(cursor.Cursor):
         """When the peer's host last acknowledged something that it was owed."""
         self.blocked_offset = 0
         """Offset at which it left the pass, or its snapshot."""
+        self.greet_offset = 0
+        self.greeting: memoryview | None = None
+        """The status that it is still to be told, once it stands at `greet_offset` of the log."""
         self.snapshot_at = 0.0
         """When its last snapshot began."""
         self.close_at = 0.0

@@ -60,7 +60,9 @@ class Delivery:
             return
         channel.held.pop(held, None)
         channel.away.add(held)
-        held.become_snapshot(channel.servable_snapshot)
+        snapshot = channel.servable_snapshot
+        held.become_snapshot(snapshot)
+        held.greet_offset, held.greeting = channel.greeting(snapshot)
         held.snapshot_at = _monotonic()
         self._sending.append(held)
 
@@ -197,7 +199,7 @@ class Delivery:
             count = min(current.snapshot.length - current.position, limit)
             sent = _sendfile(current.fd, current.snapshot.descriptor, current.position, count)
             current.position += sent
-        elif current.state is CursorState.CATCHING_UP and current.tail:
+        elif current.tail:
             sent = _write(current.fd, current.tail)
             current.tail = current.tail[sent:]
         elif current.state is CursorState.FOLLOWING and current.channel is not None:
@@ -205,6 +207,8 @@ class Delivery:
             if current.offset >= log.end:
                 return 0
             descriptor, position, count = log.file_range(current.offset)
+            if current.greeting is not None:
+                limit = min(limit, current.greet_offset - current.offset)
             sent = _sendfile(current.fd, descriptor, position, min(count, limit))
             current.offset += sent
         else:
@@ -223,11 +227,7 @@ class Delivery:
         elif current.state is CursorState.CATCHING_UP:
             self._catch_up_on(channel, current)
         elif current.state is CursorState.FOLLOWING and current.index < 0:
-            if current.offset < channel.log.end:
-                self._sending.append(current)
-            else:
-                self._count_behind(channel, current)
-                channel.add_following(current)
+            self._go_on(channel, current)
 
     def _finish_snapshot(self, channel: channel_view.ChannelView, current: client.Client) -> None:
         current.become_following()
@@ -238,9 +238,17 @@ class Delivery:
         current.blocked_offset = current.offset
         if current.offset < channel.trim_offset:
             self.fall_behind(channel, current)
-        elif current.offset < channel.log.end:
+        else:
+            self._go_on(channel, current)
+
+    def _go_on(self, channel: channel_view.ChannelView, current: client.Client) -> None:
+        """A client of the log that is not in the pass: it goes on, is told its status, or joins the pass."""
+        if current.greeting is not None and current.offset == current.greet_offset:
+            current.tail, current.greeting = current.greeting, None
+        if current.tail or current.offset < channel.log.end or current.greeting is not None:
             self._sending.append(current)
         else:
+            self._count_behind(channel, current)
             channel.add_following(current)
 
     def _count_behind(self, channel: channel_view.ChannelView, current: client.Client) -> None:

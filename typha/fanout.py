@@ -190,6 +190,7 @@ class Fanout:
             self.poller.listen(True)
 
     def _subscribed(self, newcomer: client.Client, feed: str, wire_format: str) -> None:
+        self._hear_hub()  # what other workers' clients may have been sent before this one came here
         self.sweep.add(newcomer)
         self.channels.subscribe(newcomer, feed, wire_format)
 

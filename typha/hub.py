@@ -178,6 +178,8 @@ class Hub:
         for worker in self.workers.values():
             worker.new_snapshot(channel)
             worker.flush()
+        if channel.wants_snapshot(log_budget_bytes=self._log_budget_bytes):
+            self._build_snapshot(channel)
         self._keep_budget()
 
     def look_after_channels(self) -> None:

@@ -60,6 +60,8 @@ class HubChannel:
             return False
         if self.snapshot is None:
             return True
+        if self.snapshot.log_offset < self.log.status_offset:
+            return True  # newcomers must not meet a status of the past on their way to the present
         share = max(SNAPSHOT_LOG_BYTES_MIN, int(self.snapshot.length * SNAPSHOT_LOG_SHARE))
         return self.log.end - self.snapshot.log_offset > min(share, log_budget_bytes // 4)
 

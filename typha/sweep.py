@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import time
 
 from protocol.reasons import DisconnectReason
 from typha import client, policy, poller, sessions, worker_stats
@@ -30,6 +31,8 @@ class Sweep:
         self._stats = stats
         self._slots: list[dict[client.Client, None]] = [{} for _ in range(limits.ping_slots)]
         self._turn = 0
+        self._unix_nanoseconds = 0
+        """The moment that this tick's pings tell."""
         self._turn_seconds = limits.ping_interval_seconds / _TURNS_PER_INTERVAL
         self._slack_seconds = self._turn_seconds * _TURNS_OF_SLACK
         self.tick_seconds = self._turn_seconds / limits.ping_slots
@@ -46,6 +49,7 @@ class Sweep:
     def tick(self, now: float) -> None:
         """The turns of all slots that are due: more than one after a delay, so that no client's turn comes late."""
         self._next_at = max(self._next_at, now - self._turn_seconds)
+        self._unix_nanoseconds = time.time_ns()
         while self._next_at <= now:
             self._next_at += self.tick_seconds
             self._tick(now)
@@ -89,7 +93,7 @@ class Sweep:
             return
         if not current.at_frame_end():
             return
-        if self._sessions.send_ping(current, current.channel.ping):
+        if self._sessions.send_ping(current, current.channel.ping(self._unix_nanoseconds)):
             self._stats.pings_sent += 1
             if not current.pinged_at:
                 current.pinged_at = now

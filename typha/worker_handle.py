@@ -38,7 +38,7 @@ class WorkerHandle:
         self._broken = broken
         self._watch_write = watch_write
         self._watching_write = False
-        self._ends: dict[int, tuple[int, int, int, float]] = {}
+        self._ends: dict[int, tuple[int, int, int, int, float]] = {}
         self.ready = False
         self.heard_at = _monotonic()
         self.report: dict[str, Any] = {}
@@ -83,11 +83,13 @@ class WorkerHandle:
         """There is a newer snapshot."""
         built = channel.snapshot
         if built is not None:
-            self.tell(["snapshot", channel.number, built.length, built.log_offset, built.sequence], built.descriptor)
+            place = [built.length, built.log_offset, built.sequence, int(built.status)]
+            self.tell(["snapshot", channel.number, *place], built.descriptor)
 
     def publish(self, channel: hub_channel.HubChannel, now: float) -> None:
         """The log's end has moved; the newest end is what counts, however often this is called."""
-        self._ends[channel.number] = (channel.number, channel.log.end, channel.frames, now)
+        log = channel.log
+        self._ends[channel.number] = (channel.number, log.end, channel.frames, log.status_offset, now)
 
     def forget_channel(self, channel: hub_channel.HubChannel) -> None:
         """The channel is closed."""

@@ -1,8 +1,8 @@
 """One agent of the swarm: what it does with the bytes of its connection. Pure.
 
-An agent's map never goes back in time: a snapshot may be older than what the agent received on an earlier connection to
-the same server (the same incarnation), and then the agent keeps its map until the updates behind the snapshot have
-brought it to where it was. Otherwise it would see live objects deleted, and created again.
+A snapshot may be older than what the agent received on an earlier connection. It takes the place of the agent's map at
+the first status behind it, as docs/protocol.md demands: until then the agent keeps its map, and otherwise it would see
+live objects deleted, and created again.
 
 It checks its own sequence of frames with the same rules as `protocol.native.connection`, and moves from one shared
 state to the next as its own bytes say. It is not built on `Connection`, because that decodes every frame for every
@@ -29,7 +29,7 @@ class Phase(enum.IntEnum):
     READY = 3
     SNAPSHOT = 4
     RETURNING = 5
-    """A snapshot that is older than what the agent had from the same server, and the updates behind it."""
+    """Behind a snapshot, and before the status that says where the present is."""
     FOLLOWING = 6
     ENDED = 7
     """The server said goodbye."""
@@ -76,7 +76,6 @@ class Agent:
         "_connected_ns",
         "_next_state",
         "_partial",
-        "_reached",
         "_shared",
         "_splitter",
         "deletions",
@@ -112,8 +111,6 @@ class Agent:
         self._partial: states.Partial | None = None
         self._next_state = self.state
         """While RETURNING: what will be the agent's map."""
-        self._reached: tuple[bytes, int] = (b"", 0)
-        """Incarnation and sequence of `state`."""
         self._answer = b""
         self._connected_ns = 0
 
@@ -126,8 +123,6 @@ class Agent:
 
     def disconnected(self) -> None:
         """The connection is gone; the map stays as it is."""
-        if self.phase == _FOLLOWING:
-            self._reached = (self.incarnation, self.sequence)
         self.phase = Phase.DISCONNECTED
         self.sequence = 0
         self.status = None
@@ -230,8 +225,6 @@ class Agent:
             case Phase.RETURNING, messages.Updates():
                 self._return(frame, now_ns)
             case Phase.READY | Phase.RETURNING | Phase.FOLLOWING, messages.SnapshotBegin():
-                if self.phase == _FOLLOWING:
-                    self._reached = (self.incarnation, self.sequence)
                 self._partial = table.begin(frame)
                 self.phase = Phase.SNAPSHOT
             case Phase.SNAPSHOT, messages.SnapshotChunk() if self._partial is not None:
@@ -242,25 +235,20 @@ class Agent:
                 self.group.snapshots += 1
                 self.sequence = end.sequence
                 self.phase = Phase.RETURNING
-                self._arrive(now_ns)
             case phase, messages.Goodbye() as goodbye if phase in _FRAMES_WITH_PINGS:
                 self._goodbye(goodbye)
             case phase, message:
                 raise errors.RemoteProtocolError(f"unexpected {type(message).__name__} while {phase.name.lower()}")
 
     def _return(self, frame: frames.Frame, now_ns: int) -> None:
-        """Updates behind a snapshot that is older than the agent's map."""
+        """Updates behind a snapshot that has not taken its place yet."""
         self._check_follows(frame)
         self._next_state = self._shared.table.update(self._next_state, frame).state
         self.sequence = frame.sequence
         self.group.updates += len(frame.changes)
-        self._arrive(now_ns)
 
     def _arrive(self, now_ns: int) -> None:
-        """Swaps the snapshot in, unless the agent was further already."""
-        incarnation, sequence = self._reached
-        if incarnation == self.incarnation and self.sequence < sequence:
-            return
+        """Swaps the snapshot in."""
         table = self._shared.table
         step = table.replace(self.state, self._next_state)
         if step.gone:
@@ -269,7 +257,6 @@ class Agent:
         self._next_state = table.empty
         self._shared.timeline.reached(self.incarnation, self.sequence, now_ns)
         self.phase = _FOLLOWING
-        self._note_in_sync(now_ns)
 
     def _see_deletions(self, step: states.Step, now_ns: int) -> None:
         self.deletions += len(step.gone)
@@ -285,11 +272,13 @@ class Agent:
     def _take_status(self, status: messages.Status, now_ns: int) -> None:
         if status.sequence != self.sequence:
             raise errors.RemoteProtocolError(f"status of {status.sequence} does not follow on {self.sequence}")
+        if self.phase == Phase.RETURNING:
+            self._arrive(now_ns)
         self.status = status.status
         self._note_in_sync(now_ns)
 
     def _note_in_sync(self, now_ns: int) -> None:
-        self.in_sync = self.status == messages.SyncStatus.IN_SYNC and self.phase == _FOLLOWING
+        self.in_sync = self.status == messages.SyncStatus.IN_SYNC
         if self.in_sync and not self.live_since_ns:
             self.live_since_ns = now_ns
             self.group.in_sync_after.add((now_ns - self._connected_ns) // 1000)

@@ -58,7 +58,7 @@ class NativeEncoder:
 
     def status(self, sequence: int, status: messages.SyncStatus) -> encoding.EncodedFrame:
         """The frame of a status."""
-        return encoding.EncodedFrame(self._frame(codec.encode(messages.Status(sequence, status))), sequence)
+        return encoding.EncodedFrame(self._frame(codec.encode(messages.Status(sequence, status))), sequence, status)
 
     def snapshot_begin(self, sequence: int, *, keys: int, chunks: int) -> bytes:
         """The frame before the first chunk."""
