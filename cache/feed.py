@@ -7,6 +7,8 @@ overtakes data. A cut of the store at any moment therefore holds exactly what th
 far a watcher is inside a batch of its own.
 """
 
+import abc
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from cache import objects, raw, resources, store
@@ -31,13 +33,15 @@ class _Change(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """An object that the feed cannot carry; its key is absent."""
+    """An object that the feed cannot carry, or not all of it; what it cannot carry is absent."""
 
     feed: str
     key: str
     reason: str
     """A short code, the metric's label: invalid-object, value-too-large, key-too-long."""
     detail: str
+    is_carried: bool = False
+    """It is carried even so, as the original does; its meaning may not be what its author thinks."""
 
 
 def combined_status(statuses: dict[resources.ResourceType, messages.SyncStatus]) -> messages.SyncStatus:
@@ -46,27 +50,63 @@ def combined_status(statuses: dict[resources.ResourceType, messages.SyncStatus])
     return distinct.pop() if len(distinct) == 1 else messages.SyncStatus.RESYNC
 
 
-class RawFeed:
-    """A feed of raw objects; see `cache.raw` for keys and values."""
+class Feed(abc.ABC):
+    """What all feeds have in common; the subclass converts."""
 
-    def __init__(self, spec: raw.FeedSpec, *, max_value_bytes: int) -> None:
-        self.name = spec.name
+    def __init__(self, name: str, types: Iterable[resources.ResourceType]) -> None:
+        self.name = name
         self.store = store.Store()
         self.refused = 0
+        """Objects that could not be carried, each time they came."""
         self.skipped = 0
-        """Objects that changed nothing which the feed carries."""
+        """Changes that changed nothing which the feed carries."""
         self.synced_once = False
         """True from the first batch with every type in sync: from then on there is something to serve."""
-        self._fields = {resource.type: resource.fields for resource in spec.resources}
-        self._statuses = {resource.type: messages.SyncStatus.WAITING for resource in spec.resources}
-        self._max_value_bytes = max_value_bytes
+        self._statuses = dict.fromkeys(types, messages.SyncStatus.WAITING)
         self._status = messages.SyncStatus.WAITING
-        self._changes: list[_Change] = []
 
     @property
     def types(self) -> list[resources.ResourceType]:
         """The resource types it consists of."""
-        return list(self._fields)
+        return list(self._statuses)
+
+    @abc.abstractmethod
+    def apply(self, event: objects.ObjectEvent) -> Refusal | None:
+        """An object is new or has changed; a refusal names it and takes away what cannot be carried."""
+
+    @abc.abstractmethod
+    def delete(self, event: objects.ObjectEvent) -> None:
+        """An object is gone."""
+
+    @abc.abstractmethod
+    def _write_changes(self) -> list[messages.Update]:
+        """Writes the store; the updates that clients are sent, as many as the store's sequence has grown by."""
+
+    def set_status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
+        """One type's status; the feed's is what they all say together."""
+        self._statuses[type] = status
+        self._status = combined_status(self._statuses)
+
+    def take(self) -> Batch | None:
+        """Writes the store; what has happened since the last call, or None for nothing that a client can see."""
+        previous_sequence = self.store.sequence
+        updates = self._write_changes()
+        status = None if self.store.status is self._status else self._status
+        self.store.status = self._status
+        self.synced_once = self.synced_once or self._status is messages.SyncStatus.IN_SYNC
+        if not updates and status is None:
+            return None
+        return Batch(previous_sequence, updates, status)
+
+
+class RawFeed(Feed):
+    """A feed of raw objects; see `cache.raw` for keys and values."""
+
+    def __init__(self, spec: raw.FeedSpec, *, max_value_bytes: int) -> None:
+        super().__init__(spec.name, [resource.type for resource in spec.resources])
+        self._fields = {resource.type: resource.fields for resource in spec.resources}
+        self._max_value_bytes = max_value_bytes
+        self._changes: list[_Change] = []
 
     def apply(self, event: objects.ObjectEvent) -> Refusal | None:
         """An object is new or has changed; a refusal names it and takes its key away."""
@@ -89,22 +129,11 @@ class RawFeed:
         key = raw.object_key(event.type, event.namespace, event.name)
         self._changes.append(_Change(key, None, event.resource_version))
 
-    def set_status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
-        """One type's status; the feed's is what they all say together."""
-        self._statuses[type] = status
-        self._status = combined_status(self._statuses)
-
-    def take(self) -> Batch | None:
-        """Writes the store; what has happened since the last call, or None for nothing that a client can see."""
-        previous_sequence = self.store.sequence
+    def _write_changes(self) -> list[messages.Update]:
         changes, self._changes = self._changes, []
         updates = [update for change in changes if (update := self._write(change)) is not None]
-        status = None if self.store.status is self._status else self._status
-        self.store.status = self._status
-        self.synced_once = self.synced_once or self._status is messages.SyncStatus.IN_SYNC
-        if not updates and status is None:
-            return None
-        return Batch(previous_sequence, updates, status)
+        self.skipped += len(changes) - len(updates)
+        return updates
 
     def _write(self, change: _Change) -> messages.Update | None:
         if change.value is None:

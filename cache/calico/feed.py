@@ -1,6 +1,6 @@
 """A feed of Calico's data model: Kubernetes objects in, Calico's keys and values out. Pure.
 
-Has the interface of `cache.feed.RawFeed`, and gives batches alike. Update types are the original's: 1 and 2 tell
+Update types are the original's: 1 and 2 tell
 whether an object held the key before, also with a value that validation voided; a voided value is no value, with its
 type and revision; a deletion has neither value nor revision. An update that changes no value is no delivery, and the
 stored revision stays that of the value.
@@ -8,7 +8,7 @@ stored revision stays that of the value.
 
 from typing import NamedTuple
 
-from cache import feed, objects, raw, resources, store
+from cache import feed, objects, raw
 from cache.calico import claims, model, syncers
 from protocol import messages
 from protocol.native import codec
@@ -33,28 +33,15 @@ class _Kind:
         self.keys: dict[str, tuple[str, ...]] = {}
 
 
-class CalicoFeed:
+class CalicoFeed(feed.Feed):
     """One of the four feeds; `syncers.specs` has what they consist of."""
 
     def __init__(self, spec: syncers.FeedSpec, *, max_value_bytes: int) -> None:
-        self.name = spec.name
-        self.store = store.Store()
-        self.refused = 0
-        self.skipped = 0
-        """Updates that changed nothing which the feed carries."""
-        self.synced_once = False
-        """True from the first batch with every type in sync: from then on there is something to serve."""
+        super().__init__(spec.name, [source.type for source in spec.sources])
         self._kinds = {source.type: _Kind(rank, source) for rank, source in enumerate(spec.sources)}
         self._claims = claims.Claims()
-        self._statuses = dict.fromkeys(self._kinds, messages.SyncStatus.WAITING)
-        self._status = messages.SyncStatus.WAITING
         self._max_value_bytes = max_value_bytes
         self._changes: list[_Change] = [_Change(messages.UpdateType.NEW, item) for item in spec.built_in]
-
-    @property
-    def types(self) -> list[resources.ResourceType]:
-        """The resource types it consists of."""
-        return list(self._kinds)
 
     def apply(self, event: objects.ObjectEvent) -> feed.Refusal | None:
         """An object is new or has changed; a refusal names it where it, or a part of it, cannot be carried."""
@@ -88,22 +75,11 @@ class CalicoFeed:
         """An object is gone."""
         self._forget(self._kinds[event.type], _object_name(event))
 
-    def set_status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
-        """One type's status; the feed's is what they all say together."""
-        self._statuses[type] = status
-        self._status = feed.combined_status(self._statuses)
-
-    def take(self) -> feed.Batch | None:
-        """Writes the store; what has happened since the last call, or None for nothing that a client can see."""
-        previous_sequence = self.store.sequence
+    def _write_changes(self) -> list[messages.Update]:
         changes, self._changes = self._changes, []
         updates = [update for change in changes if (update := self._write(*change)) is not None]
-        status = None if self.store.status is self._status else self._status
-        self.store.status = self._status
-        self.synced_once = self.synced_once or self._status is messages.SyncStatus.IN_SYNC
-        if not updates and status is None:
-            return None
-        return feed.Batch(previous_sequence, updates, status)
+        self.skipped += len(changes) - len(updates)
+        return updates
 
     def _is_plain(self, item: model.Item) -> bool:
         return (
@@ -116,7 +92,7 @@ class CalicoFeed:
     def _examine(
         self, event: objects.ObjectEvent, item: model.Item, refusal: feed.Refusal | None
     ) -> tuple[model.Item, feed.Refusal | None]:
-        """An item that is not simply carried: what is carried of it, and what is said of its object (the first only)."""
+        """An item that is not simply carried: what is carried, and what is said of its object (once)."""
         if item.invalid:
             return item, refusal or self._refusal(event, "invalid", item.invalid)
         if item.value is not None and len(item.value) > self._max_value_bytes:
@@ -126,12 +102,15 @@ class CalicoFeed:
             detail = f"{len(item.key)} characters, limit {codec.MAX_KEY_CHARS}"
             return _without_value(item), refusal or self._refusal(event, "key-too-long", detail)
         if item.warning:
-            return item, refusal or self._refusal(event, "doubtful", item.warning)
+            return item, refusal or self._refusal(event, "doubtful", item.warning, is_carried=True)
         return item, refusal
 
-    def _refusal(self, event: objects.ObjectEvent, reason: str, detail: str) -> feed.Refusal:
+    def _refusal(
+        self, event: objects.ObjectEvent, reason: str, detail: str, *, is_carried: bool = False
+    ) -> feed.Refusal:
         self.refused += 1
-        return feed.Refusal(self.name, raw.object_key(event.type, event.namespace, event.name), reason, detail)
+        key = raw.object_key(event.type, event.namespace, event.name)
+        return feed.Refusal(self.name, key, reason, detail, is_carried)
 
     def _forget(self, kind: _Kind, name: str) -> None:
         for key in kind.keys.pop(name, ()):
@@ -161,7 +140,6 @@ class CalicoFeed:
             return messages.Update(item.key, None, item.revision, update_type)
         old = self.store.get(item.key)
         if old is not None and old.value == item.value:
-            self.skipped += 1
             return None
         update = self.store.put(item.key, item.value, item.revision, v3_resource_version=item.v3_resource_version)
         if update is None or update.update_type == update_type:
