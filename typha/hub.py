@@ -31,14 +31,14 @@ class Hub:
 
     def __init__(
         self,
-        feeds: Iterable[feed.RawFeed],
+        feeds: Iterable[feed.Feed],
         *,
         log_budget_bytes: int,
         segment_bytes: int,
         build_snapshot: Callable[[hub_channel.HubChannel], None],
     ) -> None:
         self.feeds = {source.name: source for source in feeds}
-        self._by_type: dict[resources.ResourceType, list[feed.RawFeed]] = {}
+        self._by_type: dict[resources.ResourceType, list[feed.Feed]] = {}
         for source in self.feeds.values():
             for type in source.types:
                 self._by_type.setdefault(type, []).append(source)
@@ -93,7 +93,9 @@ class Hub:
         self._refusal_lines = (minute, lines)
         if lines <= _REFUSAL_LINES_PER_MINUTE:
             _log.warning(
-                "Object cannot be carried; it is absent for the feed's clients",
+                "Object is carried, but may not mean what it says"
+                if refusal.is_carried
+                else "Object cannot be carried; it is absent for the feed's clients",
                 feed=refusal.feed,
                 key=refusal.key,
                 reason=refusal.reason,
@@ -129,7 +131,7 @@ class Hub:
         if self._wanted:
             self._open_wanted()
 
-    def _channels_of(self, source: feed.RawFeed) -> list[hub_channel.HubChannel]:
+    def _channels_of(self, source: feed.Feed) -> list[hub_channel.HubChannel]:
         return [channel for channel in self.channels.values() if channel.feed is source]
 
     def _append(self, channel: hub_channel.HubChannel, batch: feed.Batch, now: float) -> None:

@@ -23,7 +23,7 @@ class Appended(NamedTuple):
 class HubChannel:
     """One log and its newest snapshot; made only once its feed has been in sync, so there is something to cut."""
 
-    def __init__(self, number: int, source: feed.RawFeed, encoder: encoding.Encoder, *, segment_bytes: int) -> None:
+    def __init__(self, number: int, source: feed.Feed, encoder: encoding.Encoder, *, segment_bytes: int) -> None:
         self.number = number
         self.feed = source
         self.encoder = encoder
