@@ -261,8 +261,10 @@ class Service:
         return status == 200
 
     async def counters(self) -> measure.Counters:
-        """Its metrics; empty while they cannot be had."""
-        _, text = await self._get(self._metrics_port, "/metrics")
+        """Its metrics; empty while it does not answer. Raises ProcessError if it answers with an error."""
+        status, text = await self._get(self._metrics_port, "/metrics")
+        if status not in (0, 200):
+            raise ProcessError(f"the service answers /metrics with {status}; see {self.log}")
         return measure.Counters(text)
 
     async def _get(self, port: int, path: str) -> tuple[int, str]:
