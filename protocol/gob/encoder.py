@@ -26,7 +26,7 @@ class Encoder:
 
     def __init__(
         self,
-        kinds: Sequence[schema.Struct | schema.Slice | schema.Opaque],
+        kinds: Sequence[schema.Defined],
         names: Mapping[type, tuple[bytes, schema.Struct]],
         *,
         ids: Sequence[int] | None = None,

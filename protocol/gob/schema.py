@@ -70,7 +70,9 @@ class Struct:
     make: Callable[..., Any]
 
 
-Kind: TypeAlias = Basic | Interface | Opaque | Slice | Struct
+Defined: TypeAlias = Opaque | Slice | Struct
+"""Kinds that a stream defines before it uses them."""
+Kind: TypeAlias = Basic | Interface | Defined
 
 
 def zero_of(kind: Kind) -> object:

@@ -146,11 +146,11 @@ _STRUCTS: dict[type, schema.Struct] = {
 ENCODER_NAMES = {kind: (NAME_PREFIX + struct.name.encode(), struct) for kind, struct in _STRUCTS.items()}
 _DECODER_NAMES: dict[bytes, schema.Kind] = {**schema.REGISTERED, **dict(ENCODER_NAMES.values())}
 
-SERVER_KINDS = (
+SERVER_KINDS: tuple[schema.Defined, ...] = (
     *(ENVELOPE, SERVER_HELLO, DECODER_RESTART, SYNC_STATUS, PING, TIME),
     *(KEY_VALUES, SERIALIZED_UPDATES, SERIALIZED_UPDATE),
 )
-CLIENT_KINDS = (ENVELOPE, CLIENT_HELLO, COMPRESSION_ALGORITHMS, ACK, PONG, TIME)
+CLIENT_KINDS: tuple[schema.Defined, ...] = (ENVELOPE, CLIENT_HELLO, COMPRESSION_ALGORITHMS, ACK, PONG, TIME)
 SERVER = encoder.Encoder(SERVER_KINDS, ENCODER_NAMES)
 CLIENT = encoder.Encoder(CLIENT_KINDS, ENCODER_NAMES)
 

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 
 from protocol import messages as common
 from protocol.gob import decoder, encoder
-from protocol.gob import schema as gob_schema
 from protocol.typha import codec, messages, snappy
 from tests import wire
 from tests.protocol import strategies
@@ -138,7 +136,6 @@ def test_with_the_ids_of_go_the_bytes_are_those_of_go(name: str) -> None:
     vector = VECTORS[name]
     reader = codec.make_decoder(codec.SERVER_MESSAGES)
     (message,) = decode_all(wire.load(f"messages/{vector['first']}"), reader)
-    kinds: Sequence[gob_schema.Struct | gob_schema.Slice | gob_schema.Opaque]
     kinds = codec.CLIENT_KINDS if vector["type"] in OF_CLIENTS else codec.SERVER_KINDS
     numbers = {wire_type.name: number for number, wire_type in reader.definitions.items()}
     # Types that this message does not use have no number there; any will do.

@@ -1,0 +1,33 @@
+"""What only these tests need: the peer that is written in Go."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+GOBPEER = Path(__file__).parents[2] / "tools" / "gobpeer"
+_left_out = pytest.StashKey[int]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out, as deselected, the tests that need Go where there is none."""
+    if shutil.which("go") is not None:
+        return
+    left_out = [item for item in items if item.get_closest_marker("go")]
+    items[:] = [item for item in items if not item.get_closest_marker("go")]
+    config.hook.pytest_deselected(items=left_out)
+    config.stash[_left_out] = len(left_out)
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
+    """Says so."""
+    count = config.stash.get(_left_out, 0)
+    return [f"{count} tests deselected: they need Go, and there is none in PATH"] if count else []
+
+
+@pytest.fixture(scope="session")
+def gobpeer() -> str:
+    """The Go program's path; built once, kept outside the repository."""
+    built = subprocess.run([GOBPEER / "build.sh"], stdout=subprocess.PIPE, text=True, check=True)
+    return built.stdout.strip()
