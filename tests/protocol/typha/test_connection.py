@@ -1,0 +1,255 @@
+"""Both ends of a connection, wired to each other without a network."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import errors, reasons
+from protocol import messages as common
+from protocol.gob import decoder
+from protocol.gob import encoder as gob_encoder
+from protocol.typha import codec, connection, encoder, messages, snappy, timestamps
+from tests import wire
+from tests.fuzz import fuzz_gob
+
+CLIENT, SERVER = connection.Role.CLIENT, connection.Role.SERVER
+State = connection.State
+
+HELLO = messages.ClientHello(
+    syncer_type="bgp",
+    supports_decoder_restart=True,
+    supported_compression_algorithms=("snappy",),
+    supports_modern_policy_keys=True,
+)
+PLAIN_HELLO = messages.ClientHello(syncer_type="bgp", supports_modern_policy_keys=True)
+SERVER_HELLO = messages.ServerHello("1", "bgp", True)
+UPDATE = common.Update("/k", b"v", "1", 1)
+SAMPLES: dict[type[messages.Message], messages.Message] = {
+    type(message): message
+    for message in (
+        *(HELLO, SERVER_HELLO, messages.DecoderRestart("", "unknown"), messages.Ack(), messages.SyncStatus(1)),
+        *(messages.Ping(b""), messages.Pong(), messages.KeyValues((UPDATE,))),
+    )
+}
+PATHS: dict[tuple[connection.Role, State], tuple[messages.ClientHello, list[messages.Message]]] = {
+    (SERVER, State.HELLO): (HELLO, []),
+    (SERVER, State.RESTARTING): (HELLO, [HELLO]),
+    (SERVER, State.RESTARTED): (HELLO, [HELLO, messages.Ack()]),
+    (SERVER, State.FOLLOWING): (PLAIN_HELLO, [PLAIN_HELLO]),
+    (CLIENT, State.HELLO): (HELLO, []),
+    (CLIENT, State.FOLLOWING): (HELLO, [SERVER_HELLO]),
+}
+ALL_TYPES = gob_encoder.Encoder(list(dict.fromkeys((*codec.SERVER_KINDS, *codec.CLIENT_KINDS))), codec.ENCODER_NAMES)
+"""Of either side, as the table is about what one may say that it should not."""
+
+
+def say(*said: messages.Message | None) -> bytes:
+    return b"".join(ALL_TYPES.message(codec.ENVELOPE, message) for message in said)
+
+
+def receive_all(receiver: connection.Connection, data: bytes) -> list[messages.Message]:
+    receiver.receive_data(data)
+    received = []
+    while (message := receiver.next_event()) is not None:
+        received.append(message)
+        if receiver.state is State.ASKED:
+            receiver.accept()
+    return received
+
+
+def make(role: connection.Role, state: State) -> connection.Connection:
+    hello, path = PATHS[role, state]
+    made = connection.Connection(role)
+    if role is CLIENT:
+        made.send_hello(hello)
+    receive_all(made, ALL_TYPES.definitions + say(*path))
+    made.data_to_send()
+    assert made.state is state
+    return made
+
+
+@pytest.mark.parametrize(
+    ("role", "state", "kind"),
+    [(role, state, kind) for (role, state), kind in itertools.product(PATHS, SAMPLES)],
+    ids=lambda value: value.__name__ if isinstance(value, type) else value.value,
+)
+def test_the_table_decides(role: connection.Role, state: State, kind: type[messages.Message]) -> None:
+    target = make(role, state)
+    expected = connection._TRANSITIONS.get((role, state, kind))
+    if expected is not None:
+        assert receive_all(target, say(SAMPLES[kind])) == [SAMPLES[kind]]
+        assert target.state is (State.RESTARTING if expected is State.ASKED else expected)
+    elif (role, state) == (CLIENT, State.FOLLOWING) and kind is not messages.ServerHello:
+        assert receive_all(target, say(SAMPLES[kind])) == []
+        assert target.state is State.FOLLOWING
+    else:
+        with pytest.raises(errors.RemoteProtocolError, match=f"unexpected {kind.__name__} while {state.value}"):
+            receive_all(target, say(SAMPLES[kind]))
+        assert target.state is State.ERROR
+        assert receive_all(target, say(messages.Pong())) == []
+
+
+def test_the_table_is_tested_whole() -> None:
+    assert {(role, state) for role, state, _ in connection._TRANSITIONS} == set(PATHS)
+    assert {kind for _, _, kind in connection._TRANSITIONS} == set(SAMPLES)
+
+
+class Pair:
+    """A client and a server; what one says, the other hears at once."""
+
+    def __init__(self, hello: messages.ClientHello) -> None:
+        self.client = connection.Connection(CLIENT)
+        self.server = connection.Connection(SERVER)
+        self.client.send_hello(hello)
+
+    def to_server(self) -> list[messages.Message]:
+        return receive_all(self.server, self.client.data_to_send())
+
+    def to_client(self, *frames: bytes) -> list[messages.Message]:
+        return receive_all(self.client, self.server.data_to_send() + b"".join(frames))
+
+
+def test_a_compressed_session() -> None:
+    pair, made = Pair(HELLO), encoder.TyphaEncoder(compress=True)
+    assert pair.to_server() == [HELLO]
+    assert pair.server.wire_format == encoder.SNAPPY
+    assert repr(pair.server) == "<Connection server restarting typha+snappy>"
+    greeting = pair.server.data_to_send()
+    assert snappy.IDENTIFIER not in greeting
+    assert receive_all(pair.client, greeting) == [messages.ServerHello("", "bgp", True), connection.RESTART]
+    assert pair.to_server() == [messages.Ack()]
+    assert pair.to_client(made.make_ping(1)) == [messages.Ping(timestamps.from_unix_nanoseconds(1))]
+    (pong,) = pair.to_server()
+    assert isinstance(pong, messages.Pong)
+    assert pair.to_client(made.snapshot_chunk(0, 0, [UPDATE])) == [messages.KeyValues((UPDATE,))]
+    pair.client.receive_eof()
+    pair.server.receive_eof()
+    assert (pair.client.state, pair.server.state) == (State.CLOSED, State.CLOSED)
+
+
+def test_a_plain_session() -> None:
+    pair, made = Pair(PLAIN_HELLO), encoder.TyphaEncoder(compress=False)
+    assert pair.to_server() == [PLAIN_HELLO]
+    assert pair.server.wire_format == encoder.PLAIN
+    frames = [made.snapshot_chunk(0, 0, [UPDATE]), made.status(1, common.SyncStatus.IN_SYNC).data]
+    assert pair.to_client(*frames) == [
+        *(messages.ServerHello("", "bgp", True), messages.KeyValues((UPDATE,)), messages.SyncStatus(2))
+    ]
+    assert pair.to_server() == []
+
+
+def test_a_server_says_nothing_before_it_accepts() -> None:
+    server = connection.Connection(SERVER)
+    server.receive_data(codec.CLIENT.definitions + codec.encode(HELLO, types=codec.CLIENT) + b"\xf0garbage")
+    assert server.next_event() == HELLO
+    assert server.next_event() is None
+    assert server.data_to_send() == b""
+    server.accept(version="v", connection_id=3)
+    with pytest.raises(errors.RemoteProtocolError):
+        server.next_event()
+
+
+def test_misuse_is_an_error_of_ours() -> None:
+    for broken in (make(SERVER, State.HELLO), make(SERVER, State.FOLLOWING), make(CLIENT, State.FOLLOWING)):
+        with pytest.raises(errors.LocalProtocolError):
+            broken.accept()
+        with pytest.raises(errors.LocalProtocolError):
+            broken.send_hello(HELLO)
+
+
+@pytest.mark.parametrize(
+    ("hello", "reason"),
+    [
+        (HELLO, None),
+        (messages.ClientHello(supports_modern_policy_keys=True), None),
+        (messages.ClientHello(syncer_type="Felix", supports_modern_policy_keys=True), "unknown-feed"),
+        (messages.ClientHello(syncer_type="bgp"), "unsupported-version"),
+        (messages.ClientHello(syncer_type="x" * 10_000), "unknown-feed"),
+    ],
+)
+def test_refusals(hello: messages.ClientHello, reason: str | None) -> None:
+    found = connection.refusal(hello, messages.SYNCER_TYPES)
+    assert (found and found[0]) == reason
+    assert found is None or len(found[1]) < 300
+
+
+@pytest.mark.parametrize("algorithm", ["snappy", ""])
+def test_a_client_restarts_as_often_as_it_is_told(algorithm: str) -> None:
+    client = make(CLIENT, State.FOLLOWING)
+    frame = snappy.compress if algorithm else bytes
+    start = (snappy.IDENTIFIER if algorithm else b"") + frame(ALL_TYPES.definitions)
+    restart = messages.DecoderRestart("again", algorithm)
+    data = say(restart)
+    for _ in range(3):
+        data += start + frame(say(messages.KeyValues((UPDATE,)), restart))
+    assert receive_all(client, data) == [restart, *[messages.KeyValues((UPDATE,)), restart] * 3]
+    server = make(SERVER, State.HELLO)
+    acks = connection.Connection(CLIENT)
+    acks.send_hello(HELLO)
+    answers = codec.make_decoder(decoder.CLIENT_MESSAGES)
+    answers.receive(acks.data_to_send() + client.data_to_send())
+    assert [answers.next_value() for _ in range(6)] == [HELLO, *[messages.Ack()] * 4, decoder.NOT_YET]
+    assert server.state is State.HELLO
+
+
+def test_a_restart_that_was_not_offered_is_refused() -> None:
+    client = connection.Connection(CLIENT)
+    client.send_hello(PLAIN_HELLO)
+    with pytest.raises(errors.RemoteProtocolError, match="did not offer"):
+        receive_all(client, ALL_TYPES.definitions + say(SERVER_HELLO, connection.RESTART))
+
+
+@pytest.mark.parametrize(
+    ("hello", "problem"),
+    [
+        (messages.ServerHello("", "felix", True), "asked for 'bgp'"),
+        (messages.ServerHello("", "", True), "asked for 'bgp'"),
+        (messages.ServerHello("", "bgp", False), "too old"),
+    ],
+)
+def test_a_client_leaves_the_wrong_server(hello: messages.ServerHello, problem: str) -> None:
+    with pytest.raises(errors.RemoteProtocolError, match=problem):
+        receive_all(make(CLIENT, State.HELLO), say(hello))
+
+
+def test_nothing_is_ignored_by_clients_and_refused_by_servers() -> None:
+    client = make(CLIENT, State.FOLLOWING)
+    assert receive_all(client, say(None) + say(messages.SyncStatus(2))) == [messages.SyncStatus(2)]
+    for target in (make(SERVER, State.HELLO), make(SERVER, State.FOLLOWING), make(CLIENT, State.HELLO)):
+        with pytest.raises(errors.RemoteProtocolError, match="NoneType"):
+            receive_all(target, say(None))
+
+
+def test_a_hello_of_100_megabytes_is_refused_at_its_length() -> None:
+    server = connection.Connection(SERVER)
+    with pytest.raises(errors.RemoteProtocolError) as info:
+        receive_all(server, b"\xfc" + (100 * 1024 * 1024).to_bytes(4, "big"))
+    assert info.value.reason is reasons.DisconnectReason.MESSAGE_TOO_LARGE
+
+
+@given(st.binary(max_size=300), st.sampled_from(connection.Role), st.booleans())
+def test_random_bytes_are_refused_or_awaited(data: bytes, role: connection.Role, behind_hello: bool) -> None:
+    target = make(role, State.FOLLOWING if behind_hello else State.HELLO)
+    try:
+        receive_all(target, data)
+    except errors.RemoteProtocolError:
+        assert target.state is State.ERROR
+
+
+def test_mutated_sessions() -> None:
+    rounds, received = fuzz_gob.run(1, rounds=3000)
+    assert rounds == 3000
+    assert received > 2000, "the mutations hit too hard to get anywhere"
+
+
+def test_a_followed_stream_holds_no_more_than_one_message() -> None:
+    data = wire.load("streams/inproc-deltas-snappy.server.bin")
+    client = connection.Connection(CLIENT)
+    client.send_hello(messages.ClientHello(supports_decoder_restart=True))
+    most = 0
+    for start in range(0, len(data), 100):
+        receive_all(client, data[start : start + 100])
+        most = max(most, client.pending_bytes)
+    assert most < 200_000
