@@ -50,9 +50,23 @@ class _Schema(msgspec.Struct, frozen=True):
     types: dict[str, tuple[Field, ...]]
 
 
+_AS_NUMBER_FIELDS = frozenset({"asNumber", "localASNumber", "asPathPrefix", "prefix"})
+_AS_NUMBER = "as-number"
+
+
 def _load() -> dict[str, tuple[Field, ...]]:
     path = pathlib.Path(__file__).with_name("field_order.json")
-    return msgspec.json.decode(path.read_bytes(), type=_Schema).types
+    types = msgspec.json.decode(path.read_bytes(), type=_Schema).types
+    return {name: tuple(map(_with_as_number, fields)) for name, fields in types.items()}
+
+
+def _with_as_number(field: Field) -> Field:
+    """AS numbers are numbers in the file, but Go reads them from text, too."""
+    if field.name not in _AS_NUMBER_FIELDS:
+        return field
+    if field.of is not None:
+        return msgspec.structs.replace(field, of=FieldType(_AS_NUMBER))
+    return msgspec.structs.replace(field, kind=_AS_NUMBER)
 
 
 TYPES = _load()
@@ -67,7 +81,14 @@ _INTEGER_BOUNDS = {
     "uint16": (0, (1 << 16) - 1),
     "uint8": (0, (1 << 8) - 1),
 }
-_ZEROS: dict[str, Any] = {"string": "", "bool": False, "duration": 0, "time": "", **dict.fromkeys(_INTEGER_BOUNDS, 0)}
+_ZEROS: dict[str, Any] = {
+    "string": "",
+    "bool": False,
+    "duration": 0,
+    "time": "",
+    _AS_NUMBER: 0,
+    **dict.fromkeys(_INTEGER_BOUNDS, 0),
+}
 _PORT_RANGE = re.compile(r"([0-9]+):([0-9]+)")
 _PORT_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 _DIGITS = re.compile(r"[0-9]+")
@@ -174,8 +195,6 @@ def _element(value_type: FieldType, value: Any, fold_case: bool, where: str) -> 
 
 def _scalar(kind: str, value: Any) -> Any:
     if kind in _INTEGER_BOUNDS:
-        if kind == "uint32" and isinstance(value, str):
-            return parse_as_number(value)
         return _integer(kind, value)
     if kind == "raw-json":
         return value
@@ -194,8 +213,11 @@ def _port_number(text: str) -> int:
     return _integer("uint16", int(text) if len(text) < 20 else -1)
 
 
-def parse_as_number(text: str) -> int:
-    """An AS number in decimal, or as two dotted halves of 16 bits. Raises ValueError."""
+def parse_as_number(value: Any) -> int:
+    """An AS number, or its text in decimal or as two dotted halves of 16 bits. Raises ValueError."""
+    if not isinstance(value, str):
+        return _integer("uint32", value)
+    text = value
     high, dot, low = text.partition(".")
     if not _DIGITS.fullmatch(high) or len(text) > 40 or (dot and not _DIGITS.fullmatch(low)):
         raise ValueError(f"not an AS number: {text[:80]!r}")
@@ -232,6 +254,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "time": lambda value: parse_time(_string(value)),
     "duration": lambda value: durations.parse(_string(value)),
     "port": parse_port,
+    _AS_NUMBER: parse_as_number,
     "int-or-string": _int_or_string,
     "uint8-or-name": _small_int_or_name,
 }
