@@ -86,7 +86,7 @@ _ZEROS: dict[str, Any] = {
     "bool": False,
     "duration": 0,
     "time": "",
-    _AS_NUMBER: 0,
+    **dict.fromkeys(("port", "int-or-string", "uint8-or-name", _AS_NUMBER), 0),
     **dict.fromkeys(_INTEGER_BOUNDS, 0),
 }
 _PORT_RANGE = re.compile(r"([0-9]+):([0-9]+)")
