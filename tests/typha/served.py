@@ -1,0 +1,200 @@
+"""`typha serve` as a process with a simulated API server in the test's loop; no process is left behind."""
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import re
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Self
+
+import aiohttp
+
+from cache import raw, resources
+from clients import mirror
+from loadtest import kubeconfig
+from loadtest.apiserver import resources as simulated
+from loadtest.apiserver import simulator
+from tests.typha import support
+
+FEED = "web"
+COMMAND = (sys.executable, "-c", "from typha import cli; cli.main()", "serve")
+FEEDS_FILE = "feeds:\n  web:\n    resources:\n      - type: v1/pods\n"
+TIMEOUT_SECONDS = 30.0
+_PODS = resources.ResourceType("", "v1", "pods")
+
+
+class Cluster:
+    """A simulated API server, a kubeconfig that leads to it, and a feeds file of its pods."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        self.kubeconfig = folder / "kubeconfig"
+        self.feeds_file = folder / "feeds.yaml"
+        self.feeds_file.write_text(FEEDS_FILE)
+        self.simulator = simulator.Simulator()
+
+    async def __aenter__(self) -> Self:
+        await self.simulator.start()
+        kubeconfig.write(self.kubeconfig, self.simulator.url)
+        self.put(*(f"p{number}" for number in range(20)))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.simulator.stop()
+
+    def put(self, *names: str) -> None:
+        """New pods, or new contents of old ones."""
+        store = self.simulator.store
+        known = store.objects(simulated.PODS)
+        for name in names:
+            metadata = {"name": name, "namespace": "default", "annotations": {"at": str(time.monotonic_ns())}}
+            write = store.replace if f"default/{name}" in known else store.create
+            write(simulated.PODS, {"metadata": metadata})
+
+    @property
+    def content(self) -> dict[str, bytes]:
+        """The map that clients must have."""
+        return {
+            raw.object_key(_PODS, *key.split("/")): raw.object_value(value, api_version="v1", kind="Pod")
+            for key, value in self.simulator.store.objects(simulated.PODS).items()
+        }
+
+    def variables(self) -> dict[str, str]:
+        """The environment in which the service finds it all, and disturbs nobody else's ports and files."""
+        return {
+            "KUBECONFIG": str(self.kubeconfig),
+            "TYPHA_FEEDSFILE": str(self.feeds_file),
+            "TYPHA_SERVERHOST": "127.0.0.1",
+            "TYPHA_SERVERPORT": "-1",
+            "TYPHA_SHUTDOWNCONNECTIONDROPINTERVALMAXSECS": "0.05",
+            "TYPHA_LOGFILEPATH": "none",
+            "TYPHA_LOGSEVERITYSYS": "none",
+            "TYPHA_PROMETHEUSMETRICSENABLED": "true",
+            "TYPHA_PROMETHEUSMETRICSHOST": "127.0.0.1",
+            "TYPHA_PROMETHEUSMETRICSPORT": "0",
+        }
+
+
+class Service:
+    """One run of `typha serve`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: pathlib.Path) -> None:
+        self.process = process
+        self.log = log
+
+    @property
+    def text(self) -> str:
+        """All it has logged."""
+        return self.log.read_text()
+
+    async def logged(self, pattern: str) -> re.Match[str]:
+        """The first line that matches, as soon as it is there."""
+        await support.eventually(lambda: re.search(pattern, self.text), seconds=TIMEOUT_SECONDS)
+        found = re.search(pattern, self.text)
+        assert found is not None
+        return found
+
+    async def address(self) -> str:
+        """Where it listens for clients."""
+        found = await self.logged(r"typha\.service: Listening .*port=(\d+)")
+        return f"127.0.0.1:{found[1]}"
+
+    def workers(self) -> list[int]:
+        """The processes of the workers that it has said it has started, dead or alive, in order."""
+        return [int(pid) for pid in re.findall(r"Worker started .*pid=(\d+)", self.text)]
+
+    async def metric(self, name: str) -> float:
+        """The value of a sample, labels and all; 0 if it is not there."""
+        line = await self.logged('.*server="metrics".*')
+        number = re.search(r"port=(\d+)", line[0])
+        assert number is not None
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{number[1]}/metrics") as response,
+        ):
+            text = await response.text()
+        found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    async def metric_is(self, name: str, value: float) -> None:
+        """Returns when the sample has the value."""
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while (seen := await self.metric(name)) != value:
+            assert time.monotonic() < deadline, f"{name} is {seen}, not {value}"
+            await asyncio.sleep(0.05)
+
+    async def ends(self) -> int:
+        """Its exit code, when it has ended."""
+        return await asyncio.wait_for(self.process.wait(), TIMEOUT_SECONDS)
+
+
+def processes_of_session(session: int) -> list[int]:
+    """Processes that belong to a session and still run."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                state, _, _, of = pathlib.Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[:4]
+                if int(of) == session and state != "Z":
+                    found.append(int(entry))
+    return found
+
+
+@contextlib.asynccontextmanager
+async def serving(cluster: Cluster, *arguments: str, **variables: str) -> AsyncIterator[Service]:
+    """A service that runs until the end of the block; what is left of it then is killed, and an error."""
+    log = cluster.folder / f"typha-{time.monotonic_ns()}.log"
+    inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("TYPHA_")}
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            *arguments,
+            env={**inherited, **cluster.variables(), **variables},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    service = Service(process, log)
+    try:
+        yield service
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+            await service.ends()
+        await support.eventually(lambda: not processes_of_session(process.pid), seconds=5)
+    finally:
+        for pid in processes_of_session(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def mirrors(address: str, count: int) -> AsyncIterator[list[mirror.Mirror]]:
+    """Clients of a service, in sync."""
+    async with contextlib.AsyncExitStack() as stack:
+        opened = [
+            await stack.enter_async_context(mirror.Mirror(address, feed=FEED, agent=f"agent-{number}"))
+            for number in range(count)
+        ]
+        for one in opened:
+            await one.wait_in_sync(timeout_seconds=TIMEOUT_SECONDS)
+        yield opened
+
+
+def holds(content: Callable[[], dict[str, bytes]], clients: list[mirror.Mirror]) -> Callable[[], bool]:
+    """Whether all clients are in sync and have the map."""
+
+    def check() -> bool:
+        wanted = content()
+        return all(one.in_sync and {key: entry.value for key, entry in one.items()} == wanted for one in clients)
+
+    return check
+
+
+async def converged(cluster: Cluster, clients: list[mirror.Mirror]) -> None:
+    """Returns when all clients are in sync and have the API server's state."""
+    await support.eventually(holds(lambda: cluster.content, clients), seconds=TIMEOUT_SECONDS)

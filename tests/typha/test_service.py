@@ -1,0 +1,161 @@
+"""The service as a process: it serves, breaks, ends and starts again; nothing is left behind."""
+
+import asyncio
+import os
+import pathlib
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from loadtest.apiserver import faults
+from tests.typha import served, support
+from tests.typha.served import Cluster, converged, mirrors, serving
+from typha import service, settings
+
+
+@pytest.fixture
+async def cluster(tmp_path: pathlib.Path) -> AsyncIterator[Cluster]:
+    """An API server with a few pods."""
+    async with Cluster(tmp_path) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("workers", ["0", "1", "2"])
+async def test_serves_and_drains(cluster: Cluster, workers: str) -> None:
+    async with serving(cluster, "--workers", workers) as running, mirrors(await running.address(), 4) as clients:
+        cluster.put("p1", "new")
+        await converged(cluster, clients)
+        assert len(running.workers()) == int(workers)
+        await running.metric_is("typha_connections_active", 4)
+        running.process.send_signal(signal.SIGTERM)
+        assert await running.ends() == 0
+        await support.eventually(lambda: all(client.last_disconnect for client in clients))
+        assert not any(client.connected for client in clients)
+    assert "Drained" in running.text
+    assert "Traceback" not in running.text
+    assert "[ERROR]" not in running.text
+
+
+async def test_a_second_signal_changes_nothing(cluster: Cluster) -> None:
+    drop = {"TYPHA_SHUTDOWNCONNECTIONDROPINTERVALMAXSECS": "0.3"}
+    async with (
+        serving(cluster, "--workers", "1", **drop) as running,
+        mirrors(await running.address(), 3),
+    ):
+        running.process.send_signal(signal.SIGTERM)
+        await running.logged("Draining")
+        with pytest.raises(OSError, match=r"Connect call failed|refused"):
+            await connect_until_refused(await running.address())
+        running.process.send_signal(signal.SIGINT)
+        await running.logged("Already draining")
+        assert await running.ends() == 0
+
+
+async def connect_until_refused(address: str) -> None:
+    """Connects for a while, until nobody listens any more."""
+    host, _, port = address.partition(":")
+    for _ in range(200):
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.close()
+        await asyncio.sleep(0.01)
+
+
+async def test_a_killed_hub_takes_its_workers_along_and_the_next_one_starts_at_once(
+    cluster: Cluster, free_port: int
+) -> None:
+    port = {"TYPHA_SERVERPORT": str(free_port)}
+    async with serving(cluster, "--workers", "2", **port) as first, mirrors(await first.address(), 6) as clients:
+        first.process.kill()
+        async with serving(cluster, "--workers", "2", **port) as second:
+            await first.ends()
+            cluster.put("p1", "new")
+            await second.address()
+            await converged(cluster, clients)
+            await support.eventually(lambda: not served.processes_of_session(first.process.pid))
+            assert all(client.last_disconnect is not None for client in clients)
+
+
+async def test_a_killed_hub_takes_a_worker_that_is_busy_along(cluster: Cluster) -> None:
+    async with serving(cluster, "--workers", "1") as running, mirrors(await running.address(), 1):
+        [worker] = running.workers()
+        os.kill(worker, signal.SIGSTOP)
+        running.process.kill()
+        await running.ends()
+        assert served.processes_of_session(running.process.pid) == [worker]
+        os.kill(worker, signal.SIGCONT)
+        await support.eventually(lambda: not served.processes_of_session(running.process.pid))
+
+
+async def test_an_api_server_that_goes_away_and_comes_back(cluster: Cluster) -> None:
+    async with serving(cluster, "--workers", "1") as running, mirrors(await running.address(), 3) as clients:
+        cluster.simulator.inject(faults.Fault(kind=faults.FaultKind.RESTART, duration_seconds=1.0))
+        await running.logged("no view of a resource type")
+        async with mirrors(await running.address(), 2) as late:
+            cluster.put("p2", "later")
+            await converged(cluster, [*clients, *late])
+            assert {client.last_disconnect for client in (*clients, *late)} == {None}
+        await running.metric_is('typha_watch_resumes_total{type="core/v1/pods"}', 1)
+
+
+async def test_a_port_in_use_is_one_clear_line(cluster: Cluster) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with serving(cluster, TYPHA_SERVERPORT=str(port)) as running:
+            assert await running.ends() == service.EXIT_CANNOT_SERVE
+    [line] = running.text.splitlines()
+    assert f"cannot listen on 127.0.0.1:{port}" in line
+    assert "in use" in line
+
+
+async def test_bad_feeds_are_one_line_and_exit_2(cluster: Cluster) -> None:
+    cluster.feeds_file.write_text("feeds:\n  Web:\n    resources: []\n")
+    async with serving(cluster) as running:
+        assert await running.ends() == 2
+    [line] = running.text.splitlines()
+    assert line.startswith("typha: error: ")
+    assert "Web" in line
+
+
+async def test_without_an_api_server_clients_are_held(cluster: Cluster) -> None:
+    async with serving(cluster, "--workers", "1", KUBECONFIG="/nowhere") as running:
+        host, _, port = (await running.address()).partition(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        await running.metric_is("typha_connections_active", 1)
+        writer.close()
+        await running.metric_is('typha_disconnects_total{reason="client-closed"}', 1)
+
+
+def test_a_listener_for_everybody_takes_both_families() -> None:
+    with service.open_listener(settings.Settings(server_port=-1)) as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), timeout=5):
+            pass
+        if listener.family is socket.AF_INET6:
+            with socket.create_connection(("::1", port), timeout=5):
+                pass
+
+
+def test_a_listener_for_one_host() -> None:
+    with service.open_listener(settings.Settings(server_port=-1, server_host="127.0.0.1")) as listener:
+        assert listener.getsockname()[0] == "127.0.0.1"
+        assert not listener.getblocking()
+
+
+def test_a_host_that_does_not_exist() -> None:
+    before = support.open_descriptors()
+    with pytest.raises(service.ServiceError, match=r"192\.0\.2\.1:"):
+        service.open_listener(settings.Settings(server_port=-1, server_host="192.0.2.1"))
+    assert support.open_descriptors() == before
+
+
+async def test_a_port_that_becomes_free_in_a_moment_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    configured = settings.Settings(server_port=taken.getsockname()[1], server_host="127.0.0.1")
+    asyncio.get_running_loop().call_later(0.3, taken.close)
+    begun = time.monotonic()
+    with await service._open_listener_soon(configured) as listener:
+        assert listener.getsockname()[1] == configured.server_port
+    assert time.monotonic() - begun >= 0.2
