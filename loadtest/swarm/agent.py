@@ -152,9 +152,7 @@ class Agent:
             return b""
         taken: list[frames.Frame] = []
         while self.phase != Phase.ENDED and (part := splitter.next_frame()) is not None:
-            frame = self._shared.cache.decode(*part)
-            taken.append(frame)
-            self._take(frame, now_ns)
+            taken.append(self._take_expected(*part) or self._take_new(*part, now_ns))
         if not splitter.pending_bytes:
             splitter.receive(b"")  # lets go of the bytes it has handed out
             if len(data) <= frames.MAX_CACHED_READ_BYTES and sum(frame.size_bytes for frame in taken) == len(data):
@@ -190,6 +188,29 @@ class Agent:
             case other:
                 raise errors.RemoteProtocolError(f"unexpected {type(other).__name__} in place of a hello")
         return True
+
+    def _take_expected(self, flags: int, body: bytes) -> frames.Frame | None:
+        """Takes the chunk frame that another agent was sent at this point, if the bytes are the same; a short cut.
+
+        A storm is thousands of agents with a thousand frames each.
+        """
+        partial = self._partial
+        if partial is None:
+            return None
+        frame = partial.expected
+        if frame is None or frame.body != body or frame.flags != flags:
+            return None
+        following = partial.next.get(frame)
+        if not isinstance(following, states.Partial):
+            return None
+        self._partial = following
+        self.group.frames += 1
+        return frame
+
+    def _take_new(self, flags: int, body: bytes, now_ns: int) -> frames.Frame:
+        frame = self._shared.cache.decode(flags, body)
+        self._take(frame, now_ns)
+        return frame
 
     def _take(self, frame: frames.Frame, now_ns: int) -> None:
         group = self.group

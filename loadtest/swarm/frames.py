@@ -41,12 +41,16 @@ class Change(NamedTuple):
 class Frame:
     """One decoded frame. Equal only to itself, so that it can stand for its bytes as a dictionary's key."""
 
-    __slots__ = ("changes", "message", "previous_sequence", "sequence", "size_bytes", "written_at")
+    __slots__ = ("body", "changes", "flags", "message", "previous_sequence", "sequence", "size_bytes", "written_at")
 
-    def __init__(self, message: messages.Message, *, size_bytes: int) -> None:
+    def __init__(self, flags: int, body: bytes) -> None:
+        """Decodes. Raises RemoteProtocolError."""
+        message = codec.decode(native.unpack_payload(flags, body))
+        self.flags = flags
+        self.body = body
         self.message = message
         """Without its updates, which are in `changes`."""
-        self.size_bytes = size_bytes
+        self.size_bytes = len(body) + native.HEADER.size
         self.changes: tuple[Change, ...] = ()
         self.written_at: tuple[int, ...] = ()
         """For each update that carries the annotation: nanoseconds since 1970."""
@@ -151,7 +155,7 @@ class FrameCache:
         cache = self._compressed if flags else self._plain
         frame = cache.get(body)
         if frame is None:
-            frame = Frame(codec.decode(native.unpack_payload(flags, body)), size_bytes=len(body) + native.HEADER.size)
+            frame = Frame(flags, body)
             cache.put(body, frame)
             self.distinct += 1
         return frame

@@ -68,7 +68,7 @@ class State:
 class Partial:
     """A snapshot that has begun: the frames so far, checked one by one."""
 
-    __slots__ = ("begin", "chunk_digest", "chunk_index", "digest", "frame", "keys", "next", "parent")
+    __slots__ = ("begin", "chunk_digest", "chunk_index", "digest", "expected", "frame", "keys", "next", "parent")
 
     def __init__(self, begin: messages.SnapshotBegin) -> None:
         self.begin = begin
@@ -80,6 +80,8 @@ class Partial:
         self.keys = 0
         self.digest = 0
         self.next: dict[frames.Frame, Partial | State] = {}
+        self.expected: frames.Frame | None = None
+        """The chunk frame that followed last time."""
 
 
 class StateTable:
@@ -127,6 +129,7 @@ class StateTable:
         following = partial.next.get(frame)
         if following is None:
             following = partial.next[frame] = _with_chunk(partial, frame)
+            partial.expected = frame
             self._remember(partial, changes=len(frame.changes))
         assert isinstance(following, Partial)
         return following
