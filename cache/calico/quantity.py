@@ -45,7 +45,9 @@ def _decimal_exponent(suffix: str) -> int | None:
     if matched is None or len(matched[1]) > _DIGITS_BEYOND_ANY:
         return None
     exponent = int(matched[1])
-    return exponent if -_EXPONENT_LIMIT <= exponent < _EXPONENT_LIMIT else None
+    if not -_EXPONENT_LIMIT <= exponent < _EXPONENT_LIMIT:
+        return None
+    return (exponent + (1 << 31)) % (1 << 32) - (1 << 31)  # which Go keeps as an int32
 
 
 def _decimal_value(digits: int, scale: int, *, wraps: bool) -> int:
@@ -63,4 +65,5 @@ def _decimal_value(digits: int, scale: int, *, wraps: bool) -> int:
 def _divided_up(value: int, decimal_places: int) -> int:
     if decimal_places > _DIGITS_BEYOND_ANY:
         return 1 if value else 0
-    return -(-value // 10**decimal_places)
+    divisor: int = 10**decimal_places
+    return -(-value // divisor)
