@@ -241,7 +241,7 @@ def test_random_bytes_are_refused_or_awaited(data: bytes, role: connection.Role,
 def test_mutated_sessions() -> None:
     rounds, received = fuzz_gob.run(1, rounds=3000)
     assert rounds == 3000
-    assert received > 2000, "the mutations hit too hard to get anywhere"
+    assert received > 1000, "the mutations hit too hard to get anywhere"
 
 
 def test_a_followed_stream_holds_no_more_than_one_message() -> None:
