@@ -16,6 +16,8 @@ from protocol.gob import plans, scalars, schema, types
 
 MAX_NAME_BYTES = 1024
 """Of a concrete type: Go's own limit."""
+MAX_INTERFACE_DEPTH = 16
+"""Of interfaces in what interfaces hold: the one thing here that nests as deep as a stream says."""
 
 
 class NotYet(enum.Enum):
@@ -47,7 +49,18 @@ class Decoder(scalars.Scanner):
     After RemoteProtocolError it is of no more use. `receive` appends; `next_value` gives a value, or NOT_YET.
     """
 
-    __slots__ = ("_buffer", "_message_bytes", "_names", "_running", "_skipped", "_start", "_table", "_top", "limits")
+    __slots__ = (
+        "_buffer",
+        "_depth",
+        "_message_bytes",
+        "_names",
+        "_running",
+        "_skipped",
+        "_start",
+        "_table",
+        "_top",
+        "limits",
+    )
 
     def __init__(
         self, top: schema.Struct, names: Mapping[bytes, schema.Kind], *, limits: Limits = CLIENT_MESSAGES
@@ -62,6 +75,7 @@ class Decoder(scalars.Scanner):
         self._running: plans.Steps | None = None
         self._message_bytes = 0
         self._skipped = 0
+        self._depth = 0
 
     @property
     def pending_bytes(self) -> int:
@@ -226,7 +240,12 @@ class Decoder(scalars.Scanner):
             raise errors.RemoteProtocolError(f"gob: {name.decode('utf-8', 'replace')[:100]!r} is not registered")
         type_id = yield from self._concrete_id()
         self.uint()  # the count of bytes, for those who skip the value
-        return (yield from self._concrete(type_id, kind))
+        self._depth += 1
+        if self._depth > MAX_INTERFACE_DEPTH:
+            raise errors.RemoteProtocolError(f"gob: more than {MAX_INTERFACE_DEPTH} interfaces in each other")
+        value = yield from self._concrete(type_id, kind)
+        self._depth -= 1
+        return value
 
     def _concrete_id(self) -> plans.Steps:
         """The id of an interface's value, behind definitions that came to be needed there."""

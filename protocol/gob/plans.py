@@ -99,22 +99,24 @@ def reader_of(table: types.Table, wire_id: int, kind: schema.Kind) -> Reader | N
             if not _has_form(table, wire_id, types.Form.SLICE):
                 return None
             element = reader_of(table, table.types[wire_id].ids[0], kind.element)
-            return None if element is None else _slice_reader(element)
+            return None if element is None else _slice_reader(element, kind.max_length)
         case schema.Struct():
             plan = plan_of(table, wire_id, kind)
             return Reader(steps=lambda decoder: decoder.struct(plan))
 
 
-def _slice_reader(element: Reader) -> Reader:
+def _slice_reader(element: Reader, max_length: int) -> Reader:
     read, steps = element.read, element.steps
     if read is not None:
-        return Reader(read=lambda scanner: _read_list(scanner, read))
+        return Reader(read=lambda scanner: _read_list(scanner, read, max_length))
     assert steps is not None
     return Reader(steps=lambda decoder: decoder.slice(steps))
 
 
-def _read_list(scanner: scalars.Scanner, read: Read) -> list[Any]:
+def _read_list(scanner: scalars.Scanner, read: Read, max_length: int) -> list[Any]:
     count = scanner.uint()
+    if count > max_length:
+        raise errors.RemoteProtocolError(f"gob: {count} elements, over the limit of {max_length}")
     if count > scanner.end - scanner.position:
         raise errors.RemoteProtocolError(f"gob: {count} elements in {scanner.end - scanner.position} bytes")
     return [read(scanner) for _ in range(count)]

@@ -46,10 +46,11 @@ class Opaque:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Slice:
-    """A slice; a list in Python."""
+    """A slice; a list in Python. `max_length` is what a reader accepts."""
 
     name: str
     element: "Kind"
+    max_length: int = 1 << 62
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

@@ -66,7 +66,7 @@ TIME = schema.Opaque("Time", timestamps.check)
 ENVELOPE = schema.Struct(
     "Envelope", [schema.Field("Message", schema.INTERFACE, lambda message: message)], lambda message: message
 )
-COMPRESSION_ALGORITHMS = schema.Slice("[]syncproto.CompressionAlgorithm", schema.STRING)
+COMPRESSION_ALGORITHMS = schema.Slice("[]syncproto.CompressionAlgorithm", schema.STRING, max_length=1024)
 CLIENT_HELLO = schema.Struct(
     "MsgClientHello",
     [
@@ -144,7 +144,12 @@ _STRUCTS: dict[type, schema.Struct] = {
     messages.KeyValues: KEY_VALUES,
 }
 ENCODER_NAMES = {kind: (NAME_PREFIX + struct.name.encode(), struct) for kind, struct in _STRUCTS.items()}
-_DECODER_NAMES: dict[bytes, schema.Kind] = {**schema.REGISTERED, **dict(ENCODER_NAMES.values())}
+SAID_BY_SERVERS: dict[bytes, schema.Kind] = {**schema.REGISTERED, **dict(ENCODER_NAMES.values())}
+"""Everything that the Go client has registered: what it does not expect it decodes and ignores."""
+SAID_BY_CLIENTS: dict[bytes, schema.Kind] = dict(
+    ENCODER_NAMES[kind] for kind in (messages.ClientHello, messages.Ack, messages.Pong)
+)
+"""A client that says anything else is cut off, whether or not it was decoded."""
 
 SERVER_KINDS: tuple[schema.Defined, ...] = (
     *(ENVELOPE, SERVER_HELLO, DECODER_RESTART, SYNC_STATUS, PING, TIME),
@@ -155,9 +160,14 @@ SERVER = encoder.Encoder(SERVER_KINDS, ENCODER_NAMES)
 CLIENT = encoder.Encoder(CLIENT_KINDS, ENCODER_NAMES)
 
 
-def make_decoder(limits: decoder.Limits) -> decoder.Decoder:
-    """A decoder of envelopes; gives their messages, or None for an empty one."""
-    return decoder.Decoder(ENVELOPE, _DECODER_NAMES, limits=limits)
+def make_client_decoder(limits: decoder.Limits = SERVER_MESSAGES) -> decoder.Decoder:
+    """A decoder of what servers say; gives the messages in the envelopes, or None for an empty one."""
+    return decoder.Decoder(ENVELOPE, SAID_BY_SERVERS, limits=limits)
+
+
+def make_server_decoder(limits: decoder.Limits = decoder.CLIENT_MESSAGES) -> decoder.Decoder:
+    """A decoder of what clients say."""
+    return decoder.Decoder(ENVELOPE, SAID_BY_CLIENTS, limits=limits)
 
 
 def encode(message: messages.Message, *, types: encoder.Encoder) -> bytes:

@@ -89,8 +89,10 @@ class Connection:
         self.role = role
         self.state = State.HELLO
         self.wire_format = ""
-        default = codec.SERVER_MESSAGES if role is _C else decoder.CLIENT_MESSAGES
-        self._decoder = codec.make_decoder(limits or default)
+        if role is _C:
+            self._decoder = codec.make_client_decoder(limits or codec.SERVER_MESSAGES)
+        else:
+            self._decoder = codec.make_server_decoder(limits or decoder.CLIENT_MESSAGES)
         self._chunks: snappy.ChunkReader | None = None
         self._hello: messages.ClientHello | None = None
         """The client's own, or, until it is accepted, that of the peer."""
@@ -234,6 +236,6 @@ class Connection:
         if restart.compression_algorithm not in ("", messages.SNAPPY):
             return  # the Go client keeps its decoder then
         rest = (self._chunks or self._decoder).take_rest()
-        self._decoder = codec.make_decoder(self._decoder.limits)
+        self._decoder = codec.make_client_decoder(self._decoder.limits)
         self._chunks = snappy.ChunkReader() if restart.compression_algorithm else None
         self.receive_data(rest)

@@ -62,7 +62,7 @@ class TyphaEncoder:
         """The frame of a status; catching up is unknown to these clients, for whom it is a resync."""
         known = messages.SyncStatus.RESYNC if status is messages.SyncStatus.CATCHING_UP else status
         message = codec.encode(typha_messages.SyncStatus(int(known)), types=codec.SERVER)
-        return encoding.EncodedFrame(self._frame(message), sequence)
+        return encoding.EncodedFrame(self._frame(message), sequence, status)
 
     def snapshot_begin(self, sequence: int, *, keys: int, chunks: int) -> bytes:
         """Nothing: a snapshot is no more than its updates."""

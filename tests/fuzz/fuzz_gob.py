@@ -123,7 +123,7 @@ def feed(target: str, stream: bytes, dice: random.Random) -> int:
 
 def feed_decoder(stream: bytes, dice: random.Random) -> int:
     """Feeds a stream that is no session to a decoder alone."""
-    bare = codec.make_decoder(LIMITS)
+    bare = codec.make_client_decoder(LIMITS)
     received = 0
     for piece in pieces(stream, dice):
         bare.receive(piece)

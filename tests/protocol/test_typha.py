@@ -110,14 +110,14 @@ def test_a_recorded_server_is_followed(name: str, step: int) -> None:
 @pytest.mark.parametrize("name", STREAMS)
 def test_the_answers_are_those_of_the_recorded_client(name: str) -> None:
     """Hello, acks and pongs: the same messages in the same order, whoever encodes them."""
-    theirs = codec.make_decoder(decoder.CLIENT_MESSAGES)
+    theirs = codec.make_server_decoder()
     theirs.receive(wire.load(f"streams/{name}.client.bin"))
     hello = theirs.next_value()
     ours = connection.Connection(CLIENT)
     ours.send_hello(hello)
     ours.receive_data(wire.load(f"streams/{name}.server.bin"))
     drain(ours)
-    answers = codec.make_decoder(decoder.CLIENT_MESSAGES)
+    answers = codec.make_server_decoder()
     answers.receive(ours.data_to_send())
     assert answers.next_value() == hello
     while (expected := theirs.next_value()) is not decoder.NOT_YET:

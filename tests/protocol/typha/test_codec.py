@@ -23,7 +23,7 @@ NOT_OURS = {"kvs-nil-revision", "kvs-int-revision", "kvs-uint64-revision", "kvs-
 
 
 def decode_all(data: bytes, reader: decoder.Decoder | None = None) -> list[Any]:
-    reader = reader or codec.make_decoder(codec.SERVER_MESSAGES)
+    reader = reader or codec.make_client_decoder()
     reader.receive(data)
     decoded = []
     while (value := reader.next_value()) is not decoder.NOT_YET:
@@ -134,7 +134,7 @@ def test_go_messages_are_read(name: str) -> None:
 @pytest.mark.parametrize("name", VECTORS.keys() - NOT_OURS)
 def test_with_the_ids_of_go_the_bytes_are_those_of_go(name: str) -> None:
     vector = VECTORS[name]
-    reader = codec.make_decoder(codec.SERVER_MESSAGES)
+    reader = codec.make_client_decoder()
     (message,) = decode_all(wire.load(f"messages/{vector['first']}"), reader)
     kinds = codec.CLIENT_KINDS if vector["type"] in OF_CLIENTS else codec.SERVER_KINDS
     numbers = {wire_type.name: number for number, wire_type in reader.definitions.items()}
@@ -150,8 +150,8 @@ def test_definitions_are_those_that_a_go_client_took() -> None:
     chunks.receive(wire.load("shared-frames/preamble.bin"))
     types = encoder.Encoder(codec.SERVER_KINDS, codec.ENCODER_NAMES, ids=[*range(1000, 1007), 1008, 1007])
     content = chunks.next_content()
-    reader = codec.make_decoder(codec.SERVER_MESSAGES)
-    ours = codec.make_decoder(codec.SERVER_MESSAGES)
+    reader = codec.make_client_decoder()
+    ours = codec.make_client_decoder()
     assert content is not None
     assert decode_all(content, reader) == decode_all(types.definitions, ours) == []
     assert dict(reader.definitions) == dict(ours.definitions)
@@ -183,7 +183,7 @@ hellos = st.builds(
 def test_hellos_come_back(hello: messages.ClientHello) -> None:
     data = codec.CLIENT.definitions + codec.encode(hello, types=codec.CLIENT)
     assert decode_all(data) == [hello]
-    reader = codec.make_decoder(decoder.CLIENT_MESSAGES)
+    reader = codec.make_server_decoder()
     assert [value for byte in data for value in decode_all(bytes([byte]), reader)] == [hello]
 
 

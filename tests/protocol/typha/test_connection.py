@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from protocol import errors, reasons
 from protocol import messages as common
-from protocol.gob import decoder
+from protocol.gob import decoder, scalars
 from protocol.gob import encoder as gob_encoder
 from protocol.typha import codec, connection, encoder, messages, snappy, timestamps
 from tests import wire
@@ -70,6 +70,10 @@ def make(role: connection.Role, state: State) -> connection.Connection:
     return made
 
 
+def known(role: connection.Role, kind: type[messages.Message]) -> bool:
+    return role is CLIENT or codec.ENCODER_NAMES[kind][0] in codec.SAID_BY_CLIENTS
+
+
 @pytest.mark.parametrize(
     ("role", "state", "kind"),
     [(role, state, kind) for (role, state), kind in itertools.product(PATHS, SAMPLES)],
@@ -85,7 +89,8 @@ def test_the_table_decides(role: connection.Role, state: State, kind: type[messa
         assert receive_all(target, say(SAMPLES[kind])) == []
         assert target.state is State.FOLLOWING
     else:
-        with pytest.raises(errors.RemoteProtocolError, match=f"unexpected {kind.__name__} while {state.value}"):
+        problem = f"unexpected {kind.__name__} while {state.value}"
+        with pytest.raises(errors.RemoteProtocolError, match=problem if known(role, kind) else "is not registered"):
             receive_all(target, say(SAMPLES[kind]))
         assert target.state is State.ERROR
         assert receive_all(target, say(messages.Pong())) == []
@@ -188,7 +193,7 @@ def test_a_client_restarts_as_often_as_it_is_told(algorithm: str) -> None:
     server = make(SERVER, State.HELLO)
     acks = connection.Connection(CLIENT)
     acks.send_hello(HELLO)
-    answers = codec.make_decoder(decoder.CLIENT_MESSAGES)
+    answers = codec.make_server_decoder()
     answers.receive(acks.data_to_send() + client.data_to_send())
     assert [answers.next_value() for _ in range(6)] == [HELLO, *[messages.Ack()] * 4, decoder.NOT_YET]
     assert server.state is State.HELLO
@@ -242,6 +247,25 @@ def test_mutated_sessions() -> None:
     rounds, received = fuzz_gob.run(1, rounds=3000)
     assert rounds == 3000
     assert received > 1000, "the mutations hit too hard to get anywhere"
+
+
+def test_a_hello_with_too_many_algorithms_is_refused() -> None:
+    hello = messages.ClientHello(supported_compression_algorithms=("",) * 1025)
+    with pytest.raises(errors.RemoteProtocolError, match="over the limit of 1024"):
+        receive_all(connection.Connection(SERVER), codec.CLIENT.definitions + codec.encode(hello, types=codec.CLIENT))
+
+
+def test_messages_in_messages_are_limited() -> None:
+    """A revision may be any registered type; one that holds updates with such revisions has no end."""
+    nested = b"\x06string\x0c\x01\x00\x00"
+    name, struct = codec.ENCODER_NAMES[messages.KeyValues]
+    for _ in range(1000):
+        content = b"\x01\x01\x03" + nested + b"\0\0"
+        nested = codec.SERVER.interface_start(name, struct) + scalars.encode_bytes(content)
+    body = scalars.encode_int(codec.SERVER.id_of(codec.ENVELOPE)) + b"\x01" + nested + b"\0"
+    client = make(CLIENT, State.HELLO)
+    with pytest.raises(errors.RemoteProtocolError, match="interfaces in each other"):
+        receive_all(client, say(SERVER_HELLO) + gob_encoder.frame(body))
 
 
 def test_a_followed_stream_holds_no_more_than_one_message() -> None:
