@@ -145,7 +145,15 @@ class WebServer:
         context = self._tls_files.load() if self._tls_files else None
         loop = asyncio.get_running_loop()
         # After a reload, self.port is what 0 became.
-        self._listener = await loop.create_server(server, self._host, self.port, ssl=context, backlog=_BACKLOG)
+        # In two steps: cancelled while it starts to serve, create_server leaves its sockets open.
+        self._listener = await loop.create_server(
+            server, self._host, self.port, ssl=context, backlog=_BACKLOG, start_serving=False
+        )
+        try:
+            await self._listener.start_serving()
+        except BaseException:
+            self._listener.close()
+            raise
         self.port = self._listener.sockets[0].getsockname()[1]
         self._listening.set()
 

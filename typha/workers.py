@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from cache.kube import processes
 from protocol.reasons import DisconnectReason
 from typha import fanout, hub, ipc, policy, settings, worker_handle
 
@@ -154,7 +155,7 @@ class Workers:
         ours, theirs = ipc.pair()
         with ours:
             with theirs:
-                process = await asyncio.create_subprocess_exec(
+                process = await processes.start(
                     sys.executable,
                     "-m",
                     "typha.worker",

@@ -12,6 +12,8 @@ import sys
 
 import msgspec
 
+from cache.kube import processes
+
 _HELPER = "cache.kube.credentials"
 _HELPER_TIMEOUT_SECONDS = 60.0
 """An exec plugin may ask an identity provider over the network."""
@@ -54,7 +56,7 @@ async def load_access() -> Access:
     environment = dict(os.environ)
     root = str(pathlib.Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH", ""))))
-    process = await asyncio.create_subprocess_exec(
+    process = await processes.start(
         sys.executable,
         "-m",
         _HELPER,

@@ -1,0 +1,54 @@
+"""A process whose start is cancelled does not live on."""
+
+import asyncio
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+import pytest
+import uvloop
+
+from cache.kube import processes
+
+COMMAND = (sys.executable, "-c", "import time; time.sleep(60)")
+
+
+def children() -> list[str]:
+    """Processes that this one has started and not yet buried."""
+    return pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+@pytest.mark.parametrize("loop", [uvloop.new_event_loop, asyncio.new_event_loop])
+def test_a_cancelled_start_leaves_no_process(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def start_and_cancel(turns: int) -> None:
+        task = asyncio.create_task(processes.start(*COMMAND), name="starter")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():  # it was too late: the process is the caller's
+            process = task.result()
+            process.kill()
+            await process.wait()
+        assert children() == []
+
+    for turns in range(8):
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(start_and_cancel(turns))
+
+
+async def test_a_started_process_is_the_callers() -> None:
+    process = await processes.start(sys.executable, "-c", "print(5)", stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    assert (output, process.returncode) == (b"5\n", 0)
+
+
+async def test_a_command_that_does_not_exist() -> None:
+    with pytest.raises(FileNotFoundError):
+        await processes.start("/nowhere/command")
+    task = asyncio.create_task(processes.start("/nowhere/command"), name="starter")
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled() or isinstance(task.exception(), FileNotFoundError)
