@@ -20,6 +20,10 @@ MAX_INTERFACE_DEPTH = 16
 """Of interfaces in what interfaces hold: the one thing here that nests as deep as a stream says."""
 
 
+_STRING = scalars.encode_text("string") + scalars.encode_int(schema.STRING_ID)
+"""How a string in an interface begins."""
+
+
 class NotYet(enum.Enum):
     """What is given instead of a value while more bytes are needed; None may be a value."""
 
@@ -230,6 +234,9 @@ class Decoder(scalars.Scanner):
 
     def interface(self) -> plans.Steps:
         """A registered name, the definitions that are new, and the value; None for no name."""
+        if self.data.startswith(_STRING, self.position) and b"string" in self._names:
+            self.position += len(_STRING)  # the usual case, in which no definition can come: without more generators
+            return self._string()
         name = self.raw()
         if not name:
             return None
@@ -246,6 +253,12 @@ class Decoder(scalars.Scanner):
         value = yield from self._concrete(type_id, kind)
         self._depth -= 1
         return value
+
+    def _string(self) -> str:
+        self.uint()
+        if self.uint() != 0:
+            raise errors.RemoteProtocolError("gob: a single value that is not preceded by 0")
+        return self.text()
 
     def _concrete_id(self) -> plans.Steps:
         """The id of an interface's value, behind definitions that came to be needed there."""

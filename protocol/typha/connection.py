@@ -63,6 +63,9 @@ _TRANSITIONS: dict[tuple[Role, State, type[messages.Message]], State] = {
 _REFUSED_BY_CLIENTS = messages.ServerHello
 """A second one ends a Go client; anything else that is not in the table is ignored."""
 
+_BEHIND_HELLO = decoder.Limits(message_bytes=64 * 1024, skipped_values=16 * 1024)
+"""What a client may send behind its hello, which has a time limit: acks and pongs, of 300 bytes with all definitions."""
+
 RESTART = messages.DecoderRestart("enable compression: snappy", messages.SNAPPY)
 PREAMBLE = snappy.IDENTIFIER + snappy.compress(codec.SERVER.definitions)
 """The start of every compressed stream."""
@@ -208,6 +211,7 @@ class Connection:
         match message:
             case messages.ClientHello():
                 self._hello = message
+                self._decoder.limits = _BEHIND_HELLO
             case messages.Ack() if self.state is State.RESTARTING:
                 self._out += PREAMBLE
             case messages.ServerHello():

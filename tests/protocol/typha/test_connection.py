@@ -249,6 +249,15 @@ def test_mutated_sessions() -> None:
     assert received > 1000, "the mutations hit too hard to get anywhere"
 
 
+def test_a_megabyte_is_for_hellos_only() -> None:
+    hello = messages.ClientHello(info="x" * 1_000_000)
+    server = connection.Connection(SERVER)
+    assert receive_all(server, codec.CLIENT.definitions + codec.encode(hello, types=codec.CLIENT)) == [hello]
+    assert server.pending_bytes == 0
+    with pytest.raises(errors.RemoteProtocolError, match="over the limit of 65536"):
+        receive_all(server, b"\xfd\x01\x00\x00")
+
+
 def test_a_hello_with_too_many_algorithms_is_refused() -> None:
     hello = messages.ClientHello(supported_compression_algorithms=("",) * 1025)
     with pytest.raises(errors.RemoteProtocolError, match="over the limit of 1024"):
