@@ -1,4 +1,4 @@
-"""The command line: `typha serve`, `typha watch`, `typha version`, and `typha component typha` for existing manifests.
+"""The command line: `typha serve`, `watch`, `convert`, `version`, and `typha component typha` for existing manifests.
 
 Commands are imported when they are used: the service needs no client code, and a client none of the service's.
 Exit codes: 2 = bad configuration or arguments, with one line on standard error; others are the commands' own.
@@ -55,6 +55,7 @@ cli = LazyGroup(
     commands_by_name={
         "serve": "typha.serve_command:serve",
         "watch": "clients.watch_cli:watch",
+        "convert": "typha.convert_command:convert",
         "version": "typha.cli:version",
         "component": "typha.cli:component",
     },

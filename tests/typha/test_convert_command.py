@@ -1,0 +1,277 @@
+"""`typha convert`: against the recordings, and what it says of objects that nobody would record."""
+
+import io
+import json
+import pathlib
+import sys
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from cache.calico import syncers
+from tests.cache.calico import corpus, ours
+from typha import cli
+
+POOL: dict[str, Any] = {
+    "apiVersion": "projectcalico.org/v3",
+    "kind": "IPPool",
+    "metadata": {"name": "pool", "resourceVersion": "7"},
+    "spec": {"cidr": "10.0.0.0/16"},
+}
+POOL_KEY = "/calico/v1/ipam/v4/pool/10.0.0.0-16"
+
+
+class Result(NamedTuple):
+    """What the command did."""
+
+    exit_code: int
+    lines: list[dict[str, Any]]
+    errors: list[str]
+
+
+class Convert:
+    """Runs the command on texts."""
+
+    def __init__(self, directory: pathlib.Path, capture: pytest.CaptureFixture[bytes]) -> None:
+        self._directory = directory
+        self._capture = capture
+
+    def __call__(self, *texts: str | bytes, feed: str = "felix", options: Iterable[str] = ()) -> Result:
+        files = []
+        for number, text in enumerate(texts):
+            path = self._directory / f"{number}"
+            path.write_bytes(text if isinstance(text, bytes) else text.encode())
+            files.append(str(path))
+        return self.run(["convert", "--feed", feed, *options, *files])
+
+    def run(self, arguments: list[str]) -> Result:
+        exit_code = cli.run(arguments)
+        captured = self._capture.readouterr()
+        lines = [json.loads(line) for line in captured.out.splitlines()]
+        return Result(exit_code, lines, captured.err.decode().splitlines())
+
+
+@pytest.fixture(name="convert")
+def make_convert(
+    tmp_path: pathlib.Path, capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> Convert:
+    monkeypatch.delenv("CALICO_API_GROUP", raising=False)
+    return Convert(tmp_path, capsysbinary)
+
+
+def _item(line: dict[str, Any]) -> corpus.Item:
+    return corpus.Item(line["key"], line["value"], line["revision"], line["v3_resource_version"], line["update_type"])
+
+
+def _stream(raws: Iterable[bytes]) -> bytes:
+    return b"\n".join(raws)
+
+
+@pytest.mark.parametrize("name", corpus.NAMES)
+def test_recorded_objects_give_the_recorded_map(name: str, convert: Convert) -> None:
+    scenario = corpus.load(name)
+    built_in = {line["key"] for line in convert(b"", options=["--api-group", scenario.api_group]).lines}
+    own = ours.OWN.get(name, ours.Own("")).snapshot
+    for syncer in syncers.NAMES:
+        result = convert(
+            _stream(map(bytes, scenario.objects_after)), feed=syncer, options=["--api-group", scenario.api_group]
+        )
+        expected = scenario.snapshot(syncer) | {item.key: item for item in own.get(syncer, ())}
+        items = [_item(line) for line in result.lines]
+        assert {item.key: item for item in items if item.key in expected or item.key not in built_in} == expected
+        assert [item.key for item in items] == sorted(item.key for item in items)
+        assert {tuple(line) for line in result.lines} <= {
+            ("key", "value", "revision", "v3_resource_version", "update_type", "ttl")
+        }
+
+
+@pytest.mark.parametrize("name", corpus.NAMES)
+def test_recorded_events_give_the_recorded_deltas(name: str, convert: Convert) -> None:
+    scenario = corpus.load(name)
+    events = [(step, event) for step, events in enumerate(scenario.events) for event in events]
+    text = _stream(
+        [
+            *map(bytes, corpus.baseline(scenario).objects_after),
+            *(json.dumps({"type": event.type, "object": json.loads(bytes(event.object))}).encode() for _, event in events),
+        ]
+    )
+    own = ours.OWN.get(name, ours.Own("")).deltas
+    for syncer in syncers.NAMES:
+        lines = convert(text, feed=syncer, options=["--deltas", "--api-group", scenario.api_group]).lines
+        for step in range(len(scenario.events)):
+            numbers = {number for number, (its_step, _) in enumerate(events, 1) if its_step == step}
+            sent = [_item(line) for line in lines if line["step"] in numbers]
+            expected = own.get((syncer, step), scenario.delta(syncer, step))
+            assert sorted(sent, key=repr) == sorted(expected, key=repr), (syncer, step)
+
+
+def test_all_forms_of_input_are_equal(convert: Convert) -> None:
+    text = json.dumps(POOL)
+    untyped = {key: value for key, value in POOL.items() if key not in ("apiVersion", "kind")}
+    forms = [
+        text,
+        json.dumps([POOL]),
+        yaml.safe_dump(POOL),
+        f"---\n{yaml.safe_dump(POOL)}---\n# nothing else\n",
+        json.dumps({"apiVersion": "v1", "kind": "List", "items": [POOL]}),
+        json.dumps({"apiVersion": POOL["apiVersion"], "kind": "IPPoolList", "items": [untyped]}),
+        yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": [POOL]}),
+        json.dumps({"type": "ADDED", "object": POOL}),
+        f'{{"type":"BOOKMARK","object":{text}}} {{"type":"MODIFIED","object":{text}}}',
+    ]
+    for form in forms:
+        result = convert(form, feed="tunnel-ip-allocation")
+        assert (result.exit_code, result.errors) == (0, []), form
+        assert [(line["key"], line["revision"]) for line in result.lines] == [(POOL_KEY, "7")], form
+
+
+@pytest.mark.parametrize("arguments", [[], ["-"]])
+def test_standard_input(arguments: list[str], convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(json.dumps(POOL).encode())))
+    assert [line["key"] for line in convert.run(["convert", "--feed", "bgp", *arguments]).lines] == [POOL_KEY]
+
+
+def test_the_last_state_counts(convert: Convert) -> None:
+    changed = {**POOL, "metadata": {"name": "pool", "resourceVersion": "8"}}
+    gone = json.dumps({"type": "DELETED", "object": changed})
+    assert [line["revision"] for line in convert(json.dumps(POOL), json.dumps(changed), feed="bgp").lines] == ["8"]
+    assert convert(json.dumps(POOL), gone, feed="bgp").lines == []
+    deltas = convert(json.dumps(POOL), gone, feed="bgp", options=["--deltas"]).lines
+    assert [(line["step"], line["update_type"], line["value"] is None) for line in deltas] == [
+        (0, 1, False),
+        (1, 3, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "variable", "version", "ignored"),
+    [
+        ([], "", "projectcalico.org/v3", 0),
+        ([], "projectcalico.org", "projectcalico.org/v3", 1),
+        (["--api-group", "ProjectCalico.org/V3"], "crd.projectcalico.org/v1", "projectcalico.org/v3", 0),
+        (["--api-group", "crd.projectcalico.org/v1"], "", "projectcalico.org/v3", 1),
+        ([], "projectcalico.org/v3", "crd.projectcalico.org/v1", 1),
+    ],
+)
+def test_the_api_group(
+    options: list[str],
+    variable: str,
+    version: str,
+    ignored: int,
+    convert: Convert,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CALICO_API_GROUP", variable)
+    result = convert(json.dumps({**POOL, "apiVersion": version}), feed="bgp", options=options)
+    assert len(result.lines) == 1 - ignored
+    assert [line.startswith("ignored 1 object of ") for line in result.errors] == [True] * ignored
+
+
+def test_objects_of_both_groups_mean_group_v1(convert: Convert) -> None:
+    other = {**POOL, "apiVersion": "crd.projectcalico.org/v1", "spec": {"cidr": "10.9.0.0/16"}}
+    result = convert(json.dumps(POOL), json.dumps(other), feed="bgp")
+    assert [line["key"] for line in result.lines] == ["/calico/v1/ipam/v4/pool/10.9.0.0-16"]
+    assert result.errors == ["ignored 1 object of projectcalico.org/v3: the group is crd.projectcalico.org/v1"]
+
+
+def test_a_refused_object_is_named_and_the_others_are_printed(convert: Convert) -> None:
+    bad = {**POOL, "metadata": {"name": "bad"}, "spec": {"cidr": "junk"}}
+    result = convert(json.dumps([bad, POOL]), feed="bgp")
+    assert result.exit_code == 1
+    assert [line["key"] for line in result.lines] == [POOL_KEY]
+    [line] = result.errors
+    assert line.startswith("refused: IPPool bad: bad-cidr: ")
+
+
+def test_an_invalid_object_is_refused(convert: Convert) -> None:
+    policy = {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "p", "namespace": "n"},
+        "spec": {"selector": "a =="},
+    }
+    result = convert(json.dumps(policy))
+    assert result.exit_code == 1
+    assert result.errors[0].startswith("refused: NetworkPolicy n/p: invalid: ")
+
+
+def test_what_is_carried_but_widened_is_a_warning(convert: Convert) -> None:
+    policy = {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "GlobalNetworkPolicy",
+        "metadata": {"name": "p"},
+        "spec": {"selector": "all()", "namespaceSelector": "a =="},
+    }
+    result = convert(json.dumps(policy))
+    assert result.exit_code == 0
+    assert result.errors[0].startswith("warning: GlobalNetworkPolicy p: doubtful: ")
+
+
+def test_unknown_fields_are_named(convert: Convert) -> None:
+    pool = {**POOL, "spec": {**POOL["spec"], "ipMode": "CrossSubnet"}}
+    result = convert(json.dumps(pool), feed="bgp")
+    assert result.exit_code == 0
+    assert result.errors == ["warning: IPPool pool: unknown fields are dropped: spec.ipMode"]
+
+
+def test_missing_managed_fields_are_named_where_they_count(convert: Convert) -> None:
+    peers = [
+        {"apiVersion": "projectcalico.org/v3", "kind": "BGPPeer", "metadata": {"name": f"p{number}"}, "spec": {}}
+        for number in range(5)
+    ]
+    result = convert(json.dumps([*peers, POOL]), feed="bgp")
+    [line] = [line for line in result.errors if "managedFields" in line]
+    assert line.endswith("BGPPeer p0, BGPPeer p1, BGPPeer p2 and 2 more")
+    shown = {**peers[0], "metadata": {"name": "p0", "managedFields": []}}
+    assert not any("managedFields" in line for line in convert(json.dumps(shown), feed="bgp").errors)
+
+
+def test_a_manifest_without_a_namespace_is_in_the_default_one(convert: Convert) -> None:
+    text = yaml.safe_dump(
+        {"apiVersion": "projectcalico.org/v3", "kind": "NetworkSet", "metadata": {"name": "s"}, "spec": {"nets": []}}
+    )
+    result = convert(text)
+    assert "/calico/v1/netset/default%2fs" in [line["key"] for line in result.lines]
+    assert result.errors == ["warning: NetworkSet s: no namespace is given, 'default' is taken"]
+
+
+def test_times_in_yaml_are_texts(convert: Convert) -> None:
+    text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: n, creationTimestamp: 2026-01-02T03:04:05Z}\n"
+    [whole] = [line for line in convert(text).lines if line["key"].endswith("profiles/kns.n")]
+    assert json.loads(whole["value"])["metadata"]["creationTimestamp"] == "2026-01-02T03:04:05Z"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        '{"a": 1}',
+        "just a text",
+        "- 1\n- 2",
+        '{"type":"ERROR","object":{"kind":"Status"}}',
+        '{"apiVersion":"v1","kind":"Pod","metadata":{}}',
+        "a: &x [1]\nb: *x",
+        "a: [",
+        b"\xff\xfe{",
+        "[" * 200_000,
+        '{"apiVersion":"v1","kind":"Pod","metadata":{"name":1}}',
+    ],
+)
+def test_unreadable_input(text: str | bytes, convert: Convert) -> None:
+    result = convert(json.dumps(POOL), text)
+    assert result.exit_code == 2
+    assert result.lines == []
+    [line] = result.errors
+    assert line.startswith("typha: error: ")
+
+
+def test_a_missing_file(convert: Convert) -> None:
+    result = convert.run(["convert", "--feed", "bgp", "no-such-file"])
+    assert result.exit_code == 2
+    assert "no-such-file" in result.errors[0]
+
+
+def test_an_unknown_feed_is_refused(convert: Convert) -> None:
+    assert convert.run(["convert", "--feed", "pods"]).exit_code == 2
