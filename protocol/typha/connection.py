@@ -64,7 +64,7 @@ _REFUSED_BY_CLIENTS = messages.ServerHello
 """A second one ends a Go client; anything else that is not in the table is ignored."""
 
 _BEHIND_HELLO = decoder.Limits(message_bytes=64 * 1024, skipped_values=16 * 1024)
-"""What a client may send behind its hello, which has a time limit: acks and pongs, of 300 bytes with all definitions."""
+"""What a client may send behind its hello, which has a time limit: acks and pongs, 300 bytes with all definitions."""
 
 RESTART = messages.DecoderRestart("enable compression: snappy", messages.SNAPPY)
 PREAMBLE = snappy.IDENTIFIER + snappy.compress(codec.SERVER.definitions)
