@@ -3,7 +3,6 @@
 import time
 
 from cache.kube import watcher
-from protocol import messages
 from typha import health, hub, logs, metrics, pauses, quantiles, settings, workers
 
 _monotonic = time.monotonic
@@ -151,10 +150,12 @@ class Observer:
         )
         for name, source in self._hub.feeds.items():
             status = source.store.status
+            # Once there is something to serve, this replica serves it, however old: an API server that is away or
+            # being read again makes all replicas alike, and must not take all of them out of the Service.
             aggregator.report(
                 health.cache_reporter(name),
                 now_seconds=now,
                 live=True,
-                ready=status is messages.SyncStatus.IN_SYNC,
+                ready=source.synced_once,
                 detail=f"{status.label}, {len(source.store)} keys",
             )
