@@ -93,9 +93,9 @@ def convert(event: objects.ObjectEvent) -> Sequence[model.Item]:
         namespace_selector, pod_selector = _pods_selectors(subject.pods)
     else:
         raise model.ConversionError("no-subject", "spec.subject selects nothing")
-    warnings: list[str] = []
-    ingress = _cluster_rules(spec.ingress, warnings, is_ingress=True)
-    egress = _cluster_rules(spec.egress, warnings, is_ingress=False)
+    work = kubepolicies.Work()
+    ingress = _cluster_rules(spec.ingress, work, is_ingress=True)
+    egress = _cluster_rules(spec.egress, work, is_ingress=False)
     converted = policies.Spec(
         tier=tier,
         order=float(spec.priority or 0),
@@ -105,7 +105,7 @@ def convert(event: objects.ObjectEvent) -> Sequence[model.Item]:
         egress=egress,
         types=[name for name, found in (("Ingress", ingress), ("Egress", egress)) if found],
     )
-    return policies.global_items(event, KUBERNETES_CLUSTER_NETWORK_POLICY, converted, warnings=warnings)
+    return policies.global_items(event, KUBERNETES_CLUSTER_NETWORK_POLICY, converted, warnings=work.warnings)
 
 
 def _pods_selectors(pods: _Pods) -> tuple[str, str]:
@@ -115,21 +115,23 @@ def _pods_selectors(pods: _Pods) -> tuple[str, str]:
     ), kubepolicies.pod_selector(pods.podSelector)
 
 
-def _cluster_rules(found: Sequence[_ClusterRule] | None, warnings: list[str], *, is_ingress: bool) -> list[rules.Rule]:
+def _cluster_rules(
+    found: Sequence[_ClusterRule] | None, work: kubepolicies.Work, *, is_ingress: bool
+) -> list[rules.Rule]:
     converted: list[rules.Rule] = []
     for rule in found or ():
         try:
-            converted += _cluster_rule(rule, is_ingress=is_ingress)
+            converted += _cluster_rule(rule, work, is_ingress=is_ingress)
         except kubepolicies.BadRule as error:
             fails_closed = rule.action in ("Deny", "Pass")
             outcome = "denies everything" if fails_closed else "is left out"
-            warnings.append(f"the rule {rule.name or ''!r} {outcome}: {error}")
+            work.warnings.append(f"the rule {rule.name or ''!r} {outcome}: {error}")
             if fails_closed:
                 converted.append(rules.Rule(action="Deny"))
     return converted
 
 
-def _cluster_rule(rule: _ClusterRule, *, is_ingress: bool) -> list[rules.Rule]:
+def _cluster_rule(rule: _ClusterRule, work: kubepolicies.Work, *, is_ingress: bool) -> list[rules.Rule]:
     action = _ACTIONS.get(rule.action or "")
     if action is None:
         raise kubepolicies.BadRule(f"not an action: {rule.action!r}")
@@ -137,7 +139,9 @@ def _cluster_rule(rule: _ClusterRule, *, is_ingress: bool) -> list[rules.Rule]:
     found = (rule.sources if is_ingress else rule.destinations) or ()
     peers = [_cluster_peer(peer, is_ingress=is_ingress) for peer in found]
     metadata = rules.RuleMetadata(annotations={"name": rule.name}) if rule.name else None
-    return kubepolicies.cross_product(by_protocol, peers, action=action, is_ingress=is_ingress, metadata=metadata)
+    return kubepolicies.cross_product(
+        by_protocol, peers, action=action, is_ingress=is_ingress, work=work, metadata=metadata
+    )
 
 
 def _cluster_peer(peer: _ClusterPeer, *, is_ingress: bool) -> rules.Entity:

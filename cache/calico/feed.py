@@ -13,6 +13,11 @@ from cache.calico import claims, model, syncers
 from protocol import messages
 from protocol.native import codec
 
+DEFECT = "defect"
+"""The reason of a refusal that no converter foresaw."""
+_DETAIL_CHARS_MAX = 1000
+"""Details cite objects, which may be large."""
+
 
 class _Change(NamedTuple):
     """What the next batch does to a key."""
@@ -52,6 +57,9 @@ class CalicoFeed(feed.Feed):
         except model.ConversionError as error:
             self._forget(kind, name)
             return self._refusal(event, error.reason, error.detail)
+        except Exception as error:  # an object that finds a defect of a converter must not take the others down
+            self._forget(kind, name)
+            return self._refusal(event, DEFECT, f"{type(error).__name__}: {error}")
         refusal = None
         held: list[str] = []
         known = kind.keys.get(name, ())
@@ -110,7 +118,7 @@ class CalicoFeed(feed.Feed):
     ) -> feed.Refusal:
         self.refused += 1
         key = raw.object_key(event.type, event.namespace, event.name)
-        return feed.Refusal(self.name, key, reason, detail, is_carried)
+        return feed.Refusal(self.name, key, reason, detail[:_DETAIL_CHARS_MAX], is_carried)
 
     def _forget(self, kind: _Kind, name: str) -> None:
         for key in kind.keys.pop(name, ()):

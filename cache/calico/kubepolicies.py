@@ -14,6 +14,8 @@ _ORDER = 1000.0
 POD_TERM = "projectcalico.org/orchestrator == 'k8s'"
 _PROTOCOLS = {name.lower(): name for name in ("TCP", "UDP", "SCTP", "ICMP", "ICMPv6", "UDPLite")}
 _STAGED_DELETE = "Delete"
+_MAX_RULES = 50_000
+_MAX_PORTS = 1_000_000
 Port = int | str
 PortsByProtocol = dict[str, list[Port] | None]
 
@@ -65,6 +67,27 @@ class _Policy(msgspec.Struct, gc=False):
     spec: _PolicySpec = msgspec.field(default_factory=_PolicySpec)
 
 
+class Work:
+    """The conversion of one policy: its warnings, and limits of what its peers and ports may multiply to.
+
+    Without them an object of 1 MB could grow to terabytes.
+    """
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self._rules = _MAX_RULES
+        self._ports = _MAX_PORTS
+
+    def spend(self, *, rules: int, ports: int) -> None:
+        """Raises ConversionError: too-large."""
+        self._rules -= rules
+        self._ports -= ports
+        if self._rules < 0 or self._ports < 0:
+            raise model.ConversionError(
+                "too-large", f"peers and ports multiply to more than {_MAX_RULES} rules or {_MAX_PORTS} ports in them"
+            )
+
+
 class BadRule(ValueError):
     """A rule cannot be converted."""
 
@@ -78,9 +101,9 @@ def convert_policy(event: objects.ObjectEvent) -> Sequence[model.Item]:
     Raises:
         ConversionError: selector-too-deep, invalid-object.
     """
-    warnings: list[str] = []
-    spec = _spec(model.typed(_decode_policy, event).spec, warnings, is_strict=False)
-    return policies.namespaced_items(event, KUBERNETES_NETWORK_POLICY, spec, warnings=warnings)
+    work = Work()
+    spec = _spec(model.typed(_decode_policy, event).spec, work, is_strict=False)
+    return policies.namespaced_items(event, KUBERNETES_NETWORK_POLICY, spec, warnings=work.warnings)
 
 
 def convert_staged_policy(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
@@ -93,30 +116,30 @@ def convert_staged_policy(event: objects.ObjectEvent, group: customresource.Grou
     customresource.effective_metadata(policy.metadata, group)
     if policy.spec.stagedAction == _STAGED_DELETE:
         return (model.Item(policies.policy_key(STAGED_KUBERNETES_NETWORK_POLICY, event), None, ""),)
-    warnings: list[str] = []
-    spec = _spec(policy.spec, warnings, is_strict=True)
+    work = Work()
+    spec = _spec(policy.spec, work, is_strict=True)
     return policies.namespaced_items(
         event,
         STAGED_KUBERNETES_NETWORK_POLICY,
         spec,
         staged_action=policy.spec.stagedAction or "",
-        warnings=warnings,
+        warnings=work.warnings,
     )
 
 
-def _spec(spec: _PolicySpec, warnings: list[str], *, is_strict: bool) -> policies.Spec:
+def _spec(spec: _PolicySpec, work: Work, *, is_strict: bool) -> policies.Spec:
     given = spec.policyTypes or ()
     return policies.Spec(
         order=_ORDER,
         selector=pod_selector(spec.podSelector),
-        ingress=_policy_rules(spec.ingress, warnings, is_strict=is_strict, is_ingress=True),
-        egress=_policy_rules(spec.egress, warnings, is_strict=is_strict, is_ingress=False),
+        ingress=_policy_rules(spec.ingress, work, is_strict=is_strict, is_ingress=True),
+        egress=_policy_rules(spec.egress, work, is_strict=is_strict, is_ingress=False),
         types=[name for name in ("Ingress", "Egress") if name in given] or ["Ingress"],
     )
 
 
 def _policy_rules(
-    found: Sequence[_PolicyRule] | None, warnings: list[str], *, is_strict: bool, is_ingress: bool
+    found: Sequence[_PolicyRule] | None, work: Work, *, is_strict: bool, is_ingress: bool
 ) -> list[rules.Rule]:
     converted: list[rules.Rule] = []
     for rule in found or ():
@@ -125,10 +148,12 @@ def _policy_rules(
         except BadRule as error:
             if is_strict:
                 raise model.ConversionError("bad-rule", str(error)) from error
-            warnings.append(f"a rule is left out: {error}")
+            work.warnings.append(f"a rule is left out: {error}")
             continue
-        peers = [_peer_entity(peer, warnings) for peer in (rule.sources if is_ingress else rule.destinations) or ()]
-        converted += cross_product(by_protocol, peers or [rules.Entity()], action="Allow", is_ingress=is_ingress)
+        peers = [_peer_entity(peer, work) for peer in (rule.sources if is_ingress else rule.destinations) or ()]
+        converted += cross_product(
+            by_protocol, peers or [rules.Entity()], action="Allow", is_ingress=is_ingress, work=work
+        )
     return converted
 
 
@@ -138,11 +163,13 @@ def cross_product(
     *,
     action: str,
     is_ingress: bool,
+    work: Work,
     metadata: rules.RuleMetadata | None = None,
 ) -> list[rules.Rule]:
-    converted = []
+    converted: list[rules.Rule] = []
     for protocol in sorted(by_protocol):
         ports = _simplified(by_protocol[protocol] or [])
+        work.spend(rules=len(peers), ports=len(peers) * len(ports))
         for peer in peers:
             rule = rules.Rule(action=action, protocol=protocol or None, metadata=metadata)
             if is_ingress:
@@ -210,20 +237,22 @@ def _range(port: Port) -> tuple[int, int]:
     return int(low), int(high or low)
 
 
-def _peer_entity(peer: _Peer, warnings: list[str]) -> rules.Entity:
+def _peer_entity(peer: _Peer, work: Work) -> rules.Entity:
     if peer.ipBlock is None:
         return rules.Entity(
             selector=pod_selector(peer.podSelector), namespaceSelector=namespace_selector(peer.namespaceSelector)
         )
     network = addresses.parse_cidr(peer.ipBlock.cidr)
     if network is None:
-        warnings.append(f"an ipBlock is no CIDR, and is left out of its rule: {peer.ipBlock.cidr!r}")
+        work.warnings.append(f"an ipBlock is no CIDR, and is left out of its rule: {peer.ipBlock.cidr!r}")
         return rules.Entity()
     excepted: list[str] = []
     for text in peer.ipBlock.excepted or ():
         exception = addresses.parse_cidr(text)
         if exception is None:
-            warnings.append(f"an exception of an ipBlock is no CIDR, and is left out with those behind it: {text!r}")
+            work.warnings.append(
+                f"an exception of an ipBlock is no CIDR, and is left out with those behind it: {text!r}"
+            )
             break
         excepted.append(str(exception))
     return rules.Entity(nets=[str(network)], notNets=excepted)

@@ -11,7 +11,7 @@ _MODULUS = 1 << 64
 _SHORT_DIGITS = 18
 _EXPONENT_LIMIT = 1 << 63
 _DIGITS_BEYOND_ANY = 400
-"""So many decimal places are more than any number here has; no power of ten is computed beyond."""
+"""So many decimal places are more than any quantity has: a longer text is none, and no power is computed beyond."""
 
 
 def whole_value(text: str) -> int | None:
@@ -21,7 +21,7 @@ def whole_value(text: str) -> int | None:
     the low 64 bits; with a binary suffix the largest number.
     """
     matched = _QUANTITY.fullmatch(text)
-    if not text or matched is None:
+    if not text or matched is None or len(text) > _DIGITS_BEYOND_ANY:
         return None
     sign, _, whole, _, fraction, suffix = matched.groups(default="")
     digits = int((whole or "0") + fraction)

@@ -138,6 +138,7 @@ class Replay:
             if event is not None and event.type in source.types:
                 refusal = source.apply(event)
                 if refusal is not None:
+                    assert refusal.reason != feed.DEFECT, refusal
                     self.refusals.append((refusal.feed, event.name, refusal.reason))
 
     def delete(self, raw: bytes) -> None:
