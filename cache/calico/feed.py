@@ -6,6 +6,7 @@ type and revision; a deletion has neither value nor revision. An update that cha
 stored revision stays that of the value.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from cache import feed, objects, raw
@@ -29,13 +30,15 @@ class _Change(NamedTuple):
 class _Kind:
     """One resource type of the feed, and the keys of each of its objects, in the order in which they are sent."""
 
-    __slots__ = ("keys", "last_shows", "rank", "source")
+    __slots__ = ("keys", "last_items", "last_shows", "rank", "source")
 
     def __init__(self, rank: int, source: syncers.Source) -> None:
         self.rank = rank
         self.source = source
         self.last_shows = source.last_shows
         self.keys: dict[str, tuple[str, ...]] = {}
+        self.last_items: dict[str, Sequence[model.Item]] = {}
+        """What the converter gave for objects that it may give the very same for again."""
 
 
 class CalicoFeed(feed.Feed):
@@ -60,6 +63,9 @@ class CalicoFeed(feed.Feed):
         except Exception as error:  # an object that finds a defect of a converter must not take the others down
             self._forget(kind, name)
             return self._refusal(event, DEFECT, f"{type(error).__name__}: {error}")
+        if items and items is kind.last_items.get(name):
+            self.skipped += len(items)
+            return None
         refusal = None
         held: list[str] = []
         known = kind.keys.get(name, ())
@@ -77,6 +83,10 @@ class CalicoFeed(feed.Feed):
             kind.keys[name] = tuple(held)
         else:
             kind.keys.pop(name, None)
+        if kind.source.is_memoised and refusal is None:
+            kind.last_items[name] = items
+        else:
+            kind.last_items.pop(name, None)
         return refusal
 
     def delete(self, event: objects.ObjectEvent) -> None:
@@ -121,6 +131,7 @@ class CalicoFeed(feed.Feed):
         return feed.Refusal(self.name, key, reason, detail[:_DETAIL_CHARS_MAX], is_carried)
 
     def _forget(self, kind: _Kind, name: str) -> None:
+        kind.last_items.pop(name, None)
         for key in kind.keys.pop(name, ()):
             self._release(kind, name, key)
 

@@ -1,11 +1,12 @@
 """Nodes (datamodel.md, section 5.3): the whole resource, and for Felix host configuration and WireGuard keys. Pure.
 
-Kubelets report every few seconds; what they write is nothing that a node's items hold. The converter therefore
-remembers the last object only: several feeds convert the same one, one after another.
+Kubelets report often; what they write is nothing that a node's items hold. The converter therefore remembers what the
+items of each node were made of, and several feeds take what became of one event.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -16,6 +17,7 @@ _ANNOTATION = "projectcalico.org/"
 _KUBE_LABELS = _ANNOTATION + "kube-labels"
 _ADDRESS_TYPES = frozenset({"InternalIP", "ExternalIP"})
 _AS_NUMBER_BITS = 32
+_KNOWN_NODES_MAX = 50_000
 
 
 class _Metadata(msgspec.Struct, gc=False):
@@ -45,35 +47,58 @@ class _Node(msgspec.Struct, gc=False):
     status: _Status = msgspec.field(default_factory=_Status)
 
 
+_encode = msgspec.json.Encoder().encode
 _decoder = msgspec.json.Decoder(_Node)
 _decode_map = msgspec.json.Decoder(dict[str, str | None] | None).decode
 _decode_interfaces = msgspec.json.Decoder(list[dict[str, Any] | None] | None).decode
 
 
+class _Converted(NamedTuple):
+    """What became of a node, and a digest of what it was made of."""
+
+    digest: bytes
+    all_items: Sequence[model.Item]
+    whole: Sequence[model.Item]
+
+
 class NodeConverter:
-    """Converts for all feeds that take nodes."""
+    """Converts for all feeds that take nodes; what has not changed gives the very items that it gave before."""
 
     def __init__(self) -> None:
-        self._last: tuple[objects.ObjectEvent, Sequence[model.Item]] | None = None
+        self._last_event: objects.ObjectEvent | None = None
+        self._known: dict[str, _Converted] = {}
 
     def felix(self, event: objects.ObjectEvent) -> Sequence[model.Item]:
         """Host configuration, the whole resource, WireGuard. Raises ConversionError: invalid-object."""
-        if self._last is None or self._last[0] is not event:
-            self._last = event, _convert(event)
-        return self._last[1]
+        return self._converted(event).all_items
 
     def whole(self, event: objects.ObjectEvent) -> Sequence[model.Item]:
         """The whole resource. Raises ConversionError: invalid-object."""
-        key = _whole_key(event.name)
-        return [item for item in self.felix(event) if item.key == key]
+        return self._converted(event).whole
+
+    def _converted(self, event: objects.ObjectEvent) -> _Converted:
+        known = self._known.get(event.name)
+        if known is not None and self._last_event is event:
+            return known
+        self._last_event = None
+        node = model.typed(_decoder, event)
+        digest = hashlib.blake2b(_encode(node), digest_size=16).digest()
+        if known is None or known.digest != digest or any(item.invalid for item in known.whole):
+            items = tuple(_convert(event, node))
+            key = _whole_key(event.name)
+            known = _Converted(digest, items, tuple(item for item in items if item.key == key))
+            if len(self._known) >= _KNOWN_NODES_MAX:
+                self._known.clear()
+            self._known[event.name] = known
+        self._last_event = event
+        return known
 
 
 def _whole_key(name: str) -> str:
     return f"/calico/resources/v3/projectcalico.org/nodes/{name}"
 
 
-def _convert(event: objects.ObjectEvent) -> Sequence[model.Item]:
-    node = model.typed(_decoder, event)
+def _convert(event: objects.ObjectEvent, node: _Node) -> Sequence[model.Item]:
     annotations = node.metadata.annotations or {}
     bgp, wireguard, tunnels = _bgp(annotations), _wireguard(annotations), _tunnels(annotations)
     spec: dict[str, Any] = gojson.omit_empty(

@@ -42,6 +42,8 @@ class Source(NamedTuple):
     convert: model.Converter
     last_shows: bool = True
     """Of several objects that claim one key, the last in byte order of the names shows; else the first."""
+    is_memoised: bool = False
+    """The converter gives the very same items again for an object that has not changed in them."""
 
 
 class FeedSpec(NamedTuple):
@@ -110,7 +112,7 @@ def specs(group: Group) -> tuple[FeedSpec, ...]:
         own("StagedGlobalNetworkPolicy", policy, policy_kind=policies.STAGED_GLOBAL_NETWORK_POLICY),
         own("GlobalNetworkSet", networks.convert_global_set, last_shows=False),
         pools,
-        Source("Node", _NODES, node_converter.felix),
+        Source("Node", _NODES, node_converter.felix, is_memoised=True),
         Source("Namespace", _NAMESPACES, profiles.convert_namespace),
         Source("ServiceAccount", _SERVICE_ACCOUNTS, profiles.convert_service_account),
         Source("Pod", _PODS, pods.convert),
@@ -129,7 +131,7 @@ def specs(group: Group) -> tuple[FeedSpec, ...]:
         Source("Service", _SERVICES, wholeresource.convert_service),
         own("IPAMBlock", networks.convert_block),
     )
-    whole_nodes = Source("Node", _NODES, node_converter.whole)
+    whole_nodes = Source("Node", _NODES, node_converter.whole, is_memoised=True)
     bgp = (
         pools,
         bgp_configurations,
