@@ -1,0 +1,34 @@
+"""The workers' numbers, from the settings."""
+
+import msgspec
+import pytest
+
+from typha import policy, settings
+
+
+@pytest.mark.parametrize(
+    ("interval_seconds", "timeout_seconds", "used_seconds"), [(10, 60, 60), (10, 21, 21), (10, 20, 60), (2, 1, 12)]
+)
+def test_a_pong_timeout_too_close_to_the_ping_interval_becomes_six_intervals(
+    interval_seconds: float, timeout_seconds: float, used_seconds: float
+) -> None:
+    configured = settings.Settings(
+        server_ping_interval_seconds=interval_seconds, server_pong_timeout_seconds=timeout_seconds
+    )
+    assert policy.from_settings(configured).pong_timeout_seconds == used_seconds
+
+
+def test_the_defaults_of_both_agree() -> None:
+    assert policy.from_settings(settings.Settings()) == policy.Policy()
+
+
+def test_a_workers_configuration_survives_its_journey() -> None:
+    sent = policy.WorkerConfig(
+        number=3,
+        feeds=("a", "b"),
+        incarnation="00" * 16,
+        settings=settings.to_dict(settings.Settings(server_handshake_timeout_seconds=3.5)),
+    )
+    received = msgspec.json.decode(msgspec.json.encode(sent), type=policy.WorkerConfig)
+    assert received == sent
+    assert settings.from_dict(received.settings).server_handshake_timeout_seconds == 3.5
