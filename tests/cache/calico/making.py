@@ -1,0 +1,38 @@
+"""Objects as a watcher gives them, and what converters make of them, for tests of single rules."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from cache import objects, resources
+from cache.calico import model, syncers
+
+V1, V3 = syncers.Group.V1, syncers.Group.V3
+UID = "668f26ba-664f-431a-afd8-273070d23404"
+_ANY = resources.ResourceType("", "v1", "things")
+
+
+def event(
+    name: str = "o",
+    namespace: str = "",
+    *,
+    metadata: dict[str, Any] | None = None,
+    origin: objects.Origin = objects.Origin.LIST,
+    **members: Any,
+) -> objects.ObjectEvent:
+    """An object with these members, at revision 7."""
+    place = {"namespace": namespace} if namespace else {}
+    whole = {"metadata": {"name": name, **place, **(metadata or {})}, **members}
+    return objects.ObjectEvent(_ANY, namespace, name, "7", json.dumps(whole).encode(), "v1", "Thing", origin)
+
+
+def value(items: Sequence[model.Item], key_end: str = "") -> Any:
+    """The JSON value of the one item whose key ends so."""
+    [item] = [item for item in items if item.key.endswith(key_end)]
+    assert item.value is not None, item
+    return json.loads(item.value)
+
+
+def values(items: Sequence[model.Item]) -> dict[str, str | None]:
+    """All keys and values as texts."""
+    return {item.key: None if item.value is None else item.value.decode() for item in items}
