@@ -141,6 +141,8 @@ _decode_status = msgspec.json.Decoder(Status).decode
 _PREFIXES = {
     type: f'{{"type":"{type}","object":{{'.encode() for type in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR")
 }
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""The last one: JSON that is nested deeper than the interpreter's stack allows."""
 _LIST_SUFFIX = "List"
 # The shape of JSON that is not what we expect must not reach a log in full.
 _MAX_DETAIL_LENGTH = 200
@@ -157,7 +159,7 @@ def decode_line(line: bytes) -> WatchLine:
         if prefix is not None and line.startswith(prefix) and line.endswith(b"}}"):
             return WatchLine(typed.type, typed.object, line[len(prefix) - 1 : -1])
         return _decode_unusual_line(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNDECODABLE as error:
         raise InvalidInput(f"broken watch event: {str(error)[:_MAX_DETAIL_LENGTH]}") from error
 
 
@@ -171,7 +173,7 @@ def decode_item(raw: msgspec.Raw) -> Envelope:
     """Decodes the envelope of a list's item; raises InvalidInput."""
     try:
         return _decode_envelope(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNDECODABLE as error:
         raise InvalidInput(f"broken list item: {str(error)[:_MAX_DETAIL_LENGTH]}") from error
 
 
@@ -179,7 +181,7 @@ def decode_page(body: bytes) -> ListPage:
     """Decodes the body of a list; raises InvalidInput."""
     try:
         page = _decode_list(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNDECODABLE as error:
         raise InvalidInput(f"broken list: {str(error)[:_MAX_DETAIL_LENGTH]}") from error
     token = page.metadata.continue_token or ""
     if not page.kind.endswith(_LIST_SUFFIX):
@@ -194,7 +196,7 @@ def ends_initial_events(raw: bytes) -> bool:
     """Whether a bookmark is the one that ends the initial events of a WatchList."""
     try:
         annotations = _decode_bookmark(raw).metadata.annotations
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNDECODABLE as error:
         raise InvalidInput(f"broken bookmark: {str(error)[:_MAX_DETAIL_LENGTH]}") from error
     return annotations is not None and annotations.get("k8s.io/initial-events-end") == "true"
 
@@ -203,7 +205,7 @@ def decode_status(body: bytes) -> Status:
     """Decodes an error's body as far as it can be; a proxy's HTML or a truncated body becomes the message."""
     try:
         return _decode_status(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNDECODABLE:
         return Status(message=body.decode("utf-8", "replace").strip())
 
 

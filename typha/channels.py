@@ -3,14 +3,10 @@
 from collections.abc import Callable
 
 from cache import cursor
-from protocol import encoding, messages, reasons
-from protocol.native import encoder as native_encoder
+from protocol import formats, messages, reasons
 from typha import channel_view, client, delivery, sessions
 
-_ENCODERS: dict[str, encoding.Encoder] = {
-    native_encoder.PLAIN: native_encoder.NativeEncoder(),
-    native_encoder.ZSTD: native_encoder.NativeEncoder(zstd=True),
-}
+_ENCODERS = {name: formats.make_encoder(name) for name in formats.NAMES}
 
 
 class UnknownMessage(Exception):

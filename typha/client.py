@@ -5,7 +5,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from cache import cursor
-from protocol.native import connection
+from typha import conversations
 
 if TYPE_CHECKING:
     from typha import channel_view
@@ -22,12 +22,11 @@ class Client(cursor.Cursor):
     __slots__ = (
         "acked_bytes",
         "address",
-        "agent",
         "blocked_offset",
         "channel",
         "close_at",
         "connected_at",
-        "connection",
+        "conversation",
         "fd",
         "greet_offset",
         "greeting",
@@ -49,9 +48,9 @@ class Client(cursor.Cursor):
         self.address = address
         self.number = number
         self.slot = slot
-        self.agent = ""
         self.channel: channel_view.ChannelView | None = None
-        self.connection = connection.Connection(connection.Role.SERVER)
+        self.conversation: conversations.Conversation | None = None
+        """What it speaks; None before its first bytes have told."""
         self.index = -1
         """Place in its channel's `following`; -1 elsewhere."""
         self.waiting = False

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from cache.cursor import CursorState
+from protocol import formats
 from typha import channel_view, client, policy, poller, worker_stats
 
 _write = os.write
@@ -21,7 +22,11 @@ _CLOCK_EVERY = 16
 
 
 class Delivery:
-    """Moves cursors forward. `lost` is called with a client whose socket failed, and must close it."""
+    """Moves cursors forward.
+
+    `lost` is called with a client whose socket failed, `give_up` with one that has fallen out of the log and cannot be
+    caught up; both must close it.
+    """
 
     def __init__(
         self,
@@ -29,11 +34,13 @@ class Delivery:
         limits: policy.Policy,
         stats: worker_stats.WorkerStats,
         lost: Callable[[client.Client, OSError], None],
+        give_up: Callable[[client.Client], None],
     ) -> None:
         self._poller = client_poller
         self._policy = limits
         self._stats = stats
         self._lost = lost
+        self._give_up = give_up
         self._dirty: dict[channel_view.ChannelView, None] = {}
         self._sending: deque[client.Client] = deque()
 
@@ -258,6 +265,9 @@ class Delivery:
 
     def fall_behind(self, channel: channel_view.ChannelView, current: client.Client) -> None:
         """The log will not hold the client's offset any longer: a new snapshot replaces what it holds."""
+        if not formats.replaces_by_snapshot(channel.wire_format):
+            self._give_up(current)
+            return
         if current.index >= 0:
             channel.remove_following(current)
         channel.away.add(current)

@@ -48,8 +48,10 @@ class Fanout:
             notsent_lowat_bytes=limits.notsent_lowat_bytes,
             user_timeout_seconds=limits.no_progress_timeout_seconds,
         )
-        self.sessions = sessions.Sessions(config, limits, self.poller, self.stats, self._subscribed)
-        self.delivery = delivery.Delivery(self.poller, limits, self.stats, self.sessions.lost)
+        self.sessions = sessions.Sessions(config, limits, self.poller, self.stats, self._subscribed, self._acking)
+        self.delivery = delivery.Delivery(
+            self.poller, limits, self.stats, self.sessions.lost, self.sessions.fell_behind
+        )
         self.sweep = sweep.Sweep(limits, self.poller, self.sessions, self.stats)
         self.channels = channels.Channels(self.delivery, self.sessions, self._tell)
         self._next_id = config.number << _ID_BITS
@@ -188,6 +190,9 @@ class Fanout:
         self._share = 1 << 31  # until the hub says otherwise: nobody may be left waiting for a stale number
         if self._draining is None:
             self.poller.listen(True)
+
+    def _acking(self, newcomer: client.Client) -> None:
+        self.sweep.add(newcomer)
 
     def _subscribed(self, newcomer: client.Client, feed: str, wire_format: str) -> None:
         self._hear_hub()  # what other workers' clients may have been sent before this one came here

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from cache import feed, objects, resources
-from protocol import messages
-from protocol.native import encoder as native_encoder
+from protocol import formats, messages
 from typha import hub_channel, quantiles, worker_handle
 
 _log = structlog.get_logger("typha.hub")
@@ -19,11 +18,6 @@ _monotonic = time.monotonic
 CHANNEL_IDLE_SECONDS = 60.0
 """A channel without clients is encoded for nobody; after so long it is dropped."""
 _REFUSAL_LINES_PER_MINUTE = 10
-
-
-def make_encoder(wire_format: str) -> native_encoder.NativeEncoder:
-    """The encoder of a wire format's name."""
-    return native_encoder.NativeEncoder(zstd=wire_format == native_encoder.ZSTD)
 
 
 class Hub:
@@ -155,7 +149,7 @@ class Hub:
             self._wanted.discard(key)
             source = self.feeds[key[0]]
             channel = hub_channel.HubChannel(
-                self._next_channel, source, make_encoder(key[1]), segment_bytes=self._segment_bytes
+                self._next_channel, source, formats.make_encoder(key[1]), segment_bytes=self._segment_bytes
             )
             self._next_channel += 1
             self.channels[key] = channel

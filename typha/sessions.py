@@ -1,18 +1,14 @@
 """What clients say: first bytes, hello, pongs, and how a connection ends."""
 
 import errno
-import importlib.metadata
 import time
 from collections.abc import Callable
 
 import structlog
 
-from protocol import errors, messages
-from protocol.native import connection as native
-from protocol.native import encoder as native_encoder
-from protocol.native import frames
+from protocol import errors
 from protocol.reasons import DisconnectReason
-from typha import channel_view, client, policy, poller, worker_stats
+from typha import channel_view, client, conversations, policy, poller, worker_stats
 
 _log = structlog.get_logger("typha.sessions")
 _monotonic = time.monotonic
@@ -20,22 +16,16 @@ _monotonic = time.monotonic
 _READ_BYTES = 64 * 1024
 _READ_BYTES_LATER = 4 * 1024
 """Behind the hello there are only pongs: a peer that floods us with messages gets 2 ms of a turn, not 50."""
-_TLS_HANDSHAKE_BYTE = 0x16
-_GOB_MARK = b"Envelope"
-"""Every Typha client's first bytes are the gob definition of this type (spec of the wire, section 3)."""
-_GOB_MARK_WITHIN_BYTES = 64
-_FIRST_BYTES = 16
-"""With fewer nothing is said of a foreign protocol: its first bytes may come in pieces."""
-SOFTWARE = f"typha/{importlib.metadata.version('typha')}"
-_SUPPORTED_FEATURES = frozenset({messages.Feature.ZSTD.value})
-_RETRY_UNKNOWN_FEED_MILLISECONDS = 30_000
 _CLOSE_LINES_PER_SECOND = 20
 """More than these are counted instead of logged: a storm must not be spent on log lines."""
 _QUIET_REASONS = {DisconnectReason.CLIENT_CLOSED, DisconnectReason.SHUTTING_DOWN, DisconnectReason.REBALANCED}
 
 
 class Sessions:
-    """Reads, answers and closes. `subscribed` is called with a client whose hello was good."""
+    """Reads, answers and closes.
+
+    `subscribed` is called with a client whose handshake is done, `acking` with one that is to acknowledge first.
+    """
 
     def __init__(
         self,
@@ -44,13 +34,14 @@ class Sessions:
         client_poller: poller.Poller[client.Client],
         stats: worker_stats.WorkerStats,
         subscribed: Callable[[client.Client, str, str], None],
+        acking: Callable[[client.Client], None],
     ) -> None:
         self._config = config
         self._policy = limits
         self._poller = client_poller
         self._stats = stats
         self._subscribed = subscribed
-        self._incarnation = bytes.fromhex(config.incarnation)
+        self._acking = acking
         self.handshaking: dict[client.Client, None] = {}
         """In order of arrival."""
         self.closing: dict[client.Client, None] = {}
@@ -79,16 +70,27 @@ class Sessions:
         if not data:
             self.close(current, DisconnectReason.CLIENT_CLOSED)
             return
-        connection = current.connection
-        connection.receive_data(data)
-        if connection.state is native.State.PREFACE and not connection.next_bytes(1).startswith(frames.PREFACE[:1]):
-            self._foreign(current, connection.next_bytes(_GOB_MARK_WITHIN_BYTES))
-            return
         try:
-            while not current.is_closing() and (message := connection.next_event()) is not None:
-                self._handle(current, message)
+            self._hear(current, data)
         except errors.RemoteProtocolError as error:
             self._protocol_error(current, error)
+
+    def _hear(self, current: client.Client, data: bytes) -> None:
+        """Raises RemoteProtocolError."""
+        conversation = current.conversation
+        if conversation is None:
+            begun = conversations.begin(data, self._config, current.number, self._policy)
+            if isinstance(begun, conversations.Refusal) and begun.reason is DisconnectReason.BAD_PREFACE:
+                self.close(current, begun.reason, detail=begun.text)
+                return
+            if isinstance(begun, conversations.Refusal):
+                self._refuse(current, begun, self._policy.refusal_hold_seconds)
+                return
+            current.conversation = conversation = begun
+        for answer in conversation.receive(data):
+            self._act(current, answer)
+            if current.is_closing():
+                return
 
     def _protocol_error(self, current: client.Client, error: errors.RemoteProtocolError) -> None:
         if error.reason is DisconnectReason.BAD_PREFACE:
@@ -96,23 +98,31 @@ class Sessions:
         else:
             self.farewell(current, error.reason, text=str(error))
 
-    def _foreign(self, current: client.Client, first: bytes) -> None:
-        """A connection that does not speak the native protocol."""
-        if first[0] == _TLS_HANDSHAKE_BYTE:
-            self.hold_refused(current, "TLS, which is not configured here")
-        elif _GOB_MARK in first:
-            self.hold_refused(current, "Typha's protocol, which this version does not serve")
-        elif len(first) >= _FIRST_BYTES:
-            self.close(current, DisconnectReason.BAD_PREFACE, detail=f"first bytes {first[:16]!r}")
+    def _act(self, current: client.Client, answer: conversations.Answer) -> None:
+        """Does what a message calls for."""
+        if answer.is_pong:
+            self._pong(current)
+        elif answer.left:
+            self.close(current, DisconnectReason.CLIENT_CLOSED, detail=answer.left)
+        elif answer.refusal is not None:
+            self._turn_away(current, answer.refusal)
+        elif not answer.data or self._send_control(current, answer.data, DisconnectReason.NO_PROGRESS):
+            self.handshaking.pop(current, None)
+            if answer.subscribe is not None:
+                current.pinged_at = 0.0
+                current.become_held()
+                self._subscribed(current, *answer.subscribe)
+            elif answer.awaits_ack:
+                current.pinged_at = _monotonic()  # the ack is due within the pong timeout, as a pong is
+                self._acking(current)
 
-    def _handle(self, current: client.Client, message: messages.Message) -> None:
-        match message:
-            case messages.ClientHello():
-                self._hello(current, message)
-            case messages.Pong():
-                self._pong(current)
-            case messages.Goodbye():
-                self.close(current, DisconnectReason.CLIENT_CLOSED, detail=f"goodbye: {message.reason}")
+    def _turn_away(self, current: client.Client, refusal: conversations.Refusal) -> None:
+        """Refuses a good hello: with a goodbye where there is one, else by holding the connection for a while."""
+        farewell = current.conversation.goodbye(refusal) if current.conversation else b""
+        if not farewell:
+            self._refuse(current, refusal, self._policy.refusal_hold_seconds)
+        elif self._send_control(current, farewell, refusal.reason):
+            self._refuse(current, refusal, self._policy.goodbye_linger_seconds)
 
     def _pong(self, current: client.Client) -> None:
         self._stats.pongs_received += 1
@@ -120,42 +130,6 @@ class Sessions:
             histograms = self._stats.feeds[current.channel.feed].histograms
             histograms[worker_stats.PING_SECONDS].record(_monotonic() - current.pinged_at)
         current.pinged_at = 0.0
-
-    def _hello(self, current: client.Client, hello: messages.ClientHello) -> None:
-        self.handshaking.pop(current, None)
-        current.agent = hello.agent
-        if native.VERSION not in hello.versions:
-            text = f"this server speaks version {native.VERSION} only"
-            self.goodbye(current, DisconnectReason.UNSUPPORTED_VERSION, text=text)
-            return
-        if hello.feed not in self._config.feeds:
-            text = f"no feed {hello.feed!r} here"
-            self.goodbye(
-                current,
-                DisconnectReason.UNKNOWN_FEED,
-                text=text,
-                retry_after_milliseconds=_RETRY_UNKNOWN_FEED_MILLISECONDS,
-            )
-            return
-        features = hello.features & _SUPPORTED_FEATURES
-        current.connection.send(
-            messages.ServerHello(
-                version=native.VERSION,
-                feed=hello.feed,
-                incarnation=self._incarnation,
-                features=features,
-                not_supported=frozenset(_asked_for(hello) - _SUPPORTED_FEATURES),
-                software=SOFTWARE,
-                connection_id=current.number,
-                ping_interval_milliseconds=int(self._policy.ping_interval_seconds * 1000),
-                max_frame_bytes=self._policy.max_frame_bytes,
-            )
-        )
-        if not self._send_control(current, current.connection.data_to_send(), DisconnectReason.NO_PROGRESS):
-            return
-        current.become_held()
-        zstd = messages.Feature.ZSTD.value in features
-        self._subscribed(current, hello.feed, native_encoder.ZSTD if zstd else native_encoder.PLAIN)
 
     def send_ping(self, current: client.Client, ping: bytes) -> bool:
         """Sends a ping at a frame's end; False if it cannot be sent now.
@@ -192,35 +166,25 @@ class Sessions:
         current.sent_at = _monotonic()
         return True
 
-    def goodbye(
-        self,
-        current: client.Client,
-        reason: DisconnectReason,
-        *,
-        text: str = "",
-        retry_after_milliseconds: int = 0,
-    ) -> None:
-        """Tells a native client why and when to come back; it has a moment to read that. Only at a frame's end."""
-        farewell = messages.Goodbye(reason.value, text[:500], retry_after_milliseconds)
-        current.connection.send(farewell)
-        if self._send_control(current, current.connection.data_to_send(), reason):
-            self._refuse(current, reason, text, self._policy.goodbye_linger_seconds)
-
     def farewell(
         self, current: client.Client, reason: DisconnectReason, *, text: str, retry_after_milliseconds: int = 0
     ) -> None:
-        """A goodbye where one can be said, a close where the client stands inside a frame."""
-        if current.at_frame_end():
-            self.goodbye(current, reason, text=text, retry_after_milliseconds=retry_after_milliseconds)
-        else:
+        """A goodbye where one can be said; a close where the protocol has none, or the client stands inside a frame."""
+        refusal = conversations.Refusal(reason, text, retry_after_milliseconds)
+        said = b""
+        if current.conversation is not None and current.at_frame_end():
+            said = current.conversation.goodbye(refusal)
+        if not said:
             self.close(current, reason, detail=text)
+        elif self._send_control(current, said, reason):
+            self._refuse(current, refusal, self._policy.goodbye_linger_seconds)
 
-    def hold_refused(self, current: client.Client, detail: str) -> None:
-        """Keeps a refused client of a protocol without back-off for a while, and silent, before it is closed."""
-        self._refuse(current, DisconnectReason.UNSUPPORTED_PROTOCOL, detail, self._policy.refusal_hold_seconds)
+    def fell_behind(self, current: client.Client) -> None:
+        """A client that cannot be caught up has fallen out of the log."""
+        self.close(current, DisconnectReason.FELL_BEHIND, detail="the log no longer holds what it needs next")
 
-    def _refuse(self, current: client.Client, reason: DisconnectReason, detail: str, linger_seconds: float) -> None:
-        self._leave(current, reason, detail)
+    def _refuse(self, current: client.Client, refusal: conversations.Refusal, linger_seconds: float) -> None:
+        self._leave(current, refusal.reason, refusal.text)
         self._poller.watch_end(current)
         current.close_at = _monotonic() + linger_seconds
         self.closing[current] = None
@@ -283,7 +247,7 @@ class Sessions:
             reason=reason.value,
             detail=detail,
             client=current.address,
-            agent=current.agent,
+            agent=current.conversation.agent if current.conversation else "",
             feed=channel.feed if channel else "",
             connection=current.number,
             seconds=round(now - current.connected_at, 3),
@@ -293,15 +257,3 @@ class Sessions:
     def _close_socket(self, current: client.Client) -> None:
         self.closing.pop(current, None)
         self._poller.close(current)
-
-
-def _asked_for(hello: messages.ClientHello) -> set[str]:
-    """Features that the hello names or makes use of."""
-    asked = set(hello.features)
-    if hello.resume is not None:
-        asked.add(messages.Feature.RESUME.value)
-    if hello.chunk_digests is not None:
-        asked.add(messages.Feature.CHUNK_DIGESTS.value)
-    if hello.subscription is not None:
-        asked.add(messages.Feature.SUBSCRIPTIONS.value)
-    return asked

@@ -71,7 +71,7 @@ class Sweep:
         for current in list(itertools.islice(self._sessions.handshaking, _EXPIRED_AT_A_TIME)):
             if now - current.connected_at < self._policy.handshake_timeout_seconds:
                 return
-            received = current.connection.pending_bytes
+            received = current.conversation.pending_bytes if current.conversation else 0
             detail = f"no complete hello, {received} bytes of one" if received else "not a byte of a hello"
             self._sessions.close(current, DisconnectReason.HANDSHAKE_TIMEOUT, detail=detail)
 

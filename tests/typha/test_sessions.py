@@ -13,7 +13,7 @@ from protocol.native import codec, frames
 from protocol.reasons import DisconnectReason
 from tests.typha.conftest import OpenStage
 from tests.typha.support import FAST, FEED, FullSocket, Peer, Stage, eventually, pod
-from typha import sessions
+from typha import conversations
 
 TYPHA_HELLO = (pathlib.Path(__file__).parent / "data" / "typha-client-hello.bin").read_bytes()
 """What a Go client of Calico sends first, recorded."""
@@ -57,10 +57,12 @@ async def test_what_the_server_says_of_itself(stage: Stage) -> None:
     assert hello.features == {"zstd"}
     assert hello.not_supported == {"positions", "telepathy", "resume", "chunk-digests", "subscriptions"}
     assert hello.incarnation == bytes(16)
-    assert hello.software == sessions.SOFTWARE
+    assert hello.software == conversations.SOFTWARE
     assert hello.ping_interval_milliseconds == 400
     assert hello.max_frame_bytes == FAST.max_frame_bytes
-    assert (await stage.client_of(peer)).agent == "test"
+    conversation = (await stage.client_of(peer)).conversation
+    assert conversation is not None
+    assert conversation.agent == "test"
 
 
 async def test_a_hello_in_single_bytes(stage: Stage) -> None:
@@ -113,17 +115,17 @@ async def test_random_bytes(stage: Stage) -> None:
     assert stage.disconnects.keys() <= {"bad-preface", "protocol-error", "message-too-large", "unsupported-protocol"}
 
 
-@pytest.mark.parametrize("first", [TYPHA_HELLO, TLS_HELLO, TYPHA_HELLO[:20]])
-async def test_a_client_of_a_protocol_that_is_not_served_is_held_in_silence_then_closed(
-    stage: Stage, first: bytes
+@pytest.mark.parametrize(("first", "reason"), [(TYPHA_HELLO, "unknown-feed"), (TLS_HELLO, "unsupported-protocol")])
+async def test_a_client_that_cannot_be_told_why_it_is_refused_is_held_in_silence_then_closed(
+    stage: Stage, first: bytes, reason: str
 ) -> None:
     peer = await stage.connect()
     peer.send(first)
-    await eventually(lambda: stage.disconnects == {"unsupported-protocol": 1})
+    await eventually(lambda: stage.disconnects == {reason: 1})
     assert len(stage.fanout.sessions.closing) == 1
     assert not peer.read()
     assert not peer.ended
-    await ends(stage, peer, "unsupported-protocol")
+    await ends(stage, peer, reason)
     assert not peer.received
 
 
@@ -131,10 +133,10 @@ async def test_a_typha_client_whose_first_bytes_come_in_pieces(stage: Stage) -> 
     peer = await stage.connect()
     client = await stage.client_of(peer)
     peer.send(TYPHA_HELLO[:3])
-    await eventually(lambda: client.connection.pending_bytes)
+    await eventually(lambda: client.conversation and client.conversation.pending_bytes)
     assert stage.disconnects == {}
     peer.send(TYPHA_HELLO[3:])
-    await ends(stage, peer, "unsupported-protocol")
+    await ends(stage, peer, "unknown-feed")
 
 
 async def test_held_refusals_are_limited(open_stage: OpenStage) -> None:
@@ -142,13 +144,13 @@ async def test_held_refusals_are_limited(open_stage: OpenStage) -> None:
     peers = [await stage.connect() for _ in range(5)]
     for number, peer in enumerate(peers):
         peer.send(TYPHA_HELLO)
-        await disconnected(stage, {"unsupported-protocol": number + 1})
+        await disconnected(stage, {"unknown-feed": number + 1})
     await peers[0].read_to_end()
     await peers[1].read_to_end()
     assert len(stage.fanout.poller.clients) == 3
     peers[3].close()
     await eventually(lambda: len(stage.fanout.poller.clients) == 2)
-    assert stage.disconnects == {"unsupported-protocol": 5}
+    assert stage.disconnects == {"unknown-feed": 5}
 
 
 async def test_a_hello_of_100_megabytes_is_refused_by_its_length(stage: Stage) -> None:

@@ -1,0 +1,30 @@
+"""The wire formats by name: who encodes them, and what else differs between them."""
+
+from typing import Final
+
+from protocol import encoding
+from protocol.native import encoder as native_encoder
+from protocol.typha import encoder as typha_encoder
+
+NAMES: Final = (native_encoder.PLAIN, native_encoder.ZSTD, typha_encoder.PLAIN, typha_encoder.SNAPPY)
+
+
+def make_encoder(name: str) -> encoding.Encoder:
+    """The encoder of a wire format.
+
+    Raises:
+        KeyError: there is no such format.
+    """
+    made: encoding.Encoder
+    if name in (native_encoder.PLAIN, native_encoder.ZSTD):
+        made = native_encoder.NativeEncoder(zstd=name == native_encoder.ZSTD)
+    elif name in (typha_encoder.PLAIN, typha_encoder.SNAPPY):
+        made = typha_encoder.TyphaEncoder(compress=name == typha_encoder.SNAPPY)
+    else:
+        raise KeyError(name)
+    return made
+
+
+def replaces_by_snapshot(name: str) -> bool:
+    """Whether a second snapshot on one connection replaces the first; a Typha client would keep what is not in it."""
+    return name in (native_encoder.PLAIN, native_encoder.ZSTD)
