@@ -1,0 +1,1 @@
+"""Tests of Calico's data model."""

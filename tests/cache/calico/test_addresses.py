@@ -1,3 +1,5 @@
+"""Addresses, networks and hardware addresses, read and written as Go does."""
+
 import ipaddress
 
 import pytest

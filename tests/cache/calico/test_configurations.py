@@ -1,3 +1,5 @@
+"""FelixConfiguration and ClusterInformation, value by value."""
+
 import json
 from typing import Any
 

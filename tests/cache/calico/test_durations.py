@@ -1,3 +1,5 @@
+"""Durations, read and printed as Go does."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,3 +1,5 @@
+"""JSON as Go's encoding/json writes it."""
+
 import json
 import math
 

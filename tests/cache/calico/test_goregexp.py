@@ -1,3 +1,5 @@
+"""Which regular expressions Go accepts."""
+
 import time
 
 import pytest

@@ -1,3 +1,5 @@
+"""KubeVirt's migrations, phase by phase."""
+
 import json
 from typing import Any
 

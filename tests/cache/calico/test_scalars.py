@@ -1,3 +1,5 @@
+"""Values of single fields, as Go reads them."""
+
 from typing import Any
 
 import pytest

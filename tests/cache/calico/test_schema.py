@@ -1,3 +1,5 @@
+"""Typed resources: read, checked and written by their field order."""
+
 from typing import Any
 
 import pytest

@@ -1,3 +1,5 @@
+"""Selectors: what parses, how it is printed, and what is refused."""
+
 import time
 
 import pytest

@@ -1,3 +1,5 @@
+"""Resources that are sent whole."""
+
 import json
 import time
 from typing import Any
