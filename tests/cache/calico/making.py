@@ -8,7 +8,8 @@ from cache import objects, resources
 from cache.calico import model, syncers
 
 V1, V3 = syncers.Group.V1, syncers.Group.V3
-UID = "668f26ba-664f-431a-afd8-273070d23404"
+UID = "f7fdbc60-8a58-4c60-9818-9ff50d0c9919"
+DERIVED_UID = "efbf3d06-511a-4c06-9818-f9afb0309998"
 _ANY = resources.ResourceType("", "v1", "things")
 
 

@@ -24,9 +24,9 @@ def annotations(**found: str) -> dict[str, str]:
 
 def test_a_plain_pod() -> None:
     assert making.values(convert()) == {
-        KEY: '{"state":"active","name":"calife98e31f06d","active_instance_id":"","mac":null,"profile_ids":["kns.n"],'
+        KEY: '{"state":"active","name":"calif5eabdd6c90","active_instance_id":"","mac":null,"profile_ids":["kns.n"],'
         '"ipv4_nets":["10.0.0.1/32"],"ipv6_nets":null,"labels":{"projectcalico.org/namespace":"n",'
-        '"projectcalico.org/orchestrator":"k8s"}}'.replace("calife98e31f06d", pods.interface_name("n", "p"))
+        '"projectcalico.org/orchestrator":"k8s"}}'
     }
 
 
@@ -171,6 +171,10 @@ def test_the_network_status_is_carried_as_it_is() -> None:
         b'"generate_name":"p-","annotations":{"k8s.v1.cni.cncf.io/network-status":"[{\\"name\\":\\"a\\u0026b\\"}]"}'
         in item.value
     )
+
+
+def test_the_name_of_the_interface() -> None:
+    assert pods.interface_name("pod-a", "upd") == "cali3234325a349"
 
 
 def test_only_what_is_carried_changes_a_value() -> None:
