@@ -138,4 +138,7 @@ class FrameSplitter:
         with memoryview(self._buffer) as view:
             body = bytes(view[start + HEADER.size : end])
         self._start = end
+        if end == len(self._buffer):  # lets go of its memory: thousands of connections say little after their hello
+            self._buffer.clear()
+            self._start = 0
         return flags, body

@@ -1,0 +1,34 @@
+"""The acceptance runs at a tenth of their size; nothing is said of times. `make acceptance` runs them in full."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LIMIT_SECONDS = 400
+"""The longest part takes some 90 s on two cores that have nothing else to do."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(LIMIT_SECONDS + 30)
+@pytest.mark.parametrize("part", [pytest.param("real", marks=pytest.mark.control_plane), "crowd", "kill", "bad-peers"])
+def test_acceptance_at_a_tenth(part: str, tmp_path: pathlib.Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "loadtest",
+        "acceptance",
+        "--scale",
+        "0.1",
+        "--only",
+        part,
+        "--folder",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    summary = done.stdout.partition("== summary")[2]
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5_000:]
+    assert "PASS" in summary
+    assert "FAIL" not in summary
