@@ -208,13 +208,11 @@ def _print_map(conversion: _Conversion, entries: Iterable[convert_input.Entry]) 
 
 def _print_deltas(conversion: _Conversion, entries: Iterable[convert_input.Entry]) -> None:
     """What clients are sent: of the objects that are simply there first, then of each event."""
-    listed, events = [], []
-    for entry in entries:
-        (events if entry.watch_type else listed).append(entry)
-    for entry in conversion.select(listed):
+    entries = list(entries)
+    for entry in conversion.select(entry for entry in entries if not entry.watch_type):
         conversion.put(entry, objects.Origin.LIST)
     _print_step(conversion, 0)
-    for step, event in enumerate(events, 1):
+    for step, event in enumerate((entry for entry in entries if entry.watch_type), 1):
         for entry in conversion.select([event]):
             if entry.watch_type == "DELETED":
                 conversion.remove(entry)

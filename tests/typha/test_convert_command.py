@@ -94,7 +94,7 @@ def test_recorded_events_give_the_recorded_deltas(name: str, convert: Convert) -
     text = _stream(
         [
             *map(bytes, corpus.baseline(scenario).objects_after),
-            *(json.dumps({"type": event.type, "object": json.loads(bytes(event.object))}).encode() for _, event in events),
+            *(json.dumps({"type": each.type, "object": json.loads(bytes(each.object))}).encode() for _, each in events),
         ]
     )
     own = ours.OWN.get(name, ours.Own("")).deltas
