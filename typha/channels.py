@@ -49,9 +49,11 @@ class Channels:
         match message:
             case ["channel", int(number), str(feed), str(wire_format), int(start), int(start_sequence)]:
                 self._open(number, feed, wire_format, start, start_sequence)
-            case ["segment", int(number), int(base), int(size_bytes)]:
+            case ["segment", int(number), int(base), int(size_bytes), int(status_offset)]:
                 data_descriptor, index_descriptor = descriptors
-                self._by_number[number].log.add_segment(base, size_bytes, data_descriptor, index_descriptor)
+                channel = self._by_number[number]
+                channel.log.add_segment(base, size_bytes, data_descriptor, index_descriptor)
+                channel.status_offset = status_offset  # the base publishes what is before it, a status perhaps
             case ["ends", list(ends)]:
                 for number, *end in ends:
                     channel = self._by_number[number]

@@ -76,7 +76,9 @@ class WorkerHandle:
         """The log goes on in new files."""
         for segment in segments:
             self.tell(
-                ["segment", channel.number, segment.base, segment.size], segment.descriptor, segment.index_descriptor
+                ["segment", channel.number, segment.base, segment.size, channel.log.status_offset],
+                segment.descriptor,
+                segment.index_descriptor,
             )
 
     def new_snapshot(self, channel: hub_channel.HubChannel) -> None:

@@ -69,6 +69,7 @@ class Channel:
         for segment in self.writer.append(encoded):
             descriptors = os.dup(segment.descriptor), os.dup(segment.index_descriptor)
             self.reader.add_segment(segment.base, segment.size, *descriptors)
+            self.status_offset = self.writer.status_offset
 
     def publish(self) -> None:
         if self.writer.segments:
