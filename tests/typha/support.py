@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
 from cache import feed, objects, raw, resources
 from protocol import digest, messages
@@ -20,6 +21,7 @@ PODS = resources.ResourceType("", "v1", "pods")
 NODES = resources.ResourceType("", "v1", "nodes")
 FEED = "web"
 TIMEOUT_SECONDS = 20.0
+AnyPeer = TypeVar("AnyPeer", bound="Peer")
 
 
 def pod(
@@ -53,11 +55,18 @@ def raw_feed(name: str = FEED, *types: resources.ResourceType) -> feed.RawFeed:
 class Stage:
     """A hub, a link and one fan-out. Snapshots are made as soon as they are asked for, unless `holds_snapshots`."""
 
-    def __init__(self, limits: policy.Policy, *, log_budget_bytes: int = 1 << 26, segment_bytes: int = 1 << 20) -> None:
+    def __init__(
+        self,
+        limits: policy.Policy,
+        *,
+        feed_name: str = FEED,
+        log_budget_bytes: int = 1 << 26,
+        segment_bytes: int = 1 << 20,
+    ) -> None:
         self.limits = limits
         self.holds_snapshots = False
         self.broken: list[Exception] = []
-        self.feed = raw_feed()
+        self.feed = raw_feed(feed_name)
         self.hub = hub.Hub(
             [self.feed], log_budget_bytes=log_budget_bytes, segment_bytes=segment_bytes, build_snapshot=self._request
         )
@@ -76,7 +85,7 @@ class Stage:
         self.handle = worker_handle.WorkerHandle(1, self.link, self.hub, self.broken.append, self._watch_write)
         self.loop.add_reader(self.link.fileno(), self._hear)
         config = policy.WorkerConfig(
-            number=1, feeds=(FEED,), incarnation="00" * 16, settings=settings.to_dict(settings.Settings())
+            number=1, feeds=(self.feed.name,), incarnation="00" * 16, settings=settings.to_dict(settings.Settings())
         )
         self.fanout = fanout.Fanout(config, self.listener, ipc.Link(theirs))
         self.task = asyncio.create_task(self.fanout.run(), name="fanout under test")
@@ -160,21 +169,25 @@ class Stage:
 
     async def connect(self, *, receive_buffer_bytes: int | None = None) -> "Peer":
         """A TCP connection that has said nothing yet."""
+        return await self.join(Peer, receive_buffer_bytes=receive_buffer_bytes)
+
+    async def join(self, kind: type[AnyPeer], *, receive_buffer_bytes: int | None = None) -> AnyPeer:
+        """Such a peer, connected; it has said nothing yet."""
         end = socket.socket()
         if receive_buffer_bytes is not None:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         end.setblocking(False)
-        peer = Peer(end)
+        peer = kind(end)
         self._peers.append(peer)
         await self.loop.sock_connect(end, self.address)
         return peer
 
     async def subscribe(
-        self, *, feed: str = FEED, features: frozenset[str] = frozenset(), receive_buffer_bytes: int | None = None
+        self, *, feed: str = "", features: frozenset[str] = frozenset(), receive_buffer_bytes: int | None = None
     ) -> "Peer":
-        """A client that has said hello."""
+        """A client that has said hello; without a name it wants the one feed that there is."""
         peer = await self.connect(receive_buffer_bytes=receive_buffer_bytes)
-        peer.say(messages.ClientHello(feed=feed, agent="test", features=features))
+        peer.say(messages.ClientHello(feed=feed or self.feed.name, agent="test", features=features))
         return peer
 
     async def client_of(self, peer: "Peer") -> client.Client:
@@ -262,13 +275,17 @@ class Peer:
         self.longest_silence_seconds = max(self.longest_silence_seconds, now - self._heard_at)
         self._heard_at = now
         self.received += data
-        self.connection.receive_data(data)
-        while (message := self.connection.next_event()) is not None:
-            self._take(message)
-        answers = self.connection.data_to_send()
+        answers = self._hear(data)
         if answers and self.answers_pings:
             self.send(answers)
         return True
+
+    def _hear(self, data: bytes) -> bytes:
+        """Takes messages; gives what the protocol itself answers."""
+        self.connection.receive_data(data)
+        while (message := self.connection.next_event()) is not None:
+            self._take(message)
+        return self.connection.data_to_send()
 
     async def read_until(self, condition: Callable[[], object], *, seconds: float = TIMEOUT_SECONDS) -> None:
         """Reads until the condition holds; fails at the end of the connection or of the time."""
