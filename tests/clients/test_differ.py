@@ -93,6 +93,16 @@ def test_the_deletion_of_an_unknown_key_is_no_difference() -> None:
     assert receiver.receive(messages.Updates(1, 2, (messages.Update("a", None, "1", 3),))) is None
 
 
+@pytest.mark.parametrize("update_type", [0, 1, 2, 3])
+def test_no_value_is_a_deletion_whatever_the_type(update_type: int) -> None:
+    receiver = differ.Differ()
+    take(receiver, {"a": b"1"})
+    void = messages.Update("a", None, "2", update_type)
+    assert receiver.receive(messages.Updates(1, 2, (void,))) == differ.Batch((void._replace(update_type=3),), ())
+    assert receiver.receive(messages.Updates(2, 3, (void,))) is None
+    assert receiver.digest == digest.state_digest([])
+
+
 def test_a_snapshot_that_is_broken_off_leaves_no_trace() -> None:
     receiver = differ.Differ()
     take(receiver, {"a": b"1"})
