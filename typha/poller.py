@@ -8,6 +8,7 @@ connection gets lost without an error; here they are one operation each.
 import errno
 import select
 import socket
+import struct
 from typing import Generic, Protocol, TypeVar
 
 READ = select.EPOLLIN | select.EPOLLRDHUP
@@ -16,6 +17,7 @@ BROKEN = select.EPOLLERR | select.EPOLLHUP
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _TRANSIENT_ACCEPT_ERRORS = {errno.ECONNABORTED, errno.EPROTO, errno.EINTR, errno.ENETDOWN, errno.EHOSTUNREACH}
 _EPOLLEXCLUSIVE = 1 << 28
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 MAX_EVENTS = 512
 """Events taken at once: bounds a turn of the loop."""
 
@@ -121,8 +123,14 @@ class Poller(Generic[ClientT]):
         """Reads no more, and is told only when the peer has closed."""
         self._epoll.modify(client.fd, select.EPOLLRDHUP)
 
-    def close(self, client: ClientT) -> None:
-        """Unregisters and closes; the descriptor's number is free from here on."""
+    def close(self, client: ClientT, *, discard: bool = False) -> None:
+        """Unregisters and closes; the descriptor's number is free from here on.
+
+        With `discard` what the kernel still holds for the peer goes at once: it would be kept for as long as a peer
+        that takes nothing answers probes.
+        """
+        if discard:
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         del self.clients[client.fd]
         self._epoll.unregister(client.fd)
         client.socket.close()

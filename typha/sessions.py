@@ -4,6 +4,7 @@ import errno
 import time
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from protocol import errors
@@ -18,6 +19,7 @@ _READ_BYTES_LATER = 4 * 1024
 """Behind the hello there are only pongs: a peer that floods us with messages gets 2 ms of a turn, not 50."""
 _CLOSE_LINES_PER_SECOND = 20
 """More than these are counted instead of logged: a storm must not be spent on log lines."""
+_TAKES_NOTHING = {DisconnectReason.NO_PROGRESS, DisconnectReason.PONG_TIMEOUT}
 _QUIET_REASONS = {DisconnectReason.CLIENT_CLOSED, DisconnectReason.SHUTTING_DOWN, DisconnectReason.REBALANCED}
 
 
@@ -48,6 +50,11 @@ class Sessions:
         """Refused or told goodbye, not closed yet; in order of refusal."""
         self._close_lines_second = 0
         self._close_lines = 0
+
+    def withdraw(self, feeds: frozenset[str]) -> None:
+        """From now on these feeds are unknown."""
+        left = tuple(name for name in self._config.feeds if name not in feeds)
+        self._config = msgspec.structs.replace(self._config, feeds=left)
 
     def opened(self, newcomer: client.Client) -> None:
         """A connection has been accepted."""
@@ -256,4 +263,4 @@ class Sessions:
 
     def _close_socket(self, current: client.Client) -> None:
         self.closing.pop(current, None)
-        self._poller.close(current)
+        self._poller.close(current, discard=current.reason in _TAKES_NOTHING)

@@ -104,6 +104,15 @@ def test_reading_writing_and_hanging_up(listener: socket.socket, make: MakePolle
         assert events & select.EPOLLRDHUP
 
 
+def test_discarding_resets_the_connection(listener: socket.socket, make: MakePoller) -> None:
+    one = make()
+    with connect(listener) as peer:
+        held = accept(one)
+        held.socket.send(b"what nobody reads")
+        one.close(held, discard=True)
+        assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+
+
 def test_a_descriptors_number_that_comes_back_in_the_same_turn_is_the_new_connections(
     listener: socket.socket, make: MakePoller
 ) -> None:
