@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import enum
 import random
 import socket
 import ssl
@@ -14,6 +15,7 @@ from clients import addresses, errors
 from protocol import errors as protocol_errors
 from protocol import messages
 from protocol.native import connection
+from protocol.typha import client
 
 SOFTWARE = "typha-python-client"
 READ_BYTES = 256 * 1024
@@ -22,6 +24,14 @@ MAX_UNSENT_BYTES = 64 * 1024
 DEFAULT_PING_INTERVAL_SECONDS = 10.0
 """Assumed of a server that announces none."""
 MAX_PING_INTERVAL_SECONDS = 600.0
+
+
+class Protocol(enum.Enum):
+    """What to speak to the server; the messages that are given out are the native protocol's in any case."""
+
+    NATIVE = "native"
+    TYPHA = "typha"
+    """That of the original, which knows no digests and refuses without a word; the feed is the syncer type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,7 @@ async def stream(
     tls: ssl.SSLContext | None = None,
     server_name: str | None = None,
     timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    protocol: Protocol = Protocol.NATIVE,
 ) -> AsyncGenerator[messages.Message, None]:
     """Protocol messages of a single connection, in order, the server's hello first; never ends but by raising.
 
@@ -57,7 +68,7 @@ async def stream(
         ValueError: the address is none.
     """
     reader, writer = await _open(address, tls=tls, server_name=server_name, timeouts=timeouts)
-    link = _Link(address, reader, writer, hello=hello, timeouts=timeouts)
+    link = _Link(address, reader, writer, hello=hello, timeouts=timeouts, protocol=protocol)
     try:
         while True:
             yield await link.receive()
@@ -100,6 +111,10 @@ def _describe(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def _make_connection(protocol: Protocol) -> connection.Connection | client.ClientConnection:
+    return client.ClientConnection() if protocol is Protocol.TYPHA else connection.Connection(connection.Role.CLIENT)
+
+
 class _Link:
     """An open connection: the protocol's state, the streams, and how long to wait for more."""
 
@@ -111,13 +126,14 @@ class _Link:
         *,
         hello: messages.ClientHello,
         timeouts: Timeouts,
+        protocol: Protocol,
     ) -> None:
         self._address = address
         self._reader = reader
         self._writer = writer
         self._hello = hello
         self._timeouts = timeouts
-        self._protocol = connection.Connection(connection.Role.CLIENT)
+        self._protocol = _make_connection(protocol)
         self._protocol.send(hello)
         self._accepted = False
         self._wait_seconds = timeouts.hello_seconds

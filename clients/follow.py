@@ -3,7 +3,8 @@
 Four kinds of event. `Connected` and `Disconnected` tell about the connection, `StatusChanged` how complete the data is,
 and `Batch` what changed. Across reconnects, other servers and catch-ups the rules stay simple:
 
-1. Applying every batch in order gives, after each of them, a map that a server had, verified by its digest.
+1. Applying every batch in order gives, after each of them, a map that a server had, verified by its digest (if it
+   speaks the native protocol: Typha's has none).
 2. Batches hold real differences to what this iterator gave before: never the same value again, never a deletion of a
    key that lives on, never an empty world between two snapshots. The first batch is the whole map.
 3. `StatusChanged` follows the batches it speaks of, and is given anew after each `Connected`.
@@ -67,6 +68,7 @@ class Follower:
         tls: ssl.SSLContext | None = None,
         server_name: str | None = None,
         timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
+        protocol: connection.Protocol = connection.Protocol.NATIVE,
     ) -> None:
         """See `follow`."""
         self.rotation = addresses.Rotation([servers] if isinstance(servers, str) else servers)
@@ -84,6 +86,7 @@ class Follower:
         self._tls = tls
         self._server_name = server_name
         self._timeouts = timeouts
+        self._protocol = protocol
         self._differ = differ.Differ()
         self._connected_at: float | None = None
 
@@ -123,6 +126,7 @@ class Follower:
             tls=self._tls,
             server_name=self._server_name,
             timeouts=self._timeouts,
+            protocol=self._protocol,
         )
 
     def _receive(self, message: messages.Message, *, now: float) -> list[Event]:
@@ -158,6 +162,7 @@ def follow(
     tls: ssl.SSLContext | None = None,
     server_name: str | None = None,
     timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
+    protocol: connection.Protocol = connection.Protocol.NATIVE,
 ) -> AsyncGenerator[Event, None]:
     """Events of a feed, for ever; the module's text has the rules.
 
@@ -170,9 +175,19 @@ def follow(
         tls: connect by TLS with this context.
         server_name: the name that the server's certificate must have, if it is not the host.
         timeouts: connect 10 s, hello 10 s, silence 3 ping intervals of the server.
+        protocol: what to speak; with Typha's, the feed is the syncer type, and no digest verifies the map.
 
     Raises:
         ValueError: at once, if there is no address, or one is malformed.
     """
-    follower = Follower(servers, feed=feed, agent=agent, node=node, tls=tls, server_name=server_name, timeouts=timeouts)
+    follower = Follower(
+        servers,
+        feed=feed,
+        agent=agent,
+        node=node,
+        tls=tls,
+        server_name=server_name,
+        timeouts=timeouts,
+        protocol=protocol,
+    )
     return follower.events()

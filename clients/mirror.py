@@ -72,10 +72,18 @@ class Mirror(Mapping[str, Entry]):
         tls: ssl.SSLContext | None = None,
         server_name: str | None = None,
         timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
+        protocol: connection.Protocol = connection.Protocol.NATIVE,
     ) -> None:
         """The arguments are those of `follow.follow`, and its ValueError."""
         self._follower = follow.Follower(
-            servers, feed=feed, agent=agent, node=node, tls=tls, server_name=server_name, timeouts=timeouts
+            servers,
+            feed=feed,
+            agent=agent,
+            node=node,
+            tls=tls,
+            server_name=server_name,
+            timeouts=timeouts,
+            protocol=protocol,
         )
         self._on_change = on_change
         self._entries: dict[str, Entry] = {}

@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 
 import click
 
-from clients import addresses, errors, follow, watch_output
+from clients import addresses, connection, errors, follow, watch_output
 from protocol import messages
 
 EXIT_TIMEOUT = 3
@@ -20,7 +20,7 @@ EXIT_INTERRUPTED = 130
 
 @click.command(name="watch", short_help="Follow a feed: print its updates and its status.")
 @click.argument("servers", metavar="[HOST:PORT]...", nargs=-1)
-@click.option("--feed", required=True, help="Name of the feed.")
+@click.option("--feed", required=True, help="Name of the feed; in Typha's protocol, the syncer type.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, nothing else on standard output.")
 @click.option("--until-in-sync", is_flag=True, help="Print the map at in-sync, sorted by key, and exit.")
 @click.option(
@@ -32,7 +32,13 @@ EXIT_INTERRUPTED = 130
     metavar="SECONDS",
     help="With --until-in-sync: exit 3 if it takes longer.",
 )
-@click.option("--protocol", type=click.Choice(["native"]), default="native", show_default=True)
+@click.option(
+    "--protocol",
+    type=click.Choice([protocol.value for protocol in connection.Protocol]),
+    default=connection.Protocol.NATIVE.value,
+    show_default=True,
+    help="typha: that of Calico's Typha, which both servers speak.",
+)
 @click.option("--agent", default="typha-watch", show_default=True, help="Name of this client in the server's log.")
 @click.option("--ca-file", type=click.Path(exists=True, dir_okay=False), help="Connect by TLS; trust this CA (PEM).")
 @click.option("--cert-file", type=click.Path(exists=True, dir_okay=False), help="Client certificate (PEM).")
@@ -59,13 +65,13 @@ def watch(
     Updates and statuses go to standard output, everything about the connection to standard error. Exit codes:
     2 usage, 3 --timeout has passed, 4 the server refused.
     """
-    del protocol  # one choice so far
     follower = follow.Follower(
         _check_servers(servers),
         feed=feed,
         agent=agent,
         tls=_make_tls(ca_file=ca_file, cert_file=cert_file, key_file=key_file),
         server_name=server_name,
+        protocol=connection.Protocol(protocol),
     )
     output = watch_output.JsonOutput() if as_json else watch_output.TextOutput()
     context.exit(

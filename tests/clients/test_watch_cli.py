@@ -14,6 +14,8 @@ import trustme
 
 from clients import testing
 from protocol import messages
+from protocol.typha import connection, encoder
+from protocol.typha import messages as typha
 
 FEEDS = {"pods": {"/b": b"2", "/a": b"\xff", "/B": "é".encode()}}
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,3 +165,43 @@ async def test_usage_errors_exit_2(tmp_path: Path) -> None:
         code, output, problems = await run(*arguments)
         assert (code, output) == (2, "")
         assert problem in problems
+
+
+async def answer_as_typha(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A server of Typha's protocol: two objects, a ping, "in sync", and the end of the connection."""
+    server = connection.Connection(connection.Role.SERVER)
+    made = encoder.TyphaEncoder(compress=True)
+    while data := await reader.read(65_536):
+        server.receive_data(data)
+        while (message := server.next_event()) is not None:
+            match message:
+                case typha.ClientHello():
+                    assert (message.syncer_type, message.info) == ("bgp", "typha-watch")
+                    assert server.accept() == encoder.SNAPPY
+                case typha.Ack():
+                    updates = [messages.Update("/b", b"2", "2", 1), messages.Update("/a", b"\xff", "1", 1)]
+                    writer.write(server.data_to_send() + made.make_ping(1))
+                    writer.writelines(frame.data for frame in made.updates(0, updates))
+                    writer.write(made.status(2, messages.SyncStatus.IN_SYNC).data)
+                case typha.Pong():
+                    writer.write(made.updates(2, [messages.Update("/b", None, "3", 3)])[0].data)
+        writer.write(server.data_to_send())
+    writer.close()
+
+
+async def test_typhas_protocol() -> None:
+    server = await asyncio.start_server(answer_as_typha, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        arguments = (f"{host}:{port}", "--feed", "bgp", "--protocol", "typha", "--json")
+        code, output, problems = await run(*arguments, "--until-in-sync")
+        assert code == 0, problems
+        assert [(line["key"], line["revision"]) for line in map(json.loads, output.splitlines())] == [
+            ("/a", "1"),
+            ("/b", "2"),
+        ]
+        async with watching(*arguments) as process:
+            lines = [await read_line(process) for _ in range(4)]
+        assert sorted(str(line["key"]) for line in lines[:2]) == ["/a", "/b"]
+        assert lines[2] == {"status": "in-sync"}
+        assert (lines[3]["key"], lines[3]["update_type"]) == ("/b", 3)

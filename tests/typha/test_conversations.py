@@ -8,6 +8,8 @@ import pathlib
 import msgspec
 import pytest
 
+from clients import connection as client_connection
+from clients import mirror
 from protocol import errors, messages
 from protocol.native import codec as native_codec
 from protocol.native import encoder as native_encoder
@@ -299,6 +301,28 @@ async def test_falling_out_of_the_log_ends_typhas_clients_and_replaces_the_map_o
     else:
         await stage.converged(slow)
         assert (slow.snapshots, stage.disconnects) == (2, {})
+
+
+async def test_our_client_library_follows_typhas_protocol(felix: Stage) -> None:
+    host, port = felix.address
+    native = mirror.Mirror(f"{host}:{port}", feed=FELIX, agent="native")
+    foreign = mirror.Mirror(f"{host}:{port}", feed=FELIX, agent="typha", protocol=client_connection.Protocol.TYPHA)
+    async with native, foreign:
+        for one in (native, foreign):
+            await one.wait_in_sync(timeout_seconds=support.TIMEOUT_SECONDS)
+            assert {key: entry.value for key, entry in one.items()} == felix.content
+        felix.fanout.sessions.close(next(iter(felix.fanout.poller.clients.values())), DisconnectReason.SERVER_ERROR)
+        felix.put(pod("a", "y", version=2), *(pod(f"p{number}", number, version=number) for number in range(300)))
+        felix.delete("b")
+        await eventually(
+            lambda: all(
+                one.in_sync and {key: entry.value for key, entry in one.items()} == felix.content
+                for one in (native, foreign)
+            )
+        )
+        assert native.digest == foreign.digest
+        assert dict(native) == dict(foreign)
+    assert {wire_format for _, wire_format in felix.hub.channels} == {native_encoder.ZSTD, encoder.SNAPPY}
 
 
 async def test_a_drain_closes_without_a_word(felix: Stage) -> None:
