@@ -27,9 +27,13 @@ class Channels:
         self._tell = tell
         self._by_number: dict[int, channel_view.ChannelView] = {}
         self._by_name: dict[tuple[str, str], channel_view.ChannelView] = {}
+        self._withdrawn: frozenset[str] = frozenset()
 
     def subscribe(self, newcomer: client.Client, feed: str, wire_format: str) -> None:
         """A client has said what it wants; it is held until there is something to serve."""
+        if feed in self._withdrawn:  # its hello came before the withdrawal
+            self._dismiss(newcomer, feed)
+            return
         channel = self._by_name.get((feed, wire_format))
         if channel is None:
             # A view without files, until the hub has made the channel: its clients are held and get pings.
@@ -74,6 +78,8 @@ class Channels:
                 self._trim(self._by_number[number], before_offset)
             case ["drop-channel", int(number)]:
                 self._drop(self._by_number.pop(number))
+            case ["withdraw", list(feeds)]:
+                self._withdraw(frozenset(feeds))
             case _:
                 raise UnknownMessage(repr(message)[:200])
 
@@ -108,6 +114,18 @@ class Channels:
                 reader, reasons.DisconnectReason.FEED_REMOVED, text="the feed's wire format had become idle"
             )
         channel.close()
+
+    def _withdraw(self, feeds: frozenset[str]) -> None:
+        """Feeds that were hoped for will not come: whoever waits for them is refused like everybody from now on."""
+        self._withdrawn = feeds
+        self._sessions.withdraw(feeds)
+        for key in [key for key in self._by_name if key[0] in feeds]:
+            channel = self._by_name.pop(key)
+            for reader in channel.all_clients():
+                self._dismiss(reader, channel.feed)
+
+    def _dismiss(self, reader: client.Client, feed: str) -> None:
+        self._sessions.farewell(reader, reasons.DisconnectReason.UNKNOWN_FEED, text=f"no feed {feed!r} here")
 
     def report(self, now: float) -> dict[int, dict[str, object]]:
         """Per channel: clients by state, the lowest offset that is needed, and the worst lag."""

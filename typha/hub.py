@@ -27,26 +27,50 @@ class Hub:
         self,
         feeds: Iterable[feed.Feed],
         *,
+        awaited: Iterable[str] = (),
         log_budget_bytes: int,
         segment_bytes: int,
         build_snapshot: Callable[[hub_channel.HubChannel], None],
     ) -> None:
-        self.feeds = {source.name: source for source in feeds}
+        self.feeds: dict[str, feed.Feed] = {}
+        self.awaited = tuple(awaited)
+        """Feeds that may yet be added; until that is decided their clients are held."""
         self._by_type: dict[resources.ResourceType, list[feed.Feed]] = {}
-        for source in self.feeds.values():
-            for type in source.types:
-                self._by_type.setdefault(type, []).append(source)
         self.channels: dict[tuple[str, str], hub_channel.HubChannel] = {}
         self.workers: dict[int, worker_handle.WorkerHandle] = {}
         self.updates_refused: dict[str, int] = {}
-        self.updates_total = dict.fromkeys(self.feeds, 0)
-        self.batch_sizes = {name: quantiles.Histogram() for name in self.feeds}
+        self.updates_total: dict[str, int] = {}
+        self.batch_sizes: dict[str, quantiles.Histogram] = {}
         self._wanted: set[tuple[str, str]] = set()
         self._next_channel = 1
         self._log_budget_bytes = log_budget_bytes
         self._segment_bytes = segment_bytes
         self._build_snapshot = build_snapshot
         self._refusal_lines: tuple[int, int] = (0, 0)
+        self.add_feeds(feeds)
+
+    def add_feeds(self, feeds: Iterable[feed.Feed]) -> None:
+        """More feeds, before anything of their types has come."""
+        for source in feeds:
+            self.feeds[source.name] = source
+            self.updates_total[source.name] = 0
+            self.batch_sizes[source.name] = quantiles.Histogram()
+            for type in source.types:
+                self._by_type.setdefault(type, []).append(source)
+        self.awaited = tuple(name for name in self.awaited if name not in self.feeds)
+
+    def withdraw_awaited(self) -> None:
+        """The feeds that were awaited will not come: their clients are refused."""
+        withdrawn, self.awaited = self.awaited, ()
+        self._wanted = {key for key in self._wanted if key[0] in self.feeds}
+        for worker in self.workers.values():
+            worker.tell(["withdraw", list(withdrawn)])
+            worker.flush()
+
+    @property
+    def names(self) -> list[str]:
+        """Every feed that clients may ask for."""
+        return [*self.feeds, *self.awaited]
 
     @property
     def types(self) -> list[resources.ResourceType]:
@@ -140,12 +164,13 @@ class Hub:
 
     def wanted(self, feed_name: str, wire_format: str) -> None:
         """A client has come for a channel; it is opened as soon as its feed has something to serve."""
-        if (feed_name, wire_format) not in self.channels:
+        # A feed that has just been withdrawn may still be asked for: the worker has not heard yet.
+        if feed_name in self.names and (feed_name, wire_format) not in self.channels:
             self._wanted.add((feed_name, wire_format))
             self._open_wanted()
 
     def _open_wanted(self) -> None:
-        for key in [key for key in self._wanted if self.feeds[key[0]].synced_once]:
+        for key in [key for key in self._wanted if key[0] in self.feeds and self.feeds[key[0]].synced_once]:
             self._wanted.discard(key)
             source = self.feeds[key[0]]
             channel = hub_channel.HubChannel(

@@ -27,6 +27,7 @@ class Observer:
         self._workers = the_workers
         self._probe = probe
         self._open_files_limit = open_files_limit
+        self._reported_feeds: list[str] = []
         self.watchers: list[watcher.Watcher] = []
 
     def samples(self) -> metrics.Samples:
@@ -136,7 +137,8 @@ class Observer:
         """Names the reporters."""
         now = _monotonic()
         aggregator.register(SERVER_REPORTER, now_seconds=now)
-        for name in self._hub.feeds:
+        self._reported_feeds = self._hub.names
+        for name in self._reported_feeds:
             aggregator.register(health.cache_reporter(name), now_seconds=now, ready=True)
 
     def report(self, aggregator: health.HealthAggregator) -> None:
@@ -148,6 +150,7 @@ class Observer:
             live=True,
             detail=f"{len(self._hub.workers)} of {max(1, self._workers.wanted)} workers",
         )
+        self._report_awaited(aggregator, now)
         for name, source in self._hub.feeds.items():
             status = source.store.status
             # Once there is something to serve, this replica serves it, however old: an API server that is away or
@@ -159,3 +162,14 @@ class Observer:
                 ready=source.synced_once,
                 detail=f"{status.label}, {len(source.store)} keys",
             )
+
+    def _report_awaited(self, aggregator: health.HealthAggregator, now: float) -> None:
+        """Feeds that may yet come are not ready; those that will not are no matter of health."""
+        for name in self._hub.awaited:
+            detail = "waiting for the API server's list of groups"
+            aggregator.report(health.cache_reporter(name), now_seconds=now, live=True, ready=False, detail=detail)
+        names = self._hub.names
+        for name in self._reported_feeds:
+            if name not in names:
+                aggregator.unregister(health.cache_reporter(name))
+        self._reported_feeds = names

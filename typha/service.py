@@ -6,13 +6,14 @@ import errno
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterable
 
 import structlog
 
-from cache import feed, watch_policy
+from cache import feed, resources, watch_policy
 from cache.kube import access, api, watcher
 from typha import (
+    calico_start,
     feedsfile,
     health,
     hub,
@@ -92,10 +93,12 @@ class Service:
         self.maker = snapshot_maker.SnapshotMaker(self._snapshot_built, self._is_open)
         self.hub = hub.Hub(
             [feed.RawFeed(spec, max_value_bytes=max_value_bytes) for spec in specs],
+            awaited=calico_start.awaited_names(configured),
             log_budget_bytes=configured.log_budget_bytes,
             segment_bytes=configured.segment_bytes,
             build_snapshot=self.maker.request,
         )
+        self.calico = calico_start.CalicoStart(configured, self.hub, max_value_bytes=max_value_bytes)
         self.listener = listener
         self.workers = workers.Workers(self.hub, configured, self.listener)
         self.health = health.HealthAggregator()
@@ -132,9 +135,9 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
         port = self.listener.getsockname()[1]
-        _log.info("Listening", port=port, feeds=", ".join(self.hub.feeds) or "none", workers=self.workers.wanted)
-        if not self.hub.feeds:
-            _log.warning("No feeds are configured: every client will be refused", setting="FeedsFile")
+        _log.info("Listening", port=port, feeds=", ".join(self.hub.names) or "none", workers=self.workers.wanted)
+        if not self.hub.names:
+            _log.warning("No feeds are configured: every client will be refused", setting="FeedsFile, CalicoFeeds")
         try:
             async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as background:
                 serving = tasks.create_task(self.workers.run(), name="workers")
@@ -170,7 +173,7 @@ class Service:
         return jobs
 
     def _metrics_server(self) -> webserver.WebServer:
-        collector = metrics.SamplesCollector(self.observer.samples, syncers=list(self.hub.feeds))
+        collector = metrics.SamplesCollector(self.observer.samples, syncers=self.hub.names)
         registry = metrics.make_registry(
             collector,
             runtime=self._settings.prometheus_go_metrics_enabled,
@@ -184,18 +187,29 @@ class Service:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
             self.hub.look_after_channels()
             self.observer.report(self.health)
-            if not synced and self.hub.feeds and all(source.synced_once for source in self.hub.feeds.values()):
+            is_complete = bool(self.hub.feeds) and not self.hub.awaited
+            if not synced and is_complete and all(source.synced_once for source in self.hub.feeds.values()):
                 synced = True
                 self.collector.after_first_sync()
 
     async def _watch(self) -> None:
         """Watches every type that a feed takes, each once."""
         async with self._session() as session, asyncio.TaskGroup() as tasks:
-            policy = watch_policy.WatchPolicy(page_limit=self._settings.list_page_size)
-            for type in self.hub.types:
-                one = watcher.Watcher(session, type, self.hub, policy=policy)
-                self.observer.watchers.append(one)
-                tasks.create_task(one.run(), name=f"watch {type}")
+            await self.calico.decide(session)
+            late = self.calico.types
+            self._start_watchers(session, tasks, [type for type in self.hub.types if type not in late])
+            if late:
+                await self.calico.installed(session)
+                self._start_watchers(session, tasks, late)
+
+    def _start_watchers(
+        self, session: api.KubeApi, tasks: asyncio.TaskGroup, types: Iterable[resources.ResourceType]
+    ) -> None:
+        policy = watch_policy.WatchPolicy(page_limit=self._settings.list_page_size)
+        for type in types:
+            one = watcher.Watcher(session, type, self.hub, policy=policy)
+            self.observer.watchers.append(one)
+            tasks.create_task(one.run(), name=f"watch {type}")
 
     @contextlib.asynccontextmanager
     async def _session(self) -> AsyncIterator[api.KubeApi]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from typha import settings_rows
 from typha.settings_original import OriginalSettings
 from typha.settings_rows import ours
-from typha.settings_types import existing_file, integer, one_of, seconds, size
+from typha.settings_types import boolean, existing_file, integer, one_of, seconds, size
 
 MEBIBYTE = 1024 * 1024
 
@@ -24,6 +24,21 @@ class Settings(OriginalSettings):
         "",
         "YAML file that defines raw feeds; docs/feeds.example.yaml is an example. Empty = no raw feeds.",
         why="no feed is guessed",
+    )
+    calico_feeds: str = ours(
+        "CalicoFeeds",
+        one_of("auto", "true", "false"),
+        "auto",
+        "Serve Calico's own feeds: felix, bgp, tunnel-ip-allocation, node-status. auto = if there is no FeedsFile, or "
+        "the API server lists one of Calico's API groups at start.",
+        why="a service of raw feeds alone is ready on a cluster without Calico",
+    )
+    read_only: bool = ours(
+        "ReadOnly",
+        boolean(),
+        False,
+        "Do not create ClusterInformation and the default tiers at start where they are missing.",
+        why="the original creates them",
     )
     workers: int = ours(
         "Workers",
@@ -136,8 +151,12 @@ KUBERNETES_VARIABLES: tuple[Variable, ...] = (
     Variable("KUBERNETES_SERVICE_PORT", "set in a pod", "Port of the API server, without prefix only."),
     Variable("K8S_CLIENT_QPS", "-", "Accepted, no effect: a watch per type needs no rate limit."),
     Variable("K8S_CLIENT_BURST", "-", "Accepted, no effect: as K8S_CLIENT_QPS."),
-    Variable("USE_POD_CIDR", "-", "Accepted, no effect: Calico's own feeds are not served yet."),
-    Variable("CALICO_API_GROUP", "-", "Accepted, no effect: Calico's own feeds are not served yet."),
+    Variable("USE_POD_CIDR", "-", "Accepted, no effect: blocks and affinities come from their custom resources."),
+    Variable(
+        "CALICO_API_GROUP",
+        "by the groups that the API server lists",
+        "Calico's API group: projectcalico.org/v3, or anything else for crd.projectcalico.org/v1.",
+    ),
     Variable("TLS_CIPHER_SUITES", "-", "Accepted, no effect: TLS for clients is not supported yet."),
     Variable("TLS_MIN_VERSION", "-", "Accepted, no effect: TLS for clients is not supported yet."),
 )

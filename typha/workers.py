@@ -123,7 +123,7 @@ class Workers:
     def _config(self, number: int) -> policy.WorkerConfig:
         return policy.WorkerConfig(
             number=number,
-            feeds=tuple(self._hub.feeds),
+            feeds=tuple(self._hub.names),
             incarnation=self._incarnation,
             settings=settings.to_dict(self._settings),
         )

@@ -94,6 +94,18 @@ class KubeApi:
                 await self._load_access()
 
     async def get(self, path: str, query: Mapping[str, str], *, read_timeout_seconds: float) -> aiohttp.ClientResponse:
+        """Asks for something; the caller closes the response. Raises Interrupted."""
+        return await self.request("GET", path, query, read_timeout_seconds=read_timeout_seconds)
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        *,
+        read_timeout_seconds: float,
+        json_body: bytes | None = None,
+    ) -> aiohttp.ClientResponse:
         """Makes a request; the caller closes the response. Raises Interrupted."""
         try:
             await self._refresh()
@@ -105,11 +117,16 @@ class KubeApi:
         timeout = aiohttp.ClientTimeout(
             total=None, connect=_CONNECT_SECONDS, sock_connect=_CONNECT_SECONDS, sock_read=read_timeout_seconds
         )
+        headers = {"Authorization": self._authorization} if self._authorization else {}
+        if json_body is not None:
+            headers["Content-Type"] = "application/json"
         try:
-            return await session.get(
+            return await session.request(
+                method,
                 how.host + path,
                 params=query,
-                headers={"Authorization": self._authorization} if self._authorization else None,
+                data=json_body,
+                headers=headers,
                 ssl=self._ssl,
                 server_hostname=how.server_name or None,
                 proxy=how.proxy or None,

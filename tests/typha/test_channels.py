@@ -63,3 +63,15 @@ async def test_held_clients_of_a_channel_without_a_snapshot_wait_for_the_next_on
     stage.make_snapshots()
     await stage.converged(peer)
     assert not view.held
+
+
+async def test_clients_of_a_feed_that_will_not_come_are_refused_then_and_later(open_stage: OpenStage) -> None:
+    stage = await open_stage()
+    held = await stage.subscribe()
+    await held.read_until(lambda: held.pings)
+    stage.handle.tell(["withdraw", [FEED]])
+    for refused in (held, await stage.subscribe()):
+        await refused.read_to_end()
+        assert refused.goodbye is not None
+        assert refused.goodbye.reason == "unknown-feed"
+    assert stage.hub.channels == {}

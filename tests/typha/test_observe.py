@@ -15,10 +15,14 @@ WAITING, RESYNC, IN_SYNC = messages.SyncStatus.WAITING, messages.SyncStatus.RESY
 
 
 @pytest.fixture
-async def idle(tmp_path: pathlib.Path) -> AsyncIterator[service.Service]:
+async def idle(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> AsyncIterator[service.Service]:
     """A service that does not run: its hub is told by the test."""
     configured = settings.Settings(
-        server_port=-1, server_host="127.0.0.1", feeds_file=str(Cluster(tmp_path).feeds_file), workers=0
+        server_port=-1,
+        server_host="127.0.0.1",
+        feeds_file=str(Cluster(tmp_path).feeds_file),
+        calico_feeds=getattr(request, "param", "false"),
+        workers=0,
     )
     with service.open_listener(configured) as listener:
         made = service.Service(configured, listener)
@@ -77,3 +81,14 @@ async def test_the_dead_are_counted(idle: service.Service) -> None:
     samples = idle.observer.samples()
     assert samples["typha_connections_accepted"] == {(): 4}
     assert samples["typha_disconnects_total"]["worker-died",] == 4
+
+
+@pytest.mark.parametrize("idle", ["auto"], indirect=True)
+async def test_not_ready_until_it_is_known_which_feeds_there_are(idle: service.Service) -> None:
+    idle.hub.status(support.PODS, IN_SYNC)
+    idle.hub.batch_end()
+    assert not is_ready(idle)
+    assert "felix-cache" in idle.health.readiness(0.0).body
+    idle.hub.withdraw_awaited()
+    assert is_ready(idle)
+    assert "felix-cache" not in idle.health.readiness(0.0).body

@@ -70,7 +70,7 @@ class ScriptedServer:
     async def start(self) -> None:
         self._closing = asyncio.Event()
         app = web.Application()
-        app.router.add_get("/{path:.*}", self._answer)
+        app.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         listener = socket.create_server(("127.0.0.1", self.port))

@@ -187,3 +187,18 @@ async def test_wrong_certificates_are_a_matter_of_credentials(
 def test_broken_certificates_are_named(authority: trustme.CA, changes: dict[str, str | bool], culprit: str) -> None:
     with pytest.raises(access.AccessError, match=culprit):
         access.make_ssl_context(structs.replace(secure(authority, 1), **changes))
+
+
+async def test_a_body_is_sent_as_json(server: ScriptedServer, opened: list[api.KubeApi]) -> None:
+    seen: list[tuple[str, str, bytes]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        seen.append((request.method, request.content_type, await request.read()))
+        return web.Response(body=b"{}", status=201)
+
+    server.script = [answer]
+    session = await open_session(opened, access.Access(host=server.url))
+    response = await session.request("POST", "/apis/x/v1/y", {}, read_timeout_seconds=5.0, json_body=b'{"a":1}')
+    assert response.status == 201
+    assert await api.read_body(response, 100) == b"{}"
+    assert seen == [("POST", "application/json", b'{"a":1}')]

@@ -1,0 +1,95 @@
+"""Single requests to the API server, and what it says of its API groups."""
+
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from cache import resources
+from cache.kube import api
+from cache.watch_policy import Failure
+
+T = TypeVar("T")
+
+_READ_SECONDS = 30.0
+_MAX_BODY_BYTES = 16 * 1024 * 1024
+"""A list of a thousand groups has 300 kB; a custom resource 1.5 MB at most."""
+NOT_FOUND = 404
+FORBIDDEN = 403
+
+
+class Answer(NamedTuple):
+    """Any HTTP status is an answer."""
+
+    status: int
+    body: bytes
+
+
+class _Named(msgspec.Struct):
+    name: str = ""
+
+
+class _GroupList(msgspec.Struct):
+    groups: list[_Named] = []
+
+
+class _ResourceList(msgspec.Struct):
+    resources: list[_Named] = []
+
+
+class Refused(Exception):
+    """The API server answers, but not with what was asked for."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(f"{status}: {detail}" if detail else str(status))
+        self.status = status
+
+
+async def exchange(
+    session: api.KubeApi, method: str, path: str, *, limit: int | None = None, json_body: bytes | None = None
+) -> Answer:
+    """One request and its whole answer; `limit` is that of a list. Raises api.Interrupted."""
+    query = {} if limit is None else {"limit": str(limit)}
+    response = await session.request(method, path, query, read_timeout_seconds=_READ_SECONDS, json_body=json_body)
+    try:
+        return Answer(response.status, await api.read_body(response, _MAX_BODY_BYTES))
+    finally:
+        response.close()
+
+
+async def group_names(session: api.KubeApi) -> frozenset[str]:
+    """The API groups, the core aside. Raises api.Interrupted, Refused."""
+    listed = await _get(session, "/apis", _GroupList)
+    return frozenset(group.name for group in listed.groups)
+
+
+async def installed_types(
+    session: api.KubeApi, types: list[resources.ResourceType]
+) -> frozenset[resources.ResourceType]:
+    """Those of the types, all of one group and version, that the API server serves. Raises api.Interrupted, Refused."""
+    first = types[0]
+    try:
+        listed = await _get(session, f"/apis/{first.group}/{first.version}", _ResourceList)
+    except Refused as error:
+        if error.status == NOT_FOUND:
+            return frozenset()
+        if error.status != FORBIDDEN:
+            raise
+        # Who may not see what there is may still be allowed to use it.
+        return frozenset([type for type in types if await _is_served(session, type)])
+    names = {resource.name for resource in listed.resources}
+    return frozenset(type for type in types if type.resource in names)
+
+
+async def _is_served(session: api.KubeApi, type: resources.ResourceType) -> bool:
+    answer = await exchange(session, "GET", type.list_path, limit=1)
+    return answer.status == 200
+
+
+async def _get(session: api.KubeApi, path: str, shape: type[T]) -> T:
+    answer = await exchange(session, "GET", path)
+    if answer.status != 200:
+        raise Refused(answer.status, answer.body[:200].decode("utf-8", "replace"))
+    try:
+        return msgspec.json.decode(answer.body, type=shape)
+    except msgspec.DecodeError as error:
+        raise api.Interrupted(Failure.MALFORMED, f"{path}: {error}") from error

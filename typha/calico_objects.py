@@ -1,0 +1,138 @@
+"""Calico's objects that must exist, created at start where they are missing: ClusterInformation and three tiers.
+
+Source: datamodel.md, section 2. Nothing here is worth failing for: what is not allowed is said once, and left.
+"""
+
+import asyncio
+import datetime
+import secrets
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+import structlog
+
+from cache import resources
+from cache.calico import customresource, syncers
+from cache.kube import api, discovery
+
+_log = structlog.get_logger("typha.calico")
+
+CLUSTER_TYPES = ("typha", "kdd")
+_TRIES = 5
+"""Another replica, or Calico's operator, may write the same object at the same moment."""
+_RETRY_SECONDS = 1.0
+_CONFLICT = 409
+_GUID_BYTES = 16
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class _Wanted(NamedTuple):
+    type: resources.ResourceType
+    kind: str
+    name: str
+    spec: Mapping[str, Any]
+
+    @property
+    def path(self) -> str:
+        return f"{self.type.list_path}/{self.name}"
+
+
+class _NotAllowed(Exception):
+    """The credentials do not suffice."""
+
+
+def filled_in(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A ClusterInformation's spec with what it lacks; a `datastoreReady` that is false stays."""
+    types = [text for text in str(spec.get("clusterType") or "").split(",") if text]
+    types += [text for text in CLUSTER_TYPES if text not in types]
+    filled = dict(spec)
+    filled["clusterGUID"] = spec.get("clusterGUID") or secrets.token_hex(_GUID_BYTES)
+    filled["clusterType"] = ",".join(types)
+    if filled.get("datastoreReady") is None:
+        filled["datastoreReady"] = True
+    return filled
+
+
+def new_object(group: syncers.Group, kind: str, name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The object to create; in group v1 Calico keeps the metadata of its own API in an annotation."""
+    metadata: dict[str, Any] = {"name": name}
+    if group is syncers.Group.V1:
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        inner = msgspec.json.encode({"creationTimestamp": now}).decode()
+        metadata["annotations"] = {customresource.METADATA_ANNOTATION: inner}
+    return {"apiVersion": group.value, "kind": kind, "metadata": metadata, "spec": dict(spec)}
+
+
+def _wanted(group: syncers.Group) -> tuple[_Wanted, ...]:
+    tiers = syncers.custom_type(group, "tiers")
+    information = syncers.custom_type(group, "clusterinformations")
+    return (
+        _Wanted(information, "ClusterInformation", "default", filled_in({})),
+        _Wanted(tiers, "Tier", "default", {"order": 1_000_000, "defaultAction": "Deny"}),
+        _Wanted(tiers, "Tier", "kube-admin", {"order": 1_000, "defaultAction": "Pass"}),
+        _Wanted(tiers, "Tier", "kube-baseline", {"order": 10_000_000, "defaultAction": "Pass"}),
+    )
+
+
+async def ensure(session: api.KubeApi, group: syncers.Group) -> None:
+    """Creates what is missing, and fills in what ClusterInformation lacks."""
+    denied = []
+    for wanted in _wanted(group):
+        try:
+            await _ensure_one(session, group, wanted)
+        except _NotAllowed as error:
+            denied.append(str(error))
+    if denied:
+        _log.warning("Not allowed to make sure of objects that must exist", denied="; ".join(denied))
+
+
+async def _ensure_one(session: api.KubeApi, group: syncers.Group, wanted: _Wanted) -> None:
+    problem = ""
+    for attempt in range(_TRIES):
+        if attempt:
+            await asyncio.sleep(_RETRY_SECONDS)
+        try:
+            answer = await _try_one(session, group, wanted)
+        except api.Interrupted as error:
+            problem = error.detail
+            continue
+        if answer is None:
+            return
+        problem = f"{answer.status}: {answer.body[:200].decode('utf-8', 'replace')}"
+        if answer.status not in (_CONFLICT, 429) and answer.status < 500:
+            break
+    _log.warning("Cannot make sure of an object that must exist", kind=wanted.kind, name=wanted.name, error=problem)
+
+
+async def _try_one(session: api.KubeApi, group: syncers.Group, wanted: _Wanted) -> discovery.Answer | None:
+    """None if all is well now, else the answer that says what is not. Raises _NotAllowed."""
+    found = await _exchange(session, "GET", wanted.path)
+    if found.status == discovery.NOT_FOUND:
+        body = msgspec.json.encode(new_object(group, wanted.kind, wanted.name, wanted.spec))
+        answer = await _exchange(session, "POST", wanted.type.list_path, body)
+    elif found.status != 200 or wanted.kind != "ClusterInformation":
+        return found if found.status != 200 else None
+    else:
+        try:
+            members = _decode(found.body)
+        except msgspec.DecodeError:
+            return found
+        spec = members.get("spec")
+        spec = spec if isinstance(spec, dict) else {}
+        filled = filled_in(spec)
+        if filled == spec:
+            return None
+        answer = await _exchange(session, "PUT", wanted.path, msgspec.json.encode({**members, "spec": filled}))
+    if answer.status in (200, 201):
+        _log.info("Made sure of an object that must exist", kind=wanted.kind, name=wanted.name)
+        return None
+    return answer
+
+
+async def _exchange(session: api.KubeApi, method: str, path: str, json_body: bytes | None = None) -> discovery.Answer:
+    answer = await discovery.exchange(session, method, path, json_body=json_body)
+    if answer.status == discovery.FORBIDDEN:
+        raise _NotAllowed(f"{method} {path}")
+    return answer
