@@ -56,6 +56,7 @@ acceptance: $(STAMP) control-plane  ## the full-size acceptance runs
 	$(BIN)/python -m loadtest acceptance $(ARGS)
 
 bench: $(STAMP)  ## measurements
+	PYTHONPATH=. $(BIN)/python tools/measure_calico.py
 	$(BIN)/python -m loadtest bench $(ARGS)
 
 control-plane:  ## build kube-apiserver and etcd for the tests, once (needs Go)
