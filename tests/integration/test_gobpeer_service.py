@@ -1,90 +1,27 @@
 """Go's own encoding/gob and snappy against the service, and a server in Go for `typha watch`."""
 
 import asyncio
-import base64
 import contextlib
 import json
-import os
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.integration import go_client
 from tests.typha.conftest import OpenStage, open_stage
 from tests.typha.support import Stage, eventually, pod
 
 pytestmark = pytest.mark.go
 __all__ = ["open_stage"]  # a fixture
 
-ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_SECONDS = 30.0
 WATCH = ("-c", "from clients import watch_cli; watch_cli.watch()")
 FLAGS = {"snappy": (), "plain": ("-no-restart",), "restart-without-snappy": ("-no-snappy",)}
 
 
-@contextlib.asynccontextmanager
-async def running(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process, killed at the end of the block."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        limit=1 << 24,
-    )
-    try:
-        async with asyncio.timeout(TIMEOUT_SECONDS):
-            yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
-
-
-async def read_line(process: asyncio.subprocess.Process) -> dict[str, Any]:
-    assert process.stdout is not None
-    line: dict[str, Any] = json.loads(await process.stdout.readline())
-    return line
-
-
-class GoClient:
-    """What a Go client prints, taken as it comes."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.entries: dict[str, bytes] = {}
-        self.seen: list[str] = []
-        self.statuses: list[int] = []
-
-    async def follow(self) -> None:
-        """To the end of the output."""
-        assert self.process.stdout is not None
-        async for data in self.process.stdout:
-            line = json.loads(data)
-            self.seen.append(line.get("msg", "error"))
-            if self.seen[-1] == "SyncStatus":
-                self.statuses.append(line["status"])
-            for update in line.get("updates") or []:
-                if update["value"] is None:
-                    del self.entries[update["key"]]
-                else:
-                    self.entries[update["key"]] = base64.b64decode(update["value"])
-
-
-@contextlib.asynccontextmanager
-async def go_client(gobpeer: str, stage: Stage, *flags: str) -> AsyncIterator[GoClient]:
+def follow(gobpeer: str, stage: Stage, *flags: str) -> contextlib.AbstractAsyncContextManager[go_client.GoClient]:
+    """A Go client of a stage; a message must come whole every 5 s."""
     host, port = stage.address
-    async with running(gobpeer, "client", f"{host}:{port}", "felix", "-read-timeout=5s", *flags) as process:
-        client = GoClient(process)
-        task = asyncio.create_task(client.follow(), name="go client's output")
-        try:
-            yield client
-        finally:
-            with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
-                process.kill()
-            await task
+    return go_client.following(gobpeer, f"{host}:{port}", "felix", "-read-timeout=5s", *flags)
 
 
 @pytest.mark.parametrize("variant", FLAGS)
@@ -93,7 +30,7 @@ async def test_a_go_client_has_the_map_through_churn_and_reconnects(
 ) -> None:
     stage = await open_stage(feed_name="felix")
     stage.put(*(pod(f"p{number}", "x" * number) for number in range(333)))
-    async with go_client(gobpeer, stage, *FLAGS[variant]) as early:
+    async with follow(gobpeer, stage, *FLAGS[variant]) as early:
         await eventually(lambda: early.seen.count("Ping") >= 2)
         assert early.entries == {}
         stage.in_sync()
@@ -107,7 +44,7 @@ async def test_a_go_client_has_the_map_through_churn_and_reconnects(
             await asyncio.sleep(0)
         await stage.converged(native)
         await eventually(lambda: early.entries == stage.content and early.statuses == [2])
-        async with go_client(gobpeer, stage, *FLAGS[variant]) as late:
+        async with follow(gobpeer, stage, *FLAGS[variant]) as late:
             await eventually(lambda: late.entries == stage.content and late.statuses == [2])
             stage.delete("large")
             await eventually(lambda: early.entries == late.entries == stage.content)
@@ -118,7 +55,7 @@ async def test_a_go_client_has_the_map_through_churn_and_reconnects(
 async def test_an_old_go_client_is_held_in_silence(gobpeer: str, open_stage: OpenStage) -> None:
     stage = await open_stage(feed_name="felix")
     stage.in_sync()
-    async with go_client(gobpeer, stage, "-old") as client:
+    async with follow(gobpeer, stage, "-old") as client:
         await eventually(lambda: stage.disconnects == {"unsupported-version": 1})
         assert len(stage.fanout.sessions.closing) == 1
         await eventually(lambda: client.seen == ["error"])
@@ -130,28 +67,28 @@ async def test_a_go_client_and_typha_watch_print_the_same(gobpeer: str, open_sta
     stage.in_sync()
     host, port = stage.address
     arguments = ("--feed", "felix", "--protocol", "typha", "--json", "--until-in-sync")
-    async with running(sys.executable, *WATCH, f"{host}:{port}", *arguments) as watch:
+    async with go_client.running(sys.executable, *WATCH, f"{host}:{port}", *arguments) as watch:
         output, _ = await watch.communicate()
     assert {(line := json.loads(text))["key"]: line["value"].encode() for text in output.splitlines()} == stage.content
-    async with go_client(gobpeer, stage) as client:
+    async with follow(gobpeer, stage) as client:
         await eventually(lambda: client.entries == stage.content)
 
 
 async def test_typha_watch_follows_a_server_in_go(gobpeer: str) -> None:
-    async with running(gobpeer, "server", "-keys=250") as server:
-        address = (await read_line(server))["address"]
-        async with running(
+    async with go_client.running(gobpeer, "server", "-keys=250") as server:
+        address = (await go_client.read_line(server))["address"]
+        async with go_client.running(
             sys.executable, *WATCH, address, "--feed", "felix", "--protocol", "typha", "--json"
         ) as watch:
             entries: dict[str, str] = {}
-            lines = [await read_line(watch) for _ in range(250)]
+            lines = [await go_client.read_line(watch) for _ in range(250)]
             entries.update({line["key"]: line["value"] for line in lines})
-            assert await read_line(watch) == {"status": "in-sync"}
+            assert await go_client.read_line(watch) == {"status": "in-sync"}
             assert (len(entries), entries["/calico/v1/config/key-00007"]) == (250, "value 1 of 7")
-            changed, deleted = await read_line(watch), await read_line(watch)
+            changed, deleted = await go_client.read_line(watch), await go_client.read_line(watch)
             assert (changed["key"], changed["value"]) == ("/calico/v1/config/key-00001", "value 2 of 1")
             assert (deleted["key"], deleted["update_type"]) == ("/calico/v1/config/key-00000", 3)
-            assert await read_line(watch) == {"status": "resync"}
-        heard = [await read_line(server) for _ in range(4)]
+            assert await go_client.read_line(watch) == {"status": "resync"}
+        heard = [await go_client.read_line(server) for _ in range(4)]
     assert [line["msg"] for line in heard] == ["ClientHello", "ACK", "ACK", "Pong"]
     assert heard[0]["info"] == "typha-watch"
