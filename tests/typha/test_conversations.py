@@ -303,6 +303,24 @@ async def test_falling_out_of_the_log_ends_typhas_clients_and_replaces_the_map_o
         assert (slow.snapshots, stage.disconnects) == (2, {})
 
 
+async def test_a_snapshot_whose_log_went_away_ends_the_client(open_stage: OpenStage) -> None:
+    limits = msgspec.structs.replace(FAST, notsent_lowat_bytes=16384, ping_interval_seconds=30.0)
+    stage = await open_stage(limits, feed_name=FELIX, log_budget_bytes=2 << 20, segment_bytes=1 << 17)
+    stage.put(*(pod(f"p{number}", "x" * 20_000) for number in range(100)))
+    stage.in_sync()
+    slow = await typha_peer.join(stage, PLAIN_HELLO, receive_buffer_bytes=4096)
+    blocked = await stage.client_of(slow)
+    await eventually(lambda: blocked.waiting)
+    for number in range(500):
+        stage.put(pod(f"p{number % 20}", str(number).rjust(20_000, "z"), version=number + 2))
+        await asyncio.sleep(0)
+    await slow.read_to_end()
+    assert stage.disconnects == {"fell-behind": 1}
+    assert slow.statuses == []
+    again = await typha_peer.join(stage)
+    await stage.converged(again)
+
+
 async def test_our_client_library_follows_typhas_protocol(felix: Stage) -> None:
     host, port = felix.address
     native = mirror.Mirror(f"{host}:{port}", feed=FELIX, agent="native")
