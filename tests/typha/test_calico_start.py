@@ -1,0 +1,150 @@
+"""Which group Calico's feeds come from, and what happens while the API server cannot tell."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+
+from cache.calico import syncers
+from tests.cache.kube.scripted_server import ScriptedServer, session_to
+from typha import calico_start, hub, settings
+
+V1, V3 = syncers.Group.V1, syncers.Group.V3
+OTHERS = frozenset({"apps", "batch"})
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ScriptedServer]:
+    opened = ScriptedServer()
+    await opened.start()
+    yield opened
+    await opened.stop()
+
+
+@pytest.mark.parametrize(
+    ("variable", "listed", "group", "is_listed"),
+    [
+        ("", OTHERS, V1, False),
+        ("", OTHERS | {V3.group}, V3, True),
+        ("", OTHERS | {V1.group}, V1, True),
+        ("", OTHERS | {V1.group, V3.group}, V1, True),
+        ("", None, V1, False),
+        ("projectcalico.org/v3", OTHERS | {V1.group}, V3, True),
+        ("ProjectCalico.ORG/V3", None, V3, False),
+        ("projectcalico.org", OTHERS | {V3.group}, V1, True),
+        ("anything", None, V1, False),
+    ],
+)
+def test_the_choice_of_the_group(
+    variable: str, listed: frozenset[str] | None, group: syncers.Group, *, is_listed: bool
+) -> None:
+    choice = calico_start.choose(variable, listed)
+    assert (choice.group, choice.is_listed) == (group, is_listed)
+    assert choice.reason
+
+
+@pytest.mark.parametrize(("value", "count"), [("auto", 4), ("true", 4), ("false", 0), ("", 0)])
+def test_the_feeds_that_may_come(value: str, count: int) -> None:
+    assert len(calico_start.awaited_names(settings.Settings(calico_feeds=value))) == count
+
+
+class Start:
+    """A hub without feeds, and what decides on Calico's."""
+
+    def __init__(self, *, calico_feeds: str = "auto", feeds_file: str = "") -> None:
+        configured = settings.Settings(calico_feeds=calico_feeds, feeds_file=feeds_file, read_only=True)
+        self.hub = hub.Hub(
+            [],
+            awaited=calico_start.awaited_names(configured),
+            log_budget_bytes=1 << 22,
+            segment_bytes=1 << 20,
+            build_snapshot=lambda _: None,
+        )
+        self.calico = calico_start.CalicoStart(configured, self.hub, max_value_bytes=1 << 20)
+
+    async def decide(self, server: ScriptedServer) -> None:
+        session = session_to(server)
+        await session.start()
+        try:
+            await self.calico.decide(session)
+        finally:
+            await session.close()
+
+
+def groups(*names: str) -> bytes:
+    return json.dumps({"groups": [{"name": name} for name in names]}).encode()
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calico_start, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(calico_start, "_LOOK_SECONDS", 0.01)
+    monkeypatch.delenv("CALICO_API_GROUP", raising=False)
+
+
+async def test_an_api_server_that_is_away_is_asked_again(server: ScriptedServer) -> None:
+    server.script = [
+        server.body(b"starting", status=503),
+        server.body(b"slowly", status=429),
+        server.stream(then="abort"),
+        server.body(groups(V3.group)),
+    ]
+    start = Start()
+    await start.decide(server)
+    assert {type.group for type in start.calico.types} == {V3.group}
+    assert set(start.hub.feeds) == set(syncers.NAMES)
+    assert start.hub.awaited == ()
+
+
+async def test_an_api_server_that_refuses_to_tell_means_v1(server: ScriptedServer) -> None:
+    server.script = [server.body(b"no", status=403)]
+    start = Start()
+    await start.decide(server)
+    assert {type.group for type in start.calico.types} == {V1.group}
+
+
+async def test_a_group_that_is_named_needs_no_list(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALICO_API_GROUP", V3.value)
+    start = Start()
+    await start.decide(server)
+    assert {type.group for type in start.calico.types} == {V3.group}
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("value", "listed", "is_on"), [("auto", (), False), ("auto", (V1.group,), True), ("true", (), True)]
+)
+async def test_beside_a_feeds_file(server: ScriptedServer, value: str, listed: tuple[str, ...], *, is_on: bool) -> None:
+    server.script = [server.body(groups(*listed))]
+    start = Start(calico_feeds=value, feeds_file="feeds.yaml")
+    await start.decide(server)
+    assert start.hub.names == (list(syncers.NAMES) if is_on else [])
+    assert bool(start.calico.types) is is_on
+
+
+async def test_nothing_is_asked_when_switched_off(server: ScriptedServer) -> None:
+    start = Start(calico_feeds="false")
+    await start.decide(server)
+    assert start.hub.names == []
+    assert server.requests == []
+
+
+async def test_waits_until_no_more_types_come(server: ScriptedServer) -> None:
+    start = Start(calico_feeds="true")
+    server.script = [server.body(groups())]
+    await start.decide(server)
+
+    def types(*names: str) -> bytes:
+        return json.dumps({"resources": [{"name": name} for name in names]}).encode()
+
+    session = session_to(server)
+    await session.start()
+    answers = [server.body(b"", status=404)] * 5 + [server.body(types("tiers"))] * 2
+    answers += [server.body(types("tiers", "ippools"))] * 3
+    server.script = [*answers, server.body(b"", status=500)]
+    try:
+        await asyncio.wait_for(start.calico.installed(session), 10)
+    finally:
+        await session.close()
+    assert len(server.script) == 1
