@@ -168,6 +168,9 @@ class Service:
             "TYPHA_SERVERHOST": HOST,
             "TYPHA_SERVERPORT": str(self.port),
             "TYPHA_FEEDSFILE": str(feeds_file),
+            # The cluster may be somebody's own: nothing is created in it, whatever is installed there.
+            "TYPHA_CALICOFEEDS": "false",
+            "TYPHA_READONLY": "true",
             "TYPHA_HEALTHENABLED": "true",
             "TYPHA_HEALTHHOST": HOST,
             "TYPHA_HEALTHPORT": str(self._health_port),
