@@ -6,6 +6,7 @@ import errno
 import resource
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Coroutine, Iterable
 
 import structlog
@@ -32,6 +33,7 @@ _log = structlog.get_logger("typha.service")
 _BACKLOG = 4096
 """Connections the kernel keeps for us while a storm is accepted."""
 _ACCESS_RETRY_SECONDS = 1.0
+_RECURSION_LIMIT = 12_000
 _HOUSEKEEPING_SECONDS = 1.0
 _PORT_WAIT_SECONDS = 3.0
 """The workers of a service that was killed end by themselves, within a turn of their loop."""
@@ -231,8 +233,17 @@ class Service:
             await session.close()
 
 
+def allow_deep_json() -> None:
+    """Lets objects nest as deep as the API server does, 10,000 levels: one of them must not stop a whole list.
+
+    What is deeper is refused as malformed, for the decoder counts its own calls against this limit.
+    """
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), _RECURSION_LIMIT))
+
+
 async def serve(configured: settings.Settings) -> int:
     """Runs the service to its end; returns the exit code."""
+    allow_deep_json()
     try:
         listener = await _open_listener_soon(configured)
     except ServiceError as error:

@@ -21,6 +21,11 @@ FEEDS = {"pods": {"/b": b"2", "/a": b"\xff", "/B": "é".encode()}}
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def _heed_interrupts() -> None:
+    """In the new process: tests that run in a shell's background inherit that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextlib.asynccontextmanager
 async def watching(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
@@ -28,6 +33,7 @@ async def watching(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(ROOT), "LC_ALL": "C"},
+        preexec_fn=_heed_interrupts,
     )
     try:
         async with asyncio.timeout(30):

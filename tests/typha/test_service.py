@@ -5,11 +5,13 @@ import os
 import pathlib
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator
 
 import pytest
 
+from cache import watch_decode
 from loadtest.apiserver import faults
 from tests.typha import served, support
 from tests.typha.served import Cluster, converged, mirrors, serving
@@ -159,3 +161,14 @@ async def test_a_port_that_becomes_free_in_a_moment_is_waited_for(monkeypatch: p
     with await service._open_listener_soon(configured) as listener:
         assert listener.getsockname()[1] == configured.server_port
     assert time.monotonic() - begun >= 0.2
+
+
+def test_json_as_deep_as_the_api_server_allows_is_decoded() -> None:
+    before = sys.getrecursionlimit()
+    try:
+        service.allow_deep_json()
+        deep = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
+        line = b'{"type":"ADDED","object":{"metadata":{"name":"n","resourceVersion":"1"},"spec":' + deep + b"}}"
+        assert watch_decode.decode_line(line).envelope.metadata.name == "n"
+    finally:
+        sys.setrecursionlimit(before)
