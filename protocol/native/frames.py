@@ -12,7 +12,7 @@ import threading
 
 import zstandard
 
-from protocol import errors, reasons
+from protocol import buffers, errors, reasons
 
 PREFACE = b"\x00TYPHA\r\n"
 """First bytes of either side. `00` begins neither TLS (16) nor a gob stream (a length > 0)."""
@@ -81,31 +81,18 @@ def unpack_payload(
     return payload
 
 
-class FrameSplitter:
+class FrameSplitter(buffers.ReceiveBuffer):
     """Cuts a byte stream into frames; holds at most one incomplete frame.
 
     `receive` appends; `next_frame` returns (flags, body) or None for "not yet". A frame's announced length is
     checked as soon as its header is there, before any byte of it is awaited.
     """
 
-    __slots__ = ("_buffer", "_start", "max_frame_bytes")
+    __slots__ = ("max_frame_bytes",)
 
     def __init__(self, *, max_frame_bytes: int = MAX_FRAME_BYTES) -> None:
-        self._buffer = bytearray()
-        self._start = 0
+        super().__init__()
         self.max_frame_bytes = max_frame_bytes
-
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes received and not yet returned."""
-        return len(self._buffer) - self._start
-
-    def receive(self, data: bytes) -> None:
-        """Takes more bytes of the stream."""
-        if self._start:
-            del self._buffer[: self._start]
-            self._start = 0
-        self._buffer += data
 
     def peek(self, count: int) -> bytes:
         """Up to `count` of the next bytes, left where they are."""

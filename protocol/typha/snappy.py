@@ -10,7 +10,7 @@ A chunk has no history, so the chunks of a frame are the same for every client.
 import cramjam
 import google_crc32c
 
-from protocol import errors
+from protocol import buffers, errors
 
 IDENTIFIER = b"\xff\x06\x00\x00sNaPpY"
 """Comes first in a stream; may be repeated."""
@@ -45,27 +45,14 @@ def compress(content: bytes) -> bytes:
     )
 
 
-class ChunkReader:
+class ChunkReader(buffers.ReceiveBuffer):
     """Reads a stream chunk by chunk, never beyond the one that it gives: behind it, another stream may begin."""
 
-    __slots__ = ("_buffer", "_identified", "_start")
+    __slots__ = ("_identified",)
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._start = 0
+        super().__init__()
         self._identified = False
-
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes received and not yet used up."""
-        return len(self._buffer) - self._start
-
-    def receive(self, data: bytes) -> None:
-        """Takes more bytes of the stream."""
-        if self._start:
-            del self._buffer[: self._start]
-            self._start = 0
-        self._buffer += data
 
     def take_rest(self) -> bytes:
         """Bytes behind the last chunk, which are then gone from here."""
