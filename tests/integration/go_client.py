@@ -46,6 +46,8 @@ class GoClient:
         self.process = process
         self.syncer = syncer
         self.entries: dict[str, bytes] = {}
+        self.versions: dict[str, tuple[str, str]] = {}
+        """Of the same keys: revision and V3ResourceVersion."""
         self.seen: list[str] = []
         """Names of all messages; "error" last, if it ended by itself."""
         self.statuses: list[int] = []
@@ -61,8 +63,10 @@ class GoClient:
             for update in line.get("updates") or []:
                 if update["value"] is None:
                     self.entries.pop(update["key"], None)
+                    self.versions.pop(update["key"], None)
                 else:
                     self.entries[update["key"]] = base64.b64decode(update["value"])
+                    self.versions[update["key"]] = update["revision"], update["v3ResourceVersion"]
 
 
 @contextlib.asynccontextmanager
