@@ -144,7 +144,7 @@ class Fanout:
             self._accept()
         self.delivery.run(_monotonic() + self._policy.pass_seconds)
         self._schedule_turn()
-        self.stats.note_pause(_monotonic() - begun)
+        self.stats.turns.note(_monotonic() - begun)
 
     def _client_event(self, current: client.Client, events: int) -> None:
         if self.poller.clients.get(current.fd) is not current:
@@ -219,7 +219,7 @@ class Fanout:
                     "active": len(self.poller.clients) - len(self.sessions.closing),
                     "handshaking": len(self.sessions.handshaking),
                     "closing": len(self.sessions.closing),
-                    "pause_seconds_max": self.stats.take_pause_seconds_max(),
+                    **self.stats.longest_turns(_monotonic()),
                     "channels": self.channels.report(_monotonic()),
                 },
             ]

@@ -76,8 +76,12 @@ OURS: tuple[Metric, ...] = (
     Metric("typha_updates_dropped_total", _C, ("reason",), "Updates no client got, for they could not be carried."),
     Metric("typha_config_invalid_values", _G, (), "Invalid values of settings at start, replaced by defaults."),
     Metric("typha_open_files_limit", _G, (), "Limit of open files, raised as far as allowed at start."),
-    Metric("typha_hub_pause_seconds_max", _G, (), "Longest time the hub's loop was held up in the last ten minutes."),
-    Metric("typha_worker_pause_seconds_max", _G, (), "Longest turn of a worker's loop in the last second."),
+    Metric(
+        "typha_hub_pause_seconds_max", _G, (), "Longest time the hub's loop was held up lately: ten minutes or more."
+    ),
+    Metric("typha_hub_pause_seconds_worst", _G, (), "Longest time the hub's loop was held up since its start."),
+    Metric("typha_worker_pause_seconds_max", _G, (), "Longest turn of a worker's loop lately: ten minutes or more."),
+    Metric("typha_worker_pause_seconds_worst", _G, (), "Longest turn of any worker's loop, of dead ones too."),
 )
 
 METRICS: tuple[Metric, ...] = ORIGINAL + OURS

@@ -59,6 +59,7 @@ class Observer:
             "typha_worker_pause_seconds_max": {
                 (): max((report.get("pause_seconds_max", 0.0) for report in reports), default=0.0)
             },
+            "typha_worker_pause_seconds_worst": {(): totals.pause_seconds_worst},
             "typha_deliveries_total": {(feed,): counts["deliveries"] for feed, counts in totals.feeds.items()},
             "typha_bytes_sent_total": {(feed,): counts["bytes_sent"] for feed, counts in totals.feeds.items()},
             "typha_breadcrumb_block": {(feed,): counts["sends"] for feed, counts in totals.feeds.items()},
@@ -130,7 +131,8 @@ class Observer:
             "typha_logs_dropped": {(): logs.COUNTERS.dropped},
             "typha_config_invalid_values": {(): self._settings.config_invalid_values},
             "typha_open_files_limit": {(): self._open_files_limit},
-            "typha_hub_pause_seconds_max": {(): self._probe.seconds_max},
+            "typha_hub_pause_seconds_max": {(): self._probe.longest.recent_seconds},
+            "typha_hub_pause_seconds_worst": {(): self._probe.longest.worst_seconds},
         }
 
     def register(self, aggregator: health.HealthAggregator) -> None:

@@ -6,24 +6,52 @@ import time
 
 _monotonic = time.monotonic
 
-PROBE_SECONDS = 0.1
+PROBE_SECONDS = 0.025
+"""A pause that begins right after a look is seen shorter by up to this."""
 WINDOW_SECONDS = 600.0
 _COLLECT_SECONDS = 60.0
 _IDLE_LAG_SECONDS = 0.005
 
 
-class PauseProbe:
-    """The longest lateness of a timer that should fire ten times a second, over the last ten minutes or so."""
+class Longest:
+    """The longest of the last ten to twenty minutes, and the longest of all."""
 
-    def __init__(self) -> None:
-        self._longest_now = 0.0
-        self._longest_before = 0.0
-        self.last_lag_seconds = 0.0
+    __slots__ = ("_before", "_window_end", "now_seconds", "worst_seconds")
+
+    def __init__(self, now: float) -> None:
+        self.now_seconds = 0.0
+        """Of this window; public, so that a hot path can compare before it calls."""
+        self.worst_seconds = 0.0
+        """Since the start."""
+        self._before = 0.0
+        self._window_end = now + WINDOW_SECONDS
 
     @property
-    def seconds_max(self) -> float:
-        """The longest pause of this window and the one before it."""
-        return max(self._longest_now, self._longest_before)
+    def recent_seconds(self) -> float:
+        """The longest of this window and the one before it."""
+        return max(self.now_seconds, self._before)
+
+    def note(self, seconds: float) -> None:
+        """Something took so long."""
+        if seconds > self.now_seconds:
+            self.now_seconds = seconds
+            self.worst_seconds = max(self.worst_seconds, seconds)
+
+    def rotate(self, now: float) -> None:
+        """Forgets windows that are over; to be called now and then."""
+        if now >= self._window_end:
+            over_for = now - self._window_end
+            self._before = self.now_seconds if over_for < WINDOW_SECONDS else 0.0
+            self.now_seconds = 0.0
+            self._window_end = now + WINDOW_SECONDS
+
+
+class PauseProbe:
+    """The longest lateness of a timer that should fire forty times a second."""
+
+    def __init__(self) -> None:
+        self.longest = Longest(_monotonic())
+        self.last_lag_seconds = 0.0
 
     async def wait_idle(self) -> None:
         """Returns when the loop has just been on time."""
@@ -34,16 +62,13 @@ class PauseProbe:
 
     async def run(self) -> None:
         """Measures for ever."""
-        window_end = _monotonic() + WINDOW_SECONDS
         while True:
             due = _monotonic() + PROBE_SECONDS
             await asyncio.sleep(PROBE_SECONDS)
             now = _monotonic()
             self.last_lag_seconds = max(0.0, now - due)
-            self._longest_now = max(self._longest_now, self.last_lag_seconds)
-            if now > window_end:
-                window_end = now + WINDOW_SECONDS
-                self._longest_before, self._longest_now = self._longest_now, 0.0
+            self.longest.note(self.last_lag_seconds)
+            self.longest.rotate(now)
 
 
 class Collector:

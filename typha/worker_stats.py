@@ -1,7 +1,9 @@
 """What a worker counts: plain integers on the hot path, one message a second to the hub."""
 
+import time
+
 from protocol import reasons
-from typha import quantiles
+from typha import pauses, quantiles
 
 PING_SECONDS = "typha_ping_latency"
 SNAPSHOT_SECONDS = "typha_client_snapshot_send_secs"
@@ -51,8 +53,7 @@ class WorkerStats:
         self.close_lines_suppressed = 0
         self.disconnects = dict.fromkeys(reasons.DisconnectReason, 0)
         self.feeds = {feed: FeedCounters() for feed in feeds}
-        self.pause_seconds_max = 0.0
-        """Longest turn since the last report."""
+        self.turns = pauses.Longest(time.monotonic())
 
     def counters(self) -> dict[str, object]:
         """The totals, as they go to the hub."""
@@ -66,6 +67,11 @@ class WorkerStats:
             "feeds": {feed: counters.counters() for feed, counters in self.feeds.items()},
         }
 
+    def longest_turns(self, now: float) -> dict[str, float]:
+        """The longest turns, as they go to the hub."""
+        self.turns.rotate(now)
+        return {"pause_seconds_max": self.turns.recent_seconds, "pause_seconds_worst": self.turns.worst_seconds}
+
     def histograms(self, now: float) -> dict[str, dict[str, list[int]]]:
         """The feeds' histograms, as they go to the hub; what is out of their window is forgotten."""
         for counters in self.feeds.values():
@@ -76,17 +82,7 @@ class WorkerStats:
             for feed, counters in self.feeds.items()
         }
 
-    def note_pause(self, seconds: float) -> None:
-        """A turn took so long."""
-        if seconds > self.pause_seconds_max:
-            self.pause_seconds_max = seconds
-
     def take_close_lines_suppressed(self) -> int:
         """Ends of connections that were counted and not logged since the last line that was."""
         count, self.close_lines_suppressed = self.close_lines_suppressed, 0
         return count
-
-    def take_pause_seconds_max(self) -> float:
-        """The longest turn since the last call."""
-        longest, self.pause_seconds_max = self.pause_seconds_max, 0.0
-        return longest

@@ -43,12 +43,14 @@ class WorkerTotals:
         self.counters: collections.Counter[str] = collections.Counter()
         self.disconnects: collections.Counter[str] = collections.Counter()
         self.feeds: dict[str, collections.Counter[str]] = {}
+        self.pause_seconds_worst = 0.0
 
     def add(self, report: dict[str, Any]) -> None:
         """Adds a report's counters."""
         for name in ("accepted", "pings_sent", "pongs_received", "catch_ups", "accept_failures"):
             self.counters[name] += int(report.get(name, 0))
         self.disconnects.update(report.get("disconnects", {}))
+        self.pause_seconds_worst = max(self.pause_seconds_worst, report.get("pause_seconds_worst", 0.0))
         for feed, counters in report.get("feeds", {}).items():
             self.feeds.setdefault(feed, collections.Counter()).update(counters)
 
@@ -74,6 +76,7 @@ class Workers:
         totals = WorkerTotals()
         totals.counters.update(self.dead.counters)
         totals.disconnects.update(self.dead.disconnects)
+        totals.pause_seconds_worst = self.dead.pause_seconds_worst
         for feed, counters in self.dead.feeds.items():
             totals.feeds[feed] = collections.Counter(counters)
         for worker in self._hub.workers.values():

@@ -108,9 +108,15 @@ async def test_a_worker_that_starts_while_the_service_drains_ends_too(
 
 def test_the_totals_of_the_dead_are_kept() -> None:
     totals = workers.WorkerTotals()
-    report = {"accepted": 3, "disconnects": {"client-closed": 2}, "feeds": {"web": {"deliveries": 5}}}
+    report = {
+        "accepted": 3,
+        "pause_seconds_worst": 0.5,
+        "disconnects": {"client-closed": 2},
+        "feeds": {"web": {"deliveries": 5}},
+    }
     totals.add(report)
-    totals.add(report)
+    totals.add({**report, "pause_seconds_worst": 0.25})
     assert totals.counters["accepted"] == 6
+    assert totals.pause_seconds_worst == 0.5
     assert totals.disconnects == {"client-closed": 4}
     assert totals.feeds == {"web": {"deliveries": 10}}
