@@ -1,19 +1,12 @@
 """One connection of a worker: a socket, a cursor, and what is needed to judge whether the client is alive."""
 
-import socket
-import struct
 from typing import TYPE_CHECKING
 
 from cache import cursor
-from typha import conversations
+from typha import conversations, transport
 
 if TYPE_CHECKING:
     from typha import channel_view
-
-_TCP_INFO_BYTES = 136
-_BYTES_ACKED = struct.Struct("=Q")
-_BYTES_ACKED_POSITION = 120
-"""Of tcpi_bytes_acked in struct tcp_info (Linux 4.1)."""
 
 
 class Client(cursor.Cursor):
@@ -41,10 +34,10 @@ class Client(cursor.Cursor):
         "waiting",
     )
 
-    def __init__(self, connection_socket: socket.socket, address: str, *, number: int, slot: int, now: float) -> None:
+    def __init__(self, connection: transport.Connection, address: str, *, number: int, slot: int, now: float) -> None:
         super().__init__()
-        self.socket = connection_socket
-        self.fd = connection_socket.fileno()
+        self.socket = connection
+        self.fd = connection.fileno()
         self.address = address
         self.number = number
         self.slot = slot
@@ -72,9 +65,11 @@ class Client(cursor.Cursor):
         self.close_at = 0.0
         """CLOSING: when the connection is closed at the latest."""
 
-    def at_frame_end(self) -> bool:
-        """Whether a ping or goodbye may be sent now: the last byte sent ended a frame."""
-        return not self.waiting and (self.channel is None or self.at_boundary(self.channel.log))
+    def at_frame_end(self, bytes_through: transport.Transport) -> bool:
+        """Whether a ping or goodbye may be sent now: the last byte sent ended a frame, and none behind it is sealed."""
+        if self.waiting or bytes_through.owed(self.fd):
+            return False
+        return self.channel is None or self.at_boundary(self.channel.log)
 
     def begin_waiting(self, now: float) -> bool:
         """The socket takes nothing more; True if that is news, and the poller is to be told."""
@@ -84,10 +79,8 @@ class Client(cursor.Cursor):
         self.progress_at = now
         return True
 
-    def note_progress(self, now: float) -> None:
-        """Asks the kernel whether the peer has acknowledged more bytes than last time."""
-        info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        (acked,) = _BYTES_ACKED.unpack_from(info, _BYTES_ACKED_POSITION)
+    def note_progress(self, acked: int, now: float) -> None:
+        """So many bytes the peer's host has acknowledged by now."""
         if acked != self.acked_bytes:
             self.acked_bytes = acked
             self.progress_at = now

@@ -5,18 +5,14 @@ before it; whoever's socket is full leaves the pass, and takes what has gathered
 allocation, no log line and no metric object per delivery.
 """
 
-import os
-import time
 from collections import deque
 from collections.abc import Callable
 
 from cache.cursor import CursorState
 from protocol import formats
-from typha import channel_view, client, policy, poller, worker_stats
+from typha import channel_view, client, clock, policy, poller, transport, worker_stats
 
-_write = os.write
-_sendfile = os.sendfile
-_monotonic = time.monotonic
+_monotonic = clock.monotonic
 _CLOCK_EVERY = 16
 """Clients between two looks at the clock: some 80 us of writes."""
 
@@ -30,13 +26,16 @@ class Delivery:
 
     def __init__(
         self,
-        client_poller: poller.Poller[client.Client],
+        client_poller: poller.AnyPoller[client.Client],
+        bytes_through: transport.Transport,
         limits: policy.Policy,
         stats: worker_stats.WorkerStats,
         lost: Callable[[client.Client, OSError], None],
         give_up: Callable[[client.Client], None],
     ) -> None:
         self._poller = client_poller
+        self._write = bytes_through.write
+        self._send_file = bytes_through.send_file
         self._policy = limits
         self._stats = stats
         self._lost = lost
@@ -96,6 +95,7 @@ class Delivery:
         """One pass over the clients at the end of the log; False if it must go on later."""
         following = channel.following
         log = channel.log
+        write = self._write
         end = log.end
         counters = self._stats.feeds[channel.feed]
         index = channel.flush_index
@@ -118,7 +118,7 @@ class Delivery:
                 view_updates = log.sequence_at(offset + view_bytes) - log.sequence_at(offset)
                 complete = complete and offset + view_bytes >= end
             try:
-                sent = _write(current.fd, view)
+                sent = write(current.fd, view)
             except BlockingIOError:
                 sent = 0
             except OSError as error:
@@ -204,10 +204,10 @@ class Delivery:
         limit = self._policy.send_bytes
         if current.state is CursorState.SNAPSHOT and current.snapshot is not None:
             count = min(current.snapshot.length - current.position, limit)
-            sent = _sendfile(current.fd, current.snapshot.descriptor, current.position, count)
+            sent = self._send_file(current.fd, current.snapshot.descriptor, current.position, count)
             current.position += sent
         elif current.tail:
-            sent = _write(current.fd, current.tail)
+            sent = self._write(current.fd, current.tail)
             current.tail = current.tail[sent:]
         elif current.state is CursorState.FOLLOWING and current.channel is not None:
             log = current.channel.log
@@ -216,7 +216,7 @@ class Delivery:
             descriptor, position, count = log.file_range(current.offset)
             if current.greeting is not None:
                 limit = min(limit, current.greet_offset - current.offset)
-            sent = _sendfile(current.fd, descriptor, position, min(count, limit))
+            sent = self._send_file(current.fd, descriptor, position, min(count, limit))
             current.offset += sent
         else:
             return 0

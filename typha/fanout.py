@@ -8,16 +8,28 @@ turn works for a few milliseconds at most, then lets the loop turn once.
 import asyncio
 import random
 import socket
-import time
 from collections.abc import Callable
 
 import structlog
 
 from protocol import reasons
-from typha import channels, client, delivery, ipc, policy, poller, sessions, settings, sweep, worker_stats
+from typha import (
+    channels,
+    client,
+    clock,
+    delivery,
+    ipc,
+    policy,
+    poller,
+    sessions,
+    settings,
+    sweep,
+    transport,
+    worker_stats,
+)
 
 _log = structlog.get_logger("typha.fanout")
-_monotonic = time.monotonic
+_monotonic = clock.monotonic
 
 _ID_BITS = 40
 """Connection ids: the worker's number above these bits, a counter below."""
@@ -36,23 +48,34 @@ _LINGER_LOOK_SECONDS = 0.02
 class Fanout:
     """One worker; `run` returns when it has drained, or raises what ended it."""
 
-    def __init__(self, config: policy.WorkerConfig, listener: socket.socket, link: ipc.Link) -> None:
+    def __init__(
+        self,
+        config: policy.WorkerConfig,
+        listener: socket.socket,
+        link: ipc.Link,
+        *,
+        client_poller: poller.AnyPoller[client.Client] | None = None,
+        bytes_through: transport.Transport | None = None,
+    ) -> None:
         limits = policy.from_settings(settings.from_dict(config.settings))
         self._config = config
         self._policy = limits
         self._link = link
         self._loop = asyncio.get_running_loop()
         self.stats = worker_stats.WorkerStats(config.feeds)
-        self.poller: poller.Poller[client.Client] = poller.Poller(
+        self.poller: poller.AnyPoller[client.Client] = client_poller or poller.Poller(
             listener,
             notsent_lowat_bytes=limits.notsent_lowat_bytes,
             user_timeout_seconds=limits.no_progress_timeout_seconds,
         )
-        self.sessions = sessions.Sessions(config, limits, self.poller, self.stats, self._subscribed, self._acking)
-        self.delivery = delivery.Delivery(
-            self.poller, limits, self.stats, self.sessions.lost, self.sessions.fell_behind
+        self.transport: transport.Transport = bytes_through or transport.PlainTransport()
+        self.sessions = sessions.Sessions(
+            config, limits, self.poller, self.transport, self.stats, self._subscribed, self._acking
         )
-        self.sweep = sweep.Sweep(limits, self.poller, self.sessions, self.stats)
+        self.delivery = delivery.Delivery(
+            self.poller, self.transport, limits, self.stats, self.sessions.lost, self.sessions.fell_behind
+        )
+        self.sweep = sweep.Sweep(limits, self.poller, self.transport, self.sessions, self.stats)
         self.channels = channels.Channels(self.delivery, self.sessions, self._tell)
         self._next_id = config.number << _ID_BITS
         self._turn_scheduled = False

@@ -3,17 +3,16 @@
 Everything here is synchronous and runs on the hub's loop; what takes long (snapshots) is cut into steps by `service`.
 """
 
-import time
 from collections.abc import Callable, Iterable
 
 import structlog
 
 from cache import feed, objects, resources
 from protocol import formats, messages
-from typha import hub_channel, quantiles, worker_handle
+from typha import clock, hub_channel, quantiles, worker_handle
 
 _log = structlog.get_logger("typha.hub")
-_monotonic = time.monotonic
+_monotonic = clock.monotonic
 
 CHANNEL_IDLE_SECONDS = 60.0
 """A channel without clients is encoded for nobody; after so long it is dropped."""

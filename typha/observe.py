@@ -1,11 +1,9 @@
 """What the service says about itself: samples for /metrics, reports for the health pages."""
 
-import time
-
 from cache.kube import watcher
-from typha import health, hub, logs, metrics, pauses, quantiles, settings, workers
+from typha import clock, health, hub, logs, metrics, pauses, quantiles, settings, workers
 
-_monotonic = time.monotonic
+_monotonic = clock.monotonic
 
 SERVER_REPORTER = "SyncServer"
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import gc
-import time
 
-_monotonic = time.monotonic
+from typha import clock
+
+_monotonic = clock.monotonic
 
 PROBE_SECONDS = 0.025
 """A pause that begins right after a look is seen shorter by up to this."""

@@ -11,6 +11,8 @@ import socket
 import struct
 from typing import Generic, Protocol, TypeVar
 
+from typha import transport
+
 READ = select.EPOLLIN | select.EPOLLRDHUP
 WRITE = select.EPOLLOUT
 BROKEN = select.EPOLLERR | select.EPOLLHUP
@@ -26,7 +28,7 @@ class HasSocket(Protocol):
     """What the poller needs of a client."""
 
     fd: int
-    socket: socket.socket
+    socket: transport.Connection
 
 
 ClientT = TypeVar("ClientT", bound=HasSocket)
@@ -34,6 +36,33 @@ ClientT = TypeVar("ClientT", bound=HasSocket)
 
 class OutOfResources(Exception):
     """The process or the system has no descriptor or buffer left for another connection."""
+
+
+class AnyPoller(Protocol[ClientT]):
+    """What a worker asks of a poller; `Poller` is the one on real sockets and says what each operation does."""
+
+    clients: dict[int, ClientT]
+    """By descriptor."""
+
+    def fileno(self) -> int: ...
+
+    def listen(self, active: bool) -> None: ...
+
+    def close_listener(self) -> None: ...
+
+    def poll(self) -> tuple[list[tuple[ClientT, int]], bool]: ...
+
+    def accept(self) -> tuple[transport.Connection, str] | None: ...
+
+    def add(self, client: ClientT) -> None: ...
+
+    def watch_write(self, client: ClientT, active: bool) -> None: ...
+
+    def watch_end(self, client: ClientT) -> None: ...
+
+    def close(self, client: ClientT, *, discard: bool = False) -> None: ...
+
+    def close_all(self) -> None: ...
 
 
 class Poller(Generic[ClientT]):

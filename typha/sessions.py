@@ -1,7 +1,6 @@
 """What clients say: first bytes, hello, pongs, and how a connection ends."""
 
 import errno
-import time
 from collections.abc import Callable
 
 import msgspec
@@ -9,10 +8,10 @@ import structlog
 
 from protocol import errors
 from protocol.reasons import DisconnectReason
-from typha import channel_view, client, conversations, policy, poller, worker_stats
+from typha import channel_view, client, clock, conversations, policy, poller, transport, worker_stats
 
 _log = structlog.get_logger("typha.sessions")
-_monotonic = time.monotonic
+_monotonic = clock.monotonic
 
 _READ_BYTES = 64 * 1024
 _READ_BYTES_LATER = 4 * 1024
@@ -33,7 +32,8 @@ class Sessions:
         self,
         config: policy.WorkerConfig,
         limits: policy.Policy,
-        client_poller: poller.Poller[client.Client],
+        client_poller: poller.AnyPoller[client.Client],
+        bytes_through: transport.Transport,
         stats: worker_stats.WorkerStats,
         subscribed: Callable[[client.Client, str, str], None],
         acking: Callable[[client.Client], None],
@@ -41,6 +41,7 @@ class Sessions:
         self._config = config
         self._policy = limits
         self._poller = client_poller
+        self._transport = bytes_through
         self._stats = stats
         self._subscribed = subscribed
         self._acking = acking
@@ -68,7 +69,8 @@ class Sessions:
             self._close_socket(current)
             return
         try:
-            data = current.socket.recv(_READ_BYTES if current.channel is None else _READ_BYTES_LATER)
+            limit = _READ_BYTES if current.channel is None else _READ_BYTES_LATER
+            data = self._transport.receive(current.socket, limit)
         except BlockingIOError:
             return
         except OSError as error:
@@ -144,7 +146,7 @@ class Sessions:
         A socket without room for it is no error: the client has bytes to read, and its progress is watched from here.
         """
         try:
-            sent = current.socket.send(ping)
+            sent = self._transport.write(current.fd, ping)
         except BlockingIOError:
             if current.begin_waiting(_monotonic()):
                 self._poller.watch_write(current, True)
@@ -161,7 +163,7 @@ class Sessions:
     def _send_control(self, current: client.Client, data: bytes, otherwise: DisconnectReason) -> bool:
         """Sends a small message at a frame's end; whoever has no room for it is closed for the reason given."""
         try:
-            sent = current.socket.send(data)
+            sent = self._transport.write(current.fd, data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -179,7 +181,7 @@ class Sessions:
         """A goodbye where one can be said; a close where the protocol has none, or the client stands inside a frame."""
         refusal = conversations.Refusal(reason, text, retry_after_milliseconds)
         said = b""
-        if current.conversation is not None and current.at_frame_end():
+        if current.conversation is not None and current.at_frame_end(self._transport):
             said = current.conversation.goodbye(refusal)
         if not said:
             self.close(current, reason, detail=text)

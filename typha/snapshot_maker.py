@@ -1,15 +1,14 @@
 """Makes snapshots between other work: a few milliseconds, then the loop turns once."""
 
 import asyncio
-import time
 from collections.abc import Callable
 
 import structlog
 
-from typha import hub_channel
+from typha import clock, hub_channel
 
 _log = structlog.get_logger("typha.snapshots")
-_monotonic = time.monotonic
+_monotonic = clock.monotonic
 
 SLICE_SECONDS = 0.005
 

@@ -2,10 +2,9 @@
 
 import itertools
 import random
-import time
 
 from protocol.reasons import DisconnectReason
-from typha import client, policy, poller, sessions, worker_stats
+from typha import client, clock, policy, poller, sessions, transport, worker_stats
 
 _TURNS_PER_INTERVAL = 8
 _TURNS_OF_SLACK = 2
@@ -21,12 +20,14 @@ class Sweep:
     def __init__(
         self,
         limits: policy.Policy,
-        client_poller: poller.Poller[client.Client],
+        client_poller: poller.AnyPoller[client.Client],
+        bytes_through: transport.Transport,
         worker_sessions: sessions.Sessions,
         stats: worker_stats.WorkerStats,
     ) -> None:
         self._policy = limits
         self._poller = client_poller
+        self._transport = bytes_through
         self._sessions = worker_sessions
         self._stats = stats
         self._slots: list[dict[client.Client, None]] = [{} for _ in range(limits.ping_slots)]
@@ -49,7 +50,7 @@ class Sweep:
     def tick(self, now: float) -> None:
         """The turns of all slots that are due: more than one after a delay, so that no client's turn comes late."""
         self._next_at = max(self._next_at, now - self._turn_seconds)
-        self._unix_nanoseconds = time.time_ns()
+        self._unix_nanoseconds = clock.time_ns()
         while self._next_at <= now:
             self._next_at += self.tick_seconds
             self._tick(now)
@@ -82,7 +83,7 @@ class Sweep:
             self._sessions.close(current, DisconnectReason.PONG_TIMEOUT, detail=f"no pong for {seconds:.0f} s")
             return
         if current.waiting:
-            current.note_progress(now)
+            current.note_progress(self._transport.acked_bytes(current.socket), now)
             seconds = now - current.progress_at
             if seconds > limits.no_progress_timeout_seconds:
                 detail = f"the peer's host has taken nothing for {seconds:.0f} s"
@@ -91,7 +92,7 @@ class Sweep:
         silent_for = now - current.sent_at
         if silent_for + self._slack_seconds < limits.ping_interval_seconds or current.channel is None:
             return
-        if not current.at_frame_end():
+        if not current.at_frame_end(self._transport):
             return
         if self._sessions.send_ping(current, current.channel.ping(self._unix_nanoseconds)):
             self._stats.pings_sent += 1

@@ -7,14 +7,13 @@ Changed TLS files are taken up within ten seconds (the original reads them at ea
 import asyncio
 import os
 import ssl
-import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import structlog
 from aiohttp import web
 
-from typha import health, settings
+from typha import clock, health, settings
 
 RETRY_SECONDS = 1.0
 TLS_CHECK_SECONDS = 10.0
@@ -174,11 +173,11 @@ class WebServer:
 
 
 def health_server(aggregator: health.HealthAggregator, configured: settings.Settings) -> WebServer:
-    """The server of /liveness and /readiness. Health is judged by `time.monotonic`."""
+    """The server of /liveness and /readiness. Health is judged by `clock.monotonic`."""
 
     def page(ask: Callable[[float], health.Answer]) -> Page:
         def answer() -> Response:
-            status, body = ask(time.monotonic())
+            status, body = ask(clock.monotonic())
             return Response(status, body.encode())
 
         return answer

@@ -1,12 +1,11 @@
 """One worker as the hub sees it: its link, what it is still to be told, and what it said last."""
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from typha import hub_channel, ipc
+from typha import clock, hub_channel, ipc
 
-_monotonic = time.monotonic
+_monotonic = clock.monotonic
 
 
 class HubSide(Protocol):

@@ -11,7 +11,6 @@ import os
 import secrets
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,10 +19,10 @@ import structlog
 
 from cache.kube import processes
 from protocol.reasons import DisconnectReason
-from typha import fanout, hub, ipc, policy, settings, worker_handle
+from typha import clock, fanout, hub, ipc, policy, settings, worker_handle
 
 _log = structlog.get_logger("typha.workers")
-_monotonic = time.monotonic
+_monotonic = clock.monotonic
 
 SILENCE_SECONDS_MAX = 10.0
 """A worker reports each second; one that has not for so long is stuck, and its clients with it."""

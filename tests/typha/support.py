@@ -15,7 +15,7 @@ from cache import feed, objects, raw, resources
 from protocol import digest, messages
 from protocol.native import connection as native
 from protocol.native import frames
-from typha import client, fanout, hub, hub_channel, ipc, policy, settings, worker_handle
+from typha import client, fanout, hub, hub_channel, ipc, policy, settings, transport, worker_handle
 
 PODS = resources.ResourceType("", "v1", "pods")
 NODES = resources.ResourceType("", "v1", "nodes")
@@ -62,8 +62,10 @@ class Stage:
         feed_name: str = FEED,
         log_budget_bytes: int = 1 << 26,
         segment_bytes: int = 1 << 20,
+        bytes_through: transport.Transport | None = None,
     ) -> None:
         self.limits = limits
+        self.bytes_through = bytes_through
         self.holds_snapshots = False
         self.broken: list[Exception] = []
         self.feed = raw_feed(feed_name)
@@ -87,7 +89,7 @@ class Stage:
         config = policy.WorkerConfig(
             number=1, feeds=(self.feed.name,), incarnation="00" * 16, settings=settings.to_dict(settings.Settings())
         )
-        self.fanout = fanout.Fanout(config, self.listener, ipc.Link(theirs))
+        self.fanout = fanout.Fanout(config, self.listener, ipc.Link(theirs), bytes_through=self.bytes_through)
         self.task = asyncio.create_task(self.fanout.run(), name="fanout under test")
         self.hub.add_worker(self.handle)
         try:
@@ -348,18 +350,24 @@ class Peer:
                 self.entries[update.key] = update.value
 
 
-class FullSocket(socket.socket):
-    """A connection whose buffer takes no control message."""
+class FullTransport:
+    """Takes no control message of the connections that are `full`; what is of a log or file passes."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        super().__init__(fileno=connection.detach())
-        self.setblocking(False)
+    send_file = staticmethod(os.sendfile)
+    receive = staticmethod(transport.PlainTransport.receive)
+    owed = staticmethod(transport.PlainTransport.owed)
+    acked_bytes = staticmethod(transport.kernel_acked_bytes)
+
+    def __init__(self) -> None:
+        self.full: set[int] = set()
         self.refused = 0
 
-    def send(self, *_: object) -> int:
-        """Takes nothing."""
-        self.refused += 1
-        raise BlockingIOError
+    def write(self, descriptor: int, data: bytes | memoryview, /) -> int:
+        """As the kernel would, with no room for a few bytes."""
+        if descriptor in self.full and isinstance(data, bytes):
+            self.refused += 1
+            raise BlockingIOError
+        return os.write(descriptor, data)
 
 
 FAST = policy.Policy(

@@ -12,7 +12,7 @@ from protocol import messages
 from protocol.native import codec, frames
 from protocol.reasons import DisconnectReason
 from tests.typha.conftest import OpenStage
-from tests.typha.support import FAST, FEED, FullSocket, Peer, Stage, eventually, pod
+from tests.typha.support import FAST, FEED, FullTransport, Peer, Stage, eventually, pod
 from typha import conversations
 
 TYPHA_HELLO = (pathlib.Path(__file__).parent / "data" / "typha-client-hello.bin").read_bytes()
@@ -240,12 +240,13 @@ async def test_a_flood_of_messages_is_heard_a_little_at_a_time(stage: Stage) -> 
 async def test_a_goodbye_that_does_not_fit_keeps_its_reason(
     open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = await open_stage()
+    full = FullTransport()
+    stage = await open_stage(bytes_through=full)
     stage.in_sync()
     peer = await stage.subscribe()
     await stage.converged(peer)
     client = await stage.client_of(peer)
-    client.socket = FullSocket(client.socket)
+    full.full.add(client.fd)
     stage.fanout.sessions.farewell(client, DisconnectReason.REBALANCED, text="elsewhere")
     assert stage.disconnects == {"rebalanced": 1}
     await peer.read_to_end()
@@ -258,7 +259,7 @@ async def test_who_stands_inside_a_frame_is_closed_without_a_goodbye(open_stage:
     slow = await stage.subscribe(receive_buffer_bytes=4096)
     await stage.converged(slow)
     client = await stage.block(slow)
-    assert not client.at_frame_end()
+    assert not client.at_frame_end(stage.fanout.transport)
     stage.fanout.sessions.farewell(client, DisconnectReason.REBALANCED, text="elsewhere")
     await ends(stage, slow, "rebalanced")
     assert slow.goodbye is None

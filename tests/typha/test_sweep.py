@@ -10,7 +10,7 @@ from cache import cursor
 from protocol import messages
 from protocol.native import codec, frames
 from tests.typha.conftest import OpenStage
-from tests.typha.support import FAST, FEED, FullSocket, Stage, eventually, pod
+from tests.typha.support import FAST, FEED, FullTransport, Stage, eventually, pod
 from typha import sweep
 
 SHORT = msgspec.structs.replace(
@@ -155,13 +155,12 @@ async def test_a_snapshot_that_is_not_taken_is_given_up(open_stage: OpenStage) -
 
 
 async def test_a_full_socket_has_no_room_for_a_ping_and_that_is_no_reason_to_close(open_stage: OpenStage) -> None:
-    stage = await open_stage(SHORT)
+    full = FullTransport()
+    stage = await open_stage(SHORT, bytes_through=full)
     stage.in_sync()
     peer = await stage.subscribe()
     await stage.converged(peer)
-    client = await stage.client_of(peer)
-    full = FullSocket(client.socket)
-    client.socket = full
+    full.full.add((await stage.client_of(peer)).fd)
     await eventually(lambda: full.refused >= 3)
     assert stage.disconnects == {}
     assert stage.fanout.stats.pings_sent == 0

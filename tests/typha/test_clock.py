@@ -1,0 +1,14 @@
+"""Other clocks in place of the system's."""
+
+import time
+
+from typha import clock
+
+
+def test_the_clocks_are_the_systems_unless_they_are_replaced() -> None:
+    bound = clock.monotonic  # as the modules of the hot path do it
+    assert abs(bound() - time.monotonic()) < 60
+    assert abs(clock.time_ns() - time.time_ns()) < 60 * 10**9
+    with clock.replaced(monotonic=lambda: -5.0, time_ns=lambda: 7):
+        assert (bound(), clock.time_ns()) == (-5.0, 7)
+    assert bound() >= 0

@@ -1,0 +1,87 @@
+"""How bytes get into a client's socket and out of it; a worker has one kind for all its clients.
+
+Delivery and sessions know these few operations and not which kind it is.
+"""
+
+import os
+import socket
+import struct
+from typing import Protocol
+
+_TCP_INFO_BYTES = 136
+_BYTES_ACKED = struct.Struct("=Q")
+_BYTES_ACKED_POSITION = 120
+"""Of tcpi_bytes_acked in struct tcp_info (Linux 4.1)."""
+
+
+class Connection(Protocol):
+    """What is needed of a client's socket, which does not block."""
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        ...
+
+    def recv(self, count: int, /) -> bytes:
+        """Bytes that have come."""
+        ...
+
+    def getsockopt(self, level: int, option: int, length: int, /) -> bytes:
+        """An option's value."""
+        ...
+
+    def setsockopt(self, level: int, option: int, value: int | bytes, /) -> None:
+        """Sets an option."""
+        ...
+
+    def close(self) -> None:
+        """The descriptor's number is free from here on."""
+        ...
+
+
+class Transport(Protocol):
+    """Operations that do not wait: BlockingIOError says "not now", any other OSError "never again"."""
+
+    def write(self, descriptor: int, data: bytes | memoryview, /) -> int:
+        """Sends some of the bytes, from the first; returns how many."""
+        ...
+
+    def send_file(self, descriptor: int, file_descriptor: int, position: int, count: int, /) -> int:
+        """Sends some of a file's bytes from a position, `count` at most; returns how many."""
+        ...
+
+    def receive(self, connection: Connection, count: int, /) -> bytes:
+        """Bytes that have come, empty at the end of the stream."""
+        ...
+
+    def owed(self, descriptor: int, /) -> int:
+        """Bytes behind the last one sent that are sealed already: these and no others must be offered next."""
+        ...
+
+    def acked_bytes(self, connection: Connection, /) -> int:
+        """How much the peer's host has acknowledged since the connection began."""
+        ...
+
+
+def kernel_acked_bytes(connection: Connection) -> int:
+    """What the kernel says of it."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    acked: int = _BYTES_ACKED.unpack_from(info, _BYTES_ACKED_POSITION)[0]
+    return acked
+
+
+class PlainTransport:
+    """The kernel's own calls, with nothing in between."""
+
+    write = staticmethod(os.write)
+    send_file = staticmethod(os.sendfile)
+    acked_bytes = staticmethod(kernel_acked_bytes)
+
+    @staticmethod
+    def receive(connection: Connection, count: int, /) -> bytes:
+        """Bytes that have come."""
+        return connection.recv(count)
+
+    @staticmethod
+    def owed(descriptor: int, /) -> int:
+        """Nothing is ever half sent."""
+        return 0
