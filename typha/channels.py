@@ -41,8 +41,7 @@ class Channels:
             self._by_name[feed, wire_format] = channel
             self._tell(["want", feed, wire_format])
         newcomer.channel = channel
-        channel.held[newcomer] = None
-        self._delivery.try_snapshot(newcomer)
+        self._delivery.hold(newcomer, channel)
 
     def handle(self, message: list[object], descriptors: list[int]) -> None:
         """Acts on what the hub says.

@@ -32,6 +32,7 @@ class Client(cursor.Cursor):
         "snapshot_at",
         "socket",
         "waiting",
+        "watching_write",
     )
 
     def __init__(self, connection: transport.Connection, address: str, *, number: int, slot: int, now: float) -> None:
@@ -48,6 +49,8 @@ class Client(cursor.Cursor):
         """Place in its channel's `following`; -1 elsewhere."""
         self.waiting = False
         """The socket is full; the poller says when it takes bytes again."""
+        self.watching_write = False
+        """The poller's: it has been asked to say so."""
         self.connected_at = now
         self.sent_at = now
         self.pinged_at = 0.0

@@ -8,9 +8,10 @@ allocation, no log line and no metric object per delivery.
 from collections import deque
 from collections.abc import Callable
 
+from cache import cursor
 from cache.cursor import CursorState
 from protocol import formats
-from typha import channel_view, client, clock, policy, poller, transport, worker_stats
+from typha import admission, channel_view, client, clock, policy, poller, transport, worker_stats
 
 _monotonic = clock.monotonic
 _CLOCK_EVERY = 16
@@ -42,11 +43,12 @@ class Delivery:
         self._give_up = give_up
         self._dirty: dict[channel_view.ChannelView, None] = {}
         self._sending: deque[client.Client] = deque()
+        self.snapshots = admission.Snapshots(limits, self._begin_snapshot)
 
     @property
     def has_work(self) -> bool:
         """Whether a pass is unfinished, or a client can be sent more at once."""
-        return bool(self._dirty or self._sending)
+        return bool(self._dirty or self._sending) or self.snapshots.has_work
 
     def channel_published(self, channel: channel_view.ChannelView) -> None:
         """The channel's log has grown."""
@@ -55,18 +57,18 @@ class Delivery:
         channel.rescan = channel.rescan or channel.flush_index > 0
 
     def snapshot_arrived(self, channel: channel_view.ChannelView) -> None:
-        """Those who waited for a snapshot get this one, in order of arrival."""
-        for waiting in list(channel.held):
-            self.try_snapshot(waiting)
+        """Those who waited for a snapshot get this one, each in its turn."""
+        self.snapshots.wanted(channel)
 
-    def try_snapshot(self, held: client.Client) -> None:
-        """Begins a held client's snapshot if there is one to serve; it stays held otherwise."""
-        channel = held.channel
-        if channel is None or channel.servable_snapshot is None:
-            return
-        channel.held.pop(held, None)
+    def hold(self, current: client.Client, channel: channel_view.ChannelView) -> None:
+        """The client waits for its turn, and for a snapshot that can be served."""
+        channel.held[current] = None
+        self.snapshots.wanted(channel)
+
+    def _begin_snapshot(
+        self, held: client.Client, channel: channel_view.ChannelView, snapshot: cursor.SnapshotFile
+    ) -> None:
         channel.away.add(held)
-        snapshot = channel.servable_snapshot
         held.become_snapshot(snapshot)
         held.greet_offset, held.greeting = channel.greeting(snapshot)
         held.snapshot_at = _monotonic()
@@ -77,14 +79,19 @@ class Delivery:
 
         While both are busy, the ends of logs get half of the time, snapshots and laggards the rest.
         """
-        sending = self._sending
-        flush_deadline = (_monotonic() + deadline) / 2 if sending else deadline
+        sending, snapshots = self._sending, self.snapshots
+        now = _monotonic()
+        snapshots.free_stuck(now)
+        flush_deadline = (now + deadline) / 2 if sending or snapshots.has_work else deadline
         for channel in list(self._dirty):
             if self._flush(channel, flush_deadline):
                 del self._dirty[channel]
             if _monotonic() > flush_deadline:
                 break
-        while sending:
+        while True:
+            snapshots.let_in()
+            if not sending:
+                return
             current = sending.popleft()
             if self._poller.clients.get(current.fd) is current and not current.waiting:
                 self.send_more(current)
@@ -177,16 +184,15 @@ class Delivery:
             self._poller.watch_write(current, True)
 
     def writable(self, current: client.Client) -> None:
-        """The socket takes bytes again."""
+        """The socket takes bytes again; they are sent in a turn's time for sending, with everybody else's."""
         if current.waiting:
             current.waiting = False
-            self._poller.watch_write(current, False)
-            self.send_more(current)
+            self._sending.append(current)
 
     def send_more(self, current: client.Client) -> None:
         """Sends a client that is in a snapshot or behind its share of what it is owed, and finds it its next place."""
         try:
-            sent = self._send_share(current)
+            sent, is_full = self._send_share(current)
         except BlockingIOError:
             self._wait(current)
             return
@@ -198,29 +204,36 @@ class Delivery:
             counters = self._stats.feeds[current.channel.feed]
             counters.bytes_sent += sent
             counters.late_sends += current.state is CursorState.FOLLOWING
+        if is_full:
+            self._wait(current)
+        elif current.watching_write:
+            self._poller.watch_write(current, False)
         self._advance(current)
 
-    def _send_share(self, current: client.Client) -> int:
+    def _send_share(self, current: client.Client) -> tuple[int, bool]:
+        """Bytes sent, and whether the socket took less than it was offered."""
         limit = self._policy.send_bytes
         if current.state is CursorState.SNAPSHOT and current.snapshot is not None:
             count = min(current.snapshot.length - current.position, limit)
             sent = self._send_file(current.fd, current.snapshot.descriptor, current.position, count)
             current.position += sent
         elif current.tail:
+            count = len(current.tail)
             sent = self._write(current.fd, current.tail)
             current.tail = current.tail[sent:]
         elif current.state is CursorState.FOLLOWING and current.channel is not None:
             log = current.channel.log
             if current.offset >= log.end:
-                return 0
+                return 0, False
             descriptor, position, count = log.file_range(current.offset)
             if current.greeting is not None:
                 limit = min(limit, current.greet_offset - current.offset)
-            sent = self._send_file(current.fd, descriptor, position, min(count, limit))
+            count = min(count, limit)
+            sent = self._send_file(current.fd, descriptor, position, count)
             current.offset += sent
         else:
-            return 0
-        return sent
+            return 0, False
+        return sent, sent < count
 
     def _advance(self, current: client.Client) -> None:
         channel = current.channel
@@ -230,14 +243,20 @@ class Delivery:
             if current.position == current.snapshot.length:
                 self._finish_snapshot(channel, current)
             else:
-                self._sending.append(current)
+                self._queue(current)
         elif current.state is CursorState.CATCHING_UP:
             self._catch_up_on(channel, current)
         elif current.state is CursorState.FOLLOWING and current.index < 0:
             self._go_on(channel, current)
 
+    def _queue(self, current: client.Client) -> None:
+        """It can be sent more at once, unless its socket is full: then the poller says when."""
+        if not current.waiting:
+            self._sending.append(current)
+
     def _finish_snapshot(self, channel: channel_view.ChannelView, current: client.Client) -> None:
         current.become_following()
+        self.snapshots.leave(current)
         channel.close_unread_snapshots()
         counters = self._stats.feeds[channel.feed]
         counters.snapshots_sent += 1
@@ -253,7 +272,7 @@ class Delivery:
         if current.greeting is not None and current.offset == current.greet_offset:
             current.tail, current.greeting = current.greeting, None
         if current.tail or current.offset < channel.log.end or current.greeting is not None:
-            self._sending.append(current)
+            self._queue(current)
         else:
             self._count_behind(channel, current)
             channel.add_following(current)
@@ -277,10 +296,8 @@ class Delivery:
 
     def _catch_up_on(self, channel: channel_view.ChannelView, current: client.Client) -> None:
         if current.tail:
-            if not current.waiting:
-                self._sending.append(current)
+            self._queue(current)
             return
         current.become_held()
         channel.away.discard(current)
-        channel.held[current] = None
-        self.try_snapshot(current)
+        self.hold(current, channel)

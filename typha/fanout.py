@@ -14,6 +14,7 @@ import structlog
 
 from protocol import reasons
 from typha import (
+    admission,
     channels,
     client,
     clock,
@@ -77,6 +78,7 @@ class Fanout:
         )
         self.sweep = sweep.Sweep(limits, self.poller, self.transport, self.sessions, self.stats)
         self.channels = channels.Channels(self.delivery, self.sessions, self._tell)
+        self._hellos = admission.Hellos(self._client_event, self._gave_up)
         self._next_id = config.number << _ID_BITS
         self._turn_scheduled = False
         self._share = 1 << 31
@@ -158,16 +160,29 @@ class Fanout:
         self._turn()
 
     def _turn(self) -> None:
-        """Hears clients, accepts new ones, then delivers for a while."""
+        """Accepts connections, hears clients, answers hellos, then delivers for a while."""
         begun = _monotonic()
-        ready, waiting = self.poller.poll()
-        for current, events in ready:
-            self._client_event(current, events)
-        if waiting and self._draining is None:
+        if self._hear_clients() and self._draining is None:
             self._accept()
+        self._hellos.run(_monotonic() + self._policy.hello_seconds)
         self.delivery.run(_monotonic() + self._policy.pass_seconds)
         self._schedule_turn()
         self.stats.turns.note(_monotonic() - begun)
+
+    def _hear_clients(self) -> bool:
+        """Hears those that were taken in, and notes who has said hello; whether connections wait to be accepted."""
+        ready, waiting = self.poller.poll()
+        handshaking = self.sessions.handshaking
+        for current, events in ready:
+            if current in handshaking:
+                self._hellos.add(current, events)
+            else:
+                self._client_event(current, events)
+        return waiting
+
+    def _gave_up(self, newcomer: client.Client) -> None:
+        if self.poller.clients.get(newcomer.fd) is newcomer:
+            self.sessions.close(newcomer, reasons.DisconnectReason.CLIENT_CLOSED)
 
     def _client_event(self, current: client.Client, events: int) -> None:
         if self.poller.clients.get(current.fd) is not current:
@@ -223,7 +238,10 @@ class Fanout:
         self.channels.subscribe(newcomer, feed, wire_format)
 
     def _sweep(self) -> None:
-        self.sweep.tick(_monotonic())
+        now = _monotonic()
+        self.sweep.tick(now)
+        self.delivery.snapshots.free_stuck(now)
+        self._schedule_turn()
 
     def _look_at_deadlines(self) -> None:
         now = _monotonic()

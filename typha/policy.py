@@ -26,8 +26,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """How long one turn may flush before reads, pings and accepts get theirs."""
     send_bytes: int = 256 * 1024
     """What one client that catches up or takes its snapshot gets before it is the next one's turn."""
-    accept_batch: int = 32
-    """Connections accepted in one turn; between turns another worker may take the next."""
+    accept_batch: int = 64
+    """Connections accepted in one turn, some 2 ms; between turns another worker may take the next."""
+    hello_seconds: float = 0.004
+    """How long one turn may answer hellos: a storm of them must not keep deliveries waiting."""
+    snapshot_places: int = 32
+    """Clients that take their snapshot at the same time; the others are held."""
+    snapshot_patience_seconds: float = 0.1
+    """How long a full socket may keep its place: a slow client's link sets the pace of that client alone."""
     ping_slots: int = 16
     """Clients are looked after in so many groups: 5,000 pongs in one lump cost 25 ms."""
     stats_interval_seconds: float = 1.0

@@ -15,6 +15,7 @@ from typha import transport
 
 READ = select.EPOLLIN | select.EPOLLRDHUP
 WRITE = select.EPOLLOUT
+HANG_UP = select.EPOLLRDHUP
 BROKEN = select.EPOLLERR | select.EPOLLHUP
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _TRANSIENT_ACCEPT_ERRORS = {errno.ECONNABORTED, errno.EPROTO, errno.EINTR, errno.ENETDOWN, errno.EHOSTUNREACH}
@@ -29,6 +30,7 @@ class HasSocket(Protocol):
 
     fd: int
     socket: transport.Connection
+    watching_write: bool
 
 
 ClientT = TypeVar("ClientT", bound=HasSocket)
@@ -55,6 +57,8 @@ class AnyPoller(Protocol[ClientT]):
     def accept(self) -> tuple[transport.Connection, str] | None: ...
 
     def add(self, client: ClientT) -> None: ...
+
+    def has_unread(self, client: ClientT) -> bool: ...
 
     def watch_write(self, client: ClientT, active: bool) -> None: ...
 
@@ -144,12 +148,22 @@ class Poller(Generic[ClientT]):
         self.clients[client.fd] = client
         self._epoll.register(client.fd, READ)
 
+    def has_unread(self, client: ClientT) -> bool:
+        """Whether the client has sent something, or hung up, and nobody has looked at it yet."""
+        one = select.poll()
+        one.register(client.fd, READ)
+        return bool(one.poll(0))
+
     def watch_write(self, client: ClientT, active: bool) -> None:
         """Whether to be told that the client's socket takes bytes again."""
+        if client.watching_write is active:
+            return
+        client.watching_write = active
         self._epoll.modify(client.fd, READ | WRITE if active else READ)
 
     def watch_end(self, client: ClientT) -> None:
         """Reads no more, and is told only when the peer has closed."""
+        client.watching_write = False
         self._epoll.modify(client.fd, select.EPOLLRDHUP)
 
     def close(self, client: ClientT, *, discard: bool = False) -> None:
@@ -160,6 +174,7 @@ class Poller(Generic[ClientT]):
         """
         if discard:
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        client.watching_write = False
         del self.clients[client.fd]
         self._epoll.unregister(client.fd)
         client.socket.close()

@@ -30,8 +30,9 @@ from typha import (
 
 _log = structlog.get_logger("typha.service")
 
-_BACKLOG = 4096
-"""Connections the kernel keeps for us while a storm is accepted."""
+_BACKLOG = 65535
+"""Connections the kernel keeps for us while a storm is accepted, or while no worker lives: as many as
+net.core.somaxconn allows. Those beyond it come again after a second, by TCP's own clock."""
 _ACCESS_RETRY_SECONDS = 1.0
 _RECURSION_LIMIT = 12_000
 _HOUSEKEEPING_SECONDS = 1.0

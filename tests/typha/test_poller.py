@@ -19,6 +19,7 @@ class Held:
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
         self.fd = connection.fileno()
+        self.watching_write = False
 
 
 @pytest.fixture

@@ -1,0 +1,208 @@
+"""Storms: hellos newest first, snapshots a few at a time, and nobody left out."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from cache import cursor
+from protocol import formats, messages, reasons
+from protocol.native import encoder
+from tests.typha.conftest import OpenStage
+from tests.typha.support import FAST, Peer, Stage, eventually, pod
+from typha import admission, channel_view, client, policy
+
+LIMITS = policy.Policy(snapshot_places=3, snapshot_patience_seconds=0.5)
+SMALL_BUFFER = 4096
+
+
+def fill(stage: Stage) -> None:
+    """Objects whose snapshot no small buffer takes."""
+    stage.put(*(pod(f"p{number}", "x" * 20_000) for number in range(50)))
+    stage.in_sync()
+
+
+class Gate:
+    """Places, one channel with a snapshot, and clients on socket pairs; remembers who was let in."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self.snapshots = admission.Snapshots(LIMITS, self._begin)
+        self.channel = channel_view.ChannelView("web", formats.make_encoder(encoder.PLAIN))
+        self.file = cursor.SnapshotFile(-1, length=10, log_offset=0, sequence=1, status=messages.SyncStatus.IN_SYNC)
+        self.channel.snapshot = self.file
+        self.let_in: list[client.Client] = []
+
+    def _begin(self, held: client.Client, channel: channel_view.ChannelView, snapshot: cursor.SnapshotFile) -> None:
+        assert channel is self.channel
+        held.become_snapshot(snapshot)
+        self.let_in.append(held)
+
+    def newcomer(self, number: int = 0) -> client.Client:
+        """A client that is held from now on."""
+        ends = socket.socketpair()
+        for end in ends:
+            self._stack.callback(end.close)
+        made = client.Client(ends[0], "peer", number=number, slot=0, now=time.monotonic())
+        made.become_held()
+        self.channel.held[made] = None
+        self.snapshots.wanted(self.channel)
+        return made
+
+    def finish(self, one: client.Client) -> None:
+        """Its snapshot is sent."""
+        one.position = self.file.length
+        one.become_following()
+        self.snapshots.leave(one)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    """A gate whose sockets are closed with the test."""
+    with contextlib.ExitStack() as stack:
+        yield Gate(stack)
+
+
+def test_the_newest_comes_first_and_every_fourth_place_is_the_oldest_s(gate: Gate) -> None:
+    waiting = [gate.newcomer(number) for number in range(12)]
+    served: list[client.Client] = []
+    while len(served) < len(waiting):
+        gate.snapshots.let_in()
+        assert len(gate.let_in) - len(served) <= LIMITS.snapshot_places
+        served.append(gate.let_in[len(served)])
+        gate.finish(served[-1])
+    assert [one.number for one in served] == [11, 10, 9, 0, 8, 7, 6, 1, 5, 4, 3, 2]
+    gate.snapshots.let_in()
+    assert not gate.snapshots.has_work
+
+
+def test_newcomers_without_end_leave_nobody_waiting_for_ever(gate: Gate) -> None:
+    early = [gate.newcomer(number) for number in range(50)]
+    for number in range(4 * len(early)):
+        gate.newcomer(100 + number)  # as many come as are served
+        gate.snapshots.let_in()
+        gate.finish(gate.let_in[number])
+    assert {one.number for one in early} <= {one.number for one in gate.let_in}
+
+
+def test_who_has_left_while_it_was_held_is_not_let_in(gate: Gate) -> None:
+    stayed, left = gate.newcomer(1), gate.newcomer(2)
+    left.become_closing(reasons.DisconnectReason.CLIENT_CLOSED)
+    gate.channel.forget(left)
+    gate.snapshots.let_in()
+    assert gate.let_in == [stayed]
+
+
+def test_places_come_back_from_the_stuck_and_the_gone(gate: Gate) -> None:
+    waiting = [gate.newcomer(number) for number in range(6)]
+    gate.snapshots.let_in()
+    stuck, gone, quick = gate.let_in
+    now = time.monotonic()
+    stuck.begin_waiting(now)
+    gone.become_closing(reasons.DisconnectReason.CLIENT_CLOSED)
+    gate.snapshots.free_stuck(now)
+    gate.snapshots.let_in()
+    assert len(gate.let_in) == 4
+    gate.snapshots.free_stuck(now + 2 * LIMITS.snapshot_patience_seconds)
+    gate.snapshots.let_in()
+    assert len(gate.let_in) == 5
+    gate.finish(quick)
+    gate.finish(stuck)  # it holds no place any more, and gives none back twice
+    gate.snapshots.let_in()
+    assert set(gate.let_in) == set(waiting)
+
+
+def test_without_a_snapshot_that_can_be_served_everybody_waits(gate: Gate) -> None:
+    gate.channel.snapshot = None
+    gate.newcomer()
+    gate.snapshots.let_in()
+    assert gate.let_in == []
+    assert not gate.snapshots.has_work
+    gate.channel.snapshot = gate.file
+    gate.snapshots.wanted(gate.channel)
+    gate.snapshots.let_in()
+    assert len(gate.let_in) == 1
+
+
+async def test_a_storm_is_served_a_few_at_a_time_and_the_others_are_pinged(open_stage: OpenStage) -> None:
+    stage = await open_stage(
+        msgspec.structs.replace(
+            FAST,
+            snapshot_places=4,
+            snapshot_patience_seconds=30.0,
+            ping_interval_seconds=0.2,
+            notsent_lowat_bytes=16384,
+        )
+    )
+    fill(stage)
+    peers = [await stage.subscribe(receive_buffer_bytes=SMALL_BUFFER) for _ in range(20)]
+    clients = [await stage.client_of(peer) for peer in peers]
+    await eventually(lambda: [one.state for one in clients].count(cursor.CursorState.HELD) == 16)
+    await eventually(lambda: sum(one.waiting for one in clients) == 4)
+    assert [one.state for one in clients].count(cursor.CursorState.SNAPSHOT) == 4
+    held = [peer for peer, one in zip(peers, clients, strict=True) if one.state is cursor.CursorState.HELD]
+    await asyncio.gather(*(peer.read_until(lambda: min(peer.pings for peer in held) >= 2) for peer in held))
+    await stage.converged(*peers)
+    assert stage.disconnects == {}
+    assert {peer.snapshots for peer in peers} == {1}
+
+
+async def test_clients_that_take_nothing_hold_no_places(open_stage: OpenStage) -> None:
+    stage = await open_stage(msgspec.structs.replace(FAST, snapshot_places=2, snapshot_patience_seconds=0.05))
+    fill(stage)
+    stuck = [await stage.subscribe(receive_buffer_bytes=SMALL_BUFFER) for _ in range(4)]
+    clients = [await stage.client_of(peer) for peer in stuck]
+    await eventually(lambda: all(one.waiting for one in clients))
+    good = await stage.subscribe()
+    await stage.converged(good)
+    assert {peer.snapshots for peer in stuck} == {0}
+    await stage.converged(*stuck)
+
+
+async def test_hellos_are_answered_newest_first(open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = await open_stage(msgspec.structs.replace(FAST, hello_seconds=0.0))
+    stage.in_sync()
+    answered: list[client.Client] = []
+    read = stage.fanout.sessions.readable
+
+    def readable(current: client.Client) -> None:
+        answered.append(current)
+        read(current)
+
+    monkeypatch.setattr(stage.fanout.sessions, "readable", readable)
+    peers = [await stage.connect() for _ in range(6)]
+    clients = [await stage.client_of(peer) for peer in peers]
+    for peer in peers:  # no turn comes in between
+        peer.say(messages.ClientHello(feed=stage.feed.name, agent="test"))
+    await stage.converged(*peers)
+    assert answered[:6] == clients[::-1]
+
+
+async def test_who_has_given_up_waiting_is_not_answered(stage: Stage) -> None:
+    def hung_up(peer: Peer) -> None:
+        peer.say(messages.ClientHello(feed=stage.feed.name, agent="test"))
+        peer.socket.shutdown(socket.SHUT_WR)
+
+    quick, late = await stage.connect(), await stage.connect()
+    (await stage.client_of(late)).connected_at -= 10.0
+    hung_up(quick)
+    hung_up(late)
+    await quick.read_to_end()
+    await late.read_to_end()
+    assert quick.hello is not None
+    assert not late.received
+    assert stage.disconnects == {"client-closed": 2}
+
+
+async def test_a_hello_that_waited_for_us_is_not_overdue(stage: Stage) -> None:
+    peer, silent = await stage.connect(), await stage.connect()
+    for one in (peer, silent):
+        (await stage.client_of(one)).connected_at -= 100.0
+    peer.say(messages.ClientHello(feed=stage.feed.name, agent="test"))
+    stage.fanout.sweep.expire_handshakes(time.monotonic())  # before a turn could read it
+    assert stage.disconnects == {"handshake-timeout": 1}
+    await stage.converged(peer)
