@@ -11,9 +11,16 @@ import click
 from loadtest import acceptance, bench, controlplane, demo, kubeconfig, processes, truth
 from loadtest.real import writer
 from loadtest.scenarios import registry, setting
-from loadtest.swarm import supervisor
+from loadtest.swarm import control, supervisor
 
 EXIT_FAILED = 1
+PROTOCOLS = {
+    "native": (control.Protocol.NATIVE,),
+    "typha": (control.Protocol.TYPHA,),
+    "mixed": (control.Protocol.NATIVE, control.Protocol.TYPHA),
+}
+FELIX = "felix"
+FEEDS = (processes.FEED, FELIX, "bgp", "tunnel-ip-allocation", "node-status")
 EXPECTED = (
     demo.DemoError,
     kubeconfig.KubeconfigError,
@@ -81,6 +88,10 @@ def demo_command(
 @click.option("--rounds", default=5, type=click.IntRange(1), help="Alternating runs, where there are any.")
 @click.option("--nodes", default=500, type=click.IntRange(1))
 @click.option("--pods", default=5000, type=click.IntRange(0))
+@click.option("--protocol", default="native", type=click.Choice([*PROTOCOLS]), help="What the agents speak.")
+@click.option("--compressed/--plain", default=True, help="With zstd (native) and snappy (Typha), or without.")
+@click.option("--feed", type=click.Choice(FEEDS), help="Default: felix with Typha's protocol, else loadtest (raw).")
+@click.option("--pod-bytes", default=0, type=click.IntRange(0), help="Size of the pods; 0: 1.5 to 2 kB.")
 @click.option("--silent-connections", default=2000, type=click.IntRange(0), help="Of the scenario bad-peers.")
 @click.option("--judge-times/--show-times", default=True, help="Whether times are checked, or only shown.")
 @click.option("--folder", default="report-load", type=click.Path(file_okay=False, path_type=Path), help="Report.")
@@ -93,11 +104,20 @@ def run_command(
     rounds: int,
     nodes: int,
     pods: int,
+    protocol: str,
+    compressed: bool,
+    feed: str | None,
+    pod_bytes: int,
     silent_connections: int,
     judge_times: bool,
     folder: Path,
 ) -> None:
     """One scenario on a simulated API server."""
+    protocols = PROTOCOLS[protocol]
+    needs_calico = control.Protocol.TYPHA in protocols or scenario in registry.OF_BOTH_PROTOCOLS
+    feed = feed or (FELIX if needs_calico else processes.FEED)
+    if needs_calico and feed == processes.FEED:
+        raise click.BadParameter("Typha's protocol has Calico's feeds alone", param_hint="--feed")
     settings = setting.Settings(
         agents=agents,
         public_agents=public_agents,
@@ -106,6 +126,10 @@ def run_command(
         rounds=rounds,
         nodes=nodes,
         pods=pods,
+        protocols=protocols,
+        compressed=compressed,
+        feed=feed,
+        pod_bytes=pod_bytes,
         silent_connections=silent_connections,
         judge_times=judge_times,
         folder=folder,

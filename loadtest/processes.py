@@ -154,8 +154,10 @@ class Service:
         *,
         kubeconfig_file: Path,
         types: Sequence[str],
+        calico: bool = False,
         settings: Mapping[str, str] | None = None,
     ) -> None:
+        """With a raw feed of `types`, if there are any, or with Calico's feeds."""
         self.port, self._health_port, self._metrics_port = _distinct_ports(3)
         self.address = (HOST, self.port)
         feeds_file = folder / "feeds.yaml"
@@ -167,9 +169,9 @@ class Service:
             "KUBECONFIG": str(kubeconfig_file),
             "TYPHA_SERVERHOST": HOST,
             "TYPHA_SERVERPORT": str(self.port),
-            "TYPHA_FEEDSFILE": str(feeds_file),
+            "TYPHA_FEEDSFILE": str(feeds_file) if types else "",
             # The cluster may be somebody's own: nothing is created in it, whatever is installed there.
-            "TYPHA_CALICOFEEDS": "false",
+            "TYPHA_CALICOFEEDS": "true" if calico else "false",
             "TYPHA_READONLY": "true",
             "TYPHA_HEALTHENABLED": "true",
             "TYPHA_HEALTHHOST": HOST,

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from cache import raw
@@ -17,15 +17,14 @@ ATTEMPTS_WHILE_CHANGING: Final = 5
 
 async def when_quiet(
     swarm: supervisor.Swarm,
-    client: truth.ApiClient,
-    specs: Sequence[raw.ResourceSpec],
+    read: Callable[[], Awaitable[truth.Truth]],
     *,
     timeout_seconds: float,
     deletions_asked: Mapping[tuple[str, str], int] | None = None,
 ) -> convergence.Verdict:
-    """The verdict when nobody writes any more: as soon as all agents hold the API server's state, or at the timeout."""
+    """The verdict when nobody writes any more: as soon as all agents hold what `read` says, or at the timeout."""
     deadline = time.monotonic() + timeout_seconds
-    expected = await client.truth(specs)
+    expected = await read()
     while True:
         verdict = convergence.judge(await swarm.digests(), expected, deletions_asked=deletions_asked)
         if verdict.converged == verdict.agents or time.monotonic() > deadline:

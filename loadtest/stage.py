@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from cache import raw
-from loadtest import convergence, kubeconfig, measure, monitor, processes, proof, report, truth, view
-from loadtest.swarm import histogram, supervisor
+from loadtest import calicotruth, convergence, kubeconfig, measure, monitor, processes, proof, report, truth, view
+from loadtest.swarm import control, histogram, supervisor
 
 IN_SYNC_TIMEOUT_SECONDS: Final = 120.0
 QUIET_TIMEOUT_SECONDS: Final = 60.0
@@ -26,6 +26,10 @@ class Plan:
     kubeconfig: Path
     types: Sequence[str]
     agents: int
+    feed: str = processes.FEED
+    """The raw feed of `types`, or one of Calico's, which has no use for `types`."""
+    protocols: Sequence[control.Protocol] = (control.Protocol.NATIVE,)
+    compressed: bool = True
     public_agents: int = 0
     ramp_per_second: float = 1000.0
     small_buffers: int = 0
@@ -48,6 +52,10 @@ class Window:
     latency: histogram.Histogram
     memory_bytes: int
     """The service's, at its peak within the span."""
+    latency_of: Mapping[control.Protocol, histogram.Histogram]
+    """By protocol, of the behaving agents."""
+    longest_silence_seconds: float
+    """The longest time in which a behaving agent's connection gave nothing."""
 
     @property
     def cpu_seconds(self) -> float:
@@ -97,6 +105,8 @@ class Stage:
     async def window(self, seconds: float, work: Callable[[], Awaitable[None]] | None = None) -> Window:
         """Measures a span of time: while `work` is done and at least so long."""
         before, latency, samples = self._reading(), list(self.monitor.latency.counts), len(self.monitor.samples)
+        latency_of = {protocol: list(one.counts) for protocol, one in self.swarm.latency_of.items()}
+        self.swarm.take_silence()
         begin = time.monotonic()
         if work is not None:
             await work()
@@ -105,7 +115,6 @@ class Stage:
         # Reports and samples come every half second and every second; what happened last is in the next.
         await self.sleep(monitor.INTERVAL_SECONDS + 0.6)
         after = self._reading()
-        counts = enumerate(zip(self.monitor.latency.counts, latency, strict=True))
         peak = max((sample.service_memory_bytes for sample in self.monitor.samples[samples:]), default=0)
         return Window(
             seconds=time.monotonic() - begin,
@@ -114,15 +123,22 @@ class Stage:
             hub_cpu_seconds=after[1] - before[1],
             workers_cpu_seconds=after[2] - before[2],
             swarm_cpu_seconds=after[3] - before[3],
-            latency=histogram.Histogram((bucket, new - old) for bucket, (new, old) in counts),
+            latency=self.monitor.latency.since(latency),
             memory_bytes=peak,
+            latency_of={protocol: one.since(latency_of[protocol]) for protocol, one in self.swarm.latency_of.items()},
+            longest_silence_seconds=self.swarm.take_silence(),
         )
 
     async def prove(self, asked: Mapping[tuple[str, str], int] | None = None) -> convergence.Verdict:
         """The verdict, once nobody writes any more."""
         return await proof.when_quiet(
-            self.swarm, self.client, self.specs, timeout_seconds=QUIET_TIMEOUT_SECONDS, deletions_asked=asked
+            self.swarm, self._truth, timeout_seconds=QUIET_TIMEOUT_SECONDS, deletions_asked=asked
         )
+
+    async def _truth(self) -> truth.Truth:
+        if self.plan.feed == processes.FEED:
+            return await self.client.truth(self.specs)
+        return await calicotruth.read(self.client, self.plan.feed)
 
     def _reading(self) -> tuple[float, float, float, float]:
         """Deliveries; CPU of hub, workers and swarm."""
@@ -136,17 +152,26 @@ class Stage:
 @contextlib.asynccontextmanager
 async def open_stage(plan: Plan, screen: view.View, *, api_load: ApiLoad | None = None) -> AsyncIterator[Stage]:
     """Starts service, swarm and monitor, and ends them. Agents connect at once, and need not be in sync yet."""
-    specs = truth.specs(plan.types)
+    is_raw = plan.feed == processes.FEED
+    specs = truth.specs(plan.types if is_raw else ())
     async with contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(truth.ApiClient(kubeconfig.load(plan.kubeconfig)))
         service = await stack.enter_async_context(
-            processes.Service(plan.folder, kubeconfig_file=plan.kubeconfig, types=plan.types, settings=plan.settings)
+            processes.Service(
+                plan.folder,
+                kubeconfig_file=plan.kubeconfig,
+                types=plan.types if is_raw else (),
+                calico=not is_raw,
+                settings=plan.settings,
+            )
         )
         swarm = await stack.enter_async_context(
             supervisor.Swarm(
                 [service.address],
-                feed=processes.FEED,
+                feed=plan.feed,
                 agents=plan.agents,
+                protocols=plan.protocols,
+                compressed=plan.compressed,
                 public_agents=min(plan.public_agents, plan.agents - 1),
                 ramp_per_second=plan.ramp_per_second,
                 small_buffers=plan.small_buffers,

@@ -53,7 +53,9 @@ class _List(msgspec.Struct):
     metadata: _ListMetadata = msgspec.field(default_factory=_ListMetadata)
 
 
-class _Metadata(msgspec.Struct):
+class Identity(msgspec.Struct):
+    """Of an object's metadata: what names it and its version."""
+
     name: str
     namespace: str = ""
     uid: str = ""
@@ -61,7 +63,7 @@ class _Metadata(msgspec.Struct):
 
 
 class _Object(msgspec.Struct):
-    metadata: _Metadata
+    metadata: Identity
 
 
 _decode_list = msgspec.json.Decoder(_List).decode
@@ -107,25 +109,40 @@ class ApiClient:
             live.update(await self._list(spec))
         return Truth(live)
 
+    async def items(self, type: resources.ResourceType) -> list[bytes]:
+        """Lists a type; one that the server does not know has no objects. Raises ApiError."""
+        return [bytes(item) for page in await self._pages(type) for item in page.items]
+
     async def _list(self, spec: raw.ResourceSpec) -> dict[str, Live]:
+        found: dict[str, Live] = {}
+        for page in await self._pages(spec.type):
+            found.update(live_entries(spec, page.items, api_version=page.api_version, list_kind=page.kind))
+        return found
+
+    async def _pages(self, type: resources.ResourceType) -> list[_List]:
         for _ in range(MAX_ATTEMPTS):
-            found: dict[str, Live] = {}
+            pages: list[_List] = []
             parameters = {"limit": str(PAGE_SIZE)}
             while True:
-                status, body = await self.get(spec.type.list_path, parameters)
+                status, body = await self.get(type.list_path, parameters)
                 if status == 410:  # the list took too long, its version is forgotten: from the beginning
                     break
                 if status == 404:
-                    return {}
+                    return []
                 if status != 200:
                     text = body[:300].decode(errors="replace")
-                    raise ApiError(f"GET {spec.type.list_path}: {status} {text}")
+                    raise ApiError(f"GET {type.list_path}: {status} {text}")
                 page = _decode_list(body)
-                found.update(live_entries(spec, page.items, api_version=page.api_version, list_kind=page.kind))
+                pages.append(page)
                 if not page.metadata.continue_:
-                    return found
+                    return pages
                 parameters["continue"] = page.metadata.continue_
-        raise ApiError(f"GET {spec.type.list_path}: its version was forgotten {MAX_ATTEMPTS} times")
+        raise ApiError(f"GET {type.list_path}: its version was forgotten {MAX_ATTEMPTS} times")
+
+
+def identity(item: bytes) -> Identity:
+    """Who an object of a list is."""
+    return _decode_object(item).metadata
 
 
 def live_entries(
@@ -135,7 +152,7 @@ def live_entries(
     kind = list_kind.removesuffix("List")
     found: dict[str, Live] = {}
     for item in items:
-        metadata = _decode_object(item).metadata
+        metadata = identity(item)
         key = raw.object_key(spec.type, metadata.namespace, metadata.name)
         value = raw.object_value(bytes(item), api_version=api_version, kind=kind, fields=spec.fields)
         found[key] = Live(digest.pair_digest(key.encode(), value), metadata.uid, metadata.revision)

@@ -45,6 +45,8 @@ async def _serve(
 @click.option("--namespaces", default=20, type=click.IntRange(1))
 @click.option("--services", default=200, type=click.IntRange(0), help="Services, each with an EndpointSlice.")
 @click.option("--widgets", default=100, type=click.IntRange(0), help="Objects of the custom type.")
+@click.option("--pod-bytes", default=0, type=click.IntRange(0), help="Size of pods; 0: 1.5 to 2 kB.")
+@click.option("--calico/--no-calico", default=False, help="With Calico's types, and what a cluster with Calico has.")
 @click.option("--churn", "rate", default=0.0, type=click.FloatRange(0), help="Writes a second from the start.")
 @click.option("--history-events", default=10_000, type=click.IntRange(1), help="Events kept per type, then 410.")
 @click.option("--bookmark-period", default=60.0, type=click.FloatRange(0, min_open=True), help="Seconds.")
@@ -63,6 +65,8 @@ def main(
     namespaces: int,
     services: int,
     widgets: int,
+    pod_bytes: int,
+    calico: bool,
     rate: float,
     history_events: int,
     bookmark_period: float,
@@ -82,8 +86,16 @@ def main(
         watch_list=WatchListMode(watch_list),
         gzip=gzip,
     )
-    population = Population(nodes=nodes, pods=pods, namespaces=namespaces, services=services, widgets=widgets)
-    changes = churn.ChurnSettings(rate_per_second=rate) if rate else None
+    population = Population(
+        nodes=nodes,
+        pods=pods,
+        namespaces=namespaces,
+        services=services,
+        widgets=widgets,
+        calico=calico,
+        pod_bytes=pod_bytes,
+    )
+    changes = churn.ChurnSettings(rate_per_second=rate, label_times=calico, pod_bytes=pod_bytes) if rate else None
     try:
         planned = faults.parse(script.read_bytes()) if script else []
     except ValueError as error:

@@ -13,7 +13,7 @@ from loadtest.apiserver.population import Maker, Population
 from loadtest.apiserver.resources import Resource
 from loadtest.apiserver.store import Store
 
-#: Annotation with the time of the write, in nanoseconds since 1970, on each object created or updated.
+#: Annotation, and label if the settings say so, with the time of the write, in nanoseconds since 1970.
 WRITTEN_AT = "loadtest.typha/written-at"
 #: Label that each update changes.
 MARKER = "loadtest.typha/marker"
@@ -33,6 +33,10 @@ class ChurnSettings:
     create: float = 1.0
     update: float = 8.0
     delete: float = 1.0
+    label_times: bool = False
+    """The time of the write is a label as well: Calico's feeds carry labels, and no annotations."""
+    pod_bytes: int = 0
+    """Size of new pods; see `Population`."""
     types: dict[str, float] = dataclasses.field(
         default_factory=lambda: {"pods": 8.0, "endpointslices": 1.0, "widgets": 0.5, "services": 0.25, "nodes": 0.25}
     )
@@ -66,7 +70,9 @@ class Writer:
         self._weights = [settings.types[resource.name] for resource in self._names]
         self._operations = (settings.create, settings.update, settings.delete)
         spaces = store.count(resources.NAMESPACES), store.count(resources.NODES)
-        self._maker = Maker(Population(namespaces=max(1, spaces[0]), nodes=max(1, spaces[1])), seed=seed)
+        like = Population(namespaces=max(1, spaces[0]), nodes=max(1, spaces[1]), pod_bytes=settings.pod_bytes)
+        self._maker = Maker(like, seed=seed)
+        self._label_times = settings.label_times
         self._serial = store.version
         self.counts = {"create": 0, "update": 0, "delete": 0}
 
@@ -111,7 +117,10 @@ class Writer:
         self._names[resource].append(objects.identity(resource, value))
 
     def _mark(self, written_at_ns: int) -> JsonObject:
-        return {"metadata": {"labels": {MARKER: str(self._serial)}, "annotations": {WRITTEN_AT: str(written_at_ns)}}}
+        labels = {MARKER: str(self._serial)}
+        if self._label_times:
+            labels[WRITTEN_AT] = str(written_at_ns)
+        return {"metadata": {"labels": labels, "annotations": {WRITTEN_AT: str(written_at_ns)}}}
 
 
 class Churn:

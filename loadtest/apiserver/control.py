@@ -31,6 +31,7 @@ MAX_BURST = 1_000_000
 class _Burst(msgspec.Struct):
     count: int
     types: dict[str, float] | None = None
+    label_times: bool = False
 
 
 class Control:
@@ -76,7 +77,8 @@ class Control:
         burst = msgspec.json.decode(body, type=_Burst)
         if not 0 < burst.count <= MAX_BURST:
             raise ValueError(f"burst: count must be between 1 and {MAX_BURST}, not {burst.count}")
-        settings = churn.ChurnSettings(types=burst.types) if burst.types else churn.ChurnSettings()
+        types = burst.types or churn.ChurnSettings().types
+        settings = churn.ChurnSettings(types=types, label_times=burst.label_times)
         await self._simulator.churn.burst(burst.count, settings)
         return {"version": self._simulator.store.version}
 

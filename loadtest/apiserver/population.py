@@ -2,9 +2,10 @@
 
 import dataclasses
 import random
+import string
 from collections.abc import Iterator
 
-from loadtest.apiserver import resources
+from loadtest.apiserver import calico, resources
 from loadtest.apiserver.objects import JsonObject
 from loadtest.apiserver.resources import Resource
 from loadtest.apiserver.store import Store
@@ -12,6 +13,9 @@ from loadtest.apiserver.store import Store
 _APPS = ("api", "auth", "billing", "cache", "catalog", "checkout", "frontend", "gateway", "indexer", "mailer", "search")
 _TIERS = ("backend", "data", "edge")
 _DIGEST_BITS = 256
+_POD_BYTES = 1_800
+_LABEL_BYTES = 63 + len('"padding-00":"",')
+_LABEL_CHARS = string.ascii_letters + string.digits
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +27,10 @@ class Population:
     namespaces: int = 20
     services: int = 200
     widgets: int = 100
+    calico: bool = False
+    """With the types and objects of a cluster that has Calico."""
+    pod_bytes: int = 0
+    """Pods get labels until their JSON has about so many bytes; Calico's feeds carry labels, and no annotations."""
 
     def __post_init__(self) -> None:
         if min(self.nodes, self.namespaces) < 1 or min(self.pods, self.services, self.widgets) < 0:
@@ -57,7 +65,10 @@ class Maker:
                     "kubernetes.io/os": "linux",
                     "topology.kubernetes.io/zone": f"zone-{number % 3}",
                 },
-                "annotations": {"node.alpha.kubernetes.io/ttl": "0"},
+                "annotations": {
+                    "node.alpha.kubernetes.io/ttl": "0",
+                    **(calico.node_annotations(address) if self.population.calico else {}),
+                },
                 "managedFields": _managed("kubelet", {"f:metadata": {"f:labels": {"f:kubernetes.io/hostname": {}}}}),
             },
             "spec": {"podCIDR": f"10.{number // 256 % 128}.{number % 256}.0/24", "providerID": f"sim://{name}"},
@@ -84,7 +95,7 @@ class Maker:
         }
 
     def pod(self, number: int, *, prefix: str = "") -> JsonObject:
-        """Pod, 1.5 to 2 kB; numbers spread over namespaces and nodes."""
+        """Pod, 1.5 to 2 kB unless `pod_bytes` says more; numbers spread over namespaces and nodes."""
         chance = random.Random(f"{self._seed}/pod/{prefix}{number}")
         app = _APPS[number % len(_APPS)]
         owner = f"{prefix}{app}-{chance.getrandbits(36):09x}"
@@ -95,6 +106,7 @@ class Maker:
             "app.kubernetes.io/name": app,
             "pod-template-hash": owner.rpartition("-")[2],
             "tier": _TIERS[number % len(_TIERS)],
+            **_padding(self.population.pod_bytes - _POD_BYTES, chance),
         }
         container = {
             "name": app,
@@ -212,11 +224,22 @@ def generate(population: Population, *, seed: int) -> Iterator[tuple[Resource, J
         yield resources.ENDPOINT_SLICES, maker.endpoint_slice(number)
     for number in range(population.widgets):
         yield resources.WIDGETS, maker.widget(number)
+    if population.calico:
+        yield from calico.generate()
+
+
+def _padding(size_bytes: int, chance: random.Random) -> dict[str, str]:
+    """Labels with about so many bytes, which no compression makes much shorter."""
+    count = max(0, size_bytes) // _LABEL_BYTES
+    return {f"padding-{number:02d}": "".join(chance.choices(_LABEL_CHARS, k=63)) for number in range(count)}
 
 
 def populate(store: Store, population: Population, *, seed: int) -> None:
     """Create all objects of a population, installing the custom type first."""
     store.install(resources.WIDGETS)
+    if population.calico:
+        for resource in calico.RESOURCES.values():
+            store.install(resource)
     for resource, value in generate(population, seed=seed):
         store.create(resource, value)
 

@@ -25,7 +25,7 @@ async def steady(settings: setting.Settings, screen: view.View) -> report.Report
     """A steady rate of changes: CPU per delivery, latency, memory."""
     async with setting.open_scene(settings, screen) as scene:
         await scene.start_churn()
-        await scene.running.sleep(WARM_UP_SECONDS)
+        await scene.running.sleep(min(WARM_UP_SECONDS, settings.seconds))
         window = await scene.running.window(settings.seconds)
         made = await scene.finish("Steady fan-out", window.facts(), [])
         made.data["cpu_seconds_per_delivery"] = window.cpu_seconds / max(1, window.deliveries)
@@ -36,7 +36,7 @@ async def idle(settings: setting.Settings, screen: view.View) -> report.Report:
     """Memory and CPU of agents that get nothing."""
     few = 10
     async with setting.open_scene(settings, screen, agents=few + settings.public_agents) as scene:
-        await scene.running.sleep(WARM_UP_SECONDS)
+        await scene.running.sleep(min(WARM_UP_SECONDS, settings.seconds))
         base = measure.memory(scene.running.service.pids()).total_bytes
         base_sockets = measure.kernel_socket_bytes()
     async with setting.open_scene(settings, screen) as scene:
@@ -92,7 +92,7 @@ async def burst(settings: setting.Settings, screen: view.View) -> report.Report:
         running = scene.running
 
         async def change() -> None:
-            await scene.simulator.control("POST", "burst", {"count": BURST_UPDATES})
+            await scene.simulator.control("POST", "burst", {"count": BURST_UPDATES, "label_times": settings.is_calico})
 
         begin = time.monotonic()
         window = await running.window(2.0, change)
@@ -112,7 +112,7 @@ async def stalled(settings: setting.Settings, screen: view.View) -> report.Repor
     async with setting.open_scene(settings, screen, small_buffers=count) as scene:
         running = scene.running
         await scene.start_churn()
-        await running.sleep(WARM_UP_SECONDS)
+        await running.sleep(min(WARM_UP_SECONDS, settings.seconds))
         without = await running.window(settings.seconds)
         disconnects = (await running.service.counters()).total("typha_disconnects_total")
         await running.swarm.impair(count, bytes_per_second=0, seconds=settings.seconds)

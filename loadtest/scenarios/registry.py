@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from loadtest import report, view
-from loadtest.scenarios import apiload, badpeers, crash, fanout, setting
+from loadtest.scenarios import apiload, badpeers, crash, fanout, mixed, setting
 
 Scenario = Callable[[setting.Settings, view.View], Awaitable[report.Report]]
 
@@ -14,10 +14,14 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "storm": fanout.storm,
     "burst": fanout.burst,
     "stalled": fanout.stalled,
+    "mixed": mixed.mixed,
     "bad-peers": badpeers.bad_peers,
     "api-load": apiload.api_load,
     "kill": crash.kill,
 }
+
+OF_BOTH_PROTOCOLS: Final[frozenset[str]] = frozenset({"mixed"})
+"""Scenarios that play with both protocols, whatever is chosen, and so need one of Calico's feeds."""
 
 
 async def run(name: str, settings: setting.Settings) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from loadtest import demo, processes, report, stage, view
+from loadtest.swarm import control
 
 CHURN_OFF_SECONDS: Final = 1.0
 
@@ -23,9 +24,25 @@ class Settings:
     nodes: int = 500
     pods: int = 5000
     silent_connections: int = 2000
+    protocols: tuple[control.Protocol, ...] = (control.Protocol.NATIVE,)
+    """What the agents speak, in equal parts."""
+    compressed: bool = True
+    feed: str = processes.FEED
+    """The raw feed of everything that is simulated, or one of Calico's."""
+    pod_bytes: int = 0
+    """Size of the pods; 0: 1.5 to 2 kB."""
     folder: Path = Path("report-load")
     judge_times: bool = True
     """Whether latencies and times are checked, or only shown (a tenth of the size, on a shared machine)."""
+
+    def __post_init__(self) -> None:
+        if control.Protocol.TYPHA in self.protocols and not self.is_calico:
+            raise ValueError(f"feed {self.feed!r}: Typha's protocol has Calico's feeds alone")
+
+    @property
+    def is_calico(self) -> bool:
+        """Whether Calico's feeds are served."""
+        return self.feed != processes.FEED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +56,12 @@ class Scene:
 
     async def start_churn(self, **more: object) -> None:
         """Lets the API server's objects change from now on."""
-        body = {"rate_per_second": self.settings.updates_per_second, **more}
+        body = {
+            "rate_per_second": self.settings.updates_per_second,
+            "label_times": self.settings.is_calico,
+            "pod_bytes": self.settings.pod_bytes,
+            **more,
+        }
         await self.simulator.control("POST", "churn", body)
 
     async def stop_churn(self) -> None:
@@ -68,13 +90,17 @@ async def open_scene(
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Scene]:
     """Starts a simulated API server, the service and the agents, and waits until those are in sync."""
-    arguments = ["--nodes", str(settings.nodes), "--pods", str(settings.pods)]
+    arguments = ["--nodes", str(settings.nodes), "--pods", str(settings.pods), "--pod-bytes", str(settings.pod_bytes)]
+    arguments += ["--calico"] if settings.is_calico else []
     async with processes.Simulator(settings.folder, arguments=arguments) as simulator:
         plan = stage.Plan(
             folder=settings.folder,
             kubeconfig=simulator.kubeconfig,
             types=demo.SIMULATED_TYPES,
             agents=settings.agents if agents is None else agents,
+            feed=settings.feed,
+            protocols=settings.protocols,
+            compressed=settings.compressed,
             public_agents=settings.public_agents,
             small_buffers=small_buffers,
             settings=environment or {},

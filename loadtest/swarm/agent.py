@@ -1,23 +1,15 @@
-"""One agent of the swarm: what it does with the bytes of its connection. Pure.
+"""What the swarm's agents of both protocols have in common: their map over all connections, and what they count. Pure.
 
 A snapshot may be older than what the agent received on an earlier connection. It takes the place of the agent's map at
 the first status behind it, as docs/protocol.md demands: until then the agent keeps its map, and otherwise it would see
 live objects deleted, and created again.
-
-It checks its own sequence of frames with the same rules as `protocol.native.connection`, and moves from one shared
-state to the next as its own bytes say. It is not built on `Connection`, because that decodes every frame for every
-agent.
 """
 
+import abc
 import enum
-from typing import Final
 
-from loadtest.swarm import frames, histogram, states, timeline
-from protocol import errors, messages, reasons
-from protocol.native import codec
-from protocol.native import frames as native
-
-_bucket_of = histogram.bucket_of
+from loadtest.swarm import frames, gobpieces, histogram, states, timeline
+from protocol import messages
 
 
 class Phase(enum.IntEnum):
@@ -29,20 +21,26 @@ class Phase(enum.IntEnum):
     READY = 3
     SNAPSHOT = 4
     RETURNING = 5
-    """Behind a snapshot, and before the status that says where the present is."""
+    """Behind a snapshot (in Typha's protocol: in it), and before the status that says where the present is."""
     FOLLOWING = 6
     ENDED = 7
     """The server said goodbye."""
 
 
-_FOLLOWING: Final = Phase.FOLLOWING
-_FRAMES_WITH_PINGS: Final = (Phase.READY, Phase.SNAPSHOT, Phase.RETURNING, Phase.FOLLOWING)
-
-
 class Group:
     """Counters of some agents of one process, those that behave or those that do not; plain integers: it is hot."""
 
-    __slots__ = ("bytes", "deletions", "frames", "goodbyes", "in_sync_after", "latency", "snapshots", "updates")
+    __slots__ = (
+        "bytes",
+        "deletions",
+        "frames",
+        "goodbyes",
+        "in_sync_after",
+        "latency",
+        "silence_ns",
+        "snapshots",
+        "updates",
+    )
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -51,8 +49,10 @@ class Group:
         self.deletions = 0
         self.snapshots = 0
         self.goodbyes: dict[str, int] = {}
+        self.silence_ns = 0
+        """The longest time between two reads of one connection, since the last report."""
         self.latency = histogram.Histogram()
-        """From the writer's annotation to the return of the agent's read, for updates written while it was in sync."""
+        """From the writer's mark to the return of the agent's read, for updates written while it was in sync."""
         self.in_sync_after = histogram.Histogram()
         """From the connect to the first status in-sync."""
 
@@ -60,26 +60,30 @@ class Group:
 class Shared:
     """What the agents of one process have in common."""
 
-    __slots__ = ("cache", "table", "timeline")
+    __slots__ = ("cache", "places", "table", "timeline")
 
     def __init__(self) -> None:
         self.cache = frames.FrameCache()
+        self.places = gobpieces.Places()
         self.table = states.StateTable()
         self.timeline = timeline.Timeline()
 
+    @property
+    def distinct_frames(self) -> int:
+        """Frames, or messages of Typha's protocol, decoded so far."""
+        return self.cache.distinct + self.places.distinct
 
-class Agent:
+
+class Agent(abc.ABC):
     """An agent over all its connections; its map outlives them, as that of a real one does."""
 
     __slots__ = (
-        "_answer",
         "_connected_ns",
         "_next_state",
-        "_partial",
         "_shared",
-        "_splitter",
         "deletions",
         "group",
+        "heard_ns",
         "in_sync",
         "incarnation",
         "live_since_ns",
@@ -102,24 +106,27 @@ class Agent:
         self.in_sync = False
         self.live_since_ns = 0
         """When this connection first was in sync; 0 if it was not yet."""
+        self.heard_ns = 0
+        """When this connection last gave something; at first, when it came to be."""
         self.deletions = 0
         """Objects that this agent saw go, over all connections."""
         self.retry_after_seconds = 0.0
         """What the last goodbye asked for."""
         self._shared = shared
-        self._splitter = native.FrameSplitter()
-        self._partial: states.Partial | None = None
         self._next_state = self.state
         """While RETURNING: what will be the agent's map."""
-        self._answer = b""
         self._connected_ns = 0
 
-    def connected(self, *, feed: str, features: frozenset[str], now_ns: int) -> bytes:
+    @abc.abstractmethod
+    def connected(self, *, feed: str, compressed: bool, now_ns: int) -> bytes:
         """A new connection is up; returns the bytes to send first."""
-        self._connected_ns = now_ns
-        self.phase = Phase.PREFACE
-        hello = messages.ClientHello(feed=feed, agent=self.name, node=self.name, features=features, software="loadtest")
-        return native.PREFACE + native.pack_frame(codec.encode(hello))
+
+    @abc.abstractmethod
+    def receive(self, data: bytes, now_ns: int) -> bytes:
+        """Takes what was read from the socket; returns what is to be sent, mostly nothing.
+
+        Raises RemoteProtocolError if the server broke the protocol; the connection is of no more use then.
+        """
 
     def disconnected(self) -> None:
         """The connection is gone; the map stays as it is."""
@@ -128,145 +135,21 @@ class Agent:
         self.status = None
         self.in_sync = False
         self.live_since_ns = 0
+        self.heard_ns = 0
         self.retry_after_seconds = 0.0
-        self._splitter = native.FrameSplitter()
-        self._partial = None
         self._next_state = self._shared.table.empty
-        self._answer = b""
 
-    def receive(self, data: bytes, now_ns: int) -> bytes:
-        """Takes what was read from the socket; returns what is to be sent, mostly nothing.
+    def _begin(self, now_ns: int) -> None:
+        """A new connection is up."""
+        self._connected_ns = self.heard_ns = now_ns
 
-        Raises RemoteProtocolError if the server broke the protocol; the connection is of no more use then.
-        """
-        self.group.bytes += len(data)
-        splitter = self._splitter
-        if self.phase == _FOLLOWING and not splitter.pending_bytes:
-            whole = self._shared.cache.reads.get(data)
-            if whole is not None:
-                for frame in whole:
-                    self._take(frame, now_ns)
-                return self._take_answer()
-        splitter.receive(data)
-        if self.phase < Phase.READY and not self._handshake():
-            return b""
-        taken: list[frames.Frame] = []
-        while self.phase != Phase.ENDED and (part := splitter.next_frame()) is not None:
-            taken.append(self._take_expected(*part) or self._take_new(*part, now_ns))
-        if not splitter.pending_bytes:
-            splitter.receive(b"")  # lets go of the bytes it has handed out
-            if len(data) <= frames.MAX_CACHED_READ_BYTES and sum(frame.size_bytes for frame in taken) == len(data):
-                self._shared.cache.reads.put(data, tuple(taken))
-        return self._take_answer()
-
-    def _take_answer(self) -> bytes:
-        answer, self._answer = self._answer, b""
-        return answer
-
-    def _handshake(self) -> bool:
-        """Preface and server-hello, which is another one for each connection; false for "not yet"."""
-        splitter = self._splitter
-        if self.phase == Phase.PREFACE:
-            received = splitter.peek(len(native.PREFACE))
-            if not native.PREFACE.startswith(received):
-                raise errors.RemoteProtocolError(
-                    f"the first bytes are {received!r}", reason=reasons.DisconnectReason.BAD_PREFACE
-                )
-            if len(received) < len(native.PREFACE):
-                return False
-            splitter.skip(len(received))
-            self.phase = Phase.HELLO
-        part = splitter.next_frame()
-        if part is None:
-            return False
-        match codec.decode(native.unpack_payload(*part)):
-            case messages.ServerHello(incarnation=incarnation):
-                self.incarnation = incarnation
-                self.phase = Phase.READY
-            case messages.Goodbye() as goodbye:
-                self._goodbye(goodbye)
-            case other:
-                raise errors.RemoteProtocolError(f"unexpected {type(other).__name__} in place of a hello")
-        return True
-
-    def _take_expected(self, flags: int, body: bytes) -> frames.Frame | None:
-        """Takes the chunk frame that another agent was sent at this point, if the bytes are the same; a short cut.
-
-        A storm is thousands of agents with a thousand frames each.
-        """
-        partial = self._partial
-        if partial is None:
-            return None
-        frame = partial.expected
-        if frame is None or frame.body != body or frame.flags != flags:
-            return None
-        following = partial.next.get(frame)
-        if not isinstance(following, states.Partial):
-            return None
-        self._partial = following
-        self.group.frames += 1
-        return frame
-
-    def _take_new(self, flags: int, body: bytes, now_ns: int) -> frames.Frame:
-        frame = self._shared.cache.decode(flags, body)
-        self._take(frame, now_ns)
-        return frame
-
-    def _take(self, frame: frames.Frame, now_ns: int) -> None:
+    def _hear(self, size_bytes: int, now_ns: int) -> None:
+        """Counts what was read."""
         group = self.group
-        group.frames += 1
-        if self.phase != _FOLLOWING or frame.previous_sequence < 0:
-            self._take_other(frame, now_ns)
-            return
-        if frame.previous_sequence != self.sequence or frame.sequence < frame.previous_sequence:
-            self._check_follows(frame)
-        step = self.state.next.get(frame)
-        if step is None:
-            step = self._shared.table.update(self.state, frame)
-            self._shared.timeline.reached(self.incarnation, frame.sequence, now_ns)
-        self.state = step.state
-        self.sequence = frame.sequence
-        group.updates += len(frame.changes)
-        if step.gone:
-            self._see_deletions(step, now_ns)
-        live_since = self.live_since_ns
-        if live_since:
-            counts = group.latency.counts
-            for written_at in frame.written_at:
-                if written_at >= live_since:
-                    counts[_bucket_of((now_ns - written_at) // 1000)] += 1
-
-    def _take_other(self, frame: frames.Frame, now_ns: int) -> None:
-        table = self._shared.table
-        match self.phase, frame.message:
-            case phase, messages.Ping() if phase in _FRAMES_WITH_PINGS:
-                self._answer += native.pack_frame(codec.encode(messages.Pong(self.sequence)))
-            case Phase.RETURNING | Phase.FOLLOWING, messages.Status() as status:
-                self._take_status(status, now_ns)
-            case Phase.RETURNING, messages.Updates():
-                self._return(frame, now_ns)
-            case Phase.READY | Phase.RETURNING | Phase.FOLLOWING, messages.SnapshotBegin():
-                self._partial = table.begin(frame)
-                self.phase = Phase.SNAPSHOT
-            case Phase.SNAPSHOT, messages.SnapshotChunk() if self._partial is not None:
-                self._partial = table.chunk(self._partial, frame)
-            case Phase.SNAPSHOT, messages.SnapshotEnd() as end if self._partial is not None:
-                self._next_state = table.end(self._partial, frame)
-                self._partial = None
-                self.group.snapshots += 1
-                self.sequence = end.sequence
-                self.phase = Phase.RETURNING
-            case phase, messages.Goodbye() as goodbye if phase in _FRAMES_WITH_PINGS:
-                self._goodbye(goodbye)
-            case phase, message:
-                raise errors.RemoteProtocolError(f"unexpected {type(message).__name__} while {phase.name.lower()}")
-
-    def _return(self, frame: frames.Frame, now_ns: int) -> None:
-        """Updates behind a snapshot that has not taken its place yet."""
-        self._check_follows(frame)
-        self._next_state = self._shared.table.update(self._next_state, frame).state
-        self.sequence = frame.sequence
-        self.group.updates += len(frame.changes)
+        group.bytes += size_bytes
+        if now_ns - self.heard_ns > group.silence_ns:
+            group.silence_ns = now_ns - self.heard_ns
+        self.heard_ns = now_ns
 
     def _arrive(self, now_ns: int) -> None:
         """Swaps the snapshot in."""
@@ -276,36 +159,15 @@ class Agent:
             self._see_deletions(step, now_ns)
         self.state = step.state
         self._next_state = table.empty
-        self._shared.timeline.reached(self.incarnation, self.sequence, now_ns)
-        self.phase = _FOLLOWING
+        self.phase = Phase.FOLLOWING
 
     def _see_deletions(self, step: states.Step, now_ns: int) -> None:
         self.deletions += len(step.gone)
         self.group.deletions += len(step.gone)
         self._shared.table.record(step.gone, now_ns)
 
-    def _check_follows(self, frame: frames.Frame) -> None:
-        if frame.previous_sequence != self.sequence or frame.sequence < frame.previous_sequence:
-            raise errors.RemoteProtocolError(
-                f"updates {frame.previous_sequence}..{frame.sequence} do not follow on {self.sequence}"
-            )
-
-    def _take_status(self, status: messages.Status, now_ns: int) -> None:
-        if status.sequence != self.sequence:
-            raise errors.RemoteProtocolError(f"status of {status.sequence} does not follow on {self.sequence}")
-        if self.phase == Phase.RETURNING:
-            self._arrive(now_ns)
-        self.status = status.status
-        self._note_in_sync(now_ns)
-
     def _note_in_sync(self, now_ns: int) -> None:
         self.in_sync = self.status == messages.SyncStatus.IN_SYNC
         if self.in_sync and not self.live_since_ns:
             self.live_since_ns = now_ns
             self.group.in_sync_after.add((now_ns - self._connected_ns) // 1000)
-
-    def _goodbye(self, goodbye: messages.Goodbye) -> None:
-        self.phase = Phase.ENDED
-        self.in_sync = False
-        self.retry_after_seconds = goodbye.retry_after_milliseconds / 1000
-        self.group.goodbyes[goodbye.reason] = self.group.goodbyes.get(goodbye.reason, 0) + 1

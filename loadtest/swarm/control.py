@@ -1,11 +1,19 @@
 """What a supervisor and its worker processes say to each other: one JSON object a line, over pipes."""
 
+import enum
 from typing import TypeAlias
 
 import msgspec
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
 """Digests and deletions of a process come as one line."""
+
+
+class Protocol(enum.Enum):
+    """What an agent speaks."""
+
+    NATIVE = "native"
+    TYPHA = "typha"
 
 
 class Start(msgspec.Struct, tag="start", kw_only=True):
@@ -17,7 +25,9 @@ class Start(msgspec.Struct, tag="start", kw_only=True):
     first_index: int = 0
     ramp_per_second: float = 1000.0
     """New connections a second of this process."""
+    protocol: Protocol = Protocol.NATIVE
     compressed: bool = True
+    """With zstd, or snappy in Typha's protocol."""
     small_buffers: int = 0
     """So many of the last agents have the smallest possible receive buffer (SO_RCVBUF)."""
     seed: int = 0
@@ -57,7 +67,10 @@ Command: TypeAlias = Start | Impair | Reconnect | Capture | AskDigests | Stop
 
 
 class GroupStats(msgspec.Struct, kw_only=True):
-    """Counts since the start of the agents that behave, or of the impaired. Histograms: since the last report."""
+    """Counts since the start of the agents that behave, or of the impaired. Histograms: since the last report.
+
+    An impaired agent is so for good: what it reads once it may read again is counted with the impaired.
+    """
 
     bytes: int = 0
     frames: int = 0
@@ -67,6 +80,8 @@ class GroupStats(msgspec.Struct, kw_only=True):
     goodbyes: dict[str, int] = msgspec.field(default_factory=dict)
     latency: list[tuple[int, int]] = msgspec.field(default_factory=list)
     in_sync_after: list[tuple[int, int]] = msgspec.field(default_factory=list)
+    silence_seconds: float = 0.0
+    """Since the last report: the longest time in which a connection gave nothing, those included that go on."""
 
 
 class Stats(msgspec.Struct, tag="stats", kw_only=True):

@@ -8,8 +8,8 @@ import socket
 import time
 from typing import Final
 
-from loadtest.swarm import agent, control
-from protocol import errors, messages
+from loadtest.swarm import agent, control, nativeagent, typhaagent
+from protocol import errors
 
 READ_BYTES: Final = 64 * 1024
 READ_SNAPSHOT_BYTES: Final = 256 * 1024
@@ -49,11 +49,11 @@ class Engine:
         self.connects = 0
         self.disconnects: dict[str, int] = {}
         self.protocol_errors: list[str] = []
+        make = typhaagent.TyphaAgent if start.protocol is control.Protocol.TYPHA else nativeagent.NativeAgent
         self.links = [
-            Link(agent.Agent(f"agent-{start.first_index + number}", self.shared, self.behaving))
+            Link(make(f"agent-{start.first_index + number}", self.shared, self.behaving))
             for number in range(start.agents)
         ]
-        self._features = frozenset({messages.Feature.ZSTD.value}) if start.compressed else frozenset[str]()
         self._random = random.Random(start.seed * 1_000_003 + start.first_index)
         self._epoll = select.epoll()
         self._by_fd: dict[int, Link] = {}
@@ -145,14 +145,14 @@ class Engine:
         link.open = True
         self.connects += 1
         self._epoll.modify(link.sock.fileno(), 0 if link in self._throttled else select.EPOLLIN)
-        hello = link.agent.connected(feed=self.start.feed, features=self._features, now_ns=time.time_ns())
+        hello = link.agent.connected(feed=self.start.feed, compressed=self.start.compressed, now_ns=time.time_ns())
         self._send(link, hello)
 
     def _read(self, link: Link, limit_bytes: int | None = None) -> int:
         """One read of a connection; returns how many bytes it gave."""
         one, sock = link.agent, link.sock
         assert sock is not None
-        limit = limit_bytes or (READ_SNAPSHOT_BYTES if one.phase == agent.Phase.SNAPSHOT else READ_BYTES)
+        limit = limit_bytes or (READ_BYTES if one.phase == agent.Phase.FOLLOWING else READ_SNAPSHOT_BYTES)
         try:
             data = sock.recv(limit)
         except BlockingIOError:

@@ -16,7 +16,7 @@ from protocol.native import frames as native
 T = TypeVar("T")
 
 WRITTEN_AT = "loadtest.typha/written-at"
-"""Annotation: when the writer sent the change to the API server, in nanoseconds since 1970."""
+"""Annotation, and label where Calico's feeds are read: when the writer sent the change, in nanoseconds since 1970."""
 
 FRAME_CACHE_BYTES = 64 * 1024 * 1024
 READ_CACHE_BYTES = 8 * 1024 * 1024
@@ -38,36 +38,20 @@ class Change(NamedTuple):
     entry: Entry | None
 
 
-class Frame:
-    """One decoded frame. Equal only to itself, so that it can stand for its bytes as a dictionary's key."""
+class Content:
+    """What a decoded frame, or a message of Typha's protocol, does to a map."""
 
-    __slots__ = ("body", "changes", "flags", "message", "previous_sequence", "sequence", "size_bytes", "written_at")
+    __slots__ = ("changes", "message", "written_at")
 
-    def __init__(self, flags: int, body: bytes) -> None:
-        """Decodes. Raises RemoteProtocolError."""
-        message = codec.decode(native.unpack_payload(flags, body))
-        self.flags = flags
-        self.body = body
-        self.message = message
-        """Without its updates, which are in `changes`."""
-        self.size_bytes = len(body) + native.HEADER.size
+    message: object
+
+    def __init__(self) -> None:
         self.changes: tuple[Change, ...] = ()
         self.written_at: tuple[int, ...] = ()
-        """For each update that carries the annotation: nanoseconds since 1970."""
-        self.previous_sequence = -1
-        """Of updates; -1 for every other message."""
-        self.sequence = 0
-        match message:
-            case messages.Updates(previous_sequence=previous, sequence=sequence, updates=updates):
-                self._take(updates)
-                self.previous_sequence = previous
-                self.sequence = sequence
-                self.message = messages.Updates(previous, sequence, ())
-            case messages.SnapshotChunk(index=index, digest=chunk_digest, more=more, updates=updates):
-                self._take(updates)
-                self.message = messages.SnapshotChunk(index, chunk_digest, more, ())
+        """For each update that carries the writer's mark: nanoseconds since 1970."""
 
-    def _take(self, updates: tuple[messages.Update, ...]) -> None:
+    def take(self, updates: tuple[messages.Update, ...]) -> None:
+        """These are the changes."""
         changes: list[Change] = []
         written_at: list[int] = []
         for update in updates:
@@ -83,6 +67,34 @@ class Frame:
         self.written_at = tuple(written_at)
 
 
+class Frame(Content):
+    """One decoded frame. Equal only to itself, so that it can stand for its bytes as a dictionary's key."""
+
+    __slots__ = ("body", "flags", "previous_sequence", "sequence", "size_bytes")
+
+    def __init__(self, flags: int, body: bytes) -> None:
+        """Decodes. Raises RemoteProtocolError."""
+        super().__init__()
+        message = codec.decode(native.unpack_payload(flags, body))
+        self.flags = flags
+        self.body = body
+        self.message = message
+        """Without its updates, which are in `changes`."""
+        self.size_bytes = len(body) + native.HEADER.size
+        self.previous_sequence = -1
+        """Of updates; -1 for every other message."""
+        self.sequence = 0
+        match message:
+            case messages.Updates(previous_sequence=previous, sequence=sequence, updates=updates):
+                self.take(updates)
+                self.previous_sequence = previous
+                self.sequence = sequence
+                self.message = messages.Updates(previous, sequence, ())
+            case messages.SnapshotChunk(index=index, digest=chunk_digest, more=more, updates=updates):
+                self.take(updates)
+                self.message = messages.SnapshotChunk(index, chunk_digest, more, ())
+
+
 class _Metadata(msgspec.Struct, gc=False):
     uid: str = ""
     deletion: str = msgspec.field(name="deletionTimestamp", default="")
@@ -91,6 +103,8 @@ class _Metadata(msgspec.Struct, gc=False):
 
 class _Object(msgspec.Struct, gc=False):
     metadata: _Metadata = msgspec.field(default_factory=_Metadata)
+    labels: dict[str, str] | None = None
+    """Of a workload endpoint of Calico's, which carries its pod's labels and none of its annotations."""
 
 
 _decode_object = msgspec.json.Decoder(_Object).decode
@@ -99,9 +113,10 @@ _decode_object = msgspec.json.Decoder(_Object).decode
 def metadata_of(value: bytes) -> tuple[str, int]:
     """(uid, written-at in nanoseconds) of a value; ("", 0) where it has none, or is no Kubernetes object."""
     try:
-        metadata = _decode_object(value).metadata
+        found = _decode_object(value)
+        metadata = found.metadata
         # The first step of a deletion is an update by the API server: the annotation is that of an earlier write.
-        written = 0 if metadata.deletion else int((metadata.annotations or {}).get(WRITTEN_AT, 0))
+        written = 0 if metadata.deletion else int((metadata.annotations or found.labels or {}).get(WRITTEN_AT, 0))
     except ValueError:
         return "", 0
     return sys.intern(metadata.uid), written

@@ -1,6 +1,6 @@
 """Counts of durations in logarithmic buckets: 32 to an octave, so a bucket's bounds are at most 3.2 % apart. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _SUB_BITS = 5
 _MAX_MICROSECONDS = (1 << 40) - 1  # 12 days
@@ -39,6 +39,11 @@ class Histogram:
         """Adds another histogram, given as its (bucket, count) pairs."""
         for bucket, count in sparse:
             self.counts[bucket] += count
+
+    def since(self, counts: Sequence[int]) -> "Histogram":
+        """What came since `counts` was a copy of this one's."""
+        pairs = zip(self.counts, counts, strict=True)
+        return Histogram((bucket, new - old) for bucket, (new, old) in enumerate(pairs))
 
     def sparse(self) -> list[tuple[int, int]]:
         """The (bucket, count) pairs that are not zero."""

@@ -52,7 +52,7 @@ class State:
         self.keys = keys
         self.digest = digest
         self.buckets = buckets
-        self.next: dict[frames.Frame | State, Step] = {}
+        self.next: dict[frames.Content | State, Step] = {}
 
     def entry(self, key: str) -> frames.Entry | None:
         """What is kept of a live key."""
@@ -105,7 +105,7 @@ class StateTable:
     def __len__(self) -> int:
         return len(self._known)
 
-    def update(self, state: State, frame: frames.Frame) -> Step:
+    def update(self, state: State, frame: frames.Content) -> Step:
         """What the updates of a frame make of a state."""
         step = state.next.get(frame)
         if step is None:
@@ -152,7 +152,7 @@ class StateTable:
             self._remember(old, changes=0)
         return step
 
-    def _apply(self, state: State, frame: frames.Frame) -> Step:
+    def _apply(self, state: State, frame: frames.Content) -> Step:
         outer = list(state.buckets)
         keys, total = state.keys, state.digest
         gone: list[tuple[str, str]] = []

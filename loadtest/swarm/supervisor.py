@@ -122,7 +122,7 @@ class Process:
             match control.decode_report(line):
                 case control.Stats() as stats:
                     self.stats = stats
-                    swarm.received(stats)
+                    swarm.received(stats, self.start.protocol)
                 case control.Digests() as digests:
                     if self.digests is not None and not self.digests.done():
                         self.digests.set_result(digests)
@@ -148,30 +148,34 @@ class Swarm:
         agents: int,
         public_agents: int = 0,
         processes: int = 2,
+        protocols: Sequence[control.Protocol] = (control.Protocol.NATIVE,),
         ramp_per_second: float = 1000.0,
         compressed: bool = True,
         small_buffers: int = 0,
         seed: int = 0,
     ) -> None:
-        raw = agents - public_agents
-        count = max(1, min(processes, raw), -(-raw // MAX_AGENTS_PER_PROCESS))
         self.latency = histogram.Histogram()
         self.impaired_latency = histogram.Histogram()
         self.in_sync_after = histogram.Histogram()
+        self.latency_of = {protocol: histogram.Histogram() for protocol in control.Protocol}
+        """By protocol, since the start; of the behaving agents."""
+        self.longest_silence_seconds = 0.0
+        """Of a behaving agent, since the last `take_silence`."""
         self.agents = agents
         self._news = asyncio.Event()
         self.processes: list[Process] = []
         first = 0
-        for number in range(count):
-            share = raw // count + (number < raw % count)
+        shares = _shares(agents - public_agents, protocols=protocols, processes=processes)
+        for number, (protocol, share) in enumerate(shares):
             start = control.Start(
                 addresses=list(addresses),
                 feed=feed,
                 agents=share,
                 first_index=first,
-                ramp_per_second=ramp_per_second / count,
+                ramp_per_second=ramp_per_second / len(shares),
+                protocol=protocol,
                 compressed=compressed,
-                small_buffers=small_buffers // count + (number < small_buffers % count),
+                small_buffers=small_buffers // len(shares) + (number < small_buffers % len(shares)),
                 seed=seed,
             )
             first += share
@@ -199,9 +203,11 @@ class Swarm:
         for process in self.processes:
             await process.stop()
 
-    def received(self, stats: control.Stats) -> None:
+    def received(self, stats: control.Stats, protocol: control.Protocol) -> None:
         """A report has come: its histograms hold what is new since the last."""
         self.latency.merge(stats.behaving.latency)
+        self.latency_of[protocol].merge(stats.behaving.latency)
+        self.longest_silence_seconds = max(self.longest_silence_seconds, stats.behaving.silence_seconds)
         self.impaired_latency.merge(stats.impaired.latency)
         for group in (stats.behaving, stats.impaired):
             self.in_sync_after.merge(group.in_sync_after)
@@ -221,15 +227,21 @@ class Swarm:
         taken, self.in_sync_after = self.in_sync_after, histogram.Histogram()
         return taken
 
-    def totals(self) -> Totals:
-        """Everything summed up. Raises SwarmError if a process failed."""
-        totals = Totals(agents=self.agents)
-        for process in self.processes:
+    def take_silence(self) -> float:
+        """The longest time in which a behaving agent's connection gave nothing, since the last call, in seconds."""
+        taken, self.longest_silence_seconds = self.longest_silence_seconds, 0.0
+        return taken
+
+    def totals(self, protocol: control.Protocol | None = None) -> Totals:
+        """Everything summed up, or what is of one protocol. Raises SwarmError if a process failed."""
+        chosen = [process for process in self.processes if protocol in (None, process.start.protocol)]
+        totals = Totals(agents=sum(process.start.agents for process in chosen))
+        for process in chosen:
             if process.failure is not None:
                 raise SwarmError(f"{process.module}: {process.failure}")
             if process.stats is not None:
                 _add(totals, process.stats)
-        reported = [process.stats.at_ns for process in self.processes if process.stats is not None]
+        reported = [process.stats.at_ns for process in chosen if process.stats is not None]
         totals.at_seconds = sum(reported) / len(reported) / 1e9 if reported else 0.0
         return totals
 
@@ -268,6 +280,18 @@ class Swarm:
         """Waits until so many agents (default: all) are in sync; returns how long it took. Raises as `wait_for`."""
         wanted = self.agents if agents is None else agents
         return await self.wait_for(lambda totals: totals.in_sync >= wanted, timeout_seconds=timeout_seconds)
+
+
+def _shares(
+    agents: int, *, protocols: Sequence[control.Protocol], processes: int
+) -> list[tuple[control.Protocol, int]]:
+    """Protocol and number of agents of each process; the protocols have equal numbers, and processes of their own."""
+    shares = []
+    for index, protocol in enumerate(protocols):
+        mine = agents // len(protocols) + (index < agents % len(protocols))
+        count = max(1, min(processes // len(protocols), mine), -(-mine // MAX_AGENTS_PER_PROCESS))
+        shares += [(protocol, mine // count + (number < mine % count)) for number in range(count)]
+    return shares
 
 
 def _add(totals: Totals, stats: control.Stats) -> None:

@@ -16,7 +16,8 @@ COMMAND_BYTES: Final = 64 * 1024
 
 
 def group_stats(group: agent.Group) -> control.GroupStats:
-    """A group's counts, its histograms emptied."""
+    """A group's counts; its histograms and the longest silence begin anew."""
+    silence_ns, group.silence_ns = group.silence_ns, 0
     return control.GroupStats(
         bytes=group.bytes,
         frames=group.frames,
@@ -26,6 +27,7 @@ def group_stats(group: agent.Group) -> control.GroupStats:
         goodbyes=dict(group.goodbyes),
         latency=group.latency.take(),
         in_sync_after=group.in_sync_after.take(),
+        silence_seconds=silence_ns / 1e9,
     )
 
 
@@ -41,6 +43,7 @@ def stats(swarm: engine.Engine) -> control.Stats:
             continue
         connected += 1
         in_sync += one.in_sync
+        one.group.silence_ns = max(one.group.silence_ns, now_ns - one.heard_ns)
         if one.live_since_ns and one.group is swarm.behaving:
             slowest = max(slowest, timeline.lag_seconds(one.incarnation, one.sequence, now_ns))
     return control.Stats(
@@ -56,7 +59,7 @@ def stats(swarm: engine.Engine) -> control.Stats:
         slowest_lag_seconds=slowest,
         highest_sequence=timeline.highest(),
         distinct_states=len(swarm.shared.table),
-        distinct_frames=swarm.shared.cache.distinct,
+        distinct_frames=swarm.shared.distinct_frames,
         cpu_seconds=time.process_time(),
     )
 

@@ -51,6 +51,18 @@ def test_all_operations_are_made_and_marked_with_their_time() -> None:
         assert churn.MARKER in metadata["labels"]
 
 
+def test_the_time_is_a_label_too_where_it_is_asked_for() -> None:
+    store = new_store()
+    writer = Writer(
+        store, ChurnSettings(types={"pods": 1.0}, label_times=True, pod_bytes=4000, update=0, delete=0), seed=0
+    )
+    writer.write(1000)
+    [pod] = [item for key, item in store.objects(resources.PODS).items() if "churn-" in key]
+    metadata = json.loads(pod)["metadata"]
+    assert metadata["labels"][churn.WRITTEN_AT] == metadata["annotations"][churn.WRITTEN_AT] == "1000"
+    assert len(pod) > 3500
+
+
 def test_it_goes_on_when_somebody_else_deletes_or_the_past_returns() -> None:
     store = new_store()
     settings = ChurnSettings(types={"pods": 1.0})

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from loadtest.apiserver import resources
-from loadtest.apiserver.population import Population, generate, populate
+from loadtest.apiserver.population import Maker, Population, generate, populate
 from loadtest.apiserver.store import Store
 
 SMALL = Population(nodes=7, pods=200, namespaces=3, services=5, widgets=4)
@@ -53,3 +53,11 @@ def test_namespaces_of_all_objects_exist() -> None:
 def test_an_impossible_population() -> None:
     with pytest.raises(ValueError, match="node"):
         Population(nodes=0)
+
+
+def test_fat_pods() -> None:
+    maker = Maker(Population(pod_bytes=4000), seed=0)
+    sizes = [len(json.dumps(maker.pod(number), separators=(",", ":"))) for number in range(20)]
+    assert 3500 < min(sizes) <= max(sizes) < 4500
+    labels = maker.pod(0)["metadata"]["labels"]
+    assert all(len(value) <= 63 for value in labels.values())

@@ -3,7 +3,7 @@
 import itertools
 import json
 
-from loadtest.swarm import agent, frames
+from loadtest.swarm import agent, frames, nativeagent
 from protocol import digest, messages
 from protocol.native import codec
 from protocol.native import frames as native
@@ -73,15 +73,17 @@ class Source:
         return frame(messages.Updates(previous, self.sequence, tuple(updates)))
 
 
-def connect(shared: agent.Shared, name: str = "a-0", group: agent.Group | None = None) -> agent.Agent:
+def connect(shared: agent.Shared, name: str = "a-0", group: agent.Group | None = None) -> nativeagent.NativeAgent:
     """An agent whose handshake is done."""
-    one = agent.Agent(name, shared, group or agent.Group())
-    one.connected(feed="f", features=frozenset(), now_ns=NOW_NS)
+    one = nativeagent.NativeAgent(name, shared, group or agent.Group())
+    one.connected(feed="f", compressed=False, now_ns=NOW_NS)
     one.receive(hello(), NOW_NS)
     return one
 
 
-def feed(one: agent.Agent, data: list[bytes] | bytes, *, now_ns: int = NOW_NS, step: int | None = None) -> bytes:
+def feed(
+    one: nativeagent.NativeAgent, data: list[bytes] | bytes, *, now_ns: int = NOW_NS, step: int | None = None
+) -> bytes:
     """Bytes for an agent, all at once or `step` at a time; returns what it answers."""
     stream = data if isinstance(data, bytes) else b"".join(data)
     answers = b""

@@ -1,8 +1,8 @@
-"""Tests of loadtest.swarm.agent."""
+"""Tests of loadtest.swarm.nativeagent."""
 
 import pytest
 
-from loadtest.swarm import agent
+from loadtest.swarm import agent, nativeagent
 from protocol import errors, messages
 from tests.loadtest.swarm import helpers
 from tests.loadtest.swarm.helpers import NOW_NS, Source, connect, feed, frame, value
@@ -134,7 +134,7 @@ def test_the_map_outlives_the_connection() -> None:
     assert one.state.digest == source.digest
     assert not one.in_sync
     del source.content["/core/v1/pods/default/p3"]
-    one.connected(feed="f", features=frozenset(), now_ns=NOW_NS)
+    one.connected(feed="f", compressed=False, now_ns=NOW_NS)
     feed(one, [helpers.hello(2, bytes(16)), *source.snapshot()])
     assert one.state.digest == source.digest
     assert list(shared.table.deletions) == [("/core/v1/pods/default/p3", "uid-3")]
@@ -162,8 +162,8 @@ def test_a_goodbye_ends_it() -> None:
 
 
 def test_a_foreign_server_is_refused() -> None:
-    one = agent.Agent("a-0", agent.Shared(), agent.Group())
-    one.connected(feed="f", features=frozenset(), now_ns=NOW_NS)
+    one = nativeagent.NativeAgent("a-0", agent.Shared(), agent.Group())
+    one.connected(feed="f", compressed=False, now_ns=NOW_NS)
     with pytest.raises(errors.RemoteProtocolError, match="first bytes"):
         one.receive(b"HTTP/1.1", NOW_NS)
 
@@ -178,7 +178,7 @@ def test_a_snapshot_takes_its_place_at_the_first_status_behind_it() -> None:
     feed(one, deltas[:2])
     before = one.state
     one.disconnected()
-    one.connected(feed="f", features=frozenset(), now_ns=NOW_NS)
+    one.connected(feed="f", compressed=False, now_ns=NOW_NS)
     feed(one, [helpers.hello(2), *old_snapshot])
     assert (one.phase, one.in_sync, one.state) == (agent.Phase.RETURNING, False, before)
     assert feed(one, [deltas[0], frame(messages.Ping())]) == frame(messages.Pong(2))
@@ -197,6 +197,6 @@ def test_another_server_may_be_behind() -> None:
     old_digest = source.digest
     feed(one, [*old_snapshot, source.change(("new", value("n")))])
     one.disconnected()
-    one.connected(feed="f", features=frozenset(), now_ns=NOW_NS)
+    one.connected(feed="f", compressed=False, now_ns=NOW_NS)
     feed(one, [helpers.hello(2, bytes(16)), *old_snapshot])
     assert (one.state.digest, one.in_sync, one.deletions) == (old_digest, True, 1)

@@ -1,0 +1,42 @@
+"""Calico's custom resources on a simulated API server, and the few objects that every cluster with them has. Pure."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from loadtest import calicocrds
+from loadtest.apiserver.objects import JsonObject
+from loadtest.apiserver.resources import Resource
+
+_GROUP: Final = (calicocrds.V3.partition("/")[0], calicocrds.V3.partition("/")[2])
+RESOURCES: Final = {
+    kind.name: Resource(
+        *_GROUP,
+        kind.plural or f"{kind.name.lower()}s",
+        kind.name,
+        namespaced=kind.is_namespaced,
+        custom=True,
+    )
+    for kind in calicocrds.KINDS
+    if calicocrds.V3 in kind.groups
+}
+"""By kind."""
+_OBJECTS: Final[tuple[tuple[str, str, JsonObject], ...]] = (
+    ("ClusterInformation", "default", {"clusterType": "k8s", "datastoreReady": True}),
+    ("FelixConfiguration", "default", {"bpfEnabled": False, "reportingInterval": "0s"}),
+    ("IPPool", "default-ipv4-ippool", {"cidr": "10.0.0.0/8", "ipipMode": "Never", "vxlanMode": "Always"}),
+    ("Tier", "default", {"order": 1_000_000, "defaultAction": "Deny"}),
+)
+
+
+def generate() -> Iterator[tuple[Resource, JsonObject]]:
+    """The objects."""
+    for kind, name, spec in _OBJECTS:
+        yield RESOURCES[kind], {"metadata": {"name": name}, "spec": spec}
+
+
+def node_annotations(address: str) -> dict[str, str]:
+    """What calico-node says of its node."""
+    return {
+        "projectcalico.org/IPv4Address": f"{address}/24",
+        "projectcalico.org/IPv4VXLANTunnelAddr": address,
+    }

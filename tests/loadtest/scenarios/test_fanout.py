@@ -1,0 +1,21 @@
+"""Tests of loadtest.scenarios.fanout, small: real processes, real sockets."""
+
+import dataclasses
+from pathlib import Path
+
+from loadtest import view
+from loadtest.scenarios import fanout, setting
+from loadtest.swarm import control
+
+SMALL = setting.Settings(
+    agents=20, public_agents=2, seconds=2.0, updates_per_second=30.0, nodes=3, pods=60, feed="felix", judge_times=False
+)
+
+
+async def test_steady_with_clients_of_typhas_protocol(tmp_path: Path) -> None:
+    sizes = dataclasses.replace(SMALL, folder=tmp_path, protocols=(control.Protocol.TYPHA,))
+    with view.View("test") as screen:
+        made = await fanout.steady(sizes, screen)
+    assert [check.line() for check in made.checks if not check.passed] == []
+    assert made.data["verdict"]["converged"] == 20
+    assert made.facts["delivery latency, write to read"].startswith("p50 ")
