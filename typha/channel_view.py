@@ -34,6 +34,8 @@ class ChannelView:
         """A client that this pass has not reached may have moved before `flush_index`."""
         self.status_offset = 0
         """Offset behind the last status in the log."""
+        self.snapshots_begun = 0
+        """By how many clients since the worker's start."""
         self._greeting: tuple[int, memoryview] = (-1, memoryview(b""))
         self._ping: tuple[int, bytes] = (-1, b"")
         self.trim_offset = 0
@@ -141,6 +143,7 @@ class ChannelView:
         return {
             "clients": len(self.following) + len(self.held) + len(self.away),
             "held": len(self.held),
+            "snapshots_begun": self.snapshots_begun,
             "min_offset": lowest,
             "lag_bytes": max(0, self.log.end - slowest),
             "lag_seconds": self.age_of(slowest, now),

@@ -69,6 +69,7 @@ class Delivery:
         self, held: client.Client, channel: channel_view.ChannelView, snapshot: cursor.SnapshotFile
     ) -> None:
         channel.away.add(held)
+        channel.snapshots_begun += 1
         held.become_snapshot(snapshot)
         held.greet_offset, held.greeting = channel.greeting(snapshot)
         held.snapshot_at = _monotonic()

@@ -203,7 +203,10 @@ class Hub:
         self._keep_budget()
 
     def look_after_channels(self) -> None:
-        """Drops what nobody uses: idle channels, and the parts of logs that every client has behind it."""
+        """Drops what nobody uses: idle channels, and the parts of logs that every client has behind it.
+
+        Where newcomers take a snapshot with much log behind it, the next ones get a newer one.
+        """
         now = _monotonic()
         for channel in list(self.channels.values()):
             reports = [worker.channel_report(channel.number) for worker in self.workers.values()]
@@ -214,6 +217,9 @@ class Hub:
             elif now - channel.idle_since > CHANNEL_IDLE_SECONDS and not channel.building:
                 self._drop(channel)
                 continue
+            channel.note_newcomers(sum(int(report.get("snapshots_begun", 0)) for report in reports))
+            if channel.wants_snapshot(log_budget_bytes=self._log_budget_bytes):
+                self._build_snapshot(channel)
             self._trim(channel, min([int(report.get("min_offset", 0)) for report in reports], default=0))
 
     def _drop(self, channel: hub_channel.HubChannel) -> None:

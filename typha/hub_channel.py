@@ -8,6 +8,9 @@ from protocol import encoding
 SNAPSHOT_LOG_SHARE = 0.25
 """A new snapshot is made when the log behind the last one is this part of it: a newcomer takes at most so much more,
 and snapshots cost at most so many times what the updates cost."""
+UNREAD_SNAPSHOT_LOG_SHARE = 1.0
+"""The same where nobody has taken the last one: a fleet that stays connected is not worth the work. The first
+newcomer brings the other share back into force."""
 SNAPSHOT_LOG_BYTES_MIN = 256 * 1024
 
 
@@ -33,6 +36,9 @@ class HubChannel:
         self.idle_since: float | None = None
         """Monotonic time since which no worker has had a client of it."""
         self.snapshots_built = 0
+        self._begun_total = 0
+        self._has_newcomers = False
+        """Somebody has begun the newest snapshot."""
 
     def __repr__(self) -> str:
         return f"<HubChannel {self.number} {self.feed.name} {self.encoder.name} {self.log!r} {self.snapshot!r}>"
@@ -62,8 +68,15 @@ class HubChannel:
             return True
         if self.snapshot.log_offset < self.log.status_offset:
             return True  # newcomers must not meet a status of the past on their way to the present
-        share = max(SNAPSHOT_LOG_BYTES_MIN, int(self.snapshot.length * SNAPSHOT_LOG_SHARE))
-        return self.log.end - self.snapshot.log_offset > min(share, log_budget_bytes // 4)
+        share = SNAPSHOT_LOG_SHARE if self._has_newcomers else UNREAD_SNAPSHOT_LOG_SHARE
+        share_bytes = max(SNAPSHOT_LOG_BYTES_MIN, int(self.snapshot.length * share))
+        return self.log.end - self.snapshot.log_offset > min(share_bytes, log_budget_bytes // 4)
+
+    def note_newcomers(self, begun_total: int) -> None:
+        """So many clients of all workers have begun a snapshot of it; another number than last time is news."""
+        if begun_total != self._begun_total:
+            self._begun_total = begun_total
+            self._has_newcomers = True
 
     def begin_snapshot(self) -> snapshot.SnapshotBuilder:
         """Cuts the store now; call between two batches, run the builder's steps, then `end_snapshot`."""
@@ -76,6 +89,7 @@ class HubChannel:
         """The new snapshot takes the place of the last one."""
         self.building = False
         self.snapshots_built += 1
+        self._has_newcomers = False
         if self.snapshot is not None:
             self.snapshot.close()
         self.snapshot = built

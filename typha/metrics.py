@@ -3,6 +3,7 @@
 There is no metric object on any path but this one (design, section 6): counters live where they are counted.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
@@ -24,6 +25,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _BY_NAME = {metric.name: metric for metric in METRICS}
 _REASONS = tuple(reason.value for reason in reasons.DisconnectReason)
+_LABELS_KEPT = 4096
+"""Label sets are few and asked for again and again: their text is remembered."""
 _SUMMARY_PARTS = (*(str(quantile) for quantile in quantiles.QUANTILES), "sum", "count")
 
 
@@ -91,9 +94,14 @@ def exposition(source: registry.Collector) -> bytes:
         lines.append(f"# HELP {name} {family.documentation.translate(_HELP_ESCAPES)}")
         lines.append(f"# TYPE {name} {_TYPES.get(family.type, family.type)}")
         for sample in samples:
-            labels = ",".join(f'{key}="{value.translate(_LABEL_ESCAPES)}"' for key, value in sample.labels.items())
-            lines.append(f"{sample.name}{f'{{{labels}}}' if labels else ''} {_number(sample.value)}")
+            labels = _labels_text(tuple(sample.labels.items())) if sample.labels else ""
+            lines.append(f"{sample.name}{labels} {_number(sample.value)}")
     return ("\n".join(lines) + "\n").encode()
+
+
+@functools.lru_cache(maxsize=_LABELS_KEPT)
+def _labels_text(labels: tuple[tuple[str, str], ...]) -> str:
+    return "{" + ",".join(f'{key}="{value.translate(_LABEL_ESCAPES)}"' for key, value in labels) + "}"
 
 
 _TYPES = {"unknown": "untyped", "info": "gauge", "stateset": "gauge"}
@@ -123,6 +131,8 @@ def _add_summary_sample(family: Family, metric: Metric, labels: tuple[str, ...],
 
 
 def _number(value: float) -> str:
+    if type(value) is int:
+        return str(value)
     if math.isfinite(value):
         return str(int(value)) if value == int(value) and abs(value) < 1e15 else repr(float(value))
     return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"

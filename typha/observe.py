@@ -72,7 +72,7 @@ class Observer:
             for feed, histograms in worker.report.get("histograms", {}).items():
                 for name, flat in histograms.items():
                     one = merged.setdefault(name, {}).setdefault((feed,), quantiles.Histogram())
-                    one.merge(quantiles.Histogram.from_list(flat))
+                    one.merge_list(flat)
         for feed, histogram in self._hub.batch_sizes.items():
             histogram.rotate(_monotonic())
             merged.setdefault("typha_breadcrumb_size", {})[feed,] = histogram

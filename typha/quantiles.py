@@ -75,19 +75,29 @@ class Histogram:
         self.total += other.total
         self._add(enumerate_counts(other.buckets()))
 
+    def merge_list(self, flat: Sequence[int]) -> None:
+        """Add what another's `to_list` gave. Raises ValueError: the list is none of `to_list`."""
+        if len(flat) < 2 or len(flat) % 2 or any(not 0 <= bucket < BUCKETS for bucket in flat[2::2]):
+            raise ValueError("not a histogram")
+        self.count += flat[0]
+        self.total += flat[1] / _SUM_UNITS
+        self._add(list(zip(flat[2::2], flat[3::2], strict=True)))
+
     def buckets(self) -> list[int]:
         """The window's count per bucket."""
         slots = [slot for slot in (self._current, *self._older) if slot is not None]
+        if len(slots) == 1:
+            return list(slots[0])
         return [sum(column) for column in zip(*slots, strict=True)] if slots else []
 
     def quantile(self, quantile: float) -> float:
         """The window's quantile; NaN while it is empty."""
-        return _quantile(self.buckets(), quantile)
+        return _quantile(enumerate_counts(self.buckets()), quantile)
 
     def samples(self) -> dict[str, float]:
         """What a summary shows: each quantile of `QUANTILES` by its text, `sum` and `count`."""
-        buckets = self.buckets()
-        shown = {str(quantile): _quantile(buckets, quantile) for quantile in QUANTILES}
+        counts = enumerate_counts(self.buckets())
+        shown = {str(quantile): _quantile(counts, quantile) for quantile in QUANTILES}
         return {**shown, "sum": self.total, "count": float(self.count)}
 
     def to_list(self) -> list[int]:
@@ -104,12 +114,8 @@ class Histogram:
         Raises:
             ValueError: the list is none of `to_list`.
         """
-        if len(flat) < 2 or len(flat) % 2 or any(not 0 <= bucket < BUCKETS for bucket in flat[2::2]):
-            raise ValueError("not a histogram")
         histogram = cls()
-        histogram.count = flat[0]
-        histogram.total = flat[1] / _SUM_UNITS
-        histogram._add(list(zip(flat[2::2], flat[3::2], strict=True)))
+        histogram.merge_list(flat)
         return histogram
 
     def _add(self, counts: list[tuple[int, int]]) -> None:
@@ -140,11 +146,11 @@ def _value(bucket: int) -> float:
     return 2.0 ** (_LOWEST_EXPONENT + octave) * (1 + (step + 0.5) / _BUCKETS_PER_OCTAVE)
 
 
-def _quantile(buckets: list[int], quantile: float) -> float:
-    rank = quantile * sum(buckets)
+def _quantile(counts: list[tuple[int, int]], quantile: float) -> float:
+    rank = quantile * sum(count for _, count in counts)
     below = 0
-    for bucket, count in enumerate(buckets):
+    for bucket, count in counts:
         below += count
-        if count and below >= rank:
+        if below >= rank:
             return _value(bucket)
     return math.nan

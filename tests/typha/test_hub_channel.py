@@ -92,6 +92,23 @@ def test_a_larger_snapshot_is_made_less_often(channel: hub_channel.HubChannel) -
     assert channel.wants_snapshot(log_budget_bytes=BUDGET // 64)  # a small budget asks for them sooner
 
 
+def test_a_snapshot_that_nobody_took_is_made_anew_less_often(channel: hub_channel.HubChannel) -> None:
+    append(channel, *((f"p{number}", "x" * 50_000) for number in range(20)))
+    snapshot(channel)
+    assert channel.snapshot is not None
+    quarter = int(channel.snapshot.length * hub_channel.SNAPSHOT_LOG_SHARE)
+    append(channel, ("a", "x" * quarter))
+    assert not channel.wants_snapshot(log_budget_bytes=BUDGET)
+    channel.note_newcomers(1)
+    assert channel.wants_snapshot(log_budget_bytes=BUDGET)
+    snapshot(channel)
+    channel.note_newcomers(1)  # no news
+    append(channel, ("b", "x" * (quarter * 2)))
+    assert not channel.wants_snapshot(log_budget_bytes=BUDGET)
+    append(channel, ("c", "x" * (quarter * 3)))
+    assert channel.wants_snapshot(log_budget_bytes=BUDGET)
+
+
 def test_the_log_behind_the_newest_snapshot_stays(channel: hub_channel.HubChannel) -> None:
     append(channel, ("a", "x" * 70_000))
     assert channel.trim_limit(1 << 40) == channel.log.start == 0
