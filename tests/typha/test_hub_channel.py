@@ -93,7 +93,7 @@ def test_a_larger_snapshot_is_made_less_often(channel: hub_channel.HubChannel) -
 
 
 def test_a_snapshot_that_nobody_took_is_made_anew_less_often(channel: hub_channel.HubChannel) -> None:
-    append(channel, *((f"p{number}", "x" * 50_000) for number in range(20)))
+    append(channel, *((f"p{number}", "x" * 40_000) for number in range(30)))
     snapshot(channel)
     assert channel.snapshot is not None
     quarter = int(channel.snapshot.length * hub_channel.SNAPSHOT_LOG_SHARE)
