@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import msgspec
 import yaml
 
+from cache.calico import gojson
+
 MAX_INPUT_BYTES = 1 << 30
 """Of all files together."""
 MAX_DEPTH = 100
@@ -110,8 +112,8 @@ def read(text: bytes, *, source: str) -> list[Entry]:
 
 
 def _json_documents(text: bytes) -> Iterator[bytes]:
-    """The texts of consecutive JSON documents."""
-    decoded = text.decode()
+    """The texts of consecutive JSON documents, as an API server would read and give them."""
+    decoded = gojson.without_lone_surrogates(text.decode())
     scan = json.JSONDecoder().raw_decode
     position = _skip_blank(decoded, 0)
     while position < len(decoded):

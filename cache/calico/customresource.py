@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from cache.calico import model, schema, uids
+from cache.calico import gojson, model, schema, uids
 
 METADATA_ANNOTATION = "projectcalico.org/metadata"
 _OWN_API_VERSIONS = frozenset({"crd.projectcalico.org/v1", "projectcalico.org/v3"})
@@ -69,7 +69,7 @@ def annotation_metadata(text: str) -> dict[str, Any]:
         ConversionError: bad-metadata-annotation.
     """
     try:
-        decoded = _decode(text)
+        decoded = _decode(gojson.without_lone_surrogates(text))
         inner = {} if decoded is None else schema.read("metav1.ObjectMeta", decoded, fold_case=True)
         for owner in inner.get("ownerReferences") or ():
             if owner.get("apiVersion") in _OWN_API_VERSIONS:

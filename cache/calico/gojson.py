@@ -4,6 +4,7 @@ A struct is a dict in the order of its fields; a map goes through `sorted_map`; 
 `number`, since Go writes whole floats without a fraction; JSON that is kept as it came is a `Raw`.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -13,6 +14,10 @@ Value = TypeVar("Value")
 Raw = msgspec.Raw
 
 _encode = msgspec.json.Encoder().encode
+_ESCAPE = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
+"""A pair of surrogates, a lone one (the group), or any other escape."""
 _SMALLEST_PLAIN_EXPONENT = -6
 _LARGEST_PLAIN_EXPONENT = 20
 
@@ -37,6 +42,13 @@ def escape_html(text: bytes) -> bytes:
     if b"\xe2\x80" in text:  # the line and paragraph separators, which end a line in old JavaScript
         text = text.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
     return text
+
+
+def without_lone_surrogates(text: str) -> str:
+    """JSON with the replacement character in place of each escape of half a character, as Go reads it."""
+    if "\\ud" not in text and "\\uD" not in text:
+        return text
+    return _ESCAPE.sub(lambda match: "\\ufffd" if match[1] else match[0], text)
 
 
 def compact(text: bytes) -> Raw:

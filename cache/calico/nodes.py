@@ -147,7 +147,7 @@ def _text_map(text: str | None) -> dict[str, str]:
     if text is None:
         return {}
     try:
-        return {key: value or "" for key, value in (_decode_map(text) or {}).items()}
+        return {key: value or "" for key, value in (_decode_map(gojson.without_lone_surrogates(text)) or {}).items()}
     except (msgspec.DecodeError, RecursionError):
         return {}
 
@@ -254,7 +254,7 @@ def _interfaces(text: str | None) -> list[dict[str, Any]]:
     if text is None:
         return []
     try:
-        found = _decode_interfaces(text) or []
+        found = _decode_interfaces(gojson.without_lone_surrogates(text)) or []
     except (msgspec.DecodeError, RecursionError):
         return []
     interfaces = []

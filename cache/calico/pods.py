@@ -206,7 +206,7 @@ def _ports(spec: _Spec) -> list[_EndpointPort] | None:
 
 def _texts(annotation: str, text: str) -> list[str]:
     try:
-        return [entry or "" for entry in _decode_texts(text) or ()]
+        return [entry or "" for entry in _decode_texts(gojson.without_lone_surrogates(text)) or ()]
     except (msgspec.DecodeError, RecursionError) as error:
         raise model.ConversionError("bad-annotation", f"{annotation} is no JSON list of texts: {error}") from error
 

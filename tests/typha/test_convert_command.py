@@ -275,3 +275,19 @@ def test_a_missing_file(convert: Convert) -> None:
 
 def test_an_unknown_feed_is_refused(convert: Convert) -> None:
     assert convert.run(["convert", "--feed", "pods"]).exit_code == 2
+
+
+def test_an_empty_value_is_none_as_agents_see_it(convert: Convert) -> None:
+    annotations = {"config.projectcalico.org/X": ""}
+    empty = {"kind": "FelixConfiguration", "metadata": {"name": "default", "annotations": annotations}, "spec": {}}
+    result = convert(json.dumps(POOL | empty))
+    [line] = [line for line in result.lines if line["key"] == "/calico/v1/config/X"]
+    assert (line["value"], line["update_type"], result.exit_code) == (None, 1, 0)
+
+
+def test_half_a_character_is_read_as_an_api_server_does(convert: Convert) -> None:
+    annotations = {"config.projectcalico.org/X": "a\ud800b\u2028\x00😀"}
+    odd = {"kind": "FelixConfiguration", "metadata": {"name": "default", "annotations": annotations}, "spec": {}}
+    result = convert(json.dumps(POOL | odd))
+    [line] = [line for line in result.lines if line["key"] == "/calico/v1/config/X"]
+    assert (line["value"], result.exit_code) == ("a\ufffdb\u2028\x00😀", 0)

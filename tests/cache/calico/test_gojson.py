@@ -102,3 +102,25 @@ def test_json_that_is_kept_loses_only_its_white_space() -> None:
 
 def test_a_megabyte_of_markup_is_escaped_at_once() -> None:
     assert len(gojson.encode("<&>" * 350_000)) == 6 * 3 * 350_000 + 2
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        (r'"\ud83d\uDE00"', "😀"),
+        (r'"a\ud800b"', "a\ufffdb"),
+        (r'"\uDC00"', "\ufffd"),
+        (r'"\ud800\ud83d\ude00"', "\ufffd😀"),
+        (r'"\ud800\u0041"', "\ufffdA"),
+        (r'"\\ud800"', r"\ud800"),
+        (r'"\\\ud800\n"', "\\\ufffd\n"),
+    ],
+)
+def test_half_a_character_is_read_as_go_reads_it(text: str, read: str) -> None:
+    assert json.loads(gojson.without_lone_surrogates(text)) == read
+
+
+@given(st.text(st.characters() | st.sampled_from("\ud800\udbff\udc00\udfff\\u")))
+def test_text_without_half_characters_can_be_encoded(text: str) -> None:
+    read = json.loads(gojson.without_lone_surrogates(json.dumps(text)))
+    assert read == text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -49,6 +49,12 @@ def test_other_feeds_take_the_whole_node_only() -> None:
     assert (item.key, item.v3_resource_version, item.revision) == (WHOLE, "7", "7")
 
 
+def test_half_a_character_in_an_annotation_is_no_reason_to_ignore_it() -> None:
+    found = whole(annotations='{"a":"\\ud800"}', Interfaces='[{"name":"e\\udc00"}]')
+    assert found["metadata"]["annotations"]["a"] == "\ufffd"
+    assert found["spec"]["interfaces"] == [{"name": "e\ufffd"}]
+
+
 def test_labels_and_annotations() -> None:
     found = {
         "projectcalico.org/labels": '{"a":"calico","b":null}',
