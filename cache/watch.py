@@ -13,7 +13,8 @@ rules, state by state:
     Watching       events apply as they come and move the position on. If the stream breaks: watch again from the
                    position. If the position has expired (410): Empty; what is known is kept for the comparison.
     Polling        the type cannot be watched: list again after a while.
-    Absent         the type is not installed (404): in sync, with nothing; looked for now and then.
+    Absent         the type is not installed (404): in sync, with nothing; looked for now and then. If none of its
+                   family is (cache.watch_family), what is known is kept instead, and it is not in sync.
 
 After the first sync each list is at least as new as the position (NotOlderThan), so that it cannot go back in time,
 except where the server does not know that version any more or yet; then versions are not compared either.
@@ -85,6 +86,8 @@ class WatchMachine(watch_core.WatchCore):
         return self._request
 
     def _next_request(self) -> watch_steps.Request:
+        if self._relist_due and isinstance(self._state, Watching):
+            self._state = Empty()
         state = self._state
         counters = self.counters
         if isinstance(state, ListPages):
@@ -106,8 +109,11 @@ class WatchMachine(watch_core.WatchCore):
         """The request was answered with 200: a list's body follows as pages, a watch's as lines."""
         if self._request is None or self._request.kind is RequestKind.LIST:
             return
+        if self._relist_due and self._request.kind is RequestKind.WATCH:
+            self._present(now)
+            return
         self.streaming = True
-        self._missing_since = None
+        self._present(now)
         self._opened_at = now
         self._is_settled = False
         if self._request.kind is RequestKind.WATCH_LIST:
@@ -117,6 +123,7 @@ class WatchMachine(watch_core.WatchCore):
     def begin_page(self, now: float, page: watch_decode.ListPage) -> None:
         """A page of a list is there; its items follow through `items`, then `end_page`."""
         self.counters.list_pages += 1
+        self._present(now)
         if not isinstance(self._state, ListPages):
             self._begin_list()
             self._state = ListPages(set(self._view.identities()), page.resource_version, "")
@@ -253,6 +260,8 @@ class WatchMachine(watch_core.WatchCore):
                 self._state = Empty()  # whatever is wrong with the request, the next one should be another
             self._reload_due = failure is Failure.UNAUTHORIZED
             if failure is Failure.FORBIDDEN:
+                if self._family is not None:
+                    self._family.refused(self.type)
                 detail = f"{_missing_rule(self.type, request)} ({detail})"
             retry_after_seconds = retry_after_seconds or (status.details.retry_after_seconds if status.details else 0)
             self._health.failed(now, failure, detail, retry_after_seconds=retry_after_seconds)

@@ -2,13 +2,24 @@
 
 import random
 
-from cache import objects, resources, watch_counters, watch_emit, watch_health, watch_policy, watch_steps
+from cache import (
+    objects,
+    resources,
+    watch_counters,
+    watch_emit,
+    watch_family,
+    watch_health,
+    watch_policy,
+    watch_steps,
+)
 from cache.watch_policy import Failure
 from cache.watch_states import Absent, Empty, InitialEvents, ListPages, Polling, State, Sweeping, Watching
 from cache.watch_steps import NoticeKind
 from protocol.messages import SyncStatus
 
 _RECHECK_SECONDS = 2.0
+_GONE_RECHECK_SECONDS = 5.0
+"""While the whole family is missing; a family has some 20 types."""
 
 
 class WatchCore:
@@ -23,6 +34,7 @@ class WatchCore:
         random: random.Random,
         notify: watch_steps.Notify,
         now: float,
+        family: watch_family.Family | None = None,
     ) -> None:
         self.type = type
         self.counters = watch_counters.WatchCounters()
@@ -48,6 +60,10 @@ class WatchCore:
         self._is_confirmed = False
         self._is_resuming = False
         self._missing_since: float | None = None
+        self._relist_due = False
+        self._family = family
+        if family is not None:
+            family.join(self._doubt)
         self._stalls = 0
         self._initial_breaks = 0
         self._backward_bookmarks = 0
@@ -74,6 +90,7 @@ class WatchCore:
 
     def _synced(self, now: float, state: Sweeping) -> None:
         self._state = state.then
+        self._relist_due = False
         if isinstance(state.then, Absent):
             self._tell(NoticeKind.ABSENT, "info", looked_for_each_seconds=self._policy.absent_seconds)
             self._absent(now)
@@ -153,15 +170,39 @@ class WatchCore:
     def _on_not_found(self, now: float) -> None:
         self.counters.errors[Failure.NOT_FOUND.value] += 1
         self._health.succeeded(now)
-        if self._missing_since is None:
-            self._missing_since = now
-        elif isinstance(self._state, Absent):
+        family = self._family
+        if family is not None and family.missing(self.type):
+            self._tell(NoticeKind.FAMILY_GONE, "error", group=self.type.group)
+        was_missing = self._missing_since is not None
+        missing_since = now if self._missing_since is None else self._missing_since
+        self._missing_since = missing_since
+        if family is not None and family.is_gone:
+            self._doubt()
+            self._health.pause(now, _GONE_RECHECK_SECONDS)
+            return
+        is_absent = isinstance(self._state, Absent) and self._status is SyncStatus.IN_SYNC
+        if was_missing and is_absent:
             self._absent(now)
             return
-        if len(self._view) == 0 or now - self._missing_since >= self._policy.absent_grace_seconds:
+        since = missing_since if family is None else max(missing_since, family.returned_at)
+        # With nothing to lose, one answer is enough, unless all types of the family are just coming back.
+        may_be_soon = len(self._view) == 0 and since == missing_since
+        if may_be_soon or now - since >= self._policy.absent_grace_seconds:
             self._state = Sweeping(list(self._view.identities()), "", Absent())
         else:
             self._health.pause(now, _RECHECK_SECONDS)
+
+    def _doubt(self) -> None:
+        """No type of the family is served: what is known is kept, but may be no more."""
+        self._relist_due = True
+        if self._status is SyncStatus.IN_SYNC:
+            self._set_status(SyncStatus.RESYNC)
+
+    def _present(self, now: float) -> None:
+        """The API server serves the type."""
+        self._missing_since = None
+        if self._family is not None and self._family.served(self.type, now):
+            self._tell(NoticeKind.FAMILY_RETURNED, "info", group=self.type.group)
 
     def _absent(self, now: float) -> None:
         self._is_confirmed = True

@@ -58,6 +58,8 @@ class NoticeKind(enum.Enum):
     LOST = "resource type lost for too long, waiting for a new list"
     ABSENT = "resource type is not installed"
     FOUND = "resource type is installed"
+    FAMILY_GONE = "no resource type of the API group is served any more; what is known is kept, and not in sync"
+    FAMILY_RETURNED = "the API group is served again"
     NO_WATCH_LIST = "no initial events from this API server, using lists"
     NO_WATCH = "resource type cannot be watched, polling"
     OBJECT_REJECTED = "object without a usable identity left out"

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterable
 
 import structlog
 
-from cache import feed, resources, watch_policy
+from cache import feed, resources, watch_family, watch_policy
 from cache.kube import access, api, watcher
 from typha import (
     calico_start,
@@ -209,8 +209,9 @@ class Service:
         self, session: api.KubeApi, tasks: asyncio.TaskGroup, types: Iterable[resources.ResourceType]
     ) -> None:
         policy = watch_policy.WatchPolicy(page_limit=self._settings.list_page_size)
+        family = watch_family.Family(self.calico.types)
         for type in types:
-            one = watcher.Watcher(session, type, self.hub, policy=policy)
+            one = watcher.Watcher(session, type, self.hub, policy=policy, family=family if type in family else None)
             self.observer.watchers.append(one)
             tasks.create_task(one.run(), name=f"watch {type}")
 

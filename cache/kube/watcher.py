@@ -12,7 +12,7 @@ from collections.abc import Callable
 import aiohttp
 import structlog
 
-from cache import objects, resources, watch, watch_counters, watch_decode, watch_policy, watch_steps
+from cache import objects, resources, watch, watch_counters, watch_decode, watch_family, watch_policy, watch_steps
 from cache.kube import access, api
 from cache.watch_policy import Failure
 from cache.watch_steps import RequestKind
@@ -33,6 +33,7 @@ class Watcher:
         policy: watch_policy.WatchPolicy | None = None,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
+        family: watch_family.Family | None = None,
     ) -> None:
         self.type = type
         self._session = session
@@ -40,7 +41,13 @@ class Watcher:
         self._clock = clock
         self._since_yield = 0
         self._machine = watch.WatchMachine(
-            type, sink, policy=self._policy, random=rng or random.Random(), notify=self._notify, now=clock()
+            type,
+            sink,
+            policy=self._policy,
+            random=rng or random.Random(),
+            notify=self._notify,
+            now=clock(),
+            family=family,
         )
 
     @property

@@ -4,7 +4,7 @@ import json
 import random
 from typing import Any
 
-from cache import objects, resources, watch, watch_decode, watch_policy, watch_steps
+from cache import objects, resources, watch, watch_decode, watch_family, watch_policy, watch_steps
 from cache.watch_policy import Failure
 from protocol.messages import SyncStatus
 
@@ -98,7 +98,12 @@ class Hand:
     """Drives a machine by hand, in virtual time."""
 
     def __init__(
-        self, *, policy: watch_policy.WatchPolicy | None = None, sink: RecordingSink | None = None, seed: int = 1
+        self,
+        *,
+        policy: watch_policy.WatchPolicy | None = None,
+        sink: RecordingSink | None = None,
+        seed: int = 1,
+        family: watch_family.Family | None = None,
     ) -> None:
         self.now = 1000.0
         self.sink = sink or RecordingSink()
@@ -111,6 +116,7 @@ class Hand:
             random=random.Random(seed),
             notify=self.notices.append,
             now=self.now,
+            family=family,
         )
 
     @property

@@ -59,6 +59,15 @@ class RealCluster(served.Cluster):
             while self.plane.request("GET", f"/apis/{group}/{version}/{names['plural']}").status != 200:
                 assert time.monotonic() < deadline, names
 
+    def uninstall(self, *groups: str) -> None:
+        """Takes the definitions away, and with them the objects; gone when this returns."""
+        names = [item["metadata"]["name"] for item in calicocrds.definitions(*groups)]
+        for name in names:
+            assert self.plane.request("DELETE", f"{DEFINITIONS}/{name}").status == 200
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while any(self.plane.request("GET", f"{DEFINITIONS}/{name}").status == 200 for name in names):
+            assert time.monotonic() < deadline, names
+
     def collection(self, item: dict[str, Any]) -> str:
         """Where objects like this one are."""
         version, namespace = item["apiVersion"], item["metadata"].get("namespace")

@@ -110,6 +110,24 @@ async def test_group_v3_by_discovery_and_by_name(cluster: RealCluster) -> None:
         await agree(cluster, await service.address(), v3)
 
 
+async def test_without_definitions_nobody_is_in_sync_with_an_empty_world(cluster: RealCluster) -> None:
+    v1 = syncers.Group.V1
+    await asyncio.to_thread(cluster.install, v1.value, *OTHER_GROUPS)
+    async with served.serving(cluster, "--workers", "0") as service:
+        assert "/calico/v1/Ready" in await watched(await service.address(), syncers.FELIX)
+        await asyncio.to_thread(cluster.uninstall, v1.value)
+        await service.logged("no resource type of the API group is served any more.*crd.projectcalico.org")
+        await service.logged(
+            'Feed status changed feed="felix".*"in-sync"[^$]*Feed status changed feed="felix".*"resync"'
+        )
+        for feed in syncers.NAMES:
+            arguments = ("watch", await service.address(), "--feed", feed, "--until-in-sync", "--timeout", "1")
+            assert (await output_of(*arguments))[0] == 3, feed
+    async with served.serving(cluster, "--workers", "0", TYPHA_READONLY="true") as service:
+        await service.logged("Calico's feeds wait")
+        await becomes_ready(service, 503)
+
+
 INFORMATION = "/apis/crd.projectcalico.org/v1/clusterinformations"
 TIERS = "/apis/crd.projectcalico.org/v1/tiers"
 
