@@ -1,6 +1,6 @@
 """Where one client is: every state and every change of state of a delivery. Pure.
 
-    HANDSHAKE ──> HELD ──> SNAPSHOT ──> FOLLOWING ──> CATCHING_UP
+    HANDSHAKE ──> HELD ──> SNAPSHOT ──> FOLLOWING <──> CATCHING_UP
         │          │ ^_________│____________│______________/ │
         └──────────┴───────────┴──────> CLOSING <────────────┘
 
@@ -9,11 +9,14 @@ HELD          accepted; waits for data that can be served, or for its turn, and 
 SNAPSHOT      at `position` of a snapshot file
 FOLLOWING     at `offset` of the log
 CATCHING_UP   the log no longer holds its offset; the rest of the frame it stood in, `tail`, is still owed to it, and
-              then a new snapshot, that replaces what it holds
+              then, from `sequence` on, one block after another until one leads back to the log; it waits while there
+              is no block. If blocks are not to be had or too dear, it is HELD for a new snapshot, that replaces all
 CLOSING       refused or told goodbye; nothing is sent any more, `reason` says why
 
 A change of what is sent next (to another file, to a ping, to a goodbye) happens only where a frame ends: that is what
-`at_boundary` answers, and `become_catching_up` keeps by taking the tail along.
+`at_boundary` answers, and `become_catching_up` keeps by taking the tail along. Blocks are read by rules that let no key
+go back: each begins where the last one ended, and its cut is no older than what the client has from the log and from
+blocks before.
 """
 
 import enum
@@ -38,7 +41,7 @@ _LEGAL: dict[CursorState, frozenset[CursorState]] = {
     CursorState.HELD: frozenset({CursorState.SNAPSHOT, CursorState.CLOSING}),
     CursorState.SNAPSHOT: frozenset({CursorState.FOLLOWING, CursorState.CLOSING}),
     CursorState.FOLLOWING: frozenset({CursorState.CATCHING_UP, CursorState.CLOSING}),
-    CursorState.CATCHING_UP: frozenset({CursorState.HELD, CursorState.CLOSING}),
+    CursorState.CATCHING_UP: frozenset({CursorState.FOLLOWING, CursorState.HELD, CursorState.CLOSING}),
     CursorState.CLOSING: frozenset(),
 }
 
@@ -66,17 +69,69 @@ class SnapshotFile:
         return f"<SnapshotFile sequence={self.sequence} bytes={self.length} readers={self.readers}>"
 
 
+class BlockFile:
+    """A catch-up block as a worker knows it (`cache.catchup`); it is closed when no cursor reads it any more."""
+
+    __slots__ = (
+        "cut_sequence",
+        "descriptor",
+        "from_sequence",
+        "is_final",
+        "length",
+        "log_offset",
+        "readers",
+        "status",
+        "to_sequence",
+        "updates",
+    )
+
+    def __init__(
+        self,
+        descriptor: int,
+        *,
+        length: int,
+        from_sequence: int,
+        to_sequence: int,
+        cut_sequence: int,
+        is_final: bool,
+        log_offset: int,
+        status: messages.SyncStatus,
+        updates: int = 0,
+    ) -> None:
+        self.descriptor = descriptor
+        self.length = length
+        self.from_sequence = from_sequence
+        self.to_sequence = to_sequence
+        self.cut_sequence = cut_sequence
+        self.is_final = is_final
+        self.log_offset = log_offset
+        self.status = status
+        self.updates = updates
+        self.readers = 0
+
+    def __repr__(self) -> str:
+        reach = f"{self.from_sequence}..{self.to_sequence} of {self.cut_sequence}"
+        return f"<BlockFile {reach} bytes={self.length} final={self.is_final} readers={self.readers}>"
+
+
 class Cursor:
     """One client's place; the only writer of these fields is this class."""
 
-    __slots__ = ("offset", "position", "reason", "snapshot", "state", "tail")
+    __slots__ = ("block", "needed_sequence", "offset", "position", "reason", "sequence", "snapshot", "state", "tail")
 
     def __init__(self) -> None:
         self.state = CursorState.HANDSHAKE
         self.offset = 0
-        """FOLLOWING: next byte of the log to send."""
+        """FOLLOWING: next byte of the log to send; CATCHING_UP: offset behind `tail` when the log went."""
         self.position = 0
-        """SNAPSHOT: next byte of `snapshot` to send."""
+        """Next byte of `snapshot` or `block` to send."""
+        self.sequence = 0
+        """CATCHING_UP: the client has everything up to here, and needs the block that begins here. FOLLOWING: the
+        sequence at which it came (back) to the log."""
+        self.needed_sequence = 0
+        """CATCHING_UP: no block whose cut is older may be sent, for it would take keys back."""
+        self.block: BlockFile | None = None
+        """Set only if the state is CATCHING_UP."""
         self.snapshot: SnapshotFile | None = None
         """Set if and only if the state is SNAPSHOT."""
         self.tail: memoryview | None = None
@@ -94,9 +149,9 @@ class Cursor:
         self.state = state
 
     def become_held(self) -> None:
-        """Waits for a snapshot, from a handshake or when the tail of a catch-up is sent."""
-        if self.tail:
-            raise IllegalTransition(f"{self!r} still owes {len(self.tail)} bytes of a frame")
+        """Waits for a snapshot, from a handshake or when a catch-up cannot go on by blocks."""
+        if self.tail or self.block:
+            raise IllegalTransition(f"{self!r} stands inside a frame or block")
         self._enter(CursorState.HELD)
         self.tail = None
 
@@ -108,29 +163,70 @@ class Cursor:
         snapshot.readers += 1
 
     def become_following(self) -> None:
-        """The snapshot is sent whole; goes on in the log behind it."""
-        snapshot = self.snapshot
-        if snapshot is None or self.position != snapshot.length:
-            raise IllegalTransition(f"{self!r} is not at the end of a snapshot")
+        """The snapshot, or a block that leads to the log, is sent whole; goes on in the log behind it."""
+        read = self.snapshot or self.block
+        if read is None or self.position != read.length or not (self.snapshot or self.leads_to_log()):
+            raise IllegalTransition(f"{self!r} is not at the end of what leads to the log")
         self._enter(CursorState.FOLLOWING)
-        self.offset = snapshot.log_offset
-        self._leave_snapshot()
+        self.offset = read.log_offset
+        self.sequence = read.sequence if isinstance(read, SnapshotFile) else read.cut_sequence
+        self._leave_files()
 
     def become_catching_up(self, reader: log.LogReader) -> None:
-        """Leaves the log before its segment goes; whoever stands inside a frame takes the rest of it along."""
+        """Leaves the log before its segment goes; whoever stands inside a frame takes the rest of it along.
+
+        `sequence` becomes that of the base of the segment, which all who stand in it have in common: they are sent
+        some of what they have once more, and the same file serves them all. Whoever has come to the log only now, and
+        finds its place gone, has the sequence of what brought it.
+        """
         self._enter(CursorState.CATCHING_UP)
-        if self.tail or not reader.start <= self.offset < reader.end:
+        self.needed_sequence = self.sequence
+        if not reader.start <= self.offset <= reader.end:
             return
-        first, end, _ = reader.frame_at(self.offset)
-        if first != self.offset:
-            self.tail = memoryview(bytes(reader.view(self.offset)[: end - self.offset]))
+        if not self.tail and self.offset < reader.end:
+            first, end, _ = reader.frame_at(self.offset)
+            if first != self.offset:
+                self.tail = memoryview(bytes(reader.view(self.offset)[: end - self.offset]))
+                self.offset = end
+        self.needed_sequence = reader.sequence_at(self.offset)
+        self.sequence = reader.base_sequence_at(self.offset)
+
+    def need(self, sequence: int) -> None:
+        """CATCHING_UP: no block of an older cut will do from here on."""
+        self.needed_sequence = max(self.needed_sequence, sequence)
+
+    def owe(self, data: bytes) -> None:
+        """Something small for this client alone, to be sent where the frame that it stands in ends."""
+        self.tail = memoryview(bytes(self.tail or b"") + data)
+
+    def become_reading(self, block: BlockFile) -> None:
+        """CATCHING_UP: begins the block that it waited for."""
+        fits = block.from_sequence == self.sequence and block.cut_sequence >= self.needed_sequence
+        if self.state is not CursorState.CATCHING_UP or self.tail or self.block or not fits:
+            raise IllegalTransition(f"{self!r} cannot read {block!r}")
+        self.block = block
+        self.position = 0
+        block.readers += 1
+
+    def leads_to_log(self) -> bool:
+        """Whether the client is in a block behind which it goes on in the log."""
+        return self.block is not None and self.block.is_final
+
+    def become_waiting(self) -> None:
+        """CATCHING_UP: the block is sent whole, and another one must follow."""
+        block = self.block
+        if block is None or self.position != block.length:
+            raise IllegalTransition(f"{self!r} is not at the end of a block")
+        self.sequence = block.to_sequence
+        self.need(block.cut_sequence)
+        self._leave_files()
 
     def become_closing(self, reason: reasons.DisconnectReason) -> None:
         """The end; whatever was owed is dropped."""
         self._enter(CursorState.CLOSING)
         self.reason = reason
         self.tail = None
-        self._leave_snapshot()
+        self._leave_files()
 
     def is_closing(self) -> bool:
         """Whether nothing is sent any more."""
@@ -139,15 +235,17 @@ class Cursor:
     def at_boundary(self, reader: log.LogReader) -> bool:
         """Whether the last byte sent ended a frame, so that a ping or goodbye may follow.
 
-        Inside a snapshot only its two ends are known to be boundaries.
+        Inside a snapshot or block only its two ends are known to be boundaries.
         """
         if self.state is CursorState.FOLLOWING and not self.tail:
             return self.offset >= reader.end or reader.frame_at(self.offset)[0] == self.offset
-        if self.state is CursorState.SNAPSHOT:
-            return self.snapshot is not None and self.position in (0, self.snapshot.length)
+        read = self.snapshot or self.block
+        if read is not None:
+            return not self.tail and self.position in (0, read.length)
         return not self.tail
 
-    def _leave_snapshot(self) -> None:
-        if self.snapshot is not None:
-            self.snapshot.readers -= 1
-            self.snapshot = None
+    def _leave_files(self) -> None:
+        for read in (self.snapshot, self.block):
+            if read is not None:
+                read.readers -= 1
+        self.snapshot = self.block = None

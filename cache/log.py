@@ -211,6 +211,10 @@ class LogReader:
         """The sequence that a client has reached at the end of the frame before `offset` (start <= offset <= end)."""
         return self.frame_at(offset - 1)[2] if offset > self.start else self._start_sequence
 
+    def base_sequence_at(self, offset: int) -> int:
+        """The sequence at the base of the segment that holds `offset` (start <= offset <= end): never a later one."""
+        return self.sequence_at(self._bases[self._segment_at(offset)]) if self._bases else self._start_sequence
+
     def drop(self, before_offset: int) -> list[int]:
         """Lets go of segments wholly before an offset; returns their bases."""
         dropped = []

@@ -2,8 +2,10 @@
 
 What has been given out is always a map that the server had: deltas as they come, snapshots as the difference to what
 was known. A snapshot may be older than what was known from an earlier connection, so it takes the place of the known
-map only at the first status behind it, together with the updates in between (docs/protocol.md, "Snapshots"). One that
-is broken off before leaves no trace.
+map only at the first status behind it (other than catching-up), together with the updates in between
+(docs/protocol.md, section 4). One that is broken off before leaves no trace. Behind a status catching-up, and up to the
+next status, batches bring newest values: each key only ever moves forward, but the map is one that the server had only
+at that next status.
 """
 
 from dataclasses import dataclass
@@ -14,7 +16,8 @@ from protocol import digest, errors, messages
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Changes that belong together; after each batch the receiver's map is one that the server had."""
+    """Changes that belong together; after each batch the receiver's map is one that the server had, unless the last
+    status was catching-up: then it is again at the next status."""
 
     updates: tuple[messages.Update, ...]
     """Real differences, in order; `update_type` says new, updated or deleted as seen by this receiver."""
@@ -147,6 +150,8 @@ class Differ:
                 self._receive_late_updates(self._snapshot, message.updates)
             case messages.Updates():
                 return self._receive_updates(message.updates)
+            case messages.Status(status=messages.SyncStatus.CATCHING_UP):
+                pass  # a snapshot that waits to take its place waits on: the present is further away
             case messages.Status() if self._snapshot is not None and self._snapshot.ended:
                 return self._swap(self._snapshot)
             case messages.SnapshotBegin():

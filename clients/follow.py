@@ -4,7 +4,8 @@ Four kinds of event. `Connected` and `Disconnected` tell about the connection, `
 and `Batch` what changed. Across reconnects, other servers and catch-ups the rules stay simple:
 
 1. Applying every batch in order gives, after each of them, a map that a server had, verified by its digest (if it
-   speaks the native protocol: Typha's has none).
+   speaks the native protocol: Typha's has none). Between a status catching-up and the next one each key is on its way
+   to its newest value, and only the next status vouches for all of them together.
 2. Batches hold real differences to what this iterator gave before: never the same value again, never a deletion of a
    key that lives on, never an empty world between two snapshots. The first batch is the whole map.
 3. `StatusChanged` follows the batches it speaks of, and is given anew after each `Connected`.

@@ -4,7 +4,7 @@ An encoder turns data into whole frames, bytes that are the same for every clien
 any connection.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from protocol import messages
@@ -31,6 +31,16 @@ class Encoder(Protocol):
 
     def updates(self, previous_sequence: int, updates: Sequence[messages.Update]) -> list[EncodedFrame]:
         """Frames of consecutive updates, the first of which is `previous_sequence` + 1."""
+        ...
+
+    def changes(
+        self, previous_sequence: int, changes: Iterable[tuple[int, messages.Update]], *, end_sequence: int
+    ) -> Iterator[EncodedFrame]:
+        """Frames of updates that leave sequences out, each with its sequence, in order, encoded as they are taken.
+
+        The frame of the last change reaches `end_sequence`. Without changes there is a frame only if the format needs
+        one to get there.
+        """
         ...
 
     def status(self, sequence: int, status: messages.SyncStatus) -> EncodedFrame:

@@ -184,9 +184,11 @@ class NativeAgent(agent.Agent):
             )
 
     def _take_status(self, status: messages.Status, now_ns: int) -> None:
-        if status.sequence != self.sequence:
+        is_catching_up = status.status == messages.SyncStatus.CATCHING_UP
+        if status.sequence > self.sequence or (status.sequence < self.sequence and not is_catching_up):
             raise errors.RemoteProtocolError(f"status of {status.sequence} does not follow on {self.sequence}")
-        if self.phase == _Phase.RETURNING:
+        self.sequence = status.sequence  # catching up, what has changed since is sent again
+        if self.phase == _Phase.RETURNING and not is_catching_up:
             self._arrive(now_ns)
             self._shared.timeline.reached(self.incarnation, self.sequence, now_ns)
         self.status = status.status

@@ -7,7 +7,8 @@ gives None, and writes whatever `data_to_send` returns. The rules:
 2. `_TRANSITIONS` lists every message that may be received: (role, state, message) -> next state. A message that
    is not in the table is a protocol error.
 3. Data follows on: `Updates.previous_sequence` and `Status.sequence` are the sequence that the client has reached.
-   A snapshot may begin at any frame between two messages, and replaces everything (a catch-up).
+   A snapshot may begin at any frame between two messages, and replaces everything (a catch-up). A status
+   catching-up may take the sequence back: what has changed since is sent again, as newest values.
 4. After an error, a goodbye or the end of the stream the connection gives no more events, whatever arrives.
 """
 
@@ -183,6 +184,8 @@ class Connection:
                     raise errors.RemoteProtocolError(
                         f"updates {message.previous_sequence}..{message.sequence} do not follow on {self.sequence}"
                     )
+                self.sequence = message.sequence
+            case messages.Status(status=messages.SyncStatus.CATCHING_UP) if message.sequence < self.sequence:
                 self.sequence = message.sequence
             case messages.Status() if message.sequence != self.sequence:
                 raise errors.RemoteProtocolError(f"status of {message.sequence} does not follow on {self.sequence}")

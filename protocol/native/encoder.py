@@ -17,12 +17,16 @@ PLAIN = "native"
 ZSTD = "native+zstd"
 
 
+def _size(update: messages.Update) -> int:
+    return len(update[0]) + len(update[1] or b"") + UPDATE_OVERHEAD_BYTES
+
+
 def _batches(updates: Iterable[messages.Update]) -> Iterator[list[messages.Update]]:
     """Cuts into lists of about the target size; at least one list, and no list empty unless all is."""
     batch: list[messages.Update] = []
     batch_bytes = 0
     for update in updates:
-        update_bytes = len(update[0]) + len(update[1] or b"") + UPDATE_OVERHEAD_BYTES
+        update_bytes = _size(update)
         if batch and batch_bytes + update_bytes > FRAME_TARGET_BYTES:
             yield batch
             batch, batch_bytes = [], 0
@@ -51,10 +55,32 @@ class NativeEncoder:
         encoded = []
         for batch in _batches(updates):
             sequence = previous_sequence + len(batch)
-            payload = codec.encode_updates(previous_sequence, sequence, batch)
-            encoded.append(encoding.EncodedFrame(self._frame(payload), sequence))
+            encoded.append(self._updates(previous_sequence, sequence, batch))
             previous_sequence = sequence
         return encoded
+
+    def _updates(
+        self, previous_sequence: int, sequence: int, updates: Sequence[messages.Update]
+    ) -> encoding.EncodedFrame:
+        payload = codec.encode_updates(previous_sequence, sequence, updates)
+        return encoding.EncodedFrame(self._frame(payload), sequence)
+
+    def changes(
+        self, previous_sequence: int, changes: Iterable[tuple[int, messages.Update]], *, end_sequence: int
+    ) -> Iterator[encoding.EncodedFrame]:
+        """Frames of about the target size that leave sequences out."""
+        batch: list[messages.Update] = []
+        batch_bytes, reached = 0, previous_sequence
+        for sequence, update in changes:
+            update_bytes = _size(update)
+            if batch and batch_bytes + update_bytes > FRAME_TARGET_BYTES:
+                yield self._updates(previous_sequence, reached, batch)
+                batch, batch_bytes, previous_sequence = [], 0, reached
+            batch.append(update)
+            batch_bytes += update_bytes
+            reached = sequence
+        if batch or end_sequence > previous_sequence:
+            yield self._updates(previous_sequence, end_sequence, batch)
 
     def status(self, sequence: int, status: messages.SyncStatus) -> encoding.EncodedFrame:
         """The frame of a status."""

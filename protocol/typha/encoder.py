@@ -58,6 +58,23 @@ class TyphaEncoder:
             encoded.append(encoding.EncodedFrame(self._frame(message), previous_sequence))
         return encoded
 
+    def changes(
+        self, previous_sequence: int, changes: Iterable[tuple[int, messages.Update]], *, end_sequence: int
+    ) -> Iterator[encoding.EncodedFrame]:
+        """One frame for each message; a client knows nothing of sequences."""
+        sequences: list[int] = []
+
+        def noted() -> Iterator[messages.Update]:
+            for sequence, update in changes:
+                sequences.append(sequence)
+                yield update
+            sequences[-1:] = [end_sequence]  # what was the last change gets the client there
+
+        encoded = 0
+        for message, count in _messages(noted()):
+            encoded += count
+            yield encoding.EncodedFrame(self._frame(message), sequences[encoded - 1])
+
     def status(self, sequence: int, status: messages.SyncStatus) -> encoding.EncodedFrame:
         """The frame of a status; catching up is unknown to these clients, for whom it is a resync."""
         known = messages.SyncStatus.RESYNC if status is messages.SyncStatus.CATCHING_UP else status

@@ -6,8 +6,11 @@ import subprocess
 import sys
 
 from cache import objects, resources
-from protocol import digest, messages
+from protocol import digest, formats, messages
 from protocol.native import codec, connection, frames
+from protocol.typha import connection as typha
+from protocol.typha import encoder as typha_encoder
+from protocol.typha import messages as typha_messages
 
 PODS = resources.ResourceType("", "v1", "pods")
 NODES = resources.ResourceType("", "v1", "nodes")
@@ -63,6 +66,8 @@ class ModelClient:
         self.status: messages.SyncStatus | None = None
         """The last one told since the last snapshot began."""
         self.snapshots = 0
+        self.newest: dict[str, int] = {}
+        """The last revision of each key that has come since the last snapshot's end, deletions included."""
         self.chunks: list[tuple[int, bool, int]] = []
         """(index, more, updates) of each chunk frame of the last snapshot."""
         self._next: dict[str, messages.Update] = {}
@@ -95,11 +100,13 @@ class ModelClient:
                 assert message.keys == self._announced.keys
                 assert sorted({index for index, _, _ in self.chunks}) == list(range(self._announced.chunks))
                 self.map = self._next
+                self.newest.clear()
                 self.snapshots += 1
             case messages.Updates():
-                assert message.sequence - message.previous_sequence == len(message.updates)
+                is_catching_up = self.status is messages.SyncStatus.CATCHING_UP
+                assert is_catching_up or message.sequence - message.previous_sequence == len(message.updates)
                 for update in message.updates:
-                    self._take_update(update)
+                    self.take_update(update, is_catching_up=is_catching_up)
             case messages.Status():
                 self.status = message.status
 
@@ -114,13 +121,88 @@ class ModelClient:
             self._next.update(self._chunk)
             self._chunk = {}
 
-    def _take_update(self, update: messages.Update) -> None:
+    def take_update(self, update: messages.Update, *, is_catching_up: bool) -> None:
+        """A key changes: to something newer, and as its type says; in a catch-up it may be known, or not."""
         known = self.map.get(update.key)
+        revision = int(update.revision)
+        newest = self.newest.get(update.key, int(known.revision) if known else 0)
+        assert newest < revision or (is_catching_up and newest == revision), f"{update.key} went back"
+        self.newest[update.key] = revision
         if update.value is None:
             assert update.update_type == messages.UpdateType.DELETED
-            assert known is not None, f"deletion of {update.key}, which is not there"
-            del self.map[update.key]
+            assert known is not None or is_catching_up, f"deletion of {update.key}, which is not there"
+            self.map.pop(update.key, None)
             return
         expected = messages.UpdateType.NEW if known is None else messages.UpdateType.UPDATED
-        assert update.update_type == expected
+        assert update.update_type == expected or (is_catching_up and update.update_type == messages.UpdateType.UPDATED)
         self.map[update.key] = update
+
+
+class TyphaModelClient:
+    """The same for Typha's protocol, from behind its handshake; it is never told that it is being caught up."""
+
+    def __init__(self) -> None:
+        self.connection = follow_typha()
+        self.model = ModelClient()
+        self.statuses: list[int] = []
+        self.may_be_catching_up = False
+        """From falling out of the log to the next place in it, as the server knows it."""
+
+    def receive(self, data: bytes) -> None:
+        """Takes bytes off the wire."""
+        self.connection.receive_data(data)
+        while (message := self.connection.next_event()) is not None:
+            match message:
+                case typha_messages.SyncStatus():
+                    self.statuses.append(message.status)
+                case typha_messages.KeyValues():
+                    for update in message.updates:
+                        # Before the first status there is no telling where the snapshot ends.
+                        is_loose = self.may_be_catching_up or not self.statuses
+                        self.model.take_update(update, is_catching_up=is_loose)
+
+
+class LooseReader:
+    """Reads the updates of a piece of any wire format, from behind the handshake."""
+
+    def __init__(self, wire_format: str) -> None:
+        self._is_native = formats.replaces_by_snapshot(wire_format)
+        self._restarts = wire_format == typha_encoder.SNAPPY
+
+    def updates(self, data: bytes, *, after: int) -> list[messages.Update]:
+        """What a client that had reached this sequence is told."""
+        found: list[messages.Update] = []
+        if self._is_native:
+            splitter = frames.FrameSplitter()
+            splitter.receive(data)
+            while (frame := splitter.next_frame()) is not None:
+                message = codec.decode(frames.unpack_payload(*frame))
+                assert isinstance(message, messages.Updates)
+                assert message.previous_sequence == after
+                after = message.sequence
+                found += message.updates
+            return found
+        client = follow_typha(restarts=self._restarts)
+        client.receive_data(data)
+        while (said := client.next_event()) is not None:
+            assert isinstance(said, typha_messages.KeyValues)
+            found += said.updates
+        return found
+
+
+def follow_typha(*, restarts: bool = True) -> typha.Connection:
+    """A client of Typha's protocol behind its handshake."""
+    client, server = typha.Connection(typha.Role.CLIENT), typha.Connection(typha.Role.SERVER)
+    client.send_hello(
+        typha_messages.ClientHello(supports_decoder_restart=restarts, supported_compression_algorithms=("snappy",))
+    )
+    for _ in range(2):
+        server.receive_data(client.data_to_send())
+        while server.next_event() is not None:
+            pass
+        if server.state is typha.State.ASKED:
+            server.accept()
+        client.receive_data(server.data_to_send())
+        while client.next_event() is not None:
+            pass
+    return client

@@ -1,5 +1,6 @@
 """The cursor's states: every change that exists, and none that does not."""
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ LEGAL = {
     (State.SNAPSHOT, State.FOLLOWING),
     (State.FOLLOWING, State.CATCHING_UP),
     (State.CATCHING_UP, State.HELD),
+    (State.CATCHING_UP, State.FOLLOWING),
     *((state, State.CLOSING) for state in State if state is not State.CLOSING),
 }
 
@@ -41,6 +43,21 @@ def reader() -> Iterator[log.LogReader]:
 
 def snapshot_file(*, length: int = 100, log_offset: int = 4) -> cursor.SnapshotFile:
     return cursor.SnapshotFile(-1, length=length, log_offset=log_offset, sequence=1, status=SyncStatus.IN_SYNC)
+
+
+def block_file(
+    from_sequence: int, to_sequence: int, cut_sequence: int, *, length: int = 50, log_offset: int = 10
+) -> cursor.BlockFile:
+    return cursor.BlockFile(
+        -1,
+        length=length,
+        from_sequence=from_sequence,
+        to_sequence=to_sequence,
+        cut_sequence=cut_sequence,
+        is_final=to_sequence == cut_sequence,
+        log_offset=log_offset,
+        status=SyncStatus.IN_SYNC,
+    )
 
 
 def cursor_in(state: State, reader: log.LogReader) -> cursor.Cursor:
@@ -64,6 +81,9 @@ def cursor_in(state: State, reader: log.LogReader) -> cursor.Cursor:
 
 
 def become(made: cursor.Cursor, state: State, reader: log.LogReader) -> None:
+    if (made.state, state) == (State.CATCHING_UP, State.FOLLOWING):
+        made.become_reading(block_file(made.sequence, 9, 9))
+        made.position = 50
     changes: dict[State, Callable[[], None]] = {
         State.HELD: made.become_held,
         State.SNAPSHOT: lambda: made.become_snapshot(snapshot_file()),
@@ -139,13 +159,99 @@ def test_the_rest_of_a_frame_is_taken_along(offset: int, tail: bytes | None, rea
     assert (made.tail and bytes(made.tail)) == tail
     assert made.at_boundary(reader) == (tail is None)
     if tail is not None:
-        with pytest.raises(cursor.IllegalTransition, match="owes"):
+        with pytest.raises(cursor.IllegalTransition, match="inside"):
             made.become_held()
         assert made.state is State.CATCHING_UP
         assert made.tail is not None
         made.tail = made.tail[len(tail) :]
     made.become_held()
     assert (made.state, made.tail) == (State.HELD, None)
+
+
+@pytest.mark.parametrize(
+    ("offset", "needed", "sequence", "behind"),
+    [(0, 0, 0, 0), (1, 0, 0, 4), (4, 0, 0, 4), (5, 1, 1, 10), (10, 1, 1, 10), (11, 2, 1, 20), (20, 2, 1, 20)],
+)
+def test_who_leaves_the_log_is_rounded_down_to_its_segment(
+    offset: int, needed: int, sequence: int, behind: int, reader: log.LogReader
+) -> None:
+    made = cursor_in(State.FOLLOWING, reader)
+    made.offset = offset
+    made.become_catching_up(reader)
+    assert (made.needed_sequence, made.sequence, made.offset) == (needed, sequence, behind)
+
+
+def catching_up(reader: log.LogReader, *, offset: int = 20) -> cursor.Cursor:
+    made = cursor_in(State.FOLLOWING, reader)
+    made.offset = offset
+    made.become_catching_up(reader)
+    return made
+
+
+def test_block_by_block_back_to_the_log(reader: log.LogReader) -> None:
+    made = catching_up(reader)
+    first, second = block_file(1, 5, 9), block_file(5, 12, 12, log_offset=77)
+    made.become_reading(first)
+    assert (first.readers, made.leads_to_log()) == (1, False)
+    made.position = 50
+    with pytest.raises(cursor.IllegalTransition):
+        made.become_following()
+    made.become_waiting()
+    assert (first.readers, made.sequence, made.needed_sequence, made.block) == (0, 5, 9, None)
+    made.become_reading(second)
+    assert made.leads_to_log()
+    made.position = 50
+    made.become_following()
+    assert (second.readers, made.offset, made.sequence, made.state) == (0, 77, 12, State.FOLLOWING)
+    assert "from" not in repr(second)
+    reader.drop(20)
+    made.offset = reader.start - 1  # and that place is gone already
+    made.become_catching_up(reader)
+    assert (made.sequence, made.needed_sequence) == (12, 12)
+
+
+@pytest.mark.parametrize("block", [block_file(0, 9, 9), block_file(2, 9, 9), block_file(1, 1, 1), block_file(1, 2, 2)])
+def test_a_block_that_does_not_fit_is_refused(block: cursor.BlockFile, reader: log.LogReader) -> None:
+    made = catching_up(reader)
+    made.need(3)
+    made.need(2)
+    with pytest.raises(cursor.IllegalTransition, match="cannot read"):
+        made.become_reading(block)
+    assert block.readers == 0
+
+
+def test_no_block_before_the_tail_is_sent_and_none_beside_another(reader: log.LogReader) -> None:
+    made = catching_up(reader, offset=5)
+    made.owe(b"+more")
+    assert bytes(made.tail or b"") == b"bcdef+more"
+    block = block_file(made.sequence, 9, 9)
+    with pytest.raises(cursor.IllegalTransition):
+        made.become_reading(block)
+    made.tail = memoryview(b"")
+    made.become_reading(block)
+    changes: list[Callable[[], None]] = [
+        functools.partial(made.become_reading, block),
+        made.become_held,
+        made.become_waiting,
+        made.become_following,
+    ]
+    for change in changes:
+        with pytest.raises(cursor.IllegalTransition):
+            change()
+    assert block.readers == 1
+    made.become_closing(REASON)
+    assert (block.readers, made.block) == (0, None)
+
+
+def test_the_ends_of_a_block_are_boundaries(reader: log.LogReader) -> None:
+    made = catching_up(reader)
+    assert made.at_boundary(reader)
+    made.become_reading(block_file(1, 9, 9))
+    at = []
+    for position in (0, 1, 49, 50):
+        made.position = position
+        at.append(made.at_boundary(reader))
+    assert at == [True, False, False, True]
 
 
 def test_who_closes_owes_nothing(reader: log.LogReader) -> None:

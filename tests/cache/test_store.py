@@ -1,7 +1,9 @@
 """The store against a plain dict: sequences, digests, chunks, and cuts that stay what they were."""
 
+import time
 from unittest import mock
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -23,6 +25,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.model: dict[str, tuple[bytes, str, str, int]] = {}
         self.order: list[str] = []
         self.sequence = 0
+        self.history: list[tuple[int, str, bytes | None]] = []
+        """Every change there was."""
         self.known: dict[int, store.ChunkCut] = {}
         self.cut_sequence = -1
         self.frozen: list[tuple[store.Cut, dict[str, bytes]]] = []
@@ -30,6 +34,7 @@ class StoreMachine(RuleBasedStateMachine):
             mock.patch.object(store, "CHUNK_TARGET_KEYS", 2),
             mock.patch.object(store, "CHUNK_TARGET_BYTES", 200),
             mock.patch.object(store, "MAX_CHUNKS", 8),
+            mock.patch.object(store, "TOMBSTONES_MIN", 3),
         ]
 
     @initialize()
@@ -51,7 +56,7 @@ class StoreMachine(RuleBasedStateMachine):
         kind = messages.UpdateType.NEW if old is None else messages.UpdateType.UPDATED
         assert update == messages.Update(key, value, revision, kind, v3, ttl)
         self.model[key] = (value, revision, v3, ttl)
-        self._changed(key)
+        self._changed(key, value)
         self.order.append(key)
 
     @rule(key=keys)
@@ -62,10 +67,11 @@ class StoreMachine(RuleBasedStateMachine):
             assert update is None
             return
         assert update == messages.Update(key, None, "9", messages.UpdateType.DELETED, old[2])
-        self._changed(key)
+        self._changed(key, None)
 
-    def _changed(self, key: str) -> None:
+    def _changed(self, key: str, value: bytes | None) -> None:
         self.sequence += 1
+        self.history.append((self.sequence, key, value))
         self.order = [other for other in self.order if other != key]
 
     @rule()
@@ -117,6 +123,33 @@ class StoreMachine(RuleBasedStateMachine):
         assert count & (count - 1) == 0
         assert count <= store.MAX_CHUNKS
 
+    @rule(share=st.floats(0, 1))
+    def forget_deletions(self, share: float) -> None:
+        floor = self.store.tombstone_floor
+        self.store.forget_deletions(int(self.sequence * share))
+        assert self.store.tombstone_floor in range(floor, max(floor, int(self.sequence * share)) + 1)
+
+    @invariant()
+    def the_difference_since_any_sequence_is_the_last_change_of_each_key(self) -> None:
+        for since in range(self.sequence + 1):
+            if since < self.store.tombstone_floor:
+                with pytest.raises(store.Forgotten, match="forgotten"):
+                    self.store.changes_since(since)
+                continue
+            last = {key: (sequence, value) for sequence, key, value in self.history if sequence > since}
+            difference = self.store.changes_since(since)
+            assert (difference.since_sequence, difference.sequence) == (since, self.sequence)
+            changes = list(difference.changes())
+            assert [sequence for sequence, _ in changes] == sorted(sequence for sequence, _ in last.values())
+            assert {update.key: (sequence, update.value) for sequence, update in changes} == last
+            for _, update in changes:
+                is_live = update.value is not None
+                assert update.update_type == (messages.UpdateType.UPDATED if is_live else messages.UpdateType.DELETED)
+
+    @invariant()
+    def tombstones_are_limited(self) -> None:
+        assert self.store.tombstone_count <= max(store.TOMBSTONES_MIN, 2 * len(self.model))
+
     @invariant()
     def cuts_stay_what_they_were(self) -> None:
         for cut, values in self.frozen:
@@ -157,6 +190,40 @@ def test_equal_contents_give_equal_chunks_whatever_the_history(
     count = min(one.chunk_count, other.chunk_count)
     assert chunk_digests(one, count=count) == chunk_digests(other, count=count)
     assert one.digest == other.digest
+
+
+def test_what_has_changed_lately_is_found_without_a_look_at_the_rest() -> None:
+    made = filled([(f"/{number}", b"") for number in range(50_000)])
+    for number in range(10):
+        made.delete(f"/{number}", "2")
+    looks = 1000
+    begun = time.process_time()
+    for _ in range(looks):
+        made.changes_since(made.sequence - 5)
+    assert (time.process_time() - begun) / looks < 0.0005
+
+
+def test_deletions_are_forgotten_oldest_first_a_sixteenth_at_a_time() -> None:
+    with mock.patch.object(store, "TOMBSTONES_MIN", 160):
+        made = filled([(f"/{number}", b"") for number in range(400)])
+        for number in range(240):
+            made.delete(f"/{number}", "2")
+        assert (made.tombstone_count, made.tombstone_floor) == (240, 0)  # fewer than twice the keys that live
+        for number in range(240, 400):
+            made.delete(f"/{number}", "2")
+        assert made.tombstone_count in range(150, 161)
+        assert made.tombstone_floor == 800 - made.tombstone_count
+        assert len(made.changes_since(made.tombstone_floor).tombstones) == made.tombstone_count
+
+
+def test_forgetting_what_nobody_needs_waits_until_it_frees_something() -> None:
+    made = filled([*((f"/{number}", b"") for number in range(100)), *((f"/{number}", None) for number in range(100))])
+    made.forget_deletions(103)
+    assert (made.tombstone_count, made.tombstone_floor) == (100, 0)
+    made.forget_deletions(150)
+    assert (made.tombstone_count, made.tombstone_floor) == (50, 150)
+    made.put("/60", b"back", "3")
+    assert made.tombstone_count == 49
 
 
 def test_values_that_grow_split_chunks_too() -> None:

@@ -113,6 +113,30 @@ def test_a_snapshot_that_is_broken_off_leaves_no_trace() -> None:
     assert show(take(receiver, {"a": b"1", "c": b"1"})) == ["+c"]
 
 
+def test_a_snapshot_does_not_take_its_place_while_it_is_caught_up() -> None:
+    receiver = differ.Differ()
+    take(receiver, {"a": b"1", "b": b"2", "c": b"1"})
+    receiver.begin_connection()
+    *old, status = make_feed({"a": b"1", "b": b"1"}).snapshot()
+    assert isinstance(status, messages.Status)
+    assert receive_all(receiver, *old, dataclasses.replace(status, status=messages.SyncStatus.CATCHING_UP)) == []
+    later = messages.Updates(
+        status.sequence, 90, (messages.Update("b", b"2", "7", 2), messages.Update("c", b"1", "8", 2))
+    )
+    assert receive_all(receiver, later) == []
+    assert receive_all(receiver, messages.Status(90, messages.SyncStatus.IN_SYNC))[0].updates == ()
+
+
+def test_newest_values_are_differences_like_others() -> None:
+    receiver = differ.Differ()
+    take(receiver, {"a": b"1", "b": b"1"})
+    updates = [messages.Update(key, value, "9", 2) for key, value in (("a", b"1"), ("b", b"2"), ("c", b"1"))]
+    updates += [messages.Update(key, None, "9", 3) for key in ("x", "a")]
+    status = messages.Status(0, messages.SyncStatus.CATCHING_UP)
+    [batch] = receive_all(receiver, status, messages.Updates(0, 9, tuple(updates)))
+    assert show(batch) == ["+c", "-a", "~b"]
+
+
 def corrupt(
     kind: type[messages.SnapshotBegin | messages.SnapshotChunk | messages.SnapshotEnd], **changes: Any
 ) -> list[messages.Message]:

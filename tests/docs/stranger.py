@@ -96,7 +96,8 @@ class Stranger:
                     else:
                         self.map[key] = value
             case [7, int() as sequence, int() as status, *_]:
-                assert sequence == self.sequence
+                assert sequence == self.sequence or (status == 3 and sequence < self.sequence)
+                self.sequence = sequence
                 self.statuses.append(status)
             case [8, *_]:
                 self.to_send += frame([9, self.sequence])

@@ -119,7 +119,25 @@ SESSION = [
     _step("server", DELTA, "from 40 to 42: the pod changed, the node is gone"),
     Step("server", ZSTD_FRAME, "a ping, in a compressed frame for the sake of the example"),
     _step("client", messages.Pong(42), "everything up to 42 received"),
-    _step("server", messages.SnapshotBegin(60, 1, 1), "a catch-up: the map is to be replaced"),
+    _step(
+        "server",
+        messages.Status(41, messages.SyncStatus.CATCHING_UP),
+        "too slow: what has changed since 41 comes again, as newest values",
+    ),
+    _step(
+        "server",
+        messages.Updates(
+            41,
+            55,
+            (
+                messages.Update(NODE, NODE_VALUE, "110", messages.UpdateType.UPDATED),
+                messages.Update("/core/v1/nodes//n2", None, "111", messages.UpdateType.DELETED),
+            ),
+        ),
+        "from 41 to 55: the node came back, and a node that the client never heard of is gone",
+    ),
+    _step("server", messages.Status(55, messages.SyncStatus.IN_SYNC), "current again"),
+    _step("server", messages.SnapshotBegin(60, 1, 1), "slower still: the map is to be replaced"),
     _step(
         "server",
         messages.SnapshotChunk(0, CHUNK_1.digest, False, (NODE_UPDATE,)),

@@ -190,6 +190,32 @@ def test_a_snapshot_takes_its_place_at_the_first_status_behind_it() -> None:
     assert shared.table.deletions == {}
 
 
+def test_catching_up_takes_the_sequence_back_and_ends_in_sync() -> None:
+    shared = agent.Shared()
+    one = connect(shared)
+    source = Source(population(5))
+    feed(one, source.snapshot())
+    begun = one.sequence
+    deltas = [source.change(("new", value("n"))), source.change(("newer", value("m")))]
+    feed(one, [deltas[0], frame(messages.Status(begun, messages.SyncStatus.CATCHING_UP))])
+    assert (one.sequence, one.in_sync) == (begun, False)
+    feed(one, [*deltas, frame(messages.Status(begun + 2, messages.SyncStatus.IN_SYNC))])
+    assert (one.in_sync, one.state.digest) == (True, source.digest)
+    with pytest.raises(errors.RemoteProtocolError, match="does not follow on"):
+        feed(one, [frame(messages.Status(begun, messages.SyncStatus.IN_SYNC))])
+
+
+def test_a_snapshot_that_is_being_caught_up_waits_to_take_its_place() -> None:
+    shared = agent.Shared()
+    one = connect(shared)
+    source = Source(population(5))
+    *snapshot, status = source.snapshot()
+    feed(one, [*snapshot, frame(messages.Status(source.sequence, messages.SyncStatus.CATCHING_UP))])
+    assert (one.phase, one.in_sync) == (agent.Phase.RETURNING, False)
+    feed(one, [status])
+    assert (one.phase, one.in_sync, one.state.digest) == (agent.Phase.FOLLOWING, True, source.digest)
+
+
 def test_another_server_may_be_behind() -> None:
     one = connect(agent.Shared())
     source = Source(population(5))

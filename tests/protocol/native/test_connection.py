@@ -154,6 +154,7 @@ def test_the_table_is_tested_whole() -> None:
         (messages.Updates(4, 6, ()), "4..6 do not follow on 0"),
         (messages.Updates(1, 2, ()), "1..2 do not follow on 0"),
         (messages.Status(1, messages.SyncStatus.IN_SYNC), "status of 1 does not follow on 0"),
+        (messages.Status(1, messages.SyncStatus.CATCHING_UP), "status of 1 does not follow on 0"),
     ],
 )
 def test_data_follows_on(message: messages.Message, problem: str) -> None:
@@ -166,6 +167,20 @@ def test_updates_do_not_go_back() -> None:
     receive_all(client, stream(BEGIN, CHUNK, END))
     with pytest.raises(errors.RemoteProtocolError, match="do not follow"):
         receive_all(client, frame(messages.Updates(5, 4, ())))
+
+
+def test_catching_up_may_take_the_sequence_back() -> None:
+    client = make(CLIENT, State.READY)
+    receive_all(client, stream(BEGIN, CHUNK, END, IN_SYNC))
+    with pytest.raises(errors.RemoteProtocolError, match="status of 3 does not follow on 5"):
+        receive_all(client, frame(messages.Status(3, messages.SyncStatus.RESYNC)))
+    client = make(CLIENT, State.READY)
+    back = messages.Status(3, messages.SyncStatus.CATCHING_UP)
+    again = messages.Updates(3, 9, DELTA.updates)
+    assert receive_all(client, stream(BEGIN, CHUNK, END, IN_SYNC, back))[-1] == back
+    assert client.sequence == 3
+    assert receive_all(client, stream(again, messages.Status(9, messages.SyncStatus.CATCHING_UP)))[0] == again
+    assert (client.sequence, client.state) == (9, State.FOLLOWING)
 
 
 def test_a_snapshot_ends_as_it_began() -> None:

@@ -46,6 +46,26 @@ def test_updates_are_split_and_follow_on(previous: int, updates: list[messages.U
     assert rebuilt == updates
 
 
+@given(st.integers(0, 2**60), st.lists(strategies.updates, max_size=30), st.integers(1, 9), st.integers(50, 500))
+def test_changes_leave_sequences_out(previous: int, updates: list[messages.Update], step: int, target: int) -> None:
+    changes = [(previous + step * (number + 1), update) for number, update in enumerate(updates)]
+    end = previous + step * len(updates) + 3
+    with mock.patch.object(encoder, "FRAME_TARGET_BYTES", target):
+        encoded = [list(made.changes(previous, iter(changes), end_sequence=end)) for made in BOTH]
+    assert [frame.sequence for frame in encoded[0]] == [frame.sequence for frame in encoded[1]]
+    sequence = previous
+    rebuilt: list[messages.Update] = []
+    for frame in encoded[0]:
+        [message] = decoded(frame.data)
+        assert isinstance(message, messages.Updates)
+        assert (message.previous_sequence, message.sequence) == (sequence, frame.sequence)
+        rebuilt += message.updates
+        sequence = message.sequence
+        assert sequence in (end, previous + step * len(rebuilt))
+    assert (sequence, rebuilt) == (end, updates)
+    assert list(BOTH[0].changes(end, iter(()), end_sequence=end)) == []
+
+
 @given(st.lists(strategies.updates, max_size=30), st.integers(0, 70_000), st.integers(0, 2**64 - 1))
 def test_a_chunk_is_split_and_says_that_more_comes(updates: list[messages.Update], index: int, digest: int) -> None:
     with mock.patch.object(encoder, "FRAME_TARGET_BYTES", 300):

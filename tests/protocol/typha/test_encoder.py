@@ -81,6 +81,18 @@ def test_messages_are_limited_in_updates_and_bytes(wire_format: str) -> None:
 
 
 @pytest.mark.parametrize("wire_format", FORMATS)
+def test_changes_leave_sequences_out_and_are_limited_alike(wire_format: str) -> None:
+    made, client = make(wire_format), follow(wire_format)
+    changes = [(10 * number, common.Update(f"/k/{number}", b"v", "1", 2)) for number in range(1, 202)]
+    frames = list(made.changes(5, iter(changes), end_sequence=3000))
+    assert [frame.sequence for frame in frames] == [1000, 2000, 3000]
+    assert carried([message for frame in frames for message in said(client, frame.data)]) == [u for _, u in changes]
+    assert list(made.changes(5, iter(()), end_sequence=3000)) == []
+    large = [(number, common.Update(f"/k/{number}", bytes(100_000), "1", 2)) for number in range(5)]
+    assert [frame.sequence for frame in made.changes(0, iter(large), end_sequence=4)] == [1, 3, 4]
+
+
+@pytest.mark.parametrize("wire_format", FORMATS)
 def test_the_rest_comes_through(wire_format: str) -> None:
     made, client = make(wire_format), follow(wire_format)
     assert made.snapshot_begin(5, keys=1, chunks=1) == made.snapshot_end(5, keys=1, digest=1) == b""

@@ -1,0 +1,113 @@
+"""Catch-up blocks: what a client that has fallen out of the log gets instead of it. Pure.
+
+A block is a file in sealed shared memory, of whole frames: the next keys that have changed behind a sequence, in order
+of their last change, with their newest values, deletions as deletions. It is limited in bytes, never splits a
+sequence, and says how far it leads. Behind a final one, which leads to the moment at which it was cut, a client goes
+on in the log at `log_offset`; behind another one it needs the block that begins where this one ended.
+
+A client may read blocks of different cuts one after another. It ends with the server's map, and no key goes back, as
+long as each block's cut is no older than what the client has from the log, and than the cuts of the blocks that it has
+read before (`cache.cursor` keeps to that; DESIGN.md, "Slow clients", says why).
+"""
+
+import os
+from collections.abc import Iterator
+
+from cache import memfile, store
+from protocol import encoding, messages
+
+BLOCK_TARGET_BYTES = 256 * 1024
+"""A block is closed at this size: what a client at 1 Mbit/s takes in 2 s, and what a worker holds for each start point
+that its clients read from."""
+BLOCK_RAW_BYTES_MAX = 2 * 1024 * 1024
+"""Or when so many bytes of keys and values are in it, however well they compress: some 20 ms of the hub's time."""
+
+
+class Block:
+    """A finished file; `descriptor` is its own until `close`."""
+
+    __slots__ = (
+        "cut_sequence",
+        "descriptor",
+        "from_sequence",
+        "is_final",
+        "length",
+        "log_offset",
+        "status",
+        "to_sequence",
+        "updates",
+    )
+
+    def __init__(self, descriptor: int, difference: store.Difference, *, log_offset: int) -> None:
+        self.descriptor = descriptor
+        self.from_sequence = difference.since_sequence
+        self.to_sequence = difference.since_sequence
+        """Sequence that a client has reached at its end."""
+        self.cut_sequence = difference.sequence
+        self.status = difference.status
+        """As of the cut."""
+        self.log_offset = log_offset
+        """End of the log at the cut."""
+        self.length = 0
+        self.updates = 0
+        self.is_final = False
+        """Whether it leads to the cut."""
+
+    def __repr__(self) -> str:
+        reach = f"{self.from_sequence}..{self.to_sequence} of {self.cut_sequence}"
+        return f"<Block {reach} updates={self.updates} bytes={self.length} final={self.is_final}>"
+
+    def close(self) -> None:
+        """Lets the file go; readers in other processes keep it until they are done."""
+        os.close(self.descriptor)
+
+
+class BlockBuilder:
+    """Writes a block step by step. Run `steps` to its end, then take `block`; or `abandon`.
+
+    Take the difference between two batches, when the log's end is `log_offset`.
+    """
+
+    def __init__(self, encoder: encoding.Encoder, difference: store.Difference, *, log_offset: int) -> None:
+        self._encoder = encoder
+        self._difference = difference
+        self._raw_bytes = 0
+        self.block = Block(memfile.create_empty("typha-catch-up"), difference, log_offset=log_offset)
+
+    def steps(self) -> Iterator[None]:
+        """Yields after each frame; the file is sealed when it ends."""
+        block = self.block
+        taken: list[int] = []
+        frames = self._encoder.changes(block.from_sequence, self._weighed(taken), end_sequence=block.cut_sequence)
+        block.is_final = True
+        for frame in frames:
+            self._write(frame.data)
+            block.to_sequence = frame.sequence
+            if self._is_full():
+                block.is_final = frame.sequence == block.cut_sequence
+                break
+            yield
+        if block.is_final:
+            block.to_sequence = block.cut_sequence
+        block.updates = sum(sequence <= block.to_sequence for sequence in taken)
+        memfile.seal(block.descriptor)
+
+    def _is_full(self) -> bool:
+        return self.block.length >= BLOCK_TARGET_BYTES or self._raw_bytes >= BLOCK_RAW_BYTES_MAX
+
+    def _weighed(self, taken: list[int]) -> Iterator[tuple[int, messages.Update]]:
+        for sequence, update in self._difference.changes():
+            self._raw_bytes += len(update.key) + len(update.value or b"")
+            taken.append(sequence)
+            yield sequence, update
+
+    def abandon(self) -> None:
+        """Gives an unfinished file up."""
+        self.block.close()
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.write(self.block.descriptor, view)
+            view = view[written:]
+            self.block.length += written

@@ -1,0 +1,279 @@
+"""A channel and its clients without sockets: what a hub and a worker make of them, in the order that a test likes."""
+
+import os
+from collections.abc import Iterator
+
+from cache import catchup, cursor, feed, log, snapshot, store
+from protocol import encoding, formats, messages, reasons
+from tests.cache import channel_harness
+
+State = cursor.CursorState
+CATCHING_UP = messages.SyncStatus.CATCHING_UP
+
+
+class Channel:
+    """One wire format's log and snapshots, with what a worker has been told of them."""
+
+    def __init__(self, source: feed.RawFeed, wire_format: str, *, segment_bytes: int) -> None:
+        self.source = source
+        self.encoder = formats.make_encoder(wire_format)
+        self.is_native = formats.replaces_by_snapshot(wire_format)
+        self.writer = log.LogWriter(segment_bytes=segment_bytes, sequence=source.store.sequence)
+        self.reader = log.LogReader()
+        self.newest: snapshot.Snapshot | None = None
+        self.builder: snapshot.SnapshotBuilder | None = None
+        self.steps: Iterator[None] = iter(())
+        self.file: cursor.SnapshotFile | None = None
+        self.blocks: list[cursor.BlockFile] = []
+        """All that were ever made, newest last."""
+        self.clients: list[Client] = []
+        self.statuses: list[tuple[int, messages.SyncStatus]] = [(0, messages.SyncStatus.WAITING)]
+        """What was told in the log, and where."""
+
+    def append(self, batch: feed.Batch) -> None:
+        encoded: list[encoding.EncodedFrame] = []
+        if batch.updates:
+            encoded += self.encoder.updates(batch.previous_sequence, batch.updates)
+        if batch.status is not None:
+            encoded.append(self.encoder.status(batch.previous_sequence + len(batch.updates), batch.status))
+        for segment in self.writer.append(encoded):
+            descriptors = os.dup(segment.descriptor), os.dup(segment.index_descriptor)
+            self.reader.add_segment(segment.base, segment.size, *descriptors)
+        if batch.status is not None:
+            self.statuses.append((self.writer.status_offset, batch.status))
+
+    def publish(self) -> None:
+        if self.writer.segments:
+            self.reader.publish(self.writer.end, self.writer.segments[-1].frames)
+
+    @property
+    def status_offset(self) -> int:
+        """Behind the last status of the published log."""
+        return max(offset for offset, _ in self.statuses if offset <= self.reader.end)
+
+    def status_at(self, offset: int) -> tuple[int, messages.SyncStatus]:
+        """What the log has told last to whoever stands there, and where."""
+        return [told for told in self.statuses if told[0] <= offset][-1]
+
+    def make_block(self, from_sequence: int) -> cursor.BlockFile | None:
+        """A block as of now, from there; None if deletions since are forgotten."""
+        self.publish()
+        try:
+            difference = self.source.store.changes_since(from_sequence)
+        except store.Forgotten:
+            return None
+        builder = catchup.BlockBuilder(self.encoder, difference, log_offset=self.writer.end)
+        for _ in builder.steps():
+            pass
+        made = builder.block
+        self.blocks.append(
+            cursor.BlockFile(
+                made.descriptor,
+                length=made.length,
+                from_sequence=made.from_sequence,
+                to_sequence=made.to_sequence,
+                cut_sequence=made.cut_sequence,
+                is_final=made.is_final,
+                log_offset=made.log_offset,
+                status=made.status,
+            )
+        )
+        return self.blocks[-1]
+
+    def block_for(self, client: "Client") -> cursor.BlockFile | None:
+        """The oldest that will do."""
+        for block in self.blocks:
+            fits = block.from_sequence == client.sequence and block.cut_sequence >= client.needed_sequence
+            if fits and (not block.is_final or block.log_offset >= self.reader.start):
+                return block
+        return self.make_block(client.sequence)
+
+    def begin_snapshot(self) -> None:
+        self.give_up_snapshot()
+        since = -1 if self.newest is None else self.newest.sequence
+        cut = self.source.store.cut(since_sequence=since)
+        self.builder = snapshot.SnapshotBuilder(self.encoder, cut, log_offset=self.writer.end, previous=self.newest)
+        self.steps = self.builder.steps()
+
+    def step_snapshot(self) -> bool:
+        """One step; False when the file is finished and told of."""
+        if self.builder is None or next(self.steps, self) is None:
+            return self.builder is not None
+        if self.newest is not None:
+            self.newest.close()
+        made = self.newest = self.builder.snapshot
+        self.builder = None
+        self.close_file()
+        self.file = cursor.SnapshotFile(
+            os.dup(made.descriptor),
+            length=made.length,
+            log_offset=made.log_offset,
+            sequence=made.sequence,
+            status=made.status,
+        )
+        return False
+
+    def give_up_snapshot(self) -> None:
+        if self.builder is not None:
+            self.builder.abandon()
+            self.builder = None
+
+    def close_file(self) -> None:
+        """A file that somebody reads is closed by its last reader."""
+        if self.file is not None and self.file.readers == 0:
+            os.close(self.file.descriptor)
+        self.file = None
+
+    def trim(self, before_offset: int) -> None:
+        limit = self.writer.start if self.newest is None else self.newest.log_offset
+        start = self.writer.trim(min(before_offset, limit))
+        self.publish()
+        for client in self.clients:
+            if client.state is State.FOLLOWING and client.offset < start:
+                client.fall_behind()
+        self.reader.drop(start)
+
+    def close(self) -> None:
+        for client in self.clients:
+            if client.is_connected():
+                client.leave()
+        self.give_up_snapshot()
+        self.close_file()
+        for block in self.blocks:
+            assert block.readers == 0
+            os.close(block.descriptor)
+        if self.newest is not None:
+            self.newest.close()
+        self.writer.close()
+        self.reader.close()
+
+
+class Client(cursor.Cursor):
+    """A cursor, and the client at the other end of its wire; moves as `typha.delivery` moves one."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self.channel = channel
+        self.model = channel_harness.ModelClient()
+        self.typha = None if channel.is_native else channel_harness.TyphaModelClient()
+        if self.typha is not None:
+            self.typha.model = self.model
+        self.greet_offset = self.greet_sequence = 0
+        self.greeting: memoryview | None = None
+        self.greeting_status = messages.SyncStatus.WAITING
+        self.told: tuple[int, messages.SyncStatus] | None = None
+        """The last status that was told to it alone, and at which offset."""
+        self.become_held()
+
+    def receive(self, data: bytes) -> None:
+        """The peer takes bytes."""
+        if self.typha is not None:
+            self.typha.receive(data)
+        else:
+            self.model.receive(data)
+
+    def send(self, count: int) -> None:
+        """Up to so many bytes of what it is owed, or its next place."""
+        reader = self.channel.reader
+        if self.state is State.HELD:
+            self._begin_snapshot()
+        elif self.tail:
+            self.receive(bytes(self.tail[:count]))
+            self.tail = self.tail[count:]
+        elif read := self.snapshot or self.block:
+            data = os.pread(read.descriptor, min(count, read.length - self.position), self.position)
+            self.position += len(data)
+            self.receive(data)
+            if self.position == read.length:
+                self._follow()
+        elif self.state is State.CATCHING_UP:
+            self._find_block()
+        elif self.greeting is not None and self.offset == self.greet_offset:
+            self.tail, self.greeting = self.greeting, None
+            self.told = self.offset, self.greeting_status
+        elif self.state is State.FOLLOWING and self.offset < reader.end:
+            descriptor, position, available = reader.file_range(self.offset)
+            if self.greeting is not None:
+                available = min(available, self.greet_offset - self.offset)
+            data = os.pread(descriptor, min(count, available), position)
+            assert data == reader.view(self.offset)[: len(data)]
+            self.offset += len(data)
+            self.receive(data)
+            assert self.greeting is None or self.model.status in (None, CATCHING_UP), "told a status of the past"
+
+    def _begin_snapshot(self) -> None:
+        """If the log behind the newest one is all there and tells no status, which is told where the present is."""
+        reader, file = self.channel.reader, self.channel.file
+        if file is None or file.log_offset < max(reader.start, self.channel.status_offset):
+            return
+        self.become_snapshot(file)
+        self.greet_offset = max(reader.end, file.log_offset)
+        is_new = self.greet_offset == file.log_offset
+        self.greet_sequence = file.sequence if is_new else reader.sequence_at(self.greet_offset)
+        self.greeting = memoryview(self.channel.encoder.status(self.greet_sequence, file.status).data)
+        self.greeting_status = file.status
+
+    def _follow(self) -> None:
+        """At the end of a snapshot or block."""
+        read, block = self.snapshot, self.block
+        if block is not None and not (block.is_final and block.log_offset >= self.channel.reader.start):
+            self.become_waiting()
+            return
+        self.become_following()
+        if read is not None:
+            self._close_unread(read)
+        if self.offset < self.channel.reader.start:
+            self.fall_behind()
+        elif block is not None:
+            self._tell(block.status)
+
+    def _tell(self, status: messages.SyncStatus) -> None:
+        """It is in the log again: Typha's clients are told only what is news."""
+        if self.typha is not None:
+            self.typha.may_be_catching_up = False
+        if self.channel.is_native or self.told is None or self.told[1] is not status:
+            self.owe(self.channel.encoder.status(self.sequence, status).data)
+        self.told = self.offset, status
+
+    def fall_behind(self) -> None:
+        """The log goes."""
+        self.become_catching_up(self.channel.reader)
+        if self.greeting is not None:
+            self.need(self.greet_sequence)
+            self.greeting = None
+        elif self.told is not None:
+            logged = self.channel.status_at(self.offset)
+            self.told = logged if logged[0] > self.told[0] else self.told
+        if self.channel.is_native:
+            self.owe(self.channel.encoder.status(self.sequence, CATCHING_UP).data)
+        if self.typha is not None:
+            self.typha.may_be_catching_up = True
+
+    def _find_block(self) -> None:
+        block = self.channel.block_for(self)
+        if block is not None:
+            self.become_reading(block)
+            if block.length == 0:
+                self._follow()
+        elif self.channel.is_native:
+            self.become_held()
+        else:
+            self.leave()
+
+    def is_connected(self) -> bool:
+        """Whether the server has not given it up."""
+        return not self.is_closing()
+
+    def _close_unread(self, read: cursor.SnapshotFile) -> None:
+        if read is not self.channel.file and read.readers == 0:
+            os.close(read.descriptor)
+
+    def leave(self) -> None:
+        read = self.snapshot
+        self.become_closing(reasons.DisconnectReason.CLIENT_CLOSED)
+        if read is not None:
+            self._close_unread(read)
+
+    def is_at_end(self) -> bool:
+        is_told = self.greeting is None and not self.tail
+        return self.state is State.FOLLOWING and is_told and self.offset == self.channel.writer.end
