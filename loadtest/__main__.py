@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from loadtest import acceptance, bench, controlplane, demo, kubeconfig, processes, truth
+from loadtest import acceptance, bench, controlplane, demo, kubeconfig, processes, protocols, truth
 from loadtest.real import writer
 from loadtest.scenarios import registry, setting
 from loadtest.swarm import control, supervisor
@@ -113,8 +113,8 @@ def run_command(
     folder: Path,
 ) -> None:
     """One scenario on a simulated API server."""
-    protocols = PROTOCOLS[protocol]
-    needs_calico = control.Protocol.TYPHA in protocols or scenario in registry.OF_BOTH_PROTOCOLS
+    spoken = PROTOCOLS[protocol]
+    needs_calico = control.Protocol.TYPHA in spoken or scenario in registry.OF_BOTH_PROTOCOLS
     feed = feed or (FELIX if needs_calico else processes.FEED)
     if needs_calico and feed == processes.FEED:
         raise click.BadParameter("Typha's protocol has Calico's feeds alone", param_hint="--feed")
@@ -126,7 +126,7 @@ def run_command(
         rounds=rounds,
         nodes=nodes,
         pods=pods,
-        protocols=protocols,
+        protocols=spoken,
         compressed=compressed,
         feed=feed,
         pod_bytes=pod_bytes,
@@ -149,6 +149,39 @@ def bench_command(agents: int, updates_per_second: float, duration: float, round
         agents=agents, updates_per_second=updates_per_second, seconds=duration, rounds=rounds, folder=folder
     )
     _finish(bench.run(settings))
+
+
+@main.command("protocols")
+@click.option("--agents", default=2000, type=click.IntRange(20))
+@click.option("--updates-per-second", default=50.0, type=click.FloatRange(0, min_open=True))
+@click.option("--duration", default=15.0, type=click.FloatRange(1), help="Seconds of each run.")
+@click.option("--rounds", default=5, type=click.IntRange(1), help="Alternating pairs of runs.")
+@click.option("--nodes", default=500, type=click.IntRange(1))
+@click.option("--pods", default=5000, type=click.IntRange(0))
+@click.option("--judge/--show", default=True, help="Whether the figures are checked, or only shown.")
+@click.option("--folder", default="report-protocols", type=click.Path(file_okay=False, path_type=Path), help="Report.")
+def protocols_command(
+    agents: int,
+    updates_per_second: float,
+    duration: float,
+    rounds: int,
+    nodes: int,
+    pods: int,
+    judge: bool,
+    folder: Path,
+) -> None:
+    """Clients of Typha's protocol beside native ones, in alternating runs: CPU, memory, latency."""
+    settings = protocols.ProtocolsSettings(
+        agents=agents,
+        updates_per_second=updates_per_second,
+        seconds=duration,
+        rounds=rounds,
+        nodes=nodes,
+        pods=pods,
+        judged=judge,
+        folder=folder,
+    )
+    _finish(protocols.run(settings))
 
 
 @main.command("acceptance")

@@ -30,6 +30,8 @@ class Plan:
     """The raw feed of `types`, or one of Calico's, which has no use for `types`."""
     protocols: Sequence[control.Protocol] = (control.Protocol.NATIVE,)
     compressed: bool = True
+    agents_at_first: int | None = None
+    """So many connect at first, the others with the first `reconnect`; None for all."""
     public_agents: int = 0
     ramp_per_second: float = 1000.0
     small_buffers: int = 0
@@ -172,6 +174,7 @@ async def open_stage(plan: Plan, screen: view.View, *, api_load: ApiLoad | None 
                 agents=plan.agents,
                 protocols=plan.protocols,
                 compressed=plan.compressed,
+                agents_at_first=plan.agents_at_first,
                 public_agents=min(plan.public_agents, plan.agents - 1),
                 ramp_per_second=plan.ramp_per_second,
                 small_buffers=plan.small_buffers,

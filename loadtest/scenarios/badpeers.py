@@ -71,8 +71,8 @@ async def bad_peers(settings: setting.Settings, screen: view.View) -> report.Rep
             ),
         ]
         facts = {
-            "p99 of the rounds without": _milliseconds(quiet),
-            "p99 of the rounds with": _milliseconds(disturbed),
+            "p99 of the rounds without": fanout.milliseconds(quiet),
+            "p99 of the rounds with": fanout.milliseconds(disturbed),
             "memory of the service at its peak with them": f"{peak / 1e6:.1f} MB",
         }
         return await scene.finish("Bad peers", facts, checks)
@@ -120,10 +120,6 @@ def _logged(log: str) -> tuple[bool, str]:
     if not any(f'"{reason}"' in log for reason in _STUCK):
         missing.append(_STUCK[0])
     return not missing, f"missing in the log: {', '.join(missing)}" if missing else "all reasons stand in the log"
-
-
-def _milliseconds(values: list[float]) -> str:
-    return ", ".join(f"{value * 1e3:.1f}" for value in values) + " ms"
 
 
 async def _attack(address: tuple[str, int], silent: int) -> int:

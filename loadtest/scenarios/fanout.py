@@ -1,6 +1,7 @@
-"""Scenarios of the ordinary work: steady changes, idleness, storms, bursts, agents that do not read."""
+"""Scenarios of the ordinary work: steady changes, idleness, storms, bursts."""
 
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from loadtest import measure, report, stage, view
@@ -8,7 +9,6 @@ from loadtest.scenarios import setting
 
 WARM_UP_SECONDS: Final = 3.0
 BURST_UPDATES: Final = 2000
-STALLED_SHARE: Final = 0.1
 MEMORY_PER_CLIENT_LIMIT_BYTES: Final = 2000
 P99_FACTOR: Final = 1.2
 P99_SLACK_SECONDS: Final = 0.003
@@ -106,29 +106,6 @@ async def burst(settings: setting.Settings, screen: view.View) -> report.Report:
         return await scene.finish("Burst", facts, [])
 
 
-async def stalled(settings: setting.Settings, screen: view.View) -> report.Report:
-    """A tenth of the agents stops reading: no effect on the others, memory bounded, none cut, all converge."""
-    count = max(1, round(settings.agents * STALLED_SHARE))
-    async with setting.open_scene(settings, screen, small_buffers=count) as scene:
-        running = scene.running
-        await scene.start_churn()
-        await running.sleep(min(WARM_UP_SECONDS, settings.seconds))
-        without = await running.window(settings.seconds)
-        disconnects = (await running.service.counters()).total("typha_disconnects_total")
-        await running.swarm.impair(count, bytes_per_second=0, seconds=settings.seconds)
-        with_them = await running.window(settings.seconds)
-        cut = (await running.service.counters()).total("typha_disconnects_total") - disconnects
-        checks = [
-            unmoved(
-                f"{count} agents that do not read move nobody else",
-                without.latency.quantile(0.99) or 0.0,
-                with_them.latency.quantile(0.99) or 0.0,
-                judged=settings.judge_times,
-            ),
-            report.Check("no slow agent is cut off", cut == 0, f"{cut:.0f} connections were closed meanwhile"),
-        ]
-        facts = {
-            "memory without, with": f"{without.memory_bytes / 1e6:.1f}, {with_them.memory_bytes / 1e6:.1f} MB",
-            **with_them.facts(),
-        }
-        return await scene.finish("Agents that do not read", facts, checks)
+def milliseconds(values: Sequence[float]) -> str:
+    """Times in seconds for people."""
+    return ", ".join(f"{value * 1e3:.1f}" for value in values) + " ms"

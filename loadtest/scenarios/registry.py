@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from loadtest import report, view
-from loadtest.scenarios import apiload, badpeers, crash, fanout, mixed, setting
+from loadtest.scenarios import apiload, badpeers, crash, fanout, hubstop, mixed, setting, slow
 
 Scenario = Callable[[setting.Settings, view.View], Awaitable[report.Report]]
 
@@ -13,11 +13,14 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "idle": fanout.idle,
     "storm": fanout.storm,
     "burst": fanout.burst,
-    "stalled": fanout.stalled,
+    "stalled": slow.stalled,
+    "slow-readers": slow.slow_readers,
+    "lag": slow.lag,
     "mixed": mixed.mixed,
     "bad-peers": badpeers.bad_peers,
     "api-load": apiload.api_load,
     "kill": crash.kill,
+    "hub-stop": hubstop.hub_stop,
 }
 
 OF_BOTH_PROTOCOLS: Final[frozenset[str]] = frozenset({"mixed"})

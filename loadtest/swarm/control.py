@@ -22,6 +22,8 @@ class Start(msgspec.Struct, tag="start", kw_only=True):
     addresses: list[tuple[str, int]]
     feed: str
     agents: int
+    agents_at_first: int | None = None
+    """So many connect now, the others with the first Reconnect; None for all."""
     first_index: int = 0
     ramp_per_second: float = 1000.0
     """New connections a second of this process."""
@@ -101,6 +103,8 @@ class Stats(msgspec.Struct, tag="stats", kw_only=True):
     impaired: GroupStats
     slowest_lag_seconds: float
     """Of the connected, unimpaired agents: age of the first update that the slowest lacks and another has."""
+    impaired_lag_seconds: float
+    """The same of the impaired."""
     highest_sequence: int
     distinct_states: int
     distinct_frames: int

@@ -61,7 +61,7 @@ class Engine:
         self._throttled: dict[Link, int] = {}
         """Links that read only in `_throttle` -> their bytes a second."""
         self._throttled_at = 0.0
-        self._schedule_all(start.ramp_per_second)
+        self._schedule(start.ramp_per_second, agents=start.agents_at_first)
 
     def fileno(self) -> int:
         """The epoll's descriptor, for a poll by someone else."""
@@ -105,8 +105,7 @@ class Engine:
         for link in self.links:
             if link.sock is not None:
                 self._close(link, "dropped", again=False)
-        self._due.clear()
-        self._schedule_all(ramp_per_second)
+        self._schedule(ramp_per_second)
 
     def close(self) -> None:
         """Drops every connection for good."""
@@ -115,10 +114,11 @@ class Engine:
                 self._close(link, "dropped", again=False)
         self._epoll.close()
 
-    def _schedule_all(self, ramp_per_second: float) -> None:
+    def _schedule(self, ramp_per_second: float, *, agents: int | None = None) -> None:
+        """The first agents, or all, are to connect, and nobody else."""
         now = time.monotonic()
         step = 1 / ramp_per_second if ramp_per_second else 0.0
-        self._due = [(now + number * step, number) for number in range(len(self.links))]
+        self._due = [(now + number * step, number) for number in range(len(self.links))[:agents]]
 
     def _connect(self, number: int) -> None:
         link = self.links[number]

@@ -130,6 +130,7 @@ class Process:
             behaving=group,
             impaired=control.GroupStats(),
             slowest_lag_seconds=0.0,
+            impaired_lag_seconds=0.0,
             highest_sequence=0,
             distinct_states=0,
             distinct_frames=0,

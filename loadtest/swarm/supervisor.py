@@ -39,7 +39,11 @@ class Totals:
     snapshots: int = 0
     frames: int = 0
     bytes: int = 0
+    behaving_updates: int = 0
+    behaving_bytes: int = 0
+    """Of the agents that never were impaired."""
     slowest_lag_seconds: float = 0.0
+    impaired_lag_seconds: float = 0.0
     distinct_states: int = 0
     distinct_frames: int = 0
     cpu_seconds: float = 0.0
@@ -149,6 +153,7 @@ class Swarm:
         public_agents: int = 0,
         processes: int = 2,
         protocols: Sequence[control.Protocol] = (control.Protocol.NATIVE,),
+        agents_at_first: int | None = None,
         ramp_per_second: float = 1000.0,
         compressed: bool = True,
         small_buffers: int = 0,
@@ -171,11 +176,12 @@ class Swarm:
                 addresses=list(addresses),
                 feed=feed,
                 agents=share,
+                agents_at_first=None if agents_at_first is None else _part(agents_at_first, len(shares), number),
                 first_index=first,
                 ramp_per_second=ramp_per_second / len(shares),
                 protocol=protocol,
                 compressed=compressed,
-                small_buffers=small_buffers // len(shares) + (number < small_buffers % len(shares)),
+                small_buffers=_part(small_buffers, len(shares), number),
                 seed=seed,
             )
             first += share
@@ -249,7 +255,7 @@ class Swarm:
         """The last agents of each process, `agents` in all, read slowly or (0) not at all for a while."""
         workers = [process for process in self.processes if process.module.endswith("worker")]
         for number, process in enumerate(workers):
-            share = agents // len(workers) + (number < agents % len(workers))
+            share = _part(agents, len(workers), number)
             await process.send(control.Impair(agents=share, bytes_per_second=bytes_per_second, seconds=seconds))
 
     async def reconnect(self, *, ramp_per_second: float = 0.0) -> None:
@@ -282,15 +288,20 @@ class Swarm:
         return await self.wait_for(lambda totals: totals.in_sync >= wanted, timeout_seconds=timeout_seconds)
 
 
+def _part(whole: int, parts: int, number: int) -> int:
+    """The number-th of nearly equal parts."""
+    return whole // parts + (number < whole % parts)
+
+
 def _shares(
     agents: int, *, protocols: Sequence[control.Protocol], processes: int
 ) -> list[tuple[control.Protocol, int]]:
     """Protocol and number of agents of each process; the protocols have equal numbers, and processes of their own."""
     shares = []
     for index, protocol in enumerate(protocols):
-        mine = agents // len(protocols) + (index < agents % len(protocols))
+        mine = _part(agents, len(protocols), index)
         count = max(1, min(processes // len(protocols), mine), -(-mine // MAX_AGENTS_PER_PROCESS))
-        shares += [(protocol, mine // count + (number < mine % count)) for number in range(count)]
+        shares += [(protocol, _part(mine, count, number)) for number in range(count)]
     return shares
 
 
@@ -299,6 +310,9 @@ def _add(totals: Totals, stats: control.Stats) -> None:
     totals.in_sync += stats.in_sync
     totals.connects += stats.connects
     totals.slowest_lag_seconds = max(totals.slowest_lag_seconds, stats.slowest_lag_seconds)
+    totals.impaired_lag_seconds = max(totals.impaired_lag_seconds, stats.impaired_lag_seconds)
+    totals.behaving_updates += stats.behaving.updates
+    totals.behaving_bytes += stats.behaving.bytes
     totals.distinct_states += stats.distinct_states
     totals.distinct_frames += stats.distinct_frames
     totals.cpu_seconds += stats.cpu_seconds

@@ -35,7 +35,7 @@ def stats(swarm: engine.Engine) -> control.Stats:
     """The report that is due."""
     now_ns = time.time_ns()
     connected = in_sync = 0
-    slowest = 0.0
+    lags = {swarm.behaving: 0.0, swarm.impaired: 0.0}
     timeline = swarm.shared.timeline
     for link in swarm.links:
         one = link.agent
@@ -44,8 +44,8 @@ def stats(swarm: engine.Engine) -> control.Stats:
         connected += 1
         in_sync += one.in_sync
         one.group.silence_ns = max(one.group.silence_ns, now_ns - one.heard_ns)
-        if one.live_since_ns and one.group is swarm.behaving:
-            slowest = max(slowest, timeline.lag_seconds(one.incarnation, one.sequence, now_ns))
+        if one.live_since_ns:
+            lags[one.group] = max(lags[one.group], timeline.lag_seconds(one.incarnation, one.sequence, now_ns))
     return control.Stats(
         at_ns=now_ns,
         agents=len(swarm.links),
@@ -56,7 +56,8 @@ def stats(swarm: engine.Engine) -> control.Stats:
         protocol_errors=list(swarm.protocol_errors),
         behaving=group_stats(swarm.behaving),
         impaired=group_stats(swarm.impaired),
-        slowest_lag_seconds=slowest,
+        slowest_lag_seconds=lags[swarm.behaving],
+        impaired_lag_seconds=lags[swarm.impaired],
         highest_sequence=timeline.highest(),
         distinct_states=len(swarm.shared.table),
         distinct_frames=swarm.shared.distinct_frames,
