@@ -90,6 +90,7 @@ def demo_command(
 @click.option("--pods", default=5000, type=click.IntRange(0))
 @click.option("--protocol", default="native", type=click.Choice([*PROTOCOLS]), help="What the agents speak.")
 @click.option("--compressed/--plain", default=True, help="With zstd (native) and snappy (Typha), or without.")
+@click.option("--tls/--no-tls", default=False, help="Mutual TLS, with certificates that are made for the run.")
 @click.option("--feed", type=click.Choice(FEEDS), help="Default: felix with Typha's protocol, else loadtest (raw).")
 @click.option("--pod-bytes", default=0, type=click.IntRange(0), help="Size of the pods; 0: 1.5 to 2 kB.")
 @click.option("--silent-connections", default=2000, type=click.IntRange(0), help="Of the scenario bad-peers.")
@@ -106,6 +107,7 @@ def run_command(
     pods: int,
     protocol: str,
     compressed: bool,
+    tls: bool,
     feed: str | None,
     pod_bytes: int,
     silent_connections: int,
@@ -128,6 +130,7 @@ def run_command(
         pods=pods,
         protocols=spoken,
         compressed=compressed,
+        tls=tls,
         feed=feed,
         pod_bytes=pod_bytes,
         silent_connections=silent_connections,

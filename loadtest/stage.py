@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Final
 
 from cache import raw
-from loadtest import calicotruth, convergence, kubeconfig, measure, monitor, processes, proof, report, truth, view
+from loadtest import (
+    calicotruth,
+    certificates,
+    convergence,
+    kubeconfig,
+    measure,
+    monitor,
+    processes,
+    proof,
+    report,
+    truth,
+    view,
+)
 from loadtest.swarm import control, histogram, supervisor
 
 IN_SYNC_TIMEOUT_SECONDS: Final = 120.0
@@ -30,6 +42,8 @@ class Plan:
     """The raw feed of `types`, or one of Calico's, which has no use for `types`."""
     protocols: Sequence[control.Protocol] = (control.Protocol.NATIVE,)
     compressed: bool = True
+    tls: bool = False
+    """The agents come over mutual TLS, with certificates that are made for the run."""
     agents_at_first: int | None = None
     """So many connect at first, the others with the first `reconnect`; None for all."""
     public_agents: int = 0
@@ -156,6 +170,7 @@ async def open_stage(plan: Plan, screen: view.View, *, api_load: ApiLoad | None 
     """Starts service, swarm and monitor, and ends them. Agents connect at once, and need not be in sync yet."""
     is_raw = plan.feed == processes.FEED
     specs = truth.specs(plan.types if is_raw else ())
+    made = certificates.make(plan.folder, host=processes.HOST) if plan.tls else None
     async with contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(truth.ApiClient(kubeconfig.load(plan.kubeconfig)))
         service = await stack.enter_async_context(
@@ -164,7 +179,7 @@ async def open_stage(plan: Plan, screen: view.View, *, api_load: ApiLoad | None 
                 kubeconfig_file=plan.kubeconfig,
                 types=plan.types if is_raw else (),
                 calico=not is_raw,
-                settings=plan.settings,
+                settings={**(made.environment if made else {}), **plan.settings},
             )
         )
         swarm = await stack.enter_async_context(
@@ -174,6 +189,7 @@ async def open_stage(plan: Plan, screen: view.View, *, api_load: ApiLoad | None 
                 agents=plan.agents,
                 protocols=plan.protocols,
                 compressed=plan.compressed,
+                tls=made.agents if made else None,
                 agents_at_first=plan.agents_at_first,
                 public_agents=min(plan.public_agents, plan.agents - 1),
                 ramp_per_second=plan.ramp_per_second,

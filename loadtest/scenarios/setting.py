@@ -27,6 +27,8 @@ class Settings:
     protocols: tuple[control.Protocol, ...] = (control.Protocol.NATIVE,)
     """What the agents speak, in equal parts."""
     compressed: bool = True
+    tls: bool = False
+    """Mutual TLS between agents and service."""
     feed: str = processes.FEED
     """The raw feed of everything that is simulated, or one of Calico's."""
     pod_bytes: int = 0
@@ -101,6 +103,7 @@ async def open_scene(
             feed=settings.feed,
             protocols=settings.protocols,
             compressed=settings.compressed,
+            tls=settings.tls,
             public_agents=settings.public_agents,
             small_buffers=small_buffers,
             settings=environment or {},

@@ -16,6 +16,15 @@ class Protocol(enum.Enum):
     TYPHA = "typha"
 
 
+class TlsFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """PEM files of an agent that shows a certificate."""
+
+    authority: str
+    """What the service's certificate is checked against."""
+    certificate: str
+    key: str
+
+
 class Start(msgspec.Struct, tag="start", kw_only=True):
     """Connect agents `first_index` .. `first_index + agents - 1`; the first message, once."""
 
@@ -30,6 +39,8 @@ class Start(msgspec.Struct, tag="start", kw_only=True):
     protocol: Protocol = Protocol.NATIVE
     compressed: bool = True
     """With zstd, or snappy in Typha's protocol."""
+    tls: TlsFiles | None = None
+    """TLS with this certificate; None for plain TCP."""
     small_buffers: int = 0
     """So many of the last agents have the smallest possible receive buffer (SO_RCVBUF)."""
     seed: int = 0

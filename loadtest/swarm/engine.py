@@ -5,10 +5,11 @@ import heapq
 import random
 import select
 import socket
+import ssl
 import time
 from typing import Final
 
-from loadtest.swarm import agent, control, nativeagent, typhaagent
+from loadtest.swarm import agent, control, nativeagent, tls, typhaagent
 from protocol import errors
 
 READ_BYTES: Final = 64 * 1024
@@ -24,13 +25,14 @@ MAX_ERRORS_KEPT: Final = 20
 class Link:
     """An agent and its socket."""
 
-    __slots__ = ("address", "agent", "budget_bytes", "failures", "impaired_until", "open", "sock")
+    __slots__ = ("address", "agent", "budget_bytes", "failures", "impaired_until", "open", "sock", "tls")
 
     def __init__(self, one: agent.Agent) -> None:
         self.agent = one
         self.sock: socket.socket | None = None
         self.open = False
         """Connected, as far as TCP goes."""
+        self.tls: tls.Channel | None = None
         self.address = 0
         self.failures = 0
         """Connections in a row that ended before they were in sync."""
@@ -55,6 +57,7 @@ class Engine:
             for number in range(start.agents)
         ]
         self._random = random.Random(start.seed * 1_000_003 + start.first_index)
+        self._tls = tls.context_of(start.tls) if start.tls is not None else None
         self._epoll = select.epoll()
         self._by_fd: dict[int, Link] = {}
         self._due: list[tuple[float, int]] = []
@@ -145,6 +148,15 @@ class Engine:
         link.open = True
         self.connects += 1
         self._epoll.modify(link.sock.fileno(), 0 if link in self._throttled else select.EPOLLIN)
+        if self._tls is None:
+            self._greet(link)
+            return
+        host, _ = self.start.addresses[link.address % len(self.start.addresses)]
+        link.tls = tls.Channel(self._tls, host)
+        self._send_raw(link, link.tls.begin())
+
+    def _greet(self, link: Link) -> None:
+        """The agent's protocol begins."""
         hello = link.agent.connected(feed=self.start.feed, compressed=self.start.compressed, now_ns=time.time_ns())
         self._send(link, hello)
 
@@ -164,8 +176,11 @@ class Engine:
             self._close(link, "goodbye" if one.phase == agent.Phase.ENDED else "eof")
             return 0
         try:
-            answer = one.receive(data, time.time_ns())
-        except errors.RemoteProtocolError as error:
+            if link.tls is None:
+                answer = one.receive(data, time.time_ns())
+            else:
+                answer = self._receive_sealed(link, link.tls, data)
+        except (errors.RemoteProtocolError, ssl.SSLError) as error:
             if len(self.protocol_errors) < MAX_ERRORS_KEPT:
                 self.protocol_errors.append(f"{one.name}: {error}")
             self._close(link, "protocol-error")
@@ -176,7 +191,21 @@ class Engine:
             self._send(link, answer)
         return len(data)
 
+    def _receive_sealed(self, link: Link, channel: tls.Channel, data: bytes) -> bytes:
+        """The agent's answers to what came in TLS. Raises RemoteProtocolError, ssl.SSLError."""
+        was_established = channel.established
+        records, answer = channel.receive(data)
+        if answer:
+            self._send_raw(link, answer)
+        if link.sock is not None and channel.established and not was_established:
+            self._greet(link)
+        now_ns = time.time_ns()
+        return b"".join([link.agent.receive(record, now_ns) for record in records if link.sock is not None])
+
     def _send(self, link: Link, data: bytes) -> None:
+        self._send_raw(link, data if link.tls is None else link.tls.send(data))
+
+    def _send_raw(self, link: Link, data: bytes) -> None:
         # A hello or a pong: the kernel takes it whole unless the server has not read for a hundred thousand pongs.
         assert link.sock is not None
         try:
@@ -197,6 +226,7 @@ class Engine:
         link.sock.close()
         link.sock = None
         link.open = False
+        link.tls = None
         retry_after = link.agent.retry_after_seconds
         link.agent.disconnected()
         if again:

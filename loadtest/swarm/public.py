@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from clients import mirror
-from loadtest.swarm import control, frames
+from loadtest.swarm import control, frames, tls
 from protocol import digest, errors
 
 REPORT_INTERVAL_SECONDS: Final = 0.5
@@ -30,7 +30,10 @@ class PublicAgent:
         self._all_deletions = deletions
         servers = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in start.addresses]
         self.captured: dict[str, mirror.Entry] = {}
-        self.mirror = mirror.Mirror(servers, feed=start.feed, agent=name, node=name, on_change=self._changed)
+        context = tls.context_of(start.tls) if start.tls is not None else None
+        self.mirror = mirror.Mirror(
+            servers, feed=start.feed, agent=name, node=name, tls=context, on_change=self._changed
+        )
 
     def _changed(self, changes: Sequence[mirror.Change]) -> None:
         self.updates += len(changes)

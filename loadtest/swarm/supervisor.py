@@ -156,6 +156,7 @@ class Swarm:
         agents_at_first: int | None = None,
         ramp_per_second: float = 1000.0,
         compressed: bool = True,
+        tls: control.TlsFiles | None = None,
         small_buffers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -181,13 +182,14 @@ class Swarm:
                 ramp_per_second=ramp_per_second / len(shares),
                 protocol=protocol,
                 compressed=compressed,
+                tls=tls,
                 small_buffers=_part(small_buffers, len(shares), number),
                 seed=seed,
             )
             first += share
             self.processes.append(Process("loadtest.swarm.worker", start))
         if public_agents:
-            start = control.Start(addresses=list(addresses), feed=feed, agents=public_agents)
+            start = control.Start(addresses=list(addresses), feed=feed, agents=public_agents, tls=tls)
             self.processes.append(Process("loadtest.swarm.public", start))
 
     async def __aenter__(self) -> Self:

@@ -3,11 +3,14 @@
 import asyncio
 import os
 import signal
+import ssl
 import time
+from pathlib import Path
 
 import pytest
 
 from clients import testing
+from loadtest import certificates
 from loadtest.swarm import control, supervisor
 from protocol import digest
 from tests.loadtest.swarm.helpers import value
@@ -98,6 +101,27 @@ async def test_reconnect_is_a_storm() -> None:
         await swarm.wait_in_sync(timeout_seconds=20)
         await wait_for_digest(swarm, digest.state_digest(population(5).items()))
         await swarm.wait_for(lambda totals: totals.disconnects == {"dropped": 6}, timeout_seconds=20)
+
+
+async def test_agents_come_over_tls(tmp_path: Path) -> None:
+    made = certificates.make(tmp_path, host="127.0.0.1")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=made.environment["TYPHA_CAFILE"])
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(made.environment["TYPHA_SERVERCERTFILE"], made.environment["TYPHA_SERVERKEYFILE"])
+    content = population(300)
+    async with (
+        testing.Server(feeds={"workloads": content}, tls=context) as server,
+        supervisor.Swarm(
+            [address(server)], feed="workloads", agents=6, public_agents=1, processes=1, tls=made.agents
+        ) as swarm,
+    ):
+        await swarm.wait_in_sync(timeout_seconds=20)
+        server.put("workloads", "new", b"{}")
+        await wait_for_digest(swarm, digest.state_digest({**content, "new": b"{}"}.items()))
+        await swarm.reconnect()
+        await swarm.wait_for(lambda totals: totals.connects >= 10, timeout_seconds=20)
+        await wait_for_digest(swarm, digest.state_digest({**content, "new": b"{}"}.items()))
+        assert swarm.totals().protocol_errors == []
 
 
 async def test_waits_for_a_server_that_comes_later(free_port: int) -> None:

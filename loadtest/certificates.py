@@ -1,0 +1,44 @@
+"""Certificates for service and agents, made for one run in its folder."""
+
+import dataclasses
+from pathlib import Path
+from typing import Final
+
+import trustme
+
+from loadtest.swarm import control
+
+CLIENT_NAME: Final = "typha-client"
+"""The common name that the service asks for."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Certificates:
+    """What the service needs, as its environment, and what the agents need."""
+
+    environment: dict[str, str]
+    agents: control.TlsFiles
+
+
+def make(folder: Path, *, host: str) -> Certificates:
+    """An authority, and a certificate each for a service at `host` and for all agents."""
+    authority = trustme.CA()
+    files = {name: folder / f"{name}.pem" for name in ("authority", "server", "server-key", "agent", "agent-key")}
+    authority.cert_pem.write_to_path(files["authority"])
+    server = authority.issue_cert(host, "localhost")
+    agent = authority.issue_cert("agent.example.com", common_name=CLIENT_NAME)
+    for name, certificate in (("server", server), ("agent", agent)):
+        files[f"{name}-key"].touch(mode=0o600)
+        certificate.private_key_pem.write_to_path(files[f"{name}-key"])
+        files[name].write_bytes(b"".join(pem.bytes() for pem in certificate.cert_chain_pems))
+    return Certificates(
+        environment={
+            "TYPHA_CAFILE": str(files["authority"]),
+            "TYPHA_SERVERCERTFILE": str(files["server"]),
+            "TYPHA_SERVERKEYFILE": str(files["server-key"]),
+            "TYPHA_CLIENTCN": CLIENT_NAME,
+        },
+        agents=control.TlsFiles(
+            authority=str(files["authority"]), certificate=str(files["agent"]), key=str(files["agent-key"])
+        ),
+    )
