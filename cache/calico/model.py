@@ -49,6 +49,14 @@ class ConversionError(ValueError):
 Converter: TypeAlias = Callable[[objects.ObjectEvent], Sequence[Item]]
 """Raises ConversionError. `event.origin` tells a list (LIST, INITIAL) from an event: profiles differ by it."""
 
+_NULL = "got `null`"
+_ZEROS: dict[str, str | int] = {
+    **dict.fromkeys(("labels", "annotations", "matchLabels"), ""),
+    "sequenceNumberForAllocation": 0,
+}
+"""Maps, by the name of the member that they are, and what Go reads for a null in them."""
+
+_encode = msgspec.json.Encoder().encode
 _decode_members = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -65,15 +73,31 @@ def members(event: objects.ObjectEvent) -> dict[str, Any]:
 
 
 def typed(decoder: msgspec.json.Decoder[T], event: objects.ObjectEvent) -> T:
-    """The object as the decoder's struct.
+    """The object as the decoder's struct; a member that is null is an absent one, as Go reads it.
 
     Raises:
         ConversionError: not JSON, or not of the struct's shape.
     """
     try:
-        return decoder.decode(event.raw or b"")
+        try:
+            return decoder.decode(event.raw or b"")
+        except msgspec.ValidationError as error:
+            if _NULL not in str(error):
+                raise
+        return decoder.decode(_encode(_without_nulls(members(event))))
     except (msgspec.DecodeError, RecursionError) as error:
         raise ConversionError("invalid-object", str(error)) from error
+
+
+def _without_nulls(value: Any, *, name: str = "") -> Any:
+    if isinstance(value, list):
+        return [_without_nulls(element) for element in value]
+    if not isinstance(value, dict):
+        return value
+    if name in _ZEROS:
+        zero = _ZEROS[name]
+        return {key: zero if member is None else member for key, member in value.items()}
+    return {key: _without_nulls(member, name=key) for key, member in value.items() if member is not None}
 
 
 def escaped(name: str) -> str:
