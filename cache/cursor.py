@@ -8,9 +8,10 @@ HANDSHAKE     nothing is known of the client yet
 HELD          accepted; waits for data that can be served, or for its turn, and gets pings meanwhile
 SNAPSHOT      at `position` of a snapshot file
 FOLLOWING     at `offset` of the log
-CATCHING_UP   the log no longer holds its offset; the rest of the frame it stood in, `tail`, is still owed to it, and
-              then, from `sequence` on, one block after another until one leads back to the log; it waits while there
-              is no block. If blocks are not to be had or too dear, it is HELD for a new snapshot, that replaces all
+CATCHING_UP   the log no longer holds its offset; the rest of the frame it stood in, and of what TLS has sealed for
+              it, its `tail`, is still owed to it, and then, from `sequence` on, one block after another until one leads
+              back to the log; it waits while there is no block. If blocks are not to be had or too dear, it is HELD for
+              a new snapshot, that replaces all
 CLOSING       refused or told goodbye; nothing is sent any more, `reason` says why
 
 A change of what is sent next (to another file, to a ping, to a goodbye) happens only where a frame ends: that is what
@@ -136,7 +137,7 @@ class Cursor:
         """Set if and only if the state is SNAPSHOT."""
         self.tail: memoryview | None = None
         """Owed before anything else. CATCHING_UP: the rest of the frame that was being sent; FOLLOWING: a status that
-        is told to this client alone, at a boundary of the log."""
+        is told to this client alone, at a boundary of the log; any state: a ping that is sealed but not sent."""
         self.reason: reasons.DisconnectReason | None = None
         """Set if and only if the state is CLOSING; the first reason stays."""
 
@@ -172,20 +173,24 @@ class Cursor:
         self.sequence = read.sequence if isinstance(read, SnapshotFile) else read.cut_sequence
         self._leave_files()
 
-    def become_catching_up(self, reader: log.LogReader) -> None:
+    def become_catching_up(self, reader: log.LogReader, *, owed_bytes: int = 0) -> None:
         """Leaves the log before its segment goes; whoever stands inside a frame takes the rest of it along.
 
         `sequence` becomes that of the base of the segment, which all who stand in it have in common: they are sent
         some of what they have once more, and the same file serves them all. Whoever has come to the log only now, and
         finds its place gone, has the sequence of what brought it.
+
+        Args:
+            reader: the log that is left.
+            owed_bytes: so much behind the last byte sent is sealed; it is taken along up to a frame's end, too.
         """
         self._enter(CursorState.CATCHING_UP)
         self.needed_sequence = self.sequence
         if not reader.start <= self.offset <= reader.end:
             return
         if not self.tail and self.offset < reader.end:
-            first, end, _ = reader.frame_at(self.offset)
-            if first != self.offset:
+            first, end, _ = reader.frame_at(self.offset + max(0, owed_bytes - 1))
+            if owed_bytes or first != self.offset:
                 self.tail = memoryview(bytes(reader.view(self.offset)[: end - self.offset]))
                 self.offset = end
         self.needed_sequence = reader.sequence_at(self.offset)
@@ -237,12 +242,12 @@ class Cursor:
 
         Inside a snapshot or block only its two ends are known to be boundaries.
         """
-        if self.state is CursorState.FOLLOWING and not self.tail:
+        if self.tail:
+            return False
+        if self.state is CursorState.FOLLOWING:
             return self.offset >= reader.end or reader.frame_at(self.offset)[0] == self.offset
         read = self.snapshot or self.block
-        if read is not None:
-            return not self.tail and self.position in (0, read.length)
-        return not self.tail
+        return read is None or self.position in (0, read.length)
 
     def _leave_files(self) -> None:
         for read in (self.snapshot, self.block):

@@ -26,7 +26,7 @@ class DisconnectReason(enum.StrEnum):
     HANDSHAKE_TIMEOUT = "handshake-timeout"
     """The hello was not complete within the handshake timeout."""
     TLS_FAILED = "tls-failed"
-    """The TLS handshake failed, or the certificate is not one that may connect."""
+    """The TLS handshake failed, the certificate is not one that may connect, or later a record was broken."""
     PONG_TIMEOUT = "pong-timeout"
     """Pings were sent, and no pong came back within the pong timeout."""
     NO_PROGRESS = "no-progress"

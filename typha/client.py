@@ -28,6 +28,7 @@ class Client(cursor.Cursor):
         "pinged_at",
         "progress_at",
         "sent_at",
+        "shaking",
         "slot",
         "snapshot_at",
         "socket",
@@ -47,6 +48,8 @@ class Client(cursor.Cursor):
         """What it speaks; None before its first bytes have told."""
         self.index = -1
         """Place in its channel's `following`; -1 elsewhere."""
+        self.shaking = False
+        """Its TLS handshake is not done."""
         self.waiting = False
         """The socket is full; the poller says when it takes bytes again."""
         self.watching_write = False

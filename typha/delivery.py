@@ -37,6 +37,7 @@ class Delivery:
         self._poller = client_poller
         self._write = bytes_through.write
         self._send_file = bytes_through.send_file
+        self._owed = bytes_through.owed
         self._policy = limits
         self._stats = stats
         self._lost = lost
@@ -214,14 +215,14 @@ class Delivery:
     def _send_share(self, current: client.Client) -> tuple[int, bool]:
         """Bytes sent, and whether the socket took less than it was offered."""
         limit = self._policy.send_bytes
-        if current.state is CursorState.SNAPSHOT and current.snapshot is not None:
-            count = min(current.snapshot.length - current.position, limit)
-            sent = self._send_file(current.fd, current.snapshot.descriptor, current.position, count)
-            current.position += sent
-        elif current.tail:
+        if current.tail:
             count = len(current.tail)
             sent = self._write(current.fd, current.tail)
             current.tail = current.tail[sent:]
+        elif current.state is CursorState.SNAPSHOT and current.snapshot is not None:
+            count = min(current.snapshot.length - current.position, limit)
+            sent = self._send_file(current.fd, current.snapshot.descriptor, current.position, count)
+            current.position += sent
         elif current.state is CursorState.FOLLOWING and current.channel is not None:
             log = current.channel.log
             if current.offset >= log.end:
@@ -270,7 +271,7 @@ class Delivery:
 
     def _go_on(self, channel: channel_view.ChannelView, current: client.Client) -> None:
         """A client of the log that is not in the pass: it goes on, is told its status, or joins the pass."""
-        if current.greeting is not None and current.offset == current.greet_offset:
+        if current.greeting is not None and current.offset == current.greet_offset and not current.tail:
             current.tail, current.greeting = current.greeting, None
         if current.tail or current.offset < channel.log.end or current.greeting is not None:
             self._queue(current)
@@ -291,7 +292,7 @@ class Delivery:
         if current.index >= 0:
             channel.remove_following(current)
         channel.away.add(current)
-        current.become_catching_up(channel.log)
+        current.become_catching_up(channel.log, owed_bytes=self._owed(current.fd))
         self._stats.catch_ups += 1
         self._catch_up_on(channel, current)
 

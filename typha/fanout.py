@@ -19,12 +19,15 @@ from typha import (
     client,
     clock,
     delivery,
+    handshakes,
     ipc,
     policy,
     poller,
     sessions,
     settings,
     sweep,
+    tls,
+    tls_transport,
     transport,
     worker_stats,
 )
@@ -64,12 +67,17 @@ class Fanout:
         self._link = link
         self._loop = asyncio.get_running_loop()
         self.stats = worker_stats.WorkerStats(config.feeds)
+        contexts = tls.Contexts(config.client_tls) if config.client_tls is not None else None
         self.poller: poller.AnyPoller[client.Client] = client_poller or poller.Poller(
             listener,
             notsent_lowat_bytes=limits.notsent_lowat_bytes,
             user_timeout_seconds=limits.no_progress_timeout_seconds,
+            wrap=contexts.wrap if contexts is not None else None,
         )
         self.transport: transport.Transport = bytes_through or transport.PlainTransport()
+        self._handshakes: handshakes.Handshakes | None = None
+        if contexts is not None and bytes_through is None:
+            self._handshakes = self._make_handshakes(contexts)
         self.sessions = sessions.Sessions(
             config, limits, self.poller, self.transport, self.stats, self._subscribed, self._acking
         )
@@ -86,6 +94,18 @@ class Fanout:
         self._drain_begun = asyncio.Event()
         self._finished = asyncio.Event()
         self._failure: Exception | None = None
+
+    def _make_handshakes(self, contexts: tls.Contexts) -> handshakes.Handshakes:
+        through_tls = tls_transport.TlsTransport()
+        self.transport = through_tls
+        return handshakes.Handshakes(
+            contexts,
+            self.poller,
+            through_tls,
+            timeout_seconds=self._policy.handshake_timeout_seconds,
+            guarded=self._guarded,
+            failed=lambda current, reason, detail: self.sessions.close(current, reason, detail=detail),
+        )
 
     async def run(self) -> None:
         """Serves until the hub says drain and all clients are gone.
@@ -113,6 +133,10 @@ class Fanout:
             self._finished.set()
             self._loop.remove_reader(self._link.fileno())
             self._loop.remove_reader(self.poller.fileno())
+            if self._handshakes is not None:
+                self._handshakes.close()
+            for descriptor in self.poller.clients:
+                self.transport.release(descriptor)
             self.poller.close_all()
             self.channels.close()
             self._link.close()
@@ -174,7 +198,9 @@ class Fanout:
         ready, waiting = self.poller.poll()
         handshaking = self.sessions.handshaking
         for current, events in ready:
-            if current in handshaking:
+            if current.shaking and self._handshakes is not None:
+                self._handshakes.ready(current)
+            elif current in handshaking:
                 self._hellos.add(current, events)
             else:
                 self._client_event(current, events)
@@ -219,6 +245,8 @@ class Fanout:
             connection, address = accepted
             newcomer = client.Client(connection, address, number=self._next_id, slot=self.sweep.choose_slot(), now=now)
             self.sessions.opened(newcomer)
+            if self._handshakes is not None:
+                self._handshakes.begin(newcomer)
 
     def _pause_accepting(self, seconds: float) -> None:
         self.poller.listen(False)
@@ -247,6 +275,9 @@ class Fanout:
         now = _monotonic()
         self.sweep.expire_handshakes(now)
         self.sessions.close_overdue(now)
+        if self._handshakes is not None:
+            self._handshakes.contexts.refresh(now)
+            self.stats.tls_reload_failures = self._handshakes.contexts.failures
 
     def _report(self) -> None:
         self._link.flush()

@@ -75,6 +75,7 @@ OURS: tuple[Metric, ...] = (
     Metric("typha_client_lag_seconds_max", _G, (), "Seconds that the slowest client is behind."),
     Metric("typha_updates_dropped_total", _C, ("reason",), "Updates no client got, for they could not be carried."),
     Metric("typha_config_invalid_values", _G, (), "Invalid values of settings at start, replaced by defaults."),
+    Metric("typha_tls_reload_failures_total", _C, (), "Changes of the TLS files that workers could not use."),
     Metric("typha_open_files_limit", _G, (), "Limit of open files, raised as far as allowed at start."),
     Metric(
         "typha_hub_pause_seconds_max", _G, (), "Longest time the hub's loop was held up lately: ten minutes or more."

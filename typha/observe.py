@@ -51,6 +51,7 @@ class Observer:
             "typha_clients_held": {
                 (): sum(channel["held"] for channel in channels) + sum(report.get("closing", 0) for report in reports)
             },
+            "typha_tls_reload_failures_total": {(): totals.counters["tls_reload_failures"]},
             "typha_client_catch_ups_total": {(): totals.counters["catch_ups"]},
             "typha_client_lag_bytes_max": {(): max((channel["lag_bytes"] for channel in channels), default=0)},
             "typha_client_lag_seconds_max": {(): max((channel["lag_seconds"] for channel in channels), default=0.0)},

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from typha import settings
+from typha import settings, tls
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +48,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """32 hexadecimal digits."""
     settings: dict[str, Any]
     """As `typha.settings.to_dict` gives them."""
+    client_tls: tls.ClientTls | None = None
+    """None for plain text."""
 
 
 def from_settings(configured: settings.Settings) -> Policy:

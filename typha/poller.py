@@ -9,6 +9,7 @@ import errno
 import select
 import socket
 import struct
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from typha import transport
@@ -62,6 +63,12 @@ class AnyPoller(Protocol[ClientT]):
 
     def watch_write(self, client: ClientT, active: bool) -> None: ...
 
+    def watch_read(self, client: ClientT) -> None: ...
+
+    def watch_write_only(self, client: ClientT) -> None: ...
+
+    def watch_handshake(self, client: ClientT, *, wants_write: bool) -> None: ...
+
     def watch_end(self, client: ClientT) -> None: ...
 
     def close(self, client: ClientT, *, discard: bool = False) -> None: ...
@@ -72,10 +79,18 @@ class AnyPoller(Protocol[ClientT]):
 class Poller(Generic[ClientT]):
     """The listening socket and all clients of one worker."""
 
-    def __init__(self, listener: socket.socket, *, notsent_lowat_bytes: int, user_timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        *,
+        notsent_lowat_bytes: int,
+        user_timeout_seconds: float,
+        wrap: Callable[[socket.socket], socket.socket] | None = None,
+    ) -> None:
         self._epoll = select.epoll()
         self._listener = listener
         self._listener_fd = listener.fileno()
+        self._wrap = wrap
         self._listening = False
         self._notsent_lowat_bytes = notsent_lowat_bytes
         self._user_timeout_milliseconds = int(user_timeout_seconds * 1000)
@@ -132,6 +147,7 @@ class Poller(Generic[ClientT]):
                 raise
             try:
                 self._set_options(connection)
+                connection = self._wrap(connection) if self._wrap else connection
             except OSError:  # reset between the handshake and here
                 connection.close()
                 continue
@@ -160,6 +176,20 @@ class Poller(Generic[ClientT]):
             return
         client.watching_write = active
         self._epoll.modify(client.fd, READ | WRITE if active else READ)
+
+    def watch_read(self, client: ClientT) -> None:
+        """Nothing but reading, after a handshake."""
+        client.watching_write = False
+        self._epoll.modify(client.fd, READ)
+
+    def watch_write_only(self, client: ClientT) -> None:
+        """Nothing can be read before the socket takes bytes again; until `watch_write` says otherwise."""
+        client.watching_write = True
+        self._epoll.modify(client.fd, WRITE)
+
+    def watch_handshake(self, client: ClientT, *, wants_write: bool) -> None:
+        """To be told once that a step can be taken, and from then on of nothing, not even the end."""
+        self._epoll.modify(client.fd, select.EPOLLONESHOT | (WRITE if wants_write else READ))
 
     def watch_end(self, client: ClientT) -> None:
         """Reads no more, and is told only when the peer has closed."""

@@ -10,7 +10,7 @@ import click
 import structlog
 import uvloop
 
-from typha import cli, feedsfile, logs, settings
+from typha import cli, feedsfile, logs, settings, tls
 
 EXIT_BAD_CONFIGURATION = 2
 
@@ -49,6 +49,7 @@ def _serve(**arguments: Any) -> int:
         loaded = settings.load(flags=flags, environment=os.environ, config_file=config_file, strict=strict)
         if loaded.settings.feeds_file:
             feedsfile.load(loaded.settings.feeds_file)  # an error must show before anything starts
+        loaded = loaded._replace(notices=(*loaded.notices, *tls.check(loaded.settings, os.environ)))
         return _run(loaded)
     except settings.ConfigurationError as error:
         click.echo(f"typha: error: {error}", err=True)

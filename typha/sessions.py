@@ -1,6 +1,7 @@
 """What clients say: first bytes, hello, pongs, and how a connection ends."""
 
 import errno
+import ssl
 from collections.abc import Callable
 
 import msgspec
@@ -71,6 +72,10 @@ class Sessions:
         try:
             limit = _READ_BYTES if current.channel is None else _READ_BYTES_LATER
             data = self._transport.receive(current.socket, limit)
+        except transport.WriteFirst:
+            current.begin_waiting(_monotonic())
+            self._poller.watch_write_only(current)
+            return
         except BlockingIOError:
             return
         except OSError as error:
@@ -148,6 +153,8 @@ class Sessions:
         try:
             sent = self._transport.write(current.fd, ping)
         except BlockingIOError:
+            if self._transport.owed(current.fd):
+                self._owe(current, ping)
             if current.begin_waiting(_monotonic()):
                 self._poller.watch_write(current, True)
             return False
@@ -159,6 +166,16 @@ class Sessions:
             return False
         current.sent_at = _monotonic()
         return True
+
+    @staticmethod
+    def _owe(current: client.Client, ping: bytes) -> None:
+        """The ping is sealed, and nothing may be sent before it: the client leaves the pass until it is."""
+        current.owe(ping)
+        channel = current.channel
+        if channel is not None and current.index >= 0:
+            current.blocked_offset = current.offset
+            channel.remove_following(current)
+            channel.away.add(current)
 
     def _send_control(self, current: client.Client, data: bytes, otherwise: DisconnectReason) -> bool:
         """Sends a small message at a frame's end; whoever has no room for it is closed for the reason given."""
@@ -205,12 +222,7 @@ class Sessions:
         if current.is_closing():
             self._close_socket(current)
             return
-        reason = {
-            errno.ETIMEDOUT: DisconnectReason.NO_PROGRESS,
-            errno.ECONNRESET: DisconnectReason.CLIENT_CLOSED,
-            errno.EPIPE: DisconnectReason.CLIENT_CLOSED,
-        }.get(error.errno or 0, DisconnectReason.NETWORK_ERROR)
-        self.close(current, reason, detail=str(error))
+        self.close(current, _reason_of(error), detail=str(error))
 
     def close(self, current: client.Client, reason: DisconnectReason, *, detail: str = "") -> None:
         """Ends a connection at once."""
@@ -264,5 +276,22 @@ class Sessions:
         )
 
     def _close_socket(self, current: client.Client) -> None:
+        if not self._transport.release(current.fd):
+            current.close_at = 0.0
+            self.closing[current] = None  # tried again when the overdue ones are closed
+            return
         self.closing.pop(current, None)
         self._poller.close(current, discard=current.reason in _TAKES_NOTHING)
+
+
+def _reason_of(error: OSError) -> DisconnectReason:
+    """Why a connection ends whose socket has failed."""
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return DisconnectReason.CLIENT_CLOSED
+    if isinstance(error, ssl.SSLError):  # whose numbers are not the kernel's
+        return DisconnectReason.TLS_FAILED
+    return {
+        errno.ETIMEDOUT: DisconnectReason.NO_PROGRESS,
+        errno.ECONNRESET: DisconnectReason.CLIENT_CLOSED,
+        errno.EPIPE: DisconnectReason.CLIENT_CLOSED,
+    }.get(error.errno or 0, DisconnectReason.NETWORK_ERROR)

@@ -154,8 +154,6 @@ def _check_client_tls(loader: _Loader) -> None:
     if lacking:
         asked = ", ".join(name for name in names if name in usable or name in unusable)
         raise ConfigurationError(asked, f"contradictory TLS settings: TLS needs {', '.join(lacking)} as well")
-    # Failing is safer than listening in plain text where TLS was asked for.
-    raise ConfigurationError(", ".join(sorted(usable)), "TLS for clients is not supported by this version")
 
 
 def _check(settings: Settings) -> None:

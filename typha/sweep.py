@@ -72,10 +72,12 @@ class Sweep:
         for current in list(itertools.islice(self._sessions.handshaking, _EXPIRED_AT_A_TIME)):
             if now - current.connected_at < self._policy.handshake_timeout_seconds:
                 return
-            if self._poller.has_unread(current):
+            if not current.shaking and self._poller.has_unread(current):
                 continue  # it is we who are late
             received = current.conversation.pending_bytes if current.conversation else 0
             detail = f"no complete hello, {received} bytes of one" if received else "not a byte of a hello"
+            if current.shaking:
+                detail = "the TLS handshake is not done"
             self._sessions.close(current, DisconnectReason.HANDSHAKE_TIMEOUT, detail=detail)
 
     def _look_after(self, current: client.Client, now: float) -> None:

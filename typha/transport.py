@@ -38,6 +38,10 @@ class Connection(Protocol):
         ...
 
 
+class WriteFirst(BlockingIOError):
+    """Nothing can be received before the socket takes bytes again."""
+
+
 class Transport(Protocol):
     """Operations that do not wait: BlockingIOError says "not now", any other OSError "never again"."""
 
@@ -59,6 +63,10 @@ class Transport(Protocol):
 
     def acked_bytes(self, connection: Connection, /) -> int:
         """How much the peer's host has acknowledged since the connection began."""
+        ...
+
+    def release(self, descriptor: int, /) -> bool:
+        """The connection is about to be closed: whether it may be now; if not, ask again soon."""
         ...
 
 
@@ -85,3 +93,8 @@ class PlainTransport:
     def owed(descriptor: int, /) -> int:
         """Nothing is ever half sent."""
         return 0
+
+    @staticmethod
+    def release(descriptor: int, /) -> bool:
+        """Nothing is in the way."""
+        return True

@@ -1,9 +1,7 @@
 """What a worker counts: plain integers on the hot path, one message a second to the hub."""
 
-import time
-
 from protocol import reasons
-from typha import pauses, quantiles
+from typha import clock, pauses, quantiles
 
 PING_SECONDS = "typha_ping_latency"
 SNAPSHOT_SECONDS = "typha_client_snapshot_send_secs"
@@ -50,10 +48,11 @@ class WorkerStats:
         self.pongs_received = 0
         self.catch_ups = 0
         self.accept_failures = 0
+        self.tls_reload_failures = 0
         self.close_lines_suppressed = 0
         self.disconnects = dict.fromkeys(reasons.DisconnectReason, 0)
         self.feeds = {feed: FeedCounters() for feed in feeds}
-        self.turns = pauses.Longest(time.monotonic())
+        self.turns = pauses.Longest(clock.monotonic())
 
     def counters(self) -> dict[str, object]:
         """The totals, as they go to the hub."""
@@ -63,6 +62,7 @@ class WorkerStats:
             "pongs_received": self.pongs_received,
             "catch_ups": self.catch_ups,
             "accept_failures": self.accept_failures,
+            "tls_reload_failures": self.tls_reload_failures,
             "disconnects": {reason.value: count for reason, count in self.disconnects.items() if count},
             "feeds": {feed: counters.counters() for feed, counters in self.feeds.items()},
         }

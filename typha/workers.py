@@ -19,7 +19,7 @@ import structlog
 
 from cache.kube import processes
 from protocol.reasons import DisconnectReason
-from typha import clock, fanout, hub, ipc, policy, settings, worker_handle
+from typha import clock, fanout, hub, ipc, policy, settings, tls, worker_handle
 
 _log = structlog.get_logger("typha.workers")
 _monotonic = clock.monotonic
@@ -46,7 +46,7 @@ class WorkerTotals:
 
     def add(self, report: dict[str, Any]) -> None:
         """Adds a report's counters."""
-        for name in ("accepted", "pings_sent", "pongs_received", "catch_ups", "accept_failures"):
+        for name in ("accepted", "pings_sent", "pongs_received", "catch_ups", "accept_failures", "tls_reload_failures"):
             self.counters[name] += int(report.get(name, 0))
         self.disconnects.update(report.get("disconnects", {}))
         self.pause_seconds_worst = max(self.pause_seconds_worst, report.get("pause_seconds_worst", 0.0))
@@ -128,6 +128,7 @@ class Workers:
             feeds=tuple(self._hub.names),
             incarnation=self._incarnation,
             settings=settings.to_dict(self._settings),
+            client_tls=tls.from_settings(self._settings, os.environ),
         )
 
     async def _keep(self, number: int) -> None:

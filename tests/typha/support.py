@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import socket
+import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +16,8 @@ from cache import feed, objects, raw, resources
 from protocol import digest, messages
 from protocol.native import connection as native
 from protocol.native import frames
-from typha import client, fanout, hub, hub_channel, ipc, policy, settings, transport, worker_handle
+from tests.typha import certificates
+from typha import client, fanout, hub, hub_channel, ipc, policy, settings, tls, transport, worker_handle
 
 PODS = resources.ResourceType("", "v1", "pods")
 NODES = resources.ResourceType("", "v1", "nodes")
@@ -63,9 +65,13 @@ class Stage:
         log_budget_bytes: int = 1 << 26,
         segment_bytes: int = 1 << 20,
         bytes_through: transport.Transport | None = None,
+        client_tls: tls.ClientTls | None = None,
     ) -> None:
         self.limits = limits
         self.bytes_through = bytes_through
+        self.client_tls = client_tls
+        self.peers_tls: ssl.SSLContext | None = None
+        """What peers connect with, unless they say otherwise."""
         self.holds_snapshots = False
         self.broken: list[Exception] = []
         self.feed = raw_feed(feed_name)
@@ -87,7 +93,11 @@ class Stage:
         self.handle = worker_handle.WorkerHandle(1, self.link, self.hub, self.broken.append, self._watch_write)
         self.loop.add_reader(self.link.fileno(), self._hear)
         config = policy.WorkerConfig(
-            number=1, feeds=(self.feed.name,), incarnation="00" * 16, settings=settings.to_dict(settings.Settings())
+            number=1,
+            feeds=(self.feed.name,),
+            incarnation="00" * 16,
+            settings=settings.to_dict(settings.Settings()),
+            client_tls=self.client_tls,
         )
         self.fanout = fanout.Fanout(config, self.listener, ipc.Link(theirs), bytes_through=self.bytes_through)
         self.task = asyncio.create_task(self.fanout.run(), name="fanout under test")
@@ -182,6 +192,8 @@ class Stage:
         peer = kind(end)
         self._peers.append(peer)
         await self.loop.sock_connect(end, self.address)
+        if self.peers_tls is not None:
+            peer.socket = await certificates.shake(end, self.peers_tls)
         return peer
 
     async def subscribe(
@@ -244,6 +256,8 @@ class Peer:
         self.updates = 0
         self.ended = False
         """The server has closed."""
+        self.ended_well = True
+        """It was no reset, and with TLS no end without a close_notify."""
         self.answers_pings = True
         self.longest_silence_seconds = 0.0
         self._heard_at = time.monotonic()
@@ -266,10 +280,11 @@ class Peer:
         """Takes what is there; False if there was nothing."""
         try:
             data = self.socket.recv(limit)
-        except BlockingIOError:
+        except (BlockingIOError, ssl.SSLWantReadError):
             return False
-        except ConnectionResetError:
+        except (ConnectionResetError, ssl.SSLEOFError):
             data = b""
+            self.ended_well = False
         if not data:
             self.ended = True
             return False
@@ -348,26 +363,6 @@ class Peer:
                 del self.entries[update.key]
             else:
                 self.entries[update.key] = update.value
-
-
-class FullTransport:
-    """Takes no control message of the connections that are `full`; what is of a log or file passes."""
-
-    send_file = staticmethod(os.sendfile)
-    receive = staticmethod(transport.PlainTransport.receive)
-    owed = staticmethod(transport.PlainTransport.owed)
-    acked_bytes = staticmethod(transport.kernel_acked_bytes)
-
-    def __init__(self) -> None:
-        self.full: set[int] = set()
-        self.refused = 0
-
-    def write(self, descriptor: int, data: bytes | memoryview, /) -> int:
-        """As the kernel would, with no room for a few bytes."""
-        if descriptor in self.full and isinstance(data, bytes):
-            self.refused += 1
-            raise BlockingIOError
-        return os.write(descriptor, data)
 
 
 FAST = policy.Policy(

@@ -11,8 +11,9 @@ import pytest
 from protocol import messages
 from protocol.native import codec, frames
 from protocol.reasons import DisconnectReason
+from tests.typha import full_transport
 from tests.typha.conftest import OpenStage
-from tests.typha.support import FAST, FEED, FullTransport, Peer, Stage, eventually, pod
+from tests.typha.support import FAST, FEED, Peer, Stage, eventually, pod
 from typha import conversations
 
 TYPHA_HELLO = (pathlib.Path(__file__).parent / "data" / "typha-client-hello.bin").read_bytes()
@@ -240,7 +241,7 @@ async def test_a_flood_of_messages_is_heard_a_little_at_a_time(stage: Stage) -> 
 async def test_a_goodbye_that_does_not_fit_keeps_its_reason(
     open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full = FullTransport()
+    full = full_transport.FullTransport()
     stage = await open_stage(bytes_through=full)
     stage.in_sync()
     peer = await stage.subscribe()

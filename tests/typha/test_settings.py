@@ -250,10 +250,11 @@ def test_tls_switched_off_by_none_is_no_contradiction() -> None:
     assert load({"TYPHA_CLIENTCN": "none", "TYPHA_CAFILE": "none"}).settings.client_cn == ""
 
 
-def test_complete_tls_for_clients_is_refused_as_not_supported(tmp_path: pathlib.Path) -> None:
+def test_complete_tls_for_clients(tmp_path: pathlib.Path) -> None:
     names = ("TYPHA_SERVERKEYFILE", "TYPHA_SERVERCERTFILE", "TYPHA_CAFILE")
-    with pytest.raises(settings.ConfigurationError, match="not supported by this version"):
-        load({**{name: str(tmp_path) for name in names}, "TYPHA_CLIENTURISAN": "spiffe://x"})
+    loaded = load({**{name: str(tmp_path) for name in names}, "TYPHA_CLIENTURISAN": "spiffe://x"}).settings
+    assert (loaded.server_key_file, loaded.ca_file) == (str(tmp_path), str(tmp_path))
+    assert (loaded.client_cn, loaded.client_urisan) == ("", "spiffe://x")
 
 
 def test_https_metrics_need_three_files() -> None:

@@ -9,8 +9,9 @@ import pytest
 from cache import cursor
 from protocol import messages
 from protocol.native import codec, frames
+from tests.typha import full_transport
 from tests.typha.conftest import OpenStage
-from tests.typha.support import FAST, FEED, FullTransport, Stage, eventually, pod
+from tests.typha.support import FAST, FEED, Stage, eventually, pod
 from typha import sweep
 
 SHORT = msgspec.structs.replace(
@@ -155,7 +156,7 @@ async def test_a_snapshot_that_is_not_taken_is_given_up(open_stage: OpenStage) -
 
 
 async def test_a_full_socket_has_no_room_for_a_ping_and_that_is_no_reason_to_close(open_stage: OpenStage) -> None:
-    full = FullTransport()
+    full = full_transport.FullTransport()
     stage = await open_stage(SHORT, bytes_through=full)
     stage.in_sync()
     peer = await stage.subscribe()

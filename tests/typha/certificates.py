@@ -1,0 +1,144 @@
+"""Certificates of an authority that exists for one test run, and handshakes with them."""
+
+import asyncio
+import contextlib
+import datetime
+import pathlib
+import socket
+import ssl
+from typing import NamedTuple
+
+import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from typha import tls
+
+AGENT = "calico-node"
+AGENT_URI = "spiffe://cluster.local/ns/calico-system/sa/calico-node"
+SHAKE_SECONDS = 20.0
+NOW = datetime.datetime.now(datetime.UTC)
+PEM = serialization.Encoding.PEM
+
+
+class Files(NamedTuple):
+    """PEM files of a server; what is given to clients is made as it is needed."""
+
+    authority: trustme.CA
+    folder: pathlib.Path
+
+    def settings(self, *, cn: str = AGENT, uri_san: str = "", **environment: str) -> tls.ClientTls:
+        """What a worker is started with."""
+        return tls.ClientTls(
+            key_file=str(self.folder / "server.key"),
+            cert_file=str(self.folder / "server.pem"),
+            ca_file=str(self.folder / "ca.pem"),
+            client_cn=cn,
+            client_uri_san=uri_san,
+            **environment,
+        )
+
+    def write(self, authority: trustme.CA | None = None) -> None:
+        """A new server certificate and key, and the authority's certificate."""
+        issued = (authority or self.authority).issue_cert("localhost", "127.0.0.1", common_name="typha-server")
+        self.renew("server.key", issued.private_key_pem.bytes())
+        self.renew("server.pem", issued.cert_chain_pems[0].bytes())
+        self.renew("ca.pem", self.authority.cert_pem.bytes())
+
+    def renew(self, name: str, content: bytes) -> None:
+        """As those do who renew certificates: a new file in place of the old."""
+        fresh = self.folder / f"{name}.new"
+        fresh.write_bytes(content)
+        fresh.replace(self.folder / name)
+
+
+def make(folder: pathlib.Path) -> Files:
+    """An authority, and a server's files in the folder."""
+    files = Files(trustme.CA(), folder)
+    files.write()
+    return files
+
+
+def client_context(
+    trusted: trustme.CA,
+    *,
+    issuer: trustme.CA | None = None,
+    cn: str = AGENT,
+    uris: tuple[str, ...] = (),
+    hosts: tuple[str, ...] = (),
+    usage: x509.ObjectIdentifier = ExtendedKeyUsageOID.CLIENT_AUTH,
+    expired: bool = False,
+    anonymous: bool = False,
+) -> ssl.SSLContext:
+    """What a client connects with.
+
+    Args:
+        trusted: who signs the server's certificate.
+        issuer: who signs the client's certificate; the same if not given.
+        cn: its common name; empty for none.
+        uris: its alternative names.
+        hosts: more of them.
+        usage: what it may be used for.
+        expired: it ended yesterday.
+        anonymous: the client has no certificate at all.
+    """
+    context = ssl.create_default_context()
+    trusted.configure_trust(context)
+    if anonymous:
+        return context
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = [*map(x509.UniformResourceIdentifier, uris), *map(x509.DNSName, hosts)]
+    signing = issuer or trusted
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, cn)] if cn else []))
+        .issuer_name(x509.load_pem_x509_certificate(signing.cert_pem.bytes()).subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOW - datetime.timedelta(days=9))
+        .not_valid_after(NOW + datetime.timedelta(days=-1 if expired else 1))
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+    )
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not cn)
+    signing_key = serialization.load_pem_private_key(signing.private_key_pem.bytes(), None)
+    assert isinstance(signing_key, ec.EllipticCurvePrivateKey)
+    certificate = builder.sign(signing_key, hashes.SHA256())
+    written = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    with trustme.Blob(written + certificate.public_bytes(PEM)).tempfile() as path:
+        context.load_cert_chain(path)
+    return context
+
+
+async def shake(end: socket.socket, context: ssl.SSLContext, *, seconds: float = SHAKE_SECONDS) -> ssl.SSLSocket:
+    """A connection's end after its TLS handshake as a client."""
+    secured = context.wrap_socket(
+        end, server_hostname="localhost", do_handshake_on_connect=False, suppress_ragged_eofs=False
+    )
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(secured.close)
+        async with asyncio.timeout(seconds):
+            while not _has_shaken(secured):
+                await _readable(secured)
+        on_failure.pop_all()
+    return secured
+
+
+def _has_shaken(end: ssl.SSLSocket) -> bool:
+    try:
+        end.do_handshake()
+    except ssl.SSLWantReadError:
+        return False
+    return True
+
+
+async def _readable(end: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(end, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(end)

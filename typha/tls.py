@@ -1,0 +1,215 @@
+"""TLS for clients: always mutual, and with the original's rules for who may connect (parity.md, section 7).
+
+The files are read when a worker starts and again when one of them changes, for the handshakes from then on; a change
+that cannot be used is logged and counted, and what was good before stays in use.
+"""
+
+import os
+import socket
+import ssl
+from collections.abc import Mapping
+
+import msgspec
+import structlog
+
+from typha import settings
+
+_log = structlog.get_logger("typha.tls")
+
+MINIMUM_VERSION_VARIABLE = "TLS_MIN_VERSION"
+CIPHER_SUITES_VARIABLE = "TLS_CIPHER_SUITES"
+_MINIMUM_VERSIONS = {"": ssl.TLSVersion.TLSv1_2, "1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+_LOOK_SECONDS = 2.0
+"""Between two looks at the files' dates."""
+_SHOWN_LIMIT = 100
+
+DEFAULT_CIPHER_SUITES = {
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384": "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384": "ECDHE-RSA-AES256-GCM-SHA384",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-ECDSA-CHACHA20-POLY1305",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-RSA-CHACHA20-POLY1305",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256": "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256": "ECDHE-RSA-AES128-GCM-SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA": "ECDHE-ECDSA-AES256-SHA",
+    "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA": "ECDHE-RSA-AES256-SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA": "ECDHE-RSA-AES128-SHA",
+}
+"""OpenSSL's names of TLS 1.2's suites by Go's, which the variable has; TLS 1.3's are all on, there as here."""
+_ONLY_IF_NAMED = {
+    "TLS_RSA_WITH_AES_256_GCM_SHA384": "AES256-GCM-SHA384",
+    "TLS_RSA_WITH_AES_128_GCM_SHA256": "AES128-GCM-SHA256",
+}
+
+
+class TlsUnusable(Exception):
+    """A file or variable cannot be used; the message names it."""
+
+
+class PeerRefused(Exception):
+    """The peer's certificate is valid, but not one that may connect."""
+
+
+class ClientTls(msgspec.Struct, frozen=True, kw_only=True):
+    """Paths of PEM files, the names of which a client's certificate must have one, and what the environment says."""
+
+    key_file: str
+    cert_file: str
+    ca_file: str
+    client_cn: str
+    client_uri_san: str
+    minimum_version: str = ""
+    cipher_suites: str = ""
+
+    def make_context(self) -> ssl.SSLContext:
+        """A server's context that demands a client certificate signed by the CA file.
+
+        Raises:
+            TlsUnusable: a file or variable cannot be used.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = _MINIMUM_VERSIONS.get(self.minimum_version, ssl.TLSVersion.TLSv1_2)
+        context.set_ciphers(cipher_list(self.cipher_suites))
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as in Go, what is in the CA file is an end of trust
+        context.options |= ssl.OP_NO_RENEGOTIATION
+        context.num_tickets = 0  # agents never resume, and it is a third of the handshake
+        try:
+            context.load_cert_chain(self.cert_file, self.key_file, password=_no_password)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            raise TlsUnusable(f"ServerCertFile {self.cert_file}, ServerKeyFile {self.key_file}: {error}") from error
+        try:
+            context.load_verify_locations(self.ca_file)
+        except (OSError, ValueError) as error:
+            raise TlsUnusable(f"CAFile {self.ca_file}: {error}") from error
+        return context
+
+    def fingerprint(self) -> tuple[tuple[int, int, int], ...]:
+        """Changes when one of the files does; a file that is missing counts as such."""
+        return tuple(_file_identity(path) for path in (self.key_file, self.cert_file, self.ca_file))
+
+    def check_peer(self, certificate: Mapping[str, object]) -> None:
+        """Whether a verified certificate may connect: its CN or one of its URI SANs is exactly the configured one.
+
+        Args:
+            certificate: what `ssl.SSLSocket.getpeercert` gives.
+
+        Raises:
+            PeerRefused: it may not.
+        """
+        if self.client_cn and self.client_cn in _common_names(certificate):
+            return
+        if self.client_uri_san and self.client_uri_san in _uri_names(certificate):
+            return
+        required = [name for name, value in (("CN", self.client_cn), ("URI SAN", self.client_uri_san)) if value]
+        names = ", ".join([*_common_names(certificate), *_uri_names(certificate)])[:_SHOWN_LIMIT]
+        raise PeerRefused(f"peer certificate does not have the required {' or '.join(required)}, but {names!r}")
+
+
+def _no_password() -> str:
+    """Without it OpenSSL would ask for an encrypted key's on the terminal."""
+    raise ValueError("the key is encrypted")
+
+
+def _file_identity(path: str) -> tuple[int, int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0, 0
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def cipher_list(names: str) -> str:
+    """OpenSSL's cipher list for TLS 1.2 from a comma list of Go's names; empty for the default.
+
+    Raises:
+        TlsUnusable: a name is unknown.
+    """
+    known = DEFAULT_CIPHER_SUITES | _ONLY_IF_NAMED
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    for name in chosen:
+        if name not in known:
+            raise TlsUnusable(f"{CIPHER_SUITES_VARIABLE}: unknown cipher suite {name[:_SHOWN_LIMIT]!r}")
+    return ":".join(known[name] for name in chosen or DEFAULT_CIPHER_SUITES)
+
+
+def _common_names(certificate: Mapping[str, object]) -> list[str]:
+    subject = certificate.get("subject", ())
+    names = [pair for part in subject for pair in part] if isinstance(subject, tuple) else []
+    return [value for name, value in names if name == "commonName"][-1:]  # Go takes the last one
+
+
+def _uri_names(certificate: Mapping[str, object]) -> list[str]:
+    alternatives = certificate.get("subjectAltName", ())
+    return [value for kind, value in alternatives if kind == "URI"] if isinstance(alternatives, tuple) else []
+
+
+def from_settings(configured: settings.Settings, environment: Mapping[str, str]) -> ClientTls | None:
+    """What the settings and the environment ask for; None for plain text."""
+    if not configured.server_key_file:
+        return None
+    return ClientTls(
+        key_file=configured.server_key_file,
+        cert_file=configured.server_cert_file,
+        ca_file=configured.ca_file,
+        client_cn=configured.client_cn,
+        client_uri_san=configured.client_urisan,
+        minimum_version=environment.get(MINIMUM_VERSION_VARIABLE, ""),
+        cipher_suites=environment.get(CIPHER_SUITES_VARIABLE, ""),
+    )
+
+
+def check(configured: settings.Settings, environment: Mapping[str, str]) -> tuple[settings.Notice, ...]:
+    """Whether clients can be served as the settings ask; what is to be said about it.
+
+    Raises:
+        ConfigurationError: a file or variable cannot be used.
+    """
+    client_tls = from_settings(configured, environment)
+    if client_tls is None:
+        return ()
+    try:
+        client_tls.make_context()
+    except TlsUnusable as error:
+        culprit, _, problem = str(error).partition(": ")
+        raise settings.ConfigurationError(culprit, problem) from error
+    if client_tls.minimum_version in _MINIMUM_VERSIONS:
+        return ()
+    fields = {"variable": MINIMUM_VERSION_VARIABLE, "value": client_tls.minimum_version[:_SHOWN_LIMIT], "used": "1.2"}
+    return (settings.Notice("warning", "Unknown TLS version, using the default", fields),)
+
+
+class Contexts:
+    """The context for the next handshake. Raises TlsUnusable if there is none to begin with."""
+
+    def __init__(self, client_tls: ClientTls) -> None:
+        self.client_tls = client_tls
+        self._fingerprint = client_tls.fingerprint()
+        self._looked_at = 0.0
+        self.current = client_tls.make_context()
+        self.failures = 0
+        """Changes of the files that could not be used."""
+
+    def wrap(self, connection: socket.socket) -> ssl.SSLSocket:
+        """The same descriptor as a TLS server's end; nothing is sent or received yet.
+
+        Raises:
+            OSError: the connection is gone, and has been closed.
+        """
+        return self.current.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+
+    def refresh(self, now: float) -> None:
+        """Reads the files again if they have changed since the last look, some seconds ago."""
+        if now - self._looked_at < _LOOK_SECONDS:
+            return
+        self._looked_at = now
+        fingerprint = self.client_tls.fingerprint()
+        if fingerprint == self._fingerprint:
+            return
+        self._fingerprint = fingerprint
+        try:
+            self.current = self.client_tls.make_context()
+        except TlsUnusable as error:
+            self.failures += 1
+            _log.error("Changed TLS files cannot be used, keeping the old ones", error=str(error))
+        else:
+            _log.info("TLS files have changed, new connections use the new ones")
