@@ -4,9 +4,14 @@ A snapshot is: begin, every chunk, end; behind it a client goes on in the log at
 file: a client may have known a newer map than this cut, from an earlier connection, and must not take the cut for the
 present. Its worker tells it the status where it has everything up to the moment at which it came.
 
-Chunks that have not changed since the last snapshot are copied from its file.
+Chunks that have not changed since the last snapshot are copied from its file. A format whose clients must be given
+the keys in their order has runs of consecutive keys in place of chunks, cut by the keys' hashes, so that a new key
+moves no border but its own run's.
 """
 
+import array
+import heapq
+import operator
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,6 +20,11 @@ from cache import memfile, store
 from protocol import encoding, messages
 
 _COPY_BYTES = 1024 * 1024
+_RUN_KEYS = 128
+"""Mean number of keys in a run."""
+_RUN_BYTES = 64 * 1024
+"""A run ends when its values have so many bytes; what is in one snappy chunk."""
+_key = operator.attrgetter("key")
 
 
 class ChunkPlace(NamedTuple):
@@ -25,10 +35,18 @@ class ChunkPlace(NamedTuple):
     length: int
 
 
+class Run(NamedTuple):
+    """Where the frames of some consecutive keys stand in the file, and the sequence of each key, in 8 bytes."""
+
+    sequences: bytes
+    position: int
+    length: int
+
+
 class Snapshot:
     """A finished file; `descriptor` is its own until `close`."""
 
-    __slots__ = ("chunks", "descriptor", "keys", "length", "log_offset", "sequence", "status")
+    __slots__ = ("chunks", "descriptor", "keys", "length", "log_offset", "runs", "sequence", "status")
 
     def __init__(
         self, descriptor: int, *, sequence: int, status: messages.SyncStatus, keys: int, log_offset: int
@@ -40,6 +58,8 @@ class Snapshot:
         self.log_offset = log_offset
         self.length = 0
         self.chunks: list[ChunkPlace] = []
+        self.runs: dict[str, Run] = {}
+        """By first key; only of a snapshot in the order of its keys."""
 
     def __repr__(self) -> str:
         return f"<Snapshot sequence={self.sequence} keys={self.keys} bytes={self.length} log_offset={self.log_offset}>"
@@ -52,8 +72,8 @@ class Snapshot:
 class SnapshotBuilder:
     """Writes a snapshot step by step, so that its maker can do other things in between.
 
-    Take the cut with `previous.sequence` of the snapshot given here. Run `steps` to its end, then take `snapshot`;
-    or `abandon`.
+    Take the cut with `previous.sequence` of the snapshot given here, or let `begin` do it. Run `steps` to its end, then
+    take `snapshot`; or `abandon`.
     """
 
     def __init__(
@@ -117,3 +137,54 @@ class SnapshotBuilder:
             self._write(data)
             position += len(data)
             length -= len(data)
+
+
+class OrderedSnapshotBuilder(SnapshotBuilder):
+    """Writes a snapshot in the byte order of its keys. Its cut must be a whole one."""
+
+    def steps(self) -> Iterator[None]:
+        """Yields after each chunk that is sorted and each run that is written; the file is sealed when it ends."""
+        cut, encoder, snapshot = self._cut, self._encoder, self.snapshot
+        self._write(encoder.snapshot_begin(cut.sequence, keys=cut.keys, chunks=len(cut.chunks)))
+        ordered = []
+        for chunk in cut.chunks:
+            if chunk.entries is None:
+                raise ValueError(f"the cut left chunk {chunk.number} out, whose keys are in all parts of the snapshot")
+            ordered.append(sorted(chunk.entries, key=_key))
+            yield
+        run: list[store.Entry] = []
+        run_bytes = 0
+        for entry in heapq.merge(*ordered, key=_key):
+            run.append(entry)
+            run_bytes += len(entry.value)
+            if run_bytes >= _RUN_BYTES or store.chunk_hash(entry.key) % _RUN_KEYS == 0:
+                self._write_run(run)
+                run, run_bytes = [], 0
+                yield
+        if run:
+            self._write_run(run)
+        self._write(encoder.snapshot_end(cut.sequence, keys=cut.keys, digest=cut.digest))
+        memfile.seal(snapshot.descriptor)
+
+    def _write_run(self, entries: list[store.Entry]) -> None:
+        sequences = array.array("Q", [entry.sequence for entry in entries]).tobytes()
+        position = self.snapshot.length
+        first = entries[0].key
+        old = self._previous.runs.get(first) if self._previous is not None else None
+        if self._previous is not None and old is not None and old.sequences == sequences:
+            self._copy(self._previous.descriptor, old.position, old.length)
+            self.chunks_copied += 1
+        else:
+            self._write(self._encoder.snapshot_chunk(0, 0, (entry.as_update() for entry in entries)))
+            self.chunks_encoded += 1
+        self.snapshot.runs[first] = Run(sequences, position, self.snapshot.length - position)
+
+
+def begin(
+    encoder: encoding.Encoder, source: store.Store, *, log_offset: int, previous: Snapshot | None = None
+) -> SnapshotBuilder:
+    """Cuts the store now, for a snapshot behind which clients go on at `log_offset`."""
+    if encoder.in_key_order:
+        return OrderedSnapshotBuilder(encoder, source.cut(), log_offset=log_offset, previous=previous)
+    cut = source.cut(since_sequence=-1 if previous is None else previous.sequence)
+    return SnapshotBuilder(encoder, cut, log_offset=log_offset, previous=previous)

@@ -25,6 +25,9 @@ class Encoder(Protocol):
     name: str
     """Label of the format in metrics and logs."""
 
+    in_key_order: bool
+    """Whether snapshots are in the byte order of their keys: what clients make of one may depend on its order."""
+
     def make_ping(self, unix_nanoseconds: int) -> bytes:
         """A ping frame as of now; one serves all clients that are pinged in the same moment."""
         ...

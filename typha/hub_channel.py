@@ -81,9 +81,7 @@ class HubChannel:
     def begin_snapshot(self) -> snapshot.SnapshotBuilder:
         """Cuts the store now; call between two batches, run the builder's steps, then `end_snapshot`."""
         self.building = True
-        previous = self.snapshot
-        cut = self.feed.store.cut(since_sequence=-1 if previous is None else previous.sequence)
-        return snapshot.SnapshotBuilder(self.encoder, cut, log_offset=self.log.end, previous=previous)
+        return snapshot.begin(self.encoder, self.feed.store, log_offset=self.log.end, previous=self.snapshot)
 
     def end_snapshot(self, built: snapshot.Snapshot) -> None:
         """The new snapshot takes the place of the last one."""

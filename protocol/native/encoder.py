@@ -38,6 +38,8 @@ def _batches(updates: Iterable[messages.Update]) -> Iterator[list[messages.Updat
 class NativeEncoder:
     """Frames of the native protocol; see `protocol.encoding.Encoder` for the contract."""
 
+    in_key_order = False
+
     def __init__(self, *, zstd: bool = False) -> None:
         self.name = ZSTD if zstd else PLAIN
         self.ping = frames.pack_frame(codec.encode(messages.Ping()))

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import snapshot, store
-from protocol import messages
+from protocol import formats, messages
 from protocol.native import encoder
+from protocol.typha import encoder as typha_encoder
 from tests.cache import channel_harness
 
 keys = st.integers(0, 30).map("/core/v1/pods/default/web-{}".format)
@@ -180,3 +181,82 @@ def test_a_snapshot_that_is_cut_short_is_not_copied_for_ever() -> None:
         list(builder.steps())
     builder.abandon()
     one.close()
+
+
+def build_in_order(source: store.Store, *, previous: snapshot.Snapshot | None = None) -> snapshot.SnapshotBuilder:
+    builder = snapshot.begin(formats.make_encoder(typha_encoder.SNAPPY), source, log_offset=0, previous=previous)
+    for _ in builder.steps():
+        pass
+    return builder
+
+
+def in_order_received(made: snapshot.Snapshot) -> list[messages.Update]:
+    return channel_harness.LooseReader(typha_encoder.SNAPPY).updates(content(made), after=0)
+
+
+def in_order(source: store.Store) -> list[messages.Update]:
+    """What such a client must receive; it cannot tell an empty value from none."""
+    return [update._replace(value=update.value or None) for _, update in sorted(entries(source).items())]
+
+
+@given(histories, histories)
+def test_snapshots_for_typhas_clients_are_in_the_byte_order_of_their_keys(
+    first: list[tuple[str, bytes | None]], second: list[tuple[str, bytes | None]]
+) -> None:
+    with mock.patch.object(store, "CHUNK_TARGET_KEYS", 4), mock.patch.object(snapshot, "_RUN_KEYS", 4):
+        source = store.Store()
+        change(source, first)
+        one = build_in_order(source).snapshot
+        assert in_order_received(one) == in_order(source)
+        change(source, second)
+        two = build_in_order(source, previous=one).snapshot
+        assert in_order_received(two) == in_order(source)
+        anew = build_in_order(source).snapshot
+        assert in_order_received(anew) == in_order_received(two)
+        for made in (one, two, anew):
+            made.close()
+
+
+def test_runs_of_keys_that_have_not_changed_are_copied() -> None:
+    source = store.Store()
+    change(source, [(f"/{number:04}", b"x" * 100) for number in range(2000)])
+    first = build_in_order(source)
+    one = first.snapshot
+    assert (first.chunks_encoded, first.chunks_copied) == (len(one.runs), 0)
+    assert 8 <= len(one.runs) <= 32
+    source.put("/0007", b"changed", "2")
+    source.delete("/1000", "2")
+    source.put("/1999-new", b"x", "2")
+    builder = build_in_order(source, previous=one)
+    assert builder.chunks_encoded <= 4
+    assert builder.chunks_copied >= len(one.runs) - 4
+    one.close()
+    expected = in_order(source)
+    assert in_order_received(builder.snapshot) == expected
+    builder.snapshot.close()
+
+
+def test_a_key_that_takes_another_ones_place_is_no_reason_to_copy() -> None:
+    """As many keys from the same first one on, none of them new: the last of the run and the next run's are gone."""
+    names = [f"/{number:04}" for number in range(2000)]
+    ends = [index for index, name in enumerate(names) if store.chunk_hash(name) % 128 == 0]
+    end, after = ends[0], ends[1]
+    source = store.Store()
+    change(source, [(name, b"x") for name in names])
+    one = build_in_order(source).snapshot
+    for name in [names[end], *names[end + 2 : after + 1]]:
+        source.delete(name, "2")
+    two = build_in_order(source, previous=one).snapshot
+    assert in_order_received(two) == in_order(source)
+    one.close()
+    two.close()
+
+
+def test_a_snapshot_in_order_needs_a_whole_cut() -> None:
+    source = store.Store()
+    source.put("/a", b"1", "1")
+    cut = source.cut(since_sequence=source.sequence)
+    builder = snapshot.OrderedSnapshotBuilder(formats.make_encoder(typha_encoder.SNAPPY), cut, log_offset=0)
+    with pytest.raises(ValueError, match="chunk 0"):
+        list(builder.steps())
+    builder.abandon()

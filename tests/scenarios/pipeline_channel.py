@@ -90,9 +90,7 @@ class Channel:
 
     def begin_snapshot(self) -> None:
         self.give_up_snapshot()
-        since = -1 if self.newest is None else self.newest.sequence
-        cut = self.source.store.cut(since_sequence=since)
-        self.builder = snapshot.SnapshotBuilder(self.encoder, cut, log_offset=self.writer.end, previous=self.newest)
+        self.builder = snapshot.begin(self.encoder, self.source.store, log_offset=self.writer.end, previous=self.newest)
         self.steps = self.builder.steps()
 
     def step_snapshot(self) -> bool:
