@@ -55,7 +55,7 @@ demo: $(STAMP)  ## simulated API server, service and 1,000 agents; DURATION=30, 
 acceptance: $(STAMP) control-plane  ## the full-size acceptance runs
 	$(BIN)/python -m loadtest acceptance $(ARGS)
 
-bench: $(STAMP)  ## measurements
+bench: $(STAMP)  ## each number to reach beside a bare loop; ARGS=--quick (5 minutes), --rows a,b, --record (docs/performance.md)
 	PYTHONPATH=. $(BIN)/python tools/measure_calico.py
 	$(BIN)/python -m loadtest bench $(ARGS)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from loadtest import acceptance, bench, controlplane, demo, kubeconfig, processes, protocols, truth
+from loadtest import acceptance, controlplane, demo, kubeconfig, processes, protocols, truth
+from loadtest.bench import command, rows, runner
 from loadtest.real import writer
 from loadtest.scenarios import registry, setting
 from loadtest.swarm import control, supervisor
@@ -141,17 +142,39 @@ def run_command(
 
 
 @main.command("bench")
-@click.option("--agents", default=1000, type=click.IntRange(1))
-@click.option("--updates-per-second", default=20.0, type=click.FloatRange(0, min_open=True))
-@click.option("--duration", default=15.0, type=click.FloatRange(1), help="Seconds of each run.")
-@click.option("--rounds", default=5, type=click.IntRange(1))
+@click.option("--rows", "names", default="", help=f"Of these, with commas between; all: {', '.join(rows.NAMES)}.")
+@click.option("--rounds", type=click.IntRange(1), help="Alternating rounds of each row; 5, quick 1.")
+@click.option("--duration", type=click.FloatRange(1), help="Seconds of each steady load; 10, quick 4.")
+@click.option("--scale", type=click.FloatRange(0.01, 1), help="Of the full number of agents; 1, quick 0.2.")
+@click.option("--quick", is_flag=True, help="Everything once, small: some five minutes.")
+@click.option("--protocol", default="native", type=click.Choice([one.value for one in control.Protocol]))
+@click.option("--record", is_flag=True, help="Add the results to docs/performance/, write docs/performance.md anew.")
 @click.option("--folder", default="report-bench", type=click.Path(file_okay=False, path_type=Path), help="Report.")
-def bench_command(agents: int, updates_per_second: float, duration: float, rounds: int, folder: Path) -> None:
-    """The service beside a bare send loop, in alternating runs."""
-    settings = bench.BenchSettings(
-        agents=agents, updates_per_second=updates_per_second, seconds=duration, rounds=rounds, folder=folder
-    )
-    _finish(bench.run(settings))
+def bench_command(
+    names: str,
+    rounds: int | None,
+    duration: float | None,
+    scale: float | None,
+    quick: bool,
+    protocol: str,
+    record: bool,
+    folder: Path,
+) -> None:
+    """The numbers to reach, beside a bare loop in alternating rounds. Below full size nothing is judged."""
+    try:
+        settings = command.settings(
+            names=names,
+            rounds=rounds,
+            seconds=duration,
+            scale=scale,
+            quick=quick,
+            protocol=control.Protocol(protocol),
+            record=record,
+            folder=folder,
+        )
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--rows") from error
+    _finish(runner.run(settings))
 
 
 @main.command("protocols")

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
-from loadtest import bench, report, view
+from loadtest import report, view
+from loadtest.bench import groups, rows, runner
 from loadtest.real import scenarios as real
 from loadtest.scenarios import badpeers, crash, fanout, setting
 
@@ -84,19 +85,25 @@ async def _crowd(settings: AcceptanceSettings, screen: view.View) -> list[report
     sizes = _setting(settings, "crowd", agents=settings.scaled(5000, least=50), pods=settings.scaled(20_000))
     idle = await fanout.idle(sizes, screen)
     steady = await fanout.steady(sizes, screen)
-    beside = bench.BenchSettings(
-        agents=sizes.agents,
-        updates_per_second=sizes.updates_per_second,
-        seconds=max(5.0, 15.0 * settings.scale),
+    made = await _beside(settings, sizes, screen)
+    return [idle, steady, made]
+
+
+async def _beside(settings: AcceptanceSettings, sizes: setting.Settings, screen: view.View) -> report.Report:
+    """The same agents and updates, in alternating rounds with the bare loop."""
+    bench = runner.BenchSettings(
+        names=("5000x20",),
         rounds=settings.scaled(3),
-        pods=sizes.pods,
+        sizes=groups.Sizes(scale=settings.scale, seconds=max(5.0, 15.0 * settings.scale), pods=sizes.pods),
         folder=sizes.folder,
     )
-    bare, service = await bench.compare(beside, screen)
-    made = report.Report(title=f"{sizes.agents:,} agents beside a bare send loop", command="")
-    made.facts = bench.facts(beside, bare, service)
-    made.checks = [bench.check(bare, service, judged=settings.judge_times)]
-    return [idle, steady, made]
+    wanted = rows.choose(bench.names)
+    measured = await runner.measure(bench, wanted, screen)
+    made = report.Report(title=f"{sizes.agents:,} agents beside a bare loop", command="")
+    for result in rows.results(wanted, measured.ours, measured.bare, judged=settings.judge_times):
+        made.facts[result.figure.title] = runner.text(result)
+        made.checks.append(report.Check(result.figure.title, result.met is not False, runner.text(result)))
+    return made
 
 
 async def _kill(settings: AcceptanceSettings, screen: view.View) -> list[report.Report]:

@@ -19,6 +19,13 @@ class Certificates:
     environment: dict[str, str]
     agents: control.TlsFiles
 
+    @property
+    def server_files(self) -> tuple[str, str, str]:
+        """Certificate, key, and the authority of the clients' certificates."""
+        names = ("TYPHA_SERVERCERTFILE", "TYPHA_SERVERKEYFILE", "TYPHA_CAFILE")
+        certificate, key, authority = (self.environment[name] for name in names)
+        return certificate, key, authority
+
 
 def make(folder: Path, *, host: str) -> Certificates:
     """An authority, and a certificate each for a service at `host` and for all agents."""

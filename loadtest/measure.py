@@ -43,10 +43,10 @@ def process_tree(pid: int) -> list[int]:
     return tree
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, in seconds; 0 if it is gone."""
+def cpu_seconds(pid: int, *, ended_children: bool = False) -> float:
+    """User and system time of a process, in seconds, and that of the children it has waited for; 0 if it is gone."""
     fields = _stat_fields(pid)
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND if fields else 0.0
+    return sum(map(int, fields[11 : 15 if ended_children else 13])) / _TICKS_PER_SECOND
 
 
 def memory(pids: Iterable[int]) -> Memory:

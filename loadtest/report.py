@@ -56,7 +56,7 @@ class Report:
             "title": self.title,
             "command": self.command,
             "started": _when(self.started),
-            "machine": _machine(),
+            "machine": machine(),
             "passed": self.passed,
             "checks": [dataclasses.asdict(check) for check in self.checks],
             "facts": self.facts,
@@ -66,7 +66,7 @@ class Report:
 
     def _page(self) -> str:
         checks = [(check.name, "passed" if check.passed else "FAILED", check.detail) for check in self.checks]
-        facts = [*self.facts.items(), ("command", self.command), ("machine", _machine())]
+        facts = [*self.facts.items(), ("command", self.command), ("machine", machine())]
         plots = [_plot(self.samples, *plot) for plot in _PLOTS] if len(self.samples) > 1 else []
         return _PAGE.format(
             title=html.escape(self.title),
@@ -180,7 +180,8 @@ def _when(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(seconds))
 
 
-def _machine() -> str:
+def machine() -> str:
+    """What it ran on, without names."""
     cores = len(_cpu_list())
     return f"{cores} CPUs ({_cpu_name()}), Linux {platform.release()}, Python {platform.python_version()}"
 

@@ -1,4 +1,4 @@
-"""Tests of the demo and the bench, small: real processes, real sockets."""
+"""Tests of the demo, small: real processes, real sockets."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import bench, demo, kubeconfig, truth
+from loadtest import demo, kubeconfig, truth
 from loadtest.apiserver import population, settings, simulator
 
 SMALL = demo.DemoSettings(duration_seconds=2.0, agents=20, public_agents=2, nodes=5, pods=50, updates_per_second=30.0)
@@ -41,11 +41,3 @@ async def test_a_cluster_where_nothing_may_be_read(tmp_path: Path, free_port: in
     own = dataclasses.replace(SMALL, folder=tmp_path / "report", kubeconfig=tmp_path / "config")
     with pytest.raises(truth.ApiError):
         await demo.run(own)
-
-
-async def test_the_bench_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert await bench.run(bench.BenchSettings(agents=10, seconds=2.0, rounds=1, pods=50, folder=tmp_path))
-    assert "ratio of CPU: " in capsys.readouterr().out
-    document = json.loads((tmp_path / "report.json").read_text())
-    assert document["bare"][0]["cpu_per_delivery"] > 0
-    assert document["service"][0]["memory_bytes"] > 0

@@ -1,0 +1,1 @@
+"""`make bench`: each row of the numbers to reach, beside a bare loop in the same run. See docs/performance.md."""

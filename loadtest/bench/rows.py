@@ -1,0 +1,193 @@
+"""The rows of the numbers to reach: what is measured, its goal, and when it is met. Pure."""
+
+import dataclasses
+import enum
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+CPU_FACTOR: Final = 1.25
+LATENCY_FACTOR: Final = 1.25
+LATENCY_SLACK_MILLISECONDS: Final = 5.0
+LOG_BUDGET_MEGABYTES: Final = 64 * 1024 * 1024 / 1e6
+"""LogBudgetBytes, as the service has it by default."""
+
+
+class Rule(enum.Enum):
+    """When a figure is met."""
+
+    CPU = "at most 1.25 x bare"
+    LATENCY = "at most 1.25 x bare + 5 ms"
+    GOAL = "at most the goal"
+    SHOWN = "only shown"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Figure:
+    """One number. Beside a bare loop the goal is for orientation; latencies are in milliseconds."""
+
+    name: str
+    title: str
+    unit: str
+    rule: Rule
+    goal: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """Figures that are asked for by one name; `group` makes them (see `groups` and `apart`)."""
+
+    name: str
+    group: str
+    figures: tuple[Figure, ...]
+    both: bool = True
+    """Whether the protocol makes a difference; else it is measured with the native one."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """The median of each side's rounds."""
+
+    figure: Figure
+    ours: float
+    bare: float | None = None
+    judged: bool = True
+
+    @property
+    def ratio(self) -> float | None:
+        """Ours to bare."""
+        return self.ours / self.bare if self.bare else None
+
+    @property
+    def met(self) -> bool | None:
+        """None if there is nothing to be met, or the size was not the one that is judged."""
+        if not self.judged or self.figure.rule is Rule.SHOWN:
+            return None
+        if self.figure.rule is Rule.GOAL:
+            return self.figure.goal is None or self.ours <= self.figure.goal
+        if self.bare is None:
+            return None
+        if self.figure.rule is Rule.CPU:
+            return self.ours <= self.bare * CPU_FACTOR
+        return self.ours <= self.bare * LATENCY_FACTOR + LATENCY_SLACK_MILLISECONDS
+
+
+Rounds = Mapping[str, Sequence[float]]
+"""Figure's name -> its value in each round."""
+
+
+def results(wanted: Sequence[Row], ours: Rounds, bare: Rounds, *, judged: bool) -> list[Result]:
+    """The medians of what was measured of the wanted rows, in their order."""
+    return [
+        Result(
+            figure,
+            statistics.median(ours[figure.name]),
+            statistics.median(bare[figure.name]) if bare.get(figure.name) else None,
+            judged,
+        )
+        for row in wanted
+        for figure in row.figures
+        if ours.get(figure.name)
+    ]
+
+
+def choose(names: Sequence[str]) -> list[Row]:
+    """The rows of these names; all if there are none. Raises ValueError for one that does not exist."""
+    known = {row.name: row for row in ROWS}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"no such row: {', '.join(unknown)} (there are {', '.join(known)})")
+    return [known[name] for name in dict.fromkeys(names)] if names else list(ROWS)
+
+
+def _delivery(agents: int, rate: int, *, cpu_goal: float | None, p99_goal: float | None, tls: bool = False) -> Row:
+    prefix, over = ("mtls-", " over mTLS") if tls else ("", "")
+    name = f"{prefix}{agents}x{rate}"
+    load = f"{agents:,} clients x {rate} updates/s{over}"
+    return Row(
+        name,
+        "mtls" if tls else str(agents),
+        (
+            Figure(f"cpu-{name}", f"CPU per delivery, {load}", "µs", Rule.CPU, cpu_goal),
+            Figure(f"p99-{name}", f"delivery p99, {load}", "ms", Rule.LATENCY, p99_goal),
+        ),
+    )
+
+
+def _peak(agents: int) -> Row:
+    goal = 250 + LOG_BUDGET_MEGABYTES
+    title = f"peak memory under churn, {agents:,} clients"
+    return Row(
+        f"peak-memory-{agents}",
+        str(agents),
+        (Figure(f"peak-memory-{agents}", title, "MB", Rule.GOAL, goal),),
+    )
+
+
+ROWS: Final = (
+    _delivery(1000, 20, cpu_goal=7, p99_goal=12),
+    _delivery(2000, 50, cpu_goal=None, p99_goal=22),
+    _delivery(2000, 100, cpu_goal=None, p99_goal=32),
+    _delivery(5000, 20, cpu_goal=None, p99_goal=85),
+    _delivery(5000, 50, cpu_goal=None, p99_goal=95),
+    _delivery(5000, 100, cpu_goal=None, p99_goal=100),
+    Row(
+        "burst",
+        "2000",
+        (
+            Figure("burst-cpu", "burst of 2,000 updates, 2,000 clients: CPU", "s", Rule.CPU, 2),
+            Figure("burst-slowest", "the same, slowest delivery from its write", "ms", Rule.LATENCY, 150),
+        ),
+    ),
+    Row(
+        "storm",
+        "2000",
+        (
+            Figure("storm-cpu", "snapshot storm of 2,000 clients: CPU per client", "ms", Rule.CPU, 0.25),
+            Figure("storm-slowest", "the same, slowest from connect to in sync", "ms", Rule.SHOWN),
+        ),
+    ),
+    Row("idle-memory", "5000", (Figure("idle-memory", "memory per idle client", "kB", Rule.GOAL, 2),)),
+    _peak(1000),
+    _peak(2000),
+    _peak(5000),
+    Row(
+        "calico",
+        "calico",
+        (
+            Figure("first-sync", "first sync of 20,000 pods, all Calico's feeds: CPU from exec", "s", Rule.GOAL, 2),
+            Figure("memory-no-clients", "memory with 20,000 pods, no clients", "MB", Rule.GOAL, 180),
+            Figure("memory-first-sync", "the same, at its peak during the first sync", "MB", Rule.SHOWN),
+        ),
+        both=False,
+    ),
+    Row(
+        "pauses",
+        "pauses",
+        (
+            Figure("pause-hub", "worst pause of the hub", "ms", Rule.GOAL, 100),
+            Figure("pause-worker", "worst pause of a worker", "ms", Rule.GOAL, 20),
+        ),
+    ),
+    Row(
+        "stalled",
+        "stalled",
+        (Figure("stalled", "10 % of clients stalled: checks that fail", "", Rule.GOAL, 0),),
+    ),
+    Row(
+        "api-requests",
+        "api-requests",
+        (
+            Figure("api-requests", "requests to the API server with 10 clients", "", Rule.SHOWN),
+            Figure("api-requests-more", "more of them with 1,000 clients", "", Rule.GOAL, 0),
+        ),
+    ),
+    Row(
+        "bare-send",
+        "1000",
+        (Figure("bare-send", "a send loop without a watch, CPU per delivery, 1,000 x 20", "µs", Rule.SHOWN),),
+        both=False,
+    ),
+)
+
+NAMES: Final = tuple(row.name for row in ROWS)
