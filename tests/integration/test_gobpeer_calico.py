@@ -104,11 +104,11 @@ async def cluster(tmp_path: pathlib.Path) -> AsyncIterator[CalicoCluster]:
 
 
 @contextlib.asynccontextmanager
-async def go_clients(gobpeer: str, address: str) -> AsyncIterator[list[go_client.GoClient]]:
-    """One of each syncer type and variant."""
+async def go_clients(gobpeer: str, address: str, *more: str) -> AsyncIterator[list[go_client.GoClient]]:
+    """One of each syncer type and variant, with more flags."""
     async with contextlib.AsyncExitStack() as stack:
         yield [
-            await stack.enter_async_context(go_client.following(gobpeer, address, syncer, *flags))
+            await stack.enter_async_context(go_client.following(gobpeer, address, syncer, *flags, *more))
             for syncer in syncers.NAMES
             for flags in VARIANTS.values()
         ]

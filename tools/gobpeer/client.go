@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/gob"
 	"errors"
 	"flag"
@@ -28,10 +30,16 @@ func runClient(arguments []string) error {
 	untilInSync := flags.Bool("until-in-sync", false, "end when in sync")
 	duration := flags.Duration("duration", 0, "end after this time; 0: never")
 	readTimeout := flags.Duration("read-timeout", 30*time.Second, "for each message")
+	secured := &secured{}
+	flags.StringVar(&secured.certificate, "cert", "", "the client's certificate, PEM; with -key and -ca: speak TLS")
+	flags.StringVar(&secured.key, "key", "", "its key, PEM")
+	flags.StringVar(&secured.authority, "ca", "", "who signs servers' certificates, PEM")
+	flags.StringVar(&secured.serverName, "server-name", "", "the name in the server's certificate; empty: the address's")
+	flags.StringVar(&secured.version, "tls", "", "1.2 or 1.3, and no other version; empty: what both have")
 	if err := flags.Parse(arguments[2:]); err != nil {
 		return err
 	}
-	connection, err := net.DialTimeout("tcp", arguments[0], 10*time.Second)
+	connection, err := secured.dial(arguments[0])
 	if err != nil {
 		return err
 	}
@@ -75,6 +83,43 @@ func runClient(arguments []string) error {
 		}
 	}
 	return nil
+}
+
+type secured struct {
+	certificate, key, authority, serverName, version string
+}
+
+// dial connects, through TLS if there is an authority to check the server by.
+func (s *secured) dial(address string) (net.Conn, error) {
+	dialer := &net.Dialer{Timeout: 10 * time.Second}
+	if s.authority == "" {
+		return dialer.Dial("tcp", address)
+	}
+	authority, err := os.ReadFile(s.authority)
+	if err != nil {
+		return nil, err
+	}
+	config := &tls.Config{RootCAs: x509.NewCertPool(), ServerName: s.serverName, MinVersion: tls.VersionTLS12}
+	switch s.version {
+	case "":
+	case "1.2":
+		config.MaxVersion = tls.VersionTLS12
+	case "1.3":
+		config.MinVersion = tls.VersionTLS13
+	default:
+		return nil, fmt.Errorf("no TLS version %q", s.version)
+	}
+	if !config.RootCAs.AppendCertsFromPEM(authority) {
+		return nil, fmt.Errorf("no certificate in %s", s.authority)
+	}
+	if s.certificate != "" {
+		certificate, err := tls.LoadX509KeyPair(s.certificate, s.key)
+		if err != nil {
+			return nil, err
+		}
+		config.Certificates = []tls.Certificate{certificate}
+	}
+	return tls.DialWithDialer(dialer, "tcp", address, config)
 }
 
 type follower struct {

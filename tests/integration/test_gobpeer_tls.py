@@ -1,0 +1,95 @@
+"""Go clients, on Go's own crypto/tls, of `typha serve` with mutual TLS."""
+
+import contextlib
+import pathlib
+from collections.abc import AsyncIterator
+
+import pytest
+import trustme
+
+from tests.integration import go_client
+from tests.integration.test_gobpeer_calico import CalicoCluster, go_clients, have_the_map
+from tests.typha import certificates, served, support
+
+pytestmark = pytest.mark.go
+
+
+class Access:
+    """The files of a server and of a client, and the Go client's flags that name them."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        folder.mkdir()
+        self.files = certificates.make(folder)
+        self.variables = {
+            "TYPHA_SERVERKEYFILE": str(folder / "server.key"),
+            "TYPHA_SERVERCERTFILE": str(folder / "server.pem"),
+            "TYPHA_CAFILE": str(folder / "ca.pem"),
+            "TYPHA_CLIENTCN": certificates.AGENT,
+        }
+
+    def flags(
+        self, name: str, *, cn: str = certificates.AGENT, issuer: trustme.CA | None = None, trusted: str = "ca.pem"
+    ) -> tuple[str, ...]:
+        """Of a client with a certificate of its own."""
+        issued = (issuer or self.files.authority).issue_cert(common_name=cn)
+        self.files.renew(f"{name}.key", issued.private_key_pem.bytes())
+        self.files.renew(f"{name}.pem", issued.cert_chain_pems[0].bytes())
+        folder = self.files.folder
+        return f"-ca={folder / trusted}", f"-cert={folder / name}.pem", f"-key={folder / name}.key"
+
+
+@pytest.fixture
+async def cluster(tmp_path: pathlib.Path) -> AsyncIterator[CalicoCluster]:
+    async with CalicoCluster(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def access(tmp_path: pathlib.Path) -> Access:
+    return Access(tmp_path / "tls")
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+async def test_every_syncer_type_through_churn_and_a_renewal(
+    gobpeer: str, cluster: CalicoCluster, access: Access, version: str
+) -> None:
+    flags = (*access.flags("agent"), f"-tls={version}")
+    async with (
+        served.serving(cluster, "--workers", "1", TYPHA_CALICOFEEDS="true", **access.variables) as service,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        address = await service.address()
+        clients = await stack.enter_async_context(go_clients(gobpeer, address, *flags))
+        await have_the_map(cluster, clients)
+        for number in range(20):
+            cluster.churn(number)
+        await have_the_map(cluster, clients)
+        access.files.write()
+        await service.logged("TLS files have changed")
+        again = await stack.enter_async_context(go_clients(gobpeer, address, *flags))
+        cluster.churn(21)
+        await have_the_map(cluster, clients + again)
+    assert "Traceback" not in service.text
+
+
+async def test_who_has_no_right_certificate_gets_nothing(gobpeer: str, cluster: CalicoCluster, access: Access) -> None:
+    other = trustme.CA()
+    access.files.renew("other.pem", other.cert_pem.bytes())
+    authority = f"-ca={access.files.folder / 'ca.pem'}"
+    refused = {
+        "without a certificate": ((authority,), "peer did not return a certificate"),
+        "of somebody else": (access.flags("else", cn="somebody"), "does not have the required CN"),
+        "of another authority": (access.flags("foreign", issuer=other), "certificate verify failed"),
+        "that trusts another": (access.flags("doubter", trusted="other.pem"), "alert"),
+        "in plain text": ((), "the first bytes are not TLS"),
+    }
+    async with served.serving(cluster, "--workers", "1", TYPHA_CALICOFEEDS="true", **access.variables) as service:
+        address = await service.address()
+        for flags, text in refused.values():
+            async with go_client.following(gobpeer, address, "felix", *flags) as client:
+                await service.logged(f"tls-failed.*{text}|{text}.*tls-failed")
+                await support.eventually(lambda: client.seen[-1:] == ["error"], seconds=served.TIMEOUT_SECONDS)
+                assert client.seen == ["error"]
+                assert client.entries == {}
+        async with go_client.following(gobpeer, address, "felix", *access.flags("agent")) as client:
+            await support.eventually(lambda: client.statuses == [2], seconds=served.TIMEOUT_SECONDS)
