@@ -61,13 +61,20 @@ Begin: TypeAlias = Callable[[client.Client, channel_view.ChannelView, cursor.Sna
 class Snapshots:
     """Places for clients that take their snapshot. Held clients stand in their channels; channels take turns here.
 
+    Whoever's socket stays full loses its place, and goes on as its link allows. But all that are in the middle of a
+    snapshot are limited, too: full kernel buffers are memory, and where the kernel runs out of that it drops what it
+    has received, and connections stand still for seconds. Only who takes nothing at all does not count.
+
     `begin` is called with a client that is held no more, for it has got a place, and begins its snapshot.
     """
 
     def __init__(self, limits: policy.Policy, begin: Begin) -> None:
         self._places = limits.snapshot_places
         self._patience_seconds = limits.snapshot_patience_seconds
+        self._open_max = limits.snapshots_open_max
+        self._stall_seconds = limits.snapshot_stall_seconds
         self._begin = begin
+        self._open: dict[client.Client, None] = {}
         self._holders: dict[client.Client, None] = {}
         self._channels: dict[channel_view.ChannelView, None] = {}
         self._begun = 0
@@ -76,7 +83,10 @@ class Snapshots:
     @property
     def has_work(self) -> bool:
         """Whether somebody may be let in now."""
-        return bool(self._channels) and len(self._holders) < self._places
+        return bool(self._channels) and self._has_room()
+
+    def _has_room(self) -> bool:
+        return len(self._holders) < self._places and len(self._open) < self._open_max
 
     def wanted(self, channel: channel_view.ChannelView) -> None:
         """The channel has held clients, or a snapshot for them."""
@@ -84,7 +94,7 @@ class Snapshots:
 
     def let_in(self) -> None:
         """Begins snapshots as long as there are places, and somebody that can be served."""
-        while self._channels and len(self._holders) < self._places:
+        while self._channels and self._has_room():
             channel = next(iter(self._channels))
             del self._channels[channel]
             snapshot = channel.servable_snapshot
@@ -97,18 +107,25 @@ class Snapshots:
                 next_one = next(iter(channel.held))
                 del channel.held[next_one]
             self._holders[next_one] = None
+            self._open[next_one] = None
             self._channels[channel] = None
             self._begin(next_one, channel, snapshot)
 
     def leave(self, holder: client.Client) -> None:
         """Its snapshot is sent, or it is gone."""
         self._holders.pop(holder, None)
+        self._open.pop(holder, None)
 
     def free_stuck(self, now: float) -> None:
         """Takes the places of those who are gone, or whose sockets have been full for a while, if they are wanted."""
-        if not self._channels or len(self._holders) < self._places or now < self._look_at:
+        if not self._channels or self._has_room() or now < self._look_at:
             return
         self._look_at = now + _STUCK_LOOK_SECONDS
-        for holder in list(self._holders):
-            if holder.is_closing() or (holder.waiting and now - holder.sent_at > self._patience_seconds):
-                del self._holders[holder]
+        _drop_stuck(self._holders, before=now - self._patience_seconds)
+        _drop_stuck(self._open, before=now - self._stall_seconds)
+
+
+def _drop_stuck(clients: dict[client.Client, None], *, before: float) -> None:
+    """Takes out who is gone, and those with full sockets that have not been sent anything since a moment."""
+    for one in [one for one in clients if one.is_closing() or (one.waiting and one.sent_at < before)]:
+        del clients[one]

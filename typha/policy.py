@@ -34,6 +34,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Clients that take their snapshot at the same time; the others are held."""
     snapshot_patience_seconds: float = 0.1
     """How long a full socket may keep its place: a slow client's link sets the pace of that client alone."""
+    snapshots_open_max: int = 512
+    """Clients in the middle of a snapshot: up to a few hundred megabytes of kernel memory."""
+    snapshot_stall_seconds: float = 5.0
+    """Who has taken nothing of its snapshot for so long does not count among those."""
     ping_slots: int = 16
     """Clients are looked after in so many groups: 5,000 pongs in one lump cost 25 ms."""
     stats_interval_seconds: float = 1.0

@@ -16,7 +16,9 @@ from tests.typha.conftest import OpenStage
 from tests.typha.support import FAST, Peer, Stage, eventually, pod
 from typha import admission, channel_view, client, policy
 
-LIMITS = policy.Policy(snapshot_places=3, snapshot_patience_seconds=0.5)
+LIMITS = policy.Policy(
+    snapshot_places=3, snapshot_patience_seconds=0.5, snapshots_open_max=5, snapshot_stall_seconds=4.0
+)
 SMALL_BUFFER = 4096
 
 
@@ -113,6 +115,27 @@ def test_places_come_back_from_the_stuck_and_the_gone(gate: Gate) -> None:
     gate.finish(quick)
     gate.finish(stuck)  # it holds no place any more, and gives none back twice
     gate.snapshots.let_in()
+    assert set(gate.let_in) == set(waiting)
+
+
+def test_those_in_the_middle_of_a_snapshot_are_limited_except_who_takes_nothing(gate: Gate) -> None:
+    waiting = [gate.newcomer(number) for number in range(8)]
+    now = time.monotonic()
+
+    def all_full(later: float) -> None:
+        for one in gate.let_in:
+            one.begin_waiting(now)
+        gate.snapshots.free_stuck(now + later)
+        gate.snapshots.let_in()
+
+    gate.snapshots.let_in()
+    all_full(1.0)
+    assert len(gate.let_in) == 5
+    all_full(2.0)
+    assert len(gate.let_in) == 5
+    gate.let_in[0].sent_at = now + 3.0  # its link is slow, but it takes something
+    all_full(5.0)
+    assert len(gate.let_in) == 8
     assert set(gate.let_in) == set(waiting)
 
 
