@@ -16,7 +16,6 @@ _monotonic = clock.monotonic
 
 CHANNEL_IDLE_SECONDS = 60.0
 """A channel without clients is encoded for nobody; after so long it is dropped."""
-_REFUSAL_LINES_PER_MINUTE = 10
 
 
 class Hub:
@@ -45,7 +44,7 @@ class Hub:
         self._log_budget_bytes = log_budget_bytes
         self._segment_bytes = segment_bytes
         self._build_snapshot = build_snapshot
-        self._refusal_lines: tuple[int, int] = (0, 0)
+        self._refusal_log = refusals.RefusalLog()
         self.add_feeds(feeds)
 
     def add_feeds(self, feeds: Iterable[feed.Feed]) -> None:
@@ -104,20 +103,7 @@ class Hub:
 
     def _note_refusal(self, refusal: feed.Refusal) -> None:
         self.updates_refused[refusal.reason] = self.updates_refused.get(refusal.reason, 0) + 1
-        minute = int(_monotonic() // 60)
-        last_minute, lines = self._refusal_lines
-        lines = lines + 1 if minute == last_minute else 1
-        self._refusal_lines = (minute, lines)
-        if lines <= _REFUSAL_LINES_PER_MINUTE:
-            _log.warning(
-                "Object is carried, but may not mean what it says"
-                if refusal.is_carried
-                else "Object cannot be carried; it is absent for the feed's clients",
-                feed=refusal.feed,
-                key=refusal.key,
-                reason=refusal.reason,
-                detail=refusal.detail,
-            )
+        self._refusal_log.write(refusal)
 
     # Logs and workers.
 

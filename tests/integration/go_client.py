@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-TIMEOUT_SECONDS = 90.0
+TIMEOUT_SECONDS = 200.0
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,30 @@
+"""Each object that is refused is named, unless there are very many."""
+
+from structlog import testing
+
+from cache import feed
+from typha import refusals
+
+
+def refusal(number: int, *, is_carried: bool = False) -> feed.Refusal:
+    return feed.Refusal("felix", f"/core/v1/pods/default/p{number}", "bad-ip", "not an IP", is_carried)
+
+
+def test_each_is_named_and_very_many_are_counted() -> None:
+    now = 5.0
+    log = refusals.RefusalLog(lambda: now)
+    with testing.capture_logs() as lines:
+        for number in range(1000):
+            log.write(refusal(number))
+    assert [line["key"] for line in lines[:-1]] == [refusal(number).key for number in range(refusals.LINES_PER_MINUTE)]
+    assert lines[0]["reason"] == "bad-ip"
+    assert lines[-1]["seconds"] == 60
+    assert "counted" in lines[-1]["event"]
+
+    with testing.capture_logs() as lines:
+        log.write(refusal(1, is_carried=True))
+        log.write(refusal(2))
+        now += 60.0
+        log.write(refusal(3))
+    assert [line["key"] for line in lines] == [refusal(1).key, refusal(3).key]
+    assert "is carried" in lines[0]["event"]
