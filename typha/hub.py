@@ -9,7 +9,7 @@ import structlog
 
 from cache import feed, objects, resources
 from protocol import formats, messages
-from typha import clock, hub_channel, quantiles, worker_handle
+from typha import clock, hub_channel, quantiles, refusals, worker_handle
 
 _log = structlog.get_logger("typha.hub")
 _monotonic = clock.monotonic
