@@ -97,6 +97,8 @@ class Snapshots:
         while self._channels and self._has_room():
             channel = next(iter(self._channels))
             del self._channels[channel]
+            if channel.held:
+                channel.renew_snapshot(_monotonic())
             snapshot = channel.servable_snapshot
             if snapshot is None or not channel.held:
                 continue  # whatever changes that says so with `wanted`

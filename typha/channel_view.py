@@ -3,11 +3,15 @@
 import bisect
 import os
 from collections import deque
+from collections.abc import Callable
 
 from cache import cursor, log
 from protocol import encoding
 from typha import client
 
+FRESH_SECONDS = 1.0
+"""How old a snapshot may be for newcomers of a format in key order. They must not be led through the past: Felix keeps
+an old order of policies that have changed, or have come and gone, before it is in sync. The original's number."""
 _PUBLISH_TIMES = 1024
 """How many publishes' times are remembered, to say how many seconds a lagging client is behind."""
 
@@ -15,7 +19,8 @@ _PUBLISH_TIMES = 1024
 class ChannelView:
     """The worker's end of a channel. `following` holds the clients that have sent all they could be sent."""
 
-    def __init__(self, feed: str, encoder: encoding.Encoder) -> None:
+    def __init__(self, feed: str, encoder: encoding.Encoder, tell: Callable[[list[object]], None]) -> None:
+        self._tell = tell
         self.number = -1
         """The hub's number for it; -1 while the hub has not made it yet, and there is nothing to serve."""
         self.feed = feed
@@ -23,6 +28,9 @@ class ChannelView:
         self._encoder = encoder
         self.log = log.LogReader()
         self.snapshot: cursor.SnapshotFile | None = None
+        self._snapshot_at = 0.0
+        self._awaits_newer = False
+        """The hub has been asked for a newer snapshot; nobody begins the old one."""
         self.following: list[client.Client] = []
         self.held: dict[client.Client, None] = {}
         """Clients that wait for a snapshot, in order of arrival."""
@@ -70,12 +78,26 @@ class ChannelView:
         place = bisect.bisect_right(self._publish_ends, offset)
         return now - self._publish_times[min(place, len(self._publish_times) - 1)]
 
-    def set_snapshot(self, snapshot: cursor.SnapshotFile) -> None:
+    def set_snapshot(self, snapshot: cursor.SnapshotFile, now: float) -> None:
         """A newer snapshot; the one before it is kept while somebody reads it."""
         if self.snapshot is not None:
             self._old_snapshots.append(self.snapshot)
         self.snapshot = snapshot
+        self._snapshot_at = now
+        self._awaits_newer = False
         self.close_unread_snapshots()
+
+    def renew_snapshot(self, now: float) -> None:
+        """Asks for a newer snapshot if newcomers would be told too much of the past behind this one."""
+        if (
+            self.snapshot is not None
+            and not self._awaits_newer
+            and self._encoder.in_key_order
+            and self.log.end > self.snapshot.log_offset
+            and now - self._snapshot_at > FRESH_SECONDS
+        ):
+            self._awaits_newer = True
+            self._tell(["stale", self.number])
 
     def close_unread_snapshots(self) -> None:
         """Lets go of replaced snapshots without readers."""
@@ -86,12 +108,12 @@ class ChannelView:
 
     @property
     def servable_snapshot(self) -> cursor.SnapshotFile | None:
-        """The newest snapshot, if the log behind it is all there, and holds no status.
+        """The newest snapshot, if the log behind it is all there, holds no status, and is no long history.
 
         A status on a newcomer's way to the present would make it take a map of the past for the present.
         """
         snapshot = self.snapshot
-        if snapshot is None or snapshot.log_offset < max(self.trim_offset, self.status_offset):
+        if snapshot is None or self._awaits_newer or snapshot.log_offset < max(self.trim_offset, self.status_offset):
             return None
         return snapshot
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from cache import cursor
 from protocol import formats, messages, reasons
-from typha import channel_view, client, delivery, sessions
+from typha import channel_view, client, clock, delivery, sessions
 
+_monotonic = clock.monotonic
 _ENCODERS = {name: formats.make_encoder(name) for name in formats.NAMES}
 
 
@@ -37,7 +38,7 @@ class Channels:
         channel = self._by_name.get((feed, wire_format))
         if channel is None:
             # A view without files, until the hub has made the channel: its clients are held and get pings.
-            channel = channel_view.ChannelView(feed, _ENCODERS[wire_format])
+            channel = channel_view.ChannelView(feed, _ENCODERS[wire_format], self._tell)
             self._by_name[feed, wire_format] = channel
             self._tell(["want", feed, wire_format])
         newcomer.channel = channel
@@ -71,7 +72,7 @@ class Channels:
                     status=messages.SyncStatus(status),
                 )
                 channel = self._by_number[number]
-                channel.set_snapshot(snapshot)
+                channel.set_snapshot(snapshot, _monotonic())
                 self._delivery.snapshot_arrived(channel)
             case ["trim", int(number), int(before_offset)]:
                 self._trim(self._by_number[number], before_offset)
@@ -85,7 +86,7 @@ class Channels:
     def _open(self, number: int, feed: str, wire_format: str, start: int, start_sequence: int) -> None:
         channel = self._by_name.get((feed, wire_format))
         if channel is None:
-            channel = channel_view.ChannelView(feed, _ENCODERS[wire_format])
+            channel = channel_view.ChannelView(feed, _ENCODERS[wire_format], self._tell)
             self._by_name[feed, wire_format] = channel
         channel.open(number, start=start, start_sequence=start_sequence)
         self._by_number[number] = channel

@@ -154,6 +154,17 @@ class Hub:
             self._wanted.add((feed_name, wire_format))
             self._open_wanted()
 
+    def stale(self, worker: worker_handle.WorkerHandle, channel: int) -> None:
+        """A worker's newcomers wait for a newer snapshot; of a channel that was dropped they have been told."""
+        for one in self.channels.values():
+            if one.number != channel or one.building:
+                continue
+            if one.is_fresh(_monotonic()):
+                worker.new_snapshot(one)
+                worker.flush()
+            else:
+                self._build_snapshot(one)
+
     def _open_wanted(self) -> None:
         for key in [key for key in self._wanted if key[0] in self.feeds and self.feeds[key[0]].synced_once]:
             self._wanted.discard(key)

@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 from cache import feed, log, snapshot
 from protocol import encoding
+from typha import channel_view, clock
+
+_monotonic = clock.monotonic
 
 SNAPSHOT_LOG_SHARE = 0.25
 """A new snapshot is made when the log behind the last one is this part of it: a newcomer takes at most so much more,
@@ -12,6 +15,8 @@ UNREAD_SNAPSHOT_LOG_SHARE = 1.0
 """The same where nobody has taken the last one: a fleet that stays connected is not worth the work. The first
 newcomer brings the other share back into force."""
 SNAPSHOT_LOG_BYTES_MIN = 256 * 1024
+REBUILD_SHARE_MAX = 0.1
+"""The largest part of the time that snapshots on newcomers' demand may take."""
 
 
 class Appended(NamedTuple):
@@ -36,6 +41,8 @@ class HubChannel:
         self.idle_since: float | None = None
         """Monotonic time since which no worker has had a client of it."""
         self.snapshots_built = 0
+        self._cut_at = 0.0
+        self._build_seconds = 0.0
         self._begun_total = 0
         self._has_newcomers = False
         """Somebody has begun the newest snapshot."""
@@ -78,14 +85,21 @@ class HubChannel:
             self._begun_total = begun_total
             self._has_newcomers = True
 
+    def is_fresh(self, now: float) -> bool:
+        """Whether newcomers must make do with the newest snapshot: it is young, or it costs much to make another."""
+        fresh_seconds = max(channel_view.FRESH_SECONDS, self._build_seconds / REBUILD_SHARE_MAX)
+        return self.snapshot is not None and now - self._cut_at < fresh_seconds
+
     def begin_snapshot(self) -> snapshot.SnapshotBuilder:
         """Cuts the store now; call between two batches, run the builder's steps, then `end_snapshot`."""
         self.building = True
+        self._cut_at = _monotonic()
         return snapshot.begin(self.encoder, self.feed.store, log_offset=self.log.end, previous=self.snapshot)
 
     def end_snapshot(self, built: snapshot.Snapshot) -> None:
         """The new snapshot takes the place of the last one."""
         self.building = False
+        self._build_seconds = _monotonic() - self._cut_at
         self.snapshots_built += 1
         self._has_newcomers = False
         if self.snapshot is not None:

@@ -15,6 +15,10 @@ class HubSide(Protocol):
         """A client has come for this channel."""
         ...
 
+    def stale(self, worker: "WorkerHandle", channel: int) -> None:
+        """A worker's newcomers wait for a newer snapshot of the channel of this number."""
+        ...
+
 
 class WorkerHandle:
     """Tells one worker things, without ever waiting for it. Ends of logs are coalesced while its socket is full.
@@ -130,6 +134,8 @@ class WorkerHandle:
                 self.report.setdefault("histograms", {})[feed] = histograms
             case ["want", str(feed), str(wire_format)]:
                 self._hub_side.wanted(feed, wire_format)
+            case ["stale", int(channel)]:
+                self._hub_side.stale(self, channel)
             case ["ready", _]:
                 self.ready = True
             case ["trimmed", _, _]:

@@ -33,8 +33,9 @@ class Gate:
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack
+        self.told: list[list[object]] = []
         self.snapshots = admission.Snapshots(LIMITS, self._begin)
-        self.channel = channel_view.ChannelView("web", formats.make_encoder(encoder.PLAIN))
+        self.channel = channel_view.ChannelView("web", formats.make_encoder(encoder.PLAIN), self.told.append)
         self.file = cursor.SnapshotFile(-1, length=10, log_offset=0, sequence=1, status=messages.SyncStatus.IN_SYNC)
         self.channel.snapshot = self.file
         self.let_in: list[client.Client] = []

@@ -2,9 +2,13 @@
 
 import asyncio
 
-from tests.typha import support
+import pytest
+
+from protocol import messages
+from tests.typha import support, typha_peer
 from tests.typha.conftest import OpenStage
 from tests.typha.support import FEED, Stage, eventually, pod
+from typha import channel_view, hub_channel
 
 
 async def test_a_format_is_wanted_by_its_first_client_and_once(stage: Stage) -> None:
@@ -75,3 +79,63 @@ async def test_clients_of_a_feed_that_will_not_come_are_refused_then_and_later(o
         assert refused.goodbye is not None
         assert refused.goodbye.reason == "unknown-feed"
     assert stage.hub.channels == {}
+
+
+async def changed_stage(open_stage: OpenStage) -> Stage:
+    """A snapshot of two objects, one of which then changes while the other goes; a follower of Typha's protocol."""
+    stage = await open_stage(feed_name=typha_peer.FELIX)
+    stage.put(pod("kept"), pod("gone"))
+    stage.in_sync()
+    await stage.converged(await typha_peer.join(stage))
+    stage.put(pod("kept", "changed", version=2))
+    stage.delete("gone")
+    return stage
+
+
+async def test_newcomers_of_typhas_protocol_are_not_led_through_the_past(
+    open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_view, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(hub_channel, "REBUILD_SHARE_MAX", 1e9)
+    stage = await changed_stage(open_stage)
+    newcomers = [await typha_peer.join(stage) for _ in range(3)]
+    await stage.converged(*newcomers)
+    assert [newcomer.types for newcomer in newcomers] == [[messages.UpdateType.NEW]] * 3
+    assert stage.channel.snapshots_built == 2
+    await stage.converged(await typha_peer.join(stage))
+    assert stage.channel.snapshots_built == 2  # nothing is behind this one
+
+
+async def test_snapshots_of_the_last_second_serve_all_newcomers(
+    open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_view, "FRESH_SECONDS", 3600.0)
+    stage = await changed_stage(open_stage)
+    newcomer = await typha_peer.join(stage)
+    await stage.converged(newcomer)
+    kinds = messages.UpdateType
+    assert newcomer.types == [kinds.NEW, kinds.NEW, kinds.UPDATED, kinds.DELETED]
+    assert stage.channel.snapshots_built == 1
+
+
+async def test_the_hub_may_think_that_a_snapshot_has_cost_too_much_to_make_it_anew(
+    open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_channel, "REBUILD_SHARE_MAX", 1e-9)
+    stage = await changed_stage(open_stage)
+    [view] = stage.fanout.channels._by_number.values()
+    view._snapshot_at -= 2 * channel_view.FRESH_SECONDS
+    newcomers = [await typha_peer.join(stage) for _ in range(3)]
+    await stage.converged(*newcomers)
+    assert stage.channel.snapshots_built == 1
+
+
+async def test_newcomers_of_the_native_protocol_take_any_snapshot(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_view, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(hub_channel, "REBUILD_SHARE_MAX", 1e9)
+    await stage.converged(await stage.subscribe())
+    stage.put(pod("a", "changed", version=99))
+    await stage.converged(await stage.subscribe())
+    assert stage.channel.snapshots_built == 1

@@ -10,7 +10,7 @@ from cache import feed, resources
 from protocol import messages
 from tests.typha import support
 from tests.typha.support import NODES, PODS, build_snapshot, pod
-from typha import hub, hub_channel, ipc, worker_handle
+from typha import channel_view, hub, hub_channel, ipc, worker_handle
 
 IN_SYNC, RESYNC = messages.SyncStatus.IN_SYNC, messages.SyncStatus.RESYNC
 KIBIBYTE = 1024
@@ -354,3 +354,27 @@ def test_a_status_is_published_like_data(bench: Bench) -> None:
     bench.hub.batch_end()
     assert channel.log.end > end
     assert "ends" in worker.kinds()
+
+
+def test_a_worker_whose_snapshot_is_old_gets_another_one_and_a_young_one_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = bench.add_worker()
+    channel = bench.open()
+    bench.put("a")
+    worker.hear()
+    bench.hub.stale(worker.handle, channel.number)
+    assert bench.requested == []
+    assert worker.kinds() == ["snapshot"]
+    monkeypatch.setattr(channel_view, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(hub_channel, "REBUILD_SHARE_MAX", 1e9)
+    bench.hub.stale(worker.handle, channel.number)
+    assert bench.requested == [channel]
+    assert worker.kinds() == []
+    bench.make_snapshots()
+    assert worker.kinds() == ["snapshot"]
+    channel.building = True  # the one that is being made will do
+    bench.hub.stale(worker.handle, channel.number)
+    bench.hub.stale(worker.handle, 99)
+    assert bench.requested == []
+    assert worker.kinds() == []

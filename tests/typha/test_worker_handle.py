@@ -13,12 +13,17 @@ class Asked:
 
     def __init__(self) -> None:
         self.wishes: list[tuple[str, str]] = []
+        self.stale_channels: list[tuple[int, int]] = []
 
     def wanted(self, feed: str, wire_format: str) -> None:
         """Remembers the wish."""
         if feed == "unknown":
             raise KeyError(feed)
         self.wishes.append((feed, wire_format))
+
+    def stale(self, worker: worker_handle.WorkerHandle, channel: int) -> None:
+        """Remembers who waits for what."""
+        self.stale_channels.append((worker.number, channel))
 
 
 class Ends:
@@ -56,11 +61,13 @@ def test_what_a_worker_says(ends: Ends) -> None:
     assert (handle.ready, handle.active, handle.channel_report(1)) == (False, 0, {})
     ends.say("ready", 3)
     ends.say("want", "web", "native")
+    ends.say("stale", 1)
     ends.say("trimmed", 1, 100)
     ends.say("stats", {"active": 5, "channels": {1: {"clients": 4}}})
     ends.say("histograms", "web", {"typha_kvs_per_msg": [1, 1]})
     assert handle.ready
     assert ends.asked.wishes == [("web", "native")]
+    assert ends.asked.stale_channels == [(3, 1)]
     assert handle.active == 5
     assert handle.channel_report(1) == {"clients": 4}
     assert handle.channel_report(2) == {}
