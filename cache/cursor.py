@@ -204,10 +204,14 @@ class Cursor:
         """Something small for this client alone, to be sent where the frame that it stands in ends."""
         self.tail = memoryview(bytes(self.tail or b"") + data)
 
+    def awaits_block(self) -> bool:
+        """Whether it is in a catch-up, and has nothing to send."""
+        return self.state is CursorState.CATCHING_UP and not self.tail and self.block is None
+
     def become_reading(self, block: BlockFile) -> None:
         """CATCHING_UP: begins the block that it waited for."""
         fits = block.from_sequence == self.sequence and block.cut_sequence >= self.needed_sequence
-        if self.state is not CursorState.CATCHING_UP or self.tail or self.block or not fits:
+        if not self.awaits_block() or not fits:
             raise IllegalTransition(f"{self!r} cannot read {block!r}")
         self.block = block
         self.position = 0

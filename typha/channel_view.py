@@ -4,9 +4,10 @@ import bisect
 import os
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from cache import cursor, log
-from protocol import encoding
+from protocol import encoding, messages
 from typha import client
 
 FRESH_SECONDS = 1.0
@@ -14,6 +15,15 @@ FRESH_SECONDS = 1.0
 an old order of policies that have changed, or have come and gone, before it is in sync. The original's number."""
 _PUBLISH_TIMES = 1024
 """How many publishes' times are remembered, to say how many seconds a lagging client is behind."""
+
+
+class Greeting(NamedTuple):
+    """A newcomer's first status, where in the log it is due, and the sequence there."""
+
+    offset: int
+    sequence: int
+    status: messages.SyncStatus
+    frame: memoryview
 
 
 class ChannelView:
@@ -44,7 +54,10 @@ class ChannelView:
         """Offset behind the last status in the log."""
         self.snapshots_begun = 0
         """By how many clients since the worker's start."""
-        self._greeting: tuple[int, memoryview] = (-1, memoryview(b""))
+        self._statuses: deque[tuple[int, messages.SyncStatus]] = deque()
+        """The statuses in the log as far as it is kept, and the last one before: (offset behind it, status)."""
+        self._greeting = Greeting(-1, 0, messages.SyncStatus.WAITING, memoryview(b""))
+        self._status_frame: tuple[int, messages.SyncStatus, bytes] = (-1, messages.SyncStatus.WAITING, b"")
         self._ping: tuple[int, bytes] = (-1, b"")
         self.trim_offset = 0
         """Offset before which the hub wants the log back."""
@@ -64,10 +77,9 @@ class ChannelView:
         """Everyone who is subscribed to it."""
         return [*self.following, *self.held, *self.away]
 
-    def publish(self, end: int, frames: int, status_offset: int, now: float) -> None:
+    def publish(self, end: int, frames: int, now: float) -> None:
         """The log has grown."""
         self.log.publish(end, frames)
-        self.status_offset = status_offset
         self._publish_ends.append(self.log.end)
         self._publish_times.append(now)
 
@@ -123,15 +135,42 @@ class ChannelView:
             self._ping = (unix_nanoseconds, self._encoder.make_ping(unix_nanoseconds))
         return self._ping[1]
 
-    def greeting(self, snapshot: cursor.SnapshotFile) -> tuple[int, memoryview]:
+    def note_status(self, offset: int, status: messages.SyncStatus) -> None:
+        """The log tells a status; it may be published a moment later."""
+        self.status_offset = offset
+        self._statuses.append((offset, status))
+
+    def status_told_at(self, offset: int, told_offset: int, told_status: messages.SyncStatus) -> messages.SyncStatus:
+        """What a client at `offset` was told last, by the log or, at `told_offset`, apart from it."""
+        for status_offset, status in reversed(self._statuses):
+            if status_offset <= told_offset:
+                break
+            if status_offset <= offset:
+                return status
+        return told_status
+
+    def status_frame(self, sequence: int, status: messages.SyncStatus) -> bytes:
+        """The frame that tells it, the same for all who are told it in one go."""
+        if self._status_frame[:2] != (sequence, status):
+            self._status_frame = (sequence, status, self._encoder.status(sequence, status).data)
+        return self._status_frame[2]
+
+    def drop_log(self, before_offset: int) -> None:
+        """Nobody needs the log before an offset any more."""
+        self.log.drop(before_offset)
+        while len(self._statuses) > 1 and self._statuses[1][0] <= self.log.start:
+            self._statuses.popleft()
+
+    def greeting(self, snapshot: cursor.SnapshotFile) -> Greeting:
         """Where a client that begins this snapshot now will have caught up with the present, and the status due there.
 
         There is no status between the snapshot and the log's end, so the snapshot's own still holds.
         """
         offset = max(self.log.end, snapshot.log_offset)
-        if self._greeting[0] != offset:
+        if self._greeting.offset != offset:
             sequence = snapshot.sequence if offset == snapshot.log_offset else self.log.sequence_at(offset)
-            self._greeting = (offset, memoryview(self._encoder.status(sequence, snapshot.status).data))
+            frame = memoryview(self._encoder.status(sequence, snapshot.status).data)
+            self._greeting = Greeting(offset, sequence, snapshot.status, frame)
         return self._greeting
 
     def add_following(self, reader: client.Client) -> None:
@@ -156,20 +195,35 @@ class ChannelView:
         self.held.pop(reader, None)
         self.away.discard(reader)
 
-    def report(self, now: float) -> dict[str, object]:
-        """For the hub: clients, the lowest offset of the log that one of them needs, and the worst lag."""
-        behind = [reader.offset for reader in self.away if reader.state is cursor.CursorState.FOLLOWING]
+    def report(self, now: float) -> dict[str, float]:
+        """For the hub: clients, the lowest offset of the log that one of them needs, and the worst lag.
+
+        The bytes of a client that is catching up are those of the log since it was in it.
+        """
+        following, catching_up = cursor.CursorState.FOLLOWING, cursor.CursorState.CATCHING_UP
+        behind = [reader.offset for reader in self.away if reader.state is following]
+        lost = [reader for reader in self.away if reader.state is catching_up]
         snapshots = [s.log_offset for s in [*self._old_snapshots, self.snapshot] if s is not None and s.readers]
         slowest = min(behind, default=self.log.end)
         lowest = min([self.log.end, slowest, *snapshots, *(reader.offset for reader in self.following)])
+        slowest = min([slowest, *(reader.offset for reader in lost)])
+        lag_seconds = [self.age_of(slowest, now), *(now - reader.behind_since for reader in lost)]
         return {
             "clients": len(self.following) + len(self.held) + len(self.away),
             "held": len(self.held),
             "snapshots_begun": self.snapshots_begun,
             "min_offset": lowest,
             "lag_bytes": max(0, self.log.end - slowest),
-            "lag_seconds": self.age_of(slowest, now),
+            "lag_seconds": max(lag_seconds),
+            "catching_up": len(lost),
+            "min_sequence": min([self._sequence_needed(lowest), *(reader.sequence for reader in lost)]),
         }
+
+    def _sequence_needed(self, lowest_offset: int) -> int:
+        """Nobody who reads the log from that offset, or a snapshot, would be caught up from an earlier sequence."""
+        snapshots = [s.sequence for s in [*self._old_snapshots, self.snapshot] if s is not None]
+        base = self.log.base_sequence_at(min(max(lowest_offset, self.log.start), self.log.end))
+        return min([base, *snapshots])
 
     def close(self) -> None:
         """Lets go of all files."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from cache import cursor
 from protocol import formats, messages, reasons
-from typha import channel_view, client, clock, delivery, sessions
+from typha import catchup, channel_view, client, clock, delivery, sessions
 
 _monotonic = clock.monotonic
 _ENCODERS = {name: formats.make_encoder(name) for name in formats.NAMES}
@@ -21,10 +21,12 @@ class Channels:
         self,
         worker_delivery: delivery.Delivery,
         worker_sessions: sessions.Sessions,
+        worker_catch_up: catchup.CatchUp,
         tell: Callable[[list[object]], None],
     ) -> None:
         self._delivery = worker_delivery
         self._sessions = worker_sessions
+        self._catch_up = worker_catch_up
         self._tell = tell
         self._by_number: dict[int, channel_view.ChannelView] = {}
         self._by_name: dict[tuple[str, str], channel_view.ChannelView] = {}
@@ -53,11 +55,11 @@ class Channels:
         match message:
             case ["channel", int(number), str(feed), str(wire_format), int(start), int(start_sequence)]:
                 self._open(number, feed, wire_format, start, start_sequence)
-            case ["segment", int(number), int(base), int(size_bytes), int(status_offset)]:
+            case ["segment", int(number), int(base), int(size_bytes)]:
                 data_descriptor, index_descriptor = descriptors
-                channel = self._by_number[number]
-                channel.log.add_segment(base, size_bytes, data_descriptor, index_descriptor)
-                channel.status_offset = status_offset  # the base publishes what is before it, a status perhaps
+                self._by_number[number].log.add_segment(base, size_bytes, data_descriptor, index_descriptor)
+            case ["status", int(number), int(offset), int(status)]:
+                self._by_number[number].note_status(offset, messages.SyncStatus(status))
             case ["ends", list(ends)]:
                 for number, *end in ends:
                     channel = self._by_number[number]
@@ -74,6 +76,15 @@ class Channels:
                 channel = self._by_number[number]
                 channel.set_snapshot(snapshot, _monotonic())
                 self._delivery.snapshot_arrived(channel)
+            case ["block", int(number), dict() as place]:
+                place["status"] = messages.SyncStatus(place["status"])
+                channel = self._by_number[number]
+                for reader in self._catch_up.arrived(channel, cursor.BlockFile(descriptors[0], **place)):
+                    self._delivery.catch_up_on(channel, reader)
+            case ["no-block", int(number), int(from_sequence), str()]:
+                channel = self._by_number[number]
+                for reader in self._catch_up.refused(channel, from_sequence):
+                    self._delivery.cannot_catch_up(channel, reader)
             case ["trim", int(number), int(before_offset)]:
                 self._trim(self._by_number[number], before_offset)
             case ["drop-channel", int(number)]:
@@ -92,7 +103,7 @@ class Channels:
         self._by_number[number] = channel
 
     def _trim(self, channel: channel_view.ChannelView, before_offset: int) -> None:
-        """The hub wants segments back; whoever still needs them is caught up by a snapshot instead."""
+        """The hub wants segments back; whoever still needs them is caught up by keys instead."""
         channel.trim_offset = before_offset
         following = cursor.CursorState.FOLLOWING
         behind = [
@@ -103,7 +114,7 @@ class Channels:
         ]
         for reader in behind:
             self._delivery.fall_behind(channel, reader)
-        channel.log.drop(before_offset)
+        channel.drop_log(before_offset)
         self._tell(["trimmed", channel.number, channel.log.start])
 
     def _drop(self, channel: channel_view.ChannelView) -> None:
@@ -113,6 +124,7 @@ class Channels:
             self._sessions.farewell(
                 reader, reasons.DisconnectReason.FEED_REMOVED, text="the feed's wire format had become idle"
             )
+        self._catch_up.drop(channel)
         channel.close()
 
     def _withdraw(self, feeds: frozenset[str]) -> None:
@@ -127,11 +139,18 @@ class Channels:
     def _dismiss(self, reader: client.Client, feed: str) -> None:
         self._sessions.farewell(reader, reasons.DisconnectReason.UNKNOWN_FEED, text=f"no feed {feed!r} here")
 
-    def report(self, now: float) -> dict[int, dict[str, object]]:
+    def report(self, now: float) -> dict[int, dict[str, float]]:
         """Per channel: clients by state, the lowest offset that is needed, and the worst lag."""
-        return {number: channel.report(now) for number, channel in self._by_number.items()}
+        self._catch_up.tidy()
+        reports = {}
+        for number, channel in self._by_number.items():
+            report = channel.report(now)
+            report["min_offset"] = min(report["min_offset"], self._catch_up.lowest_offset(channel))
+            reports[number] = report
+        return reports
 
     def close(self) -> None:
         """Lets go of all files."""
+        self._catch_up.close()
         for channel in self._by_number.values():
             channel.close()

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from cache import cursor
+from protocol import messages
 from typha import conversations, transport
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ class Client(cursor.Cursor):
     __slots__ = (
         "acked_bytes",
         "address",
+        "behind_since",
         "blocked_offset",
         "channel",
         "close_at",
@@ -22,7 +24,9 @@ class Client(cursor.Cursor):
         "conversation",
         "fd",
         "greet_offset",
+        "greet_sequence",
         "greeting",
+        "greeting_status",
         "index",
         "number",
         "pinged_at",
@@ -32,6 +36,8 @@ class Client(cursor.Cursor):
         "slot",
         "snapshot_at",
         "socket",
+        "told_offset",
+        "told_status",
         "waiting",
         "watching_write",
     )
@@ -63,9 +69,16 @@ class Client(cursor.Cursor):
         """When the peer's host last acknowledged something that it was owed."""
         self.blocked_offset = 0
         """Offset at which it left the pass, or its snapshot."""
+        self.behind_since = 0.0
+        """CATCHING_UP: when the first thing that it lacks was published."""
         self.greet_offset = 0
+        self.greet_sequence = 0
         self.greeting: memoryview | None = None
         """The status that it is still to be told, once it stands at `greet_offset` of the log."""
+        self.greeting_status = messages.SyncStatus.WAITING
+        self.told_offset = 0
+        self.told_status: messages.SyncStatus | None = None
+        """The last status that it was told apart from the log's, at that offset; one in the log behind it is newer."""
         self.snapshot_at = 0.0
         """When its last snapshot began."""
         self.close_at = 0.0

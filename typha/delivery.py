@@ -11,7 +11,7 @@ from collections.abc import Callable
 from cache import cursor
 from cache.cursor import CursorState
 from protocol import formats
-from typha import admission, channel_view, client, clock, policy, poller, transport, worker_stats
+from typha import admission, catchup, channel_view, client, clock, policy, poller, transport, worker_stats
 
 _monotonic = clock.monotonic
 _CLOCK_EVERY = 16
@@ -31,6 +31,7 @@ class Delivery:
         bytes_through: transport.Transport,
         limits: policy.Policy,
         stats: worker_stats.WorkerStats,
+        worker_catch_up: catchup.CatchUp,
         lost: Callable[[client.Client, OSError], None],
         give_up: Callable[[client.Client], None],
     ) -> None:
@@ -40,6 +41,7 @@ class Delivery:
         self._owed = bytes_through.owed
         self._policy = limits
         self._stats = stats
+        self._catch_up = worker_catch_up
         self._lost = lost
         self._give_up = give_up
         self._dirty: dict[channel_view.ChannelView, None] = {}
@@ -72,7 +74,7 @@ class Delivery:
         channel.away.add(held)
         channel.snapshots_begun += 1
         held.become_snapshot(snapshot)
-        held.greet_offset, held.greeting = channel.greeting(snapshot)
+        held.greet_offset, held.greet_sequence, held.greeting_status, held.greeting = channel.greeting(snapshot)
         held.snapshot_at = _monotonic()
         self._sending.append(held)
 
@@ -223,6 +225,10 @@ class Delivery:
             count = min(current.snapshot.length - current.position, limit)
             sent = self._send_file(current.fd, current.snapshot.descriptor, current.position, count)
             current.position += sent
+        elif current.block is not None:
+            count = min(current.block.length - current.position, limit)
+            sent = self._send_file(current.fd, current.block.descriptor, current.position, count)
+            current.position += sent
         elif current.state is CursorState.FOLLOWING and current.channel is not None:
             log = current.channel.log
             if current.offset >= log.end:
@@ -247,7 +253,7 @@ class Delivery:
             else:
                 self._queue(current)
         elif current.state is CursorState.CATCHING_UP:
-            self._catch_up_on(channel, current)
+            self.catch_up_on(channel, current)
         elif current.state is CursorState.FOLLOWING and current.index < 0:
             self._go_on(channel, current)
 
@@ -273,6 +279,7 @@ class Delivery:
         """A client of the log that is not in the pass: it goes on, is told its status, or joins the pass."""
         if current.greeting is not None and current.offset == current.greet_offset and not current.tail:
             current.tail, current.greeting = current.greeting, None
+            current.told_offset, current.told_status = current.offset, current.greeting_status
         if current.tail or current.offset < channel.log.end or current.greeting is not None:
             self._queue(current)
         else:
@@ -285,20 +292,31 @@ class Delivery:
         self._stats.feeds[channel.feed].deliveries += log.sequence_at(current.offset) - log.sequence_at(begun)
 
     def fall_behind(self, channel: channel_view.ChannelView, current: client.Client) -> None:
-        """The log will not hold the client's offset any longer: a new snapshot replaces what it holds."""
-        if not formats.replaces_by_snapshot(channel.wire_format):
-            self._give_up(current)
-            return
+        """The log will not hold the client's offset any longer: it is caught up by keys."""
         if current.index >= 0:
             channel.remove_following(current)
         channel.away.add(current)
-        current.become_catching_up(channel.log, owed_bytes=self._owed(current.fd))
-        self._stats.catch_ups += 1
-        self._catch_up_on(channel, current)
+        self._catch_up.begin(channel, current, owed_bytes=self._owed(current.fd))
+        self.catch_up_on(channel, current)
 
-    def _catch_up_on(self, channel: channel_view.ChannelView, current: client.Client) -> None:
-        if current.tail:
-            self._queue(current)
+    def catch_up_on(self, channel: channel_view.ChannelView, current: client.Client) -> None:
+        """A client that is catching up has something to send, or is at the end of something."""
+        while True:
+            if current.block is not None and current.position == current.block.length:
+                self._catch_up.finish(channel, current)
+            if current.state is CursorState.FOLLOWING:
+                self._go_on(channel, current)
+                return
+            if current.tail or (current.block is not None and current.position < current.block.length):
+                self._queue(current)
+                return
+            if not self._catch_up.find_block(channel, current):
+                return
+
+    def cannot_catch_up(self, channel: channel_view.ChannelView, current: client.Client) -> None:
+        """There are no blocks for it: a new snapshot replaces what it holds, or it must come again."""
+        if not formats.replaces_by_snapshot(channel.wire_format):
+            self._give_up(current)
             return
         current.become_held()
         channel.away.discard(current)

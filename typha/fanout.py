@@ -15,6 +15,7 @@ import structlog
 from protocol import reasons
 from typha import (
     admission,
+    catchup,
     channels,
     client,
     clock,
@@ -81,11 +82,18 @@ class Fanout:
         self.sessions = sessions.Sessions(
             config, limits, self.poller, self.transport, self.stats, self._subscribed, self._acking
         )
+        self.catch_up = catchup.CatchUp(limits, self.stats, self._tell)
         self.delivery = delivery.Delivery(
-            self.poller, self.transport, limits, self.stats, self.sessions.lost, self.sessions.fell_behind
+            self.poller,
+            self.transport,
+            limits,
+            self.stats,
+            self.catch_up,
+            self.sessions.lost,
+            self.sessions.fell_behind,
         )
         self.sweep = sweep.Sweep(limits, self.poller, self.transport, self.sessions, self.stats)
-        self.channels = channels.Channels(self.delivery, self.sessions, self._tell)
+        self.channels = channels.Channels(self.delivery, self.sessions, self.catch_up, self._tell)
         self._hellos = admission.Hellos(self._client_event, self._gave_up)
         self._next_id = config.number << _ID_BITS
         self._turn_scheduled = False

@@ -1,21 +1,25 @@
 """The hub: objects in from the watchers, updates out to every channel's log, and the ends of the logs to the workers.
 
-Everything here is synchronous and runs on the hub's loop; what takes long (snapshots) is cut into steps by `service`.
+Everything here is synchronous and runs on the hub's loop; what takes long (snapshots, catch-up blocks) is cut into
+steps: `service` runs their makers.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable
 
 import structlog
 
 from cache import feed, objects, resources
 from protocol import formats, messages
-from typha import clock, hub_channel, quantiles, refusals, worker_handle
+from typha import catchup_maker, clock, hub_channel, quantiles, refusals, worker_handle
 
 _log = structlog.get_logger("typha.hub")
 _monotonic = clock.monotonic
 
 CHANNEL_IDLE_SECONDS = 60.0
 """A channel without clients is encoded for nobody; after so long it is dropped."""
+_TOMBSTONE_LOOKS = 10
+"""Deletions are forgotten when so many looks in a row, a second apart, have found that nobody needs them."""
 
 
 class Hub:
@@ -45,6 +49,12 @@ class Hub:
         self._segment_bytes = segment_bytes
         self._build_snapshot = build_snapshot
         self._refusal_log = refusals.RefusalLog()
+        self._sequences_needed: dict[str, deque[int]] = {}
+        """Of each feed, the lowest sequence from which a client may have to be caught up, as of the last looks."""
+        self.catch_ups = catchup_maker.CatchUpMaker(
+            lambda channel: self.channels.get(channel.key) is channel,
+            lambda worker: self.workers.get(worker.number) is worker,
+        )
         self.add_feeds(feeds)
 
     def add_feeds(self, feeds: Iterable[feed.Feed]) -> None:
@@ -140,6 +150,8 @@ class Hub:
     def _append(self, channel: hub_channel.HubChannel, batch: feed.Batch, now: float) -> None:
         appended = channel.append(batch)
         for worker in self.workers.values():
+            if batch.status is not None:
+                worker.status_told(channel, batch.status)
             worker.segments_begun(channel, appended.segments)
             worker.publish(channel, now)
         if channel.wants_snapshot(log_budget_bytes=self._log_budget_bytes):
@@ -164,6 +176,21 @@ class Hub:
                 worker.flush()
             else:
                 self._build_snapshot(one)
+
+    def block_wanted(
+        self, worker: worker_handle.WorkerHandle, channel: int, from_sequence: int, needed_sequence: int
+    ) -> None:
+        """Slow clients need what has changed behind a sequence; of a channel that was dropped they have been told.
+
+        Raises:
+            ValueError: there is no such sequence.
+        """
+        for one in self.channels.values():
+            if one.number != channel:
+                continue
+            if not 0 <= from_sequence <= needed_sequence <= one.feed.store.sequence:
+                raise ValueError(f"catch-up from {from_sequence} to {needed_sequence}, which {one!r} has not")
+            self.catch_ups.request(one, worker, from_sequence=from_sequence, needed_sequence=needed_sequence)
 
     def _open_wanted(self) -> None:
         for key in [key for key in self._wanted if key[0] in self.feeds and self.feeds[key[0]].synced_once]:
@@ -218,6 +245,24 @@ class Hub:
             if channel.wants_snapshot(log_budget_bytes=self._log_budget_bytes):
                 self._build_snapshot(channel)
             self._trim(channel, min([int(report.get("min_offset", 0)) for report in reports], default=0))
+        for source in self.feeds.values():
+            self._forget_deletions(source)
+        self.catch_ups.forget_old()
+
+    def _forget_deletions(self, source: feed.Feed) -> None:
+        """Lets go of tombstones that no connected client needs.
+
+        As of some seconds ago: a client that a report did not know of yet may have begun with the snapshot before.
+        """
+        needed = [source.store.sequence]
+        for channel in self._channels_of(source):
+            reports = [worker.channel_report(channel.number) for worker in self.workers.values()]
+            needed += [int(report.get("min_sequence", 0)) for report in reports]
+            needed.append(channel.snapshot.sequence if channel.snapshot is not None else 0)
+        lately = self._sequences_needed.setdefault(source.name, deque(maxlen=_TOMBSTONE_LOOKS))
+        lately.append(min(needed))
+        if len(lately) == _TOMBSTONE_LOOKS:
+            source.store.forget_deletions(min(lately))
 
     def _drop(self, channel: hub_channel.HubChannel) -> None:
         _log.info("Dropping a wire format without clients", feed=channel.feed.name, format=channel.encoder.name)
@@ -255,6 +300,7 @@ class Hub:
 
     def close(self) -> None:
         """Lets go of all files."""
+        self.catch_ups.close()
         for channel in self.channels.values():
             channel.close()
         self.channels.clear()

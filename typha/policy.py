@@ -38,6 +38,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Clients in the middle of a snapshot: up to a few hundred megabytes of kernel memory."""
     snapshot_stall_seconds: float = 5.0
     """Who has taken nothing of its snapshot for so long does not count among those."""
+    catch_up_blocks: int = 64
+    """Catch-up blocks (256 KiB each as a rule) that are held at once; clients that need other ones are held."""
     ping_slots: int = 16
     """Clients are looked after in so many groups: 5,000 pongs in one lump cost 25 ms."""
     stats_interval_seconds: float = 1.0

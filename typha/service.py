@@ -165,6 +165,7 @@ class Service:
         jobs: list[tuple[str, Coroutine[None, None, None]]] = [
             ("watchers", self._watch()),
             ("snapshots", self.maker.run()),
+            ("catch-ups", self.hub.catch_ups.run()),
             ("pause probe", self.probe.run()),
             ("garbage", self.collector.run()),
             ("housekeeping", self._keep_house()),

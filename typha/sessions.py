@@ -206,8 +206,8 @@ class Sessions:
             self._refuse(current, refusal, self._policy.goodbye_linger_seconds)
 
     def fell_behind(self, current: client.Client) -> None:
-        """A client that cannot be caught up has fallen out of the log."""
-        self.close(current, DisconnectReason.FELL_BEHIND, detail="the log no longer holds what it needs next")
+        """A client that has fallen out of the log cannot be caught up."""
+        self.close(current, DisconnectReason.FELL_BEHIND, detail="what was deleted since then is not known any more")
 
     def _refuse(self, current: client.Client, refusal: conversations.Refusal, linger_seconds: float) -> None:
         self._leave(current, refusal.reason, refusal.text)

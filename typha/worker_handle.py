@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from cache import catchup
+from protocol import messages
 from typha import clock, hub_channel, ipc
 
 _monotonic = clock.monotonic
@@ -17,6 +19,14 @@ class HubSide(Protocol):
 
     def stale(self, worker: "WorkerHandle", channel: int) -> None:
         """A worker's newcomers wait for a newer snapshot of the channel of this number."""
+        ...
+
+    def block_wanted(self, worker: "WorkerHandle", channel: int, from_sequence: int, needed_sequence: int) -> None:
+        """Clients have fallen out of a channel's log, and need what has changed behind a sequence.
+
+        Raises:
+            ValueError: there is no such sequence.
+        """
         ...
 
 
@@ -41,7 +51,7 @@ class WorkerHandle:
         self._broken = broken
         self._watch_write = watch_write
         self._watching_write = False
-        self._ends: dict[int, tuple[int, int, int, int, float]] = {}
+        self._ends: dict[int, tuple[int, int, int, float]] = {}
         self.ready = False
         self.heard_at = _monotonic()
         self.report: dict[str, Any] = {}
@@ -71,15 +81,24 @@ class WorkerHandle:
         """Tells all there is of a channel: its log as far as it is kept, its snapshot, its end."""
         log = channel.log
         self.tell(["channel", channel.number, *channel.key, log.start, log.start_sequence])
+        if log.status_offset:
+            self.status_told(channel, channel.feed.store.status)
         self.segments_begun(channel, list(log.segments))
         self.new_snapshot(channel)
         self.publish(channel, _monotonic())
+
+    def status_told(self, channel: hub_channel.HubChannel, status: messages.SyncStatus) -> None:
+        """The last frame of the log that tells a status tells this one; to be said before it is published.
+
+        Never coalesced: a client between two of them must be known to have been told the first.
+        """
+        self.tell(["status", channel.number, channel.log.status_offset, int(status)])
 
     def segments_begun(self, channel: hub_channel.HubChannel, segments: list[Any]) -> None:
         """The log goes on in new files."""
         for segment in segments:
             self.tell(
-                ["segment", channel.number, segment.base, segment.size, channel.log.status_offset],
+                ["segment", channel.number, segment.base, segment.size],
                 segment.descriptor,
                 segment.index_descriptor,
             )
@@ -94,7 +113,32 @@ class WorkerHandle:
     def publish(self, channel: hub_channel.HubChannel, now: float) -> None:
         """The log's end has moved; the newest end is what counts, however often this is called."""
         log = channel.log
-        self._ends[channel.number] = (channel.number, log.end, channel.frames, log.status_offset, now)
+        self._ends[channel.number] = (channel.number, log.end, channel.frames, now)
+
+    def send_block(self, channel: hub_channel.HubChannel, block: catchup.Block) -> None:
+        """The block it has asked for, behind everything of the log up to its cut."""
+        self._end_now(channel)
+        place = {
+            "from_sequence": block.from_sequence,
+            "to_sequence": block.to_sequence,
+            "cut_sequence": block.cut_sequence,
+            "length": block.length,
+            "is_final": block.is_final,
+            "log_offset": block.log_offset,
+            "status": int(block.status),
+            "updates": block.updates,
+        }
+        self.tell(["block", channel.number, place], block.descriptor)
+
+    def refuse_block(self, channel: hub_channel.HubChannel, from_sequence: int, reason: str) -> None:
+        """There is no block for it; what it does instead is its own affair."""
+        self._end_now(channel)
+        self.tell(["no-block", channel.number, from_sequence, reason])
+
+    def _end_now(self, channel: hub_channel.HubChannel) -> None:
+        end = self._ends.pop(channel.number, None)
+        if end is not None:
+            self.tell(["ends", [end]])
 
     def forget_channel(self, channel: hub_channel.HubChannel) -> None:
         """The channel is closed."""
@@ -136,6 +180,8 @@ class WorkerHandle:
                 self._hub_side.wanted(feed, wire_format)
             case ["stale", int(channel)]:
                 self._hub_side.stale(self, channel)
+            case ["catch-up", int(number), int(from_sequence), int(needed_sequence)]:
+                self._hub_side.block_wanted(self, number, from_sequence, needed_sequence)
             case ["ready", _]:
                 self.ready = True
             case ["trimmed", _, _]:

@@ -55,7 +55,8 @@ def raw_feed(name: str = FEED, *types: resources.ResourceType) -> feed.RawFeed:
 
 
 class Stage:
-    """A hub, a link and one fan-out. Snapshots are made as soon as they are asked for, unless `holds_snapshots`."""
+    """A hub, a link and one fan-out. Snapshots and blocks are made as soon as they are asked for, unless
+    `holds_snapshots`, `holds_blocks`."""
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class Stage:
         self.peers_tls: ssl.SSLContext | None = None
         """What peers connect with, unless they say otherwise."""
         self.holds_snapshots = False
+        self.holds_blocks = False
         self.broken: list[Exception] = []
         self.feed = raw_feed(feed_name)
         self.hub = hub.Hub(
@@ -124,6 +126,7 @@ class Stage:
         if self.broken:
             self.loop.remove_reader(self.link.fileno())
         self.make_snapshots()
+        self.make_blocks()
 
     def hang_up(self) -> None:
         """The hub is gone."""
@@ -141,6 +144,12 @@ class Stage:
             channel = next(iter(self._requested))
             del self._requested[channel]
             build_snapshot(self.hub, channel)
+
+    def make_blocks(self) -> None:
+        """Makes the catch-up blocks that were asked for."""
+        while self.hub.catch_ups.has_work and not self.holds_blocks:
+            for _ in self.hub.catch_ups.steps():
+                pass
 
     def put(self, *events: objects.ObjectEvent) -> None:
         """Objects change, as one batch."""
@@ -247,6 +256,10 @@ class Peer:
         self.connection = native.Connection(native.Role.CLIENT)
         self.entries: dict[str, bytes] = {}
         self.status: messages.SyncStatus | None = None
+        self.told: list[messages.SyncStatus] = []
+        """All statuses."""
+        self.deleted: list[str] = []
+        """Keys that went by an update, in order."""
         self.hello: messages.ServerHello | None = None
         self.goodbye: messages.Goodbye | None = None
         self.received = bytearray()
@@ -340,6 +353,7 @@ class Peer:
                 self.pings += 1
             case messages.Status():
                 self.status = message.status
+                self.told.append(message.status)
             case messages.SnapshotBegin():
                 self._building = {}
             case messages.SnapshotChunk():
@@ -360,6 +374,10 @@ class Peer:
         for update in message.updates:
             self.updates += 1
             if update.value is None:
+                self.deleted.append(update.key.rpartition("/")[2])
+            if update.value is None and self.status is messages.SyncStatus.CATCHING_UP:
+                self.entries.pop(update.key, None)  # it may never have known the key
+            elif update.value is None:
                 del self.entries[update.key]
             else:
                 self.entries[update.key] = update.value

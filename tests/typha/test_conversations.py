@@ -273,54 +273,6 @@ async def test_both_protocols_on_one_feed(felix: Stage) -> None:
     assert felix.disconnects == {}
 
 
-@pytest.mark.parametrize("is_typha", [True, False])
-async def test_falling_out_of_the_log_ends_typhas_clients_and_replaces_the_map_of_others(
-    open_stage: OpenStage, is_typha: bool
-) -> None:
-    limits = msgspec.structs.replace(FAST, notsent_lowat_bytes=16384, ping_interval_seconds=30.0)
-    stage = await open_stage(limits, feed_name=FELIX, log_budget_bytes=1 << 20, segment_bytes=1 << 17)
-    stage.put(pod("a"))
-    stage.in_sync()
-    slow: support.Peer
-    if is_typha:
-        slow = await typha_peer.join(stage, PLAIN_HELLO, receive_buffer_bytes=4096)
-    else:
-        slow = await stage.subscribe(receive_buffer_bytes=4096)
-    await stage.converged(slow)
-    blocked = await stage.block(slow)
-    version = 2_000_000
-    while stage.channel.log.start <= blocked.offset and not stage.fanout.stats.catch_ups and not stage.disconnects:
-        version += 1
-        stage.put(pod(f"p{version % 20}", str(version).rjust(20_000, "z"), version=version))
-        await asyncio.sleep(0.002)
-    if is_typha:
-        await eventually(lambda: stage.disconnects == {"fell-behind": 1})
-        await slow.read_to_end()
-        again = await typha_peer.join(stage, PLAIN_HELLO)
-        await stage.converged(again)
-    else:
-        await stage.converged(slow)
-        assert (slow.snapshots, stage.disconnects) == (2, {})
-
-
-async def test_a_snapshot_whose_log_went_away_ends_the_client(open_stage: OpenStage) -> None:
-    limits = msgspec.structs.replace(FAST, notsent_lowat_bytes=16384, ping_interval_seconds=30.0)
-    stage = await open_stage(limits, feed_name=FELIX, log_budget_bytes=2 << 20, segment_bytes=1 << 17)
-    stage.put(*(pod(f"p{number}", "x" * 20_000) for number in range(100)))
-    stage.in_sync()
-    slow = await typha_peer.join(stage, PLAIN_HELLO, receive_buffer_bytes=4096)
-    blocked = await stage.client_of(slow)
-    await eventually(lambda: blocked.waiting)
-    for number in range(500):
-        stage.put(pod(f"p{number % 20}", str(number).rjust(20_000, "z"), version=number + 2))
-        await asyncio.sleep(0)
-    await slow.read_to_end()
-    assert stage.disconnects == {"fell-behind": 1}
-    assert slow.statuses == []
-    again = await typha_peer.join(stage)
-    await stage.converged(again)
-
-
 async def test_our_client_library_follows_typhas_protocol(felix: Stage) -> None:
     host, port = felix.address
     native = mirror.Mirror(f"{host}:{port}", feed=FELIX, agent="native")

@@ -14,6 +14,7 @@ class Asked:
     def __init__(self) -> None:
         self.wishes: list[tuple[str, str]] = []
         self.stale_channels: list[tuple[int, int]] = []
+        self.blocks: list[tuple[int, int, int, int]] = []
 
     def wanted(self, feed: str, wire_format: str) -> None:
         """Remembers the wish."""
@@ -24,6 +25,14 @@ class Asked:
     def stale(self, worker: worker_handle.WorkerHandle, channel: int) -> None:
         """Remembers who waits for what."""
         self.stale_channels.append((worker.number, channel))
+
+    def block_wanted(
+        self, worker: worker_handle.WorkerHandle, channel: int, from_sequence: int, needed_sequence: int
+    ) -> None:
+        """Remembers who asked for what."""
+        if needed_sequence < from_sequence:
+            raise ValueError(needed_sequence)
+        self.blocks.append((worker.number, channel, from_sequence, needed_sequence))
 
 
 class Ends:
@@ -62,10 +71,12 @@ def test_what_a_worker_says(ends: Ends) -> None:
     ends.say("ready", 3)
     ends.say("want", "web", "native")
     ends.say("stale", 1)
+    ends.say("catch-up", 1, 40, 45)
     ends.say("trimmed", 1, 100)
     ends.say("stats", {"active": 5, "channels": {1: {"clients": 4}}})
     ends.say("histograms", "web", {"typha_kvs_per_msg": [1, 1]})
     assert handle.ready
+    assert ends.asked.blocks == [(3, 1, 40, 45)]
     assert ends.asked.wishes == [("web", "native")]
     assert ends.asked.stale_channels == [(3, 1)]
     assert handle.active == 5
@@ -77,7 +88,11 @@ def test_what_a_worker_says(ends: Ends) -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [("sing",), ("stats", 5), ("want", "unknown", "native"), ("want", 1, 2), (), ("ready", 1, 2)]
+    "message",
+    [
+        *(("sing",), ("stats", 5), ("want", "unknown", "native"), ("want", 1, 2), (), ("ready", 1, 2)),
+        *(("catch-up", 1, 2), ("catch-up", 1, 2, "3"), ("catch-up", 1, 5, 4), ("catch-up", None, 4, 5)),
+    ],
 )
 def test_a_worker_that_cannot_be_understood_is_broken(ends: Ends, message: tuple[object, ...]) -> None:
     ends.say(*message)

@@ -42,6 +42,8 @@ class TyphaPeer(support.Peer):
         self.typha = connection.Connection(connection.Role.CLIENT)
         self.greeting: typha.ServerHello | None = None
         self.restarts = 0
+        self.is_loose = False
+        """It is being caught up, and is not told so: keys come as updated that it does not know, and go twice."""
         self.statuses: list[int] = []
         self.types: list[int] = []
         """Update types, in order."""
@@ -73,6 +75,7 @@ class TyphaPeer(support.Peer):
                 self.statuses.append(message.status)
                 self.updates_at_status.append(self.updates)
                 self.status = messages.SyncStatus(message.status)
+                self.told.append(self.status)
             case typha.KeyValues():
                 assert 0 < len(message.updates) <= 100
                 for update in message.updates:
@@ -83,7 +86,12 @@ class TyphaPeer(support.Peer):
         self.types.append(update.update_type)
         if update.value is None:
             assert update.update_type == messages.UpdateType.DELETED
-            del self.entries[update.key]
+            self.deleted.append(update.key.rpartition("/")[2])
+            assert self.is_loose or update.key in self.entries
+            self.entries.pop(update.key, None)
+        elif self.is_loose:
+            assert update.update_type in (messages.UpdateType.NEW, messages.UpdateType.UPDATED)
+            self.entries[update.key] = update.value
         else:
             is_known = update.key in self.entries
             assert update.update_type == (messages.UpdateType.UPDATED if is_known else messages.UpdateType.NEW)
