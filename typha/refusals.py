@@ -1,11 +1,11 @@
 """A log line for each object that a feed cannot carry, or that may not mean what it says; not for thousands of them."""
 
-import time
 from collections.abc import Callable
 
 import structlog
 
 from cache import feed
+from typha import clock
 
 _log = structlog.get_logger("typha.hub")
 
@@ -17,13 +17,13 @@ _MINUTE_SECONDS = 60.0
 class RefusalLog:
     """What has been said lately."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, now: Callable[[], float] = clock.monotonic) -> None:
+        self._now = now
         self._lines: dict[bool, tuple[float, int]] = {}
 
     def write(self, refusal: feed.Refusal) -> None:
         """One line, or one that says that there are more, or none."""
-        now = self._clock()
+        now = self._now()
         began, lines = self._lines.get(refusal.is_carried, (now, 0))
         if now - began >= _MINUTE_SECONDS:
             began, lines = now, 0
