@@ -73,6 +73,7 @@ class Sessions:
             limit = _READ_BYTES if current.channel is None else _READ_BYTES_LATER
             data = self._transport.receive(current.socket, limit)
         except transport.WriteFirst:
+            current.pinged_at = 0.0  # its pong may be what cannot be read; it lives, and its progress is watched
             current.begin_waiting(_monotonic())
             self._poller.watch_write_only(current)
             return

@@ -8,12 +8,15 @@ again, and here no more than that is tried until it has gone.
 import contextlib
 import errno
 import os
+import socket
 import ssl
+import struct
 
 from typha import transport
 
 RECORD_BYTES = 16 * 1024
 """The largest record of TLS."""
+_NUMBER = struct.Struct("=i")
 _RECORDS_AT_ONCE = 16
 """As much as `Policy.send_bytes`: one client's turn."""
 
@@ -94,7 +97,16 @@ class TlsTransport:
         return sent
 
     def receive(self, connection: transport.Connection, count: int, /) -> bytes:
-        """The next record's bytes, whatever the count: a part that is left inside TLS would wake nobody."""
+        """The next record's bytes, whatever the count: a part that is left inside TLS would wake nobody.
+
+        Nothing is read while bytes are owed: a key update is answered within the read, which fails if a record is in
+        the way.
+        """
+        if connection.fileno() in self._owed:
+            (number,) = _NUMBER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR, _NUMBER.size))
+            if number:
+                raise OSError(number, os.strerror(number))
+            raise transport.WriteFirst
         try:
             return connection.recv(RECORD_BYTES)
         except ssl.SSLWantReadError as error:

@@ -15,6 +15,7 @@ import pytest
 import trustme
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from protocol import messages
 from protocol.native import frames
 from tests.typha import certificates, support, typha_peer
 from tests.typha.certificates import AGENT, AGENT_URI
@@ -120,6 +121,31 @@ async def test_readers_that_stall_get_everything_in_the_end(open_tls: OpenTlsSta
     stage.put(*(pod(f"small{number}", "z", version=2) for number in range(500)))
     await stage.converged(reader, *stalled)
     assert stage.disconnects == {}
+
+
+async def test_a_pong_that_cannot_be_read_yet_is_not_missed(open_tls: OpenTlsStage) -> None:
+    """Nothing is read while a record is in the way; the client takes it slowly, and has said what it was to say."""
+    limits = msgspec.structs.replace(
+        FAST, notsent_lowat_bytes=16 * 1024, ping_interval_seconds=0.2, pong_timeout_seconds=0.8
+    )
+    stage = await open_tls(limits)
+    slow = await stage.subscribe(receive_buffer_bytes=4096)
+    await stage.converged(slow)
+    slow.answers_pings = False
+    client = await stage.client_of(slow)
+    client.pinged_at = 0.0
+    await slow.read_until(lambda: client.pinged_at)
+    stage.put(*(pod(f"p{number}", "y" * 50_000) for number in range(60)))
+    await eventually(lambda: stage.fanout.transport.owed(client.fd))
+    slow.say(messages.Pong(1))
+    for _ in range(20):
+        slow.read(100)
+        await asyncio.sleep(0.1)
+    assert stage.disconnects == {}
+    slow.answers_pings = True
+    await stage.converged(slow)
+    pongs = stage.fanout.stats.pongs_received
+    await slow.read_until(lambda: stage.fanout.stats.pongs_received > pongs + 1)
 
 
 async def test_who_falls_out_of_the_log_is_caught_up(open_tls: OpenTlsStage) -> None:
