@@ -49,6 +49,7 @@ class Plan:
     public_agents: int = 0
     ramp_per_second: float = 1000.0
     small_buffers: int = 0
+    small_buffer_bytes: int = 1
     settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Environment of the service."""
 
@@ -194,6 +195,7 @@ async def open_stage(plan: Plan, screen: view.View, *, api_load: ApiLoad | None 
                 public_agents=min(plan.public_agents, plan.agents - 1),
                 ramp_per_second=plan.ramp_per_second,
                 small_buffers=plan.small_buffers,
+                small_buffer_bytes=plan.small_buffer_bytes,
             )
         )
         watcher = monitor.Monitor(swarm, service, api_load=api_load, on_sample=screen.show)

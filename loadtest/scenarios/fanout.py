@@ -10,6 +10,7 @@ from loadtest.scenarios import setting
 WARM_UP_SECONDS: Final = 3.0
 BURST_UPDATES: Final = 2000
 MEMORY_PER_CLIENT_LIMIT_BYTES: Final = 2000
+MEMORY_PER_TLS_CLIENT_LIMIT_BYTES: Final = 28_000
 P99_FACTOR: Final = 1.2
 P99_SLACK_SECONDS: Final = 0.003
 
@@ -45,9 +46,10 @@ async def idle(settings: setting.Settings, screen: view.View) -> report.Report:
         sockets = measure.kernel_socket_bytes()
         more = settings.agents - few - settings.public_agents
         each = (memory - base) / max(1, more)
+        limit = MEMORY_PER_TLS_CLIENT_LIMIT_BYTES if settings.tls else MEMORY_PER_CLIENT_LIMIT_BYTES
         check = report.Check(
             "memory per idle client",
-            each <= MEMORY_PER_CLIENT_LIMIT_BYTES or not settings.judge_times,
+            each <= limit or not settings.judge_times,
             f"{each / 1000:.2f} kB ({memory / 1e6:.1f} MB with {settings.agents} agents, {base / 1e6:.1f} MB with few)",
         )
         facts = {

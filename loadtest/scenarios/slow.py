@@ -12,6 +12,8 @@ from loadtest.scenarios import fanout, setting
 STALLED_SHARE: Final = 0.1
 FAT_POD_BYTES: Final = 3000
 SLOW_BYTES_PER_SECOND: Final = 10_000
+BUFFER_BYTES: Final = 32 * 1024
+"""Of the slow agents: a few seconds of changes, and enough to take the first snapshot in time."""
 LOG_BUDGET_BYTES: Final = 64 * 1024 * 1024
 MEMORY_FACTOR: Final = 1.2
 CATCH_UP_TIMEOUT_SECONDS: Final = 120.0
@@ -55,7 +57,7 @@ class _Rounds:
 async def _slow(settings: setting.Settings, screen: view.View, *, bytes_per_second: int, what: str) -> report.Report:
     count = max(1, round(settings.agents * STALLED_SHARE))
     fat = dataclasses.replace(settings, pod_bytes=settings.pod_bytes or FAT_POD_BYTES)
-    async with setting.open_scene(fat, screen, small_buffers=count) as scene:
+    async with setting.open_scene(fat, screen, small_buffers=count, small_buffer_bytes=BUFFER_BYTES) as scene:
         running = scene.running
         idle_bytes = measure.memory(running.service.pids()).total_bytes
         await running.swarm.impair(count, bytes_per_second=0, seconds=0.0)  # never counted with the others

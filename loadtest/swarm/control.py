@@ -42,7 +42,9 @@ class Start(msgspec.Struct, tag="start", kw_only=True):
     tls: TlsFiles | None = None
     """TLS with this certificate; None for plain TCP."""
     small_buffers: int = 0
-    """So many of the last agents have the smallest possible receive buffer (SO_RCVBUF)."""
+    """So many of the last agents have a small receive buffer."""
+    small_buffer_bytes: int = 1
+    """SO_RCVBUF of those; 1 gives the smallest possible one, through which a snapshot of megabytes takes minutes."""
     seed: int = 0
 
 

@@ -19,6 +19,7 @@ MAX_EVENTS: Final = 1024
 BACK_OFF_SECONDS: Final = 0.2
 MAX_BACK_OFF_SECONDS: Final = 5.0
 THROTTLE_TICK_SECONDS: Final = 0.02
+ETHERNET_SEGMENT_BYTES: Final = 1460
 MAX_ERRORS_KEPT: Final = 20
 
 
@@ -130,7 +131,9 @@ class Engine:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if number >= len(self.links) - self.start.small_buffers:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            # Segments as on Ethernet: one of loopback's 64 KiB fills the buffer, and each then waits for its ack.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, ETHERNET_SEGMENT_BYTES)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.start.small_buffer_bytes)
         link.sock = sock
         link.open = False
         self._by_fd[sock.fileno()] = link

@@ -158,6 +158,7 @@ class Swarm:
         compressed: bool = True,
         tls: control.TlsFiles | None = None,
         small_buffers: int = 0,
+        small_buffer_bytes: int = 1,
         seed: int = 0,
     ) -> None:
         self.latency = histogram.Histogram()
@@ -184,6 +185,7 @@ class Swarm:
                 compressed=compressed,
                 tls=tls,
                 small_buffers=_part(small_buffers, len(shares), number),
+                small_buffer_bytes=small_buffer_bytes,
                 seed=seed,
             )
             first += share
