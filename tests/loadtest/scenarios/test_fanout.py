@@ -12,8 +12,8 @@ SMALL = setting.Settings(
 )
 
 
-async def test_steady_with_clients_of_typhas_protocol(tmp_path: Path) -> None:
-    sizes = dataclasses.replace(SMALL, folder=tmp_path, protocols=(control.Protocol.TYPHA,))
+async def test_steady_over_mutual_tls_with_both_protocols(tmp_path: Path) -> None:
+    sizes = dataclasses.replace(SMALL, folder=tmp_path, protocols=tuple(control.Protocol), tls=True)
     with view.View("test") as screen:
         made = await fanout.steady(sizes, screen)
     assert [check.line() for check in made.checks if not check.passed] == []
