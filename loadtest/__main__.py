@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -15,6 +16,7 @@ from loadtest.scenarios import registry, setting
 from loadtest.swarm import control, supervisor
 
 EXIT_FAILED = 1
+EXIT_TERMINATED = 128 + signal.SIGTERM
 PROTOCOLS = {
     "native": (control.Protocol.NATIVE,),
     "typha": (control.Protocol.TYPHA,),
@@ -36,11 +38,20 @@ EXPECTED = (
 
 def _finish(work: Coroutine[None, None, bool]) -> None:
     try:
-        passed = asyncio.run(work)
+        passed = asyncio.run(_until_terminated(work))
+    except asyncio.CancelledError:
+        sys.exit(EXIT_TERMINATED)
     except EXPECTED as error:
         click.echo(f"loadtest: {type(error).__name__}: {error}", err=True)
         sys.exit(EXIT_FAILED)
     sys.exit(0 if passed else EXIT_FAILED)
+
+
+async def _until_terminated(work: Coroutine[None, None, bool]) -> bool:
+    """SIGTERM ends the work as Ctrl-C does, so that no process is left behind."""
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
 
 
 @click.group(context_settings={"show_default": True})
