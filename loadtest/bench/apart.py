@@ -8,7 +8,7 @@ from typing import Final
 
 from cache.calico import syncers
 from loadtest import measure, processes, report, view
-from loadtest.bench import contenders, groups, windows
+from loadtest.bench import contenders, groups, memory, windows
 from loadtest.scenarios import registry, setting
 from loadtest.swarm import control, supervisor
 
@@ -134,11 +134,17 @@ def _setting(around: Around) -> setting.Settings:
     )
 
 
+async def memory_model(around: Around) -> Figures:
+    """What keys, channels, updates and deletions take."""
+    return await memory.model(around.folder, around.sizes)
+
+
 APART: Final[Mapping[str, Apart]] = {
+    "memory-model": memory_model,
     "calico": first_sync,
     "pauses": pauses,
     "stalled": stalled,
     "api-requests": api_requests,
 }
-ONCE: Final = frozenset({"pauses", "stalled", "api-requests"})
+ONCE: Final = frozenset({"memory-model", "pauses", "stalled", "api-requests"})
 """What has rounds of its own, or has nothing to take a median of."""

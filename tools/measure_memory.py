@@ -1,0 +1,24 @@
+"""The memory model of docs/operations.md: what a key, a channel, an update and a deletion take.
+
+PYTHONPATH=. .venv/bin/python tools/measure_memory.py
+"""
+
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+from loadtest.bench import groups, memory, rows
+
+
+def main() -> None:
+    """Measures everything; the service is started six times."""
+    with tempfile.TemporaryDirectory() as folder:
+        figures = asyncio.run(memory.model(Path(folder), groups.Sizes()))
+    [row] = rows.choose(["memory-model"])
+    for figure in row.figures:
+        sys.stdout.write(f"{figure.title:<72}{figures[figure.name]:>10.2f} {figure.unit}\n")
+
+
+if __name__ == "__main__":
+    main()
