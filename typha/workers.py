@@ -31,7 +31,7 @@ _STOPPED_SECONDS = 3.0
 _YOUNG_SECONDS = 10.0
 _BACKOFF_SECONDS_MIN = 0.1
 _BACKOFF_SECONDS_MAX = 5.0
-_FAIR_SHARE_SLACK = 64
+_FAIR_SHARE_SLACK = 32
 """Connections that a worker may have beyond its fair share: a storm must not wait for numbers to go round."""
 
 
@@ -116,9 +116,9 @@ class Workers:
         """Tells each worker how many connections are its share, so that a storm spreads evenly."""
         while True:
             await asyncio.sleep(_CHECK_SECONDS / 4)
-            workers = list(self._hub.workers.values())
+            workers = [worker for worker in self._hub.workers.values() if worker.ready]
             if len(workers) > 1:
-                share = sum(worker.active for worker in workers) // len(workers) * 5 // 4 + _FAIR_SHARE_SLACK
+                share = sum(worker.active for worker in workers) // len(workers) * 9 // 8 + _FAIR_SHARE_SLACK
                 for worker in workers:
                     worker.tell(["share", share])
 
