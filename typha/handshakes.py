@@ -12,8 +12,12 @@ import ssl
 from collections.abc import Callable
 from typing import NamedTuple
 
+import structlog
+
 from protocol.reasons import DisconnectReason
 from typha import client, clock, poller, tls, tls_transport
+
+_log = structlog.get_logger("typha.handshakes")
 
 _GIVEN_UP_SHARE = 0.8
 """Of the handshake timeout: whoever has been here longer than that is not worth a millisecond any more."""
@@ -115,6 +119,9 @@ def take_step(connection: ssl.SSLSocket, client_tls: tls.ClientTls) -> Verdict:
         if isinstance(error, OSError) and error.errno == errno.ENOTCONN:  # reset before it was accepted
             return Verdict(reason=DisconnectReason.CLIENT_CLOSED)
         return Verdict(reason=DisconnectReason.TLS_FAILED, detail=_describe(error))
+    except Exception as error:  # one connection's defect must not cost the others anything (design, rule 4)
+        _log.exception("Defect in a TLS handshake", error=str(error))
+        return Verdict(reason=DisconnectReason.SERVER_ERROR, detail=str(error))
     return Verdict(done=True)
 
 

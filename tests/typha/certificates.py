@@ -18,7 +18,7 @@ from typha import tls
 
 AGENT = "calico-node"
 AGENT_URI = "spiffe://cluster.local/ns/calico-system/sa/calico-node"
-SHAKE_SECONDS = 20.0
+SHAKE_SECONDS = 60.0
 NOW = datetime.datetime.now(datetime.UTC)
 PEM = serialization.Encoding.PEM
 

@@ -232,7 +232,7 @@ async def test_a_probe_that_connects_and_closes_is_no_failure(open_tls: OpenTlsS
 
 
 async def test_many_handshakes_at_once(open_tls: OpenTlsStage, files: certificates.Files) -> None:
-    stage = await open_tls()
+    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=120.0))
     context = stage.peers_tls
     stage.peers_tls = None
     stalled = [await stage.connect() for _ in range(20)]
@@ -257,6 +257,19 @@ async def test_a_handshake_that_is_not_finished_runs_out_of_time(open_tls: OpenT
     await stage.converged(good)
     await asyncio.gather(half.read_to_end(), without_hello.read_to_end())
     assert stage.disconnects == {"handshake-timeout": 2}
+    await stage.converged(good)
+
+
+async def test_a_defect_ends_that_connection(
+    open_tls: OpenTlsStage, files: certificates.Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = await open_tls()
+    good = await stage.subscribe()
+    await stage.converged(good)
+    with monkeypatch.context() as patched:
+        patched.setattr(tls, "_uri_names", None)
+        await refused(stage, {"server-error": 1}, certificates.client_context(files.authority, cn="x"))
+    stage.put(pod("a", "new", version=2))
     await stage.converged(good)
 
 

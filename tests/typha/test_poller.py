@@ -5,6 +5,7 @@ import os
 import resource
 import select
 import socket
+import struct
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -261,3 +262,34 @@ def test_closing_everything_leaves_no_descriptor(listener: socket.socket) -> Non
     for peer in peers:
         peer.close()
     assert support.open_descriptors() == before
+
+
+def test_a_handshakes_step_is_announced_once(listener: socket.socket, make: MakePoller) -> None:
+    one = make()
+    one.listen(True)
+    with connect(listener) as peer:
+        held = accept(one)
+        one.watch_handshake(held, wants_write=True)
+        assert ready(one) == ([(held, poller.WRITE)], False)
+        assert one.poll() == ([], False)
+        peer.send(b"x")
+        one.watch_handshake(held, wants_write=False)
+        [(announced, events)], _ = ready(one)
+        assert (announced, events & poller.WRITE) == (held, 0)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert ready(one, seconds=0.05) == ([], False)  # not even a reset is told
+    one.watch_read(held)
+    assert ready(one)[0][0][0] is held
+
+
+def test_nothing_but_room_for_bytes(listener: socket.socket, make: MakePoller) -> None:
+    one = make()
+    one.listen(True)
+    with connect(listener) as peer:
+        held = accept(one)
+        peer.send(b"x")
+        one.watch_write_only(held)
+        assert ready(one) == ([(held, poller.WRITE)], False)
+        one.watch_write(held, False)
+        [(_, events)], _ = ready(one)
+        assert events & poller.WRITE == 0
