@@ -266,7 +266,8 @@ class Fanout:
         self._loop.call_later(seconds, self._guarded, self._resume_accepting)
 
     def _resume_accepting(self) -> None:
-        self._share = 1 << 31  # until the hub says otherwise: nobody may be left waiting for a stale number
+        # Until the hub says otherwise, a few more: nobody may be left waiting for a stale number.
+        self._share = max(self._share, len(self.poller.clients) + self._policy.accept_batch)
         if self._draining is None:
             self.poller.listen(True)
 
