@@ -46,7 +46,12 @@ def process_tree(pid: int) -> list[int]:
 def cpu_seconds(pid: int, *, ended_children: bool = False) -> float:
     """User and system time of a process, in seconds, and that of the children it has waited for; 0 if it is gone."""
     fields = _stat_fields(pid)
-    return sum(map(int, fields[11 : 15 if ended_children else 13])) / _TICKS_PER_SECOND
+    if not fields:
+        return 0.0
+    own = sum(map(int, fields[11:13])) / _TICKS_PER_SECOND
+    # The one is rounded down to hundredths, the other exact but without threads that have ended: the larger is right.
+    own = max(own, _threads_nanoseconds(pid) / 1e9)
+    return own + (sum(map(int, fields[13:15])) / _TICKS_PER_SECOND if ended_children else 0.0)
 
 
 def memory(pids: Iterable[int]) -> Memory:
@@ -126,6 +131,17 @@ def _stat_fields(pid: int) -> list[str]:
         return []
     fields = text.rpartition(")")[2].split()
     return [] if fields[0] in ("Z", "X") else fields
+
+
+def _threads_nanoseconds(pid: int) -> int:
+    """Time on a CPU of the threads there are; 0 where the kernel does not tell."""
+    total = 0
+    try:
+        for thread in (_PROC / str(pid) / "task").iterdir():
+            total += int((thread / "schedstat").read_text().split()[0])
+    except OSError:
+        return total
+    return total
 
 
 def _rollup(pid: int) -> dict[str, int]:

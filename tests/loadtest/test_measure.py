@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from loadtest import measure
 
 EXPOSITION = """# TYPE typha_disconnects_total counter
@@ -35,6 +37,16 @@ def test_cpu_of_this_process_rises_with_work() -> None:
         pass
     assert 0.05 < meter.sample([os.getpid()]) - before < 5
     assert measure.cpu_seconds(2**22 + 1) == 0
+
+
+def test_cpu_is_known_to_less_than_a_hundredth_of_a_second() -> None:
+    """In a process of its own: in this one, threads may have ended."""
+    code = "import time\nwhile time.process_time() < 0.1: pass\nprint(time.process_time(), flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    used = float(child.stdout.readline())
+    assert measure.cpu_seconds(child.pid) == pytest.approx(used, abs=0.008)
+    child.communicate(b"\n")
 
 
 def test_a_meter_keeps_what_dead_processes_used() -> None:
