@@ -12,6 +12,8 @@ _TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _BLOCK_BYTES: Final = 512
 _PROC: Final = Path("/proc")
+_ESTABLISHED: Final = "01"
+"""In /proc/net/tcp."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,6 +74,25 @@ def kernel_socket_bytes() -> int:
         if words[0] == "TCP:":
             return int(words[words.index("mem") + 1]) * _PAGE_BYTES
     return 0
+
+
+def queued_bytes(port: int) -> list[int]:
+    """What the kernel holds between a server on this port and each of its local clients, both ends; the most first.
+
+    For each established connection: sent and not acknowledged or not sent yet, and received and not read yet.
+    """
+    held: dict[int, int] = {}
+    for line in (_PROC / "net" / "tcp").read_text().splitlines()[1:]:
+        _, local, remote, state, queues, *_ = line.split()
+        if state != _ESTABLISHED:
+            continue
+        local_port, remote_port = (int(address.partition(":")[2], 16) for address in (local, remote))
+        to_send, to_read = (int(queue, 16) for queue in queues.split(":"))
+        if local_port == port:
+            held[remote_port] = held.get(remote_port, 0) + to_send
+        elif remote_port == port:
+            held[local_port] = held.get(local_port, 0) + to_read
+    return sorted(held.values(), reverse=True)
 
 
 class CpuMeter:

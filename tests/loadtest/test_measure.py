@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -82,3 +83,17 @@ def test_memfd_pages_count_once() -> None:
 
 def test_the_kernel_tells_its_socket_memory() -> None:
     assert measure.kernel_socket_bytes() >= 0
+
+
+def test_what_the_kernel_holds_of_a_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client, listener.accept()[0] as server:
+            assert measure.queued_bytes(port) == [0]
+            server.sendall(b"x" * 1000)
+            deadline = time.monotonic() + 10
+            while measure.queued_bytes(port) != [1000] and time.monotonic() < deadline:
+                time.sleep(0.001)  # until the acknowledgement has come
+            assert measure.queued_bytes(port) == [1000]
+            client.recv(400)
+            assert measure.queued_bytes(port) == [600]
