@@ -13,6 +13,8 @@ from typha import client
 FRESH_SECONDS = 1.0
 """How old a snapshot may be for newcomers of a format in key order. They must not be led through the past: Felix keeps
 an old order of policies that have changed, or have come and gone, before it is in sync. The original's number."""
+UNREAD_SECONDS = 2.0
+"""A client that is sent data and leaves a ping unanswered for so long is taken not to read."""
 _PUBLISH_TIMES = 1024
 """How many publishes' times are remembered, to say how many seconds a lagging client is behind."""
 
@@ -198,7 +200,8 @@ class ChannelView:
     def report(self, now: float) -> dict[str, float]:
         """For the hub: clients, the lowest offset of the log that one of them needs, and the worst lag.
 
-        The bytes of a client that is catching up are those of the log since it was in it.
+        The bytes of a client that is catching up are those of the log since it was in it; those of a client that does
+        not read what its host takes, the ones since the last ping that it has not answered.
         """
         following, catching_up = cursor.CursorState.FOLLOWING, cursor.CursorState.CATCHING_UP
         behind = [reader.offset for reader in self.away if reader.state is following]
@@ -206,8 +209,15 @@ class ChannelView:
         snapshots = [s.log_offset for s in [*self._old_snapshots, self.snapshot] if s is not None and s.readers]
         slowest = min(behind, default=self.log.end)
         lowest = min([self.log.end, slowest, *snapshots, *(reader.offset for reader in self.following)])
-        slowest = min([slowest, *(reader.offset for reader in lost)])
+        unread = [
+            reader
+            for readers in (self.following, self.away)
+            for reader in readers
+            if reader.probed_at and now - reader.probed_at > UNREAD_SECONDS
+        ]
+        slowest = min([slowest, *(reader.offset for reader in lost), *(reader.probed_offset for reader in unread)])
         lag_seconds = [self.age_of(slowest, now), *(now - reader.behind_since for reader in lost)]
+        lag_seconds += [now - reader.probed_at for reader in unread]
         return {
             "clients": len(self.following) + len(self.held) + len(self.away),
             "held": len(self.held),

@@ -16,6 +16,7 @@ class Client(cursor.Cursor):
     __slots__ = (
         "acked_bytes",
         "address",
+        "asked_at",
         "behind_since",
         "blocked_offset",
         "channel",
@@ -30,6 +31,8 @@ class Client(cursor.Cursor):
         "index",
         "number",
         "pinged_at",
+        "probed_at",
+        "probed_offset",
         "progress_at",
         "sent_at",
         "shaking",
@@ -64,6 +67,12 @@ class Client(cursor.Cursor):
         self.sent_at = now
         self.pinged_at = 0.0
         """When the oldest unanswered ping was sent; 0.0 for none."""
+        self.asked_at = now
+        """When the last ping was sent."""
+        self.probed_at = 0.0
+        """When the oldest unanswered ping was sent that came with data behind and before it; 0.0 for none."""
+        self.probed_offset = 0
+        """Where in the log that was."""
         self.acked_bytes = 0
         self.progress_at = now
         """When the peer's host last acknowledged something that it was owed."""

@@ -77,7 +77,7 @@ OURS: tuple[Metric, ...] = (
     Metric("typha_catch_up_refusals_total", _C, (), "Start points for which a snapshot or a new start was the answer."),
     Metric("typha_catch_up_seconds_total", _C, (), "Seconds that the hub has spent making catch-up blocks."),
     Metric("typha_tombstones", _G, _SYNCER, "Deletions that are remembered, to catch slow clients up."),
-    Metric("typha_client_lag_bytes_max", _G, (), "Bytes of log that the slowest client has not taken."),
+    Metric("typha_client_lag_bytes_max", _G, (), "Bytes of log that the slowest client has not read."),
     Metric("typha_client_lag_seconds_max", _G, (), "Seconds that the slowest client is behind."),
     Metric("typha_updates_dropped_total", _C, ("reason",), "Updates no client got, for they could not be carried."),
     Metric("typha_config_invalid_values", _G, (), "Invalid values of settings at start, replaced by defaults."),

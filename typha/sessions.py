@@ -141,10 +141,11 @@ class Sessions:
 
     def _pong(self, current: client.Client) -> None:
         self._stats.pongs_received += 1
-        if current.pinged_at and current.channel is not None:
+        asked_at = current.pinged_at or current.probed_at
+        if asked_at and current.channel is not None:
             histograms = self._stats.feeds[current.channel.feed].histograms
-            histograms[worker_stats.PING_SECONDS].record(_monotonic() - current.pinged_at)
-        current.pinged_at = 0.0
+            histograms[worker_stats.PING_SECONDS].record(_monotonic() - asked_at)
+        current.pinged_at = current.probed_at = 0.0
 
     def send_ping(self, current: client.Client, ping: bytes) -> bool:
         """Sends a ping at a frame's end; False if it cannot be sent now.

@@ -10,6 +10,9 @@ _TURNS_PER_INTERVAL = 8
 _TURNS_OF_SLACK = 2
 """A client is pinged two turns before its silence would exceed the interval, after 6/8 to 7/8 of it: the loop may be
 busy for one eighth of the interval, and still nobody is silent for longer than the interval."""
+_TURNS_PER_PROBE = 4
+"""A client that is sent data all the time is pinged each half interval: one that stops reading is seen to lag within an
+interval. It is not closed for that pong: whoever is slow has much to read before it."""
 _EXPIRED_AT_A_TIME = 200
 """Connections without a hello closed in one go: some 4 ms."""
 
@@ -35,6 +38,7 @@ class Sweep:
         self._unix_nanoseconds = 0
         """The moment that this tick's pings tell."""
         self._turn_seconds = limits.ping_interval_seconds / _TURNS_PER_INTERVAL
+        self._probe_seconds = self._turn_seconds * _TURNS_PER_PROBE
         self._slack_seconds = self._turn_seconds * _TURNS_OF_SLACK
         self.tick_seconds = self._turn_seconds / limits.ping_slots
         self._next_at = 0.0
@@ -94,11 +98,23 @@ class Sweep:
                 self._sessions.close(current, DisconnectReason.NO_PROGRESS, detail=detail)
             return
         silent_for = now - current.sent_at
-        if silent_for + self._slack_seconds < limits.ping_interval_seconds or current.channel is None:
-            return
-        if not current.at_frame_end(self._transport):
-            return
-        if self._sessions.send_ping(current, current.channel.ping(self._unix_nanoseconds)):
-            self._stats.pings_sent += 1
-            if not current.pinged_at:
+        if silent_for + self._slack_seconds >= limits.ping_interval_seconds:
+            if self._ping(current) and not current.pinged_at:
                 current.pinged_at = now
+        elif self._is_probe_due(current, now) and self._ping(current):
+            # Its host may take data for minutes that the client does not read; only a pong tells.
+            current.probed_at, current.probed_offset = now, current.offset
+
+    def _is_probe_due(self, current: client.Client, now: float) -> bool:
+        """Whether a client is sent so much that it never needs a ping, and has not been asked for a while."""
+        was_sent_data = current.index >= 0 and current.sent_at > current.asked_at
+        return was_sent_data and not current.probed_at and now - current.asked_at >= self._probe_seconds
+
+    def _ping(self, current: client.Client) -> bool:
+        if current.channel is None or not current.at_frame_end(self._transport):
+            return False
+        if not self._sessions.send_ping(current, current.channel.ping(self._unix_nanoseconds)):
+            return False
+        self._stats.pings_sent += 1
+        current.asked_at = current.sent_at
+        return True

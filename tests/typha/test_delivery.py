@@ -50,7 +50,10 @@ async def test_a_change_that_changes_nothing_is_no_delivery(stage: Stage) -> Non
 
 
 @pytest.mark.parametrize("features", [frozenset[str](), frozenset({"zstd"})])
-async def test_all_clients_of_a_format_get_the_same_bytes(stage: Stage, features: frozenset[str]) -> None:
+async def test_all_clients_of_a_format_get_the_same_bytes(open_stage: OpenStage, features: frozenset[str]) -> None:
+    stage = await open_stage(PATIENT)
+    stage.put(*(pod(name, "x") for name in ("a", "b", "c")))
+    stage.in_sync()
     peers = [await stage.subscribe(features=features) for _ in range(40)]
     await stage.converged(*peers)
     churn(stage, 30, size=2_000)

@@ -1,6 +1,7 @@
 """Pings and deadlines, with short times on real sockets."""
 
 import asyncio
+import functools
 import time
 
 import msgspec
@@ -9,10 +10,10 @@ import pytest
 from cache import cursor
 from protocol import messages
 from protocol.native import codec, frames
-from tests.typha import full_transport
+from tests.typha import full_transport, support
 from tests.typha.conftest import OpenStage
 from tests.typha.support import FAST, FEED, Stage, eventually, pod
-from typha import sweep
+from typha import channel_view, sweep
 
 SHORT = msgspec.structs.replace(
     FAST,
@@ -47,17 +48,45 @@ async def test_nobody_is_silent_for_longer_than_the_ping_interval(open_stage: Op
     assert stage.disconnects == {}
 
 
-async def test_who_is_sent_data_is_not_pinged(stage: Stage) -> None:
-    peer = await stage.subscribe()
-    await stage.converged(peer)
-    until = time.monotonic() + 4 * FAST.ping_interval_seconds
+def has_all(stage: Stage, peer: support.Peer) -> bool:
+    return peer.entries == stage.content
+
+
+async def churn(stage: Stage, *peers: support.Peer, seconds: float) -> None:
+    """Small changes all the time, read by the peers at once."""
+    until = time.monotonic() + seconds
     version = 1
     while time.monotonic() < until:
         version += 1
         stage.put(pod("a", version, version=version))
-        await peer.read_until(lambda: peer.entries == stage.content)
+        for peer in peers:
+            await peer.read_until(functools.partial(has_all, stage, peer))
         await asyncio.sleep(0.02)
-    assert peer.pings <= 1  # one, if the machine was busy
+
+
+async def test_who_is_sent_data_is_pinged_less_than_twice_an_interval(stage: Stage) -> None:
+    peer = await stage.subscribe()
+    await stage.converged(peer)
+    await churn(stage, peer, seconds=4 * FAST.ping_interval_seconds)
+    assert 3 <= peer.pings <= 9
+
+
+async def test_a_peer_that_does_not_read_is_seen_to_lag_whatever_its_host_takes(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_view, "UNREAD_SECONDS", 0.3)
+    reading, deaf = await stage.subscribe(), await stage.subscribe(receive_buffer_bytes=1 << 20)
+    await stage.converged(reading, deaf)
+    server_end = await stage.client_of(deaf)
+    await churn(stage, reading, seconds=3 * FAST.ping_interval_seconds)
+    assert not server_end.waiting  # its socket has taken all there was
+    number = stage.channel.number
+    await eventually(lambda: stage.handle.channel_report(number)["lag_seconds"] > 0.3)
+    assert stage.handle.channel_report(number)["lag_bytes"] > 0
+    await stage.converged(deaf)
+    await churn(stage, reading, deaf, seconds=0.3)
+    await eventually(lambda: stage.handle.channel_report(number)["lag_seconds"] < 0.3)
+    assert stage.disconnects == {}
 
 
 @pytest.mark.parametrize("sent", [b"", frames.PREFACE[:3], frames.PREFACE + b"\0\0\1"])

@@ -1,0 +1,124 @@
+"""Agents of both protocols that stop reading for a while, through `typha serve` and the client library."""
+
+import asyncio
+import contextlib
+import pathlib
+import random
+import time
+from collections.abc import AsyncIterator, Iterable
+
+from clients import connection, follow
+from loadtest.apiserver import resources as simulated
+from protocol import messages
+from tests.typha import served, support
+
+FEED = "felix"
+SETS = simulated.Resource("projectcalico.org", "v3", "globalnetworksets", "GlobalNetworkSet", False, custom=True)
+NETS = 6_000
+"""Of a large set: some 100 kB, which do not compress well."""
+IN_SYNC, CATCHING_UP = messages.SyncStatus.IN_SYNC, messages.SyncStatus.CATCHING_UP
+
+
+class Agent:
+    """A follower that reads only while it is allowed to."""
+
+    def __init__(self, address: str, protocol: connection.Protocol) -> None:
+        self.map: dict[str, bytes] = {}
+        self.told: list[messages.SyncStatus] = []
+        self.deleted: list[str] = []
+        self.connections = 0
+        self.snapshots = 0
+        self.may_read = asyncio.Event()
+        self.may_read.set()
+        self._events = follow.follow(address, feed=FEED, agent="slow", protocol=protocol)
+
+    async def run(self) -> None:
+        """Reads, for ever."""
+        async with contextlib.aclosing(self._events) as events:
+            async for event in events:
+                self._take(event)
+                await self.may_read.wait()
+
+    def _take(self, event: follow.Event) -> None:
+        match event:
+            case follow.Connected():
+                self.connections += 1
+            case follow.StatusChanged(status):
+                self.told.append(status)
+            case follow.Batch():
+                self.snapshots += event.from_snapshot
+                for update in event.updates:
+                    if update.value is None:
+                        self.deleted.append(update.key.rpartition("/")[2])
+                        del self.map[update.key]
+                    else:
+                        self.map[update.key] = update.value
+
+
+@contextlib.asynccontextmanager
+async def following(address: str) -> AsyncIterator[dict[connection.Protocol, Agent]]:
+    """One agent of each protocol."""
+    agents = {protocol: Agent(address, protocol) for protocol in connection.Protocol}
+    tasks = [asyncio.create_task(agent.run(), name=f"agent {protocol}") for protocol, agent in agents.items()]
+    try:
+        yield agents
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+def change(cluster: served.Cluster, name: str, seed: int, *, nets: int) -> None:
+    """A set gets new members."""
+    store = cluster.simulator.store
+    numbers = random.Random(seed)
+    members = sorted(
+        {f"10.{numbers.randrange(1 << 8)}.{numbers.randrange(1 << 8)}.{seed % 256}/32" for _ in range(nets)}
+    )
+    write = store.replace if name in store.objects(SETS) else store.create
+    write(SETS, {"metadata": {"name": name}, "spec": {"nets": members}})
+
+
+def agree(agents: Iterable[Agent], *, keys: int) -> bool:
+    """Whether all have the same map, with so many sets."""
+    first, *others = agents
+    sets = [key for key in first.map if "quiet" in key or "busy" in key or "new" in key]
+    return len(sets) == keys and all(agent.map == first.map for agent in others)
+
+
+async def test_agents_that_stop_reading_are_caught_up_on_their_connections(tmp_path: pathlib.Path) -> None:
+    limits = {"TYPHA_LOGBUDGETBYTES": str(2 << 20), "TYPHA_SEGMENTBYTES": str(256 << 10), "TYPHA_CALICOFEEDS": "true"}
+    cluster = served.Cluster(tmp_path)
+    cluster.simulator.store.install(SETS)
+    async with cluster, served.serving(cluster, "--workers", "2", **limits) as service:
+        for number in range(100):
+            change(cluster, f"quiet-{number}", number, nets=2)
+        address = await service.address()
+        async with following(address) as agents, following(address) as others:
+            native, typha = agents[connection.Protocol.NATIVE], agents[connection.Protocol.TYPHA]
+            everybody = [*others.values(), native, typha]
+            await support.eventually(lambda: agree(everybody, keys=100), seconds=served.TIMEOUT_SECONDS)
+            await support.eventually(lambda: all(agent.told == [IN_SYNC] for agent in everybody))
+            for agent in (native, typha):
+                agent.may_read.clear()
+            deadline = time.monotonic() + 60
+            version = 0
+            while await service.metric("typha_client_catch_ups_total") < 2:
+                assert time.monotonic() < deadline, "the kernel takes it all"
+                for _ in range(5):
+                    version += 1
+                    change(cluster, f"busy-{version % 4}", version, nets=NETS)
+                await asyncio.sleep(0.05)
+            for number in range(30):
+                cluster.simulator.store.delete(SETS, "", f"quiet-{number}")
+            change(cluster, "new", 1, nets=2)
+            for agent in (native, typha):
+                agent.may_read.set()
+            await support.eventually(lambda: agree(everybody, keys=75), seconds=served.TIMEOUT_SECONDS)
+            await support.eventually(lambda: native.told == [IN_SYNC, CATCHING_UP, IN_SYNC])
+            assert typha.told == [IN_SYNC]
+            for agent in (native, typha):
+                assert len(agent.deleted) == 30
+                assert (agent.connections, agent.snapshots) == (1, 1)
+            assert await service.metric("typha_catch_up_blocks_total") > 0
+            assert await service.metric('typha_disconnects_total{reason="fell-behind"}') == 0
