@@ -7,6 +7,7 @@ it, and a close that is due waits for the step's end.
 
 import asyncio
 import concurrent.futures
+import ctypes
 import errno
 import ssl
 from collections.abc import Callable
@@ -21,6 +22,8 @@ _log = structlog.get_logger("typha.handshakes")
 
 _GIVEN_UP_SHARE = 0.8
 """Of the handshake timeout: whoever has been here longer than that is not worth a millisecond any more."""
+_TRIM_AFTER = 50
+"""Handshakes after which memory is given back, once none is waiting."""
 _NOT_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"}
 """What OpenSSL finds when the first bytes are not TLS."""
 
@@ -58,6 +61,7 @@ class Handshakes:
         self._failed = failed
         self._loop = asyncio.get_running_loop()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tls-handshake")
+        self._done_since_trim = 0
         self._ready: dict[client.Client, None] = {}
         """Whose next step may run; the newest last."""
 
@@ -93,15 +97,33 @@ class Handshakes:
                 self._failed(current, verdict.reason, verdict.detail)
             elif verdict.done:
                 current.shaking = False
+                self._done_since_trim += 1
                 self._transport.opened(connection)
                 self._poller.watch_read(current)
             else:
                 self._poller.watch_handshake(current, wants_write=verdict.wants_write)
         self._next()
 
+    def give_memory_back(self) -> None:
+        """To be called now and then: what a storm of handshakes has freed goes back to the system.
+
+        Without it the C library keeps it, in pieces between what lives: 15 kB for each of 400 clients that came
+        together.
+        """
+        if self._done_since_trim >= _TRIM_AFTER and not self._ready and self._transport.stepping is None:
+            self._done_since_trim = 0
+            self._thread.submit(_trim)
+
     def close(self) -> None:
         """Waits for a step that is running; to be called when nothing is heard any more."""
         self._thread.shutdown()
+
+
+def _trim() -> None:
+    """Some milliseconds, in the thread; a C library that has no such thing has no need of it either."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def take_step(connection: ssl.SSLSocket, client_tls: tls.ClientTls) -> Verdict:

@@ -125,10 +125,8 @@ async def test_readers_that_stall_get_everything_in_the_end(open_tls: OpenTlsSta
 
 async def test_a_pong_that_cannot_be_read_yet_is_not_missed(open_tls: OpenTlsStage) -> None:
     """Nothing is read while a record is in the way; the client takes it slowly, and has said what it was to say."""
-    limits = msgspec.structs.replace(
-        FAST, notsent_lowat_bytes=16 * 1024, ping_interval_seconds=0.2, pong_timeout_seconds=0.8
-    )
-    stage = await open_tls(limits)
+    hurried = msgspec.structs.replace(FAST, ping_interval_seconds=0.2, pong_timeout_seconds=0.8)
+    stage = await open_tls(msgspec.structs.replace(hurried, notsent_lowat_bytes=16 * 1024))
     slow = await stage.subscribe(receive_buffer_bytes=4096)
     await stage.converged(slow)
     slow.answers_pings = False
@@ -264,13 +262,11 @@ async def test_a_defect_ends_that_connection(
     open_tls: OpenTlsStage, files: certificates.Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = await open_tls()
-    good = await stage.subscribe()
-    await stage.converged(good)
     with monkeypatch.context() as patched:
         patched.setattr(tls, "_uri_names", None)
         await refused(stage, {"server-error": 1}, certificates.client_context(files.authority, cn="x"))
-    stage.put(pod("a", "new", version=2))
-    await stage.converged(good)
+    stage.peers_tls = certificates.client_context(files.authority)
+    await stage.converged(await stage.subscribe())
 
 
 class Gate:
