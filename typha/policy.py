@@ -30,7 +30,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Connections accepted in one turn, some 2 ms; between turns another worker may take the next."""
     hello_seconds: float = 0.004
     """How long one turn may answer hellos: a storm of them must not keep deliveries waiting."""
-    snapshot_places: int = 32
+    snapshot_places: int = 64
     """Clients that take their snapshot at the same time; the others are held."""
     snapshot_patience_seconds: float = 0.1
     """How long a full socket may keep its place: a slow client's link sets the pace of that client alone."""
