@@ -157,7 +157,7 @@ class WatchMachine(watch_core.WatchCore):
         else:
             is_watchable = self._has_watch and page.resource_version not in ("", "0")
             then = Watching() if is_watchable else Polling()
-            self._state = Sweeping(list(state.unseen), state.version, then)
+            self._state = Sweeping(sorted(state.unseen), state.version, then)
 
     def line(self, now: float, line: bytes) -> None:
         """A line of a watch."""
@@ -296,7 +296,7 @@ class WatchMachine(watch_core.WatchCore):
             if watch_decode.ends_initial_events(event.raw):
                 if not version:
                     raise watch_decode.InvalidInput("the bookmark that ends the initial events has no resourceVersion")
-                self._state = Sweeping(list(state.unseen), version, Watching())
+                self._state = Sweeping(sorted(state.unseen), version, Watching())
             self._health.succeeded(now)
         elif self._view.advance(version):
             self._progress(now)

@@ -69,6 +69,7 @@ class Fanout:
         self._config = config
         self._policy = limits
         self._link = link
+        self._watching_link = False
         self._loop = asyncio.get_running_loop()
         self.stats = worker_stats.WorkerStats(config.feeds)
         contexts = tls.Contexts(config.client_tls) if config.client_tls is not None else None
@@ -144,6 +145,7 @@ class Fanout:
         finally:
             self._finished.set()
             self._loop.remove_reader(self._link.fileno())
+            self._loop.remove_writer(self._link.fileno())
             self._loop.remove_reader(self.poller.fileno())
             if self._handshakes is not None:
                 self._handshakes.close()
@@ -171,8 +173,22 @@ class Fanout:
             self._guarded(action)
 
     def _tell(self, message: list[object]) -> None:
-        """A message for the hub; what does not fit its socket now goes with the next report."""
+        """A message for the hub; what does not fit its socket goes as soon as it does."""
         self._link.send(message)
+        self._look_at_link()
+
+    def _flush_link(self) -> None:
+        self._link.flush()
+        self._look_at_link()
+
+    def _look_at_link(self) -> None:
+        if self._link.wants_write is self._watching_link:
+            return
+        self._watching_link = self._link.wants_write
+        if self._watching_link:
+            self._loop.add_writer(self._link.fileno(), self._guarded, self._flush_link)
+        else:
+            self._loop.remove_writer(self._link.fileno())
 
     def _hear_hub(self) -> None:
         for message, descriptors in self._link.receive():
@@ -295,7 +311,7 @@ class Fanout:
             self.stats.tls_reload_failures = self._handshakes.contexts.failures
 
     def _report(self) -> None:
-        self._link.flush()
+        self._flush_link()
         if self._link.wants_write:
             return  # the hub has not read the last report yet; the next one says the same and more
         self._tell(

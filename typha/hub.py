@@ -43,7 +43,8 @@ class Hub:
         self.updates_refused: dict[str, int] = {}
         self.updates_total: dict[str, int] = {}
         self.batch_sizes: dict[str, quantiles.Histogram] = {}
-        self._wanted: set[tuple[str, str]] = set()
+        self._wanted: dict[tuple[str, str], None] = {}
+        """Channels to be opened as soon as there is something to serve, in the order in which they were asked for."""
         self._next_channel = 1
         self._log_budget_bytes = log_budget_bytes
         self._segment_bytes = segment_bytes
@@ -70,7 +71,7 @@ class Hub:
     def withdraw_awaited(self) -> None:
         """The feeds that were awaited will not come: their clients are refused."""
         withdrawn, self.awaited = self.awaited, ()
-        self._wanted = {key for key in self._wanted if key[0] in self.feeds}
+        self._wanted = {key: None for key in self._wanted if key[0] in self.feeds}
         for worker in self.workers.values():
             worker.tell(["withdraw", list(withdrawn)])
             worker.flush()
@@ -163,7 +164,7 @@ class Hub:
         """A client has come for a channel; it is opened as soon as its feed has something to serve."""
         # A feed that has just been withdrawn may still be asked for: the worker has not heard yet.
         if feed_name in self.names and (feed_name, wire_format) not in self.channels:
-            self._wanted.add((feed_name, wire_format))
+            self._wanted[feed_name, wire_format] = None
             self._open_wanted()
 
     def stale(self, worker: worker_handle.WorkerHandle, channel: int) -> None:
@@ -194,7 +195,7 @@ class Hub:
 
     def _open_wanted(self) -> None:
         for key in [key for key in self._wanted if key[0] in self.feeds and self.feeds[key[0]].synced_once]:
-            self._wanted.discard(key)
+            del self._wanted[key]
             source = self.feeds[key[0]]
             channel = hub_channel.HubChannel(
                 self._next_channel, source, formats.make_encoder(key[1]), segment_bytes=self._segment_bytes
@@ -282,9 +283,10 @@ class Hub:
             while self.log_bytes > self._log_budget_bytes and len(channel.log.segments) > 1:
                 if not self._trim(channel, channel.log.segments[0].end):
                     break
-        over = self.log_bytes - self._log_budget_bytes
-        if over > 0:
-            largest = max(self.channels.values(), key=lambda channel: channel.log.used_bytes)
+        # A log of one segment has nothing to give: a new snapshot would not change that, and ask for the next one.
+        givers = [channel for channel in self.channels.values() if len(channel.log.segments) > 1]
+        if givers and self.log_bytes > self._log_budget_bytes:
+            largest = max(givers, key=lambda channel: channel.log.used_bytes)
             if not largest.building:
                 self._build_snapshot(largest)
 

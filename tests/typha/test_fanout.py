@@ -61,6 +61,21 @@ async def test_the_hub_hears_how_far_the_slowest_is(open_stage: OpenStage) -> No
     assert report["lag_seconds"] > 0
 
 
+async def test_what_the_hub_could_not_take_goes_to_it_as_soon_as_it_can(open_stage: OpenStage) -> None:
+    """Behind a hub that stood still clients wait for channels and catch-ups: not until the next report."""
+    stage = await open_stage(msgspec.structs.replace(FAST, stats_interval_seconds=600.0))
+    stage.in_sync()
+    stage.loop.remove_reader(stage.link.fileno())
+    while not stage.fanout._link.wants_write:
+        stage.fanout._tell(["trimmed", 1, 0])
+    peer = await stage.subscribe()
+    await peer.read_until(lambda: peer.hello is not None)
+    assert stage.fanout._link.wants_write
+    stage.loop.add_reader(stage.link.fileno(), stage._hear)
+    await stage.converged(peer)
+    assert not stage.fanout._link.wants_write
+
+
 async def test_draining_says_goodbye_to_each_in_time_and_closes_the_listener(stage: Stage) -> None:
     peers = [await stage.subscribe() for _ in range(20)]
     await stage.converged(*peers)

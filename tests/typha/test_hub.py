@@ -254,6 +254,26 @@ def test_the_budget_is_taken_from_the_largest_log() -> None:
     bench.hub.close()
 
 
+def test_logs_of_one_segment_each_are_not_asked_for_snapshots_without_end() -> None:
+    """Many formats under a small budget: none has anything to give back, and a new snapshot would not change that."""
+    bench = Bench(support.raw_feed("busy", PODS), support.raw_feed("calm", NODES), log_budget_bytes=64 * KIBIBYTE)
+    bench.sync(PODS, NODES)
+    for name in ("busy", "calm"):
+        bench.hub.wanted(name, "native")
+    bench.make_snapshots()
+    for number in range(6):
+        for type in (PODS, NODES):
+            bench.hub.apply(pod(f"n{number}", "x" * 8 * KIBIBYTE, type=type))
+            bench.hub.batch_end()
+    assert bench.hub.log_bytes > 64 * KIBIBYTE
+    rounds = 0
+    while bench.requested and rounds < 20:
+        rounds += 1
+        build_snapshot(bench.hub, bench.requested.pop())
+    assert bench.requested == []
+    bench.hub.close()
+
+
 def test_trimming_is_told_before_the_memory_is_gone(bench: Bench) -> None:
     worker = bench.add_worker()
     channel = bench.open()

@@ -1,0 +1,211 @@
+"""Simulated clients: they connect, read as their plan says, come back when they are cut off, and judge all they get."""
+
+from collections.abc import Callable
+
+from tests.simulation import models, network, plans, transports, truth
+from tests.simulation import world as worlds
+
+_RETRY_SECONDS_MAX = 0.5
+_SLOW_TURN_SECONDS = 0.2
+
+
+class Agent:
+    """One client and its successive connections."""
+
+    def __init__(
+        self,
+        world: worlds.World,
+        number: int,
+        plan: plans.AgentPlan,
+        *,
+        feed: str,
+        is_tls: bool,
+        dial: Callable[["Agent", network.Connection], bool],
+        silence_seconds_max: float,
+    ) -> None:
+        self.world = world
+        self.name = f"agent {number} ({plan.wire})"
+        self.plan = plan
+        self.model: models.Model | None = None
+        self.connection: network.Connection | None = None
+        self.is_mute = False
+        """It answers no pings."""
+        self.is_calm = False
+        """The faults are over."""
+        self.bytes_per_second = plan.bytes_per_second
+        self.stalled_until = 0.0
+        self.heard_at = 0.0
+        """When something last came, or it connected."""
+        self.ends = 0
+        self.disturbed_until = world.now
+        """Faults of its own; nothing can be expected before."""
+        self.on_heard: Callable[[], None] = lambda: None
+        """Called when it has taken something in."""
+        self._feed = feed
+        self._is_tls = is_tls
+        self._dial = dial
+        self._silence_seconds_max = silence_seconds_max
+        self._reader = transports.RecordReader()
+        self._connections = 0
+        self._number = number
+        self._is_reading = False
+        self.connect()
+
+    def __repr__(self) -> str:
+        return f"<Agent {self.name}>"
+
+    def connect(self) -> None:
+        """Comes, or tries again in a moment."""
+        self._connections += 1
+        connection = network.Connection(self.world, self._number * 1000 + self._connections, self.plan.link)
+        connection.on_client_event = lambda: self._happened(connection)
+        wire = self.plan.wire
+        if wire.startswith("native"):
+            self.model = models.NativeModel(self._feed, zstd=wire.endswith("zstd"))
+        else:
+            self.model = models.TyphaModel(self._feed, snappy=wire.endswith("snappy"))
+        self.connection = connection
+        self._reader = transports.RecordReader()
+        self.heard_at = self.world.now
+        if not self._dial(self, connection):
+            self._lose("nobody listens")
+            return
+        self.world.note(self.name, f"connects as {connection.number}")
+        self._say(connection, self.model.hello())
+
+    def _say(self, connection: network.Connection, data: bytes) -> None:
+        """In one piece or two."""
+        cut = self.world.random.randint(1, len(data)) if self.world.chance(0.3) else len(data)
+        connection.up.write(data[:cut])
+        if data[cut:]:
+            self.world.after(self.world.random.random() * 0.3, lambda: self._say_rest(connection, data[cut:]))
+
+    def _say_rest(self, connection: network.Connection, data: bytes) -> None:
+        if connection is self.connection:
+            connection.up.write(data)
+
+    def _happened(self, connection: network.Connection) -> None:
+        if connection is not self.connection:
+            return
+        self.heard_at = self.world.now
+        if connection.is_reset:
+            self._lose("reset")
+        elif not self._is_reading:
+            self._is_reading = True
+            delay = _SLOW_TURN_SECONDS if self.bytes_per_second else self.world.random.random()
+            self.world.after(delay * (1.0 if self.bytes_per_second else self.plan.think_seconds_max), self._read)
+
+    def _read(self) -> None:
+        """Reads some of what is there."""
+        self._is_reading = False
+        connection = self.connection
+        if connection is None or connection.is_reset:
+            return
+        if self.world.now < self.stalled_until:
+            self._is_reading = True
+            self.world.at(self.stalled_until, self._read)
+            return
+        limit = self.plan.read_bytes_max
+        if self.bytes_per_second:
+            limit = int(self.bytes_per_second * _SLOW_TURN_SECONDS)
+        data = connection.down.read(limit)
+        if data:
+            self._hear(connection, data)
+        if connection is not self.connection:
+            return
+        if connection.down.arrived:
+            self._is_reading = True
+            self.world.after(_SLOW_TURN_SECONDS if self.bytes_per_second else 1e-5, self._read)
+        elif connection.down.is_ended:
+            self._lose("closed by the server")
+
+    def _hear(self, connection: network.Connection, data: bytes) -> None:
+        model = self.model
+        if model is None:
+            return
+        if self._is_tls:
+            data = self._reader.receive(data)
+        status = model.status
+        try:
+            answer = model.receive(data)
+        except worlds.Violation as error:
+            raise worlds.Violation(f"{self.name}: {error}") from error
+        if model.status is not status and model.status is not None:
+            self.world.note(self.name, f"told {model.status.label} at {model.sequence}")
+        if answer and not (self.is_mute and status is not None):
+            connection.up.write(answer)
+        self.on_heard()
+        if model.goodbye:
+            self._close(connection, f"goodbye: {model.goodbye}")
+
+    def _close(self, connection: network.Connection, why: str, *, is_reset: bool = False) -> None:
+        connection.close_client(is_reset=is_reset)
+        self._lose(why)
+
+    def _lose(self, why: str) -> None:
+        self.world.note(self.name, f"is off: {why}")
+        if self.connection is not None and not self.connection.client_closed:
+            self.connection.close_client(is_reset=False)
+        self.connection = None
+        self.ends += 1
+        self._is_reading = False
+        self.world.after(0.01 + self.world.random.random() * _RETRY_SECONDS_MAX, self.connect)
+
+    def hang_up(self, *, is_reset: bool) -> None:
+        """Leaves, and comes back."""
+        if self.connection is not None:
+            self.disturb(1.0)
+            self._close(self.connection, "leaves", is_reset=is_reset)
+
+    def stall(self, seconds: float) -> None:
+        """Reads nothing for a while."""
+        self.world.note(self.name, f"stalls for {seconds:.1f} s")
+        self.stalled_until = self.world.now + seconds
+        self.disturb(seconds)
+
+    def disturb(self, seconds: float) -> None:
+        """Nothing can be expected of it for so long."""
+        self.disturbed_until = max(self.disturbed_until, self.world.now + seconds)
+
+    def cut(self, seconds: float, *, user_timeout_seconds: float) -> None:
+        """Its network goes, and comes back."""
+        connection = self.connection
+        if connection is not None:
+            self.world.note(self.name, f"its network is gone for {seconds:.1f} s")
+            self.disturb(seconds + 1.0)
+            connection.cut(user_timeout_seconds=user_timeout_seconds)
+            self.world.after(seconds, connection.mend)
+
+    def calm(self) -> None:
+        """From here on it does what a good client does."""
+        self.is_calm = True
+        self.is_mute = False
+        self.bytes_per_second = 0
+        self.stalled_until = 0.0
+        if self.connection is not None:
+            self.connection.mend()
+
+    def look(self) -> None:
+        """Gives up on a server that says nothing, as clients do."""
+        connection = self.connection
+        if connection is not None and self.world.now - self.heard_at > self._silence_seconds_max:
+            self._close(connection, "nothing heard")
+
+    def silent_for(self) -> float:
+        """Seconds in which the server has given it nothing though it could."""
+        connection, model = self.connection, self.model
+        if connection is None or model is None or not model.is_accepted:
+            return 0.0
+        if connection.down.held or connection.down.arrived or connection.down.is_cut:
+            return 0.0
+        return self.world.now - self.heard_at
+
+    def lacks(self, history: truth.Truth, *, bound_seconds: float) -> int:
+        """How many updates it lacks of those that were out so long ago."""
+        model = self.model
+        if model is None or model.status is None or model.truth is not history:
+            return 0
+        due = history.due_at(self.world.now - bound_seconds)
+        if model.sequence >= due or history.digests[due] == model.total:
+            return 0
+        return due - model.sequence

@@ -1,0 +1,64 @@
+"""What must hold behind every turn of a process, as seen from inside, on the service's own objects."""
+
+from cache.cursor import CursorState
+from tests.simulation import service
+from tests.simulation import world as worlds
+from typha import channel_view, client, fanout
+
+_AWAY = {CursorState.SNAPSHOT, CursorState.FOLLOWING, CursorState.CATCHING_UP}
+
+
+def check_worker(one: fanout.Fanout) -> None:
+    """Counters add up, and every client stands in one place."""
+    if one._finished.is_set():
+        return  # it lets go of everything, and nobody asks for its counts any more
+    clients = one.poller.clients
+    active = len(clients) - len(one.sessions.closing)
+    ended = sum(one.stats.disconnects.values())
+    if one.stats.accepted != active + ended:
+        raise worlds.Violation(f"{one.stats.accepted} accepted, {active} active, {ended} ended")
+    seen: set[client.Client] = set()
+    for view in one.channels._by_name.values():
+        _check_view(view, seen)
+    for current in clients.values():
+        is_closing = current.state is CursorState.CLOSING
+        if (current in seen) != (current.channel is not None and not is_closing):
+            raise worlds.Violation(f"{current!r} stands in no list, or in one too many")
+        if (current.reason is not None) != is_closing:
+            raise worlds.Violation(f"{current!r} has a reason, or none, wrongly")
+
+
+def _check_view(view: channel_view.ChannelView, seen: set[client.Client]) -> None:
+    # A snapshot may be told of before the end of the log behind which it was cut.
+    end = max(view.log.end, view.snapshot.log_offset if view.snapshot else 0)
+    for index, current in enumerate(view.following):
+        if current.index != index or current.state is not CursorState.FOLLOWING or current.offset > end:
+            raise worlds.Violation(f"{current!r} stands at {index} of the pass, the log ends at {end}")
+    for current in view.held:
+        if current.state is not CursorState.HELD:
+            raise worlds.Violation(f"{current!r} is held")
+    for current in view.away:
+        if current.state not in _AWAY or current.index >= 0:
+            raise worlds.Violation(f"{current!r} is away")
+    before = len(seen)
+    everyone = view.all_clients()
+    seen.update(everyone)
+    if len(seen) - before != len(everyone):
+        raise worlds.Violation("a client stands in two lists")
+
+
+def check_hub(one: service.Service) -> None:
+    """The logs keep to their budget, but for what no snapshot has behind it yet, and for a last segment each."""
+    the_hub = one.hub
+    if the_hub is None:
+        return
+    logs = the_hub.log_bytes
+    if logs <= one.plan.log_budget_bytes:
+        return
+    allowed = one.plan.log_budget_bytes
+    for channel in the_hub.channels.values():
+        log = channel.log
+        behind = log.end - (log.start if channel.snapshot is None else min(channel.snapshot.log_offset, log.end))
+        allowed += behind + max([one.plan.segment_bytes, *(segment.size for segment in log.segments)])
+    if logs > allowed:
+        raise worlds.Violation(f"logs of {logs} bytes, {allowed} allowed")

@@ -1,0 +1,144 @@
+"""What goes wrong, one function for each kind; whom it hits is drawn."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from tests.simulation import agents, apiserver, plans, service
+from tests.simulation import world as worlds
+
+_RESTART_SECONDS = 0.5
+
+
+class Stage(Protocol):
+    """What a fault may strike."""
+
+    world: worlds.World
+    plan: plans.Plan
+    server: apiserver.ApiServer
+    agents: list[agents.Agent]
+    is_calm: bool
+
+    @property
+    def newest(self) -> service.Service:
+        """The service that is there."""
+        ...
+
+    def workers(self) -> list[service.Worker]:
+        """Those that are alive."""
+        ...
+
+    def start_service(self) -> None:
+        """Another one."""
+        ...
+
+    def write(self, count: int) -> None:
+        """Objects change."""
+        ...
+
+
+def strike(stage: Stage, kind: str) -> None:
+    """A fault, unless they are over."""
+    if stage.is_calm:
+        return
+    stage.world.note("fault", kind)
+    if kind in _ON_AGENTS:
+        victims = [agent for agent in stage.agents if not agent.plan.is_steady]
+        if victims:
+            _ON_AGENTS[kind](stage, stage.world.random.choice(victims))
+    else:
+        _ON_SERVICE[kind](stage)
+
+
+def _stall(stage: Stage, agent: agents.Agent) -> None:
+    agent.stall(stage.world.random.choice((0.5, 3.0, 9.0)))
+
+
+def _slow(stage: Stage, agent: agents.Agent) -> None:
+    agent.bytes_per_second = stage.world.random.choice((500, 5000))
+
+
+def _leave(stage: Stage, agent: agents.Agent) -> None:
+    agent.hang_up(is_reset=False)
+
+
+def _reset(stage: Stage, agent: agents.Agent) -> None:
+    agent.hang_up(is_reset=True)
+
+
+def _cut(stage: Stage, agent: agents.Agent) -> None:
+    limit = stage.plan.limits.no_progress_timeout_seconds
+    agent.cut(stage.world.random.choice((0.5, 4.0, 30.0)), user_timeout_seconds=limit)
+
+
+def _mute(stage: Stage, agent: agents.Agent) -> None:
+    agent.is_mute = True
+
+
+def _hang_worker(stage: Stage, seconds: float) -> None:
+    alive = stage.workers()
+    if alive:
+        stage.world.random.choice(alive).process.hang(seconds)
+
+
+def _kill_worker(stage: Stage) -> None:
+    alive = stage.workers()
+    if alive:
+        stage.world.random.choice(alive).process.kill()
+
+
+def _kill_hub(stage: Stage) -> None:
+    """And somebody starts it again, when its workers have ended, as they must."""
+    dying = stage.newest
+    dying.process.kill()
+    deadline = (
+        stage.world.now
+        + _RESTART_SECONDS
+        + max([0.0, *(worker.process.disturbed_until - stage.world.now for worker in dying.workers.values())])
+    )
+
+    def restart() -> None:
+        lingering = [worker.process for worker in dying.workers.values() if worker.process.is_alive]
+        if lingering and stage.world.now < deadline:
+            stage.world.after(0.1, restart)
+            return
+        if lingering:
+            raise worlds.Violation(f"{lingering} outlive their hub")
+        if stage.newest is dying:
+            stage.start_service()
+
+    stage.world.after(0.1, restart)
+
+
+def _storm(stage: Stage) -> None:
+    for agent in stage.agents:
+        agent.hang_up(is_reset=stage.world.chance(0.5))
+
+
+def _api_errors(stage: Stage) -> None:
+    stage.server.fault_probability = 0.4
+    stage.server.has_watch_list = stage.world.chance(0.5)
+
+
+_ON_AGENTS: dict[str, Callable[[Stage, agents.Agent], None]] = {
+    "stall": _stall,
+    "slow": _slow,
+    "leave": _leave,
+    "reset": _reset,
+    "cut": _cut,
+    "mute": _mute,
+}
+_ON_SERVICE: dict[str, Callable[[Stage], None]] = {
+    "worker-hang": lambda it: _hang_worker(it, it.world.random.choice((0.05, 0.5, 2.0))),
+    "worker-long-hang": lambda it: _hang_worker(it, 14.0),
+    "worker-kill": _kill_worker,
+    "hub-hang": lambda it: it.newest.process.hang(it.world.random.choice((0.2, 1.0, 5.0))),
+    "hub-long-hang": lambda it: it.newest.process.hang(plans.LONG_HANG_SECONDS),
+    "hub-kill": _kill_hub,
+    "api-compact": lambda it: it.server.compact(),
+    "api-break": lambda it: it.server.break_streams(is_silent=False),
+    "api-silence": lambda it: it.server.break_streams(is_silent=True),
+    "api-down": lambda it: it.server.go_down(it.world.random.choice((0.5, 5.0))),
+    "api-errors": _api_errors,
+    "burst": lambda it: it.write(it.world.random.choice((5, 30, 120))),
+    "storm": _storm,
+}

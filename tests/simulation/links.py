@@ -1,0 +1,113 @@
+"""The socketpair between hub and worker, in memory: datagrams in order, descriptors beside them, and little room."""
+
+import array
+import errno
+import os
+import socket
+from collections import deque
+from typing import Any, NamedTuple
+
+from tests.simulation import process
+
+
+class _Datagram(NamedTuple):
+    sent_at: float
+    data: bytes
+    descriptors: tuple[int, ...]
+
+
+class Way:
+    """One direction."""
+
+    def __init__(self, room_datagrams: int) -> None:
+        self.room_datagrams = room_datagrams
+        self.queue: deque[_Datagram] = deque()
+        self.is_closed_by_sender = False
+        self.is_closed_by_receiver = False
+
+    def drop(self) -> None:
+        """Nobody will take what is there."""
+        while self.queue:
+            for descriptor in self.queue.popleft().descriptors:
+                os.close(descriptor)
+
+
+class End(socket.socket):
+    """One end, in the place of a socket: as much of one as `typha.ipc.Link` uses."""
+
+    def __init__(self, owner: process.Process, into: Way, out: Way) -> None:
+        self.owner = owner
+        self.into = into
+        self.out = out
+        self.other: End | None = None
+        self._number = owner.open(self)
+        self._closed = False
+
+    def fileno(self) -> int:
+        """Its number in its process's loop."""
+        return self._number
+
+    def is_readable(self) -> bool:
+        """Whether something has come, or will never."""
+        if self.into.queue:
+            return self.into.queue[0].sent_at <= self.owner.world.time
+        return self.into.is_closed_by_sender
+
+    def is_writable(self) -> bool:
+        """Whether a datagram has room, or never will."""
+        return self.out.is_closed_by_receiver or len(self.out.queue) * 2 <= self.out.room_datagrams
+
+    def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
+        """A datagram and its descriptors, whole or not at all."""
+        if self._number < 0 or not self.owner.is_alive:
+            raise OSError(errno.EBADF, "closed")
+        if self.out.is_closed_by_receiver:
+            raise BrokenPipeError(errno.EPIPE, "nobody there")
+        if len(self.out.queue) >= self.out.room_datagrams:
+            raise BlockingIOError(errno.EAGAIN, "no room")
+        descriptors = tuple(os.dup(number) for _, _, numbers in ancdata for number in numbers)
+        data = b"".join(bytes(buffer) for buffer in buffers)
+        now = self.owner.world.time
+        self.out.queue.append(_Datagram(now, data, descriptors))
+        if self.other is not None:
+            self.owner.world.at(now, self.other.owner.wake)
+        return len(data)
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[bytes, list[Any], int, Any]:
+        """The next datagram; its descriptors become the caller's."""
+        if self._number < 0 or not self.owner.is_alive:
+            raise OSError(errno.EBADF, "closed")
+        if not self.is_readable():
+            raise BlockingIOError(errno.EAGAIN, "nothing there")
+        if not self.into.queue:
+            return b"", [], 0, None
+        datagram = self.into.queue.popleft()
+        if self.other is not None:
+            self.other.owner.wake()
+        ancillary = []
+        if datagram.descriptors:
+            ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", datagram.descriptors).tobytes()))
+        return datagram.data, ancillary, 0, None
+
+    def setblocking(self, flag: bool) -> None:
+        """It never blocks."""
+
+    def close(self) -> None:
+        """The other end hears of it."""
+        if self._number < 0:
+            return
+        self._number = -1
+        self._closed = True
+        self.out.is_closed_by_sender = True
+        self.into.is_closed_by_receiver = True
+        self.into.drop()
+        if self.other is not None:
+            self.other.owner.wake()
+
+
+def pair(ours: process.Process, theirs: process.Process, *, room_datagrams: int) -> tuple[End, End]:
+    """Two connected ends."""
+    there, back = Way(room_datagrams), Way(room_datagrams)
+    first, second = End(ours, back, there), End(theirs, there, back)
+    first.other, second.other = second, first
+    return first, second

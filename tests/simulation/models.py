@@ -1,0 +1,289 @@
+"""What a client knows, by protocol: every message is checked against what the hub has published.
+
+A native client's map is, behind every frame, the hub's map of the sequence that it has reached; one that is being
+caught up may mix, but no key goes back, and it ends in such a map. A client of Typha's protocol has no sequence: its
+map must be one that the hub had, at a moment that never goes back.
+"""
+
+from typing import Protocol
+
+from protocol import digest, errors, messages
+from protocol.native import connection as native
+from protocol.typha import connection as typha
+from protocol.typha import messages as typha_messages
+from tests.simulation import truth as truths
+from tests.simulation import world as worlds
+
+_CATCHING_UP = messages.SyncStatus.CATCHING_UP
+_IN_SYNC = messages.SyncStatus.IN_SYNC
+
+
+class Model(Protocol):
+    """One connection's protocol, map and judgement."""
+
+    truth: truths.Truth | None
+    """What its hub published; set once the connection has been accepted."""
+    floor: int
+    """In-sync must not be told of an older map."""
+    sequence: int
+    """Its map is the hub's of this sequence, or of a later one."""
+    status: messages.SyncStatus | None
+    is_accepted: bool
+    """The server has answered the hello: from here on it must not be silent."""
+    goodbye: str
+
+    def hello(self) -> bytes:
+        """The first bytes."""
+        ...
+
+    def receive(self, data: bytes) -> bytes:
+        """Takes bytes; gives what the protocol answers."""
+        ...
+
+    def mix(self) -> None:
+        """The server begins to catch it up: for a while its map need not be one that the hub had."""
+        ...
+
+    def settle(self) -> None:
+        """It has been sent everything: its map must be the hub's."""
+        ...
+
+    @property
+    def total(self) -> int:
+        """Digest of its map."""
+        ...
+
+
+class _Map:
+    """Key to digest, with the digest of all."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, int] = {}
+        self.total = 0
+        self.moved: dict[str, int] = {}
+        """Sequence of each key's value, at the earliest."""
+
+    def apply(self, update: messages.Update) -> int:
+        """Takes an update; the key's digest."""
+        now = truths.ABSENT
+        if update.value is not None:
+            now = digest.pair_digest(update.key.encode(), update.value)
+        before = self.keys.pop(update.key, truths.ABSENT)
+        if now:
+            self.keys[update.key] = now
+        self.total = (self.total + now - before) % digest.MODULUS
+        return now
+
+    def move(self, truth: truths.Truth, key: str, now: int) -> None:
+        """The key has moved; never back, and never to what it was not."""
+        at = truth.key_moved(key, now, self.moved.get(key, 0))
+        if at is None:
+            raise worlds.Violation(f"key {key} goes back, or has a value that it never had")
+        self.moved[key] = at
+
+
+class NativeModel:
+    """A client of the native protocol."""
+
+    def __init__(self, feed: str, *, zstd: bool) -> None:
+        self._connection = native.Connection(native.Role.CLIENT)
+        self._map = _Map()
+        self._building: _Map | None = None
+        self._hello = messages.ClientHello(
+            feed=feed, agent="simulated", features=frozenset({messages.Feature.ZSTD.value} if zstd else ())
+        )
+        self.truth: truths.Truth | None = None
+        self.floor = 0
+        self.sequence = 0
+        self.status: messages.SyncStatus | None = None
+        self.is_accepted = False
+        self.goodbye = ""
+        self._swapped_at = -1
+        """Sequence of the last map that was whole."""
+
+    @property
+    def total(self) -> int:
+        """Digest of its map."""
+        return self._map.total
+
+    def hello(self) -> bytes:
+        """The first bytes."""
+        self._connection.send(self._hello)
+        return self._connection.data_to_send()
+
+    def receive(self, data: bytes) -> bytes:
+        """Takes bytes; gives what the protocol answers."""
+        self._connection.receive_data(data)
+        try:
+            while (message := self._connection.next_event()) is not None:
+                self._take(message)
+        except errors.RemoteProtocolError as error:
+            raise worlds.Violation(f"the server breaks the protocol: {error}") from error
+        return self._connection.data_to_send()
+
+    def mix(self) -> None:
+        """It is told so itself."""
+
+    def settle(self) -> None:
+        """It has been sent everything."""
+        if self.status is _CATCHING_UP or self.total != self._truth().digest:
+            raise worlds.Violation(f"sent everything, told {self.status!r}, and its map is not the hub's")
+
+    def _take(self, message: messages.Message) -> None:
+        match message:
+            case messages.ServerHello():
+                self.is_accepted = True
+            case messages.SnapshotBegin():
+                self._building = _Map()
+            case messages.SnapshotChunk(updates=updates) if self._building is not None:
+                for update in updates:
+                    self._building.apply(update)
+            case messages.SnapshotEnd() if self._building is not None:
+                self._map, self._building = self._building, None
+                self.status = None
+                self.sequence = message.sequence
+                self._check_cut("a snapshot", message.digest)
+            case messages.Updates():
+                self._apply(message)
+            case messages.Status():
+                self._tell(message)
+            case messages.Goodbye():
+                self.goodbye = message.reason
+
+    def _apply(self, message: messages.Updates) -> None:
+        truth = self._truth()
+        for update in message.updates:
+            now = self._map.apply(update)
+            if self.status is _CATCHING_UP:
+                self._map.move(truth, update.key, now)
+        self.sequence = message.sequence
+        if self.status is not _CATCHING_UP:
+            self._check_cut("updates")
+
+    def _tell(self, message: messages.Status) -> None:
+        first = self.status is None
+        self.status = message.status
+        if message.status is _CATCHING_UP:
+            return
+        self._check_cut(f"the status {message.status.label}")
+        if message.status not in self._truth().statuses_at(self.sequence):
+            raise worlds.Violation(f"told {message.status.label} of sequence {self.sequence}, which was not its status")
+        if first and self.sequence < self.floor:
+            raise worlds.Violation(f"first status at {self.sequence}, though {self.floor} was out when it came")
+
+    def _truth(self) -> truths.Truth:
+        if self.truth is None:
+            raise worlds.Violation("data from nobody")
+        return self.truth
+
+    def _check_cut(self, behind: str, said: int | None = None) -> None:
+        truth = self._truth()
+        if self.sequence > truth.sequence:
+            raise worlds.Violation(f"{behind}: sequence {self.sequence} was never published")
+        if truth.digests[self.sequence] != self.total or said not in (None, self.total):
+            raise worlds.Violation(f"behind {behind} the map is not the hub's of sequence {self.sequence}")
+
+
+class TyphaModel:
+    """A client of Typha's protocol."""
+
+    def __init__(self, feed: str, *, snappy: bool) -> None:
+        self._connection = typha.Connection(typha.Role.CLIENT)
+        self._map = _Map()
+        self._hello = typha_messages.ClientHello(
+            hostname="simulated",
+            syncer_type=feed,
+            supports_decoder_restart=snappy,
+            supported_compression_algorithms=(typha_messages.SNAPPY,) if snappy else (),
+            supports_modern_policy_keys=True,
+        )
+        self._snappy = snappy
+        self._is_mixed = False
+        """It is, or may be, in a catch-up: its map need not be a cut."""
+        self.truth: truths.Truth | None = None
+        self.floor = 0
+        self.sequence = 0
+        self.status: messages.SyncStatus | None = None
+        self.is_accepted = False
+        self.goodbye = ""
+
+    @property
+    def total(self) -> int:
+        """Digest of its map."""
+        return self._map.total
+
+    def hello(self) -> bytes:
+        """The first bytes."""
+        self._connection.send_hello(self._hello)
+        return self._connection.data_to_send()
+
+    def receive(self, data: bytes) -> bytes:
+        """Takes bytes; gives what the protocol answers."""
+        self._connection.receive_data(data)
+        try:
+            while (message := self._connection.next_event()) is not None:
+                self._take(message)
+        except errors.RemoteProtocolError as error:
+            raise worlds.Violation(f"the server breaks the protocol: {error}") from error
+        return self._connection.data_to_send()
+
+    def mix(self) -> None:
+        """It is not told."""
+        self._is_mixed = True
+
+    def settle(self) -> None:
+        """It has been sent everything."""
+        truth = self._truth()
+        if self.total != truth.digest:
+            raise worlds.Violation("sent everything, and its map is not the hub's")
+        self._is_mixed = False
+        self.sequence = truth.sequence
+
+    def _truth(self) -> truths.Truth:
+        if self.truth is None:
+            raise worlds.Violation("data from nobody")
+        return self.truth
+
+    def _take(self, message: typha_messages.Message) -> None:
+        match message:
+            case typha_messages.ServerHello():
+                self.is_accepted = not self._snappy
+            case typha_messages.DecoderRestart():
+                self.is_accepted = True
+            case typha_messages.KeyValues():
+                self._apply(message.updates)
+            case typha_messages.SyncStatus():
+                self._tell(messages.SyncStatus(message.status))
+
+    def _apply(self, updates: tuple[messages.Update, ...]) -> None:
+        truth = self._truth()
+        for update in updates:
+            self._map.move(truth, update.key, self._map.apply(update))
+        if self.status is not None and not self._is_mixed:
+            self._find_cut("updates")
+
+    def _find_cut(self, behind: str) -> None:
+        found = self._truth().first_cut(self.total, self.sequence)
+        if found is None:
+            raise worlds.Violation(f"behind {behind} the map is none that the hub had since {self.sequence}")
+        self.sequence = found
+
+    def _tell(self, status: messages.SyncStatus) -> None:
+        if self.status is None:
+            self.sequence = max(self.sequence, self.floor)
+        self.status = status
+        if self._is_mixed:
+            return
+        self._find_cut(f"the status {status.label}")
+        if status not in self._statuses():
+            raise worlds.Violation(f"told {status.label}, which was not the status at {self.sequence}")
+
+    def _statuses(self) -> set[messages.SyncStatus]:
+        """Of all cuts that this map may be."""
+        truth = self._truth()
+        found: set[messages.SyncStatus] = set()
+        at: int | None = self.sequence
+        while at is not None:
+            found |= truth.statuses_at(at)
+            at = truth.first_cut(self.total, at + 1)
+        return found

@@ -1,0 +1,305 @@
+"""A simulated process: an event loop of its own on the world's clock, that works, waits, hangs and dies.
+
+The loop does what asyncio's promises and nothing more: callbacks in order, timers by time. The order of descriptors
+that are ready at once is drawn. Working takes time: a process's own clock runs ahead of the world's by what it has
+done in this turn, and it does not run again before the world has caught up.
+"""
+
+import asyncio
+import contextvars
+import heapq
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, cast
+
+from tests.simulation import world as worlds
+
+_TEARDOWN_TURNS = 200
+_TURN_SECONDS = 2e-5
+"""What a turn takes at least: else one that changes nothing would be repeated for ever in one moment."""
+
+
+class File(Protocol):
+    """What stands behind a descriptor in an event loop."""
+
+    def is_readable(self) -> bool:
+        """Whether a reader is to be called."""
+        ...
+
+    def is_writable(self) -> bool:
+        """Whether a writer is to be called."""
+        ...
+
+
+class Loop:
+    """The part of an event loop that the service uses."""
+
+    def __init__(self, owner: "Process") -> None:
+        self._owner = owner
+        self._ready: deque[asyncio.Handle] = deque()
+        self._timers: list[tuple[float, float, int, asyncio.TimerHandle]] = []
+        self._count = 0
+        self._readers: dict[int, asyncio.Handle] = {}
+        self._writers: dict[int, asyncio.Handle] = {}
+        self.tasks: list[asyncio.Task[Any]] = []
+        self.failures: list[str] = []
+
+    @property
+    def as_loop(self) -> asyncio.AbstractEventLoop:
+        """For asyncio, which asks for no more than is here."""
+        return cast("asyncio.AbstractEventLoop", self)
+
+    def time(self) -> float:
+        """The process's own time."""
+        return self._owner.world.time
+
+    def get_debug(self) -> bool:
+        """No debugging."""
+        return False
+
+    def is_running(self) -> bool:
+        """It is there."""
+        return True
+
+    def is_closed(self) -> bool:
+        """Never: it is just not run any more."""
+        return False
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """An exception that nobody else took."""
+        self.failures.append(f"{context.get('message')}: {context.get('exception')!r}")
+
+    def call_soon(
+        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        """In order, in the next turn."""
+        handle = asyncio.Handle(callback, args, self.as_loop, context)
+        self._ready.append(handle)
+        self._owner.wake()
+        return handle
+
+    def call_later(
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        """After some seconds."""
+        return self.call_at(self.time() + delay, callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        """At a time; a draw decides between timers of one moment."""
+        handle = asyncio.TimerHandle(when, callback, args, self.as_loop, context)
+        self._count += 1
+        heapq.heappush(self._timers, (when, self._owner.world.random.random(), self._count, handle))
+        self._owner.wake_at(when)
+        return handle
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It stays in the heap, and is passed over."""
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """A future of this loop."""
+        return asyncio.Future(loop=self.as_loop)
+
+    def create_task(
+        self,
+        coro: Any,
+        *,
+        name: str | None = None,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Task[Any]:
+        """A task of this loop, remembered for the process's end."""
+        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self.as_loop, name=name, context=context)
+        self.tasks.append(task)
+        return task
+
+    def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
+        """Calls back while the descriptor is readable."""
+        self._readers[fd] = asyncio.Handle(callback, args, self.as_loop, None)
+        self._owner.wake()
+
+    def remove_reader(self, fd: Any) -> bool:
+        """No more of that."""
+        return self._readers.pop(fd, None) is not None
+
+    def add_writer(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
+        """Calls back while the descriptor is writable."""
+        self._writers[fd] = asyncio.Handle(callback, args, self.as_loop, None)
+        self._owner.wake()
+
+    def remove_writer(self, fd: Any) -> bool:
+        """No more of that."""
+        return self._writers.pop(fd, None) is not None
+
+    def events(self) -> list[asyncio.Handle]:
+        """What the descriptors call for, in the order in which they were registered."""
+        files = self._owner.files
+        readable = [handle for fd, handle in self._readers.items() if files[fd].is_readable()]
+        return readable + [handle for fd, handle in self._writers.items() if files[fd].is_writable()]
+
+    def has_events(self) -> bool:
+        """Whether a descriptor calls for something."""
+        files = self._owner.files
+        return any(files[fd].is_readable() for fd in self._readers) or any(
+            files[fd].is_writable() for fd in self._writers
+        )
+
+    def run_once(self) -> None:
+        """One turn: descriptors and timers that are due, then what was ready when they had been looked at."""
+        events = self.events()
+        if len(events) > 1:
+            self._owner.world.random.shuffle(events)
+        self._ready.extend(events)
+        now = self._owner.local
+        while self._timers and self._timers[0][0] <= now:
+            self._ready.append(heapq.heappop(self._timers)[3])
+        for _ in range(len(self._ready)):
+            handle = self._ready.popleft()
+            if not handle.cancelled():
+                handle._run()
+
+    def next_due(self) -> float | None:
+        """When the next turn has something to do."""
+        if self._ready:
+            return 0.0
+        while self._timers and self._timers[0][3].cancelled():
+            heapq.heappop(self._timers)
+        return self._timers[0][0] if self._timers else None
+
+
+class Process:
+    """One process; `kill` is SIGKILL: nothing of its own runs any more, and what it had open is closed."""
+
+    def __init__(self, world: worlds.World, name: str, *, read_clock_seconds: float, wake_seconds_max: float) -> None:
+        self.world = world
+        self.name = name
+        self.loop = Loop(self)
+        self.files: dict[int, File] = {}
+        self.local = world.now
+        self.is_alive = True
+        self.exit_code: int | None = None
+        self.on_exit: list[Callable[[], None]] = []
+        """What the kernel does at its end."""
+        self.disturbed_until = world.now
+        """It hangs, or has just begun; nothing can be expected of it before."""
+        self._next_fd = 100_000
+        self._wake_at: float | None = None
+        self._read_clock_seconds = read_clock_seconds
+        self._wake_seconds_max = wake_seconds_max
+
+    def __repr__(self) -> str:
+        return f"<Process {self.name}>"
+
+    def read_clock(self) -> float:
+        """Its own time, which goes on by looking at it."""
+        self.local += self._read_clock_seconds
+        return self.local
+
+    def work(self, seconds: float) -> None:
+        """It was busy for so long."""
+        self.local += seconds
+
+    def open(self, file: File) -> int:
+        """A descriptor for an event loop."""
+        self._next_fd += 1
+        self.files[self._next_fd] = file
+        return self._next_fd
+
+    def start(self, main: Callable[[], Coroutine[Any, Any, int]]) -> None:
+        """Begins to run; `main` gives the exit code."""
+        self.world.note(self.name, "started")
+        self.loop.call_soon(self._begin, main)
+
+    def _begin(self, main: Callable[[], Coroutine[Any, Any, int]]) -> None:
+        self.loop.create_task(main(), name=f"{self.name} main").add_done_callback(self._main_done)
+
+    def _main_done(self, task: asyncio.Task[int]) -> None:
+        if not self.is_alive:
+            return
+        if task.cancelled() or task.exception() is not None:
+            self.loop.failures.append(f"{self.name} failed: {task!r}")
+            self._end(1)
+        else:
+            self._end(task.result())
+
+    def wake(self) -> None:
+        """There may be something to do; it takes the process a moment to see that."""
+        if self.world.current is not self:
+            self.wake_at(self.world.time + self.world.random.random() * self._wake_seconds_max)
+
+    def wake_at(self, when: float) -> None:
+        """There will be something to do."""
+        if self.world.current is self:
+            return  # looked at when its turn is over
+        when = max(when, self.local, self.world.now)
+        if self._wake_at is None or when < self._wake_at:
+            self._wake_at = when
+            self.world.at(when, lambda: self._wake(when))
+
+    def _wake(self, when: float) -> None:
+        if self._wake_at != when or not self.is_alive:
+            return
+        self._wake_at = None
+        if self.world.now < self.local:  # hung since
+            self.wake_at(self.local)
+            return
+        self._turn()
+        if self.is_alive:
+            due = 0.0 if self.loop.has_events() else self.loop.next_due()
+            if due is not None:
+                self.wake_at(due)
+
+    def _turn(self) -> None:
+        self.local = self.world.now + _TURN_SECONDS
+        self.world.current = self
+        asyncio.events._set_running_loop(self.loop.as_loop)
+        try:
+            self.loop.run_once()
+        finally:
+            asyncio.events._set_running_loop(None)
+            self.world.current = None
+        if self.loop.failures:
+            raise worlds.Violation(f"{self.name}: {self.loop.failures[0]}")
+        self.world.after_turn(self)
+
+    def hang(self, seconds: float) -> None:
+        """Does nothing for a while (SIGSTOP, a slow disk, another process's CPU)."""
+        if self.is_alive:
+            self.world.note(self.name, f"hangs for {seconds:.3f} s")
+            self.local = max(self.local, self.world.now) + seconds
+            self.disturbed_until = max(self.disturbed_until, self.local)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.is_alive:
+            self.world.note(self.name, "is killed")
+            self._end(-9)
+
+    def _end(self, code: int) -> None:
+        self.is_alive = False
+        self.exit_code = code
+        self.world.note(self.name, f"ended with {code}")
+        for action in self.on_exit:
+            action()
+        # Within a turn of its own, the rest is taken down behind it.
+        self.world.at(self.world.now, self._take_down)
+
+    def _take_down(self) -> None:
+        """Unwinds what was running, cut off from the world, so that memory and descriptors come back."""
+        asyncio.events._set_running_loop(self.loop.as_loop)
+        self.world.current = self
+        try:
+            for _ in range(_TEARDOWN_TURNS):
+                unfinished = [task for task in self.loop.tasks if not task.done()]
+                if not unfinished:
+                    break
+                for task in unfinished:
+                    task.cancel()
+                self.loop.run_once()
+                self.loop.failures.clear()  # it fell from where it stood
+        finally:
+            asyncio.events._set_running_loop(None)
+            self.world.current = None
+        for task in self.loop.tasks:
+            if task.done() and not task.cancelled():
+                task.exception()  # or asyncio complains that nobody looked

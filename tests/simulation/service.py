@@ -1,0 +1,202 @@
+"""One service: a hub process with its feed, and the workers that it starts, all of them simulated processes.
+
+What runs in them is the service's own: hub, snapshot maker, worker handles, the keeping of workers, fan-outs. Only
+what starts a process, opens a socket or reads a clock is replaced.
+"""
+
+import asyncio
+import contextlib
+import socket
+
+from cache import raw, resources
+from tests.simulation import apiserver, links, plans, process, sockets, transports, truth
+from tests.simulation import world as worlds
+from typha import client, fanout, hub, hub_channel, ipc, policy, poller, settings, snapshot_maker, transport, workers
+
+FEED = "felix"
+TYPES = (resources.ResourceType("", "v1", "pods"), resources.ResourceType("", "v1", "nodes"))
+_MAX_VALUE_BYTES = 1 << 20
+_HOUSEKEEPING_SECONDS = 1.0
+EXIT_HUB_GONE = 3
+
+
+class Worker:
+    """A worker process."""
+
+    def __init__(self, service: "Service", config: policy.WorkerConfig, link_end: links.End) -> None:
+        plan = service.plan
+        self.service = service
+        self.config = config
+        self.host = sockets.Host()
+        self.transport: transport.Transport
+        if plan.tls:
+            through_tls = transports.TlsTransport()
+            kind = transports.TlsSocket, through_tls.accepted
+            self.transport = through_tls
+            self.listener = sockets.Listener(service.backlog, self.host, link_end.owner, *kind)
+        else:
+            self.transport = transports.PlainTransport(self.host)
+            self.listener = sockets.Listener(service.backlog, self.host, link_end.owner)
+        self.link_end = link_end
+        self.process = link_end.owner
+        self.fanout: fanout.Fanout | None = None
+        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.process.on_exit.append(self._closed_by_kernel)
+
+    async def main(self) -> int:
+        """As `typha.worker` runs it."""
+        limits = self.service.plan.limits
+        client_poller: poller.Poller[client.Client] = poller.Poller(
+            self.listener,
+            notsent_lowat_bytes=limits.notsent_lowat_bytes,
+            user_timeout_seconds=limits.no_progress_timeout_seconds,
+        )
+        link = ipc.Link(self.link_end)
+        self.fanout = fanout.Fanout(
+            self.config, self.listener, link, client_poller=client_poller, bytes_through=self.transport
+        )
+        try:
+            await self.fanout.run()
+        except ipc.LinkBroken:
+            return EXIT_HUB_GONE
+        return 0
+
+    def _closed_by_kernel(self) -> None:
+        self.host.close_all()
+        self.listener.close()
+        self.link_end.close()
+        hub_process = self.service.process
+        if hub_process.is_alive and not self.ended.done():
+            code = self.process.exit_code if self.process.exit_code is not None else -9
+            self.service.world.after(0.001, lambda: self._tell_end(code))
+
+    def _tell_end(self, code: int) -> None:
+        if not self.ended.done() and self.service.process.is_alive:
+            self.ended.set_result(code)
+
+
+class Workers(workers.Workers):
+    """The service's keeping of workers, on simulated processes."""
+
+    def __init__(
+        self, service: "Service", the_hub: hub.Hub, configured: settings.Settings, listener: socket.socket
+    ) -> None:
+        super().__init__(the_hub, configured, listener)
+        self.wanted = service.plan.workers
+        self._service = service
+        self._incarnation = f"{service.number:032x}"
+
+    async def _run_process(self, number: int) -> int:
+        service = self._service
+        child = service.make_process(f"worker {number}.{service.next_worker()}")
+        ours, theirs = links.pair(service.process, child, room_datagrams=service.plan.link_datagrams)
+        with ours:
+            worker = Worker(service, self._config(number), theirs)
+            service.workers[number] = worker
+            child.start(worker.main)
+            ended = asyncio.create_task(_wait(worker.ended), name=f"worker {number} exit")
+            try:
+                with self._attached(number, ours) as broken:
+                    await self._watch(number, ended, broken)
+            finally:
+                if not ended.done():
+                    child.kill()
+                await ended
+        return ended.result()
+
+
+async def _wait(ended: "asyncio.Future[int]") -> int:
+    return await ended
+
+
+class Service:
+    """One generation: its hub's process, and everything that dies with it."""
+
+    def __init__(
+        self,
+        world: worlds.World,
+        number: int,
+        plan: plans.Plan,
+        backlog: sockets.Backlog,
+        server: apiserver.ApiServer,
+    ) -> None:
+        self.world = world
+        self.number = number
+        self.plan = plan
+        self.backlog = backlog
+        self.server = server
+        self.truth = truth.Truth(world)
+        self.workers: dict[int, Worker] = {}
+        self.process = self.make_process(f"hub {number}")
+        self.host = sockets.Host()
+        self.listener = sockets.Listener(backlog, self.host, self.process)
+        self.hub: hub.Hub | None = None
+        self.keeper: Workers | None = None
+        self._stopping = asyncio.Event()
+        self._started = 0
+        self.process.on_exit.append(self._closed_by_kernel)
+        self.process.start(self._main)
+
+    def make_process(self, name: str) -> process.Process:
+        """A process of this plan's speed."""
+        return process.Process(
+            self.world,
+            name,
+            read_clock_seconds=self.plan.read_clock_seconds,
+            wake_seconds_max=self.plan.wake_seconds_max,
+        )
+
+    def next_worker(self) -> int:
+        """Numbers the processes."""
+        self._started += 1
+        return self._started
+
+    def stop(self) -> None:
+        """SIGTERM."""
+        self.world.note(self.process.name, "is told to stop")
+        self._stopping.set()
+
+    def _closed_by_kernel(self) -> None:
+        self.listener.close()
+        for worker in self.workers.values():
+            if worker.link_end.other is not None:
+                worker.link_end.other.close()
+
+    def _is_open(self, channel: hub_channel.HubChannel) -> bool:
+        return self.hub is not None and channel in self.hub.channels.values()
+
+    async def _main(self) -> int:
+        """As `typha.service` puts it together."""
+        spec = raw.FeedSpec(FEED, tuple(raw.ResourceSpec(type) for type in TYPES))
+        source = truth.RecordedFeed(spec, max_value_bytes=_MAX_VALUE_BYTES, truth=self.truth)
+        maker = snapshot_maker.SnapshotMaker(self._snapshot_built, self._is_open)
+        self.hub = hub.Hub(
+            [source],
+            log_budget_bytes=self.plan.log_budget_bytes,
+            segment_bytes=self.plan.segment_bytes,
+            build_snapshot=maker.request,
+        )
+        self.keeper = Workers(self, self.hub, settings.Settings(), self.listener)
+        try:
+            async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as background:
+                serving = tasks.create_task(self.keeper.run(), name="workers")
+                jobs = [maker.run(), self.hub.catch_ups.run(), self._keep_house(self.hub)]
+                jobs += [apiserver.Watcher(self.server, type, self.hub).run() for type in TYPES]
+                for job in jobs:
+                    background.callback(tasks.create_task(job).cancel)
+                await self._stopping.wait()
+                self.listener.close()
+                self.keeper.drain(seconds=self.plan.drain_seconds, interval_seconds_max=1.0)
+                await serving
+        finally:
+            self.hub.close()
+        return 0
+
+    def _snapshot_built(self, channel: hub_channel.HubChannel) -> None:
+        if self.hub is not None:
+            self.hub.snapshot_built(channel)
+
+    async def _keep_house(self, the_hub: hub.Hub) -> None:
+        while True:
+            await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+            the_hub.look_after_channels()

@@ -1,0 +1,386 @@
+"""A run of a seed: a service, its clients, the faults of its plan, and what must hold at every step and at the end."""
+
+import contextlib
+import gc
+import os
+import random
+import select
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import structlog
+
+from cache import cursor, store
+from protocol.native import encoder as native_encoder
+from protocol.typha import encoder as typha_encoder
+from tests.simulation import agents, apiserver, checks, faults, network, plans, process, service, sockets, strangers
+from tests.simulation import world as worlds
+from typha import client, clock, hub_channel, policy
+
+_LOOK_SECONDS = 0.25
+_FRESH_SECONDS = 1.0
+_SLACK_SECONDS = 0.7
+"""Of a ping: latencies, a busy turn, and the time between two looks."""
+CONVERGENCE_SECONDS = 60.0
+_RECOVERY_SECONDS = 1.5
+
+
+class Simulation:
+    """Everything that there is in a run."""
+
+    def __init__(self, world: worlds.World, plan: plans.Plan) -> None:
+        self.world = world
+        self.plan = plan
+        self.server = apiserver.ApiServer(world, service.TYPES, latency_seconds=0.002)
+        self.generations: list[service.Service] = []
+        self.closes = 0
+        self._by_connection: dict[int, agents.Agent] = {}
+        self._greeted: set[int] = set()
+        """Connections that have been subscribed: what they are sent later is a catch-up."""
+        self._written = 0
+        self.is_calm = False
+        self.start_service()
+        ping_seconds = plan.limits.ping_interval_seconds
+        self.agents = [
+            agents.Agent(
+                world,
+                number,
+                agent_plan,
+                feed=service.FEED,
+                is_tls=plan.tls,
+                dial=self._dial,
+                silence_seconds_max=3 * ping_seconds,
+            )
+            for number, agent_plan in enumerate(plan.agents, start=1)
+        ]
+        self.strangers = [strangers.Stranger(world, number, self.dial_stranger) for number in range(plan.strangers)]
+        for agent in self.agents:
+            self._watch(agent)
+        world.after(_LOOK_SECONDS, self._look)
+
+    # What happens.
+
+    @property
+    def newest(self) -> service.Service:
+        """The newest generation."""
+        return self.generations[-1]
+
+    def start_service(self) -> None:
+        """A new service, that knows nothing of those before."""
+        backlog = sockets.Backlog(self.world)
+        self.generations.append(service.Service(self.world, len(self.generations) + 1, self.plan, backlog, self.server))
+
+    def workers(self) -> list[service.Worker]:
+        """Those of the newest service that are alive."""
+        return [worker for worker in self.newest.workers.values() if worker.process.is_alive]
+
+    def _dial(self, agent: agents.Agent, connection: network.Connection) -> bool:
+        if agent.model is not None:
+            agent.model.truth = self.newest.truth
+        self._by_connection[connection.number] = agent
+        return self.newest.backlog.connect(connection)
+
+    def dial_stranger(self, connection: network.Connection) -> bool:
+        """Somebody connects who is no client."""
+        return self.newest.backlog.connect(connection)
+
+    def _watch(self, agent: agents.Agent) -> None:
+        agent.on_heard = lambda: self._heard(agent)
+
+    def write(self, count: int) -> None:
+        """Objects change."""
+        draw = self.world.random
+        for _ in range(count):
+            type = draw.choice(service.TYPES)
+            name = f"o{draw.randrange(self.plan.keys)}"
+            if draw.random() < 0.25:
+                self.server.write(type, name, None)
+            else:
+                self._written += 1
+                padding = draw.randbytes(draw.randrange(self.plan.value_bytes_max) // 2 + 1).hex()
+                self.server.write(type, name, f"{self._written}-{padding}")
+
+    def _churn(self) -> None:
+        if not self.is_calm:
+            self.write(1)
+            self.world.after(self.world.random.expovariate(self.plan.writes_per_second), self._churn)
+
+    # What is seen.
+
+    def moved(self, current: client.Client, state: cursor.CursorState) -> None:
+        """A cursor has changed its state."""
+        if not isinstance(current.socket, sockets.ServerSocket):
+            return
+        connection = current.socket.connection
+        agent = self._by_connection.get(connection.number)
+        if agent is None or agent.connection is not connection or agent.model is None:
+            return
+        reason = f" ({current.reason.value})" if current.reason else ""
+        self.world.note(f"server of {agent.name}", f"{state.value}{reason} offset={current.offset}")
+        if state is cursor.CursorState.HELD and connection.number not in self._greeted:
+            self._greeted.add(connection.number)
+            agent.model.floor = self._published(current)
+        elif state is cursor.CursorState.CATCHING_UP:
+            agent.model.mix()
+
+    def _published(self, current: client.Client) -> int:
+        """What has been told to a client's worker, and so perhaps to others' clients, when it came."""
+        for worker in self.workers():
+            handle = self.newest.hub.workers.get(worker.config.number) if self.newest.hub else None
+            if current.socket in worker.host.sockets.values() and handle is not None and not handle._ends:
+                return 0 if handle.link.wants_write else self.newest.truth.sequence
+        return 0
+
+    def _server_end(self, agent: agents.Agent) -> tuple[service.Worker, client.Client] | None:
+        for worker in self.workers():
+            if worker.fanout is None:
+                continue
+            for current in worker.fanout.poller.clients.values():
+                if isinstance(current.socket, sockets.ServerSocket) and current.socket.connection is agent.connection:
+                    return worker, current
+        return None
+
+    def _heard(self, agent: agents.Agent) -> None:
+        """Whoever has been sent everything has everything."""
+        connection, model, the_hub = agent.connection, agent.model, self.newest.hub
+        if connection is None or model is None or the_hub is None or connection.down.held or connection.down.arrived:
+            return
+        found = self._server_end(agent)
+        if found is None:
+            return
+        worker, current = found
+        channel = current.channel
+        if channel is None or current.state is not cursor.CursorState.FOLLOWING or current.index < 0:
+            return
+        made = the_hub.channels.get((channel.feed, channel.wire_format))
+        if made is not None and current.offset == made.log.end and not worker.transport.owed(current.fd):
+            try:
+                model.settle()
+            except worlds.Violation as error:
+                raise worlds.Violation(f"{agent.name}: {error}") from error
+
+    def after_turn(self, ran: process.Process) -> None:
+        """Behind every turn of a process."""
+        if ran is self.newest.process:
+            checks.check_hub(self.newest)
+            return
+        for worker in self.newest.workers.values():
+            if worker.process is ran and worker.fanout is not None and ran.is_alive:
+                checks.check_worker(worker.fanout)
+
+    def _look(self) -> None:
+        """Every now and then: nobody is left in silence, nobody lags whom nothing holds up."""
+        self.world.after(_LOOK_SECONDS, self._look)
+        now = self.world.now
+        ping_seconds = self.plan.limits.ping_interval_seconds
+        hub_calm_at = self.newest.process.disturbed_until + _RECOVERY_SECONDS
+        for agent in self.agents:
+            found = self._server_end(agent)
+            if found is None:
+                agent.look()
+                continue
+            worker_calm_at = found[0].process.disturbed_until + _SLACK_SECONDS
+            silent = agent.silent_for()
+            if silent > ping_seconds + _SLACK_SECONDS and now > worker_calm_at and agent.disturbed_until < now - silent:
+                raise worlds.Violation(f"{agent.name}: silence for {silent:.2f} s")
+            is_undisturbed = max(worker_calm_at, hub_calm_at, agent.disturbed_until) + _FRESH_SECONDS < now
+            if agent.plan.is_steady and is_undisturbed:
+                lacks = agent.lacks(self.newest.truth, bound_seconds=_FRESH_SECONDS)
+                if lacks:
+                    raise worlds.Violation(
+                        f"{agent.name}: {lacks} updates are out for {_FRESH_SECONDS} s, and not here"
+                    )
+            agent.look()
+        for stranger in self.strangers:
+            stranger.look(
+                self.plan.limits, calm_at=max([w.process.disturbed_until for w in self.workers()], default=now)
+            )
+
+    # The course of a run.
+
+    def run(self) -> None:
+        """The whole of it."""
+        world, plan = self.world, self.plan
+        self.write(plan.keys)
+        begin = world.now
+        self._churn()
+        for seconds, kind in plan.faults:
+            world.at(begin + seconds, self._fault(kind))
+        world.run_until(begin + plan.seconds)
+        self.calm()
+        if not world.run_until(world.now + CONVERGENCE_SECONDS, condition=self.has_converged):
+            raise worlds.Violation(f"no convergence: {self.laggards()}")
+        world.note("simulation", "all have converged")
+        self._stay_calm()
+        if plan.drains:
+            self._drain()
+
+    def _fault(self, kind: str) -> Callable[[], None]:
+        return lambda: faults.strike(self, kind)
+
+    def calm(self) -> None:
+        """No more faults; what they broke heals by itself."""
+        self.world.note("simulation", "the faults are over")
+        self.is_calm = self.world.is_calm = True
+        self.server.fault_probability = 0.0
+        self.server.down_until = 0.0
+        for agent in self.agents:
+            agent.calm()
+
+    def laggards(self) -> list[str]:
+        """Who has not got there, for the message of a failure."""
+        lagging = []
+        for agent in self.agents:
+            if not self._is_current(agent):
+                found = self._server_end(agent)
+                lagging.append(f"{agent.name} {agent.model and agent.model.status!r} {found and found[1]!r}")
+        return lagging or ["the hub itself"]
+
+    def has_converged(self) -> bool:
+        """All clients hold what the API server holds, and have been told so."""
+        the_hub = self.newest.hub
+        if the_hub is None or not all(self._is_current(agent) for agent in self.agents):
+            return False
+        processes = [self.newest.process, *(worker.process for worker in self.workers())]
+        if max(one.disturbed_until for one in processes) > self.world.now - _RECOVERY_SECONDS:
+            return False
+        held = {entry.key: entry.value for entry in the_hub.feeds[service.FEED].store}
+        return held == self.server.expected()
+
+    def _is_current(self, agent: agents.Agent) -> bool:
+        model, history = agent.model, self.newest.truth
+        is_told = (
+            agent.connection is not None and model is not None and model.truth is history and model.status is not None
+        )
+        return is_told and model is not None and model.status == 2 and model.total == history.digest
+
+    def _stay_calm(self) -> None:
+        """While nothing happens nobody is cut off; the counters, as the hub knows them, add up."""
+        ends = sum(agent.ends for agent in self.agents)
+        self.world.run_until(self.world.now + 1.2 * self.plan.limits.ping_interval_seconds + 2.5)
+        if sum(agent.ends for agent in self.agents) != ends:
+            raise worlds.Violation("a client was cut off though nothing happened")
+        if not self.has_converged():
+            raise worlds.Violation(f"converged, and then no more: {self.laggards()}")
+        keeper, the_hub = self.newest.keeper, self.newest.hub
+        if keeper is None or the_hub is None:
+            raise worlds.Violation("there is no service")
+        totals = keeper.totals()
+        active = sum(handle.active for handle in the_hub.workers.values())
+        ended = sum(totals.disconnects.values())
+        if totals.counters["accepted"] != active + ended:
+            raise worlds.Violation(f"{totals.counters['accepted']} accepted, {active} active, {ended} ended")
+
+    def _drain(self) -> None:
+        self.newest.stop()
+        bound = self.plan.drain_seconds + self.plan.limits.goodbye_linger_seconds + 2.0
+        if not self.world.run_until(self.world.now + bound, condition=lambda: not self.newest.process.is_alive):
+            raise worlds.Violation("the drain does not end")
+        if self.newest.process.exit_code != 0:
+            raise worlds.Violation(f"the drain ends with {self.newest.process.exit_code}")
+
+    def close(self) -> None:
+        """Kills what is left, so that nothing remains of the run."""
+        self.world.forget()
+        for generation in self.generations:
+            for one in [generation.process, *(worker.process for worker in generation.workers.values())]:
+                one.kill()
+        self.world.run_until(self.world.now)
+        self.world.forget()
+
+
+@contextlib.contextmanager
+def _surroundings(world: worlds.World, plan: plans.Plan, running: list[Simulation]) -> Iterator[None]:
+    """The world's clocks, epolls and draws in the place of the machine's, and the plan's sizes."""
+
+    def at_work() -> service.Worker:
+        for generation in running[0].generations:
+            for worker in generation.workers.values():
+                if worker.process is world.current:
+                    return worker
+        raise worlds.Violation("sockets for nobody")
+
+    def make_epoll() -> sockets.Epoll:
+        worker = at_work()
+        return sockets.Epoll(world, worker.host, worker.service.backlog, worker.process)
+
+    def make_poll() -> sockets.Poll:
+        return sockets.Poll(at_work().host)
+
+    enter = cursor.Cursor._enter
+
+    def observed(current: client.Client, state: cursor.CursorState) -> None:
+        enter(current, state)
+        if running:
+            running[0].moved(current, state)
+
+    patches: list[contextlib.AbstractContextManager[object]] = [
+        clock.replaced(monotonic=world.monotonic, time_ns=world.unix_nanoseconds),
+        mock.patch.object(select, "epoll", make_epoll),
+        mock.patch.object(select, "poll", make_poll),
+        mock.patch.object(cursor.Cursor, "_enter", observed),
+        mock.patch.object(client.Client, "__hash__", _number_of),  # sets of clients have the same order every time
+        mock.patch.object(policy, "from_settings", return_value=plan.limits),
+        mock.patch.object(store, "CHUNK_TARGET_KEYS", plan.chunk_keys),
+        mock.patch.object(native_encoder, "FRAME_TARGET_BYTES", plan.frame_bytes),
+        mock.patch.object(typha_encoder, "MESSAGE_TARGET_BYTES", plan.frame_bytes),
+        mock.patch.object(hub_channel, "SNAPSHOT_LOG_BYTES_MIN", plan.snapshot_log_bytes_min),
+    ]
+    draws = random.getstate()
+    random.seed(world.seed)
+    processors = structlog.get_config()["processors"]
+    before = list(processors)
+    processors[:] = [_log_into(world)]
+    try:
+        with contextlib.ExitStack() as stack:
+            for patch in patches:
+                stack.enter_context(patch)
+            yield
+    finally:
+        processors[:] = before
+        random.setstate(draws)
+
+
+def _number_of(current: client.Client) -> int:
+    return current.number
+
+
+def _log_into(world: worlds.World) -> structlog.typing.Processor:
+    """The service's log lines become part of the history."""
+
+    def process_line(_: object, level: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        name = world.current.name if world.current else "nobody"
+        world.note(f"{name} log", f"{level} {event}")
+        if "Defect" in str(event.get("event")):
+            raise worlds.Violation(f"{name}: {event}")
+        raise structlog.DropEvent
+
+    return process_line
+
+
+def run(seed: int, *, tell: Callable[[str], None] | None = None) -> worlds.World:
+    """Runs a seed; returns its world, with the history.
+
+    Raises:
+        Violation: a rule did not hold; the seed and the last events are in its notes.
+    """
+    plan = plans.make(seed)
+    world = worlds.World(seed, tell=tell)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    running: list[Simulation] = []
+    with _surroundings(world, plan, running):
+        try:
+            running.append(Simulation(world, plan))
+            world.after_turn = running[0].after_turn
+            running[0].run()
+        except BaseException as error:
+            error.add_note(f"seed {seed}, after:\n" + "\n".join(list(world.history)[-60:]))
+            raise
+        finally:
+            if running:
+                running.pop().close()
+    left = len(os.listdir("/proc/self/fd")) - descriptors
+    if left:
+        gc.collect()
+        raise worlds.Violation(f"seed {seed}: {left} descriptors are left open")
+    return world

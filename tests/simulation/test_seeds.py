@@ -1,0 +1,39 @@
+"""The simulation over many seeds; what fails here is repeated by `python -m tests.simulation SEED -v`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation import simulation
+
+SEEDS = 2000
+SEEDS_PER_TEST = 50
+ROOT = Path(__file__).resolve().parents[2]
+FIRST_SEEDS = range(0, SEEDS, SEEDS_PER_TEST)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", FIRST_SEEDS)
+def test_the_rules_hold_at_every_step(first: int) -> None:
+    for seed in range(first, first + SEEDS_PER_TEST):
+        simulation.run(seed)
+
+
+def test_there_are_thousands_of_seeds() -> None:
+    assert len(FIRST_SEEDS) * SEEDS_PER_TEST == SEEDS >= 2000
+
+
+def test_a_seed_replays_exactly() -> None:
+    """In other processes, with other hashes and addresses, the same happens at the same times."""
+    printed = set()
+    for hash_seed in ("1", "2"):
+        command = [sys.executable, "-m", "tests.simulation", "77", "-v"]
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        history, _, _ = done.stdout.rpartition("\n1 seeds")
+        assert "told in-sync" in history
+        printed.add(history)
+    assert len(printed) == 1

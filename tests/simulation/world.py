@@ -1,0 +1,106 @@
+"""Virtual time: what happens next, in an order that one seed decides.
+
+Everything is an event of one heap. Where reality promises no order (which process runs first, which timer of one
+moment, which socket) a draw decides, so that other seeds see other orders, and the same seed always the same.
+"""
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.simulation import process
+
+BEGIN_SECONDS = 1000.0
+"""Monotonic time at the start; not zero, which stands for "never" in the service."""
+UNIX_NANOSECONDS = 1_700_000_000 * 10**9
+_HISTORY_LINES = 400
+_ASK_SECONDS = 0.05
+
+
+class Violation(AssertionError):
+    """A rule did not hold."""
+
+
+class World:
+    """The clock, the events to come, and the history so far."""
+
+    def __init__(self, seed: int, *, tell: Callable[[str], None] | None = None) -> None:
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.now = BEGIN_SECONDS
+        self.current: process.Process | None = None
+        self.history: deque[str] = deque(maxlen=_HISTORY_LINES)
+        self.events = 0
+        self.is_calm = False
+        """Nothing goes wrong any more."""
+        self.fingerprint = 0
+        """Hash over the whole history: two runs of a seed must have the same."""
+        self.after_turn: Callable[[process.Process], None] = lambda _: None
+        """Called behind every turn of a process."""
+        self._heap: list[tuple[float, float, int, Callable[[], None]]] = []
+        self._count = 0
+        self._tell = tell
+
+    @property
+    def time(self) -> float:
+        """Monotonic time as whoever runs now sees it: a process's own runs ahead while it works."""
+        return self.now if self.current is None else self.current.local
+
+    def monotonic(self) -> float:
+        """What a process reads from its clock; reading takes time, as everything does."""
+        return self.now if self.current is None else self.current.read_clock()
+
+    def unix_nanoseconds(self) -> int:
+        """Wall clock time, as far from the monotonic one as ever."""
+        return UNIX_NANOSECONDS + int(self.time * 1e9)
+
+    def note(self, who: str, what: str) -> None:
+        """Adds a line to the history."""
+        line = f"{self.time - BEGIN_SECONDS:10.4f} {who}: {what}"
+        self.events += 1
+        self.fingerprint = hash_line(self.fingerprint, line)
+        self.history.append(line)
+        if self._tell is not None:
+            self._tell(line)
+
+    def at(self, when: float, action: Callable[[], None]) -> None:
+        """Does something at a time (now, if that is over)."""
+        self._count += 1
+        heapq.heappush(self._heap, (max(when, self.now), self.random.random(), self._count, action))
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        """Does something in a while."""
+        self.at(self.time + seconds, action)
+
+    def run_until(self, when: float, *, condition: Callable[[], bool] | None = None) -> bool:
+        """Lets time pass, until the condition holds (asked now and then) or the time has come; whether it held."""
+        heap = self._heap
+        ask_at = self.now
+        while heap and heap[0][0] <= when:
+            if condition is not None and self.now >= ask_at:
+                if condition():
+                    return True
+                ask_at = self.now + _ASK_SECONDS
+            self.now, _, _, action = heapq.heappop(heap)
+            action()
+        self.now = max(self.now, when)
+        return condition is not None and condition()
+
+    def forget(self) -> None:
+        """Nothing that was to come will come."""
+        self._heap.clear()
+        self.after_turn = lambda _: None
+
+    def chance(self, probability: float) -> bool:
+        """A draw."""
+        return self.random.random() < probability
+
+
+def hash_line(fingerprint: int, line: str) -> int:
+    """A hash that is the same in every process, unlike `hash`."""
+    for part in (line[start : start + 8] for start in range(0, len(line), 8)):
+        fingerprint = (fingerprint * 1_000_003 ^ int.from_bytes(part.encode()[:24], "little")) & 0xFFFFFFFFFFFFFFFF
+    return fingerprint
