@@ -307,7 +307,7 @@ class Fanout:
         self.sessions.close_overdue(now)
         if self._handshakes is not None:
             self._handshakes.contexts.refresh(now)
-            self._handshakes.give_memory_back()
+            self._handshakes.look_after()
             self.stats.tls_reload_failures = self._handshakes.contexts.failures
 
     def _report(self) -> None:

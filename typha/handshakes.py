@@ -1,8 +1,9 @@
 """TLS handshakes, in a thread of their own: one costs a millisecond, and clients come in thousands.
 
 The newest first: in a storm that takes longer than clients wait, those who came first have given up by the time that
-it would be their turn. While a step runs in the thread nothing else touches the connection: the poller is silent about
-it, and a close that is due waits for the step's end.
+it would be their turn. Few are under way at once, for an unfinished handshake holds some 50 kB, and a whole one half of
+that. While steps run in the thread nothing else touches their connections: the poller is silent about them, and a close
+that is due waits for the steps' end.
 """
 
 import asyncio
@@ -24,6 +25,12 @@ _GIVEN_UP_SHARE = 0.8
 """Of the handshake timeout: whoever has been here longer than that is not worth a millisecond any more."""
 _TRIM_AFTER = 50
 """Handshakes after which memory is given back, once none is waiting."""
+_PLACES = 32
+"""Handshakes under way before another is begun."""
+_PLACE_SECONDS = 1.0
+"""A peer that has not gone on for so long is slow by itself, and holds no place for others."""
+_STEPS_AT_ONCE = 4
+"""Into the thread and back costs a tenth of a step; a close that is due waits for so many at most."""
 _NOT_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"}
 """What OpenSSL finds when the first bytes are not TLS."""
 
@@ -62,8 +69,12 @@ class Handshakes:
         self._loop = asyncio.get_running_loop()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tls-handshake")
         self._done_since_trim = 0
-        self._ready: dict[client.Client, None] = {}
-        """Whose next step may run; the newest last."""
+        self._new: dict[client.Client, None] = {}
+        """Whose first step may run; the newest last."""
+        self._continued: dict[client.Client, None] = {}
+        """Whose next step may run."""
+        self._under_way: dict[client.Client, float] = {}
+        """Who has taken a step, and when the last one was; the latest last."""
 
     def begin(self, newcomer: client.Client) -> None:
         """A connection has been accepted."""
@@ -72,27 +83,48 @@ class Handshakes:
 
     def ready(self, current: client.Client) -> None:
         """The connection has bytes or room: the next step of its handshake may run."""
-        self._ready[current] = None
+        (self._continued if current in self._under_way else self._new)[current] = None
         self._next()
 
     def _next(self) -> None:
-        while self._ready and self._transport.stepping is None:
-            current, _ = self._ready.popitem()
+        if self._transport.stepping:
+            return
+        self._free_places()
+        batch: list[tuple[client.Client, ssl.SSLSocket]] = []
+        while len(batch) < _STEPS_AT_ONCE:
+            if self._continued:
+                current, _ = self._continued.popitem()
+            elif self._new and len(self._under_way) < _PLACES:
+                current, _ = self._new.popitem()
+            else:
+                break
             if current.is_closing() or clock.monotonic() - current.connected_at > self._patience_seconds:
-                continue  # it ends by the handshake timeout
-            if isinstance(current.socket, ssl.SSLSocket):
-                self._begin_step(current, current.socket)
+                self._under_way.pop(current, None)  # it ends by the handshake timeout
+            elif isinstance(current.socket, ssl.SSLSocket):
+                self._under_way[current] = clock.monotonic()
+                batch.append((current, current.socket))
+        if batch:
+            self._begin_steps(batch)
 
-    def _begin_step(self, current: client.Client, connection: ssl.SSLSocket) -> None:
-        self._transport.stepping = current.fd
-        step = self._loop.run_in_executor(self._thread, take_step, connection, self.contexts.client_tls)
-        step.add_done_callback(
-            lambda future: self._guarded(lambda: self._stepped(current, connection, future.result()))
-        )
+    def _free_places(self) -> None:
+        """Places are held in order of the last step, so the first that is recent ends the look."""
+        for current, stepped_at in list(self._under_way.items()):
+            if not current.is_closing() and clock.monotonic() - stepped_at < _PLACE_SECONDS:
+                return
+            del self._under_way[current]
 
-    def _stepped(self, current: client.Client, connection: ssl.SSLSocket, verdict: Verdict) -> None:
-        self._transport.stepping = None
-        if not current.is_closing():
+    def _begin_steps(self, batch: list[tuple[client.Client, ssl.SSLSocket]]) -> None:
+        self._transport.stepping = frozenset(current.fd for current, _ in batch)
+        connections = [connection for _, connection in batch]
+        steps = self._loop.run_in_executor(self._thread, _take_steps, connections, self.contexts.client_tls)
+        steps.add_done_callback(lambda future: self._guarded(lambda: self._stepped(batch, future.result())))
+
+    def _stepped(self, batch: list[tuple[client.Client, ssl.SSLSocket]], verdicts: list[Verdict]) -> None:
+        self._transport.stepping = frozenset()
+        for (current, connection), verdict in zip(batch, verdicts, strict=True):
+            self._under_way.pop(current, None)
+            if current.is_closing():
+                continue
             if verdict.reason is not None:
                 self._failed(current, verdict.reason, verdict.detail)
             elif verdict.done:
@@ -101,16 +133,18 @@ class Handshakes:
                 self._transport.opened(connection)
                 self._poller.watch_read(current)
             else:
+                self._under_way[current] = clock.monotonic()
                 self._poller.watch_handshake(current, wants_write=verdict.wants_write)
         self._next()
 
-    def give_memory_back(self) -> None:
-        """To be called now and then: what a storm of handshakes has freed goes back to the system.
+    def look_after(self) -> None:
+        """To be called now and then: begins what waited for a place, and gives memory back behind a storm.
 
-        Without it the C library keeps it, in pieces between what lives: 15 kB for each of 400 clients that came
-        together.
+        What a storm has freed the C library keeps, in pieces between what lives: 15 kB for each of 400 clients that
+        came together.
         """
-        if self._done_since_trim >= _TRIM_AFTER and not self._ready and self._transport.stepping is None:
+        self._next()
+        if self._done_since_trim >= _TRIM_AFTER and not self._new and not self._transport.stepping:
             self._done_since_trim = 0
             self._thread.submit(_trim)
 
@@ -124,6 +158,11 @@ def _trim() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def _take_steps(connections: list[ssl.SSLSocket], client_tls: tls.ClientTls) -> list[Verdict]:
+    """In the thread: one step of each."""
+    return [take_step(connection, client_tls) for connection in connections]
 
 
 def take_step(connection: ssl.SSLSocket, client_tls: tls.ClientTls) -> Verdict:

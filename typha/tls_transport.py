@@ -27,8 +27,8 @@ class TlsTransport:
     acked_bytes = staticmethod(transport.kernel_acked_bytes)
 
     def __init__(self) -> None:
-        self.stepping: int | None = None
-        """Descriptor of the connection of which a step of its handshake runs in another thread."""
+        self.stepping: frozenset[int] = frozenset()
+        """Descriptors of the connections of which a step of the handshake runs in another thread."""
         self._sockets: dict[int, ssl.SSLSocket] = {}
         self._owed: dict[int, int] = {}
         self._buffer = bytearray(RECORD_BYTES)
@@ -128,7 +128,7 @@ class TlsTransport:
 
     def release(self, descriptor: int, /) -> bool:
         """Says that no more will come, if it can be said, and forgets the descriptor; False while a step runs on it."""
-        if descriptor == self.stepping:
+        if descriptor in self.stepping:
             return False
         connection = self._sockets.pop(descriptor, None)
         if self._owed.pop(descriptor, 0) or connection is None:

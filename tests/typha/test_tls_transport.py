@@ -243,9 +243,9 @@ def test_release_says_that_no_more_will_come(pair: Pair) -> None:
 
 
 def test_release_of_a_full_connection_and_of_one_in_a_step(pair: Pair) -> None:
-    pair.transport.stepping = pair.fd
+    pair.transport.stepping = frozenset({pair.fd})
     assert not pair.transport.release(pair.fd)
-    pair.transport.stepping = None
+    pair.transport.stepping = frozenset()
     pair.fill(os.urandom(40 * RECORD))
     assert pair.transport.release(pair.fd)
     assert pair.transport.owed(pair.fd) == 0
