@@ -63,7 +63,8 @@ class Snapshots:
 
     Whoever's socket stays full loses its place, and goes on as its link allows. But all that are in the middle of a
     snapshot are limited, too: full kernel buffers are memory, and where the kernel runs out of that it drops what it
-    has received, and connections stand still for seconds. Only who takes nothing at all does not count.
+    has received, and connections stand still for seconds. Who takes nothing at all does not count, nor who has been at
+    it for long with a full socket: however many read a little at a time, newcomers get their turn.
 
     `begin` is called with a client that is held no more, for it has got a place, and begins its snapshot.
     """
@@ -71,8 +72,10 @@ class Snapshots:
     def __init__(self, limits: policy.Policy, begin: Begin) -> None:
         self._places = limits.snapshot_places
         self._patience_seconds = limits.snapshot_patience_seconds
+        self._place_seconds = limits.snapshot_place_seconds
         self._open_max = limits.snapshots_open_max
         self._stall_seconds = limits.snapshot_stall_seconds
+        self._open_seconds = limits.snapshot_open_seconds
         self._begin = begin
         self._open: dict[client.Client, None] = {}
         self._holders: dict[client.Client, None] = {}
@@ -123,11 +126,13 @@ class Snapshots:
         if not self._channels or self._has_room() or now < self._look_at:
             return
         self._look_at = now + _STUCK_LOOK_SECONDS
-        _drop_stuck(self._holders, before=now - self._patience_seconds)
-        _drop_stuck(self._open, before=now - self._stall_seconds)
+        _drop_stuck(self._holders, sent_before=now - self._patience_seconds, begun_before=now - self._place_seconds)
+        _drop_stuck(self._open, sent_before=now - self._stall_seconds, begun_before=now - self._open_seconds)
 
 
-def _drop_stuck(clients: dict[client.Client, None], *, before: float) -> None:
-    """Takes out who is gone, and those with full sockets that have not been sent anything since a moment."""
-    for one in [one for one in clients if one.is_closing() or (one.waiting and one.sent_at < before)]:
-        del clients[one]
+def _drop_stuck(clients: dict[client.Client, None], *, sent_before: float, begun_before: float) -> None:
+    """Takes out who is gone, and those with full sockets that were last sent something, or begun, before a moment."""
+    for one in list(clients):
+        is_slow = one.waiting and (one.sent_at < sent_before or one.snapshot_at < begun_before)
+        if is_slow or one.is_closing():
+            del clients[one]

@@ -15,6 +15,7 @@ FRESH_SECONDS = 1.0
 an old order of policies that have changed, or have come and gone, before it is in sync. The original's number."""
 UNREAD_SECONDS = 2.0
 """A client that is sent data and leaves a ping unanswered for so long is taken not to read."""
+_OLD_TIMES_SECONDS = 1.0
 _PUBLISH_TIMES = 1024
 """How many publishes' times are remembered, to say how many seconds a lagging client is behind."""
 
@@ -65,6 +66,9 @@ class ChannelView:
         """Offset before which the hub wants the log back."""
         self._publish_ends: deque[int] = deque(maxlen=_PUBLISH_TIMES)
         self._publish_times: deque[float] = deque(maxlen=_PUBLISH_TIMES)
+        self._old_ends: deque[int] = deque(maxlen=_PUBLISH_TIMES)
+        """One publish a second, for those who are further behind."""
+        self._old_times: deque[float] = deque(maxlen=_PUBLISH_TIMES)
         self._old_snapshots: list[cursor.SnapshotFile] = []
 
     def __repr__(self) -> str:
@@ -84,12 +88,19 @@ class ChannelView:
         self.log.publish(end, frames)
         self._publish_ends.append(self.log.end)
         self._publish_times.append(now)
+        if not self._old_times or now - self._old_times[-1] >= _OLD_TIMES_SECONDS:
+            self._old_ends.append(self.log.end)
+            self._old_times.append(now)
 
     def age_of(self, offset: int, now: float) -> float:
         """Seconds since the first byte behind `offset` was published; 0.0 at the end of the log."""
         if offset >= self.log.end or not self._publish_ends:
             return 0.0
         place = bisect.bisect_right(self._publish_ends, offset)
+        if place == 0:  # published by the oldest of them, or before
+            old_place = bisect.bisect_right(self._old_ends, offset)
+            if old_place < len(self._old_times):
+                return now - min(self._old_times[old_place], self._publish_times[0])
         return now - self._publish_times[min(place, len(self._publish_times) - 1)]
 
     def set_snapshot(self, snapshot: cursor.SnapshotFile, now: float) -> None:

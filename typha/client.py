@@ -30,6 +30,8 @@ class Client(cursor.Cursor):
         "greeting_status",
         "index",
         "number",
+        "overdue_acked",
+        "overdue_since",
         "pinged_at",
         "probed_at",
         "probed_offset",
@@ -67,6 +69,10 @@ class Client(cursor.Cursor):
         self.sent_at = now
         self.pinged_at = 0.0
         """When the oldest unanswered ping was sent; 0.0 for none."""
+        self.overdue_since = 0.0
+        """Since when its pong is waited for without a sign that it reads, if that is after `pinged_at`."""
+        self.overdue_acked = 0
+        """Bytes that its host had acknowledged at the last look."""
         self.asked_at = now
         """When the last ping was sent."""
         self.probed_at = 0.0

@@ -34,10 +34,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Clients that take their snapshot at the same time; the others are held."""
     snapshot_patience_seconds: float = 0.1
     """How long a full socket may keep its place: a slow client's link sets the pace of that client alone."""
+    snapshot_place_seconds: float = 2.0
+    """How long a client whose socket is full, but takes a little now and then, may keep it."""
     snapshots_open_max: int = 512
     """Clients in the middle of a snapshot: up to a few hundred megabytes of kernel memory."""
     snapshot_stall_seconds: float = 5.0
     """Who has taken nothing of its snapshot for so long does not count among those."""
+    snapshot_open_seconds: float = 20.0
+    """Nor who has been at it for so long, and has a full socket."""
     catch_up_blocks: int = 64
     """Catch-up blocks (256 KiB each as a rule) that are held at once; clients that need other ones are held."""
     ping_slots: int = 16

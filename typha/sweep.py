@@ -13,6 +13,8 @@ busy for one eighth of the interval, and still nobody is silent for longer than 
 _TURNS_PER_PROBE = 4
 """A client that is sent data all the time is pinged each half interval: one that stops reading is seen to lag within an
 interval. It is not closed for that pong: whoever is slow has much to read before it."""
+_PING_BYTES_MAX = 256
+"""Between two looks at a client it is sent one more ping at most, whose acknowledgement is no sign that it reads."""
 _EXPIRED_AT_A_TIME = 200
 """Connections without a hello closed in one go: some 4 ms."""
 
@@ -86,7 +88,7 @@ class Sweep:
 
     def _look_after(self, current: client.Client, now: float) -> None:
         limits = self._policy
-        if current.pinged_at and now - current.pinged_at > limits.pong_timeout_seconds:
+        if current.pinged_at and self._is_pong_overdue(current, now):
             seconds = now - current.pinged_at
             self._sessions.close(current, DisconnectReason.PONG_TIMEOUT, detail=f"no pong for {seconds:.0f} s")
             return
@@ -104,6 +106,21 @@ class Sweep:
         elif self._is_probe_due(current, now) and self._ping(current):
             # Its host may take data for minutes that the client does not read; only a pong tells.
             current.probed_at, current.probed_offset = now, current.offset
+
+    def _is_pong_overdue(self, current: client.Client, now: float) -> bool:
+        """Whether neither a pong nor anything else has shown for too long that the client reads.
+
+        What its host has acknowledged meanwhile is such a sign: a slow reader has all that to read before the ping.
+        """
+        if now - current.pinged_at < self._turn_seconds:
+            return False  # it answers at once, as a rule
+        acked = self._transport.acked_bytes(current.socket)
+        if current.overdue_since < current.pinged_at:  # the first look: what came before it says nothing
+            current.overdue_since = current.pinged_at
+        elif acked - current.overdue_acked > _PING_BYTES_MAX:
+            current.overdue_since = now
+        current.overdue_acked = acked
+        return now - current.overdue_since > self._policy.pong_timeout_seconds
 
     def _is_probe_due(self, current: client.Client, now: float) -> bool:
         """Whether a client is sent so much that it never needs a ping, and has not been asked for a while."""

@@ -43,6 +43,7 @@ class Gate:
     def _begin(self, held: client.Client, channel: channel_view.ChannelView, snapshot: cursor.SnapshotFile) -> None:
         assert channel is self.channel
         held.become_snapshot(snapshot)
+        held.snapshot_at = time.monotonic()
         self.let_in.append(held)
 
     def newcomer(self, number: int = 0) -> client.Client:
@@ -117,6 +118,26 @@ def test_places_come_back_from_the_stuck_and_the_gone(gate: Gate) -> None:
     gate.finish(stuck)  # it holds no place any more, and gives none back twice
     gate.snapshots.let_in()
     assert set(gate.let_in) == set(waiting)
+
+
+def test_who_takes_a_little_now_and_then_does_not_keep_others_waiting(gate: Gate) -> None:
+    limits = policy.Policy()
+    for number in range(20):
+        gate.newcomer(number)
+    gate.snapshots.let_in()
+    now = time.monotonic()
+
+    def let_in_after(later: float) -> int:
+        for one in gate.let_in:
+            one.begin_waiting(now)
+            one.snapshot_at, one.sent_at = now, now + later
+        gate.snapshots.free_stuck(now + later)
+        gate.snapshots.let_in()
+        return len(gate.let_in)
+
+    assert let_in_after(limits.snapshot_place_seconds - 0.1) == LIMITS.snapshot_places
+    assert let_in_after(limits.snapshot_place_seconds + 0.1) == LIMITS.snapshots_open_max
+    assert let_in_after(limits.snapshot_open_seconds + 0.1) == LIMITS.snapshots_open_max + LIMITS.snapshot_places
 
 
 def test_those_in_the_middle_of_a_snapshot_are_limited_except_who_takes_nothing(gate: Gate) -> None:

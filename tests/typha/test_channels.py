@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from protocol import messages
+from protocol import formats, messages
+from protocol.native import encoder
 from tests.typha import support, typha_peer
 from tests.typha.conftest import OpenStage
 from tests.typha.support import FEED, Stage, eventually, pod
@@ -139,3 +140,16 @@ async def test_newcomers_of_the_native_protocol_take_any_snapshot(
     stage.put(pod("a", "changed", version=99))
     await stage.converged(await stage.subscribe())
     assert stage.channel.snapshots_built == 1
+
+
+def test_how_old_what_a_client_lacks_is_far_back_too() -> None:
+    channel = channel_view.ChannelView("web", formats.make_encoder(encoder.PLAIN), lambda message: None)
+    channel.open(1, start=0, start_sequence=0)
+    for number in range(4000):  # 200 s at 20 a second
+        channel.publish(100 * (number + 1), number + 1, 1000.0 + number / 20)
+    now = 1200.0
+    assert channel.age_of(400_000, now) == 0.0
+    assert channel.age_of(399_900, now) == pytest.approx(0.05)
+    assert channel.age_of(390_000, now) == pytest.approx(5.0, abs=0.06)
+    for offset in (0, 100, 50_000, 250_000):
+        assert channel.age_of(offset, now) == pytest.approx(200.0 - offset / 2000, abs=1.1)

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import random
 import time
 
 import msgspec
@@ -171,6 +172,27 @@ async def test_a_peer_that_takes_little_is_kept(open_stage: OpenStage) -> None:
         if not client.waiting:
             await stage.block(slow)
         await asyncio.sleep(0.02)
+    await stage.converged(slow)
+
+
+async def test_a_pong_may_take_as_long_as_what_stands_before_it(open_stage: OpenStage) -> None:
+    limits = msgspec.structs.replace(
+        SHORT, pong_timeout_seconds=1.2, no_progress_timeout_seconds=5.0, notsent_lowat_bytes=256 * 1024
+    )
+    stage = await open_stage(limits)
+    stage.in_sync()
+    slow = await stage.subscribe(receive_buffer_bytes=4096)
+    await stage.converged(slow)
+    client = await stage.client_of(slow)
+    stage.put(pod("a", random.Random(1).randbytes(40_000).hex()))
+    until = time.monotonic() + 3 * limits.pong_timeout_seconds
+    while time.monotonic() < until:
+        assert stage.disconnects == {}
+        assert not client.waiting
+        slow.read(256)
+        await asyncio.sleep(0.02)
+    assert client.pinged_at
+    assert time.monotonic() - client.pinged_at > limits.pong_timeout_seconds
     await stage.converged(slow)
 
 
