@@ -47,6 +47,15 @@ def _check_view(view: channel_view.ChannelView, seen: set[client.Client]) -> Non
         raise worlds.Violation("a client stands in two lists")
 
 
+def check_files(one: fanout.Fanout) -> None:
+    """When all is calm, nothing is held for readers that have left."""
+    for view in one.channels._by_name.values():
+        if view._old_snapshots:
+            raise worlds.Violation(f"{view!r} still holds {view._old_snapshots}")
+    if one.catch_up._blocks_held:
+        raise worlds.Violation(f"{one.catch_up!r} though nobody catches up")
+
+
 def check_hub(one: service.Service) -> None:
     """The logs keep to their budget, but for what no snapshot has behind it yet, and for a last segment each."""
     the_hub = one.hub

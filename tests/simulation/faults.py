@@ -137,7 +137,7 @@ _ON_SERVICE: dict[str, Callable[[Stage], None]] = {
     "api-compact": lambda it: it.server.compact(),
     "api-break": lambda it: it.server.break_streams(is_silent=False),
     "api-silence": lambda it: it.server.break_streams(is_silent=True),
-    "api-down": lambda it: it.server.go_down(it.world.random.choice((0.5, 5.0))),
+    "api-down": lambda it: it.server.go_down(it.world.random.choice((0.5, 5.0, 9.0))),
     "api-errors": _api_errors,
     "burst": lambda it: it.write(it.world.random.choice((5, 30, 120))),
     "storm": _storm,

@@ -36,6 +36,7 @@ class Pipe:
         """Written, not acknowledged."""
         self.arrived = bytearray()
         self.acknowledged_bytes = 0
+        self.acknowledged_at = world.now
         self.is_cut = False
         """Nothing gets through, in either direction, and nobody is told."""
         self.is_finished = False
@@ -98,6 +99,7 @@ class Pipe:
             self.arrived += self.held[:count]
             del self.held[:count]
             self.acknowledged_bytes += count
+            self.acknowledged_at = self.world.now
             self.on_arrival()
             if self.is_writable and not was_writable:
                 self.on_room()

@@ -65,6 +65,7 @@ SERVICE_FAULTS = (
     "api-break",
     "api-silence",
     "api-down",
+    "api-down",
     "api-errors",
     "burst",
     "burst",

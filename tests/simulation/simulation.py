@@ -1,21 +1,26 @@
 """A run of a seed: a service, its clients, the faults of its plan, and what must hold at every step and at the end."""
 
-import contextlib
 import gc
 import os
-import random
-import select
-from collections.abc import Callable, Iterator
-from unittest import mock
+from collections.abc import Callable
 
-import structlog
-
-from cache import cursor, store
-from protocol.native import encoder as native_encoder
-from protocol.typha import encoder as typha_encoder
-from tests.simulation import agents, apiserver, checks, faults, network, plans, process, service, sockets, strangers
+from cache import cursor
+from protocol import reasons
+from tests.simulation import (
+    agents,
+    apiserver,
+    checks,
+    faults,
+    network,
+    plans,
+    process,
+    service,
+    sockets,
+    strangers,
+    surroundings,
+)
 from tests.simulation import world as worlds
-from typha import client, clock, hub_channel, policy
+from typha import client
 
 _LOOK_SECONDS = 0.25
 _FRESH_SECONDS = 1.0
@@ -23,6 +28,7 @@ _SLACK_SECONDS = 0.7
 """Of a ping: latencies, a busy turn, and the time between two looks."""
 CONVERGENCE_SECONDS = 60.0
 _RECOVERY_SECONDS = 1.5
+_CUTS = (reasons.DisconnectReason.FELL_BEHIND, reasons.DisconnectReason.NO_PROGRESS)
 
 
 class Simulation:
@@ -115,6 +121,8 @@ class Simulation:
         agent = self._by_connection.get(connection.number)
         if agent is None or agent.connection is not connection or agent.model is None:
             return
+        if current.reason in _CUTS:
+            self._check_cut(agent, connection, current)
         reason = f" ({current.reason.value})" if current.reason else ""
         self.world.note(f"server of {agent.name}", f"{state.value}{reason} offset={current.offset}")
         if state is cursor.CursorState.HELD and connection.number not in self._greeted:
@@ -122,6 +130,17 @@ class Simulation:
             agent.model.floor = self._published(current)
         elif state is cursor.CursorState.CATCHING_UP:
             agent.model.mix()
+
+    def _check_cut(self, agent: agents.Agent, connection: network.Connection, current: client.Client) -> None:
+        """Nobody is cut off for being slow: only who takes nothing at all, or is older than what is remembered."""
+        the_hub = self.newest.hub
+        floor = the_hub.feeds[service.FEED].store.tombstone_floor if the_hub else 0
+        if current.reason is reasons.DisconnectReason.FELL_BEHIND and current.sequence >= floor:
+            raise worlds.Violation(f"{agent.name}: cut off, though all since {current.sequence} is known")
+        seconds = self.world.now - connection.down.acknowledged_at
+        limit = self.plan.limits.no_progress_timeout_seconds
+        if current.reason is reasons.DisconnectReason.NO_PROGRESS and seconds < limit - _SLACK_SECONDS:
+            raise worlds.Violation(f"{agent.name}: cut off {seconds:.1f} s after it took something")
 
     def _published(self, current: client.Client) -> int:
         """What has been told to a client's worker, and so perhaps to others' clients, when it came."""
@@ -262,6 +281,9 @@ class Simulation:
             raise worlds.Violation("a client was cut off though nothing happened")
         if not self.has_converged():
             raise worlds.Violation(f"converged, and then no more: {self.laggards()}")
+        for worker in self.workers():
+            if worker.fanout is not None:
+                checks.check_files(worker.fanout)
         keeper, the_hub = self.newest.keeper, self.newest.hub
         if keeper is None or the_hub is None:
             raise worlds.Violation("there is no service")
@@ -289,75 +311,6 @@ class Simulation:
         self.world.forget()
 
 
-@contextlib.contextmanager
-def _surroundings(world: worlds.World, plan: plans.Plan, running: list[Simulation]) -> Iterator[None]:
-    """The world's clocks, epolls and draws in the place of the machine's, and the plan's sizes."""
-
-    def at_work() -> service.Worker:
-        for generation in running[0].generations:
-            for worker in generation.workers.values():
-                if worker.process is world.current:
-                    return worker
-        raise worlds.Violation("sockets for nobody")
-
-    def make_epoll() -> sockets.Epoll:
-        worker = at_work()
-        return sockets.Epoll(world, worker.host, worker.service.backlog, worker.process)
-
-    def make_poll() -> sockets.Poll:
-        return sockets.Poll(at_work().host)
-
-    enter = cursor.Cursor._enter
-
-    def observed(current: client.Client, state: cursor.CursorState) -> None:
-        enter(current, state)
-        if running:
-            running[0].moved(current, state)
-
-    patches: list[contextlib.AbstractContextManager[object]] = [
-        clock.replaced(monotonic=world.monotonic, time_ns=world.unix_nanoseconds),
-        mock.patch.object(select, "epoll", make_epoll),
-        mock.patch.object(select, "poll", make_poll),
-        mock.patch.object(cursor.Cursor, "_enter", observed),
-        mock.patch.object(client.Client, "__hash__", _number_of),  # sets of clients have the same order every time
-        mock.patch.object(policy, "from_settings", return_value=plan.limits),
-        mock.patch.object(store, "CHUNK_TARGET_KEYS", plan.chunk_keys),
-        mock.patch.object(native_encoder, "FRAME_TARGET_BYTES", plan.frame_bytes),
-        mock.patch.object(typha_encoder, "MESSAGE_TARGET_BYTES", plan.frame_bytes),
-        mock.patch.object(hub_channel, "SNAPSHOT_LOG_BYTES_MIN", plan.snapshot_log_bytes_min),
-    ]
-    draws = random.getstate()
-    random.seed(world.seed)
-    processors = structlog.get_config()["processors"]
-    before = list(processors)
-    processors[:] = [_log_into(world)]
-    try:
-        with contextlib.ExitStack() as stack:
-            for patch in patches:
-                stack.enter_context(patch)
-            yield
-    finally:
-        processors[:] = before
-        random.setstate(draws)
-
-
-def _number_of(current: client.Client) -> int:
-    return current.number
-
-
-def _log_into(world: worlds.World) -> structlog.typing.Processor:
-    """The service's log lines become part of the history."""
-
-    def process_line(_: object, level: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        name = world.current.name if world.current else "nobody"
-        world.note(f"{name} log", f"{level} {event}")
-        if "Defect" in str(event.get("event")):
-            raise worlds.Violation(f"{name}: {event}")
-        raise structlog.DropEvent
-
-    return process_line
-
-
 def run(seed: int, *, tell: Callable[[str], None] | None = None) -> worlds.World:
     """Runs a seed; returns its world, with the history.
 
@@ -368,7 +321,7 @@ def run(seed: int, *, tell: Callable[[str], None] | None = None) -> worlds.World
     world = worlds.World(seed, tell=tell)
     descriptors = len(os.listdir("/proc/self/fd"))
     running: list[Simulation] = []
-    with _surroundings(world, plan, running):
+    with surroundings.replaced(world, plan, running):
         try:
             running.append(Simulation(world, plan))
             world.after_turn = running[0].after_turn

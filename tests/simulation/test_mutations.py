@@ -1,0 +1,77 @@
+"""The simulation can fail: each of these defects, put into the service, is found, most of them within a few seeds."""
+
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from cache import cursor, store
+from tests.simulation import simulation
+from typha import channel_view, hub_channel, poller, sessions
+
+SEEDS_MAX = 250
+
+become_catching_up = cursor.Cursor.become_catching_up
+changes_since = store.Store.changes_since
+append = hub_channel.HubChannel.append
+watch_write = poller.Poller.watch_write
+
+
+def without_the_tail(self: cursor.Cursor, reader: Any, *, owed_bytes: int = 0) -> None:
+    become_catching_up(self, reader, owed_bytes=owed_bytes)
+    self.tail = None
+
+
+def without_what_is_sealed(self: cursor.Cursor, reader: Any, *, owed_bytes: int = 0) -> None:
+    become_catching_up(self, reader)
+
+
+def as_of_the_snapshot(self: channel_view.ChannelView, snapshot: cursor.SnapshotFile) -> channel_view.Greeting:
+    frame = memoryview(self._encoder.status(snapshot.sequence, snapshot.status).data)
+    return channel_view.Greeting(snapshot.log_offset, snapshot.sequence, snapshot.status, frame)
+
+
+def without_deletions(self: store.Store, sequence: int) -> store.Difference:
+    return changes_since(self, sequence)._replace(tombstones=[])
+
+
+def status_first(self: hub_channel.HubChannel, batch: Any) -> hub_channel.Appended:
+    if batch.status is None:
+        return append(self, batch)
+    self.log.append([self.encoder.status(batch.previous_sequence, batch.status)])
+    return append(self, batch._replace(status=None))
+
+
+def never_for_writing(self: poller.Poller[Any], current: Any, active: bool) -> None:
+    if not active:
+        watch_write(self, current, active)
+
+
+MUTATIONS: dict[str, tuple[object, str, object]] = {
+    "the rest of a frame is dropped": (cursor.Cursor, "become_catching_up", without_the_tail),
+    "what TLS has sealed is forgotten": (cursor.Cursor, "become_catching_up", without_what_is_sealed),
+    "in-sync comes with the snapshot": (channel_view.ChannelView, "greeting", as_of_the_snapshot),
+    "catch-ups leave out deletions": (store.Store, "changes_since", without_deletions),
+    "the status overtakes its data": (hub_channel.HubChannel, "append", status_first),
+    "full sockets are forgotten": (poller.Poller, "watch_write", never_for_writing),
+    "replaced snapshots stay open": (channel_view.ChannelView, "close_unread_snapshots", lambda _: None),
+    "nobody is pinged": (sessions.Sessions, "send_ping", lambda *_: True),
+}
+
+
+def first_to_fail(*, seeds_max: int) -> int | None:
+    """The first seed that finds something."""
+    for seed in range(seeds_max):
+        try:
+            simulation.run(seed)
+        except Exception:
+            return seed
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_defect_is_found(name: str) -> None:
+    place, attribute, mutant = MUTATIONS[name]
+    with mock.patch.object(place, attribute, mutant):
+        assert first_to_fail(seeds_max=SEEDS_MAX) is not None
