@@ -287,6 +287,7 @@ class Process:
     def _take_down(self) -> None:
         """Unwinds what was running, cut off from the world, so that memory and descriptors come back."""
         asyncio.events._set_running_loop(self.loop.as_loop)
+        self.local = self.world.now
         self.world.current = self
         try:
             for _ in range(_TEARDOWN_TURNS):

@@ -99,9 +99,10 @@ class Workers(workers.Workers):
                 with self._attached(number, ours) as broken:
                     await self._watch(number, ended, broken)
             finally:
-                if not ended.done():
-                    child.kill()
-                await ended
+                if service.process.is_alive:  # a dead hub kills nobody
+                    if not ended.done():
+                        child.kill()
+                    await ended
         return ended.result()
 
 

@@ -24,6 +24,8 @@ from typha import client
 
 _LOOK_SECONDS = 0.25
 _FRESH_SECONDS = 1.0
+_SLOW_CLOCK_SECONDS = 1e-4
+"""Processes that are as slow as this take longer for everything."""
 _SLACK_SECONDS = 0.7
 """Of a ping: latencies, a busy turn, and the time between two looks."""
 CONVERGENCE_SECONDS = 60.0
@@ -39,7 +41,7 @@ class Simulation:
         self.plan = plan
         self.server = apiserver.ApiServer(world, service.TYPES, latency_seconds=0.002)
         self.generations: list[service.Service] = []
-        self.closes = 0
+        self._fresh_seconds = _FRESH_SECONDS * (3 if plan.read_clock_seconds > _SLOW_CLOCK_SECONDS else 1)
         self._by_connection: dict[int, agents.Agent] = {}
         self._greeted: set[int] = set()
         """Connections that have been subscribed: what they are sent later is a catch-up."""
@@ -202,12 +204,12 @@ class Simulation:
             silent = agent.silent_for()
             if silent > ping_seconds + _SLACK_SECONDS and now > worker_calm_at and agent.disturbed_until < now - silent:
                 raise worlds.Violation(f"{agent.name}: silence for {silent:.2f} s")
-            is_undisturbed = max(worker_calm_at, hub_calm_at, agent.disturbed_until) + _FRESH_SECONDS < now
+            is_undisturbed = max(worker_calm_at, hub_calm_at, agent.disturbed_until) + self._fresh_seconds < now
             if agent.plan.is_steady and is_undisturbed:
-                lacks = agent.lacks(self.newest.truth, bound_seconds=_FRESH_SECONDS)
+                lacks = agent.lacks(self.newest.truth, bound_seconds=self._fresh_seconds)
                 if lacks:
                     raise worlds.Violation(
-                        f"{agent.name}: {lacks} updates are out for {_FRESH_SECONDS} s, and not here"
+                        f"{agent.name}: {lacks} updates are out for {self._fresh_seconds} s, and not here"
                     )
             agent.look()
         for stranger in self.strangers:
