@@ -45,6 +45,7 @@ class Client(cursor.Cursor):
         "told_status",
         "waiting",
         "watching_write",
+        "widest_window",
     )
 
     def __init__(self, connection: transport.Connection, address: str, *, number: int, slot: int, now: float) -> None:
@@ -74,11 +75,13 @@ class Client(cursor.Cursor):
         self.overdue_acked = 0
         """Bytes that its host had acknowledged at the last look."""
         self.asked_at = now
-        """When the last ping was sent."""
+        """When the last ping was sent, or the last look showed that it reads."""
         self.probed_at = 0.0
         """When the oldest unanswered ping was sent that came with data behind and before it; 0.0 for none."""
         self.probed_offset = 0
         """Where in the log that was."""
+        self.widest_window = 0
+        """The most bytes that its host has had room for, as seen now and then."""
         self.acked_bytes = 0
         self.progress_at = now
         """When the peer's host last acknowledged something that it was owed."""

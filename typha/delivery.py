@@ -111,23 +111,27 @@ class Delivery:
         counters = self._stats.feeds[channel.feed]
         index = channel.flush_index
         now = _monotonic()
-        view_offset, view, view_bytes, view_updates = -1, memoryview(b""), 0, 0
-        sends = bytes_sent = deliveries = view_sends = 0
+        view_offset, view_end, view, view_bytes, view_updates = -1, -1, memoryview(b""), 0, 0
+        sends = bytes_sent = deliveries = view_sends = whole_sends = 0
         complete = True
         until_clock = _CLOCK_EVERY
         while index < len(following):
             current = following[index]
             offset = current.offset
-            if offset >= end:
-                index += 1
-                continue
             if offset != view_offset:
+                if offset >= end:
+                    index += 1
+                    continue
                 self._note_view(channel, view_offset, view_updates, view_sends)
-                view_sends = 0
+                sends += view_sends
+                bytes_sent += whole_sends * view_bytes
+                deliveries += whole_sends * view_updates
+                view_sends = whole_sends = 0
                 view = log.view(offset)
                 view_offset, view_bytes = offset, len(view)
-                view_updates = log.sequence_at(offset + view_bytes) - log.sequence_at(offset)
-                complete = complete and offset + view_bytes >= end
+                view_end = offset + view_bytes
+                view_updates = log.sequence_at(view_end) - log.sequence_at(offset)
+                complete = complete and view_end >= end
             try:
                 sent = write(current.fd, view)
             except BlockingIOError:
@@ -136,15 +140,15 @@ class Delivery:
                 self._lost(current, error)
                 continue
             view_sends += 1
-            sends += 1
-            bytes_sent += sent
-            current.offset = offset + sent
             current.sent_at = now
-            if sent < view_bytes:
-                self._block(channel, current, offset)
-            else:
-                deliveries += view_updates
+            if sent == view_bytes:
+                current.offset = view_end  # one number for all of them: nothing is allocated, and it stays in the cache
+                whole_sends += 1
                 index += 1
+            else:
+                bytes_sent += sent
+                current.offset = offset + sent
+                self._block(channel, current, offset)
             until_clock -= 1
             if not until_clock:
                 until_clock = _CLOCK_EVERY
@@ -152,6 +156,9 @@ class Delivery:
                     complete = False
                     break
         self._note_view(channel, view_offset, view_updates, view_sends)
+        sends += view_sends
+        bytes_sent += whole_sends * view_bytes
+        deliveries += whole_sends * view_updates
         counters.sends += sends
         counters.bytes_sent += bytes_sent
         counters.deliveries += deliveries

@@ -7,7 +7,7 @@ from typha import clock
 
 _monotonic = clock.monotonic
 
-PROBE_SECONDS = 0.025
+PROBE_SECONDS = 0.05
 """A pause that begins right after a look is seen shorter by up to this."""
 WINDOW_SECONDS = 600.0
 _COLLECT_SECONDS = 60.0
@@ -48,7 +48,7 @@ class Longest:
 
 
 class PauseProbe:
-    """The longest lateness of a timer that should fire forty times a second."""
+    """The longest lateness of a timer that should fire twenty times a second."""
 
     def __init__(self) -> None:
         self.longest = Longest(_monotonic())

@@ -11,8 +11,11 @@ _TURNS_OF_SLACK = 2
 """A client is pinged two turns before its silence would exceed the interval, after 6/8 to 7/8 of it: the loop may be
 busy for one eighth of the interval, and still nobody is silent for longer than the interval."""
 _TURNS_PER_PROBE = 4
-"""A client that is sent data all the time is pinged each half interval: one that stops reading is seen to lag within an
-interval. It is not closed for that pong: whoever is slow has much to read before it."""
+"""A client that is sent data all the time is looked at each half interval, and pinged if its host's receive window has
+narrowed: one that stops reading is seen to lag within an interval. It is not closed for that pong: whoever is slow has
+much to read before it."""
+_UNREAD_BYTES = 2048
+"""By so much the window is narrower while a client that reads has just been sent something."""
 _PING_BYTES_MAX = 256
 """Between two looks at a client it is sent one more ping at most, whose acknowledgement is no sign that it reads."""
 _EXPIRED_AT_A_TIME = 200
@@ -103,9 +106,12 @@ class Sweep:
         if silent_for + self._slack_seconds >= limits.ping_interval_seconds:
             if self._ping(current) and not current.pinged_at:
                 current.pinged_at = now
-        elif self._is_probe_due(current, now) and self._ping(current):
-            # Its host may take data for minutes that the client does not read; only a pong tells.
-            current.probed_at, current.probed_offset = now, current.offset
+        elif self._is_probe_due(current, now):
+            # Its host may take data for minutes that the client does not read.
+            if self._is_window_wide(current):
+                current.asked_at = now
+            elif self._ping(current):
+                current.probed_at, current.probed_offset = now, current.offset
 
     def _is_pong_overdue(self, current: client.Client, now: float) -> bool:
         """Whether neither a pong nor anything else has shown for too long that the client reads.
@@ -126,6 +132,13 @@ class Sweep:
         """Whether a client is sent so much that it never needs a ping, and has not been asked for a while."""
         was_sent_data = current.index >= 0 and current.sent_at > current.asked_at
         return was_sent_data and not current.probed_at and now - current.asked_at >= self._probe_seconds
+
+    def _is_window_wide(self, current: client.Client) -> bool:
+        """Whether its host has as much room as ever: then the client reads, and need not be asked. A look costs 2 us,
+        a ping and its pong 30."""
+        window = self._transport.window_bytes(current.socket)
+        current.widest_window = max(current.widest_window, window)
+        return window > 0 and window > current.widest_window - _UNREAD_BYTES
 
     def _ping(self, current: client.Client) -> bool:
         if current.channel is None or not current.at_frame_end(self._transport):

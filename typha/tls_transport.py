@@ -25,6 +25,7 @@ class TlsTransport:
     """Connections are known from the end of their handshake (`opened`) to their close (`release`)."""
 
     acked_bytes = staticmethod(transport.kernel_acked_bytes)
+    window_bytes = staticmethod(transport.kernel_window_bytes)
 
     def __init__(self) -> None:
         self.stepping: frozenset[int] = frozenset()

@@ -12,6 +12,10 @@ _TCP_INFO_BYTES = 136
 _BYTES_ACKED = struct.Struct("=Q")
 _BYTES_ACKED_POSITION = 120
 """Of tcpi_bytes_acked in struct tcp_info (Linux 4.1)."""
+_TCP_INFO_WINDOW_BYTES = 232
+_WINDOW = struct.Struct("=I")
+_WINDOW_POSITION = 228
+"""Of tcpi_snd_wnd (Linux 5.4)."""
 
 
 class Connection(Protocol):
@@ -65,6 +69,10 @@ class Transport(Protocol):
         """How much the peer's host has acknowledged since the connection began."""
         ...
 
+    def window_bytes(self, connection: Connection, /) -> int:
+        """How much more the peer's host has room for, as it last said; 0 if that is not known."""
+        ...
+
     def release(self, descriptor: int, /) -> bool:
         """The connection is about to be closed: whether it may be now; if not, ask again soon."""
         ...
@@ -77,12 +85,22 @@ def kernel_acked_bytes(connection: Connection) -> int:
     return acked
 
 
+def kernel_window_bytes(connection: Connection) -> int:
+    """What the kernel says of it; 0 from a kernel that is too old to say."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_WINDOW_BYTES)
+    if len(info) < _TCP_INFO_WINDOW_BYTES:
+        return 0
+    window: int = _WINDOW.unpack_from(info, _WINDOW_POSITION)[0]
+    return window
+
+
 class PlainTransport:
     """The kernel's own calls, with nothing in between."""
 
     write = staticmethod(os.write)
     send_file = staticmethod(os.sendfile)
     acked_bytes = staticmethod(kernel_acked_bytes)
+    window_bytes = staticmethod(kernel_window_bytes)
 
     @staticmethod
     def receive(connection: Connection, count: int, /) -> bytes:

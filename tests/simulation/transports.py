@@ -24,6 +24,7 @@ class PlainTransport:
     """The kernel's own calls."""
 
     acked_bytes = staticmethod(transport.kernel_acked_bytes)
+    window_bytes = staticmethod(transport.kernel_window_bytes)
 
     def __init__(self, host: sockets.Host) -> None:
         self._host = host

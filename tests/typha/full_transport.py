@@ -13,6 +13,7 @@ class FullTransport:
     owed = staticmethod(transport.PlainTransport.owed)
     release = staticmethod(transport.PlainTransport.release)
     acked_bytes = staticmethod(transport.kernel_acked_bytes)
+    window_bytes = staticmethod(transport.kernel_window_bytes)
 
     def __init__(self) -> None:
         self.full: set[int] = set()

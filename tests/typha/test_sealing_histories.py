@@ -26,6 +26,7 @@ class SealingTransport:
     """
 
     acked_bytes = staticmethod(transport.kernel_acked_bytes)
+    window_bytes = staticmethod(transport.kernel_window_bytes)
     receive = staticmethod(transport.PlainTransport.receive)
 
     def __init__(self, seed: int, *, refusing: float) -> None:
