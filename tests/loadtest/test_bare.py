@@ -60,12 +60,12 @@ async def test_its_agents_hold_the_api_servers_state(protocol: control.Protocol,
                 await swarm.wait_in_sync(timeout_seconds=30)
 
                 # Calico's built-in profile comes with the first change, two keys that nobody has written.
-                expected = (52 if ground.is_calico else 50) * AGENTS
+                churned = (52 if ground.is_calico else 50) * AGENTS
 
                 async def change() -> None:
                     body = {"rate_per_second": 50.0, "duration_seconds": 1.0, "label_times": ground.is_calico}
                     await simulator.control("POST", "churn", {**body, **UPDATES})
-                    await swarm.wait_for(lambda now: now.updates >= expected, timeout_seconds=30)
+                    await swarm.wait_for(lambda now: now.updates >= churned, timeout_seconds=30)
                     await swarm.reconnect()
                     await swarm.wait_for(
                         lambda now: now.connects >= 2 * AGENTS and now.in_sync >= AGENTS, timeout_seconds=30
