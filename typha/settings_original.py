@@ -21,7 +21,7 @@ PORT_MAXIMUM = 65535
 _SEVERITIES = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _CLIENT_AUTH = ("RequireAndVerifyClientCert", "RequireAnyClientCert", "VerifyClientCertIfGiven", "NoClientCert")
 _NO_ETCD = f"{NO_EFFECT}kubernetes is the only datastore here."
-_NO_CUT = f"{NO_EFFECT}a slow client gets a new snapshot and is not cut off; see NoProgressTimeoutSecs."
+_NO_CUT = f"{NO_EFFECT}a slow client is caught up with the newest values, and not cut off; see NoProgressTimeoutSecs."
 _NO_REBALANCING = f"{NO_EFFECT}connections are not rebalanced between replicas yet."
 _NO_DEBUG_SERVER = f"{NO_EFFECT}there is no profiling server."
 
