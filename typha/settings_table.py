@@ -51,7 +51,7 @@ class Settings(OriginalSettings):
         "LogBudgetBytes",
         size(2 * MEBIBYTE),
         64 * MEBIBYTE,
-        "Memory for the delta logs of all feeds together. A client further behind is sent the newest values, not every change.",
+        "Memory for the delta logs of all feeds together. A client further behind is sent newest values only.",
         why="minutes of churn of a large cluster, and small beside its snapshot",
         unit="bytes",
     )
