@@ -106,8 +106,5 @@ class BlockBuilder:
         self.block.close()
 
     def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            written = os.write(self.block.descriptor, view)
-            view = view[written:]
-            self.block.length += written
+        memfile.write_all(self.block.descriptor, data)
+        self.block.length += len(data)

@@ -27,8 +27,15 @@ def create_growing(name: str, size_bytes: int) -> tuple[int, mmap.mmap]:
 
 
 def create_empty(name: str) -> int:
-    """A file to be written with `os.write` and then sealed by `seal`."""
+    """A file to be written with `write_all` and then sealed by `seal`."""
     return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Appends all of the bytes, in as many writes as the kernel wants."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def seal(descriptor: int) -> None:

@@ -123,11 +123,8 @@ class SnapshotBuilder:
         self.chunks_copied += 1
 
     def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            written = os.write(self.snapshot.descriptor, view)
-            view = view[written:]
-            self.snapshot.length += written
+        memfile.write_all(self.snapshot.descriptor, data)
+        self.snapshot.length += len(data)
 
     def _copy(self, descriptor: int, position: int, length: int) -> None:
         while length:

@@ -65,3 +65,13 @@ def test_a_file_that_cannot_be_made_leaves_nothing_open() -> None:
     with pytest.raises(OSError, match=os.strerror(errno.ENOMEM)):
         memfile.create_growing("test", 1 << 62)
     assert channel_harness.open_descriptors() == before
+
+
+def test_all_is_written_behind_what_was() -> None:
+    descriptor = memfile.create_empty("test")
+    content = os.urandom(300_000)
+    memfile.write_all(descriptor, b"before")
+    memfile.write_all(descriptor, content)
+    memfile.write_all(descriptor, b"")
+    assert os.pread(descriptor, 400_000, 0) == b"before" + content
+    os.close(descriptor)
