@@ -30,6 +30,16 @@ class ProcessError(Exception):
     """A process of the load test did not start, or ended; the message says where its log is."""
 
 
+async def wait_or_kill(process: asyncio.subprocess.Process, timeout_seconds: float) -> None:
+    """Gives a process that has been told to end its time, and then no more."""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
 class _Child:
     """A subprocess with its output in a file."""
 
@@ -68,12 +78,7 @@ class _Child:
         if process is None or process.returncode is not None:
             return
         process.terminate()
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        await wait_or_kill(process, STOP_TIMEOUT_SECONDS)
 
     async def kill(self) -> None:
         """SIGKILL."""

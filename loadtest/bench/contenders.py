@@ -146,9 +146,4 @@ async def _bare(log: Path, arguments: list[str]) -> AsyncIterator[Contender]:
         yield Contender(address, lambda: [process.pid], check, begin=begin)
     finally:
         stdin.close()
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        await processes.wait_or_kill(process, STOP_TIMEOUT_SECONDS)
