@@ -5,7 +5,8 @@ caught up may mix, but no key goes back, and it ends in such a map. A client of 
 map must be one that the hub had, at a moment that never goes back.
 """
 
-from typing import Protocol
+import abc
+from typing import Generic, Protocol, TypeVar
 
 from protocol import digest, errors, messages
 from protocol.native import connection as native
@@ -16,6 +17,9 @@ from tests.simulation import world as worlds
 
 _CATCHING_UP = messages.SyncStatus.CATCHING_UP
 _IN_SYNC = messages.SyncStatus.IN_SYNC
+
+MessageT = TypeVar("MessageT")
+ReceivedT = TypeVar("ReceivedT", covariant=True)
 
 
 class Model(Protocol):
@@ -82,43 +86,76 @@ class _Map:
         self.moved[key] = at
 
 
-class NativeModel:
-    """A client of the native protocol."""
+class _Wire(Protocol[ReceivedT]):
+    """What both protocols' connections have in common."""
 
-    def __init__(self, feed: str, *, zstd: bool) -> None:
-        self._connection = native.Connection(native.Role.CLIENT)
+    def receive_data(self, data: bytes) -> None:
+        """Takes bytes."""
+        ...
+
+    def next_event(self) -> ReceivedT | None:
+        """The next message that is complete."""
+        ...
+
+    def data_to_send(self) -> bytes:
+        """What the protocol wants sent."""
+        ...
+
+
+class _Client(abc.ABC, Generic[MessageT]):
+    """What the models of both protocols have in common."""
+
+    def __init__(self, wire: _Wire[MessageT]) -> None:
+        self._wire = wire
         self._map = _Map()
-        self._building: _Map | None = None
-        self._hello = messages.ClientHello(
-            feed=feed, agent="simulated", features=frozenset({messages.Feature.ZSTD.value} if zstd else ())
-        )
         self.truth: truths.Truth | None = None
         self.floor = 0
         self.sequence = 0
         self.status: messages.SyncStatus | None = None
         self.is_accepted = False
         self.goodbye = ""
-        self._swapped_at = -1
-        """Sequence of the last map that was whole."""
 
     @property
     def total(self) -> int:
         """Digest of its map."""
         return self._map.total
 
-    def hello(self) -> bytes:
-        """The first bytes."""
-        self._connection.send(self._hello)
-        return self._connection.data_to_send()
-
     def receive(self, data: bytes) -> bytes:
         """Takes bytes; gives what the protocol answers."""
-        self._connection.receive_data(data)
+        self._wire.receive_data(data)
         try:
-            while (message := self._connection.next_event()) is not None:
+            while (message := self._wire.next_event()) is not None:
                 self._take(message)
         except errors.RemoteProtocolError as error:
             raise worlds.Violation(f"the server breaks the protocol: {error}") from error
+        return self._wire.data_to_send()
+
+    @abc.abstractmethod
+    def _take(self, message: MessageT) -> None:
+        """Judges a message."""
+
+    def _truth(self) -> truths.Truth:
+        if self.truth is None:
+            raise worlds.Violation("data from nobody")
+        return self.truth
+
+
+class NativeModel(_Client[messages.Message]):
+    """A client of the native protocol."""
+
+    def __init__(self, feed: str, *, zstd: bool) -> None:
+        self._connection = native.Connection(native.Role.CLIENT)
+        super().__init__(self._connection)
+        self._building: _Map | None = None
+        self._hello = messages.ClientHello(
+            feed=feed, agent="simulated", features=frozenset({messages.Feature.ZSTD.value} if zstd else ())
+        )
+        self._swapped_at = -1
+        """Sequence of the last map that was whole."""
+
+    def hello(self) -> bytes:
+        """The first bytes."""
+        self._connection.send(self._hello)
         return self._connection.data_to_send()
 
     def mix(self) -> None:
@@ -171,11 +208,6 @@ class NativeModel:
         if first and self.sequence < self.floor:
             raise worlds.Violation(f"first status at {self.sequence}, though {self.floor} was out when it came")
 
-    def _truth(self) -> truths.Truth:
-        if self.truth is None:
-            raise worlds.Violation("data from nobody")
-        return self.truth
-
     def _check_cut(self, behind: str, said: int | None = None) -> None:
         truth = self._truth()
         if self.sequence > truth.sequence:
@@ -184,12 +216,12 @@ class NativeModel:
             raise worlds.Violation(f"behind {behind} the map is not the hub's of sequence {self.sequence}")
 
 
-class TyphaModel:
+class TyphaModel(_Client[typha_messages.Message]):
     """A client of Typha's protocol."""
 
     def __init__(self, feed: str, *, snappy: bool) -> None:
         self._connection = typha.Connection(typha.Role.CLIENT)
-        self._map = _Map()
+        super().__init__(self._connection)
         self._hello = typha_messages.ClientHello(
             hostname="simulated",
             syncer_type=feed,
@@ -200,31 +232,10 @@ class TyphaModel:
         self._snappy = snappy
         self._is_mixed = False
         """It is, or may be, in a catch-up: its map need not be a cut."""
-        self.truth: truths.Truth | None = None
-        self.floor = 0
-        self.sequence = 0
-        self.status: messages.SyncStatus | None = None
-        self.is_accepted = False
-        self.goodbye = ""
-
-    @property
-    def total(self) -> int:
-        """Digest of its map."""
-        return self._map.total
 
     def hello(self) -> bytes:
         """The first bytes."""
         self._connection.send_hello(self._hello)
-        return self._connection.data_to_send()
-
-    def receive(self, data: bytes) -> bytes:
-        """Takes bytes; gives what the protocol answers."""
-        self._connection.receive_data(data)
-        try:
-            while (message := self._connection.next_event()) is not None:
-                self._take(message)
-        except errors.RemoteProtocolError as error:
-            raise worlds.Violation(f"the server breaks the protocol: {error}") from error
         return self._connection.data_to_send()
 
     def mix(self) -> None:
@@ -238,11 +249,6 @@ class TyphaModel:
             raise worlds.Violation("sent everything, and its map is not the hub's")
         self._is_mixed = False
         self.sequence = truth.sequence
-
-    def _truth(self) -> truths.Truth:
-        if self.truth is None:
-            raise worlds.Violation("data from nobody")
-        return self.truth
 
     def _take(self, message: typha_messages.Message) -> None:
         match message:
