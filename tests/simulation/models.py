@@ -19,7 +19,7 @@ _CATCHING_UP = messages.SyncStatus.CATCHING_UP
 _IN_SYNC = messages.SyncStatus.IN_SYNC
 
 MessageT = TypeVar("MessageT")
-ReceivedT = TypeVar("ReceivedT", covariant=True)
+ReceivedT_co = TypeVar("ReceivedT_co", covariant=True)
 
 
 class Model(Protocol):
@@ -86,14 +86,14 @@ class _Map:
         self.moved[key] = at
 
 
-class _Wire(Protocol[ReceivedT]):
+class _Wire(Protocol[ReceivedT_co]):
     """What both protocols' connections have in common."""
 
     def receive_data(self, data: bytes) -> None:
         """Takes bytes."""
         ...
 
-    def next_event(self) -> ReceivedT | None:
+    def next_event(self) -> ReceivedT_co | None:
         """The next message that is complete."""
         ...
 
