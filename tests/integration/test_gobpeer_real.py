@@ -117,7 +117,7 @@ def node_status(operation: str, name: str, period_seconds: int) -> dict[str, Any
     return {"op": operation, "objects": [item]}
 
 
-async def test_every_syncer_type_through_churn_a_workers_death_and_a_restart(
+async def test_every_syncer_type_through_churn_the_workers_death_and_a_restart(
     gobpeer: str, tmp_path: pathlib.Path
 ) -> None:
     first, rounds = churn()
@@ -137,11 +137,13 @@ async def test_every_syncer_type_through_churn_a_workers_death_and_a_restart(
                 await have_the_map(cluster, agents)
                 assert sum(agent.lives for agent in agents) == lives, "a client was cut off"
 
-                os.kill(service.workers()[0], signal.SIGKILL)
+                # Few clients may all be with one of the two, and which one that is nobody says.
+                for worker in service.workers():
+                    os.kill(worker, signal.SIGKILL)
                 await asyncio.to_thread(cluster.play, rounds.pop(0))
                 await have_the_map(cluster, agents)
-                await support.eventually(lambda: len(service.workers()) == 3)
-                assert sum(agent.lives for agent in agents) > lives, "the dead worker had clients"
+                await support.eventually(lambda: len(service.workers()) == 4)
+                assert sum(agent.lives for agent in agents) >= lives + len(agents), "a client outlived its worker"
             await asyncio.to_thread(cluster.play, rounds.pop(0))
             async with served.serving(cluster, "--workers", "1", **variables) as again:
                 await have_the_map(cluster, agents)
