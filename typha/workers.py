@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -183,19 +183,32 @@ class Workers:
         return ended.result()
 
     @contextlib.contextmanager
-    def _attached(self, number: int, end: socket.socket) -> Iterator[list[Exception]]:
-        """The hub talks to the worker for as long as this lasts; what broke the link is in the list."""
+    def _attached(
+        self, number: int, end: socket.socket, *, given_up: Callable[[], None] = lambda: None
+    ) -> Iterator[list[Exception]]:
+        """The hub talks to the worker for as long as this lasts, or until the link breaks.
+
+        What broke it is in the list. From then on the link is not looked at any more: an end that is closed is readable
+        and writable for ever, and the worker's exit may take a while. `given_up` is called at that moment.
+        """
         broken: list[Exception] = []
         link = ipc.Link(end)
         loop = asyncio.get_running_loop()
 
         def watch_write(active: bool) -> None:
-            if active:
+            if active and not broken:
                 loop.add_writer(link.fileno(), handle.flush)
             else:
                 loop.remove_writer(link.fileno())
 
-        handle = worker_handle.WorkerHandle(number, link, self._hub, broken.append, watch_write)
+        def note_broken(error: Exception) -> None:
+            broken.append(error)
+            if len(broken) == 1:
+                loop.remove_reader(link.fileno())
+                loop.remove_writer(link.fileno())
+                given_up()
+
+        handle = worker_handle.WorkerHandle(number, link, self._hub, note_broken, watch_write)
         loop.add_reader(link.fileno(), handle.hear)
         try:
             self._hub.add_worker(handle)
@@ -239,7 +252,14 @@ class Workers:
             self.dead.disconnects[DisconnectReason.WORKER_DIED.value] += handle.active
 
     async def _run_embedded(self) -> None:
-        """The fan-out inside the hub's own loop: a defect of it ends the service."""
+        """The fan-out inside the hub's own loop: a defect of it ends the service, and so does a broken link."""
         ours, theirs = ipc.pair()
-        with ours, theirs, self._attached(0, ours):
-            await fanout.Fanout(self._config(0), self._listener, ipc.Link(theirs)).run()
+
+        def hang_up() -> None:
+            ours.shutdown(socket.SHUT_RDWR)
+
+        with ours, theirs, self._attached(0, ours, given_up=hang_up) as broken:
+            try:
+                await fanout.Fanout(self._config(0), self._listener, ipc.Link(theirs)).run()
+            except ipc.LinkBroken as error:
+                raise (broken[0] if broken else error) from error

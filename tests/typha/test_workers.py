@@ -6,6 +6,7 @@ import pathlib
 import signal
 import sys
 from collections.abc import AsyncIterator
+from unittest import mock
 
 import pytest
 
@@ -83,6 +84,58 @@ async def test_a_worker_whose_link_breaks_is_replaced(embedded: service.Service)
     embedded.hub.workers[1].tell(["nonsense"])
     await support.eventually(lambda: embedded.workers.restarts == 1)
     await support.eventually(lambda: embedded.workers.all_ready)
+
+
+DEAF_WORKER = """#!{python}
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+signal.sigwait([signal.SIGUSR1])
+os.close(int(sys.argv[4]))
+signal.pause()
+"""
+
+
+async def test_a_link_that_is_closed_before_its_worker_ends_costs_nothing(
+    embedded: service.Service, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An end that nobody holds is readable, and writable, for ever: the loop must not be called for it again."""
+    await support.eventually(lambda: embedded.workers.all_ready)
+    deaf = tmp_path / "deaf-worker"
+    deaf.write_text(DEAF_WORKER.format(python=sys.executable))
+    deaf.chmod(0o755)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "executable", str(deaf))
+        os.kill(worker_process(), signal.SIGKILL)
+        await support.eventually(lambda: 1 in embedded.hub.workers and not embedded.workers.all_ready)
+    handle = embedded.hub.workers[1]
+    while not handle.link.wants_write:
+        handle.tell(["fill", "x" * 100_000])
+    hear = mock.patch.object(handle.link, "receive", wraps=handle.link.receive)
+    flush = mock.patch.object(handle.link, "flush", wraps=handle.link.flush)
+    with hear as heard, flush as flushed:
+        os.kill(worker_process(), signal.SIGUSR1)
+        await support.eventually(lambda: embedded.workers.restarts == 2)
+    assert 1 <= heard.call_count <= 2  # the end of the link, and once more when the worker has gone
+    assert flushed.call_count <= 10  # by the keeper's own clock
+    await support.eventually(lambda: embedded.workers.all_ready)
+
+
+async def test_an_embedded_worker_whose_link_breaks_ends_the_service(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    configured = settings.Settings(
+        server_port=-1, server_host="127.0.0.1", feeds_file=str(cluster.feeds_file), workers=0
+    )
+    hub = service.Service(configured, service.open_listener(configured))
+    task = asyncio.create_task(hub.run(), name="service")
+    await support.eventually(lambda: hub.workers.all_ready)
+    with (
+        mock.patch.object(hub.hub.workers[0].link, "receive", side_effect=ValueError("a defect")),
+        pytest.raises(ExceptionGroup) as failed,
+    ):
+        await asyncio.wait_for(task, 20)
+    assert "a defect" in repr(failed.value)
 
 
 async def test_a_worker_that_cannot_be_started_is_tried_again(
