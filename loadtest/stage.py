@@ -50,6 +50,8 @@ class Plan:
     ramp_per_second: float = 1000.0
     small_buffers: int = 0
     small_buffer_bytes: int = 1
+    apart: bool = False
+    """The agents with small buffers are in processes of their own, see `control.Start`."""
     settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Environment of the service."""
 
@@ -196,6 +198,7 @@ async def open_stage(plan: Plan, screen: view.View, *, api_load: ApiLoad | None 
                 ramp_per_second=plan.ramp_per_second,
                 small_buffers=plan.small_buffers,
                 small_buffer_bytes=plan.small_buffer_bytes,
+                apart=plan.apart,
             )
         )
         watcher = monitor.Monitor(swarm, service, api_load=api_load, on_sample=screen.show)

@@ -90,6 +90,7 @@ async def open_scene(
     agents: int | None = None,
     small_buffers: int = 0,
     small_buffer_bytes: int = 1,
+    apart: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Scene]:
     """Starts a simulated API server, the service and the agents, and waits until those are in sync."""
@@ -108,6 +109,7 @@ async def open_scene(
             public_agents=settings.public_agents,
             small_buffers=small_buffers,
             small_buffer_bytes=small_buffer_bytes,
+            apart=apart,
             settings=environment or {},
         )
         async with stage.open_stage(plan, screen, api_load=stage.simulator_load(simulator)) as running:

@@ -8,6 +8,7 @@ from typing import Final
 
 from loadtest import measure, report, stage, view
 from loadtest.scenarios import fanout, setting
+from loadtest.swarm import histogram, supervisor
 
 STALLED_SHARE: Final = 0.1
 FAT_POD_BYTES: Final = 3000
@@ -52,15 +53,18 @@ class _Rounds:
     kernel_bytes: list[float] = dataclasses.field(default_factory=list)
     """The most that the kernel held for one connection, both ends, when the span ended."""
     catch_up_seconds: list[float] = dataclasses.field(default_factory=list)
+    catching_up: list[float] = dataclasses.field(default_factory=list)
+    """The others' p99 while the slow ones caught up."""
 
 
 async def _slow(settings: setting.Settings, screen: view.View, *, bytes_per_second: int, what: str) -> report.Report:
     count = max(1, round(settings.agents * STALLED_SHARE))
     fat = dataclasses.replace(settings, pod_bytes=settings.pod_bytes or FAT_POD_BYTES)
-    async with setting.open_scene(fat, screen, small_buffers=count, small_buffer_bytes=BUFFER_BYTES) as scene:
+    async with setting.open_scene(
+        fat, screen, small_buffers=count, small_buffer_bytes=BUFFER_BYTES, apart=True
+    ) as scene:
         running = scene.running
         idle_bytes = measure.memory(running.service.pids()).total_bytes
-        await running.swarm.impair(count, bytes_per_second=0, seconds=0.0)  # never counted with the others
         await scene.start_churn(**ONLY_PODS)
         await running.sleep(min(fanout.WARM_UP_SECONDS, settings.seconds))
         first = (await running.service.counters()).total("typha_disconnects_total")
@@ -76,8 +80,8 @@ async def _slow(settings: setting.Settings, screen: view.View, *, bytes_per_seco
         facts = {
             "p99 of the others, without": fanout.milliseconds(rounds.without),
             "p99 of the others, with them": fanout.milliseconds(rounds.with_them),
-            "caught up, from a moment after they read again": ", ".join(f"{one:.1f}" for one in rounds.catch_up_seconds)
-            + " s",
+            "of that, while they caught up": fanout.milliseconds(rounds.catching_up),
+            "caught up after": ", ".join(f"{one:.1f}" for one in rounds.catch_up_seconds) + " s",
         }
         return await scene.finish(f"Agents that {what}", facts, checks)
 
@@ -85,9 +89,10 @@ async def _slow(settings: setting.Settings, screen: view.View, *, bytes_per_seco
 async def _with_slow(
     running: stage.Stage, rounds: _Rounds, settings: setting.Settings, *, count: int, bytes_per_second: int
 ) -> None:
-    """A span with slow agents, and the time until they have caught up."""
+    """A span with slow agents, up to the moment at which they have caught up."""
     lags = [0.0]
     bytes_before = running.swarm.totals().behaving_bytes
+    others = max(1, settings.agents - settings.public_agents - count - len(settings.protocols))
 
     async def look() -> None:
         end = time.monotonic() + settings.seconds
@@ -95,20 +100,27 @@ async def _with_slow(
             await running.sleep(LOOK_INTERVAL_SECONDS)
             lags.append((await running.service.counters()).total("typha_client_lag_bytes_max"))
         rounds.kernel_bytes.append(measure.queued_bytes(running.service.port)[0])
+        rounds.owed_bytes.append((running.swarm.totals().behaving_bytes - bytes_before) / others)
+        before = _latency_counts(running.swarm)
+        rounds.catch_up_seconds.append(
+            await running.swarm.wait_for(
+                lambda now: now.in_sync >= now.agents and now.impaired_lag_seconds < CAUGHT_UP_SECONDS,
+                timeout_seconds=CATCH_UP_TIMEOUT_SECONDS,
+            )
+        )
+        catching_up = histogram.Histogram(enumerate(_latency_counts(running.swarm))).since(before)
+        rounds.catching_up.append(catching_up.quantile(0.99) or 0.0)
 
     await running.swarm.impair(count, bytes_per_second=bytes_per_second, seconds=settings.seconds)
     window = await running.window(settings.seconds, look)
-    others = max(1, settings.agents - settings.public_agents - count)
-    rounds.owed_bytes.append((running.swarm.totals().behaving_bytes - bytes_before) / others)
     rounds.lag_bytes.append(max(lags))
     rounds.with_them.append(window.latency.quantile(0.99) or 0.0)
     rounds.peak_bytes = max(rounds.peak_bytes, window.memory_bytes)
-    rounds.catch_up_seconds.append(
-        await running.swarm.wait_for(
-            lambda now: now.in_sync >= now.agents and now.impaired_lag_seconds < CAUGHT_UP_SECONDS,
-            timeout_seconds=CATCH_UP_TIMEOUT_SECONDS,
-        )
-    )
+
+
+def _latency_counts(swarm: supervisor.Swarm) -> list[int]:
+    """Of the others, of both protocols, by bucket."""
+    return [sum(counts) for counts in zip(*(one.counts for one in swarm.latency_of.values()), strict=True)]
 
 
 def _checks(rounds: _Rounds, settings: setting.Settings, who: str, *, idle_bytes: int) -> list[report.Check]:

@@ -45,6 +45,9 @@ class Start(msgspec.Struct, tag="start", kw_only=True):
     """So many of the last agents have a small receive buffer."""
     small_buffer_bytes: int = 1
     """SO_RCVBUF of those; 1 gives the smallest possible one, through which a snapshot of megabytes takes minutes."""
+    apart: bool = False
+    """All agents of the process count as impaired, and it runs only while nobody else wants the CPU: the agents that it
+    stands for are on hosts of their own, and what those do with a backlog takes nothing from the service and others."""
     seed: int = 0
 
 

@@ -54,7 +54,7 @@ class Engine:
         self.protocol_errors: list[str] = []
         make = typhaagent.TyphaAgent if start.protocol is control.Protocol.TYPHA else nativeagent.NativeAgent
         self.links = [
-            Link(make(f"agent-{start.first_index + number}", self.shared, self.behaving))
+            Link(make(f"agent-{start.first_index + number}", self.shared, self._group_at_first()))
             for number in range(start.agents)
         ]
         self._random = random.Random(start.seed * 1_000_003 + start.first_index)
@@ -66,6 +66,9 @@ class Engine:
         """Links that read only in `_throttle` -> their bytes a second."""
         self._throttled_at = 0.0
         self._schedule(start.ramp_per_second, agents=start.agents_at_first)
+
+    def _group_at_first(self) -> agent.Group:
+        return self.impaired if self.start.apart else self.behaving
 
     def fileno(self) -> int:
         """The epoll's descriptor, for a poll by someone else."""

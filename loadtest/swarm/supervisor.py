@@ -159,8 +159,10 @@ class Swarm:
         tls: control.TlsFiles | None = None,
         small_buffers: int = 0,
         small_buffer_bytes: int = 1,
+        apart: bool = False,
         seed: int = 0,
     ) -> None:
+        """With `apart` the agents with small buffers, and one more of each protocol, are in processes of their own."""
         self.latency = histogram.Histogram()
         self.impaired_latency = histogram.Histogram()
         self.in_sync_after = histogram.Histogram()
@@ -172,7 +174,11 @@ class Swarm:
         self._news = asyncio.Event()
         self.processes: list[Process] = []
         first = 0
-        shares = _shares(agents - public_agents, protocols=protocols, processes=processes)
+        agents_apart = small_buffers + len(protocols) if apart else 0
+        shares_apart = _shares(agents_apart, protocols=protocols, processes=1) if apart else []
+        shares = _shares(agents - public_agents - agents_apart, protocols=protocols, processes=processes)
+        shares = [*shares_apart, *shares]
+        small_in = len(shares_apart) or len(shares)
         for number, (protocol, share) in enumerate(shares):
             start = control.Start(
                 addresses=list(addresses),
@@ -184,8 +190,9 @@ class Swarm:
                 protocol=protocol,
                 compressed=compressed,
                 tls=tls,
-                small_buffers=_part(small_buffers, len(shares), number),
+                small_buffers=_part(small_buffers, small_in, number) if number < small_in else 0,
                 small_buffer_bytes=small_buffer_bytes,
+                apart=number < len(shares_apart),
                 seed=seed,
             )
             first += share
@@ -256,8 +263,12 @@ class Swarm:
         return totals
 
     async def impair(self, agents: int, *, bytes_per_second: int, seconds: float) -> None:
-        """The last agents of each process, `agents` in all, read slowly or (0) not at all for a while."""
+        """The last agents of each process, `agents` in all, read slowly or (0) not at all for a while.
+
+        If there are processes with agents apart, those of them and no others.
+        """
         workers = [process for process in self.processes if process.module.endswith("worker")]
+        workers = [process for process in workers if process.start.apart] or workers
         for number, process in enumerate(workers):
             share = _part(agents, len(workers), number)
             await process.send(control.Impair(agents=share, bytes_per_second=bytes_per_second, seconds=seconds))

@@ -132,6 +132,8 @@ class Worker:
     def _obey(self, command: control.Command) -> None:
         match command, self._swarm:
             case control.Start(), None:
+                if command.apart:
+                    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
                 self._swarm = engine.Engine(command)
             case control.Impair(), engine.Engine() as swarm:
                 swarm.impair(command)

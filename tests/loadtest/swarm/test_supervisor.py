@@ -90,6 +90,35 @@ async def test_impaired_agents_fall_behind_and_come_back() -> None:
         await wait_for_digest(swarm, after)
 
 
+async def test_agents_apart_are_the_ones_that_are_impaired_and_do_not_count_with_the_others() -> None:
+    async with (
+        testing.Server(feeds={"workloads": population(5)}) as server,
+        supervisor.Swarm(
+            [address(server)], feed="workloads", agents=6, processes=1, small_buffers=2, apart=True
+        ) as swarm,
+    ):
+        await swarm.wait_in_sync(timeout_seconds=20)
+        assert [process.start.agents for process in swarm.processes] == [3, 3]
+        assert [os.sched_getscheduler(process.pid) for process in swarm.processes] == [os.SCHED_IDLE, os.SCHED_OTHER]
+        before = digest.state_digest(population(5).items())
+        await swarm.impair(2, bytes_per_second=0, seconds=600.0)
+        await swarm.digests()
+        new = value("k", written_at_ns=time.time_ns())
+        server.put("workloads", "k", new)
+        after = digest.state_digest({**population(5), "k": new}.items())
+        async with asyncio.timeout(20):
+            while True:
+                found = [one.digest for part in await swarm.digests() for one in part.agents]
+                if found == [after, before, before, after, after, after]:
+                    break
+        await swarm.wait_for(lambda now: now.impaired_lag_seconds > 0 and now.behaving_updates >= 3, timeout_seconds=20)
+        await swarm.impair(2, bytes_per_second=0, seconds=0.0)
+        await wait_for_digest(swarm, after)
+        await swarm.wait_for(lambda now: now.updates >= 6, timeout_seconds=20)
+        assert swarm.totals().behaving_updates == 3
+        assert swarm.take_latency().total == 3
+
+
 async def test_reconnect_is_a_storm() -> None:
     async with (
         testing.Server(feeds={"workloads": population(5)}) as server,
