@@ -28,6 +28,7 @@ class Client(cursor.Cursor):
         "greet_sequence",
         "greeting",
         "greeting_status",
+        "held_up_seconds",
         "index",
         "number",
         "overdue_acked",
@@ -89,6 +90,8 @@ class Client(cursor.Cursor):
         """Offset at which it left the pass, or its snapshot."""
         self.behind_since = 0.0
         """CATCHING_UP: when the first thing that it lacks was published."""
+        self.held_up_seconds = 0.0
+        """How long it could have been sent something, since it left the pass, and waited for its turn as a laggard."""
         self.greet_offset = 0
         self.greet_sequence = 0
         self.greeting: memoryview | None = None

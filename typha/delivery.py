@@ -11,7 +11,7 @@ from collections.abc import Callable
 from cache import cursor
 from cache.cursor import CursorState
 from protocol import formats
-from typha import admission, catchup, channel_view, client, clock, policy, poller, transport, worker_stats
+from typha import admission, catchup, channel_view, client, clock, laggards, policy, poller, transport, worker_stats
 
 _monotonic = clock.monotonic
 _CLOCK_EVERY = 16
@@ -46,12 +46,18 @@ class Delivery:
         self._give_up = give_up
         self._dirty: dict[channel_view.ChannelView, None] = {}
         self._sending: deque[client.Client] = deque()
+        self._laggards = laggards.Laggards(limits)
         self.snapshots = admission.Snapshots(limits, self._begin_snapshot)
 
     @property
     def has_work(self) -> bool:
-        """Whether a pass is unfinished, or a client can be sent more at once."""
+        """Whether a pass is unfinished, or a client can be sent more at once, laggards apart."""
         return bool(self._dirty or self._sending) or self.snapshots.has_work
+
+    @property
+    def laggards_wait_seconds(self) -> float | None:
+        """After how long a laggard may be sent more; None if none can."""
+        return self._laggards.wait_seconds(_monotonic())
 
     def channel_published(self, channel: channel_view.ChannelView) -> None:
         """The channel's log has grown."""
@@ -81,7 +87,7 @@ class Delivery:
     def run(self, deadline: float) -> None:
         """Works until nothing is left or the deadline (monotonic seconds) has come.
 
-        While both are busy, the ends of logs get half of the time, snapshots and laggards the rest.
+        While both are busy, the ends of logs get half of the time, snapshots the rest; laggards get theirs beside it.
         """
         sending, snapshots = self._sending, self.snapshots
         now = _monotonic()
@@ -92,6 +98,7 @@ class Delivery:
                 del self._dirty[channel]
             if _monotonic() > flush_deadline:
                 break
+        self._send_to_laggards()
         while True:
             snapshots.let_in()
             if not sending:
@@ -101,6 +108,15 @@ class Delivery:
                 self.send_more(current)
             if _monotonic() > deadline:
                 return
+
+    def _send_to_laggards(self) -> None:
+        now = _monotonic()
+        deadline = now + self._policy.laggards_seconds
+        while now < deadline and (current := self._laggards.take(now)) is not None:
+            if self._poller.clients.get(current.fd) is current and not current.waiting:
+                sent = self.send_more(current)
+                begun, now = now, _monotonic()
+                self._laggards.spent(begun, now, sent)
 
     def _flush(self, channel: channel_view.ChannelView, deadline: float) -> bool:
         """One pass over the clients at the end of the log; False if it must go on later."""
@@ -163,6 +179,7 @@ class Delivery:
         counters.bytes_sent += bytes_sent
         counters.deliveries += deliveries
         if sends:
+            self._laggards.note_pass(now)
             counters.histograms[worker_stats.WRITE_SECONDS].record((_monotonic() - now) / sends, sends)
         return self._end_pass(channel, index, complete=complete and log.end == end)
 
@@ -198,18 +215,24 @@ class Delivery:
         """The socket takes bytes again; they are sent in a turn's time for sending, with everybody else's."""
         if current.waiting:
             current.waiting = False
-            self._sending.append(current)
+            if self._laggards.withdraw(current):
+                self._sending.append(current)  # it could not be read before it is sent what is sealed (TLS)
+            else:
+                self._queue(current)
 
-    def send_more(self, current: client.Client) -> None:
-        """Sends a client that is in a snapshot or behind its share of what it is owed, and finds it its next place."""
+    def send_more(self, current: client.Client) -> int:
+        """Sends a client that is in a snapshot or behind its share of what it is owed, and finds it its next place.
+
+        Returns how many bytes it took.
+        """
         try:
             sent, is_full = self._send_share(current)
         except BlockingIOError:
             self._wait(current)
-            return
+            return 0
         except OSError as error:
             self._lost(current, error)
-            return
+            return 0
         if sent and current.channel is not None:
             current.sent_at = _monotonic()
             counters = self._stats.feeds[current.channel.feed]
@@ -220,6 +243,7 @@ class Delivery:
         elif current.watching_write:
             self._poller.watch_write(current, False)
         self._advance(current)
+        return sent
 
     def _send_share(self, current: client.Client) -> tuple[int, bool]:
         """Bytes sent, and whether the socket took less than it was offered."""
@@ -266,8 +290,19 @@ class Delivery:
 
     def _queue(self, current: client.Client) -> None:
         """It can be sent more at once, unless its socket is full: then the poller says when."""
-        if not current.waiting:
+        if current.waiting:
+            return
+        if self._is_laggard(current):
+            if current.watching_write:  # it may wait for its turn, and would be reported again and again
+                self._poller.watch_write(current, False)
+            self._laggards.add(current)
+        else:
             self._sending.append(current)
+
+    def _is_laggard(self, current: client.Client) -> bool:
+        if current.state is CursorState.FOLLOWING and current.channel is not None and current.greeting is None:
+            return current.channel.log.end - current.offset > self._policy.laggard_bytes
+        return current.state is CursorState.CATCHING_UP
 
     def _finish_snapshot(self, channel: channel_view.ChannelView, current: client.Client) -> None:
         current.become_following()
@@ -291,6 +326,7 @@ class Delivery:
             self._queue(current)
         else:
             self._count_behind(channel, current)
+            current.held_up_seconds = 0.0
             channel.add_following(current)
 
     def _count_behind(self, channel: channel_view.ChannelView, current: client.Client) -> None:

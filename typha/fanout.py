@@ -101,6 +101,7 @@ class Fanout:
         self._hellos = admission.Hellos(self._client_event, self._gave_up)
         self._next_id = config.number << _ID_BITS
         self._turn_scheduled = False
+        self._later_turn_scheduled = False
         self._share = 1 << 31
         self._accept_batch = limits.accept_batch
         self._draining: tuple[float, float] | None = None
@@ -204,12 +205,23 @@ class Fanout:
         self._schedule_turn()
 
     def _schedule_turn(self) -> None:
-        if self.delivery.has_work and not self._turn_scheduled:
+        if self._turn_scheduled:
+            return
+        if self.delivery.has_work:
             self._turn_scheduled = True
             self._loop.call_soon(self._guarded, self._scheduled_turn)
+        elif not self._later_turn_scheduled:
+            wait_seconds = self.delivery.laggards_wait_seconds
+            if wait_seconds is not None:
+                self._later_turn_scheduled = True
+                self._loop.call_later(wait_seconds, self._guarded, self._later_turn)
 
     def _scheduled_turn(self) -> None:
         self._turn_scheduled = False
+        self._turn()
+
+    def _later_turn(self) -> None:
+        self._later_turn_scheduled = False
         self._turn()
 
     def _turn(self) -> None:

@@ -26,6 +26,17 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """How long one turn may flush before reads, pings and accepts get theirs."""
     send_bytes: int = 256 * 1024
     """What one client that catches up or takes its snapshot gets before it is the next one's turn."""
+    laggard_bytes: int = 256 * 1024
+    """Who is further behind the end of the log, or catches up, is a laggard; a socket that is full for a moment makes
+    nobody one."""
+    laggards_time_share: float = 0.1
+    """Of a worker's time, for all its laggards, while others are sent something."""
+    laggards_bytes_per_second: int = 64 * 1024 * 1024
+    """The same: half a gigabit."""
+    laggards_patience_seconds: float = 15.0
+    """Who has been held up by that for so long in all need wait no longer."""
+    laggards_seconds: float = 0.001
+    """How long one turn may send to laggards: as much longer a pass takes."""
     accept_batch: int = 64
     """Connections accepted in one turn, some 2 ms; between turns another worker may take the next."""
     hello_seconds: float = 0.004

@@ -98,6 +98,30 @@ async def test_a_blocked_client_leaves_the_pass_and_catches_up(open_stage: OpenS
     assert stage.disconnects == {}
 
 
+async def test_a_client_far_behind_waits_while_others_are_sent_something_and_converges(open_stage: OpenStage) -> None:
+    paced = msgspec.structs.replace(PATIENT, laggards_bytes_per_second=1)
+    stage = await open_stage(paced)
+    stage.put(pod("a"))
+    stage.in_sync()
+    fast = await stage.subscribe()
+    slow = await stage.subscribe(receive_buffer_bytes=SMALL_BUFFER)
+    await stage.converged(fast, slow)
+    blocked = await stage.block(slow)
+    churn(stage, 40)
+    await stage.converged(fast)
+    while stage.fanout.delivery.laggards_wait_seconds is None:  # it reads again, and has its first turn
+        slow.read()
+        churn(stage, 1, size=10)
+        await stage.converged(fast)
+    assert not blocked.waiting
+    assert not blocked.watching_write  # or its socket would be reported until its next turn
+    assert blocked.offset < stage.channel.log.end
+    await stage.converged(slow)
+    assert slow.stream == fast.stream
+    assert blocked.held_up_seconds == 0.0
+    assert stage.disconnects == {}
+
+
 async def test_a_client_that_falls_out_of_the_log_gets_the_rest_of_its_frame_and_a_new_snapshot(
     open_stage: OpenStage,
 ) -> None:
