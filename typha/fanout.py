@@ -76,7 +76,6 @@ class Fanout:
         self.poller: poller.AnyPoller[client.Client] = client_poller or poller.Poller(
             listener,
             notsent_lowat_bytes=limits.notsent_lowat_bytes,
-            user_timeout_seconds=limits.no_progress_timeout_seconds,
             wrap=contexts.wrap if contexts is not None else None,
         )
         self.transport: transport.Transport = bytes_through or transport.PlainTransport()

@@ -84,7 +84,6 @@ class Poller(Generic[ClientT]):
         listener: socket.socket,
         *,
         notsent_lowat_bytes: int,
-        user_timeout_seconds: float,
         wrap: Callable[[socket.socket], socket.socket] | None = None,
     ) -> None:
         self._epoll = select.epoll()
@@ -93,7 +92,6 @@ class Poller(Generic[ClientT]):
         self._wrap = wrap
         self._listening = False
         self._notsent_lowat_bytes = notsent_lowat_bytes
-        self._user_timeout_milliseconds = int(user_timeout_seconds * 1000)
         self.clients: dict[int, ClientT] = {}
 
     def fileno(self) -> int:
@@ -157,7 +155,6 @@ class Poller(Generic[ClientT]):
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self._notsent_lowat_bytes)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._user_timeout_milliseconds)
 
     def add(self, client: ClientT) -> None:
         """Takes a new client in; reading is watched."""

@@ -107,11 +107,19 @@ class Sweep:
             if self._ping(current) and not current.pinged_at:
                 current.pinged_at = now
         elif self._is_probe_due(current, now):
-            # Its host may take data for minutes that the client does not read.
-            if self._is_window_wide(current):
-                current.asked_at = now
-            elif self._ping(current):
-                current.probed_at, current.probed_offset = now, current.offset
+            self._probe(current, now)
+
+    def _probe(self, current: client.Client, now: float) -> None:
+        """Looks whether what the client has been sent arrives, and is read."""
+        current.note_progress(self._transport.acked_bytes(current.socket), now)
+        if current.progress_at < now:
+            # Nothing has been acknowledged since the last look: its host may be gone, and then no pong comes either.
+            if self._ping(current) and not current.pinged_at:
+                current.pinged_at = now
+        elif self._is_window_wide(current):
+            current.asked_at = now
+        elif self._ping(current):  # its host may take data for minutes that the client does not read
+            current.probed_at, current.probed_offset = now, current.offset
 
     def _is_pong_overdue(self, current: client.Client, now: float) -> bool:
         """Whether neither a pong nor anything else has shown for too long that the client reads.

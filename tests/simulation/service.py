@@ -49,7 +49,6 @@ class Worker:
         client_poller: poller.Poller[client.Client] = poller.Poller(
             self.listener,
             notsent_lowat_bytes=limits.notsent_lowat_bytes,
-            user_timeout_seconds=limits.no_progress_timeout_seconds,
         )
         link = ipc.Link(self.link_end)
         self.fanout = fanout.Fanout(

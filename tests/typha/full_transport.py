@@ -25,3 +25,15 @@ class FullTransport:
             self.refused += 1
             raise BlockingIOError
         return os.write(descriptor, data)
+
+
+class VoidTransport(FullTransport):
+    """What is written for the connections that are `gone` is accepted, and arrives nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gone: set[int] = set()
+
+    def write(self, descriptor: int, data: bytes | memoryview, /) -> int:
+        """As the kernel would."""
+        return len(data) if descriptor in self.gone else super().write(descriptor, data)

@@ -40,7 +40,7 @@ def make(listener: socket.socket) -> Iterator[MakePoller]:
     made: list[poller.Poller[Held]] = []
 
     def make_one() -> poller.Poller[Held]:
-        one: poller.Poller[Held] = poller.Poller(listener, notsent_lowat_bytes=65536, user_timeout_seconds=12.5)
+        one: poller.Poller[Held] = poller.Poller(listener, notsent_lowat_bytes=65536)
         made.append(one)
         return one
 
@@ -82,7 +82,6 @@ def test_accepted_sockets_have_our_options(listener: socket.socket, make: MakePo
             assert not connection.getblocking()
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 65536
-            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 12_500
         assert one.accept() is None
 
 
@@ -253,7 +252,7 @@ def test_a_connection_reset_while_it_waited_is_passed_on_without_an_error(
 
 def test_closing_everything_leaves_no_descriptor(listener: socket.socket) -> None:
     before = support.open_descriptors()
-    one: poller.Poller[Held] = poller.Poller(listener, notsent_lowat_bytes=1, user_timeout_seconds=1)
+    one: poller.Poller[Held] = poller.Poller(listener, notsent_lowat_bytes=1)
     peers = [connect(listener) for _ in range(10)]
     for _ in peers:
         accept(one)

@@ -159,6 +159,21 @@ async def test_a_peer_that_takes_nothing_is_given_up(open_stage: OpenStage) -> N
     await stage.converged(good)
 
 
+async def test_a_peer_that_is_sent_data_and_whose_host_is_gone_is_given_up(open_stage: OpenStage) -> None:
+    void = full_transport.VoidTransport()
+    stage = await open_stage(SHORT, bytes_through=void)
+    stage.in_sync()
+    good, gone = await stage.subscribe(), await stage.subscribe()
+    await stage.converged(good, gone)
+    server_end = await stage.client_of(gone)
+    void.gone.add(server_end.fd)
+    async with asyncio.timeout(10):
+        while not stage.disconnects:
+            await churn(stage, good, seconds=0.1)
+    assert not server_end.waiting  # its socket was never full
+    assert stage.disconnects == {"pong-timeout": 1}
+
+
 async def test_a_peer_that_takes_little_is_kept(open_stage: OpenStage) -> None:
     stage = await open_stage(msgspec.structs.replace(SHORT, pong_timeout_seconds=30.0))
     stage.in_sync()
