@@ -118,12 +118,11 @@ class BlockFile:
 class Cursor:
     """One client's place; the only writer of these fields is this class."""
 
-    __slots__ = ("block", "needed_sequence", "offset", "position", "reason", "sequence", "snapshot", "state", "tail")
+    __slots__ = ("_offset", "block", "needed_sequence", "position", "reason", "sequence", "snapshot", "state", "tail")
 
     def __init__(self) -> None:
         self.state = CursorState.HANDSHAKE
-        self.offset = 0
-        """FOLLOWING: next byte of the log to send; CATCHING_UP: offset behind `tail` when the log went."""
+        self._offset = 0
         self.position = 0
         """Next byte of `snapshot` or `block` to send."""
         self.sequence = 0
@@ -143,6 +142,15 @@ class Cursor:
 
     def __repr__(self) -> str:
         return f"<Cursor {self.state.value} offset={self.offset} position={self.position} reason={self.reason}>"
+
+    @property
+    def offset(self) -> int:
+        """FOLLOWING: next byte of the log to send; CATCHING_UP: offset behind `tail` when the log went."""
+        return self._offset
+
+    @offset.setter
+    def offset(self, offset: int) -> None:
+        self._offset = offset
 
     def _enter(self, state: CursorState) -> None:
         if state not in _LEGAL[self.state]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cache import cursor, log
 from protocol import encoding, messages
-from typha import client
+from typha import client, followers
 
 FRESH_SECONDS = 1.0
 """How old a snapshot may be for newcomers of a format in key order. They must not be led through the past: Felix keeps
@@ -44,7 +44,7 @@ class ChannelView:
         self._snapshot_at = 0.0
         self._awaits_newer = False
         """The hub has been asked for a newer snapshot; nobody begins the old one."""
-        self.following: list[client.Client] = []
+        self.following = followers.Followers()
         self.held: dict[client.Client, None] = {}
         """Clients that wait for a snapshot, in order of arrival."""
         self.away: set[client.Client] = set()
@@ -188,18 +188,14 @@ class ChannelView:
 
     def add_following(self, reader: client.Client) -> None:
         """The client has been sent everything, or is about to be in a pass."""
-        reader.index = len(self.following)
-        self.following.append(reader)
+        self.following.add(reader)
         self.away.discard(reader)
 
     def remove_following(self, reader: client.Client) -> None:
         """Takes a client out; the last one takes its place."""
-        last = self.following.pop()
-        if last is not reader:
-            self.following[reader.index] = last
-            last.index = reader.index
-            self.rescan = self.rescan or reader.index < self.flush_index
-        reader.index = -1
+        filled = self.following.remove(reader)
+        if filled is not None:
+            self.rescan = self.rescan or filled < self.flush_index
 
     def forget(self, reader: client.Client) -> None:
         """The client is gone, wherever it stood."""
@@ -219,7 +215,7 @@ class ChannelView:
         lost = [reader for reader in self.away if reader.state is catching_up]
         snapshots = [s.log_offset for s in [*self._old_snapshots, self.snapshot] if s is not None and s.readers]
         slowest = min(behind, default=self.log.end)
-        lowest = min([self.log.end, slowest, *snapshots, *(reader.offset for reader in self.following)])
+        lowest = min([self.log.end, slowest, *snapshots, *self.following.offsets])
         unread = [
             reader
             for readers in (self.following, self.away)

@@ -14,6 +14,7 @@ class Client(cursor.Cursor):
     """A connection; fields only, its worker's `Fanout` acts on it. Times are the loop's clock, in seconds."""
 
     __slots__ = (
+        "_sent_at",
         "acked_bytes",
         "address",
         "asked_at",
@@ -37,7 +38,6 @@ class Client(cursor.Cursor):
         "probed_at",
         "probed_offset",
         "progress_at",
-        "sent_at",
         "shaking",
         "slot",
         "snapshot_at",
@@ -60,7 +60,7 @@ class Client(cursor.Cursor):
         self.conversation: conversations.Conversation | None = None
         """What it speaks; None before its first bytes have told."""
         self.index = -1
-        """Place in its channel's `following`; -1 elsewhere."""
+        """Place among its channel's followers; -1 elsewhere."""
         self.shaking = False
         """Its TLS handshake is not done."""
         self.waiting = False
@@ -68,7 +68,7 @@ class Client(cursor.Cursor):
         self.watching_write = False
         """The poller's: it has been asked to say so."""
         self.connected_at = now
-        self.sent_at = now
+        self._sent_at = now
         self.pinged_at = 0.0
         """When the oldest unanswered ping was sent; 0.0 for none."""
         self.overdue_since = 0.0
@@ -104,6 +104,34 @@ class Client(cursor.Cursor):
         """When its last snapshot began."""
         self.close_at = 0.0
         """CLOSING: when the connection is closed at the latest."""
+
+    @property
+    def offset(self) -> int:
+        """See `Cursor`; among the followers it is written there."""
+        channel = self.channel
+        return self._offset if self.index < 0 or channel is None else channel.following.offsets[self.index]
+
+    @offset.setter
+    def offset(self, offset: int) -> None:
+        channel = self.channel
+        if self.index < 0 or channel is None:
+            self._offset = offset
+        else:
+            channel.following.offsets[self.index] = offset
+
+    @property
+    def sent_at(self) -> float:
+        """When it was last sent something; among the followers it is written there."""
+        channel = self.channel
+        return self._sent_at if self.index < 0 or channel is None else channel.following.sent_at[self.index]
+
+    @sent_at.setter
+    def sent_at(self, sent_at: float) -> None:
+        channel = self.channel
+        if self.index < 0 or channel is None:
+            self._sent_at = sent_at
+        else:
+            channel.following.sent_at[self.index] = sent_at
 
     def at_frame_end(self, bytes_through: transport.Transport) -> bool:
         """Whether a ping or goodbye may be sent now: the last byte sent ended a frame, and none behind it is sealed."""

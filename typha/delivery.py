@@ -5,6 +5,7 @@ before it; whoever's socket is full leaves the pass, and takes what has gathered
 allocation, no log line and no metric object per delivery.
 """
 
+import operator
 from collections import deque
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ from typha import admission, catchup, channel_view, client, clock, laggards, pol
 
 _monotonic = clock.monotonic
 _CLOCK_EVERY = 16
-"""Clients between two looks at the clock: some 80 us of writes."""
+"""Clients that are written to in one go, and then there is a look at the clock: after some 80 us."""
 
 
 class Delivery:
@@ -121,59 +122,52 @@ class Delivery:
     def _flush(self, channel: channel_view.ChannelView, deadline: float) -> bool:
         """One pass over the clients at the end of the log; False if it must go on later."""
         following = channel.following
+        clients, offsets = following.clients, following.offsets
         log = channel.log
-        write = self._write
         end = log.end
         counters = self._stats.feeds[channel.feed]
         index = channel.flush_index
         now = _monotonic()
-        view_offset, view_end, view, view_bytes, view_updates = -1, -1, memoryview(b""), 0, 0
+        view_offset, view_end, view, view_updates = -1, -1, memoryview(b""), 0
         sends = bytes_sent = deliveries = view_sends = whole_sends = 0
         complete = True
-        until_clock = _CLOCK_EVERY
-        while index < len(following):
-            current = following[index]
-            offset = current.offset
+        while index < len(clients):
+            offset = offsets[index]
             if offset != view_offset:
                 if offset >= end:
                     index += 1
                     continue
                 self._note_view(channel, view_offset, view_updates, view_sends)
                 sends += view_sends
-                bytes_sent += whole_sends * view_bytes
+                bytes_sent += whole_sends * len(view)
                 deliveries += whole_sends * view_updates
                 view_sends = whole_sends = 0
                 view = log.view(offset)
-                view_offset, view_bytes = offset, len(view)
-                view_end = offset + view_bytes
+                view_offset, view_end = offset, offset + len(view)
                 view_updates = log.sequence_at(view_end) - log.sequence_at(offset)
                 complete = complete and view_end >= end
-            try:
-                sent = write(current.fd, view)
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                self._lost(current, error)
-                continue
-            view_sends += 1
-            current.sent_at = now
-            if sent == view_bytes:
-                current.offset = view_end  # one number for all of them: nothing is allocated, and it stays in the cache
-                whole_sends += 1
-                index += 1
-            else:
+            stop = index + _CLOCK_EVERY
+            if offsets[index:stop].count(offset) < _CLOCK_EVERY:
+                stop = index + 1
+            whole, sent, error = self._write_each(following.descriptors[index:stop], view)
+            # One number and one time for all of them: nothing is allocated, and it stays in the cache.
+            offsets[index : index + whole] = [view_end] * whole
+            following.sent_at[index : index + whole] = [now] * whole
+            index += whole
+            whole_sends += whole
+            view_sends += whole
+            if error is not None:
+                self._lost(clients[index], error)
+            elif index < stop:
+                view_sends += 1
                 bytes_sent += sent
-                current.offset = offset + sent
-                self._block(channel, current, offset)
-            until_clock -= 1
-            if not until_clock:
-                until_clock = _CLOCK_EVERY
-                if _monotonic() > deadline:
-                    complete = False
-                    break
+                self._block(channel, clients[index], offset + sent, now)
+            if _monotonic() > deadline:
+                complete = complete and index >= len(clients)
+                break
         self._note_view(channel, view_offset, view_updates, view_sends)
         sends += view_sends
-        bytes_sent += whole_sends * view_bytes
+        bytes_sent += whole_sends * len(view)
         deliveries += whole_sends * view_updates
         counters.sends += sends
         counters.bytes_sent += bytes_sent
@@ -182,6 +176,27 @@ class Delivery:
             self._laggards.note_pass(now)
             counters.histograms[worker_stats.WRITE_SECONDS].record((_monotonic() - now) / sends, sends)
         return self._end_pass(channel, index, complete=complete and log.end == end)
+
+    def _write_each(self, descriptors: list[int], view: memoryview) -> tuple[int, int, OSError | None]:
+        """Writes the same to each; returns to how many it went whole, and what of it the next one took, or its error.
+
+        Nothing but the write is done for each client: what is done around it is done once for all of them.
+        """
+        write, wanted = self._write, len(view)
+        places = iter(descriptors)
+        sent = wanted
+        failure = None
+        try:
+            for descriptor in places:
+                sent = write(descriptor, view)
+                if sent != wanted:
+                    break
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            sent, failure = 0, error
+        is_whole = failure is None and sent == wanted
+        return len(descriptors) - operator.length_hint(places) - (not is_whole), sent, failure
 
     def _note_view(self, channel: channel_view.ChannelView, offset: int, updates: int, sends: int) -> None:
         """So many clients were sent the same: once per pass as a rule, so the cost is not per client."""
@@ -200,10 +215,11 @@ class Delivery:
         channel.rescan = False
         return complete
 
-    def _block(self, channel: channel_view.ChannelView, current: client.Client, offset: int) -> None:
-        """The socket is full: out of the pass, until it takes bytes again."""
-        current.blocked_offset = offset
+    def _block(self, channel: channel_view.ChannelView, current: client.Client, offset: int, now: float) -> None:
+        """The socket is full, it has taken all before `offset`: out of the pass, until it takes bytes again."""
+        current.blocked_offset = current.offset
         channel.remove_following(current)
+        current.offset, current.sent_at = offset, now
         channel.away.add(current)
         self._wait(current)
 

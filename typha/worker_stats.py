@@ -73,14 +73,15 @@ class WorkerStats:
         return {"pause_seconds_max": self.turns.recent_seconds, "pause_seconds_worst": self.turns.worst_seconds}
 
     def histograms(self, now: float) -> dict[str, dict[str, list[int]]]:
-        """The feeds' histograms, as they go to the hub; what is out of their window is forgotten."""
+        """Of feeds that have had values, as they go to the hub; what is out of their window is forgotten."""
         for counters in self.feeds.values():
             for histogram in counters.histograms.values():
                 histogram.rotate(now)
-        return {
+        found = {
             feed: {name: histogram.to_list() for name, histogram in counters.histograms.items() if histogram.count}
             for feed, counters in self.feeds.items()
         }
+        return {feed: histograms for feed, histograms in found.items() if histograms}
 
     def take_close_lines_suppressed(self) -> int:
         """Ends of connections that were counted and not logged since the last line that was."""
