@@ -1,12 +1,12 @@
 """Fixtures of the service's tests."""
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
 
 import pytest
 
-from tests.typha import support
+from tests.typha import hub_bench, support
 from typha import policy
 
 OpenStage: TypeAlias = Callable[..., Awaitable[support.Stage]]
@@ -31,3 +31,15 @@ async def stage(open_stage: OpenStage) -> support.Stage:
     opened.put(*(support.pod(name, "x") for name in ("a", "b", "c")))
     opened.in_sync()
     return opened
+
+
+@pytest.fixture
+def bench() -> Iterator[hub_bench.Bench]:
+    """A hub with a feed of pods, and nobody who listens."""
+    before = support.open_descriptors()
+    opened = hub_bench.Bench()
+    yield opened
+    opened.hub.close()
+    for worker in opened.workers:
+        worker.close()
+    assert support.open_descriptors() == before

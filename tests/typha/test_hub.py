@@ -1,123 +1,16 @@
 """The hub, told what watchers tell it: what the workers hear, and how much of the logs is kept."""
 
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from cache import feed, resources
 from protocol import messages
 from tests.typha import support
+from tests.typha.hub_bench import KIBIBYTE, Bench
 from tests.typha.support import NODES, PODS, build_snapshot, pod
-from typha import channel_view, hub, hub_channel, ipc, worker_handle
+from typha import channel_view, hub, hub_channel
 
 IN_SYNC, RESYNC = messages.SyncStatus.IN_SYNC, messages.SyncStatus.RESYNC
-KIBIBYTE = 1024
-
-
-class Worker:
-    """The other end of a worker's link, and the hub's handle of it."""
-
-    def __init__(self, number: int = 1) -> None:
-        ours, theirs = ipc.pair()
-        self.broken: list[Exception] = []
-        self.watching: list[bool] = []
-        self.link = ipc.Link(theirs)
-        self.handle: worker_handle.WorkerHandle
-        self._ours = ipc.Link(ours)
-        self._number = number
-
-    def attach(self, to: hub.Hub) -> None:
-        """The hub gets to know it."""
-        self.handle = worker_handle.WorkerHandle(self._number, self._ours, to, self.broken.append, self.watching.append)
-        to.add_worker(self.handle)
-
-    def hear(self) -> list[list[Any]]:
-        """All it has been told since the last call."""
-        messages: list[list[Any]] = []
-        while batch := list(self.link.receive()):
-            for message, descriptors in batch:
-                messages.append(message)
-                for descriptor in descriptors:
-                    os.close(descriptor)
-        return messages
-
-    def kinds(self) -> list[str]:
-        """The same, without the details."""
-        return [message[0] for message in self.hear()]
-
-    def report(self, **of_channel: int) -> None:
-        """What it says of channel 1."""
-        self.link.send(["stats", {"active": of_channel.get("clients", 0), "channels": {1: of_channel}}])
-        self.handle.hear()
-
-    def close(self) -> None:
-        """Both ends go."""
-        self.link.close()
-        self._ours.close()
-
-
-class Bench:
-    """A hub; snapshots are made when the test says so."""
-
-    def __init__(self, *feeds: feed.RawFeed, log_budget_bytes: int = 1 << 20) -> None:
-        self.requested: list[hub_channel.HubChannel] = []
-        self.hub = hub.Hub(
-            feeds or [support.raw_feed()],
-            log_budget_bytes=log_budget_bytes,
-            segment_bytes=64 * KIBIBYTE,
-            build_snapshot=self.requested.append,
-        )
-        self.workers: list[Worker] = []
-
-    def add_worker(self, number: int = 1) -> Worker:
-        """Another worker."""
-        worker = Worker(number)
-        self.workers.append(worker)
-        worker.attach(self.hub)
-        return worker
-
-    def make_snapshots(self) -> None:
-        """Makes what was asked for."""
-        while self.requested:
-            build_snapshot(self.hub, self.requested.pop())
-
-    def sync(self, *types: resources.ResourceType) -> None:
-        """The types are known whole."""
-        for type in types or (PODS,):
-            self.hub.status(type, IN_SYNC)
-        self.hub.batch_end()
-
-    def put(self, name: str, *, size: int = 10, version: int = 1) -> None:
-        """A batch of one object."""
-        self.hub.apply(pod(name, str(version).rjust(size, "x"), version=version))
-        self.hub.batch_end()
-
-    def churn(self, kibibytes: int) -> None:
-        """So much more log, at least."""
-        for number in range(kibibytes // 8 + 1):
-            self.put(f"p{number % 4}", size=8 * KIBIBYTE, version=number + 2)
-
-    def open(self) -> hub_channel.HubChannel:
-        """In sync, with one channel and its snapshot."""
-        self.sync()
-        self.hub.wanted(support.FEED, "native")
-        self.make_snapshots()
-        [channel] = self.hub.channels.values()
-        return channel
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    """A hub with a feed of pods, and nobody who listens."""
-    before = support.open_descriptors()
-    opened = Bench()
-    yield opened
-    opened.hub.close()
-    for worker in opened.workers:
-        worker.close()
-    assert support.open_descriptors() == before
 
 
 def test_a_channel_is_opened_when_its_feed_has_been_in_sync_and_not_before(bench: Bench) -> None:

@@ -1,27 +1,10 @@
 """The hub's part for slow clients: which deletions it remembers, what workers ask it for, and what it announces."""
 
-from collections.abc import Iterator
-
-import pytest
-
 from protocol import messages
-from tests.typha import support
+from tests.typha.hub_bench import Bench
 from tests.typha.support import PODS, build_snapshot, pod
-from tests.typha.test_hub import Bench
 
 IN_SYNC, RESYNC = messages.SyncStatus.IN_SYNC, messages.SyncStatus.RESYNC
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    """A hub with a feed of pods, and nobody who listens."""
-    before = support.open_descriptors()
-    opened = Bench()
-    yield opened
-    opened.hub.close()
-    for worker in opened.workers:
-        worker.close()
-    assert support.open_descriptors() == before
 
 
 def test_deletions_that_no_client_needs_are_forgotten_after_a_while(bench: Bench) -> None:

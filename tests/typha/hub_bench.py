@@ -1,0 +1,105 @@
+"""A hub without processes: workers whose links the test reads, and snapshots that are made when it says so."""
+
+import os
+from typing import Any
+
+from cache import feed, resources
+from protocol import messages
+from tests.typha import support
+from tests.typha.support import PODS, build_snapshot, pod
+from typha import hub, hub_channel, ipc, worker_handle
+
+IN_SYNC = messages.SyncStatus.IN_SYNC
+KIBIBYTE = 1024
+
+
+class Worker:
+    """The other end of a worker's link, and the hub's handle of it."""
+
+    def __init__(self, number: int = 1) -> None:
+        ours, theirs = ipc.pair()
+        self.broken: list[Exception] = []
+        self.watching: list[bool] = []
+        self.link = ipc.Link(theirs)
+        self.handle: worker_handle.WorkerHandle
+        self._ours = ipc.Link(ours)
+        self._number = number
+
+    def attach(self, to: hub.Hub) -> None:
+        """The hub gets to know it."""
+        self.handle = worker_handle.WorkerHandle(self._number, self._ours, to, self.broken.append, self.watching.append)
+        to.add_worker(self.handle)
+
+    def hear(self) -> list[list[Any]]:
+        """All it has been told since the last call."""
+        messages: list[list[Any]] = []
+        while batch := list(self.link.receive()):
+            for message, descriptors in batch:
+                messages.append(message)
+                for descriptor in descriptors:
+                    os.close(descriptor)
+        return messages
+
+    def kinds(self) -> list[str]:
+        """The same, without the details."""
+        return [message[0] for message in self.hear()]
+
+    def report(self, **of_channel: int) -> None:
+        """What it says of channel 1."""
+        self.link.send(["stats", {"active": of_channel.get("clients", 0), "channels": {1: of_channel}}])
+        self.handle.hear()
+
+    def close(self) -> None:
+        """Both ends go."""
+        self.link.close()
+        self._ours.close()
+
+
+class Bench:
+    """A hub; snapshots are made when the test says so."""
+
+    def __init__(self, *feeds: feed.RawFeed, log_budget_bytes: int = 1 << 20) -> None:
+        self.requested: list[hub_channel.HubChannel] = []
+        self.hub = hub.Hub(
+            feeds or [support.raw_feed()],
+            log_budget_bytes=log_budget_bytes,
+            segment_bytes=64 * KIBIBYTE,
+            build_snapshot=self.requested.append,
+        )
+        self.workers: list[Worker] = []
+
+    def add_worker(self, number: int = 1) -> Worker:
+        """Another worker."""
+        worker = Worker(number)
+        self.workers.append(worker)
+        worker.attach(self.hub)
+        return worker
+
+    def make_snapshots(self) -> None:
+        """Makes what was asked for."""
+        while self.requested:
+            build_snapshot(self.hub, self.requested.pop())
+
+    def sync(self, *types: resources.ResourceType) -> None:
+        """The types are known whole."""
+        for type in types or (PODS,):
+            self.hub.status(type, IN_SYNC)
+        self.hub.batch_end()
+
+    def put(self, name: str, *, size: int = 10, version: int = 1) -> None:
+        """A batch of one object."""
+        self.hub.apply(pod(name, str(version).rjust(size, "x"), version=version))
+        self.hub.batch_end()
+
+    def churn(self, kibibytes: int) -> None:
+        """So much more log, at least."""
+        for number in range(kibibytes // 8 + 1):
+            self.put(f"p{number % 4}", size=8 * KIBIBYTE, version=number + 2)
+
+    def open(self) -> hub_channel.HubChannel:
+        """In sync, with one channel and its snapshot."""
+        self.sync()
+        self.hub.wanted(support.FEED, "native")
+        self.make_snapshots()
+        [channel] = self.hub.channels.values()
+        return channel
