@@ -5,11 +5,11 @@ Snapshots are given to a few clients at a time, so that those few are soon done;
 nothing but their pings. A client whose socket stays full is slow by itself, and holds no place for others.
 """
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeAlias
 
 from cache import cursor
-from typha import channel_view, client, clock, policy, poller
+from typha import channel_view, client, clock, policy, poller, transport
 
 _monotonic = clock.monotonic
 
@@ -58,8 +58,21 @@ class Hellos:
 Begin: TypeAlias = Callable[[client.Client, channel_view.ChannelView, cursor.SnapshotFile], None]
 
 
+class Sockets(Protocol):
+    """What is asked of a poller here."""
+
+    def with_room(self, clients: Iterable[client.Client]) -> list[client.Client]: ...
+
+    def limit_unsent(self, client: client.Client, count: int) -> None: ...
+
+
 class Snapshots:
     """Places for clients that take their snapshot. Held clients stand in their channels; channels take turns here.
+
+    The kernel is given whole snapshots where it can be: in pieces, each with its wake-up, they cost half as much again.
+    So a place is given back not when the last byte is written but when the peer has taken most, which is looked at now
+    and then for all of them together. How many have so much in the kernel is limited apart, whatever becomes of their
+    places: it is memory.
 
     Whoever's socket stays full loses its place, and goes on as its link allows. But all that are in the middle of a
     snapshot are limited, too: full kernel buffers are memory, and where the kernel runs out of that it drops what it
@@ -69,27 +82,40 @@ class Snapshots:
     `begin` is called with a client that is held no more, for it has got a place, and begins its snapshot.
     """
 
-    def __init__(self, limits: policy.Policy, begin: Begin) -> None:
-        self._places = limits.snapshot_places
-        self._patience_seconds = limits.snapshot_patience_seconds
-        self._place_seconds = limits.snapshot_place_seconds
-        self._open_max = limits.snapshots_open_max
-        self._stall_seconds = limits.snapshot_stall_seconds
-        self._open_seconds = limits.snapshot_open_seconds
+    def __init__(
+        self,
+        limits: policy.Policy,
+        sockets: Sockets,
+        acked_bytes: Callable[[transport.Connection], int],
+        begin: Begin,
+    ) -> None:
+        self._policy = limits
+        self._sockets = sockets
+        self._acked_bytes = acked_bytes
         self._begin = begin
         self._open: dict[client.Client, None] = {}
         self._holders: dict[client.Client, None] = {}
+        self._deep: dict[client.Client, None] = {}
+        """Who was allowed more in the kernel, and may have it there still."""
+        self._draining: dict[client.Client, None] = {}
+        """Those of them of whose snapshots nothing is left but what the kernel holds."""
         self._channels: dict[channel_view.ChannelView, None] = {}
         self._begun = 0
         self._look_at = 0.0
+        self._stuck_look_at = 0.0
 
     @property
     def has_work(self) -> bool:
         """Whether somebody may be let in now."""
         return bool(self._channels) and self._has_room()
 
+    @property
+    def awaits_drain(self) -> bool:
+        """Whether `free_places` is to be called soon: nothing else will say that somebody has taken its snapshot."""
+        return bool(self._draining and self._channels) and not self._has_room()
+
     def _has_room(self) -> bool:
-        return len(self._holders) < self._places and len(self._open) < self._open_max
+        return len(self._holders) < self._policy.snapshot_places and len(self._open) < self._policy.snapshots_open_max
 
     def wanted(self, channel: channel_view.ChannelView) -> None:
         """The channel has held clients, or a snapshot for them."""
@@ -111,28 +137,66 @@ class Snapshots:
             else:
                 next_one = next(iter(channel.held))
                 del channel.held[next_one]
-            self._holders[next_one] = None
-            self._open[next_one] = None
+            self._take_place(next_one, snapshot)
             self._channels[channel] = None
             self._begin(next_one, channel, snapshot)
 
+    def _take_place(self, newcomer: client.Client, snapshot: cursor.SnapshotFile) -> None:
+        limits = self._policy
+        self._draining.pop(newcomer, None)  # from a snapshot before
+        self._holders[newcomer] = None
+        self._open[newcomer] = None
+        is_worth_it = snapshot.length > limits.notsent_lowat_bytes
+        if newcomer in self._deep or (is_worth_it and len(self._deep) < limits.snapshots_deep_max):
+            self._deep[newcomer] = None
+            self._sockets.limit_unsent(newcomer, limits.snapshot_unsent_bytes)
+
+    def sent(self, holder: client.Client) -> None:
+        """The kernel has all of its snapshot."""
+        if holder not in self._deep:
+            self.leave(holder)
+            return
+        self._sockets.limit_unsent(holder, self._policy.notsent_lowat_bytes)
+        holder.progress_at = _monotonic()
+        self._draining[holder] = None
+
     def leave(self, holder: client.Client) -> None:
-        """Its snapshot is sent, or it is gone."""
+        """It has taken its snapshot, or is gone."""
         self._holders.pop(holder, None)
         self._open.pop(holder, None)
+        self._deep.pop(holder, None)
+        self._draining.pop(holder, None)
 
-    def free_stuck(self, now: float) -> None:
-        """Takes the places of those who are gone, or whose sockets have been full for a while, if they are wanted."""
+    def free_places(self, now: float) -> None:
+        """Takes the places of those who have what they came for, are gone, or are slow, if they are wanted."""
         if not self._channels or self._has_room() or now < self._look_at:
             return
-        self._look_at = now + _STUCK_LOOK_SECONDS
-        _drop_stuck(self._holders, sent_before=now - self._patience_seconds, begun_before=now - self._place_seconds)
-        _drop_stuck(self._open, sent_before=now - self._stall_seconds, begun_before=now - self._open_seconds)
+        limits = self._policy
+        self._look_at = now + limits.snapshot_drain_seconds
+        for one in [one for one in self._deep if one.is_closing()]:
+            self.leave(one)
+        for one in self._sockets.with_room(self._draining):
+            self.leave(one)
+        if self._has_room() or now < self._stuck_look_at:
+            return
+        self._stuck_look_at = now + _STUCK_LOOK_SECONDS
+        self._drop_slow(
+            self._holders, now, limits.snapshot_patience_seconds, begun_before=now - limits.snapshot_place_seconds
+        )
+        self._drop_slow(self._open, now, limits.snapshot_stall_seconds, begun_before=now - limits.snapshot_open_seconds)
 
+    def _drop_slow(
+        self, clients: dict[client.Client, None], now: float, patience_seconds: float, *, begun_before: float
+    ) -> None:
+        """Takes out who is gone, and those with full sockets that have taken nothing for so long, or began long ago."""
+        for one in list(clients):
+            if one.is_closing() or self._is_slow(one, now, patience_seconds, begun_before=begun_before):
+                del clients[one]
 
-def _drop_stuck(clients: dict[client.Client, None], *, sent_before: float, begun_before: float) -> None:
-    """Takes out who is gone, and those with full sockets that were last sent something, or begun, before a moment."""
-    for one in list(clients):
-        is_slow = one.waiting and (one.sent_at < sent_before or one.snapshot_at < begun_before)
-        if is_slow or one.is_closing():
-            del clients[one]
+    def _is_slow(self, one: client.Client, now: float, patience_seconds: float, *, begun_before: float) -> bool:
+        quiet_before = now - patience_seconds
+        if one not in self._draining:
+            return one.waiting and (one.sent_at < quiet_before or one.snapshot_at < begun_before)
+        if one.progress_at < quiet_before:
+            one.note_progress(self._acked_bytes(one.socket), now)
+        return one.progress_at < quiet_before or one.snapshot_at < begun_before

@@ -48,7 +48,7 @@ class Delivery:
         self._dirty: dict[channel_view.ChannelView, None] = {}
         self._sending: deque[client.Client] = deque()
         self._laggards = laggards.Laggards(limits)
-        self.snapshots = admission.Snapshots(limits, self._begin_snapshot)
+        self.snapshots = admission.Snapshots(limits, client_poller, bytes_through.acked_bytes, self._begin_snapshot)
 
     @property
     def has_work(self) -> bool:
@@ -92,7 +92,7 @@ class Delivery:
         """
         sending, snapshots = self._sending, self.snapshots
         now = _monotonic()
-        snapshots.free_stuck(now)
+        snapshots.free_places(now)
         flush_deadline = (now + deadline) / 2 if sending or snapshots.has_work else deadline
         for channel in list(self._dirty):
             if self._flush(channel, flush_deadline):
@@ -322,7 +322,7 @@ class Delivery:
 
     def _finish_snapshot(self, channel: channel_view.ChannelView, current: client.Client) -> None:
         current.become_following()
-        self.snapshots.leave(current)
+        self.snapshots.sent(current)
         channel.close_unread_snapshots()
         counters = self._stats.feeds[channel.feed]
         counters.snapshots_sent += 1

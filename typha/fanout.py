@@ -101,6 +101,9 @@ class Fanout:
         self._next_id = config.number << _ID_BITS
         self._turn_scheduled = False
         self._later_turn_scheduled = False
+        self._look_scheduled = False
+        self._has_heard_hub = False
+        """In this turn: everybody who is answered in it was here before."""
         self._share = 1 << 31
         self._accept_batch = limits.accept_batch
         self._draining: tuple[float, float] | None = None
@@ -226,12 +229,24 @@ class Fanout:
     def _turn(self) -> None:
         """Accepts connections, hears clients, answers hellos, then delivers for a while."""
         begun = _monotonic()
+        self._has_heard_hub = False
         if self._hear_clients() and self._draining is None:
             self._accept()
         self._hellos.run(_monotonic() + self._policy.hello_seconds)
         self.delivery.run(_monotonic() + self._policy.pass_seconds)
         self._schedule_turn()
+        self._look_for_places()
         self.stats.turns.note(_monotonic() - begun)
+
+    def _look_for_places(self) -> None:
+        """Nothing says that a socket has sent a snapshot: another turn has to look."""
+        if self.delivery.snapshots.awaits_drain and not self._look_scheduled:
+            self._look_scheduled = True
+            self._loop.call_later(self._policy.snapshot_drain_seconds, self._guarded, self._places_turn)
+
+    def _places_turn(self) -> None:
+        self._look_scheduled = False
+        self._turn()
 
     def _hear_clients(self) -> bool:
         """Hears those that were taken in, and notes who has said hello; whether connections wait to be accepted."""
@@ -302,14 +317,16 @@ class Fanout:
         self.sweep.add(newcomer)
 
     def _subscribed(self, newcomer: client.Client, feed: str, wire_format: str) -> None:
-        self._hear_hub()  # what other workers' clients may have been sent before this one came here
+        if not self._has_heard_hub:  # what other workers' clients may have been sent before this one came here
+            self._has_heard_hub = True
+            self._hear_hub()
         self.sweep.add(newcomer)
         self.channels.subscribe(newcomer, feed, wire_format)
 
     def _sweep(self) -> None:
         now = _monotonic()
         self.sweep.tick(now)
-        self.delivery.snapshots.free_stuck(now)
+        self.delivery.snapshots.free_places(now)
         self._schedule_turn()
 
     def _look_at_deadlines(self) -> None:

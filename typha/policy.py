@@ -6,6 +6,9 @@ import msgspec
 
 from typha import settings, tls
 
+_SEALED_SNAPSHOT_UNSENT_BYTES = 512 * 1024
+"""More made no difference beside what sealing costs."""
+
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Limits and times of one worker's connections; every field is a number that a setting or this text explains."""
@@ -22,6 +25,13 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     max_frame_bytes: int = 16 * 1024 * 1024
     notsent_lowat_bytes: int = 128 * 1024
     """What the kernel may hold unsent for a client; beyond it the bytes stay where they are counted, in the log."""
+    snapshot_unsent_bytes: int = 2 * 1024 * 1024
+    """The same for a client that takes its snapshot: whole, it costs two thirds of what it costs in pieces. The kernel
+    holds references to the file's pages; through TLS copies, so there it is `_SEALED_SNAPSHOT_UNSENT_BYTES`."""
+    snapshots_deep_max: int = 128
+    """Clients of whose snapshots the kernel may hold so much: the others get as little as everybody."""
+    snapshot_drain_seconds: float = 0.005
+    """Between two looks at who has taken its snapshot: a wake-up for each client costs a quarter more CPU."""
     pass_seconds: float = 0.005
     """How long one turn may flush before reads, pings and accepts get theirs."""
     send_bytes: int = 256 * 1024
@@ -82,6 +92,7 @@ def from_settings(configured: settings.Settings) -> Policy:
     pong_timeout_seconds = configured.server_pong_timeout_seconds
     if pong_timeout_seconds <= 2 * ping_interval_seconds:
         pong_timeout_seconds = 6 * ping_interval_seconds
+    unsent_bytes = _SEALED_SNAPSHOT_UNSENT_BYTES if configured.server_key_file else Policy().snapshot_unsent_bytes
     return Policy(
         ping_interval_seconds=ping_interval_seconds,
         pong_timeout_seconds=pong_timeout_seconds,
@@ -90,4 +101,5 @@ def from_settings(configured: settings.Settings) -> Policy:
         refusal_hold_seconds=configured.refusal_hold_seconds,
         max_held_refusals=configured.max_held_refusals,
         max_frame_bytes=configured.max_frame_bytes,
+        snapshot_unsent_bytes=unsent_bytes,
     )

@@ -9,7 +9,7 @@ import errno
 import select
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
 from typha import transport
@@ -60,6 +60,10 @@ class AnyPoller(Protocol[ClientT]):
     def add(self, client: ClientT) -> None: ...
 
     def has_unread(self, client: ClientT) -> bool: ...
+
+    def with_room(self, clients: Iterable[ClientT]) -> list[ClientT]: ...
+
+    def limit_unsent(self, client: ClientT, count: int) -> None: ...
 
     def watch_write(self, client: ClientT, active: bool) -> None: ...
 
@@ -166,6 +170,17 @@ class Poller(Generic[ClientT]):
         one = select.poll()
         one.register(client.fd, READ)
         return bool(one.poll(0))
+
+    def with_room(self, clients: Iterable[ClientT]) -> list[ClientT]:
+        """Those of the clients whose sockets take more: less than half of their limit is unsent, or they are broken."""
+        asked = select.poll()
+        for one in clients:
+            asked.register(one.fd, WRITE)
+        return [self.clients[descriptor] for descriptor, _ in asked.poll(0)]
+
+    def limit_unsent(self, client: ClientT, count: int) -> None:
+        """From now on the kernel takes no more for the client once it holds so many bytes that it has not sent."""
+        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, count)
 
     def watch_write(self, client: ClientT, active: bool) -> None:
         """Whether to be told that the client's socket takes bytes again."""

@@ -391,5 +391,7 @@ FAST = policy.Policy(
     refusal_hold_seconds=0.3,
     goodbye_linger_seconds=0.3,
     stats_interval_seconds=0.05,
+    snapshots_deep_max=0,
 )
-"""Short where something is waited for in many tests, long where it would only be in the way."""
+"""Short where something is waited for in many tests, long where it would only be in the way. The kernel never holds a
+whole snapshot: many tests are about a client in the middle of one."""

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 import pytest
@@ -14,11 +15,19 @@ from protocol import formats, messages, reasons
 from protocol.native import encoder
 from tests.typha.conftest import OpenStage
 from tests.typha.support import FAST, Peer, Stage, eventually, pod
-from typha import admission, channel_view, client, policy
+from typha import admission, channel_view, client, policy, transport
 
 LIMITS = policy.Policy(
-    snapshot_places=3, snapshot_patience_seconds=0.5, snapshots_open_max=5, snapshot_stall_seconds=4.0
+    snapshot_places=3,
+    snapshot_patience_seconds=0.5,
+    snapshots_open_max=5,
+    snapshot_stall_seconds=4.0,
+    notsent_lowat_bytes=100,
+    snapshot_unsent_bytes=1000,
+    snapshots_deep_max=4,
 )
+SHORT_BYTES = 10
+LONG_BYTES = 101
 SMALL_BUFFER = 4096
 
 
@@ -28,17 +37,46 @@ def fill(stage: Stage) -> None:
     stage.in_sync()
 
 
+class Sockets:
+    """What the gate's clients may have unsent, who has room, and how much each has acknowledged."""
+
+    def __init__(self) -> None:
+        self.limits: dict[client.Client, int] = {}
+        self.roomy: set[client.Client] = set()
+        self.acked: dict[transport.Connection, int] = {}
+        self.looks = 0
+
+    def with_room(self, clients: Iterable[client.Client]) -> list[client.Client]:
+        """Those of them that are said to have some."""
+        self.looks += 1
+        return [one for one in clients if one in self.roomy]
+
+    def limit_unsent(self, client: client.Client, count: int) -> None:
+        """Keeps the number."""
+        self.limits[client] = count
+
+    def acked_bytes(self, connection: transport.Connection) -> int:
+        """As was said, or nothing."""
+        return self.acked.get(connection, 0)
+
+
 class Gate:
     """Places, one channel with a snapshot, and clients on socket pairs; remembers who was let in."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack
         self.told: list[list[object]] = []
-        self.snapshots = admission.Snapshots(LIMITS, self._begin)
+        self.sockets = Sockets()
+        self.snapshots = admission.Snapshots(LIMITS, self.sockets, self.sockets.acked_bytes, self._begin)
         self.channel = channel_view.ChannelView("web", formats.make_encoder(encoder.PLAIN), self.told.append)
-        self.file = cursor.SnapshotFile(-1, length=10, log_offset=0, sequence=1, status=messages.SyncStatus.IN_SYNC)
-        self.channel.snapshot = self.file
+        self.file = self.make_snapshot(SHORT_BYTES)
         self.let_in: list[client.Client] = []
+
+    def make_snapshot(self, length: int) -> cursor.SnapshotFile:
+        """From now on newcomers get one of so many bytes."""
+        self.file = cursor.SnapshotFile(-1, length=length, log_offset=0, sequence=1, status=messages.SyncStatus.IN_SYNC)
+        self.channel.snapshot = self.file
+        return self.file
 
     def _begin(self, held: client.Client, channel: channel_view.ChannelView, snapshot: cursor.SnapshotFile) -> None:
         assert channel is self.channel
@@ -61,7 +99,7 @@ class Gate:
         """Its snapshot is sent."""
         one.position = self.file.length
         one.become_following()
-        self.snapshots.leave(one)
+        self.snapshots.sent(one)
 
 
 @pytest.fixture
@@ -108,10 +146,10 @@ def test_places_come_back_from_the_stuck_and_the_gone(gate: Gate) -> None:
     now = time.monotonic()
     stuck.begin_waiting(now)
     gone.become_closing(reasons.DisconnectReason.CLIENT_CLOSED)
-    gate.snapshots.free_stuck(now)
+    gate.snapshots.free_places(now)
     gate.snapshots.let_in()
     assert len(gate.let_in) == 4
-    gate.snapshots.free_stuck(now + 2 * LIMITS.snapshot_patience_seconds)
+    gate.snapshots.free_places(now + 2 * LIMITS.snapshot_patience_seconds)
     gate.snapshots.let_in()
     assert len(gate.let_in) == 5
     gate.finish(quick)
@@ -131,7 +169,7 @@ def test_who_takes_a_little_now_and_then_does_not_keep_others_waiting(gate: Gate
         for one in gate.let_in:
             one.begin_waiting(now)
             one.snapshot_at, one.sent_at = now, now + later
-        gate.snapshots.free_stuck(now + later)
+        gate.snapshots.free_places(now + later)
         gate.snapshots.let_in()
         return len(gate.let_in)
 
@@ -147,7 +185,7 @@ def test_those_in_the_middle_of_a_snapshot_are_limited_except_who_takes_nothing(
     def all_full(later: float) -> None:
         for one in gate.let_in:
             one.begin_waiting(now)
-        gate.snapshots.free_stuck(now + later)
+        gate.snapshots.free_places(now + later)
         gate.snapshots.let_in()
 
     gate.snapshots.let_in()
@@ -159,6 +197,62 @@ def test_those_in_the_middle_of_a_snapshot_are_limited_except_who_takes_nothing(
     all_full(5.0)
     assert len(gate.let_in) == 8
     assert set(gate.let_in) == set(waiting)
+
+
+def test_a_place_is_held_until_the_peer_has_taken_most(gate: Gate) -> None:
+    gate.make_snapshot(LONG_BYTES)
+    waiting = [gate.newcomer(number) for number in range(5)]
+    gate.snapshots.let_in()
+    first, second, third = gate.let_in
+    assert gate.sockets.limits == {first: 1000, second: 1000, third: 1000}
+    gate.finish(first)
+    gate.finish(second)
+    assert gate.sockets.limits == {first: 100, second: 100, third: 1000}
+    now = time.monotonic()
+    gate.snapshots.free_places(now)
+    assert not gate.snapshots.has_work
+    assert gate.snapshots.awaits_drain
+    gate.sockets.roomy = {second, third}  # the third has room, but its snapshot is not sent
+    gate.snapshots.free_places(now + LIMITS.snapshot_drain_seconds / 2)
+    assert gate.sockets.looks == 1
+    gate.snapshots.free_places(now + 1.5 * LIMITS.snapshot_drain_seconds)
+    gate.snapshots.let_in()
+    assert len(gate.let_in) == 4
+    gate.sockets.roomy = {first}
+    gate.snapshots.free_places(now + 3 * LIMITS.snapshot_drain_seconds)
+    gate.snapshots.let_in()
+    assert set(gate.let_in) == set(waiting)
+    assert not gate.snapshots.awaits_drain
+
+
+def test_who_does_not_take_what_the_kernel_holds_loses_its_place_and_counts_on(gate: Gate) -> None:
+    gate.make_snapshot(LONG_BYTES)
+    for number in range(7):
+        gate.newcomer(number)
+    gate.snapshots.let_in()
+    stalled, slow, gone = gate.let_in
+    for one in gate.let_in:
+        gate.finish(one)
+    now = time.monotonic()
+    gate.sockets.acked[slow.socket] = 1
+    gone.become_closing(reasons.DisconnectReason.CLIENT_CLOSED)
+    gate.snapshots.free_places(now + LIMITS.snapshot_patience_seconds)
+    gate.snapshots.let_in()
+    assert len(gate.let_in) == 4  # for the one that is gone
+    gate.snapshots.free_places(now + 2 * LIMITS.snapshot_patience_seconds)
+    gate.snapshots.let_in()
+    assert len(gate.let_in) == 5  # for the stalled one
+    assert gate.sockets.limits[gate.let_in[3]] == gate.sockets.limits[gate.let_in[4]] == 1000
+    gate.snapshots.free_places(now + 4 * LIMITS.snapshot_patience_seconds)
+    gate.snapshots.let_in()
+    assert len(gate.let_in) == 6  # for the slow one, that has taken nothing more
+    assert gate.let_in[5] not in gate.sockets.limits, "more than four would have so much in the kernel"
+    gate.sockets.roomy = {stalled, slow}
+    gate.snapshots.free_places(now + 5 * LIMITS.snapshot_patience_seconds)
+    for one in gate.let_in[3:6]:
+        gate.snapshots.leave(one)
+    gate.snapshots.let_in()
+    assert gate.sockets.limits[gate.let_in[6]] == 1000
 
 
 def test_without_a_snapshot_that_can_be_served_everybody_waits(gate: Gate) -> None:
@@ -206,6 +300,36 @@ async def test_clients_that_take_nothing_hold_no_places(open_stage: OpenStage) -
     await stage.converged(good)
     assert {peer.snapshots for peer in stuck} == {0}
     await stage.converged(*stuck)
+
+
+async def test_a_storm_of_whole_snapshots_is_served_in_turns(
+    open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = msgspec.structs.replace(FAST, snapshot_places=2, snapshot_patience_seconds=30.0, snapshots_deep_max=3)
+    stage = await open_stage(limits)
+    fill(stage)
+    looks: list[int] = []
+    with_room = stage.fanout.poller.with_room
+
+    def look(clients: Iterable[client.Client]) -> list[client.Client]:
+        found = with_room(clients)
+        looks.append(len(found))
+        return found
+
+    monkeypatch.setattr(stage.fanout.poller, "with_room", look)
+    peers = [await stage.subscribe(receive_buffer_bytes=SMALL_BUFFER) for _ in range(8)]
+    clients = [await stage.client_of(peer) for peer in peers]
+    await eventually(lambda: [one.state for one in clients].count(cursor.CursorState.FOLLOWING) == 2)
+    await eventually(lambda: len(looks) >= 3)
+    assert not any(looks)
+    following = [one for one in clients if one.state is cursor.CursorState.FOLLOWING]
+    assert len(following) == 2, "the kernel has all of two snapshots, and nobody has taken one"
+    for one in following:
+        set_limit = one.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 4)
+        assert int.from_bytes(set_limit, sys.byteorder) == limits.notsent_lowat_bytes
+    await stage.converged(*peers)
+    assert stage.disconnects == {}
+    assert {peer.snapshots for peer in peers} == {1}
 
 
 async def test_hellos_are_answered_newest_first(open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch) -> None:

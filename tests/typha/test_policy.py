@@ -22,6 +22,13 @@ def test_the_defaults_of_both_agree() -> None:
     assert policy.from_settings(settings.Settings()) == policy.Policy()
 
 
+def test_less_of_a_snapshot_is_in_the_kernel_where_it_holds_copies() -> None:
+    plain, sealed = (
+        policy.from_settings(settings.Settings(server_key_file=name)).snapshot_unsent_bytes for name in ("", "key.pem")
+    )
+    assert policy.Policy().notsent_lowat_bytes < sealed < plain
+
+
 def test_a_workers_configuration_survives_its_journey() -> None:
     sent = policy.WorkerConfig(
         number=3,

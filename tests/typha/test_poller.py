@@ -1,5 +1,6 @@
 """Client sockets: options, events, and descriptors whose numbers come back."""
 
+import contextlib
 import errno
 import os
 import resource
@@ -83,6 +84,24 @@ def test_accepted_sockets_have_our_options(listener: socket.socket, make: MakePo
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 65536
         assert one.accept() is None
+
+
+def test_who_has_less_than_half_of_its_limit_unsent_has_room(listener: socket.socket, make: MakePoller) -> None:
+    one = make()
+    with connect(listener) as peer, connect(listener) as other:
+        full, roomy = accept(one), accept(one)
+        one.limit_unsent(full, 16_384)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while sent < 1 << 26:
+                sent += full.socket.send(bytes(16_384))
+        assert one.with_room([full, roomy]) == [roomy]
+        assert one.with_room([]) == []
+        one.limit_unsent(full, 1 << 26)
+        assert one.with_room([full]) == [full]
+        other.close()
+        assert one.with_room([roomy]) == [roomy]
+        peer.close()
 
 
 def test_reading_writing_and_hanging_up(listener: socket.socket, make: MakePoller) -> None:
