@@ -74,6 +74,21 @@ def known(role: connection.Role, kind: type[messages.Message]) -> bool:
     return role is CLIENT or codec.ENCODER_NAMES[kind][0] in codec.SAID_BY_CLIENTS
 
 
+@given(
+    st.one_of(st.integers(0, (1 << 64) - 1), st.integers(0, 64).map(lambda bits: (1 << bits) - 1)),
+    st.sampled_from(messages.SYNCER_TYPES),
+    st.text(max_size=20),
+)
+def test_the_answer_to_a_hello_is_what_the_encoder_makes_of_it(number: int, feed: str, version: str) -> None:
+    server = connection.Connection(SERVER)
+    hello = messages.ClientHello(syncer_type=feed, supports_modern_policy_keys=True)
+    server.receive_data(codec.CLIENT.definitions + codec.encode(hello, types=codec.CLIENT))
+    assert server.next_event() == hello
+    server.accept(version=version, connection_id=number)
+    wanted = messages.ServerHello(version, feed, True, number)
+    assert server.data_to_send() == codec.SERVER.definitions + codec.encode(wanted, types=codec.SERVER)
+
+
 @pytest.mark.parametrize(
     ("role", "state", "kind"),
     [(role, state, kind) for (role, state), kind in itertools.product(PATHS, SAMPLES)],
