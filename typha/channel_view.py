@@ -52,7 +52,8 @@ class ChannelView:
         self.flush_index = 0
         """Where an interrupted pass over `following` goes on."""
         self.rescan = False
-        """A client that this pass has not reached may have moved before `flush_index`."""
+        """Someone before `flush_index` may not be at the log's end: a client that this pass had not reached has moved
+        there, or one was sent no more than its file of the log had."""
         self.status_offset = 0
         """Offset behind the last status in the log."""
         self.snapshots_begun = 0

@@ -130,7 +130,6 @@ class Delivery:
         now = _monotonic()
         view_offset, view_end, view, view_updates = -1, -1, memoryview(b""), 0
         sends = bytes_sent = deliveries = view_sends = whole_sends = 0
-        complete = True
         while index < len(clients):
             offset = offsets[index]
             if offset != view_offset:
@@ -145,7 +144,7 @@ class Delivery:
                 view = log.view(offset)
                 view_offset, view_end = offset, offset + len(view)
                 view_updates = log.sequence_at(view_end) - log.sequence_at(offset)
-                complete = complete and view_end >= end
+                channel.rescan = channel.rescan or view_end < end
             stop = index + _CLOCK_EVERY
             if offsets[index:stop].count(offset) < _CLOCK_EVERY:
                 stop = index + 1
@@ -163,7 +162,6 @@ class Delivery:
                 bytes_sent += sent
                 self._block(channel, clients[index], offset + sent, now)
             if _monotonic() > deadline:
-                complete = complete and index >= len(clients)
                 break
         self._note_view(channel, view_offset, view_updates, view_sends)
         sends += view_sends
@@ -175,7 +173,7 @@ class Delivery:
         if sends:
             self._laggards.note_pass(now)
             counters.histograms[worker_stats.WRITE_SECONDS].record((_monotonic() - now) / sends, sends)
-        return self._end_pass(channel, index, complete=complete and log.end == end)
+        return self._end_pass(channel, index)
 
     def _write_each(self, descriptors: list[int], view: memoryview) -> tuple[int, int, OSError | None]:
         """Writes the same to each; returns to how many it went whole, and what of it the next one took, or its error.
@@ -206,14 +204,14 @@ class Delivery:
             histograms[worker_stats.LATENCY_SECONDS].record(channel.age_of(offset, _monotonic()), sends)
 
     @staticmethod
-    def _end_pass(channel: channel_view.ChannelView, index: int, *, complete: bool) -> bool:
+    def _end_pass(channel: channel_view.ChannelView, index: int) -> bool:
         if index < len(channel.following):
             channel.flush_index = index
             return False
-        complete = complete and not channel.rescan
+        is_complete = not channel.rescan
         channel.flush_index = 0
         channel.rescan = False
-        return complete
+        return is_complete
 
     def _block(self, channel: channel_view.ChannelView, current: client.Client, offset: int, now: float) -> None:
         """The socket is full, it has taken all before `offset`: out of the pass, until it takes bytes again."""

@@ -74,6 +74,24 @@ async def test_both_formats_side_by_side(stage: Stage) -> None:
     assert len(compressed.received) < len(plain.received) / 10
 
 
+async def test_whom_an_interrupted_pass_left_at_a_files_end_is_sent_the_rest(open_stage: OpenStage) -> None:
+    stage = await open_stage(PATIENT, segment_bytes=64 * 1024)
+    stage.put(pod("a"))
+    stage.in_sync()
+    peers = [await stage.subscribe() for _ in range(2)]
+    await stage.converged(*peers)
+    [view] = {one.channel for one in stage.fanout.poller.clients.values()}
+    assert view is not None
+    left, gone = view.following.clients
+    churn(stage, 2, size=40_000)  # in two files of the log
+    stage.fanout._hear_hub()
+    stage.fanout.delivery.run(0.0)
+    assert (view.flush_index, left.offset < view.log.end) == (1, True)
+    view.forget(gone)
+    stage.fanout.delivery.run(float("inf"))
+    assert left.offset == view.log.end
+
+
 async def test_a_blocked_client_leaves_the_pass_and_catches_up(open_stage: OpenStage) -> None:
     stage = await open_stage(PATIENT)
     stage.put(pod("a"))
