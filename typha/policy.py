@@ -35,7 +35,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     pass_seconds: float = 0.005
     """How long one turn may flush before reads, pings and accepts get theirs."""
     send_bytes: int = 256 * 1024
-    """What one client that catches up or takes its snapshot gets before it is the next one's turn."""
+    """What one client that catches up or takes its snapshot gets before it is the next one's turn; a TLS record at
+    least, for what is sealed must be offered again whole."""
     laggard_bytes: int = 256 * 1024
     """Who is further behind the end of the log, or catches up, is a laggard; a socket that is full for a moment makes
     nobody one."""

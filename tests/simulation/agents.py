@@ -30,6 +30,8 @@ class Agent:
         self.connection: network.Connection | None = None
         self.is_mute = False
         """It answers no pings."""
+        self.is_dismissed = False
+        """The server has said goodbye on this connection."""
         self.is_calm = False
         """The faults are over."""
         self.bytes_per_second = plan.bytes_per_second
@@ -65,6 +67,7 @@ class Agent:
         else:
             self.model = models.TyphaModel(self._feed, snappy=wire.endswith("snappy"))
         self.connection = connection
+        self.is_dismissed = False
         self._reader = transports.RecordReader()
         self.heard_at = self.world.now
         if not self._dial(self, connection):
@@ -117,6 +120,8 @@ class Agent:
             self._is_reading = True
             self.world.after(_SLOW_TURN_SECONDS if self.bytes_per_second else 1e-5, self._read)
         elif connection.down.is_ended:
+            if self.is_dismissed:
+                raise worlds.Violation(f"{self.name}: the goodbye was said inside a frame")
             self._lose("closed by the server")
 
     def _hear(self, connection: network.Connection, data: bytes) -> None:

@@ -1,5 +1,6 @@
 """What goes wrong, one function for each kind; whom it hits is drawn."""
 
+import functools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -7,6 +8,10 @@ from tests.simulation import agents, apiserver, plans, service
 from tests.simulation import world as worlds
 
 _RESTART_SECONDS = 0.5
+_STALL_SECONDS = (0.5, 3.0, 9.0)
+_DRAIN_SLACK_SECONDS = 2.0
+_RELIST_SECONDS = 0.1
+"""Within so long of a forgotten history clients come anew."""
 
 
 class Stage(Protocol):
@@ -50,7 +55,7 @@ def strike(stage: Stage, kind: str) -> None:
 
 
 def _stall(stage: Stage, agent: agents.Agent) -> None:
-    agent.stall(stage.world.random.choice((0.5, 3.0, 9.0)))
+    agent.stall(stage.world.random.choice(_STALL_SECONDS))
 
 
 def _slow(stage: Stage, agent: agents.Agent) -> None:
@@ -88,21 +93,32 @@ def _kill_worker(stage: Stage) -> None:
 
 def _kill_hub(stage: Stage) -> None:
     """And somebody starts it again, when its workers have ended, as they must."""
+    stage.newest.process.kill()
+    _restart(stage, within_seconds=_RESTART_SECONDS)
+
+
+def _drain(stage: Stage) -> None:
+    """A rolling update, whatever its clients are in the middle of."""
+    draining = stage.newest
+    if draining.hub is not None:
+        draining.stop()
+        linger_seconds = stage.plan.limits.goodbye_linger_seconds
+        _restart(stage, within_seconds=stage.plan.drain_seconds + linger_seconds + _DRAIN_SLACK_SECONDS)
+
+
+def _restart(stage: Stage, *, within_seconds: float) -> None:
+    """The service is ending; it must, and then another one begins."""
     dying = stage.newest
-    dying.process.kill()
-    deadline = (
-        stage.world.now
-        + _RESTART_SECONDS
-        + max([0.0, *(worker.process.disturbed_until - stage.world.now for worker in dying.workers.values())])
-    )
+    begun = stage.world.now
 
     def restart() -> None:
-        lingering = [worker.process for worker in dying.workers.values() if worker.process.is_alive]
-        if lingering and stage.world.now < deadline:
+        lingering = [one for one in dying.processes() if one.is_alive]
+        calm_at = max([begun, *(one.disturbed_until for one in lingering)])
+        if lingering and stage.world.now < calm_at + within_seconds:
             stage.world.after(0.1, restart)
             return
         if lingering:
-            raise worlds.Violation(f"{lingering} outlive their hub")
+            raise worlds.Violation(f"{lingering} outlive their service")
         if stage.newest is dying:
             stage.start_service()
 
@@ -112,6 +128,31 @@ def _kill_hub(stage: Stage) -> None:
 def _storm(stage: Stage) -> None:
     for agent in stage.agents:
         agent.hang_up(is_reset=stage.world.chance(0.5))
+
+
+def _herd(stage: Stage) -> None:
+    """Many stand still at once, while much changes: they meet in the same catch-ups, and perhaps at the same moment."""
+    draw = stage.world.random
+    seconds = draw.choice((0.0, 3.0, 9.0))
+    for agent in stage.agents:
+        if not agent.plan.is_steady:
+            agent.stall(seconds or draw.choice(_STALL_SECONDS))
+    for delay_seconds in (0.1, 1.0, 3.0):
+        _later(stage, delay_seconds, lambda: stage.write(30))
+
+
+def _relist(stage: Stage) -> None:
+    """The API server has forgotten, everything is listed anew, and clients come in the middle of that."""
+    stage.server.compact()
+    stage.server.break_streams(is_silent=False)
+    stage.write(stage.world.random.choice((2, 10, 30)))
+    for agent in stage.agents:
+        _later(stage, stage.world.random.random() * _RELIST_SECONDS, functools.partial(agent.hang_up, is_reset=False))
+
+
+def _later(stage: Stage, seconds: float, action: Callable[[], None]) -> None:
+    """Does something in a while, unless the faults are over then."""
+    stage.world.after(seconds, lambda: None if stage.is_calm else action())
 
 
 def _api_errors(stage: Stage) -> None:
@@ -134,6 +175,7 @@ _ON_SERVICE: dict[str, Callable[[Stage], None]] = {
     "hub-hang": lambda it: it.newest.process.hang(it.world.random.choice((0.2, 1.0, 5.0))),
     "hub-long-hang": lambda it: it.newest.process.hang(plans.LONG_HANG_SECONDS),
     "hub-kill": _kill_hub,
+    "drain": _drain,
     "api-compact": lambda it: it.server.compact(),
     "api-break": lambda it: it.server.break_streams(is_silent=False),
     "api-silence": lambda it: it.server.break_streams(is_silent=True),
@@ -141,4 +183,6 @@ _ON_SERVICE: dict[str, Callable[[Stage], None]] = {
     "api-errors": _api_errors,
     "burst": lambda it: it.write(it.world.random.choice((5, 30, 120))),
     "storm": _storm,
+    "herd": _herd,
+    "relist": _relist,
 }

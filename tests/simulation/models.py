@@ -134,6 +134,10 @@ class _Client(abc.ABC, Generic[MessageT]):
     def _take(self, message: MessageT) -> None:
         """Judges a message."""
 
+    def _check_newest_status(self) -> None:
+        if self.status is not self._truth().status:
+            raise worlds.Violation(f"sent everything, told {self.status!r}, and it is {self._truth().status!r}")
+
     def _truth(self) -> truths.Truth:
         if self.truth is None:
             raise worlds.Violation("data from nobody")
@@ -163,8 +167,10 @@ class NativeModel(_Client[messages.Message]):
 
     def settle(self) -> None:
         """It has been sent everything."""
-        if self.status is _CATCHING_UP or self.total != self._truth().digest:
-            raise worlds.Violation(f"sent everything, told {self.status!r}, and its map is not the hub's")
+        truth = self._truth()
+        if self.total != truth.digest:
+            raise worlds.Violation("sent everything, and its map is not the hub's")
+        self._check_newest_status()
 
     def _take(self, message: messages.Message) -> None:
         match message:
@@ -247,6 +253,7 @@ class TyphaModel(_Client[typha_messages.Message]):
         truth = self._truth()
         if self.total != truth.digest:
             raise worlds.Violation("sent everything, and its map is not the hub's")
+        self._check_newest_status()
         self._is_mixed = False
         self.sequence = truth.sequence
 

@@ -1,15 +1,16 @@
 """What a seed stands for: a service's size and numbers, its clients, and which faults come how often."""
 
+import dataclasses
 import random
-from dataclasses import dataclass
 
+from cache import catchup
 from tests.simulation import network
 from typha import policy
 
 WIRES = ("native", "native+zstd", "typha", "typha+snappy")
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class AgentPlan:
     """A client: what it speaks, over what, and how it reads."""
 
@@ -24,7 +25,7 @@ class AgentPlan:
     """No fault of its own befalls it: what it gets must not depend on the others."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """One run."""
 
@@ -38,6 +39,15 @@ class Plan:
     snapshot_log_bytes_min: int
     frame_bytes: int
     chunk_keys: int
+    block_bytes: int
+    """Size at which a catch-up block is closed."""
+    stale_log_bytes: int
+    """How much the log may grow behind a block before it is made anew."""
+    kept_block_bytes: int
+    """Of blocks that the hub keeps."""
+    tombstones_min: int
+    step_seconds: float
+    """What the hub works for each step of a snapshot; for one of a block a quarter."""
     link_datagrams: int
     read_clock_seconds: float
     wake_seconds_max: float
@@ -45,6 +55,10 @@ class Plan:
     drains: bool
     """Whether the run ends with a drain."""
     keys: int
+    hot_keys: int
+    """So many of them change more often than the others."""
+    deletions_share: float
+    """Of the writes."""
     writes_per_second: float
     value_bytes_max: int
     agents: tuple[AgentPlan, ...]
@@ -52,6 +66,19 @@ class Plan:
     """Connections that speak no protocol, or not to its end."""
     faults: tuple[tuple[float, str], ...]
     """(seconds from the start, what)."""
+
+    @property
+    def fresh_seconds(self) -> float:
+        """Within which an update must be with everybody whom nothing holds up; slow processes take longer for all."""
+        is_link_slow = self.link_datagrams < _LINK_DATAGRAMS_SWIFT and self.wake_seconds_max > _WAKE_SECONDS_SWIFT
+        slow = self.read_clock_seconds > _READ_CLOCK_SECONDS_SWIFT, is_link_slow, self.step_seconds > 0.0
+        return _FRESH_SECONDS * (1, 3, 9, 27)[sum(slow)]
+
+    @property
+    def has_swift_catch_ups(self) -> bool:
+        """Whether a catch-up is a matter of moments: a few blocks, soon made, and nobody else's in the way."""
+        is_large = self.block_bytes >= catchup.BLOCK_TARGET_BYTES
+        return is_large and self.limits.catch_up_blocks >= _BLOCKS_MAX and not self.step_seconds
 
 
 AGENT_FAULTS = ("stall", "stall", "stall", "slow", "leave", "reset", "cut", "mute")
@@ -71,8 +98,19 @@ SERVICE_FAULTS = (
     "burst",
     "burst",
     "storm",
+    "drain",
+    "herd",
+    "herd",
+    "relist",
 )
 LONG_HANG_SECONDS = 40.0
+_FRESH_SECONDS = 1.0
+_READ_CLOCK_SECONDS_SWIFT = 1e-4
+_LINK_DATAGRAMS_SWIFT = 100
+_WAKE_SECONDS_SWIFT = 1e-2
+_LAGGARDS_SHARE = 0.15
+_RELISTS_SHARE = 0.08
+_BLOCKS_MAX = policy.Policy().catch_up_blocks
 
 
 def make(seed: int) -> Plan:
@@ -85,8 +123,10 @@ def make(seed: int) -> Plan:
         seconds += LONG_HANG_SECONDS
     if draw.random() < 0.04:
         faults.append((draw.uniform(1.0, seconds), "worker-long-hang"))
+    keys = draw.choice((3, 12, 40))
+    wires = WIRES if draw.random() < 0.6 else (draw.choice(WIRES),)
     segment_bytes = draw.choice((1500, 3000, 6000, 20_000))
-    return Plan(
+    plan = Plan(
         workers=draw.choice((1, 1, 2)),
         tls=draw.random() < 0.4,
         seconds=seconds,
@@ -96,17 +136,73 @@ def make(seed: int) -> Plan:
         snapshot_log_bytes_min=draw.choice((500, 3000, 20_000)),
         frame_bytes=draw.choice((300, 1200, 20_000)),
         chunk_keys=draw.choice((2, 6, 30)),
+        block_bytes=draw.choice((100, 1000, catchup.BLOCK_TARGET_BYTES, catchup.BLOCK_TARGET_BYTES)),
+        stale_log_bytes=draw.choice((300, 3000, 1024 * 1024)),
+        kept_block_bytes=draw.choice((500, 8 * 1024 * 1024)),
+        tombstones_min=draw.choice((3, 200_000, 200_000)),
+        step_seconds=draw.choice((0.0, 0.0, 2e-3, 2e-2)),
         link_datagrams=draw.choice((2, 6, 100, 100)),
         read_clock_seconds=draw.choice((1e-6, 1e-6, 5e-5, 5e-4)),
         wake_seconds_max=draw.choice((1e-4, 1e-3, 2e-2)),
         drain_seconds=draw.choice((1.0, 4.0)),
         drains=draw.random() < 0.25,
-        keys=draw.choice((3, 12, 40)),
+        keys=keys,
+        hot_keys=draw.choice((keys, keys, keys // 3)),
+        deletions_share=draw.choice((0.25, 0.25, 0.5)),
         writes_per_second=draw.choice((0.5, 3.0, 10.0)),
         value_bytes_max=draw.choice((20, 300, 2500)),
-        agents=tuple(_agent(draw, number) for number in range(draw.choice((2, 3, 4, 6)))),
+        agents=tuple(_agent(draw, number, wires) for number in range(draw.choice((2, 3, 4, 6)))),
         strangers=draw.choice((0, 0, 1, 2)),
         faults=tuple(sorted(faults)),
+    )
+    kind = draw.random()
+    if kind < _LAGGARDS_SHARE:
+        return _of_laggards(draw, plan)
+    return _of_relists(draw, plan) if kind < _LAGGARDS_SHARE + _RELISTS_SHARE else plan
+
+
+def _of_relists(draw: random.Random, plan: Plan) -> Plan:
+    """Everything is listed anew again and again, each time clients come, and making their snapshot takes a while."""
+    relists = [(second + draw.random(), "relist") for second in (1.5, 4.0, 7.0, 10.0) if second + 1.0 < plan.seconds]
+    return dataclasses.replace(
+        plan,
+        workers=1,
+        chunk_keys=2,
+        step_seconds=0.02,
+        keys=40,
+        hot_keys=40,
+        agents=tuple(_agent(draw, number, (WIRES[draw.randrange(2)],)) for number in range(6)),
+        faults=tuple(sorted((*plan.faults, *relists))),
+    )
+
+
+def _of_laggards(draw: random.Random, plan: Plan) -> Plan:
+    """Many clients of one format with little room, who fall behind together and come back one by one.
+
+    They share blocks of one history, of which some are old when the last ones ask.
+    """
+    wire = draw.choice(WIRES)
+    link = network.Link(1500, 1000, latency_seconds=draw.choice((1e-4, 2e-3)), partial_probability=0.2)
+    agents = [
+        dataclasses.replace(
+            _agent(draw, number, (wire,)), link=link, bytes_per_second=draw.choice((0, 0, 500, 2000)), is_steady=False
+        )
+        for number in range(6)
+    ]
+    herds = [(second, "herd") for second in (1.0, 6.0, 11.0) if second < plan.seconds]
+    return dataclasses.replace(
+        plan,
+        workers=1,
+        log_budget_bytes=3000,
+        segment_bytes=1500,
+        frame_bytes=draw.choice((300, 1200)),
+        block_bytes=draw.choice((100, 1000, 4000)),
+        keys=40,
+        hot_keys=draw.choice((5, 13)),
+        writes_per_second=10.0,
+        value_bytes_max=draw.choice((300, 1000)),
+        agents=tuple(agents),
+        faults=tuple(sorted((*plan.faults, *herds))),
     )
 
 
@@ -127,16 +223,18 @@ def _limits(draw: random.Random) -> policy.Policy:
         pass_seconds=draw.choice((0.005, 0.0005)),
         send_bytes=draw.choice((700, 5000, 256 * 1024)),
         accept_batch=draw.choice((1, 32)),
+        snapshot_places=draw.choice((1, 2, 64)),
+        catch_up_blocks=draw.choice((1, 2, _BLOCKS_MAX, _BLOCKS_MAX)),
         ping_slots=2,
         stats_interval_seconds=2.0,
     )
 
 
-def _agent(draw: random.Random, number: int) -> AgentPlan:
+def _agent(draw: random.Random, number: int, wires: tuple[str, ...]) -> AgentPlan:
     is_steady = number < 2
     send_buffer_bytes = draw.choice((1500, 6000, 40_000))
     return AgentPlan(
-        wire=draw.choice(WIRES),
+        wire=draw.choice(wires),
         link=network.Link(
             send_buffer_bytes=40_000 if is_steady else send_buffer_bytes,
             receive_buffer_bytes=40_000 if is_steady else draw.choice((1000, 6000, 40_000)),

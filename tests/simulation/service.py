@@ -146,10 +146,19 @@ class Service:
             wake_seconds_max=self.plan.wake_seconds_max,
         )
 
+    def processes(self) -> list[process.Process]:
+        """Its hub's, and those of the newest workers."""
+        return [self.process, *(worker.process for worker in self.workers.values())]
+
     def next_worker(self) -> int:
         """Numbers the processes."""
         self._started += 1
         return self._started
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it has been told to stop."""
+        return self._stopping.is_set()
 
     def stop(self) -> None:
         """SIGTERM."""

@@ -3,18 +3,25 @@
 import contextlib
 import random
 import select
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 from unittest import mock
 
 import structlog
 
-from cache import cursor, store
+from cache import catchup, cursor, snapshot, store
 from protocol.native import encoder as native_encoder
 from protocol.typha import encoder as typha_encoder
 from tests.simulation import plans, service, sockets
 from tests.simulation import world as worlds
-from typha import client, clock, hub_channel, policy
+from typha import catchup_maker, client, clock, hub_channel, policy, sessions, tls_transport
+
+_BUILDERS: tuple[tuple[Any, float], ...] = (
+    (snapshot.SnapshotBuilder, 1.0),
+    (snapshot.OrderedSnapshotBuilder, 1.0),
+    (catchup.BlockBuilder, 0.25),
+)
+"""Who writes files, and how much a step of it takes of the plan's."""
 
 
 class Stage(Protocol):
@@ -24,6 +31,10 @@ class Stage(Protocol):
 
     def moved(self, current: client.Client, state: cursor.CursorState) -> None:
         """A cursor has changed its state."""
+        ...
+
+    def took_leave(self, current: client.Client) -> None:
+        """A client has been sent a goodbye, or is to wait for its end without one."""
         ...
 
 
@@ -52,17 +63,36 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Stage]) ->
         if running:
             running[0].moved(current, state)
 
+    refuse = sessions.Sessions._refuse
+
+    def took_leave(self: sessions.Sessions, current: client.Client, *arguments: Any) -> None:
+        refuse(self, current, *arguments)
+        if running:
+            running[0].took_leave(current)
+
     patches: list[contextlib.AbstractContextManager[object]] = [
         clock.replaced(monotonic=world.monotonic, time_ns=world.unix_nanoseconds),
         mock.patch.object(select, "epoll", make_epoll),
         mock.patch.object(select, "poll", make_poll),
         mock.patch.object(cursor.Cursor, "_enter", observed),
+        mock.patch.object(sessions.Sessions, "_refuse", took_leave),
         mock.patch.object(client.Client, "__hash__", _number_of),  # sets of clients have the same order every time
         mock.patch.object(policy, "from_settings", return_value=plan.limits),
         mock.patch.object(store, "CHUNK_TARGET_KEYS", plan.chunk_keys),
         mock.patch.object(native_encoder, "FRAME_TARGET_BYTES", plan.frame_bytes),
         mock.patch.object(typha_encoder, "MESSAGE_TARGET_BYTES", plan.frame_bytes),
+        mock.patch.object(store, "TOMBSTONES_MIN", plan.tombstones_min),
+        mock.patch.object(catchup, "BLOCK_TARGET_BYTES", plan.block_bytes),
+        mock.patch.object(catchup_maker, "STALE_LOG_BYTES", plan.stale_log_bytes),
+        mock.patch.object(catchup_maker, "KEPT_BYTES_MAX", plan.kept_block_bytes),
+        mock.patch.object(
+            tls_transport, "RECORD_BYTES", min(tls_transport.RECORD_BYTES, plan.limits.send_bytes)
+        ),  # what is sealed is offered again in one piece
         mock.patch.object(hub_channel, "SNAPSHOT_LOG_BYTES_MIN", plan.snapshot_log_bytes_min),
+    ]
+    patches += [
+        mock.patch.object(builder, "steps", _at_work(builder.steps, world, plan.step_seconds * share))
+        for builder, share in _BUILDERS
     ]
     draws = random.getstate()
     random.seed(world.seed)
@@ -77,6 +107,20 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Stage]) ->
     finally:
         processors[:] = before
         random.setstate(draws)
+
+
+def _at_work(
+    steps: Callable[[Any], Iterator[None]], world: worlds.World, step_seconds: float
+) -> Callable[[Any], Iterator[None]]:
+    """A builder's steps, each of which takes time: else all files were made within a moment."""
+
+    def steps_at_work(builder: Any) -> Iterator[None]:
+        for step in steps(builder):
+            if world.current is not None:
+                world.current.work(step_seconds)
+            yield step
+
+    return steps_at_work
 
 
 def _number_of(current: client.Client) -> int:

@@ -7,9 +7,9 @@ import pytest
 
 from cache import cursor, store
 from tests.simulation import simulation
-from typha import channel_view, hub_channel, poller, sessions
+from typha import catchup, channel_view, client, hub_channel, poller, sessions
 
-SEEDS_MAX = 250
+SEEDS_MAX = 400
 
 become_catching_up = cursor.Cursor.become_catching_up
 changes_since = store.Store.changes_since
@@ -47,6 +47,16 @@ def never_for_writing(self: poller.Poller[Any], current: Any, active: bool) -> N
         watch_write(self, current, active)
 
 
+def whatever_status_follows(self: channel_view.ChannelView) -> cursor.SnapshotFile | None:
+    snapshot = self.snapshot
+    is_there = snapshot is not None and snapshot.log_offset >= self.trim_offset
+    return snapshot if is_there and not self._awaits_newer else None
+
+
+def within_frames(self: client.Client, bytes_through: Any) -> bool:
+    return True
+
+
 MUTATIONS: dict[str, tuple[object, str, object]] = {
     "the rest of a frame is dropped": (cursor.Cursor, "become_catching_up", without_the_tail),
     "what TLS has sealed is forgotten": (cursor.Cursor, "become_catching_up", without_what_is_sealed),
@@ -55,6 +65,9 @@ MUTATIONS: dict[str, tuple[object, str, object]] = {
     "the status overtakes its data": (hub_channel.HubChannel, "append", status_first),
     "full sockets are forgotten": (poller.Poller, "watch_write", never_for_writing),
     "replaced snapshots stay open": (channel_view.ChannelView, "close_unread_snapshots", lambda _: None),
+    "statuses of the past are met": (channel_view.ChannelView, "servable_snapshot", property(whatever_status_follows)),
+    "goodbyes are said inside frames": (client.Client, "at_frame_end", within_frames),
+    "blocks of any cut are read": (catchup, "_is_of_use", lambda *_: True),
     "nobody is pinged": (sessions.Sessions, "send_ping", lambda *_: True),
 }
 

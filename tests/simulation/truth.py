@@ -35,6 +35,11 @@ class Truth:
         """Of the newest map."""
         return self.digests[-1]
 
+    @property
+    def status(self) -> messages.SyncStatus:
+        """The newest."""
+        return self._statuses[-1][1]
+
     def record(self, batch: feed.Batch) -> None:
         """A batch has been taken."""
         if batch.previous_sequence != self.sequence:
