@@ -171,7 +171,7 @@ class Delivery:
         counters.bytes_sent += bytes_sent
         counters.deliveries += deliveries
         if sends:
-            self._laggards.note_pass(now)
+            self._laggards.note_pass(now, bytes_each=bytes_sent // sends, clients=len(clients))
             counters.histograms[worker_stats.WRITE_SECONDS].record((_monotonic() - now) / sends, sends)
         return self._end_pass(channel, index)
 

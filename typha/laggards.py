@@ -4,6 +4,9 @@ A hundred clients that have not read for a minute are owed half a gigabyte when 
 take it, that fills links and processors for seconds, at the cost of all who are up to date. So while anything is sent
 to those, laggards together get a small share of the worker's time, and so many bytes a second. They get all there is as
 soon as nothing else is to be sent, or when one of them has been held up by this for too long.
+
+Where many lag, they are who is to be served: no laggard's share of the time is less than that of a client that is up to
+date, and laggards are sent several times what comes to be owed to them meanwhile.
 """
 
 from collections import OrderedDict
@@ -16,6 +19,10 @@ _AHEAD_SECONDS = 0.01
 """So much of what is due is sent in one go, and then rested for: fewer turns."""
 _LIVE_SECONDS = 0.25
 """So long after the last pass nothing else is to be sent."""
+_RATE_SECONDS = 0.25
+"""How often it is reckoned how many bytes a second each client gets that is up to date."""
+_FASTER_THAN_LIVE = 4.0
+"""Laggards may be sent so many times that much, each: they come nearer to the end, whatever the rate."""
 _TURNS_PER_PING_INTERVAL = 4
 """A laggard's turn comes at least so often: nobody is in silence for longer than the interval."""
 
@@ -33,6 +40,11 @@ class Laggards:
         self._rested_at = 0.0
         """When all that was sent is paid for."""
         self._live_until = 0.0
+        self._clients = 0
+        """Those that the last pass went to."""
+        self._rate_begun = 0.0
+        self._rate_bytes = 0
+        self._live_bytes_per_second = 0.0
 
     def __repr__(self) -> str:
         return f"<Laggards queued={len(self._queue)} rested_at={self._rested_at:.3f}>"
@@ -48,9 +60,14 @@ class Laggards:
         """The client waits for its turn no longer; whether it did."""
         return self._queue.pop(current, None) is not None
 
-    def note_pass(self, now: float) -> None:
-        """Something was sent to clients that are up to date."""
+    def note_pass(self, now: float, *, bytes_each: int, clients: int) -> None:
+        """So much was sent to each of the clients that are up to date."""
         self._live_until = now + _LIVE_SECONDS
+        self._clients = clients
+        self._rate_bytes += bytes_each
+        if now - self._rate_begun >= _RATE_SECONDS:
+            self._live_bytes_per_second = self._rate_bytes / (now - self._rate_begun)
+            self._rate_begun, self._rate_bytes = now, 0
 
     def wait_seconds(self, now: float) -> float | None:
         """After how long the next one may be sent something; None if there is none."""
@@ -73,5 +90,8 @@ class Laggards:
 
     def spent(self, begun: float, now: float, sent_bytes: int) -> None:
         """Sending from `begun` to `now` is rested for until it has taken no more than its shares."""
-        paid_seconds = max((now - begun) / self._time_share, sent_bytes / self._bytes_per_second)
+        count = len(self._queue) + 1
+        time_share = max(self._time_share, count / (count + self._clients))
+        bytes_per_second = max(self._bytes_per_second, count * self._live_bytes_per_second * _FASTER_THAN_LIVE)
+        paid_seconds = max((now - begun) / time_share, sent_bytes / bytes_per_second)
         self._rested_at = max(self._rested_at, begun) + paid_seconds

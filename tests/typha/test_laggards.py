@@ -10,6 +10,7 @@ import pytest
 from typha import client, clock, laggards, policy
 
 SECONDS = 10.0
+PASS_SECONDS = 0.02
 LIMITS = policy.Policy(laggards_time_share=0.1, laggards_bytes_per_second=1_000_000, laggards_patience_seconds=1000.0)
 
 
@@ -22,6 +23,10 @@ class Sender:
         stack.enter_context(clock.replaced(monotonic=lambda: self.now, time_ns=lambda: 0))
         self.queue = laggards.Laggards(limits)
         self.is_live = True
+        self.passes = 0
+        self.passed_at = 0.0
+        self.live_bytes = 0
+        """Of each pass, to each client that is up to date."""
         self.sent: Counter[int] = Counter()
         self.busy_seconds = 0.0
         self.longest_wait_seconds = 0.0
@@ -39,13 +44,15 @@ class Sender:
         """Sends as soon as it may, to clients that take it all and are owed more."""
         end = self.now + seconds
         while self.now < end:
-            if self.is_live:
-                self.queue.note_pass(self.now)
+            if self.is_live and self.now - self.passed_at >= PASS_SECONDS:
+                self.passes += 1
+                self.passed_at = self.now
+                self.queue.note_pass(self.now, bytes_each=self.live_bytes, clients=1000)
             current = self.queue.take(self.now)
             if current is None:
                 wait_seconds = self.queue.wait_seconds(self.now)
                 assert wait_seconds is not None
-                self.now += min(max(wait_seconds, 1e-6), 0.02)  # a pass comes fifty times a second
+                self.now += min(max(wait_seconds, 1e-6), PASS_SECONDS)
                 continue
             begun = self.now
             self.now += send_seconds
@@ -80,6 +87,16 @@ def test_and_so_much_of_the_time(stack: contextlib.ExitStack) -> None:
     assert sender.busy_seconds == pytest.approx(SECONDS * LIMITS.laggards_time_share, rel=0.02)
 
 
+def test_many_get_more_than_what_comes_to_be_owed_to_them_meanwhile(stack: contextlib.ExitStack) -> None:
+    sender = Sender(stack)
+    for number in range(900):
+        sender.laggard(number)
+    sender.live_bytes = 1000
+    sender.run(SECONDS, send_bytes=100_000, send_seconds=0.00001)
+    assert sender.sent.total() > 2 * 900 * sender.live_bytes * sender.passes
+    assert sender.busy_seconds < 0.5 * SECONDS
+
+
 def test_they_get_all_there_is_when_nothing_else_is_sent(stack: contextlib.ExitStack) -> None:
     sender = Sender(stack)
     sender.laggard()
@@ -106,7 +123,7 @@ def test_nobody_waits_longer_for_a_turn_than_a_quarter_of_the_ping_interval(stac
     for number in range(200):
         sender.laggard(number)
     for _ in range(2000):
-        sender.queue.note_pass(sender.now)
+        sender.queue.note_pass(sender.now, bytes_each=0, clients=1000)
         current = sender.queue.take(sender.now)
         if current is None:
             sender.now += sender.queue.wait_seconds(sender.now) or 1e-6
