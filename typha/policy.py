@@ -37,7 +37,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     send_bytes: int = 256 * 1024
     """What one client that catches up or takes its snapshot gets before it is the next one's turn; a TLS record at
     least, for what is sealed must be offered again whole."""
-    laggard_bytes: int = 256 * 1024
+    laggard_bytes: int = 512 * 1024
     """Who is further behind the end of the log, or catches up, is a laggard; a socket that is full for a moment makes
     nobody one."""
     laggards_time_share: float = 0.1
