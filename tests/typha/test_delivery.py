@@ -10,7 +10,7 @@ from protocol import messages
 from tests.typha import support
 from tests.typha.conftest import OpenStage
 from tests.typha.support import FAST, Stage, eventually, pod
-from typha import channel_view
+from typha import channel_view, client
 
 SMALL_BUFFER = 4096
 PATIENT = msgspec.structs.replace(FAST, notsent_lowat_bytes=16 * 1024, ping_interval_seconds=30.0)
@@ -21,6 +21,16 @@ def churn(stage: Stage, count: int, *, size: int = 20_000, names: int = 20) -> N
     """Batches of one object each."""
     for number in range(count):
         stage.put(pod(f"p{number % names}", str(number).rjust(size, "x"), version=number + 2))
+
+
+async def fast_and_blocked(stage: Stage) -> tuple[support.Peer, support.Peer, client.Client]:
+    """Two peers in sync with one object, one of which does not read any more, and the server's end of that one."""
+    stage.put(pod("a"))
+    stage.in_sync()
+    fast = await stage.subscribe()
+    slow = await stage.subscribe(receive_buffer_bytes=SMALL_BUFFER)
+    await stage.converged(fast, slow)
+    return fast, slow, await stage.block(slow)
 
 
 async def test_a_snapshot_then_what_changes(stage: Stage) -> None:
@@ -95,12 +105,7 @@ async def test_whom_an_interrupted_pass_left_at_a_files_end_is_sent_the_rest(ope
 
 async def test_a_blocked_client_leaves_the_pass_and_catches_up(open_stage: OpenStage) -> None:
     stage = await open_stage(PATIENT)
-    stage.put(pod("a"))
-    stage.in_sync()
-    fast = await stage.subscribe()
-    slow = await stage.subscribe(receive_buffer_bytes=SMALL_BUFFER)
-    await stage.converged(fast, slow)
-    blocked = await stage.block(slow)
+    fast, slow, blocked = await fast_and_blocked(stage)
     assert blocked.state is cursor.CursorState.FOLLOWING
     churn(stage, 40)
     await stage.converged(fast)
@@ -120,12 +125,7 @@ async def test_a_blocked_client_leaves_the_pass_and_catches_up(open_stage: OpenS
 async def test_a_client_far_behind_waits_while_others_are_sent_something_and_converges(open_stage: OpenStage) -> None:
     paced = msgspec.structs.replace(PATIENT, laggards_bytes_per_second=1)
     stage = await open_stage(paced)
-    stage.put(pod("a"))
-    stage.in_sync()
-    fast = await stage.subscribe()
-    slow = await stage.subscribe(receive_buffer_bytes=SMALL_BUFFER)
-    await stage.converged(fast, slow)
-    blocked = await stage.block(slow)
+    fast, slow, blocked = await fast_and_blocked(stage)
     churn(stage, 40)
     await stage.converged(fast)
     while stage.fanout.delivery.laggards_wait_seconds is None:  # it reads again, and has its first turn
@@ -146,12 +146,7 @@ async def test_a_client_that_falls_out_of_the_log_gets_the_rest_of_its_frame_and
 ) -> None:
     budget = 2 * 1024 * 1024
     stage = await open_stage(PATIENT, log_budget_bytes=budget, segment_bytes=128 * 1024)
-    stage.put(pod("a"))
-    stage.in_sync()
-    fast = await stage.subscribe()
-    slow = await stage.subscribe(receive_buffer_bytes=SMALL_BUFFER)
-    await stage.converged(fast, slow)
-    blocked = await stage.block(slow)
+    fast, slow, blocked = await fast_and_blocked(stage)
     for _ in range(10):
         churn(stage, 25)
         assert stage.hub.log_bytes < budget * 1.5

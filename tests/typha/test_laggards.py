@@ -29,7 +29,6 @@ class Sender:
         """Of each pass, to each client that is up to date."""
         self.sent: Counter[int] = Counter()
         self.busy_seconds = 0.0
-        self.longest_wait_seconds = 0.0
 
     def laggard(self, number: int = 0) -> client.Client:
         """A client that waits for its turn from now on."""
