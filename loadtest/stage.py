@@ -73,8 +73,6 @@ class Window:
     """The service's, at its peak within the span."""
     latency_of: Mapping[control.Protocol, histogram.Histogram]
     """By protocol, of the behaving agents."""
-    longest_silence_seconds: float
-    """The longest time in which a behaving agent's connection gave nothing."""
 
     @property
     def cpu_seconds(self) -> float:
@@ -125,7 +123,6 @@ class Stage:
         """Measures a span of time: while `work` is done and at least so long."""
         before, latency, samples = self._reading(), list(self.monitor.latency.counts), len(self.monitor.samples)
         latency_of = {protocol: list(one.counts) for protocol, one in self.swarm.latency_of.items()}
-        self.swarm.take_silence()
         begin = time.monotonic()
         if work is not None:
             await work()
@@ -145,7 +142,6 @@ class Stage:
             latency=self.monitor.latency.since(latency),
             memory_bytes=peak,
             latency_of={protocol: one.since(latency_of[protocol]) for protocol, one in self.swarm.latency_of.items()},
-            longest_silence_seconds=self.swarm.take_silence(),
         )
 
     async def prove(self, asked: Mapping[tuple[str, str], int] | None = None) -> convergence.Verdict:

@@ -1,11 +1,18 @@
-"""The service is killed in the middle of its work, and started again."""
+"""The service, or one of its workers, is killed in the middle of its work, and started again."""
 
+import asyncio
+import time
+from collections.abc import Collection
 from typing import Final
 
-from loadtest import report, view
-from loadtest.scenarios import setting
+from loadtest import report, stage, view
+from loadtest.scenarios import served, setting
 
 BEFORE_SECONDS: Final = 3.0
+LOOK_INTERVAL_SECONDS: Final = 0.1
+REPLACED_TIMEOUT_SECONDS: Final = 30.0
+NO_LISTENER: Final = "connect ECONNREFUSED"
+"""What agents see between the end of a service and the next start."""
 
 
 async def kill(settings: setting.Settings, screen: view.View) -> report.Report:
@@ -15,12 +22,16 @@ async def kill(settings: setting.Settings, screen: view.View) -> report.Report:
         await scene.start_churn()
         await running.sleep(BEFORE_SECONDS)
         workers = running.service.worker_pids()
+        lost = await served.begin(running)
         await running.service.kill()
         screen.say("the service was killed (SIGKILL)")
         left = await running.service.left_over(workers)
+        span = await served.begin(running)
         start_seconds = await running.service.start()
         screen.say(f"it is ready again after {start_seconds:.1f} s")
-        in_sync_seconds = await running.in_sync()
+        in_sync_seconds = await running.swarm.wait_for(
+            lambda _: lost.is_everybody_back(), timeout_seconds=stage.IN_SYNC_TIMEOUT_SECONDS
+        )
         await running.sleep(settings.seconds)
         checks = [
             report.Check(
@@ -31,5 +42,59 @@ async def kill(settings: setting.Settings, screen: view.View) -> report.Report:
                 True,
                 f"ready after {start_seconds:.1f} s, all agents in sync {in_sync_seconds:.1f} s later",
             ),
+            *span.checks(judge_times=settings.judge_times, expected=[NO_LISTENER]),
         ]
-        return await scene.finish("kill -9 of the service", {}, checks)
+        return await scene.finish("kill -9 of the service", lost.facts(), checks)
+
+
+async def worker_kill(settings: setting.Settings, screen: view.View) -> report.Report:
+    """SIGKILL to one worker under changes: its agents come again all at once, and are served by whoever lives."""
+    async with setting.open_scene(settings, screen) as scene:
+        running = scene.running
+        await scene.start_churn()
+        await running.sleep(BEFORE_SECONDS)
+        workers = running.service.worker_pids()
+        span = await served.begin(running)
+        replaced_seconds = 0.0
+        screen.say(f"one of {len(workers)} workers is killed (SIGKILL)")
+
+        async def death() -> None:
+            nonlocal replaced_seconds
+            running.service.kill_worker()
+            replaced_seconds = await _replaced(running, workers)
+            await running.swarm.wait_for(
+                lambda _: span.lost() > 0 and span.is_everybody_back(),
+                timeout_seconds=stage.IN_SYNC_TIMEOUT_SECONDS,
+            )
+
+        window = await running.window(0.0, death)
+        lost = span.lost()
+        screen.say(f"{lost} agents were in sync again after {window.work_seconds:.1f} s")
+        await running.sleep(settings.seconds)
+        restarts = (await running.service.counters()).total("typha_worker_restarts_total")
+        facts = {
+            "worker replaced after": f"{replaced_seconds:.1f} s",
+            "wall time to the last agent in sync": f"{window.work_seconds:.2f} s",
+            **span.facts(),
+            "CPU of the service per client": f"{window.cpu_seconds / max(1, lost) * 1e3:.3f} ms, with the new worker's "
+            "start and the changes meanwhile",
+            **window.facts(),
+        }
+        checks = [
+            report.Check(
+                "one worker was replaced, and its agents came back once",
+                restarts == 1 and 0 < lost <= settings.agents and span.back().total == lost,
+                f"typha_worker_restarts_total: {restarts:.0f}, {lost} connections ended, {span.back().total} are back",
+            ),
+            *span.checks(judge_times=settings.judge_times),
+        ]
+        return await scene.finish("kill -9 of a worker", facts, checks)
+
+
+async def _replaced(running: stage.Stage, workers: Collection[int]) -> float:
+    """Waits for a worker process that was not there before; returns how long that took. Raises TimeoutError."""
+    begin = time.monotonic()
+    async with asyncio.timeout(REPLACED_TIMEOUT_SECONDS):
+        while set(running.service.worker_pids()) <= set(workers):
+            await running.sleep(LOOK_INTERVAL_SECONDS)
+    return time.monotonic() - begin

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from loadtest import measure, report, stage, view
-from loadtest.scenarios import setting
+from loadtest.scenarios import served, setting
 
 WARM_UP_SECONDS: Final = 3.0
 BURST_UPDATES: Final = 2000
@@ -62,16 +62,17 @@ async def idle(settings: setting.Settings, screen: view.View) -> report.Report:
 
 
 async def storm(settings: setting.Settings, screen: view.View) -> report.Report:
-    """All agents lose their connection and come back at once."""
+    """All agents drop their connection and come back at once; then a span without changes, for pings."""
     async with setting.open_scene(settings, screen) as scene:
         running = scene.running
-        before = running.swarm.totals()
+        span = await served.begin(running)
+        before = span.before
         clients = settings.agents - settings.public_agents
 
         async def reconnect() -> None:
             await running.swarm.reconnect()
             await running.swarm.wait_for(
-                lambda now: now.connects >= before.connects + clients and now.in_sync >= now.agents,
+                lambda now: now.connects >= before.connects + clients and span.is_everybody_back(),
                 timeout_seconds=stage.IN_SYNC_TIMEOUT_SECONDS,
             )
 
@@ -83,9 +84,11 @@ async def storm(settings: setting.Settings, screen: view.View) -> report.Report:
             "connect to in sync": stage.quantiles_text(after).replace("deliveries", "connections"),
             "CPU of the service per client": f"{window.cpu_seconds / clients * 1e3:.3f} ms",
             "bytes per client": f"{(running.swarm.totals().bytes - before.bytes) / clients / 1e6:.3f} MB",
+            **span.facts(),
             **window.facts(),
         }
-        return await scene.finish("Snapshot storm", facts, [])
+        await running.sleep(settings.seconds)
+        return await scene.finish("Snapshot storm", facts, span.checks(judge_times=settings.judge_times))
 
 
 async def burst(settings: setting.Settings, screen: view.View) -> report.Report:

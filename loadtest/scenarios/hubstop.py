@@ -5,16 +5,13 @@ import signal
 from typing import Final
 
 from loadtest import report, view
-from loadtest.scenarios import fanout, setting
+from loadtest.scenarios import fanout, served, setting
 
-PING_INTERVAL_SECONDS: Final = 10.0
-"""The service's default."""
-SILENCE_SLACK_SECONDS: Final = 1.0
 AFTER_SECONDS: Final = 5.0
 
 
 async def hub_stop(
-    settings: setting.Settings, screen: view.View, *, ping_interval_seconds: float = PING_INTERVAL_SECONDS
+    settings: setting.Settings, screen: view.View, *, ping_interval_seconds: float = served.PING_INTERVAL_SECONDS
 ) -> report.Report:
     """SIGSTOP to the hub under changes, SIGCONT after a while: no agent is lost or left in silence, all converge."""
     environment = {"TYPHA_SERVERPINGINTERVALSECS": str(ping_interval_seconds)}
@@ -22,9 +19,8 @@ async def hub_stop(
         running = scene.running
         await scene.start_churn()
         await running.sleep(min(fanout.WARM_UP_SECONDS, settings.seconds))
-        before = running.swarm.totals()
         workers = set(running.service.worker_pids())
-        running.swarm.take_silence()
+        span = await served.begin(running)
         hub = running.service.hub_pid
         os.kill(hub, signal.SIGSTOP)
         screen.say(f"the hub is stopped (SIGSTOP) for {settings.seconds:g} s")
@@ -34,21 +30,15 @@ async def hub_stop(
             os.kill(hub, signal.SIGCONT)
         screen.say("the hub goes on (SIGCONT)")
         await running.sleep(AFTER_SECONDS)
-        silence = running.swarm.take_silence()
         after = running.swarm.totals()
-        lost = sum(after.disconnects.values()) - sum(before.disconnects.values())
-        limit = ping_interval_seconds + SILENCE_SLACK_SECONDS
+        lost = sum(after.disconnects.values()) - sum(span.before.disconnects.values())
         checks = [
             report.Check(
                 "no agent is lost while the hub stands still",
                 not lost and after.connected == after.agents,
                 f"{lost} connections ended, {after.connected} of {after.agents} are connected",
             ),
-            report.Check(
-                "no agent is left in silence for longer than the ping interval",
-                silence <= limit or not settings.judge_times,
-                f"{silence:.1f} s at the longest, interval {ping_interval_seconds:g} s",
-            ),
+            *span.checks(judge_times=settings.judge_times, ping_interval_seconds=ping_interval_seconds),
             report.Check(
                 "no worker is replaced",
                 set(running.service.worker_pids()) == workers,

@@ -20,6 +20,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "bad-peers": badpeers.bad_peers,
     "api-load": apiload.api_load,
     "kill": crash.kill,
+    "worker-kill": crash.worker_kill,
     "hub-stop": hubstop.hub_stop,
 }
 

@@ -31,12 +31,14 @@ class Group:
     """Counters of some agents of one process, those that behave or those that do not; plain integers: it is hot."""
 
     __slots__ = (
+        "back_after",
         "bytes",
         "deletions",
         "frames",
         "goodbyes",
         "in_sync_after",
         "latency",
+        "read_gap_ns",
         "silence_ns",
         "snapshots",
         "updates",
@@ -50,11 +52,15 @@ class Group:
         self.snapshots = 0
         self.goodbyes: dict[str, int] = {}
         self.silence_ns = 0
-        """The longest time between two reads of one connection, since the last report."""
+        """The longest time in which the network brought nothing to one connection, since the last report."""
+        self.read_gap_ns = 0
+        """The longest time between two reads of one connection, since the last report: it has our own delays in it."""
         self.latency = histogram.Histogram()
         """From the writer's mark to the return of the agent's read, for updates written while it was in sync."""
         self.in_sync_after = histogram.Histogram()
         """From the connect to the first status in-sync."""
+        self.back_after = histogram.Histogram()
+        """From the loss of a connection that had been in sync to the next status in-sync, all attempts included."""
 
 
 class Shared:
@@ -79,6 +85,7 @@ class Agent(abc.ABC):
 
     __slots__ = (
         "_connected_ns",
+        "_lost_ns",
         "_next_state",
         "_shared",
         "deletions",
@@ -107,7 +114,7 @@ class Agent(abc.ABC):
         self.live_since_ns = 0
         """When this connection first was in sync; 0 if it was not yet."""
         self.heard_ns = 0
-        """When this connection last gave something; at first, when it came to be."""
+        """When this connection was last read; at first, when it came to be."""
         self.deletions = 0
         """Objects that this agent saw go, over all connections."""
         self.retry_after_seconds = 0.0
@@ -116,6 +123,8 @@ class Agent(abc.ABC):
         self._next_state = self.state
         """While RETURNING: what will be the agent's map."""
         self._connected_ns = 0
+        self._lost_ns = 0
+        """When a connection in sync was lost, until the agent is in sync again; else 0."""
 
     @abc.abstractmethod
     def connected(self, *, feed: str, compressed: bool, now_ns: int) -> bytes:
@@ -128,8 +137,10 @@ class Agent(abc.ABC):
         Raises RemoteProtocolError if the server broke the protocol; the connection is of no more use then.
         """
 
-    def disconnected(self) -> None:
+    def disconnected(self, now_ns: int) -> None:
         """The connection is gone; the map stays as it is."""
+        if self.live_since_ns:
+            self._lost_ns = now_ns
         self.phase = Phase.DISCONNECTED
         self.sequence = 0
         self.status = None
@@ -147,8 +158,8 @@ class Agent(abc.ABC):
         """Counts what was read."""
         group = self.group
         group.bytes += size_bytes
-        if now_ns - self.heard_ns > group.silence_ns:
-            group.silence_ns = now_ns - self.heard_ns
+        if now_ns - self.heard_ns > group.read_gap_ns:
+            group.read_gap_ns = now_ns - self.heard_ns
         self.heard_ns = now_ns
 
     def _arrive(self, now_ns: int) -> None:
@@ -171,3 +182,6 @@ class Agent(abc.ABC):
         if self.in_sync and not self.live_since_ns:
             self.live_since_ns = now_ns
             self.group.in_sync_after.add((now_ns - self._connected_ns) // 1000)
+            if self._lost_ns:
+                self.group.back_after.add((now_ns - self._lost_ns) // 1000)
+                self._lost_ns = 0

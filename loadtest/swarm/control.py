@@ -98,8 +98,13 @@ class GroupStats(msgspec.Struct, kw_only=True):
     goodbyes: dict[str, int] = msgspec.field(default_factory=dict)
     latency: list[tuple[int, int]] = msgspec.field(default_factory=list)
     in_sync_after: list[tuple[int, int]] = msgspec.field(default_factory=list)
+    back_after: list[tuple[int, int]] = msgspec.field(default_factory=list)
+    """From the loss of a connection to in-sync again."""
     silence_seconds: float = 0.0
-    """Since the last report: the longest time in which a connection gave nothing, those included that go on."""
+    """Since the last report: the longest time in which the network brought nothing to a connection, from the first byte
+    that it was sent on, those included that go on."""
+    read_gap_seconds: float = 0.0
+    """The same between two reads: with the delays of the process itself."""
 
 
 class Stats(msgspec.Struct, tag="stats", kw_only=True):
@@ -113,6 +118,10 @@ class Stats(msgspec.Struct, tag="stats", kw_only=True):
     connects: int
     disconnects: dict[str, int]
     """By what the agent saw: eof, goodbye, protocol-error, or the name of an errno."""
+    unserved: dict[str, int] = msgspec.field(default_factory=dict)
+    """Of those: connections that ended before they were in sync, and connects that failed."""
+    lost: int = 0
+    """Of those: connections that had been in sync."""
     protocol_errors: list[str]
     """The first few, in words."""
     behaving: GroupStats

@@ -9,7 +9,7 @@ import ssl
 import time
 from typing import Final
 
-from loadtest.swarm import agent, control, nativeagent, tls, typhaagent
+from loadtest.swarm import agent, arrivals, control, nativeagent, tls, typhaagent
 from protocol import errors
 
 READ_BYTES: Final = 64 * 1024
@@ -21,12 +21,25 @@ MAX_BACK_OFF_SECONDS: Final = 5.0
 THROTTLE_TICK_SECONDS: Final = 0.02
 ETHERNET_SEGMENT_BYTES: Final = 1460
 MAX_ERRORS_KEPT: Final = 20
+QUIET_NS: Final = 500_000_000
+"""A connection that was read so lately is not looked at, nor called silent: what matters is many times as long."""
 
 
 class Link:
     """An agent and its socket."""
 
-    __slots__ = ("address", "agent", "budget_bytes", "failures", "impaired_until", "open", "sock", "tls")
+    __slots__ = (
+        "address",
+        "agent",
+        "arrived_ns",
+        "budget_bytes",
+        "failures",
+        "impaired_until",
+        "open",
+        "opened_ns",
+        "sock",
+        "tls",
+    )
 
     def __init__(self, one: agent.Agent) -> None:
         self.agent = one
@@ -34,6 +47,10 @@ class Link:
         self.open = False
         """Connected, as far as TCP goes."""
         self.tls: tls.Channel | None = None
+        self.opened_ns = 0
+        """When we sent the first byte."""
+        self.arrived_ns = 0
+        """When the network last brought something, as far as is known; at first, `opened_ns`."""
         self.address = 0
         self.failures = 0
         """Connections in a row that ended before they were in sync."""
@@ -51,6 +68,10 @@ class Engine:
         self.impaired = agent.Group()
         self.connects = 0
         self.disconnects: dict[str, int] = {}
+        self.unserved: dict[str, int] = {}
+        """Of those (and of connects that failed): what ended before it was in sync, and was not dropped by us."""
+        self.lost = 0
+        """Connections that had been in sync, and ended."""
         self.protocol_errors: list[str] = []
         make = typhaagent.TyphaAgent if start.protocol is control.Protocol.TYPHA else nativeagent.NativeAgent
         self.links = [
@@ -114,6 +135,14 @@ class Engine:
                 self._close(link, "dropped", again=False)
         self._schedule(ramp_per_second)
 
+    def listen(self, now_ns: int) -> None:
+        """Asks the kernel about connections that have not been read for a while, so that no silence is ours."""
+        for link in self._by_fd.values():
+            if link.open and now_ns - link.arrived_ns > QUIET_NS:
+                self._note_arrival(link, now_ns)
+                # What is still to come is a silence as well.
+                link.agent.group.silence_ns = max(link.agent.group.silence_ns, now_ns - link.arrived_ns)
+
     def close(self) -> None:
         """Drops every connection for good."""
         for link in self.links:
@@ -154,6 +183,7 @@ class Engine:
         link.open = True
         self.connects += 1
         self._epoll.modify(link.sock.fileno(), 0 if link in self._throttled else select.EPOLLIN)
+        link.opened_ns = link.arrived_ns = time.time_ns()
         if self._tls is None:
             self._greet(link)
             return
@@ -181,11 +211,13 @@ class Engine:
         if not data:
             self._close(link, "goodbye" if one.phase == agent.Phase.ENDED else "eof")
             return 0
+        now_ns = time.time_ns()
+        if now_ns - link.arrived_ns > QUIET_NS:
+            self._note_arrival(link, now_ns)
+        else:
+            link.arrived_ns = now_ns
         try:
-            if link.tls is None:
-                answer = one.receive(data, time.time_ns())
-            else:
-                answer = self._receive_sealed(link, link.tls, data)
+            answer = one.receive(data, now_ns) if link.tls is None else self._receive_sealed(link, link.tls, data)
         except (errors.RemoteProtocolError, ssl.SSLError) as error:
             if len(self.protocol_errors) < MAX_ERRORS_KEPT:
                 self.protocol_errors.append(f"{one.name}: {error}")
@@ -196,6 +228,17 @@ class Engine:
         if answer:
             self._send(link, answer)
         return len(data)
+
+    def _note_arrival(self, link: Link, now_ns: int) -> None:
+        """Takes down when something last came; the silence before it is over.
+
+        A read tells that something has come, not when: the time of a read within `QUIET_NS` is corrected by the
+        first look after it, which is before the silence behind it is long.
+        """
+        assert link.sock is not None
+        arrived_ns = max(arrivals.last_arrival_ns(link.sock, now_ns), link.opened_ns)
+        link.agent.group.silence_ns = max(link.agent.group.silence_ns, arrived_ns - link.arrived_ns)
+        link.arrived_ns = arrived_ns
 
     def _receive_sealed(self, link: Link, channel: tls.Channel, data: bytes) -> bytes:
         """The agent's answers to what came in TLS. Raises RemoteProtocolError, ssl.SSLError."""
@@ -234,7 +277,11 @@ class Engine:
         link.open = False
         link.tls = None
         retry_after = link.agent.retry_after_seconds
-        link.agent.disconnected()
+        if link.agent.live_since_ns:
+            self.lost += 1
+        elif again:
+            self.unserved[reason] = self.unserved.get(reason, 0) + 1
+        link.agent.disconnected(time.time_ns())
         if again:
             delay = min(MAX_BACK_OFF_SECONDS, BACK_OFF_SECONDS * 2**link.failures) * self._random.uniform(0.5, 1.5)
             link.failures = min(link.failures + 1, 16)

@@ -39,9 +39,9 @@ class NativeAgent(agent.Agent):
         hello = messages.ClientHello(feed=feed, agent=self.name, node=self.name, features=features, software="loadtest")
         return native.PREFACE + native.pack_frame(codec.encode(hello))
 
-    def disconnected(self) -> None:
+    def disconnected(self, now_ns: int) -> None:
         """The connection is gone; the map stays as it is."""
-        super().disconnected()
+        super().disconnected(now_ns)
         self._splitter = native.FrameSplitter()
         self._partial = None
         self._answer = b""

@@ -31,6 +31,10 @@ class Totals:
     in_sync: int = 0
     connects: int = 0
     disconnects: dict[str, int] = field(default_factory=dict)
+    unserved: dict[str, int] = field(default_factory=dict)
+    """Connections that ended before they were in sync, and connects that failed; by what the agent saw."""
+    lost: int = 0
+    """Connections that ended when they had been in sync."""
     goodbyes: dict[str, int] = field(default_factory=dict)
     protocol_errors: list[str] = field(default_factory=list)
     updates: int = 0
@@ -166,10 +170,14 @@ class Swarm:
         self.latency = histogram.Histogram()
         self.impaired_latency = histogram.Histogram()
         self.in_sync_after = histogram.Histogram()
+        self.back_after = histogram.Histogram()
+        """From the loss of a connection to in-sync again; since the start."""
         self.latency_of = {protocol: histogram.Histogram() for protocol in control.Protocol}
         """By protocol, since the start; of the behaving agents."""
         self.longest_silence_seconds = 0.0
-        """Of a behaving agent, since the last `take_silence`."""
+        """In which the network brought a behaving agent nothing, since the last `take_silence`."""
+        self.longest_read_gap_seconds = 0.0
+        """Between two reads of a behaving agent, since the last `take_silence`."""
         self.agents = agents
         self._news = asyncio.Event()
         self.processes: list[Process] = []
@@ -225,9 +233,11 @@ class Swarm:
         self.latency.merge(stats.behaving.latency)
         self.latency_of[protocol].merge(stats.behaving.latency)
         self.longest_silence_seconds = max(self.longest_silence_seconds, stats.behaving.silence_seconds)
+        self.longest_read_gap_seconds = max(self.longest_read_gap_seconds, stats.behaving.read_gap_seconds)
         self.impaired_latency.merge(stats.impaired.latency)
         for group in (stats.behaving, stats.impaired):
             self.in_sync_after.merge(group.in_sync_after)
+            self.back_after.merge(group.back_after)
         self._news.set()
 
     def ended(self) -> None:
@@ -244,9 +254,13 @@ class Swarm:
         taken, self.in_sync_after = self.in_sync_after, histogram.Histogram()
         return taken
 
-    def take_silence(self) -> float:
-        """The longest time in which a behaving agent's connection gave nothing, since the last call, in seconds."""
-        taken, self.longest_silence_seconds = self.longest_silence_seconds, 0.0
+    def take_silence(self) -> tuple[float, float]:
+        """The longest time in which a behaving agent's connection got nothing, in seconds, since the last call.
+
+        First as the kernel saw it, then between two reads of an agent.
+        """
+        taken = self.longest_silence_seconds, self.longest_read_gap_seconds
+        self.longest_silence_seconds = self.longest_read_gap_seconds = 0.0
         return taken
 
     def totals(self, protocol: control.Protocol | None = None) -> Totals:
@@ -332,8 +346,10 @@ def _add(totals: Totals, stats: control.Stats) -> None:
     totals.distinct_frames += stats.distinct_frames
     totals.cpu_seconds += stats.cpu_seconds
     totals.protocol_errors += stats.protocol_errors
-    for reason, count in stats.disconnects.items():
-        totals.disconnects[reason] = totals.disconnects.get(reason, 0) + count
+    totals.lost += stats.lost
+    for counts, more in ((totals.disconnects, stats.disconnects), (totals.unserved, stats.unserved)):
+        for reason, count in more.items():
+            counts[reason] = counts.get(reason, 0) + count
     for group in (stats.behaving, stats.impaired):
         totals.updates += group.updates
         totals.deletions += group.deletions

@@ -48,9 +48,9 @@ class TyphaAgent(agent.Agent):
         )
         return codec.CLIENT.definitions + codec.encode(hello, types=codec.CLIENT)
 
-    def disconnected(self) -> None:
+    def disconnected(self, now_ns: int) -> None:
         """The connection is gone; the map stays as it is."""
-        super().disconnected()
+        super().disconnected(now_ns)
         self._buffer = bytearray()
         self._place = self._shared.places.start
         self._answer = b""

@@ -18,6 +18,7 @@ COMMAND_BYTES: Final = 64 * 1024
 def group_stats(group: agent.Group) -> control.GroupStats:
     """A group's counts; its histograms and the longest silence begin anew."""
     silence_ns, group.silence_ns = group.silence_ns, 0
+    read_gap_ns, group.read_gap_ns = group.read_gap_ns, 0
     return control.GroupStats(
         bytes=group.bytes,
         frames=group.frames,
@@ -27,13 +28,16 @@ def group_stats(group: agent.Group) -> control.GroupStats:
         goodbyes=dict(group.goodbyes),
         latency=group.latency.take(),
         in_sync_after=group.in_sync_after.take(),
+        back_after=group.back_after.take(),
         silence_seconds=silence_ns / 1e9,
+        read_gap_seconds=read_gap_ns / 1e9,
     )
 
 
 def stats(swarm: engine.Engine) -> control.Stats:
     """The report that is due."""
     now_ns = time.time_ns()
+    swarm.listen(now_ns)
     connected = in_sync = 0
     lags = {swarm.behaving: 0.0, swarm.impaired: 0.0}
     timeline = swarm.shared.timeline
@@ -43,7 +47,7 @@ def stats(swarm: engine.Engine) -> control.Stats:
             continue
         connected += 1
         in_sync += one.in_sync
-        one.group.silence_ns = max(one.group.silence_ns, now_ns - one.heard_ns)
+        one.group.read_gap_ns = max(one.group.read_gap_ns, now_ns - one.heard_ns)
         if one.live_since_ns:
             lags[one.group] = max(lags[one.group], timeline.lag_seconds(one.incarnation, one.sequence, now_ns))
     return control.Stats(
@@ -53,6 +57,8 @@ def stats(swarm: engine.Engine) -> control.Stats:
         in_sync=in_sync,
         connects=swarm.connects,
         disconnects=dict(swarm.disconnects),
+        unserved=dict(swarm.unserved),
+        lost=swarm.lost,
         protocol_errors=list(swarm.protocol_errors),
         behaving=group_stats(swarm.behaving),
         impaired=group_stats(swarm.impaired),

@@ -130,7 +130,7 @@ def test_the_map_outlives_the_connection() -> None:
     one = connect(shared)
     source = Source(population(5))
     feed(one, source.snapshot())
-    one.disconnected()
+    one.disconnected(NOW_NS)
     assert one.state.digest == source.digest
     assert not one.in_sync
     del source.content["/core/v1/pods/default/p3"]
@@ -177,7 +177,7 @@ def test_a_snapshot_takes_its_place_at_the_first_status_behind_it() -> None:
     deltas = [source.change(("new", value("n"))), source.change(("newer", value("m"))), source.change(("p", b"{}"))]
     feed(one, deltas[:2])
     before = one.state
-    one.disconnected()
+    one.disconnected(NOW_NS)
     one.connected(feed="f", compressed=False, now_ns=NOW_NS)
     feed(one, [helpers.hello(2), *old_snapshot])
     assert (one.phase, one.in_sync, one.state) == (agent.Phase.RETURNING, False, before)
@@ -222,7 +222,7 @@ def test_another_server_may_be_behind() -> None:
     old_snapshot = source.snapshot()
     old_digest = source.digest
     feed(one, [*old_snapshot, source.change(("new", value("n")))])
-    one.disconnected()
+    one.disconnected(NOW_NS)
     one.connected(feed="f", compressed=False, now_ns=NOW_NS)
     feed(one, [helpers.hello(2, bytes(16)), *old_snapshot])
     assert (one.state.digest, one.in_sync, one.deletions) == (old_digest, True, 1)

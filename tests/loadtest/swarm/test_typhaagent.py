@@ -101,7 +101,7 @@ def test_the_map_is_replaced_at_the_first_in_sync(compress: bool) -> None:
     server.greet(one, compress=compress)
     give(one, server.snapshot(compress=compress) + server.status(compress=compress))
     before = one.state
-    one.disconnected()
+    one.disconnected(NOW_NS)
     gone, *_ = server.content
     del server.content[gone]
     server.greet(one, compress=compress)
@@ -127,14 +127,32 @@ def test_latency_counts_what_was_written_while_in_sync(compress: bool) -> None:
     assert abs(quantile - 0.005) < 0.0003
 
 
-def test_silence_is_the_time_between_two_reads() -> None:
+def test_the_longest_time_between_two_reads_is_kept() -> None:
     one = make(agent.Shared())
     server = Server()
     server.greet(one, compress=True)
-    assert one.group.silence_ns == 0
+    assert one.group.read_gap_ns == 0
     give(one, server.status(compress=True), now_ns=NOW_NS + 7)
     give(one, server.change(("k", b"v"), compress=True), now_ns=NOW_NS + 9)
-    assert (one.group.silence_ns, one.heard_ns) == (7, NOW_NS + 9)
+    assert (one.group.read_gap_ns, one.heard_ns) == (7, NOW_NS + 9)
+
+
+def test_coming_back_takes_from_the_loss_of_a_connection_in_sync_over_all_attempts() -> None:
+    one = make(agent.Shared())
+    server = Server()
+    server.greet(one, compress=True)
+    one.disconnected(NOW_NS)
+    assert one.group.back_after.total == 0, "it was not in sync yet"
+    server.greet(one, compress=True)
+    give(one, server.status(compress=True))
+    assert one.group.back_after.total == 0, "nothing had been lost"
+    one.disconnected(NOW_NS)
+    server.greet(one, compress=True)
+    one.disconnected(NOW_NS + 10**9)
+    server.greet(one, compress=True)
+    give(one, server.status(compress=True), now_ns=NOW_NS + 3 * 10**9)
+    assert one.group.back_after.total == 1
+    assert one.group.back_after.quantile(1.0) == pytest.approx(3.0, rel=0.02)
 
 
 def test_both_formats_give_the_same_map_as_the_digest_of_the_pairs() -> None:

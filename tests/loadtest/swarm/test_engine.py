@@ -1,0 +1,97 @@
+"""Tests of loadtest.swarm.engine: what it knows of silence and of connections that came to nothing; real sockets."""
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+from loadtest.swarm import control, engine
+from tests.loadtest.swarm import helpers
+
+LATE_SECONDS = 0.8
+"""So late does the process read; more than `engine.QUIET_NS`."""
+
+
+class Peer:
+    """A server with one client, driven by the test."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.source = helpers.Source({"a": helpers.value("1"), "b": helpers.value("2")})
+        self.connection: socket.socket | None = None
+
+    def accept(self) -> socket.socket:
+        if self.connection is not None:
+            self.connection.close()
+        self.connection, _ = self.listener.accept()
+        return self.connection
+
+    def close(self) -> None:
+        self.listener.close()
+        if self.connection is not None:
+            self.connection.close()
+
+
+@contextlib.contextmanager
+def one_agent() -> Iterator[tuple[Peer, engine.Engine]]:
+    peer = Peer()
+    host, port = peer.listener.getsockname()
+    swarm = engine.Engine(control.Start(addresses=[(host, port)], feed="f", agents=1, compressed=False))
+    try:
+        yield peer, swarm
+    finally:
+        swarm.close()
+        peer.close()
+
+
+def poll_until(swarm: engine.Engine, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        swarm.poll(0.01)
+
+
+def test_reading_late_is_no_silence_of_the_servers() -> None:
+    with one_agent() as (peer, swarm):
+        poll_until(swarm, lambda: swarm.connects == 1)
+        connection = peer.accept()
+        connection.sendall(helpers.hello())
+        time.sleep(LATE_SECONDS)
+        link = swarm.links[0]
+        read_at_ns = time.time_ns()
+        poll_until(swarm, lambda: link.agent.heard_ns >= read_at_ns)
+        swarm.listen(link.arrived_ns)
+        assert swarm.behaving.read_gap_ns >= LATE_SECONDS * 1e9
+        assert swarm.behaving.silence_ns < LATE_SECONDS * 1e9 / 2
+
+
+def test_a_silence_is_measured_while_it_lasts_and_when_it_is_over() -> None:
+    with one_agent() as (peer, swarm):
+        poll_until(swarm, lambda: swarm.connects == 1)
+        connection = peer.accept()
+        time.sleep(LATE_SECONDS)  # the hello is not answered
+        swarm.listen(time.time_ns())
+        assert swarm.behaving.silence_ns >= (LATE_SECONDS - 0.05) * 1e9
+        swarm.behaving.silence_ns = 0
+        connection.sendall(helpers.hello())
+        link = swarm.links[0]
+        begin_ns = link.arrived_ns
+        poll_until(swarm, lambda: link.arrived_ns > begin_ns)
+        assert swarm.behaving.silence_ns >= (LATE_SECONDS - 0.05) * 1e9
+
+
+def test_what_ends_before_it_is_in_sync_is_unserved_and_what_ends_later_is_lost() -> None:
+    with one_agent() as (peer, swarm):
+        poll_until(swarm, lambda: swarm.connects == 1)
+        peer.accept().shutdown(socket.SHUT_WR)
+        poll_until(swarm, lambda: swarm.connects == 2)
+        assert (swarm.unserved, swarm.lost) == ({"eof": 1}, 0)
+        connection = peer.accept()
+        connection.sendall(helpers.hello() + b"".join(peer.source.snapshot()))
+        poll_until(swarm, lambda: swarm.links[0].agent.in_sync)
+        connection.shutdown(socket.SHUT_WR)
+        poll_until(swarm, lambda: swarm.connects == 3)
+        assert (swarm.unserved, swarm.lost) == ({"eof": 1}, 1)
+        peer.listener.close()
+        peer.close()
+        poll_until(swarm, lambda: "connect ECONNREFUSED" in swarm.unserved)
