@@ -1,8 +1,8 @@
 """Sending and receiving through TLS, on the same non-blocking sockets.
 
-OpenSSL seals a record before it sends it. If the socket then takes only a part, the record's bytes are not counted as
-sent, but other bytes in their place would be lost without an error, and fewer are fatal: what is `owed` must be offered
-again, and here no more than that is tried until it has gone.
+OpenSSL seals a record before it sends it. If the socket then takes only a part of what OpenSSL was given, nothing of
+it is counted as sent, but other bytes in its place would be lost without an error, and fewer are fatal: what is `owed`
+must be offered again, and here no more than that is tried until it has gone.
 """
 
 import contextlib
@@ -17,7 +17,10 @@ from typha import transport
 RECORD_BYTES = 16 * 1024
 """The largest record of TLS."""
 _NUMBER = struct.Struct("=i")
-_RECORDS_AT_ONCE = 16
+OFFER_BYTES = 4 * RECORD_BYTES
+"""What OpenSSL is given in one call, and makes records of: a call for each had cost a tenth of a storm. If the socket
+takes less, all of it counts as not sent, and is offered again."""
+_OFFERS_AT_ONCE = 4
 """As much as `Policy.send_bytes`: one client's turn."""
 
 
@@ -32,7 +35,7 @@ class TlsTransport:
         """Descriptors of the connections of which a step of the handshake runs in another thread."""
         self._sockets: dict[int, ssl.SSLSocket] = {}
         self._owed: dict[int, int] = {}
-        self._buffer = bytearray(RECORD_BYTES)
+        self._buffer = bytearray(OFFER_BYTES)
         self._view = memoryview(self._buffer)
 
     def opened(self, connection: ssl.SSLSocket) -> None:
@@ -40,15 +43,15 @@ class TlsTransport:
         self._sockets[connection.fileno()] = connection
 
     def write(self, descriptor: int, data: bytes | memoryview, /) -> int:
-        """Seals and sends record after record until the socket is full or a turn is over."""
+        """Seals and sends until the socket is full or a turn is over."""
         connection = self._sockets[descriptor]
-        if len(data) <= RECORD_BYTES and descriptor not in self._owed:
+        if len(data) <= OFFER_BYTES and descriptor not in self._owed:
             return self._send(connection, descriptor, data)
         view = memoryview(data)
         sent = 0
-        for _ in range(_RECORDS_AT_ONCE):
+        for _ in range(_OFFERS_AT_ONCE):
             try:
-                sent += self._send(connection, descriptor, self._next_record(descriptor, view[sent:]))
+                sent += self._send(connection, descriptor, self._next_offer(descriptor, view[sent:]))
             except BlockingIOError:
                 if not sent:
                     raise
@@ -61,11 +64,11 @@ class TlsTransport:
         """The same with a file's bytes."""
         connection = self._sockets[descriptor]
         sent = 0
-        for _ in range(_RECORDS_AT_ONCE):
+        for _ in range(_OFFERS_AT_ONCE):
             owed = self._owed.get(descriptor, 0)
             if owed > count - sent:
                 raise _too_few(count - sent, owed)
-            part = self._view[: owed or min(RECORD_BYTES, count - sent)]
+            part = self._view[: owed or min(OFFER_BYTES, count - sent)]
             read = os.preadv(file_descriptor, [part], position + sent)
             try:
                 sent += self._send(connection, descriptor, part[:read])
@@ -77,17 +80,17 @@ class TlsTransport:
                 break
         return sent
 
-    def _next_record(self, descriptor: int, view: memoryview) -> memoryview:
+    def _next_offer(self, descriptor: int, view: memoryview) -> memoryview:
         owed = self._owed.get(descriptor, 0)
         if owed > len(view):
             raise _too_few(len(view), owed)
-        return view[: owed or RECORD_BYTES]
+        return view[: owed or OFFER_BYTES]
 
-    def _send(self, connection: ssl.SSLSocket, descriptor: int, record: bytes | memoryview) -> int:
+    def _send(self, connection: ssl.SSLSocket, descriptor: int, offer: bytes | memoryview) -> int:
         try:
-            sent = connection.send(record)
+            sent = connection.send(offer)
         except ssl.SSLWantWriteError as error:
-            self._owed[descriptor] = len(record)
+            self._owed[descriptor] = len(offer)
             raise BlockingIOError from error
         except ssl.SSLError:
             # A peer may make a write wait for the rest of a message that it cut in pieces; nobody honest does.
@@ -119,7 +122,7 @@ class TlsTransport:
             raise
 
     def owed(self, descriptor: int, /) -> int:
-        """Bytes that are sealed and not sent."""
+        """Bytes that OpenSSL was offered and has not sent whole."""
         return self._owed.get(descriptor, 0)
 
     def _break(self, descriptor: int) -> None:

@@ -86,7 +86,7 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Stage]) ->
         mock.patch.object(catchup_maker, "STALE_LOG_BYTES", plan.stale_log_bytes),
         mock.patch.object(catchup_maker, "KEPT_BYTES_MAX", plan.kept_block_bytes),
         mock.patch.object(
-            tls_transport, "RECORD_BYTES", min(tls_transport.RECORD_BYTES, plan.limits.send_bytes)
+            tls_transport, "OFFER_BYTES", min(tls_transport.OFFER_BYTES, plan.limits.send_bytes)
         ),  # what is sealed is offered again in one piece
         mock.patch.object(hub_channel, "SNAPSHOT_LOG_BYTES_MIN", plan.snapshot_log_bytes_min),
     ]

@@ -51,11 +51,13 @@ class PlainTransport:
 
 
 class _Sealed:
-    """A record that the socket has not taken whole."""
+    """What was offered, in records, and the socket has not taken whole."""
 
     def __init__(self, plain: bytes) -> None:
         self.plain = plain
-        self.rest = _HEADER.pack(*_APPLICATION_DATA, len(plain) + len(_TAG)) + plain + _TAG
+        size = tls_transport.RECORD_BYTES
+        parts = [plain[start : start + size] for start in range(0, len(plain), size)]
+        self.rest = b"".join(_HEADER.pack(*_APPLICATION_DATA, len(part) + len(_TAG)) + part + _TAG for part in parts)
 
 
 class TlsSocket(sockets.ServerSocket):
@@ -64,9 +66,9 @@ class TlsSocket(sockets.ServerSocket):
     _sealed: _Sealed | None = None
 
     def send(self, data: Any, flags: int = 0, /) -> int:
-        """Seals a record, or goes on with the one that is sealed."""
+        """Seals what is offered, or goes on with what is sealed."""
         if self._sealed is None:
-            self._sealed = _Sealed(bytes(data[: tls_transport.RECORD_BYTES]))
+            self._sealed = _Sealed(bytes(data))
         plain = self._sealed.plain
         if len(data) < len(plain):
             raise worlds.Violation(f"TLS: {len(data)} bytes are offered, {len(plain)} are sealed")

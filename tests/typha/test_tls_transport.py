@@ -15,6 +15,7 @@ from tests.typha import certificates
 from typha import client, tls_transport, transport
 
 RECORD = tls_transport.RECORD_BYTES
+OFFER = tls_transport.OFFER_BYTES
 
 
 class Pair:
@@ -98,17 +99,17 @@ def test_small_and_large_writes_arrive(pair: Pair) -> None:
 def test_bytes_that_are_sealed_are_owed_until_they_have_gone(pair: Pair) -> None:
     data = os.urandom(40 * RECORD)
     sent = pair.fill(data)
-    assert pair.transport.owed(pair.fd) == RECORD
+    assert pair.transport.owed(pair.fd) == OFFER
     with pytest.raises(BlockingIOError):
         pair.transport.write(pair.fd, data[sent:])
-    assert pair.transport.owed(pair.fd) == RECORD
-    with pytest.raises(OSError, match=r"10 bytes offered where 16384 are sealed"):
+    assert pair.transport.owed(pair.fd) == OFFER
+    with pytest.raises(OSError, match=r"10 bytes offered where 65536 are sealed"):
         pair.transport.write(pair.fd, data[sent : sent + 10])
     pair.drain()
-    assert pair.transport.write(pair.fd, data[sent : sent + RECORD]) == RECORD
+    assert pair.transport.write(pair.fd, data[sent : sent + OFFER]) == OFFER
     assert pair.transport.owed(pair.fd) == 0
     pair.drain()
-    assert bytes(pair.read) == data[: sent + RECORD]
+    assert bytes(pair.read) == data[: sent + OFFER]
 
 
 def test_what_a_view_began_a_file_may_go_on_with_and_the_other_way_round(pair: Pair) -> None:
@@ -118,7 +119,7 @@ def test_what_a_view_began_a_file_may_go_on_with_and_the_other_way_round(pair: P
     os.write(file, data)
     sent = 0
     while sent < len(data):
-        reach = min(len(data), sent + source.randrange(tls_transport.RECORD_BYTES, 300_000))
+        reach = min(len(data), sent + source.randrange(OFFER, 300_000))
         try:
             if source.random() < 0.5:
                 sent += pair.transport.write(pair.fd, memoryview(data)[sent:reach])
@@ -167,7 +168,7 @@ def test_nothing_is_read_while_bytes_are_owed(pair: Pair) -> None:
         with pytest.raises(transport.WriteFirst):
             pair.transport.receive(pair.near, 10)
     pair.drain()
-    assert pair.transport.write(pair.fd, data[sent : sent + RECORD]) == RECORD
+    assert pair.transport.write(pair.fd, data[sent : sent + OFFER]) == OFFER
     assert pair.transport.receive(pair.near, 10) == b"pong"
 
 
