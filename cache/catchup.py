@@ -10,6 +10,7 @@ long as each block's cut is no older than what the client has from the log, and 
 read before (`cache.cursor` keeps to that; DESIGN.md, "Slow clients", says why).
 """
 
+import bisect
 import os
 from collections.abc import Iterator
 
@@ -29,6 +30,7 @@ class Block:
     __slots__ = (
         "cut_sequence",
         "descriptor",
+        "frames",
         "from_sequence",
         "is_final",
         "length",
@@ -52,6 +54,8 @@ class Block:
         self.updates = 0
         self.is_final = False
         """Whether it leads to the cut."""
+        self.frames: list[tuple[int, int, int]] = []
+        """Of each frame: the position behind it, the sequence that is reached there, and the updates up to there."""
 
     def __repr__(self) -> str:
         reach = f"{self.from_sequence}..{self.to_sequence} of {self.cut_sequence}"
@@ -78,18 +82,22 @@ class BlockBuilder:
         """Yields after each frame; the file is sealed when it ends."""
         block = self.block
         taken: list[int] = []
+        ends: list[tuple[int, int]] = []
         frames = self._encoder.changes(block.from_sequence, self._weighed(taken), end_sequence=block.cut_sequence)
         block.is_final = True
         for frame in frames:
             self._write(frame.data)
             block.to_sequence = frame.sequence
+            ends.append((block.length, frame.sequence))
             if self._is_full():
                 block.is_final = frame.sequence == block.cut_sequence
                 break
             yield
         if block.is_final:
             block.to_sequence = block.cut_sequence
-        block.updates = sum(sequence <= block.to_sequence for sequence in taken)
+        # The encoder takes an update more than it has put into a frame, so they are counted by their sequences.
+        block.frames = [(end, reached, bisect.bisect_right(taken, reached)) for end, reached in ends]
+        block.updates = bisect.bisect_right(taken, block.to_sequence)
         memfile.seal(block.descriptor)
 
     def _is_full(self) -> bool:

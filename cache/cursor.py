@@ -17,10 +17,12 @@ CLOSING       refused or told goodbye; nothing is sent any more, `reason` says w
 A change of what is sent next (to another file, to a ping, to a goodbye) happens only where a frame ends: that is what
 `at_boundary` answers, and `become_catching_up` keeps by taking the tail along. Blocks are read by rules that let no key
 go back: each begins where the last one ended, and its cut is no older than what the client has from the log and from
-blocks before.
+blocks before. A block may be left where any of its frames ends, as if it had been made no longer.
 """
 
+import bisect
 import enum
+from collections.abc import Sequence
 
 from cache import log
 from protocol import messages, reasons
@@ -76,6 +78,7 @@ class BlockFile:
     __slots__ = (
         "cut_sequence",
         "descriptor",
+        "frames",
         "from_sequence",
         "is_final",
         "length",
@@ -98,6 +101,7 @@ class BlockFile:
         log_offset: int,
         status: messages.SyncStatus,
         updates: int = 0,
+        frames: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         self.descriptor = descriptor
         self.length = length
@@ -108,11 +112,28 @@ class BlockFile:
         self.log_offset = log_offset
         self.status = status
         self.updates = updates
+        self.frames = frames
+        """See `cache.catchup.Block`."""
         self.readers = 0
 
     def __repr__(self) -> str:
         reach = f"{self.from_sequence}..{self.to_sequence} of {self.cut_sequence}"
         return f"<BlockFile {reach} bytes={self.length} final={self.is_final} readers={self.readers}>"
+
+    def boundary_at(self, position: int) -> tuple[int, int, int]:
+        """Where a frame ends, there or behind: position, the sequence reached and the updates before it."""
+        if not position:
+            return 0, self.from_sequence, 0
+        return self.frames[bisect.bisect_left(self.frames, position, key=_end_of)]
+
+    def boundary_before(self, position: int) -> int:
+        """The last position up to there at which a frame ends, or the block begins."""
+        index = bisect.bisect_right(self.frames, position, key=_end_of)
+        return self.frames[index - 1][0] if index else 0
+
+
+def _end_of(frame: tuple[int, int, int]) -> int:
+    return frame[0]
 
 
 class Cursor:
@@ -235,6 +256,21 @@ class Cursor:
         if block is None or self.position != block.length:
             raise IllegalTransition(f"{self!r} is not at the end of a block")
         self.sequence = block.to_sequence
+        self.need(block.cut_sequence)
+        self._leave_files()
+
+    def leave_block(self, sequence: int, rest: memoryview) -> None:
+        """CATCHING_UP: the block is to end with the frame in which it stands; another one must follow.
+
+        Args:
+            sequence: that is reached where the frame ends.
+            rest: of the frame, and of what is sealed: taken along.
+        """
+        block = self.block
+        if block is None or self.tail or self.position + len(rest) > block.length:
+            raise IllegalTransition(f"{self!r} cannot leave {block!r} with {len(rest)} bytes")
+        self.tail = rest or None
+        self.sequence = sequence
         self.need(block.cut_sequence)
         self._leave_files()
 

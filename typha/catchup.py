@@ -3,6 +3,10 @@
 A client's place in its catch-up is its cursor's; here is what its worker must remember beside that. One block of a
 start point serves everybody who stands there, so clients that fell behind together read the same few files. The hub is
 asked for a block once, however many wait for it, and a block goes when nobody reads it.
+
+Blocks are few, and slow readers in many places would keep all others waiting. So while somebody waits for room, blocks
+that have been read for long are left: each reader takes the rest of its frame along, which readers share, and asks for
+the block behind it in its turn. Nothing is sent twice for it, and what is read next is newer.
 """
 
 import os
@@ -22,8 +26,15 @@ class CatchUp:
     """All clients of one worker that are CATCHING_UP; `Delivery` sends them what this gives them to read."""
 
     def __init__(
-        self, limits: policy.Policy, stats: worker_stats.WorkerStats, tell: Callable[[list[object]], None]
+        self,
+        limits: policy.Policy,
+        stats: worker_stats.WorkerStats,
+        tell: Callable[[list[object]], None],
+        owed: Callable[[int], int],
     ) -> None:
+        """`owed` is the transport's."""
+        self._limits = limits
+        self._owed = owed
         self._blocks_max = limits.catch_up_blocks
         self._stats = stats
         self._tell = tell
@@ -31,6 +42,10 @@ class CatchUp:
         """The newest of each start point."""
         self._old_blocks: list[cursor.BlockFile] = []
         """Replaced, and still read by somebody."""
+        self._readers: dict[cursor.BlockFile, dict[client.Client, float]] = {}
+        """Who has begun a block and not ended it, and when; some may have left."""
+        self._rests: dict[client.Client, bytes] = {}
+        """Who has left a block inside a frame, and the bytes of it that it shares with others."""
         self._waiting: dict[Key, dict[client.Client, None]] = {}
         self._asked: set[Key] = set()
 
@@ -60,11 +75,15 @@ class CatchUp:
         key = (channel, current.sequence)
         block = self._blocks.get(key)
         if block is not None and _is_of_use(block, channel, current):
-            current.become_reading(block)
+            self._begin_reading(current, block)
             return True
         self._waiting.setdefault(key, {})[current] = None
         self._ask(key)
         return False
+
+    def _begin_reading(self, current: client.Client, block: cursor.BlockFile) -> None:
+        current.become_reading(block)
+        self._readers.setdefault(block, {})[current] = _monotonic()
 
     def _ask(self, key: Key) -> None:
         """Asks the hub, once, if there is room for another block."""
@@ -91,7 +110,7 @@ class CatchUp:
         left: dict[client.Client, None] = {}
         for one in _still_there(self._waiting.pop(key, {}), key):
             if _is_of_use(block, channel, one):
-                one.become_reading(block)
+                self._begin_reading(one, block)
                 served.append(one)
             else:
                 left[one] = None  # it came after the hub was asked, and needs a newer cut
@@ -115,6 +134,7 @@ class CatchUp:
         if block is None:
             return
         self._stats.feeds[channel.feed].deliveries += block.updates
+        self._readers.get(block, {}).pop(current, None)
         if block.is_final and block.log_offset >= channel.trim_offset:
             current.become_following()
             current.blocked_offset = current.offset
@@ -136,6 +156,44 @@ class CatchUp:
             else:
                 del self._waiting[key]
         self._close_unread()
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """While somebody waits for room, the blocks that have been read for long are left: those of fewest first."""
+        wanted = len(self._waiting) - len(self._asked)
+        if wanted <= 0 or not self._readers:
+            return
+        self._rests = {one: rest for one, rest in self._rests.items() if one.tail is not None and one.tail.obj is rest}
+        rest_bytes = sum({id(rest): len(rest) for rest in self._rests.values()}.values())
+        latest = _monotonic() - self._limits.catch_up_patience_seconds
+        slow = []
+        for block, readers in self._readers.items():
+            present = {one: begun for one, begun in readers.items() if one.block is block}
+            if present and all(begun <= latest and not one.tail for one, begun in present.items()):
+                slow.append((block, present))
+        slow.sort(key=lambda pair: (len(pair[1]), min(pair[1].values())))
+        for block, present in slow[:wanted]:
+            if rest_bytes + block.length > self._limits.catch_up_rest_bytes:
+                break
+            rest_bytes += self._leave(block, present)
+        self._close_unread()
+
+    def _leave(self, block: cursor.BlockFile, readers: Iterable[client.Client]) -> int:
+        """All readers leave the block where their frames end; how many bytes are kept for that."""
+        frames: dict[tuple[int, int], bytes] = {}
+        for current in readers:
+            begin = block.boundary_before(current.position)
+            end, sequence, updates = block.boundary_at(current.position + self._owed(current.fd))
+            if current.channel is not None:
+                self._stats.feeds[current.channel.feed].deliveries += updates
+            if (begin, end) not in frames:
+                frames[begin, end] = os.pread(block.descriptor, end - begin, begin)
+            frame = frames[begin, end]
+            rest = memoryview(frame)[current.position - begin :]
+            current.leave_block(sequence, rest)
+            if rest:
+                self._rests[current] = frame
+        return sum(map(len, frames.values()))
 
     def _close_unread(self) -> None:
         for key, block in list(self._blocks.items()):

@@ -85,7 +85,7 @@ class Fanout:
         self.sessions = sessions.Sessions(
             config, limits, self.poller, self.transport, self.stats, self._subscribed, self._acking
         )
-        self.catch_up = catchup.CatchUp(limits, self.stats, self._tell)
+        self.catch_up = catchup.CatchUp(limits, self.stats, self._tell, self.transport.owed)
         self.delivery = delivery.Delivery(
             self.poller,
             self.transport,

@@ -66,6 +66,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Nor who has been at it for so long, and has a full socket."""
     catch_up_blocks: int = 64
     """Catch-up blocks (256 KiB each as a rule) that are held at once; clients that need other ones are held."""
+    catch_up_patience_seconds: float = 10.0
+    """Where they are held for lack of blocks, one that has been read for so long (at 26 kB/s, as a rule) is left."""
+    catch_up_rest_bytes: int = 16 * 1024 * 1024
+    """What the frames may take together that readers of such blocks stood in: as much as the blocks."""
     ping_slots: int = 16
     """Clients are looked after in so many groups: 5,000 pongs in one lump cost 25 ms."""
     stats_interval_seconds: float = 1.0

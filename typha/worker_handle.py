@@ -127,6 +127,7 @@ class WorkerHandle:
             "log_offset": block.log_offset,
             "status": int(block.status),
             "updates": block.updates,
+            "frames": block.frames,
         }
         self.tell(["block", channel.number, place], block.descriptor)
 

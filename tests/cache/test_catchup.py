@@ -70,8 +70,8 @@ class Reader:
         self.cursor.sequence = epoch
         self.cursor.needed_sequence = of.sequence
 
-    def take(self, block: catchup.Block, data: bytes) -> None:
-        """Reads a whole block."""
+    def take(self, block: catchup.Block, data: bytes, *, leaves_at: int | None = None) -> None:
+        """Reads a whole block, or leaves it at a byte, and gets only what it takes along."""
         file = cursor.BlockFile(
             -1,
             length=block.length,
@@ -81,17 +81,31 @@ class Reader:
             is_final=block.is_final,
             log_offset=block.log_offset,
             status=block.status,
+            frames=block.frames,
         )
         self.cursor.become_reading(file)
+        if leaves_at is not None:
+            end, reached, _ = file.boundary_at(leaves_at)
+            self.cursor.position = leaves_at
+            self.cursor.leave_block(reached, memoryview(data)[leaves_at:end])
+            assert len(self.cursor.tail or b"") == end - leaves_at
+            self.cursor.tail = None
+            assert file.boundary_before(leaves_at) <= leaves_at <= end
+            assert self.read(block, data[:end]) == self.cursor.sequence
+            return
+        assert self.read(block, data) == block.to_sequence
+        self.cursor.position = block.length
+        self.cursor.become_waiting()
+
+    def read(self, block: catchup.Block, data: bytes) -> int:
+        """Takes the updates of whole frames; the sequence behind them."""
         reached = block.from_sequence
         for message in read(data):
             assert message.previous_sequence == reached
             reached = message.sequence
             for update in message.updates:
                 self.apply(update)
-        assert reached == block.to_sequence
-        self.cursor.position = block.length
-        self.cursor.become_waiting()
+        return reached
 
     def apply(self, update: messages.Update) -> None:
         """A change, which must not be older than what is known."""
@@ -123,8 +137,12 @@ def test_blocks_of_any_cuts_lead_to_a_map_that_was_current(
             mock.patch.object(encoder, "FRAME_TARGET_BYTES", 100),
         ):
             block, frames_of_it = built(at, reader.cursor.sequence)
-        reader.take(block, frames_of_it)
         assert block.cut_sequence == at.sequence
+        leaves_at = data.draw(st.none() | st.integers(1, block.length), label="leaves at") if block.length else None
+        reader.take(block, frames_of_it, leaves_at=leaves_at)
+        if leaves_at is not None:
+            assert reader.cursor.sequence > block.from_sequence
+            continue
         if block.is_final:
             assert block.to_sequence == at.sequence
             assert reader.map == {entry.key: entry.sequence for entry in at}

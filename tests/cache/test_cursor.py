@@ -254,6 +254,39 @@ def test_the_ends_of_a_block_are_boundaries(reader: log.LogReader) -> None:
     assert at == [True, False, False, True]
 
 
+FRAMES = [(20, 4, 3), (30, 6, 5), (50, 9, 8)]
+
+
+@pytest.mark.parametrize(
+    ("position", "before", "behind"),
+    [(0, 0, (0, 1, 0)), (1, 0, FRAMES[0]), (20, 20, FRAMES[0]), (21, 20, FRAMES[1]), (49, 30, FRAMES[2])],
+)
+def test_a_block_knows_where_its_frames_end(position: int, before: int, behind: tuple[int, int, int]) -> None:
+    block = block_file(1, 9, 9)
+    block.frames = FRAMES
+    assert (block.boundary_before(position), block.boundary_at(position)) == (before, behind)
+
+
+def test_a_block_that_is_left_has_ended_where_the_frame_does(reader: log.LogReader) -> None:
+    made = catching_up(reader)
+    block, following = block_file(1, 9, 12), block_file(4, 13, 13)
+    made.become_reading(block)
+    made.position = 15
+    with pytest.raises(cursor.IllegalTransition, match="cannot leave"):
+        made.leave_block(4, memoryview(bytes(36)))
+    made.leave_block(4, memoryview(b"-rest"))
+    assert (block.readers, made.block, made.sequence, made.needed_sequence) == (0, None, 4, 12)
+    assert bytes(made.tail or b"") == b"-rest"
+    assert not made.awaits_block()
+    with pytest.raises(cursor.IllegalTransition, match="cannot leave"):
+        made.leave_block(4, memoryview(b""))
+    made.tail = memoryview(b"")
+    made.become_reading(following)
+    made.leave_block(4, memoryview(b""))
+    assert (made.sequence, made.needed_sequence) == (4, 13)
+    assert made.awaits_block(), "it stood where a frame begins"
+
+
 def test_who_closes_owes_nothing(reader: log.LogReader) -> None:
     made = cursor_in(State.FOLLOWING, reader)
     made.offset = 5

@@ -225,6 +225,7 @@ def _limits(draw: random.Random) -> policy.Policy:
         accept_batch=draw.choice((1, 32)),
         snapshot_places=draw.choice((1, 2, 64)),
         catch_up_blocks=draw.choice((1, 2, _BLOCKS_MAX, _BLOCKS_MAX)),
+        catch_up_patience_seconds=1.0,
         ping_slots=2,
         stats_interval_seconds=2.0,
     )

@@ -11,6 +11,7 @@ from typha import catchup, channel_view, client, hub_channel, poller, sessions
 
 SEEDS_MAX = 400
 
+leave_block = cursor.Cursor.leave_block
 become_catching_up = cursor.Cursor.become_catching_up
 changes_since = store.Store.changes_since
 append = hub_channel.HubChannel.append
@@ -24,6 +25,10 @@ def without_the_tail(self: cursor.Cursor, reader: Any, *, owed_bytes: int = 0) -
 
 def without_what_is_sealed(self: cursor.Cursor, reader: Any, *, owed_bytes: int = 0) -> None:
     become_catching_up(self, reader)
+
+
+def in_the_middle(self: cursor.Cursor, sequence: int, rest: memoryview) -> None:
+    leave_block(self, sequence, rest[:0])
 
 
 def as_of_the_snapshot(self: channel_view.ChannelView, snapshot: cursor.SnapshotFile) -> channel_view.Greeting:
@@ -60,6 +65,7 @@ def within_frames(self: client.Client, bytes_through: Any) -> bool:
 MUTATIONS: dict[str, tuple[object, str, object]] = {
     "the rest of a frame is dropped": (cursor.Cursor, "become_catching_up", without_the_tail),
     "what TLS has sealed is forgotten": (cursor.Cursor, "become_catching_up", without_what_is_sealed),
+    "blocks are left inside frames": (cursor.Cursor, "leave_block", in_the_middle),
     "in-sync comes with the snapshot": (channel_view.ChannelView, "greeting", as_of_the_snapshot),
     "catch-ups leave out deletions": (store.Store, "changes_since", without_deletions),
     "the status overtakes its data": (hub_channel.HubChannel, "append", status_first),
