@@ -121,7 +121,9 @@ class Sessions:
             self.close(current, DisconnectReason.CLIENT_CLOSED, detail=answer.left)
         elif answer.refusal is not None:
             self._turn_away(current, answer.refusal)
-        elif not answer.data or self._send_control(current, answer.data, DisconnectReason.NO_PROGRESS):
+        elif not answer.data or self._send_control(
+            current, answer.data, DisconnectReason.NO_PROGRESS, ahead=answer.subscribe is not None
+        ):
             self.handshaking.pop(current, None)
             if answer.subscribe is not None:
                 current.pinged_at = 0.0
@@ -179,10 +181,18 @@ class Sessions:
             channel.remove_following(current)
             channel.away.add(current)
 
-    def _send_control(self, current: client.Client, data: bytes, otherwise: DisconnectReason) -> bool:
-        """Sends a small message at a frame's end; whoever has no room for it is closed for the reason given."""
+    def _send_control(
+        self, current: client.Client, data: bytes, otherwise: DisconnectReason, *, ahead: bool = False
+    ) -> bool:
+        """Sends a small message at a frame's end; whoever has no room for it is closed for the reason given.
+
+        One that goes `ahead` of a snapshot leaves with its first bytes, or a moment later if they are not there yet.
+        """
         try:
-            sent = self._transport.write(current.fd, data)
+            if ahead:
+                sent = self._transport.write_ahead(current.socket, data)
+            else:
+                sent = self._transport.write(current.fd, data)
         except BlockingIOError:
             sent = 0
         except OSError as error:

@@ -60,6 +60,10 @@ class TlsTransport:
                 break
         return sent
 
+    def write_ahead(self, connection: transport.Connection, data: bytes, /) -> int:
+        """The same: a record of its own."""
+        return self.write(connection.fileno(), data)
+
     def send_file(self, descriptor: int, file_descriptor: int, position: int, count: int, /) -> int:
         """The same with a file's bytes."""
         connection = self._sockets[descriptor]

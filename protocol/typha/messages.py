@@ -34,7 +34,8 @@ class ClientHello:
     def agent(self) -> str:
         """Who it is, for logs: info, version and host, printable and short."""
         text = " ".join(part[:MAX_AGENT_CHARS] for part in (self.info, self.version, self.hostname) if part)
-        return "".join(char if char.isprintable() else "?" for char in text[:MAX_AGENT_CHARS])
+        text = text[:MAX_AGENT_CHARS]
+        return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
     @property
     def takes_snappy(self) -> bool:

@@ -33,6 +33,10 @@ class PlainTransport:
         """Sends some of the bytes."""
         return self._host.sockets[descriptor].send(data)
 
+    def write_ahead(self, connection: transport.Connection, data: bytes, /) -> int:
+        """As any other bytes."""
+        return self.write(connection.fileno(), data)
+
     def send_file(self, descriptor: int, file_descriptor: int, position: int, count: int, /) -> int:
         """Sends some of a file's bytes; behind what was written there are zeros, as in the kernel's."""
         return self.write(descriptor, os.pread(file_descriptor, count, position))

@@ -26,6 +26,10 @@ class FullTransport:
             raise BlockingIOError
         return os.write(descriptor, data)
 
+    def write_ahead(self, connection: transport.Connection, data: bytes, /) -> int:
+        """As any other bytes."""
+        return self.write(connection.fileno(), data)
+
 
 class VoidTransport(FullTransport):
     """What is written for the connections that are `gone` is accepted, and arrives nowhere."""

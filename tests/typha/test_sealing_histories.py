@@ -72,6 +72,10 @@ class SealingTransport:
         """As OpenSSL's."""
         return self._send_records(descriptor, bytes(data), "control" if isinstance(data, bytes) else "view")
 
+    def write_ahead(self, connection: transport.Connection, data: bytes, /) -> int:
+        """As any other bytes."""
+        return self.write(connection.fileno(), data)
+
     def send_file(self, descriptor: int, file_descriptor: int, position: int, count: int, /) -> int:
         """The same with a file's bytes."""
         return self._send_records(descriptor, os.pread(file_descriptor, count, position), "file")

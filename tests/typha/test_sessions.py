@@ -66,6 +66,21 @@ async def test_what_the_server_says_of_itself(stage: Stage) -> None:
     assert conversation.agent == "test"
 
 
+async def test_an_answer_leaves_with_the_snapshot_or_soon_without_one(stage: Stage) -> None:
+    stage.put(pod("a"))
+    stage.in_sync()
+    stage.holds_snapshots = True
+    peer = await stage.subscribe()
+    await peer.read_until(lambda: peer.hello, seconds=2.0)
+    assert peer.snapshots == 0
+    stage.holds_snapshots = False
+    stage.make_snapshots()
+    await stage.converged(peer)
+    other = await stage.subscribe()
+    await eventually(lambda: other.read(1 << 16))
+    assert other.snapshots == 1
+
+
 async def test_a_hello_in_single_bytes(stage: Stage) -> None:
     peer = await stage.connect()
     peer.connection.send(messages.ClientHello(feed=FEED, agent="slow typist"))

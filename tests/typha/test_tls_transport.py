@@ -202,6 +202,10 @@ class Answering:
         """Fails."""
         raise self.error
 
+    def send(self, data: bytes, flags: int = 0, /) -> int:
+        """Fails."""
+        raise self.error
+
     def getsockopt(self, level: int, option: int, length: int, /) -> bytes:
         """None."""
         return bytes(length)
