@@ -110,9 +110,13 @@ class Snapshots:
         return bool(self._channels) and self._has_room()
 
     @property
-    def awaits_drain(self) -> bool:
-        """Whether `free_places` is to be called soon: nothing else will say that somebody has taken its snapshot."""
-        return bool(self._draining and self._channels) and not self._has_room()
+    def wait_seconds(self) -> float | None:
+        """After how long `free_places` is to be called, for nothing else will say that somebody has taken its snapshot,
+        or is slow; None if nobody waits for a place."""
+        if not self._channels or self._has_room():
+            return None
+        limits = self._policy
+        return limits.snapshot_drain_seconds if self._draining else limits.snapshot_patience_seconds
 
     def _has_room(self) -> bool:
         return len(self._holders) < self._policy.snapshot_places and len(self._open) < self._policy.snapshots_open_max

@@ -56,9 +56,12 @@ class Delivery:
         return bool(self._dirty or self._sending) or self.snapshots.has_work
 
     @property
-    def laggards_wait_seconds(self) -> float | None:
-        """After how long a laggard may be sent more; None if none can."""
-        return self._laggards.wait_seconds(_monotonic())
+    def due_at(self) -> float:
+        """When `run` is to be called though nothing has happened: a laggard may be sent more, or somebody get the place
+        of one who has taken its snapshot. Infinity if never."""
+        due = self._laggards.due_at
+        wait_seconds = self.snapshots.wait_seconds
+        return due if wait_seconds is None else min(due, _monotonic() + wait_seconds)
 
     def channel_published(self, channel: channel_view.ChannelView) -> None:
         """The channel's log has grown."""

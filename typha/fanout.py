@@ -6,6 +6,7 @@ turn works for a few milliseconds at most, then lets the loop turn once.
 """
 
 import asyncio
+import math
 import random
 import socket
 from collections.abc import Callable
@@ -45,7 +46,9 @@ _ACCEPT_LESS_AMONG_OTHERS = 4
 a quarter less than its share of 2,000 connections."""
 _OVER_SHARE_PAUSE_SECONDS = 0.05
 """How long a worker with more than its share leaves new connections to the others."""
-_DEADLINES_LOOK_SECONDS = 0.25
+_CHORES_SECONDS = 0.25
+"""How often deadlines are looked at, at least; what else is done by the clock is done in the same wake-ups, which cost
+more than what is done in them."""
 _DRAIN_TIME_SHARE = 0.95
 """Of the drain's time, so that the last client goes before the time is over (parity.md, section 8)."""
 _DRAIN_JITTER = 0.05
@@ -100,8 +103,9 @@ class Fanout:
         self._hellos = admission.Hellos(self._client_event, self._gave_up)
         self._next_id = config.number << _ID_BITS
         self._turn_scheduled = False
-        self._later_turn_scheduled = False
-        self._look_scheduled = False
+        self._chores_at = self._report_at = _monotonic()
+        self._timer_at = math.inf
+        self._timer: asyncio.TimerHandle | None = None
         self._has_heard_hub = False
         """In this turn: everybody who is answered in it was here before."""
         self._share = 1 << 31
@@ -136,17 +140,13 @@ class Fanout:
         try:
             self._tell(["ready", self._config.number])
             async with asyncio.TaskGroup() as tasks:
-                background = [
-                    tasks.create_task(self._every(self.sweep.tick_seconds, self._sweep), name="sweep"),
-                    tasks.create_task(self._every(_DEADLINES_LOOK_SECONDS, self._look_at_deadlines), name="deadlines"),
-                    tasks.create_task(self._every(self._policy.stats_interval_seconds, self._report), name="report"),
-                    tasks.create_task(self._drain(), name="drain"),
-                ]
+                draining = tasks.create_task(self._drain(), name="drain")
+                self._schedule_turn()
                 await self._finished.wait()
-                for task in background:
-                    task.cancel()
+                draining.cancel()
         finally:
             self._finished.set()
+            self._stop_timer()
             self._loop.remove_reader(self._link.fileno())
             self._loop.remove_writer(self._link.fileno())
             self._loop.remove_reader(self.poller.fileno())
@@ -169,11 +169,6 @@ class Fanout:
         except Exception as error:
             self._failure = error
             self._finished.set()
-
-    async def _every(self, seconds: float, action: Callable[[], None]) -> None:
-        while True:
-            await asyncio.sleep(seconds)
-            self._guarded(action)
 
     def _tell(self, message: list[object]) -> None:
         """A message for the hub; what does not fit its socket goes as soon as it does."""
@@ -207,46 +202,43 @@ class Fanout:
         self._schedule_turn()
 
     def _schedule_turn(self) -> None:
-        if self._turn_scheduled:
-            return
+        """The next turn is at once if there is work, else when the first thing is due of which nothing else tells."""
         if self.delivery.has_work:
-            self._turn_scheduled = True
-            self._loop.call_soon(self._guarded, self._scheduled_turn)
-        elif not self._later_turn_scheduled:
-            wait_seconds = self.delivery.laggards_wait_seconds
-            if wait_seconds is not None:
-                self._later_turn_scheduled = True
-                self._loop.call_later(wait_seconds, self._guarded, self._later_turn)
+            if not self._turn_scheduled:
+                self._turn_scheduled = True
+                self._loop.call_soon(self._guarded, self._scheduled_turn)
+            return
+        due = min(self._chores_at, self.delivery.due_at)
+        if due < self._timer_at:  # else what stands is early enough: who looks too early looks again
+            self._stop_timer()
+            self._timer_at = due
+            self._timer = self._loop.call_later(max(0.0, due - _monotonic()), self._guarded, self._timed_turn)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_at = None, math.inf
 
     def _scheduled_turn(self) -> None:
         self._turn_scheduled = False
         self._turn()
 
-    def _later_turn(self) -> None:
-        self._later_turn_scheduled = False
+    def _timed_turn(self) -> None:
+        self._stop_timer()
         self._turn()
 
     def _turn(self) -> None:
         """Accepts connections, hears clients, answers hellos, then delivers for a while."""
         begun = _monotonic()
         self._has_heard_hub = False
+        if begun >= self._chores_at:
+            self._do_chores(begun)
         if self._hear_clients() and self._draining is None:
             self._accept()
         self._hellos.run(_monotonic() + self._policy.hello_seconds)
         self.delivery.run(_monotonic() + self._policy.pass_seconds)
         self._schedule_turn()
-        self._look_for_places()
         self.stats.turns.note(_monotonic() - begun)
-
-    def _look_for_places(self) -> None:
-        """Nothing says that a socket has sent a snapshot: another turn has to look."""
-        if self.delivery.snapshots.awaits_drain and not self._look_scheduled:
-            self._look_scheduled = True
-            self._loop.call_later(self._policy.snapshot_drain_seconds, self._guarded, self._places_turn)
-
-    def _places_turn(self) -> None:
-        self._look_scheduled = False
-        self._turn()
 
     def _hear_clients(self) -> bool:
         """Hears those that were taken in, and notes who has said hello; whether connections wait to be accepted."""
@@ -323,14 +315,18 @@ class Fanout:
         self.sweep.add(newcomer)
         self.channels.subscribe(newcomer, feed, wire_format)
 
-    def _sweep(self) -> None:
-        now = _monotonic()
+    def _do_chores(self, now: float) -> None:
+        """What is due by the clock: pings, deadlines, reports."""
+        interval_seconds = self._policy.stats_interval_seconds
+        chores_seconds = min(_CHORES_SECONDS, self.sweep.wait_seconds, interval_seconds)
+        self._chores_at = now + chores_seconds
         self.sweep.tick(now)
-        self.delivery.snapshots.free_places(now)
-        self._schedule_turn()
+        self._look_at_deadlines(now)
+        if now >= self._report_at - chores_seconds / 2:  # the nearest of the chores' times
+            self._report_at = max(self._report_at + interval_seconds, now)
+            self._report()
 
-    def _look_at_deadlines(self) -> None:
-        now = _monotonic()
+    def _look_at_deadlines(self, now: float) -> None:
         self.sweep.expire_handshakes(now)
         self.sessions.close_overdue(now)
         if self._handshakes is not None:

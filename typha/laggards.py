@@ -9,6 +9,7 @@ Where many lag, they are who is to be served: no laggard's share of the time is 
 date, and laggards are sent several times what comes to be owed to them meanwhile.
 """
 
+import math
 from collections import OrderedDict
 
 from typha import client, clock, policy
@@ -69,11 +70,10 @@ class Laggards:
             self._live_bytes_per_second = self._rate_bytes / (now - self._rate_begun)
             self._rate_begun, self._rate_bytes = now, 0
 
-    def wait_seconds(self, now: float) -> float | None:
-        """After how long the next one may be sent something; None if there is none."""
-        if not self._queue:
-            return None
-        return max(0.0, min(self._rested_at, self._unpaced_at()) - now)
+    @property
+    def due_at(self) -> float:
+        """When the next one may be sent something, which may be past; infinity if there is none."""
+        return min(self._rested_at, self._unpaced_at()) if self._queue else math.inf
 
     def _unpaced_at(self) -> float:
         first, queued_at = next(iter(self._queue.items()))

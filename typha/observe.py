@@ -16,14 +16,14 @@ class Observer:
         configured: settings.Settings,
         the_hub: hub.Hub,
         the_workers: workers.Workers,
-        probe: pauses.PauseProbe,
         *,
+        longest_pause: pauses.Longest,
         open_files_limit: int,
     ) -> None:
         self._settings = configured
         self._hub = the_hub
         self._workers = the_workers
-        self._probe = probe
+        self._longest_pause = longest_pause
         self._open_files_limit = open_files_limit
         self._reported_feeds: list[str] = []
         self.watchers: list[watcher.Watcher] = []
@@ -136,8 +136,8 @@ class Observer:
             "typha_logs_dropped": {(): logs.COUNTERS.dropped},
             "typha_config_invalid_values": {(): self._settings.config_invalid_values},
             "typha_open_files_limit": {(): self._open_files_limit},
-            "typha_hub_pause_seconds_max": {(): self._probe.longest.recent_seconds},
-            "typha_hub_pause_seconds_worst": {(): self._probe.longest.worst_seconds},
+            "typha_hub_pause_seconds_max": {(): self._longest_pause.recent_seconds},
+            "typha_hub_pause_seconds_worst": {(): self._longest_pause.worst_seconds},
         }
 
     def register(self, aggregator: health.HealthAggregator) -> None:

@@ -2,15 +2,15 @@
 
 import asyncio
 import gc
+import selectors
 
 from typha import clock
 
 _monotonic = clock.monotonic
 
-PROBE_SECONDS = 0.05
-"""A pause that begins right after a look is seen shorter by up to this."""
 WINDOW_SECONDS = 600.0
 _COLLECT_SECONDS = 60.0
+_IDLE_LOOK_SECONDS = 0.05
 _IDLE_LAG_SECONDS = 0.005
 
 
@@ -47,36 +47,35 @@ class Longest:
             self._window_end = now + WINDOW_SECONDS
 
 
-class PauseProbe:
-    """The longest lateness of a timer that should fire twenty times a second."""
+class TimingSelector(selectors.EpollSelector):
+    """For an event loop, which asks it what has happened, turn by turn: what is between is the length of a turn.
+
+    Nothing of it is missed, and nobody is woken for it: a timer that fires twenty times a second to see whether it is
+    late cost more than all else that an idle hub did.
+    """
 
     def __init__(self) -> None:
-        self.longest = Longest(_monotonic())
-        self.last_lag_seconds = 0.0
+        super().__init__()
+        self._answered_at = _monotonic()
+        self.longest = Longest(self._answered_at)
 
-    async def wait_idle(self) -> None:
-        """Returns when the loop has just been on time."""
-        while True:
-            await asyncio.sleep(PROBE_SECONDS)
-            if self.last_lag_seconds <= _IDLE_LAG_SECONDS:
-                return
-
-    async def run(self) -> None:
-        """Measures for ever."""
-        while True:
-            due = _monotonic() + PROBE_SECONDS
-            await asyncio.sleep(PROBE_SECONDS)
-            now = _monotonic()
-            self.last_lag_seconds = max(0.0, now - due)
-            self.longest.note(self.last_lag_seconds)
-            self.longest.rotate(now)
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """As ever."""
+        asked_at = _monotonic()
+        self.longest.note(asked_at - self._answered_at)
+        self.longest.rotate(asked_at)
+        ready = super().select(timeout)
+        self._answered_at = _monotonic()
+        if timeout is not None and timeout > 0:
+            # The process was stopped, or had no processor.
+            self.longest.note(self._answered_at - asked_at - timeout)
+        return ready
 
 
 class Collector:
     """Full collections only while the loop is idle: what the store holds cannot be part of a cycle anyway."""
 
-    def __init__(self, probe: PauseProbe) -> None:
-        self._probe = probe
+    def __init__(self) -> None:
         self.seconds_max = 0.0
         """Longest full collection."""
 
@@ -91,7 +90,16 @@ class Collector:
         """Collects once a minute, when the loop has time."""
         while True:
             await asyncio.sleep(_COLLECT_SECONDS)
-            await self._probe.wait_idle()
+            await _idle()
             begun = _monotonic()
             gc.collect()
             self.seconds_max = max(self.seconds_max, _monotonic() - begun)
+
+
+async def _idle() -> None:
+    """Returns when the loop has just been on time."""
+    lag_seconds = _IDLE_LAG_SECONDS
+    while lag_seconds >= _IDLE_LAG_SECONDS:
+        due = _monotonic() + _IDLE_LOOK_SECONDS
+        await asyncio.sleep(_IDLE_LOOK_SECONDS)
+        lag_seconds = _monotonic() - due

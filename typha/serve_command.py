@@ -3,14 +3,12 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import Coroutine
 from typing import Any
 
 import click
 import structlog
-import uvloop
 
-from typha import cli, feedsfile, logs, settings, tls
+from typha import cli, feedsfile, logs, pauses, settings, tls
 
 EXIT_BAD_CONFIGURATION = 2
 
@@ -64,13 +62,9 @@ def _run(loaded: settings.Loaded) -> int:
             getattr(log, notice.level)(notice.event, **notice.fields)
         from typha import service  # late: errors of configuration need none of it
 
-        return run_on_uvloop(service.serve(loaded.settings))
-
-
-def run_on_uvloop(main: Coroutine[Any, Any, int]) -> int:
-    """Run a process's main coroutine to its end."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+        selector = pauses.TimingSelector()
+        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+            return runner.run(service.serve(loaded.settings, selector.longest))
 
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}

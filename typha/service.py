@@ -15,6 +15,7 @@ from cache import feed, resources, watch_family, watch_policy
 from cache.kube import access, api, watcher
 from typha import (
     calico_start,
+    clock,
     feedsfile,
     health,
     hub,
@@ -87,9 +88,14 @@ def open_listener(configured: settings.Settings) -> socket.socket:
 
 
 class Service:
-    """One service; `run` returns when it has drained after `stop`."""
+    """One service; `run` returns when it has drained after `stop`.
 
-    def __init__(self, configured: settings.Settings, listener: socket.socket) -> None:
+    `longest_pause` is of the loop that it runs on, if that is measured.
+    """
+
+    def __init__(
+        self, configured: settings.Settings, listener: socket.socket, *, longest_pause: pauses.Longest | None = None
+    ) -> None:
         self._settings = configured
         specs = feedsfile.load(configured.feeds_file) if configured.feeds_file else []
         max_value_bytes = configured.max_frame_bytes - _VALUE_OVERHEAD_BYTES
@@ -105,10 +111,13 @@ class Service:
         self.listener = listener
         self.workers = workers.Workers(self.hub, configured, self.listener)
         self.health = health.HealthAggregator()
-        self.probe = pauses.PauseProbe()
-        self.collector = pauses.Collector(self.probe)
+        self.collector = pauses.Collector()
         self.observer = observe.Observer(
-            configured, self.hub, self.workers, self.probe, open_files_limit=raise_open_files_limit()
+            configured,
+            self.hub,
+            self.workers,
+            longest_pause=longest_pause or pauses.Longest(clock.monotonic()),
+            open_files_limit=raise_open_files_limit(),
         )
         self.observer.register(self.health)
         self._stopping = asyncio.Event()
@@ -166,7 +175,6 @@ class Service:
             ("watchers", self._watch()),
             ("snapshots", self.maker.run()),
             ("catch-ups", self.hub.catch_ups.run()),
-            ("pause probe", self.probe.run()),
             ("garbage", self.collector.run()),
             ("housekeeping", self._keep_house()),
         ]
@@ -244,8 +252,8 @@ def allow_deep_json() -> None:
     sys.setrecursionlimit(max(sys.getrecursionlimit(), _RECURSION_LIMIT))
 
 
-async def serve(configured: settings.Settings) -> int:
-    """Runs the service to its end; returns the exit code."""
+async def serve(configured: settings.Settings, longest_pause: pauses.Longest) -> int:
+    """Runs the service to its end, on the loop that is measured there; returns the exit code."""
     allow_deep_json()
     try:
         listener = await _open_listener_soon(configured)
@@ -253,7 +261,7 @@ async def serve(configured: settings.Settings) -> int:
         _log.critical("Cannot serve", error=str(error))
         return EXIT_CANNOT_SERVE
     with listener:
-        await Service(configured, listener).run()
+        await Service(configured, listener, longest_pause=longest_pause).run()
     return 0
 
 

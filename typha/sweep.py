@@ -9,7 +9,11 @@ from typha import client, clock, policy, poller, sessions, transport, worker_sta
 _TURNS_PER_INTERVAL = 8
 _TURNS_OF_SLACK = 2
 """A client is pinged two turns before its silence would exceed the interval, after 6/8 to 7/8 of it: the loop may be
-busy for one eighth of the interval, and still nobody is silent for longer than the interval."""
+busy for a tenth of the interval, and still nobody is silent for longer than the interval."""
+_TICKS_JOINED_MAX = 3
+_WORTH_A_TICK = 256
+"""Clients. Ticks of fewer are joined: a wake-up costs as much as a look at so many. A turn is later by that, by two
+ticks at most, a sixtieth of the interval."""
 _TURNS_PER_PROBE = 4
 """A client that is sent data all the time is looked at each half interval, and pinged if its host's receive window has
 narrowed: one that stops reading is seen to lag within an interval. It is not closed for that pong: whoever is slow has
@@ -23,7 +27,7 @@ _EXPIRED_AT_A_TIME = 200
 
 
 class Sweep:
-    """Call `tick` every `tick_seconds` or later; each client's turn comes eight times per ping interval."""
+    """Call `tick` every `wait_seconds` or later; each client's turn comes eight times per ping interval."""
 
     def __init__(
         self,
@@ -45,8 +49,14 @@ class Sweep:
         self._turn_seconds = limits.ping_interval_seconds / _TURNS_PER_INTERVAL
         self._probe_seconds = self._turn_seconds * _TURNS_PER_PROBE
         self._slack_seconds = self._turn_seconds * _TURNS_OF_SLACK
-        self.tick_seconds = self._turn_seconds / limits.ping_slots
+        self._tick_seconds = self._turn_seconds / limits.ping_slots
         self._next_at = 0.0
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long nobody need call `tick`: the more clients there are, the shorter."""
+        clients_per_tick = 1 + len(self._poller.clients) // len(self._slots)
+        return self._tick_seconds * max(1, min(_TICKS_JOINED_MAX, _WORTH_A_TICK // clients_per_tick))
 
     def choose_slot(self) -> int:
         """A slot for a newcomer, at random: what connected together is not pinged together."""
@@ -61,7 +71,7 @@ class Sweep:
         self._next_at = max(self._next_at, now - self._turn_seconds)
         self._unix_nanoseconds = clock.time_ns()
         while self._next_at <= now:
-            self._next_at += self.tick_seconds
+            self._next_at += self._tick_seconds
             self._tick(now)
 
     def _tick(self, now: float) -> None:

@@ -94,7 +94,7 @@ class Workers:
     async def run(self) -> None:
         """Keeps all workers running; returns when they have ended after `drain`."""
         async with asyncio.TaskGroup() as tasks:
-            fairness = tasks.create_task(self._share_out(), name="worker shares")
+            fairness = tasks.create_task(self._share_out(), name="worker shares") if self.wanted > 1 else None
             if self.wanted == 0:
                 keepers = [tasks.create_task(self._run_embedded(), name="embedded worker")]
             else:
@@ -103,7 +103,8 @@ class Workers:
                     for number in range(1, self.wanted + 1)
                 ]
             await asyncio.wait(keepers)
-            fairness.cancel()
+            if fairness is not None:
+                fairness.cancel()
 
     def drain(self, *, seconds: float, interval_seconds_max: float) -> None:
         """Tells all workers to take leave of their clients within `seconds`, and ends them."""

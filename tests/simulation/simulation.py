@@ -287,9 +287,9 @@ class Simulation:
 
     def _is_current(self, agent: agents.Agent) -> bool:
         model, history = agent.model, self.newest.truth
-        is_told = (
-            agent.connection is not None and model is not None and model.truth is history and model.status is not None
-        )
+        # An agent that stalls does not see that its server is gone: it has yet to come back.
+        is_connected = agent.connection is not None and self._server_end(agent) is not None
+        is_told = is_connected and model is not None and model.truth is history and model.status is not None
         return is_told and model is not None and model.status == 2 and model.total == history.digest
 
     def _stay_calm(self) -> None:
