@@ -76,9 +76,11 @@ def validate(text: str) -> None:
 
 
 def is_valid(text: str) -> bool:
-    """Whether the text is a selector."""
+    """Whether the text is a selector. Raises SelectorTooDeep: that is a limit of ours, and says nothing of the text."""
     try:
         canonical(text)
+    except SelectorTooDeep:
+        raise
     except SelectorError:
         return False
     return True

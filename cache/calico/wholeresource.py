@@ -100,7 +100,7 @@ def read(event: objects.ObjectEvent, kind: Kind, group: customresource.Group | N
 
 
 def item(event: objects.ObjectEvent, kind: Kind, values: schema.Values) -> model.Item:
-    """The item of a whole resource: void where validation refuses it."""
+    """The item of a whole resource: void where validation refuses it. Raises ConversionError: selector-too-deep."""
     resource_key = key(kind, event.namespace, event.name)
     problem = validation.problem(kind.type_name, values)
     if problem:

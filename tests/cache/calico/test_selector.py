@@ -1,5 +1,6 @@
 """Selectors: what parses, how it is printed, and what is refused."""
 
+import contextlib
 import re
 import time
 
@@ -176,7 +177,8 @@ def test_depth_is_limited_by_name() -> None:
 )
 def test_a_megabyte_costs_less_than_a_second(text: str) -> None:
     started = time.process_time()
-    selector.is_valid(text)
+    with contextlib.suppress(selector.SelectorTooDeep):
+        selector.is_valid(text)
     assert time.process_time() - started < 1
 
 
