@@ -156,6 +156,7 @@ class CatchUp:
             else:
                 del self._waiting[key]
         self._close_unread()
+        self._rests = {one: rest for one, rest in self._rests.items() if one.tail is not None and one.tail.obj is rest}
         self._make_room()
 
     def _make_room(self) -> None:
@@ -163,7 +164,6 @@ class CatchUp:
         wanted = len(self._waiting) - len(self._asked)
         if wanted <= 0 or not self._readers:
             return
-        self._rests = {one: rest for one, rest in self._rests.items() if one.tail is not None and one.tail.obj is rest}
         rest_bytes = sum({id(rest): len(rest) for rest in self._rests.values()}.values())
         latest = _monotonic() - self._limits.catch_up_patience_seconds
         slow = []
@@ -199,12 +199,16 @@ class CatchUp:
         for key, block in list(self._blocks.items()):
             if not block.readers:
                 del self._blocks[key]
-                os.close(block.descriptor)
+                self._close(block)
         for block in self._old_blocks:
             if not block.readers:
-                os.close(block.descriptor)
+                self._close(block)
         self._old_blocks = [block for block in self._old_blocks if block.readers]
         self._ask_more()
+
+    def _close(self, block: cursor.BlockFile) -> None:
+        self._readers.pop(block, None)
+        os.close(block.descriptor)
 
     def _ask_more(self) -> None:
         """There is room again, perhaps: those who could not be asked for come next, in order of arrival."""
@@ -230,7 +234,7 @@ class CatchUp:
     def close(self) -> None:
         """Lets go of all files."""
         for block in [*self._blocks.values(), *self._old_blocks]:
-            os.close(block.descriptor)
+            self._close(block)
         self._blocks.clear()
         self._old_blocks.clear()
 

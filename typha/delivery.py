@@ -268,7 +268,7 @@ class Delivery:
         if current.tail:
             count = len(current.tail)
             sent = self._write(current.fd, current.tail)
-            current.tail = current.tail[sent:]
+            current.tail = current.tail[sent:] or None
         elif current.state is CursorState.SNAPSHOT and current.snapshot is not None:
             count = min(current.snapshot.length - current.position, limit)
             sent = self._send_file(current.fd, current.snapshot.descriptor, current.position, count)

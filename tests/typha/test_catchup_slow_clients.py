@@ -53,6 +53,9 @@ async def test_who_stands_in_a_block_for_long_keeps_nobody_waiting(open_stage: O
     assert slow.snapshots <= 1
     assert stage.disconnects == {}
     assert stage.fanout.stats.catch_ups == 2
+    stage.fanout.catch_up.tidy()
+    assert not stage.fanout.catch_up._readers
+    assert not stage.fanout.catch_up._rests
 
 
 async def test_a_block_is_not_left_while_there_is_room(open_stage: OpenStage) -> None:
