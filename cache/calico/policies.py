@@ -160,7 +160,7 @@ def _items(
 
 
 def _selector_problem(text: str) -> str:
-    return "" if rules.canonical(text, "") is not None else f"not a selector: {text!r}"
+    return "" if rules.is_selector(text) else f"not a selector: {text!r}"
 
 
 def _hints_problem(hints: Sequence[str]) -> str:

@@ -131,6 +131,11 @@ def canonical(text: str, prefix: str) -> str | None:
         return None
 
 
+def is_selector(text: str) -> bool:
+    """Whether the text parses as a selector. Raises ConversionError: selector-too-deep."""
+    return canonical(text, "") is not None
+
+
 def protocol_value(protocol: int | str | None) -> int | str | None:
     """The protocol in lower case, or its number. Raises ConversionError: undecodable."""
     if isinstance(protocol, str):

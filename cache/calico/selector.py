@@ -70,22 +70,6 @@ def canonical(text: str, *, prefix: str = "") -> str:
     return _canonical(text, prefix)
 
 
-def validate(text: str) -> None:
-    """Raises SelectorError if the text is no selector."""
-    canonical(text)
-
-
-def is_valid(text: str) -> bool:
-    """Whether the text is a selector. Raises SelectorTooDeep: that is a limit of ours, and says nothing of the text."""
-    try:
-        canonical(text)
-    except SelectorTooDeep:
-        raise
-    except SelectorError:
-        return False
-    return True
-
-
 def quote(value: str) -> str:
     """A string literal; one with both kinds of quotes cannot be written in the language, and never came from it."""
     return f"'{value}'" if '"' in value else f'"{value}"'

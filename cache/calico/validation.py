@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cache.calico import addresses, goregexp, kubenames, model, schema, selector
+from cache.calico import addresses, goregexp, kubenames, rules, schema
 
 _DNS_LABEL_TEXT = r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?"
 _NAME = re.compile(rf"{_DNS_LABEL_TEXT}(?:\.{_DNS_LABEL_TEXT})*")
@@ -134,13 +134,6 @@ def _is_key_value_list(value: str) -> bool:
     return not value.strip() or all(not item or _KEY_VALUE.fullmatch(item) for item in value.split(","))
 
 
-def _is_selector(value: str) -> bool:
-    try:
-        return selector.is_valid(value)
-    except selector.SelectorTooDeep as error:
-        raise model.ConversionError("selector-too-deep", f"{error}: {value[:80]!r}...") from error
-
-
 def _is_unique(value: list[Any]) -> bool:
     return len(set(value)) == len(value)
 
@@ -153,7 +146,7 @@ _COMPARISONS: dict[str, Callable[[int, int], bool]] = {
 }
 _TAGS: dict[str, Callable[[Any], bool]] = {
     "name": lambda value: bool(_NAME.fullmatch(value)),
-    "selector": _is_selector,
+    "selector": rules.is_selector,
     "interface": lambda value: value == "*" or bool(_INTERFACE.fullmatch(value)),
     "ignoredInterface": lambda value: value != "*" and bool(_INTERFACE_PATTERN.fullmatch(value)),
     "bgpFilterInterface": lambda value: bool(_INTERFACE_PATTERN.fullmatch(value)),
