@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from typing import Final
 
 from loadtest import report, stage, view
@@ -15,12 +16,19 @@ NO_LISTENER: Final = "connect ECONNREFUSED"
 """What agents see between the end of a service and the next start."""
 
 
+@asynccontextmanager
+async def _open_changing(settings: setting.Settings, screen: view.View) -> AsyncIterator[setting.Scene]:
+    """A scene in which everything has been changing for a while."""
+    async with setting.open_scene(settings, screen) as scene:
+        await scene.start_churn()
+        await scene.running.sleep(BEFORE_SECONDS)
+        yield scene
+
+
 async def kill(settings: setting.Settings, screen: view.View) -> report.Report:
     """SIGKILL to the hub while everything changes: no process is left, the next start works, the agents converge."""
-    async with setting.open_scene(settings, screen) as scene:
+    async with _open_changing(settings, screen) as scene:
         running = scene.running
-        await scene.start_churn()
-        await running.sleep(BEFORE_SECONDS)
         workers = running.service.worker_pids()
         lost = await served.begin(running)
         await running.service.kill()
@@ -49,10 +57,8 @@ async def kill(settings: setting.Settings, screen: view.View) -> report.Report:
 
 async def worker_kill(settings: setting.Settings, screen: view.View) -> report.Report:
     """SIGKILL to one worker under changes: its agents come again all at once, and are served by whoever lives."""
-    async with setting.open_scene(settings, screen) as scene:
+    async with _open_changing(settings, screen) as scene:
         running = scene.running
-        await scene.start_churn()
-        await running.sleep(BEFORE_SECONDS)
         workers = running.service.worker_pids()
         span = await served.begin(running)
         replaced_seconds = 0.0
