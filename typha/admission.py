@@ -35,6 +35,7 @@ class Hellos:
 
     def add(self, newcomer: client.Client, events: int) -> None:
         """The poller says that there is something to read; saying it again changes nothing of the order."""
+        newcomer.begin_queueing(_monotonic())
         self._unread[newcomer] = events
 
     def run(self, deadline: float) -> None:
@@ -44,6 +45,7 @@ class Hellos:
         while unread:
             newcomer, events = unread.popitem()
             now = _monotonic()
+            newcomer.end_queueing(now)
             if events & (poller.HANG_UP | poller.BROKEN) and now - newcomer.connected_at > _GIVEN_UP_AFTER_SECONDS:
                 self._gave_up(newcomer)
             else:

@@ -21,6 +21,7 @@ class Client(cursor.Cursor):
         "behind_since",
         "blocked_offset",
         "channel",
+        "charged_from",
         "close_at",
         "connected_at",
         "conversation",
@@ -38,6 +39,7 @@ class Client(cursor.Cursor):
         "probed_at",
         "probed_offset",
         "progress_at",
+        "queued_at",
         "shaking",
         "slot",
         "snapshot_at",
@@ -68,6 +70,10 @@ class Client(cursor.Cursor):
         self.watching_write = False
         """The poller's: it has been asked to say so."""
         self.connected_at = now
+        self.charged_from = now
+        """Before its hello is complete: from when its time runs; later than its coming by all that it waited for us."""
+        self.queued_at = 0.0
+        """Since when what it has said waits for its turn with us; 0.0 while it is the peer that is waited for."""
         self._sent_at = now
         self.pinged_at = 0.0
         """When the oldest unanswered ping was sent; 0.0 for none."""
@@ -138,6 +144,25 @@ class Client(cursor.Cursor):
         if self.waiting or bytes_through.owed(self.fd):
             return False
         return self.channel is None or self.at_boundary(self.channel.log)
+
+    def begin_queueing(self, now: float) -> None:
+        """It has said something on the way to its hello, and waits for us; saying more changes nothing."""
+        self.queued_at = self.queued_at or now
+
+    def end_queueing(self, now: float) -> None:
+        """What it said has been heard, and its time runs again: what it waited for us is not its own."""
+        if self.queued_at:
+            self.charged_from += now - self.queued_at
+            self.queued_at = 0.0
+
+    def own_seconds(self, now: float) -> float:
+        """How long its peer has been waited for since it came, without the time in which it waited for us."""
+        return (self.queued_at or now) - self.charged_from
+
+    def start_anew(self, now: float) -> None:
+        """All its time is before it again."""
+        self.charged_from = now
+        self.queued_at = now if self.queued_at else 0.0
 
     def begin_waiting(self, now: float) -> bool:
         """The socket takes nothing more; True if that is news, and the poller is to be told."""

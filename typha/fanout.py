@@ -122,7 +122,6 @@ class Fanout:
             contexts,
             self.poller,
             through_tls,
-            timeout_seconds=self._policy.handshake_timeout_seconds,
             guarded=self._guarded,
             failed=lambda current, reason, detail: self.sessions.close(current, reason, detail=detail),
         )

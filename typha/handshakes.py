@@ -1,9 +1,10 @@
 """TLS handshakes, in a thread of their own: one costs a millisecond, and clients come in thousands.
 
-The newest first: in a storm that takes longer than clients wait, those who came first have given up by the time that
-it would be their turn. Few are under way at once, for an unfinished handshake holds some 50 kB, and a whole one half of
-that. While steps run in the thread nothing else touches their connections: the poller is silent about them, and a close
-that is due waits for the steps' end.
+The oldest first, and without those that have hung up when their turn comes: in a storm that takes longer than some wait
+nobody starves, and nothing is done for who has given up. The wait is ours: it is not counted as the client's time. Few
+are under way at once, for an unfinished handshake holds some 50 kB, and a whole one half of that. While steps run in
+the thread nothing else touches their connections: the poller is silent about them, and a close that is due waits for
+the steps' end.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import concurrent.futures
 import ctypes
 import errno
 import ssl
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,8 +23,8 @@ from typha import client, clock, poller, tls, tls_transport
 
 _log = structlog.get_logger("typha.handshakes")
 
-_GIVEN_UP_SHARE = 0.8
-"""Of the handshake timeout: whoever has been here longer than that is not worth a millisecond any more."""
+_GIVEN_UP_AFTER_SECONDS = 1.0
+"""Whoever has waited for so long is looked at before its turn; at others a step says more about their end."""
 _TRIM_AFTER = 50
 """Handshakes after which memory is given back, once none is waiting."""
 _PLACES = 32
@@ -31,6 +33,10 @@ _PLACE_SECONDS = 1.0
 """A peer that has not gone on for so long is slow by itself, and holds no place for others."""
 _STEPS_AT_ONCE = 4
 """Into the thread and back costs a tenth of a step; a close that is due waits for so many at most."""
+_CONTINUED_AT_ONCE = 3
+"""Of these, while others may begin: peers that send a byte at a time must not keep everybody out."""
+_LOOKS_AT_ONCE = 64
+"""At those whose turn it is: a fleet that has given up is closed in pieces of some 2 ms."""
 _NOT_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"}
 """What OpenSSL finds when the first bytes are not TLS."""
 
@@ -56,25 +62,25 @@ class Handshakes:
         client_poller: poller.AnyPoller[client.Client],
         bytes_through: tls_transport.TlsTransport,
         *,
-        timeout_seconds: float,
         guarded: Callable[[Callable[[], None]], None],
         failed: Callable[[client.Client, DisconnectReason, str], None],
     ) -> None:
         self.contexts = contexts
         self._poller = client_poller
         self._transport = bytes_through
-        self._patience_seconds = timeout_seconds * _GIVEN_UP_SHARE
         self._guarded = guarded
         self._failed = failed
         self._loop = asyncio.get_running_loop()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tls-handshake")
         self._done_since_trim = 0
-        self._new: dict[client.Client, None] = {}
-        """Whose first step may run; the newest last."""
-        self._continued: dict[client.Client, None] = {}
+        self._new: deque[client.Client] = deque()
+        """Whose first step may run; the oldest first."""
+        self._continued: deque[client.Client] = deque()
         """Whose next step may run."""
         self._under_way: dict[client.Client, float] = {}
         """Who has taken a step, and when the last one was; the latest last."""
+        self._slow: dict[client.Client, None] = {}
+        """Who has taken a step and holds no place any more."""
 
     def begin(self, newcomer: client.Client) -> None:
         """A connection has been accepted."""
@@ -83,7 +89,10 @@ class Handshakes:
 
     def ready(self, current: client.Client) -> None:
         """The connection has bytes or room: the next step of its handshake may run."""
-        (self._continued if current in self._under_way else self._new)[current] = None
+        if not current.queued_at:
+            current.begin_queueing(clock.monotonic())
+            has_begun = current in self._under_way or current in self._slow
+            (self._continued if has_begun else self._new).append(current)
         self._next()
 
     def _next(self) -> None:
@@ -91,20 +100,34 @@ class Handshakes:
             return
         self._free_places()
         batch: list[tuple[client.Client, ssl.SSLSocket]] = []
-        while len(batch) < _STEPS_AT_ONCE:
-            if self._continued:
-                current, _ = self._continued.popitem()
-            elif self._new and len(self._under_way) < _PLACES:
-                current, _ = self._new.popitem()
-            else:
+        for _ in range(_LOOKS_AT_ONCE):
+            if len(batch) == _STEPS_AT_ONCE:
                 break
-            if current.is_closing() or clock.monotonic() - current.connected_at > self._patience_seconds:
-                self._under_way.pop(current, None)  # it ends by the handshake timeout
+            may_begin = bool(self._new) and len(self._under_way) < _PLACES
+            if self._continued and (len(batch) < _CONTINUED_AT_ONCE or not may_begin):
+                current = self._continued.popleft()
+            elif may_begin:
+                current = self._new.popleft()
+            else:
+                break  # nobody is left, or there is no place
+            self._under_way.pop(current, None)
+            self._slow.pop(current, None)
+            if current.is_closing():
+                continue
+            if self._has_given_up(current):
+                self._failed(current, DisconnectReason.CLIENT_CLOSED, "while it waited for its TLS handshake")
             elif isinstance(current.socket, ssl.SSLSocket):
                 self._under_way[current] = clock.monotonic()
                 batch.append((current, current.socket))
+        else:
+            if not batch:
+                self._loop.call_soon(self._guarded, self._next)
         if batch:
             self._begin_steps(batch)
+
+    def _has_given_up(self, current: client.Client) -> bool:
+        waited_seconds = clock.monotonic() - current.queued_at
+        return waited_seconds > _GIVEN_UP_AFTER_SECONDS and self._poller.has_hung_up(current)
 
     def _free_places(self) -> None:
         """Places are held in order of the last step, so the first that is recent ends the look."""
@@ -112,6 +135,7 @@ class Handshakes:
             if not current.is_closing() and clock.monotonic() - stepped_at < _PLACE_SECONDS:
                 return
             del self._under_way[current]
+            self._slow[current] = None
 
     def _begin_steps(self, batch: list[tuple[client.Client, ssl.SSLSocket]]) -> None:
         self._transport.stepping = frozenset(current.fd for current, _ in batch)
@@ -125,6 +149,7 @@ class Handshakes:
             self._under_way.pop(current, None)
             if current.is_closing():
                 continue
+            current.end_queueing(clock.monotonic())
             if verdict.reason is not None:
                 self._failed(current, verdict.reason, verdict.detail)
             elif verdict.done:
@@ -144,6 +169,8 @@ class Handshakes:
         came together.
         """
         self._next()
+        for current in [current for current in self._slow if current.is_closing()]:
+            del self._slow[current]
         if self._done_since_trim >= _TRIM_AFTER and not self._new and not self._transport.stepping:
             self._done_since_trim = 0
             self._thread.submit(_trim)

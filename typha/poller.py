@@ -61,6 +61,8 @@ class AnyPoller(Protocol[ClientT]):
 
     def has_unread(self, client: ClientT) -> bool: ...
 
+    def has_hung_up(self, client: ClientT) -> bool: ...
+
     def with_room(self, clients: Iterable[ClientT]) -> list[ClientT]: ...
 
     def limit_unsent(self, client: ClientT, count: int) -> None: ...
@@ -167,9 +169,11 @@ class Poller(Generic[ClientT]):
 
     def has_unread(self, client: ClientT) -> bool:
         """Whether the client has sent something, or hung up, and nobody has looked at it yet."""
-        one = select.poll()
-        one.register(client.fd, READ)
-        return bool(one.poll(0))
+        return bool(_look(client.fd, READ))
+
+    def has_hung_up(self, client: ClientT) -> bool:
+        """Whether nothing more will come from the client, and nobody has been told yet."""
+        return bool(_look(client.fd, HANG_UP) & (HANG_UP | BROKEN))
 
     def with_room(self, clients: Iterable[ClientT]) -> list[ClientT]:
         """Those of the clients whose sockets take more: less than half of their limit is unsent, or they are broken."""
@@ -226,3 +230,9 @@ class Poller(Generic[ClientT]):
         for client in list(self.clients.values()):
             self.close(client)
         self._epoll.close()
+
+
+def _look(descriptor: int, events: int) -> int:
+    one = select.poll()
+    one.register(descriptor, events)
+    return next((found for _, found in one.poll(0)), 0)

@@ -24,6 +24,9 @@ _PING_BYTES_MAX = 256
 """Between two looks at a client it is sent one more ping at most, whose acknowledgement is no sign that it reads."""
 _EXPIRED_AT_A_TIME = 200
 """Connections without a hello closed in one go: some 4 ms."""
+_LONGEST_TIMEOUTS = 12
+"""A connection without a hello ends after so many handshake timeouts, whoever was waited for: one that keeps us busy
+with a byte at a time must not live for as long as it likes."""
 
 
 class Sweep:
@@ -87,17 +90,31 @@ class Sweep:
             slot.pop(current, None)
 
     def expire_handshakes(self, now: float) -> None:
-        """Closes those whose hello is overdue; arrival order means that the first in time ends the look."""
-        for current in list(itertools.islice(self._sessions.handshaking, _EXPIRED_AT_A_TIME)):
-            if now - current.connected_at < self._policy.handshake_timeout_seconds:
-                return
-            if not current.shaking and self._poller.has_unread(current):
-                continue  # it is we who are late
+        """Closes those whose hello is overdue; arrival order means that the first in time ends the look.
+
+        Only the peer's own time counts: whoever waits for us is passed over, and has all its time anew.
+        """
+        timeout_seconds = self._policy.handshake_timeout_seconds
+        old = itertools.takewhile(
+            lambda current: now - current.connected_at >= timeout_seconds, self._sessions.handshaking
+        )
+        for current in list(itertools.islice((one for one in old if self._is_late(one, now)), _EXPIRED_AT_A_TIME)):
             received = current.conversation.pending_bytes if current.conversation else 0
             detail = f"no complete hello, {received} bytes of one" if received else "not a byte of a hello"
             if current.shaking:
                 detail = "the TLS handshake is not done"
             self._sessions.close(current, DisconnectReason.HANDSHAKE_TIMEOUT, detail=detail)
+
+    def _is_late(self, current: client.Client, now: float) -> bool:
+        timeout_seconds = self._policy.handshake_timeout_seconds
+        if now - current.connected_at >= timeout_seconds * _LONGEST_TIMEOUTS:
+            return True
+        if current.own_seconds(now) < timeout_seconds:
+            return False
+        if not current.queued_at and not self._poller.has_unread(current):
+            return True
+        current.start_anew(now)  # it is we who are late
+        return False
 
     def _look_after(self, current: client.Client, now: float) -> None:
         limits = self._policy

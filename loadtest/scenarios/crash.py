@@ -82,6 +82,7 @@ async def worker_kill(settings: setting.Settings, screen: view.View) -> report.R
             "worker replaced after": f"{replaced_seconds:.1f} s",
             "wall time to the last agent in sync": f"{window.work_seconds:.2f} s",
             **span.facts(),
+            **await span.reasons(),
             "CPU of the service per client": f"{window.cpu_seconds / max(1, lost) * 1e3:.3f} ms, with the new worker's "
             "start and the changes meanwhile",
             **window.facts(),

@@ -20,6 +20,8 @@ class Span:
     running: stage.Stage
     before: supervisor.Totals
     back_before: list[int]
+    ended_before: dict[str, int]
+    """Connections that the service had seen end, by reason."""
 
     def lost(self) -> int:
         """Connections of agents in sync that ended since."""
@@ -40,6 +42,11 @@ class Span:
         quantiles = [(name, back.quantile(part) or 0.0) for name, part in (("p50", 0.5), ("p99", 0.99), ("slowest", 1))]
         text = ", ".join(f"{name} {value:.2f} s" for name, value in quantiles)
         return {"connection lost to in sync again": f"{text} over {back.total:,} connections"}
+
+    async def reasons(self) -> dict[str, str]:
+        """Why connections ended, by the service's own account; of a service that is the same all the time."""
+        rise = _rise(self.ended_before, await _ended(self.running))
+        return {"connections ended, as the service counts them": _text(rise)}
 
     def checks(
         self, *, judge_times: bool, ping_interval_seconds: float = PING_INTERVAL_SECONDS, expected: Collection[str] = ()
@@ -69,7 +76,13 @@ async def begin(running: stage.Stage) -> Span:
     """From now on; the silence of before is forgotten."""
     await running.sleep(REPORTED_SECONDS)
     running.swarm.take_silence()
-    return Span(running, running.swarm.totals(), list(running.swarm.back_after.counts))
+    ended = await _ended(running)
+    return Span(running, running.swarm.totals(), list(running.swarm.back_after.counts), ended)
+
+
+async def _ended(running: stage.Stage) -> dict[str, int]:
+    ends = (await running.service.counters()).by_label("typha_disconnects_total", "reason")
+    return {reason: int(count) for reason, count in ends.items()}
 
 
 def _rise(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:

@@ -1,15 +1,17 @@
 """Fixtures of the service's tests."""
 
 import contextlib
+import pathlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
 
 import pytest
 
-from tests.typha import hub_bench, support
-from typha import policy
+from tests.typha import certificates, hub_bench, support
+from typha import policy, tls
 
 OpenStage: TypeAlias = Callable[..., Awaitable[support.Stage]]
+OpenTlsStage: TypeAlias = Callable[..., Awaitable[support.Stage]]
 
 
 @pytest.fixture
@@ -31,6 +33,32 @@ async def stage(open_stage: OpenStage) -> support.Stage:
     opened.put(*(support.pod(name, "x") for name in ("a", "b", "c")))
     opened.in_sync()
     return opened
+
+
+@pytest.fixture
+def files(tmp_path: pathlib.Path) -> certificates.Files:
+    """A server's files."""
+    return certificates.make(tmp_path)
+
+
+@pytest.fixture
+def open_tls(open_stage: OpenStage, files: certificates.Files) -> OpenTlsStage:
+    """Opens a stage with TLS that is in sync and has three objects; its peers have good certificates."""
+
+    async def open_one(
+        limits: policy.Policy = support.FAST,
+        *,
+        client_tls: tls.ClientTls | None = None,
+        feed_name: str = support.FEED,
+        **numbers: int,
+    ) -> support.Stage:
+        stage = await open_stage(limits, client_tls=client_tls or files.settings(), feed_name=feed_name, **numbers)
+        stage.put(*(support.pod(name, "x" * 10) for name in ("a", "b", "c")))
+        stage.in_sync()
+        stage.peers_tls = certificates.client_context(files.authority)
+        return stage
+
+    return open_one
 
 
 @pytest.fixture

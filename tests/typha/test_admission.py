@@ -368,13 +368,3 @@ async def test_who_has_given_up_waiting_is_not_answered(stage: Stage) -> None:
     assert quick.hello is not None
     assert not late.received
     assert stage.disconnects == {"client-closed": 2}
-
-
-async def test_a_hello_that_waited_for_us_is_not_overdue(stage: Stage) -> None:
-    peer, silent = await stage.connect(), await stage.connect()
-    for one in (peer, silent):
-        (await stage.client_of(one)).connected_at -= 100.0
-    peer.say(messages.ClientHello(feed=stage.feed.name, agent="test"))
-    stage.fanout.sweep.expire_handshakes(time.monotonic())  # before a turn could read it
-    assert stage.disconnects == {"handshake-timeout": 1}
-    await stage.converged(peer)

@@ -1,14 +1,9 @@
 """TLS clients on real sockets: who gets in, who does not, and that neither costs the others anything."""
 
 import asyncio
-import functools
-import pathlib
 import socket
 import ssl
 import struct
-import threading
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias
 
 import msgspec
 import pytest
@@ -17,39 +12,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from protocol import messages
 from protocol.native import frames
-from tests.typha import certificates, support, typha_peer
+from tests.typha import certificates, typha_peer
 from tests.typha.certificates import AGENT, AGENT_URI
-from tests.typha.conftest import OpenStage
+from tests.typha.conftest import OpenTlsStage
 from tests.typha.support import FAST, Peer, Stage, eventually, pod
-from typha import client, handshakes, policy, tls
-
-OpenTlsStage: TypeAlias = Callable[..., Awaitable[Stage]]
-
-
-@pytest.fixture
-def files(tmp_path: pathlib.Path) -> certificates.Files:
-    """A server's files."""
-    return certificates.make(tmp_path)
-
-
-@pytest.fixture
-def open_tls(open_stage: OpenStage, files: certificates.Files) -> OpenTlsStage:
-    """Opens a stage with TLS that is in sync and has three objects; its peers have good certificates."""
-
-    async def open_one(
-        limits: policy.Policy = FAST,
-        *,
-        client_tls: tls.ClientTls | None = None,
-        feed_name: str = support.FEED,
-        **numbers: int,
-    ) -> Stage:
-        stage = await open_stage(limits, client_tls=client_tls or files.settings(), feed_name=feed_name, **numbers)
-        stage.put(*(pod(name, "x" * 10) for name in ("a", "b", "c")))
-        stage.in_sync()
-        stage.peers_tls = certificates.client_context(files.authority)
-        return stage
-
-    return open_one
+from typha import tls
 
 
 async def refused(stage: Stage, reasons: dict[str, int], context: ssl.SSLContext | None) -> None:
@@ -243,21 +210,6 @@ async def test_many_handshakes_at_once(open_tls: OpenTlsStage, files: certificat
     assert len(stage.fanout.sessions.handshaking) == 40
 
 
-async def test_a_handshake_that_is_not_finished_runs_out_of_time(open_tls: OpenTlsStage) -> None:
-    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=0.4))
-    context = stage.peers_tls
-    stage.peers_tls = None
-    half = await stage.connect()
-    half.send(b"\x16\x03\x01")
-    stage.peers_tls = context
-    without_hello = await stage.connect()
-    good = await stage.subscribe()
-    await stage.converged(good)
-    await asyncio.gather(half.read_to_end(), without_hello.read_to_end())
-    assert stage.disconnects == {"handshake-timeout": 2}
-    await stage.converged(good)
-
-
 async def test_a_defect_ends_that_connection(
     open_tls: OpenTlsStage, files: certificates.Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,73 +219,6 @@ async def test_a_defect_ends_that_connection(
         await refused(stage, {"server-error": 1}, certificates.client_context(files.authority, cn="x"))
     stage.peers_tls = certificates.client_context(files.authority)
     await stage.converged(await stage.subscribe())
-
-
-class Gate:
-    """Holds steps in the thread until it is opened."""
-
-    def __init__(self) -> None:
-        self.step = handshakes.take_step
-        self.entered: list[ssl.SSLSocket] = []
-        self.opened = threading.Event()
-
-    def __call__(self, connection: ssl.SSLSocket, client_tls: tls.ClientTls) -> handshakes.Verdict:
-        """In the thread."""
-        self.entered.append(connection)
-        self.opened.wait(support.TIMEOUT_SECONDS)
-        return self.step(connection, client_tls)
-
-
-def _more_than(stage: Stage, count: int) -> bool:
-    return len(stage.fanout.poller.clients) > count
-
-
-async def in_handshake(stage: Stage, count: int) -> list[tuple["asyncio.Task[Peer]", client.Client]]:
-    """Clients whose first step may run, in order of arrival."""
-    begun = []
-    for _ in range(count):
-        open_before = len(stage.fanout.poller.clients)
-        task = asyncio.create_task(stage.subscribe())
-        await eventually(functools.partial(_more_than, stage, open_before))
-        begun.append((task, list(stage.fanout.poller.clients.values())[-1]))
-        await asyncio.sleep(0.02)
-    return begun
-
-
-async def test_the_newest_goes_first_and_who_has_given_up_is_passed_over(
-    open_tls: OpenTlsStage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate = Gate()
-    monkeypatch.setattr(handshakes, "take_step", gate)
-    stage = await open_tls()
-    begun = await in_handshake(stage, 4)
-    await eventually(lambda: len(gate.entered) == 1)
-    given_up = begun[1][1]
-    given_up.connected_at -= 0.9 * FAST.handshake_timeout_seconds
-    gate.opened.set()
-    peers = [await task for task, one in begun if one is not given_up]
-    await stage.converged(*peers)
-    order = list(dict.fromkeys(gate.entered))
-    assert order == [begun[number][1].socket for number in (0, 3, 2)]
-    assert given_up.shaking
-    begun[1][0].cancel()
-    await asyncio.wait([begun[1][0]])
-
-
-async def test_a_close_waits_for_the_step_that_runs(open_tls: OpenTlsStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate()
-    monkeypatch.setattr(handshakes, "take_step", gate)
-    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=0.3))
-    [(task, stepping)] = await in_handshake(stage, 1)
-    await eventually(lambda: stage.disconnects == {"handshake-timeout": 1})
-    for _ in range(5):  # through several looks at what is overdue
-        await asyncio.sleep(0.1)
-        assert stepping.socket.fileno() == stepping.fd
-    gate.opened.set()
-    await eventually(lambda: not stage.fanout.poller.clients)
-    assert stepping.socket.fileno() == -1
-    assert not stage.fanout.sessions.closing
-    await asyncio.wait([task])
 
 
 async def test_new_certificates_are_for_new_connections(

@@ -14,7 +14,7 @@ from protocol.native import codec, frames
 from tests.typha import full_transport, support
 from tests.typha.conftest import OpenStage
 from tests.typha.support import FAST, FEED, Stage, eventually, pod
-from typha import channel_view, sweep
+from typha import channel_view, client, sweep
 
 SHORT = msgspec.structs.replace(
     FAST,
@@ -233,3 +233,49 @@ async def test_a_full_socket_has_no_room_for_a_ping_and_that_is_no_reason_to_clo
     assert stage.fanout.stats.pings_sent == 0
     stage.put(pod("a"))
     await stage.converged(peer)
+
+
+async def test_a_hello_that_waited_for_us_is_not_overdue(stage: Stage) -> None:
+    peer, silent = await stage.connect(), await stage.connect()
+    for one in (peer, silent):
+        await aged(stage, one, 100.0)
+    peer.say(messages.ClientHello(feed=stage.feed.name, agent="test"))
+    stage.fanout.sweep.expire_handshakes(time.monotonic())  # before a turn could read it
+    assert stage.disconnects == {"handshake-timeout": 1}
+    await stage.converged(peer)
+
+
+async def aged(stage: Stage, peer: support.Peer, seconds: float) -> client.Client:
+    """As if it had come so much earlier."""
+    newcomer = await stage.client_of(peer)
+    newcomer.connected_at -= seconds
+    newcomer.charged_from -= seconds
+    return newcomer
+
+
+async def test_what_waited_for_us_is_not_charged(stage: Stage) -> None:
+    peer = await stage.connect()
+    newcomer = await stage.client_of(peer)
+    come_at = newcomer.connected_at
+    newcomer.begin_queueing(come_at + 3.0)
+    newcomer.begin_queueing(come_at + 5.0)  # more of the same
+    assert newcomer.own_seconds(come_at + 50.0) == pytest.approx(3.0)
+    newcomer.end_queueing(come_at + 60.0)
+    assert newcomer.own_seconds(come_at + 62.0) == pytest.approx(5.0)
+    newcomer.start_anew(come_at + 70.0)
+    assert newcomer.own_seconds(come_at + 71.0) == pytest.approx(1.0)
+
+
+async def test_who_sends_a_byte_at_a_time_does_not_stay_for_ever(stage: Stage) -> None:
+    peer = await stage.connect()
+    timeout_seconds = FAST.handshake_timeout_seconds
+    newcomer = await aged(stage, peer, timeout_seconds)
+    for _ in range(20):  # each time that it is looked at another byte has just come, and nobody has read it
+        newcomer.connected_at -= timeout_seconds
+        newcomer.charged_from -= timeout_seconds
+        peer.send(b"\0")
+        stage.fanout.sweep.expire_handshakes(time.monotonic())
+        if stage.disconnects:
+            break
+        assert newcomer.own_seconds(time.monotonic()) < timeout_seconds
+    assert stage.disconnects == {"handshake-timeout": 1}

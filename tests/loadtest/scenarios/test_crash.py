@@ -20,6 +20,8 @@ async def test_all_agents_come_back_after_a_death(tmp_path: Path, monkeypatch: p
     assert [check.line() for check in made.checks if not check.passed] == []
     assert made.data["verdict"]["converged"] == 20
     assert made.facts["connection lost to in sync again"].endswith(" over 18 connections")
+    if name == "worker-kill":
+        assert made.facts["connections ended, as the service counts them"] == "20 worker-died"
     assert {"nobody is refused", "no agent is left in silence for longer than the ping interval"} <= {
         check.name for check in made.checks
     }
