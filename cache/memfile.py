@@ -26,6 +26,22 @@ def create_growing(name: str, size_bytes: int) -> tuple[int, mmap.mmap]:
     return descriptor, mapping
 
 
+def create_shared(name: str, size_bytes: int) -> tuple[int, mmap.mmap]:
+    """A small file of fixed size that everybody writes who has its descriptor.
+
+    Returns:
+        (file descriptor, writable mapping); both are the caller's to close.
+    """
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size_bytes)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SIZE_SEALS | fcntl.F_SEAL_SEAL)
+        return descriptor, mmap.mmap(descriptor, size_bytes)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def create_empty(name: str) -> int:
     """A file to be written with `write_all` and then sealed by `seal`."""
     return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from cache import cursor
 from protocol import formats, messages, reasons
-from typha import catchup, channel_view, client, clock, delivery, sessions
+from typha import catchup, channel_view, client, clock, delivery, progress, sessions
 
 _monotonic = clock.monotonic
 _ENCODERS = {name: formats.make_encoder(name) for name in formats.NAMES}
@@ -31,6 +31,10 @@ class Channels:
         self._by_number: dict[int, channel_view.ChannelView] = {}
         self._by_name: dict[tuple[str, str], channel_view.ChannelView] = {}
         self._withdrawn: frozenset[str] = frozenset()
+        self._ends_heard = 0
+        """Messages that have moved ends of logs."""
+        self._ends_sent: progress.Progress | None = None
+        """How many of them have been acted on, for the clients that keep up; the hub reads it."""
 
     def subscribe(self, newcomer: client.Client, feed: str, wire_format: str) -> None:
         """A client has said what it wants; it is held until there is something to serve."""
@@ -61,6 +65,7 @@ class Channels:
             case ["status", int(number), int(offset), int(status)]:
                 self._by_number[number].note_status(offset, messages.SyncStatus(status))
             case ["ends", list(ends)]:
+                self._ends_heard += 1
                 for number, *end in ends:
                     channel = self._by_number[number]
                     channel.publish(*end)
@@ -85,6 +90,8 @@ class Channels:
                 channel = self._by_number[number]
                 for reader in self._catch_up.refused(channel, from_sequence):
                     self._delivery.cannot_catch_up(channel, reader)
+            case ["progress"]:
+                self._ends_sent = progress.Progress.attach(descriptors[0])
             case ["trim", int(number), int(before_offset)]:
                 self._trim(self._by_number[number], before_offset)
             case ["drop-channel", int(number)]:
@@ -93,6 +100,11 @@ class Channels:
                 self._withdraw(frozenset(feeds))
             case _:
                 raise UnknownMessage(repr(message)[:200])
+
+    def tell_progress(self) -> None:
+        """To be called behind sending: the hub learns whether the worker is done with what it has heard."""
+        if self._ends_sent is not None and not self._delivery.is_passing:
+            self._ends_sent.value = self._ends_heard
 
     def _open(self, number: int, feed: str, wire_format: str, start: int, start_sequence: int) -> None:
         channel = self._by_name.get((feed, wire_format))
@@ -154,3 +166,5 @@ class Channels:
         self._catch_up.close()
         for channel in self._by_number.values():
             channel.close()
+        if self._ends_sent is not None:
+            self._ends_sent.close()

@@ -56,6 +56,11 @@ class Delivery:
         return bool(self._dirty or self._sending) or self.snapshots.has_work
 
     @property
+    def is_passing(self) -> bool:
+        """Whether somebody at the end of a log has yet to be sent what is new."""
+        return bool(self._dirty)
+
+    @property
     def due_at(self) -> float:
         """When `run` is to be called though nothing has happened: a laggard may be sent more, or somebody get the place
         of one who has taken its snapshot. Infinity if never."""

@@ -236,6 +236,7 @@ class Fanout:
             self._accept()
         self._hellos.run(_monotonic() + self._policy.hello_seconds)
         self.delivery.run(_monotonic() + self._policy.pass_seconds)
+        self.channels.tell_progress()
         self._schedule_turn()
         self.stats.turns.note(_monotonic() - begun)
 

@@ -11,7 +11,7 @@ import structlog
 
 from cache import feed, objects, resources
 from protocol import formats, messages
-from typha import catchup_maker, clock, hub_channel, quantiles, refusals, worker_handle
+from typha import catchup_maker, clock, gathering, hub_channel, quantiles, refusals, worker_handle
 
 _log = structlog.get_logger("typha.hub")
 _monotonic = clock.monotonic
@@ -56,6 +56,10 @@ class Hub:
             lambda channel: self.channels.get(channel.key) is channel,
             lambda worker: self.workers.get(worker.number) is worker,
         )
+        self.gathering = gathering.Gathering(self._is_sending, self.commit)
+        self._waiting = 0
+        """Objects that have come since the last commit."""
+        self._must_publish = False
         self.add_feeds(feeds)
 
     def add_feeds(self, feeds: Iterable[feed.Feed]) -> None:
@@ -90,6 +94,7 @@ class Hub:
 
     def apply(self, event: objects.ObjectEvent) -> None:
         """An object is new or has changed."""
+        self._waiting += 1
         for source in self._by_type[event.type]:
             refusal = source.apply(event)
             if refusal is not None:
@@ -97,11 +102,13 @@ class Hub:
 
     def delete(self, event: objects.ObjectEvent) -> None:
         """An object is gone."""
+        self._waiting += 1
         for source in self._by_type[event.type]:
             source.delete(event)
 
     def status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
-        """A type's status has changed."""
+        """A type's status has changed; nothing of it waits for company."""
+        self._must_publish = True
         for source in self._by_type[type]:
             source.set_status(type, status)
 
@@ -109,8 +116,9 @@ class Hub:
         """The watcher's own counters remember when; nothing to do here."""
 
     def batch_end(self) -> None:
-        """Publishes what has gathered."""
-        self.commit()
+        """Publishes what has come, now or with what comes while the workers are busy."""
+        if self._must_publish or self.gathering.is_due(self._waiting):
+            self.commit()
 
     def _note_refusal(self, refusal: feed.Refusal) -> None:
         self.updates_refused[refusal.reason] = self.updates_refused.get(refusal.reason, 0) + 1
@@ -121,6 +129,8 @@ class Hub:
     def commit(self) -> None:
         """Appends what every feed has gathered to its channels' logs, and tells the workers."""
         now = _monotonic()
+        since = self.gathering.since or now
+        self._waiting, self._must_publish = 0, False
         published = False
         for source in self.feeds.values():
             batch = source.take()
@@ -137,13 +147,17 @@ class Hub:
                     sequence=source.store.sequence,
                 )
             for channel in self._channels_of(source):
-                self._append(channel, batch, now)
+                self._append(channel, batch, since)
                 published = True
+        self.gathering.published()
         if published:
             for worker in self.workers.values():
                 worker.flush()
         if self._wanted:
             self._open_wanted()
+
+    def _is_sending(self) -> bool:
+        return any(worker.is_sending for worker in self.workers.values())
 
     def _channels_of(self, source: feed.Feed) -> list[hub_channel.HubChannel]:
         return [channel for channel in self.channels.values() if channel.feed is source]
@@ -210,13 +224,16 @@ class Hub:
     def add_worker(self, worker: worker_handle.WorkerHandle) -> None:
         """A worker has been started; it is told of everything there is."""
         self.workers[worker.number] = worker
+        worker.share_progress()
         for channel in self.channels.values():
             worker.open_channel(channel)
         worker.flush()
 
     def remove_worker(self, number: int) -> None:
         """A worker has died."""
-        self.workers.pop(number, None)
+        worker = self.workers.pop(number, None)
+        if worker is not None:
+            worker.close()
 
     def snapshot_built(self, channel: hub_channel.HubChannel) -> None:
         """A new snapshot is ready for newcomers; what no one needs of the log may go."""
@@ -233,6 +250,7 @@ class Hub:
         Where newcomers take a snapshot with much log behind it, the next ones get a newer one.
         """
         now = _monotonic()
+        self.gathering.note_clients(max((worker.active for worker in self.workers.values()), default=0))
         for channel in list(self.channels.values()):
             reports = [worker.channel_report(channel.number) for worker in self.workers.values()]
             if any(report.get("clients", 1) for report in reports):
@@ -303,6 +321,8 @@ class Hub:
     def close(self) -> None:
         """Lets go of all files."""
         self.catch_ups.close()
+        for worker in self.workers.values():
+            worker.close()
         for channel in self.channels.values():
             channel.close()
         self.channels.clear()

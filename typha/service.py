@@ -175,6 +175,7 @@ class Service:
             ("watchers", self._watch()),
             ("snapshots", self.maker.run()),
             ("catch-ups", self.hub.catch_ups.run()),
+            ("gathering", self.hub.gathering.run()),
             ("garbage", self.collector.run()),
             ("housekeeping", self._keep_house()),
         ]

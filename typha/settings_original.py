@@ -120,7 +120,8 @@ class OriginalSettings:
         "SnapshotCacheMaxBatchSize",
         integer(1),
         100,
-        f"{NO_EFFECT}a batch is what the API server sent at once, and ends with SegmentBytes and MaxFrameBytes.",
+        f"{NO_EFFECT}a batch is what came from the API server at once, or while the last was being sent; it ends with "
+        "SegmentBytes and MaxFrameBytes.",
         unit="updates",
     )
     server_max_message_size: int = original(

@@ -1,11 +1,12 @@
 """One worker as the hub sees it: its link, what it is still to be told, and what it said last."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from cache import catchup
 from protocol import messages
-from typha import clock, hub_channel, ipc
+from typha import clock, hub_channel, ipc, progress
 
 _monotonic = clock.monotonic
 
@@ -52,12 +53,33 @@ class WorkerHandle:
         self._watch_write = watch_write
         self._watching_write = False
         self._ends: dict[int, tuple[int, int, int, float]] = {}
+        self._ends_told = 0
+        self._ends_sent: progress.Progress | None = None
         self.ready = False
         self.heard_at = _monotonic()
         self.report: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         return f"<WorkerHandle {self.number} ready={self.ready} active={self.active}>"
+
+    def share_progress(self) -> None:
+        """From now on `is_sending` is known."""
+        self._ends_sent, descriptor = progress.Progress.create()
+        try:
+            self.tell(["progress"], descriptor)
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Lets go of what is shared with it; the link is its maker's."""
+        if self._ends_sent is not None:
+            self._ends_sent.close()
+            self._ends_sent = None
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether it has not yet sent every client that keeps up what it was told of last."""
+        return self._ends_sent is not None and self._ends_told != self._ends_sent.value
 
     @property
     def active(self) -> int:
@@ -139,6 +161,7 @@ class WorkerHandle:
     def _end_now(self, channel: hub_channel.HubChannel) -> None:
         end = self._ends.pop(channel.number, None)
         if end is not None:
+            self._ends_told += 1
             self.tell(["ends", [end]])
 
     def forget_channel(self, channel: hub_channel.HubChannel) -> None:
@@ -151,6 +174,7 @@ class WorkerHandle:
         try:
             self.link.flush()
             if self._ends and not self.link.wants_write:
+                self._ends_told += 1
                 self.link.send(["ends", list(self._ends.values())])
                 self._ends.clear()
         except ipc.LinkBroken as error:

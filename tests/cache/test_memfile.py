@@ -75,3 +75,16 @@ def test_all_is_written_behind_what_was() -> None:
     memfile.write_all(descriptor, b"")
     assert os.pread(descriptor, 400_000, 0) == b"before" + content
     os.close(descriptor)
+
+
+def test_a_shared_file_is_written_by_both_and_resized_by_nobody() -> None:
+    before = channel_harness.open_descriptors()
+    descriptor, mapping = memfile.create_shared("test", 8)
+    os.pwrite(descriptor, b"theirs", 0)
+    assert mapping[:6] == b"theirs"
+    for size in (0, 4096):
+        with pytest.raises(PermissionError):
+            os.ftruncate(descriptor, size)
+    mapping.close()
+    os.close(descriptor)
+    assert channel_harness.open_descriptors() == before

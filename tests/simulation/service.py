@@ -189,7 +189,7 @@ class Service:
         try:
             async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as background:
                 serving = tasks.create_task(self.keeper.run(), name="workers")
-                jobs = [maker.run(), self.hub.catch_ups.run(), self._keep_house(self.hub)]
+                jobs = [maker.run(), self.hub.catch_ups.run(), self.hub.gathering.run(), self._keep_house(self.hub)]
                 jobs += [apiserver.Watcher(self.server, type, self.hub).run() for type in TYPES]
                 for job in jobs:
                     background.callback(tasks.create_task(job).cancel)

@@ -7,7 +7,7 @@ from cache import feed, resources
 from protocol import messages
 from tests.typha import support
 from tests.typha.support import PODS, build_snapshot, pod
-from typha import hub, hub_channel, ipc, worker_handle
+from typha import hub, hub_channel, ipc, progress, worker_handle
 
 IN_SYNC = messages.SyncStatus.IN_SYNC
 KIBIBYTE = 1024
@@ -24,18 +24,26 @@ class Worker:
         self.handle: worker_handle.WorkerHandle
         self._ours = ipc.Link(ours)
         self._number = number
+        self._ends_sent: progress.Progress | None = None
+        self._ends_heard = 0
 
-    def attach(self, to: hub.Hub) -> None:
-        """The hub gets to know it."""
+    def attach(self, to: hub.Hub, *, tells_progress: bool = False) -> None:
+        """The hub gets to know it; without its progress it is taken to have sent everything at once."""
         self.handle = worker_handle.WorkerHandle(self._number, self._ours, to, self.broken.append, self.watching.append)
         to.add_worker(self.handle)
+        if not tells_progress:
+            self.handle.close()
 
     def hear(self) -> list[list[Any]]:
         """All it has been told since the last call."""
         messages: list[list[Any]] = []
         while batch := list(self.link.receive()):
             for message, descriptors in batch:
+                if message == ["progress"]:
+                    self._ends_sent = progress.Progress.attach(descriptors.pop())
+                    continue
                 messages.append(message)
+                self._ends_heard += message[0] == "ends"
                 for descriptor in descriptors:
                     os.close(descriptor)
         return messages
@@ -43,6 +51,11 @@ class Worker:
     def kinds(self) -> list[str]:
         """The same, without the details."""
         return [message[0] for message in self.hear()]
+
+    def sent(self) -> None:
+        """Says that it has sent all that it has heard of."""
+        assert self._ends_sent is not None
+        self._ends_sent.value = self._ends_heard
 
     def report(self, **of_channel: int) -> None:
         """What it says of channel 1."""
@@ -53,6 +66,9 @@ class Worker:
         """Both ends go."""
         self.link.close()
         self._ours.close()
+        self.handle.close()
+        if self._ends_sent is not None:
+            self._ends_sent.close()
 
 
 class Bench:
@@ -68,11 +84,11 @@ class Bench:
         )
         self.workers: list[Worker] = []
 
-    def add_worker(self, number: int = 1) -> Worker:
+    def add_worker(self, number: int = 1, *, tells_progress: bool = False) -> Worker:
         """Another worker."""
         worker = Worker(number)
         self.workers.append(worker)
-        worker.attach(self.hub)
+        worker.attach(self.hub, tells_progress=tells_progress)
         return worker
 
     def make_snapshots(self) -> None:

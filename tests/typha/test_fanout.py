@@ -49,6 +49,14 @@ async def test_the_hub_hears_how_things_are(stage: Stage) -> None:
     assert stage.handle.report["histograms"][FEED]
 
 
+async def test_the_hub_sees_when_everybody_has_been_sent_the_last(stage: Stage) -> None:
+    await stage.converged(await stage.subscribe())
+    for number in range(3):
+        stage.put(pod("a", number, version=number + 10))
+        assert stage.handle.is_sending
+        await eventually(lambda: not stage.handle.is_sending)
+
+
 async def test_the_hub_hears_how_far_the_slowest_is(open_stage: OpenStage) -> None:
     stage = await open_stage(msgspec.structs.replace(FAST, notsent_lowat_bytes=16384, ping_interval_seconds=30.0))
     stage.in_sync()

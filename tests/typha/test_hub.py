@@ -55,6 +55,39 @@ def test_a_batch_becomes_one_end(bench: Bench) -> None:
     assert worker.hear() == []
 
 
+def test_while_a_worker_sends_the_next_updates_wait_but_no_status_does(bench: Bench) -> None:
+    worker = bench.add_worker(tells_progress=True)
+    channel = bench.open()
+    worker.hear()
+    worker.sent()
+    bench.put("a")
+    end = channel.log.end
+    assert worker.kinds() == ["segment", "ends"]
+    bench.put("b")
+    assert (channel.log.end, worker.kinds()) == (end, [])
+    bench.hub.status(PODS, RESYNC)
+    bench.hub.batch_end()
+    assert worker.kinds() == ["status", "ends"]
+    assert (len(channel.feed.store), channel.feed.store.status) == (2, RESYNC)
+    bench.put("c")
+    assert worker.kinds() == []
+    worker.sent()
+    bench.put("d")
+    assert worker.kinds() == ["ends"]
+    assert len(channel.feed.store) == 4
+
+
+def test_a_worker_that_dies_is_waited_for_no_longer(bench: Bench) -> None:
+    worker = bench.add_worker(tells_progress=True)
+    channel = bench.open()
+    bench.put("a")
+    assert len(channel.feed.store) == 0
+    bench.hub.remove_worker(1)
+    bench.put("b")
+    assert len(channel.feed.store) == 2
+    assert "ends" in worker.kinds()
+
+
 def test_a_feed_of_two_types_is_in_sync_when_both_are() -> None:
     bench = Bench(support.raw_feed(support.FEED, PODS, NODES))
     bench.hub.wanted(support.FEED, "native")

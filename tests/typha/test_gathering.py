@@ -1,0 +1,105 @@
+"""When updates leave the hub: at once while workers are idle, together while they send."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from typha import clock, gathering
+
+_START = 1000.0
+pytestmark = pytest.mark.looptime(start=_START)
+
+
+class Bench:
+    """A gathering, on the loop's virtual time, whose workers are busy when the test says so."""
+
+    def __init__(self) -> None:
+        self.gathering = gathering.Gathering(lambda: self.is_sending, self._publish)
+        self.is_sending = False
+        self.published: list[float] = []
+
+    @property
+    def now(self) -> float:
+        """Seconds since the start."""
+        return round(asyncio.get_running_loop().time() - _START, 6)
+
+    def _publish(self) -> None:
+        self.published.append(self.now)
+        self.gathering.published()
+
+    def batch(self, waiting: int = 1) -> None:
+        """The end of a batch, as the hub does it."""
+        if self.gathering.is_due(waiting):
+            self._publish()
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    """With its task running."""
+    loop = asyncio.get_running_loop()
+    with clock.replaced(monotonic=loop.time, time_ns=lambda: 0):
+        made = Bench()
+        running = asyncio.create_task(made.gathering.run(), name="gathering")
+        yield made
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+
+
+async def test_nothing_waits_while_workers_are_idle(bench: Bench) -> None:
+    for _ in range(5):
+        bench.batch()
+        await asyncio.sleep(0.001)
+    assert bench.published == [0.0, 0.001, 0.002, 0.003, 0.004]
+    assert bench.gathering.since == 0.0
+
+
+async def test_what_comes_while_workers_send_leaves_together_soon_after(bench: Bench) -> None:
+    bench.gathering.note_clients(2_000)  # looks each 8 ms
+    bench.is_sending = True
+    for waiting in range(1, 6):
+        bench.batch(waiting)
+        await asyncio.sleep(0.005)
+    bench.is_sending = False
+    assert bench.published == []
+    await asyncio.sleep(0.1)
+    assert bench.published == [0.032]
+
+
+async def test_the_next_batch_does_not_wait_for_a_look(bench: Bench) -> None:
+    bench.gathering.note_clients(5_000)
+    bench.is_sending = True
+    bench.batch()
+    await asyncio.sleep(0.003)
+    bench.is_sending = False
+    bench.batch(2)
+    await asyncio.sleep(1)
+    assert bench.published == [0.003]
+
+
+async def test_nothing_waits_longer_than_a_tenth_of_a_second_for_busy_workers(bench: Bench) -> None:
+    bench.gathering.note_clients(1_000_000)
+    bench.is_sending = True
+    bench.batch()
+    await asyncio.sleep(0.5)
+    assert bench.published == [pytest.approx(gathering.GATHER_SECONDS_MAX, abs=0.021)]
+    bench.batch()  # waits from now, not from then
+    assert len(bench.published) == 1
+    await asyncio.sleep(0.5)
+    assert len(bench.published) == 2
+
+
+async def test_a_burst_does_not_pile_up(bench: Bench) -> None:
+    bench.is_sending = True
+    bench.batch(gathering.UPDATES_MAX - 1)
+    assert bench.published == []
+    bench.batch(gathering.UPDATES_MAX)
+    assert bench.published == [0.0]
+
+
+async def test_a_batch_of_nothing_does_not_begin_to_wait(bench: Bench) -> None:
+    bench.is_sending = True
+    bench.batch(0)
+    assert bench.gathering.since == 0.0

@@ -1,0 +1,19 @@
+"""One number that two processes share."""
+
+import os
+
+from tests.typha import support
+from typha import progress
+
+
+def test_both_sides_see_one_number_and_leave_nothing_open() -> None:
+    before = support.open_descriptors()
+    ours, descriptor = progress.Progress.create()
+    theirs = progress.Progress.attach(os.dup(descriptor))
+    os.close(descriptor)
+    assert (ours.value, theirs.value) == (0, 0)
+    theirs.value = 2**63
+    assert ours.value == 2**63
+    ours.close()
+    theirs.close()
+    assert support.open_descriptors() == before

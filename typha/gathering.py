@@ -1,0 +1,68 @@
+"""When the next updates leave the hub: at once while workers are idle, together while they are still sending the last.
+
+A frame costs the hub an encoding, and each client a share of a write and a call of its decoder. What comes while the
+workers go from client to client with the last frames would wait for the next pass in any case: it waits here instead,
+and becomes one frame with what follows. So the more there is to do, the less it costs.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from typha import clock
+
+_monotonic = clock.monotonic
+
+GATHER_SECONDS_MAX = 0.1
+"""A worker that is busy for longer has a newcomers' storm to serve, or too many clients."""
+UPDATES_MAX = 2_000
+"""So many leave whoever is busy: the hub should not hold more than a burst."""
+_LOOK_SECONDS_PER_CLIENT = 4e-6
+"""Half of what a write takes: so there are a few looks in a pass, however many clients it has."""
+_LOOK_SECONDS_MIN = 0.001
+_LOOK_SECONDS_MAX = 0.02
+
+
+class Gathering:
+    """Decides at each end of a batch; `run` publishes what has waited, as soon as workers have sent the last.
+
+    `is_sending` says whether some worker has not yet, `publish` publishes everything.
+    """
+
+    def __init__(self, is_sending: Callable[[], bool], publish: Callable[[], None]) -> None:
+        self._is_sending = is_sending
+        self._publish = publish
+        self._look_seconds = _LOOK_SECONDS_MIN
+        self._wake = asyncio.Event()
+        self.since = 0.0
+        """Monotonic time since which something waits; 0 for nothing."""
+
+    def __repr__(self) -> str:
+        return f"<Gathering since={self.since} look_seconds={self._look_seconds}>"
+
+    def note_clients(self, clients: int) -> None:
+        """So many has the worker that has most."""
+        self._look_seconds = min(max(clients * _LOOK_SECONDS_PER_CLIENT, _LOOK_SECONDS_MIN), _LOOK_SECONDS_MAX)
+
+    def is_due(self, waiting: int) -> bool:
+        """Whether so many changes leave now; those that do not are published by `run`."""
+        if not waiting or waiting >= UPDATES_MAX or not self._is_sending():
+            return True
+        now = _monotonic()
+        if not self.since:
+            self.since = now
+            self._wake.set()
+        return now - self.since >= GATHER_SECONDS_MAX
+
+    def published(self) -> None:
+        """Nothing waits any more."""
+        self.since = 0.0
+
+    async def run(self) -> None:
+        """Publishes what waits when its time has come, for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self.since:
+                await asyncio.sleep(self._look_seconds)
+                if self.since and (not self._is_sending() or _monotonic() - self.since >= GATHER_SECONDS_MAX):
+                    self._publish()
