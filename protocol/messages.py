@@ -7,6 +7,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
+import msgspec
+
 
 class SyncStatus(enum.IntEnum):
     """How complete the data is that a client has been sent."""
@@ -69,8 +71,7 @@ class ResumePosition(NamedTuple):
     sequence: int
 
 
-@dataclass(frozen=True, slots=True)
-class ClientHello:
+class ClientHello(msgspec.Struct, frozen=True):
     """The client's first message: what it is, what it can do and what it wants."""
 
     feed: str
@@ -84,8 +85,7 @@ class ClientHello:
     chunk_digests: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ServerHello:
+class ServerHello(msgspec.Struct, frozen=True):
     """The server's answer: what was agreed on. A snapshot or nothing at all (data not ready) follows."""
 
     version: int

@@ -143,19 +143,17 @@ class NativeConversation:
             text = f"no feed {hello.feed!r} here"
             return Answer(refusal=Refusal(DisconnectReason.UNKNOWN_FEED, text, _RETRY_UNKNOWN_FEED_MILLISECONDS))
         features = hello.features & _SUPPORTED_FEATURES
-        self._connection.send(
-            messages.ServerHello(
-                version=native.VERSION,
-                feed=hello.feed,
-                incarnation=bytes.fromhex(self._config.incarnation),
-                features=features,
-                not_supported=frozenset(_asked_for(hello) - _SUPPORTED_FEATURES),
-                software=SOFTWARE,
-                connection_id=self._number,
-                ping_interval_milliseconds=int(self._limits.ping_interval_seconds * 1000),
-                max_frame_bytes=self._limits.max_frame_bytes,
-            )
+        answer = messages.ServerHello(
+            version=native.VERSION,
+            feed=hello.feed,
+            incarnation=bytes.fromhex(self._config.incarnation),
+            features=features,
+            not_supported=_asked_for(hello) - _SUPPORTED_FEATURES,
+            software=SOFTWARE,
+            ping_interval_milliseconds=int(self._limits.ping_interval_seconds * 1000),
+            max_frame_bytes=self._limits.max_frame_bytes,
         )
+        self._connection.send_hello(answer, self._number)
         wire_format = native_encoder.ZSTD if messages.Feature.ZSTD.value in features else native_encoder.PLAIN
         return Answer(self._connection.data_to_send(), subscribe=(hello.feed, wire_format))
 
@@ -223,7 +221,7 @@ class TyphaConversation:
         return b""
 
 
-def _asked_for(hello: messages.ClientHello) -> set[str]:
+def _asked_for(hello: messages.ClientHello) -> frozenset[str]:
     """Features that the hello names or makes use of."""
     asked = set(hello.features)
     if hello.resume is not None:
@@ -232,4 +230,4 @@ def _asked_for(hello: messages.ClientHello) -> set[str]:
         asked.add(messages.Feature.CHUNK_DIGESTS.value)
     if hello.subscription is not None:
         asked.add(messages.Feature.SUBSCRIPTIONS.value)
-    return asked
+    return frozenset(asked)

@@ -275,7 +275,7 @@ class Delivery:
             sent = self._write(current.fd, current.tail)
             current.tail = current.tail[sent:] or None
         elif current.state is CursorState.SNAPSHOT and current.snapshot is not None:
-            count = min(current.snapshot.length - current.position, limit)
+            count = min(current.snapshot.length - current.position, self._policy.snapshot_send_bytes)
             sent = self._send_file(current.fd, current.snapshot.descriptor, current.position, count)
             current.position += sent
         elif current.block is not None:
@@ -344,6 +344,9 @@ class Delivery:
         if current.greeting is not None and current.offset == current.greet_offset and not current.tail:
             current.tail, current.greeting = current.greeting, None
             current.told_offset, current.told_status = current.offset, current.greeting_status
+            if not current.waiting:  # a few bytes: another turn for them would cost more
+                self.send_more(current)
+                return
         if current.tail or current.offset < channel.log.end or current.greeting is not None:
             self._queue(current)
         else:

@@ -21,7 +21,7 @@ OFFER_BYTES = 4 * RECORD_BYTES
 """What OpenSSL is given in one call, and makes records of: a call for each had cost a tenth of a storm. If the socket
 takes less, all of it counts as not sent, and is offered again."""
 _OFFERS_AT_ONCE = 4
-"""As much as `Policy.send_bytes`: one client's turn."""
+"""As much as `Policy.send_bytes`, through TLS one client's turn in a snapshot, too."""
 
 
 class TlsTransport:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from protocol import errors, reasons
-from protocol.gob import plans, scalars, schema, types
+from protocol.gob import plans, runs, scalars, schema, types
 
 MAX_NAME_BYTES = 1024
 """Of a concrete type: Go's own limit."""
@@ -166,8 +166,13 @@ class Decoder(scalars.Scanner):
 
     def _value(self) -> plans.Steps:
         """Messages up to and including the one with a value of the top-level type."""
+        if self._table is types.EMPTY:
+            self._skip_known_run()
+        before, start, was_cut = self._table, self._start, False
         while True:
+            message_start = self._start
             while not self._load_message():
+                was_cut = True
                 yield
             type_id = self.signed()
             if type_id >= 0:
@@ -175,7 +180,18 @@ class Decoder(scalars.Scanner):
             self._define(-type_id)
             if self.position < self.end:
                 raise errors.RemoteProtocolError("gob: a definition is followed by more in its message")
+        if before is types.EMPTY and not was_cut:
+            runs.RUNS.add(runs.Run(before, b"", bytes(self._buffer[start:message_start]), True, self._table))
         return (yield from self._concrete(type_id, self._top))
+
+    def _skip_known_run(self) -> None:
+        """Passes over definitions that are known, where the stream stands."""
+        run = runs.RUNS.find(self._table, self.data, self.position, buffer=self._buffer, start=self._start)
+        if run is not None and self._message_bytes + len(run.messages) <= self.limits.message_bytes:
+            self._table = run.behind
+            self.position += len(run.rest)
+            self._start += len(run.messages)
+            self._message_bytes += len(run.messages)
 
     def _concrete(self, type_id: int, kind: schema.Kind) -> plans.Steps:
         """A whole value: top-level, or an interface's."""
@@ -183,7 +199,7 @@ class Decoder(scalars.Scanner):
             plan = plans.plan_of(self._table, type_id, kind)
             if plan.is_mismatch:
                 raise errors.RemoteProtocolError(f"gob: type {type_id} and {kind.name} have no field in common")
-            return (yield from self.struct(plan))
+            return self._flat_struct(plan) if plan.is_flat else (yield from self.struct(plan))
         reader = plans.reader_of(self._table, type_id, kind)
         if reader is None:
             raise errors.RemoteProtocolError(f"gob: type {type_id} is not the registered one")
@@ -217,6 +233,25 @@ class Decoder(scalars.Scanner):
         values.pop()
         return plan.make(*values)
 
+    def _flat_struct(self, plan: plans.Plan) -> Any:
+        """The same where nothing can make it wait."""
+        members = plan.members
+        count = len(members)
+        values = plan.zeros.copy()
+        number = -1
+        while self.position < self.end:
+            delta = self.uint()
+            if delta == 0:
+                break
+            number += delta
+            if number >= count:
+                raise errors.RemoteProtocolError(f"gob: field {number} of a struct with {count}")
+            member = members[number]
+            assert member.read is not None
+            values[member.index] = member.read(self)
+        values.pop()
+        return plan.make(*values)
+
     def slice(self, steps: plans.SteppedRead) -> plans.Steps:
         """A slice of what may contain interfaces."""
         values = []
@@ -245,7 +280,9 @@ class Decoder(scalars.Scanner):
         kind = self._names.get(name)
         if kind is None:
             raise errors.RemoteProtocolError(f"gob: {name.decode('utf-8', 'replace')[:100]!r} is not registered")
-        type_id = yield from self._concrete_id()
+        type_id = self._id_at_hand()
+        if type_id is None:
+            type_id = yield from self._concrete_id()
         self.uint()  # the count of bytes, for those who skip the value
         self._depth += 1
         if self._depth > MAX_INTERFACE_DEPTH:
@@ -260,18 +297,40 @@ class Decoder(scalars.Scanner):
             raise errors.RemoteProtocolError("gob: a single value that is not preceded by 0")
         return self.text()
 
-    def _concrete_id(self) -> plans.Steps:
-        """The id of an interface's value, behind definitions that came to be needed there."""
-        while True:
-            if self.position == self.end:
-                while not self._load_message():
-                    yield
+    def _id_at_hand(self) -> int | None:
+        """The id of an interface's value where it is the next thing, as a rule; known definitions are passed over."""
+        position = self.position
+        if position < self.end:
             type_id = self.signed()
             if type_id >= 0:
                 return type_id
+            self.position = position
+        self._skip_known_run()
+        return None
+
+    def _concrete_id(self) -> plans.Steps:
+        """The id of an interface's value, behind definitions that came to be needed there."""
+        before, first, rest_start, start = self._table, self.data, self.position, self._start
+        was_cut = False
+        while True:
+            message_start = self._start
+            if self.position == self.end:
+                while not self._load_message():
+                    was_cut = True
+                    yield
+            position = self.position
+            type_id = self.signed()
+            if type_id >= 0:
+                break
             self._define(-type_id)
             if self.position < self.end:
                 self.uint()  # the length of the rest, where Go would begin a message
+        if self.data is first:
+            runs.RUNS.add(runs.Run(before, first[rest_start:position], b"", False, self._table))
+        elif not was_cut and position == 0:
+            messages = bytes(self._buffer[start:message_start])
+            runs.RUNS.add(runs.Run(before, first[rest_start:], messages, True, self._table))
+        return type_id
 
     # Values of types that are not known here.
 

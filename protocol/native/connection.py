@@ -81,7 +81,6 @@ class Connection:
         self._splitter = frames.FrameSplitter(max_frame_bytes=max_frame_bytes or default)
         self._out: list[bytes] = []
         self._preface_sent = False
-        self._preface_sent = False
 
     def __repr__(self) -> str:
         return f"<Connection {self.role.value} {self.state.value} sequence={self.sequence}>"
@@ -101,12 +100,28 @@ class Connection:
         Raises:
             LocalProtocolError: the connection is closed, or has failed.
         """
-        if self.state in (State.CLOSED, State.ERROR) and not isinstance(message, messages.Goodbye):
+        if not isinstance(message, messages.Goodbye):
+            self._check_open()
+        self._queue(codec.encode(message))
+
+    def send_hello(self, hello: messages.ServerHello, connection_id: int) -> None:
+        """Server: queues its hello with this connection's id, as cheaply as can be for a hello that many are sent.
+
+        Raises:
+            LocalProtocolError: the connection is closed, or has failed.
+        """
+        self._check_open()
+        self._queue(codec.encode_server_hello(hello, connection_id))
+
+    def _check_open(self) -> None:
+        if self.state in (State.CLOSED, State.ERROR):
             raise errors.LocalProtocolError(f"cannot send on a connection that is {self.state.value}")
+
+    def _queue(self, payload: bytes) -> None:
         if not self._preface_sent:
             self._preface_sent = True
             self._out.append(frames.PREFACE)
-        self._out.append(frames.pack_frame(codec.encode(message)))
+        self._out.append(frames.pack_frame(payload))
 
     def data_to_send(self) -> bytes:
         """Everything queued, once."""

@@ -51,14 +51,14 @@ def _make_client_hello(
     client_connection_id: int,
 ) -> messages.ClientHello:
     return messages.ClientHello(
-        hostname=hostname,
-        info=info,
-        version=version,
-        syncer_type=syncer_type,
-        supports_decoder_restart=supports_decoder_restart,
-        supported_compression_algorithms=tuple(algorithms),
-        supports_modern_policy_keys=supports_modern_policy_keys,
-        client_connection_id=client_connection_id,
+        hostname,
+        info,
+        version,
+        syncer_type,
+        supports_decoder_restart,
+        tuple(algorithms),
+        supports_modern_policy_keys,
+        client_connection_id,
     )
 
 

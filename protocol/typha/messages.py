@@ -3,6 +3,8 @@
 import dataclasses
 from typing import TypeAlias
 
+import msgspec
+
 from protocol import messages
 
 FELIX = "felix"
@@ -12,8 +14,7 @@ MAX_AGENT_CHARS = 200
 """For logs; a hello may hold a megabyte of text."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ClientHello:
+class ClientHello(msgspec.Struct, frozen=True):
     """The client's first message. Old clients leave out what their version did not know."""
 
     hostname: str = ""
@@ -43,8 +44,7 @@ class ClientHello:
         return self.supports_decoder_restart and SNAPPY in self.supported_compression_algorithms
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ServerHello:
+class ServerHello(msgspec.Struct, frozen=True):
     """The server's first message; clients leave if the syncer type is not theirs."""
 
     version: str = ""
@@ -53,16 +53,14 @@ class ServerHello:
     server_connection_id: int = 0
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class DecoderRestart:
+class DecoderRestart(msgspec.Struct, frozen=True):
     """Behind it a new gob stream begins, compressed if an algorithm is named; the client sends an `Ack` first."""
 
     message: str = ""
     compression_algorithm: str = ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(msgspec.Struct, frozen=True):
     """The client's decoder has been restarted."""
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import random
 
+import msgspec
+
 from cache import catchup
 from tests.simulation import network
 from typha import policy
@@ -212,7 +214,7 @@ def _faults(draw: random.Random, seconds: float) -> list[tuple[float, str]]:
 
 
 def _limits(draw: random.Random) -> policy.Policy:
-    return policy.Policy(
+    limits = policy.Policy(
         ping_interval_seconds=draw.choice((2.0, 5.0)),
         pong_timeout_seconds=20.0,
         handshake_timeout_seconds=4.0,
@@ -229,6 +231,7 @@ def _limits(draw: random.Random) -> policy.Policy:
         ping_slots=2,
         stats_interval_seconds=2.0,
     )
+    return msgspec.structs.replace(limits, snapshot_send_bytes=limits.send_bytes)
 
 
 def _agent(draw: random.Random, number: int, wires: tuple[str, ...]) -> AgentPlan:

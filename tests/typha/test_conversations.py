@@ -1,7 +1,6 @@
 """Both protocols' conversations: by bytes alone, and on real sockets with the fan-out behind them."""
 
 import asyncio
-import dataclasses
 import functools
 import pathlib
 
@@ -27,11 +26,11 @@ RECORDED_HELLO = (pathlib.Path(__file__).parent / "data" / "typha-client-hello.b
 """What a Go client of Calico sends that takes no snappy: its hello, then two pongs."""
 CONFIG = policy.WorkerConfig(number=1, feeds=("felix", "bgp", "web"), incarnation="ab" * 16, settings={})
 PONG = codec.encode(typha.Pong(timestamps.from_unix_nanoseconds(5)), types=codec.CLIENT)
-NO_SNAPPY = dataclasses.replace(HELLO, supported_compression_algorithms=("lz4",))
-OLD = dataclasses.replace(HELLO, supports_modern_policy_keys=False)
-STRANGER = dataclasses.replace(HELLO, syncer_type="web")
+NO_SNAPPY = msgspec.structs.replace(HELLO, supported_compression_algorithms=("lz4",))
+OLD = msgspec.structs.replace(HELLO, supports_modern_policy_keys=False)
+STRANGER = msgspec.structs.replace(HELLO, syncer_type="web")
 """A feed that is there, but none of Calico's."""
-NOT_SERVED = dataclasses.replace(HELLO, syncer_type="node-status")
+NOT_SERVED = msgspec.structs.replace(HELLO, syncer_type="node-status")
 
 
 def begin(first: bytes) -> conversations.Conversation:
@@ -114,7 +113,7 @@ def test_acks_may_come_in_advance_and_byte_by_byte() -> None:
 
 @pytest.mark.parametrize("hello", [PLAIN_HELLO, NO_SNAPPY])
 def test_others_are_served_at_once(hello: typha.ClientHello) -> None:
-    hello = dataclasses.replace(hello, syncer_type="")
+    hello = msgspec.structs.replace(hello, syncer_type="")
     [answer] = answers(begin(typha_peer.encoded(hello)), typha_peer.encoded(hello))
     assert answer.subscribe == (FELIX, encoder.PLAIN)
     assert not answer.awaits_ack

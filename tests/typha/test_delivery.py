@@ -218,7 +218,7 @@ async def test_who_was_served_at_the_beginning_of_an_interrupted_pass_gets_what_
 
 
 async def test_newcomers_get_their_snapshot_while_passes_never_end(open_stage: OpenStage) -> None:
-    stage = await open_stage(msgspec.structs.replace(FAST, pass_seconds=0.0, send_bytes=1024))
+    stage = await open_stage(msgspec.structs.replace(FAST, pass_seconds=0.0, send_bytes=1024, snapshot_send_bytes=1024))
     churn(stage, 20, size=5_000)
     stage.in_sync()
     peers = [await stage.subscribe() for _ in range(40)]

@@ -23,10 +23,9 @@ def test_the_defaults_of_both_agree() -> None:
 
 
 def test_less_of_a_snapshot_is_in_the_kernel_where_it_holds_copies() -> None:
-    plain, sealed = (
-        policy.from_settings(settings.Settings(server_key_file=name)).snapshot_unsent_bytes for name in ("", "key.pem")
-    )
-    assert policy.Policy().notsent_lowat_bytes < sealed < plain
+    plain, sealed = (policy.from_settings(settings.Settings(server_key_file=name)) for name in ("", "key.pem"))
+    assert policy.Policy().notsent_lowat_bytes < sealed.snapshot_unsent_bytes < plain.snapshot_unsent_bytes
+    assert sealed.snapshot_send_bytes == sealed.send_bytes < plain.snapshot_send_bytes
 
 
 def test_a_workers_configuration_survives_its_journey() -> None:

@@ -15,7 +15,7 @@ from typha import transport
 
 RECORD_BYTES = 500
 """Small, so that most of what is sent takes many records."""
-LIMITS = msgspec.structs.replace(FAST, ping_interval_seconds=0.1, send_bytes=4_000)
+LIMITS = msgspec.structs.replace(FAST, ping_interval_seconds=0.1, send_bytes=4_000, snapshot_send_bytes=4_000)
 
 
 class SealingTransport:

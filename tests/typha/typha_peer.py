@@ -1,8 +1,9 @@
 """A client of Typha's protocol that believes nothing, on a real socket."""
 
-import dataclasses
 import socket
 import time
+
+import msgspec
 
 from protocol import messages
 from protocol.typha import codec, connection, timestamps
@@ -20,7 +21,7 @@ HELLO = typha.ClientHello(
     supports_modern_policy_keys=True,
 )
 """What Calico's agents of today say."""
-PLAIN_HELLO = dataclasses.replace(HELLO, supports_decoder_restart=False)
+PLAIN_HELLO = msgspec.structs.replace(HELLO, supports_decoder_restart=False)
 _CLOCKS_DIFFER_SECONDS = 60.0
 
 

@@ -1,8 +1,10 @@
 """Every message survives the wire; whatever else arrives is refused as the peer's fault, and as nothing else."""
 
 import contextlib
+from collections.abc import Callable
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -137,3 +139,62 @@ def test_extension_types_and_deep_nesting_are_refused() -> None:
     for payload in (pack([6, msgpack.ExtType(5, b"x")]), pack([6, msgpack.Timestamp(1)]), b"\x91" * 100_000):
         with pytest.raises(errors.RemoteProtocolError, match="not msgpack"):
             codec.decode(payload)
+
+
+def any_values(depth: int = 1) -> st.SearchStrategy[object]:
+    """Values as hostile and careless peers put them anywhere."""
+    simple = st.none() | st.booleans() | st.integers(-5, (1 << 64) - 1) | st.floats() | st.text() | st.binary()
+    simple |= st.just("x" * (codec.MAX_NAME_CHARS + 1)) | st.just("x" * codec.MAX_NAME_CHARS)
+    if not depth:
+        return simple
+    inner = any_values(depth - 1)
+    return simple | st.lists(inner, max_size=70) | st.dictionaries(st.text() | st.binary(), inner, max_size=3)
+
+
+hello_members = st.fixed_dictionaries(
+    {"versions": st.just((1,)), "feed": st.just("pods"), "agent": st.just("a")},
+    optional={
+        name: any_values()
+        for name in ("features", "software", "node", "subscription", "resume", "chunk_digests", "other")
+    },
+)
+
+
+@given(
+    hello_members,
+    st.dictionaries(st.sampled_from(("versions", "feed", "agent", b"feed")), any_values(), max_size=1),
+    st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=2),
+    st.lists(any_values(), max_size=1),
+)
+def test_usual_hellos_are_read_as_all_others_are(
+    members: dict[str, object], odd: dict[str, object], changes: list[tuple[int, int]], more: list[object]
+) -> None:
+    payload = bytearray(pack((1, {**members, **odd}, *more)))
+    for place, byte in changes:
+        if place < len(payload):
+            payload[place] = byte
+    assert decoded(codec.decode, bytes(payload)) == decoded(codec.decode_any, bytes(payload))
+
+
+def decoded(decode: Callable[[bytes], messages.Message], payload: bytes) -> object:
+    try:
+        return decode(payload)
+    except errors.RemoteProtocolError as error:
+        return str(error)
+
+
+@given(
+    st.text(), st.text(), st.sampled_from((0, 1, (1 << 32) - 1, 1 << 32, (1 << 40) + 7, (1 << 64) - 1)), st.booleans()
+)
+def test_a_hello_of_one_mould_is_the_same_hello(feed: str, software: str, connection_id: int, all_known: bool) -> None:
+    hello = messages.ServerHello(
+        version=1,
+        feed=feed,
+        incarnation=b"\xff" * 16,
+        features=frozenset({"zstd"}),
+        not_supported=frozenset() if all_known else frozenset({"connection_id"}),
+        software=software,
+        max_frame_bytes=(1 << 64) - 1,
+    )
+    payload = codec.encode_server_hello(hello, connection_id)
+    assert payload == codec.encode(msgspec.structs.replace(hello, connection_id=connection_id))
