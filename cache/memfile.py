@@ -15,15 +15,7 @@ def create_growing(name: str, size_bytes: int) -> tuple[int, mmap.mmap]:
     Returns:
         (file descriptor, writable mapping); both are the caller's to close.
     """
-    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(descriptor, size_bytes)
-        mapping = mmap.mmap(descriptor, size_bytes)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SIZE_SEALS | _F_SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor, mapping
+    return _create_sized(name, size_bytes, seals=_SIZE_SEALS | _F_SEAL_FUTURE_WRITE)
 
 
 def create_shared(name: str, size_bytes: int) -> tuple[int, mmap.mmap]:
@@ -32,14 +24,19 @@ def create_shared(name: str, size_bytes: int) -> tuple[int, mmap.mmap]:
     Returns:
         (file descriptor, writable mapping); both are the caller's to close.
     """
+    return _create_sized(name, size_bytes, seals=_SIZE_SEALS)
+
+
+def _create_sized(name: str, size_bytes: int, *, seals: int) -> tuple[int, mmap.mmap]:
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, size_bytes)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SIZE_SEALS | fcntl.F_SEAL_SEAL)
-        return descriptor, mmap.mmap(descriptor, size_bytes)
+        mapping = mmap.mmap(descriptor, size_bytes)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals | fcntl.F_SEAL_SEAL)
     except BaseException:
         os.close(descriptor)
         raise
+    return descriptor, mapping
 
 
 def create_empty(name: str) -> int:

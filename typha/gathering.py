@@ -45,13 +45,16 @@ class Gathering:
 
     def is_due(self, waiting: int) -> bool:
         """Whether so many changes leave now; those that do not are published by `run`."""
-        if not waiting or waiting >= UPDATES_MAX or not self._is_sending():
+        if not waiting or waiting >= UPDATES_MAX or self._is_over():
             return True
-        now = _monotonic()
         if not self.since:
-            self.since = now
+            self.since = _monotonic()
             self._wake.set()
-        return now - self.since >= GATHER_SECONDS_MAX
+        return False
+
+    def _is_over(self) -> bool:
+        """Whether workers have sent the last, or what waits has waited long enough."""
+        return not self._is_sending() or (self.since > 0 and _monotonic() - self.since >= GATHER_SECONDS_MAX)
 
     def published(self) -> None:
         """Nothing waits any more."""
@@ -64,5 +67,5 @@ class Gathering:
             self._wake.clear()
             while self.since:
                 await asyncio.sleep(self._look_seconds)
-                if self.since and (not self._is_sending() or _monotonic() - self.since >= GATHER_SECONDS_MAX):
+                if self.since and self._is_over():
                     self._publish()

@@ -1,6 +1,5 @@
 """Pings, and who is given up on: the worker's clockwork, a slot of clients at a time."""
 
-import itertools
 import random
 
 from protocol.reasons import DisconnectReason
@@ -94,11 +93,18 @@ class Sweep:
 
         Only the peer's own time counts: whoever waits for us is passed over, and has all its time anew.
         """
-        timeout_seconds = self._policy.handshake_timeout_seconds
-        old = itertools.takewhile(
-            lambda current: now - current.connected_at >= timeout_seconds, self._sessions.handshaking
-        )
-        for current in list(itertools.islice((one for one in old if self._is_late(one, now)), _EXPIRED_AT_A_TIME)):
+        overdue: list[client.Client] = []
+        for current in self._sessions.handshaking:
+            if (
+                now - current.connected_at < self._policy.handshake_timeout_seconds
+                or len(overdue) == _EXPIRED_AT_A_TIME
+            ):
+                break
+            if self._is_late(current, now):
+                overdue.append(current)
+            elif self._has_used_its_time(current, now):
+                current.start_anew(now)  # it is we who are late
+        for current in overdue:
             received = current.conversation.pending_bytes if current.conversation else 0
             detail = f"no complete hello, {received} bytes of one" if received else "not a byte of a hello"
             if current.shaking:
@@ -106,15 +112,12 @@ class Sweep:
             self._sessions.close(current, DisconnectReason.HANDSHAKE_TIMEOUT, detail=detail)
 
     def _is_late(self, current: client.Client, now: float) -> bool:
-        timeout_seconds = self._policy.handshake_timeout_seconds
-        if now - current.connected_at >= timeout_seconds * _LONGEST_TIMEOUTS:
+        if now - current.connected_at >= self._policy.handshake_timeout_seconds * _LONGEST_TIMEOUTS:
             return True
-        if current.own_seconds(now) < timeout_seconds:
-            return False
-        if not current.queued_at and not self._poller.has_unread(current):
-            return True
-        current.start_anew(now)  # it is we who are late
-        return False
+        return self._has_used_its_time(current, now) and not current.queued_at and not self._poller.has_unread(current)
+
+    def _has_used_its_time(self, current: client.Client, now: float) -> bool:
+        return current.own_seconds(now) >= self._policy.handshake_timeout_seconds
 
     def _look_after(self, current: client.Client, now: float) -> None:
         limits = self._policy

@@ -199,7 +199,7 @@ class Decoder(scalars.Scanner):
             plan = plans.plan_of(self._table, type_id, kind)
             if plan.is_mismatch:
                 raise errors.RemoteProtocolError(f"gob: type {type_id} and {kind.name} have no field in common")
-            return self._flat_struct(plan) if plan.is_flat else (yield from self.struct(plan))
+            return (yield from self.struct(plan))
         reader = plans.reader_of(self._table, type_id, kind)
         if reader is None:
             raise errors.RemoteProtocolError(f"gob: type {type_id} is not the registered one")
@@ -230,25 +230,6 @@ class Decoder(scalars.Scanner):
                 values[member.index] = member.read(self)
             elif member.steps is not None:
                 values[member.index] = yield from member.steps(self)
-        values.pop()
-        return plan.make(*values)
-
-    def _flat_struct(self, plan: plans.Plan) -> Any:
-        """The same where nothing can make it wait."""
-        members = plan.members
-        count = len(members)
-        values = plan.zeros.copy()
-        number = -1
-        while self.position < self.end:
-            delta = self.uint()
-            if delta == 0:
-                break
-            number += delta
-            if number >= count:
-                raise errors.RemoteProtocolError(f"gob: field {number} of a struct with {count}")
-            member = members[number]
-            assert member.read is not None
-            values[member.index] = member.read(self)
         values.pop()
         return plan.make(*values)
 

@@ -47,8 +47,6 @@ class Plan:
     make: Callable[..., Any]
     is_mismatch: bool
     """Both have fields, and none in common."""
-    is_flat: bool
-    """No member needs steps."""
 
 
 def plan_of(table: types.Table, wire_id: int, local: schema.Struct) -> Plan:
@@ -83,7 +81,6 @@ def plan_of(table: types.Table, wire_id: int, local: schema.Struct) -> Plan:
         zeros=[*(schema.zero_of(field.kind) for field in local.fields), None],
         make=local.make,
         is_mismatch=bool(members and local.fields) and all(member.index < 0 for member in members),
-        is_flat=all(member.read is not None for member in members),
     )
     table.plans[wire_id, local] = plan
     return plan
