@@ -1,8 +1,9 @@
-"""When the next updates leave the hub: at once while workers are idle, together while they are still sending the last.
+"""When the next updates leave the hub: at once while workers have little to send, together while they have more.
 
-A frame costs the hub an encoding, and each client a share of a write and a call of its decoder. What comes while the
-workers go from client to client with the last frames would wait for the next pass in any case: it waits here instead,
-and becomes one frame with what follows. So the more there is to do, the less it costs.
+A frame costs the hub an encoding, and each client a share of a write and a call of its decoder. So what comes while
+the workers are busy waits here, and becomes one frame with what follows: the more there is to do, the less it costs.
+But a worker that goes from client to client gives those that it has not been to what is newer, too, in the same write:
+with what came first while it was busy it goes round at once, and only what comes then has to wait.
 """
 
 import asyncio
@@ -16,6 +17,10 @@ GATHER_SECONDS_MAX = 0.1
 """A worker that is busy for longer has a newcomers' storm to serve, or too many clients."""
 UPDATES_MAX = 2_000
 """So many leave whoever is busy: the hub should not hold more than a burst."""
+_UNDER_WAY_MAX = 2
+"""More publications are not given to a worker that has yet to finish the first. With 5,000 clients, at 20 and at 100
+updates/s, the p99 was 122 and 150 ms with one, 73 and 137 with two, 57 and 158 with three, 87 and 300 without a limit;
+medians of three, and 58 and 124 of the bare loop."""
 _LOOK_SECONDS_PER_CLIENT = 4e-6
 """Half of what a write takes: so there are a few looks in a pass, however many clients it has."""
 _LOOK_SECONDS_MIN = 0.001
@@ -23,13 +28,14 @@ _LOOK_SECONDS_MAX = 0.02
 
 
 class Gathering:
-    """Decides at each end of a batch; `run` publishes what has waited, as soon as workers have sent the last.
+    """Decides at each end of a batch; `run` publishes what has waited, as soon as workers have sent what they have.
 
-    `is_sending` says whether some worker has not yet, `publish` publishes everything.
+    `under_way` says of how many publications the busiest worker was told since it last was done with all of them,
+    `publish` publishes everything.
     """
 
-    def __init__(self, is_sending: Callable[[], bool], publish: Callable[[], None]) -> None:
-        self._is_sending = is_sending
+    def __init__(self, under_way: Callable[[], int], publish: Callable[[], None]) -> None:
+        self._under_way = under_way
         self._publish = publish
         self._look_seconds = _LOOK_SECONDS_MIN
         self._wake = asyncio.Event()
@@ -53,8 +59,10 @@ class Gathering:
         return False
 
     def _is_over(self) -> bool:
-        """Whether workers have sent the last, or what waits has waited long enough."""
-        return not self._is_sending() or (self.since > 0 and _monotonic() - self.since >= GATHER_SECONDS_MAX)
+        """Whether workers may be given more, or what waits has waited long enough."""
+        if self._under_way() < _UNDER_WAY_MAX:
+            return True
+        return self.since > 0 and _monotonic() - self.since >= GATHER_SECONDS_MAX
 
     def published(self) -> None:
         """Nothing waits any more."""

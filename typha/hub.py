@@ -56,7 +56,7 @@ class Hub:
             lambda channel: self.channels.get(channel.key) is channel,
             lambda worker: self.workers.get(worker.number) is worker,
         )
-        self.gathering = gathering.Gathering(self._is_sending, self.commit)
+        self.gathering = gathering.Gathering(self._ends_under_way, self.commit)
         self._waiting = 0
         """Objects that have come since the last commit."""
         self._must_publish = False
@@ -156,8 +156,8 @@ class Hub:
         if self._wanted:
             self._open_wanted()
 
-    def _is_sending(self) -> bool:
-        return any(worker.is_sending for worker in self.workers.values())
+    def _ends_under_way(self) -> int:
+        return max((worker.ends_under_way for worker in self.workers.values()), default=0)
 
     def _channels_of(self, source: feed.Feed) -> list[hub_channel.HubChannel]:
         return [channel for channel in self.channels.values() if channel.feed is source]

@@ -63,7 +63,7 @@ class WorkerHandle:
         return f"<WorkerHandle {self.number} ready={self.ready} active={self.active}>"
 
     def share_progress(self) -> None:
-        """From now on `is_sending` is known."""
+        """From now on `ends_under_way` is known."""
         self._ends_sent, descriptor = progress.Progress.create()
         try:
             self.tell(["progress"], descriptor)
@@ -77,9 +77,9 @@ class WorkerHandle:
             self._ends_sent = None
 
     @property
-    def is_sending(self) -> bool:
-        """Whether it has not yet sent every client that keeps up what it was told of last."""
-        return self._ends_sent is not None and self._ends_told != self._ends_sent.value
+    def ends_under_way(self) -> int:
+        """Of how many ends of logs it was told since it last had sent every client that keeps up all that there was."""
+        return 0 if self._ends_sent is None else self._ends_told - self._ends_sent.value
 
     @property
     def active(self) -> int:

@@ -51,10 +51,11 @@ async def test_the_hub_hears_how_things_are(stage: Stage) -> None:
 
 async def test_the_hub_sees_when_everybody_has_been_sent_the_last(stage: Stage) -> None:
     await stage.converged(await stage.subscribe())
-    for number in range(3):
-        stage.put(pod("a", number, version=number + 10))
-        assert stage.handle.is_sending
-        await eventually(lambda: not stage.handle.is_sending)
+    for versions in ([10], [11, 12, 13], [14]):
+        for version in versions:
+            stage.put(pod("a", version, version=version))
+        assert stage.handle.ends_under_way == len(versions)
+        await eventually(lambda: not stage.handle.ends_under_way)
 
 
 async def test_the_hub_hears_how_far_the_slowest_is(open_stage: OpenStage) -> None:
