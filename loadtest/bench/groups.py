@@ -153,8 +153,11 @@ class Play:
         self.figures[f"p99-{name}"] = window.latency_milliseconds(0.99)
 
     async def _burst(self, contender: contenders.Contender, swarm: supervisor.Swarm) -> None:
+        before = swarm.totals().updates
+
         async def change() -> None:
             await self._churn(BURST_RATE_PER_SECOND, BURST_UPDATES / BURST_RATE_PER_SECOND)
+            await swarm.wait_for(lambda totals: totals.updates > before, timeout_seconds=windows.QUIET_TIMEOUT_SECONDS)
 
         window = await windows.observe(contender, swarm, change)
         self.figures["burst-cpu"] = window.cpu_seconds

@@ -10,8 +10,6 @@ from typing import Final
 from loadtest.bench import contenders
 from loadtest.swarm import histogram, supervisor
 
-QUIET_SECONDS: Final = 0.6
-"""Agents report each half a second; what happened last is in the next report."""
 QUIET_TIMEOUT_SECONDS: Final = 60.0
 MEMORY_INTERVAL_SECONDS: Final = 0.5
 
@@ -59,12 +57,24 @@ async def observe(
 
 
 async def until_quiet(swarm: supervisor.Swarm) -> None:
-    """Returns when the agents have got nothing for a while; then all that happened is reported too."""
-    deadline = time.monotonic() + QUIET_TIMEOUT_SECONDS
+    """Returns when every process of the swarm has reported twice that its agents have got nothing more.
+
+    Not by the clock: a process that is busy with what it is sent may be late with its report. Raises SwarmError.
+    """
     seen = -1
-    while (now := swarm.totals().updates) != seen and time.monotonic() < deadline:
-        seen = now
-        await asyncio.sleep(QUIET_SECONDS)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(QUIET_TIMEOUT_SECONDS):
+            while (now := (await _reported(swarm)).updates) != seen:
+                seen = now
+
+
+async def _reported(swarm: supervisor.Swarm) -> supervisor.Totals:
+    """What all processes say from now on, at the next report of each."""
+    asked = time.time()
+    await swarm.wait_for(
+        lambda totals: totals.all_reported_at_seconds > asked, timeout_seconds=2 * QUIET_TIMEOUT_SECONDS
+    )
+    return swarm.totals()
 
 
 @contextlib.asynccontextmanager

@@ -27,6 +27,8 @@ class Totals:
     agents: int = 0
     at_seconds: float = 0.0
     """When the processes reported, on average, in seconds since 1970: what rates are to be computed with."""
+    all_reported_at_seconds: float = 0.0
+    """What is older than this is in the reports of all processes; 0 before all have reported."""
     connected: int = 0
     in_sync: int = 0
     connects: int = 0
@@ -274,6 +276,7 @@ class Swarm:
                 _add(totals, process.stats)
         reported = [process.stats.at_ns for process in chosen if process.stats is not None]
         totals.at_seconds = sum(reported) / len(reported) / 1e9 if reported else 0.0
+        totals.all_reported_at_seconds = min(reported) / 1e9 if len(reported) == len(chosen) else 0.0
         return totals
 
     async def impair(self, agents: int, *, bytes_per_second: int, seconds: float) -> None:
