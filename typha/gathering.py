@@ -30,7 +30,7 @@ _LOOK_SECONDS_MAX = 0.02
 class Gathering:
     """Decides at each end of a batch; `run` publishes what has waited, as soon as workers have sent what they have.
 
-    `under_way` says of how many publications the busiest worker was told since it last was done with all of them,
+    `under_way` says how many publications the busiest worker was told of since it last was done with all,
     `publish` publishes everything.
     """
 

@@ -78,7 +78,7 @@ class WorkerHandle:
 
     @property
     def ends_under_way(self) -> int:
-        """Of how many ends of logs it was told since it last had sent every client that keeps up all that there was."""
+        """Messages with new ends of logs since it last had nothing left to send to clients that keep up."""
         return 0 if self._ends_sent is None else self._ends_told - self._ends_sent.value
 
     @property

@@ -71,9 +71,7 @@ async def until_quiet(swarm: supervisor.Swarm) -> None:
 async def _reported(swarm: supervisor.Swarm) -> supervisor.Totals:
     """What all processes say from now on, at the next report of each."""
     asked = time.time()
-    await swarm.wait_for(
-        lambda totals: totals.all_reported_at_seconds > asked, timeout_seconds=2 * QUIET_TIMEOUT_SECONDS
-    )
+    await swarm.wait_for(lambda totals: totals.all_reported_at_seconds > asked, timeout_seconds=QUIET_TIMEOUT_SECONDS)
     return swarm.totals()
 
 

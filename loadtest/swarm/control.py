@@ -108,7 +108,7 @@ class GroupStats(msgspec.Struct, kw_only=True):
 
 
 class Stats(msgspec.Struct, tag="stats", kw_only=True):
-    """A worker's report, every half a second."""
+    """A process's report, every half a second. What it does not know of its agents is left as it is."""
 
     at_ns: int
     agents: int
@@ -125,14 +125,14 @@ class Stats(msgspec.Struct, tag="stats", kw_only=True):
     protocol_errors: list[str]
     """The first few, in words."""
     behaving: GroupStats
-    impaired: GroupStats
-    slowest_lag_seconds: float
+    impaired: GroupStats = msgspec.field(default_factory=GroupStats)
+    slowest_lag_seconds: float = 0.0
     """Of the connected, unimpaired agents: age of the first update that the slowest lacks and another has."""
-    impaired_lag_seconds: float
+    impaired_lag_seconds: float = 0.0
     """The same of the impaired."""
-    highest_sequence: int
-    distinct_states: int
-    distinct_frames: int
+    highest_sequence: int = 0
+    distinct_states: int = 0
+    distinct_frames: int = 0
     cpu_seconds: float
 
 

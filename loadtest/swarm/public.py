@@ -131,12 +131,6 @@ class Process:
             disconnects=disconnects,
             protocol_errors=protocol_errors,
             behaving=group,
-            impaired=control.GroupStats(),
-            slowest_lag_seconds=0.0,
-            impaired_lag_seconds=0.0,
-            highest_sequence=0,
-            distinct_states=0,
-            distinct_frames=0,
             cpu_seconds=time.process_time(),
         )
 

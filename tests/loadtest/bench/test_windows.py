@@ -24,12 +24,6 @@ class Bench:
             disconnects={},
             protocol_errors=[],
             behaving=control.GroupStats(updates=updates),
-            impaired=control.GroupStats(),
-            slowest_lag_seconds=0.0,
-            impaired_lag_seconds=0.0,
-            highest_sequence=0,
-            distinct_states=1,
-            distinct_frames=1,
             cpu_seconds=0.0,
         )
         process = self.swarm.processes[number]
