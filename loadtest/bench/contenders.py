@@ -123,6 +123,7 @@ async def _bare(log: Path, arguments: list[str]) -> AsyncIterator[Contender]:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=output,
+            start_new_session=True,  # as the service: Linux schedules sessions as groups (sched(7), autogroup)
         )
     assert process.stdin is not None
     assert process.stdout is not None
