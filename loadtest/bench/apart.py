@@ -84,7 +84,12 @@ async def pauses(around: Around) -> Figures:
                 await simulator.control("POST", "faults", {"kind": "compact"})
                 await asyncio.sleep(sizes.seconds / 2)
                 await simulator.control("DELETE", "churn")
+                await windows.until_quiet(swarm)
+                before = swarm.totals().updates
                 await simulator.control("POST", "burst", {"count": groups.BURST_UPDATES})
+                await swarm.wait_for(
+                    lambda totals: totals.updates > before, timeout_seconds=windows.QUIET_TIMEOUT_SECONDS
+                )
                 await windows.until_quiet(swarm)
                 await swarm.reconnect()
                 await asyncio.sleep(sizes.seconds / 2)
