@@ -87,9 +87,7 @@ async def pauses(around: Around) -> Figures:
                 await windows.until_quiet(swarm)
                 before = swarm.totals().updates
                 await simulator.control("POST", "burst", {"count": groups.BURST_UPDATES})
-                await swarm.wait_for(
-                    lambda totals: totals.updates > before, timeout_seconds=windows.QUIET_TIMEOUT_SECONDS
-                )
+                await windows.until_more_than(before, swarm)
                 await windows.until_quiet(swarm)
                 await swarm.reconnect()
                 await asyncio.sleep(sizes.seconds / 2)

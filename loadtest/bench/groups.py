@@ -157,7 +157,7 @@ class Play:
 
         async def change() -> None:
             await self._churn(BURST_RATE_PER_SECOND, BURST_UPDATES / BURST_RATE_PER_SECOND)
-            await swarm.wait_for(lambda totals: totals.updates > before, timeout_seconds=windows.QUIET_TIMEOUT_SECONDS)
+            await windows.until_more_than(before, swarm)
 
         window = await windows.observe(contender, swarm, change)
         self.figures["burst-cpu"] = window.cpu_seconds

@@ -68,6 +68,11 @@ async def until_quiet(swarm: supervisor.Swarm) -> None:
                 seen = now
 
 
+async def until_more_than(updates: int, swarm: supervisor.Swarm) -> None:
+    """Returns when the agents have got more updates than so many. Raises SwarmError, TimeoutError."""
+    await swarm.wait_for(lambda totals: totals.updates > updates, timeout_seconds=QUIET_TIMEOUT_SECONDS)
+
+
 async def _reported(swarm: supervisor.Swarm) -> supervisor.Totals:
     """What all processes say from now on, at the next report of each."""
     asked = time.time()
