@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.harness.repository import ROOT
+
 PACKAGES = ("protocol", "cache", "typha", "clients", "loadtest")
 MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70

@@ -12,7 +12,7 @@ from cache import catchup, cursor, log, store
 from protocol import digest, encoding, formats, messages
 from protocol.native import codec, encoder, frames
 from protocol.typha import encoder as typha_encoder
-from tests.cache import channel_harness
+from tests.harness import channel_harness
 
 KEYS = st.sampled_from([f"/{name}" for name in "abcdef"])
 CHANGES = st.lists(st.tuples(KEYS, st.booleans()), min_size=1, max_size=40)

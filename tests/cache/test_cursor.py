@@ -10,7 +10,7 @@ import pytest
 from cache import cursor, log
 from protocol import encoding, reasons
 from protocol.messages import SyncStatus
-from tests.cache import channel_harness
+from tests.harness import channel_harness
 
 State = cursor.CursorState
 REASON = reasons.DisconnectReason.NO_PROGRESS

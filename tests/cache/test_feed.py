@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cache import feed, objects, raw, resources
 from protocol import messages
-from tests.cache.channel_harness import NODES, PODS, pod_event
+from tests.harness.channel_harness import NODES, PODS, pod_event
 
 Status = messages.SyncStatus
 LIMIT = 500

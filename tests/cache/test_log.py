@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cache import log
 from protocol import encoding
-from tests.cache import channel_harness
+from tests.harness import channel_harness
 
 frame_bytes = st.binary(min_size=1, max_size=300) | st.integers(1, 3).map(bytes)
 

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from cache import memfile
-from tests.cache import channel_harness
+from tests.harness import channel_harness
 
 
 def test_a_growing_file_is_written_by_its_mapping_alone() -> None:

@@ -11,7 +11,7 @@ from cache import snapshot, store
 from protocol import formats, messages
 from protocol.native import encoder
 from protocol.typha import encoder as typha_encoder
-from tests.cache import channel_harness
+from tests.harness import channel_harness
 
 keys = st.integers(0, 30).map("/core/v1/pods/default/web-{}".format)
 histories = st.lists(st.tuples(keys, st.none() | st.binary(max_size=40) | st.just(b"a" * 2000)), max_size=40)

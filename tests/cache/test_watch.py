@@ -4,7 +4,7 @@ import pytest
 
 from cache.watch_steps import RequestKind
 from protocol.messages import SyncStatus
-from tests.cache.watch_harness import Hand, bookmark, error_event, event, pod_list
+from tests.harness.watch_harness import Hand, bookmark, error_event, event, pod_list
 
 LIST_ONLY = {"a/1": 5, "a/2": 6}
 

@@ -8,7 +8,7 @@ from cache import watch_policy, watch_steps
 from cache.watch_policy import Failure
 from cache.watch_steps import RequestKind
 from protocol.messages import SyncStatus
-from tests.cache.watch_harness import Hand, bookmark, error_event, event, pod_list, status
+from tests.harness.watch_harness import Hand, bookmark, error_event, event, pod_list, status
 
 LIST_ONLY = {"a/1": 5, "a/2": 6}
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import watch_decode
-from tests.cache.watch_harness import bookmark, event, json_bytes, pod, status
+from tests.harness.watch_harness import bookmark, event, json_bytes, pod, status
 
 
 def test_the_objects_bytes_are_kept_whatever_the_lines_shape() -> None:

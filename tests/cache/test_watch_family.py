@@ -2,7 +2,7 @@
 
 from cache import resources, watch_family
 from protocol.messages import SyncStatus
-from tests.cache.watch_harness import PODS, Hand, bookmark, event
+from tests.harness.watch_harness import PODS, Hand, bookmark, event
 
 OTHER = resources.ResourceType.parse("v1/nodes")
 

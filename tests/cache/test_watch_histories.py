@@ -10,7 +10,7 @@ from cache.watch_policy import Failure
 from cache.watch_states import Watching
 from cache.watch_steps import RequestKind
 from protocol.messages import SyncStatus
-from tests.cache.watch_harness import Hand, RecordingSink, bookmark, error_event, event, pod_list
+from tests.harness.watch_harness import Hand, RecordingSink, bookmark, error_event, event, pod_list
 
 NAMES = [f"a/{index}" for index in range(6)]
 POLICY = watch_policy.WatchPolicy(page_limit=2, slice_items=2)

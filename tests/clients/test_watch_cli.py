@@ -16,9 +16,9 @@ from clients import testing
 from protocol import messages
 from protocol.typha import connection, encoder
 from protocol.typha import messages as typha
+from tests.harness.repository import ROOT
 
 FEEDS = {"pods": {"/b": b"2", "/a": b"\xff", "/B": "é".encode()}}
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def _heed_interrupts() -> None:

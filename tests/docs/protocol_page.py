@@ -7,15 +7,14 @@ import ast
 import inspect
 import json
 import re
-from pathlib import Path
 
 import msgpack
 
 from protocol import digest, reasons
 from protocol.native import codec, connection, frames
 from tests.docs import vectors
+from tests.harness.repository import DOCS
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE = DOCS / "protocol.md"
 JSON = DOCS / "protocol-vectors.json"
 

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import pytest
 
 from cache.calico import syncers
+from tests.harness import repository
 from typha import cli
 
-PAGE = pathlib.Path(__file__).parents[2] / "docs" / "data-model.md"
+PAGE = repository.DOCS / "data-model.md"
 WITHOUT_BUILT_IN = " | grep -v default-allow"
 DOT = "●"
 

@@ -9,8 +9,8 @@ import textwrap
 from pathlib import Path
 
 from clients import testing
+from tests.harness.repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PODS = "/core/v1/pods/default/"
 
 

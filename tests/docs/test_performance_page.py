@@ -1,10 +1,8 @@
 """Tests that docs/performance.md shows what its history says."""
 
-from pathlib import Path
-
 from loadtest.bench import history, rows
+from tests.harness.repository import DOCS
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 HISTORY = DOCS / "performance"
 
 

@@ -2,11 +2,12 @@
 
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-GOBPEER = Path(__file__).parents[2] / "tools" / "gobpeer"
+from tests.harness import repository
+
+GOBPEER = repository.ROOT / "tools" / "gobpeer"
 _left_out = pytest.StashKey[int]()
 
 

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.harness.repository import ROOT
+
 LIMIT_SECONDS = 400
 """The longest part takes some 90 s on two cores that have nothing else to do."""
 

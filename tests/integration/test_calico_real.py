@@ -10,9 +10,8 @@ import aiohttp
 import pytest
 
 from cache.calico import syncers
-from tests.integration import calico_cluster
-from tests.integration.calico_cluster import Map, RealCluster, output_of, recorded_steps
-from tests.typha import served
+from tests.harness import calico_cluster, served
+from tests.harness.calico_cluster import Map, RealCluster, output_of, recorded_steps
 from typha import calico_objects
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(300)]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from protocol import messages as common
 from protocol.typha import codec, connection, encoder, messages, timestamps
-from tests.protocol import strategies
+from tests.harness import strategies
 
 pytestmark = pytest.mark.go
 

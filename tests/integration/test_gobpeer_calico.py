@@ -15,8 +15,7 @@ import pytest
 
 from cache.calico import syncers
 from loadtest.apiserver import resources as simulated
-from tests.integration import go_client
-from tests.typha import served, support
+from tests.harness import go_client, served, support
 
 pytestmark = pytest.mark.go
 

@@ -13,8 +13,7 @@ import pytest
 
 from cache.calico import syncers
 from loadtest import controlplane
-from tests.integration import calico_cluster, go_client
-from tests.typha import served, support
+from tests.harness import calico_cluster, go_client, served, support
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.go, pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from tests.integration import go_client
+from tests.harness import go_client
+from tests.harness.support import Stage, eventually, pod
 from tests.typha.conftest import OpenStage, open_stage
-from tests.typha.support import Stage, eventually, pod
 
 pytestmark = pytest.mark.go
 __all__ = ["open_stage"]  # a fixture

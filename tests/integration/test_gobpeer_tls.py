@@ -7,9 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 import trustme
 
-from tests.integration import go_client
+from tests.harness import certificates, go_client, served, support
 from tests.integration.test_gobpeer_calico import CalicoCluster, go_clients, have_the_map
-from tests.typha import certificates, served, support
 
 pytestmark = pytest.mark.go
 

@@ -16,8 +16,7 @@ import pytest
 from cache.calico import syncers
 from clients import connection, mirror
 from loadtest import measure
-from tests.integration import calico_cluster
-from tests.typha import served, support
+from tests.harness import calico_cluster, served, support
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -14,7 +14,7 @@ import pytest
 from loadtest import controlplane
 from loadtest.apiserver import resources
 from loadtest.apiserver.simulator import Simulator
-from tests.loadtest.apiserver.client import Api, JsonObject, names
+from tests.harness.apiserver_client import Api, JsonObject, names
 
 DEADLINE_SECONDS = 30.0
 WIDGETS = resources.WIDGETS

@@ -16,9 +16,9 @@ from cache import catchup, cursor, feed, raw, resources, store
 from protocol import messages
 from protocol.native import encoder
 from protocol.typha import encoder as typha_encoder
-from tests.cache import channel_harness
-from tests.cache.channel_harness import NODES, PODS, pod_event
-from tests.scenarios.pipeline_channel import Channel, Client
+from tests.harness import channel_harness
+from tests.harness.channel_harness import NODES, PODS, pod_event
+from tests.harness.pipeline_channel import Channel, Client
 
 State = cursor.CursorState
 MAX_VALUE_BYTES = 450

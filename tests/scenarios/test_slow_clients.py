@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterable
 from clients import connection, follow
 from loadtest.apiserver import resources as simulated
 from protocol import messages
-from tests.typha import served, support
+from tests.harness import served, support
 
 FEED = "felix"
 SETS = simulated.Resource("projectcalico.org", "v3", "globalnetworksets", "GlobalNetworkSet", False, custom=True)

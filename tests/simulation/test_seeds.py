@@ -3,15 +3,14 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.harness.repository import ROOT
 from tests.simulation import simulation
 
 SEEDS = 2000
 SEEDS_PER_TEST = 50
-ROOT = Path(__file__).resolve().parents[2]
 FIRST_SEEDS = range(0, SEEDS, SEEDS_PER_TEST)
 
 

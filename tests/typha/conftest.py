@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from tests.typha import certificates, hub_bench, support
+from tests.harness import certificates, hub_bench, support
 from typha import policy, tls
 
 OpenStage: TypeAlias = Callable[..., Awaitable[support.Stage]]

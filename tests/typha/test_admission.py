@@ -13,8 +13,8 @@ import pytest
 from cache import cursor
 from protocol import formats, messages, reasons
 from protocol.native import encoder
+from tests.harness.support import FAST, Peer, Stage, eventually, pod
 from tests.typha.conftest import OpenStage
-from tests.typha.support import FAST, Peer, Stage, eventually, pod
 from typha import admission, channel_view, client, policy, transport
 
 LIMITS = policy.Policy(

@@ -10,7 +10,7 @@ from structlog import testing
 
 from cache.calico import syncers
 from cache.kube import api
-from tests.cache.kube.scripted_server import ScriptedServer, session_to
+from tests.harness.scripted_server import ScriptedServer, session_to
 from typha import calico_objects
 
 V1, V3 = syncers.Group.V1, syncers.Group.V3

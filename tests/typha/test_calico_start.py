@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cache.calico import syncers
-from tests.cache.kube.scripted_server import ScriptedServer, session_to
+from tests.harness.scripted_server import ScriptedServer, session_to
 from typha import calico_start, hub, settings
 
 V1, V3 = syncers.Group.V1, syncers.Group.V3

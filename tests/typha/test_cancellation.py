@@ -10,8 +10,8 @@ import uvloop
 
 from protocol import messages
 from protocol.native import connection
-from tests.typha import support
-from tests.typha.served import FEED, Cluster
+from tests.harness import support
+from tests.harness.served import FEED, Cluster
 from typha import service, settings
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}

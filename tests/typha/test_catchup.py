@@ -10,9 +10,9 @@ import pytest
 
 from cache.cursor import CursorState
 from protocol import messages
-from tests.typha import support, typha_peer
+from tests.harness import support, typha_peer
+from tests.harness.support import FAST, Stage, eventually, pod
 from tests.typha.conftest import OpenStage
-from tests.typha.support import FAST, Stage, eventually, pod
 from typha import client
 
 WAITING, RESYNC, IN_SYNC, CATCHING_UP = messages.SyncStatus

@@ -12,7 +12,7 @@ from cache import catchup
 from protocol import messages
 from protocol.native import encoder
 from protocol.typha import encoder as typha_encoder
-from tests.typha import support
+from tests.harness import support
 from typha import catchup_maker, hub_channel, worker_handle
 
 

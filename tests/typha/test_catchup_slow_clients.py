@@ -5,9 +5,9 @@ import asyncio
 import msgspec
 
 from cache.cursor import CursorState
-from tests.typha import support
+from tests.harness import support
+from tests.harness.support import Stage, eventually, pod
 from tests.typha.conftest import OpenStage
-from tests.typha.support import Stage, eventually, pod
 from tests.typha.test_catchup import (
     CATCHING_UP,
     IN_SYNC,

@@ -6,9 +6,9 @@ import pytest
 
 from protocol import formats, messages
 from protocol.native import encoder
-from tests.typha import support, typha_peer
+from tests.harness import support, typha_peer
+from tests.harness.support import FEED, Stage, eventually, pod
 from tests.typha.conftest import OpenStage
-from tests.typha.support import FEED, Stage, eventually, pod
 from typha import channel_view, hub_channel
 
 

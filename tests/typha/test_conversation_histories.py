@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from tests import wire
-from tests.typha import support, typha_peer
+from tests.harness import support, typha_peer
+from tests.harness.support import FAST
 from tests.typha.conftest import OpenStage
-from tests.typha.support import FAST
 
 FOLDER = "client-to-server-odd"
 RECORDED: list[dict[str, Any]] = wire.load_json(f"{FOLDER}/results.json")

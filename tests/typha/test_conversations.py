@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import pathlib
 
 import msgspec
 import pytest
@@ -16,13 +15,13 @@ from protocol.native import frames
 from protocol.reasons import DisconnectReason
 from protocol.typha import codec, connection, encoder, timestamps
 from protocol.typha import messages as typha
-from tests.typha import support, typha_peer
+from tests.harness import repository, support, typha_peer
+from tests.harness.support import FAST, Stage, eventually, pod
+from tests.harness.typha_peer import ACK, FELIX, HELLO, PLAIN_HELLO
 from tests.typha.conftest import OpenStage
-from tests.typha.support import FAST, Stage, eventually, pod
-from tests.typha.typha_peer import ACK, FELIX, HELLO, PLAIN_HELLO
 from typha import conversations, policy
 
-RECORDED_HELLO = (pathlib.Path(__file__).parent / "data" / "typha-client-hello.bin").read_bytes()
+RECORDED_HELLO = (repository.DATA / "typha-client-hello.bin").read_bytes()
 """What a Go client of Calico sends that takes no snappy: its hello, then two pongs."""
 CONFIG = policy.WorkerConfig(number=1, feeds=("felix", "bgp", "web"), incarnation="ab" * 16, settings={})
 PONG = codec.encode(typha.Pong(timestamps.from_unix_nanoseconds(5)), types=codec.CLIENT)

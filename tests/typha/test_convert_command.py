@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cache.calico import syncers
-from tests.cache.calico import corpus, ours
+from tests.harness import corpus, ours
 from typha import cli
 
 POOL: dict[str, Any] = {

@@ -8,9 +8,9 @@ import pytest
 
 from cache import cursor
 from protocol import messages
-from tests.typha import support
+from tests.harness import support
+from tests.harness.support import FAST, Stage, eventually, pod
 from tests.typha.conftest import OpenStage
-from tests.typha.support import FAST, Stage, eventually, pod
 from typha import channel_view, client
 
 SMALL_BUFFER = 4096

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from protocol import messages
-from tests.typha import support
+from tests.harness import support
+from tests.harness.support import FAST, FEED, Stage, eventually, pod
 from tests.typha.conftest import OpenStage
-from tests.typha.support import FAST, FEED, Stage, eventually, pod
 from typha import channels, client, fanout, ipc, poller
 
 

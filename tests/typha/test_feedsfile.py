@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 
 from cache.raw import FeedSpec, ResourceSpec
 from cache.resources import ResourceType
+from tests.harness.repository import ROOT
 from typha import feedsfile
 from typha.settings import ConfigurationError
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_feeds() -> None:

@@ -12,10 +12,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from protocol import messages
 from protocol.native import frames
-from tests.typha import certificates, typha_peer
-from tests.typha.certificates import AGENT, AGENT_URI
+from tests.harness import certificates, typha_peer
+from tests.harness.certificates import AGENT, AGENT_URI
+from tests.harness.support import FAST, Peer, Stage, eventually, pod
 from tests.typha.conftest import OpenTlsStage
-from tests.typha.support import FAST, Peer, Stage, eventually, pod
 from typha import tls
 
 

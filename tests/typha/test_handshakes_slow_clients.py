@@ -8,9 +8,9 @@ import threading
 import msgspec
 import pytest
 
-from tests.typha import support
+from tests.harness import support
+from tests.harness.support import FAST, Peer, Stage, eventually
 from tests.typha.conftest import OpenTlsStage
-from tests.typha.support import FAST, Peer, Stage, eventually
 from typha import client, handshakes, sweep, tls
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from protocol import messages
-from tests.typha import support
-from tests.typha.hub_bench import KIBIBYTE, Bench
-from tests.typha.support import NODES, PODS, build_snapshot, pod
+from tests.harness import support
+from tests.harness.hub_bench import KIBIBYTE, Bench
+from tests.harness.support import NODES, PODS, build_snapshot, pod
 from typha import channel_view, hub, hub_channel
 
 IN_SYNC, RESYNC = messages.SyncStatus.IN_SYNC, messages.SyncStatus.RESYNC

@@ -7,7 +7,7 @@ import pytest
 from cache import feed
 from protocol import messages
 from protocol.native import encoder
-from tests.typha import support
+from tests.harness import support
 from typha import hub_channel
 
 BUDGET = 1 << 24

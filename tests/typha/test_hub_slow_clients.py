@@ -1,8 +1,8 @@
 """The hub's part for slow clients: which deletions it remembers, what workers ask it for, and what it announces."""
 
 from protocol import messages
-from tests.typha.hub_bench import Bench
-from tests.typha.support import PODS, build_snapshot, pod
+from tests.harness.hub_bench import Bench
+from tests.harness.support import PODS, build_snapshot, pod
 
 IN_SYNC, RESYNC = messages.SyncStatus.IN_SYNC, messages.SyncStatus.RESYNC
 

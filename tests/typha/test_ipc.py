@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.typha import support
+from tests.harness import support
 from typha import ipc
 
 

@@ -1,16 +1,14 @@
 """Metrics: exact names in the exposition, presets, summaries, and that docs and table agree."""
 
 import math
-import pathlib
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from protocol.reasons import DisconnectReason
+from tests.harness.repository import ROOT
 from typha import metrics, metrics_table
 from typha.quantiles import Histogram
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 ORIGINAL_NAMES = {
     "typha_connections_accepted": "counter",

@@ -7,8 +7,8 @@ import pytest
 
 from protocol import messages
 from protocol.reasons import DisconnectReason
-from tests.typha import support
-from tests.typha.served import FEED, Cluster
+from tests.harness import support
+from tests.harness.served import FEED, Cluster
 from typha import health, metrics_table, service, settings
 
 WAITING, RESYNC, IN_SYNC = messages.SyncStatus.WAITING, messages.SyncStatus.RESYNC, messages.SyncStatus.IN_SYNC

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.typha import support
+from tests.harness import support
 from typha import poller
 
 

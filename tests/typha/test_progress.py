@@ -2,7 +2,7 @@
 
 import os
 
-from tests.typha import support
+from tests.harness import support
 from typha import progress
 
 

@@ -9,8 +9,8 @@ import random
 import msgspec
 import pytest
 
+from tests.harness.support import FAST, Peer, Stage, eventually, pod
 from tests.typha.conftest import OpenStage
-from tests.typha.support import FAST, Peer, Stage, eventually, pod
 from typha import transport
 
 RECORD_BYTES = 500

@@ -13,8 +13,8 @@ import pytest
 
 from cache import watch_decode
 from loadtest.apiserver import faults
-from tests.typha import served, support
-from tests.typha.served import Cluster, converged, mirrors, serving
+from tests.harness import served, support
+from tests.harness.served import Cluster, converged, mirrors, serving
 from typha import service, settings
 
 

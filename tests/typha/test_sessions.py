@@ -1,7 +1,6 @@
 """What peers say: good hellos, and every bad one; each ends with one reason, and nobody else notices."""
 
 import asyncio
-import pathlib
 import random
 import socket
 
@@ -11,12 +10,12 @@ import pytest
 from protocol import messages
 from protocol.native import codec, frames
 from protocol.reasons import DisconnectReason
-from tests.typha import full_transport
+from tests.harness import full_transport, repository
+from tests.harness.support import FAST, FEED, Peer, Stage, eventually, pod
 from tests.typha.conftest import OpenStage
-from tests.typha.support import FAST, FEED, Peer, Stage, eventually, pod
 from typha import conversations
 
-TYPHA_HELLO = (pathlib.Path(__file__).parent / "data" / "typha-client-hello.bin").read_bytes()
+TYPHA_HELLO = (repository.DATA / "typha-client-hello.bin").read_bytes()
 """What a Go client of Calico sends first, recorded."""
 TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(range(190))
 HELLO = frames.PREFACE + frames.pack_frame(codec.encode(messages.ClientHello(feed=FEED, agent="test")))

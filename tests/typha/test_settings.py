@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.harness.repository import ROOT
 from typha import settings, settings_docs
 from typha.settings_table import BY_LOWER_NAME
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 def load(environment: dict[str, str] | None = None, *, file: str | None = None) -> settings.Loaded:

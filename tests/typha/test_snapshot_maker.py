@@ -8,7 +8,7 @@ import pytest
 
 from protocol import messages
 from protocol.native import encoder
-from tests.typha import support
+from tests.harness import support
 from typha import hub_channel, snapshot_maker
 
 

@@ -11,9 +11,9 @@ import pytest
 from cache import cursor
 from protocol import messages
 from protocol.native import codec, frames
-from tests.typha import full_transport, support
+from tests.harness import full_transport, support
+from tests.harness.support import FAST, FEED, Stage, eventually, pod
 from tests.typha.conftest import OpenStage
-from tests.typha.support import FAST, FEED, Stage, eventually, pod
 from typha import channel_view, client, sweep
 
 SHORT = msgspec.structs.replace(

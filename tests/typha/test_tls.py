@@ -9,7 +9,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.typha import certificates
+from tests.harness import certificates
 from typha import settings, tls
 
 

@@ -13,9 +13,9 @@ import pytest
 import trustme
 
 from clients import connection, mirror
-from tests.typha import certificates, support
+from tests.harness import certificates, support
+from tests.harness.served import COMMAND, FEED, Cluster, converged, serving
 from tests.typha.conftest import OpenStage
-from tests.typha.served import COMMAND, FEED, Cluster, converged, serving
 
 
 @pytest.fixture

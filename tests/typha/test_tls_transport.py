@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.typha import certificates
+from tests.harness import certificates
 from typha import client, tls_transport, transport
 
 RECORD = tls_transport.RECORD_BYTES

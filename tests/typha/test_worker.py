@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from tests.typha import support
+from tests.harness import support
 from typha import ipc, policy, settings, worker
 
 

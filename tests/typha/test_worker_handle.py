@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.typha import support
+from tests.harness import support
 from typha import ipc, worker_handle
 
 

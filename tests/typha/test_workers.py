@@ -10,8 +10,8 @@ from unittest import mock
 
 import pytest
 
-from tests.typha import support
-from tests.typha.served import Cluster, converged, mirrors, serving
+from tests.harness import support
+from tests.harness.served import Cluster, converged, mirrors, serving
 from typha import service, settings, workers
 
 

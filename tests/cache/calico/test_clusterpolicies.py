@@ -5,23 +5,23 @@ from typing import Any
 import pytest
 
 from cache.calico import clusterpolicies, model
-from tests.cache.calico import making
+from tests.harness import builders
 
 _POD = "projectcalico.org/orchestrator == 'k8s'"
 
 
 def convert(**spec: Any) -> list[model.Item]:
     basis = {"tier": "Admin", "priority": 5, "subject": {"namespaces": {}}}
-    return list(clusterpolicies.convert(making.event("p", spec={**basis, **spec})))
+    return list(clusterpolicies.convert(builders.event("p", spec={**basis, **spec})))
 
 
 def egress(*rules: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = making.value(convert(egress=list(rules))).get("outbound_rules", [])
+    found: list[dict[str, Any]] = builders.value(convert(egress=list(rules))).get("outbound_rules", [])
     return found
 
 
 def test_a_policy_without_rules() -> None:
-    assert making.values(convert()) == {
+    assert builders.values(convert()) == {
         "/calico/v1/policy/KubernetesClusterNetworkPolicy//p": '{"tier":"kube-admin","order":5,'
         f'"selector":"({_POD}) \\u0026\\u0026 has(projectcalico.org/namespace)"}}'
     }
@@ -29,7 +29,7 @@ def test_a_policy_without_rules() -> None:
 
 def test_subjects_and_tiers() -> None:
     pods = {"podSelector": {"matchLabels": {"a": "b"}}}
-    found = making.value(convert(tier="Baseline", subject={"pods": pods}))
+    found = builders.value(convert(tier="Baseline", subject={"pods": pods}))
     assert found["tier"] == "kube-baseline"
     assert found["selector"] == f"({_POD} && a == 'b') && has(projectcalico.org/namespace)"
 
@@ -43,7 +43,7 @@ def test_policies_that_are_absent(spec: dict[str, Any], reason: str) -> None:
 
 def test_actions_names_and_types() -> None:
     peers: list[dict[str, Any]] = [{"namespaces": {}}]
-    found = making.value(
+    found = builders.value(
         convert(
             ingress=[
                 {"name": "one", "action": "Accept", "from": peers},
@@ -110,7 +110,7 @@ def test_protocols() -> None:
 )
 def test_a_bad_rule_fails_closed(bad: dict[str, Any]) -> None:
     items = convert(egress=[{"action": action, **bad} for action in ("Accept", "Deny", "Pass", "Other")])
-    assert making.value(items)["outbound_rules"] == [{"action": "deny"}, {"action": "deny"}]
+    assert builders.value(items)["outbound_rules"] == [{"action": "deny"}, {"action": "deny"}]
     assert items[0].warning
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from cache.calico import syncers
-from tests.cache.calico import corpus, ours
+from tests.harness import corpus, ours
 
 RECORDINGS = 122
 _NOTHING = ours.Own("")

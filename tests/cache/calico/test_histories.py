@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cache import objects
 from cache.calico import syncers
-from tests.cache.calico import corpus
+from tests.harness import corpus
 
 _GROUP = syncers.Group.V1
 _NAMES = st.sampled_from(["a", "b", "c"])

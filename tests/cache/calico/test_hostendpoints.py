@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from cache.calico import hostendpoints, model
-from tests.cache.calico import making
+from tests.harness import builders
 
 
 def convert(metadata: dict[str, Any] | None = None, **spec: Any) -> list[model.Item]:
-    event = making.event("h", metadata=metadata, spec={"node": "w", **spec})
-    return list(hostendpoints.convert(event, making.V1))
+    event = builders.event("h", metadata=metadata, spec={"node": "w", **spec})
+    return list(hostendpoints.convert(event, builders.V1))
 
 
 def test_all_members() -> None:
@@ -21,16 +21,16 @@ def test_all_members() -> None:
         "profiles": ["p.1"],
         "ports": [{"name": "http", "protocol": "TCP", "port": 80}],
     }
-    assert making.values(convert(metadata, **spec)) == {
+    assert builders.values(convert(metadata, **spec)) == {
         "/calico/v1/host/w/endpoint/h": '{"name":"eth0","expected_ipv4_addrs":["1.2.3.4"],'
         '"expected_ipv6_addrs":["fd00::1"],"labels":{"a":"1","b":"2"},"profile_ids":["p.1"],'
         '"ports":[{"name":"http","protocol":"tcp","port":80}],"qosControls":{"dscp":"EF"}}'
     }
-    assert making.value(convert()) == {"labels": None}
+    assert builders.value(convert()) == {"labels": None}
 
 
 def test_the_node_is_no_escaped_part_of_the_key() -> None:
-    assert list(making.values(convert(node="bad/node"))) == ["/calico/v1/host/bad/node/endpoint/h"]
+    assert list(builders.values(convert(node="bad/node"))) == ["/calico/v1/host/bad/node/endpoint/h"]
 
 
 @pytest.mark.parametrize(

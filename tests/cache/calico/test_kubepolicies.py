@@ -5,22 +5,22 @@ from typing import Any
 import pytest
 
 from cache.calico import kubepolicies, model
-from tests.cache.calico import making
+from tests.harness import builders
 
 _POD = "projectcalico.org/orchestrator == 'k8s'"
 
 
 def convert(**spec: Any) -> list[model.Item]:
-    return list(kubepolicies.convert_policy(making.event("p", "n", spec={"podSelector": {}, **spec})))
+    return list(kubepolicies.convert_policy(builders.event("p", "n", spec={"podSelector": {}, **spec})))
 
 
 def inbound(*rules: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = making.value(convert(ingress=list(rules)))["inbound_rules"]
+    found: list[dict[str, Any]] = builders.value(convert(ingress=list(rules)))["inbound_rules"]
     return found
 
 
 def test_an_empty_policy() -> None:
-    assert making.values(convert()) == {
+    assert builders.values(convert()) == {
         "/calico/v1/policy/KubernetesNetworkPolicy/n/p": '{"namespace":"n","tier":"default","order":1000,'
         f'"selector":"({_POD}) \\u0026\\u0026 projectcalico.org/namespace == \'n\'","types":["ingress"]}}'
     }
@@ -36,7 +36,7 @@ def test_pod_selectors() -> None:
             {"key": "f", "operator": "DoesNotExist"},
         ],
     }
-    text = making.value(convert(podSelector=selector))["selector"]
+    text = builders.value(convert(podSelector=selector))["selector"]
     expected = f"{_POD} && a == '1' && b == '2' && c in {{ 'x', 'y' }} && d not in {{ 'z' }} && has(e) && ! has(f)"
     assert text == f"({expected}) && projectcalico.org/namespace == 'n'"
 
@@ -52,7 +52,7 @@ def test_pod_selectors() -> None:
     ],
 )
 def test_types(given: list[str] | None, types: list[str]) -> None:
-    assert making.value(convert(policyTypes=given))["types"] == types
+    assert builders.value(convert(policyTypes=given))["types"] == types
 
 
 def test_peers() -> None:
@@ -117,7 +117,7 @@ def test_rules_are_products_in_the_order_of_protocols_and_peers() -> None:
 
 def test_egress_puts_all_on_the_destination() -> None:
     rule = {"to": [{"ipBlock": {"cidr": "1.0.0.0/8"}}], "ports": [{"port": 2}]}
-    converted = making.value(convert(egress=[rule], policyTypes=["Egress"]))
+    converted = builders.value(convert(egress=[rule], policyTypes=["Egress"]))
     assert converted["outbound_rules"] == [
         {"action": "allow", "protocol": "tcp", "dst_nets": ["1.0.0.0/8"], "dst_ports": [2]}
     ]
@@ -129,21 +129,23 @@ BAD_RULE = {"ports": [{"port": "http", "endPort": 80}]}
 def test_a_rule_that_cannot_be_converted_is_left_out() -> None:
     [item] = convert(ingress=[BAD_RULE, {"ports": [{"port": 1}]}])
     assert item.warning
-    assert len(making.value([item])["inbound_rules"]) == 1
+    assert len(builders.value([item])["inbound_rules"]) == 1
 
 
 def test_an_unreadable_block_widens_its_rule_and_is_warned_of() -> None:
     [item] = convert(ingress=[{"from": [{"ipBlock": {"cidr": "junk"}}]}])
     assert "junk" in item.warning
-    assert making.value([item])["inbound_rules"] == [{"action": "allow"}]
+    assert builders.value([item])["inbound_rules"] == [{"action": "allow"}]
 
 
 def test_staged_policies() -> None:
     def staged(**spec: Any) -> list[model.Item]:
-        return list(kubepolicies.convert_staged_policy(making.event("p", "n", spec=spec), making.V1))
+        return list(kubepolicies.convert_staged_policy(builders.event("p", "n", spec=spec), builders.V1))
 
-    assert making.value(staged(stagedAction="Learn"))["staged_action"] == "Learn"
-    assert making.values(staged(stagedAction="Delete")) == {"/calico/v1/policy/StagedKubernetesNetworkPolicy/n/p": None}
+    assert builders.value(staged(stagedAction="Learn"))["staged_action"] == "Learn"
+    assert builders.values(staged(stagedAction="Delete")) == {
+        "/calico/v1/policy/StagedKubernetesNetworkPolicy/n/p": None
+    }
     with pytest.raises(model.ConversionError) as caught:
         staged(ingress=[BAD_RULE])
     assert caught.value.reason == "bad-rule"

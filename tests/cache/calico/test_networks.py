@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cache.calico import model, networks
-from tests.cache.calico import making
+from tests.harness import builders
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ from tests.cache.calico import making
     ],
 )
 def test_pools(spec: dict[str, Any], expected: dict[str, Any]) -> None:
-    items = networks.convert_pool(making.event(spec={"cidr": "10.1.2.3/16", **spec}), making.V1)
-    found = making.value(items, "/calico/v1/ipam/v4/pool/10.1.0.0-16")
+    items = networks.convert_pool(builders.event(spec={"cidr": "10.1.2.3/16", **spec}), builders.V1)
+    found = builders.value(items, "/calico/v1/ipam/v4/pool/10.1.0.0-16")
     assert found["cidr"] == "10.1.0.0/16"
     assert {name: found[name] for name in expected} == expected
     assert ("allowed_uses" in found) is ("allowedUses" in spec)
@@ -47,7 +47,7 @@ def test_pools(spec: dict[str, Any], expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize("cidr", ["junk", "", None, "10.0.0.1", "::ffff:10.0.0.0/120"])
 def test_bad_cidrs(convert: Any, cidr: str | None) -> None:
     with pytest.raises(model.ConversionError) as caught:
-        convert(making.event(spec={"cidr": cidr, "node": "w"}), making.V1)
+        convert(builders.event(spec={"cidr": cidr, "node": "w"}), builders.V1)
     assert caught.value.reason == "bad-cidr"
 
 
@@ -67,7 +67,7 @@ def test_a_block() -> None:
         "sequenceNumberForAllocation": {"2": 1, "10": 2},
         "strictAffinity": True,
     }
-    assert making.values(networks.convert_block(making.event(spec=spec), making.V1)) == {
+    assert builders.values(networks.convert_block(builders.event(spec=spec), builders.V1)) == {
         "/calico/ipam/v2/assignment/ipv6/block/fd00:40::-126": '{"cidr":"fd00:40::/126","affinity":"host:w",'
         '"affinity_claim_time":"2026-01-02T03:04:05Z","allocations":[0,null],"unallocated":[1],"attributes":'
         '[{"handle_id":"","secondary":{"a":"","b":"\\u003c"}},{},{"releasedAt":"2026-01-02T03:04:05Z"}],'
@@ -76,8 +76,8 @@ def test_a_block() -> None:
 
 
 def test_an_empty_block() -> None:
-    items = networks.convert_block(making.event(spec={"cidr": "10.0.0.0/26", "deleted": True}), making.V1)
-    assert making.value(items) == {
+    items = networks.convert_block(builders.event(spec={"cidr": "10.0.0.0/26", "deleted": True}), builders.V1)
+    assert builders.value(items) == {
         "cidr": "10.0.0.0/26",
         "affinity": None,
         "allocations": None,
@@ -91,22 +91,22 @@ def test_an_empty_block() -> None:
 
 def affinity(group: Any, **spec: Any) -> dict[str, str | None]:
     whole = {"cidr": "10.0.0.0/26", "node": "w", "state": "confirmed", **spec}
-    return making.values(networks.convert_affinity(making.event(spec=whole), group))
+    return builders.values(networks.convert_affinity(builders.event(spec=whole), group))
 
 
 def test_affinities() -> None:
     key, value = "/calico/ipam/v2/host/w/ipv4/block/10.0.0.0-26", '{"state":"confirmed","deleted":false}'
-    assert affinity(making.V1, deleted="false") == {key: value}
-    assert affinity(making.V1, deleted="") == {key: value}
-    assert affinity(making.V3, deleted=False) == {key: value}
-    assert affinity(making.V3) == {key: value}
-    assert affinity(making.V1, deleted="1") == {key: None}
-    assert affinity(making.V3, deleted=True) == {key: None}
-    assert affinity(making.V1, node="") == {}
-    assert list(affinity(making.V1, type="virtual")) == ["/calico/ipam/v2/virtual/w/ipv4/block/10.0.0.0-26"]
+    assert affinity(builders.V1, deleted="false") == {key: value}
+    assert affinity(builders.V1, deleted="") == {key: value}
+    assert affinity(builders.V3, deleted=False) == {key: value}
+    assert affinity(builders.V3) == {key: value}
+    assert affinity(builders.V1, deleted="1") == {key: None}
+    assert affinity(builders.V3, deleted=True) == {key: None}
+    assert affinity(builders.V1, node="") == {}
+    assert list(affinity(builders.V1, type="virtual")) == ["/calico/ipam/v2/virtual/w/ipv4/block/10.0.0.0-26"]
 
 
-@pytest.mark.parametrize(("group", "deleted"), [(making.V1, "maybe"), (making.V1, True), (making.V3, "true")])
+@pytest.mark.parametrize(("group", "deleted"), [(builders.V1, "maybe"), (builders.V1, True), (builders.V3, "true")])
 def test_a_bad_deleted(group: Any, deleted: str | bool) -> None:
     with pytest.raises(model.ConversionError) as caught:
         affinity(group, deleted=deleted)
@@ -116,24 +116,24 @@ def test_a_bad_deleted(group: Any, deleted: str | bool) -> None:
 def test_sets() -> None:
     spec = {"nets": ["10.1.2.3/8", "1.2.3.4", "junk", "fd00::1", "1.2.3.4"]}
     nets = '"nets":["10.0.0.0/8","1.2.3.4/32","fd00::1/128","1.2.3.4/32"]'
-    assert making.values(networks.convert_global_set(making.event("s", spec=spec), making.V1)) == {
+    assert builders.values(networks.convert_global_set(builders.event("s", spec=spec), builders.V1)) == {
         "/calico/v1/netset/s": f'{{{nets},"labels":null}}'
     }
-    event = making.event("s", "n", metadata={"labels": {"projectcalico.org/namespace": "lie", "a": "1"}}, spec=spec)
-    assert making.values(networks.convert_set(event, making.V1)) == {
+    event = builders.event("s", "n", metadata={"labels": {"projectcalico.org/namespace": "lie", "a": "1"}}, spec=spec)
+    assert builders.values(networks.convert_set(event, builders.V1)) == {
         "/calico/v1/netset/n%2fs": f'{{{nets},"labels":{{"a":"1","projectcalico.org/namespace":"n"}},'
         '"profile_ids":["kns.n"]}'
     }
-    assert making.value(networks.convert_global_set(making.event("s"), making.V1)) == {"labels": None}
+    assert builders.value(networks.convert_global_set(builders.event("s"), builders.V1)) == {"labels": None}
 
 
 def test_metadata_in_the_annotation() -> None:
     text = '{"name":"inner","labels":{"a":"inner","b":"2"}}'
     metadata = {"labels": {"a": "outer", "c": "3"}, "annotations": {"projectcalico.org/metadata": text}}
-    event = making.event("s", metadata=metadata)
-    assert making.value(networks.convert_global_set(event, making.V1), "/netset/inner") == {
+    event = builders.event("s", metadata=metadata)
+    assert builders.value(networks.convert_global_set(event, builders.V1), "/netset/inner") == {
         "labels": {"a": "inner", "b": "2", "c": "3"}
     }
-    assert making.value(networks.convert_global_set(event, making.V3), "/netset/s") == {
+    assert builders.value(networks.convert_global_set(event, builders.V3), "/netset/s") == {
         "labels": {"a": "outer", "c": "3"}
     }

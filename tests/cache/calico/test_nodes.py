@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cache.calico import model, nodes
-from tests.cache.calico import making
+from tests.harness import builders
 
 WHOLE = "/calico/resources/v3/projectcalico.org/nodes/n"
 KEY = "MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI="
@@ -14,17 +14,17 @@ KEY = "MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI="
 
 def convert(status: Any = None, **annotations: Any) -> list[model.Item]:
     found = {f"projectcalico.org/{name}": text for name, text in annotations.items()}
-    event = making.event("n", metadata={"annotations": found}, status=status or {})
+    event = builders.event("n", metadata={"annotations": found}, status=status or {})
     return list(nodes.NodeConverter().felix(event))
 
 
 def whole(**annotations: str) -> dict[str, Any]:
-    found: dict[str, Any] = making.value(convert(**annotations), WHOLE)
+    found: dict[str, Any] = builders.value(convert(**annotations), WHOLE)
     return found
 
 
 def test_a_bare_node() -> None:
-    values = making.values(convert())
+    values = builders.values(convert())
     assert list(values) == [
         *(
             f"/calico/v1/host/n/config/{name}"
@@ -45,7 +45,7 @@ def test_a_bare_node() -> None:
 
 
 def test_other_feeds_take_the_whole_node_only() -> None:
-    [item] = nodes.NodeConverter().whole(making.event("n"))
+    [item] = nodes.NodeConverter().whole(builders.event("n"))
     assert (item.key, item.v3_resource_version, item.revision) == (WHOLE, "7", "7")
 
 
@@ -61,11 +61,11 @@ def test_labels_and_annotations() -> None:
         "projectcalico.org/annotations": '{"z":"1","projectcalico.org/kube-labels":"lie"}',
         "other": "not copied",
     }
-    event = making.event("n", metadata={"labels": {"c": "<", "a": "kube"}, "annotations": found})
+    event = builders.event("n", metadata={"labels": {"c": "<", "a": "kube"}, "annotations": found})
     [item] = nodes.NodeConverter().whole(event)
     assert item.invalid  # "<" is no label's value
-    event = making.event("n", metadata={"labels": {"c": "1", "a": "kube"}, "annotations": found})
-    metadata = making.value(nodes.NodeConverter().whole(event))["metadata"]
+    event = builders.event("n", metadata={"labels": {"c": "1", "a": "kube"}, "annotations": found})
+    metadata = builders.value(nodes.NodeConverter().whole(event))["metadata"]
     assert list(metadata["labels"].items()) == [("a", "kube"), ("b", ""), ("c", "1")]
     assert metadata["annotations"] == {"projectcalico.org/kube-labels": '{"a":"kube","c":"1"}', "z": "1"}
 
@@ -121,7 +121,7 @@ def test_addresses() -> None:
             {"type": "InternalIP", "address": "no address"},
         ]
     }
-    found = making.value(convert(status, IPv6Address="fd00::1/64", IPv4Address="10.0.0.1/8"), WHOLE)
+    found = builders.value(convert(status, IPv6Address="fd00::1/64", IPv4Address="10.0.0.1/8"), WHOLE)
     assert found["spec"]["addresses"] == [
         {"address": "10.0.0.1/8", "type": "CalicoNodeIP"},
         {"address": "fd00::1/64", "type": "CalicoNodeIP"},
@@ -152,7 +152,7 @@ def test_unreadable_interfaces_are_ignored(text: str) -> None:
 
 
 def test_host_configuration_and_wireguard() -> None:
-    values = making.values(
+    values = builders.values(
         convert(
             IPv4IPIPTunnelAddr="::ffff:10.0.0.1",
             IPv6VXLANTunnelAddr="FD00::1",
@@ -191,15 +191,15 @@ def test_what_voids_the_whole_node_leaves_the_rest(annotations: dict[str, str]) 
 
 def test_a_kubelets_report_gives_the_very_same_items() -> None:
     converter = nodes.NodeConverter()
-    first = converter.felix(making.event("n", status={"conditions": [{"lastHeartbeatTime": "1"}]}))
-    again = converter.felix(making.event("n", status={"conditions": [{"lastHeartbeatTime": "2"}], "images": []}))
+    first = converter.felix(builders.event("n", status={"conditions": [{"lastHeartbeatTime": "1"}]}))
+    again = converter.felix(builders.event("n", status={"conditions": [{"lastHeartbeatTime": "2"}], "images": []}))
     assert again is first
-    changed = converter.felix(making.event("n", spec={"podCIDRs": ["10.0.0.0/24"]}))
-    assert making.value(changed, WHOLE)["status"] == {"podCIDRs": ["10.0.0.0/24"]}
+    changed = converter.felix(builders.event("n", spec={"podCIDRs": ["10.0.0.0/24"]}))
+    assert builders.value(changed, WHOLE)["status"] == {"podCIDRs": ["10.0.0.0/24"]}
 
 
 def test_a_void_node_is_converted_anew_each_time() -> None:
     converter = nodes.NodeConverter()
     metadata: dict[str, Any] = {"annotations": {"projectcalico.org/WireguardPublicKey": "short"}}
-    first = converter.felix(making.event("n", metadata=metadata))
-    assert converter.felix(making.event("n", metadata=metadata)) is not first
+    first = converter.felix(builders.event("n", metadata=metadata))
+    assert converter.felix(builders.event("n", metadata=metadata)) is not first

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cache.calico import model, pods
-from tests.cache.calico import making
+from tests.harness import builders
 
 KEY = "/calico/v1/host/w/workload/k8s/n%2fp/endpoint/eth0"
 
@@ -14,7 +14,7 @@ def convert(
     *, status: dict[str, Any] | None = None, spec: dict[str, Any] | None = None, **metadata: Any
 ) -> list[model.Item]:
     shown = {"podIP": "10.0.0.1"} if status is None else status
-    event = making.event("p", "n", metadata=metadata, spec={"nodeName": "w", **(spec or {})}, status=shown)
+    event = builders.event("p", "n", metadata=metadata, spec={"nodeName": "w", **(spec or {})}, status=shown)
     return list(pods.convert(event))
 
 
@@ -23,7 +23,7 @@ def annotations(**found: str) -> dict[str, str]:
 
 
 def test_a_plain_pod() -> None:
-    assert making.values(convert()) == {
+    assert builders.values(convert()) == {
         KEY: '{"state":"active","name":"calif5eabdd6c90","active_instance_id":"","mac":null,"profile_ids":["kns.n"],'
         '"ipv4_nets":["10.0.0.1/32"],"ipv6_nets":null,"labels":{"projectcalico.org/namespace":"n",'
         '"projectcalico.org/orchestrator":"k8s"}}'
@@ -39,7 +39,7 @@ def test_pods_that_are_nothing_to_calico(spec: dict[str, Any]) -> None:
     "status", [{}, {"podIP": "10.0.0.1", "phase": "Failed"}, {"podIP": "1.1.1.1", "phase": "Completed"}]
 )
 def test_without_ips_the_endpoint_is_absent(status: dict[str, Any]) -> None:
-    assert making.values(convert(status=status)) == {KEY: None}
+    assert builders.values(convert(status=status)) == {KEY: None}
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_without_ips_the_endpoint_is_absent(status: dict[str, Any]) -> None:
     ],
 )
 def test_a_terminating_pod_keeps_its_ips_until_they_are_taken(metadata: dict[str, Any], is_there: bool) -> None:
-    assert (making.values(convert(**metadata))[KEY] is not None) is is_there
+    assert (builders.values(convert(**metadata))[KEY] is not None) is is_there
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_terminating_pod_keeps_its_ips_until_they_are_taken(metadata: dict[str
     ],
 )
 def test_where_ips_come_from(status: dict[str, Any], found: dict[str, str], expected: tuple[Any, Any]) -> None:
-    endpoint = making.value(convert(status=status, annotations=found))
+    endpoint = builders.value(convert(status=status, annotations=found))
     assert (endpoint["ipv4_nets"], endpoint["ipv6_nets"]) == expected
 
 
@@ -96,11 +96,11 @@ def test_pods_that_fail(status: dict[str, Any], found: dict[str, str], reason: s
 
 
 def test_floating_ips_count_only_with_an_ip() -> None:
-    assert making.values(convert(status={}, annotations=annotations(floatingIPs="x"))) == {KEY: None}
+    assert builders.values(convert(status={}, annotations=annotations(floatingIPs="x"))) == {KEY: None}
 
 
 def test_floating_ips_go_with_the_last_ip_of_their_family() -> None:
-    endpoint = making.value(
+    endpoint = builders.value(
         convert(
             status={"podIPs": [{"ip": "1.1.1.1"}, {"ip": "1.1.1.2"}, {"ip": "fd00::1"}]},
             annotations=annotations(floatingIPs='["9.9.9.9", "x", "FD00::9", null]'),
@@ -108,15 +108,15 @@ def test_floating_ips_go_with_the_last_ip_of_their_family() -> None:
     )
     assert endpoint["ipv4_nat"] == [{"int_ip": "1.1.1.2", "ext_ip": "9.9.9.9"}]
     assert endpoint["ipv6_nat"] == [{"int_ip": "fd00::1", "ext_ip": "fd00::9"}]
-    only_ipv4 = making.value(convert(annotations=annotations(floatingIPs='["fd00::9"]')))
+    only_ipv4 = builders.value(convert(annotations=annotations(floatingIPs='["fd00::9"]')))
     assert not {"ipv4_nat", "ipv6_nat"} & set(only_ipv4)
 
 
 def test_source_prefixes_are_masked() -> None:
     found = annotations(allowedSourcePrefixes='["10.1.2.3/8", "fd00::1/64"]')
-    assert making.value(convert(annotations=found))["allow_spoofed_source_ips"] == ["10.0.0.0/8", "fd00::/64"]
+    assert builders.value(convert(annotations=found))["allow_spoofed_source_ips"] == ["10.0.0.0/8", "fd00::/64"]
     for empty in ("", "[]", "null"):
-        endpoint = making.value(convert(annotations=annotations(allowedSourcePrefixes=empty)))
+        endpoint = builders.value(convert(annotations=annotations(allowedSourcePrefixes=empty)))
         assert "allow_spoofed_source_ips" not in endpoint
 
 
@@ -128,14 +128,14 @@ def test_labels() -> None:
         "projectcalico.org/namespace": "lie",
         "projectcalico.org/serviceaccount": "lie",
     }
-    without_account = making.value(convert(labels=pod_labels))
+    without_account = builders.value(convert(labels=pod_labels))
     assert without_account["labels"] == {
         "a": "<",
         "projectcalico.org/namespace": "n",
         "projectcalico.org/orchestrator": "k8s",
         "projectcalico.org/serviceaccount": "lie",
     }
-    with_account = making.value(convert(labels=pod_labels, spec={"serviceAccountName": "s"}))
+    with_account = builders.value(convert(labels=pod_labels, spec={"serviceAccountName": "s"}))
     assert with_account["labels"]["projectcalico.org/serviceaccount"] == "s"
     assert with_account["profile_ids"] == ["kns.n", "ksa.n.s"]
 
@@ -157,7 +157,7 @@ def test_ports() -> None:
             {"name": "without"},
         ],
     }
-    assert making.value(convert(spec=spec))["ports"] == [
+    assert builders.value(convert(spec=spec))["ports"] == [
         {"name": "dns", "protocol": "udp", "port": 53},
         {"name": "init", "protocol": "tcp", "port": 1},
     ]
@@ -180,4 +180,4 @@ def test_the_name_of_the_interface() -> None:
 def test_only_what_is_carried_changes_a_value() -> None:
     one = convert(uid="a", annotations={"note": "1"})
     other = convert(uid="b", annotations={"cni.projectcalico.org/containerID": "2"})
-    assert making.values(one) == making.values(other)
+    assert builders.values(one) == builders.values(other)

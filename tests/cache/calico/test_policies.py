@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from cache.calico import model, policies
-from tests.cache.calico import making
+from tests.harness import builders
 
 
 def convert(kind: str = policies.GLOBAL_NETWORK_POLICY, **spec: Any) -> list[model.Item]:
     namespace = "" if "Global" in kind else "n"
-    return list(policies.convert_policy(making.event("p", namespace, spec=spec), kind, making.V1))
+    return list(policies.convert_policy(builders.event("p", namespace, spec=spec), kind, builders.V1))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def convert(kind: str = policies.GLOBAL_NETWORK_POLICY, **spec: Any) -> list[mod
     ],
 )
 def test_the_selector_of_a_global_policy(spec: dict[str, Any], expected: str) -> None:
-    assert making.value(convert(**spec))["selector"] == expected
+    assert builders.value(convert(**spec))["selector"] == expected
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_the_selector_of_a_namespaced_policy(spec: dict[str, Any], expected: str
         assert item.invalid
         assert item.value is None
     else:
-        assert making.value([item])["selector"] == expected
+        assert builders.value([item])["selector"] == expected
 
 
 def test_members_and_their_order() -> None:
@@ -69,12 +69,12 @@ def test_members_and_their_order() -> None:
         "ingress": [{"action": "Allow"}],
         "order": 10.0,
     }
-    assert making.values(convert(**spec)) == {
+    assert builders.values(convert(**spec)) == {
         "/calico/v1/policy/GlobalNetworkPolicy//p": '{"tier":"default","order":10,"inbound_rules":[{"action":"allow"}],'
         '"outbound_rules":[{"action":"deny"}],"selector":"","untracked":true,"pre_dnat":true,"apply_on_forward":true,'
         '"types":["egress","ingress"],"performance_hints":["AssumeNeededOnEveryNode"]}'
     }
-    namespaced = making.value(convert(policies.NETWORK_POLICY, **spec))
+    namespaced = builders.value(convert(policies.NETWORK_POLICY, **spec))
     assert not {"untracked", "pre_dnat", "apply_on_forward"} & set(namespaced)
     assert list(namespaced)[:2] == ["namespace", "tier"]
 
@@ -87,12 +87,12 @@ def test_orders(order: float, text: str) -> None:
 
 
 def test_staged_policies() -> None:
-    staged = making.value(convert(policies.STAGED_GLOBAL_NETWORK_POLICY, stagedAction="Set"))
+    staged = builders.value(convert(policies.STAGED_GLOBAL_NETWORK_POLICY, stagedAction="Set"))
     assert staged["staged_action"] == "Set"
-    assert "staged_action" not in making.value(convert(policies.STAGED_NETWORK_POLICY))
-    assert "staged_action" not in making.value(convert(policies.NETWORK_POLICY, stagedAction="Set"))
+    assert "staged_action" not in builders.value(convert(policies.STAGED_NETWORK_POLICY))
+    assert "staged_action" not in builders.value(convert(policies.NETWORK_POLICY, stagedAction="Set"))
     deleted = convert(policies.STAGED_NETWORK_POLICY, stagedAction="Delete", selector="a ==")
-    assert making.values(deleted) == {"/calico/v1/policy/StagedNetworkPolicy/n/p": None}
+    assert builders.values(deleted) == {"/calico/v1/policy/StagedNetworkPolicy/n/p": None}
     assert not deleted[0].invalid
 
 
@@ -114,11 +114,11 @@ def test_a_selector_that_is_left_out_is_warned_of(selector: str) -> None:
 
 
 def test_the_metadata_annotation_must_be_readable_in_group_v1() -> None:
-    event = making.event("p", metadata={"annotations": {"projectcalico.org/metadata": "{"}})
+    event = builders.event("p", metadata={"annotations": {"projectcalico.org/metadata": "{"}})
     with pytest.raises(model.ConversionError) as caught:
-        policies.convert_policy(event, policies.GLOBAL_NETWORK_POLICY, making.V1)
+        policies.convert_policy(event, policies.GLOBAL_NETWORK_POLICY, builders.V1)
     assert caught.value.reason == "bad-metadata-annotation"
-    assert policies.convert_policy(event, policies.GLOBAL_NETWORK_POLICY, making.V3)
+    assert policies.convert_policy(event, policies.GLOBAL_NETWORK_POLICY, builders.V3)
 
 
 @pytest.mark.parametrize(
@@ -130,5 +130,5 @@ def test_the_metadata_annotation_must_be_readable_in_group_v1() -> None:
     ],
 )
 def test_tiers(spec: dict[str, Any], expected: str) -> None:
-    items = policies.convert_tier(making.event("t", spec=spec), making.V1)
-    assert making.values(items) == {"/calico/v1/policy/tier/t/metadata": expected}
+    items = policies.convert_tier(builders.event("t", spec=spec), builders.V1)
+    assert builders.values(items) == {"/calico/v1/policy/tier/t/metadata": expected}

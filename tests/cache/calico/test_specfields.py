@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cache.calico import specfields
-from tests.cache.calico import corpus
+from tests.harness import corpus
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.calico import uids
-from tests.cache.calico import making
+from tests.harness import builders
 
 
 def test_a_recorded_uid() -> None:
-    assert uids.reversed_uid(making.UID) == making.DERIVED_UID
+    assert uids.reversed_uid(builders.UID) == builders.DERIVED_UID
 
 
 @given(st.uuids(version=4))
@@ -21,7 +21,7 @@ def test_twice_is_the_uid_itself(uid: uuid.UUID) -> None:
     assert uuid.UUID(derived).version == 4
 
 
-@pytest.mark.parametrize("text", ["", "x", making.UID[:-1]])
+@pytest.mark.parametrize("text", ["", "x", builders.UID[:-1]])
 def test_what_is_no_uid(text: str) -> None:
     with pytest.raises(ValueError, match="UUID"):
         uids.reversed_uid(text)

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.cache.kube.scripted_server import ScriptedServer
+from tests.harness.scripted_server import ScriptedServer
 
 
 @pytest.fixture

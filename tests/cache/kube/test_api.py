@@ -12,7 +12,7 @@ from msgspec import structs
 
 from cache.kube import access, api
 from cache.watch_policy import Failure
-from tests.cache.kube.scripted_server import ScriptedServer
+from tests.harness.scripted_server import ScriptedServer
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from cache.kube import watcher
-from tests.cache.kube.scripted_server import FAST, NotifyingSink, ScriptedServer, eventually, lines, session_to
-from tests.cache.watch_harness import PODS, bookmark, error_event, event, pod_list, status
+from tests.harness.scripted_server import FAST, NotifyingSink, ScriptedServer, eventually, lines, session_to
+from tests.harness.watch_harness import PODS, bookmark, error_event, event, pod_list, status
 
 _TURNS = 60
 _DEADLINE_SECONDS = 10.0

@@ -7,7 +7,7 @@ import pytest
 
 from cache import resources
 from cache.kube import api, discovery
-from tests.cache.kube.scripted_server import ScriptedServer, session_to
+from tests.harness.scripted_server import ScriptedServer, session_to
 
 TIERS = resources.ResourceType("projectcalico.org", "v3", "tiers")
 POOLS = resources.ResourceType("projectcalico.org", "v3", "ippools")

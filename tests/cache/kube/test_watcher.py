@@ -7,8 +7,8 @@ import structlog
 
 from cache.kube import access, api
 from protocol.messages import SyncStatus
-from tests.cache.kube.scripted_server import FAST, ScriptedServer, lines, watching
-from tests.cache.watch_harness import bookmark, error_event, event, json_bytes, pod, pod_list, status
+from tests.harness.scripted_server import FAST, ScriptedServer, lines, watching
+from tests.harness.watch_harness import bookmark, error_event, event, json_bytes, pod, pod_list, status
 
 NO_WATCH_LIST = status(422, "Invalid", "sendInitialEvents is forbidden for watch")
 

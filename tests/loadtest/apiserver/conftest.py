@@ -8,7 +8,7 @@ import pytest
 from loadtest.apiserver import resources
 from loadtest.apiserver.settings import SimulatorSettings
 from loadtest.apiserver.simulator import Simulator
-from tests.loadtest.apiserver.client import Api
+from tests.harness.apiserver_client import Api
 
 
 @pytest.fixture

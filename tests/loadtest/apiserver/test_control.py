@@ -8,7 +8,7 @@ import pytest
 from loadtest.apiserver import resources
 from loadtest.apiserver.population import Population
 from loadtest.apiserver.simulator import Simulator
-from tests.loadtest.apiserver.client import Api, until
+from tests.harness.apiserver_client import Api, until
 
 TYPE = {"group": "new.example.com", "version": "v1", "name": "gadgets", "kind": "Gadget", "custom": True}
 

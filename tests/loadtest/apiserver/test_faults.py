@@ -11,7 +11,7 @@ from loadtest.apiserver import faults, resources
 from loadtest.apiserver.errors import Expired
 from loadtest.apiserver.faults import Fault, FaultKind, Rules
 from loadtest.apiserver.simulator import Simulator
-from tests.loadtest.apiserver.client import Api, until
+from tests.harness.apiserver_client import Api, until
 from tests.loadtest.apiserver.conftest import pod
 
 PODS = "/api/v1/pods"

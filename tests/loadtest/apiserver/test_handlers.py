@@ -6,7 +6,7 @@ import pytest
 from loadtest.apiserver import handlers, resources
 from loadtest.apiserver.settings import SimulatorSettings, WatchListMode
 from loadtest.apiserver.simulator import Simulator
-from tests.loadtest.apiserver.client import Api, names
+from tests.harness.apiserver_client import Api, names
 from tests.loadtest.apiserver.conftest import pod
 
 PODS = "/api/v1/pods"

@@ -10,7 +10,7 @@ import aiohttp
 from click.testing import CliRunner
 
 from loadtest.apiserver.__main__ import main
-from tests.loadtest.apiserver.client import Api
+from tests.harness.apiserver_client import Api
 
 
 async def test_it_says_where_it_is_serves_and_ends_at_sigterm(tmp_path: Path) -> None:

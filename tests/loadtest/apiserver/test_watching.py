@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from loadtest.apiserver import resources
 from loadtest.apiserver.settings import SimulatorSettings, WatchListMode
 from loadtest.apiserver.simulator import Simulator
-from tests.loadtest.apiserver.client import Api, JsonObject, until
+from tests.harness.apiserver_client import Api, JsonObject, until
 from tests.loadtest.apiserver.conftest import pod
 from tests.loadtest.apiserver.test_store import STEPS, step
 

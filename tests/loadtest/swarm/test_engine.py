@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from loadtest.swarm import control, engine
-from tests.loadtest.swarm import helpers
+from tests.harness import swarm_peers
 
 LATE_SECONDS = 0.8
 """So late does the process read; more than `engine.QUIET_NS`."""
@@ -17,7 +17,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
-        self.source = helpers.Source({"a": helpers.value("1"), "b": helpers.value("2")})
+        self.source = swarm_peers.Source({"a": swarm_peers.value("1"), "b": swarm_peers.value("2")})
         self.connection: socket.socket | None = None
 
     def accept(self) -> socket.socket:
@@ -55,7 +55,7 @@ def test_reading_late_is_no_silence_of_the_servers() -> None:
     with one_agent() as (peer, swarm):
         poll_until(swarm, lambda: swarm.connects == 1)
         connection = peer.accept()
-        connection.sendall(helpers.hello())
+        connection.sendall(swarm_peers.hello())
         time.sleep(LATE_SECONDS)
         link = swarm.links[0]
         read_at_ns = time.time_ns()
@@ -73,7 +73,7 @@ def test_a_silence_is_measured_while_it_lasts_and_when_it_is_over() -> None:
         swarm.listen(time.time_ns())
         assert swarm.behaving.silence_ns >= (LATE_SECONDS - 0.05) * 1e9
         swarm.behaving.silence_ns = 0
-        connection.sendall(helpers.hello())
+        connection.sendall(swarm_peers.hello())
         link = swarm.links[0]
         begin_ns = link.arrived_ns
         poll_until(swarm, lambda: link.arrived_ns > begin_ns)
@@ -87,7 +87,7 @@ def test_what_ends_before_it_is_in_sync_is_unserved_and_what_ends_later_is_lost(
         poll_until(swarm, lambda: swarm.connects == 2)
         assert (swarm.unserved, swarm.lost) == ({"eof": 1}, 0)
         connection = peer.accept()
-        connection.sendall(helpers.hello() + b"".join(peer.source.snapshot()))
+        connection.sendall(swarm_peers.hello() + b"".join(peer.source.snapshot()))
         poll_until(swarm, lambda: swarm.links[0].agent.in_sync)
         connection.shutdown(socket.SHUT_WR)
         poll_until(swarm, lambda: swarm.connects == 3)

@@ -4,8 +4,8 @@ import pytest
 
 from loadtest.swarm import agent, nativeagent
 from protocol import errors, messages
-from tests.loadtest.swarm import helpers
-from tests.loadtest.swarm.helpers import NOW_NS, Source, connect, feed, frame, value
+from tests.harness import swarm_peers
+from tests.harness.swarm_peers import NOW_NS, Source, connect, feed, frame, value
 
 
 def population(count: int) -> dict[str, bytes]:
@@ -135,7 +135,7 @@ def test_the_map_outlives_the_connection() -> None:
     assert not one.in_sync
     del source.content["/core/v1/pods/default/p3"]
     one.connected(feed="f", compressed=False, now_ns=NOW_NS)
-    feed(one, [helpers.hello(2, bytes(16)), *source.snapshot()])
+    feed(one, [swarm_peers.hello(2, bytes(16)), *source.snapshot()])
     assert one.state.digest == source.digest
     assert list(shared.table.deletions) == [("/core/v1/pods/default/p3", "uid-3")]
 
@@ -179,7 +179,7 @@ def test_a_snapshot_takes_its_place_at_the_first_status_behind_it() -> None:
     before = one.state
     one.disconnected(NOW_NS)
     one.connected(feed="f", compressed=False, now_ns=NOW_NS)
-    feed(one, [helpers.hello(2), *old_snapshot])
+    feed(one, [swarm_peers.hello(2), *old_snapshot])
     assert (one.phase, one.in_sync, one.state) == (agent.Phase.RETURNING, False, before)
     assert feed(one, [deltas[0], frame(messages.Ping())]) == frame(messages.Pong(2))
     assert (one.in_sync, one.state) == (False, before)
@@ -224,5 +224,5 @@ def test_another_server_may_be_behind() -> None:
     feed(one, [*old_snapshot, source.change(("new", value("n")))])
     one.disconnected(NOW_NS)
     one.connected(feed="f", compressed=False, now_ns=NOW_NS)
-    feed(one, [helpers.hello(2, bytes(16)), *old_snapshot])
+    feed(one, [swarm_peers.hello(2, bytes(16)), *old_snapshot])
     assert (one.state.digest, one.in_sync, one.deletions) == (old_digest, True, 1)

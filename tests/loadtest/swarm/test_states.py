@@ -7,7 +7,7 @@ import pytest
 from hypothesis import strategies as st
 
 from loadtest.swarm import agent, states
-from tests.loadtest.swarm.helpers import Source, connect, feed, value
+from tests.harness.swarm_peers import Source, connect, feed, value
 
 KEYS = st.sampled_from([f"k{number}" for number in range(12)])
 CHANGES = st.lists(st.tuples(KEYS, st.none() | st.integers(0, 3)), min_size=1, max_size=4)

@@ -13,7 +13,7 @@ from clients import testing
 from loadtest import certificates
 from loadtest.swarm import control, supervisor
 from protocol import digest
-from tests.loadtest.swarm.helpers import value
+from tests.harness.swarm_peers import value
 
 
 def population(count: int) -> dict[str, bytes]:

@@ -9,8 +9,8 @@ from protocol import digest, errors, messages
 from protocol.gob import decoder
 from protocol.typha import codec
 from protocol.typha import messages as typha_messages
-from tests.loadtest.swarm.gobhelpers import Server, give, make
-from tests.loadtest.swarm.helpers import NOW_NS, value
+from tests.harness.gob_peers import Server, give, make
+from tests.harness.swarm_peers import NOW_NS, value
 
 FORMATS = pytest.mark.parametrize("compress", [False, True])
 

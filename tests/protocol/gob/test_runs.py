@@ -1,6 +1,5 @@
 """Definitions that are known from before: whatever a stream says, it is read as by a decoder that knows none."""
 
-import pathlib
 from typing import Any
 
 import hypothesis.strategies as st
@@ -10,10 +9,9 @@ from hypothesis import given
 from protocol import errors
 from protocol.gob import decoder, encoder, runs, scalars, types
 from protocol.typha import codec, messages
+from tests.harness import repository
 
-RECORDED = [
-    file.read_bytes() for file in sorted((pathlib.Path(__file__).parents[2] / "wire" / "client-hello").glob("*.bin"))
-]
+RECORDED = [file.read_bytes() for file in sorted((repository.WIRE / "client-hello").glob("*.bin"))]
 OURS = codec.CLIENT.definitions + codec.encode(
     messages.ClientHello("a host", "an agent", "v1", "felix"), types=codec.CLIENT
 )

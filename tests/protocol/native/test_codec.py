@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from protocol import errors, messages
 from protocol.native import codec
-from tests.protocol import strategies
+from tests.harness import strategies
 
 msgpack_values = st.recursive(
     st.none()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from protocol import encoding, messages
 from protocol.native import codec, encoder, frames
-from tests.protocol import strategies
+from tests.harness import strategies
 
 BOTH = [encoder.NativeEncoder(), encoder.NativeEncoder(zstd=True)]
 both = pytest.mark.parametrize("made", BOTH, ids=["plain", "zstd"])

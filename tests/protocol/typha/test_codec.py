@@ -12,7 +12,7 @@ from protocol import messages as common
 from protocol.gob import decoder, encoder
 from protocol.typha import codec, messages, snappy
 from tests import wire
-from tests.protocol import strategies
+from tests.harness import strategies
 
 VECTORS: dict[str, dict[str, Any]] = {
     vector["name"]: vector for vector in wire.load_json("messages/messages.json")["vectors"]

@@ -8,7 +8,7 @@ from protocol import encoding
 from protocol import messages as common
 from protocol.native import encoder as native_encoder
 from protocol.typha import connection, encoder, messages, timestamps
-from tests.protocol import strategies
+from tests.harness import strategies
 
 FORMATS = [encoder.SNAPPY, encoder.PLAIN]
 

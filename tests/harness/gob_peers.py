@@ -3,7 +3,7 @@
 from loadtest.swarm import agent, typhaagent
 from protocol import digest, messages
 from protocol.typha import connection, encoder
-from tests.loadtest.swarm.helpers import NOW_NS
+from tests.harness.swarm_peers import NOW_NS
 
 FELIX = "felix"
 

@@ -14,9 +14,9 @@ import pytest
 
 from cache.calico import syncers
 from loadtest import calicocrds, controlplane
-from tests.typha import served
+from tests.harness import repository, served
 
-CORPUS = pathlib.Path(__file__).parents[1] / "golden" / "corpus"
+CORPUS = repository.GOLDEN_CORPUS
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 OTHER_GROUPS = ("policy.networking.k8s.io/v1alpha2", "kubevirt.io/v1")
 TYPHA = (sys.executable, "-c", "from typha import cli; cli.main()")

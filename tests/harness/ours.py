@@ -8,7 +8,7 @@ import types
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tests.cache.calico import corpus
+from tests.harness import corpus
 
 NEW, UPDATED, DELETED = 1, 2, 3
 

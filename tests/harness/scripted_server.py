@@ -10,7 +10,7 @@ from aiohttp import web
 
 from cache import watch_policy
 from cache.kube import access, api, watcher
-from tests.cache.watch_harness import PODS, RecordingSink
+from tests.harness.watch_harness import PODS, RecordingSink
 
 Answer: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

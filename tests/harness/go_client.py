@@ -5,11 +5,11 @@ import base64
 import contextlib
 import json
 import os
-import pathlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.harness.repository import ROOT
+
 TIMEOUT_SECONDS = 200.0
 
 

@@ -16,7 +16,7 @@ from cache import feed, objects, raw, resources
 from protocol import digest, messages
 from protocol.native import connection as native
 from protocol.native import frames
-from tests.typha import certificates
+from tests.harness import certificates
 from typha import client, fanout, hub, hub_channel, ipc, policy, settings, tls, transport, worker_handle
 
 PODS = resources.ResourceType("", "v1", "pods")

@@ -18,7 +18,7 @@ from clients import mirror
 from loadtest import kubeconfig
 from loadtest.apiserver import resources as simulated
 from loadtest.apiserver import simulator
-from tests.typha import support
+from tests.harness import support
 
 FEED = "web"
 COMMAND = (sys.executable, "-c", "from typha import cli; cli.main()", "serve")

@@ -1,7 +1,6 @@
 """The recordings in tests/golden/corpus: what the original sent for known objects and events; how to replay them."""
 
 import functools
-import pathlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -10,8 +9,9 @@ import msgspec
 from cache import objects, resources
 from cache.calico import feed, syncers
 from protocol import messages
+from tests.harness import repository
 
-DIRECTORY = pathlib.Path(__file__).parents[2] / "golden" / "corpus"
+DIRECTORY = repository.GOLDEN_CORPUS
 NAMES = sorted(path.stem for path in DIRECTORY.glob("*.json"))
 MAX_VALUE_BYTES = 4 << 20
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from cache import feed, resources
 from protocol import messages
-from tests.typha import support
-from tests.typha.support import PODS, build_snapshot, pod
+from tests.harness import support
+from tests.harness.support import PODS, build_snapshot, pod
 from typha import hub, hub_channel, ipc, progress, worker_handle
 
 IN_SYNC = messages.SyncStatus.IN_SYNC

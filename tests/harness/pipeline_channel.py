@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from cache import catchup, cursor, feed, log, snapshot, store
 from protocol import encoding, formats, messages, reasons
-from tests.cache import channel_harness
+from tests.harness import channel_harness
 
 State = cursor.CursorState
 CATCHING_UP = messages.SyncStatus.CATCHING_UP

@@ -8,7 +8,7 @@ import msgspec
 from protocol import messages
 from protocol.typha import codec, connection, timestamps
 from protocol.typha import messages as typha
-from tests.typha import support
+from tests.harness import support
 
 FELIX = typha.FELIX
 HELLO = typha.ClientHello(

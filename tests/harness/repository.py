@@ -1,0 +1,9 @@
+"""Where things are in this repository, for tests that read its files."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+GOLDEN_CORPUS = ROOT / "tests" / "golden" / "corpus"
+WIRE = ROOT / "tests" / "wire"
+DATA = Path(__file__).parent / "data"
