@@ -11,8 +11,10 @@ from collections.abc import AsyncIterator, Coroutine, Iterable
 
 import structlog
 
-from cache import feed, resources, watch_family, watch_policy
+from cache import feed, resources
 from cache.kube import access, api, watcher
+from cache.watch import api_group
+from cache.watch.policy import WatchPolicy
 from typha import (
     calico_start,
     clock,
@@ -218,8 +220,8 @@ class Service:
     def _start_watchers(
         self, session: api.KubeApi, tasks: asyncio.TaskGroup, types: Iterable[resources.ResourceType]
     ) -> None:
-        policy = watch_policy.WatchPolicy(page_limit=self._settings.list_page_size)
-        family = watch_family.Family(self.calico.types)
+        policy = WatchPolicy(page_limit=self._settings.list_page_size)
+        family = api_group.Family(self.calico.types)
         for type in types:
             one = watcher.Watcher(session, type, self.hub, policy=policy, family=family if type in family else None)
             self.observer.watchers.append(one)

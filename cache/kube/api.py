@@ -14,7 +14,7 @@ import aiohttp
 import structlog
 
 from cache.kube import access
-from cache.watch_policy import Failure
+from cache.watch.policy import Failure
 
 _CONNECT_SECONDS = 10.0
 _TOKEN_SECONDS = 60.0

@@ -6,7 +6,7 @@ import msgspec
 
 from cache import resources
 from cache.kube import api
-from cache.watch_policy import Failure
+from cache.watch.policy import Failure
 
 T = TypeVar("T")
 

@@ -1,7 +1,7 @@
 """Drives one watch machine: makes its requests, reads the answers, keeps the loop responsive.
 
-All decisions are the machine's (cache.watch). Here is only what takes time: each await can be cancelled, and the
-response that is open is then closed.
+All decisions are the machine's (`cache.watch.machine`). Here is only what takes time. Each await can be cancelled, and
+the response that is open is then closed.
 """
 
 import asyncio
@@ -12,10 +12,13 @@ from collections.abc import Callable
 import aiohttp
 import structlog
 
-from cache import objects, resources, watch, watch_counters, watch_decode, watch_family, watch_policy, watch_steps
+from cache import objects, resources
 from cache.kube import access, api
-from cache.watch_policy import Failure
-from cache.watch_steps import RequestKind
+from cache.watch import api_group, decoding, requests
+from cache.watch.counters import WatchCounters
+from cache.watch.machine import WatchMachine
+from cache.watch.policy import Failure, WatchPolicy
+from cache.watch.requests import RequestKind
 from protocol.messages import SyncStatus
 
 _log = structlog.get_logger(__name__)
@@ -30,17 +33,17 @@ class Watcher:
         type: resources.ResourceType,
         sink: objects.WatchSink,
         *,
-        policy: watch_policy.WatchPolicy | None = None,
+        policy: WatchPolicy | None = None,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
-        family: watch_family.Family | None = None,
+        family: api_group.Family | None = None,
     ) -> None:
         self.type = type
         self._session = session
-        self._policy = policy or watch_policy.WatchPolicy()
+        self._policy = policy or WatchPolicy()
         self._clock = clock
         self._since_yield = 0
-        self._machine = watch.WatchMachine(
+        self._machine = WatchMachine(
             type,
             sink,
             policy=self._policy,
@@ -51,7 +54,7 @@ class Watcher:
         )
 
     @property
-    def counters(self) -> watch_counters.WatchCounters:
+    def counters(self) -> WatchCounters:
         """What the watcher has counted so far."""
         return self._machine.counters
 
@@ -69,10 +72,10 @@ class Watcher:
         """Watches for ever: ends by cancellation, or by an exception of the sink."""
         while True:
             step = self._machine.next_step(self._clock())
-            if isinstance(step, watch_steps.Pause):
+            if isinstance(step, requests.Pause):
                 await asyncio.sleep(max(0.0, step.until - self._clock()))
                 self._machine.tick(self._clock())
-            elif isinstance(step, watch_steps.ReloadCredentials):
+            elif isinstance(step, requests.ReloadCredentials):
                 await self._reload_credentials()
             else:
                 await self._perform(step)
@@ -84,7 +87,7 @@ class Watcher:
         except access.AccessError as error:
             self._machine.interrupted(self._clock(), Failure.CREDENTIALS, str(error))
 
-    async def _perform(self, request: watch_steps.Request) -> None:
+    async def _perform(self, request: requests.Request) -> None:
         try:
             response = await self._session.get(
                 request.path, request.query, read_timeout_seconds=request.read_timeout_seconds
@@ -97,7 +100,7 @@ class Watcher:
         except api.Interrupted as error:
             self._machine.interrupted(self._clock(), error.failure, error.detail)
 
-    async def _read_answer(self, request: watch_steps.Request, response: aiohttp.ClientResponse) -> None:
+    async def _read_answer(self, request: requests.Request, response: aiohttp.ClientResponse) -> None:
         if response.status != 200:
             body = await api.read_beginning(response, self._policy.max_error_bytes)
             retry_after = api.retry_after_seconds(response)
@@ -111,8 +114,8 @@ class Watcher:
     async def _read_page(self, response: aiohttp.ClientResponse) -> None:
         body = await api.read_body(response, self._policy.max_page_bytes)
         try:
-            page = watch_decode.decode_page(body)
-        except watch_decode.InvalidInput as error:
+            page = decoding.decode_page(body)
+        except decoding.InvalidInput as error:
             raise api.Interrupted(Failure.MALFORMED, str(error)) from error
         del body
         self._machine.begin_page(self._clock(), page)
@@ -124,7 +127,7 @@ class Watcher:
 
     async def _read_stream(self, response: aiohttp.ClientResponse) -> None:
         machine = self._machine
-        splitter = watch_decode.LineSplitter(self._policy.max_line_bytes)
+        splitter = decoding.LineSplitter(self._policy.max_line_bytes)
         while machine.streaming:
             deadline = machine.deadline
             chunk = await self._read_until(response, deadline)
@@ -133,7 +136,7 @@ class Watcher:
             elif chunk is not None:
                 try:
                     lines = splitter.feed(chunk)
-                except watch_decode.InvalidInput as error:
+                except decoding.InvalidInput as error:
                     raise api.Interrupted(Failure.TOO_LARGE, str(error)) from error
                 await self._take_lines(lines)
             now = self._clock()
@@ -170,6 +173,6 @@ class Watcher:
             is_sweeping = self._machine.sweep(self._clock())
         self._machine.end_batch(self._clock())
 
-    def _notify(self, notice: watch_steps.Notice) -> None:
+    def _notify(self, notice: requests.Notice) -> None:
         log = {"info": _log.info, "warning": _log.warning, "error": _log.error}[notice.level]
         log(notice.kind.value, type=str(self.type), **notice.fields)

@@ -8,13 +8,13 @@ from typing import TypeAlias
 
 from aiohttp import web
 
-from cache import watch_policy
 from cache.kube import access, api, watcher
+from cache.watch.policy import WatchPolicy
 from tests.harness.watch_harness import PODS, RecordingSink
 
 Answer: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-FAST = watch_policy.WatchPolicy(
+FAST = WatchPolicy(
     backoff_base_seconds=0.01,
     backoff_max_seconds=0.05,
     connect_backoff_max_seconds=0.05,
@@ -155,7 +155,7 @@ def session_to(server: ScriptedServer) -> api.KubeApi:
 
 @contextlib.asynccontextmanager
 async def watching(
-    server: ScriptedServer, policy: watch_policy.WatchPolicy = FAST, session: api.KubeApi | None = None
+    server: ScriptedServer, policy: WatchPolicy = FAST, session: api.KubeApi | None = None
 ) -> AsyncIterator[tuple[watcher.Watcher, NotifyingSink]]:
     """A watcher that runs against the server; at the end it is cancelled and must be gone without a trace."""
     session = session or session_to(server)

@@ -4,8 +4,9 @@ import json
 import random
 from typing import Any
 
-from cache import objects, resources, watch, watch_decode, watch_family, watch_policy, watch_steps
-from cache.watch_policy import Failure
+from cache import objects, resources
+from cache.watch import api_group, decoding, machine, requests
+from cache.watch.policy import Failure, WatchPolicy
 from protocol.messages import SyncStatus
 
 PODS = resources.ResourceType.parse("v1/pods")
@@ -100,16 +101,16 @@ class Hand:
     def __init__(
         self,
         *,
-        policy: watch_policy.WatchPolicy | None = None,
+        policy: WatchPolicy | None = None,
         sink: RecordingSink | None = None,
         seed: int = 1,
-        family: watch_family.Family | None = None,
+        family: api_group.Family | None = None,
     ) -> None:
         self.now = 1000.0
         self.sink = sink or RecordingSink()
-        self.notices: list[watch_steps.Notice] = []
-        self.policy = policy or watch_policy.WatchPolicy()
-        self.machine = watch.WatchMachine(
+        self.notices: list[requests.Notice] = []
+        self.policy = policy or WatchPolicy()
+        self.machine = machine.WatchMachine(
             PODS,
             self.sink,
             policy=self.policy,
@@ -132,17 +133,17 @@ class Hand:
         self.notices.clear()
         return told
 
-    def step(self) -> watch_steps.Step:
+    def step(self) -> requests.Step:
         return self.machine.next_step(self.now)
 
-    def request(self, *, within: float = 0.0) -> watch_steps.Request:
+    def request(self, *, within: float = 0.0) -> requests.Request:
         """The next request, after at most that many seconds of pause."""
         limit = self.now + within
         while True:
             step = self.step()
-            if isinstance(step, watch_steps.Request):
+            if isinstance(step, requests.Request):
                 return step
-            assert isinstance(step, watch_steps.Pause), f"unexpected {step}"
+            assert isinstance(step, requests.Pause), f"unexpected {step}"
             assert step.until <= limit, f"a pause of {step.until - self.now} s"
             self.now = step.until
             self.tick()
@@ -150,7 +151,7 @@ class Hand:
     def pause(self) -> float:
         """The length of the pause that is next; it is then over."""
         step = self.step()
-        assert isinstance(step, watch_steps.Pause)
+        assert isinstance(step, requests.Pause)
         seconds = step.until - self.now
         self.now = step.until
         self.tick()
@@ -162,7 +163,7 @@ class Hand:
 
     def page(self, body: bytes) -> None:
         self.machine.accepted(self.now)
-        page = watch_decode.decode_page(body)
+        page = decoding.decode_page(body)
         self.machine.begin_page(self.now, page)
         self.machine.items(page, page.items)
         self.machine.end_page(self.now, page)

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from cache import objects, raw, resources, watch_decode, watch_policy
+from cache import objects, raw, resources
 from cache.kube import api, watcher
+from cache.watch import decoding
+from cache.watch.policy import WatchPolicy
 from loadtest import controlplane
 from protocol import digest
 from protocol.messages import SyncStatus
@@ -23,7 +25,7 @@ CONFIG_MAPS = resources.ResourceType.parse("v1/configmaps")
 SERVICES = resources.ResourceType.parse("v1/services")
 
 _PATIENCE_SECONDS = 60.0
-_POLICY = watch_policy.WatchPolicy(healthy_seconds=2.0, connect_backoff_max_seconds=1.0, absent_seconds=0.5)
+_POLICY = WatchPolicy(healthy_seconds=2.0, connect_backoff_max_seconds=1.0, absent_seconds=0.5)
 
 
 class DigestSink:
@@ -85,9 +87,9 @@ def listed_digest(plane: controlplane.ControlPlane, types: list[resources.Resour
         answer = plane.request("GET", type.list_path)
         if answer.status == 404:
             continue
-        page = watch_decode.decode_page(answer.body)
+        page = decoding.decode_page(answer.body)
         for item in page.items:
-            metadata = watch_decode.decode_item(item).metadata
+            metadata = decoding.decode_item(item).metadata
             value = raw.object_value(bytes(item), api_version=page.api_version, kind=page.kind)
             pairs.append((raw.object_key(type, metadata.namespace, metadata.name), value))
     return digest.state_digest(pairs)
@@ -95,7 +97,7 @@ def listed_digest(plane: controlplane.ControlPlane, types: list[resources.Resour
 
 @contextlib.asynccontextmanager
 async def reading(
-    plane: controlplane.ControlPlane, *types: resources.ResourceType, policy: watch_policy.WatchPolicy = _POLICY
+    plane: controlplane.ControlPlane, *types: resources.ResourceType, policy: WatchPolicy = _POLICY
 ) -> AsyncIterator[Reader]:
     session = api.KubeApi()
     await session.start()

@@ -10,13 +10,15 @@ import random
 from collections import deque
 from typing import NamedTuple
 
-from cache import objects, raw, resources, watch, watch_decode, watch_policy, watch_steps
-from cache.watch_policy import Failure
-from cache.watch_steps import RequestKind
+from cache import objects, raw, resources
+from cache.watch import decoding, policy, requests
+from cache.watch.machine import WatchMachine
+from cache.watch.policy import Failure
+from cache.watch.requests import RequestKind
 from tests.simulation import world as worlds
 
 NAMESPACE = "default"
-POLICY = watch_policy.WatchPolicy(
+POLICY = policy.WatchPolicy(
     page_limit=7,
     slice_items=5,
     backoff_max_seconds=4.0,
@@ -154,7 +156,7 @@ class ApiServer:
 
     # Answers.
 
-    def refusal(self, request: watch_steps.Request) -> tuple[int, bytes] | None:
+    def refusal(self, request: requests.Request) -> tuple[int, bytes] | None:
         """An error instead of an answer, by a draw or by the rules."""
         if request.kind is RequestKind.WATCH_LIST and not self.has_watch_list:
             return 422, _status(422, "Invalid")
@@ -167,7 +169,7 @@ class ApiServer:
             return code, _status(code, reason)
         return None
 
-    def page(self, type: resources.ResourceType, request: watch_steps.Request) -> bytes:
+    def page(self, type: resources.ResourceType, request: requests.Request) -> bytes:
         """A page of a list."""
         token = request.query.get("continue", "")
         version, names = self._pages.pop(token) if token else (self.version, self.names(type))
@@ -180,7 +182,7 @@ class ApiServer:
         metadata = json.dumps({"resourceVersion": str(version), "continue": following})
         return f'{{"kind":"PodList","apiVersion":"v1","metadata":{metadata},"items":[{",".join(items)}]}}'.encode()
 
-    def open(self, type: resources.ResourceType, request: watch_steps.Request) -> Stream:
+    def open(self, type: resources.ResourceType, request: requests.Request) -> Stream:
         """A watch; one that lists first says where that ends."""
         stream = Stream(self.version)
         if request.kind is RequestKind.WATCH_LIST:
@@ -231,7 +233,7 @@ class Watcher:
         self._server = server
         self._world = server.world
         self._type = type
-        self._machine = watch.WatchMachine(
+        self._machine = WatchMachine(
             type,
             sink,
             policy=POLICY,
@@ -248,10 +250,10 @@ class Watcher:
         """Watches for ever."""
         while True:
             step = self._machine.next_step(self._now)
-            if isinstance(step, watch_steps.Pause):
+            if isinstance(step, requests.Pause):
                 await asyncio.sleep(max(0.0, step.until - self._now))
                 self._machine.tick(self._now)
-            elif isinstance(step, watch_steps.Request):
+            elif isinstance(step, requests.Request):
                 await self._perform(step)
             await self._finish_batch()
 
@@ -262,7 +264,7 @@ class Watcher:
             is_sweeping = self._machine.sweep(self._now)
         self._machine.end_batch(self._now)
 
-    async def _perform(self, request: watch_steps.Request) -> None:
+    async def _perform(self, request: requests.Request) -> None:
         await asyncio.sleep(self._server._latency_seconds)
         if self._world.now < self._server.down_until:
             self._machine.interrupted(self._now, Failure.NETWORK, "refused")
@@ -275,15 +277,15 @@ class Watcher:
         else:
             await self._stream(request)
 
-    async def _list(self, request: watch_steps.Request) -> None:
-        page = watch_decode.decode_page(self._server.page(self._type, request))
+    async def _list(self, request: requests.Request) -> None:
+        page = decoding.decode_page(self._server.page(self._type, request))
         self._machine.begin_page(self._now, page)
         for start in range(0, len(page.items), POLICY.slice_items):
             self._machine.items(page, page.items[start : start + POLICY.slice_items])
             await asyncio.sleep(0)
         self._machine.end_page(self._now, page)
 
-    async def _stream(self, request: watch_steps.Request) -> None:
+    async def _stream(self, request: requests.Request) -> None:
         machine = self._machine
         machine.accepted(self._now)
         stream = self._server.open(self._type, request)
@@ -293,7 +295,7 @@ class Watcher:
         finally:
             self._server.close(self._type, stream)
 
-    async def _read(self, stream: Stream, request: watch_steps.Request) -> None:
+    async def _read(self, stream: Stream, request: requests.Request) -> None:
         machine = self._machine
         if not stream.lines and not stream.is_ended:
             stream.waiter = asyncio.get_running_loop().create_future()

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cache import watch_decode
+from cache.watch import decoding
 from loadtest.apiserver import faults
 from tests.harness import served, support
 from tests.harness.served import Cluster, converged, mirrors, serving
@@ -169,6 +169,6 @@ def test_json_as_deep_as_the_api_server_allows_is_decoded() -> None:
         service.allow_deep_json()
         deep = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
         line = b'{"type":"ADDED","object":{"metadata":{"name":"n","resourceVersion":"1"},"spec":' + deep + b"}}"
-        assert watch_decode.decode_line(line).envelope.metadata.name == "n"
+        assert decoding.decode_line(line).envelope.metadata.name == "n"
     finally:
         sys.setrecursionlimit(before)

@@ -11,7 +11,7 @@ from aiohttp import web
 from msgspec import structs
 
 from cache.kube import access, api
-from cache.watch_policy import Failure
+from cache.watch.policy import Failure
 from tests.harness.scripted_server import ScriptedServer
 
 

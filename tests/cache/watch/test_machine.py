@@ -2,7 +2,7 @@
 
 import pytest
 
-from cache.watch_steps import RequestKind
+from cache.watch.requests import RequestKind
 from protocol.messages import SyncStatus
 from tests.harness.watch_harness import Hand, bookmark, error_event, event, pod_list
 

@@ -8,9 +8,10 @@ is resumed at once is none.
 import random
 from dataclasses import dataclass, field
 
-from cache import watch_counters, watch_policy, watch_steps
-from cache.watch_policy import Failure
-from cache.watch_steps import NoticeKind
+from cache.watch import requests
+from cache.watch.counters import WatchCounters
+from cache.watch.policy import Backoff, Failure, WatchPolicy
+from cache.watch.requests import NoticeKind
 
 _ACTIONABLE = frozenset({Failure.FORBIDDEN, Failure.UNAUTHORIZED, Failure.CREDENTIALS})
 _BREAKS_OF_AN_OUTAGE = 3
@@ -30,16 +31,16 @@ class Health:
     def __init__(
         self,
         *,
-        policy: watch_policy.WatchPolicy,
-        counters: watch_counters.WatchCounters,
-        notify: watch_steps.Notify,
+        policy: WatchPolicy,
+        counters: WatchCounters,
+        notify: requests.Notify,
         random: random.Random,
         now: float,
     ) -> None:
         self._policy = policy
         self._counters = counters
         self._notify = notify
-        self._backoff = watch_policy.Backoff(policy, random)
+        self._backoff = Backoff(policy, random)
         self._outage: _Outage | None = None
         self.last_success = now
         self.not_before = now
@@ -69,7 +70,7 @@ class Health:
             seconds = round((self._outage.recovered_at or now) - self._outage.began_at, 3)
             fields = {"seconds": seconds, "tries": self._outage.tries}
             self._outage = None
-            self._notify(watch_steps.Notice(NoticeKind.OUTAGE_ENDED, "info", fields))
+            self._notify(requests.Notice(NoticeKind.OUTAGE_ENDED, "info", fields))
 
     def pause(self, now: float, seconds: float) -> None:
         """Schedules the next request, without any failure."""
@@ -99,6 +100,6 @@ class Health:
         fields = {"failure": failure.value, "detail": detail}
         if failure in _ACTIONABLE and failure not in outage.told:
             outage.told.add(failure)
-            self._notify(watch_steps.Notice(NoticeKind.ACTION_NEEDED, "error", fields))
+            self._notify(requests.Notice(NoticeKind.ACTION_NEEDED, "error", fields))
         elif is_new:
-            self._notify(watch_steps.Notice(NoticeKind.OUTAGE_BEGAN, "warning", fields))
+            self._notify(requests.Notice(NoticeKind.OUTAGE_BEGAN, "warning", fields))

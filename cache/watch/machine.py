@@ -14,7 +14,7 @@ rules, state by state:
                    position. If the position has expired (410): Empty; what is known is kept for the comparison.
     Polling        the type cannot be watched: list again after a while.
     Absent         the type is not installed (404): in sync, with nothing; looked for now and then. If none of its
-                   family is (cache.watch_family), what is known is kept instead, and it is not in sync.
+                   family is (cache.watch.api_group), what is known is kept instead, and it is not in sync.
 
 After the first sync each list is at least as new as the position (NotOlderThan), so that it cannot go back in time,
 except where the server does not know that version any more or yet; then versions are not compared either.
@@ -24,11 +24,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from cache import resources, watch_core, watch_decode, watch_policy, watch_steps
+from cache import resources
 from cache.objects import Origin
-from cache.watch_policy import Failure
-from cache.watch_states import Empty, InitialEvents, ListPages, Polling, State, Sweeping, Watching
-from cache.watch_steps import NoticeKind, RequestKind
+from cache.watch import core, decoding, requests
+from cache.watch.policy import Failure, classify, says_no_watch_list
+from cache.watch.requests import NoticeKind, RequestKind
+from cache.watch.states import Empty, InitialEvents, ListPages, Polling, State, Sweeping, Watching
 from protocol.messages import SyncStatus
 
 # A stream that reached this part of its timeoutSeconds ended because of them.
@@ -36,7 +37,7 @@ _RENEWAL_SHARE = 0.9
 _MAX_DETAIL_LENGTH = 400
 
 
-class WatchMachine(watch_core.WatchCore):
+class WatchMachine(core.WatchCore):
     """The machine of one resource type. The sink is called directly, and starts from the status WAITING.
 
     `streaming` says whether the driver should go on reading the stream that it reported as `accepted`; where it turns
@@ -71,21 +72,21 @@ class WatchMachine(watch_core.WatchCore):
             return min(state.last_event_at + policy.initial_quiet_seconds, state.began_at + policy.initial_max_seconds)
         return None if self._is_settled else self._opened_at + self._policy.healthy_seconds
 
-    def next_step(self, now: float) -> watch_steps.Step:
+    def next_step(self, now: float) -> requests.Step:
         """What to do now. Not to be called while streaming."""
         while self.sweep(now):
             pass
         if now < self._health.not_before:
             is_waiting = self._status is SyncStatus.WAITING
             until = self._health.not_before
-            return watch_steps.Pause(until if is_waiting else min(until, self._health.lost_at))
+            return requests.Pause(until if is_waiting else min(until, self._health.lost_at))
         if self._reload_due:
             self._reload_due = False
-            return watch_steps.ReloadCredentials()
+            return requests.ReloadCredentials()
         self._request = self._next_request()
         return self._request
 
-    def _next_request(self) -> watch_steps.Request:
+    def _next_request(self) -> requests.Request:
         if self._relist_due and isinstance(self._state, Watching):
             self._state = Empty()
         state = self._state
@@ -120,7 +121,7 @@ class WatchMachine(watch_core.WatchCore):
             self._begin_list()
             self._state = InitialEvents(set(self._view.identities()), now, now)
 
-    def begin_page(self, now: float, page: watch_decode.ListPage) -> None:
+    def begin_page(self, now: float, page: decoding.ListPage) -> None:
         """A page of a list is there; its items follow through `items`, then `end_page`."""
         self.counters.list_pages += 1
         self._present(now)
@@ -131,21 +132,21 @@ class WatchMachine(watch_core.WatchCore):
             self._set_status(SyncStatus.RESYNC)
         self._health.succeeded(now)
 
-    def items(self, page: watch_decode.ListPage, items: Sequence[msgspec.Raw]) -> None:
+    def items(self, page: decoding.ListPage, items: Sequence[msgspec.Raw]) -> None:
         """Some of the page's items, in order."""
         assert isinstance(self._state, ListPages)
         unseen = self._state.unseen
         for item in items:
             try:
-                envelope = watch_decode.decode_item(item)
-            except watch_decode.InvalidInput:
-                envelope = watch_decode.Envelope()  # without an identity: left out, as one bad object
+                envelope = decoding.decode_item(item)
+            except decoding.InvalidInput:
+                envelope = decoding.Envelope()  # without an identity: left out, as one bad object
             identity = self._emitter.upsert(
                 envelope, bytes(item), Origin.LIST, api_version=page.api_version, kind=page.kind
             )
             unseen.discard(identity)
 
-    def end_page(self, now: float, page: watch_decode.ListPage) -> None:
+    def end_page(self, now: float, page: decoding.ListPage) -> None:
         """All of the page's items were there."""
         state = self._state
         assert isinstance(state, ListPages)
@@ -165,7 +166,7 @@ class WatchMachine(watch_core.WatchCore):
             while self.sweep(now):
                 pass
         try:
-            event = watch_decode.decode_line(line)
+            event = decoding.decode_line(line)
             match event.type:
                 case "ADDED" | "MODIFIED":
                     self._on_live(now, event)
@@ -174,10 +175,10 @@ class WatchMachine(watch_core.WatchCore):
                 case "BOOKMARK":
                     self._on_bookmark(now, event)
                 case "ERROR":
-                    self._on_error(now, watch_decode.decode_status(event.raw))
+                    self._on_error(now, decoding.decode_status(event.raw))
                 case _:
-                    raise watch_decode.InvalidInput(f"unknown watch event {event.type[:40]!r}")
-        except watch_decode.InvalidInput as error:
+                    raise decoding.InvalidInput(f"unknown watch event {event.type[:40]!r}")
+        except decoding.InvalidInput as error:
             self._break(now, Failure.MALFORMED, str(error))
 
     def stream_ended(self, now: float, *, is_truncated: bool) -> None:
@@ -213,7 +214,7 @@ class WatchMachine(watch_core.WatchCore):
                 self._is_settled = True
                 self._health.healthy(now)
         if self._status is not SyncStatus.WAITING and now >= self._health.lost_at:
-            self._notify(watch_steps.Notice(NoticeKind.LOST, "error", {"seconds": self._policy.lost_seconds}))
+            self._notify(requests.Notice(NoticeKind.LOST, "error", {"seconds": self._policy.lost_seconds}))
             self._set_status(SyncStatus.WAITING)
             self.streaming = False
             if not isinstance(state, ListPages):
@@ -238,12 +239,12 @@ class WatchMachine(watch_core.WatchCore):
         """The request was answered with another status than 200; `body` is the beginning of the answer's body."""
         request = self._request
         assert request is not None
-        status = watch_decode.decode_status(body[: self._policy.max_error_bytes])
+        status = decoding.decode_status(body[: self._policy.max_error_bytes])
         detail = f"HTTP {http_status}: {status.message or status.reason}"[:_MAX_DETAIL_LENGTH]
-        if request.kind is RequestKind.WATCH_LIST and watch_policy.says_no_watch_list(http_status, status):
+        if request.kind is RequestKind.WATCH_LIST and says_no_watch_list(http_status, status):
             self._give_up_watch_list(detail)
             return
-        failure = watch_policy.classify(http_status, status)
+        failure = classify(http_status, status)
         if failure is not Failure.NOT_FOUND:
             self._missing_since = None
         if failure is Failure.GONE or failure is Failure.VERSION_TOO_LARGE:
@@ -268,7 +269,7 @@ class WatchMachine(watch_core.WatchCore):
 
     # Events of a watch.
 
-    def _on_live(self, now: float, event: watch_decode.WatchLine) -> None:
+    def _on_live(self, now: float, event: decoding.WatchLine) -> None:
         state = self._state
         if isinstance(state, InitialEvents):
             state.unseen.discard(self._emitter.upsert(event.envelope, event.raw, Origin.INITIAL))
@@ -278,7 +279,7 @@ class WatchMachine(watch_core.WatchCore):
             self._view.advance(event.envelope.metadata.resource_version)
             self._progress(now)
 
-    def _on_deleted(self, now: float, event: watch_decode.WatchLine) -> None:
+    def _on_deleted(self, now: float, event: decoding.WatchLine) -> None:
         state = self._state
         if isinstance(state, InitialEvents):
             state.unseen.discard(self._emitter.remove(event.envelope, event.raw, Origin.INITIAL))
@@ -288,14 +289,14 @@ class WatchMachine(watch_core.WatchCore):
             self._view.advance(event.envelope.metadata.resource_version)
             self._progress(now)
 
-    def _on_bookmark(self, now: float, event: watch_decode.WatchLine) -> None:
+    def _on_bookmark(self, now: float, event: decoding.WatchLine) -> None:
         self.counters.bookmarks += 1
         state = self._state
         version = event.envelope.metadata.resource_version
         if isinstance(state, InitialEvents):
-            if watch_decode.ends_initial_events(event.raw):
+            if decoding.ends_initial_events(event.raw):
                 if not version:
-                    raise watch_decode.InvalidInput("the bookmark that ends the initial events has no resourceVersion")
+                    raise decoding.InvalidInput("the bookmark that ends the initial events has no resourceVersion")
                 self._state = Sweeping(sorted(state.unseen), version, Watching())
             self._health.succeeded(now)
         elif self._view.advance(version):
@@ -307,7 +308,7 @@ class WatchMachine(watch_core.WatchCore):
                 self._backward_bookmarks = 0
                 self._on_version_refused(now, Failure.VERSION_TOO_LARGE, "the server's versions went back")
 
-    def _on_error(self, now: float, status: watch_decode.Status) -> None:
+    def _on_error(self, now: float, status: decoding.Status) -> None:
         detail = f"watch error {status.code}: {status.message or status.reason}"[:_MAX_DETAIL_LENGTH]
         if status.says_expired or status.says_version_too_large:
             failure = Failure.GONE if status.says_expired else Failure.VERSION_TOO_LARGE
@@ -316,7 +317,7 @@ class WatchMachine(watch_core.WatchCore):
             self._break(now, Failure.WATCH_ERROR, detail)
 
 
-def _missing_rule(type: resources.ResourceType, request: watch_steps.Request) -> str:
+def _missing_rule(type: resources.ResourceType, request: requests.Request) -> str:
     return (
         f'missing RBAC rule: verb "{request.kind.verb}" on resource "{type.resource}" '
         f'in API group "{type.group}" at the cluster scope'

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from cache.watch_policy import Failure
+from cache.watch.policy import Failure
 
 
 def _no_errors() -> dict[str, int]:

@@ -1,20 +1,12 @@
-"""What a watch machine holds, and its transitions; the rules stand in cache/watch.py. Pure."""
+"""What a watch machine holds, and its transitions; the rules stand in cache/watch/machine.py. Pure."""
 
 import random
 
-from cache import (
-    objects,
-    resources,
-    watch_counters,
-    watch_emit,
-    watch_family,
-    watch_health,
-    watch_policy,
-    watch_steps,
-)
-from cache.watch_policy import Failure
-from cache.watch_states import Absent, Empty, InitialEvents, ListPages, Polling, State, Sweeping, Watching
-from cache.watch_steps import NoticeKind
+from cache import objects, resources
+from cache.watch import api_group, counters, health, reflector, requests
+from cache.watch.policy import Failure, WatchPolicy
+from cache.watch.requests import NoticeKind
+from cache.watch.states import Absent, Empty, InitialEvents, ListPages, Polling, State, Sweeping, Watching
 from protocol.messages import SyncStatus
 
 _RECHECK_SECONDS = 2.0
@@ -30,26 +22,26 @@ class WatchCore:
         type: resources.ResourceType,
         sink: objects.WatchSink,
         *,
-        policy: watch_policy.WatchPolicy,
+        policy: WatchPolicy,
         random: random.Random,
-        notify: watch_steps.Notify,
+        notify: requests.Notify,
         now: float,
-        family: watch_family.Family | None = None,
+        family: api_group.Family | None = None,
     ) -> None:
         self.type = type
-        self.counters = watch_counters.WatchCounters()
+        self.counters = counters.WatchCounters()
         self.streaming = False
         self._sink = sink
         self._policy = policy
         self._random = random
         self._notify = notify
-        self._requests = watch_steps.RequestFactory(type, policy)
-        self._emitter = watch_emit.Emitter(type, sink, counters=self.counters, notify=notify)
+        self._requests = requests.RequestFactory(type, policy)
+        self._emitter = reflector.Emitter(type, sink, counters=self.counters, notify=notify)
         self._view = self._emitter.view
-        self._health = watch_health.Health(policy=policy, counters=self.counters, notify=notify, random=random, now=now)
+        self._health = health.Health(policy=policy, counters=self.counters, notify=notify, random=random, now=now)
         self._state: State = Empty()
         self._status = SyncStatus.WAITING
-        self._request: watch_steps.Request | None = None
+        self._request: requests.Request | None = None
         self._page_limit = policy.page_limit
         self._has_watch_list = policy.use_watch_list
         self._has_watch = True
@@ -145,7 +137,7 @@ class WatchCore:
             self._sink.status(self.type, status)
 
     def _tell(self, kind: NoticeKind, level: str, **fields: str | float) -> None:
-        self._notify(watch_steps.Notice(kind, level, fields))
+        self._notify(requests.Notice(kind, level, fields))
 
     def _on_version_refused(self, now: float, failure: Failure, detail: str) -> None:
         """The server does not know the version that was asked for: any more (410), or yet."""

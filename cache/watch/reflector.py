@@ -1,6 +1,8 @@
 """From envelopes to what the sink gets: only real differences of the view. Pure."""
 
-from cache import objects, resources, watch_counters, watch_decode, watch_steps, watch_view
+from cache import objects, resources
+from cache.watch import decoding, requests, view
+from cache.watch.counters import WatchCounters
 
 
 class Emitter:
@@ -11,18 +13,18 @@ class Emitter:
         type: resources.ResourceType,
         sink: objects.WatchSink,
         *,
-        counters: watch_counters.WatchCounters,
-        notify: watch_steps.Notify,
+        counters: WatchCounters,
+        notify: requests.Notify,
     ) -> None:
         self._type = type
         self._sink = sink
         self._counters = counters
         self._notify = notify
-        self.view = watch_view.View()
+        self.view = view.View()
 
     def upsert(
         self,
-        envelope: watch_decode.Envelope,
+        envelope: decoding.Envelope,
         raw: bytes,
         origin: objects.Origin,
         *,
@@ -38,7 +40,7 @@ class Emitter:
         if not envelope.is_sane:
             self._reject(envelope)
             return ""
-        identity = watch_view.identity_of(metadata.namespace, metadata.name)
+        identity = view.identity_of(metadata.namespace, metadata.name)
         if not self.view.observe(identity, envelope):
             self._counters.objects_unchanged += 1
             return identity
@@ -56,14 +58,14 @@ class Emitter:
         )
         return identity
 
-    def remove(self, envelope: watch_decode.Envelope, raw: bytes, origin: objects.Origin) -> str:
+    def remove(self, envelope: decoding.Envelope, raw: bytes, origin: objects.Origin) -> str:
         """Takes out an object that the API server says is deleted; returns its identity."""
         self._counters.events += 1
         metadata = envelope.metadata
         if not envelope.is_sane:
             self._reject(envelope)
             return ""
-        identity = watch_view.identity_of(metadata.namespace, metadata.name)
+        identity = view.identity_of(metadata.namespace, metadata.name)
         if self.view.forget(identity):
             self._sink.delete(
                 objects.ObjectEvent(
@@ -90,8 +92,8 @@ class Emitter:
                 )
         del doomed[-count:]
 
-    def _reject(self, envelope: watch_decode.Envelope) -> None:
+    def _reject(self, envelope: decoding.Envelope) -> None:
         self._counters.objects_rejected += 1
         if self._counters.objects_rejected == 1:  # a server that sends one such object sends it again and again
             fields = {"name": envelope.metadata.name[:80], "namespace": envelope.metadata.namespace[:80]}
-            self._notify(watch_steps.Notice(watch_steps.NoticeKind.OBJECT_REJECTED, "error", fields))
+            self._notify(requests.Notice(requests.NoticeKind.OBJECT_REJECTED, "error", fields))

@@ -5,15 +5,16 @@ from collections.abc import Iterator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache import objects, watch_policy, watch_steps
-from cache.watch_policy import Failure
-from cache.watch_states import Watching
-from cache.watch_steps import RequestKind
+from cache import objects
+from cache.watch import policy, requests
+from cache.watch.policy import Failure
+from cache.watch.requests import RequestKind
+from cache.watch.states import Watching
 from protocol.messages import SyncStatus
 from tests.harness.watch_harness import Hand, RecordingSink, bookmark, error_event, event, pod_list
 
 NAMES = [f"a/{index}" for index in range(6)]
-POLICY = watch_policy.WatchPolicy(page_limit=2, slice_items=2)
+POLICY = policy.WatchPolicy(page_limit=2, slice_items=2)
 
 FAULTS = ["none"] * 6 + [
     "refuse",
@@ -104,10 +105,10 @@ class Play:
     def turn(self) -> None:
         hand = self.hand
         step = hand.step()
-        if isinstance(step, watch_steps.Pause):
+        if isinstance(step, requests.Pause):
             hand.now = step.until
             hand.tick()
-        elif isinstance(step, watch_steps.Request):
+        elif isinstance(step, requests.Request):
             self.mutate()
             fault = "none" if self.is_calm else self.draw(st.sampled_from(FAULTS))
             if not self.refuse(fault):
@@ -138,7 +139,7 @@ class Play:
             return False
         return True
 
-    def list(self, request: watch_steps.Request, fault: str) -> None:
+    def list(self, request: requests.Request, fault: str) -> None:
         server = self.server
         token = request.query.get("continue", "")
         if fault in ("half", "broken", "idle"):
@@ -155,7 +156,7 @@ class Play:
             server.snapshots[next_token] = (version, rest)
         self.hand.page(pod_list(dict(page), version, token=next_token))
 
-    def watch_list(self, request: watch_steps.Request, fault: str) -> None:
+    def watch_list(self, request: requests.Request, fault: str) -> None:
         if not self.server.has_watch_list:
             self.hand.refused(422, "Invalid", "sendInitialEvents is forbidden")
             return
@@ -170,7 +171,7 @@ class Play:
         self.hand.lines(bookmark(version, ends_initial=True))
         self.follow(version)
 
-    def watch(self, request: watch_steps.Request, fault: str) -> None:
+    def watch(self, request: requests.Request, fault: str) -> None:
         position = int(request.query["resourceVersion"])
         if position < self.server.compacted:
             self.hand.refused(410, "Expired")

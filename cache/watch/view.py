@@ -6,7 +6,7 @@ Per object this is one string and one integer, which the garbage collector does 
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from cache import watch_decode
+from cache.watch import decoding
 
 Version: TypeAlias = int | str
 """A resourceVersion: an integer where it is a decimal one (comparable, and half the memory), else as written."""
@@ -50,7 +50,7 @@ class View:
         """The identities of all live objects."""
         return self._versions.keys()
 
-    def observe(self, identity: str, envelope: watch_decode.Envelope) -> bool:
+    def observe(self, identity: str, envelope: decoding.Envelope) -> bool:
         """Takes in an object; returns whether it is new or differs from what was known."""
         text = envelope.metadata.resource_version
         version = version_of(text)

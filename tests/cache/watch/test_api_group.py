@@ -1,15 +1,16 @@
 """A whole API group that goes is no empty world: what was known stays, out of sync, until it is back."""
 
-from cache import resources, watch_family
+from cache import resources
+from cache.watch import api_group
 from protocol.messages import SyncStatus
 from tests.harness.watch_harness import PODS, Hand, bookmark, event
 
 OTHER = resources.ResourceType.parse("v1/nodes")
 
 
-def family_of_two() -> tuple[watch_family.Family, Hand]:
+def family_of_two() -> tuple[api_group.Family, Hand]:
     """A family of two types, and a machine of one of them that is in sync with two objects."""
-    family = watch_family.Family([PODS, OTHER])
+    family = api_group.Family([PODS, OTHER])
     hand = Hand(family=family)
     hand.sync({"a/1": 5, "a/2": 6}, 9)
     family.served(OTHER, hand.now)
@@ -18,7 +19,7 @@ def family_of_two() -> tuple[watch_family.Family, Hand]:
 
 
 def test_a_family_is_gone_when_the_last_type_is_known_to_be() -> None:
-    family = watch_family.Family([PODS, OTHER])
+    family = api_group.Family([PODS, OTHER])
     told: list[bool] = []
     family.join(lambda: told.append(family.is_gone))
     assert PODS in family
@@ -95,7 +96,7 @@ def test_a_watch_that_was_asked_for_before_the_family_went_is_not_trusted() -> N
 
 
 def test_a_type_without_objects_is_out_of_sync_with_its_family() -> None:
-    family = watch_family.Family([PODS, OTHER])
+    family = api_group.Family([PODS, OTHER])
     hand = Hand(family=family)
     family.served(OTHER, hand.now)
     hand.request()

@@ -4,7 +4,7 @@ import enum
 import random
 from dataclasses import dataclass, field
 
-from cache import watch_decode
+from cache.watch import decoding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class Failure(enum.Enum):
     CREDENTIALS = "credentials"
 
 
-def classify(http_status: int, status: watch_decode.Status) -> Failure:
+def classify(http_status: int, status: decoding.Status) -> Failure:
     """The failure that an HTTP answer other than 200 means."""
     if status.says_version_too_large:
         return Failure.VERSION_TOO_LARGE
@@ -100,7 +100,7 @@ def classify(http_status: int, status: watch_decode.Status) -> Failure:
     return by_code.get(http_status, Failure.REJECTED)
 
 
-def says_no_watch_list(http_status: int, status: watch_decode.Status) -> bool:
+def says_no_watch_list(http_status: int, status: decoding.Status) -> bool:
     """Whether the answer to a WatchList means that the server has no such thing, rather than that it failed."""
     if http_status in (400, 405, 422):
         return True

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache import watch_decode
+from cache.watch import decoding
 from tests.harness.watch_harness import bookmark, event, json_bytes, pod, status
 
 
@@ -21,7 +21,7 @@ def test_the_objects_bytes_are_kept_whatever_the_lines_shape() -> None:
         b'{"type":"MODIFIED","object":' + raw + b',"extra":{"a":{}}}',
         b'{"extra":1,"type":"MODIFIED","object":' + raw + b"}",
     ):
-        decoded = watch_decode.decode_line(line)
+        decoded = decoding.decode_line(line)
         assert decoded.type == "MODIFIED"
         assert decoded.raw == raw
         metadata = decoded.envelope.metadata
@@ -45,34 +45,34 @@ def test_the_objects_bytes_are_kept_whatever_the_lines_shape() -> None:
     ],
 )
 def test_broken_lines_are_refused(line: bytes) -> None:
-    with pytest.raises(watch_decode.InvalidInput):
-        watch_decode.decode_line(line)
+    with pytest.raises(decoding.InvalidInput):
+        decoding.decode_line(line)
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_break_the_decoders_otherwise(data: bytes) -> None:
-    for decode in (watch_decode.decode_line, watch_decode.decode_page, watch_decode.ends_initial_events):
+    for decode in (decoding.decode_line, decoding.decode_page, decoding.ends_initial_events):
         try:
             decode(data)
-        except watch_decode.InvalidInput:
+        except decoding.InvalidInput:
             continue
-    watch_decode.decode_status(data)
+    decoding.decode_status(data)
 
 
 def test_only_the_annotation_ends_the_initial_events() -> None:
-    line = watch_decode.decode_line(bookmark(9, ends_initial=True))
-    assert watch_decode.ends_initial_events(line.raw)
-    assert not watch_decode.ends_initial_events(watch_decode.decode_line(bookmark(9)).raw)
-    assert not watch_decode.ends_initial_events(b'{"metadata":{"annotations":{"k8s.io/initial-events-end":"false"}}}')
+    line = decoding.decode_line(bookmark(9, ends_initial=True))
+    assert decoding.ends_initial_events(line.raw)
+    assert not decoding.ends_initial_events(decoding.decode_line(bookmark(9)).raw)
+    assert not decoding.ends_initial_events(b'{"metadata":{"annotations":{"k8s.io/initial-events-end":"false"}}}')
 
 
 def test_a_page_gives_kind_token_and_exact_items() -> None:
     items = [b'{"metadata":{"name":"x"},"b":1, "a":2}', b"{}"]
     body = b'{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"9","continue":"t"},"items":[%s]}'
-    page = watch_decode.decode_page(body % b",".join(items))
+    page = decoding.decode_page(body % b",".join(items))
     assert (page.api_version, page.kind, page.resource_version, page.continue_token) == ("v1", "Pod", "9", "t")
     assert [bytes(item) for item in page.items] == items
-    empty = watch_decode.decode_page(body.replace(b"[%s]", b"null"))
+    empty = decoding.decode_page(body.replace(b"[%s]", b"null"))
     assert empty.items == []
 
 
@@ -90,24 +90,24 @@ def test_a_page_gives_kind_token_and_exact_items() -> None:
     ],
 )
 def test_broken_pages_are_refused(body: bytes) -> None:
-    with pytest.raises(watch_decode.InvalidInput):
-        watch_decode.decode_page(body)
+    with pytest.raises(decoding.InvalidInput):
+        decoding.decode_page(body)
 
 
 def test_status_objects_say_why() -> None:
-    expired = watch_decode.decode_status(status(410, "Expired", "too old"))
+    expired = decoding.decode_status(status(410, "Expired", "too old"))
     assert expired.says_expired
     assert not expired.says_version_too_large
     causes = [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}]
-    too_large = watch_decode.decode_status(status(504, "Timeout", "Timeout", causes=causes, retryAfterSeconds=1))
+    too_large = decoding.decode_status(status(504, "Timeout", "Timeout", causes=causes, retryAfterSeconds=1))
     assert too_large.says_version_too_large
-    assert watch_decode.decode_status(b"404 page not found\n").message == "404 page not found"
+    assert decoding.decode_status(b"404 page not found\n").message == "404 page not found"
 
 
 @given(st.lists(st.text(alphabet="ab\n{}", max_size=12), max_size=12), st.integers(1, 7))
 def test_lines_are_the_same_however_the_stream_is_cut(parts: list[str], size: int) -> None:
     data = "\n".join(parts).encode()
-    splitter = watch_decode.LineSplitter(1000)
+    splitter = decoding.LineSplitter(1000)
     lines = [line for start in range(0, len(data), size) for line in splitter.feed(data[start : start + size])]
     *complete, rest = data.split(b"\n")
     assert lines == [line for line in complete if line]
@@ -115,13 +115,13 @@ def test_lines_are_the_same_however_the_stream_is_cut(parts: list[str], size: in
 
 
 def test_a_line_may_be_as_long_as_the_limit_and_no_longer() -> None:
-    splitter = watch_decode.LineSplitter(10)
+    splitter = decoding.LineSplitter(10)
     assert splitter.feed(b"x" * 10 + b"\n") == [b"x" * 10]
     splitter.feed(b"x" * 10)
-    with pytest.raises(watch_decode.InvalidInput, match="longer than 10 bytes"):
+    with pytest.raises(decoding.InvalidInput, match="longer than 10 bytes"):
         splitter.feed(b"x")
 
 
 def test_what_json_dumps_writes_is_read_back() -> None:
     value = {"type": "ADDED", "object": pod("a/x", 1)}
-    assert watch_decode.decode_line(json.dumps(value).encode()).envelope.kind == "Pod"
+    assert decoding.decode_line(json.dumps(value).encode()).envelope.kind == "Pod"

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from cache import watch_policy, watch_steps
-from cache.watch_policy import Failure
-from cache.watch_steps import RequestKind
+from cache.watch import policy, requests
+from cache.watch.policy import Failure
+from cache.watch.requests import RequestKind
 from protocol.messages import SyncStatus
 from tests.harness.watch_harness import Hand, bookmark, error_event, event, pod_list, status
 
@@ -74,7 +74,7 @@ def test_forbidden_names_the_missing_rule_once_and_goes_on_waiting() -> None:
         hand.refused(403, "Forbidden", message)
     assert hand.sink.take() == []
     [notice] = hand.notices
-    assert notice.kind is watch_steps.NoticeKind.ACTION_NEEDED
+    assert notice.kind is requests.NoticeKind.ACTION_NEEDED
     assert notice.level == "error"
     assert 'missing RBAC rule: verb "watch" on resource "pods" in API group ""' in str(notice.fields["detail"])
     assert hand.counters.errors["forbidden"] == 4
@@ -90,7 +90,7 @@ def test_unauthorized_loads_the_credentials_again_before_the_next_try() -> None:
     hand.request()
     hand.refused(401, "Unauthorized")
     hand.pause()
-    assert isinstance(hand.step(), watch_steps.ReloadCredentials)
+    assert isinstance(hand.step(), requests.ReloadCredentials)
     assert hand.request().kind is RequestKind.WATCH_LIST
 
 
@@ -99,10 +99,10 @@ def test_credentials_that_cannot_be_loaded_are_loaded_again_after_a_pause() -> N
     hand.request()
     hand.refused(401)
     hand.pause()
-    assert isinstance(hand.step(), watch_steps.ReloadCredentials)
+    assert isinstance(hand.step(), requests.ReloadCredentials)
     hand.failed(Failure.CREDENTIALS, "token file /x: No such file or directory")
     assert hand.pause() > 0
-    assert isinstance(hand.step(), watch_steps.ReloadCredentials)
+    assert isinstance(hand.step(), requests.ReloadCredentials)
 
 
 @pytest.mark.parametrize("in_body", [False, True])
@@ -235,7 +235,7 @@ def test_objects_without_identity_are_left_out_and_told_once() -> None:
 
 
 def test_a_sweep_goes_slice_by_slice_and_comes_before_anything_else() -> None:
-    hand = Hand(policy=watch_policy.WatchPolicy(slice_items=2))
+    hand = Hand(policy=policy.WatchPolicy(slice_items=2))
     hand.sync({f"a/{index}": 5 for index in range(5)}, 9)
     hand.lines(error_event(410, "Gone"))
     hand.request(within=1)

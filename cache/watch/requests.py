@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from cache import resources, watch_policy, watch_view
+from cache import resources
+from cache.watch import view
+from cache.watch.policy import WatchPolicy
 
 
 class RequestKind(enum.Enum):
@@ -81,7 +83,7 @@ Notify: TypeAlias = Callable[[Notice], None]
 class RequestFactory:
     """Builds the requests of one type."""
 
-    def __init__(self, type: resources.ResourceType, policy: watch_policy.WatchPolicy) -> None:
+    def __init__(self, type: resources.ResourceType, policy: WatchPolicy) -> None:
         self._path = type.list_path
         self._policy = policy
 
@@ -117,6 +119,6 @@ class RequestFactory:
 
 
 def _not_older_than(version: str) -> dict[str, str]:
-    if watch_view.version_of(version) in ("", 0):
+    if view.version_of(version) in ("", 0):
         return {}
     return {"resourceVersion": version, "resourceVersionMatch": "NotOlderThan"}

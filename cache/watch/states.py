@@ -1,4 +1,4 @@
-"""The states of a watch machine, each with only the data valid in it; the rules stand in cache/watch.py. Pure."""
+"""The states of a watch machine, each with only the data valid in it; `cache.watch.machine` has the rules. Pure."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
