@@ -11,7 +11,8 @@ import abc
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from cache import objects, raw, resources, store
+from cache import objects, raw, resources
+from cache.state import store
 from protocol import messages
 from protocol.native import codec
 

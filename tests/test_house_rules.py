@@ -21,7 +21,7 @@ MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 
 # Whole-system stories and tests of the repository itself have no source of their own to mirror.
-WITHOUT_A_SOURCE = ("tests/integration/", "tests/scenarios/", "tests/simulation/", "tests/docs/", "tests/test_")
+WITHOUT_A_SOURCE = ("tests/integration/", "tests/simulation/", "tests/docs/", "tests/test_")
 SUBJECTS = ("cancellation", "golden", "histories", "pipeline", "slow_clients")
 """Tests that are about more than one module: test_<something>_<subject>.py, or test_<subject>.py."""
 

@@ -8,7 +8,7 @@ nothing but their pings. A client whose socket stays full is slow by itself, and
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeAlias
 
-from cache import cursor
+from cache.state import cursor
 from typha import channel_view, client, clock, policy, poller, transport
 
 _monotonic = clock.monotonic

@@ -12,7 +12,7 @@ the block behind it in its turn. Nothing is sent twice for it, and what is read 
 import os
 from collections.abc import Callable, Iterable
 
-from cache import cursor
+from cache.state import cursor
 from protocol import formats, messages
 from typha import channel_view, client, clock, policy, worker_stats
 

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
-from cache import catchup, store
+from cache.state import catchup, store
 from protocol import formats
 from typha import clock, hub_channel, worker_handle
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cache import cursor, log
+from cache.state import cursor, log
 from protocol import encoding, messages
 from typha import client, followers
 

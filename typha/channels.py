@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from cache import cursor
+from cache.state import cursor
 from protocol import formats, messages, reasons
 from typha import catchup, channel_view, client, clock, delivery, progress, sessions
 

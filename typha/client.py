@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from cache import cursor
+from cache.state import cursor
 from protocol import messages
 from typha import conversations, transport
 

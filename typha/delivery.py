@@ -9,8 +9,8 @@ import operator
 from collections import deque
 from collections.abc import Callable
 
-from cache import cursor
-from cache.cursor import CursorState
+from cache.state import cursor
+from cache.state.cursor import CursorState
 from protocol import formats
 from typha import admission, catchup, channel_view, client, clock, laggards, policy, poller, transport, worker_stats
 

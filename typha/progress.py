@@ -6,7 +6,7 @@ The hub reads it when it wants to know, and nobody is woken for it.
 import mmap
 import os
 
-from cache import memfile
+from cache.state import memfile
 
 _SIZE_BYTES = 8
 

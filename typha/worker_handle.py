@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from cache import catchup
+from cache.state import catchup
 from protocol import messages
 from typha import clock, hub_channel, ipc, progress
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from cache import store
+from cache.state import store
 from loadtest import demo, measure, processes
 from loadtest.bench import groups, windows
 from loadtest.swarm import supervisor

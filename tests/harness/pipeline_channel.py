@@ -3,7 +3,8 @@
 import os
 from collections.abc import Iterator
 
-from cache import catchup, cursor, feed, log, snapshot, store
+from cache import feed
+from cache.state import catchup, cursor, log, snapshot, store
 from protocol import encoding, formats, messages, reasons
 from tests.harness import channel_harness
 

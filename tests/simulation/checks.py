@@ -1,6 +1,6 @@
 """What must hold behind every turn of a process, as seen from inside, on the service's own objects."""
 
-from cache.cursor import CursorState
+from cache.state.cursor import CursorState
 from tests.simulation import service
 from tests.simulation import world as worlds
 from typha import channel_view, client, fanout

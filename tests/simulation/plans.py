@@ -5,7 +5,7 @@ import random
 
 import msgspec
 
-from cache import catchup
+from cache.state import catchup
 from tests.simulation import network
 from typha import policy
 

@@ -4,7 +4,7 @@ import gc
 import os
 from collections.abc import Callable
 
-from cache import cursor
+from cache.state import cursor
 from protocol import reasons
 from tests.simulation import (
     agents,

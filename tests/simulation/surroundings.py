@@ -9,7 +9,7 @@ from unittest import mock
 
 import structlog
 
-from cache import catchup, cursor, snapshot, store
+from cache.state import catchup, cursor, snapshot, store
 from protocol.native import encoder as native_encoder
 from protocol.typha import encoder as typha_encoder
 from tests.simulation import plans, service, sockets

@@ -5,7 +5,7 @@ from unittest import mock
 
 import pytest
 
-from cache import cursor, store
+from cache.state import cursor, store
 from tests.simulation import simulation
 from typha import catchup, channel_view, client, hub_channel, poller, sessions
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 import pytest
 
-from cache import cursor
+from cache.state import cursor
 from protocol import formats, messages, reasons
 from protocol.native import encoder
 from tests.harness.support import FAST, Peer, Stage, eventually, pod

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 import msgspec
 import pytest
 
-from cache.cursor import CursorState
+from cache.state.cursor import CursorState
 from protocol import messages
 from tests.harness import support, typha_peer
 from tests.harness.support import FAST, Stage, eventually, pod

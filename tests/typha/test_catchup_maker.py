@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cache import catchup
+from cache.state import catchup
 from protocol import messages
 from protocol.native import encoder
 from protocol.typha import encoder as typha_encoder

@@ -4,7 +4,7 @@ import asyncio
 
 import msgspec
 
-from cache.cursor import CursorState
+from cache.state.cursor import CursorState
 from tests.harness import support
 from tests.harness.support import Stage, eventually, pod
 from tests.typha.conftest import OpenStage

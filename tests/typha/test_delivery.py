@@ -6,7 +6,7 @@ import math
 import msgspec
 import pytest
 
-from cache import cursor
+from cache.state import cursor
 from protocol import messages
 from tests.harness import support
 from tests.harness.support import FAST, Stage, eventually, pod

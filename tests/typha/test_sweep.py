@@ -8,7 +8,7 @@ import time
 import msgspec
 import pytest
 
-from cache import cursor
+from cache.state import cursor
 from protocol import messages
 from protocol.native import codec, frames
 from tests.harness import full_transport, support

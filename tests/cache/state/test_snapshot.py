@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache import snapshot, store
+from cache.state import snapshot, store
 from protocol import formats, messages
 from protocol.native import encoder
 from protocol.typha import encoder as typha_encoder

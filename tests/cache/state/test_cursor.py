@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cache import cursor, log
+from cache.state import cursor, log
 from protocol import encoding, reasons
 from protocol.messages import SyncStatus
 from tests.harness import channel_harness

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from cache import memfile
+from cache.state import memfile
 from tests.harness import channel_harness
 
 

@@ -7,14 +7,14 @@ on in the log at `log_offset`; behind another one it needs the block that begins
 
 A client may read blocks of different cuts one after another. It ends with the server's map, and no key goes back, as
 long as each block's cut is no older than what the client has from the log, and than the cuts of the blocks that it has
-read before (`cache.cursor` keeps to that; DESIGN.md, "Slow clients", says why).
+read before (`cache.state.cursor` keeps to that; DESIGN.md, "Slow clients", says why).
 """
 
 import bisect
 import os
 from collections.abc import Iterator
 
-from cache import memfile, store
+from cache.state import memfile, store
 from protocol import encoding, messages
 
 BLOCK_TARGET_BYTES = 256 * 1024

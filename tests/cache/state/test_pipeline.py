@@ -2,8 +2,8 @@
 
 A client at the end of the log holds exactly the server's map, whenever its snapshot was cut and made, wherever its
 reads stopped, and however often the log was taken from under its feet; on its way no key ever goes back. Whoever falls
-out of the log is caught up by any blocks that the rules of `cache.cursor` allow, old ones too, or, now and then, by a
-new snapshot.
+out of the log is caught up by any blocks that the rules of `cache.state.cursor` allow, old ones too, or, now and then,
+by a new snapshot.
 """
 
 import itertools
@@ -12,7 +12,8 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache import catchup, cursor, feed, raw, resources, store
+from cache import feed, raw, resources
+from cache.state import catchup, cursor, store
 from protocol import messages
 from protocol.native import encoder
 from protocol.typha import encoder as typha_encoder

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cache import store
+from cache.state import store
 from protocol import digest, messages
 
 keys = st.sampled_from([f"/core/v1/pods/default/web-{number}" for number in range(12)])

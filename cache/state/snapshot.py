@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cache import memfile, store
+from cache.state import memfile, store
 from protocol import encoding, messages
 
 _COPY_BYTES = 1024 * 1024

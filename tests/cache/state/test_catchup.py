@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache import catchup, cursor, log, store
+from cache.state import catchup, cursor, log, store
 from protocol import digest, encoding, formats, messages
 from protocol.native import codec, encoder, frames
 from protocol.typha import encoder as typha_encoder

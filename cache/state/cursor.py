@@ -24,7 +24,7 @@ import bisect
 import enum
 from collections.abc import Sequence
 
-from cache import log
+from cache.state import log
 from protocol import messages, reasons
 
 
@@ -73,7 +73,7 @@ class SnapshotFile:
 
 
 class BlockFile:
-    """A catch-up block as a worker knows it (`cache.catchup`); it is closed when no cursor reads it any more."""
+    """A catch-up block as a worker knows it (`cache.state.catchup`); it is closed when no cursor reads it any more."""
 
     __slots__ = (
         "cut_sequence",
@@ -113,7 +113,7 @@ class BlockFile:
         self.status = status
         self.updates = updates
         self.frames = frames
-        """See `cache.catchup.Block`."""
+        """See `cache.state.catchup.Block`."""
         self.readers = 0
 
     def __repr__(self) -> str:

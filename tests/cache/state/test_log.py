@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cache import log
+from cache.state import log
 from protocol import encoding
 from tests.harness import channel_harness
 

@@ -14,7 +14,7 @@ import struct
 from collections import deque
 from collections.abc import Iterable
 
-from cache import memfile
+from cache.state import memfile
 from protocol import encoding
 
 INDEX_RECORD = struct.Struct("=QQ")
