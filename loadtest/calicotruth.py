@@ -3,7 +3,7 @@
 from typing import Final
 
 from cache import objects, resources
-from cache.calico import feed, syncers
+from cache.feeds.calico import feed, syncers
 from loadtest import truth
 from protocol import digest
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
-from cache import raw
+from cache.feeds import raw
 from loadtest import convergence, truth
 from loadtest.swarm import supervisor
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from pathlib import Path
 from typing import Final
 
-from cache import raw
+from cache.feeds import raw
 from loadtest import (
     calicotruth,
     certificates,

@@ -8,7 +8,8 @@ from typing import Final, Self
 import aiohttp
 import msgspec
 
-from cache import raw, resources
+from cache import resources
+from cache.feeds import raw
 from loadtest import kubeconfig
 from protocol import digest
 

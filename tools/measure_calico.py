@@ -13,7 +13,7 @@ import tracemalloc
 from collections.abc import Callable, Sequence
 
 from cache import objects, resources
-from cache.calico import feed, model, pods, syncers
+from cache.feeds.calico import feed, model, pods, syncers
 from loadtest.apiserver import population
 from loadtest.apiserver.objects import JsonObject
 from protocol.native import encoder

@@ -10,7 +10,8 @@ import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from cache import feed, objects, raw, resources
+from cache import objects, resources
+from cache.feeds import feed, raw
 from cache.state import log, snapshot, store
 from loadtest.apiserver import population
 from protocol.native import encoder

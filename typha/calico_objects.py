@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from cache import resources
-from cache.calico import customresource, syncers
+from cache.feeds.calico import customresource, syncers
 from cache.kube import api, discovery
 
 _log = structlog.get_logger("typha.calico")

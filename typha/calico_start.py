@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import structlog
 
 from cache import resources
-from cache.calico import feed, syncers
+from cache.feeds.calico import feed, syncers
 from cache.kube import access, api, discovery
 from typha import calico_objects, hub, settings
 

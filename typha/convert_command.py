@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from cache import objects, resources
-from cache.calico import customresource, feed, specfields, syncers
+from cache.feeds.calico import customresource, feed, specfields, syncers
 from protocol import messages
 from typha import convert_input
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 import yaml
 
-from cache.calico import gojson
+from cache.feeds.calico.codecs import gojson
 
 MAX_INPUT_BYTES = 1 << 30
 """Of all files together."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from cache.raw import FeedSpec, FieldPath, ResourceSpec
+from cache.feeds.raw import FeedSpec, FieldPath, ResourceSpec
 from cache.resources import ResourceType
 from typha import settings_sources
 from typha.settings_sources import ConfigurationError

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from cache import feed, objects, resources
+from cache import objects, resources
+from cache.feeds import feed
 from protocol import formats, messages
 from typha import catchup_maker, clock, gathering, hub_channel, quantiles, refusals, worker_handle
 

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from cache import feed
+from cache.feeds import feed
 from cache.state import log, snapshot
 from protocol import encoding
 from typha import channel_view, clock

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import structlog
 
-from cache import feed
+from cache.feeds import feed
 from typha import clock
 
 _log = structlog.get_logger("typha.hub")

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Coroutine, Iterable
 
 import structlog
 
-from cache import feed, resources
+from cache import resources
+from cache.feeds import feed
 from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy

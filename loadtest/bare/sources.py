@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from cache import objects, raw, resources
-from cache.calico import feed, syncers
+from cache import objects, resources
+from cache.feeds import raw
+from cache.feeds.calico import feed, syncers
 from loadtest.apiserver import population
 from loadtest.swarm import frames
 from protocol import messages

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from cache.calico import syncers
+from cache.feeds.calico import syncers
 from loadtest import measure, processes, report, view
 from loadtest.bench import contenders, groups, memory, windows
 from loadtest.scenarios import registry, setting

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from cache.calico import syncers
+from cache.feeds.calico import syncers
 from loadtest import certificates, demo, measure, processes
 from loadtest.bare import greeting
 from loadtest.swarm import control

@@ -14,7 +14,8 @@ from typing import Any, Final, Self
 
 import aiohttp
 
-from cache import raw, resources
+from cache import resources
+from cache.feeds import raw
 from loadtest import kubeconfig
 from loadtest.real import objects
 from loadtest.swarm import frames

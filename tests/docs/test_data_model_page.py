@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from cache.calico import syncers
+from cache.feeds.calico import syncers
 from tests.harness import repository
 from typha import cli
 

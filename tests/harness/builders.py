@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cache import objects, resources
-from cache.calico import model, syncers
+from cache.feeds.calico import model, syncers
 
 V1, V3 = syncers.Group.V1, syncers.Group.V3
 UID = "f7fdbc60-8a58-4c60-9818-9ff50d0c9919"

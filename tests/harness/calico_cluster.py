@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cache.calico import syncers
+from cache.feeds.calico import syncers
 from loadtest import calicocrds, controlplane
 from tests.harness import repository, served
 

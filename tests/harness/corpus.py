@@ -7,7 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from cache import objects, resources
-from cache.calico import feed, syncers
+from cache.feeds.calico import feed, syncers
 from protocol import messages
 from tests.harness import repository
 

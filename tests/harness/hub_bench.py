@@ -3,7 +3,8 @@
 import os
 from typing import Any
 
-from cache import feed, resources
+from cache import resources
+from cache.feeds import feed
 from protocol import messages
 from tests.harness import support
 from tests.harness.support import PODS, build_snapshot, pod

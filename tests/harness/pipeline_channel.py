@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 
-from cache import feed
+from cache.feeds import feed
 from cache.state import catchup, cursor, log, snapshot, store
 from protocol import encoding, formats, messages, reasons
 from tests.harness import channel_harness

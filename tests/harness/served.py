@@ -13,7 +13,8 @@ from typing import Self
 
 import aiohttp
 
-from cache import raw, resources
+from cache import resources
+from cache.feeds import raw
 from clients import mirror
 from loadtest import kubeconfig
 from loadtest.apiserver import resources as simulated

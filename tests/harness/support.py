@@ -12,7 +12,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
-from cache import feed, objects, raw, resources
+from cache import objects, resources
+from cache.feeds import feed, raw
 from protocol import digest, messages
 from protocol.native import connection as native
 from protocol.native import frames

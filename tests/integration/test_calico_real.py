@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import aiohttp
 import pytest
 
-from cache.calico import syncers
+from cache.feeds.calico import syncers
 from tests.harness import calico_cluster, served
 from tests.harness.calico_cluster import Map, RealCluster, output_of, recorded_steps
 from typha import calico_objects

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cache.calico import syncers
+from cache.feeds.calico import syncers
 from loadtest.apiserver import resources as simulated
 from tests.harness import go_client, served, support
 

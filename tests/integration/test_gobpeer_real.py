@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cache.calico import syncers
+from cache.feeds.calico import syncers
 from loadtest import controlplane
 from tests.harness import calico_cluster, go_client, served, support
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cache.calico import syncers
+from cache.feeds.calico import syncers
 from clients import connection, mirror
 from loadtest import measure
 from tests.harness import calico_cluster, served, support

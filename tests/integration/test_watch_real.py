@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cache import objects, raw, resources
+from cache import objects, resources
+from cache.feeds import raw
 from cache.kube import api, watcher
 from cache.watch import decoding
 from cache.watch.policy import WatchPolicy

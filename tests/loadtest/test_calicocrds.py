@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cache.calico import syncers
+from cache.feeds.calico import syncers
 from loadtest import calicocrds
 
 

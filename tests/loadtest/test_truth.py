@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cache import raw, resources
+from cache import resources
+from cache.feeds import raw
 from loadtest import kubeconfig, truth
 from loadtest.apiserver import faults, population, settings, simulator
 from loadtest.apiserver.resources import PODS

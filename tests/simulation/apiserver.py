@@ -10,7 +10,8 @@ import random
 from collections import deque
 from typing import NamedTuple
 
-from cache import objects, raw, resources
+from cache import objects, resources
+from cache.feeds import raw
 from cache.watch import decoding, policy, requests
 from cache.watch.machine import WatchMachine
 from cache.watch.policy import Failure

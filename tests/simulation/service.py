@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import socket
 
-from cache import raw, resources
+from cache import resources
+from cache.feeds import raw
 from tests.simulation import apiserver, links, plans, process, sockets, transports, truth
 from tests.simulation import world as worlds
 from typha import client, fanout, hub, hub_channel, ipc, policy, poller, settings, snapshot_maker, transport, workers

@@ -2,7 +2,7 @@
 
 import bisect
 
-from cache import feed, raw
+from cache.feeds import feed, raw
 from protocol import digest, messages
 from tests.simulation import world as worlds
 

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from structlog import testing
 
-from cache.calico import syncers
+from cache.feeds.calico import syncers
 from cache.kube import api
 from tests.harness.scripted_server import ScriptedServer, session_to
 from typha import calico_objects

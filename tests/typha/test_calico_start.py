@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cache.calico import syncers
+from cache.feeds.calico import syncers
 from tests.harness.scripted_server import ScriptedServer, session_to
 from typha import calico_start, hub, settings
 

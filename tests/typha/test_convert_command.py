@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from cache.calico import syncers
+from cache.feeds.calico import syncers
 from tests.harness import corpus, ours
 from typha import cli
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.raw import FeedSpec, ResourceSpec
+from cache.feeds.raw import FeedSpec, ResourceSpec
 from cache.resources import ResourceType
 from tests.harness.repository import ROOT
 from typha import feedsfile

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache.calico import syncers
+from cache.feeds.calico import syncers
 from protocol.typha import encoder
 from typha import channel_view, client
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cache import feed
+from cache.feeds import feed
 from protocol import messages
 from protocol.native import encoder
 from tests.harness import support

@@ -2,7 +2,7 @@
 
 from structlog import testing
 
-from cache import feed
+from cache.feeds import feed
 from typha import refusals
 
 

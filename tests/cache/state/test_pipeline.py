@@ -12,7 +12,8 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache import feed, raw, resources
+from cache import resources
+from cache.feeds import feed, raw
 from cache.state import catchup, cursor, store
 from protocol import messages
 from protocol.native import encoder

@@ -1,0 +1,190 @@
+"""ClusterNetworkPolicies to Calico's global policies (datamodel.md, section 5.7). Pure."""
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from cache import objects
+from cache.feeds.calico import kubepolicies, model, policies, rules
+from cache.feeds.calico.codecs import addresses
+
+KUBERNETES_CLUSTER_NETWORK_POLICY = "KubernetesClusterNetworkPolicy"
+
+_TIERS = {"Admin": "kube-admin", "Baseline": "kube-baseline"}
+_ACTIONS = {"Accept": "Allow", "Deny": "Deny", "Pass": "Pass"}
+_NAMED_PORT = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
+_UINT16_MAX = 0xFFFF
+
+
+class _Pods(msgspec.Struct, gc=False):
+    namespaceSelector: kubepolicies.LabelSelector | None = None  # noqa: N815
+    podSelector: kubepolicies.LabelSelector | None = None  # noqa: N815
+
+
+class _Subject(msgspec.Struct, gc=False):
+    namespaces: kubepolicies.LabelSelector | None = None
+    pods: _Pods | None = None
+
+
+class _ClusterPeer(msgspec.Struct, gc=False):
+    namespaces: kubepolicies.LabelSelector | None = None
+    pods: _Pods | None = None
+    networks: list[str] | None = None
+
+
+class _PortRange(msgspec.Struct, gc=False):
+    start: int = 0
+    end: int = 0
+
+
+class _ClusterPort(msgspec.Struct, gc=False):
+    number: int | None = None
+    range: _PortRange | None = None
+
+
+class _ProtocolPorts(msgspec.Struct, gc=False):
+    destinationPort: _ClusterPort | None = None  # noqa: N815
+
+
+class _ClusterProtocol(msgspec.Struct, gc=False):
+    tcp: _ProtocolPorts | None = None
+    udp: _ProtocolPorts | None = None
+    sctp: _ProtocolPorts | None = None
+    destinationNamedPort: str | None = None  # noqa: N815
+
+
+class _ClusterRule(msgspec.Struct, gc=False):
+    name: str | None = None
+    action: str | None = None
+    protocols: list[_ClusterProtocol] | None = None
+    sources: list[_ClusterPeer] | None = msgspec.field(default=None, name="from")
+    destinations: list[_ClusterPeer] | None = msgspec.field(default=None, name="to")
+
+
+class _ClusterSpec(msgspec.Struct, gc=False):
+    tier: str | None = None
+    priority: int | None = None
+    subject: _Subject | None = None
+    ingress: list[_ClusterRule] | None = None
+    egress: list[_ClusterRule] | None = None
+
+
+class _ClusterPolicy(msgspec.Struct, gc=False):
+    spec: _ClusterSpec = msgspec.field(default_factory=_ClusterSpec)
+
+
+_decoder = msgspec.json.Decoder(_ClusterPolicy)
+
+
+def convert(event: objects.ObjectEvent) -> Sequence[model.Item]:
+    """A ClusterNetworkPolicy; a rule that cannot be converted fails closed, with a warning.
+
+    Raises:
+        ConversionError: bad-tier, no-subject, selector-too-deep, invalid-object.
+    """
+    spec = model.typed(_decoder, event).spec
+    tier = _TIERS.get(spec.tier or "")
+    if tier is None:
+        raise model.ConversionError("bad-tier", f"spec.tier: {spec.tier!r}")
+    subject = spec.subject or _Subject()
+    if subject.namespaces is not None:
+        namespace_selector, pod_selector = kubepolicies.namespace_selector(subject.namespaces), kubepolicies.POD_TERM
+    elif subject.pods is not None:
+        namespace_selector, pod_selector = _pods_selectors(subject.pods)
+    else:
+        raise model.ConversionError("no-subject", "spec.subject selects nothing")
+    work = kubepolicies.Work()
+    ingress = _cluster_rules(spec.ingress, work, is_ingress=True)
+    egress = _cluster_rules(spec.egress, work, is_ingress=False)
+    converted = policies.Spec(
+        tier=tier,
+        order=float(spec.priority or 0),
+        selector=pod_selector,
+        namespaceSelector=namespace_selector,
+        ingress=ingress,
+        egress=egress,
+        types=[name for name, found in (("Ingress", ingress), ("Egress", egress)) if found],
+    )
+    return policies.global_items(event, KUBERNETES_CLUSTER_NETWORK_POLICY, converted, warnings=work.warnings)
+
+
+def _pods_selectors(pods: _Pods) -> tuple[str, str]:
+    """(namespaces, pods); an absent one is an empty one."""
+    return kubepolicies.namespace_selector(
+        pods.namespaceSelector or kubepolicies.LabelSelector()
+    ), kubepolicies.pod_selector(pods.podSelector)
+
+
+def _cluster_rules(
+    found: Sequence[_ClusterRule] | None, work: kubepolicies.Work, *, is_ingress: bool
+) -> list[rules.Rule]:
+    converted: list[rules.Rule] = []
+    for rule in found or ():
+        try:
+            converted += _cluster_rule(rule, work, is_ingress=is_ingress)
+        except kubepolicies.BadRule as error:
+            fails_closed = rule.action in ("Deny", "Pass")
+            outcome = "denies everything" if fails_closed else "is left out"
+            work.warnings.append(f"the rule {rule.name or ''!r} {outcome}: {error}")
+            if fails_closed:
+                converted.append(rules.Rule(action="Deny"))
+    return converted
+
+
+def _cluster_rule(rule: _ClusterRule, work: kubepolicies.Work, *, is_ingress: bool) -> list[rules.Rule]:
+    action = _ACTIONS.get(rule.action or "")
+    if action is None:
+        raise kubepolicies.BadRule(f"not an action: {rule.action!r}")
+    by_protocol = _cluster_ports(rule.protocols)
+    found = (rule.sources if is_ingress else rule.destinations) or ()
+    peers = [_cluster_peer(peer, is_ingress=is_ingress) for peer in found]
+    metadata = rules.RuleMetadata(annotations={"name": rule.name}) if rule.name else None
+    return kubepolicies.cross_product(
+        by_protocol, peers, action=action, is_ingress=is_ingress, work=work, metadata=metadata
+    )
+
+
+def _cluster_peer(peer: _ClusterPeer, *, is_ingress: bool) -> rules.Entity:
+    networks = () if is_ingress else peer.networks or ()
+    if peer.namespaces is None and peer.pods is None and not networks:
+        raise kubepolicies.BadRule("a peer selects nothing")
+    entity = rules.Entity()
+    if peer.namespaces is not None:
+        entity.namespaceSelector = kubepolicies.namespace_selector(peer.namespaces)
+    if peer.pods is not None:
+        entity.namespaceSelector, entity.selector = _pods_selectors(peer.pods)
+    nets = [addresses.parse_cidr(text) for text in networks]
+    if None in nets:
+        raise kubepolicies.BadRule(f"not CIDRs: {', '.join(networks)}")
+    entity.nets = [str(net) for net in nets]
+    return entity
+
+
+def _cluster_ports(protocols: Sequence[_ClusterProtocol] | None) -> kubepolicies.PortsByProtocol:
+    by_protocol: kubepolicies.PortsByProtocol = {}
+    for protocol in protocols or (_ClusterProtocol(),):
+        for name, ports in (("TCP", protocol.tcp), ("UDP", protocol.udp), ("SCTP", protocol.sctp)):
+            if ports is not None:
+                kubepolicies.add_port(by_protocol, name, _cluster_port(ports.destinationPort))
+                break
+        else:
+            if not protocol.destinationNamedPort:
+                return {"": None}
+            if not _NAMED_PORT.fullmatch(protocol.destinationNamedPort):
+                raise kubepolicies.BadRule(f"not a port's name: {protocol.destinationNamedPort!r}")
+            kubepolicies.add_port(by_protocol, "", protocol.destinationNamedPort)
+    return by_protocol
+
+
+def _cluster_port(port: _ClusterPort | None) -> kubepolicies.Port | None:
+    if port is None:
+        return None
+    if port.number:
+        return port.number & _UINT16_MAX
+    if port.range is None:
+        return None
+    low, high = port.range.start & _UINT16_MAX, port.range.end & _UINT16_MAX
+    if low > high:
+        raise kubepolicies.BadRule(f"the port range {low}:{high} is not in order")
+    return low if low == high else f"{low}:{high}"

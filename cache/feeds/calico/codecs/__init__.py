@@ -1,0 +1,1 @@
+"""How Go writes values: JSON, regular expressions, durations, quantities, names. Nothing here knows Calico's kinds."""

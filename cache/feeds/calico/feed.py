@@ -1,0 +1,175 @@
+"""A feed of Calico's data model: Kubernetes objects in, Calico's keys and values out. Pure.
+
+Update types are the original's: 1 and 2 tell
+whether an object held the key before, also with a value that validation voided; a voided value is no value, with its
+type and revision; a deletion has neither value nor revision. An update that changes no value is no delivery, and the
+stored revision stays that of the value.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cache import objects
+from cache.feeds import feed, raw
+from cache.feeds.calico import claims, model, syncers
+from protocol import messages
+from protocol.native import codec
+
+DEFECT = "defect"
+"""The reason of a refusal that no converter foresaw."""
+_DETAIL_CHARS_MAX = 1000
+"""Details cite objects, which may be large."""
+
+
+class _Change(NamedTuple):
+    """What the next batch does to a key."""
+
+    update_type: messages.UpdateType
+    item: model.Item
+
+
+class _Kind:
+    """One resource type of the feed, and the keys of each of its objects, in the order in which they are sent."""
+
+    __slots__ = ("keys", "last_items", "last_shows", "rank", "source")
+
+    def __init__(self, rank: int, source: syncers.Source) -> None:
+        self.rank = rank
+        self.source = source
+        self.last_shows = source.last_shows
+        self.keys: dict[str, tuple[str, ...]] = {}
+        self.last_items: dict[str, Sequence[model.Item]] = {}
+        """What the converter gave for objects that it may give the very same for again."""
+
+
+class CalicoFeed(feed.Feed):
+    """One of the four feeds; `syncers.specs` has what they consist of."""
+
+    def __init__(self, spec: syncers.FeedSpec, *, max_value_bytes: int) -> None:
+        super().__init__(spec.name, [source.type for source in spec.sources])
+        self._kinds = {source.type: _Kind(rank, source) for rank, source in enumerate(spec.sources)}
+        self._claims = claims.Claims()
+        self._max_value_bytes = max_value_bytes
+        self._changes: list[_Change] = [_Change(messages.UpdateType.NEW, item) for item in spec.built_in]
+
+    def apply(self, event: objects.ObjectEvent) -> feed.Refusal | None:
+        """An object is new or has changed; a refusal names it where it, or a part of it, cannot be carried."""
+        kind = self._kinds[event.type]
+        name = _object_name(event)
+        try:
+            items = kind.source.convert(event)
+        except model.ConversionError as error:
+            self._forget(kind, name)
+            return self._refusal(event, error.reason, error.detail)
+        except Exception as error:  # an object that finds a defect of a converter must not take the others down
+            self._forget(kind, name)
+            return self._refusal(event, DEFECT, f"{type(error).__name__}: {error}")
+        if items and items is kind.last_items.get(name):
+            self.skipped += len(items)
+            return None
+        refusal = None
+        held: list[str] = []
+        known = kind.keys.get(name, ())
+        if known:
+            self._release_unmentioned(kind, name, {item.key for item in items})
+        for item in items:
+            if not self._is_plain(item):
+                item, refusal = self._examine(event, item, refusal)
+            if item.value is not None or item.invalid:
+                held.append(item.key)
+                self._claim(kind, name, item)
+            elif item.key in known:
+                self._release(kind, name, item.key)
+        if held:
+            kind.keys[name] = tuple(held)
+        else:
+            kind.keys.pop(name, None)
+        if kind.source.is_memoised and refusal is None:
+            kind.last_items[name] = items
+        else:
+            kind.last_items.pop(name, None)
+        return refusal
+
+    def delete(self, event: objects.ObjectEvent) -> None:
+        """An object is gone."""
+        self._forget(self._kinds[event.type], _object_name(event))
+
+    def _write_changes(self) -> list[messages.Update]:
+        changes, self._changes = self._changes, []
+        updates = [update for change in changes if (update := self._write(*change)) is not None]
+        self.skipped += len(changes) - len(updates)
+        return updates
+
+    def _is_plain(self, item: model.Item) -> bool:
+        return (
+            not item.invalid
+            and not item.warning
+            and (item.value is None or len(item.value) <= self._max_value_bytes)
+            and len(item.key) <= codec.MAX_KEY_CHARS
+        )
+
+    def _examine(
+        self, event: objects.ObjectEvent, item: model.Item, refusal: feed.Refusal | None
+    ) -> tuple[model.Item, feed.Refusal | None]:
+        """An item that is not simply carried: what is carried, and what is said of its object (once)."""
+        if item.invalid:
+            return item, refusal or self._refusal(event, "invalid", item.invalid)
+        if item.value is not None and len(item.value) > self._max_value_bytes:
+            detail = f"{len(item.value)} bytes, limit {self._max_value_bytes}"
+            return _without_value(item), refusal or self._refusal(event, "value-too-large", detail)
+        if len(item.key) > codec.MAX_KEY_CHARS:
+            detail = f"{len(item.key)} characters, limit {codec.MAX_KEY_CHARS}"
+            return _without_value(item), refusal or self._refusal(event, "key-too-long", detail)
+        if item.warning:
+            return item, refusal or self._refusal(event, "doubtful", item.warning, is_carried=True)
+        return item, refusal
+
+    def _refusal(
+        self, event: objects.ObjectEvent, reason: str, detail: str, *, is_carried: bool = False
+    ) -> feed.Refusal:
+        self.refused += 1
+        key = raw.object_key(event.type, event.namespace, event.name)
+        return feed.Refusal(self.name, key, reason, detail[:_DETAIL_CHARS_MAX], is_carried)
+
+    def _forget(self, kind: _Kind, name: str) -> None:
+        kind.last_items.pop(name, None)
+        for key in kind.keys.pop(name, ()):
+            self._release(kind, name, key)
+
+    def _release_unmentioned(self, kind: _Kind, name: str, mentioned: set[str]) -> None:
+        for key in kind.keys[name]:
+            if key not in mentioned:
+                self._release(kind, name, key)
+
+    def _claim(self, kind: _Kind, name: str, item: model.Item) -> None:
+        known = item.key in self._claims
+        if self._claims.put(claims.Claim(kind.rank, name, kind.last_shows, item)):
+            self._changes.append(_Change(messages.UpdateType.UPDATED if known else messages.UpdateType.NEW, item))
+
+    def _release(self, kind: _Kind, name: str, key: str) -> None:
+        shown, heir = self._claims.drop(key, kind.rank, name)
+        if heir is None:
+            self._changes.append(_Change(messages.UpdateType.DELETED, model.Item(key, None, "")))
+        elif shown:
+            self._changes.append(_Change(messages.UpdateType.UPDATED, heir))
+
+    def _write(self, update_type: messages.UpdateType, item: model.Item) -> messages.Update | None:
+        if item.value is None:
+            if self.store.delete(item.key, item.revision) is None:
+                self.store.sequence += 1  # it is sent even so: the original's agents are told of every void value
+            return messages.Update(item.key, None, item.revision, update_type)
+        old = self.store.get(item.key)
+        if old is not None and old.value == item.value:
+            return None
+        update = self.store.put(item.key, item.value, item.revision, v3_resource_version=item.v3_resource_version)
+        if update is None or update.update_type == update_type:
+            return update
+        return update._replace(update_type=update_type)
+
+
+def _object_name(event: objects.ObjectEvent) -> str:
+    return f"{event.namespace}/{event.name}" if event.namespace else event.name
+
+
+def _without_value(item: model.Item) -> model.Item:
+    return model.Item(item.key, None, item.revision)

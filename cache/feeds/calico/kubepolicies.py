@@ -1,0 +1,290 @@
+"""Kubernetes' policies to Calico's (datamodel.md, sections 5.6 and 5.8): enforced and staged. Pure."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from cache import objects
+from cache.feeds.calico import customresource, model, policies, rules, schema
+from cache.feeds.calico.codecs import addresses
+
+KUBERNETES_NETWORK_POLICY = "KubernetesNetworkPolicy"
+STAGED_KUBERNETES_NETWORK_POLICY = "StagedKubernetesNetworkPolicy"
+
+_ORDER = 1000.0
+POD_TERM = "projectcalico.org/orchestrator == 'k8s'"
+_PROTOCOLS = {name.lower(): name for name in ("TCP", "UDP", "SCTP", "ICMP", "ICMPv6", "UDPLite")}
+_STAGED_DELETE = "Delete"
+_MAX_RULES = 50_000
+_MAX_PORTS = 1_000_000
+Port = int | str
+PortsByProtocol = dict[str, list[Port] | None]
+
+
+class _Expression(msgspec.Struct, gc=False):
+    key: str = ""
+    operator: str = ""
+    values: list[str] | None = None
+
+
+class LabelSelector(msgspec.Struct, gc=False):
+    matchLabels: dict[str, str] | None = None  # noqa: N815
+    matchExpressions: list[_Expression] | None = None  # noqa: N815
+
+
+class _IPBlock(msgspec.Struct, gc=False):
+    cidr: str = ""
+    excepted: list[str] | None = msgspec.field(default=None, name="except")
+
+
+class _Peer(msgspec.Struct, gc=False):
+    podSelector: LabelSelector | None = None  # noqa: N815
+    namespaceSelector: LabelSelector | None = None  # noqa: N815
+    ipBlock: _IPBlock | None = None  # noqa: N815
+
+
+class _PolicyPort(msgspec.Struct, gc=False):
+    protocol: str | None = None
+    port: Port | None = None
+    endPort: int | None = None  # noqa: N815
+
+
+class _PolicyRule(msgspec.Struct, gc=False):
+    ports: list[_PolicyPort] | None = None
+    sources: list[_Peer] | None = msgspec.field(default=None, name="from")
+    destinations: list[_Peer] | None = msgspec.field(default=None, name="to")
+
+
+class _PolicySpec(msgspec.Struct, gc=False):
+    podSelector: LabelSelector | None = None  # noqa: N815
+    ingress: list[_PolicyRule] | None = None
+    egress: list[_PolicyRule] | None = None
+    policyTypes: list[str] | None = None  # noqa: N815
+    stagedAction: str | None = None  # noqa: N815
+
+
+class _Policy(msgspec.Struct, gc=False):
+    metadata: customresource.Metadata
+    spec: _PolicySpec = msgspec.field(default_factory=_PolicySpec)
+
+
+class Work:
+    """The conversion of one policy: its warnings, and limits of what its peers and ports may multiply to.
+
+    Without them an object of 1 MB could grow to terabytes.
+    """
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self._rules = _MAX_RULES
+        self._ports = _MAX_PORTS
+
+    def spend(self, *, rules: int, ports: int) -> None:
+        """Raises ConversionError: too-large."""
+        self._rules -= rules
+        self._ports -= ports
+        if self._rules < 0 or self._ports < 0:
+            raise model.ConversionError(
+                "too-large", f"peers and ports multiply to more than {_MAX_RULES} rules or {_MAX_PORTS} ports in them"
+            )
+
+
+class BadRule(ValueError):
+    """A rule cannot be converted."""
+
+
+_decode_policy = msgspec.json.Decoder(_Policy)
+
+
+def convert_policy(event: objects.ObjectEvent) -> Sequence[model.Item]:
+    """A Kubernetes NetworkPolicy; a rule that cannot be converted is left out, with a warning.
+
+    Raises:
+        ConversionError: selector-too-deep, invalid-object.
+    """
+    work = Work()
+    spec = _spec(model.typed(_decode_policy, event).spec, work, is_strict=False)
+    return policies.namespaced_items(event, KUBERNETES_NETWORK_POLICY, spec, warnings=work.warnings)
+
+
+def convert_staged_policy(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
+    """A StagedKubernetesNetworkPolicy; a rule that cannot be converted voids it.
+
+    Raises:
+        ConversionError: bad-rule, selector-too-deep, bad-metadata-annotation, invalid-object.
+    """
+    policy = model.typed(_decode_policy, event)
+    customresource.effective_metadata(policy.metadata, group)
+    if policy.spec.stagedAction == _STAGED_DELETE:
+        return (model.Item(policies.policy_key(STAGED_KUBERNETES_NETWORK_POLICY, event), None, ""),)
+    work = Work()
+    spec = _spec(policy.spec, work, is_strict=True)
+    return policies.namespaced_items(
+        event,
+        STAGED_KUBERNETES_NETWORK_POLICY,
+        spec,
+        staged_action=policy.spec.stagedAction or "",
+        warnings=work.warnings,
+    )
+
+
+def _spec(spec: _PolicySpec, work: Work, *, is_strict: bool) -> policies.Spec:
+    given = spec.policyTypes or ()
+    return policies.Spec(
+        order=_ORDER,
+        selector=pod_selector(spec.podSelector),
+        ingress=_policy_rules(spec.ingress, work, is_strict=is_strict, is_ingress=True),
+        egress=_policy_rules(spec.egress, work, is_strict=is_strict, is_ingress=False),
+        types=[name for name in ("Ingress", "Egress") if name in given] or ["Ingress"],
+    )
+
+
+def _policy_rules(
+    found: Sequence[_PolicyRule] | None, work: Work, *, is_strict: bool, is_ingress: bool
+) -> list[rules.Rule]:
+    converted: list[rules.Rule] = []
+    for rule in found or ():
+        try:
+            by_protocol = _policy_ports(rule.ports)
+        except BadRule as error:
+            if is_strict:
+                raise model.ConversionError("bad-rule", str(error)) from error
+            work.warnings.append(f"a rule is left out: {error}")
+            continue
+        peers = [_peer_entity(peer, work) for peer in (rule.sources if is_ingress else rule.destinations) or ()]
+        converted += cross_product(
+            by_protocol, peers or [rules.Entity()], action="Allow", is_ingress=is_ingress, work=work
+        )
+    return converted
+
+
+def cross_product(
+    by_protocol: PortsByProtocol,
+    peers: Sequence[rules.Entity],
+    *,
+    action: str,
+    is_ingress: bool,
+    work: Work,
+    metadata: rules.RuleMetadata | None = None,
+) -> list[rules.Rule]:
+    converted: list[rules.Rule] = []
+    for protocol in sorted(by_protocol):
+        ports = _simplified(by_protocol[protocol] or [])
+        work.spend(rules=len(peers), ports=len(peers) * len(ports))
+        for peer in peers:
+            rule = rules.Rule(action=action, protocol=protocol or None, metadata=metadata)
+            if is_ingress:
+                rule.source, rule.destination = peer, rules.Entity(ports=ports)
+            else:
+                rule.destination = rules.Entity(
+                    nets=peer.nets,
+                    notNets=peer.notNets,
+                    selector=peer.selector,
+                    namespaceSelector=peer.namespaceSelector,
+                    ports=ports,
+                )
+            converted.append(rule)
+    return converted
+
+
+def add_port(by_protocol: PortsByProtocol, protocol: str, port: Port | None) -> None:
+    """No port means all of them, whatever else is listed."""
+    if port is None:
+        by_protocol[protocol] = None
+        return
+    ports = by_protocol.setdefault(protocol, [])
+    if ports is not None:
+        ports.append(port)
+
+
+def _policy_ports(ports: Sequence[_PolicyPort] | None) -> PortsByProtocol:
+    by_protocol: PortsByProtocol = {}
+    for port in ports or ():
+        protocol = "TCP" if port.protocol is None else _PROTOCOLS.get(port.protocol.lower(), port.protocol)
+        add_port(by_protocol, protocol, _policy_port(port))
+    return by_protocol or {"": None}
+
+
+def _policy_port(port: _PolicyPort) -> Port | None:
+    if port.port is None:
+        return None
+    text = str(port.port) if port.endPort is None else f"{port.port}:{port.endPort}"
+    try:
+        parsed: Port = schema.parse_port(text)
+    except ValueError as error:
+        raise BadRule(str(error)) from error
+    return parsed
+
+
+def _simplified(ports: list[Port]) -> list[Port]:
+    """Names first, then the numbers in order, merged; as they were where there is only one number in all."""
+    if len(ports) <= 1:
+        return ports
+    names = [port for port in ports if isinstance(port, str) and ":" not in port]
+    ranges = sorted(_range(port) for port in ports if not (isinstance(port, str) and ":" not in port))
+    if sum(high - low + 1 for low, high in ranges) <= 1:
+        return ports
+    merged: list[tuple[int, int]] = []
+    for low, high in ranges:
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], high))
+        else:
+            merged.append((low, high))
+    return [*names, *(low if low == high else f"{low}:{high}" for low, high in merged)]
+
+
+def _range(port: Port) -> tuple[int, int]:
+    low, _, high = str(port).partition(":")
+    return int(low), int(high or low)
+
+
+def _peer_entity(peer: _Peer, work: Work) -> rules.Entity:
+    if peer.ipBlock is None:
+        return rules.Entity(
+            selector=pod_selector(peer.podSelector), namespaceSelector=namespace_selector(peer.namespaceSelector)
+        )
+    network = addresses.parse_cidr(peer.ipBlock.cidr)
+    if network is None:
+        work.warnings.append(f"an ipBlock is no CIDR, and is left out of its rule: {peer.ipBlock.cidr!r}")
+        return rules.Entity()
+    excepted: list[str] = []
+    for text in peer.ipBlock.excepted or ():
+        exception = addresses.parse_cidr(text)
+        if exception is None:
+            work.warnings.append(
+                f"an exception of an ipBlock is no CIDR, and is left out with those behind it: {text!r}"
+            )
+            break
+        excepted.append(str(exception))
+    return rules.Entity(nets=[str(network)], notNets=excepted)
+
+
+def pod_selector(selector: LabelSelector | None) -> str:
+    return " && ".join([POD_TERM, *_terms(selector)])
+
+
+def namespace_selector(selector: LabelSelector | None) -> str:
+    """Empty for none; an empty selector selects every namespace."""
+    if selector is None:
+        return ""
+    if not selector.matchLabels and not selector.matchExpressions:
+        return "all()"
+    return " && ".join(_terms(selector))
+
+
+def _terms(selector: LabelSelector | None) -> list[str]:
+    if selector is None:
+        return []
+    terms = [f"{key} == '{value}'" for key, value in sorted((selector.matchLabels or {}).items())]
+    for expression in selector.matchExpressions or ():
+        values = "', '".join(expression.values or ())
+        match expression.operator:
+            case "In":
+                terms.append(f"{expression.key} in {{ '{values}' }}")
+            case "NotIn":
+                terms.append(f"{expression.key} not in {{ '{values}' }}")
+            case "Exists":
+                terms.append(f"has({expression.key})")
+            case "DoesNotExist":
+                terms.append(f"! has({expression.key})")
+    return terms

@@ -1,0 +1,351 @@
+"""Nodes (datamodel.md, section 5.3): the whole resource, and for Felix host configuration and WireGuard keys. Pure.
+
+Kubelets report often; what they write is nothing that a node's items hold. The converter therefore remembers what the
+items of each node were made of, and several feeds take what became of one event.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from cache import objects
+from cache.feeds.calico import model
+from cache.feeds.calico.codecs import addresses, gojson, kubenames
+
+_ANNOTATION = "projectcalico.org/"
+_KUBE_LABELS = _ANNOTATION + "kube-labels"
+_ADDRESS_TYPES = frozenset({"InternalIP", "ExternalIP"})
+_AS_NUMBER_BITS = 32
+_KNOWN_NODES_MAX = 50_000
+
+
+class _Metadata(msgspec.Struct, gc=False):
+    name: str = ""
+    uid: str = ""
+    creationTimestamp: str | None = None  # noqa: N815
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+
+
+class _Spec(msgspec.Struct, gc=False):
+    podCIDRs: list[str] | None = None  # noqa: N815
+
+
+class _Address(msgspec.Struct, gc=False):
+    type: str = ""
+    address: str = ""
+
+
+class _Status(msgspec.Struct, gc=False):
+    addresses: list[_Address] | None = None
+
+
+class _Node(msgspec.Struct, gc=False):
+    metadata: _Metadata
+    spec: _Spec = msgspec.field(default_factory=_Spec)
+    status: _Status = msgspec.field(default_factory=_Status)
+
+
+_encode = msgspec.json.Encoder().encode
+_decoder = msgspec.json.Decoder(_Node)
+_decode_map = msgspec.json.Decoder(dict[str, str | None] | None).decode
+_decode_interfaces = msgspec.json.Decoder(list[dict[str, Any] | None] | None).decode
+
+
+class _Converted(NamedTuple):
+    """What became of a node, and a digest of what it was made of."""
+
+    digest: bytes
+    all_items: Sequence[model.Item]
+    whole: Sequence[model.Item]
+
+
+class NodeConverter:
+    """Converts for all feeds that take nodes; what has not changed gives the very items that it gave before."""
+
+    def __init__(self) -> None:
+        self._last_event: objects.ObjectEvent | None = None
+        self._known: dict[str, _Converted] = {}
+
+    def felix(self, event: objects.ObjectEvent) -> Sequence[model.Item]:
+        """Host configuration, the whole resource, WireGuard. Raises ConversionError: invalid-object."""
+        return self._converted(event).all_items
+
+    def whole(self, event: objects.ObjectEvent) -> Sequence[model.Item]:
+        """The whole resource. Raises ConversionError: invalid-object."""
+        return self._converted(event).whole
+
+    def _converted(self, event: objects.ObjectEvent) -> _Converted:
+        known = self._known.get(event.name)
+        if known is not None and self._last_event is event:
+            return known
+        self._last_event = None
+        node = model.typed(_decoder, event)
+        digest = hashlib.blake2b(_encode(node), digest_size=16).digest()
+        if known is None or known.digest != digest or any(item.invalid for item in known.whole):
+            items = tuple(_convert(event, node))
+            key = _whole_key(event.name)
+            known = _Converted(digest, items, tuple(item for item in items if item.key == key))
+            if len(self._known) >= _KNOWN_NODES_MAX:
+                self._known.clear()
+            self._known[event.name] = known
+        self._last_event = event
+        return known
+
+
+def _whole_key(name: str) -> str:
+    return f"/calico/resources/v3/projectcalico.org/nodes/{name}"
+
+
+def _convert(event: objects.ObjectEvent, node: _Node) -> Sequence[model.Item]:
+    annotations = node.metadata.annotations or {}
+    bgp, wireguard, tunnels = _bgp(annotations), _wireguard(annotations), _tunnels(annotations)
+    spec: dict[str, Any] = gojson.omit_empty(
+        {
+            "bgp": bgp,
+            **tunnels,
+            "orchRefs": [{"nodeName": event.name, "orchestrator": "k8s"}],
+            "wireguard": wireguard,
+            "addresses": _addresses(bgp, node.status.addresses or ()),
+            "interfaces": _interfaces(annotations.get(_ANNOTATION + "Interfaces")),
+        }
+    )
+    status = gojson.omit_empty(
+        {
+            "wireguardPublicKey": annotations.get(_ANNOTATION + "WireguardPublicKey"),
+            "wireguardPublicKeyV6": annotations.get(_ANNOTATION + "WireguardPublicKeyV6"),
+            "podCIDRs": node.spec.podCIDRs,
+        }
+    )
+    metadata = _metadata(event.name, node.metadata)
+    return [
+        *_host_configuration(event, bgp, tunnels),
+        _whole_item(event, metadata, spec, status),
+        _wireguard_item(event, wireguard, status),
+    ]
+
+
+def _metadata(name: str, metadata: _Metadata) -> dict[str, Any]:
+    annotations = metadata.annotations or {}
+    labels = {**_text_map(annotations.get(_ANNOTATION + "labels")), **(metadata.labels or {})}
+    kube_labels = None if metadata.labels is None else gojson.sorted_map(metadata.labels)
+    copied = _text_map(annotations.get(_ANNOTATION + "annotations"))
+    copied[_KUBE_LABELS] = gojson.encode(kube_labels).decode()
+    return gojson.omit_empty(
+        {
+            "name": name,
+            "uid": metadata.uid,
+            "creationTimestamp": metadata.creationTimestamp,
+            "labels": gojson.sorted_map(labels),
+            "annotations": gojson.sorted_map(copied),
+        }
+    )
+
+
+def _text_map(text: str | None) -> dict[str, str]:
+    if text is None:
+        return {}
+    try:
+        return {key: value or "" for key, value in (_decode_map(gojson.without_lone_surrogates(text)) or {}).items()}
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+
+
+def _annotation(annotations: Mapping[str, str], name: str, is_valid: Callable[[str], bool]) -> str:
+    text = annotations.get(_ANNOTATION + name, "")
+    return text if text and is_valid(text) else ""
+
+
+def _interface_version(text: str) -> int:
+    """The version of an address with or without a mask (host bits allowed); 0 if it is none."""
+    if "/" not in text:
+        address = addresses.parse_ip(text)
+        return 0 if address is None else address.version
+    parsed = addresses.parse_interface(text)
+    return 0 if parsed is None else parsed[0].version
+
+
+def _is_ipv4_interface(text: str) -> bool:
+    return _interface_version(text) == 4
+
+
+def _is_ipv6_interface(text: str) -> bool:
+    return _interface_version(text) == 6
+
+
+def _is_strict_network(text: str, version: int) -> bool:
+    if "/" not in text:
+        address = addresses.parse_ip(text)
+        return address is not None and address.version == version
+    parsed = addresses.parse_interface(text)
+    return parsed is not None and parsed[0] == (version, parsed[1].value) and parsed[1].version == version
+
+
+def _is_ipv4_network(text: str) -> bool:
+    return _is_strict_network(text, 4)
+
+
+def _is_ipv6_network(text: str) -> bool:
+    return _is_strict_network(text, 6)
+
+
+def _as_number(text: str | None) -> int | None:
+    if text is None:
+        return None
+    number = _decimal(text, _AS_NUMBER_BITS)
+    if number is not None:
+        return number
+    high_text, dot, low_text = text.partition(".")
+    high, low = _decimal(high_text, 16), _decimal(low_text, 16)
+    return (high << 16) + low if dot and high is not None and low is not None else None
+
+
+def _decimal(text: str, bits: int) -> int | None:
+    if not text.isascii() or not text.isdigit() or len(text.lstrip("0")) > bits:
+        return None
+    number = int(text.lstrip("0") or "0")
+    return number if number < 1 << bits else None
+
+
+def _bgp(annotations: Mapping[str, str]) -> dict[str, Any]:
+    as_number = _as_number(annotations.get(_ANNOTATION + "ASNumber"))
+    return {
+        **({} if as_number is None else {"asNumber": as_number}),
+        **gojson.omit_empty(
+            {
+                "ipv4Address": _annotation(annotations, "IPv4Address", _is_ipv4_interface),
+                "ipv6Address": _annotation(annotations, "IPv6Address", _is_ipv6_interface),
+                "ipv4IPIPTunnelAddr": _annotation(annotations, "IPv4IPIPTunnelAddr", _is_ipv4_network),
+                "routeReflectorClusterID": _annotation(annotations, "RouteReflectorClusterID", _is_ipv4_network),
+            }
+        ),
+    }
+
+
+def _wireguard(annotations: Mapping[str, str]) -> dict[str, str]:
+    return gojson.omit_empty(
+        {
+            "interfaceIPv4Address": _annotation(annotations, "IPv4WireguardInterfaceAddr", _is_ipv4_network),
+            "interfaceIPv6Address": _annotation(annotations, "IPv6WireguardInterfaceAddr", _is_ipv6_network),
+        }
+    )
+
+
+def _tunnels(annotations: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "ipv4VXLANTunnelAddr": _annotation(annotations, "IPv4VXLANTunnelAddr", _is_ipv4_network),
+        "vxlanTunnelMACAddr": _annotation(annotations, "VXLANTunnelMACAddr", addresses.is_mac),
+        "ipv6VXLANTunnelAddr": _annotation(annotations, "IPv6VXLANTunnelAddr", _is_ipv6_network),
+        "vxlanTunnelMACAddrV6": _annotation(annotations, "VXLANTunnelMACAddrV6", addresses.is_mac),
+    }
+
+
+def _addresses(bgp: Mapping[str, Any], reported: Sequence[_Address]) -> list[dict[str, str]]:
+    own = [bgp[name] for name in ("ipv4Address", "ipv6Address") if name in bgp]
+    return [
+        *({"address": text, "type": "CalicoNodeIP"} for text in own),
+        *({"address": address.address, "type": address.type} for address in reported if address.type in _ADDRESS_TYPES),
+    ]
+
+
+def _interfaces(text: str | None) -> list[dict[str, Any]]:
+    """The interfaces; none if any of them is not of the right shape."""
+    if text is None:
+        return []
+    try:
+        found = _decode_interfaces(gojson.without_lone_surrogates(text)) or []
+    except (msgspec.DecodeError, RecursionError):
+        return []
+    interfaces = []
+    for members in found:
+        # Go takes members in any case of letters.
+        by_name = {name.lower(): value for name, value in (members or {}).items()}
+        name, texts = by_name.get("name") or "", by_name.get("addresses") or []
+        if not isinstance(name, str) or not isinstance(texts, list):
+            return []
+        if not all(entry is None or isinstance(entry, str) for entry in texts):
+            return []
+        valid = _without_bad_addresses([entry or "" for entry in texts])
+        interfaces.append(gojson.omit_empty({"name": name, "addresses": valid}))
+    return interfaces
+
+
+def _without_bad_addresses(texts: list[str]) -> list[str]:
+    """What the original leaves: it removes while it walks, and so can step over a bad one behind another.
+
+    Where that would end it (bad ones at the end of the list), all bad ones go.
+    """
+    left = list(texts)
+    length = len(left)
+    for index in range(len(texts)):
+        if addresses.parse_ip(left[index]) is None:
+            if index + 1 > length:
+                return [text for text in texts if addresses.parse_ip(text) is not None]
+            left[index : length - 1] = left[index + 1 : length]
+            length -= 1
+    return left[:length]
+
+
+def _host_configuration(
+    event: objects.ObjectEvent, bgp: Mapping[str, Any], tunnels: Mapping[str, str]
+) -> list[model.Item]:
+    values = {
+        "IpInIpTunnelAddr": _printed_ip(bgp.get("ipv4IPIPTunnelAddr", "")),
+        "IPv4VXLANTunnelAddr": _printed_ip(tunnels["ipv4VXLANTunnelAddr"]),
+        "VXLANTunnelMACAddr": tunnels["vxlanTunnelMACAddr"],
+        "IPv6VXLANTunnelAddr": _printed_ip(tunnels["ipv6VXLANTunnelAddr"]),
+        "VXLANTunnelMACAddrV6": tunnels["vxlanTunnelMACAddrV6"],
+    }
+    return [
+        model.Item(f"/calico/v1/host/{event.name}/config/{name}", value.encode() or None, event.resource_version)
+        for name, value in values.items()
+    ]
+
+
+def _printed_ip(text: str) -> str:
+    address = addresses.parse_ip(text) if text else None
+    return "" if address is None else str(address)
+
+
+def _whole_item(
+    event: objects.ObjectEvent, metadata: dict[str, Any], spec: dict[str, Any], status: dict[str, Any]
+) -> model.Item:
+    key = _whole_key(event.name)
+    problem = _problem(metadata, spec, status)
+    if problem:
+        return model.Item(key, None, event.resource_version, invalid=problem)
+    value = gojson.encode(
+        {"kind": "Node", "apiVersion": "projectcalico.org/v3", "metadata": metadata, "spec": spec, "status": status}
+    )
+    return model.Item(key, value, event.resource_version, event.resource_version)
+
+
+def _problem(metadata: dict[str, Any], spec: dict[str, Any], status: dict[str, Any]) -> str:
+    """Why validation voids the node. Annotations that no rule takes are ignored, so only masks and keys are left."""
+    bgp, wireguard = spec.get("bgp", {}), spec.get("wireguard", {})
+    tunnels = {name: spec.get(name, "") for name in ("ipv4VXLANTunnelAddr", "ipv6VXLANTunnelAddr")}
+    tunnels["ipv4IPIPTunnelAddr"] = bgp.get("ipv4IPIPTunnelAddr", "")
+    tunnels["routeReflectorClusterID"] = bgp.get("routeReflectorClusterID", "")
+    for name, text in {**tunnels, **wireguard}.items():
+        if "/" in text:
+            return f"{name} has a mask: {text!r}"
+    for name in ("wireguardPublicKey", "wireguardPublicKeyV6"):
+        text = status.get(name, "")
+        if text and not kubenames.is_wireguard_key(text):
+            return f"{name} is no key: {text!r}"
+    return kubenames.metadata_problem(metadata)
+
+
+def _wireguard_item(event: objects.ObjectEvent, wireguard: Mapping[str, str], status: Mapping[str, Any]) -> model.Item:
+    value = gojson.omit_empty(
+        {
+            "interfaceIPv4Addr": _printed_ip(wireguard.get("interfaceIPv4Address", "")),
+            "publicKey": status.get("wireguardPublicKey", ""),
+            "interfaceIPv6Addr": _printed_ip(wireguard.get("interfaceIPv6Address", "")),
+            "publicKeyV6": status.get("wireguardPublicKeyV6", ""),
+        }
+    )
+    key = f"/calico/v1/host/{event.name}/wireguard"
+    return model.Item(key, gojson.encode(value) if value else None, event.resource_version)

@@ -1,0 +1,148 @@
+"""What each of the four feeds consists of: kinds, where they come from, and how they are converted. Pure.
+
+Source: datamodel.md, section 2. Where objects of two kinds claim one key, the kind that stands first in the feed shows.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from cache import resources
+from cache.feeds.calico import (
+    clusterpolicies,
+    configurations,
+    customresource,
+    hostendpoints,
+    kubepolicies,
+    livemigrations,
+    model,
+    networks,
+    nodes,
+    pods,
+    policies,
+    profiles,
+    wholeresource,
+)
+
+FELIX = "felix"
+BGP = "bgp"
+TUNNEL_IP_ALLOCATION = "tunnel-ip-allocation"
+NODE_STATUS = "node-status"
+NAMES = (FELIX, BGP, TUNNEL_IP_ALLOCATION, NODE_STATUS)
+
+Group = customresource.Group
+
+
+class Source(NamedTuple):
+    """One kind of a feed: where its objects are, and what makes items of them."""
+
+    kind: str
+    """As the objects name it."""
+    type: resources.ResourceType
+    convert: model.Converter
+    last_shows: bool = True
+    """Of several objects that claim one key, the last in byte order of the names shows; else the first."""
+    is_memoised: bool = False
+    """The converter gives the very same items again for an object that has not changed in them."""
+
+
+class FeedSpec(NamedTuple):
+    """A feed: its name, its kinds, and the items that it has without any object."""
+
+    name: str
+    sources: tuple[Source, ...]
+    built_in: Sequence[model.Item] = ()
+
+
+_PODS = resources.ResourceType("", "v1", "pods")
+_NODES = resources.ResourceType("", "v1", "nodes")
+_NAMESPACES = resources.ResourceType("", "v1", "namespaces")
+_SERVICE_ACCOUNTS = resources.ResourceType("", "v1", "serviceaccounts")
+_SERVICES = resources.ResourceType("", "v1", "services")
+_ENDPOINT_SLICES = resources.ResourceType("discovery.k8s.io", "v1", "endpointslices")
+_NETWORK_POLICIES = resources.ResourceType("networking.k8s.io", "v1", "networkpolicies")
+_CLUSTER_POLICIES = resources.ResourceType("policy.networking.k8s.io", "v1alpha2", "clusternetworkpolicies")
+_MIGRATIONS = resources.ResourceType("kubevirt.io", "v1", "virtualmachineinstancemigrations")
+
+_PLURALS = {
+    "BGPConfiguration": "bgpconfigurations",
+    "BGPFilter": "bgpfilters",
+    "BGPPeer": "bgppeers",
+    "BlockAffinity": "blockaffinities",
+    "CalicoNodeStatus": "caliconodestatuses",
+    "ClusterInformation": "clusterinformations",
+    "FelixConfiguration": "felixconfigurations",
+    "GlobalNetworkPolicy": "globalnetworkpolicies",
+    "GlobalNetworkSet": "globalnetworksets",
+    "HostEndpoint": "hostendpoints",
+    "IPAMBlock": "ipamblocks",
+    "IPPool": "ippools",
+    "NetworkPolicy": "networkpolicies",
+    "NetworkSet": "networksets",
+    "StagedGlobalNetworkPolicy": "stagedglobalnetworkpolicies",
+    "StagedKubernetesNetworkPolicy": "stagedkubernetesnetworkpolicies",
+    "StagedNetworkPolicy": "stagednetworkpolicies",
+    "Tier": "tiers",
+}
+
+_GroupConverter = Callable[..., Sequence[model.Item]]
+
+
+def custom_type(group: Group, plural: str) -> resources.ResourceType:
+    """The type of one of Calico's own kinds."""
+    return resources.ResourceType(group.group, group.version, plural)
+
+
+def specs(group: Group) -> tuple[FeedSpec, ...]:
+    """The four feeds, with Calico's own kinds from this group. Converters of one call share what they remember."""
+    node_converter = nodes.NodeConverter()
+
+    def own(kind: str, convert: _GroupConverter, *, last_shows: bool = True, **options: str) -> Source:
+        bound = functools.partial(convert, group=group, **options)
+        return Source(kind, custom_type(group, _PLURALS[kind]), bound, last_shows)
+
+    pools = own("IPPool", networks.convert_pool, last_shows=False)
+    policy = policies.convert_policy
+    bgp_configurations = own("BGPConfiguration", wholeresource.convert_bgp_configuration)
+    bgp_peers = own("BGPPeer", wholeresource.convert_bgp_peer)
+    felix = (
+        own("ClusterInformation", configurations.convert_cluster_information),
+        own("FelixConfiguration", configurations.convert_felix_configuration),
+        own("GlobalNetworkPolicy", policy, policy_kind=policies.GLOBAL_NETWORK_POLICY),
+        own("StagedGlobalNetworkPolicy", policy, policy_kind=policies.STAGED_GLOBAL_NETWORK_POLICY),
+        own("GlobalNetworkSet", networks.convert_global_set, last_shows=False),
+        pools,
+        Source("Node", _NODES, node_converter.felix, is_memoised=True),
+        Source("Namespace", _NAMESPACES, profiles.convert_namespace),
+        Source("ServiceAccount", _SERVICE_ACCOUNTS, profiles.convert_service_account),
+        Source("Pod", _PODS, pods.convert),
+        own("NetworkPolicy", policy, policy_kind=policies.NETWORK_POLICY),
+        own("StagedNetworkPolicy", policy, policy_kind=policies.STAGED_NETWORK_POLICY),
+        own("StagedKubernetesNetworkPolicy", kubepolicies.convert_staged_policy),
+        own("NetworkSet", networks.convert_set),
+        own("Tier", policies.convert_tier),
+        own("HostEndpoint", hostendpoints.convert, last_shows=False),
+        bgp_configurations,
+        bgp_peers,
+        Source("VirtualMachineInstanceMigration", _MIGRATIONS, livemigrations.convert),
+        Source("NetworkPolicy", _NETWORK_POLICIES, kubepolicies.convert_policy),
+        Source("ClusterNetworkPolicy", _CLUSTER_POLICIES, clusterpolicies.convert),
+        Source("EndpointSlice", _ENDPOINT_SLICES, wholeresource.convert_endpoint_slice),
+        Source("Service", _SERVICES, wholeresource.convert_service),
+        own("IPAMBlock", networks.convert_block),
+    )
+    whole_nodes = Source("Node", _NODES, node_converter.whole, is_memoised=True)
+    bgp = (
+        pools,
+        bgp_configurations,
+        whole_nodes,
+        bgp_peers,
+        own("BGPFilter", wholeresource.convert_bgp_filter),
+        own("BlockAffinity", networks.convert_affinity),
+    )
+    return (
+        FeedSpec(FELIX, felix, profiles.built_in()),
+        FeedSpec(BGP, bgp),
+        FeedSpec(TUNNEL_IP_ALLOCATION, (pools, whole_nodes)),
+        FeedSpec(NODE_STATUS, (own("CalicoNodeStatus", wholeresource.convert_node_status),)),
+    )

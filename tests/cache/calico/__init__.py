@@ -1,1 +1,0 @@
-"""Tests of Calico's data model."""

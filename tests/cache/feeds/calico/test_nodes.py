@@ -1,0 +1,205 @@
+"""Nodes: the whole resource, host configuration, WireGuard, and what a kubelet's report costs."""
+
+import json
+from typing import Any
+
+import pytest
+
+from cache.feeds.calico import model, nodes
+from tests.harness import builders
+
+WHOLE = "/calico/resources/v3/projectcalico.org/nodes/n"
+KEY = "MTIzNDU2Nzg5MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTI="
+
+
+def convert(status: Any = None, **annotations: Any) -> list[model.Item]:
+    found = {f"projectcalico.org/{name}": text for name, text in annotations.items()}
+    event = builders.event("n", metadata={"annotations": found}, status=status or {})
+    return list(nodes.NodeConverter().felix(event))
+
+
+def whole(**annotations: str) -> dict[str, Any]:
+    found: dict[str, Any] = builders.value(convert(**annotations), WHOLE)
+    return found
+
+
+def test_a_bare_node() -> None:
+    values = builders.values(convert())
+    assert list(values) == [
+        *(
+            f"/calico/v1/host/n/config/{name}"
+            for name in (
+                *("IpInIpTunnelAddr", "IPv4VXLANTunnelAddr", "VXLANTunnelMACAddr"),
+                *("IPv6VXLANTunnelAddr", "VXLANTunnelMACAddrV6"),
+            )
+        ),
+        WHOLE,
+        "/calico/v1/host/n/wireguard",
+    ]
+    assert [key for key, value in values.items() if value is not None] == [WHOLE]
+    assert values[WHOLE] == (
+        '{"kind":"Node","apiVersion":"projectcalico.org/v3","metadata":{"name":"n","annotations":'
+        '{"projectcalico.org/kube-labels":"null"}},"spec":{"orchRefs":[{"nodeName":"n","orchestrator":"k8s"}]},'
+        '"status":{}}'
+    )
+
+
+def test_other_feeds_take_the_whole_node_only() -> None:
+    [item] = nodes.NodeConverter().whole(builders.event("n"))
+    assert (item.key, item.v3_resource_version, item.revision) == (WHOLE, "7", "7")
+
+
+def test_half_a_character_in_an_annotation_is_no_reason_to_ignore_it() -> None:
+    found = whole(annotations='{"a":"\\ud800"}', Interfaces='[{"name":"e\\udc00"}]')
+    assert found["metadata"]["annotations"]["a"] == "\ufffd"
+    assert found["spec"]["interfaces"] == [{"name": "e\ufffd"}]
+
+
+def test_labels_and_annotations() -> None:
+    found = {
+        "projectcalico.org/labels": '{"a":"calico","b":null}',
+        "projectcalico.org/annotations": '{"z":"1","projectcalico.org/kube-labels":"lie"}',
+        "other": "not copied",
+    }
+    event = builders.event("n", metadata={"labels": {"c": "<", "a": "kube"}, "annotations": found})
+    [item] = nodes.NodeConverter().whole(event)
+    assert item.invalid  # "<" is no label's value
+    event = builders.event("n", metadata={"labels": {"c": "1", "a": "kube"}, "annotations": found})
+    metadata = builders.value(nodes.NodeConverter().whole(event))["metadata"]
+    assert list(metadata["labels"].items()) == [("a", "kube"), ("b", ""), ("c", "1")]
+    assert metadata["annotations"] == {"projectcalico.org/kube-labels": '{"a":"kube","c":"1"}', "z": "1"}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a":1}', ""])
+def test_unreadable_labels_are_ignored(text: str) -> None:
+    assert "labels" not in whole(labels=text)["metadata"]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("64512", 64512),
+        ("0", 0),
+        ("1.2", 65538),
+        ("4294967295", 4294967295),
+        ("4294967296", None),
+        ("1.2.3", None),
+        ("+1", None),
+        ("65536.1", None),
+        ("", None),
+    ],
+)
+def test_as_numbers(text: str, number: int | None) -> None:
+    assert whole(ASNumber=text)["spec"].get("bgp", {}).get("asNumber") == number
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text", "is_taken"),
+    [
+        ("IPv4Address", "10.0.0.1/8", True),
+        ("IPv4Address", "10.0.0.1", True),
+        ("IPv4Address", "fd00::1", False),
+        ("IPv6Address", "fd00::1/64", True),
+        ("IPv6Address", "::ffff:1.2.3.4", False),
+        ("IPv4IPIPTunnelAddr", "10.0.0.1/8", False),
+        ("RouteReflectorClusterID", "x", False),
+        ("IPv6VXLANTunnelAddr", "fd00::1", True),
+        ("VXLANTunnelMACAddr", "66:a1:2b:3c:4d:5e", True),
+        ("VXLANTunnelMACAddrV6", "66:a1", False),
+    ],
+)
+def test_bad_annotations_are_ignored_one_by_one(annotation: str, text: str, is_taken: bool) -> None:
+    node = whole(**{annotation: text})
+    assert (text in json.dumps(node["spec"])) is is_taken
+
+
+def test_addresses() -> None:
+    status = {
+        "addresses": [
+            {"type": "Hostname", "address": "n"},
+            {"type": "ExternalIP", "address": "8.8.8.8"},
+            {"type": "InternalIP", "address": "no address"},
+        ]
+    }
+    found = builders.value(convert(status, IPv6Address="fd00::1/64", IPv4Address="10.0.0.1/8"), WHOLE)
+    assert found["spec"]["addresses"] == [
+        {"address": "10.0.0.1/8", "type": "CalicoNodeIP"},
+        {"address": "fd00::1/64", "type": "CalicoNodeIP"},
+        {"address": "8.8.8.8", "type": "ExternalIP"},
+        {"address": "no address", "type": "InternalIP"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("texts", "left"),
+    [
+        (["1.1.1.1", "zz", "2.2.2.2"], ["1.1.1.1", "2.2.2.2"]),
+        (["zz", "yy", "1.1.1.1"], ["yy", "1.1.1.1"]),  # the original steps over one that moves up
+        (["1.1.1.1", "zz"], ["1.1.1.1"]),
+        (["zz", "yy"], None),
+        (["zz"], None),
+        ([], None),
+    ],
+)
+def test_interfaces(texts: list[str], left: list[str] | None) -> None:
+    [interface] = whole(Interfaces=json.dumps([{"name": "e", "ADDRESSES": texts}]))["spec"]["interfaces"]
+    assert interface == ({"name": "e"} if left is None else {"name": "e", "addresses": left})
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[1]", '[{"name":1}]', '[{"addresses":"x"}]', "null", "[]"])
+def test_unreadable_interfaces_are_ignored(text: str) -> None:
+    assert "interfaces" not in whole(Interfaces=text)["spec"]
+
+
+def test_host_configuration_and_wireguard() -> None:
+    values = builders.values(
+        convert(
+            IPv4IPIPTunnelAddr="::ffff:10.0.0.1",
+            IPv6VXLANTunnelAddr="FD00::1",
+            VXLANTunnelMACAddr="66-A1-2b-3c-4d-5e",
+            IPv4WireguardInterfaceAddr="10.0.0.2",
+            WireguardPublicKeyV6=KEY,
+        )
+    )
+    assert values["/calico/v1/host/n/config/IpInIpTunnelAddr"] == "10.0.0.1"
+    assert values["/calico/v1/host/n/config/IPv6VXLANTunnelAddr"] == "fd00::1"
+    assert values["/calico/v1/host/n/config/VXLANTunnelMACAddr"] == "66-A1-2b-3c-4d-5e"
+    assert values["/calico/v1/host/n/wireguard"] == f'{{"interfaceIPv4Addr":"10.0.0.2","publicKeyV6":"{KEY}"}}'
+
+
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        {"WireguardPublicKey": "short"},
+        {"WireguardPublicKeyV6": "short"},
+        {"IPv4IPIPTunnelAddr": "10.0.0.0/8"},
+        {"IPv4VXLANTunnelAddr": "10.0.0.0/8"},
+        {"IPv6VXLANTunnelAddr": "fd00::/64"},
+        {"IPv4WireguardInterfaceAddr": "10.0.0.0/8"},
+        {"RouteReflectorClusterID": "10.0.0.0/8"},
+        {"labels": '{"not a key":""}'},
+        {"annotations": '{"not a key":""}'},
+    ],
+)
+def test_what_voids_the_whole_node_leaves_the_rest(annotations: dict[str, str]) -> None:
+    items = convert(VXLANTunnelMACAddr="66:a1:2b:3c:4d:5e", **annotations)
+    by_key = {item.key: item for item in items}
+    assert by_key[WHOLE].invalid
+    assert by_key["/calico/v1/host/n/config/VXLANTunnelMACAddr"].value == b"66:a1:2b:3c:4d:5e"
+    assert by_key["/calico/v1/host/n/config/IpInIpTunnelAddr"].value is None
+
+
+def test_a_kubelets_report_gives_the_very_same_items() -> None:
+    converter = nodes.NodeConverter()
+    first = converter.felix(builders.event("n", status={"conditions": [{"lastHeartbeatTime": "1"}]}))
+    again = converter.felix(builders.event("n", status={"conditions": [{"lastHeartbeatTime": "2"}], "images": []}))
+    assert again is first
+    changed = converter.felix(builders.event("n", spec={"podCIDRs": ["10.0.0.0/24"]}))
+    assert builders.value(changed, WHOLE)["status"] == {"podCIDRs": ["10.0.0.0/24"]}
+
+
+def test_a_void_node_is_converted_anew_each_time() -> None:
+    converter = nodes.NodeConverter()
+    metadata: dict[str, Any] = {"annotations": {"projectcalico.org/WireguardPublicKey": "short"}}
+    first = converter.felix(builders.event("n", metadata=metadata))
+    assert converter.felix(builders.event("n", metadata=metadata)) is not first

@@ -1,0 +1,196 @@
+"""A feed: one bad object harms only itself, and a batch is exactly what the store went through."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache import objects, resources
+from cache.feeds import feed, raw
+from protocol import messages
+from tests.harness.channel_harness import NODES, PODS, pod_event
+
+Status = messages.SyncStatus
+LIMIT = 500
+DEEP = b'{"metadata":{"name":"a"},"x":' + b"[" * 9_000 + b"]" * 9_000 + b"}"
+
+
+def key(name: str) -> str:
+    return f"/core/v1/pods/default/{name}"
+
+
+@pytest.fixture
+def pods() -> feed.RawFeed:
+    return make_feed()
+
+
+def make_feed() -> feed.RawFeed:
+    return feed.RawFeed(raw.FeedSpec("pods", (raw.ResourceSpec(PODS), raw.ResourceSpec(NODES))), max_value_bytes=LIMIT)
+
+
+def taken(source: feed.RawFeed) -> list[tuple[str, int, str]]:
+    batch = source.take()
+    return [] if batch is None else [(u.key, u.update_type, u.revision) for u in batch.updates]
+
+
+def test_objects_become_updates(pods: feed.RawFeed) -> None:
+    assert pods.take() is None
+    pods.apply(pod_event("a", version=1, content=1))
+    pods.apply(pod_event("b", version=2, content=1))
+    pods.apply(pod_event("a", version=3, content=2))
+    pods.delete(pod_event("b", version=4))
+    pods.delete(pod_event("never seen", version=5))
+    assert taken(pods) == [(key("a"), 1, "1"), (key("b"), 1, "2"), (key("a"), 2, "3"), (key("b"), 3, "4")]
+    assert pods.take() is None
+    assert [entry.key for entry in pods.store] == [key("a")]
+    assert pods.types == [PODS, NODES]
+
+
+def test_what_changes_nothing_that_is_carried_is_no_update(pods: feed.RawFeed) -> None:
+    pods.apply(pod_event("a", version=1, content=1))
+    pods.take()
+    pods.apply(pod_event("a", version=2, content=1))
+    assert pods.take() is None
+    entry = pods.store.get(key("a"))
+    assert entry is not None
+    assert entry.revision == "1"
+
+
+def test_fields_are_those_of_the_type() -> None:
+    specs = (raw.ResourceSpec(PODS, (("spec", "a"),)), raw.ResourceSpec(NODES))
+    source = feed.RawFeed(raw.FeedSpec("pods", specs), max_value_bytes=LIMIT)
+    source.apply(pod_event("x", version=1, content={"a": 1, "b": 2}))
+    source.apply(pod_event("x", version=1, content={"a": 1, "b": 2}, type=NODES))
+    source.take()
+    values = {entry.key: entry.value for entry in source.store}
+    assert values[key("x")].endswith(b'"spec":{"a":1}}')
+    assert values["/core/v1/nodes/default/x"].endswith(b'"spec":{"a":1,"b":2}}')
+
+
+def test_the_store_changes_in_take_alone(pods: feed.RawFeed) -> None:
+    """A snapshot is cut between two batches; a watcher may be inside one of its own at that moment."""
+    pods.apply(pod_event("a", version=1, content=1))
+    pods.take()
+    pods.apply(pod_event("a", version=2, content=2))
+    pods.apply(pod_event("b", version=3, content=1))
+    pods.delete(pod_event("a", version=4))
+    for type in pods.types:
+        pods.set_status(type, Status.IN_SYNC)
+    cut = pods.store.cut()
+    assert (cut.sequence, cut.keys, cut.status, pods.synced_once) == (1, 1, Status.WAITING, False)
+    batch = pods.take()
+    assert batch is not None
+    assert (batch.previous_sequence, len(batch.updates), batch.status) == (1, 3, Status.IN_SYNC)
+    cut = pods.store.cut()
+    assert (cut.sequence, cut.keys, cut.status, pods.synced_once) == (4, 1, Status.IN_SYNC, True)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (pod_event("bad", version=9, raw=b"{"), "invalid-object"),
+        (pod_event("bad", version=9, raw=b""), "invalid-object"),
+        (pod_event("bad", version=9, raw=DEEP), "invalid-object"),
+        (pod_event("bad", version=9, content="x" * LIMIT), "value-too-large"),
+        (pod_event("b" * 5000, version=9, raw=b'{"metadata":{}}'), "key-too-long"),
+    ],
+)
+def test_a_refused_object_harms_no_other(pods: feed.RawFeed, bad: objects.ObjectEvent, reason: str) -> None:
+    assert pods.apply(pod_event("good", version=1, content=1)) is None
+    refusal = pods.apply(bad)
+    assert pods.apply(pod_event("other", version=1, content=1)) is None
+    assert refusal is not None
+    assert (refusal.feed, refusal.key, refusal.reason) == ("pods", key(bad.name), reason)
+    assert refusal.detail
+    assert pods.refused == 1
+    assert [name for name, _, _ in taken(pods)] == [key("good"), key("other")]
+
+
+def test_a_value_that_becomes_too_large_goes_and_comes_back(pods: feed.RawFeed) -> None:
+    assert pods.apply(pod_event("a", version=1, content=1)) is None
+    refusal = pods.apply(pod_event("a", version=2, content="x" * LIMIT))
+    assert refusal is not None
+    assert f"limit {LIMIT}" in refusal.detail
+    assert pods.apply(pod_event("a", version=3, content="y" * LIMIT)) is not None
+    assert pods.apply(pod_event("a", version=4, content=1)) is None
+    assert taken(pods) == [(key("a"), 1, "1"), (key("a"), 3, "2"), (key("a"), 1, "4")]
+    assert pods.refused == 2
+
+
+def test_a_value_of_exactly_the_limit_is_carried(pods: feed.RawFeed) -> None:
+    pods.apply(pod_event("a", version=1, content=""))
+    pods.take()
+    entry = pods.store.get(key("a"))
+    assert entry is not None
+    room = LIMIT - len(entry.value)
+    assert pods.apply(pod_event("a", version=2, content="x" * room)) is None
+    assert pods.apply(pod_event("a", version=3, content="x" * (room + 1))) is not None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), list(itertools.product([Status.WAITING, Status.RESYNC, Status.IN_SYNC], repeat=2))
+)
+def test_the_status_of_two_types(one: Status, other: Status) -> None:
+    expected = one if one is other else Status.RESYNC
+    assert feed.combined_status({PODS: one, NODES: other}) is expected
+
+
+def test_a_status_comes_behind_its_data_and_once(pods: feed.RawFeed) -> None:
+    pods.set_status(PODS, Status.RESYNC)
+    pods.set_status(NODES, Status.IN_SYNC)
+    pods.apply(pod_event("a", version=1, content=1))
+    batch = pods.take()
+    assert batch is not None
+    assert (len(batch.updates), batch.status) == (1, Status.RESYNC)
+    assert not pods.synced_once
+    pods.set_status(PODS, Status.IN_SYNC)
+    pods.apply(pod_event("b", version=2, content=1))
+    batch = pods.take()
+    assert batch is not None
+    assert (len(batch.updates), batch.status, pods.synced_once) == (1, Status.IN_SYNC, True)
+    pods.set_status(PODS, Status.RESYNC)
+    pods.set_status(PODS, Status.IN_SYNC)
+    assert pods.take() is None
+    pods.set_status(PODS, Status.RESYNC)
+    batch = pods.take()
+    assert batch is not None
+    assert (batch.updates, batch.status, pods.synced_once) == ([], Status.RESYNC, True)
+
+
+steps = st.one_of(
+    st.tuples(st.sampled_from("abc"), st.integers(0, 2) | st.none() | st.just("x" * LIMIT)),
+    st.tuples(st.sampled_from([PODS, NODES]), st.sampled_from(list(Status)[:3])),
+    st.just("take"),
+)
+
+
+@given(st.lists(steps, max_size=40))
+def test_batches_follow_on_each_other_and_rebuild_the_store(history: list[object]) -> None:
+    source = make_feed()
+    rebuilt: dict[str, bytes] = {}
+    status, sequence = Status.WAITING, 0
+    for version, step in enumerate([*history, "take"]):
+        match step:
+            case (str(name), None):
+                source.delete(pod_event(name, version=version))
+            case (str(name), content):
+                source.apply(pod_event(name, version=version, content=content))
+            case (resources.ResourceType() as type, Status() as new):
+                source.set_status(type, new)
+            case _:
+                batch = source.take()
+                if batch is None:
+                    continue
+                assert batch.previous_sequence == sequence
+                sequence += len(batch.updates)
+                for update in batch.updates:
+                    if update.value is None:
+                        del rebuilt[update.key]
+                    else:
+                        rebuilt[update.key] = update.value
+                assert batch.status is not status
+                status = status if batch.status is None else batch.status
+        assert source.store.sequence == sequence
+        assert {entry.key: entry.value for entry in source.store} == rebuilt
+        assert source.store.status is status
