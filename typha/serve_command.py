@@ -8,7 +8,8 @@ from typing import Any
 import click
 import structlog
 
-from typha import cli, feedsfile, logs, pauses, settings, tls
+from typha import cli, logs, pauses, settings, tls
+from typha.settings import feeds_file
 
 EXIT_BAD_CONFIGURATION = 2
 
@@ -46,7 +47,7 @@ def _serve(**arguments: Any) -> int:
     try:
         loaded = settings.load(flags=flags, environment=os.environ, config_file=config_file, strict=strict)
         if loaded.settings.feeds_file:
-            feedsfile.load(loaded.settings.feeds_file)  # an error must show before anything starts
+            feeds_file.load(loaded.settings.feeds_file)  # an error must show before anything starts
         loaded = loaded._replace(notices=(*loaded.notices, *tls.check(loaded.settings, os.environ)))
         return _run(loaded)
     except settings.ConfigurationError as error:

@@ -19,7 +19,6 @@ from cache.watch.policy import WatchPolicy
 from typha import (
     calico_start,
     clock,
-    feedsfile,
     health,
     hub,
     hub_channel,
@@ -31,6 +30,7 @@ from typha import (
     webserver,
     workers,
 )
+from typha.settings import feeds_file
 
 _log = structlog.get_logger("typha.service")
 
@@ -100,7 +100,7 @@ class Service:
         self, configured: settings.Settings, listener: socket.socket, *, longest_pause: pauses.Longest | None = None
     ) -> None:
         self._settings = configured
-        specs = feedsfile.load(configured.feeds_file) if configured.feeds_file else []
+        specs = feeds_file.load(configured.feeds_file) if configured.feeds_file else []
         max_value_bytes = configured.max_frame_bytes - _VALUE_OVERHEAD_BYTES
         self.maker = snapshot_maker.SnapshotMaker(self._snapshot_built, self._is_open)
         self.hub = hub.Hub(

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.harness.repository import ROOT
-from typha import settings, settings_docs
-from typha.settings_table import BY_LOWER_NAME
+from typha import settings
+from typha.settings import documentation
+from typha.settings.table import BY_LOWER_NAME
 
 
 def load(environment: dict[str, str] | None = None, *, file: str | None = None) -> settings.Loaded:
@@ -63,7 +64,7 @@ def test_flag_and_variable(name: str, flag: str, variable: str) -> None:
 
 
 def test_documentation_is_generated_from_the_table() -> None:
-    assert settings_docs.tables() in (ROOT / "docs" / "configuration.md").read_text()
+    assert documentation.tables() in (ROOT / "docs" / "configuration.md").read_text()
 
 
 def test_a_setting_has_an_effect_exactly_if_it_is_read_somewhere() -> None:

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from typha.settings_rows import NO_EFFECT, original
-from typha.settings_types import (
+from typha.settings.rows import NO_EFFECT, original
+from typha.settings.types import (
     authority,
     boolean,
     endpoints,

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from typha.settings_rows import Row, Scope
-from typha.settings_table import KUBERNETES_VARIABLES, SETTINGS
+from typha.settings.rows import Row, Scope
+from typha.settings.table import KUBERNETES_VARIABLES, SETTINGS
 
 _HEADINGS = {
     Scope.ORIGINAL: "### The original's settings",

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from typha import settings, settings_sources
+from typha import settings
+from typha.settings import sources
 
 
 def load(
@@ -125,7 +126,7 @@ def test_ini_forms() -> None:
     Empty =
     Equals = a=b:c
     """
-    assert dict(settings_sources.parse_ini("file", text)) == {
+    assert dict(sources.parse_ini("file", text)) == {
         "Before": "1",
         "Colon": "2",
         "Comment": "3",
@@ -165,4 +166,4 @@ def test_broken_files_name_the_place(tmp_path: pathlib.Path, content: bytes, mes
 @given(st.text())
 def test_any_file_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(settings.ConfigurationError):
-        assert all(key for key, _ in settings_sources.parse_ini("file", text))
+        assert all(key for key, _ in sources.parse_ini("file", text))

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from cache.feeds.raw import FeedSpec, ResourceSpec
 from cache.resources import ResourceType
 from tests.harness.repository import ROOT
-from typha import feedsfile
-from typha.settings import ConfigurationError
+from typha.settings import ConfigurationError, feeds_file
 
 
 def test_feeds() -> None:
@@ -25,14 +24,14 @@ def test_feeds() -> None:
     """
     pods = ResourceSpec(ResourceType("", "v1", "pods"), (("metadata", "labels"), ("spec", "nodeName")))
     slices = ResourceSpec(ResourceType("discovery.k8s.io", "v1", "endpointslices"))
-    assert feedsfile.parse("f", text) == [
+    assert feeds_file.parse("f", text) == [
         FeedSpec("workloads", (pods, slices)),
         FeedSpec("b", (ResourceSpec(ResourceType("", "v1", "nodes")),)),
     ]
 
 
 def test_the_example_is_valid() -> None:
-    feeds = feedsfile.load(str(ROOT / "docs" / "feeds.example.yaml"))
+    feeds = feeds_file.load(str(ROOT / "docs" / "feeds.example.yaml"))
     assert [feed.name for feed in feeds] == ["workloads", "network"]
 
 
@@ -84,21 +83,21 @@ def resources(text: str) -> str:
 )
 def test_mistakes(text: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^f.yaml: .*{message}") as caught:
-        feedsfile.parse("f.yaml", text)
+        feeds_file.parse("f.yaml", text)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 400
 
 
 def test_files_that_cannot_be_read(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConfigurationError, match="missing: no such file"):
-        feedsfile.load(str(tmp_path / "missing"))
+        feeds_file.load(str(tmp_path / "missing"))
     large = tmp_path / "large.yaml"
     large.write_text("#" * (1024 * 1024 + 1))
     with pytest.raises(ConfigurationError, match="larger than 1048576 bytes"):
-        feedsfile.load(str(large))
+        feeds_file.load(str(large))
 
 
 @given(st.text(alphabet="feds: {}[]\n-&*!|'\"#?,x1", max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
     with pytest.raises(ConfigurationError):
-        feedsfile.parse("f", text)
+        feeds_file.parse("f", text)

@@ -10,16 +10,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from typha.settings_rows import Row, Scope
-from typha.settings_sources import ConfigurationError, Source, from_environment, from_file, from_flags
-from typha.settings_table import (
-    BY_LOWER_NAME,
-    KUBERNETES_VARIABLES,
-    SETTINGS,
-    Settings,
-    from_dict,
-    to_dict,
-)
+from typha.settings.rows import Row, Scope
+from typha.settings.sources import ConfigurationError, Source, from_environment, from_file, from_flags
+from typha.settings.table import BY_LOWER_NAME, KUBERNETES_VARIABLES, SETTINGS, Settings, from_dict, to_dict
 
 __all__ = [
     "DEFAULT_CONFIG_FILE",
@@ -195,6 +188,6 @@ def _shown(text: str) -> str:
 
 
 if __name__ == "__main__":
-    from typha import settings_docs
+    from typha.settings import documentation
 
-    sys.stdout.write(settings_docs.tables())
+    sys.stdout.write(documentation.tables())

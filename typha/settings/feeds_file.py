@@ -17,8 +17,8 @@ import yaml
 
 from cache.feeds.raw import FeedSpec, FieldPath, ResourceSpec
 from cache.resources import ResourceType
-from typha import settings_sources
-from typha.settings_sources import ConfigurationError
+from typha.settings import sources
+from typha.settings.sources import ConfigurationError
 
 RESERVED_NAMES = frozenset(("felix", "bgp", "tunnel-ip-allocation", "node-status"))
 """Calico's own feeds; their contents are not a matter of this file."""
@@ -40,7 +40,7 @@ def load(path: str) -> list[FeedSpec]:
         ConfigurationError: names the file and, where there is one, the feed and the key.
     """
     try:
-        text = settings_sources.read(path)
+        text = sources.read(path)
     except FileNotFoundError:
         raise ConfigurationError(path, "no such file") from None
     return parse(path, text)

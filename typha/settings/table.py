@@ -6,10 +6,10 @@ Environment names, keys of the file, flags, defaults and docs/configuration.md a
 import dataclasses
 from typing import Any, NamedTuple
 
-from typha import settings_rows
-from typha.settings_original import OriginalSettings
-from typha.settings_rows import ours
-from typha.settings_types import boolean, existing_file, integer, one_of, seconds, size
+from typha.settings import rows
+from typha.settings.original import OriginalSettings
+from typha.settings.rows import ours
+from typha.settings.types import boolean, existing_file, integer, one_of, seconds, size
 
 MEBIBYTE = 1024 * 1024
 
@@ -115,9 +115,9 @@ class Settings(OriginalSettings):
     """How many values of the original's settings were invalid and replaced by defaults; no row of the table."""
 
 
-SETTINGS: tuple[settings_rows.Row, ...] = settings_rows.rows(Settings)
+SETTINGS: tuple[rows.Row, ...] = rows.rows(Settings)
 
-BY_LOWER_NAME: dict[str, settings_rows.Row] = {row.name.lower(): row for row in SETTINGS}
+BY_LOWER_NAME: dict[str, rows.Row] = {row.name.lower(): row for row in SETTINGS}
 
 
 def to_dict(settings: Settings) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import dataclasses
 import enum
 from typing import Any, TypeVar
 
-from typha import settings_types
+from typha.settings import types
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ class Row:
 
     name: str
     attribute: str
-    type: settings_types.ValueType[Any]
+    type: types.ValueType[Any]
     default: Any
     unit: str
     scope: Scope
@@ -71,7 +71,7 @@ NO_EFFECT = "Accepted, no effect: "
 
 def original(
     name: str,
-    value_type: settings_types.ValueType[T],
+    value_type: types.ValueType[T],
     default: T,
     explanation: str,
     *,
@@ -86,7 +86,7 @@ def original(
 
 def ours(
     name: str,
-    value_type: settings_types.ValueType[T],
+    value_type: types.ValueType[T],
     default: T,
     explanation: str,
     *,
