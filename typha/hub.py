@@ -12,7 +12,8 @@ import structlog
 from cache import objects, resources
 from cache.feeds import feed
 from protocol import formats, messages
-from typha import catchup_maker, clock, gathering, hub_channel, quantiles, refusals, worker_handle
+from typha import catchup_maker, clock, gathering, hub_channel, refusals, worker_handle
+from typha.observability import quantiles
 
 _log = structlog.get_logger("typha.hub")
 _monotonic = clock.monotonic

@@ -1,7 +1,8 @@
 """What the service says about itself: samples for /metrics, reports for the health pages."""
 
 from cache.kube import watcher
-from typha import clock, health, hub, logs, metrics, pauses, quantiles, settings, workers
+from typha import clock, hub, settings, workers
+from typha.observability import health, logs, loop_latency, metrics, quantiles
 
 _monotonic = clock.monotonic
 
@@ -17,7 +18,7 @@ class Observer:
         the_hub: hub.Hub,
         the_workers: workers.Workers,
         *,
-        longest_pause: pauses.Longest,
+        longest_pause: loop_latency.Longest,
         open_files_limit: int,
     ) -> None:
         self._settings = configured

@@ -8,7 +8,8 @@ from typing import Any
 import click
 import structlog
 
-from typha import cli, logs, pauses, settings, tls
+from typha import cli, settings, tls
+from typha.observability import logs, loop_latency
 from typha.settings import feeds_file
 
 EXIT_BAD_CONFIGURATION = 2
@@ -63,7 +64,7 @@ def _run(loaded: settings.Loaded) -> int:
             getattr(log, notice.level)(notice.event, **notice.fields)
         from typha import service  # late: errors of configuration need none of it
 
-        selector = pauses.TimingSelector()
+        selector = loop_latency.TimingSelector()
         with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
             return runner.run(service.serve(loaded.settings, selector.longest))
 

@@ -16,20 +16,8 @@ from cache.feeds import feed
 from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
-from typha import (
-    calico_start,
-    clock,
-    health,
-    hub,
-    hub_channel,
-    metrics,
-    observe,
-    pauses,
-    settings,
-    snapshot_maker,
-    webserver,
-    workers,
-)
+from typha import calico_start, clock, hub, hub_channel, observe, settings, snapshot_maker, workers
+from typha.observability import health, loop_latency, metrics, webserver
 from typha.settings import feeds_file
 
 _log = structlog.get_logger("typha.service")
@@ -97,7 +85,11 @@ class Service:
     """
 
     def __init__(
-        self, configured: settings.Settings, listener: socket.socket, *, longest_pause: pauses.Longest | None = None
+        self,
+        configured: settings.Settings,
+        listener: socket.socket,
+        *,
+        longest_pause: loop_latency.Longest | None = None,
     ) -> None:
         self._settings = configured
         specs = feeds_file.load(configured.feeds_file) if configured.feeds_file else []
@@ -114,12 +106,12 @@ class Service:
         self.listener = listener
         self.workers = workers.Workers(self.hub, configured, self.listener)
         self.health = health.HealthAggregator()
-        self.collector = pauses.Collector()
+        self.collector = loop_latency.Collector()
         self.observer = observe.Observer(
             configured,
             self.hub,
             self.workers,
-            longest_pause=longest_pause or pauses.Longest(clock.monotonic()),
+            longest_pause=longest_pause or loop_latency.Longest(clock.monotonic()),
             open_files_limit=raise_open_files_limit(),
         )
         self.observer.register(self.health)
@@ -256,7 +248,7 @@ def allow_deep_json() -> None:
     sys.setrecursionlimit(max(sys.getrecursionlimit(), _RECURSION_LIMIT))
 
 
-async def serve(configured: settings.Settings, longest_pause: pauses.Longest) -> int:
+async def serve(configured: settings.Settings, longest_pause: loop_latency.Longest) -> int:
     """Runs the service to its end, on the loop that is measured there; returns the exit code."""
     allow_deep_json()
     try:

@@ -13,7 +13,8 @@ import msgspec
 import structlog
 import uvloop
 
-from typha import fanout, ipc, logs, policy, settings
+from typha import fanout, ipc, policy, settings
+from typha.observability import logs
 
 EXIT_HUB_GONE = 3
 EXIT_DEFECT = 1

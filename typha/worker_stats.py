@@ -1,7 +1,8 @@
 """What a worker counts: plain integers on the hot path, one message a second to the hub."""
 
 from protocol import reasons
-from typha import clock, pauses, quantiles
+from typha import clock
+from typha.observability import loop_latency, quantiles
 
 PING_SECONDS = "typha_ping_latency"
 SNAPSHOT_SECONDS = "typha_client_snapshot_send_secs"
@@ -52,7 +53,7 @@ class WorkerStats:
         self.close_lines_suppressed = 0
         self.disconnects = dict.fromkeys(reasons.DisconnectReason, 0)
         self.feeds = {feed: FeedCounters() for feed in feeds}
-        self.turns = pauses.Longest(clock.monotonic())
+        self.turns = loop_latency.Longest(clock.monotonic())
 
     def counters(self) -> dict[str, object]:
         """The totals, as they go to the hub."""

@@ -9,7 +9,8 @@ from protocol import messages
 from protocol.reasons import DisconnectReason
 from tests.harness import support
 from tests.harness.served import FEED, Cluster
-from typha import health, metrics_table, service, settings
+from typha import service, settings
+from typha.observability import health, metrics_table
 
 WAITING, RESYNC, IN_SYNC = messages.SyncStatus.WAITING, messages.SyncStatus.RESYNC, messages.SyncStatus.IN_SYNC
 

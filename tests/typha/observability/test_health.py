@@ -2,7 +2,7 @@
 
 import pytest
 
-from typha.health import SYNC_SERVER, HealthAggregator, cache_reporter
+from typha.observability.health import SYNC_SERVER, HealthAggregator, cache_reporter
 
 
 def aggregator() -> HealthAggregator:

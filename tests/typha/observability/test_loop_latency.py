@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from typha import pauses
+from typha.observability import loop_latency
 
 STEPS = st.lists(st.tuples(st.floats(0, 900), st.floats(0, 5)), max_size=40)
 
 
 @given(STEPS)
 def test_the_worst_stays_and_the_recent_ones_cover_ten_minutes(steps: list[tuple[float, float]]) -> None:
-    longest, now = pauses.Longest(0.0), 0.0
+    longest, now = loop_latency.Longest(0.0), 0.0
     noted: list[tuple[float, float]] = []
     for passed, seconds in steps:
         now += passed
@@ -24,19 +24,19 @@ def test_the_worst_stays_and_the_recent_ones_cover_ten_minutes(steps: list[tuple
         noted.append((now, seconds))
         ages = [(now - when, length) for when, length in noted]
         assert longest.worst_seconds == max(length for _, length in ages)
-        assert longest.recent_seconds >= max(length for age, length in ages if age < pauses.WINDOW_SECONDS)
+        assert longest.recent_seconds >= max(length for age, length in ages if age < loop_latency.WINDOW_SECONDS)
 
 
 def test_what_is_long_ago_is_no_longer_recent() -> None:
-    longest = pauses.Longest(0.0)
+    longest = loop_latency.Longest(0.0)
     longest.note(3.0)
-    for now in (pauses.WINDOW_SECONDS, 2 * pauses.WINDOW_SECONDS):
+    for now in (loop_latency.WINDOW_SECONDS, 2 * loop_latency.WINDOW_SECONDS):
         longest.rotate(now)
     assert (longest.recent_seconds, longest.worst_seconds) == (0.0, 3.0)
 
 
 def test_the_longest_turn_of_a_loop_is_seen_whenever_it_comes() -> None:
-    selector = pauses.TimingSelector()
+    selector = loop_latency.TimingSelector()
 
     async def work() -> None:
         await asyncio.sleep(0.3)  # nothing to do is no pause
@@ -49,7 +49,7 @@ def test_the_longest_turn_of_a_loop_is_seen_whenever_it_comes() -> None:
 
 
 def test_who_is_answered_too_late_was_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    selector = pauses.TimingSelector()
+    selector = loop_latency.TimingSelector()
 
     def stopped(self: selectors.EpollSelector, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         time.sleep(0.1)

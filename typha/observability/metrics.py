@@ -13,8 +13,8 @@ from prometheus_client import gc_collector, platform_collector, process_collecto
 from prometheus_client.core import Metric as Family
 
 from protocol import reasons
-from typha import quantiles
-from typha.metrics_table import METRICS, Kind, Metric
+from typha.observability import quantiles
+from typha.observability.metrics_table import METRICS, Kind, Metric
 
 __all__ = ["CONTENT_TYPE", "METRICS", "SamplesCollector", "exposition", "make_registry", "summary_samples"]
 

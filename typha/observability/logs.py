@@ -15,7 +15,7 @@ from typing import IO, Any
 import structlog
 
 from typha import settings
-from typha.log_format import JsonFormatter, TextFormatter
+from typha.observability.log_format import JsonFormatter, TextFormatter
 
 QUEUE_LINES_LIMIT = 1000
 """Ten times the original's; at most some 10 MB."""
@@ -195,7 +195,9 @@ class _BoundedHandler(_Counting, logging.handlers.QueueHandler):
             return
         if self._unreported:
             dropped, self._unreported = self._unreported, 0
-            report = logging.LogRecord("typha.logs", logging.WARNING, "", 0, "Log lines were dropped", None, None)
+            report = logging.LogRecord(
+                "typha.observability.logs", logging.WARNING, "", 0, "Log lines were dropped", None, None
+            )
             report.fields = {"dropped": dropped}
             super().emit(report)
         super().emit(record)

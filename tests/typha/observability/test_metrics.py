@@ -7,8 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from protocol.reasons import DisconnectReason
 from tests.harness.repository import ROOT
-from typha import metrics, metrics_table
-from typha.quantiles import Histogram
+from typha.observability import metrics, metrics_table
+from typha.observability.quantiles import Histogram
 
 ORIGINAL_NAMES = {
     "typha_connections_accepted": "counter",

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import structlog
 from aiohttp import web
 
-from typha import clock, health, settings
+from typha import clock, settings
+from typha.observability import health
 
 RETRY_SECONDS = 1.0
 TLS_CHECK_SECONDS = 10.0

@@ -11,7 +11,8 @@ import aiohttp
 import pytest
 import trustme
 
-from typha import health, metrics, settings, webserver
+from typha import settings
+from typha.observability import health, metrics, webserver
 
 
 def page(body: str, status: int = 200) -> webserver.Page:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import structlog
 
-from typha import log_format, logs, settings
+from typha import settings
+from typha.observability import log_format, logs
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from typha.quantiles import WINDOW_SECONDS, Histogram
+from typha.observability.quantiles import WINDOW_SECONDS, Histogram
 
 SLOT = WINDOW_SECONDS / 5
 
