@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from cache.state import cursor
 from protocol import formats, messages, reasons
-from typha import catchup, channel_view, client, clock, delivery, progress, sessions
+from typha import catchup, channel_view, client, clock, delivery, sessions
+from typha.ipc import shared_counters
 
 _monotonic = clock.monotonic
 _ENCODERS = {name: formats.make_encoder(name) for name in formats.NAMES}
@@ -33,7 +34,7 @@ class Channels:
         self._withdrawn: frozenset[str] = frozenset()
         self._ends_heard = 0
         """Messages that have moved ends of logs."""
-        self._ends_sent: progress.Progress | None = None
+        self._ends_sent: shared_counters.Progress | None = None
         """How many of them have been acted on, for the clients that keep up; the hub reads it."""
 
     def subscribe(self, newcomer: client.Client, feed: str, wire_format: str) -> None:
@@ -91,7 +92,7 @@ class Channels:
                 for reader in self._catch_up.refused(channel, from_sequence):
                     self._delivery.cannot_catch_up(channel, reader)
             case ["progress"]:
-                self._ends_sent = progress.Progress.attach(descriptors[0])
+                self._ends_sent = shared_counters.Progress.attach(descriptors[0])
             case ["trim", int(number), int(before_offset)]:
                 self._trim(self._by_number[number], before_offset)
             case ["drop-channel", int(number)]:

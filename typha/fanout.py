@@ -22,7 +22,6 @@ from typha import (
     clock,
     delivery,
     handshakes,
-    ipc,
     policy,
     poller,
     sessions,
@@ -33,6 +32,7 @@ from typha import (
     transport,
     worker_stats,
 )
+from typha.ipc.link import Link, LinkBroken
 
 _log = structlog.get_logger("typha.fanout")
 _monotonic = clock.monotonic
@@ -63,7 +63,7 @@ class Fanout:
         self,
         config: policy.WorkerConfig,
         listener: socket.socket,
-        link: ipc.Link,
+        link: Link,
         *,
         client_poller: poller.AnyPoller[client.Client] | None = None,
         bytes_through: transport.Transport | None = None,
@@ -265,7 +265,7 @@ class Fanout:
                 self.delivery.writable(current)
             if events & ~poller.WRITE and self.poller.clients.get(current.fd) is current:
                 self.sessions.readable(current)
-        except ipc.LinkBroken:
+        except LinkBroken:
             raise
         except Exception as error:
             # One connection's defect must not cost the others anything (design, rule 4).

@@ -13,7 +13,8 @@ import msgspec
 import structlog
 import uvloop
 
-from typha import fanout, ipc, policy, settings
+from typha import fanout, policy, settings
+from typha.ipc.link import Link, LinkBroken
 from typha.observability import logs
 
 EXIT_HUB_GONE = 3
@@ -26,10 +27,10 @@ async def _serve(config: policy.WorkerConfig, listener: socket.socket, link_sock
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         # The hub decides when to end, and says how; a signal to the whole process group is for it.
         loop.add_signal_handler(signal_number, lambda: None)
-    link = ipc.Link(link_socket)
+    link = Link(link_socket)
     try:
         await fanout.Fanout(config, listener, link).run()
-    except ipc.LinkBroken as error:
+    except LinkBroken as error:
         log.error("The hub is gone", error=str(error))
         return EXIT_HUB_GONE
     except Exception:

@@ -6,7 +6,9 @@ from typing import Any, Protocol
 
 from cache.state import catchup
 from protocol import messages
-from typha import clock, hub_channel, ipc, progress
+from typha import clock, hub_channel
+from typha.ipc import shared_counters
+from typha.ipc.link import Link, LinkBroken
 
 _monotonic = clock.monotonic
 
@@ -41,7 +43,7 @@ class WorkerHandle:
     def __init__(
         self,
         number: int,
-        link: ipc.Link,
+        link: Link,
         hub_side: HubSide,
         broken: Callable[[Exception], None],
         watch_write: Callable[[bool], None],
@@ -54,7 +56,7 @@ class WorkerHandle:
         self._watching_write = False
         self._ends: dict[int, tuple[int, int, int, float]] = {}
         self._ends_told = 0
-        self._ends_sent: progress.Progress | None = None
+        self._ends_sent: shared_counters.Progress | None = None
         self.ready = False
         self.heard_at = _monotonic()
         self.report: dict[str, Any] = {}
@@ -64,7 +66,7 @@ class WorkerHandle:
 
     def share_progress(self) -> None:
         """From now on `ends_under_way` is known."""
-        self._ends_sent, descriptor = progress.Progress.create()
+        self._ends_sent, descriptor = shared_counters.Progress.create()
         try:
             self.tell(["progress"], descriptor)
         finally:
@@ -95,7 +97,7 @@ class WorkerHandle:
         """Sends in order; a worker that takes no more is reported as broken."""
         try:
             self.link.send(message, *descriptors)
-        except ipc.LinkBroken as error:
+        except LinkBroken as error:
             self._broken(error)
         self._look_at_link()
 
@@ -177,7 +179,7 @@ class WorkerHandle:
                 self._ends_told += 1
                 self.link.send(["ends", list(self._ends.values())])
                 self._ends.clear()
-        except ipc.LinkBroken as error:
+        except LinkBroken as error:
             self._broken(error)
         self._look_at_link()
 

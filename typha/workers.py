@@ -19,7 +19,8 @@ import structlog
 
 from cache.kube import processes
 from protocol.reasons import DisconnectReason
-from typha import clock, fanout, hub, ipc, policy, settings, tls, worker_handle
+from typha import clock, fanout, hub, policy, settings, tls, worker_handle
+from typha.ipc.link import Link, LinkBroken, pair
 
 _log = structlog.get_logger("typha.workers")
 _monotonic = clock.monotonic
@@ -156,7 +157,7 @@ class Workers:
 
     async def _run_process(self, number: int) -> int:
         """Runs a worker to its end; its exit code. Raises OSError if none can be started."""
-        ours, theirs = ipc.pair()
+        ours, theirs = pair()
         with ours:
             with theirs:
                 process = await processes.start(
@@ -193,7 +194,7 @@ class Workers:
         and writable for ever, and the worker's exit may take a while. `given_up` is called at that moment.
         """
         broken: list[Exception] = []
-        link = ipc.Link(end)
+        link = Link(end)
         loop = asyncio.get_running_loop()
 
         def watch_write(active: bool) -> None:
@@ -254,13 +255,13 @@ class Workers:
 
     async def _run_embedded(self) -> None:
         """The fan-out inside the hub's own loop: a defect of it ends the service, and so does a broken link."""
-        ours, theirs = ipc.pair()
+        ours, theirs = pair()
 
         def hang_up() -> None:
             ours.shutdown(socket.SHUT_RDWR)
 
         with ours, theirs, self._attached(0, ours, given_up=hang_up) as broken:
             try:
-                await fanout.Fanout(self._config(0), self._listener, ipc.Link(theirs)).run()
-            except ipc.LinkBroken as error:
+                await fanout.Fanout(self._config(0), self._listener, Link(theirs)).run()
+            except LinkBroken as error:
                 raise (broken[0] if broken else error) from error

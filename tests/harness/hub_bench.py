@@ -8,7 +8,8 @@ from cache.feeds import feed
 from protocol import messages
 from tests.harness import support
 from tests.harness.support import PODS, build_snapshot, pod
-from typha import hub, hub_channel, ipc, progress, worker_handle
+from typha import hub, hub_channel, worker_handle
+from typha.ipc import link, shared_counters
 
 IN_SYNC = messages.SyncStatus.IN_SYNC
 KIBIBYTE = 1024
@@ -18,14 +19,14 @@ class Worker:
     """The other end of a worker's link, and the hub's handle of it."""
 
     def __init__(self, number: int = 1) -> None:
-        ours, theirs = ipc.pair()
+        ours, theirs = link.pair()
         self.broken: list[Exception] = []
         self.watching: list[bool] = []
-        self.link = ipc.Link(theirs)
+        self.link = link.Link(theirs)
         self.handle: worker_handle.WorkerHandle
-        self._ours = ipc.Link(ours)
+        self._ours = link.Link(ours)
         self._number = number
-        self._ends_sent: progress.Progress | None = None
+        self._ends_sent: shared_counters.Progress | None = None
         self._ends_heard = 0
 
     def attach(self, to: hub.Hub, *, tells_progress: bool = False) -> None:
@@ -41,7 +42,7 @@ class Worker:
         while batch := list(self.link.receive()):
             for message, descriptors in batch:
                 if message == ["progress"]:
-                    self._ends_sent = progress.Progress.attach(descriptors.pop())
+                    self._ends_sent = shared_counters.Progress.attach(descriptors.pop())
                     continue
                 messages.append(message)
                 self._ends_heard += message[0] == "ends"

@@ -18,7 +18,8 @@ from protocol import digest, messages
 from protocol.native import connection as native
 from protocol.native import frames
 from tests.harness import certificates
-from typha import client, fanout, hub, hub_channel, ipc, policy, settings, tls, transport, worker_handle
+from typha import client, fanout, hub, hub_channel, policy, settings, tls, transport, worker_handle
+from typha.ipc import link
 
 PODS = resources.ResourceType("", "v1", "pods")
 NODES = resources.ResourceType("", "v1", "nodes")
@@ -90,9 +91,9 @@ class Stage:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["Stage"]:
         """Runs the fan-out; ends it by cancellation if the test has not ended it."""
-        ours, theirs = ipc.pair()
+        ours, theirs = link.pair()
         self.loop = asyncio.get_running_loop()
-        self.link = ipc.Link(ours)
+        self.link = link.Link(ours)
         self.handle = worker_handle.WorkerHandle(1, self.link, self.hub, self.broken.append, self._watch_write)
         self.loop.add_reader(self.link.fileno(), self._hear)
         config = policy.WorkerConfig(
@@ -102,7 +103,7 @@ class Stage:
             settings=settings.to_dict(settings.Settings()),
             client_tls=self.client_tls,
         )
-        self.fanout = fanout.Fanout(config, self.listener, ipc.Link(theirs), bytes_through=self.bytes_through)
+        self.fanout = fanout.Fanout(config, self.listener, link.Link(theirs), bytes_through=self.bytes_through)
         self.task = asyncio.create_task(self.fanout.run(), name="fanout under test")
         self.hub.add_worker(self.handle)
         try:

@@ -33,7 +33,7 @@ class Way:
 
 
 class End(socket.socket):
-    """One end, in the place of a socket: as much of one as `typha.ipc.Link` uses."""
+    """One end, in the place of a socket: as much of one as `typha.ipc.link.Link` uses."""
 
     def __init__(self, owner: process.Process, into: Way, out: Way) -> None:
         self.owner = owner

@@ -12,7 +12,8 @@ from cache import resources
 from cache.feeds import raw
 from tests.simulation import apiserver, links, plans, process, sockets, transports, truth
 from tests.simulation import world as worlds
-from typha import client, fanout, hub, hub_channel, ipc, policy, poller, settings, snapshot_maker, transport, workers
+from typha import client, fanout, hub, hub_channel, policy, poller, settings, snapshot_maker, transport, workers
+from typha.ipc.link import Link, LinkBroken
 
 FEED = "felix"
 TYPES = (resources.ResourceType("", "v1", "pods"), resources.ResourceType("", "v1", "nodes"))
@@ -51,13 +52,13 @@ class Worker:
             self.listener,
             notsent_lowat_bytes=limits.notsent_lowat_bytes,
         )
-        link = ipc.Link(self.link_end)
+        link = Link(self.link_end)
         self.fanout = fanout.Fanout(
             self.config, self.listener, link, client_poller=client_poller, bytes_through=self.transport
         )
         try:
             await self.fanout.run()
-        except ipc.LinkBroken:
+        except LinkBroken:
             return EXIT_HUB_GONE
         return 0
 

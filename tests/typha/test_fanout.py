@@ -11,7 +11,8 @@ from protocol import messages
 from tests.harness import support
 from tests.harness.support import FAST, FEED, Stage, eventually, pod
 from tests.typha.conftest import OpenStage
-from typha import channels, client, fanout, ipc, poller
+from typha import channels, client, fanout, poller
+from typha.ipc import link
 
 
 async def test_clients_that_come_before_the_first_sync_are_held_and_served_in_one_go(open_stage: OpenStage) -> None:
@@ -146,7 +147,7 @@ async def test_without_its_hub_the_fan_out_ends(stage: Stage) -> None:
     peer = await stage.subscribe()
     await stage.converged(peer)
     stage.hang_up()
-    with pytest.raises(ipc.LinkBroken):
+    with pytest.raises(link.LinkBroken):
         await asyncio.wait_for(stage.task, 5)
     await peer.read_to_end()
 

@@ -11,13 +11,14 @@ import msgspec
 import pytest
 
 from tests.harness import support
-from typha import ipc, policy, settings, worker
+from typha import policy, settings, worker
+from typha.ipc.link import Link, pair
 
 
 class Running:
     """A worker, and its hub's end of the link."""
 
-    def __init__(self, process: asyncio.subprocess.Process, link: ipc.Link, port: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, link: Link, port: int) -> None:
         self.process = process
         self.link = link
         self.port = port
@@ -39,7 +40,7 @@ async def running() -> AsyncIterator[Running]:
     configured = settings.Settings(log_file_path="", log_severity_sys="")
     config = policy.WorkerConfig(number=4, feeds=("web",), incarnation="00" * 16, settings=settings.to_dict(configured))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        ours, theirs = ipc.pair()
+        ours, theirs = pair()
         with theirs:
             descriptors = (listener.fileno(), theirs.fileno())
             process = await asyncio.create_subprocess_exec(
@@ -48,7 +49,7 @@ async def running() -> AsyncIterator[Running]:
                 stderr=asyncio.subprocess.DEVNULL,
                 pass_fds=descriptors,
             )
-        one = Running(process, ipc.Link(ours), listener.getsockname()[1])
+        one = Running(process, Link(ours), listener.getsockname()[1])
     assert process.stdin is not None
     process.stdin.write(msgspec.json.encode(config))
     process.stdin.close()

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness import support
-from typha import ipc, worker_handle
+from typha import worker_handle
+from typha.ipc import link
 
 
 class Asked:
@@ -39,14 +40,14 @@ class Ends:
     """A handle, the worker's end of the link, and what was called."""
 
     def __init__(self) -> None:
-        ours, theirs = ipc.pair()
+        ours, theirs = link.pair()
         self.asked = Asked()
         self.broken: list[Exception] = []
         self.watching: list[bool] = []
         self.handle = worker_handle.WorkerHandle(
-            3, ipc.Link(ours), self.asked, self.broken.append, self.watching.append
+            3, link.Link(ours), self.asked, self.broken.append, self.watching.append
         )
-        self.worker = ipc.Link(theirs)
+        self.worker = link.Link(theirs)
 
     def say(self, *message: object) -> None:
         """The worker says it, the hub hears it."""
@@ -110,7 +111,7 @@ def test_a_dead_worker_is_broken_whatever_is_done_with_it(ends: Ends) -> None:
     ends.handle.hear()
     ends.handle.tell(["share", 5])
     ends.handle.flush()
-    assert {type(error) for error in ends.broken} == {ipc.LinkBroken}
+    assert {type(error) for error in ends.broken} == {link.LinkBroken}
 
 
 def test_what_was_said_before_death_is_heard(ends: Ends) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness import support
-from typha import ipc
+from typha.ipc import link as ipc
 
 
 @pytest.fixture
