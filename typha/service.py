@@ -16,7 +16,10 @@ from cache.feeds import feed
 from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
-from typha import calico_start, clock, hub, hub_channel, observe, settings, snapshot_maker, workers
+from typha import clock, settings
+from typha.hub import bootstrap, hub, snapshot_builder, supervisor
+from typha.hub.channel import HubChannel
+from typha.hub.collector import Observer
 from typha.observability import health, loop_latency, metrics, webserver
 from typha.settings import feeds_file
 
@@ -94,20 +97,20 @@ class Service:
         self._settings = configured
         specs = feeds_file.load(configured.feeds_file) if configured.feeds_file else []
         max_value_bytes = configured.max_frame_bytes - _VALUE_OVERHEAD_BYTES
-        self.maker = snapshot_maker.SnapshotMaker(self._snapshot_built, self._is_open)
+        self.maker = snapshot_builder.SnapshotMaker(self._snapshot_built, self._is_open)
         self.hub = hub.Hub(
             [feed.RawFeed(spec, max_value_bytes=max_value_bytes) for spec in specs],
-            awaited=calico_start.awaited_names(configured),
+            awaited=bootstrap.awaited_names(configured),
             log_budget_bytes=configured.log_budget_bytes,
             segment_bytes=configured.segment_bytes,
             build_snapshot=self.maker.request,
         )
-        self.calico = calico_start.CalicoStart(configured, self.hub, max_value_bytes=max_value_bytes)
+        self.calico = bootstrap.CalicoStart(configured, self.hub, max_value_bytes=max_value_bytes)
         self.listener = listener
-        self.workers = workers.Workers(self.hub, configured, self.listener)
+        self.workers = supervisor.Workers(self.hub, configured, self.listener)
         self.health = health.HealthAggregator()
         self.collector = loop_latency.Collector()
-        self.observer = observe.Observer(
+        self.observer = Observer(
             configured,
             self.hub,
             self.workers,
@@ -117,10 +120,10 @@ class Service:
         self.observer.register(self.health)
         self._stopping = asyncio.Event()
 
-    def _is_open(self, channel: hub_channel.HubChannel) -> bool:
+    def _is_open(self, channel: HubChannel) -> bool:
         return channel in self.hub.channels.values()
 
-    def _snapshot_built(self, channel: hub_channel.HubChannel) -> None:
+    def _snapshot_built(self, channel: HubChannel) -> None:
         self.hub.snapshot_built(channel)
 
     def stop(self, signal_name: str = "") -> None:

@@ -8,7 +8,8 @@ from cache.feeds import feed
 from protocol import messages
 from tests.harness import support
 from tests.harness.support import PODS, build_snapshot, pod
-from typha import hub, hub_channel, worker_handle
+from typha.hub import hub, worker_handle
+from typha.hub.channel import HubChannel
 from typha.ipc import link, shared_counters
 
 IN_SYNC = messages.SyncStatus.IN_SYNC
@@ -77,7 +78,7 @@ class Bench:
     """A hub; snapshots are made when the test says so."""
 
     def __init__(self, *feeds: feed.RawFeed, log_budget_bytes: int = 1 << 20) -> None:
-        self.requested: list[hub_channel.HubChannel] = []
+        self.requested: list[HubChannel] = []
         self.hub = hub.Hub(
             feeds or [support.raw_feed()],
             log_budget_bytes=log_budget_bytes,
@@ -114,7 +115,7 @@ class Bench:
         for number in range(kibibytes // 8 + 1):
             self.put(f"p{number % 4}", size=8 * KIBIBYTE, version=number + 2)
 
-    def open(self) -> hub_channel.HubChannel:
+    def open(self) -> HubChannel:
         """In sync, with one channel and its snapshot."""
         self.sync()
         self.hub.wanted(support.FEED, "native")

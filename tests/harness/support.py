@@ -18,7 +18,9 @@ from protocol import digest, messages
 from protocol.native import connection as native
 from protocol.native import frames
 from tests.harness import certificates
-from typha import client, fanout, hub, hub_channel, policy, settings, tls, transport, worker_handle
+from typha import client, fanout, policy, settings, tls, transport
+from typha.hub import hub, worker_handle
+from typha.hub.channel import HubChannel
 from typha.ipc import link
 
 PODS = resources.ResourceType("", "v1", "pods")
@@ -82,7 +84,7 @@ class Stage:
         self.hub = hub.Hub(
             [self.feed], log_budget_bytes=log_budget_bytes, segment_bytes=segment_bytes, build_snapshot=self._request
         )
-        self._requested: dict[hub_channel.HubChannel, None] = {}
+        self._requested: dict[HubChannel, None] = {}
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.listener.setblocking(False)
         self.address = self.listener.getsockname()
@@ -137,7 +139,7 @@ class Stage:
             self.loop.remove_writer(self.link.fileno())
             self.link.close()
 
-    def _request(self, channel: hub_channel.HubChannel) -> None:
+    def _request(self, channel: HubChannel) -> None:
         self._requested[channel] = None
 
     def make_snapshots(self) -> None:
@@ -180,7 +182,7 @@ class Stage:
         return {entry.key: entry.value for entry in self.feed.store}
 
     @property
-    def channel(self) -> hub_channel.HubChannel:
+    def channel(self) -> HubChannel:
         """The one channel that is open."""
         [channel] = self.hub.channels.values()
         return channel
@@ -241,7 +243,7 @@ class Stage:
         return peer.entries == self.content and peer.status is messages.SyncStatus.IN_SYNC
 
 
-def build_snapshot(the_hub: hub.Hub, channel: hub_channel.HubChannel) -> None:
+def build_snapshot(the_hub: hub.Hub, channel: HubChannel) -> None:
     """Makes a channel's snapshot in one go."""
     builder = channel.begin_snapshot()
     for _ in builder.steps():

@@ -12,7 +12,7 @@ import pytest
 from cache.feeds.calico import syncers
 from tests.harness import calico_cluster, served
 from tests.harness.calico_cluster import Map, RealCluster, output_of, recorded_steps
-from typha import calico_objects
+from typha.hub import calico_objects
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(300)]
 

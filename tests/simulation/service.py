@@ -12,7 +12,9 @@ from cache import resources
 from cache.feeds import raw
 from tests.simulation import apiserver, links, plans, process, sockets, transports, truth
 from tests.simulation import world as worlds
-from typha import client, fanout, hub, hub_channel, policy, poller, settings, snapshot_maker, transport, workers
+from typha import client, fanout, policy, poller, settings, transport
+from typha.hub import hub, snapshot_builder, supervisor
+from typha.hub.channel import HubChannel
 from typha.ipc.link import Link, LinkBroken
 
 FEED = "felix"
@@ -76,7 +78,7 @@ class Worker:
             self.ended.set_result(code)
 
 
-class Workers(workers.Workers):
+class Workers(supervisor.Workers):
     """The service's keeping of workers, on simulated processes."""
 
     def __init__(
@@ -173,14 +175,14 @@ class Service:
             if worker.link_end.other is not None:
                 worker.link_end.other.close()
 
-    def _is_open(self, channel: hub_channel.HubChannel) -> bool:
+    def _is_open(self, channel: HubChannel) -> bool:
         return self.hub is not None and channel in self.hub.channels.values()
 
     async def _main(self) -> int:
         """As `typha.service` puts it together."""
         spec = raw.FeedSpec(FEED, tuple(raw.ResourceSpec(type) for type in TYPES))
         source = truth.RecordedFeed(spec, max_value_bytes=_MAX_VALUE_BYTES, truth=self.truth)
-        maker = snapshot_maker.SnapshotMaker(self._snapshot_built, self._is_open)
+        maker = snapshot_builder.SnapshotMaker(self._snapshot_built, self._is_open)
         self.hub = hub.Hub(
             [source],
             log_budget_bytes=self.plan.log_budget_bytes,
@@ -203,7 +205,7 @@ class Service:
             self.hub.close()
         return 0
 
-    def _snapshot_built(self, channel: hub_channel.HubChannel) -> None:
+    def _snapshot_built(self, channel: HubChannel) -> None:
         if self.hub is not None:
             self.hub.snapshot_built(channel)
 

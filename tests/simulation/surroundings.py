@@ -14,7 +14,8 @@ from protocol.native import encoder as native_encoder
 from protocol.typha import encoder as typha_encoder
 from tests.simulation import plans, service, sockets
 from tests.simulation import world as worlds
-from typha import catchup_maker, client, clock, hub_channel, policy, sessions, tls_transport
+from typha import client, clock, policy, sessions, tls_transport
+from typha.hub import catchup_builder, channel
 
 _BUILDERS: tuple[tuple[Any, float], ...] = (
     (snapshot.SnapshotBuilder, 1.0),
@@ -83,12 +84,12 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Stage]) ->
         mock.patch.object(typha_encoder, "MESSAGE_TARGET_BYTES", plan.frame_bytes),
         mock.patch.object(store, "TOMBSTONES_MIN", plan.tombstones_min),
         mock.patch.object(catchup, "BLOCK_TARGET_BYTES", plan.block_bytes),
-        mock.patch.object(catchup_maker, "STALE_LOG_BYTES", plan.stale_log_bytes),
-        mock.patch.object(catchup_maker, "KEPT_BYTES_MAX", plan.kept_block_bytes),
+        mock.patch.object(catchup_builder, "STALE_LOG_BYTES", plan.stale_log_bytes),
+        mock.patch.object(catchup_builder, "KEPT_BYTES_MAX", plan.kept_block_bytes),
         mock.patch.object(
             tls_transport, "OFFER_BYTES", min(tls_transport.OFFER_BYTES, plan.limits.send_bytes)
         ),  # what is sealed is offered again in one piece
-        mock.patch.object(hub_channel, "SNAPSHOT_LOG_BYTES_MIN", plan.snapshot_log_bytes_min),
+        mock.patch.object(channel, "SNAPSHOT_LOG_BYTES_MIN", plan.snapshot_log_bytes_min),
     ]
     patches += [
         mock.patch.object(builder, "steps", _at_work(builder.steps, world, plan.step_seconds * share))

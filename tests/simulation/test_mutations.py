@@ -7,14 +7,15 @@ import pytest
 
 from cache.state import cursor, store
 from tests.simulation import simulation
-from typha import catchup, channel_view, client, hub_channel, poller, sessions
+from typha import catchup, channel_view, client, poller, sessions
+from typha.hub import channel
 
 SEEDS_MAX = 400
 
 leave_block = cursor.Cursor.leave_block
 become_catching_up = cursor.Cursor.become_catching_up
 changes_since = store.Store.changes_since
-append = hub_channel.HubChannel.append
+append = channel.HubChannel.append
 watch_write = poller.Poller.watch_write
 
 
@@ -40,7 +41,7 @@ def without_deletions(self: store.Store, sequence: int) -> store.Difference:
     return changes_since(self, sequence)._replace(tombstones=[])
 
 
-def status_first(self: hub_channel.HubChannel, batch: Any) -> hub_channel.Appended:
+def status_first(self: channel.HubChannel, batch: Any) -> channel.Appended:
     if batch.status is None:
         return append(self, batch)
     self.log.append([self.encoder.status(batch.previous_sequence, batch.status)])
@@ -68,7 +69,7 @@ MUTATIONS: dict[str, tuple[object, str, object]] = {
     "blocks are left inside frames": (cursor.Cursor, "leave_block", in_the_middle),
     "in-sync comes with the snapshot": (channel_view.ChannelView, "greeting", as_of_the_snapshot),
     "catch-ups leave out deletions": (store.Store, "changes_since", without_deletions),
-    "the status overtakes its data": (hub_channel.HubChannel, "append", status_first),
+    "the status overtakes its data": (channel.HubChannel, "append", status_first),
     "full sockets are forgotten": (poller.Poller, "watch_write", never_for_writing),
     "replaced snapshots stay open": (channel_view.ChannelView, "close_unread_snapshots", lambda _: None),
     "statuses of the past are met": (channel_view.ChannelView, "servable_snapshot", property(whatever_status_follows)),

@@ -9,7 +9,8 @@ from protocol.native import encoder
 from tests.harness import support, typha_peer
 from tests.harness.support import FEED, Stage, eventually, pod
 from tests.typha.conftest import OpenStage
-from typha import channel_view, hub_channel
+from typha import channel_view
+from typha.hub import channel as hub_channel
 
 
 async def test_a_format_is_wanted_by_its_first_client_and_once(stage: Stage) -> None:

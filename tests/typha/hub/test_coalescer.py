@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from typha import clock, gathering
+from typha import clock
+from typha.hub import coalescer
 
 _START = 1000.0
 pytestmark = pytest.mark.looptime(start=_START)
@@ -16,7 +17,7 @@ class Bench:
     """A gathering, on the loop's virtual time, whose workers are busy when the test says so."""
 
     def __init__(self) -> None:
-        self.gathering = gathering.Gathering(lambda: self.under_way, self._publish)
+        self.gathering = coalescer.Gathering(lambda: self.under_way, self._publish)
         self.under_way = 0
         self.published: list[float] = []
 
@@ -95,7 +96,7 @@ async def test_nothing_waits_longer_than_a_tenth_of_a_second_for_busy_workers(be
     bench.under_way = 2
     bench.batch()
     await asyncio.sleep(0.5)
-    assert bench.published == [pytest.approx(gathering.GATHER_SECONDS_MAX, abs=0.021)]
+    assert bench.published == [pytest.approx(coalescer.GATHER_SECONDS_MAX, abs=0.021)]
     bench.batch()  # waits from now, not from then
     assert len(bench.published) == 1
     await asyncio.sleep(0.5)
@@ -104,9 +105,9 @@ async def test_nothing_waits_longer_than_a_tenth_of_a_second_for_busy_workers(be
 
 async def test_a_burst_does_not_pile_up(bench: Bench) -> None:
     bench.under_way = 2
-    bench.batch(gathering.UPDATES_MAX - 1)
+    bench.batch(coalescer.UPDATES_MAX - 1)
     assert bench.published == []
-    bench.batch(gathering.UPDATES_MAX)
+    bench.batch(coalescer.UPDATES_MAX)
     assert bench.published == [0.0]
 
 

@@ -13,7 +13,8 @@ from protocol import messages
 from protocol.native import encoder
 from protocol.typha import encoder as typha_encoder
 from tests.harness import support
-from typha import catchup_maker, hub_channel, worker_handle
+from typha.hub import catchup_builder, worker_handle
+from typha.hub.channel import HubChannel
 
 
 class Worker(worker_handle.WorkerHandle):
@@ -25,12 +26,12 @@ class Worker(worker_handle.WorkerHandle):
         """(from, to, cut) of each."""
         self.refused: list[tuple[int, str]] = []
 
-    def send_block(self, channel: hub_channel.HubChannel, block: catchup.Block) -> None:
+    def send_block(self, channel: HubChannel, block: catchup.Block) -> None:
         """Notes it, and that its file is there."""
         assert os.fstat(block.descriptor).st_size == block.length
         self.blocks.append((block.from_sequence, block.to_sequence, block.cut_sequence))
 
-    def refuse_block(self, channel: hub_channel.HubChannel, from_sequence: int, reason: str) -> None:
+    def refuse_block(self, channel: HubChannel, from_sequence: int, reason: str) -> None:
         """Notes it."""
         self.refused.append((from_sequence, reason))
 
@@ -41,10 +42,10 @@ class Bench:
     def __init__(self) -> None:
         self.feed = support.raw_feed()
         self.feed.set_status(support.PODS, messages.SyncStatus.IN_SYNC)
-        self.open: list[hub_channel.HubChannel] = []
+        self.open: list[HubChannel] = []
         self.workers = [Worker(number) for number in range(2)]
         self.known: list[worker_handle.WorkerHandle] = list(self.workers)
-        self.maker = catchup_maker.CatchUpMaker(lambda channel: channel in self.open, lambda one: one in self.known)
+        self.maker = catchup_builder.CatchUpMaker(lambda channel: channel in self.open, lambda one: one in self.known)
 
     def put(self, *names: str, size: int = 10) -> None:
         """A batch, appended to every channel."""
@@ -59,13 +60,13 @@ class Bench:
             for channel in self.open:
                 channel.append(batch)
 
-    def channel(self, *, typha: bool = False) -> hub_channel.HubChannel:
+    def channel(self, *, typha: bool = False) -> HubChannel:
         """Another channel."""
         made = typha_encoder.TyphaEncoder(compress=True) if typha else encoder.NativeEncoder()
-        self.open.append(hub_channel.HubChannel(len(self.open), self.feed, made, segment_bytes=1 << 16))
+        self.open.append(HubChannel(len(self.open), self.feed, made, segment_bytes=1 << 16))
         return self.open[-1]
 
-    def ask(self, channel: hub_channel.HubChannel, from_sequence: int, *, worker: int = 0, needed: int = 0) -> None:
+    def ask(self, channel: HubChannel, from_sequence: int, *, worker: int = 0, needed: int = 0) -> None:
         """A worker asks."""
         self.maker.request(
             channel, self.workers[worker], from_sequence=from_sequence, needed_sequence=max(needed, from_sequence)
@@ -121,11 +122,11 @@ async def test_a_kept_block_is_made_anew_when_it_will_not_do(bench: Bench, monke
     bench.work()
     assert bench.workers[0].blocks[-1] == (100, 102, 102)
     bench.put("p3")
-    monkeypatch.setattr(catchup_maker, "STALE_LOG_BYTES", 0)
+    monkeypatch.setattr(catchup_builder, "STALE_LOG_BYTES", 0)
     bench.ask(channel, 100)
     bench.work()
     assert bench.workers[0].blocks[-1] == (100, 103, 103)
-    monkeypatch.setattr(catchup_maker, "STALE_LOG_BYTES", 1 << 30)
+    monkeypatch.setattr(catchup_builder, "STALE_LOG_BYTES", 1 << 30)
     for number in range(4, 12):
         bench.put(f"p{number}", size=20_000)
     channel.log.trim(channel.log.end)
@@ -142,7 +143,7 @@ async def test_what_is_refused_and_to_whom(bench: Bench) -> None:
         bench.ask(one, 100)
         bench.ask(one, 101)
     bench.work()
-    assert bench.workers[0].refused == [(100, catchup_maker.SNAPSHOT_IS_CHEAPER)]
+    assert bench.workers[0].refused == [(100, catchup_builder.SNAPSHOT_IS_CHEAPER)]
     assert [block[0] for block in bench.workers[0].blocks] == [101, 100, 101]
     for number in range(20):
         bench.feed.delete(support.pod(f"p{number}"))
@@ -152,7 +153,7 @@ async def test_what_is_refused_and_to_whom(bench: Bench) -> None:
         bench.ask(one, 159)
         bench.ask(one, 160)
     bench.work()
-    assert bench.workers[0].refused[1:] == [(159, catchup_maker.FORGOTTEN)] * 2
+    assert bench.workers[0].refused[1:] == [(159, catchup_builder.FORGOTTEN)] * 2
     assert [block[0] for block in bench.workers[0].blocks[3:]] == [160, 160]
     assert bench.maker.refused == 3
 
@@ -185,7 +186,7 @@ async def test_a_channel_that_goes_while_its_block_is_made(bench: Bench, monkeyp
 
 
 async def test_what_is_kept_is_bounded_in_bytes_and_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catchup_maker, "KEPT_BYTES_MAX", 250_000)
+    monkeypatch.setattr(catchup_builder, "KEPT_BYTES_MAX", 250_000)
     channel = bench.channel()
     bench.put(*(f"p{number}" for number in range(20)), size=10_000)
     for start in range(100, 120):
@@ -198,12 +199,12 @@ async def test_what_is_kept_is_bounded_in_bytes_and_time(bench: Bench, monkeypat
     assert bench.maker.blocks_made == made  # the last ones are kept
     bench.maker.forget_old()
     assert bench.maker.kept_bytes > 0
-    monkeypatch.setattr(catchup_maker, "KEPT_SECONDS", -1.0)
+    monkeypatch.setattr(catchup_builder, "KEPT_SECONDS", -1.0)
     bench.maker.forget_old()
     assert bench.maker.kept_bytes == 0
     bench.ask(channel, 119)
     bench.work()
-    monkeypatch.setattr(catchup_maker, "KEPT_SECONDS", 100.0)
+    monkeypatch.setattr(catchup_builder, "KEPT_SECONDS", 100.0)
     bench.open.remove(channel)
     bench.maker.forget_old()
     assert bench.maker.kept_bytes == 0
@@ -213,7 +214,7 @@ async def test_what_is_kept_is_bounded_in_bytes_and_time(bench: Bench, monkeypat
 async def test_the_hub_has_three_quarters_of_its_time_for_other_things(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catchup_maker, "SLICE_SECONDS", 0.001)
+    monkeypatch.setattr(catchup_builder, "SLICE_SECONDS", 0.001)
     channel = bench.channel(typha=True)
     bench.put(*(f"p{number}" for number in range(100)), size=20_000)
     task = asyncio.create_task(bench.maker.run(), name="catch-up maker")
@@ -233,7 +234,7 @@ async def test_the_hub_has_three_quarters_of_its_time_for_other_things(
 
 async def test_a_block_that_is_cancelled_is_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder, "FRAME_TARGET_BYTES", 100)
-    monkeypatch.setattr(catchup_maker, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(catchup_builder, "SLICE_SECONDS", 0.0)
     channel = bench.channel()
     bench.put(*(f"p{number}" for number in range(49)))
     bench.ask(channel, 100)

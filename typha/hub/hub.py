@@ -12,7 +12,9 @@ import structlog
 from cache import objects, resources
 from cache.feeds import feed
 from protocol import formats, messages
-from typha import catchup_maker, clock, gathering, hub_channel, refusals, worker_handle
+from typha import clock
+from typha.hub import catchup_builder, coalescer, rejection_log, worker_handle
+from typha.hub.channel import HubChannel
 from typha.observability import quantiles
 
 _log = structlog.get_logger("typha.hub")
@@ -34,13 +36,13 @@ class Hub:
         awaited: Iterable[str] = (),
         log_budget_bytes: int,
         segment_bytes: int,
-        build_snapshot: Callable[[hub_channel.HubChannel], None],
+        build_snapshot: Callable[[HubChannel], None],
     ) -> None:
         self.feeds: dict[str, feed.Feed] = {}
         self.awaited = tuple(awaited)
         """Feeds that may yet be added; until that is decided their clients are held."""
         self._by_type: dict[resources.ResourceType, list[feed.Feed]] = {}
-        self.channels: dict[tuple[str, str], hub_channel.HubChannel] = {}
+        self.channels: dict[tuple[str, str], HubChannel] = {}
         self.workers: dict[int, worker_handle.WorkerHandle] = {}
         self.updates_refused: dict[str, int] = {}
         self.updates_total: dict[str, int] = {}
@@ -51,14 +53,14 @@ class Hub:
         self._log_budget_bytes = log_budget_bytes
         self._segment_bytes = segment_bytes
         self._build_snapshot = build_snapshot
-        self._refusal_log = refusals.RefusalLog()
+        self._refusal_log = rejection_log.RefusalLog()
         self._sequences_needed: dict[str, deque[int]] = {}
         """Of each feed, the lowest sequence from which a client may have to be caught up, as of the last looks."""
-        self.catch_ups = catchup_maker.CatchUpMaker(
+        self.catch_ups = catchup_builder.CatchUpMaker(
             lambda channel: self.channels.get(channel.key) is channel,
             lambda worker: self.workers.get(worker.number) is worker,
         )
-        self.gathering = gathering.Gathering(self._ends_under_way, self.commit)
+        self.gathering = coalescer.Gathering(self._ends_under_way, self.commit)
         self._waiting = 0
         """Objects that have come since the last commit."""
         self._must_publish = False
@@ -161,10 +163,10 @@ class Hub:
     def _ends_under_way(self) -> int:
         return max((worker.ends_under_way for worker in self.workers.values()), default=0)
 
-    def _channels_of(self, source: feed.Feed) -> list[hub_channel.HubChannel]:
+    def _channels_of(self, source: feed.Feed) -> list[HubChannel]:
         return [channel for channel in self.channels.values() if channel.feed is source]
 
-    def _append(self, channel: hub_channel.HubChannel, batch: feed.Batch, now: float) -> None:
+    def _append(self, channel: HubChannel, batch: feed.Batch, now: float) -> None:
         appended = channel.append(batch)
         for worker in self.workers.values():
             if batch.status is not None:
@@ -213,7 +215,7 @@ class Hub:
         for key in [key for key in self._wanted if key[0] in self.feeds and self.feeds[key[0]].synced_once]:
             del self._wanted[key]
             source = self.feeds[key[0]]
-            channel = hub_channel.HubChannel(
+            channel = HubChannel(
                 self._next_channel, source, formats.make_encoder(key[1]), segment_bytes=self._segment_bytes
             )
             self._next_channel += 1
@@ -237,7 +239,7 @@ class Hub:
         if worker is not None:
             worker.close()
 
-    def snapshot_built(self, channel: hub_channel.HubChannel) -> None:
+    def snapshot_built(self, channel: HubChannel) -> None:
         """A new snapshot is ready for newcomers; what no one needs of the log may go."""
         for worker in self.workers.values():
             worker.new_snapshot(channel)
@@ -285,7 +287,7 @@ class Hub:
         if len(lately) == _TOMBSTONE_LOOKS:
             source.store.forget_deletions(min(lately))
 
-    def _drop(self, channel: hub_channel.HubChannel) -> None:
+    def _drop(self, channel: HubChannel) -> None:
         _log.info("Dropping a wire format without clients", feed=channel.feed.name, format=channel.encoder.name)
         del self.channels[channel.key]
         for worker in self.workers.values():
@@ -310,7 +312,7 @@ class Hub:
             if not largest.building:
                 self._build_snapshot(largest)
 
-    def _trim(self, channel: hub_channel.HubChannel, before_offset: int) -> bool:
+    def _trim(self, channel: HubChannel, before_offset: int) -> bool:
         start = channel.log.start
         channel.log.trim(channel.trim_limit(before_offset))
         if channel.log.start == start:

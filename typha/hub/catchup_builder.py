@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from cache.state import catchup, store
 from protocol import formats
-from typha import clock, hub_channel, worker_handle
+from typha import clock
+from typha.hub import worker_handle
+from typha.hub.channel import HubChannel
 
 _monotonic = clock.monotonic
 
@@ -43,14 +45,14 @@ class CatchUpMaker:
 
     def __init__(
         self,
-        is_open: Callable[[hub_channel.HubChannel], bool],
+        is_open: Callable[[HubChannel], bool],
         is_known: Callable[[worker_handle.WorkerHandle], bool],
     ) -> None:
         self._is_open = is_open
         self._is_known = is_known
-        self._queue: dict[tuple[hub_channel.HubChannel, int], dict[worker_handle.WorkerHandle, int]] = {}
+        self._queue: dict[tuple[HubChannel, int], dict[worker_handle.WorkerHandle, int]] = {}
         """(channel, start point) to who has asked for it, with the oldest cut that will do."""
-        self._kept: dict[tuple[hub_channel.HubChannel, int], _Kept] = {}
+        self._kept: dict[tuple[HubChannel, int], _Kept] = {}
         """In order of use."""
         self._wake = asyncio.Event()
         self.blocks_made = 0
@@ -74,7 +76,7 @@ class CatchUpMaker:
 
     def request(
         self,
-        channel: hub_channel.HubChannel,
+        channel: HubChannel,
         worker: worker_handle.WorkerHandle,
         *,
         from_sequence: int,
@@ -127,7 +129,7 @@ class CatchUpMaker:
             self._keep_within_bytes()
             yield
 
-    def _look(self, channel: hub_channel.HubChannel, from_sequence: int) -> tuple[store.Difference | None, str]:
+    def _look(self, channel: HubChannel, from_sequence: int) -> tuple[store.Difference | None, str]:
         """What has changed, or why no block is made of it."""
         content = channel.feed.store
         try:
@@ -139,9 +141,7 @@ class CatchUpMaker:
             return None, SNAPSHOT_IS_CHEAPER
         return difference, ""
 
-    def _make(
-        self, channel: hub_channel.HubChannel, difference: store.Difference
-    ) -> Generator[None, None, catchup.Block]:
+    def _make(self, channel: HubChannel, difference: store.Difference) -> Generator[None, None, catchup.Block]:
         builder = catchup.BlockBuilder(channel.encoder, difference, log_offset=channel.log.end)
         try:
             yield from builder.steps()
@@ -155,7 +155,7 @@ class CatchUpMaker:
     def _answer(
         self,
         worker: worker_handle.WorkerHandle,
-        channel: hub_channel.HubChannel,
+        channel: HubChannel,
         from_sequence: int,
         block: catchup.Block | None,
         refusal: str,
@@ -168,7 +168,7 @@ class CatchUpMaker:
         else:
             worker.send_block(channel, block)
 
-    def _find(self, key: tuple[hub_channel.HubChannel, int], needed_sequence: int) -> catchup.Block | None:
+    def _find(self, key: tuple[HubChannel, int], needed_sequence: int) -> catchup.Block | None:
         """A block that was made before and will do."""
         kept = self._kept.get(key)
         if kept is None:
@@ -177,11 +177,11 @@ class CatchUpMaker:
         is_fresh = log.start <= block.log_offset and log.end - block.log_offset <= STALE_LOG_BYTES
         return block if is_fresh and block.cut_sequence >= needed_sequence else None
 
-    def _is_kept(self, key: tuple[hub_channel.HubChannel, int], block: catchup.Block) -> bool:
+    def _is_kept(self, key: tuple[HubChannel, int], block: catchup.Block) -> bool:
         kept = self._kept.get(key)
         return kept is not None and kept.block is block
 
-    def _keep(self, key: tuple[hub_channel.HubChannel, int], block: catchup.Block) -> None:
+    def _keep(self, key: tuple[HubChannel, int], block: catchup.Block) -> None:
         """The block is the last one used; it takes the place of an older one."""
         if not self._is_kept(key, block):
             self._forget(key)
@@ -196,7 +196,7 @@ class CatchUpMaker:
             total -= self._kept[key].block.length
             self._forget(key)
 
-    def _forget(self, key: tuple[hub_channel.HubChannel, int]) -> None:
+    def _forget(self, key: tuple[HubChannel, int]) -> None:
         kept = self._kept.pop(key, None)
         if kept is not None:
             kept.block.close()

@@ -12,7 +12,8 @@ import pytest
 
 from tests.harness import support
 from tests.harness.served import Cluster, converged, mirrors, serving
-from typha import service, settings, workers
+from typha import service, settings
+from typha.hub import supervisor
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ async def test_a_stopped_worker_is_killed_and_replaced(
     address = f"127.0.0.1:{embedded.listener.getsockname()[1]}"
     async with mirrors(address, 3) as clients:
         await support.eventually(lambda: embedded.hub.workers[1].active == 3)
-        monkeypatch.setattr(workers, "SILENCE_SECONDS_MAX", 1.5)
+        monkeypatch.setattr(supervisor, "SILENCE_SECONDS_MAX", 1.5)
         stopped = worker_process()
         os.kill(stopped, signal.SIGSTOP)
         cluster.put("p1", "new")
@@ -160,7 +161,7 @@ async def test_a_worker_that_starts_while_the_service_drains_ends_too(
 
 
 def test_the_totals_of_the_dead_are_kept() -> None:
-    totals = workers.WorkerTotals()
+    totals = supervisor.WorkerTotals()
     report = {
         "accepted": 3,
         "pause_seconds_worst": 0.5,

@@ -3,7 +3,7 @@
 from structlog import testing
 
 from cache.feeds import feed
-from typha import refusals
+from typha.hub import rejection_log
 
 
 def refusal(number: int, *, is_carried: bool = False) -> feed.Refusal:
@@ -12,11 +12,13 @@ def refusal(number: int, *, is_carried: bool = False) -> feed.Refusal:
 
 def test_each_is_named_and_very_many_are_counted() -> None:
     now = 5.0
-    log = refusals.RefusalLog(lambda: now)
+    log = rejection_log.RefusalLog(lambda: now)
     with testing.capture_logs() as lines:
         for number in range(1000):
             log.write(refusal(number))
-    assert [line["key"] for line in lines[:-1]] == [refusal(number).key for number in range(refusals.LINES_PER_MINUTE)]
+    assert [line["key"] for line in lines[:-1]] == [
+        refusal(number).key for number in range(rejection_log.LINES_PER_MINUTE)
+    ]
     assert lines[0]["reason"] == "bad-ip"
     assert lines[-1]["seconds"] == 60
     assert "counted" in lines[-1]["event"]

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import structlog
 
-from typha import clock, hub_channel
+from typha import clock
+from typha.hub.channel import HubChannel
 
 _log = structlog.get_logger("typha.snapshots")
 _monotonic = clock.monotonic
@@ -22,15 +23,15 @@ class SnapshotMaker:
 
     def __init__(
         self,
-        done: Callable[[hub_channel.HubChannel], None],
-        is_open: Callable[[hub_channel.HubChannel], bool],
+        done: Callable[[HubChannel], None],
+        is_open: Callable[[HubChannel], bool],
     ) -> None:
         self._done = done
         self._is_open = is_open
-        self._queue: dict[hub_channel.HubChannel, None] = {}
+        self._queue: dict[HubChannel, None] = {}
         self._wake = asyncio.Event()
 
-    def request(self, channel: hub_channel.HubChannel) -> None:
+    def request(self, channel: HubChannel) -> None:
         """The channel wants a snapshot; asking twice changes nothing."""
         self._queue[channel] = None
         self._wake.set()
@@ -46,7 +47,7 @@ class SnapshotMaker:
                 if self._is_open(channel):
                     await self._make(channel)
 
-    async def _make(self, channel: hub_channel.HubChannel) -> None:
+    async def _make(self, channel: HubChannel) -> None:
         begun = _monotonic()
         builder = channel.begin_snapshot()
         try:

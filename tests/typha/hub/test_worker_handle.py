@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness import support
-from typha import worker_handle
+from typha.hub import worker_handle
 from typha.ipc import link
 
 

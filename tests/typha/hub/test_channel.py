@@ -8,7 +8,7 @@ from cache.feeds import feed
 from protocol import messages
 from protocol.native import encoder
 from tests.harness import support
-from typha import hub_channel
+from typha.hub.channel import SNAPSHOT_LOG_BYTES_MIN, SNAPSHOT_LOG_SHARE, Appended, HubChannel
 
 BUDGET = 1 << 24
 
@@ -23,16 +23,16 @@ def source() -> feed.RawFeed:
 
 
 @pytest.fixture
-def channel(source: feed.RawFeed) -> Iterator[hub_channel.HubChannel]:
+def channel(source: feed.RawFeed) -> Iterator[HubChannel]:
     """Its channel."""
     before = support.open_descriptors()
-    one = hub_channel.HubChannel(7, source, encoder.NativeEncoder(), segment_bytes=1 << 16)
+    one = HubChannel(7, source, encoder.NativeEncoder(), segment_bytes=1 << 16)
     yield one
     one.close()
     assert support.open_descriptors() == before
 
 
-def append(channel: hub_channel.HubChannel, *contents: tuple[str, object]) -> hub_channel.Appended:
+def append(channel: HubChannel, *contents: tuple[str, object]) -> Appended:
     """A batch of objects."""
     for name, content in contents:
         channel.feed.apply(support.pod(name, content))
@@ -41,7 +41,7 @@ def append(channel: hub_channel.HubChannel, *contents: tuple[str, object]) -> hu
     return channel.append(batch)
 
 
-def snapshot(channel: hub_channel.HubChannel) -> None:
+def snapshot(channel: HubChannel) -> None:
     """A new snapshot, made in one go."""
     builder = channel.begin_snapshot()
     for _ in builder.steps():
@@ -49,7 +49,7 @@ def snapshot(channel: hub_channel.HubChannel) -> None:
     channel.end_snapshot(builder.snapshot)
 
 
-def test_a_batch_is_appended_with_its_status(channel: hub_channel.HubChannel) -> None:
+def test_a_batch_is_appended_with_its_status(channel: HubChannel) -> None:
     assert channel.key == (support.FEED, "native")
     assert channel.frames == 0
     first = append(channel, ("a", 1), ("b", 2))
@@ -60,14 +60,14 @@ def test_a_batch_is_appended_with_its_status(channel: hub_channel.HubChannel) ->
     assert channel.log.sequence == channel.feed.store.sequence
 
 
-def test_large_batches_begin_segments(channel: hub_channel.HubChannel) -> None:
+def test_large_batches_begin_segments(channel: HubChannel) -> None:
     appended = append(channel, *((f"p{number}", "x" * 30_000) for number in range(20)))
     assert len(appended.segments) == len(channel.log.segments) >= 1
     append(channel, *((f"p{number}", "y" * 30_000) for number in range(20)))
     assert len(channel.log.segments) >= 2
 
 
-def test_a_snapshot_is_wanted_first_then_by_the_log_behind_it(channel: hub_channel.HubChannel) -> None:
+def test_a_snapshot_is_wanted_first_then_by_the_log_behind_it(channel: HubChannel) -> None:
     assert channel.wants_snapshot(log_budget_bytes=BUDGET)
     builder = channel.begin_snapshot()
     assert not channel.wants_snapshot(log_budget_bytes=BUDGET)
@@ -75,7 +75,7 @@ def test_a_snapshot_is_wanted_first_then_by_the_log_behind_it(channel: hub_chann
         pass
     channel.end_snapshot(builder.snapshot)
     assert not channel.wants_snapshot(log_budget_bytes=BUDGET)
-    append(channel, ("a", "x" * (hub_channel.SNAPSHOT_LOG_BYTES_MIN - 5000)))
+    append(channel, ("a", "x" * (SNAPSHOT_LOG_BYTES_MIN - 5000)))
     assert not channel.wants_snapshot(log_budget_bytes=BUDGET)
     append(channel, ("b", "x" * 5000))
     assert channel.wants_snapshot(log_budget_bytes=BUDGET)
@@ -84,19 +84,19 @@ def test_a_snapshot_is_wanted_first_then_by_the_log_behind_it(channel: hub_chann
     assert channel.snapshots_built == 2
 
 
-def test_a_larger_snapshot_is_made_less_often(channel: hub_channel.HubChannel) -> None:
+def test_a_larger_snapshot_is_made_less_often(channel: HubChannel) -> None:
     append(channel, *((f"p{number}", "x" * 100_000) for number in range(40)))
     snapshot(channel)
-    append(channel, ("a", "x" * (hub_channel.SNAPSHOT_LOG_BYTES_MIN + 5000)))
+    append(channel, ("a", "x" * (SNAPSHOT_LOG_BYTES_MIN + 5000)))
     assert not channel.wants_snapshot(log_budget_bytes=BUDGET)
     assert channel.wants_snapshot(log_budget_bytes=BUDGET // 64)  # a small budget asks for them sooner
 
 
-def test_a_snapshot_that_nobody_took_is_made_anew_less_often(channel: hub_channel.HubChannel) -> None:
+def test_a_snapshot_that_nobody_took_is_made_anew_less_often(channel: HubChannel) -> None:
     append(channel, *((f"p{number}", "x" * 40_000) for number in range(30)))
     snapshot(channel)
     assert channel.snapshot is not None
-    quarter = int(channel.snapshot.length * hub_channel.SNAPSHOT_LOG_SHARE)
+    quarter = int(channel.snapshot.length * SNAPSHOT_LOG_SHARE)
     append(channel, ("a", "x" * quarter))
     assert not channel.wants_snapshot(log_budget_bytes=BUDGET)
     channel.note_newcomers(1)
@@ -109,7 +109,7 @@ def test_a_snapshot_that_nobody_took_is_made_anew_less_often(channel: hub_channe
     assert channel.wants_snapshot(log_budget_bytes=BUDGET)
 
 
-def test_the_log_behind_the_newest_snapshot_stays(channel: hub_channel.HubChannel) -> None:
+def test_the_log_behind_the_newest_snapshot_stays(channel: HubChannel) -> None:
     append(channel, ("a", "x" * 70_000))
     assert channel.trim_limit(1 << 40) == channel.log.start == 0
     snapshot(channel)
@@ -119,7 +119,7 @@ def test_the_log_behind_the_newest_snapshot_stays(channel: hub_channel.HubChanne
     assert channel.trim_limit(10) == 10
 
 
-def test_a_snapshot_that_is_given_up_leaves_the_last_one(channel: hub_channel.HubChannel) -> None:
+def test_a_snapshot_that_is_given_up_leaves_the_last_one(channel: HubChannel) -> None:
     append(channel, ("a", 1))
     snapshot(channel)
     kept = channel.snapshot

@@ -14,7 +14,8 @@ import structlog
 from cache import resources
 from cache.feeds.calico import feed, syncers
 from cache.kube import access, api, discovery
-from typha import calico_objects, hub, settings
+from typha import settings
+from typha.hub import calico_objects, hub
 
 _log = structlog.get_logger("typha.calico")
 

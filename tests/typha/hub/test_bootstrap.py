@@ -8,7 +8,8 @@ import pytest
 
 from cache.feeds.calico import syncers
 from tests.harness.scripted_server import ScriptedServer, session_to
-from typha import calico_start, hub, settings
+from typha import settings
+from typha.hub import bootstrap, hub
 
 V1, V3 = syncers.Group.V1, syncers.Group.V3
 OTHERS = frozenset({"apps", "batch"})
@@ -39,14 +40,14 @@ async def server() -> AsyncIterator[ScriptedServer]:
 def test_the_choice_of_the_group(
     variable: str, listed: frozenset[str] | None, group: syncers.Group, *, is_listed: bool
 ) -> None:
-    choice = calico_start.choose(variable, listed)
+    choice = bootstrap.choose(variable, listed)
     assert (choice.group, choice.is_listed) == (group, is_listed)
     assert choice.reason
 
 
 @pytest.mark.parametrize(("value", "count"), [("auto", 4), ("true", 4), ("false", 0), ("", 0)])
 def test_the_feeds_that_may_come(value: str, count: int) -> None:
-    assert len(calico_start.awaited_names(settings.Settings(calico_feeds=value))) == count
+    assert len(bootstrap.awaited_names(settings.Settings(calico_feeds=value))) == count
 
 
 class Start:
@@ -56,12 +57,12 @@ class Start:
         configured = settings.Settings(calico_feeds=calico_feeds, feeds_file=feeds_file, read_only=True)
         self.hub = hub.Hub(
             [],
-            awaited=calico_start.awaited_names(configured),
+            awaited=bootstrap.awaited_names(configured),
             log_budget_bytes=1 << 22,
             segment_bytes=1 << 20,
             build_snapshot=lambda _: None,
         )
-        self.calico = calico_start.CalicoStart(configured, self.hub, max_value_bytes=1 << 20)
+        self.calico = bootstrap.CalicoStart(configured, self.hub, max_value_bytes=1 << 20)
 
     async def decide(self, server: ScriptedServer) -> None:
         session = session_to(server)
@@ -78,8 +79,8 @@ def groups(*names: str) -> bytes:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calico_start, "_RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(calico_start, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(bootstrap, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(bootstrap, "_LOOK_SECONDS", 0.01)
     monkeypatch.delenv("CALICO_API_GROUP", raising=False)
 
 

@@ -11,7 +11,7 @@ from structlog import testing
 from cache.feeds.calico import syncers
 from cache.kube import api
 from tests.harness.scripted_server import ScriptedServer, session_to
-from typha import calico_objects
+from typha.hub import calico_objects
 
 V1, V3 = syncers.Group.V1, syncers.Group.V3
 

@@ -9,25 +9,26 @@ import pytest
 from protocol import messages
 from protocol.native import encoder
 from tests.harness import support
-from typha import hub_channel, snapshot_maker
+from typha.hub import snapshot_builder
+from typha.hub.channel import HubChannel
 
 
 class Channels:
     """Channels, which of them are open, and whose snapshots were made."""
 
     def __init__(self) -> None:
-        self.done: list[hub_channel.HubChannel] = []
-        self.open: list[hub_channel.HubChannel] = []
-        self.maker = snapshot_maker.SnapshotMaker(self.done.append, lambda channel: channel in self.open)
+        self.done: list[HubChannel] = []
+        self.open: list[HubChannel] = []
+        self.maker = snapshot_builder.SnapshotMaker(self.done.append, lambda channel: channel in self.open)
 
-    def add(self, keys: int) -> hub_channel.HubChannel:
+    def add(self, keys: int) -> HubChannel:
         """A channel with so many keys."""
         source = support.raw_feed()
         for number in range(keys):
             source.apply(support.pod(f"p{number}"))
         source.set_status(support.PODS, messages.SyncStatus.IN_SYNC)
         source.take()
-        channel = hub_channel.HubChannel(len(self.open), source, encoder.NativeEncoder(), segment_bytes=1 << 16)
+        channel = HubChannel(len(self.open), source, encoder.NativeEncoder(), segment_bytes=1 << 16)
         self.open.append(channel)
         return channel
 
@@ -64,7 +65,7 @@ async def test_what_is_asked_for_is_made_once(channels: Channels) -> None:
 async def test_others_get_their_turns_while_a_snapshot_is_made(
     channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshot_maker, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(snapshot_builder, "SLICE_SECONDS", 0.0)
     channel = channels.add(5000)
     channels.maker.request(channel)
     turns = 0
@@ -85,7 +86,7 @@ async def test_a_channel_that_was_closed_meanwhile_gets_none(channels: Channels)
 
 
 async def test_a_snapshot_that_is_cancelled_is_given_up(channels: Channels, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot_maker, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(snapshot_builder, "SLICE_SECONDS", 0.0)
     channel = channels.add(5000)
     channels.maker.request(channel)
     for _ in range(10):  # turns of the loop: it is begun, and far from done

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 from cache.state import catchup
 from protocol import messages
-from typha import clock, hub_channel
+from typha import clock
+from typha.hub.channel import HubChannel
 from typha.ipc import shared_counters
 from typha.ipc.link import Link, LinkBroken
 
@@ -101,7 +102,7 @@ class WorkerHandle:
             self._broken(error)
         self._look_at_link()
 
-    def open_channel(self, channel: hub_channel.HubChannel) -> None:
+    def open_channel(self, channel: HubChannel) -> None:
         """Tells all there is of a channel: its log as far as it is kept, its snapshot, its end."""
         log = channel.log
         self.tell(["channel", channel.number, *channel.key, log.start, log.start_sequence])
@@ -111,14 +112,14 @@ class WorkerHandle:
         self.new_snapshot(channel)
         self.publish(channel, _monotonic())
 
-    def status_told(self, channel: hub_channel.HubChannel, status: messages.SyncStatus) -> None:
+    def status_told(self, channel: HubChannel, status: messages.SyncStatus) -> None:
         """The last frame of the log that tells a status tells this one; to be said before it is published.
 
         Never coalesced: a client between two of them must be known to have been told the first.
         """
         self.tell(["status", channel.number, channel.log.status_offset, int(status)])
 
-    def segments_begun(self, channel: hub_channel.HubChannel, segments: list[Any]) -> None:
+    def segments_begun(self, channel: HubChannel, segments: list[Any]) -> None:
         """The log goes on in new files."""
         for segment in segments:
             self.tell(
@@ -127,19 +128,19 @@ class WorkerHandle:
                 segment.index_descriptor,
             )
 
-    def new_snapshot(self, channel: hub_channel.HubChannel) -> None:
+    def new_snapshot(self, channel: HubChannel) -> None:
         """There is a newer snapshot."""
         built = channel.snapshot
         if built is not None:
             place = [built.length, built.log_offset, built.sequence, int(built.status)]
             self.tell(["snapshot", channel.number, *place], built.descriptor)
 
-    def publish(self, channel: hub_channel.HubChannel, now: float) -> None:
+    def publish(self, channel: HubChannel, now: float) -> None:
         """The log's end has moved; the newest end is what counts, however often this is called."""
         log = channel.log
         self._ends[channel.number] = (channel.number, log.end, channel.frames, now)
 
-    def send_block(self, channel: hub_channel.HubChannel, block: catchup.Block) -> None:
+    def send_block(self, channel: HubChannel, block: catchup.Block) -> None:
         """The block it has asked for, behind everything of the log up to its cut."""
         self._end_now(channel)
         place = {
@@ -155,18 +156,18 @@ class WorkerHandle:
         }
         self.tell(["block", channel.number, place], block.descriptor)
 
-    def refuse_block(self, channel: hub_channel.HubChannel, from_sequence: int, reason: str) -> None:
+    def refuse_block(self, channel: HubChannel, from_sequence: int, reason: str) -> None:
         """There is no block for it; what it does instead is its own affair."""
         self._end_now(channel)
         self.tell(["no-block", channel.number, from_sequence, reason])
 
-    def _end_now(self, channel: hub_channel.HubChannel) -> None:
+    def _end_now(self, channel: HubChannel) -> None:
         end = self._ends.pop(channel.number, None)
         if end is not None:
             self._ends_told += 1
             self.tell(["ends", [end]])
 
-    def forget_channel(self, channel: hub_channel.HubChannel) -> None:
+    def forget_channel(self, channel: HubChannel) -> None:
         """The channel is closed."""
         self._ends.pop(channel.number, None)
         self.tell(["drop-channel", channel.number])

@@ -19,7 +19,8 @@ import structlog
 
 from cache.kube import processes
 from protocol.reasons import DisconnectReason
-from typha import clock, fanout, hub, policy, settings, tls, worker_handle
+from typha import clock, fanout, policy, settings, tls
+from typha.hub import hub, worker_handle
 from typha.ipc.link import Link, LinkBroken, pair
 
 _log = structlog.get_logger("typha.workers")

@@ -1,7 +1,8 @@
 """What the service says about itself: samples for /metrics, reports for the health pages."""
 
 from cache.kube import watcher
-from typha import clock, hub, settings, workers
+from typha import clock, settings
+from typha.hub import hub, supervisor
 from typha.observability import health, logs, loop_latency, metrics, quantiles
 
 _monotonic = clock.monotonic
@@ -16,7 +17,7 @@ class Observer:
         self,
         configured: settings.Settings,
         the_hub: hub.Hub,
-        the_workers: workers.Workers,
+        the_workers: supervisor.Workers,
         *,
         longest_pause: loop_latency.Longest,
         open_files_limit: int,
