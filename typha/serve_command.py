@@ -8,9 +8,10 @@ from typing import Any
 import click
 import structlog
 
-from typha import cli, settings, tls
+from typha import cli, settings
 from typha.observability import logs, loop_latency
 from typha.settings import feeds_file
+from typha.worker import tls
 
 EXIT_BAD_CONFIGURATION = 2
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from typha import tls
+from typha.worker import tls
 
 AGENT = "calico-node"
 AGENT_URI = "spiffe://cluster.local/ns/calico-system/sa/calico-node"

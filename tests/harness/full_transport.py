@@ -2,7 +2,7 @@
 
 import os
 
-from typha import transport
+from typha.worker import transport
 
 
 class FullTransport:

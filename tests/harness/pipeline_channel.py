@@ -148,7 +148,7 @@ class Channel:
 
 
 class Client(cursor.Cursor):
-    """A cursor, and the client at the other end of its wire; moves as `typha.delivery` moves one."""
+    """A cursor, and the client at the other end of its wire; moves as `typha.worker.delivery` moves one."""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__()

@@ -18,10 +18,11 @@ from protocol import digest, messages
 from protocol.native import connection as native
 from protocol.native import frames
 from tests.harness import certificates
-from typha import client, fanout, policy, settings, tls, transport
+from typha import settings
 from typha.hub import hub, worker_handle
 from typha.hub.channel import HubChannel
 from typha.ipc import link
+from typha.worker import client, policy, server, tls, transport
 
 PODS = resources.ResourceType("", "v1", "pods")
 NODES = resources.ResourceType("", "v1", "nodes")
@@ -105,7 +106,7 @@ class Stage:
             settings=settings.to_dict(settings.Settings()),
             client_tls=self.client_tls,
         )
-        self.fanout = fanout.Fanout(config, self.listener, link.Link(theirs), bytes_through=self.bytes_through)
+        self.fanout = server.Fanout(config, self.listener, link.Link(theirs), bytes_through=self.bytes_through)
         self.task = asyncio.create_task(self.fanout.run(), name="fanout under test")
         self.hub.add_worker(self.handle)
         try:

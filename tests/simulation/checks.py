@@ -3,12 +3,13 @@
 from cache.state.cursor import CursorState
 from tests.simulation import service
 from tests.simulation import world as worlds
-from typha import channel_view, client, fanout
+from typha.worker import client, server
+from typha.worker.channel import ChannelView
 
 _AWAY = {CursorState.SNAPSHOT, CursorState.FOLLOWING, CursorState.CATCHING_UP}
 
 
-def check_worker(one: fanout.Fanout) -> None:
+def check_worker(one: server.Fanout) -> None:
     """Counters add up, and every client stands in one place."""
     if one._finished.is_set():
         return  # it lets go of everything, and nobody asks for its counts any more
@@ -28,7 +29,7 @@ def check_worker(one: fanout.Fanout) -> None:
             raise worlds.Violation(f"{current!r} has a reason, or none, wrongly")
 
 
-def _check_view(view: channel_view.ChannelView, seen: set[client.Client]) -> None:
+def _check_view(view: ChannelView, seen: set[client.Client]) -> None:
     # A snapshot may be told of before the end of the log behind which it was cut.
     end = max(view.log.end, view.snapshot.log_offset if view.snapshot else 0)
     for index, current in enumerate(view.following):
@@ -47,7 +48,7 @@ def _check_view(view: channel_view.ChannelView, seen: set[client.Client]) -> Non
         raise worlds.Violation("a client stands in two lists")
 
 
-def left_files(one: fanout.Fanout) -> str:
+def left_files(one: server.Fanout) -> str:
     """What is held for readers that have left; some may have a moment ago, and others nobody knows of yet."""
     reading = {current.state for current in one.poller.clients.values()}
     for view in one.channels._by_name.values():

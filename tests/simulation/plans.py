@@ -7,7 +7,7 @@ import msgspec
 
 from cache.state import catchup
 from tests.simulation import network
-from typha import policy
+from typha.worker import policy
 
 WIRES = ("native", "native+zstd", "typha", "typha+snappy")
 

@@ -12,10 +12,12 @@ from cache import resources
 from cache.feeds import raw
 from tests.simulation import apiserver, links, plans, process, sockets, transports, truth
 from tests.simulation import world as worlds
-from typha import client, fanout, policy, poller, settings, transport
+from typha import settings
 from typha.hub import hub, snapshot_builder, supervisor
 from typha.hub.channel import HubChannel
 from typha.ipc.link import Link, LinkBroken
+from typha.worker import client, policy, poller, transport
+from typha.worker.server import Fanout
 
 FEED = "felix"
 TYPES = (resources.ResourceType("", "v1", "pods"), resources.ResourceType("", "v1", "nodes"))
@@ -43,7 +45,7 @@ class Worker:
             self.listener = sockets.Listener(service.backlog, self.host, link_end.owner)
         self.link_end = link_end
         self.process = link_end.owner
-        self.fanout: fanout.Fanout | None = None
+        self.fanout: Fanout | None = None
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.process.on_exit.append(self._closed_by_kernel)
 
@@ -55,7 +57,7 @@ class Worker:
             notsent_lowat_bytes=limits.notsent_lowat_bytes,
         )
         link = Link(self.link_end)
-        self.fanout = fanout.Fanout(
+        self.fanout = Fanout(
             self.config, self.listener, link, client_poller=client_poller, bytes_through=self.transport
         )
         try:

@@ -20,7 +20,7 @@ from tests.simulation import (
     surroundings,
 )
 from tests.simulation import world as worlds
-from typha import client
+from typha.worker import client
 
 _LOOK_SECONDS = 0.25
 _SLACK_SECONDS = 0.7

@@ -6,7 +6,7 @@ from protocol import messages
 from protocol.native import connection as native
 from tests.simulation import network
 from tests.simulation import world as worlds
-from typha import policy
+from typha.worker import policy
 
 _LINK = network.Link(send_buffer_bytes=4000, receive_buffer_bytes=4000, latency_seconds=0.001, partial_probability=0.0)
 _SLACK_SECONDS = 1.5

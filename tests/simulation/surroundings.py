@@ -14,8 +14,9 @@ from protocol.native import encoder as native_encoder
 from protocol.typha import encoder as typha_encoder
 from tests.simulation import plans, service, sockets
 from tests.simulation import world as worlds
-from typha import client, clock, policy, sessions, tls_transport
+from typha import clock
 from typha.hub import catchup_builder, channel
+from typha.worker import client, connections, policy, tls_transport
 
 _BUILDERS: tuple[tuple[Any, float], ...] = (
     (snapshot.SnapshotBuilder, 1.0),
@@ -64,9 +65,9 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Stage]) ->
         if running:
             running[0].moved(current, state)
 
-    refuse = sessions.Sessions._refuse
+    refuse = connections.Sessions._refuse
 
-    def took_leave(self: sessions.Sessions, current: client.Client, *arguments: Any) -> None:
+    def took_leave(self: connections.Sessions, current: client.Client, *arguments: Any) -> None:
         refuse(self, current, *arguments)
         if running:
             running[0].took_leave(current)
@@ -76,7 +77,7 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Stage]) ->
         mock.patch.object(select, "epoll", make_epoll),
         mock.patch.object(select, "poll", make_poll),
         mock.patch.object(cursor.Cursor, "_enter", observed),
-        mock.patch.object(sessions.Sessions, "_refuse", took_leave),
+        mock.patch.object(connections.Sessions, "_refuse", took_leave),
         mock.patch.object(client.Client, "__hash__", _number_of),  # sets of clients have the same order every time
         mock.patch.object(policy, "from_settings", return_value=plan.limits),
         mock.patch.object(store, "CHUNK_TARGET_KEYS", plan.chunk_keys),

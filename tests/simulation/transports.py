@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from tests.simulation import sockets
 from tests.simulation import world as worlds
-from typha import tls_transport, transport
+from typha.worker import tls_transport, transport
 
 _HEADER = struct.Struct(">BHH")
 _TAG = bytes(16)

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from tests.harness import certificates, hub_bench, support
-from typha import policy, tls
+from typha.worker import policy, tls
 
 OpenStage: TypeAlias = Callable[..., Awaitable[support.Stage]]
 OpenTlsStage: TypeAlias = Callable[..., Awaitable[support.Stage]]

@@ -5,7 +5,8 @@ from typing import NamedTuple
 from cache.feeds import feed
 from cache.state import log, snapshot
 from protocol import encoding
-from typha import channel_view, clock
+from typha import clock
+from typha.worker import channel
 
 _monotonic = clock.monotonic
 
@@ -88,7 +89,7 @@ class HubChannel:
 
     def is_fresh(self, now: float) -> bool:
         """Whether newcomers must make do with the newest snapshot: it is young, or it costs much to make another."""
-        fresh_seconds = max(channel_view.FRESH_SECONDS, self._build_seconds / REBUILD_SHARE_MAX)
+        fresh_seconds = max(channel.FRESH_SECONDS, self._build_seconds / REBUILD_SHARE_MAX)
         return self.snapshot is not None and now - self._cut_at < fresh_seconds
 
     def begin_snapshot(self) -> snapshot.SnapshotBuilder:

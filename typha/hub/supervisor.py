@@ -19,9 +19,10 @@ import structlog
 
 from cache.kube import processes
 from protocol.reasons import DisconnectReason
-from typha import clock, fanout, policy, settings, tls
+from typha import clock, settings
 from typha.hub import hub, worker_handle
 from typha.ipc.link import Link, LinkBroken, pair
+from typha.worker import policy, server, tls
 
 _log = structlog.get_logger("typha.workers")
 _monotonic = clock.monotonic
@@ -263,6 +264,6 @@ class Workers:
 
         with ours, theirs, self._attached(0, ours, given_up=hang_up) as broken:
             try:
-                await fanout.Fanout(self._config(0), self._listener, Link(theirs)).run()
+                await server.Fanout(self._config(0), self._listener, Link(theirs)).run()
             except LinkBroken as error:
                 raise (broken[0] if broken else error) from error

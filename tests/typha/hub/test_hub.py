@@ -8,9 +8,9 @@ from protocol import messages
 from tests.harness import support
 from tests.harness.hub_bench import KIBIBYTE, Bench
 from tests.harness.support import NODES, PODS, build_snapshot, pod
-from typha import channel_view
 from typha.hub import channel as hub_channel
 from typha.hub import hub
+from typha.worker import channel as channel_view
 
 IN_SYNC, RESYNC = messages.SyncStatus.IN_SYNC, messages.SyncStatus.RESYNC
 

@@ -1,0 +1,284 @@
+"""TLS clients on real sockets: who gets in, who does not, and that neither costs the others anything."""
+
+import asyncio
+import socket
+import ssl
+import struct
+
+import msgspec
+import pytest
+import trustme
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from protocol import messages
+from protocol.native import frames
+from tests.harness import certificates, typha_peer
+from tests.harness.certificates import AGENT, AGENT_URI
+from tests.harness.support import FAST, Peer, Stage, eventually, pod
+from tests.typha.conftest import OpenTlsStage
+from typha.worker import tls
+
+
+async def refused(stage: Stage, reasons: dict[str, int], context: ssl.SSLContext | None) -> None:
+    """A connection with this context ends for this reason."""
+    stage.peers_tls = None
+    peer = await stage.connect()
+    end: socket.socket = peer.socket
+    try:
+        if context is not None:
+            end = peer.socket = await certificates.shake(peer.socket, context)
+        while not peer.ended:
+            peer.read()
+            await asyncio.sleep(0.002)
+    except (ssl.SSLError, ConnectionError):
+        pass  # TLS 1.3 tells a client afterwards
+    finally:
+        end.close()
+    await eventually(lambda: stage.disconnects == reasons)
+
+
+async def follow(stage: Stage, kind: type[Peer], *, receive_buffer_bytes: int | None = None) -> Peer:
+    """A client of either protocol."""
+    if kind is Peer:
+        return await stage.subscribe(receive_buffer_bytes=receive_buffer_bytes)
+    return await typha_peer.join(stage, receive_buffer_bytes=receive_buffer_bytes)
+
+
+async def pinged(peer: Peer) -> None:
+    """Reads until there have been some pings."""
+    await peer.read_until(lambda: peer.pings > 2)
+
+
+@pytest.mark.parametrize("kind", [Peer, typha_peer.TyphaPeer])
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_both_protocols_through_both_versions(
+    open_tls: OpenTlsStage, files: certificates.Files, version: ssl.TLSVersion, kind: type[Peer]
+) -> None:
+    stage = await open_tls(feed_name="felix")
+    stage.peers_tls = certificates.client_context(files.authority)
+    stage.peers_tls.maximum_version = version
+    peers = [await follow(stage, kind) for _ in range(3)]
+    await stage.converged(*peers)
+    for number in range(20):
+        stage.put(pod("d", str(number) * 60_000, version=number + 2))
+    stage.delete("a")
+    await stage.converged(*peers)
+    await asyncio.gather(*(pinged(peer) for peer in peers))
+    assert {peer.socket.version() for peer in peers if isinstance(peer.socket, ssl.SSLSocket)} == {
+        "TLSv1.2" if version is ssl.TLSVersion.TLSv1_2 else "TLSv1.3"
+    }
+    assert stage.disconnects == {}
+
+
+@pytest.mark.parametrize("kind", [Peer, typha_peer.TyphaPeer])
+async def test_readers_that_stall_get_everything_in_the_end(open_tls: OpenTlsStage, kind: type[Peer]) -> None:
+    limits = msgspec.structs.replace(FAST, notsent_lowat_bytes=16 * 1024, ping_interval_seconds=30.0)
+    stage = await open_tls(limits, feed_name="felix")
+    stalled = [await follow(stage, kind, receive_buffer_bytes=4096) for _ in range(3)]
+    reader = await follow(stage, kind)
+    await stage.converged(reader, *stalled)
+    version = 0
+    blocked = [await stage.client_of(peer) for peer in stalled]
+    while not all(one.waiting and one.offset < stage.channel.log.end for one in blocked):
+        version += 1
+        stage.put(pod("d", str(version).rjust(700_000, "y"), version=version + 2))
+        await stage.converged(reader)
+    assert any(stage.fanout.transport.owed(one.fd) for one in blocked)
+    assert not any(one.at_frame_end(stage.fanout.transport) for one in blocked)
+    stage.put(*(pod(f"small{number}", "z", version=2) for number in range(500)))
+    await stage.converged(reader, *stalled)
+    assert stage.disconnects == {}
+
+
+async def test_a_pong_that_cannot_be_read_yet_is_not_missed(open_tls: OpenTlsStage) -> None:
+    """Nothing is read while a record is in the way; the client takes it slowly, and has said what it was to say."""
+    hurried = msgspec.structs.replace(FAST, ping_interval_seconds=0.2, pong_timeout_seconds=0.8)
+    stage = await open_tls(msgspec.structs.replace(hurried, notsent_lowat_bytes=16 * 1024))
+    slow = await stage.subscribe(receive_buffer_bytes=4096)
+    await stage.converged(slow)
+    slow.answers_pings = False
+    client = await stage.client_of(slow)
+    client.pinged_at = 0.0
+    await slow.read_until(lambda: client.pinged_at)
+    stage.put(*(pod(f"p{number}", "y" * 50_000) for number in range(60)))
+    await eventually(lambda: stage.fanout.transport.owed(client.fd))
+    slow.say(messages.Pong(1))
+    for _ in range(20):
+        slow.read(100)
+        await asyncio.sleep(0.1)
+    assert stage.disconnects == {}
+    slow.answers_pings = True
+    await stage.converged(slow)
+    pongs = stage.fanout.stats.pongs_received
+    await slow.read_until(lambda: stage.fanout.stats.pongs_received > pongs + 1)
+
+
+async def test_who_falls_out_of_the_log_is_caught_up(open_tls: OpenTlsStage) -> None:
+    limits = msgspec.structs.replace(FAST, notsent_lowat_bytes=16 * 1024)
+    stage = await open_tls(limits, log_budget_bytes=1 << 20, segment_bytes=1 << 18)
+    slow = [await stage.subscribe(receive_buffer_bytes=4096) for _ in range(4)]
+    await stage.converged(*slow)
+    for number in range(200):
+        stage.put(pod(f"p{number % 7}", str(number).rjust(30_000, "x"), version=number + 2))
+        slow[number % 3].read(3_000)
+        await asyncio.sleep(0.001)
+    await stage.converged(*slow)
+    assert stage.fanout.stats.catch_ups > 0
+    assert stage.disconnects == {}
+
+
+async def test_a_good_common_name_or_a_good_uri_san(open_tls: OpenTlsStage, files: certificates.Files) -> None:
+    stage = await open_tls(client_tls=files.settings(uri_san=AGENT_URI))
+    for context in (
+        certificates.client_context(files.authority),
+        certificates.client_context(files.authority, uris=("spiffe://x", AGENT_URI), cn="other"),
+        certificates.client_context(files.authority, uris=(AGENT_URI,), cn=""),
+    ):
+        stage.peers_tls = context
+        await stage.converged(await stage.subscribe())
+    assert stage.disconnects == {}
+
+
+async def test_who_is_refused(open_tls: OpenTlsStage, files: certificates.Files) -> None:
+    stage = await open_tls(client_tls=files.settings(uri_san=AGENT_URI))
+    good = await stage.subscribe()
+    await stage.converged(good)
+    trusted, stranger = files.authority, trustme.CA()
+    old = certificates.client_context(trusted)
+    with pytest.warns(DeprecationWarning, match="TLSv1"):
+        old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+    old.set_ciphers("DEFAULT:@SECLEVEL=0")
+    contexts = [
+        certificates.client_context(trusted, cn="other"),
+        certificates.client_context(trusted, uris=(f"{AGENT_URI}x",), cn=""),
+        certificates.client_context(trusted, hosts=(AGENT,), cn=""),  # a DNS name is no common name
+        certificates.client_context(trusted, usage=ExtendedKeyUsageOID.SERVER_AUTH),
+        certificates.client_context(trusted, issuer=stranger),
+        certificates.client_context(trusted, expired=True),
+        certificates.client_context(trusted, anonymous=True),
+        certificates.client_context(stranger, issuer=trusted),  # it is the client who refuses
+        old,
+    ]
+    for number, context in enumerate(contexts, start=1):
+        await refused(stage, {"tls-failed": number}, context)
+    stage.put(pod("a", "new", version=2))
+    await stage.converged(good)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        frames.PREFACE + b"\x00" * 40,
+        typha_peer.encoded(typha_peer.HELLO),
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x00\x05hello and more",
+    ],
+)
+async def test_what_is_not_tls_ends_at_once(open_tls: OpenTlsStage, first: bytes) -> None:
+    stage = await open_tls()
+    stage.peers_tls = None
+    peer = await stage.connect()
+    peer.send(first)
+    await eventually(lambda: stage.disconnects == {"tls-failed": 1}, seconds=5)
+    await eventually(lambda: not stage.fanout.poller.clients, seconds=5)
+
+
+async def test_a_probe_that_connects_and_closes_is_no_failure(open_tls: OpenTlsStage) -> None:
+    stage = await open_tls()
+    stage.peers_tls = None
+    for linger in (None, struct.pack("ii", 1, 0)):
+        peer = await stage.connect()
+        await eventually(lambda: len(stage.fanout.poller.clients) == 1)
+        if linger is not None:
+            peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        peer.close()
+        await eventually(lambda: not stage.fanout.poller.clients)
+    assert stage.disconnects == {"client-closed": 2}
+
+
+async def test_many_handshakes_at_once(open_tls: OpenTlsStage, files: certificates.Files) -> None:
+    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=120.0))
+    context = stage.peers_tls
+    stage.peers_tls = None
+    stalled = [await stage.connect() for _ in range(40)]
+    for number, peer in enumerate(stalled):
+        peer.send(b"\x16\x03\x01\x02\x00\x01"[: number % 7])
+    stage.peers_tls = context
+    peers = await asyncio.gather(*(stage.subscribe() for _ in range(300)))
+    await stage.converged(*peers)
+    assert stage.disconnects == {}
+    assert len(stage.fanout.sessions.handshaking) == 40
+
+
+async def test_a_defect_ends_that_connection(
+    open_tls: OpenTlsStage, files: certificates.Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = await open_tls()
+    with monkeypatch.context() as patched:
+        patched.setattr(tls, "_uri_names", None)
+        await refused(stage, {"server-error": 1}, certificates.client_context(files.authority, cn="x"))
+    stage.peers_tls = certificates.client_context(files.authority)
+    await stage.converged(await stage.subscribe())
+
+
+async def test_new_certificates_are_for_new_connections(
+    open_tls: OpenTlsStage, files: certificates.Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "_LOOK_SECONDS", 0.0)
+    stage = await open_tls()
+    before = await stage.subscribe()
+    await stage.converged(before)
+    (files.folder / "server.pem").write_text("half a certif")
+    await eventually(lambda: stage.fanout.stats.tls_reload_failures == 1)
+    await stage.converged(await stage.subscribe())
+    renewed = trustme.CA()
+    files.write(renewed)
+    stage.peers_tls = certificates.client_context(renewed, issuer=files.authority)
+    for _ in range(200):  # until the files have been looked at
+        try:
+            after = await stage.subscribe()
+            break
+        except ssl.SSLCertVerificationError:  # still the old one
+            await asyncio.sleep(0.02)
+    await stage.converged(before, after)
+    assert stage.fanout.stats.tls_reload_failures == 1
+    assert set(stage.disconnects) <= {"tls-failed"}
+
+
+async def test_goodbye_and_close_notify(open_tls: OpenTlsStage) -> None:
+    stage = await open_tls()
+    peer = await stage.subscribe()
+    await stage.converged(peer)
+    stage.handle.tell(["drain", 0.1, 0.1])
+    stage.handle.flush()
+    await peer.read_to_end()
+    assert peer.goodbye is not None
+    assert peer.goodbye.reason == "shutting-down"
+    assert peer.ended_well
+
+
+async def test_clients_hang_up_with_and_without_a_word(open_tls: OpenTlsStage) -> None:
+    stage = await open_tls()
+    peers = [await stage.subscribe() for _ in range(3)]
+    await stage.converged(*peers)
+    first = peers[0].socket
+    assert isinstance(first, ssl.SSLSocket)
+    with pytest.raises(ssl.SSLWantReadError):
+        first.unwrap()
+    peers[1].close()
+    peers[2].socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peers[2].close()
+    await eventually(lambda: stage.disconnects == {"client-closed": 3})
+    await eventually(lambda: not stage.fanout.poller.clients)
+
+
+async def test_a_broken_record_ends_that_connection(open_tls: OpenTlsStage) -> None:
+    stage = await open_tls()
+    peer, other = await stage.subscribe(), await stage.subscribe()
+    await stage.converged(peer, other)
+    raw = socket.socket(fileno=peer.socket.detach())
+    raw.send(b"\x17\x03\x03\x00\x20" + b"x" * 32)
+    await eventually(lambda: stage.disconnects == {"tls-failed": 1})
+    raw.close()
+    stage.put(pod("a", "new", version=2))
+    await stage.converged(other)

@@ -1,0 +1,140 @@
+"""TLS handshakes that wait: for us, which is no fault of the client's, or for a client that is slow or silent."""
+
+import asyncio
+import functools
+import ssl
+import threading
+
+import msgspec
+import pytest
+
+from tests.harness import support
+from tests.harness.support import FAST, Peer, Stage, eventually
+from tests.typha.conftest import OpenTlsStage
+from typha.worker import client, handshakes, keepalive, tls
+
+
+async def test_a_handshake_that_is_not_finished_runs_out_of_time(open_tls: OpenTlsStage) -> None:
+    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=0.4))
+    context = stage.peers_tls
+    stage.peers_tls = None
+    half = await stage.connect()
+    half.send(b"\x16\x03\x01")
+    stage.peers_tls = context
+    without_hello = await stage.connect()
+    good = await stage.subscribe()
+    await stage.converged(good)
+    await asyncio.gather(half.read_to_end(), without_hello.read_to_end())
+    assert stage.disconnects == {"handshake-timeout": 2}
+    await stage.converged(good)
+
+
+class Gate:
+    """Holds steps in the thread until it is opened."""
+
+    def __init__(self) -> None:
+        self.step = handshakes.take_step
+        self.entered: list[ssl.SSLSocket] = []
+        self.opened = threading.Event()
+
+    def __call__(self, connection: ssl.SSLSocket, client_tls: tls.ClientTls) -> handshakes.Verdict:
+        """In the thread."""
+        self.entered.append(connection)
+        self.opened.wait(support.TIMEOUT_SECONDS)
+        return self.step(connection, client_tls)
+
+
+def _more_than(stage: Stage, count: int) -> bool:
+    return len(stage.fanout.poller.clients) > count
+
+
+async def in_handshake(stage: Stage, count: int) -> list[tuple["asyncio.Task[Peer]", client.Client]]:
+    """Clients whose first step may run, in order of arrival."""
+    begun = []
+    for _ in range(count):
+        open_before = len(stage.fanout.poller.clients)
+        task = asyncio.create_task(stage.subscribe())
+        await eventually(functools.partial(_more_than, stage, open_before))
+        begun.append((task, list(stage.fanout.poller.clients.values())[-1]))
+        await asyncio.sleep(0.02)
+    return begun
+
+
+async def test_the_oldest_goes_first_and_who_has_given_up_is_passed_over(
+    open_tls: OpenTlsStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    monkeypatch.setattr(handshakes, "take_step", gate)
+    monkeypatch.setattr(handshakes, "_GIVEN_UP_AFTER_SECONDS", 0.0)
+    stage = await open_tls()
+    begun = await in_handshake(stage, 2)
+    await eventually(lambda: len(gate.entered) == 1)
+    context, stage.peers_tls = stage.peers_tls, None
+    given_up = await stage.connect()
+    given_up.send(b"\x16\x03\x01")
+    await eventually(lambda: len(stage.fanout.poller.clients) == 3)
+    stage.peers_tls = context
+    begun += await in_handshake(stage, 1)
+    given_up.close()
+    order = [one.socket for _, one in begun]
+    gate.opened.set()
+    await stage.converged(*[await task for task, _ in begun])
+    assert list(dict.fromkeys(gate.entered)) == order
+    assert stage.disconnects == {"client-closed": 1}
+
+
+async def test_who_waits_for_us_is_not_late_and_who_is_silent_is_all_the_same(
+    open_tls: OpenTlsStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate()
+    monkeypatch.setattr(handshakes, "take_step", gate)
+    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=0.4))
+    begun = await in_handshake(stage, 8)
+    context, stage.peers_tls = stage.peers_tls, None
+    silent = await stage.connect()
+    stage.peers_tls = context
+    await eventually(lambda: stage.disconnects == {"handshake-timeout": 1})
+    await silent.read_to_end()
+    await asyncio.sleep(0.5)  # all have waited for longer than the timeout
+    gate.opened.set()
+    peers = [await task for task, _ in begun]
+    await stage.converged(*peers)
+    assert stage.disconnects == {"handshake-timeout": 1}
+
+
+async def test_peers_that_send_a_byte_at_a_time_keep_nobody_out(open_tls: OpenTlsStage) -> None:
+    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=0.5))
+    context, stage.peers_tls = stage.peers_tls, None
+    dripping = [await stage.connect() for _ in range(handshakes._PLACES + 8)]
+    stage.peers_tls = context
+
+    async def drip(peer: Peer) -> None:
+        for byte in b"\x16\x03\x01\x02\x00\x01" + bytes(500):
+            try:
+                peer.send(bytes([byte]))
+            except (BrokenPipeError, ConnectionResetError):
+                return
+            await asyncio.sleep(0.02)
+
+    drips = [asyncio.create_task(drip(peer)) for peer in dripping]
+    await stage.converged(await stage.subscribe())
+    await asyncio.wait(drips)
+    assert stage.disconnects == {"handshake-timeout": len(dripping)}
+    assert not stage.fanout.sessions.handshaking
+
+
+async def test_a_close_waits_for_the_step_that_runs(open_tls: OpenTlsStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate()
+    monkeypatch.setattr(handshakes, "take_step", gate)
+    monkeypatch.setattr(keepalive, "_LONGEST_TIMEOUTS", 1)  # else it would not be closed for what is our doing
+    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=0.3))
+    [(task, stepping)] = await in_handshake(stage, 1)
+    await eventually(lambda: stage.disconnects == {"handshake-timeout": 1})
+    for _ in range(5):  # through several looks at what is overdue
+        await asyncio.sleep(0.1)
+        assert stepping.socket.fileno() == stepping.fd
+    gate.opened.set()
+    await eventually(lambda: not stage.fanout.poller.clients)
+    assert stepping.socket.fileno() == -1
+    assert not stage.fanout.sessions.closing
+    await asyncio.wait([task])

@@ -1,0 +1,281 @@
+"""Pings and deadlines, with short times on real sockets."""
+
+import asyncio
+import functools
+import random
+import time
+
+import msgspec
+import pytest
+
+from cache.state import cursor
+from protocol import messages
+from protocol.native import codec, frames
+from tests.harness import full_transport, support
+from tests.harness.support import FAST, FEED, Stage, eventually, pod
+from tests.typha.conftest import OpenStage
+from typha.worker import channel, client, keepalive
+
+SHORT = msgspec.structs.replace(
+    FAST,
+    ping_interval_seconds=0.2,
+    pong_timeout_seconds=0.6,
+    handshake_timeout_seconds=0.3,
+    no_progress_timeout_seconds=0.6,
+    notsent_lowat_bytes=16 * 1024,
+)
+LATE_SECONDS = 0.15
+"""What a busy machine may add to a time without making a test fail."""
+
+
+async def test_nobody_is_silent_for_longer_than_the_ping_interval(open_stage: OpenStage) -> None:
+    limits = msgspec.structs.replace(FAST, ping_interval_seconds=0.8)
+    stage = await open_stage(limits)
+    held = [await stage.subscribe() for _ in range(20)]  # before the first sync
+    for peer in held:
+        await peer.read_until(lambda: held[0].hello)
+    await asyncio.gather(*(peer.read_until(lambda: held[0].pings >= 3) for peer in held))
+    assert {peer.snapshots for peer in held} == {0}
+    stage.in_sync()
+    stage.put(pod("a"))
+    following = [await stage.subscribe() for _ in range(20)]
+    await stage.converged(*held, *following)
+    await asyncio.gather(*(peer.read_until(lambda: following[0].pings >= 3) for peer in (*held, *following)))
+    for peer in (*held, *following):
+        assert peer.longest_silence_seconds < 0.8 + LATE_SECONDS
+        assert peer.pings >= 2
+    answered = sum(peer.pings for peer in (*held, *following))
+    await eventually(lambda: stage.fanout.stats.pongs_received == answered)
+    assert stage.disconnects == {}
+
+
+def has_all(stage: Stage, peer: support.Peer) -> bool:
+    return peer.entries == stage.content
+
+
+async def churn(stage: Stage, *peers: support.Peer, seconds: float) -> None:
+    """Small changes all the time, read by the peers at once."""
+    until = time.monotonic() + seconds
+    version = 1
+    while time.monotonic() < until:
+        version += 1
+        stage.put(pod("a", f"{version:0300}", version=version))
+        for peer in peers:
+            await peer.read_until(functools.partial(has_all, stage, peer))
+        await asyncio.sleep(0.02)
+
+
+async def test_who_is_sent_data_and_reads_it_needs_no_ping(stage: Stage) -> None:
+    peer = await stage.subscribe()
+    await stage.converged(peer)
+    await churn(stage, peer, seconds=4 * FAST.ping_interval_seconds)
+    assert peer.pings == 0
+
+
+async def test_a_peer_that_does_not_read_is_seen_to_lag_whatever_its_host_takes(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "UNREAD_SECONDS", 0.3)
+    reading, deaf = await stage.subscribe(), await stage.subscribe(receive_buffer_bytes=1 << 20)
+    await stage.converged(reading, deaf)
+    server_end = await stage.client_of(deaf)
+    await churn(stage, reading, seconds=3 * FAST.ping_interval_seconds)
+    assert not server_end.waiting  # its socket has taken all there was
+    number = stage.channel.number
+    await eventually(lambda: stage.handle.channel_report(number)["lag_seconds"] > 0.3)
+    assert stage.handle.channel_report(number)["lag_bytes"] > 0
+    await stage.converged(deaf)
+    await churn(stage, reading, deaf, seconds=0.3)
+    await eventually(lambda: stage.handle.channel_report(number)["lag_seconds"] < 0.3)
+    assert stage.disconnects == {}
+
+
+@pytest.mark.parametrize("sent", [b"", frames.PREFACE[:3], frames.PREFACE + b"\0\0\1"])
+async def test_a_hello_that_never_comes(open_stage: OpenStage, sent: bytes) -> None:
+    stage = await open_stage(SHORT)
+    begun = time.monotonic()
+    peer = await stage.connect()
+    if sent:
+        peer.send(sent)
+    await peer.read_to_end()
+    assert time.monotonic() - begun >= 0.3
+    assert stage.disconnects == {"handshake-timeout": 1}
+    assert not peer.received
+
+
+async def test_bytes_that_trickle_do_not_prolong_the_handshake(open_stage: OpenStage) -> None:
+    stage = await open_stage(SHORT)
+    peer = await stage.connect()
+    hello = frames.PREFACE + frames.pack_frame(codec.encode(messages.ClientHello(feed=FEED, agent="x" * 1000)))
+    for position in range(len(hello)):
+        try:
+            peer.send(hello[position : position + 1])
+        except (BrokenPipeError, ConnectionResetError):
+            break
+        peer.read()
+        if peer.ended:
+            break
+        await asyncio.sleep(0.01)
+    await eventually(lambda: stage.disconnects == {"handshake-timeout": 1})
+
+
+async def test_many_silent_connections_are_closed_a_few_at_a_time(
+    open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keepalive, "_EXPIRED_AT_A_TIME", 7)
+    stage = await open_stage(SHORT)
+    stage.in_sync()
+    good = await stage.subscribe()
+    await stage.converged(good)
+    silent = [await stage.connect() for _ in range(20)]
+    await asyncio.gather(
+        good.read_until(lambda: all(peer.ended for peer in silent)), *(peer.read_to_end() for peer in silent)
+    )
+    assert stage.disconnects == {"handshake-timeout": 20}
+    assert not stage.fanout.sessions.handshaking
+    stage.put(pod("a"))
+    await stage.converged(good)
+
+
+async def test_pings_without_pongs(open_stage: OpenStage) -> None:
+    stage = await open_stage(SHORT)
+    stage.in_sync()
+    good, mute = await stage.subscribe(), await stage.subscribe()
+    mute.answers_pings = False
+    await asyncio.gather(good.read_until(lambda: stage.disconnects), mute.read_to_end())
+    assert mute.pings >= 2
+    assert stage.disconnects == {"pong-timeout": 1}
+    assert good.pings >= 2
+
+
+async def test_a_peer_that_takes_nothing_is_given_up(open_stage: OpenStage) -> None:
+    stage = await open_stage(SHORT)
+    stage.in_sync()
+    good, stuck = await stage.subscribe(), await stage.subscribe(receive_buffer_bytes=4096)
+    await stage.converged(good, stuck)
+    await stage.block(stuck)
+    await good.read_until(lambda: stage.disconnects)
+    assert stage.disconnects == {"no-progress": 1}
+    await stage.converged(good)
+
+
+async def test_a_peer_that_is_sent_data_and_whose_host_is_gone_is_given_up(open_stage: OpenStage) -> None:
+    void = full_transport.VoidTransport()
+    stage = await open_stage(SHORT, bytes_through=void)
+    stage.in_sync()
+    good, gone = await stage.subscribe(), await stage.subscribe()
+    await stage.converged(good, gone)
+    server_end = await stage.client_of(gone)
+    void.gone.add(server_end.fd)
+    async with asyncio.timeout(10):
+        while not stage.disconnects:
+            await churn(stage, good, seconds=0.1)
+    assert not server_end.waiting  # its socket was never full
+    assert stage.disconnects == {"pong-timeout": 1}
+
+
+async def test_a_peer_that_takes_little_is_kept(open_stage: OpenStage) -> None:
+    stage = await open_stage(msgspec.structs.replace(SHORT, pong_timeout_seconds=30.0))
+    stage.in_sync()
+    slow = await stage.subscribe(receive_buffer_bytes=4096)
+    await stage.converged(slow)
+    client = await stage.block(slow)
+    until = time.monotonic() + 3 * SHORT.no_progress_timeout_seconds
+    while time.monotonic() < until:
+        assert stage.disconnects == {}
+        slow.read(2048)
+        if not client.waiting:
+            await stage.block(slow)
+        await asyncio.sleep(0.02)
+    await stage.converged(slow)
+
+
+async def test_a_pong_may_take_as_long_as_what_stands_before_it(open_stage: OpenStage) -> None:
+    limits = msgspec.structs.replace(
+        SHORT, pong_timeout_seconds=1.2, no_progress_timeout_seconds=5.0, notsent_lowat_bytes=256 * 1024
+    )
+    stage = await open_stage(limits)
+    stage.in_sync()
+    slow = await stage.subscribe(receive_buffer_bytes=4096)
+    await stage.converged(slow)
+    client = await stage.client_of(slow)
+    stage.put(pod("a", random.Random(1).randbytes(40_000).hex()))
+    until = time.monotonic() + 3 * limits.pong_timeout_seconds
+    while time.monotonic() < until:
+        assert stage.disconnects == {}
+        assert not client.waiting
+        slow.read(256)
+        await asyncio.sleep(0.02)
+    assert client.pinged_at
+    assert time.monotonic() - client.pinged_at > limits.pong_timeout_seconds
+    await stage.converged(slow)
+
+
+async def test_a_snapshot_that_is_not_taken_is_given_up(open_stage: OpenStage) -> None:
+    stage = await open_stage(SHORT)
+    stage.put(*(pod(f"p{number}", "x" * 20_000) for number in range(100)))
+    stage.in_sync()
+    stuck = await stage.subscribe(receive_buffer_bytes=4096)
+    client = await stage.client_of(stuck)
+    await eventually(lambda: client.state is cursor.CursorState.CLOSING)
+    assert stage.disconnects == {"no-progress": 1}
+
+
+async def test_a_full_socket_has_no_room_for_a_ping_and_that_is_no_reason_to_close(open_stage: OpenStage) -> None:
+    full = full_transport.FullTransport()
+    stage = await open_stage(SHORT, bytes_through=full)
+    stage.in_sync()
+    peer = await stage.subscribe()
+    await stage.converged(peer)
+    full.full.add((await stage.client_of(peer)).fd)
+    await eventually(lambda: full.refused >= 3)
+    assert stage.disconnects == {}
+    assert stage.fanout.stats.pings_sent == 0
+    stage.put(pod("a"))
+    await stage.converged(peer)
+
+
+async def test_a_hello_that_waited_for_us_is_not_overdue(stage: Stage) -> None:
+    peer, silent = await stage.connect(), await stage.connect()
+    for one in (peer, silent):
+        await aged(stage, one, 100.0)
+    peer.say(messages.ClientHello(feed=stage.feed.name, agent="test"))
+    stage.fanout.sweep.expire_handshakes(time.monotonic())  # before a turn could read it
+    assert stage.disconnects == {"handshake-timeout": 1}
+    await stage.converged(peer)
+
+
+async def aged(stage: Stage, peer: support.Peer, seconds: float) -> client.Client:
+    """As if it had come so much earlier."""
+    newcomer = await stage.client_of(peer)
+    newcomer.connected_at -= seconds
+    newcomer.charged_from -= seconds
+    return newcomer
+
+
+async def test_what_waited_for_us_is_not_charged(stage: Stage) -> None:
+    peer = await stage.connect()
+    newcomer = await stage.client_of(peer)
+    come_at = newcomer.connected_at
+    newcomer.begin_queueing(come_at + 3.0)
+    newcomer.begin_queueing(come_at + 5.0)  # more of the same
+    assert newcomer.own_seconds(come_at + 50.0) == pytest.approx(3.0)
+    newcomer.end_queueing(come_at + 60.0)
+    assert newcomer.own_seconds(come_at + 62.0) == pytest.approx(5.0)
+    newcomer.start_anew(come_at + 70.0)
+    assert newcomer.own_seconds(come_at + 71.0) == pytest.approx(1.0)
+
+
+async def test_who_sends_a_byte_at_a_time_does_not_stay_for_ever(stage: Stage) -> None:
+    peer = await stage.connect()
+    timeout_seconds = FAST.handshake_timeout_seconds
+    newcomer = await aged(stage, peer, timeout_seconds)
+    for _ in range(20):  # each time that it is looked at another byte has just come, and nobody has read it
+        newcomer.connected_at -= timeout_seconds
+        newcomer.charged_from -= timeout_seconds
+        peer.send(b"\0")
+        stage.fanout.sweep.expire_handshakes(time.monotonic())
+        if stage.disconnects:
+            break
+        assert newcomer.own_seconds(time.monotonic()) < timeout_seconds
+    assert stage.disconnects == {"handshake-timeout": 1}

@@ -1,0 +1,324 @@
+"""Both protocols' conversations: by bytes alone, and on real sockets with the fan-out behind them."""
+
+import asyncio
+import functools
+
+import msgspec
+import pytest
+
+from clients import connection as client_connection
+from clients import mirror
+from protocol import errors, messages
+from protocol.native import codec as native_codec
+from protocol.native import encoder as native_encoder
+from protocol.native import frames
+from protocol.reasons import DisconnectReason
+from protocol.typha import codec, connection, encoder, timestamps
+from protocol.typha import messages as typha
+from tests.harness import repository, support, typha_peer
+from tests.harness.support import FAST, Stage, eventually, pod
+from tests.harness.typha_peer import ACK, FELIX, HELLO, PLAIN_HELLO
+from tests.typha.conftest import OpenStage
+from typha.worker import policy, protocol_adapters
+
+RECORDED_HELLO = (repository.DATA / "typha-client-hello.bin").read_bytes()
+"""What a Go client of Calico sends that takes no snappy: its hello, then two pongs."""
+CONFIG = policy.WorkerConfig(number=1, feeds=("felix", "bgp", "web"), incarnation="ab" * 16, settings={})
+PONG = codec.encode(typha.Pong(timestamps.from_unix_nanoseconds(5)), types=codec.CLIENT)
+NO_SNAPPY = msgspec.structs.replace(HELLO, supported_compression_algorithms=("lz4",))
+OLD = msgspec.structs.replace(HELLO, supports_modern_policy_keys=False)
+STRANGER = msgspec.structs.replace(HELLO, syncer_type="web")
+"""A feed that is there, but none of Calico's."""
+NOT_SERVED = msgspec.structs.replace(HELLO, syncer_type="node-status")
+
+
+def begin(first: bytes) -> protocol_adapters.Conversation:
+    begun = protocol_adapters.begin(first, CONFIG, 7, FAST)
+    assert not isinstance(begun, protocol_adapters.Refusal)
+    return begun
+
+
+def answers(conversation: protocol_adapters.Conversation, data: bytes) -> list[protocol_adapters.Answer]:
+    return list(conversation.receive(data))
+
+
+def restarted_hello(data: bytes) -> typha.ServerHello:
+    """Checks that a server's hello, and a restart, and nothing else is there."""
+    client = connection.Connection(connection.Role.CLIENT)
+    client.send_hello(HELLO)
+    client.receive_data(data)
+    hello, restart, end = client.next_event(), client.next_event(), client.next_event()
+    assert isinstance(hello, typha.ServerHello)
+    assert isinstance(restart, typha.DecoderRestart)
+    assert restart.compression_algorithm == typha.SNAPPY
+    assert end is None
+    return hello
+
+
+def test_the_first_byte_chooses_the_protocol() -> None:
+    native = frames.PREFACE + frames.pack_frame(native_codec.encode(messages.ClientHello(feed="web", agent="me")))
+    assert isinstance(begin(native[:1]), protocol_adapters.NativeConversation)
+    conversation = begin(native)
+    [answer] = answers(conversation, native)
+    assert answer.subscribe == ("web", native_encoder.PLAIN)
+    assert conversation.agent == "me"
+    for length in range(1, len(RECORDED_HELLO) + 1):
+        assert isinstance(begin(RECORDED_HELLO[:length]), protocol_adapters.TyphaConversation)
+    [answer, *pongs] = answers(begin(RECORDED_HELLO), RECORDED_HELLO)
+    assert answer.subscribe == (FELIX, encoder.PLAIN)
+    assert pongs == [protocol_adapters.Answer(is_pong=True)] * 2
+    tls = protocol_adapters.begin(b"\x16\x03\x01", CONFIG, 7, FAST)
+    assert isinstance(tls, protocol_adapters.Refusal)
+    assert tls.reason is DisconnectReason.UNSUPPORTED_PROTOCOL
+
+
+@pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\n", b"\x99" * 16, b"\xf0", b"\x05\x02\xff", b"\x05\x7d\x01"])
+def test_what_no_client_begins_with(first: bytes) -> None:
+    refused = protocol_adapters.begin(first, CONFIG, 7, FAST)
+    assert isinstance(refused, protocol_adapters.Refusal)
+    assert refused.reason is DisconnectReason.BAD_PREFACE
+
+
+def test_a_client_that_takes_snappy_is_told_to_restart_and_acks() -> None:
+    said = typha_peer.encoded(HELLO)
+    conversation = begin(said)
+    [answer] = answers(conversation, said)
+    hello = restarted_hello(answer.data)
+    assert (hello.syncer_type, hello.server_connection_id) == (FELIX, 7)
+    assert hello.version == protocol_adapters.SOFTWARE
+    assert hello.supports_node_resource_updates
+    assert (answer.awaits_ack, answer.subscribe) == (True, None)
+    assert conversation.agent
+    [answer] = answers(conversation, ACK)
+    assert answer == protocol_adapters.Answer(connection.PREAMBLE, subscribe=(FELIX, encoder.SNAPPY))
+    assert answers(conversation, ACK) == []
+    assert answers(conversation, PONG + PONG) == [protocol_adapters.Answer(is_pong=True)] * 2
+    assert conversation.pending_bytes == 0
+    assert answers(conversation, PONG[:3]) == []
+    assert conversation.pending_bytes == 3
+
+
+def test_acks_may_come_in_advance_and_byte_by_byte() -> None:
+    data = typha_peer.encoded(HELLO) + ACK + ACK + PONG
+    whole = answers(begin(data), data)
+    assert [(answer.awaits_ack, answer.subscribe, answer.is_pong) for answer in whole] == [
+        (True, None, False),
+        (False, (FELIX, encoder.SNAPPY), False),
+        (False, None, True),
+    ]
+    conversation = begin(data[:1])
+    assert [answer for byte in data for answer in answers(conversation, bytes([byte]))] == whole
+
+
+@pytest.mark.parametrize("hello", [PLAIN_HELLO, NO_SNAPPY])
+def test_others_are_served_at_once(hello: typha.ClientHello) -> None:
+    hello = msgspec.structs.replace(hello, syncer_type="")
+    [answer] = answers(begin(typha_peer.encoded(hello)), typha_peer.encoded(hello))
+    assert answer.subscribe == (FELIX, encoder.PLAIN)
+    assert not answer.awaits_ack
+
+
+@pytest.mark.parametrize(
+    ("hello", "reason"),
+    [
+        (OLD, DisconnectReason.UNSUPPORTED_VERSION),
+        (STRANGER, DisconnectReason.UNKNOWN_FEED),
+        (NOT_SERVED, DisconnectReason.UNKNOWN_FEED),
+    ],
+)
+def test_who_is_refused_is_told_nothing(hello: typha.ClientHello, reason: DisconnectReason) -> None:
+    conversation = begin(typha_peer.encoded(hello))
+    [answer] = answers(conversation, typha_peer.encoded(hello))
+    assert answer.refusal is not None
+    assert answer.refusal.reason is reason
+    assert (answer.data, conversation.goodbye(answer.refusal)) == (b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("hello", "then"),
+    [
+        (HELLO, PONG),
+        (HELLO, ACK * 3),
+        (HELLO, ACK + typha_peer.encoded(HELLO)),
+        (PLAIN_HELLO, ACK),
+        (PLAIN_HELLO, typha_peer.encoded(PLAIN_HELLO)),
+        (PLAIN_HELLO, b"\x01\x00"),
+    ],
+    ids=["pong-for-ack", "three-acks", "hello-behind-ack", "ack-of-nothing", "second-hello", "empty-type"],
+)
+async def test_what_must_not_come_behind_a_hello(felix: Stage, hello: typha.ClientHello, then: bytes) -> None:
+    peer = await typha_peer.join(felix, hello)
+    peer.answers_pings = False
+    await peer.read_until(lambda: peer.greeting)
+    peer.send(then)
+    await peer.read_to_end()
+    assert felix.disconnects == {"protocol-error": 1}
+
+
+@pytest.fixture
+async def felix(open_stage: OpenStage) -> Stage:
+    """A stage whose feed has the name of one of Calico's syncers; in sync, with three objects."""
+    stage = await open_stage(feed_name=FELIX)
+    stage.put(*(pod(name, "x") for name in ("a", "b", "c")))
+    stage.in_sync()
+    return stage
+
+
+@pytest.mark.parametrize("hello", [HELLO, PLAIN_HELLO, NO_SNAPPY])
+async def test_a_snapshot_then_what_changes(felix: Stage, hello: typha.ClientHello) -> None:
+    felix.put(*(pod(f"more-{number}", number) for number in range(250)))
+    peer = await typha_peer.join(felix, hello)
+    await felix.converged(peer)
+    assert peer.greeting is not None
+    assert peer.greeting.syncer_type == FELIX
+    assert peer.restarts == (hello == HELLO)
+    assert peer.types == [messages.UpdateType.NEW] * 253
+    assert (peer.statuses, peer.updates_at_status) == ([2], [253])
+    felix.put(pod("a", "y", version=2), pod("new", "x"))
+    felix.delete("b")
+    await felix.converged(peer)
+    assert peer.types[253:] == [messages.UpdateType.UPDATED, messages.UpdateType.NEW, messages.UpdateType.DELETED]
+    for status in (messages.SyncStatus.RESYNC, messages.SyncStatus.IN_SYNC):
+        felix.hub.status(support.PODS, status)
+        felix.commit()
+    await peer.read_until(lambda: len(peer.statuses) == 3)
+    assert peer.statuses == [2, 1, 2]
+    assert felix.disconnects == {}
+
+
+async def test_an_empty_feed(open_stage: OpenStage) -> None:
+    stage = await open_stage(feed_name=FELIX)
+    stage.in_sync()
+    peers = [await typha_peer.join(stage, hello) for hello in (HELLO, PLAIN_HELLO)]
+    await stage.converged(*peers)
+    assert [(peer.updates, peer.statuses) for peer in peers] == [(0, [2])] * 2
+
+
+async def test_pings_while_held_and_later_and_none_before_the_ack(open_stage: OpenStage) -> None:
+    stage = await open_stage(feed_name=FELIX)
+    stage.put(pod("a"))
+    silent = await typha_peer.join(stage)
+    silent.answers_pings = False
+    await silent.read_until(lambda: silent.restarts)
+    peers = [await typha_peer.join(stage, hello) for hello in (HELLO, PLAIN_HELLO)]
+    for peer in peers:
+        await peer.read_until(functools.partial(lambda peer: peer.pings >= 2, peer))
+        assert (peer.updates, peer.statuses) == (0, [])
+    assert not silent.read()
+    stage.in_sync()
+    await stage.converged(*peers)
+    for peer in peers:
+        seen = peer.pings
+        await peer.read_until(functools.partial(lambda peer, seen: peer.pings >= seen + 2, peer, seen))
+        assert peer.longest_silence_seconds < 2 * FAST.ping_interval_seconds
+    await eventually(lambda: stage.fanout.stats.pongs_received == sum(peer.pings for peer in peers) >= 8)
+    assert stage.disconnects == {}
+
+
+async def test_without_an_ack_or_pongs_a_client_is_closed(open_stage: OpenStage) -> None:
+    limits = msgspec.structs.replace(FAST, ping_interval_seconds=0.1, pong_timeout_seconds=0.5)
+    stage = await open_stage(limits, feed_name=FELIX)
+    stage.in_sync()
+    peers = [await typha_peer.join(stage, hello) for hello in (HELLO, PLAIN_HELLO)]
+    for peer in peers:
+        peer.answers_pings = False
+    await asyncio.gather(*(peer.read_to_end() for peer in peers))
+    assert [peer.pings > 0 for peer in peers] == [False, True]
+    assert stage.disconnects == {"pong-timeout": 2}
+
+
+@pytest.mark.parametrize(
+    ("hello", "reason"), [(OLD, "unsupported-version"), (STRANGER, "unknown-feed"), (NOT_SERVED, "unknown-feed")]
+)
+async def test_a_refused_client_is_held_in_silence(felix: Stage, hello: typha.ClientHello, reason: str) -> None:
+    peer = await typha_peer.join(felix, hello)
+    await eventually(lambda: felix.disconnects == {reason: 1})
+    assert not peer.read()
+    assert not peer.ended
+    assert len(felix.fanout.sessions.closing) == 1
+    await peer.read_to_end()
+    assert not peer.received
+    await eventually(lambda: not felix.fanout.poller.clients)
+
+
+async def test_no_protocol_is_closed_at_once(open_stage: OpenStage) -> None:
+    stage = await open_stage(msgspec.structs.replace(FAST, refusal_hold_seconds=30.0), feed_name=FELIX)
+    stage.in_sync()
+    for first in (b"GET / HTTP/1.1\r\n\r\n", b"\x04\x7f\x03\x01\x02", b"\x07\xff\x81\x03\x01\x01\x08\x40" * 9):
+        peer = await stage.connect()
+        peer.send(first)
+        await peer.read_to_end(seconds=5)
+        assert not peer.received
+    assert stage.disconnects == {"bad-preface": 3}
+
+
+async def test_both_protocols_on_one_feed(felix: Stage) -> None:
+    newer = [await typha_peer.join(felix, hello) for hello in (HELLO, PLAIN_HELLO) * 3]
+    native = [await felix.subscribe(features=features) for features in (frozenset[str](), frozenset({"zstd"}))]
+    await felix.converged(*newer, *native)
+    assert len(felix.hub.channels) == 4
+    for number in range(50):
+        felix.put(pod(f"p{number % 7}", number, version=number + 10))
+        if number % 5 == 4:
+            felix.delete(f"p{number % 7}")
+        if number % 10 == 0:
+            newer.append(await typha_peer.join(felix))
+            await felix.converged(newer[-1])
+    await felix.converged(*newer, *native)
+    assert len(felix.content) > 3
+    assert len({bytes(peer.received) for peer in newer}) > 1  # not all are of one format
+    assert {peer.snapshots for peer in native} == {1}
+    assert felix.disconnects == {}
+
+
+async def test_our_client_library_follows_typhas_protocol(felix: Stage) -> None:
+    host, port = felix.address
+    native = mirror.Mirror(f"{host}:{port}", feed=FELIX, agent="native")
+    foreign = mirror.Mirror(f"{host}:{port}", feed=FELIX, agent="typha", protocol=client_connection.Protocol.TYPHA)
+    async with native, foreign:
+        for one in (native, foreign):
+            await one.wait_in_sync(timeout_seconds=support.TIMEOUT_SECONDS)
+            assert {key: entry.value for key, entry in one.items()} == felix.content
+        felix.fanout.sessions.close(next(iter(felix.fanout.poller.clients.values())), DisconnectReason.SERVER_ERROR)
+        felix.put(pod("a", "y", version=2), *(pod(f"p{number}", number, version=number) for number in range(300)))
+        felix.delete("b")
+        await eventually(
+            lambda: all(
+                one.in_sync and {key: entry.value for key, entry in one.items()} == felix.content
+                for one in (native, foreign)
+            )
+        )
+        assert native.digest == foreign.digest
+        assert dict(native) == dict(foreign)
+    assert {wire_format for _, wire_format in felix.hub.channels} == {native_encoder.ZSTD, encoder.SNAPPY}
+
+
+async def test_a_drain_closes_without_a_word(felix: Stage) -> None:
+    peers = [await typha_peer.join(felix, hello) for hello in (HELLO, PLAIN_HELLO)]
+    unacked = await typha_peer.join(felix)
+    unacked.answers_pings = False
+    await unacked.read_until(lambda: unacked.restarts)
+    await felix.converged(*peers)
+    felix.handle.tell(["drain", 0.3, 10.0])
+    await asyncio.gather(*(peer.read_to_end() for peer in [*peers, unacked]))
+    await asyncio.wait_for(felix.task, 10)
+    assert felix.disconnects == {"shutting-down": 3}
+
+
+async def test_a_client_that_acks_and_hangs_up_at_once(felix: Stage) -> None:
+    for data in (typha_peer.encoded(HELLO) + ACK, typha_peer.encoded(HELLO), typha_peer.encoded(PLAIN_HELLO)[:-1]):
+        peer = await felix.connect()
+        peer.send(data)
+        peer.close()
+    await eventually(lambda: felix.disconnects == {"client-closed": 3})
+    await eventually(lambda: not felix.fanout.poller.clients)
+    peer = await typha_peer.join(felix)
+    await felix.converged(peer)
+
+
+def test_errors_of_what_looked_right_are_protocol_errors() -> None:
+    broken = RECORDED_HELLO[: 1 + RECORDED_HELLO[0]] + b"\x01\x00"
+    conversation = begin(broken)
+    with pytest.raises(errors.RemoteProtocolError) as caught:
+        answers(conversation, broken)
+    assert caught.value.reason is DisconnectReason.PROTOCOL_ERROR

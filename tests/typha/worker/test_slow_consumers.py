@@ -1,0 +1,148 @@
+"""Laggards' pace, in virtual time."""
+
+import contextlib
+import math
+import socket
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from typha import clock
+from typha.worker import client, policy, slow_consumers
+
+SECONDS = 10.0
+PASS_SECONDS = 0.02
+LIMITS = policy.Policy(laggards_time_share=0.1, laggards_bytes_per_second=1_000_000, laggards_patience_seconds=1000.0)
+
+
+class Sender:
+    """A worker that has nothing else to do than to send to laggards, and passes that go on beside it."""
+
+    def __init__(self, stack: contextlib.ExitStack, limits: policy.Policy = LIMITS) -> None:
+        self._stack = stack
+        self.now = 1000.0
+        stack.enter_context(clock.replaced(monotonic=lambda: self.now, time_ns=lambda: 0))
+        self.queue = slow_consumers.Laggards(limits)
+        self.is_live = True
+        self.passes = 0
+        self.passed_at = 0.0
+        self.live_bytes = 0
+        """Of each pass, to each client that is up to date."""
+        self.sent: Counter[int] = Counter()
+        self.busy_seconds = 0.0
+
+    def laggard(self, number: int = 0) -> client.Client:
+        """A client that waits for its turn from now on."""
+        ends = socket.socketpair()
+        for end in ends:
+            self._stack.callback(end.close)
+        made = client.Client(ends[0], "peer", number=number, slot=0, now=self.now)
+        self.queue.add(made)
+        return made
+
+    def run(self, seconds: float, *, send_bytes: int, send_seconds: float) -> None:
+        """Sends as soon as it may, to clients that take it all and are owed more."""
+        end = self.now + seconds
+        while self.now < end:
+            if self.is_live and self.now - self.passed_at >= PASS_SECONDS:
+                self.passes += 1
+                self.passed_at = self.now
+                self.queue.note_pass(self.now, bytes_each=self.live_bytes, clients=1000)
+            current = self.queue.take(self.now)
+            if current is None:
+                self.now += min(max(self.queue.due_at - self.now, 1e-6), PASS_SECONDS)
+                continue
+            begun = self.now
+            self.now += send_seconds
+            self.queue.spent(begun, self.now, send_bytes)
+            self.busy_seconds += send_seconds
+            self.sent[current.number] += send_bytes
+            self.queue.add(current)
+
+
+@pytest.fixture
+def stack() -> Iterator[contextlib.ExitStack]:
+    """Closes what a test opens."""
+    with contextlib.ExitStack() as opened:
+        yield opened
+
+
+def test_while_others_are_sent_something_laggards_get_so_many_bytes_a_second_in_equal_parts(
+    stack: contextlib.ExitStack,
+) -> None:
+    sender = Sender(stack)
+    for number in range(5):
+        sender.laggard(number)
+    sender.run(SECONDS, send_bytes=10_000, send_seconds=0.00001)
+    assert sender.sent.total() == pytest.approx(SECONDS * LIMITS.laggards_bytes_per_second, rel=0.02)
+    assert max(sender.sent.values()) - min(sender.sent.values()) <= 10_000
+
+
+def test_and_so_much_of_the_time(stack: contextlib.ExitStack) -> None:
+    sender = Sender(stack)
+    sender.laggard()
+    sender.run(SECONDS, send_bytes=100, send_seconds=0.0005)  # many small records to seal
+    assert sender.busy_seconds == pytest.approx(SECONDS * LIMITS.laggards_time_share, rel=0.02)
+
+
+def test_many_get_more_than_what_comes_to_be_owed_to_them_meanwhile(stack: contextlib.ExitStack) -> None:
+    sender = Sender(stack)
+    for number in range(900):
+        sender.laggard(number)
+    sender.live_bytes = 1000
+    sender.run(SECONDS, send_bytes=100_000, send_seconds=0.00001)
+    assert sender.sent.total() > 2 * 900 * sender.live_bytes * sender.passes
+    assert sender.busy_seconds < 0.5 * SECONDS
+
+
+def test_they_get_all_there_is_when_nothing_else_is_sent(stack: contextlib.ExitStack) -> None:
+    sender = Sender(stack)
+    sender.laggard()
+    sender.run(1.0, send_bytes=100_000, send_seconds=0.0005)
+    assert sender.busy_seconds < 0.2
+    sender.is_live = False
+    sender.run(1.0, send_bytes=100_000, send_seconds=0.0005)
+    assert sender.busy_seconds > 0.7
+
+
+def test_who_has_been_held_up_for_long_is_waited_for_no_longer(stack: contextlib.ExitStack) -> None:
+    sender = Sender(stack, policy.Policy(laggards_bytes_per_second=1_000_000, laggards_patience_seconds=2.0))
+    late = sender.laggard()
+    sender.run(1.9, send_bytes=100_000, send_seconds=0.0001)
+    assert sender.busy_seconds < 0.1
+    sender.run(1.0, send_bytes=100_000, send_seconds=0.0001)
+    assert late.held_up_seconds == pytest.approx(2.0, rel=0.1)
+    assert sender.busy_seconds > 0.7
+
+
+def test_nobody_waits_longer_for_a_turn_than_a_quarter_of_the_ping_interval(stack: contextlib.ExitStack) -> None:
+    sender = Sender(stack)
+    waits = []
+    for number in range(200):
+        sender.laggard(number)
+    for _ in range(2000):
+        sender.queue.note_pass(sender.now, bytes_each=0, clients=1000)
+        current = sender.queue.take(sender.now)
+        if current is None:
+            sender.now = max(sender.queue.due_at, sender.now + 1e-6)
+            continue
+        waits.append(current.held_up_seconds)
+        current.held_up_seconds = 0.0
+        sender.queue.spent(sender.now, sender.now + 0.0001, 100_000)
+        sender.now += 0.0001
+        sender.queue.add(current)
+    assert max(waits) == pytest.approx(LIMITS.ping_interval_seconds / 4, rel=0.05)
+
+
+def test_a_client_has_one_place_in_the_queue(stack: contextlib.ExitStack) -> None:
+    sender = Sender(stack)
+    first, second = sender.laggard(1), sender.laggard(2)
+    sender.queue.add(first)
+    assert len(sender.queue) == 2
+    assert sender.queue.withdraw(first)
+    assert not sender.queue.withdraw(first)
+    sender.queue.add(first)
+    assert [sender.queue.take(sender.now), sender.queue.take(sender.now)] == [second, first]
+    assert sender.queue.take(sender.now) is None
+    assert sender.queue.due_at == math.inf
