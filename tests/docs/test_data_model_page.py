@@ -9,7 +9,7 @@ import pytest
 
 from cache.feeds.calico import syncers
 from tests.harness import repository
-from typha import cli
+from typha.cli import main
 
 PAGE = repository.DOCS / "data-model.md"
 WITHOUT_BUILT_IN = " | grep -v default-allow"
@@ -49,7 +49,7 @@ def test_an_example_is_what_convert_prints(
     command = example.command.removesuffix(WITHOUT_BUILT_IN)
     *arguments, name = command.split()
     pathlib.Path(name).write_text(example.objects, encoding="utf-8")
-    cli.run([*arguments, name])
+    main.run([*arguments, name])
     captured = capfd.readouterr()
     lines = captured.out.splitlines()
     if command != example.command:

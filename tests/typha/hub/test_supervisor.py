@@ -60,11 +60,7 @@ async def embedded(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
 def worker_process() -> int:
     """The one child process of this process that is a worker."""
     children = pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    [pid] = [
-        int(child)
-        for child in children
-        if "typha.worker" in pathlib.Path(f"/proc/{child}/cmdline").read_text()
-    ]
+    [pid] = [int(child) for child in children if "typha.worker" in pathlib.Path(f"/proc/{child}/cmdline").read_text()]
     return pid
 
 

@@ -46,18 +46,18 @@ def version() -> None:
 
 component = LazyGroup(
     name="component",
-    commands_by_name={"typha": "typha.serve_command:component_typha"},
+    commands_by_name={"typha": "typha.cli.serve:component_typha"},
     help_text="The original's way to start: `component typha`.",
 )
 
 cli = LazyGroup(
     name="typha",
     commands_by_name={
-        "serve": "typha.serve_command:serve",
-        "watch": "clients.watch_cli:watch",
-        "convert": "typha.convert_command:convert",
-        "version": "typha.cli:version",
-        "component": "typha.cli:component",
+        "serve": "typha.cli.serve:serve",
+        "watch": "typha.cli.watch:watch",
+        "convert": "typha.cli.convert:convert",
+        "version": "typha.cli.main:version",
+        "component": "typha.cli.main:component",
     },
     help_text="Fan-out proxy between the Kubernetes API and the agents on a cluster's nodes.",
 )

@@ -13,7 +13,7 @@ import msgspec
 from cache import objects, resources
 from cache.feeds.calico import customresource, feed, specfields, syncers
 from protocol import messages
-from typha import convert_input
+from typha.cli import convert_input
 
 EXIT_REFUSED = 1
 EXIT_UNREADABLE = 2

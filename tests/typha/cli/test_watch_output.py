@@ -2,8 +2,8 @@
 
 import pytest
 
-from clients import watch_output
 from protocol import messages
+from typha.cli import watch_output
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import yaml
 
 from cache.feeds.calico import syncers
 from tests.harness import corpus, ours
-from typha import cli
+from typha.cli import main
 
 POOL: dict[str, Any] = {
     "apiVersion": "projectcalico.org/v3",
@@ -47,7 +47,7 @@ class Convert:
         return self.run(["convert", "--feed", feed, *options, *files])
 
     def run(self, arguments: list[str]) -> Result:
-        exit_code = cli.run(arguments)
+        exit_code = main.run(arguments)
         captured = self._capture.readouterr()
         lines = [json.loads(line) for line in captured.out.splitlines()]
         return Result(exit_code, lines, captured.err.decode().splitlines())

@@ -9,8 +9,9 @@ from collections.abc import Coroutine
 
 import click
 
-from clients import addresses, connection, errors, follow, watch_output
+from clients import addresses, connection, errors, follow
 from protocol import messages
+from typha.cli import watch_output
 
 EXIT_TIMEOUT = 3
 EXIT_REFUSED = 4

@@ -8,7 +8,8 @@ from typing import Any
 import click
 import structlog
 
-from typha import cli, settings
+from typha import settings
+from typha.cli import main
 from typha.observability import logs, loop_latency
 from typha.settings import feeds_file
 from typha.worker import tls
@@ -88,5 +89,5 @@ component_typha = click.Group(
     help=_HELP,
     context_settings=_CONTEXT,
     invoke_without_command=True,
-    commands={"version": cli.version},
+    commands={"version": main.version},
 )
