@@ -9,11 +9,13 @@ from pathlib import Path
 
 import click
 
-from loadtest import acceptance, controlplane, demo, kubeconfig, processes, protocols, truth
+from loadtest import acceptance, demo
 from loadtest.bench import command, rows, runner
-from loadtest.real import writer
-from loadtest.scenarios import registry, setting
+from loadtest.environment import control_plane, kubeconfig, processes
+from loadtest.scenarios import fixture, protocols, registry
+from loadtest.scenarios.real import writer
 from loadtest.swarm import control, supervisor
+from loadtest.verification import expected_state
 
 EXIT_FAILED = 1
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -28,10 +30,10 @@ EXPECTED = (
     demo.DemoError,
     kubeconfig.KubeconfigError,
     processes.ProcessError,
-    truth.ApiError,
+    expected_state.ApiError,
     writer.WriteError,
     supervisor.SwarmError,
-    controlplane.ControlPlaneError,
+    control_plane.ControlPlaneError,
     TimeoutError,
 )
 
@@ -132,7 +134,7 @@ def run_command(
     feed = feed or (FELIX if needs_calico else processes.FEED)
     if needs_calico and feed == processes.FEED:
         raise click.BadParameter("Typha's protocol has Calico's feeds alone", param_hint="--feed")
-    settings = setting.Settings(
+    settings = fixture.Settings(
         agents=agents,
         public_agents=public_agents,
         updates_per_second=updates_per_second,

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
-from loadtest import report, view
-from loadtest.bench import groups, rows, runner
-from loadtest.real import scenarios as real
-from loadtest.scenarios import badpeers, crash, fanout, setting
+from loadtest.bench import comparisons, rows, runner
+from loadtest.reporting import dashboard, report
+from loadtest.scenarios import badpeers, crash, fanout, fixture
+from loadtest.scenarios.real import scenarios as real
 
 SHORTEST_CHURN_SECONDS: Final = 24.0
 """Of the real API server: it needs some 10 s to come back, and that is to happen within the churn."""
@@ -34,14 +34,14 @@ class AcceptanceSettings:
         return self.scale >= 1.0
 
 
-Part = Callable[[AcceptanceSettings, view.View], Awaitable[list[report.Report]]]
+Part = Callable[[AcceptanceSettings, dashboard.View], Awaitable[list[report.Report]]]
 
 
 async def run(settings: AcceptanceSettings) -> bool:
     """All parts, or some; prints a line for each check; whether all passed."""
     report.prepare_folder(settings.folder)
     made: list[report.Report] = []
-    with view.View("typha acceptance") as screen:
+    with dashboard.View("typha acceptance") as screen:
         for name, part in PARTS.items():
             if settings.only and name not in settings.only:
                 continue
@@ -63,7 +63,7 @@ async def run(settings: AcceptanceSettings) -> bool:
     return all(one.passed for one in made)
 
 
-async def _real(settings: AcceptanceSettings, screen: view.View) -> list[report.Report]:
+async def _real(settings: AcceptanceSettings, screen: dashboard.View) -> list[report.Report]:
     folder = settings.folder / "real"
     report.prepare_folder(folder)
     shutil.rmtree(folder / "control-plane", ignore_errors=True)
@@ -80,7 +80,7 @@ async def _real(settings: AcceptanceSettings, screen: view.View) -> list[report.
         return [await real.faults(control), await real.api_load(control)]
 
 
-async def _crowd(settings: AcceptanceSettings, screen: view.View) -> list[report.Report]:
+async def _crowd(settings: AcceptanceSettings, screen: dashboard.View) -> list[report.Report]:
     """5,000 agents: memory per client, CPU per delivery by process, beside the bare loop."""
     sizes = _setting(settings, "crowd", agents=settings.scaled(5000, least=50), pods=settings.scaled(20_000))
     idle = await fanout.idle(sizes, screen)
@@ -89,12 +89,12 @@ async def _crowd(settings: AcceptanceSettings, screen: view.View) -> list[report
     return [idle, steady, made]
 
 
-async def _beside(settings: AcceptanceSettings, sizes: setting.Settings, screen: view.View) -> report.Report:
+async def _beside(settings: AcceptanceSettings, sizes: fixture.Settings, screen: dashboard.View) -> report.Report:
     """The same agents and updates, in alternating rounds with the bare loop."""
     bench = runner.BenchSettings(
         names=("5000x20",),
         rounds=settings.scaled(3),
-        sizes=groups.Sizes(scale=settings.scale, seconds=max(5.0, 15.0 * settings.scale), pods=sizes.pods),
+        sizes=comparisons.Sizes(scale=settings.scale, seconds=max(5.0, 15.0 * settings.scale), pods=sizes.pods),
         folder=sizes.folder,
     )
     wanted = rows.choose(bench.names)
@@ -106,19 +106,19 @@ async def _beside(settings: AcceptanceSettings, sizes: setting.Settings, screen:
     return made
 
 
-async def _kill(settings: AcceptanceSettings, screen: view.View) -> list[report.Report]:
+async def _kill(settings: AcceptanceSettings, screen: dashboard.View) -> list[report.Report]:
     return [await crash.kill(_setting(settings, "kill", agents=settings.scaled(1000, least=20)), screen)]
 
 
-async def _bad_peers(settings: AcceptanceSettings, screen: view.View) -> list[report.Report]:
+async def _bad_peers(settings: AcceptanceSettings, screen: dashboard.View) -> list[report.Report]:
     sizes = _setting(settings, "bad-peers", agents=settings.scaled(1000, least=20))
     return [await badpeers.bad_peers(sizes, screen)]
 
 
-def _setting(settings: AcceptanceSettings, name: str, *, agents: int, pods: int = 5000) -> setting.Settings:
+def _setting(settings: AcceptanceSettings, name: str, *, agents: int, pods: int = 5000) -> fixture.Settings:
     folder = settings.folder / name
     report.prepare_folder(folder)
-    return setting.Settings(
+    return fixture.Settings(
         agents=agents,
         public_agents=settings.scaled(10, least=2),
         seconds=max(4.0, 12.0 * settings.scale),

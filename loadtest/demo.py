@@ -5,7 +5,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from loadtest import convergence, kubeconfig, measure, monitor, processes, proof, report, stage, truth, view
+from loadtest.environment import kubeconfig, processes, testbed
+from loadtest.reporting import dashboard, measure, monitor, report
+from loadtest.verification import convergence, expected_state, proof
 
 TYPES: Final = (
     "v1/namespaces",
@@ -40,13 +42,13 @@ class DemoError(Exception):
 async def run(settings: DemoSettings) -> bool:
     """Runs the demo; whether every agent converged. Raises DemoError and the errors of its parts."""
     report.prepare_folder(settings.folder)
-    with view.View("typha demo") as screen:
+    with dashboard.View("typha demo") as screen:
         if settings.kubeconfig is None:
             return await _simulated(settings, screen)
         return await _on_cluster(settings, screen, settings.kubeconfig)
 
 
-async def _simulated(settings: DemoSettings, screen: view.View) -> bool:
+async def _simulated(settings: DemoSettings, screen: dashboard.View) -> bool:
     screen.say(f"starting a simulated API server: {settings.nodes:,} nodes, {settings.pods:,} pods")
     arguments = ["--nodes", str(settings.nodes), "--pods", str(settings.pods)]
     async with processes.Simulator(settings.folder, arguments=arguments) as simulator:
@@ -61,14 +63,14 @@ async def _simulated(settings: DemoSettings, screen: view.View) -> bool:
 
         plan = _plan(settings, simulator.kubeconfig, SIMULATED_TYPES)
         screen.say("starting the service")
-        async with stage.open_stage(plan, screen, api_load=stage.simulator_load(simulator)) as running:
+        async with testbed.open_stage(plan, screen, api_load=testbed.simulator_load(simulator)) as running:
             return await _play(settings, running, begin=begin, end=end)
 
 
-async def _on_cluster(settings: DemoSettings, screen: view.View, file: Path) -> bool:
+async def _on_cluster(settings: DemoSettings, screen: dashboard.View, file: Path) -> bool:
     access = kubeconfig.load(file)
     screen.say(f"cluster {access.context} at {access.server}: it is only read (get, list, watch), nothing is written")
-    async with truth.ApiClient(access) as client:
+    async with expected_state.ApiClient(access) as client:
         types = [name for name in TYPES if await _readable(client, name, screen)]
         if not types:
             raise DemoError(f"none of the types may be listed on {access.server}")
@@ -79,12 +81,12 @@ async def _on_cluster(settings: DemoSettings, screen: view.View, file: Path) -> 
 
         load = api_load if await api_load() is not None else None
         screen.say("starting the service")
-        async with stage.open_stage(_plan(settings, file, types), screen, api_load=load) as running:
+        async with testbed.open_stage(_plan(settings, file, types), screen, api_load=load) as running:
             return await _play(settings, running)
 
 
-def _plan(settings: DemoSettings, file: Path, types: Sequence[str]) -> stage.Plan:
-    return stage.Plan(
+def _plan(settings: DemoSettings, file: Path, types: Sequence[str]) -> testbed.Plan:
+    return testbed.Plan(
         folder=settings.folder,
         kubeconfig=file,
         types=types,
@@ -93,8 +95,8 @@ def _plan(settings: DemoSettings, file: Path, types: Sequence[str]) -> stage.Pla
     )
 
 
-async def _readable(client: truth.ApiClient, name: str, screen: view.View) -> bool:
-    [spec] = truth.specs([name])
+async def _readable(client: expected_state.ApiClient, name: str, screen: dashboard.View) -> bool:
+    [spec] = expected_state.specs([name])
     status, body = await client.get(spec.type.list_path, {"limit": "1"})
     if status != 200:
         screen.say(f"left out: {name} (status {status}: {body[:200].decode(errors='replace').strip()})")
@@ -103,7 +105,7 @@ async def _readable(client: truth.ApiClient, name: str, screen: view.View) -> bo
 
 async def _play(
     settings: DemoSettings,
-    running: stage.Stage,
+    running: testbed.Stage,
     *,
     begin: Callable[[], Awaitable[None]] | None = None,
     end: Callable[[], Awaitable[None]] | None = None,
@@ -122,18 +124,18 @@ async def _play(
     return _finish(settings, running, verdict)
 
 
-def _finish(settings: DemoSettings, running: stage.Stage, verdict: convergence.Verdict) -> bool:
+def _finish(settings: DemoSettings, running: testbed.Stage, verdict: convergence.Verdict) -> bool:
     totals, screen = running.swarm.totals(), running.screen
     made = report.Report(title="typha demo", command="make demo", samples=running.monitor.samples)
-    made.checks = stage.checks(verdict, totals)
+    made.checks = testbed.checks(verdict, totals)
     made.facts = {
         "cluster": running.client.access.server,
         "types": ", ".join(running.plan.types),
-        "agents": stage.proved_how(verdict),
+        "agents": testbed.proved_how(verdict),
         "snapshots, frames, deliveries": f"{totals.snapshots:,}, {totals.frames:,}, {totals.updates:,}",
-        "delivery latency, write to read": stage.quantiles_text(running.monitor.latency),
+        "delivery latency, write to read": testbed.quantiles_text(running.monitor.latency),
     }
-    made.data = stage.data_of(verdict, totals)
+    made.data = testbed.data_of(verdict, totals)
     made.write(settings.folder)
     for check in made.checks:
         if not check.passed:

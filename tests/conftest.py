@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 import pytest_asyncio
 
-from loadtest import controlplane
+from loadtest.environment import control_plane as control_planes
 
 WITHOUT_CONTROL_PLANE = "TYPHA_TESTS_WITHOUT_CONTROL_PLANE"
 
@@ -35,17 +35,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[controlplane.ControlPlane]:
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control_planes.ControlPlane]:
     """A running kube-apiserver and etcd, one for all tests: each test works in namespaces of its own.
 
     A test may kill and restart the API server and expire its history, and leaves it running. Mark such tests, and all
     others that use this, with `pytest.mark.control_plane`.
     """
     try:
-        binaries = controlplane.find_binaries()
-    except controlplane.BinariesMissingError as error:
+        binaries = control_planes.find_binaries()
+    except control_planes.BinariesMissingError as error:
         pytest.fail(str(error), pytrace=False)
-    with controlplane.ControlPlane(tmp_path_factory.mktemp("control-plane"), binaries=binaries) as running:
+    with control_planes.ControlPlane(tmp_path_factory.mktemp("control-plane"), binaries=binaries) as running:
         yield running
 
 
@@ -70,4 +70,4 @@ async def _watch_tasks() -> AsyncIterator[None]:
 @pytest.fixture
 def free_port() -> int:
     """A free port on loopback that no outgoing connection takes meanwhile."""
-    return controlplane.free_port()
+    return control_planes.free_port()

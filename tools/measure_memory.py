@@ -8,13 +8,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from loadtest.bench import groups, memory, rows
+from loadtest.bench import comparisons, memory, rows
 
 
 def main() -> None:
     """Measures everything; the service is started six times."""
     with tempfile.TemporaryDirectory() as folder:
-        figures = asyncio.run(memory.model(Path(folder), groups.Sizes()))
+        figures = asyncio.run(memory.model(Path(folder), comparisons.Sizes()))
     [row] = rows.choose(["memory-model"])
     for figure in row.figures:
         sys.stdout.write(f"{figure.title:<72}{figures[figure.name]:>10.2f} {figure.unit}\n")

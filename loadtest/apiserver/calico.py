@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import Final
 
-from loadtest import calicocrds
 from loadtest.apiserver.objects import JsonObject
 from loadtest.apiserver.resources import Resource
+from loadtest.environment import calico_crds
 
-_GROUP: Final = (calicocrds.V3.partition("/")[0], calicocrds.V3.partition("/")[2])
+_GROUP: Final = (calico_crds.V3.partition("/")[0], calico_crds.V3.partition("/")[2])
 RESOURCES: Final = {
     kind.name: Resource(
         *_GROUP,
@@ -16,8 +16,8 @@ RESOURCES: Final = {
         namespaced=kind.is_namespaced,
         custom=True,
     )
-    for kind in calicocrds.KINDS
-    if calicocrds.V3 in kind.groups
+    for kind in calico_crds.KINDS
+    if calico_crds.V3 in kind.groups
 }
 """By kind."""
 _OBJECTS: Final[tuple[tuple[str, str, JsonObject], ...]] = (

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from loadtest import report
 from loadtest.bench import rows
+from loadtest.reporting import report
 
 FILE: Final = "history.jsonl"
 PAGE: Final = Path("..") / "performance.md"

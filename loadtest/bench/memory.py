@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from cache.state import store
-from loadtest import demo, measure, processes
-from loadtest.bench import groups, windows
+from loadtest import demo
+from loadtest.bench import comparisons, measurement
+from loadtest.environment import processes
+from loadtest.reporting import measure
 from loadtest.swarm import supervisor
 
 FEW_PODS: Final = 500
@@ -32,7 +34,7 @@ class State(NamedTuple):
     log_bytes: float
 
 
-async def model(folder: Path, sizes: groups.Sizes) -> groups.Figures:
+async def model(folder: Path, sizes: comparisons.Sizes) -> comparisons.Figures:
     """All figures of the model. Raises ProcessError, SwarmError."""
     figures = {"memory-deletion": _deletion_bytes()}
     for name, calico in (("memory-key-raw", False), ("memory-key-calico", True)):
@@ -78,19 +80,19 @@ async def _at_rest(folder: Path, *, pods: int, calico: bool) -> State:
         return await _state(service)
 
 
-async def _channel(folder: Path, sizes: groups.Sizes, *, compressed: bool) -> tuple[State, State, State]:
+async def _channel(folder: Path, sizes: comparisons.Sizes, *, compressed: bool) -> tuple[State, State, State]:
     """Without clients, with a few of one format, and after updates that all of them have."""
     async with _running(folder, pods=sizes.pods, calico=False) as (simulator, service):
         base = await _state(service)
         async with supervisor.Swarm(
-            [service.address], feed=processes.FEED, agents=groups.FEW, compressed=compressed
+            [service.address], feed=processes.FEED, agents=comparisons.FEW, compressed=compressed
         ) as swarm:
-            await swarm.wait_in_sync(timeout_seconds=groups.IN_SYNC_TIMEOUT_SECONDS)
+            await swarm.wait_in_sync(timeout_seconds=comparisons.IN_SYNC_TIMEOUT_SECONDS)
             opened = await _state(service)
             body = {"rate_per_second": UPDATES_PER_SECOND, "duration_seconds": sizes.seconds}
             await simulator.control("POST", "churn", {**body, "create": 0, "delete": 0, "types": {"pods": 1}})
             await asyncio.sleep(sizes.seconds)
-            await windows.until_quiet(swarm)
+            await measurement.until_quiet(swarm)
             return base, opened, await _state(service)
 
 

@@ -11,8 +11,9 @@ from typing import Final
 
 from rich import console, table
 
-from loadtest import certificates, processes, report, view
-from loadtest.bench import apart, contenders, groups, history, rows
+from loadtest.bench import comparisons, history, rows, standalone, targets
+from loadtest.environment import certificates, processes
+from loadtest.reporting import dashboard, report
 from loadtest.swarm import control
 
 APART_ROUNDS_MAX: Final = 3
@@ -26,7 +27,7 @@ class BenchSettings:
     names: tuple[str, ...] = ()
     """Rows; none: all."""
     rounds: int = 5
-    sizes: groups.Sizes = dataclasses.field(default_factory=groups.Sizes)
+    sizes: comparisons.Sizes = dataclasses.field(default_factory=comparisons.Sizes)
     protocol: control.Protocol = control.Protocol.NATIVE
     record: Path | None = None
     """The folder with the history, to which the results are added."""
@@ -38,7 +39,7 @@ class BenchSettings:
         return self.sizes.scale >= 1
 
 
-QUICK: Final = BenchSettings(rounds=1, sizes=groups.Sizes(scale=0.2, seconds=4.0, pods=2000))
+QUICK: Final = BenchSettings(rounds=1, sizes=comparisons.Sizes(scale=0.2, seconds=4.0, pods=2000))
 """Everything once, small: whether it runs, and where it stands roughly."""
 
 
@@ -49,7 +50,7 @@ class Table:
         self.ours: dict[str, list[float]] = {}
         self.bare: dict[str, list[float]] = {}
 
-    def add(self, ours: groups.Figures, bare: groups.Figures | None = None) -> None:
+    def add(self, ours: comparisons.Figures, bare: comparisons.Figures | None = None) -> None:
         """One round's."""
         for target, figures in ((self.ours, ours), (self.bare, bare or {})):
             for name, value in figures.items():
@@ -59,13 +60,13 @@ class Table:
 class Progress:
     """How many steps are done, and how long the rest may take."""
 
-    def __init__(self, screen: view.View, steps: int) -> None:
+    def __init__(self, screen: dashboard.View, steps: int) -> None:
         self._screen = screen
         self._steps = steps
         self._done = 0
         self._begin = time.monotonic()
 
-    def step(self, name: str, figures: groups.Figures) -> None:
+    def step(self, name: str, figures: comparisons.Figures) -> None:
         """A step is done."""
         self._done += 1
         elapsed = time.monotonic() - self._begin
@@ -79,7 +80,7 @@ async def run(settings: BenchSettings) -> bool:
     wanted = rows.choose(settings.names)
     report.prepare_folder(settings.folder)
     load_before = os.getloadavg()[0]
-    with view.View("typha bench") as screen:
+    with dashboard.View("typha bench") as screen:
         measured = await measure(settings, wanted, screen)
         results = rows.results(wanted, measured.ours, measured.bare, judged=settings.judged)
         made = report.Report(title="The service beside a bare loop", command="make bench")
@@ -101,29 +102,30 @@ async def run(settings: BenchSettings) -> bool:
     return not any(result.met is False for result in results)
 
 
-async def measure(settings: BenchSettings, wanted: Sequence[rows.Row], screen: view.View) -> Table:
+async def measure(settings: BenchSettings, wanted: Sequence[rows.Row], screen: dashboard.View) -> Table:
     """All rounds of the groups that the rows need."""
     names = frozenset(row.name for row in wanted)
     found = Table()
     needed = list(dict.fromkeys(row.group for row in wanted))
     apart_rounds = min(settings.rounds, APART_ROUNDS_MAX)
     steps = sum(
-        settings.rounds if name in groups.GROUPS else 1 if name in apart.ONCE else apart_rounds for name in needed
+        settings.rounds if name in comparisons.GROUPS else 1 if name in standalone.ONCE else apart_rounds
+        for name in needed
     )
     progress = Progress(screen, steps)
     for name in needed:
-        if name in apart.APART:
-            for _ in range(1 if name in apart.ONCE else apart_rounds):
-                alone = await apart.APART[name](
-                    apart.Around(settings.folder, settings.sizes, screen, settings.protocol, settings.rounds)
+        if name in standalone.APART:
+            for _ in range(1 if name in standalone.ONCE else apart_rounds):
+                alone = await standalone.APART[name](
+                    standalone.Around(settings.folder, settings.sizes, screen, settings.protocol, settings.rounds)
                 )
                 found.add(alone)
                 progress.step(name, alone)
             continue
-        group = groups.GROUPS[name].wants(names)
+        group = comparisons.GROUPS[name].wants(names)
         async with open_ground(settings, tls=group.tls) as ground:
             for number in range(settings.rounds):
-                ours, bare = await groups.rounds(
+                ours, bare = await comparisons.rounds(
                     ground, group, settings.sizes, number=number, send="bare-send" in names and name == "1000"
                 )
                 found.add(ours, bare)
@@ -132,7 +134,7 @@ async def measure(settings: BenchSettings, wanted: Sequence[rows.Row], screen: v
 
 
 @contextlib.asynccontextmanager
-async def open_ground(settings: BenchSettings, *, tls: bool) -> AsyncIterator[contenders.Ground]:
+async def open_ground(settings: BenchSettings, *, tls: bool) -> AsyncIterator[targets.Ground]:
     """A simulated API server, and nothing recorded yet."""
     await asyncio.to_thread(_forget_recordings, settings.folder)
     arguments = ["--pods", str(settings.sizes.pods)]
@@ -140,7 +142,7 @@ async def open_ground(settings: BenchSettings, *, tls: bool) -> AsyncIterator[co
         arguments.append("--calico")
     async with processes.Simulator(settings.folder, arguments=arguments) as simulator:
         made = certificates.make(settings.folder, host=processes.HOST) if tls else None
-        yield contenders.Ground(folder=settings.folder, simulator=simulator, protocol=settings.protocol, tls=made)
+        yield targets.Ground(folder=settings.folder, simulator=simulator, protocol=settings.protocol, tls=made)
 
 
 def _forget_recordings(folder: Path) -> None:

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Final
 
-from loadtest import measure, report, view
-from loadtest.scenarios import setting
+from loadtest.reporting import dashboard, measure, report
+from loadtest.scenarios import fixture
 
 FEW: Final = 10
 _READS: Final = ("GET", "LIST", "WATCH")
@@ -50,14 +50,14 @@ def check(few: tuple[int, Rise, Rise], many: tuple[int, Rise, Rise]) -> report.C
     )
 
 
-async def api_load(settings: setting.Settings, screen: view.View) -> report.Report:
+async def api_load(settings: fixture.Settings, screen: dashboard.View) -> report.Report:
     """The simulator's own counters with 10 agents and with all."""
     parts = []
     public = min(settings.public_agents, FEW // 2)
     made = report.Report(title="Load of the API server", command="python -m loadtest run")
     for agents in (FEW, settings.agents):
         small = dataclasses.replace(settings, public_agents=public)
-        async with setting.open_scene(small, screen, agents=agents) as scene:
+        async with fixture.open_scene(small, screen, agents=agents) as scene:
             await scene.start_churn()
             await scene.running.sleep(settings.seconds)
             counters = measure.Counters(await scene.simulator.metrics())

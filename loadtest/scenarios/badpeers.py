@@ -8,8 +8,9 @@ import statistics
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from loadtest import measure, report, stage, view
-from loadtest.scenarios import fanout, setting
+from loadtest.environment import testbed
+from loadtest.reporting import dashboard, measure, report
+from loadtest.scenarios import fanout, fixture
 from protocol import messages
 from protocol.native import codec
 from protocol.native import frames as native
@@ -27,10 +28,10 @@ _UNKNOWN_BYTES: Final = (DisconnectReason.BAD_PREFACE, DisconnectReason.UNSUPPOR
 _STUCK: Final = (DisconnectReason.NO_PROGRESS, DisconnectReason.PONG_TIMEOUT)
 
 
-async def bad_peers(settings: setting.Settings, screen: view.View) -> report.Report:
+async def bad_peers(settings: fixture.Settings, screen: dashboard.View) -> report.Report:
     """Alternates quiet spans and spans with bad peers; in the end, peers that never read."""
     environment = {"TYPHA_NOPROGRESSTIMEOUTSECS": str(NO_PROGRESS_TIMEOUT_SECONDS)}
-    async with setting.open_scene(settings, screen, environment=environment) as scene:
+    async with fixture.open_scene(settings, screen, environment=environment) as scene:
         running = scene.running
         await scene.start_churn()
         await running.sleep(fanout.WARM_UP_SECONDS)
@@ -79,7 +80,7 @@ async def bad_peers(settings: setting.Settings, screen: view.View) -> report.Rep
 
 
 def _counted(
-    before: measure.Counters, after: measure.Counters, settings: setting.Settings, still_open: int
+    before: measure.Counters, after: measure.Counters, settings: fixture.Settings, still_open: int
 ) -> list[report.Check]:
     """That every peer was closed, and counted under its one reason."""
     rounds = settings.rounds
@@ -163,7 +164,7 @@ async def _peer(
         writer.transport.abort()
 
 
-async def _never_read(running: stage.Stage) -> None:
+async def _never_read(running: testbed.Stage) -> None:
     """Peers with a proper hello that read nothing, and keep their end open; until the service has given them up."""
     loop = asyncio.get_running_loop()
     sockets = []
@@ -184,7 +185,7 @@ async def _never_read(running: stage.Stage) -> None:
             sock.close()
 
 
-async def _active(running: stage.Stage) -> float:
+async def _active(running: testbed.Stage) -> float:
     return (await running.service.counters()).total("typha_connections_active")
 
 

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Final
 
-from loadtest import report, stage, view
-from loadtest.scenarios import served, setting
+from loadtest.environment import testbed
+from loadtest.reporting import dashboard, report
+from loadtest.scenarios import assertions, fixture
 
 BEFORE_SECONDS: Final = 3.0
 LOOK_INTERVAL_SECONDS: Final = 0.1
@@ -17,28 +18,28 @@ NO_LISTENER: Final = "connect ECONNREFUSED"
 
 
 @asynccontextmanager
-async def _open_changing(settings: setting.Settings, screen: view.View) -> AsyncIterator[setting.Scene]:
+async def _open_changing(settings: fixture.Settings, screen: dashboard.View) -> AsyncIterator[fixture.Scene]:
     """A scene in which everything has been changing for a while."""
-    async with setting.open_scene(settings, screen) as scene:
+    async with fixture.open_scene(settings, screen) as scene:
         await scene.start_churn()
         await scene.running.sleep(BEFORE_SECONDS)
         yield scene
 
 
-async def kill(settings: setting.Settings, screen: view.View) -> report.Report:
+async def kill(settings: fixture.Settings, screen: dashboard.View) -> report.Report:
     """SIGKILL to the hub while everything changes: no process is left, the next start works, the agents converge."""
     async with _open_changing(settings, screen) as scene:
         running = scene.running
         workers = running.service.worker_pids()
-        lost = await served.begin(running)
+        lost = await assertions.begin(running)
         await running.service.kill()
         screen.say("the service was killed (SIGKILL)")
         left = await running.service.left_over(workers)
-        span = await served.begin(running)
+        span = await assertions.begin(running)
         start_seconds = await running.service.start()
         screen.say(f"it is ready again after {start_seconds:.1f} s")
         in_sync_seconds = await running.swarm.wait_for(
-            lambda _: lost.is_everybody_back(), timeout_seconds=stage.IN_SYNC_TIMEOUT_SECONDS
+            lambda _: lost.is_everybody_back(), timeout_seconds=testbed.IN_SYNC_TIMEOUT_SECONDS
         )
         await running.sleep(settings.seconds)
         checks = [
@@ -55,12 +56,12 @@ async def kill(settings: setting.Settings, screen: view.View) -> report.Report:
         return await scene.finish("kill -9 of the service", lost.facts(), checks)
 
 
-async def worker_kill(settings: setting.Settings, screen: view.View) -> report.Report:
+async def worker_kill(settings: fixture.Settings, screen: dashboard.View) -> report.Report:
     """SIGKILL to one worker under changes: its agents come again all at once, and are served by whoever lives."""
     async with _open_changing(settings, screen) as scene:
         running = scene.running
         workers = running.service.worker_pids()
-        span = await served.begin(running)
+        span = await assertions.begin(running)
         replaced_seconds = 0.0
         screen.say(f"one of {len(workers)} workers is killed (SIGKILL)")
 
@@ -70,7 +71,7 @@ async def worker_kill(settings: setting.Settings, screen: view.View) -> report.R
             replaced_seconds = await _replaced(running, workers)
             await running.swarm.wait_for(
                 lambda _: span.lost() > 0 and span.is_everybody_back(),
-                timeout_seconds=stage.IN_SYNC_TIMEOUT_SECONDS,
+                timeout_seconds=testbed.IN_SYNC_TIMEOUT_SECONDS,
             )
 
         window = await running.window(0.0, death)
@@ -98,7 +99,7 @@ async def worker_kill(settings: setting.Settings, screen: view.View) -> report.R
         return await scene.finish("kill -9 of a worker", facts, checks)
 
 
-async def _replaced(running: stage.Stage, workers: Collection[int]) -> float:
+async def _replaced(running: testbed.Stage, workers: Collection[int]) -> float:
     """Waits for a worker process that was not there before; returns how long that took. Raises TimeoutError."""
     begin = time.monotonic()
     async with asyncio.timeout(REPLACED_TIMEOUT_SECONDS):

@@ -4,8 +4,9 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from loadtest import measure, report, stage, view
-from loadtest.scenarios import served, setting
+from loadtest.environment import testbed
+from loadtest.reporting import dashboard, measure, report
+from loadtest.scenarios import assertions, fixture
 
 WARM_UP_SECONDS: Final = 3.0
 BURST_UPDATES: Final = 2000
@@ -22,9 +23,9 @@ def unmoved(name: str, without: float, with_them: float, *, judged: bool) -> rep
     return report.Check(name, within or not judged, detail if judged else f"{detail} (not judged)")
 
 
-async def steady(settings: setting.Settings, screen: view.View) -> report.Report:
+async def steady(settings: fixture.Settings, screen: dashboard.View) -> report.Report:
     """A steady rate of changes: CPU per delivery, latency, memory."""
-    async with setting.open_scene(settings, screen) as scene:
+    async with fixture.open_scene(settings, screen) as scene:
         await scene.start_churn()
         await scene.running.sleep(min(WARM_UP_SECONDS, settings.seconds))
         window = await scene.running.window(settings.seconds)
@@ -33,14 +34,14 @@ async def steady(settings: setting.Settings, screen: view.View) -> report.Report
         return made
 
 
-async def idle(settings: setting.Settings, screen: view.View) -> report.Report:
+async def idle(settings: fixture.Settings, screen: dashboard.View) -> report.Report:
     """Memory and CPU of agents that get nothing."""
     few = 10
-    async with setting.open_scene(settings, screen, agents=few + settings.public_agents) as scene:
+    async with fixture.open_scene(settings, screen, agents=few + settings.public_agents) as scene:
         await scene.running.sleep(min(WARM_UP_SECONDS, settings.seconds))
         base = measure.memory(scene.running.service.pids()).total_bytes
         base_sockets = measure.kernel_socket_bytes()
-    async with setting.open_scene(settings, screen) as scene:
+    async with fixture.open_scene(settings, screen) as scene:
         window = await scene.running.window(settings.seconds)
         memory = measure.memory(scene.running.service.pids()).total_bytes
         sockets = measure.kernel_socket_bytes()
@@ -61,11 +62,11 @@ async def idle(settings: setting.Settings, screen: view.View) -> report.Report:
         return made
 
 
-async def storm(settings: setting.Settings, screen: view.View) -> report.Report:
+async def storm(settings: fixture.Settings, screen: dashboard.View) -> report.Report:
     """All agents drop their connection and come back at once; then a span without changes, for pings."""
-    async with setting.open_scene(settings, screen) as scene:
+    async with fixture.open_scene(settings, screen) as scene:
         running = scene.running
-        span = await served.begin(running)
+        span = await assertions.begin(running)
         before = span.before
         clients = settings.agents - settings.public_agents
 
@@ -73,7 +74,7 @@ async def storm(settings: setting.Settings, screen: view.View) -> report.Report:
             await running.swarm.reconnect()
             await running.swarm.wait_for(
                 lambda now: now.connects >= before.connects + clients and span.is_everybody_back(),
-                timeout_seconds=stage.IN_SYNC_TIMEOUT_SECONDS,
+                timeout_seconds=testbed.IN_SYNC_TIMEOUT_SECONDS,
             )
 
         running.swarm.take_in_sync_after()
@@ -81,7 +82,7 @@ async def storm(settings: setting.Settings, screen: view.View) -> report.Report:
         after = running.swarm.take_in_sync_after()
         facts = {
             "wall time to the last agent in sync": f"{window.work_seconds:.2f} s",
-            "connect to in sync": stage.quantiles_text(after).replace("deliveries", "connections"),
+            "connect to in sync": testbed.quantiles_text(after).replace("deliveries", "connections"),
             "CPU of the service per client": f"{window.cpu_seconds / clients * 1e3:.3f} ms",
             "bytes per client": f"{(running.swarm.totals().bytes - before.bytes) / clients / 1e6:.3f} MB",
             **span.facts(),
@@ -91,9 +92,9 @@ async def storm(settings: setting.Settings, screen: view.View) -> report.Report:
         return await scene.finish("Snapshot storm", facts, span.checks(judge_times=settings.judge_times))
 
 
-async def burst(settings: setting.Settings, screen: view.View) -> report.Report:
+async def burst(settings: fixture.Settings, screen: dashboard.View) -> report.Report:
     """2,000 changes at once."""
-    async with setting.open_scene(settings, screen) as scene:
+    async with fixture.open_scene(settings, screen) as scene:
         running = scene.running
 
         async def change() -> None:

@@ -4,23 +4,26 @@ import os
 import signal
 from typing import Final
 
-from loadtest import report, view
-from loadtest.scenarios import fanout, served, setting
+from loadtest.reporting import dashboard, report
+from loadtest.scenarios import assertions, fanout, fixture
 
 AFTER_SECONDS: Final = 5.0
 
 
 async def hub_stop(
-    settings: setting.Settings, screen: view.View, *, ping_interval_seconds: float = served.PING_INTERVAL_SECONDS
+    settings: fixture.Settings,
+    screen: dashboard.View,
+    *,
+    ping_interval_seconds: float = assertions.PING_INTERVAL_SECONDS,
 ) -> report.Report:
     """SIGSTOP to the hub under changes, SIGCONT after a while: no agent is lost or left in silence, all converge."""
     environment = {"TYPHA_SERVERPINGINTERVALSECS": str(ping_interval_seconds)}
-    async with setting.open_scene(settings, screen, environment=environment) as scene:
+    async with fixture.open_scene(settings, screen, environment=environment) as scene:
         running = scene.running
         await scene.start_churn()
         await running.sleep(min(fanout.WARM_UP_SECONDS, settings.seconds))
         workers = set(running.service.worker_pids())
-        span = await served.begin(running)
+        span = await assertions.begin(running)
         hub = running.service.hub_pid
         os.kill(hub, signal.SIGSTOP)
         screen.say(f"the hub is stopped (SIGSTOP) for {settings.seconds:g} s")

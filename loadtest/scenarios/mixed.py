@@ -2,28 +2,29 @@
 
 import dataclasses
 
-from loadtest import report, stage, view
-from loadtest.scenarios import fanout, setting
+from loadtest.environment import testbed
+from loadtest.reporting import dashboard, report
+from loadtest.scenarios import fanout, fixture
 from loadtest.swarm import control
 
 _BOTH = (control.Protocol.NATIVE, control.Protocol.TYPHA)
 
 
-async def mixed(settings: setting.Settings, screen: view.View) -> report.Report:
+async def mixed(settings: fixture.Settings, screen: dashboard.View) -> report.Report:
     """Each half of the agents alone, for what its protocol costs (not if there is one round); then both at once."""
     facts: dict[str, str] = {}
     for protocol in _BOTH if settings.rounds > 1 else ():
         alone = dataclasses.replace(settings, protocols=(protocol,), public_agents=0)
-        async with setting.open_scene(alone, screen, agents=settings.agents // 2) as scene:
+        async with fixture.open_scene(alone, screen, agents=settings.agents // 2) as scene:
             window = await _measured(scene)
             for name in ("CPU per delivery", "delivery latency, write to read"):
                 facts[f"{protocol.value} alone, {name}"] = window.facts().get(name, "-")
     settings = dataclasses.replace(settings, protocols=_BOTH)
-    async with setting.open_scene(settings, screen) as scene:
+    async with fixture.open_scene(settings, screen) as scene:
         window = await _measured(scene)
         checks = []
         for protocol in _BOTH:
-            facts[f"{protocol.value} beside the other, delivery latency"] = stage.quantiles_text(
+            facts[f"{protocol.value} beside the other, delivery latency"] = testbed.quantiles_text(
                 window.latency_of[protocol]
             )
             totals = scene.running.swarm.totals(protocol)
@@ -37,7 +38,7 @@ async def mixed(settings: setting.Settings, screen: view.View) -> report.Report:
         return await scene.finish("Both protocols at once", {**facts, **window.facts()}, checks)
 
 
-async def _measured(scene: setting.Scene) -> stage.Window:
+async def _measured(scene: fixture.Scene) -> testbed.Window:
     await scene.start_churn()
     await scene.running.sleep(min(fanout.WARM_UP_SECONDS, scene.settings.seconds))
     window = await scene.running.window(scene.settings.seconds)

@@ -3,10 +3,10 @@
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from loadtest import report, view
-from loadtest.scenarios import apiload, badpeers, crash, fanout, hubstop, mixed, setting, slow
+from loadtest.reporting import dashboard, report
+from loadtest.scenarios import apiload, badpeers, crash, fanout, fixture, hubstop, mixed, slow
 
-Scenario = Callable[[setting.Settings, view.View], Awaitable[report.Report]]
+Scenario = Callable[[fixture.Settings, dashboard.View], Awaitable[report.Report]]
 
 SCENARIOS: Final[dict[str, Scenario]] = {
     "steady": fanout.steady,
@@ -28,10 +28,10 @@ OF_BOTH_PROTOCOLS: Final[frozenset[str]] = frozenset({"mixed"})
 """Scenarios that play with both protocols, whatever is chosen, and so need one of Calico's feeds."""
 
 
-async def run(name: str, settings: setting.Settings) -> bool:
+async def run(name: str, settings: fixture.Settings) -> bool:
     """Runs a scenario, shows its checks and facts, leaves the report in its folder; whether all checks passed."""
     report.prepare_folder(settings.folder)
-    with view.View(f"typha load test: {name}") as screen:
+    with dashboard.View(f"typha load test: {name}") as screen:
         made = await SCENARIOS[name](settings, screen)
         made.command = f"python -m loadtest run --scenario {name} --agents {settings.agents}"
         made.write(settings.folder)

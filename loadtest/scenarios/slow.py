@@ -6,8 +6,9 @@ import statistics
 import time
 from typing import Final
 
-from loadtest import measure, report, stage, view
-from loadtest.scenarios import fanout, setting
+from loadtest.environment import testbed
+from loadtest.reporting import dashboard, measure, report
+from loadtest.scenarios import fanout, fixture
 from loadtest.swarm import histogram, supervisor
 
 STALLED_SHARE: Final = 0.1
@@ -28,12 +29,12 @@ LAGGING_SECONDS: Final = 1.0
 ONLY_PODS: Final = {"types": {"pods": 1.0}}
 
 
-async def stalled(settings: setting.Settings, screen: view.View) -> report.Report:
+async def stalled(settings: fixture.Settings, screen: dashboard.View) -> report.Report:
     """A tenth of the agents stops reading, and reads again: nobody else notices, none is cut, all converge."""
     return await _slow(settings, screen, bytes_per_second=0, what="do not read")
 
 
-async def slow_readers(settings: setting.Settings, screen: view.View) -> report.Report:
+async def slow_readers(settings: fixture.Settings, screen: dashboard.View) -> report.Report:
     """A tenth of the agents reads 10 kB/s, less than there is, and then as fast as it can."""
     return await _slow(settings, screen, bytes_per_second=SLOW_BYTES_PER_SECOND, what="read 10 kB/s")
 
@@ -57,10 +58,12 @@ class _Rounds:
     """The others' p99 while the slow ones caught up."""
 
 
-async def _slow(settings: setting.Settings, screen: view.View, *, bytes_per_second: int, what: str) -> report.Report:
+async def _slow(
+    settings: fixture.Settings, screen: dashboard.View, *, bytes_per_second: int, what: str
+) -> report.Report:
     count = max(1, round(settings.agents * STALLED_SHARE))
     fat = dataclasses.replace(settings, pod_bytes=settings.pod_bytes or FAT_POD_BYTES)
-    async with setting.open_scene(
+    async with fixture.open_scene(
         fat, screen, small_buffers=count, small_buffer_bytes=BUFFER_BYTES, apart=True
     ) as scene:
         running = scene.running
@@ -87,7 +90,7 @@ async def _slow(settings: setting.Settings, screen: view.View, *, bytes_per_seco
 
 
 async def _with_slow(
-    running: stage.Stage, rounds: _Rounds, settings: setting.Settings, *, count: int, bytes_per_second: int
+    running: testbed.Stage, rounds: _Rounds, settings: fixture.Settings, *, count: int, bytes_per_second: int
 ) -> None:
     """A span with slow agents, up to the moment at which they have caught up."""
     lags = [0.0]
@@ -123,7 +126,7 @@ def _latency_counts(swarm: supervisor.Swarm) -> list[int]:
     return [sum(counts) for counts in zip(*(one.counts for one in swarm.latency_of.values()), strict=True)]
 
 
-def _checks(rounds: _Rounds, settings: setting.Settings, who: str, *, idle_bytes: int) -> list[report.Check]:
+def _checks(rounds: _Rounds, settings: fixture.Settings, who: str, *, idle_bytes: int) -> list[report.Check]:
     limit = (idle_bytes + LOG_BUDGET_BYTES) * MEMORY_FACTOR
     lag, owed = min(rounds.lag_bytes), min(rounds.owed_bytes)
     kernel = max(rounds.kernel_bytes)
@@ -150,9 +153,9 @@ def _checks(rounds: _Rounds, settings: setting.Settings, who: str, *, idle_bytes
     ]
 
 
-async def lag(settings: setting.Settings, screen: view.View) -> report.Report:
+async def lag(settings: fixture.Settings, screen: dashboard.View) -> report.Report:
     """One agent stops reading under 11 kB/s of changes: within 10 s the service says that it lags."""
-    async with setting.open_scene(settings, screen, small_buffers=1) as scene:
+    async with fixture.open_scene(settings, screen, small_buffers=1) as scene:
         running = scene.running
         rate = await _rate(scene)
         await scene.start_churn(rate_per_second=rate, **ONLY_PODS)
@@ -175,7 +178,7 @@ async def lag(settings: setting.Settings, screen: view.View) -> report.Report:
         return await scene.finish("An agent that lags", {"updates": f"{rate:.1f}/s"}, [check])
 
 
-async def _rate(scene: setting.Scene) -> float:
+async def _rate(scene: fixture.Scene) -> float:
     """Updates a second that make 11 kB/s for each agent, by what updates have lately taken."""
     swarm = scene.running.swarm
     before = swarm.totals()

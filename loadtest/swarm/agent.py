@@ -8,7 +8,7 @@ live objects deleted, and created again.
 import abc
 import enum
 
-from loadtest.swarm import frames, gobpieces, histogram, states, timeline
+from loadtest.swarm import frames, histogram, shared_maps, timeline, typha_frames
 from protocol import messages
 
 
@@ -70,8 +70,8 @@ class Shared:
 
     def __init__(self) -> None:
         self.cache = frames.FrameCache()
-        self.places = gobpieces.Places()
-        self.table = states.StateTable()
+        self.places = typha_frames.Places()
+        self.table = shared_maps.StateTable()
         self.timeline = timeline.Timeline()
 
     @property
@@ -172,7 +172,7 @@ class Agent(abc.ABC):
         self._next_state = table.empty
         self.phase = Phase.FOLLOWING
 
-    def _see_deletions(self, step: states.Step, now_ns: int) -> None:
+    def _see_deletions(self, step: shared_maps.Step, now_ns: int) -> None:
         self.deletions += len(step.gone)
         self.group.deletions += len(step.gone)
         self._shared.table.record(step.gone, now_ns)

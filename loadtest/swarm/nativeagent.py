@@ -7,7 +7,7 @@ agent.
 
 from typing import Final
 
-from loadtest.swarm import agent, frames, histogram, states
+from loadtest.swarm import agent, frames, histogram, shared_maps
 from protocol import errors, messages, reasons
 from protocol.native import codec
 from protocol.native import frames as native
@@ -28,7 +28,7 @@ class NativeAgent(agent.Agent):
     def __init__(self, name: str, shared: agent.Shared, group: agent.Group) -> None:
         super().__init__(name, shared, group)
         self._splitter = native.FrameSplitter()
-        self._partial: states.Partial | None = None
+        self._partial: shared_maps.Partial | None = None
         self._answer = b""
 
     def connected(self, *, feed: str, compressed: bool, now_ns: int) -> bytes:
@@ -110,7 +110,7 @@ class NativeAgent(agent.Agent):
         if frame is None or frame.body != body or frame.flags != flags:
             return None
         following = partial.next.get(frame)
-        if not isinstance(following, states.Partial):
+        if not isinstance(following, shared_maps.Partial):
             return None
         self._partial = following
         self.group.frames += 1

@@ -8,7 +8,7 @@ native agents it moves from one shared state to the next as its own bytes say; i
 
 from typing import Final
 
-from loadtest.swarm import agent, frames, gobpieces, histogram
+from loadtest.swarm import agent, frames, histogram, typha_frames
 from protocol import errors
 from protocol import messages as common
 from protocol.typha import codec, messages
@@ -67,9 +67,9 @@ class TyphaAgent(agent.Agent):
                 return self._take_answer()
         buffer += data
         begun_with = len(buffer) == len(data)
-        taken: list[gobpieces.Message] = []
+        taken: list[typha_frames.Message] = []
         places = self._shared.places
-        while size := gobpieces.first_piece_bytes(self._place, buffer):
+        while size := typha_frames.first_piece_bytes(self._place, buffer):
             piece = bytes(buffer[:size])
             del buffer[:size]
             found, self._place = places.step(self._place, piece)
@@ -84,7 +84,7 @@ class TyphaAgent(agent.Agent):
         answer, self._answer = self._answer, b""
         return answer
 
-    def _take(self, message: gobpieces.Message, now_ns: int) -> None:
+    def _take(self, message: typha_frames.Message, now_ns: int) -> None:
         group = self.group
         group.frames += 1
         if self.phase != _FOLLOWING or not message.serial:
@@ -107,7 +107,7 @@ class TyphaAgent(agent.Agent):
                 if written_at >= live_since:
                     counts[_bucket_of((now_ns - written_at) // 1000)] += 1
 
-    def _take_other(self, message: gobpieces.Message, now_ns: int) -> None:
+    def _take_other(self, message: typha_frames.Message, now_ns: int) -> None:
         match self.phase, message.message:
             case agent.Phase.RETURNING, messages.KeyValues():
                 self._next_state = self._shared.table.update(self._next_state, message).state

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from loadtest.swarm import agent, control, engine, states
+from loadtest.swarm import agent, control, engine, shared_maps
 
 REPORT_INTERVAL_SECONDS: Final = 0.5
 COMMAND_BYTES: Final = 64 * 1024
@@ -71,10 +71,10 @@ def stats(swarm: engine.Engine) -> control.Stats:
     )
 
 
-def digests(swarm: engine.Engine, held: Sequence[states.State], without: Sequence[str] = ()) -> control.Digests:
+def digests(swarm: engine.Engine, held: Sequence[shared_maps.State], without: Sequence[str] = ()) -> control.Digests:
     """Every agent's proof: of the states in `held`, one for each agent."""
     table = swarm.shared.table
-    results: dict[states.State, tuple[int, int]] = {}
+    results: dict[shared_maps.State, tuple[int, int]] = {}
     agents = []
     for link, state in zip(swarm.links, held, strict=True):
         if state not in results:
@@ -105,7 +105,7 @@ class Worker:
         self._reports_fd = reports_fd
         self._received = b""
         self._swarm: engine.Engine | None = None
-        self._captured: list[states.State] = []
+        self._captured: list[shared_maps.State] = []
         self._stopping = False
 
     def run(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from protocol import errors, reasons
-from protocol.gob import plans, runs, scalars, schema, types
+from protocol.gob import definition_cache, plans, scalars, schema, types
 
 MAX_NAME_BYTES = 1024
 """Of a concrete type: Go's own limit."""
@@ -181,12 +181,14 @@ class Decoder(scalars.Scanner):
             if self.position < self.end:
                 raise errors.RemoteProtocolError("gob: a definition is followed by more in its message")
         if before is types.EMPTY and not was_cut:
-            runs.RUNS.add(runs.Run(before, b"", bytes(self._buffer[start:message_start]), True, self._table))
+            definition_cache.RUNS.add(
+                definition_cache.Run(before, b"", bytes(self._buffer[start:message_start]), True, self._table)
+            )
         return (yield from self._concrete(type_id, self._top))
 
     def _skip_known_run(self) -> None:
         """Passes over definitions that are known, where the stream stands."""
-        run = runs.RUNS.find(self._table, self.data, self.position, buffer=self._buffer, start=self._start)
+        run = definition_cache.RUNS.find(self._table, self.data, self.position, buffer=self._buffer, start=self._start)
         if run is not None and self._message_bytes + len(run.messages) <= self.limits.message_bytes:
             self._table = run.behind
             self.position += len(run.rest)
@@ -307,10 +309,10 @@ class Decoder(scalars.Scanner):
             if self.position < self.end:
                 self.uint()  # the length of the rest, where Go would begin a message
         if self.data is first:
-            runs.RUNS.add(runs.Run(before, first[rest_start:position], b"", False, self._table))
+            definition_cache.RUNS.add(definition_cache.Run(before, first[rest_start:position], b"", False, self._table))
         elif not was_cut and position == 0:
             messages = bytes(self._buffer[start:message_start])
-            runs.RUNS.add(runs.Run(before, first[rest_start:], messages, True, self._table))
+            definition_cache.RUNS.add(definition_cache.Run(before, first[rest_start:], messages, True, self._table))
         return type_id
 
     # Values of types that are not known here.

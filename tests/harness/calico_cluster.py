@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from cache.feeds.calico import syncers
-from loadtest import calicocrds, controlplane
+from loadtest.environment import calico_crds, control_plane
 from tests.harness import repository, served
 
 CORPUS = repository.GOLDEN_CORPUS
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 OTHER_GROUPS = ("policy.networking.k8s.io/v1alpha2", "kubevirt.io/v1")
-TYPHA = (sys.executable, "-c", "from typha import cli; cli.main()")
+TYPHA = (sys.executable, "-c", "from typha.cli import main; main.main()")
 PATIENCE_SECONDS = 60.0
 BUILT_IN = {
     ("v1", "Pod"): "pods",
@@ -36,7 +36,7 @@ BUILT_IN = {
 class RealCluster(served.Cluster):
     """A real API server in place of the simulated one, and no feeds file."""
 
-    def __init__(self, folder: pathlib.Path, plane: controlplane.ControlPlane) -> None:
+    def __init__(self, folder: pathlib.Path, plane: control_plane.ControlPlane) -> None:
         super().__init__(folder)
         self.plane = plane
         self.kubeconfig = plane.kubeconfig
@@ -50,7 +50,7 @@ class RealCluster(served.Cluster):
 
     def install(self, *groups: str) -> None:
         """Custom resources, served when this returns."""
-        for item in calicocrds.definitions(*groups):
+        for item in calico_crds.definitions(*groups):
             self.plane.create(DEFINITIONS, item)
             group, version = item["spec"]["group"], item["spec"]["versions"][0]["name"]
             names = item["spec"]["names"]
@@ -61,7 +61,7 @@ class RealCluster(served.Cluster):
 
     def uninstall(self, *groups: str) -> None:
         """Takes the definitions away, and with them the objects; gone when this returns."""
-        names = [item["metadata"]["name"] for item in calicocrds.definitions(*groups)]
+        names = [item["metadata"]["name"] for item in calico_crds.definitions(*groups)]
         for name in names:
             assert self.plane.request("DELETE", f"{DEFINITIONS}/{name}").status == 200
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -112,10 +112,10 @@ class RealCluster(served.Cluster):
 def opened(folder: pathlib.Path) -> Iterator[RealCluster]:
     """A control plane of its own: custom resources would be there for everybody. Fails the test without binaries."""
     try:
-        binaries = controlplane.find_binaries()
-    except controlplane.BinariesMissingError as error:
+        binaries = control_plane.find_binaries()
+    except control_plane.BinariesMissingError as error:
         pytest.fail(str(error), pytrace=False)
-    with controlplane.ControlPlane(folder / "plane", binaries=binaries) as plane:
+    with control_plane.ControlPlane(folder / "plane", binaries=binaries) as plane:
         yield RealCluster(folder, plane)
 
 

@@ -16,13 +16,13 @@ import aiohttp
 from cache import resources
 from cache.feeds import raw
 from clients import mirror
-from loadtest import kubeconfig
 from loadtest.apiserver import resources as simulated
 from loadtest.apiserver import simulator
+from loadtest.environment import kubeconfig
 from tests.harness import support
 
 FEED = "web"
-COMMAND = (sys.executable, "-c", "from typha import cli; cli.main()", "serve")
+COMMAND = (sys.executable, "-c", "from typha.cli import main; main.main()", "serve")
 FEEDS_FILE = "feeds:\n  web:\n    resources:\n      - type: v1/pods\n"
 TIMEOUT_SECONDS = 30.0
 _PODS = resources.ResourceType("", "v1", "pods")

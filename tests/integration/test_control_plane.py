@@ -10,14 +10,14 @@ import aiohttp
 import pytest
 import yaml
 
-from loadtest import controlplane
+from loadtest.environment.control_plane import USER_TOKEN, ControlPlane, ControlPlaneError
 
 pytestmark = pytest.mark.control_plane
 
 POD = {"metadata": {"name": "web"}, "spec": {"containers": [{"name": "main", "image": "none"}]}}
 
 
-def create_pod(plane: controlplane.ControlPlane) -> tuple[str, str]:
+def create_pod(plane: ControlPlane) -> tuple[str, str]:
     """Creates a pod in a namespace of its own; returns the pod's path and version."""
     namespace = f"test-{uuid.uuid4().hex[:12]}"
     plane.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
@@ -26,7 +26,7 @@ def create_pod(plane: controlplane.ControlPlane) -> tuple[str, str]:
     return f"{pods}/web", created["metadata"]["resourceVersion"]
 
 
-def first_watch_event(plane: controlplane.ControlPlane, path: str) -> Any:
+def first_watch_event(plane: ControlPlane, path: str) -> Any:
     """What a watch that ends after a second is told first, or None."""
     answer = plane.request("GET", path + "&watch=true&timeoutSeconds=1")
     assert answer.status == 200
@@ -34,7 +34,7 @@ def first_watch_event(plane: controlplane.ControlPlane, path: str) -> Any:
     return json.loads(lines[0]) if lines else None
 
 
-def test_objects_survive_a_kill_of_the_api_server(control_plane: controlplane.ControlPlane) -> None:
+def test_objects_survive_a_kill_of_the_api_server(control_plane: ControlPlane) -> None:
     pod, version = create_pod(control_plane)
 
     control_plane.kill()
@@ -47,7 +47,7 @@ def test_objects_survive_a_kill_of_the_api_server(control_plane: controlplane.Co
     assert answer.json()["metadata"]["resourceVersion"] == version
 
 
-def test_versions_from_before_expire_history_are_too_old(control_plane: controlplane.ControlPlane) -> None:
+def test_versions_from_before_expire_history_are_too_old(control_plane: ControlPlane) -> None:
     pod, version = create_pod(control_plane)
     watch = f"/api/v1/pods?resourceVersion={version}"
     assert first_watch_event(control_plane, watch) is None
@@ -61,17 +61,17 @@ def test_versions_from_before_expire_history_are_too_old(control_plane: controlp
     assert control_plane.request("GET", pod).status == 200
 
 
-def test_the_user_without_rights_is_told_so(control_plane: controlplane.ControlPlane) -> None:
-    assert control_plane.request("GET", "/api/v1/pods", token=controlplane.USER_TOKEN).status == 403
+def test_the_user_without_rights_is_told_so(control_plane: ControlPlane) -> None:
+    assert control_plane.request("GET", "/api/v1/pods", token=USER_TOKEN).status == 403
     assert control_plane.request("GET", "/api/v1/pods", token="unknown").status == 401
 
 
-def test_a_refused_object_is_an_error_with_the_reason(control_plane: controlplane.ControlPlane) -> None:
-    with pytest.raises(controlplane.ControlPlaneError, match=r"404.*no-such-namespace"):
+def test_a_refused_object_is_an_error_with_the_reason(control_plane: ControlPlane) -> None:
+    with pytest.raises(ControlPlaneError, match=r"404.*no-such-namespace"):
         control_plane.create("/api/v1/namespaces/no-such-namespace/pods", POD)
 
 
-def test_metrics_count_requests(control_plane: controlplane.ControlPlane) -> None:
+def test_metrics_count_requests(control_plane: ControlPlane) -> None:
     labels = {"verb": "LIST", "resource": "pods", "code": "200"}
     before = control_plane.metric_total("apiserver_request_total", **labels)
 
@@ -81,7 +81,7 @@ def test_metrics_count_requests(control_plane: controlplane.ControlPlane) -> Non
     assert control_plane.metric_total("apiserver_request_total", **labels) == before + 3
 
 
-async def test_kubeconfig_files_are_enough_to_connect(control_plane: controlplane.ControlPlane) -> None:
+async def test_kubeconfig_files_are_enough_to_connect(control_plane: ControlPlane) -> None:
     for path, status in ((control_plane.kubeconfig, 200), (control_plane.user_kubeconfig, 403)):
         config = yaml.safe_load(await asyncio.to_thread(path.read_text))
         [cluster], [user] = config["clusters"], config["users"]
@@ -93,8 +93,8 @@ async def test_kubeconfig_files_are_enough_to_connect(control_plane: controlplan
             assert answer.status == status
 
 
-def test_two_run_side_by_side_and_stop_leaves_nothing(control_plane: controlplane.ControlPlane, tmp_path: Path) -> None:
-    with controlplane.ControlPlane(tmp_path / "second") as second:
+def test_two_run_side_by_side_and_stop_leaves_nothing(control_plane: ControlPlane, tmp_path: Path) -> None:
+    with ControlPlane(tmp_path / "second") as second:
         pod, _ = create_pod(second)
         assert control_plane.request("GET", pod).status == 404
 

@@ -19,7 +19,14 @@ from tests.harness import go_client, served, support
 
 pytestmark = pytest.mark.go
 
-CONVERT = (sys.executable, "-c", "from typha import cli; cli.main()", "convert", "--api-group", "projectcalico.org/v3")
+CONVERT = (
+    sys.executable,
+    "-c",
+    "from typha.cli import main; main.main()",
+    "convert",
+    "--api-group",
+    "projectcalico.org/v3",
+)
 NAMESPACED = ("NetworkPolicy", "NetworkSet", "StagedNetworkPolicy", "StagedKubernetesNetworkPolicy")
 NODE_STATUS = {"updatePeriodSeconds": 10, "classes": ["Agent", "BGP"]}
 CALICO = {

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cache.feeds.calico import syncers
-from loadtest import controlplane
+from loadtest.environment import control_plane
 from tests.harness import calico_cluster, go_client, served, support
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.go, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -120,7 +120,7 @@ async def test_every_syncer_type_through_churn_the_workers_death_and_a_restart(
     gobpeer: str, tmp_path: pathlib.Path
 ) -> None:
     first, rounds = churn()
-    port = controlplane.free_port()
+    port = control_plane.free_port()
     variables = {"TYPHA_SERVERPORT": str(port)}
     with calico_cluster.opened(tmp_path) as cluster:
         await asyncio.to_thread(cluster.install, V1.value, *calico_cluster.OTHER_GROUPS)

@@ -14,7 +14,7 @@ from tests.typha.conftest import OpenStage, open_stage
 pytestmark = pytest.mark.go
 __all__ = ["open_stage"]  # a fixture
 
-WATCH = ("-c", "from clients import watch_cli; watch_cli.watch()")
+WATCH = ("-c", "from typha.cli import watch; watch.watch()")
 FLAGS = {"snappy": (), "plain": ("-no-restart",), "restart-without-snappy": ("-no-snappy",)}
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from cache.feeds.calico import syncers
 from clients import connection, mirror
-from loadtest import measure
+from loadtest.reporting import measure
 from tests.harness import calico_cluster, served, support
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(240)]

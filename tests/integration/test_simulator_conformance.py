@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import aiohttp
 import pytest
 
-from loadtest import controlplane
 from loadtest.apiserver import resources
 from loadtest.apiserver.simulator import Simulator
+from loadtest.environment import control_plane
 from tests.harness.apiserver_client import Api, JsonObject, names
 
 DEADLINE_SECONDS = 30.0
@@ -94,7 +94,7 @@ class SimulatedBackend:
 
 
 class RealBackend:
-    def __init__(self, plane: controlplane.ControlPlane) -> None:
+    def __init__(self, plane: control_plane.ControlPlane) -> None:
         self._plane = plane
 
     async def expire_history(self) -> None:
@@ -121,9 +121,9 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
             api = Api(await stack.enter_async_context(aiohttp.ClientSession()), simulator.url)
             backend = SimulatedBackend(simulator)
         else:
-            plane: controlplane.ControlPlane = request.getfixturevalue("control_plane")
+            plane: control_plane.ControlPlane = request.getfixturevalue("control_plane")
             session = aiohttp.ClientSession(
-                headers={"Authorization": f"Bearer {controlplane.ADMIN_TOKEN}"},
+                headers={"Authorization": f"Bearer {control_plane.ADMIN_TOKEN}"},
                 connector=aiohttp.TCPConnector(ssl=plane.tls_context()),
             )
             api = Api(await stack.enter_async_context(session), plane.url)

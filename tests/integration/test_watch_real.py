@@ -15,7 +15,7 @@ from cache.feeds import raw
 from cache.kube import api, watcher
 from cache.watch import decoding
 from cache.watch.policy import WatchPolicy
-from loadtest import controlplane
+from loadtest.environment.control_plane import ControlPlane
 from protocol import digest
 from protocol.messages import SyncStatus
 
@@ -60,7 +60,7 @@ class DigestSink:
 class Reader:
     """Watches some types and compares with what the API server lists."""
 
-    def __init__(self, plane: controlplane.ControlPlane, sink: DigestSink, watchers: list[watcher.Watcher]) -> None:
+    def __init__(self, plane: ControlPlane, sink: DigestSink, watchers: list[watcher.Watcher]) -> None:
         self.plane = plane
         self.sink = sink
         self.watchers = {subject.type: subject for subject in watchers}
@@ -82,7 +82,7 @@ class Reader:
         assert all(self.sink.statuses[type] is SyncStatus.IN_SYNC for type in self.watchers)
 
 
-def listed_digest(plane: controlplane.ControlPlane, types: list[resources.ResourceType]) -> int:
+def listed_digest(plane: ControlPlane, types: list[resources.ResourceType]) -> int:
     pairs = []
     for type in types:
         answer = plane.request("GET", type.list_path)
@@ -98,7 +98,7 @@ def listed_digest(plane: controlplane.ControlPlane, types: list[resources.Resour
 
 @contextlib.asynccontextmanager
 async def reading(
-    plane: controlplane.ControlPlane, *types: resources.ResourceType, policy: WatchPolicy = _POLICY
+    plane: ControlPlane, *types: resources.ResourceType, policy: WatchPolicy = _POLICY
 ) -> AsyncIterator[Reader]:
     session = api.KubeApi()
     await session.start()
@@ -115,14 +115,14 @@ async def reading(
 
 
 @pytest.fixture(autouse=True)
-def kubeconfig(control_plane: controlplane.ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+def kubeconfig(control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(control_plane.kubeconfig))
 
 
 class Churn:
     """Writes pods and config maps in a namespace of its own, and knows which keys it has ever deleted."""
 
-    def __init__(self, plane: controlplane.ControlPlane, seed: int) -> None:
+    def __init__(self, plane: ControlPlane, seed: int) -> None:
         self.plane = plane
         self.random = random.Random(seed)
         self.namespace = f"test-{uuid.uuid4().hex[:12]}"
@@ -163,9 +163,7 @@ class Churn:
 
 
 @pytest.mark.parametrize("use_watch_list", [True, False])
-async def test_churn_restart_and_expired_history(
-    control_plane: controlplane.ControlPlane, use_watch_list: bool
-) -> None:
+async def test_churn_restart_and_expired_history(control_plane: ControlPlane, use_watch_list: bool) -> None:
     churn = await asyncio.to_thread(Churn, control_plane, 1)
     await asyncio.to_thread(churn.run, 100)
     policy = dataclasses.replace(_POLICY, use_watch_list=use_watch_list, page_limit=20)
@@ -195,7 +193,7 @@ async def test_churn_restart_and_expired_history(
         assert own <= churn.deleted, "a live object was deleted"
 
 
-async def test_a_broken_connection_is_resumed(control_plane: controlplane.ControlPlane) -> None:
+async def test_a_broken_connection_is_resumed(control_plane: ControlPlane) -> None:
     churn = await asyncio.to_thread(Churn, control_plane, 2)
     short = dataclasses.replace(_POLICY, idle_seconds=0.5, healthy_seconds=0.2)
     async with reading(control_plane, PODS, policy=short) as reader:
@@ -210,7 +208,7 @@ async def test_a_broken_connection_is_resumed(control_plane: controlplane.Contro
 
 
 async def test_a_type_installed_later_is_found_and_uninstalled_is_empty(
-    control_plane: controlplane.ControlPlane,
+    control_plane: ControlPlane,
 ) -> None:
     group = f"g{uuid.uuid4().hex[:8]}.example.com"
     widgets = resources.ResourceType(group, "v1", "widgets")
@@ -236,7 +234,7 @@ async def test_a_type_installed_later_is_found_and_uninstalled_is_empty(
 
 
 async def test_a_user_without_rights_is_told_the_missing_rule(
-    control_plane: controlplane.ControlPlane, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(control_plane.user_kubeconfig))
     async with reading(control_plane, PODS) as reader:
@@ -258,7 +256,7 @@ def widget_definition(group: str) -> dict[str, Any]:
     }
 
 
-def create_when_served(plane: controlplane.ControlPlane, collection: str, body: dict[str, Any]) -> None:
+def create_when_served(plane: ControlPlane, collection: str, body: dict[str, Any]) -> None:
     answer = plane.request("POST", collection, body)
     while answer.status == 404:  # the API server needs a moment to serve a new type; pytest's timeout ends this
         answer = plane.request("POST", collection, body)

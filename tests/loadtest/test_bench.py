@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from loadtest.bench import apart, command, groups, history, rows, runner
+from loadtest.bench import command, comparisons, history, rows, runner, standalone
 from loadtest.swarm import control
 
 NATIVE, TYPHA = control.Protocol.NATIVE, control.Protocol.TYPHA
@@ -51,9 +51,9 @@ def test_rows_are_chosen_by_name() -> None:
 
 def test_every_row_has_somebody_who_measures_it() -> None:
     for row in rows.ROWS:
-        assert row.group in groups.GROUPS or row.group in apart.APART
-        if row.group in groups.GROUPS and row.name != "bare-send":
-            part = groups.GROUPS[row.group].wants(frozenset({row.name}))
+        assert row.group in comparisons.GROUPS or row.group in standalone.APART
+        if row.group in comparisons.GROUPS and row.name != "bare-send":
+            part = comparisons.GROUPS[row.group].wants(frozenset({row.name}))
             assert part.rates or part.burst or part.storm or part.idle, row.name
 
 
@@ -114,7 +114,7 @@ def test_a_page_without_a_run_says_so(tmp_path: Path) -> None:
     assert history.load(tmp_path) == []
 
 
-TINY = groups.Sizes(scale=0.01, seconds=1.0, pods=50)
+TINY = comparisons.Sizes(scale=0.01, seconds=1.0, pods=50)
 
 
 @pytest.mark.slow

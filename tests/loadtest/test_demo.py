@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import demo, kubeconfig, truth
+from loadtest import demo
 from loadtest.apiserver import population, settings, simulator
+from loadtest.environment import kubeconfig
+from loadtest.verification import expected_state
 
 SMALL = demo.DemoSettings(duration_seconds=2.0, agents=20, public_agents=2, nodes=5, pods=50, updates_per_second=30.0)
 
@@ -39,5 +41,5 @@ async def test_a_cluster_is_only_read(tmp_path: Path, capsys: pytest.CaptureFixt
 async def test_a_cluster_where_nothing_may_be_read(tmp_path: Path, free_port: int) -> None:
     kubeconfig.write(tmp_path / "config", f"http://127.0.0.1:{free_port}")
     own = dataclasses.replace(SMALL, folder=tmp_path / "report", kubeconfig=tmp_path / "config")
-    with pytest.raises(truth.ApiError):
+    with pytest.raises(expected_state.ApiError):
         await demo.run(own)

@@ -8,7 +8,7 @@ from pathlib import Path
 from click import testing
 
 from loadtest import __main__ as command
-from loadtest import measure
+from loadtest.reporting import measure
 
 SMALL = ("--agents", "20", "--public-agents", "2", "--pods", "20", "--nodes", "2", "--duration", "60")
 

@@ -10,7 +10,7 @@ if [[ -n "${TEST_ASSET_KUBE_APISERVER:-}" && -n "${TEST_ASSET_ETCD:-}" ]]; then
     exit 0
 fi
 
-# Must agree with loadtest/controlplane.py: the first 16 hex digits of the SHA-256 of go.mod, go.sum and both main packages.
+# Must agree with loadtest/environment/control_plane.py: the first 16 hex digits of the SHA-256 of go.mod, go.sum and both main packages.
 digest=$(cat go.mod go.sum etcd/main.go kube-apiserver/main.go | sha256sum | cut -c1-16)
 folder="${XDG_CACHE_HOME:-$HOME/.cache}/typha-control-plane/$digest/bin"
 

@@ -1,10 +1,10 @@
 """Tests of loadtest.apiserver.calico."""
 
-from loadtest import calicocrds
 from loadtest.apiserver import calico
 from loadtest.apiserver.population import Population, populate
 from loadtest.apiserver.resources import BUILT_IN
 from loadtest.apiserver.store import Store
+from loadtest.environment import calico_crds
 
 
 def test_types_and_objects_of_a_cluster_with_calico() -> None:
@@ -12,7 +12,7 @@ def test_types_and_objects_of_a_cluster_with_calico() -> None:
     for resource in BUILT_IN:
         store.install(resource)
     populate(store, Population(nodes=1, pods=0, namespaces=1, services=0, widgets=0, calico=True), seed=0)
-    assert {resource.kind for resource in calico.RESOURCES.values()} <= {kind.name for kind in calicocrds.KINDS}
+    assert {resource.kind for resource in calico.RESOURCES.values()} <= {kind.name for kind in calico_crds.KINDS}
     assert set(calico.RESOURCES.values()) <= set(store.resources())
     assert store.count(calico.RESOURCES["IPPool"]) == 1
     assert b"projectcalico.org/IPv4Address" in next(iter(store.objects(BUILT_IN[1]).values()))

@@ -1,1 +1,1 @@
-"""Tests of loadtest.real."""
+"""Tests of loadtest.scenarios.real."""

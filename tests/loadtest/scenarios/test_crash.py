@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import view
+from loadtest.reporting import dashboard
 from loadtest.scenarios import crash, registry
 from loadtest.swarm import control
 from tests.loadtest.scenarios.test_fanout import SMALL
@@ -15,7 +15,7 @@ from tests.loadtest.scenarios.test_fanout import SMALL
 async def test_all_agents_come_back_after_a_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(crash, "BEFORE_SECONDS", 0.5)
     sizes = dataclasses.replace(SMALL, folder=tmp_path, seconds=1.0, protocols=tuple(control.Protocol))
-    with view.View("test") as screen:
+    with dashboard.View("test") as screen:
         made = await registry.SCENARIOS[name](sizes, screen)
     assert [check.line() for check in made.checks if not check.passed] == []
     assert made.data["verdict"]["converged"] == 20

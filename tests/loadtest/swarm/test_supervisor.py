@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clients import testing
-from loadtest import certificates
+from loadtest.environment import certificates
 from loadtest.swarm import control, supervisor
 from protocol import digest
 from tests.harness.swarm_peers import value

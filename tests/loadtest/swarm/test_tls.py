@@ -1,4 +1,4 @@
-"""Tests of loadtest.swarm.tls: the peer is OpenSSL's server side, with certificates that loadtest.certificates made."""
+"""Tests of loadtest.swarm.tls: the peer is OpenSSL's server side."""
 
 import contextlib
 import ssl
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest import certificates
+from loadtest.environment import certificates
 from loadtest.swarm import tls
 
 

@@ -14,7 +14,7 @@ import pytest
 QUIET = {"TYPHA_LOGFILEPATH": "none", "TYPHA_LOGSEVERITYSYS": "none"}
 
 
-COMMAND = (sys.executable, "-c", "from typha import cli; cli.main()")
+COMMAND = (sys.executable, "-c", "from typha.cli import main; main.main()")
 
 
 def environment(variables: dict[str, str]) -> dict[str, str]:
@@ -151,7 +151,7 @@ def test_help_names_every_setting() -> None:
     ],
 )
 def test_a_command_imports_only_what_it_needs(command: str, unwanted: tuple[str, ...]) -> None:
-    program = f"import sys; from typha import cli; cli.run(['{command}', '-h']); print(*sys.modules)"
+    program = f"import sys; from typha.cli import main; main.run(['{command}', '-h']); print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     modules = set(result.stdout.splitlines()[-1].split())
     assert not modules.intersection(unwanted)

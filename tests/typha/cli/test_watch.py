@@ -29,7 +29,7 @@ def _heed_interrupts() -> None:
 @contextlib.asynccontextmanager
 async def watching(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", "from clients import watch_cli; watch_cli.watch()", *arguments),
+        *(sys.executable, "-c", "from typha.cli import watch; watch.watch()", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(ROOT), "LC_ALL": "C"},
@@ -122,7 +122,7 @@ async def test_a_server_that_drains_is_asked_again() -> None:
 async def test_a_reader_who_has_seen_enough() -> None:
     async with testing.Server(feeds=FEEDS) as server:
         arguments = f"{server.address} --feed pods --json"
-        program = f"{sys.executable} -c 'from clients import watch_cli; watch_cli.watch()' {arguments}"
+        program = f"{sys.executable} -c 'from typha.cli import watch; watch.watch()' {arguments}"
         shell = await asyncio.create_subprocess_shell(
             f"({program}; echo exit $? >&2) | head -n 1",
             stdout=asyncio.subprocess.PIPE,

@@ -95,7 +95,7 @@ async def test_typha_watch(open_stage: OpenStage, files: certificates.Files, pro
         f"{stage.address[0]}:{stage.address[1]}",
     ]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", "from clients import watch_cli; watch_cli.watch()", *arguments),
+        *(sys.executable, "-c", "from typha.cli import watch; watch.watch()", *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -1,0 +1,1 @@
+"""What a run needs around the service: processes, control plane, cluster access, certificates."""

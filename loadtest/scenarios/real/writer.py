@@ -1,0 +1,214 @@
+"""The one writer on a real API server: fills it, changes it, and notes each deletion before it asks for it.
+
+It survives an API server that is killed: a request without an answer is made again until the outcome is known.
+"""
+
+import asyncio
+import dataclasses
+import json
+import random
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final, Self
+
+import aiohttp
+
+from cache import resources
+from cache.feeds import raw
+from loadtest.environment import kubeconfig
+from loadtest.scenarios.real import objects
+from loadtest.swarm import frames
+
+REQUEST_TIMEOUT_SECONDS: Final = 10.0
+RETRY_SECONDS: Final = 0.2
+GIVE_UP_SECONDS: Final = 90.0
+AT_ONCE: Final = 16
+OPERATIONS: Final = ("update", "update", "create", "delete")
+"""Chosen from evenly: the number of objects stays about the same."""
+
+
+class WriteError(Exception):
+    """The API server refused a write; the message has its answer."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of object that is created, updated and deleted."""
+
+    type: resources.ResourceType
+    make: Callable[[str, str], objects.JsonObject]
+
+    def path(self, namespace: str, name: str = "") -> str:
+        """URL path of the collection in a namespace, or of an object."""
+        prefix = self.type.list_path.rpartition("/")[0]
+        path = f"{prefix}/namespaces/{namespace}/{self.type.resource}"
+        return f"{path}/{name}" if name else path
+
+
+KINDS: Final = (
+    Kind(resources.ResourceType("", "v1", "pods"), objects.pod),
+    Kind(resources.ResourceType("", "v1", "services"), objects.service),
+    Kind(resources.ResourceType("discovery.k8s.io", "v1", "endpointslices"), objects.endpoint_slice),
+    Kind(resources.ResourceType(objects.GROUP, "v1", "widgets"), objects.widget),
+)
+TYPES: Final = ("v1/namespaces", *(str(kind.type) for kind in KINDS))
+
+
+class Writer:
+    """`counts` says what was done, `asked` when the deletion of each (key, uid) was asked for, in ns since 1970."""
+
+    def __init__(self, access: kubeconfig.Access, *, namespaces: int, seed: int = 0) -> None:
+        self.asked: dict[tuple[str, str], int] = {}
+        self.counts = {"create": 0, "update": 0, "delete": 0, "retries": 0}
+        self._access = access
+        self._dice = random.Random(seed)
+        self._namespaces = [f"load-{number:02d}" for number in range(namespaces)]
+        self._live: dict[Kind, list[tuple[str, str, str]]] = {kind: [] for kind in KINDS}
+        """(namespace, name, uid) of each object."""
+        self._serial = 0
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS)
+        self._session = aiohttp.ClientSession(headers=self._access.headers, timeout=timeout)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def populate(self, counts: dict[str, int]) -> None:
+        """Creates the custom type, the namespaces, and so many objects of each kind (plural name -> number)."""
+        path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        await self._request("POST", path, objects.CUSTOM_RESOURCE_DEFINITION, accepted=(201, 409))
+        for name in self._namespaces:
+            await self._request("POST", "/api/v1/namespaces", objects.namespace(name), accepted=(201, 409))
+        await self._wait_served(KINDS[-1])
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def create(kind: Kind) -> None:
+            async with gate:
+                await self._create(kind)
+
+        await asyncio.gather(*(create(kind) for kind in KINDS for _ in range(counts[kind.type.resource])))
+
+    async def churn(self, *, writes_per_second: float, seconds: float) -> None:
+        """Creates, updates and deletes for a while, several at once; all kinds, and the namespaces' labels."""
+        begin = time.monotonic()
+        gate = asyncio.Semaphore(AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            number = 0
+            while (due := begin + number / writes_per_second) < begin + seconds:
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                await gate.acquire()
+                task = group.create_task(self._write(number), name=f"write {number}")
+                task.add_done_callback(lambda _: gate.release())
+                number += 1
+                if time.monotonic() > begin + seconds:
+                    break
+
+    async def touch_all(self) -> None:
+        """One update of an object of each kind, so that each watch has something to deliver."""
+        await self._label_namespace()
+        for kind in KINDS:
+            await self._update(kind)
+
+    async def _write(self, number: int) -> None:
+        if number % 20 == 0:
+            await self._label_namespace()
+            return
+        weights = [10, 1, 2, 2]
+        kind = self._dice.choices(KINDS, weights)[0]
+        match self._dice.choice(OPERATIONS):
+            case "create":
+                await self._create(kind)
+            case "update":
+                await self._update(kind)
+            case _:
+                await self._delete(kind)
+
+    async def _create(self, kind: Kind) -> None:
+        self._serial += 1
+        name = f"{kind.type.resource[:-1]}-{self._serial:06d}"
+        namespace = self._dice.choice(self._namespaces)
+        body = kind.make(name, namespace)
+        status, created = await self._request("POST", kind.path(namespace), body, accepted=(201, 409))
+        if status == 409:  # an earlier try had arrived
+            _, created = await self._request("GET", kind.path(namespace, name))
+        self._live[kind].append((namespace, name, created["metadata"]["uid"]))
+        self.counts["create"] += 1
+
+    async def _update(self, kind: Kind) -> None:
+        if not self._live[kind]:
+            return
+        namespace, name, _ = self._dice.choice(self._live[kind])
+        change = {"metadata": {"labels": {objects.LABEL: str(self._dice.random())}}}
+        await self._request("PATCH", kind.path(namespace, name), change, accepted=(200, 404))
+        self.counts["update"] += 1
+
+    async def _delete(self, kind: Kind) -> None:
+        live = self._live[kind]
+        if not live:
+            return
+        index = self._dice.randrange(len(live))
+        live[index], live[-1] = live[-1], live[index]
+        namespace, name, uid = live.pop()
+        self.asked[raw.object_key(kind.type, namespace, name), uid] = time.time_ns()
+        options = {"gracePeriodSeconds": 0, "preconditions": {"uid": uid}}
+        await self._request("DELETE", kind.path(namespace, name), options, accepted=(200, 404))
+        self.counts["delete"] += 1
+
+    async def _label_namespace(self) -> None:
+        path = f"/api/v1/namespaces/{self._dice.choice(self._namespaces)}"
+        await self._request("PATCH", path, {"metadata": {}})
+        self.counts["update"] += 1
+
+    async def _wait_served(self, kind: Kind) -> None:
+        async with asyncio.timeout(GIVE_UP_SECONDS):
+            while True:
+                status, _ = await self._request("GET", kind.type.list_path, accepted=(200, 404))
+                if status == 200:
+                    return
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _request(
+        self, method: str, path: str, body: objects.JsonObject | None = None, *, accepted: tuple[int, ...] = (200,)
+    ) -> tuple[int, dict[str, Any]]:
+        """Until there is an answer that is not the sign of a server in trouble. Raises WriteError."""
+        deadline = time.monotonic() + GIVE_UP_SECONDS
+        while True:
+            status, content, text = await self._once(method, path, body)
+            if status in accepted:
+                return status, content
+            if status and status < 500 and status not in (403, 409, 429):
+                raise WriteError(f"{method} {path}: {status} {text[:300]}")
+            if time.monotonic() > deadline:
+                raise WriteError(f"{method} {path}: {status or 'no answer'} {text[:300]}")
+            self.counts["retries"] += 1
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _once(self, method: str, path: str, body: objects.JsonObject | None) -> tuple[int, dict[str, Any], str]:
+        assert self._session is not None
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        data = None if body is None else json.dumps(_stamped(body)).encode()
+        tls = self._access.tls if self._access.tls is not None else True
+        try:
+            async with self._session.request(
+                method, self._access.server + path, data=data, headers={"Content-Type": kind}, ssl=tls
+            ) as answer:
+                text = await answer.text()
+                return answer.status, json.loads(text) if answer.status < 300 else {}, text
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            return 0, {}, f"{type(error).__name__}: {error}"
+
+
+def _stamped(body: objects.JsonObject) -> objects.JsonObject:
+    """An object with the time of this try; what is no object (options of a deletion) as it is."""
+    metadata = body.get("metadata")
+    if metadata is None:
+        return body
+    annotations = {**metadata.get("annotations", {}), frames.WRITTEN_AT: str(time.time_ns())}
+    return {**body, "metadata": {**metadata, "annotations": annotations}}

@@ -1,0 +1,1 @@
+"""What agents must hold in the end, and whether they do."""

@@ -1,0 +1,90 @@
+"""Tests of the bare loop: what it makes of a watch, and that its agents hold the API server's state."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loadtest import demo
+from loadtest.bench import measurement, targets
+from loadtest.bench.bare import greeting, sources
+from loadtest.environment import kubeconfig, processes
+from loadtest.reporting import report
+from loadtest.swarm import control, supervisor
+from loadtest.verification import calico_expected_state, expected_state, proof
+from protocol import messages
+
+AGENTS = 12
+UPDATES = {"create": 0, "delete": 0, "types": {"pods": 1}}
+
+
+def line(kind: str, *, name: str = "web") -> bytes:
+    content = {"kind": "Pod", "apiVersion": "v1", "metadata": {"name": name, "namespace": "shop", "managedFields": []}}
+    return json.dumps({"type": kind, "object": content}).encode()
+
+
+def test_a_line_of_a_watch_is_the_update_that_the_service_sends() -> None:
+    value = b'{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web","namespace":"shop"}}'
+    key = "/core/v1/pods/shop/web"
+    assert sources.raw_updates([line("MODIFIED")]) == [messages.Update(key, value, "1", messages.UpdateType.UPDATED)]
+    [deleted] = sources.raw_updates([line("DELETED")])
+    assert (deleted.key, deleted.value) == (key, None)
+    assert sources.raw_updates([b'{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"7"}}}']) == []
+
+
+def test_a_schedule_gives_as_many_updates_as_it_is_asked_for() -> None:
+    schedule = sources.Schedule(objects=3)
+    assert schedule.due_in_seconds() is None
+    schedule.start(updates_per_second=10_000.0, seconds=0.001)
+    count = 0
+    while schedule.due_in_seconds() is not None:
+        [update] = schedule.take()
+        assert update.value is not None
+        count += 1
+    assert count == 10
+
+
+def test_a_recording_is_kept(tmp_path: Path) -> None:
+    made = greeting.Recording(control.Protocol.TYPHA, [b"hello", b"snapshot"], 17)
+    made.save(tmp_path / "recording")
+    assert greeting.load(tmp_path / "recording") == made
+
+
+@pytest.mark.parametrize("protocol", list(control.Protocol))
+async def test_its_agents_hold_the_api_servers_state(protocol: control.Protocol, tmp_path: Path) -> None:
+    """Recorded snapshot, own watch, newcomers after updates: the same map as from the service."""
+    report.prepare_folder(tmp_path)
+    arguments = ["--nodes", "5", "--pods", "50", *(["--calico"] if protocol is control.Protocol.TYPHA else [])]
+    async with processes.Simulator(tmp_path, arguments=arguments) as simulator:
+        ground = targets.Ground(folder=tmp_path, simulator=simulator, protocol=protocol)
+        async with targets.open_contender(targets.Side.BARE, ground) as bare:
+            assert (bare.service, bare.begin) == (None, None)
+            async with supervisor.Swarm([bare.address], feed=ground.feed, agents=AGENTS, protocols=[protocol]) as swarm:
+                await swarm.wait_in_sync(timeout_seconds=30)
+
+                # Calico's built-in profile comes with the first change, two keys that nobody has written.
+                churned = (52 if ground.is_calico else 50) * AGENTS
+
+                async def change() -> None:
+                    body = {"rate_per_second": 50.0, "duration_seconds": 1.0, "label_times": ground.is_calico}
+                    await simulator.control("POST", "churn", {**body, **UPDATES})
+                    await swarm.wait_for(lambda now: now.updates >= churned, timeout_seconds=30)
+                    await swarm.reconnect()
+                    await swarm.wait_for(
+                        lambda now: now.connects >= 2 * AGENTS and now.in_sync >= AGENTS, timeout_seconds=30
+                    )
+
+                window = await measurement.observe(bare, swarm, change)
+                assert window.deliveries >= 50 * AGENTS
+                assert window.latency.total >= 50 * AGENTS
+                assert window.peak_bytes > 0
+                async with expected_state.ApiClient(kubeconfig.load(simulator.kubeconfig)) as client:
+
+                    async def expected() -> expected_state.Truth:
+                        if ground.is_calico:
+                            return await calico_expected_state.read(client, ground.feed)
+                        return await client.truth(expected_state.specs(demo.SIMULATED_TYPES))
+
+                    verdict = await proof.when_quiet(swarm, expected, timeout_seconds=30)
+                assert verdict.converged == AGENTS, verdict.line()
+                assert swarm.totals().protocol_errors == []
