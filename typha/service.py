@@ -17,9 +17,9 @@ from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
 from typha import clock, settings
-from typha.hub import bootstrap, hub, snapshot_builder, supervisor
+from typha.hub import bootstrap, hub, snapshot_scheduler, supervisor
 from typha.hub.channel import HubChannel
-from typha.hub.collector import Observer
+from typha.hub.collector import Collector
 from typha.observability import health, loop_latency, metrics, webserver
 from typha.settings import feeds_file
 
@@ -97,27 +97,27 @@ class Service:
         self._settings = configured
         specs = feeds_file.load(configured.feeds_file) if configured.feeds_file else []
         max_value_bytes = configured.max_frame_bytes - _VALUE_OVERHEAD_BYTES
-        self.maker = snapshot_builder.SnapshotMaker(self._snapshot_built, self._is_open)
+        self.snapshots = snapshot_scheduler.SnapshotScheduler(self._snapshot_built, self._is_open)
         self.hub = hub.Hub(
             [feed.RawFeed(spec, max_value_bytes=max_value_bytes) for spec in specs],
             awaited=bootstrap.awaited_names(configured),
             log_budget_bytes=configured.log_budget_bytes,
             segment_bytes=configured.segment_bytes,
-            build_snapshot=self.maker.request,
+            build_snapshot=self.snapshots.request,
         )
         self.calico = bootstrap.CalicoStart(configured, self.hub, max_value_bytes=max_value_bytes)
         self.listener = listener
-        self.workers = supervisor.Workers(self.hub, configured, self.listener)
+        self.workers = supervisor.Supervisor(self.hub, configured, self.listener)
         self.health = health.HealthAggregator()
-        self.collector = loop_latency.Collector()
-        self.observer = Observer(
+        self.garbage = loop_latency.Collector()
+        self.collector = Collector(
             configured,
             self.hub,
             self.workers,
             longest_pause=longest_pause or loop_latency.Longest(clock.monotonic()),
             open_files_limit=raise_open_files_limit(),
         )
-        self.observer.register(self.health)
+        self.collector.register(self.health)
         self._stopping = asyncio.Event()
 
     def _is_open(self, channel: HubChannel) -> bool:
@@ -171,10 +171,10 @@ class Service:
     def _background(self) -> list[tuple[str, Coroutine[None, None, None]]]:
         jobs: list[tuple[str, Coroutine[None, None, None]]] = [
             ("watchers", self._watch()),
-            ("snapshots", self.maker.run()),
+            ("snapshots", self.snapshots.run()),
             ("catch-ups", self.hub.catch_ups.run()),
-            ("gathering", self.hub.gathering.run()),
-            ("garbage", self.collector.run()),
+            ("gathering", self.hub.coalescer.run()),
+            ("garbage", self.garbage.run()),
             ("housekeeping", self._keep_house()),
         ]
         if self._settings.health_enabled:
@@ -184,7 +184,7 @@ class Service:
         return jobs
 
     def _metrics_server(self) -> webserver.WebServer:
-        collector = metrics.SamplesCollector(self.observer.samples, syncers=self.hub.names)
+        collector = metrics.SamplesCollector(self.collector.samples, syncers=self.hub.names)
         registry = metrics.make_registry(
             collector,
             runtime=self._settings.prometheus_go_metrics_enabled,
@@ -197,11 +197,11 @@ class Service:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
             self.hub.look_after_channels()
-            self.observer.report(self.health)
+            self.collector.report(self.health)
             is_complete = bool(self.hub.feeds) and not self.hub.awaited
             if not synced and is_complete and all(source.synced_once for source in self.hub.feeds.values()):
                 synced = True
-                self.collector.after_first_sync()
+                self.garbage.after_first_sync()
 
     async def _watch(self) -> None:
         """Watches every type that a feed takes, each once."""
@@ -220,7 +220,7 @@ class Service:
         family = api_group.Family(self.calico.types)
         for type in types:
             one = watcher.Watcher(session, type, self.hub, policy=policy, family=family if type in family else None)
-            self.observer.watchers.append(one)
+            self.collector.watchers.append(one)
             tasks.create_task(one.run(), name=f"watch {type}")
 
     @contextlib.asynccontextmanager

@@ -8,7 +8,7 @@ from cache.feeds import feed
 from protocol import messages
 from tests.harness import support
 from tests.harness.support import PODS, build_snapshot, pod
-from typha.hub import hub, worker_handle
+from typha.hub import hub, worker_link
 from typha.hub.channel import HubChannel
 from typha.ipc import link, shared_counters
 
@@ -24,15 +24,15 @@ class Worker:
         self.broken: list[Exception] = []
         self.watching: list[bool] = []
         self.link = link.Link(theirs)
-        self.handle: worker_handle.WorkerHandle
+        self.handle: worker_link.WorkerLink
         self._ours = link.Link(ours)
         self._number = number
-        self._ends_sent: shared_counters.Progress | None = None
+        self._ends_sent: shared_counters.SharedCounter | None = None
         self._ends_heard = 0
 
     def attach(self, to: hub.Hub, *, tells_progress: bool = False) -> None:
         """The hub gets to know it; without its progress it is taken to have sent everything at once."""
-        self.handle = worker_handle.WorkerHandle(self._number, self._ours, to, self.broken.append, self.watching.append)
+        self.handle = worker_link.WorkerLink(self._number, self._ours, to, self.broken.append, self.watching.append)
         to.add_worker(self.handle)
         if not tells_progress:
             self.handle.close()
@@ -43,7 +43,7 @@ class Worker:
         while batch := list(self.link.receive()):
             for message, descriptors in batch:
                 if message == ["progress"]:
-                    self._ends_sent = shared_counters.Progress.attach(descriptors.pop())
+                    self._ends_sent = shared_counters.SharedCounter.attach(descriptors.pop())
                     continue
                 messages.append(message)
                 self._ends_heard += message[0] == "ends"

@@ -19,7 +19,7 @@ from protocol.native import connection as native
 from protocol.native import frames
 from tests.harness import certificates
 from typha import settings
-from typha.hub import hub, worker_handle
+from typha.hub import hub, worker_link
 from typha.hub.channel import HubChannel
 from typha.ipc import link
 from typha.worker import client, policy, server, tls, transport
@@ -97,7 +97,7 @@ class Stage:
         ours, theirs = link.pair()
         self.loop = asyncio.get_running_loop()
         self.link = link.Link(ours)
-        self.handle = worker_handle.WorkerHandle(1, self.link, self.hub, self.broken.append, self._watch_write)
+        self.handle = worker_link.WorkerLink(1, self.link, self.hub, self.broken.append, self._watch_write)
         self.loop.add_reader(self.link.fileno(), self._hear)
         config = policy.WorkerConfig(
             number=1,
@@ -106,8 +106,8 @@ class Stage:
             settings=settings.to_dict(settings.Settings()),
             client_tls=self.client_tls,
         )
-        self.fanout = server.Fanout(config, self.listener, link.Link(theirs), bytes_through=self.bytes_through)
-        self.task = asyncio.create_task(self.fanout.run(), name="fanout under test")
+        self.server = server.Server(config, self.listener, link.Link(theirs), bytes_through=self.bytes_through)
+        self.task = asyncio.create_task(self.server.run(), name="fanout under test")
         self.hub.add_worker(self.handle)
         try:
             yield self
@@ -191,7 +191,7 @@ class Stage:
     @property
     def disconnects(self) -> dict[str, int]:
         """Ended connections by reason."""
-        return {reason.value: count for reason, count in self.fanout.stats.disconnects.items() if count}
+        return {reason.value: count for reason, count in self.server.stats.disconnects.items() if count}
 
     async def connect(self, *, receive_buffer_bytes: int | None = None) -> "Peer":
         """A TCP connection that has said nothing yet."""
@@ -221,7 +221,7 @@ class Stage:
     async def client_of(self, peer: "Peer") -> client.Client:
         """The server's end of a peer."""
         host, port = peer.socket.getsockname()
-        clients = self.fanout.poller.clients
+        clients = self.server.poller.clients
         await eventually(lambda: any(one.address == f"{host}:{port}" for one in clients.values()))
         [found] = [one for one in clients.values() if one.address == f"{host}:{port}"]
         return found

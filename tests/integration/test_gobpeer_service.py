@@ -57,7 +57,7 @@ async def test_an_old_go_client_is_held_in_silence(gobpeer: str, open_stage: Ope
     stage.in_sync()
     async with follow(gobpeer, stage, "-old") as client:
         await eventually(lambda: stage.disconnects == {"unsupported-version": 1})
-        assert len(stage.fanout.sessions.closing) == 1
+        assert len(stage.server.connections.closing) == 1
         await eventually(lambda: client.seen == ["error"])
 
 

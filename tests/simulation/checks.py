@@ -4,17 +4,17 @@ from cache.state.cursor import CursorState
 from tests.simulation import service
 from tests.simulation import world as worlds
 from typha.worker import client, server
-from typha.worker.channel import ChannelView
+from typha.worker.channel import WorkerChannel
 
 _AWAY = {CursorState.SNAPSHOT, CursorState.FOLLOWING, CursorState.CATCHING_UP}
 
 
-def check_worker(one: server.Fanout) -> None:
+def check_worker(one: server.Server) -> None:
     """Counters add up, and every client stands in one place."""
     if one._finished.is_set():
         return  # it lets go of everything, and nobody asks for its counts any more
     clients = one.poller.clients
-    active = len(clients) - len(one.sessions.closing)
+    active = len(clients) - len(one.connections.closing)
     ended = sum(one.stats.disconnects.values())
     if one.stats.accepted != active + ended:
         raise worlds.Violation(f"{one.stats.accepted} accepted, {active} active, {ended} ended")
@@ -29,10 +29,10 @@ def check_worker(one: server.Fanout) -> None:
             raise worlds.Violation(f"{current!r} has a reason, or none, wrongly")
 
 
-def _check_view(view: ChannelView, seen: set[client.Client]) -> None:
+def _check_view(view: WorkerChannel, seen: set[client.Client]) -> None:
     # A snapshot may be told of before the end of the log behind which it was cut.
     end = max(view.log.end, view.snapshot.log_offset if view.snapshot else 0)
-    for index, current in enumerate(view.following):
+    for index, current in enumerate(view.live):
         if current.index != index or current.state is not CursorState.FOLLOWING or current.offset > end:
             raise worlds.Violation(f"{current!r} stands at {index} of the pass, the log ends at {end}")
     for current in view.held:
@@ -48,7 +48,7 @@ def _check_view(view: ChannelView, seen: set[client.Client]) -> None:
         raise worlds.Violation("a client stands in two lists")
 
 
-def left_files(one: server.Fanout) -> str:
+def left_files(one: server.Server) -> str:
     """What is held for readers that have left; some may have a moment ago, and others nobody knows of yet."""
     reading = {current.state for current in one.poller.clients.values()}
     for view in one.channels._by_name.values():

@@ -225,7 +225,7 @@ def _limits(draw: random.Random) -> policy.Policy:
         pass_seconds=draw.choice((0.005, 0.0005)),
         send_bytes=draw.choice((700, 5000, 256 * 1024)),
         accept_batch=draw.choice((1, 32)),
-        snapshot_places=draw.choice((1, 2, 64)),
+        snapshot_slots=draw.choice((1, 2, 64)),
         catch_up_blocks=draw.choice((1, 2, _BLOCKS_MAX, _BLOCKS_MAX)),
         catch_up_patience_seconds=1.0,
         ping_slots=2,

@@ -13,11 +13,11 @@ from cache.feeds import raw
 from tests.simulation import apiserver, links, plans, process, sockets, transports, truth
 from tests.simulation import world as worlds
 from typha import settings
-from typha.hub import hub, snapshot_builder, supervisor
+from typha.hub import hub, snapshot_scheduler, supervisor
 from typha.hub.channel import HubChannel
 from typha.ipc.link import Link, LinkBroken
 from typha.worker import client, policy, poller, transport
-from typha.worker.server import Fanout
+from typha.worker.server import Server
 
 FEED = "felix"
 TYPES = (resources.ResourceType("", "v1", "pods"), resources.ResourceType("", "v1", "nodes"))
@@ -45,7 +45,7 @@ class Worker:
             self.listener = sockets.Listener(service.backlog, self.host, link_end.owner)
         self.link_end = link_end
         self.process = link_end.owner
-        self.fanout: Fanout | None = None
+        self.server: Server | None = None
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.process.on_exit.append(self._closed_by_kernel)
 
@@ -57,11 +57,11 @@ class Worker:
             notsent_lowat_bytes=limits.notsent_lowat_bytes,
         )
         link = Link(self.link_end)
-        self.fanout = Fanout(
+        self.server = Server(
             self.config, self.listener, link, client_poller=client_poller, bytes_through=self.transport
         )
         try:
-            await self.fanout.run()
+            await self.server.run()
         except LinkBroken:
             return EXIT_HUB_GONE
         return 0
@@ -80,7 +80,7 @@ class Worker:
             self.ended.set_result(code)
 
 
-class Workers(supervisor.Workers):
+class Supervisor(supervisor.Supervisor):
     """The service's keeping of workers, on simulated processes."""
 
     def __init__(
@@ -137,7 +137,7 @@ class Service:
         self.host = sockets.Host()
         self.listener = sockets.Listener(backlog, self.host, self.process)
         self.hub: hub.Hub | None = None
-        self.keeper: Workers | None = None
+        self.keeper: Supervisor | None = None
         self._stopping = asyncio.Event()
         self._started = 0
         self.process.on_exit.append(self._closed_by_kernel)
@@ -184,18 +184,18 @@ class Service:
         """As `typha.service` puts it together."""
         spec = raw.FeedSpec(FEED, tuple(raw.ResourceSpec(type) for type in TYPES))
         source = truth.RecordedFeed(spec, max_value_bytes=_MAX_VALUE_BYTES, truth=self.truth)
-        maker = snapshot_builder.SnapshotMaker(self._snapshot_built, self._is_open)
+        snapshots = snapshot_scheduler.SnapshotScheduler(self._snapshot_built, self._is_open)
         self.hub = hub.Hub(
             [source],
             log_budget_bytes=self.plan.log_budget_bytes,
             segment_bytes=self.plan.segment_bytes,
-            build_snapshot=maker.request,
+            build_snapshot=snapshots.request,
         )
-        self.keeper = Workers(self, self.hub, settings.Settings(), self.listener)
+        self.keeper = Supervisor(self, self.hub, settings.Settings(), self.listener)
         try:
             async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as background:
                 serving = tasks.create_task(self.keeper.run(), name="workers")
-                jobs = [maker.run(), self.hub.catch_ups.run(), self.hub.gathering.run(), self._keep_house(self.hub)]
+                jobs = [snapshots.run(), self.hub.catch_ups.run(), self.hub.coalescer.run(), self._keep_house(self.hub)]
                 jobs += [apiserver.Watcher(self.server, type, self.hub).run() for type in TYPES]
                 for job in jobs:
                     background.callback(tasks.create_task(job).cancel)

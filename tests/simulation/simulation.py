@@ -167,9 +167,9 @@ class Simulation:
 
     def _server_end(self, agent: agents.Agent) -> tuple[service.Worker, client.Client] | None:
         for worker in self.workers():
-            if worker.fanout is None:
+            if worker.server is None:
                 continue
-            for current in worker.fanout.poller.clients.values():
+            for current in worker.server.poller.clients.values():
                 if isinstance(current.socket, sockets.ServerSocket) and current.socket.connection is agent.connection:
                     return worker, current
         return None
@@ -199,8 +199,8 @@ class Simulation:
             checks.check_hub(self.newest)
             return
         for worker in self.newest.workers.values():
-            if worker.process is ran and worker.fanout is not None and ran.is_alive:
-                checks.check_worker(worker.fanout)
+            if worker.process is ran and worker.server is not None and ran.is_alive:
+                checks.check_worker(worker.server)
 
     def _look(self) -> None:
         """Every now and then: nobody is left in silence, nobody lags whom nothing holds up."""
@@ -245,7 +245,7 @@ class Simulation:
         world.run_until(begin + plan.seconds)
         self.calm()
         if not world.run_until(world.now + CONVERGENCE_SECONDS, condition=self.has_converged):
-            raise worlds.Violation(f"no convergence: {self.laggards()}")
+            raise worlds.Violation(f"no convergence: {self.slow_consumers()}")
         world.note("simulation", "all have converged")
         self._stay_calm()
         if plan.drains:
@@ -263,7 +263,7 @@ class Simulation:
         for agent in self.agents:
             agent.calm()
 
-    def laggards(self) -> list[str]:
+    def slow_consumers(self) -> list[str]:
         """Who has not got there, for the message of a failure."""
         lagging = []
         for agent in self.agents:
@@ -299,7 +299,7 @@ class Simulation:
         if sum(agent.ends for agent in self.agents) != ends:
             raise worlds.Violation("a client was cut off though nothing happened")
         if not self.has_converged():
-            raise worlds.Violation(f"converged, and then no more: {self.laggards()}")
+            raise worlds.Violation(f"converged, and then no more: {self.slow_consumers()}")
         tidied_at = self.world.now + 2 * self.plan.limits.stats_interval_seconds
         if not self.world.run_until(tidied_at, condition=lambda: not self._left_files()):
             raise worlds.Violation(self._left_files())
@@ -313,7 +313,7 @@ class Simulation:
             raise worlds.Violation(f"{totals.counters['accepted']} accepted, {active} active, {ended} ended")
 
     def _left_files(self) -> str:
-        return "".join(checks.left_files(worker.fanout) for worker in self.workers() if worker.fanout is not None)
+        return "".join(checks.left_files(worker.server) for worker in self.workers() if worker.server is not None)
 
     def _drain(self) -> None:
         self.newest.stop()

@@ -15,7 +15,7 @@ from protocol.typha import encoder as typha_encoder
 from tests.simulation import plans, service, sockets
 from tests.simulation import world as worlds
 from typha import clock
-from typha.hub import catchup_builder, channel
+from typha.hub import catchup_scheduler, channel
 from typha.worker import client, connections, policy, tls_transport
 
 _BUILDERS: tuple[tuple[Any, float], ...] = (
@@ -65,9 +65,9 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Stage]) ->
         if running:
             running[0].moved(current, state)
 
-    refuse = connections.Sessions._refuse
+    refuse = connections.Connections._refuse
 
-    def took_leave(self: connections.Sessions, current: client.Client, *arguments: Any) -> None:
+    def took_leave(self: connections.Connections, current: client.Client, *arguments: Any) -> None:
         refuse(self, current, *arguments)
         if running:
             running[0].took_leave(current)
@@ -77,7 +77,7 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Stage]) ->
         mock.patch.object(select, "epoll", make_epoll),
         mock.patch.object(select, "poll", make_poll),
         mock.patch.object(cursor.Cursor, "_enter", observed),
-        mock.patch.object(connections.Sessions, "_refuse", took_leave),
+        mock.patch.object(connections.Connections, "_refuse", took_leave),
         mock.patch.object(client.Client, "__hash__", _number_of),  # sets of clients have the same order every time
         mock.patch.object(policy, "from_settings", return_value=plan.limits),
         mock.patch.object(store, "CHUNK_TARGET_KEYS", plan.chunk_keys),
@@ -85,8 +85,8 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Stage]) ->
         mock.patch.object(typha_encoder, "MESSAGE_TARGET_BYTES", plan.frame_bytes),
         mock.patch.object(store, "TOMBSTONES_MIN", plan.tombstones_min),
         mock.patch.object(catchup, "BLOCK_TARGET_BYTES", plan.block_bytes),
-        mock.patch.object(catchup_builder, "STALE_LOG_BYTES", plan.stale_log_bytes),
-        mock.patch.object(catchup_builder, "KEPT_BYTES_MAX", plan.kept_block_bytes),
+        mock.patch.object(catchup_scheduler, "STALE_LOG_BYTES", plan.stale_log_bytes),
+        mock.patch.object(catchup_scheduler, "KEPT_BYTES_MAX", plan.kept_block_bytes),
         mock.patch.object(
             tls_transport, "OFFER_BYTES", min(tls_transport.OFFER_BYTES, plan.limits.send_bytes)
         ),  # what is sealed is offered again in one piece

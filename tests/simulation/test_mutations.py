@@ -9,7 +9,7 @@ from cache.state import cursor, store
 from tests.simulation import simulation
 from typha.hub import channel
 from typha.worker import catchup, client, connections, poller
-from typha.worker.channel import ChannelView, Greeting
+from typha.worker.channel import Greeting, WorkerChannel
 
 SEEDS_MAX = 400
 
@@ -33,7 +33,7 @@ def in_the_middle(self: cursor.Cursor, sequence: int, rest: memoryview) -> None:
     leave_block(self, sequence, rest[:0])
 
 
-def as_of_the_snapshot(self: ChannelView, snapshot: cursor.SnapshotFile) -> Greeting:
+def as_of_the_snapshot(self: WorkerChannel, snapshot: cursor.SnapshotFile) -> Greeting:
     frame = memoryview(self._encoder.status(snapshot.sequence, snapshot.status).data)
     return Greeting(snapshot.log_offset, snapshot.sequence, snapshot.status, frame)
 
@@ -54,7 +54,7 @@ def never_for_writing(self: poller.Poller[Any], current: Any, active: bool) -> N
         watch_write(self, current, active)
 
 
-def whatever_status_follows(self: ChannelView) -> cursor.SnapshotFile | None:
+def whatever_status_follows(self: WorkerChannel) -> cursor.SnapshotFile | None:
     snapshot = self.snapshot
     is_there = snapshot is not None and snapshot.log_offset >= self.trim_offset
     return snapshot if is_there and not self._awaits_newer else None
@@ -68,15 +68,15 @@ MUTATIONS: dict[str, tuple[object, str, object]] = {
     "the rest of a frame is dropped": (cursor.Cursor, "become_catching_up", without_the_tail),
     "what TLS has sealed is forgotten": (cursor.Cursor, "become_catching_up", without_what_is_sealed),
     "blocks are left inside frames": (cursor.Cursor, "leave_block", in_the_middle),
-    "in-sync comes with the snapshot": (ChannelView, "greeting", as_of_the_snapshot),
+    "in-sync comes with the snapshot": (WorkerChannel, "greeting", as_of_the_snapshot),
     "catch-ups leave out deletions": (store.Store, "changes_since", without_deletions),
     "the status overtakes its data": (channel.HubChannel, "append", status_first),
     "full sockets are forgotten": (poller.Poller, "watch_write", never_for_writing),
-    "replaced snapshots stay open": (ChannelView, "close_unread_snapshots", lambda _: None),
-    "statuses of the past are met": (ChannelView, "servable_snapshot", property(whatever_status_follows)),
+    "replaced snapshots stay open": (WorkerChannel, "close_unread_snapshots", lambda _: None),
+    "statuses of the past are met": (WorkerChannel, "servable_snapshot", property(whatever_status_follows)),
     "goodbyes are said inside frames": (client.Client, "at_frame_end", within_frames),
     "blocks of any cut are read": (catchup, "_is_of_use", lambda *_: True),
-    "nobody is pinged": (connections.Sessions, "send_ping", lambda *_: True),
+    "nobody is pinged": (connections.Connections, "send_ping", lambda *_: True),
 }
 
 

@@ -27,7 +27,7 @@ _LOOK_SECONDS_MIN = 0.001
 _LOOK_SECONDS_MAX = 0.02
 
 
-class Gathering:
+class Coalescer:
     """Decides at each end of a batch; `run` publishes what has waited, as soon as workers have sent what they have.
 
     `under_way` says how many publications the busiest worker was told of since it last was done with all,
@@ -43,7 +43,7 @@ class Gathering:
         """Monotonic time since which something waits; 0 for nothing."""
 
     def __repr__(self) -> str:
-        return f"<Gathering since={self.since} look_seconds={self._look_seconds}>"
+        return f"<Coalescer since={self.since} look_seconds={self._look_seconds}>"
 
     def note_clients(self, clients: int) -> None:
         """So many has the worker that has most."""

@@ -10,14 +10,14 @@ _monotonic = clock.monotonic
 SERVER_REPORTER = "SyncServer"
 
 
-class Observer:
+class Collector:
     """Gathers plain numbers from the parts; holds none of its own."""
 
     def __init__(
         self,
         configured: settings.Settings,
         the_hub: hub.Hub,
-        the_workers: supervisor.Workers,
+        the_workers: supervisor.Supervisor,
         *,
         longest_pause: loop_latency.Longest,
         open_files_limit: int,

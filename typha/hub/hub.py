@@ -13,7 +13,7 @@ from cache import objects, resources
 from cache.feeds import feed
 from protocol import formats, messages
 from typha import clock
-from typha.hub import catchup_builder, coalescer, rejection_log, worker_handle
+from typha.hub import catchup_scheduler, coalescer, rejection_log, worker_link
 from typha.hub.channel import HubChannel
 from typha.observability import quantiles
 
@@ -43,7 +43,7 @@ class Hub:
         """Feeds that may yet be added; until that is decided their clients are held."""
         self._by_type: dict[resources.ResourceType, list[feed.Feed]] = {}
         self.channels: dict[tuple[str, str], HubChannel] = {}
-        self.workers: dict[int, worker_handle.WorkerHandle] = {}
+        self.workers: dict[int, worker_link.WorkerLink] = {}
         self.updates_refused: dict[str, int] = {}
         self.updates_total: dict[str, int] = {}
         self.batch_sizes: dict[str, quantiles.Histogram] = {}
@@ -53,14 +53,14 @@ class Hub:
         self._log_budget_bytes = log_budget_bytes
         self._segment_bytes = segment_bytes
         self._build_snapshot = build_snapshot
-        self._refusal_log = rejection_log.RefusalLog()
+        self._rejection_log = rejection_log.RejectionLog()
         self._sequences_needed: dict[str, deque[int]] = {}
         """Of each feed, the lowest sequence from which a client may have to be caught up, as of the last looks."""
-        self.catch_ups = catchup_builder.CatchUpMaker(
+        self.catch_ups = catchup_scheduler.CatchUpScheduler(
             lambda channel: self.channels.get(channel.key) is channel,
             lambda worker: self.workers.get(worker.number) is worker,
         )
-        self.gathering = coalescer.Gathering(self._ends_under_way, self.commit)
+        self.coalescer = coalescer.Coalescer(self._ends_under_way, self.commit)
         self._waiting = 0
         """Objects that have come since the last commit."""
         self._must_publish = False
@@ -121,19 +121,19 @@ class Hub:
 
     def batch_end(self) -> None:
         """Publishes what has come, now or with what comes while the workers are busy."""
-        if self._must_publish or self.gathering.is_due(self._waiting):
+        if self._must_publish or self.coalescer.is_due(self._waiting):
             self.commit()
 
     def _note_refusal(self, refusal: feed.Refusal) -> None:
         self.updates_refused[refusal.reason] = self.updates_refused.get(refusal.reason, 0) + 1
-        self._refusal_log.write(refusal)
+        self._rejection_log.write(refusal)
 
     # Logs and workers.
 
     def commit(self) -> None:
         """Appends what every feed has gathered to its channels' logs, and tells the workers."""
         now = _monotonic()
-        since = self.gathering.since or now
+        since = self.coalescer.since or now
         self._waiting, self._must_publish = 0, False
         published = False
         for source in self.feeds.values():
@@ -153,7 +153,7 @@ class Hub:
             for channel in self._channels_of(source):
                 self._append(channel, batch, since)
                 published = True
-        self.gathering.published()
+        self.coalescer.published()
         if published:
             for worker in self.workers.values():
                 worker.flush()
@@ -185,7 +185,7 @@ class Hub:
             self._wanted[feed_name, wire_format] = None
             self._open_wanted()
 
-    def stale(self, worker: worker_handle.WorkerHandle, channel: int) -> None:
+    def stale(self, worker: worker_link.WorkerLink, channel: int) -> None:
         """A worker's newcomers wait for a newer snapshot; of a channel that was dropped they have been told."""
         for one in self.channels.values():
             if one.number != channel or one.building:
@@ -197,7 +197,7 @@ class Hub:
                 self._build_snapshot(one)
 
     def block_wanted(
-        self, worker: worker_handle.WorkerHandle, channel: int, from_sequence: int, needed_sequence: int
+        self, worker: worker_link.WorkerLink, channel: int, from_sequence: int, needed_sequence: int
     ) -> None:
         """Slow clients need what has changed behind a sequence; of a channel that was dropped they have been told.
 
@@ -225,7 +225,7 @@ class Hub:
                 worker.flush()
             self._build_snapshot(channel)
 
-    def add_worker(self, worker: worker_handle.WorkerHandle) -> None:
+    def add_worker(self, worker: worker_link.WorkerLink) -> None:
         """A worker has been started; it is told of everything there is."""
         self.workers[worker.number] = worker
         worker.share_progress()
@@ -254,7 +254,7 @@ class Hub:
         Where newcomers take a snapshot with much log behind it, the next ones get a newer one.
         """
         now = _monotonic()
-        self.gathering.note_clients(max((worker.active for worker in self.workers.values()), default=0))
+        self.coalescer.note_clients(max((worker.active for worker in self.workers.values()), default=0))
         for channel in list(self.channels.values()):
             reports = [worker.channel_report(channel.number) for worker in self.workers.values()]
             if any(report.get("clients", 1) for report in reports):

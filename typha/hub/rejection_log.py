@@ -14,7 +14,7 @@ LINES_PER_MINUTE = 100
 _MINUTE_SECONDS = 60.0
 
 
-class RefusalLog:
+class RejectionLog:
     """What has been said lately."""
 
     def __init__(self, now: Callable[[], float] = clock.monotonic) -> None:

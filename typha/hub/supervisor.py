@@ -20,7 +20,7 @@ import structlog
 from cache.kube import processes
 from protocol.reasons import DisconnectReason
 from typha import clock, settings
-from typha.hub import hub, worker_handle
+from typha.hub import hub, worker_link
 from typha.ipc.link import Link, LinkBroken, pair
 from typha.worker import policy, server, tls
 
@@ -57,7 +57,7 @@ class WorkerTotals:
             self.feeds.setdefault(feed, collections.Counter()).update(counters)
 
 
-class Workers:
+class Supervisor:
     """All workers of a hub, by number."""
 
     def __init__(self, the_hub: hub.Hub, configured: settings.Settings, listener: socket.socket) -> None:
@@ -71,7 +71,7 @@ class Workers:
         self.wanted = configured.workers if configured.workers >= 0 else max(1, (os.cpu_count() or 1) - 1)
 
     def __repr__(self) -> str:
-        return f"<Workers wanted={self.wanted} alive={len(self._hub.workers)} restarts={self.restarts}>"
+        return f"<Supervisor wanted={self.wanted} alive={len(self._hub.workers)} restarts={self.restarts}>"
 
     def totals(self) -> WorkerTotals:
         """The counters of all workers there are and were."""
@@ -212,7 +212,7 @@ class Workers:
                 loop.remove_writer(link.fileno())
                 given_up()
 
-        handle = worker_handle.WorkerHandle(number, link, self._hub, note_broken, watch_write)
+        handle = worker_link.WorkerLink(number, link, self._hub, note_broken, watch_write)
         loop.add_reader(link.fileno(), handle.hear)
         try:
             self._hub.add_worker(handle)
@@ -264,6 +264,6 @@ class Workers:
 
         with ours, theirs, self._attached(0, ours, given_up=hang_up) as broken:
             try:
-                await server.Fanout(self._config(0), self._listener, Link(theirs)).run()
+                await server.Server(self._config(0), self._listener, Link(theirs)).run()
             except LinkBroken as error:
                 raise (broken[0] if broken else error) from error

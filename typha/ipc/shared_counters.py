@@ -11,7 +11,7 @@ from cache.state import memfile
 _SIZE_BYTES = 8
 
 
-class Progress:
+class SharedCounter:
     """One side's view of the number; `create` makes the first, `attach` the other from its descriptor."""
 
     def __init__(self, mapping: mmap.mmap) -> None:
@@ -19,13 +19,13 @@ class Progress:
         self._number = memoryview(mapping).cast("Q")
 
     @classmethod
-    def create(cls) -> tuple["Progress", int]:
+    def create(cls) -> tuple["SharedCounter", int]:
         """The number, 0 yet, and the descriptor for the other process, which is the caller's to close."""
         descriptor, mapping = memfile.create_shared("progress", _SIZE_BYTES)
         return cls(mapping), descriptor
 
     @classmethod
-    def attach(cls, descriptor: int) -> "Progress":
+    def attach(cls, descriptor: int) -> "SharedCounter":
         """The other process's view; takes the descriptor."""
         try:
             return cls(mmap.mmap(descriptor, _SIZE_BYTES))

@@ -30,7 +30,7 @@ async def _serve(config: policy.WorkerConfig, listener: socket.socket, link_sock
         loop.add_signal_handler(signal_number, lambda: None)
     link = Link(link_socket)
     try:
-        await server.Fanout(config, listener, link).run()
+        await server.Server(config, listener, link).run()
     except LinkBroken as error:
         log.error("The hub is gone", error=str(error))
         return EXIT_HUB_GONE

@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 from cache.state import cursor
 from typha import clock
 from typha.worker import client, policy, poller, transport
-from typha.worker.channel import ChannelView
+from typha.worker.channel import WorkerChannel
 
 _monotonic = clock.monotonic
 
@@ -24,7 +24,7 @@ _CLOCK_EVERY = 8
 """Hellos between two looks at the clock: less than a millisecond."""
 
 
-class Hellos:
+class HelloQueue:
     """Connections whose first words are there and not read yet; newest first.
 
     `read` is called with each in its turn, `gave_up` with those that hung up while they waited.
@@ -59,7 +59,7 @@ class Hellos:
                     return
 
 
-Begin: TypeAlias = Callable[[client.Client, ChannelView, cursor.SnapshotFile], None]
+Begin: TypeAlias = Callable[[client.Client, WorkerChannel, cursor.SnapshotFile], None]
 
 
 class Sockets(Protocol):
@@ -70,7 +70,7 @@ class Sockets(Protocol):
     def limit_unsent(self, client: client.Client, count: int) -> None: ...
 
 
-class Snapshots:
+class SnapshotSlots:
     """Places for clients that take their snapshot. Held clients stand in their channels; channels take turns here.
 
     The kernel is given whole snapshots where it can be: in pieces, each with its wake-up, they cost half as much again.
@@ -103,7 +103,7 @@ class Snapshots:
         """Who was allowed more in the kernel, and may have it there still."""
         self._draining: dict[client.Client, None] = {}
         """Those of them of whose snapshots nothing is left but what the kernel holds."""
-        self._channels: dict[ChannelView, None] = {}
+        self._channels: dict[WorkerChannel, None] = {}
         self._begun = 0
         self._look_at = 0.0
         self._stuck_look_at = 0.0
@@ -123,9 +123,9 @@ class Snapshots:
         return limits.snapshot_drain_seconds if self._draining else limits.snapshot_patience_seconds
 
     def _has_room(self) -> bool:
-        return len(self._holders) < self._policy.snapshot_places and len(self._open) < self._policy.snapshots_open_max
+        return len(self._holders) < self._policy.snapshot_slots and len(self._open) < self._policy.snapshots_open_max
 
-    def wanted(self, channel: ChannelView) -> None:
+    def wanted(self, channel: WorkerChannel) -> None:
         """The channel has held clients, or a snapshot for them."""
         self._channels[channel] = None
 
@@ -189,7 +189,7 @@ class Snapshots:
             return
         self._stuck_look_at = now + _STUCK_LOOK_SECONDS
         self._drop_slow(
-            self._holders, now, limits.snapshot_patience_seconds, begun_before=now - limits.snapshot_place_seconds
+            self._holders, now, limits.snapshot_patience_seconds, begun_before=now - limits.snapshot_slot_seconds
         )
         self._drop_slow(self._open, now, limits.snapshot_stall_seconds, begun_before=now - limits.snapshot_open_seconds)
 

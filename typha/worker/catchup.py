@@ -16,12 +16,12 @@ from cache.state import cursor
 from protocol import formats, messages
 from typha import clock
 from typha.worker import client, policy
-from typha.worker.channel import ChannelView
+from typha.worker.channel import WorkerChannel
 from typha.worker.stats import WorkerStats
 
 _monotonic = clock.monotonic
 
-Key = tuple[ChannelView, int]
+Key = tuple[WorkerChannel, int]
 """A channel and a start point."""
 
 
@@ -59,7 +59,7 @@ class CatchUp:
     def _blocks_held(self) -> int:
         return len(self._blocks) + len(self._old_blocks)
 
-    def begin(self, channel: ChannelView, current: client.Client, *, owed_bytes: int) -> None:
+    def begin(self, channel: WorkerChannel, current: client.Client, *, owed_bytes: int) -> None:
         """The log goes from under the client's feet; it is owed what `become_catching_up` says, and a word on it."""
         current.behind_since = _monotonic() - channel.age_of(current.offset, _monotonic())
         current.become_catching_up(channel.log, owed_bytes=owed_bytes)
@@ -73,7 +73,7 @@ class CatchUp:
             current.owe(channel.status_frame(current.sequence, messages.SyncStatus.CATCHING_UP))
         self._stats.catch_ups += 1
 
-    def find_block(self, channel: ChannelView, current: client.Client) -> bool:
+    def find_block(self, channel: WorkerChannel, current: client.Client) -> bool:
         """Gives the client the next block to read if it is there; it waits otherwise, and the hub is asked."""
         key = (channel, current.sequence)
         block = self._blocks.get(key)
@@ -101,7 +101,7 @@ class CatchUp:
         needed_sequence = max(one.needed_sequence for one in self._waiting[key])
         self._tell(["catch-up", channel.number, from_sequence, needed_sequence])
 
-    def arrived(self, channel: ChannelView, block: cursor.BlockFile) -> list[client.Client]:
+    def arrived(self, channel: WorkerChannel, block: cursor.BlockFile) -> list[client.Client]:
         """The hub has made a block; who has waited for it, and can be sent it now."""
         key = (channel, block.from_sequence)
         self._asked.discard(key)
@@ -123,7 +123,7 @@ class CatchUp:
         self._close_unread()
         return served
 
-    def refused(self, channel: ChannelView, from_sequence: int) -> list[client.Client]:
+    def refused(self, channel: WorkerChannel, from_sequence: int) -> list[client.Client]:
         """The hub makes no block of this start point; who has waited for one."""
         key = (channel, from_sequence)
         self._asked.discard(key)
@@ -131,7 +131,7 @@ class CatchUp:
         self._ask_more()
         return found
 
-    def finish(self, channel: ChannelView, current: client.Client) -> None:
+    def finish(self, channel: WorkerChannel, current: client.Client) -> None:
         """The client's block is sent whole: it follows the log again, with a status if that is news, or reads on."""
         block = current.block
         if block is None:
@@ -222,12 +222,12 @@ class CatchUp:
                 return
             self._ask(key)
 
-    def lowest_offset(self, channel: ChannelView) -> int:
+    def lowest_offset(self, channel: WorkerChannel) -> int:
         """The lowest offset of the log to which a block leads that somebody reads."""
         blocks = [*(block for key, block in self._blocks.items() if key[0] is channel), *self._old_blocks]
         return min((block.log_offset for block in blocks if block.is_final), default=channel.log.end)
 
-    def drop(self, channel: ChannelView) -> None:
+    def drop(self, channel: WorkerChannel) -> None:
         """The channel is closed, and its clients are gone."""
         for key in [key for key in self._waiting if key[0] is channel]:
             del self._waiting[key]
@@ -242,7 +242,7 @@ class CatchUp:
         self._old_blocks.clear()
 
 
-def _is_of_use(block: cursor.BlockFile, channel: ChannelView, current: client.Client) -> bool:
+def _is_of_use(block: cursor.BlockFile, channel: WorkerChannel, current: client.Client) -> bool:
     """Whether it takes the client no key back, and leads to what is still there."""
     is_new = block.cut_sequence >= current.needed_sequence
     return is_new and (not block.is_final or block.log_offset >= channel.trim_offset)

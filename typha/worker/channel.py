@@ -29,8 +29,8 @@ class Greeting(NamedTuple):
     frame: memoryview
 
 
-class ChannelView:
-    """The worker's end of a channel. `following` holds the clients that have sent all they could be sent."""
+class WorkerChannel:
+    """The worker's end of a channel. `live` holds the clients that have sent all they could be sent."""
 
     def __init__(self, feed: str, encoder: encoding.Encoder, tell: Callable[[list[object]], None]) -> None:
         self._tell = tell
@@ -44,13 +44,13 @@ class ChannelView:
         self._snapshot_at = 0.0
         self._awaits_newer = False
         """The hub has been asked for a newer snapshot; nobody begins the old one."""
-        self.following = live_set.Followers()
+        self.live = live_set.LiveSet()
         self.held: dict[client.Client, None] = {}
         """Clients that wait for a snapshot, in order of arrival."""
         self.away: set[client.Client] = set()
         """Clients that are neither: in a snapshot, behind in the log, catching up."""
         self.flush_index = 0
-        """Where an interrupted pass over `following` goes on."""
+        """Where an interrupted pass over `live` goes on."""
         self.rescan = False
         """Someone before `flush_index` may not be at the log's end: a client that this pass had not reached has moved
         there, or one was sent no more than its file of the log had."""
@@ -73,7 +73,7 @@ class ChannelView:
         self._old_snapshots: list[cursor.SnapshotFile] = []
 
     def __repr__(self) -> str:
-        return f"<ChannelView {self.feed} {self.wire_format} {self.log!r} following={len(self.following)}>"
+        return f"<WorkerChannel {self.feed} {self.wire_format} {self.log!r} live={len(self.live)}>"
 
     def open(self, number: int, *, start: int, start_sequence: int) -> None:
         """The hub has made the channel; its log begins here."""
@@ -82,7 +82,7 @@ class ChannelView:
 
     def all_clients(self) -> list[client.Client]:
         """Everyone who is subscribed to it."""
-        return [*self.following, *self.held, *self.away]
+        return [*self.live, *self.held, *self.away]
 
     def publish(self, end: int, frames: int, now: float) -> None:
         """The log has grown."""
@@ -187,21 +187,21 @@ class ChannelView:
             self._greeting = Greeting(offset, sequence, snapshot.status, frame)
         return self._greeting
 
-    def add_following(self, reader: client.Client) -> None:
+    def add_live(self, reader: client.Client) -> None:
         """The client has been sent everything, or is about to be in a pass."""
-        self.following.add(reader)
+        self.live.add(reader)
         self.away.discard(reader)
 
-    def remove_following(self, reader: client.Client) -> None:
+    def remove_live(self, reader: client.Client) -> None:
         """Takes a client out; the last one takes its place."""
-        filled = self.following.remove(reader)
+        filled = self.live.remove(reader)
         if filled is not None:
             self.rescan = self.rescan or filled < self.flush_index
 
     def forget(self, reader: client.Client) -> None:
         """The client is gone, wherever it stood."""
         if reader.index >= 0:
-            self.remove_following(reader)
+            self.remove_live(reader)
         self.held.pop(reader, None)
         self.away.discard(reader)
 
@@ -211,15 +211,15 @@ class ChannelView:
         The bytes of a client that is catching up are those of the log since it was in it; those of a client that does
         not read what its host takes, the ones since the last ping that it has not answered.
         """
-        following, catching_up = cursor.CursorState.FOLLOWING, cursor.CursorState.CATCHING_UP
-        behind = [reader.offset for reader in self.away if reader.state is following]
+        live, catching_up = cursor.CursorState.FOLLOWING, cursor.CursorState.CATCHING_UP
+        behind = [reader.offset for reader in self.away if reader.state is live]
         lost = [reader for reader in self.away if reader.state is catching_up]
         snapshots = [s.log_offset for s in [*self._old_snapshots, self.snapshot] if s is not None and s.readers]
         slowest = min(behind, default=self.log.end)
-        lowest = min([self.log.end, slowest, *snapshots, *self.following.offsets])
+        lowest = min([self.log.end, slowest, *snapshots, *self.live.offsets])
         unread = [
             reader
-            for readers in (self.following, self.away)
+            for readers in (self.live, self.away)
             for reader in readers
             if reader.probed_at and now - reader.probed_at > UNREAD_SECONDS
         ]
@@ -227,7 +227,7 @@ class ChannelView:
         lag_seconds = [self.age_of(slowest, now), *(now - reader.behind_since for reader in lost)]
         lag_seconds += [now - reader.probed_at for reader in unread]
         return {
-            "clients": len(self.following) + len(self.held) + len(self.away),
+            "clients": len(self.live) + len(self.held) + len(self.away),
             "held": len(self.held),
             "snapshots_begun": self.snapshots_begun,
             "min_offset": lowest,

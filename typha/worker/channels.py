@@ -7,7 +7,7 @@ from protocol import formats, messages, reasons
 from typha import clock
 from typha.ipc import shared_counters
 from typha.worker import catchup, client, connections, delivery
-from typha.worker.channel import ChannelView
+from typha.worker.channel import WorkerChannel
 
 _monotonic = clock.monotonic
 _ENCODERS = {name: formats.make_encoder(name) for name in formats.NAMES}
@@ -23,20 +23,20 @@ class Channels:
     def __init__(
         self,
         worker_delivery: delivery.Delivery,
-        worker_sessions: connections.Sessions,
+        worker_connections: connections.Connections,
         worker_catch_up: catchup.CatchUp,
         tell: Callable[[list[object]], None],
     ) -> None:
         self._delivery = worker_delivery
-        self._sessions = worker_sessions
+        self._connections = worker_connections
         self._catch_up = worker_catch_up
         self._tell = tell
-        self._by_number: dict[int, ChannelView] = {}
-        self._by_name: dict[tuple[str, str], ChannelView] = {}
+        self._by_number: dict[int, WorkerChannel] = {}
+        self._by_name: dict[tuple[str, str], WorkerChannel] = {}
         self._withdrawn: frozenset[str] = frozenset()
         self._ends_heard = 0
         """Messages that have moved ends of logs."""
-        self._ends_sent: shared_counters.Progress | None = None
+        self._ends_sent: shared_counters.SharedCounter | None = None
         """How many of them have been acted on, for the clients that keep up; the hub reads it."""
 
     def subscribe(self, newcomer: client.Client, feed: str, wire_format: str) -> None:
@@ -47,7 +47,7 @@ class Channels:
         channel = self._by_name.get((feed, wire_format))
         if channel is None:
             # A view without files, until the hub has made the channel: its clients are held and get pings.
-            channel = ChannelView(feed, _ENCODERS[wire_format], self._tell)
+            channel = WorkerChannel(feed, _ENCODERS[wire_format], self._tell)
             self._by_name[feed, wire_format] = channel
             self._tell(["want", feed, wire_format])
         newcomer.channel = channel
@@ -94,7 +94,7 @@ class Channels:
                 for reader in self._catch_up.refused(channel, from_sequence):
                     self._delivery.cannot_catch_up(channel, reader)
             case ["progress"]:
-                self._ends_sent = shared_counters.Progress.attach(descriptors[0])
+                self._ends_sent = shared_counters.SharedCounter.attach(descriptors[0])
             case ["trim", int(number), int(before_offset)]:
                 self._trim(self._by_number[number], before_offset)
             case ["drop-channel", int(number)]:
@@ -112,31 +112,31 @@ class Channels:
     def _open(self, number: int, feed: str, wire_format: str, start: int, start_sequence: int) -> None:
         channel = self._by_name.get((feed, wire_format))
         if channel is None:
-            channel = ChannelView(feed, _ENCODERS[wire_format], self._tell)
+            channel = WorkerChannel(feed, _ENCODERS[wire_format], self._tell)
             self._by_name[feed, wire_format] = channel
         channel.open(number, start=start, start_sequence=start_sequence)
         self._by_number[number] = channel
 
-    def _trim(self, channel: ChannelView, before_offset: int) -> None:
+    def _trim(self, channel: WorkerChannel, before_offset: int) -> None:
         """The hub wants segments back; whoever still needs them is caught up by keys instead."""
         channel.trim_offset = before_offset
-        following = cursor.CursorState.FOLLOWING
+        live = cursor.CursorState.FOLLOWING
         behind = [
             reader
-            for readers in (channel.away, channel.following)
+            for readers in (channel.away, channel.live)
             for reader in readers
-            if reader.state is following and reader.offset < before_offset
+            if reader.state is live and reader.offset < before_offset
         ]
         for reader in behind:
             self._delivery.fall_behind(channel, reader)
         channel.drop_log(before_offset)
         self._tell(["trimmed", channel.number, channel.log.start])
 
-    def _drop(self, channel: ChannelView) -> None:
+    def _drop(self, channel: WorkerChannel) -> None:
         """Nobody had been using it, as far as the hub knew; whoever came in the meantime is sent to come again."""
         del self._by_name[channel.feed, channel.wire_format]
         for reader in channel.all_clients():
-            self._sessions.farewell(
+            self._connections.farewell(
                 reader, reasons.DisconnectReason.FEED_REMOVED, text="the feed's wire format had become idle"
             )
         self._catch_up.drop(channel)
@@ -145,14 +145,14 @@ class Channels:
     def _withdraw(self, feeds: frozenset[str]) -> None:
         """Feeds that were hoped for will not come: whoever waits for them is refused like everybody from now on."""
         self._withdrawn = feeds
-        self._sessions.withdraw(feeds)
+        self._connections.withdraw(feeds)
         for key in [key for key in self._by_name if key[0] in feeds]:
             channel = self._by_name.pop(key)
             for reader in channel.all_clients():
                 self._dismiss(reader, channel.feed)
 
     def _dismiss(self, reader: client.Client, feed: str) -> None:
-        self._sessions.farewell(reader, reasons.DisconnectReason.UNKNOWN_FEED, text=f"no feed {feed!r} here")
+        self._connections.farewell(reader, reasons.DisconnectReason.UNKNOWN_FEED, text=f"no feed {feed!r} here")
 
     def report(self, now: float) -> dict[int, dict[str, float]]:
         """Per channel: clients by state, the lowest offset that is needed, and the worst lag."""

@@ -7,15 +7,16 @@ from protocol import messages
 from typha.worker import protocol_adapters, transport
 
 if TYPE_CHECKING:
-    from typha.worker.channel import ChannelView
+    from typha.worker.channel import WorkerChannel
 
 
 class Client(cursor.Cursor):
-    """A connection; fields only, its worker's `Fanout` acts on it. Times are the loop's clock, in seconds."""
+    """A connection; fields only, its worker's `Server` acts on it. Times are the loop's clock, in seconds."""
 
     __slots__ = (
         "_sent_at",
         "acked_bytes",
+        "adapter",
         "address",
         "asked_at",
         "behind_since",
@@ -24,7 +25,6 @@ class Client(cursor.Cursor):
         "charged_from",
         "close_at",
         "connected_at",
-        "conversation",
         "fd",
         "greet_offset",
         "greet_sequence",
@@ -58,8 +58,8 @@ class Client(cursor.Cursor):
         self.address = address
         self.number = number
         self.slot = slot
-        self.channel: ChannelView | None = None
-        self.conversation: protocol_adapters.Conversation | None = None
+        self.channel: WorkerChannel | None = None
+        self.adapter: protocol_adapters.ProtocolAdapter | None = None
         """What it speaks; None before its first bytes have told."""
         self.index = -1
         """Place among its channel's followers; -1 elsewhere."""
@@ -115,7 +115,7 @@ class Client(cursor.Cursor):
     def offset(self) -> int:
         """See `Cursor`; among the followers it is written there."""
         channel = self.channel
-        return self._offset if self.index < 0 or channel is None else channel.following.offsets[self.index]
+        return self._offset if self.index < 0 or channel is None else channel.live.offsets[self.index]
 
     @offset.setter
     def offset(self, offset: int) -> None:
@@ -123,13 +123,13 @@ class Client(cursor.Cursor):
         if self.index < 0 or channel is None:
             self._offset = offset
         else:
-            channel.following.offsets[self.index] = offset
+            channel.live.offsets[self.index] = offset
 
     @property
     def sent_at(self) -> float:
         """When it was last sent something; among the followers it is written there."""
         channel = self.channel
-        return self._sent_at if self.index < 0 or channel is None else channel.following.sent_at[self.index]
+        return self._sent_at if self.index < 0 or channel is None else channel.live.sent_at[self.index]
 
     @sent_at.setter
     def sent_at(self, sent_at: float) -> None:
@@ -137,7 +137,7 @@ class Client(cursor.Cursor):
         if self.index < 0 or channel is None:
             self._sent_at = sent_at
         else:
-            channel.following.sent_at[self.index] = sent_at
+            channel.live.sent_at[self.index] = sent_at
 
     def at_frame_end(self, bytes_through: transport.Transport) -> bool:
         """Whether a ping or goodbye may be sent now: the last byte sent ended a frame, and none behind it is sealed."""

@@ -11,10 +11,10 @@ from protocol import errors
 from protocol.reasons import DisconnectReason
 from typha import clock
 from typha.worker import client, policy, poller, protocol_adapters, transport
-from typha.worker.channel import ChannelView
+from typha.worker.channel import WorkerChannel
 from typha.worker.stats import PING_SECONDS, WorkerStats
 
-_log = structlog.get_logger("typha.sessions")
+_log = structlog.get_logger("typha.connections")
 _monotonic = clock.monotonic
 
 _READ_BYTES = 64 * 1024
@@ -26,7 +26,7 @@ _TAKES_NOTHING = {DisconnectReason.NO_PROGRESS, DisconnectReason.PONG_TIMEOUT}
 _QUIET_REASONS = {DisconnectReason.CLIENT_CLOSED, DisconnectReason.SHUTTING_DOWN, DisconnectReason.REBALANCED}
 
 
-class Sessions:
+class Connections:
     """Reads, answers and closes.
 
     `subscribed` is called with a client whose handshake is done, `acking` with one that is to acknowledge first.
@@ -95,8 +95,8 @@ class Sessions:
 
     def _hear(self, current: client.Client, data: bytes) -> None:
         """Raises RemoteProtocolError."""
-        conversation = current.conversation
-        if conversation is None:
+        adapter = current.adapter
+        if adapter is None:
             begun = protocol_adapters.begin(data, self._config, current.number, self._policy)
             if isinstance(begun, protocol_adapters.Refusal) and begun.reason is DisconnectReason.BAD_PREFACE:
                 self.close(current, begun.reason, detail=begun.text)
@@ -104,8 +104,8 @@ class Sessions:
             if isinstance(begun, protocol_adapters.Refusal):
                 self._refuse(current, begun, self._policy.refusal_hold_seconds)
                 return
-            current.conversation = conversation = begun
-        for answer in conversation.receive(data):
+            current.adapter = adapter = begun
+        for answer in adapter.receive(data):
             self._act(current, answer)
             if current.is_closing():
                 return
@@ -138,7 +138,7 @@ class Sessions:
 
     def _turn_away(self, current: client.Client, refusal: protocol_adapters.Refusal) -> None:
         """Refuses a good hello: with a goodbye where there is one, else by holding the connection for a while."""
-        farewell = current.conversation.goodbye(refusal) if current.conversation else b""
+        farewell = current.adapter.goodbye(refusal) if current.adapter else b""
         if not farewell:
             self._refuse(current, refusal, self._policy.refusal_hold_seconds)
         elif self._send_control(current, farewell, refusal.reason):
@@ -181,7 +181,7 @@ class Sessions:
         channel = current.channel
         if channel is not None and current.index >= 0:
             current.blocked_offset = current.offset
-            channel.remove_following(current)
+            channel.remove_live(current)
             channel.away.add(current)
 
     def _send_control(
@@ -213,8 +213,8 @@ class Sessions:
         """A goodbye where one can be said; a close where the protocol has none, or the client stands inside a frame."""
         refusal = protocol_adapters.Refusal(reason, text, retry_after_milliseconds)
         said = b""
-        if current.conversation is not None and current.at_frame_end(self._transport):
-            said = current.conversation.goodbye(refusal)
+        if current.adapter is not None and current.at_frame_end(self._transport):
+            said = current.adapter.goodbye(refusal)
         if not said:
             self.close(current, reason, detail=text)
         elif self._send_control(current, said, reason):
@@ -267,7 +267,7 @@ class Sessions:
         current: client.Client,
         reason: DisconnectReason,
         detail: str,
-        channel: ChannelView | None,
+        channel: WorkerChannel | None,
     ) -> None:
         if reason in _QUIET_REASONS:
             return
@@ -283,7 +283,7 @@ class Sessions:
             reason=reason.value,
             detail=detail,
             client=current.address,
-            agent=current.conversation.agent if current.conversation else "",
+            agent=current.adapter.agent if current.adapter else "",
             feed=channel.feed if channel else "",
             connection=current.number,
             seconds=round(now - current.connected_at, 3),

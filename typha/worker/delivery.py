@@ -14,7 +14,7 @@ from cache.state.cursor import CursorState
 from protocol import formats
 from typha import clock
 from typha.worker import admission, catchup, client, policy, poller, slow_consumers, transport
-from typha.worker.channel import ChannelView
+from typha.worker.channel import WorkerChannel
 from typha.worker.stats import LATENCY_SECONDS, SNAPSHOT_SECONDS, UPDATES_PER_MESSAGE, WRITE_SECONDS, WorkerStats
 
 _monotonic = clock.monotonic
@@ -48,10 +48,10 @@ class Delivery:
         self._catch_up = worker_catch_up
         self._lost = lost
         self._give_up = give_up
-        self._dirty: dict[ChannelView, None] = {}
+        self._dirty: dict[WorkerChannel, None] = {}
         self._sending: deque[client.Client] = deque()
-        self._laggards = slow_consumers.Laggards(limits)
-        self.snapshots = admission.Snapshots(limits, client_poller, bytes_through.acked_bytes, self._begin_snapshot)
+        self._slow_consumers = slow_consumers.SlowConsumers(limits)
+        self.snapshots = admission.SnapshotSlots(limits, client_poller, bytes_through.acked_bytes, self._begin_snapshot)
 
     @property
     def has_work(self) -> bool:
@@ -67,26 +67,26 @@ class Delivery:
     def due_at(self) -> float:
         """When `run` is to be called though nothing has happened: a laggard may be sent more, or somebody get the place
         of one who has taken its snapshot. Infinity if never."""
-        due = self._laggards.due_at
+        due = self._slow_consumers.due_at
         wait_seconds = self.snapshots.wait_seconds
         return due if wait_seconds is None else min(due, _monotonic() + wait_seconds)
 
-    def channel_published(self, channel: ChannelView) -> None:
+    def channel_published(self, channel: WorkerChannel) -> None:
         """The channel's log has grown."""
         self._dirty[channel] = None
         # Those whom an unfinished pass has been to were given an older end: the pass goes round once more.
         channel.rescan = channel.rescan or channel.flush_index > 0
 
-    def snapshot_arrived(self, channel: ChannelView) -> None:
+    def snapshot_arrived(self, channel: WorkerChannel) -> None:
         """Those who waited for a snapshot get this one, each in its turn."""
         self.snapshots.wanted(channel)
 
-    def hold(self, current: client.Client, channel: ChannelView) -> None:
+    def hold(self, current: client.Client, channel: WorkerChannel) -> None:
         """The client waits for its turn, and for a snapshot that can be served."""
         channel.held[current] = None
         self.snapshots.wanted(channel)
 
-    def _begin_snapshot(self, held: client.Client, channel: ChannelView, snapshot: cursor.SnapshotFile) -> None:
+    def _begin_snapshot(self, held: client.Client, channel: WorkerChannel, snapshot: cursor.SnapshotFile) -> None:
         channel.away.add(held)
         channel.snapshots_begun += 1
         held.become_snapshot(snapshot)
@@ -108,7 +108,7 @@ class Delivery:
                 del self._dirty[channel]
             if _monotonic() > flush_deadline:
                 break
-        self._send_to_laggards()
+        self._send_to_slow_consumers()
         while True:
             snapshots.let_in()
             if not sending:
@@ -119,19 +119,19 @@ class Delivery:
             if _monotonic() > deadline:
                 return
 
-    def _send_to_laggards(self) -> None:
+    def _send_to_slow_consumers(self) -> None:
         now = _monotonic()
-        deadline = now + self._policy.laggards_seconds
-        while now < deadline and (current := self._laggards.take(now)) is not None:
+        deadline = now + self._policy.slow_consumers_seconds
+        while now < deadline and (current := self._slow_consumers.take(now)) is not None:
             if self._poller.clients.get(current.fd) is current and not current.waiting:
                 sent = self.send_more(current)
                 begun, now = now, _monotonic()
-                self._laggards.spent(begun, now, sent)
+                self._slow_consumers.spent(begun, now, sent)
 
-    def _flush(self, channel: ChannelView, deadline: float) -> bool:
+    def _flush(self, channel: WorkerChannel, deadline: float) -> bool:
         """One pass over the clients at the end of the log; False if it must go on later."""
-        following = channel.following
-        clients, offsets = following.clients, following.offsets
+        live = channel.live
+        clients, offsets = live.clients, live.offsets
         log = channel.log
         end = log.end
         counters = self._stats.feeds[channel.feed]
@@ -157,10 +157,10 @@ class Delivery:
             stop = index + _CLOCK_EVERY
             if offsets[index:stop].count(offset) < _CLOCK_EVERY:
                 stop = index + 1
-            whole, sent, error = self._write_each(following.descriptors[index:stop], view)
+            whole, sent, error = self._write_each(live.descriptors[index:stop], view)
             # One number and one time for all of them: nothing is allocated, and it stays in the cache.
             offsets[index : index + whole] = [view_end] * whole
-            following.sent_at[index : index + whole] = [now] * whole
+            live.sent_at[index : index + whole] = [now] * whole
             index += whole
             whole_sends += whole
             view_sends += whole
@@ -180,7 +180,7 @@ class Delivery:
         counters.bytes_sent += bytes_sent
         counters.deliveries += deliveries
         if sends:
-            self._laggards.note_pass(now, bytes_each=bytes_sent // sends, clients=len(clients))
+            self._slow_consumers.note_pass(now, bytes_each=bytes_sent // sends, clients=len(clients))
             counters.histograms[WRITE_SECONDS].record((_monotonic() - now) / sends, sends)
         return self._end_pass(channel, index)
 
@@ -205,7 +205,7 @@ class Delivery:
         is_whole = failure is None and sent == wanted
         return len(descriptors) - operator.length_hint(places) - (not is_whole), sent, failure
 
-    def _note_view(self, channel: ChannelView, offset: int, updates: int, sends: int) -> None:
+    def _note_view(self, channel: WorkerChannel, offset: int, updates: int, sends: int) -> None:
         """So many clients were sent the same: once per pass as a rule, so the cost is not per client."""
         if sends:
             histograms = self._stats.feeds[channel.feed].histograms
@@ -213,8 +213,8 @@ class Delivery:
             histograms[LATENCY_SECONDS].record(channel.age_of(offset, _monotonic()), sends)
 
     @staticmethod
-    def _end_pass(channel: ChannelView, index: int) -> bool:
-        if index < len(channel.following):
+    def _end_pass(channel: WorkerChannel, index: int) -> bool:
+        if index < len(channel.live):
             channel.flush_index = index
             return False
         is_complete = not channel.rescan
@@ -222,10 +222,10 @@ class Delivery:
         channel.rescan = False
         return is_complete
 
-    def _block(self, channel: ChannelView, current: client.Client, offset: int, now: float) -> None:
+    def _block(self, channel: WorkerChannel, current: client.Client, offset: int, now: float) -> None:
         """The socket is full, it has taken all before `offset`: out of the pass, until it takes bytes again."""
         current.blocked_offset = current.offset
-        channel.remove_following(current)
+        channel.remove_live(current)
         current.offset, current.sent_at = offset, now
         channel.away.add(current)
         self._wait(current)
@@ -238,7 +238,7 @@ class Delivery:
         """The socket takes bytes again; they are sent in a turn's time for sending, with everybody else's."""
         if current.waiting:
             current.waiting = False
-            if self._laggards.withdraw(current):
+            if self._slow_consumers.withdraw(current):
                 self._sending.append(current)  # it could not be read before it is sent what is sealed (TLS)
             else:
                 self._queue(current)
@@ -315,19 +315,19 @@ class Delivery:
         """It can be sent more at once, unless its socket is full: then the poller says when."""
         if current.waiting:
             return
-        if self._is_laggard(current):
+        if self._is_slow_consumer(current):
             if current.watching_write:  # it may wait for its turn, and would be reported again and again
                 self._poller.watch_write(current, False)
-            self._laggards.add(current)
+            self._slow_consumers.add(current)
         else:
             self._sending.append(current)
 
-    def _is_laggard(self, current: client.Client) -> bool:
+    def _is_slow_consumer(self, current: client.Client) -> bool:
         if current.state is CursorState.FOLLOWING and current.channel is not None and current.greeting is None:
-            return current.channel.log.end - current.offset > self._policy.laggard_bytes
+            return current.channel.log.end - current.offset > self._policy.slow_consumer_bytes
         return current.state is CursorState.CATCHING_UP
 
-    def _finish_snapshot(self, channel: ChannelView, current: client.Client) -> None:
+    def _finish_snapshot(self, channel: WorkerChannel, current: client.Client) -> None:
         current.become_following()
         self.snapshots.sent(current)
         channel.close_unread_snapshots()
@@ -340,7 +340,7 @@ class Delivery:
         else:
             self._go_on(channel, current)
 
-    def _go_on(self, channel: ChannelView, current: client.Client) -> None:
+    def _go_on(self, channel: WorkerChannel, current: client.Client) -> None:
         """A client of the log that is not in the pass: it goes on, is told its status, or joins the pass."""
         if current.greeting is not None and current.offset == current.greet_offset and not current.tail:
             current.tail, current.greeting = current.greeting, None
@@ -353,22 +353,22 @@ class Delivery:
         else:
             self._count_behind(channel, current)
             current.held_up_seconds = 0.0
-            channel.add_following(current)
+            channel.add_live(current)
 
-    def _count_behind(self, channel: ChannelView, current: client.Client) -> None:
+    def _count_behind(self, channel: WorkerChannel, current: client.Client) -> None:
         log = channel.log
         begun = max(current.blocked_offset, log.start)
         self._stats.feeds[channel.feed].deliveries += log.sequence_at(current.offset) - log.sequence_at(begun)
 
-    def fall_behind(self, channel: ChannelView, current: client.Client) -> None:
+    def fall_behind(self, channel: WorkerChannel, current: client.Client) -> None:
         """The log will not hold the client's offset any longer: it is caught up by keys."""
         if current.index >= 0:
-            channel.remove_following(current)
+            channel.remove_live(current)
         channel.away.add(current)
         self._catch_up.begin(channel, current, owed_bytes=self._owed(current.fd))
         self.catch_up_on(channel, current)
 
-    def catch_up_on(self, channel: ChannelView, current: client.Client) -> None:
+    def catch_up_on(self, channel: WorkerChannel, current: client.Client) -> None:
         """A client that is catching up has something to send, or is at the end of something."""
         while True:
             if current.block is not None and current.position == current.block.length:
@@ -382,7 +382,7 @@ class Delivery:
             if not self._catch_up.find_block(channel, current):
                 return
 
-    def cannot_catch_up(self, channel: ChannelView, current: client.Client) -> None:
+    def cannot_catch_up(self, channel: WorkerChannel, current: client.Client) -> None:
         """There are no blocks for it: a new snapshot replaces what it holds, or it must come again."""
         if not formats.replaces_by_snapshot(channel.wire_format):
             self._give_up(current)

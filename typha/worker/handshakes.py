@@ -52,7 +52,7 @@ class Verdict(NamedTuple):
     detail: str = ""
 
 
-class Handshakes:
+class TlsHandshakes:
     """Takes connections through their handshake; `failed` is called for those that do not get through.
 
     `guarded` runs what is to be done at the end of a step, unless the worker has ended.

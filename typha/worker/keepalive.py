@@ -30,7 +30,7 @@ _LONGEST_TIMEOUTS = 12
 with a byte at a time must not live for as long as it likes."""
 
 
-class Sweep:
+class Keepalive:
     """Call `tick` every `wait_seconds` or later; each client's turn comes eight times per ping interval."""
 
     def __init__(
@@ -38,13 +38,13 @@ class Sweep:
         limits: policy.Policy,
         client_poller: poller.AnyPoller[client.Client],
         bytes_through: transport.Transport,
-        worker_sessions: connections.Sessions,
+        worker_connections: connections.Connections,
         stats: WorkerStats,
     ) -> None:
         self._policy = limits
         self._poller = client_poller
         self._transport = bytes_through
-        self._sessions = worker_sessions
+        self._connections = worker_connections
         self._stats = stats
         self._slots: list[dict[client.Client, None]] = [{} for _ in range(limits.ping_slots)]
         self._turn = 0
@@ -96,7 +96,7 @@ class Sweep:
         Only the peer's own time counts: whoever waits for us is passed over, and has all its time anew.
         """
         overdue: list[client.Client] = []
-        for current in self._sessions.handshaking:
+        for current in self._connections.handshaking:
             if (
                 now - current.connected_at < self._policy.handshake_timeout_seconds
                 or len(overdue) == _EXPIRED_AT_A_TIME
@@ -107,11 +107,11 @@ class Sweep:
             elif self._has_used_its_time(current, now):
                 current.start_anew(now)  # it is we who are late
         for current in overdue:
-            received = current.conversation.pending_bytes if current.conversation else 0
+            received = current.adapter.pending_bytes if current.adapter else 0
             detail = f"no complete hello, {received} bytes of one" if received else "not a byte of a hello"
             if current.shaking:
                 detail = "the TLS handshake is not done"
-            self._sessions.close(current, DisconnectReason.HANDSHAKE_TIMEOUT, detail=detail)
+            self._connections.close(current, DisconnectReason.HANDSHAKE_TIMEOUT, detail=detail)
 
     def _is_late(self, current: client.Client, now: float) -> bool:
         if now - current.connected_at >= self._policy.handshake_timeout_seconds * _LONGEST_TIMEOUTS:
@@ -125,14 +125,14 @@ class Sweep:
         limits = self._policy
         if current.pinged_at and self._is_pong_overdue(current, now):
             seconds = now - current.pinged_at
-            self._sessions.close(current, DisconnectReason.PONG_TIMEOUT, detail=f"no pong for {seconds:.0f} s")
+            self._connections.close(current, DisconnectReason.PONG_TIMEOUT, detail=f"no pong for {seconds:.0f} s")
             return
         if current.waiting:
             current.note_progress(self._transport.acked_bytes(current.socket), now)
             seconds = now - current.progress_at
             if seconds > limits.no_progress_timeout_seconds:
                 detail = f"the peer's host has taken nothing for {seconds:.0f} s"
-                self._sessions.close(current, DisconnectReason.NO_PROGRESS, detail=detail)
+                self._connections.close(current, DisconnectReason.NO_PROGRESS, detail=detail)
             return
         silent_for = now - current.sent_at
         if silent_for + self._slack_seconds >= limits.ping_interval_seconds:
@@ -183,7 +183,7 @@ class Sweep:
     def _ping(self, current: client.Client) -> bool:
         if current.channel is None or not current.at_frame_end(self._transport):
             return False
-        if not self._sessions.send_ping(current, current.channel.ping(self._unix_nanoseconds)):
+        if not self._connections.send_ping(current, current.channel.ping(self._unix_nanoseconds)):
             return False
         self._stats.pings_sent += 1
         current.asked_at = current.sent_at

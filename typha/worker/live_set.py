@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typha.worker import client
 
 
-class Followers:
+class LiveSet:
     """Clients in no order. While one is here, its `index` is its place, and its `offset` and `sent_at` stand here."""
 
     __slots__ = ("clients", "descriptors", "offsets", "sent_at")

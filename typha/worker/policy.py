@@ -41,26 +41,26 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_send_bytes: int = 2 * 1024 * 1024
     """The same for a client that takes its snapshot: what the kernel takes of it, in one call, 0.2 ms for a megabyte.
     Through TLS, which seals it first, `send_bytes`."""
-    laggard_bytes: int = 512 * 1024
+    slow_consumer_bytes: int = 512 * 1024
     """Who is further behind the end of the log, or catches up, is a laggard; a socket that is full for a moment makes
     nobody one."""
-    laggards_time_share: float = 0.1
+    slow_consumers_time_share: float = 0.1
     """Of a worker's time, for all its laggards, while others are sent something."""
-    laggards_bytes_per_second: int = 64 * 1024 * 1024
+    slow_consumers_bytes_per_second: int = 64 * 1024 * 1024
     """The same: half a gigabit."""
-    laggards_patience_seconds: float = 15.0
+    slow_consumers_patience_seconds: float = 15.0
     """Who has been held up by that for so long in all need wait no longer."""
-    laggards_seconds: float = 0.001
+    slow_consumers_seconds: float = 0.001
     """How long one turn may send to laggards: as much longer a pass takes."""
     accept_batch: int = 64
     """Connections accepted in one turn, some 2 ms; between turns another worker may take the next."""
     hello_seconds: float = 0.004
     """How long one turn may answer hellos: a storm of them must not keep deliveries waiting."""
-    snapshot_places: int = 64
+    snapshot_slots: int = 64
     """Clients that take their snapshot at the same time; the others are held."""
     snapshot_patience_seconds: float = 0.1
     """How long a full socket may keep its place: a slow client's link sets the pace of that client alone."""
-    snapshot_place_seconds: float = 2.0
+    snapshot_slot_seconds: float = 2.0
     """How long a client whose socket is full, but takes a little now and then, may keep it."""
     snapshots_open_max: int = 512
     """Clients in the middle of a snapshot: up to a few hundred megabytes of kernel memory."""

@@ -52,7 +52,7 @@ class Answer(NamedTuple):
     """The hello was good, and the client is to acknowledge before anything else is sent."""
 
 
-class Conversation(Protocol):
+class ProtocolAdapter(Protocol):
     """One connection's handshake and what comes behind it."""
 
     agent: str
@@ -76,15 +76,15 @@ class Conversation(Protocol):
         ...
 
 
-def begin(first: bytes, config: policy.WorkerConfig, number: int, limits: policy.Policy) -> Conversation | Refusal:
+def begin(first: bytes, config: policy.WorkerConfig, number: int, limits: policy.Policy) -> ProtocolAdapter | Refusal:
     """The conversation that a connection's first bytes begin."""
     if first[0] == frames.PREFACE[0]:
-        return NativeConversation(config, number, limits)
+        return NativeAdapter(config, number, limits)
     if first[0] == _TLS_HANDSHAKE_BYTE:
         return Refusal(DisconnectReason.UNSUPPORTED_PROTOCOL, "TLS, which is not configured here")
     if not _may_begin_gob(first):
         return Refusal(DisconnectReason.BAD_PREFACE, f"first bytes {first[:_GOB_MARK_WITHIN_BYTES]!r}")
-    return TyphaConversation(config, number, looks_right=_GOB_MARK in first[:_GOB_MARK_WITHIN_BYTES])
+    return TyphaAdapter(config, number, looks_right=_GOB_MARK in first[:_GOB_MARK_WITHIN_BYTES])
 
 
 def _may_begin_gob(first: bytes) -> bool:
@@ -105,7 +105,7 @@ def _may_begin_gob(first: bytes) -> bool:
     return is_definition and (position >= len(first) or 1 <= first[position] <= _WIRE_TYPES)
 
 
-class NativeConversation:
+class NativeAdapter:
     """The native protocol's."""
 
     __slots__ = ("_config", "_connection", "_limits", "_number", "agent")
@@ -164,7 +164,7 @@ class NativeConversation:
         return self._connection.data_to_send()
 
 
-class TyphaConversation:
+class TyphaAdapter:
     """Typha's protocol: no goodbye, and a decoder restart behind the hello of a client that takes snappy."""
 
     __slots__ = ("_config", "_connection", "_feed", "_looks_right", "_number", "agent")

@@ -1,7 +1,7 @@
 """One worker's fan-out: its clients, its channels, and the turns in which they get their due.
 
-Runs on an event loop, in a worker process of its own or inside the hub (`--workers 0`). It hears from the hub over a
-link and from its clients over one epoll; both only put things where `Delivery`, `Sessions` and `Sweep` find them. A
+Runs on an event loop, in a worker process of its own or inside the hub (`--workers 0`). The hub's messages arrive on a
+link, the clients' bytes on one epoll. Both only put things where `Delivery`, `Connections` and `Keepalive` find them. A
 turn works for a few milliseconds at most, then lets the loop turn once.
 """
 
@@ -33,7 +33,7 @@ from typha.worker import (
     transport,
 )
 
-_log = structlog.get_logger("typha.fanout")
+_log = structlog.get_logger("typha.server")
 _monotonic = clock.monotonic
 
 _ID_BITS = 40
@@ -55,7 +55,7 @@ _DRAIN_RETRY_MILLISECONDS = 500
 _LINGER_LOOK_SECONDS = 0.02
 
 
-class Fanout:
+class Server:
     """One worker; `run` returns when it has drained, or raises what ended it."""
 
     def __init__(
@@ -81,10 +81,10 @@ class Fanout:
             wrap=contexts.wrap if contexts is not None else None,
         )
         self.transport: transport.Transport = bytes_through or transport.PlainTransport()
-        self._handshakes: handshakes.Handshakes | None = None
+        self._tls_handshakes: handshakes.TlsHandshakes | None = None
         if contexts is not None and bytes_through is None:
-            self._handshakes = self._make_handshakes(contexts)
-        self.sessions = connections.Sessions(
+            self._tls_handshakes = self._make_tls_handshakes(contexts)
+        self.connections = connections.Connections(
             config, limits, self.poller, self.transport, self.stats, self._subscribed, self._acking
         )
         self.catch_up = catchup.CatchUp(limits, self.stats, self._tell, self.transport.owed)
@@ -94,12 +94,12 @@ class Fanout:
             limits,
             self.stats,
             self.catch_up,
-            self.sessions.lost,
-            self.sessions.fell_behind,
+            self.connections.lost,
+            self.connections.fell_behind,
         )
-        self.sweep = keepalive.Sweep(limits, self.poller, self.transport, self.sessions, self.stats)
-        self.channels = channels.Channels(self.delivery, self.sessions, self.catch_up, self._tell)
-        self._hellos = admission.Hellos(self._client_event, self._gave_up)
+        self.keepalive = keepalive.Keepalive(limits, self.poller, self.transport, self.connections, self.stats)
+        self.channels = channels.Channels(self.delivery, self.connections, self.catch_up, self._tell)
+        self._hellos = admission.HelloQueue(self._client_event, self._gave_up)
         self._next_id = config.number << _ID_BITS
         self._turn_scheduled = False
         self._chores_at = self._report_at = _monotonic()
@@ -114,15 +114,15 @@ class Fanout:
         self._finished = asyncio.Event()
         self._failure: Exception | None = None
 
-    def _make_handshakes(self, contexts: tls.Contexts) -> handshakes.Handshakes:
+    def _make_tls_handshakes(self, contexts: tls.Contexts) -> handshakes.TlsHandshakes:
         through_tls = tls_transport.TlsTransport()
         self.transport = through_tls
-        return handshakes.Handshakes(
+        return handshakes.TlsHandshakes(
             contexts,
             self.poller,
             through_tls,
             guarded=self._guarded,
-            failed=lambda current, reason, detail: self.sessions.close(current, reason, detail=detail),
+            failed=lambda current, reason, detail: self.connections.close(current, reason, detail=detail),
         )
 
     async def run(self) -> None:
@@ -148,8 +148,8 @@ class Fanout:
             self._loop.remove_reader(self._link.fileno())
             self._loop.remove_writer(self._link.fileno())
             self._loop.remove_reader(self.poller.fileno())
-            if self._handshakes is not None:
-                self._handshakes.close()
+            if self._tls_handshakes is not None:
+                self._tls_handshakes.close()
             for descriptor in self.poller.clients:
                 self.transport.release(descriptor)
             self.poller.close_all()
@@ -242,10 +242,10 @@ class Fanout:
     def _hear_clients(self) -> bool:
         """Hears those that were taken in, and notes who has said hello; whether connections wait to be accepted."""
         ready, waiting = self.poller.poll()
-        handshaking = self.sessions.handshaking
+        handshaking = self.connections.handshaking
         for current, events in ready:
-            if current.shaking and self._handshakes is not None:
-                self._handshakes.ready(current)
+            if current.shaking and self._tls_handshakes is not None:
+                self._tls_handshakes.ready(current)
             elif current in handshaking:
                 self._hellos.add(current, events)
             else:
@@ -254,7 +254,7 @@ class Fanout:
 
     def _gave_up(self, newcomer: client.Client) -> None:
         if self.poller.clients.get(newcomer.fd) is newcomer:
-            self.sessions.close(newcomer, reasons.DisconnectReason.CLIENT_CLOSED)
+            self.connections.close(newcomer, reasons.DisconnectReason.CLIENT_CLOSED)
 
     def _client_event(self, current: client.Client, events: int) -> None:
         if self.poller.clients.get(current.fd) is not current:
@@ -263,14 +263,14 @@ class Fanout:
             if events & poller.WRITE:
                 self.delivery.writable(current)
             if events & ~poller.WRITE and self.poller.clients.get(current.fd) is current:
-                self.sessions.readable(current)
+                self.connections.readable(current)
         except LinkBroken:
             raise
         except Exception as error:
             # One connection's defect must not cost the others anything (design, rule 4).
             _log.exception("Defect on a connection", client=current.address, cursor=repr(current), error=str(error))
             if self.poller.clients.get(current.fd) is current:
-                self.sessions.close(current, reasons.DisconnectReason.SERVER_ERROR, detail=str(error))
+                self.connections.close(current, reasons.DisconnectReason.SERVER_ERROR, detail=str(error))
 
     def _accept(self) -> None:
         if len(self.poller.clients) >= self._share:
@@ -289,10 +289,12 @@ class Fanout:
                 return
             self._next_id += 1
             connection, address = accepted
-            newcomer = client.Client(connection, address, number=self._next_id, slot=self.sweep.choose_slot(), now=now)
-            self.sessions.opened(newcomer)
-            if self._handshakes is not None:
-                self._handshakes.begin(newcomer)
+            newcomer = client.Client(
+                connection, address, number=self._next_id, slot=self.keepalive.choose_slot(), now=now
+            )
+            self.connections.opened(newcomer)
+            if self._tls_handshakes is not None:
+                self._tls_handshakes.begin(newcomer)
 
     def _pause_accepting(self, seconds: float) -> None:
         self.poller.listen(False)
@@ -305,33 +307,33 @@ class Fanout:
             self.poller.listen(True)
 
     def _acking(self, newcomer: client.Client) -> None:
-        self.sweep.add(newcomer)
+        self.keepalive.add(newcomer)
 
     def _subscribed(self, newcomer: client.Client, feed: str, wire_format: str) -> None:
         if not self._has_heard_hub:  # what other workers' clients may have been sent before this one came here
             self._has_heard_hub = True
             self._hear_hub()
-        self.sweep.add(newcomer)
+        self.keepalive.add(newcomer)
         self.channels.subscribe(newcomer, feed, wire_format)
 
     def _do_chores(self, now: float) -> None:
         """What is due by the clock: pings, deadlines, reports."""
         interval_seconds = self._policy.stats_interval_seconds
-        chores_seconds = min(_CHORES_SECONDS, self.sweep.wait_seconds, interval_seconds)
+        chores_seconds = min(_CHORES_SECONDS, self.keepalive.wait_seconds, interval_seconds)
         self._chores_at = now + chores_seconds
-        self.sweep.tick(now)
+        self.keepalive.tick(now)
         self._look_at_deadlines(now)
         if now >= self._report_at - chores_seconds / 2:  # the nearest of the chores' times
             self._report_at = max(self._report_at + interval_seconds, now)
             self._report()
 
     def _look_at_deadlines(self, now: float) -> None:
-        self.sweep.expire_handshakes(now)
-        self.sessions.close_overdue(now)
-        if self._handshakes is not None:
-            self._handshakes.contexts.refresh(now)
-            self._handshakes.look_after()
-            self.stats.tls_reload_failures = self._handshakes.contexts.failures
+        self.keepalive.expire_handshakes(now)
+        self.connections.close_overdue(now)
+        if self._tls_handshakes is not None:
+            self._tls_handshakes.contexts.refresh(now)
+            self._tls_handshakes.look_after()
+            self.stats.tls_reload_failures = self._tls_handshakes.contexts.failures
 
     def _report(self) -> None:
         self._flush_link()
@@ -342,9 +344,9 @@ class Fanout:
                 "stats",
                 {
                     **self.stats.counters(),
-                    "active": len(self.poller.clients) - len(self.sessions.closing),
-                    "handshaking": len(self.sessions.handshaking),
-                    "closing": len(self.sessions.closing),
+                    "active": len(self.poller.clients) - len(self.connections.closing),
+                    "handshaking": len(self.connections.handshaking),
+                    "closing": len(self.connections.closing),
                     **self.stats.longest_turns(_monotonic()),
                     "channels": self.channels.report(_monotonic()),
                 },
@@ -359,8 +361,8 @@ class Fanout:
         begun = _monotonic()
         seconds, interval_seconds_max = self._draining or (0.0, 0.0)
         self.poller.close_listener()
-        for current in list(self.sessions.handshaking):
-            self.sessions.close(current, reasons.DisconnectReason.SHUTTING_DOWN)
+        for current in list(self.connections.handshaking):
+            self.connections.close(current, reasons.DisconnectReason.SHUTTING_DOWN)
         remaining = [c for c in self.poller.clients.values() if not c.is_closing()]
         random.shuffle(remaining)
         interval_seconds = min(interval_seconds_max, seconds * _DRAIN_TIME_SHARE / max(1, len(remaining)))
@@ -373,7 +375,7 @@ class Fanout:
             await asyncio.sleep(max(0.0, due - _monotonic()))
             self._dismiss(current)
         for _ in range(int(self._policy.goodbye_linger_seconds / _LINGER_LOOK_SECONDS)):
-            if not self.sessions.closing:  # who hears the goodbye closes first
+            if not self.connections.closing:  # who hears the goodbye closes first
                 break
             await asyncio.sleep(_LINGER_LOOK_SECONDS)
         self._guarded(self._report)
@@ -384,7 +386,7 @@ class Fanout:
 
     def _dismiss(self, current: client.Client) -> None:
         if not self._has_left(current):
-            self.sessions.farewell(
+            self.connections.farewell(
                 current,
                 reasons.DisconnectReason.SHUTTING_DOWN,
                 text="the server is shutting down",

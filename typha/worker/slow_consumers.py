@@ -29,13 +29,13 @@ _TURNS_PER_PING_INTERVAL = 4
 """A laggard's turn comes at least so often: nobody is in silence for longer than the interval."""
 
 
-class Laggards:
+class SlowConsumers:
     """A queue: `take` gives the next one as long as it may be sent something, `spent` says what that took."""
 
     def __init__(self, limits: policy.Policy) -> None:
-        self._time_share = limits.laggards_time_share
-        self._bytes_per_second = limits.laggards_bytes_per_second
-        self._patience_seconds = limits.laggards_patience_seconds
+        self._time_share = limits.slow_consumers_time_share
+        self._bytes_per_second = limits.slow_consumers_bytes_per_second
+        self._patience_seconds = limits.slow_consumers_patience_seconds
         self._turn_seconds = limits.ping_interval_seconds / _TURNS_PER_PING_INTERVAL
         self._queue: OrderedDict[client.Client, float] = OrderedDict()
         """With the time since which each waits for its turn."""
@@ -49,7 +49,7 @@ class Laggards:
         self._live_bytes_per_second = 0.0
 
     def __repr__(self) -> str:
-        return f"<Laggards queued={len(self._queue)} rested_at={self._rested_at:.3f}>"
+        return f"<SlowConsumers queued={len(self._queue)} rested_at={self._rested_at:.3f}>"
 
     def __len__(self) -> int:
         return len(self._queue)

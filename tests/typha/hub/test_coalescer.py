@@ -17,7 +17,7 @@ class Bench:
     """A gathering, on the loop's virtual time, whose workers are busy when the test says so."""
 
     def __init__(self) -> None:
-        self.gathering = coalescer.Gathering(lambda: self.under_way, self._publish)
+        self.coalescer = coalescer.Coalescer(lambda: self.under_way, self._publish)
         self.under_way = 0
         self.published: list[float] = []
 
@@ -28,11 +28,11 @@ class Bench:
 
     def _publish(self) -> None:
         self.published.append(self.now)
-        self.gathering.published()
+        self.coalescer.published()
 
     def batch(self, waiting: int = 1) -> None:
         """The end of a batch, as the hub does it."""
-        if self.gathering.is_due(waiting):
+        if self.coalescer.is_due(waiting):
             self._publish()
 
 
@@ -42,7 +42,7 @@ async def bench() -> AsyncIterator[Bench]:
     loop = asyncio.get_running_loop()
     with clock.replaced(monotonic=loop.time, time_ns=lambda: 0):
         made = Bench()
-        running = asyncio.create_task(made.gathering.run(), name="gathering")
+        running = asyncio.create_task(made.coalescer.run(), name="gathering")
         yield made
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -54,7 +54,7 @@ async def test_nothing_waits_while_workers_are_idle(bench: Bench) -> None:
         bench.batch()
         await asyncio.sleep(0.001)
     assert bench.published == [0.0, 0.001, 0.002, 0.003, 0.004]
-    assert bench.gathering.since == 0.0
+    assert bench.coalescer.since == 0.0
 
 
 async def test_what_comes_first_while_workers_send_goes_round_with_it(bench: Bench) -> None:
@@ -69,7 +69,7 @@ async def test_what_comes_first_while_workers_send_goes_round_with_it(bench: Ben
 
 
 async def test_what_comes_while_workers_send_leaves_together_soon_after(bench: Bench) -> None:
-    bench.gathering.note_clients(2_000)  # looks each 8 ms
+    bench.coalescer.note_clients(2_000)  # looks each 8 ms
     bench.under_way = 2
     for waiting in range(1, 6):
         bench.batch(waiting)
@@ -81,7 +81,7 @@ async def test_what_comes_while_workers_send_leaves_together_soon_after(bench: B
 
 
 async def test_the_next_batch_does_not_wait_for_a_look(bench: Bench) -> None:
-    bench.gathering.note_clients(5_000)
+    bench.coalescer.note_clients(5_000)
     bench.under_way = 2
     bench.batch()
     await asyncio.sleep(0.003)
@@ -92,7 +92,7 @@ async def test_the_next_batch_does_not_wait_for_a_look(bench: Bench) -> None:
 
 
 async def test_nothing_waits_longer_than_a_tenth_of_a_second_for_busy_workers(bench: Bench) -> None:
-    bench.gathering.note_clients(1_000_000)
+    bench.coalescer.note_clients(1_000_000)
     bench.under_way = 2
     bench.batch()
     await asyncio.sleep(0.5)
@@ -114,4 +114,4 @@ async def test_a_burst_does_not_pile_up(bench: Bench) -> None:
 async def test_a_batch_of_nothing_does_not_begin_to_wait(bench: Bench) -> None:
     bench.under_way = 2
     bench.batch(0)
-    assert bench.gathering.since == 0.0
+    assert bench.coalescer.since == 0.0

@@ -32,7 +32,7 @@ async def idle(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> AsyncI
 
 
 def is_ready(one: service.Service) -> bool:
-    one.observer.report(one.health)
+    one.collector.report(one.health)
     return one.health.readiness(0.0).status == 200
 
 
@@ -66,7 +66,7 @@ async def test_every_sample_stands_in_the_table(idle: service.Service) -> None:
     idle.hub.status(support.PODS, IN_SYNC)
     idle.hub.batch_end()
     idle.hub.wanted(FEED, "native")
-    samples = idle.observer.samples()
+    samples = idle.collector.samples()
     assert samples.keys() <= known.keys()
     for name, values in samples.items():
         for labels in values:
@@ -79,7 +79,7 @@ async def test_every_sample_stands_in_the_table(idle: service.Service) -> None:
 
 async def test_the_dead_are_counted(idle: service.Service) -> None:
     idle.workers.dead.add({"accepted": 4, "disconnects": {DisconnectReason.WORKER_DIED.value: 4}})
-    samples = idle.observer.samples()
+    samples = idle.collector.samples()
     assert samples["typha_connections_accepted"] == {(): 4}
     assert samples["typha_disconnects_total"]["worker-died",] == 4
 

@@ -12,7 +12,7 @@ def refusal(number: int, *, is_carried: bool = False) -> feed.Refusal:
 
 def test_each_is_named_and_very_many_are_counted() -> None:
     now = 5.0
-    log = rejection_log.RefusalLog(lambda: now)
+    log = rejection_log.RejectionLog(lambda: now)
     with testing.capture_logs() as lines:
         for number in range(1000):
             log.write(refusal(number))

@@ -8,8 +8,8 @@ from typha.ipc import shared_counters
 
 def test_both_sides_see_one_number_and_leave_nothing_open() -> None:
     before = support.open_descriptors()
-    ours, descriptor = shared_counters.Progress.create()
-    theirs = shared_counters.Progress.attach(os.dup(descriptor))
+    ours, descriptor = shared_counters.SharedCounter.create()
+    theirs = shared_counters.SharedCounter.attach(os.dup(descriptor))
     os.close(descriptor)
     assert (ours.value, theirs.value) == (0, 0)
     theirs.value = 2**63

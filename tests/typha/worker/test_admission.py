@@ -16,10 +16,10 @@ from protocol.native import encoder
 from tests.harness.support import FAST, Peer, Stage, eventually, pod
 from tests.typha.conftest import OpenStage
 from typha.worker import admission, client, policy, transport
-from typha.worker.channel import ChannelView
+from typha.worker.channel import WorkerChannel
 
 LIMITS = policy.Policy(
-    snapshot_places=3,
+    snapshot_slots=3,
     snapshot_patience_seconds=0.5,
     snapshots_open_max=5,
     snapshot_stall_seconds=4.0,
@@ -68,8 +68,8 @@ class Gate:
         self._stack = stack
         self.told: list[list[object]] = []
         self.sockets = Sockets()
-        self.snapshots = admission.Snapshots(LIMITS, self.sockets, self.sockets.acked_bytes, self._begin)
-        self.channel = ChannelView("web", formats.make_encoder(encoder.PLAIN), self.told.append)
+        self.snapshots = admission.SnapshotSlots(LIMITS, self.sockets, self.sockets.acked_bytes, self._begin)
+        self.channel = WorkerChannel("web", formats.make_encoder(encoder.PLAIN), self.told.append)
         self.file = self.make_snapshot(SHORT_BYTES)
         self.let_in: list[client.Client] = []
 
@@ -79,7 +79,7 @@ class Gate:
         self.channel.snapshot = self.file
         return self.file
 
-    def _begin(self, held: client.Client, channel: ChannelView, snapshot: cursor.SnapshotFile) -> None:
+    def _begin(self, held: client.Client, channel: WorkerChannel, snapshot: cursor.SnapshotFile) -> None:
         assert channel is self.channel
         held.become_snapshot(snapshot)
         held.snapshot_at = time.monotonic()
@@ -115,7 +115,7 @@ def test_the_newest_comes_first_and_every_fourth_place_is_the_oldest_s(gate: Gat
     served: list[client.Client] = []
     while len(served) < len(waiting):
         gate.snapshots.let_in()
-        assert len(gate.let_in) - len(served) <= LIMITS.snapshot_places
+        assert len(gate.let_in) - len(served) <= LIMITS.snapshot_slots
         served.append(gate.let_in[len(served)])
         gate.finish(served[-1])
     assert [one.number for one in served] == [11, 10, 9, 0, 8, 7, 6, 1, 5, 4, 3, 2]
@@ -174,9 +174,9 @@ def test_who_takes_a_little_now_and_then_does_not_keep_others_waiting(gate: Gate
         gate.snapshots.let_in()
         return len(gate.let_in)
 
-    assert let_in_after(limits.snapshot_place_seconds - 0.1) == LIMITS.snapshot_places
-    assert let_in_after(limits.snapshot_place_seconds + 0.1) == LIMITS.snapshots_open_max
-    assert let_in_after(limits.snapshot_open_seconds + 0.1) == LIMITS.snapshots_open_max + LIMITS.snapshot_places
+    assert let_in_after(limits.snapshot_slot_seconds - 0.1) == LIMITS.snapshot_slots
+    assert let_in_after(limits.snapshot_slot_seconds + 0.1) == LIMITS.snapshots_open_max
+    assert let_in_after(limits.snapshot_open_seconds + 0.1) == LIMITS.snapshots_open_max + LIMITS.snapshot_slots
 
 
 def test_those_in_the_middle_of_a_snapshot_are_limited_except_who_takes_nothing(gate: Gate) -> None:
@@ -275,7 +275,7 @@ async def test_a_storm_is_served_a_few_at_a_time_and_the_others_are_pinged(open_
     stage = await open_stage(
         msgspec.structs.replace(
             FAST,
-            snapshot_places=4,
+            snapshot_slots=4,
             snapshot_patience_seconds=30.0,
             ping_interval_seconds=0.2,
             notsent_lowat_bytes=16384,
@@ -295,7 +295,7 @@ async def test_a_storm_is_served_a_few_at_a_time_and_the_others_are_pinged(open_
 
 
 async def test_clients_that_take_nothing_hold_no_places(open_stage: OpenStage) -> None:
-    stage = await open_stage(msgspec.structs.replace(FAST, snapshot_places=2, snapshot_patience_seconds=0.05))
+    stage = await open_stage(msgspec.structs.replace(FAST, snapshot_slots=2, snapshot_patience_seconds=0.05))
     fill(stage)
     stuck = [await stage.subscribe(receive_buffer_bytes=SMALL_BUFFER) for _ in range(4)]
     clients = [await stage.client_of(peer) for peer in stuck]
@@ -309,26 +309,26 @@ async def test_clients_that_take_nothing_hold_no_places(open_stage: OpenStage) -
 async def test_a_storm_of_whole_snapshots_is_served_in_turns(
     open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits = msgspec.structs.replace(FAST, snapshot_places=2, snapshot_patience_seconds=30.0, snapshots_deep_max=3)
+    limits = msgspec.structs.replace(FAST, snapshot_slots=2, snapshot_patience_seconds=30.0, snapshots_deep_max=3)
     stage = await open_stage(limits)
     fill(stage)
     looks: list[int] = []
-    with_room = stage.fanout.poller.with_room
+    with_room = stage.server.poller.with_room
 
     def look(clients: Iterable[client.Client]) -> list[client.Client]:
         found = with_room(clients)
         looks.append(len(found))
         return found
 
-    monkeypatch.setattr(stage.fanout.poller, "with_room", look)
+    monkeypatch.setattr(stage.server.poller, "with_room", look)
     peers = [await stage.subscribe(receive_buffer_bytes=SMALL_BUFFER) for _ in range(8)]
     clients = [await stage.client_of(peer) for peer in peers]
     await eventually(lambda: [one.state for one in clients].count(cursor.CursorState.FOLLOWING) == 2)
     await eventually(lambda: len(looks) >= 3)
     assert not any(looks)
-    following = [one for one in clients if one.state is cursor.CursorState.FOLLOWING]
-    assert len(following) == 2, "the kernel has all of two snapshots, and nobody has taken one"
-    for one in following:
+    live = [one for one in clients if one.state is cursor.CursorState.FOLLOWING]
+    assert len(live) == 2, "the kernel has all of two snapshots, and nobody has taken one"
+    for one in live:
         set_limit = one.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 4)
         assert int.from_bytes(set_limit, sys.byteorder) == limits.notsent_lowat_bytes
     await stage.converged(*peers)
@@ -340,13 +340,13 @@ async def test_hellos_are_answered_newest_first(open_stage: OpenStage, monkeypat
     stage = await open_stage(msgspec.structs.replace(FAST, hello_seconds=0.0))
     stage.in_sync()
     answered: list[client.Client] = []
-    read = stage.fanout.sessions.readable
+    read = stage.server.connections.readable
 
     def readable(current: client.Client) -> None:
         answered.append(current)
         read(current)
 
-    monkeypatch.setattr(stage.fanout.sessions, "readable", readable)
+    monkeypatch.setattr(stage.server.connections, "readable", readable)
     peers = [await stage.connect() for _ in range(6)]
     clients = [await stage.client_of(peer) for peer in peers]
     for peer in peers:  # no turn comes in between

@@ -107,7 +107,7 @@ async def test_a_client_that_falls_out_of_the_log_is_caught_up_by_keys(open_stag
     assert slow.updates - before < 100
     if isinstance(slow, typha_peer.TyphaPeer):
         assert set(slow.types[-50:]) <= {messages.UpdateType.UPDATED, messages.UpdateType.DELETED}
-    assert stage.fanout.stats.catch_ups == 1
+    assert stage.server.stats.catch_ups == 1
     assert stage.disconnects == {}
     await eventually(lambda: fallen.state is CursorState.FOLLOWING)
     if isinstance(slow, typha_peer.TyphaPeer):
@@ -179,7 +179,7 @@ async def test_clients_that_fell_out_together_share_their_blocks(open_stage: Ope
     await take_the_log_back(stage, *stalled)
     assert len({one.sequence for one in stalled}) <= 3
     await stage.converged(*slow)
-    assert stage.fanout.stats.catch_ups >= 8
+    assert stage.server.stats.catch_ups >= 8
     assert stage.hub.catch_ups.blocks_made <= 8
 
 
@@ -213,9 +213,9 @@ async def test_more_start_points_than_blocks_take_turns(open_stage: OpenStage, j
     await stage.converged(*slow)
     for one in slow:
         await fall_out(stage, one)  # one after another: each in another part of the log
-    assert len(stage.fanout.catch_up._blocks) + len(stage.fanout.catch_up._asked) <= 1
+    assert len(stage.server.catch_up._blocks) + len(stage.server.catch_up._asked) <= 1
     await stage.converged(*slow)
-    assert len(stage.fanout.catch_up._waiting) == 0
+    assert len(stage.server.catch_up._waiting) == 0
     assert stage.disconnects == {}
 
 
@@ -269,7 +269,7 @@ async def test_the_log_goes_again_while_a_client_reads_its_blocks(open_stage: Op
     await stage.converged(slow)
     is_native = not isinstance(slow, typha_peer.TyphaPeer)
     assert slow.told == ([IN_SYNC, CATCHING_UP, IN_SYNC] if is_native else [IN_SYNC])
-    assert stage.fanout.stats.catch_ups == 1
+    assert stage.server.stats.catch_ups == 1
     assert stage.disconnects == {}
 
 
@@ -312,10 +312,10 @@ async def test_what_slow_clients_leave_behind(open_stage: OpenStage) -> None:
             slow.read(2000)
             await asyncio.sleep(0.001)
         slow.close()
-        await eventually(lambda: not stage.fanout.poller.clients)
-    stage.fanout.channels.report(0.0)
+        await eventually(lambda: not stage.server.poller.clients)
+    stage.server.channels.report(0.0)
     stage.hub.catch_ups.close()
-    assert stage.fanout.catch_up._blocks_held == 0
+    assert stage.server.catch_up._blocks_held == 0
     assert support.open_descriptors() < before + 7 * 12  # as many segments as the log's budget allows
 
 
@@ -352,6 +352,6 @@ async def test_a_dropped_channel_takes_its_waiting_clients_and_blocks_along(open
     assert slow.goodbye.reason == "feed-removed"
     stage.holds_blocks = False
     stage.make_blocks()
-    assert (stage.hub.catch_ups.blocks_made, stage.fanout.catch_up._waiting) == (0, {})
+    assert (stage.hub.catch_ups.blocks_made, stage.server.catch_up._waiting) == (0, {})
     newcomer = await stage.subscribe()
     await stage.converged(newcomer)

@@ -52,10 +52,10 @@ async def test_who_stands_in_a_block_for_long_keeps_nobody_waiting(open_stage: O
     assert slow.told == ([IN_SYNC, CATCHING_UP, IN_SYNC] if is_native else [IN_SYNC])
     assert slow.snapshots <= 1
     assert stage.disconnects == {}
-    assert stage.fanout.stats.catch_ups == 2
-    stage.fanout.catch_up.tidy()
-    assert not stage.fanout.catch_up._readers
-    assert not stage.fanout.catch_up._rests
+    assert stage.server.stats.catch_ups == 2
+    stage.server.catch_up.tidy()
+    assert not stage.server.catch_up._readers
+    assert not stage.server.catch_up._rests
 
 
 async def test_a_block_is_not_left_while_there_is_room(open_stage: OpenStage) -> None:
@@ -82,9 +82,9 @@ async def test_what_is_kept_for_those_who_left_is_limited(open_stage: OpenStage)
     await stage.converged(slow, other)
     stuck = await stand_in_a_block(stage, slow)
     waiting = await fall_out(stage, other)
-    await other.read_until(lambda: stage.fanout.catch_up._waiting != {})
+    await other.read_until(lambda: stage.server.catch_up._waiting != {})
     for _ in range(3):
-        stage.fanout.channels.report(0.0)
+        stage.server.channels.report(0.0)
     assert stuck.block is not None
     assert waiting.block is None
     await stage.converged(slow, other)

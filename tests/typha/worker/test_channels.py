@@ -25,12 +25,12 @@ async def test_a_format_is_wanted_by_its_first_client_and_once(stage: Stage) -> 
 
 
 async def test_clients_of_a_dropped_channel_are_sent_to_come_again(stage: Stage) -> None:
-    following = await stage.subscribe()
-    await stage.converged(following)
+    live = await stage.subscribe()
+    await stage.converged(live)
     stage.hub._drop(stage.channel)
-    await following.read_to_end()
-    assert following.goodbye is not None
-    assert following.goodbye.reason == "feed-removed"
+    await live.read_to_end()
+    assert live.goodbye is not None
+    assert live.goodbye.reason == "feed-removed"
     assert stage.disconnects == {"feed-removed": 1}
     again = await stage.subscribe()
     await stage.converged(again)
@@ -46,9 +46,9 @@ async def test_dropped_channels_leave_no_descriptor(stage: Stage) -> None:
         stage.put(pod("a", "grow", version=len(counts) + 5))
         await stage.converged(peer)
         peer.close()
-        await eventually(lambda: not stage.fanout.poller.clients)
+        await eventually(lambda: not stage.server.poller.clients)
         stage.hub._drop(stage.channel)
-        await eventually(lambda: not stage.fanout.channels._by_number)
+        await eventually(lambda: not stage.server.channels._by_number)
         counts.append(support.open_descriptors())
     assert len(set(counts)) == 1
 
@@ -125,7 +125,7 @@ async def test_the_hub_may_think_that_a_snapshot_has_cost_too_much_to_make_it_an
 ) -> None:
     monkeypatch.setattr(hub_channel, "REBUILD_SHARE_MAX", 1e-9)
     stage = await changed_stage(open_stage)
-    [view] = stage.fanout.channels._by_number.values()
+    [view] = stage.server.channels._by_number.values()
     view._snapshot_at -= 2 * channel_view.FRESH_SECONDS
     newcomers = [await typha_peer.join(stage) for _ in range(3)]
     await stage.converged(*newcomers)
@@ -144,7 +144,7 @@ async def test_newcomers_of_the_native_protocol_take_any_snapshot(
 
 
 def test_how_old_what_a_client_lacks_is_far_back_too() -> None:
-    channel = channel_view.ChannelView("web", formats.make_encoder(encoder.PLAIN), lambda message: None)
+    channel = channel_view.WorkerChannel("web", formats.make_encoder(encoder.PLAIN), lambda message: None)
     channel.open(1, start=0, start_sequence=0)
     for number in range(4000):  # 200 s at 20 a second
         channel.publish(100 * (number + 1), number + 1, 1000.0 + number / 20)

@@ -24,10 +24,10 @@ HELLO = frames.PREFACE + frames.pack_frame(codec.encode(messages.ClientHello(fee
 async def ends(stage: Stage, peer: Peer, reason: str) -> None:
     """The server closes, for this one reason, and goes on serving."""
     await peer.read_to_end()
-    await eventually(lambda: not stage.fanout.poller.clients)
+    await eventually(lambda: not stage.server.poller.clients)
     assert stage.disconnects == {reason: 1}
-    assert not stage.fanout.sessions.handshaking
-    assert not stage.fanout.sessions.closing
+    assert not stage.server.connections.handshaking
+    assert not stage.server.connections.closing
     good = await stage.subscribe()
     await stage.converged(good)
 
@@ -60,9 +60,9 @@ async def test_what_the_server_says_of_itself(stage: Stage) -> None:
     assert hello.software == protocol_adapters.SOFTWARE
     assert hello.ping_interval_milliseconds == 400
     assert hello.max_frame_bytes == FAST.max_frame_bytes
-    conversation = (await stage.client_of(peer)).conversation
-    assert conversation is not None
-    assert conversation.agent == "test"
+    adapter = (await stage.client_of(peer)).adapter
+    assert adapter is not None
+    assert adapter.agent == "test"
 
 
 async def test_an_answer_leaves_with_the_snapshot_or_soon_without_one(stage: Stage) -> None:
@@ -125,7 +125,7 @@ async def test_random_bytes(stage: Stage) -> None:
     for peer in peers:
         peer.send(choose.choice([b"", frames.PREFACE]) + choose.randbytes(choose.randrange(16, 4000)))
     await asyncio.gather(*(peer.read_to_end() for peer in peers))
-    await eventually(lambda: not stage.fanout.poller.clients)
+    await eventually(lambda: not stage.server.poller.clients)
     assert sum(stage.disconnects.values()) == 50
     assert stage.disconnects.keys() <= {"bad-preface", "protocol-error", "message-too-large", "unsupported-protocol"}
 
@@ -137,7 +137,7 @@ async def test_a_client_that_cannot_be_told_why_it_is_refused_is_held_in_silence
     peer = await stage.connect()
     peer.send(first)
     await eventually(lambda: stage.disconnects == {reason: 1})
-    assert len(stage.fanout.sessions.closing) == 1
+    assert len(stage.server.connections.closing) == 1
     assert not peer.read()
     assert not peer.ended
     await ends(stage, peer, reason)
@@ -148,7 +148,7 @@ async def test_a_typha_client_whose_first_bytes_come_in_pieces(stage: Stage) -> 
     peer = await stage.connect()
     client = await stage.client_of(peer)
     peer.send(TYPHA_HELLO[:3])
-    await eventually(lambda: client.conversation and client.conversation.pending_bytes)
+    await eventually(lambda: client.adapter and client.adapter.pending_bytes)
     assert stage.disconnects == {}
     peer.send(TYPHA_HELLO[3:])
     await ends(stage, peer, "unknown-feed")
@@ -162,9 +162,9 @@ async def test_held_refusals_are_limited(open_stage: OpenStage) -> None:
         await disconnected(stage, {"unknown-feed": number + 1})
     await peers[0].read_to_end()
     await peers[1].read_to_end()
-    assert len(stage.fanout.poller.clients) == 3
+    assert len(stage.server.poller.clients) == 3
     peers[3].close()
-    await eventually(lambda: len(stage.fanout.poller.clients) == 2)
+    await eventually(lambda: len(stage.server.poller.clients) == 2)
     assert stage.disconnects == {"unknown-feed": 5}
 
 
@@ -235,7 +235,7 @@ async def test_clients_hang_up_in_every_way(stage: Stage) -> None:
                 peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
             peer.close()
         await disconnected(stage, {"client-closed": number})
-    await eventually(lambda: not stage.fanout.poller.clients)
+    await eventually(lambda: not stage.server.poller.clients)
 
 
 async def test_a_flood_of_messages_is_heard_a_little_at_a_time(stage: Stage) -> None:
@@ -243,7 +243,7 @@ async def test_a_flood_of_messages_is_heard_a_little_at_a_time(stage: Stage) -> 
     await stage.converged(flooder, peer)
     pong = frames.pack_frame(codec.encode(messages.Pong(3)))
     sent = flooder.socket.send(pong * 20_000)
-    stats = stage.fanout.stats
+    stats = stage.server.stats
     await eventually(lambda: stats.pongs_received > 0)
     stage.put(pod("a", "new", version=9))
     await stage.converged(peer)
@@ -262,7 +262,7 @@ async def test_a_goodbye_that_does_not_fit_keeps_its_reason(
     await stage.converged(peer)
     client = await stage.client_of(peer)
     full.full.add(client.fd)
-    stage.fanout.sessions.farewell(client, DisconnectReason.REBALANCED, text="elsewhere")
+    stage.server.connections.farewell(client, DisconnectReason.REBALANCED, text="elsewhere")
     assert stage.disconnects == {"rebalanced": 1}
     await peer.read_to_end()
     assert peer.goodbye is None
@@ -274,8 +274,8 @@ async def test_who_stands_inside_a_frame_is_closed_without_a_goodbye(open_stage:
     slow = await stage.subscribe(receive_buffer_bytes=4096)
     await stage.converged(slow)
     client = await stage.block(slow)
-    assert not client.at_frame_end(stage.fanout.transport)
-    stage.fanout.sessions.farewell(client, DisconnectReason.REBALANCED, text="elsewhere")
+    assert not client.at_frame_end(stage.server.transport)
+    stage.server.connections.farewell(client, DisconnectReason.REBALANCED, text="elsewhere")
     await ends(stage, slow, "rebalanced")
     assert slow.goodbye is None
 
@@ -285,7 +285,7 @@ async def test_close_lines_are_counted_when_they_are_too_many(stage: Stage) -> N
         peer = await stage.connect()
         peer.send(b"GET / HTTP/1.1\r\n")
     await eventually(lambda: stage.disconnects == {"bad-preface": 60})
-    assert 0 < stage.fanout.stats.close_lines_suppressed <= 40
+    assert 0 < stage.server.stats.close_lines_suppressed <= 40
 
 
 async def test_nothing_is_left_of_those_who_came_and_went(stage: Stage) -> None:
@@ -295,7 +295,7 @@ async def test_nothing_is_left_of_those_who_came_and_went(stage: Stage) -> None:
     assert view is not None
     for peer in peers:
         peer.close()
-    await eventually(lambda: not stage.fanout.poller.clients)
+    await eventually(lambda: not stage.server.poller.clients)
     assert view.all_clients() == []
     assert stage.disconnects == {"client-closed": 50}
-    await eventually(lambda: not any(stage.fanout.sweep._slots))
+    await eventually(lambda: not any(stage.server.keepalive._slots))

@@ -71,7 +71,7 @@ async def test_all_clients_of_a_format_get_the_same_bytes(open_stage: OpenStage,
     await stage.converged(*peers)
     assert len({peer.stream for peer in peers}) == 1
     assert len({peer.hello.connection_id for peer in peers if peer.hello}) == 40
-    counters = stage.fanout.stats.feeds[support.FEED]
+    counters = stage.server.stats.feeds[support.FEED]
     assert counters.deliveries == 30 * 40
     assert counters.bytes_sent == 40 * len(peers[0].stream)
     assert counters.snapshots_sent == 40
@@ -91,16 +91,16 @@ async def test_whom_an_interrupted_pass_left_at_a_files_end_is_sent_the_rest(ope
     stage.in_sync()
     peers = [await stage.subscribe() for _ in range(2)]
     await stage.converged(*peers)
-    [view] = {one.channel for one in stage.fanout.poller.clients.values()}
+    [view] = {one.channel for one in stage.server.poller.clients.values()}
     assert view is not None
-    left, gone = view.following.clients
+    left, gone = view.live.clients
     churn(stage, 2, size=40_000)  # in two files of the log
-    stage.fanout._hear_hub()
-    stage.fanout.delivery.run(0.0)
+    stage.server._hear_hub()
+    stage.server.delivery.run(0.0)
     assert (view.flush_index, left.offset < view.log.end) == (1, True)
     view.forget(gone)
     for _ in range(3):
-        stage.fanout.delivery.run(float("inf"))
+        stage.server.delivery.run(float("inf"))
     assert left.offset == view.log.end
 
 
@@ -117,19 +117,19 @@ async def test_a_blocked_client_leaves_the_pass_and_catches_up(open_stage: OpenS
     assert slow.stream == fast.stream
     assert blocked.index >= 0
     assert not blocked.waiting
-    stats = stage.fanout.stats
+    stats = stage.server.stats
     assert stats.feeds[support.FEED].deliveries == slow.updates + fast.updates
     assert stats.catch_ups == 0
     assert stage.disconnects == {}
 
 
 async def test_a_client_far_behind_waits_while_others_are_sent_something_and_converges(open_stage: OpenStage) -> None:
-    paced = msgspec.structs.replace(PATIENT, laggards_bytes_per_second=1)
+    paced = msgspec.structs.replace(PATIENT, slow_consumers_bytes_per_second=1)
     stage = await open_stage(paced)
     fast, slow, blocked = await fast_and_blocked(stage)
     churn(stage, 40)
     await stage.converged(fast)
-    while math.isinf(stage.fanout.delivery.due_at):  # it reads again, and has its first turn
+    while math.isinf(stage.server.delivery.due_at):  # it reads again, and has its first turn
         slow.read()
         churn(stage, 1, size=10)
         await stage.converged(fast)
@@ -156,7 +156,7 @@ async def test_a_client_that_falls_out_of_the_log_gets_the_rest_of_its_frame_and
     await stage.converged(slow)
     assert slow.snapshots == 2
     assert fast.snapshots == 1
-    assert stage.fanout.stats.catch_ups == 1
+    assert stage.server.stats.catch_ups == 1
     assert blocked.state is cursor.CursorState.FOLLOWING
     stage.put(pod("last"))
     await stage.converged(fast, slow)
@@ -177,7 +177,7 @@ async def test_a_client_whose_snapshots_log_went_away_gets_another_snapshot(open
     assert client.state is cursor.CursorState.SNAPSHOT
     await stage.converged(slow)
     assert slow.snapshots == 2
-    assert stage.fanout.stats.catch_ups == 1
+    assert stage.server.stats.catch_ups == 1
     assert stage.disconnects == {}
 
 
@@ -194,7 +194,7 @@ async def test_replaced_snapshots_and_old_segments_are_let_go(open_stage: OpenSt
     assert max(counts[2:]) <= counts[1] + 14  # a segment is seven descriptors in one process: two mapped files each
 
 
-async def in_the_middle_of_a_pass(view: channel.ChannelView) -> None:
+async def in_the_middle_of_a_pass(view: channel.WorkerChannel) -> None:
     for _ in range(1000):
         if view.flush_index:
             return
@@ -247,4 +247,4 @@ async def test_clients_that_vanish_during_a_pass_take_nobody_along(open_stage: O
         await asyncio.sleep(0)
     await stage.converged(*peers)
     await eventually(lambda: stage.disconnects == {"client-closed": 40})
-    assert len(stage.fanout.poller.clients) == 20
+    assert len(stage.server.poller.clients) == 20

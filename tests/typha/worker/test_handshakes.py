@@ -83,8 +83,8 @@ async def test_readers_that_stall_get_everything_in_the_end(open_tls: OpenTlsSta
         version += 1
         stage.put(pod("d", str(version).rjust(700_000, "y"), version=version + 2))
         await stage.converged(reader)
-    assert any(stage.fanout.transport.owed(one.fd) for one in blocked)
-    assert not any(one.at_frame_end(stage.fanout.transport) for one in blocked)
+    assert any(stage.server.transport.owed(one.fd) for one in blocked)
+    assert not any(one.at_frame_end(stage.server.transport) for one in blocked)
     stage.put(*(pod(f"small{number}", "z", version=2) for number in range(500)))
     await stage.converged(reader, *stalled)
     assert stage.disconnects == {}
@@ -101,7 +101,7 @@ async def test_a_pong_that_cannot_be_read_yet_is_not_missed(open_tls: OpenTlsSta
     client.pinged_at = 0.0
     await slow.read_until(lambda: client.pinged_at)
     stage.put(*(pod(f"p{number}", "y" * 50_000) for number in range(60)))
-    await eventually(lambda: stage.fanout.transport.owed(client.fd))
+    await eventually(lambda: stage.server.transport.owed(client.fd))
     slow.say(messages.Pong(1))
     for _ in range(20):
         slow.read(100)
@@ -109,8 +109,8 @@ async def test_a_pong_that_cannot_be_read_yet_is_not_missed(open_tls: OpenTlsSta
     assert stage.disconnects == {}
     slow.answers_pings = True
     await stage.converged(slow)
-    pongs = stage.fanout.stats.pongs_received
-    await slow.read_until(lambda: stage.fanout.stats.pongs_received > pongs + 1)
+    pongs = stage.server.stats.pongs_received
+    await slow.read_until(lambda: stage.server.stats.pongs_received > pongs + 1)
 
 
 async def test_who_falls_out_of_the_log_is_caught_up(open_tls: OpenTlsStage) -> None:
@@ -123,7 +123,7 @@ async def test_who_falls_out_of_the_log_is_caught_up(open_tls: OpenTlsStage) -> 
         slow[number % 3].read(3_000)
         await asyncio.sleep(0.001)
     await stage.converged(*slow)
-    assert stage.fanout.stats.catch_ups > 0
+    assert stage.server.stats.catch_ups > 0
     assert stage.disconnects == {}
 
 
@@ -180,7 +180,7 @@ async def test_what_is_not_tls_ends_at_once(open_tls: OpenTlsStage, first: bytes
     peer = await stage.connect()
     peer.send(first)
     await eventually(lambda: stage.disconnects == {"tls-failed": 1}, seconds=5)
-    await eventually(lambda: not stage.fanout.poller.clients, seconds=5)
+    await eventually(lambda: not stage.server.poller.clients, seconds=5)
 
 
 async def test_a_probe_that_connects_and_closes_is_no_failure(open_tls: OpenTlsStage) -> None:
@@ -188,11 +188,11 @@ async def test_a_probe_that_connects_and_closes_is_no_failure(open_tls: OpenTlsS
     stage.peers_tls = None
     for linger in (None, struct.pack("ii", 1, 0)):
         peer = await stage.connect()
-        await eventually(lambda: len(stage.fanout.poller.clients) == 1)
+        await eventually(lambda: len(stage.server.poller.clients) == 1)
         if linger is not None:
             peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         peer.close()
-        await eventually(lambda: not stage.fanout.poller.clients)
+        await eventually(lambda: not stage.server.poller.clients)
     assert stage.disconnects == {"client-closed": 2}
 
 
@@ -207,7 +207,7 @@ async def test_many_handshakes_at_once(open_tls: OpenTlsStage, files: certificat
     peers = await asyncio.gather(*(stage.subscribe() for _ in range(300)))
     await stage.converged(*peers)
     assert stage.disconnects == {}
-    assert len(stage.fanout.sessions.handshaking) == 40
+    assert len(stage.server.connections.handshaking) == 40
 
 
 async def test_a_defect_ends_that_connection(
@@ -229,7 +229,7 @@ async def test_new_certificates_are_for_new_connections(
     before = await stage.subscribe()
     await stage.converged(before)
     (files.folder / "server.pem").write_text("half a certif")
-    await eventually(lambda: stage.fanout.stats.tls_reload_failures == 1)
+    await eventually(lambda: stage.server.stats.tls_reload_failures == 1)
     await stage.converged(await stage.subscribe())
     renewed = trustme.CA()
     files.write(renewed)
@@ -241,7 +241,7 @@ async def test_new_certificates_are_for_new_connections(
         except ssl.SSLCertVerificationError:  # still the old one
             await asyncio.sleep(0.02)
     await stage.converged(before, after)
-    assert stage.fanout.stats.tls_reload_failures == 1
+    assert stage.server.stats.tls_reload_failures == 1
     assert set(stage.disconnects) <= {"tls-failed"}
 
 
@@ -269,7 +269,7 @@ async def test_clients_hang_up_with_and_without_a_word(open_tls: OpenTlsStage) -
     peers[2].socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peers[2].close()
     await eventually(lambda: stage.disconnects == {"client-closed": 3})
-    await eventually(lambda: not stage.fanout.poller.clients)
+    await eventually(lambda: not stage.server.poller.clients)
 
 
 async def test_a_broken_record_ends_that_connection(open_tls: OpenTlsStage) -> None:

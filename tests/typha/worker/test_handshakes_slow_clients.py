@@ -45,17 +45,17 @@ class Gate:
 
 
 def _more_than(stage: Stage, count: int) -> bool:
-    return len(stage.fanout.poller.clients) > count
+    return len(stage.server.poller.clients) > count
 
 
 async def in_handshake(stage: Stage, count: int) -> list[tuple["asyncio.Task[Peer]", client.Client]]:
     """Clients whose first step may run, in order of arrival."""
     begun = []
     for _ in range(count):
-        open_before = len(stage.fanout.poller.clients)
+        open_before = len(stage.server.poller.clients)
         task = asyncio.create_task(stage.subscribe())
         await eventually(functools.partial(_more_than, stage, open_before))
-        begun.append((task, list(stage.fanout.poller.clients.values())[-1]))
+        begun.append((task, list(stage.server.poller.clients.values())[-1]))
         await asyncio.sleep(0.02)
     return begun
 
@@ -72,7 +72,7 @@ async def test_the_oldest_goes_first_and_who_has_given_up_is_passed_over(
     context, stage.peers_tls = stage.peers_tls, None
     given_up = await stage.connect()
     given_up.send(b"\x16\x03\x01")
-    await eventually(lambda: len(stage.fanout.poller.clients) == 3)
+    await eventually(lambda: len(stage.server.poller.clients) == 3)
     stage.peers_tls = context
     begun += await in_handshake(stage, 1)
     given_up.close()
@@ -120,7 +120,7 @@ async def test_peers_that_send_a_byte_at_a_time_keep_nobody_out(open_tls: OpenTl
     await stage.converged(await stage.subscribe())
     await asyncio.wait(drips)
     assert stage.disconnects == {"handshake-timeout": len(dripping)}
-    assert not stage.fanout.sessions.handshaking
+    assert not stage.server.connections.handshaking
 
 
 async def test_a_close_waits_for_the_step_that_runs(open_tls: OpenTlsStage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ async def test_a_close_waits_for_the_step_that_runs(open_tls: OpenTlsStage, monk
         await asyncio.sleep(0.1)
         assert stepping.socket.fileno() == stepping.fd
     gate.opened.set()
-    await eventually(lambda: not stage.fanout.poller.clients)
+    await eventually(lambda: not stage.server.poller.clients)
     assert stepping.socket.fileno() == -1
-    assert not stage.fanout.sessions.closing
+    assert not stage.server.connections.closing
     await asyncio.wait([task])

@@ -38,14 +38,14 @@ async def test_nobody_is_silent_for_longer_than_the_ping_interval(open_stage: Op
     assert {peer.snapshots for peer in held} == {0}
     stage.in_sync()
     stage.put(pod("a"))
-    following = [await stage.subscribe() for _ in range(20)]
-    await stage.converged(*held, *following)
-    await asyncio.gather(*(peer.read_until(lambda: following[0].pings >= 3) for peer in (*held, *following)))
-    for peer in (*held, *following):
+    live = [await stage.subscribe() for _ in range(20)]
+    await stage.converged(*held, *live)
+    await asyncio.gather(*(peer.read_until(lambda: live[0].pings >= 3) for peer in (*held, *live)))
+    for peer in (*held, *live):
         assert peer.longest_silence_seconds < 0.8 + LATE_SECONDS
         assert peer.pings >= 2
-    answered = sum(peer.pings for peer in (*held, *following))
-    await eventually(lambda: stage.fanout.stats.pongs_received == answered)
+    answered = sum(peer.pings for peer in (*held, *live))
+    await eventually(lambda: stage.server.stats.pongs_received == answered)
     assert stage.disconnects == {}
 
 
@@ -132,7 +132,7 @@ async def test_many_silent_connections_are_closed_a_few_at_a_time(
         good.read_until(lambda: all(peer.ended for peer in silent)), *(peer.read_to_end() for peer in silent)
     )
     assert stage.disconnects == {"handshake-timeout": 20}
-    assert not stage.fanout.sessions.handshaking
+    assert not stage.server.connections.handshaking
     stage.put(pod("a"))
     await stage.converged(good)
 
@@ -230,7 +230,7 @@ async def test_a_full_socket_has_no_room_for_a_ping_and_that_is_no_reason_to_clo
     full.full.add((await stage.client_of(peer)).fd)
     await eventually(lambda: full.refused >= 3)
     assert stage.disconnects == {}
-    assert stage.fanout.stats.pings_sent == 0
+    assert stage.server.stats.pings_sent == 0
     stage.put(pod("a"))
     await stage.converged(peer)
 
@@ -240,7 +240,7 @@ async def test_a_hello_that_waited_for_us_is_not_overdue(stage: Stage) -> None:
     for one in (peer, silent):
         await aged(stage, one, 100.0)
     peer.say(messages.ClientHello(feed=stage.feed.name, agent="test"))
-    stage.fanout.sweep.expire_handshakes(time.monotonic())  # before a turn could read it
+    stage.server.keepalive.expire_handshakes(time.monotonic())  # before a turn could read it
     assert stage.disconnects == {"handshake-timeout": 1}
     await stage.converged(peer)
 
@@ -274,7 +274,7 @@ async def test_who_sends_a_byte_at_a_time_does_not_stay_for_ever(stage: Stage) -
         newcomer.connected_at -= timeout_seconds
         newcomer.charged_from -= timeout_seconds
         peer.send(b"\0")
-        stage.fanout.sweep.expire_handshakes(time.monotonic())
+        stage.server.keepalive.expire_handshakes(time.monotonic())
         if stage.disconnects:
             break
         assert newcomer.own_seconds(time.monotonic()) < timeout_seconds

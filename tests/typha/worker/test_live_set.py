@@ -28,9 +28,9 @@ def made() -> Iterator[Made]:
         yield found
 
 
-def channel_of(made: Made) -> channel.ChannelView:
+def channel_of(made: Made) -> channel.WorkerChannel:
     """A new channel, that all belong to."""
-    view = channel.ChannelView(syncers.FELIX, encoder.TyphaEncoder(compress=False), lambda _: None)
+    view = channel.WorkerChannel(syncers.FELIX, encoder.TyphaEncoder(compress=False), lambda _: None)
     for one in made:
         one.channel, one.index, one.offset = view, -1, 0
     return view
@@ -57,25 +57,25 @@ def test_each_keeps_its_own_through_coming_and_going(made: Made, taken: list[tup
             wanted[one] = wanted[one][0], float(value)
         elif one in inside:
             inside.remove(one)
-            view.remove_following(one)
+            view.remove_live(one)
         else:
             inside.add(one)
-            view.add_following(one)
+            view.add_live(one)
         assert {each: (each.offset, each.sent_at) for each in made} == wanted
-        assert set(view.following) == inside
-        assert len(view.following) == len(inside)
+        assert set(view.live) == inside
+        assert len(view.live) == len(inside)
         assert all((each.index >= 0) == (each in inside) for each in made)
-        places = zip(view.following, view.following.descriptors, strict=True)
+        places = zip(view.live, view.live.descriptors, strict=True)
         assert all(each.fd == descriptor for each, descriptor in places)
 
 
 def test_a_pass_moves_all_by_writing_the_lists(made: Made) -> None:
     view = channel_of(made)
     for one in made:
-        view.add_following(one)
-    view.following.offsets[:] = [700] * len(made)
-    view.following.sent_at[2] = 9.5
+        view.add_live(one)
+    view.live.offsets[:] = [700] * len(made)
+    view.live.sent_at[2] = 9.5
     assert [one.offset for one in made] == [700] * len(made)
-    view.remove_following(made[2])
+    view.remove_live(made[2])
     assert (made[2].offset, made[2].sent_at, made[2].index) == (700, 9.5, -1)
     assert made[7].index == 2

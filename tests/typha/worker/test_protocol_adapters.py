@@ -32,14 +32,14 @@ STRANGER = msgspec.structs.replace(HELLO, syncer_type="web")
 NOT_SERVED = msgspec.structs.replace(HELLO, syncer_type="node-status")
 
 
-def begin(first: bytes) -> protocol_adapters.Conversation:
+def begin(first: bytes) -> protocol_adapters.ProtocolAdapter:
     begun = protocol_adapters.begin(first, CONFIG, 7, FAST)
     assert not isinstance(begun, protocol_adapters.Refusal)
     return begun
 
 
-def answers(conversation: protocol_adapters.Conversation, data: bytes) -> list[protocol_adapters.Answer]:
-    return list(conversation.receive(data))
+def answers(adapter: protocol_adapters.ProtocolAdapter, data: bytes) -> list[protocol_adapters.Answer]:
+    return list(adapter.receive(data))
 
 
 def restarted_hello(data: bytes) -> typha.ServerHello:
@@ -57,13 +57,13 @@ def restarted_hello(data: bytes) -> typha.ServerHello:
 
 def test_the_first_byte_chooses_the_protocol() -> None:
     native = frames.PREFACE + frames.pack_frame(native_codec.encode(messages.ClientHello(feed="web", agent="me")))
-    assert isinstance(begin(native[:1]), protocol_adapters.NativeConversation)
-    conversation = begin(native)
-    [answer] = answers(conversation, native)
+    assert isinstance(begin(native[:1]), protocol_adapters.NativeAdapter)
+    adapter = begin(native)
+    [answer] = answers(adapter, native)
     assert answer.subscribe == ("web", native_encoder.PLAIN)
-    assert conversation.agent == "me"
+    assert adapter.agent == "me"
     for length in range(1, len(RECORDED_HELLO) + 1):
-        assert isinstance(begin(RECORDED_HELLO[:length]), protocol_adapters.TyphaConversation)
+        assert isinstance(begin(RECORDED_HELLO[:length]), protocol_adapters.TyphaAdapter)
     [answer, *pongs] = answers(begin(RECORDED_HELLO), RECORDED_HELLO)
     assert answer.subscribe == (FELIX, encoder.PLAIN)
     assert pongs == [protocol_adapters.Answer(is_pong=True)] * 2
@@ -81,21 +81,21 @@ def test_what_no_client_begins_with(first: bytes) -> None:
 
 def test_a_client_that_takes_snappy_is_told_to_restart_and_acks() -> None:
     said = typha_peer.encoded(HELLO)
-    conversation = begin(said)
-    [answer] = answers(conversation, said)
+    adapter = begin(said)
+    [answer] = answers(adapter, said)
     hello = restarted_hello(answer.data)
     assert (hello.syncer_type, hello.server_connection_id) == (FELIX, 7)
     assert hello.version == protocol_adapters.SOFTWARE
     assert hello.supports_node_resource_updates
     assert (answer.awaits_ack, answer.subscribe) == (True, None)
-    assert conversation.agent
-    [answer] = answers(conversation, ACK)
+    assert adapter.agent
+    [answer] = answers(adapter, ACK)
     assert answer == protocol_adapters.Answer(connection.PREAMBLE, subscribe=(FELIX, encoder.SNAPPY))
-    assert answers(conversation, ACK) == []
-    assert answers(conversation, PONG + PONG) == [protocol_adapters.Answer(is_pong=True)] * 2
-    assert conversation.pending_bytes == 0
-    assert answers(conversation, PONG[:3]) == []
-    assert conversation.pending_bytes == 3
+    assert answers(adapter, ACK) == []
+    assert answers(adapter, PONG + PONG) == [protocol_adapters.Answer(is_pong=True)] * 2
+    assert adapter.pending_bytes == 0
+    assert answers(adapter, PONG[:3]) == []
+    assert adapter.pending_bytes == 3
 
 
 def test_acks_may_come_in_advance_and_byte_by_byte() -> None:
@@ -106,8 +106,8 @@ def test_acks_may_come_in_advance_and_byte_by_byte() -> None:
         (False, (FELIX, encoder.SNAPPY), False),
         (False, None, True),
     ]
-    conversation = begin(data[:1])
-    assert [answer for byte in data for answer in answers(conversation, bytes([byte]))] == whole
+    adapter = begin(data[:1])
+    assert [answer for byte in data for answer in answers(adapter, bytes([byte]))] == whole
 
 
 @pytest.mark.parametrize("hello", [PLAIN_HELLO, NO_SNAPPY])
@@ -127,11 +127,11 @@ def test_others_are_served_at_once(hello: typha.ClientHello) -> None:
     ],
 )
 def test_who_is_refused_is_told_nothing(hello: typha.ClientHello, reason: DisconnectReason) -> None:
-    conversation = begin(typha_peer.encoded(hello))
-    [answer] = answers(conversation, typha_peer.encoded(hello))
+    adapter = begin(typha_peer.encoded(hello))
+    [answer] = answers(adapter, typha_peer.encoded(hello))
     assert answer.refusal is not None
     assert answer.refusal.reason is reason
-    assert (answer.data, conversation.goodbye(answer.refusal)) == (b"", b"")
+    assert (answer.data, adapter.goodbye(answer.refusal)) == (b"", b"")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ async def test_pings_while_held_and_later_and_none_before_the_ack(open_stage: Op
         seen = peer.pings
         await peer.read_until(functools.partial(lambda peer, seen: peer.pings >= seen + 2, peer, seen))
         assert peer.longest_silence_seconds < 2 * FAST.ping_interval_seconds
-    await eventually(lambda: stage.fanout.stats.pongs_received == sum(peer.pings for peer in peers) >= 8)
+    await eventually(lambda: stage.server.stats.pongs_received == sum(peer.pings for peer in peers) >= 8)
     assert stage.disconnects == {}
 
 
@@ -235,10 +235,10 @@ async def test_a_refused_client_is_held_in_silence(felix: Stage, hello: typha.Cl
     await eventually(lambda: felix.disconnects == {reason: 1})
     assert not peer.read()
     assert not peer.ended
-    assert len(felix.fanout.sessions.closing) == 1
+    assert len(felix.server.connections.closing) == 1
     await peer.read_to_end()
     assert not peer.received
-    await eventually(lambda: not felix.fanout.poller.clients)
+    await eventually(lambda: not felix.server.poller.clients)
 
 
 async def test_no_protocol_is_closed_at_once(open_stage: OpenStage) -> None:
@@ -279,7 +279,7 @@ async def test_our_client_library_follows_typhas_protocol(felix: Stage) -> None:
         for one in (native, foreign):
             await one.wait_in_sync(timeout_seconds=support.TIMEOUT_SECONDS)
             assert {key: entry.value for key, entry in one.items()} == felix.content
-        felix.fanout.sessions.close(next(iter(felix.fanout.poller.clients.values())), DisconnectReason.SERVER_ERROR)
+        felix.server.connections.close(next(iter(felix.server.poller.clients.values())), DisconnectReason.SERVER_ERROR)
         felix.put(pod("a", "y", version=2), *(pod(f"p{number}", number, version=number) for number in range(300)))
         felix.delete("b")
         await eventually(
@@ -311,14 +311,14 @@ async def test_a_client_that_acks_and_hangs_up_at_once(felix: Stage) -> None:
         peer.send(data)
         peer.close()
     await eventually(lambda: felix.disconnects == {"client-closed": 3})
-    await eventually(lambda: not felix.fanout.poller.clients)
+    await eventually(lambda: not felix.server.poller.clients)
     peer = await typha_peer.join(felix)
     await felix.converged(peer)
 
 
 def test_errors_of_what_looked_right_are_protocol_errors() -> None:
     broken = RECORDED_HELLO[: 1 + RECORDED_HELLO[0]] + b"\x01\x00"
-    conversation = begin(broken)
+    adapter = begin(broken)
     with pytest.raises(errors.RemoteProtocolError) as caught:
-        answers(conversation, broken)
+        answers(adapter, broken)
     assert caught.value.reason is DisconnectReason.PROTOCOL_ERROR

@@ -123,7 +123,7 @@ async def test_every_client_has_the_map_in_the_end(open_stage: OpenStage, seed: 
     await stage.converged(*peers)
     assert through.broken_rules == []
     assert stage.disconnects == {}
-    assert stage.fanout.stats.catch_ups > 0
+    assert stage.server.stats.catch_ups > 0
     assert through.refused["view"] > 0
     assert through.refused["file"] > 0
 

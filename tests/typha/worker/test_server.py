@@ -76,14 +76,14 @@ async def test_what_the_hub_could_not_take_goes_to_it_as_soon_as_it_can(open_sta
     stage = await open_stage(msgspec.structs.replace(FAST, stats_interval_seconds=600.0))
     stage.in_sync()
     stage.loop.remove_reader(stage.link.fileno())
-    while not stage.fanout._link.wants_write:
-        stage.fanout._tell(["trimmed", 1, 0])
+    while not stage.server._link.wants_write:
+        stage.server._tell(["trimmed", 1, 0])
     peer = await stage.subscribe()
     await peer.read_until(lambda: peer.hello is not None)
-    assert stage.fanout._link.wants_write
+    assert stage.server._link.wants_write
     stage.loop.add_reader(stage.link.fileno(), stage._hear)
     await stage.converged(peer)
-    assert not stage.fanout._link.wants_write
+    assert not stage.server._link.wants_write
 
 
 async def test_draining_says_goodbye_to_each_in_time_and_closes_the_listener(stage: Stage) -> None:
@@ -162,14 +162,14 @@ async def test_a_defect_on_one_connection_ends_that_connection(stage: Stage, mon
     good, bad = await stage.subscribe(), await stage.subscribe()
     await stage.converged(good, bad)
     victim = await stage.client_of(bad)
-    readable = stage.fanout.sessions.readable
+    readable = stage.server.connections.readable
 
     def broken(current: client.Client) -> None:
         if current is victim:
             raise ZeroDivisionError("a defect")
         readable(current)
 
-    monkeypatch.setattr(stage.fanout.sessions, "readable", broken)
+    monkeypatch.setattr(stage.server.connections, "readable", broken)
     bad.say(messages.Pong(0))
     await bad.read_to_end()
     assert stage.disconnects == {"server-error": 1}
@@ -181,7 +181,7 @@ async def test_a_defect_in_the_fan_out_itself_ends_it(stage: Stage, monkeypatch:
     def broken(deadline: float) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(stage.fanout.delivery, "run", broken)
+    monkeypatch.setattr(stage.server.delivery, "run", broken)
     await stage.connect()
     with pytest.raises(ZeroDivisionError):
         await asyncio.wait_for(stage.task, 5)
@@ -189,7 +189,7 @@ async def test_a_defect_in_the_fan_out_itself_ends_it(stage: Stage, monkeypatch:
 
 async def test_out_of_descriptors_connections_wait(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_OUT_OF_RESOURCES_PAUSE_SECONDS", 0.1)
-    accept = stage.fanout.poller.accept
+    accept = stage.server.poller.accept
     failures = 3
 
     def failing() -> object:
@@ -199,10 +199,10 @@ async def test_out_of_descriptors_connections_wait(stage: Stage, monkeypatch: py
             raise poller.OutOfResources("Too many open files")
         return accept()
 
-    monkeypatch.setattr(stage.fanout.poller, "accept", failing)
+    monkeypatch.setattr(stage.server.poller, "accept", failing)
     peer = await stage.subscribe()
     await stage.converged(peer)
-    assert stage.fanout.stats.accept_failures == 3
+    assert stage.server.stats.accept_failures == 3
 
 
 async def test_a_worker_over_its_share_leaves_connections_to_the_others(
@@ -212,7 +212,7 @@ async def test_a_worker_over_its_share_leaves_connections_to_the_others(
     peers = [await stage.subscribe() for _ in range(5)]
     await stage.converged(*peers)
     stage.handle.tell(["share", 5])
-    await eventually(lambda: stage.fanout._share == 5)
+    await eventually(lambda: stage.server._share == 5)
     begun = time.monotonic()
     late = await stage.subscribe()
     await stage.converged(late)  # there are no others: it comes in after a pause

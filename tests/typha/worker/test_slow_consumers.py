@@ -13,7 +13,9 @@ from typha.worker import client, policy, slow_consumers
 
 SECONDS = 10.0
 PASS_SECONDS = 0.02
-LIMITS = policy.Policy(laggards_time_share=0.1, laggards_bytes_per_second=1_000_000, laggards_patience_seconds=1000.0)
+LIMITS = policy.Policy(
+    slow_consumers_time_share=0.1, slow_consumers_bytes_per_second=1_000_000, slow_consumers_patience_seconds=1000.0
+)
 
 
 class Sender:
@@ -23,7 +25,7 @@ class Sender:
         self._stack = stack
         self.now = 1000.0
         stack.enter_context(clock.replaced(monotonic=lambda: self.now, time_ns=lambda: 0))
-        self.queue = slow_consumers.Laggards(limits)
+        self.queue = slow_consumers.SlowConsumers(limits)
         self.is_live = True
         self.passes = 0
         self.passed_at = 0.0
@@ -75,7 +77,7 @@ def test_while_others_are_sent_something_laggards_get_so_many_bytes_a_second_in_
     for number in range(5):
         sender.laggard(number)
     sender.run(SECONDS, send_bytes=10_000, send_seconds=0.00001)
-    assert sender.sent.total() == pytest.approx(SECONDS * LIMITS.laggards_bytes_per_second, rel=0.02)
+    assert sender.sent.total() == pytest.approx(SECONDS * LIMITS.slow_consumers_bytes_per_second, rel=0.02)
     assert max(sender.sent.values()) - min(sender.sent.values()) <= 10_000
 
 
@@ -83,7 +85,7 @@ def test_and_so_much_of_the_time(stack: contextlib.ExitStack) -> None:
     sender = Sender(stack)
     sender.laggard()
     sender.run(SECONDS, send_bytes=100, send_seconds=0.0005)  # many small records to seal
-    assert sender.busy_seconds == pytest.approx(SECONDS * LIMITS.laggards_time_share, rel=0.02)
+    assert sender.busy_seconds == pytest.approx(SECONDS * LIMITS.slow_consumers_time_share, rel=0.02)
 
 
 def test_many_get_more_than_what_comes_to_be_owed_to_them_meanwhile(stack: contextlib.ExitStack) -> None:
@@ -107,7 +109,9 @@ def test_they_get_all_there_is_when_nothing_else_is_sent(stack: contextlib.ExitS
 
 
 def test_who_has_been_held_up_for_long_is_waited_for_no_longer(stack: contextlib.ExitStack) -> None:
-    sender = Sender(stack, policy.Policy(laggards_bytes_per_second=1_000_000, laggards_patience_seconds=2.0))
+    sender = Sender(
+        stack, policy.Policy(slow_consumers_bytes_per_second=1_000_000, slow_consumers_patience_seconds=2.0)
+    )
     late = sender.laggard()
     sender.run(1.9, send_bytes=100_000, send_seconds=0.0001)
     assert sender.busy_seconds < 0.1

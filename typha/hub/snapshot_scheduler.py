@@ -14,7 +14,7 @@ _monotonic = clock.monotonic
 SLICE_SECONDS = 0.005
 
 
-class SnapshotMaker:
+class SnapshotScheduler:
     """`request` asks for a channel's snapshot, `run` makes them one after another.
 
     A cut may be taken at any time, for a store changes only where its feed's batch is taken for the log. `done` is

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cache.state import catchup, store
 from protocol import formats
 from typha import clock
-from typha.hub import worker_handle
+from typha.hub import worker_link
 from typha.hub.channel import HubChannel
 
 _monotonic = clock.monotonic
@@ -37,7 +37,7 @@ class _Kept(NamedTuple):
     asked_at: float
 
 
-class CatchUpMaker:
+class CatchUpScheduler:
     """`request` asks for a block, `run` makes them one after another and sends each to all who have asked.
 
     `is_open` and `is_known` say whether a channel and a worker still exist.
@@ -46,11 +46,11 @@ class CatchUpMaker:
     def __init__(
         self,
         is_open: Callable[[HubChannel], bool],
-        is_known: Callable[[worker_handle.WorkerHandle], bool],
+        is_known: Callable[[worker_link.WorkerLink], bool],
     ) -> None:
         self._is_open = is_open
         self._is_known = is_known
-        self._queue: dict[tuple[HubChannel, int], dict[worker_handle.WorkerHandle, int]] = {}
+        self._queue: dict[tuple[HubChannel, int], dict[worker_link.WorkerLink, int]] = {}
         """(channel, start point) to who has asked for it, with the oldest cut that will do."""
         self._kept: dict[tuple[HubChannel, int], _Kept] = {}
         """In order of use."""
@@ -62,7 +62,7 @@ class CatchUpMaker:
         self.refused = 0
 
     def __repr__(self) -> str:
-        return f"<CatchUpMaker waiting={len(self._queue)} kept={len(self._kept)} made={self.blocks_made}>"
+        return f"<CatchUpScheduler waiting={len(self._queue)} kept={len(self._kept)} made={self.blocks_made}>"
 
     @property
     def has_work(self) -> bool:
@@ -77,7 +77,7 @@ class CatchUpMaker:
     def request(
         self,
         channel: HubChannel,
-        worker: worker_handle.WorkerHandle,
+        worker: worker_link.WorkerLink,
         *,
         from_sequence: int,
         needed_sequence: int,
@@ -154,7 +154,7 @@ class CatchUpMaker:
 
     def _answer(
         self,
-        worker: worker_handle.WorkerHandle,
+        worker: worker_link.WorkerLink,
         channel: HubChannel,
         from_sequence: int,
         block: catchup.Block | None,

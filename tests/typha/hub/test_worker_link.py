@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness import support
-from typha.hub import worker_handle
+from typha.hub import worker_link
 from typha.ipc import link
 
 
@@ -23,12 +23,12 @@ class Asked:
             raise KeyError(feed)
         self.wishes.append((feed, wire_format))
 
-    def stale(self, worker: worker_handle.WorkerHandle, channel: int) -> None:
+    def stale(self, worker: worker_link.WorkerLink, channel: int) -> None:
         """Remembers who waits for what."""
         self.stale_channels.append((worker.number, channel))
 
     def block_wanted(
-        self, worker: worker_handle.WorkerHandle, channel: int, from_sequence: int, needed_sequence: int
+        self, worker: worker_link.WorkerLink, channel: int, from_sequence: int, needed_sequence: int
     ) -> None:
         """Remembers who asked for what."""
         if needed_sequence < from_sequence:
@@ -44,9 +44,7 @@ class Ends:
         self.asked = Asked()
         self.broken: list[Exception] = []
         self.watching: list[bool] = []
-        self.handle = worker_handle.WorkerHandle(
-            3, link.Link(ours), self.asked, self.broken.append, self.watching.append
-        )
+        self.handle = worker_link.WorkerLink(3, link.Link(ours), self.asked, self.broken.append, self.watching.append)
         self.worker = link.Link(theirs)
 
     def say(self, *message: object) -> None:

@@ -9,7 +9,7 @@ import pytest
 from protocol import messages
 from protocol.native import encoder
 from tests.harness import support
-from typha.hub import snapshot_builder
+from typha.hub import snapshot_scheduler
 from typha.hub.channel import HubChannel
 
 
@@ -19,7 +19,7 @@ class Channels:
     def __init__(self) -> None:
         self.done: list[HubChannel] = []
         self.open: list[HubChannel] = []
-        self.maker = snapshot_builder.SnapshotMaker(self.done.append, lambda channel: channel in self.open)
+        self.snapshots = snapshot_scheduler.SnapshotScheduler(self.done.append, lambda channel: channel in self.open)
 
     def add(self, keys: int) -> HubChannel:
         """A channel with so many keys."""
@@ -38,7 +38,7 @@ async def channels() -> AsyncIterator[Channels]:
     """A maker at work; its end may leave no descriptor."""
     before = support.open_descriptors()
     opened = Channels()
-    task = asyncio.create_task(opened.maker.run(), name="snapshot maker")
+    task = asyncio.create_task(opened.snapshots.run(), name="snapshot maker")
     yield opened
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -52,12 +52,12 @@ async def channels() -> AsyncIterator[Channels]:
 async def test_what_is_asked_for_is_made_once(channels: Channels) -> None:
     first, second = channels.add(10), channels.add(1000)
     for channel in (first, second, first):
-        channels.maker.request(channel)
+        channels.snapshots.request(channel)
     await support.eventually(lambda: len(channels.done) == 2)
     assert channels.done == [first, second]
     assert second.snapshot is not None
     assert second.snapshot.keys == 1000
-    channels.maker.request(first)
+    channels.snapshots.request(first)
     await support.eventually(lambda: len(channels.done) == 3)
     assert first.snapshots_built == 2
 
@@ -65,9 +65,9 @@ async def test_what_is_asked_for_is_made_once(channels: Channels) -> None:
 async def test_others_get_their_turns_while_a_snapshot_is_made(
     channels: Channels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshot_builder, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(snapshot_scheduler, "SLICE_SECONDS", 0.0)
     channel = channels.add(5000)
-    channels.maker.request(channel)
+    channels.snapshots.request(channel)
     turns = 0
     while not channels.done:
         await asyncio.sleep(0)
@@ -77,8 +77,8 @@ async def test_others_get_their_turns_while_a_snapshot_is_made(
 
 async def test_a_channel_that_was_closed_meanwhile_gets_none(channels: Channels) -> None:
     gone, there = channels.add(10), channels.add(10)
-    channels.maker.request(gone)
-    channels.maker.request(there)
+    channels.snapshots.request(gone)
+    channels.snapshots.request(there)
     channels.open.remove(gone)
     await support.eventually(lambda: channels.done)
     assert channels.done == [there]
@@ -86,9 +86,9 @@ async def test_a_channel_that_was_closed_meanwhile_gets_none(channels: Channels)
 
 
 async def test_a_snapshot_that_is_cancelled_is_given_up(channels: Channels, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot_builder, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(snapshot_scheduler, "SLICE_SECONDS", 0.0)
     channel = channels.add(5000)
-    channels.maker.request(channel)
+    channels.snapshots.request(channel)
     for _ in range(10):  # turns of the loop: it is begun, and far from done
         await asyncio.sleep(0)
     assert channel.building

@@ -21,11 +21,11 @@ class HubSide(Protocol):
         """A client has come for this channel."""
         ...
 
-    def stale(self, worker: "WorkerHandle", channel: int) -> None:
+    def stale(self, worker: "WorkerLink", channel: int) -> None:
         """A worker's newcomers wait for a newer snapshot of the channel of this number."""
         ...
 
-    def block_wanted(self, worker: "WorkerHandle", channel: int, from_sequence: int, needed_sequence: int) -> None:
+    def block_wanted(self, worker: "WorkerLink", channel: int, from_sequence: int, needed_sequence: int) -> None:
         """Clients have fallen out of a channel's log, and need what has changed behind a sequence.
 
         Raises:
@@ -34,7 +34,7 @@ class HubSide(Protocol):
         ...
 
 
-class WorkerHandle:
+class WorkerLink:
     """Tells one worker things, without ever waiting for it. Ends of logs are coalesced while its socket is full.
 
     `broken` is called with what made the worker useless, perhaps several times; `watch_write` when its socket has
@@ -57,17 +57,17 @@ class WorkerHandle:
         self._watching_write = False
         self._ends: dict[int, tuple[int, int, int, float]] = {}
         self._ends_told = 0
-        self._ends_sent: shared_counters.Progress | None = None
+        self._ends_sent: shared_counters.SharedCounter | None = None
         self.ready = False
         self.heard_at = _monotonic()
         self.report: dict[str, Any] = {}
 
     def __repr__(self) -> str:
-        return f"<WorkerHandle {self.number} ready={self.ready} active={self.active}>"
+        return f"<WorkerLink {self.number} ready={self.ready} active={self.active}>"
 
     def share_progress(self) -> None:
         """From now on `ends_under_way` is known."""
-        self._ends_sent, descriptor = shared_counters.Progress.create()
+        self._ends_sent, descriptor = shared_counters.SharedCounter.create()
         try:
             self.tell(["progress"], descriptor)
         finally:
