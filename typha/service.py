@@ -1,4 +1,4 @@
-"""The service: puts the parts together, runs them, and ends them in order."""
+"""The service: puts the parts together, runs them, and ends them in order. Only this module knows all of them."""
 
 import asyncio
 import contextlib
@@ -17,45 +17,45 @@ from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
 from typha import clock, settings
-from typha.hub import bootstrap, hub, snapshot_scheduler, supervisor
-from typha.hub.channel import HubChannel
-from typha.hub.collector import Collector
+from typha.hub import bootstrap, collector, hub, supervisor
+from typha.hub import policy as hub_policy
+from typha.ipc import messages
 from typha.observability import health, loop_latency, metrics, webserver
 from typha.settings import feeds_file
 
 _log = structlog.get_logger("typha.service")
 
 _BACKLOG = 65535
-"""Connections the kernel keeps for us while a storm is accepted, or while no worker lives: as many as
-net.core.somaxconn allows. Those beyond it come again after a second, by TCP's own clock."""
+"""Connections that the kernel keeps while a storm is accepted, or while no worker lives: as many as net.core.somaxconn
+allows. Clients beyond that try again after a second, by TCP's own clock."""
 _ACCESS_RETRY_SECONDS = 1.0
 _RECURSION_LIMIT = 12_000
 _HOUSEKEEPING_SECONDS = 1.0
 _PORT_WAIT_SECONDS = 3.0
-"""The workers of a service that was killed end by themselves, within a turn of their loop."""
+"""The workers of a service that was killed end by themselves within a turn of their loop, and free the port."""
 _PORT_RETRY_SECONDS = 0.1
 EXIT_CANNOT_SERVE = 1
 _VALUE_OVERHEAD_BYTES = 32 * 1024
-"""What a frame needs beside its largest value: a key of any legal length, and the rest of the update."""
+"""What a frame needs in addition to its largest value: a key of any legal length, and the rest of the update."""
 
 
 class ServiceError(Exception):
-    """The service cannot run here; one line says why."""
+    """The service cannot run here; the message says why in one line."""
 
 
 class AddressInUse(ServiceError):
-    """Somebody listens on the address already."""
+    """Another process listens on the address."""
 
 
 def raise_open_files_limit() -> int:
-    """Lifts the soft limit of open files to the hard one; returns it."""
+    """Raises the soft limit of open files to the hard one; returns it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
 def open_listener(configured: settings.Settings) -> socket.socket:
-    """The listening socket, for IPv4 and IPv6 where no host is given.
+    """The listening socket; for IPv4 and IPv6 if no host is given.
 
     Raises:
         ServiceError: the address cannot be used.
@@ -81,10 +81,18 @@ def open_listener(configured: settings.Settings) -> socket.socket:
     return listener
 
 
+async def _serve_embedded_worker(
+    config: messages.WorkerConfig, listener: socket.socket, link_end: socket.socket
+) -> None:
+    from typha.worker import server  # late: with worker processes the hub needs none of it
+
+    await server.serve(config, listener, link_end)
+
+
 class Service:
     """One service; `run` returns when it has drained after `stop`.
 
-    `longest_pause` is of the loop that it runs on, if that is measured.
+    `longest_pause` is that of the loop that it runs on, if it is measured.
     """
 
     def __init__(
@@ -97,37 +105,31 @@ class Service:
         self._settings = configured
         specs = feeds_file.load(configured.feeds_file) if configured.feeds_file else []
         max_value_bytes = configured.max_frame_bytes - _VALUE_OVERHEAD_BYTES
-        self.snapshots = snapshot_scheduler.SnapshotScheduler(self._snapshot_built, self._is_open)
+        limits = hub_policy.from_settings(configured)
         self.hub = hub.Hub(
             [feed.RawFeed(spec, max_value_bytes=max_value_bytes) for spec in specs],
+            limits,
             awaited=bootstrap.awaited_names(configured),
-            log_budget_bytes=configured.log_budget_bytes,
-            segment_bytes=configured.segment_bytes,
-            build_snapshot=self.snapshots.request,
         )
         self.calico = bootstrap.CalicoStart(configured, self.hub, max_value_bytes=max_value_bytes)
         self.listener = listener
-        self.workers = supervisor.Supervisor(self.hub, configured, self.listener)
+        self.supervisor = supervisor.Supervisor(
+            self.hub, configured, limits, listener, serve_embedded=_serve_embedded_worker
+        )
         self.health = health.HealthAggregator()
         self.garbage = loop_latency.Collector()
-        self.collector = Collector(
+        self.collector = collector.Collector(
             configured,
             self.hub,
-            self.workers,
+            self.supervisor,
             longest_pause=longest_pause or loop_latency.Longest(clock.monotonic()),
             open_files_limit=raise_open_files_limit(),
         )
         self.collector.register(self.health)
         self._stopping = asyncio.Event()
 
-    def _is_open(self, channel: HubChannel) -> bool:
-        return channel in self.hub.channels.values()
-
-    def _snapshot_built(self, channel: HubChannel) -> None:
-        self.hub.snapshot_built(channel)
-
     def stop(self, signal_name: str = "") -> None:
-        """Begins to drain: no new clients, and the old ones are sent away one after another."""
+        """Begins to drain: no new clients are accepted, and the others are closed one after another."""
         if self._stopping.is_set():
             _log.info("Already draining", signal=signal_name)
             return
@@ -145,18 +147,18 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
         port = self.listener.getsockname()[1]
-        _log.info("Listening", port=port, feeds=", ".join(self.hub.names) or "none", workers=self.workers.wanted)
+        _log.info("Listening", port=port, feeds=", ".join(self.hub.names) or "none", workers=self.supervisor.wanted)
         if not self.hub.names:
             _log.warning("No feeds are configured: every client will be refused", setting="FeedsFile, CalicoFeeds")
         try:
             async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as background:
-                serving = tasks.create_task(self.workers.run(), name="workers")
+                serving = tasks.create_task(self.supervisor.run(), name="workers")
                 for name, action in self._background():
                     task = tasks.create_task(action, name=name)
                     background.callback(task.cancel)
                 await self._stopping.wait()
                 self.listener.close()
-                self.workers.drain(
+                self.supervisor.drain(
                     seconds=self._settings.shutdown_timeout_seconds,
                     interval_seconds_max=self._settings.shutdown_connection_drop_interval_max_seconds,
                 )
@@ -171,9 +173,9 @@ class Service:
     def _background(self) -> list[tuple[str, Coroutine[None, None, None]]]:
         jobs: list[tuple[str, Coroutine[None, None, None]]] = [
             ("watchers", self._watch()),
-            ("snapshots", self.snapshots.run()),
+            ("snapshots", self.hub.run_snapshots()),
             ("catch-ups", self.hub.catch_ups.run()),
-            ("gathering", self.hub.coalescer.run()),
+            ("coalescing", self.hub.run_coalescing()),
             ("garbage", self.garbage.run()),
             ("housekeeping", self._keep_house()),
         ]
@@ -204,7 +206,7 @@ class Service:
                 self.garbage.after_first_sync()
 
     async def _watch(self) -> None:
-        """Watches every type that a feed takes, each once."""
+        """Watches every type that a feed takes, once each."""
         async with self._session() as session, asyncio.TaskGroup() as tasks:
             await self.calico.decide(session)
             late = self.calico.types
@@ -225,7 +227,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def _session(self) -> AsyncIterator[api.KubeApi]:
-        """A session with the API server's credentials loaded, however long that takes."""
+        """A session with the API server, with credentials loaded, however long that takes."""
         session = api.KubeApi()
         complained = False
         while True:
@@ -244,15 +246,15 @@ class Service:
 
 
 def allow_deep_json() -> None:
-    """Lets objects nest as deep as the API server does, 10,000 levels: one of them must not stop a whole list.
+    """Lets objects nest as deep as the API server allows, 10,000 levels: one such object must not stop a whole list.
 
-    What is deeper is refused as malformed, for the decoder counts its own calls against this limit.
+    Deeper objects are refused as malformed, because the decoder counts its own calls against this limit.
     """
     sys.setrecursionlimit(max(sys.getrecursionlimit(), _RECURSION_LIMIT))
 
 
 async def serve(configured: settings.Settings, longest_pause: loop_latency.Longest) -> int:
-    """Runs the service to its end, on the loop that is measured there; returns the exit code."""
+    """Runs the service to its end on a loop whose turns `longest_pause` measures; returns the exit code."""
     allow_deep_json()
     try:
         listener = await _open_listener_soon(configured)
@@ -265,7 +267,7 @@ async def serve(configured: settings.Settings, longest_pause: loop_latency.Longe
 
 
 async def _open_listener_soon(configured: settings.Settings) -> socket.socket:
-    """The listener, after a moment if a worker of a service that was killed still holds the address."""
+    """The listener; after a moment, if a worker of a service that was killed still holds the address."""
     deadline = asyncio.get_running_loop().time() + _PORT_WAIT_SECONDS
     while True:
         try:

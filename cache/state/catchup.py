@@ -11,10 +11,9 @@ read before (`cache.state.cursor` keeps to that; DESIGN.md, "Slow clients", says
 """
 
 import bisect
-import os
 from collections.abc import Iterator
 
-from cache.state import memfile, store
+from cache.state import files, memfile, store
 from protocol import encoding, messages
 
 BLOCK_TARGET_BYTES = 256 * 1024
@@ -22,48 +21,6 @@ BLOCK_TARGET_BYTES = 256 * 1024
 that its clients read from."""
 BLOCK_RAW_BYTES_MAX = 2 * 1024 * 1024
 """Or when so many bytes of keys and values are in it, however well they compress: some 20 ms of the hub's time."""
-
-
-class Block:
-    """A finished file; `descriptor` is its own until `close`."""
-
-    __slots__ = (
-        "cut_sequence",
-        "descriptor",
-        "frames",
-        "from_sequence",
-        "is_final",
-        "length",
-        "log_offset",
-        "status",
-        "to_sequence",
-        "updates",
-    )
-
-    def __init__(self, descriptor: int, difference: store.Difference, *, log_offset: int) -> None:
-        self.descriptor = descriptor
-        self.from_sequence = difference.since_sequence
-        self.to_sequence = difference.since_sequence
-        """Sequence that a client has reached at its end."""
-        self.cut_sequence = difference.sequence
-        self.status = difference.status
-        """As of the cut."""
-        self.log_offset = log_offset
-        """End of the log at the cut."""
-        self.length = 0
-        self.updates = 0
-        self.is_final = False
-        """Whether it leads to the cut."""
-        self.frames: list[tuple[int, int, int]] = []
-        """Of each frame: the position behind it, the sequence that is reached there, and the updates up to there."""
-
-    def __repr__(self) -> str:
-        reach = f"{self.from_sequence}..{self.to_sequence} of {self.cut_sequence}"
-        return f"<Block {reach} updates={self.updates} bytes={self.length} final={self.is_final}>"
-
-    def close(self) -> None:
-        """Lets the file go; readers in other processes keep it until they are done."""
-        os.close(self.descriptor)
 
 
 class BlockBuilder:
@@ -76,7 +33,14 @@ class BlockBuilder:
         self._encoder = encoder
         self._difference = difference
         self._raw_bytes = 0
-        self.block = Block(memfile.create_empty("typha-catch-up"), difference, log_offset=log_offset)
+        self.block = files.BlockFile(
+            memfile.create_empty("typha-catch-up"),
+            from_sequence=difference.since_sequence,
+            to_sequence=difference.since_sequence,
+            cut_sequence=difference.sequence,
+            log_offset=log_offset,
+            status=difference.status,
+        )
 
     def steps(self) -> Iterator[None]:
         """Yields after each frame; the file is sealed when it ends."""

@@ -20,12 +20,10 @@ go back: each begins where the last one ended, and its cut is no older than what
 blocks before. A block may be left where any of its frames ends, as if it had been made no longer.
 """
 
-import bisect
 import enum
-from collections.abc import Sequence
 
-from cache.state import log
-from protocol import messages, reasons
+from cache.state import files, log
+from protocol import reasons
 
 
 class CursorState(enum.Enum):
@@ -53,89 +51,6 @@ class IllegalTransition(AssertionError):
     """A defect of ours: the change of state that was asked for does not exist."""
 
 
-class SnapshotFile:
-    """A snapshot as a worker knows it; it is closed when the last cursor that reads it has left."""
-
-    __slots__ = ("descriptor", "length", "log_offset", "readers", "sequence", "status")
-
-    def __init__(
-        self, descriptor: int, *, length: int, log_offset: int, sequence: int, status: messages.SyncStatus
-    ) -> None:
-        self.descriptor = descriptor
-        self.length = length
-        self.log_offset = log_offset
-        self.sequence = sequence
-        self.status = status
-        self.readers = 0
-
-    def __repr__(self) -> str:
-        return f"<SnapshotFile sequence={self.sequence} bytes={self.length} readers={self.readers}>"
-
-
-class BlockFile:
-    """A catch-up block as a worker knows it (`cache.state.catchup`); it is closed when no cursor reads it any more."""
-
-    __slots__ = (
-        "cut_sequence",
-        "descriptor",
-        "frames",
-        "from_sequence",
-        "is_final",
-        "length",
-        "log_offset",
-        "readers",
-        "status",
-        "to_sequence",
-        "updates",
-    )
-
-    def __init__(
-        self,
-        descriptor: int,
-        *,
-        length: int,
-        from_sequence: int,
-        to_sequence: int,
-        cut_sequence: int,
-        is_final: bool,
-        log_offset: int,
-        status: messages.SyncStatus,
-        updates: int = 0,
-        frames: Sequence[tuple[int, int, int]] = (),
-    ) -> None:
-        self.descriptor = descriptor
-        self.length = length
-        self.from_sequence = from_sequence
-        self.to_sequence = to_sequence
-        self.cut_sequence = cut_sequence
-        self.is_final = is_final
-        self.log_offset = log_offset
-        self.status = status
-        self.updates = updates
-        self.frames = frames
-        """See `cache.state.catchup.Block`."""
-        self.readers = 0
-
-    def __repr__(self) -> str:
-        reach = f"{self.from_sequence}..{self.to_sequence} of {self.cut_sequence}"
-        return f"<BlockFile {reach} bytes={self.length} final={self.is_final} readers={self.readers}>"
-
-    def boundary_at(self, position: int) -> tuple[int, int, int]:
-        """Where a frame ends, there or behind: position, the sequence reached and the updates before it."""
-        if not position:
-            return 0, self.from_sequence, 0
-        return self.frames[bisect.bisect_left(self.frames, position, key=_end_of)]
-
-    def boundary_before(self, position: int) -> int:
-        """The last position up to there at which a frame ends, or the block begins."""
-        index = bisect.bisect_right(self.frames, position, key=_end_of)
-        return self.frames[index - 1][0] if index else 0
-
-
-def _end_of(frame: tuple[int, int, int]) -> int:
-    return frame[0]
-
-
 class Cursor:
     """One client's place; the only writer of these fields is this class."""
 
@@ -151,9 +66,9 @@ class Cursor:
         sequence at which it came (back) to the log."""
         self.needed_sequence = 0
         """CATCHING_UP: no block whose cut is older may be sent, for it would take keys back."""
-        self.block: BlockFile | None = None
+        self.block: files.BlockFile | None = None
         """Set only if the state is CATCHING_UP."""
-        self.snapshot: SnapshotFile | None = None
+        self.snapshot: files.SnapshotFile | None = None
         """Set if and only if the state is SNAPSHOT."""
         self.tail: memoryview | None = None
         """Owed before anything else. CATCHING_UP: the rest of the frame that was being sent; FOLLOWING: a status that
@@ -173,6 +88,15 @@ class Cursor:
     def offset(self, offset: int) -> None:
         self._offset = offset
 
+    def note_sent(self, sent: int) -> None:
+        """The next `sent` bytes have gone out: of the tail if there is one, else of the file or log."""
+        if self.tail:
+            self.tail = self.tail[sent:] or None
+        elif self.snapshot is not None or self.block is not None:
+            self.position += sent
+        else:
+            self.offset += sent
+
     def _enter(self, state: CursorState) -> None:
         if state not in _LEGAL[self.state]:
             raise IllegalTransition(f"{self!r} cannot become {state.value}")
@@ -185,7 +109,7 @@ class Cursor:
         self._enter(CursorState.HELD)
         self.tail = None
 
-    def become_snapshot(self, snapshot: SnapshotFile) -> None:
+    def become_snapshot(self, snapshot: files.SnapshotFile) -> None:
         """Begins a snapshot at its first byte."""
         self._enter(CursorState.SNAPSHOT)
         self.snapshot = snapshot
@@ -199,7 +123,7 @@ class Cursor:
             raise IllegalTransition(f"{self!r} is not at the end of what leads to the log")
         self._enter(CursorState.FOLLOWING)
         self.offset = read.log_offset
-        self.sequence = read.sequence if isinstance(read, SnapshotFile) else read.cut_sequence
+        self.sequence = read.sequence if isinstance(read, files.SnapshotFile) else read.cut_sequence
         self._leave_files()
 
     def become_catching_up(self, reader: log.LogReader, *, owed_bytes: int = 0) -> None:
@@ -229,15 +153,15 @@ class Cursor:
         """CATCHING_UP: no block of an older cut will do from here on."""
         self.needed_sequence = max(self.needed_sequence, sequence)
 
-    def owe(self, data: bytes) -> None:
+    def owe(self, data: bytes | memoryview) -> None:
         """Something small for this client alone, to be sent where the frame that it stands in ends."""
-        self.tail = memoryview(bytes(self.tail or b"") + data)
+        self.tail = memoryview(bytes(self.tail) + data) if self.tail else memoryview(data)
 
     def awaits_block(self) -> bool:
         """Whether it is in a catch-up, and has nothing to send."""
         return self.state is CursorState.CATCHING_UP and not self.tail and self.block is None
 
-    def become_reading(self, block: BlockFile) -> None:
+    def become_reading(self, block: files.BlockFile) -> None:
         """CATCHING_UP: begins the block that it waited for."""
         fits = block.from_sequence == self.sequence and block.cut_sequence >= self.needed_sequence
         if not self.awaits_block() or not fits:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 
 from cache.feeds import feed
-from cache.state import catchup, cursor, log, snapshot, store
+from cache.state import catchup, cursor, files, log, snapshot, store
 from protocol import encoding, formats, messages, reasons
 from tests.harness import channel_harness
 
@@ -24,8 +24,8 @@ class Channel:
         self.newest: snapshot.Snapshot | None = None
         self.builder: snapshot.SnapshotBuilder | None = None
         self.steps: Iterator[None] = iter(())
-        self.file: cursor.SnapshotFile | None = None
-        self.blocks: list[cursor.BlockFile] = []
+        self.file: files.SnapshotFile | None = None
+        self.blocks: list[files.BlockFile] = []
         """All that were ever made, newest last."""
         self.clients: list[Client] = []
         self.statuses: list[tuple[int, messages.SyncStatus]] = [(0, messages.SyncStatus.WAITING)]
@@ -56,7 +56,7 @@ class Channel:
         """What the log has told last to whoever stands there, and where."""
         return [told for told in self.statuses if told[0] <= offset][-1]
 
-    def make_block(self, from_sequence: int) -> cursor.BlockFile | None:
+    def make_block(self, from_sequence: int) -> files.BlockFile | None:
         """A block as of now, from there; None if deletions since are forgotten."""
         self.publish()
         try:
@@ -66,22 +66,10 @@ class Channel:
         builder = catchup.BlockBuilder(self.encoder, difference, log_offset=self.writer.end)
         for _ in builder.steps():
             pass
-        made = builder.block
-        self.blocks.append(
-            cursor.BlockFile(
-                made.descriptor,
-                length=made.length,
-                from_sequence=made.from_sequence,
-                to_sequence=made.to_sequence,
-                cut_sequence=made.cut_sequence,
-                is_final=made.is_final,
-                log_offset=made.log_offset,
-                status=made.status,
-            )
-        )
+        self.blocks.append(builder.block)
         return self.blocks[-1]
 
-    def block_for(self, client: "Client") -> cursor.BlockFile | None:
+    def block_for(self, client: "Client") -> files.BlockFile | None:
         """The oldest that will do."""
         for block in self.blocks:
             fits = block.from_sequence == client.sequence and block.cut_sequence >= client.needed_sequence
@@ -103,7 +91,7 @@ class Channel:
         made = self.newest = self.builder.snapshot
         self.builder = None
         self.close_file()
-        self.file = cursor.SnapshotFile(
+        self.file = files.SnapshotFile(
             os.dup(made.descriptor),
             length=made.length,
             log_offset=made.log_offset,
@@ -263,7 +251,7 @@ class Client(cursor.Cursor):
         """Whether the server has not given it up."""
         return not self.is_closing()
 
-    def _close_unread(self, read: cursor.SnapshotFile) -> None:
+    def _close_unread(self, read: files.SnapshotFile) -> None:
         if read is not self.channel.file and read.readers == 0:
             os.close(read.descriptor)
 

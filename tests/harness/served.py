@@ -19,7 +19,7 @@ from clients import mirror
 from loadtest.apiserver import resources as simulated
 from loadtest.apiserver import simulator
 from loadtest.environment import kubeconfig
-from tests.harness import support
+from tests.harness import worker_stand
 
 FEED = "web"
 COMMAND = (sys.executable, "-c", "from typha.cli import main; main.main()", "serve")
@@ -94,7 +94,7 @@ class Service:
 
     async def logged(self, pattern: str) -> re.Match[str]:
         """The first line that matches, as soon as it is there."""
-        await support.eventually(lambda: re.search(pattern, self.text), seconds=TIMEOUT_SECONDS)
+        await worker_stand.eventually(lambda: re.search(pattern, self.text), seconds=TIMEOUT_SECONDS)
         found = re.search(pattern, self.text)
         assert found is not None
         return found
@@ -166,7 +166,7 @@ async def serving(cluster: Cluster, *arguments: str, **variables: str) -> AsyncI
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
             await service.ends()
-        await support.eventually(lambda: not processes_of_session(process.pid), seconds=5)
+        await worker_stand.eventually(lambda: not processes_of_session(process.pid), seconds=5)
     finally:
         for pid in processes_of_session(process.pid):
             os.kill(pid, signal.SIGKILL)
@@ -198,4 +198,4 @@ def holds(content: Callable[[], dict[str, bytes]], clients: list[mirror.Mirror])
 
 async def converged(cluster: Cluster, clients: list[mirror.Mirror]) -> None:
     """Returns when all clients are in sync and have the API server's state."""
-    await support.eventually(holds(lambda: cluster.content, clients), seconds=TIMEOUT_SECONDS)
+    await worker_stand.eventually(holds(lambda: cluster.content, clients), seconds=TIMEOUT_SECONDS)

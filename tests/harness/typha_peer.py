@@ -8,7 +8,7 @@ import msgspec
 from protocol import messages
 from protocol.typha import codec, connection, timestamps
 from protocol.typha import messages as typha
-from tests.harness import support
+from tests.harness import worker_stand
 
 FELIX = typha.FELIX
 HELLO = typha.ClientHello(
@@ -35,7 +35,7 @@ def encoded(hello: typha.ClientHello) -> bytes:
 ACK = codec.encode(typha.Ack(), types=codec.CLIENT)
 
 
-class TyphaPeer(support.Peer):
+class TyphaPeer(worker_stand.Peer):
     """Checks what Go's client would trip over, and that each key's history fits."""
 
     def __init__(self, end: socket.socket) -> None:
@@ -100,7 +100,7 @@ class TyphaPeer(support.Peer):
 
 
 async def join(
-    stage: support.Stage, hello: typha.ClientHello = HELLO, *, receive_buffer_bytes: int | None = None
+    stage: worker_stand.WorkerStand, hello: typha.ClientHello = HELLO, *, receive_buffer_bytes: int | None = None
 ) -> TyphaPeer:
     """A client that has said hello."""
     peer = await stage.join(TyphaPeer, receive_buffer_bytes=receive_buffer_bytes)

@@ -15,7 +15,7 @@ import pytest
 
 from cache.feeds.calico import syncers
 from loadtest.apiserver import resources as simulated
-from tests.harness import go_client, served, support
+from tests.harness import go_client, served, worker_stand
 
 pytestmark = pytest.mark.go
 
@@ -122,7 +122,7 @@ async def go_clients(gobpeer: str, address: str, *more: str) -> AsyncIterator[li
 
 async def have_the_map(cluster: CalicoCluster, clients: list[go_client.GoClient]) -> None:
     """Returns when each client has what the lists say of its feed, and has been told so."""
-    await support.eventually(
+    await worker_stand.eventually(
         lambda: all(client.statuses[-1:] == [2] for client in clients), seconds=served.TIMEOUT_SECONDS
     )
     wanted = {syncer: await cluster.converted(syncer) for syncer in syncers.NAMES}
@@ -152,7 +152,7 @@ async def test_every_syncer_type_through_churn_and_the_death_of_workers(gobpeer:
             await asyncio.sleep(0)
         await have_the_map(cluster, clients)
         os.kill(service.workers()[0], signal.SIGKILL)
-        await support.eventually(lambda: all(client.seen[-1:] == ["error"] for client in clients))
+        await worker_stand.eventually(lambda: all(client.seen[-1:] == ["error"] for client in clients))
         cluster.churn(41)
         again = await stack.enter_async_context(go_clients(gobpeer, address))
         await have_the_map(cluster, again)

@@ -13,7 +13,7 @@ import pytest
 
 from cache.feeds.calico import syncers
 from loadtest.environment import control_plane
-from tests.harness import calico_cluster, go_client, served, support
+from tests.harness import calico_cluster, go_client, served, worker_stand
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.go, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -141,7 +141,7 @@ async def test_every_syncer_type_through_churn_the_workers_death_and_a_restart(
                     os.kill(worker, signal.SIGKILL)
                 await asyncio.to_thread(cluster.play, rounds.pop(0))
                 await have_the_map(cluster, agents)
-                await support.eventually(lambda: len(service.workers()) == 4)
+                await worker_stand.eventually(lambda: len(service.workers()) == 4)
                 assert sum(agent.lives for agent in agents) >= lives + len(agents), "a client outlived its worker"
             await asyncio.to_thread(cluster.play, rounds.pop(0))
             async with served.serving(cluster, "--workers", "1", **variables) as again:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.harness import go_client
-from tests.harness.support import Stage, eventually, pod
+from tests.harness.worker_stand import WorkerStand, eventually, pod
 from tests.typha.conftest import OpenStage, open_stage
 
 pytestmark = pytest.mark.go
@@ -18,7 +18,7 @@ WATCH = ("-c", "from typha.cli import watch; watch.watch()")
 FLAGS = {"snappy": (), "plain": ("-no-restart",), "restart-without-snappy": ("-no-snappy",)}
 
 
-def follow(gobpeer: str, stage: Stage, *flags: str) -> contextlib.AbstractAsyncContextManager[go_client.GoClient]:
+def follow(gobpeer: str, stage: WorkerStand, *flags: str) -> contextlib.AbstractAsyncContextManager[go_client.GoClient]:
     """A Go client of a stage; a message must come whole every 5 s."""
     host, port = stage.address
     return go_client.following(gobpeer, f"{host}:{port}", "felix", "-read-timeout=5s", *flags)

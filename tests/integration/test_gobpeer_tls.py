@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trustme
 
-from tests.harness import certificates, go_client, served, support
+from tests.harness import certificates, go_client, served, worker_stand
 from tests.integration.test_gobpeer_calico import CalicoCluster, go_clients, have_the_map
 
 pytestmark = pytest.mark.go
@@ -87,8 +87,8 @@ async def test_who_has_no_right_certificate_gets_nothing(gobpeer: str, cluster: 
         for flags, text in refused.values():
             async with go_client.following(gobpeer, address, "felix", *flags) as client:
                 await service.logged(f"tls-failed.*{text}|{text}.*tls-failed")
-                await support.eventually(lambda: client.seen[-1:] == ["error"], seconds=served.TIMEOUT_SECONDS)
+                await worker_stand.eventually(lambda: client.seen[-1:] == ["error"], seconds=served.TIMEOUT_SECONDS)
                 assert client.seen == ["error"]
                 assert client.entries == {}
         async with go_client.following(gobpeer, address, "felix", *access.flags("agent")) as client:
-            await support.eventually(lambda: client.statuses == [2], seconds=served.TIMEOUT_SECONDS)
+            await worker_stand.eventually(lambda: client.statuses == [2], seconds=served.TIMEOUT_SECONDS)

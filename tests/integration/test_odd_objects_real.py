@@ -16,7 +16,7 @@ import pytest
 from cache.feeds.calico import syncers
 from clients import connection, mirror
 from loadtest.reporting import measure
-from tests.harness import calico_cluster, served, support
+from tests.harness import calico_cluster, served, worker_stand
 
 pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -188,18 +188,18 @@ class Watcher:
 
     async def has(self, key: str) -> None:
         """Returns when it has the key."""
-        await support.eventually(lambda: key in self.client, seconds=served.TIMEOUT_SECONDS)
+        await worker_stand.eventually(lambda: key in self.client, seconds=served.TIMEOUT_SECONDS)
 
     async def has_all(self, wanted: calico_cluster.Map) -> None:
         """Returns when it has these keys and values, and no others; the beat, which goes on, is left out."""
         values = calico_cluster.values(wanted) | {BEAT: None}
-        await support.eventually(
+        await worker_stand.eventually(
             lambda: calico_cluster.values(self.map) | {BEAT: None} == values, seconds=served.TIMEOUT_SECONDS
         )
 
     async def has_heard(self, revision: int) -> None:
         """Returns when the beat has come as of that revision or later."""
-        await support.eventually(
+        await worker_stand.eventually(
             lambda: bool(self.arrivals) and self.arrivals[-1][0] >= revision, seconds=served.TIMEOUT_SECONDS
         )
 

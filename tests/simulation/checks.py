@@ -15,11 +15,11 @@ def check_worker(one: server.Server) -> None:
         return  # it lets go of everything, and nobody asks for its counts any more
     clients = one.poller.clients
     active = len(clients) - len(one.connections.closing)
-    ended = sum(one.stats.disconnects.values())
-    if one.stats.accepted != active + ended:
-        raise worlds.Violation(f"{one.stats.accepted} accepted, {active} active, {ended} ended")
+    ended = sum(one.stats.counts.disconnects.values())
+    if one.stats.counts.accepted != active + ended:
+        raise worlds.Violation(f"{one.stats.counts.accepted} accepted, {active} active, {ended} ended")
     seen: set[client.Client] = set()
-    for view in one.channels._by_name.values():
+    for view in one.channels:
         _check_view(view, seen)
     for current in clients.values():
         is_closing = current.state is CursorState.CLOSING
@@ -51,7 +51,7 @@ def _check_view(view: WorkerChannel, seen: set[client.Client]) -> None:
 def left_files(one: server.Server) -> str:
     """What is held for readers that have left; some may have a moment ago, and others nobody knows of yet."""
     reading = {current.state for current in one.poller.clients.values()}
-    for view in one.channels._by_name.values():
+    for view in one.channels:
         if view._old_snapshots and CursorState.SNAPSHOT not in reading:
             return f"{view!r} still holds {view._old_snapshots}"
     if one.catch_up._blocks_held and CursorState.CATCHING_UP not in reading:

@@ -7,6 +7,7 @@ import msgspec
 
 from cache.state import catchup
 from tests.simulation import network
+from typha.hub import policy as hub_policy
 from typha.worker import policy
 
 WIRES = ("native", "native+zstd", "typha", "typha+snappy")
@@ -75,6 +76,17 @@ class Plan:
         is_link_slow = self.link_datagrams < _LINK_DATAGRAMS_SWIFT and self.wake_seconds_max > _WAKE_SECONDS_SWIFT
         slow = self.read_clock_seconds > _READ_CLOCK_SECONDS_SWIFT, is_link_slow, self.step_seconds > 0.0
         return _FRESH_SECONDS * (1, 3, 9, 27)[sum(slow)]
+
+    @property
+    def hub_limits(self) -> hub_policy.HubPolicy:
+        """The hub's numbers."""
+        return hub_policy.HubPolicy(
+            log_budget_bytes=self.log_budget_bytes,
+            segment_bytes=self.segment_bytes,
+            snapshot_log_bytes_min=self.snapshot_log_bytes_min,
+            stale_log_bytes=self.stale_log_bytes,
+            kept_block_bytes_max=self.kept_block_bytes,
+        )
 
     @property
     def has_swift_catch_ups(self) -> bool:

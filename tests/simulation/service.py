@@ -13,10 +13,10 @@ from cache.feeds import raw
 from tests.simulation import apiserver, links, plans, process, sockets, transports, truth
 from tests.simulation import world as worlds
 from typha import settings
-from typha.hub import hub, snapshot_scheduler, supervisor
-from typha.hub.channel import HubChannel
-from typha.ipc.link import Link, LinkBroken
-from typha.worker import client, policy, poller, transport
+from typha.hub import hub, policy, supervisor
+from typha.ipc import messages
+from typha.ipc.link import LinkBroken
+from typha.worker import client, poller, transport
 from typha.worker.server import Server
 
 FEED = "felix"
@@ -29,7 +29,7 @@ EXIT_HUB_GONE = 3
 class Worker:
     """A worker process."""
 
-    def __init__(self, service: "Service", config: policy.WorkerConfig, link_end: links.End) -> None:
+    def __init__(self, service: "Service", config: messages.WorkerConfig, link_end: links.End) -> None:
         plan = service.plan
         self.service = service
         self.config = config
@@ -56,9 +56,13 @@ class Worker:
             self.listener,
             notsent_lowat_bytes=limits.notsent_lowat_bytes,
         )
-        link = Link(self.link_end)
         self.server = Server(
-            self.config, self.listener, link, client_poller=client_poller, bytes_through=self.transport
+            self.config,
+            limits,
+            self.listener,
+            self.link_end,
+            client_poller=client_poller,
+            bytes_through=self.transport,
         )
         try:
             await self.server.run()
@@ -83,10 +87,8 @@ class Worker:
 class Supervisor(supervisor.Supervisor):
     """The service's keeping of workers, on simulated processes."""
 
-    def __init__(
-        self, service: "Service", the_hub: hub.Hub, configured: settings.Settings, listener: socket.socket
-    ) -> None:
-        super().__init__(the_hub, configured, listener)
+    def __init__(self, service: "Service", the_hub: hub.Hub, limits: policy.HubPolicy, listener: socket.socket) -> None:
+        super().__init__(the_hub, settings.Settings(), limits, listener, serve_embedded=_no_embedded_worker)
         self.wanted = service.plan.workers
         self._service = service
         self._incarnation = f"{service.number:032x}"
@@ -109,6 +111,10 @@ class Supervisor(supervisor.Supervisor):
                         child.kill()
                     await ended
         return ended.result()
+
+
+async def _no_embedded_worker(*_: object) -> None:
+    raise worlds.Violation("a worker inside the hub was not asked for")
 
 
 async def _wait(ended: "asyncio.Future[int]") -> int:
@@ -177,25 +183,22 @@ class Service:
             if worker.link_end.other is not None:
                 worker.link_end.other.close()
 
-    def _is_open(self, channel: HubChannel) -> bool:
-        return self.hub is not None and channel in self.hub.channels.values()
-
     async def _main(self) -> int:
         """As `typha.service` puts it together."""
         spec = raw.FeedSpec(FEED, tuple(raw.ResourceSpec(type) for type in TYPES))
         source = truth.RecordedFeed(spec, max_value_bytes=_MAX_VALUE_BYTES, truth=self.truth)
-        snapshots = snapshot_scheduler.SnapshotScheduler(self._snapshot_built, self._is_open)
-        self.hub = hub.Hub(
-            [source],
-            log_budget_bytes=self.plan.log_budget_bytes,
-            segment_bytes=self.plan.segment_bytes,
-            build_snapshot=snapshots.request,
-        )
-        self.keeper = Supervisor(self, self.hub, settings.Settings(), self.listener)
+        limits = self.plan.hub_limits
+        self.hub = hub.Hub([source], limits)
+        self.keeper = Supervisor(self, self.hub, limits, self.listener)
         try:
             async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as background:
                 serving = tasks.create_task(self.keeper.run(), name="workers")
-                jobs = [snapshots.run(), self.hub.catch_ups.run(), self.hub.coalescer.run(), self._keep_house(self.hub)]
+                jobs = [
+                    self.hub.run_snapshots(),
+                    self.hub.catch_ups.run(),
+                    self.hub.run_coalescing(),
+                    self._keep_house(self.hub),
+                ]
                 jobs += [apiserver.Watcher(self.server, type, self.hub).run() for type in TYPES]
                 for job in jobs:
                     background.callback(tasks.create_task(job).cancel)
@@ -206,10 +209,6 @@ class Service:
         finally:
             self.hub.close()
         return 0
-
-    def _snapshot_built(self, channel: HubChannel) -> None:
-        if self.hub is not None:
-            self.hub.snapshot_built(channel)
 
     async def _keep_house(self, the_hub: hub.Hub) -> None:
         while True:

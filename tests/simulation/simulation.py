@@ -307,10 +307,10 @@ class Simulation:
         if keeper is None or the_hub is None:
             raise worlds.Violation("there is no service")
         totals = keeper.totals()
-        active = sum(handle.active for handle in the_hub.workers.values())
+        active = sum(worker.report.active for worker in the_hub.workers.values())
         ended = sum(totals.disconnects.values())
-        if totals.counters["accepted"] != active + ended:
-            raise worlds.Violation(f"{totals.counters['accepted']} accepted, {active} active, {ended} ended")
+        if totals.accepted != active + ended:
+            raise worlds.Violation(f"{totals.accepted} accepted, {active} active, {ended} ended")
 
     def _left_files(self) -> str:
         return "".join(checks.left_files(worker.server) for worker in self.workers() if worker.server is not None)

@@ -15,8 +15,7 @@ from protocol.typha import encoder as typha_encoder
 from tests.simulation import plans, service, sockets
 from tests.simulation import world as worlds
 from typha import clock
-from typha.hub import catchup_scheduler, channel
-from typha.worker import client, connections, policy, tls_transport
+from typha.worker import client, connections, tls_transport
 
 _BUILDERS: tuple[tuple[Any, float], ...] = (
     (snapshot.SnapshotBuilder, 1.0),
@@ -79,18 +78,14 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Stage]) ->
         mock.patch.object(cursor.Cursor, "_enter", observed),
         mock.patch.object(connections.Connections, "_refuse", took_leave),
         mock.patch.object(client.Client, "__hash__", _number_of),  # sets of clients have the same order every time
-        mock.patch.object(policy, "from_settings", return_value=plan.limits),
         mock.patch.object(store, "CHUNK_TARGET_KEYS", plan.chunk_keys),
         mock.patch.object(native_encoder, "FRAME_TARGET_BYTES", plan.frame_bytes),
         mock.patch.object(typha_encoder, "MESSAGE_TARGET_BYTES", plan.frame_bytes),
         mock.patch.object(store, "TOMBSTONES_MIN", plan.tombstones_min),
         mock.patch.object(catchup, "BLOCK_TARGET_BYTES", plan.block_bytes),
-        mock.patch.object(catchup_scheduler, "STALE_LOG_BYTES", plan.stale_log_bytes),
-        mock.patch.object(catchup_scheduler, "KEPT_BYTES_MAX", plan.kept_block_bytes),
         mock.patch.object(
             tls_transport, "OFFER_BYTES", min(tls_transport.OFFER_BYTES, plan.limits.send_bytes)
         ),  # what is sealed is offered again in one piece
-        mock.patch.object(channel, "SNAPSHOT_LOG_BYTES_MIN", plan.snapshot_log_bytes_min),
     ]
     patches += [
         mock.patch.object(builder, "steps", _at_work(builder.steps, world, plan.step_seconds * share))

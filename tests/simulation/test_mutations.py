@@ -5,11 +5,11 @@ from unittest import mock
 
 import pytest
 
-from cache.state import cursor, store
+from cache.state import cursor, files, log, store
 from tests.simulation import simulation
 from typha.hub import channel
 from typha.worker import catchup, client, connections, poller
-from typha.worker.channel import Greeting, WorkerChannel
+from typha.worker.channel import WorkerChannel
 
 SEEDS_MAX = 400
 
@@ -33,16 +33,16 @@ def in_the_middle(self: cursor.Cursor, sequence: int, rest: memoryview) -> None:
     leave_block(self, sequence, rest[:0])
 
 
-def as_of_the_snapshot(self: WorkerChannel, snapshot: cursor.SnapshotFile) -> Greeting:
+def as_of_the_snapshot(self: WorkerChannel, snapshot: files.SnapshotFile) -> client.StatusNotice:
     frame = memoryview(self._encoder.status(snapshot.sequence, snapshot.status).data)
-    return Greeting(snapshot.log_offset, snapshot.sequence, snapshot.status, frame)
+    return client.StatusNotice(snapshot.log_offset, snapshot.sequence, snapshot.status, frame)
 
 
 def without_deletions(self: store.Store, sequence: int) -> store.Difference:
     return changes_since(self, sequence)._replace(tombstones=[])
 
 
-def status_first(self: channel.HubChannel, batch: Any) -> channel.Appended:
+def status_first(self: channel.HubChannel, batch: Any) -> list[log.Segment]:
     if batch.status is None:
         return append(self, batch)
     self.log.append([self.encoder.status(batch.previous_sequence, batch.status)])
@@ -54,7 +54,7 @@ def never_for_writing(self: poller.Poller[Any], current: Any, active: bool) -> N
         watch_write(self, current, active)
 
 
-def whatever_status_follows(self: WorkerChannel) -> cursor.SnapshotFile | None:
+def whatever_status_follows(self: WorkerChannel) -> files.SnapshotFile | None:
     snapshot = self.snapshot
     is_there = snapshot is not None and snapshot.log_offset >= self.trim_offset
     return snapshot if is_there and not self._awaits_newer else None

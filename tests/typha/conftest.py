@@ -7,30 +7,29 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from tests.harness import certificates, hub_bench, support
+from tests.harness import certificates, hub_stand, worker_stand
 from typha.worker import policy, tls
 
-OpenStage: TypeAlias = Callable[..., Awaitable[support.Stage]]
-OpenTlsStage: TypeAlias = Callable[..., Awaitable[support.Stage]]
+OpenStage: TypeAlias = Callable[..., Awaitable[worker_stand.WorkerStand]]
+OpenTlsStage: TypeAlias = Callable[..., Awaitable[worker_stand.WorkerStand]]
 
 
 @pytest.fixture
-async def open_stage(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[OpenStage]:
+async def open_stage() -> AsyncIterator[OpenStage]:
     """Opens a stage with the given numbers in place of the settings'; closed with the test."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def open_one(limits: policy.Policy = support.FAST, **arguments: Any) -> support.Stage:
-            monkeypatch.setattr(policy, "from_settings", lambda _: limits)
-            return await stack.enter_async_context(support.Stage(limits, **arguments).running())
+        async def open_one(limits: policy.Policy = worker_stand.FAST, **arguments: Any) -> worker_stand.WorkerStand:
+            return await stack.enter_async_context(worker_stand.WorkerStand(limits, **arguments).running())
 
         yield open_one
 
 
 @pytest.fixture
-async def stage(open_stage: OpenStage) -> support.Stage:
+async def stage(open_stage: OpenStage) -> worker_stand.WorkerStand:
     """A stage that is in sync and has three objects."""
     opened = await open_stage()
-    opened.put(*(support.pod(name, "x") for name in ("a", "b", "c")))
+    opened.put(*(worker_stand.pod(name, "x") for name in ("a", "b", "c")))
     opened.in_sync()
     return opened
 
@@ -46,14 +45,14 @@ def open_tls(open_stage: OpenStage, files: certificates.Files) -> OpenTlsStage:
     """Opens a stage with TLS that is in sync and has three objects; its peers have good certificates."""
 
     async def open_one(
-        limits: policy.Policy = support.FAST,
+        limits: policy.Policy = worker_stand.FAST,
         *,
         client_tls: tls.ClientTls | None = None,
-        feed_name: str = support.FEED,
-        **numbers: int,
-    ) -> support.Stage:
-        stage = await open_stage(limits, client_tls=client_tls or files.settings(), feed_name=feed_name, **numbers)
-        stage.put(*(support.pod(name, "x" * 10) for name in ("a", "b", "c")))
+        feed_name: str = worker_stand.FEED,
+        **arguments: Any,
+    ) -> worker_stand.WorkerStand:
+        stage = await open_stage(limits, client_tls=client_tls or files.settings(), feed_name=feed_name, **arguments)
+        stage.put(*(worker_stand.pod(name, "x" * 10) for name in ("a", "b", "c")))
         stage.in_sync()
         stage.peers_tls = certificates.client_context(files.authority)
         return stage
@@ -62,12 +61,12 @@ def open_tls(open_stage: OpenStage, files: certificates.Files) -> OpenTlsStage:
 
 
 @pytest.fixture
-def bench() -> Iterator[hub_bench.Bench]:
+def bench() -> Iterator[hub_stand.HubStand]:
     """A hub with a feed of pods, and nobody who listens."""
-    before = support.open_descriptors()
-    opened = hub_bench.Bench()
+    before = worker_stand.open_descriptors()
+    opened = hub_stand.HubStand()
     yield opened
     opened.hub.close()
     for worker in opened.workers:
         worker.close()
-    assert support.open_descriptors() == before
+    assert worker_stand.open_descriptors() == before

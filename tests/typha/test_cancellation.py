@@ -1,4 +1,4 @@
-"""The service may be cancelled at any moment: it leaves no task, no descriptor and no process."""
+"""A service that is cancelled at any moment leaves no task, no descriptor and no process."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ import uvloop
 
 from protocol import messages
 from protocol.native import connection
-from tests.harness import support
+from tests.harness import worker_stand
 from tests.harness.served import FEED, Cluster
 from typha import service, settings
 
@@ -19,12 +19,12 @@ _END_SECONDS = 10.0
 
 
 def children() -> set[str]:
-    """Processes that this one has started and not yet buried; other tests may have left theirs for later ones."""
+    """Child processes of this one; earlier tests may have left some."""
     return set(pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
 async def life(configured: settings.Settings, turns: int, seconds: float) -> None:
-    """A service from its first step to its cancellation after so many turns of the loop and so many seconds."""
+    """Runs a service, and cancels it after this many turns of the loop and this many seconds."""
     loop = asyncio.get_running_loop()
     before = asyncio.all_tasks()
     with service.open_listener(configured) as listener:
@@ -42,7 +42,7 @@ async def life(configured: settings.Settings, turns: int, seconds: float) -> Non
 
 
 async def say_hello_again_and_again(port: int) -> None:
-    """Clients that come, stay until they are closed, and come again."""
+    """A client that connects, stays until it is closed, and connects again."""
     end = connection.Connection(connection.Role.CLIENT)
     end.send(messages.ClientHello(feed=FEED, agent="test"))
     hello = end.data_to_send()
@@ -63,7 +63,7 @@ async def say_hello_again_and_again(port: int) -> None:
 
 
 def run(loop: str, folder: pathlib.Path, port: int, workers: int, moments: list[tuple[int, float]]) -> None:
-    """Lives of a service, each in the same loop, with clients that come all the time."""
+    """Runs and cancels a service once for each moment, in one loop, while a client connects all the time."""
 
     others = children()
 
@@ -79,7 +79,7 @@ def run(loop: str, folder: pathlib.Path, port: int, workers: int, moments: list[
                 prometheus_metrics_host="127.0.0.1",
                 prometheus_metrics_port=0,
             )
-            await life(configured, 0, 1.0)  # whatever is made once in a process is made here
+            await life(configured, 0, 1.0)  # what is made once in a process is made here
             client = asyncio.create_task(say_hello_again_and_again(port), name="client")
             baseline = descriptors_without_connections()
             for turns, seconds in moments:
@@ -95,7 +95,7 @@ def run(loop: str, folder: pathlib.Path, port: int, workers: int, moments: list[
 
 
 def descriptors_without_connections() -> set[str]:
-    """What descriptors there are beside sockets: the simulator's and the client's sockets come and go."""
+    """All descriptors except sockets: those of the simulator and the client come and go."""
     found = set()
     for entry in os.listdir("/proc/self/fd"):
         try:
@@ -139,7 +139,7 @@ def test_while_it_drains(loop: str, tmp_path: pathlib.Path, free_port: int) -> N
             running = service.Service(configured, service.open_listener(configured))
             task = asyncio.create_task(running.run(), name="service under test")
             client = asyncio.create_task(say_hello_again_and_again(free_port), name="client")
-            await support.eventually(lambda: any(worker.active for worker in running.hub.workers.values()))
+            await worker_stand.eventually(lambda: any(worker.report.active for worker in running.hub.workers.values()))
             running.stop("test")
             await asyncio.sleep(0.1)
             for one in (task, client):

@@ -1,4 +1,4 @@
-"""The service as a process: it serves, breaks, ends and starts again; nothing is left behind."""
+"""The service as a process: it serves, breaks, ends and starts again, and leaves nothing."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ import pytest
 
 from cache.watch import decoding
 from loadtest.apiserver import faults
-from tests.harness import served, support
+from tests.harness import served, worker_stand
 from tests.harness.served import Cluster, converged, mirrors, serving
 from typha import service, settings
 
@@ -34,7 +34,7 @@ async def test_serves_and_drains(cluster: Cluster, workers: str) -> None:
         await running.metric_is("typha_connections_active", 4)
         running.process.send_signal(signal.SIGTERM)
         assert await running.ends() == 0
-        await support.eventually(lambda: all(client.last_disconnect for client in clients))
+        await worker_stand.eventually(lambda: all(client.last_disconnect for client in clients))
         assert not any(client.connected for client in clients)
     assert "Drained" in running.text
     assert "Traceback" not in running.text
@@ -57,7 +57,7 @@ async def test_a_second_signal_changes_nothing(cluster: Cluster) -> None:
 
 
 async def connect_until_refused(address: str) -> None:
-    """Connects for a while, until nobody listens any more."""
+    """Connects again and again; raises OSError once no process listens."""
     host, _, port = address.partition(":")
     for _ in range(200):
         _, writer = await asyncio.open_connection(host, int(port))
@@ -65,9 +65,7 @@ async def connect_until_refused(address: str) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_killed_hub_takes_its_workers_along_and_the_next_one_starts_at_once(
-    cluster: Cluster, free_port: int
-) -> None:
+async def test_workers_end_with_a_killed_hub_and_the_next_hub_starts_at_once(cluster: Cluster, free_port: int) -> None:
     port = {"TYPHA_SERVERPORT": str(free_port)}
     async with serving(cluster, "--workers", "2", **port) as first, mirrors(await first.address(), 6) as clients:
         first.process.kill()
@@ -76,11 +74,11 @@ async def test_a_killed_hub_takes_its_workers_along_and_the_next_one_starts_at_o
             cluster.put("p1", "new")
             await second.address()
             await converged(cluster, clients)
-            await support.eventually(lambda: not served.processes_of_session(first.process.pid))
+            await worker_stand.eventually(lambda: not served.processes_of_session(first.process.pid))
             assert all(client.last_disconnect is not None for client in clients)
 
 
-async def test_a_killed_hub_takes_a_worker_that_is_busy_along(cluster: Cluster) -> None:
+async def test_a_busy_worker_ends_with_a_killed_hub(cluster: Cluster) -> None:
     async with serving(cluster, "--workers", "1") as running, mirrors(await running.address(), 1):
         [worker] = running.workers()
         os.kill(worker, signal.SIGSTOP)
@@ -88,7 +86,7 @@ async def test_a_killed_hub_takes_a_worker_that_is_busy_along(cluster: Cluster) 
         await running.ends()
         assert served.processes_of_session(running.process.pid) == [worker]
         os.kill(worker, signal.SIGCONT)
-        await support.eventually(lambda: not served.processes_of_session(running.process.pid))
+        await worker_stand.eventually(lambda: not served.processes_of_session(running.process.pid))
 
 
 async def test_an_api_server_that_goes_away_and_comes_back(cluster: Cluster) -> None:
@@ -130,7 +128,7 @@ async def test_without_an_api_server_clients_are_held(cluster: Cluster) -> None:
         await running.metric_is('typha_disconnects_total{reason="client-closed"}', 1)
 
 
-def test_a_listener_for_everybody_takes_both_families() -> None:
+def test_a_listener_without_a_host_accepts_both_families() -> None:
     with service.open_listener(settings.Settings(server_port=-1)) as listener:
         port = listener.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port), timeout=5):
@@ -147,13 +145,13 @@ def test_a_listener_for_one_host() -> None:
 
 
 def test_a_host_that_does_not_exist() -> None:
-    before = support.open_descriptors()
+    before = worker_stand.open_descriptors()
     with pytest.raises(service.ServiceError, match=r"192\.0\.2\.1:"):
         service.open_listener(settings.Settings(server_port=-1, server_host="192.0.2.1"))
-    assert support.open_descriptors() == before
+    assert worker_stand.open_descriptors() == before
 
 
-async def test_a_port_that_becomes_free_in_a_moment_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_service_waits_for_a_port_that_becomes_free_in_a_moment() -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     configured = settings.Settings(server_port=taken.getsockname()[1], server_host="127.0.0.1")
     asyncio.get_running_loop().call_later(0.3, taken.close)

@@ -1,7 +1,8 @@
-"""Calico's own feeds at start: whether, from which API group, and when their watches may begin.
+"""Calico's start: which feeds come, from which API group, and when their watches begin.
 
-The group is chosen once, before the first list. The custom resources of the group are watched only once the API server
-serves them: without, their types would count as empty and the feeds as in sync with an empty world.
+The group is chosen once, before the first list. The watches of the group's custom resources begin only once the API
+server serves the resources. Without that, their types would count as empty, and the feeds as in sync with an empty
+world.
 """
 
 import asyncio
@@ -21,12 +22,11 @@ _log = structlog.get_logger("typha.calico")
 
 AUTO = "auto"
 NEVER = ("false", "")
-"""The second is what `none` sets."""
+"""The second is the value that `none` sets."""
 GROUP_VARIABLE = "CALICO_API_GROUP"
-_RETRY_SECONDS = 1.0
-_LOOK_SECONDS = 2.0
 _SETTLED_LOOKS = 3
-"""Definitions come one by one; what has not changed for so many looks is all there will be (an older Calico's)."""
+"""Definitions are installed one by one. After this many checks without a change no more are expected: an older Calico
+does not have all of them."""
 _SHOWN_CHARS = 80
 _UNAUTHORIZED = 401
 _TEMPORARY_STATUSES = frozenset({_UNAUTHORIZED, 408, 429})
@@ -35,7 +35,7 @@ Answer = TypeVar("Answer")
 
 
 class Choice(NamedTuple):
-    """The group of Calico's custom resources, why it is that one, and whether the API server lists one of them."""
+    """The group of Calico's custom resources, the reason for it, and whether the API server lists one of the groups."""
 
     group: syncers.Group
     reason: str
@@ -48,14 +48,14 @@ def awaited_names(configured: settings.Settings) -> tuple[str, ...]:
 
 
 def choose(variable: str, listed: frozenset[str] | None) -> Choice:
-    """The choice of datamodel.md, section 2; `listed` is None where the API server's groups cannot be known."""
+    """Chooses by datamodel.md, section 2; `listed` is None if the API server does not list its groups."""
     v1, v3 = syncers.Group.V1, syncers.Group.V3
     has_v1, has_v3 = (listed is not None and group.group in listed for group in (v1, v3))
     if variable:
         group = v3 if variable.lower() == v3.value else v1
         reason = f"{GROUP_VARIABLE} is {variable[:_SHOWN_CHARS]!r}"
     elif listed is None:
-        group, reason = v1, "the API server does not tell its groups"
+        group, reason = v1, "the API server does not list its groups"
     elif has_v3 and not has_v1:
         group, reason = v3, f"the API server lists {v3.group} alone"
     else:
@@ -65,26 +65,41 @@ def choose(variable: str, listed: frozenset[str] | None) -> Choice:
 
 
 class CalicoStart:
-    """What `Service` needs to know of Calico: feeds for the hub, and the types whose watches wait."""
+    """Adds Calico's feeds to the hub, and tells the service which types to watch, and when.
 
-    def __init__(self, configured: settings.Settings, the_hub: hub.Hub, *, max_value_bytes: int) -> None:
+    Args:
+        retry_seconds: between two attempts while the API server does not answer.
+        look_seconds: between two checks for definitions of custom resources.
+    """
+
+    def __init__(
+        self,
+        configured: settings.Settings,
+        the_hub: hub.Hub,
+        *,
+        max_value_bytes: int,
+        retry_seconds: float = 1.0,
+        look_seconds: float = 2.0,
+    ) -> None:
         self._settings = configured
         self._hub = the_hub
         self._max_value_bytes = max_value_bytes
+        self._retry_seconds = retry_seconds
+        self._look_seconds = look_seconds
         self.types: list[resources.ResourceType] = []
         """The custom resources; empty without Calico's feeds."""
         self._group = syncers.Group.V1
 
     async def decide(self, session: api.KubeApi) -> None:
-        """Adds the feeds to the hub, or withdraws them; takes as long as the API server cannot be asked."""
+        """Adds the feeds to the hub, or withdraws them. Waits until the API server answers."""
         if not self._hub.awaited:
             return
         variable = os.environ.get(GROUP_VARIABLE, "")
         is_conditional = self._settings.calico_feeds == AUTO and bool(self._settings.feeds_file)
-        listed = await _listed_groups(session) if is_conditional or not variable else None
+        listed = await self._listed_groups(session) if is_conditional or not variable else None
         choice = choose(variable, listed)
         if is_conditional and not choice.is_listed:
-            _log.info("Calico's feeds are off: CalicoFeeds is auto, and its API groups are not there")
+            _log.info("Calico's feeds are off: CalicoFeeds is auto, and the API server has none of Calico's API groups")
             self._hub.withdraw_awaited()
             return
         _log.info("Chose Calico's API group", group=choice.group.value, reason=choice.reason)
@@ -95,10 +110,10 @@ class CalicoStart:
         self._group = choice.group
 
     async def installed(self, session: api.KubeApi) -> None:
-        """Returns when the custom resources may be watched; objects that must be there are created before."""
+        """Returns when the watches of the custom resources may begin. Creates the objects that must exist first."""
         await self._wait_for_definitions(session)
         if self._settings.read_only:
-            _log.info("Nothing is created at start", setting="ReadOnly")
+            _log.info("Creating no objects at start", setting="ReadOnly")
         else:
             await calico_objects.ensure(session, self._group)
 
@@ -116,49 +131,52 @@ class CalicoStart:
             if len(found) == len(self.types) or (found and looks >= _SETTLED_LOOKS):
                 break
             seen = found
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(self._look_seconds)
         missing = ", ".join(type.resource for type in self.types if type not in found)
         if missing:
             _log.warning("Some of Calico's custom resources are not installed", missing=missing)
 
     async def _look(self, session: api.KubeApi) -> frozenset[resources.ResourceType]:
+        """The custom resources that the API server serves now."""
         try:
-            return await _asked(session, lambda: discovery.installed_types(session, self.types))
+            return await self._ask(session, lambda: discovery.installed_types(session, self.types))
         except discovery.Refused as error:
-            _log.warning("The API server does not tell its resources", error=str(error))
+            _log.warning("The API server does not list its resources", error=str(error))
             return frozenset()
 
-
-async def _listed_groups(session: api.KubeApi) -> frozenset[str] | None:
-    try:
-        return await _asked(session, lambda: discovery.group_names(session))
-    except discovery.Refused as error:
-        _log.warning("The API server does not tell its groups", error=str(error))
-        return None
-
-
-async def _asked(session: api.KubeApi, question: Callable[[], Awaitable[Answer]]) -> Answer:
-    """The answer, however long the API server is away; raises discovery.Refused for what is no temporary trouble."""
-    complained = False
-    while True:
+    async def _listed_groups(self, session: api.KubeApi) -> frozenset[str] | None:
         try:
-            return await question()
-        except api.Interrupted as error:
-            problem = error.detail
+            return await self._ask(session, lambda: discovery.group_names(session))
         except discovery.Refused as error:
-            if error.status not in _TEMPORARY_STATUSES and error.status < 500:
-                raise
-            problem = str(error)
-            if error.status == _UNAUTHORIZED:
-                await _reload(session)
-        if not complained:
-            _log.warning("No answer from the API server, asking again each second", error=problem)
-        complained = True
-        await asyncio.sleep(_RETRY_SECONDS)
+            _log.warning("The API server does not list its groups", error=str(error))
+            return None
+
+    async def _ask(self, session: api.KubeApi, question: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Asks until the API server answers.
+
+        Raises:
+            discovery.Refused: the answer is an error that is not temporary.
+        """
+        complained = False
+        while True:
+            try:
+                return await question()
+            except api.Interrupted as error:
+                problem = error.detail
+            except discovery.Refused as error:
+                if error.status not in _TEMPORARY_STATUSES and error.status < 500:
+                    raise
+                problem = str(error)
+                if error.status == _UNAUTHORIZED:
+                    await _reload(session)
+            if not complained:
+                _log.warning("The API server does not answer, trying again every second", error=problem)
+            complained = True
+            await asyncio.sleep(self._retry_seconds)
 
 
 async def _reload(session: api.KubeApi) -> None:
     try:
         await session.reload()
     except access.AccessError as error:
-        _log.warning("Cannot load the credentials again", error=str(error))
+        _log.warning("Cannot reload the credentials", error=str(error))

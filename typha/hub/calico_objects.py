@@ -1,6 +1,6 @@
-"""Calico's objects that must exist, created at start where they are missing: ClusterInformation and three tiers.
+"""Creates the objects that Calico needs, if they are missing at start: ClusterInformation and three tiers.
 
-Source: datamodel.md, section 2. Nothing here is worth failing for: what is not allowed is said once, and left.
+Source: datamodel.md, section 2. No failure here ends the service: it is logged, and the service goes on.
 """
 
 import asyncio
@@ -21,7 +21,6 @@ _log = structlog.get_logger("typha.calico")
 CLUSTER_TYPES = ("typha", "kdd")
 _TRIES = 5
 """Another replica, or Calico's operator, may write the same object at the same moment."""
-_RETRY_SECONDS = 1.0
 _CONFLICT = 409
 _GUID_BYTES = 16
 
@@ -40,11 +39,11 @@ class _Wanted(NamedTuple):
 
 
 class _NotAllowed(Exception):
-    """The credentials do not suffice."""
+    """The credentials do not allow a request; the message names the request."""
 
 
 def filled_in(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A ClusterInformation's spec with what it lacks; a `datastoreReady` that is false stays."""
+    """A ClusterInformation's spec with its missing members added; a `datastoreReady` that is false stays."""
     types = [text for text in str(spec.get("clusterType") or "").split(",") if text]
     types += [text for text in CLUSTER_TYPES if text not in types]
     filled = dict(spec)
@@ -56,7 +55,7 @@ def filled_in(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_object(group: syncers.Group, kind: str, name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The object to create; in group v1 Calico keeps the metadata of its own API in an annotation."""
+    """The object to create. In group v1 Calico keeps the metadata of its own API in an annotation."""
     metadata: dict[str, Any] = {"name": name}
     if group is syncers.Group.V1:
         now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -76,23 +75,26 @@ def _wanted(group: syncers.Group) -> tuple[_Wanted, ...]:
     )
 
 
-async def ensure(session: api.KubeApi, group: syncers.Group) -> None:
-    """Creates what is missing, and fills in what ClusterInformation lacks."""
+async def ensure(session: api.KubeApi, group: syncers.Group, *, retry_seconds: float = 1.0) -> None:
+    """Creates the missing objects, and adds the missing members of ClusterInformation's spec."""
     denied = []
     for wanted in _wanted(group):
         try:
-            await _ensure_one(session, group, wanted)
+            await _ensure_one(session, group, wanted, retry_seconds=retry_seconds)
         except _NotAllowed as error:
             denied.append(str(error))
     if denied:
-        _log.warning("Not allowed to make sure of objects that must exist", denied="; ".join(denied))
+        _log.warning(
+            "Cannot check or create objects that Calico needs: the credentials do not allow it",
+            denied="; ".join(denied),
+        )
 
 
-async def _ensure_one(session: api.KubeApi, group: syncers.Group, wanted: _Wanted) -> None:
+async def _ensure_one(session: api.KubeApi, group: syncers.Group, wanted: _Wanted, *, retry_seconds: float) -> None:
     problem = ""
     for attempt in range(_TRIES):
         if attempt:
-            await asyncio.sleep(_RETRY_SECONDS)
+            await asyncio.sleep(retry_seconds)
         try:
             answer = await _try_one(session, group, wanted)
         except api.Interrupted as error:
@@ -103,11 +105,18 @@ async def _ensure_one(session: api.KubeApi, group: syncers.Group, wanted: _Wante
         problem = f"{answer.status}: {answer.body[:200].decode('utf-8', 'replace')}"
         if answer.status not in (_CONFLICT, 429) and answer.status < 500:
             break
-    _log.warning("Cannot make sure of an object that must exist", kind=wanted.kind, name=wanted.name, error=problem)
+    _log.warning(
+        "Cannot create or update an object that Calico needs", kind=wanted.kind, name=wanted.name, error=problem
+    )
 
 
 async def _try_one(session: api.KubeApi, group: syncers.Group, wanted: _Wanted) -> discovery.Answer | None:
-    """None if all is well now, else the answer that says what is not. Raises _NotAllowed."""
+    """Returns None if the object is as it must be, or else the API server's answer.
+
+    Raises:
+        _NotAllowed: the credentials do not allow it.
+        api.Interrupted: there is no answer.
+    """
     found = await _exchange(session, "GET", wanted.path)
     if found.status == discovery.NOT_FOUND:
         body = msgspec.json.encode(new_object(group, wanted.kind, wanted.name, wanted.spec))
@@ -126,7 +135,7 @@ async def _try_one(session: api.KubeApi, group: syncers.Group, wanted: _Wanted) 
             return None
         answer = await _exchange(session, "PUT", wanted.path, msgspec.json.encode({**members, "spec": filled}))
     if answer.status in (200, 201):
-        _log.info("Made sure of an object that must exist", kind=wanted.kind, name=wanted.name)
+        _log.info("Created or updated an object that Calico needs", kind=wanted.kind, name=wanted.name)
         return None
     return answer
 

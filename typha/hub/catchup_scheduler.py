@@ -1,64 +1,43 @@
-"""Makes catch-up blocks, and keeps those that others may ask for next. Between other work, as snapshots are made.
+"""Builds catch-up blocks between other work, and keeps those that other workers may ask for next.
 
-Workers ask by start point. Slow clients of one epoch ask for the same block, and for the same one behind it, so what
-has been made is kept for a little while. Between slices of work the maker rests three times as long as it has worked:
-catching up takes a quarter of the hub's time at most, whoever needs it.
+Workers ask by start point. Slow clients of one epoch ask for the same block, and then for the same next one, so a block
+is kept for a little while. Between slices of work the scheduler rests three times as long as it has worked: catching up
+takes a quarter of the hub's time at most, however many clients need it.
 """
 
 import asyncio
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
-from cache.state import catchup, store
+from cache.state import catchup, files, store
 from protocol import formats
 from typha import clock
-from typha.hub import worker_link
+from typha.hub import policy
 from typha.hub.channel import HubChannel
+from typha.hub.worker_link import WorkerLink
 
 _monotonic = clock.monotonic
 
-SLICE_SECONDS = 0.005
-REST_SHARE = 3.0
-"""Rest for each second of work."""
-KEPT_BYTES_MAX = 8 * 1024 * 1024
-KEPT_SECONDS = 10.0
-"""How long a block is kept that nobody asks for."""
-STALE_LOG_BYTES = 1024 * 1024
-"""A block is made anew when the log has grown by so much behind its cut: what changed again would be sent twice."""
-SNAPSHOT_IS_CHEAPER_SHARE = 0.5
-"""Of the keys: where more have changed, a client that can take a snapshot gets one, which is made for newcomers too."""
-
-FORGOTTEN = "forgotten"
-SNAPSHOT_IS_CHEAPER = "snapshot-is-cheaper"
-
 
 class _Kept(NamedTuple):
-    block: catchup.Block
+    block: files.BlockFile
     asked_at: float
 
 
 class CatchUpScheduler:
-    """`request` asks for a block, `run` makes them one after another and sends each to all who have asked.
+    """`request` asks for a block; `run` builds them one after another, and sends each to all workers that asked."""
 
-    `is_open` and `is_known` say whether a channel and a worker still exist.
-    """
-
-    def __init__(
-        self,
-        is_open: Callable[[HubChannel], bool],
-        is_known: Callable[[worker_link.WorkerLink], bool],
-    ) -> None:
-        self._is_open = is_open
-        self._is_known = is_known
-        self._queue: dict[tuple[HubChannel, int], dict[worker_link.WorkerLink, int]] = {}
-        """(channel, start point) to who has asked for it, with the oldest cut that will do."""
+    def __init__(self, limits: policy.HubPolicy) -> None:
+        self._policy = limits
+        self._queue: dict[tuple[HubChannel, int], dict[WorkerLink, int]] = {}
+        """(channel, start point) to the workers that have asked for it, each with the oldest cut that will do."""
         self._kept: dict[tuple[HubChannel, int], _Kept] = {}
         """In order of use."""
         self._wake = asyncio.Event()
         self.blocks_made = 0
         self.bytes_made = 0
         self.seconds = 0.0
-        """Spent on it."""
+        """Spent on building."""
         self.refused = 0
 
     def __repr__(self) -> str:
@@ -66,7 +45,7 @@ class CatchUpScheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether somebody waits for a block."""
+        """Whether a worker waits for a block."""
         return bool(self._queue)
 
     @property
@@ -77,71 +56,68 @@ class CatchUpScheduler:
     def request(
         self,
         channel: HubChannel,
-        worker: worker_link.WorkerLink,
+        worker: WorkerLink,
         *,
         from_sequence: int,
         needed_sequence: int,
     ) -> None:
-        """The worker needs the block behind a sequence, of no older cut than `needed_sequence`."""
+        """The worker needs the block after a sequence, of a cut no older than `needed_sequence`."""
         asking = self._queue.setdefault((channel, from_sequence), {})
         asking[worker] = max(needed_sequence, asking.get(worker, 0))
         self._wake.set()
 
     async def run(self) -> None:
-        """Makes what is asked for, for ever."""
+        """Builds what is asked for, forever."""
         while True:
             await self._wake.wait()
             self._wake.clear()
             begun = _monotonic()
             for _ in self.steps():
                 worked_seconds = _monotonic() - begun
-                if worked_seconds > SLICE_SECONDS:
+                if worked_seconds > self._policy.slice_seconds:
                     await self._rest(worked_seconds)
                     begun = _monotonic()
             await self._rest(_monotonic() - begun)
 
     async def _rest(self, worked_seconds: float) -> None:
         self.seconds += worked_seconds
-        await asyncio.sleep(worked_seconds * REST_SHARE)
+        await asyncio.sleep(worked_seconds * self._policy.catch_up_rest_share)
 
     def steps(self) -> Iterator[None]:
-        """Makes all that is asked for; yields where other work may be done."""
+        """Builds all that is asked for; yields where other work may be done."""
         while self._queue:
             key = next(iter(self._queue))
             asking = self._queue.pop(key)
             channel, from_sequence = key
-            if not self._is_open(channel):
+            if not channel.is_open():
                 continue
             block = self._find(key, max(asking.values()))
-            refusal = ""
             if block is None:
-                difference, refusal = self._look(channel, from_sequence)
+                difference = self._difference(channel, from_sequence)
                 if difference is not None:
-                    block = yield from self._make(channel, difference)
-            if not self._is_open(channel):
+                    block = yield from self._build(channel, difference)
+            if not channel.is_open():
                 if block is not None and not self._is_kept(key, block):
                     block.close()
                 continue
             if block is not None:
                 self._keep(key, block)
             for worker in asking:
-                self._answer(worker, channel, from_sequence, block, refusal)
+                self._answer(worker, channel, from_sequence, block)
             self._keep_within_bytes()
             yield
 
-    def _look(self, channel: HubChannel, from_sequence: int) -> tuple[store.Difference | None, str]:
-        """What has changed, or why no block is made of it."""
+    def _difference(self, channel: HubChannel, from_sequence: int) -> store.Difference | None:
+        """What changed after a sequence; None if deletions are forgotten, or a snapshot is cheaper."""
         content = channel.feed.store
         try:
             difference = content.changes_since(from_sequence)
         except store.Forgotten:
-            return None, FORGOTTEN
-        is_much = len(difference.entries) > len(content) * SNAPSHOT_IS_CHEAPER_SHARE
-        if is_much and formats.replaces_by_snapshot(channel.encoder.name):
-            return None, SNAPSHOT_IS_CHEAPER
-        return difference, ""
+            return None
+        is_much = len(difference.entries) > len(content) * self._policy.snapshot_is_cheaper_share
+        return None if is_much and formats.replaces_by_snapshot(channel.encoder.name) else difference
 
-    def _make(self, channel: HubChannel, difference: store.Difference) -> Generator[None, None, catchup.Block]:
+    def _build(self, channel: HubChannel, difference: store.Difference) -> Generator[None, None, files.BlockFile]:
         builder = catchup.BlockBuilder(channel.encoder, difference, log_offset=channel.log.end)
         try:
             yield from builder.steps()
@@ -154,35 +130,34 @@ class CatchUpScheduler:
 
     def _answer(
         self,
-        worker: worker_link.WorkerLink,
+        worker: WorkerLink,
         channel: HubChannel,
         from_sequence: int,
-        block: catchup.Block | None,
-        refusal: str,
+        block: files.BlockFile | None,
     ) -> None:
-        if not self._is_known(worker):
+        if not worker.is_attached:
             return
         if block is None:
             self.refused += 1
-            worker.refuse_block(channel, from_sequence, refusal)
+            worker.refuse_block(channel, from_sequence)
         else:
             worker.send_block(channel, block)
 
-    def _find(self, key: tuple[HubChannel, int], needed_sequence: int) -> catchup.Block | None:
-        """A block that was made before and will do."""
+    def _find(self, key: tuple[HubChannel, int], needed_sequence: int) -> files.BlockFile | None:
+        """A kept block that will do."""
         kept = self._kept.get(key)
         if kept is None:
             return None
         log, block = key[0].log, kept.block
-        is_fresh = log.start <= block.log_offset and log.end - block.log_offset <= STALE_LOG_BYTES
+        is_fresh = log.start <= block.log_offset and log.end - block.log_offset <= self._policy.stale_log_bytes
         return block if is_fresh and block.cut_sequence >= needed_sequence else None
 
-    def _is_kept(self, key: tuple[HubChannel, int], block: catchup.Block) -> bool:
+    def _is_kept(self, key: tuple[HubChannel, int], block: files.BlockFile) -> bool:
         kept = self._kept.get(key)
         return kept is not None and kept.block is block
 
-    def _keep(self, key: tuple[HubChannel, int], block: catchup.Block) -> None:
-        """The block is the last one used; it takes the place of an older one."""
+    def _keep(self, key: tuple[HubChannel, int], block: files.BlockFile) -> None:
+        """The block is the last one used; it replaces an older one."""
         if not self._is_kept(key, block):
             self._forget(key)
         self._kept.pop(key, None)
@@ -191,7 +166,7 @@ class CatchUpScheduler:
     def _keep_within_bytes(self) -> None:
         total = self.kept_bytes
         for key in list(self._kept):
-            if total <= KEPT_BYTES_MAX:
+            if total <= self._policy.kept_block_bytes_max:
                 break
             total -= self._kept[key].block.length
             self._forget(key)
@@ -202,10 +177,10 @@ class CatchUpScheduler:
             kept.block.close()
 
     def forget_old(self) -> None:
-        """Lets go of blocks that nobody has asked for lately, and of those of closed channels."""
-        oldest = _monotonic() - KEPT_SECONDS
+        """Drops blocks that no worker has asked for lately, and those of closed channels."""
+        oldest = _monotonic() - self._policy.kept_block_seconds
         for key, kept in list(self._kept.items()):
-            if kept.asked_at < oldest or not self._is_open(key[0]):
+            if kept.asked_at < oldest or not key[0].is_open():
                 self._forget(key)
 
     def close(self) -> None:

@@ -1,44 +1,25 @@
-"""A channel (feed x wire format) as the hub sees it: it encodes, appends to the log and keeps a snapshot current."""
-
-from typing import NamedTuple
+"""A channel (feed and wire format) as the hub sees it: it encodes, appends to the log and keeps a snapshot current."""
 
 from cache.feeds import feed
-from cache.state import log, snapshot
+from cache.state import files, log, snapshot
 from protocol import encoding
 from typha import clock
-from typha.worker import channel
+from typha.hub import policy
 
 _monotonic = clock.monotonic
 
-SNAPSHOT_LOG_SHARE = 0.25
-"""A new snapshot is made when the log behind the last one is this part of it: a newcomer takes at most so much more,
-and snapshots cost at most so many times what the updates cost."""
-UNREAD_SNAPSHOT_LOG_SHARE = 1.0
-"""The same where nobody has taken the last one: a fleet that stays connected is not worth the work. The first
-newcomer brings the other share back into force."""
-SNAPSHOT_LOG_BYTES_MIN = 256 * 1024
-REBUILD_SHARE_MAX = 0.1
-"""The largest part of the time that snapshots on newcomers' demand may take."""
-
-
-class Appended(NamedTuple):
-    """What a batch did to the log."""
-
-    segments: list[log.Segment]
-    end: int
-    frames: int
-    """Frames in the last segment."""
-
 
 class HubChannel:
-    """One log and its newest snapshot; made only once its feed has been in sync, so there is something to cut."""
+    """One log and its newest snapshot. It is opened once its feed has been in sync, so there is something to cut."""
 
-    def __init__(self, number: int, source: feed.Feed, encoder: encoding.Encoder, *, segment_bytes: int) -> None:
+    def __init__(self, number: int, source: feed.Feed, encoder: encoding.Encoder, limits: policy.HubPolicy) -> None:
         self.number = number
         self.feed = source
         self.encoder = encoder
-        self.log = log.LogWriter(segment_bytes=segment_bytes, sequence=source.store.sequence)
+        self._policy = limits
+        self.log = log.LogWriter(segment_bytes=limits.segment_bytes, sequence=source.store.sequence)
         self.snapshot: snapshot.Snapshot | None = None
+        self._is_open = True
         self.building = False
         self.idle_since: float | None = None
         """Monotonic time since which no worker has had a client of it."""
@@ -47,7 +28,7 @@ class HubChannel:
         self._build_seconds = 0.0
         self._begun_total = 0
         self._has_newcomers = False
-        """Somebody has begun the newest snapshot."""
+        """A client has begun the newest snapshot."""
 
     def __repr__(self) -> str:
         return f"<HubChannel {self.number} {self.feed.name} {self.encoder.name} {self.log!r} {self.snapshot!r}>"
@@ -57,49 +38,55 @@ class HubChannel:
         """(feed, wire format)."""
         return self.feed.name, self.encoder.name
 
+    def is_open(self) -> bool:
+        """Whether the hub still has the channel."""
+        return self._is_open
+
     @property
     def frames(self) -> int:
         """Frames in the log's last segment."""
         return self.log.segments[-1].frames if self.log.segments else 0
 
-    def append(self, batch: feed.Batch) -> Appended:
-        """Encodes a batch and appends it: updates, then the status."""
+    def append(self, batch: feed.Batch) -> list[log.Segment]:
+        """Encodes a batch and appends it: updates, then the status. Returns the segments that were begun for it."""
         frames = self.encoder.updates(batch.previous_sequence, batch.updates) if batch.updates else []
         if batch.status is not None:
             frames.append(self.encoder.status(batch.previous_sequence + len(batch.updates), batch.status))
-        return Appended(self.log.append(frames), self.log.end, self.frames)
+        return self.log.append(frames)
 
-    def wants_snapshot(self, *, log_budget_bytes: int) -> bool:
+    def wants_snapshot(self) -> bool:
         """Whether it is time for a new snapshot."""
+        limits = self._policy
         if self.building:
             return False
         if self.snapshot is None:
             return True
         if self.snapshot.log_offset < self.log.status_offset:
             return True  # newcomers must not meet a status of the past on their way to the present
-        share = SNAPSHOT_LOG_SHARE if self._has_newcomers else UNREAD_SNAPSHOT_LOG_SHARE
-        share_bytes = max(SNAPSHOT_LOG_BYTES_MIN, int(self.snapshot.length * share))
-        return self.log.end - self.snapshot.log_offset > min(share_bytes, log_budget_bytes // 4)
+        share = limits.snapshot_log_share if self._has_newcomers else limits.unread_snapshot_log_share
+        share_bytes = max(limits.snapshot_log_bytes_min, int(self.snapshot.length * share))
+        return self.log.end - self.snapshot.log_offset > min(share_bytes, limits.log_budget_bytes // 4)
 
     def note_newcomers(self, begun_total: int) -> None:
-        """So many clients of all workers have begun a snapshot of it; another number than last time is news."""
+        """How many clients of all workers have begun a snapshot of it; a change means that there are newcomers."""
         if begun_total != self._begun_total:
             self._begun_total = begun_total
             self._has_newcomers = True
 
     def is_fresh(self, now: float) -> bool:
-        """Whether newcomers must make do with the newest snapshot: it is young, or it costs much to make another."""
-        fresh_seconds = max(channel.FRESH_SECONDS, self._build_seconds / REBUILD_SHARE_MAX)
+        """Whether newcomers must do with the newest snapshot, because it is young or another one costs too much."""
+        limits = self._policy
+        fresh_seconds = max(limits.snapshot_fresh_seconds, self._build_seconds / limits.rebuild_share_max)
         return self.snapshot is not None and now - self._cut_at < fresh_seconds
 
     def begin_snapshot(self) -> snapshot.SnapshotBuilder:
-        """Cuts the store now; call between two batches, run the builder's steps, then `end_snapshot`."""
+        """Cuts the store now. Call between two batches, run the builder's steps, then `end_snapshot`."""
         self.building = True
         self._cut_at = _monotonic()
         return snapshot.begin(self.encoder, self.feed.store, log_offset=self.log.end, previous=self.snapshot)
 
     def end_snapshot(self, built: snapshot.Snapshot) -> None:
-        """The new snapshot takes the place of the last one."""
+        """The new snapshot replaces the last one."""
         self.building = False
         self._build_seconds = _monotonic() - self._cut_at
         self.snapshots_built += 1
@@ -108,12 +95,27 @@ class HubChannel:
             self.snapshot.close()
         self.snapshot = built
 
+    @property
+    def snapshot_file(self) -> files.SnapshotFile | None:
+        """The newest snapshot as workers know it."""
+        built = self.snapshot
+        if built is None:
+            return None
+        return files.SnapshotFile(
+            built.descriptor,
+            length=built.length,
+            log_offset=built.log_offset,
+            sequence=built.sequence,
+            status=built.status,
+        )
+
     def trim_limit(self, before_offset: int) -> int:
-        """How much of the log may go: never what stands behind the newest snapshot."""
+        """How much of the log may go: never what follows the newest snapshot."""
         return min(before_offset, self.snapshot.log_offset if self.snapshot else self.log.start)
 
     def close(self) -> None:
         """Lets go of all files."""
+        self._is_open = False
         self.log.close()
         if self.snapshot is not None:
             self.snapshot.close()

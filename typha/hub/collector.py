@@ -1,4 +1,4 @@
-"""What the service says about itself: samples for /metrics, reports for the health pages."""
+"""What the service reports about itself: samples for /metrics, and states for the health endpoints."""
 
 from cache.kube import watcher
 from typha import clock, settings
@@ -11,20 +11,20 @@ SERVER_REPORTER = "SyncServer"
 
 
 class Collector:
-    """Gathers plain numbers from the parts; holds none of its own."""
+    """Reads plain numbers from the parts; keeps none of its own."""
 
     def __init__(
         self,
         configured: settings.Settings,
         the_hub: hub.Hub,
-        the_workers: supervisor.Supervisor,
+        the_supervisor: supervisor.Supervisor,
         *,
         longest_pause: loop_latency.Longest,
         open_files_limit: int,
     ) -> None:
         self._settings = configured
         self._hub = the_hub
-        self._workers = the_workers
+        self._supervisor = the_supervisor
         self._longest_pause = longest_pause
         self._open_files_limit = open_files_limit
         self._reported_feeds: list[str] = []
@@ -42,42 +42,43 @@ class Collector:
         return {name: values for part in parts for name, values in part().items()}
 
     def _connection_samples(self) -> metrics.Samples:
-        totals = self._workers.totals()
+        totals = self._supervisor.totals()
         reports = [worker.report for worker in self._hub.workers.values()]
-        channels = [channel for report in reports for channel in report.get("channels", {}).values()]
+        channels = [channel for report in reports for channel in report.channels.values()]
+        catch_ups = self._hub.catch_ups
         return {
-            "typha_connections_accepted": {(): totals.counters["accepted"]},
-            "typha_connections_active": {(): sum(report.get("active", 0) for report in reports)},
+            "typha_connections_accepted": {(): totals.accepted},
+            "typha_connections_active": {(): sum(report.active for report in reports)},
             "typha_disconnects_total": {(reason,): count for reason, count in totals.disconnects.items()},
-            "typha_worker_restarts_total": {(): self._workers.restarts},
+            "typha_worker_restarts_total": {(): self._supervisor.restarts},
             "typha_clients_held": {
-                (): sum(channel["held"] for channel in channels) + sum(report.get("closing", 0) for report in reports)
+                (): sum(channel.held for channel in channels) + sum(report.closing for report in reports)
             },
-            "typha_tls_reload_failures_total": {(): totals.counters["tls_reload_failures"]},
-            "typha_client_catch_ups_total": {(): totals.counters["catch_ups"]},
-            "typha_clients_catching_up": {(): sum(channel.get("catching_up", 0) for channel in channels)},
-            "typha_catch_up_blocks_total": {(): self._hub.catch_ups.blocks_made},
-            "typha_catch_up_block_bytes_total": {(): self._hub.catch_ups.bytes_made},
-            "typha_catch_up_refusals_total": {(): self._hub.catch_ups.refused},
-            "typha_catch_up_seconds_total": {(): self._hub.catch_ups.seconds},
-            "typha_client_lag_bytes_max": {(): max((channel["lag_bytes"] for channel in channels), default=0)},
-            "typha_client_lag_seconds_max": {(): max((channel["lag_seconds"] for channel in channels), default=0.0)},
+            "typha_tls_reload_failures_total": {(): totals.tls_reload_failures},
+            "typha_client_catch_ups_total": {(): totals.catch_ups},
+            "typha_clients_catching_up": {(): sum(channel.catching_up for channel in channels)},
+            "typha_catch_up_blocks_total": {(): catch_ups.blocks_made},
+            "typha_catch_up_block_bytes_total": {(): catch_ups.bytes_made},
+            "typha_catch_up_refusals_total": {(): catch_ups.refused},
+            "typha_catch_up_seconds_total": {(): catch_ups.seconds},
+            "typha_client_lag_bytes_max": {(): max((channel.lag_bytes for channel in channels), default=0)},
+            "typha_client_lag_seconds_max": {(): max((channel.lag_seconds for channel in channels), default=0.0)},
             "typha_worker_pause_seconds_max": {
-                (): max((report.get("pause_seconds_max", 0.0) for report in reports), default=0.0)
+                (): max((report.longest_turn_seconds for report in reports), default=0.0)
             },
-            "typha_worker_pause_seconds_worst": {(): totals.pause_seconds_worst},
-            "typha_deliveries_total": {(feed,): counts["deliveries"] for feed, counts in totals.feeds.items()},
-            "typha_bytes_sent_total": {(feed,): counts["bytes_sent"] for feed, counts in totals.feeds.items()},
-            "typha_breadcrumb_block": {(feed,): counts["sends"] for feed, counts in totals.feeds.items()},
-            "typha_breadcrumb_non_block": {(feed,): counts["late_sends"] for feed, counts in totals.feeds.items()},
-            "typha_snapshots_reused": {(feed,): counts["snapshots_sent"] for feed, counts in totals.feeds.items()},
+            "typha_worker_pause_seconds_worst": {(): self._supervisor.longest_turn_seconds},
+            "typha_deliveries_total": {(feed,): counts.deliveries for feed, counts in totals.feeds.items()},
+            "typha_bytes_sent_total": {(feed,): counts.bytes_sent for feed, counts in totals.feeds.items()},
+            "typha_breadcrumb_block": {(feed,): counts.sends for feed, counts in totals.feeds.items()},
+            "typha_breadcrumb_non_block": {(feed,): counts.late_sends for feed, counts in totals.feeds.items()},
+            "typha_snapshots_reused": {(feed,): counts.snapshots_sent for feed, counts in totals.feeds.items()},
         }
 
     def _histogram_samples(self) -> metrics.Samples:
         """The workers' histograms, added up, and the hub's own."""
         merged: dict[str, dict[tuple[str, ...], quantiles.Histogram]] = {}
         for worker in self._hub.workers.values():
-            for feed, histograms in worker.report.get("histograms", {}).items():
+            for feed, histograms in worker.histograms.items():
                 for name, flat in histograms.items():
                     one = merged.setdefault(name, {}).setdefault((feed,), quantiles.Histogram())
                     one.merge_list(flat)
@@ -91,8 +92,8 @@ class Collector:
         channels = self._hub.channels.values()
         streaming: dict[tuple[str, ...], float] = {(source.name,): 0 for source in feeds}
         for channel in channels:
-            for worker in self._hub.workers.values():
-                streaming[channel.feed.name,] += worker.channel_report(channel.number).get("clients", 0)
+            reports = self._hub.workers.channel_reports(channel)
+            streaming[channel.feed.name,] += sum(report.clients for report in reports if report is not None)
         built: dict[tuple[str, ...], float] = {(source.name,): 0 for source in feeds}
         for channel in channels:
             built[channel.feed.name,] += channel.snapshots_built
@@ -143,7 +144,7 @@ class Collector:
         }
 
     def register(self, aggregator: health.HealthAggregator) -> None:
-        """Names the reporters."""
+        """Registers what is reported on."""
         now = _monotonic()
         aggregator.register(SERVER_REPORTER, now_seconds=now)
         self._reported_feeds = self._hub.names
@@ -151,19 +152,19 @@ class Collector:
             aggregator.register(health.cache_reporter(name), now_seconds=now, ready=True)
 
     def report(self, aggregator: health.HealthAggregator) -> None:
-        """Reports on all; to be called more often than the reporters' timeout."""
+        """Reports on everything; to be called more often than the reporters time out."""
         now = _monotonic()
         aggregator.report(
             SERVER_REPORTER,
             now_seconds=now,
             live=True,
-            detail=f"{len(self._hub.workers)} of {max(1, self._workers.wanted)} workers",
+            detail=f"{len(self._hub.workers)} of {max(1, self._supervisor.wanted)} workers",
         )
         self._report_awaited(aggregator, now)
         for name, source in self._hub.feeds.items():
             status = source.store.status
-            # Once there is something to serve, this replica serves it, however old: an API server that is away or
-            # being read again makes all replicas alike, and must not take all of them out of the Service.
+            # Once there is something to serve, this replica serves it, however old. An API server that is away, or is
+            # being listed again, concerns all replicas, and must not take all of them out of the Service.
             aggregator.report(
                 health.cache_reporter(name),
                 now_seconds=now,
@@ -173,7 +174,7 @@ class Collector:
             )
 
     def _report_awaited(self, aggregator: health.HealthAggregator, now: float) -> None:
-        """Feeds that may yet come are not ready; those that will not are no matter of health."""
+        """Feeds that may yet come are not ready; those that do not come are not reported on."""
         for name in self._hub.awaited:
             detail = "waiting for the API server's list of groups"
             aggregator.report(health.cache_reporter(name), now_seconds=now, live=True, ready=False, detail=detail)

@@ -1,4 +1,4 @@
-"""A log line for each object that a feed cannot carry, or that may not mean what it says; not for thousands of them."""
+"""A log line for each object that a feed cannot carry, or that may not mean what it says; limited in number."""
 
 from collections.abc import Callable
 
@@ -10,19 +10,19 @@ from typha import clock
 _log = structlog.get_logger("typha.hub")
 
 LINES_PER_MINUTE = 100
-"""Of either kind: doubtful objects must not use up the lines of those that are absent."""
+"""For each of the two kinds: doubtful objects must not use up the lines of absent ones."""
 _MINUTE_SECONDS = 60.0
 
 
 class RejectionLog:
-    """What has been said lately."""
+    """Counts the lines of the last minute."""
 
     def __init__(self, now: Callable[[], float] = clock.monotonic) -> None:
         self._now = now
         self._lines: dict[bool, tuple[float, int]] = {}
 
     def write(self, refusal: feed.Refusal) -> None:
-        """One line, or one that says that there are more, or none."""
+        """Logs the object, or that there are more, or nothing."""
         now = self._now()
         began, lines = self._lines.get(refusal.is_carried, (now, 0))
         if now - began >= _MINUTE_SECONDS:

@@ -1,33 +1,25 @@
-"""Makes snapshots between other work: a few milliseconds, then the loop turns once."""
+"""Builds snapshots between other work: a few milliseconds, then the loop turns once."""
 
 import asyncio
-from collections.abc import Callable
 
 import structlog
 
 from typha import clock
+from typha.hub import policy
 from typha.hub.channel import HubChannel
 
 _log = structlog.get_logger("typha.snapshots")
 _monotonic = clock.monotonic
 
-SLICE_SECONDS = 0.005
-
 
 class SnapshotScheduler:
-    """`request` asks for a channel's snapshot, `run` makes them one after another.
+    """`request` asks for a channel's snapshot, `build_next` builds one after another.
 
-    A cut may be taken at any time, for a store changes only where its feed's batch is taken for the log. `done` is
-    called with each channel that has a new snapshot.
+    A cut may be taken at any time, because a store changes only where its feed's batch is taken for the log.
     """
 
-    def __init__(
-        self,
-        done: Callable[[HubChannel], None],
-        is_open: Callable[[HubChannel], bool],
-    ) -> None:
-        self._done = done
-        self._is_open = is_open
+    def __init__(self, limits: policy.HubPolicy) -> None:
+        self._slice_seconds = limits.slice_seconds
         self._queue: dict[HubChannel, None] = {}
         self._wake = asyncio.Event()
 
@@ -36,26 +28,32 @@ class SnapshotScheduler:
         self._queue[channel] = None
         self._wake.set()
 
-    async def run(self) -> None:
-        """Makes what is asked for, for ever."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while self._queue:
-                channel = next(iter(self._queue))
-                del self._queue[channel]
-                if self._is_open(channel):
-                    await self._make(channel)
+    def take(self) -> HubChannel | None:
+        """The next open channel that wants a snapshot; its request is gone."""
+        while self._queue:
+            channel = next(iter(self._queue))
+            del self._queue[channel]
+            if channel.is_open():
+                return channel
+        return None
 
-    async def _make(self, channel: HubChannel) -> None:
+    async def build_next(self) -> HubChannel:
+        """Builds the next snapshot that is asked for; returns its channel, which has it."""
+        while (channel := self.take()) is None:
+            self._wake.clear()
+            await self._wake.wait()
+        await self._build(channel)
+        return channel
+
+    async def _build(self, channel: HubChannel) -> None:
         begun = _monotonic()
         builder = channel.begin_snapshot()
         try:
-            slice_end = _monotonic() + SLICE_SECONDS
+            slice_end = _monotonic() + self._slice_seconds
             for _ in builder.steps():
                 if _monotonic() > slice_end:
                     await asyncio.sleep(0)
-                    slice_end = _monotonic() + SLICE_SECONDS
+                    slice_end = _monotonic() + self._slice_seconds
         except BaseException:
             channel.building = False
             builder.abandon()
@@ -71,4 +69,3 @@ class SnapshotScheduler:
             chunks_copied=builder.chunks_copied,
             milliseconds=round((_monotonic() - begun) * 1000, 1),
         )
-        self._done(channel)

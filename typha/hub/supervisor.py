@@ -1,18 +1,17 @@
-"""Starting, watching and replacing workers.
+"""Starts, watches and replaces workers.
 
-A worker that dies is replaced, after a back-off if it dies young; one that says nothing for ten seconds is killed
-first. The listening socket is the hub's, so connections that nobody has accepted wait for the replacement.
+A worker that dies is replaced, after a back-off if it died young. One that reports nothing for ten seconds is killed
+first. The listening socket is the hub's, so connections that no worker has accepted wait for the replacement.
 """
 
 import asyncio
-import collections
 import contextlib
 import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TypeAlias
 
 import msgspec
 import structlog
@@ -20,74 +19,73 @@ import structlog
 from cache.kube import processes
 from protocol.reasons import DisconnectReason
 from typha import clock, settings
-from typha.hub import hub, worker_link
-from typha.ipc.link import Link, LinkBroken, pair
-from typha.worker import policy, server, tls
+from typha.hub import hub, policy, worker_link
+from typha.ipc import link, messages
 
 _log = structlog.get_logger("typha.workers")
 _monotonic = clock.monotonic
 
-SILENCE_SECONDS_MAX = 10.0
-"""A worker reports each second; one that has not for so long is stuck, and its clients with it."""
 _CHECK_SECONDS = 1.0
 _STOPPED_SECONDS = 3.0
 _YOUNG_SECONDS = 10.0
 _BACKOFF_SECONDS_MIN = 0.1
 _BACKOFF_SECONDS_MAX = 5.0
 _FAIR_SHARE_SLACK = 32
-"""Connections that a worker may have beyond its fair share: a storm must not wait for numbers to go round."""
+"""Connections that a worker may have beyond its fair share: a storm must not wait for limits to be updated."""
 
-
-class WorkerTotals:
-    """Counters of workers that have died, so that the sum never goes back."""
-
-    def __init__(self) -> None:
-        self.counters: collections.Counter[str] = collections.Counter()
-        self.disconnects: collections.Counter[str] = collections.Counter()
-        self.feeds: dict[str, collections.Counter[str]] = {}
-        self.pause_seconds_worst = 0.0
-
-    def add(self, report: dict[str, Any]) -> None:
-        """Adds a report's counters."""
-        for name in ("accepted", "pings_sent", "pongs_received", "catch_ups", "accept_failures", "tls_reload_failures"):
-            self.counters[name] += int(report.get(name, 0))
-        self.disconnects.update(report.get("disconnects", {}))
-        self.pause_seconds_worst = max(self.pause_seconds_worst, report.get("pause_seconds_worst", 0.0))
-        for feed, counters in report.get("feeds", {}).items():
-            self.feeds.setdefault(feed, collections.Counter()).update(counters)
+ServeEmbedded: TypeAlias = Callable[[messages.WorkerConfig, socket.socket, socket.socket], Awaitable[None]]
+"""Runs a worker on the hub's own loop, from its configuration, the listening socket and its end of the link."""
 
 
 class Supervisor:
-    """All workers of a hub, by number."""
+    """All workers of a hub.
 
-    def __init__(self, the_hub: hub.Hub, configured: settings.Settings, listener: socket.socket) -> None:
+    Args:
+        serve_embedded: used where no worker processes are wanted.
+    """
+
+    def __init__(
+        self,
+        the_hub: hub.Hub,
+        configured: settings.Settings,
+        limits: policy.HubPolicy,
+        listener: socket.socket,
+        *,
+        serve_embedded: ServeEmbedded,
+    ) -> None:
         self._hub = the_hub
         self._settings = configured
+        self._silence_seconds_max = limits.worker_silence_seconds_max
         self._listener = listener
+        self._serve_embedded = serve_embedded
         self._incarnation = secrets.token_hex(16)
-        self._drain: tuple[float, float] | None = None
+        self._drain: messages.Drain | None = None
         self.restarts = 0
-        self.dead = WorkerTotals()
+        self._dead = messages.WorkerCounts()
+        """Totals of workers that have died, so that sums never fall."""
+        self._dead_longest_turn_seconds = 0.0
         self.wanted = configured.workers if configured.workers >= 0 else max(1, (os.cpu_count() or 1) - 1)
 
     def __repr__(self) -> str:
         return f"<Supervisor wanted={self.wanted} alive={len(self._hub.workers)} restarts={self.restarts}>"
 
-    def totals(self) -> WorkerTotals:
-        """The counters of all workers there are and were."""
-        totals = WorkerTotals()
-        totals.counters.update(self.dead.counters)
-        totals.disconnects.update(self.dead.disconnects)
-        totals.pause_seconds_worst = self.dead.pause_seconds_worst
-        for feed, counters in self.dead.feeds.items():
-            totals.feeds[feed] = collections.Counter(counters)
+    def totals(self) -> messages.WorkerCounts:
+        """The totals of all workers, those that have died included."""
+        totals = messages.WorkerCounts()
+        totals.add(self._dead)
         for worker in self._hub.workers.values():
-            totals.add(worker.report)
+            totals.add(worker.report.counts)
         return totals
 
     @property
+    def longest_turn_seconds(self) -> float:
+        """The longest turn of any worker, those that have died included."""
+        alive = [worker.report.longest_turn_seconds_ever for worker in self._hub.workers.values()]
+        return max([self._dead_longest_turn_seconds, *alive])
+
+    @property
     def all_ready(self) -> bool:
-        """Whether as many workers as wanted have said that they serve."""
+        """Whether as many workers as wanted have reported that they serve."""
         ready = sum(worker.ready for worker in self._hub.workers.values())
         return ready >= max(1, self.wanted)
 
@@ -110,11 +108,9 @@ class Supervisor:
                 fairness.cancel()
 
     def drain(self, *, seconds: float, interval_seconds_max: float) -> None:
-        """Tells all workers to take leave of their clients within `seconds`, and ends them."""
-        self._drain = seconds, interval_seconds_max
-        for worker in self._hub.workers.values():
-            worker.tell(["drain", *self._drain])
-            worker.flush()
+        """Tells all workers to say goodbye to their clients within `seconds`, and to end."""
+        self._drain = messages.Drain(seconds, interval_seconds_max)
+        self._hub.workers.send(self._drain)
 
     async def _share_out(self) -> None:
         """Tells each worker how many connections are its share, so that a storm spreads evenly."""
@@ -122,21 +118,21 @@ class Supervisor:
             await asyncio.sleep(_CHECK_SECONDS / 4)
             workers = [worker for worker in self._hub.workers.values() if worker.ready]
             if len(workers) > 1:
-                share = sum(worker.active for worker in workers) // len(workers) * 9 // 8 + _FAIR_SHARE_SLACK
+                connections = sum(worker.report.active for worker in workers)
+                share = connections // len(workers) * 9 // 8 + _FAIR_SHARE_SLACK
                 for worker in workers:
-                    worker.tell(["share", share])
+                    worker.send(messages.LimitConnections(share))
 
-    def _config(self, number: int) -> policy.WorkerConfig:
-        return policy.WorkerConfig(
+    def _config(self, number: int) -> messages.WorkerConfig:
+        return messages.WorkerConfig(
             number=number,
             feeds=tuple(self._hub.names),
             incarnation=self._incarnation,
             settings=settings.to_dict(self._settings),
-            client_tls=tls.from_settings(self._settings, os.environ),
         )
 
     async def _keep(self, number: int) -> None:
-        """One worker's place: a process, and its successors."""
+        """One worker: a process, and its successors."""
         backoff_seconds = _BACKOFF_SECONDS_MIN
         while not self._is_draining():
             begun = _monotonic()
@@ -158,8 +154,8 @@ class Supervisor:
             backoff_seconds = min(_BACKOFF_SECONDS_MAX, backoff_seconds * 2)
 
     async def _run_process(self, number: int) -> int:
-        """Runs a worker to its end; its exit code. Raises OSError if none can be started."""
-        ours, theirs = pair()
+        """Runs a worker to its end; returns its exit code. Raises OSError if it cannot be started."""
+        ours, theirs = link.pair()
         with ours:
             with theirs:
                 process = await processes.start(
@@ -192,78 +188,77 @@ class Supervisor:
     ) -> Iterator[list[Exception]]:
         """The hub talks to the worker for as long as this lasts, or until the link breaks.
 
-        What broke it is in the list. From then on the link is not looked at any more: an end that is closed is readable
-        and writable for ever, and the worker's exit may take a while. `given_up` is called at that moment.
+        The list has what broke it. From then on the link is not watched any more: an end that is closed is readable and
+        writable forever, and the worker's exit may take a while. `given_up` is called at that moment.
         """
         broken: list[Exception] = []
-        link = Link(end)
         loop = asyncio.get_running_loop()
 
         def watch_write(active: bool) -> None:
             if active and not broken:
-                loop.add_writer(link.fileno(), handle.flush)
+                loop.add_writer(end.fileno(), worker.flush)
             else:
-                loop.remove_writer(link.fileno())
+                loop.remove_writer(end.fileno())
 
         def note_broken(error: Exception) -> None:
             broken.append(error)
             if len(broken) == 1:
-                loop.remove_reader(link.fileno())
-                loop.remove_writer(link.fileno())
+                loop.remove_reader(end.fileno())
+                loop.remove_writer(end.fileno())
                 given_up()
 
-        handle = worker_link.WorkerLink(number, link, self._hub, note_broken, watch_write)
-        loop.add_reader(link.fileno(), handle.hear)
+        worker = worker_link.WorkerLink(number, end, note_broken, watch_write)
+        loop.add_reader(end.fileno(), self._hub.hear, worker)
         try:
-            self._hub.add_worker(handle)
+            self._hub.add_worker(worker)
             if self._drain is not None:  # it was being started when the others were told
-                handle.tell(["drain", *self._drain])
+                worker.send(self._drain)
             yield broken
         finally:
-            loop.remove_reader(link.fileno())
-            handle.hear()  # what it has still said before its end
-            self._bury(number)
-            loop.remove_writer(link.fileno())
-            link.close()
+            loop.remove_reader(end.fileno())
+            self._hub.hear(worker)  # what it sent before its end
+            self._bury(worker)
+            loop.remove_writer(end.fileno())
+            worker.link.close()
 
     async def _watch(self, number: int, ended: asyncio.Task[int], broken: list[Exception]) -> None:
         """Returns when the process has ended or must be ended."""
-        handle = self._hub.workers[number]
+        worker = self._hub.workers[number]
         while not ended.done():
             looked_at = _monotonic()
             await asyncio.wait([ended], timeout=_CHECK_SECONDS)
-            handle.flush()
+            worker.flush()
             if _monotonic() - looked_at > _STOPPED_SECONDS:
-                handle.heard_at = _monotonic()  # it was the hub that stood still: nobody could be heard
-            silent_seconds = _monotonic() - handle.heard_at
+                worker.heard_at = _monotonic()  # it was the hub that stood still, and heard no worker
+            silent_seconds = _monotonic() - worker.heard_at
             if broken and not ended.done():
                 await asyncio.wait([ended], timeout=_CHECK_SECONDS)  # its end breaks the link a moment before
                 if not ended.done():
                     _log.error("Killing a worker whose link is broken", worker=number, error=str(broken[0]))
                 return
-            if silent_seconds > SILENCE_SECONDS_MAX:
+            if silent_seconds > self._silence_seconds_max:
                 _log.error("Killing a silent worker", worker=number, silent_seconds=round(silent_seconds, 1))
                 return
 
-    def _bury(self, number: int) -> None:
-        """Keeps a dead worker's counts; the connections it last reported died with it."""
-        handle = self._hub.workers.get(number)
-        if handle is None:
-            return
-        self._hub.remove_worker(number)
-        self.dead.add(handle.report)
-        if handle.active and not self._is_draining():
-            self.dead.disconnects[DisconnectReason.WORKER_DIED.value] += handle.active
+    def _bury(self, worker: worker_link.WorkerLink) -> None:
+        """Keeps a dead worker's totals; the connections that it last reported died with it."""
+        self._hub.remove_worker(worker.number)
+        report = worker.report
+        self._dead.add(report.counts)
+        self._dead_longest_turn_seconds = max(self._dead_longest_turn_seconds, report.longest_turn_seconds_ever)
+        if report.active and not self._is_draining():
+            died = DisconnectReason.WORKER_DIED.value
+            self._dead.disconnects[died] = self._dead.disconnects.get(died, 0) + report.active
 
     async def _run_embedded(self) -> None:
-        """The fan-out inside the hub's own loop: a defect of it ends the service, and so does a broken link."""
-        ours, theirs = pair()
+        """The worker inside the hub's own loop: its defect ends the service, and so does a broken link."""
+        ours, theirs = link.pair()
 
         def hang_up() -> None:
             ours.shutdown(socket.SHUT_RDWR)
 
         with ours, theirs, self._attached(0, ours, given_up=hang_up) as broken:
             try:
-                await server.Server(self._config(0), self._listener, Link(theirs)).run()
-            except LinkBroken as error:
+                await self._serve_embedded(self._config(0), self._listener, theirs)
+            except link.LinkBroken as error:
                 raise (broken[0] if broken else error) from error

@@ -1,22 +1,25 @@
-"""Messages between hub and worker: msgpack datagrams over a socketpair, with descriptors beside them.
+"""Carries messages between hub and worker: msgpack datagrams over a socketpair, with descriptors beside them.
 
-Neither end ever blocks on the other. What can wait is coalesced by its sender (ends of logs, counters); what must
-arrive in order is queued here, and a queue that grows past its limit means that the other end is gone or stuck.
+Neither end ever blocks on the other. Messages that must arrive in order are queued here while the socket is full; a
+queue that grows past its limit means that the other end is gone or stuck. `messages` says what travels.
 """
 
 import array
 import os
 import socket
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
 
-import msgpack
+import msgspec
+
+Received = TypeVar("Received")
 
 MAX_DATAGRAM_BYTES = 160 * 1024
 """Below the default socket buffer (208 KiB), so that an empty buffer takes any one message."""
 MAX_DESCRIPTORS = 4
 MAX_QUEUED = 20_000
-"""A new worker is told of every segment of every channel at once: some hundreds. More than this is a stuck peer."""
+"""A new worker gets every segment of every channel at once: some hundreds of messages. More is a stuck peer."""
 _RECEIVE_BATCH = 256
 
 
@@ -32,11 +35,35 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return first, second
 
 
-class Link:
-    """One end. Call `receive` when the socket is readable, `flush` when it is writable and `wants_write` is set."""
+class Sender(Protocol):
+    """Takes messages for the other end."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def send(self, message: object, /) -> None:
+        """Sends, or queues; see `Link.send`."""
+        ...
+
+
+class Link(Generic[Received]):
+    """One end. Call `receive` when the socket is readable, and `flush` when it is writable.
+
+    Args:
+        end: this process's end of `pair`; `close` closes it.
+        decoder: of the messages that arrive here.
+        watch_write: called with True when messages begin to wait for the socket, and with False when none waits any
+            more; between the two the event loop is to call `flush`.
+    """
+
+    def __init__(
+        self,
+        end: socket.socket,
+        decoder: "msgspec.msgpack.Decoder[Received]",
+        watch_write: Callable[[bool], None] = lambda _: None,
+    ) -> None:
         self.socket = end
+        self._decode = decoder.decode
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._watch_write = watch_write
+        self._watching_write = False
         self._queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
 
     def fileno(self) -> int:
@@ -48,29 +75,40 @@ class Link:
         """Whether messages wait for the socket to become writable."""
         return bool(self._queue)
 
-    def send(self, message: Sequence[object], *descriptors: int) -> None:
-        """Sends a message, or queues it behind those that wait; descriptors are duplicated, the caller keeps its own.
+    def send(self, message: object, *descriptors: int) -> None:
+        """Sends a message, or queues it after those that wait. Descriptors are duplicated, the caller keeps its own.
 
         Raises:
             LinkBroken: the other end is gone, or the queue is full.
         """
-        data = msgpack.packb(message)
+        data = self._encode(message)
         if len(data) > MAX_DATAGRAM_BYTES or len(descriptors) > MAX_DESCRIPTORS:
-            raise ValueError(f"message {message[0]!r} of {len(data)} bytes with {len(descriptors)} descriptors")
+            raise ValueError(f"{type(message).__name__} of {len(data)} bytes with {len(descriptors)} descriptors")
         if not self._queue and self._send(data, descriptors):
             return
         if len(self._queue) >= MAX_QUEUED:
             raise LinkBroken(f"{MAX_QUEUED} messages wait, and none is taken")
         self._queue.append((data, _duplicates(descriptors)))
+        self._look_at_queue()
 
     def flush(self) -> None:
-        """Sends what waits, as far as the socket takes it."""
+        """Sends what waits, as far as the socket takes it.
+
+        Raises:
+            LinkBroken: the other end is gone.
+        """
         while self._queue:
             data, descriptors = self._queue[0]
             if not self._send(data, descriptors):
-                return
+                break
             self._queue.popleft()
             _close(descriptors)
+        self._look_at_queue()
+
+    def _look_at_queue(self) -> None:
+        if self.wants_write is not self._watching_write:
+            self._watching_write = self.wants_write
+            self._watch_write(self._watching_write)
 
     def _send(self, data: bytes, descriptors: tuple[int, ...]) -> bool:
         try:
@@ -81,11 +119,12 @@ class Link:
             raise LinkBroken(str(error)) from error
         return True
 
-    def receive(self) -> Iterator[tuple[list[object], list[int]]]:
-        """Messages that are there, each with its descriptors, which become the caller's.
+    def receive(self) -> Iterator[tuple[Received, list[int]]]:
+        """The messages that are there, each with its descriptors, which become the caller's.
 
         Raises:
             LinkBroken: the other end is gone.
+            msgspec.DecodeError: a message that this end does not know; its descriptors are closed.
         """
         for _ in range(_RECEIVE_BATCH):
             try:
@@ -102,7 +141,12 @@ class Link:
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 _close(descriptors)
                 raise LinkBroken("a message was cut short (out of descriptors?)")
-            yield msgpack.unpackb(data, strict_map_key=False), descriptors
+            try:
+                message = self._decode(data)
+            except msgspec.DecodeError:
+                _close(descriptors)
+                raise
+            yield message, descriptors
 
     def close(self) -> None:
         """Closes the socket and all descriptors that wait."""

@@ -1,6 +1,6 @@
-"""How far a worker has got with what it was told: one number in memory that it shares with the hub.
+"""A number in memory that hub and worker share: how many of the hub's `Publish` messages the worker has finished.
 
-The hub reads it when it wants to know, and nobody is woken for it.
+The hub reads it when it wants to know, so no process is woken to report it.
 """
 
 import mmap
@@ -12,7 +12,7 @@ _SIZE_BYTES = 8
 
 
 class SharedCounter:
-    """One side's view of the number; `create` makes the first, `attach` the other from its descriptor."""
+    """One side's view of the number. `create` makes the first view, `attach` the other from its descriptor."""
 
     def __init__(self, mapping: mmap.mmap) -> None:
         self._mapping = mapping
@@ -20,7 +20,7 @@ class SharedCounter:
 
     @classmethod
     def create(cls) -> tuple["SharedCounter", int]:
-        """The number, 0 yet, and the descriptor for the other process, which is the caller's to close."""
+        """The number, 0 at first, and the descriptor for the other process, which the caller closes."""
         descriptor, mapping = memfile.create_shared("progress", _SIZE_BYTES)
         return cls(mapping), descriptor
 
@@ -34,7 +34,7 @@ class SharedCounter:
 
     @property
     def value(self) -> int:
-        """What was written last, by either side."""
+        """What either side wrote last."""
         return self._number[0]
 
     @value.setter

@@ -1,14 +1,14 @@
-"""Storms: who is answered, and who gets its snapshot, when more have come than can be served at once.
+"""Admission: whose hello is read, and who gets its snapshot, when more clients have come than can be served at once.
 
-Nobody is refused. Hellos are answered newest first, for whoever has waited longest is the likeliest to have given up.
-Snapshots are given to a few clients at a time, so that those few are soon done; the others are held, which costs
-nothing but their pings. A client whose socket stays full is slow by itself, and holds no place for others.
+No client is refused. Hellos are read newest first, because the client that has waited longest is the likeliest to have
+given up. Snapshots are sent to a few clients at a time, so that those are soon done; the others are held, which costs
+nothing but their pings. A client whose socket stays full is slow by itself, and keeps no slot from others.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Protocol, TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
 
-from cache.state import cursor
+from cache.state import files
 from typha import clock
 from typha.worker import client, policy, poller, transport
 from typha.worker.channel import WorkerChannel
@@ -16,42 +16,42 @@ from typha.worker.channel import WorkerChannel
 _monotonic = clock.monotonic
 
 _OLDEST_EVERY = 4
-"""Of so many places one goes to who has waited longest: newcomers that never end must not leave anyone held forever."""
+"""One slot in this many goes to the client that has waited longest: an endless stream of newcomers must not keep a
+client held forever."""
 _GIVEN_UP_AFTER_SECONDS = 1.0
-"""Whoever hung up without an answer for so long was tired of waiting; before, its hello may say more about it."""
+"""A client that hung up after this much waiting gave up; before, its hello may say more about why."""
 _STUCK_LOOK_SECONDS = 0.02
 _CLOCK_EVERY = 8
 """Hellos between two looks at the clock: less than a millisecond."""
 
 
 class HelloQueue:
-    """Connections whose first words are there and not read yet; newest first.
+    """Connections whose first bytes have arrived and are not read yet."""
 
-    `read` is called with each in its turn, `gave_up` with those that hung up while they waited.
-    """
-
-    def __init__(self, read: Callable[[client.Client, int], None], gave_up: Callable[[client.Client], None]) -> None:
-        self._read = read
-        self._gave_up = gave_up
+    def __init__(self) -> None:
         self._unread: dict[client.Client, int] = {}
 
-    def add(self, newcomer: client.Client, events: int) -> None:
-        """The poller says that there is something to read; saying it again changes nothing of the order."""
-        newcomer.begin_queueing(_monotonic())
+    def __len__(self) -> int:
+        return len(self._unread)
+
+    def add(self, newcomer: client.Client, pending: client.PendingHello, events: int) -> None:
+        """The poller reports something to read; reporting it again does not change the order."""
+        pending.begin_queueing(_monotonic())
         self._unread[newcomer] = events
 
-    def run(self, deadline: float) -> None:
-        """Reads hellos until none is left or the deadline (monotonic seconds) has come; one at least."""
-        unread = self._unread
+    def take(self, deadline: float) -> Iterator[tuple[client.Client, int, bool]]:
+        """Connections to be read, newest first, until none is left or the deadline (monotonic seconds) has passed.
+
+        At least one. With each come the poller's events, and whether the client has given up.
+        """
         until_clock = 1
-        while unread:
-            newcomer, events = unread.popitem()
+        while self._unread:
+            newcomer, events = self._unread.popitem()
             now = _monotonic()
-            newcomer.end_queueing(now)
-            if events & (poller.HANG_UP | poller.BROKEN) and now - newcomer.connected_at > _GIVEN_UP_AFTER_SECONDS:
-                self._gave_up(newcomer)
-            else:
-                self._read(newcomer, events)
+            if newcomer.hello is not None:
+                newcomer.hello.end_queueing(now)
+            has_hung_up = bool(events & (poller.HANG_UP | poller.BROKEN))
+            yield newcomer, events, has_hung_up and now - newcomer.connected_at > _GIVEN_UP_AFTER_SECONDS
             until_clock -= 1
             if not until_clock:
                 until_clock = _CLOCK_EVERY
@@ -59,7 +59,12 @@ class HelloQueue:
                     return
 
 
-Begin: TypeAlias = Callable[[client.Client, WorkerChannel, cursor.SnapshotFile], None]
+class Admitted(NamedTuple):
+    """A client that has got a slot, and begins this snapshot."""
+
+    client: client.Client
+    channel: WorkerChannel
+    snapshot: files.SnapshotFile
 
 
 class Sockets(Protocol):
@@ -71,52 +76,45 @@ class Sockets(Protocol):
 
 
 class SnapshotSlots:
-    """Places for clients that take their snapshot. Held clients stand in their channels; channels take turns here.
+    """Slots for clients that take their snapshot. Held clients stand in their channels; channels take turns here.
 
-    The kernel is given whole snapshots where it can be: in pieces, each with its wake-up, they cost half as much again.
-    So a place is given back not when the last byte is written but when the peer has taken most, which is looked at now
-    and then for all of them together. How many have so much in the kernel is limited apart, whatever becomes of their
-    places: it is memory.
+    The kernel is given whole snapshots where possible: in pieces, each with its wake-up, they cost half as much again.
+    A slot is therefore freed not when the last byte is written but when the peer has taken most of it. All slots are
+    checked together, every few milliseconds. How many clients have so much in the kernel has a limit of its own,
+    whatever happens to their slots, because it is memory.
 
-    Whoever's socket stays full loses its place, and goes on as its link allows. But all that are in the middle of a
-    snapshot are limited, too: full kernel buffers are memory, and where the kernel runs out of that it drops what it
-    has received, and connections stand still for seconds. Who takes nothing at all does not count, nor who has been at
-    it for long with a full socket: however many read a little at a time, newcomers get their turn.
-
-    `begin` is called with a client that is held no more, for it has got a place, and begins its snapshot.
+    A client whose socket stays full loses its slot, and goes on as its link allows. But the clients in the middle of a
+    snapshot are limited, too: full kernel buffers are memory, and a kernel without memory drops what it has received,
+    so that connections stand still for seconds. A client that takes nothing, or has been at it for long with a full
+    socket, does not count towards this limit: however many clients read a little at a time, newcomers get their turn.
     """
 
-    def __init__(
-        self,
-        limits: policy.Policy,
-        sockets: Sockets,
-        acked_bytes: Callable[[transport.Connection], int],
-        begin: Begin,
-    ) -> None:
+    def __init__(self, limits: policy.Policy, sockets: Sockets, bytes_through: transport.Transport) -> None:
         self._policy = limits
         self._sockets = sockets
-        self._acked_bytes = acked_bytes
-        self._begin = begin
+        self._acked_bytes = bytes_through.acked_bytes
         self._open: dict[client.Client, None] = {}
+        """Clients in the middle of a snapshot."""
         self._holders: dict[client.Client, None] = {}
+        """Clients that hold a slot."""
         self._deep: dict[client.Client, None] = {}
-        """Who was allowed more in the kernel, and may have it there still."""
+        """Clients that the kernel may still hold a whole snapshot for."""
         self._draining: dict[client.Client, None] = {}
-        """Those of them of whose snapshots nothing is left but what the kernel holds."""
+        """Those of them whose snapshot is written, but for what the kernel holds."""
         self._channels: dict[WorkerChannel, None] = {}
-        self._begun = 0
+        """Channels that may have clients to admit."""
+        self._admitted = 0
         self._look_at = 0.0
         self._stuck_look_at = 0.0
 
     @property
     def has_work(self) -> bool:
-        """Whether somebody may be let in now."""
+        """Whether a client may be admitted now."""
         return bool(self._channels) and self._has_room()
 
     @property
     def wait_seconds(self) -> float | None:
-        """After how long `free_places` is to be called, for nothing else will say that somebody has taken its snapshot,
-        or is slow; None if nobody waits for a place."""
+        """Seconds until the next `free_slots`, which no event will signal; None if no client waits for a slot."""
         if not self._channels or self._has_room():
             return None
         limits = self._policy
@@ -129,8 +127,8 @@ class SnapshotSlots:
         """The channel has held clients, or a snapshot for them."""
         self._channels[channel] = None
 
-    def let_in(self) -> None:
-        """Begins snapshots as long as there are places, and somebody that can be served."""
+    def admit(self) -> Admitted | None:
+        """The next client that gets a slot; None if there is no slot, or no client that can be served."""
         while self._channels and self._has_room():
             channel = next(iter(self._channels))
             del self._channels[channel]
@@ -138,20 +136,21 @@ class SnapshotSlots:
                 channel.renew_snapshot(_monotonic())
             snapshot = channel.servable_snapshot
             if snapshot is None or not channel.held:
-                continue  # whatever changes that says so with `wanted`
-            self._begun += 1
-            if self._begun % _OLDEST_EVERY:
-                next_one, _ = channel.held.popitem()
+                continue  # `wanted` is called when that changes
+            self._admitted += 1
+            if self._admitted % _OLDEST_EVERY:
+                newcomer, _ = channel.held.popitem()
             else:
-                next_one = next(iter(channel.held))
-                del channel.held[next_one]
-            self._take_place(next_one, snapshot)
+                newcomer = next(iter(channel.held))
+                del channel.held[newcomer]
+            self._take_slot(newcomer, snapshot)
             self._channels[channel] = None
-            self._begin(next_one, channel, snapshot)
+            return Admitted(newcomer, channel, snapshot)
+        return None
 
-    def _take_place(self, newcomer: client.Client, snapshot: cursor.SnapshotFile) -> None:
+    def _take_slot(self, newcomer: client.Client, snapshot: files.SnapshotFile) -> None:
         limits = self._policy
-        self._draining.pop(newcomer, None)  # from a snapshot before
+        self._draining.pop(newcomer, None)  # from an earlier snapshot
         self._holders[newcomer] = None
         self._open[newcomer] = None
         is_worth_it = snapshot.length > limits.notsent_lowat_bytes
@@ -160,23 +159,23 @@ class SnapshotSlots:
             self._sockets.limit_unsent(newcomer, limits.snapshot_unsent_bytes)
 
     def sent(self, holder: client.Client) -> None:
-        """The kernel has all of its snapshot."""
+        """The kernel has the client's whole snapshot."""
         if holder not in self._deep:
             self.leave(holder)
             return
         self._sockets.limit_unsent(holder, self._policy.notsent_lowat_bytes)
-        holder.progress_at = _monotonic()
+        holder.liveness.restart_progress(_monotonic())
         self._draining[holder] = None
 
     def leave(self, holder: client.Client) -> None:
-        """It has taken its snapshot, or is gone."""
+        """The client has taken its snapshot, or is gone."""
         self._holders.pop(holder, None)
         self._open.pop(holder, None)
         self._deep.pop(holder, None)
         self._draining.pop(holder, None)
 
-    def free_places(self, now: float) -> None:
-        """Takes the places of those who have what they came for, are gone, or are slow, if they are wanted."""
+    def free_slots(self, now: float) -> None:
+        """Frees the slots of finished, gone or stalled clients if others are waiting."""
         if not self._channels or self._has_room() or now < self._look_at:
             return
         limits = self._policy
@@ -196,7 +195,7 @@ class SnapshotSlots:
     def _drop_slow(
         self, clients: dict[client.Client, None], now: float, patience_seconds: float, *, begun_before: float
     ) -> None:
-        """Takes out who is gone, and those with full sockets that have taken nothing for so long, or began long ago."""
+        """Takes out clients that are gone, and those with full sockets that have stalled or began long ago."""
         for one in list(clients):
             if one.is_closing() or self._is_slow(one, now, patience_seconds, begun_before=begun_before):
                 del clients[one]
@@ -205,6 +204,7 @@ class SnapshotSlots:
         quiet_before = now - patience_seconds
         if one not in self._draining:
             return one.waiting and (one.sent_at < quiet_before or one.snapshot_at < begun_before)
-        if one.progress_at < quiet_before:
-            one.note_progress(self._acked_bytes(one.socket), now)
-        return one.progress_at < quiet_before or one.snapshot_at < begun_before
+        liveness = one.liveness
+        if liveness.progress_at < quiet_before:
+            liveness.note_acked(self._acked_bytes(one.socket), now)
+        return liveness.progress_at < quiet_before or one.snapshot_at < begun_before

@@ -1,87 +1,76 @@
-"""A channel (feed x wire format) as a worker sees it: the log, the newest snapshot, and who reads them."""
+"""A channel (feed and wire format) as a worker sees it: log, newest snapshot, and the clients that read them."""
 
 import bisect
-import os
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Iterator
 
-from cache.state import cursor, log
-from protocol import encoding, messages
-from typha.worker import client, live_set
+from cache.state import cursor, files, log
+from protocol import encoding, formats, messages
+from typha.ipc import link
+from typha.ipc import messages as ipc
+from typha.worker import client, live_set, policy
 
-FRESH_SECONDS = 1.0
-"""How old a snapshot may be for newcomers of a format in key order. They must not be led through the past: Felix keeps
-an old order of policies that have changed, or have come and gone, before it is in sync. The original's number."""
-UNREAD_SECONDS = 2.0
-"""A client that is sent data and leaves a ping unanswered for so long is taken not to read."""
-_OLD_TIMES_SECONDS = 1.0
+_COARSE_SECONDS = 1.0
 _PUBLISH_TIMES = 1024
-"""How many publishes' times are remembered, to say how many seconds a lagging client is behind."""
-
-
-class Greeting(NamedTuple):
-    """A newcomer's first status, where in the log it is due, and the sequence there."""
-
-    offset: int
-    sequence: int
-    status: messages.SyncStatus
-    frame: memoryview
+"""How many publish times are kept, to tell how many seconds a lagging client is behind."""
+_ENCODERS = {name: formats.make_encoder(name) for name in formats.NAMES}
 
 
 class WorkerChannel:
-    """The worker's end of a channel. `live` holds the clients that have sent all they could be sent."""
+    """The worker's end of a channel. A client of it is in one of `live`, `held` and `away`."""
 
-    def __init__(self, feed: str, encoder: encoding.Encoder, tell: Callable[[list[object]], None]) -> None:
-        self._tell = tell
+    def __init__(self, feed: str, encoder: encoding.Encoder, hub: link.Sender, limits: policy.Policy) -> None:
+        self._hub = hub
+        self._policy = limits
         self.number = -1
-        """The hub's number for it; -1 while the hub has not made it yet, and there is nothing to serve."""
+        """The hub's number for it; -1 until the hub has opened it, and there is something to serve."""
         self.feed = feed
         self.wire_format = encoder.name
         self._encoder = encoder
         self.log = log.LogReader()
-        self.snapshot: cursor.SnapshotFile | None = None
+        self.snapshot: files.SnapshotFile | None = None
         self._snapshot_at = 0.0
         self._awaits_newer = False
-        """The hub has been asked for a newer snapshot; nobody begins the old one."""
+        """The hub has been asked for a newer snapshot; no client begins the old one."""
         self.live = live_set.LiveSet()
+        """Clients that have been sent everything, or are about to be by a pass."""
         self.held: dict[client.Client, None] = {}
         """Clients that wait for a snapshot, in order of arrival."""
         self.away: set[client.Client] = set()
-        """Clients that are neither: in a snapshot, behind in the log, catching up."""
+        """Clients that are in a snapshot, behind in the log, or catching up."""
         self.flush_index = 0
         """Where an interrupted pass over `live` goes on."""
         self.rescan = False
-        """Someone before `flush_index` may not be at the log's end: a client that this pass had not reached has moved
-        there, or one was sent no more than its file of the log had."""
+        """A client before `flush_index` may not be at the log's end: one that the pass had not reached moved there, or
+        one was sent no more than its segment of the log had."""
         self.status_offset = 0
-        """Offset behind the last status in the log."""
+        """End of the last status in the log."""
         self.snapshots_begun = 0
         """By how many clients since the worker's start."""
         self._statuses: deque[tuple[int, messages.SyncStatus]] = deque()
-        """The statuses in the log as far as it is kept, and the last one before: (offset behind it, status)."""
-        self._greeting = Greeting(-1, 0, messages.SyncStatus.WAITING, memoryview(b""))
+        """The statuses in the log as far as it is kept, and the last one before: (end offset, status)."""
+        self._greeting = client.StatusNotice(-1, 0, messages.SyncStatus.WAITING, memoryview(b""))
         self._status_frame: tuple[int, messages.SyncStatus, bytes] = (-1, messages.SyncStatus.WAITING, b"")
         self._ping: tuple[int, bytes] = (-1, b"")
         self.trim_offset = 0
-        """Offset before which the hub wants the log back."""
+        """Offset before which the hub frees the log."""
         self._publish_ends: deque[int] = deque(maxlen=_PUBLISH_TIMES)
         self._publish_times: deque[float] = deque(maxlen=_PUBLISH_TIMES)
-        self._old_ends: deque[int] = deque(maxlen=_PUBLISH_TIMES)
-        """One publish a second, for those who are further behind."""
-        self._old_times: deque[float] = deque(maxlen=_PUBLISH_TIMES)
-        self._old_snapshots: list[cursor.SnapshotFile] = []
+        self._coarse_ends: deque[int] = deque(maxlen=_PUBLISH_TIMES)
+        """One publish a second, for clients that are further behind."""
+        self._coarse_times: deque[float] = deque(maxlen=_PUBLISH_TIMES)
+        self._old_snapshots: list[files.SnapshotFile] = []
 
     def __repr__(self) -> str:
         return f"<WorkerChannel {self.feed} {self.wire_format} {self.log!r} live={len(self.live)}>"
 
     def open(self, number: int, *, start: int, start_sequence: int) -> None:
-        """The hub has made the channel; its log begins here."""
+        """The hub has opened the channel; its log begins here."""
         self.number = number
         self.log = log.LogReader(start=start, start_sequence=start_sequence)
 
     def all_clients(self) -> list[client.Client]:
-        """Everyone who is subscribed to it."""
+        """All clients of it."""
         return [*self.live, *self.held, *self.away]
 
     def publish(self, end: int, frames: int, now: float) -> None:
@@ -89,23 +78,25 @@ class WorkerChannel:
         self.log.publish(end, frames)
         self._publish_ends.append(self.log.end)
         self._publish_times.append(now)
-        if not self._old_times or now - self._old_times[-1] >= _OLD_TIMES_SECONDS:
-            self._old_ends.append(self.log.end)
-            self._old_times.append(now)
+        if not self._coarse_times or now - self._coarse_times[-1] >= _COARSE_SECONDS:
+            self._coarse_ends.append(self.log.end)
+            self._coarse_times.append(now)
 
     def age_of(self, offset: int, now: float) -> float:
-        """Seconds since the first byte behind `offset` was published; 0.0 at the end of the log."""
+        """Seconds since the first byte after `offset` was published; 0.0 at the end of the log."""
         if offset >= self.log.end or not self._publish_ends:
             return 0.0
         place = bisect.bisect_right(self._publish_ends, offset)
         if place == 0:  # published by the oldest of them, or before
-            old_place = bisect.bisect_right(self._old_ends, offset)
-            if old_place < len(self._old_times):
-                return now - min(self._old_times[old_place], self._publish_times[0])
+            coarse_place = bisect.bisect_right(self._coarse_ends, offset)
+            if coarse_place < len(self._coarse_times):
+                return now - min(self._coarse_times[coarse_place], self._publish_times[0])
         return now - self._publish_times[min(place, len(self._publish_times) - 1)]
 
-    def set_snapshot(self, snapshot: cursor.SnapshotFile, now: float) -> None:
-        """A newer snapshot; the one before it is kept while somebody reads it."""
+    # Snapshots.
+
+    def set_snapshot(self, snapshot: files.SnapshotFile, now: float) -> None:
+        """A newer snapshot; the previous one is kept while clients read it."""
         if self.snapshot is not None:
             self._old_snapshots.append(self.snapshot)
         self.snapshot = snapshot
@@ -114,78 +105,84 @@ class WorkerChannel:
         self.close_unread_snapshots()
 
     def renew_snapshot(self, now: float) -> None:
-        """Asks for a newer snapshot if newcomers would be told too much of the past behind this one."""
+        """Asks for a newer snapshot if the log after this one would lead newcomers through too much of the past."""
         if (
             self.snapshot is not None
             and not self._awaits_newer
             and self._encoder.in_key_order
             and self.log.end > self.snapshot.log_offset
-            and now - self._snapshot_at > FRESH_SECONDS
+            and now - self._snapshot_at > self._policy.snapshot_fresh_seconds
         ):
             self._awaits_newer = True
-            self._tell(["stale", self.number])
+            self._hub.send(ipc.WantSnapshot(self.number))
 
     def close_unread_snapshots(self) -> None:
-        """Lets go of replaced snapshots without readers."""
+        """Closes replaced snapshots without readers."""
         for snapshot in self._old_snapshots:
             if snapshot.readers == 0:
-                os.close(snapshot.descriptor)
+                snapshot.close()
         self._old_snapshots = [snapshot for snapshot in self._old_snapshots if snapshot.readers]
 
     @property
-    def servable_snapshot(self) -> cursor.SnapshotFile | None:
-        """The newest snapshot, if the log behind it is all there, holds no status, and is no long history.
+    def servable_snapshot(self) -> files.SnapshotFile | None:
+        """The newest snapshot, if the log after it is complete, short enough, and holds no status.
 
-        A status on a newcomer's way to the present would make it take a map of the past for the present.
+        A status between the snapshot and the present would make a newcomer take a map of the past for the present.
         """
         snapshot = self.snapshot
         if snapshot is None or self._awaits_newer or snapshot.log_offset < max(self.trim_offset, self.status_offset):
             return None
         return snapshot
 
+    # Frames that are the same for several clients.
+
     def ping(self, unix_nanoseconds: int) -> bytes:
-        """The ping frame of a moment, the same for all who are pinged in it."""
+        """The ping frame of one moment."""
         if self._ping[0] != unix_nanoseconds:
             self._ping = (unix_nanoseconds, self._encoder.make_ping(unix_nanoseconds))
         return self._ping[1]
 
-    def note_status(self, offset: int, status: messages.SyncStatus) -> None:
-        """The log tells a status; it may be published a moment later."""
-        self.status_offset = offset
-        self._statuses.append((offset, status))
-
-    def status_told_at(self, offset: int, told_offset: int, told_status: messages.SyncStatus) -> messages.SyncStatus:
-        """What a client at `offset` was told last, by the log or, at `told_offset`, apart from it."""
-        for status_offset, status in reversed(self._statuses):
-            if status_offset <= told_offset:
-                break
-            if status_offset <= offset:
-                return status
-        return told_status
-
     def status_frame(self, sequence: int, status: messages.SyncStatus) -> bytes:
-        """The frame that tells it, the same for all who are told it in one go."""
+        """The status frame of one moment."""
         if self._status_frame[:2] != (sequence, status):
             self._status_frame = (sequence, status, self._encoder.status(sequence, status).data)
         return self._status_frame[2]
 
-    def drop_log(self, before_offset: int) -> None:
-        """Nobody needs the log before an offset any more."""
-        self.log.drop(before_offset)
-        while len(self._statuses) > 1 and self._statuses[1][0] <= self.log.start:
-            self._statuses.popleft()
+    def greeting(self, snapshot: files.SnapshotFile) -> client.StatusNotice:
+        """Where a client that begins this snapshot now will have reached the present, and the status due there.
 
-    def greeting(self, snapshot: cursor.SnapshotFile) -> Greeting:
-        """Where a client that begins this snapshot now will have caught up with the present, and the status due there.
-
-        There is no status between the snapshot and the log's end, so the snapshot's own still holds.
+        The log after the snapshot holds no status, so the snapshot's own still holds.
         """
         offset = max(self.log.end, snapshot.log_offset)
         if self._greeting.offset != offset:
             sequence = snapshot.sequence if offset == snapshot.log_offset else self.log.sequence_at(offset)
             frame = memoryview(self._encoder.status(sequence, snapshot.status).data)
-            self._greeting = Greeting(offset, sequence, snapshot.status, frame)
+            self._greeting = client.StatusNotice(offset, sequence, snapshot.status, frame)
         return self._greeting
+
+    # Statuses in the log.
+
+    def note_status(self, offset: int, status: messages.SyncStatus) -> None:
+        """The log holds a status that ends there; it may be published a moment later."""
+        self.status_offset = offset
+        self._statuses.append((offset, status))
+
+    def status_told_at(self, offset: int, told: client.StatusNotice) -> messages.SyncStatus:
+        """The last status that a client at `offset` has been sent: by the log, or apart from it as `told`."""
+        for status_offset, status in reversed(self._statuses):
+            if status_offset <= told.offset:
+                break
+            if status_offset <= offset:
+                return status
+        return told.status
+
+    def drop_log(self, before_offset: int) -> None:
+        """No client needs the log before an offset any more."""
+        self.log.drop(before_offset)
+        while len(self._statuses) > 1 and self._statuses[1][0] <= self.log.start:
+            self._statuses.popleft()
+
+    # Clients.
 
     def add_live(self, reader: client.Client) -> None:
         """The client has been sent everything, or is about to be in a pass."""
@@ -193,10 +190,17 @@ class WorkerChannel:
         self.away.discard(reader)
 
     def remove_live(self, reader: client.Client) -> None:
-        """Takes a client out; the last one takes its place."""
+        """The client leaves the pass: it is behind from here on, or gone."""
+        reader.blocked_offset = reader.offset
         filled = self.live.remove(reader)
         if filled is not None:
             self.rescan = self.rescan or filled < self.flush_index
+
+    def leave_live(self, reader: client.Client) -> None:
+        """The client falls out of the pass, and is away."""
+        if reader.index >= 0:
+            self.remove_live(reader)
+        self.away.add(reader)
 
     def forget(self, reader: client.Client) -> None:
         """The client is gone, wherever it stood."""
@@ -205,40 +209,49 @@ class WorkerChannel:
         self.held.pop(reader, None)
         self.away.discard(reader)
 
-    def report(self, now: float) -> dict[str, float]:
-        """For the hub: clients, the lowest offset of the log that one of them needs, and the worst lag.
+    def behind(self, before_offset: int) -> list[client.Client]:
+        """Clients that still have to read the log before an offset."""
+        return [
+            reader
+            for readers in (self.away, self.live)
+            for reader in readers
+            if reader.state is cursor.CursorState.FOLLOWING and reader.offset < before_offset
+        ]
 
-        The bytes of a client that is catching up are those of the log since it was in it; those of a client that does
-        not read what its host takes, the ones since the last ping that it has not answered.
+    def report(self, now: float, *, lowest_block_offset: int) -> ipc.ChannelReport:
+        """For the hub: clients, what they need of log and history, and the worst lag.
+
+        Lag in bytes counts from where a client left the log if it is catching up, and from its last unanswered probe if
+        it does not read what its host takes.
         """
-        live, catching_up = cursor.CursorState.FOLLOWING, cursor.CursorState.CATCHING_UP
-        behind = [reader.offset for reader in self.away if reader.state is live]
+        following, catching_up = cursor.CursorState.FOLLOWING, cursor.CursorState.CATCHING_UP
+        behind = [reader.offset for reader in self.away if reader.state is following]
         lost = [reader for reader in self.away if reader.state is catching_up]
         snapshots = [s.log_offset for s in [*self._old_snapshots, self.snapshot] if s is not None and s.readers]
         slowest = min(behind, default=self.log.end)
         lowest = min([self.log.end, slowest, *snapshots, *self.live.offsets])
         unread = [
-            reader
+            reader.liveness
             for readers in (self.live, self.away)
             for reader in readers
-            if reader.probed_at and now - reader.probed_at > UNREAD_SECONDS
+            if reader.liveness.probed_at and now - reader.liveness.probed_at > self._policy.unread_seconds
         ]
-        slowest = min([slowest, *(reader.offset for reader in lost), *(reader.probed_offset for reader in unread)])
+        slowest = min([slowest, *(reader.offset for reader in lost), *(one.probed_offset for one in unread)])
         lag_seconds = [self.age_of(slowest, now), *(now - reader.behind_since for reader in lost)]
-        lag_seconds += [now - reader.probed_at for reader in unread]
-        return {
-            "clients": len(self.live) + len(self.held) + len(self.away),
-            "held": len(self.held),
-            "snapshots_begun": self.snapshots_begun,
-            "min_offset": lowest,
-            "lag_bytes": max(0, self.log.end - slowest),
-            "lag_seconds": max(lag_seconds),
-            "catching_up": len(lost),
-            "min_sequence": min([self._sequence_needed(lowest), *(reader.sequence for reader in lost)]),
-        }
+        lag_seconds += [now - one.probed_at for one in unread]
+        return ipc.ChannelReport(
+            clients=len(self.live) + len(self.held) + len(self.away),
+            held=len(self.held),
+            snapshots_begun=self.snapshots_begun,
+            min_offset=min(lowest, lowest_block_offset),
+            lag_bytes=max(0, self.log.end - slowest),
+            lag_seconds=max(lag_seconds),
+            catching_up=len(lost),
+            min_sequence=min([self._sequence_needed(lowest), *(reader.sequence for reader in lost)]),
+        )
 
     def _sequence_needed(self, lowest_offset: int) -> int:
-        """Nobody who reads the log from that offset, or a snapshot, would be caught up from an earlier sequence."""
+        """The lowest sequence from which a reader of the log from that offset, or of a snapshot, may be caught up."""
         snapshots = [s.sequence for s in [*self._old_snapshots, self.snapshot] if s is not None]
         base = self.log.base_sequence_at(min(max(lowest_offset, self.log.start), self.log.end))
         return min([base, *snapshots])
@@ -247,6 +260,55 @@ class WorkerChannel:
         """Lets go of all files."""
         self.log.close()
         for snapshot in [*self._old_snapshots, *([self.snapshot] if self.snapshot else [])]:
-            os.close(snapshot.descriptor)
+            snapshot.close()
         self._old_snapshots.clear()
         self.snapshot = None
+
+
+class Channels:
+    """A worker's channels, by number (the hub's) and by name (feed, wire format)."""
+
+    def __init__(self, hub: link.Sender, limits: policy.Policy) -> None:
+        self._hub = hub
+        self._policy = limits
+        self._by_number: dict[int, WorkerChannel] = {}
+        self._by_name: dict[tuple[str, str], WorkerChannel] = {}
+
+    def __getitem__(self, number: int) -> WorkerChannel:
+        return self._by_number[number]
+
+    def __iter__(self) -> Iterator[WorkerChannel]:
+        return iter(list(self._by_name.values()))
+
+    def wanted(self, feed: str, wire_format: str) -> WorkerChannel:
+        """The channel of that name. If the hub has not opened it yet, it is asked to, and clients can only be held."""
+        channel = self._by_name.get((feed, wire_format))
+        if channel is None:
+            channel = self._add(feed, wire_format)
+            self._hub.send(ipc.WantChannel(feed, wire_format))
+        return channel
+
+    def opened(self, message: ipc.OpenChannel) -> None:
+        """The hub has opened a channel."""
+        channel = self._by_name.get((message.feed, message.wire_format)) or self._add(message.feed, message.wire_format)
+        channel.open(message.channel, start=message.start, start_sequence=message.start_sequence)
+        self._by_number[message.channel] = channel
+
+    def _add(self, feed: str, wire_format: str) -> WorkerChannel:
+        channel = WorkerChannel(feed, _ENCODERS[wire_format], self._hub, self._policy)
+        self._by_name[feed, wire_format] = channel
+        return channel
+
+    def remove(self, channel: WorkerChannel) -> None:
+        """The channel is closed, or never opened; its clients and files are the caller's affair."""
+        del self._by_name[channel.feed, channel.wire_format]
+        self._by_number.pop(channel.number, None)
+
+    def numbered(self) -> list[tuple[int, WorkerChannel]]:
+        """The channels that the hub has opened."""
+        return list(self._by_number.items())
+
+    def close(self) -> None:
+        """Lets go of all files."""
+        for channel in self._by_number.values():
+            channel.close()

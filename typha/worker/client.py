@@ -1,6 +1,17 @@
-"""One connection of a worker: a socket, a cursor, and what is needed to judge whether the client is alive."""
+"""One connection of a worker: a socket, a cursor, and what decides whether the client is alive.
 
-from typing import TYPE_CHECKING
+The record is grouped, and each group has one writer:
+
+| group | writer | lives |
+| --- | --- | --- |
+| position: the fields of `Cursor` | `Cursor`; in a live set, `LiveSet` has offset and send time | always |
+| `hello`: whose turn it is before the hello is complete | `PendingHello` | until the hello is complete |
+| `liveness`: pings, pongs, acknowledged bytes | `Liveness` | always |
+| `greeting`, `told`: the statuses sent to this client alone | `Delivery` and `CatchUp` | see each field |
+| `waiting`, `watching_write`: the socket is full | `Client.begin_waiting`, `Delivery`, the poller | always |
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
 
 from cache.state import cursor
 from protocol import messages
@@ -10,45 +21,164 @@ if TYPE_CHECKING:
     from typha.worker.channel import WorkerChannel
 
 
-class Client(cursor.Cursor):
-    """A connection; fields only, its worker's `Server` acts on it. Times are the loop's clock, in seconds."""
+class StatusNotice(NamedTuple):
+    """A status that one client is sent apart from the log: where in the log it is due, and its frame."""
+
+    offset: int
+    sequence: int
+    status: messages.SyncStatus
+    frame: memoryview
+
+
+class PendingHello:
+    """Before the hello is complete: how much of the time was the peer's own. Times are monotonic seconds.
+
+    Only the peer's own time counts towards the handshake timeout. While bytes of the peer wait for their turn here, its
+    clock stands still.
+    """
+
+    __slots__ = ("_charged_from", "is_shaking", "queued_at")
+
+    def __init__(self, now: float) -> None:
+        self._charged_from = now
+        """From when the peer's time runs: the time of arrival plus all that it waited for us."""
+        self.queued_at = 0.0
+        """Since when its bytes wait for their turn; 0.0 while the peer is waited for."""
+        self.is_shaking = False
+        """The TLS handshake is not done."""
+
+    def begin_queueing(self, now: float) -> None:
+        """Bytes of the peer wait for their turn; more bytes change nothing."""
+        self.queued_at = self.queued_at or now
+
+    def end_queueing(self, now: float) -> None:
+        """The bytes have been read. The peer's time runs again; the wait is not charged to it."""
+        if self.queued_at:
+            self._charged_from += now - self.queued_at
+            self.queued_at = 0.0
+
+    def own_seconds(self, now: float) -> float:
+        """How long the peer has been waited for, without the time in which it waited for us."""
+        return (self.queued_at or now) - self._charged_from
+
+    def restart(self, now: float) -> None:
+        """The peer gets its whole time once more."""
+        self._charged_from = now
+        self.queued_at = now if self.queued_at else 0.0
+
+
+class Liveness:
+    """Signs that the client reads: pongs, bytes that its host acknowledges, room in its receive window.
+
+    Times are monotonic seconds; 0.0 stands for never.
+    """
 
     __slots__ = (
-        "_sent_at",
-        "acked_bytes",
-        "adapter",
-        "address",
+        "_acked_bytes",
+        "_acked_since_ping",
+        "_overdue_since",
+        "_widest_window",
         "asked_at",
-        "behind_since",
-        "blocked_offset",
-        "channel",
-        "charged_from",
-        "close_at",
-        "connected_at",
-        "fd",
-        "greet_offset",
-        "greet_sequence",
-        "greeting",
-        "greeting_status",
-        "held_up_seconds",
-        "index",
-        "number",
-        "overdue_acked",
-        "overdue_since",
         "pinged_at",
         "probed_at",
         "probed_offset",
         "progress_at",
-        "queued_at",
-        "shaking",
+    )
+
+    def __init__(self, now: float) -> None:
+        self.pinged_at = 0.0
+        """When the oldest unanswered ping was sent. A pong is due within the pong timeout."""
+        self.probed_at = 0.0
+        """When the oldest unanswered probe was sent: a ping between data. It measures lag and closes no connection."""
+        self.probed_offset = 0
+        """Where in the log the client stood then."""
+        self.asked_at = now
+        """When the client last was pinged, or seen to read."""
+        self.progress_at = now
+        """When the peer's host last acknowledged bytes that it had been sent."""
+        self._acked_bytes = 0
+        self._acked_since_ping = 0
+        self._overdue_since = 0.0
+        """From when the pong is waited for without another sign of life, if that is later than `pinged_at`."""
+        self._widest_window = 0
+        """The most bytes that the peer's host has had room for."""
+
+    def await_pong(self, now: float) -> None:
+        """A ping was sent, or an acknowledgement is due instead. An older unanswered ping is the one that counts."""
+        self.pinged_at = self.pinged_at or now
+
+    def await_probe(self, now: float, offset: int) -> None:
+        """A probe was sent to a client that stands at this offset of the log."""
+        self.probed_at, self.probed_offset = now, offset
+
+    def excuse_pong(self) -> None:
+        """No pong is waited for: none can be read now, or another message answered."""
+        self.pinged_at = 0.0
+
+    def note_pong(self) -> float:
+        """A pong has arrived; returns when the ping that it answers was sent, 0.0 for none."""
+        asked_at = self.pinged_at or self.probed_at
+        self.pinged_at = self.probed_at = 0.0
+        return asked_at
+
+    def note_asked(self, now: float) -> None:
+        """The client was pinged, or has just been seen to read."""
+        self.asked_at = now
+
+    def restart_progress(self, now: float) -> None:
+        """From now on the peer's host is expected to acknowledge bytes."""
+        self.progress_at = now
+
+    def note_acked(self, acked_bytes: int, now: float) -> None:
+        """The peer's host has acknowledged this many bytes since the connection began."""
+        if acked_bytes != self._acked_bytes:
+            self._acked_bytes = acked_bytes
+            self.progress_at = now
+
+    def overdue_seconds(self, acked_bytes: int, now: float, *, ignored_bytes: int) -> float:
+        """How long an unanswered ping has gone without any sign of life.
+
+        More than `ignored_bytes` acknowledged since the last call count as one: a slow reader has much to read before
+        the ping.
+        """
+        if self._overdue_since < self.pinged_at:  # the first call for this ping; what came before says nothing
+            self._overdue_since = self.pinged_at
+        elif acked_bytes - self._acked_since_ping > ignored_bytes:
+            self._overdue_since = now
+        self._acked_since_ping = acked_bytes
+        return now - self._overdue_since
+
+    def is_window_wide(self, window_bytes: int, *, unread_bytes: int) -> bool:
+        """Whether the peer's host has as much room as ever, give or take `unread_bytes`; 0 means unknown."""
+        self._widest_window = max(self._widest_window, window_bytes)
+        return window_bytes > 0 and window_bytes > self._widest_window - unread_bytes
+
+
+class Client(cursor.Cursor):
+    """A connection. Fields only; the parts of its worker act on it. Times are monotonic seconds."""
+
+    __slots__ = (
+        "_sent_at",
+        "adapter",
+        "address",
+        "behind_since",
+        "blocked_offset",
+        "channel",
+        "close_at",
+        "connected_at",
+        "fd",
+        "greeting",
+        "held_up_seconds",
+        "hello",
+        "index",
+        "liveness",
+        "number",
         "slot",
         "snapshot_at",
         "socket",
-        "told_offset",
-        "told_status",
+        "told",
         "waiting",
         "watching_write",
-        "widest_window",
     )
 
     def __init__(self, connection: transport.Connection, address: str, *, number: int, slot: int, now: float) -> None:
@@ -58,54 +188,31 @@ class Client(cursor.Cursor):
         self.address = address
         self.number = number
         self.slot = slot
+        """Of `Keepalive`."""
         self.channel: WorkerChannel | None = None
         self.adapter: protocol_adapters.ProtocolAdapter | None = None
-        """What it speaks; None before its first bytes have told."""
+        """What it speaks; None before its first bytes."""
         self.index = -1
-        """Place among its channel's followers; -1 elsewhere."""
-        self.shaking = False
-        """Its TLS handshake is not done."""
+        """Its place in the channel's live set; -1 elsewhere."""
+        self.connected_at = now
+        self.hello: PendingHello | None = PendingHello(now)
+        """None once the hello is complete, or the connection is closing."""
+        self.liveness = Liveness(now)
         self.waiting = False
         """The socket is full; the poller says when it takes bytes again."""
         self.watching_write = False
-        """The poller's: it has been asked to say so."""
-        self.connected_at = now
-        self.charged_from = now
-        """Before its hello is complete: from when its time runs; later than its coming by all that it waited for us."""
-        self.queued_at = 0.0
-        """Since when what it has said waits for its turn with us; 0.0 while it is the peer that is waited for."""
+        """The poller has been asked to say so. Written by the poller only."""
         self._sent_at = now
-        self.pinged_at = 0.0
-        """When the oldest unanswered ping was sent; 0.0 for none."""
-        self.overdue_since = 0.0
-        """Since when its pong is waited for without a sign that it reads, if that is after `pinged_at`."""
-        self.overdue_acked = 0
-        """Bytes that its host had acknowledged at the last look."""
-        self.asked_at = now
-        """When the last ping was sent, or the last look showed that it reads."""
-        self.probed_at = 0.0
-        """When the oldest unanswered ping was sent that came with data behind and before it; 0.0 for none."""
-        self.probed_offset = 0
-        """Where in the log that was."""
-        self.widest_window = 0
-        """The most bytes that its host has had room for, as seen now and then."""
-        self.acked_bytes = 0
-        self.progress_at = now
-        """When the peer's host last acknowledged something that it was owed."""
+        self.greeting: StatusNotice | None = None
+        """The first status, still to be sent once the client stands at its offset of the log."""
+        self.told: StatusNotice | None = None
+        """The last status that was sent apart from the log. A status of the log after its offset is newer."""
         self.blocked_offset = 0
-        """Offset at which it left the pass, or its snapshot."""
+        """Offset at which it left the live set, or finished its snapshot. Deliveries count from there."""
         self.behind_since = 0.0
-        """CATCHING_UP: when the first thing that it lacks was published."""
+        """CATCHING_UP: when the oldest update that it lacks was published."""
         self.held_up_seconds = 0.0
-        """How long it could have been sent something, since it left the pass, and waited for its turn as a laggard."""
-        self.greet_offset = 0
-        self.greet_sequence = 0
-        self.greeting: memoryview | None = None
-        """The status that it is still to be told, once it stands at `greet_offset` of the log."""
-        self.greeting_status = messages.SyncStatus.WAITING
-        self.told_offset = 0
-        self.told_status: messages.SyncStatus | None = None
-        """The last status that it was told apart from the log's, at that offset; one in the log behind it is newer."""
+        """How long pacing of slow consumers has delayed it since it left the live set."""
         self.snapshot_at = 0.0
         """When its last snapshot began."""
         self.close_at = 0.0
@@ -113,7 +220,7 @@ class Client(cursor.Cursor):
 
     @property
     def offset(self) -> int:
-        """See `Cursor`; among the followers it is written there."""
+        """See `Cursor`; in a live set the set holds it."""
         channel = self.channel
         return self._offset if self.index < 0 or channel is None else channel.live.offsets[self.index]
 
@@ -127,7 +234,7 @@ class Client(cursor.Cursor):
 
     @property
     def sent_at(self) -> float:
-        """When it was last sent something; among the followers it is written there."""
+        """When it was last sent something; in a live set the set holds it."""
         channel = self.channel
         return self._sent_at if self.index < 0 or channel is None else channel.live.sent_at[self.index]
 
@@ -140,40 +247,15 @@ class Client(cursor.Cursor):
             channel.live.sent_at[self.index] = sent_at
 
     def at_frame_end(self, bytes_through: transport.Transport) -> bool:
-        """Whether a ping or goodbye may be sent now: the last byte sent ended a frame, and none behind it is sealed."""
+        """Whether a ping or goodbye may be sent now: the last byte sent ended a frame, and TLS owes none after it."""
         if self.waiting or bytes_through.owed(self.fd):
             return False
         return self.channel is None or self.at_boundary(self.channel.log)
 
-    def begin_queueing(self, now: float) -> None:
-        """It has said something on the way to its hello, and waits for us; saying more changes nothing."""
-        self.queued_at = self.queued_at or now
-
-    def end_queueing(self, now: float) -> None:
-        """What it said has been heard, and its time runs again: what it waited for us is not its own."""
-        if self.queued_at:
-            self.charged_from += now - self.queued_at
-            self.queued_at = 0.0
-
-    def own_seconds(self, now: float) -> float:
-        """How long its peer has been waited for since it came, without the time in which it waited for us."""
-        return (self.queued_at or now) - self.charged_from
-
-    def start_anew(self, now: float) -> None:
-        """All its time is before it again."""
-        self.charged_from = now
-        self.queued_at = now if self.queued_at else 0.0
-
     def begin_waiting(self, now: float) -> bool:
-        """The socket takes nothing more; True if that is news, and the poller is to be told."""
+        """The socket takes nothing more; True if that is new, and the poller is to be asked."""
         if self.waiting:
             return False
         self.waiting = True
-        self.progress_at = now
+        self.liveness.restart_progress(now)
         return True
-
-    def note_progress(self, acked: int, now: float) -> None:
-        """So many bytes the peer's host has acknowledged by now."""
-        if acked != self.acked_bytes:
-            self.acked_bytes = acked
-            self.progress_at = now

@@ -1,17 +1,16 @@
-"""What clients say: first bytes, hello, pongs, and how a connection ends."""
+"""Connections: what clients say (first bytes, hello, pongs), what they are answered, and how connections end."""
 
 import errno
 import ssl
 from collections.abc import Callable
+from typing import TypeAlias
 
-import msgspec
 import structlog
 
 from protocol import errors
 from protocol.reasons import DisconnectReason
 from typha import clock
 from typha.worker import client, policy, poller, protocol_adapters, transport
-from typha.worker.channel import WorkerChannel
 from typha.worker.stats import PING_SECONDS, WorkerStats
 
 _log = structlog.get_logger("typha.connections")
@@ -19,138 +18,177 @@ _monotonic = clock.monotonic
 
 _READ_BYTES = 64 * 1024
 _READ_BYTES_LATER = 4 * 1024
-"""Behind the hello there are only pongs: a peer that floods us with messages gets 2 ms of a turn, not 50."""
+"""After the hello there are only pongs: a peer that floods a worker with messages gets 2 ms of a turn, not 50."""
 _CLOSE_LINES_PER_SECOND = 20
-"""More than these are counted instead of logged: a storm must not be spent on log lines."""
+"""Further ends of connections are counted and not logged: a storm must not spend its time on log lines."""
 _TAKES_NOTHING = {DisconnectReason.NO_PROGRESS, DisconnectReason.PONG_TIMEOUT}
 _QUIET_REASONS = {DisconnectReason.CLIENT_CLOSED, DisconnectReason.SHUTTING_DOWN, DisconnectReason.REBALANCED}
 
 
-class Connections:
-    """Reads, answers and closes.
+Greeted: TypeAlias = protocol_adapters.Subscribed | protocol_adapters.AckAwaited
+"""A hello was good, and has been answered."""
 
-    `subscribed` is called with a client whose handshake is done, `acking` with one that is to acknowledge first.
-    """
+
+class CloseLog:
+    """A log line for each connection that ended, up to a number of lines a second."""
+
+    def __init__(self, now: Callable[[], float] = clock.monotonic) -> None:
+        self._now = now
+        self._second = 0
+        self._lines = 0
+        self.suppressed = 0
+        """Ends that were not logged since the last line."""
+
+    def write(self, current: client.Client, reason: DisconnectReason, detail: str) -> None:
+        """The connection has ended; some reasons are everyday business and are not logged."""
+        if reason in _QUIET_REASONS:
+            return
+        now = self._now()
+        if int(now) != self._second:
+            self._second, self._lines = int(now), 0
+        self._lines += 1
+        if self._lines > _CLOSE_LINES_PER_SECOND:
+            self.suppressed += 1
+            return
+        suppressed, self.suppressed = self.suppressed, 0
+        _log.info(
+            "Connection ended",
+            reason=reason.value,
+            detail=detail,
+            client=current.address,
+            agent=current.adapter.agent if current.adapter else "",
+            feed=current.channel.feed if current.channel else "",
+            connection=current.number,
+            seconds=round(now - current.connected_at, 3),
+            other_ends_not_logged=suppressed,
+        )
+
+
+class Connections:
+    """Reads, answers and closes."""
 
     def __init__(
         self,
-        config: policy.WorkerConfig,
+        offer: protocol_adapters.Offer,
         limits: policy.Policy,
         client_poller: poller.AnyPoller[client.Client],
         bytes_through: transport.Transport,
         stats: WorkerStats,
-        subscribed: Callable[[client.Client, str, str], None],
-        acking: Callable[[client.Client], None],
     ) -> None:
-        self._config = config
+        self.offer = offer
         self._policy = limits
         self._poller = client_poller
         self._transport = bytes_through
         self._stats = stats
-        self._subscribed = subscribed
-        self._acking = acking
+        self.close_log = CloseLog()
         self.handshaking: dict[client.Client, None] = {}
-        """In order of arrival."""
+        """Clients without a complete hello, in order of arrival."""
         self.closing: dict[client.Client, None] = {}
-        """Refused or told goodbye, not closed yet; in order of refusal."""
-        self._close_lines_second = 0
-        self._close_lines = 0
+        """Clients that were refused or told goodbye and are not closed yet, in that order."""
 
     def withdraw(self, feeds: frozenset[str]) -> None:
         """From now on these feeds are unknown."""
-        left = tuple(name for name in self._config.feeds if name not in feeds)
-        self._config = msgspec.structs.replace(self._config, feeds=left)
+        self.offer = self.offer._replace(feeds=self.offer.feeds - feeds)
 
     def opened(self, newcomer: client.Client) -> None:
         """A connection has been accepted."""
-        self._stats.accepted += 1
+        self._stats.counts.accepted += 1
         self.handshaking[newcomer] = None
         self._poller.add(newcomer)
 
-    def readable(self, current: client.Client) -> None:
-        """Reads once what is there, and acts on it; of a connection that is closing only the end is heard."""
+    # What clients say.
+
+    def read(self, current: client.Client) -> Greeted | None:
+        """Reads what has arrived, once, and acts on it. Returns what becomes of the client, if its hello was good.
+
+        Of a connection that is closing only the end matters.
+        """
         if current.is_closing():
             self._close_socket(current)
-            return
+            return None
         try:
             limit = _READ_BYTES if current.channel is None else _READ_BYTES_LATER
             data = self._transport.receive(current.socket, limit)
         except transport.WriteFirst:
-            current.pinged_at = 0.0  # its pong may be what cannot be read; it lives, and its progress is watched
+            current.liveness.excuse_pong()  # its pong may be what cannot be read; its progress is watched instead
             current.begin_waiting(_monotonic())
             self._poller.watch_write_only(current)
-            return
+            return None
         except BlockingIOError:
-            return
+            return None
         except OSError as error:
             self.lost(current, error)
-            return
+            return None
         if not data:
             self.close(current, DisconnectReason.CLIENT_CLOSED)
-            return
+            return None
         try:
-            self._hear(current, data)
+            return self._hear(current, data)
         except errors.RemoteProtocolError as error:
-            self._protocol_error(current, error)
+            if error.reason is DisconnectReason.BAD_PREFACE:
+                self.close(current, error.reason, detail=str(error))
+            else:
+                self.farewell(current, error.reason, text=str(error))
+            return None
 
-    def _hear(self, current: client.Client, data: bytes) -> None:
-        """Raises RemoteProtocolError."""
-        adapter = current.adapter
-        if adapter is None:
-            begun = protocol_adapters.begin(data, self._config, current.number, self._policy)
-            if isinstance(begun, protocol_adapters.Refusal) and begun.reason is DisconnectReason.BAD_PREFACE:
-                self.close(current, begun.reason, detail=begun.text)
-                return
-            if isinstance(begun, protocol_adapters.Refusal):
-                self._refuse(current, begun, self._policy.refusal_hold_seconds)
-                return
-            current.adapter = adapter = begun
-        for answer in adapter.receive(data):
-            self._act(current, answer)
+    def _hear(self, current: client.Client, data: bytes) -> Greeted | None:
+        """As `read`. Raises RemoteProtocolError."""
+        if current.adapter is None:
+            begun = protocol_adapters.begin(data, self.offer, current.number)
+            if isinstance(begun, protocol_adapters.Refused):
+                if begun.reason is DisconnectReason.BAD_PREFACE:
+                    self.close(current, begun.reason, detail=begun.text)
+                else:
+                    self._refuse(current, begun, self._policy.refusal_hold_seconds)
+                return None
+            current.adapter = begun
+        outcome: Greeted | None = None
+        for event in current.adapter.receive(data):
+            match event:
+                case protocol_adapters.Ponged():
+                    self._note_pong(current)
+                case protocol_adapters.Left():
+                    self.close(current, DisconnectReason.CLIENT_CLOSED, detail=event.text)
+                case protocol_adapters.Refused():
+                    self._turn_away(current, event)
+                case protocol_adapters.Subscribed() | protocol_adapters.AckAwaited():
+                    if self._answer_hello(current, event):
+                        outcome = event
             if current.is_closing():
-                return
+                return None
+        return outcome
 
-    def _protocol_error(self, current: client.Client, error: errors.RemoteProtocolError) -> None:
-        if error.reason is DisconnectReason.BAD_PREFACE:
-            self.close(current, error.reason, detail=str(error))
-        else:
-            self.farewell(current, error.reason, text=str(error))
-
-    def _act(self, current: client.Client, answer: protocol_adapters.Answer) -> None:
-        """Does what a message calls for."""
-        if answer.is_pong:
-            self._pong(current)
-        elif answer.left:
-            self.close(current, DisconnectReason.CLIENT_CLOSED, detail=answer.left)
-        elif answer.refusal is not None:
-            self._turn_away(current, answer.refusal)
-        elif not answer.data or self._send_control(
-            current, answer.data, DisconnectReason.NO_PROGRESS, ahead=answer.subscribe is not None
+    def _answer_hello(self, current: client.Client, event: Greeted) -> bool:
+        """Sends the answer to a good hello; False if the client has no room for it."""
+        is_subscribed = isinstance(event, protocol_adapters.Subscribed)
+        if event.data and not self._send_control(
+            current, event.data, DisconnectReason.NO_PROGRESS, ahead=is_subscribed
         ):
-            self.handshaking.pop(current, None)
-            if answer.subscribe is not None:
-                current.pinged_at = 0.0
-                current.become_held()
-                self._subscribed(current, *answer.subscribe)
-            elif answer.awaits_ack:
-                current.pinged_at = _monotonic()  # the ack is due within the pong timeout, as a pong is
-                self._acking(current)
+            return False
+        self.handshaking.pop(current, None)
+        current.hello = None
+        if is_subscribed:
+            current.liveness.excuse_pong()
+            current.become_held()
+        else:
+            current.liveness.await_pong(_monotonic())  # the acknowledgement is due within the pong timeout
+        return True
 
-    def _turn_away(self, current: client.Client, refusal: protocol_adapters.Refusal) -> None:
-        """Refuses a good hello: with a goodbye where there is one, else by holding the connection for a while."""
+    def _turn_away(self, current: client.Client, refusal: protocol_adapters.Refused) -> None:
+        """Refuses a good hello: by a goodbye where the protocol has one, else by holding the connection for a while."""
         farewell = current.adapter.goodbye(refusal) if current.adapter else b""
         if not farewell:
             self._refuse(current, refusal, self._policy.refusal_hold_seconds)
         elif self._send_control(current, farewell, refusal.reason):
             self._refuse(current, refusal, self._policy.goodbye_linger_seconds)
 
-    def _pong(self, current: client.Client) -> None:
+    def _note_pong(self, current: client.Client) -> None:
         self._stats.pongs_received += 1
-        asked_at = current.pinged_at or current.probed_at
+        asked_at = current.liveness.note_pong()
         if asked_at and current.channel is not None:
-            histograms = self._stats.feeds[current.channel.feed].histograms
-            histograms[PING_SECONDS].record(_monotonic() - asked_at)
-        current.pinged_at = current.probed_at = 0.0
+            self._stats.feeds[current.channel.feed].histograms[PING_SECONDS].record(_monotonic() - asked_at)
+
+    # What clients are sent beside their feed.
 
     def send_ping(self, current: client.Client, ping: bytes) -> bool:
         """Sends a ping at a frame's end; False if it cannot be sent now.
@@ -161,7 +199,10 @@ class Connections:
             sent = self._transport.write(current.fd, ping)
         except BlockingIOError:
             if self._transport.owed(current.fd):
-                self._owe(current, ping)
+                # The ping is sealed, and nothing may be sent before it: the client leaves the pass until it is sent.
+                current.owe(ping)
+                if current.channel is not None and current.index >= 0:
+                    current.channel.leave_live(current)
             if current.begin_waiting(_monotonic()):
                 self._poller.watch_write(current, True)
             return False
@@ -174,22 +215,12 @@ class Connections:
         current.sent_at = _monotonic()
         return True
 
-    @staticmethod
-    def _owe(current: client.Client, ping: bytes) -> None:
-        """The ping is sealed, and nothing may be sent before it: the client leaves the pass until it is."""
-        current.owe(ping)
-        channel = current.channel
-        if channel is not None and current.index >= 0:
-            current.blocked_offset = current.offset
-            channel.remove_live(current)
-            channel.away.add(current)
-
     def _send_control(
         self, current: client.Client, data: bytes, otherwise: DisconnectReason, *, ahead: bool = False
     ) -> bool:
-        """Sends a small message at a frame's end; whoever has no room for it is closed for the reason given.
+        """Sends a small message at a frame's end; a client without room for it is closed for the reason given.
 
-        One that goes `ahead` of a snapshot leaves with its first bytes, or a moment later if they are not there yet.
+        A message that goes `ahead` of a snapshot leaves in one packet with its first bytes, or a moment later alone.
         """
         try:
             if ahead:
@@ -207,11 +238,13 @@ class Connections:
         current.sent_at = _monotonic()
         return True
 
+    # How connections end.
+
     def farewell(
         self, current: client.Client, reason: DisconnectReason, *, text: str, retry_after_milliseconds: int = 0
     ) -> None:
-        """A goodbye where one can be said; a close where the protocol has none, or the client stands inside a frame."""
-        refusal = protocol_adapters.Refusal(reason, text, retry_after_milliseconds)
+        """A goodbye where one can be sent; a close if the protocol has none, or the client stands inside a frame."""
+        refusal = protocol_adapters.Refused(reason, text, retry_after_milliseconds)
         said = b""
         if current.adapter is not None and current.at_frame_end(self._transport):
             said = current.adapter.goodbye(refusal)
@@ -221,10 +254,10 @@ class Connections:
             self._refuse(current, refusal, self._policy.goodbye_linger_seconds)
 
     def fell_behind(self, current: client.Client) -> None:
-        """A client that has fallen out of the log cannot be caught up."""
+        """A client that has fallen out of the log cannot catch up."""
         self.close(current, DisconnectReason.FELL_BEHIND, detail="what was deleted since then is not known any more")
 
-    def _refuse(self, current: client.Client, refusal: protocol_adapters.Refusal, linger_seconds: float) -> None:
+    def _refuse(self, current: client.Client, refusal: protocol_adapters.Refused, linger_seconds: float) -> None:
         self._leave(current, refusal.reason, refusal.text)
         self._poller.watch_end(current)
         current.close_at = _monotonic() + linger_seconds
@@ -252,55 +285,27 @@ class Connections:
                 self._close_socket(current)
 
     def _leave(self, current: client.Client, reason: DisconnectReason, detail: str) -> None:
-        """The connection counts no more from here on, though its socket may live a little longer."""
+        """From here on the connection counts no more, though its socket may live a little longer."""
         current.become_closing(reason)
-        self._stats.disconnects[reason] += 1
+        current.hello = None
+        self._stats.note_disconnect(reason)
         self.handshaking.pop(current, None)
-        channel = current.channel
-        if channel is not None:
-            channel.forget(current)
-            channel.close_unread_snapshots()
-        self._log_close(current, reason, detail, channel)
-
-    def _log_close(
-        self,
-        current: client.Client,
-        reason: DisconnectReason,
-        detail: str,
-        channel: WorkerChannel | None,
-    ) -> None:
-        if reason in _QUIET_REASONS:
-            return
-        now = _monotonic()
-        if int(now) != self._close_lines_second:
-            self._close_lines_second, self._close_lines = int(now), 0
-        self._close_lines += 1
-        if self._close_lines > _CLOSE_LINES_PER_SECOND:
-            self._stats.close_lines_suppressed += 1
-            return
-        _log.info(
-            "Connection ended",
-            reason=reason.value,
-            detail=detail,
-            client=current.address,
-            agent=current.adapter.agent if current.adapter else "",
-            feed=channel.feed if channel else "",
-            connection=current.number,
-            seconds=round(now - current.connected_at, 3),
-            other_ends_not_logged=self._stats.take_close_lines_suppressed(),
-        )
+        if current.channel is not None:
+            current.channel.forget(current)
+            current.channel.close_unread_snapshots()
+        self.close_log.write(current, reason, detail)
 
     def _close_socket(self, current: client.Client) -> None:
         if not self._transport.release(current.fd):
             current.close_at = 0.0
-            self.closing[current] = None  # tried again when the overdue ones are closed
+            self.closing[current] = None  # `close_overdue` tries again
             return
         self.closing.pop(current, None)
         self._poller.close(current, discard=current.reason in _TAKES_NOTHING)
 
 
 def _reason_of(error: OSError) -> DisconnectReason:
-    """Why a connection ends whose socket has failed."""
+    """The reason for closing a connection whose socket has failed."""
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return DisconnectReason.CLIENT_CLOSED
     if isinstance(error, ssl.SSLError):  # whose numbers are not the kernel's

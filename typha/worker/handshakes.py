@@ -1,10 +1,10 @@
 """TLS handshakes, in a thread of their own: one costs a millisecond, and clients come in thousands.
 
-The oldest first, and without those that have hung up when their turn comes: in a storm that takes longer than some wait
-nobody starves, and nothing is done for who has given up. The wait is ours: it is not counted as the client's time. Few
-are under way at once, for an unfinished handshake holds some 50 kB, and a whole one half of that. While steps run in
-the thread nothing else touches their connections: the poller is silent about them, and a close that is due waits for
-the steps' end.
+The oldest connection first, and without those that have hung up when their turn comes: in a storm that takes longer
+than some clients wait, none starves, and nothing is done for a client that has given up. The wait is not counted as the
+client's time. Few handshakes are under way at once, because an unfinished one holds some 50 kB, and a finished one half
+of that. While steps run in the thread nothing else touches their connections: the poller is silent about them, and a
+close that is due waits until the steps end.
 """
 
 import asyncio
@@ -14,31 +14,29 @@ import errno
 import ssl
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import structlog
 
 from protocol.reasons import DisconnectReason
 from typha import clock
-from typha.worker import client, poller, tls, tls_transport
+from typha.worker import client, connections, policy, poller, tls, tls_transport
 
 _log = structlog.get_logger("typha.handshakes")
 
-_GIVEN_UP_AFTER_SECONDS = 1.0
-"""Whoever has waited for so long is looked at before its turn; at others a step says more about their end."""
 _TRIM_AFTER = 50
 """Handshakes after which memory is given back, once none is waiting."""
 _PLACES = 128
-"""Handshakes under way before another is begun. Most of them wait for their peer: 5,000 agents whose two processes
+"""Handshakes under way before another one begins. Most of them wait for their peer: 5,000 agents whose two processes
 answered after 0.2 s were let in at 128 a second through 32 places, and twice as fast through these."""
 _PLACE_SECONDS = 1.0
-"""A peer that has not gone on for so long is slow by itself, and holds no place for others."""
+"""A peer that has not gone on for longer is slow by itself, and keeps no place from others."""
 _STEPS_AT_ONCE = 4
-"""Into the thread and back costs a tenth of a step; a close that is due waits for so many at most."""
+"""The way into the thread and back costs a tenth of a step. A close that is due waits for this many at most."""
 _CONTINUED_AT_ONCE = 3
-"""Of these, while others may begin: peers that send a byte at a time must not keep everybody out."""
+"""Of these, while others may begin: peers that send a byte at a time must not keep all others out."""
 _LOOKS_AT_ONCE = 64
-"""At those whose turn it is: a fleet that has given up is closed in pieces of some 2 ms."""
+"""Connections looked at in one go: a fleet that has given up is closed in pieces of some 2 ms."""
 _NOT_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"}
 """What OpenSSL finds when the first bytes are not TLS."""
 
@@ -52,10 +50,15 @@ class Verdict(NamedTuple):
     detail: str = ""
 
 
-class TlsHandshakes:
-    """Takes connections through their handshake; `failed` is called for those that do not get through.
+Step: TypeAlias = Callable[[ssl.SSLSocket, tls.ClientTls], Verdict]
 
-    `guarded` runs what is to be done at the end of a step, unless the worker has ended.
+
+class TlsHandshakes:
+    """Takes connections through their handshake, and closes those that do not get through.
+
+    Args:
+        guarded: runs what is to be done at the end of a step, unless the worker has ended.
+        take_step: takes one step, in the thread.
     """
 
     def __init__(
@@ -63,36 +66,40 @@ class TlsHandshakes:
         contexts: tls.Contexts,
         client_poller: poller.AnyPoller[client.Client],
         bytes_through: tls_transport.TlsTransport,
+        worker_connections: connections.Connections,
+        limits: policy.Policy,
         *,
         guarded: Callable[[Callable[[], None]], None],
-        failed: Callable[[client.Client, DisconnectReason, str], None],
+        take_step: Step,
     ) -> None:
         self.contexts = contexts
         self._poller = client_poller
         self._transport = bytes_through
+        self._connections = worker_connections
         self._guarded = guarded
-        self._failed = failed
+        self._take_step = take_step
+        self._given_up_after_seconds = limits.handshake_given_up_seconds
         self._loop = asyncio.get_running_loop()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tls-handshake")
         self._done_since_trim = 0
         self._new: deque[client.Client] = deque()
-        """Whose first step may run; the oldest first."""
+        """Connections whose first step may run; the oldest first."""
         self._continued: deque[client.Client] = deque()
-        """Whose next step may run."""
+        """Connections whose next step may run."""
         self._under_way: dict[client.Client, float] = {}
-        """Who has taken a step, and when the last one was; the latest last."""
+        """Connections that have taken a step, and when the last one was; the latest last."""
         self._slow: dict[client.Client, None] = {}
-        """Who has taken a step and holds no place any more."""
+        """Connections that have taken a step and hold no place any more."""
 
-    def begin(self, newcomer: client.Client) -> None:
+    def begin(self, newcomer: client.Client, pending: client.PendingHello) -> None:
         """A connection has been accepted."""
-        newcomer.shaking = True
+        pending.is_shaking = True
         self._poller.watch_handshake(newcomer, wants_write=False)
 
-    def ready(self, current: client.Client) -> None:
+    def ready(self, current: client.Client, pending: client.PendingHello) -> None:
         """The connection has bytes or room: the next step of its handshake may run."""
-        if not current.queued_at:
-            current.begin_queueing(clock.monotonic())
+        if not pending.queued_at:
+            pending.begin_queueing(clock.monotonic())
             has_begun = current in self._under_way or current in self._slow
             (self._continued if has_begun else self._new).append(current)
         self._next()
@@ -111,13 +118,14 @@ class TlsHandshakes:
             elif may_begin:
                 current = self._new.popleft()
             else:
-                break  # nobody is left, or there is no place
+                break  # no connection is left, or there is no place
             self._under_way.pop(current, None)
             self._slow.pop(current, None)
-            if current.is_closing():
+            if current.hello is None:  # closed
                 continue
-            if self._has_given_up(current):
-                self._failed(current, DisconnectReason.CLIENT_CLOSED, "while it waited for its TLS handshake")
+            if self._has_given_up(current, current.hello):
+                detail = "while it waited for its TLS handshake"
+                self._connections.close(current, DisconnectReason.CLIENT_CLOSED, detail=detail)
             elif isinstance(current.socket, ssl.SSLSocket):
                 self._under_way[current] = clock.monotonic()
                 batch.append((current, current.socket))
@@ -127,12 +135,12 @@ class TlsHandshakes:
         if batch:
             self._begin_steps(batch)
 
-    def _has_given_up(self, current: client.Client) -> bool:
-        waited_seconds = clock.monotonic() - current.queued_at
-        return waited_seconds > _GIVEN_UP_AFTER_SECONDS and self._poller.has_hung_up(current)
+    def _has_given_up(self, current: client.Client, pending: client.PendingHello) -> bool:
+        waited_seconds = clock.monotonic() - pending.queued_at
+        return waited_seconds > self._given_up_after_seconds and self._poller.has_hung_up(current)
 
     def _free_places(self) -> None:
-        """Places are held in order of the last step, so the first that is recent ends the look."""
+        """Places are in order of the last step, so the first recent one ends the look."""
         for current, stepped_at in list(self._under_way.items()):
             if not current.is_closing() and clock.monotonic() - stepped_at < _PLACE_SECONDS:
                 return
@@ -141,21 +149,21 @@ class TlsHandshakes:
 
     def _begin_steps(self, batch: list[tuple[client.Client, ssl.SSLSocket]]) -> None:
         self._transport.stepping = frozenset(current.fd for current, _ in batch)
-        connections = [connection for _, connection in batch]
-        steps = self._loop.run_in_executor(self._thread, _take_steps, connections, self.contexts.client_tls)
+        sockets = [connection for _, connection in batch]
+        steps = self._loop.run_in_executor(self._thread, self._take_steps, sockets, self.contexts.client_tls)
         steps.add_done_callback(lambda future: self._guarded(lambda: self._stepped(batch, future.result())))
 
     def _stepped(self, batch: list[tuple[client.Client, ssl.SSLSocket]], verdicts: list[Verdict]) -> None:
         self._transport.stepping = frozenset()
         for (current, connection), verdict in zip(batch, verdicts, strict=True):
             self._under_way.pop(current, None)
-            if current.is_closing():
+            if current.hello is None:  # closed meanwhile
                 continue
-            current.end_queueing(clock.monotonic())
+            current.hello.end_queueing(clock.monotonic())
             if verdict.reason is not None:
-                self._failed(current, verdict.reason, verdict.detail)
+                self._connections.close(current, verdict.reason, detail=verdict.detail)
             elif verdict.done:
-                current.shaking = False
+                current.hello.is_shaking = False
                 self._done_since_trim += 1
                 self._transport.opened(connection)
                 self._poller.watch_read(current)
@@ -164,11 +172,15 @@ class TlsHandshakes:
                 self._poller.watch_handshake(current, wants_write=verdict.wants_write)
         self._next()
 
-    def look_after(self) -> None:
-        """To be called now and then: begins what waited for a place, and gives memory back behind a storm.
+    def _take_steps(self, batch: list[ssl.SSLSocket], client_tls: tls.ClientTls) -> list[Verdict]:
+        """In the thread: one step of each."""
+        return [self._take_step(connection, client_tls) for connection in batch]
 
-        What a storm has freed the C library keeps, in pieces between what lives: 15 kB for each of 400 clients that
-        came together.
+    def look_after(self) -> None:
+        """To be called several times a second: begins handshakes that waited for a place, and gives memory back.
+
+        The C library keeps the memory that a storm has freed, in pieces between live ones: 15 kB for each of 400
+        clients that came together.
         """
         self._next()
         for current in [current for current in self._slow if current.is_closing()]:
@@ -178,20 +190,15 @@ class TlsHandshakes:
             self._thread.submit(_trim)
 
     def close(self) -> None:
-        """Waits for a step that is running; to be called when nothing is heard any more."""
+        """Waits for a running step; to be called once nothing is read from connections any more."""
         self._thread.shutdown()
 
 
 def _trim() -> None:
-    """Some milliseconds, in the thread; a C library that has no such thing has no need of it either."""
+    """Some milliseconds, in the thread. A C library without this function does not need it either."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def _take_steps(connections: list[ssl.SSLSocket], client_tls: tls.ClientTls) -> list[Verdict]:
-    """In the thread: one step of each."""
-    return [take_step(connection, client_tls) for connection in connections]
 
 
 def take_step(connection: ssl.SSLSocket, client_tls: tls.ClientTls) -> Verdict:
@@ -209,7 +216,7 @@ def take_step(connection: ssl.SSLSocket, client_tls: tls.ClientTls) -> Verdict:
         if isinstance(error, OSError) and error.errno == errno.ENOTCONN:  # reset before it was accepted
             return Verdict(reason=DisconnectReason.CLIENT_CLOSED)
         return Verdict(reason=DisconnectReason.TLS_FAILED, detail=_describe(error))
-    except Exception as error:  # one connection's defect must not cost the others anything (design, rule 4)
+    except Exception as error:  # one connection's defect must not cost the others anything
         _log.exception("Defect in a TLS handshake", error=str(error))
         return Verdict(reason=DisconnectReason.SERVER_ERROR, detail=str(error))
     return Verdict(done=True)

@@ -1,8 +1,7 @@
 """The clients at the end of a log, laid out for the pass that sends them what is new.
 
-A pass must touch little memory for each client: between two passes the kernel's own work has driven all of it out of
-the caches. So what a pass reads and writes is not in the clients but here, in lists of which the same place belongs to
-one client.
+Between two passes the kernel's own work evicts everything from the CPU caches, so a pass must touch little memory for
+each client. What it reads and writes is therefore not in the clients but here, in lists where one index is one client.
 """
 
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class LiveSet:
-    """Clients in no order. While one is here, its `index` is its place, and its `offset` and `sent_at` stand here."""
+    """Clients in no order. While one is here, `index` is its place, and its `offset` and `sent_at` are held here."""
 
     __slots__ = ("clients", "descriptors", "offsets", "sent_at")
 
@@ -23,7 +22,7 @@ class LiveSet:
         self.offsets: list[int] = []
         """Next byte of the log to send to each."""
         self.sent_at: list[float] = []
-        """When each was last sent something."""
+        """When each was last sent something, in monotonic seconds."""
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -40,7 +39,7 @@ class LiveSet:
         reader.index = len(self.clients) - 1
 
     def remove(self, reader: "client.Client") -> int | None:
-        """Takes a client out; returns the place that the last one takes for it, None if it was the last."""
+        """Takes a client out. Returns the place that the last client moves to, None if it was the last."""
         index, offset, sent_at = reader.index, reader.offset, reader.sent_at
         last = self.clients.pop()
         columns = self.descriptors.pop(), self.offsets.pop(), self.sent_at.pop()
@@ -52,3 +51,11 @@ class LiveSet:
         self.descriptors[index], self.offsets[index], self.sent_at[index] = columns
         last.index = index
         return index
+
+    def note_sent(self, index: int, count: int, offset: int, now: float) -> None:
+        """`count` clients from `index` on have been sent everything before `offset`.
+
+        One number and one time are shared by all of them, so nothing is allocated and they stay in the cache.
+        """
+        self.offsets[index : index + count] = [offset] * count
+        self.sent_at[index : index + count] = [now] * count

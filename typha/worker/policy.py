@@ -1,99 +1,114 @@
-"""The numbers by which a worker acts; the hub fills them in from the settings and hands them on as JSON."""
+"""The limits and times of a worker, in one place; most of them come from settings.
 
-from typing import Any
+docs/decisions/ has the measurements behind the numbers that are not settings.
+"""
 
 import msgspec
 
 from typha import settings
-from typha.worker import tls
+from typha.ipc import messages
 
 _SEALED_SNAPSHOT_UNSENT_BYTES = 512 * 1024
-"""More made no difference beside what sealing costs."""
+"""More made no difference next to the cost of TLS."""
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits and times of one worker's connections; every field is a number that a setting or this text explains."""
+    """Limits and times of one worker. Every field is explained by its setting or here."""
 
+    # Keepalive and deadlines.
     ping_interval_seconds: float = 10.0
     pong_timeout_seconds: float = 60.0
     handshake_timeout_seconds: float = 10.0
     no_progress_timeout_seconds: float = 60.0
     refusal_hold_seconds: float = 10.0
-    """How long a refused Typha client is kept before it is closed: it comes back at once, over and over."""
+    """How long a refused Typha client is kept before it is closed: it would come back at once, over and over."""
     goodbye_linger_seconds: float = 2.0
-    """How long a native client may take to read its goodbye and close; it knows when to come back."""
+    """How long a native client may take to read its goodbye and close; the goodbye says when to come back."""
     max_held_refusals: int = 1000
-    max_frame_bytes: int = 16 * 1024 * 1024
-    notsent_lowat_bytes: int = 128 * 1024
-    """What the kernel may hold unsent for a client; beyond it the bytes stay where they are counted, in the log."""
-    snapshot_unsent_bytes: int = 2 * 1024 * 1024
-    """The same for a client that takes its snapshot: whole, it costs two thirds of what it costs in pieces. The kernel
-    holds references to the file's pages; through TLS copies, so there it is `_SEALED_SNAPSHOT_UNSENT_BYTES`."""
-    snapshots_deep_max: int = 128
-    """Clients of whose snapshots the kernel may hold so much: the others get as little as everybody."""
-    snapshot_drain_seconds: float = 0.005
-    """Between two looks at who has taken its snapshot: a wake-up for each client costs a quarter more CPU."""
-    pass_seconds: float = 0.005
-    """How long one turn may flush before reads, pings and accepts get theirs."""
-    send_bytes: int = 256 * 1024
-    """What one client that catches up gets before it is the next one's turn; a TLS record at least, for what is sealed
-    must be offered again whole."""
-    snapshot_send_bytes: int = 2 * 1024 * 1024
-    """The same for a client that takes its snapshot: what the kernel takes of it, in one call, 0.2 ms for a megabyte.
-    Through TLS, which seals it first, `send_bytes`."""
-    slow_consumer_bytes: int = 512 * 1024
-    """Who is further behind the end of the log, or catches up, is a laggard; a socket that is full for a moment makes
-    nobody one."""
-    slow_consumers_time_share: float = 0.1
-    """Of a worker's time, for all its laggards, while others are sent something."""
-    slow_consumers_bytes_per_second: int = 64 * 1024 * 1024
-    """The same: half a gigabit."""
-    slow_consumers_patience_seconds: float = 15.0
-    """Who has been held up by that for so long in all need wait no longer."""
-    slow_consumers_seconds: float = 0.001
-    """How long one turn may send to laggards: as much longer a pass takes."""
+    ping_slots: int = 16
+    """Clients are pinged in this many groups: 5,000 pongs at the same moment cost 25 ms."""
+    unread_seconds: float = 2.0
+    """A client that leaves a probe unanswered for longer counts as lagging since the probe."""
+    handshake_timeouts_max: int = 12
+    """A connection without a hello ends after this many handshake timeouts, even if it waited for the worker: a peer
+    that keeps the worker busy with a byte at a time must not live forever."""
+    expired_at_a_time: int = 200
+    """Overdue connections that are closed in one go: some 4 ms."""
+    stats_interval_seconds: float = 1.0
+
+    # Accepting.
+    handshake_given_up_seconds: float = 1.0
+    """A connection that waited longer for its TLS handshake is checked for a hang-up before its turn. For others a step
+    says more about their end."""
     accept_batch: int = 64
     """Connections accepted in one turn, some 2 ms; between turns another worker may take the next."""
+    out_of_resources_pause_seconds: float = 1.0
+    """How long no connection is accepted after the process has run out of descriptors."""
+    over_share_pause_seconds: float = 0.05
+    """How long a worker with more connections than its share leaves new ones to the others."""
     hello_seconds: float = 0.004
     """How long one turn may answer hellos: a storm of them must not keep deliveries waiting."""
+
+    # Sending.
+    max_frame_bytes: int = 16 * 1024 * 1024
+    notsent_lowat_bytes: int = 128 * 1024
+    """What the kernel may hold unsent for a client. Further bytes stay in the log, where they are counted."""
+    pass_seconds: float = 0.005
+    """How long one turn may send before reads, pings and accepts get their time."""
+    send_bytes: int = 256 * 1024
+    """What one client outside the live set is sent before it is the next one's turn. At least one TLS record, because
+    what is sealed must be offered again whole."""
+
+    # Snapshots.
+    snapshot_fresh_seconds: float = messages.SNAPSHOT_FRESH_SECONDS
+    """A newcomer of a format in key order waits for a newer snapshot if the newest is older and has log after it."""
+    snapshot_unsent_bytes: int = 2 * 1024 * 1024
+    """`notsent_lowat_bytes` for a client that takes its snapshot: sent whole, it costs two thirds of what it costs in
+    pieces. The kernel holds references to the file's pages, but copies with TLS: `_SEALED_SNAPSHOT_UNSENT_BYTES`
+    there."""
+    snapshot_send_bytes: int = 2 * 1024 * 1024
+    """`send_bytes` for a client that takes its snapshot: what the kernel takes in one call, 0.2 ms for a megabyte. With
+    TLS, which seals it first, `send_bytes`."""
+    snapshots_deep_max: int = 128
+    """Clients for which the kernel may hold `snapshot_unsent_bytes`; all others get `notsent_lowat_bytes`."""
+    snapshot_drain_seconds: float = 0.005
+    """Between two looks at which clients have taken their snapshot: a wake-up for each client costs a quarter more
+    CPU."""
     snapshot_slots: int = 64
     """Clients that take their snapshot at the same time; the others are held."""
     snapshot_patience_seconds: float = 0.1
-    """How long a full socket may keep its place: a slow client's link sets the pace of that client alone."""
+    """How long a client with a full socket keeps its slot: its link sets the pace of that client alone."""
     snapshot_slot_seconds: float = 2.0
-    """How long a client whose socket is full, but takes a little now and then, may keep it."""
+    """How long a client with a full socket keeps its slot if it takes a little now and then."""
     snapshots_open_max: int = 512
     """Clients in the middle of a snapshot: up to a few hundred megabytes of kernel memory."""
     snapshot_stall_seconds: float = 5.0
-    """Who has taken nothing of its snapshot for so long does not count among those."""
+    """A client that takes nothing for longer does not count towards `snapshots_open_max`."""
     snapshot_open_seconds: float = 20.0
-    """Nor who has been at it for so long, and has a full socket."""
+    """Nor does a client with a full socket that began longer ago."""
+
+    # Slow consumers and catch-up.
+    slow_consumer_bytes: int = 512 * 1024
+    """A client further behind the end of the log, or catching up, is a slow consumer. A socket that is full for a
+    moment makes no client one."""
+    slow_consumers_time_share: float = 0.1
+    """Of the worker's time, for all slow consumers together, while other clients are sent something."""
+    slow_consumers_bytes_per_second: int = 64 * 1024 * 1024
+    """For all slow consumers together, in the same situation: half a gigabit."""
+    slow_consumers_patience_seconds: float = 15.0
+    """Stop pacing a client after this much total delay."""
+    slow_consumers_seconds: float = 0.001
+    """How long one turn may send to slow consumers: a pass is delayed by as much."""
     catch_up_blocks: int = 64
-    """Catch-up blocks (256 KiB each as a rule) that are held at once; clients that need other ones are held."""
+    """Catch-up blocks, some 256 KiB each, that are open at once; clients that need further ones wait."""
     catch_up_patience_seconds: float = 10.0
-    """Where they are held for lack of blocks, one that has been read for so long (at 26 kB/s, as a rule) is left."""
+    """While clients wait for a block, a block that has been read for longer is left; at 256 KiB that is 26 kB/s."""
     catch_up_rest_bytes: int = 16 * 1024 * 1024
-    """What the frames may take together that readers of such blocks stood in: as much as the blocks."""
-    ping_slots: int = 16
-    """Clients are looked after in so many groups: 5,000 pongs in one lump cost 25 ms."""
-    stats_interval_seconds: float = 1.0
-
-
-class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker is started with."""
-
-    number: int
-    feeds: tuple[str, ...]
-    incarnation: str
-    """32 hexadecimal digits."""
-    settings: dict[str, Any]
-    """As `typha.settings.to_dict` gives them."""
-    client_tls: tls.ClientTls | None = None
-    """None for plain text."""
+    """What may be kept of frames inside which readers left a block: as much as the blocks."""
 
 
 def from_settings(configured: settings.Settings) -> Policy:
-    """The numbers of the settings, and ours for the rest.
+    """The policy that the settings ask for.
 
     A pong timeout of at most two ping intervals becomes six of them (parity.md, section 2).
     """

@@ -1,8 +1,8 @@
 """The one place where client sockets are opened, registered and closed.
 
-A worker's clients are raw non-blocking sockets in one epoll of its own, whose descriptor stands in the event loop
-once. A descriptor number may be reused as soon as it is closed, so registering and closing in two places is how a
-connection gets lost without an error; here they are one operation each.
+A worker's clients are raw non-blocking sockets in an epoll of its own, and the event loop watches only the epoll's
+descriptor. The kernel reuses a descriptor's number as soon as it is closed, so registering and closing in two places
+loses connections without an error. Here they are one operation each.
 """
 
 import errno
@@ -23,7 +23,7 @@ _TRANSIENT_ACCEPT_ERRORS = {errno.ECONNABORTED, errno.EPROTO, errno.EINTR, errno
 _EPOLLEXCLUSIVE = 1 << 28
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 MAX_EVENTS = 512
-"""Events taken at once: bounds a turn of the loop."""
+"""Events taken at once: limits a turn of the loop."""
 
 
 class HasSocket(Protocol):
@@ -38,11 +38,11 @@ ClientT = TypeVar("ClientT", bound=HasSocket)
 
 
 class OutOfResources(Exception):
-    """The process or the system has no descriptor or buffer left for another connection."""
+    """Neither the process nor the system has a descriptor or buffer left for another connection."""
 
 
 class AnyPoller(Protocol[ClientT]):
-    """What a worker asks of a poller; `Poller` is the one on real sockets and says what each operation does."""
+    """What a worker asks of a poller. `Poller` is the one on real sockets, and documents each operation."""
 
     clients: dict[int, ClientT]
     """By descriptor."""
@@ -101,11 +101,11 @@ class Poller(Generic[ClientT]):
         self.clients: dict[int, ClientT] = {}
 
     def fileno(self) -> int:
-        """The epoll's descriptor: readable when `poll` has something to say."""
+        """The epoll's descriptor: readable when `poll` has something to report."""
         return self._epoll.fileno()
 
     def listen(self, active: bool) -> None:
-        """Whether new connections are wanted; woken alone among the processes that share the listener."""
+        """Whether new connections are wanted. A connection wakes one of the processes that share the listener."""
         if active and not self._listening:
             self._epoll.register(self._listener_fd, select.EPOLLIN | _EPOLLEXCLUSIVE)
         elif self._listening and not active and self._listener.fileno() >= 0:
@@ -113,14 +113,15 @@ class Poller(Generic[ClientT]):
         self._listening = active
 
     def close_listener(self) -> None:
-        """No more connections: once all that share the listener have closed it, the kernel takes none either."""
+        """Accepts no more. Once every process that shares the listener has closed it, the kernel refuses
+        connections."""
         self.listen(False)
         self._listener.close()
 
     def poll(self) -> tuple[list[tuple[ClientT, int]], bool]:
-        """What has happened: (clients with their events, whether connections wait to be accepted).
+        """The clients with events, and whether connections wait to be accepted.
 
-        Handle the clients first: a descriptor that is closed there may come back from `accept`.
+        Handle the clients first: a descriptor number that is closed there may come back from `accept`.
         """
         ready: list[tuple[ClientT, int]] = []
         waiting = False
@@ -133,10 +134,10 @@ class Poller(Generic[ClientT]):
         return ready, waiting
 
     def accept(self) -> tuple[socket.socket, str] | None:
-        """The next connection and its peer's address, with our options set; None if there is none.
+        """The next connection, with its options set, and its peer's address; None if there is none.
 
         Raises:
-            OutOfResources: there may be more, but not for us now.
+            OutOfResources: there may be more, but they cannot be accepted now.
         """
         while True:
             try:
@@ -163,60 +164,60 @@ class Poller(Generic[ClientT]):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self._notsent_lowat_bytes)
 
     def add(self, client: ClientT) -> None:
-        """Takes a new client in; reading is watched."""
+        """Takes a new client in, and watches it for reading."""
         self.clients[client.fd] = client
         self._epoll.register(client.fd, READ)
 
     def has_unread(self, client: ClientT) -> bool:
-        """Whether the client has sent something, or hung up, and nobody has looked at it yet."""
+        """Whether the client has sent something, or hung up, that has not been read yet."""
         return bool(_look(client.fd, READ))
 
     def has_hung_up(self, client: ClientT) -> bool:
-        """Whether nothing more will come from the client, and nobody has been told yet."""
+        """Whether the client has hung up, which has not been reported yet."""
         return bool(_look(client.fd, HANG_UP) & (HANG_UP | BROKEN))
 
     def with_room(self, clients: Iterable[ClientT]) -> list[ClientT]:
-        """Those of the clients whose sockets take more: less than half of their limit is unsent, or they are broken."""
+        """The clients whose sockets take more: less than half of their limit is unsent, or they are broken."""
         asked = select.poll()
         for one in clients:
             asked.register(one.fd, WRITE)
         return [self.clients[descriptor] for descriptor, _ in asked.poll(0)]
 
     def limit_unsent(self, client: ClientT, count: int) -> None:
-        """From now on the kernel takes no more for the client once it holds so many bytes that it has not sent."""
+        """From now on the kernel takes no more for the client while it holds this many unsent bytes."""
         client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, count)
 
     def watch_write(self, client: ClientT, active: bool) -> None:
-        """Whether to be told that the client's socket takes bytes again."""
+        """Whether to report that the client's socket takes bytes again."""
         if client.watching_write is active:
             return
         client.watching_write = active
         self._epoll.modify(client.fd, READ | WRITE if active else READ)
 
     def watch_read(self, client: ClientT) -> None:
-        """Nothing but reading, after a handshake."""
+        """Watches for reading only, after a handshake."""
         client.watching_write = False
         self._epoll.modify(client.fd, READ)
 
     def watch_write_only(self, client: ClientT) -> None:
-        """Nothing can be read before the socket takes bytes again; until `watch_write` says otherwise."""
+        """Watches for writing only, because nothing can be read before; until the next `watch_write`."""
         client.watching_write = True
         self._epoll.modify(client.fd, WRITE)
 
     def watch_handshake(self, client: ClientT, *, wants_write: bool) -> None:
-        """To be told once that a step can be taken, and from then on of nothing, not even the end."""
+        """Reports once that a step can be taken; after that nothing, not even a hang-up."""
         self._epoll.modify(client.fd, select.EPOLLONESHOT | (WRITE if wants_write else READ))
 
     def watch_end(self, client: ClientT) -> None:
-        """Reads no more, and is told only when the peer has closed."""
+        """Reports only that the peer has closed."""
         client.watching_write = False
         self._epoll.modify(client.fd, select.EPOLLRDHUP)
 
     def close(self, client: ClientT, *, discard: bool = False) -> None:
         """Unregisters and closes; the descriptor's number is free from here on.
 
-        With `discard` what the kernel still holds for the peer goes at once: it would be kept for as long as a peer
-        that takes nothing answers probes.
+        With `discard` the kernel drops what it still holds for the peer. Otherwise it would keep it for as long as a
+        peer that takes nothing answers probes.
         """
         if discard:
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

@@ -1,12 +1,13 @@
-"""One worker's fan-out: its clients, its channels, and the turns in which they get their due.
+"""One worker: its clients, its channels, and the turns in which each gets its due.
 
-Runs on an event loop, in a worker process of its own or inside the hub (`--workers 0`). The hub's messages arrive on a
-link, the clients' bytes on one epoll. Both only put things where `Delivery`, `Connections` and `Keepalive` find them. A
-turn works for a few milliseconds at most, then lets the loop turn once.
+A worker runs on an event loop, in a process of its own or inside the hub (`--workers 0`). The hub's messages arrive on
+a link, the clients' bytes on one epoll. Both only put things where `Delivery`, `Connections` and `Keepalive` find them.
+A turn works for a few milliseconds at most, then lets the loop turn once.
 """
 
 import asyncio
 import math
+import os
 import random
 import socket
 from collections.abc import Callable
@@ -15,11 +16,10 @@ import structlog
 
 from protocol import reasons
 from typha import clock, settings
-from typha.ipc.link import Link, LinkBroken
+from typha.ipc import link, messages, shared_counters
 from typha.worker import (
     admission,
     catchup,
-    channels,
     client,
     connections,
     delivery,
@@ -27,29 +27,27 @@ from typha.worker import (
     keepalive,
     policy,
     poller,
-    stats,
+    protocol_adapters,
     tls,
     tls_transport,
     transport,
 )
+from typha.worker.channel import Channels, WorkerChannel
+from typha.worker.stats import WorkerStats
 
 _log = structlog.get_logger("typha.server")
 _monotonic = clock.monotonic
 
 _ID_BITS = 40
-"""Connection ids: the worker's number above these bits, a counter below."""
-_OUT_OF_RESOURCES_PAUSE_SECONDS = 1.0
-"""How long nothing is accepted after the process has run out of descriptors."""
+"""Connection ids have the worker's number above these bits, and a counter below."""
 _ACCEPT_LESS_AMONG_OTHERS = 4
-"""Where there are other workers a turn accepts so many times fewer: with large helpings chance gave one of four workers
-a quarter less than its share of 2,000 connections."""
-_OVER_SHARE_PAUSE_SECONDS = 0.05
-"""How long a worker with more than its share leaves new connections to the others."""
+"""With other workers a turn accepts this many times fewer connections: with large helpings, chance gave one of four
+workers a quarter less than its share of 2,000 connections."""
 _CHORES_SECONDS = 0.25
-"""How often deadlines are looked at, at least; what else is done by the clock is done in the same wake-ups, which cost
-more than what is done in them."""
+"""Deadlines are checked at least this often. Other work by the clock joins the same wake-ups, which cost more than
+it."""
 _DRAIN_TIME_SHARE = 0.95
-"""Of the drain's time, so that the last client goes before the time is over (parity.md, section 8)."""
+"""Of the time for draining, so that the last client goes before that time is over (parity.md, section 8)."""
 _DRAIN_JITTER = 0.05
 _DRAIN_RETRY_MILLISECONDS = 500
 _LINGER_LOOK_SECONDS = 0.02
@@ -60,85 +58,89 @@ class Server:
 
     def __init__(
         self,
-        config: policy.WorkerConfig,
+        config: messages.WorkerConfig,
+        limits: policy.Policy,
         listener: socket.socket,
-        link: Link,
+        link_end: socket.socket,
         *,
+        contexts: tls.Contexts | None = None,
+        take_step: handshakes.Step = handshakes.take_step,
         client_poller: poller.AnyPoller[client.Client] | None = None,
         bytes_through: transport.Transport | None = None,
     ) -> None:
-        limits = policy.from_settings(settings.from_dict(config.settings))
-        self._config = config
+        """Takes the link's end.
+
+        Args:
+            contexts: TLS for clients; None for plain text.
+            take_step: takes a step of a TLS handshake.
+            client_poller, bytes_through: in place of real sockets.
+        """
         self._policy = limits
-        self._link = link
-        self._watching_link = False
+        self._link = link.Link(link_end, messages.FOR_WORKER, self._watch_link)
         self._loop = asyncio.get_running_loop()
-        self.stats = stats.WorkerStats(config.feeds)
-        contexts = tls.Contexts(config.client_tls) if config.client_tls is not None else None
+        self.stats = WorkerStats(config.feeds)
         self.poller: poller.AnyPoller[client.Client] = client_poller or poller.Poller(
             listener,
             notsent_lowat_bytes=limits.notsent_lowat_bytes,
             wrap=contexts.wrap if contexts is not None else None,
         )
-        self.transport: transport.Transport = bytes_through or transport.PlainTransport()
-        self._tls_handshakes: handshakes.TlsHandshakes | None = None
-        if contexts is not None and bytes_through is None:
-            self._tls_handshakes = self._make_tls_handshakes(contexts)
-        self.connections = connections.Connections(
-            config, limits, self.poller, self.transport, self.stats, self._subscribed, self._acking
+        through_tls = tls_transport.TlsTransport() if contexts is not None else None
+        self.transport: transport.Transport = bytes_through or through_tls or transport.PlainTransport()
+        offer = protocol_adapters.Offer(
+            frozenset(config.feeds),
+            bytes.fromhex(config.incarnation),
+            ping_interval_seconds=limits.ping_interval_seconds,
+            max_frame_bytes=limits.max_frame_bytes,
         )
-        self.catch_up = catchup.CatchUp(limits, self.stats, self._tell, self.transport.owed)
+        self.connections = connections.Connections(offer, limits, self.poller, self.transport, self.stats)
+        self._handshakes: handshakes.TlsHandshakes | None = None
+        if contexts is not None and through_tls is self.transport:
+            self._handshakes = handshakes.TlsHandshakes(
+                contexts,
+                self.poller,
+                through_tls,
+                self.connections,
+                limits,
+                guarded=self._guarded,
+                take_step=take_step,
+            )
+        self.catch_up = catchup.CatchUp(limits, self.stats, self._link, self.transport)
         self.delivery = delivery.Delivery(
-            self.poller,
-            self.transport,
-            limits,
-            self.stats,
-            self.catch_up,
-            self.connections.lost,
-            self.connections.fell_behind,
+            self.poller, self.transport, limits, self.stats, self.catch_up, self.connections
         )
         self.keepalive = keepalive.Keepalive(limits, self.poller, self.transport, self.connections, self.stats)
-        self.channels = channels.Channels(self.delivery, self.connections, self.catch_up, self._tell)
-        self._hellos = admission.HelloQueue(self._client_event, self._gave_up)
+        self.channels = Channels(self._link, limits)
+        self._hellos = admission.HelloQueue()
         self._next_id = config.number << _ID_BITS
         self._turn_scheduled = False
         self._chores_at = self._report_at = _monotonic()
         self._timer_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
-        self._has_heard_hub = False
-        """In this turn: everybody who is answered in it was here before."""
         self._share = 1 << 31
+        """Connections above which none is accepted."""
         self._accept_batch = limits.accept_batch
-        self._draining: tuple[float, float] | None = None
+        self._publishes_heard = 0
+        self._publishes_sent: shared_counters.SharedCounter | None = None
+        """How many of them have been sent to all clients that keep up; the hub reads it."""
+        self._drain: messages.Drain | None = None
         self._drain_begun = asyncio.Event()
         self._finished = asyncio.Event()
         self._failure: Exception | None = None
-
-    def _make_tls_handshakes(self, contexts: tls.Contexts) -> handshakes.TlsHandshakes:
-        through_tls = tls_transport.TlsTransport()
-        self.transport = through_tls
-        return handshakes.TlsHandshakes(
-            contexts,
-            self.poller,
-            through_tls,
-            guarded=self._guarded,
-            failed=lambda current, reason, detail: self.connections.close(current, reason, detail=detail),
-        )
 
     async def run(self) -> None:
         """Serves until the hub says drain and all clients are gone.
 
         Raises:
-            ipc.LinkBroken: the hub is gone.
+            link.LinkBroken: the hub is gone.
             Exception: a defect; the worker is of no more use.
         """
-        self._loop.add_reader(self._link.fileno(), self._guarded, self._hear_hub)
+        self._loop.add_reader(self._link.fileno(), self._guarded, self._link_readable)
         self._loop.add_reader(self.poller.fileno(), self._guarded, self._turn)
         self.poller.listen(True)
         try:
-            self._tell(["ready", self._config.number])
+            self._link.send(messages.Ready())
             async with asyncio.TaskGroup() as tasks:
-                draining = tasks.create_task(self._drain(), name="drain")
+                draining = tasks.create_task(self._drain_clients(), name="drain")
                 self._schedule_turn()
                 await self._finished.wait()
                 draining.cancel()
@@ -148,12 +150,15 @@ class Server:
             self._loop.remove_reader(self._link.fileno())
             self._loop.remove_writer(self._link.fileno())
             self._loop.remove_reader(self.poller.fileno())
-            if self._tls_handshakes is not None:
-                self._tls_handshakes.close()
+            if self._handshakes is not None:
+                self._handshakes.close()
             for descriptor in self.poller.clients:
                 self.transport.release(descriptor)
             self.poller.close_all()
+            self.catch_up.close()
             self.channels.close()
+            if self._publishes_sent is not None:
+                self._publishes_sent.close()
             self._link.close()
         if self._failure is not None:
             raise self._failure
@@ -168,46 +173,110 @@ class Server:
             self._failure = error
             self._finished.set()
 
-    def _tell(self, message: list[object]) -> None:
-        """A message for the hub; what does not fit its socket goes as soon as it does."""
-        self._link.send(message)
-        self._look_at_link()
+    # The hub's messages.
 
-    def _flush_link(self) -> None:
-        self._link.flush()
-        self._look_at_link()
-
-    def _look_at_link(self) -> None:
-        if self._link.wants_write is self._watching_link:
-            return
-        self._watching_link = self._link.wants_write
-        if self._watching_link:
-            self._loop.add_writer(self._link.fileno(), self._guarded, self._flush_link)
+    def _watch_link(self, active: bool) -> None:
+        if active:
+            self._loop.add_writer(self._link.fileno(), self._guarded, self._link.flush)
         else:
             self._loop.remove_writer(self._link.fileno())
+
+    def _link_readable(self) -> None:
+        self._hear_hub()
+        self._schedule_turn()
 
     def _hear_hub(self) -> None:
         for message, descriptors in self._link.receive():
             match message:
-                case ["share", int(share)]:
-                    self._share = share
+                case messages.Publish():
+                    self._publish(message)
+                case messages.NoteStatus():
+                    self.channels[message.channel].note_status(message.offset, message.status)
+                case messages.AddSegment():
+                    log = self.channels[message.channel].log
+                    log.add_segment(message.base, message.size_bytes, *descriptors)
+                case messages.OfferSnapshot():
+                    [message.snapshot.descriptor] = descriptors
+                    channel = self.channels[message.channel]
+                    channel.set_snapshot(message.snapshot, _monotonic())
+                    self.delivery.snapshot_arrived(channel)
+                case messages.TrimLog():
+                    self._trim(self.channels[message.channel], message.before_offset)
+                case messages.SendBlock():
+                    [message.block.descriptor] = descriptors
+                    for reader in self.catch_up.arrived(self.channels[message.channel], message.block):
+                        self.delivery.go_on(reader)
+                case messages.RefuseBlock():
+                    channel = self.channels[message.channel]
+                    for reader in self.catch_up.refused(channel, message.from_sequence):
+                        self.delivery.cannot_catch_up(channel, reader)
+                case messages.OpenChannel():
+                    self.channels.opened(message)
+                case messages.CloseChannel():
+                    self._close_channel(self.channels[message.channel])
+                case messages.WithdrawFeeds():
+                    self._withdraw(frozenset(message.feeds))
+                case messages.LimitConnections():
+                    self._share = message.connections
                     self._accept_batch = max(1, self._policy.accept_batch // _ACCEPT_LESS_AMONG_OTHERS)
-                case ["drain", int() | float() as seconds, int() | float() as interval_seconds]:
-                    self._draining = (float(seconds), float(interval_seconds))
+                case messages.ShareCounter():
+                    self._publishes_sent = shared_counters.SharedCounter.attach(*descriptors)
+                case messages.Drain():
+                    self._drain = message
                     self._drain_begun.set()
-                case _:
-                    self.channels.handle(message, descriptors)
-        self._schedule_turn()
+
+    def _publish(self, message: messages.Publish) -> None:
+        self._publishes_heard += 1
+        for end in message.ends:
+            channel = self.channels[end.channel]
+            channel.publish(end.end, end.frames, end.changed_at)
+            self.delivery.channel_published(channel)
+
+    def _tell_progress(self) -> None:
+        """After sending: the hub learns whether the worker has finished what was published."""
+        if self._publishes_sent is not None and not self.delivery.is_passing:
+            self._publishes_sent.value = self._publishes_heard
+
+    def _trim(self, channel: WorkerChannel, before_offset: int) -> None:
+        """The hub frees segments; clients that still need them catch up by blocks instead."""
+        channel.trim_offset = before_offset
+        for reader in channel.behind(before_offset):
+            self.delivery.fall_behind(channel, reader)
+        channel.drop_log(before_offset)
+
+    def _close_channel(self, channel: WorkerChannel) -> None:
+        """As far as the hub knew, it had no clients. Those that came meanwhile are to connect again."""
+        self.channels.remove(channel)
+        for reader in channel.all_clients():
+            self.connections.farewell(
+                reader, reasons.DisconnectReason.FEED_REMOVED, text="the feed's wire format had become idle"
+            )
+        self.catch_up.drop(channel)
+        channel.close()
+
+    def _withdraw(self, feeds: frozenset[str]) -> None:
+        """Feeds that were expected do not come: clients that wait for them are refused, as all others from now on."""
+        self.connections.withdraw(feeds)
+        for channel in self.channels:
+            if channel.feed in feeds:
+                self.channels.remove(channel)
+                for reader in channel.all_clients():
+                    self._dismiss_unknown(reader, channel.feed)
+
+    def _dismiss_unknown(self, reader: client.Client, feed: str) -> None:
+        self.connections.farewell(reader, reasons.DisconnectReason.UNKNOWN_FEED, text=f"no feed {feed!r} here")
+
+    # Turns.
 
     def _schedule_turn(self) -> None:
-        """The next turn is at once if there is work, else when the first thing is due of which nothing else tells."""
+        """Schedule the next turn: now, or at the next deadline that no event will signal."""
         if self.delivery.has_work:
             if not self._turn_scheduled:
                 self._turn_scheduled = True
                 self._loop.call_soon(self._guarded, self._scheduled_turn)
             return
         due = min(self._chores_at, self.delivery.due_at)
-        if due < self._timer_at:  # else what stands is early enough: who looks too early looks again
+        if due < self._timer_at:  # else the timer is early enough; a turn that is too early schedules the next one
             self._stop_timer()
             self._timer_at = due
             self._timer = self._loop.call_later(max(0.0, due - _monotonic()), self._guarded, self._timed_turn)
@@ -226,55 +295,73 @@ class Server:
         self._turn()
 
     def _turn(self) -> None:
-        """Accepts connections, hears clients, answers hellos, then delivers for a while."""
+        """Accepts connections, reads from clients, answers hellos, then delivers for a while."""
         begun = _monotonic()
-        self._has_heard_hub = False
         if begun >= self._chores_at:
             self._do_chores(begun)
-        if self._hear_clients() and self._draining is None:
+        if self._hear_clients() and self._drain is None:
             self._accept()
-        self._hellos.run(_monotonic() + self._policy.hello_seconds)
+        if self._hellos:
+            # A newcomer may come from another worker, and must not be served less than it has been sent there.
+            self._hear_hub()
+            for newcomer, events, has_given_up in self._hellos.take(_monotonic() + self._policy.hello_seconds):
+                if not has_given_up:
+                    self._client_event(newcomer, events)
+                elif self._is_open(newcomer):
+                    self.connections.close(newcomer, reasons.DisconnectReason.CLIENT_CLOSED)
         self.delivery.run(_monotonic() + self._policy.pass_seconds)
-        self.channels.tell_progress()
+        self._tell_progress()
         self._schedule_turn()
         self.stats.turns.note(_monotonic() - begun)
 
+    def _is_open(self, current: client.Client) -> bool:
+        """False for a client that was closed by what happened to another one in this turn."""
+        return self.poller.clients.get(current.fd) is current
+
     def _hear_clients(self) -> bool:
-        """Hears those that were taken in, and notes who has said hello; whether connections wait to be accepted."""
+        """Reads from clients that have said hello, and queues the others; whether connections wait to be accepted."""
         ready, waiting = self.poller.poll()
-        handshaking = self.connections.handshaking
         for current, events in ready:
-            if current.shaking and self._tls_handshakes is not None:
-                self._tls_handshakes.ready(current)
-            elif current in handshaking:
-                self._hellos.add(current, events)
-            else:
+            pending = current.hello
+            if pending is None:
                 self._client_event(current, events)
+            elif pending.is_shaking and self._handshakes is not None:
+                self._handshakes.ready(current, pending)
+            else:
+                self._hellos.add(current, pending, events)
         return waiting
 
-    def _gave_up(self, newcomer: client.Client) -> None:
-        if self.poller.clients.get(newcomer.fd) is newcomer:
-            self.connections.close(newcomer, reasons.DisconnectReason.CLIENT_CLOSED)
-
     def _client_event(self, current: client.Client, events: int) -> None:
-        if self.poller.clients.get(current.fd) is not current:
-            return  # closed by what happened to another client in this turn
+        if not self._is_open(current):
+            return
         try:
             if events & poller.WRITE:
                 self.delivery.writable(current)
-            if events & ~poller.WRITE and self.poller.clients.get(current.fd) is current:
-                self.connections.readable(current)
-        except LinkBroken:
+            if events & ~poller.WRITE and self._is_open(current):
+                greeted = self.connections.read(current)
+                if greeted is not None:
+                    self._greeted(current, greeted)
+        except link.LinkBroken:
             raise
         except Exception as error:
-            # One connection's defect must not cost the others anything (design, rule 4).
+            # One connection's defect must not cost the others anything.
             _log.exception("Defect on a connection", client=current.address, cursor=repr(current), error=str(error))
-            if self.poller.clients.get(current.fd) is current:
+            if self._is_open(current):
                 self.connections.close(current, reasons.DisconnectReason.SERVER_ERROR, detail=str(error))
+
+    def _greeted(self, newcomer: client.Client, greeted: connections.Greeted) -> None:
+        """A client's hello was good: from now on it is pinged, and, if that is all, held until it can be served."""
+        self.keepalive.add(newcomer)
+        match greeted:
+            case protocol_adapters.Subscribed(feed=feed) if feed not in self.connections.offer.feeds:
+                self._dismiss_unknown(newcomer, feed)  # withdrawn since its hello
+            case protocol_adapters.Subscribed():
+                newcomer.channel = self.channels.wanted(greeted.feed, greeted.wire_format)
+                self.delivery.hold(newcomer, newcomer.channel)
 
     def _accept(self) -> None:
         if len(self.poller.clients) >= self._share:
-            self._pause_accepting(_OVER_SHARE_PAUSE_SECONDS)
+            self._pause_accepting(self._policy.over_share_pause_seconds)
             return
         now = _monotonic()
         for _ in range(self._accept_batch):
@@ -283,89 +370,83 @@ class Server:
             except poller.OutOfResources as error:
                 self.stats.accept_failures += 1
                 _log.error("Cannot accept connections for now", error=str(error), open=len(self.poller.clients))
-                self._pause_accepting(_OUT_OF_RESOURCES_PAUSE_SECONDS)
+                self._pause_accepting(self._policy.out_of_resources_pause_seconds)
                 return
             if accepted is None:
                 return
             self._next_id += 1
             connection, address = accepted
-            newcomer = client.Client(
-                connection, address, number=self._next_id, slot=self.keepalive.choose_slot(), now=now
-            )
+            slot = self.keepalive.choose_slot()
+            newcomer = client.Client(connection, address, number=self._next_id, slot=slot, now=now)
             self.connections.opened(newcomer)
-            if self._tls_handshakes is not None:
-                self._tls_handshakes.begin(newcomer)
+            if self._handshakes is not None and newcomer.hello is not None:
+                self._handshakes.begin(newcomer, newcomer.hello)
 
     def _pause_accepting(self, seconds: float) -> None:
         self.poller.listen(False)
         self._loop.call_later(seconds, self._guarded, self._resume_accepting)
 
     def _resume_accepting(self) -> None:
-        # Until the hub says otherwise, a few more: nobody may be left waiting for a stale number.
+        # A few more until the hub says otherwise: no connection may wait because of an outdated limit.
         self._share = max(self._share, len(self.poller.clients) + self._policy.accept_batch)
-        if self._draining is None:
+        if self._drain is None:
             self.poller.listen(True)
 
-    def _acking(self, newcomer: client.Client) -> None:
-        self.keepalive.add(newcomer)
-
-    def _subscribed(self, newcomer: client.Client, feed: str, wire_format: str) -> None:
-        if not self._has_heard_hub:  # what other workers' clients may have been sent before this one came here
-            self._has_heard_hub = True
-            self._hear_hub()
-        self.keepalive.add(newcomer)
-        self.channels.subscribe(newcomer, feed, wire_format)
+    # What is due by the clock.
 
     def _do_chores(self, now: float) -> None:
-        """What is due by the clock: pings, deadlines, reports."""
+        """Pings, deadlines, reports."""
         interval_seconds = self._policy.stats_interval_seconds
         chores_seconds = min(_CHORES_SECONDS, self.keepalive.wait_seconds, interval_seconds)
         self._chores_at = now + chores_seconds
         self.keepalive.tick(now)
-        self._look_at_deadlines(now)
+        self.keepalive.expire_handshakes(now)
+        self.connections.close_overdue(now)
+        if self._handshakes is not None:
+            self._handshakes.contexts.refresh(now)
+            self._handshakes.look_after()
+            self.stats.counts.tls_reload_failures = self._handshakes.contexts.failures
         if now >= self._report_at - chores_seconds / 2:  # the nearest of the chores' times
             self._report_at = max(self._report_at + interval_seconds, now)
             self._report()
 
-    def _look_at_deadlines(self, now: float) -> None:
-        self.keepalive.expire_handshakes(now)
-        self.connections.close_overdue(now)
-        if self._tls_handshakes is not None:
-            self._tls_handshakes.contexts.refresh(now)
-            self._tls_handshakes.look_after()
-            self.stats.tls_reload_failures = self._tls_handshakes.contexts.failures
-
     def _report(self) -> None:
-        self._flush_link()
+        self._link.flush()
         if self._link.wants_write:
             return  # the hub has not read the last report yet; the next one says the same and more
-        self._tell(
-            [
-                "stats",
-                {
-                    **self.stats.counters(),
-                    "active": len(self.poller.clients) - len(self.connections.closing),
-                    "handshaking": len(self.connections.handshaking),
-                    "closing": len(self.connections.closing),
-                    **self.stats.longest_turns(_monotonic()),
-                    "channels": self.channels.report(_monotonic()),
+        now = _monotonic()
+        self.catch_up.tidy()
+        self.stats.turns.rotate(now)
+        closing = len(self.connections.closing)
+        self._link.send(
+            messages.Report(
+                self.stats.counts,
+                active=len(self.poller.clients) - closing,
+                closing=closing,
+                longest_turn_seconds=self.stats.turns.recent_seconds,
+                longest_turn_seconds_ever=self.stats.turns.worst_seconds,
+                channels={
+                    number: channel.report(now, lowest_block_offset=self.catch_up.lowest_offset(channel))
+                    for number, channel in self.channels.numbered()
                 },
-            ]
+            )
         )
-        for feed, histograms in self.stats.histograms(_monotonic()).items():
-            self._tell(["histograms", feed, histograms])  # apart: all feeds' together may be more than a datagram
+        for histograms in self.stats.histograms(now):
+            self._link.send(histograms)
 
-    async def _drain(self) -> None:
-        """Closes client after client over the time that is given, in random order, each with a goodbye."""
+    # The end.
+
+    async def _drain_clients(self) -> None:
+        """Closes client after client over the given time, in random order, each with a goodbye."""
         await self._drain_begun.wait()
         begun = _monotonic()
-        seconds, interval_seconds_max = self._draining or (0.0, 0.0)
+        drain = self._drain or messages.Drain(0.0, 0.0)
         self.poller.close_listener()
         for current in list(self.connections.handshaking):
             self.connections.close(current, reasons.DisconnectReason.SHUTTING_DOWN)
-        remaining = [c for c in self.poller.clients.values() if not c.is_closing()]
+        remaining = [current for current in self.poller.clients.values() if not current.is_closing()]
         random.shuffle(remaining)
-        interval_seconds = min(interval_seconds_max, seconds * _DRAIN_TIME_SHARE / max(1, len(remaining)))
+        interval_seconds = min(drain.interval_seconds_max, drain.seconds * _DRAIN_TIME_SHARE / max(1, len(remaining)))
         dismissed = 0
         for current in remaining:
             if self._has_left(current):
@@ -373,22 +454,27 @@ class Server:
             dismissed += 1
             due = begun + interval_seconds * (dismissed + random.uniform(-_DRAIN_JITTER, _DRAIN_JITTER))
             await asyncio.sleep(max(0.0, due - _monotonic()))
-            self._dismiss(current)
+            if not self._has_left(current):
+                self.connections.farewell(
+                    current,
+                    reasons.DisconnectReason.SHUTTING_DOWN,
+                    text="the server is shutting down",
+                    retry_after_milliseconds=_DRAIN_RETRY_MILLISECONDS,
+                )
         for _ in range(int(self._policy.goodbye_linger_seconds / _LINGER_LOOK_SECONDS)):
-            if not self.connections.closing:  # who hears the goodbye closes first
+            if not self.connections.closing:  # a client that reads its goodbye closes first
                 break
             await asyncio.sleep(_LINGER_LOOK_SECONDS)
         self._guarded(self._report)
         self._finished.set()
 
     def _has_left(self, current: client.Client) -> bool:
-        return self.poller.clients.get(current.fd) is not current or current.is_closing()
+        return not self._is_open(current) or current.is_closing()
 
-    def _dismiss(self, current: client.Client) -> None:
-        if not self._has_left(current):
-            self.connections.farewell(
-                current,
-                reasons.DisconnectReason.SHUTTING_DOWN,
-                text="the server is shutting down",
-                retry_after_milliseconds=_DRAIN_RETRY_MILLISECONDS,
-            )
+
+async def serve(config: messages.WorkerConfig, listener: socket.socket, link_end: socket.socket) -> None:
+    """Runs a worker as its settings and the environment ask for; returns and raises as `Server.run`."""
+    configured = settings.from_dict(config.settings)
+    client_tls = tls.from_settings(configured, os.environ)
+    contexts = tls.Contexts(client_tls) if client_tls is not None else None
+    await Server(config, policy.from_settings(configured), listener, link_end, contexts=contexts).run()

@@ -1,12 +1,12 @@
-"""Clients far behind the end of the log: in what order they are sent what they are owed, and how fast.
+"""Slow consumers: clients far behind the end of the log, in which order they are sent their backlog, and how fast.
 
-A hundred clients that have not read for a minute are owed half a gigabyte when they read again. Sent as fast as they
-take it, that fills links and processors for seconds, at the cost of all who are up to date. So while anything is sent
-to those, laggards together get a small share of the worker's time, and so many bytes a second. They get all there is as
-soon as nothing else is to be sent, or when one of them has been held up by this for too long.
+A hundred clients that have not read for a minute have a backlog of half a gigabyte. Sent as fast as they take it, that
+fills links and processors for seconds, at the cost of all clients that are up to date. So while those are being sent
+something, all slow consumers together get a small share of the worker's time, and a limited number of bytes a second.
+They get everything as soon as nothing else is to be sent, or when pacing has delayed one of them for too long.
 
-Where many lag, they are who is to be served: no laggard's share of the time is less than that of a client that is up to
-date, and laggards are sent several times what comes to be owed to them meanwhile.
+Where many clients are slow, they are the ones to be served: none gets a smaller share of the time than a client that is
+up to date, and together they may be sent several times what is added to their backlog meanwhile.
 """
 
 import math
@@ -18,19 +18,19 @@ from typha.worker import client, policy
 _monotonic = clock.monotonic
 
 _AHEAD_SECONDS = 0.01
-"""So much of what is due is sent in one go, and then rested for: fewer turns."""
+"""What is due within this time is sent in one go, and then rested for: fewer turns."""
 _LIVE_SECONDS = 0.25
-"""So long after the last pass nothing else is to be sent."""
+"""This long after the last pass nothing else is to be sent."""
 _RATE_SECONDS = 0.25
-"""How often it is reckoned how many bytes a second each client gets that is up to date."""
+"""How often the rate of bytes to each up-to-date client is computed."""
 _FASTER_THAN_LIVE = 4.0
-"""Laggards may be sent so many times that much, each: they come nearer to the end, whatever the rate."""
+"""Each slow consumer may be sent this many times that rate, so that its backlog shrinks whatever the rate is."""
 _TURNS_PER_PING_INTERVAL = 4
-"""A laggard's turn comes at least so often: nobody is in silence for longer than the interval."""
+"""A slow consumer's turn comes at least this often, so that no client goes without bytes for a ping interval."""
 
 
 class SlowConsumers:
-    """A queue: `take` gives the next one as long as it may be sent something, `spent` says what that took."""
+    """A queue: `take` returns the next client once it may be sent something, `spent` tells what that took."""
 
     def __init__(self, limits: policy.Policy) -> None:
         self._time_share = limits.slow_consumers_time_share
@@ -38,12 +38,12 @@ class SlowConsumers:
         self._patience_seconds = limits.slow_consumers_patience_seconds
         self._turn_seconds = limits.ping_interval_seconds / _TURNS_PER_PING_INTERVAL
         self._queue: OrderedDict[client.Client, float] = OrderedDict()
-        """With the time since which each waits for its turn."""
+        """Each with the time since which it waits for its turn."""
         self._rested_at = 0.0
-        """When all that was sent is paid for."""
+        """When the rest for all that was sent is over."""
         self._live_until = 0.0
-        self._clients = 0
-        """Those that the last pass went to."""
+        self._live_clients = 0
+        """Clients of the last pass."""
         self._rate_begun = 0.0
         self._rate_bytes = 0
         self._live_bytes_per_second = 0.0
@@ -59,13 +59,13 @@ class SlowConsumers:
         self._queue.setdefault(current, _monotonic())
 
     def withdraw(self, current: client.Client) -> bool:
-        """The client waits for its turn no longer; whether it did."""
+        """The client no longer waits for its turn; returns whether it did."""
         return self._queue.pop(current, None) is not None
 
     def note_pass(self, now: float, *, bytes_each: int, clients: int) -> None:
-        """So much was sent to each of the clients that are up to date."""
+        """A pass has sent this much to each of the up-to-date clients."""
         self._live_until = now + _LIVE_SECONDS
-        self._clients = clients
+        self._live_clients = clients
         self._rate_bytes += bytes_each
         if now - self._rate_begun >= _RATE_SECONDS:
             self._live_bytes_per_second = self._rate_bytes / (now - self._rate_begun)
@@ -73,7 +73,7 @@ class SlowConsumers:
 
     @property
     def due_at(self) -> float:
-        """When the next one may be sent something, which may be past; infinity if there is none."""
+        """When the next client may be sent something, which may be in the past; infinity if there is none."""
         return min(self._rested_at, self._unpaced_at()) if self._queue else math.inf
 
     def _unpaced_at(self) -> float:
@@ -82,7 +82,7 @@ class SlowConsumers:
         return min(self._live_until, queued_at + held_up_until)
 
     def take(self, now: float) -> client.Client | None:
-        """The next one, which may be gone by now; None if nobody may be sent anything for the moment."""
+        """The next client, which may be gone by now; None if none may be sent anything yet."""
         if not self._queue or now < min(self._rested_at - _AHEAD_SECONDS, self._unpaced_at()):
             return None
         current, queued_at = self._queue.popitem(last=False)
@@ -90,9 +90,9 @@ class SlowConsumers:
         return current
 
     def spent(self, begun: float, now: float, sent_bytes: int) -> None:
-        """Sending from `begun` to `now` is rested for until it has taken no more than its shares."""
+        """Sending took from `begun` to `now`; the rest after it keeps all slow consumers within their share."""
         count = len(self._queue) + 1
-        time_share = max(self._time_share, count / (count + self._clients))
+        time_share = max(self._time_share, count / (count + self._live_clients))
         bytes_per_second = max(self._bytes_per_second, count * self._live_bytes_per_second * _FASTER_THAN_LIVE)
         paid_seconds = max((now - begun) / time_share, sent_bytes / bytes_per_second)
         self._rested_at = max(self._rested_at, begun) + paid_seconds

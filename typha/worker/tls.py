@@ -1,7 +1,7 @@
-"""TLS for clients: always mutual, and with the original's rules for who may connect (parity.md, section 7).
+"""TLS for clients: always mutual, and with the original's rules for which clients may connect (parity.md, section 7).
 
-The files are read when a worker starts and again when one of them changes, for the handshakes from then on; a change
-that cannot be used is logged and counted, and what was good before stays in use.
+The files are read when a worker starts, and again when one of them changes, for the handshakes from then on. A change
+that cannot be used is logged and counted, and the old files stay in use.
 """
 
 import os
@@ -20,7 +20,7 @@ MINIMUM_VERSION_VARIABLE = "TLS_MIN_VERSION"
 CIPHER_SUITES_VARIABLE = "TLS_CIPHER_SUITES"
 _MINIMUM_VERSIONS = {"": ssl.TLSVersion.TLSv1_2, "1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _LOOK_SECONDS = 2.0
-"""Between two looks at the files' dates."""
+"""Between two checks of the files."""
 _SHOWN_LIMIT = 100
 
 DEFAULT_CIPHER_SUITES = {
@@ -34,7 +34,7 @@ DEFAULT_CIPHER_SUITES = {
     "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA": "ECDHE-RSA-AES256-SHA",
     "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA": "ECDHE-RSA-AES128-SHA",
 }
-"""OpenSSL's names of TLS 1.2's suites by Go's, which the variable has; TLS 1.3's are all on, there as here."""
+"""OpenSSL's names of the TLS 1.2 suites by Go's, which the variable uses. All suites of TLS 1.3 are on, as in Go."""
 _ONLY_IF_NAMED = {
     "TLS_RSA_WITH_AES_256_GCM_SHA384": "AES256-GCM-SHA384",
     "TLS_RSA_WITH_AES_128_GCM_SHA256": "AES128-GCM-SHA256",
@@ -50,7 +50,7 @@ class PeerRefused(Exception):
 
 
 class ClientTls(msgspec.Struct, frozen=True, kw_only=True):
-    """Paths of PEM files, the names of which a client's certificate must have one, and what the environment says."""
+    """Paths of PEM files, the names of which a client's certificate must have one, and the environment's variables."""
 
     key_file: str
     cert_file: str
@@ -61,7 +61,7 @@ class ClientTls(msgspec.Struct, frozen=True, kw_only=True):
     cipher_suites: str = ""
 
     def make_context(self) -> ssl.SSLContext:
-        """A server's context that demands a client certificate signed by the CA file.
+        """A server context that demands a client certificate signed by the CA file.
 
         Raises:
             TlsUnusable: a file or variable cannot be used.
@@ -70,7 +70,7 @@ class ClientTls(msgspec.Struct, frozen=True, kw_only=True):
         context.minimum_version = _MINIMUM_VERSIONS.get(self.minimum_version, ssl.TLSVersion.TLSv1_2)
         context.set_ciphers(cipher_list(self.cipher_suites))
         context.verify_mode = ssl.CERT_REQUIRED
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as in Go, what is in the CA file is an end of trust
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as in Go, any certificate in the CA file is trusted
         context.options |= ssl.OP_NO_RENEGOTIATION
         context.num_tickets = 0  # agents never resume, and it is a third of the handshake
         try:
@@ -106,7 +106,7 @@ class ClientTls(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _no_password() -> str:
-    """Without it OpenSSL would ask for an encrypted key's on the terminal."""
+    """Otherwise OpenSSL would ask on the terminal for the password of an encrypted key."""
     raise ValueError("the key is encrypted")
 
 
@@ -144,7 +144,7 @@ def _uri_names(certificate: Mapping[str, object]) -> list[str]:
 
 
 def from_settings(configured: settings.Settings, environment: Mapping[str, str]) -> ClientTls | None:
-    """What the settings and the environment ask for; None for plain text."""
+    """The TLS that settings and environment ask for; None for plain text."""
     if not configured.server_key_file:
         return None
     return ClientTls(
@@ -159,7 +159,7 @@ def from_settings(configured: settings.Settings, environment: Mapping[str, str])
 
 
 def check(configured: settings.Settings, environment: Mapping[str, str]) -> tuple[settings.Notice, ...]:
-    """Whether clients can be served as the settings ask; what is to be said about it.
+    """Checks that clients can be served as the settings ask; returns what is to be logged about it.
 
     Raises:
         ConfigurationError: a file or variable cannot be used.
@@ -179,10 +179,11 @@ def check(configured: settings.Settings, environment: Mapping[str, str]) -> tupl
 
 
 class Contexts:
-    """The context for the next handshake. Raises TlsUnusable if there is none to begin with."""
+    """The context for the next handshake. Raises TlsUnusable if the files cannot be used at the start."""
 
-    def __init__(self, client_tls: ClientTls) -> None:
+    def __init__(self, client_tls: ClientTls, *, look_seconds: float = _LOOK_SECONDS) -> None:
         self.client_tls = client_tls
+        self._look_seconds = look_seconds
         self._fingerprint = client_tls.fingerprint()
         self._looked_at = 0.0
         self.current = client_tls.make_context()
@@ -190,7 +191,7 @@ class Contexts:
         """Changes of the files that could not be used."""
 
     def wrap(self, connection: socket.socket) -> ssl.SSLSocket:
-        """The same descriptor as a TLS server's end; nothing is sent or received yet.
+        """The same descriptor as the server's end of TLS; nothing is sent or received yet.
 
         Raises:
             OSError: the connection is gone, and has been closed.
@@ -198,8 +199,8 @@ class Contexts:
         return self.current.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
 
     def refresh(self, now: float) -> None:
-        """Reads the files again if they have changed since the last look, some seconds ago."""
-        if now - self._looked_at < _LOOK_SECONDS:
+        """Reads the files again if they have changed since the last check, some seconds ago."""
+        if now - self._looked_at < self._look_seconds:
             return
         self._looked_at = now
         fingerprint = self.client_tls.fingerprint()

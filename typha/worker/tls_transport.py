@@ -1,8 +1,8 @@
 """Sending and receiving through TLS, on the same non-blocking sockets.
 
-OpenSSL seals a record before it sends it. If the socket then takes only a part of what OpenSSL was given, nothing of
-it is counted as sent, but other bytes in its place would be lost without an error, and fewer are fatal: what is `owed`
-must be offered again, and here no more than that is tried until it has gone.
+OpenSSL seals a record before it sends it. If the socket then takes only a part, none of the bytes count as sent. But
+other bytes in their place would be lost without an error, and fewer are fatal: what is `owed` must be offered again.
+Here nothing else is offered until it has been sent.
 """
 
 import contextlib
@@ -18,21 +18,21 @@ RECORD_BYTES = 16 * 1024
 """The largest record of TLS."""
 _NUMBER = struct.Struct("=i")
 OFFER_BYTES = 4 * RECORD_BYTES
-"""What OpenSSL is given in one call, and makes records of: a call for each had cost a tenth of a storm. If the socket
+"""What OpenSSL gets in one call, and splits into records: a call for each record cost a tenth of a storm. If the socket
 takes less, all of it counts as not sent, and is offered again."""
 _OFFERS_AT_ONCE = 4
-"""As much as `Policy.send_bytes`, through TLS one client's turn in a snapshot, too."""
+"""As much as `Policy.send_bytes`, which with TLS is also one client's turn in a snapshot."""
 
 
 class TlsTransport:
-    """Connections are known from the end of their handshake (`opened`) to their close (`release`)."""
+    """Knows connections from the end of their handshake (`opened`) to their close (`release`)."""
 
     acked_bytes = staticmethod(transport.kernel_acked_bytes)
     window_bytes = staticmethod(transport.kernel_window_bytes)
 
     def __init__(self) -> None:
         self.stepping: frozenset[int] = frozenset()
-        """Descriptors of the connections of which a step of the handshake runs in another thread."""
+        """Descriptors of connections whose handshake takes a step in another thread."""
         self._sockets: dict[int, ssl.SSLSocket] = {}
         self._owed: dict[int, int] = {}
         self._buffer = bytearray(OFFER_BYTES)
@@ -97,7 +97,7 @@ class TlsTransport:
             self._owed[descriptor] = len(offer)
             raise BlockingIOError from error
         except ssl.SSLError:
-            # A peer may make a write wait for the rest of a message that it cut in pieces; nobody honest does.
+            # Only a hostile peer makes a write wait, for the rest of a message that it cut in pieces.
             self._break(descriptor)
             raise
         if self._owed:
@@ -105,10 +105,10 @@ class TlsTransport:
         return sent
 
     def receive(self, connection: transport.Connection, count: int, /) -> bytes:
-        """The next record's bytes, whatever the count: a part that is left inside TLS would wake nobody.
+        """The next record's bytes, whatever the count: epoll cannot see a part that is left inside TLS.
 
-        Nothing is read while bytes are owed: a key update is answered within the read, which fails if a record is in
-        the way.
+        Nothing is read while bytes are owed: OpenSSL answers a key update inside the read, which fails if a record is
+        in the way.
         """
         if connection.fileno() in self._owed:
             (number,) = _NUMBER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR, _NUMBER.size))
@@ -126,16 +126,16 @@ class TlsTransport:
             raise
 
     def owed(self, descriptor: int, /) -> int:
-        """Bytes that OpenSSL was offered and has not sent whole."""
+        """Bytes that OpenSSL was offered and has not sent completely."""
         return self._owed.get(descriptor, 0)
 
     def _break(self, descriptor: int) -> None:
-        """Nothing may be asked of this connection any more."""
+        """OpenSSL must not be called for this connection any more."""
         self._sockets.pop(descriptor, None)
         self._owed.pop(descriptor, None)
 
     def release(self, descriptor: int, /) -> bool:
-        """Says that no more will come, if it can be said, and forgets the descriptor; False while a step runs on it."""
+        """Sends the end of the stream if possible, and forgets the descriptor; False while a handshake step runs."""
         if descriptor in self.stepping:
             return False
         connection = self._sockets.pop(descriptor, None)

@@ -1,6 +1,6 @@
-"""How bytes get into a client's socket and out of it; a worker has one kind for all its clients.
+"""How bytes get into a client's socket and out of it: plain, or through TLS. A worker has one kind for all clients.
 
-Delivery and sessions know these few operations and not which kind it is.
+`Delivery` and `Connections` know these operations, and not which kind it is.
 """
 
 import os
@@ -11,22 +11,22 @@ from typing import Protocol
 _TCP_INFO_BYTES = 136
 _BYTES_ACKED = struct.Struct("=Q")
 _BYTES_ACKED_POSITION = 120
-"""Of tcpi_bytes_acked in struct tcp_info (Linux 4.1)."""
+"""Position of tcpi_bytes_acked in struct tcp_info (Linux 4.1)."""
 _TCP_INFO_WINDOW_BYTES = 232
 _WINDOW = struct.Struct("=I")
 _WINDOW_POSITION = 228
-"""Of tcpi_snd_wnd (Linux 5.4)."""
+"""Position of tcpi_snd_wnd (Linux 5.4)."""
 
 
 class Connection(Protocol):
-    """What is needed of a client's socket, which does not block."""
+    """What is needed of a client's non-blocking socket."""
 
     def fileno(self) -> int:
         """The descriptor."""
         ...
 
     def recv(self, count: int, /) -> bytes:
-        """Bytes that have come."""
+        """Bytes that have arrived."""
         ...
 
     def send(self, data: bytes, flags: int = 0, /) -> int:
@@ -51,14 +51,14 @@ class WriteFirst(BlockingIOError):
 
 
 class Transport(Protocol):
-    """Operations that do not wait: BlockingIOError says "not now", any other OSError "never again"."""
+    """Operations that never wait: BlockingIOError means "not now", any other OSError means "never again"."""
 
     def write(self, descriptor: int, data: bytes | memoryview, /) -> int:
         """Sends some of the bytes, from the first; returns how many."""
         ...
 
     def write_ahead(self, connection: Connection, data: bytes, /) -> int:
-        """The same for what goes before more: without that it may be held back for a while, some 200 ms."""
+        """The same for bytes that more will follow: without these, the kernel may hold them back for some 200 ms."""
         ...
 
     def send_file(self, descriptor: int, file_descriptor: int, position: int, count: int, /) -> int:
@@ -66,35 +66,35 @@ class Transport(Protocol):
         ...
 
     def receive(self, connection: Connection, count: int, /) -> bytes:
-        """Bytes that have come, empty at the end of the stream."""
+        """Bytes that have arrived; empty at the end of the stream."""
         ...
 
     def owed(self, descriptor: int, /) -> int:
-        """Bytes behind the last one sent that are sealed already: these and no others must be offered next."""
+        """Bytes after the last one sent that TLS has sealed: exactly these must be offered next."""
         ...
 
     def acked_bytes(self, connection: Connection, /) -> int:
-        """How much the peer's host has acknowledged since the connection began."""
+        """Bytes that the peer's host has acknowledged since the connection began."""
         ...
 
     def window_bytes(self, connection: Connection, /) -> int:
-        """How much more the peer's host has room for, as it last said; 0 if that is not known."""
+        """Bytes that the peer's host last had room for; 0 if that is not known."""
         ...
 
     def release(self, descriptor: int, /) -> bool:
-        """The connection is about to be closed: whether it may be now; if not, ask again soon."""
+        """Prepares the connection's close. False if it cannot be closed yet: ask again soon."""
         ...
 
 
 def kernel_acked_bytes(connection: Connection) -> int:
-    """What the kernel says of it."""
+    """As the kernel reports it."""
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
     acked: int = _BYTES_ACKED.unpack_from(info, _BYTES_ACKED_POSITION)[0]
     return acked
 
 
 def kernel_window_bytes(connection: Connection) -> int:
-    """What the kernel says of it; 0 from a kernel that is too old to say."""
+    """As the kernel reports it; 0 from a kernel that is too old."""
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_WINDOW_BYTES)
     if len(info) < _TCP_INFO_WINDOW_BYTES:
         return 0
@@ -103,7 +103,7 @@ def kernel_window_bytes(connection: Connection) -> int:
 
 
 class PlainTransport:
-    """The kernel's own calls, with nothing in between."""
+    """The kernel's own calls."""
 
     write = staticmethod(os.write)
     send_file = staticmethod(os.sendfile)
@@ -112,7 +112,7 @@ class PlainTransport:
 
     @staticmethod
     def write_ahead(connection: Connection, data: bytes, /) -> int:
-        """A packet less to send, and to wake the peer for: a tenth of a storm."""
+        """Saves a packet, for which the peer would be woken: a tenth of a storm's cost."""
         return connection.send(data, socket.MSG_MORE)
 
     @staticmethod

@@ -4,11 +4,12 @@ import os
 from collections.abc import Iterator
 from unittest import mock
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.state import catchup, cursor, log, store
+from cache.state import catchup, cursor, files, log, store
 from protocol import digest, encoding, formats, messages
 from protocol.native import codec, encoder, frames
 from protocol.typha import encoder as typha_encoder
@@ -37,7 +38,7 @@ def content(of: store.Store) -> dict[str, bytes]:
 
 def built(
     of: store.Store, from_sequence: int, *, by: encoding.Encoder = NATIVE, log_offset: int = 0
-) -> tuple[catchup.Block, bytes]:
+) -> tuple[files.BlockFile, bytes]:
     builder = catchup.BlockBuilder(by, of.changes_since(from_sequence), log_offset=log_offset)
     for _ in builder.steps():
         pass
@@ -70,19 +71,9 @@ class Reader:
         self.cursor.sequence = epoch
         self.cursor.needed_sequence = of.sequence
 
-    def take(self, block: catchup.Block, data: bytes, *, leaves_at: int | None = None) -> None:
+    def take(self, block: files.BlockFile, data: bytes, *, leaves_at: int | None = None) -> None:
         """Reads a whole block, or leaves it at a byte, and gets only what it takes along."""
-        file = cursor.BlockFile(
-            -1,
-            length=block.length,
-            from_sequence=block.from_sequence,
-            to_sequence=block.to_sequence,
-            cut_sequence=block.cut_sequence,
-            is_final=block.is_final,
-            log_offset=block.log_offset,
-            status=block.status,
-            frames=block.frames,
-        )
+        file = msgspec.structs.replace(block, descriptor=-1)
         self.cursor.become_reading(file)
         if leaves_at is not None:
             end, reached, _ = file.boundary_at(leaves_at)
@@ -97,7 +88,7 @@ class Reader:
         self.cursor.position = block.length
         self.cursor.become_waiting()
 
-    def read(self, block: catchup.Block, data: bytes) -> int:
+    def read(self, block: files.BlockFile, data: bytes) -> int:
         """Takes the updates of whole frames; the sequence behind them."""
         reached = block.from_sequence
         for message in read(data):

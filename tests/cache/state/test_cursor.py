@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cache.state import cursor, log
+from cache.state import cursor, files, log
 from protocol import encoding, reasons
 from protocol.messages import SyncStatus
 from tests.harness import channel_harness
@@ -41,14 +41,14 @@ def reader() -> Iterator[log.LogReader]:
     made.close()
 
 
-def snapshot_file(*, length: int = 100, log_offset: int = 4) -> cursor.SnapshotFile:
-    return cursor.SnapshotFile(-1, length=length, log_offset=log_offset, sequence=1, status=SyncStatus.IN_SYNC)
+def snapshot_file(*, length: int = 100, log_offset: int = 4) -> files.SnapshotFile:
+    return files.SnapshotFile(-1, length=length, log_offset=log_offset, sequence=1, status=SyncStatus.IN_SYNC)
 
 
 def block_file(
     from_sequence: int, to_sequence: int, cut_sequence: int, *, length: int = 50, log_offset: int = 10
-) -> cursor.BlockFile:
-    return cursor.BlockFile(
+) -> files.BlockFile:
+    return files.BlockFile(
         -1,
         length=length,
         from_sequence=from_sequence,
@@ -211,7 +211,7 @@ def test_block_by_block_back_to_the_log(reader: log.LogReader) -> None:
 
 
 @pytest.mark.parametrize("block", [block_file(0, 9, 9), block_file(2, 9, 9), block_file(1, 1, 1), block_file(1, 2, 2)])
-def test_a_block_that_does_not_fit_is_refused(block: cursor.BlockFile, reader: log.LogReader) -> None:
+def test_a_block_that_does_not_fit_is_refused(block: files.BlockFile, reader: log.LogReader) -> None:
     made = catching_up(reader)
     made.need(3)
     made.need(2)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterable
 from clients import connection, follow
 from loadtest.apiserver import resources as simulated
 from protocol import messages
-from tests.harness import served, support
+from tests.harness import served, worker_stand
 
 FEED = "felix"
 SETS = simulated.Resource("projectcalico.org", "v3", "globalnetworksets", "GlobalNetworkSet", False, custom=True)
@@ -97,8 +97,8 @@ async def test_agents_that_stop_reading_are_caught_up_on_their_connections(tmp_p
         async with following(address) as agents, following(address) as others:
             native, typha = agents[connection.Protocol.NATIVE], agents[connection.Protocol.TYPHA]
             everybody = [*others.values(), native, typha]
-            await support.eventually(lambda: agree(everybody, keys=100), seconds=served.TIMEOUT_SECONDS)
-            await support.eventually(lambda: all(agent.told == [IN_SYNC] for agent in everybody))
+            await worker_stand.eventually(lambda: agree(everybody, keys=100), seconds=served.TIMEOUT_SECONDS)
+            await worker_stand.eventually(lambda: all(agent.told == [IN_SYNC] for agent in everybody))
             for agent in (native, typha):
                 agent.may_read.clear()
             deadline = time.monotonic() + 60
@@ -114,8 +114,8 @@ async def test_agents_that_stop_reading_are_caught_up_on_their_connections(tmp_p
             change(cluster, "new", 1, nets=2)
             for agent in (native, typha):
                 agent.may_read.set()
-            await support.eventually(lambda: agree(everybody, keys=75), seconds=served.TIMEOUT_SECONDS)
-            await support.eventually(lambda: native.told == [IN_SYNC, CATCHING_UP, IN_SYNC])
+            await worker_stand.eventually(lambda: agree(everybody, keys=75), seconds=served.TIMEOUT_SECONDS)
+            await worker_stand.eventually(lambda: native.told == [IN_SYNC, CATCHING_UP, IN_SYNC])
             assert typha.told == [IN_SYNC]
             for agent in (native, typha):
                 assert len(agent.deleted) == 30

@@ -1,4 +1,4 @@
-"""Which group Calico's feeds come from, and what happens while the API server cannot tell."""
+"""Which API group Calico's feeds come from, and what happens while the API server does not answer."""
 
 import asyncio
 import json
@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cache.feeds.calico import syncers
+from tests.harness.hub_stand import LIMITS
 from tests.harness.scripted_server import ScriptedServer, session_to
 from typha import settings
 from typha.hub import bootstrap, hub
@@ -17,6 +18,7 @@ OTHERS = frozenset({"apps", "batch"})
 
 @pytest.fixture
 async def server() -> AsyncIterator[ScriptedServer]:
+    """An API server that answers by a script."""
     opened = ScriptedServer()
     await opened.start()
     yield opened
@@ -50,21 +52,18 @@ def test_the_feeds_that_may_come(value: str, count: int) -> None:
     assert len(bootstrap.awaited_names(settings.Settings(calico_feeds=value))) == count
 
 
-class Start:
-    """A hub without feeds, and what decides on Calico's."""
+class StartStand:
+    """A hub without feeds, and Calico's start, which adds some."""
 
     def __init__(self, *, calico_feeds: str = "auto", feeds_file: str = "") -> None:
         configured = settings.Settings(calico_feeds=calico_feeds, feeds_file=feeds_file, read_only=True)
-        self.hub = hub.Hub(
-            [],
-            awaited=bootstrap.awaited_names(configured),
-            log_budget_bytes=1 << 22,
-            segment_bytes=1 << 20,
-            build_snapshot=lambda _: None,
+        self.hub = hub.Hub([], LIMITS, awaited=bootstrap.awaited_names(configured))
+        self.calico = bootstrap.CalicoStart(
+            configured, self.hub, max_value_bytes=1 << 20, retry_seconds=0.01, look_seconds=0.01
         )
-        self.calico = bootstrap.CalicoStart(configured, self.hub, max_value_bytes=1 << 20)
 
     async def decide(self, server: ScriptedServer) -> None:
+        """Decides with a session of its own."""
         session = session_to(server)
         await session.start()
         try:
@@ -74,69 +73,71 @@ class Start:
 
 
 def groups(*names: str) -> bytes:
+    """The API server's list of groups."""
     return json.dumps({"groups": [{"name": name} for name in names]}).encode()
 
 
 @pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bootstrap, "_RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(bootstrap, "_LOOK_SECONDS", 0.01)
+def _no_group_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CALICO_API_GROUP", raising=False)
 
 
-async def test_an_api_server_that_is_away_is_asked_again(server: ScriptedServer) -> None:
+async def test_an_api_server_that_does_not_answer_is_asked_again(server: ScriptedServer) -> None:
     server.script = [
         server.body(b"starting", status=503),
         server.body(b"slowly", status=429),
         server.stream(then="abort"),
         server.body(groups(V3.group)),
     ]
-    start = Start()
-    await start.decide(server)
-    assert {type.group for type in start.calico.types} == {V3.group}
-    assert set(start.hub.feeds) == set(syncers.NAMES)
-    assert start.hub.awaited == ()
+    stand = StartStand()
+    await stand.decide(server)
+    assert {type.group for type in stand.calico.types} == {V3.group}
+    assert set(stand.hub.feeds) == set(syncers.NAMES)
+    assert stand.hub.awaited == ()
 
 
-async def test_an_api_server_that_refuses_to_tell_means_v1(server: ScriptedServer) -> None:
+async def test_v1_if_the_api_server_refuses_to_list_its_groups(server: ScriptedServer) -> None:
     server.script = [server.body(b"no", status=403)]
-    start = Start()
-    await start.decide(server)
-    assert {type.group for type in start.calico.types} == {V1.group}
+    stand = StartStand()
+    await stand.decide(server)
+    assert {type.group for type in stand.calico.types} == {V1.group}
 
 
-async def test_a_group_that_is_named_needs_no_list(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_configured_group_needs_no_list(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALICO_API_GROUP", V3.value)
-    start = Start()
-    await start.decide(server)
-    assert {type.group for type in start.calico.types} == {V3.group}
+    stand = StartStand()
+    await stand.decide(server)
+    assert {type.group for type in stand.calico.types} == {V3.group}
     assert server.requests == []
 
 
 @pytest.mark.parametrize(
     ("value", "listed", "is_on"), [("auto", (), False), ("auto", (V1.group,), True), ("true", (), True)]
 )
-async def test_beside_a_feeds_file(server: ScriptedServer, value: str, listed: tuple[str, ...], *, is_on: bool) -> None:
+async def test_calico_feeds_beside_a_feeds_file(
+    server: ScriptedServer, value: str, listed: tuple[str, ...], *, is_on: bool
+) -> None:
     server.script = [server.body(groups(*listed))]
-    start = Start(calico_feeds=value, feeds_file="feeds.yaml")
-    await start.decide(server)
-    assert start.hub.names == (list(syncers.NAMES) if is_on else [])
-    assert bool(start.calico.types) is is_on
+    stand = StartStand(calico_feeds=value, feeds_file="feeds.yaml")
+    await stand.decide(server)
+    assert stand.hub.names == (list(syncers.NAMES) if is_on else [])
+    assert bool(stand.calico.types) is is_on
 
 
-async def test_nothing_is_asked_when_switched_off(server: ScriptedServer) -> None:
-    start = Start(calico_feeds="false")
-    await start.decide(server)
-    assert start.hub.names == []
+async def test_no_request_when_the_feeds_are_off(server: ScriptedServer) -> None:
+    stand = StartStand(calico_feeds="false")
+    await stand.decide(server)
+    assert stand.hub.names == []
     assert server.requests == []
 
 
 async def test_waits_until_no_more_types_come(server: ScriptedServer) -> None:
-    start = Start(calico_feeds="true")
+    stand = StartStand(calico_feeds="true")
     server.script = [server.body(groups())]
-    await start.decide(server)
+    await stand.decide(server)
 
     def types(*names: str) -> bytes:
+        """The API server's list of a group's resources."""
         return json.dumps({"resources": [{"name": name} for name in names]}).encode()
 
     session = session_to(server)
@@ -145,7 +146,7 @@ async def test_waits_until_no_more_types_come(server: ScriptedServer) -> None:
     answers += [server.body(types("tiers", "ippools"))] * 3
     server.script = [*answers, server.body(b"", status=500)]
     try:
-        await asyncio.wait_for(start.calico.installed(session), 10)
+        await asyncio.wait_for(stand.calico.installed(session), 10)
     finally:
         await session.close()
     assert len(server.script) == 1

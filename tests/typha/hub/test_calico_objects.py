@@ -1,4 +1,4 @@
-"""What is created at start, and what is left alone."""
+"""Which of Calico's objects are created or changed at start."""
 
 import json
 import re
@@ -18,6 +18,7 @@ V1, V3 = syncers.Group.V1, syncers.Group.V3
 
 @pytest.fixture
 async def server() -> AsyncIterator[ScriptedServer]:
+    """An API server that answers by a script."""
     opened = ScriptedServer()
     await opened.start()
     yield opened
@@ -25,16 +26,21 @@ async def server() -> AsyncIterator[ScriptedServer]:
 
 
 @pytest.fixture
-async def session(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[api.KubeApi]:
-    monkeypatch.setattr(calico_objects, "_RETRY_SECONDS", 0.01)
+async def session(server: ScriptedServer) -> AsyncIterator[api.KubeApi]:
+    """A session with the server."""
     opened = session_to(server)
     await opened.start()
     yield opened
     await opened.close()
 
 
+async def ensure(session: api.KubeApi, group: syncers.Group) -> None:
+    """The same as at start, with short pauses between attempts."""
+    await calico_objects.ensure(session, group, retry_seconds=0.01)
+
+
 class Store:
-    """An API server's objects by path; some statuses can be forced."""
+    """The objects of an API server, by path. The next answers have the statuses in `forced`, if there are any."""
 
     def __init__(self, server: ScriptedServer) -> None:
         self.objects: dict[str, dict[str, object]] = {}
@@ -43,6 +49,7 @@ class Store:
         server.script = [self.answer] * 40
 
     async def answer(self, request: web.Request) -> web.Response:
+        """Reads or writes an object."""
         if self.forced:
             return web.json_response({}, status=self.forced.pop(0))
         if request.method == "GET":
@@ -56,11 +63,11 @@ class Store:
 
 
 @pytest.mark.parametrize("group", [V1, V3])
-async def test_creates_what_is_missing_and_then_nothing(
+async def test_missing_objects_are_created_once(
     server: ScriptedServer, session: api.KubeApi, group: syncers.Group
 ) -> None:
     store = Store(server)
-    await calico_objects.ensure(session, group)
+    await ensure(session, group)
     names = [path.rpartition(f"/apis/{group.value}/")[2] for path in store.objects]
     assert names == ["clusterinformations/default", "tiers/default", "tiers/kube-admin", "tiers/kube-baseline"]
     information = next(iter(store.objects.values()))
@@ -73,7 +80,7 @@ async def test_creates_what_is_missing_and_then_nothing(
     assert ("annotations" in metadata) is (group is V1)
     spec["clusterGUID"] = "x"
     store.writes.clear()
-    await calico_objects.ensure(session, group)
+    await ensure(session, group)
     assert store.writes == []
 
 
@@ -89,7 +96,7 @@ async def test_creates_what_is_missing_and_then_nothing(
         ),
     ],
 )
-def test_only_what_lacks_is_filled_in(spec: dict[str, object], changes: dict[str, object]) -> None:
+def test_only_missing_members_are_added(spec: dict[str, object], changes: dict[str, object]) -> None:
     assert calico_objects.filled_in({**spec, "clusterGUID": "g", "more": 1}) == {
         **spec,
         "clusterGUID": "g",
@@ -98,29 +105,29 @@ def test_only_what_lacks_is_filled_in(spec: dict[str, object], changes: dict[str
     }
 
 
-async def test_a_conflict_is_tried_again(server: ScriptedServer, session: api.KubeApi) -> None:
+async def test_a_conflict_is_retried(server: ScriptedServer, session: api.KubeApi) -> None:
     store = Store(server)
     store.forced = [404, 409, 503]
-    await calico_objects.ensure(session, V3)
+    await ensure(session, V3)
     assert len(store.objects) == 4
 
 
-async def test_not_being_allowed_is_one_warning(server: ScriptedServer, session: api.KubeApi) -> None:
+async def test_missing_permissions_are_one_warning(server: ScriptedServer, session: api.KubeApi) -> None:
     store = Store(server)
     store.forced = [404, 403, 403]
     with testing.capture_logs() as lines:
-        await calico_objects.ensure(session, V3)
+        await ensure(session, V3)
     [warning] = [line for line in lines if line["log_level"] == "warning"]
     assert "POST /apis/projectcalico.org/v3/clusterinformations" in warning["denied"]
     assert "GET /apis/projectcalico.org/v3/tiers/default" in warning["denied"]
     assert len(store.objects) == 2
 
 
-async def test_what_cannot_be_done_is_named_and_left(server: ScriptedServer, session: api.KubeApi) -> None:
+async def test_a_failure_is_logged_and_the_others_are_created(server: ScriptedServer, session: api.KubeApi) -> None:
     store = Store(server)
     store.objects["/apis/projectcalico.org/v3/clusterinformations/default"] = {"spec": "no object"}
     store.forced = [200, 422]
     with testing.capture_logs() as lines:
-        await calico_objects.ensure(session, V3)
+        await ensure(session, V3)
     assert any("422" in str(line.get("error")) for line in lines)
     assert json.dumps(sorted(store.writes)).count("tiers") == 3

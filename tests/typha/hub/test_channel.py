@@ -1,48 +1,64 @@
 """A channel of the hub: what it appends, and when it wants a snapshot."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 
 from cache.feeds import feed
+from cache.state import log
 from protocol import messages
 from protocol.native import encoder
-from tests.harness import support
-from typha.hub.channel import SNAPSHOT_LOG_BYTES_MIN, SNAPSHOT_LOG_SHARE, Appended, HubChannel
+from tests.harness import worker_stand
+from typha.hub import policy
+from typha.hub.channel import HubChannel
 
-BUDGET = 1 << 24
+BUDGET_BYTES = 1 << 24
+LIMITS = policy.HubPolicy(log_budget_bytes=BUDGET_BYTES, segment_bytes=1 << 16)
+
+OpenChannel = Callable[[policy.HubPolicy], HubChannel]
 
 
 @pytest.fixture
 def source() -> feed.RawFeed:
     """A feed in sync."""
-    one = support.raw_feed()
-    one.set_status(support.PODS, messages.SyncStatus.IN_SYNC)
+    one = worker_stand.raw_feed()
+    one.set_status(worker_stand.PODS, messages.SyncStatus.IN_SYNC)
     one.take()
     return one
 
 
 @pytest.fixture
-def channel(source: feed.RawFeed) -> Iterator[HubChannel]:
-    """Its channel."""
-    before = support.open_descriptors()
-    one = HubChannel(7, source, encoder.NativeEncoder(), segment_bytes=1 << 16)
-    yield one
-    one.close()
-    assert support.open_descriptors() == before
+def open_channel(source: feed.RawFeed) -> Iterator[OpenChannel]:
+    """Opens channels of the feed with limits of the test; when it ends, no descriptor may be left."""
+    before = worker_stand.open_descriptors()
+    with contextlib.ExitStack() as stack:
+
+        def open_one(limits: policy.HubPolicy) -> HubChannel:
+            return stack.enter_context(contextlib.closing(HubChannel(7, source, encoder.NativeEncoder(), limits)))
+
+        yield open_one
+    assert worker_stand.open_descriptors() == before
 
 
-def append(channel: HubChannel, *contents: tuple[str, object]) -> Appended:
-    """A batch of objects."""
+@pytest.fixture
+def channel(open_channel: OpenChannel) -> HubChannel:
+    """A channel with the default limits."""
+    return open_channel(LIMITS)
+
+
+def append(channel: HubChannel, *contents: tuple[str, object]) -> list[log.Segment]:
+    """Appends a batch of objects; returns the segments that were begun for it."""
     for name, content in contents:
-        channel.feed.apply(support.pod(name, content))
+        channel.feed.apply(worker_stand.pod(name, content))
     batch = channel.feed.take()
     assert batch is not None
     return channel.append(batch)
 
 
 def snapshot(channel: HubChannel) -> None:
-    """A new snapshot, made in one go."""
+    """Builds a new snapshot at once."""
     builder = channel.begin_snapshot()
     for _ in builder.steps():
         assert channel.building
@@ -50,66 +66,72 @@ def snapshot(channel: HubChannel) -> None:
 
 
 def test_a_batch_is_appended_with_its_status(channel: HubChannel) -> None:
-    assert channel.key == (support.FEED, "native")
+    assert channel.key == (worker_stand.FEED, "native")
     assert channel.frames == 0
-    first = append(channel, ("a", 1), ("b", 2))
-    assert (len(first.segments), first.end, first.frames) == (1, channel.log.end, 1)
-    channel.feed.set_status(support.PODS, messages.SyncStatus.RESYNC)
-    second = append(channel, ("c", 3))
-    assert (second.segments, second.frames) == ([], 3)
+    assert len(append(channel, ("a", 1), ("b", 2))) == 1
+    assert channel.frames == 1
+    first_end = channel.log.end
+    assert first_end > 0
+    channel.feed.set_status(worker_stand.PODS, messages.SyncStatus.RESYNC)
+    assert append(channel, ("c", 3)) == []
+    assert channel.frames == 3
+    assert channel.log.end > first_end
     assert channel.log.sequence == channel.feed.store.sequence
 
 
 def test_large_batches_begin_segments(channel: HubChannel) -> None:
-    appended = append(channel, *((f"p{number}", "x" * 30_000) for number in range(20)))
-    assert len(appended.segments) == len(channel.log.segments) >= 1
+    segments = append(channel, *((f"p{number}", "x" * 30_000) for number in range(20)))
+    assert len(segments) == len(channel.log.segments) >= 1
     append(channel, *((f"p{number}", "y" * 30_000) for number in range(20)))
     assert len(channel.log.segments) >= 2
 
 
-def test_a_snapshot_is_wanted_first_then_by_the_log_behind_it(channel: HubChannel) -> None:
-    assert channel.wants_snapshot(log_budget_bytes=BUDGET)
+def test_the_first_snapshot_is_wanted_at_once_and_the_next_after_enough_log(channel: HubChannel) -> None:
+    assert channel.wants_snapshot()
     builder = channel.begin_snapshot()
-    assert not channel.wants_snapshot(log_budget_bytes=BUDGET)
+    assert not channel.wants_snapshot()
     for _ in builder.steps():
         pass
     channel.end_snapshot(builder.snapshot)
-    assert not channel.wants_snapshot(log_budget_bytes=BUDGET)
-    append(channel, ("a", "x" * (SNAPSHOT_LOG_BYTES_MIN - 5000)))
-    assert not channel.wants_snapshot(log_budget_bytes=BUDGET)
+    assert not channel.wants_snapshot()
+    append(channel, ("a", "x" * (LIMITS.snapshot_log_bytes_min - 5000)))
+    assert not channel.wants_snapshot()
     append(channel, ("b", "x" * 5000))
-    assert channel.wants_snapshot(log_budget_bytes=BUDGET)
+    assert channel.wants_snapshot()
     snapshot(channel)
-    assert not channel.wants_snapshot(log_budget_bytes=BUDGET)
+    assert not channel.wants_snapshot()
     assert channel.snapshots_built == 2
 
 
-def test_a_larger_snapshot_is_made_less_often(channel: HubChannel) -> None:
+@pytest.mark.parametrize(("budget_bytes", "wants"), [(BUDGET_BYTES, False), (BUDGET_BYTES // 64, True)])
+def test_large_snapshots_are_built_less_often_unless_the_budget_is_small(
+    open_channel: OpenChannel, budget_bytes: int, *, wants: bool
+) -> None:
+    channel = open_channel(msgspec.structs.replace(LIMITS, log_budget_bytes=budget_bytes))
     append(channel, *((f"p{number}", "x" * 100_000) for number in range(40)))
     snapshot(channel)
-    append(channel, ("a", "x" * (SNAPSHOT_LOG_BYTES_MIN + 5000)))
-    assert not channel.wants_snapshot(log_budget_bytes=BUDGET)
-    assert channel.wants_snapshot(log_budget_bytes=BUDGET // 64)  # a small budget asks for them sooner
+    append(channel, ("a", "x" * (LIMITS.snapshot_log_bytes_min + 5000)))
+    assert channel.wants_snapshot() is wants
 
 
-def test_a_snapshot_that_nobody_took_is_made_anew_less_often(channel: HubChannel) -> None:
+def test_a_snapshot_that_no_client_took_is_replaced_less_often(channel: HubChannel) -> None:
     append(channel, *((f"p{number}", "x" * 40_000) for number in range(30)))
     snapshot(channel)
     assert channel.snapshot is not None
-    quarter = int(channel.snapshot.length * SNAPSHOT_LOG_SHARE)
+    quarter = int(channel.snapshot.length * LIMITS.snapshot_log_share)
     append(channel, ("a", "x" * quarter))
-    assert not channel.wants_snapshot(log_budget_bytes=BUDGET)
+    assert not channel.wants_snapshot()
     channel.note_newcomers(1)
-    assert channel.wants_snapshot(log_budget_bytes=BUDGET)
+    assert channel.wants_snapshot()
     snapshot(channel)
-    channel.note_newcomers(1)  # no news
+    channel.note_newcomers(1)  # the same total: there are no newcomers
     append(channel, ("b", "x" * (quarter * 2)))
-    assert not channel.wants_snapshot(log_budget_bytes=BUDGET)
+    assert not channel.wants_snapshot()
     append(channel, ("c", "x" * (quarter * 3)))
-    assert channel.wants_snapshot(log_budget_bytes=BUDGET)
+    assert channel.wants_snapshot()
 
 
-def test_the_log_behind_the_newest_snapshot_stays(channel: HubChannel) -> None:
+def test_the_log_after_the_newest_snapshot_stays(channel: HubChannel) -> None:
     append(channel, ("a", "x" * 70_000))
     assert channel.trim_limit(1 << 40) == channel.log.start == 0
     snapshot(channel)

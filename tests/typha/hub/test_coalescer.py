@@ -6,112 +6,124 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.harness import worker_stand
+from tests.harness.hub_stand import LIMITS
 from typha import clock
-from typha.hub import coalescer
+from typha.hub import hub, worker_link
 
 _START = 1000.0
 pytestmark = pytest.mark.looptime(start=_START)
 
 
-class Bench:
-    """A gathering, on the loop's virtual time, whose workers are busy when the test says so."""
+class BusyWorkers(worker_link.WorkerLinks):
+    """No workers, and as many publishes under way as the test says."""
 
-    def __init__(self) -> None:
-        self.coalescer = coalescer.Coalescer(lambda: self.under_way, self._publish)
-        self.under_way = 0
-        self.published: list[float] = []
+    under_way = 0
 
     @property
-    def now(self) -> float:
-        """Seconds since the start."""
-        return round(asyncio.get_running_loop().time() - _START, 6)
+    def publishes_under_way(self) -> int:
+        """The number that the test has set."""
+        return self.under_way
 
-    def _publish(self) -> None:
-        self.published.append(self.now)
-        self.coalescer.published()
 
-    def batch(self, waiting: int = 1) -> None:
-        """The end of a batch, as the hub does it."""
-        if self.coalescer.is_due(waiting):
-            self._publish()
+class CoalescerStand(hub.Hub):
+    """A hub on the loop's virtual time that notes when it publishes."""
+
+    def __init__(self) -> None:
+        super().__init__([worker_stand.raw_feed()], LIMITS)
+        self.workers = self.busy = BusyWorkers()
+        self.published: list[float] = []
+        """In seconds since the start."""
+
+    def commit(self) -> None:
+        """Notes the time."""
+        super().commit()
+        self.published.append(round(asyncio.get_running_loop().time() - _START, 6))
+
+    def batch(self, updates: int = 1) -> None:
+        """A batch from a watcher."""
+        for number in range(updates):
+            self.apply(worker_stand.pod(f"p{number}"))
+        self.batch_end()
 
 
 @pytest.fixture
-async def bench() -> AsyncIterator[Bench]:
-    """With its task running."""
+async def stand() -> AsyncIterator[CoalescerStand]:
+    """A hub whose coalescing runs."""
     loop = asyncio.get_running_loop()
     with clock.replaced(monotonic=loop.time, time_ns=lambda: 0):
-        made = Bench()
-        running = asyncio.create_task(made.coalescer.run(), name="gathering")
-        yield made
+        opened = CoalescerStand()
+        running = asyncio.create_task(opened.run_coalescing(), name="coalescing")
+        yield opened
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await running
+        opened.close()
 
 
-async def test_nothing_waits_while_workers_are_idle(bench: Bench) -> None:
+async def test_updates_leave_at_once_while_workers_are_idle(stand: CoalescerStand) -> None:
     for _ in range(5):
-        bench.batch()
+        stand.batch()
         await asyncio.sleep(0.001)
-    assert bench.published == [0.0, 0.001, 0.002, 0.003, 0.004]
-    assert bench.coalescer.since == 0.0
+    assert stand.published == [0.0, 0.001, 0.002, 0.003, 0.004]
+    assert stand.coalescer.since == 0.0
 
 
-async def test_what_comes_first_while_workers_send_goes_round_with_it(bench: Bench) -> None:
-    bench.under_way = 1
-    bench.batch()
-    bench.under_way = 2
-    bench.batch()
+async def test_the_first_updates_leave_while_workers_send_and_the_next_ones_wait(stand: CoalescerStand) -> None:
+    stand.busy.under_way = 1
+    stand.batch()
+    stand.busy.under_way = 2
+    stand.batch()
     await asyncio.sleep(0.0105)
-    bench.under_way = 1  # not all of it is sent, but a worker that was busy longer is done
+    stand.busy.under_way = 1  # not everything is sent, but the busiest worker has finished one publish
     await asyncio.sleep(0.01)
-    assert bench.published == [0.0, 0.011]
+    assert stand.published == [0.0, 0.011]
 
 
-async def test_what_comes_while_workers_send_leaves_together_soon_after(bench: Bench) -> None:
-    bench.coalescer.note_clients(2_000)  # looks each 8 ms
-    bench.under_way = 2
-    for waiting in range(1, 6):
-        bench.batch(waiting)
+async def test_updates_that_come_while_workers_send_leave_together_soon_after(stand: CoalescerStand) -> None:
+    stand.coalescer.note_clients(2_000)  # checks every 8 ms
+    stand.busy.under_way = 2
+    for _ in range(5):
+        stand.batch()
         await asyncio.sleep(0.005)
-    bench.under_way = 0
-    assert bench.published == []
+    stand.busy.under_way = 0
+    assert stand.published == []
     await asyncio.sleep(0.1)
-    assert bench.published == [0.032]
+    assert stand.published == [0.032]
 
 
-async def test_the_next_batch_does_not_wait_for_a_look(bench: Bench) -> None:
-    bench.coalescer.note_clients(5_000)
-    bench.under_way = 2
-    bench.batch()
+async def test_the_next_batch_does_not_wait_for_a_check(stand: CoalescerStand) -> None:
+    stand.coalescer.note_clients(5_000)
+    stand.busy.under_way = 2
+    stand.batch()
     await asyncio.sleep(0.003)
-    bench.under_way = 0
-    bench.batch(2)
+    stand.busy.under_way = 0
+    stand.batch()
     await asyncio.sleep(1)
-    assert bench.published == [0.003]
+    assert stand.published == [0.003]
 
 
-async def test_nothing_waits_longer_than_a_tenth_of_a_second_for_busy_workers(bench: Bench) -> None:
-    bench.coalescer.note_clients(1_000_000)
-    bench.under_way = 2
-    bench.batch()
+async def test_updates_wait_a_tenth_of_a_second_at_most_for_busy_workers(stand: CoalescerStand) -> None:
+    stand.coalescer.note_clients(1_000_000)
+    stand.busy.under_way = 2
+    stand.batch()
     await asyncio.sleep(0.5)
-    assert bench.published == [pytest.approx(coalescer.GATHER_SECONDS_MAX, abs=0.021)]
-    bench.batch()  # waits from now, not from then
-    assert len(bench.published) == 1
+    assert stand.published == [pytest.approx(LIMITS.coalesce_seconds_max, abs=0.021)]
+    stand.batch()  # its time begins now
+    assert len(stand.published) == 1
     await asyncio.sleep(0.5)
-    assert len(bench.published) == 2
+    assert len(stand.published) == 2
 
 
-async def test_a_burst_does_not_pile_up(bench: Bench) -> None:
-    bench.under_way = 2
-    bench.batch(coalescer.UPDATES_MAX - 1)
-    assert bench.published == []
-    bench.batch(coalescer.UPDATES_MAX)
-    assert bench.published == [0.0]
+async def test_a_burst_does_not_pile_up(stand: CoalescerStand) -> None:
+    stand.busy.under_way = 2
+    stand.batch(LIMITS.coalesced_updates_max - 1)
+    assert stand.published == []
+    stand.batch()
+    assert stand.published == [0.0]
 
 
-async def test_a_batch_of_nothing_does_not_begin_to_wait(bench: Bench) -> None:
-    bench.under_way = 2
-    bench.batch(0)
-    assert bench.coalescer.since == 0.0
+async def test_an_empty_batch_does_not_begin_to_wait(stand: CoalescerStand) -> None:
+    stand.busy.under_way = 2
+    stand.batch(0)
+    assert stand.coalescer.since == 0.0

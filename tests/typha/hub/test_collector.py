@@ -1,23 +1,29 @@
-"""What the service says of itself, as of the hub's state."""
+"""What the service reports about itself, from the hub's state."""
 
 import pathlib
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
 
 from protocol import messages
 from protocol.reasons import DisconnectReason
-from tests.harness import support
+from tests.harness import worker_stand
+from tests.harness.hub_stand import LIMITS
 from tests.harness.served import FEED, Cluster
 from typha import service, settings
-from typha.observability import health, metrics_table
+from typha.hub import collector, supervisor
+from typha.ipc import link
+from typha.ipc import messages as ipc
+from typha.observability import health, loop_latency, metrics_table
 
+IDLE_SETTINGS = settings.Settings(workers=0)
 WAITING, RESYNC, IN_SYNC = messages.SyncStatus.WAITING, messages.SyncStatus.RESYNC, messages.SyncStatus.IN_SYNC
 
 
 @pytest.fixture
 async def idle(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> AsyncIterator[service.Service]:
-    """A service that does not run: its hub is told by the test."""
+    """A service that does not run: the test feeds its hub."""
     configured = settings.Settings(
         server_port=-1,
         server_host="127.0.0.1",
@@ -32,18 +38,19 @@ async def idle(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> AsyncI
 
 
 def is_ready(one: service.Service) -> bool:
+    """Whether the readiness endpoint says so after a report."""
     one.collector.report(one.health)
     return one.health.readiness(0.0).status == 200
 
 
-async def test_ready_from_the_first_sync_on_whatever_becomes_of_the_api_server(idle: service.Service) -> None:
+async def test_ready_after_the_first_sync_whatever_happens_to_the_api_server(idle: service.Service) -> None:
     assert not is_ready(idle)
     for status in (WAITING, RESYNC):
-        idle.hub.status(support.PODS, status)
+        idle.hub.status(worker_stand.PODS, status)
         idle.hub.batch_end()
         assert not is_ready(idle)
     for status in (IN_SYNC, RESYNC, WAITING):
-        idle.hub.status(support.PODS, status)
+        idle.hub.status(worker_stand.PODS, status)
         idle.hub.batch_end()
         assert is_ready(idle)
         assert idle.health.liveness(0.0).status == 200
@@ -52,7 +59,7 @@ async def test_ready_from_the_first_sync_on_whatever_becomes_of_the_api_server(i
 
 
 async def test_not_ready_while_draining(idle: service.Service) -> None:
-    idle.hub.status(support.PODS, IN_SYNC)
+    idle.hub.status(worker_stand.PODS, IN_SYNC)
     idle.hub.batch_end()
     assert is_ready(idle)
     idle.stop("test")
@@ -60,12 +67,12 @@ async def test_not_ready_while_draining(idle: service.Service) -> None:
     assert idle.health.liveness(0.0).status == 200
 
 
-async def test_every_sample_stands_in_the_table(idle: service.Service) -> None:
+async def test_every_sample_is_in_the_table(idle: service.Service) -> None:
     known = {metric.name: metric for metric in metrics_table.METRICS}
-    idle.hub.apply(support.pod("a"))
-    idle.hub.status(support.PODS, IN_SYNC)
+    idle.hub.apply(worker_stand.pod("a"))
+    idle.hub.status(worker_stand.PODS, IN_SYNC)
     idle.hub.batch_end()
-    idle.hub.wanted(FEED, "native")
+    idle.hub.want_channel(FEED, "native")
     samples = idle.collector.samples()
     assert samples.keys() <= known.keys()
     for name, values in samples.items():
@@ -77,16 +84,25 @@ async def test_every_sample_stands_in_the_table(idle: service.Service) -> None:
     assert samples["typha_log_bytes"] == {(FEED, "native"): 0}
 
 
-async def test_the_dead_are_counted(idle: service.Service) -> None:
-    idle.workers.dead.add({"accepted": 4, "disconnects": {DisconnectReason.WORKER_DIED.value: 4}})
-    samples = idle.collector.samples()
+async def test_dead_workers_are_counted(idle: service.Service) -> None:
+    async def reports_and_ends(_: ipc.WorkerConfig, __: socket.socket, end: socket.socket) -> None:
+        counts = ipc.WorkerCounts(accepted=4)
+        link.Link(end, ipc.FOR_WORKER).send(ipc.Report(counts, active=4))
+
+    workers = supervisor.Supervisor(idle.hub, IDLE_SETTINGS, LIMITS, idle.listener, serve_embedded=reports_and_ends)
+    await workers.run()
+    longest_pause = loop_latency.Longest(0.0)
+    samples = collector.Collector(
+        IDLE_SETTINGS, idle.hub, workers, longest_pause=longest_pause, open_files_limit=1024
+    ).samples()
     assert samples["typha_connections_accepted"] == {(): 4}
-    assert samples["typha_disconnects_total"]["worker-died",] == 4
+    assert samples["typha_connections_active"] == {(): 0}
+    assert samples["typha_disconnects_total"][DisconnectReason.WORKER_DIED.value,] == 4
 
 
 @pytest.mark.parametrize("idle", ["auto"], indirect=True)
-async def test_not_ready_until_it_is_known_which_feeds_there_are(idle: service.Service) -> None:
-    idle.hub.status(support.PODS, IN_SYNC)
+async def test_not_ready_until_the_feeds_are_decided(idle: service.Service) -> None:
+    idle.hub.status(worker_stand.PODS, IN_SYNC)
     idle.hub.batch_end()
     assert not is_ready(idle)
     assert "felix-cache" in idle.health.readiness(0.0).body

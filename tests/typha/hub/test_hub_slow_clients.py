@@ -1,13 +1,14 @@
-"""The hub's part for slow clients: which deletions it remembers, what workers ask it for, and what it announces."""
+"""The hub's part for slow clients: which deletions it remembers, which blocks it sends, which statuses it announces."""
 
 from protocol import messages
-from tests.harness.hub_bench import Bench
-from tests.harness.support import PODS, build_snapshot, pod
+from tests.harness.hub_stand import HubStand
+from tests.harness.worker_stand import PODS, build_snapshot, pod
+from typha.ipc import messages as ipc
 
 IN_SYNC, RESYNC = messages.SyncStatus.IN_SYNC, messages.SyncStatus.RESYNC
 
 
-def test_deletions_that_no_client_needs_are_forgotten_after_a_while(bench: Bench) -> None:
+def test_deletions_that_no_client_needs_are_forgotten_after_a_while(bench: HubStand) -> None:
     worker = bench.add_worker()
     for number in range(100):
         bench.put(f"p{number}")
@@ -27,13 +28,13 @@ def test_deletions_that_no_client_needs_are_forgotten_after_a_while(bench: Bench
     bench.hub.look_after_channels()
     assert (content.tombstone_count, content.tombstone_floor) == (30, 120)
     worker.report(clients=1, min_offset=0, min_sequence=121)
-    bench.add_worker(2)  # which has said nothing yet
+    bench.add_worker(2)  # it has reported nothing yet
     for _ in range(20):
         bench.hub.look_after_channels()
     assert content.tombstone_floor == 120
 
 
-def test_deletions_are_not_kept_for_nobody(bench: Bench) -> None:
+def test_deletions_are_forgotten_if_there_are_no_clients(bench: HubStand) -> None:
     for number in range(20):
         bench.put(f"p{number}")
         bench.hub.delete(pod(f"p{number}"))
@@ -44,30 +45,32 @@ def test_deletions_are_not_kept_for_nobody(bench: Bench) -> None:
     assert (source.store.tombstone_count, source.store.tombstone_floor) == (0, source.store.sequence)
 
 
-def test_a_worker_asks_for_blocks_of_a_channel_that_is_there(bench: Bench) -> None:
+def test_a_worker_asks_for_blocks_of_an_open_channel(bench: HubStand) -> None:
     worker = bench.add_worker()
     channel = bench.open()
     for number in range(8):
         bench.put(f"p{number}")
     worker.hear()
-    worker.handle.publish(channel, 0.0)  # an end that waits for company
-    worker.link.send(["catch-up", channel.number, 5, 7])
-    worker.link.send(["catch-up", 77, 5, 7])  # a channel that was dropped: it will hear of that
-    worker.handle.hear()
+    worker.handle.publish(channel, 0.0)  # not flushed: it waits for other ends
+    worker.link.send(ipc.WantBlock(channel.number, 5, 7))
+    worker.link.send(ipc.WantBlock(77, 5, 7))  # a channel that was closed: the worker is about to hear it
+    bench.hub.hear(worker.handle)
     assert worker.broken == []
     for _ in bench.hub.catch_ups.steps():
         pass
-    ends, block = worker.hear()
-    assert (ends[0], ends[1][0][1]) == ("ends", channel.log.end)
-    assert block[:2] == ["block", channel.number]
-    assert (block[2]["from_sequence"], block[2]["to_sequence"], block[2]["log_offset"]) == (5, 8, channel.log.end)
-    for message in (["catch-up", channel.number, 7, 9], ["catch-up", channel.number, -1, 5]):
-        worker.link.send(message)
-        worker.handle.hear()
+    published, sent = worker.hear()
+    assert isinstance(published, ipc.Publish)
+    assert published.ends[0].end == channel.log.end
+    assert isinstance(sent, ipc.SendBlock)
+    assert sent.channel == channel.number
+    block = sent.block
+    assert (block.from_sequence, block.to_sequence, block.log_offset) == (5, 8, channel.log.end)
+    for message in (ipc.WantBlock(channel.number, 7, 9), ipc.WantBlock(channel.number, -1, 5)):
+        worker.say(message)
     assert len(worker.broken) == 2
 
 
-def test_statuses_are_announced_one_by_one_before_they_are_published(bench: Bench) -> None:
+def test_statuses_are_announced_one_by_one_before_they_are_published(bench: HubStand) -> None:
     worker = bench.add_worker()
     channel = bench.open()
     worker.hear()
@@ -75,9 +78,9 @@ def test_statuses_are_announced_one_by_one_before_they_are_published(bench: Benc
         bench.hub.status(PODS, status)
         bench.hub.commit()
     heard = worker.hear()
-    told = [message for message in heard if message[0] == "status"]
-    assert [message[3] for message in told] == [RESYNC, IN_SYNC]
-    assert [message[2] for message in told][-1] == channel.log.status_offset
-    assert heard.index(told[0]) < [message[0] for message in heard].index("ends")
+    noted = [message for message in heard if isinstance(message, ipc.NoteStatus)]
+    assert [message.status for message in noted] == [RESYNC, IN_SYNC]
+    assert noted[-1].offset == channel.log.status_offset
+    assert heard.index(noted[0]) < [type(message) for message in heard].index(ipc.Publish)
     later = bench.add_worker(2)
-    assert ["status", channel.number, channel.log.status_offset, IN_SYNC] in later.hear()
+    assert ipc.NoteStatus(channel.number, channel.log.status_offset, IN_SYNC) in later.hear()

@@ -1,4 +1,4 @@
-"""Each object that is refused is named, unless there are very many."""
+"""The log names each rejected object; after a hundred lines a minute it only counts."""
 
 from structlog import testing
 
@@ -7,10 +7,11 @@ from typha.hub import rejection_log
 
 
 def refusal(number: int, *, is_carried: bool = False) -> feed.Refusal:
+    """The rejection of one object."""
     return feed.Refusal("felix", f"/core/v1/pods/default/p{number}", "bad-ip", "not an IP", is_carried)
 
 
-def test_each_is_named_and_very_many_are_counted() -> None:
+def test_objects_are_named_up_to_a_limit_and_then_counted() -> None:
     now = 5.0
     log = rejection_log.RejectionLog(lambda: now)
     with testing.capture_logs() as lines:

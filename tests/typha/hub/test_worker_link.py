@@ -1,135 +1,142 @@
-"""One worker as the hub sees it: what it says, and what breaks its link."""
+"""One worker as the hub sees it: what it reports, and what breaks its link."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.harness import support
-from typha.hub import worker_link
-from typha.ipc import link
+from tests.harness import worker_stand
+from tests.harness.hub_stand import LIMITS
+from typha.hub import hub, worker_link
+from typha.ipc import link, messages
 
 
-class Asked:
-    """The hub's side."""
+class RecordingHub(hub.Hub):
+    """A hub that keeps what a worker asks for."""
 
     def __init__(self) -> None:
-        self.wishes: list[tuple[str, str]] = []
-        self.stale_channels: list[tuple[int, int]] = []
-        self.blocks: list[tuple[int, int, int, int]] = []
+        super().__init__([], LIMITS)
+        self.wanted_channels: list[tuple[str, str]] = []
+        self.wanted_snapshots: list[tuple[int, int]] = []
+        """(worker, channel) of each request."""
+        self.wanted_blocks: list[tuple[int, messages.WantBlock]] = []
+        """(worker, request)."""
 
-    def wanted(self, feed: str, wire_format: str) -> None:
-        """Remembers the wish."""
-        if feed == "unknown":
-            raise KeyError(feed)
-        self.wishes.append((feed, wire_format))
+    def want_channel(self, feed_name: str, wire_format: str) -> None:
+        """Keeps the request; raises KeyError for one name."""
+        if feed_name == "unknown":
+            raise KeyError(feed_name)
+        self.wanted_channels.append((feed_name, wire_format))
 
-    def stale(self, worker: worker_link.WorkerLink, channel: int) -> None:
-        """Remembers who waits for what."""
-        self.stale_channels.append((worker.number, channel))
+    def want_snapshot(self, worker: worker_link.WorkerLink, number: int) -> None:
+        """Keeps the request."""
+        self.wanted_snapshots.append((worker.number, number))
 
-    def block_wanted(
-        self, worker: worker_link.WorkerLink, channel: int, from_sequence: int, needed_sequence: int
-    ) -> None:
-        """Remembers who asked for what."""
-        if needed_sequence < from_sequence:
-            raise ValueError(needed_sequence)
-        self.blocks.append((worker.number, channel, from_sequence, needed_sequence))
+    def want_block(self, worker: worker_link.WorkerLink, request: messages.WantBlock) -> None:
+        """Keeps the request; raises ValueError for an impossible one."""
+        if request.needed_sequence < request.from_sequence:
+            raise ValueError(request.needed_sequence)
+        self.wanted_blocks.append((worker.number, request))
 
 
-class Ends:
-    """A handle, the worker's end of the link, and what was called."""
+class LinkStand:
+    """A hub, its handle of a worker, the worker's end of the link, and the calls that the handle makes."""
 
     def __init__(self) -> None:
         ours, theirs = link.pair()
-        self.asked = Asked()
+        self.hub = RecordingHub()
         self.broken: list[Exception] = []
         self.watching: list[bool] = []
-        self.handle = worker_link.WorkerLink(3, link.Link(ours), self.asked, self.broken.append, self.watching.append)
-        self.worker = link.Link(theirs)
+        self.handle = worker_link.WorkerLink(3, ours, self.broken.append, self.watching.append)
+        self.worker = link.Link(theirs, messages.FOR_WORKER)
 
-    def say(self, *message: object) -> None:
-        """The worker says it, the hub hears it."""
+    def hear(self) -> None:
+        """The hub takes what the worker has sent."""
+        self.hub.hear(self.handle)
+
+    def say(self, message: object) -> None:
+        """The worker sends a message, and the hub takes it."""
         self.worker.send(message)
-        self.handle.hear()
+        self.hear()
 
 
 @pytest.fixture
-def ends() -> Iterator[Ends]:
-    """Both ends; no descriptor may be left."""
-    before = support.open_descriptors()
-    opened = Ends()
+def stand() -> Iterator[LinkStand]:
+    """Both ends; when the test ends, no descriptor may be left."""
+    before = worker_stand.open_descriptors()
+    opened = LinkStand()
     yield opened
     opened.handle.link.close()
     opened.worker.close()
-    assert support.open_descriptors() == before
+    assert worker_stand.open_descriptors() == before
 
 
-def test_what_a_worker_says(ends: Ends) -> None:
-    handle = ends.handle
-    assert (handle.ready, handle.active, handle.channel_report(1)) == (False, 0, {})
-    ends.say("ready", 3)
-    ends.say("want", "web", "native")
-    ends.say("stale", 1)
-    ends.say("catch-up", 1, 40, 45)
-    ends.say("trimmed", 1, 100)
-    ends.say("stats", {"active": 5, "channels": {1: {"clients": 4}}})
-    ends.say("histograms", "web", {"typha_kvs_per_msg": [1, 1]})
+def test_messages_of_a_worker(stand: LinkStand) -> None:
+    handle = stand.handle
+    assert (handle.ready, handle.report.active, handle.report.channels) == (False, 0, {})
+    report = messages.ChannelReport(clients=4)
+    stand.say(messages.Ready())
+    stand.say(messages.WantChannel("web", "native"))
+    stand.say(messages.WantSnapshot(1))
+    stand.say(messages.WantBlock(1, 40, 45))
+    stand.say(messages.Report(messages.WorkerCounts(), active=5, channels={1: report}))
+    stand.say(messages.ReportHistograms("web", {"typha_kvs_per_msg": [1, 1]}))
     assert handle.ready
-    assert ends.asked.blocks == [(3, 1, 40, 45)]
-    assert ends.asked.wishes == [("web", "native")]
-    assert ends.asked.stale_channels == [(3, 1)]
-    assert handle.active == 5
-    assert handle.channel_report(1) == {"clients": 4}
-    assert handle.channel_report(2) == {}
-    ends.say("stats", {"active": 6, "channels": {}})
-    assert handle.report["histograms"] == {"web": {"typha_kvs_per_msg": [1, 1]}}
-    assert ends.broken == []
+    assert stand.hub.wanted_blocks == [(3, messages.WantBlock(1, 40, 45))]
+    assert stand.hub.wanted_channels == [("web", "native")]
+    assert stand.hub.wanted_snapshots == [(3, 1)]
+    assert handle.report.active == 5
+    assert handle.report.channels == {1: report}
+    stand.say(messages.Report(messages.WorkerCounts(), active=6))
+    assert (handle.report.active, handle.report.channels) == (6, {})
+    assert handle.histograms == {"web": {"typha_kvs_per_msg": [1, 1]}}
+    assert stand.broken == []
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        *(("sing",), ("stats", 5), ("want", "unknown", "native"), ("want", 1, 2), (), ("ready", 1, 2)),
-        *(("catch-up", 1, 2), ("catch-up", 1, 2, "3"), ("catch-up", 1, 5, 4), ("catch-up", None, 4, 5)),
+        *(["Sing"], ["Report", 5], ["WantChannel", "unknown", "native"], ["WantChannel", 1, 2], [], ["Ready", 1, 2]),
+        *(["WantBlock", 1, 2], ["WantBlock", 1, 2, "3"], ["WantBlock", 1, 5, 4], ["WantBlock", None, 4, 5]),
     ],
 )
-def test_a_worker_that_cannot_be_understood_is_broken(ends: Ends, message: tuple[object, ...]) -> None:
-    ends.say(*message)
-    assert len(ends.broken) == 1
+def test_a_worker_whose_message_cannot_be_understood_is_broken(stand: LinkStand, message: list[object]) -> None:
+    stand.say(message)
+    assert len(stand.broken) == 1
 
 
-def test_bytes_that_are_no_message_break_the_link(ends: Ends) -> None:
-    ends.worker.socket.send(b"\xc1")
-    ends.handle.hear()
-    assert len(ends.broken) == 1
+def test_bytes_that_are_no_message_break_the_link(stand: LinkStand) -> None:
+    stand.worker.socket.send(b"\xc1")
+    stand.hear()
+    assert len(stand.broken) == 1
 
 
-def test_a_dead_worker_is_broken_whatever_is_done_with_it(ends: Ends) -> None:
-    ends.worker.close()
-    ends.handle.hear()
-    ends.handle.tell(["share", 5])
-    ends.handle.flush()
-    assert {type(error) for error in ends.broken} == {link.LinkBroken}
+def test_every_use_of_a_dead_worker_reports_it_as_broken(stand: LinkStand) -> None:
+    stand.worker.close()
+    stand.hear()
+    stand.handle.send(messages.LimitConnections(5))
+    stand.handle.flush()
+    assert {type(error) for error in stand.broken} == {link.LinkBroken}
 
 
-def test_what_was_said_before_death_is_heard(ends: Ends) -> None:
-    ends.worker.send(["stats", {"active": 9}])
-    ends.worker.close()
-    ends.handle.hear()
-    assert ends.handle.active == 9
-    assert ends.broken
+def test_messages_that_a_worker_sent_before_its_death_are_heard(stand: LinkStand) -> None:
+    stand.worker.send(messages.Report(messages.WorkerCounts(), active=9))
+    stand.worker.close()
+    stand.hear()
+    assert stand.handle.report.active == 9
+    assert stand.broken
 
 
-def test_a_full_link_asks_to_be_flushed(ends: Ends) -> None:
-    number = 0
-    while not ends.watching:
-        ends.handle.tell(["fill", number, "x" * 1000])
-        number += 1
-    ends.handle.tell(["last"])
-    heard: list[object] = []
-    while ends.watching == [True]:
-        heard += [message[0] for message, _ in ends.worker.receive()]
-        ends.handle.flush()
-    heard += [message[0] for message, _ in ends.worker.receive()]
-    assert ends.watching == [True, False]
-    assert heard == ["fill"] * number + ["last"]
+def test_a_full_link_asks_to_be_flushed(stand: LinkStand) -> None:
+    sent: list[messages.ToWorker] = []
+    while not stand.watching:
+        sent.append(messages.WithdrawFeeds([str(len(sent)), "x" * 1000]))
+        stand.handle.send(sent[-1])
+    sent.append(messages.CloseChannel(1))
+    stand.handle.send(sent[-1])
+    heard: list[messages.ToWorker] = []
+    while stand.watching == [True]:
+        heard += [message for message, _ in stand.worker.receive()]
+        stand.handle.flush()
+    heard += [message for message, _ in stand.worker.receive()]
+    assert stand.watching == [True, False]
+    assert heard == sent

@@ -3,28 +3,35 @@
 import array
 import contextlib
 import os
+import resource
 import socket
 from collections.abc import Iterator
+from typing import TypeAlias
 
+import msgspec
 import pytest
 
-from tests.harness import support
+from tests.harness import worker_stand
 from typha.ipc import link as ipc
+from typha.ipc import messages
+
+AnyLink: TypeAlias = "ipc.Link[list[object]]"
+Ends: TypeAlias = tuple[AnyLink, AnyLink]
 
 
 @pytest.fixture
-def links() -> Iterator[tuple[ipc.Link, ipc.Link]]:
-    """Two ends; whatever a test does with them, no descriptor may be left."""
-    before = support.open_descriptors()
-    hub, worker = (ipc.Link(end) for end in ipc.pair())
+def links() -> Iterator[Ends]:
+    """Two ends that take any list for a message; when the test ends, no descriptor may be left."""
+    before = worker_stand.open_descriptors()
+    hub, worker = (ipc.Link(end, msgspec.msgpack.Decoder(list[object])) for end in ipc.pair())
     yield hub, worker
     hub.close()
     worker.close()
-    assert support.open_descriptors() == before
+    assert worker_stand.open_descriptors() == before
 
 
-def received(link: ipc.Link) -> list[list[object]]:
-    """All messages that are there; their descriptors are closed."""
+def received(link: AnyLink) -> list[list[object]]:
+    """All messages that have arrived; their descriptors are closed."""
     found: list[list[object]] = []
     while True:
         batch = list(link.receive())
@@ -36,8 +43,8 @@ def received(link: ipc.Link) -> list[list[object]]:
                 os.close(descriptor)
 
 
-def fill(link: ipc.Link) -> int:
-    """Sends until something is queued; how many messages that took."""
+def fill(link: AnyLink) -> int:
+    """Sends until a message is queued; returns the number of messages."""
     sent = 0
     while not link.wants_write:
         link.send(["fill", sent, "x" * 1000])
@@ -45,7 +52,7 @@ def fill(link: ipc.Link) -> int:
     return sent
 
 
-def test_messages_arrive_whole_and_in_order(links: tuple[ipc.Link, ipc.Link]) -> None:
+def test_messages_arrive_whole_and_in_order(links: Ends) -> None:
     hub, worker = links
     for number in range(600):
         hub.send(["n", number, b"\xff", "text", {1: 2.5}, None])
@@ -57,7 +64,7 @@ def test_messages_arrive_whole_and_in_order(links: tuple[ipc.Link, ipc.Link]) ->
     assert received(hub) == []
 
 
-def test_descriptors_arrive_with_their_message_and_the_sender_keeps_its_own(links: tuple[ipc.Link, ipc.Link]) -> None:
+def test_descriptors_arrive_with_their_message_and_the_sender_keeps_its_own(links: Ends) -> None:
     hub, worker = links
     for text in (b"first", b"second"):
         reading, writing = os.pipe()
@@ -77,7 +84,7 @@ def test_descriptors_arrive_with_their_message_and_the_sender_keeps_its_own(link
         os.close(writing)
 
 
-def test_what_does_not_fit_waits_with_its_descriptors(links: tuple[ipc.Link, ipc.Link]) -> None:
+def test_messages_that_do_not_fit_wait_with_their_descriptors(links: Ends) -> None:
     hub, worker = links
     sent = fill(hub)
     reading, writing = os.pipe()
@@ -98,7 +105,7 @@ def test_what_does_not_fit_waits_with_its_descriptors(links: tuple[ipc.Link, ipc
     assert found == [*(["fill", number] for number in range(sent)), ["pipe"]]
 
 
-def test_a_queue_that_is_closed_lets_its_descriptors_go(links: tuple[ipc.Link, ipc.Link]) -> None:
+def test_a_queue_that_is_closed_closes_its_descriptors(links: Ends) -> None:
     hub, _ = links
     fill(hub)
     reading, writing = os.pipe()
@@ -108,52 +115,51 @@ def test_a_queue_that_is_closed_lets_its_descriptors_go(links: tuple[ipc.Link, i
     os.close(writing)
 
 
-def test_a_queue_without_end_is_a_broken_link(
-    links: tuple[ipc.Link, ipc.Link], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ipc, "MAX_QUEUED", 50)
+def test_a_full_queue_is_a_broken_link(links: Ends) -> None:
     hub, _ = links
     fill(hub)
-    for number in range(49):
+    for number in range(ipc.MAX_QUEUED - 1):
         hub.send(["more", number])
-    with pytest.raises(ipc.LinkBroken, match="50 messages wait"):
+    with pytest.raises(ipc.LinkBroken, match=f"{ipc.MAX_QUEUED} messages wait"):
         hub.send(["too much"])
 
 
-def test_out_of_descriptors_for_the_queue_is_a_broken_link(
-    links: tuple[ipc.Link, ipc.Link], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextlib.contextmanager
+def one_free_descriptor() -> Iterator[None]:
+    """Limits this process to one more descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 1, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_out_of_descriptors_for_the_queue_is_a_broken_link(links: Ends) -> None:
     hub, _ = links
     fill(hub)
     reading, writing = os.pipe()
-    real_dup, taken = os.dup, [reading]
-
-    def dup(descriptor: int) -> int:
-        if not taken:
-            raise OSError(24, "Too many open files")
-        taken.pop()
-        return real_dup(descriptor)
-
-    monkeypatch.setattr(os, "dup", dup)
-    with pytest.raises(ipc.LinkBroken, match="Too many open files"):
+    with one_free_descriptor(), pytest.raises(ipc.LinkBroken, match="Too many open files"):
         hub.send(["pipe"], reading, writing)
     os.close(reading)
     os.close(writing)
 
 
-def test_the_other_ends_death_shows_in_both_directions(links: tuple[ipc.Link, ipc.Link]) -> None:
+def test_the_other_ends_death_shows_in_both_directions(links: Ends) -> None:
     hub, worker = links
     worker.send(["last words"])
     worker.close()
-    messages = hub.receive()
-    assert next(messages)[0] == ["last words"]
+    arriving = hub.receive()
+    assert next(arriving)[0] == ["last words"]
     with pytest.raises(ipc.LinkBroken):
-        next(messages)
+        next(arriving)
     with pytest.raises(ipc.LinkBroken):
-        hub.send(["anybody?"])
+        hub.send(["hello?"])
 
 
-def test_death_with_a_full_queue(links: tuple[ipc.Link, ipc.Link]) -> None:
+def test_death_with_a_full_queue(links: Ends) -> None:
     hub, worker = links
     fill(hub)
     worker.close()
@@ -161,7 +167,7 @@ def test_death_with_a_full_queue(links: tuple[ipc.Link, ipc.Link]) -> None:
         hub.flush()
 
 
-def test_more_descriptors_than_agreed_break_the_link_and_leak_nothing(links: tuple[ipc.Link, ipc.Link]) -> None:
+def test_too_many_descriptors_break_the_link_and_none_is_left(links: Ends) -> None:
     hub, worker = links
     reading, writing = os.pipe()
     rights = array.array("i", [reading, writing] * 8)
@@ -172,10 +178,20 @@ def test_more_descriptors_than_agreed_break_the_link_and_leak_nothing(links: tup
     os.close(writing)
 
 
-def test_messages_over_the_limits_are_the_senders_defect(links: tuple[ipc.Link, ipc.Link]) -> None:
+def test_a_message_that_this_end_does_not_know_leaves_no_descriptor(links: Ends) -> None:
     hub, worker = links
-    with pytest.raises(ValueError, match="'big'"):
-        hub.send(["big", b"x" * ipc.MAX_DATAGRAM_BYTES])
+    reading, writing = os.pipe()
+    hub.send({"no": "list"}, reading, writing)
+    os.close(reading)
+    os.close(writing)
+    with pytest.raises(msgspec.DecodeError):
+        list(worker.receive())
+
+
+def test_messages_over_the_limits_are_the_senders_defect(links: Ends) -> None:
+    hub, worker = links
+    with pytest.raises(ValueError, match=r"WithdrawFeeds of \d{6} bytes"):
+        hub.send(messages.WithdrawFeeds(["x" * ipc.MAX_DATAGRAM_BYTES]))
     with pytest.raises(ValueError, match="5 descriptors"):
         hub.send(["many"], 0, 0, 0, 0, 0)
     largest = ["largest", b"x" * (ipc.MAX_DATAGRAM_BYTES - 100)]
@@ -183,7 +199,7 @@ def test_messages_over_the_limits_are_the_senders_defect(links: tuple[ipc.Link, 
     assert received(worker) == [largest]
 
 
-def test_a_receiver_takes_no_more_than_a_batch_at_a_time(links: tuple[ipc.Link, ipc.Link]) -> None:
+def test_a_receiver_takes_one_batch_at_a_time(links: Ends) -> None:
     hub, worker = links
     with contextlib.suppress(ipc.LinkBroken):
         for number in range(400):

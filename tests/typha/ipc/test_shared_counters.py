@@ -1,13 +1,13 @@
-"""One number that two processes share."""
+"""A number in memory that two processes share."""
 
 import os
 
-from tests.harness import support
+from tests.harness import worker_stand
 from typha.ipc import shared_counters
 
 
 def test_both_sides_see_one_number_and_leave_nothing_open() -> None:
-    before = support.open_descriptors()
+    before = worker_stand.open_descriptors()
     ours, descriptor = shared_counters.SharedCounter.create()
     theirs = shared_counters.SharedCounter.attach(os.dup(descriptor))
     os.close(descriptor)
@@ -16,4 +16,4 @@ def test_both_sides_see_one_number_and_leave_nothing_open() -> None:
     assert ours.value == 2**63
     ours.close()
     theirs.close()
-    assert support.open_descriptors() == before
+    assert worker_stand.open_descriptors() == before

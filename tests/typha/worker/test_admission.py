@@ -1,4 +1,4 @@
-"""Storms: hellos newest first, snapshots a few at a time, and nobody left out."""
+"""Storms of newcomers: hellos newest first, snapshots a few at a time, and every client is served."""
 
 import asyncio
 import contextlib
@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator
 import msgspec
 import pytest
 
-from cache.state import cursor
+from cache.state import cursor, files
 from protocol import formats, messages, reasons
 from protocol.native import encoder
-from tests.harness.support import FAST, Peer, Stage, eventually, pod
+from tests.harness import full_transport
+from tests.harness.worker_stand import FAST, Peer, WorkerStand, eventually, pod
 from tests.typha.conftest import OpenStage
 from typha.worker import admission, client, policy, transport
 from typha.worker.channel import WorkerChannel
@@ -32,23 +33,32 @@ LONG_BYTES = 101
 SMALL_BUFFER = 4096
 
 
-def fill(stage: Stage) -> None:
-    """Objects whose snapshot no small buffer takes."""
+def fill(stage: WorkerStand) -> None:
+    """Adds objects whose snapshot is larger than a small socket buffer."""
     stage.put(*(pod(f"p{number}", "x" * 20_000) for number in range(50)))
     stage.in_sync()
 
 
-class Sockets:
-    """What the gate's clients may have unsent, who has room, and how much each has acknowledged."""
+class NoHub:
+    """A link's end; nothing is sent here."""
+
+    def send(self, message: object, /) -> None:
+        """Fails: no snapshot here is old enough to ask for a newer one."""
+        pytest.fail(f"sent {message!r}")
+
+
+class Sockets(full_transport.FullTransport):
+    """In place of poller and transport: the test says which clients have room, and how much each has acknowledged."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.limits: dict[client.Client, int] = {}
         self.roomy: set[client.Client] = set()
         self.acked: dict[transport.Connection, int] = {}
         self.looks = 0
 
     def with_room(self, clients: Iterable[client.Client]) -> list[client.Client]:
-        """Those of them that are said to have some."""
+        """Those of them that have room."""
         self.looks += 1
         return [one for one in clients if one in self.roomy]
 
@@ -56,219 +66,222 @@ class Sockets:
         """Keeps the number."""
         self.limits[client] = count
 
-    def acked_bytes(self, connection: transport.Connection) -> int:
-        """As was said, or nothing."""
+    def acked_bytes(self, connection: transport.Connection, /) -> int:
+        """What the test has said, or 0."""
         return self.acked.get(connection, 0)
 
 
-class Gate:
-    """Places, one channel with a snapshot, and clients on socket pairs; remembers who was let in."""
+class SlotsStand:
+    """Snapshot slots, one channel with a snapshot, and clients on socket pairs; remembers which were admitted."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack
-        self.told: list[list[object]] = []
         self.sockets = Sockets()
-        self.snapshots = admission.SnapshotSlots(LIMITS, self.sockets, self.sockets.acked_bytes, self._begin)
-        self.channel = WorkerChannel("web", formats.make_encoder(encoder.PLAIN), self.told.append)
+        self.slots = admission.SnapshotSlots(LIMITS, self.sockets, self.sockets)
+        self.channel = WorkerChannel("web", formats.make_encoder(encoder.PLAIN), NoHub(), LIMITS)
         self.file = self.make_snapshot(SHORT_BYTES)
-        self.let_in: list[client.Client] = []
+        self.admitted: list[client.Client] = []
 
-    def make_snapshot(self, length: int) -> cursor.SnapshotFile:
-        """From now on newcomers get one of so many bytes."""
-        self.file = cursor.SnapshotFile(-1, length=length, log_offset=0, sequence=1, status=messages.SyncStatus.IN_SYNC)
+    def make_snapshot(self, length: int) -> files.SnapshotFile:
+        """From now on newcomers get a snapshot of this length in bytes."""
+        self.file = files.SnapshotFile(-1, length=length, log_offset=0, sequence=1, status=messages.SyncStatus.IN_SYNC)
         self.channel.snapshot = self.file
         return self.file
 
-    def _begin(self, held: client.Client, channel: WorkerChannel, snapshot: cursor.SnapshotFile) -> None:
-        assert channel is self.channel
-        held.become_snapshot(snapshot)
-        held.snapshot_at = time.monotonic()
-        self.let_in.append(held)
+    def admit(self) -> None:
+        """Admits every client that gets a slot now; each begins its snapshot."""
+        while (admitted := self.slots.admit()) is not None:
+            newcomer, channel, snapshot = admitted
+            assert channel is self.channel
+            assert snapshot is self.channel.snapshot
+            newcomer.become_snapshot(snapshot)
+            newcomer.snapshot_at = time.monotonic()
+            self.admitted.append(newcomer)
 
     def newcomer(self, number: int = 0) -> client.Client:
-        """A client that is held from now on."""
+        """A client that is held."""
         ends = socket.socketpair()
         for end in ends:
             self._stack.callback(end.close)
         made = client.Client(ends[0], "peer", number=number, slot=0, now=time.monotonic())
         made.become_held()
         self.channel.held[made] = None
-        self.snapshots.wanted(self.channel)
+        self.slots.wanted(self.channel)
         return made
 
     def finish(self, one: client.Client) -> None:
-        """Its snapshot is sent."""
+        """The client's whole snapshot is sent."""
         one.position = self.file.length
         one.become_following()
-        self.snapshots.sent(one)
+        self.slots.sent(one)
 
 
 @pytest.fixture
-def gate() -> Iterator[Gate]:
-    """A gate whose sockets are closed with the test."""
+def stand() -> Iterator[SlotsStand]:
+    """Closes its sockets after the test."""
     with contextlib.ExitStack() as stack:
-        yield Gate(stack)
+        yield SlotsStand(stack)
 
 
-def test_the_newest_comes_first_and_every_fourth_place_is_the_oldest_s(gate: Gate) -> None:
-    waiting = [gate.newcomer(number) for number in range(12)]
+def test_the_newest_comes_first_and_every_fourth_slot_is_the_oldests(stand: SlotsStand) -> None:
+    waiting = [stand.newcomer(number) for number in range(12)]
     served: list[client.Client] = []
     while len(served) < len(waiting):
-        gate.snapshots.let_in()
-        assert len(gate.let_in) - len(served) <= LIMITS.snapshot_slots
-        served.append(gate.let_in[len(served)])
-        gate.finish(served[-1])
+        stand.admit()
+        assert len(stand.admitted) - len(served) <= LIMITS.snapshot_slots
+        served.append(stand.admitted[len(served)])
+        stand.finish(served[-1])
     assert [one.number for one in served] == [11, 10, 9, 0, 8, 7, 6, 1, 5, 4, 3, 2]
-    gate.snapshots.let_in()
-    assert not gate.snapshots.has_work
+    stand.admit()
+    assert not stand.slots.has_work
 
 
-def test_newcomers_without_end_leave_nobody_waiting_for_ever(gate: Gate) -> None:
-    early = [gate.newcomer(number) for number in range(50)]
+def test_an_endless_stream_of_newcomers_leaves_no_client_waiting_forever(stand: SlotsStand) -> None:
+    early = [stand.newcomer(number) for number in range(50)]
     for number in range(4 * len(early)):
-        gate.newcomer(100 + number)  # as many come as are served
-        gate.snapshots.let_in()
-        gate.finish(gate.let_in[number])
-    assert {one.number for one in early} <= {one.number for one in gate.let_in}
+        stand.newcomer(100 + number)  # one comes for each that is served
+        stand.admit()
+        stand.finish(stand.admitted[number])
+    assert {one.number for one in early} <= {one.number for one in stand.admitted}
 
 
-def test_who_has_left_while_it_was_held_is_not_let_in(gate: Gate) -> None:
-    stayed, left = gate.newcomer(1), gate.newcomer(2)
+def test_a_client_that_left_while_it_was_held_is_not_admitted(stand: SlotsStand) -> None:
+    stayed, left = stand.newcomer(1), stand.newcomer(2)
     left.become_closing(reasons.DisconnectReason.CLIENT_CLOSED)
-    gate.channel.forget(left)
-    gate.snapshots.let_in()
-    assert gate.let_in == [stayed]
+    stand.channel.forget(left)
+    stand.admit()
+    assert stand.admitted == [stayed]
 
 
-def test_places_come_back_from_the_stuck_and_the_gone(gate: Gate) -> None:
-    waiting = [gate.newcomer(number) for number in range(6)]
-    gate.snapshots.let_in()
-    stuck, gone, quick = gate.let_in
+def test_slots_of_stalled_and_gone_clients_are_freed(stand: SlotsStand) -> None:
+    waiting = [stand.newcomer(number) for number in range(6)]
+    stand.admit()
+    stuck, gone, quick = stand.admitted
     now = time.monotonic()
     stuck.begin_waiting(now)
     gone.become_closing(reasons.DisconnectReason.CLIENT_CLOSED)
-    gate.snapshots.free_places(now)
-    gate.snapshots.let_in()
-    assert len(gate.let_in) == 4
-    gate.snapshots.free_places(now + 2 * LIMITS.snapshot_patience_seconds)
-    gate.snapshots.let_in()
-    assert len(gate.let_in) == 5
-    gate.finish(quick)
-    gate.finish(stuck)  # it holds no place any more, and gives none back twice
-    gate.snapshots.let_in()
-    assert set(gate.let_in) == set(waiting)
+    stand.slots.free_slots(now)
+    stand.admit()
+    assert len(stand.admitted) == 4
+    stand.slots.free_slots(now + 2 * LIMITS.snapshot_patience_seconds)
+    stand.admit()
+    assert len(stand.admitted) == 5
+    stand.finish(quick)
+    stand.finish(stuck)  # it holds no slot any more, so it does not free one twice
+    stand.admit()
+    assert set(stand.admitted) == set(waiting)
 
 
-def test_who_takes_a_little_now_and_then_does_not_keep_others_waiting(gate: Gate) -> None:
+def test_a_client_that_takes_a_little_now_and_then_does_not_keep_others_waiting(stand: SlotsStand) -> None:
     limits = policy.Policy()
     for number in range(20):
-        gate.newcomer(number)
-    gate.snapshots.let_in()
+        stand.newcomer(number)
+    stand.admit()
     now = time.monotonic()
 
-    def let_in_after(later: float) -> int:
-        for one in gate.let_in:
+    def admitted_after(later: float) -> int:
+        for one in stand.admitted:
             one.begin_waiting(now)
             one.snapshot_at, one.sent_at = now, now + later
-        gate.snapshots.free_places(now + later)
-        gate.snapshots.let_in()
-        return len(gate.let_in)
+        stand.slots.free_slots(now + later)
+        stand.admit()
+        return len(stand.admitted)
 
-    assert let_in_after(limits.snapshot_slot_seconds - 0.1) == LIMITS.snapshot_slots
-    assert let_in_after(limits.snapshot_slot_seconds + 0.1) == LIMITS.snapshots_open_max
-    assert let_in_after(limits.snapshot_open_seconds + 0.1) == LIMITS.snapshots_open_max + LIMITS.snapshot_slots
+    assert admitted_after(limits.snapshot_slot_seconds - 0.1) == LIMITS.snapshot_slots
+    assert admitted_after(limits.snapshot_slot_seconds + 0.1) == LIMITS.snapshots_open_max
+    assert admitted_after(limits.snapshot_open_seconds + 0.1) == LIMITS.snapshots_open_max + LIMITS.snapshot_slots
 
 
-def test_those_in_the_middle_of_a_snapshot_are_limited_except_who_takes_nothing(gate: Gate) -> None:
-    waiting = [gate.newcomer(number) for number in range(8)]
+def test_clients_in_the_middle_of_a_snapshot_are_limited_but_not_by_those_that_take_nothing(stand: SlotsStand) -> None:
+    waiting = [stand.newcomer(number) for number in range(8)]
     now = time.monotonic()
 
     def all_full(later: float) -> None:
-        for one in gate.let_in:
+        for one in stand.admitted:
             one.begin_waiting(now)
-        gate.snapshots.free_places(now + later)
-        gate.snapshots.let_in()
+        stand.slots.free_slots(now + later)
+        stand.admit()
 
-    gate.snapshots.let_in()
+    stand.admit()
     all_full(1.0)
-    assert len(gate.let_in) == 5
+    assert len(stand.admitted) == 5
     all_full(2.0)
-    assert len(gate.let_in) == 5
-    gate.let_in[0].sent_at = now + 3.0  # its link is slow, but it takes something
+    assert len(stand.admitted) == 5
+    stand.admitted[0].sent_at = now + 3.0  # its link is slow, but it takes something
     all_full(5.0)
-    assert len(gate.let_in) == 8
-    assert set(gate.let_in) == set(waiting)
+    assert len(stand.admitted) == 8
+    assert set(stand.admitted) == set(waiting)
 
 
-def test_a_place_is_held_until_the_peer_has_taken_most(gate: Gate) -> None:
-    gate.make_snapshot(LONG_BYTES)
-    waiting = [gate.newcomer(number) for number in range(5)]
-    gate.snapshots.let_in()
-    first, second, third = gate.let_in
-    assert gate.sockets.limits == {first: 1000, second: 1000, third: 1000}
-    gate.finish(first)
-    gate.finish(second)
-    assert gate.sockets.limits == {first: 100, second: 100, third: 1000}
+def test_a_slot_is_held_until_the_peer_has_taken_most(stand: SlotsStand) -> None:
+    stand.make_snapshot(LONG_BYTES)
+    waiting = [stand.newcomer(number) for number in range(5)]
+    stand.admit()
+    first, second, third = stand.admitted
+    assert stand.sockets.limits == {first: 1000, second: 1000, third: 1000}
+    stand.finish(first)
+    stand.finish(second)
+    assert stand.sockets.limits == {first: 100, second: 100, third: 1000}
     now = time.monotonic()
-    gate.snapshots.free_places(now)
-    assert not gate.snapshots.has_work
-    assert gate.snapshots.wait_seconds == LIMITS.snapshot_drain_seconds
-    gate.sockets.roomy = {second, third}  # the third has room, but its snapshot is not sent
-    gate.snapshots.free_places(now + LIMITS.snapshot_drain_seconds / 2)
-    assert gate.sockets.looks == 1
-    gate.snapshots.free_places(now + 1.5 * LIMITS.snapshot_drain_seconds)
-    gate.snapshots.let_in()
-    assert len(gate.let_in) == 4
-    gate.sockets.roomy = {first}
-    gate.snapshots.free_places(now + 3 * LIMITS.snapshot_drain_seconds)
-    gate.snapshots.let_in()
-    assert set(gate.let_in) == set(waiting)
-    assert gate.snapshots.wait_seconds == LIMITS.snapshot_patience_seconds  # nothing drains, but somebody may be slow
+    stand.slots.free_slots(now)
+    assert not stand.slots.has_work
+    assert stand.slots.wait_seconds == LIMITS.snapshot_drain_seconds
+    stand.sockets.roomy = {second, third}  # the third has room, but its snapshot is not sent
+    stand.slots.free_slots(now + LIMITS.snapshot_drain_seconds / 2)
+    assert stand.sockets.looks == 1
+    stand.slots.free_slots(now + 1.5 * LIMITS.snapshot_drain_seconds)
+    stand.admit()
+    assert len(stand.admitted) == 4
+    stand.sockets.roomy = {first}
+    stand.slots.free_slots(now + 3 * LIMITS.snapshot_drain_seconds)
+    stand.admit()
+    assert set(stand.admitted) == set(waiting)
+    assert stand.slots.wait_seconds == LIMITS.snapshot_patience_seconds  # nothing drains, but a client may be slow
     for one in waiting:
-        gate.snapshots.leave(one)
-    assert gate.snapshots.wait_seconds is None
+        stand.slots.leave(one)
+    assert stand.slots.wait_seconds is None
 
 
-def test_who_does_not_take_what_the_kernel_holds_loses_its_place_and_counts_on(gate: Gate) -> None:
-    gate.make_snapshot(LONG_BYTES)
+def test_a_client_that_leaves_bytes_in_the_kernel_loses_its_slot_and_still_counts(stand: SlotsStand) -> None:
+    stand.make_snapshot(LONG_BYTES)
     for number in range(7):
-        gate.newcomer(number)
-    gate.snapshots.let_in()
-    stalled, slow, gone = gate.let_in
-    for one in gate.let_in:
-        gate.finish(one)
+        stand.newcomer(number)
+    stand.admit()
+    stalled, slow, gone = stand.admitted
+    for one in stand.admitted:
+        stand.finish(one)
     now = time.monotonic()
-    gate.sockets.acked[slow.socket] = 1
+    stand.sockets.acked[slow.socket] = 1
     gone.become_closing(reasons.DisconnectReason.CLIENT_CLOSED)
-    gate.snapshots.free_places(now + LIMITS.snapshot_patience_seconds)
-    gate.snapshots.let_in()
-    assert len(gate.let_in) == 4  # for the one that is gone
-    gate.snapshots.free_places(now + 2 * LIMITS.snapshot_patience_seconds)
-    gate.snapshots.let_in()
-    assert len(gate.let_in) == 5  # for the stalled one
-    assert gate.sockets.limits[gate.let_in[3]] == gate.sockets.limits[gate.let_in[4]] == 1000
-    gate.snapshots.free_places(now + 4 * LIMITS.snapshot_patience_seconds)
-    gate.snapshots.let_in()
-    assert len(gate.let_in) == 6  # for the slow one, that has taken nothing more
-    assert gate.let_in[5] not in gate.sockets.limits, "more than four would have so much in the kernel"
-    gate.sockets.roomy = {stalled, slow}
-    gate.snapshots.free_places(now + 5 * LIMITS.snapshot_patience_seconds)
-    for one in gate.let_in[3:6]:
-        gate.snapshots.leave(one)
-    gate.snapshots.let_in()
-    assert gate.sockets.limits[gate.let_in[6]] == 1000
+    stand.slots.free_slots(now + LIMITS.snapshot_patience_seconds)
+    stand.admit()
+    assert len(stand.admitted) == 4  # for the gone one
+    stand.slots.free_slots(now + 2 * LIMITS.snapshot_patience_seconds)
+    stand.admit()
+    assert len(stand.admitted) == 5  # for the stalled one
+    assert stand.sockets.limits[stand.admitted[3]] == stand.sockets.limits[stand.admitted[4]] == 1000
+    stand.slots.free_slots(now + 4 * LIMITS.snapshot_patience_seconds)
+    stand.admit()
+    assert len(stand.admitted) == 6  # for the slow one, which has taken nothing more
+    assert stand.admitted[5] not in stand.sockets.limits, "only four may have a whole snapshot in the kernel"
+    stand.sockets.roomy = {stalled, slow}
+    stand.slots.free_slots(now + 5 * LIMITS.snapshot_patience_seconds)
+    for one in stand.admitted[3:6]:
+        stand.slots.leave(one)
+    stand.admit()
+    assert stand.sockets.limits[stand.admitted[6]] == 1000
 
 
-def test_without_a_snapshot_that_can_be_served_everybody_waits(gate: Gate) -> None:
-    gate.channel.snapshot = None
-    gate.newcomer()
-    gate.snapshots.let_in()
-    assert gate.let_in == []
-    assert not gate.snapshots.has_work
-    gate.channel.snapshot = gate.file
-    gate.snapshots.wanted(gate.channel)
-    gate.snapshots.let_in()
-    assert len(gate.let_in) == 1
+def test_without_a_snapshot_that_can_be_served_all_clients_wait(stand: SlotsStand) -> None:
+    stand.channel.snapshot = None
+    stand.newcomer()
+    stand.admit()
+    assert stand.admitted == []
+    assert not stand.slots.has_work
+    stand.channel.snapshot = stand.file
+    stand.slots.wanted(stand.channel)
+    stand.admit()
+    assert len(stand.admitted) == 1
 
 
 async def test_a_storm_is_served_a_few_at_a_time_and_the_others_are_pinged(open_stage: OpenStage) -> None:
@@ -294,7 +307,7 @@ async def test_a_storm_is_served_a_few_at_a_time_and_the_others_are_pinged(open_
     assert {peer.snapshots for peer in peers} == {1}
 
 
-async def test_clients_that_take_nothing_hold_no_places(open_stage: OpenStage) -> None:
+async def test_clients_that_take_nothing_hold_no_slots(open_stage: OpenStage) -> None:
     stage = await open_stage(msgspec.structs.replace(FAST, snapshot_slots=2, snapshot_patience_seconds=0.05))
     fill(stage)
     stuck = [await stage.subscribe(receive_buffer_bytes=SMALL_BUFFER) for _ in range(4)]
@@ -327,7 +340,7 @@ async def test_a_storm_of_whole_snapshots_is_served_in_turns(
     await eventually(lambda: len(looks) >= 3)
     assert not any(looks)
     live = [one for one in clients if one.state is cursor.CursorState.FOLLOWING]
-    assert len(live) == 2, "the kernel has all of two snapshots, and nobody has taken one"
+    assert len(live) == 2, "the kernel has all of two snapshots, and no peer has taken one"
     for one in live:
         set_limit = one.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 4)
         assert int.from_bytes(set_limit, sys.byteorder) == limits.notsent_lowat_bytes
@@ -336,26 +349,32 @@ async def test_a_storm_of_whole_snapshots_is_served_in_turns(
     assert {peer.snapshots for peer in peers} == {1}
 
 
-async def test_hellos_are_answered_newest_first(open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = await open_stage(msgspec.structs.replace(FAST, hello_seconds=0.0))
+class RecordingTransport(full_transport.FullTransport):
+    """Plain sockets; remembers from which connections it was to receive, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[transport.Connection] = []
+
+    def receive(self, connection: transport.Connection, limit: int, /) -> bytes:
+        """As from a plain socket."""
+        self.read.append(connection)
+        return transport.PlainTransport.receive(connection, limit)
+
+
+async def test_hellos_are_answered_newest_first(open_stage: OpenStage) -> None:
+    recording = RecordingTransport()
+    stage = await open_stage(msgspec.structs.replace(FAST, hello_seconds=0.0), bytes_through=recording)
     stage.in_sync()
-    answered: list[client.Client] = []
-    read = stage.server.connections.readable
-
-    def readable(current: client.Client) -> None:
-        answered.append(current)
-        read(current)
-
-    monkeypatch.setattr(stage.server.connections, "readable", readable)
     peers = [await stage.connect() for _ in range(6)]
     clients = [await stage.client_of(peer) for peer in peers]
-    for peer in peers:  # no turn comes in between
+    for peer in peers:  # the worker has no turn in between
         peer.say(messages.ClientHello(feed=stage.feed.name, agent="test"))
     await stage.converged(*peers)
-    assert answered[:6] == clients[::-1]
+    assert recording.read[:6] == [one.socket for one in clients[::-1]]
 
 
-async def test_who_has_given_up_waiting_is_not_answered(stage: Stage) -> None:
+async def test_a_client_that_has_given_up_waiting_is_not_answered(stage: WorkerStand) -> None:
     def hung_up(peer: Peer) -> None:
         peer.say(messages.ClientHello(feed=stage.feed.name, agent="test"))
         peer.socket.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""Slow clients of both protocols, on real sockets: out of the log, and back by keys."""
+"""Slow clients of both protocols, on real sockets: they fall out of the log, and catch up by blocks."""
 
 import asyncio
 import base64
@@ -10,37 +10,39 @@ import pytest
 
 from cache.state.cursor import CursorState
 from protocol import messages
-from tests.harness import support, typha_peer
-from tests.harness.support import FAST, Stage, eventually, pod
+from tests.harness import typha_peer, worker_stand
+from tests.harness.worker_stand import FAST, HUB_LIMITS, WorkerStand, eventually, pod
 from tests.typha.conftest import OpenStage
-from typha.worker import client
+from typha.ipc import messages as ipc
+from typha.worker import client, policy
 
 WAITING, RESYNC, IN_SYNC, CATCHING_UP = messages.SyncStatus
 SMALL_BUFFER = 4096
 KIBIBYTE = 1024
 PATIENT = msgspec.structs.replace(FAST, notsent_lowat_bytes=16 * KIBIBYTE, ping_interval_seconds=30.0)
-"""The kernel takes little for a client that does not read; no ping comes between."""
+"""The kernel takes little for a client that does not read, and the client gets no ping."""
+SMALL_LOG = msgspec.structs.replace(HUB_LIMITS, log_budget_bytes=512 * KIBIBYTE, segment_bytes=64 * KIBIBYTE)
 
-Join = Callable[[Stage], Coroutine[None, None, support.Peer]]
+Join = Callable[[WorkerStand], Coroutine[None, None, worker_stand.Peer]]
 
 
-async def native(stage: Stage) -> support.Peer:
+async def native(stage: WorkerStand) -> worker_stand.Peer:
     return await stage.subscribe(receive_buffer_bytes=SMALL_BUFFER)
 
 
-async def native_zstd(stage: Stage) -> support.Peer:
+async def native_zstd(stage: WorkerStand) -> worker_stand.Peer:
     return await stage.subscribe(features=frozenset({"zstd"}), receive_buffer_bytes=SMALL_BUFFER)
 
 
-async def typha(stage: Stage) -> support.Peer:
+async def typha(stage: WorkerStand) -> worker_stand.Peer:
     return await typha_peer.join(stage, receive_buffer_bytes=SMALL_BUFFER)
 
 
-async def typha_plain(stage: Stage) -> support.Peer:
+async def typha_plain(stage: WorkerStand) -> worker_stand.Peer:
     return await typha_peer.join(stage, typha_peer.PLAIN_HELLO, receive_buffer_bytes=SMALL_BUFFER)
 
 
-everybody = pytest.mark.parametrize("join", [native, native_zstd, typha, typha_plain])
+all_kinds = pytest.mark.parametrize("join", [native, native_zstd, typha, typha_plain])
 
 
 def noise(seed: int, size: int) -> str:
@@ -48,19 +50,16 @@ def noise(seed: int, size: int) -> str:
     return base64.b85encode(random.Random(seed).randbytes(size * 4 // 5)).decode()
 
 
-async def opened(open_stage: OpenStage, limits: object = PATIENT, *, keys: int = 400) -> Stage:
-    """Small objects, in sync; room in the log for half a megabyte."""
-    assert isinstance(limits, type(PATIENT))
-    stage = await open_stage(
-        limits, feed_name=typha_peer.FELIX, log_budget_bytes=512 * KIBIBYTE, segment_bytes=64 * KIBIBYTE
-    )
+async def opened(open_stage: OpenStage, limits: policy.Policy = PATIENT, *, keys: int = 400) -> WorkerStand:
+    """In sync, with small objects, and room in the log for half a megabyte."""
+    stage = await open_stage(limits, feed_name=typha_peer.FELIX, hub_limits=SMALL_LOG)
     stage.put(*(pod(f"p{number}", number) for number in range(keys)))
     stage.in_sync()
     return stage
 
 
-async def stall(stage: Stage, slow: support.Peer) -> client.Client:
-    """Changes an object until the client, which does not read, stands inside a frame; the server's end of it."""
+async def stall(stage: WorkerStand, slow: worker_stand.Peer) -> client.Client:
+    """Changes an object until the client, which does not read, stands inside a frame; returns the server's end."""
     if isinstance(slow, typha_peer.TyphaPeer):
         slow.is_loose = True
     stalled = await stage.client_of(slow)
@@ -72,8 +71,8 @@ async def stall(stage: Stage, slow: support.Peer) -> client.Client:
     return stalled
 
 
-async def take_the_log_back(stage: Stage, *stalled: client.Client) -> None:
-    """Changes four objects until the log no longer holds what the clients need next."""
+async def take_the_log_back(stage: WorkerStand, *stalled: client.Client) -> None:
+    """Changes four objects until the log no longer holds the clients' positions."""
     number = 2
     while any(one.state is not CursorState.CATCHING_UP for one in stalled):
         number += 1
@@ -82,14 +81,14 @@ async def take_the_log_back(stage: Stage, *stalled: client.Client) -> None:
         await asyncio.sleep(0.001)
 
 
-async def fall_out(stage: Stage, slow: support.Peer) -> client.Client:
-    """Stalls a client that is in sync until the log has gone from under its feet."""
+async def fall_out(stage: WorkerStand, slow: worker_stand.Peer) -> client.Client:
+    """Stalls a client that is in sync until the log no longer holds its position; returns the server's end."""
     stalled = await stall(stage, slow)
     await take_the_log_back(stage, stalled)
     return stalled
 
 
-@everybody
+@all_kinds
 async def test_a_client_that_falls_out_of_the_log_is_caught_up_by_keys(open_stage: OpenStage, join: Join) -> None:
     stage = await opened(open_stage)
     slow = await join(stage)
@@ -107,7 +106,7 @@ async def test_a_client_that_falls_out_of_the_log_is_caught_up_by_keys(open_stag
     assert slow.updates - before < 100
     if isinstance(slow, typha_peer.TyphaPeer):
         assert set(slow.types[-50:]) <= {messages.UpdateType.UPDATED, messages.UpdateType.DELETED}
-    assert stage.server.stats.catch_ups == 1
+    assert stage.server.stats.counts.catch_ups == 1
     assert stage.disconnects == {}
     await eventually(lambda: fallen.state is CursorState.FOLLOWING)
     if isinstance(slow, typha_peer.TyphaPeer):
@@ -134,7 +133,7 @@ async def test_a_typha_client_is_told_a_status_only_if_it_is_news(
     await stage.converged(slow)
     await fall_out(stage, slow)
     for status in during:
-        stage.hub.status(support.PODS, status)
+        stage.hub.status(worker_stand.PODS, status)
         stage.commit()
     await slow.read_until(lambda: slow.entries == stage.content)
     await slow.read_until(lambda: slow.told == told)
@@ -145,11 +144,11 @@ async def test_a_typha_client_is_told_a_status_only_if_it_is_news(
 
 
 async def test_a_status_that_came_with_the_log_counts_as_told(open_stage: OpenStage) -> None:
-    """It was told "resync" by the log, and "in sync" is in the part that it has lost."""
+    """The log has told it "resync". The "in sync" is in the part of the log that it has lost."""
     stage = await opened(open_stage)
     slow = await typha(stage)
     await stage.converged(slow)
-    stage.hub.status(support.PODS, RESYNC)
+    stage.hub.status(worker_stand.PODS, RESYNC)
     stage.commit()
     await slow.read_until(lambda: slow.told == [IN_SYNC, RESYNC])
     await fall_out(stage, slow)
@@ -163,7 +162,7 @@ async def test_native_clients_are_always_told_how_it_ended(open_stage: OpenStage
     slow = await native(stage)
     await stage.converged(slow)
     await fall_out(stage, slow)
-    stage.hub.status(support.PODS, RESYNC)
+    stage.hub.status(worker_stand.PODS, RESYNC)
     stage.commit()
     await slow.read_until(lambda: slow.told == [IN_SYNC, CATCHING_UP, RESYNC])
     assert slow.entries == stage.content
@@ -179,13 +178,13 @@ async def test_clients_that_fell_out_together_share_their_blocks(open_stage: Ope
     await take_the_log_back(stage, *stalled)
     assert len({one.sequence for one in stalled}) <= 3
     await stage.converged(*slow)
-    assert stage.server.stats.catch_ups >= 8
+    assert stage.server.stats.counts.catch_ups >= 8
     assert stage.hub.catch_ups.blocks_made <= 8
 
 
-@everybody
-async def test_waiting_for_a_block_costs_nobody_the_connection(open_stage: OpenStage, join: Join) -> None:
-    """The hub hangs: pings go on, and whoever leaves is gone."""
+@all_kinds
+async def test_waiting_for_a_block_costs_no_client_its_connection(open_stage: OpenStage, join: Join) -> None:
+    """While the hub hangs, pings go on, and a client that leaves is forgotten."""
     limits = msgspec.structs.replace(PATIENT, ping_interval_seconds=0.4)
     stage = await opened(open_stage, limits)
     slow, leaver = await join(stage), await join(stage)
@@ -205,21 +204,21 @@ async def test_waiting_for_a_block_costs_nobody_the_connection(open_stage: OpenS
     assert slow.snapshots <= 1
 
 
-@everybody
+@all_kinds
 async def test_more_start_points_than_blocks_take_turns(open_stage: OpenStage, join: Join) -> None:
     limits = msgspec.structs.replace(PATIENT, catch_up_blocks=1)
     stage = await opened(open_stage, limits)
     slow = [await join(stage) for _ in range(4)]
     await stage.converged(*slow)
     for one in slow:
-        await fall_out(stage, one)  # one after another: each in another part of the log
+        await fall_out(stage, one)  # each in another part of the log
     assert len(stage.server.catch_up._blocks) + len(stage.server.catch_up._asked) <= 1
     await stage.converged(*slow)
     assert len(stage.server.catch_up._waiting) == 0
     assert stage.disconnects == {}
 
 
-async def test_what_is_forgotten_ends_a_typha_client_and_costs_a_native_one_a_snapshot(open_stage: OpenStage) -> None:
+async def test_forgotten_deletions_end_a_typha_client_and_cost_a_native_one_a_snapshot(open_stage: OpenStage) -> None:
     stage = await opened(open_stage)
     old, lost = await native(stage), await typha(stage)
     await stage.converged(old, lost)
@@ -237,7 +236,7 @@ async def test_what_is_forgotten_ends_a_typha_client_and_costs_a_native_one_a_sn
     assert stage.disconnects == {"fell-behind": 1}
 
 
-async def test_where_most_keys_have_changed_native_clients_take_a_snapshot(open_stage: OpenStage) -> None:
+async def test_where_most_keys_have_changed_native_clients_get_a_snapshot(open_stage: OpenStage) -> None:
     stage = await opened(open_stage)
     slow, patient = await native(stage), await typha(stage)
     await stage.converged(slow, patient)
@@ -251,7 +250,7 @@ async def test_where_most_keys_have_changed_native_clients_take_a_snapshot(open_
     assert stage.disconnects == {}
 
 
-@everybody
+@all_kinds
 async def test_the_log_goes_again_while_a_client_reads_its_blocks(open_stage: OpenStage, join: Join) -> None:
     stage = await opened(open_stage)
     slow = await join(stage)
@@ -269,12 +268,12 @@ async def test_the_log_goes_again_while_a_client_reads_its_blocks(open_stage: Op
     await stage.converged(slow)
     is_native = not isinstance(slow, typha_peer.TyphaPeer)
     assert slow.told == ([IN_SYNC, CATCHING_UP, IN_SYNC] if is_native else [IN_SYNC])
-    assert stage.server.stats.catch_ups == 1
+    assert stage.server.stats.counts.catch_ups == 1
     assert stage.disconnects == {}
 
 
-@everybody
-async def test_a_snapshot_whose_log_has_gone_is_caught_up_and_in_sync_only_then(
+@all_kinds
+async def test_a_client_whose_snapshot_lost_its_log_catches_up_and_is_in_sync_only_then(
     open_stage: OpenStage, join: Join
 ) -> None:
     stage = await opened(open_stage, keys=10)
@@ -283,7 +282,7 @@ async def test_a_snapshot_whose_log_has_gone_is_caught_up_and_in_sync_only_then(
     if isinstance(slow, typha_peer.TyphaPeer):
         slow.is_loose = True
     if join is typha:
-        await slow.read_until(lambda: len(slow.received) > 100)  # its ACK is out
+        await slow.read_until(lambda: len(slow.received) > 100)  # it has sent its ACK
     reader = await stage.client_of(slow)
     await eventually(lambda: reader.state is CursorState.SNAPSHOT and reader.waiting)
     at_arrival = stage.content
@@ -300,9 +299,9 @@ async def test_a_snapshot_whose_log_has_gone_is_caught_up_and_in_sync_only_then(
     assert stage.disconnects == {}
 
 
-async def test_what_slow_clients_leave_behind(open_stage: OpenStage) -> None:
+async def test_slow_clients_that_left_hold_no_files(open_stage: OpenStage) -> None:
     stage = await opened(open_stage)
-    before = support.open_descriptors()
+    before = worker_stand.open_descriptors()
     for round_number in range(3):
         slow = await native(stage)
         await stage.converged(slow)
@@ -313,13 +312,13 @@ async def test_what_slow_clients_leave_behind(open_stage: OpenStage) -> None:
             await asyncio.sleep(0.001)
         slow.close()
         await eventually(lambda: not stage.server.poller.clients)
-    stage.server.channels.report(0.0)
+    stage.server.catch_up.tidy()
     stage.hub.catch_ups.close()
     assert stage.server.catch_up._blocks_held == 0
-    assert support.open_descriptors() < before + 7 * 12  # as many segments as the log's budget allows
+    assert worker_stand.open_descriptors() < before + 7 * 12  # the log's budget allows this many segments
 
 
-@everybody
+@all_kinds
 async def test_a_client_that_has_fallen_out_is_seen_to_lag(open_stage: OpenStage, join: Join) -> None:
     stage = await opened(open_stage)
     slow = await join(stage)
@@ -327,26 +326,29 @@ async def test_a_client_that_has_fallen_out_is_seen_to_lag(open_stage: OpenStage
     stage.holds_blocks = True
     await fall_out(stage, slow)
     number = stage.channel.number
-    await eventually(lambda: stage.handle.channel_report(number).get("catching_up"))
-    await eventually(lambda: stage.handle.channel_report(number)["lag_seconds"] > 0.2)
-    report = stage.handle.channel_report(number)
-    assert report["lag_bytes"] > 300 * KIBIBYTE
-    assert report["min_offset"] == stage.channel.log.end
+
+    def report() -> ipc.ChannelReport:
+        return stage.handle.report.channels.get(number, ipc.ChannelReport())
+
+    await eventually(lambda: report().catching_up)
+    await eventually(lambda: report().lag_seconds > 0.2)
+    assert report().lag_bytes > 300 * KIBIBYTE
+    assert report().min_offset == stage.channel.log.end
     stage.holds_blocks = False
     stage.make_blocks()
     await stage.converged(slow)
-    await eventually(lambda: not stage.handle.channel_report(number)["catching_up"])
-    await eventually(lambda: stage.handle.channel_report(number)["lag_bytes"] == 0)
+    await eventually(lambda: not report().catching_up)
+    await eventually(lambda: report().lag_bytes == 0)
 
 
-async def test_a_dropped_channel_takes_its_waiting_clients_and_blocks_along(open_stage: OpenStage) -> None:
+async def test_a_closed_channel_takes_its_waiting_clients_and_blocks_along(open_stage: OpenStage) -> None:
     stage = await opened(open_stage)
     slow = await native(stage)
     await stage.converged(slow)
     stage.holds_blocks = True
     await fall_out(stage, slow)
     await slow.read_until(lambda: stage.hub.catch_ups.has_work)
-    stage.hub._drop(stage.channel)
+    stage.hub._close_channel(stage.channel)
     await slow.read_to_end()
     assert slow.goodbye is not None
     assert slow.goodbye.reason == "feed-removed"

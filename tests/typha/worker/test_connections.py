@@ -1,28 +1,31 @@
-"""What peers say: good hellos, and every bad one; each ends with one reason, and nobody else notices."""
+"""What peers say: good hellos, and every bad one, which ends that connection for one reason and no other."""
 
 import asyncio
 import random
 import socket
+import time
+from collections.abc import Iterator
 
 import msgspec
 import pytest
+from structlog import testing
 
 from protocol import messages
 from protocol.native import codec, frames
 from protocol.reasons import DisconnectReason
 from tests.harness import full_transport, repository
-from tests.harness.support import FAST, FEED, Peer, Stage, eventually, pod
+from tests.harness.worker_stand import FAST, FEED, Peer, WorkerStand, eventually, pod
 from tests.typha.conftest import OpenStage
-from typha.worker import protocol_adapters
+from typha.worker import client, connections, protocol_adapters
 
 TYPHA_HELLO = (repository.DATA / "typha-client-hello.bin").read_bytes()
-"""What a Go client of Calico sends first, recorded."""
+"""The first bytes of a Go client of Calico, recorded."""
 TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(range(190))
 HELLO = frames.PREFACE + frames.pack_frame(codec.encode(messages.ClientHello(feed=FEED, agent="test")))
 
 
-async def ends(stage: Stage, peer: Peer, reason: str) -> None:
-    """The server closes, for this one reason, and goes on serving."""
+async def ends(stage: WorkerStand, peer: Peer, reason: str) -> None:
+    """The server closes the connection for this one reason, and still serves others."""
     await peer.read_to_end()
     await eventually(lambda: not stage.server.poller.clients)
     assert stage.disconnects == {reason: 1}
@@ -32,12 +35,12 @@ async def ends(stage: Stage, peer: Peer, reason: str) -> None:
     await stage.converged(good)
 
 
-async def disconnected(stage: Stage, reasons: dict[str, int]) -> None:
-    """So many connections have ended for these reasons."""
+async def disconnected(stage: WorkerStand, reasons: dict[str, int]) -> None:
+    """Waits until connections have ended for these reasons, this often each."""
     await eventually(lambda: stage.disconnects == reasons)
 
 
-async def test_what_the_server_says_of_itself(stage: Stage) -> None:
+async def test_what_the_servers_hello_says(stage: WorkerStand) -> None:
     peer = await stage.connect()
     peer.say(
         messages.ClientHello(
@@ -65,7 +68,7 @@ async def test_what_the_server_says_of_itself(stage: Stage) -> None:
     assert adapter.agent == "test"
 
 
-async def test_an_answer_leaves_with_the_snapshot_or_soon_without_one(stage: Stage) -> None:
+async def test_an_answer_leaves_with_the_snapshot_or_soon_without_one(stage: WorkerStand) -> None:
     stage.put(pod("a"))
     stage.in_sync()
     stage.holds_snapshots = True
@@ -80,14 +83,14 @@ async def test_an_answer_leaves_with_the_snapshot_or_soon_without_one(stage: Sta
     assert other.snapshots == 1
 
 
-async def test_a_hello_in_single_bytes(stage: Stage) -> None:
+async def test_a_hello_in_single_bytes(stage: WorkerStand) -> None:
     peer = await stage.connect()
     peer.connection.send(messages.ClientHello(feed=FEED, agent="slow typist"))
     data = peer.connection.data_to_send()
     for position in range(len(data)):
         peer.send(data[position : position + 1])
         if position + 1 < len(data):
-            await asyncio.sleep(0.001)  # likely one read a byte; nothing depends on it
+            await asyncio.sleep(0.001)  # so that the server most likely reads every byte alone
     await stage.converged(peer)
 
 
@@ -98,7 +101,7 @@ async def test_a_hello_in_single_bytes(stage: Stage) -> None:
         (messages.ClientHello(feed=FEED, agent="x", versions=(2, 3)), "unsupported-version"),
     ],
 )
-async def test_a_refused_hello_gets_a_goodbye(stage: Stage, hello: messages.ClientHello, reason: str) -> None:
+async def test_a_refused_hello_gets_a_goodbye(stage: WorkerStand, hello: messages.ClientHello, reason: str) -> None:
     peer = await stage.connect()
     peer.say(hello)
     await ends(stage, peer, reason)
@@ -113,13 +116,13 @@ async def test_a_refused_hello_gets_a_goodbye(stage: Stage, hello: messages.Clie
     "first",
     [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x00TYPHO\r\n", b"\x99" * 16, b"\x00\x01"],
 )
-async def test_bytes_of_no_protocol_are_closed_at_once(stage: Stage, first: bytes) -> None:
+async def test_bytes_of_no_protocol_are_closed_at_once(stage: WorkerStand, first: bytes) -> None:
     peer = await stage.connect()
     peer.send(first)
     await ends(stage, peer, "bad-preface")
 
 
-async def test_random_bytes(stage: Stage) -> None:
+async def test_random_bytes(stage: WorkerStand) -> None:
     choose = random.Random(7)
     peers = [await stage.connect() for _ in range(50)]
     for peer in peers:
@@ -131,8 +134,8 @@ async def test_random_bytes(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(("first", "reason"), [(TYPHA_HELLO, "unknown-feed"), (TLS_HELLO, "unsupported-protocol")])
-async def test_a_client_that_cannot_be_told_why_it_is_refused_is_held_in_silence_then_closed(
-    stage: Stage, first: bytes, reason: str
+async def test_a_refused_client_whose_protocol_has_no_goodbye_is_held_in_silence_then_closed(
+    stage: WorkerStand, first: bytes, reason: str
 ) -> None:
     peer = await stage.connect()
     peer.send(first)
@@ -144,11 +147,11 @@ async def test_a_client_that_cannot_be_told_why_it_is_refused_is_held_in_silence
     assert not peer.received
 
 
-async def test_a_typha_client_whose_first_bytes_come_in_pieces(stage: Stage) -> None:
+async def test_a_typha_client_whose_first_bytes_come_in_pieces(stage: WorkerStand) -> None:
     peer = await stage.connect()
-    client = await stage.client_of(peer)
+    server_end = await stage.client_of(peer)
     peer.send(TYPHA_HELLO[:3])
-    await eventually(lambda: client.adapter and client.adapter.pending_bytes)
+    await eventually(lambda: server_end.adapter and server_end.adapter.pending_bytes)
     assert stage.disconnects == {}
     peer.send(TYPHA_HELLO[3:])
     await ends(stage, peer, "unknown-feed")
@@ -168,7 +171,7 @@ async def test_held_refusals_are_limited(open_stage: OpenStage) -> None:
     assert stage.disconnects == {"unknown-feed": 5}
 
 
-async def test_a_hello_of_100_megabytes_is_refused_by_its_length(stage: Stage) -> None:
+async def test_a_hello_of_100_megabytes_is_refused_by_its_length(stage: WorkerStand) -> None:
     peer = await stage.connect()
     peer.send(frames.PREFACE + frames.HEADER.pack(100_000_000, 0) + b"\x92")
     await ends(stage, peer, "message-too-large")
@@ -176,7 +179,7 @@ async def test_a_hello_of_100_megabytes_is_refused_by_its_length(stage: Stage) -
     assert "100000000" in peer.goodbye.text
 
 
-async def test_a_refused_peer_that_goes_on_sending_is_not_read(stage: Stage) -> None:
+async def test_a_refused_peer_that_goes_on_sending_is_not_read(stage: WorkerStand) -> None:
     peer = await stage.connect()
     peer.send(frames.PREFACE + frames.HEADER.pack(100_000_000, 0))
     await eventually(lambda: stage.disconnects == {"message-too-large": 1})
@@ -202,7 +205,7 @@ async def test_a_refused_peer_that_goes_on_sending_is_not_read(stage: Stage) -> 
         frames.pack_frame(b"\x92\x01\x80"),
     ],
 )
-async def test_a_frame_that_breaks_the_protocol(stage: Stage, frame: bytes) -> None:
+async def test_a_frame_that_breaks_the_protocol(stage: WorkerStand, frame: bytes) -> None:
     peer = await stage.connect()
     peer.send(frames.PREFACE + frame)
     await ends(stage, peer, "protocol-error")
@@ -210,7 +213,7 @@ async def test_a_frame_that_breaks_the_protocol(stage: Stage, frame: bytes) -> N
     assert peer.goodbye.reason == "protocol-error"
 
 
-async def test_a_second_hello_ends_a_client_that_was_served(stage: Stage) -> None:
+async def test_a_second_hello_ends_a_client_that_was_served(stage: WorkerStand) -> None:
     peer = await stage.subscribe()
     await stage.converged(peer)
     peer.say(messages.ClientHello(feed=FEED, agent="again"))
@@ -219,7 +222,7 @@ async def test_a_second_hello_ends_a_client_that_was_served(stage: Stage) -> Non
     assert "ClientHello" in peer.goodbye.text
 
 
-async def test_clients_hang_up_in_every_way(stage: Stage) -> None:
+async def test_clients_hang_up_in_every_way(stage: WorkerStand) -> None:
     for number, how in enumerate(("close", "half", "reset", "goodbye", "before hello"), start=1):
         peer = await (stage.connect() if how == "before hello" else stage.subscribe())
         if how != "before hello":
@@ -238,7 +241,7 @@ async def test_clients_hang_up_in_every_way(stage: Stage) -> None:
     await eventually(lambda: not stage.server.poller.clients)
 
 
-async def test_a_flood_of_messages_is_heard_a_little_at_a_time(stage: Stage) -> None:
+async def test_a_flood_of_messages_is_read_a_little_at_a_time(stage: WorkerStand) -> None:
     flooder, peer = await stage.subscribe(), await stage.subscribe()
     await stage.converged(flooder, peer)
     pong = frames.pack_frame(codec.encode(messages.Pong(3)))
@@ -252,50 +255,108 @@ async def test_a_flood_of_messages_is_heard_a_little_at_a_time(stage: Stage) -> 
     assert stage.disconnects == {}
 
 
-async def test_a_goodbye_that_does_not_fit_keeps_its_reason(
-    open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_goodbye_that_does_not_fit_keeps_its_reason(open_stage: OpenStage) -> None:
     full = full_transport.FullTransport()
     stage = await open_stage(bytes_through=full)
     stage.in_sync()
     peer = await stage.subscribe()
     await stage.converged(peer)
-    client = await stage.client_of(peer)
-    full.full.add(client.fd)
-    stage.server.connections.farewell(client, DisconnectReason.REBALANCED, text="elsewhere")
+    server_end = await stage.client_of(peer)
+    full.full.add(server_end.fd)
+    stage.server.connections.farewell(server_end, DisconnectReason.REBALANCED, text="elsewhere")
     assert stage.disconnects == {"rebalanced": 1}
     await peer.read_to_end()
     assert peer.goodbye is None
 
 
-async def test_who_stands_inside_a_frame_is_closed_without_a_goodbye(open_stage: OpenStage) -> None:
+async def test_a_client_inside_a_frame_is_closed_without_a_goodbye(open_stage: OpenStage) -> None:
     stage = await open_stage(msgspec.structs.replace(FAST, notsent_lowat_bytes=16384, ping_interval_seconds=30.0))
     stage.in_sync()
     slow = await stage.subscribe(receive_buffer_bytes=4096)
     await stage.converged(slow)
-    client = await stage.block(slow)
-    assert not client.at_frame_end(stage.server.transport)
-    stage.server.connections.farewell(client, DisconnectReason.REBALANCED, text="elsewhere")
+    server_end = await stage.block(slow)
+    assert not server_end.at_frame_end(stage.server.transport)
+    stage.server.connections.farewell(server_end, DisconnectReason.REBALANCED, text="elsewhere")
     await ends(stage, slow, "rebalanced")
     assert slow.goodbye is None
 
 
-async def test_close_lines_are_counted_when_they_are_too_many(stage: Stage) -> None:
-    for _ in range(60):
-        peer = await stage.connect()
-        peer.send(b"GET / HTTP/1.1\r\n")
-    await eventually(lambda: stage.disconnects == {"bad-preface": 60})
-    assert 0 < stage.server.stats.close_lines_suppressed <= 40
+@pytest.fixture
+def ended() -> Iterator[client.Client]:
+    """A client without a hello."""
+    near, far = socket.socketpair()
+    with near, far:
+        yield client.Client(near, "peer", number=7, slot=0, now=990.0)
 
 
-async def test_nothing_is_left_of_those_who_came_and_went(stage: Stage) -> None:
+def test_connections_that_end_are_logged_up_to_a_number_a_second(ended: client.Client) -> None:
+    now = 1000.0
+    close_log = connections.CloseLog(now=lambda: now)
+
+    def end(count: int, reason: DisconnectReason = DisconnectReason.BAD_PREFACE) -> list[int]:
+        with testing.capture_logs() as lines:
+            for _ in range(count):
+                close_log.write(ended, reason, "GET")
+        assert {(line["event"], line["reason"], line["detail"]) for line in lines} <= {
+            ("Connection ended", "bad-preface", "GET")
+        }
+        return [line["other_ends_not_logged"] for line in lines]
+
+    assert end(15) == [0] * 15
+    now = 1000.9
+    assert end(45) == [0] * 5
+    assert close_log.suppressed == 40
+    now = 1001.0  # the first line of the next second says how many are missing
+    assert end(2) == [40, 0]
+    assert close_log.suppressed == 0
+    for quiet in ("client-closed", "shutting-down", "rebalanced"):
+        assert end(30, DisconnectReason(quiet)) == []
+    assert end(19) == [0] * 18  # the quiet ones do not count
+    assert close_log.suppressed == 1
+
+
+def test_a_line_of_the_close_log(ended: client.Client) -> None:
+    close_log = connections.CloseLog(now=lambda: 1000.0)
+    with testing.capture_logs() as lines:
+        close_log.write(ended, DisconnectReason.NO_PROGRESS, "slow")
+    assert lines == [
+        {
+            "event": "Connection ended",
+            "log_level": "info",
+            "reason": "no-progress",
+            "detail": "slow",
+            "client": "peer",
+            "agent": "",
+            "feed": "",
+            "connection": 7,
+            "seconds": 10.0,
+            "other_ends_not_logged": 0,
+        }
+    ]
+
+
+async def test_every_connection_that_ends_is_logged_or_counted(stage: WorkerStand) -> None:
+    begun = time.monotonic()
+    with testing.capture_logs() as lines:
+        for _ in range(60):
+            peer = await stage.connect()
+            peer.send(b"GET / HTTP/1.1\r\n")
+        await eventually(lambda: stage.disconnects == {"bad-preface": 60})
+    seconds = int(time.monotonic()) - int(begun) + 1
+    logged = [line for line in lines if line["event"] == "Connection ended"]
+    counted = sum(line["other_ends_not_logged"] for line in logged) + stage.server.connections.close_log.suppressed
+    assert len(logged) + counted == 60
+    assert len(logged) <= 20 * seconds
+
+
+async def test_nothing_is_left_of_clients_that_came_and_went(stage: WorkerStand) -> None:
     peers = [await stage.subscribe() for _ in range(50)]
     await stage.converged(*peers)
-    view = (await stage.client_of(peers[0])).channel
-    assert view is not None
+    channel = (await stage.client_of(peers[0])).channel
+    assert channel is not None
     for peer in peers:
         peer.close()
     await eventually(lambda: not stage.server.poller.clients)
-    assert view.all_clients() == []
+    assert channel.all_clients() == []
     assert stage.disconnects == {"client-closed": 50}
     await eventually(lambda: not any(stage.server.keepalive._slots))

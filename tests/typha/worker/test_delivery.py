@@ -1,4 +1,4 @@
-"""What clients are sent, on real sockets: snapshots, deltas, and what happens to those who cannot keep up."""
+"""What clients are sent, on real sockets: snapshots, deltas, and what clients get that cannot keep up."""
 
 import asyncio
 import math
@@ -8,24 +8,25 @@ import pytest
 
 from cache.state import cursor
 from protocol import messages
-from tests.harness import support
-from tests.harness.support import FAST, Stage, eventually, pod
+from tests.harness import worker_stand
+from tests.harness.worker_stand import FAST, HUB_LIMITS, WorkerStand, eventually, pod
 from tests.typha.conftest import OpenStage
 from typha.worker import channel, client
 
 SMALL_BUFFER = 4096
 PATIENT = msgspec.structs.replace(FAST, notsent_lowat_bytes=16 * 1024, ping_interval_seconds=30.0)
-"""The kernel takes little for a client that does not read; no ping comes between."""
+"""The kernel takes little for a client that does not read, and the client gets no ping."""
+SMALL_LOG = msgspec.structs.replace(HUB_LIMITS, log_budget_bytes=2 * 1024 * 1024, segment_bytes=128 * 1024)
 
 
-def churn(stage: Stage, count: int, *, size: int = 20_000, names: int = 20) -> None:
-    """Batches of one object each."""
+def churn(stage: WorkerStand, count: int, *, size: int = 20_000, names: int = 20) -> None:
+    """Publishes batches of one object each."""
     for number in range(count):
         stage.put(pod(f"p{number % names}", str(number).rjust(size, "x"), version=number + 2))
 
 
-async def fast_and_blocked(stage: Stage) -> tuple[support.Peer, support.Peer, client.Client]:
-    """Two peers in sync with one object, one of which does not read any more, and the server's end of that one."""
+async def fast_and_blocked(stage: WorkerStand) -> tuple[worker_stand.Peer, worker_stand.Peer, client.Client]:
+    """Two peers in sync, of which the second does not read any more; and the server's end of the second."""
     stage.put(pod("a"))
     stage.in_sync()
     fast = await stage.subscribe()
@@ -34,24 +35,24 @@ async def fast_and_blocked(stage: Stage) -> tuple[support.Peer, support.Peer, cl
     return fast, slow, await stage.block(slow)
 
 
-async def test_a_snapshot_then_what_changes(stage: Stage) -> None:
+async def test_a_snapshot_then_what_changes(stage: WorkerStand) -> None:
     peer = await stage.subscribe()
     await stage.converged(peer)
     assert (peer.snapshots, peer.updates, len(peer.entries)) == (1, 0, 3)
     assert peer.hello is not None
-    assert peer.hello.feed == support.FEED
+    assert peer.hello.feed == worker_stand.FEED
     stage.put(pod("a", "y", version=2), pod("d", "x"))
     stage.delete("b")
     await stage.converged(peer)
     assert (peer.snapshots, peer.updates) == (1, 3)
     assert sorted(key.rpartition("/")[2] for key in peer.entries) == ["a", "c", "d"]
-    stage.hub.status(support.PODS, messages.SyncStatus.RESYNC)
+    stage.hub.status(worker_stand.PODS, messages.SyncStatus.RESYNC)
     stage.commit()
     await peer.read_until(lambda: peer.status is messages.SyncStatus.RESYNC)
     assert stage.disconnects == {}
 
 
-async def test_a_change_that_changes_nothing_is_no_delivery(stage: Stage) -> None:
+async def test_a_change_that_changes_nothing_is_no_delivery(stage: WorkerStand) -> None:
     peer = await stage.subscribe()
     await stage.converged(peer)
     stage.put(pod("a", "x", version=7))
@@ -71,13 +72,13 @@ async def test_all_clients_of_a_format_get_the_same_bytes(open_stage: OpenStage,
     await stage.converged(*peers)
     assert len({peer.stream for peer in peers}) == 1
     assert len({peer.hello.connection_id for peer in peers if peer.hello}) == 40
-    counters = stage.server.stats.feeds[support.FEED]
-    assert counters.deliveries == 30 * 40
-    assert counters.bytes_sent == 40 * len(peers[0].stream)
-    assert counters.snapshots_sent == 40
+    counts = stage.server.stats.feeds[worker_stand.FEED].counts
+    assert counts.deliveries == 30 * 40
+    assert counts.bytes_sent == 40 * len(peers[0].stream)
+    assert counts.snapshots_sent == 40
 
 
-async def test_both_formats_side_by_side(stage: Stage) -> None:
+async def test_both_formats_side_by_side(stage: WorkerStand) -> None:
     plain, compressed = await stage.subscribe(), await stage.subscribe(features=frozenset({"zstd"}))
     await stage.converged(plain, compressed)
     churn(stage, 10)
@@ -85,23 +86,23 @@ async def test_both_formats_side_by_side(stage: Stage) -> None:
     assert len(compressed.received) < len(plain.received) / 10
 
 
-async def test_whom_an_interrupted_pass_left_at_a_files_end_is_sent_the_rest(open_stage: OpenStage) -> None:
-    stage = await open_stage(PATIENT, segment_bytes=64 * 1024)
+async def test_a_client_that_an_interrupted_pass_left_at_a_segments_end_is_sent_the_rest(open_stage: OpenStage) -> None:
+    stage = await open_stage(PATIENT, hub_limits=msgspec.structs.replace(HUB_LIMITS, segment_bytes=64 * 1024))
     stage.put(pod("a"))
     stage.in_sync()
     peers = [await stage.subscribe() for _ in range(2)]
     await stage.converged(*peers)
-    [view] = {one.channel for one in stage.server.poller.clients.values()}
-    assert view is not None
-    left, gone = view.live.clients
-    churn(stage, 2, size=40_000)  # in two files of the log
+    [served] = {one.channel for one in stage.server.poller.clients.values()}
+    assert served is not None
+    left, gone = served.live.clients
+    churn(stage, 2, size=40_000)  # in two segments of the log
     stage.server._hear_hub()
     stage.server.delivery.run(0.0)
-    assert (view.flush_index, left.offset < view.log.end) == (1, True)
-    view.forget(gone)
+    assert (served.flush_index, left.offset < served.log.end) == (1, True)
+    served.forget(gone)
     for _ in range(3):
         stage.server.delivery.run(float("inf"))
-    assert left.offset == view.log.end
+    assert left.offset == served.log.end
 
 
 async def test_a_blocked_client_leaves_the_pass_and_catches_up(open_stage: OpenStage) -> None:
@@ -118,8 +119,8 @@ async def test_a_blocked_client_leaves_the_pass_and_catches_up(open_stage: OpenS
     assert blocked.index >= 0
     assert not blocked.waiting
     stats = stage.server.stats
-    assert stats.feeds[support.FEED].deliveries == slow.updates + fast.updates
-    assert stats.catch_ups == 0
+    assert stats.feeds[worker_stand.FEED].counts.deliveries == slow.updates + fast.updates
+    assert stats.counts.catch_ups == 0
     assert stage.disconnects == {}
 
 
@@ -129,12 +130,12 @@ async def test_a_client_far_behind_waits_while_others_are_sent_something_and_con
     fast, slow, blocked = await fast_and_blocked(stage)
     churn(stage, 40)
     await stage.converged(fast)
-    while math.isinf(stage.server.delivery.due_at):  # it reads again, and has its first turn
+    while math.isinf(stage.server.delivery.due_at):  # until it reads again, and has had its first turn
         slow.read()
         churn(stage, 1, size=10)
         await stage.converged(fast)
     assert not blocked.waiting
-    assert not blocked.watching_write  # or its socket would be reported until its next turn
+    assert not blocked.watching_write  # epoll would report its socket until its next turn
     assert blocked.offset < stage.channel.log.end
     await stage.converged(slow)
     assert slow.stream == fast.stream
@@ -145,44 +146,43 @@ async def test_a_client_far_behind_waits_while_others_are_sent_something_and_con
 async def test_a_client_that_falls_out_of_the_log_gets_the_rest_of_its_frame_and_a_new_snapshot(
     open_stage: OpenStage,
 ) -> None:
-    budget = 2 * 1024 * 1024
-    stage = await open_stage(PATIENT, log_budget_bytes=budget, segment_bytes=128 * 1024)
+    stage = await open_stage(PATIENT, hub_limits=SMALL_LOG)
     fast, slow, blocked = await fast_and_blocked(stage)
     for _ in range(10):
         churn(stage, 25)
-        assert stage.hub.log_bytes < budget * 1.5
+        assert stage.hub.log_bytes < SMALL_LOG.log_budget_bytes * 1.5
         await stage.converged(fast)
     assert blocked.tail
     await stage.converged(slow)
     assert slow.snapshots == 2
     assert fast.snapshots == 1
-    assert stage.server.stats.catch_ups == 1
+    assert stage.server.stats.counts.catch_ups == 1
     assert blocked.state is cursor.CursorState.FOLLOWING
     stage.put(pod("last"))
     await stage.converged(fast, slow)
     assert stage.disconnects == {}
 
 
-async def test_a_client_whose_snapshots_log_went_away_gets_another_snapshot(open_stage: OpenStage) -> None:
-    stage = await open_stage(PATIENT, log_budget_bytes=2 * 1024 * 1024, segment_bytes=128 * 1024)
+async def test_a_client_whose_snapshot_lost_its_log_gets_another_snapshot(open_stage: OpenStage) -> None:
+    stage = await open_stage(PATIENT, hub_limits=SMALL_LOG)
     churn(stage, 100)
     stage.in_sync()
     slow = await stage.subscribe(receive_buffer_bytes=SMALL_BUFFER)
-    client = await stage.client_of(slow)
-    await eventually(lambda: client.waiting)
-    assert client.state is cursor.CursorState.SNAPSHOT
+    server_end = await stage.client_of(slow)
+    await eventually(lambda: server_end.waiting)
+    assert server_end.state is cursor.CursorState.SNAPSHOT
     for _ in range(10):
         churn(stage, 50)
         await asyncio.sleep(0.01)
-    assert client.state is cursor.CursorState.SNAPSHOT
+    assert server_end.state is cursor.CursorState.SNAPSHOT
     await stage.converged(slow)
     assert slow.snapshots == 2
-    assert stage.server.stats.catch_ups == 1
+    assert stage.server.stats.counts.catch_ups == 1
     assert stage.disconnects == {}
 
 
-async def test_replaced_snapshots_and_old_segments_are_let_go(open_stage: OpenStage) -> None:
-    stage = await open_stage(PATIENT, log_budget_bytes=2 * 1024 * 1024, segment_bytes=128 * 1024)
+async def test_replaced_snapshots_and_old_segments_are_closed(open_stage: OpenStage) -> None:
+    stage = await open_stage(PATIENT, hub_limits=SMALL_LOG)
     stage.in_sync()
     peer = await stage.subscribe()
     counts = []
@@ -190,29 +190,29 @@ async def test_replaced_snapshots_and_old_segments_are_let_go(open_stage: OpenSt
         for _ in range(10):
             churn(stage, 25)
             await stage.converged(peer)
-        counts.append(support.open_descriptors())
-    assert max(counts[2:]) <= counts[1] + 14  # a segment is seven descriptors in one process: two mapped files each
+        counts.append(worker_stand.open_descriptors())
+    assert max(counts[2:]) <= counts[1] + 14  # hub and worker hold seven descriptors for a segment
 
 
-async def in_the_middle_of_a_pass(view: channel.WorkerChannel) -> None:
+async def in_the_middle_of_a_pass(served: channel.WorkerChannel) -> None:
     for _ in range(1000):
-        if view.flush_index:
+        if served.flush_index:
             return
         await asyncio.sleep(0)
     pytest.fail("no pass was interrupted")
 
 
-async def test_who_was_served_at_the_beginning_of_an_interrupted_pass_gets_what_came_meanwhile(
+async def test_clients_at_the_beginning_of_an_interrupted_pass_get_what_was_published_meanwhile(
     open_stage: OpenStage,
 ) -> None:
     stage = await open_stage(msgspec.structs.replace(FAST, pass_seconds=0.0))
     stage.in_sync()
     peers = [await stage.subscribe() for _ in range(70)]
     await stage.converged(*peers)
-    view = (await stage.client_of(peers[0])).channel
-    assert view is not None
+    served = (await stage.client_of(peers[0])).channel
+    assert served is not None
     stage.put(pod("first"))
-    await in_the_middle_of_a_pass(view)
+    await in_the_middle_of_a_pass(served)
     stage.put(pod("second"))
     await stage.converged(*peers)
 
@@ -235,7 +235,7 @@ async def test_newcomers_get_their_snapshot_while_passes_never_end(open_stage: O
     await stage.converged(newcomer, *peers)
 
 
-async def test_clients_that_vanish_during_a_pass_take_nobody_along(open_stage: OpenStage) -> None:
+async def test_clients_that_vanish_during_a_pass_take_no_others_along(open_stage: OpenStage) -> None:
     stage = await open_stage(msgspec.structs.replace(FAST, pass_seconds=0.0))
     stage.in_sync()
     peers = [await stage.subscribe() for _ in range(60)]

@@ -1,9 +1,10 @@
-"""TLS clients on real sockets: who gets in, who does not, and that neither costs the others anything."""
+"""TLS clients on real sockets: which get in, which do not, and that neither disturbs the others."""
 
 import asyncio
 import socket
 import ssl
 import struct
+from collections.abc import Mapping
 
 import msgspec
 import pytest
@@ -14,13 +15,14 @@ from protocol import messages
 from protocol.native import frames
 from tests.harness import certificates, typha_peer
 from tests.harness.certificates import AGENT, AGENT_URI
-from tests.harness.support import FAST, Peer, Stage, eventually, pod
+from tests.harness.worker_stand import FAST, HUB_LIMITS, Peer, WorkerStand, eventually, pod
 from tests.typha.conftest import OpenTlsStage
+from typha.ipc import messages as ipc
 from typha.worker import tls
 
 
-async def refused(stage: Stage, reasons: dict[str, int], context: ssl.SSLContext | None) -> None:
-    """A connection with this context ends for this reason."""
+async def refused(stage: WorkerStand, reasons: dict[str, int], context: ssl.SSLContext | None) -> None:
+    """Connects with this context, and waits until connections have ended for these reasons, this often each."""
     stage.peers_tls = None
     peer = await stage.connect()
     end: socket.socket = peer.socket
@@ -31,21 +33,21 @@ async def refused(stage: Stage, reasons: dict[str, int], context: ssl.SSLContext
             peer.read()
             await asyncio.sleep(0.002)
     except (ssl.SSLError, ConnectionError):
-        pass  # TLS 1.3 tells a client afterwards
+        pass  # with TLS 1.3 a client hears of its refusal only after the handshake
     finally:
         end.close()
     await eventually(lambda: stage.disconnects == reasons)
 
 
-async def follow(stage: Stage, kind: type[Peer], *, receive_buffer_bytes: int | None = None) -> Peer:
-    """A client of either protocol."""
+async def follow(stage: WorkerStand, kind: type[Peer], *, receive_buffer_bytes: int | None = None) -> Peer:
+    """A client of the protocol that this kind of peer speaks."""
     if kind is Peer:
         return await stage.subscribe(receive_buffer_bytes=receive_buffer_bytes)
     return await typha_peer.join(stage, receive_buffer_bytes=receive_buffer_bytes)
 
 
 async def pinged(peer: Peer) -> None:
-    """Reads until there have been some pings."""
+    """Reads until some pings have arrived."""
     await peer.read_until(lambda: peer.pings > 2)
 
 
@@ -91,17 +93,17 @@ async def test_readers_that_stall_get_everything_in_the_end(open_tls: OpenTlsSta
 
 
 async def test_a_pong_that_cannot_be_read_yet_is_not_missed(open_tls: OpenTlsStage) -> None:
-    """Nothing is read while a record is in the way; the client takes it slowly, and has said what it was to say."""
+    """The worker reads nothing while it owes a record. The client takes the record slowly, and has sent its pong."""
     hurried = msgspec.structs.replace(FAST, ping_interval_seconds=0.2, pong_timeout_seconds=0.8)
     stage = await open_tls(msgspec.structs.replace(hurried, notsent_lowat_bytes=16 * 1024))
     slow = await stage.subscribe(receive_buffer_bytes=4096)
     await stage.converged(slow)
     slow.answers_pings = False
-    client = await stage.client_of(slow)
-    client.pinged_at = 0.0
-    await slow.read_until(lambda: client.pinged_at)
+    server_end = await stage.client_of(slow)
+    server_end.liveness.excuse_pong()
+    await slow.read_until(lambda: server_end.liveness.pinged_at)
     stage.put(*(pod(f"p{number}", "y" * 50_000) for number in range(60)))
-    await eventually(lambda: stage.server.transport.owed(client.fd))
+    await eventually(lambda: stage.server.transport.owed(server_end.fd))
     slow.say(messages.Pong(1))
     for _ in range(20):
         slow.read(100)
@@ -113,9 +115,10 @@ async def test_a_pong_that_cannot_be_read_yet_is_not_missed(open_tls: OpenTlsSta
     await slow.read_until(lambda: stage.server.stats.pongs_received > pongs + 1)
 
 
-async def test_who_falls_out_of_the_log_is_caught_up(open_tls: OpenTlsStage) -> None:
+async def test_clients_that_fall_out_of_the_log_catch_up(open_tls: OpenTlsStage) -> None:
     limits = msgspec.structs.replace(FAST, notsent_lowat_bytes=16 * 1024)
-    stage = await open_tls(limits, log_budget_bytes=1 << 20, segment_bytes=1 << 18)
+    hub_limits = msgspec.structs.replace(HUB_LIMITS, log_budget_bytes=1 << 20, segment_bytes=1 << 18)
+    stage = await open_tls(limits, hub_limits=hub_limits)
     slow = [await stage.subscribe(receive_buffer_bytes=4096) for _ in range(4)]
     await stage.converged(*slow)
     for number in range(200):
@@ -123,7 +126,7 @@ async def test_who_falls_out_of_the_log_is_caught_up(open_tls: OpenTlsStage) -> 
         slow[number % 3].read(3_000)
         await asyncio.sleep(0.001)
     await stage.converged(*slow)
-    assert stage.server.stats.catch_ups > 0
+    assert stage.server.stats.counts.catch_ups > 0
     assert stage.disconnects == {}
 
 
@@ -139,7 +142,7 @@ async def test_a_good_common_name_or_a_good_uri_san(open_tls: OpenTlsStage, file
     assert stage.disconnects == {}
 
 
-async def test_who_is_refused(open_tls: OpenTlsStage, files: certificates.Files) -> None:
+async def test_which_certificates_are_refused(open_tls: OpenTlsStage, files: certificates.Files) -> None:
     stage = await open_tls(client_tls=files.settings(uri_san=AGENT_URI))
     good = await stage.subscribe()
     await stage.converged(good)
@@ -156,7 +159,7 @@ async def test_who_is_refused(open_tls: OpenTlsStage, files: certificates.Files)
         certificates.client_context(trusted, issuer=stranger),
         certificates.client_context(trusted, expired=True),
         certificates.client_context(trusted, anonymous=True),
-        certificates.client_context(stranger, issuer=trusted),  # it is the client who refuses
+        certificates.client_context(stranger, issuer=trusted),  # the client refuses the server
         old,
     ]
     for number, context in enumerate(contexts, start=1):
@@ -210,38 +213,41 @@ async def test_many_handshakes_at_once(open_tls: OpenTlsStage, files: certificat
     assert len(stage.server.connections.handshaking) == 40
 
 
-async def test_a_defect_ends_that_connection(
-    open_tls: OpenTlsStage, files: certificates.Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stage = await open_tls()
-    with monkeypatch.context() as patched:
-        patched.setattr(tls, "_uri_names", None)
-        await refused(stage, {"server-error": 1}, certificates.client_context(files.authority, cn="x"))
+class DefectiveTls(tls.ClientTls, frozen=True, kw_only=True):
+    """Fails on certificates with the common name "x", with an error that is no refusal."""
+
+    def check_peer(self, certificate: Mapping[str, object]) -> None:
+        """As for any certificate, or the defect."""
+        if ("commonName", "x") in [pair for part in certificate["subject"] for pair in part]:  # type: ignore[attr-defined]
+            raise ZeroDivisionError("a defect")
+        super().check_peer(certificate)
+
+
+async def test_a_defect_ends_that_connection(open_tls: OpenTlsStage, files: certificates.Files) -> None:
+    stage = await open_tls(client_tls=DefectiveTls(**msgspec.structs.asdict(files.settings())))
+    await refused(stage, {"server-error": 1}, certificates.client_context(files.authority, cn="x"))
     stage.peers_tls = certificates.client_context(files.authority)
     await stage.converged(await stage.subscribe())
 
 
-async def test_new_certificates_are_for_new_connections(
-    open_tls: OpenTlsStage, files: certificates.Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tls, "_LOOK_SECONDS", 0.0)
-    stage = await open_tls()
+async def test_new_certificates_are_for_new_connections(open_tls: OpenTlsStage, files: certificates.Files) -> None:
+    stage = await open_tls(tls_look_seconds=0.0)
     before = await stage.subscribe()
     await stage.converged(before)
     (files.folder / "server.pem").write_text("half a certif")
-    await eventually(lambda: stage.server.stats.tls_reload_failures == 1)
+    await eventually(lambda: stage.server.stats.counts.tls_reload_failures == 1)
     await stage.converged(await stage.subscribe())
     renewed = trustme.CA()
     files.write(renewed)
     stage.peers_tls = certificates.client_context(renewed, issuer=files.authority)
-    for _ in range(200):  # until the files have been looked at
+    for _ in range(200):  # until the worker has checked the files
         try:
             after = await stage.subscribe()
             break
-        except ssl.SSLCertVerificationError:  # still the old one
+        except ssl.SSLCertVerificationError:  # still the old certificate
             await asyncio.sleep(0.02)
     await stage.converged(before, after)
-    assert stage.server.stats.tls_reload_failures == 1
+    assert stage.server.stats.counts.tls_reload_failures == 1
     assert set(stage.disconnects) <= {"tls-failed"}
 
 
@@ -249,7 +255,7 @@ async def test_goodbye_and_close_notify(open_tls: OpenTlsStage) -> None:
     stage = await open_tls()
     peer = await stage.subscribe()
     await stage.converged(peer)
-    stage.handle.tell(["drain", 0.1, 0.1])
+    stage.handle.send(ipc.Drain(0.1, 0.1))
     stage.handle.flush()
     await peer.read_to_end()
     assert peer.goodbye is not None
@@ -257,7 +263,7 @@ async def test_goodbye_and_close_notify(open_tls: OpenTlsStage) -> None:
     assert peer.ended_well
 
 
-async def test_clients_hang_up_with_and_without_a_word(open_tls: OpenTlsStage) -> None:
+async def test_clients_hang_up_with_and_without_a_close_notify(open_tls: OpenTlsStage) -> None:
     stage = await open_tls()
     peers = [await stage.subscribe() for _ in range(3)]
     await stage.converged(*peers)

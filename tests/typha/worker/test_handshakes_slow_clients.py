@@ -1,4 +1,4 @@
-"""TLS handshakes that wait: for us, which is no fault of the client's, or for a client that is slow or silent."""
+"""TLS handshakes that wait: for the worker, which is not held against the client, or for a slow or silent client."""
 
 import asyncio
 import functools
@@ -6,12 +6,11 @@ import ssl
 import threading
 
 import msgspec
-import pytest
 
-from tests.harness import support
-from tests.harness.support import FAST, Peer, Stage, eventually
+from tests.harness import worker_stand
+from tests.harness.worker_stand import FAST, Peer, WorkerStand, eventually
 from tests.typha.conftest import OpenTlsStage
-from typha.worker import client, handshakes, keepalive, tls
+from typha.worker import client, handshakes, tls
 
 
 async def test_a_handshake_that_is_not_finished_runs_out_of_time(open_tls: OpenTlsStage) -> None:
@@ -29,27 +28,26 @@ async def test_a_handshake_that_is_not_finished_runs_out_of_time(open_tls: OpenT
     await stage.converged(good)
 
 
-class Gate:
-    """Holds steps in the thread until it is opened."""
+class HeldSteps:
+    """Takes handshake steps; each waits in the thread until `opened` is set."""
 
     def __init__(self) -> None:
-        self.step = handshakes.take_step
         self.entered: list[ssl.SSLSocket] = []
         self.opened = threading.Event()
 
     def __call__(self, connection: ssl.SSLSocket, client_tls: tls.ClientTls) -> handshakes.Verdict:
-        """In the thread."""
+        """In the thread: waits, then takes the step."""
         self.entered.append(connection)
-        self.opened.wait(support.TIMEOUT_SECONDS)
-        return self.step(connection, client_tls)
+        self.opened.wait(worker_stand.TIMEOUT_SECONDS)
+        return handshakes.take_step(connection, client_tls)
 
 
-def _more_than(stage: Stage, count: int) -> bool:
+def _more_than(stage: WorkerStand, count: int) -> bool:
     return len(stage.server.poller.clients) > count
 
 
-async def in_handshake(stage: Stage, count: int) -> list[tuple["asyncio.Task[Peer]", client.Client]]:
-    """Clients whose first step may run, in order of arrival."""
+async def in_handshake(stage: WorkerStand, count: int) -> list[tuple["asyncio.Task[Peer]", client.Client]]:
+    """Connects clients one after another; each with the server's end, whose first step may run."""
     begun = []
     for _ in range(count):
         open_before = len(stage.server.poller.clients)
@@ -60,15 +58,11 @@ async def in_handshake(stage: Stage, count: int) -> list[tuple["asyncio.Task[Pee
     return begun
 
 
-async def test_the_oldest_goes_first_and_who_has_given_up_is_passed_over(
-    open_tls: OpenTlsStage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate = Gate()
-    monkeypatch.setattr(handshakes, "take_step", gate)
-    monkeypatch.setattr(handshakes, "_GIVEN_UP_AFTER_SECONDS", 0.0)
-    stage = await open_tls()
+async def test_the_oldest_goes_first_and_a_client_that_has_given_up_is_passed_over(open_tls: OpenTlsStage) -> None:
+    steps = HeldSteps()
+    stage = await open_tls(msgspec.structs.replace(FAST, handshake_given_up_seconds=0.0), take_step=steps)
     begun = await in_handshake(stage, 2)
-    await eventually(lambda: len(gate.entered) == 1)
+    await eventually(lambda: len(steps.entered) == 1)
     context, stage.peers_tls = stage.peers_tls, None
     given_up = await stage.connect()
     given_up.send(b"\x16\x03\x01")
@@ -77,18 +71,15 @@ async def test_the_oldest_goes_first_and_who_has_given_up_is_passed_over(
     begun += await in_handshake(stage, 1)
     given_up.close()
     order = [one.socket for _, one in begun]
-    gate.opened.set()
+    steps.opened.set()
     await stage.converged(*[await task for task, _ in begun])
-    assert list(dict.fromkeys(gate.entered)) == order
+    assert list(dict.fromkeys(steps.entered)) == order
     assert stage.disconnects == {"client-closed": 1}
 
 
-async def test_who_waits_for_us_is_not_late_and_who_is_silent_is_all_the_same(
-    open_tls: OpenTlsStage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate = Gate()
-    monkeypatch.setattr(handshakes, "take_step", gate)
-    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=0.4))
+async def test_clients_that_wait_for_the_worker_are_not_late_but_a_silent_one_is(open_tls: OpenTlsStage) -> None:
+    steps = HeldSteps()
+    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=0.4), take_step=steps)
     begun = await in_handshake(stage, 8)
     context, stage.peers_tls = stage.peers_tls, None
     silent = await stage.connect()
@@ -96,13 +87,13 @@ async def test_who_waits_for_us_is_not_late_and_who_is_silent_is_all_the_same(
     await eventually(lambda: stage.disconnects == {"handshake-timeout": 1})
     await silent.read_to_end()
     await asyncio.sleep(0.5)  # all have waited for longer than the timeout
-    gate.opened.set()
+    steps.opened.set()
     peers = [await task for task, _ in begun]
     await stage.converged(*peers)
     assert stage.disconnects == {"handshake-timeout": 1}
 
 
-async def test_peers_that_send_a_byte_at_a_time_keep_nobody_out(open_tls: OpenTlsStage) -> None:
+async def test_peers_that_send_a_byte_at_a_time_keep_no_client_out(open_tls: OpenTlsStage) -> None:
     stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=0.5))
     context, stage.peers_tls = stage.peers_tls, None
     dripping = [await stage.connect() for _ in range(handshakes._PLACES + 8)]
@@ -123,17 +114,17 @@ async def test_peers_that_send_a_byte_at_a_time_keep_nobody_out(open_tls: OpenTl
     assert not stage.server.connections.handshaking
 
 
-async def test_a_close_waits_for_the_step_that_runs(open_tls: OpenTlsStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate()
-    monkeypatch.setattr(handshakes, "take_step", gate)
-    monkeypatch.setattr(keepalive, "_LONGEST_TIMEOUTS", 1)  # else it would not be closed for what is our doing
-    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=0.3))
+async def test_a_close_waits_for_the_step_that_runs(open_tls: OpenTlsStage) -> None:
+    steps = HeldSteps()
+    # One timeout closes the connection even though it waits for the worker.
+    limits = msgspec.structs.replace(FAST, handshake_timeout_seconds=0.3, handshake_timeouts_max=1)
+    stage = await open_tls(limits, take_step=steps)
     [(task, stepping)] = await in_handshake(stage, 1)
     await eventually(lambda: stage.disconnects == {"handshake-timeout": 1})
-    for _ in range(5):  # through several looks at what is overdue
+    for _ in range(5):  # several checks for overdue connections
         await asyncio.sleep(0.1)
         assert stepping.socket.fileno() == stepping.fd
-    gate.opened.set()
+    steps.opened.set()
     await eventually(lambda: not stage.server.poller.clients)
     assert stepping.socket.fileno() == -1
     assert not stage.server.connections.closing

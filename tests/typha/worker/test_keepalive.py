@@ -1,4 +1,4 @@
-"""Pings and deadlines, with short times on real sockets."""
+"""Pings and deadlines on real sockets, with short times."""
 
 import asyncio
 import functools
@@ -11,10 +11,10 @@ import pytest
 from cache.state import cursor
 from protocol import messages
 from protocol.native import codec, frames
-from tests.harness import full_transport, support
-from tests.harness.support import FAST, FEED, Stage, eventually, pod
+from tests.harness import full_transport, worker_stand
+from tests.harness.worker_stand import FAST, FEED, WorkerStand, eventually, pod
 from tests.typha.conftest import OpenStage
-from typha.worker import channel, client, keepalive
+from typha.worker import client
 
 SHORT = msgspec.structs.replace(
     FAST,
@@ -25,10 +25,10 @@ SHORT = msgspec.structs.replace(
     notsent_lowat_bytes=16 * 1024,
 )
 LATE_SECONDS = 0.15
-"""What a busy machine may add to a time without making a test fail."""
+"""A busy machine may add this much to a time, and the test still passes."""
 
 
-async def test_nobody_is_silent_for_longer_than_the_ping_interval(open_stage: OpenStage) -> None:
+async def test_no_client_goes_without_bytes_for_longer_than_the_ping_interval(open_stage: OpenStage) -> None:
     limits = msgspec.structs.replace(FAST, ping_interval_seconds=0.8)
     stage = await open_stage(limits)
     held = [await stage.subscribe() for _ in range(20)]  # before the first sync
@@ -49,12 +49,12 @@ async def test_nobody_is_silent_for_longer_than_the_ping_interval(open_stage: Op
     assert stage.disconnects == {}
 
 
-def has_all(stage: Stage, peer: support.Peer) -> bool:
+def has_all(stage: WorkerStand, peer: worker_stand.Peer) -> bool:
     return peer.entries == stage.content
 
 
-async def churn(stage: Stage, *peers: support.Peer, seconds: float) -> None:
-    """Small changes all the time, read by the peers at once."""
+async def churn(stage: WorkerStand, *peers: worker_stand.Peer, seconds: float) -> None:
+    """Makes small changes all the time, which the peers read at once."""
     until = time.monotonic() + seconds
     version = 1
     while time.monotonic() < until:
@@ -65,28 +65,28 @@ async def churn(stage: Stage, *peers: support.Peer, seconds: float) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_who_is_sent_data_and_reads_it_needs_no_ping(stage: Stage) -> None:
+async def test_a_client_that_is_sent_data_and_reads_it_needs_no_ping(stage: WorkerStand) -> None:
     peer = await stage.subscribe()
     await stage.converged(peer)
     await churn(stage, peer, seconds=4 * FAST.ping_interval_seconds)
     assert peer.pings == 0
 
 
-async def test_a_peer_that_does_not_read_is_seen_to_lag_whatever_its_host_takes(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(channel, "UNREAD_SECONDS", 0.3)
+async def test_a_peer_that_does_not_read_is_seen_to_lag_whatever_its_host_takes(open_stage: OpenStage) -> None:
+    stage = await open_stage(msgspec.structs.replace(FAST, unread_seconds=0.3))
+    stage.put(*(pod(name, "x") for name in ("a", "b", "c")))
+    stage.in_sync()
     reading, deaf = await stage.subscribe(), await stage.subscribe(receive_buffer_bytes=1 << 20)
     await stage.converged(reading, deaf)
     server_end = await stage.client_of(deaf)
     await churn(stage, reading, seconds=3 * FAST.ping_interval_seconds)
-    assert not server_end.waiting  # its socket has taken all there was
+    assert not server_end.waiting  # its socket has taken everything
     number = stage.channel.number
-    await eventually(lambda: stage.handle.channel_report(number)["lag_seconds"] > 0.3)
-    assert stage.handle.channel_report(number)["lag_bytes"] > 0
+    await eventually(lambda: stage.handle.report.channels[number].lag_seconds > 0.3)
+    assert stage.handle.report.channels[number].lag_bytes > 0
     await stage.converged(deaf)
     await churn(stage, reading, deaf, seconds=0.3)
-    await eventually(lambda: stage.handle.channel_report(number)["lag_seconds"] < 0.3)
+    await eventually(lambda: stage.handle.report.channels[number].lag_seconds < 0.3)
     assert stage.disconnects == {}
 
 
@@ -119,11 +119,8 @@ async def test_bytes_that_trickle_do_not_prolong_the_handshake(open_stage: OpenS
     await eventually(lambda: stage.disconnects == {"handshake-timeout": 1})
 
 
-async def test_many_silent_connections_are_closed_a_few_at_a_time(
-    open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keepalive, "_EXPIRED_AT_A_TIME", 7)
-    stage = await open_stage(SHORT)
+async def test_many_silent_connections_are_closed_a_few_at_a_time(open_stage: OpenStage) -> None:
+    stage = await open_stage(msgspec.structs.replace(SHORT, expired_at_a_time=7))
     stage.in_sync()
     good = await stage.subscribe()
     await stage.converged(good)
@@ -179,18 +176,18 @@ async def test_a_peer_that_takes_little_is_kept(open_stage: OpenStage) -> None:
     stage.in_sync()
     slow = await stage.subscribe(receive_buffer_bytes=4096)
     await stage.converged(slow)
-    client = await stage.block(slow)
+    server_end = await stage.block(slow)
     until = time.monotonic() + 3 * SHORT.no_progress_timeout_seconds
     while time.monotonic() < until:
         assert stage.disconnects == {}
         slow.read(2048)
-        if not client.waiting:
+        if not server_end.waiting:
             await stage.block(slow)
         await asyncio.sleep(0.02)
     await stage.converged(slow)
 
 
-async def test_a_pong_may_take_as_long_as_what_stands_before_it(open_stage: OpenStage) -> None:
+async def test_a_pong_may_take_as_long_as_reading_what_was_sent_before_the_ping(open_stage: OpenStage) -> None:
     limits = msgspec.structs.replace(
         SHORT, pong_timeout_seconds=1.2, no_progress_timeout_seconds=5.0, notsent_lowat_bytes=256 * 1024
     )
@@ -198,16 +195,16 @@ async def test_a_pong_may_take_as_long_as_what_stands_before_it(open_stage: Open
     stage.in_sync()
     slow = await stage.subscribe(receive_buffer_bytes=4096)
     await stage.converged(slow)
-    client = await stage.client_of(slow)
+    server_end = await stage.client_of(slow)
     stage.put(pod("a", random.Random(1).randbytes(40_000).hex()))
     until = time.monotonic() + 3 * limits.pong_timeout_seconds
     while time.monotonic() < until:
         assert stage.disconnects == {}
-        assert not client.waiting
+        assert not server_end.waiting
         slow.read(256)
         await asyncio.sleep(0.02)
-    assert client.pinged_at
-    assert time.monotonic() - client.pinged_at > limits.pong_timeout_seconds
+    assert server_end.liveness.pinged_at
+    assert time.monotonic() - server_end.liveness.pinged_at > limits.pong_timeout_seconds
     await stage.converged(slow)
 
 
@@ -216,8 +213,8 @@ async def test_a_snapshot_that_is_not_taken_is_given_up(open_stage: OpenStage) -
     stage.put(*(pod(f"p{number}", "x" * 20_000) for number in range(100)))
     stage.in_sync()
     stuck = await stage.subscribe(receive_buffer_bytes=4096)
-    client = await stage.client_of(stuck)
-    await eventually(lambda: client.state is cursor.CursorState.CLOSING)
+    server_end = await stage.client_of(stuck)
+    await eventually(lambda: server_end.state is cursor.CursorState.CLOSING)
     assert stage.disconnects == {"no-progress": 1}
 
 
@@ -235,47 +232,34 @@ async def test_a_full_socket_has_no_room_for_a_ping_and_that_is_no_reason_to_clo
     await stage.converged(peer)
 
 
-async def test_a_hello_that_waited_for_us_is_not_overdue(stage: Stage) -> None:
+async def test_a_hello_that_waited_for_the_worker_is_not_overdue(stage: WorkerStand) -> None:
     peer, silent = await stage.connect(), await stage.connect()
     for one in (peer, silent):
         await aged(stage, one, 100.0)
     peer.say(messages.ClientHello(feed=stage.feed.name, agent="test"))
-    stage.server.keepalive.expire_handshakes(time.monotonic())  # before a turn could read it
+    stage.server.keepalive.expire_handshakes(time.monotonic())  # the worker has had no turn to read it
     assert stage.disconnects == {"handshake-timeout": 1}
     await stage.converged(peer)
 
 
-async def aged(stage: Stage, peer: support.Peer, seconds: float) -> client.Client:
-    """As if it had come so much earlier."""
+async def aged(stage: WorkerStand, peer: worker_stand.Peer, seconds: float) -> client.PendingHello:
+    """Makes a connection older, as if it had been accepted earlier; its pending hello."""
     newcomer = await stage.client_of(peer)
     newcomer.connected_at -= seconds
-    newcomer.charged_from -= seconds
-    return newcomer
+    assert newcomer.hello is not None
+    newcomer.hello.restart(newcomer.connected_at)
+    return newcomer.hello
 
 
-async def test_what_waited_for_us_is_not_charged(stage: Stage) -> None:
-    peer = await stage.connect()
-    newcomer = await stage.client_of(peer)
-    come_at = newcomer.connected_at
-    newcomer.begin_queueing(come_at + 3.0)
-    newcomer.begin_queueing(come_at + 5.0)  # more of the same
-    assert newcomer.own_seconds(come_at + 50.0) == pytest.approx(3.0)
-    newcomer.end_queueing(come_at + 60.0)
-    assert newcomer.own_seconds(come_at + 62.0) == pytest.approx(5.0)
-    newcomer.start_anew(come_at + 70.0)
-    assert newcomer.own_seconds(come_at + 71.0) == pytest.approx(1.0)
-
-
-async def test_who_sends_a_byte_at_a_time_does_not_stay_for_ever(stage: Stage) -> None:
+async def test_a_peer_that_sends_a_byte_at_a_time_does_not_stay_forever(stage: WorkerStand) -> None:
     peer = await stage.connect()
     timeout_seconds = FAST.handshake_timeout_seconds
-    newcomer = await aged(stage, peer, timeout_seconds)
-    for _ in range(20):  # each time that it is looked at another byte has just come, and nobody has read it
-        newcomer.connected_at -= timeout_seconds
-        newcomer.charged_from -= timeout_seconds
+    pending = await aged(stage, peer, timeout_seconds)
+    for _ in range(20):  # at every check another byte has just arrived, and the worker has not read it
+        await aged(stage, peer, timeout_seconds)
         peer.send(b"\0")
         stage.server.keepalive.expire_handshakes(time.monotonic())
         if stage.disconnects:
             break
-        assert newcomer.own_seconds(time.monotonic()) < timeout_seconds
+        assert pending.own_seconds(time.monotonic()) < timeout_seconds
     assert stage.disconnects == {"handshake-timeout": 1}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.harness import support
+from tests.harness import worker_stand
 from typha.worker import poller
 
 
@@ -270,7 +270,7 @@ def test_a_connection_reset_while_it_waited_is_passed_on_without_an_error(
 
 
 def test_closing_everything_leaves_no_descriptor(listener: socket.socket) -> None:
-    before = support.open_descriptors()
+    before = worker_stand.open_descriptors()
     one: poller.Poller[Held] = poller.Poller(listener, notsent_lowat_bytes=1)
     peers = [connect(listener) for _ in range(10)]
     for _ in peers:
@@ -279,7 +279,7 @@ def test_closing_everything_leaves_no_descriptor(listener: socket.socket) -> Non
     assert [peer.recv(1) for peer in peers] == [b""] * 10
     for peer in peers:
         peer.close()
-    assert support.open_descriptors() == before
+    assert worker_stand.open_descriptors() == before
 
 
 def test_a_handshakes_step_is_announced_once(listener: socket.socket, make: MakePoller) -> None:

@@ -1,4 +1,4 @@
-"""Both protocols' conversations: by bytes alone, and on real sockets with the fan-out behind them."""
+"""Handshakes of both protocols and what follows them: by bytes alone, and with a worker on real sockets."""
 
 import asyncio
 import functools
@@ -15,35 +15,46 @@ from protocol.native import frames
 from protocol.reasons import DisconnectReason
 from protocol.typha import codec, connection, encoder, timestamps
 from protocol.typha import messages as typha
-from tests.harness import repository, support, typha_peer
-from tests.harness.support import FAST, Stage, eventually, pod
+from tests.harness import repository, typha_peer, worker_stand
 from tests.harness.typha_peer import ACK, FELIX, HELLO, PLAIN_HELLO
+from tests.harness.worker_stand import FAST, WorkerStand, eventually, pod
 from tests.typha.conftest import OpenStage
-from typha.worker import policy, protocol_adapters
+from typha.ipc import messages as ipc
+from typha.worker import protocol_adapters
+from typha.worker.protocol_adapters import AckAwaited, Ponged, Refused, Subscribed
 
 RECORDED_HELLO = (repository.DATA / "typha-client-hello.bin").read_bytes()
-"""What a Go client of Calico sends that takes no snappy: its hello, then two pongs."""
-CONFIG = policy.WorkerConfig(number=1, feeds=("felix", "bgp", "web"), incarnation="ab" * 16, settings={})
+"""What a Go client of Calico without snappy sends: its hello, then two pongs."""
+OFFER = protocol_adapters.Offer(
+    feeds=frozenset({"felix", "bgp", "web"}),
+    incarnation=b"\xab" * 16,
+    ping_interval_seconds=FAST.ping_interval_seconds,
+    max_frame_bytes=FAST.max_frame_bytes,
+)
 PONG = codec.encode(typha.Pong(timestamps.from_unix_nanoseconds(5)), types=codec.CLIENT)
 NO_SNAPPY = msgspec.structs.replace(HELLO, supported_compression_algorithms=("lz4",))
 OLD = msgspec.structs.replace(HELLO, supports_modern_policy_keys=False)
 STRANGER = msgspec.structs.replace(HELLO, syncer_type="web")
-"""A feed that is there, but none of Calico's."""
+"""Asks for a feed that exists, but is none of Calico's."""
 NOT_SERVED = msgspec.structs.replace(HELLO, syncer_type="node-status")
 
 
 def begin(first: bytes) -> protocol_adapters.ProtocolAdapter:
-    begun = protocol_adapters.begin(first, CONFIG, 7, FAST)
-    assert not isinstance(begun, protocol_adapters.Refusal)
+    begun = protocol_adapters.begin(first, OFFER, 7)
+    assert not isinstance(begun, Refused)
     return begun
 
 
-def answers(adapter: protocol_adapters.ProtocolAdapter, data: bytes) -> list[protocol_adapters.Answer]:
+def events(adapter: protocol_adapters.ProtocolAdapter, data: bytes) -> list[protocol_adapters.Event]:
     return list(adapter.receive(data))
 
 
+def all_ponged(found: list[protocol_adapters.Event], count: int) -> bool:
+    return [type(event) for event in found] == [Ponged] * count
+
+
 def restarted_hello(data: bytes) -> typha.ServerHello:
-    """Checks that a server's hello, and a restart, and nothing else is there."""
+    """Checks that the bytes are a server's hello and a decoder restart, and nothing else; returns the hello."""
     client = connection.Connection(connection.Role.CLIENT)
     client.send_hello(HELLO)
     client.receive_data(data)
@@ -59,63 +70,68 @@ def test_the_first_byte_chooses_the_protocol() -> None:
     native = frames.PREFACE + frames.pack_frame(native_codec.encode(messages.ClientHello(feed="web", agent="me")))
     assert isinstance(begin(native[:1]), protocol_adapters.NativeAdapter)
     adapter = begin(native)
-    [answer] = answers(adapter, native)
-    assert answer.subscribe == ("web", native_encoder.PLAIN)
+    [subscribed] = events(adapter, native)
+    assert isinstance(subscribed, Subscribed)
+    assert (subscribed.feed, subscribed.wire_format) == ("web", native_encoder.PLAIN)
     assert adapter.agent == "me"
     for length in range(1, len(RECORDED_HELLO) + 1):
         assert isinstance(begin(RECORDED_HELLO[:length]), protocol_adapters.TyphaAdapter)
-    [answer, *pongs] = answers(begin(RECORDED_HELLO), RECORDED_HELLO)
-    assert answer.subscribe == (FELIX, encoder.PLAIN)
-    assert pongs == [protocol_adapters.Answer(is_pong=True)] * 2
-    tls = protocol_adapters.begin(b"\x16\x03\x01", CONFIG, 7, FAST)
-    assert isinstance(tls, protocol_adapters.Refusal)
+    [subscribed, *pongs] = events(begin(RECORDED_HELLO), RECORDED_HELLO)
+    assert isinstance(subscribed, Subscribed)
+    assert (subscribed.feed, subscribed.wire_format) == (FELIX, encoder.PLAIN)
+    assert all_ponged(pongs, 2)
+    tls = protocol_adapters.begin(b"\x16\x03\x01", OFFER, 7)
+    assert isinstance(tls, Refused)
     assert tls.reason is DisconnectReason.UNSUPPORTED_PROTOCOL
 
 
 @pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\n", b"\x99" * 16, b"\xf0", b"\x05\x02\xff", b"\x05\x7d\x01"])
 def test_what_no_client_begins_with(first: bytes) -> None:
-    refused = protocol_adapters.begin(first, CONFIG, 7, FAST)
-    assert isinstance(refused, protocol_adapters.Refusal)
+    refused = protocol_adapters.begin(first, OFFER, 7)
+    assert isinstance(refused, Refused)
     assert refused.reason is DisconnectReason.BAD_PREFACE
 
 
 def test_a_client_that_takes_snappy_is_told_to_restart_and_acks() -> None:
     said = typha_peer.encoded(HELLO)
     adapter = begin(said)
-    [answer] = answers(adapter, said)
-    hello = restarted_hello(answer.data)
+    [awaited] = events(adapter, said)
+    assert isinstance(awaited, AckAwaited)
+    hello = restarted_hello(awaited.data)
     assert (hello.syncer_type, hello.server_connection_id) == (FELIX, 7)
     assert hello.version == protocol_adapters.SOFTWARE
     assert hello.supports_node_resource_updates
-    assert (answer.awaits_ack, answer.subscribe) == (True, None)
     assert adapter.agent
-    [answer] = answers(adapter, ACK)
-    assert answer == protocol_adapters.Answer(connection.PREAMBLE, subscribe=(FELIX, encoder.SNAPPY))
-    assert answers(adapter, ACK) == []
-    assert answers(adapter, PONG + PONG) == [protocol_adapters.Answer(is_pong=True)] * 2
+    [subscribed] = events(adapter, ACK)
+    assert isinstance(subscribed, Subscribed)
+    assert subscribed == Subscribed(connection.PREAMBLE, FELIX, encoder.SNAPPY)
+    assert events(adapter, ACK) == []
+    assert all_ponged(events(adapter, PONG + PONG), 2)
     assert adapter.pending_bytes == 0
-    assert answers(adapter, PONG[:3]) == []
+    assert events(adapter, PONG[:3]) == []
     assert adapter.pending_bytes == 3
 
 
 def test_acks_may_come_in_advance_and_byte_by_byte() -> None:
     data = typha_peer.encoded(HELLO) + ACK + ACK + PONG
-    whole = answers(begin(data), data)
-    assert [(answer.awaits_ack, answer.subscribe, answer.is_pong) for answer in whole] == [
-        (True, None, False),
-        (False, (FELIX, encoder.SNAPPY), False),
-        (False, None, True),
-    ]
+    whole = events(begin(data), data)
+    awaited, subscribed, ponged = whole
+    assert isinstance(awaited, AckAwaited)
+    assert isinstance(subscribed, Subscribed)
+    assert (subscribed.feed, subscribed.wire_format) == (FELIX, encoder.SNAPPY)
+    assert isinstance(ponged, Ponged)
     adapter = begin(data[:1])
-    assert [answer for byte in data for answer in answers(adapter, bytes([byte]))] == whole
+    bytewise = [event for byte in data for event in events(adapter, bytes([byte]))]
+    assert bytewise == whole
+    assert [type(event) for event in bytewise] == [type(event) for event in whole]
 
 
 @pytest.mark.parametrize("hello", [PLAIN_HELLO, NO_SNAPPY])
-def test_others_are_served_at_once(hello: typha.ClientHello) -> None:
+def test_clients_without_snappy_are_served_at_once(hello: typha.ClientHello) -> None:
     hello = msgspec.structs.replace(hello, syncer_type="")
-    [answer] = answers(begin(typha_peer.encoded(hello)), typha_peer.encoded(hello))
-    assert answer.subscribe == (FELIX, encoder.PLAIN)
-    assert not answer.awaits_ack
+    [subscribed] = events(begin(typha_peer.encoded(hello)), typha_peer.encoded(hello))
+    assert isinstance(subscribed, Subscribed)
+    assert (subscribed.feed, subscribed.wire_format) == (FELIX, encoder.PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -126,12 +142,22 @@ def test_others_are_served_at_once(hello: typha.ClientHello) -> None:
         (NOT_SERVED, DisconnectReason.UNKNOWN_FEED),
     ],
 )
-def test_who_is_refused_is_told_nothing(hello: typha.ClientHello, reason: DisconnectReason) -> None:
+def test_a_refused_client_is_sent_nothing(hello: typha.ClientHello, reason: DisconnectReason) -> None:
     adapter = begin(typha_peer.encoded(hello))
-    [answer] = answers(adapter, typha_peer.encoded(hello))
-    assert answer.refusal is not None
-    assert answer.refusal.reason is reason
-    assert (answer.data, adapter.goodbye(answer.refusal)) == (b"", b"")
+    [refused] = events(adapter, typha_peer.encoded(hello))
+    assert isinstance(refused, Refused)
+    assert refused.reason is reason
+    assert adapter.goodbye(refused) == b""
+
+
+def test_a_native_goodbye_is_an_event_with_its_reason() -> None:
+    hello = native_codec.encode(messages.ClientHello(feed="web", agent="me"))
+    goodbye = native_codec.encode(messages.Goodbye("client-closed"))
+    adapter = begin(frames.PREFACE)
+    received = frames.PREFACE + frames.pack_frame(hello) + frames.pack_frame(goodbye)
+    [_, left] = events(adapter, received)
+    assert isinstance(left, protocol_adapters.Left)
+    assert left.text == "goodbye: client-closed"
 
 
 @pytest.mark.parametrize(
@@ -144,9 +170,9 @@ def test_who_is_refused_is_told_nothing(hello: typha.ClientHello, reason: Discon
         (PLAIN_HELLO, typha_peer.encoded(PLAIN_HELLO)),
         (PLAIN_HELLO, b"\x01\x00"),
     ],
-    ids=["pong-for-ack", "three-acks", "hello-behind-ack", "ack-of-nothing", "second-hello", "empty-type"],
+    ids=["pong-for-ack", "three-acks", "hello-after-ack", "ack-of-nothing", "second-hello", "empty-type"],
 )
-async def test_what_must_not_come_behind_a_hello(felix: Stage, hello: typha.ClientHello, then: bytes) -> None:
+async def test_what_must_not_follow_a_hello(felix: WorkerStand, hello: typha.ClientHello, then: bytes) -> None:
     peer = await typha_peer.join(felix, hello)
     peer.answers_pings = False
     await peer.read_until(lambda: peer.greeting)
@@ -156,8 +182,8 @@ async def test_what_must_not_come_behind_a_hello(felix: Stage, hello: typha.Clie
 
 
 @pytest.fixture
-async def felix(open_stage: OpenStage) -> Stage:
-    """A stage whose feed has the name of one of Calico's syncers; in sync, with three objects."""
+async def felix(open_stage: OpenStage) -> WorkerStand:
+    """A worker whose feed has the name of one of Calico's syncers; in sync, with three objects."""
     stage = await open_stage(feed_name=FELIX)
     stage.put(*(pod(name, "x") for name in ("a", "b", "c")))
     stage.in_sync()
@@ -165,7 +191,7 @@ async def felix(open_stage: OpenStage) -> Stage:
 
 
 @pytest.mark.parametrize("hello", [HELLO, PLAIN_HELLO, NO_SNAPPY])
-async def test_a_snapshot_then_what_changes(felix: Stage, hello: typha.ClientHello) -> None:
+async def test_a_snapshot_then_what_changes(felix: WorkerStand, hello: typha.ClientHello) -> None:
     felix.put(*(pod(f"more-{number}", number) for number in range(250)))
     peer = await typha_peer.join(felix, hello)
     await felix.converged(peer)
@@ -179,7 +205,7 @@ async def test_a_snapshot_then_what_changes(felix: Stage, hello: typha.ClientHel
     await felix.converged(peer)
     assert peer.types[253:] == [messages.UpdateType.UPDATED, messages.UpdateType.NEW, messages.UpdateType.DELETED]
     for status in (messages.SyncStatus.RESYNC, messages.SyncStatus.IN_SYNC):
-        felix.hub.status(support.PODS, status)
+        felix.hub.status(worker_stand.PODS, status)
         felix.commit()
     await peer.read_until(lambda: len(peer.statuses) == 3)
     assert peer.statuses == [2, 1, 2]
@@ -230,7 +256,7 @@ async def test_without_an_ack_or_pongs_a_client_is_closed(open_stage: OpenStage)
 @pytest.mark.parametrize(
     ("hello", "reason"), [(OLD, "unsupported-version"), (STRANGER, "unknown-feed"), (NOT_SERVED, "unknown-feed")]
 )
-async def test_a_refused_client_is_held_in_silence(felix: Stage, hello: typha.ClientHello, reason: str) -> None:
+async def test_a_refused_client_is_held_in_silence(felix: WorkerStand, hello: typha.ClientHello, reason: str) -> None:
     peer = await typha_peer.join(felix, hello)
     await eventually(lambda: felix.disconnects == {reason: 1})
     assert not peer.read()
@@ -252,7 +278,7 @@ async def test_no_protocol_is_closed_at_once(open_stage: OpenStage) -> None:
     assert stage.disconnects == {"bad-preface": 3}
 
 
-async def test_both_protocols_on_one_feed(felix: Stage) -> None:
+async def test_both_protocols_on_one_feed(felix: WorkerStand) -> None:
     newer = [await typha_peer.join(felix, hello) for hello in (HELLO, PLAIN_HELLO) * 3]
     native = [await felix.subscribe(features=features) for features in (frozenset[str](), frozenset({"zstd"}))]
     await felix.converged(*newer, *native)
@@ -271,13 +297,13 @@ async def test_both_protocols_on_one_feed(felix: Stage) -> None:
     assert felix.disconnects == {}
 
 
-async def test_our_client_library_follows_typhas_protocol(felix: Stage) -> None:
+async def test_our_client_library_follows_typhas_protocol(felix: WorkerStand) -> None:
     host, port = felix.address
     native = mirror.Mirror(f"{host}:{port}", feed=FELIX, agent="native")
     foreign = mirror.Mirror(f"{host}:{port}", feed=FELIX, agent="typha", protocol=client_connection.Protocol.TYPHA)
     async with native, foreign:
         for one in (native, foreign):
-            await one.wait_in_sync(timeout_seconds=support.TIMEOUT_SECONDS)
+            await one.wait_in_sync(timeout_seconds=worker_stand.TIMEOUT_SECONDS)
             assert {key: entry.value for key, entry in one.items()} == felix.content
         felix.server.connections.close(next(iter(felix.server.poller.clients.values())), DisconnectReason.SERVER_ERROR)
         felix.put(pod("a", "y", version=2), *(pod(f"p{number}", number, version=number) for number in range(300)))
@@ -293,19 +319,19 @@ async def test_our_client_library_follows_typhas_protocol(felix: Stage) -> None:
     assert {wire_format for _, wire_format in felix.hub.channels} == {native_encoder.ZSTD, encoder.SNAPPY}
 
 
-async def test_a_drain_closes_without_a_word(felix: Stage) -> None:
+async def test_a_drain_closes_without_a_goodbye(felix: WorkerStand) -> None:
     peers = [await typha_peer.join(felix, hello) for hello in (HELLO, PLAIN_HELLO)]
     unacked = await typha_peer.join(felix)
     unacked.answers_pings = False
     await unacked.read_until(lambda: unacked.restarts)
     await felix.converged(*peers)
-    felix.handle.tell(["drain", 0.3, 10.0])
+    felix.handle.send(ipc.Drain(0.3, 10.0))
     await asyncio.gather(*(peer.read_to_end() for peer in [*peers, unacked]))
     await asyncio.wait_for(felix.task, 10)
     assert felix.disconnects == {"shutting-down": 3}
 
 
-async def test_a_client_that_acks_and_hangs_up_at_once(felix: Stage) -> None:
+async def test_a_client_that_acks_and_hangs_up_at_once(felix: WorkerStand) -> None:
     for data in (typha_peer.encoded(HELLO) + ACK, typha_peer.encoded(HELLO), typha_peer.encoded(PLAIN_HELLO)[:-1]):
         peer = await felix.connect()
         peer.send(data)
@@ -320,5 +346,5 @@ def test_errors_of_what_looked_right_are_protocol_errors() -> None:
     broken = RECORDED_HELLO[: 1 + RECORDED_HELLO[0]] + b"\x01\x00"
     adapter = begin(broken)
     with pytest.raises(errors.RemoteProtocolError) as caught:
-        answers(adapter, broken)
+        events(adapter, broken)
     assert caught.value.reason is DisconnectReason.PROTOCOL_ERROR

@@ -1,4 +1,4 @@
-"""Odd and malformed input that was recorded with what the original did: the same is heard here, and no byte more."""
+"""Odd and malformed input, recorded together with what the original answered: the answer here is the same."""
 
 import re
 import socket
@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from tests import wire
-from tests.harness import support, typha_peer
-from tests.harness.support import FAST
+from tests.harness import typha_peer, worker_stand
+from tests.harness.worker_stand import FAST
 from tests.typha.conftest import OpenStage
 
 FOLDER = "client-to-server-odd"
@@ -18,17 +18,17 @@ SENT = {one["id"]: wire.load(f"{FOLDER}/{one['file']}") for one in RECORDED if o
 LIMITS = msgspec.structs.replace(
     FAST, handshake_timeout_seconds=1.0, ping_interval_seconds=0.4, pong_timeout_seconds=1.0, refusal_hold_seconds=0.5
 )
-"""Those of the original when it was recorded; the hold is our own."""
+"""The original's limits during the recording; the hold is ours."""
 HELD = {"M20": "unsupported-protocol", "M27": "unsupported-version", "M28": "unknown-feed"}
-"""M20 begins TLS."""
+"""Held for a while, then closed. M20 begins TLS."""
 SOONER = {"M01b", "M02", "M03c"}
-"""Closed at once here; the original waits for the rest of a message that its length announces."""
+"""Closed at once here; the original waits for the rest of the message that the length announces."""
 HANGS_UP = {"M06a", "M06d"}
-"""The client sent no more after this, and said so."""
+"""The client then shut its side of the connection down."""
 AT_ONCE = {"bad-preface", "protocol-error", "message-too-large", "client-closed"}
 
 
-def test_all_are_there() -> None:
+def test_all_recordings_are_there() -> None:
     assert len(SENT) == 43
     assert len(RECORDED) == 47
     assert SENT.keys() >= HELD.keys() | HANGS_UP | SOONER
@@ -38,11 +38,11 @@ def test_all_are_there() -> None:
 async def test_what_the_original_was_sent(open_stage: OpenStage, recorded: dict[str, Any]) -> None:
     number = recorded["id"]
     stage = await open_stage(LIMITS, feed_name=typha_peer.FELIX)
-    stage.put(support.pod("a"))
+    stage.put(worker_stand.pod("a"))
     stage.in_sync()
     peer = await stage.join(typha_peer.TyphaPeer)
     peer.answers_pings = False
-    peer.typha.send_hello(typha_peer.HELLO)  # what it sends is recorded; this only lets it listen
+    peer.typha.send_hello(typha_peer.HELLO)  # not sent: the recording is. The peer then understands the answer
     peer.typha.data_to_send()
     loop = stage.loop
     begun = loop.time()

@@ -1,4 +1,4 @@
-"""Sending through a transport that seals records as OpenSSL does, and takes them when it likes: nothing is lost."""
+"""A transport that seals records as OpenSSL does, and takes them at random times: nothing is lost."""
 
 import asyncio
 import collections
@@ -9,20 +9,20 @@ import random
 import msgspec
 import pytest
 
-from tests.harness.support import FAST, Peer, Stage, eventually, pod
+from tests.harness.worker_stand import FAST, HUB_LIMITS, Peer, WorkerStand, eventually, pod
 from tests.typha.conftest import OpenStage
 from typha.worker import transport
 
 RECORD_BYTES = 500
-"""Small, so that most of what is sent takes many records."""
+"""Small, so that most messages take many records."""
 LIMITS = msgspec.structs.replace(FAST, ping_interval_seconds=0.1, send_bytes=4_000, snapshot_send_bytes=4_000)
 
 
 class SealingTransport:
-    """Plain sockets behind OpenSSL's rules, refusing at random; what breaks the rules is written down.
+    """Plain sockets with OpenSSL's rules, which refuse at random. It lists every call that breaks the rules.
 
-    A record whose bytes were not all sent is kept, as OpenSSL keeps it: what is offered next must begin with the same
-    bytes, and is not looked at.
+    A record that was not sent whole is kept, as OpenSSL keeps it. The next bytes offered must begin with the same
+    bytes; they are not sealed again.
     """
 
     acked_bytes = staticmethod(transport.kernel_acked_bytes)
@@ -34,7 +34,7 @@ class SealingTransport:
         self.refusing = refusing
         self.broken_rules: list[str] = []
         self.sealed: dict[int, tuple[bytes, bytes]] = {}
-        """By descriptor: the record, and what of it the kernel has not taken."""
+        """By descriptor: the record, and those of its bytes that the kernel has not taken."""
         self.refused: collections.Counter[str] = collections.Counter()
 
     def _send(self, descriptor: int, data: bytes, kind: str) -> int:
@@ -69,29 +69,29 @@ class SealingTransport:
         return sent
 
     def write(self, descriptor: int, data: bytes | memoryview, /) -> int:
-        """As OpenSSL's."""
+        """Seals and sends, as OpenSSL does."""
         return self._send_records(descriptor, bytes(data), "control" if isinstance(data, bytes) else "view")
 
     def write_ahead(self, connection: transport.Connection, data: bytes, /) -> int:
-        """As any other bytes."""
+        """Sends the bytes like all others."""
         return self.write(connection.fileno(), data)
 
     def send_file(self, descriptor: int, file_descriptor: int, position: int, count: int, /) -> int:
-        """The same with a file's bytes."""
+        """Seals and sends a file's bytes."""
         return self._send_records(descriptor, os.pread(file_descriptor, count, position), "file")
 
     def owed(self, descriptor: int, /) -> int:
-        """The length of the record that is kept."""
+        """Length of the record that is kept."""
         return len(self.sealed.get(descriptor, (b"",))[0])
 
     def release(self, descriptor: int, /) -> bool:
-        """Forgets."""
+        """Forgets the record."""
         self.sealed.pop(descriptor, None)
         return True
 
 
-async def churn(stage: Stage, source: random.Random, batches: int) -> None:
-    """Objects change, small and large, and the API server's state is lost and found again."""
+async def churn(stage: WorkerStand, source: random.Random, batches: int) -> None:
+    """Changes objects, small and large."""
     for number in range(batches):
         size = source.choice([10, 300, 2_000, 30_000])
         stage.put(pod(f"p{source.randrange(12)}", str(number).rjust(size, "x"), version=number + 2))
@@ -99,7 +99,7 @@ async def churn(stage: Stage, source: random.Random, batches: int) -> None:
 
 
 async def read_slowly(peers: list[Peer], source: random.Random) -> None:
-    """Reads a little of this and that connection, never of the last."""
+    """Reads a little from random connections, never from the last one."""
     while True:
         source.choice(peers[:-1]).read(source.choice([100, 5_000, 100_000]))
         await asyncio.sleep(0)
@@ -110,7 +110,8 @@ async def read_slowly(peers: list[Peer], source: random.Random) -> None:
 async def test_every_client_has_the_map_in_the_end(open_stage: OpenStage, seed: int, refusing: float) -> None:
     source = random.Random(seed)
     through = SealingTransport(seed, refusing=0.0)
-    stage = await open_stage(LIMITS, bytes_through=through, log_budget_bytes=400_000, segment_bytes=60_000)
+    hub_limits = msgspec.structs.replace(HUB_LIMITS, log_budget_bytes=400_000, segment_bytes=60_000)
+    stage = await open_stage(LIMITS, bytes_through=through, hub_limits=hub_limits)
     stage.put(*(pod(f"p{number}", "x" * 100 * number) for number in range(12)))
     stage.in_sync()
     peers = [await stage.subscribe(receive_buffer_bytes=4096) for number in range(6)]
@@ -123,7 +124,7 @@ async def test_every_client_has_the_map_in_the_end(open_stage: OpenStage, seed: 
     await stage.converged(*peers)
     assert through.broken_rules == []
     assert stage.disconnects == {}
-    assert stage.server.stats.catch_ups > 0
+    assert stage.server.stats.counts.catch_ups > 0
     assert through.refused["view"] > 0
     assert through.refused["file"] > 0
 
@@ -134,13 +135,13 @@ async def test_a_ping_that_is_sealed_goes_before_everything_else(open_stage: Ope
     stage.in_sync()
     peer = await stage.subscribe()
     await stage.converged(peer)
-    client = await stage.client_of(peer)
+    server_end = await stage.client_of(peer)
     for version in range(20):
         through.refusing = 1.0
         through.refused.clear()
         await eventually(lambda: through.refused["control"])
         stage.put(pod("a", str(version), version=version + 2))
-        assert not client.at_frame_end(through)
+        assert not server_end.at_frame_end(through)
         through.refusing = 0.3
         await stage.converged(peer)
     assert peer.pings >= 20

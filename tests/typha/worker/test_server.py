@@ -1,4 +1,4 @@
-"""One worker's fan-out as a whole: admission, draining, and what ends it."""
+"""A worker as a whole: what the hub tells it and hears of it, draining, and what ends it."""
 
 import asyncio
 import functools
@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from protocol import messages
-from tests.harness import support
-from tests.harness.support import FAST, FEED, Stage, eventually, pod
+from tests.harness import full_transport, worker_stand
+from tests.harness.worker_stand import FAST, FEED, WorkerStand, eventually, pod
 from tests.typha.conftest import OpenStage
 from typha.ipc import link
-from typha.worker import channels, client, poller, server
+from typha.ipc import messages as ipc
+from typha.worker import poller, transport
 
 
 async def test_clients_that_come_before_the_first_sync_are_held_and_served_in_one_go(open_stage: OpenStage) -> None:
@@ -29,34 +30,33 @@ async def test_clients_that_come_before_the_first_sync_are_held_and_served_in_on
     assert {peer.status for peer in early} == {messages.SyncStatus.IN_SYNC}
 
 
-async def test_the_hub_hears_how_things_are(stage: Stage) -> None:
+async def test_the_hub_hears_how_things_are(stage: WorkerStand) -> None:
     peer = await stage.subscribe()
     silent = await stage.connect()
     await stage.converged(peer)
-    await eventually(lambda: stage.handle.report.get("active") == 2)
+    await eventually(lambda: stage.handle.report.active == 2)
     assert stage.handle.ready
-    assert stage.handle.active == 2
-    report = stage.handle.channel_report(stage.channel.number)
-    assert report["clients"] == 1
-    assert report["held"] == 0
-    assert report["min_offset"] == stage.channel.log.end
-    assert stage.handle.report["handshaking"] == 1
+    report = stage.handle.report.channels[stage.channel.number]
+    assert report.clients == 1
+    assert report.held == 0
+    assert report.min_offset == stage.channel.log.end
+    assert len(stage.server.connections.handshaking) == 1
     silent.close()
-    await eventually(lambda: stage.handle.report["disconnects"] == {"client-closed": 1})
-    assert stage.handle.report["accepted"] == 2
+    await eventually(lambda: stage.handle.report.counts.disconnects == {"client-closed": 1})
+    assert stage.handle.report.counts.accepted == 2
     stage.put(pod("a", "new", version=3))
     await stage.converged(peer)
-    await eventually(lambda: stage.handle.report["feeds"][FEED]["deliveries"] == 1)
-    assert stage.handle.report["histograms"][FEED]
+    await eventually(lambda: stage.handle.report.counts.feeds[FEED].deliveries == 1)
+    await eventually(lambda: stage.handle.histograms.get(FEED))
 
 
-async def test_the_hub_sees_when_everybody_has_been_sent_the_last(stage: Stage) -> None:
+async def test_the_hub_sees_when_all_clients_have_been_sent_the_newest(stage: WorkerStand) -> None:
     await stage.converged(await stage.subscribe())
     for versions in ([10], [11, 12, 13], [14]):
         for version in versions:
             stage.put(pod("a", version, version=version))
-        assert stage.handle.ends_under_way == len(versions)
-        await eventually(lambda: not stage.handle.ends_under_way)
+        assert stage.handle.publishes_under_way == len(versions)
+        await eventually(lambda: not stage.handle.publishes_under_way)
 
 
 async def test_the_hub_hears_how_far_the_slowest_is(open_stage: OpenStage) -> None:
@@ -65,19 +65,20 @@ async def test_the_hub_hears_how_far_the_slowest_is(open_stage: OpenStage) -> No
     slow = await stage.subscribe(receive_buffer_bytes=4096)
     await stage.converged(slow)
     blocked = await stage.block(slow)
-    await eventually(lambda: stage.handle.channel_report(1).get("lag_bytes") == stage.channel.log.end - blocked.offset)
-    report = stage.handle.channel_report(1)
-    assert report["min_offset"] == blocked.offset
-    assert report["lag_seconds"] > 0
+    await eventually(lambda: 1 in stage.handle.report.channels)
+    await eventually(lambda: stage.handle.report.channels[1].lag_bytes == stage.channel.log.end - blocked.offset > 0)
+    report = stage.handle.report.channels[1]
+    assert report.min_offset == blocked.offset
+    assert report.lag_seconds > 0
 
 
 async def test_what_the_hub_could_not_take_goes_to_it_as_soon_as_it_can(open_stage: OpenStage) -> None:
-    """Behind a hub that stood still clients wait for channels and catch-ups: not until the next report."""
+    """While the hub stands still, clients wait for channels and blocks; they do not wait for the next report too."""
     stage = await open_stage(msgspec.structs.replace(FAST, stats_interval_seconds=600.0))
     stage.in_sync()
     stage.loop.remove_reader(stage.link.fileno())
     while not stage.server._link.wants_write:
-        stage.server._tell(["trimmed", 1, 0])
+        stage.server._link.send(ipc.Ready())
     peer = await stage.subscribe()
     await peer.read_until(lambda: peer.hello is not None)
     assert stage.server._link.wants_write
@@ -86,7 +87,7 @@ async def test_what_the_hub_could_not_take_goes_to_it_as_soon_as_it_can(open_sta
     assert not stage.server._link.wants_write
 
 
-async def test_draining_says_goodbye_to_each_in_time_and_closes_the_listener(stage: Stage) -> None:
+async def test_draining_says_goodbye_to_each_in_time_and_closes_the_listener(stage: WorkerStand) -> None:
     peers = [await stage.subscribe() for _ in range(20)]
     await stage.converged(*peers)
     typing = await stage.connect()
@@ -94,12 +95,12 @@ async def test_draining_says_goodbye_to_each_in_time_and_closes_the_listener(sta
     begun = time.monotonic()
     ended: list[float] = []
 
-    async def follow(peer: support.Peer) -> None:
+    async def follow(peer: worker_stand.Peer) -> None:
         await peer.read_until(lambda: peer.goodbye)
         ended.append(time.monotonic() - begun)
         peer.close()
 
-    stage.handle.tell(["drain", 1.0, 10.0])
+    stage.handle.send(ipc.Drain(1.0, 10.0))
     await asyncio.gather(typing.read_to_end(), *(follow(peer) for peer in peers))
     await asyncio.wait_for(stage.task, 10)
     assert stage.disconnects == {"shutting-down": 21}
@@ -111,39 +112,39 @@ async def test_draining_says_goodbye_to_each_in_time_and_closes_the_listener(sta
     assert ended[10] > 0.3  # one after the other
     with pytest.raises(OSError, match="Bad file descriptor"):
         stage.listener.getsockname()
-    stage.handle.hear()
-    assert stage.handle.report["disconnects"] == {"shutting-down": 21}
+    stage.hub.hear(stage.handle)
+    assert stage.handle.report.counts.disconnects == {"shutting-down": 21}
 
 
-async def test_few_clients_are_drained_with_short_pauses(stage: Stage) -> None:
+async def test_few_clients_are_drained_with_short_pauses(stage: WorkerStand) -> None:
     peers = [await stage.subscribe() for _ in range(3)]
     await stage.converged(*peers)
     begun = time.monotonic()
-    stage.handle.tell(["drain", 300.0, 0.05])
+    stage.handle.send(ipc.Drain(300.0, 0.05))
     await asyncio.gather(*(peer.read_to_end() for peer in peers))
     await asyncio.wait_for(stage.task, 10)
     assert time.monotonic() - begun < 5
 
 
-async def test_draining_without_clients_ends_at_once(stage: Stage) -> None:
-    stage.handle.tell(["drain", 300, 10])
+async def test_draining_without_clients_ends_at_once(stage: WorkerStand) -> None:
+    stage.handle.send(ipc.Drain(300, 10))
     await asyncio.wait_for(stage.task, 2)
 
 
-async def test_a_drained_client_that_does_not_read_holds_nobody_up(open_stage: OpenStage) -> None:
+async def test_a_drained_client_that_does_not_read_delays_no_other(open_stage: OpenStage) -> None:
     stage = await open_stage(msgspec.structs.replace(FAST, notsent_lowat_bytes=16384, ping_interval_seconds=30.0))
     stage.in_sync()
     slow, good = await stage.subscribe(receive_buffer_bytes=4096), await stage.subscribe()
     await stage.converged(slow, good)
     await stage.block(slow)
-    stage.handle.tell(["drain", 0.2, 0.1])
+    stage.handle.send(ipc.Drain(0.2, 0.1))
     await good.read_to_end()
     assert good.goodbye is not None
     await asyncio.wait_for(stage.task, 5)
     assert stage.disconnects == {"shutting-down": 2}
 
 
-async def test_without_its_hub_the_fan_out_ends(stage: Stage) -> None:
+async def test_without_its_hub_the_worker_ends(stage: WorkerStand) -> None:
     peer = await stage.subscribe()
     await stage.converged(peer)
     stage.hang_up()
@@ -152,24 +153,34 @@ async def test_without_its_hub_the_fan_out_ends(stage: Stage) -> None:
     await peer.read_to_end()
 
 
-async def test_a_message_that_makes_no_sense_ends_the_fan_out(stage: Stage) -> None:
-    stage.handle.tell(["frobnicate", 1])
-    with pytest.raises(channels.UnknownMessage, match="frobnicate"):
+async def test_a_message_that_makes_no_sense_ends_the_worker(stage: WorkerStand) -> None:
+    stage.link.send(["frobnicate", 1])
+    with pytest.raises(msgspec.ValidationError, match="frobnicate"):
         await asyncio.wait_for(stage.task, 5)
 
 
-async def test_a_defect_on_one_connection_ends_that_connection(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+class DefectiveTransport(full_transport.FullTransport):
+    """Receiving fails for one connection, with an error that no socket raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.victim: transport.Connection | None = None
+
+    def receive(self, connection: transport.Connection, limit: int, /) -> bytes:
+        """As a plain socket, or the defect."""
+        if connection is self.victim:
+            raise ZeroDivisionError("a defect")
+        return transport.PlainTransport.receive(connection, limit)
+
+
+async def test_a_defect_on_one_connection_ends_that_connection(open_stage: OpenStage) -> None:
+    defective = DefectiveTransport()
+    stage = await open_stage(bytes_through=defective)
+    stage.put(*(pod(name, "x") for name in ("a", "b", "c")))
+    stage.in_sync()
     good, bad = await stage.subscribe(), await stage.subscribe()
     await stage.converged(good, bad)
-    victim = await stage.client_of(bad)
-    readable = stage.server.connections.readable
-
-    def broken(current: client.Client) -> None:
-        if current is victim:
-            raise ZeroDivisionError("a defect")
-        readable(current)
-
-    monkeypatch.setattr(stage.server.connections, "readable", broken)
+    defective.victim = (await stage.client_of(bad)).socket
     bad.say(messages.Pong(0))
     await bad.read_to_end()
     assert stage.disconnects == {"server-error": 1}
@@ -177,7 +188,7 @@ async def test_a_defect_on_one_connection_ends_that_connection(stage: Stage, mon
     await stage.converged(good)
 
 
-async def test_a_defect_in_the_fan_out_itself_ends_it(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_defect_of_the_worker_itself_ends_it(stage: WorkerStand, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(deadline: float) -> None:
         raise ZeroDivisionError("a defect")
 
@@ -187,8 +198,9 @@ async def test_a_defect_in_the_fan_out_itself_ends_it(stage: Stage, monkeypatch:
         await asyncio.wait_for(stage.task, 5)
 
 
-async def test_out_of_descriptors_connections_wait(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_OUT_OF_RESOURCES_PAUSE_SECONDS", 0.1)
+async def test_out_of_descriptors_connections_wait(open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = await open_stage(msgspec.structs.replace(FAST, out_of_resources_pause_seconds=0.1))
+    stage.in_sync()
     accept = stage.server.poller.accept
     failures = 3
 
@@ -205,27 +217,85 @@ async def test_out_of_descriptors_connections_wait(stage: Stage, monkeypatch: py
     assert stage.server.stats.accept_failures == 3
 
 
-async def test_a_worker_over_its_share_leaves_connections_to_the_others(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "_OVER_SHARE_PAUSE_SECONDS", 0.2)
+async def test_a_worker_over_its_share_leaves_connections_to_the_others(open_stage: OpenStage) -> None:
+    stage = await open_stage(msgspec.structs.replace(FAST, over_share_pause_seconds=0.2))
+    stage.in_sync()
     peers = [await stage.subscribe() for _ in range(5)]
     await stage.converged(*peers)
-    stage.handle.tell(["share", 5])
+    stage.handle.send(ipc.LimitConnections(5))
     await eventually(lambda: stage.server._share == 5)
     begun = time.monotonic()
     late = await stage.subscribe()
-    await stage.converged(late)  # there are no others: it comes in after a pause
+    await stage.converged(late)  # no other worker accepts it, so this one does after a pause
     assert time.monotonic() - begun >= 0.2
 
 
 async def test_after_the_end_nothing_is_left(open_stage: OpenStage) -> None:
-    before = support.open_descriptors()
-    stage = support.Stage(FAST)
+    before = worker_stand.open_descriptors()
+    stage = worker_stand.WorkerStand(FAST)
     async with stage.running():
         stage.in_sync()
         peers = [await stage.subscribe(features=frozenset({"zstd"} if n % 2 else set())) for n in range(10)]
         await stage.converged(*peers)
         stage.put(pod("a"))
         await stage.converged(*peers)
-    assert support.open_descriptors() == before
+    assert worker_stand.open_descriptors() == before
+
+
+async def test_clients_of_a_closed_channel_are_told_to_come_again(stage: WorkerStand) -> None:
+    live = await stage.subscribe()
+    await stage.converged(live)
+    stage.hub._close_channel(stage.channel)
+    await live.read_to_end()
+    assert live.goodbye is not None
+    assert live.goodbye.reason == "feed-removed"
+    assert stage.disconnects == {"feed-removed": 1}
+    again = await stage.subscribe()
+    await stage.converged(again)
+    stage.put(pod("new"))
+    await stage.converged(again)
+
+
+async def test_closed_channels_leave_no_descriptor(stage: WorkerStand) -> None:
+    counts: list[int] = []
+    for _ in range(4):
+        peer = await stage.subscribe()
+        await stage.converged(peer)
+        stage.put(pod("a", "grow", version=len(counts) + 5))
+        await stage.converged(peer)
+        peer.close()
+        await eventually(lambda: not stage.server.poller.clients)
+        stage.hub._close_channel(stage.channel)
+        await eventually(lambda: not stage.server.channels.numbered())
+        counts.append(worker_stand.open_descriptors())
+    assert len(set(counts)) == 1
+
+
+async def test_held_clients_of_a_channel_without_a_snapshot_wait_for_the_next_one(open_stage: OpenStage) -> None:
+    stage = await open_stage()
+    stage.in_sync()
+    stage.holds_snapshots = True
+    peer = await stage.subscribe()
+    await peer.read_until(lambda: peer.pings)
+    channel = (await stage.client_of(peer)).channel
+    assert channel is not None
+    assert list(channel.held) == [await stage.client_of(peer)]
+    stage.put(pod("a"))
+    await asyncio.sleep(0)
+    assert peer.snapshots == 0
+    stage.holds_snapshots = False
+    stage.make_snapshots()
+    await stage.converged(peer)
+    assert not channel.held
+
+
+async def test_clients_of_a_feed_that_will_not_come_are_refused_then_and_later(open_stage: OpenStage) -> None:
+    stage = await open_stage()
+    held = await stage.subscribe()
+    await held.read_until(lambda: held.pings)
+    stage.handle.send(ipc.WithdrawFeeds([FEED]))
+    for refused in (held, await stage.subscribe()):
+        await refused.read_to_end()
+        assert refused.goodbye is not None
+        assert refused.goodbye.reason == "unknown-feed"
+    assert stage.hub.channels == {}

@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from clients import connection, mirror
-from tests.harness import certificates, support
+from tests.harness import certificates, worker_stand
 from tests.harness.served import COMMAND, FEED, Cluster, converged, serving
 from tests.typha.conftest import OpenStage
 
@@ -86,7 +86,7 @@ async def test_typha_watch(open_stage: OpenStage, files: certificates.Files, pro
     agent.private_key_pem.write_to_path(files.folder / "agent.key")
     agent.cert_chain_pems[0].write_to_path(files.folder / "agent.pem")
     stage = await open_stage(client_tls=files.settings(), feed_name="felix")
-    stage.put(*(support.pod(f"p{number}", "x" * 5_000) for number in range(30)))
+    stage.put(*(worker_stand.pod(f"p{number}", "x" * 5_000) for number in range(30)))
     stage.in_sync()
     arguments = [
         *("--feed", "felix", "--protocol", protocol.value, "--until-in-sync", "--timeout", "20", "--json"),
@@ -99,7 +99,7 @@ async def test_typha_watch(open_stage: OpenStage, files: certificates.Files, pro
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    output, problems = await asyncio.wait_for(process.communicate(), support.TIMEOUT_SECONDS)
+    output, problems = await asyncio.wait_for(process.communicate(), worker_stand.TIMEOUT_SECONDS)
     assert process.returncode == 0, problems
     assert [json.loads(line)["key"] for line in output.splitlines()] == sorted(stage.content)
 

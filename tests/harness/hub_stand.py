@@ -1,19 +1,20 @@
-"""A hub without processes: workers whose links the test reads, and snapshots that are made when it says so."""
+"""A hub without processes: workers whose links the test reads, and snapshots that are built when it says so."""
 
 import os
-from typing import Any
 
 from cache import resources
 from cache.feeds import feed
 from protocol import messages
-from tests.harness import support
-from tests.harness.support import PODS, build_snapshot, pod
-from typha.hub import hub, worker_link
+from tests.harness import worker_stand
+from tests.harness.worker_stand import PODS, build_snapshot, pod
+from typha.hub import hub, policy, worker_link
 from typha.hub.channel import HubChannel
 from typha.ipc import link, shared_counters
+from typha.ipc import messages as ipc
 
 IN_SYNC = messages.SyncStatus.IN_SYNC
 KIBIBYTE = 1024
+LIMITS = policy.HubPolicy(log_budget_bytes=1 << 20, segment_bytes=64 * KIBIBYTE)
 
 
 class Worker:
@@ -23,68 +24,68 @@ class Worker:
         ours, theirs = link.pair()
         self.broken: list[Exception] = []
         self.watching: list[bool] = []
-        self.link = link.Link(theirs)
-        self.handle: worker_link.WorkerLink
-        self._ours = link.Link(ours)
-        self._number = number
-        self._ends_sent: shared_counters.SharedCounter | None = None
-        self._ends_heard = 0
+        self.link = link.Link(theirs, ipc.FOR_WORKER)
+        self.handle = worker_link.WorkerLink(number, ours, self.broken.append, self.watching.append)
+        self._hub: hub.Hub | None = None
+        self._publishes_sent: shared_counters.SharedCounter | None = None
+        self._publishes_heard = 0
 
     def attach(self, to: hub.Hub, *, tells_progress: bool = False) -> None:
         """The hub gets to know it; without its progress it is taken to have sent everything at once."""
-        self.handle = worker_link.WorkerLink(self._number, self._ours, to, self.broken.append, self.watching.append)
+        self._hub = to
         to.add_worker(self.handle)
         if not tells_progress:
             self.handle.close()
+            self.handle.is_attached = True
 
-    def hear(self) -> list[list[Any]]:
-        """All it has been told since the last call."""
-        messages: list[list[Any]] = []
+    def hear(self) -> list[ipc.ToWorker]:
+        """All messages since the last call."""
+        messages: list[ipc.ToWorker] = []
         while batch := list(self.link.receive()):
             for message, descriptors in batch:
-                if message == ["progress"]:
-                    self._ends_sent = shared_counters.SharedCounter.attach(descriptors.pop())
+                if isinstance(message, ipc.ShareCounter):
+                    self._publishes_sent = shared_counters.SharedCounter.attach(descriptors.pop())
                     continue
                 messages.append(message)
-                self._ends_heard += message[0] == "ends"
+                self._publishes_heard += isinstance(message, ipc.Publish)
                 for descriptor in descriptors:
                     os.close(descriptor)
         return messages
 
-    def kinds(self) -> list[str]:
+    def kinds(self) -> list[type]:
         """The same, without the details."""
-        return [message[0] for message in self.hear()]
+        return [type(message) for message in self.hear()]
+
+    def say(self, message: ipc.ToHub) -> None:
+        """Sends the hub a message, which hears it at once."""
+        assert self._hub is not None
+        self.link.send(message)
+        self._hub.hear(self.handle)
 
     def sent(self) -> None:
         """Says that it has sent all that it has heard of."""
-        assert self._ends_sent is not None
-        self._ends_sent.value = self._ends_heard
+        assert self._publishes_sent is not None
+        self._publishes_sent.value = self._publishes_heard
 
     def report(self, **of_channel: int) -> None:
-        """What it says of channel 1."""
-        self.link.send(["stats", {"active": of_channel.get("clients", 0), "channels": {1: of_channel}}])
-        self.handle.hear()
+        """Reports on channel 1."""
+        channel = ipc.ChannelReport(**of_channel)
+        self.say(ipc.Report(ipc.WorkerCounts(), active=channel.clients, channels={1: channel}))
 
     def close(self) -> None:
         """Both ends go."""
         self.link.close()
-        self._ours.close()
+        self.handle.link.close()
         self.handle.close()
-        if self._ends_sent is not None:
-            self._ends_sent.close()
+        if self._publishes_sent is not None:
+            self._publishes_sent.close()
 
 
-class Bench:
-    """A hub; snapshots are made when the test says so."""
+class HubStand:
+    """A hub; snapshots are built when the test says so."""
 
-    def __init__(self, *feeds: feed.RawFeed, log_budget_bytes: int = 1 << 20) -> None:
-        self.requested: list[HubChannel] = []
-        self.hub = hub.Hub(
-            feeds or [support.raw_feed()],
-            log_budget_bytes=log_budget_bytes,
-            segment_bytes=64 * KIBIBYTE,
-            build_snapshot=self.requested.append,
-        )
+    def __init__(self, *feeds: feed.RawFeed, limits: policy.HubPolicy = LIMITS) -> None:
+        self.hub = hub.Hub(feeds or [worker_stand.raw_feed()], limits)
         self.workers: list[Worker] = []
 
     def add_worker(self, number: int = 1, *, tells_progress: bool = False) -> Worker:
@@ -96,8 +97,8 @@ class Bench:
 
     def make_snapshots(self) -> None:
         """Makes what was asked for."""
-        while self.requested:
-            build_snapshot(self.hub, self.requested.pop())
+        while (channel := self.hub.snapshots.take()) is not None:
+            build_snapshot(self.hub, channel)
 
     def sync(self, *types: resources.ResourceType) -> None:
         """The types are known whole."""
@@ -118,7 +119,7 @@ class Bench:
     def open(self) -> HubChannel:
         """In sync, with one channel and its snapshot."""
         self.sync()
-        self.hub.wanted(support.FEED, "native")
+        self.hub.want_channel(worker_stand.FEED, "native")
         self.make_snapshots()
         [channel] = self.hub.channels.values()
         return channel

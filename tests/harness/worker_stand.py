@@ -1,4 +1,4 @@
-"""A worker's fan-out on real sockets with a hub beside it, in one event loop; and peers that check what they get."""
+"""A worker on real sockets with a hub beside it, in one event loop; and peers that check what they get."""
 
 import asyncio
 import contextlib
@@ -20,14 +20,17 @@ from protocol.native import frames
 from tests.harness import certificates
 from typha import settings
 from typha.hub import hub, worker_link
+from typha.hub import policy as hub_policy
 from typha.hub.channel import HubChannel
 from typha.ipc import link
-from typha.worker import client, policy, server, tls, transport
+from typha.ipc import messages as ipc
+from typha.worker import client, handshakes, policy, server, tls, transport
 
 PODS = resources.ResourceType("", "v1", "pods")
 NODES = resources.ResourceType("", "v1", "nodes")
 FEED = "web"
 TIMEOUT_SECONDS = 20.0
+HUB_LIMITS = hub_policy.HubPolicy(log_budget_bytes=1 << 26, segment_bytes=1 << 20)
 AnyPeer = TypeVar("AnyPeer", bound="Peer")
 
 
@@ -59,8 +62,8 @@ def raw_feed(name: str = FEED, *types: resources.ResourceType) -> feed.RawFeed:
     return feed.RawFeed(spec, max_value_bytes=1 << 20)
 
 
-class Stage:
-    """A hub, a link and one fan-out. Snapshots and blocks are made as soon as they are asked for, unless
+class WorkerStand:
+    """A hub, a link and one worker. Snapshots and blocks are built as soon as they are asked for, unless
     `holds_snapshots`, `holds_blocks`."""
 
     def __init__(
@@ -68,46 +71,52 @@ class Stage:
         limits: policy.Policy,
         *,
         feed_name: str = FEED,
-        log_budget_bytes: int = 1 << 26,
-        segment_bytes: int = 1 << 20,
+        hub_limits: hub_policy.HubPolicy = HUB_LIMITS,
         bytes_through: transport.Transport | None = None,
         client_tls: tls.ClientTls | None = None,
+        tls_look_seconds: float = 2.0,
+        take_step: handshakes.Step = handshakes.take_step,
     ) -> None:
         self.limits = limits
         self.bytes_through = bytes_through
-        self.client_tls = client_tls
+        self.contexts = tls.Contexts(client_tls, look_seconds=tls_look_seconds) if client_tls is not None else None
+        self.take_step = take_step
         self.peers_tls: ssl.SSLContext | None = None
         """What peers connect with, unless they say otherwise."""
         self.holds_snapshots = False
         self.holds_blocks = False
         self.broken: list[Exception] = []
         self.feed = raw_feed(feed_name)
-        self.hub = hub.Hub(
-            [self.feed], log_budget_bytes=log_budget_bytes, segment_bytes=segment_bytes, build_snapshot=self._request
-        )
-        self._requested: dict[HubChannel, None] = {}
+        self.hub = hub.Hub([self.feed], hub_limits)
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.listener.setblocking(False)
         self.address = self.listener.getsockname()
         self._peers: list[Peer] = []
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator["Stage"]:
-        """Runs the fan-out; ends it by cancellation if the test has not ended it."""
+    async def running(self) -> AsyncIterator["WorkerStand"]:
+        """Runs the worker; ends it by cancellation if the test has not ended it."""
         ours, theirs = link.pair()
         self.loop = asyncio.get_running_loop()
-        self.link = link.Link(ours)
-        self.handle = worker_link.WorkerLink(1, self.link, self.hub, self.broken.append, self._watch_write)
+        self.handle = worker_link.WorkerLink(1, ours, self.broken.append, self._watch_write)
+        self.link = self.handle.link
         self.loop.add_reader(self.link.fileno(), self._hear)
-        config = policy.WorkerConfig(
+        config = ipc.WorkerConfig(
             number=1,
             feeds=(self.feed.name,),
             incarnation="00" * 16,
             settings=settings.to_dict(settings.Settings()),
-            client_tls=self.client_tls,
         )
-        self.server = server.Server(config, self.listener, link.Link(theirs), bytes_through=self.bytes_through)
-        self.task = asyncio.create_task(self.server.run(), name="fanout under test")
+        self.server = server.Server(
+            config,
+            self.limits,
+            self.listener,
+            theirs,
+            contexts=self.contexts,
+            take_step=self.take_step,
+            bytes_through=self.bytes_through,
+        )
+        self.task = asyncio.create_task(self.server.run(), name="worker under test")
         self.hub.add_worker(self.handle)
         try:
             yield self
@@ -127,7 +136,7 @@ class Stage:
             self.loop.remove_writer(self.link.fileno())
 
     def _hear(self) -> None:
-        self.handle.hear()
+        self.hub.hear(self.handle)
         if self.broken:
             self.loop.remove_reader(self.link.fileno())
         self.make_snapshots()
@@ -140,18 +149,13 @@ class Stage:
             self.loop.remove_writer(self.link.fileno())
             self.link.close()
 
-    def _request(self, channel: HubChannel) -> None:
-        self._requested[channel] = None
-
     def make_snapshots(self) -> None:
-        """Makes what was asked for."""
-        while self._requested and not self.holds_snapshots:
-            channel = next(iter(self._requested))
-            del self._requested[channel]
+        """Builds what was asked for."""
+        while not self.holds_snapshots and (channel := self.hub.snapshots.take()) is not None:
             build_snapshot(self.hub, channel)
 
     def make_blocks(self) -> None:
-        """Makes the catch-up blocks that were asked for."""
+        """Builds the catch-up blocks that were asked for."""
         while self.hub.catch_ups.has_work and not self.holds_blocks:
             for _ in self.hub.catch_ups.steps():
                 pass
@@ -191,7 +195,7 @@ class Stage:
     @property
     def disconnects(self) -> dict[str, int]:
         """Ended connections by reason."""
-        return {reason.value: count for reason, count in self.server.stats.disconnects.items() if count}
+        return dict(self.server.stats.counts.disconnects)
 
     async def connect(self, *, receive_buffer_bytes: int | None = None) -> "Peer":
         """A TCP connection that has said nothing yet."""

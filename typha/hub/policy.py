@@ -1,0 +1,64 @@
+"""The limits and times of the hub, in one place. docs/decisions/ has the measurements behind them."""
+
+import msgspec
+
+from typha import settings
+from typha.ipc import messages
+
+
+class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits and times of the hub. The first two come from settings."""
+
+    log_budget_bytes: int
+    """Memory for all logs together."""
+    segment_bytes: int
+
+    # Channels and their snapshots.
+    channel_idle_seconds: float = 60.0
+    """A channel without clients is encoded for no one, and is closed after this time."""
+    snapshot_log_share: float = 0.25
+    """A new snapshot is built when the log after the last one is this part of it. A newcomer is sent at most this much
+    more, and snapshots cost at most so many times what the updates cost."""
+    unread_snapshot_log_share: float = 1.0
+    """The same while no client has taken the last snapshot: for a fleet that stays connected it is not worth the work.
+    The first newcomer brings the other share back."""
+    snapshot_log_bytes_min: int = 256 * 1024
+    """Less log after a snapshot asks for no new one."""
+    snapshot_fresh_seconds: float = messages.SNAPSHOT_FRESH_SECONDS
+    rebuild_share_max: float = 0.1
+    """The largest part of the time that may go into snapshots that newcomers ask for."""
+    slice_seconds: float = 0.005
+    """How long a snapshot or block is built before other work gets its turn."""
+
+    # Catch-up.
+    tombstone_looks: int = 10
+    """Deletions are forgotten when this many checks in a row, a second apart, have found that no client needs them."""
+    catch_up_rest_share: float = 3.0
+    """Rest for each second of work on blocks: they take a quarter of the hub's time at most."""
+    kept_block_bytes_max: int = 8 * 1024 * 1024
+    kept_block_seconds: float = 10.0
+    """How long a block is kept that no worker asks for."""
+    stale_log_bytes: int = 1024 * 1024
+    """A block is built again when the log has grown by this much since its cut: keys that changed again would be sent
+    twice."""
+    snapshot_is_cheaper_share: float = 0.5
+    """When more of the keys have changed, a client that can take a snapshot gets one instead of blocks."""
+
+    # Coalescing.
+    coalesce_seconds_max: float = 0.1
+    """Updates wait no longer for busy workers. A worker that is busy for longer has a storm of newcomers to serve, or
+    too many clients."""
+    coalesced_updates_max: int = 2_000
+    """This many updates are published whatever the workers do: the hub must not hold more than a burst."""
+    publishes_under_way_max: int = 2
+    """A worker that has not finished the first publish gets no more of them. docs/decisions/ has the comparison with 1,
+    3 and no limit."""
+
+    # Workers.
+    worker_silence_seconds_max: float = 10.0
+    """A worker reports every second. One that has not for this long is stuck, and its clients with it."""
+
+
+def from_settings(configured: settings.Settings) -> HubPolicy:
+    """The policy that the settings ask for."""
+    return HubPolicy(log_budget_bytes=configured.log_budget_bytes, segment_bytes=configured.segment_bytes)

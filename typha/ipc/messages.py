@@ -1,0 +1,276 @@
+"""Every message between the hub and a worker. Both ends are started from the same release, so there are no versions.
+
+| message | to | sent | promise |
+| --- | --- | --- | --- |
+| `ShareCounter` | worker | first; with 1 descriptor | the worker counts finished `Publish` messages there |
+| `OpenChannel` | worker | when a channel is opened, and to a new worker | precedes all else about the channel |
+| `AddSegment` | worker | before the first `Publish` into it; with 2 descriptors | the file does not move or shrink |
+| `NoteStatus` | worker | before the `Publish` that makes it visible | never coalesced: a worker knows every status |
+| `Publish` | worker | after a commit; ends are coalesced while the link is full | all before the end is readable |
+| `OfferSnapshot` | worker | when a snapshot is built; with 1 descriptor | replaces the channel's previous one |
+| `SendBlock` | worker | in answer to `WantBlock`; with 1 descriptor | all of the log up to its cut is published |
+| `RefuseBlock` | worker | in answer to `WantBlock` | the worker closes the client or sends a snapshot |
+| `TrimLog` | worker | when the hub frees segments | the worker lets go of them at once |
+| `CloseChannel` | worker | when a channel had no clients for a while | nothing follows about the channel |
+| `WithdrawFeeds` | worker | once it is decided that feeds do not come | their clients are refused from then on |
+| `LimitConnections` | worker | four times a second among several workers | above the limit the worker accepts none |
+| `Drain` | worker | once, at the end | the worker closes its clients and ends |
+| `Ready` | hub | first | the worker serves |
+| `WantChannel` | hub | when a client asks for a channel that is not open | the hub opens it once its feed is in sync |
+| `WantSnapshot` | hub | when newcomers need a newer snapshot | the hub answers with `OfferSnapshot` |
+| `WantBlock` | hub | when clients have fallen out of the log | the hub answers with a block or refuses |
+| `Report` | hub | every second | the worker is alive; numbers are totals |
+| `ReportHistograms` | hub | after a `Report`, one for each feed | apart, because together they may exceed a datagram |
+
+Descriptors travel beside the message in the order named here, and become the receiver's.
+"""
+
+from typing import Any, TypeAlias
+
+import msgspec
+
+from cache.state import files
+from protocol import messages
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is started with, as JSON on its standard input."""
+
+    number: int
+    feeds: tuple[str, ...]
+    """The feeds that clients may ask for."""
+    incarnation: str
+    """32 hexadecimal digits."""
+    settings: dict[str, Any]
+    """As `typha.settings.to_dict` gives them."""
+
+
+class _Message(msgspec.Struct, tag=True, array_like=True):
+    """Travels as an array: the class's name, then the fields in order."""
+
+
+class ShareCounter(_Message):
+    """The descriptor beside it is an `ipc.shared_counters.SharedCounter`."""
+
+
+class OpenChannel(_Message):
+    """A channel and where its log begins: offset, and the sequence that a client has reached there."""
+
+    channel: int
+    feed: str
+    wire_format: str
+    start: int
+    start_sequence: int
+
+
+class AddSegment(_Message):
+    """The log goes on in another file, from offset `base`. Descriptors: the segment's and its index's."""
+
+    channel: int
+    base: int
+    size_bytes: int
+
+
+class NoteStatus(_Message):
+    """The frame of the log that ends at `offset` carries this status."""
+
+    channel: int
+    offset: int
+    status: messages.SyncStatus
+
+
+class LogEnd(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The newest end of one channel's log."""
+
+    channel: int
+    end: int
+    frames: int
+    """Frames in the last segment."""
+    changed_at: float
+    """Monotonic seconds at which the oldest update of it came."""
+
+
+class Publish(_Message):
+    """Logs have grown."""
+
+    ends: list[LogEnd]
+
+
+class OfferSnapshot(_Message):
+    """Newcomers get this snapshot. Descriptor: its file."""
+
+    channel: int
+    snapshot: files.SnapshotFile
+
+
+class SendBlock(_Message):
+    """The block that was asked for. Descriptor: its file."""
+
+    channel: int
+    block: files.BlockFile
+
+
+class RefuseBlock(_Message):
+    """There is no block that begins there."""
+
+    channel: int
+    from_sequence: int
+
+
+class TrimLog(_Message):
+    """The log before this offset goes."""
+
+    channel: int
+    before_offset: int
+
+
+class CloseChannel(_Message):
+    """The channel is gone; a client that came meanwhile is to connect again."""
+
+    channel: int
+
+
+class WithdrawFeeds(_Message):
+    """These feeds were expected and do not come."""
+
+    feeds: list[str]
+
+
+class LimitConnections(_Message):
+    """The worker's share of all connections."""
+
+    connections: int
+
+
+class Drain(_Message):
+    """Say goodbye to all clients within `seconds`, at most `interval_seconds_max` apart."""
+
+    seconds: float
+    interval_seconds_max: float
+
+
+class Ready(_Message):
+    """The worker serves."""
+
+
+class WantChannel(_Message):
+    """A client has asked for a channel that the worker does not know."""
+
+    feed: str
+    wire_format: str
+
+
+SNAPSHOT_FRESH_SECONDS = 1.0
+"""How old a snapshot may be for newcomers of a format in key order, the original's number. Newcomers must not be led
+through the past: Felix keeps an old order of policies that changed, or came and went, before it was in sync."""
+
+
+class WantSnapshot(_Message):
+    """The channel's newcomers wait for a newer snapshot, because the newest is older than `SNAPSHOT_FRESH_SECONDS`."""
+
+    channel: int
+
+
+class WantBlock(_Message):
+    """Clients need what changed after `from_sequence`, by a block whose cut is `needed_sequence` or later."""
+
+    channel: int
+    from_sequence: int
+    needed_sequence: int
+
+
+class FeedCounts(msgspec.Struct):
+    """Totals of one feed over all wire formats since the worker's start. A worker counts in the same record."""
+
+    deliveries: int = 0
+    """Updates times clients, snapshots left out."""
+    bytes_sent: int = 0
+    sends: int = 0
+    """Writes to clients that had been sent everything before."""
+    late_sends: int = 0
+    """Writes to clients that were behind in the log."""
+    snapshots_sent: int = 0
+
+
+class WorkerCounts(msgspec.Struct):
+    """Totals since the worker's start. A worker counts in the same record."""
+
+    accepted: int = 0
+    catch_ups: int = 0
+    tls_reload_failures: int = 0
+    disconnects: dict[str, int] = {}
+    """By the value of a `DisconnectReason`."""
+    feeds: dict[str, FeedCounts] = {}
+
+    def add(self, other: "WorkerCounts") -> None:
+        """Adds another worker's totals."""
+        self.accepted += other.accepted
+        self.catch_ups += other.catch_ups
+        self.tls_reload_failures += other.tls_reload_failures
+        for reason, count in other.disconnects.items():
+            self.disconnects[reason] = self.disconnects.get(reason, 0) + count
+        for feed, counts in other.feeds.items():
+            mine = self.feeds.setdefault(feed, FeedCounts())
+            for name in FeedCounts.__struct_fields__:
+                setattr(mine, name, getattr(mine, name) + getattr(counts, name))
+
+
+class ChannelReport(msgspec.Struct, frozen=True, gc=False):
+    """One channel's clients, and what of its history they need."""
+
+    clients: int = 0
+    held: int = 0
+    """Clients that wait for a snapshot."""
+    snapshots_begun: int = 0
+    """Since the worker's start."""
+    min_offset: int = 0
+    """The lowest offset of the log that a client or snapshot needs."""
+    lag_bytes: int = 0
+    """Of the slowest client, while it catches up those of the log since it was in it."""
+    lag_seconds: float = 0.0
+    """Of the slowest client."""
+    catching_up: int = 0
+    min_sequence: int = 0
+    """The lowest sequence from which a client may have to be caught up."""
+
+
+class Report(_Message):
+    """What a worker tells every second."""
+
+    counts: WorkerCounts
+    active: int = 0
+    """Open connections that are not closing."""
+    closing: int = 0
+    """Refused connections, and those told goodbye, that are still open."""
+    longest_turn_seconds: float = 0.0
+    """Of the last minute."""
+    longest_turn_seconds_ever: float = 0.0
+    channels: dict[int, ChannelReport] = {}
+
+
+class ReportHistograms(_Message):
+    """One feed's histograms by metric name, each as `observability.quantiles.Histogram.to_list` gives it."""
+
+    feed: str
+    histograms: dict[str, list[int]]
+
+
+ToWorker: TypeAlias = (
+    ShareCounter
+    | OpenChannel
+    | AddSegment
+    | NoteStatus
+    | Publish
+    | OfferSnapshot
+    | SendBlock
+    | RefuseBlock
+    | TrimLog
+    | CloseChannel
+    | WithdrawFeeds
+    | LimitConnections
+    | Drain
+)
+ToHub: TypeAlias = Ready | WantChannel | WantSnapshot | WantBlock | Report | ReportHistograms
+
+FOR_WORKER: "msgspec.msgpack.Decoder[ToWorker]" = msgspec.msgpack.Decoder(ToWorker)
+FOR_HUB: "msgspec.msgpack.Decoder[ToHub]" = msgspec.msgpack.Decoder(ToHub)
