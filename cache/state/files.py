@@ -1,4 +1,4 @@
-"""The files that workers read beside the log: snapshots and catch-up blocks. Plain records; the hub sends them as they are.
+"""The files that workers read beside the log: snapshots and catch-up blocks, as plain records that the hub sends.
 
 Both are sealed shared memory. A record travels between processes beside its descriptor: the receiver replaces
 `descriptor` by its own number. `readers` counts the cursors that stand in the file, in this process.
