@@ -39,7 +39,7 @@ ORIGINAL: tuple[Metric, ...] = (
         "typha_connections_grace_used",
         _C,
         _SYNCER,
-        f"{NOT_COUNTED}slow clients are not disconnected, so no grace period exists.",
+        f"{NOT_COUNTED}slow consumers are not disconnected, so no grace period exists.",
     ),
     Metric("typha_client_snapshot_send_secs", _S, _SYNCER, "Seconds to send one client its snapshot."),
     Metric("typha_client_latency_secs", _S, _SYNCER, "Seconds from a change in the log to its write to one client."),
@@ -128,7 +128,7 @@ OURS: tuple[Metric, ...] = (
         "Requests for a catch-up block that led to a new snapshot or a disconnect instead.",
     ),
     Metric("typha_catch_up_seconds_total", _C, (), "Seconds that the hub has spent on catch-up blocks."),
-    Metric("typha_tombstones", _G, _SYNCER, "Deletions that are kept so that slow clients can catch up."),
+    Metric("typha_tombstones", _G, _SYNCER, "Deletions that are kept so that slow consumers can catch up."),
     Metric("typha_client_lag_bytes_max", _G, (), "Backlog of the slowest client in the log, in bytes."),
     Metric("typha_client_lag_seconds_max", _G, (), "Lag of the slowest client in seconds."),
     Metric(
