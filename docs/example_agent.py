@@ -1,4 +1,4 @@
-"""An example agent: keeps a hosts file of all pods. `python example_agent.py HOST:PORT FEED FILE`."""
+"""An example agent that keeps a hosts file of all pods. Run `python example_agent.py HOST:PORT FEED FILE`."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from clients import mirror
 
 
 def write_hosts(pods: mirror.Mirror, path: str) -> None:
-    """Writes the file anew, all or nothing."""
+    """Replace the file as a whole, so that no reader sees a part of it."""
     lines = []
     for key, entry in sorted(pods.items()):
         _, group, _version, resource, namespace, name = key.split("/")
@@ -22,9 +22,9 @@ def write_hosts(pods: mirror.Mirror, path: str) -> None:
 
 
 async def run(server: str, feed: str, path: str) -> None:
-    """Runs until it is cancelled."""
+    """Follow the feed until cancelled."""
     async with mirror.Mirror(server, feed=feed, agent="example-agent", node=os.uname().nodename) as pods:
-        await pods.wait_in_sync()  # never write a file of half the pods
+        await pods.wait_in_sync()  # so that the file never lists only some of the pods
         write_hosts(pods, path)
         async for _changes in pods.changes():
             write_hosts(pods, path)

@@ -1,6 +1,6 @@
-"""Writes the parts of docs/protocol.md that follow from the code: `python -m tests.docs.protocol_page`.
+"""Generates parts of docs/protocol.md from the code: `python -m tests.docs.protocol_page`.
 
-They stand between `<!-- begin NAME -->` and `<!-- end NAME -->`; the tests compare them.
+The generated parts are between `<!-- begin NAME -->` and `<!-- end NAME -->`. A test checks that they are up to date.
 """
 
 import ast
@@ -20,12 +20,12 @@ JSON = DOCS / "protocol-vectors.json"
 
 
 def message_name(kind: type) -> str:
-    """`SnapshotBegin` as the page writes it: `snapshot-begin`."""
+    """The name of a message on the page: `snapshot-begin` for `SnapshotBegin`."""
     return re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower()
 
 
 def diagram(role: connection.Role) -> str:
-    """What one end may receive, as a mermaid diagram drawn from the transition table."""
+    """The transition table of one role as a Mermaid diagram: what it may receive in each state."""
     edges: dict[tuple[str, str], list[str]] = {}
     for (of_role, state, kind), following in connection._TRANSITIONS.items():
         if of_role is role:
@@ -36,7 +36,7 @@ def diagram(role: connection.Role) -> str:
 
 
 def reasons_table() -> str:
-    """The reasons with their documentation, which follows each in the source."""
+    """All reasons with their meaning, which is the string after each member in the source."""
     body = ast.parse(inspect.getsource(reasons.DisconnectReason)).body[0]
     assert isinstance(body, ast.ClassDef)
     rows = ["| Reason | Meaning |", "|---|---|"]
@@ -45,12 +45,12 @@ def reasons_table() -> str:
             case ast.Assign(value=ast.Constant(value=str(reason))), ast.Expr(value=ast.Constant(value=str(meaning))):
                 rows.append(f"| `{reason}` | {' '.join(meaning.split())} |")
             case _:
-                raise AssertionError(f"line {assignment.lineno}: each reason is followed by its meaning")
+                raise AssertionError(f"line {assignment.lineno}: every reason needs its meaning after it")
     return "\n".join(rows)
 
 
 def as_json(value: object) -> object:
-    """A msgpack value as JSON: bin as {"bin": hex}."""
+    """A msgpack value as JSON, with bytes as {"bin": hex}."""
     match value:
         case bytes():
             return {"bin": value.hex()}
@@ -63,12 +63,12 @@ def as_json(value: object) -> object:
 
 
 def hex_lines(data: bytes) -> list[str]:
-    """Hex digits, 32 bytes a line."""
+    """Hex digits, 32 bytes per line."""
     return [data[start : start + 32].hex() for start in range(0, len(data), 32)]
 
 
 def vector_content() -> dict[str, object]:
-    """What docs/protocol-vectors.json holds."""
+    """The content of docs/protocol-vectors.json."""
     found = []
     for name, message in vectors.VECTORS:
         payload = codec.encode(message)
@@ -93,7 +93,7 @@ def vector_content() -> dict[str, object]:
 
 
 def vector_text() -> str:
-    """The messages' vectors for the page."""
+    """The test vectors of the messages, for the page."""
     parts = []
     for name, message in vectors.VECTORS:
         payload = codec.encode(message)
@@ -104,7 +104,7 @@ def vector_text() -> str:
 
 
 def digest_table() -> str:
-    """The digests' vectors for the page."""
+    """The test vectors of the state digest, for the page."""
     rows = ["| Map | State digest |", "|---|---|"]
     for content in vectors.PAIRS:
         shown = ", ".join(f"`{key}` = `{value.hex() or '(empty)'}`" for key, value in content.items())
@@ -113,7 +113,7 @@ def digest_table() -> str:
 
 
 def session_text() -> str:
-    """The annotated session: who, bytes, and what they say."""
+    """The annotated session: for each step a comment, the sender and the bytes."""
     lines = ["```"]
     for step in vectors.SESSION:
         arrow = ">" if step.sender == "client" else "<"
@@ -123,7 +123,11 @@ def session_text() -> str:
 
 
 def render(page: str) -> str:
-    """The page with its generated parts made anew."""
+    """The page with all generated parts replaced.
+
+    Raises:
+        ValueError: a part has no begin or end marker.
+    """
     parts = {
         "client states": diagram(connection.Role.CLIENT),
         "server states": diagram(connection.Role.SERVER),

@@ -1,4 +1,4 @@
-"""The test vectors of docs/protocol.md, as messages; `protocol_page` turns them into bytes and text."""
+"""The test vectors of docs/protocol.md, as messages. `protocol_page` turns them into bytes and text."""
 
 from typing import NamedTuple
 
@@ -18,11 +18,11 @@ PAIRS: list[dict[str, bytes]] = [
     {POD: POD_VALUE, NODE: NODE_VALUE},
     {NODE: b""},
 ]
-"""Maps whose state digest the page gives."""
+"""Maps; the page shows the state digest of each."""
 
 
 class Vector(NamedTuple):
-    """A message under the name that the page gives it."""
+    """A message, with its name on the page."""
 
     name: str
     message: messages.Message
@@ -78,7 +78,7 @@ VECTORS = [
     Vector("server-hello that declines reserved features", REFUSING_HELLO),
     Vector("snapshot-begin", messages.SnapshotBegin(40, 2, 2)),
     Vector("snapshot-chunk", CHUNK_0),
-    Vector("snapshot-chunk that goes on", messages.SnapshotChunk(0, CHUNK_0.digest, True, ())),
+    Vector("snapshot-chunk that continues in the next frame", messages.SnapshotChunk(0, CHUNK_0.digest, True, ())),
     Vector("snapshot-end", SNAPSHOT_END),
     Vector("updates", DELTA),
     Vector("updates with all six elements, an empty value and a ttl of one second", CALICO_DELTA),
@@ -89,11 +89,11 @@ VECTORS = [
 ]
 
 ZSTD_FRAME = bytes.fromhex("0000000c 01 28b52ffd 20 02 110000 9108")
-"""A ping in a zstd frame of one raw block; no server would compress that, and any client must read it."""
+"""A ping in a zstd frame of one raw block. No server compresses a ping, but every client must be able to read one."""
 
 
 class Step(NamedTuple):
-    """Something that one side sends in the annotated session."""
+    """What one side sends at one point of the annotated session."""
 
     sender: str
     data: bytes
@@ -106,23 +106,27 @@ def _step(sender: str, message: messages.Message, comment: str) -> Step:
 
 SESSION = [
     Step("client", frames.PREFACE, "preface"),
-    _step("client", CLIENT_HELLO, "hello: feed workloads, zstd offered"),
+    _step("client", CLIENT_HELLO, "client-hello: feed workloads, offers zstd"),
     Step("server", frames.PREFACE, "preface"),
-    _step("server", SERVER_HELLO, "hello: version 1, zstd agreed, a ping at least every 10 s"),
-    _step("server", messages.Ping(), "no data yet: the server keeps in touch"),
-    _step("client", messages.Pong(0), "nothing received so far"),
-    _step("server", messages.SnapshotBegin(40, 2, 2), "2 keys in 2 chunks, as of sequence 40"),
-    _step("server", CHUNK_0, "the pod"),
-    _step("server", CHUNK_1, "the node"),
-    _step("server", SNAPSHOT_END, "complete; now the client takes it, and has reached 40"),
-    _step("server", messages.Status(40, messages.SyncStatus.IN_SYNC), "and this is what the API server has"),
-    _step("server", DELTA, "from 40 to 42: the pod changed, the node is gone"),
-    Step("server", ZSTD_FRAME, "a ping, in a compressed frame for the sake of the example"),
-    _step("client", messages.Pong(42), "everything up to 42 received"),
+    _step("server", SERVER_HELLO, "server-hello: version 1, zstd is in force, a ping at least every 10 s"),
+    _step("server", messages.Ping(), "ping: the server has no data yet"),
+    _step("client", messages.Pong(0), "pong: the client has received no data"),
+    _step("server", messages.SnapshotBegin(40, 2, 2), "snapshot-begin: 2 keys in 2 chunks, at sequence 40"),
+    _step("server", CHUNK_0, "snapshot-chunk: the pod"),
+    _step("server", CHUNK_1, "snapshot-chunk: the node"),
+    _step("server", SNAPSHOT_END, "snapshot-end: the client has reached 40"),
+    _step(
+        "server",
+        messages.Status(40, messages.SyncStatus.IN_SYNC),
+        "status in-sync: the snapshot is now the client's map",
+    ),
+    _step("server", DELTA, "updates, 40 to 42: the pod has changed, the node is deleted"),
+    Step("server", ZSTD_FRAME, "ping, in a compressed frame as an example"),
+    _step("client", messages.Pong(42), "pong: the client has received everything up to 42"),
     _step(
         "server",
         messages.Status(41, messages.SyncStatus.CATCHING_UP),
-        "too slow: what has changed since 41 comes again, as newest values",
+        "status catching-up: the client is too slow, and gets the newest value of each key that has changed since 41",
     ),
     _step(
         "server",
@@ -134,16 +138,20 @@ SESSION = [
                 messages.Update("/core/v1/nodes//n2", None, "111", messages.UpdateType.DELETED),
             ),
         ),
-        "from 41 to 55: the node came back, and a node that the client never heard of is gone",
+        "updates, 41 to 55: the node is back; a node that the client never had is deleted",
     ),
-    _step("server", messages.Status(55, messages.SyncStatus.IN_SYNC), "current again"),
-    _step("server", messages.SnapshotBegin(60, 1, 1), "slower still: the map is to be replaced"),
+    _step("server", messages.Status(55, messages.SyncStatus.IN_SYNC), "status in-sync: current again"),
+    _step("server", messages.SnapshotBegin(60, 1, 1), "snapshot-begin: the client is even slower, and gets a new map"),
     _step(
         "server",
         messages.SnapshotChunk(0, CHUNK_1.digest, False, (NODE_UPDATE,)),
-        "all there is now: the node. The pod is deleted, by its absence",
+        "snapshot-chunk: only the node; the pod is deleted because it is absent",
     ),
-    _step("server", messages.SnapshotEnd(60, 1, CHUNK_1.digest), "complete"),
-    _step("server", messages.Status(60, messages.SyncStatus.IN_SYNC), "current again"),
-    _step("server", SHUTTING_DOWN, "come back in 1.5 s, or go elsewhere at once; then it closes"),
+    _step("server", messages.SnapshotEnd(60, 1, CHUNK_1.digest), "snapshot-end"),
+    _step("server", messages.Status(60, messages.SyncStatus.IN_SYNC), "status in-sync: current again"),
+    _step(
+        "server",
+        SHUTTING_DOWN,
+        "goodbye: the client may reconnect here after 1.5 s, or to another server at once; the server closes",
+    ),
 ]

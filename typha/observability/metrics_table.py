@@ -1,6 +1,6 @@
-"""The one table of metrics: names, kinds, labels and what they mean. Pure.
+"""The table of all metrics: name, kind, labels and meaning. Pure.
 
-The original's names are exact: its counters have no `_total`. docs/metrics.md is generated from this table.
+The names of the original are exact, so its counters have no `_total`. docs/metrics.md is generated from this table.
 """
 
 import enum
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Kind(enum.StrEnum):
-    """The type of a metric, as the exposition format names it."""
+    """The type of a metric, by its name in the exposition format."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -16,7 +16,7 @@ class Kind(enum.StrEnum):
 
 
 class Metric(NamedTuple):
-    """A row of the table. A summary's samples have one more label value: a quantile, `sum` or `count`."""
+    """One row. Samples of a summary have one more label value: a quantile, `sum` or `count`."""
 
     name: str
     kind: Kind
@@ -27,73 +27,147 @@ class Metric(NamedTuple):
 _C, _G, _S = Kind.COUNTER, Kind.GAUGE, Kind.SUMMARY
 _SYNCER = ("syncer",)
 
-NOT_COUNTED = "Not counted yet: "
-"""Begins the help of a metric that exists for dashboards' sake only, and stays 0 (NaN)."""
+NOT_COUNTED = "Not counted: "
+"""Starts the help of a metric that exists only for dashboards of the original; it stays 0, a summary NaN."""
 
 ORIGINAL: tuple[Metric, ...] = (
-    Metric("typha_connections_accepted", _C, (), "Connections accepted."),
-    Metric("typha_connections_active", _G, (), "Connections open, those in their handshake included."),
+    Metric("typha_connections_accepted", _C, (), "Accepted connections."),
+    Metric("typha_connections_active", _G, (), "Open connections, including those in the handshake."),
     Metric("typha_connections_dropped", _C, (), f"{NOT_COUNTED}connections dropped to rebalance replicas."),
-    Metric("typha_connections_streaming", _G, _SYNCER, "Connections past their handshake."),
-    Metric("typha_connections_grace_used", _C, _SYNCER, f"{NOT_COUNTED}nobody is cut off, so nobody needs a grace."),
-    Metric("typha_client_snapshot_send_secs", _S, _SYNCER, "Seconds to send a client its snapshot."),
-    Metric("typha_client_latency_secs", _S, _SYNCER, "Seconds from a change in the log to its write to a client."),
+    Metric("typha_connections_streaming", _G, _SYNCER, "Connections that have completed the handshake."),
     Metric(
-        "typha_client_write_latency_secs", _S, _SYNCER, "Seconds to write to one client, mean of each pass over all."
+        "typha_connections_grace_used",
+        _C,
+        _SYNCER,
+        f"{NOT_COUNTED}slow consumers are not disconnected, so no grace period exists.",
     ),
-    Metric("typha_next_breadcrumb_latency_secs", _S, _SYNCER, f"{NOT_COUNTED}seconds waited for the next batch."),
+    Metric("typha_client_snapshot_send_secs", _S, _SYNCER, "Seconds to send one client its snapshot."),
+    Metric("typha_client_latency_secs", _S, _SYNCER, "Seconds from a change in the log to its write to one client."),
+    Metric(
+        "typha_client_write_latency_secs",
+        _S,
+        _SYNCER,
+        "Seconds to write to one client, averaged over one pass through all clients.",
+    ),
+    Metric(
+        "typha_next_breadcrumb_latency_secs", _S, _SYNCER, f"{NOT_COUNTED}seconds spent waiting for the next batch."
+    ),
     Metric("typha_ping_latency", _S, _SYNCER, "Seconds from a ping to its pong."),
-    Metric("typha_kvs_per_msg", _S, _SYNCER, "Updates per write to a client."),
+    Metric("typha_kvs_per_msg", _S, _SYNCER, "Updates in one write to one client."),
     Metric("typha_breadcrumb_seq_number", _G, _SYNCER, "Sequence number of the newest change."),
-    Metric("typha_breadcrumb_block", _C, _SYNCER, "Writes to clients that had waited for them."),
-    Metric("typha_breadcrumb_non_block", _C, _SYNCER, "Writes to clients that were behind."),
-    Metric("typha_breadcrumb_size", _S, _SYNCER, "Updates per batch."),
+    Metric("typha_breadcrumb_block", _C, _SYNCER, "Writes to clients that were up to date."),
+    Metric("typha_breadcrumb_non_block", _C, _SYNCER, "Writes to clients that lagged."),
+    Metric("typha_breadcrumb_size", _S, _SYNCER, "Updates in one batch."),
     Metric("typha_cache_size", _G, _SYNCER, "Keys in the store."),
-    Metric("typha_updates_total", _C, _SYNCER, "Updates that changed something which the feed carries."),
-    Metric("typha_updates_skipped", _C, _SYNCER, "Updates that changed nothing a feed carries."),
-    Metric("typha_snapshots_generated", _C, _SYNCER, "Snapshot files made."),
-    Metric("typha_snapshots_reused", _C, _SYNCER, "Snapshot files given to clients."),
-    Metric("typha_snapshot_raw_bytes", _G, _SYNCER, "Size of the newest snapshot before compression."),
-    Metric("typha_snapshot_compressed_bytes", _G, _SYNCER, "Size of the newest snapshot's file."),
-    Metric("typha_log_errors", _C, (), "Log lines the hub could not write; unlike the original, without dropped ones."),
-    Metric("typha_logs_dropped", _C, (), "Log lines the hub dropped because its queue was full."),
+    Metric("typha_updates_total", _C, _SYNCER, "Updates that changed the content of the feed."),
+    Metric("typha_updates_skipped", _C, _SYNCER, "Updates that did not change the content of the feed."),
+    Metric("typha_snapshots_generated", _C, _SYNCER, "Snapshot files built."),
+    Metric("typha_snapshots_reused", _C, _SYNCER, "Snapshots sent to clients from an existing file."),
+    Metric("typha_snapshot_raw_bytes", _G, _SYNCER, "Total size of all values in the store, in bytes."),
+    Metric(
+        "typha_snapshot_compressed_bytes",
+        _G,
+        _SYNCER,
+        "Size of the newest snapshot file in one of the wire formats, in bytes.",
+    ),
+    Metric(
+        "typha_log_errors",
+        _C,
+        (),
+        "Log lines that the hub failed to write; unlike in the original, without dropped lines.",
+    ),
+    Metric("typha_logs_dropped", _C, (), "Log lines that the hub dropped because its queue was full."),
 )
 
 OURS: tuple[Metric, ...] = (
-    Metric("typha_disconnects_total", _C, ("reason",), "Connections closed, by their one reason."),
-    Metric("typha_worker_restarts_total", _C, (), "Worker processes replaced after their death."),
-    Metric("typha_watch_relists_total", _C, ("type", "reason"), "Lists after the first, by cause."),
-    Metric("typha_watch_resumes_total", _C, ("type",), "Broken watch streams resumed from the last version."),
-    Metric("typha_watch_errors_total", _C, ("type", "class"), "Failed requests and broken streams, by class."),
-    Metric("typha_watch_last_confirmed_seconds", _G, ("type",), "Seconds since the API server confirmed the view."),
-    Metric("typha_deliveries_total", _C, _SYNCER, "Updates handed to clients, once per client, without snapshots."),
-    Metric("typha_bytes_sent_total", _C, _SYNCER, "Bytes handed to clients' sockets."),
-    Metric("typha_log_bytes", _G, ("syncer", "format"), "Memory of a delta log."),
-    Metric("typha_clients_held", _G, (), "Connections held back: refused ones, and ones before the first sync."),
-    Metric("typha_client_catch_ups_total", _C, (), "Times that a client fell out of the log, and was to be caught up."),
-    Metric("typha_clients_catching_up", _G, (), "Clients that are being caught up by blocks, or wait for one."),
-    Metric("typha_catch_up_blocks_total", _C, (), "Catch-up blocks made; one serves all that need the same."),
-    Metric("typha_catch_up_block_bytes_total", _C, (), "Bytes of the catch-up blocks made."),
-    Metric("typha_catch_up_refusals_total", _C, (), "Start points for which a snapshot or a new start was the answer."),
-    Metric("typha_catch_up_seconds_total", _C, (), "Seconds that the hub has spent making catch-up blocks."),
-    Metric("typha_tombstones", _G, _SYNCER, "Deletions that are remembered, to catch slow clients up."),
-    Metric("typha_client_lag_bytes_max", _G, (), "Bytes of log that the slowest client has not read."),
-    Metric("typha_client_lag_seconds_max", _G, (), "Seconds that the slowest client is behind."),
-    Metric("typha_updates_dropped_total", _C, ("reason",), "Updates no client got, for they could not be carried."),
-    Metric("typha_config_invalid_values", _G, (), "Invalid values of settings at start, replaced by defaults."),
-    Metric("typha_tls_reload_failures_total", _C, (), "Changes of the TLS files that workers could not use."),
-    Metric("typha_open_files_limit", _G, (), "Limit of open files, raised as far as allowed at start."),
+    Metric("typha_disconnects_total", _C, ("reason",), "Closed connections, by reason."),
+    Metric("typha_worker_restarts_total", _C, (), "Worker processes that ended unexpectedly and were replaced."),
+    Metric("typha_watch_relists_total", _C, ("type", "reason"), "Repeated lists of a resource type, by reason."),
+    Metric("typha_watch_resumes_total", _C, ("type",), "Broken watch streams that resumed from the last version."),
     Metric(
-        "typha_hub_pause_seconds_max", _G, (), "Longest time the hub's loop was held up lately: ten minutes or more."
+        "typha_watch_errors_total",
+        _C,
+        ("type", "class"),
+        "Failed requests and broken watch streams, by class of error.",
     ),
-    Metric("typha_hub_pause_seconds_worst", _G, (), "Longest time the hub's loop was held up since its start."),
-    Metric("typha_worker_pause_seconds_max", _G, (), "Longest turn of a worker's loop lately: ten minutes or more."),
-    Metric("typha_worker_pause_seconds_worst", _G, (), "Longest turn of any worker's loop, of dead ones too."),
+    Metric(
+        "typha_watch_last_confirmed_seconds",
+        _G,
+        ("type",),
+        "Seconds since the API server last confirmed that the view is current.",
+    ),
+    Metric(
+        "typha_deliveries_total", _C, _SYNCER, "Updates sent to clients, counted once per client, without snapshots."
+    ),
+    Metric("typha_bytes_sent_total", _C, _SYNCER, "Bytes written to client sockets."),
+    Metric("typha_log_bytes", _G, ("syncer", "format"), "Size of a delta log in memory, in bytes."),
+    Metric(
+        "typha_clients_held",
+        _G,
+        (),
+        "Connections held open without data: refused ones, and ones that wait for a snapshot.",
+    ),
+    Metric(
+        "typha_client_catch_ups_total",
+        _C,
+        (),
+        "Times that the log no longer held a client's position and catch-up started.",
+    ),
+    Metric("typha_clients_catching_up", _G, (), "Clients that read a catch-up block or wait for one."),
+    Metric(
+        "typha_catch_up_blocks_total",
+        _C,
+        (),
+        "Catch-up blocks built; one block serves all clients at the same position.",
+    ),
+    Metric("typha_catch_up_block_bytes_total", _C, (), "Bytes of all catch-up blocks built."),
+    Metric(
+        "typha_catch_up_refusals_total",
+        _C,
+        (),
+        "Requests for a catch-up block that led to a new snapshot or a disconnect instead.",
+    ),
+    Metric("typha_catch_up_seconds_total", _C, (), "Seconds that the hub has spent on catch-up blocks."),
+    Metric("typha_tombstones", _G, _SYNCER, "Deletions that are kept so that slow consumers can catch up."),
+    Metric("typha_client_lag_bytes_max", _G, (), "Backlog of the slowest client in the log, in bytes."),
+    Metric("typha_client_lag_seconds_max", _G, (), "Lag of the slowest client in seconds."),
+    Metric(
+        "typha_updates_dropped_total",
+        _C,
+        ("reason",),
+        "Objects that cannot be sent, or (`doubtful`) that are sent but may not mean what they say.",
+    ),
+    Metric(
+        "typha_config_invalid_values", _G, (), "Invalid values of settings that were replaced by defaults at start."
+    ),
+    Metric("typha_tls_reload_failures_total", _C, (), "Changed TLS files that workers could not use."),
+    Metric("typha_open_files_limit", _G, (), "Limit of open files per process, after raising it at start."),
+    Metric(
+        "typha_hub_pause_seconds_max",
+        _G,
+        (),
+        "Longest pause of the hub's event loop in the last 10 to 20 minutes, in seconds.",
+    ),
+    Metric(
+        "typha_hub_pause_seconds_worst", _G, (), "Longest pause of the hub's event loop since its start, in seconds."
+    ),
+    Metric(
+        "typha_worker_pause_seconds_max",
+        _G,
+        (),
+        "Longest turn of a worker's event loop in the last 10 to 20 minutes, in seconds.",
+    ),
+    Metric(
+        "typha_worker_pause_seconds_worst",
+        _G,
+        (),
+        "Longest turn of any worker's event loop, including ended workers, in seconds.",
+    ),
 )
 
 METRICS: tuple[Metric, ...] = ORIGINAL + OURS
 
-_HEADINGS = (("### The original's metrics", ORIGINAL), ("### Metrics of our own", OURS))
+_HEADINGS = (("### Metrics of the original", ORIGINAL), ("### Additional metrics", OURS))
 
 
 def documentation() -> str:
