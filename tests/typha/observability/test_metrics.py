@@ -55,7 +55,7 @@ def test_documentation_is_generated_from_the_table() -> None:
 
 
 def test_a_metric_is_filled_in_somewhere_or_says_that_it_is_not() -> None:
-    sources = [path for path in (ROOT / "typha").glob("*.py") if path.name != "metrics_table.py"]
+    sources = [path for path in (ROOT / "typha").rglob("*.py") if path.name != "metrics_table.py"]
     text = "\n".join(path.read_text() for path in sources)
     for metric in metrics.METRICS:
         assert (f'"{metric.name}"' in text) != metric.help.startswith(metrics_table.NOT_COUNTED), metric.name
