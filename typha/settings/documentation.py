@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from typha.settings.rows import Row, Scope
-from typha.settings.table import KUBERNETES_VARIABLES, SETTINGS
+from typha.settings.table import KUBERNETES_VARIABLES, SETTINGS, Row, Scope
 
 _HEADINGS = {
     Scope.ORIGINAL: "### The original's settings",

@@ -15,10 +15,17 @@ def load(
     environment: dict[str, str] | None = None,
     *,
     file: str | None = None,
+    default_file: str = settings.DEFAULT_CONFIG_FILE,
     flags: dict[str, str] | None = None,
     strict: bool = False,
 ) -> settings.Loaded:
-    return settings.load(flags=flags or {}, environment=environment or {}, config_file=file, strict=strict)
+    return settings.load(
+        flags=flags or {},
+        environment=environment or {},
+        config_file=file,
+        default_config_file=default_file,
+        strict=strict,
+    )
 
 
 def config(tmp_path: pathlib.Path, text: str) -> str:
@@ -96,15 +103,13 @@ def test_messages_are_one_printable_line() -> None:
     assert len(str(caught.value)) < 250
 
 
-def test_missing_files(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files(tmp_path: pathlib.Path) -> None:
     with pytest.raises(settings.ConfigurationError, match="no such file"):
         load(file=str(tmp_path / "missing"))
     with pytest.raises(settings.ConfigurationError, match="cannot be read: Is a directory"):
         load(file=str(tmp_path))
-    monkeypatch.setattr(settings, "DEFAULT_CONFIG_FILE", str(tmp_path / "missing"))
-    assert load().settings.server_port == 5473
-    monkeypatch.setattr(settings, "DEFAULT_CONFIG_FILE", config(tmp_path, "ServerPort = 99"))
-    assert load().settings.server_port == 99
+    assert load(default_file=str(tmp_path / "missing")).settings.server_port == 5473
+    assert load(default_file=config(tmp_path, "ServerPort = 99")).settings.server_port == 99
 
 
 # The file's format
