@@ -1,4 +1,4 @@
-"""Settings of the service: one table, four sources (flags, environment, file, default), one checked object.
+"""Settings of the service: one table, four sources (flags, environment, file, defaults), one checked object.
 
 `python -m typha.settings` prints the tables of docs/configuration.md.
 """

@@ -1,40 +1,42 @@
-"""Settings of the service: from flags, environment, file and defaults to one checked object.
+"""Loads the settings: merges the sources, checks every value, and checks settings that depend on each other.
 
-Sources, high to low: flags, environment, file, default. An invalid value of one of the original's settings is a warning
-and its default; of a setting of ours it ends the start (`ConfigurationError`, exit code 2). `python -m typha.settings`
-prints the tables of docs/configuration.md.
+Precedence, from high to low: flags, environment, file, default. An invalid value of a setting of the original is a
+warning, and the default applies. An invalid value of any other setting raises `ConfigurationError` (exit code 2).
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from typha.settings.sources import ConfigurationError, Source, from_environment, from_file, from_flags
+from typha.settings import sources
+from typha.settings.sources import ConfigurationError, Source
 from typha.settings.table import BY_LOWER_NAME, SETTINGS, Row, Scope, Settings
 
 DEFAULT_CONFIG_FILE = "/etc/calico/typha.cfg"
 
-_SHOWN_NAMES_LIMIT = 50
-_SHOWN_VALUE_LIMIT = 100
+_REPORTED_NAMES_LIMIT = 50
+_REPORTED_VALUE_LIMIT = 100
 _CLIENT_TLS_FILES = ("ServerKeyFile", "ServerCertFile", "CAFile")
 _CLIENT_TLS_NAMES = ("ClientCN", "ClientURISAN")
 _METRICS_TLS_FILES = ("PrometheusMetricsCertFile", "PrometheusMetricsKeyFile", "PrometheusMetricsCAFile")
 
 
 class Notice(NamedTuple):
-    """Something to log once logging works: `level` is a method name of the logger."""
+    """A log line to write once logging is configured."""
 
     level: str
+    """Name of the logger's method."""
     event: str
     fields: dict[str, Any]
 
 
 class Loaded(NamedTuple):
-    """Settings, what is to be said about them, and the names of those that some source gave a usable value for."""
+    """The result of `load`."""
 
     settings: Settings
     notices: tuple[Notice, ...]
     given: frozenset[str]
+    """Names of the settings for which a source has a valid value."""
 
 
 def load(
@@ -49,17 +51,17 @@ def load(
 
     Args:
         flags: raw values by setting name.
-        environment: all of it; only TYPHA_ variables are looked at.
-        config_file: an INI file that must be readable; None = the default path, if it is there.
-        strict: unknown names and invalid values of any setting end the start.
+        environment: all variables; those without the prefix TYPHA_ are ignored.
+        config_file: an INI file, which must exist. None means `default_config_file`, if it exists.
+        strict: reject unknown names, and invalid values of any setting.
 
     Raises:
-        ConfigurationError: with one line that names the culprit.
+        ConfigurationError: the settings cannot be used; one line that begins with the name of the culprit.
     """
-    file = from_file(config_file or default_config_file, must_exist=config_file is not None)
+    file = sources.from_file(config_file or default_config_file, must_exist=config_file is not None)
     loader = _Loader(strict=strict)
-    for source in (file, from_environment(environment), from_flags(flags)):
-        loader.take(source)
+    for source in (file, sources.from_environment(environment), sources.from_flags(flags)):
+        loader.add(source)
     _check_client_tls(loader)
     settings = Settings(**loader.values, config_invalid_values=loader.invalid_values)
     _check(settings)
@@ -67,36 +69,41 @@ def load(
 
 
 class _Loader:
-    """Takes sources from low to high precedence; a later value replaces an earlier one."""
+    """Merges sources that are added from low to high precedence."""
 
     def __init__(self, *, strict: bool) -> None:
         self._strict = strict
-        self.values: dict[str, Any] = {}  # by attribute
+        self.values: dict[str, Any] = {}
+        """By attribute of `Settings`."""
         self.given: set[str] = set()
         self.unusable: set[str] = set()
+        """Names of the settings whose last value was invalid."""
         self.invalid_values = 0
         self.notices: list[Notice] = []
 
-    def take(self, source: Source) -> None:
-        for name in source.repeated[:_SHOWN_NAMES_LIMIT]:
-            self._say("warning", "Setting is given twice, the later counts", name=_shown(name), source=source.label)
+    def add(self, source: Source) -> None:
+        """Parse the values of a source. They replace the values of earlier sources."""
+        for name in source.repeated[:_REPORTED_NAMES_LIMIT]:
+            self._notify(
+                "warning", "Setting occurs twice, using the last value", name=_shown(name), source=source.label
+            )
         unknown = []
         for lower_name, (written_name, text) in source.values.items():
             row = BY_LOWER_NAME.get(lower_name)
             if row is None:
                 unknown.append(_shown(written_name))
             elif text == "":
-                self._say("info", "Ignoring empty value of setting", setting=row.name, source=source.label)
+                self._notify("info", "Ignoring empty value of setting", setting=row.name, source=source.label)
             else:
-                self._take_value(row, text, source)
+                self._add_value(row, text, source)
         if not unknown:
             return
         if self._strict:
-            raise ConfigurationError(", ".join(unknown[:_SHOWN_NAMES_LIMIT]), f"unknown setting ({source.label})")
-        names = ", ".join(sorted(unknown)[:_SHOWN_NAMES_LIMIT])
-        self._say("info", "Ignoring unknown settings", names=names, count=len(unknown), source=source.label)
+            raise ConfigurationError(", ".join(unknown[:_REPORTED_NAMES_LIMIT]), f"unknown setting ({source.label})")
+        names = ", ".join(sorted(unknown)[:_REPORTED_NAMES_LIMIT])
+        self._notify("info", "Ignoring unknown settings", names=names, count=len(unknown), source=source.label)
 
-    def _take_value(self, row: Row, text: str, source: Source) -> None:
+    def _add_value(self, row: Row, text: str, source: Source) -> None:
         try:
             self.values[row.attribute] = row.parse(text)
             self.given.add(row.name)
@@ -109,28 +116,29 @@ class _Loader:
             self.given.discard(row.name)
             self.unusable.add(row.name)
             self.invalid_values += 1
-            self._say("warning", "Invalid value of setting, using its default", setting=row.name, error=problem)
+            self._notify("warning", "Invalid value of setting, using its default", setting=row.name, error=problem)
 
-    def _say(self, level: str, event: str, **fields: Any) -> None:
+    def _notify(self, level: str, event: str, **fields: Any) -> None:
         self.notices.append(Notice(level, event, fields))
 
 
 def _check_client_tls(loader: _Loader) -> None:
-    """TLS for clients is all or nothing, and what cannot be used counts as given: it must not end in plain text.
+    """Reject TLS settings that are set only in part.
 
-    A value that `none` or a default left empty is not set.
+    An unusable value counts as set: a mistake must not turn TLS off. A value that is empty, by `none` or by default,
+    counts as not set.
     """
     names = (*_CLIENT_TLS_FILES, *_CLIENT_TLS_NAMES)
     usable = {name for name in names if loader.values.get(BY_LOWER_NAME[name.lower()].attribute)}
     unusable = loader.unusable.intersection(names)
     if not usable and not unusable:
         return
-    lacking = [name for name in _CLIENT_TLS_FILES if name not in usable]
+    missing = [name for name in _CLIENT_TLS_FILES if name not in usable]
     if not usable.intersection(_CLIENT_TLS_NAMES):
-        lacking.append(" or ".join(_CLIENT_TLS_NAMES))
-    if lacking:
-        asked = ", ".join(name for name in names if name in usable or name in unusable)
-        raise ConfigurationError(asked, f"contradictory TLS settings: TLS needs {', '.join(lacking)} as well")
+        missing.append(" or ".join(_CLIENT_TLS_NAMES))
+    if missing:
+        given = ", ".join(name for name in names if name in usable or name in unusable)
+        raise ConfigurationError(given, f"incomplete TLS settings: TLS also needs {', '.join(missing)}")
 
 
 def _check(settings: Settings) -> None:
@@ -138,16 +146,16 @@ def _check(settings: Settings) -> None:
         raise ConfigurationError("DatastoreType", "etcdv3 is not supported: kubernetes is the only datastore")
     if settings.prometheus_metrics_cert_file or settings.prometheus_metrics_key_file:
         rows = [BY_LOWER_NAME[name.lower()] for name in _METRICS_TLS_FILES]
-        lacking = [row.name for row in rows if not getattr(settings, row.attribute)]
-        if lacking and settings.prometheus_metrics_enabled:
-            problem = "contradictory TLS settings: HTTPS needs the certificate, key and CA files"
-            raise ConfigurationError(", ".join(lacking), problem)
+        missing = [row.name for row in rows if not getattr(settings, row.attribute)]
+        if missing and settings.prometheus_metrics_enabled:
+            problem = "incomplete TLS settings: HTTPS needs the certificate, key and CA files"
+            raise ConfigurationError(", ".join(missing), problem)
     if settings.segment_bytes * 2 > settings.log_budget_bytes:
         raise ConfigurationError("SegmentBytes", f"more than half of LogBudgetBytes ({settings.log_budget_bytes})")
 
 
 def _with_fallbacks(settings: Settings, notices: list[Notice]) -> Settings:
-    """Zero or less in a timing, and zero in a count, means the built-in default, as in the original's server."""
+    """Replace timings of zero or less, and counts of zero, by their defaults, as the original's server does."""
     changes: dict[str, Any] = {}
     for row in SETTINGS:
         value = getattr(settings, row.attribute)
@@ -167,5 +175,4 @@ def _with_fallbacks(settings: Settings, notices: list[Notice]) -> Settings:
 
 
 def _shown(text: str) -> str:
-    shown = text.encode("unicode_escape").decode("ascii")
-    return shown if len(shown) <= _SHOWN_VALUE_LIMIT else shown[:_SHOWN_VALUE_LIMIT] + "..."
+    return sources.printable(text, _REPORTED_VALUE_LIMIT)

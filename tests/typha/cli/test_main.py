@@ -65,7 +65,7 @@ def test_unknown_key_in_the_feeds_file(tmp_path: pathlib.Path) -> None:
 
 def test_contradictory_tls_settings() -> None:
     line = refused(typha("serve", TYPHA_CLIENTCN="calico-node"))
-    assert line.startswith("ClientCN: contradictory TLS settings: TLS needs ServerKeyFile, ServerCertFile, CAFile")
+    assert line.startswith("ClientCN: incomplete TLS settings: TLS also needs ServerKeyFile, ServerCertFile, CAFile")
 
 
 def test_bad_value_of_a_setting_of_ours() -> None:
