@@ -92,7 +92,7 @@ class Service:
         configured: settings.Settings,
         listener: socket.socket,
         *,
-        longest_pause: loop_latency.Longest | None = None,
+        longest_pause: loop_latency.MaxLatency | None = None,
     ) -> None:
         self._settings = configured
         specs = feeds_file.load(configured.feeds_file) if configured.feeds_file else []
@@ -109,12 +109,12 @@ class Service:
         self.listener = listener
         self.workers = supervisor.Workers(self.hub, configured, self.listener)
         self.health = health.HealthAggregator()
-        self.collector = loop_latency.Collector()
+        self.collector = loop_latency.GarbageCollection()
         self.observer = Observer(
             configured,
             self.hub,
             self.workers,
-            longest_pause=longest_pause or loop_latency.Longest(clock.monotonic()),
+            longest_pause=longest_pause or loop_latency.MaxLatency(clock.monotonic()),
             open_files_limit=raise_open_files_limit(),
         )
         self.observer.register(self.health)
@@ -201,7 +201,7 @@ class Service:
             is_complete = bool(self.hub.feeds) and not self.hub.awaited
             if not synced and is_complete and all(source.synced_once for source in self.hub.feeds.values()):
                 synced = True
-                self.collector.after_first_sync()
+                self.collector.freeze()
 
     async def _watch(self) -> None:
         """Watches every type that a feed takes, each once."""
@@ -251,7 +251,7 @@ def allow_deep_json() -> None:
     sys.setrecursionlimit(max(sys.getrecursionlimit(), _RECURSION_LIMIT))
 
 
-async def serve(configured: settings.Settings, longest_pause: loop_latency.Longest) -> int:
+async def serve(configured: settings.Settings, longest_pause: loop_latency.MaxLatency) -> int:
     """Runs the service to its end, on the loop that is measured there; returns the exit code."""
     allow_deep_json()
     try:

@@ -68,7 +68,7 @@ def _run(loaded: settings.Loaded) -> int:
 
         selector = loop_latency.TimingSelector()
         with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
-            return runner.run(service.serve(loaded.settings, selector.longest))
+            return runner.run(service.serve(loaded.settings, selector.latency))
 
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}

@@ -19,7 +19,7 @@ class Observer:
         the_hub: hub.Hub,
         the_workers: supervisor.Workers,
         *,
-        longest_pause: loop_latency.Longest,
+        longest_pause: loop_latency.MaxLatency,
         open_files_limit: int,
     ) -> None:
         self._settings = configured

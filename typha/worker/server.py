@@ -237,7 +237,7 @@ class Fanout:
         self.delivery.run(_monotonic() + self._policy.pass_seconds)
         self.channels.tell_progress()
         self._schedule_turn()
-        self.stats.turns.note(_monotonic() - begun)
+        self.stats.turns.record(_monotonic() - begun)
 
     def _hear_clients(self) -> bool:
         """Hears those that were taken in, and notes who has said hello; whether connections wait to be accepted."""

@@ -53,7 +53,7 @@ class WorkerStats:
         self.close_lines_suppressed = 0
         self.disconnects = dict.fromkeys(reasons.DisconnectReason, 0)
         self.feeds = {feed: FeedCounters() for feed in feeds}
-        self.turns = loop_latency.Longest(clock.monotonic())
+        self.turns = loop_latency.MaxLatency(clock.monotonic())
 
     def counters(self) -> dict[str, object]:
         """The totals, as they go to the hub."""
