@@ -207,9 +207,7 @@ class _BoundedHandler(_Counting, logging.handlers.QueueHandler):
             return
         if self._unreported:
             dropped, self._unreported = self._unreported, 0
-            report = logging.LogRecord(
-                "typha.observability.logs", logging.WARNING, "", 0, "Log lines were dropped", None, None
-            )
+            report = logging.LogRecord("typha.logs", logging.WARNING, "", 0, "Log lines were dropped", None, None)
             report.fields = {"dropped": dropped}
             super().emit(report)
         super().emit(record)

@@ -186,7 +186,7 @@ def test_a_stuck_destination_drops_lines_and_does_not_block_the_logger() -> None
         log.info("After")
     pipeline.close()
     text = screen.getvalue()
-    assert "Log lines were dropped dropped=" in text
+    assert "typha.logs: Log lines were dropped dropped=" in text
     assert text.index("Log lines were dropped") < text.index("After")
 
 
