@@ -38,7 +38,7 @@ class LazyGroup(click.Group):
 component = LazyGroup(
     name="component",
     commands_by_name={"typha": "typha.cli.serve:component_typha"},
-    help_text="Start the service as the original is started: `component typha`.",
+    help_text="Run the service like the original: `component typha`.",
 )
 
 cli = LazyGroup(
