@@ -1,4 +1,4 @@
-"""What must hold behind every turn of a process, as seen from inside, on the service's own objects."""
+"""Invariants that hold after every turn of a process, checked on the objects of the service."""
 
 from cache.state.cursor import CursorState
 from tests.simulation import service
@@ -10,9 +10,9 @@ _AWAY = {CursorState.SNAPSHOT, CursorState.FOLLOWING, CursorState.CATCHING_UP}
 
 
 def check_worker(one: server.Fanout) -> None:
-    """Counters add up, and every client stands in one place."""
+    """The counters add up, and every client is in exactly one list."""
     if one._finished.is_set():
-        return  # it lets go of everything, and nobody asks for its counts any more
+        return  # the worker is closing everything, and its counters are no longer read
     clients = one.poller.clients
     active = len(clients) - len(one.sessions.closing)
     ended = sum(one.stats.disconnects.values())
@@ -30,7 +30,7 @@ def check_worker(one: server.Fanout) -> None:
 
 
 def _check_view(view: ChannelView, seen: set[client.Client]) -> None:
-    # A snapshot may be told of before the end of the log behind which it was cut.
+    # The worker may learn of a snapshot before it learns of the end of the log where the snapshot was cut.
     end = max(view.log.end, view.snapshot.log_offset if view.snapshot else 0)
     for index, current in enumerate(view.following):
         if current.index != index or current.state is not CursorState.FOLLOWING or current.offset > end:
@@ -49,7 +49,7 @@ def _check_view(view: ChannelView, seen: set[client.Client]) -> None:
 
 
 def left_files(one: server.Fanout) -> str:
-    """What is held for readers that have left; some may have a moment ago, and others nobody knows of yet."""
+    """Files that a worker keeps open for no reader; empty if none. They are legal shortly after a disconnect."""
     reading = {current.state for current in one.poller.clients.values()}
     for view in one.channels._by_name.values():
         if view._old_snapshots and CursorState.SNAPSHOT not in reading:
@@ -60,7 +60,7 @@ def left_files(one: server.Fanout) -> str:
 
 
 def check_hub(one: service.Service) -> None:
-    """The logs keep to their budget, but for what no snapshot has behind it yet, and for a last segment each."""
+    """The logs stay within their budget, except for what no snapshot covers yet and the last segment of each log."""
     the_hub = one.hub
     if the_hub is None:
         return
