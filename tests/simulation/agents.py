@@ -71,7 +71,7 @@ class Agent:
         self._reader = transports.RecordReader()
         self.heard_at = self.world.now
         if not self._dial(self, connection):
-            self._lose("nobody listens")
+            self._lose("nothing listens")
             return
         self.world.note(self.name, f"connects as {connection.number}")
         self._say(connection, self.model.hello())
@@ -121,7 +121,7 @@ class Agent:
             self.world.after(_SLOW_TURN_SECONDS if self.bytes_per_second else 1e-5, self._read)
         elif connection.down.is_ended:
             if self.is_dismissed:
-                raise worlds.Violation(f"{self.name}: the goodbye was said inside a frame")
+                raise worlds.Violation(f"{self.name}: the goodbye was sent inside a frame")
             self._lose("closed by the server")
 
     def _hear(self, connection: network.Connection, data: bytes) -> None:
@@ -136,7 +136,7 @@ class Agent:
         except worlds.Violation as error:
             raise worlds.Violation(f"{self.name}: {error}") from error
         if model.status is not status and model.status is not None:
-            self.world.note(self.name, f"told {model.status.label} at {model.sequence}")
+            self.world.note(self.name, f"receives status {model.status.label} at {model.sequence}")
         if answer and not (self.is_mute and status is not None):
             connection.up.write(answer)
         self.on_heard()
@@ -148,7 +148,7 @@ class Agent:
         self._lose(why)
 
     def _lose(self, why: str) -> None:
-        self.world.note(self.name, f"is off: {why}")
+        self.world.note(self.name, f"is disconnected: {why}")
         if self.connection is not None and not self.connection.client_closed:
             self.connection.close_client(is_reset=False)
         self.connection = None
@@ -176,7 +176,7 @@ class Agent:
         """Cut the network of the client, and restore it later."""
         connection = self.connection
         if connection is not None:
-            self.world.note(self.name, f"its network is gone for {seconds:.1f} s")
+            self.world.note(self.name, f"loses its network for {seconds:.1f} s")
             self.disturb(seconds + 1.0)
             connection.cut(user_timeout_seconds=user_timeout_seconds)
             self.world.after(seconds, connection.mend)

@@ -24,9 +24,9 @@ def check_worker(one: server.Fanout) -> None:
     for current in clients.values():
         is_closing = current.state is CursorState.CLOSING
         if (current in seen) != (current.channel is not None and not is_closing):
-            raise worlds.Violation(f"{current!r} stands in no list, or in one too many")
+            raise worlds.Violation(f"{current!r} is in no list, or in too many")
         if (current.reason is not None) != is_closing:
-            raise worlds.Violation(f"{current!r} has a reason, or none, wrongly")
+            raise worlds.Violation(f"{current!r} has a reason but is not closing, or the reverse")
 
 
 def _check_view(view: ChannelView, seen: set[client.Client]) -> None:
@@ -34,18 +34,18 @@ def _check_view(view: ChannelView, seen: set[client.Client]) -> None:
     end = max(view.log.end, view.snapshot.log_offset if view.snapshot else 0)
     for index, current in enumerate(view.following):
         if current.index != index or current.state is not CursorState.FOLLOWING or current.offset > end:
-            raise worlds.Violation(f"{current!r} stands at {index} of the pass, the log ends at {end}")
+            raise worlds.Violation(f"{current!r} is at {index} of the live set, and the log ends at {end}")
     for current in view.held:
         if current.state is not CursorState.HELD:
-            raise worlds.Violation(f"{current!r} is held")
+            raise worlds.Violation(f"{current!r} is in the list of held clients")
     for current in view.away:
         if current.state not in _AWAY or current.index >= 0:
-            raise worlds.Violation(f"{current!r} is away")
+            raise worlds.Violation(f"{current!r} is in the list of clients that are away")
     before = len(seen)
     everyone = view.all_clients()
     seen.update(everyone)
     if len(seen) - before != len(everyone):
-        raise worlds.Violation("a client stands in two lists")
+        raise worlds.Violation("a client is in two lists")
 
 
 def left_files(one: server.Fanout) -> str:
@@ -55,7 +55,7 @@ def left_files(one: server.Fanout) -> str:
         if view._old_snapshots and CursorState.SNAPSHOT not in reading:
             return f"{view!r} still holds {view._old_snapshots}"
     if one.catch_up._blocks_held and CursorState.CATCHING_UP not in reading:
-        return f"{one.catch_up!r} though nobody catches up"
+        return f"{one.catch_up!r} although no client catches up"
     return ""
 
 

@@ -82,7 +82,7 @@ class _Map:
         """Check that a key moves to a value that it really had, and not back in time."""
         at = truth.key_moved(key, now, self.moved.get(key, 0))
         if at is None:
-            raise worlds.Violation(f"key {key} goes back, or has a value that it never had")
+            raise worlds.Violation(f"key {key} goes back in time, or gets a value that it never had")
         self.moved[key] = at
 
 
@@ -136,11 +136,13 @@ class _Client(abc.ABC, Generic[MessageT]):
 
     def _check_newest_status(self) -> None:
         if self.status is not self._truth().status:
-            raise worlds.Violation(f"sent everything, told {self.status!r}, and it is {self._truth().status!r}")
+            raise worlds.Violation(
+                f"received everything, but with status {self.status!r} instead of {self._truth().status!r}"
+            )
 
     def _truth(self) -> truths.Truth:
         if self.truth is None:
-            raise worlds.Violation("data from nobody")
+            raise worlds.Violation("data from an unknown hub")
         return self.truth
 
 
@@ -169,7 +171,7 @@ class NativeModel(_Client[messages.Message]):
         """The client has received everything: its map and status must equal the hub's."""
         truth = self._truth()
         if self.total != truth.digest:
-            raise worlds.Violation("sent everything, and its map is not the hub's")
+            raise worlds.Violation("received everything, but the map differs from the hub's")
         self._check_newest_status()
 
     def _take(self, message: messages.Message) -> None:
@@ -210,16 +212,18 @@ class NativeModel(_Client[messages.Message]):
             return
         self._check_cut(f"the status {message.status.label}")
         if message.status not in self._truth().statuses_at(self.sequence):
-            raise worlds.Violation(f"told {message.status.label} of sequence {self.sequence}, which was not its status")
+            raise worlds.Violation(f"status {message.status.label} is wrong for sequence {self.sequence}")
         if first and self.sequence < self.floor:
-            raise worlds.Violation(f"first status at {self.sequence}, though {self.floor} was out when it came")
+            raise worlds.Violation(
+                f"first status at {self.sequence}, but {self.floor} was published when the client connected"
+            )
 
-    def _check_cut(self, behind: str, said: int | None = None) -> None:
+    def _check_cut(self, after: str, said: int | None = None) -> None:
         truth = self._truth()
         if self.sequence > truth.sequence:
-            raise worlds.Violation(f"{behind}: sequence {self.sequence} was never published")
+            raise worlds.Violation(f"{after}: sequence {self.sequence} was never published")
         if truth.digests[self.sequence] != self.total or said not in (None, self.total):
-            raise worlds.Violation(f"behind {behind} the map is not the hub's of sequence {self.sequence}")
+            raise worlds.Violation(f"after {after}, the map differs from the hub's map of sequence {self.sequence}")
 
 
 class TyphaModel(_Client[typha_messages.Message]):
@@ -252,7 +256,7 @@ class TyphaModel(_Client[typha_messages.Message]):
         """The client has received everything: its map and status must equal the hub's."""
         truth = self._truth()
         if self.total != truth.digest:
-            raise worlds.Violation("sent everything, and its map is not the hub's")
+            raise worlds.Violation("received everything, but the map differs from the hub's")
         self._check_newest_status()
         self._is_mixed = False
         self.sequence = truth.sequence
@@ -275,10 +279,10 @@ class TyphaModel(_Client[typha_messages.Message]):
         if self.status is not None and not self._is_mixed:
             self._find_cut("updates")
 
-    def _find_cut(self, behind: str) -> None:
+    def _find_cut(self, after: str) -> None:
         found = self._truth().first_cut(self.total, self.sequence)
         if found is None:
-            raise worlds.Violation(f"behind {behind} the map is none that the hub had since {self.sequence}")
+            raise worlds.Violation(f"after {after}, the map equals no map of the hub since {self.sequence}")
         self.sequence = found
 
     def _tell(self, status: messages.SyncStatus) -> None:
@@ -289,7 +293,7 @@ class TyphaModel(_Client[typha_messages.Message]):
             return
         self._find_cut(f"the status {status.label}")
         if status not in self._statuses():
-            raise worlds.Violation(f"told {status.label}, which was not the status at {self.sequence}")
+            raise worlds.Violation(f"status {status.label} is wrong for sequence {self.sequence}")
 
     def _statuses(self) -> set[messages.SyncStatus]:
         """The statuses of all sequence numbers that this map may belong to."""

@@ -168,7 +168,7 @@ class Service:
 
     def stop(self) -> None:
         """Send SIGTERM to the service."""
-        self.world.note(self.process.name, "is told to stop")
+        self.world.note(self.process.name, "receives SIGTERM")
         self._stopping.set()
 
     def _closed_by_kernel(self) -> None:

@@ -27,7 +27,7 @@ _BUILDERS: tuple[tuple[Any, float], ...] = (
 
 
 class Stage(Protocol):
-    """The parts of a simulation that are told about events."""
+    """The methods of a simulation that are called for events."""
 
     generations: list[service.Service]
 
@@ -133,7 +133,7 @@ def _log_into(world: worlds.World) -> structlog.typing.Processor:
     """Add the log lines of the service to the history."""
 
     def process_line(_: object, level: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        name = world.current.name if world.current else "nobody"
+        name = world.current.name if world.current else "no process"
         world.note(f"{name} log", f"{level} {event}")
         if "Defect" in str(event.get("event")):
             raise worlds.Violation(f"{name}: {event}")

@@ -33,6 +33,6 @@ def test_a_seed_replays_exactly() -> None:
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
         history, _, _ = done.stdout.rpartition("\n1 seeds")
-        assert "told in-sync" in history
+        assert "receives status in-sync" in history
         printed.add(history)
     assert len(printed) == 1
