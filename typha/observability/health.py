@@ -9,7 +9,6 @@ import dataclasses
 from typing import NamedTuple
 
 REPORT_TIMEOUT_SECONDS = 20.0
-REPORT_INTERVAL_SECONDS = 10.0
 
 SYNC_SERVER = "SyncServer"
 """Reporter of the fan-out. It reports liveness only."""

@@ -73,7 +73,7 @@ class Histogram:
         """Add the values of another histogram. The values of its window count as recorded now."""
         self.count += other.count
         self.total += other.total
-        self._add(enumerate_counts(other.buckets()))
+        self._add(_nonempty(other.buckets()))
 
     def merge_list(self, flat: Sequence[int]) -> None:
         """Add the result of another histogram's `to_list`. Raises ValueError if the list is not one."""
@@ -92,18 +92,18 @@ class Histogram:
 
     def quantile(self, quantile: float) -> float:
         """A quantile of the window; NaN if the window is empty."""
-        return _quantile(enumerate_counts(self.buckets()), quantile)
+        return _quantile(_nonempty(self.buckets()), quantile)
 
     def samples(self) -> dict[str, float]:
         """The samples of a summary: each quantile of `QUANTILES` by its text, `sum` and `count`."""
-        counts = enumerate_counts(self.buckets())
+        counts = _nonempty(self.buckets())
         shown = {str(quantile): _quantile(counts, quantile) for quantile in QUANTILES}
         return {**shown, "sum": self.total, "count": float(self.count)}
 
     def to_list(self) -> list[int]:
         """A flat list for another process: count, sum in millionths, then bucket and count for each bucket in use."""
         flat = [self.count, round(self.total * _SUM_UNITS)]
-        for bucket, count in enumerate_counts(self.buckets()):
+        for bucket, count in _nonempty(self.buckets()):
             flat += (bucket, count)
         return flat
 
@@ -126,7 +126,7 @@ class Histogram:
                 self._current[bucket] += count
 
 
-def enumerate_counts(buckets: list[int]) -> list[tuple[int, int]]:
+def _nonempty(buckets: list[int]) -> list[tuple[int, int]]:
     """(bucket, count) of the buckets that are not empty."""
     return [(bucket, count) for bucket, count in enumerate(buckets) if count]
 
