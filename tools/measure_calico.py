@@ -1,4 +1,4 @@
-"""What Calico's data model costs: conversions, heartbeats, a first sync; figures for DESIGN.md. All CPU time.
+"""Measures the CPU time of Calico's data model: conversions, heartbeats, a first sync; figures for DESIGN.md.
 
 PYTHONPATH=. .venv/bin/python tools/measure_calico.py
 """
@@ -22,21 +22,21 @@ COUNT = 20_000
 NODES = 500
 ROUNDS = 3
 BATCH = 500
-"""The API server's page of a list."""
+"""Objects per page of a list request."""
 LARGEST = 8
-"""Lines of the profile."""
+"""Number of lines of the profile."""
 POD_TYPE = resources.ResourceType("", "v1", "pods")
 NODE_TYPE = resources.ResourceType("", "v1", "nodes")
 MAKER = population.Maker(population.Population(pods=COUNT, nodes=NODES), seed=1)
 
 
 def say(what: str, figure: float, unit: str) -> None:
-    """Writes a line."""
+    """Print one figure."""
     sys.stdout.write(f"{what:<64}{figure:>10.2f} {unit}\n")
 
 
 def event(type: resources.ResourceType, kind: str, content: JsonObject, *, version: int) -> objects.ObjectEvent:
-    """An object as a list or a watch brings it."""
+    """An object as a list or a watch delivers it."""
     metadata = content["metadata"]
     stamped = {**metadata, "resourceVersion": str(version), "creationTimestamp": "2025-01-01T00:00:00Z"}
     whole = {"kind": kind, "apiVersion": "v1", **content, "metadata": stamped}
@@ -46,7 +46,7 @@ def event(type: resources.ResourceType, kind: str, content: JsonObject, *, versi
 
 
 def pod_events(*, version: int, heartbeat: str = "") -> list[objects.ObjectEvent]:
-    """All pods; a heartbeat changes what only kubelets and schedulers look at."""
+    """Events for all pods. A heartbeat changes only fields that Calico's agents do not use."""
     events = []
     for number in range(COUNT):
         content = MAKER.pod(number)
@@ -57,7 +57,7 @@ def pod_events(*, version: int, heartbeat: str = "") -> list[objects.ObjectEvent
 
 
 def node_events(*, version: int, heartbeat: str = "") -> list[objects.ObjectEvent]:
-    """All nodes, with what calico-node writes into their annotations."""
+    """Events for all nodes, with the annotations of calico-node. A heartbeat changes nothing that agents use."""
     events = []
     for number in range(NODES):
         content = MAKER.node(number)
@@ -71,12 +71,12 @@ def node_events(*, version: int, heartbeat: str = "") -> list[objects.ObjectEven
 
 
 def felix() -> feed.CalicoFeed:
-    """A feed of its own, empty."""
+    """A new, empty felix feed."""
     return feed.CalicoFeed(syncers.specs(syncers.Group.V3)[0], max_value_bytes=1 << 20)
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """CPU seconds, garbage collection included; what was left by others is collected before."""
+    """CPU seconds of an action, including garbage collection. Earlier garbage is collected first."""
     gc.collect()
     begun = time.process_time()
     action()
@@ -84,13 +84,13 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def convert_all(converter: model.Converter, events: Sequence[objects.ObjectEvent]) -> None:
-    """Conversions alone."""
+    """Run the converter alone."""
     for one in events:
         converter(one)
 
 
 def deliver(target: feed.CalicoFeed, events: Sequence[objects.ObjectEvent], *, batch: int) -> int:
-    """From objects to the native protocol's messages; how many updates there were."""
+    """Convert objects to messages of the native protocol. Returns the number of updates."""
     native, count, sequence = encoder.NativeEncoder(), 0, 0
     for start in range(0, len(events), batch):
         for one in events[start : start + batch]:
@@ -103,30 +103,30 @@ def deliver(target: feed.CalicoFeed, events: Sequence[objects.ObjectEvent], *, b
 
 
 def measure_churn(first: list[objects.ObjectEvent], again: list[objects.ObjectEvent], what: str) -> None:
-    """What an update costs that changes nothing that agents see."""
+    """Measure updates that change nothing that agents see."""
     target = felix()
     deliver(target, first, batch=BATCH)
     counts: list[int] = []
     rounds = [seconds(lambda: counts.append(deliver(target, again, batch=1))) for _ in range(ROUNDS)]
     if any(counts):
-        raise SystemExit(f"{what}: {counts} updates where there should be none")
+        raise SystemExit(f"{what}: expected no updates, not {counts}")
     say(f"{what}, {len(again):,} of them, nothing to send", min(rounds) / len(again) * 1e6, "us each")
 
 
 def measure_memory(events: list[objects.ObjectEvent]) -> None:
-    """What the feed keeps of a first sync."""
+    """Measure the memory of a feed after a first sync."""
     gc.collect()
     tracemalloc.start()
     target = felix()
     deliver(target, events, batch=BATCH)
     gc.collect()
-    say("    memory kept, values included", tracemalloc.get_traced_memory()[0] / 1e6, "MB")
-    say("    and at its peak", tracemalloc.get_traced_memory()[1] / 1e6, "MB")
+    say("    memory, including values", tracemalloc.get_traced_memory()[0] / 1e6, "MB")
+    say("    peak memory", tracemalloc.get_traced_memory()[1] / 1e6, "MB")
     tracemalloc.stop()
 
 
 def show_profile(events: list[objects.ObjectEvent]) -> None:
-    """The largest parts of a first sync by own time. Profiling itself makes small functions look dearer."""
+    """Print the functions of a first sync with the most own time. Profiling exaggerates the cost of small functions."""
     profile = cProfile.Profile()
     target = felix()
     profile.runcall(deliver, target, events, batch=BATCH)
@@ -134,13 +134,13 @@ def show_profile(events: list[objects.ObjectEvent]) -> None:
 
 
 def main() -> None:
-    """Measures everything."""
+    """Measure and print everything."""
     created = pod_events(version=1)
-    say("a pod as written", sum(len(one.raw or b"") for one in created) / COUNT, "bytes")
+    say("a pod as JSON", sum(len(one.raw or b"") for one in created) / COUNT, "bytes")
     converted = min(seconds(lambda: convert_all(pods.convert, created)) for _ in range(ROUNDS))
-    say("pod to its item, converter alone", converted / COUNT * 1e6, "us each")
+    say("converter alone, for a pod", converted / COUNT * 1e6, "us each")
     one_by_one = min(seconds(lambda: deliver(felix(), created, batch=1)) for _ in range(ROUNDS))
-    say("new pod, to the message, one by one", one_by_one / COUNT * 1e6, "us each")
+    say("new pod to message, one by one", one_by_one / COUNT * 1e6, "us each")
     measure_churn(created, pod_events(version=2, heartbeat="2025-01-01T00:00:10Z"), "pod status update")
     beats = node_events(version=2, heartbeat="2025-01-01T00:00:10Z")
     measure_churn(node_events(version=1), beats, "kubelet heartbeat")

@@ -1,4 +1,4 @@
-"""The memory model of docs/operations.md: what a key, a channel, an update and a deletion take.
+"""Measures the memory model of docs/operations.md: the memory of a key, a channel, an update and a deletion.
 
 PYTHONPATH=. .venv/bin/python tools/measure_memory.py
 """
@@ -12,7 +12,7 @@ from loadtest.bench import comparisons, memory, rows
 
 
 def main() -> None:
-    """Measures everything; the service is started six times."""
+    """Measure and print everything. This starts the service six times."""
     with tempfile.TemporaryDirectory() as folder:
         figures = asyncio.run(memory.model(Path(folder), comparisons.Sizes()))
     [row] = rows.choose(["memory-model"])

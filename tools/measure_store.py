@@ -1,4 +1,4 @@
-"""What the hub's part costs: conversion, store, cuts, snapshots; figures for DESIGN.md. CPU time of this process.
+"""Measures the CPU time of the hub's part: conversion, store, cuts, snapshots; figures for DESIGN.md.
 
 PYTHONPATH=. .venv/bin/python tools/measure_store.py
 """
@@ -26,12 +26,12 @@ T = TypeVar("T")
 
 
 def say(what: str, figure: float, unit: str) -> None:
-    """Writes a line."""
+    """Print one figure."""
     sys.stdout.write(f"{what:<64}{figure:>10.2f} {unit}\n")
 
 
 def microseconds_each(action: Callable[[T], object], items: Sequence[T]) -> float:
-    """Mean over the items."""
+    """Mean CPU time over the items."""
     begun = time.process_time()
     for item in items:
         action(item)
@@ -39,7 +39,7 @@ def microseconds_each(action: Callable[[T], object], items: Sequence[T]) -> floa
 
 
 def milliseconds(action: Callable[[], object]) -> float:
-    """The best of some rounds."""
+    """CPU time of the best round."""
     best = float("inf")
     for _ in range(ROUNDS * 3):
         begun = time.process_time()
@@ -49,7 +49,7 @@ def milliseconds(action: Callable[[], object]) -> float:
 
 
 def pods() -> list[objects.ObjectEvent]:
-    """The simulator's pods, as a watch brings them."""
+    """The pods of the simulated API server, as a watch delivers them."""
     maker = population.Maker(population.Population(pods=COUNT), seed=1)
     events = []
     for number in range(COUNT):
@@ -62,15 +62,15 @@ def pods() -> list[objects.ObjectEvent]:
 
 
 def measure_store(values: list[tuple[str, bytes]]) -> None:
-    """Single operations."""
+    """Measure single operations of the store."""
     rounds = [one_round(values) for _ in range(ROUNDS)]
-    names = ("put, new key", "put, changed value", "put, nothing changed", "delete")
+    names = ("put, new key", "put, changed value", "put, unchanged value", "delete")
     for name, figures in zip(names, zip(*rounds, strict=True), strict=True):
         say(name, min(figures), "us")
 
 
 def one_round(values: list[tuple[str, bytes]]) -> tuple[float, ...]:
-    """Microseconds of each operation on a store of its own."""
+    """Microseconds of each operation, on a new store."""
     one = store.Store()
     changed = [(key, value + b" ") for key, value in values]
     return (
@@ -82,18 +82,18 @@ def one_round(values: list[tuple[str, bytes]]) -> tuple[float, ...]:
 
 
 def fill(events: list[objects.ObjectEvent], values: list[tuple[str, bytes]]) -> store.Store:
-    """A store of all pods; says what it takes beyond the values."""
+    """Build a store of all pods, and print its memory without the values."""
     tracemalloc.start()
     filled = store.Store()
     for event, (_, value) in zip(events, values, strict=True):
         filled.put(raw.object_key(PODS, event.namespace, event.name), value, f"{1_000_000 + len(filled)}")
-    say("memory per key beyond the value's bytes object", tracemalloc.get_traced_memory()[0] / COUNT, "bytes")
+    say("memory per key, without the bytes object of the value", tracemalloc.get_traced_memory()[0] / COUNT, "bytes")
     tracemalloc.stop()
     return filled
 
 
 def touch(filled: store.Store) -> int:
-    """Changes some keys; returns the sequence before."""
+    """Change some keys. Returns the sequence number before the changes."""
     before = filled.sequence
     for entry in list(filled)[:CHANGED_KEYS]:
         filled.put(entry.key, entry.value + b" ", "9")
@@ -103,7 +103,7 @@ def touch(filled: store.Store) -> int:
 def build(
     one: encoder.NativeEncoder, cut: store.Cut, previous: snapshot.Snapshot | None = None
 ) -> tuple[snapshot.Snapshot, float]:
-    """A snapshot, and the milliseconds of its longest step."""
+    """Build a snapshot. Returns it with the milliseconds of the longest step."""
     builder = snapshot.SnapshotBuilder(one, cut, log_offset=0, previous=previous)
     longest, last = 0.0, time.process_time()
     for _ in builder.steps():
@@ -113,26 +113,26 @@ def build(
 
 
 def measure_snapshots(filled: store.Store) -> None:
-    """Cuts and files."""
-    say(f"cut, all of {filled.chunk_count} chunks", milliseconds(filled.cut), "ms")
+    """Measure cuts and snapshots."""
+    say(f"cut, all {filled.chunk_count} chunks", milliseconds(filled.cut), "ms")
     since = touch(filled)
     say(f"cut, {CHANGED_KEYS} keys changed", milliseconds(lambda: filled.cut(since_sequence=since)), "ms")
     for one in (encoder.NativeEncoder(), encoder.NativeEncoder(zstd=True)):
         begun = time.process_time()
         first, longest = build(one, filled.cut())
-        say(f"snapshot, {one.name}, whole", (time.process_time() - begun) * 1e3, "ms")
+        say(f"snapshot, {one.name}, all keys", (time.process_time() - begun) * 1e3, "ms")
         say("    longest step", longest, "ms")
         say("    size", first.length / 1e6, "MB")
         since = touch(filled)
         begun = time.process_time()
         second, _ = build(one, filled.cut(since_sequence=since), first)
-        say(f"    the next one, {CHANGED_KEYS} keys changed", (time.process_time() - begun) * 1e3, "ms")
+        say(f"    next snapshot, {CHANGED_KEYS} keys changed", (time.process_time() - begun) * 1e3, "ms")
         first.close()
         second.close()
 
 
 def measure_path(events: list[objects.ObjectEvent], *, batch: int) -> None:
-    """From an object to the plain format's log."""
+    """Measure the path from an object to the log of the uncompressed format."""
     source = feed.RawFeed(raw.FeedSpec("pods", (raw.ResourceSpec(PODS),)), max_value_bytes=1 << 20)
     one, writer = encoder.NativeEncoder(), log.LogWriter(segment_bytes=4 << 20)
     begun = time.process_time()
@@ -147,13 +147,17 @@ def measure_path(events: list[objects.ObjectEvent], *, batch: int) -> None:
 
 
 def main() -> None:
-    """Measures everything."""
+    """Measure and print everything."""
     events = pods()
     written = [event.raw or b"" for event in events]
-    say("an object as written", sum(map(len, written)) / COUNT, "bytes")
-    say("to value", microseconds_each(lambda data: raw.object_value(data, api_version="", kind=""), written), "us")
+    say("an object as JSON", sum(map(len, written)) / COUNT, "bytes")
+    say(
+        "object to value",
+        microseconds_each(lambda data: raw.object_value(data, api_version="", kind=""), written),
+        "us",
+    )
     picked = microseconds_each(lambda data: raw.object_value(data, api_version="", kind="", fields=FIELDS), written)
-    say("to value, three fields", picked, "us")
+    say("object to value, three fields", picked, "us")
     values = [
         (raw.object_key(PODS, event.namespace, event.name), raw.object_value(data, api_version="", kind=""))
         for event, data in zip(events, written, strict=True)

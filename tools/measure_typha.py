@@ -1,4 +1,4 @@
-"""What Typha's protocol costs beside the native one: frames, hellos, memory. CPU time of this process, best of rounds.
+"""Compares the cost of Typha's protocol with the native protocol: CPU time of frames and hellos, and memory.
 
 PYTHONPATH=. .venv/bin/python tools/measure_typha.py
 """
@@ -17,7 +17,7 @@ from protocol.typha import codec, connection, encoder
 from protocol.typha import messages as typha_messages
 
 VALUE_BYTES = 958
-"""As in the measurement of the Go encoder, which takes 3.2, 10 and 79 us for 1, 10 and 100 updates, for each client."""
+"""The same as in the measurement of the Go encoder: 3.2, 10 and 79 us for 1, 10 and 100 updates, per client."""
 ROUNDS = 7
 CALLS = 200
 CONNECTIONS = 1000
@@ -39,12 +39,12 @@ ANSWERS = codec.encode(typha_messages.Ack(), types=codec.CLIENT) + codec.encode(
 
 
 def say(what: str, figure: float, unit: str) -> None:
-    """Writes a line."""
+    """Print one figure."""
     sys.stdout.write(f"{what:<64}{figure:>10.2f} {unit}\n")
 
 
 def microseconds(action: Callable[[], object]) -> float:
-    """Mean of the best round."""
+    """Mean CPU time per call, in the best round."""
     best = float("inf")
     for _ in range(ROUNDS):
         begun = time.process_time()
@@ -55,7 +55,7 @@ def microseconds(action: Callable[[], object]) -> float:
 
 
 def update(number: int) -> messages.Update:
-    """JSON-like, and about as compressible as real objects."""
+    """An update that looks like JSON and compresses about as well as real objects."""
     dice = random.Random(number)
     text = ",".join(f'"label-{place}":"{dice.getrandbits(40):010x}"' for place in range(40))
     key = f"/calico/resources/v3/projectcalico.org/workloadendpoints/ns-{number % 50}/node-{number}-k8s-pod-eth0"
@@ -63,7 +63,7 @@ def update(number: int) -> messages.Update:
 
 
 def serve_typha() -> connection.Connection:
-    """A server behind the handshake, an ack and a pong."""
+    """A server connection after the handshake, an ack and a pong."""
     server = connection.Connection(connection.Role.SERVER)
     server.receive_data(HELLO_BYTES)
     server.next_event()
@@ -77,7 +77,7 @@ def serve_typha() -> connection.Connection:
 
 
 def serve_native(hello: bytes) -> native.Connection:
-    """The same in the native protocol."""
+    """A server connection of the native protocol after the handshake."""
     server = native.Connection(native.Role.SERVER)
     server.receive_data(hello)
     server.next_event()
@@ -87,7 +87,7 @@ def serve_native(hello: bytes) -> native.Connection:
 
 
 def memory_bytes(make: Callable[[], object]) -> float:
-    """Of each of many."""
+    """Mean memory of a connection."""
     make()
     tracemalloc.start()
     kept = [make() for _ in range(CONNECTIONS)]
@@ -97,7 +97,7 @@ def memory_bytes(make: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print everything."""
     updates = [update(number) for number in range(100)]
     encoders: list[encoding.Encoder] = [
         *(encoder.TyphaEncoder(compress=compress) for compress in (True, False)),
@@ -108,7 +108,7 @@ def main() -> None:
             some = updates[:count]
             frames = made.updates(0, some)
             say(f"{made.name}: frame of {count} updates", microseconds(functools.partial(made.updates, 0, some)), "us")
-            say(f"{made.name}: its size", sum(len(frame.data) for frame in frames), "B")
+            say(f"{made.name}: size of the frame", sum(len(frame.data) for frame in frames), "B")
     reader = codec.make_client_decoder()
     reader.receive(codec.SERVER.definitions)
     for count in (1, 10, 100):
@@ -126,7 +126,7 @@ def main() -> None:
         fresh.next_value()
 
     say("decode a hello", microseconds(decode_hello), "us")
-    say("the whole handshake, with ack and a pong", microseconds(serve_typha), "us")
+    say("the whole handshake, with an ack and a pong", microseconds(serve_typha), "us")
     native_client = native.Connection(native.Role.CLIENT)
     native_client.send(messages.ClientHello(feed="felix", agent="felix"))
     native_hello = native_client.data_to_send()

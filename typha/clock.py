@@ -1,4 +1,4 @@
-"""The clocks of the hub and the workers, in one place, so that a simulation can run them by its own."""
+"""The clocks of the hub and the workers. A simulation replaces them with its virtual time."""
 
 import contextlib
 import time
@@ -9,18 +9,18 @@ _time_ns: Callable[[], int] = time.time_ns
 
 
 def monotonic() -> float:
-    """Seconds from an arbitrary start; never goes back."""
+    """Seconds since an arbitrary start. Never decreases."""
     return _monotonic()
 
 
 def time_ns() -> int:
-    """Nanoseconds since 1970."""
+    """Nanoseconds since 1970 (Unix time)."""
     return _time_ns()
 
 
 @contextlib.contextmanager
 def replaced(*, monotonic: Callable[[], float], time_ns: Callable[[], int]) -> Iterator[None]:
-    """Other clocks for as long as the context is open."""
+    """Replace both clocks while the context is open."""
     global _monotonic, _time_ns
     before = _monotonic, _time_ns
     _monotonic, _time_ns = monotonic, time_ns

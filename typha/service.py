@@ -92,7 +92,7 @@ async def _serve_embedded_worker(
 class Service:
     """One service; `run` returns when it has drained after `stop`.
 
-    `longest_pause` is that of the loop that it runs on, if it is measured.
+    `loop_max_latency` is that of the loop that it runs on, if it is measured.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Service:
         configured: settings.Settings,
         listener: socket.socket,
         *,
-        longest_pause: loop_latency.Longest | None = None,
+        loop_max_latency: loop_latency.MaxLatency | None = None,
     ) -> None:
         self._settings = configured
         specs = feeds_file.load(configured.feeds_file) if configured.feeds_file else []
@@ -117,12 +117,12 @@ class Service:
             self.hub, configured, limits, listener, serve_embedded=_serve_embedded_worker
         )
         self.health = health.HealthAggregator()
-        self.garbage = loop_latency.Collector()
+        self.garbage = loop_latency.GarbageCollection()
         self.collector = collector.Collector(
             configured,
             self.hub,
             self.supervisor,
-            longest_pause=longest_pause or loop_latency.Longest(clock.monotonic()),
+            loop_max_latency=loop_max_latency or loop_latency.MaxLatency(clock.monotonic()),
             open_files_limit=raise_open_files_limit(),
         )
         self.collector.register(self.health)
@@ -203,7 +203,7 @@ class Service:
             is_complete = bool(self.hub.feeds) and not self.hub.awaited
             if not synced and is_complete and all(source.synced_once for source in self.hub.feeds.values()):
                 synced = True
-                self.garbage.after_first_sync()
+                self.garbage.freeze()
 
     async def _watch(self) -> None:
         """Watches every type that a feed takes, once each."""
@@ -253,8 +253,8 @@ def allow_deep_json() -> None:
     sys.setrecursionlimit(max(sys.getrecursionlimit(), _RECURSION_LIMIT))
 
 
-async def serve(configured: settings.Settings, longest_pause: loop_latency.Longest) -> int:
-    """Runs the service to its end on a loop whose turns `longest_pause` measures; returns the exit code."""
+async def serve(configured: settings.Settings, loop_max_latency: loop_latency.MaxLatency) -> int:
+    """Runs the service to its end on a loop whose turns `loop_max_latency` measures; returns the exit code."""
     allow_deep_json()
     try:
         listener = await _open_listener_soon(configured)
@@ -262,7 +262,7 @@ async def serve(configured: settings.Settings, longest_pause: loop_latency.Longe
         _log.critical("Cannot serve", error=str(error))
         return EXIT_CANNOT_SERVE
     with listener:
-        await Service(configured, listener, longest_pause=longest_pause).run()
+        await Service(configured, listener, loop_max_latency=loop_max_latency).run()
     return 0
 
 

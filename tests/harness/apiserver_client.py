@@ -1,4 +1,4 @@
-"""A small client of list and watch for the simulator's tests."""
+"""A small client for lists and watches, for tests of the simulated API server."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ JsonObject = dict[str, Any]
 
 
 class Watch:
-    """One watch stream, read line by line; every wait has a deadline of 5 s."""
+    """A watch stream, read line by line. Every read has a deadline of 5 s."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self.response = response
@@ -28,7 +28,7 @@ class Watch:
         return event["type"], event["object"]
 
     async def names(self, count: int) -> list[str]:
-        """`ADDED x` for the next events."""
+        """The next events, each as type and name: `ADDED x`."""
         events = [await self.event() for _ in range(count)]
         return [f"{kind} {value['metadata']['name']}" for kind, value in events]
 
@@ -51,7 +51,7 @@ class Api:
             return response.status, json.loads(await response.read())
 
     async def pages(self, path: str, *, limit: int, **query: str | int) -> list[JsonObject]:
-        """All pages of a list; each must succeed."""
+        """Read all pages of a list. Every request must succeed."""
         pages: list[JsonObject] = []
         token = ""
         while True:
@@ -69,13 +69,13 @@ class Api:
             try:
                 yield Watch(response)
             finally:
-                # A TLS connection that is merely closed says goodbye for longer than the test's loop lives.
+                # Closing a TLS connection normally would take longer than the test's loop exists.
                 if response.connection is not None and response.connection.transport is not None:
                     response.connection.transport.abort()
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Poll for up to 5 s."""
+    """Wait for up to 5 s until the condition holds."""
     async with asyncio.timeout(5):
         while True:
             if condition():
@@ -84,5 +84,5 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def names(*pages: JsonObject) -> list[str]:
-    """Names of the items of lists."""
+    """The names of the items in list pages."""
     return [item["metadata"]["name"] for page in pages for item in page["items"]]

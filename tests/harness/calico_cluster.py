@@ -1,4 +1,4 @@
-"""A real API server with Calico's kinds, and what its lists convert to: for tests of the feeds against it."""
+"""A real API server with Calico's kinds, and the converted lists of that server, to test the feeds against."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ BUILT_IN = {
 
 
 class RealCluster(served.Cluster):
-    """A real API server in place of the simulated one, and no feeds file."""
+    """A cluster with a real API server instead of the simulated one, and without a feeds file."""
 
     def __init__(self, folder: pathlib.Path, plane: control_plane.ControlPlane) -> None:
         super().__init__(folder)
@@ -44,12 +44,12 @@ class RealCluster(served.Cluster):
         self.refused = 0
 
     def variables(self) -> dict[str, str]:
-        """As of the simulated one, less the feeds file; health on a port of its own."""
+        """The environment of the base class without the feeds file, and with a free port for health."""
         found = {name: value for name, value in super().variables().items() if name != "TYPHA_FEEDSFILE"}
         return found | {"TYPHA_HEALTHENABLED": "true", "TYPHA_HEALTHHOST": "127.0.0.1", "TYPHA_HEALTHPORT": "0"}
 
     def install(self, *groups: str) -> None:
-        """Custom resources, served when this returns."""
+        """Install custom resource definitions, and wait until they are served."""
         for item in calico_crds.definitions(*groups):
             self.plane.create(DEFINITIONS, item)
             group, version = item["spec"]["group"], item["spec"]["versions"][0]["name"]
@@ -60,7 +60,7 @@ class RealCluster(served.Cluster):
                 assert time.monotonic() < deadline, names
 
     def uninstall(self, *groups: str) -> None:
-        """Takes the definitions away, and with them the objects; gone when this returns."""
+        """Remove definitions with their objects, and wait until they are gone."""
         names = [item["metadata"]["name"] for item in calico_crds.definitions(*groups)]
         for name in names:
             assert self.plane.request("DELETE", f"{DEFINITIONS}/{name}").status == 200
@@ -69,20 +69,20 @@ class RealCluster(served.Cluster):
             assert time.monotonic() < deadline, names
 
     def collection(self, item: dict[str, Any]) -> str:
-        """Where objects like this one are."""
+        """The path of the collection of an object."""
         version, namespace = item["apiVersion"], item["metadata"].get("namespace")
         root = f"/api/{version}" if "/" not in version else f"/apis/{version}"
         middle = f"/namespaces/{namespace}" if namespace else ""
         return f"{root}{middle}/{self.plurals[version, item['kind']]}"
 
     def play(self, steps: list[dict[str, Any]]) -> None:
-        """Writes what the steps of a recording say; what the API server refuses is counted."""
+        """Do the writes of a recording's steps, and count those that the API server rejects."""
         for step in steps:
             for item in step["objects"]:
                 if (item["apiVersion"], item["kind"]) not in self.plurals:
-                    continue  # recorded to show that it is no matter
+                    continue  # recorded to show that it does not matter
                 if item["kind"] == "Namespace" and step["op"] == "delete":
-                    continue  # nobody would finish it
+                    continue  # no controller would complete the deletion
                 self.refused += self._write(step["op"], item) >= 400
 
     def _write(self, operation: str, item: dict[str, Any]) -> int:
@@ -101,7 +101,7 @@ class RealCluster(served.Cluster):
         return self.plane.request("PUT", path, {**item, "metadata": metadata}).status
 
     def lists(self, group: syncers.Group) -> bytes:
-        """The API server's lists of everything that a feed takes."""
+        """The API server's lists of all types of all feeds."""
         types = {source.type for spec in syncers.specs(group) for source in spec.sources}
         answers = [self.plane.request("GET", type.list_path) for type in types]
         assert {answer.status for answer in answers} == {200}
@@ -110,7 +110,7 @@ class RealCluster(served.Cluster):
 
 @contextlib.contextmanager
 def opened(folder: pathlib.Path) -> Iterator[RealCluster]:
-    """A control plane of its own: custom resources would be there for everybody. Fails the test without binaries."""
+    """Start a separate control plane, because custom resources affect all users of one. Fails without its binaries."""
     try:
         binaries = control_plane.find_binaries()
     except control_plane.BinariesMissingError as error:
@@ -120,7 +120,7 @@ def opened(folder: pathlib.Path) -> Iterator[RealCluster]:
 
 
 async def output_of(*arguments: str, data: bytes = b"") -> tuple[int, list[dict[str, Any]], str]:
-    """A command's exit code, the lines of its output, and what it complains of."""
+    """Run a command. Returns its exit code, the lines of its output, and its errors."""
     process = await asyncio.create_subprocess_exec(
         *TYPHA,
         *arguments,
@@ -137,7 +137,7 @@ Map = dict[str, tuple[str | None, str, str]]
 
 
 def content(lines: list[dict[str, Any]]) -> Map:
-    """Key to value, revision and V3ResourceVersion; an empty value is none to the original's agents."""
+    """(value, revision, V3ResourceVersion) by key. An empty value is None, as for the original's agents."""
     return {
         line["key"]: (line["value"] or None, line["revision"], line["v3_resource_version"])
         for line in lines
@@ -148,7 +148,7 @@ def content(lines: list[dict[str, Any]]) -> Map:
 async def converted(cluster: RealCluster, group: syncers.Group, feed: str) -> Map:
     lists = await asyncio.to_thread(cluster.lists, group)
     code, lines, errors = await output_of("convert", "--feed", feed, "--api-group", group.value, data=lists)
-    assert code in (0, 1), errors  # 1: an object was refused, which is absent here as there
+    assert code in (0, 1), errors  # 1: an object was refused; the feed does not have it either
     return content(lines)
 
 
@@ -157,12 +157,12 @@ def values(of: Map) -> dict[str, str | None]:
 
 
 def difference(seen: Map, wanted: Map) -> list[tuple[str, str | None]]:
-    """The first few keys and values of either that the other has not."""
+    """The first few (key, value) pairs that only one of the two has."""
     return sorted(set(values(seen).items()) ^ set(values(wanted).items()), key=repr)[:6]
 
 
 def check_revisions(seen: Map, wanted: Map) -> None:
-    """Fails if one is newer than the lists': an update that changed no value leaves the older one."""
+    """Fail if a revision is newer than the lists'. It may be older: updates that change no value are not sent."""
     for key, (_, revision, v3_resource_version) in seen.items():
         _, newest, newest_v3 = wanted[key]
         assert is_same_or_older(revision, newest), key
@@ -170,12 +170,12 @@ def check_revisions(seen: Map, wanted: Map) -> None:
 
 
 def is_same_or_older(revision: str, newest: str) -> bool:
-    """By number; a profile's is that of a namespace and a slash, or a slash and that of a service account."""
+    """Compare by number. A profile's revision has a slash at the end (namespace) or at the start (service account)."""
     return int(revision.strip("/") or 0) <= int(newest.strip("/") or 0)
 
 
 def recorded_steps(group: syncers.Group) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What all recordings of a group write first, and what they write then."""
+    """The first steps of all recordings of a group, and the later steps."""
     first, later = [], []
     for path in sorted(CORPUS.glob("*.json")):
         recording = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Certificates of an authority that exists for one test run, and handshakes with them."""
+"""Certificates of a CA that exists for one test run, and TLS handshakes with them."""
 
 import asyncio
 import contextlib
@@ -24,13 +24,13 @@ PEM = serialization.Encoding.PEM
 
 
 class Files(NamedTuple):
-    """PEM files of a server; what is given to clients is made as it is needed."""
+    """PEM files of a server. Client certificates are made when they are needed."""
 
     authority: trustme.CA
     folder: pathlib.Path
 
     def settings(self, *, cn: str = AGENT, uri_san: str = "", **environment: str) -> tls.ClientTls:
-        """What a worker is started with."""
+        """The TLS settings of a worker."""
         return tls.ClientTls(
             key_file=str(self.folder / "server.key"),
             cert_file=str(self.folder / "server.pem"),
@@ -41,21 +41,21 @@ class Files(NamedTuple):
         )
 
     def write(self, authority: trustme.CA | None = None) -> None:
-        """A new server certificate and key, and the authority's certificate."""
+        """Write a new server certificate and key, and the CA's certificate."""
         issued = (authority or self.authority).issue_cert("localhost", "127.0.0.1", common_name="typha-server")
         self.renew("server.key", issued.private_key_pem.bytes())
         self.renew("server.pem", issued.cert_chain_pems[0].bytes())
         self.renew("ca.pem", self.authority.cert_pem.bytes())
 
     def renew(self, name: str, content: bytes) -> None:
-        """As those do who renew certificates: a new file in place of the old."""
+        """Replace a file, as tools that renew certificates do."""
         fresh = self.folder / f"{name}.new"
         fresh.write_bytes(content)
         fresh.replace(self.folder / name)
 
 
 def make(folder: pathlib.Path) -> Files:
-    """An authority, and a server's files in the folder."""
+    """Create a CA, and the files of a server in the folder."""
     files = Files(trustme.CA(), folder)
     files.write()
     return files
@@ -72,17 +72,17 @@ def client_context(
     expired: bool = False,
     anonymous: bool = False,
 ) -> ssl.SSLContext:
-    """What a client connects with.
+    """The TLS context of a client.
 
     Args:
-        trusted: who signs the server's certificate.
-        issuer: who signs the client's certificate; the same if not given.
-        cn: its common name; empty for none.
-        uris: its alternative names.
-        hosts: more of them.
-        usage: what it may be used for.
-        expired: it ended yesterday.
-        anonymous: the client has no certificate at all.
+        trusted: the CA of the server's certificate.
+        issuer: the CA of the client's certificate; `trusted` if None.
+        cn: common name of the client's certificate; empty for none.
+        uris: URIs among the subject alternative names.
+        hosts: host names among the subject alternative names.
+        usage: extended key usage of the certificate.
+        expired: the certificate expired yesterday.
+        anonymous: the client has no certificate.
     """
     context = ssl.create_default_context()
     trusted.configure_trust(context)
@@ -113,7 +113,7 @@ def client_context(
 
 
 async def shake(end: socket.socket, context: ssl.SSLContext, *, seconds: float = SHAKE_SECONDS) -> ssl.SSLSocket:
-    """A connection's end after its TLS handshake as a client."""
+    """Do the TLS handshake as a client. Returns the secured socket."""
     secured = context.wrap_socket(
         end, server_hostname="localhost", do_handshake_on_connect=False, suppress_ragged_eofs=False
     )

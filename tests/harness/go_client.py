@@ -1,4 +1,4 @@
-"""The client in Go as a process, and what it has printed so far."""
+"""The Go client as a process, and its output so far."""
 
 import asyncio
 import base64
@@ -15,7 +15,7 @@ TIMEOUT_SECONDS = 200.0
 
 @contextlib.asynccontextmanager
 async def running(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A process, killed at the end of the block."""
+    """Run a process, and kill it at the end of the block."""
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
@@ -40,20 +40,20 @@ async def read_line(process: asyncio.subprocess.Process) -> dict[str, Any]:
 
 
 class GoClient:
-    """What a Go client prints, taken as it comes."""
+    """The state of a Go client, from its output."""
 
     def __init__(self, process: asyncio.subprocess.Process, syncer: str) -> None:
         self.process = process
         self.syncer = syncer
         self.entries: dict[str, bytes] = {}
         self.versions: dict[str, tuple[str, str]] = {}
-        """Of the same keys: revision and V3ResourceVersion."""
+        """(revision, V3ResourceVersion) by key."""
         self.seen: list[str] = []
-        """Names of all messages; "error" last, if it ended by itself."""
+        """Names of all messages, and "error" at the end if the client has ended by itself."""
         self.statuses: list[int] = []
 
     async def follow(self) -> None:
-        """To the end of the output."""
+        """Process the output until it ends."""
         assert self.process.stdout is not None
         async for data in self.process.stdout:
             line = json.loads(data)
@@ -71,13 +71,13 @@ class GoClient:
 
 @contextlib.asynccontextmanager
 async def following(gobpeer: str, address: str, syncer: str, *flags: str) -> AsyncIterator[GoClient]:
-    """A Go client that follows until the end of the block."""
+    """Run a Go client until the end of the block."""
     async with running(gobpeer, "client", address, syncer, *flags) as process:
         client = GoClient(process, syncer)
         task = asyncio.create_task(client.follow(), name="go client's output")
         try:
             yield client
         finally:
-            with contextlib.suppress(ProcessLookupError):  # it may have ended by itself
+            with contextlib.suppress(ProcessLookupError):  # the client may have ended by itself
                 process.kill()
             await task

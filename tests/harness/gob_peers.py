@@ -1,4 +1,4 @@
-"""A server's byte stream in Typha's protocol for tests of the swarm."""
+"""The byte stream of a server of Typha's protocol, for tests of the swarm."""
 
 from loadtest.swarm import agent, typhaagent
 from protocol import digest, messages
@@ -9,7 +9,7 @@ FELIX = "felix"
 
 
 class Server:
-    """A map, and what it says to one client; the real connection answers, so that it is the real protocol."""
+    """A map, and the bytes for one client. They come from the real server connection."""
 
     def __init__(self, content: dict[str, bytes] | None = None) -> None:
         self.content = dict(content or {})
@@ -17,11 +17,11 @@ class Server:
 
     @property
     def digest(self) -> int:
-        """Of the map."""
+        """The digest of the map."""
         return digest.state_digest(self.content.items())
 
     def greet(self, one: typhaagent.TyphaAgent, *, compress: bool, step: int | None = None, serial: int = 1) -> bytes:
-        """The whole handshake; what the client said."""
+        """Do the whole handshake. Returns the client's bytes."""
         end = connection.Connection(connection.Role.SERVER)
         said = one.connected(feed=FELIX, compressed=compress, now_ns=NOW_NS)
         end.receive_data(said)
@@ -36,7 +36,7 @@ class Server:
         return said
 
     def snapshot(self, *, compress: bool) -> bytes:
-        """The whole map."""
+        """A snapshot of the map."""
         updates = [messages.Update(key, value, "1", messages.UpdateType.NEW) for key, value in self.content.items()]
         return self.encoders[compress].snapshot_chunk(0, 0, updates)
 
@@ -45,7 +45,7 @@ class Server:
         return self.encoders[compress].status(0, status).data
 
     def change(self, *changes: tuple[str, bytes | None], compress: bool) -> bytes:
-        """One frame of updates."""
+        """Change the map. Returns a frame with the updates."""
         updates = []
         for key, value in changes:
             kind = messages.UpdateType.UPDATED if key in self.content else messages.UpdateType.NEW
@@ -59,11 +59,11 @@ class Server:
 
 
 def make(shared: agent.Shared, name: str = "a-0") -> typhaagent.TyphaAgent:
-    """An agent."""
+    """Create an agent."""
     return typhaagent.TyphaAgent(name, shared, agent.Group())
 
 
 def give(one: typhaagent.TyphaAgent, data: bytes, *, now_ns: int = NOW_NS, step: int | None = None) -> bytes:
-    """Bytes for an agent, all at once or `step` at a time; returns what it answers."""
+    """Give bytes to an agent, all at once or `step` at a time. Returns its answer."""
     size = step or max(1, len(data))
     return b"".join(one.receive(data[start : start + size], now_ns) for start in range(0, len(data), size))

@@ -1,4 +1,4 @@
-"""`typha serve` as a process with a simulated API server in the test's loop; no process is left behind."""
+"""`typha serve` as a process, with a simulated API server in the test's loop. No process outlives the test."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ _PODS = resources.ResourceType("", "v1", "pods")
 
 
 class Cluster:
-    """A simulated API server, a kubeconfig that leads to it, and a feeds file of its pods."""
+    """A simulated API server, a kubeconfig for it, and a feeds file with its pods."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
@@ -48,7 +48,7 @@ class Cluster:
         await self.simulator.stop()
 
     def put(self, *names: str) -> None:
-        """New pods, or new contents of old ones."""
+        """Create pods, or replace existing ones."""
         store = self.simulator.store
         known = store.objects(simulated.PODS)
         for name in names:
@@ -58,14 +58,14 @@ class Cluster:
 
     @property
     def content(self) -> dict[str, bytes]:
-        """The map that clients must have."""
+        """The keys and values that clients must have."""
         return {
             raw.object_key(_PODS, *key.split("/")): raw.object_value(value, api_version="v1", kind="Pod")
             for key, value in self.simulator.store.objects(simulated.PODS).items()
         }
 
     def variables(self) -> dict[str, str]:
-        """The environment in which the service finds it all, and disturbs nobody else's ports and files."""
+        """The environment of the service: it finds the API server, and shares no port or file with other processes."""
         return {
             "KUBECONFIG": str(self.kubeconfig),
             "TYPHA_FEEDSFILE": str(self.feeds_file),
@@ -89,27 +89,27 @@ class Service:
 
     @property
     def text(self) -> str:
-        """All it has logged."""
+        """The log so far."""
         return self.log.read_text()
 
     async def logged(self, pattern: str) -> re.Match[str]:
-        """The first line that matches, as soon as it is there."""
+        """Wait for the first match of the pattern in the log, and return it."""
         await worker_stand.eventually(lambda: re.search(pattern, self.text), seconds=TIMEOUT_SECONDS)
         found = re.search(pattern, self.text)
         assert found is not None
         return found
 
     async def address(self) -> str:
-        """Where it listens for clients."""
+        """The address for clients, once the service listens."""
         found = await self.logged(r"typha\.service: Listening .*port=(\d+)")
         return f"127.0.0.1:{found[1]}"
 
     def workers(self) -> list[int]:
-        """The processes of the workers that it has said it has started, dead or alive, in order."""
+        """The process ids of all workers that the log mentions, dead or alive, in order of start."""
         return [int(pid) for pid in re.findall(r"Worker started .*pid=(\d+)", self.text)]
 
     async def metric(self, name: str) -> float:
-        """The value of a sample, labels and all; 0 if it is not there."""
+        """The value of a sample, given with its labels; 0 if it is missing."""
         line = await self.logged('.*server="metrics".*')
         number = re.search(r"port=(\d+)", line[0])
         assert number is not None
@@ -122,19 +122,19 @@ class Service:
         return float(found[1]) if found else 0.0
 
     async def metric_is(self, name: str, value: float) -> None:
-        """Returns when the sample has the value."""
+        """Wait until the sample has the value."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while (seen := await self.metric(name)) != value:
             assert time.monotonic() < deadline, f"{name} is {seen}, not {value}"
             await asyncio.sleep(0.05)
 
     async def ends(self) -> int:
-        """Its exit code, when it has ended."""
+        """Wait for the end of the process, and return its exit code."""
         return await asyncio.wait_for(self.process.wait(), TIMEOUT_SECONDS)
 
 
 def processes_of_session(session: int) -> list[int]:
-    """Processes that belong to a session and still run."""
+    """The running processes of a session."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -147,7 +147,7 @@ def processes_of_session(session: int) -> list[int]:
 
 @contextlib.asynccontextmanager
 async def serving(cluster: Cluster, *arguments: str, **variables: str) -> AsyncIterator[Service]:
-    """A service that runs until the end of the block; what is left of it then is killed, and an error."""
+    """Run a service until the end of the block. A process that is left then is killed, and the test fails."""
     log = cluster.folder / f"typha-{time.monotonic_ns()}.log"
     inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("TYPHA_")}
     with log.open("wb") as output:
@@ -175,7 +175,7 @@ async def serving(cluster: Cluster, *arguments: str, **variables: str) -> AsyncI
 
 @contextlib.asynccontextmanager
 async def mirrors(address: str, count: int) -> AsyncIterator[list[mirror.Mirror]]:
-    """Clients of a service, in sync."""
+    """Run clients of a service, in sync."""
     async with contextlib.AsyncExitStack() as stack:
         opened = [
             await stack.enter_async_context(mirror.Mirror(address, feed=FEED, agent=f"agent-{number}"))
@@ -187,7 +187,7 @@ async def mirrors(address: str, count: int) -> AsyncIterator[list[mirror.Mirror]
 
 
 def holds(content: Callable[[], dict[str, bytes]], clients: list[mirror.Mirror]) -> Callable[[], bool]:
-    """Whether all clients are in sync and have the map."""
+    """A condition: all clients are in sync and have this content."""
 
     def check() -> bool:
         wanted = content()
@@ -197,5 +197,5 @@ def holds(content: Callable[[], dict[str, bytes]], clients: list[mirror.Mirror])
 
 
 async def converged(cluster: Cluster, clients: list[mirror.Mirror]) -> None:
-    """Returns when all clients are in sync and have the API server's state."""
+    """Wait until all clients are in sync and have the state of the API server."""
     await worker_stand.eventually(holds(lambda: cluster.content, clients), seconds=TIMEOUT_SECONDS)

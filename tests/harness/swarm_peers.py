@@ -1,4 +1,4 @@
-"""A server's byte stream for tests of the swarm: a map, and the frames that bring it to an agent."""
+"""The byte stream of a native server, for tests of the swarm."""
 
 import itertools
 import json
@@ -21,18 +21,18 @@ def value(uid: str, *, content: int = 0, written_at_ns: int = 0) -> bytes:
 
 
 def frame(message: messages.Message, *, compress: bool = False) -> bytes:
-    """A message as a frame."""
+    """The frame of a message."""
     return native.pack_frame(codec.encode(message), compressor=native.make_compressor() if compress else None)
 
 
 def hello(connection_id: int = 1, incarnation: bytes = INCARNATION) -> bytes:
-    """What a server sends first."""
+    """The first bytes of a server."""
     answer = messages.ServerHello(version=1, feed="f", incarnation=incarnation, connection_id=connection_id)
     return native.PREFACE + frame(answer)
 
 
 class Source:
-    """A map and its history, as frames."""
+    """A map, and the frames of its snapshots and changes."""
 
     def __init__(self, content: dict[str, bytes] | None = None, *, sequence: int = 1) -> None:
         self.content = dict(content or {})
@@ -43,7 +43,7 @@ class Source:
         return digest.state_digest(self.content.items())
 
     def snapshot(self, *, chunks: int = 2, frames_per_chunk: int = 2, compress: bool = False) -> list[bytes]:
-        """The whole map, the keys spread over chunks and frames; then the status."""
+        """A snapshot with the keys spread over chunks and frames, and the status."""
         parts: list[list[messages.Update]] = [[] for _ in range(chunks * frames_per_chunk)]
         for part, (key, content) in zip(itertools.cycle(parts), sorted(self.content.items()), strict=False):
             part.append(messages.Update(key, content, "1", messages.UpdateType.NEW))
@@ -59,7 +59,7 @@ class Source:
         return result
 
     def change(self, *changes: tuple[str, bytes | None]) -> bytes:
-        """One frame of updates."""
+        """Change the map. Returns a frame with the updates."""
         updates = []
         for key, content in changes:
             kind = messages.UpdateType.UPDATED if key in self.content else messages.UpdateType.NEW
@@ -74,7 +74,7 @@ class Source:
 
 
 def connect(shared: agent.Shared, name: str = "a-0", group: agent.Group | None = None) -> nativeagent.NativeAgent:
-    """An agent whose handshake is done."""
+    """Create an agent after its handshake."""
     one = nativeagent.NativeAgent(name, shared, group or agent.Group())
     one.connected(feed="f", compressed=False, now_ns=NOW_NS)
     one.receive(hello(), NOW_NS)
@@ -84,7 +84,7 @@ def connect(shared: agent.Shared, name: str = "a-0", group: agent.Group | None =
 def feed(
     one: nativeagent.NativeAgent, data: list[bytes] | bytes, *, now_ns: int = NOW_NS, step: int | None = None
 ) -> bytes:
-    """Bytes for an agent, all at once or `step` at a time; returns what it answers."""
+    """Give bytes to an agent, all at once or `step` at a time. Returns its answer."""
     stream = data if isinstance(data, bytes) else b"".join(data)
     answers = b""
     size = step or max(1, len(stream))

@@ -1,4 +1,4 @@
-"""A client of Typha's protocol that believes nothing, on a real socket."""
+"""A strict client of Typha's protocol, on a real socket."""
 
 import socket
 import time
@@ -20,13 +20,13 @@ HELLO = typha.ClientHello(
     supported_compression_algorithms=(typha.SNAPPY,),
     supports_modern_policy_keys=True,
 )
-"""What Calico's agents of today say."""
+"""The hello of current Calico agents."""
 PLAIN_HELLO = msgspec.structs.replace(HELLO, supports_decoder_restart=False)
 _CLOCKS_DIFFER_SECONDS = 60.0
 
 
 def encoded(hello: typha.ClientHello) -> bytes:
-    """What a client sends first."""
+    """The first bytes of a client."""
     client = connection.Connection(connection.Role.CLIENT)
     client.send_hello(hello)
     return client.data_to_send()
@@ -36,7 +36,7 @@ ACK = codec.encode(typha.Ack(), types=codec.CLIENT)
 
 
 class TyphaPeer(worker_stand.Peer):
-    """Checks what Go's client would trip over, and that each key's history fits."""
+    """Checks everything that the Go client relies on, and that the updates of each key are consistent."""
 
     def __init__(self, end: socket.socket) -> None:
         super().__init__(end)
@@ -44,14 +44,14 @@ class TyphaPeer(worker_stand.Peer):
         self.greeting: typha.ServerHello | None = None
         self.restarts = 0
         self.is_loose = False
-        """It is being caught up, and is not told so: keys come as updated that it does not know, and go twice."""
+        """An unannounced catch-up may be running: unknown keys may be updated or deleted."""
         self.statuses: list[int] = []
         self.types: list[int] = []
-        """Update types, in order."""
+        """Types of all updates, in order."""
         self.updates_at_status: list[int] = []
 
     def say_hello(self, hello: typha.ClientHello = HELLO) -> None:
-        """Begins."""
+        """Send the hello."""
         self.typha.send_hello(hello)
         self.send(self.typha.data_to_send())
 
@@ -102,7 +102,7 @@ class TyphaPeer(worker_stand.Peer):
 async def join(
     stage: worker_stand.WorkerStand, hello: typha.ClientHello = HELLO, *, receive_buffer_bytes: int | None = None
 ) -> TyphaPeer:
-    """A client that has said hello."""
+    """Connect a client that has sent its hello."""
     peer = await stage.join(TyphaPeer, receive_buffer_bytes=receive_buffer_bytes)
     peer.say_hello(hello)
     return peer

@@ -1,1 +1,1 @@
-"""Stories of the whole system, on a real control plane where it matters."""
+"""Tests of the whole system, on a real control plane where this matters."""

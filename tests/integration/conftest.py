@@ -1,4 +1,4 @@
-"""What only these tests need: the peer that is written in Go."""
+"""Fixtures of the integration tests: the peer written in Go."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ _left_out = pytest.StashKey[int]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out, as deselected, the tests that need Go where there is none."""
+    """Deselect the tests that need Go if Go is not installed."""
     if shutil.which("go") is not None:
         return
     left_out = [item for item in items if item.get_closest_marker("go")]
@@ -22,13 +22,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
-    """Says so."""
+    """Report the deselected tests."""
     count = config.stash.get(_left_out, 0)
-    return [f"{count} tests deselected: they need Go, and there is none in PATH"] if count else []
+    return [f"{count} tests deselected: they need Go, which is not in PATH"] if count else []
 
 
 @pytest.fixture(scope="session")
 def gobpeer() -> str:
-    """The Go program's path; built once, kept outside the repository."""
+    """The path of the Go program. It is built once per session, outside the repository."""
     built = subprocess.run([GOBPEER / "build.sh"], stdout=subprocess.PIPE, text=True, check=True)
     return built.stdout.strip()

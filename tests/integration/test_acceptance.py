@@ -1,4 +1,4 @@
-"""The acceptance runs at a tenth of their size; nothing is said of times. `make acceptance` runs them in full."""
+"""The acceptance runs at a tenth of their size, without limits on times. `make acceptance` runs them in full size."""
 
 import pathlib
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from tests.harness.repository import ROOT
 
 LIMIT_SECONDS = 400
-"""The longest part takes some 90 s on two cores that have nothing else to do."""
+"""The longest part takes about 90 s on two idle cores."""
 
 
 @pytest.mark.slow

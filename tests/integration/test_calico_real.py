@@ -1,4 +1,4 @@
-"""Calico's feeds on a real API server: what agents get is what the API server's lists convert to."""
+"""Calico's feeds on a real API server: agents get what `typha convert` makes of the API server's lists."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ async def watched(address: str, feed: str) -> Map:
 
 
 async def agree(cluster: RealCluster, address: str, group: syncers.Group) -> dict[str, Map]:
-    """Returns when what the service sends equals what the lists convert to, in all four feeds."""
+    """Wait until all four feeds equal the converted lists. Returns the feeds' contents."""
     found = {}
     for feed in syncers.NAMES:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -50,7 +50,7 @@ async def agree(cluster: RealCluster, address: str, group: syncers.Group) -> dic
 
 
 async def becomes_ready(service: served.Service, status: int) -> None:
-    """Returns when the health page answers so."""
+    """Wait until the readiness endpoint answers with this status."""
     line = (await service.logged(r'.*server="health".*'))[0]
     port = line.partition("port=")[2].split()[0]
     deadline = time.monotonic() + PATIENCE_SECONDS
@@ -63,7 +63,7 @@ async def becomes_ready(service: served.Service, status: int) -> None:
             await asyncio.sleep(0.1)
 
 
-async def test_group_v1_from_an_empty_cluster_on(cluster: RealCluster) -> None:
+async def test_group_v1_in_a_cluster_that_is_empty_at_first(cluster: RealCluster) -> None:
     v1 = syncers.Group.V1
     await asyncio.to_thread(cluster.install, *OTHER_GROUPS)
     async with served.serving(cluster, "--workers", "1") as service:
@@ -109,7 +109,7 @@ async def test_group_v3_by_discovery_and_by_name(cluster: RealCluster) -> None:
         await agree(cluster, await service.address(), v3)
 
 
-async def test_without_definitions_nobody_is_in_sync_with_an_empty_world(cluster: RealCluster) -> None:
+async def test_without_definitions_no_client_gets_an_empty_snapshot_as_in_sync(cluster: RealCluster) -> None:
     v1 = syncers.Group.V1
     await asyncio.to_thread(cluster.install, v1.value, *OTHER_GROUPS)
     async with served.serving(cluster, "--workers", "0") as service:
@@ -131,7 +131,7 @@ INFORMATION = "/apis/crd.projectcalico.org/v1/clusterinformations"
 TIERS = "/apis/crd.projectcalico.org/v1/tiers"
 
 
-async def test_what_is_created_at_start(cluster: RealCluster) -> None:
+async def test_objects_that_the_service_creates_at_start(cluster: RealCluster) -> None:
     await asyncio.to_thread(cluster.install, syncers.Group.V1.value)
     spec = {"clusterType": "k8s,kdd", "datastoreReady": False, "calicoVersion": "v9"}
     body = {"apiVersion": "crd.projectcalico.org/v1", "kind": "ClusterInformation", "metadata": {"name": "default"}}
@@ -157,7 +157,7 @@ async def test_what_is_created_at_start(cluster: RealCluster) -> None:
     assert calico_objects.filled_in(filled | {"clusterGUID": "x"}) == filled | {"clusterGUID": "x"}
 
 
-async def test_a_feeds_file_alone_is_ready_without_calico(cluster: RealCluster) -> None:
+async def test_a_service_with_only_a_feeds_file_is_ready_without_calico(cluster: RealCluster) -> None:
     async with served.serving(
         cluster, "--workers", "1", TYPHA_FEEDSFILE=str(cluster.feeds_file), KUBECONFIG=str(cluster.kubeconfig)
     ) as service:

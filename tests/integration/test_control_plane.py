@@ -1,4 +1,4 @@
-"""The real control plane itself: what the tests and the acceptance runs on it rely on."""
+"""The real control plane: the behaviour that other tests and the acceptance runs rely on."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ POD = {"metadata": {"name": "web"}, "spec": {"containers": [{"name": "main", "im
 
 
 def create_pod(plane: ControlPlane) -> tuple[str, str]:
-    """Creates a pod in a namespace of its own; returns the pod's path and version."""
+    """Create a pod in a new namespace. Returns the path and the version of the pod."""
     namespace = f"test-{uuid.uuid4().hex[:12]}"
     plane.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
     pods = f"/api/v1/namespaces/{namespace}/pods"
@@ -27,7 +27,7 @@ def create_pod(plane: ControlPlane) -> tuple[str, str]:
 
 
 def first_watch_event(plane: ControlPlane, path: str) -> Any:
-    """What a watch that ends after a second is told first, or None."""
+    """The first event of a watch that ends after one second, or None."""
     answer = plane.request("GET", path + "&watch=true&timeoutSeconds=1")
     assert answer.status == 200
     lines = answer.body.splitlines()
@@ -61,12 +61,12 @@ def test_versions_from_before_expire_history_are_too_old(control_plane: ControlP
     assert control_plane.request("GET", pod).status == 200
 
 
-def test_the_user_without_rights_is_told_so(control_plane: ControlPlane) -> None:
+def test_a_user_without_rights_gets_403(control_plane: ControlPlane) -> None:
     assert control_plane.request("GET", "/api/v1/pods", token=USER_TOKEN).status == 403
     assert control_plane.request("GET", "/api/v1/pods", token="unknown").status == 401
 
 
-def test_a_refused_object_is_an_error_with_the_reason(control_plane: ControlPlane) -> None:
+def test_a_rejected_object_raises_an_error_with_the_reason(control_plane: ControlPlane) -> None:
     with pytest.raises(ControlPlaneError, match=r"404.*no-such-namespace"):
         control_plane.create("/api/v1/namespaces/no-such-namespace/pods", POD)
 
@@ -93,7 +93,7 @@ async def test_kubeconfig_files_are_enough_to_connect(control_plane: ControlPlan
             assert answer.status == status
 
 
-def test_two_run_side_by_side_and_stop_leaves_nothing(control_plane: ControlPlane, tmp_path: Path) -> None:
+def test_two_control_planes_run_side_by_side_and_stop_completely(control_plane: ControlPlane, tmp_path: Path) -> None:
     with ControlPlane(tmp_path / "second") as second:
         pod, _ = create_pod(second)
         assert control_plane.request("GET", pod).status == 404

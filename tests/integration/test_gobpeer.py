@@ -1,4 +1,4 @@
-"""Against Go's own encoding/gob and snappy: it reads what we write, and we read what it writes, in both roles."""
+"""Interoperability with Go's encoding/gob and snappy: each side reads what the other writes, in both roles."""
 
 import base64
 import json
@@ -35,7 +35,7 @@ Pairs = dict[str, tuple[bytes, str, str, int, int]]
 
 
 def as_map(updates: list[common.Update]) -> Pairs:
-    """What a client holds in the end."""
+    """The map of a client after these updates."""
     held: Pairs = {}
     for update in updates:
         if update.value is None:
@@ -79,7 +79,7 @@ def go(gobpeer: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 class Peer:
-    """Our end of a connection, on a blocking socket."""
+    """The Python end of a connection, on a blocking socket."""
 
     def __init__(self, plain_socket: socket.socket, ours: connection.Connection) -> None:
         plain_socket.settimeout(TIMEOUT_SECONDS)
@@ -87,7 +87,7 @@ class Peer:
         self.ours = ours
 
     def receive(self) -> messages.Message | None:
-        """The next message; None at the end."""
+        """Receive the next message; None at the end."""
         while True:
             message = self.ours.next_event()
             self.socket.sendall(self.ours.data_to_send())
@@ -101,7 +101,7 @@ class Peer:
 
 
 def serve(gobpeer: str, *flags: str, syncer_type: str = "felix", made_for: list[str]) -> list[dict[str, Any]]:
-    """Serves a Go client from shared frames, notes the wire format in `made_for`; gives what was printed."""
+    """Serve a Go client from shared frames. Appends the wire format to `made_for`, and returns the client's output."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(TIMEOUT_SECONDS)
         address = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -131,7 +131,7 @@ def serve(gobpeer: str, *flags: str, syncer_type: str = "felix", made_for: list[
 
 
 def frames_of(made: encoder.TyphaEncoder) -> list[bytes]:
-    """A ping to a client that is held, a snapshot of two chunks, and a status that is not the last."""
+    """A ping as for a held client, a snapshot in two chunks, and a first status."""
     return [
         made.make_ping(PING_NANOSECONDS),
         made.snapshot_begin(250, keys=250, chunks=2),
@@ -149,7 +149,7 @@ def later_frames_of(made: encoder.TyphaEncoder) -> list[bytes]:
 ENCODERS = [encoder.TyphaEncoder(compress=compress) for compress in (True, False)]
 FRAMES = {made.name: frames_of(made) for made in ENCODERS}
 LATER_FRAMES = {made.name: later_frames_of(made) for made in ENCODERS}
-"""Made once, and sent to every client below."""
+"""Encoded once, and sent to every client below."""
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_go_client_is_served(gobpeer: str, syncer_type: str, flags: list[str],
     assert printed_map(lines) == as_map([*SNAPSHOT, *DELTA])
 
 
-def test_a_go_client_hears_everything_in_order(gobpeer: str) -> None:
+def test_a_go_client_receives_all_messages_in_order(gobpeer: str) -> None:
     lines = serve(gobpeer, "-until-in-sync", made_for=[])
     assert [line["msg"] for line in lines] == [
         *("ServerHello", "DecoderRestart", "Ping", "KVs", "KVs", "KVs", "KVs", "SyncStatus", "KVs", "KVs", "SyncStatus")
@@ -187,7 +187,7 @@ def test_a_go_client_hears_everything_in_order(gobpeer: str) -> None:
     assert [line["status"] for line in lines if line["msg"] == "SyncStatus"] == [1, 2]
 
 
-def test_an_old_go_client_is_told_apart(gobpeer: str) -> None:
+def test_an_old_go_client_is_recognized(gobpeer: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         with go(gobpeer, "client", address, "felix", "-old") as process:
@@ -202,7 +202,7 @@ def test_an_old_go_client_is_told_apart(gobpeer: str) -> None:
 
 
 @pytest.mark.parametrize("takes_snappy", [True, False])
-def test_a_go_server_is_followed(gobpeer: str, takes_snappy: bool) -> None:
+def test_our_connection_follows_a_go_server(gobpeer: str, takes_snappy: bool) -> None:
     with go(gobpeer, "server", "-keys=250") as process:
         assert process.stdout is not None
         host, _, port = json.loads(process.stdout.readline())["address"].rpartition(":")
@@ -271,7 +271,7 @@ def test_go_reads_any_updates(gobpeer: str, batches: list[list[common.Update]]) 
             )
 
 
-def test_go_reads_everything_that_a_client_says(gobpeer: str) -> None:
+def test_go_reads_every_message_of_a_client(gobpeer: str) -> None:
     said: list[messages.Message] = [
         messages.ClientHello(hostname="a", supported_compression_algorithms=("snappy", "", "x")),
         messages.Ack(),

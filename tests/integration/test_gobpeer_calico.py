@@ -1,4 +1,4 @@
-"""Go clients of all four syncer types on `typha serve` as a process: their maps are `typha convert` of the lists."""
+"""Go clients of all four syncer types of a `typha serve` process. Their maps equal `typha convert` of the lists."""
 
 import asyncio
 import contextlib
@@ -46,7 +46,7 @@ VARIANTS = {"snappy": (), "plain": ("-no-restart",)}
 
 
 class CalicoCluster(served.Cluster):
-    """An API server with objects of Calico's kinds, and of Kubernetes' own that its feeds take."""
+    """A simulated API server with objects of Calico's kinds, and of the Kubernetes kinds in Calico's feeds."""
 
     async def __aenter__(self) -> "CalicoCluster":
         for resource in CALICO.values():
@@ -64,7 +64,7 @@ class CalicoCluster(served.Cluster):
     def write(
         self, resource: simulated.Resource, name: str, *, spec: dict[str, Any] | None = None, **metadata: Any
     ) -> None:
-        """A new object, or new contents of an old one."""
+        """Create an object, or replace an existing one."""
         store = self.simulator.store
         namespace = "default" if resource.namespaced else ""
         if resource.namespaced:
@@ -76,7 +76,7 @@ class CalicoCluster(served.Cluster):
         (store.replace if is_known else store.create)(resource, content)
 
     def churn(self, number: int) -> None:
-        """Every kind of change in every feed."""
+        """Make every kind of change in every feed."""
         store = self.simulator.store
         self.write(simulated.PODS, f"p{number % 7}", spec={"nodeName": "node-0"}, labels={"round": str(number)})
         self.write(CALICO["NetworkSet"], f"set-{number % 5}", spec={"nets": [f"10.9.{number}.0/24"]})
@@ -88,7 +88,7 @@ class CalicoCluster(served.Cluster):
             store.delete(CALICO["NetworkSet"], "default", f"set-{number % 5}")
 
     async def converted(self, feed: str) -> dict[str, bytes]:
-        """What `typha convert` makes of all lists."""
+        """The output of `typha convert` for all lists."""
         items = [
             json.loads(item) | {"apiVersion": resource.api_version, "kind": resource.kind}
             for resource in self.simulator.store.resources()
@@ -104,14 +104,14 @@ class CalicoCluster(served.Cluster):
 
 @pytest.fixture
 async def cluster(tmp_path: pathlib.Path) -> AsyncIterator[CalicoCluster]:
-    """Running, with a few objects of each feed."""
+    """A running cluster with a few objects for each feed."""
     async with CalicoCluster(tmp_path) as opened:
         yield opened
 
 
 @contextlib.asynccontextmanager
 async def go_clients(gobpeer: str, address: str, *more: str) -> AsyncIterator[list[go_client.GoClient]]:
-    """One of each syncer type and variant, with more flags."""
+    """A Go client of each syncer type and variant, with additional flags."""
     async with contextlib.AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(go_client.following(gobpeer, address, syncer, *flags, *more))
@@ -121,7 +121,7 @@ async def go_clients(gobpeer: str, address: str, *more: str) -> AsyncIterator[li
 
 
 async def have_the_map(cluster: CalicoCluster, clients: list[go_client.GoClient]) -> None:
-    """Returns when each client has what the lists say of its feed, and has been told so."""
+    """Wait until each client has the converted lists of its feed, and the status in-sync."""
     await worker_stand.eventually(
         lambda: all(client.statuses[-1:] == [2] for client in clients), seconds=served.TIMEOUT_SECONDS
     )
@@ -139,7 +139,7 @@ def _difference(got: dict[str, bytes], wanted: dict[str, bytes]) -> list[tuple[s
     return [(key, got.get(key), wanted.get(key)) for key in keys if got.get(key) != wanted.get(key)][:5]
 
 
-async def test_every_syncer_type_through_churn_and_the_death_of_workers(gobpeer: str, cluster: CalicoCluster) -> None:
+async def test_every_syncer_type_survives_churn_and_the_death_of_workers(gobpeer: str, cluster: CalicoCluster) -> None:
     async with (
         served.serving(cluster, "--workers", "1", TYPHA_CALICOFEEDS="true") as service,
         contextlib.AsyncExitStack() as stack,
@@ -160,7 +160,7 @@ async def test_every_syncer_type_through_churn_and_the_death_of_workers(gobpeer:
     assert "Traceback" not in service.text
 
 
-async def test_a_restart_of_the_service(gobpeer: str, cluster: CalicoCluster) -> None:
+async def test_every_syncer_type_survives_a_restart_of_the_service(gobpeer: str, cluster: CalicoCluster) -> None:
     for _ in range(2):
         async with (
             served.serving(cluster, "--workers", "0", TYPHA_CALICOFEEDS="true") as service,

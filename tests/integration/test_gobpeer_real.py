@@ -1,4 +1,4 @@
-"""Go clients of all four syncer types on a real API server: their maps are `typha convert` of its lists."""
+"""Go clients of all four syncer types on a real API server. Their maps equal `typha convert` of its lists."""
 
 import asyncio
 import contextlib
@@ -22,11 +22,11 @@ VARIANTS = {"snappy": (), "plain": ("-no-restart",)}
 RECONNECT_SECONDS = 0.2
 ROUNDS = 3
 CHECK_SECONDS = 5.0
-"""For clients to have what the lists say; then the lists are asked again."""
+"""Time for the clients to match the lists before the lists are read again."""
 
 
 class Agent:
-    """A node's agent as Felix is one: it dies with its connection, and begins anew with nothing."""
+    """An agent like Felix: it ends with its connection, and starts again without any state."""
 
     def __init__(self, syncer: str, variant: str) -> None:
         self.syncer = syncer
@@ -35,7 +35,7 @@ class Agent:
         self.lives = 0
 
     async def live(self, gobpeer: str, address: str) -> None:
-        """To the end of the task."""
+        """Run the agent until the task is cancelled."""
         while True:
             async with go_client.following(gobpeer, address, self.syncer, *VARIANTS[self.variant]) as client:
                 self.client = client
@@ -45,7 +45,7 @@ class Agent:
 
     @property
     def map(self) -> calico_cluster.Map | None:
-        """What it holds, once it has been told that this is all."""
+        """The map of the agent while it is in sync, else None."""
         client = self.client
         if client is None or client.statuses[-1:] != [2] or client.seen[-1:] == ["error"]:
             return None
@@ -54,7 +54,7 @@ class Agent:
 
 @contextlib.asynccontextmanager
 async def living(gobpeer: str, address: str) -> AsyncIterator[list[Agent]]:
-    """An agent of each syncer type and variant, each on its own."""
+    """Run an agent of each syncer type and variant."""
     agents = [Agent(syncer, variant) for syncer in syncers.NAMES for variant in VARIANTS]
     tasks = [asyncio.create_task(agent.live(gobpeer, address), name=f"agent {agent.syncer}") for agent in agents]
     try:
@@ -67,7 +67,7 @@ async def living(gobpeer: str, address: str) -> AsyncIterator[list[Agent]]:
 
 
 async def have_the_map(cluster: calico_cluster.RealCluster, agents: list[Agent]) -> dict[str, calico_cluster.Map]:
-    """Returns, with what the lists convert to, when each agent has it."""
+    """Wait until each agent has the converted lists of its feed. Returns them by syncer type."""
     deadline = time.monotonic() + calico_cluster.PATIENCE_SECONDS
     while True:
         maps = await asyncio.gather(*(calico_cluster.converted(cluster, V1, syncer) for syncer in syncers.NAMES))
@@ -94,7 +94,7 @@ def _has(agent: Agent, wanted: calico_cluster.Map) -> bool:
 
 
 def churn() -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
-    """What is there at first, and three rounds of changes, of objects of every feed: no recording has node statuses."""
+    """The first objects, and three rounds of changes, for every feed. No recording has node statuses: add them."""
     first, later = calico_cluster.recorded_steps(V1)
     size = -(-len(later) // ROUNDS)
     first += [node_status("create", "kept", 10), node_status("create", "gone-0", 10)]
@@ -116,7 +116,7 @@ def node_status(operation: str, name: str, period_seconds: int) -> dict[str, Any
     return {"op": operation, "objects": [item]}
 
 
-async def test_every_syncer_type_through_churn_the_workers_death_and_a_restart(
+async def test_every_syncer_type_survives_churn_the_death_of_workers_and_a_restart(
     gobpeer: str, tmp_path: pathlib.Path
 ) -> None:
     first, rounds = churn()
@@ -134,9 +134,9 @@ async def test_every_syncer_type_through_churn_the_workers_death_and_a_restart(
 
                 await asyncio.to_thread(cluster.play, rounds.pop(0))
                 await have_the_map(cluster, agents)
-                assert sum(agent.lives for agent in agents) == lives, "a client was cut off"
+                assert sum(agent.lives for agent in agents) == lives, "a client was disconnected"
 
-                # Few clients may all be with one of the two, and which one that is nobody says.
+                # All of these few clients may be connected to the same worker, so kill both.
                 for worker in service.workers():
                     os.kill(worker, signal.SIGKILL)
                 await asyncio.to_thread(cluster.play, rounds.pop(0))

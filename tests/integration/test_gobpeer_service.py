@@ -1,4 +1,4 @@
-"""Go's own encoding/gob and snappy against the service, and a server in Go for `typha watch`."""
+"""Interoperability with Go's encoding/gob and snappy: Go clients of the service, and a Go server for `typha watch`."""
 
 import asyncio
 import contextlib
@@ -19,13 +19,13 @@ FLAGS = {"snappy": (), "plain": ("-no-restart",), "restart-without-snappy": ("-n
 
 
 def follow(gobpeer: str, stage: WorkerStand, *flags: str) -> contextlib.AbstractAsyncContextManager[go_client.GoClient]:
-    """A Go client of a stage; a message must come whole every 5 s."""
+    """A Go client of a stage. It fails if no complete message arrives for 5 s."""
     host, port = stage.address
     return go_client.following(gobpeer, f"{host}:{port}", "felix", "-read-timeout=5s", *flags)
 
 
 @pytest.mark.parametrize("variant", FLAGS)
-async def test_a_go_client_has_the_map_through_churn_and_reconnects(
+async def test_go_clients_have_the_map_during_churn_and_when_they_come_late(
     gobpeer: str, open_stage: OpenStage, variant: str
 ) -> None:
     stage = await open_stage(feed_name="felix")
@@ -52,7 +52,7 @@ async def test_a_go_client_has_the_map_through_churn_and_reconnects(
     await eventually(lambda: stage.disconnects == {"client-closed": 2})
 
 
-async def test_an_old_go_client_is_held_in_silence(gobpeer: str, open_stage: OpenStage) -> None:
+async def test_an_old_go_client_is_held_without_an_answer(gobpeer: str, open_stage: OpenStage) -> None:
     stage = await open_stage(feed_name="felix")
     stage.in_sync()
     async with follow(gobpeer, stage, "-old") as client:

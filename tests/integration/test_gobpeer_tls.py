@@ -1,4 +1,4 @@
-"""Go clients, on Go's own crypto/tls, of `typha serve` with mutual TLS."""
+"""Go clients, with Go's crypto/tls, of `typha serve` with mutual TLS."""
 
 import contextlib
 import pathlib
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.go
 
 
 class Access:
-    """The files of a server and of a client, and the Go client's flags that name them."""
+    """TLS files of the server and of clients, and the flags that pass them to the Go client."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         folder.mkdir()
@@ -29,7 +29,7 @@ class Access:
     def flags(
         self, name: str, *, cn: str = certificates.AGENT, issuer: trustme.CA | None = None, trusted: str = "ca.pem"
     ) -> tuple[str, ...]:
-        """Of a client with a certificate of its own."""
+        """Issue a client certificate. Returns the flags of its client."""
         issued = (issuer or self.files.authority).issue_cert(common_name=cn)
         self.files.renew(f"{name}.key", issued.private_key_pem.bytes())
         self.files.renew(f"{name}.pem", issued.cert_chain_pems[0].bytes())
@@ -49,7 +49,7 @@ def access(tmp_path: pathlib.Path) -> Access:
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
-async def test_every_syncer_type_through_churn_and_a_renewal(
+async def test_every_syncer_type_survives_churn_and_a_renewal_of_the_certificate(
     gobpeer: str, cluster: CalicoCluster, access: Access, version: str
 ) -> None:
     flags = (*access.flags("agent"), f"-tls={version}")
@@ -71,7 +71,9 @@ async def test_every_syncer_type_through_churn_and_a_renewal(
     assert "Traceback" not in service.text
 
 
-async def test_who_has_no_right_certificate_gets_nothing(gobpeer: str, cluster: CalicoCluster, access: Access) -> None:
+async def test_a_client_without_a_valid_certificate_gets_nothing(
+    gobpeer: str, cluster: CalicoCluster, access: Access
+) -> None:
     other = trustme.CA()
     access.files.renew("other.pem", other.cert_pem.bytes())
     authority = f"-ca={access.files.folder / 'ca.pem'}"

@@ -1,6 +1,7 @@
-"""Objects nobody would write by hand, on a real API server: delivered or refused by name, cheap, unnoticed by others.
+"""Unusual objects on a real API server: each is delivered, or rejected with its name, at low cost.
 
-While each comes, a small object is written every 50 ms; clients of both protocols must go on getting that in time.
+While the service handles each object, a small object is written every 50 ms. Clients of both protocols must keep
+receiving it in time.
 """
 
 import asyncio
@@ -26,16 +27,16 @@ OWN = {"namespace": "default"}
 RULES = 10_000
 MEGABYTE = 1 << 20
 ANNOTATIONS_BYTES_MAX = 262_144
-"""The API server's limit for names and values together."""
+"""The API server's limit for all annotations of an object, names and values together."""
 BEAT = "/calico/v1/netset/beat"
 BEAT_SECONDS = 0.05
 LATENCY_SECONDS_MAX = 2.0
-"""It is 0.4 s for a policy of 10,000 rules on an idle machine, where the API server has a core for itself."""
+"""On an idle machine where the API server has its own core, a policy of 10,000 rules takes 0.4 s."""
 CPU_SECONDS_MAX = 1.0
 MEMORY_BYTES_MAX = 100 * MEGABYTE
 STATUS_CHANGE = 'Feed status changed feed="felix"'
 SETTLE_SECONDS = 0.3
-"""Beats go on for so long after an object has arrived."""
+"""The beat continues for this time after an object has arrived."""
 TOO_DEEP = "(" * 257 + "has(a)" + ")" * 257
 ODD_TEXT = (
     "lone surrogates \ud800 \udc00, separators \u2028 \u2029, \U0001f600\U0001f468\u200d\U0001f469, right to left "
@@ -44,7 +45,7 @@ ODD_TEXT = (
 
 
 class Odd(NamedTuple):
-    """An object, and the key at which it arrives."""
+    """An object, and its key in the feed."""
 
     name: str
     item: dict[str, Any]
@@ -56,7 +57,7 @@ def made(kind: str, name: str, spec: dict[str, Any], *, version: str = V1, **met
 
 
 def rules_of_calico(count: int) -> list[dict[str, Any]]:
-    """Each with a selector of its own, so that nothing is parsed only once."""
+    """Rules with different selectors, so that each one must be parsed."""
     return [
         {
             "action": "Allow",
@@ -73,7 +74,7 @@ def ip_blocks(count: int) -> list[dict[str, Any]]:
 
 
 def delivered() -> list[Odd]:
-    """Legal objects."""
+    """Objects that must be delivered."""
     big = "x" * (ANNOTATIONS_BYTES_MAX - len("config.projectcalico.org/X"))
     long_name = ".".join(["n" * 62] * 4) + "x"
     peers = ip_blocks(RULES)
@@ -138,7 +139,7 @@ def delivered() -> list[Odd]:
 
 
 def refused() -> list[Odd]:
-    """A selector that is too deep, in each place where one can be; peers and ports that multiply to millions."""
+    """Objects that must be rejected: too deep selectors in every place, and millions of pairs of peer and port."""
     side = {"selector": TOO_DEEP}
     policy = "/calico/v1/policy"
     specs: dict[str, dict[str, Any]] = {
@@ -165,7 +166,7 @@ def refused() -> list[Odd]:
 
 
 class Watcher:
-    """A client that notes when each revision of the beat arrives, and whether its connection or status ever changed."""
+    """A client that records when each revision of the beat arrives."""
 
     def __init__(self, address: str, protocol: connection.Protocol) -> None:
         self.name = protocol.value
@@ -173,7 +174,7 @@ class Watcher:
             address, feed=syncers.FELIX, agent=f"watcher-{self.name}", on_change=self._note, protocol=protocol
         )
         self.arrivals: list[tuple[int, float]] = []
-        """Revision of the beat, and time."""
+        """(revision of the beat, time of arrival)."""
 
     def _note(self, changes: Sequence[mirror.Change]) -> None:
         now = time.monotonic()
@@ -187,24 +188,24 @@ class Watcher:
         }
 
     async def has(self, key: str) -> None:
-        """Returns when it has the key."""
+        """Wait until the client has the key."""
         await worker_stand.eventually(lambda: key in self.client, seconds=served.TIMEOUT_SECONDS)
 
     async def has_all(self, wanted: calico_cluster.Map) -> None:
-        """Returns when it has these keys and values, and no others; the beat, which goes on, is left out."""
+        """Wait until the client has exactly these keys and values, ignoring the beat."""
         values = calico_cluster.values(wanted) | {BEAT: None}
         await worker_stand.eventually(
             lambda: calico_cluster.values(self.map) | {BEAT: None} == values, seconds=served.TIMEOUT_SECONDS
         )
 
     async def has_heard(self, revision: int) -> None:
-        """Returns when the beat has come as of that revision or later."""
+        """Wait until the beat has arrived with this revision or a later one."""
         await worker_stand.eventually(
             lambda: bool(self.arrivals) and self.arrivals[-1][0] >= revision, seconds=served.TIMEOUT_SECONDS
         )
 
     def latency_seconds_max(self, written: list[tuple[int, float]]) -> float:
-        """From the API server's answer to the arrival of that revision or a later one."""
+        """Longest time from the API server's answer to the arrival of that revision or a later one."""
         return max(
             next(arrived for seen, arrived in self.arrivals if seen >= revision) - answered
             for revision, answered in written
@@ -212,15 +213,15 @@ class Watcher:
 
 
 class Beat:
-    """A small object, written anew every 50 ms."""
+    """A small object that is rewritten every 50 ms."""
 
     def __init__(self, cluster: calico_cluster.RealCluster) -> None:
         self._cluster = cluster
         self.written: list[tuple[int, float]] = []
-        """Revision, and when the API server answered."""
+        """(revision, time of the API server's answer)."""
 
     def write(self) -> None:
-        """Once."""
+        """Write the object once."""
         count = len(self.written)
         spec = {"spec": {"nets": [f"10.0.{count >> 8 & 255}.{count & 255}/32"]}}
         path = f"/apis/{V1}/globalnetworksets/beat"
@@ -229,7 +230,7 @@ class Beat:
         self.written.append((int(answer.json()["metadata"]["resourceVersion"]), time.monotonic()))
 
     async def go_on(self) -> None:
-        """To the end of the task."""
+        """Write the object until the task is cancelled."""
         while True:
             began = time.monotonic()
             await asyncio.to_thread(self.write)
@@ -237,26 +238,26 @@ class Beat:
 
 
 class Cost(NamedTuple):
-    """Of one object."""
+    """The cost of one object."""
 
     hub_cpu_seconds: float
     memory_bytes: int
-    """By how much the most that hub and workers ever had in memory is above what they had before."""
+    """Peak memory of hub and workers, minus their memory before the object."""
 
 
 class Meter:
-    """What the service's processes use between two moments."""
+    """Measures the use of CPU and memory by the service."""
 
     def __init__(self, service: served.Service) -> None:
         self._hub = service.process.pid
         self._pids = measure.process_tree(self._hub)
         for pid in self._pids:
-            pathlib.Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak begins anew
+            pathlib.Path(f"/proc/{pid}/clear_refs").write_text("5")  # resets VmHWM
         self._cpu_seconds = measure.cpu_seconds(self._hub)
         self._memory_bytes = self._resident("VmRSS")
 
     def read(self) -> Cost:
-        """Since it was made."""
+        """The cost since the creation of the meter."""
         used = measure.cpu_seconds(self._hub) - self._cpu_seconds
         return Cost(used, self._resident("VmHWM") - self._memory_bytes)
 
@@ -267,7 +268,7 @@ class Meter:
 
 @contextlib.asynccontextmanager
 async def watching(service: served.Service, beat: Beat) -> AsyncIterator[list[Watcher]]:
-    """A client of each protocol, in sync, and the beat."""
+    """Run a client of each protocol, in sync, and the beat."""
     address = await service.address()
     watchers = [Watcher(address, protocol) for protocol in connection.Protocol]
     async with contextlib.AsyncExitStack() as stack:
@@ -285,7 +286,7 @@ async def watching(service: served.Service, beat: Beat) -> AsyncIterator[list[Wa
 
 
 async def is_undisturbed(beat: Beat, watchers: list[Watcher]) -> None:
-    """Returns when what has been written so far has arrived in time; fails if a client was cut off or not in sync."""
+    """Wait until all beats so far have arrived. Fails if one is late, or if a client was disconnected."""
     written = list(beat.written)
     for watcher in watchers:
         await watcher.has_heard(written[-1][0])
@@ -295,7 +296,7 @@ async def is_undisturbed(beat: Beat, watchers: list[Watcher]) -> None:
 
 
 async def agrees(cluster: calico_cluster.RealCluster, watchers: list[Watcher]) -> calico_cluster.Map:
-    """Returns what the lists convert to when all clients have it."""
+    """Wait until all clients have the converted lists. Returns them."""
     wanted = await calico_cluster.converted(cluster, syncers.Group.V1, syncers.FELIX)
     for watcher in watchers:
         await watcher.has_all(wanted)
@@ -305,7 +306,7 @@ async def agrees(cluster: calico_cluster.RealCluster, watchers: list[Watcher]) -
 async def cost_of(
     odd: Odd, cluster: calico_cluster.RealCluster, service: served.Service, *, arrival: Awaitable[object]
 ) -> Cost:
-    """What an object costs until it has arrived."""
+    """Create an object, wait until it has arrived, and return its cost."""
     meter = Meter(service)
     await asyncio.to_thread(cluster.plane.create, cluster.collection(odd.item), odd.item)
     await arrival
@@ -313,7 +314,7 @@ async def cost_of(
     return meter.read()
 
 
-async def test_odd_objects_cost_little_and_disturb_nobody(tmp_path: pathlib.Path) -> None:
+async def test_unusual_objects_cost_little_and_do_not_disturb_other_updates(tmp_path: pathlib.Path) -> None:
     legal, illegal = delivered(), refused()
     with calico_cluster.opened(tmp_path) as cluster:
         await asyncio.to_thread(cluster.install, V1, *calico_cluster.OTHER_GROUPS)
@@ -335,7 +336,7 @@ async def test_odd_objects_cost_little_and_disturb_nobody(tmp_path: pathlib.Path
             wanted = await agrees(cluster, watchers)
             assert {odd.key for odd in legal} <= wanted.keys()
             assert not {odd.key for odd in illegal} & wanted.keys()
-            # All but the one that is too large, and the peer once more: two feeds have it.
+            # One object is too large instead, and the peer counts twice because two feeds have it.
             assert await service.metric('typha_updates_dropped_total{reason="selector-too-deep"}') == len(illegal)
             assert await service.metric('typha_updates_dropped_total{reason="too-large"}') == 1
 

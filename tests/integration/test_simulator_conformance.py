@@ -1,4 +1,4 @@
-"""The simulated API server behaves as a real one does: each test runs on both."""
+"""Conformance of the simulated API server: each test runs on it and on a real one."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ WATCH_LIST = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan
 
 
 class Backend(Protocol):
-    """What only the owner of a server can do."""
+    """Operations that only the owner of a server can do."""
 
     async def expire_history(self) -> None: ...
 
@@ -49,7 +49,7 @@ class Backend(Protocol):
 
 @dataclasses.dataclass
 class Server:
-    """A server, real or simulated, with an empty namespace for the test."""
+    """A real or simulated API server, with an empty namespace for the test."""
 
     api: Api
     backend: Backend
@@ -60,7 +60,7 @@ class Server:
         return f"/api/v1/namespaces/{self.namespace}/configmaps"
 
     async def create(self, *created: str) -> str:
-        """Create config maps; the version of the last."""
+        """Create config maps. Returns the version of the last one."""
         value: JsonObject = {}
         for name in created:
             status, value = await self.api.send("POST", self.path, {"metadata": {"name": name}, "data": {"a": "b"}})
@@ -76,7 +76,7 @@ class Server:
         assert (await self.api.send("DELETE", f"{self.path}/{name}"))[0] == 200
 
     async def listed(self, **query: str | int) -> tuple[int, Any]:
-        """Status, and the names listed or the reason of the refusal."""
+        """The HTTP status, and the listed names or the reason of the error."""
         status, answer = await self.api.get(self.path, **query)
         return status, names(answer) if status == 200 else answer["reason"]
 
@@ -133,7 +133,7 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
         yield Server(api, backend, namespace)
 
 
-async def test_the_form_of_lists_objects_and_events(server: Server) -> None:
+async def test_the_format_of_lists_objects_and_events(server: Server) -> None:
     version = await server.create("a")
     _, listed = await server.api.get(server.path)
     assert list(listed) == ["kind", "apiVersion", "metadata", "items"]
@@ -147,7 +147,7 @@ async def test_the_form_of_lists_objects_and_events(server: Server) -> None:
         assert await watch.event() == ("ADDED", alone)
 
 
-async def test_the_form_of_custom_types(server: Server) -> None:
+async def test_the_format_of_custom_types(server: Server) -> None:
     await server.backend.install_widgets()
     path = f"/apis/{WIDGETS.group}/{WIDGETS.version}/namespaces/{server.namespace}/widgets"
     widget = {"apiVersion": WIDGETS.api_version, "kind": "Widget", "metadata": {"name": "w"}, "spec": {"b": 1, "a": 2}}
@@ -164,7 +164,7 @@ async def test_the_form_of_custom_types(server: Server) -> None:
         assert (kind, list(bookmark)) == ("BOOKMARK", ["apiVersion", "kind", "metadata"])
 
 
-async def test_pages_are_one_snapshot(server: Server) -> None:
+async def test_the_pages_of_a_list_are_one_snapshot(server: Server) -> None:
     await server.create("a", "b", "c", "d", "e")
     _, first = await server.api.get(server.path, limit=2)
     assert first["metadata"]["remainingItemCount"] == 3
@@ -208,7 +208,7 @@ async def test_versions_and_matches(server: Server) -> None:
         ({"watch": "true", "resourceVersionMatch": "NotOlderThan", "resourceVersion": "1"}, "resourceVersionMatch"),
     ],
 )
-async def test_options_that_do_not_go_together(server: Server, query: dict[str, str], field: str) -> None:
+async def test_contradictory_options_are_rejected(server: Server, query: dict[str, str], field: str) -> None:
     status, refusal = await server.api.get(server.path, **query)
     assert (status, refusal["reason"]) == (422, "Invalid")
     assert (refusal["details"]["causes"][0]["reason"], refusal["details"]["causes"][0]["field"]) == (
@@ -268,13 +268,13 @@ async def test_watch_list(server: Server) -> None:
         assert await watch.line() == b""
 
 
-async def test_what_changes_nothing_has_no_version(server: Server) -> None:
+async def test_a_write_without_a_change_makes_no_new_version(server: Server) -> None:
     version = await server.create("a")
     await server.change("a", {"a": "b"})
     assert (await server.api.get(f"{server.path}/a"))[1]["metadata"]["resourceVersion"] == version
 
 
-async def test_conflicts(server: Server) -> None:
+async def test_conflicts_are_rejected(server: Server) -> None:
     version = await server.create("a")
     value = {"metadata": {"name": "a"}, "data": {}}
     status, refusal = await server.api.send("POST", server.path, value)
@@ -316,7 +316,7 @@ async def test_discovery(server: Server) -> None:
     assert "discovery.k8s.io" in [group["name"] for group in groups["groups"]]
 
 
-async def test_forgotten_history(server: Server) -> None:
+async def test_compacted_history_is_gone(server: Server) -> None:
     version = await server.create("a", "b")
     _, first = await server.api.get(server.path, limit=1)
     await server.backend.expire_history()

@@ -1,4 +1,4 @@
-"""Watchers on a real kube-apiserver: whatever happens, a reader's digest ends as that of the API server's LIST."""
+"""Watchers on a real kube-apiserver: after any fault, a reader's digest equals the digest of the API server's lists."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ _POLICY = WatchPolicy(healthy_seconds=2.0, connect_backoff_max_seconds=1.0, abse
 
 
 class DigestSink:
-    """An in-process reader: whole objects as a raw feed carries them."""
+    """A reader in the process. It keeps a digest of whole objects, as a raw feed carries them."""
 
     def __init__(self) -> None:
         self.digest = digest.StateDigest()
@@ -58,7 +58,7 @@ class DigestSink:
 
 
 class Reader:
-    """Watches some types and compares with what the API server lists."""
+    """Watches some types, and compares the result with the lists of the API server."""
 
     def __init__(self, plane: ControlPlane, sink: DigestSink, watchers: list[watcher.Watcher]) -> None:
         self.plane = plane
@@ -120,7 +120,7 @@ def kubeconfig(control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Churn:
-    """Writes pods and config maps in a namespace of its own, and knows which keys it has ever deleted."""
+    """Writes pods and config maps in its own namespace, and records the deleted keys."""
 
     def __init__(self, plane: ControlPlane, seed: int) -> None:
         self.plane = plane
@@ -207,7 +207,7 @@ async def test_a_broken_connection_is_resumed(control_plane: ControlPlane) -> No
         assert pods.lists == 1
 
 
-async def test_a_type_installed_later_is_found_and_uninstalled_is_empty(
+async def test_a_type_that_is_installed_later_is_found_and_is_empty_after_its_removal(
     control_plane: ControlPlane,
 ) -> None:
     group = f"g{uuid.uuid4().hex[:8]}.example.com"
@@ -233,7 +233,7 @@ async def test_a_type_installed_later_is_found_and_uninstalled_is_empty(
         )
 
 
-async def test_a_user_without_rights_is_told_the_missing_rule(
+async def test_a_user_without_rights_gets_a_log_line_with_the_missing_rule(
     control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(control_plane.user_kubeconfig))
@@ -258,6 +258,6 @@ def widget_definition(group: str) -> dict[str, Any]:
 
 def create_when_served(plane: ControlPlane, collection: str, body: dict[str, Any]) -> None:
     answer = plane.request("POST", collection, body)
-    while answer.status == 404:  # the API server needs a moment to serve a new type; pytest's timeout ends this
+    while answer.status == 404:  # the API server takes a moment to serve a new type; pytest's timeout limits this loop
         answer = plane.request("POST", collection, body)
     assert answer.status == 201, answer

@@ -1,4 +1,4 @@
-"""`python -m tests.simulation SEED [SEED ...] [-v]`: runs seeds; with -v their history is printed as it happens."""
+"""`python -m tests.simulation SEED [SEED ...] [-v]`: runs seeds. With -v, it prints their history as it happens."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ def _print(line: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Returns 1 if a seed failed."""
+    """Run the seeds. Returns 1 if one of them fails."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("seeds", nargs="+", metavar="SEED", help="a number, or a range FIRST-LAST")
     parser.add_argument("-v", "--verbose", action="store_true", help="print the whole history")

@@ -1,4 +1,4 @@
-"""Simulated clients: they connect, read as their plan says, come back when they are cut off, and judge all they get."""
+"""Simulated clients. They connect, read as planned, reconnect after a disconnect, and check everything they receive."""
 
 from collections.abc import Callable
 
@@ -29,20 +29,20 @@ class Agent:
         self.model: models.Model | None = None
         self.connection: network.Connection | None = None
         self.is_mute = False
-        """It answers no pings."""
+        """The client answers no pings."""
         self.is_dismissed = False
-        """The server has said goodbye on this connection."""
+        """The server has sent a goodbye on this connection."""
         self.is_calm = False
-        """The faults are over."""
+        """The phase of faults is over."""
         self.bytes_per_second = plan.bytes_per_second
         self.stalled_until = 0.0
         self.heard_at = 0.0
-        """When something last came, or it connected."""
+        """Time of the last bytes, or of the connect."""
         self.ends = 0
         self.disturbed_until = world.now
-        """Faults of its own; nothing can be expected before."""
+        """Until then, a fault of the client itself excuses missing updates."""
         self.on_heard: Callable[[], None] = lambda: None
-        """Called when it has taken something in."""
+        """Called after the client has processed bytes."""
         self._feed = feed
         self._is_tls = is_tls
         self._dial = dial
@@ -57,7 +57,7 @@ class Agent:
         return f"<Agent {self.name}>"
 
     def connect(self) -> None:
-        """Comes, or tries again in a moment."""
+        """Connect. If nothing listens, retry later."""
         self._connections += 1
         connection = network.Connection(self.world, self._number * 1000 + self._connections, self.plan.link)
         connection.on_client_event = lambda: self._happened(connection)
@@ -71,13 +71,13 @@ class Agent:
         self._reader = transports.RecordReader()
         self.heard_at = self.world.now
         if not self._dial(self, connection):
-            self._lose("nobody listens")
+            self._lose("nothing listens")
             return
         self.world.note(self.name, f"connects as {connection.number}")
         self._say(connection, self.model.hello())
 
     def _say(self, connection: network.Connection, data: bytes) -> None:
-        """In one piece or two."""
+        """Send the bytes in one or two pieces."""
         cut = self.world.random.randint(1, len(data)) if self.world.chance(0.3) else len(data)
         connection.up.write(data[:cut])
         if data[cut:]:
@@ -99,7 +99,7 @@ class Agent:
             self.world.after(delay * (1.0 if self.bytes_per_second else self.plan.think_seconds_max), self._read)
 
     def _read(self) -> None:
-        """Reads some of what is there."""
+        """Read some of the bytes that have arrived."""
         self._is_reading = False
         connection = self.connection
         if connection is None or connection.is_reset:
@@ -121,7 +121,7 @@ class Agent:
             self.world.after(_SLOW_TURN_SECONDS if self.bytes_per_second else 1e-5, self._read)
         elif connection.down.is_ended:
             if self.is_dismissed:
-                raise worlds.Violation(f"{self.name}: the goodbye was said inside a frame")
+                raise worlds.Violation(f"{self.name}: the goodbye was sent inside a frame")
             self._lose("closed by the server")
 
     def _hear(self, connection: network.Connection, data: bytes) -> None:
@@ -136,7 +136,7 @@ class Agent:
         except worlds.Violation as error:
             raise worlds.Violation(f"{self.name}: {error}") from error
         if model.status is not status and model.status is not None:
-            self.world.note(self.name, f"told {model.status.label} at {model.sequence}")
+            self.world.note(self.name, f"receives status {model.status.label} at {model.sequence}")
         if answer and not (self.is_mute and status is not None):
             connection.up.write(answer)
         self.on_heard()
@@ -148,7 +148,7 @@ class Agent:
         self._lose(why)
 
     def _lose(self, why: str) -> None:
-        self.world.note(self.name, f"is off: {why}")
+        self.world.note(self.name, f"is disconnected: {why}")
         if self.connection is not None and not self.connection.client_closed:
             self.connection.close_client(is_reset=False)
         self.connection = None
@@ -157,32 +157,32 @@ class Agent:
         self.world.after(0.01 + self.world.random.random() * _RETRY_SECONDS_MAX, self.connect)
 
     def hang_up(self, *, is_reset: bool) -> None:
-        """Leaves, and comes back."""
+        """Disconnect, and reconnect later."""
         if self.connection is not None:
             self.disturb(1.0)
             self._close(self.connection, "leaves", is_reset=is_reset)
 
     def stall(self, seconds: float) -> None:
-        """Reads nothing for a while."""
+        """Read nothing for a while."""
         self.world.note(self.name, f"stalls for {seconds:.1f} s")
         self.stalled_until = self.world.now + seconds
         self.disturb(seconds)
 
     def disturb(self, seconds: float) -> None:
-        """Nothing can be expected of it for so long."""
+        """Excuse missing updates for this long."""
         self.disturbed_until = max(self.disturbed_until, self.world.now + seconds)
 
     def cut(self, seconds: float, *, user_timeout_seconds: float) -> None:
-        """Its network goes, and comes back."""
+        """Cut the network of the client, and restore it later."""
         connection = self.connection
         if connection is not None:
-            self.world.note(self.name, f"its network is gone for {seconds:.1f} s")
+            self.world.note(self.name, f"loses its network for {seconds:.1f} s")
             self.disturb(seconds + 1.0)
             connection.cut(user_timeout_seconds=user_timeout_seconds)
             self.world.after(seconds, connection.mend)
 
     def calm(self) -> None:
-        """From here on it does what a good client does."""
+        """Behave like a healthy client from now on."""
         self.is_calm = True
         self.is_mute = False
         self.bytes_per_second = 0
@@ -191,13 +191,13 @@ class Agent:
             self.connection.mend()
 
     def look(self) -> None:
-        """Gives up on a server that says nothing, as clients do."""
+        """Disconnect from a silent server, as real clients do."""
         connection = self.connection
         if connection is not None and self.world.now - self.heard_at > self._silence_seconds_max:
             self._close(connection, "nothing heard")
 
     def silent_for(self) -> float:
-        """Seconds in which the server has given it nothing though it could."""
+        """Seconds for which the server has sent nothing although it could."""
         connection, model = self.connection, self.model
         if connection is None or model is None or not model.is_accepted:
             return 0.0
@@ -206,7 +206,7 @@ class Agent:
         return self.world.now - self.heard_at
 
     def lacks(self, history: truth.Truth, *, bound_seconds: float) -> int:
-        """How many updates it lacks of those that were out so long ago."""
+        """Number of updates that are older than the bound and have not arrived."""
         model = self.model
         if model is None or model.status is None or model.truth is not history:
             return 0

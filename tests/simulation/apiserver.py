@@ -1,7 +1,7 @@
-"""An API server in memory, and the driver that feeds its answers to a real watch machine.
+"""An API server in memory, and a driver that feeds its answers to a real watch machine.
 
-It keeps objects, versions and a history that it compacts, and answers lists, pages, WatchLists and watches. What it
-does wrong is drawn: it is down, refuses, breaks off, forgets, says nothing.
+It has objects, versions and a history that it compacts, and it answers lists, pages, WatchLists and watches. Its faults
+are random: it is down, answers with errors, ends streams, compacts its history, or is silent.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class _Object(NamedTuple):
 
 
 class Stream:
-    """A watch that is open: lines that have come, and how it ends."""
+    """An open watch: the lines that have arrived, and whether it has ended."""
 
     def __init__(self, position: int) -> None:
         self.position = position
@@ -55,18 +55,18 @@ class Stream:
         self.waiter: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
-        """There is something to read, or nothing more will be."""
+        """Wake the reader: there is a line, or there will be none."""
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 
     def end(self) -> None:
-        """No more lines come."""
+        """End the stream."""
         self.is_ended = True
         self.wake()
 
 
 class ApiServer:
-    """Objects of some types, all in one namespace."""
+    """Objects of several types, all in one namespace."""
 
     def __init__(
         self, world: worlds.World, types: tuple[resources.ResourceType, ...], *, latency_seconds: float
@@ -85,11 +85,11 @@ class ApiServer:
         self._compacted = 0
 
     def names(self, type: resources.ResourceType) -> list[str]:
-        """The objects there are."""
+        """The names of the existing objects."""
         return list(self._objects[type])
 
     def write(self, type: resources.ResourceType, name: str, content: str | None) -> None:
-        """An object gets a content; None deletes it."""
+        """Write an object, or delete it if the content is None."""
         before = self._objects[type].get(name)
         if content is None and before is None:
             return
@@ -126,14 +126,14 @@ class ApiServer:
         self.world.after(self._latency_seconds, arrive)
 
     def compact(self) -> None:
-        """Old versions are forgotten."""
+        """Forget the history: watches from older versions get 410."""
         self._compacted = self.version
         self._pages.clear()
         for history in self._history.values():
             history.clear()
 
     def break_streams(self, *, is_silent: bool) -> None:
-        """All watches end, or say nothing more and stay open."""
+        """End all watches, or keep them open without any further line."""
         for streams in self._streams.values():
             for stream in streams:
                 if is_silent:
@@ -143,12 +143,12 @@ class ApiServer:
             streams.clear()
 
     def go_down(self, seconds: float) -> None:
-        """Nobody answers for a while."""
+        """Be unreachable for a while."""
         self.down_until = self.world.now + seconds
         self.break_streams(is_silent=False)
 
     def expected(self) -> dict[str, bytes]:
-        """The map that every client of a feed of all types must end with."""
+        """The keys and values that every client must have in the end."""
         return {
             raw.object_key(type, NAMESPACE, name): raw.object_value(held.text.encode(), api_version="v1", kind="Pod")
             for type, named in self._objects.items()
@@ -158,7 +158,7 @@ class ApiServer:
     # Answers.
 
     def refusal(self, request: requests.Request) -> tuple[int, bytes] | None:
-        """An error instead of an answer, by a draw or by the rules."""
+        """The error to answer with, by the rules of the API or at random; None for no error."""
         if request.kind is RequestKind.WATCH_LIST and not self.has_watch_list:
             return 422, _status(422, "Invalid")
         if request.kind is RequestKind.WATCH and int(request.query["resourceVersion"]) < self._compacted:
@@ -171,7 +171,7 @@ class ApiServer:
         return None
 
     def page(self, type: resources.ResourceType, request: requests.Request) -> bytes:
-        """A page of a list."""
+        """Answer with a page of a list."""
         token = request.query.get("continue", "")
         version, names = self._pages.pop(token) if token else (self.version, self.names(type))
         limit = int(request.query["limit"])
@@ -184,7 +184,7 @@ class ApiServer:
         return f'{{"kind":"PodList","apiVersion":"v1","metadata":{metadata},"items":[{",".join(items)}]}}'.encode()
 
     def open(self, type: resources.ResourceType, request: requests.Request) -> Stream:
-        """A watch; one that lists first says where that ends."""
+        """Open a watch. A WatchList sends a bookmark after its initial events."""
         stream = Stream(self.version)
         if request.kind is RequestKind.WATCH_LIST:
             for held in self._objects[type].values():
@@ -208,7 +208,7 @@ class ApiServer:
             self.world.after(_BOOKMARK_SECONDS, lambda: self._bookmark(type, stream))
 
     def close(self, type: resources.ResourceType, stream: Stream) -> None:
-        """The client has left."""
+        """Close a watch: the client has disconnected."""
         stream.is_ended = True
         if stream in self._streams[type]:
             self._streams[type].remove(stream)
@@ -228,7 +228,7 @@ def _bookmark(version: int, *, ends_initial: bool) -> bytes:
 
 
 class Watcher:
-    """Drives a watch machine on the API server, as `cache.kube.watcher` does over HTTP."""
+    """Drives a watch machine against this API server, as `cache.kube.watcher` does over HTTP."""
 
     def __init__(self, server: ApiServer, type: resources.ResourceType, sink: objects.WatchSink) -> None:
         self._server = server
@@ -248,7 +248,7 @@ class Watcher:
         return self._world.time
 
     async def run(self) -> None:
-        """Watches for ever."""
+        """Watch forever."""
         while True:
             step = self._machine.next_step(self._now)
             if isinstance(step, requests.Pause):

@@ -1,4 +1,4 @@
-"""What must hold behind every turn of a process, as seen from inside, on the service's own objects."""
+"""Invariants that hold after every turn of a process, checked on the objects of the service."""
 
 from cache.state.cursor import CursorState
 from tests.simulation import service
@@ -10,9 +10,9 @@ _AWAY = {CursorState.SNAPSHOT, CursorState.FOLLOWING, CursorState.CATCHING_UP}
 
 
 def check_worker(one: server.Server) -> None:
-    """Counters add up, and every client stands in one place."""
+    """The counters add up, and every client is in exactly one list."""
     if one._finished.is_set():
-        return  # it lets go of everything, and nobody asks for its counts any more
+        return  # the worker is closing everything, and its counters are no longer read
     clients = one.poller.clients
     active = len(clients) - len(one.connections.closing)
     ended = sum(one.stats.counts.disconnects.values())
@@ -24,43 +24,43 @@ def check_worker(one: server.Server) -> None:
     for current in clients.values():
         is_closing = current.state is CursorState.CLOSING
         if (current in seen) != (current.channel is not None and not is_closing):
-            raise worlds.Violation(f"{current!r} stands in no list, or in one too many")
+            raise worlds.Violation(f"{current!r} is in no list, or in too many")
         if (current.reason is not None) != is_closing:
-            raise worlds.Violation(f"{current!r} has a reason, or none, wrongly")
+            raise worlds.Violation(f"{current!r} has a reason but is not closing, or the reverse")
 
 
 def _check_view(view: WorkerChannel, seen: set[client.Client]) -> None:
-    # A snapshot may be told of before the end of the log behind which it was cut.
+    # The worker may learn of a snapshot before it learns of the end of the log where the snapshot was cut.
     end = max(view.log.end, view.snapshot.log_offset if view.snapshot else 0)
     for index, current in enumerate(view.live):
         if current.index != index or current.state is not CursorState.FOLLOWING or current.offset > end:
-            raise worlds.Violation(f"{current!r} stands at {index} of the pass, the log ends at {end}")
+            raise worlds.Violation(f"{current!r} is at {index} of the live set, and the log ends at {end}")
     for current in view.held:
         if current.state is not CursorState.HELD:
-            raise worlds.Violation(f"{current!r} is held")
+            raise worlds.Violation(f"{current!r} is in the list of held clients")
     for current in view.away:
         if current.state not in _AWAY or current.index >= 0:
-            raise worlds.Violation(f"{current!r} is away")
+            raise worlds.Violation(f"{current!r} is in the list of clients that are away")
     before = len(seen)
     everyone = view.all_clients()
     seen.update(everyone)
     if len(seen) - before != len(everyone):
-        raise worlds.Violation("a client stands in two lists")
+        raise worlds.Violation("a client is in two lists")
 
 
 def left_files(one: server.Server) -> str:
-    """What is held for readers that have left; some may have a moment ago, and others nobody knows of yet."""
+    """Files that a worker keeps open for no reader; empty if none. They are legal shortly after a disconnect."""
     reading = {current.state for current in one.poller.clients.values()}
     for view in one.channels:
         if view._old_snapshots and CursorState.SNAPSHOT not in reading:
             return f"{view!r} still holds {view._old_snapshots}"
     if one.catch_up._blocks_held and CursorState.CATCHING_UP not in reading:
-        return f"{one.catch_up!r} though nobody catches up"
+        return f"{one.catch_up!r} although no client catches up"
     return ""
 
 
 def check_hub(one: service.Service) -> None:
-    """The logs keep to their budget, but for what no snapshot has behind it yet, and for a last segment each."""
+    """The logs stay within their budget, except for what no snapshot covers yet and the last segment of each log."""
     the_hub = one.hub
     if the_hub is None:
         return

@@ -1,4 +1,4 @@
-"""What goes wrong, one function for each kind; whom it hits is drawn."""
+"""The faults, one function for each kind. The victims are random."""
 
 import functools
 from collections.abc import Callable
@@ -11,11 +11,11 @@ _RESTART_SECONDS = 0.5
 _STALL_SECONDS = (0.5, 3.0, 9.0)
 _DRAIN_SLACK_SECONDS = 2.0
 _RELIST_SECONDS = 0.1
-"""Within so long of a forgotten history clients come anew."""
+"""Clients reconnect within this time after the API server has compacted its history."""
 
 
 class Stage(Protocol):
-    """What a fault may strike."""
+    """The parts of a simulation that faults act on."""
 
     world: worlds.World
     plan: plans.Plan
@@ -25,24 +25,24 @@ class Stage(Protocol):
 
     @property
     def newest(self) -> service.Service:
-        """The service that is there."""
+        """The current service."""
         ...
 
     def workers(self) -> list[service.Worker]:
-        """Those that are alive."""
+        """The running workers."""
         ...
 
     def start_service(self) -> None:
-        """Another one."""
+        """Start a new service."""
         ...
 
     def write(self, count: int) -> None:
-        """Objects change."""
+        """Change some objects."""
         ...
 
 
 def strike(stage: Stage, kind: str) -> None:
-    """A fault, unless they are over."""
+    """Inject a fault, unless the phase of faults is over."""
     if stage.is_calm:
         return
     stage.world.note("fault", kind)
@@ -92,13 +92,13 @@ def _kill_worker(stage: Stage) -> None:
 
 
 def _kill_hub(stage: Stage) -> None:
-    """And somebody starts it again, when its workers have ended, as they must."""
+    """Kill the hub. Its workers must end, and then a new service starts."""
     stage.newest.process.kill()
     _restart(stage, within_seconds=_RESTART_SECONDS)
 
 
 def _drain(stage: Stage) -> None:
-    """A rolling update, whatever its clients are in the middle of."""
+    """A rolling update: drain the service, in whatever state its clients are."""
     draining = stage.newest
     if draining.hub is not None:
         draining.stop()
@@ -107,7 +107,7 @@ def _drain(stage: Stage) -> None:
 
 
 def _restart(stage: Stage, *, within_seconds: float) -> None:
-    """The service is ending; it must, and then another one begins."""
+    """Wait until the service has ended, which must happen in time, and start a new one."""
     dying = stage.newest
     begun = stage.world.now
 
@@ -131,7 +131,7 @@ def _storm(stage: Stage) -> None:
 
 
 def _herd(stage: Stage) -> None:
-    """Many stand still at once, while much changes: they meet in the same catch-ups, and perhaps at the same moment."""
+    """Stall many clients while many objects change, so that they share catch-ups."""
     draw = stage.world.random
     seconds = draw.choice((0.0, 3.0, 9.0))
     for agent in stage.agents:
@@ -142,7 +142,7 @@ def _herd(stage: Stage) -> None:
 
 
 def _relist(stage: Stage) -> None:
-    """The API server has forgotten, everything is listed anew, and clients come in the middle of that."""
+    """Compact the history of the API server, so that everything is listed again while clients reconnect."""
     stage.server.compact()
     stage.server.break_streams(is_silent=False)
     stage.write(stage.world.random.choice((2, 10, 30)))
@@ -151,7 +151,7 @@ def _relist(stage: Stage) -> None:
 
 
 def _later(stage: Stage, seconds: float, action: Callable[[], None]) -> None:
-    """Does something in a while, unless the faults are over then."""
+    """Do something later, unless the phase of faults is over by then."""
     stage.world.after(seconds, lambda: None if stage.is_calm else action())
 
 

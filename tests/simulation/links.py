@@ -1,4 +1,4 @@
-"""The socketpair between hub and worker, in memory: datagrams in order, descriptors beside them, and little room."""
+"""The socketpair between hub and worker, in memory: ordered datagrams with descriptors, and little room."""
 
 import array
 import errno
@@ -26,14 +26,14 @@ class Way:
         self.is_closed_by_receiver = False
 
     def drop(self) -> None:
-        """Nobody will take what is there."""
+        """Discard the queued datagrams, and close their descriptors."""
         while self.queue:
             for descriptor in self.queue.popleft().descriptors:
                 os.close(descriptor)
 
 
 class End(socket.socket):
-    """One end, in the place of a socket: as much of one as `typha.ipc.link.Link` uses."""
+    """One end. Implements the methods of a socket that `typha.ipc.link.Link` uses."""
 
     def __init__(self, owner: process.Process, into: Way, out: Way) -> None:
         self.owner = owner
@@ -44,25 +44,25 @@ class End(socket.socket):
         self._closed = False
 
     def fileno(self) -> int:
-        """Its number in its process's loop."""
+        """The descriptor in the loop of its process."""
         return self._number
 
     def is_readable(self) -> bool:
-        """Whether something has come, or will never."""
+        """Whether a datagram has arrived, or none ever will."""
         if self.into.queue:
             return self.into.queue[0].sent_at <= self.owner.world.time
         return self.into.is_closed_by_sender
 
     def is_writable(self) -> bool:
-        """Whether a datagram has room, or never will."""
+        """Whether there is room for a datagram, or the receiver is gone."""
         return self.out.is_closed_by_receiver or len(self.out.queue) * 2 <= self.out.room_datagrams
 
     def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None, /) -> int:
-        """A datagram and its descriptors, whole or not at all."""
+        """Send a datagram with its descriptors, whole or not at all."""
         if self._number < 0 or not self.owner.is_alive:
             raise OSError(errno.EBADF, "closed")
         if self.out.is_closed_by_receiver:
-            raise BrokenPipeError(errno.EPIPE, "nobody there")
+            raise BrokenPipeError(errno.EPIPE, "peer is closed")
         if len(self.out.queue) >= self.out.room_datagrams:
             raise BlockingIOError(errno.EAGAIN, "no room")
         descriptors = tuple(os.dup(number) for _, _, numbers in ancdata for number in numbers)
@@ -74,11 +74,11 @@ class End(socket.socket):
         return len(data)
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[bytes, list[Any], int, Any]:
-        """The next datagram; its descriptors become the caller's."""
+        """Receive the next datagram. The caller owns its descriptors."""
         if self._number < 0 or not self.owner.is_alive:
             raise OSError(errno.EBADF, "closed")
         if not self.is_readable():
-            raise BlockingIOError(errno.EAGAIN, "nothing there")
+            raise BlockingIOError(errno.EAGAIN, "no datagram")
         if not self.into.queue:
             return b"", [], 0, None
         datagram = self.into.queue.popleft()
@@ -90,10 +90,10 @@ class End(socket.socket):
         return datagram.data, ancillary, 0, None
 
     def setblocking(self, flag: bool) -> None:
-        """It never blocks."""
+        """Ignored: it never blocks."""
 
     def close(self) -> None:
-        """The other end hears of it."""
+        """Close this end. The other end becomes readable."""
         if self._number < 0:
             return
         self._number = -1
@@ -106,7 +106,7 @@ class End(socket.socket):
 
 
 def pair(ours: process.Process, theirs: process.Process, *, room_datagrams: int) -> tuple[End, End]:
-    """Two connected ends."""
+    """Create two connected ends."""
     there, back = Way(room_datagrams), Way(room_datagrams)
     first, second = End(ours, back, there), End(theirs, there, back)
     first.other, second.other = second, first

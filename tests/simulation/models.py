@@ -1,8 +1,8 @@
-"""What a client knows, by protocol: every message is checked against what the hub has published.
+"""Models of clients, by protocol. They check every message against what the hub has published.
 
-A native client's map is, behind every frame, the hub's map of the sequence that it has reached; one that is being
-caught up may mix, but no key goes back, and it ends in such a map. A client of Typha's protocol has no sequence: its
-map must be one that the hub had, at a moment that never goes back.
+After every frame, a native client has the hub's map of the sequence number that it has reached. During a catch-up its
+map may be a mix, but no key goes back in time, and the catch-up ends in one of the hub's maps. A client of Typha's
+protocol has no sequence number: its map must be one that the hub had, and never an older one than before.
 """
 
 import abc
@@ -23,52 +23,52 @@ ReceivedT_co = TypeVar("ReceivedT_co", covariant=True)
 
 
 class Model(Protocol):
-    """One connection's protocol, map and judgement."""
+    """The protocol, the map and the checks of one connection."""
 
     truth: truths.Truth | None
-    """What its hub published; set once the connection has been accepted."""
+    """What the hub has published; set when the client connects."""
     floor: int
-    """In-sync must not be told of an older map."""
+    """The first status must not belong to an older map than this."""
     sequence: int
-    """Its map is the hub's of this sequence, or of a later one."""
+    """The map is the hub's map of this sequence number or a later one."""
     status: messages.SyncStatus | None
     is_accepted: bool
-    """The server has answered the hello: from here on it must not be silent."""
+    """The server has answered the hello. From then on it must not be silent."""
     goodbye: str
 
     def hello(self) -> bytes:
-        """The first bytes."""
+        """The bytes of the hello."""
         ...
 
     def receive(self, data: bytes) -> bytes:
-        """Takes bytes; gives what the protocol answers."""
+        """Process received bytes. Returns the bytes of the answer."""
         ...
 
     def mix(self) -> None:
-        """The server begins to catch it up: for a while its map need not be one that the hub had."""
+        """A catch-up begins: until it ends, the map may differ from every map of the hub."""
         ...
 
     def settle(self) -> None:
-        """It has been sent everything: its map must be the hub's."""
+        """The client has received everything: its map must equal the hub's."""
         ...
 
     @property
     def total(self) -> int:
-        """Digest of its map."""
+        """Digest of the map."""
         ...
 
 
 class _Map:
-    """Key to digest, with the digest of all."""
+    """Digests by key, and the digest of the whole map."""
 
     def __init__(self) -> None:
         self.keys: dict[str, int] = {}
         self.total = 0
         self.moved: dict[str, int] = {}
-        """Sequence of each key's value, at the earliest."""
+        """Lowest possible sequence number of each key's value."""
 
     def apply(self, update: messages.Update) -> int:
-        """Takes an update; the key's digest."""
+        """Apply an update. Returns the new digest of the key."""
         now = truths.ABSENT
         if update.value is not None:
             now = digest.pair_digest(update.key.encode(), update.value)
@@ -79,31 +79,31 @@ class _Map:
         return now
 
     def move(self, truth: truths.Truth, key: str, now: int) -> None:
-        """The key has moved; never back, and never to what it was not."""
+        """Check that a key moves to a value that it really had, and not back in time."""
         at = truth.key_moved(key, now, self.moved.get(key, 0))
         if at is None:
-            raise worlds.Violation(f"key {key} goes back, or has a value that it never had")
+            raise worlds.Violation(f"key {key} goes back in time, or gets a value that it never had")
         self.moved[key] = at
 
 
 class _Wire(Protocol[ReceivedT_co]):
-    """What both protocols' connections have in common."""
+    """The common interface of both protocols' connections."""
 
     def receive_data(self, data: bytes) -> None:
-        """Takes bytes."""
+        """Process received bytes."""
         ...
 
     def next_event(self) -> ReceivedT_co | None:
-        """The next message that is complete."""
+        """The next complete message, or None."""
         ...
 
     def data_to_send(self) -> bytes:
-        """What the protocol wants sent."""
+        """The bytes to send."""
         ...
 
 
 class _Client(abc.ABC, Generic[MessageT]):
-    """What the models of both protocols have in common."""
+    """Base of the models of both protocols."""
 
     def __init__(self, wire: _Wire[MessageT]) -> None:
         self._wire = wire
@@ -117,11 +117,11 @@ class _Client(abc.ABC, Generic[MessageT]):
 
     @property
     def total(self) -> int:
-        """Digest of its map."""
+        """Digest of the map."""
         return self._map.total
 
     def receive(self, data: bytes) -> bytes:
-        """Takes bytes; gives what the protocol answers."""
+        """Process received bytes. Returns the bytes of the answer."""
         self._wire.receive_data(data)
         try:
             while (message := self._wire.next_event()) is not None:
@@ -132,15 +132,17 @@ class _Client(abc.ABC, Generic[MessageT]):
 
     @abc.abstractmethod
     def _take(self, message: MessageT) -> None:
-        """Judges a message."""
+        """Check and apply a message."""
 
     def _check_newest_status(self) -> None:
         if self.status is not self._truth().status:
-            raise worlds.Violation(f"sent everything, told {self.status!r}, and it is {self._truth().status!r}")
+            raise worlds.Violation(
+                f"received everything, but with status {self.status!r} instead of {self._truth().status!r}"
+            )
 
     def _truth(self) -> truths.Truth:
         if self.truth is None:
-            raise worlds.Violation("data from nobody")
+            raise worlds.Violation("data from an unknown hub")
         return self.truth
 
 
@@ -155,21 +157,21 @@ class NativeModel(_Client[messages.Message]):
             feed=feed, agent="simulated", features=frozenset({messages.Feature.ZSTD.value} if zstd else ())
         )
         self._swapped_at = -1
-        """Sequence of the last map that was whole."""
+        """Sequence number of the last complete map."""
 
     def hello(self) -> bytes:
-        """The first bytes."""
+        """The bytes of the hello."""
         self._connection.send(self._hello)
         return self._connection.data_to_send()
 
     def mix(self) -> None:
-        """It is told so itself."""
+        """Ignored: the protocol announces a catch-up with a status."""
 
     def settle(self) -> None:
-        """It has been sent everything."""
+        """The client has received everything: its map and status must equal the hub's."""
         truth = self._truth()
         if self.total != truth.digest:
-            raise worlds.Violation("sent everything, and its map is not the hub's")
+            raise worlds.Violation("received everything, but the map differs from the hub's")
         self._check_newest_status()
 
     def _take(self, message: messages.Message) -> None:
@@ -210,16 +212,18 @@ class NativeModel(_Client[messages.Message]):
             return
         self._check_cut(f"the status {message.status.label}")
         if message.status not in self._truth().statuses_at(self.sequence):
-            raise worlds.Violation(f"told {message.status.label} of sequence {self.sequence}, which was not its status")
+            raise worlds.Violation(f"status {message.status.label} is wrong for sequence {self.sequence}")
         if first and self.sequence < self.floor:
-            raise worlds.Violation(f"first status at {self.sequence}, though {self.floor} was out when it came")
+            raise worlds.Violation(
+                f"first status at {self.sequence}, but {self.floor} was published when the client connected"
+            )
 
-    def _check_cut(self, behind: str, said: int | None = None) -> None:
+    def _check_cut(self, after: str, said: int | None = None) -> None:
         truth = self._truth()
         if self.sequence > truth.sequence:
-            raise worlds.Violation(f"{behind}: sequence {self.sequence} was never published")
+            raise worlds.Violation(f"{after}: sequence {self.sequence} was never published")
         if truth.digests[self.sequence] != self.total or said not in (None, self.total):
-            raise worlds.Violation(f"behind {behind} the map is not the hub's of sequence {self.sequence}")
+            raise worlds.Violation(f"after {after}, the map differs from the hub's map of sequence {self.sequence}")
 
 
 class TyphaModel(_Client[typha_messages.Message]):
@@ -237,22 +241,22 @@ class TyphaModel(_Client[typha_messages.Message]):
         )
         self._snappy = snappy
         self._is_mixed = False
-        """It is, or may be, in a catch-up: its map need not be a cut."""
+        """A catch-up may be running, so the map may differ from every map of the hub."""
 
     def hello(self) -> bytes:
-        """The first bytes."""
+        """The bytes of the hello."""
         self._connection.send_hello(self._hello)
         return self._connection.data_to_send()
 
     def mix(self) -> None:
-        """It is not told."""
+        """A catch-up begins. The protocol does not announce it."""
         self._is_mixed = True
 
     def settle(self) -> None:
-        """It has been sent everything."""
+        """The client has received everything: its map and status must equal the hub's."""
         truth = self._truth()
         if self.total != truth.digest:
-            raise worlds.Violation("sent everything, and its map is not the hub's")
+            raise worlds.Violation("received everything, but the map differs from the hub's")
         self._check_newest_status()
         self._is_mixed = False
         self.sequence = truth.sequence
@@ -275,10 +279,10 @@ class TyphaModel(_Client[typha_messages.Message]):
         if self.status is not None and not self._is_mixed:
             self._find_cut("updates")
 
-    def _find_cut(self, behind: str) -> None:
+    def _find_cut(self, after: str) -> None:
         found = self._truth().first_cut(self.total, self.sequence)
         if found is None:
-            raise worlds.Violation(f"behind {behind} the map is none that the hub had since {self.sequence}")
+            raise worlds.Violation(f"after {after}, the map equals no map of the hub since {self.sequence}")
         self.sequence = found
 
     def _tell(self, status: messages.SyncStatus) -> None:
@@ -289,10 +293,10 @@ class TyphaModel(_Client[typha_messages.Message]):
             return
         self._find_cut(f"the status {status.label}")
         if status not in self._statuses():
-            raise worlds.Violation(f"told {status.label}, which was not the status at {self.sequence}")
+            raise worlds.Violation(f"status {status.label} is wrong for sequence {self.sequence}")
 
     def _statuses(self) -> set[messages.SyncStatus]:
-        """Of all cuts that this map may be."""
+        """The statuses of all sequence numbers that this map may belong to."""
         truth = self._truth()
         found: set[messages.SyncStatus] = set()
         at: int | None = self.sequence

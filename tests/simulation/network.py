@@ -1,8 +1,8 @@
 """TCP in memory: connections with bounded buffers and latency.
 
-What the kernel does and a mere pipe does not: a small message is taken whole or not at all, a larger one perhaps in
-part; a socket counts as writable only when a third of its buffer is free; bytes that a peer's host has acknowledged
-are counted; who closes with unread bytes resets.
+It models details of the kernel. A small message is accepted whole or not at all, a larger one perhaps in part. A socket
+is writable only if a third of its buffer is free. Acknowledged bytes are counted. Closing with unread bytes resets the
+connection.
 """
 
 import errno
@@ -12,53 +12,53 @@ from typing import NamedTuple
 from tests.simulation import world as worlds
 
 _WHOLE_BYTES = 512
-"""The kernel takes messages of this size in one piece, and larger ones too while it holds nothing."""
+"""The kernel accepts messages of up to this size whole, and larger ones if its buffer is empty."""
 _WHOLE_BYTES_IF_EMPTY = 4096
 
 
 class Link(NamedTuple):
-    """What a connection's way is like."""
+    """Properties of the network path of a connection."""
 
     send_buffer_bytes: int
     receive_buffer_bytes: int
     latency_seconds: float
     partial_probability: float
-    """That a write takes less than there is room for."""
+    """Probability that a write accepts less than there is room for."""
 
 
 class Pipe:
-    """One direction: what the sender's host holds, what the receiver's host holds, and a wire in between."""
+    """One direction: the buffer of the sender's host, the buffer of the receiver's host, and the wire between them."""
 
     def __init__(self, world: worlds.World, link: Link) -> None:
         self.world = world
         self.link = link
         self.held = bytearray()
-        """Written, not acknowledged."""
+        """Written but not acknowledged."""
         self.arrived = bytearray()
         self.acknowledged_bytes = 0
         self.acknowledged_at = world.now
         self.is_cut = False
-        """Nothing gets through, in either direction, and nobody is told."""
+        """The network is cut silently, in both directions."""
         self.is_finished = False
-        """The sender has closed; behind the bytes there is an end."""
+        """The sender has closed: an end follows the bytes."""
         self.is_ended = False
-        """The receiver has been told of the end."""
+        """The end has arrived."""
         self.on_arrival: Callable[[], None] = lambda: None
         self.on_room: Callable[[], None] = lambda: None
         self._is_moving = False
 
     @property
     def room(self) -> int:
-        """Bytes that a write may bring."""
+        """Bytes of free space in the send buffer."""
         return self.link.send_buffer_bytes - len(self.held)
 
     @property
     def is_writable(self) -> bool:
-        """As epoll sees it."""
+        """Whether epoll reports the socket as writable."""
         return self.room * 3 >= self.link.send_buffer_bytes
 
     def write(self, data: bytes | memoryview) -> int:
-        """Takes some of it; 0 for nothing."""
+        """Accept some of the bytes. Returns their number, which may be 0."""
         count = len(data)
         if self.room <= 0:
             return 0
@@ -71,12 +71,12 @@ class Pipe:
         return count
 
     def finish(self) -> None:
-        """No more will be written."""
+        """The sender closes: no more bytes follow."""
         self.is_finished = True
         self.move()
 
     def read(self, count: int) -> bytes:
-        """Takes what has arrived."""
+        """Read bytes that have arrived."""
         data = bytes(self.arrived[:count])
         del self.arrived[:count]
         if data and (self.held or self.is_finished):
@@ -84,7 +84,7 @@ class Pipe:
         return data
 
     def move(self) -> None:
-        """The wire takes what it can, in a while."""
+        """Move bytes to the receiver after the latency, as far as there is room."""
         if not self._is_moving:
             self._is_moving = True
             self.world.after(self.link.latency_seconds, self._moved)
@@ -109,7 +109,7 @@ class Pipe:
 
 
 class Connection:
-    """A connection: the way to the client and the way to the server, and how it ended."""
+    """A connection: a pipe for each direction, and how it ended."""
 
     def __init__(self, world: worlds.World, number: int, link: Link) -> None:
         self.world = world
@@ -117,9 +117,9 @@ class Connection:
         self.down = Pipe(world, link)
         self.up = Pipe(world, link)
         self.server_error: int | None = None
-        """What the server's kernel has to say (errno)."""
+        """Error of the server's socket (errno)."""
         self.is_reset = False
-        """The client's end has been reset by the server's host."""
+        """The server's host has reset the connection."""
         self.server_closed = False
         self.client_closed = False
         self.on_server_event: Callable[[], None] = lambda: None
@@ -135,12 +135,12 @@ class Connection:
         self.on_server_event()
 
     def cut(self, *, user_timeout_seconds: float) -> None:
-        """The network goes; the server's kernel gives the connection up after a while, if it has bytes to send."""
+        """Cut the network. After the timeout, the server's kernel gives up if it has bytes to send."""
         self.down.is_cut = self.up.is_cut = True
         self.world.after(user_timeout_seconds, self._time_out)
 
     def mend(self) -> None:
-        """The network is back."""
+        """Restore the network."""
         self.down.is_cut = self.up.is_cut = False
         self.down.move()
         self.up.move()
@@ -154,7 +154,7 @@ class Connection:
         self.on_server_event()
 
     def close_client(self, *, is_reset: bool) -> None:
-        """The client closes; what is still sent to it is answered with a reset."""
+        """The client closes. Its host answers later bytes with a reset."""
         self.client_closed = True
         if self.up.is_cut:
             return
@@ -169,7 +169,7 @@ class Connection:
             self._fail_server(errno.ECONNRESET)
 
     def close_server(self, *, discard: bool) -> None:
-        """The server closes; unread bytes of the client make that a reset."""
+        """The server closes. If it has unread bytes, this resets the connection."""
         self.server_closed = True
         if discard or self.up.arrived:
             self.world.after(self.down.link.latency_seconds, self._reset_client)

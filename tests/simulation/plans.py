@@ -1,4 +1,4 @@
-"""What a seed stands for: a service's size and numbers, its clients, and which faults come how often."""
+"""The plan of a seed: the size and the policy of the service, its clients, and the faults."""
 
 import dataclasses
 import random
@@ -15,27 +15,27 @@ WIRES = ("native", "native+zstd", "typha", "typha+snappy")
 
 @dataclasses.dataclass(frozen=True)
 class AgentPlan:
-    """A client: what it speaks, over what, and how it reads."""
+    """A client: its protocol, its network, and how it reads."""
 
     wire: str
     link: network.Link
     think_seconds_max: float
-    """Between bytes that come and their reading."""
+    """Longest time between the arrival of bytes and reading them."""
     read_bytes_max: int
     bytes_per_second: int
-    """How fast it reads; 0 for as fast as it can."""
+    """Reading speed; 0 means unlimited."""
     is_steady: bool
-    """No fault of its own befalls it: what it gets must not depend on the others."""
+    """No fault strikes this client. The service must serve it well whatever the other clients do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One run."""
+    """The plan of one run."""
 
     workers: int
     tls: bool
     seconds: float
-    """Faults come for so long; then everything must converge."""
+    """Duration of the phase of faults. Afterwards everything must converge."""
     limits: policy.Policy
     log_budget_bytes: int
     segment_bytes: int
@@ -43,36 +43,36 @@ class Plan:
     frame_bytes: int
     chunk_keys: int
     block_bytes: int
-    """Size at which a catch-up block is closed."""
+    """Target size of a catch-up block."""
     stale_log_bytes: int
-    """How much the log may grow behind a block before it is made anew."""
+    """The hub rebuilds a catch-up block after this growth of the log."""
     kept_block_bytes: int
-    """Of blocks that the hub keeps."""
+    """Size of the catch-up blocks that the hub keeps."""
     tombstones_min: int
     step_seconds: float
-    """What the hub works for each step of a snapshot; for one of a block a quarter."""
+    """Duration of a step of a snapshot. A step of a catch-up block takes a quarter."""
     link_datagrams: int
     read_clock_seconds: float
     wake_seconds_max: float
     drain_seconds: float
     drains: bool
-    """Whether the run ends with a drain."""
+    """The run ends with a drain."""
     keys: int
     hot_keys: int
-    """So many of them change more often than the others."""
+    """Number of keys that change more often than the others."""
     deletions_share: float
-    """Of the writes."""
+    """Share of deletions among the writes."""
     writes_per_second: float
     value_bytes_max: int
     agents: tuple[AgentPlan, ...]
     strangers: int
-    """Connections that speak no protocol, or not to its end."""
+    """Number of connections with an unknown protocol or an incomplete hello."""
     faults: tuple[tuple[float, str], ...]
-    """(seconds from the start, what)."""
+    """(seconds since the start, kind of fault)."""
 
     @property
     def fresh_seconds(self) -> float:
-        """Within which an update must be with everybody whom nothing holds up; slow processes take longer for all."""
+        """Time within which an update must reach every client without faults. It is longer for slow processes."""
         is_link_slow = self.link_datagrams < _LINK_DATAGRAMS_SWIFT and self.wake_seconds_max > _WAKE_SECONDS_SWIFT
         slow = self.read_clock_seconds > _READ_CLOCK_SECONDS_SWIFT, is_link_slow, self.step_seconds > 0.0
         return _FRESH_SECONDS * (1, 3, 9, 27)[sum(slow)]
@@ -90,7 +90,7 @@ class Plan:
 
     @property
     def has_swift_catch_ups(self) -> bool:
-        """Whether a catch-up is a matter of moments: a few blocks, soon made, and nobody else's in the way."""
+        """Whether catch-ups are fast: few blocks, built quickly, without waiting for the blocks of other clients."""
         is_large = self.block_bytes >= catchup.BLOCK_TARGET_BYTES
         return is_large and self.limits.catch_up_blocks >= _BLOCKS_MAX and not self.step_seconds
 
@@ -128,7 +128,7 @@ _BLOCKS_MAX = policy.Policy().catch_up_blocks
 
 
 def make(seed: int) -> Plan:
-    """The plan of a seed."""
+    """Make the plan of a seed."""
     draw = random.Random(seed ^ 0x5EED)
     seconds = draw.choice((4.0, 8.0, 16.0))
     faults = _faults(draw, seconds)
@@ -176,7 +176,7 @@ def make(seed: int) -> Plan:
 
 
 def _of_relists(draw: random.Random, plan: Plan) -> Plan:
-    """Everything is listed anew again and again, each time clients come, and making their snapshot takes a while."""
+    """A plan with repeated relists. Clients reconnect during each one, and building their snapshot takes long."""
     relists = [(second + draw.random(), "relist") for second in (1.5, 4.0, 7.0, 10.0) if second + 1.0 < plan.seconds]
     return dataclasses.replace(
         plan,
@@ -191,9 +191,9 @@ def _of_relists(draw: random.Random, plan: Plan) -> Plan:
 
 
 def _of_laggards(draw: random.Random, plan: Plan) -> Plan:
-    """Many clients of one format with little room, who fall behind together and come back one by one.
+    """A plan with many slow clients of one format, which fall behind together and recover one by one.
 
-    They share blocks of one history, of which some are old when the last ones ask.
+    They share catch-up blocks, and some blocks are old when the last clients need them.
     """
     wire = draw.choice(WIRES)
     link = network.Link(1500, 1000, latency_seconds=draw.choice((1e-4, 2e-3)), partial_probability=0.2)

@@ -1,8 +1,8 @@
-"""A simulated process: an event loop of its own on the world's clock, that works, waits, hangs and dies.
+"""A simulated process: an event loop on the world's clock, which works, waits, hangs and dies.
 
-The loop does what asyncio's promises and nothing more: callbacks in order, timers by time. The order of descriptors
-that are ready at once is drawn. Working takes time: a process's own clock runs ahead of the world's by what it has
-done in this turn, and it does not run again before the world has caught up.
+The loop keeps exactly the promises of asyncio: callbacks run in order, timers by time. The order of descriptors that
+are ready at the same time is random. Work takes time: during a turn, the clock of the process runs ahead of the world's
+clock, and the process runs again only when the world has caught up.
 """
 
 import asyncio
@@ -16,23 +16,23 @@ from tests.simulation import world as worlds
 
 _TEARDOWN_TURNS = 200
 _TURN_SECONDS = 2e-5
-"""What a turn takes at least: else one that changes nothing would be repeated for ever in one moment."""
+"""Minimum duration of a turn. Without it, a turn without effect would repeat forever at the same time."""
 
 
 class File(Protocol):
-    """What stands behind a descriptor in an event loop."""
+    """The object of a descriptor in an event loop."""
 
     def is_readable(self) -> bool:
-        """Whether a reader is to be called."""
+        """Whether to call the reader."""
         ...
 
     def is_writable(self) -> bool:
-        """Whether a writer is to be called."""
+        """Whether to call the writer."""
         ...
 
 
 class Loop:
-    """The part of an event loop that the service uses."""
+    """The methods of an event loop that the service uses."""
 
     def __init__(self, owner: "Process") -> None:
         self._owner = owner
@@ -46,33 +46,33 @@ class Loop:
 
     @property
     def as_loop(self) -> asyncio.AbstractEventLoop:
-        """For asyncio, which asks for no more than is here."""
+        """The loop typed for asyncio, which calls only the methods of this class."""
         return cast("asyncio.AbstractEventLoop", self)
 
     def time(self) -> float:
-        """The process's own time."""
+        """The time of the process."""
         return self._owner.world.time
 
     def get_debug(self) -> bool:
-        """No debugging."""
+        """Always False."""
         return False
 
     def is_running(self) -> bool:
-        """It is there."""
+        """Always True."""
         return True
 
     def is_closed(self) -> bool:
-        """Never: it is just not run any more."""
+        """Always False: the loop of a dead process just does not run any more."""
         return False
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """An exception that nobody else took."""
+        """Record an unhandled exception."""
         self.failures.append(f"{context.get('message')}: {context.get('exception')!r}")
 
     def call_soon(
         self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
-        """In order, in the next turn."""
+        """Call back in the next turn, in order."""
         handle = asyncio.Handle(callback, args, self.as_loop, context)
         self._ready.append(handle)
         self._owner.wake()
@@ -81,13 +81,13 @@ class Loop:
     def call_later(
         self, delay: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        """After some seconds."""
+        """Call back after a delay."""
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_at(
         self, when: float, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        """At a time; a draw decides between timers of one moment."""
+        """Call back at a time. The order of timers with the same time is random."""
         handle = asyncio.TimerHandle(when, callback, args, self.as_loop, context)
         self._count += 1
         heapq.heappush(self._timers, (when, self._owner.world.random.random(), self._count, handle))
@@ -95,10 +95,10 @@ class Loop:
         return handle
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It stays in the heap, and is passed over."""
+        """Ignored: the loop skips cancelled timers."""
 
     def create_future(self) -> asyncio.Future[Any]:
-        """A future of this loop."""
+        """Create a future of this loop."""
         return asyncio.Future(loop=self.as_loop)
 
     def create_task(
@@ -108,44 +108,44 @@ class Loop:
         name: str | None = None,
         context: contextvars.Context | None = None,
     ) -> asyncio.Task[Any]:
-        """A task of this loop, remembered for the process's end."""
+        """Create a task of this loop. `Process` cancels it when the process ends."""
         task: asyncio.Task[Any] = asyncio.Task(coro, loop=self.as_loop, name=name, context=context)
         self.tasks.append(task)
         return task
 
     def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
-        """Calls back while the descriptor is readable."""
+        """Call back while the descriptor is readable."""
         self._readers[fd] = asyncio.Handle(callback, args, self.as_loop, None)
         self._owner.wake()
 
     def remove_reader(self, fd: Any) -> bool:
-        """No more of that."""
+        """Stop calling back."""
         return self._readers.pop(fd, None) is not None
 
     def add_writer(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
-        """Calls back while the descriptor is writable."""
+        """Call back while the descriptor is writable."""
         self._writers[fd] = asyncio.Handle(callback, args, self.as_loop, None)
         self._owner.wake()
 
     def remove_writer(self, fd: Any) -> bool:
-        """No more of that."""
+        """Stop calling back."""
         return self._writers.pop(fd, None) is not None
 
     def events(self) -> list[asyncio.Handle]:
-        """What the descriptors call for, in the order in which they were registered."""
+        """The callbacks of the descriptors that are ready, in the order of registration."""
         files = self._owner.files
         readable = [handle for fd, handle in self._readers.items() if files[fd].is_readable()]
         return readable + [handle for fd, handle in self._writers.items() if files[fd].is_writable()]
 
     def has_events(self) -> bool:
-        """Whether a descriptor calls for something."""
+        """Whether a descriptor is ready."""
         files = self._owner.files
         return any(files[fd].is_readable() for fd in self._readers) or any(
             files[fd].is_writable() for fd in self._writers
         )
 
     def run_once(self) -> None:
-        """One turn: descriptors and timers that are due, then what was ready when they had been looked at."""
+        """Run one turn: collect the descriptors and timers that are due, then run everything that is ready."""
         events = self.events()
         if len(events) > 1:
             self._owner.world.random.shuffle(events)
@@ -159,7 +159,7 @@ class Loop:
                 handle._run()
 
     def next_due(self) -> float | None:
-        """When the next turn has something to do."""
+        """Time of the next turn with work, or None."""
         if self._ready:
             return 0.0
         while self._timers and self._timers[0][3].cancelled():
@@ -168,7 +168,7 @@ class Loop:
 
 
 class Process:
-    """One process; `kill` is SIGKILL: nothing of its own runs any more, and what it had open is closed."""
+    """A process. `kill` is SIGKILL: its code stops, and the kernel closes its descriptors."""
 
     def __init__(self, world: worlds.World, name: str, *, read_clock_seconds: float, wake_seconds_max: float) -> None:
         self.world = world
@@ -179,9 +179,9 @@ class Process:
         self.is_alive = True
         self.exit_code: int | None = None
         self.on_exit: list[Callable[[], None]] = []
-        """What the kernel does at its end."""
+        """Actions of the kernel when the process ends."""
         self.disturbed_until = world.now
-        """It hangs, or has just begun; nothing can be expected of it before."""
+        """Until then, a hang or the start excuses the process."""
         self._next_fd = 100_000
         self._wake_at: float | None = None
         self._read_clock_seconds = read_clock_seconds
@@ -191,22 +191,22 @@ class Process:
         return f"<Process {self.name}>"
 
     def read_clock(self) -> float:
-        """Its own time, which goes on by looking at it."""
+        """Read the clock of the process. Reading takes time."""
         self.local += self._read_clock_seconds
         return self.local
 
     def work(self, seconds: float) -> None:
-        """It was busy for so long."""
+        """Spend time on work."""
         self.local += seconds
 
     def open(self, file: File) -> int:
-        """A descriptor for an event loop."""
+        """Allocate a descriptor for the event loop."""
         self._next_fd += 1
         self.files[self._next_fd] = file
         return self._next_fd
 
     def start(self, main: Callable[[], Coroutine[Any, Any, int]]) -> None:
-        """Begins to run; `main` gives the exit code."""
+        """Start the process. `main` returns the exit code."""
         self.world.note(self.name, "started")
         self.loop.call_soon(self._begin, main)
 
@@ -223,14 +223,14 @@ class Process:
             self._end(task.result())
 
     def wake(self) -> None:
-        """There may be something to do; it takes the process a moment to see that."""
+        """Wake the process after a random delay: there may be work."""
         if self.world.current is not self:
             self.wake_at(self.world.time + self.world.random.random() * self._wake_seconds_max)
 
     def wake_at(self, when: float) -> None:
-        """There will be something to do."""
+        """Wake the process at a time."""
         if self.world.current is self:
-            return  # looked at when its turn is over
+            return  # checked at the end of the current turn
         when = max(when, self.local, self.world.now)
         if self._wake_at is None or when < self._wake_at:
             self._wake_at = when
@@ -240,7 +240,7 @@ class Process:
         if self._wake_at != when or not self.is_alive:
             return
         self._wake_at = None
-        if self.world.now < self.local:  # hung since
+        if self.world.now < self.local:  # the process has been hung meanwhile
             self.wake_at(self.local)
             return
         self._turn()
@@ -263,14 +263,14 @@ class Process:
         self.world.after_turn(self)
 
     def hang(self, seconds: float) -> None:
-        """Does nothing for a while (SIGSTOP, a slow disk, another process's CPU)."""
+        """Do nothing for a while, as after SIGSTOP or without a CPU."""
         if self.is_alive:
             self.world.note(self.name, f"hangs for {seconds:.3f} s")
             self.local = max(self.local, self.world.now) + seconds
             self.disturbed_until = max(self.disturbed_until, self.local)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the process with SIGKILL."""
         if self.is_alive:
             self.world.note(self.name, "is killed")
             self._end(-9)
@@ -281,11 +281,11 @@ class Process:
         self.world.note(self.name, f"ended with {code}")
         for action in self.on_exit:
             action()
-        # Within a turn of its own, the rest is taken down behind it.
+        # Not now: this may be a turn of the process itself.
         self.world.at(self.world.now, self._take_down)
 
     def _take_down(self) -> None:
-        """Unwinds what was running, cut off from the world, so that memory and descriptors come back."""
+        """Cancel all tasks without any effect on the world, to free memory and descriptors."""
         asyncio.events._set_running_loop(self.loop.as_loop)
         self.local = self.world.now
         self.world.current = self
@@ -297,10 +297,10 @@ class Process:
                 for task in unfinished:
                     task.cancel()
                 self.loop.run_once()
-                self.loop.failures.clear()  # it fell from where it stood
+                self.loop.failures.clear()  # errors of cancelled code do not matter
         finally:
             asyncio.events._set_running_loop(None)
             self.world.current = None
         for task in self.loop.tasks:
             if task.done() and not task.cancelled():
-                task.exception()  # or asyncio complains that nobody looked
+                task.exception()  # otherwise asyncio warns that it was never retrieved

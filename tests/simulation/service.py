@@ -1,7 +1,7 @@
-"""One service: a hub process with its feed, and the workers that it starts, all of them simulated processes.
+"""One service: a hub process with its feed, and its workers, all in simulated processes.
 
-What runs in them is the service's own: hub, snapshot maker, worker handles, the keeping of workers, fan-outs. Only
-what starts a process, opens a socket or reads a clock is replaced.
+They run the real code of the service: hub, snapshot builder, supervisor, servers. Only the parts that start a process,
+open a socket or read a clock are replaced.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ class Worker:
         self.process.on_exit.append(self._closed_by_kernel)
 
     async def main(self) -> int:
-        """As `typha.worker` runs it."""
+        """Run the worker as `typha.worker` does."""
         limits = self.service.plan.limits
         client_poller: poller.Poller[client.Client] = poller.Poller(
             self.listener,
@@ -85,7 +85,7 @@ class Worker:
 
 
 class Supervisor(supervisor.Supervisor):
-    """The service's keeping of workers, on simulated processes."""
+    """The supervisor of the service, with simulated processes."""
 
     def __init__(self, service: "Service", the_hub: hub.Hub, limits: policy.HubPolicy, listener: socket.socket) -> None:
         super().__init__(the_hub, settings.Settings(), limits, listener, serve_embedded=_no_embedded_worker)
@@ -106,7 +106,7 @@ class Supervisor(supervisor.Supervisor):
                 with self._attached(number, ours) as broken:
                     await self._watch(number, ended, broken)
             finally:
-                if service.process.is_alive:  # a dead hub kills nobody
+                if service.process.is_alive:  # a dead hub does not kill its workers
                     if not ended.done():
                         child.kill()
                     await ended
@@ -122,7 +122,7 @@ async def _wait(ended: "asyncio.Future[int]") -> int:
 
 
 class Service:
-    """One generation: its hub's process, and everything that dies with it."""
+    """One run of the service: the process of its hub, and everything that ends with it."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class Service:
         self.process.start(self._main)
 
     def make_process(self, name: str) -> process.Process:
-        """A process of this plan's speed."""
+        """Create a process with the speed of the plan."""
         return process.Process(
             self.world,
             name,
@@ -159,22 +159,22 @@ class Service:
         )
 
     def processes(self) -> list[process.Process]:
-        """Its hub's, and those of the newest workers."""
+        """The processes of the hub and of the newest workers."""
         return [self.process, *(worker.process for worker in self.workers.values())]
 
     def next_worker(self) -> int:
-        """Numbers the processes."""
+        """Number of the next worker process."""
         self._started += 1
         return self._started
 
     @property
     def is_stopping(self) -> bool:
-        """Whether it has been told to stop."""
+        """Whether the service has received SIGTERM."""
         return self._stopping.is_set()
 
     def stop(self) -> None:
-        """SIGTERM."""
-        self.world.note(self.process.name, "is told to stop")
+        """Send SIGTERM to the service."""
+        self.world.note(self.process.name, "receives SIGTERM")
         self._stopping.set()
 
     def _closed_by_kernel(self) -> None:
@@ -184,7 +184,7 @@ class Service:
                 worker.link_end.other.close()
 
     async def _main(self) -> int:
-        """As `typha.service` puts it together."""
+        """Put the service together as `typha.service` does."""
         spec = raw.FeedSpec(FEED, tuple(raw.ResourceSpec(type) for type in TYPES))
         source = truth.RecordedFeed(spec, max_value_bytes=_MAX_VALUE_BYTES, truth=self.truth)
         limits = self.plan.hub_limits

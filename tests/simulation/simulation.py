@@ -1,4 +1,4 @@
-"""A run of a seed: a service, its clients, the faults of its plan, and what must hold at every step and at the end."""
+"""One run of a seed: a service, its clients, the faults, and the invariants at every step and at the end."""
 
 import gc
 import os
@@ -24,7 +24,7 @@ from typha.worker import client
 
 _LOOK_SECONDS = 0.25
 _SLACK_SECONDS = 0.7
-"""Of a ping: latencies, a busy turn, and the time between two looks."""
+"""Allowed delay of a ping: latency, a busy turn, and the time between two checks."""
 CONVERGENCE_SECONDS = 60.0
 _RECOVERY_SECONDS = 1.5
 _HOT_SHARE = 0.9
@@ -32,7 +32,7 @@ _CUTS = (reasons.DisconnectReason.FELL_BEHIND, reasons.DisconnectReason.NO_PROGR
 
 
 class Simulation:
-    """Everything that there is in a run."""
+    """All parts of a run."""
 
     def __init__(self, world: worlds.World, plan: plans.Plan) -> None:
         self.world = world
@@ -42,7 +42,7 @@ class Simulation:
         self._fresh_seconds = plan.fresh_seconds
         self._by_connection: dict[int, agents.Agent] = {}
         self._greeted: set[int] = set()
-        """Connections that have been subscribed: what they are sent later is a catch-up."""
+        """Numbers of the connections that have subscribed. A later hold is part of a catch-up."""
         self._written = 0
         self.is_calm = False
         self.start_service()
@@ -64,20 +64,20 @@ class Simulation:
             self._watch(agent)
         world.after(_LOOK_SECONDS, self._look)
 
-    # What happens.
+    # Actions
 
     @property
     def newest(self) -> service.Service:
-        """The newest generation."""
+        """The newest service."""
         return self.generations[-1]
 
     def start_service(self) -> None:
-        """A new service, that knows nothing of those before."""
+        """Start a new service, without any state of the previous ones."""
         backlog = sockets.Backlog(self.world)
         self.generations.append(service.Service(self.world, len(self.generations) + 1, self.plan, backlog, self.server))
 
     def workers(self) -> list[service.Worker]:
-        """Those of the newest service that are alive."""
+        """The running workers of the newest service."""
         return [worker for worker in self.newest.workers.values() if worker.process.is_alive]
 
     def _dial(self, agent: agents.Agent, connection: network.Connection) -> bool:
@@ -87,14 +87,14 @@ class Simulation:
         return self.newest.backlog.connect(connection)
 
     def dial_stranger(self, connection: network.Connection) -> bool:
-        """Somebody connects who is no client."""
+        """Connect a peer that is not a client."""
         return self.newest.backlog.connect(connection)
 
     def _watch(self, agent: agents.Agent) -> None:
         agent.on_heard = lambda: self._heard(agent)
 
     def write(self, count: int) -> None:
-        """Objects change."""
+        """Change some objects."""
         draw = self.world.random
         for _ in range(count):
             type = draw.choice(service.TYPES)
@@ -112,15 +112,15 @@ class Simulation:
             self.write(1)
             self.world.after(self.world.random.expovariate(self.plan.writes_per_second), self._churn)
 
-    # What is seen.
+    # Checks
 
     def moved(self, current: client.Client, state: cursor.CursorState) -> None:
-        """A cursor has changed its state."""
+        """Check a change of the state of a cursor."""
         connection, agent = self._agent_of(current)
         if connection is None or agent is None or agent.model is None:
             return
         if current.reason is reasons.DisconnectReason.NETWORK_ERROR and connection.server_error is None:
-            raise worlds.Violation(f"{agent.name}: closed for an error of the network, which had none")
+            raise worlds.Violation(f"{agent.name}: closed with network-error, but the network had no error")
         if current.reason in _CUTS:
             self._check_cut(agent, connection, current)
         reason = f" ({current.reason.value})" if current.reason else ""
@@ -132,7 +132,7 @@ class Simulation:
             agent.model.mix()
 
     def _agent_of(self, current: client.Client) -> tuple[network.Connection | None, agents.Agent | None]:
-        """Who is at the other end of a connection, if it still is."""
+        """The connection and the agent at its other end, if both still exist."""
         if not isinstance(current.socket, sockets.ServerSocket):
             return None, None
         connection = current.socket.connection
@@ -140,24 +140,29 @@ class Simulation:
         return (connection, agent) if agent is not None and agent.connection is connection else (None, None)
 
     def took_leave(self, current: client.Client) -> None:
-        """A client has been sent its goodbye, where its protocol has one."""
+        """Note that the server has sent a goodbye, if the protocol has one."""
         _, agent = self._agent_of(current)
         if agent is not None and agent.plan.wire.startswith("native"):
             agent.is_dismissed = True
 
     def _check_cut(self, agent: agents.Agent, connection: network.Connection, current: client.Client) -> None:
-        """Nobody is cut off for being slow: only who takes nothing at all, or is older than what is remembered."""
+        """Check that the server does not disconnect a client only because it is slow.
+
+        It may disconnect a client that accepts no bytes, or that needs deletions that are forgotten.
+        """
         the_hub = self.newest.hub
         floor = the_hub.feeds[service.FEED].store.tombstone_floor if the_hub else 0
         if current.reason is reasons.DisconnectReason.FELL_BEHIND and current.sequence >= floor:
-            raise worlds.Violation(f"{agent.name}: cut off, though all since {current.sequence} is known")
+            raise worlds.Violation(
+                f"{agent.name}: disconnected, although all changes since {current.sequence} are known"
+            )
         seconds = self.world.now - connection.down.acknowledged_at
         limit = self.plan.limits.no_progress_timeout_seconds
         if current.reason is reasons.DisconnectReason.NO_PROGRESS and seconds < limit - _SLACK_SECONDS:
-            raise worlds.Violation(f"{agent.name}: cut off {seconds:.1f} s after it took something")
+            raise worlds.Violation(f"{agent.name}: disconnected {seconds:.1f} s after it accepted bytes")
 
     def _published(self, current: client.Client) -> int:
-        """What has been told to a client's worker, and so perhaps to others' clients, when it came."""
+        """The newest sequence number if the client's worker knew of it when the client connected, else 0."""
         for worker in self.workers():
             handle = self.newest.hub.workers.get(worker.config.number) if self.newest.hub else None
             if current.socket in worker.host.sockets.values() and handle is not None and not handle._ends:
@@ -175,7 +180,7 @@ class Simulation:
         return None
 
     def _heard(self, agent: agents.Agent) -> None:
-        """Whoever has been sent everything has everything."""
+        """Check that a client has everything if the server has sent everything."""
         connection, model, the_hub = agent.connection, agent.model, self.newest.hub
         if connection is None or model is None or the_hub is None or connection.down.held or connection.down.arrived:
             return
@@ -194,7 +199,7 @@ class Simulation:
                 raise worlds.Violation(f"{agent.name}: {error}") from error
 
     def after_turn(self, ran: process.Process) -> None:
-        """Behind every turn of a process."""
+        """Check the invariants after a turn of a process."""
         if ran is self.newest.process:
             checks.check_hub(self.newest)
             return
@@ -203,7 +208,7 @@ class Simulation:
                 checks.check_worker(worker.server)
 
     def _look(self) -> None:
-        """Every now and then: nobody is left in silence, nobody lags whom nothing holds up."""
+        """Check regularly that the server is not silent, and that no client lags without a cause."""
         self.world.after(_LOOK_SECONDS, self._look)
         now = self.world.now
         ping_seconds = self.plan.limits.ping_interval_seconds
@@ -224,7 +229,7 @@ class Simulation:
                 lacks = agent.lacks(self.newest.truth, bound_seconds=self._fresh_seconds)
                 if lacks:
                     raise worlds.Violation(
-                        f"{agent.name}: {lacks} updates are out for {self._fresh_seconds} s, and not here: {current!r}"
+                        f"{agent.name}: {lacks} updates have not arrived after {self._fresh_seconds} s: {current!r}"
                     )
             agent.look()
         for stranger in self.strangers:
@@ -232,10 +237,10 @@ class Simulation:
                 self.plan.limits, calm_at=max([w.process.disturbed_until for w in self.workers()], default=now)
             )
 
-    # The course of a run.
+    # Phases of a run
 
     def run(self) -> None:
-        """The whole of it."""
+        """Run the phase of faults, the convergence, and the drain if planned."""
         world, plan = self.world, self.plan
         self.write(plan.keys)
         begin = world.now
@@ -255,7 +260,7 @@ class Simulation:
         return lambda: faults.strike(self, kind)
 
     def calm(self) -> None:
-        """No more faults; what they broke heals by itself."""
+        """End the phase of faults. The service must recover by itself."""
         self.world.note("simulation", "the faults are over")
         self.is_calm = self.world.is_calm = True
         self.server.fault_probability = 0.0
@@ -264,7 +269,7 @@ class Simulation:
             agent.calm()
 
     def slow_consumers(self) -> list[str]:
-        """Who has not got there, for the message of a failure."""
+        """The clients that have not converged, for an error message."""
         lagging = []
         for agent in self.agents:
             if not self._is_current(agent):
@@ -273,7 +278,7 @@ class Simulation:
         return lagging or ["the hub itself"]
 
     def has_converged(self) -> bool:
-        """All clients hold what the API server holds, and have been told so."""
+        """Whether all clients have the objects of the API server, and the status in-sync."""
         the_hub = self.newest.hub
         if the_hub is None or self.newest.is_stopping or not all(self._is_current(agent) for agent in self.agents):
             return False
@@ -287,19 +292,19 @@ class Simulation:
 
     def _is_current(self, agent: agents.Agent) -> bool:
         model, history = agent.model, self.newest.truth
-        # An agent that stalls does not see that its server is gone: it has yet to come back.
+        # A stalled agent does not notice that its server is gone, so it may still have to reconnect.
         is_connected = agent.connection is not None and self._server_end(agent) is not None
         is_told = is_connected and model is not None and model.truth is history and model.status is not None
         return is_told and model is not None and model.status == 2 and model.total == history.digest
 
     def _stay_calm(self) -> None:
-        """While nothing happens nobody is cut off; the counters, as the hub knows them, add up."""
+        """Check that without faults no client is disconnected, and that the counters of the hub add up."""
         ends = sum(agent.ends for agent in self.agents)
         self.world.run_until(self.world.now + 1.2 * self.plan.limits.ping_interval_seconds + 2.5)
         if sum(agent.ends for agent in self.agents) != ends:
-            raise worlds.Violation("a client was cut off though nothing happened")
+            raise worlds.Violation("a client was disconnected without a fault")
         if not self.has_converged():
-            raise worlds.Violation(f"converged, and then no more: {self.slow_consumers()}")
+            raise worlds.Violation(f"no longer converged: {self.slow_consumers()}")
         tidied_at = self.world.now + 2 * self.plan.limits.stats_interval_seconds
         if not self.world.run_until(tidied_at, condition=lambda: not self._left_files()):
             raise worlds.Violation(self._left_files())
@@ -324,7 +329,7 @@ class Simulation:
             raise worlds.Violation(f"the drain ends with {self.newest.process.exit_code}")
 
     def close(self) -> None:
-        """Kills what is left, so that nothing remains of the run."""
+        """Kill all remaining processes."""
         self.world.forget()
         for generation in self.generations:
             for one in generation.processes():
@@ -334,10 +339,10 @@ class Simulation:
 
 
 def run(seed: int, *, tell: Callable[[str], None] | None = None) -> worlds.World:
-    """Runs a seed; returns its world, with the history.
+    """Run a seed. Returns its world, with the history.
 
     Raises:
-        Violation: a rule did not hold; the seed and the last events are in its notes.
+        Violation: an invariant does not hold. The notes of the exception have the seed and the last events.
     """
     plan = plans.make(seed)
     world = worlds.World(seed, tell=tell)
@@ -355,7 +360,7 @@ def run(seed: int, *, tell: Callable[[str], None] | None = None) -> worlds.World
             if running:
                 running.pop().close()
     if len(os.listdir("/proc/self/fd")) != descriptors:
-        gc.collect()  # a killed process leaves cycles that hold sockets; its kernel would close those
+        gc.collect()  # a killed process leaves reference cycles that hold sockets; a kernel would close them
     left = len(os.listdir("/proc/self/fd")) - descriptors
     if left:
         raise worlds.Violation(f"seed {seed}: {left} descriptors are left open")

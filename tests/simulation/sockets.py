@@ -1,6 +1,6 @@
-"""A process's sockets in the place of the kernel's: connections' ends, the listening socket, and an epoll over them.
+"""Simulated sockets of a process: the server's ends of connections, the listening socket, and epoll.
 
-Descriptors' numbers come back as soon as they are closed, the lowest first.
+As in the kernel, a new socket gets the lowest free descriptor, and a closed descriptor is free at once.
 """
 
 import errno
@@ -16,14 +16,14 @@ from tests.simulation import world as worlds
 
 LISTENER_FD = 2
 _ABORTED = 0.02
-"""Connections that are reset between the kernel's handshake and their acceptance."""
+"""Share of connections that are reset between the kernel's handshake and `accept`."""
 _SYSTEM_CALL_SECONDS = 5e-6
 _TCP_INFO = struct.Struct("=120xQ8x")
 _NUMBER = struct.Struct("i")
 
 
 class ServerSocket(socket.socket):
-    """The server's end of a connection, in the place of a socket."""
+    """The server's end of a connection."""
 
     def __init__(self, connection: network.Connection, host: "Host", owner: process.Process) -> None:
         self.connection = connection
@@ -43,19 +43,19 @@ class ServerSocket(socket.socket):
             self.epoll.note(self._number)
 
     def fileno(self) -> int:
-        """Its number, free for others as soon as it is closed."""
+        """The descriptor; -1 once the socket is closed."""
         return self._number
 
     def setblocking(self, flag: bool) -> None:
-        """It never blocks."""
+        """Ignored: it never blocks."""
 
     def setsockopt(self, *arguments: Any) -> None:
-        """Of the options only the reset at the end is of interest."""
+        """Of all options, only SO_LINGER has an effect: closing resets the connection."""
         if arguments[:2] == (socket.SOL_SOCKET, socket.SO_LINGER):
             self.discards = True
 
     def getsockopt(self, *arguments: Any) -> Any:
-        """TCP_INFO, with the acknowledged bytes, or what has gone wrong."""
+        """SO_ERROR, or TCP_INFO with the number of acknowledged bytes."""
         if arguments[:2] == (socket.SOL_SOCKET, socket.SO_ERROR):
             return _NUMBER.pack(self.connection.server_error or 0)
         return _TCP_INFO.pack(self.connection.down.acknowledged_bytes)
@@ -64,13 +64,13 @@ class ServerSocket(socket.socket):
         if not self.owner.is_alive:
             raise OSError(errno.EBADF, "its process is dead")
         if self._number < 0:
-            raise worlds.Violation(f"{self!r} is used behind its end")
+            raise worlds.Violation(f"{self!r} is used after it was closed")
         self.owner.work(_SYSTEM_CALL_SECONDS)
         if self.connection.server_error is not None:
             raise OSError(self.connection.server_error, errno.errorcode[self.connection.server_error])
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        """What has come, perhaps not all of it."""
+        """Read bytes that have arrived, at random not all of them."""
         self._check()
         pipe = self.connection.up
         if pipe.arrived:
@@ -79,10 +79,10 @@ class ServerSocket(socket.socket):
             return pipe.read(bufsize)
         if pipe.is_ended:
             return b""
-        raise BlockingIOError(errno.EAGAIN, "nothing there")
+        raise BlockingIOError(errno.EAGAIN, "no bytes")
 
     def send(self, data: Any, flags: int = 0, /) -> int:
-        """What there is room for."""
+        """Send as many bytes as there is room for."""
         self._check()
         if self.connection.client_closed and self.connection.up.is_ended:
             self.connection._fail_server(errno.EPIPE)
@@ -92,7 +92,7 @@ class ServerSocket(socket.socket):
         return count
 
     def events(self) -> int:
-        """What epoll has to say."""
+        """The events that epoll reports."""
         connection = self.connection
         events = 0
         if connection.up.arrived or connection.up.is_ended:
@@ -106,7 +106,7 @@ class ServerSocket(socket.socket):
         return events
 
     def close(self) -> None:
-        """Gives the number back; the kernel sees to what it holds."""
+        """Free the descriptor, and close the connection."""
         if self._number >= 0:
             self._host.give_back(self._number)
             self._number = -1
@@ -116,13 +116,13 @@ class ServerSocket(socket.socket):
 
 
 class Host:
-    """A process's numbers for its sockets: the lowest that is free."""
+    """The descriptors of a process."""
 
     def __init__(self) -> None:
         self.sockets: dict[int, ServerSocket] = {}
 
     def take_number(self, opened: ServerSocket) -> int:
-        """The lowest free one."""
+        """Allocate the lowest free descriptor."""
         number = 3
         while number in self.sockets:
             number += 1
@@ -130,17 +130,17 @@ class Host:
         return number
 
     def give_back(self, number: int) -> None:
-        """Free again."""
+        """Free a descriptor."""
         del self.sockets[number]
 
     def close_all(self) -> None:
-        """The process is dead, and the kernel closes what it had."""
+        """Close all connections, as the kernel does for a dead process."""
         for opened in list(self.sockets.values()):
             opened.connection.close_server(discard=opened.discards)
 
 
 class Backlog:
-    """The kernel's queue of connections that nobody has accepted; it lives as long as somebody listens."""
+    """The kernel's queue of connections that wait for `accept`. It exists as long as a process listens."""
 
     def __init__(self, world: worlds.World) -> None:
         self.world = world
@@ -149,7 +149,7 @@ class Backlog:
         self.listeners = 0
 
     def connect(self, connection: network.Connection) -> bool:
-        """A client comes; False if nobody listens."""
+        """Connect a client. Returns False if no process listens."""
         if self.listeners == 0:
             return False
         self.waiting.append(connection)
@@ -158,7 +158,7 @@ class Backlog:
         return True
 
     def let_go(self) -> None:
-        """One of those who share it has closed it; with the last one the waiting connections are reset."""
+        """Remove a listener. The last one resets the waiting connections."""
         self.listeners -= 1
         if self.listeners == 0:
             while self.waiting:
@@ -166,7 +166,7 @@ class Backlog:
 
 
 class Listener(socket.socket):
-    """A process's share of the listening socket."""
+    """The listening socket in one of the processes that share it."""
 
     def __init__(
         self,
@@ -186,11 +186,11 @@ class Listener(socket.socket):
         backlog.listeners += 1
 
     def fileno(self) -> int:
-        """Its number, until it is closed."""
+        """The descriptor; -1 once the socket is closed."""
         return LISTENER_FD if self._is_open else -1
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The connection that has waited longest; some have been reset meanwhile."""
+        """Accept the connection that has waited longest. Some have been reset meanwhile."""
         while self.backlog.waiting:
             connection = self.backlog.waiting.popleft()
             if self.backlog.world.chance(_ABORTED) and not self.backlog.world.is_calm:
@@ -199,10 +199,10 @@ class Listener(socket.socket):
             opened = self._kind(connection, self._host, self._owner)
             self._accepted(opened)
             return opened, ("client", connection.number)
-        raise BlockingIOError(errno.EAGAIN, "nobody there")
+        raise BlockingIOError(errno.EAGAIN, "no connection")
 
     def close(self) -> None:
-        """Listens no more."""
+        """Stop listening."""
         if self._is_open:
             self._is_open = False
             self._closed = True
@@ -210,7 +210,7 @@ class Listener(socket.socket):
 
 
 class Epoll:
-    """An epoll over a host's sockets and a listener, and a file in its process's loop."""
+    """An epoll object for the sockets of a host and a listener. It is a file in the loop of its process."""
 
     def __init__(self, world: worlds.World, host: Host, backlog: Backlog, owner: process.Process) -> None:
         self._world = world
@@ -219,16 +219,16 @@ class Epoll:
         self._owner = owner
         self._masks: dict[int, int] = {}
         self._noted: dict[int, None] = {}
-        """Those that may have something to say."""
+        """Descriptors that may be ready."""
         self._number = owner.open(self)
         backlog.epolls.append(self)
 
     def fileno(self) -> int:
-        """Its number in the loop."""
+        """The descriptor in the loop."""
         return self._number
 
     def register(self, fd: int, events: int) -> None:
-        """Watches a socket that is not watched."""
+        """Add a descriptor."""
         if fd in self._masks:
             raise FileExistsError(errno.EEXIST, "registered twice")
         self._masks[fd] = events
@@ -237,14 +237,14 @@ class Epoll:
         self.note(fd)
 
     def modify(self, fd: int, events: int) -> None:
-        """Watches for something else."""
+        """Change the events of a descriptor."""
         if fd not in self._masks:
             raise FileNotFoundError(errno.ENOENT, "not registered")
         self._masks[fd] = events
         self.note(fd)
 
     def unregister(self, fd: int) -> None:
-        """Watches it no more."""
+        """Remove a descriptor."""
         if self._masks.pop(fd, None) is None:
             raise FileNotFoundError(errno.ENOENT, "not registered")
         self._noted.pop(fd, None)
@@ -252,7 +252,7 @@ class Epoll:
             self._host.sockets[fd].epoll = None
 
     def note(self, fd: int) -> None:
-        """Something has happened to a socket."""
+        """Note that a descriptor may be ready."""
         if fd in self._masks:
             self._noted[fd] = None
             self._owner.wake()
@@ -272,15 +272,15 @@ class Epoll:
                 del self._noted[fd]
 
     def is_readable(self) -> bool:
-        """Whether `poll` has something to say."""
+        """Whether a descriptor is ready."""
         return any(True for _ in self._happened())
 
     def is_writable(self) -> bool:
-        """Nobody asks."""
+        """Always False."""
         return False
 
     def poll(self, timeout: float | None = None, maxevents: int = -1) -> list[tuple[int, int]]:
-        """What has happened, in an order that is drawn; not always all of it."""
+        """The events of ready descriptors in random order, at random not all of them."""
         self._owner.work(_SYSTEM_CALL_SECONDS)
         happened = list(self._happened())
         if len(happened) > 1:
@@ -290,7 +290,7 @@ class Epoll:
         return happened[:maxevents] if maxevents > 0 else happened
 
     def close(self) -> None:
-        """Watches nothing more."""
+        """Remove all descriptors."""
         self._masks.clear()
         self._noted.clear()
         if self in self._backlog.epolls:
@@ -298,18 +298,18 @@ class Epoll:
 
 
 class Poll:
-    """A poll that is asked once about a socket or two."""
+    """A poll object for a few sockets."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._masks: dict[int, int] = {}
 
     def register(self, fd: int, events: int) -> None:
-        """Asks about a socket."""
+        """Add a descriptor."""
         self._masks[fd] = events
 
     def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
-        """Those that have something to say."""
+        """The events of the ready descriptors."""
         always = select.EPOLLERR | select.EPOLLHUP
         answers = [(fd, self._host.sockets[fd].events() & (mask | always)) for fd, mask in self._masks.items()]
         return [(fd, events) for fd, events in answers if events]

@@ -1,4 +1,4 @@
-"""Connections that speak no protocol, or not to its end: they must go within the handshake's time."""
+"""Peers with an unknown protocol or an incomplete hello. The server must close them within the handshake timeout."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,7 @@ _FIRST_WORDS = (
 
 
 class Stranger:
-    """One of them, again and again."""
+    """One such peer, which reconnects again and again."""
 
     def __init__(self, world: worlds.World, number: int, dial: Callable[[network.Connection], bool]) -> None:
         self.world = world
@@ -71,7 +71,7 @@ class Stranger:
             self.world.after(_AWAY_SECONDS, self._come)
 
     def look(self, limits: policy.Policy, *, calm_at: float) -> None:
-        """It must not be kept for longer than the rules say."""
+        """Check that the server has not kept the connection for too long."""
         bound = limits.handshake_timeout_seconds + limits.refusal_hold_seconds + _SLACK_SECONDS
         if self._connection is not None and self.world.now - max(self._since, calm_at) > bound:
             raise worlds.Violation(f"{self._name} is still there")

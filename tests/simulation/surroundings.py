@@ -1,4 +1,4 @@
-"""The world's clocks, sockets and draws in the place of the machine's, for as long as a run takes."""
+"""Replaces the clocks, sockets and random numbers of the machine by those of the world during a run."""
 
 import contextlib
 import random
@@ -22,11 +22,11 @@ _BUILDERS: tuple[tuple[Any, float], ...] = (
     (snapshot.OrderedSnapshotBuilder, 1.0),
     (catchup.BlockBuilder, 0.25),
 )
-"""Who writes files, and how much a step of it takes of the plan's."""
+"""The builders of files, and the duration of their steps relative to the plan's."""
 
 
 class Stage(Protocol):
-    """What a run has of its own."""
+    """The methods of a simulation that are called for events."""
 
     generations: list[service.Service]
 
@@ -35,20 +35,20 @@ class Stage(Protocol):
         ...
 
     def took_leave(self, current: client.Client) -> None:
-        """A client has been sent a goodbye, or is to wait for its end without one."""
+        """The server begins to close a client, with a goodbye if the protocol has one."""
         ...
 
 
 @contextlib.contextmanager
 def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Stage]) -> Iterator[None]:
-    """The world's clocks, epolls and draws in the place of the machine's, and the plan's sizes."""
+    """Install the clocks, the epoll and the random numbers of the world, and the sizes of the plan."""
 
     def at_work() -> service.Worker:
         for generation in running[0].generations:
             for worker in generation.workers.values():
                 if worker.process is world.current:
                     return worker
-        raise worlds.Violation("sockets for nobody")
+        raise worlds.Violation("a socket outside of any worker")
 
     def make_epoll() -> sockets.Epoll:
         worker = at_work()
@@ -77,7 +77,7 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Stage]) ->
         mock.patch.object(select, "poll", make_poll),
         mock.patch.object(cursor.Cursor, "_enter", observed),
         mock.patch.object(connections.Connections, "_refuse", took_leave),
-        mock.patch.object(client.Client, "__hash__", _number_of),  # sets of clients have the same order every time
+        mock.patch.object(client.Client, "__hash__", _number_of),  # keeps the order of sets the same in every run
         mock.patch.object(store, "CHUNK_TARGET_KEYS", plan.chunk_keys),
         mock.patch.object(native_encoder, "FRAME_TARGET_BYTES", plan.frame_bytes),
         mock.patch.object(typha_encoder, "MESSAGE_TARGET_BYTES", plan.frame_bytes),
@@ -85,7 +85,7 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Stage]) ->
         mock.patch.object(catchup, "BLOCK_TARGET_BYTES", plan.block_bytes),
         mock.patch.object(
             tls_transport, "OFFER_BYTES", min(tls_transport.OFFER_BYTES, plan.limits.send_bytes)
-        ),  # what is sealed is offered again in one piece
+        ),  # sealed bytes must be offered again in one piece
     ]
     patches += [
         mock.patch.object(builder, "steps", _at_work(builder.steps, world, plan.step_seconds * share))
@@ -109,7 +109,7 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Stage]) ->
 def _at_work(
     steps: Callable[[Any], Iterator[None]], world: worlds.World, step_seconds: float
 ) -> Callable[[Any], Iterator[None]]:
-    """A builder's steps, each of which takes time: else all files were made within a moment."""
+    """Make each step of a builder take time. Otherwise every file would be built at once."""
 
     def steps_at_work(builder: Any) -> Iterator[None]:
         for step in steps(builder):
@@ -125,10 +125,10 @@ def _number_of(current: client.Client) -> int:
 
 
 def _log_into(world: worlds.World) -> structlog.typing.Processor:
-    """The service's log lines become part of the history."""
+    """Add the log lines of the service to the history."""
 
     def process_line(_: object, level: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-        name = world.current.name if world.current else "nobody"
+        name = world.current.name if world.current else "no process"
         world.note(f"{name} log", f"{level} {event}")
         if "Defect" in str(event.get("event")):
             raise worlds.Violation(f"{name}: {event}")

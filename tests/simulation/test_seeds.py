@@ -1,4 +1,4 @@
-"""The simulation over many seeds; what fails here is repeated by `python -m tests.simulation SEED -v`."""
+"""Runs the simulation with many seeds. `python -m tests.simulation SEED -v` repeats a failure."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ FIRST_SEEDS = range(0, SEEDS, SEEDS_PER_TEST)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", FIRST_SEEDS)
-def test_the_rules_hold_at_every_step(first: int) -> None:
+def test_the_invariants_hold_at_every_step(first: int) -> None:
     for seed in range(first, first + SEEDS_PER_TEST):
         simulation.run(seed)
 
@@ -26,13 +26,13 @@ def test_there_are_thousands_of_seeds() -> None:
 
 
 def test_a_seed_replays_exactly() -> None:
-    """In other processes, with other hashes and addresses, the same happens at the same times."""
+    """Processes with different hashes and addresses produce the same history."""
     printed = set()
     for hash_seed in ("1", "2"):
         command = [sys.executable, "-m", "tests.simulation", "77", "-v"]
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
         history, _, _ = done.stdout.rpartition("\n1 seeds")
-        assert "told in-sync" in history
+        assert "receives status in-sync" in history
         printed.add(history)
     assert len(printed) == 1

@@ -1,9 +1,9 @@
-"""How a simulated worker's bytes get into its sockets: as they are, or sealed in records as OpenSSL does it.
+"""Transports of simulated workers: plain text, or TLS records as in OpenSSL.
 
-Through TLS the service's own transport runs, on sockets that behave as OpenSSL's. A record is sealed when its bytes
-are first offered. If the socket does not take all of it, the caller is told to wait, and must then offer the same
-bytes again, and at least as many: other bytes would be lost without an error, fewer are an error that ends the
-connection. Here both end the run.
+For TLS, the real transport of the service runs on sockets that behave like OpenSSL. A record is sealed when its bytes
+are first offered. If the socket does not accept the whole record, the caller must wait and offer at least the same
+bytes again. In OpenSSL, other bytes would be lost without an error, and fewer bytes are an error that ends the
+connection. Here, both end the run.
 """
 
 import os
@@ -21,7 +21,7 @@ _APPLICATION_DATA = (23, 0x0303)
 
 
 class PlainTransport:
-    """The kernel's own calls."""
+    """Plain text: calls the socket directly."""
 
     acked_bytes = staticmethod(transport.kernel_acked_bytes)
     window_bytes = staticmethod(transport.kernel_window_bytes)
@@ -30,32 +30,32 @@ class PlainTransport:
         self._host = host
 
     def write(self, descriptor: int, data: bytes | memoryview, /) -> int:
-        """Sends some of the bytes."""
+        """Send some of the bytes."""
         return self._host.sockets[descriptor].send(data)
 
     def write_ahead(self, connection: transport.Connection, data: bytes, /) -> int:
-        """As any other bytes."""
+        """The same as `write`."""
         return self.write(connection.fileno(), data)
 
     def send_file(self, descriptor: int, file_descriptor: int, position: int, count: int, /) -> int:
-        """Sends some of a file's bytes; behind what was written there are zeros, as in the kernel's."""
+        """Send some bytes of a file. Beyond the written part it has zeros, as with the kernel."""
         return self.write(descriptor, os.pread(file_descriptor, count, position))
 
     def receive(self, connection: transport.Connection, count: int, /) -> bytes:
-        """Bytes that have come."""
+        """Read bytes that have arrived."""
         return connection.recv(count)
 
     def owed(self, descriptor: int, /) -> int:
-        """Nothing is ever half sent."""
+        """Always 0: no record is ever sent in part."""
         return 0
 
     def release(self, descriptor: int, /) -> bool:
-        """Nothing is in the way."""
+        """Always True."""
         return True
 
 
 class _Sealed:
-    """What was offered, in records, and the socket has not taken whole."""
+    """Sealed records that the socket has not accepted completely."""
 
     def __init__(self, plain: bytes) -> None:
         self.plain = plain
@@ -65,12 +65,12 @@ class _Sealed:
 
 
 class TlsSocket(sockets.ServerSocket):
-    """A socket behind a handshake that is done; the way to the server is left as it is."""
+    """A socket after the TLS handshake. Bytes from the client to the server stay plain."""
 
     _sealed: _Sealed | None = None
 
     def send(self, data: Any, flags: int = 0, /) -> int:
-        """Seals what is offered, or goes on with what is sealed."""
+        """Seal the bytes, or continue with the sealed records."""
         if self._sealed is None:
             self._sealed = _Sealed(bytes(data))
         plain = self._sealed.plain
@@ -87,33 +87,33 @@ class TlsSocket(sockets.ServerSocket):
         return len(plain)
 
     def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        """What has come."""
+        """Read bytes that have arrived."""
         try:
             return super().recv(bufsize)
         except BlockingIOError as error:
             raise ssl.SSLWantReadError from error
 
     def unwrap(self) -> None:
-        """The peer's answer is not waited for."""
+        """Do not wait for the peer's answer."""
         raise ssl.SSLWantReadError
 
 
 class TlsTransport(tls_transport.TlsTransport):
-    """The service's own, that takes connections without a handshake."""
+    """The transport of the service, for connections without a handshake."""
 
     def accepted(self, connection: sockets.ServerSocket) -> None:
-        """A connection has come."""
+        """Register an accepted connection."""
         self.opened(cast("ssl.SSLSocket", connection))
 
 
 class RecordReader:
-    """The client's end: whole records' contents."""
+    """The client's end: unpacks complete records."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def receive(self, data: bytes) -> bytes:
-        """Takes bytes; gives what complete records hold."""
+        """Process received bytes. Returns the contents of complete records."""
         self._buffer += data
         plain = bytearray()
         while len(self._buffer) >= _HEADER.size:

@@ -1,4 +1,4 @@
-"""What one hub has published, update by update: every map that a client may hold, and when it was the newest."""
+"""The history that one hub has published: every map that a client may have, and when it was the newest."""
 
 import bisect
 
@@ -7,7 +7,7 @@ from protocol import digest, messages
 from tests.simulation import world as worlds
 
 ABSENT = 0
-"""The digest of a key that is not there."""
+"""Digest of a missing key."""
 
 
 class Truth:
@@ -16,9 +16,9 @@ class Truth:
     def __init__(self, world: worlds.World) -> None:
         self._world = world
         self.map: dict[str, int] = {}
-        """Key to digest of key and value."""
+        """Digest of key and value, by key."""
         self.digests = [0]
-        """State digest by sequence."""
+        """Digest of the whole map, by sequence number."""
         self._sequences: dict[int, list[int]] = {0: [0]}
         self._keys: dict[str, dict[int, list[int]]] = {}
         self._committed_sequences: list[int] = []
@@ -27,23 +27,23 @@ class Truth:
 
     @property
     def sequence(self) -> int:
-        """The newest."""
+        """The newest sequence number."""
         return len(self.digests) - 1
 
     @property
     def digest(self) -> int:
-        """Of the newest map."""
+        """Digest of the newest map."""
         return self.digests[-1]
 
     @property
     def status(self) -> messages.SyncStatus:
-        """The newest."""
+        """The newest status."""
         return self._statuses[-1][1]
 
     def record(self, batch: feed.Batch) -> None:
-        """A batch has been taken."""
+        """Record a batch."""
         if batch.previous_sequence != self.sequence:
-            raise worlds.Violation(f"batch behind {batch.previous_sequence}, the store was at {self.sequence}")
+            raise worlds.Violation(f"a batch follows {batch.previous_sequence}, but the store was at {self.sequence}")
         total = self.digest
         for update in batch.updates:
             before = self.map.pop(update.key, ABSENT)
@@ -61,13 +61,13 @@ class Truth:
             self._committed_at.append(self._world.time)
 
     def first_cut(self, total: int, not_before: int) -> int | None:
-        """The first sequence from one on at which the map had this digest."""
+        """The first sequence number, from `not_before` on, at which the map had this digest; None if there is none."""
         sequences = self._sequences.get(total, [])
         place = bisect.bisect_left(sequences, not_before)
         return sequences[place] if place < len(sequences) else None
 
     def key_moved(self, key: str, now: int, not_before: int) -> int | None:
-        """The first sequence from one on at which the key got this digest; None if it never did."""
+        """The first sequence number, from `not_before` on, at which the key got this digest; None if there is none."""
         if now == ABSENT and not_before == 0:
             return 0
         sequences = self._keys.get(key, {}).get(now, [])
@@ -75,12 +75,12 @@ class Truth:
         return sequences[place] if place < len(sequences) else None
 
     def due_at(self, when: float) -> int:
-        """The newest sequence that had been committed at a time."""
+        """The newest sequence number that was committed at a time."""
         place = bisect.bisect_right(self._committed_at, when)
         return self._committed_sequences[place - 1] if place else 0
 
     def statuses_at(self, sequence: int) -> set[messages.SyncStatus]:
-        """Those that were told of a sequence, or held when it came."""
+        """The statuses published at a sequence number, and the status that was valid before."""
         told = {status for at, status in self._statuses if at == sequence}
         before = [status for at, status in self._statuses if at < sequence]
         return told | set(before[-1:])
@@ -94,7 +94,7 @@ class RecordedFeed(feed.RawFeed):
         self.truth = truth
 
     def take(self) -> feed.Batch | None:
-        """What has happened since the last call."""
+        """Return the changes since the last call, and record them."""
         batch = super().take()
         if batch is not None:
             self.truth.record(batch)

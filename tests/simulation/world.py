@@ -1,7 +1,7 @@
-"""Virtual time: what happens next, in an order that one seed decides.
+"""Virtual time: a queue of events whose order depends only on the seed.
 
-Everything is an event of one heap. Where reality promises no order (which process runs first, which timer of one
-moment, which socket) a draw decides, so that other seeds see other orders, and the same seed always the same.
+All events are in one heap. Where reality promises no order (of processes, of timers with the same time, of ready
+sockets), a random number decides. Different seeds see different orders, and one seed always sees the same order.
 """
 
 import heapq
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from tests.simulation import process
 
 BEGIN_SECONDS = 1000.0
-"""Monotonic time at the start; not zero, which stands for "never" in the service."""
+"""Monotonic time at the start. Not zero, because zero means "never" in the service."""
 UNIX_NANOSECONDS = 1_700_000_000 * 10**9
 _HISTORY_LINES = 400
 _ASK_SECONDS = 0.05
 
 
 class Violation(AssertionError):
-    """A rule did not hold."""
+    """An invariant does not hold."""
 
 
 class World:
-    """The clock, the events to come, and the history so far."""
+    """The clock, the future events, and the history so far."""
 
     def __init__(self, seed: int, *, tell: Callable[[str], None] | None = None) -> None:
         self.seed = seed
@@ -35,30 +35,30 @@ class World:
         self.history: deque[str] = deque(maxlen=_HISTORY_LINES)
         self.events = 0
         self.is_calm = False
-        """Nothing goes wrong any more."""
+        """The phase of faults is over."""
         self.fingerprint = 0
-        """Hash over the whole history: two runs of a seed must have the same."""
+        """Hash of the whole history. Two runs of a seed have the same fingerprint."""
         self.after_turn: Callable[[process.Process], None] = lambda _: None
-        """Called behind every turn of a process."""
+        """Called after every turn of a process."""
         self._heap: list[tuple[float, float, int, Callable[[], None]]] = []
         self._count = 0
         self._tell = tell
 
     @property
     def time(self) -> float:
-        """Monotonic time as whoever runs now sees it: a process's own runs ahead while it works."""
+        """Monotonic time of the running process. It runs ahead of the world while the process works."""
         return self.now if self.current is None else self.current.local
 
     def monotonic(self) -> float:
-        """What a process reads from its clock; reading takes time, as everything does."""
+        """Read the clock as the running process does. Reading takes time."""
         return self.now if self.current is None else self.current.read_clock()
 
     def unix_nanoseconds(self) -> int:
-        """Wall clock time, as far from the monotonic one as ever."""
+        """Wall clock time, at a constant distance from the monotonic time."""
         return UNIX_NANOSECONDS + int(self.time * 1e9)
 
     def note(self, who: str, what: str) -> None:
-        """Adds a line to the history."""
+        """Add a line to the history."""
         line = f"{self.time - BEGIN_SECONDS:10.4f} {who}: {what}"
         self.events += 1
         self.fingerprint = hash_line(self.fingerprint, line)
@@ -67,16 +67,16 @@ class World:
             self._tell(line)
 
     def at(self, when: float, action: Callable[[], None]) -> None:
-        """Does something at a time (now, if that is over)."""
+        """Run an action at a time, or now if that time has passed."""
         self._count += 1
         heapq.heappush(self._heap, (max(when, self.now), self.random.random(), self._count, action))
 
     def after(self, seconds: float, action: Callable[[], None]) -> None:
-        """Does something in a while."""
+        """Run an action after a delay."""
         self.at(self.time + seconds, action)
 
     def run_until(self, when: float, *, condition: Callable[[], bool] | None = None) -> bool:
-        """Lets time pass, until the condition holds (asked now and then) or the time has come; whether it held."""
+        """Run events until the condition holds or the time has come. Returns whether the condition holds."""
         heap = self._heap
         ask_at = self.now
         while heap and heap[0][0] <= when:
@@ -90,12 +90,12 @@ class World:
         return condition is not None and condition()
 
     def forget(self) -> None:
-        """Nothing that was to come will come."""
+        """Drop all future events."""
         self._heap.clear()
         self.after_turn = lambda _: None
 
     def chance(self, probability: float) -> bool:
-        """A draw."""
+        """True with this probability."""
         return self.random.random() < probability
 
 

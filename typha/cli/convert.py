@@ -1,27 +1,38 @@
-"""`typha convert`: what a feed's agents see of objects, without a cluster."""
+"""`typha convert`: show what the agents of a feed see of some objects, without a cluster.
+
+The input is objects, lists and watch events, as JSON or YAML, in any mixture. JSON keeps its bytes, because the order
+of members can be part of a value. YAML is read as Kubernetes reads it: times are texts. Aliases are rejected.
+"""
 
 import json
 import os
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import click
 import msgspec
+import yaml
 
 from cache import objects, resources
 from cache.feeds.calico import customresource, feed, specfields, syncers
+from cache.feeds.calico.codecs import gojson
 from protocol import messages
-from typha.cli import convert_input
 
 EXIT_REFUSED = 1
 EXIT_UNREADABLE = 2
+
+MAX_INPUT_BYTES = 1 << 30
+"""Limit for all files together."""
+MAX_DEPTH = 100
+"""Limit for lists within lists. API servers nest them once or twice."""
 
 _MAX_VALUE_BYTES = 1 << 30
 _STANDARD_INPUT = "-"
 _GROUP_VARIABLE = "CALICO_API_GROUP"
 _WHOLE_KINDS = frozenset({"BGPConfiguration", "BGPFilter", "BGPPeer", "CalicoNodeStatus", "EndpointSlice", "Service"})
+"""The values of these kinds contain the whole object."""
 _SOMETIMES_WHOLE_KINDS = frozenset({"FelixConfiguration", "ClusterInformation"})
 _NAMESPACED_KINDS = frozenset(
     {
@@ -31,25 +42,30 @@ _NAMESPACED_KINDS = frozenset(
 )
 _NAMESPACE_DEFAULT = "default"
 _TITLES_NAMED = 3
+_WATCH_TYPES = frozenset({"ADDED", "MODIFIED", "DELETED"})
+_IGNORED_WATCH_TYPES = frozenset({"BOOKMARK", "SYNCED"})
 
 
-@click.command(name="convert", short_help="Show what a feed's agents see of objects.")
+@click.command(name="convert", short_help="Show what the agents of a feed see of some objects.")
 @click.argument("files", metavar="[FILE]...", nargs=-1)
-@click.option("--feed", "feed_name", type=click.Choice(syncers.NAMES), required=True, help="The feed.")
-@click.option("--api-group", help="Calico's API group and version. Default: CALICO_API_GROUP, else by the objects.")
-@click.option("--deltas", is_flag=True, help="Print what is sent step by step: the first list, then each watch event.")
+@click.option("--feed", "feed_name", type=click.Choice(syncers.NAMES), required=True, help="Name of the feed.")
+@click.option(
+    "--api-group",
+    help="API group and version of Calico. Default: CALICO_API_GROUP; if it is not set, chosen from the objects.",
+)
+@click.option("--deltas", is_flag=True, help="Print updates step by step: the first list, then each watch event.")
 @click.pass_context
 def convert(
     context: click.Context, *, files: tuple[str, ...], feed_name: str, api_group: str | None, deltas: bool
 ) -> None:
-    """Print what the agents of a feed see of the objects in FILEs (- or none: standard input), one JSON object a line.
+    """Print what the agents of a feed see of the objects in FILEs, as one JSON object per line.
 
-    FILEs hold objects, lists or watch events, as JSON or YAML. Exit codes: 1 an object was refused, 2 usage or
-    unreadable input.
+    FILEs contain objects, lists or watch events, as JSON or YAML. Without FILEs, or for "-", the command reads standard
+    input. Exit codes: 1 an object was refused, 2 bad usage or unreadable input.
     """
     try:
-        entries = _read(files)
-    except (OSError, convert_input.UnreadableInput) as error:
+        entries = _read_files(files)
+    except (OSError, UnreadableInput) as error:
         click.echo(f"typha: error: {error}", err=True)
         context.exit(EXIT_UNREADABLE)
     group = _choose_group(api_group, entries)
@@ -58,36 +74,200 @@ def convert(
         if deltas:
             _print_deltas(conversion, entries)
         else:
-            _print_map(conversion, entries)
+            _print_snapshot(conversion, entries)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe; keep the interpreter from reporting it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     conversion.report()
     context.exit(EXIT_REFUSED if conversion.has_refused else 0)
 
 
-def _read(files: tuple[str, ...]) -> list[convert_input.Entry]:
-    entries: list[convert_input.Entry] = []
-    left = convert_input.MAX_INPUT_BYTES
+# Input
+
+
+class UnreadableInput(ValueError):
+    """The input is not in a supported form. The message says where and why."""
+
+
+class Entry(NamedTuple):
+    """One object, or one watch event with its object."""
+
+    raw: bytes
+    """The object as JSON."""
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    resource_version: str
+    watch_type: str
+    """ADDED, MODIFIED or DELETED; empty for an object outside a watch event."""
+
+    @property
+    def place(self) -> tuple[str, str, str, str]:
+        """The identity of the object."""
+        return self.api_version, self.kind, self.namespace, self.name
+
+    def in_namespace(self, namespace: str) -> "Entry":
+        """The same entry with a namespace, also in its JSON."""
+        members = _decode_members(self.raw)
+        metadata = {**_decode_members(members["metadata"]), "namespace": _encode(namespace)}
+        members["metadata"] = msgspec.Raw(msgspec.json.encode(metadata))
+        return self._replace(namespace=namespace, raw=msgspec.json.encode(members))
+
+    @property
+    def title(self) -> str:
+        """Kind, namespace and name, for messages."""
+        return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
+
+
+class _Metadata(msgspec.Struct):
+    name: str = ""
+    namespace: str | None = None
+    resourceVersion: str | None = None  # noqa: N815
+
+
+class _Header(msgspec.Struct):
+    apiVersion: str = ""  # noqa: N815
+    kind: str = ""
+    metadata: _Metadata | None = None
+    items: list[msgspec.Raw] | None = None
+    type: Any = None
+    object: msgspec.Raw = msgspec.Raw(b"")
+
+
+_decode_header = msgspec.json.Decoder(_Header).decode
+_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def _encode(text: str) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(text))
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML as Kubernetes does: times are texts. Rejects aliases."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"line {self.line + 1}: aliases are not supported")
+        return super().compose_node(parent, index)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _read_files(files: tuple[str, ...]) -> list[Entry]:
+    entries: list[Entry] = []
+    left = MAX_INPUT_BYTES
     for name in files or (_STANDARD_INPUT,):
         if name == _STANDARD_INPUT:
-            text = _limited(sys.stdin.buffer, left, "standard input")
+            text = _read_limited(sys.stdin.buffer, left, "standard input")
         else:
             with pathlib.Path(name).open("rb") as stream:
-                text = _limited(stream, left, name)
+                text = _read_limited(stream, left, name)
         left -= len(text)
-        entries += convert_input.read(text, source="standard input" if name == _STANDARD_INPUT else name)
+        entries += _parse(text, source="standard input" if name == _STANDARD_INPUT else name)
     return entries
 
 
-def _limited(stream: BinaryIO, limit: int, name: str) -> bytes:
+def _read_limited(stream: BinaryIO, limit: int, name: str) -> bytes:
     text = stream.read(limit + 1)
     if len(text) > limit:
-        raise convert_input.UnreadableInput(f"{name}: more than {convert_input.MAX_INPUT_BYTES} bytes of input")
+        raise UnreadableInput(f"{name}: more than {MAX_INPUT_BYTES} bytes of input")
     return text
 
 
-def _choose_group(option: str | None, entries: Iterable[convert_input.Entry]) -> syncers.Group:
+def _parse(text: bytes, *, source: str) -> list[Entry]:
+    """The objects and events of one file, in order.
+
+    Raises:
+        UnreadableInput: the text is neither JSON nor YAML, or a part is neither an object, a list nor a watch event.
+    """
+    try:
+        documents = list(_json_documents(text) if text.lstrip()[:1] in (b"{", b"[") else _yaml_documents(text))
+        return [entry for document in documents for entry in _entries(document, source)]
+    except RecursionError as error:
+        raise UnreadableInput(f"{source}: nested too deeply") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, msgspec.DecodeError, yaml.YAMLError) as error:
+        raise UnreadableInput(f"{source}: {' '.join(str(error).split())}") from error
+
+
+def _json_documents(text: bytes) -> Iterator[bytes]:
+    """Yield the texts of consecutive JSON documents. Lone surrogates are replaced, as in an API server."""
+    decoded = gojson.without_lone_surrogates(text.decode())
+    scan = json.JSONDecoder().raw_decode
+    position = _skip_blank(decoded, 0)
+    while position < len(decoded):
+        _, end = scan(decoded, position)
+        yield decoded[position:end].encode()
+        position = _skip_blank(decoded, end)
+
+
+def _skip_blank(text: str, position: int) -> int:
+    while position < len(text) and text[position] in " \t\r\n":
+        position += 1
+    return position
+
+
+def _yaml_documents(text: bytes) -> Iterator[bytes]:
+    for document in yaml.load_all(text, Loader=_Loader):
+        if document is not None:
+            try:
+                yield json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
+            except (TypeError, ValueError) as error:
+                raise yaml.YAMLError(f"cannot be converted to JSON: {error}") from error
+
+
+def _entries(document: bytes, source: str, *, depth: int = 0) -> Iterable[Entry]:
+    if depth > MAX_DEPTH:
+        raise UnreadableInput(f"{source}: lists nested too deeply")
+    if document.lstrip()[:1] == b"[":
+        return [
+            entry for element in _decode_list(document) for entry in _entries(bytes(element), source, depth=depth + 1)
+        ]
+    header = _decode_header(document)
+    if header.items is not None and header.kind.endswith("List"):
+        return [entry for item in header.items for entry in _list_item(header, bytes(item), source, depth)]
+    if bytes(header.object) and isinstance(header.type, str) and not header.kind:
+        if header.type in _IGNORED_WATCH_TYPES:
+            return []
+        if header.type not in _WATCH_TYPES:
+            raise UnreadableInput(f"{source}: unsupported type of watch event: {header.type}")
+        return [_entry(bytes(header.object), source, watch_type=header.type)]
+    return [_entry(document, source)]
+
+
+def _list_item(header: _Header, item: bytes, source: str, depth: int) -> Iterable[Entry]:
+    if header.kind == "List":
+        return _entries(item, source, depth=depth + 1)
+    # Items of a typed list have neither apiVersion nor kind: the list states both for all of them.
+    return [_entry(item, source, api_version=header.apiVersion, kind=header.kind.removesuffix("List"))]
+
+
+def _entry(raw: bytes, source: str, *, api_version: str = "", kind: str = "", watch_type: str = "") -> Entry:
+    header = _decode_header(raw)
+    api_version, kind = header.apiVersion or api_version, header.kind or kind
+    if not api_version or not kind or header.metadata is None or not header.metadata.name:
+        raise UnreadableInput(f"{source}: an object without apiVersion, kind or metadata.name")
+    metadata = header.metadata
+    return Entry(
+        msgspec.json.format(raw, indent=-1),
+        api_version,
+        kind,
+        metadata.namespace or "",
+        metadata.name,
+        metadata.resourceVersion or "",
+        watch_type,
+    )
+
+
+# Conversion
+
+
+def _choose_group(option: str | None, entries: Iterable[Entry]) -> syncers.Group:
     chosen = option if option is not None else os.environ.get(_GROUP_VARIABLE, "")
     if chosen:
         return syncers.Group.V3 if chosen.lower() == syncers.Group.V3.value else syncers.Group.V1
@@ -97,7 +277,7 @@ def _choose_group(option: str | None, entries: Iterable[convert_input.Entry]) ->
 
 
 class _Conversion:
-    """One feed, and what is to be said of objects on standard error."""
+    """One feed, and the messages about objects for standard error."""
 
     def __init__(self, feed_name: str, group: syncers.Group) -> None:
         [spec] = [spec for spec in syncers.specs(group) if spec.name == feed_name]
@@ -110,40 +290,40 @@ class _Conversion:
         self._lines: dict[str, None] = {}
         self._without_managed_fields: dict[str, None] = {}
 
-    def select(self, entries: Iterable[convert_input.Entry]) -> list[convert_input.Entry]:
-        """The entries that the feed has something of; those of the other group are counted."""
-        mine = []
+    def select(self, entries: Iterable[Entry]) -> list[Entry]:
+        """The entries of kinds that the feed converts. Counts the entries of the other API group."""
+        selected = []
         for entry in entries:
             self._ignored += entry.api_version == self._other_group.value
             if (entry.api_version, entry.kind) in self._types:
-                mine.append(self._in_namespace(entry))
-        return mine
+                selected.append(self._in_namespace(entry))
+        return selected
 
-    def _in_namespace(self, entry: convert_input.Entry) -> convert_input.Entry:
+    def _in_namespace(self, entry: Entry) -> Entry:
         if entry.namespace or entry.kind not in _NAMESPACED_KINDS:
             return entry
-        self._say(f"warning: {entry.title}: no namespace is given, {_NAMESPACE_DEFAULT!r} is taken")
+        self._message(f"warning: {entry.title}: no namespace, using {_NAMESPACE_DEFAULT!r}")
         return entry.in_namespace(_NAMESPACE_DEFAULT)
 
-    def put(self, entry: convert_input.Entry, origin: objects.Origin) -> None:
-        """The object is there."""
+    def put(self, entry: Entry, origin: objects.Origin) -> None:
+        """Add or change an object."""
         refusal = self.feed.apply(self._event(entry, origin))
         if refusal is not None:
-            self._say(
+            self._message(
                 f"{'warning' if refusal.is_carried else 'refused'}: {entry.title}: {refusal.reason}: {refusal.detail}"
             )
             self.has_refused = self.has_refused or not refusal.is_carried
-        self._look_at(entry)
+        self._inspect(entry)
 
-    def remove(self, entry: convert_input.Entry) -> None:
-        """The object is gone."""
+    def remove(self, entry: Entry) -> None:
+        """Delete an object."""
         self.feed.delete(self._event(entry, objects.Origin.EVENT))
 
     def report(self) -> None:
-        """Prints what there is to say, each line once."""
+        """Print the messages to standard error, each one once."""
         if self._ignored:
             objects_text = "1 object" if self._ignored == 1 else f"{self._ignored} objects"
-            self._say(f"ignored {objects_text} of {self._other_group.value}: the group is {self._group.value}")
+            self._message(f"ignored {objects_text} of {self._other_group.value}: the group is {self._group.value}")
         for line in self._lines:
             click.echo(line, err=True)
         titles = list(self._without_managed_fields)
@@ -155,7 +335,7 @@ class _Conversion:
                 err=True,
             )
 
-    def _event(self, entry: convert_input.Entry, origin: objects.Origin) -> objects.ObjectEvent:
+    def _event(self, entry: Entry, origin: objects.Origin) -> objects.ObjectEvent:
         return objects.ObjectEvent(
             self._types[entry.api_version, entry.kind],
             entry.namespace,
@@ -167,10 +347,11 @@ class _Conversion:
             origin,
         )
 
-    def _say(self, line: str) -> None:
+    def _message(self, line: str) -> None:
         self._lines[" ".join(line.split())] = None
 
-    def _look_at(self, entry: convert_input.Entry) -> None:
+    def _inspect(self, entry: Entry) -> None:
+        """Warn about unknown fields, and about missing managedFields if they are part of the value."""
         is_own = entry.api_version == self._group.value
         is_whole = entry.kind in _WHOLE_KINDS or (
             entry.kind in _SOMETIMES_WHOLE_KINDS and entry.name != "default" and not entry.name.startswith("node.")
@@ -180,7 +361,7 @@ class _Conversion:
         members = msgspec.json.decode(entry.raw)
         unknown = specfields.unknown_fields(entry.kind, members.get("spec")) if is_own else []
         if unknown:
-            self._say(f"warning: {entry.title}: unknown fields are dropped: {', '.join(unknown)}")
+            self._message(f"warning: {entry.title}: unknown fields are dropped: {', '.join(unknown)}")
         metadata = members["metadata"]
         annotations = metadata.get("annotations") or {}
         is_replaced = self._group is syncers.Group.V1 and customresource.METADATA_ANNOTATION in annotations
@@ -192,9 +373,12 @@ def _api_version(type: resources.ResourceType) -> str:
     return f"{type.group}/{type.version}" if type.group else type.version
 
 
-def _print_map(conversion: _Conversion, entries: Iterable[convert_input.Entry]) -> None:
-    """The map of the objects that are there in the end, as a fresh server would send it."""
-    present: dict[tuple[str, str, str, str], convert_input.Entry] = {}
+# Output
+
+
+def _print_snapshot(conversion: _Conversion, entries: Iterable[Entry]) -> None:
+    """Print the snapshot that a new client gets after all entries."""
+    present: dict[tuple[str, str, str, str], Entry] = {}
     for entry in conversion.select(entries):
         present.pop(entry.place, None)
         if entry.watch_type != "DELETED":
@@ -206,8 +390,8 @@ def _print_map(conversion: _Conversion, entries: Iterable[convert_input.Entry]) 
     _print_lines(_line(update) for update in sorted(updates, key=lambda update: update.key.encode()))
 
 
-def _print_deltas(conversion: _Conversion, entries: Iterable[convert_input.Entry]) -> None:
-    """What clients are sent: of the objects that are simply there first, then of each event."""
+def _print_deltas(conversion: _Conversion, entries: Iterable[Entry]) -> None:
+    """Print the updates that a client gets: step 0 for the objects outside watch events, then a step for each event."""
     entries = list(entries)
     for entry in conversion.select(entry for entry in entries if not entry.watch_type):
         conversion.put(entry, objects.Origin.LIST)
@@ -233,7 +417,7 @@ def _print_lines(lines: Iterator[bytes]) -> None:
 
 
 def _line(update: messages.Update, *, step: int | None = None) -> bytes:
-    """One update; an empty value is none, which is what the original's agents see."""
+    """One update as JSON. An empty value becomes null, because the original's agents see no value."""
     content: dict[str, object] = {
         "key": update.key,
         "value": update.value.decode() if update.value else None,

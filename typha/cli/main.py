@@ -1,12 +1,11 @@
 """The command line: `typha serve`, `watch`, `convert`, `version`, and `typha component typha` for existing manifests.
 
-Commands are imported when they are used: the service needs no client code, and a client none of the service's.
-Exit codes: 2 = bad configuration or arguments, with one line on standard error; others are the commands' own.
+A command is imported when it is used: the service needs no client code, and the client commands need no code of the
+service. Exit code 2 means a bad configuration or bad arguments, with one line on standard error. Commands define
+further exit codes.
 """
 
 import importlib
-import importlib.metadata
-import os
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +15,7 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported by name ("module:attribute") when one is asked for."""
+    """A group of commands given as "module:attribute". It imports a command when the command is used."""
 
     def __init__(self, *, name: str, commands_by_name: dict[str, str], help_text: str) -> None:
         super().__init__(name=name, help=help_text, context_settings=_HELP, no_args_is_help=True)
@@ -36,18 +35,10 @@ class LazyGroup(click.Group):
         return command
 
 
-@click.command(context_settings=_HELP)
-def version() -> None:
-    """Print the version, the build's date and its commit."""
-    click.echo(f"Version:      v{importlib.metadata.version('typha')}")
-    click.echo(f"Build date:   {os.environ.get('BUILD_DATE', 'unknown')}")
-    click.echo(f"Git commit:   {os.environ.get('GIT_COMMIT', 'unknown')}")
-
-
 component = LazyGroup(
     name="component",
     commands_by_name={"typha": "typha.cli.serve:component_typha"},
-    help_text="The original's way to start: `component typha`.",
+    help_text="Run the service like the original: `component typha`.",
 )
 
 cli = LazyGroup(
@@ -56,7 +47,7 @@ cli = LazyGroup(
         "serve": "typha.cli.serve:serve",
         "watch": "typha.cli.watch:watch",
         "convert": "typha.cli.convert:convert",
-        "version": "typha.cli.main:version",
+        "version": "typha.cli.version:version",
         "component": "typha.cli.main:component",
     },
     help_text="Fan-out proxy between the Kubernetes API and the agents on a cluster's nodes.",
@@ -64,7 +55,7 @@ cli = LazyGroup(
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the process's exit code; errors of usage are one line on standard error."""
+    """Run one command and return the exit code of the process. A usage error is one line on standard error."""
     try:
         result = cli.main(args=None if arguments is None else list(arguments), prog_name="typha", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -79,5 +70,5 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
-    """The entry point of the `typha` command."""
+    """Entry point of the command `typha`."""
     sys.exit(run())

@@ -1,4 +1,4 @@
-"""`typha serve` and `typha component typha`: flags from the settings table, logging, then the service."""
+"""`typha serve` and `typha component typha`: load the settings, set up logging, run the service."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ import click
 import structlog
 
 from typha import settings
-from typha.cli import main
+from typha.cli import version
 from typha.observability import logs, loop_latency
 from typha.settings import feeds_file
 from typha.worker import tls
@@ -25,19 +25,19 @@ def _parameters() -> list[click.Parameter]:
         click.Option(
             ["-c", "--config-file", _CONFIG_FILE],
             metavar="FILE",
-            help=f"INI file with settings. Default: {settings.DEFAULT_CONFIG_FILE}, if it is there.",
+            help=f"INI file with settings. Default: {settings.DEFAULT_CONFIG_FILE}, if it exists.",
         ),
         click.Option(
-            ["--strict", _STRICT], is_flag=True, help="Unknown settings and any invalid value end the start (exit 2)."
+            ["--strict", _STRICT], is_flag=True, help="Reject unknown settings and all invalid values (exit code 2)."
         ),
     ]
     return parameters + [_option(row) for row in settings.SETTINGS]
 
 
 def _option(row: settings.Row) -> click.Option:
-    """A flag whose value stays text: the settings table parses it like any other source's."""
+    """The flag of a setting. Its value stays text, because the loader parses the values of all sources alike."""
     metavar = f"<{row.type.label}>"
-    if row.type.label == "bool":  # the value may be left out
+    if row.type.label == "bool":  # the value is optional
         return click.Option([row.flag, row.attribute], is_flag=False, flag_value="true", metavar=metavar, help=row.help)
     return click.Option([row.flag, row.attribute], metavar=metavar, help=row.help)
 
@@ -50,7 +50,7 @@ def _serve(**arguments: Any) -> int:
     try:
         loaded = settings.load(flags=flags, environment=os.environ, config_file=config_file, strict=strict)
         if loaded.settings.feeds_file:
-            feeds_file.load(loaded.settings.feeds_file)  # an error must show before anything starts
+            feeds_file.load(loaded.settings.feeds_file)  # report an error before anything starts
         loaded = loaded._replace(notices=(*loaded.notices, *tls.check(loaded.settings, os.environ)))
         return _run(loaded)
     except settings.ConfigurationError as error:
@@ -64,15 +64,15 @@ def _run(loaded: settings.Loaded) -> int:
         log = structlog.get_logger("typha.settings")
         for notice in loaded.notices:
             getattr(log, notice.level)(notice.event, **notice.fields)
-        from typha import service  # late: errors of configuration need none of it
+        from typha import service  # imported late, so that a configuration error shows quickly
 
         selector = loop_latency.TimingSelector()
         with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
-            return runner.run(service.serve(loaded.settings, selector.longest))
+            return runner.run(service.serve(loaded.settings, selector.latency))
 
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
-_HELP = "Run the service. Each setting may come from a flag, from TYPHA_<NAME> in the environment, or from the file."
+_HELP = "Run the service. Each setting can be set by a flag, by the environment variable TYPHA_<NAME>, or in the file."
 
 serve = click.Command("serve", callback=_serve, params=_parameters(), help=_HELP, context_settings=_CONTEXT)
 
@@ -89,5 +89,5 @@ component_typha = click.Group(
     help=_HELP,
     context_settings=_CONTEXT,
     invoke_without_command=True,
-    commands={"version": main.version},
+    commands={"version": version.version},
 )

@@ -7,8 +7,6 @@ from typha.observability import health, logs, loop_latency, metrics, quantiles
 
 _monotonic = clock.monotonic
 
-SERVER_REPORTER = "SyncServer"
-
 
 class Collector:
     """Reads plain numbers from the parts; keeps none of its own."""
@@ -19,13 +17,13 @@ class Collector:
         the_hub: hub.Hub,
         the_supervisor: supervisor.Supervisor,
         *,
-        longest_pause: loop_latency.Longest,
+        loop_max_latency: loop_latency.MaxLatency,
         open_files_limit: int,
     ) -> None:
         self._settings = configured
         self._hub = the_hub
         self._supervisor = the_supervisor
-        self._longest_pause = longest_pause
+        self._loop_max_latency = loop_max_latency
         self._open_files_limit = open_files_limit
         self._reported_feeds: list[str] = []
         self.watchers: list[watcher.Watcher] = []
@@ -139,14 +137,14 @@ class Collector:
             "typha_logs_dropped": {(): logs.COUNTERS.dropped},
             "typha_config_invalid_values": {(): self._settings.config_invalid_values},
             "typha_open_files_limit": {(): self._open_files_limit},
-            "typha_hub_pause_seconds_max": {(): self._longest_pause.recent_seconds},
-            "typha_hub_pause_seconds_worst": {(): self._longest_pause.worst_seconds},
+            "typha_hub_pause_seconds_max": {(): self._loop_max_latency.recent_seconds},
+            "typha_hub_pause_seconds_worst": {(): self._loop_max_latency.worst_seconds},
         }
 
     def register(self, aggregator: health.HealthAggregator) -> None:
         """Registers what is reported on."""
         now = _monotonic()
-        aggregator.register(SERVER_REPORTER, now_seconds=now)
+        aggregator.register(health.SYNC_SERVER, now_seconds=now)
         self._reported_feeds = self._hub.names
         for name in self._reported_feeds:
             aggregator.register(health.cache_reporter(name), now_seconds=now, ready=True)
@@ -155,7 +153,7 @@ class Collector:
         """Reports on everything; to be called more often than the reporters time out."""
         now = _monotonic()
         aggregator.report(
-            SERVER_REPORTER,
+            health.SYNC_SERVER,
             now_seconds=now,
             live=True,
             detail=f"{len(self._hub.workers)} of {max(1, self._supervisor.wanted)} workers",

@@ -1,1 +1,1 @@
-"""What operators see: metrics, health, logs, loop latency. Knows neither hub nor worker."""
+"""What operators see: metrics, health, logs, loop latency. Imports neither the hub nor the worker."""

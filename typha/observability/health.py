@@ -1,17 +1,17 @@
-"""Health: who has reported what, and what /liveness and /readiness answer. Pure; the time is passed in.
+"""Health: collects reports, and computes the answers of /liveness and /readiness. Pure; the time is an argument.
 
-Rules and table are the original's: a reporter must report again within its timeout; live = no reporter is overdue or
-not live; ready = no reporter that reports readiness is overdue or not ready. While draining, the answer is not ready.
+The rules and the table are the original's. Every reporter must report again within its timeout. The service is live if
+all reporters of liveness are live and on time. It is ready if all reporters of readiness are ready and on time, and the
+service is not draining.
 """
 
 import dataclasses
 from typing import NamedTuple
 
 REPORT_TIMEOUT_SECONDS = 20.0
-REPORT_INTERVAL_SECONDS = 10.0
 
 SYNC_SERVER = "SyncServer"
-"""Reporter of the fan-out: live only."""
+"""Reporter of the fan-out. It reports liveness only."""
 
 _COLUMNS = ("COMPONENT", "TIMEOUT", "LIVENESS", "READINESS", "DETAIL")
 _TIMED_OUT = "timed out"
@@ -20,12 +20,12 @@ _DETAIL_LIMIT = 200
 
 
 def cache_reporter(feed: str) -> str:
-    """The name of a feed's reporter: live and ready."""
+    """The name of a feed's reporter. It reports liveness and readiness."""
     return f"{feed}-cache"
 
 
 class Answer(NamedTuple):
-    """What an endpoint answers: 200 or 503, and the table."""
+    """The answer of an endpoint: status 200 or 503, and the table."""
 
     status: int
     body: str
@@ -46,7 +46,7 @@ class _Reporter:
 
 
 class HealthAggregator:
-    """Reporters by name. Times are seconds of one monotonic clock."""
+    """All reporters, by name. Times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:
         self._reporters: dict[str, _Reporter] = {}
@@ -64,20 +64,20 @@ class HealthAggregator:
         ready: bool = False,
         timeout_seconds: float = REPORT_TIMEOUT_SECONDS,
     ) -> None:
-        """Add a reporter that reports liveness, readiness or both; until its first report it is neither."""
+        """Add a reporter of liveness, readiness or both. Until its first report, it is neither live nor ready."""
         self._reporters[name] = _Reporter(timeout_seconds, live, ready, now_seconds)
 
     def unregister(self, name: str) -> None:
-        """Forget a reporter; unknown names are fine."""
+        """Remove a reporter. Unknown names are ignored."""
         self._reporters.pop(name, None)
 
     def report(
         self, name: str, *, now_seconds: float, live: bool = True, ready: bool = False, detail: str = ""
     ) -> bool:
-        """Take a report; whether it changes anything but the time, so that it is worth a log line.
+        """Take a report. Returns whether it differs from the previous one, that is, whether to log it.
 
         Raises:
-            KeyError: nobody of that name is registered.
+            KeyError: no reporter has this name.
         """
         reporter = self._reporters[name]
         changed = (reporter.live, reporter.ready) != (live, ready)
@@ -86,11 +86,11 @@ class HealthAggregator:
         return changed
 
     def drain(self) -> None:
-        """From now on not ready, so that no new agents are sent here."""
+        """Report not ready from now on, so that no new agents connect."""
         self._draining = True
 
     def is_live(self, now_seconds: float) -> bool:
-        """Whether all reporters that report liveness are live and in time."""
+        """Whether all reporters of liveness are live and on time."""
         return all(
             reporter.live and not reporter.is_overdue(now_seconds)
             for reporter in self._reporters.values()
@@ -98,7 +98,7 @@ class HealthAggregator:
         )
 
     def is_ready(self, now_seconds: float) -> bool:
-        """Whether all reporters that report readiness are ready and in time, and nothing drains."""
+        """Whether all reporters of readiness are ready and on time, and the service is not draining."""
         return not self._draining and all(
             reporter.ready and not reporter.is_overdue(now_seconds)
             for reporter in self._reporters.values()
@@ -106,15 +106,15 @@ class HealthAggregator:
         )
 
     def liveness(self, now_seconds: float) -> Answer:
-        """What /liveness answers."""
+        """The answer of /liveness."""
         return Answer(200 if self.is_live(now_seconds) else 503, self.table(now_seconds))
 
     def readiness(self, now_seconds: float) -> Answer:
-        """What /readiness answers."""
+        """The answer of /readiness."""
         return Answer(200 if self.is_ready(now_seconds) else 503, self.table(now_seconds))
 
     def table(self, now_seconds: float) -> str:
-        """All reporters by name, as text without a final newline."""
+        """A text table of all reporters, sorted by name, without a final newline."""
         rows = [_COLUMNS, *(self._row(name, now_seconds) for name in sorted(self._reporters))]
         widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
         rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"

@@ -1,33 +1,45 @@
-"""Logging: one line per event, written by a thread of its own; a full queue drops lines and counts them.
+"""Logging: one line per event, as text or JSON, written by a separate thread.
 
-The text format is the original's: `2026-11-23 09:57:24.904 [INFO][123] typha.hub: Message key="value"`, fields sorted.
-Everything that may come from a peer is escaped and cut, so that a line is a line.
+The text format is the original's: `2026-11-23 09:57:24.904 [INFO][123] typha.hub: Message key="value"`, with the fields
+sorted by name. Text from peers is escaped and cut, so that one event is always one line. A full queue drops lines and
+counts them.
 """
 
+import datetime
+import json
 import logging
 import logging.handlers
+import math
 import os
 import queue
 import sys
 import time
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import structlog
 
 from typha import settings
-from typha.observability.log_format import JsonFormatter, TextFormatter
 
 QUEUE_LINES_LIMIT = 1000
-"""Ten times the original's; at most some 10 MB."""
+"""Ten times the limit of the original; about 10 MB at most."""
+
+MESSAGE_LENGTH_LIMIT = 2000
+VALUE_LENGTH_LIMIT = 1000
+TRACEBACK_LENGTH_LIMIT = 6000
+FIELDS_LIMIT = 40
 
 _STOP_TIMEOUT_SECONDS = 2.0
 _SYSLOG_SOCKET = "/dev/log"
 _SYSLOG_TAG = "calico-typha: "
 _QUIET_LOGGERS = ("asyncio", "aiohttp", "kubernetes_asyncio", "concurrent")
+_LEVELS = {"CRITICAL": "FATAL"}
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+Plain: TypeAlias = str | int | float | bool | None
 
 
 class Counters:
-    """Lines that could not be written, and lines dropped because the queue was full."""
+    """Lines that a destination failed to write, and lines dropped because the queue was full."""
 
     __slots__ = ("dropped", "errors")
 
@@ -37,11 +49,11 @@ class Counters:
 
 
 COUNTERS = Counters()
-"""Logging is one per process, and so are its counters."""
+"""A process has one logging setup, so it has one set of counters."""
 
 
 class LogPipeline:
-    """Root handler, queue, writing thread and destinations; `close` writes what is queued (at most 2 s)."""
+    """The handler of the root logger, the queue, the writing thread and the destinations."""
 
     def __init__(
         self, handlers: list[logging.Handler], formatter: logging.Formatter, *, level: int, wait: bool
@@ -53,33 +65,33 @@ class LogPipeline:
         self._level = level
 
     def start(self) -> None:
-        """Take the place of the root logger's handlers."""
+        """Replace the handlers of the root logger, and start the writing thread."""
         root = logging.getLogger()
         for handler in list(root.handlers):
             root.removeHandler(handler)
         root.addHandler(self._head)
         root.setLevel(self._level)
-        for name in _QUIET_LOGGERS:  # what libraries have to say at INFO is theirs
+        for name in _QUIET_LOGGERS:
             logging.getLogger(name).setLevel(max(self._level, logging.WARNING))
         self._listener.start()
 
-    def close(self) -> None:
-        """Stop taking lines, write what is queued, and close the destinations."""
+    def close(self, *, timeout_seconds: float = _STOP_TIMEOUT_SECONDS) -> None:
+        """Stop accepting lines, write the queued ones within the timeout, and close the destinations."""
         logging.getLogger().removeHandler(self._head)
-        self._listener.stop()
+        self._listener.stop(timeout_seconds)
         for handler in self._handlers:
             handler.close()
 
 
 def configure(configured: settings.Settings, *, file_given: bool = False, screen: IO[str] | None = None) -> LogPipeline:
-    """Set up logging of the process, for structlog and the standard library's loggers alike.
+    """Set up logging for the process: for structlog, and for the loggers of the standard library.
 
     Args:
-        file_given: LogFilePath was set by somebody, so that it must open; the default path need not.
-        screen: where the screen's lines go; standard output if None.
+        file_given: a source sets LogFilePath, so the file must open. The default file may fail to open.
+        screen: destination for LogSeverityScreen. None means standard output.
 
     Raises:
-        settings.ConfigurationError: the given log file cannot be opened.
+        settings.ConfigurationError: the log file must open and does not.
     """
     handlers: list[logging.Handler] = []
     problems: list[settings.Notice] = []
@@ -99,7 +111,7 @@ def configure(configured: settings.Settings, *, file_given: bool = False, screen
 
 
 def configure_worker(configured: settings.Settings) -> LogPipeline:
-    """Set up logging of a worker process: as the hub's, the screen being the standard error that it inherits."""
+    """Set up logging for a worker process: as in the hub, but to standard error, which the worker inherits."""
     return configure(configured, screen=sys.stderr)
 
 
@@ -123,7 +135,7 @@ def _configure_structlog(level: int) -> None:
 
 
 def _to_record(_logger: Any, _method: str, event: structlog.typing.EventDict) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """structlog's event as arguments of a standard logger: the formatters find the fields in the record."""
+    """Convert an event of structlog to arguments of a standard logger. The formatters read `fields` from the record."""
     message = event.pop("event", "")
     keywords = {name: event.pop(name) for name in ("exc_info", "stack_info") if name in event}
     return (message,), {"extra": {"fields": dict(event)}, **keywords}
@@ -142,7 +154,7 @@ def _open_file(path: str, problems: list[settings.Notice], *, must_open: bool) -
         if must_open:
             raise settings.ConfigurationError("LogFilePath", f"{path} cannot be opened: {error.strerror}") from error
         fields = {"path": path, "error": error.strerror}
-        problems.append(settings.Notice("warning", "Log file cannot be opened, going on without", fields))
+        problems.append(settings.Notice("warning", "Cannot open the log file, continuing without it", fields))
         return None
 
 
@@ -151,14 +163,14 @@ def _open_syslog(problems: list[settings.Notice]) -> logging.Handler | None:
         handler = _SysLogHandler(_SYSLOG_SOCKET, logging.handlers.SysLogHandler.LOG_USER)
     except OSError as error:
         fields = {"path": _SYSLOG_SOCKET, "error": error.strerror}
-        problems.append(settings.Notice("warning", "Syslog cannot be reached, going on without", fields))
+        problems.append(settings.Notice("warning", "Cannot reach syslog, continuing without it", fields))
         return None
     handler.ident = _SYSLOG_TAG
     return handler
 
 
 class _Counting(logging.Handler):
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (the base's name)
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (overrides)
         COUNTERS.errors += 1
 
 
@@ -170,7 +182,7 @@ class _FileHandler(_Counting, logging.handlers.WatchedFileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             super().emit(record)
-        except OSError:  # opening anew after a rotation failed; the base lets this one through
+        except OSError:  # the base does not handle a failure to reopen the file after a rotation
             self.handleError(record)
 
 
@@ -179,7 +191,7 @@ class _SysLogHandler(_Counting, logging.handlers.SysLogHandler):
 
 
 class _BoundedHandler(_Counting, logging.handlers.QueueHandler):
-    """Formats and queues lines; full means dropped, said by one line once there is room again."""
+    """Formats lines and queues them. Drops lines while the queue is full, and reports their number afterwards."""
 
     def __init__(self, lines: queue.Queue[Any], formatter: logging.Formatter, *, wait: bool) -> None:
         super().__init__(lines)
@@ -189,21 +201,19 @@ class _BoundedHandler(_Counting, logging.handlers.QueueHandler):
         self.setFormatter(formatter)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._lines.full() and not self._wait:  # before formatting: a storm of lines must cost nothing
+        if self._lines.full() and not self._wait:  # checked before formatting, so that a dropped line costs little
             COUNTERS.dropped += 1
             self._unreported += 1
             return
         if self._unreported:
             dropped, self._unreported = self._unreported, 0
-            report = logging.LogRecord(
-                "typha.observability.logs", logging.WARNING, "", 0, "Log lines were dropped", None, None
-            )
+            report = logging.LogRecord("typha.logs", logging.WARNING, "", 0, "Log lines were dropped", None, None)
             report.fields = {"dropped": dropped}
             super().emit(report)
         super().emit(record)
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        # A record of its own, holding nothing but the line: what it was made of may change or be freed.
+        # A new record that holds only the line: the arguments of the original record may change before it is written.
         return logging.LogRecord(record.name, record.levelno, "", 0, self.format(record), None, None)
 
     def enqueue(self, record: logging.LogRecord) -> None:
@@ -218,19 +228,105 @@ class _BoundedHandler(_Counting, logging.handlers.QueueHandler):
 
 
 class _Listener(logging.handlers.QueueListener):
-    """The writing thread; stopping never waits for longer than two seconds, even if a destination hangs."""
+    """The writing thread."""
 
     def __init__(self, lines: queue.Queue[Any], handlers: list[logging.Handler]) -> None:
         super().__init__(lines, *handlers, respect_handler_level=True)
         self._lines = lines
 
-    def stop(self) -> None:
+    def stop(self, timeout_seconds: float = _STOP_TIMEOUT_SECONDS) -> None:
+        """Write the queued lines and end the thread. Gives up after the timeout, because a destination may hang."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
-        deadline = time.monotonic() + _STOP_TIMEOUT_SECONDS
+        deadline = time.monotonic() + timeout_seconds
         try:
-            self._lines.put(None, timeout=_STOP_TIMEOUT_SECONDS)
+            self._lines.put(None, timeout=timeout_seconds)
         except queue.Full:
             return
         thread.join(max(0.0, deadline - time.monotonic()))
+
+
+class TextFormatter(logging.Formatter):
+    """Text: `2026-11-23 09:57:24.904 [INFO][123] logger: Message count=3 key="value"`, in UTC, fields sorted by name.
+
+    structlog's fields are in the record's attribute `fields`. Records of other loggers have none.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        stamp = f"{time:%Y-%m-%d %H:%M:%S}.{time.microsecond // 1000:03d}"
+        head = f"{stamp} [{_level(record)}][{record.process}] {record.name}: {escaped(_message(record))}"
+        return " ".join((head, *(f"{escaped(name)}={_text(value)}" for name, value in _fields(self, record))))
+
+
+class JsonFormatter(logging.Formatter):
+    """JSON: one object with time (RFC 3339, UTC), level, pid, logger, message, and the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        line: dict[str, Plain] = {
+            "time": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": _level(record),
+            "pid": record.process,
+            "logger": record.name,
+            "message": _message(record),
+        }
+        fields = {f"{name}_" if name in line else name: value for name, value in _fields(self, record)}
+        return json.dumps({**line, **fields})
+
+
+def escaped(text: str) -> str:
+    """Escape line ends, control characters and invisible characters, so that a peer cannot forge or hide a line."""
+    if text.isprintable() and '"' not in text and "\\" not in text:
+        return text
+    return "".join(_ESCAPES.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
+
+
+def _level(record: logging.LogRecord) -> str:
+    return _LEVELS.get(record.levelname, record.levelname)
+
+
+def _message(record: logging.LogRecord) -> str:
+    return _cut(record.getMessage(), MESSAGE_LENGTH_LIMIT)
+
+
+def _fields(formatter: logging.Formatter, record: logging.LogRecord) -> list[tuple[str, Plain]]:
+    """The record's fields as (name, value), sorted, limited in length and converted to plain values."""
+    given: dict[str, Any] = getattr(record, "fields", {})
+    fields = {_cut(str(name), VALUE_LENGTH_LIMIT): _plain(value) for name, value in list(given.items())[:FIELDS_LIMIT]}
+    if record.exc_info and record.exc_info[1] is not None:
+        fields.setdefault("error", _plain(record.exc_info[1]))
+        fields["traceback"] = formatter.formatException(record.exc_info)[-TRACEBACK_LENGTH_LIMIT:]  # the end says most
+    return sorted(fields.items())
+
+
+def _plain(value: Any) -> Plain:
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)  # JSON has neither NaN nor infinity
+    return _string(value)
+
+
+def _string(value: Any) -> str:
+    if isinstance(value, BaseException):
+        text = str(value)
+        return _cut(f"{type(value).__name__}: {text}" if text else type(value).__name__, VALUE_LENGTH_LIMIT)
+    if isinstance(value, bytes):
+        return _cut(repr(value[:VALUE_LENGTH_LIMIT]), VALUE_LENGTH_LIMIT)
+    return _cut(str(value), VALUE_LENGTH_LIMIT)
+
+
+def _text(value: Plain) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value) if isinstance(value, int) else f'"{escaped(value)}"'
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"

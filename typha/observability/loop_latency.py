@@ -1,105 +1,104 @@
-"""How long the hub's loop was held up, and when its garbage is collected."""
+"""Measures the latency of an event loop, and keeps garbage collection from adding to it."""
 
 import asyncio
 import gc
 import selectors
+from collections.abc import Callable
 
 from typha import clock
 
-_monotonic = clock.monotonic
-
 WINDOW_SECONDS = 600.0
-_COLLECT_SECONDS = 60.0
-_IDLE_LOOK_SECONDS = 0.05
+_COLLECT_INTERVAL_SECONDS = 60.0
+_IDLE_PROBE_SECONDS = 0.05
 _IDLE_LAG_SECONDS = 0.005
 
 
-class Longest:
-    """The longest of the last ten to twenty minutes, and the longest of all."""
+class MaxLatency:
+    """The highest latency of the last ten to twenty minutes, and the highest since the start."""
 
-    __slots__ = ("_before", "_window_end", "now_seconds", "worst_seconds")
+    __slots__ = ("_previous_seconds", "_window_end", "_window_seconds", "worst_seconds")
 
     def __init__(self, now: float) -> None:
-        self.now_seconds = 0.0
-        """Of this window; public, so that a hot path can compare before it calls."""
         self.worst_seconds = 0.0
-        """Since the start."""
-        self._before = 0.0
+        """The highest since the start."""
+        self._window_seconds = 0.0
+        self._previous_seconds = 0.0
         self._window_end = now + WINDOW_SECONDS
 
     @property
     def recent_seconds(self) -> float:
-        """The longest of this window and the one before it."""
-        return max(self.now_seconds, self._before)
+        """The highest of the current and the previous window."""
+        return max(self._window_seconds, self._previous_seconds)
 
-    def note(self, seconds: float) -> None:
-        """Something took so long."""
-        if seconds > self.now_seconds:
-            self.now_seconds = seconds
+    def record(self, seconds: float) -> None:
+        """Take one measured latency into account."""
+        if seconds > self._window_seconds:
+            self._window_seconds = seconds
             self.worst_seconds = max(self.worst_seconds, seconds)
 
     def rotate(self, now: float) -> None:
-        """Forgets windows that are over; to be called now and then."""
+        """Start a new window if the current one is over. Call this regularly."""
         if now >= self._window_end:
-            over_for = now - self._window_end
-            self._before = self.now_seconds if over_for < WINDOW_SECONDS else 0.0
-            self.now_seconds = 0.0
+            overdue_seconds = now - self._window_end
+            self._previous_seconds = self._window_seconds if overdue_seconds < WINDOW_SECONDS else 0.0
+            self._window_seconds = 0.0
             self._window_end = now + WINDOW_SECONDS
 
 
 class TimingSelector(selectors.EpollSelector):
-    """For an event loop, which asks it what has happened, turn by turn: what is between is the length of a turn.
+    """A selector for an event loop that measures the duration of every turn of the loop.
 
-    Nothing of it is missed, and nobody is woken for it: a timer that fires twenty times a second to see whether it is
-    late cost more than all else that an idle hub did.
+    A turn is the time between two calls of `select`. Unlike a periodic timer, this misses no slow turn and does not
+    wake an idle process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, monotonic: Callable[[], float] = clock.monotonic) -> None:
         super().__init__()
-        self._answered_at = _monotonic()
-        self.longest = Longest(self._answered_at)
+        self._monotonic = monotonic
+        self._turn_began = monotonic()
+        self.latency = MaxLatency(self._turn_began)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """As ever."""
-        asked_at = _monotonic()
-        self.longest.note(asked_at - self._answered_at)
-        self.longest.rotate(asked_at)
+        """Select as the base class does, and record the turn that ends with this call."""
+        turn_ended = self._monotonic()
+        self.latency.record(turn_ended - self._turn_began)
+        self.latency.rotate(turn_ended)
         ready = super().select(timeout)
-        self._answered_at = _monotonic()
+        self._turn_began = self._monotonic()
         if timeout is not None and timeout > 0:
-            # The process was stopped, or had no processor.
-            self.longest.note(self._answered_at - asked_at - timeout)
+            # A late return means that the process was stopped or had no CPU.
+            self.latency.record(self._turn_began - turn_ended - timeout)
         return ready
 
 
-class Collector:
-    """Full collections only while the loop is idle: what the store holds cannot be part of a cycle anyway."""
+class GarbageCollection:
+    """Runs full garbage collections only while the loop is idle.
 
-    def __init__(self) -> None:
-        self.seconds_max = 0.0
-        """Longest full collection."""
+    Waiting is safe: the objects in the stores are not part of reference cycles.
+    """
 
     @staticmethod
-    def after_first_sync() -> None:
-        """What was loaded stays: it is taken out of the collector's sight, and automatic full runs end."""
+    def freeze() -> None:
+        """Exclude all existing objects from collection, and turn automatic full collections off.
+
+        Call this after the first sync: the loaded objects stay, and a full collection would visit each of them.
+        """
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 1_000_000)
 
     async def run(self) -> None:
-        """Collects once a minute, when the loop has time."""
+        """Collect once a minute, as soon as the loop is idle. Never returns."""
         while True:
-            await asyncio.sleep(_COLLECT_SECONDS)
+            await asyncio.sleep(_COLLECT_INTERVAL_SECONDS)
             await _idle()
-            begun = _monotonic()
             gc.collect()
-            self.seconds_max = max(self.seconds_max, _monotonic() - begun)
 
 
 async def _idle() -> None:
-    """Returns when the loop has just been on time."""
+    """Return once a short timer of the loop has fired on time."""
     lag_seconds = _IDLE_LAG_SECONDS
     while lag_seconds >= _IDLE_LAG_SECONDS:
-        due = _monotonic() + _IDLE_LOOK_SECONDS
-        await asyncio.sleep(_IDLE_LOOK_SECONDS)
-        lag_seconds = _monotonic() - due
+        due = clock.monotonic() + _IDLE_PROBE_SECONDS
+        await asyncio.sleep(_IDLE_PROBE_SECONDS)
+        lag_seconds = clock.monotonic() - due

@@ -1,6 +1,6 @@
-"""Metrics as Prometheus reads them: samples are plain numbers, gathered when somebody asks.
+"""Exports metrics to Prometheus. Samples are plain numbers that are read at scrape time.
 
-There is no metric object on any path but this one (design, section 6): counters live where they are counted.
+Other modules count in plain attributes. Metric objects exist only here, so counting costs nothing more.
 """
 
 import functools
@@ -26,14 +26,14 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BY_NAME = {metric.name: metric for metric in METRICS}
 _REASONS = tuple(reason.value for reason in reasons.DisconnectReason)
 _LABELS_KEPT = 4096
-"""Label sets are few and asked for again and again: their text is remembered."""
+"""Cached texts of label sets. There are few sets, and every scrape needs all of them."""
 _SUMMARY_PARTS = (*(str(quantile) for quantile in quantiles.QUANTILES), "sum", "count")
 
 
 def summary_samples(
     histograms: Mapping[tuple[str, ...], quantiles.Histogram],
 ) -> dict[tuple[str, ...], float]:
-    """Histograms by label values, as the samples of a summary: with each part's name as a last label value."""
+    """The samples of a summary, from histograms by label values. A last label value is added for the part."""
     return {
         (*labels, part): value
         for labels, histogram in histograms.items()
@@ -42,18 +42,18 @@ def summary_samples(
 
 
 class SamplesCollector(registry.Collector):
-    """Shows every metric of the table: with its samples, or with zeros for all label values known beforehand."""
+    """Yields every metric of the table, with its samples, and with zeros for label values that are known in advance."""
 
     def __init__(self, read: Callable[[], Samples], *, syncers: Sequence[str] = ()) -> None:
         self._read = read
         self._known_values = {"syncer": tuple(syncers), "reason": _REASONS}
 
     def collect(self) -> Iterable[Family]:
-        """Raises ValueError for a name that is not in the table, or for other than its number of labels."""
+        """Read the samples. Raises ValueError if a name is not in the table, or the number of labels is wrong."""
         samples = self._read()
         unknown = samples.keys() - _BY_NAME.keys()
         if unknown:
-            raise ValueError(f"metrics that are not in the table: {', '.join(sorted(unknown))}")
+            raise ValueError(f"metrics are not in the table: {', '.join(sorted(unknown))}")
         for metric in METRICS:
             yield _family(metric, {**self._presets(metric), **samples.get(metric.name, {})})
 
@@ -71,7 +71,7 @@ class SamplesCollector(registry.Collector):
 
 
 def make_registry(collector: SamplesCollector, *, runtime: bool, process: bool) -> prometheus_client.CollectorRegistry:
-    """A registry of our samples and, if wanted, `python_*` and the `process_*` of this process."""
+    """A registry with the collector and, if requested, the `python_*` and `process_*` metrics of this process."""
     made = prometheus_client.CollectorRegistry(auto_describe=False)
     made.register(collector)
     if runtime:
@@ -83,9 +83,10 @@ def make_registry(collector: SamplesCollector, *, runtime: bool, process: bool) 
 
 
 def exposition(source: registry.Collector) -> bytes:
-    """The text format, version 0.0.4.
+    """Render the text format, version 0.0.4.
 
-    Not prometheus_client's own writer: it appends `_total` to the name of every counter, and the original's have none.
+    The writer of prometheus_client does not fit: it appends `_total` to the name of every counter, and the counters of
+    the original have no such suffix.
     """
     lines: list[str] = []
     for family in source.collect():
@@ -122,7 +123,7 @@ def _family(metric: Metric, values: Mapping[tuple[str, ...], float]) -> Family:
 def _add_summary_sample(family: Family, metric: Metric, labels: tuple[str, ...], value: float) -> None:
     part = labels[-1] if labels else ""
     if part not in _SUMMARY_PARTS:
-        raise ValueError(f"{metric.name}: {part!r} is no part of a summary")
+        raise ValueError(f"{metric.name}: {part!r} is not a part of a summary")
     named = _named(metric, labels[:-1])
     if part in ("sum", "count"):
         family.add_sample(f"{metric.name}_{part}", named, value)

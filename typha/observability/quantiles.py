@@ -1,7 +1,7 @@
-"""Quantiles over a sliding window, from counts in logarithmic buckets of plain integers. Pure; the time is passed in.
+"""Quantiles over a sliding window, from counts in logarithmic buckets. Pure; the time is an argument.
 
-A value falls into one of eight buckets of equal width per power of two, so that a quantile is at most 6.25 % off.
-Counts of several processes add up exactly, which is what summaries of a Prometheus client cannot do.
+Each power of two has eight buckets of equal width, so the error of a quantile is at most 6.25 %. The histograms of
+several processes can be added exactly. The summaries of the Prometheus client cannot.
 """
 
 import math
@@ -10,33 +10,33 @@ from collections.abc import Sequence
 QUANTILES = (0.5, 0.9, 0.99)
 
 WINDOW_SECONDS = 600.0
-"""How far back quantiles look, as the original's summaries do."""
+"""Length of the window, the same as in the original's summaries."""
 
 _SLOTS = 5
 _BUCKETS_PER_OCTAVE = 8
-_LOWEST_EXPONENT = -20  # a microsecond: less is not told from nothing
+_LOWEST_EXPONENT = -20  # about a microsecond; smaller values count as zero
 _HIGHEST_EXPONENT = 30  # a gigabyte, or 34 years
 BUCKETS = (_HIGHEST_EXPONENT - _LOWEST_EXPONENT) * _BUCKETS_PER_OCTAVE + 1
-"""Bucket 0 is for zero and less than a microsecond; the last one also takes everything larger."""
+"""Bucket 0 is for values below a microsecond. The last bucket also takes all larger values."""
 
-# frexp gives a mantissa in [1/2, 1) and an exponent one above log2's; bucket 1 begins at the smallest value.
+# frexp returns a mantissa in [1/2, 1) and an exponent one above log2's. Bucket 1 begins at the smallest value.
 _MANTISSA_FACTOR = 2 * _BUCKETS_PER_OCTAVE
 _OFFSET = 1 - (_LOWEST_EXPONENT + 1) * _BUCKETS_PER_OCTAVE - _BUCKETS_PER_OCTAVE
 _SMALLEST = 2.0**_LOWEST_EXPONENT
 _LARGEST = 2.0**_HIGHEST_EXPONENT
-_SUM_UNITS = 1_000_000  # the sum travels as an integer of millionths
+_SUM_UNITS = 1_000_000  # `to_list` has the sum in millionths, as an integer
 _frexp = math.frexp
 
 
 class Histogram:
-    """Count and sum of all values ever, and the counts per bucket of the last ten minutes, in slots of two minutes."""
+    """Count and sum of all values, and counts per bucket of the last ten minutes in slots of two minutes."""
 
     __slots__ = ("_current", "_older", "_slot_end_seconds", "count", "total")
 
     def __init__(self) -> None:
         self.count = 0
         self.total = 0.0
-        self._current: list[int] | None = None  # made by the first value: idle histograms cost nothing
+        self._current: list[int] | None = None  # allocated for the first value: most histograms stay empty
         self._older: list[list[int] | None] = [None] * (_SLOTS - 1)
         self._slot_end_seconds: float | None = None
 
@@ -44,10 +44,10 @@ class Histogram:
         return f"Histogram(count={self.count}, total={self.total:g}, p50={self.quantile(0.5):g})"
 
     def record(self, value: float, times: int = 1) -> None:
-        """Count a value, `times` times."""
+        """Record a value, `times` times."""
         if self._current is None:
             self._current = [0] * BUCKETS
-        # _bucket, written out: on the path of each delivery a call would cost as much as the rest.
+        # Inlines _bucket: every delivery calls this, and a function call would double the cost.
         if _SMALLEST <= value < _LARGEST:
             mantissa, exponent = _frexp(value)
             self._current[exponent * _BUCKETS_PER_OCTAVE + int(mantissa * _MANTISSA_FACTOR) + _OFFSET] += times
@@ -57,7 +57,7 @@ class Histogram:
         self.total += value * times
 
     def rotate(self, now_seconds: float) -> None:
-        """Forget what is out of the window; to be called now and then, with a monotonic time."""
+        """Drop the slots that have left the window. Call this regularly, with a monotonic time."""
         if self._slot_end_seconds is None:
             self._slot_end_seconds = now_seconds + WINDOW_SECONDS / _SLOTS
         overdue_seconds = now_seconds - self._slot_end_seconds
@@ -70,13 +70,13 @@ class Histogram:
         self._slot_end_seconds = now_seconds + WINDOW_SECONDS / _SLOTS
 
     def merge(self, other: "Histogram") -> None:
-        """Add another's values; those of its window count as of now."""
+        """Add the values of another histogram. The values of its window count as recorded now."""
         self.count += other.count
         self.total += other.total
-        self._add(enumerate_counts(other.buckets()))
+        self._add(_nonempty(other.buckets()))
 
     def merge_list(self, flat: Sequence[int]) -> None:
-        """Add what another's `to_list` gave. Raises ValueError: the list is none of `to_list`."""
+        """Add the result of another histogram's `to_list`. Raises ValueError if the list is not one."""
         if len(flat) < 2 or len(flat) % 2 or any(not 0 <= bucket < BUCKETS for bucket in flat[2::2]):
             raise ValueError("not a histogram")
         self.count += flat[0]
@@ -84,35 +84,35 @@ class Histogram:
         self._add(list(zip(flat[2::2], flat[3::2], strict=True)))
 
     def buckets(self) -> list[int]:
-        """The window's count per bucket."""
+        """The counts per bucket in the window; empty if no value was recorded."""
         slots = [slot for slot in (self._current, *self._older) if slot is not None]
         if len(slots) == 1:
             return list(slots[0])
         return [sum(column) for column in zip(*slots, strict=True)] if slots else []
 
     def quantile(self, quantile: float) -> float:
-        """The window's quantile; NaN while it is empty."""
-        return _quantile(enumerate_counts(self.buckets()), quantile)
+        """A quantile of the window; NaN if the window is empty."""
+        return _quantile(_nonempty(self.buckets()), quantile)
 
     def samples(self) -> dict[str, float]:
-        """What a summary shows: each quantile of `QUANTILES` by its text, `sum` and `count`."""
-        counts = enumerate_counts(self.buckets())
+        """The samples of a summary: each quantile of `QUANTILES` by its text, `sum` and `count`."""
+        counts = _nonempty(self.buckets())
         shown = {str(quantile): _quantile(counts, quantile) for quantile in QUANTILES}
         return {**shown, "sum": self.total, "count": float(self.count)}
 
     def to_list(self) -> list[int]:
-        """Count, sum in millionths, then (bucket, count) pairs of the window: for another process."""
+        """A flat list for another process: count, sum in millionths, then bucket and count for each bucket in use."""
         flat = [self.count, round(self.total * _SUM_UNITS)]
-        for bucket, count in enumerate_counts(self.buckets()):
+        for bucket, count in _nonempty(self.buckets()):
             flat += (bucket, count)
         return flat
 
     @classmethod
     def from_list(cls, flat: Sequence[int]) -> "Histogram":
-        """The histogram of `to_list`, as of now.
+        """A histogram from the result of `to_list`.
 
         Raises:
-            ValueError: the list is none of `to_list`.
+            ValueError: the list is not a result of `to_list`.
         """
         histogram = cls()
         histogram.merge_list(flat)
@@ -126,8 +126,8 @@ class Histogram:
                 self._current[bucket] += count
 
 
-def enumerate_counts(buckets: list[int]) -> list[tuple[int, int]]:
-    """The buckets that are not empty, with their counts."""
+def _nonempty(buckets: list[int]) -> list[tuple[int, int]]:
+    """(bucket, count) of the buckets that are not empty."""
     return [(bucket, count) for bucket, count in enumerate(buckets) if count]
 
 
@@ -135,7 +135,7 @@ def _bucket(value: float) -> int:
     if _SMALLEST <= value < _LARGEST:
         mantissa, exponent = _frexp(value)
         return exponent * _BUCKETS_PER_OCTAVE + int(mantissa * _MANTISSA_FACTOR) + _OFFSET
-    return BUCKETS - 1 if value >= _LARGEST else 0  # NaN is below, too
+    return BUCKETS - 1 if value >= _LARGEST else 0  # NaN also counts as zero
 
 
 def _value(bucket: int) -> float:

@@ -1,7 +1,7 @@
-"""The small HTTP servers of the process, for metrics and for health, on aiohttp.
+"""The HTTP servers for metrics and health, on aiohttp.
 
-A server that cannot listen is tried again each second, with one log line per outage: the service goes on without it.
-Changed TLS files are taken up within ten seconds (the original reads them at each handshake).
+The service runs even if a server cannot listen: the server retries every second, with one log line per outage. Changed
+TLS files are reloaded within ten seconds. (The original reads them at every handshake.)
 """
 
 import asyncio
@@ -16,8 +16,6 @@ from aiohttp import web
 from typha import clock, settings
 from typha.observability import health
 
-RETRY_SECONDS = 1.0
-TLS_CHECK_SECONDS = 10.0
 _HEADER_BYTES_LIMIT = 8190
 _KEEPALIVE_SECONDS = 75.0
 _BACKLOG = 128
@@ -25,14 +23,24 @@ _BACKLOG = 128
 _VERIFY_MODES = {
     "NoClientCert": ssl.CERT_NONE,
     "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
-    # Python's ssl cannot ask for a certificate and not verify it: the stricter of the two.
+    # Python's ssl module cannot require a certificate without verifying it.
     "RequireAnyClientCert": ssl.CERT_REQUIRED,
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
 }
 
 
+class Intervals(NamedTuple):
+    """How often a server retries to listen, and checks its TLS files."""
+
+    listen_retry_seconds: float = 1.0
+    tls_check_seconds: float = 10.0
+
+
+DEFAULT_INTERVALS = Intervals()
+
+
 class Response(NamedTuple):
-    """What a page answers."""
+    """The response of a page."""
 
     status: int
     body: bytes
@@ -43,7 +51,7 @@ Page = Callable[[], Response]
 
 
 class TlsFiles(NamedTuple):
-    """HTTPS: paths of certificate, key and CA, and what is asked of clients (the original's words)."""
+    """HTTPS: the paths of the files, and the policy for client certificates by its name in the original."""
 
     cert_file: str
     key_file: str
@@ -51,7 +59,7 @@ class TlsFiles(NamedTuple):
     client_auth: str
 
     def load(self) -> ssl.SSLContext:
-        """Raises OSError (ssl.SSLError is one) if a file cannot be read or used."""
+        """Build the TLS context. Raises OSError (or its subclass ssl.SSLError) if a file is unusable."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(self.cert_file, self.key_file)
         context.load_verify_locations(self.ca_file)
@@ -59,34 +67,42 @@ class TlsFiles(NamedTuple):
         return context
 
     def fingerprint(self) -> tuple[tuple[int, int, int], ...]:
-        """What changes when a file does. Raises OSError if one is missing."""
+        """A value that changes whenever a file changes. Raises OSError if a file is missing."""
         stats = [os.stat(path) for path in (self.cert_file, self.key_file, self.ca_file)]
         return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
 
 
 class WebServer:
-    """One listening port with a few pages by path; any method is answered, other paths are 404."""
+    """Serves a few pages on one port. Accepts any method, and answers other paths with 404."""
 
     def __init__(
-        self, name: str, pages: Mapping[str, Page], *, host: str, port: int, tls_files: TlsFiles | None = None
+        self,
+        name: str,
+        pages: Mapping[str, Page],
+        *,
+        host: str,
+        port: int,
+        tls_files: TlsFiles | None = None,
+        intervals: Intervals = DEFAULT_INTERVALS,
     ) -> None:
         self._name = name
         self._pages = pages
         self._host = host or None
         self._tls_files = tls_files
+        self._intervals = intervals
         self._log = structlog.get_logger("typha.webserver")
         self._listening = asyncio.Event()
         self._listener: asyncio.Server | None = None
         self._complained = False  # one log line per outage
         self.port = port
-        """The port it listens on: the configured one, or once it listens the one that 0 became."""
+        """The configured port. If that is 0, the actual port once the server listens."""
 
     def __repr__(self) -> str:
         state = "listening" if self._listening.is_set() else "not listening"
         return f"WebServer({self._name} on {self._host or '*'}:{self.port}, {state})"
 
     async def wait_listening(self) -> None:
-        """Return once it listens."""
+        """Return once the server listens."""
         await self._listening.wait()
 
     async def run(self) -> None:
@@ -101,7 +117,7 @@ class WebServer:
         try:
             fingerprint = await self._listen_with_retries(server)
             while True:
-                await asyncio.sleep(TLS_CHECK_SECONDS)
+                await asyncio.sleep(self._intervals.tls_check_seconds)
                 fingerprint = await self._maybe_reload(server, fingerprint)
         finally:
             self._listening.clear()
@@ -116,16 +132,16 @@ class WebServer:
                 await self._listen(server)
             except OSError as error:
                 if not self._complained:
-                    self._log.error("HTTP server cannot listen, trying again each second", **self._fields(error=error))
+                    self._log.error("HTTP server cannot listen, retrying every second", **self._fields(error=error))
                 self._complained = True
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(self._intervals.listen_retry_seconds)
             else:
                 self._complained = False
                 self._log.info("HTTP server is listening", **self._fields(tls=self._tls_files is not None))
                 return fingerprint
 
     async def _maybe_reload(self, server: web.Server, known: object) -> object:
-        """Listen anew if the TLS files have changed and can be used; open connections go on."""
+        """Reopen the port if the TLS files have changed and are usable. Open connections stay open."""
         if self._tls_files is None or self._listener is None:
             return known
         try:
@@ -144,8 +160,7 @@ class WebServer:
     async def _listen(self, server: web.Server) -> None:
         context = self._tls_files.load() if self._tls_files else None
         loop = asyncio.get_running_loop()
-        # After a reload, self.port is what 0 became.
-        # In two steps: cancelled while it starts to serve, create_server leaves its sockets open.
+        # In two steps, because create_server leaves its sockets open if it is cancelled while it starts to serve.
         self._listener = await loop.create_server(
             server, self._host, self.port, ssl=context, backlog=_BACKLOG, start_serving=False
         )
@@ -154,7 +169,7 @@ class WebServer:
         except BaseException:
             self._listener.close()
             raise
-        self.port = self._listener.sockets[0].getsockname()[1]
+        self.port = self._listener.sockets[0].getsockname()[1]  # also used again after a reload
         self._listening.set()
 
     def _fields(self, **fields: object) -> dict[str, object]:
@@ -174,7 +189,7 @@ class WebServer:
 
 
 def health_server(aggregator: health.HealthAggregator, configured: settings.Settings) -> WebServer:
-    """The server of /liveness and /readiness. Health is judged by `clock.monotonic`."""
+    """The server of /liveness and /readiness. Its time is `clock.monotonic`."""
 
     def page(ask: Callable[[float], health.Answer]) -> Page:
         def answer() -> Response:
@@ -187,8 +202,14 @@ def health_server(aggregator: health.HealthAggregator, configured: settings.Sett
     return WebServer("health", pages, host=configured.health_host, port=configured.health_port)
 
 
-def metrics_server(exposition: Callable[[], bytes], content_type: str, configured: settings.Settings) -> WebServer:
-    """The server of /metrics, with HTTPS if its settings ask for it."""
+def metrics_server(
+    exposition: Callable[[], bytes],
+    content_type: str,
+    configured: settings.Settings,
+    *,
+    intervals: Intervals = DEFAULT_INTERVALS,
+) -> WebServer:
+    """The server of /metrics. It uses HTTPS if the settings name a certificate or a key."""
     tls_files = None
     if configured.prometheus_metrics_cert_file or configured.prometheus_metrics_key_file:
         tls_files = TlsFiles(
@@ -203,4 +224,5 @@ def metrics_server(exposition: Callable[[], bytes], content_type: str, configure
         host=configured.prometheus_metrics_host,
         port=configured.prometheus_metrics_port,
         tls_files=tls_files,
+        intervals=intervals,
     )

@@ -1,18 +1,17 @@
-"""The tables of docs/configuration.md, generated from the settings table. Pure."""
+"""Renders the settings table as the Markdown tables of docs/configuration.md. Pure."""
 
 from typing import Any
 
-from typha.settings.rows import Row, Scope
-from typha.settings.table import KUBERNETES_VARIABLES, SETTINGS
+from typha.settings.table import KUBERNETES_VARIABLES, SETTINGS, Row, Scope
 
 _HEADINGS = {
-    Scope.ORIGINAL: "### The original's settings",
-    Scope.OURS: "### Settings of our own",
+    Scope.ORIGINAL: "### Settings of the original",
+    Scope.OURS: "### Additional settings",
 }
 
 
 def tables() -> str:
-    """Markdown: the settings by scope, then the unprefixed Kubernetes variables."""
+    """The settings by scope, then the variables without the prefix TYPHA_."""
     parts = [_table(scope, heading) for scope, heading in _HEADINGS.items()]
     return "\n".join((*parts, _kubernetes_table()))
 

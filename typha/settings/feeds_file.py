@@ -1,4 +1,4 @@
-"""The feeds file: raw feeds by name, each with its resource types and the fields it carries of them.
+"""Reads the feeds file: raw feeds by name, each with its resource types and the fields that it carries.
 
     feeds:
       workloads:
@@ -6,7 +6,7 @@
           - type: v1/pods
             fields: [metadata.labels, spec.nodeName]
 
-The schema is strict: what is not understood ends the start, with the file, the feed and the key in one line.
+The schema is strict. Any mistake raises `ConfigurationError` with the file, the feed and the key in one line.
 """
 
 import re
@@ -21,7 +21,7 @@ from typha.settings import sources
 from typha.settings.sources import ConfigurationError
 
 RESERVED_NAMES = frozenset(("felix", "bgp", "tunnel-ip-allocation", "node-status"))
-"""Calico's own feeds; their contents are not a matter of this file."""
+"""Names of Calico's feeds. The feeds file cannot define these."""
 
 FEEDS_LIMIT = 64
 RESOURCES_LIMIT = 256
@@ -34,10 +34,10 @@ _SHOWN_LIMIT = 80
 
 
 def load(path: str) -> list[FeedSpec]:
-    """Read and check a feeds file (at most 1 MiB).
+    """Read and check a feeds file of at most 1 MiB.
 
     Raises:
-        ConfigurationError: names the file and, where there is one, the feed and the key.
+        ConfigurationError: the file is missing or invalid; the message names the file, the feed and the key.
     """
     try:
         text = sources.read(path)
@@ -47,13 +47,13 @@ def load(path: str) -> list[FeedSpec]:
 
 
 def parse(path: str, text: str) -> list[FeedSpec]:
-    """Check a feeds file's text; `path` is for messages only.
+    """Check the text of a feeds file. `path` is used only in error messages.
 
     Raises:
         ConfigurationError: as in `load`.
     """
     try:
-        # Not yaml.safe_load itself: it lets the second of two equal keys win, and expands aliases without limit.
+        # yaml.safe_load accepts duplicate keys, and expands aliases without limit.
         document = yaml.load(text, Loader=_StrictLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
@@ -71,7 +71,7 @@ def parse(path: str, text: str) -> list[FeedSpec]:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe, and refuses keys given twice and aliases (a kilobyte of nested ones expands to gigabytes)."""
+    """A safe loader that rejects duplicate keys and aliases: a kilobyte of nested aliases expands to gigabytes."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -82,7 +82,7 @@ class _StrictLoader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             if key_node.value in seen:
-                problem = f"key {_shown(key_node.value)} is given twice"
+                problem = f"duplicate key {_shown(key_node.value)}"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             if isinstance(key_node, yaml.ScalarNode):
                 seen.add(key_node.value)
@@ -91,7 +91,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 def _feed(path: str, name: Any, value: Any) -> FeedSpec:
     if not isinstance(name, str) or len(name) > _NAME_LENGTH_LIMIT or not _NAME.fullmatch(name):
-        problem = "a name is 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit"
+        problem = "a name has 1 to 63 of a-z, 0-9 and -, and begins and ends with a letter or digit"
         raise ConfigurationError(path, f"feeds.{_shown(name)}: {problem}")
     where = f"feeds.{name}"
     if name in RESERVED_NAMES:
@@ -104,7 +104,7 @@ def _feed(path: str, name: Any, value: Any) -> FeedSpec:
     for index, item in enumerate(items):
         spec = _resource(path, f"{where}[{index}]", item)
         if spec.type in resources:
-            raise ConfigurationError(path, f"{where}[{index}].type: {spec.type} is given twice")
+            raise ConfigurationError(path, f"{where}[{index}].type: duplicate resource type {spec.type}")
         resources[spec.type] = spec
     return FeedSpec(name, tuple(resources.values()))
 
@@ -136,7 +136,7 @@ def _field(path: str, where: str, value: Any) -> FieldPath:
 def _mapping(
     path: str, where: str, value: Any, *, required: set[str] | None = None, optional: set[str] | None = None
 ) -> dict[Any, Any]:
-    """A mapping; with `required` given, exactly these keys and perhaps the optional ones."""
+    """Check that the value is a mapping and, with `required`, that it has these keys and only optional ones besides."""
     if not isinstance(value, dict):
         raise ConfigurationError(path, f"{where}: expected a mapping")
     if required is None:
@@ -146,10 +146,9 @@ def _mapping(
         if key not in allowed:
             raise ConfigurationError(path, f"{where}: unknown key {_shown(key)}, expected {', '.join(sorted(allowed))}")
     for key in sorted(required - value.keys()):
-        raise ConfigurationError(path, f"{where}: lacks the key {key}")
+        raise ConfigurationError(path, f"{where}: missing key {key}")
     return value
 
 
 def _shown(value: object) -> str:
-    shown = " ".join(str(value).split()).encode("unicode_escape").decode("ascii")
-    return shown if len(shown) <= _SHOWN_LIMIT else shown[:_SHOWN_LIMIT] + "..."
+    return sources.printable(" ".join(str(value).split()), _SHOWN_LIMIT)

@@ -1,4 +1,4 @@
-"""Sources of settings: flags, environment and an INI file, each as raw text by lower-case name. Pure but for `read`."""
+"""Reads the sources of settings: flags, environment and an INI file, each as raw text by lower-case name."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ _QUOTES = "\"'`"
 
 
 class ConfigurationError(Exception):
-    """A configuration the service does not start with. `str()` is one line that begins with the culprit's name."""
+    """The service cannot start with this configuration. `str()` is one line that begins with the culprit's name."""
 
     def __init__(self, culprit: str, problem: str) -> None:
         super().__init__(f"{culprit}: {problem}")
@@ -20,30 +20,32 @@ class ConfigurationError(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Source:
-    """The raw values of one source, by lower-case name, each with the name as it was written there."""
+    """The raw values of one source."""
 
     label: str
+    """What messages call the source."""
     values: Mapping[str, tuple[str, str]]
+    """(name as written, value) by lower-case name."""
     repeated: tuple[str, ...] = ()
-    """Names given more than once, of which the last value counts."""
+    """Names that occur more than once, as written. `values` has the last value."""
 
 
 def from_environment(environment: Mapping[str, str]) -> Source:
-    """The TYPHA_ variables, in any case; of a name given twice the later counts."""
+    """The variables with the prefix TYPHA_, in any case."""
     variables = ((name, value) for name, value in environment.items() if name[: len(PREFIX)].lower() == PREFIX)
     return _source("environment", variables, prefix_length=len(PREFIX))
 
 
 def from_flags(flags: Mapping[str, str]) -> Source:
-    """The command line's flags, by setting name."""
+    """The flags of the command line, by setting name."""
     return _source("command line", flags.items())
 
 
 def from_file(path: str, *, must_exist: bool) -> Source:
-    """The keys of an INI file; none if the file is missing and need not exist.
+    """The keys of an INI file. A missing file has no keys, unless `must_exist` is set.
 
     Raises:
-        ConfigurationError: it cannot be read, is larger than 1 MiB, or is no INI file.
+        ConfigurationError: the file is missing, unreadable, larger than 1 MiB, or not an INI file.
     """
     try:
         text = read(path)
@@ -55,11 +57,11 @@ def from_file(path: str, *, must_exist: bool) -> Source:
 
 
 def read(path: str) -> str:
-    """A configuration file's text.
+    """Read the text of a configuration file.
 
     Raises:
-        FileNotFoundError: there is none.
-        ConfigurationError: it cannot be read, is larger than 1 MiB, or is not UTF-8.
+        FileNotFoundError: the file does not exist.
+        ConfigurationError: the file is unreadable, larger than 1 MiB, or not UTF-8.
     """
     try:
         with open(path, "rb") as file:
@@ -77,10 +79,10 @@ def read(path: str) -> str:
 
 
 def parse_ini(path: str, text: str) -> Iterable[tuple[str, str]]:
-    """(key, value) pairs of an INI text, sections ignored, in the order in which they count.
+    """Yield the (key, value) pairs of an INI text in order, ignoring sections.
 
-    `;` and `#` begin a comment, behind a value, too; a value in quotes loses them; a backslash at a line's end goes on
-    with the next line. `path` is for messages only.
+    `;` and `#` begin a comment, also after a value. Quotes around a value are removed. A backslash at the end of a line
+    continues the value on the next line. `path` is used only in error messages.
 
     Raises:
         ConfigurationError: a line is neither a section nor `name = value`.
@@ -92,7 +94,7 @@ def parse_ini(path: str, text: str) -> Iterable[tuple[str, str]]:
             continue
         if line[0] == "[":
             if "]" not in line:
-                raise ConfigurationError(path, f"line {number}: section without ]")
+                raise ConfigurationError(path, f"line {number}: section without a closing ]")
             continue
         delimiter = min((at for at in (line.find("="), line.find(":")) if at >= 0), default=-1)
         key = line[:delimiter].strip().strip(_QUOTES)
@@ -102,6 +104,12 @@ def parse_ini(path: str, text: str) -> Iterable[tuple[str, str]]:
         while value.endswith("\\"):
             value = value[:-1] + next(lines, (0, ""))[1].strip()
         yield key, _without_comment_and_quotes(value)
+
+
+def printable(text: str, limit: int) -> str:
+    """Text from outside for a one-line message: escaped, and cut after `limit` characters."""
+    shown = text.encode("unicode_escape").decode("ascii")
+    return shown if len(shown) <= limit else shown[:limit] + "..."
 
 
 def _source(label: str, pairs: Iterable[tuple[str, str]], *, prefix_length: int = 0) -> Source:
@@ -116,7 +124,7 @@ def _source(label: str, pairs: Iterable[tuple[str, str]], *, prefix_length: int 
 
 
 def _without_comment_and_quotes(value: str) -> str:
-    if value[:1] == "`" and "`" in value[1:]:  # the one kind of quotes in which # and ; are no comments
+    if value[:1] == "`" and "`" in value[1:]:  # only in backquotes, # and ; do not begin a comment
         return value[1 : value.rindex("`")]
     for mark in "#;":
         value = value.partition(mark)[0].rstrip()

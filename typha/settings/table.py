@@ -1,137 +1,481 @@
-"""The one table of settings: the original's, then ours, and the variables that other parts read. Pure.
+"""The table of settings. Each setting is one field of `Settings`, and one `Row` of `SETTINGS`. Pure.
 
-Environment names, keys of the file, flags, defaults and docs/configuration.md all come from `SETTINGS`.
+The rows define the environment variables, the keys of the configuration file, the flags, the defaults and the tables
+in docs/configuration.md. `KUBERNETES_VARIABLES` lists, for that page only, the variables that other modules read.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+import enum
+from typing import Any, NamedTuple, TypeVar
 
-from typha.settings import rows
-from typha.settings.original import OriginalSettings
-from typha.settings.rows import ours
-from typha.settings.types import boolean, existing_file, integer, one_of, seconds, size
+from typha.settings.types import (
+    ValueType,
+    authority,
+    boolean,
+    endpoints,
+    existing_file,
+    host_address,
+    integer,
+    one_of,
+    path,
+    seconds,
+    size,
+    text,
+)
+
+T = TypeVar("T")
+
+_ROW = "row"
+
+
+class Scope(enum.StrEnum):
+    """Where a setting comes from: the original has it too, or only this service. See `typha.settings.load`."""
+
+    ORIGINAL = "original"
+    OURS = "ours"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """One setting."""
+
+    name: str
+    """Key in the configuration file; the variable and the flag are derived from it."""
+    attribute: str
+    """Field of `Settings`."""
+    type: ValueType[Any]
+    default: Any
+    unit: str
+    scope: Scope
+    why: str
+    """Why this default."""
+    help: str
+    non_zero: bool
+    """The value `none` is invalid."""
+    fatal: bool
+    """An invalid value ends the process. Otherwise it is a warning, and the default applies."""
+
+    @property
+    def variable(self) -> str:
+        """The environment variable, in its canonical case. Any case is accepted."""
+        return f"TYPHA_{self.name.upper()}"
+
+    @property
+    def flag(self) -> str:
+        """The flag of `typha serve`."""
+        words = [("-" + c if _starts_word(self.name, i) else c) for i, c in enumerate(self.name)]
+        return "--" + "".join(words).lower()
+
+    @property
+    def has_effect(self) -> bool:
+        """Whether any part of the service uses the setting."""
+        return not self.help.startswith(NO_EFFECT)
+
+    def parse(self, text: str) -> Any:
+        """Convert non-empty text from a source to a value.
+
+        Raises:
+            ValueError: the text is not valid; the message says what was expected.
+        """
+        if text.lower() != "none":
+            return self.type.parse(text)
+        if self.non_zero:
+            raise ValueError("expected a value other than none")
+        return self.type.zero
+
+
+NO_EFFECT = "Accepted, no effect: "
+"""Prefix of the help of settings that are parsed only so that existing deployments start."""
+
+
+def _original(
+    name: str,
+    value_type: ValueType[T],
+    default: T,
+    explanation: str,
+    *,
+    why: str = "same as the original",
+    unit: str = "",
+    non_zero: bool = False,
+    fatal: bool = False,
+) -> T:
+    """A field for a setting that the original has, with the same name, default and rules."""
+    return _field(default, Row(name, "", value_type, default, unit, Scope.ORIGINAL, why, explanation, non_zero, fatal))
+
+
+def _ours(
+    name: str,
+    value_type: ValueType[T],
+    default: T,
+    explanation: str,
+    *,
+    why: str,
+    unit: str = "",
+) -> T:
+    """A field for a setting that only this service has. Invalid values are fatal, and so is `none` for a number."""
+    non_zero = isinstance(default, int | float) and not isinstance(default, bool)
+    return _field(default, Row(name, "", value_type, default, unit, Scope.OURS, why, explanation, non_zero, True))
+
+
+def _rows(settings: type[Any]) -> tuple[Row, ...]:
+    """The rows of a dataclass's fields, in order."""
+    found = []
+    for field in dataclasses.fields(settings):
+        if _ROW in field.metadata:
+            found.append(dataclasses.replace(field.metadata[_ROW], attribute=field.name))
+    return tuple(found)
+
+
+def _field(default: T, row: Row) -> T:
+    # Declared as T, so that mypy checks the field's annotation against the default and the value type.
+    return dataclasses.field(default=default, metadata={_ROW: row})
+
+
+def _starts_word(name: str, index: int) -> bool:
+    """Whether a word starts at `index`: at the B of aB, or at the last capital of a run (the B of ABc)."""
+    if index == 0 or not name[index].isupper():
+        return False
+    return not name[index - 1].isupper() or name[index + 1 : index + 2].islower()
+
 
 MEBIBYTE = 1024 * 1024
+PORT_MAXIMUM = 65535
+
+_SEVERITIES = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_CLIENT_AUTH = ("RequireAndVerifyClientCert", "RequireAnyClientCert", "VerifyClientCertIfGiven", "NoClientCert")
+_NO_ETCD = f"{NO_EFFECT}kubernetes is the only supported datastore."
+_NO_DISCONNECT = (
+    f"{NO_EFFECT}a slow client is caught up with the newest values instead of being disconnected; see "
+    "NoProgressTimeoutSecs."
+)
+_NO_REBALANCING = f"{NO_EFFECT}rebalancing between replicas does not exist yet."
+_NO_DEBUG_SERVER = f"{NO_EFFECT}the service has no profiling server."
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(OriginalSettings):
-    """All settings of the service, checked and complete; made by `typha.settings.load`, or directly in tests."""
+class Settings:
+    """All settings, checked and complete. `typha.settings.load` builds it; tests also build it directly."""
 
-    feeds_file: str = ours(
+    # Settings of the original. `load` replaces timings of zero or less by the original's built-in defaults.
+
+    datastore_type: str = _original(
+        "DatastoreType",
+        one_of("kubernetes", "etcdv3"),
+        "kubernetes",
+        "Source of the cluster's state. `etcdv3`, the original's default, is rejected.",
+        why="the only datastore that is supported",
+        non_zero=True,
+        fatal=True,
+    )
+    etcd_addr: str = _original("EtcdAddr", authority(), "127.0.0.1:2379", _NO_ETCD)
+    etcd_scheme: str = _original("EtcdScheme", one_of("http", "https"), "http", _NO_ETCD)
+    etcd_endpoints: str = _original("EtcdEndpoints", endpoints(), "", _NO_ETCD)
+    etcd_key_file: str = _original("EtcdKeyFile", existing_file(), "", _NO_ETCD)
+    etcd_cert_file: str = _original("EtcdCertFile", existing_file(), "", _NO_ETCD)
+    etcd_ca_file: str = _original("EtcdCaFile", existing_file(), "", _NO_ETCD)
+
+    log_file_path: str = _original(
+        "LogFilePath",
+        path(),
+        "/var/log/calico/typha.log",
+        "Log file; `none` disables it. The service creates the directory, and reopens the file after a rotation. If "
+        "the default path cannot be opened, the service logs a warning; a configured path must open.",
+        fatal=True,
+    )
+    log_severity_file: str = _original(
+        "LogSeverityFile", one_of(*_SEVERITIES), "INFO", "Minimum severity for the log file; `none` disables it."
+    )
+    log_severity_screen: str = _original(
+        "LogSeverityScreen",
+        one_of(*_SEVERITIES),
+        "INFO",
+        "Minimum severity for standard output (workers: standard error); `none` disables it.",
+    )
+    log_severity_sys: str = _original(
+        "LogSeveritySys",
+        one_of(*_SEVERITIES),
+        "INFO",
+        "Minimum severity for syslog (/dev/log, tag calico-typha), if it exists; `none` disables it.",
+    )
+    early_log_severity_screen: str = _original(
+        "EarlyLogSeverityScreen",
+        one_of(*_SEVERITIES),
+        "",
+        f"{NO_EFFECT}the service reads its settings before it logs the first line.",
+    )
+
+    health_enabled: bool = _original("HealthEnabled", boolean(), False, "Serve /liveness and /readiness.")
+    health_host: str = _original("HealthHost", host_address(), "localhost", "Address of the health endpoints.")
+    health_port: int = _original(
+        "HealthPort", integer(0, PORT_MAXIMUM), 9098, "Port of the health endpoints; 0 = any free port."
+    )
+
+    prometheus_metrics_enabled: bool = _original("PrometheusMetricsEnabled", boolean(), False, "Serve /metrics.")
+    prometheus_metrics_host: str = _original(
+        "PrometheusMetricsHost", host_address(), "", "Address of /metrics; empty = all addresses."
+    )
+    prometheus_metrics_port: int = _original(
+        "PrometheusMetricsPort", integer(0, PORT_MAXIMUM), 9093, "Port of /metrics; 0 = any free port."
+    )
+    prometheus_go_metrics_enabled: bool = _original(
+        "PrometheusGoMetricsEnabled",
+        boolean(),
+        True,
+        "Export metrics of the language runtime: `python_*`, where the original has `go_*`.",
+    )
+    prometheus_process_metrics_enabled: bool = _original(
+        "PrometheusProcessMetricsEnabled", boolean(), True, "Export `process_*` metrics of the hub process."
+    )
+    prometheus_metrics_cert_file: str = _original(
+        "PrometheusMetricsCertFile",
+        text(),
+        "",
+        "Certificate of /metrics. If this or the key file is set, /metrics uses HTTPS and needs all three files. "
+        "Changed files are reloaded within 10 s.",
+    )
+    prometheus_metrics_key_file: str = _original("PrometheusMetricsKeyFile", text(), "", "Private key of /metrics.")
+    prometheus_metrics_ca_file: str = _original(
+        "PrometheusMetricsCAFile", text(), "", "CA certificates for the certificates of scrapers."
+    )
+    prometheus_metrics_client_auth: str = _original(
+        "PrometheusMetricsClientAuth",
+        one_of(*_CLIENT_AUTH),
+        "NoClientCert",
+        "Policy for client certificates of scrapers. Unlike in the original, RequireAnyClientCert also verifies the "
+        "certificate.",
+    )
+
+    snapshot_cache_max_batch_size: int = _original(
+        "SnapshotCacheMaxBatchSize",
+        integer(1),
+        100,
+        f"{NO_EFFECT}a batch holds the changes that arrived together or during the previous send. SegmentBytes and "
+        "MaxFrameBytes limit it.",
+        unit="updates",
+    )
+    server_max_message_size: int = _original(
+        "ServerMaxMessageSize",
+        integer(1),
+        100,
+        f"{NO_EFFECT}messages are limited in bytes (MaxFrameBytes), not in updates.",
+        unit="updates",
+    )
+    server_max_fall_behind_seconds: float = _original(
+        "ServerMaxFallBehindSecs", seconds(), 300.0, _NO_DISCONNECT, unit="seconds"
+    )
+    server_new_client_fall_behind_grace_period_seconds: float = _original(
+        "ServerNewClientFallBehindGracePeriod", seconds(), 300.0, _NO_DISCONNECT, unit="seconds"
+    )
+    server_min_batching_age_threshold_seconds: float = _original(
+        "ServerMinBatchingAgeThresholdSecs",
+        seconds(),
+        0.01,
+        f"{NO_EFFECT}a batch is encoded once, regardless of how far behind a client is.",
+        unit="seconds",
+    )
+    server_ping_interval_seconds: float = _original(
+        "ServerPingIntervalSecs",
+        seconds(),
+        10.0,
+        "Keepalive: a client that has received nothing for this long gets a ping. 0 or less = the default.",
+        unit="seconds",
+    )
+    server_pong_timeout_seconds: float = _original(
+        "ServerPongTimeoutSecs",
+        seconds(),
+        60.0,
+        "Keepalive: a client is disconnected if its pong does not arrive for this long. A value of at most twice the "
+        "ping interval is replaced by six times the ping interval.",
+        unit="seconds",
+    )
+    server_handshake_timeout_seconds: float = _original(
+        "ServerHandshakeTimeoutSecs",
+        seconds(),
+        10.0,
+        "Time for a new connection to complete its TLS handshake and its hello. 0 or less = the default.",
+        unit="seconds",
+    )
+    server_write_timeout_seconds: float = _original(
+        "ServerWriteTimeoutSecs", seconds(), 120.0, _NO_DISCONNECT, unit="seconds"
+    )
+
+    server_port: int = _original(
+        "ServerPort",
+        integer(-1, PORT_MAXIMUM),
+        5473,
+        "Port for clients. 0 = the default; -1 = any free port (the original does not have this value).",
+        why="same as the original (0 there, which means 5473)",
+    )
+    server_host: str = _original("ServerHost", host_address(), "", "Address for clients; empty = all addresses.")
+    server_key_file: str = _original("ServerKeyFile", existing_file(), "", "TLS for clients: the server's private key.")
+    server_cert_file: str = _original(
+        "ServerCertFile", existing_file(), "", "TLS for clients: the server's certificate."
+    )
+    ca_file: str = _original("CAFile", existing_file(), "", "TLS for clients: CA certificates for client certificates.")
+    client_cn: str = _original("ClientCN", text(), "", "TLS for clients: required common name of client certificates.")
+    client_urisan: str = _original(
+        "ClientURISAN", text(), "", "TLS for clients: required URI SAN of client certificates."
+    )
+
+    debug_memory_profile_path: str = _original(
+        "DebugMemoryProfilePath", path(), "", f"{NO_EFFECT}the service writes no heap profile."
+    )
+    debug_disable_log_dropping: bool = _original(
+        "DebugDisableLogDropping",
+        boolean(),
+        False,
+        "Block when the log queue is full, instead of dropping lines. This stalls the whole process, clients included.",
+    )
+    debug_host: str = _original("DebugHost", host_address(), "localhost", _NO_DEBUG_SERVER)
+    debug_port: int = _original("DebugPort", integer(0, PORT_MAXIMUM), 0, _NO_DEBUG_SERVER)
+
+    connection_rebalancing_mode: str = _original(
+        "ConnectionRebalancingMode", one_of("none", "kubernetes"), "none", _NO_REBALANCING
+    )
+    connection_drop_interval_seconds: float = _original(
+        "ConnectionDropIntervalSecs", seconds(), 1.0, _NO_REBALANCING, unit="seconds"
+    )
+    shutdown_timeout_seconds: float = _original(
+        "ShutdownTimeoutSecs",
+        seconds(),
+        300.0,
+        "Drain: after SIGTERM, the service closes connections one by one, over at most this long.",
+        unit="seconds",
+    )
+    shutdown_connection_drop_interval_max_seconds: float = _original(
+        "ShutdownConnectionDropIntervalMaxSecs",
+        seconds(),
+        1.0,
+        "Drain: longest pause between two closed connections. Few connections drain sooner than ShutdownTimeoutSecs.",
+        unit="seconds",
+    )
+    max_connections_upper_limit: int = _original("MaxConnectionsUpperLimit", integer(1), 10000, _NO_REBALANCING)
+    max_connections_lower_limit: int = _original("MaxConnectionsLowerLimit", integer(1), 400, _NO_REBALANCING)
+    k8s_service_poll_interval_seconds: float = _original(
+        "K8sServicePollIntervalSecs", seconds(), 30.0, _NO_REBALANCING, unit="seconds"
+    )
+    k8s_namespace: str = _original("K8sNamespace", text(), "kube-system", _NO_REBALANCING)
+    k8s_service_name: str = _original("K8sServiceName", text(), "calico-typha", _NO_REBALANCING)
+    k8s_port_name: str = _original("K8sPortName", text(), "calico-typha", _NO_REBALANCING)
+
+    # Settings that only this service has.
+
+    feeds_file: str = _ours(
         "FeedsFile",
         existing_file(),
         "",
-        "YAML file that defines raw feeds; docs/feeds.example.yaml is an example. Empty = no raw feeds.",
-        why="no feed is guessed",
+        "YAML file that defines raw feeds, such as docs/feeds.example.yaml. Empty = no raw feeds.",
+        why="only the user knows which feeds are needed",
     )
-    calico_feeds: str = ours(
+    calico_feeds: str = _ours(
         "CalicoFeeds",
         one_of("auto", "true", "false"),
         "auto",
-        "Serve Calico's own feeds: felix, bgp, tunnel-ip-allocation, node-status. auto = if there is no FeedsFile, or "
-        "the API server lists one of Calico's API groups at start.",
-        why="a service of raw feeds alone is ready on a cluster without Calico",
+        "Serve Calico's feeds: felix, bgp, tunnel-ip-allocation and node-status. auto = serve them if there is no "
+        "FeedsFile, or if the API server lists one of Calico's API groups at start.",
+        why="a service with only raw feeds becomes ready on a cluster without Calico",
     )
-    read_only: bool = ours(
+    read_only: bool = _ours(
         "ReadOnly",
         boolean(),
         False,
-        "Do not create ClusterInformation and the default tiers at start where they are missing.",
+        "Do not create missing ClusterInformation and default tiers at start.",
         why="the original creates them",
     )
-    workers: int = ours(
+    workers: int = _ours(
         "Workers",
         integer(-1, 256),
         -1,
-        "Processes that serve clients. -1 = one per core but one, at least one; 0 = the hub serves them itself.",
-        why="the hub needs a core while a fan-out is busy",
+        "Number of worker processes that serve clients. -1 = one less than the number of cores, but at least one; "
+        "0 = the hub serves clients itself.",
+        why="the hub needs a core of its own during a fan-out",
     )
-    log_budget_bytes: int = ours(
+    log_budget_bytes: int = _ours(
         "LogBudgetBytes",
         size(2 * MEBIBYTE),
         64 * MEBIBYTE,
-        "Memory for the delta logs of all feeds together. A client further behind is sent newest values only.",
-        why="minutes of churn of a large cluster, and small beside its snapshot",
+        "Memory for the delta logs of all feeds together. A client that falls out of the log is caught up with the "
+        "newest values only.",
+        why="holds minutes of changes in a large cluster, and is small compared with its snapshot",
         unit="bytes",
     )
-    segment_bytes: int = ours(
+    segment_bytes: int = _ours(
         "SegmentBytes",
         size(65536),
         4 * MEBIBYTE,
-        "Size of one file of a delta log; memory is freed by whole files. At most half of LogBudgetBytes.",
-        why="freeing 1/16 of the budget at a time, with few files to pass to the workers",
+        "Size of a segment file of a delta log. Memory is freed one segment at a time. At most half of LogBudgetBytes.",
+        why="frees 1/16 of the budget at a time, and leaves few files to pass to the workers",
         unit="bytes",
     )
-    max_frame_bytes: int = ours(
+    max_frame_bytes: int = _ours(
         "MaxFrameBytes",
         size(65536),
         16 * MEBIBYTE,
-        "Largest frame that is sent or accepted. A batch that would be larger is split.",
-        why="ten times the API server's largest object (1.5 MiB), and a bound on what a client must hold",
+        "Largest frame that the service sends or accepts. A larger batch is split into several frames.",
+        why="ten times the API server's largest object (1.5 MiB), and a limit on what a client must buffer",
         unit="bytes",
     )
-    no_progress_timeout_seconds: float = ours(
+    no_progress_timeout_seconds: float = _ours(
         "NoProgressTimeoutSecs",
         seconds(1),
         60.0,
-        "A client for which bytes wait, and whose host acknowledges none for this long, is disconnected.",
+        "A client is disconnected if data waits for it and its host acknowledges no bytes for this long.",
         why="the original's pong timeout: a host that is silent for this long is gone",
         unit="seconds",
     )
-    refusal_hold_seconds: float = ours(
+    refusal_hold_seconds: float = _ours(
         "RefusalHoldSecs",
         seconds(0),
         10.0,
-        "How long a refused connection is kept open, silent, before it is closed.",
-        why="agents of the original reconnect at once, thousands of times a second",
+        "How long a rejected connection stays open, without any data, before it is closed.",
+        why="agents of the original reconnect immediately, thousands of times per second",
         unit="seconds",
     )
-    max_held_refusals: int = ours(
+    max_held_refusals: int = _ours(
         "MaxHeldRefusals",
         integer(1, 1_000_000),
         1000,
-        "Most refused connections kept at a time in one process; beyond it the oldest is closed.",
-        why="a descriptor each: refusals must not use up those of clients",
+        "Most rejected connections that one process keeps open. Above this limit, the oldest is closed.",
+        why="each one takes a file descriptor, and clients need these more",
         unit="connections",
     )
-    list_page_size: int = ours(
+    list_page_size: int = _ours(
         "ListPageSize",
         integer(1, 10000),
         500,
-        "Objects per page of a list.",
-        why="what kubectl uses: small enough to be decoded without a pause",
+        "Objects per page of a list request.",
+        why="the same as kubectl; decoding one page does not stall the event loop",
         unit="objects",
     )
-    log_format: str = ours(
+    log_format: str = _ours(
         "LogFormat",
         one_of("text", "json"),
         "text",
         "Format of log lines: the original's text, or one JSON object per line.",
-        why="the original's, for who parses it already",
+        why="existing log parsers continue to work",
     )
 
     config_invalid_values: int = 0
-    """How many values of the original's settings were invalid and replaced by defaults; no row of the table."""
+    """Number of invalid values that were replaced by defaults. Not a setting: it has no row in the table."""
 
 
-SETTINGS: tuple[rows.Row, ...] = rows.rows(Settings)
+SETTINGS: tuple[Row, ...] = _rows(Settings)
 
-BY_LOWER_NAME: dict[str, rows.Row] = {row.name.lower(): row for row in SETTINGS}
+BY_LOWER_NAME: dict[str, Row] = {row.name.lower(): row for row in SETTINGS}
 
 
 def to_dict(settings: Settings) -> dict[str, Any]:
-    """The settings as plain values, for a worker process."""
+    """The settings as plain values, to pass them to a worker process."""
     return dataclasses.asdict(settings)
 
 
 def from_dict(values: dict[str, Any]) -> Settings:
-    """The settings of `to_dict`."""
+    """The settings from the result of `to_dict`."""
     return Settings(**values)
 
 
 class Variable(NamedTuple):
-    """An environment variable without the TYPHA_ prefix, read by another part of the service."""
+    """An environment variable without the prefix TYPHA_, which another module reads."""
 
     name: str
     default: str
@@ -139,28 +483,28 @@ class Variable(NamedTuple):
 
 
 KUBERNETES_VARIABLES: tuple[Variable, ...] = (
-    Variable("KUBECONFIG", "~/.kube/config if it exists, else the pod's service account", "Kubeconfig files."),
-    Variable("K8S_CURRENT_CONTEXT", "the kubeconfig's", "Context of the kubeconfig."),
+    Variable("KUBECONFIG", "~/.kube/config if it exists, else the pod's service account", "Paths of kubeconfig files."),
+    Variable("K8S_CURRENT_CONTEXT", "the kubeconfig's", "Context in the kubeconfig."),
     Variable("K8S_API_ENDPOINT", "the kubeconfig's", "URL of the API server."),
     Variable("K8S_API_TOKEN", "the kubeconfig's", "Bearer token."),
     Variable("K8S_CERT_FILE", "the kubeconfig's", "Client certificate; needs K8S_KEY_FILE."),
-    Variable("K8S_KEY_FILE", "the kubeconfig's", "Its private key."),
-    Variable("K8S_CA_FILE", "the kubeconfig's", "Certificates that sign the API server's."),
+    Variable("K8S_KEY_FILE", "the kubeconfig's", "Private key of the client certificate."),
+    Variable("K8S_CA_FILE", "the kubeconfig's", "CA certificates for the API server's certificate."),
     Variable("K8S_INSECURE_SKIP_TLS_VERIFY", "false", "Do not verify the API server's certificate."),
-    Variable("KUBERNETES_SERVICE_HOST", "set in a pod", "Address of the API server, without prefix only."),
-    Variable("KUBERNETES_SERVICE_PORT", "set in a pod", "Port of the API server, without prefix only."),
-    Variable("K8S_CLIENT_QPS", "-", "Accepted, no effect: a watch per type needs no rate limit."),
-    Variable("K8S_CLIENT_BURST", "-", "Accepted, no effect: as K8S_CLIENT_QPS."),
-    Variable("USE_POD_CIDR", "-", "Accepted, no effect: blocks and affinities come from their custom resources."),
+    Variable("KUBERNETES_SERVICE_HOST", "set in a pod", "Address of the API server. Cannot have the prefix CALICO_."),
+    Variable("KUBERNETES_SERVICE_PORT", "set in a pod", "Port of the API server. Cannot have the prefix CALICO_."),
+    Variable("K8S_CLIENT_QPS", "-", f"{NO_EFFECT}one watch per resource type needs no rate limit."),
+    Variable("K8S_CLIENT_BURST", "-", f"{NO_EFFECT}see K8S_CLIENT_QPS."),
+    Variable("USE_POD_CIDR", "-", f"{NO_EFFECT}blocks and affinities come from their custom resources."),
     Variable(
         "CALICO_API_GROUP",
-        "by the groups that the API server lists",
-        "Calico's API group: projectcalico.org/v3, or anything else for crd.projectcalico.org/v1.",
+        "chosen from the groups that the API server lists",
+        "Calico's API group: projectcalico.org/v3; any other value means crd.projectcalico.org/v1.",
     ),
     Variable(
         "TLS_CIPHER_SUITES",
         "nine ECDHE suites",
-        "TLS for clients: TLS 1.2's suites by Go's names, with commas; no effect on TLS 1.3.",
+        "TLS for clients: cipher suites for TLS 1.2 by their Go names, comma-separated. No effect on TLS 1.3.",
     ),
-    Variable("TLS_MIN_VERSION", "1.2", "TLS for clients: 1.2 or 1.3."),
+    Variable("TLS_MIN_VERSION", "1.2", "TLS for clients: minimum version, 1.2 or 1.3."),
 )

@@ -1,7 +1,7 @@
-"""Types of settings: how the text of a source becomes a value. Pure.
+"""Value types of settings: how to parse the text of a source. Pure apart from `existing_file`.
 
-The rules are the original's: booleans by a list of words, integers with the base taken from their prefix (a leading 0
-means octal), choices without regard to case and stored as the table spells them.
+The rules are the original's. Booleans are words from a list. Integers take their base from the prefix, and a leading 0
+means octal. Choices ignore case and are stored as the table spells them.
 """
 
 import dataclasses
@@ -30,11 +30,14 @@ _TEXT_LENGTH_LIMIT = 4096
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ValueType(Generic[T]):
-    """How a setting is read; `parse` raises ValueError with what was expected, `zero` is what `none` sets."""
+    """How to parse a setting."""
 
     label: str
+    """Type for documentation and help."""
     parse: Callable[[str], T]
+    """Raises ValueError; the message says what was expected."""
     zero: T
+    """The value that `none` stands for."""
 
 
 def boolean() -> ValueType[bool]:
@@ -43,7 +46,7 @@ def boolean() -> ValueType[bool]:
 
 
 def integer(minimum: int, maximum: int = _INTEGER_LIMIT - 1) -> ValueType[int]:
-    """An integer within the bounds (inclusive): decimal, 0x, 0o, 0b, or octal with a leading 0."""
+    """An integer from `minimum` to `maximum`: decimal, with the prefix 0x, 0o or 0b, or octal with a leading 0."""
 
     def parse(text: str) -> int:
         value = _parse_integer(text)
@@ -56,12 +59,12 @@ def integer(minimum: int, maximum: int = _INTEGER_LIMIT - 1) -> ValueType[int]:
 
 
 def size(minimum: int) -> ValueType[int]:
-    """A number of bytes, at least `minimum`, written like an integer."""
+    """A number of bytes, at least `minimum`. The syntax is that of `integer`."""
     return integer(minimum, _BYTES_LIMIT)
 
 
 def seconds(minimum: float = -math.inf) -> ValueType[float]:
-    """A duration in seconds, fractions allowed; without a minimum negative ones are accepted, as in the original."""
+    """A duration in seconds, with fractions. Without a minimum, it may be negative, as in the original."""
 
     def parse(text: str) -> float:
         if not _FLOAT.fullmatch(text):
@@ -77,7 +80,7 @@ def seconds(minimum: float = -math.inf) -> ValueType[float]:
 
 
 def one_of(*choices: str) -> ValueType[str]:
-    """One of the choices, in any case, stored as spelled here. Where `none` is a choice, it is the zero value too."""
+    """One of the choices, in any case, stored as spelled here. If `none` is a choice, it is also the zero value."""
     by_lower_case = {choice.lower(): choice for choice in choices}
 
     def parse(text: str) -> str:
@@ -90,30 +93,30 @@ def one_of(*choices: str) -> ValueType[str]:
 
 
 def host_address() -> ValueType[str]:
-    """A host name or address; empty means all addresses."""
+    """A host name or an IP address; empty means all addresses."""
     return _pattern("host", _HOST, "expected a host name or an IP address")
 
 
 def authority() -> ValueType[str]:
-    """host:port."""
+    """A host and a port, as host:port."""
     return _pattern("host:port", _AUTHORITY, "expected host:port")
 
 
 def endpoints() -> ValueType[str]:
-    """A comma-separated list of http://host:port or https://host:port, all of one scheme."""
+    """A comma-separated list of http://host:port or https://host:port, all with the same scheme."""
 
     def parse(text: str) -> str:
         matches = [_ENDPOINT.fullmatch(part.strip()) for part in text.split(",")]
         schemes = {match.group(1) for match in matches if match}
         if not all(matches) or len(schemes) != 1:
-            raise ValueError("expected scheme://host:port, comma-separated, all with one scheme")
+            raise ValueError("expected a comma-separated list of scheme://host:port, all with the same scheme")
         return ",".join(match.group(0) for match in matches if match)
 
     return ValueType("list of scheme://host:port", parse, zero="")
 
 
 def path() -> ValueType[str]:
-    """A file's path; whether it can be used shows when it is opened."""
+    """The path of a file. Not checked before the file is opened."""
     return ValueType("path", _parse_text, zero="")
 
 
@@ -129,7 +132,7 @@ def existing_file() -> ValueType[str]:
 
 
 def text() -> ValueType[str]:
-    """Any text without control characters, up to 4096 characters."""
+    """Text of up to 4096 characters, without control characters."""
     return ValueType("string", _parse_text, zero="")
 
 
@@ -152,7 +155,7 @@ def _parse_boolean(text: str) -> bool:
 
 
 def _parse_integer(text: str) -> int:
-    # The length limit keeps a megabyte of digits from costing seconds.
+    # Without a length limit, parsing a megabyte of digits takes seconds.
     if len(text) > 64 or not _INTEGER.fullmatch(text):
         raise ValueError("expected an integer")
     try:

@@ -312,7 +312,7 @@ class Server:
         self.delivery.run(_monotonic() + self._policy.pass_seconds)
         self._tell_progress()
         self._schedule_turn()
-        self.stats.turns.note(_monotonic() - begun)
+        self.stats.turns.record(_monotonic() - begun)
 
     def _is_open(self, current: client.Client) -> bool:
         """False for a client that was closed by what happened to another one in this turn."""

@@ -34,7 +34,7 @@ class WorkerStats:
         self.feeds = {feed: FeedStats() for feed in feeds}
         self.counts = messages.WorkerCounts(feeds={feed: stats.counts for feed, stats in self.feeds.items()})
         """What travels in reports."""
-        self.turns = loop_latency.Longest(clock.monotonic())
+        self.turns = loop_latency.MaxLatency(clock.monotonic())
 
     def note_disconnect(self, reason: reasons.DisconnectReason) -> None:
         """A connection has ended."""

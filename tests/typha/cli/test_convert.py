@@ -1,4 +1,4 @@
-"""`typha convert`: against the recordings, and what it says of objects that nobody would record."""
+"""`typha convert`: its output for the recordings, and its messages about unusual and invalid objects."""
 
 import io
 import json
@@ -24,7 +24,7 @@ POOL_KEY = "/calico/v1/ipam/v4/pool/10.0.0.0-16"
 
 
 class Result(NamedTuple):
-    """What the command did."""
+    """The result of one run of the command."""
 
     exit_code: int
     lines: list[dict[str, Any]]
@@ -32,7 +32,7 @@ class Result(NamedTuple):
 
 
 class Convert:
-    """Runs the command on texts."""
+    """Runs the command on files with the given texts."""
 
     def __init__(self, directory: pathlib.Path, capture: pytest.CaptureFixture[bytes]) -> None:
         self._directory = directory
@@ -70,7 +70,7 @@ def _stream(raws: Iterable[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("name", corpus.NAMES)
-def test_recorded_objects_give_the_recorded_map(name: str, convert: Convert) -> None:
+def test_recorded_objects_give_the_recorded_snapshot(name: str, convert: Convert) -> None:
     scenario = corpus.load(name)
     built_in = {line["key"] for line in convert(b"", options=["--api-group", scenario.api_group]).lines}
     own = ours.OWN.get(name, ours.Own("")).snapshot
@@ -107,7 +107,7 @@ def test_recorded_events_give_the_recorded_deltas(name: str, convert: Convert) -
             assert sorted(sent, key=repr) == sorted(expected, key=repr), (syncer, step)
 
 
-def test_all_forms_of_input_are_equal(convert: Convert) -> None:
+def test_all_forms_of_input_give_the_same_output(convert: Convert) -> None:
     text = json.dumps(POOL)
     untyped = {key: value for key, value in POOL.items() if key not in ("apiVersion", "kind")}
     forms = [
@@ -128,12 +128,14 @@ def test_all_forms_of_input_are_equal(convert: Convert) -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["-"]])
-def test_standard_input(arguments: list[str], convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_files_the_command_reads_standard_input(
+    arguments: list[str], convert: Convert, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(json.dumps(POOL).encode())))
     assert [line["key"] for line in convert.run(["convert", "--feed", "bgp", *arguments]).lines] == [POOL_KEY]
 
 
-def test_the_last_state_counts(convert: Convert) -> None:
+def test_the_last_state_of_an_object_is_used(convert: Convert) -> None:
     changed = {**POOL, "metadata": {"name": "pool", "resourceVersion": "8"}}
     gone = json.dumps({"type": "DELETED", "object": changed})
     assert [line["revision"] for line in convert(json.dumps(POOL), json.dumps(changed), feed="bgp").lines] == ["8"]
@@ -155,7 +157,7 @@ def test_the_last_state_counts(convert: Convert) -> None:
         ([], "projectcalico.org/v3", "crd.projectcalico.org/v1", 1),
     ],
 )
-def test_the_api_group(
+def test_choice_of_the_api_group(
     options: list[str],
     variable: str,
     version: str,
@@ -169,14 +171,14 @@ def test_the_api_group(
     assert [line.startswith("ignored 1 object of ") for line in result.errors] == [True] * ignored
 
 
-def test_objects_of_both_groups_mean_group_v1(convert: Convert) -> None:
+def test_objects_of_both_groups_select_group_v1(convert: Convert) -> None:
     other = {**POOL, "apiVersion": "crd.projectcalico.org/v1", "spec": {"cidr": "10.9.0.0/16"}}
     result = convert(json.dumps(POOL), json.dumps(other), feed="bgp")
     assert [line["key"] for line in result.lines] == ["/calico/v1/ipam/v4/pool/10.9.0.0-16"]
     assert result.errors == ["ignored 1 object of projectcalico.org/v3: the group is crd.projectcalico.org/v1"]
 
 
-def test_a_refused_object_is_named_and_the_others_are_printed(convert: Convert) -> None:
+def test_a_refused_object_is_reported_and_the_others_are_printed(convert: Convert) -> None:
     bad = {**POOL, "metadata": {"name": "bad"}, "spec": {"cidr": "junk"}}
     result = convert(json.dumps([bad, POOL]), feed="bgp")
     assert result.exit_code == 1
@@ -197,7 +199,7 @@ def test_an_invalid_object_is_refused(convert: Convert) -> None:
     assert result.errors[0].startswith("refused: NetworkPolicy n/p: invalid: ")
 
 
-def test_what_is_carried_but_widened_is_a_warning(convert: Convert) -> None:
+def test_a_policy_that_is_carried_in_a_wider_form_is_a_warning(convert: Convert) -> None:
     policy = {
         "apiVersion": "projectcalico.org/v3",
         "kind": "GlobalNetworkPolicy",
@@ -209,14 +211,14 @@ def test_what_is_carried_but_widened_is_a_warning(convert: Convert) -> None:
     assert result.errors[0].startswith("warning: GlobalNetworkPolicy p: doubtful: ")
 
 
-def test_unknown_fields_are_named(convert: Convert) -> None:
+def test_unknown_fields_are_reported(convert: Convert) -> None:
     pool = {**POOL, "spec": {**POOL["spec"], "ipMode": "CrossSubnet"}}
     result = convert(json.dumps(pool), feed="bgp")
     assert result.exit_code == 0
     assert result.errors == ["warning: IPPool pool: unknown fields are dropped: spec.ipMode"]
 
 
-def test_missing_managed_fields_are_named_where_they_count(convert: Convert) -> None:
+def test_missing_managed_fields_are_reported_if_they_are_part_of_the_value(convert: Convert) -> None:
     peers = [
         {"apiVersion": "projectcalico.org/v3", "kind": "BGPPeer", "metadata": {"name": f"p{number}"}, "spec": {}}
         for number in range(5)
@@ -228,13 +230,13 @@ def test_missing_managed_fields_are_named_where_they_count(convert: Convert) -> 
     assert not any("managedFields" in line for line in convert(json.dumps(shown), feed="bgp").errors)
 
 
-def test_a_manifest_without_a_namespace_is_in_the_default_one(convert: Convert) -> None:
+def test_a_manifest_without_a_namespace_goes_to_the_default_namespace(convert: Convert) -> None:
     text = yaml.safe_dump(
         {"apiVersion": "projectcalico.org/v3", "kind": "NetworkSet", "metadata": {"name": "s"}, "spec": {"nets": []}}
     )
     result = convert(text)
     assert "/calico/v1/netset/default%2fs" in [line["key"] for line in result.lines]
-    assert result.errors == ["warning: NetworkSet s: no namespace is given, 'default' is taken"]
+    assert result.errors == ["warning: NetworkSet s: no namespace, using 'default'"]
 
 
 def test_times_in_yaml_are_texts(convert: Convert) -> None:
@@ -259,7 +261,7 @@ def test_times_in_yaml_are_texts(convert: Convert) -> None:
         '{"apiVersion":"v1","kind":"Pod","metadata":{"name":1}}',
     ],
 )
-def test_unreadable_input(text: str | bytes, convert: Convert) -> None:
+def test_unreadable_input_is_rejected(text: str | bytes, convert: Convert) -> None:
     result = convert(json.dumps(POOL), text)
     assert result.exit_code == 2
     assert result.lines == []
@@ -267,17 +269,17 @@ def test_unreadable_input(text: str | bytes, convert: Convert) -> None:
     assert line.startswith("typha: error: ")
 
 
-def test_a_missing_file(convert: Convert) -> None:
+def test_a_missing_file_is_rejected(convert: Convert) -> None:
     result = convert.run(["convert", "--feed", "bgp", "no-such-file"])
     assert result.exit_code == 2
     assert "no-such-file" in result.errors[0]
 
 
-def test_an_unknown_feed_is_refused(convert: Convert) -> None:
+def test_an_unknown_feed_is_rejected(convert: Convert) -> None:
     assert convert.run(["convert", "--feed", "pods"]).exit_code == 2
 
 
-def test_an_empty_value_is_none_as_agents_see_it(convert: Convert) -> None:
+def test_an_empty_value_is_null(convert: Convert) -> None:
     annotations = {"config.projectcalico.org/X": ""}
     empty = {"kind": "FelixConfiguration", "metadata": {"name": "default", "annotations": annotations}, "spec": {}}
     result = convert(json.dumps(POOL | empty))
@@ -285,7 +287,7 @@ def test_an_empty_value_is_none_as_agents_see_it(convert: Convert) -> None:
     assert (line["value"], line["update_type"], result.exit_code) == (None, 1, 0)
 
 
-def test_half_a_character_is_read_as_an_api_server_does(convert: Convert) -> None:
+def test_a_lone_surrogate_is_replaced_as_in_an_api_server(convert: Convert) -> None:
     annotations = {"config.projectcalico.org/X": "a\ud800b\u2028\x00😀"}
     odd = {"kind": "FelixConfiguration", "metadata": {"name": "default", "annotations": annotations}, "spec": {}}
     result = convert(json.dumps(POOL | odd))

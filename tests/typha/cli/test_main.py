@@ -1,4 +1,4 @@
-"""The command line as a process: exit codes, one line per error, and what is imported for which command."""
+"""The command line as a process: exit codes, one line per error, and the imports of each command."""
 
 import contextlib
 import os
@@ -33,8 +33,8 @@ def typha(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def refused(result: subprocess.CompletedProcess[str]) -> str:
-    """The one line of a start that was refused."""
+def rejected(result: subprocess.CompletedProcess[str]) -> str:
+    """The one line of an error of configuration or usage."""
     assert result.returncode == 2, result.stderr
     assert result.stdout == ""
     [line] = result.stderr.splitlines()
@@ -42,50 +42,50 @@ def refused(result: subprocess.CompletedProcess[str]) -> str:
     return line.removeprefix("typha: error: ")
 
 
-def test_unknown_flag() -> None:
-    assert "--no-such-flag" in refused(typha("serve", "--no-such-flag", "1"))
+def test_an_unknown_flag_is_rejected() -> None:
+    assert "--no-such-flag" in rejected(typha("serve", "--no-such-flag", "1"))
 
 
-def test_unknown_command() -> None:
-    assert "sever" in refused(typha("sever"))
+def test_an_unknown_command_is_rejected() -> None:
+    assert "sever" in rejected(typha("sever"))
 
 
-def test_unreadable_configuration_file(tmp_path: pathlib.Path) -> None:
+def test_a_missing_configuration_file_is_rejected(tmp_path: pathlib.Path) -> None:
     path = str(tmp_path / "missing.cfg")
-    assert refused(typha("serve", "-c", path)) == f"{path}: no such file"
-    assert refused(typha("component", "typha", "--config-file", path)) == f"{path}: no such file"
+    assert rejected(typha("serve", "-c", path)) == f"{path}: no such file"
+    assert rejected(typha("component", "typha", "--config-file", path)) == f"{path}: no such file"
 
 
-def test_unknown_key_in_the_feeds_file(tmp_path: pathlib.Path) -> None:
+def test_an_unknown_key_in_the_feeds_file_is_rejected(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "feeds.yaml"
     path.write_text("feeds:\n  web:\n    resource: []\n")
-    line = refused(typha("serve", TYPHA_FEEDSFILE=str(path)))
+    line = rejected(typha("serve", TYPHA_FEEDSFILE=str(path)))
     assert line == f"{path}: feeds.web: unknown key resource, expected resources"
 
 
-def test_contradictory_tls_settings() -> None:
-    line = refused(typha("serve", TYPHA_CLIENTCN="calico-node"))
-    assert line.startswith("ClientCN: contradictory TLS settings: TLS needs ServerKeyFile, ServerCertFile, CAFile")
+def test_incomplete_tls_settings_are_rejected() -> None:
+    line = rejected(typha("serve", TYPHA_CLIENTCN="calico-node"))
+    assert line.startswith("ClientCN: incomplete TLS settings: TLS also needs ServerKeyFile, ServerCertFile, CAFile")
 
 
-def test_bad_value_of_a_setting_of_ours() -> None:
-    assert refused(typha("serve", "--workers", "many")).startswith("Workers: expected an integer, not 'many'")
-    assert refused(typha("serve", TYPHA_SEGMENTBYTES="1")).startswith("SegmentBytes: expected an integer from 65536")
+def test_an_invalid_value_of_an_additional_setting_is_rejected() -> None:
+    assert rejected(typha("serve", "--workers", "many")).startswith("Workers: expected an integer, not 'many'")
+    assert rejected(typha("serve", TYPHA_SEGMENTBYTES="1")).startswith("SegmentBytes: expected an integer from 65536")
 
 
-def test_strict() -> None:
-    assert refused(typha("serve", "--strict", TYPHA_SERVERPORT="x")).startswith("ServerPort: expected an integer")
-    assert refused(typha("serve", "--strict", TYPHA_PORT="tcp://x:1")).startswith("TYPHA_PORT: unknown setting")
+def test_strict_rejects_invalid_values_and_unknown_variables() -> None:
+    assert rejected(typha("serve", "--strict", TYPHA_SERVERPORT="x")).startswith("ServerPort: expected an integer")
+    assert rejected(typha("serve", "--strict", TYPHA_PORT="tcp://x:1")).startswith("TYPHA_PORT: unknown setting")
 
 
-def test_log_file_that_cannot_be_opened() -> None:
-    line = refused(typha("serve", TYPHA_LOGFILEPATH="/proc/nowhere/typha.log"))
+def test_a_log_file_that_cannot_be_opened_is_rejected() -> None:
+    line = rejected(typha("serve", TYPHA_LOGFILEPATH="/proc/nowhere/typha.log"))
     assert line.startswith("LogFilePath: /proc/nowhere/typha.log cannot be opened")
 
 
 @contextlib.contextmanager
 def serving(*arguments: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """A service without an API server, and its log up to the line that tells the port of /metrics."""
+    """A service without an API server, and its log up to the line with the port of /metrics."""
     ports = {"TYPHA_SERVERPORT": "-1", "TYPHA_PROMETHEUSMETRICSPORT": "0", "TYPHA_PROMETHEUSMETRICSHOST": "127.0.0.1"}
     variables = {"KUBECONFIG": "/nowhere", "TYPHA_PROMETHEUSMETRICSENABLED": "true", **ports, **variables}
     process = subprocess.Popen(
@@ -105,7 +105,7 @@ def serving(*arguments: str, **variables: str) -> Iterator[tuple[subprocess.Pope
 
 
 def metric(line: str, name: str) -> float:
-    """A metric of the service that logged the line on its port."""
+    """The value of a metric, from the port in a log line."""
     port = re.search(r"port=(\d+)", line)
     assert port is not None
     with urllib.request.urlopen(f"http://127.0.0.1:{port[1]}/metrics", timeout=30) as response:
@@ -114,7 +114,9 @@ def metric(line: str, name: str) -> float:
 
 
 @pytest.mark.parametrize("arguments", [("serve",), ("component", "typha")])
-def test_serves_with_bad_values_of_the_originals_settings_and_ends_with_0(arguments: tuple[str, ...]) -> None:
+def test_the_service_runs_with_invalid_values_of_the_originals_settings_and_exits_with_0(
+    arguments: tuple[str, ...],
+) -> None:
     with serving(*arguments, TYPHA_SERVERPONGTIMEOUTSECS="x", TYPHA_PORT="tcp://10.0.0.1:5473") as (process, lines):
         [warning] = [line for line in lines if "[WARNING]" in line and "ServerPongTimeoutSecs" in line]
         assert "Invalid value of setting, using its default" in warning
@@ -128,7 +130,7 @@ def test_serves_with_bad_values_of_the_originals_settings_and_ends_with_0(argume
 
 
 @pytest.mark.parametrize("arguments", [("version",), ("component", "typha", "version")])
-def test_version(arguments: tuple[str, ...]) -> None:
+def test_version_prints_version_and_build(arguments: tuple[str, ...]) -> None:
     result = typha(*arguments, GIT_COMMIT="abc123")
     assert result.returncode == 0
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == ["Version", "Build date", "Git commit"]

@@ -1,4 +1,4 @@
-"""Health: reporters, timeouts, the table, and draining."""
+"""Health: reporters, timeouts, the table, draining."""
 
 import pytest
 
@@ -19,36 +19,36 @@ def healthy() -> HealthAggregator:
     return made
 
 
-def test_before_the_first_report_nothing_is_good() -> None:
+def test_before_the_first_report_the_service_is_neither_live_nor_ready() -> None:
     assert aggregator().liveness(0).status == 503
     assert aggregator().readiness(0).status == 503
 
 
-def test_live_and_ready() -> None:
+def test_a_service_is_live_and_ready() -> None:
     assert healthy().liveness(1).status == 200
     assert healthy().readiness(1).status == 200
 
 
-def test_live_but_not_ready() -> None:
+def test_a_service_is_live_but_not_ready() -> None:
     made = healthy()
     assert made.report("web-cache", now_seconds=1, ready=False)
     assert made.liveness(1).status == 200
     assert made.readiness(1).status == 503
 
 
-def test_only_changes_are_worth_a_log_line() -> None:
+def test_report_tells_whether_anything_has_changed() -> None:
     made = healthy()
     assert not made.report("web-cache", now_seconds=1, ready=True)
     assert made.report("web-cache", now_seconds=1, live=False, ready=True)
 
 
-def test_not_live() -> None:
+def test_a_service_is_not_live() -> None:
     made = healthy()
     made.report("web-cache", now_seconds=1, live=False, ready=True)
     assert made.liveness(1).status == 503
 
 
-def test_silence_times_out() -> None:
+def test_a_silent_reporter_is_overdue() -> None:
     made = healthy()
     assert made.is_live(20)
     assert not made.is_live(20.1)
@@ -58,14 +58,14 @@ def test_silence_times_out() -> None:
     assert made.is_ready(30)
 
 
-def test_a_reporter_of_liveness_only_does_not_matter_for_readiness() -> None:
+def test_readiness_ignores_reporters_of_liveness_only() -> None:
     made = healthy()
     made.report("web-cache", now_seconds=30, ready=True)
     assert made.is_ready(30)
     assert not made.is_live(30)
 
 
-def test_draining_is_not_ready_but_live() -> None:
+def test_a_draining_service_is_live_but_not_ready() -> None:
     made = healthy()
     made.drain()
     assert made.liveness(1).status == 200
@@ -74,7 +74,7 @@ def test_draining_is_not_ready_but_live() -> None:
     assert "draining" in body
 
 
-def test_unregistered_reporters_do_not_count() -> None:
+def test_unregistered_reporters_are_ignored() -> None:
     made = healthy()
     made.register("dns-cache", now_seconds=0, ready=True)
     assert not made.is_ready(1)

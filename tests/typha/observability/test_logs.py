@@ -1,4 +1,4 @@
-"""Logging: format of lines, what is escaped and cut, destinations, and a queue that never blocks."""
+"""Logging: formats of lines, escaping, limits, destinations, and a queue that does not block."""
 
 import io
 import json
@@ -14,7 +14,7 @@ import pytest
 import structlog
 
 from typha import settings
-from typha.observability import log_format, logs
+from typha.observability import logs
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def configured(**changes: Any) -> settings.Settings:
 
 
 def logged(event: str, *, level: str = "info", using: settings.Settings | None = None, **fields: Any) -> str:
-    """The line that an event becomes."""
+    """The line that is written for an event."""
     screen = io.StringIO()
     pipeline = logs.configure(using or configured(), screen=screen)
     getattr(structlog.get_logger("typha.test"), level)(event, **fields)
@@ -66,7 +66,7 @@ def test_json_lines() -> None:
     assert line.count("\n") == 1
 
 
-def test_nobody_forges_a_line() -> None:
+def test_a_peer_cannot_forge_a_line() -> None:
     line = logged("Hello\nfake", name='x" y="z\r\n2026', colour="\x1b[31m", hidden="a\u202eb", unicode="é")
     assert line.count("\n") == 1
     assert 'name="x\\" y=\\"z\\r\\n2026"' in line
@@ -76,15 +76,15 @@ def test_nobody_forges_a_line() -> None:
     assert 'unicode="é"' in line
 
 
-def test_long_values_are_cut() -> None:
+def test_long_messages_and_values_are_cut() -> None:
     line = logged("x" * 10_000, value="y" * 1_000_000, data=b"\x00" * 1_000_000)
     assert len(line) < 10_000
     assert "(1000000 characters)" in line
 
 
-def test_many_fields_are_cut() -> None:
+def test_the_number_of_fields_is_limited() -> None:
     many: dict[str, Any] = {f"field_{i}": i for i in range(200)}
-    assert logged("x", **many).count("=") == log_format.FIELDS_LIMIT
+    assert logged("x", **many).count("=") == logs.FIELDS_LIMIT
 
 
 def test_an_exception_is_one_line_with_its_traceback() -> None:
@@ -128,7 +128,7 @@ def test_file_and_its_severity(tmp_path: pathlib.Path) -> None:
     assert "Trouble" in path.read_text()
 
 
-def test_the_file_is_opened_anew_after_a_rotation(tmp_path: pathlib.Path) -> None:
+def test_the_file_is_reopened_after_a_rotation(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "typha.log"
     using = configured(log_file_path=str(path))
     logged("First", using=using)
@@ -140,12 +140,12 @@ def test_the_file_is_opened_anew_after_a_rotation(tmp_path: pathlib.Path) -> Non
     assert "Second" not in (tmp_path / "typha.log.1").read_text()
 
 
-def test_a_file_that_was_given_must_open(tmp_path: pathlib.Path) -> None:
+def test_a_file_that_is_set_must_open(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").touch()
     using = configured(log_file_path=str(tmp_path / "file" / "typha.log"))
     with pytest.raises(settings.ConfigurationError, match=r"^LogFilePath: "):
         logs.configure(using, file_given=True)
-    assert "Log file cannot be opened" in logged("Hello", using=using)
+    assert "Cannot open the log file, continuing without it" in logged("Hello", using=using)
 
 
 def test_worker_logs_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +157,7 @@ def test_worker_logs_to_standard_error(capsys: pytest.CaptureFixture[str]) -> No
 
 
 class StuckStream(io.StringIO):
-    """A screen whose reader does not read until released."""
+    """A destination that blocks until `released` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class StuckStream(io.StringIO):
         return super().write(text)
 
 
-def test_a_stuck_destination_drops_lines_and_blocks_nobody() -> None:
+def test_a_stuck_destination_drops_lines_and_does_not_block_the_logger() -> None:
     screen = StuckStream()
     pipeline = logs.configure(configured(), screen=screen)
     log = structlog.get_logger("typha.test")
@@ -186,17 +186,16 @@ def test_a_stuck_destination_drops_lines_and_blocks_nobody() -> None:
         log.info("After")
     pipeline.close()
     text = screen.getvalue()
-    assert "Log lines were dropped dropped=" in text
+    assert "typha.logs: Log lines were dropped dropped=" in text
     assert text.index("Log lines were dropped") < text.index("After")
 
 
-def test_closing_does_not_wait_for_a_stuck_destination(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "_STOP_TIMEOUT_SECONDS", 0.05)
+def test_closing_gives_up_on_a_stuck_destination() -> None:
     screen = StuckStream()
     pipeline = logs.configure(configured(), screen=screen)
     structlog.get_logger("typha.test").info("Line")
     assert screen.entered.wait(30)
-    pipeline.close()
+    pipeline.close(timeout_seconds=0.05)
     screen.released.set()
 
 

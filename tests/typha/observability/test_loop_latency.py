@@ -1,6 +1,7 @@
-"""Pauses: what is the longest lately, and of all."""
+"""Loop latency: the highest lately and since the start, and what a selector measures."""
 
 import asyncio
+import os
 import selectors
 import time
 
@@ -14,49 +15,46 @@ STEPS = st.lists(st.tuples(st.floats(0, 900), st.floats(0, 5)), max_size=40)
 
 
 @given(STEPS)
-def test_the_worst_stays_and_the_recent_ones_cover_ten_minutes(steps: list[tuple[float, float]]) -> None:
-    longest, now = loop_latency.Longest(0.0), 0.0
-    noted: list[tuple[float, float]] = []
+def test_the_worst_stays_and_the_recent_latency_covers_ten_minutes(steps: list[tuple[float, float]]) -> None:
+    latency, now = loop_latency.MaxLatency(0.0), 0.0
+    recorded: list[tuple[float, float]] = []
     for passed, seconds in steps:
         now += passed
-        longest.rotate(now)
-        longest.note(seconds)
-        noted.append((now, seconds))
-        ages = [(now - when, length) for when, length in noted]
-        assert longest.worst_seconds == max(length for _, length in ages)
-        assert longest.recent_seconds >= max(length for age, length in ages if age < loop_latency.WINDOW_SECONDS)
+        latency.rotate(now)
+        latency.record(seconds)
+        recorded.append((now, seconds))
+        ages = [(now - when, length) for when, length in recorded]
+        assert latency.worst_seconds == max(length for _, length in ages)
+        assert latency.recent_seconds >= max(length for age, length in ages if age < loop_latency.WINDOW_SECONDS)
 
 
-def test_what_is_long_ago_is_no_longer_recent() -> None:
-    longest = loop_latency.Longest(0.0)
-    longest.note(3.0)
+def test_the_recent_latency_forgets_after_two_windows() -> None:
+    latency = loop_latency.MaxLatency(0.0)
+    latency.record(3.0)
     for now in (loop_latency.WINDOW_SECONDS, 2 * loop_latency.WINDOW_SECONDS):
-        longest.rotate(now)
-    assert (longest.recent_seconds, longest.worst_seconds) == (0.0, 3.0)
+        latency.rotate(now)
+    assert (latency.recent_seconds, latency.worst_seconds) == (0.0, 3.0)
 
 
-def test_the_longest_turn_of_a_loop_is_seen_whenever_it_comes() -> None:
+def test_a_selector_measures_the_longest_turn_of_its_loop() -> None:
     selector = loop_latency.TimingSelector()
 
     async def work() -> None:
-        await asyncio.sleep(0.3)  # nothing to do is no pause
+        await asyncio.sleep(0.3)  # an idle loop has no latency
         asyncio.get_running_loop().call_soon(time.sleep, 0.1)
         await asyncio.sleep(0.01)
 
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
         runner.run(work())
-    assert 0.1 <= selector.longest.worst_seconds < 0.3
+    assert 0.1 <= selector.latency.worst_seconds < 0.3
 
 
-def test_who_is_answered_too_late_was_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    selector = loop_latency.TimingSelector()
-
-    def stopped(self: selectors.EpollSelector, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        time.sleep(0.1)
-        return []
-
-    monkeypatch.setattr(selectors.EpollSelector, "select", stopped)
-    with selector:
-        for timeout in (None, 0.0, 0.05):
-            selector.select(timeout)
-    assert 0.05 <= selector.longest.worst_seconds < 0.1
+@pytest.mark.parametrize(("timeout", "latency_seconds"), [(None, 0.0), (0.0, 0.0), (0.25, 0.5)])
+def test_a_selector_that_returns_after_its_timeout_was_held_up(timeout: float | None, latency_seconds: float) -> None:
+    moments = iter((1.0, 1.0, 1.75))  # made, called, returned 0.75 s later
+    ready = os.eventfd(1)
+    with loop_latency.TimingSelector(lambda: next(moments)) as selector:
+        selector.register(ready, selectors.EVENT_READ)
+        selector.select(timeout)
+    os.close(ready)
+    assert selector.latency.worst_seconds == latency_seconds

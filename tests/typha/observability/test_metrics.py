@@ -1,4 +1,4 @@
-"""Metrics: exact names in the exposition, presets, summaries, and that docs and table agree."""
+"""Metrics: exact names in the exposition, presets, summaries, and agreement of the page with the table."""
 
 import math
 
@@ -42,7 +42,7 @@ def lines(samples: metrics.Samples, *syncers: str) -> list[str]:
     return metrics.exposition(metrics.SamplesCollector(lambda: samples, syncers=syncers)).decode().splitlines()
 
 
-def test_the_originals_metrics_have_its_names_and_kinds() -> None:
+def test_metrics_of_the_original_keep_their_names_and_kinds() -> None:
     shown = lines({}, "workloads")
     for name, kind in ORIGINAL_NAMES.items():
         assert f"# TYPE {name} {kind}" in shown
@@ -50,11 +50,11 @@ def test_the_originals_metrics_have_its_names_and_kinds() -> None:
     assert not any("_total_total" in line or "accepted_total" in line for line in shown)
 
 
-def test_documentation_is_generated_from_the_table() -> None:
+def test_the_page_has_the_tables_that_documentation_generates() -> None:
     assert metrics_table.documentation() in (ROOT / "docs" / "metrics.md").read_text()
 
 
-def test_a_metric_is_filled_in_somewhere_or_says_that_it_is_not() -> None:
+def test_a_metric_has_a_source_exactly_if_its_help_does_not_deny_it() -> None:
     sources = [path for path in (ROOT / "typha").rglob("*.py") if path.name != "metrics_table.py"]
     text = "\n".join(path.read_text() for path in sources)
     for metric in metrics.METRICS:
@@ -65,14 +65,14 @@ def test_names_are_unique() -> None:
     assert len({metric.name for metric in metrics.METRICS}) == len(metrics.METRICS)
 
 
-def test_samples_are_shown_in_place_of_presets() -> None:
+def test_samples_replace_presets() -> None:
     shown = lines({"typha_updates_total": {("web",): 3}, "typha_connections_accepted": {(): 2.5}}, "web", "dns")
     assert 'typha_updates_total{syncer="web"} 3' in shown
     assert 'typha_updates_total{syncer="dns"} 0' in shown
     assert "typha_connections_accepted 2.5" in shown
 
 
-def test_every_disconnect_reason_exists_from_the_start() -> None:
+def test_every_disconnect_reason_has_a_sample_from_the_start() -> None:
     shown = lines({"typha_disconnects_total": {("pong-timeout",): 4}})
     for reason in DisconnectReason:
         expected = 4 if reason is DisconnectReason.PONG_TIMEOUT else 0
@@ -96,11 +96,11 @@ def test_summaries() -> None:
         ({"typha_no_such": {(): 1.0}}, "typha_no_such"),
         ({"typha_cache_size": {(): 1.0}}, "0 label values, not 1"),
         ({"typha_connections_active": {("x",): 1.0}}, "1 label values, not 0"),
-        ({"typha_ping_latency": {("web", "0.7"): 1.0}}, "no part of a summary"),
-        ({"typha_ping_latency": {("web",): 1.0}}, "no part of a summary"),
+        ({"typha_ping_latency": {("web", "0.7"): 1.0}}, "not a part of a summary"),
+        ({"typha_ping_latency": {("web",): 1.0}}, "not a part of a summary"),
     ],
 )
-def test_samples_that_are_not_in_the_table_are_defects(samples: metrics.Samples, message: str) -> None:
+def test_samples_that_do_not_fit_the_table_are_rejected(samples: metrics.Samples, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         lines(samples, "web")
 
@@ -128,7 +128,7 @@ def test_runtime_and_process_metrics(runtime: bool, process: bool) -> None:
     assert text.count("# TYPE typha_") == len(metrics.METRICS)
 
 
-def test_prometheus_own_parser_reads_it() -> None:
+def test_the_parser_of_prometheus_reads_the_exposition() -> None:
     collector = metrics.SamplesCollector(dict, syncers=("web",))
     text = metrics.exposition(metrics.make_registry(collector, runtime=True, process=True)).decode()
     families = {family.name: family for family in text_string_to_metric_families(text)}

@@ -1,4 +1,4 @@
-"""Quantiles: accuracy, window, merging and the trip to another process."""
+"""Quantiles: accuracy, window, merging, and the list for another process."""
 
 import math
 
@@ -18,7 +18,7 @@ def of(*values: float) -> Histogram:
     return histogram
 
 
-def test_empty_is_nan() -> None:
+def test_quantiles_of_an_empty_histogram_are_nan() -> None:
     samples = Histogram().samples()
     assert all(math.isnan(samples[name]) for name in ("0.5", "0.9", "0.99"))
     assert (samples["sum"], samples["count"]) == (0, 0)
@@ -32,22 +32,22 @@ def test_quantiles_of_a_known_distribution() -> None:
 
 
 @given(st.lists(st.floats(min_value=2e-6, max_value=1e8), min_size=1, max_size=200), st.sampled_from((0.5, 0.9, 0.99)))
-def test_a_quantile_is_near_the_exact_one(values: list[float], quantile: float) -> None:
+def test_the_error_of_a_quantile_is_bounded(values: list[float], quantile: float) -> None:
     exact = sorted(values)[math.ceil(quantile * len(values)) - 1]
     assert of(*values).quantile(quantile) == pytest.approx(exact, rel=0.0625)
 
 
 @pytest.mark.parametrize(("value", "shown"), [(0.0, 0.0), (-1.0, 0.0), (1e-9, 0.0), (math.nan, 0.0)])
-def test_what_is_too_small_is_zero(value: float, shown: float) -> None:
+def test_values_below_the_range_count_as_zero(value: float, shown: float) -> None:
     assert of(value).quantile(0.5) == shown
 
 
 @pytest.mark.parametrize("value", [2.0**30, 1e300, math.inf])
-def test_what_is_too_large_is_the_largest(value: float) -> None:
+def test_values_above_the_range_count_as_the_largest(value: float) -> None:
     assert of(value).quantile(0.5) == pytest.approx(2**30, rel=0.1)
 
 
-def test_many_at_once() -> None:
+def test_a_value_can_be_recorded_several_times_at_once() -> None:
     histogram = Histogram()
     histogram.record(0.5, times=10)
     assert (histogram.count, histogram.total) == (10, 5.0)
@@ -64,7 +64,7 @@ def test_quantiles_forget_after_ten_minutes_but_totals_do_not() -> None:
     assert (histogram.count, histogram.total) == (1, 1.0)
 
 
-def test_a_window_slides_in_steps() -> None:
+def test_the_window_slides_in_steps() -> None:
     histogram = Histogram()
     for step in range(20):
         histogram.rotate(step * SLOT)
@@ -73,7 +73,7 @@ def test_a_window_slides_in_steps() -> None:
     assert histogram.quantile(0.0001) == pytest.approx(2.0**15, rel=0.0625)
 
 
-def test_a_long_gap_forgets_all() -> None:
+def test_a_long_gap_empties_the_window() -> None:
     histogram = of(1.0)
     histogram.rotate(0)
     histogram.rotate(1e9)
@@ -84,7 +84,7 @@ def test_a_long_gap_forgets_all() -> None:
 
 
 @given(st.lists(st.floats(0, 1e6)), st.lists(st.floats(0, 1e6)))
-def test_merging_is_recording_both(first: list[float], second: list[float]) -> None:
+def test_merging_equals_recording_all_values(first: list[float], second: list[float]) -> None:
     merged = of(*first)
     merged.merge(of(*second))
     both = of(*first, *second)
@@ -94,7 +94,7 @@ def test_merging_is_recording_both(first: list[float], second: list[float]) -> N
 
 
 @given(st.lists(st.floats(0, 1e6)))
-def test_travels_as_a_list_of_integers(values: list[float]) -> None:
+def test_a_list_of_integers_holds_the_whole_histogram(values: list[float]) -> None:
     histogram = of(*values)
     flat = histogram.to_list()
     assert all(isinstance(item, int) for item in flat)
@@ -105,6 +105,6 @@ def test_travels_as_a_list_of_integers(values: list[float]) -> None:
 
 
 @pytest.mark.parametrize("flat", [[], [1], [0, 0, 1], [0, 0, 100_000, 1], [0, 0, -1, 1]])
-def test_other_lists_are_refused(flat: list[int]) -> None:
+def test_other_lists_are_rejected(flat: list[int]) -> None:
     with pytest.raises(ValueError, match="not a histogram"):
         Histogram.from_list(flat)

@@ -1,4 +1,4 @@
-"""The HTTP servers on real sockets: pages, ports that are taken, HTTPS with client certificates, renewed files."""
+"""The HTTP servers on real sockets: pages, occupied ports, HTTPS with client certificates, renewed files."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,8 @@ import trustme
 
 from typha import settings
 from typha.observability import health, metrics, webserver
+
+SHORT = webserver.Intervals(listen_retry_seconds=0.01, tls_check_seconds=0.02)
 
 
 def page(body: str, status: int = 200) -> webserver.Page:
@@ -37,7 +39,7 @@ async def get(url: str, *, method: str = "GET", tls: ssl.SSLContext | None = Non
         return response.status, await response.text(), response.headers["Content-Type"]
 
 
-async def test_pages_and_others() -> None:
+async def test_pages_and_unknown_paths() -> None:
     def broken() -> webserver.Response:
         raise ValueError("secret detail")
 
@@ -53,11 +55,10 @@ async def test_pages_and_others() -> None:
         assert "secret" not in text
 
 
-async def test_a_taken_port_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webserver, "RETRY_SECONDS", 0.01)
+async def test_an_occupied_port_is_retried() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        server = webserver.WebServer("test", {"/": page("fine")}, host="127.0.0.1", port=port)
+        server = webserver.WebServer("test", {"/": page("fine")}, host="127.0.0.1", port=port, intervals=SHORT)
         async with running(server, wait=False):
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(server.wait_listening(), 0.1)
@@ -66,7 +67,7 @@ async def test_a_taken_port_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> N
             assert (await get(f"http://127.0.0.1:{port}/"))[0] == 200
 
 
-async def test_garbage_and_long_headers_harm_nobody() -> None:
+async def test_the_server_survives_garbage_and_long_headers() -> None:
     async with running(webserver.WebServer("test", {"/": page("fine")}, host="127.0.0.1", port=0)) as server:
         for data in (b"\x00\xff\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -100,7 +101,7 @@ async def test_metrics_page() -> None:
 
 
 class Certificates:
-    """A CA with a certificate for the server, in files, and contexts for clients."""
+    """A CA with the files of a server, and TLS contexts for its clients."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
@@ -122,7 +123,7 @@ class Certificates:
             prometheus_metrics_ca_file=str(self.folder / "ca.pem"),
             prometheus_metrics_client_auth=client_auth,
         )
-        return webserver.metrics_server(lambda: b"metrics", metrics.CONTENT_TYPE, configured)
+        return webserver.metrics_server(lambda: b"metrics", metrics.CONTENT_TYPE, configured, intervals=SHORT)
 
     def client(self, *, certificate_of: trustme.CA | None = None) -> ssl.SSLContext:
         context = ssl.create_default_context()
@@ -156,10 +157,7 @@ async def test_https(tmp_path: pathlib.Path, client_auth: str, without: bool, wi
         assert await answers(certificates.client(certificate_of=trustme.CA())) is with_foreign
 
 
-async def test_renewed_files_are_taken_up_and_broken_ones_are_not(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(webserver, "TLS_CHECK_SECONDS", 0.02)
+async def test_renewed_files_are_loaded_and_broken_files_are_not(tmp_path: pathlib.Path) -> None:
     certificates = Certificates(tmp_path)
 
     async def serial() -> int:
@@ -167,7 +165,7 @@ async def test_renewed_files_are_taken_up_and_broken_ones_are_not(
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=tls)
-            except ConnectionError:  # just then it closes the old port to open the new one
+            except ConnectionError:  # the server is reopening its port
                 continue
             serial_number = int(writer.get_extra_info("peercert")["serialNumber"], 16)
             writer.close()
@@ -177,7 +175,7 @@ async def test_renewed_files_are_taken_up_and_broken_ones_are_not(
     async with running(certificates.server("NoClientCert")) as server:
         first = await serial()
         (tmp_path / "cert.pem").write_text("broken")
-        await asyncio.sleep(0.1)  # several checks of the files; none may change anything
+        await asyncio.sleep(0.1)  # long enough for several checks of the files
         assert await serial() == first
         certificates.write()
         async with asyncio.timeout(10):
@@ -185,8 +183,7 @@ async def test_renewed_files_are_taken_up_and_broken_ones_are_not(
                 pass
 
 
-async def test_files_that_appear_later_are_awaited(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webserver, "RETRY_SECONDS", 0.01)
+async def test_the_server_waits_for_missing_files(tmp_path: pathlib.Path) -> None:
     certificates = Certificates(tmp_path)
     (tmp_path / "key.pem").rename(tmp_path / "later.pem")
     async with running(certificates.server("NoClientCert"), wait=False) as server:

@@ -1,4 +1,4 @@
-"""The feeds file: what is read, and that each mistake is named with file, feed and key."""
+"""The feeds file: its format, and errors that name the file, the feed and the key."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ from tests.harness.repository import ROOT
 from typha.settings import ConfigurationError, feeds_file
 
 
-def test_feeds() -> None:
+def test_a_valid_file() -> None:
     text = """
     feeds:
       workloads:
@@ -44,18 +44,18 @@ def resources(text: str) -> str:
     [
         ("", "the file: expected a mapping"),
         ("[]", "the file: expected a mapping"),
-        ("{}", "the file: lacks the key feeds"),
+        ("{}", "the file: missing key feeds"),
         ("feeds: {a: {resources: [{type: v1/pods}]}}\nfoo: 1", "the file: unknown key foo, expected feeds"),
         ("feeds: {}", "feeds: expected 1 to 64 feeds, not 0"),
         ("feeds: [1]", "feeds: expected a mapping"),
         ("feeds: {felix: {}}", "feeds.felix: the name is reserved"),
-        ("feeds: {Web: {}}", "feeds.Web: a name is 1 to 63"),
-        ("feeds: {-a: {}}", "feeds.-a: a name is 1 to 63"),
-        (f"feeds: {{{'a' * 64}: {{}}}}", "a name is 1 to 63"),
-        ("feeds: {1: {}}", "feeds.1: a name is 1 to 63"),
-        ("feeds: {on: {}}", "feeds.True: a name is 1 to 63"),
+        ("feeds: {Web: {}}", "feeds.Web: a name has 1 to 63"),
+        ("feeds: {-a: {}}", "feeds.-a: a name has 1 to 63"),
+        (f"feeds: {{{'a' * 64}: {{}}}}", "a name has 1 to 63"),
+        ("feeds: {1: {}}", "feeds.1: a name has 1 to 63"),
+        ("feeds: {on: {}}", "feeds.True: a name has 1 to 63"),
         ("feeds: {web: null}", "feeds.web: expected a mapping"),
-        ("feeds: {web: {}}", "feeds.web: lacks the key resources"),
+        ("feeds: {web: {}}", "feeds.web: missing key resources"),
         ("feeds: {web: {resources: [], type: x}}", "feeds.web: unknown key type, expected resources"),
         (resources("[]"), "feeds.web.resources: expected a list of 1 to 256 resource types"),
         (resources("v1/pods"), "feeds.web.resources: expected a list"),
@@ -64,16 +64,19 @@ def resources(text: str) -> str:
             resources("[{type: v1/pods, field: []}]"),
             r"feeds.web.resources\[0\]: unknown key field, expected fields, type",
         ),
-        (resources("[{fields: [a]}]"), r"feeds.web.resources\[0\]: lacks the key type"),
+        (resources("[{fields: [a]}]"), r"feeds.web.resources\[0\]: missing key type"),
         (resources("[{type: 1}]"), r"feeds.web.resources\[0\].type: expected text"),
         (resources("[{type: pods}]"), r"feeds.web.resources\[0\].type: not a resource type: 'pods'"),
-        (resources("[{type: v1/pods}, {type: core/v1/pods}]"), r"resources\[1\].type: core/v1/pods is given twice"),
+        (
+            resources("[{type: v1/pods}, {type: core/v1/pods}]"),
+            r"resources\[1\].type: duplicate resource type core/v1/pods",
+        ),
         (resources("[{type: v1/pods, fields: []}]"), r"resources\[0\].fields: expected a list of 1 to 256"),
         (resources("[{type: v1/pods, fields: spec}]"), r"resources\[0\].fields: expected a list"),
         (resources("[{type: v1/pods, fields: [spec..x]}]"), r"fields\[0\]: expected a dotted path .*, not spec..x"),
         (resources("[{type: v1/pods, fields: [spec, 1]}]"), r"fields\[1\]: expected a dotted path .*, not 1"),
         ("feeds: {a: {", "not valid YAML: line 1, column"),
-        ("feeds:\n  a: {}\n  a: {}", "not valid YAML: line 3, column 3: key a is given twice"),
+        ("feeds:\n  a: {}\n  a: {}", "not valid YAML: line 3, column 3: duplicate key a"),
         ("a: &x [1]\nb: *x", "aliases are not supported"),
         ("feeds: !!python/object/apply:os.system [ls]", "not valid YAML"),
         ("\x00", "not valid YAML"),
@@ -81,14 +84,14 @@ def resources(text: str) -> str:
         ("feeds: 2026-13-45", "not valid YAML"),
     ],
 )
-def test_mistakes(text: str, message: str) -> None:
+def test_a_mistake_is_rejected(text: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^f.yaml: .*{message}") as caught:
         feeds_file.parse("f.yaml", text)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 400
 
 
-def test_files_that_cannot_be_read(tmp_path: pathlib.Path) -> None:
+def test_missing_and_large_files_are_rejected(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConfigurationError, match="missing: no such file"):
         feeds_file.load(str(tmp_path / "missing"))
     large = tmp_path / "large.yaml"
@@ -98,6 +101,6 @@ def test_files_that_cannot_be_read(tmp_path: pathlib.Path) -> None:
 
 
 @given(st.text(alphabet="feds: {}[]\n-&*!|'\"#?,x1", max_size=60))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_rejected_without_another_error(text: str) -> None:
     with pytest.raises(ConfigurationError):
         feeds_file.parse("f", text)

@@ -1,0 +1,214 @@
+"""Loading of settings: precedence, mistakes, `none`, fallbacks, and settings that depend on each other."""
+
+import pathlib
+
+import pytest
+
+from typha import settings
+
+
+def load(
+    environment: dict[str, str] | None = None,
+    *,
+    file: str | None = None,
+    default_file: str = settings.DEFAULT_CONFIG_FILE,
+    flags: dict[str, str] | None = None,
+    strict: bool = False,
+) -> settings.Loaded:
+    return settings.load(
+        flags=flags or {},
+        environment=environment or {},
+        config_file=file,
+        default_config_file=default_file,
+        strict=strict,
+    )
+
+
+def config(tmp_path: pathlib.Path, text: str) -> str:
+    path = tmp_path / "typha.cfg"
+    path.write_text(text)
+    return str(path)
+
+
+# Precedence and mistakes
+
+
+def test_precedence_is_flags_then_environment_then_file_then_default(tmp_path: pathlib.Path) -> None:
+    file = config(tmp_path, "serverport = 1\nHealthPort = 2\nPrometheusMetricsPort = 3\n")
+    environment = {"TYPHA_SERVERPORT": "11", "TYPHA_HEALTHPORT": "12"}
+    found = load(environment, file=file, flags={"ServerPort": "21"}).settings
+    assert (found.server_port, found.health_port, found.prometheus_metrics_port) == (21, 12, 3)
+    assert found.k8s_namespace == "kube-system"
+
+
+def test_an_invalid_value_hides_a_source_of_lower_precedence(tmp_path: pathlib.Path) -> None:
+    loaded = load({"TYPHA_SERVERPORT": "x"}, file=config(tmp_path, "ServerPort = 1\n"))
+    assert loaded.settings.server_port == 5473
+    assert "ServerPort" not in loaded.given
+
+
+def test_an_invalid_value_is_counted_even_if_another_source_overrides_it(tmp_path: pathlib.Path) -> None:
+    loaded = load({"TYPHA_SERVERPORT": "1"}, file=config(tmp_path, "ServerPort = x\n"))
+    assert loaded.settings.server_port == 1
+    assert loaded.settings.config_invalid_values == 1
+    assert "ServerPort" in loaded.given
+
+
+def test_the_last_of_two_variables_that_differ_in_case_is_used() -> None:
+    loaded = load({"TYPHA_SERVERPORT": "1", "typha_serverport": "2"})
+    assert loaded.settings.server_port == 2
+    assert loaded.notices[0].fields["name"] == "typha_serverport"
+
+
+def test_unknown_variables_are_reported_once_without_their_values() -> None:
+    environment = {"TYPHA_PORT": "tcp://10.0.0.1:5473", "TYPHA_SERVICE_HOST": "10.0.0.1", "HOME": "/", "TYPHA_": "x"}
+    [notice] = load(environment).notices
+    assert notice.level == "info"
+    assert notice.fields["names"] == "TYPHA_, TYPHA_PORT, TYPHA_SERVICE_HOST"
+    assert "10.0.0.1" not in str(notice)
+
+
+def test_unknown_keys_of_the_file_are_ignored_as_in_the_original(tmp_path: pathlib.Path) -> None:
+    [notice] = load(file=config(tmp_path, "[global]\nFelixHostname = x\n")).notices
+    assert (notice.level, notice.fields["names"]) == ("info", "FelixHostname")
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"TYPHA_PORT": "tcp://x"}, r"^TYPHA_PORT: unknown setting"),
+        ({"TYPHA_SERVERPORT": "x"}, r"^ServerPort: expected an integer, not 'x'"),
+    ],
+)
+def test_strict_rejects_unknown_names_and_invalid_values(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(settings.ConfigurationError, match=message):
+        load(environment, strict=True)
+
+
+def test_strict_accepts_valid_settings_and_foreign_variables() -> None:
+    assert load({"TYPHA_SERVERPORT": "7", "PATH": "/bin"}, strict=True).settings.server_port == 7
+
+
+@pytest.mark.parametrize("name", ["Workers", "SegmentBytes", "NoProgressTimeoutSecs", "LogFormat", "FeedsFile"])
+def test_an_invalid_value_of_an_additional_setting_is_fatal(name: str) -> None:
+    with pytest.raises(settings.ConfigurationError, match=f"^{name}: expected .*, not '-7x' "):
+        load({f"TYPHA_{name.upper()}": "-7x"})
+
+
+def test_an_error_is_one_short_printable_line() -> None:
+    with pytest.raises(settings.ConfigurationError) as caught:
+        load({"TYPHA_WORKERS": "1\n\x1b[31m" + "x" * 1000})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 250
+
+
+def test_only_a_file_that_is_named_must_exist(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(settings.ConfigurationError, match="no such file"):
+        load(file=str(tmp_path / "missing"))
+    with pytest.raises(settings.ConfigurationError, match="cannot be read: Is a directory"):
+        load(file=str(tmp_path))
+    assert load(default_file=str(tmp_path / "missing")).settings.server_port == 5473
+    assert load(default_file=config(tmp_path, "ServerPort = 99")).settings.server_port == 99
+
+
+# none and empty
+
+
+def test_none_sets_the_zero_value() -> None:
+    loaded = load({"TYPHA_LOGFILEPATH": "None", "TYPHA_LOGSEVERITYSCREEN": "none", "TYPHA_HEALTHPORT": "NONE"})
+    assert loaded.settings.log_file_path == ""
+    assert loaded.settings.log_severity_screen == ""
+    assert loaded.settings.health_port == 0
+    assert loaded.settings.config_invalid_values == 0
+    rebalancing = load({"TYPHA_CONNECTIONREBALANCINGMODE": "none"})
+    assert rebalancing.settings.connection_rebalancing_mode == "none"
+
+
+@pytest.mark.parametrize("name", ["DatastoreType", "Workers", "LogBudgetBytes", "NoProgressTimeoutSecs"])
+def test_none_is_rejected_where_zero_is_not_a_value(name: str) -> None:
+    with pytest.raises(settings.ConfigurationError, match=f"^{name}: expected a value other than none"):
+        load({f"TYPHA_{name.upper()}": "none"})
+
+
+def test_empty_values_are_ignored(tmp_path: pathlib.Path) -> None:
+    loaded = load({"TYPHA_SERVERPORT": ""}, file=config(tmp_path, "ServerPort = 1234\n"))
+    assert loaded.settings.server_port == 1234
+    assert [notice.level for notice in loaded.notices] == ["info"]
+
+
+# Fallbacks
+
+
+def test_a_timing_of_zero_or_less_means_the_built_in_default() -> None:
+    found = load(
+        {
+            "TYPHA_SERVERPINGINTERVALSECS": "0",
+            "TYPHA_SERVERHANDSHAKETIMEOUTSECS": "-3",
+            "TYPHA_SHUTDOWNTIMEOUTSECS": "none",
+            "TYPHA_SERVERMINBATCHINGAGETHRESHOLDSECS": "0",
+            "TYPHA_SERVERPORT": "0",
+        }
+    ).settings
+    assert found.server_ping_interval_seconds == 10
+    assert found.server_handshake_timeout_seconds == 10
+    assert found.shutdown_timeout_seconds == 300
+    assert found.server_min_batching_age_threshold_seconds == 0.1
+    assert found.server_port == 5473
+
+
+@pytest.mark.parametrize(
+    ("interval", "timeout", "used"), [("5", "10", 30.0), ("5", "10.1", 10.1), ("100", "60", 600.0)]
+)
+def test_a_pong_timeout_of_at_most_two_ping_intervals_becomes_six(interval: str, timeout: str, used: float) -> None:
+    loaded = load({"TYPHA_SERVERPINGINTERVALSECS": interval, "TYPHA_SERVERPONGTIMEOUTSECS": timeout})
+    assert loaded.settings.server_pong_timeout_seconds == used
+
+
+def test_a_port_of_minus_one_means_any_free_port() -> None:
+    assert load({"TYPHA_SERVERPORT": "-1"}).settings.server_port == -1
+
+
+# Settings that depend on each other
+
+
+def test_incomplete_tls_settings_are_rejected(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(settings.ConfigurationError) as caught:
+        load({"TYPHA_CLIENTCN": "calico", "TYPHA_SERVERKEYFILE": str(tmp_path)})
+    assert str(caught.value) == (
+        "ServerKeyFile, ClientCN: incomplete TLS settings: TLS also needs ServerCertFile, CAFile"
+    )
+    with pytest.raises(settings.ConfigurationError, match=r"TLS also needs ClientCN or ClientURISAN$"):
+        load({name: str(tmp_path) for name in ("TYPHA_SERVERKEYFILE", "TYPHA_SERVERCERTFILE", "TYPHA_CAFILE")})
+
+
+def test_a_missing_tls_file_does_not_turn_tls_off(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(settings.ConfigurationError, match=r"^ServerKeyFile: incomplete TLS settings"):
+        load({"TYPHA_SERVERKEYFILE": str(tmp_path / "missing")})
+
+
+def test_none_turns_tls_off() -> None:
+    assert load({"TYPHA_CLIENTCN": "none", "TYPHA_CAFILE": "none"}).settings.client_cn == ""
+
+
+def test_complete_tls_settings_are_accepted(tmp_path: pathlib.Path) -> None:
+    names = ("TYPHA_SERVERKEYFILE", "TYPHA_SERVERCERTFILE", "TYPHA_CAFILE")
+    loaded = load({**{name: str(tmp_path) for name in names}, "TYPHA_CLIENTURISAN": "spiffe://x"}).settings
+    assert (loaded.server_key_file, loaded.ca_file) == (str(tmp_path), str(tmp_path))
+    assert (loaded.client_cn, loaded.client_urisan) == ("", "spiffe://x")
+
+
+def test_https_metrics_need_three_files() -> None:
+    environment = {"TYPHA_PROMETHEUSMETRICSENABLED": "true", "TYPHA_PROMETHEUSMETRICSKEYFILE": "/key"}
+    with pytest.raises(settings.ConfigurationError, match=r"^PrometheusMetricsCertFile, PrometheusMetricsCAFile: "):
+        load(environment)
+
+
+def test_etcd_is_rejected() -> None:
+    with pytest.raises(settings.ConfigurationError, match=r"^DatastoreType: etcdv3 is not supported"):
+        load({"TYPHA_DATASTORETYPE": "etcdv3"})
+    assert load({"TYPHA_DATASTORETYPE": "KUBERNETES"}).settings.datastore_type == "kubernetes"
+
+
+def test_a_segment_is_at_most_half_the_budget() -> None:
+    with pytest.raises(settings.ConfigurationError, match=r"^SegmentBytes: "):
+        load({"TYPHA_LOGBUDGETBYTES": "4194304"})
