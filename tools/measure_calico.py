@@ -1,6 +1,6 @@
-"""What Calico's data model costs: conversions, heartbeats, a first sync; figures for DESIGN.md. All CPU time.
+"""Measures Calico's data model: conversions, heartbeats, a first sync. All CPU time.
 
-PYTHONPATH=. .venv/bin/python tools/measure_calico.py
+Figures for docs/decisions/measured-costs.md. PYTHONPATH=. .venv/bin/python tools/measure_calico.py
 """
 
 import cProfile

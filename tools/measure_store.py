@@ -1,6 +1,6 @@
-"""What the hub's part costs: conversion, store, cuts, snapshots; figures for DESIGN.md. CPU time of this process.
+"""Measures the hub's parts: conversion, store, cuts, snapshots. CPU time of this process.
 
-PYTHONPATH=. .venv/bin/python tools/measure_store.py
+Figures for docs/decisions/measured-costs.md. PYTHONPATH=. .venv/bin/python tools/measure_store.py
 """
 
 import json
