@@ -1,6 +1,6 @@
-"""Writes the parts of docs/protocol.md that follow from the code: `python -m tests.docs.protocol_page`.
+"""Generates the parts of docs/protocol.md that follow from the code: `python -m tests.docs.protocol_page`.
 
-They stand between `<!-- begin NAME -->` and `<!-- end NAME -->`; the tests compare them.
+Each part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. The tests compare them.
 """
 
 import ast
@@ -25,7 +25,7 @@ def message_name(kind: type) -> str:
 
 
 def diagram(role: connection.Role) -> str:
-    """What one end may receive, as a mermaid diagram drawn from the transition table."""
+    """Mermaid diagram of what one end may receive, from the transition table."""
     edges: dict[tuple[str, str], list[str]] = {}
     for (of_role, state, kind), following in connection._TRANSITIONS.items():
         if of_role is role:
@@ -36,7 +36,7 @@ def diagram(role: connection.Role) -> str:
 
 
 def reasons_table() -> str:
-    """The reasons with their documentation, which follows each in the source."""
+    """Table of the disconnect reasons and the text after each in the source."""
     body = ast.parse(inspect.getsource(reasons.DisconnectReason)).body[0]
     assert isinstance(body, ast.ClassDef)
     rows = ["| Reason | Meaning |", "|---|---|"]
@@ -63,12 +63,12 @@ def as_json(value: object) -> object:
 
 
 def hex_lines(data: bytes) -> list[str]:
-    """Hex digits, 32 bytes a line."""
+    """Lines of hex digits, 32 bytes each."""
     return [data[start : start + 32].hex() for start in range(0, len(data), 32)]
 
 
 def vector_content() -> dict[str, object]:
-    """What docs/protocol-vectors.json holds."""
+    """Content of docs/protocol-vectors.json."""
     found = []
     for name, message in vectors.VECTORS:
         payload = codec.encode(message)
@@ -93,7 +93,7 @@ def vector_content() -> dict[str, object]:
 
 
 def vector_text() -> str:
-    """The messages' vectors for the page."""
+    """Test vectors of the messages, for the page."""
     parts = []
     for name, message in vectors.VECTORS:
         payload = codec.encode(message)
@@ -104,7 +104,7 @@ def vector_text() -> str:
 
 
 def digest_table() -> str:
-    """The digests' vectors for the page."""
+    """Test vectors of the state digest, for the page."""
     rows = ["| Map | State digest |", "|---|---|"]
     for content in vectors.PAIRS:
         shown = ", ".join(f"`{key}` = `{value.hex() or '(empty)'}`" for key, value in content.items())
@@ -113,7 +113,7 @@ def digest_table() -> str:
 
 
 def session_text() -> str:
-    """The annotated session: who, bytes, and what they say."""
+    """The annotated session: sender, bytes and comment of each step."""
     lines = ["```"]
     for step in vectors.SESSION:
         arrow = ">" if step.sender == "client" else "<"
@@ -123,7 +123,7 @@ def session_text() -> str:
 
 
 def render(page: str) -> str:
-    """The page with its generated parts made anew."""
+    """The page with its generated parts replaced."""
     parts = {
         "client states": diagram(connection.Role.CLIENT),
         "server states": diagram(connection.Role.SERVER),

@@ -1,4 +1,4 @@
-"""The test vectors of docs/protocol.md, as messages; `protocol_page` turns them into bytes and text."""
+"""Test vectors of docs/protocol.md as messages. `protocol_page` turns them into bytes and text."""
 
 from typing import NamedTuple
 
@@ -18,11 +18,11 @@ PAIRS: list[dict[str, bytes]] = [
     {POD: POD_VALUE, NODE: NODE_VALUE},
     {NODE: b""},
 ]
-"""Maps whose state digest the page gives."""
+"""Maps whose state digest is on the page."""
 
 
 class Vector(NamedTuple):
-    """A message under the name that the page gives it."""
+    """A message and its name on the page."""
 
     name: str
     message: messages.Message
