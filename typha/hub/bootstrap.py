@@ -48,7 +48,7 @@ def awaited_names(configured: settings.Settings) -> tuple[str, ...]:
 
 
 def choose(variable: str, listed: frozenset[str] | None) -> Choice:
-    """The choice of datamodel.md, section 2; `listed` is None where the API server's groups cannot be known."""
+    """The choice of docs/data-model.md, section 2.2; `listed` is None where the API server's groups cannot be known."""
     v1, v3 = syncers.Group.V1, syncers.Group.V3
     has_v1, has_v3 = (listed is not None and group.group in listed for group in (v1, v3))
     if variable:

@@ -1,6 +1,6 @@
 """Calico's objects that must exist, created at start where they are missing: ClusterInformation and three tiers.
 
-Source: datamodel.md, section 2. Nothing here is worth failing for: what is not allowed is said once, and left.
+Source: docs/data-model.md, section 2.3. Nothing here is worth failing for: what is not allowed is said once, and left.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """Metrics as Prometheus reads them: samples are plain numbers, gathered when somebody asks.
 
-There is no metric object on any path but this one (design, section 6): counters live where they are counted.
+No other path has metric objects (docs/decisions/shared-frames.md): counters live where they are counted.
 """
 
 import functools

@@ -95,7 +95,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
 def from_settings(configured: settings.Settings) -> Policy:
     """The numbers of the settings, and ours for the rest.
 
-    A pong timeout of at most two ping intervals becomes six of them (parity.md, section 2).
+    A pong timeout of at most two ping intervals becomes six of them (docs/reference/typha-behaviour.md, section 2).
     """
     ping_interval_seconds = configured.server_ping_interval_seconds
     pong_timeout_seconds = configured.server_pong_timeout_seconds

@@ -49,7 +49,7 @@ _CHORES_SECONDS = 0.25
 """How often deadlines are looked at, at least; what else is done by the clock is done in the same wake-ups, which cost
 more than what is done in them."""
 _DRAIN_TIME_SHARE = 0.95
-"""Of the drain's time, so that the last client goes before the time is over (parity.md, section 8)."""
+"""Of the drain's time, so that the last client leaves in time (docs/reference/typha-behaviour.md, section 8)."""
 _DRAIN_JITTER = 0.05
 _DRAIN_RETRY_MILLISECONDS = 500
 _LINGER_LOOK_SECONDS = 0.02
@@ -267,7 +267,7 @@ class Fanout:
         except LinkBroken:
             raise
         except Exception as error:
-            # One connection's defect must not cost the others anything (design, rule 4).
+            # One connection's defect must not cost the others anything (docs/architecture.md, rule 4).
             _log.exception("Defect on a connection", client=current.address, cursor=repr(current), error=str(error))
             if self.poller.clients.get(current.fd) is current:
                 self.sessions.close(current, reasons.DisconnectReason.SERVER_ERROR, detail=str(error))

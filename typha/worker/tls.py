@@ -1,4 +1,4 @@
-"""TLS for clients: always mutual, and with the original's rules for who may connect (parity.md, section 7).
+"""Mutual TLS for clients, with the original's rules on who may connect (docs/reference/typha-behaviour.md, section 7).
 
 The files are read when a worker starts and again when one of them changes, for the handshakes from then on; a change
 that cannot be used is logged and counted, and what was good before stays in use.
