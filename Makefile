@@ -59,6 +59,11 @@ bench: $(STAMP)  ## each number to reach beside a bare loop; ARGS=--quick (5 min
 	PYTHONPATH=. $(BIN)/python tools/measure_calico.py
 	$(BIN)/python -m loadtest bench $(ARGS)
 
+.PHONY: docs
+docs: $(STAMP)  ## the documentation as a site in build/docs; a broken link or an unlisted page fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # not --quiet: it would hide the warnings that strict mode counts
+	@echo "build/docs/index.html"
+
 control-plane:  ## build kube-apiserver and etcd for the tests, once (needs Go)
 ifeq ($(TYPHA_TESTS_WITHOUT_CONTROL_PLANE),1)
 	@echo "control plane: not built, TYPHA_TESTS_WITHOUT_CONTROL_PLANE=1"

@@ -132,7 +132,7 @@ class Differ:
 
     @property
     def digest(self) -> int:
-        """State digest of everything given out so far (docs/protocol.md, "State digest")."""
+        """State digest of everything given out so far (docs/protocol.md, section 5)."""
         return self._total % digest.MODULUS
 
     def begin_connection(self) -> None:

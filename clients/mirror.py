@@ -115,7 +115,7 @@ class Mirror(Mapping[str, Entry]):
 
     @property
     def digest(self) -> int:
-        """State digest of the map (docs/protocol.md, "State digest")."""
+        """State digest of the map (docs/protocol.md, section 5)."""
         return self._follower.digest
 
     @property

@@ -2,7 +2,7 @@
 
 Sum modulo 2^64, over all live keys, of the first 8 bytes (big-endian) of
 SHA-256(length of key as 4 bytes, big-endian || key || value). Order does not matter, and a change costs one
-subtraction and one addition (docs/protocol.md, "State digest").
+subtraction and one addition (docs/protocol.md, section 5).
 """
 
 import hashlib

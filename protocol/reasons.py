@@ -4,7 +4,7 @@ import enum
 
 
 class DisconnectReason(enum.StrEnum):
-    """The one reason of a closed connection; each has exactly one, and it never changes (design, rule 5)."""
+    """The one reason of a closed connection; it never changes (docs/architecture.md, rule 5)."""
 
     # The client's own doing.
     CLIENT_CLOSED = "client-closed"

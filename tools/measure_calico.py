@@ -1,6 +1,6 @@
-"""Measures the CPU time of Calico's data model: conversions, heartbeats, a first sync; figures for DESIGN.md.
+"""Measures the CPU time of Calico's data model: conversions, heartbeats, a first sync.
 
-PYTHONPATH=. .venv/bin/python tools/measure_calico.py
+Figures for docs/decisions/measured-costs.md. PYTHONPATH=. .venv/bin/python tools/measure_calico.py
 """
 
 import cProfile

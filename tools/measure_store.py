@@ -1,6 +1,6 @@
-"""Measures the CPU time of the hub's part: conversion, store, cuts, snapshots; figures for DESIGN.md.
+"""Measures the CPU time of the hub's part: conversion, store, cuts, snapshots.
 
-PYTHONPATH=. .venv/bin/python tools/measure_store.py
+Figures for docs/decisions/measured-costs.md. PYTHONPATH=. .venv/bin/python tools/measure_store.py
 """
 
 import json

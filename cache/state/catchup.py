@@ -7,7 +7,7 @@ on in the log at `log_offset`; behind another one it needs the block that begins
 
 A client may read blocks of different cuts one after another. It ends with the server's map, and no key goes back, as
 long as each block's cut is no older than what the client has from the log, and than the cuts of the blocks that it has
-read before (`cache.state.cursor` keeps to that; DESIGN.md, "Slow clients", says why).
+read before (`cache.state.cursor` keeps to that; docs/decisions/slow-clients-are-caught-up.md says why).
 """
 
 import bisect

@@ -12,7 +12,7 @@ import msgspec
 from protocol import messages
 
 
-class SnapshotFile(msgspec.Struct, array_like=True, eq=False):
+class SnapshotFile(msgspec.Struct, array_like=True, eq=False, forbid_unknown_fields=True):
     """A snapshot as its readers know it. After it a client goes on in the log at `log_offset`."""
 
     descriptor: int
@@ -30,7 +30,7 @@ class SnapshotFile(msgspec.Struct, array_like=True, eq=False):
         os.close(self.descriptor)
 
 
-class BlockFile(msgspec.Struct, array_like=True, eq=False):
+class BlockFile(msgspec.Struct, array_like=True, eq=False, forbid_unknown_fields=True):
     """A catch-up block: what changed after `from_sequence`, up to `to_sequence`. `cache.state.catchup` makes them."""
 
     descriptor: int

@@ -123,7 +123,7 @@ class Cut(NamedTuple):
 
 
 def chunk_hash(key: str) -> int:
-    """32-bit hash that decides a key's chunk (docs/protocol.md, "Chunks")."""
+    """32-bit hash that decides a key's chunk (docs/protocol.md, section 3)."""
     return zlib.crc32(key.encode())
 
 

@@ -1,4 +1,4 @@
-"""Messages to msgpack payloads and back (docs/protocol.md, "Messages").
+"""Messages to msgpack payloads and back (docs/protocol.md, section 3).
 
 A payload is an array whose first element is the message's type. Readers ignore elements behind those they
 know and members of a hello's map that they do not know: that is how version 1 may grow.

@@ -1,4 +1,4 @@
-"""Frames of the native protocol: `length | flags | payload` (docs/protocol.md, "Frames").
+"""Frames of the native protocol: `length | flags | payload` (docs/protocol.md, section 2).
 
     length   4 bytes, big-endian: number of bytes that follow, flags included
     flags    1 byte: bit 0 set = payload is one zstd frame with its content size; the other bits are 0

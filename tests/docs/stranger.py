@@ -1,4 +1,4 @@
-"""A client written from docs/protocol.md alone: imports nothing of this project, and shares no line with it."""
+"""A client written from docs/protocol.md alone. It imports nothing of this project and shares no line with it."""
 
 import hashlib
 import struct
@@ -31,7 +31,7 @@ def frame(message: object) -> bytes:
 
 
 class Stranger:
-    """Reads what a server sends; keeps the map and verifies it."""
+    """Reads what a server sends, keeps the map and verifies it."""
 
     def __init__(self) -> None:
         self.buffer = b""
@@ -47,7 +47,7 @@ class Stranger:
         self.to_send = b""
 
     def receive(self, data: bytes) -> None:
-        """Takes bytes and handles the frames that are complete."""
+        """Take bytes and handle complete frames."""
         self.buffer += data
         if not self.begun and len(self.buffer) >= len(PREFACE):
             assert self.buffer.startswith(PREFACE)

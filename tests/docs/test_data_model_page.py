@@ -1,4 +1,4 @@
-"""docs/data-model.md: its examples are what `typha convert` prints, its table is what the feeds consist of."""
+"""docs/data-model.md: its examples are what `typha convert` prints, and its table names the kinds of the feeds."""
 
 import pathlib
 import re
@@ -17,7 +17,7 @@ DOT = "●"
 
 
 class Example(NamedTuple):
-    """Objects on the page, the command that is run on them, and what it prints."""
+    """Objects on the page, a command, and its output."""
 
     objects: str
     command: str

@@ -1,4 +1,4 @@
-"""docs/example_agent.py does what it says, as a program of its own."""
+"""docs/example_agent.py works as a program of its own."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Tests that docs/performance.md shows what its history says."""
+"""docs/performance.md shows what its history contains."""
 
 from loadtest.bench import history, rows
 from tests.harness.repository import DOCS

@@ -1,4 +1,4 @@
-"""docs/protocol.md: what follows from the code is up to date, and a stranger gets by on the page alone."""
+"""docs/protocol.md: its generated parts are up to date, and a client written from the page alone works."""
 
 import ast
 import asyncio
@@ -40,7 +40,7 @@ def from_json(value: Any) -> Any:
 
 
 def session_on_the_page(arrow: str) -> bytes:
-    """One side's bytes, read from the page as a reader would."""
+    """One side's bytes, read from the page."""
     part = page().partition("<!-- begin session -->")[2].partition("<!-- end session -->")[0]
     return bytes.fromhex("".join(re.findall(rf"^{arrow} ([0-9a-f]+)$", part, re.MULTILINE)))
 

@@ -48,7 +48,7 @@ def awaited_names(configured: settings.Settings) -> tuple[str, ...]:
 
 
 def choose(variable: str, listed: frozenset[str] | None) -> Choice:
-    """Chooses by datamodel.md, section 2; `listed` is None if the API server does not list its groups."""
+    """Chooses by docs/data-model.md, section 2.2; `listed` is None if the API server does not list its groups."""
     v1, v3 = syncers.Group.V1, syncers.Group.V3
     has_v1, has_v3 = (listed is not None and group.group in listed for group in (v1, v3))
     if variable:

@@ -1,6 +1,6 @@
 """Creates the objects that Calico needs, if they are missing at start: ClusterInformation and three tiers.
 
-Source: datamodel.md, section 2. No failure here ends the service: it is logged, and the service goes on.
+Source: docs/data-model.md, section 2.3. No failure here ends the service: it is logged, and the service goes on.
 """
 
 import asyncio

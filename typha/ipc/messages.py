@@ -45,7 +45,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """As `typha.settings.to_dict` gives them."""
 
 
-class _Message(msgspec.Struct, tag=True, array_like=True):
+class _Message(msgspec.Struct, tag=True, array_like=True, forbid_unknown_fields=True):
     """Travels as an array: the class's name, then the fields in order."""
 
 
@@ -79,7 +79,7 @@ class NoteStatus(_Message):
     status: messages.SyncStatus
 
 
-class LogEnd(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class LogEnd(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
     """The newest end of one channel's log."""
 
     channel: int
@@ -179,7 +179,7 @@ class WantBlock(_Message):
     needed_sequence: int
 
 
-class FeedCounts(msgspec.Struct):
+class FeedCounts(msgspec.Struct, forbid_unknown_fields=True):
     """Totals of one feed over all wire formats since the worker's start. A worker counts in the same record."""
 
     deliveries: int = 0
@@ -192,7 +192,7 @@ class FeedCounts(msgspec.Struct):
     snapshots_sent: int = 0
 
 
-class WorkerCounts(msgspec.Struct):
+class WorkerCounts(msgspec.Struct, forbid_unknown_fields=True):
     """Totals since the worker's start. A worker counts in the same record."""
 
     accepted: int = 0
@@ -215,7 +215,7 @@ class WorkerCounts(msgspec.Struct):
                 setattr(mine, name, getattr(mine, name) + getattr(counts, name))
 
 
-class ChannelReport(msgspec.Struct, frozen=True, gc=False):
+class ChannelReport(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One channel's clients, and what of its history they need."""
 
     clients: int = 0

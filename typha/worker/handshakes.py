@@ -216,7 +216,7 @@ def take_step(connection: ssl.SSLSocket, client_tls: tls.ClientTls) -> Verdict:
         if isinstance(error, OSError) and error.errno == errno.ENOTCONN:  # reset before it was accepted
             return Verdict(reason=DisconnectReason.CLIENT_CLOSED)
         return Verdict(reason=DisconnectReason.TLS_FAILED, detail=_describe(error))
-    except Exception as error:  # one connection's defect must not cost the others anything
+    except Exception as error:  # one connection's defect must not harm the others (docs/architecture.md, rule 4)
         _log.exception("Defect in a TLS handshake", error=str(error))
         return Verdict(reason=DisconnectReason.SERVER_ERROR, detail=str(error))
     return Verdict(done=True)

@@ -110,7 +110,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 def from_settings(configured: settings.Settings) -> Policy:
     """The policy that the settings ask for.
 
-    A pong timeout of at most two ping intervals becomes six of them (parity.md, section 2).
+    A pong timeout of at most two ping intervals becomes six of them (docs/reference/typha-behaviour.md, section 2).
     """
     ping_interval_seconds = configured.server_ping_interval_seconds
     pong_timeout_seconds = configured.server_pong_timeout_seconds

@@ -22,7 +22,7 @@ _SUPPORTED_FEATURES = frozenset({messages.Feature.ZSTD.value})
 _RETRY_UNKNOWN_FEED_MILLISECONDS = 30_000
 _TLS_HANDSHAKE_BYTE = 0x16
 _GOB_MARK = b"Envelope"
-"""The first bytes of every Typha client are the gob definition of this type (spec of the wire, section 3)."""
+"""Every Typha client begins with the gob definition of this type (docs/reference/typha-wire.md, section 3)."""
 _GOB_MARK_WITHIN_BYTES = 64
 _FIRST_TYPE_ID = 64
 _WIRE_TYPES = 7

@@ -1,4 +1,4 @@
-"""TLS for clients: always mutual, and with the original's rules for which clients may connect (parity.md, section 7).
+"""Mutual TLS for clients, with the original's rules for peers (docs/reference/typha-behaviour.md, section 7).
 
 The files are read when a worker starts, and again when one of them changes, for the handshakes from then on. A change
 that cannot be used is logged and counted, and the old files stay in use.

@@ -1,4 +1,4 @@
-"""ClusterNetworkPolicies to Calico's global policies (datamodel.md, section 5.7). Pure."""
+"""ClusterNetworkPolicies to Calico's global policies (docs/data-model.md, section 5.7). Pure."""
 
 import re
 from collections.abc import Sequence

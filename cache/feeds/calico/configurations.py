@@ -1,4 +1,4 @@
-"""FelixConfiguration and ClusterInformation -> one key for each value (datamodel.md, sections 5.10 and 5.11). Pure.
+"""FelixConfiguration and ClusterInformation: one key per value (docs/data-model.md, sections 5.10 and 5.11). Pure.
 
 `default` holds the global values, `node.NAME` those of a node; objects of other names are sent whole.
 """

@@ -1,7 +1,7 @@
 """What all custom resources of Calico have in common: their group, and metadata that group v1 keeps elsewhere. Pure.
 
 In `crd.projectcalico.org/v1` an annotation may hold the metadata that the API of `projectcalico.org/v3` shows; in the
-v3 group it means nothing (datamodel.md, section 6).
+v3 group it means nothing (docs/data-model.md, section 6).
 """
 
 import enum

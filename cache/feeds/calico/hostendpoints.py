@@ -1,4 +1,4 @@
-"""Host endpoints (datamodel.md, section 5.13). Pure."""
+"""Host endpoints (docs/data-model.md, section 5.13). Pure."""
 
 import re
 from collections.abc import Sequence

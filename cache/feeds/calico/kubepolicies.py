@@ -1,4 +1,4 @@
-"""Kubernetes' policies to Calico's (datamodel.md, sections 5.6 and 5.8): enforced and staged. Pure."""
+"""Kubernetes' policies to Calico's (docs/data-model.md, sections 5.6 and 5.8): enforced and staged. Pure."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""KubeVirt's migrations of virtual machines -> live migrations (datamodel.md, section 5.4). Pure."""
+"""KubeVirt's migrations of virtual machines -> live migrations (docs/data-model.md, section 5.4). Pure."""
 
 from collections.abc import Sequence
 

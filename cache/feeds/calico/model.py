@@ -101,5 +101,5 @@ def _without_nulls(value: Any, *, name: str = "") -> Any:
 
 
 def escaped(name: str) -> str:
-    """A name as a part of a key (datamodel: `esc`)."""
+    """A name as a part of a key (docs/data-model.md, section 4: `esc`)."""
     return name.replace("%", "%25").replace("/", "%2f") if "%" in name or "/" in name else name

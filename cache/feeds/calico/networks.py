@@ -1,4 +1,4 @@
-"""IP pools, IPAM blocks, block affinities and network sets (datamodel.md, sections 5.12, 5.14, 5.15). Pure."""
+"""IP pools, IPAM blocks, block affinities and network sets (docs/data-model.md, sections 5.12, 5.14, 5.15). Pure."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Nodes (datamodel.md, section 5.3): the whole resource, and for Felix host configuration and WireGuard keys. Pure.
+"""Nodes (docs/data-model.md, section 5.3): the whole resource, and host configuration and WireGuard for Felix. Pure.
 
 Kubelets report often; what they write is nothing that a node's items hold. The converter therefore remembers what the
 items of each node were made of, and several feeds take what became of one event.

@@ -1,4 +1,4 @@
-"""Pods to workload endpoints (datamodel.md, section 5.1). Pure, and the hottest of the converters."""
+"""Pods to workload endpoints (docs/data-model.md, section 5.1). Pure, and the hottest of the converters."""
 
 import hashlib
 import os

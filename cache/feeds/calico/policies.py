@@ -1,4 +1,4 @@
-"""Calico's policies, enforced and staged, and tiers (datamodel.md, sections 5.5, 5.8, 5.9). Pure."""
+"""Calico's policies, enforced and staged, and tiers (docs/data-model.md, sections 5.5, 5.8, 5.9). Pure."""
 
 from collections.abc import Sequence
 from typing import Any

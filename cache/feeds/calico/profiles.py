@@ -1,4 +1,4 @@
-"""Namespaces and service accounts to profiles (datamodel.md, section 5.2), and the built-in profile. Pure."""
+"""Namespaces and service accounts to profiles (docs/data-model.md, section 5.2), and the built-in profile. Pure."""
 
 from collections.abc import Sequence
 from typing import Any

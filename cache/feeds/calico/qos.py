@@ -1,4 +1,4 @@
-"""Quality-of-service annotations as the `qosControls` of an endpoint (datamodel.md, section 5.1). Pure."""
+"""Quality-of-service annotations as the `qosControls` of an endpoint (docs/data-model.md, section 5.1). Pure."""
 
 from collections.abc import Mapping
 

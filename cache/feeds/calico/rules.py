@@ -1,4 +1,4 @@
-"""A policy's rules: from the form of Calico's API to that of agents, and validation (datamodel.md, section 5.5). Pure.
+"""A policy's rules: from Calico's API to what agents get, and validation (docs/data-model.md, section 5.5). Pure.
 
 The form of the API is the structs here; Kubernetes' policies are converted to them first.
 """

@@ -1,6 +1,6 @@
 """What each of the four feeds consists of: kinds, where they come from, and how they are converted. Pure.
 
-Source: datamodel.md, section 2. Where objects of two kinds claim one key, the kind that stands first in the feed shows.
+Source: docs/data-model.md, section 2. Where two kinds claim one key, the kind that stands first in the feed shows.
 """
 
 import functools

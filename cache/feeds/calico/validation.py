@@ -1,4 +1,4 @@
-"""What the original refuses of resources that are sent whole, after conversion (datamodel.md, section 7). Pure.
+"""What the original refuses of resources that are sent whole, after conversion (docs/data-model.md, section 7). Pure.
 
 Two layers: the `check` tags of `schema`'s fields, and rules of whole types. Rules of the API server's own schemas are
 not repeated.

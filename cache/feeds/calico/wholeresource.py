@@ -1,4 +1,4 @@
-"""Resources that are sent whole: their key, their metadata and their JSON (datamodel.md, section 6). Pure."""
+"""Resources that are sent whole: their key, their metadata and their JSON (docs/data-model.md, section 6). Pure."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""From objects to clients' maps, in any order of events: rule 1 of the design, in both protocols.
+"""From objects to clients' maps, in any order of events: docs/architecture.md, rule 1, in both protocols.
 
 A client at the end of the log holds exactly the server's map, whenever its snapshot was cut and made, wherever its
 reads stopped, and however often the log was taken from under its feet; on its way no key ever goes back. Whoever falls

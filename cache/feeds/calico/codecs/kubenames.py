@@ -1,4 +1,4 @@
-"""Kubernetes' rules for names, labels and annotations, as validation applies them (datamodel.md, section 7). Pure."""
+"""Kubernetes' rules for names, labels and annotations, for validation (docs/data-model.md, section 7). Pure."""
 
 import base64
 import binascii
