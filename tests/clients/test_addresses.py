@@ -67,7 +67,7 @@ def test_with_one_address_the_pause_is_waited_for_within_reason() -> None:
 
 @given(st.integers(), st.integers(min_value=1, max_value=60))
 def test_pauses_grow_and_stay_below_half_a_minute(seed: int, failures: int) -> None:
-    rotation = addresses.Rotation(["a"], dice=random.Random(seed))
+    rotation = addresses.Rotation(["a"], rng=random.Random(seed))
     for number in range(failures):
         assert 0.0 <= rotation.failed(0.0) <= min(30.0, 0.1 * 2**number)
     assert rotation.failed(0.0, lived_seconds=addresses.HEALTHY_SECONDS) <= 0.1
@@ -76,7 +76,7 @@ def test_pauses_grow_and_stay_below_half_a_minute(seed: int, failures: int) -> N
 def test_pauses_are_spread_evenly() -> None:
     pauses = []
     for seed in range(400):
-        rotation = addresses.Rotation(["a"], dice=random.Random(seed))
+        rotation = addresses.Rotation(["a"], rng=random.Random(seed))
         for _ in range(12):
             rotation.failed(0.0)
         pauses.append(rotation.failed(0.0))

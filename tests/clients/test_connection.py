@@ -94,7 +94,7 @@ async def test_a_goodbye_is_no_refusal() -> None:
             with pytest.raises(errors.ServerGoodbye) as info:
                 await read_until(received, messages.Ping)
         assert type(info.value) is errors.ServerGoodbye
-        assert info.value.is_passing
+        assert info.value.is_transient
 
 
 async def test_an_end_without_goodbye() -> None:

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients import differ, testing_feed
+from clients import differ, testing
 from protocol import digest, errors, messages
 
 maps = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([b"", b"1", b"2"]), max_size=6)
 
 
-def make_feed(content: dict[str, bytes]) -> testing_feed.Feed:
-    return testing_feed.Feed(content, status=messages.SyncStatus.IN_SYNC, keys_per_frame=2, chunks=3)
+def make_feed(content: dict[str, bytes]) -> testing.Feed:
+    return testing.Feed(content, status=messages.SyncStatus.IN_SYNC, keys_per_frame=2, chunks=3)
 
 
 def receive_all(receiver: differ.Differ, *batches: messages.Message) -> list[differ.Batch]:

@@ -10,9 +10,9 @@ def test_an_error_names_its_server() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "is_passing"), [("shutting-down", True), ("unknown-feed", False), ("from-the-future", False)]
+    ("reason", "is_transient"), [("shutting-down", True), ("unknown-feed", False), ("from-the-future", False)]
 )
-def test_a_refusal_says_why(reason: str, is_passing: bool) -> None:
+def test_a_refusal_says_why(reason: str, is_transient: bool) -> None:
     refusal = errors.Refused("typha:5473", reason=reason, text="because", retry_after_seconds=1.0)
     assert str(refusal) == f"typha:5473: {reason}: because"
-    assert refusal.is_passing is is_passing
+    assert refusal.is_transient is is_transient

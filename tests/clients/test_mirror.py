@@ -150,7 +150,7 @@ async def test_it_runs_once_and_only_in_its_block() -> None:
         async with held:
             await held.wait_in_sync(timeout_seconds=10)
         await server.wait_clients(0)
-        with pytest.raises(RuntimeError, match="runs once"):
+        with pytest.raises(RuntimeError, match="started only once"):
             async with held:
                 pass
 

@@ -6,17 +6,17 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from clients import connection, errors, follow, testing
+from clients import connection, errors, follower, testing
 from protocol import messages
 
 FEEDS = {"pods": {"/a": b"1", "/b": b"2"}}
-IN_SYNC = follow.StatusChanged(messages.SyncStatus.IN_SYNC)
+IN_SYNC = follower.StatusChanged(messages.SyncStatus.IN_SYNC)
 
 
 class Story:
     """What a follower saw, as lines that read like one."""
 
-    def __init__(self, events: AsyncGenerator[follow.Event, None]) -> None:
+    def __init__(self, events: AsyncGenerator[follower.Event, None]) -> None:
         self._events = events
 
     async def until(self, last: str) -> list[str]:
@@ -29,13 +29,13 @@ class Story:
         return lines
 
 
-def describe(event: follow.Event) -> str:
+def describe(event: follower.Event) -> str:
     match event:
-        case follow.Connected():
+        case follower.Connected():
             return "connected"
-        case follow.Disconnected():
+        case follower.Disconnected():
             return f"disconnected: {type(event.error).__name__}"
-        case follow.StatusChanged():
+        case follower.StatusChanged():
             return event.status.label
     changes = [f"{update.key}={update.value.decode() if update.value else None}" for update in event.updates]
     return " ".join(sorted(changes)) or "no difference"
@@ -45,7 +45,7 @@ def describe(event: follow.Event) -> str:
 async def following(*servers: testing.Server, feed: str = "pods") -> AsyncGenerator[Story, None]:
     addresses = [server.address for server in servers]
     timeouts = connection.Timeouts(hello_seconds=0.2)
-    async with contextlib.aclosing(follow.follow(addresses, feed=feed, agent="test", timeouts=timeouts)) as events:
+    async with contextlib.aclosing(follower.follow(addresses, feed=feed, agent="test", timeouts=timeouts)) as events:
         yield Story(events)
 
 
@@ -162,7 +162,7 @@ async def test_a_snapshot_with_a_wrong_digest_changes_nothing() -> None:
 
 async def test_a_cancelled_follower_leaves_nothing() -> None:
     async def follow_for_ever(server: testing.Server) -> None:
-        async for _ in follow.follow(server.address, feed="pods", agent="test"):
+        async for _ in follower.follow(server.address, feed="pods", agent="test"):
             pass
 
     async with testing.Server(feeds=FEEDS) as server:
@@ -177,7 +177,7 @@ async def test_a_cancelled_follower_leaves_nothing() -> None:
 
 async def test_leaving_the_loop_closes_the_socket() -> None:
     async with testing.Server(feeds=FEEDS) as server:
-        async for event in follow.follow(server.address, feed="pods", agent="test"):
+        async for event in follower.follow(server.address, feed="pods", agent="test"):
             if event == IN_SYNC:
                 break
         await server.wait_clients(0)
@@ -185,28 +185,28 @@ async def test_leaving_the_loop_closes_the_socket() -> None:
 
 async def test_a_follower_counts_and_verifies() -> None:
     async with testing.Server(feeds=FEEDS) as server:
-        follower = follow.Follower(server.address, feed="pods", agent="test")
-        async with contextlib.aclosing(follower.events()) as events:
+        counted = follower.Follower(server.address, feed="pods", agent="test")
+        async with contextlib.aclosing(counted.events()) as events:
             story = Story(events)
             await story.until("in-sync")
             server.disconnect_all()
             await story.until("in-sync")
-            assert (follower.connections, follower.snapshots, follower.keys) == (2, 2, 2)
-            assert follower.digest == server.feeds["pods"].digest
+            assert (counted.connections, counted.snapshots, counted.keys) == (2, 2, 2)
+            assert counted.digest == server.feeds["pods"].digest
 
 
 @pytest.mark.parametrize("servers", [[], [""], ["typha:port"], "::1"])
 def test_bad_addresses_are_refused_at_once(servers: str | list[str]) -> None:
     with pytest.raises(ValueError, match="address"):
-        follow.follow(servers, feed="pods", agent="test")
+        follower.follow(servers, feed="pods", agent="test")
 
 
 async def test_an_error_says_where_it_happened() -> None:
     async with testing.Server(feeds=FEEDS) as server:
         server.refuse("too-many-connections", "full")
-        events = follow.follow(server.address, feed="pods", agent="test")
+        events = follower.follow(server.address, feed="pods", agent="test")
         async with contextlib.aclosing(events):
             event = await anext(events)
-        assert isinstance(event, follow.Disconnected)
+        assert isinstance(event, follower.Disconnected)
         assert isinstance(event.error, errors.Refused)
         assert str(event.error) == f"{server.address}: too-many-connections: full"
