@@ -1,4 +1,5 @@
-"""The original Typha's protocol: gob messages, plain or in snappy framing (spec of the wire).
+"""Internal: the protocol of Calico's Typha: gob messages, plain or in snappy framing (spec of the wire).
 
-As in the native protocol nothing behind the handshake depends on the connection, so a frame is encoded once for all.
+As in the native protocol, nothing after the handshake depends on the connection, so a frame is encoded once for all
+clients.
 """

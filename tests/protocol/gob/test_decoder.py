@@ -40,11 +40,11 @@ THING_TYPE = definition(65, ("Name", 6))
 ID_64, ID_65 = scalars.encode_int(64), scalars.encode_int(65)
 
 
-def make(*, limits: decoder.Limits = decoder.CLIENT_MESSAGES) -> decoder.Decoder:
+def make(*, limits: decoder.Limits = decoder.CLIENT_LIMITS) -> decoder.Decoder:
     return decoder.Decoder(TOP, NAMES, limits=limits)
 
 
-def read_all(data: bytes, *, step: int = 1 << 20, limits: decoder.Limits = decoder.CLIENT_MESSAGES) -> list[Any]:
+def read_all(data: bytes, *, step: int = 1 << 20, limits: decoder.Limits = decoder.CLIENT_LIMITS) -> list[Any]:
     reader = make(limits=limits)
     found = []
     for start in range(0, len(data), step):
@@ -139,14 +139,14 @@ def test_definitions_inside_a_skipped_value() -> None:
         (b"\x0c\0\0", "type 6 is not defined"),
         (ID_64 + b"\x03", "field 2 of a struct with 2"),
         (ID_64 + b"\x01\x03abc", "'abc' is not registered"),
-        (ID_64 + b"\x01" + scalars.encode_bytes(bytes(1025)), "name of 1025 bytes"),
+        (ID_64 + b"\x01" + scalars.encode_bytes(bytes(1025)), "name of 1025 bytes is over the limit of 1024"),
         (ID_64 + b"\x01\x06string\x0c\x02\x01\x00", "not preceded by 0"),
-        (ID_64 + b"\x01\x06string\x04\x02\x00\x00", "not the registered one"),
+        (ID_64 + b"\x01\x06string\x04\x02\x00\x00", "not the registered type"),
         (ID_64 + b"\x01\x05uint8\x06\x04\x00\xfe\x01\x00", "256 does not fit 8 bits"),
         (ID_64 + b"\x01\x04int8\x04\x04\x00\xfe\x01\x00", "128 does not fit 8 bits"),
         (ID_64 + NAME + ID_64 + b"\x01\0", "no field in common"),
         (definition(64), "defined twice"),
-        (THING_TYPE + b"\0", "followed by more"),
+        (THING_TYPE + b"\0", "bytes after a definition"),
     ],
 )
 def test_what_is_wrong_is_refused(body: bytes, problem: str) -> None:
@@ -176,7 +176,7 @@ def test_a_skipped_type_must_be_defined_even_where_it_is_not_used() -> None:
 def test_a_message_is_refused_at_its_length() -> None:
     limits = decoder.Limits(message_bytes=100)
     for data in (b"\x65", TOP_TYPE + bytes([100 - len(TOP_TYPE)])):
-        with pytest.raises(errors.RemoteProtocolError, match="over the limit of 100") as info:
+        with pytest.raises(errors.RemoteProtocolError, match=r"over the limit of 100$") as info:
             read_all(data, limits=limits)
         assert info.value.reason is reasons.DisconnectReason.MESSAGE_TOO_LARGE
     value = message(ID_64 + b"\x02\x07\0")

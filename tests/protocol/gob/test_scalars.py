@@ -61,7 +61,7 @@ def test_numbers_that_are_none(data: str) -> None:
 
 def test_more_bytes_than_there_are() -> None:
     for read in (scalars.Scanner.raw, scalars.Scanner.text, scalars.Scanner.skip_bytes):
-        with pytest.raises(errors.RemoteProtocolError, match="3 bytes announced where 2 are left"):
+        with pytest.raises(errors.RemoteProtocolError, match="3 bytes announced, 2 left"):
             read(scalars.Scanner(b"\x03ab"))
 
 

@@ -71,7 +71,7 @@ def make(role: connection.Role, state: State) -> connection.Connection:
 
 
 def known(role: connection.Role, kind: type[messages.Message]) -> bool:
-    return role is CLIENT or codec.ENCODER_NAMES[kind][0] in codec.SAID_BY_CLIENTS
+    return role is CLIENT or codec.ENCODER_NAMES[kind][0] in codec.CLIENT_MESSAGE_TYPES
 
 
 @given(
@@ -224,8 +224,8 @@ def test_a_restart_that_was_not_offered_is_refused() -> None:
 @pytest.mark.parametrize(
     ("hello", "problem"),
     [
-        (messages.ServerHello("", "felix", True), "asked for 'bgp'"),
-        (messages.ServerHello("", "", True), "asked for 'bgp'"),
+        (messages.ServerHello("", "felix", True), "syncer type 'felix', not 'bgp'"),
+        (messages.ServerHello("", "", True), "syncer type 'felix', not 'bgp'"),
         (messages.ServerHello("", "bgp", False), "too old"),
     ],
 )
@@ -288,7 +288,7 @@ def test_messages_in_messages_are_limited() -> None:
         nested = codec.SERVER.interface_start(name, struct) + scalars.encode_bytes(content)
     body = scalars.encode_int(codec.SERVER.id_of(codec.ENVELOPE)) + b"\x01" + nested + b"\0"
     client = make(CLIENT, State.HELLO)
-    with pytest.raises(errors.RemoteProtocolError, match="interfaces in each other"):
+    with pytest.raises(errors.RemoteProtocolError, match="nested interfaces"):
         receive_all(client, say(SERVER_HELLO) + gob_encoder.frame(body))
 
 

@@ -33,5 +33,5 @@ def test_recorded_times_are_understood(name: str) -> None:
     "data", [b"", b"\x01" + bytes(13), b"\x01" + bytes(15), b"\x02" + bytes(14), b"\x03" + bytes(14)]
 )
 def test_other_bytes_are_no_time(data: bytes) -> None:
-    with pytest.raises(errors.RemoteProtocolError, match="a time of"):
+    with pytest.raises(errors.RemoteProtocolError, match="invalid time of"):
         timestamps.check(data)
