@@ -259,7 +259,7 @@ class Decoder(scalars.Scanner):
     def read_interface(self) -> plans.Resumable:
         """Reads the value in an interface: a registered name, new definitions, and the value. No name means None."""
         if self.data.startswith(_STRING, self.position) and b"string" in self._names:
-            self.position += len(_STRING)  # The usual case. A string needs no definition, and so no generator.
+            self.position += len(_STRING)  # The usual case. A string needs no definitions, and so no further generator.
             return self._read_string()
         name = self.raw()
         if not name:

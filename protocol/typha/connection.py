@@ -37,8 +37,8 @@ class State(enum.Enum):
     """What this end has received so far."""
 
     HELLO = "hello"
-    ASKED = "asked"
-    """Server: received the client's hello; `accept` comes next."""
+    HELLO_RECEIVED = "hello received"
+    """Server: `accept` comes next."""
     RESTARTING = "restarting"
     """Server: asked the client to restart its decoder."""
     RESTARTED = "restarted"
@@ -51,7 +51,7 @@ class State(enum.Enum):
 _C, _S = Role.CLIENT, Role.SERVER
 
 _TRANSITIONS: dict[tuple[Role, State, type[messages.Message]], State] = {
-    (_S, State.HELLO, messages.ClientHello): State.ASKED,
+    (_S, State.HELLO, messages.ClientHello): State.HELLO_RECEIVED,
     (_S, State.RESTARTING, messages.Ack): State.RESTARTED,
     (_S, State.RESTARTED, messages.Ack): State.FOLLOWING,
     (_S, State.RESTARTED, messages.Pong): State.RESTARTED,
@@ -157,7 +157,7 @@ class Connection:
             LocalProtocolError: there is no hello to accept.
         """
         hello = self._hello
-        if self.state is not State.ASKED or hello is None:
+        if self.state is not State.HELLO_RECEIVED or hello is None:
             raise errors.LocalProtocolError(f"there is no hello to accept while {self.state.value}")
         self._hello = None
         self._out += _answer(version, hello.feed, connection_id)
@@ -202,7 +202,7 @@ class Connection:
             RemoteProtocolError: the peer violated the protocol. The state is ERROR from then on.
         """
         try:
-            while self.state not in (State.ASKED, State.CLOSED, State.ERROR):
+            while self.state not in (State.HELLO_RECEIVED, State.CLOSED, State.ERROR):
                 value = self._next_value()
                 if value is decoder.NOT_YET:
                     return None

@@ -109,7 +109,7 @@ def feed(target: str, stream: bytes, rng: random.Random) -> int:
         try:
             while (message := protocol.next_event()) is not None:
                 received += 1
-                if isinstance(message, messages.ClientHello) and protocol.state is connection.State.ASKED:
+                if isinstance(message, messages.ClientHello) and protocol.state is connection.State.HELLO_RECEIVED:
                     assert protocol.accept() in (encoder.PLAIN, encoder.SNAPPY)
         except errors.RemoteProtocolError:
             assert protocol.state is connection.State.ERROR

@@ -142,7 +142,7 @@ def test_a_recorded_client_is_served(path: Any, step: int) -> None:
     for start in range(0, len(data), step):
         ours.receive_data(data[start : start + step])
         collected += drain(ours)
-        if ours.state is State.ASKED:
+        if ours.state is State.HELLO_RECEIVED:
             ours.accept()
             collected += drain(ours)
     hello = collected[0]

@@ -54,7 +54,7 @@ def receive_all(receiver: connection.Connection, data: bytes) -> list[messages.M
     received = []
     while (message := receiver.next_event()) is not None:
         received.append(message)
-        if receiver.state is State.ASKED:
+        if receiver.state is State.HELLO_RECEIVED:
             receiver.accept()
     return received
 
@@ -99,7 +99,7 @@ def test_every_message_in_every_state(role: connection.Role, state: State, kind:
     expected = connection._TRANSITIONS.get((role, state, kind))
     if expected is not None:
         assert receive_all(target, encode(SAMPLES[kind])) == [SAMPLES[kind]]
-        assert target.state is (State.RESTARTING if expected is State.ASKED else expected)
+        assert target.state is (State.RESTARTING if expected is State.HELLO_RECEIVED else expected)
     elif (role, state) == (CLIENT, State.FOLLOWING) and kind is not messages.ServerHello:
         assert receive_all(target, encode(SAMPLES[kind])) == []
         assert target.state is State.FOLLOWING

@@ -29,7 +29,7 @@ def follow(wire_format: str) -> connection.Connection:
         server.receive_data(client.data_to_send())
         while server.next_event() is not None:
             pass
-        if server.state is connection.State.ASKED:
+        if server.state is connection.State.HELLO_RECEIVED:
             assert server.accept() == wire_format
         client.receive_data(server.data_to_send())
         while client.next_event() is not None:
