@@ -72,7 +72,7 @@ class Follower:
         protocol: connection.Protocol = connection.Protocol.NATIVE,
     ) -> None:
         """The arguments and the ValueError are those of `follow`."""
-        self.rotation = addresses.Rotation([servers] if isinstance(servers, str) else servers)
+        self._rotation = addresses.Rotation([servers] if isinstance(servers, str) else servers)
         self.hello = messages.ClientHello(
             feed=feed,
             agent=agent,
@@ -92,7 +92,7 @@ class Follower:
         self._connected_at: float | None = None
 
     def __repr__(self) -> str:
-        return f"<Follower feed={self.hello.feed} server={self.rotation.current()} {self._differ!r}>"
+        return f"<Follower feed={self.hello.feed} server={self._rotation.current()} {self._differ!r}>"
 
     @property
     def digest(self) -> int:
@@ -122,7 +122,7 @@ class Follower:
     def _open_stream(self) -> AsyncGenerator[messages.Message, None]:
         self._differ.begin_connection()
         return connection.stream(
-            self.rotation.current(),
+            self._rotation.current(),
             hello=self.hello,
             tls=self._tls,
             server_name=self._server_name,
@@ -134,12 +134,12 @@ class Follower:
         if isinstance(message, messages.ServerHello):
             self.connections += 1
             self._connected_at = now
-            return [Connected(self.rotation.current(), message)]
+            return [Connected(self._rotation.current(), message)]
         events: list[Event] = []
         try:
             batch = self._differ.receive(message)
         except protocol_errors.RemoteProtocolError as error:
-            raise errors.BadServer(self.rotation.current(), str(error)) from error
+            raise errors.BadServer(self._rotation.current(), str(error)) from error
         if batch is not None and batch.from_snapshot:
             self.snapshots += 1
         if batch is not None:
@@ -151,7 +151,7 @@ class Follower:
     def _plan_retry(self, error: errors.ClientError, *, now: float) -> float:
         lived_seconds = 0.0 if self._connected_at is None else now - self._connected_at
         retry_after_seconds = error.retry_after_seconds if isinstance(error, errors.ServerGoodbye) else 0.0
-        return self.rotation.failed(now, lived_seconds=lived_seconds, retry_after_seconds=retry_after_seconds)
+        return self._rotation.failed(now, lived_seconds=lived_seconds, retry_after_seconds=retry_after_seconds)
 
 
 def follow(
