@@ -37,7 +37,7 @@ EXIT_INTERRUPTED = 130
     type=click.Choice([protocol.value for protocol in clients.Protocol]),
     default=clients.Protocol.NATIVE.value,
     show_default=True,
-    help="typha: the protocol of Calico's Typha, which both servers speak.",
+    help="typha: the protocol of Calico's Typha, which this service speaks too.",
 )
 @click.option("--agent", default="typha-watch", show_default=True, help="Name of this client in the server's log.")
 @click.option("--ca-file", type=click.Path(exists=True, dir_okay=False), help="Connect by TLS; trust this CA (PEM).")
