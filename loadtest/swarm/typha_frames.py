@@ -153,7 +153,7 @@ class Places:
                 del self._decoders[next(iter(self._decoders))]
         reader.receive(raw)
         value = reader.next_value()
-        if value is decoder.NOT_YET:
+        if value is decoder.NEED_DATA:
             raise errors.RemoteProtocolError("gob: a value that goes on in a second message")
         self._decoders[definitions] = reader
         self.distinct += 1

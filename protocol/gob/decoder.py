@@ -24,13 +24,13 @@ _STRING = scalars.encode_text("string") + scalars.encode_int(schema.STRING_ID)
 """The bytes before a string in an interface."""
 
 
-class NotYet(enum.Enum):
-    """The type of NOT_YET, which means that more bytes are needed. None would not do: it may be a value."""
+class NeedData(enum.Enum):
+    """The type of NEED_DATA, which means that more bytes are needed. None would not do: it may be a value."""
 
-    NOT_YET = "not yet"
+    NEED_DATA = "need data"
 
 
-NOT_YET: Final = NotYet.NOT_YET
+NEED_DATA: Final = NeedData.NEED_DATA
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ CLIENT_LIMITS = Limits()
 class Decoder(scalars.Scanner):
     """Reads values of the struct `top`. `names` maps registered names to the types that an interface may contain.
 
-    `receive` appends bytes; `next_value` returns a value or NOT_YET. Do not use it after a RemoteProtocolError.
+    `receive` appends bytes; `next_value` returns a value or NEED_DATA. Do not use it after a RemoteProtocolError.
     """
 
     __slots__ = (
@@ -118,7 +118,7 @@ class Decoder(scalars.Scanner):
         return rest
 
     def next_value(self) -> Any:
-        """Returns the next value, or NOT_YET.
+        """Returns the next value, or NEED_DATA.
 
         Raises:
             RemoteProtocolError: the stream is not gob, does not match the local types, or is over a limit.
@@ -126,7 +126,7 @@ class Decoder(scalars.Scanner):
         running = self._running
         if running is None:
             if self._start == len(self._buffer):
-                return NOT_YET
+                return NEED_DATA
             running = self._read_value()
         try:
             next(running)
@@ -139,7 +139,7 @@ class Decoder(scalars.Scanner):
                 self._start = 0
             return finished.value
         self._running = running
-        return NOT_YET
+        return NEED_DATA
 
     # Messages.
 

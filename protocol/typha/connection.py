@@ -204,7 +204,7 @@ class Connection:
         try:
             while self.state not in (State.HELLO_RECEIVED, State.CLOSED, State.ERROR):
                 value = self._next_value()
-                if value is decoder.NOT_YET:
+                if value is decoder.NEED_DATA:
                     return None
                 if self._step(value):
                     message: messages.Message = value
@@ -215,9 +215,9 @@ class Connection:
             raise
 
     def _next_value(self) -> Any:
-        """Returns a message or any other registered value, None for an empty envelope, or NOT_YET."""
+        """Returns a message or any other registered value, None for an empty envelope, or NEED_DATA."""
         value = self._decoder.next_value()
-        while value is decoder.NOT_YET and self._chunks is not None:
+        while value is decoder.NEED_DATA and self._chunks is not None:
             content = self._chunks.next_content()
             if content is None:
                 return value

@@ -128,7 +128,7 @@ def feed_decoder(stream: bytes, rng: random.Random) -> int:
     for piece in pieces(stream, rng):
         bare.receive(piece)
         try:
-            while bare.next_value() is not decoder.NOT_YET:
+            while bare.next_value() is not decoder.NEED_DATA:
                 received += 1
         except errors.RemoteProtocolError:
             return received

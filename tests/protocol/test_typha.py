@@ -120,11 +120,11 @@ def test_answers_equal_those_of_the_recorded_client(name: str) -> None:
     answers = codec.make_server_decoder()
     answers.receive(ours.data_to_send())
     assert answers.next_value() == hello
-    while (expected := theirs.next_value()) is not decoder.NOT_YET:
+    while (expected := theirs.next_value()) is not decoder.NEED_DATA:
         if isinstance(expected, messages.Pong):  # The recording client also sent its own time.
             expected = messages.Pong(expected.ping_timestamp)
         assert answers.next_value() == expected
-    assert answers.next_value() is decoder.NOT_YET
+    assert answers.next_value() is decoder.NEED_DATA
 
 
 # Sessions of the original's client.

@@ -49,7 +49,7 @@ def read_all(data: bytes, *, step: int = 1 << 20, limits: decoder.Limits = decod
     found = []
     for start in range(0, len(data), step):
         reader.receive(data[start : start + step])
-        while (value := reader.next_value()) is not decoder.NOT_YET:
+        while (value := reader.next_value()) is not decoder.NEED_DATA:
             found.append(value)
     return found
 
@@ -211,7 +211,7 @@ def test_waiting_for_a_large_message_is_cheap() -> None:
     for start in range(0, len(data), 9):
         reader.receive(data[start : start + 9])
         if start + 9 < len(data):
-            assert reader.next_value() is decoder.NOT_YET
+            assert reader.next_value() is decoder.NEED_DATA
     value = reader.next_value()
     assert len(value[0]) == 900_000
     assert time.process_time() - began < 3.0

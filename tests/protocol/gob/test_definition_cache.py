@@ -44,7 +44,7 @@ def read(
     try:
         for start in range(0, len(data), step):
             reader.receive(data[start : start + step])
-            while (value := reader.next_value()) is not decoder.NOT_YET:
+            while (value := reader.next_value()) is not decoder.NEED_DATA:
                 found.append(value)
     except errors.RemoteProtocolError as error:
         found.append((str(error), error.reason))

@@ -67,7 +67,7 @@ def read(top: schema.Struct, data: bytes, *, step: int = 1 << 20) -> list[Any]:
     found = []
     for start in range(0, len(data), step):
         reader.receive(data[start : start + step])
-        while (value := reader.next_value()) is not decoder.NOT_YET:
+        while (value := reader.next_value()) is not decoder.NEED_DATA:
             found.append(value)
     assert reader.pending_bytes == 0
     return found

@@ -26,7 +26,7 @@ def decode_all(data: bytes, reader: decoder.Decoder | None = None) -> list[Any]:
     reader = reader or codec.make_client_decoder()
     reader.receive(data)
     decoded = []
-    while (value := reader.next_value()) is not decoder.NOT_YET:
+    while (value := reader.next_value()) is not decoder.NEED_DATA:
         decoded.append(value)
     return decoded
 
