@@ -1,22 +1,23 @@
-"""Where to connect next, and when: pure, the time and the dice come in as arguments."""
+"""Internal: which server to connect to next, and when. Pure: the time and the random numbers are arguments."""
 
 import random
 from collections.abc import Sequence
 
 DEFAULT_PORT = 5473
+"""The port of an address without one."""
 BACKOFF_MIN_SECONDS = 0.1
 BACKOFF_MAX_SECONDS = 30.0
 HEALTHY_SECONDS = 10.0
-"""A connection that lived this long with data ends an outage: back-off begins anew."""
+"""A connection that lasted this long ends an outage: the back-off starts over."""
 MAX_RETRY_AFTER_SECONDS = 300.0
-"""A server may ask for a longer pause, and does not get it: it might have meant milliseconds."""
+"""Longest pause that a server can ask for: a larger value may be milliseconds by mistake."""
 
 
 def parse(address: str) -> tuple[str, int]:
-    """Host and port of `host:port`, `host`, `[v6]:port` or `[v6]`; the port is 5473 if there is none.
+    """Splits `host:port`, `host`, `[v6]:port` or `[v6]` into host and port. The default port is 5473.
 
     Raises:
-        ValueError: no host, or a port outside 1..65535.
+        ValueError: the host is missing, or the port is not in 1..65535.
     """
     if address.startswith("["):
         host, bracket, rest = address[1:].partition("]")
@@ -24,7 +25,7 @@ def parse(address: str) -> tuple[str, int]:
             raise ValueError(f"address {address!r} is not [HOST]:PORT")
         port_text = rest[1:] if rest else str(DEFAULT_PORT)
     elif address.count(":") > 1:
-        raise ValueError(f"address {address!r}: an IPv6 address goes in brackets")
+        raise ValueError(f"address {address!r}: an IPv6 address needs brackets")
     else:
         host, colon, port_text = address.partition(":")
         port_text = port_text if colon else str(DEFAULT_PORT)
@@ -36,20 +37,20 @@ def parse(address: str) -> tuple[str, int]:
 
 
 class Rotation:
-    """Chooses among several addresses: another one after each failure, and none before the time it asked for.
+    """Picks one of several addresses: a different one after each failure, and none before the time it asked for.
 
-    Pauses grow from 0.1 s to 30 s, doubled with each failure in a row; each is drawn evenly from 0 up to that
-    ("full jitter"), so that a fleet does not come back in one lump.
+    The back-off grows from 0.1 s to 30 s and doubles with each consecutive failure. Each pause is a random time from 0
+    up to the back-off ("full jitter"), so that clients do not reconnect all at once.
     """
 
-    def __init__(self, addresses: Sequence[str], *, dice: random.Random | None = None) -> None:
+    def __init__(self, addresses: Sequence[str], *, rng: random.Random | None = None) -> None:
         if not addresses:
             raise ValueError("no addresses")
         for address in addresses:
             parse(address)
-        self._dice = dice or random.Random()
+        self._rng = rng or random.Random()
         self._addresses = list(dict.fromkeys(addresses))
-        self._dice.shuffle(self._addresses)
+        self._rng.shuffle(self._addresses)
         self._not_before: dict[str, float] = {}
         self._failures = 0
 
@@ -58,20 +59,20 @@ class Rotation:
         return self._addresses[0]
 
     def failed(self, now: float, *, lived_seconds: float = 0.0, retry_after_seconds: float = 0.0) -> float:
-        """The current address failed, or its connection ended; another becomes the current one.
+        """Records that the current address failed or its connection ended, and switches to another one.
 
-        Gives the seconds to wait before connecting to it. `retry_after_seconds` is what the server asked for, and
-        holds for its address alone.
+        Returns the seconds to wait before connecting to the new address. `retry_after_seconds` is the pause that the
+        server asked for; it applies to its own address only.
         """
         if lived_seconds >= HEALTHY_SECONDS:
             self._failures = 0
-        ceiling = min(BACKOFF_MAX_SECONDS, BACKOFF_MIN_SECONDS * 2.0 ** min(self._failures, 30))
+        backoff_seconds = min(BACKOFF_MAX_SECONDS, BACKOFF_MIN_SECONDS * 2.0 ** min(self._failures, 30))
         self._failures += 1
         failed = self._addresses.pop(0)
         self._addresses.append(failed)
         self._not_before[failed] = now + min(retry_after_seconds, MAX_RETRY_AFTER_SECONDS)
-        # min is stable: of those that may be tried now, the one not tried for longest.
+        # `min` is stable: among the addresses that may be tried now, it returns the least recently tried.
         chosen = min(self._addresses, key=lambda address: max(self._not_before.get(address, now), now))
         self._addresses.remove(chosen)
         self._addresses.insert(0, chosen)
-        return max(self._not_before.get(chosen, now) - now, 0.0) + self._dice.uniform(0.0, ceiling)
+        return max(self._not_before.get(chosen, now) - now, 0.0) + self._rng.uniform(0.0, backoff_seconds)

@@ -1,7 +1,4 @@
-"""One connection to one address: its messages as they come, nothing hidden and nothing repaired.
-
-`follow` is built on it, and so can be a tool that wants to see the protocol itself.
-"""
+"""Internal: one connection to one address. It yields the protocol's messages as they arrive, without reconnects."""
 
 import asyncio
 import enum
@@ -20,30 +17,30 @@ from protocol.typha import client
 SOFTWARE = "typha-python-client"
 READ_BYTES = 256 * 1024
 MAX_UNSENT_BYTES = 64 * 1024
-"""Pongs that the server does not take: it sends pings and reads nothing."""
+"""Limit of pongs that the server does not read while it keeps sending pings."""
 DEFAULT_PING_INTERVAL_SECONDS = 10.0
-"""Assumed of a server that announces none."""
+"""Assumed if the server does not announce one."""
 MAX_PING_INTERVAL_SECONDS = 600.0
 
 
 class Protocol(enum.Enum):
-    """What to speak to the server; the messages that are given out are the native protocol's in any case."""
+    """The protocol to speak to the server. The client yields the native protocol's messages in either case."""
 
     NATIVE = "native"
     TYPHA = "typha"
-    """That of the original, which knows no digests and refuses without a word; the feed is the syncer type."""
+    """The protocol of Calico's Typha. The feed is the syncer type. It has no digests, and a refusal gives no reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long a client waits."""
+    """How long a client waits for the server."""
 
     connect_seconds: float = 10.0
-    """Name, TCP and TLS together; with several addresses behind a name, each gets its share."""
+    """For name resolution, and again for TCP and TLS together. The addresses of a name share the latter."""
     hello_seconds: float = 10.0
-    """From the connection to the server's hello. A server holds clients only after it."""
+    """From the connection to the server's hello. A server answers hellos even while it has no data."""
     silence_factor: float = 3.0
-    """Silence is this many of the server's ping intervals: two pings may be late, not three."""
+    """Number of ping intervals without any message after which the server counts as silent: two pings may be late."""
 
 
 DEFAULT_TIMEOUTS = Timeouts()
@@ -58,26 +55,26 @@ async def stream(
     timeouts: Timeouts = DEFAULT_TIMEOUTS,
     protocol: Protocol = Protocol.NATIVE,
 ) -> AsyncGenerator[messages.Message, None]:
-    """Protocol messages of a single connection, in order, the server's hello first; never ends but by raising.
+    """Yields the messages of one connection in order, starting with the server's hello. It ends only with an exception.
 
-    Pings are answered, and given out too. The caller wraps it in `contextlib.aclosing`, or iterates to its end:
-    the socket closes with the generator. It reads only while it is iterated over.
+    It answers pings and yields them too. Wrap it in `contextlib.aclosing`, or iterate to the end: closing the generator
+    closes the socket. It reads from the socket only during iteration.
 
     Raises:
-        ConnectFailed, Refused, ServerGoodbye, ConnectionLost, ServerSilent, BadServer: see `clients.errors`.
-        ValueError: the address is none.
+        ConnectFailed, Refused, ServerGoodbye, ConnectionLost, ServerSilent, BadServer: see `clients`.
+        ValueError: the address is malformed.
     """
     reader, writer = await _open(address, tls=tls, server_name=server_name, timeouts=timeouts)
-    link = _Link(address, reader, writer, hello=hello, timeouts=timeouts, protocol=protocol)
+    receiver = _Receiver(address, reader, writer, hello=hello, timeouts=timeouts, protocol=protocol)
     try:
         while True:
-            yield await link.receive()
+            yield await receiver.receive()
     except protocol_errors.RemoteProtocolError as error:
         raise errors.BadServer(address, str(error)) from error
     except OSError as error:
         raise errors.ConnectionLost(address, f"connection failed: {error}") from error
     finally:
-        # Not close(): that waits for a peer that may be gone, and a cancelled caller does not want to wait.
+        # close() would wait for a peer that may be gone; a cancelled caller must not wait.
         writer.transport.abort()
 
 
@@ -92,7 +89,7 @@ async def _open(
     except (OSError, UnicodeError) as error:
         raise errors.ConnectFailed(address, f"cannot resolve the name: {_describe(error)}") from error
     hosts = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-    random.shuffle(hosts)  # replicas behind one name share the clients
+    random.shuffle(hosts)  # spreads the clients over the replicas behind one name
     problem: Exception = OSError("the name has no address")
     for candidate in hosts:
         try:
@@ -100,14 +97,14 @@ async def _open(
                 return await asyncio.open_connection(
                     candidate, port, ssl=tls, server_hostname=server_hostname, limit=READ_BYTES
                 )
-        except OSError as error:  # TimeoutError and ssl.SSLError are such
+        except OSError as error:  # includes TimeoutError and ssl.SSLError
             problem = error
     raise errors.ConnectFailed(address, f"cannot connect: {_describe(problem)}") from problem
 
 
 def _describe(error: Exception) -> str:
     if isinstance(error, TimeoutError) and not str(error):
-        return "no answer in time"
+        return "timed out"
     return str(error) or type(error).__name__
 
 
@@ -115,8 +112,8 @@ def _make_connection(protocol: Protocol) -> connection.Connection | client.Clien
     return client.ClientConnection() if protocol is Protocol.TYPHA else connection.Connection(connection.Role.CLIENT)
 
 
-class _Link:
-    """An open connection: the protocol's state, the streams, and how long to wait for more."""
+class _Receiver:
+    """An open connection: the protocol's state, the two streams and the deadline of the next message."""
 
     def __init__(
         self,
@@ -144,7 +141,7 @@ class _Link:
             await self._read()
         match message:
             case messages.Goodbye():
-                raise _farewell(self._address, message, accepted=self._accepted)
+                raise _make_goodbye_error(self._address, message, accepted=self._accepted)
             case messages.ServerHello():
                 self._accepted = True
                 self._wait_seconds = _check_hello(self._hello, message) * self._timeouts.silence_factor
@@ -170,11 +167,11 @@ class _Link:
             return
         self._writer.write(data)
         if self._writer.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
-            raise protocol_errors.RemoteProtocolError("the server sends pings and does not read the pongs")
+            raise protocol_errors.RemoteProtocolError("the server sends pings but does not read the pongs")
 
 
 def _check_hello(ours: messages.ClientHello, theirs: messages.ServerHello) -> float:
-    """The ping interval in seconds."""
+    """Checks the server's hello against the client's. Returns the ping interval in seconds."""
     if theirs.version not in ours.versions:
         raise protocol_errors.RemoteProtocolError(f"the server chose version {theirs.version}, which was not offered")
     if theirs.feed != ours.feed:
@@ -183,7 +180,7 @@ def _check_hello(ours: messages.ClientHello, theirs: messages.ServerHello) -> fl
     return min(announced, MAX_PING_INTERVAL_SECONDS)
 
 
-def _farewell(address: str, goodbye: messages.Goodbye, *, accepted: bool) -> errors.ServerGoodbye:
+def _make_goodbye_error(address: str, goodbye: messages.Goodbye, *, accepted: bool) -> errors.ServerGoodbye:
     kind = errors.ServerGoodbye if accepted else errors.Refused
     return kind(
         address,

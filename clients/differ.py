@@ -1,11 +1,12 @@
-"""From the messages of successive connections to real differences: pure, and the one place that verifies data.
+"""Internal: turns the messages of successive connections into real changes, and verifies the data. Pure.
 
-What has been given out is always a map that the server had: deltas as they come, snapshots as the difference to what
-was known. A snapshot may be older than what was known from an earlier connection, so it takes the place of the known
-map only at the first status behind it (other than catching-up), together with the updates in between
-(docs/protocol.md, section 4). One that is broken off before leaves no trace. Behind a status catching-up, and up to the
-next status, batches bring newest values: each key only ever moves forward, but the map is one that the server had only
-at that next status.
+The receiver's map is always one that the server had. Deltas apply as they arrive; a snapshot applies as its difference
+to the known map. A snapshot may be older than a map known from an earlier connection. So it replaces that map only at
+the first status after it other than catching-up, together with the updates in between (docs/protocol.md, section 4).
+An incomplete snapshot has no effect.
+
+Between a status catching-up and the next status, batches carry newest values. Each key only moves forward, but the map
+as a whole is one that the server had only at that next status.
 """
 
 from dataclasses import dataclass
@@ -16,15 +17,17 @@ from protocol import digest, errors, messages
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Changes that belong together; after each batch the receiver's map is one that the server had, unless the last
-    status was catching-up: then it is again at the next status."""
+    """Changes that belong together. After each batch the receiver's map is one that the server had.
+
+    The exception: after a status catching-up this holds again from the next status on.
+    """
 
     updates: tuple[messages.Update, ...]
-    """Real differences, in order; `update_type` says new, updated or deleted as seen by this receiver."""
+    """Real changes, in order. `update_type` says new, updated or deleted from this receiver's point of view."""
     refreshed: tuple[messages.Update, ...] = ()
-    """Keys whose value, after `updates`, is the one known, under another revision; a map of revisions wants them."""
+    """Keys with a new revision and an unchanged value, as of the end of `updates`."""
     from_snapshot: bool = False
-    """The difference between what was known and a whole snapshot: after this, nothing else is left of the past."""
+    """Whether `updates` is the difference between the known map and a complete snapshot, which replaces it."""
 
 
 class _Known(NamedTuple):
@@ -33,7 +36,7 @@ class _Known(NamedTuple):
 
 
 class _Snapshot:
-    """One snapshot in progress, beside the live map."""
+    """A snapshot that is being received, kept apart from the live map."""
 
     __slots__ = (
         "begin",
@@ -52,16 +55,16 @@ class _Snapshot:
         self.known: dict[str, _Known] = {}
         self.total = 0
         self.changed: dict[str, messages.Update] = {}
-        """What differs in value from the map that is known outside."""
+        """Keys whose value differs from the live map."""
         self.refreshed: dict[str, messages.Update] = {}
-        """What differs from it in the revision only."""
+        """Keys that differ from the live map in the revision only."""
         self.ended = False
         self.chunk_index = -1
         self.chunk_open = False
         self.chunk_digest = 0
 
     def enter_chunk(self, chunk: messages.SnapshotChunk) -> None:
-        """Checks the order: chunks come with growing indexes, each in one or several frames in a row."""
+        """Checks the order: indexes grow from chunk to chunk, and the frames of a chunk are consecutive."""
         if self.chunk_open:
             if chunk.index != self.chunk_index:
                 raise errors.RemoteProtocolError(f"chunk {chunk.index} inside of chunk {self.chunk_index}")
@@ -74,7 +77,7 @@ class _Snapshot:
         self.chunk_digest = 0
 
     def leave_chunk(self, chunk: messages.SnapshotChunk) -> None:
-        """Checks the digest, if this was the chunk's last frame."""
+        """Checks the digest if this was the chunk's last frame."""
         self.chunk_open = chunk.more
         if not chunk.more and self.chunk_digest % digest.MODULUS != chunk.digest:
             raise errors.RemoteProtocolError(f"chunk {chunk.index} does not have its digest")
@@ -82,7 +85,7 @@ class _Snapshot:
             raise errors.RemoteProtocolError(f"snapshot has more than its {self.begin.keys} keys")
 
     def put(self, update: messages.Update, value: bytes, before: _Known | None) -> int:
-        """The key has this value; `before` is what is known outside. Returns the pair's digest."""
+        """Sets a key; `before` is its entry in the live map. Returns the digest of key and value."""
         key = update.key
         now = _Known(digest.pair_digest(key.encode(), value), update.revision)
         self.discard(key)
@@ -97,7 +100,7 @@ class _Snapshot:
         return now.digest
 
     def discard(self, key: str) -> None:
-        """The key is gone, or about to be put anew."""
+        """Removes a key, if it is there."""
         known = self.known.pop(key, None)
         if known is not None:
             self.total -= known.digest
@@ -105,7 +108,7 @@ class _Snapshot:
         self.refreshed.pop(key, None)
 
     def verify_end(self, end: messages.SnapshotEnd) -> None:
-        """Checks that the snapshot is whole."""
+        """Checks that the snapshot is complete."""
         if self.chunk_open:
             raise errors.RemoteProtocolError(f"snapshot ends inside of chunk {self.chunk_index}")
         if not len(self.known) == self.begin.keys == end.keys:
@@ -117,7 +120,7 @@ class _Snapshot:
 
 
 class Differ:
-    """Keeps a fingerprint and the revision of each key, no values: some 250 bytes a key."""
+    """Keeps a digest and the revision of each key, but no values: about 250 bytes per key."""
 
     def __init__(self) -> None:
         self._known: dict[str, _Known] = {}
@@ -132,18 +135,18 @@ class Differ:
 
     @property
     def digest(self) -> int:
-        """State digest of everything given out so far (docs/protocol.md, section 5)."""
+        """State digest of the map that all batches so far add up to (docs/protocol.md, section 5)."""
         return self._total % digest.MODULUS
 
     def begin_connection(self) -> None:
-        """A new connection begins: a snapshot that was in progress on the last one is forgotten."""
+        """Prepares for a new connection: drops the snapshot that was in progress on the last one."""
         self._snapshot = None
 
     def receive(self, message: messages.Message) -> Batch | None:
-        """Takes a connection's next message; gives a batch if that makes a difference.
+        """Takes the connection's next message. Returns a batch if the map changes.
 
         Raises:
-            RemoteProtocolError: the data contradicts itself (digest, number of keys, order); nothing was taken.
+            RemoteProtocolError: the data contradicts itself (digest, number of keys, order). The map is unchanged.
         """
         match message:
             case messages.Updates() if self._snapshot is not None:
@@ -151,7 +154,7 @@ class Differ:
             case messages.Updates():
                 return self._receive_updates(message.updates)
             case messages.Status(status=messages.SyncStatus.CATCHING_UP):
-                pass  # a snapshot that waits to take its place waits on: the present is further away
+                pass  # A complete snapshot keeps waiting: it is older than the newest values that follow.
             case messages.Status() if self._snapshot is not None and self._snapshot.ended:
                 return self._swap(self._snapshot)
             case messages.SnapshotBegin():
@@ -201,7 +204,7 @@ class Differ:
         snapshot.leave_chunk(chunk)
 
     def _receive_late_updates(self, snapshot: _Snapshot, updates: tuple[messages.Update, ...]) -> None:
-        """Updates behind a snapshot that has not taken its place yet."""
+        """Applies updates to a complete snapshot that has not replaced the live map yet."""
         for update in updates:
             if update.value is None:
                 snapshot.discard(update.key)
@@ -209,7 +212,7 @@ class Differ:
                 snapshot.put(update, update.value, self._known.get(update.key))
 
     def _swap(self, snapshot: _Snapshot) -> Batch:
-        """The snapshot takes the place of what was known."""
+        """Replaces the live map by the snapshot."""
         deletions = [
             messages.Update(key, None, before.revision, messages.UpdateType.DELETED)
             for key, before in self._known.items()

@@ -1,19 +1,19 @@
-"""What can end a connection, as a client sees it.
+"""Internal: the errors that end a connection, as a client sees them.
 
-ClientError                 each has the `address` it is about
-├── ConnectFailed           no connection: name, network, TLS, or no answer within the connect timeout
-├── ConnectionLost          it was there, and ended without a goodbye
-│   └── ServerSilent        nothing came, not even a ping
-├── BadServer               the server broke the protocol, or sent data whose digest is wrong
-└── ServerGoodbye           the server ended it and said why
+ClientError                 has the `address` of the server it concerns
+├── ConnectFailed           no connection: name resolution, network, TLS or the connect timeout
+├── ConnectionLost          an established connection ended without a goodbye
+│   └── ServerSilent        the server sent nothing, not even a ping
+├── BadServer               the server violated the protocol, or sent data that does not match its digest
+└── ServerGoodbye           the server ended the connection and gave a reason
     └── Refused             it did so instead of accepting the client's hello
 
-`follow` and `Mirror` put them into their `Disconnected` event and connect again; `stream` raises them.
+`follow` and `Mirror` report them in a `Disconnected` event and reconnect. `stream` raises them.
 """
 
 from protocol import reasons
 
-_PASSING_REASONS = frozenset(
+_TRANSIENT_REASONS = frozenset(
     {
         reasons.DisconnectReason.SHUTTING_DOWN,
         reasons.DisconnectReason.REBALANCED,
@@ -23,7 +23,7 @@ _PASSING_REASONS = frozenset(
 
 
 class ClientError(Exception):
-    """A connection could not be made, or has ended."""
+    """A connection could not be established, or has ended."""
 
     def __init__(self, address: str, text: str) -> None:
         super().__init__(text)
@@ -35,7 +35,7 @@ class ClientError(Exception):
 
 
 class ConnectFailed(ClientError):
-    """There is no connection: the name, the network, TLS, or time ran out."""
+    """No connection could be established: name resolution, network or TLS failed, or the connect timeout expired."""
 
 
 class ConnectionLost(ClientError):
@@ -43,18 +43,18 @@ class ConnectionLost(ClientError):
 
 
 class ServerSilent(ConnectionLost):
-    """The connection stands, and nothing came for the agreed time, not even a ping."""
+    """The server sent nothing within the timeout, not even a ping."""
 
 
 class BadServer(ClientError):
-    """What the server sent is not the protocol, or fails a digest; the cause says where."""
+    """The server violated the protocol, or sent data that does not match its digest. `__cause__` has the details."""
 
 
 class ServerGoodbye(ClientError):
-    """The server ended the connection and said why.
+    """The server ended the connection and gave a reason.
 
-    `reason` is a value of `protocol.reasons.DisconnectReason`, or a newer one; `retry_after_seconds` is 0 for
-    no wish.
+    `reason` is a value of `protocol.DisconnectReason`, or one that a newer server has added. `retry_after_seconds` is 0
+    if the server did not ask for a pause.
     """
 
     def __init__(self, address: str, *, reason: str, text: str, retry_after_seconds: float) -> None:
@@ -66,10 +66,10 @@ class ServerGoodbye(ClientError):
         return f"{self.address}: {self.reason}: {self.text}" if self.text else f"{self.address}: {self.reason}"
 
     @property
-    def is_passing(self) -> bool:
-        """It is about the server's moment (draining, full), not about this client: another try may well succeed."""
-        return self.reason in _PASSING_REASONS
+    def is_transient(self) -> bool:
+        """Whether a retry may succeed: the reason is the server's state (draining, full) and not this client."""
+        return self.reason in _TRANSIENT_REASONS
 
 
 class Refused(ServerGoodbye):
-    """The server said goodbye instead of accepting the hello (unknown feed, no version in common ...)."""
+    """The server said goodbye instead of accepting the hello: unknown feed, no common version, and so on."""

@@ -1,13 +1,7 @@
-"""A feed's map, kept up to date in the background.
+"""Internal: a copy of a feed, kept current by a background task. `Mirror` is public.
 
-    async with mirror.Mirror("typha:5473", feed="workloads", agent="my-agent") as pods:
-        await pods.wait_in_sync(timeout_seconds=60)
-        print(len(pods), pods["/core/v1/pods/default/web-1"].value)
-        async for changes in pods.changes():
-            for key, old, new in changes: ...
-
-The map is always one that a server had: snapshots are built on the side, verified and swapped in as real differences,
-and an outage leaves the last map standing (`connected` and `status` tell).
+The map is always one that a server had. A snapshot is received and verified apart from the map, and then applied as its
+difference to the map. During an outage the last map stays; `connected` and `status` show the outage.
 """
 
 import asyncio
@@ -17,22 +11,22 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequenc
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from clients import connection, follow
+from clients import connection, follower
 from protocol import messages
 
 
 class Entry(NamedTuple):
-    """One live key's value and what travels beside it."""
+    """The value of a key, and its metadata."""
 
     value: bytes
     revision: str
     v3_resource_version: str = ""
     ttl: int = 0
-    """Nanoseconds, 0 for none."""
+    """Time to live in nanoseconds; 0 means none."""
 
 
 class Change(NamedTuple):
-    """A key's real difference: `old` is None if it is new, `new` if it is gone."""
+    """The change of a key: `old` is None for a new key, `new` is None for a deleted one."""
 
     key: str
     old: Entry | None
@@ -43,22 +37,23 @@ OnChange = Callable[[Sequence[Change]], None]
 
 
 class _Waiter:
-    """One `changes()` iterator: per key the value it has last seen, until it looks again."""
+    """State of one `changes()` iterator."""
 
     __slots__ = ("seen", "wakeup")
 
     def __init__(self, keys: Iterator[str]) -> None:
         self.seen: dict[str, Entry | None] = dict.fromkeys(keys)
+        """Keys that have changed since the last list, with the entry that the consumer saw last."""
         self.wakeup = asyncio.Event()
         if self.seen:
             self.wakeup.set()
 
 
 class Mirror(Mapping[str, Entry]):
-    """A read-only mapping from key to `Entry`, filled by a task of its own between `async with` and its end.
+    """A read-only mapping from key to `Entry`. A background task keeps it current inside the `async with` block.
 
-    `on_change` is called, in order, with the changes of each batch, after the map has them; it must not block. What it
-    raises ends the mirror, and comes out of the `async with` block and of whatever waits for the mirror.
+    The mirror calls `on_change` with the changes of each batch, in order, after it has applied them. The callback must
+    not block. An exception from it ends the mirror; the `async with` block and all waiting methods raise it.
     """
 
     def __init__(
@@ -74,8 +69,8 @@ class Mirror(Mapping[str, Entry]):
         timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
         protocol: connection.Protocol = connection.Protocol.NATIVE,
     ) -> None:
-        """The arguments are those of `follow.follow`, and its ValueError."""
-        self._follower = follow.Follower(
+        """The other arguments and the ValueError are those of `follow`."""
+        self._follower = follower.Follower(
             servers,
             feed=feed,
             agent=agent,
@@ -91,9 +86,11 @@ class Mirror(Mapping[str, Entry]):
         self._in_sync = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.status = messages.SyncStatus.WAITING
-        """The last status received; of the past if not `connected`."""
+        """The last status received. It may be out of date while `connected` is False."""
         self.connected = False
-        self.last_disconnect: follow.Disconnected | None = None
+        """Whether a server has accepted the hello of the current connection."""
+        self.last_disconnect: follower.Disconnected | None = None
+        """Why the last connection ended, or could not be established."""
 
     def __repr__(self) -> str:
         return f"<Mirror keys={len(self)} {self.status.label} connected={self.connected} {self._follower!r}>"
@@ -107,7 +104,7 @@ class Mirror(Mapping[str, Entry]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    # A mirror is a place, not a value: Mapping's comparison by content would make it unhashable.
+    # Mirrors compare by identity: Mapping's comparison by content would make them unhashable.
     __hash__ = object.__hash__
 
     def __eq__(self, other: object) -> bool:
@@ -120,12 +117,12 @@ class Mirror(Mapping[str, Entry]):
 
     @property
     def in_sync(self) -> bool:
-        """Connected, and told so by the server."""
+        """Whether the mirror is connected and the server says that the data is complete and current."""
         return self._in_sync.is_set()
 
     async def __aenter__(self) -> Self:
         if self._task is not None:
-            raise RuntimeError("a mirror runs once")
+            raise RuntimeError("a mirror can be started only once")
         self._task = asyncio.create_task(self._run(), name=f"mirror {self._follower.hello.feed}")
         return self
 
@@ -139,19 +136,19 @@ class Mirror(Mapping[str, Entry]):
             raise failure
 
     async def wait_in_sync(self, *, timeout_seconds: float | None = None) -> None:
-        """Waits until the map is complete and current, as the server says.
+        """Waits until the server says that the map is complete and current.
 
         Raises:
-            TimeoutError: it was not within `timeout_seconds`; `last_disconnect` may tell why.
+            TimeoutError: `timeout_seconds` have passed. `last_disconnect` may say why.
         """
         async with asyncio.timeout(timeout_seconds):
             await self._wait(self._in_sync)
 
     async def changes(self) -> AsyncGenerator[list[Change], None]:
-        """Lists of real differences, one for each key, since the last list; the first one is the whole map as new.
+        """Yields lists of changes since the previous list, one per key. The first list has every key as new.
 
-        A consumer that is slower than the feed gets the newest value of each key and misses what lay between: held
-        for it is at most one entry a key. It need not look at the lists: the mirror itself is at least as new.
+        A consumer that is slower than the feed gets the newest value of each key and misses the values in between, so
+        the mirror keeps at most one entry per key for it. The mirror itself is always at least as new as the lists.
         """
         waiter = _Waiter(iter(self._entries))
         self._waiters.add(waiter)
@@ -173,7 +170,7 @@ class Mirror(Mapping[str, Entry]):
         return self._task
 
     async def _wait(self, event: asyncio.Event) -> None:
-        """Waits for an event of the running mirror; raises what ended the mirror if that comes first."""
+        """Waits for an event while the mirror runs. If the mirror ends first, raises the exception that ended it."""
         task = self._running_task()
         if event.is_set() and not task.done():
             return
@@ -192,14 +189,14 @@ class Mirror(Mapping[str, Entry]):
         async with contextlib.aclosing(self._follower.events()) as events:
             async for event in events:
                 match event:
-                    case follow.Batch():
+                    case follower.Batch():
                         self._apply(event)
-                    case follow.StatusChanged():
+                    case follower.StatusChanged():
                         self.status = event.status
                         self._set_in_sync(event.status is messages.SyncStatus.IN_SYNC)
-                    case follow.Connected():
+                    case follower.Connected():
                         self.connected = True
-                    case follow.Disconnected():
+                    case follower.Disconnected():
                         self.connected = False
                         self.last_disconnect = event
                         self._set_in_sync(False)
@@ -210,7 +207,7 @@ class Mirror(Mapping[str, Entry]):
         else:
             self._in_sync.clear()
 
-    def _apply(self, batch: follow.Batch) -> None:
+    def _apply(self, batch: follower.Batch) -> None:
         entries = self._entries
         changes = []
         for update in batch.updates:

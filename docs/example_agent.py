@@ -5,10 +5,10 @@ import json
 import os
 import sys
 
-from clients import mirror
+from clients import Mirror
 
 
-def write_hosts(pods: mirror.Mirror, path: str) -> None:
+def write_hosts(pods: Mirror, path: str) -> None:
     """Replace the file as a whole, so that no reader sees a part of it."""
     lines = []
     for key, entry in sorted(pods.items()):
@@ -23,7 +23,7 @@ def write_hosts(pods: mirror.Mirror, path: str) -> None:
 
 async def run(server: str, feed: str, path: str) -> None:
     """Follow the feed until cancelled."""
-    async with mirror.Mirror(server, feed=feed, agent="example-agent", node=os.uname().nodename) as pods:
+    async with Mirror(server, feed=feed, agent="example-agent", node=os.uname().nodename) as pods:
         await pods.wait_in_sync()  # so that the file never lists only some of the pods
         write_hosts(pods, path)
         async for _changes in pods.changes():

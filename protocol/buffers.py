@@ -1,8 +1,8 @@
-"""What has been received of a stream and is not used up yet; the readers of frames and chunks build on it."""
+"""Internal: the receive buffer that the readers of frames and chunks share."""
 
 
 class ReceiveBuffer:
-    """Bytes from `_start` on are pending; a reader moves `_start` over what it has used."""
+    """Received bytes. Bytes from `_start` on are unread; a reader advances `_start` past what it has consumed."""
 
     __slots__ = ("_buffer", "_start")
 
@@ -12,11 +12,11 @@ class ReceiveBuffer:
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes received and not yet used up."""
+        """Number of bytes received and not yet consumed."""
         return len(self._buffer) - self._start
 
     def receive(self, data: bytes) -> None:
-        """Takes more bytes of the stream."""
+        """Appends bytes of the stream."""
         if self._start:
             del self._buffer[: self._start]
             self._start = 0

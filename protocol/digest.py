@@ -1,8 +1,8 @@
-"""The state digest: one number that says whether two maps hold the same keys and values.
+"""Internal: the state digest, a number that tells whether two maps have the same keys and values.
 
-Sum modulo 2^64, over all live keys, of the first 8 bytes (big-endian) of
-SHA-256(length of key as 4 bytes, big-endian || key || value). Order does not matter, and a change costs one
-subtraction and one addition (docs/protocol.md, section 5).
+It is the sum modulo 2^64, over all keys, of the first 8 bytes (big-endian) of
+SHA-256(length of key as 4 bytes, big-endian || key || value). The order of the keys does not matter, and a change costs
+one subtraction and one addition (docs/protocol.md, section 5).
 """
 
 import hashlib
@@ -15,12 +15,12 @@ _from_bytes = int.from_bytes
 
 
 def pair_digest(key: bytes, value: bytes) -> int:
-    """Digest of one live key and its value, 0 <= digest < 2^64."""
+    """Digest of a key and its value, 0 <= digest < 2^64."""
     return _from_bytes(_sha256(len(key).to_bytes(4, "big") + key + value).digest()[:8], "big")
 
 
 def state_digest(pairs: Iterable[tuple[str, bytes]]) -> int:
-    """Digest of a whole map, given as its (key, value) pairs."""
+    """Digest of a map, given as its (key, value) pairs."""
     total = 0
     for key, value in pairs:
         total += pair_digest(key.encode(), value)
@@ -28,7 +28,7 @@ def state_digest(pairs: Iterable[tuple[str, bytes]]) -> int:
 
 
 class StateDigest:
-    """A map's digest, kept up to date as its keys change; remembers one number per live key."""
+    """The digest of a map that changes. It keeps one number per key."""
 
     __slots__ = ("_pairs", "_total")
 
@@ -40,16 +40,16 @@ class StateDigest:
         return len(self._pairs)
 
     def put(self, key: str, value: bytes) -> None:
-        """The key now has this value."""
+        """Sets the value of a key."""
         digest = pair_digest(key.encode(), value)
         self._total += digest - self._pairs.get(key, 0)
         self._pairs[key] = digest
 
     def discard(self, key: str) -> None:
-        """The key is gone; nothing happens if it was not there."""
+        """Removes a key, if it is there."""
         self._total -= self._pairs.pop(key, 0)
 
     @property
     def value(self) -> int:
-        """The digest of everything put and not discarded, 0 <= value < 2^64."""
+        """The digest of the current map, 0 <= value < 2^64."""
         return self._total % MODULUS

@@ -1,7 +1,7 @@
-"""What a wire format must offer, so that one store, log and cursor serve them all.
+"""Internal: the interface of a wire format. One store, log and cursor serve all formats through it.
 
-An encoder turns data into whole frames, bytes that are the same for every client of the format. It holds no state of
-any connection.
+An encoder turns data into complete frames. The bytes of a frame are the same for every client of the format, so an
+encoder has no state per connection.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,38 +11,37 @@ from protocol import messages
 
 
 class EncodedFrame(NamedTuple):
-    """One whole frame, and the sequence that a client has reached behind it."""
+    """A complete frame, and the sequence that a client has reached after it."""
 
     data: bytes
     sequence: int
     status: messages.SyncStatus | None = None
-    """The status that this frame tells; None for a frame of updates."""
+    """The status in this frame; None for a frame of updates."""
 
 
 class Encoder(Protocol):
-    """A wire format; every method gives whole frames."""
+    """A wire format. Every method returns complete frames."""
 
     name: str
-    """Label of the format in metrics and logs."""
+    """Name of the format, as in metrics and logs."""
 
     in_key_order: bool
-    """Whether snapshots are in the byte order of their keys: what clients make of one may depend on its order."""
+    """Whether snapshots are sorted by the bytes of their keys, because clients depend on the order."""
 
     def make_ping(self, unix_nanoseconds: int) -> bytes:
-        """A ping frame as of now; one serves all clients that are pinged in the same moment."""
+        """A ping frame for this time. One frame serves all clients that are due at the same time."""
         ...
 
     def updates(self, previous_sequence: int, updates: Sequence[messages.Update]) -> list[EncodedFrame]:
-        """Frames of consecutive updates, the first of which is `previous_sequence` + 1."""
+        """Frames of consecutive updates. The first update has the sequence `previous_sequence` + 1."""
         ...
 
     def changes(
         self, previous_sequence: int, changes: Iterable[tuple[int, messages.Update]], *, end_sequence: int
     ) -> Iterator[EncodedFrame]:
-        """Frames of updates that leave sequences out, each with its sequence, in order, encoded as they are taken.
+        """Frames of updates that skip sequences, in order. Each change is (sequence, update); encoding is lazy.
 
-        The frame of the last change reaches `end_sequence`. Without changes there is a frame only if the format needs
-        one to get there.
+        The last frame reaches `end_sequence`. Without changes there is a frame only if the format needs one for that.
         """
         ...
 
@@ -51,13 +50,13 @@ class Encoder(Protocol):
         ...
 
     def snapshot_begin(self, sequence: int, *, keys: int, chunks: int) -> bytes:
-        """What goes before the first chunk."""
+        """The bytes before the first chunk."""
         ...
 
     def snapshot_chunk(self, index: int, digest: int, updates: Iterable[messages.Update]) -> bytes:
-        """The frames of one chunk; the same bytes whenever its content is the same."""
+        """The frames of one chunk. Equal content gives equal bytes."""
         ...
 
     def snapshot_end(self, sequence: int, *, keys: int, digest: int) -> bytes:
-        """What goes behind the last chunk."""
+        """The bytes after the last chunk."""
         ...

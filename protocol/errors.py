@@ -1,23 +1,23 @@
-"""Errors of the wire.
+"""Internal: the errors of the protocol; `protocol` exports them.
 
 ProtocolError
-├── LocalProtocolError    we, or the code that uses us, did what the protocol does not allow
-└── RemoteProtocolError   the peer did; carries the DisconnectReason that belongs to it
+├── LocalProtocolError    the caller did what the protocol does not allow
+└── RemoteProtocolError   the peer did; carries the DisconnectReason for it
 """
 
 from protocol import reasons
 
 
 class ProtocolError(Exception):
-    """Anything that ends a connection because of what was, or was to be, sent on it."""
+    """Base class of everything that ends a connection because of its content."""
 
 
 class LocalProtocolError(ProtocolError):
-    """The caller asked for something that the connection's state does not allow."""
+    """The caller asked for something that the state of the connection does not allow."""
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer broke the protocol; the connection is of no more use."""
+    """The peer violated the protocol. The connection cannot be used any more."""
 
     def __init__(
         self, message: str, *, reason: reasons.DisconnectReason = reasons.DisconnectReason.PROTOCOL_ERROR

@@ -1,4 +1,4 @@
-"""The wire formats by name: who encodes them, and what else differs between them."""
+"""Internal: the wire formats by name, with their encoders and differences."""
 
 from typing import Final
 
@@ -26,5 +26,5 @@ def make_encoder(name: str) -> encoding.Encoder:
 
 
 def replaces_by_snapshot(name: str) -> bool:
-    """Whether a second snapshot on one connection replaces the first; a Typha client would keep what is not in it."""
+    """Whether a second snapshot on a connection replaces the first. A Typha client keeps keys that are not in it."""
     return name in (native_encoder.PLAIN, native_encoder.ZSTD)

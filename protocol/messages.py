@@ -1,6 +1,6 @@
-"""What the native protocol says, as plain immutable values; docs/protocol.md is their specification.
+"""The messages of the native protocol, as immutable values. docs/protocol.md specifies them.
 
-Nothing here knows bytes: `protocol.native.codec` turns a message into a frame's payload and back.
+`protocol.Connection` turns them into bytes and back.
 """
 
 import enum
@@ -11,7 +11,7 @@ import msgspec
 
 
 class SyncStatus(enum.IntEnum):
-    """How complete the data is that a client has been sent."""
+    """How complete the data is that the server has sent."""
 
     WAITING = 0
     RESYNC = 1
@@ -20,7 +20,7 @@ class SyncStatus(enum.IntEnum):
 
     @property
     def label(self) -> str:
-        """The name used in logs, JSON and on the command line: waiting, resync, in-sync, catching-up."""
+        """The name in logs, in JSON and on the command line: waiting, resync, in-sync or catching-up."""
         return _STATUS_LABELS[self]
 
 
@@ -33,7 +33,7 @@ _STATUS_LABELS = {
 
 
 class UpdateType(enum.IntEnum):
-    """What happened to a key, as the server saw it; in a snapshot everything is new."""
+    """What happened to a key, from the server's point of view. In a snapshot every key is new."""
 
     UNKNOWN = 0
     NEW = 1
@@ -42,7 +42,7 @@ class UpdateType(enum.IntEnum):
 
 
 class Update(NamedTuple):
-    """One key's change; `value` is None if and only if the key is deleted (`b""` is a live, empty value)."""
+    """The change of one key. `value` is None if and only if the key is deleted; `b""` is an empty value."""
 
     key: str
     value: bytes | None
@@ -50,11 +50,11 @@ class Update(NamedTuple):
     update_type: int
     v3_resource_version: str = ""
     ttl: int = 0
-    """Nanoseconds, 0 for none."""
+    """Time to live in nanoseconds; 0 means none."""
 
 
 class Feature(enum.StrEnum):
-    """Negotiable parts of the protocol; a server names those of a hello that it does not support."""
+    """Optional parts of the protocol. A server lists those features of a hello that it does not support."""
 
     ZSTD = "zstd"
     RESUME = "resume"
@@ -64,15 +64,15 @@ class Feature(enum.StrEnum):
 
 
 class ResumePosition(NamedTuple):
-    """A place in the history of one incarnation of one server."""
+    """A position in the history of one incarnation of a server."""
 
     incarnation: bytes
-    """16 bytes, random for each start of a server."""
+    """16 random bytes, different for each start of a server."""
     sequence: int
 
 
 class ClientHello(msgspec.Struct, frozen=True):
-    """The client's first message: what it is, what it can do and what it wants."""
+    """The client's first message: its identity, its features, and the feed that it asks for."""
 
     feed: str
     agent: str
@@ -86,7 +86,7 @@ class ClientHello(msgspec.Struct, frozen=True):
 
 
 class ServerHello(msgspec.Struct, frozen=True):
-    """The server's answer: what was agreed on. A snapshot or nothing at all (data not ready) follows."""
+    """The server's answer: the agreed version and features. A snapshot follows as soon as the feed has data."""
 
     version: int
     feed: str
@@ -101,7 +101,7 @@ class ServerHello(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class SnapshotBegin:
-    """Everything the client holds is about to be replaced by the map as of `sequence`."""
+    """Begins a snapshot: the map as of `sequence`, which replaces everything that the client has."""
 
     sequence: int
     keys: int
@@ -110,7 +110,7 @@ class SnapshotBegin:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotChunk:
-    """Some of the keys of chunk `index`; `more` says that the next frame goes on with the same chunk."""
+    """Some keys of chunk `index`. If `more` is True, the next frame continues the same chunk."""
 
     index: int
     digest: int
@@ -120,7 +120,7 @@ class SnapshotChunk:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotEnd:
-    """The snapshot is complete; `digest` is the state digest of all of it."""
+    """Ends a snapshot. `digest` is the state digest of the whole snapshot."""
 
     sequence: int
     keys: int
@@ -129,7 +129,7 @@ class SnapshotEnd:
 
 @dataclass(frozen=True, slots=True)
 class Updates:
-    """Changes in order, that take a client from `previous_sequence` to `sequence`."""
+    """A delta: changes in order that take a client from `previous_sequence` to `sequence`."""
 
     previous_sequence: int
     sequence: int
@@ -138,7 +138,7 @@ class Updates:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The feed's status as of `sequence`; follows the data it speaks of."""
+    """The feed's status as of `sequence`. It comes after the data that it describes."""
 
     sequence: int
     status: SyncStatus
@@ -146,19 +146,19 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Asks for a pong; a constant, so that one frame serves every client."""
+    """Asks for a pong. It has no content, so that one frame serves every client."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """Answers a ping; `sequence` is the last one that the client has received."""
+    """Answers a ping. `sequence` is the last sequence that the client has received."""
 
     sequence: int
 
 
 @dataclass(frozen=True, slots=True)
 class Goodbye:
-    """The sender's last message: why, in a code and in words, and when to try again."""
+    """The sender's last message: the reason as a code and as text, and when to retry (0: no preference)."""
 
     reason: str
     text: str = ""

@@ -1,51 +1,51 @@
-"""Why a connection ended, as one enum for log field, metric label and goodbye message alike."""
+"""Internal: why a connection ended; `protocol` exports it. Logs, metrics and goodbyes use the same values."""
 
 import enum
 
 
 class DisconnectReason(enum.StrEnum):
-    """The one reason of a closed connection; it never changes (docs/architecture.md, rule 5)."""
+    """Why a connection ended: exactly one reason, which never changes (docs/architecture.md, rule 5)."""
 
-    # The client's own doing.
+    # Caused by the client.
     CLIENT_CLOSED = "client-closed"
     """The client closed its end, or its host reset the connection."""
     BAD_PREFACE = "bad-preface"
-    """The first bytes belong to no protocol that is spoken here."""
+    """The first bytes are not those of a protocol that the server knows."""
     PROTOCOL_ERROR = "protocol-error"
-    """A frame or message that breaks the protocol's rules, or came at the wrong time."""
+    """The client sent a malformed or unexpected frame or message."""
     MESSAGE_TOO_LARGE = "message-too-large"
-    """A frame announced more bytes than its limit; not one of them was awaited."""
+    """A frame announced more bytes than the limit. The server did not wait for them."""
     UNSUPPORTED_VERSION = "unsupported-version"
-    """No protocol version in common."""
+    """Client and server have no protocol version in common."""
     UNSUPPORTED_PROTOCOL = "unsupported-protocol"
-    """The first bytes are those of a protocol that is known, but not served here."""
+    """The first bytes are those of a known protocol that this server does not serve."""
     UNKNOWN_FEED = "unknown-feed"
     """The client asked for a feed that is not configured."""
 
-    # Time ran out.
+    # Timeouts and the network.
     HANDSHAKE_TIMEOUT = "handshake-timeout"
     """The hello was not complete within the handshake timeout."""
     TLS_FAILED = "tls-failed"
-    """The TLS handshake failed, the certificate is not one that may connect, or later a record was broken."""
+    """The TLS handshake failed, the client's certificate is not allowed, or a later TLS record was invalid."""
     PONG_TIMEOUT = "pong-timeout"
-    """Pings were sent, and no pong came back within the pong timeout."""
+    """The client did not answer pings within the pong timeout."""
     NO_PROGRESS = "no-progress"
-    """Bytes wait for the client, and its host acknowledged none for the no-progress timeout."""
+    """The client's host acknowledged no bytes within the no-progress timeout, although some were waiting."""
     NETWORK_ERROR = "network-error"
-    """The kernel gave the connection up (timed out, unreachable)."""
+    """The kernel reported the connection as dead (timed out, unreachable)."""
 
-    # The server's doing.
+    # Caused by the server.
     TOO_MANY_CONNECTIONS = "too-many-connections"
-    """The process is out of file descriptors, or over a limit on connections."""
+    """The process is out of file descriptors, or a limit on connections is reached."""
     FELL_BEHIND = "fell-behind"
-    """The client is older than anything it could be brought up to date from."""
+    """The client fell so far behind that it cannot catch up on this connection."""
     FEED_REMOVED = "feed-removed"
-    """The feed or its wire format is gone."""
+    """The feed or its wire format no longer exists."""
     REBALANCED = "rebalanced"
-    """Moved to another replica."""
+    """The server asked the client to move to another replica."""
     SHUTTING_DOWN = "shutting-down"
-    """The server is draining before it ends."""
+    """The server is draining before it stops."""
     WORKER_DIED = "worker-died"
-    """The process that held the connection died; counted by the hub from its last report."""
+    """The worker process with the connection died. The hub counts these from the worker's last report."""
     SERVER_ERROR = "server-error"
-    """A defect of ours on this connection; the log line has the traceback."""
+    """An internal error of the server on this connection. The log line has the traceback."""

@@ -153,7 +153,7 @@ class Places:
                 del self._decoders[next(iter(self._decoders))]
         reader.receive(raw)
         value = reader.next_value()
-        if value is decoder.NOT_YET:
+        if value is decoder.NEED_DATA:
             raise errors.RemoteProtocolError("gob: a value that goes on in a second message")
         self._decoders[definitions] = reader
         self.distinct += 1
@@ -167,7 +167,7 @@ def first_piece_bytes(place: Place, buffer: bytearray) -> int:
         if split is None:
             return 0
         length, start = split
-        limit = codec.SERVER_MESSAGES.message_bytes
+        limit = codec.SERVER_LIMITS.message_bytes
     else:
         start, limit = _SNAPPY_HEADER_BYTES, snappy.CHUNK_BODY_BYTES
         length = int.from_bytes(buffer[1:start], "little") if len(buffer) >= start else 0
@@ -182,7 +182,7 @@ def _first_message(data: bytes, position: int) -> tuple[bytes, int, int] | None:
     if split is None:
         return None
     length, body = split
-    if not 0 < length <= codec.SERVER_MESSAGES.message_bytes:
+    if not 0 < length <= codec.SERVER_LIMITS.message_bytes:
         raise errors.RemoteProtocolError(f"gob: message of {length} bytes")
     if body + length > len(data):
         return None

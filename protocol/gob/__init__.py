@@ -1,5 +1,5 @@
-"""Go's encoding/gob, as far as a peer needs it: any stream is read, and values of fixed types are written.
+"""Internal: Go's encoding/gob, as far as Typha's protocol needs it. Pure and incremental.
 
-Pure and incremental; nothing here knows what the messages mean. The format is described in Go's documentation of the
-package; what is accepted and refused follows Go's own decoder.
+It decodes any stream, and encodes values of fixed types. Go's documentation of the package specifies the format; this
+decoder accepts and refuses what Go's decoder does.
 """

@@ -1,8 +1,8 @@
-"""An incremental decoder of a gob stream: bytes in, one value of the top-level type after the other out.
+"""Internal: an incremental decoder of a gob stream. Bytes go in, values of the top-level type come out.
 
-A value may lie in several length-prefixed messages: Go cuts it where, inside an interface, a type is defined for the
-first time. A value in the middle of which messages run out is a suspended generator, so nothing is read twice, and a
-message is only looked at once all of it is there.
+A value may span several length-prefixed messages: Go begins a new message when a type is first used inside an
+interface. The decoder reads only complete messages. A value that needs another message is a suspended generator, so
+nothing is read twice.
 """
 
 import dataclasses
@@ -15,46 +15,47 @@ from protocol import errors, reasons
 from protocol.gob import definition_cache, plans, scalars, schema, types
 
 MAX_NAME_BYTES = 1024
-"""Of a concrete type: Go's own limit."""
+"""Limit of the name of a concrete type: that of Go."""
 MAX_INTERFACE_DEPTH = 16
-"""Of interfaces in what interfaces hold: the one thing here that nests as deep as a stream says."""
+"""Limit of interfaces inside interfaces, the only recursion whose depth the stream determines."""
 
 
 _STRING = scalars.encode_text("string") + scalars.encode_int(schema.STRING_ID)
-"""How a string in an interface begins."""
+"""The bytes before a string in an interface."""
 
 
-class NotYet(enum.Enum):
-    """What is given instead of a value while more bytes are needed; None may be a value."""
+class NeedData(enum.Enum):
+    """The type of NEED_DATA, which means that more bytes are needed. None would not do: it may be a value."""
 
-    NOT_YET = "not yet"
+    NEED_DATA = "need data"
 
 
-NOT_YET: Final = NotYet.NOT_YET
+NEED_DATA: Final = NeedData.NEED_DATA
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """For what comes from a peer; types have limits of their own."""
+    """Limits of what a peer may send. Type definitions have their own limits, in `types`."""
 
     message_bytes: int = 1024 * 1024
-    """Of one value with all definitions before and in it, as announced: not one byte of more is awaited."""
+    """Limit of one value with all definitions before and in it. The announced length counts."""
     skipped_values: int = 256 * 1024
-    """Parts, or levels, of all fields of a value that are not known here: so many are passed over in 0.1 s."""
+    """Limit of the elements and nesting levels in the unknown fields of one value. Skipping this many takes 0.1 s."""
 
 
-CLIENT_MESSAGES = Limits()
-"""The original's limit for what it reads."""
+CLIENT_LIMITS = Limits()
+"""The limits for clients' messages. The message size is that of the original."""
 
 
 class Decoder(scalars.Scanner):
-    """Reads values of the struct `top`; `names` are the types that an interface may hold, by registered name.
+    """Reads values of the struct `top`. `names` maps registered names to the types that an interface may contain.
 
-    After RemoteProtocolError it is of no more use. `receive` appends; `next_value` gives a value, or NOT_YET.
+    `receive` appends bytes; `next_value` returns a value or NEED_DATA. Do not use it after a RemoteProtocolError.
     """
 
     __slots__ = (
         "_buffer",
+        "_cache",
         "_depth",
         "_message_bytes",
         "_names",
@@ -67,60 +68,66 @@ class Decoder(scalars.Scanner):
     )
 
     def __init__(
-        self, top: schema.Struct, names: Mapping[bytes, schema.Kind], *, limits: Limits = CLIENT_MESSAGES
+        self,
+        top: schema.Struct,
+        names: Mapping[bytes, schema.Kind],
+        *,
+        limits: Limits = CLIENT_LIMITS,
+        cache: definition_cache.DefinitionCache = definition_cache.SHARED,
     ) -> None:
         super().__init__()
         self._top = top
         self._names = names
         self.limits = limits
+        self._cache = cache
         self._table = types.EMPTY
         self._buffer = bytearray()
         self._start = 0
-        self._running: plans.Steps | None = None
+        self._running: plans.Resumable | None = None
         self._message_bytes = 0
         self._skipped = 0
         self._depth = 0
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes received and not yet used up."""
+        """Number of bytes received and not yet consumed."""
         return len(self._buffer) - self._start + self.end - self.position
 
     @property
     def is_inside_value(self) -> bool:
-        """Whether a value has begun: an end of the stream would be in the middle of something."""
+        """Whether a value has begun, so that the stream must not end here."""
         return self._running is not None or len(self._buffer) > self._start
 
     @property
     def definitions(self) -> Mapping[int, types.WireType]:
-        """The stream's types so far, by id."""
+        """The types that the stream has defined so far, by id."""
         return self._table.types
 
     def receive(self, data: bytes) -> None:
-        """Takes more bytes of the stream."""
+        """Appends bytes of the stream."""
         if self._start:
             del self._buffer[: self._start]
             self._start = 0
         self._buffer += data
 
     def take_rest(self) -> bytes:
-        """Bytes behind the last value, which are then gone from here: after it, another encoding may begin."""
+        """Removes and returns the bytes after the last value, where another encoding may begin."""
         rest = bytes(self._buffer[self._start :])
         self._buffer.clear()
         self._start = 0
         return rest
 
     def next_value(self) -> Any:
-        """The next value, or NOT_YET.
+        """Returns the next value, or NEED_DATA.
 
         Raises:
-            RemoteProtocolError: what came is not gob, does not fit the local types, or is over a limit.
+            RemoteProtocolError: the stream is not gob, does not match the local types, or is over a limit.
         """
         running = self._running
         if running is None:
             if self._start == len(self._buffer):
-                return NOT_YET
-            running = self._value()
+                return NEED_DATA
+            running = self._read_value()
         try:
             next(running)
         except StopIteration as finished:
@@ -132,19 +139,19 @@ class Decoder(scalars.Scanner):
                 self._start = 0
             return finished.value
         self._running = running
-        return NOT_YET
+        return NEED_DATA
 
     # Messages.
 
     def _load_message(self) -> bool:
-        """Goes on to the next message if all of it is there; what is left of the last one is dropped, as Go does."""
+        """Switches to the next message if it is complete. Drops the rest of the current one, as Go does."""
         header = scalars.split_uint(self._buffer, self._start)
         if header is None:
             return False
         length, body = header
         if self._message_bytes + body - self._start + length > self.limits.message_bytes:
             raise errors.RemoteProtocolError(
-                f"gob: message of {length} bytes behind {self._message_bytes} of the same value is over the limit of "
+                f"gob: message of {length} bytes after {self._message_bytes} of the same value is over the limit of "
                 f"{self.limits.message_bytes}",
                 reason=reasons.DisconnectReason.MESSAGE_TOO_LARGE,
             )
@@ -164,10 +171,10 @@ class Decoder(scalars.Scanner):
         self._table, definition_bytes = self._table.extend(type_id, self.data[self.position : self.end])
         self.position += definition_bytes
 
-    def _value(self) -> plans.Steps:
-        """Messages up to and including the one with a value of the top-level type."""
+    def _read_value(self) -> plans.Resumable:
+        """Reads definitions up to the next value of the top-level type, and that value."""
         if self._table is types.EMPTY:
-            self._skip_known_run()
+            self._skip_cached_definitions()
         before, start, was_cut = self._table, self._start, False
         while True:
             message_start = self._start
@@ -179,45 +186,44 @@ class Decoder(scalars.Scanner):
                 break
             self._define(-type_id)
             if self.position < self.end:
-                raise errors.RemoteProtocolError("gob: a definition is followed by more in its message")
+                raise errors.RemoteProtocolError("gob: there are bytes after a definition in its message")
         if before is types.EMPTY and not was_cut:
-            definition_cache.RUNS.add(
-                definition_cache.Run(before, b"", bytes(self._buffer[start:message_start]), True, self._table)
-            )
-        return (yield from self._concrete(type_id, self._top))
+            messages = bytes(self._buffer[start:message_start])
+            self._cache.add(definition_cache.Entry(before, b"", messages, True, self._table))
+        return (yield from self._read_concrete(type_id, self._top))
 
-    def _skip_known_run(self) -> None:
-        """Passes over definitions that are known, where the stream stands."""
-        run = definition_cache.RUNS.find(self._table, self.data, self.position, buffer=self._buffer, start=self._start)
-        if run is not None and self._message_bytes + len(run.messages) <= self.limits.message_bytes:
-            self._table = run.behind
-            self.position += len(run.rest)
-            self._start += len(run.messages)
-            self._message_bytes += len(run.messages)
+    def _skip_cached_definitions(self) -> None:
+        """Skips definitions at the current position that are in the cache."""
+        found = self._cache.find(self._table, self.data, self.position, buffer=self._buffer, start=self._start)
+        if found is not None and self._message_bytes + len(found.messages) <= self.limits.message_bytes:
+            self._table = found.table_after
+            self.position += len(found.message_part)
+            self._start += len(found.messages)
+            self._message_bytes += len(found.messages)
 
-    def _concrete(self, type_id: int, kind: schema.Kind) -> plans.Steps:
-        """A whole value: top-level, or an interface's."""
+    def _read_concrete(self, type_id: int, kind: schema.Kind) -> plans.Resumable:
+        """Reads a top-level value, or the value in an interface."""
         if isinstance(kind, schema.Struct):
-            plan = plans.plan_of(self._table, type_id, kind)
+            plan = plans.plan_for(self._table, type_id, kind)
             if plan.is_mismatch:
                 raise errors.RemoteProtocolError(f"gob: type {type_id} and {kind.name} have no field in common")
-            return (yield from self.struct(plan))
-        reader = plans.reader_of(self._table, type_id, kind)
+            return (yield from self.read_struct(plan))
+        reader = plans.reader_for(self._table, type_id, kind)
         if reader is None:
-            raise errors.RemoteProtocolError(f"gob: type {type_id} is not the registered one")
+            raise errors.RemoteProtocolError(f"gob: type {type_id} is not the registered type")
         if self.uint() != 0:
             raise errors.RemoteProtocolError("gob: a single value that is not preceded by 0")
         if reader.read is not None:
             return reader.read(self)
-        assert reader.steps is not None
-        return (yield from reader.steps(self))
+        assert reader.resumable is not None
+        return (yield from reader.resumable(self))
 
-    # What plans are made of.
+    # Called by plans.
 
-    def struct(self, plan: plans.Plan) -> plans.Steps:
-        """A struct's fields, to its terminator or the end of the message."""
-        members = plan.members
-        count = len(members)
+    def read_struct(self, plan: plans.Plan) -> plans.Resumable:
+        """Reads the fields of a struct, up to its terminator or the end of the message."""
+        fields = plan.fields
+        count = len(fields)
         values = plan.zeros.copy()
         number = -1
         while self.position < self.end:
@@ -227,73 +233,73 @@ class Decoder(scalars.Scanner):
             number += delta
             if number >= count:
                 raise errors.RemoteProtocolError(f"gob: field {number} of a struct with {count}")
-            member = members[number]
-            if member.read is not None:
-                values[member.index] = member.read(self)
-            elif member.steps is not None:
-                values[member.index] = yield from member.steps(self)
+            field = fields[number]
+            if field.read is not None:
+                values[field.index] = field.read(self)
+            elif field.resumable is not None:
+                values[field.index] = yield from field.resumable(self)
         values.pop()
         return plan.make(*values)
 
-    def slice(self, steps: plans.SteppedRead) -> plans.Steps:
-        """A slice of what may contain interfaces."""
+    def read_slice(self, resumable: plans.ResumableRead) -> plans.Resumable:
+        """Reads a slice whose elements may contain interfaces."""
         values = []
-        for _ in range(self._count()):
+        for _ in range(self._read_count()):
             if self.position == self.end:
-                raise errors.RemoteProtocolError("gob: a slice with more elements than there are bytes")
-            values.append((yield from steps(self)))
+                raise errors.RemoteProtocolError("gob: a slice has more elements than bytes")
+            values.append((yield from resumable(self)))
         return values
 
-    def _count(self) -> int:
+    def _read_count(self) -> int:
         count = self.uint()
         if count > self.limits.message_bytes:
-            raise errors.RemoteProtocolError(f"gob: {count} elements")
+            raise errors.RemoteProtocolError(f"gob: {count} elements, over the limit of {self.limits.message_bytes}")
         return count
 
-    def interface(self) -> plans.Steps:
-        """A registered name, the definitions that are new, and the value; None for no name."""
+    def read_interface(self) -> plans.Resumable:
+        """Reads the value in an interface: a registered name, new definitions, and the value. No name means None."""
         if self.data.startswith(_STRING, self.position) and b"string" in self._names:
-            self.position += len(_STRING)  # the usual case, in which no definition can come: without more generators
-            return self._string()
+            self.position += len(_STRING)  # The usual case. A string needs no definitions, and so no further generator.
+            return self._read_string()
         name = self.raw()
         if not name:
             return None
         if len(name) > MAX_NAME_BYTES:
-            raise errors.RemoteProtocolError(f"gob: name of {len(name)} bytes")
+            raise errors.RemoteProtocolError(f"gob: name of {len(name)} bytes is over the limit of {MAX_NAME_BYTES}")
         kind = self._names.get(name)
         if kind is None:
             raise errors.RemoteProtocolError(f"gob: {name.decode('utf-8', 'replace')[:100]!r} is not registered")
-        type_id = self._id_at_hand()
+        type_id = self._read_adjacent_id()
         if type_id is None:
-            type_id = yield from self._concrete_id()
-        self.uint()  # the count of bytes, for those who skip the value
+            type_id = yield from self._read_concrete_id()
+        self.uint()  # The number of bytes, for readers that skip the value.
         self._depth += 1
         if self._depth > MAX_INTERFACE_DEPTH:
-            raise errors.RemoteProtocolError(f"gob: more than {MAX_INTERFACE_DEPTH} interfaces in each other")
-        value = yield from self._concrete(type_id, kind)
+            raise errors.RemoteProtocolError(f"gob: more than {MAX_INTERFACE_DEPTH} nested interfaces")
+        value = yield from self._read_concrete(type_id, kind)
         self._depth -= 1
         return value
 
-    def _string(self) -> str:
+    def _read_string(self) -> str:
         self.uint()
         if self.uint() != 0:
             raise errors.RemoteProtocolError("gob: a single value that is not preceded by 0")
         return self.text()
 
-    def _id_at_hand(self) -> int | None:
-        """The id of an interface's value where it is the next thing, as a rule; known definitions are passed over."""
+    def _read_adjacent_id(self) -> int | None:
+        """Reads the type id of an interface's value. If definitions precede it, skips the cached ones; returns None."""
         position = self.position
         if position < self.end:
             type_id = self.signed()
             if type_id >= 0:
                 return type_id
             self.position = position
-        self._skip_known_run()
+        self._skip_cached_definitions()
         return None
 
-    def _concrete_id(self) -> plans.Steps:
-        """The id of an interface's value, behind definitions that came to be needed there."""
-        before, first, rest_start, start = self._table, self.data, self.position, self._start
+    def _read_concrete_id(self) -> plans.Resumable:
+        """Reads the type id of an interface's value, and the definitions before it."""
+        before, first, part_start, start = self._table, self.data, self.position, self._start
         was_cut = False
         while True:
             message_start = self._start
@@ -307,37 +313,39 @@ class Decoder(scalars.Scanner):
                 break
             self._define(-type_id)
             if self.position < self.end:
-                self.uint()  # the length of the rest, where Go would begin a message
+                self.uint()  # The length of the rest. Go would begin a new message here.
         if self.data is first:
-            definition_cache.RUNS.add(definition_cache.Run(before, first[rest_start:position], b"", False, self._table))
+            self._cache.add(definition_cache.Entry(before, first[part_start:position], b"", False, self._table))
         elif not was_cut and position == 0:
             messages = bytes(self._buffer[start:message_start])
-            definition_cache.RUNS.add(definition_cache.Run(before, first[rest_start:], messages, True, self._table))
+            self._cache.add(definition_cache.Entry(before, first[part_start:], messages, True, self._table))
         return type_id
 
-    # Values of types that are not known here.
+    # Values of unknown types.
 
-    def skip(self, type_id: int) -> plans.Steps:
-        """Passes over a value; levels are kept on a list: a recursive type may nest as deep as its message is long."""
+    def skip(self, type_id: int) -> plans.Resumable:
+        """Skips a value. It does not recurse: a recursive type may nest as deeply as its message is long."""
         levels: list[Iterator[int]] = [iter((type_id,))]
         while levels:
             for current in levels[-1]:
                 self._skipped += 1
                 if self._skipped > self.limits.skipped_values:
-                    raise errors.RemoteProtocolError("gob: too much of what is not known here")
-                skip = plans.skip_of(current)
+                    raise errors.RemoteProtocolError(
+                        f"gob: more than {self.limits.skipped_values} elements in unknown fields"
+                    )
+                skip = plans.skip_for(current)
                 if skip is not None:
                     skip(self)
                 elif current == schema.INTERFACE_ID:
                     yield from self._skip_interface()
                 else:
-                    levels.append(self._parts(current))
+                    levels.append(self._element_types(current))
                     break
             else:
                 levels.pop()
 
-    def _parts(self, type_id: int) -> Iterator[int]:
-        """The types of what a value consists of, each to be skipped before the next is asked for."""
+    def _element_types(self, type_id: int) -> Iterator[int]:
+        """Yields the types of a value's elements. The caller skips each element before it asks for the next."""
         wire_type = self._table.types.get(type_id)
         if wire_type is None:
             raise errors.RemoteProtocolError(f"gob: type {type_id} is not defined")
@@ -345,14 +353,14 @@ class Decoder(scalars.Scanner):
             case types.Form.STRUCT:
                 return self._field_types(wire_type.ids)
             case types.Form.SLICE:
-                return itertools.repeat(wire_type.ids[0], self._count())
+                return itertools.repeat(wire_type.ids[0], self._read_count())
             case types.Form.ARRAY:
-                count = self._count()
+                count = self._read_count()
                 if count != wire_type.length:
                     raise errors.RemoteProtocolError(f"gob: {count} elements in an array of {wire_type.length}")
                 return itertools.repeat(wire_type.ids[0], count)
             case types.Form.MAP:
-                return itertools.chain.from_iterable(itertools.repeat(wire_type.ids, self._count()))
+                return itertools.chain.from_iterable(itertools.repeat(wire_type.ids, self._read_count()))
             case _:
                 self.skip_bytes()
                 return iter(())
@@ -368,14 +376,14 @@ class Decoder(scalars.Scanner):
                 raise errors.RemoteProtocolError(f"gob: field {number} of a struct with {len(ids)}")
             yield ids[number]
 
-    def _skip_interface(self) -> plans.Steps:
-        if self.uint_of_name() == 0:
+    def _skip_interface(self) -> plans.Resumable:
+        if self._skip_name() == 0:
             return
-        yield from self._concrete_id()
+        yield from self._read_concrete_id()
         self.skip_bytes()
 
-    def uint_of_name(self) -> int:
-        """Passes over a name; gives its length."""
+    def _skip_name(self) -> int:
+        """Skips a name. Returns its length."""
         start = self.position
         length = self.uint()
         self.position = start

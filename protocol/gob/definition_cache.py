@@ -1,61 +1,63 @@
-"""Definitions that have been read before, one behind the other: found again by their bytes, and not read again.
+"""Internal: a cache of type definitions. A sequence of definitions that was decoded before is found by its bytes.
 
-Agents of one build begin with the same definitions, in front of their first value or inside it, and in a storm reading
-those is half of what their hellos cost. What a run of definitions makes of a table depends on nothing but the two, so
-a stream that goes on with the same bytes comes to the same table.
+Agents of the same build begin with the same definitions, before their first value or inside it. When many agents
+connect at once, decoding these definitions is half the cost of their hellos. The result depends only on the type table
+before the definitions and on their bytes, so a stream that continues with the same bytes gets the same table.
 """
 
 from typing import NamedTuple
 
 from protocol.gob import types
 
-MAX_RUN_BYTES = 4096
-"""Of one run; and of its definitions, with those before it."""
-MAX_RUNS = 16
-"""The newest are kept: whoever sends ever new definitions makes others be read once more, as they were before."""
+MAX_ENTRY_BYTES = 4096
+"""Limit of the bytes of one entry, and of all definitions in its resulting table."""
+MAX_ENTRIES = 16
+"""The newest entries are kept. A client that keeps sending new definitions only makes others decode theirs again."""
 
 
-class Run(NamedTuple):
-    """What has led from the types of one table to those of another."""
+class Entry(NamedTuple):
+    """A sequence of definitions, and the type tables before and after it."""
 
-    before: types.Table
-    rest: bytes
-    """What comes first: of a message that has been begun."""
+    table_before: types.Table
+    message_part: bytes
+    """The part inside a message that has already begun."""
     messages: bytes
-    """Whole ones, behind that. Go ends a message behind a definition that is inside a value."""
+    """The complete messages after that part. Inside a value, Go ends a message after each definition."""
     ends_message: bool
-    """Whether `rest` goes to the end of its message; else the value follows there."""
-    behind: types.Table
+    """Whether `message_part` reaches the end of its message. Otherwise the value follows in the same message."""
+    table_after: types.Table
 
 
-class Runs:
-    """The newest runs of all streams."""
+class DefinitionCache:
+    """The newest entries, shared by all streams."""
 
-    __slots__ = ("_runs",)
+    __slots__ = ("_entries",)
 
     def __init__(self) -> None:
-        self._runs: tuple[Run, ...] = ()
+        self._entries: tuple[Entry, ...] = ()
 
     def find(
-        self, before: types.Table, message: bytes, position: int, *, buffer: bytes | bytearray, start: int
-    ) -> Run | None:
-        """A run with which the message goes on at its position, and behind the message the buffer at `start`."""
-        for run in self._runs:
+        self, table: types.Table, message: bytes, position: int, *, buffer: bytes | bytearray, start: int
+    ) -> Entry | None:
+        """Finds an entry that matches `message` from `position` on, and `buffer`, which follows it, from `start` on."""
+        for entry in self._entries:
             if (
-                run.before is before
-                and message.startswith(run.rest, position)
-                and (position + len(run.rest) == len(message)) is run.ends_message
-                and buffer.startswith(run.messages, start)
+                entry.table_before is table
+                and message.startswith(entry.message_part, position)
+                and (position + len(entry.message_part) == len(message)) is entry.ends_message
+                and buffer.startswith(entry.messages, start)
             ):
-                return run
+                return entry
         return None
 
-    def add(self, run: Run) -> None:
-        """Definitions have been read that are not known yet."""
-        if run.behind is run.before:
+    def add(self, entry: Entry) -> None:
+        """Adds an entry, unless it defines nothing or is too large."""
+        if entry.table_after is entry.table_before:
             return
-        if max(len(run.rest) + len(run.messages), run.behind.definition_bytes) <= MAX_RUN_BYTES:
-            self._runs = (run, *self._runs[: MAX_RUNS - 1])
+        entry_bytes = len(entry.message_part) + len(entry.messages)
+        if max(entry_bytes, entry.table_after.definition_bytes) <= MAX_ENTRY_BYTES:
+            self._entries = (entry, *self._entries[: MAX_ENTRIES - 1])
 
 
-RUNS = Runs()
+SHARED = DefinitionCache()
+"""The cache of this process."""

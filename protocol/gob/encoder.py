@@ -1,7 +1,7 @@
-"""Writes values of fixed types with fixed ids: the same bytes whoever they are for, once the definitions were sent.
+"""Internal: encodes values of fixed types with fixed type ids. The bytes are the same for every connection.
 
-Go numbers types by first use and sends a definition with the first value that needs it. Here all definitions are one
-constant, sent first; nothing behind it depends on the connection.
+Go numbers types by first use, and sends a definition with the first value that needs it. Here all definitions are one
+constant, which is sent first. What follows does not depend on the connection.
 """
 
 import io
@@ -12,16 +12,16 @@ from protocol.gob import scalars, schema
 
 _uint, _int, _text, _bytes = scalars.encode_uint, scalars.encode_int, scalars.encode_text, scalars.encode_bytes
 STRING_IN_INTERFACE = _text("string") + _int(schema.STRING_ID)
-"""What precedes the length and value of a string in an interface."""
+"""The bytes before the length and value of a string in an interface."""
 
 
 class Encoder:
-    """Types with ids from `first_id` on, in their order.
+    """Encodes values of a fixed set of types.
 
     Args:
-        kinds: every struct, slice and opaque type that is used.
-        names: what an interface may hold: Python type -> registered name and struct. Strings go without saying.
-        ids: to use instead, one for each kind.
+        kinds: all structs, slices and opaque types. Their ids are consecutive, from 64 on.
+        names: the types that an interface may contain: Python type -> registered name and struct. Strings are implied.
+        ids: ids to use instead, one for each kind.
     """
 
     def __init__(
@@ -36,20 +36,20 @@ class Encoder:
         )
         self._names = names
         self.definitions = b"".join(self._definition(kind) for kind in kinds)
-        """Messages that define every type; to be sent once, before all else."""
+        """The messages that define all types. Send them once, before everything else."""
 
     def id_of(self, kind: schema.Kind) -> int:
-        """The id that a kind has on the wire."""
+        """The type id of a kind on the wire."""
         if isinstance(kind, schema.Basic):
             return kind.id
         return schema.INTERFACE_ID if isinstance(kind, schema.Interface) else self._ids[kind]
 
     def message(self, top: schema.Struct, value: object) -> bytes:
-        """A whole message with one value."""
+        """A complete message with one value."""
         return frame(_int(self.id_of(top)) + self.value(top, value))
 
     def value(self, kind: schema.Kind, value: Any) -> bytes:
-        """A value as it stands in a message; zero fields of structs are left out, as Go does."""
+        """The bytes of a value inside a message. Zero fields of structs are omitted, as in Go."""
         match kind:
             case schema.Struct():
                 return self._struct(kind, value)
@@ -68,7 +68,7 @@ class Encoder:
                 return _int(value)
             case schema.UINT_ID | schema.BOOL_ID:
                 return _uint(int(value))
-        raise ValueError(f"kind {kind} is read only")
+        raise ValueError(f"kind {kind} cannot be encoded")
 
     def _struct(self, kind: schema.Struct, value: object) -> bytes:
         out = io.BytesIO()
@@ -92,11 +92,11 @@ class Encoder:
         return self.interface_start(name, kind) + _bytes(self._struct(kind, value))
 
     def interface_start(self, name: bytes, kind: schema.Struct) -> bytes:
-        """What precedes the length and value of a struct in an interface."""
+        """The bytes before the length and value of a struct in an interface."""
         return _bytes(name) + _int(self.id_of(kind))
 
     def _definition(self, kind: schema.Kind) -> bytes:
-        """The message that defines a type: the negated id, and a wireType with one field set."""
+        """The message that defines a type: its negated id, and a wireType with one field set."""
         type_id = self.id_of(kind)
         match kind:
             case schema.Struct():
@@ -112,7 +112,7 @@ class Encoder:
 
 
 def frame(body: bytes) -> bytes:
-    """A message's body behind its length."""
+    """A message: the length of its body, and the body."""
     return _uint(len(body)) + body
 
 

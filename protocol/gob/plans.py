@@ -1,6 +1,7 @@
-"""How a stream's types are read into local ones: compiled once for each pair, kept with the stream's type table.
+"""Internal: plans for decoding a stream's types into local types.
 
-Struct fields are matched by name; kinds must be the same; what is unknown here is skipped, what is missing stays zero.
+A plan is compiled once for each pair of types and kept with the stream's type table. Struct fields match by name, and
+their kinds must be equal. Unknown fields are skipped; missing fields keep their zero value.
 """
 
 import dataclasses
@@ -13,104 +14,107 @@ from protocol.gob import scalars, schema, types
 if TYPE_CHECKING:
     from protocol.gob import decoder
 
-Steps: TypeAlias = Generator[None, None, Any]
-"""A read that may have to wait for the next message, because an interface is in it: it yields for "not yet"."""
+Resumable: TypeAlias = Generator[None, None, Any]
+"""A read in progress that yields whenever it needs another message: definitions inside a value begin new messages."""
 Read: TypeAlias = Callable[[scalars.Scanner], Any]
-"""A read that stays inside its message."""
-SteppedRead: TypeAlias = Callable[["decoder.Decoder"], Steps]
+"""Reads a value that lies within the current message."""
+ResumableRead: TypeAlias = Callable[["decoder.Decoder"], Resumable]
+"""Reads a value that contains an interface, and so may continue in further messages."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reader:
-    """One of the two is there."""
+    """How to read a value. Exactly one of the two is set."""
 
     read: Read | None = None
-    steps: SteppedRead | None = None
+    resumable: ResumableRead | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Member:
-    """What to do with a field of the stream; index -1: skip it."""
+class FieldPlan:
+    """How to read a field of the stream, and its index in the local struct. Index -1: skip the value."""
 
     index: int
     read: Read | None
-    steps: SteppedRead | None
+    resumable: ResumableRead | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """How a struct of the stream becomes a local one."""
+    """How to read a struct of the stream into a local struct."""
 
-    members: tuple[Member, ...]
+    fields: tuple[FieldPlan, ...]
     zeros: list[object]
-    """Of the local fields, and a place for what was skipped."""
+    """Zero values of the local fields, and a last element that takes skipped values."""
     make: Callable[..., Any]
     is_mismatch: bool
-    """Both have fields, and none in common."""
+    """Whether both structs have fields, but none in common."""
 
 
-def plan_of(table: types.Table, wire_id: int, local: schema.Struct) -> Plan:
-    """The plan for a struct.
+def plan_for(table: types.Table, wire_id: int, local: schema.Struct) -> Plan:
+    """Returns the plan for a struct; compiles it on first use.
 
     Raises:
-        RemoteProtocolError: the stream's type is not known, no struct, or has a field of another kind.
+        RemoteProtocolError: the stream's type is undefined, is not a struct, or has a field of another kind.
     """
     known = table.plans.get((wire_id, local))
     if isinstance(known, Plan):
         return known
     wire_type = _defined(table, wire_id)
     if wire_type.form is not types.Form.STRUCT:
-        raise errors.RemoteProtocolError(f"gob: {wire_type.name} is no struct, and so no {local.name}")
+        raise errors.RemoteProtocolError(f"gob: {wire_type.name} is not a struct, expected {local.name}")
     indexes = {field.name: index for index, field in enumerate(local.fields)}
-    members = []
+    fields = []
     for name, field_id in zip(wire_type.field_names, wire_type.ids, strict=True):
         if not name:
             raise errors.RemoteProtocolError(f"gob: {wire_type.name} has a field without a name")
         index = indexes.get(name, -1)
         if index < 0:
             _check_defined(table, field_id)
-            members.append(Member(-1, _SKIPS.get(field_id), _skipper(field_id)))
+            fields.append(FieldPlan(-1, _SKIPS.get(field_id), _skipper(field_id)))
             continue
         kind = local.fields[index].kind
-        found = reader_of(table, field_id, kind)
+        found = reader_for(table, field_id, kind)
         if found is None:
             raise errors.RemoteProtocolError(f"gob: wrong type for {local.name}.{name}")
-        members.append(Member(index, found.read, found.steps))
+        fields.append(FieldPlan(index, found.read, found.resumable))
     plan = Plan(
-        members=tuple(members),
+        fields=tuple(fields),
         zeros=[*(schema.zero_of(field.kind) for field in local.fields), None],
         make=local.make,
-        is_mismatch=bool(members and local.fields) and all(member.index < 0 for member in members),
+        is_mismatch=bool(fields and local.fields) and all(field.index < 0 for field in fields),
     )
     table.plans[wire_id, local] = plan
     return plan
 
 
-def reader_of(table: types.Table, wire_id: int, kind: schema.Kind) -> Reader | None:
-    """How a field, element or single value is read; None if the kinds differ."""
+def reader_for(table: types.Table, wire_id: int, kind: schema.Kind) -> Reader | None:
+    """Returns the reader of a field, element or single value; None if the kinds differ."""
     match kind:
         case schema.Basic():
             return Reader(read=_basic_reader(kind)) if wire_id == kind.id else None
         case schema.Interface():
-            return Reader(steps=lambda decoder: decoder.interface()) if wire_id == schema.INTERFACE_ID else None
+            return (
+                Reader(resumable=lambda decoder: decoder.read_interface()) if wire_id == schema.INTERFACE_ID else None
+            )
         case schema.Opaque():
             return Reader(read=_opaque_reader(kind)) if _has_form(table, wire_id, types.Form.GOB_ENCODER) else None
         case schema.Slice():
             if not _has_form(table, wire_id, types.Form.SLICE):
                 return None
-            element = reader_of(table, table.types[wire_id].ids[0], kind.element)
+            element = reader_for(table, table.types[wire_id].ids[0], kind.element)
             return None if element is None else _slice_reader(element, kind.max_length)
         case schema.Struct():
-            plan = plan_of(table, wire_id, kind)
-            return Reader(steps=lambda decoder: decoder.struct(plan))
+            plan = plan_for(table, wire_id, kind)
+            return Reader(resumable=lambda decoder: decoder.read_struct(plan))
 
 
 def _slice_reader(element: Reader, max_length: int) -> Reader:
-    read, steps = element.read, element.steps
+    read, resumable = element.read, element.resumable
     if read is not None:
         return Reader(read=lambda scanner: _read_list(scanner, read, max_length))
-    assert steps is not None
-    return Reader(steps=lambda decoder: decoder.slice(steps))
+    assert resumable is not None
+    return Reader(resumable=lambda decoder: decoder.read_slice(resumable))
 
 
 def _read_list(scanner: scalars.Scanner, read: Read, max_length: int) -> list[Any]:
@@ -135,7 +139,7 @@ def _has_form(table: types.Table, wire_id: int, form: types.Form) -> bool:
 
 
 def _check_defined(table: types.Table, wire_id: int) -> None:
-    """Everything that a skipped type is made of must be defined before the first value."""
+    """Checks that a skipped type and everything in it is defined before the first value, as Go does."""
     unchecked, checked = [wire_id], set()
     while unchecked:
         current = unchecked.pop()
@@ -200,10 +204,10 @@ _SKIPS: dict[int, Read] = {
 }
 
 
-def _skipper(wire_id: int) -> SteppedRead:
+def _skipper(wire_id: int) -> ResumableRead:
     return lambda decoder: decoder.skip(wire_id)
 
 
-def skip_of(wire_id: int) -> Read | None:
-    """How a predefined scalar is passed over; None for everything else."""
+def skip_for(wire_id: int) -> Read | None:
+    """Returns the function that skips a predefined scalar; None for all other types."""
     return _SKIPS.get(wire_id)

@@ -1,4 +1,4 @@
-"""Unsigned and signed integers, strings and bytes: written by functions, read by a `Scanner` over one body."""
+"""Internal: integers, floats, strings and bytes in gob. Functions encode them; a `Scanner` reads them from a body."""
 
 import struct
 
@@ -16,34 +16,34 @@ def _encode_uint(number: int) -> bytes:
 
 
 _KNOWN = [_encode_uint(number) for number in range(4096)]
-"""Most of what is encoded are lengths of keys and values."""
+"""Most encoded integers are lengths of keys and values."""
 
 
 def encode_uint(number: int) -> bytes:
-    """An unsigned integer below 2**64: one byte below 128, else the count of bytes, negated, and the bytes."""
+    """Encodes an unsigned integer below 2**64: one byte below 128, else the negated number of bytes and the bytes."""
     return _KNOWN[number] if number < 4096 else _encode_uint(number)
 
 
 def encode_int(number: int) -> bytes:
-    """A signed integer: the sign is the lowest bit of an unsigned one."""
+    """Encodes a signed integer as an unsigned one, whose lowest bit is the sign."""
     return encode_uint(number << 1 if number >= 0 else ~number << 1 | 1)
 
 
 def encode_bytes(data: bytes) -> bytes:
-    """Bytes behind their length."""
+    """Encodes bytes: their length and the bytes."""
     return encode_uint(len(data)) + data
 
 
 def encode_text(text: str) -> bytes:
-    """A string: its UTF-8 behind its length."""
+    """Encodes a string: the length of its UTF-8 and the UTF-8."""
     return encode_bytes(text.encode("utf-8", "replace"))
 
 
 def split_uint(buffer: bytes | bytearray, start: int) -> tuple[int, int] | None:
-    """The unsigned integer at `start` and the position behind it, or None if it is not complete yet.
+    """Returns the unsigned integer at `start` and the position after it, or None if it is incomplete.
 
     Raises:
-        RemoteProtocolError: it announces more than 8 bytes.
+        RemoteProtocolError: the integer has more than 8 bytes.
     """
     if start >= len(buffer):
         return None
@@ -52,7 +52,7 @@ def split_uint(buffer: bytes | bytearray, start: int) -> tuple[int, int] | None:
         return first, start + 1
     count = 256 - first
     if count > MAX_UINT_BYTES:
-        raise errors.RemoteProtocolError(f"gob: an integer of {count} bytes")
+        raise errors.RemoteProtocolError(f"gob: integer of {count} bytes")
     end = start + 1 + count
     if end > len(buffer):
         return None
@@ -60,7 +60,7 @@ def split_uint(buffer: bytes | bytearray, start: int) -> tuple[int, int] | None:
 
 
 class Scanner:
-    """Reads from `data` between `position` and `end`; a read past the end raises RemoteProtocolError."""
+    """Reads `data` from `position` to `end`. A read past the end raises RemoteProtocolError."""
 
     __slots__ = ("data", "end", "position")
 
@@ -70,50 +70,50 @@ class Scanner:
         self.end = len(data)
 
     def uint(self) -> int:
-        """An unsigned integer, minimal or not."""
+        """Reads an unsigned integer. It accepts encodings longer than necessary, as Go does."""
         position = self.position
         if position >= self.end:
-            raise errors.RemoteProtocolError("gob: the message ends where an integer should be")
+            raise errors.RemoteProtocolError("gob: the message ends before an integer")
         first = self.data[position]
         position += 1
         if first < 128:
             self.position = position
             return first
-        behind = position + 256 - first
-        if behind - position > MAX_UINT_BYTES:
-            raise errors.RemoteProtocolError(f"gob: an integer of {behind - position} bytes")
-        if behind > self.end:
+        end = position + 256 - first
+        if end - position > MAX_UINT_BYTES:
+            raise errors.RemoteProtocolError(f"gob: integer of {end - position} bytes")
+        if end > self.end:
             raise errors.RemoteProtocolError("gob: the message ends inside an integer")
-        self.position = behind
-        return int.from_bytes(self.data[position:behind], "big")
+        self.position = end
+        return int.from_bytes(self.data[position:end], "big")
 
     def signed(self) -> int:
-        """A signed integer."""
+        """Reads a signed integer."""
         number = self.uint()
         return ~(number >> 1) if number & 1 else number >> 1
 
     def double(self) -> float:
-        """A float: its 8 bytes in reverse order, as an unsigned integer."""
+        """Reads a float: an unsigned integer with the 8 bytes in reverse order."""
         (number,) = _DOUBLE.unpack(self.uint().to_bytes(8, "little"))
         return float(number)
 
     def raw(self) -> bytes:
-        """Bytes behind their length."""
+        """Reads a length, and that many bytes."""
         length = self.uint()
         position = self.position
-        behind = position + length
-        if behind > self.end:
-            raise errors.RemoteProtocolError(f"gob: {length} bytes announced where {self.end - position} are left")
-        self.position = behind
-        return self.data[position:behind]
+        end = position + length
+        if end > self.end:
+            raise errors.RemoteProtocolError(f"gob: {length} bytes announced, {self.end - position} left")
+        self.position = end
+        return self.data[position:end]
 
     def text(self) -> str:
-        """A string; Go sends any bytes, so what is no UTF-8 is replaced."""
+        """Reads a string. Go strings contain any bytes, so invalid UTF-8 is replaced."""
         return self.raw().decode("utf-8", "replace")
 
     def skip_bytes(self) -> None:
-        """Passes over bytes behind their length."""
+        """Skips a length, and that many bytes."""
         length = self.uint()
         if length > self.end - self.position:
-            raise errors.RemoteProtocolError(f"gob: {length} bytes announced where {self.end - self.position} are left")
+            raise errors.RemoteProtocolError(f"gob: {length} bytes announced, {self.end - self.position} left")
         self.position += length

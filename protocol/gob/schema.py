@@ -1,17 +1,17 @@
-"""Local types: what a stream's types are matched with by field names, and what is written."""
+"""Internal: local types. The decoder matches them with a stream's types by field name; the encoder writes them."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 BOOL_ID, INT_ID, UINT_ID, FLOAT_ID, BYTES_ID, STRING_ID, COMPLEX_ID, INTERFACE_ID = range(1, 9)
-"""Ids that every stream has without a definition."""
+"""Type ids that exist in every stream without a definition."""
 FIRST_DEFINED_ID = 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Basic:
-    """A scalar, string or bytes; `bits` limits integers."""
+    """A scalar, a string or bytes. `bits` limits integers."""
 
     id: int
     zero: object
@@ -38,7 +38,7 @@ INTERFACE = Interface()
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Opaque:
-    """A type that encodes itself (Go: GobEncoder). `check` raises RemoteProtocolError if the bytes are not one."""
+    """A type that encodes itself (Go: GobEncoder). `check` raises RemoteProtocolError if the bytes are invalid."""
 
     name: str
     check: Callable[[bytes], None]
@@ -46,7 +46,7 @@ class Opaque:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Slice:
-    """A slice; a list in Python. `max_length` is what a reader accepts."""
+    """A slice; in Python, a list. A reader accepts at most `max_length` elements."""
 
     name: str
     element: "Kind"
@@ -55,7 +55,7 @@ class Slice:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Field:
-    """One field: its name in Go, and how its value is had from the Python object."""
+    """A field of a struct: its name in Go, and a function that gets its value from the Python object."""
 
     name: str
     kind: "Kind"
@@ -64,7 +64,7 @@ class Field:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Struct:
-    """A struct; `make` gets the values of all fields, zero values for those that did not come."""
+    """A struct. `make` takes the values of all fields, with zero values for missing ones."""
 
     name: str
     fields: Sequence[Field]
@@ -77,7 +77,7 @@ Kind: TypeAlias = Basic | Interface | Defined
 
 
 def zero_of(kind: Kind) -> object:
-    """The value of a field that is not sent; an empty list is sent as nothing, and read as ()."""
+    """The value of a field that was not sent. An empty list is not sent, and is read as ()."""
     match kind:
         case Basic():
             return kind.zero
@@ -106,4 +106,4 @@ REGISTERED: dict[bytes, Kind] = {
     **{f"[]{name}".encode(): Slice(f"[]{name}", kind) for name, kind in _BASIC_NAMES.items() if name != "uint8"},
     b"[]byte": BYTES,
 }
-"""What Go's gob registers by itself: any interface may hold these."""
+"""The types that Go registers on its own: any interface may contain them."""

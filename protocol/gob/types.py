@@ -1,7 +1,7 @@
-"""Types that a stream has defined, as an immutable table that connections with the same definitions share.
+"""Internal: the types that a stream has defined, in an immutable table that streams with equal definitions share.
 
-Go numbers types by first use in a process, so an id means nothing without its definition. Thousands of agents of one
-build send the same definitions in the same order: their tables are one object, and with it what was compiled.
+Go numbers types by first use in a process, so an id means nothing without its definition. Agents of the same build send
+the same definitions in the same order. They share one table, and the plans compiled for it.
 """
 
 import dataclasses
@@ -13,16 +13,16 @@ from protocol import errors, reasons
 from protocol.gob import scalars, schema
 
 MAX_TYPES = 1024
-"""A connection of the Go client defines 7."""
+"""Limit of the number of types. A connection of the Go client defines 7."""
 MAX_DEFINITION_BYTES = 256 * 1024
-"""Of all definitions together; they are what a decoder remembers."""
+"""Limit of all definitions together: a decoder keeps them."""
 _SHARED_BYTES = 4096
-"""Tables with more than this are not shared, so that the tables kept for sharing are small."""
+"""Larger tables are not shared, so that the shared ones take little memory."""
 _SHARED_TABLES = 256
 
 
 class Form(enum.IntEnum):
-    """What a definition defines; the number is that of wireType's field."""
+    """The form of a defined type. The numbers are those of the fields of Go's wireType."""
 
     ARRAY = 0
     SLICE = 1
@@ -35,18 +35,18 @@ class Form(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WireType:
-    """One definition. `ids`: element, (key, element), or those of the fields."""
+    """One definition. `ids` are the ids of the element, of key and element, or of the fields."""
 
     form: Form
     name: str = ""
     ids: tuple[int, ...] = ()
     field_names: tuple[str, ...] = ()
     length: int = 0
-    """Of an array."""
+    """The length of an array."""
 
 
 class Table:
-    """Types by id. `plans` is the decoder's: what it has compiled for them."""
+    """Types by id. `plans` belongs to the decoder: the plans that it has compiled for these types."""
 
     __slots__ = ("definition_bytes", "plans", "types")
 
@@ -56,10 +56,10 @@ class Table:
         self.definition_bytes = definition_bytes
 
     def extend(self, type_id: int, tail: bytes) -> tuple["Table", int]:
-        """A table with one more type, whose definition `tail` begins with, and the length of the definition.
+        """Returns a table with one more type, and the length of its definition, with which `tail` begins.
 
         Raises:
-            RemoteProtocolError: the id is taken or reserved, the definition is broken, or a limit is reached.
+            RemoteProtocolError: the id is in use or reserved, the definition is invalid, or a limit is reached.
         """
         if len(tail) + self.definition_bytes <= _SHARED_BYTES:
             return _extend_shared(self, type_id, tail)
@@ -71,7 +71,7 @@ EMPTY = Table({}, {}, 0)
 
 def _extend(table: Table, type_id: int, tail: bytes) -> tuple[Table, int]:
     if type_id < schema.FIRST_DEFINED_ID or type_id in table.types:
-        raise errors.RemoteProtocolError(f"gob: type {type_id} defined twice, or reserved")
+        raise errors.RemoteProtocolError(f"gob: type {type_id} is defined twice or reserved")
     scanner = scalars.Scanner(tail)
     wire_type = _read_wire_type(scanner)
     definition_bytes = table.definition_bytes + scanner.position
@@ -87,7 +87,7 @@ _extend_shared = functools.lru_cache(maxsize=_SHARED_TABLES)(_extend)
 
 
 def _fields(scanner: scalars.Scanner, count: int) -> Iterator[int]:
-    """Numbers of a struct's fields as they come, the scanner standing at the value; to the terminator or the end."""
+    """Yields the numbers of a struct's fields, with the scanner at the value, up to the terminator or the end."""
     number = -1
     while scanner.position < scanner.end:
         delta = scanner.uint()
@@ -95,7 +95,7 @@ def _fields(scanner: scalars.Scanner, count: int) -> Iterator[int]:
             return
         number += delta
         if number >= count:
-            raise errors.RemoteProtocolError(f"gob: field {number} in a definition's struct of {count}")
+            raise errors.RemoteProtocolError(f"gob: field {number} in a definition with {count} fields")
         yield number
 
 
@@ -104,12 +104,12 @@ def _read_wire_type(scanner: scalars.Scanner) -> WireType:
     for number in _fields(scanner, len(Form)):
         found = _read_form(scanner, Form(number))
     if found is None:
-        raise errors.RemoteProtocolError("gob: a definition of nothing")
+        raise errors.RemoteProtocolError("gob: empty definition")
     return found
 
 
 def _read_form(scanner: scalars.Scanner, form: Form) -> WireType:
-    """arrayType, sliceType, structType, mapType or gobEncoderType: CommonType first, then what is its own."""
+    """Reads arrayType, sliceType, structType, mapType or gobEncoderType: CommonType, then the fields of the form."""
     own_fields = {Form.ARRAY: 2, Form.SLICE: 1, Form.STRUCT: 1, Form.MAP: 2}.get(form, 0)
     name = ""
     numbers = [0, 0]
@@ -137,7 +137,7 @@ def _read_form(scanner: scalars.Scanner, form: Form) -> WireType:
 
 
 def _read_named(scanner: scalars.Scanner) -> tuple[str, int]:
-    """CommonType and fieldType: a name and an id."""
+    """Reads CommonType or fieldType: a name and an id."""
     name, named_id = "", 0
     for number in _fields(scanner, 2):
         if number == 0:
@@ -148,7 +148,7 @@ def _read_named(scanner: scalars.Scanner) -> tuple[str, int]:
 
 
 def _count(scanner: scalars.Scanner) -> int:
-    """The number of a struct's fields: each takes a byte at least, so more than there are bytes is a lie."""
+    """Reads the number of a struct's fields. Each field takes at least one byte, which limits the number."""
     count = scanner.uint()
     if count > scanner.end - scanner.position:
         raise errors.RemoteProtocolError(f"gob: {count} fields in {scanner.end - scanner.position} bytes")

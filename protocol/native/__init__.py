@@ -1,1 +1,1 @@
-"""The native protocol: msgpack messages in length-prefixed frames (docs/protocol.md)."""
+"""Internal: the native protocol, msgpack messages in length-prefixed frames (docs/protocol.md)."""

@@ -1,7 +1,7 @@
-"""Messages to msgpack payloads and back (docs/protocol.md, section 3).
+"""Internal: encodes messages as msgpack payloads, and decodes them (docs/protocol.md, section 3).
 
-A payload is an array whose first element is the message's type. Readers ignore elements behind those they
-know and members of a hello's map that they do not know: that is how version 1 may grow.
+A payload is an array whose first element is the message type. Readers ignore additional elements of the array and
+unknown members of a hello's map, so that version 1 can be extended.
 """
 
 import enum
@@ -18,21 +18,21 @@ from protocol import errors, messages
 T = TypeVar("T")
 
 MAX_NAME_CHARS = 1024
-"""Limit of feed, agent, node and software names and of a goodbye's text."""
+"""Limit of the names of feed, agent, node and software, and of the text of a goodbye."""
 MAX_KEY_CHARS = 4096
-"""A raw key is at most 4 x 253 characters and separators."""
+"""A raw key has at most 4 x 253 characters and the separators."""
 MAX_CHUNKS = 65536
 _UPDATE_DEFAULTS: tuple[object, ...] = ("", 0)
-"""What the optional elements of an update, v3_resource_version and ttl, are when they are left out."""
+"""Values of the optional elements of an update, v3_resource_version and ttl, if they are missing."""
 MAX_LIST_LENGTH = 64
-"""Limit of the versions and features in a hello."""
+"""Limit of the number of versions, and of features, in a hello."""
 MAX_MAP_LENGTH = 1024
 MAX_ARRAY_LENGTH = 1 << 20
-"""Limits of any msgpack map and array: space for the announced number of entries is taken before the first is read."""
+"""Limits of msgpack maps and arrays: the decoder allocates the announced size before it reads the first entry."""
 
 
 class MessageType(enum.IntEnum):
-    """First element of a payload; fixed for ever."""
+    """The first element of a payload. The numbers never change."""
 
     CLIENT_HELLO = 1
     SERVER_HELLO = 2
@@ -50,7 +50,7 @@ _Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARS)]
 
 
 class _UsualHello(msgspec.Struct, forbid_unknown_fields=True):
-    """The members of nearly every client's hello: of one that has others the general decoder knows what is right."""
+    """The members of nearly all hellos. The general decoder handles hellos with other members."""
 
     versions: Annotated[
         tuple[Annotated[int, msgspec.Meta(ge=0)], ...], msgspec.Meta(min_length=1, max_length=MAX_LIST_LENGTH)
@@ -63,11 +63,11 @@ class _UsualHello(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _USUAL_HELLO_START = b"\x92\x01"
-"""An array of two, of which the first is the type of a client hello."""
+"""An array of two elements; the first is the type of a client hello."""
 _decode_usual_hello = msgspec.msgpack.Decoder(_UsualHello).decode
 _LONG_ID = struct.Struct(">Q")
 _LONG_ID_FROM = 1 << 32
-"""Connection ids from here on take 8 bytes; a service's do, whose workers' numbers are in them."""
+"""Connection ids from here on take 8 bytes. The ids of the service do, because they contain the worker's number."""
 
 
 def _pack(value: object) -> bytes:
@@ -81,7 +81,7 @@ def encode(message: messages.Message) -> bytes:
 
 
 def encode_updates(previous_sequence: int, sequence: int, updates: Sequence[messages.Update]) -> bytes:
-    """The payload of `Updates`; the hot path's way around building the message."""
+    """The payload of `Updates`, for the hot path: it does not need the message object."""
     return _pack((MessageType.UPDATES, previous_sequence, sequence, updates))
 
 
@@ -124,23 +124,23 @@ def _encode_server_hello(hello: messages.ServerHello) -> bytes:
 
 
 def encode_server_hello(hello: messages.ServerHello, connection_id: int) -> bytes:
-    """The payload of the hello with this connection's id in place of its own.
+    """The payload of a hello with another connection id.
 
-    Clients come in thousands, and what they are answered differs in nothing else. What is not supported are the
-    client's own words, of which none are to be kept.
+    Thousands of clients may connect at once, and their hellos differ in the id only, so the rest is cached. Hellos with
+    `not_supported` are not cached, because it contains strings from the client.
     """
     if connection_id < _LONG_ID_FROM or hello.not_supported:
         return encode(msgspec.structs.replace(hello, connection_id=connection_id))
-    before, behind = _around_id(hello)
-    return before + _LONG_ID.pack(connection_id) + behind
+    before, after = _around_id(hello)
+    return before + _LONG_ID.pack(connection_id) + after
 
 
 @functools.lru_cache(maxsize=64)
 def _around_id(hello: messages.ServerHello) -> tuple[bytes, bytes]:
     stand_in = (1 << 64) - 1
-    said = encode(msgspec.structs.replace(hello, connection_id=stand_in))
-    before, name, behind = said.rpartition(_pack("connection_id") + _pack(stand_in))
-    return before + name[: -_LONG_ID.size], behind
+    encoded = encode(msgspec.structs.replace(hello, connection_id=stand_in))
+    before, name, after = encoded.rpartition(_pack("connection_id") + _pack(stand_in))
+    return before + name[: -_LONG_ID.size], after
 
 
 _ENCODERS: dict[type, Callable[..., bytes]] = {
@@ -158,7 +158,7 @@ _ENCODERS: dict[type, Callable[..., bytes]] = {
 
 
 def decode(payload: bytes | memoryview) -> messages.Message:
-    """The message of a payload.
+    """Decodes a payload.
 
     Raises:
         RemoteProtocolError: not msgpack, not a known message, or a field of the wrong type or size.
@@ -167,7 +167,7 @@ def decode(payload: bytes | memoryview) -> messages.Message:
         try:
             hello = _decode_usual_hello(memoryview(payload)[len(_USUAL_HELLO_START) :])
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            pass  # it has rare members, or a fault, of which the general decoder knows the name
+            pass  # The general decoder handles rare members, and names the field that is wrong.
         else:
             return messages.ClientHello(
                 hello.feed, hello.agent, hello.versions, frozenset(hello.features), hello.software, hello.node
@@ -176,7 +176,7 @@ def decode(payload: bytes | memoryview) -> messages.Message:
 
 
 def decode_any(payload: bytes | memoryview) -> messages.Message:
-    """The same, without a way around for what is usual."""
+    """Like `decode`, without the fast path for client hellos."""
     try:
         value = msgpack.unpackb(
             payload,

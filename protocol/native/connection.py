@@ -1,15 +1,15 @@
-"""One end of a native connection, client or server, without any I/O.
+"""Internal: one end of a native connection, client or server, without I/O. `protocol` exports `Connection` and `Role`.
 
-The caller feeds what it read into `receive_data` (and `receive_eof`), takes messages from `next_event` until it
-gives None, and writes whatever `data_to_send` returns. The rules:
+The caller passes received bytes to `receive_data` (and the end of the stream to `receive_eof`), calls `next_event`
+until it returns None, and writes what `data_to_send` returns. The rules:
 
-1. Each side sends the preface, then its hello; the server sends its own only after the client's.
-2. `_TRANSITIONS` lists every message that may be received: (role, state, message) -> next state. A message that
-   is not in the table is a protocol error.
-3. Data follows on: `Updates.previous_sequence` and `Status.sequence` are the sequence that the client has reached.
-   A snapshot may begin at any frame between two messages, and replaces everything (a catch-up). A status
-   catching-up may take the sequence back: what has changed since is sent again, as newest values.
-4. After an error, a goodbye or the end of the stream the connection gives no more events, whatever arrives.
+1. Each side sends the preface and then its hello. The server sends its hello only after the client's.
+2. `_TRANSITIONS` lists every message that may arrive: (role, state, message) -> next state. Any other message is a
+   protocol error.
+3. Data is contiguous: `Updates.previous_sequence` and `Status.sequence` equal the sequence that the client has reached.
+   A snapshot may begin between any two messages and replaces everything. A status catching-up may reduce the sequence:
+   the server then sends again what has changed since, as newest values.
+4. After an error, a goodbye or the end of the stream, the connection returns no more events.
 """
 
 import enum
@@ -28,12 +28,12 @@ class Role(enum.Enum):
 
 
 class State(enum.Enum):
-    """What has been received so far."""
+    """What this end has received so far."""
 
     PREFACE = "preface"
     HELLO = "hello"
     READY = "ready"
-    """Handshake done; a client has no data yet."""
+    """The handshake is complete. A client has no data yet."""
     SNAPSHOT = "snapshot"
     FOLLOWING = "following"
     CLOSED = "closed"
@@ -64,9 +64,10 @@ _TRANSITIONS: dict[tuple[Role, State, type[messages.Message]], State] = {
 
 
 class Connection:
-    """The protocol's state on one end; see the module's text for the caller's duties.
+    """The state of the native protocol at one end of a connection.
 
-    A client answers pings by itself: the pong lies in `data_to_send`.
+    Pass received bytes to `receive_data` and the end of the stream to `receive_eof`. Then call `next_event` until it
+    returns None, and write what `data_to_send` returns. A client answers pings on its own.
     """
 
     __slots__ = ("_next_sequence", "_out", "_preface_sent", "_splitter", "role", "sequence", "state")
@@ -76,7 +77,7 @@ class Connection:
         self.role = role
         self.state = State.PREFACE
         self.sequence = 0
-        """Sequence that a client has reached; 0 before the end of its first snapshot."""
+        """The sequence that a client has reached; 0 before the end of its first snapshot."""
         self._next_sequence = 0
         self._splitter = frames.FrameSplitter(max_frame_bytes=max_frame_bytes or default)
         self._out: list[bytes] = []
@@ -86,29 +87,29 @@ class Connection:
         return f"<Connection {self.role.value} {self.state.value} sequence={self.sequence}>"
 
     def next_bytes(self, count: int) -> bytes:
-        """Up to `count` bytes that were received and not yet taken; a server tells protocols apart by them."""
+        """Up to `count` bytes received and not yet consumed. A server uses them to recognise the protocol."""
         return self._splitter.peek(count)
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes of an incomplete frame that are held."""
+        """Number of buffered bytes of an incomplete frame."""
         return self._splitter.pending_bytes
 
     def send(self, message: messages.Message) -> None:
-        """Queues a message behind what is queued already; the first one, hello or refusal, goes out behind the preface.
+        """Queues a message. The first one, a hello or a refusal, goes out after the preface.
 
         Raises:
-            LocalProtocolError: the connection is closed, or has failed.
+            LocalProtocolError: the connection is closed or has failed.
         """
         if not isinstance(message, messages.Goodbye):
             self._check_open()
         self._queue(codec.encode(message))
 
     def send_hello(self, hello: messages.ServerHello, connection_id: int) -> None:
-        """Server: queues its hello with this connection's id, as cheaply as can be for a hello that many are sent.
+        """Server: queues its hello with this connection id. Cheap for a hello that differs only in the id.
 
         Raises:
-            LocalProtocolError: the connection is closed, or has failed.
+            LocalProtocolError: the connection is closed or has failed.
         """
         self._check_open()
         self._queue(codec.encode_server_hello(hello, connection_id))
@@ -124,21 +125,21 @@ class Connection:
         self._out.append(frames.pack_frame(payload))
 
     def data_to_send(self) -> bytes:
-        """Everything queued, once."""
+        """Returns the queued bytes and empties the queue."""
         data = b"".join(self._out)
         self._out.clear()
         return data
 
     def receive_data(self, data: bytes) -> None:
-        """Takes bytes from the peer; dropped when the connection is closed or has failed."""
+        """Accepts bytes from the peer. Drops them if the connection is closed or has failed."""
         if self.state not in (State.CLOSED, State.ERROR):
             self._splitter.receive(data)
 
     def receive_eof(self) -> None:
-        """The peer sends no more.
+        """Records that the peer has closed its end.
 
         Raises:
-            RemoteProtocolError: it ended inside a preface or frame.
+            RemoteProtocolError: the stream ended inside a preface or frame.
         """
         if self.state in (State.CLOSED, State.ERROR):
             return
@@ -150,10 +151,10 @@ class Connection:
             )
 
     def next_event(self) -> messages.Message | None:
-        """The next message, or None for "not yet" (and for ever after the end).
+        """Returns the next message, or None if more bytes are needed or the connection has ended.
 
         Raises:
-            RemoteProtocolError: what came is not the protocol; the connection is in ERROR from then on.
+            RemoteProtocolError: the peer violated the protocol. The state is ERROR from then on.
         """
         try:
             return self._next_event()

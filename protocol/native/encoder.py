@@ -1,4 +1,4 @@
-"""Encoder of the native protocol's two wire formats: plain, and with zstd per frame."""
+"""Internal: the encoder of the native protocol's two wire formats, plain and with zstd per frame."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -6,12 +6,11 @@ from protocol import encoding, messages
 from protocol.native import codec, frames
 
 FRAME_TARGET_BYTES = 256 * 1024
-"""A frame is closed at this size: large enough to cost little, small enough to pass a slow link in a moment (1 Mbit/s:
-2 s)."""
+"""A frame ends at this size: large enough for a low overhead, small enough for a slow link (2 s at 1 Mbit/s)."""
 UPDATE_OVERHEAD_BYTES = 64
-"""Generous estimate of what an update takes beside its key and value."""
+"""Upper estimate of the encoded size of an update without key and value."""
 MAX_VALUE_BYTES = frames.MAX_FRAME_BYTES - codec.MAX_KEY_CHARS * 4 - 1024
-"""The largest value that fits a frame with any legal key beside it."""
+"""The largest value that fits into a frame together with any valid key."""
 
 PLAIN = "native"
 ZSTD = "native+zstd"
@@ -22,7 +21,7 @@ def _size(update: messages.Update) -> int:
 
 
 def _batches(updates: Iterable[messages.Update]) -> Iterator[list[messages.Update]]:
-    """Cuts into lists of about the target size; at least one list, and no list empty unless all is."""
+    """Splits into lists of about the target size. There is at least one list; it is empty only without updates."""
     batch: list[messages.Update] = []
     batch_bytes = 0
     for update in updates:
@@ -36,7 +35,7 @@ def _batches(updates: Iterable[messages.Update]) -> Iterator[list[messages.Updat
 
 
 class NativeEncoder:
-    """Frames of the native protocol; see `protocol.encoding.Encoder` for the contract."""
+    """Frames of the native protocol. See `protocol.encoding.Encoder` for the contract."""
 
     in_key_order = False
 
@@ -49,11 +48,11 @@ class NativeEncoder:
         return frames.pack_frame(payload, compressor=self._compressor)
 
     def make_ping(self, unix_nanoseconds: int) -> bytes:
-        """The constant ping frame: it says no time."""
+        """The constant ping frame; it contains no time."""
         return self.ping
 
     def updates(self, previous_sequence: int, updates: Sequence[messages.Update]) -> list[encoding.EncodedFrame]:
-        """One frame, or several if the updates are many bytes."""
+        """One frame, or several if the updates are larger than the target size."""
         encoded = []
         for batch in _batches(updates):
             sequence = previous_sequence + len(batch)
@@ -70,7 +69,7 @@ class NativeEncoder:
     def changes(
         self, previous_sequence: int, changes: Iterable[tuple[int, messages.Update]], *, end_sequence: int
     ) -> Iterator[encoding.EncodedFrame]:
-        """Frames of about the target size that leave sequences out."""
+        """Frames of about the target size, of updates that skip sequences."""
         batch: list[messages.Update] = []
         batch_bytes, reached = 0, previous_sequence
         for sequence, update in changes:
@@ -102,5 +101,5 @@ class NativeEncoder:
         )
 
     def snapshot_end(self, sequence: int, *, keys: int, digest: int) -> bytes:
-        """The frame behind the last chunk."""
+        """The frame after the last chunk."""
         return self._frame(codec.encode(messages.SnapshotEnd(sequence, keys, digest)))

@@ -1,10 +1,10 @@
-"""Frames of the native protocol: `length | flags | payload` (docs/protocol.md, section 2).
+"""Internal: frames of the native protocol, `length | flags | payload` (docs/protocol.md, section 2).
 
-    length   4 bytes, big-endian: number of bytes that follow, flags included
-    flags    1 byte: bit 0 set = payload is one zstd frame with its content size; the other bits are 0
+    length   4 bytes, big-endian: number of bytes that follow, including the flags
+    flags    1 byte: bit 0 is set if the payload is one zstd frame with its content size; the other bits are 0
     payload  one msgpack value
 
-A frame carries no state of the connection, so one encoding serves every client.
+A frame does not depend on the connection, so one encoding serves every client.
 """
 
 import struct
@@ -15,21 +15,21 @@ import zstandard
 from protocol import buffers, errors, reasons
 
 PREFACE = b"\x00TYPHA\r\n"
-"""First bytes of either side. `00` begins neither TLS (16) nor a gob stream (a length > 0)."""
+"""The first bytes of each side. Neither TLS (16) nor a gob stream (a length > 0) begins with `00`."""
 
 FLAG_ZSTD = 0x01
 HEADER = struct.Struct(">IB")
 MAX_FRAME_BYTES = 16 * 1024 * 1024
-"""Default limit of a frame, compressed or not: etcd holds objects of at most 1.5 MiB, others rarely more than 8."""
+"""Default limit of a frame, compressed or not. Objects in etcd are at most 1.5 MiB; other stores rarely exceed 8."""
 MAX_HANDSHAKE_FRAME_BYTES = 64 * 1024
-"""Limit of what a client may send: a hello with chunk digests of 4,096 chunks is 40 kB, every other message is tiny."""
+"""Limit of a client's frames: a hello with the digests of 4,096 chunks takes 40 kB, other messages are tiny."""
 ZSTD_LEVEL = 3
 ZSTD_MIN_BYTES = 256
-"""Below this a stand-alone zstd frame saves nothing."""
+"""A smaller payload does not shrink as a separate zstd frame."""
 
 
 class _Decompressor(threading.local):
-    """One for each thread: making one costs more than a small frame takes, and none may serve two threads at once."""
+    """One decompressor per thread: they are not thread-safe, and creating one costs more than a small frame."""
 
     def __init__(self) -> None:
         self.decompress = zstandard.ZstdDecompressor().decompress
@@ -39,7 +39,7 @@ _decompressor = _Decompressor()
 
 
 def pack_frame(payload: bytes, *, compressor: zstandard.ZstdCompressor | None = None) -> bytes:
-    """One frame around `payload`, compressed if a compressor is given and it helps."""
+    """Returns a frame around `payload`, compressed if there is a compressor and the result is smaller."""
     if compressor is not None and len(payload) >= ZSTD_MIN_BYTES:
         compressed = compressor.compress(payload)
         if len(compressed) < len(payload):
@@ -48,17 +48,17 @@ def pack_frame(payload: bytes, *, compressor: zstandard.ZstdCompressor | None = 
 
 
 def make_compressor() -> zstandard.ZstdCompressor:
-    """A compressor whose frames carry their content size, so that a reader can refuse before it allocates."""
+    """A compressor that writes the content size, so that a reader can refuse a frame before it allocates."""
     return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True, write_checksum=False)
 
 
 def unpack_payload(
     flags: int, body: bytes | memoryview, *, max_payload_bytes: int = MAX_FRAME_BYTES
 ) -> bytes | memoryview:
-    """The payload of a frame's body.
+    """Returns the payload of a frame's body.
 
     Raises:
-        RemoteProtocolError: unknown flags, broken zstd data, or a content size that is missing or over the limit.
+        RemoteProtocolError: unknown flags, invalid zstd data, or a content size that is missing or over the limit.
     """
     if flags == 0:
         return body
@@ -82,10 +82,10 @@ def unpack_payload(
 
 
 class FrameSplitter(buffers.ReceiveBuffer):
-    """Cuts a byte stream into frames; holds at most one incomplete frame.
+    """Splits a byte stream into frames.
 
-    `receive` appends; `next_frame` returns (flags, body) or None for "not yet". A frame's announced length is
-    checked as soon as its header is there, before any byte of it is awaited.
+    `receive` appends bytes; `next_frame` returns (flags, body), or None if more bytes are needed. The announced length
+    of a frame is checked as soon as its header has arrived.
     """
 
     __slots__ = ("max_frame_bytes",)
@@ -95,15 +95,15 @@ class FrameSplitter(buffers.ReceiveBuffer):
         self.max_frame_bytes = max_frame_bytes
 
     def peek(self, count: int) -> bytes:
-        """Up to `count` of the next bytes, left where they are."""
+        """Returns up to `count` of the next bytes without consuming them."""
         return bytes(self._buffer[self._start : self._start + count])
 
     def skip(self, count: int) -> None:
-        """Drops `count` bytes that `peek` has shown."""
+        """Consumes `count` bytes that `peek` has returned."""
         self._start += count
 
     def next_frame(self) -> tuple[int, bytes] | None:
-        """The next complete frame as (flags, body), or None.
+        """Returns the next complete frame as (flags, body), or None.
 
         Raises:
             RemoteProtocolError: the announced length is 0 or over the limit.
@@ -125,7 +125,7 @@ class FrameSplitter(buffers.ReceiveBuffer):
         with memoryview(self._buffer) as view:
             body = bytes(view[start + HEADER.size : end])
         self._start = end
-        if end == len(self._buffer):  # lets go of its memory: thousands of connections say little after their hello
+        if end == len(self._buffer):  # Frees the memory: thousands of connections send little after their hello.
             self._buffer.clear()
             self._start = 0
         return flags, body

@@ -1,9 +1,9 @@
-"""A client of Typha's protocol in the native protocol's words: what follows one kind of server can follow the other.
+"""Internal: a client of Typha's protocol that produces native messages. `protocol` exports it.
 
-Typha's protocol has no snapshots, sequences or digests. A connection begins with every key as new, and the first "in
-sync" says that these were all. So behind the server's hello stands an empty snapshot, and what comes are updates to it,
-numbered here. The first status given out is that "in sync": with it, native clients take the snapshot and the updates
-behind it for the whole truth, and not before, so that a key that went while they were away is found to be gone.
+Typha's protocol has no snapshots, sequences or digests. A connection begins with all keys as new, and the first "in
+sync" says that the data is complete. This client translates that into an empty snapshot after the server's hello,
+followed by numbered updates. It withholds statuses before the first "in sync". A native client replaces its map at the
+first status after a snapshot, so it then finds the keys that were deleted while it was disconnected.
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ _MAX_KNOWN_STATUS = messages.SyncStatus.IN_SYNC
 
 
 class ClientConnection:
-    """Takes the place of a client's `protocol.native.connection.Connection`; see there."""
+    """A client's end of a connection in Typha's protocol, with the methods of `protocol.Connection`."""
 
     __slots__ = ("_connection", "_events", "_has_been_in_sync", "sequence")
 
@@ -27,21 +27,21 @@ class ClientConnection:
         self._events: deque[messages.Message] = deque()
         self._has_been_in_sync = False
         self.sequence = 0
-        """Updates received so far."""
+        """Number of updates received so far."""
 
     def __repr__(self) -> str:
         return f"<ClientConnection {self._connection!r} sequence={self.sequence}>"
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes of what is not complete."""
+        """Number of buffered bytes of an incomplete message."""
         return self._connection.pending_bytes
 
     def send(self, message: messages.Message) -> None:
-        """Queues the hello; the feed is the syncer type, and features and the rest have no equivalent.
+        """Queues the hello. The feed is the syncer type; the features have no equivalent.
 
         Raises:
-            LocalProtocolError: it is no hello: nothing else is said but by the protocol itself.
+            LocalProtocolError: the message is not a hello. Acks and pongs are sent automatically.
         """
         if not isinstance(message, messages.ClientHello):
             raise errors.LocalProtocolError(f"{type(message).__name__} has no equivalent in Typha's protocol")
@@ -58,26 +58,26 @@ class ClientConnection:
         )
 
     def data_to_send(self) -> bytes:
-        """Everything queued, once."""
+        """Returns the queued bytes and empties the queue."""
         return self._connection.data_to_send()
 
     def receive_data(self, data: bytes) -> None:
-        """Takes bytes from the server."""
+        """Accepts bytes from the server."""
         self._connection.receive_data(data)
 
     def receive_eof(self) -> None:
-        """The server sends no more.
+        """Records that the server has closed its end.
 
         Raises:
-            RemoteProtocolError: it ended inside a message.
+            RemoteProtocolError: the stream ended inside a message.
         """
         self._connection.receive_eof()
 
     def next_event(self) -> messages.Message | None:
-        """The next message, or None for "not yet".
+        """Returns the next message, or None if more bytes are needed or the connection has ended.
 
         Raises:
-            RemoteProtocolError: what came is not the protocol, or the server is the wrong one.
+            RemoteProtocolError: the server violated the protocol, or serves another syncer type.
         """
         while not self._events:
             message = self._connection.next_event()
@@ -110,7 +110,7 @@ class ClientConnection:
                 self._events.append(messages.Ping())
 
     def _receive_status(self, number: int) -> None:
-        """Before the first "in sync" the data is incomplete, whatever else is said; unknown numbers say nothing."""
+        """Passes on statuses from the first "in sync" on, because the data is incomplete before. Drops unknown ones."""
         if number > _MAX_KNOWN_STATUS:
             return
         status = messages.SyncStatus(number)

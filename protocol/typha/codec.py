@@ -1,7 +1,7 @@
-"""Types of the messages in Go, and messages to gob and back.
+"""Internal: the Go types of the messages, and the conversion of messages to gob and back.
 
-Field order is that of the original's structs. Names under which its messages are registered keep a path from before
-it moved; they are fixed for ever.
+The order of fields is that of the original's structs. The registered names contain a package path that the original no
+longer uses; they never change.
 """
 
 import operator
@@ -12,14 +12,14 @@ from protocol.gob import decoder, encoder, scalars, schema
 from protocol.typha import messages, timestamps
 
 NAME_PREFIX = b"github.com/projectcalico/typha/pkg/syncproto."
-SERVER_MESSAGES = decoder.Limits(message_bytes=256 * 1024 * 1024, skipped_values=16 * 1024 * 1024)
-"""What a client accepts: the original sends up to 1,000 objects in one message, and one may have more than 1 MiB."""
+SERVER_LIMITS = decoder.Limits(message_bytes=256 * 1024 * 1024, skipped_values=16 * 1024 * 1024)
+"""Limits for servers' messages: the original sends up to 1,000 objects in one message, and one may exceed 1 MiB."""
 
 _get = operator.attrgetter
 
 
 def _go_text(value: object) -> str:
-    """What Go's fmt makes of a revision, which is a string in practice and may be any basic type."""
+    """Formats a revision as Go's fmt does. It is a string in practice, but may have any basic type."""
     match value:
         case str():
             return value
@@ -144,12 +144,12 @@ _STRUCTS: dict[type, schema.Struct] = {
     messages.KeyValues: KEY_VALUES,
 }
 ENCODER_NAMES = {kind: (NAME_PREFIX + struct.name.encode(), struct) for kind, struct in _STRUCTS.items()}
-SAID_BY_SERVERS: dict[bytes, schema.Kind] = {**schema.REGISTERED, **dict(ENCODER_NAMES.values())}
-"""Everything that the Go client has registered: what it does not expect it decodes and ignores."""
-SAID_BY_CLIENTS: dict[bytes, schema.Kind] = dict(
+SERVER_MESSAGE_TYPES: dict[bytes, schema.Kind] = {**schema.REGISTERED, **dict(ENCODER_NAMES.values())}
+"""Everything that the Go client has registered. It decodes and ignores unexpected messages."""
+CLIENT_MESSAGE_TYPES: dict[bytes, schema.Kind] = dict(
     ENCODER_NAMES[kind] for kind in (messages.ClientHello, messages.Ack, messages.Pong)
 )
-"""A client that says anything else is cut off, whether or not it was decoded."""
+"""A client that sends anything else is disconnected, whether or not the server can decode it."""
 
 SERVER_KINDS: tuple[schema.Defined, ...] = (
     *(ENVELOPE, SERVER_HELLO, DECODER_RESTART, SYNC_STATUS, PING, TIME),
@@ -160,18 +160,18 @@ SERVER = encoder.Encoder(SERVER_KINDS, ENCODER_NAMES)
 CLIENT = encoder.Encoder(CLIENT_KINDS, ENCODER_NAMES)
 
 
-def make_client_decoder(limits: decoder.Limits = SERVER_MESSAGES) -> decoder.Decoder:
-    """A decoder of what servers say; gives the messages in the envelopes, or None for an empty one."""
-    return decoder.Decoder(ENVELOPE, SAID_BY_SERVERS, limits=limits)
+def make_client_decoder(limits: decoder.Limits = SERVER_LIMITS) -> decoder.Decoder:
+    """A decoder of servers' messages. It returns the content of the envelopes: a message, or None."""
+    return decoder.Decoder(ENVELOPE, SERVER_MESSAGE_TYPES, limits=limits)
 
 
-def make_server_decoder(limits: decoder.Limits = decoder.CLIENT_MESSAGES) -> decoder.Decoder:
-    """A decoder of what clients say."""
-    return decoder.Decoder(ENVELOPE, SAID_BY_CLIENTS, limits=limits)
+def make_server_decoder(limits: decoder.Limits = decoder.CLIENT_LIMITS) -> decoder.Decoder:
+    """A decoder of clients' messages."""
+    return decoder.Decoder(ENVELOPE, CLIENT_MESSAGE_TYPES, limits=limits)
 
 
 def encode(message: messages.Message, *, types: encoder.Encoder) -> bytes:
-    """One gob message around `message`, for a peer that has been sent the definitions of `types`."""
+    """Encodes a message for a peer that has received the definitions of `types`."""
     return types.message(ENVELOPE, message)
 
 
@@ -185,9 +185,9 @@ _KEY_VALUES_PREFIX = b"".join(
 
 
 def encode_update(update: common.Update) -> bytes:
-    """A SerializedUpdate; the hot path's way around the schema, which gives the same bytes.
+    """Encodes a SerializedUpdate, for the hot path. The result equals that of the schema.
 
-    An empty value is left out as the original leaves it out, though its clients take that for a deletion.
+    It omits an empty value, as the original does, although clients then read a deletion.
     """
     key, value, revision, update_type, v3_resource_version, ttl = update
     if not key:
@@ -213,6 +213,6 @@ def encode_update(update: common.Update) -> bytes:
 
 
 def encode_key_values(updates: Sequence[bytes]) -> bytes:
-    """A message with updates that `encode_update` made, with the ids of `SERVER`."""
+    """Encodes a message with updates from `encode_update`, with the type ids of `SERVER`."""
     content = b"".join((b"\1", _uint(len(updates)), *updates, b"\0")) if updates else b"\0"
     return encoder.frame(b"".join((_KEY_VALUES_PREFIX, _uint(len(content)), content, b"\0")))

@@ -1,18 +1,19 @@
-"""One end of a connection in Typha's protocol, client or server, without any I/O.
+"""Internal: one end of a connection in Typha's protocol, client or server, without I/O.
 
-The caller feeds what it read into `receive_data` (and `receive_eof`), takes messages from `next_event` until it gives
-None, and writes whatever `data_to_send` returns. The rules:
+The caller passes received bytes to `receive_data` (and the end of the stream to `receive_eof`), calls `next_event`
+until it returns None, and writes what `data_to_send` returns. The rules:
 
-1. The client speaks first: definitions of its types, then its hello. What it sends is one plain gob stream for ever.
-2. The server answers nothing until `accept` (or never: a refusal is a close; see `refusal`), and gives no event either.
-3. To a client that takes snappy it then says hello and "restart" in one write, and waits for the ack; behind that goes
-   a compressed stream, which begins with the definitions. Any other client gets definitions and hello, and goes on in
-   the same plain stream. Then follow frames of `protocol.typha.encoder`, made for `wire_format`.
-4. `_TRANSITIONS` lists every message that may be received: (role, state, message) -> next state. A message that is not
-   in the table is a protocol error. The original restarts a client twice, so it may have sent a second ack in advance.
-5. A client acks every restart, and goes on reading with new decoders; it answers pings. What it does not understand,
-   but could decode, it ignores, as the Go client does.
-6. After an error or the end of the stream the connection gives no more events, whatever arrives.
+1. The client begins with the definitions of its types and its hello. It sends a single plain gob stream.
+2. The server sends nothing and returns no further events until `accept`. It refuses a client by closing the connection
+   (see `refusal`).
+3. A client that supports snappy gets the hello and a "restart" in one write. After its ack follows a compressed stream,
+   which begins with the definitions. Any other client gets the definitions and the hello, and continues in the same
+   plain stream. Then follow frames from `protocol.typha.encoder` for `wire_format`.
+4. `_TRANSITIONS` lists every message that may arrive: (role, state, message) -> next state. Any other message is a
+   protocol error. The original restarts clients twice, so a client may send a second ack in advance.
+5. A client acks every restart and continues with a new decoder. It answers pings. It ignores messages that it can
+   decode but does not expect, as the Go client does.
+6. After an error or the end of the stream, the connection returns no more events.
 """
 
 import enum
@@ -33,15 +34,15 @@ class Role(enum.Enum):
 
 
 class State(enum.Enum):
-    """What has been received so far."""
+    """What this end has received so far."""
 
     HELLO = "hello"
-    ASKED = "asked"
-    """Server: the client's hello is there, and `accept` is due."""
+    HELLO_RECEIVED = "hello received"
+    """Server: `accept` comes next."""
     RESTARTING = "restarting"
-    """Server: told the client to restart its decoder."""
+    """Server: asked the client to restart its decoder."""
     RESTARTED = "restarted"
-    """Server: the client follows the compressed stream, and may have acked one restart more."""
+    """Server: the client follows the compressed stream. One more ack may arrive."""
     FOLLOWING = "following"
     CLOSED = "closed"
     ERROR = "error"
@@ -50,7 +51,7 @@ class State(enum.Enum):
 _C, _S = Role.CLIENT, Role.SERVER
 
 _TRANSITIONS: dict[tuple[Role, State, type[messages.Message]], State] = {
-    (_S, State.HELLO, messages.ClientHello): State.ASKED,
+    (_S, State.HELLO, messages.ClientHello): State.HELLO_RECEIVED,
     (_S, State.RESTARTING, messages.Ack): State.RESTARTED,
     (_S, State.RESTARTED, messages.Ack): State.FOLLOWING,
     (_S, State.RESTARTED, messages.Pong): State.RESTARTED,
@@ -62,54 +63,53 @@ _TRANSITIONS: dict[tuple[Role, State, type[messages.Message]], State] = {
     (_C, State.FOLLOWING, messages.Ping): State.FOLLOWING,
 }
 _REFUSED_BY_CLIENTS = messages.ServerHello
-"""A second one ends a Go client; anything else that is not in the table is ignored."""
+"""A second hello ends a Go client. It ignores all other messages that are not in the table."""
 
-_BEHIND_HELLO = decoder.Limits(message_bytes=64 * 1024, skipped_values=16 * 1024)
-"""What a client may send behind its hello, which has a time limit: acks and pongs, 300 bytes with all definitions."""
+_LIMITS_AFTER_HELLO = decoder.Limits(message_bytes=64 * 1024, skipped_values=16 * 1024)
+"""Limits for a client's messages after its hello. Acks and pongs take 300 bytes, including all definitions."""
 
 RESTART = messages.DecoderRestart("enable compression: snappy", messages.SNAPPY)
 PREAMBLE = snappy.IDENTIFIER + snappy.compress(codec.SERVER.definitions)
 """The start of every compressed stream."""
-
-
-_SAID_RESTART = codec.encode(RESTART, types=codec.SERVER)
-_SHARED_ID_BITS = 32
-"""Ids from here on, as a service's are, have answers of one mould."""
+_ENCODED_RESTART = codec.encode(RESTART, types=codec.SERVER)
+_LONG_ID_BITS = 32
+"""Ids with more bits, such as those of the service, have a cached answer."""
 
 
 def _answer(version: str, feed: str, connection_id: int) -> bytes:
-    """What a server says to a hello. In a storm encoding it for each client would cost a tenth of all work."""
-    if connection_id < 1 << _SHARED_ID_BITS:
+    """The server's answer to a hello. Encoding it for each client would cost a tenth of the CPU time in a storm."""
+    if connection_id < 1 << _LONG_ID_BITS:
         answer = messages.ServerHello(version, feed, True, connection_id)
         return codec.SERVER.definitions + codec.encode(answer, types=codec.SERVER)
-    said = scalars.encode_uint(connection_id)
-    before, behind = _answer_around_id(version, feed, len(said) - 1)
-    return before + said + behind
+    encoded = scalars.encode_uint(connection_id)
+    before, after = _answer_around_id(version, feed, len(encoded) - 1)
+    return before + encoded + after
 
 
 @functools.lru_cache(maxsize=64)
 def _answer_around_id(version: str, feed: str, id_bytes: int) -> tuple[bytes, bytes]:
-    """The answer before and behind the connection's id: its last field, and so many bytes long with any id of these."""
+    """The bytes of the answer before and after the connection id, for ids of `id_bytes` bytes."""
     stand_in = 1 << 8 * id_bytes - 1
     answer = messages.ServerHello(version, feed, True, stand_in)
-    said = codec.encode(answer, types=codec.SERVER)
-    before, _, behind = said.rpartition(scalars.encode_uint(stand_in))
-    return codec.SERVER.definitions + before, behind
+    encoded = codec.encode(answer, types=codec.SERVER)
+    before, _, after = encoded.rpartition(scalars.encode_uint(stand_in))
+    return codec.SERVER.definitions + before, after
 
 
 def refusal(hello: messages.ClientHello, feeds: Container[str]) -> tuple[reasons.DisconnectReason, str] | None:
-    """Why a well-formed hello is not accepted, or None. Such clients come back at once: hold them before closing."""
+    """Why a well-formed hello is refused, or None. Refused clients retry immediately: delay the close."""
     if hello.feed not in feeds:
         return reasons.DisconnectReason.UNKNOWN_FEED, f"no syncer type {hello.feed[: messages.MAX_AGENT_CHARS]!r} here"
     if not hello.supports_modern_policy_keys:
-        return reasons.DisconnectReason.UNSUPPORTED_VERSION, "the client does not know today's policy keys"
+        return reasons.DisconnectReason.UNSUPPORTED_VERSION, "the client does not support the current policy keys"
     return None
 
 
 class Connection:
-    """The protocol's state on one end; see the module's text for the caller's duties.
+    """The state of Typha's protocol at one end of a connection.
 
-    `role`, `state` and `wire_format` (of `encoder`, for a server once it has accepted, "" before) may be read.
+    The attributes `role`, `state` and `wire_format` are public. `wire_format` is set by a server's `accept`; it is ""
+    before, and for clients.
     """
 
     __slots__ = ("_chunks", "_decoder", "_hello", "_out", "role", "state", "wire_format")
@@ -119,12 +119,12 @@ class Connection:
         self.state = State.HELLO
         self.wire_format = ""
         if role is _C:
-            self._decoder = codec.make_client_decoder(limits or codec.SERVER_MESSAGES)
+            self._decoder = codec.make_client_decoder(limits or codec.SERVER_LIMITS)
         else:
-            self._decoder = codec.make_server_decoder(limits or decoder.CLIENT_MESSAGES)
+            self._decoder = codec.make_server_decoder(limits or decoder.CLIENT_LIMITS)
         self._chunks: snappy.ChunkReader | None = None
         self._hello: messages.ClientHello | None = None
-        """The client's own, or, until it is accepted, that of the peer."""
+        """A client's own hello. For a server, the client's hello until it is accepted."""
         self._out = b""
 
     def __repr__(self) -> str:
@@ -132,59 +132,59 @@ class Connection:
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes that are held for what is not complete."""
+        """Number of buffered bytes of an incomplete message or chunk."""
         return self._decoder.pending_bytes + (self._chunks.pending_bytes if self._chunks else 0)
 
-    # What is sent.
+    # Sending.
 
     def send_hello(self, hello: messages.ClientHello) -> None:
-        """Client: queues the definitions and the hello, as the first thing.
+        """Client: queues the definitions and the hello.
 
         Raises:
-            LocalProtocolError: this is a server, or has said hello.
+            LocalProtocolError: this is a server, or the hello was sent before.
         """
         if self.role is not _C or self._hello is not None:
-            raise errors.LocalProtocolError("a client says hello, and once")
+            raise errors.LocalProtocolError("only a client sends a hello, and only one")
         self._hello = hello
         self._out += codec.CLIENT.definitions + codec.encode(hello, types=codec.CLIENT)
 
     def accept(self, *, version: str = "", connection_id: int = 0) -> str:
-        """Server: queues the answer to the hello, and gives the wire format.
+        """Server: queues the answer to the hello, and returns the wire format.
 
-        Nothing may be sent behind it before the ack in the compressed format; in the plain one, frames may.
+        In the plain format, frames may follow immediately. In the compressed format, they must wait for the ack.
 
         Raises:
-            LocalProtocolError: there is no hello to answer.
+            LocalProtocolError: there is no hello to accept.
         """
         hello = self._hello
-        if self.state is not State.ASKED or hello is None:
-            raise errors.LocalProtocolError(f"no hello to accept on a connection that is {self.state.value}")
+        if self.state is not State.HELLO_RECEIVED or hello is None:
+            raise errors.LocalProtocolError(f"there is no hello to accept while {self.state.value}")
         self._hello = None
         self._out += _answer(version, hello.feed, connection_id)
         if hello.takes_snappy:
             self.wire_format, self.state = encoder.SNAPPY, State.RESTARTING
-            self._out += _SAID_RESTART
+            self._out += _ENCODED_RESTART
         else:
             self.wire_format, self.state = encoder.PLAIN, State.FOLLOWING
         return self.wire_format
 
     def data_to_send(self) -> bytes:
-        """Everything queued, once."""
+        """Returns the queued bytes and empties the queue."""
         data, self._out = self._out, b""
         return data
 
-    # What is received.
+    # Receiving.
 
     def receive_data(self, data: bytes) -> None:
-        """Takes bytes from the peer; dropped when the connection is closed or has failed."""
+        """Accepts bytes from the peer. Drops them if the connection is closed or has failed."""
         if self.state not in (State.CLOSED, State.ERROR):
             (self._chunks or self._decoder).receive(data)
 
     def receive_eof(self) -> None:
-        """The peer sends no more.
+        """Records that the peer has closed its end.
 
         Raises:
-            RemoteProtocolError: it ended inside a message or chunk.
+            RemoteProtocolError: the stream ended inside a message or chunk.
         """
         if self.state in (State.CLOSED, State.ERROR):
             return
@@ -196,15 +196,15 @@ class Connection:
             )
 
     def next_event(self) -> messages.Message | None:
-        """The next message, or None for "not yet" (and for ever after the end).
+        """Returns the next message, or None if more bytes are needed or the connection has ended.
 
         Raises:
-            RemoteProtocolError: what came is not the protocol; the connection is in ERROR from then on.
+            RemoteProtocolError: the peer violated the protocol. The state is ERROR from then on.
         """
         try:
-            while self.state not in (State.ASKED, State.CLOSED, State.ERROR):
+            while self.state not in (State.HELLO_RECEIVED, State.CLOSED, State.ERROR):
                 value = self._next_value()
-                if value is decoder.NOT_YET:
+                if value is decoder.NEED_DATA:
                     return None
                 if self._step(value):
                     message: messages.Message = value
@@ -215,9 +215,9 @@ class Connection:
             raise
 
     def _next_value(self) -> Any:
-        """A message, None for an empty envelope, any other registered value, or NOT_YET."""
+        """Returns a message or any other registered value, None for an empty envelope, or NEED_DATA."""
         value = self._decoder.next_value()
-        while value is decoder.NOT_YET and self._chunks is not None:
+        while value is decoder.NEED_DATA and self._chunks is not None:
             content = self._chunks.next_content()
             if content is None:
                 return value
@@ -226,7 +226,7 @@ class Connection:
         return value
 
     def _step(self, message: Any) -> bool:
-        """Does what a message calls for; False if it is to be ignored."""
+        """Handles a message. Returns False if it is to be ignored."""
         state = _TRANSITIONS.get((self.role, self.state, type(message)))
         if state is None:
             if self.role is _C and self.state is State.FOLLOWING and not isinstance(message, _REFUSED_BY_CLIENTS):
@@ -235,7 +235,7 @@ class Connection:
         match message:
             case messages.ClientHello():
                 self._hello = message
-                self._decoder.limits = _BEHIND_HELLO
+                self._decoder.limits = _LIMITS_AFTER_HELLO
             case messages.Ack() if self.state is State.RESTARTING:
                 self._out += PREAMBLE
             case messages.ServerHello():
@@ -250,19 +250,20 @@ class Connection:
     def _check_hello(self, hello: messages.ServerHello) -> None:
         asked = self._hello
         if asked is None:
-            raise errors.RemoteProtocolError("the server spoke before it was asked")
+            raise errors.RemoteProtocolError("the server sent a hello before the client")
         if not hello.supports_node_resource_updates:
-            raise errors.RemoteProtocolError("the server is too old: it does not send node resources")
-        if (hello.syncer_type or messages.FELIX) != asked.feed:
-            raise errors.RemoteProtocolError(f"asked for {asked.feed!r}, the server has {hello.syncer_type[:100]!r}")
+            raise errors.RemoteProtocolError("the server is too old: it does not support node resources")
+        served = hello.syncer_type or messages.FELIX
+        if served != asked.feed:
+            raise errors.RemoteProtocolError(f"the server serves syncer type {served[:100]!r}, not {asked.feed!r}")
 
     def _restart(self, restart: messages.DecoderRestart) -> None:
-        """A new stream begins behind this message; what its chunk may still hold is lost, as with the Go client."""
+        """Begins a new stream after this message. Drops the rest of the message's chunk, as the Go client does."""
         if self._hello is None or not self._hello.supports_decoder_restart:
-            raise errors.RemoteProtocolError("told to restart the decoder, after a hello that did not offer it")
+            raise errors.RemoteProtocolError("the server asked for a decoder restart, which the hello did not offer")
         self._out += codec.encode(messages.Ack(), types=codec.CLIENT)
         if restart.compression_algorithm not in ("", messages.SNAPPY):
-            return  # the Go client keeps its decoder then
+            return  # The Go client keeps its decoder then.
         rest = (self._chunks or self._decoder).take_rest()
         self._decoder = codec.make_client_decoder(self._decoder.limits)
         self._chunks = snappy.ChunkReader() if restart.compression_algorithm else None

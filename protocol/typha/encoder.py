@@ -1,8 +1,7 @@
-"""Encoder of Typha's two wire formats: in snappy framing, and as plain gob for clients without it.
+"""Internal: the encoder of Typha's two wire formats: gob in snappy framing, and plain gob.
 
-Every frame is whole gob messages, in whole snappy chunks if compressed. The definitions that precede them all go out
-with the handshake (`protocol.typha.connection`), once for each connection: what is here may be sent any number of
-times, to a client that waits for its first snapshot too.
+A frame consists of complete gob messages, in complete snappy chunks if compressed. `protocol.typha.connection` sends
+the type definitions once per connection, in the handshake. So a frame can be sent to any client any number of times.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,13 +14,13 @@ PLAIN = "typha"
 SNAPPY = "typha+snappy"
 
 MESSAGE_TARGET_BYTES = 256 * 1024
-"""A message is closed at this size: clients give up if one takes 30 s to come, and at 1 Mbit/s this takes 2."""
+"""A message ends at this size, which takes 2 s at 1 Mbit/s: clients give up after 30 s without a whole message."""
 UPDATES_PER_MESSAGE = 100
-"""The original's number for changes: a client handles one message in one call, and answers no ping meanwhile."""
+"""The original's limit for deltas: a client handles a message in one call, and answers no pings meanwhile."""
 
 
 def _messages(updates: Iterable[messages.Update]) -> Iterator[tuple[bytes, int]]:
-    """Messages with up to so many updates and about so many bytes each, and how many updates each has."""
+    """Yields messages within the two limits above, each with its number of updates."""
     encoded: list[bytes] = []
     encoded_bytes = 0
     for update in updates:
@@ -36,10 +35,10 @@ def _messages(updates: Iterable[messages.Update]) -> Iterator[tuple[bytes, int]]
 
 
 class TyphaEncoder:
-    """Frames of Typha's protocol; see `protocol.encoding.Encoder` for the contract."""
+    """Frames of Typha's protocol. See `protocol.encoding.Encoder` for the contract."""
 
     in_key_order = True
-    """As the original's: Felix computes other routes if a workload comes before the block that its address is of."""
+    """As in the original: Felix computes other routes if a workload precedes the block of its address."""
 
     def __init__(self, *, compress: bool) -> None:
         self.name = SNAPPY if compress else PLAIN
@@ -49,7 +48,7 @@ class TyphaEncoder:
         return snappy.compress(gob) if self._compress else gob
 
     def make_ping(self, unix_nanoseconds: int) -> bytes:
-        """A ping that says when it was sent; clients echo that in their pongs."""
+        """A ping with its time, which clients echo in their pongs."""
         ping = typha_messages.Ping(timestamps.from_unix_nanoseconds(unix_nanoseconds))
         return self._frame(codec.encode(ping, types=codec.SERVER))
 
@@ -64,28 +63,28 @@ class TyphaEncoder:
     def changes(
         self, previous_sequence: int, changes: Iterable[tuple[int, messages.Update]], *, end_sequence: int
     ) -> Iterator[encoding.EncodedFrame]:
-        """One frame for each message; a client knows nothing of sequences."""
+        """One frame for each message. Clients do not see the sequences."""
         sequences: list[int] = []
 
-        def noted() -> Iterator[messages.Update]:
+        def record_sequences() -> Iterator[messages.Update]:
             for sequence, update in changes:
                 sequences.append(sequence)
                 yield update
-            sequences[-1:] = [end_sequence]  # what was the last change gets the client there
+            sequences[-1:] = [end_sequence]  # The last change brings the client there.
 
         encoded = 0
-        for message, count in _messages(noted()):
+        for message, count in _messages(record_sequences()):
             encoded += count
             yield encoding.EncodedFrame(self._frame(message), sequences[encoded - 1])
 
     def status(self, sequence: int, status: messages.SyncStatus) -> encoding.EncodedFrame:
-        """The frame of a status; catching up is unknown to these clients, for whom it is a resync."""
+        """The frame of a status. These clients do not know catching-up, so they get a resync instead."""
         known = messages.SyncStatus.RESYNC if status is messages.SyncStatus.CATCHING_UP else status
         message = codec.encode(typha_messages.SyncStatus(int(known)), types=codec.SERVER)
         return encoding.EncodedFrame(self._frame(message), sequence, status)
 
     def snapshot_begin(self, sequence: int, *, keys: int, chunks: int) -> bytes:
-        """Nothing: a snapshot is no more than its updates."""
+        """Empty: in this protocol, a snapshot consists of its updates only."""
         return b""
 
     def snapshot_chunk(self, index: int, digest: int, updates: Iterable[messages.Update]) -> bytes:
@@ -93,5 +92,5 @@ class TyphaEncoder:
         return self._frame(b"".join([message for message, _ in _messages(updates)]))
 
     def snapshot_end(self, sequence: int, *, keys: int, digest: int) -> bytes:
-        """Nothing."""
+        """Empty, like `snapshot_begin`."""
         return b""

@@ -1,4 +1,4 @@
-"""What Typha's protocol says, as plain immutable values."""
+"""Internal: the messages of Typha's protocol, as immutable values."""
 
 import dataclasses
 from typing import TypeAlias
@@ -11,11 +11,11 @@ FELIX = "felix"
 SYNCER_TYPES = (FELIX, "bgp", "tunnel-ip-allocation", "node-status")
 SNAPPY = "snappy"
 MAX_AGENT_CHARS = 200
-"""For logs; a hello may hold a megabyte of text."""
+"""Limit for logs. A hello may contain a megabyte of text."""
 
 
 class ClientHello(msgspec.Struct, frozen=True):
-    """The client's first message. Old clients leave out what their version did not know."""
+    """The client's first message. Old clients omit the fields that their version did not have."""
 
     hostname: str = ""
     info: str = ""
@@ -28,24 +28,24 @@ class ClientHello(msgspec.Struct, frozen=True):
 
     @property
     def feed(self) -> str:
-        """The syncer type, with what its absence means."""
+        """The syncer type. Clients that name none want felix."""
         return self.syncer_type or FELIX
 
     @property
     def agent(self) -> str:
-        """Who it is, for logs: info, version and host, printable and short."""
+        """The client's identity for logs: info, version and host, printable and short."""
         text = " ".join(part[:MAX_AGENT_CHARS] for part in (self.info, self.version, self.hostname) if part)
         text = text[:MAX_AGENT_CHARS]
         return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
     @property
     def takes_snappy(self) -> bool:
-        """Whether it can be told to restart its decoder on a compressed stream."""
+        """Whether the client can restart its decoder on a compressed stream."""
         return self.supports_decoder_restart and SNAPPY in self.supported_compression_algorithms
 
 
 class ServerHello(msgspec.Struct, frozen=True):
-    """The server's first message; clients leave if the syncer type is not theirs."""
+    """The server's first message. A client disconnects if the syncer type is not the one it asked for."""
 
     version: str = ""
     syncer_type: str = ""
@@ -54,33 +54,33 @@ class ServerHello(msgspec.Struct, frozen=True):
 
 
 class DecoderRestart(msgspec.Struct, frozen=True):
-    """Behind it a new gob stream begins, compressed if an algorithm is named; the client sends an `Ack` first."""
+    """Announces a new gob stream, compressed if it names an algorithm. The client sends an `Ack` first."""
 
     message: str = ""
     compression_algorithm: str = ""
 
 
 class Ack(msgspec.Struct, frozen=True):
-    """The client's decoder has been restarted."""
+    """The client has restarted its decoder."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SyncStatus:
-    """Numbers as in `protocol.messages.SyncStatus`, 0 to 2; the Go client passes on any other."""
+    """A status: 0 to 2, as in `protocol.messages.SyncStatus`. The Go client passes on any other number."""
 
     status: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ping:
-    """Asks for a pong; times are `protocol.typha.timestamps`."""
+    """Asks for a pong. Times are in the format of `protocol.typha.timestamps`."""
 
     timestamp: bytes = b""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pong:
-    """Answers a ping with its time; the Go client leaves its own out."""
+    """Answers a ping with the ping's time. The Go client omits its own time."""
 
     ping_timestamp: bytes = b""
     pong_timestamp: bytes = b""
@@ -88,7 +88,7 @@ class Pong:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class KeyValues:
-    """Changes. A value that is not there is None: empty values cannot be told from absent ones, whatever the type."""
+    """Updates. A missing value is None: the encoding does not distinguish empty values from missing ones."""
 
     updates: tuple[messages.Update, ...] = dataclasses.field(default=(), repr=False)
 

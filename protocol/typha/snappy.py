@@ -1,10 +1,10 @@
-"""Snappy's framing format: a stream identifier, then chunks that are each compressed alone.
+"""Internal: Snappy's framing format: a stream identifier, then chunks that are compressed independently.
 
-    type     1 byte: 00 compressed, 01 as it is, 80..fe to be skipped, ff stream identifier; others are fatal
-    length   3 bytes, little-endian, of the body
+    type     1 byte: 00 compressed, 01 uncompressed, 80..fe skippable, ff stream identifier; others are errors
+    length   3 bytes, little-endian: number of bytes of the body
     body     of 00 and 01: masked CRC-32C of the content (4 bytes, little-endian), then a snappy block or the content
 
-A chunk has no history, so the chunks of a frame are the same for every client.
+A chunk does not depend on earlier chunks, so the chunks of a frame are the same for every client.
 """
 
 import cramjam
@@ -13,11 +13,11 @@ import google_crc32c
 from protocol import buffers, errors
 
 IDENTIFIER = b"\xff\x06\x00\x00sNaPpY"
-"""Comes first in a stream; may be repeated."""
+"""Begins a stream, and may be repeated."""
 CHUNK_CONTENT_BYTES = 65_536
 CHUNK_BODY_BYTES = 76_490 + 4
-"""Go's buffer: the longest block that 64 KiB may become, and the checksum; more is refused, whatever the type."""
-_COMPRESSED, _AS_IT_IS, _FIRST_SKIPPED, _IDENTIFIER_TYPE = 0x00, 0x01, 0x80, 0xFF
+"""The longest block that 64 KiB can become, and the checksum. As in Go, no chunk may be longer."""
+_COMPRESSED, _UNCOMPRESSED, _FIRST_SKIPPED, _IDENTIFIER_TYPE = 0x00, 0x01, 0x80, 0xFF
 _HEADER_BYTES = 4
 _CHECKSUM_BYTES = 4
 
@@ -30,14 +30,14 @@ def _checksum(content: bytes) -> bytes:
 def _chunk(content: bytes) -> bytes:
     block = bytes(cramjam.snappy.compress_raw(content))
     chunk_type = _COMPRESSED
-    if len(block) >= len(content) - len(content) // 8:  # saves less than 12.5 %: Go's own rule
-        chunk_type, block = _AS_IT_IS, content
+    if len(block) >= len(content) - len(content) // 8:  # Saves less than 12.5 %: the rule of Go.
+        chunk_type, block = _UNCOMPRESSED, content
     header = (chunk_type | len(block) + _CHECKSUM_BYTES << 8).to_bytes(_HEADER_BYTES, "little")
     return header + _checksum(content) + block
 
 
 def compress(content: bytes) -> bytes:
-    """Whole chunks; nothing for nothing."""
+    """Returns complete chunks; no bytes for empty content."""
     if len(content) <= CHUNK_CONTENT_BYTES:
         return _chunk(content) if content else b""
     return b"".join(
@@ -46,7 +46,7 @@ def compress(content: bytes) -> bytes:
 
 
 class ChunkReader(buffers.ReceiveBuffer):
-    """Reads a stream chunk by chunk, never beyond the one that it gives: behind it, another stream may begin."""
+    """Reads a stream chunk by chunk. It never reads beyond the current chunk: another stream may begin there."""
 
     __slots__ = ("_identified",)
 
@@ -55,17 +55,17 @@ class ChunkReader(buffers.ReceiveBuffer):
         self._identified = False
 
     def take_rest(self) -> bytes:
-        """Bytes behind the last chunk, which are then gone from here."""
+        """Removes and returns the bytes after the last chunk."""
         rest = bytes(self._buffer[self._start :])
         self._buffer.clear()
         self._start = 0
         return rest
 
     def next_content(self) -> bytes | None:
-        """The content of the next chunk that has any, or None for "not yet".
+        """Returns the content of the next non-empty chunk, or None if more bytes are needed.
 
         Raises:
-            RemoteProtocolError: no identifier, an unknown or too long chunk, a broken block, or a wrong checksum.
+            RemoteProtocolError: a missing identifier, an unknown or too long chunk, an invalid block or checksum.
         """
         while (chunk := self._next_chunk()) is not None:
             content = self._content(*chunk)
@@ -82,7 +82,7 @@ class ChunkReader(buffers.ReceiveBuffer):
         if not self._identified and chunk_type != _IDENTIFIER_TYPE:
             raise errors.RemoteProtocolError(f"snappy: chunk 0x{chunk_type:02x} before the stream identifier")
         if length > CHUNK_BODY_BYTES:
-            raise errors.RemoteProtocolError(f"snappy: chunk of {length} bytes")
+            raise errors.RemoteProtocolError(f"snappy: chunk of {length} bytes is over the limit of {CHUNK_BODY_BYTES}")
         body = start + _HEADER_BYTES
         if len(self._buffer) < body + length:
             return None
@@ -98,7 +98,7 @@ class ChunkReader(buffers.ReceiveBuffer):
             return b""
         if chunk_type >= _FIRST_SKIPPED:
             return b""
-        if chunk_type > _AS_IT_IS:
+        if chunk_type > _UNCOMPRESSED:
             raise errors.RemoteProtocolError(f"snappy: unsupported chunk 0x{chunk_type:02x}")
         if len(body) < _CHECKSUM_BYTES:
             raise errors.RemoteProtocolError("snappy: chunk without its checksum")
@@ -113,7 +113,7 @@ class ChunkReader(buffers.ReceiveBuffer):
 
 
 def _decompress(block: bytes) -> bytes:
-    """The content of a block, whose announced size is checked before it is allocated."""
+    """Decompresses a block. Checks the announced size before it allocates."""
     try:
         size = cramjam.snappy.decompress_raw_len(block)
         if size > CHUNK_CONTENT_BYTES:

@@ -1,4 +1,4 @@
-"""Which address comes next, and when."""
+"""The choice of the next address, and the pauses."""
 
 import random
 
@@ -19,24 +19,24 @@ from clients import addresses
         ("[fe80::1]", ("fe80::1", 5473)),
     ],
 )
-def test_an_address_is_understood(address: str, expected: tuple[str, int]) -> None:
+def test_parse(address: str, expected: tuple[str, int]) -> None:
     assert addresses.parse(address) == expected
 
 
 @pytest.mark.parametrize(
     "address", ["", ":1", "typha:", "typha:0", "typha:65536", "typha:x", "typha:²", "::1", "[::1", "[::1]1", "[]:1"]
 )
-def test_a_bad_address_is_refused_by_name(address: str) -> None:
+def test_the_error_names_a_bad_address(address: str) -> None:
     with pytest.raises(ValueError, match="address"):
         addresses.parse(address)
 
 
-def test_no_address_is_refused() -> None:
+def test_an_empty_list_is_refused() -> None:
     with pytest.raises(ValueError, match="no addresses"):
         addresses.Rotation([])
 
 
-def test_a_failure_leads_to_another_address() -> None:
+def test_a_failure_switches_to_another_address() -> None:
     rotation = addresses.Rotation(["a", "b", "c"])
     tried = []
     for _ in range(6):
@@ -46,7 +46,7 @@ def test_a_failure_leads_to_another_address() -> None:
     assert tried[3:] == tried[:3]
 
 
-def test_who_asked_for_a_pause_gets_it_and_the_others_are_tried() -> None:
+def test_a_requested_pause_applies_to_its_own_address_only() -> None:
     rotation = addresses.Rotation(["a", "b"])
     first = rotation.current()
     assert rotation.failed(100.0, retry_after_seconds=60.0) <= 0.1
@@ -59,24 +59,24 @@ def test_who_asked_for_a_pause_gets_it_and_the_others_are_tried() -> None:
     assert rotation.current() == first
 
 
-def test_with_one_address_the_pause_is_waited_for_within_reason() -> None:
+def test_a_requested_pause_is_limited() -> None:
     rotation = addresses.Rotation(["a"])
     assert 2.0 <= rotation.failed(0.0, retry_after_seconds=2.0) <= 2.1
     assert 300.0 <= rotation.failed(0.0, retry_after_seconds=1e9) <= 300.2
 
 
 @given(st.integers(), st.integers(min_value=1, max_value=60))
-def test_pauses_grow_and_stay_below_half_a_minute(seed: int, failures: int) -> None:
-    rotation = addresses.Rotation(["a"], dice=random.Random(seed))
+def test_pauses_grow_up_to_half_a_minute(seed: int, failures: int) -> None:
+    rotation = addresses.Rotation(["a"], rng=random.Random(seed))
     for number in range(failures):
         assert 0.0 <= rotation.failed(0.0) <= min(30.0, 0.1 * 2**number)
     assert rotation.failed(0.0, lived_seconds=addresses.HEALTHY_SECONDS) <= 0.1
 
 
-def test_pauses_are_spread_evenly() -> None:
+def test_pauses_are_evenly_distributed() -> None:
     pauses = []
     for seed in range(400):
-        rotation = addresses.Rotation(["a"], dice=random.Random(seed))
+        rotation = addresses.Rotation(["a"], rng=random.Random(seed))
         for _ in range(12):
             rotation.failed(0.0)
         pauses.append(rotation.failed(0.0))

@@ -1,4 +1,4 @@
-"""One connection: what it gives, and how it ends, over real sockets."""
+"""One connection over real sockets: its messages, and the ways in which it ends."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ async def read_to_the_end(address: str, *, hello: messages.ClientHello = HELLO) 
             pass
 
 
-async def test_a_stream_gives_every_message_in_order() -> None:
+async def test_a_stream_yields_every_message_in_order() -> None:
     async with (
         testing.Server(feeds=FEEDS, chunks=1, ping_interval_seconds=0.02) as server,
         contextlib.aclosing(connection.stream(server.address, hello=HELLO)) as received,
@@ -65,12 +65,12 @@ async def test_a_cancelled_reader_closes_the_socket(stalled: bool) -> None:
         await server.wait_clients(0)
 
 
-async def test_nobody_there(free_port: int) -> None:
+async def test_connection_refused(free_port: int) -> None:
     with pytest.raises(errors.ConnectFailed, match="cannot connect"):
         await read_to_the_end(f"127.0.0.1:{free_port}")
 
 
-async def test_a_name_that_does_not_exist() -> None:
+async def test_an_unknown_name() -> None:
     with pytest.raises(errors.ConnectFailed, match="cannot resolve the name"):
         await read_to_the_end("name.invalid:5473")
 
@@ -86,7 +86,7 @@ async def test_a_refusal_carries_its_reason() -> None:
         assert info.value.retry_after_seconds == 1.5
 
 
-async def test_a_goodbye_is_no_refusal() -> None:
+async def test_a_goodbye_is_not_a_refusal() -> None:
     async with testing.Server(feeds=FEEDS) as server:
         async with contextlib.aclosing(connection.stream(server.address, hello=HELLO)) as received:
             await read_until(received, messages.Status)
@@ -94,10 +94,10 @@ async def test_a_goodbye_is_no_refusal() -> None:
             with pytest.raises(errors.ServerGoodbye) as info:
                 await read_until(received, messages.Ping)
         assert type(info.value) is errors.ServerGoodbye
-        assert info.value.is_passing
+        assert info.value.is_transient
 
 
-async def test_an_end_without_goodbye() -> None:
+async def test_a_close_without_goodbye() -> None:
     async with (
         testing.Server(feeds=FEEDS) as server,
         contextlib.aclosing(connection.stream(server.address, hello=HELLO)) as received,
@@ -115,7 +115,7 @@ async def test_a_server_without_a_hello() -> None:
             await read_to_the_end(server.address)
 
 
-async def test_a_server_that_falls_silent() -> None:
+async def test_a_server_that_goes_silent() -> None:
     async with (
         testing.Server(feeds=FEEDS, ping_interval_seconds=0.05) as server,
         contextlib.aclosing(connection.stream(server.address, hello=HELLO)) as received,
@@ -143,7 +143,7 @@ async def test_a_server_that_falls_silent() -> None:
         ),
     ],
 )
-async def test_a_server_that_breaks_the_rules(answer: bytes, problem: str) -> None:
+async def test_a_server_that_violates_the_protocol(answer: bytes, problem: str) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(answer)
@@ -155,7 +155,7 @@ async def test_a_server_that_breaks_the_rules(answer: bytes, problem: str) -> No
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(errors.BadServer, match=problem):
             await read_to_the_end(f"127.0.0.1:{port}")
-        await asyncio.sleep(0.01)  # the server's task reads the end
+        await asyncio.sleep(0.01)  # Lets the server's task read the end of the stream.
 
 
 async def test_tls() -> None:

@@ -1,4 +1,4 @@
-"""Real differences only, whatever the connections do; and nothing taken that fails its digest."""
+"""The differ yields only real changes across connections, and refuses data that does not match its digest."""
 
 import dataclasses
 from typing import Any
@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients import differ, testing_feed
+from clients import differ, testing
 from protocol import digest, errors, messages
 
 maps = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([b"", b"1", b"2"]), max_size=6)
 
 
-def make_feed(content: dict[str, bytes]) -> testing_feed.Feed:
-    return testing_feed.Feed(content, status=messages.SyncStatus.IN_SYNC, keys_per_frame=2, chunks=3)
+def make_feed(content: dict[str, bytes]) -> testing.Feed:
+    return testing.Feed(content, status=messages.SyncStatus.IN_SYNC, keys_per_frame=2, chunks=3)
 
 
 def receive_all(receiver: differ.Differ, *batches: messages.Message) -> list[differ.Batch]:
@@ -40,7 +40,7 @@ def test_batches_add_up_to_the_servers_map(steps: list[tuple[dict[str, bytes], b
             receiver.begin_connection()
         batch = take(receiver, content)
         for update in batch.updates:
-            assert mine.get(update.key) != update.value, "not a difference"
+            assert mine.get(update.key) != update.value, "not a change"
             assert (update.update_type == messages.UpdateType.NEW) == (update.key not in mine)
             if update.value is None:
                 assert update.key not in content, "a live key was deleted"
@@ -53,7 +53,7 @@ def test_batches_add_up_to_the_servers_map(steps: list[tuple[dict[str, bytes], b
 
 
 @given(maps, st.lists(st.tuples(st.sampled_from("abcdef"), st.none() | st.sampled_from([b"", b"1"])), max_size=20))
-def test_deltas_add_up_too(content: dict[str, bytes], steps: list[tuple[str, bytes | None]]) -> None:
+def test_deltas_add_up_to_the_servers_map(content: dict[str, bytes], steps: list[tuple[str, bytes | None]]) -> None:
     receiver = differ.Differ()
     mine = {update.key: update.value for update in take(receiver, content).updates}
     updates = tuple(messages.Update(key, value, str(number), 2) for number, (key, value) in enumerate(steps))
@@ -64,13 +64,13 @@ def test_deltas_add_up_too(content: dict[str, bytes], steps: list[tuple[str, byt
             del mine[update.key]
         else:
             mine[update.key] = update.value
-    truth: dict[str, bytes | None] = {**content, **dict(steps)}
-    alive = {key: value for key, value in truth.items() if value is not None}
+    expected: dict[str, bytes | None] = {**content, **dict(steps)}
+    alive = {key: value for key, value in expected.items() if value is not None}
     assert mine == alive
     assert receiver.digest == digest.state_digest(alive.items())
 
 
-def test_a_second_snapshot_is_its_difference() -> None:
+def test_a_second_snapshot_gives_its_difference() -> None:
     receiver = differ.Differ()
     assert show(take(receiver, {"a": b"1", "b": b"1", "c": b"1"})) == ["+a", "+b", "+c"]
     batch = take(receiver, {"b": b"1", "c": b"2", "d": b"1"})
@@ -78,7 +78,7 @@ def test_a_second_snapshot_is_its_difference() -> None:
     assert batch.from_snapshot
 
 
-def test_a_value_under_another_revision_is_no_difference() -> None:
+def test_a_new_revision_alone_is_not_a_change() -> None:
     receiver = differ.Differ()
     take(receiver, {"a": b"1"})
     again = messages.Update("a", b"1", "999", 2)
@@ -88,13 +88,13 @@ def test_a_value_under_another_revision_is_no_difference() -> None:
     assert receiver.receive(messages.Updates(3, 4, (changed,))) is None
 
 
-def test_the_deletion_of_an_unknown_key_is_no_difference() -> None:
+def test_the_deletion_of_an_unknown_key_is_not_a_change() -> None:
     receiver = differ.Differ()
     assert receiver.receive(messages.Updates(1, 2, (messages.Update("a", None, "1", 3),))) is None
 
 
 @pytest.mark.parametrize("update_type", [0, 1, 2, 3])
-def test_no_value_is_a_deletion_whatever_the_type(update_type: int) -> None:
+def test_a_missing_value_is_a_deletion_for_every_update_type(update_type: int) -> None:
     receiver = differ.Differ()
     take(receiver, {"a": b"1"})
     void = messages.Update("a", None, "2", update_type)
@@ -103,7 +103,7 @@ def test_no_value_is_a_deletion_whatever_the_type(update_type: int) -> None:
     assert receiver.digest == digest.state_digest([])
 
 
-def test_a_snapshot_that_is_broken_off_leaves_no_trace() -> None:
+def test_an_incomplete_snapshot_has_no_effect() -> None:
     receiver = differ.Differ()
     take(receiver, {"a": b"1"})
     before = repr(receiver)
@@ -113,7 +113,7 @@ def test_a_snapshot_that_is_broken_off_leaves_no_trace() -> None:
     assert show(take(receiver, {"a": b"1", "c": b"1"})) == ["+c"]
 
 
-def test_a_snapshot_does_not_take_its_place_while_it_is_caught_up() -> None:
+def test_a_snapshot_does_not_apply_during_a_catch_up() -> None:
     receiver = differ.Differ()
     take(receiver, {"a": b"1", "b": b"2", "c": b"1"})
     receiver.begin_connection()
@@ -127,7 +127,7 @@ def test_a_snapshot_does_not_take_its_place_while_it_is_caught_up() -> None:
     assert receive_all(receiver, messages.Status(90, messages.SyncStatus.IN_SYNC))[0].updates == ()
 
 
-def test_newest_values_are_differences_like_others() -> None:
+def test_newest_values_are_ordinary_changes() -> None:
     receiver = differ.Differ()
     take(receiver, {"a": b"1", "b": b"1"})
     updates = [messages.Update(key, value, "9", 2) for key, value in (("a", b"1"), ("b", b"2"), ("c", b"1"))]
@@ -140,7 +140,7 @@ def test_newest_values_are_differences_like_others() -> None:
 def corrupt(
     kind: type[messages.SnapshotBegin | messages.SnapshotChunk | messages.SnapshotEnd], **changes: Any
 ) -> list[messages.Message]:
-    """A snapshot of three keys, the last message of a kind changed."""
+    """A snapshot of three keys, with a change in the last message of a kind."""
     found = list(make_feed({"a": b"1", "b": b"1", "c": b"1"}).snapshot())
     index, message = [(index, message) for index, message in enumerate(found) if isinstance(message, kind)][-1]
     found[index] = dataclasses.replace(message, **changes)
@@ -182,7 +182,7 @@ def corrupt(
         ),
     ],
 )
-def test_what_contradicts_itself_is_refused(snapshot: list[messages.Message], problem: str) -> None:
+def test_inconsistent_snapshots_are_refused(snapshot: list[messages.Message], problem: str) -> None:
     receiver = differ.Differ()
     take(receiver, {"a": b"1", "z": b"1"})
     before = receiver.digest

@@ -1,4 +1,4 @@
-"""The mirror's map, its changes, and its life and death."""
+"""The mirror: its map, its changes and its lifetime."""
 
 import asyncio
 import time
@@ -24,16 +24,16 @@ def make(server: testing.Server, on_change: mirror.OnChange | None = None) -> mi
 
 
 async def until_equal(held: mirror.Mirror, server: testing.Server) -> None:
-    """Polls, because neither end tells when a quiet map is the right one."""
+    """Polls, because neither end reports when the maps are equal."""
     expected = server.feeds["pods"].content
     deadline = time.monotonic() + 20
     while {key: entry.value for key, entry in held.items()} != expected:
-        assert time.monotonic() < deadline, f"{held!r} never became {expected!r}"
+        assert time.monotonic() < deadline, f"{held!r} did not become {expected!r}"
         await asyncio.sleep(0.005)
     assert held.digest == digest.state_digest(expected.items())
 
 
-async def test_it_is_the_servers_map() -> None:
+async def test_the_mirror_equals_the_servers_map() -> None:
     async with testing.Server(feeds=FEEDS) as server, make(server) as held:
         await held.wait_in_sync(timeout_seconds=10)
         assert dict(held) == {"/a": mirror.Entry(b"1", "1"), "/b": mirror.Entry(b"2", "2")}
@@ -46,7 +46,7 @@ async def test_it_is_the_servers_map() -> None:
         assert "/b" not in held
 
 
-async def test_an_outage_leaves_the_map_standing() -> None:
+async def test_the_map_survives_an_outage() -> None:
     async with testing.Server(feeds=FEEDS) as server, make(server) as held:
         await held.wait_in_sync(timeout_seconds=10)
         await server.stop()
@@ -63,7 +63,7 @@ async def test_an_outage_leaves_the_map_standing() -> None:
         await until_equal(held, server)
 
 
-async def test_callbacks_get_real_differences() -> None:
+async def test_callbacks_get_real_changes() -> None:
     seen: list[list[str]] = []
     async with (
         testing.Server(feeds=FEEDS) as server,
@@ -98,7 +98,7 @@ async def test_changes_are_merged_for_a_slow_consumer() -> None:
         await changes.aclose()
 
 
-async def test_a_new_revision_is_no_change_and_still_kept() -> None:
+async def test_a_new_revision_is_stored_but_not_reported() -> None:
     seen: list[list[str]] = []
     async with (
         testing.Server(feeds=FEEDS) as server,
@@ -126,7 +126,7 @@ async def test_a_callback_that_fails_ends_the_mirror() -> None:
         await server.wait_clients(0)
 
 
-async def test_waiting_in_vain(free_port: int) -> None:
+async def test_wait_in_sync_times_out(free_port: int) -> None:
     async with mirror.Mirror(f"127.0.0.1:{free_port}", feed="pods", agent="test") as held:
         with pytest.raises(TimeoutError):
             await held.wait_in_sync(timeout_seconds=0.2)
@@ -134,7 +134,7 @@ async def test_waiting_in_vain(free_port: int) -> None:
         assert "cannot connect" in str(held.last_disconnect.error)
 
 
-async def test_a_status_other_than_in_sync_is_not_in_sync() -> None:
+async def test_only_in_sync_counts_as_in_sync() -> None:
     async with testing.Server(feeds=FEEDS, status=messages.SyncStatus.RESYNC) as server, make(server) as held:
         await anext(held.changes())
         assert not held.in_sync
@@ -142,7 +142,7 @@ async def test_a_status_other_than_in_sync_is_not_in_sync() -> None:
         await held.wait_in_sync(timeout_seconds=10)
 
 
-async def test_it_runs_once_and_only_in_its_block() -> None:
+async def test_a_mirror_runs_once_and_only_inside_its_block() -> None:
     async with testing.Server(feeds=FEEDS) as server:
         held = make(server)
         with pytest.raises(RuntimeError, match="not running"):
@@ -150,7 +150,7 @@ async def test_it_runs_once_and_only_in_its_block() -> None:
         async with held:
             await held.wait_in_sync(timeout_seconds=10)
         await server.wait_clients(0)
-        with pytest.raises(RuntimeError, match="runs once"):
+        with pytest.raises(RuntimeError, match="started only once"):
             async with held:
                 pass
 
@@ -167,7 +167,7 @@ steps = st.lists(
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps)
-def test_whatever_happens_it_becomes_the_servers_map(story: list[tuple[str, str, bytes]]) -> None:
+def test_the_mirror_converges_after_any_sequence_of_failures(story: list[tuple[str, str, bytes]]) -> None:
     async def play() -> None:
         mine: dict[str, bytes] = {}
 

@@ -1,4 +1,4 @@
-"""The server for tests: what its own trouble-makers promise; the rest is proved by every other test here."""
+"""The test server: failures on demand and refusals. The other tests in this folder cover the rest."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from protocol import messages
 FEEDS = {"pods": {"/a": b"1"}, "nodes": {}}
 
 
-async def test_feeds_do_not_mix() -> None:
+async def test_feeds_are_separate() -> None:
     async with (
         testing.Server(feeds=FEEDS) as server,
         mirror.Mirror(server.address, feed="pods", agent="one") as pods,
@@ -25,7 +25,7 @@ async def test_feeds_do_not_mix() -> None:
         assert sorted(hello.agent for hello in server.hellos) == ["one", "two"]
 
 
-async def test_what_a_stall_held_back_comes_after_it() -> None:
+async def test_data_held_back_by_a_stall_is_sent_later() -> None:
     async with testing.Server(feeds=FEEDS) as server, mirror.Mirror(server.address, feed="pods", agent="a") as pods:
         await pods.wait_in_sync(timeout_seconds=10)
         changes = pods.changes()
@@ -37,7 +37,7 @@ async def test_what_a_stall_held_back_comes_after_it() -> None:
         await changes.aclose()
 
 
-async def test_a_goodbye_waits_for_the_end_of_a_stall() -> None:
+async def test_a_goodbye_is_held_back_by_a_stall() -> None:
     async with testing.Server(feeds=FEEDS) as server:
         hello = messages.ClientHello(feed="pods", agent="a")
         async with contextlib.aclosing(connection.stream(server.address, hello=hello)) as received:
@@ -73,7 +73,7 @@ async def test_a_reserved_member_is_declined_like_its_feature() -> None:
     assert answer.not_supported == {"resume", "chunk-digests"}
 
 
-async def test_a_client_that_speaks_nothing_it_knows() -> None:
+async def test_an_unknown_protocol() -> None:
     async with testing.Server(feeds=FEEDS) as server:
         reader, writer = await asyncio.open_connection(*server.address.split(":"))
         writer.write(b"GET / HTTP/1.1\r\n\r\n")
@@ -86,14 +86,14 @@ async def test_a_client_that_speaks_nothing_it_knows() -> None:
             await server.wait_hellos(1, timeout_seconds=0.01)
 
 
-async def test_versions_of_the_future_are_refused() -> None:
+async def test_unknown_versions_are_refused() -> None:
     async with testing.Server(feeds=FEEDS) as server:
         hello = messages.ClientHello(feed="pods", agent="a", versions=(2, 3))
         with pytest.raises(errors.Refused, match="unsupported-version"):
             await anext(connection.stream(server.address, hello=hello))
 
 
-async def test_bytes_go_out_as_they_are() -> None:
+async def test_raw_bytes_are_sent_unchanged() -> None:
     async with testing.Server(feeds=FEEDS) as server:
         hello = messages.ClientHello(feed="pods", agent="a")
         async with contextlib.aclosing(connection.stream(server.address, hello=hello)) as received:

@@ -1,1 +1,1 @@
-"""Fuzz targets, run by hand; the test suite runs each for a moment."""
+"""Fuzz targets to run by hand. The test suite runs a few thousand rounds of each."""

@@ -1,8 +1,8 @@
 """Mutates valid Typha streams and feeds them to both ends: `python -m tests.fuzz.fuzz_gob --seconds 60 --seed 1`.
 
-The corpus are the recorded streams and odd inputs of tests/wire. The one thing that may come out is
-RemoteProtocolError, after which nothing more comes; no round may take long, or hold more than its input and its limits
-explain. A failure prints the seed and the number of the round, which repeat it.
+The corpus consists of the recorded streams and odd inputs in tests/wire. A round may only raise RemoteProtocolError,
+and must return nothing after it. It must finish within the time limit, and buffer no more than the limits allow. A
+failure prints the seed and the number of the round, which reproduce it.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from tests import wire
 CLIENT, SERVER = connection.Role.CLIENT, connection.Role.SERVER
 LIMITS = decoder.Limits(message_bytes=64 * 1024, skipped_values=16 * 1024)
 MAX_STREAM_BYTES = 6000
-"""Of a recorded stream: its beginning is where everything new happens."""
+"""Length to which recorded streams are cut: later data repeats the beginning."""
 MAX_SECONDS = 2.0
-"""For a round: some 1,000 times what the slowest takes."""
+"""Time limit of a round: about 1,000 times the slowest one."""
 INTERESTING = [
     b"\x00",
     b"\xff",
@@ -34,7 +34,7 @@ INTERESTING = [
 ]
 
 Entry = tuple[str, bytes]
-"""Who it is for: "server", "decoder", or the syncer type that a client asks for."""
+"""The target ("server", "decoder", or the syncer type that a client asks for) and the stream."""
 _FOLDERS = (
     *(("client-hello", "*.bin", "server"), ("client-to-server-odd", "*.bin", "server")),
     *(("streams", "*.client.bin", "server"), ("streams", "*.server.bin", "client")),
@@ -44,7 +44,7 @@ _FOLDERS = (
 
 @functools.cache
 def corpus() -> tuple[Entry, ...]:
-    """The beginnings of all recorded streams."""
+    """The beginning of each recorded stream."""
     found = [
         ("felix", wire.load("shared-frames/plain-hello-restart.bin") + wire.load("shared-frames/all-after-ack.bin"))
     ]
@@ -55,33 +55,33 @@ def corpus() -> tuple[Entry, ...]:
     return tuple(entry for entry in found if entry[1])
 
 
-def mutate(stream: bytes, dice: random.Random) -> bytes:
-    """Some bytes changed, cut out, doubled or put in."""
+def mutate(stream: bytes, rng: random.Random) -> bytes:
+    """Changes, removes, repeats or inserts some bytes."""
     mutated = bytearray(stream)
-    for _ in range(dice.randrange(1, 5)):
-        position = dice.randrange(len(mutated) + 1)
-        end = min(len(mutated), position + dice.randrange(1, 32))
-        match dice.randrange(6):
+    for _ in range(rng.randrange(1, 5)):
+        position = rng.randrange(len(mutated) + 1)
+        end = min(len(mutated), position + rng.randrange(1, 32))
+        match rng.randrange(6):
             case 0:
                 mutated[position:end] = b""
             case 1:
                 mutated[position:position] = mutated[position:end]
             case 2:
-                mutated[position:end] = dice.randbytes(end - position)
+                mutated[position:end] = rng.randbytes(end - position)
             case 3:
-                mutated[position:position] = dice.choice(INTERESTING)
+                mutated[position:position] = rng.choice(INTERESTING)
             case 4 if position < len(mutated):
-                mutated[position] = dice.randrange(256)
+                mutated[position] = rng.randrange(256)
             case _ if position < len(mutated):
-                mutated[position] ^= 1 << dice.randrange(8)
+                mutated[position] ^= 1 << rng.randrange(8)
     return bytes(mutated)
 
 
-def recompress(stream: bytes, dice: random.Random) -> bytes:
-    """Mutates what is inside the chunks of a stream too, so that a wrong checksum is not all that is ever found."""
+def recompress(stream: bytes, rng: random.Random) -> bytes:
+    """Mutates the content of the chunks and compresses it again, so that the checksums are valid."""
     start = stream.find(snappy.IDENTIFIER)
     if start < 0:
-        return mutate(stream, dice)
+        return mutate(stream, rng)
     reader = snappy.ChunkReader()
     reader.receive(stream[start:])
     content = b""
@@ -89,14 +89,14 @@ def recompress(stream: bytes, dice: random.Random) -> bytes:
         while (piece := reader.next_content()) is not None:
             content += piece
     except errors.RemoteProtocolError:
-        return mutate(stream, dice)
-    return stream[:start] + snappy.IDENTIFIER + snappy.compress(mutate(content, dice) if content else content)
+        return mutate(stream, rng)
+    return stream[:start] + snappy.IDENTIFIER + snappy.compress(mutate(content, rng) if content else content)
 
 
-def feed(target: str, stream: bytes, dice: random.Random) -> int:
-    """Feeds a stream in pieces; gives the number of messages that came out."""
+def feed(target: str, stream: bytes, rng: random.Random) -> int:
+    """Feeds a stream in pieces. Returns the number of messages received."""
     if target == "decoder":
-        return feed_decoder(stream, dice)
+        return feed_decoder(stream, rng)
     protocol = connection.Connection(SERVER if target == "server" else CLIENT, limits=LIMITS)
     if target != "server":
         hello = messages.ClientHello(
@@ -104,12 +104,12 @@ def feed(target: str, stream: bytes, dice: random.Random) -> int:
         )
         protocol.send_hello(hello)
     received = 0
-    for piece in pieces(stream, dice):
+    for piece in pieces(stream, rng):
         protocol.receive_data(piece)
         try:
             while (message := protocol.next_event()) is not None:
                 received += 1
-                if isinstance(message, messages.ClientHello) and protocol.state is connection.State.ASKED:
+                if isinstance(message, messages.ClientHello) and protocol.state is connection.State.HELLO_RECEIVED:
                     assert protocol.accept() in (encoder.PLAIN, encoder.SNAPPY)
         except errors.RemoteProtocolError:
             assert protocol.state is connection.State.ERROR
@@ -121,14 +121,14 @@ def feed(target: str, stream: bytes, dice: random.Random) -> int:
     return received
 
 
-def feed_decoder(stream: bytes, dice: random.Random) -> int:
-    """Feeds a stream that is no session to a decoder alone."""
+def feed_decoder(stream: bytes, rng: random.Random) -> int:
+    """Feeds a stream to a decoder without a connection."""
     bare = codec.make_client_decoder(LIMITS)
     received = 0
-    for piece in pieces(stream, dice):
+    for piece in pieces(stream, rng):
         bare.receive(piece)
         try:
-            while bare.next_value() is not decoder.NOT_YET:
+            while bare.next_value() is not decoder.NEED_DATA:
                 received += 1
         except errors.RemoteProtocolError:
             return received
@@ -136,27 +136,27 @@ def feed_decoder(stream: bytes, dice: random.Random) -> int:
     return received
 
 
-def pieces(stream: bytes, dice: random.Random) -> Iterator[bytes]:
-    """A stream in the pieces in which it may be read."""
+def pieces(stream: bytes, rng: random.Random) -> Iterator[bytes]:
+    """Splits a stream into pieces."""
     position = 0
     while position < len(stream):
-        step = dice.choice([7, 100, len(stream), len(stream), len(stream)])
+        step = rng.choice([7, 100, len(stream), len(stream), len(stream)])
         yield stream[position : position + step]
         position += step
 
 
 def run(seed: int, *, rounds: int | None = None, seconds: float | None = None) -> tuple[int, int]:
-    """Fuzzes for some rounds or seconds; gives rounds run and messages received."""
+    """Runs for a number of rounds or seconds. Returns the number of rounds and of messages received."""
     entries = corpus()
     deadline = None if seconds is None else time.monotonic() + seconds
     done = received = 0
     while (rounds is None or done < rounds) and (deadline is None or time.monotonic() < deadline):
-        dice = random.Random(f"{seed}/{done}")
-        target, stream = entries[dice.randrange(len(entries))]
-        changed = recompress(stream, dice) if dice.randrange(2) else mutate(stream, dice)
+        rng = random.Random(f"{seed}/{done}")
+        target, stream = entries[rng.randrange(len(entries))]
+        changed = recompress(stream, rng) if rng.randrange(2) else mutate(stream, rng)
         began = time.process_time()
         try:
-            received += feed(target, changed, dice)
+            received += feed(target, changed, rng)
         except Exception as error:
             raise AssertionError(f"seed {seed}, round {done}, {target}: {error!r}") from error
         assert time.process_time() - began < MAX_SECONDS, f"seed {seed}, round {done} took too long"
@@ -165,7 +165,7 @@ def run(seed: int, *, rounds: int | None = None, seconds: float | None = None) -
 
 
 def main() -> None:
-    """Runs it by hand."""
+    """Parses the command line and runs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,7 +1,7 @@
 """Mutates valid native streams and feeds them to both ends: `python -m tests.fuzz.fuzz_native --seconds 60 --seed 1`.
 
-The one thing that may come out is RemoteProtocolError, after which nothing more comes. A failure prints the seed and
-the number of the round, which repeat it.
+A round may only raise RemoteProtocolError, and must return nothing after it. A failure prints the seed and the number
+of the round, which reproduce it.
 """
 
 import argparse
@@ -15,7 +15,7 @@ MAX_FRAME_BYTES = 64 * 1024
 
 
 def client_stream() -> bytes:
-    """What a client sends in a session."""
+    """The bytes that a client sends in a session."""
     protocol = connection.Connection(connection.Role.CLIENT)
     hello = messages.ClientHello(
         feed="pods",
@@ -31,7 +31,7 @@ def client_stream() -> bytes:
 
 
 def server_stream() -> bytes:
-    """What a server sends in a session."""
+    """The bytes that a server sends in a session."""
     pairs = [(f"/core/v1/pods/default/web-{number}", b'{"kind":"Pod"}' * 20) for number in range(20)]
     total = digest.state_digest(pairs)
     updates = tuple(messages.Update(key, value, "1", 1) for key, value in pairs)
@@ -51,35 +51,35 @@ def server_stream() -> bytes:
     return frames.PREFACE + b"".join(packed)
 
 
-def mutate(stream: bytes, dice: random.Random) -> bytes:
-    """Some bytes changed, cut out, doubled or put in."""
+def mutate(stream: bytes, rng: random.Random) -> bytes:
+    """Changes, removes, repeats or inserts some bytes."""
     mutated = bytearray(stream)
-    for _ in range(dice.randrange(1, 6)):
-        position = dice.randrange(len(mutated) + 1)
-        end = min(len(mutated), position + dice.randrange(1, 32))
-        match dice.randrange(5):
+    for _ in range(rng.randrange(1, 6)):
+        position = rng.randrange(len(mutated) + 1)
+        end = min(len(mutated), position + rng.randrange(1, 32))
+        match rng.randrange(5):
             case 0:
                 mutated[position:end] = b""
             case 1:
                 mutated[position:position] = mutated[position:end]
             case 2:
-                mutated[position:end] = dice.randbytes(end - position)
+                mutated[position:end] = rng.randbytes(end - position)
             case 3:
-                mutated[position:position] = dice.choice(
+                mutated[position:position] = rng.choice(
                     [b"\x00", b"\xff", b"\xc0", b"\xdd\xff\xff\xff\xff", b"\x91" * 40]
                 )
             case _ if position < len(mutated):
-                mutated[position] ^= 1 << dice.randrange(8)
+                mutated[position] ^= 1 << rng.randrange(8)
     return bytes(mutated)
 
 
-def feed(role: connection.Role, stream: bytes, dice: random.Random) -> int:
-    """Feeds a stream in pieces; gives the number of messages that came out."""
+def feed(role: connection.Role, stream: bytes, rng: random.Random) -> int:
+    """Feeds a stream in pieces. Returns the number of messages received."""
     protocol = connection.Connection(role, max_frame_bytes=MAX_FRAME_BYTES)
     received = 0
     position = 0
     while position < len(stream):
-        step = dice.choice([1, 7, 100, len(stream)])
+        step = rng.choice([1, 7, 100, len(stream)])
         protocol.receive_data(stream[position : position + step])
         position += step
         try:
@@ -96,15 +96,15 @@ def feed(role: connection.Role, stream: bytes, dice: random.Random) -> int:
 
 
 def run(seed: int, *, rounds: int | None = None, seconds: float | None = None) -> tuple[int, int]:
-    """Fuzzes for some rounds or seconds; gives rounds run and messages received."""
+    """Runs for a number of rounds or seconds. Returns the number of rounds and of messages received."""
     streams = [(connection.Role.SERVER, client_stream()), (connection.Role.CLIENT, server_stream())]
     deadline = None if seconds is None else time.monotonic() + seconds
     done = received = 0
     while (rounds is None or done < rounds) and (deadline is None or time.monotonic() < deadline):
-        dice = random.Random(f"{seed}/{done}")
+        rng = random.Random(f"{seed}/{done}")
         role, stream = streams[done % 2]
         try:
-            received += feed(role, mutate(stream, dice), dice)
+            received += feed(role, mutate(stream, rng), rng)
         except Exception as error:
             raise AssertionError(f"seed {seed}, round {done}, {role.value}: {error!r}") from error
         done += 1
@@ -112,7 +112,7 @@ def run(seed: int, *, rounds: int | None = None, seconds: float | None = None) -
 
 
 def main() -> None:
-    """Runs it by hand."""
+    """Parses the command line and runs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)

@@ -200,7 +200,7 @@ def follow_typha(*, restarts: bool = True) -> typha.Connection:
         server.receive_data(client.data_to_send())
         while server.next_event() is not None:
             pass
-        if server.state is typha.State.ASKED:
+        if server.state is typha.State.HELLO_RECEIVED:
             server.accept()
         client.receive_data(server.data_to_send())
         while client.next_event() is not None:

@@ -1,4 +1,4 @@
-"""Hypothesis strategies: every message that may be on the wire."""
+"""Hypothesis strategies for all messages of the native protocol."""
 
 from hypothesis import strategies as st
 
@@ -22,7 +22,7 @@ updates = st.builds(
 )
 update_tuples = st.lists(updates, max_size=8).map(tuple)
 
-# What a subscription may hold is not defined yet; anything that msgpack maps of texts hold comes through.
+# The content of a subscription is not defined yet. The codec accepts any msgpack map with string keys.
 subscriptions = st.dictionaries(
     names,
     st.recursive(st.none() | st.booleans() | counts | names, lambda inner: st.lists(inner).map(tuple)),

@@ -1,4 +1,4 @@
-"""The state digest: its definition, and that keeping it equals computing it."""
+"""The state digest: its definition, and its incremental computation."""
 
 import hashlib
 
@@ -24,17 +24,17 @@ def test_an_empty_map_is_zero() -> None:
     assert digest.StateDigest().value == 0
 
 
-def test_key_and_value_do_not_run_into_each_other() -> None:
+def test_the_boundary_between_key_and_value_counts() -> None:
     assert digest.pair_digest(b"ab", b"c") != digest.pair_digest(b"a", b"bc")
 
 
 @given(maps)
-def test_it_is_what_the_page_says(content: dict[str, bytes]) -> None:
+def test_state_digest_matches_the_specification(content: dict[str, bytes]) -> None:
     assert digest.state_digest(content.items()) == by_definition(content)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.none() | st.binary(max_size=3)), max_size=40))
-def test_kept_equals_computed(steps: list[tuple[str, bytes | None]]) -> None:
+def test_incremental_digest_equals_full_digest(steps: list[tuple[str, bytes | None]]) -> None:
     kept = digest.StateDigest()
     content: dict[str, bytes] = {}
     for key, value in steps:

@@ -1,9 +1,9 @@
-"""Names that other programs see."""
+"""Names and representations that other programs see."""
 
 from protocol import messages
 
 
-def test_labels_of_statuses() -> None:
+def test_status_labels() -> None:
     labels = [status.label for status in messages.SyncStatus]
     assert labels == ["waiting", "resync", "in-sync", "catching-up"]
 

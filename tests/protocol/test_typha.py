@@ -1,4 +1,4 @@
-"""Recorded connections: what the original's server and client sent, and what either did with odd input."""
+"""Recorded connections of the original's server and client, and how each reacted to odd input."""
 
 import re
 from typing import Any
@@ -38,10 +38,10 @@ def client_for(*, syncer_type: str = "felix", restart: bool = True) -> connectio
 
 
 def drain(ours: connection.Connection) -> list[messages.Message]:
-    said = []
+    collected = []
     while (message := ours.next_event()) is not None:
-        said.append(message)
-    return said
+        collected.append(message)
+    return collected
 
 
 # Streams of the original's server.
@@ -94,12 +94,12 @@ def test_a_recorded_server_is_followed(name: str, step: int) -> None:
     assert len(STREAMS) == 16
     data = wire.load(f"streams/{name}.server.bin")[: 40_000 if step == 1 else None]
     ours = client_for(syncer_type=syncer_type_of(name), restart="norestart" not in name)
-    said = []
+    collected = []
     for start in range(0, len(data), step):
         ours.receive_data(data[start : start + step])
-        said += drain(ours)
+        collected += drain(ours)
     expected = wire.load_lines(f"streams/{name}.jsonl")
-    received = [line for message in said for line in as_recorded(message)]
+    received = [line for message in collected for line in as_recorded(message)]
     assert received == expected[: len(received)]
     if step > 1 or len(data) < 40_000:
         assert len(received) == len(expected)
@@ -108,8 +108,8 @@ def test_a_recorded_server_is_followed(name: str, step: int) -> None:
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_the_answers_are_those_of_the_recorded_client(name: str) -> None:
-    """Hello, acks and pongs: the same messages in the same order, whoever encodes them."""
+def test_answers_equal_those_of_the_recorded_client(name: str) -> None:
+    """Our client sends the same hello, acks and pongs in the same order as the recorded client."""
     theirs = codec.make_server_decoder()
     theirs.receive(wire.load(f"streams/{name}.client.bin"))
     hello = theirs.next_value()
@@ -120,11 +120,11 @@ def test_the_answers_are_those_of_the_recorded_client(name: str) -> None:
     answers = codec.make_server_decoder()
     answers.receive(ours.data_to_send())
     assert answers.next_value() == hello
-    while (expected := theirs.next_value()) is not decoder.NOT_YET:
-        if isinstance(expected, messages.Pong):  # the recording client said its own time too
+    while (expected := theirs.next_value()) is not decoder.NEED_DATA:
+        if isinstance(expected, messages.Pong):  # The recording client also sent its own time.
             expected = messages.Pong(expected.ping_timestamp)
         assert answers.next_value() == expected
-    assert answers.next_value() is decoder.NOT_YET
+    assert answers.next_value() is decoder.NEED_DATA
 
 
 # Sessions of the original's client.
@@ -138,17 +138,17 @@ def test_a_recorded_client_is_served(path: Any, step: int) -> None:
     assert len(SESSIONS) == 10
     data = path.read_bytes()
     ours = connection.Connection(SERVER)
-    said: list[messages.Message] = []
+    collected: list[messages.Message] = []
     for start in range(0, len(data), step):
         ours.receive_data(data[start : start + step])
-        said += drain(ours)
-        if ours.state is State.ASKED:
+        collected += drain(ours)
+        if ours.state is State.HELLO_RECEIVED:
             ours.accept()
-            said += drain(ours)
-    hello = said[0]
+            collected += drain(ours)
+    hello = collected[0]
     assert isinstance(hello, messages.ClientHello)
     assert connection.refusal(hello, messages.SYNCER_TYPES) is None
-    kinds = [type(message) for message in said]
+    kinds = [type(message) for message in collected]
     if "norestart" in path.stem:
         assert kinds == [messages.ClientHello, messages.Pong, messages.Pong]
         assert ours.wire_format == encoder.PLAIN
@@ -163,12 +163,12 @@ def test_a_recorded_client_is_served(path: Any, step: int) -> None:
 
 TO_SERVER = {entry["id"]: entry for entry in wire.load_json("client-to-server-odd/results.json")}
 AWAITED = {"M01b", "M02", "M06b", "M06c"}
-"""Nothing wrong with it so far: the handshake timeout ends it."""
+"""Valid but incomplete: the handshake timeout ends the connection."""
 ENDED = {"M06a", "M06d"}
-"""The client closed its half."""
+"""The client closed its end."""
 TOO_LONG = {"M03", "M03b", "M03c", "M04", "M05b", "M18", "M25"}
-"""The original waits for the handshake timeout for what is announced below 8 GiB (M03c); this does not. M25 nests
-10,050 types, and is over the limit of their number."""
+"""Over a limit. The original waits for announced sizes below 8 GiB (M03c) until the handshake timeout. M25 nests 10,050
+types, which exceeds the limit of their number."""
 REFUSED = {
     "M27": reasons.DisconnectReason.UNSUPPORTED_VERSION,
     "M28": reasons.DisconnectReason.UNKNOWN_FEED,
@@ -178,7 +178,7 @@ RESTARTED = {"M11": State.ERROR, "M11b": State.FOLLOWING, "M11c": State.RESTARTI
 
 
 def big_input(name: str) -> bytes:
-    """Those that are only described."""
+    """Inputs that the recording only describes."""
     match name:
         case "M04":
             return b"\xfd\x20\x00\x00" + bytes(2 * 1024 * 1024)
@@ -199,30 +199,30 @@ def odd_input(name: str) -> bytes:
 
 
 def serve(data: bytes) -> tuple[connection.Connection, list[messages.Message], errors.RemoteProtocolError | None]:
-    """What a service does: accepts what it may, and stops at the first error."""
+    """Acts as the service does: accepts valid hellos, and stops at the first error."""
     ours = connection.Connection(SERVER)
-    said: list[messages.Message] = []
+    collected: list[messages.Message] = []
     try:
         for start in range(0, len(data), 65_536):
             ours.receive_data(data[start : start + 65_536])
             while (message := ours.next_event()) is not None:
-                said.append(message)
+                collected.append(message)
                 if isinstance(message, messages.ClientHello):
                     if connection.refusal(message, messages.SYNCER_TYPES) is not None:
-                        return ours, said, None
+                        return ours, collected, None
                     ours.accept()
     except errors.RemoteProtocolError as error:
-        return ours, said, error
-    return ours, said, None
+        return ours, collected, error
+    return ours, collected, None
 
 
 @pytest.mark.parametrize("name", TO_SERVER)
 def test_odd_input_has_the_recorded_outcome(name: str) -> None:
-    ours, said, error = serve(odd_input(name))
+    ours, collected, error = serve(odd_input(name))
     answer = ours.data_to_send()
     if TO_SERVER[name]["reply"] is None:
         if name in REFUSED:
-            (hello,) = said
+            (hello,) = collected
             assert isinstance(hello, messages.ClientHello)
             found = connection.refusal(hello, messages.SYNCER_TYPES)
             assert found is not None
@@ -231,13 +231,13 @@ def test_odd_input_has_the_recorded_outcome(name: str) -> None:
             assert error is None
             assert ours.state is State.HELLO
         else:
-            assert error is not None, f"{TO_SERVER[name]['what']} was taken for {said}"
+            assert error is not None, f"{TO_SERVER[name]['what']} was decoded as {collected}"
             large = error.reason is reasons.DisconnectReason.MESSAGE_TOO_LARGE
             assert large == (name in TOO_LONG)
             assert ours.state is State.ERROR
         assert answer == b""
         return
-    assert isinstance(said[0], messages.ClientHello)
+    assert isinstance(collected[0], messages.ClientHello)
     assert (error is not None) == (name in BROKEN_LATER), error
     assert ours.state is RESTARTED.get(name, State.ERROR if name in BROKEN_LATER else State.FOLLOWING)
     compressed = ours.wire_format == encoder.SNAPPY
@@ -245,12 +245,12 @@ def test_odd_input_has_the_recorded_outcome(name: str) -> None:
     assert answer.endswith(connection.PREAMBLE) == (name == "M11b")
 
 
-def test_all_odd_input_has_been_looked_at() -> None:
+def test_all_odd_input_is_covered() -> None:
     assert len(TO_SERVER) == 47
     assert AWAITED | ENDED | TOO_LONG | REFUSED.keys() | BROKEN_LATER | RESTARTED.keys() <= TO_SERVER.keys()
 
 
-def test_an_end_inside_a_hello_is_an_error_and_one_before_is_none() -> None:
+def test_end_of_stream_inside_a_hello_is_an_error_but_not_before_it() -> None:
     ours, _, _ = serve(odd_input("M06a"))
     with pytest.raises(errors.RemoteProtocolError, match="inside a message"):
         ours.receive_eof()
@@ -268,14 +268,14 @@ NO_ERROR = {
     "E03c": "the Go client's read timeout",
 }
 MORE_THAN_GO = {
-    "E09a": "the Go client loses what comes with the restart, and hangs",
-    "E05b": "keys are parsed by those who need them parsed",
-    "E10s": "keys are parsed by those who need them parsed",
+    "E09a": "the Go client loses the data after the restart, and hangs",
+    "E05b": "this client does not parse keys",
+    "E10s": "this client does not parse keys",
 }
 
 
 def callbacks_of(entry: dict[str, Any]) -> list[tuple[str, int]]:
-    """("updates", how many) and ("status", which) as the Go client reported; without its own first status."""
+    """The Go client's callbacks as ("updates", number) and ("status", number), without its own first status."""
     found = []
     for part in entry["goClientCallbacks"].split(" | ")[1:]:
         if match := re.match(r"updates\((\d+)\)", part):
@@ -310,7 +310,7 @@ def test_an_odd_server_has_the_recorded_outcome(name: str) -> None:
         assert reported == callbacks_of(entry)
 
 
-def test_all_odd_servers_have_been_looked_at() -> None:
+def test_all_odd_servers_are_covered() -> None:
     assert len(TO_CLIENT) == 50
     assert NO_ERROR.keys() | MORE_THAN_GO.keys() <= TO_CLIENT.keys()
 

@@ -1,4 +1,4 @@
-"""`typha watch`: follow a feed from the shell, for people and, with --json, for programs."""
+"""`typha watch`: follows a feed from the shell, as text for people or with --json for programs."""
 
 import asyncio
 import contextlib
@@ -9,21 +9,20 @@ from collections.abc import Coroutine
 
 import click
 
-from clients import addresses, connection, errors, follow
-from protocol import messages
+import clients
 from typha.cli import watch_output
 
 EXIT_TIMEOUT = 3
 EXIT_REFUSED = 4
 EXIT_INTERRUPTED = 130
-"""128 + SIGINT, as shells say it."""
+"""128 + SIGINT, as shells do."""
 
 
 @click.command(name="watch", short_help="Follow a feed: print its updates and its status.")
 @click.argument("servers", metavar="[HOST:PORT]...", nargs=-1)
-@click.option("--feed", required=True, help="Name of the feed; in Typha's protocol, the syncer type.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, nothing else on standard output.")
-@click.option("--until-in-sync", is_flag=True, help="Print the map at in-sync, sorted by key, and exit.")
+@click.option("--feed", required=True, help="Name of the feed. With --protocol typha: the syncer type.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@click.option("--until-in-sync", is_flag=True, help="Print all keys when the feed is in sync, sorted, and exit.")
 @click.option(
     "--timeout",
     "timeout_seconds",
@@ -31,20 +30,20 @@ EXIT_INTERRUPTED = 130
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="With --until-in-sync: exit 3 if it takes longer.",
+    help="With --until-in-sync: exit with code 3 after this time.",
 )
 @click.option(
     "--protocol",
-    type=click.Choice([protocol.value for protocol in connection.Protocol]),
-    default=connection.Protocol.NATIVE.value,
+    type=click.Choice([protocol.value for protocol in clients.Protocol]),
+    default=clients.Protocol.NATIVE.value,
     show_default=True,
-    help="typha: that of Calico's Typha, which both servers speak.",
+    help="typha: the protocol of Calico's Typha, which this service speaks too.",
 )
 @click.option("--agent", default="typha-watch", show_default=True, help="Name of this client in the server's log.")
 @click.option("--ca-file", type=click.Path(exists=True, dir_okay=False), help="Connect by TLS; trust this CA (PEM).")
 @click.option("--cert-file", type=click.Path(exists=True, dir_okay=False), help="Client certificate (PEM).")
-@click.option("--key-file", type=click.Path(exists=True, dir_okay=False), help="The certificate's key (PEM).")
-@click.option("--server-name", help="Name in the server's certificate, if it is not HOST.")
+@click.option("--key-file", type=click.Path(exists=True, dir_okay=False), help="Private key of the certificate (PEM).")
+@click.option("--server-name", help="Name in the server's certificate, if it differs from HOST.")
 @click.pass_context
 def watch(
     context: click.Context,
@@ -61,33 +60,27 @@ def watch(
     key_file: str | None,
     server_name: str | None,
 ) -> None:
-    """Follow a feed of the server at HOST:PORT (default localhost:5473), for ever or until it is in sync.
+    """Follow a feed of the server at HOST:PORT (default localhost:5473), without end or until it is in sync.
 
-    Updates and statuses go to standard output, everything about the connection to standard error. Exit codes:
-    2 usage, 3 --timeout has passed, 4 the server refused.
+    Prints updates and statuses to standard output, and everything about the connection to standard error. Exit codes:
+    2 wrong usage, 3 --timeout has passed, 4 the server refused the client.
     """
-    follower = follow.Follower(
-        _check_servers(servers),
-        feed=feed,
-        agent=agent,
-        tls=_make_tls(ca_file=ca_file, cert_file=cert_file, key_file=key_file),
-        server_name=server_name,
-        protocol=connection.Protocol(protocol),
-    )
+    tls = _make_tls(ca_file=ca_file, cert_file=cert_file, key_file=key_file)
+    try:
+        follower = clients.Follower(
+            servers or (f"localhost:{clients.DEFAULT_PORT}",),
+            feed=feed,
+            agent=agent,
+            tls=tls,
+            server_name=server_name,
+            protocol=clients.Protocol(protocol),
+        )
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="HOST:PORT") from error
     output = watch_output.JsonOutput() if as_json else watch_output.TextOutput()
     context.exit(
         _run(follower, output, timeout_seconds=timeout_seconds if until_in_sync else None, until_in_sync=until_in_sync)
     )
-
-
-def _check_servers(servers: tuple[str, ...]) -> tuple[str, ...]:
-    servers = servers or (f"localhost:{addresses.DEFAULT_PORT}",)
-    for server in servers:
-        try:
-            addresses.parse(server)
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="HOST:PORT") from error
-    return servers
 
 
 def _make_tls(*, ca_file: str | None, cert_file: str | None, key_file: str | None) -> ssl.SSLContext | None:
@@ -105,7 +98,7 @@ def _make_tls(*, ca_file: str | None, cert_file: str | None, key_file: str | Non
 
 
 def _run(
-    follower: follow.Follower,
+    follower: clients.Follower,
     output: watch_output.Output,
     *,
     timeout_seconds: float | None,
@@ -117,11 +110,11 @@ def _run(
     except TimeoutError:
         click.echo(f"feed {follower.hello.feed} was not in sync within {timeout_seconds:g} s", err=True)
         return EXIT_TIMEOUT
-    except errors.Refused as refusal:
+    except clients.Refused as refusal:
         click.echo(f"refused by {refusal}", err=True)
         return EXIT_REFUSED
     except BrokenPipeError:
-        # Who reads us has seen enough. Python would complain once more when it flushes at exit.
+        # The reader of our output has gone. Without this, Python would report a second error when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -134,49 +127,49 @@ async def _limit(watching: Coroutine[None, None, None], timeout_seconds: float |
         await watching
 
 
-async def _watch(follower: follow.Follower, output: watch_output.Output) -> None:
+async def _watch(follower: clients.Follower, output: watch_output.Output) -> None:
     async with contextlib.aclosing(follower.events()) as events:
         async for event in events:
             match event:
-                case follow.Batch():
+                case clients.Batch():
                     output.write_updates(event.updates)
-                case follow.StatusChanged():
+                case clients.StatusChanged():
                     output.write_status(event.status)
                 case _:
                     _report(event)
 
 
-async def _watch_until_in_sync(follower: follow.Follower, output: watch_output.Output) -> None:
-    entries: dict[str, messages.Update] = {}
+async def _watch_until_in_sync(follower: clients.Follower, output: watch_output.Output) -> None:
+    entries: dict[str, clients.Update] = {}
     async with contextlib.aclosing(follower.events()) as events:
         async for event in events:
             match event:
-                case follow.Batch():
+                case clients.Batch():
                     for update in event.updates:
                         entries[update.key] = update
                     for update in event.refreshed:
                         entries[update.key] = update
-                case follow.StatusChanged(messages.SyncStatus.IN_SYNC):
+                case clients.StatusChanged(clients.SyncStatus.IN_SYNC):
                     break
-                case follow.StatusChanged():
+                case clients.StatusChanged():
                     pass
                 case _:
                     _report(event)
     alive = [update for update in entries.values() if update.value is not None]
     alive.sort(key=lambda update: update.key.encode())
-    output.write_updates([update._replace(update_type=int(messages.UpdateType.NEW)) for update in alive])
+    output.write_updates([update._replace(update_type=int(clients.UpdateType.NEW)) for update in alive])
 
 
-def _report(event: follow.Connected | follow.Disconnected) -> None:
-    """Says on standard error what happened to the connection.
+def _report(event: clients.Connected | clients.Disconnected) -> None:
+    """Reports a change of the connection on standard error.
 
     Raises:
-        Refused: the server will not have this client, however often it tries.
+        Refused: the server refused this client for a reason that a retry does not remove.
     """
     match event:
-        case follow.Connected():
+        case clients.Connected():
             click.echo(f"connected to {event.address}", err=True)
-        case follow.Disconnected(error=errors.Refused() as refusal) if not refusal.is_passing:
+        case clients.Disconnected(error=clients.Refused() as refusal) if not refusal.is_transient:
             raise refusal
-        case follow.Disconnected():
-            click.echo(f"{event.error}; next try in {event.retry_in_seconds:.1f} s", err=True)
+        case clients.Disconnected():
+            click.echo(f"{event.error}; next attempt in {event.retry_in_seconds:.1f} s", err=True)

@@ -1,4 +1,4 @@
-"""How `typha watch` prints: JSON lines for programs, short lines for people."""
+"""The output of `typha watch`: JSON lines for programs, short lines for people."""
 
 import base64
 import json
@@ -14,26 +14,26 @@ _JSON_STATUS = {
     messages.SyncStatus.WAITING: "waiting",
     messages.SyncStatus.RESYNC: "resync",
     messages.SyncStatus.IN_SYNC: "in-sync",
-    # The three names are the interface. Catching up is not being in sync, for a reason that is the server's affair.
+    # The output has three status names. A client that is catching up is not in sync.
     messages.SyncStatus.CATCHING_UP: "resync",
 }
 _SIGNS = {messages.UpdateType.NEW: "+", messages.UpdateType.UPDATED: "~", messages.UpdateType.DELETED: "-"}
 
 
 class Output(Protocol):
-    """Where updates and statuses go; what is written is flushed."""
+    """Writes updates and statuses, and flushes after each call."""
 
     def write_updates(self, updates: Iterable[messages.Update]) -> None:
-        """Prints updates, in order."""
+        """Writes updates, in order."""
 
     def write_status(self, status: messages.SyncStatus) -> None:
-        """Prints a status."""
+        """Writes a status."""
 
 
 def update_line(update: messages.Update) -> str:
-    """One update as JSON: key, value, revision, v3_resource_version, update_type, ttl, in this order.
+    """One update as a JSON object with key, value, revision, v3_resource_version, update_type and ttl, in this order.
 
-    `value` is a string or null; a value that is not UTF-8 is `value_base64` instead, at the same place.
+    `value` is a string or null. A value that is not UTF-8 is written as `value_base64` in the same place.
     """
     content: dict[str, object] = {"key": update.key}
     try:
@@ -48,7 +48,7 @@ def update_line(update: messages.Update) -> str:
 
 
 class JsonOutput:
-    """One JSON object a line, in UTF-8 whatever the locale."""
+    """One JSON object per line, in UTF-8 regardless of the locale."""
 
     def __init__(self) -> None:
         self._stream: BinaryIO = sys.stdout.buffer
@@ -61,7 +61,7 @@ class JsonOutput:
         self._stream.flush()
 
     def write_status(self, status: messages.SyncStatus) -> None:
-        """See Output; a status that is the last one printed is left out."""
+        """See Output. Omits a status that equals the last one written."""
         label = _JSON_STATUS[status]
         if label != self._status:
             self._status = label
@@ -70,7 +70,7 @@ class JsonOutput:
 
 
 class TextOutput:
-    """`+`, `~` or `-`, the key, the value's size and its revision."""
+    """`+`, `~` or `-`, followed by the key, the size of the value and the revision."""
 
     def write_updates(self, updates: Iterable[messages.Update]) -> None:
         """See Output."""

@@ -47,7 +47,7 @@ _CHORES_SECONDS = 0.25
 """Deadlines are checked at least this often. Other work by the clock joins the same wake-ups, which cost more than
 it."""
 _DRAIN_TIME_SHARE = 0.95
-"""Of the time for draining, so that the last client goes before that time is over (docs/reference/typha-behaviour.md, section 8)."""
+"""Of the time for draining: the last client leaves within it (docs/reference/typha-behaviour.md, section 8)."""
 _DRAIN_JITTER = 0.05
 _DRAIN_RETRY_MILLISECONDS = 500
 _LINGER_LOOK_SECONDS = 0.02

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Iterable
 
-from clients import connection, follow
+import clients
 from loadtest.apiserver import resources as simulated
 from protocol import messages
 from tests.harness import served, worker_stand
@@ -22,7 +22,7 @@ IN_SYNC, CATCHING_UP = messages.SyncStatus.IN_SYNC, messages.SyncStatus.CATCHING
 class Agent:
     """A follower that reads only while it is allowed to."""
 
-    def __init__(self, address: str, protocol: connection.Protocol) -> None:
+    def __init__(self, address: str, protocol: clients.Protocol) -> None:
         self.map: dict[str, bytes] = {}
         self.told: list[messages.SyncStatus] = []
         self.deleted: list[str] = []
@@ -30,7 +30,7 @@ class Agent:
         self.snapshots = 0
         self.may_read = asyncio.Event()
         self.may_read.set()
-        self._events = follow.follow(address, feed=FEED, agent="slow", protocol=protocol)
+        self._events = clients.follow(address, feed=FEED, agent="slow", protocol=protocol)
 
     async def run(self) -> None:
         """Reads, for ever."""
@@ -39,13 +39,13 @@ class Agent:
                 self._take(event)
                 await self.may_read.wait()
 
-    def _take(self, event: follow.Event) -> None:
+    def _take(self, event: clients.Event) -> None:
         match event:
-            case follow.Connected():
+            case clients.Connected():
                 self.connections += 1
-            case follow.StatusChanged(status):
+            case clients.StatusChanged(status):
                 self.told.append(status)
-            case follow.Batch():
+            case clients.Batch():
                 self.snapshots += event.from_snapshot
                 for update in event.updates:
                     if update.value is None:
@@ -56,9 +56,9 @@ class Agent:
 
 
 @contextlib.asynccontextmanager
-async def following(address: str) -> AsyncIterator[dict[connection.Protocol, Agent]]:
+async def following(address: str) -> AsyncIterator[dict[clients.Protocol, Agent]]:
     """One agent of each protocol."""
-    agents = {protocol: Agent(address, protocol) for protocol in connection.Protocol}
+    agents = {protocol: Agent(address, protocol) for protocol in clients.Protocol}
     tasks = [asyncio.create_task(agent.run(), name=f"agent {protocol}") for protocol, agent in agents.items()]
     try:
         yield agents
@@ -95,7 +95,7 @@ async def test_agents_that_stop_reading_are_caught_up_on_their_connections(tmp_p
             change(cluster, f"quiet-{number}", number, nets=2)
         address = await service.address()
         async with following(address) as agents, following(address) as others:
-            native, typha = agents[connection.Protocol.NATIVE], agents[connection.Protocol.TYPHA]
+            native, typha = agents[clients.Protocol.NATIVE], agents[clients.Protocol.TYPHA]
             everybody = [*others.values(), native, typha]
             await worker_stand.eventually(lambda: agree(everybody, keys=100), seconds=served.TIMEOUT_SECONDS)
             await worker_stand.eventually(lambda: all(agent.told == [IN_SYNC] for agent in everybody))

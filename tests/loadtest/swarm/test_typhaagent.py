@@ -86,7 +86,7 @@ def test_pings_are_answered_with_their_time(compress: bool) -> None:
     reader = codec.make_server_decoder()
     reader.receive(said + answers)
     received = []
-    while (message := reader.next_value()) is not decoder.NOT_YET:
+    while (message := reader.next_value()) is not decoder.NEED_DATA:
         received.append(message)
     pongs = [message for message in received if isinstance(message, typha_messages.Pong)]
     assert len(pongs) == 3

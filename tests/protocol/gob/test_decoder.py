@@ -1,4 +1,4 @@
-"""What Go may send and does not often: inline definitions, unknown types of every form; and the limits."""
+"""Input that Go rarely sends, such as inline definitions and unknown types of every form; and the limits."""
 
 import time
 from typing import Any
@@ -22,7 +22,7 @@ message = encoder.frame
 
 
 def definition(type_id: int, *fields: tuple[str, int]) -> bytes:
-    """A struct's, without a name."""
+    """The definition of a struct without a name."""
     members = b"".join(
         b"\x01" + scalars.encode_text(name) + b"\x01" + scalars.encode_int(kind) + b"\0" for name, kind in fields
     )
@@ -30,7 +30,7 @@ def definition(type_id: int, *fields: tuple[str, int]) -> bytes:
 
 
 def other(type_id: int, form: int, *numbers: int) -> bytes:
-    """A definition of another form."""
+    """The definition of a type of another form."""
     own = b"".join((b"\x02" if not place else b"\x01") + scalars.encode_int(n) for place, n in enumerate(numbers))
     return scalars.encode_int(-type_id) + bytes([form]) + own + b"\0\0"
 
@@ -40,22 +40,22 @@ THING_TYPE = definition(65, ("Name", 6))
 ID_64, ID_65 = scalars.encode_int(64), scalars.encode_int(65)
 
 
-def make(*, limits: decoder.Limits = decoder.CLIENT_MESSAGES) -> decoder.Decoder:
+def make(*, limits: decoder.Limits = decoder.CLIENT_LIMITS) -> decoder.Decoder:
     return decoder.Decoder(TOP, NAMES, limits=limits)
 
 
-def read_all(data: bytes, *, step: int = 1 << 20, limits: decoder.Limits = decoder.CLIENT_MESSAGES) -> list[Any]:
+def read_all(data: bytes, *, step: int = 1 << 20, limits: decoder.Limits = decoder.CLIENT_LIMITS) -> list[Any]:
     reader = make(limits=limits)
     found = []
     for start in range(0, len(data), step):
         reader.receive(data[start : start + step])
-        while (value := reader.next_value()) is not decoder.NOT_YET:
+        while (value := reader.next_value()) is not decoder.NEED_DATA:
             found.append(value)
     return found
 
 
 VALUE = b"\x01\x01x\0"
-"""Of a Thing."""
+"""A value of the type Thing."""
 NAME = b"\x01\x0amain.Thing"
 
 
@@ -139,44 +139,44 @@ def test_definitions_inside_a_skipped_value() -> None:
         (b"\x0c\0\0", "type 6 is not defined"),
         (ID_64 + b"\x03", "field 2 of a struct with 2"),
         (ID_64 + b"\x01\x03abc", "'abc' is not registered"),
-        (ID_64 + b"\x01" + scalars.encode_bytes(bytes(1025)), "name of 1025 bytes"),
+        (ID_64 + b"\x01" + scalars.encode_bytes(bytes(1025)), "name of 1025 bytes is over the limit of 1024"),
         (ID_64 + b"\x01\x06string\x0c\x02\x01\x00", "not preceded by 0"),
-        (ID_64 + b"\x01\x06string\x04\x02\x00\x00", "not the registered one"),
+        (ID_64 + b"\x01\x06string\x04\x02\x00\x00", "not the registered type"),
         (ID_64 + b"\x01\x05uint8\x06\x04\x00\xfe\x01\x00", "256 does not fit 8 bits"),
         (ID_64 + b"\x01\x04int8\x04\x04\x00\xfe\x01\x00", "128 does not fit 8 bits"),
         (ID_64 + NAME + ID_64 + b"\x01\0", "no field in common"),
         (definition(64), "defined twice"),
-        (THING_TYPE + b"\0", "followed by more"),
+        (THING_TYPE + b"\0", "bytes after a definition"),
     ],
 )
-def test_what_is_wrong_is_refused(body: bytes, problem: str) -> None:
+def test_invalid_input_is_refused(body: bytes, problem: str) -> None:
     with pytest.raises(errors.RemoteProtocolError, match=problem):
         read_all(TOP_TYPE + message(body))
 
 
-def test_fields_have_names() -> None:
+def test_a_field_without_a_name_is_refused() -> None:
     types = message(definition(64, ("", 3)))
     with pytest.raises(errors.RemoteProtocolError, match="a field without a name"):
         read_all(types + message(ID_64 + b"\0"))
 
 
 @pytest.mark.parametrize("kind", [1, 2, 4, 5, 6, 7, 8, 70, 71])
-def test_kinds_must_be_the_same(kind: int) -> None:
+def test_kinds_must_be_equal(kind: int) -> None:
     types = message(definition(64, ("End", kind))) + message(other(70, 2, 3)) + message(other(71, 6))
     with pytest.raises(errors.RemoteProtocolError, match="wrong type for Top"):
         read_all(types + message(ID_64 + b"\x01\x07\0"))
 
 
-def test_a_skipped_type_must_be_defined_even_where_it_is_not_used() -> None:
+def test_an_unused_skipped_type_must_be_defined() -> None:
     types = message(definition(64, ("End", 3), ("Odd", 70))) + message(other(70, 2, 71))
     with pytest.raises(errors.RemoteProtocolError, match="type 71 is not defined"):
         read_all(types + message(ID_64 + b"\x01\x07\0"))
 
 
-def test_a_message_is_refused_at_its_length() -> None:
+def test_a_large_message_is_refused_at_its_length() -> None:
     limits = decoder.Limits(message_bytes=100)
     for data in (b"\x65", TOP_TYPE + bytes([100 - len(TOP_TYPE)])):
-        with pytest.raises(errors.RemoteProtocolError, match="over the limit of 100") as info:
+        with pytest.raises(errors.RemoteProtocolError, match=r"over the limit of 100$") as info:
             read_all(data, limits=limits)
         assert info.value.reason is reasons.DisconnectReason.MESSAGE_TOO_LARGE
     value = message(ID_64 + b"\x02\x07\0")
@@ -193,7 +193,7 @@ def test_a_message_is_refused_at_its_length() -> None:
     ],
     ids=["count", "nothing", "depth", "many"],
 )
-def test_too_much_of_the_unknown_is_refused_in_no_time(definitions: list[bytes], content: bytes) -> None:
+def test_large_unknown_fields_are_refused_quickly(definitions: list[bytes], content: bytes) -> None:
     types = [definition(64, ("Odd", 70), ("End", 3)), *definitions]
     data = b"".join(message(body) for body in types) + message(ID_64 + b"\x01" + content)
     began = time.process_time()
@@ -202,8 +202,8 @@ def test_too_much_of_the_unknown_is_refused_in_no_time(definitions: list[bytes],
     assert time.process_time() - began < 2.0
 
 
-def test_waiting_for_a_large_message_costs_nothing() -> None:
-    """A hello of 1 MB that comes byte by byte takes linear time: each byte is looked at once."""
+def test_waiting_for_a_large_message_is_cheap() -> None:
+    """A hello of 1 MB in small pieces takes linear time: the decoder looks at each byte once."""
     text = bytes(900_000)
     data = TOP_TYPE + message(ID_64 + b"\x01\x06string\x0c\x01\x00" + scalars.encode_bytes(text) + b"\0")
     reader = make()
@@ -211,13 +211,13 @@ def test_waiting_for_a_large_message_costs_nothing() -> None:
     for start in range(0, len(data), 9):
         reader.receive(data[start : start + 9])
         if start + 9 < len(data):
-            assert reader.next_value() is decoder.NOT_YET
+            assert reader.next_value() is decoder.NEED_DATA
     value = reader.next_value()
     assert len(value[0]) == 900_000
     assert time.process_time() - began < 3.0
 
 
-def test_what_is_behind_a_value_can_be_had() -> None:
+def test_bytes_after_a_value_can_be_taken() -> None:
     reader = make()
     value = message(ID_64 + b"\x02\x07\0")
     reader.receive(TOP_TYPE + value + b"another stream")

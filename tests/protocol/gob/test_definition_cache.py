@@ -1,4 +1,4 @@
-"""Definitions that are known from before: whatever a stream says, it is read as by a decoder that knows none."""
+"""The cache of definitions: a decoder that finds definitions in it behaves like one that reads them."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ OURS = codec.CLIENT.definitions + codec.encode(
 
 
 def in_one_message(stream: bytes) -> bytes:
-    """The same hello with all that is defined inside it in one message."""
+    """The same hello, with all definitions inside it in one message."""
     bodies, start = [], 0
     for _ in range(4):
         length, body_start = scalars.split_uint(stream, start) or (0, start)
@@ -31,22 +31,20 @@ def in_one_message(stream: bytes) -> bytes:
 STREAMS = [*RECORDED, OURS, in_one_message(RECORDED[0])]
 
 
-@pytest.fixture(autouse=True)
-def known_runs(monkeypatch: pytest.MonkeyPatch) -> definition_cache.Runs:
-    """None at first."""
-    known = definition_cache.Runs()
-    monkeypatch.setattr(definition_cache, "RUNS", known)
-    return known
-
-
-def read(data: bytes, *, step: int = 1 << 20, limits: decoder.Limits = decoder.CLIENT_MESSAGES) -> list[object]:
-    """What a decoder makes of a stream, to its end or first error, and the types and bytes that it is left with."""
-    reader = codec.make_server_decoder(limits)
+def read(
+    data: bytes,
+    cache: definition_cache.DefinitionCache,
+    *,
+    step: int = 1 << 20,
+    limits: decoder.Limits = decoder.CLIENT_LIMITS,
+) -> list[object]:
+    """The decoded values up to the end or the first error, then the decoder's types and pending bytes."""
+    reader = decoder.Decoder(codec.ENVELOPE, codec.CLIENT_MESSAGE_TYPES, limits=limits, cache=cache)
     found: list[Any] = []
     try:
         for start in range(0, len(data), step):
             reader.receive(data[start : start + step])
-            while (value := reader.next_value()) is not decoder.NOT_YET:
+            while (value := reader.next_value()) is not decoder.NEED_DATA:
                 found.append(value)
     except errors.RemoteProtocolError as error:
         found.append((str(error), error.reason))
@@ -55,20 +53,9 @@ def read(data: bytes, *, step: int = 1 << 20, limits: decoder.Limits = decoder.C
     return [*found, dict(reader.definitions)]
 
 
-def read_both(data: bytes, known: list[bytes], *, step: int, limits: decoder.Limits) -> tuple[object, object]:
-    """By a decoder that knows nothing, and by one that knows what the other streams have defined."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(definition_cache, "RUNS", definition_cache.Runs())
-        unknowing = read(data, step=step, limits=limits)
-        patch.setattr(definition_cache, "RUNS", definition_cache.Runs())
-        for stream in known:
-            read(stream)
-        return unknowing, read(data, step=step, limits=limits)
-
-
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A client's stream, whole or with some bytes changed, added or cut off."""
+    """A client's stream, intact or with some bytes changed, inserted or removed."""
     data = bytearray(draw(st.sampled_from(STREAMS)))
     for _ in range(draw(st.integers(0, 3))):
         place = draw(st.integers(0, len(data) - 1))
@@ -91,33 +78,46 @@ def damaged(draw: st.DrawFn) -> bytes:
     st.sampled_from((1, 7, 60, 300, 1 << 20)),
     st.sampled_from((40, 300, 400, 500, 1 << 20)),
 )
-def test_what_is_known_changes_nothing(data: bytes, known: list[bytes], step: int, message_bytes: int) -> None:
+def test_a_full_cache_does_not_change_the_result(
+    data: bytes, earlier: list[bytes], step: int, message_bytes: int
+) -> None:
     limits = decoder.Limits(message_bytes=message_bytes)
-    unknowing, knowing = read_both(data, [*STREAMS, *known], step=step, limits=limits)
-    assert knowing == unknowing
+    cache = definition_cache.DefinitionCache()
+    for stream in [*STREAMS, *earlier]:
+        read(stream, cache)
+    without = read(data, definition_cache.DefinitionCache(), step=step, limits=limits)
+    assert read(data, cache, step=step, limits=limits) == without
 
 
 @pytest.mark.parametrize("data", STREAMS)
-def test_a_hello_that_differs_in_its_values_alone_defines_nothing(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = read(data)
-    monkeypatch.setattr(types.Table, "extend", lambda *_: pytest.fail("a definition was read again"))
-    assert read(data.replace(b"node-a", b"node-b").replace(b"a host", b"a home"))[-1] == first[-1]
+def test_a_hello_with_other_values_needs_no_decoding_of_definitions(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = definition_cache.DefinitionCache()
+    first = read(data, cache)
+    monkeypatch.setattr(types.Table, "extend", lambda *_: pytest.fail("a definition was decoded again"))
+    assert read(data.replace(b"node-a", b"node-b").replace(b"a host", b"a home"), cache)[-1] == first[-1]
 
 
-def test_they_are_few_and_small(known_runs: definition_cache.Runs) -> None:
+def test_decoders_share_one_cache_by_default() -> None:
+    first, second = codec.make_server_decoder(), codec.make_server_decoder()
+    assert first._cache is second._cache is definition_cache.SHARED
+
+
+def test_the_number_and_size_of_entries_are_limited() -> None:
+    cache = definition_cache.DefinitionCache()
     tables = [types.EMPTY]
-    for number in range(definition_cache.MAX_RUNS + 1):
+    for number in range(definition_cache.MAX_ENTRIES + 1):
         tables.append(types.Table({}, {}, 100))
-        known_runs.add(definition_cache.Run(types.EMPTY, b"", b"definition %d" % number, True, tables[-1]))
+        cache.add(definition_cache.Entry(types.EMPTY, b"", b"definition %d" % number, True, tables[-1]))
     found = [
-        known_runs.find(types.EMPTY, b"", 0, buffer=b"definition %d" % number, start=0) is not None
-        for number in range(definition_cache.MAX_RUNS + 1)
+        cache.find(types.EMPTY, b"", 0, buffer=b"definition %d" % number, start=0) is not None
+        for number in range(definition_cache.MAX_ENTRIES + 1)
     ]
-    assert found == [False] + [True] * definition_cache.MAX_RUNS
-    long = b"x" * (definition_cache.MAX_RUN_BYTES + 1)
-    known_runs.add(definition_cache.Run(types.EMPTY, b"", long, True, tables[-1]))
-    assert known_runs.find(types.EMPTY, b"", 0, buffer=long, start=0) is None
-    known_runs.add(
-        definition_cache.Run(types.EMPTY, b"", b"y", True, types.Table({}, {}, definition_cache.MAX_RUN_BYTES + 1))
-    )
-    assert known_runs.find(types.EMPTY, b"", 0, buffer=b"y", start=0) is None
+    assert found == [False] + [True] * definition_cache.MAX_ENTRIES
+    long = b"x" * (definition_cache.MAX_ENTRY_BYTES + 1)
+    cache.add(definition_cache.Entry(types.EMPTY, b"", long, True, tables[-1]))
+    assert cache.find(types.EMPTY, b"", 0, buffer=long, start=0) is None
+    large_table = types.Table({}, {}, definition_cache.MAX_ENTRY_BYTES + 1)
+    cache.add(definition_cache.Entry(types.EMPTY, b"", b"y", True, large_table))
+    assert cache.find(types.EMPTY, b"", 0, buffer=b"y", start=0) is None

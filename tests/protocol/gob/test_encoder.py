@@ -1,4 +1,4 @@
-"""Values of many shapes, written and read again, known and unknown to the reader."""
+"""Values of many shapes, encoded and decoded, with fields that the decoder knows or does not know."""
 
 import operator
 from typing import Any
@@ -67,37 +67,37 @@ def read(top: schema.Struct, data: bytes, *, step: int = 1 << 20) -> list[Any]:
     found = []
     for start in range(0, len(data), step):
         reader.receive(data[start : start + step])
-        while (value := reader.next_value()) is not decoder.NOT_YET:
+        while (value := reader.next_value()) is not decoder.NEED_DATA:
             found.append(value)
     assert reader.pending_bytes == 0
     return found
 
 
 def listed(value: dict[str, Any]) -> dict[str, Any]:
-    """As read: an empty slice that is a field is not sent."""
+    """The decoded values: an empty slice in a field is not sent."""
     return {name: part or () if isinstance(part, list) else part for name, part in value.items()}
 
 
 @given(st.lists(values, max_size=3), st.sampled_from([1, 7, 1 << 20]))
-def test_values_come_back(content: list[dict[str, Any]], step: int) -> None:
+def test_round_trip(content: list[dict[str, Any]], step: int) -> None:
     data = ENCODER.definitions + b"".join(ENCODER.message(ALL, value) for value in content)
     assert read(ALL, data, step=step) == [listed(value) for value in content]
 
 
 @given(st.lists(values, max_size=3), st.sampled_from([1, 7, 1 << 20]))
-def test_what_a_reader_does_not_know_is_skipped(content: list[dict[str, Any]], step: int) -> None:
+def test_unknown_fields_are_skipped(content: list[dict[str, Any]], step: int) -> None:
     data = ENCODER.definitions + b"".join(ENCODER.message(ALL, value) for value in content)
     expected = [{"Unsigned": value["Unsigned"], "New": ""} for value in content]
     assert read(LITTLE, data, step=step) == expected
 
 
-def test_ids_may_be_chosen() -> None:
+def test_ids_can_be_chosen() -> None:
     assert encoder.Encoder(KINDS, {}).id_of(INNER) == 65
     assert encoder.Encoder(KINDS, {}, ids=range(1000, 1006)).id_of(INNER) == 1001
     with pytest.raises(ValueError, match="zip"):
         encoder.Encoder(KINDS, {}, ids=[1])
 
 
-def test_what_is_read_only_is_not_written() -> None:
-    with pytest.raises(ValueError, match="read only"):
+def test_some_kinds_cannot_be_encoded() -> None:
+    with pytest.raises(ValueError, match="cannot be encoded"):
         ENCODER.value(schema.FLOAT, 1.0)

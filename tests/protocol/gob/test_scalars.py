@@ -1,4 +1,4 @@
-"""Numbers and strings, as Go's documentation of the package gives them."""
+"""Numbers and strings, with the examples from Go's documentation of the package."""
 
 import pytest
 from hypothesis import given
@@ -24,7 +24,7 @@ def test_signed_numbers(number: int, encoded: str) -> None:
 
 
 @given(st.integers(min_value=0, max_value=2**64 - 1))
-def test_unsigned_numbers_come_back(number: int) -> None:
+def test_unsigned_round_trip(number: int) -> None:
     data = scalars.encode_uint(number)
     assert scalars.Scanner(data).uint() == number
     assert scalars.split_uint(b"x" + data, 1) == (number, 1 + len(data))
@@ -32,39 +32,39 @@ def test_unsigned_numbers_come_back(number: int) -> None:
 
 
 @given(st.integers(min_value=-(2**63), max_value=2**63 - 1))
-def test_signed_numbers_come_back(number: int) -> None:
+def test_signed_round_trip(number: int) -> None:
     assert scalars.Scanner(scalars.encode_int(number)).signed() == number
 
 
 @given(st.text())
-def test_texts_come_back(text: str) -> None:
+def test_string_round_trip(text: str) -> None:
     assert scalars.Scanner(scalars.encode_text(text)).text() == text
 
 
-def test_numbers_need_not_be_minimal() -> None:
+def test_integers_may_be_longer_than_necessary() -> None:
     assert scalars.Scanner(bytes.fromhex("fe0002")).uint() == 2
 
 
-def test_floats_are_reversed() -> None:
+def test_floats_have_reversed_bytes() -> None:
     assert scalars.Scanner(bytes.fromhex("fe3140")).double() == 17.0
 
 
-def test_what_is_no_utf_8_is_replaced() -> None:
+def test_invalid_utf_8_is_replaced() -> None:
     assert scalars.Scanner(b"\x02a\xff").text() == "a�"
 
 
 @pytest.mark.parametrize("data", ["", "ff", "fe01", "f7" + "00" * 9, "80" + "00" * 200])
-def test_numbers_that_are_none(data: str) -> None:
+def test_invalid_integers(data: str) -> None:
     with pytest.raises(errors.RemoteProtocolError, match="gob: "):
         scalars.Scanner(bytes.fromhex(data)).uint()
 
 
-def test_more_bytes_than_there_are() -> None:
+def test_a_length_past_the_end() -> None:
     for read in (scalars.Scanner.raw, scalars.Scanner.text, scalars.Scanner.skip_bytes):
-        with pytest.raises(errors.RemoteProtocolError, match="3 bytes announced where 2 are left"):
+        with pytest.raises(errors.RemoteProtocolError, match="3 bytes announced, 2 left"):
             read(scalars.Scanner(b"\x03ab"))
 
 
-def test_a_length_of_nine_bytes_is_refused_at_once() -> None:
+def test_a_length_of_nine_bytes_is_refused_immediately() -> None:
     with pytest.raises(errors.RemoteProtocolError, match="9 bytes"):
         scalars.split_uint(b"\xf7", 0)

@@ -1,4 +1,4 @@
-"""Definitions and the tables that they make."""
+"""Type definitions and the tables built from them."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from protocol import errors, reasons
 from protocol.gob import scalars, types
 
 ACK = bytes.fromhex("03 01 01 01 61 01 ff82 00 00 00")
-"""A struct without fields, called a."""
+"""A struct with the name a and no fields."""
 
 
 def defined(tail: bytes) -> types.WireType:
@@ -31,11 +31,11 @@ def defined(tail: bytes) -> types.WireType:
         ("07 00 00", types.WireType(types.Form.TEXT_MARSHALER)),
     ],
 )
-def test_every_form_is_read(definition: str, expected: types.WireType) -> None:
+def test_every_form_is_decoded(definition: str, expected: types.WireType) -> None:
     assert defined(bytes.fromhex(definition)) == expected
 
 
-def test_the_same_definitions_make_the_same_table() -> None:
+def test_equal_definitions_share_a_table() -> None:
     first, _ = types.EMPTY.extend(64, ACK)
     again, _ = types.EMPTY.extend(64, ACK)
     assert first is again
@@ -45,14 +45,14 @@ def test_the_same_definitions_make_the_same_table() -> None:
 
 
 @pytest.mark.parametrize("type_id", [0, 1, 63, 64])
-def test_an_id_is_defined_once_and_not_reserved(type_id: int) -> None:
+def test_an_id_cannot_be_defined_twice_or_reserved(type_id: int) -> None:
     table, _ = types.EMPTY.extend(64, ACK)
-    with pytest.raises(errors.RemoteProtocolError, match="defined twice, or reserved"):
+    with pytest.raises(errors.RemoteProtocolError, match="defined twice or reserved"):
         table.extend(type_id, ACK)
 
 
 @pytest.mark.parametrize("definition", ["", "00", "08 00", "03 05 00", "03 02 7f 00 00 00", "05 02 00 00"])
-def test_what_is_no_definition(definition: str) -> None:
+def test_invalid_definitions(definition: str) -> None:
     with pytest.raises(errors.RemoteProtocolError, match="gob: "):
         types.EMPTY.extend(64, bytes.fromhex(definition))
 
@@ -73,6 +73,6 @@ def test_the_bytes_of_definitions_are_limited() -> None:
         table.extend(65, large)
 
 
-def test_what_follows_a_definition_is_left() -> None:
+def test_bytes_after_a_definition_are_left() -> None:
     _, length = types.EMPTY.extend(64, ACK + b"more")
     assert length == len(ACK)

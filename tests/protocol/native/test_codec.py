@@ -1,4 +1,4 @@
-"""Every message survives the wire; whatever else arrives is refused as the peer's fault, and as nothing else."""
+"""Every message survives encoding and decoding. All other input raises RemoteProtocolError and nothing else."""
 
 import contextlib
 from collections.abc import Callable
@@ -36,14 +36,14 @@ def test_round_trip(message: messages.Message) -> None:
 
 
 @given(strategies.deltas, strategies.chunks)
-def test_the_hot_path_encodes_the_same(delta: messages.Updates, chunk: messages.SnapshotChunk) -> None:
+def test_the_hot_path_gives_the_same_bytes(delta: messages.Updates, chunk: messages.SnapshotChunk) -> None:
     assert codec.encode_updates(delta.previous_sequence, delta.sequence, delta.updates) == codec.encode(delta)
     packed = codec.encode_chunk(chunk.index, chunk.digest, chunk.updates, more=chunk.more)
     assert packed == codec.encode(chunk)
 
 
 @given(strategies.all_messages, st.lists(msgpack_values, max_size=3))
-def test_more_elements_are_ignored(message: messages.Message, more: list[object]) -> None:
+def test_additional_elements_are_ignored(message: messages.Message, more: list[object]) -> None:
     value = msgpack.unpackb(codec.encode(message), raw=False)
     assert codec.decode(pack([*value, *more])) == message
 
@@ -54,14 +54,14 @@ def test_unknown_members_of_a_hello_are_ignored(message: messages.Message, more:
     assert codec.decode(pack([number, content | {"not yet invented": more}])) == message
 
 
-def test_an_update_may_be_short_or_long() -> None:
+def test_optional_elements_of_an_update() -> None:
     short = codec.decode(pack([6, 1, 2, [["/k", b"v", "7", 1]]]))
     long = codec.decode(pack([6, 1, 2, [["/k", b"v", "7", 1, "", 0, "from the future"]]]))
     assert short == long == messages.Updates(1, 2, (messages.Update("/k", b"v", "7", 1),))
 
 
 @given(strategies.all_messages)
-def test_every_shorter_message_is_refused(message: messages.Message) -> None:
+def test_a_message_with_missing_elements_is_refused(message: messages.Message) -> None:
     value = msgpack.unpackb(codec.encode(message), raw=False)
     for length in range(1, len(value)):
         with pytest.raises(errors.RemoteProtocolError, match="too short"):
@@ -69,7 +69,7 @@ def test_every_shorter_message_is_refused(message: messages.Message) -> None:
 
 
 @given(strategies.all_messages, st.data())
-def test_a_cut_payload_is_refused(message: messages.Message, data: st.DataObject) -> None:
+def test_a_truncated_payload_is_refused(message: messages.Message, data: st.DataObject) -> None:
     payload = codec.encode(message)
     cut = data.draw(st.integers(min_value=0, max_value=len(payload) - 1))
     with pytest.raises(errors.RemoteProtocolError):
@@ -77,7 +77,7 @@ def test_a_cut_payload_is_refused(message: messages.Message, data: st.DataObject
 
 
 @given(strategies.all_messages, st.binary(min_size=1, max_size=8))
-def test_bytes_behind_a_message_are_refused(message: messages.Message, more: bytes) -> None:
+def test_bytes_after_a_message_are_refused(message: messages.Message, more: bytes) -> None:
     with pytest.raises(errors.RemoteProtocolError):
         codec.decode(codec.encode(message) + more)
 
@@ -124,13 +124,13 @@ def test_random_fields_are_a_message_or_refused(number: int, fields: list[object
         ([10, "reason", "t" * 1025, 0], "text of 1025 characters"),
     ],
 )
-def test_what_is_wrong_is_named(value: object, problem: str) -> None:
+def test_errors_name_the_wrong_field(value: object, problem: str) -> None:
     with pytest.raises(errors.RemoteProtocolError, match=problem):
         codec.decode(pack(value))
 
 
 @pytest.mark.parametrize("head", [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdd\x00\x0f\xff\xff" * 500])
-def test_announced_sizes_are_not_believed(head: bytes) -> None:
+def test_announced_sizes_are_checked_before_allocation(head: bytes) -> None:
     with pytest.raises(errors.RemoteProtocolError, match="not msgpack"):
         codec.decode(head + bytes(4096))
 
@@ -142,7 +142,7 @@ def test_extension_types_and_deep_nesting_are_refused() -> None:
 
 
 def any_values(depth: int = 1) -> st.SearchStrategy[object]:
-    """Values as hostile and careless peers put them anywhere."""
+    """Values that a hostile or careless peer may send in any place."""
     simple = st.none() | st.booleans() | st.integers(-5, (1 << 64) - 1) | st.floats() | st.text() | st.binary()
     simple |= st.just("x" * (codec.MAX_NAME_CHARS + 1)) | st.just("x" * codec.MAX_NAME_CHARS)
     if not depth:
@@ -166,7 +166,7 @@ hello_members = st.fixed_dictionaries(
     st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=2),
     st.lists(any_values(), max_size=1),
 )
-def test_usual_hellos_are_read_as_all_others_are(
+def test_the_fast_path_for_hellos_gives_the_same_result(
     members: dict[str, object], odd: dict[str, object], changes: list[tuple[int, int]], more: list[object]
 ) -> None:
     payload = bytearray(pack((1, {**members, **odd}, *more)))
@@ -186,7 +186,9 @@ def decoded(decode: Callable[[bytes], messages.Message], payload: bytes) -> obje
 @given(
     st.text(), st.text(), st.sampled_from((0, 1, (1 << 32) - 1, 1 << 32, (1 << 40) + 7, (1 << 64) - 1)), st.booleans()
 )
-def test_a_hello_of_one_mould_is_the_same_hello(feed: str, software: str, connection_id: int, all_known: bool) -> None:
+def test_the_cached_server_hello_has_the_same_bytes(
+    feed: str, software: str, connection_id: int, all_known: bool
+) -> None:
     hello = messages.ServerHello(
         version=1,
         feed=feed,

@@ -1,4 +1,4 @@
-"""Both ends of a connection, wired to each other without a network."""
+"""Both ends of a connection, connected without a network."""
 
 import itertools
 
@@ -46,8 +46,8 @@ def frame(message: messages.Message) -> bytes:
     return frames.pack_frame(codec.encode(message))
 
 
-def stream(*said: messages.Message) -> bytes:
-    return b"".join([frame(message) for message in said])
+def stream(*sent: messages.Message) -> bytes:
+    return b"".join([frame(message) for message in sent])
 
 
 def receive_all(receiver: connection.Connection, data: bytes) -> list[messages.Message]:
@@ -66,40 +66,40 @@ def make(role: connection.Role, state: State) -> connection.Connection:
 
 
 class Pair:
-    """A client and a server; what one says, the other hears at once."""
+    """A client and a server that receive each other's messages immediately."""
 
     def __init__(self) -> None:
         self.client = connection.Connection(CLIENT)
         self.server = connection.Connection(SERVER)
 
-    def say(self, speaker: connection.Connection, *said: messages.Message) -> list[messages.Message]:
-        for message in said:
-            speaker.send(message)
-        return self.carry(speaker)
+    def send(self, sender: connection.Connection, *sent: messages.Message) -> list[messages.Message]:
+        for message in sent:
+            sender.send(message)
+        return self.deliver(sender)
 
-    def carry(self, speaker: connection.Connection) -> list[messages.Message]:
-        hearer = self.server if speaker is self.client else self.client
-        return receive_all(hearer, speaker.data_to_send())
+    def deliver(self, sender: connection.Connection) -> list[messages.Message]:
+        receiver = self.server if sender is self.client else self.client
+        return receive_all(receiver, sender.data_to_send())
 
 
 def test_a_session_from_hello_to_goodbye() -> None:
     pair = Pair()
-    assert pair.say(pair.client, CLIENT_HELLO) == [CLIENT_HELLO]
-    assert pair.say(pair.server, SERVER_HELLO, messages.Ping()) == [SERVER_HELLO, messages.Ping()]
-    assert pair.carry(pair.client) == [messages.Pong(0)]
-    pair.say(pair.server, BEGIN, CHUNK)
+    assert pair.send(pair.client, CLIENT_HELLO) == [CLIENT_HELLO]
+    assert pair.send(pair.server, SERVER_HELLO, messages.Ping()) == [SERVER_HELLO, messages.Ping()]
+    assert pair.deliver(pair.client) == [messages.Pong(0)]
+    pair.send(pair.server, BEGIN, CHUNK)
     assert repr(pair.client) == "<Connection client snapshot sequence=0>"
-    assert pair.say(pair.server, END, IN_SYNC, DELTA) == [END, IN_SYNC, DELTA]
+    assert pair.send(pair.server, END, IN_SYNC, DELTA) == [END, IN_SYNC, DELTA]
     assert repr(pair.client) == "<Connection client following sequence=6>"
-    pair.say(pair.server, messages.Ping())
-    assert pair.carry(pair.client) == [messages.Pong(6)]
-    assert pair.say(pair.server, GOODBYE) == [GOODBYE]
+    pair.send(pair.server, messages.Ping())
+    assert pair.deliver(pair.client) == [messages.Pong(6)]
+    assert pair.send(pair.server, GOODBYE) == [GOODBYE]
     assert pair.client.state is State.CLOSED
     with pytest.raises(errors.LocalProtocolError, match="closed"):
         pair.client.send(messages.Pong(6))
 
 
-def test_the_preface_goes_out_once_and_first() -> None:
+def test_the_preface_is_sent_once_and_first() -> None:
     pair = Pair()
     pair.client.send(CLIENT_HELLO)
     assert pair.client.data_to_send() == frames.PREFACE + frame(CLIENT_HELLO)
@@ -108,18 +108,18 @@ def test_the_preface_goes_out_once_and_first() -> None:
     assert pair.client.data_to_send() == frame(messages.Pong(0))
 
 
-def test_a_refusal_is_understood() -> None:
+def test_a_client_receives_a_refusal() -> None:
     pair = Pair()
-    pair.say(pair.client, CLIENT_HELLO)
+    pair.send(pair.client, CLIENT_HELLO)
     refusal = messages.Goodbye("unknown-feed", "no feed 'pods'")
-    assert pair.say(pair.server, refusal) == [refusal]
+    assert pair.send(pair.server, refusal) == [refusal]
 
 
-def test_a_refusal_of_what_is_no_hello_is_understood() -> None:
+def test_a_client_receives_the_refusal_of_an_invalid_hello() -> None:
     pair = Pair()
     with pytest.raises(errors.RemoteProtocolError):
         receive_all(pair.server, frames.PREFACE + frame(messages.Ping()))
-    assert pair.say(pair.server, GOODBYE) == [GOODBYE]
+    assert pair.send(pair.server, GOODBYE) == [GOODBYE]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_refusal_of_what_is_no_hello_is_understood() -> None:
     [(role, state, kind) for (role, state), kind in itertools.product(PATHS, SAMPLES)],
     ids=lambda value: value.__name__ if isinstance(value, type) else value.value,
 )
-def test_the_table_decides(role: connection.Role, state: State, kind: type[messages.Message]) -> None:
+def test_every_message_in_every_state(role: connection.Role, state: State, kind: type[messages.Message]) -> None:
     target = make(role, state)
     expected = connection._TRANSITIONS.get((role, state, kind))
     message = SAMPLES[kind]
@@ -143,7 +143,7 @@ def test_the_table_decides(role: connection.Role, state: State, kind: type[messa
         assert target.state is expected
 
 
-def test_the_table_is_tested_whole() -> None:
+def test_the_whole_table_is_tested() -> None:
     assert {(role, state) for role, state, _ in connection._TRANSITIONS} == set(PATHS)
     assert {kind for _, _, kind in connection._TRANSITIONS} == set(SAMPLES)
 
@@ -157,19 +157,19 @@ def test_the_table_is_tested_whole() -> None:
         (messages.Status(1, messages.SyncStatus.CATCHING_UP), "status of 1 does not follow on 0"),
     ],
 )
-def test_data_follows_on(message: messages.Message, problem: str) -> None:
+def test_data_must_be_contiguous(message: messages.Message, problem: str) -> None:
     with pytest.raises(errors.RemoteProtocolError, match=problem):
         receive_all(make(CLIENT, State.FOLLOWING), frame(message))
 
 
-def test_updates_do_not_go_back() -> None:
+def test_updates_do_not_reduce_the_sequence() -> None:
     client = make(CLIENT, State.READY)
     receive_all(client, stream(BEGIN, CHUNK, END))
     with pytest.raises(errors.RemoteProtocolError, match="do not follow"):
         receive_all(client, frame(messages.Updates(5, 4, ())))
 
 
-def test_catching_up_may_take_the_sequence_back() -> None:
+def test_catching_up_may_reduce_the_sequence() -> None:
     client = make(CLIENT, State.READY)
     receive_all(client, stream(BEGIN, CHUNK, END, IN_SYNC))
     with pytest.raises(errors.RemoteProtocolError, match="status of 3 does not follow on 5"):
@@ -183,7 +183,7 @@ def test_catching_up_may_take_the_sequence_back() -> None:
     assert (client.sequence, client.state) == (9, State.FOLLOWING)
 
 
-def test_a_snapshot_ends_as_it_began() -> None:
+def test_a_snapshot_ends_with_its_own_sequence() -> None:
     client = make(CLIENT, State.READY)
     with pytest.raises(errors.RemoteProtocolError, match="snapshot of 5 ends as one of 6"):
         receive_all(client, stream(BEGIN, CHUNK, messages.SnapshotEnd(6, 1, 0)))
@@ -225,14 +225,14 @@ def test_a_client_may_not_compress() -> None:
 
 
 @pytest.mark.parametrize("held", [frames.PREFACE[:3], frames.PREFACE + b"\x00", frames.PREFACE + frame(GOODBYE)[:-1]])
-def test_an_end_inside_of_something_is_an_error(held: bytes) -> None:
+def test_end_of_stream_inside_a_frame_is_an_error(held: bytes) -> None:
     client = connection.Connection(CLIENT)
     assert receive_all(client, held) == []
     with pytest.raises(errors.RemoteProtocolError, match="stream ended inside a frame"):
         client.receive_eof()
 
 
-def test_an_end_between_two_messages_is_none() -> None:
+def test_end_of_stream_between_messages_is_not_an_error() -> None:
     client = make(CLIENT, State.FOLLOWING)
     client.receive_eof()
     client.receive_eof()
@@ -241,7 +241,7 @@ def test_an_end_between_two_messages_is_none() -> None:
 
 
 @given(st.binary(max_size=300), st.sampled_from(connection.Role), st.booleans())
-def test_random_bytes_are_refused_or_awaited(data: bytes, role: connection.Role, behind_preface: bool) -> None:
+def test_random_bytes_are_refused_or_incomplete(data: bytes, role: connection.Role, behind_preface: bool) -> None:
     target = connection.Connection(role)
     try:
         receive_all(target, frames.PREFACE * behind_preface + data)

@@ -1,4 +1,4 @@
-"""The encoder: frames of a bearable size that a client of either format reads as the same messages."""
+"""The encoder: both formats give frames of limited size with the same messages."""
 
 from unittest import mock
 
@@ -29,7 +29,7 @@ def put(number: int, value: bytes) -> messages.Update:
 
 
 @given(st.integers(0, 2**63), st.lists(strategies.updates, min_size=1, max_size=30), st.integers(50, 500))
-def test_updates_are_split_and_follow_on(previous: int, updates: list[messages.Update], target: int) -> None:
+def test_updates_are_split_into_contiguous_frames(previous: int, updates: list[messages.Update], target: int) -> None:
     with mock.patch.object(encoder, "FRAME_TARGET_BYTES", target):
         encoded = [made.updates(previous, updates) for made in BOTH]
     messages_of = [[decoded(frame.data) for frame in frame_list] for frame_list in encoded]
@@ -47,7 +47,7 @@ def test_updates_are_split_and_follow_on(previous: int, updates: list[messages.U
 
 
 @given(st.integers(0, 2**60), st.lists(strategies.updates, max_size=30), st.integers(1, 9), st.integers(50, 500))
-def test_changes_leave_sequences_out(previous: int, updates: list[messages.Update], step: int, target: int) -> None:
+def test_changes_skip_sequences(previous: int, updates: list[messages.Update], step: int, target: int) -> None:
     changes = [(previous + step * (number + 1), update) for number, update in enumerate(updates)]
     end = previous + step * len(updates) + 3
     with mock.patch.object(encoder, "FRAME_TARGET_BYTES", target):
@@ -67,7 +67,7 @@ def test_changes_leave_sequences_out(previous: int, updates: list[messages.Updat
 
 
 @given(st.lists(strategies.updates, max_size=30), st.integers(0, 70_000), st.integers(0, 2**64 - 1))
-def test_a_chunk_is_split_and_says_that_more_comes(updates: list[messages.Update], index: int, digest: int) -> None:
+def test_a_chunk_is_split_and_marks_its_last_frame(updates: list[messages.Update], index: int, digest: int) -> None:
     with mock.patch.object(encoder, "FRAME_TARGET_BYTES", 300):
         plain, small = (decoded(made.snapshot_chunk(index, digest, iter(updates))) for made in BOTH)
     assert plain == small
@@ -80,7 +80,7 @@ def test_a_chunk_is_split_and_says_that_more_comes(updates: list[messages.Update
 
 
 @both
-def test_frames_stay_near_their_target(made: encoder.NativeEncoder) -> None:
+def test_frames_are_near_the_target_size(made: encoder.NativeEncoder) -> None:
     updates = [put(number, bytes(10_000)) for number in range(100)]
     encoded = made.updates(0, updates)
     assert len(encoded) == 4
@@ -88,7 +88,7 @@ def test_frames_stay_near_their_target(made: encoder.NativeEncoder) -> None:
 
 
 @both
-def test_a_large_value_has_a_frame_of_its_own(made: encoder.NativeEncoder) -> None:
+def test_a_large_value_gets_its_own_frame(made: encoder.NativeEncoder) -> None:
     updates = [put(1, b"a"), put(2, b"b" * encoder.FRAME_TARGET_BYTES), put(3, b"c"), put(4, b"d")]
     sizes = []
     for frame in made.updates(0, updates):
@@ -110,7 +110,7 @@ def test_the_largest_value_with_the_longest_key_can_be_read(made: encoder.Native
 
 
 @both
-def test_messages_around_the_data(made: encoder.NativeEncoder) -> None:
+def test_the_other_messages(made: encoder.NativeEncoder) -> None:
     assert decoded(made.ping) == [messages.Ping()]
     assert decoded(made.snapshot_begin(7, keys=2, chunks=1)) == [messages.SnapshotBegin(7, 2, 1)]
     assert decoded(made.snapshot_end(7, keys=2, digest=9)) == [messages.SnapshotEnd(7, 2, 9)]

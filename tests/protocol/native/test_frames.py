@@ -1,4 +1,4 @@
-"""Frames: cut anywhere they come out whole; lengths and bombs are refused at their header."""
+"""Frames: they survive any split of the stream, and excessive sizes are refused early."""
 
 import contextlib
 
@@ -21,7 +21,7 @@ def drain(splitter: frames.FrameSplitter) -> list[bytes]:
 
 
 @given(payloads, st.data())
-def test_frames_come_out_whole_wherever_the_stream_is_cut(sent: list[bytes], data: st.DataObject) -> None:
+def test_frames_survive_any_split_of_the_stream(sent: list[bytes], data: st.DataObject) -> None:
     compressor = frames.make_compressor()
     stream = b"".join(frames.pack_frame(payload, compressor=compressor) for payload in sent)
     cuts = sorted(data.draw(st.lists(st.integers(min_value=0, max_value=len(stream)), max_size=10)))
@@ -44,7 +44,7 @@ def test_one_byte_at_a_time() -> None:
     assert received == sent
 
 
-def test_bytes_behind_a_frame_stay() -> None:
+def test_bytes_after_a_frame_stay_buffered() -> None:
     splitter = frames.FrameSplitter()
     splitter.receive(frames.pack_frame(b"one") + b"\x00\x00")
     assert drain(splitter) == [b"one"]
@@ -60,7 +60,7 @@ def test_a_long_frame_is_refused_at_its_header(length: int) -> None:
     assert info.value.reason is reasons.DisconnectReason.MESSAGE_TOO_LARGE
 
 
-def test_a_frame_as_long_as_the_limit_is_taken() -> None:
+def test_a_frame_of_the_maximum_size_is_accepted() -> None:
     splitter = frames.FrameSplitter(max_frame_bytes=1024)
     splitter.receive(frames.pack_frame(bytes(1023)))
     assert drain(splitter) == [bytes(1023)]
@@ -79,7 +79,7 @@ def test_unknown_flags_are_refused(flags: int) -> None:
         frames.unpack_payload(flags, b"")
 
 
-def test_compression_is_used_only_where_it_helps() -> None:
+def test_compression_is_used_only_if_it_helps() -> None:
     compressor = frames.make_compressor()
     small = frames.pack_frame(b"x" * (frames.ZSTD_MIN_BYTES - 1), compressor=compressor)
     large = frames.pack_frame(b"x" * frames.ZSTD_MIN_BYTES, compressor=compressor)
@@ -87,7 +87,7 @@ def test_compression_is_used_only_where_it_helps() -> None:
     assert [frame[4] for frame in (small, large, noise)] == [0, frames.FLAG_ZSTD, 0]
 
 
-def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
+def test_a_decompression_bomb_is_refused_before_decompression() -> None:
     bomb = zstandard.ZstdCompressor(level=19).compress(bytes(64 * 1024 * 1024))
     assert len(bomb) < 10_000
     with pytest.raises(errors.RemoteProtocolError, match="67108864 bytes is over the limit of 1048576") as info:
@@ -95,14 +95,14 @@ def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
     assert info.value.reason is reasons.DisconnectReason.MESSAGE_TOO_LARGE
 
 
-def test_a_bomb_that_hides_its_size_is_refused() -> None:
+def test_a_bomb_without_content_size_is_refused() -> None:
     bomb = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1024 * 1024))
     with pytest.raises(errors.RemoteProtocolError, match="without content size"):
         frames.unpack_payload(frames.FLAG_ZSTD, bomb)
 
 
-def test_a_bomb_that_lies_about_its_size_is_refused() -> None:
-    # Single segment, content size in 4 bytes; said to be 1,000 bytes, and is 64 MiB of zeros in RLE blocks.
+def test_a_bomb_with_a_wrong_content_size_is_refused() -> None:
+    # Single segment, content size in 4 bytes. It announces 1,000 bytes, but contains 64 MiB of zeros in RLE blocks.
     blocks = [(128 * 1024 << 3 | 1 << 1).to_bytes(3, "little") + b"\0"] * 511
     last = (128 * 1024 << 3 | 1 << 1 | 1).to_bytes(3, "little") + b"\0"
     bomb = b"\x28\xb5\x2f\xfd\xa0" + (1000).to_bytes(4, "little") + b"".join(blocks) + last
@@ -110,14 +110,14 @@ def test_a_bomb_that_lies_about_its_size_is_refused() -> None:
         frames.unpack_payload(frames.FLAG_ZSTD, bomb)
 
 
-def test_two_zstd_frames_in_one_are_refused() -> None:
+def test_two_zstd_frames_in_one_frame_are_refused() -> None:
     compressor = frames.make_compressor()
     with pytest.raises(errors.RemoteProtocolError, match="zstd"):
         frames.unpack_payload(frames.FLAG_ZSTD, compressor.compress(b"one") + compressor.compress(b"two"))
 
 
 @given(st.binary(max_size=300))
-def test_random_bytes_are_no_zstd(body: bytes) -> None:
+def test_random_bytes_are_not_zstd(body: bytes) -> None:
     for candidate in (body, b"\x28\xb5\x2f\xfd" + body):
         with contextlib.suppress(errors.RemoteProtocolError):
             frames.unpack_payload(frames.FLAG_ZSTD, candidate, max_payload_bytes=4096)

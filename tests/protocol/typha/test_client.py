@@ -1,4 +1,4 @@
-"""Typha's servers, followed by what follows native ones."""
+"""Typha's servers, as a client of native messages sees them."""
 
 import pytest
 
@@ -20,10 +20,10 @@ def drain(ours: client.ClientConnection) -> list[messages.Message]:
 
 
 def connect() -> tuple[client.ClientConnection, list[messages.Message]]:
-    """A client behind the handshake with our own server, and what it has heard."""
+    """A client after the handshake with our server, and the messages that it has received."""
     ours, server = client.ClientConnection(), connection.Connection(connection.Role.SERVER)
     ours.send(HELLO)
-    heard = []
+    received = []
     for _ in range(2):
         server.receive_data(ours.data_to_send())
         while (message := server.next_event()) is not None:
@@ -32,8 +32,8 @@ def connect() -> tuple[client.ClientConnection, list[messages.Message]]:
                 assert message.agent == "watch 1.2 node-a"
                 assert server.accept(version="theirs", connection_id=5) == encoder.SNAPPY
         ours.receive_data(server.data_to_send())
-        heard += drain(ours)
-    return ours, heard
+        received += drain(ours)
+    return ours, received
 
 
 MADE = encoder.TyphaEncoder(compress=True)
@@ -45,12 +45,12 @@ def frames(updates: list[Update], *statuses: int) -> bytes:
 
 
 def test_the_handshake() -> None:
-    _, heard = connect()
+    _, received = connect()
     hello = messages.ServerHello(version=1, feed="felix", incarnation=bytes(16), software="theirs", connection_id=5)
-    assert heard == [hello, messages.SnapshotBegin(0, 0, 0), messages.SnapshotEnd(0, 0, 0)]
+    assert received == [hello, messages.SnapshotBegin(0, 0, 0), messages.SnapshotEnd(0, 0, 0)]
 
 
-def test_statuses_count_from_the_first_in_sync() -> None:
+def test_statuses_begin_with_the_first_in_sync() -> None:
     ours, _ = connect()
     first, second = Update("/a", b"1", "1", 1), Update("/b", b"2", "2", 1)
     ours.receive_data(frames([first], 1) + MADE.make_ping(1) + frames([second], 2, 1) + frames([], 0, 2))
@@ -65,14 +65,14 @@ def test_statuses_count_from_the_first_in_sync() -> None:
     assert repr(ours).endswith("sequence=2>")
 
 
-def test_a_key_that_went_meanwhile_is_found_at_the_next_in_sync() -> None:
+def test_a_key_deleted_during_an_outage_is_found_at_the_next_in_sync() -> None:
     follower = differ.Differ()
     batches: list[differ.Batch] = []
     for content in ([Update("/a", b"1", "1", 1), Update("/b", b"2", "2", 1)], [Update("/b", b"3", "3", 1)]):
-        ours, heard = connect()
+        ours, received = connect()
         follower.begin_connection()
         ours.receive_data(frames(content, 1, 2))
-        batches += [batch for message in [*heard, *drain(ours)] if (batch := follower.receive(message)) is not None]
+        batches += [batch for message in [*received, *drain(ours)] if (batch := follower.receive(message)) is not None]
     assert [{(update.key, update.value) for update in batch.updates} for batch in batches] == [
         {("/a", b"1"), ("/b", b"2")},
         {("/a", None), ("/b", b"3")},
@@ -97,6 +97,6 @@ def test_the_original_is_followed(stream: str) -> None:
     ours.receive_eof()
 
 
-def test_nothing_but_a_hello_is_sent() -> None:
+def test_only_a_hello_can_be_sent() -> None:
     with pytest.raises(errors.LocalProtocolError, match="Pong has no equivalent"):
         client.ClientConnection().send(messages.Pong(0))

@@ -1,4 +1,4 @@
-"""Messages against the recorded ones, and the two ways of encoding updates against each other."""
+"""Messages compared with recorded ones, and the two ways of encoding updates with each other."""
 
 import base64
 import hashlib
@@ -19,14 +19,14 @@ VECTORS: dict[str, dict[str, Any]] = {
 }
 OF_CLIENTS = ("MsgClientHello", "MsgACK", "MsgPong")
 NOT_OURS = {"kvs-nil-revision", "kvs-int-revision", "kvs-uint64-revision", "kvs-1-allzero"}
-"""Revisions that are no strings are read, not written."""
+"""Revisions other than strings can be decoded but not encoded."""
 
 
 def decode_all(data: bytes, reader: decoder.Decoder | None = None) -> list[Any]:
     reader = reader or codec.make_client_decoder()
     reader.receive(data)
     decoded = []
-    while (value := reader.next_value()) is not decoder.NOT_YET:
+    while (value := reader.next_value()) is not decoder.NEED_DATA:
         decoded.append(value)
     return decoded
 
@@ -109,7 +109,7 @@ def test_there_are_as_many_vectors_as_recorded() -> None:
 
 
 @pytest.mark.parametrize("name", VECTORS)
-def test_go_messages_are_read(name: str) -> None:
+def test_messages_from_go_are_decoded(name: str) -> None:
     vector = VECTORS[name]
     first = wire.load(f"messages/{vector['first']}")
     chunks = snappy.ChunkReader()
@@ -132,20 +132,20 @@ def test_go_messages_are_read(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", VECTORS.keys() - NOT_OURS)
-def test_with_the_ids_of_go_the_bytes_are_those_of_go(name: str) -> None:
+def test_bytes_equal_those_of_go_with_the_ids_of_go(name: str) -> None:
     vector = VECTORS[name]
     reader = codec.make_client_decoder()
     (message,) = decode_all(wire.load(f"messages/{vector['first']}"), reader)
     kinds = codec.CLIENT_KINDS if vector["type"] in OF_CLIENTS else codec.SERVER_KINDS
     numbers = {wire_type.name: number for number, wire_type in reader.definitions.items()}
-    # Types that this message does not use have no number there; any will do.
+    # Types that this message does not use have no id in the stream. Any id will do for them.
     types = encoder.Encoder(
         kinds, codec.ENCODER_NAMES, ids=[numbers.get(kind.name, 900 + place) for place, kind in enumerate(kinds)]
     )
     assert codec.encode(message, types=types) == wire.load(f"messages/{vector['again']}")
 
 
-def test_definitions_are_those_that_a_go_client_took() -> None:
+def test_definitions_equal_those_that_a_go_client_accepted() -> None:
     chunks = snappy.ChunkReader()
     chunks.receive(wire.load("shared-frames/preamble.bin"))
     types = encoder.Encoder(codec.SERVER_KINDS, codec.ENCODER_NAMES, ids=[*range(1000, 1007), 1008, 1007])
@@ -159,7 +159,7 @@ def test_definitions_are_those_that_a_go_client_took() -> None:
 
 
 @given(st.lists(strategies.updates, max_size=4))
-def test_both_ways_of_encoding_updates_give_the_same_bytes(updates: list[common.Update]) -> None:
+def test_the_hot_path_for_updates_gives_the_same_bytes(updates: list[common.Update]) -> None:
     fast = codec.encode_key_values([codec.encode_update(update) for update in updates])
     assert fast == codec.encode(messages.KeyValues(tuple(updates)), types=codec.SERVER)
     (decoded,) = decode_all(codec.SERVER.definitions + fast)
@@ -180,13 +180,13 @@ hellos = st.builds(
 
 
 @given(hellos)
-def test_hellos_come_back(hello: messages.ClientHello) -> None:
+def test_hello_round_trip(hello: messages.ClientHello) -> None:
     data = codec.CLIENT.definitions + codec.encode(hello, types=codec.CLIENT)
     assert decode_all(data) == [hello]
     reader = codec.make_server_decoder()
     assert [value for byte in data for value in decode_all(bytes([byte]), reader)] == [hello]
 
 
-def test_an_empty_live_value_is_left_out() -> None:
+def test_an_empty_value_is_omitted() -> None:
     empty = common.Update("/calico/v1/config/a", b"", "1", common.UpdateType.NEW)
     assert codec.encode_update(empty) == codec.encode_update(empty._replace(value=None))

@@ -1,4 +1,4 @@
-"""Both ends of a connection, wired to each other without a network."""
+"""Both ends of a connection, connected without a network."""
 
 import itertools
 
@@ -42,11 +42,11 @@ PATHS: dict[tuple[connection.Role, State], tuple[messages.ClientHello, list[mess
     (CLIENT, State.FOLLOWING): (HELLO, [SERVER_HELLO]),
 }
 ALL_TYPES = gob_encoder.Encoder(list(dict.fromkeys((*codec.SERVER_KINDS, *codec.CLIENT_KINDS))), codec.ENCODER_NAMES)
-"""Of either side, as the table is about what one may say that it should not."""
+"""Encodes messages of both sides, so that either end can send what it must not."""
 
 
-def say(*said: messages.Message | None) -> bytes:
-    return b"".join(ALL_TYPES.message(codec.ENVELOPE, message) for message in said)
+def encode(*sent: messages.Message | None) -> bytes:
+    return b"".join(ALL_TYPES.message(codec.ENVELOPE, message) for message in sent)
 
 
 def receive_all(receiver: connection.Connection, data: bytes) -> list[messages.Message]:
@@ -54,7 +54,7 @@ def receive_all(receiver: connection.Connection, data: bytes) -> list[messages.M
     received = []
     while (message := receiver.next_event()) is not None:
         received.append(message)
-        if receiver.state is State.ASKED:
+        if receiver.state is State.HELLO_RECEIVED:
             receiver.accept()
     return received
 
@@ -64,14 +64,14 @@ def make(role: connection.Role, state: State) -> connection.Connection:
     made = connection.Connection(role)
     if role is CLIENT:
         made.send_hello(hello)
-    receive_all(made, ALL_TYPES.definitions + say(*path))
+    receive_all(made, ALL_TYPES.definitions + encode(*path))
     made.data_to_send()
     assert made.state is state
     return made
 
 
 def known(role: connection.Role, kind: type[messages.Message]) -> bool:
-    return role is CLIENT or codec.ENCODER_NAMES[kind][0] in codec.SAID_BY_CLIENTS
+    return role is CLIENT or codec.ENCODER_NAMES[kind][0] in codec.CLIENT_MESSAGE_TYPES
 
 
 @given(
@@ -79,7 +79,7 @@ def known(role: connection.Role, kind: type[messages.Message]) -> bool:
     st.sampled_from(messages.SYNCER_TYPES),
     st.text(max_size=20),
 )
-def test_the_answer_to_a_hello_is_what_the_encoder_makes_of_it(number: int, feed: str, version: str) -> None:
+def test_the_cached_answer_to_a_hello_has_the_same_bytes(number: int, feed: str, version: str) -> None:
     server = connection.Connection(SERVER)
     hello = messages.ClientHello(syncer_type=feed, supports_modern_policy_keys=True)
     server.receive_data(codec.CLIENT.definitions + codec.encode(hello, types=codec.CLIENT))
@@ -94,30 +94,30 @@ def test_the_answer_to_a_hello_is_what_the_encoder_makes_of_it(number: int, feed
     [(role, state, kind) for (role, state), kind in itertools.product(PATHS, SAMPLES)],
     ids=lambda value: value.__name__ if isinstance(value, type) else value.value,
 )
-def test_the_table_decides(role: connection.Role, state: State, kind: type[messages.Message]) -> None:
+def test_every_message_in_every_state(role: connection.Role, state: State, kind: type[messages.Message]) -> None:
     target = make(role, state)
     expected = connection._TRANSITIONS.get((role, state, kind))
     if expected is not None:
-        assert receive_all(target, say(SAMPLES[kind])) == [SAMPLES[kind]]
-        assert target.state is (State.RESTARTING if expected is State.ASKED else expected)
+        assert receive_all(target, encode(SAMPLES[kind])) == [SAMPLES[kind]]
+        assert target.state is (State.RESTARTING if expected is State.HELLO_RECEIVED else expected)
     elif (role, state) == (CLIENT, State.FOLLOWING) and kind is not messages.ServerHello:
-        assert receive_all(target, say(SAMPLES[kind])) == []
+        assert receive_all(target, encode(SAMPLES[kind])) == []
         assert target.state is State.FOLLOWING
     else:
         problem = f"unexpected {kind.__name__} while {state.value}"
         with pytest.raises(errors.RemoteProtocolError, match=problem if known(role, kind) else "is not registered"):
-            receive_all(target, say(SAMPLES[kind]))
+            receive_all(target, encode(SAMPLES[kind]))
         assert target.state is State.ERROR
-        assert receive_all(target, say(messages.Pong())) == []
+        assert receive_all(target, encode(messages.Pong())) == []
 
 
-def test_the_table_is_tested_whole() -> None:
+def test_the_whole_table_is_tested() -> None:
     assert {(role, state) for role, state, _ in connection._TRANSITIONS} == set(PATHS)
     assert {kind for _, _, kind in connection._TRANSITIONS} == set(SAMPLES)
 
 
 class Pair:
-    """A client and a server; what one says, the other hears at once."""
+    """A client and a server that receive each other's messages immediately."""
 
     def __init__(self, hello: messages.ClientHello) -> None:
         self.client = connection.Connection(CLIENT)
@@ -160,7 +160,7 @@ def test_a_plain_session() -> None:
     assert pair.to_server() == []
 
 
-def test_a_server_says_nothing_before_it_accepts() -> None:
+def test_a_server_sends_nothing_before_it_accepts() -> None:
     server = connection.Connection(SERVER)
     server.receive_data(codec.CLIENT.definitions + codec.encode(HELLO, types=codec.CLIENT) + b"\xf0garbage")
     assert server.next_event() == HELLO
@@ -171,7 +171,7 @@ def test_a_server_says_nothing_before_it_accepts() -> None:
         server.next_event()
 
 
-def test_misuse_is_an_error_of_ours() -> None:
+def test_misuse_is_a_local_error() -> None:
     for broken in (make(SERVER, State.HELLO), make(SERVER, State.FOLLOWING), make(CLIENT, State.FOLLOWING)):
         with pytest.raises(errors.LocalProtocolError):
             broken.accept()
@@ -196,21 +196,21 @@ def test_refusals(hello: messages.ClientHello, reason: str | None) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["snappy", ""])
-def test_a_client_restarts_as_often_as_it_is_told(algorithm: str) -> None:
+def test_a_client_accepts_any_number_of_restarts(algorithm: str) -> None:
     client = make(CLIENT, State.FOLLOWING)
     frame = snappy.compress if algorithm else bytes
     start = (snappy.IDENTIFIER if algorithm else b"") + frame(ALL_TYPES.definitions)
     restart = messages.DecoderRestart("again", algorithm)
-    data = say(restart)
+    data = encode(restart)
     for _ in range(3):
-        data += start + frame(say(messages.KeyValues((UPDATE,)), restart))
+        data += start + frame(encode(messages.KeyValues((UPDATE,)), restart))
     assert receive_all(client, data) == [restart, *[messages.KeyValues((UPDATE,)), restart] * 3]
     server = make(SERVER, State.HELLO)
     acks = connection.Connection(CLIENT)
     acks.send_hello(HELLO)
     answers = codec.make_server_decoder()
     answers.receive(acks.data_to_send() + client.data_to_send())
-    assert [answers.next_value() for _ in range(6)] == [HELLO, *[messages.Ack()] * 4, decoder.NOT_YET]
+    assert [answers.next_value() for _ in range(6)] == [HELLO, *[messages.Ack()] * 4, decoder.NEED_DATA]
     assert server.state is State.HELLO
 
 
@@ -218,28 +218,28 @@ def test_a_restart_that_was_not_offered_is_refused() -> None:
     client = connection.Connection(CLIENT)
     client.send_hello(PLAIN_HELLO)
     with pytest.raises(errors.RemoteProtocolError, match="did not offer"):
-        receive_all(client, ALL_TYPES.definitions + say(SERVER_HELLO, connection.RESTART))
+        receive_all(client, ALL_TYPES.definitions + encode(SERVER_HELLO, connection.RESTART))
 
 
 @pytest.mark.parametrize(
     ("hello", "problem"),
     [
-        (messages.ServerHello("", "felix", True), "asked for 'bgp'"),
-        (messages.ServerHello("", "", True), "asked for 'bgp'"),
+        (messages.ServerHello("", "felix", True), "syncer type 'felix', not 'bgp'"),
+        (messages.ServerHello("", "", True), "syncer type 'felix', not 'bgp'"),
         (messages.ServerHello("", "bgp", False), "too old"),
     ],
 )
-def test_a_client_leaves_the_wrong_server(hello: messages.ServerHello, problem: str) -> None:
+def test_a_client_refuses_the_wrong_server(hello: messages.ServerHello, problem: str) -> None:
     with pytest.raises(errors.RemoteProtocolError, match=problem):
-        receive_all(make(CLIENT, State.HELLO), say(hello))
+        receive_all(make(CLIENT, State.HELLO), encode(hello))
 
 
-def test_nothing_is_ignored_by_clients_and_refused_by_servers() -> None:
+def test_an_empty_envelope_is_ignored_by_clients_and_refused_by_servers() -> None:
     client = make(CLIENT, State.FOLLOWING)
-    assert receive_all(client, say(None) + say(messages.SyncStatus(2))) == [messages.SyncStatus(2)]
+    assert receive_all(client, encode(None) + encode(messages.SyncStatus(2))) == [messages.SyncStatus(2)]
     for target in (make(SERVER, State.HELLO), make(SERVER, State.FOLLOWING), make(CLIENT, State.HELLO)):
         with pytest.raises(errors.RemoteProtocolError, match="NoneType"):
-            receive_all(target, say(None))
+            receive_all(target, encode(None))
 
 
 def test_a_hello_of_100_megabytes_is_refused_at_its_length() -> None:
@@ -250,7 +250,7 @@ def test_a_hello_of_100_megabytes_is_refused_at_its_length() -> None:
 
 
 @given(st.binary(max_size=300), st.sampled_from(connection.Role), st.booleans())
-def test_random_bytes_are_refused_or_awaited(data: bytes, role: connection.Role, behind_hello: bool) -> None:
+def test_random_bytes_are_refused_or_incomplete(data: bytes, role: connection.Role, behind_hello: bool) -> None:
     target = make(role, State.FOLLOWING if behind_hello else State.HELLO)
     try:
         receive_all(target, data)
@@ -264,7 +264,7 @@ def test_mutated_sessions() -> None:
     assert received > 1000, "the mutations hit too hard to get anywhere"
 
 
-def test_a_megabyte_is_for_hellos_only() -> None:
+def test_only_hellos_may_have_a_megabyte() -> None:
     hello = messages.ClientHello(info="x" * 1_000_000)
     server = connection.Connection(SERVER)
     assert receive_all(server, codec.CLIENT.definitions + codec.encode(hello, types=codec.CLIENT)) == [hello]
@@ -279,8 +279,8 @@ def test_a_hello_with_too_many_algorithms_is_refused() -> None:
         receive_all(connection.Connection(SERVER), codec.CLIENT.definitions + codec.encode(hello, types=codec.CLIENT))
 
 
-def test_messages_in_messages_are_limited() -> None:
-    """A revision may be any registered type; one that holds updates with such revisions has no end."""
+def test_nesting_of_messages_is_limited() -> None:
+    """A revision may have any registered type, so it may contain updates whose revisions contain updates."""
     nested = b"\x06string\x0c\x01\x00\x00"
     name, struct = codec.ENCODER_NAMES[messages.KeyValues]
     for _ in range(1000):
@@ -288,11 +288,11 @@ def test_messages_in_messages_are_limited() -> None:
         nested = codec.SERVER.interface_start(name, struct) + scalars.encode_bytes(content)
     body = scalars.encode_int(codec.SERVER.id_of(codec.ENVELOPE)) + b"\x01" + nested + b"\0"
     client = make(CLIENT, State.HELLO)
-    with pytest.raises(errors.RemoteProtocolError, match="interfaces in each other"):
-        receive_all(client, say(SERVER_HELLO) + gob_encoder.frame(body))
+    with pytest.raises(errors.RemoteProtocolError, match="nested interfaces"):
+        receive_all(client, encode(SERVER_HELLO) + gob_encoder.frame(body))
 
 
-def test_a_followed_stream_holds_no_more_than_one_message() -> None:
+def test_a_client_buffers_at_most_one_message() -> None:
     data = wire.load("streams/inproc-deltas-snappy.server.bin")
     client = connection.Connection(CLIENT)
     client.send_hello(messages.ClientHello(supports_decoder_restart=True))

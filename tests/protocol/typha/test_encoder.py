@@ -1,4 +1,4 @@
-"""Frames of the two wire formats, read by our own client."""
+"""Frames of the two wire formats, decoded by our client."""
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ def make(wire_format: str) -> encoding.Encoder:
 
 
 def follow(wire_format: str) -> connection.Connection:
-    """A client behind the handshake."""
+    """A client after the handshake."""
     client = connection.Connection(connection.Role.CLIENT)
     server = connection.Connection(connection.Role.SERVER)
     takes_snappy = wire_format == encoder.SNAPPY
@@ -29,7 +29,7 @@ def follow(wire_format: str) -> connection.Connection:
         server.receive_data(client.data_to_send())
         while server.next_event() is not None:
             pass
-        if server.state is connection.State.ASKED:
+        if server.state is connection.State.HELLO_RECEIVED:
             assert server.accept() == wire_format
         client.receive_data(server.data_to_send())
         while client.next_event() is not None:
@@ -37,12 +37,12 @@ def follow(wire_format: str) -> connection.Connection:
     return client
 
 
-def said(client: connection.Connection, data: bytes) -> list[messages.Message]:
+def receive(client: connection.Connection, data: bytes) -> list[messages.Message]:
     client.receive_data(data)
     received = []
     while (message := client.next_event()) is not None:
         received.append(message)
-    assert client.pending_bytes == 0, "not whole messages in whole chunks"
+    assert client.pending_bytes == 0, "incomplete messages or chunks"
     return received
 
 
@@ -57,12 +57,12 @@ def carried(received: list[messages.Message]) -> list[common.Update]:
 
 @pytest.mark.parametrize("wire_format", FORMATS)
 @given(updates=st.lists(strategies.updates, max_size=20))
-def test_updates_and_chunks_come_through(wire_format: str, updates: list[common.Update]) -> None:
+def test_updates_and_chunks_reach_the_client(wire_format: str, updates: list[common.Update]) -> None:
     made, client = make(wire_format), follow(wire_format)
     frames = made.updates(7, updates)
-    assert carried([message for frame in frames for message in said(client, frame.data)]) == as_received(updates)
+    assert carried([message for frame in frames for message in receive(client, frame.data)]) == as_received(updates)
     assert [frame.sequence for frame in frames] == ([7 + len(updates)] if updates else [])
-    assert carried(said(client, made.snapshot_chunk(3, 0, iter(updates)))) == as_received(updates)
+    assert carried(receive(client, made.snapshot_chunk(3, 0, iter(updates)))) == as_received(updates)
 
 
 @pytest.mark.parametrize("wire_format", FORMATS)
@@ -75,34 +75,34 @@ def test_messages_are_limited_in_updates_and_bytes(wire_format: str) -> None:
     assert [frame.sequence for frame in made.updates(0, large)] == [2, 4, 5]
     huge = [common.Update("/k", bytes(1_000_000), "1", 1)]
     (frame,) = made.updates(0, huge)
-    assert carried(said(client, frame.data)) == huge
-    received = said(client, made.snapshot_chunk(0, 0, small))
+    assert carried(receive(client, frame.data)) == huge
+    received = receive(client, made.snapshot_chunk(0, 0, small))
     assert [len(message.updates) for message in received if isinstance(message, messages.KeyValues)] == [100, 100, 1]
 
 
 @pytest.mark.parametrize("wire_format", FORMATS)
-def test_changes_leave_sequences_out_and_are_limited_alike(wire_format: str) -> None:
+def test_changes_skip_sequences_and_have_the_same_limits(wire_format: str) -> None:
     made, client = make(wire_format), follow(wire_format)
     changes = [(10 * number, common.Update(f"/k/{number}", b"v", "1", 2)) for number in range(1, 202)]
     frames = list(made.changes(5, iter(changes), end_sequence=3000))
     assert [frame.sequence for frame in frames] == [1000, 2000, 3000]
-    assert carried([message for frame in frames for message in said(client, frame.data)]) == [u for _, u in changes]
+    assert carried([message for frame in frames for message in receive(client, frame.data)]) == [u for _, u in changes]
     assert list(made.changes(5, iter(()), end_sequence=3000)) == []
     large = [(number, common.Update(f"/k/{number}", bytes(100_000), "1", 2)) for number in range(5)]
     assert [frame.sequence for frame in made.changes(0, iter(large), end_sequence=4)] == [1, 3, 4]
 
 
 @pytest.mark.parametrize("wire_format", FORMATS)
-def test_the_rest_comes_through(wire_format: str) -> None:
+def test_the_other_messages_reach_the_client(wire_format: str) -> None:
     made, client = make(wire_format), follow(wire_format)
     assert made.snapshot_begin(5, keys=1, chunks=1) == made.snapshot_end(5, keys=1, digest=1) == b""
     assert made.snapshot_chunk(0, 0, []) == b""
     assert made.updates(5, []) == []
-    assert said(client, made.make_ping(12)) == [messages.Ping(timestamps.from_unix_nanoseconds(12))]
+    assert receive(client, made.make_ping(12)) == [messages.Ping(timestamps.from_unix_nanoseconds(12))]
     for status, expected in ((0, 0), (1, 1), (2, 2), (3, 1)):
         frame = made.status(9, common.SyncStatus(status))
         assert frame.sequence == 9
-        assert said(client, frame.data) == [messages.SyncStatus(expected)]
+        assert receive(client, frame.data) == [messages.SyncStatus(expected)]
 
 
 @pytest.mark.parametrize("wire_format", FORMATS)

@@ -1,9 +1,9 @@
-"""What a hello means."""
+"""The meaning of a hello."""
 
 from protocol.typha import messages
 
 
-def test_what_is_not_said_is_felix() -> None:
+def test_the_default_syncer_type_is_felix() -> None:
     assert messages.ClientHello().feed == "felix"
     assert messages.ClientHello(syncer_type="bgp").feed == "bgp"
 
@@ -14,7 +14,7 @@ def test_an_agent_is_short_and_printable() -> None:
     assert messages.ClientHello().agent == ""
 
 
-def test_snappy_needs_a_restart() -> None:
+def test_snappy_requires_decoder_restarts() -> None:
     offered = ("zstd", "snappy")
     assert messages.ClientHello(supports_decoder_restart=True, supported_compression_algorithms=offered).takes_snappy
     assert not messages.ClientHello(supported_compression_algorithms=offered).takes_snappy

@@ -1,4 +1,4 @@
-"""Chunks: what may come, what may not, and what is written."""
+"""Snappy chunks: valid and invalid input, and our own output."""
 
 import random
 
@@ -31,17 +31,17 @@ def plain(content: bytes) -> bytes:
 
 
 @given(st.lists(st.binary(max_size=300) | st.sampled_from([bytes(70_000), NOISE, NOISE[:65_536]]), max_size=4))
-def test_what_is_written_is_read(contents: list[bytes]) -> None:
+def test_round_trip(contents: list[bytes]) -> None:
     data = snappy.IDENTIFIER + b"".join(snappy.compress(content) for content in contents)
     assert read_all(data) == b"".join(contents)
 
 
 @given(st.binary(max_size=2000) | st.just(bytes(70_000)))
-def test_an_independent_reader_reads_it(content: bytes) -> None:
+def test_an_independent_decoder_reads_our_chunks(content: bytes) -> None:
     assert bytes(cramjam.snappy.decompress(snappy.IDENTIFIER + snappy.compress(content))) == content
 
 
-def test_an_independent_writer_is_read_byte_by_byte() -> None:
+def test_chunks_of_an_independent_encoder_are_read_byte_by_byte() -> None:
     content = b'{"kind":"Pod"}' * 200
     data = bytes(cramjam.snappy.compress(content)) * 2
     reader = snappy.ChunkReader()
@@ -49,14 +49,14 @@ def test_an_independent_writer_is_read_byte_by_byte() -> None:
     assert reader.pending_bytes == 0
 
 
-def test_noise_goes_as_it_is() -> None:
+def test_random_content_is_not_compressed() -> None:
     assert snappy.compress(NOISE[:1000]) == plain(NOISE[:1000])
     assert snappy.compress(bytes(1000))[0] == 0
     assert snappy.compress(b"") == b""
     assert [snappy.compress(NOISE)[start] for start in (0, 4 + 4 + 65_536)] == [1, 1]
 
 
-def test_what_may_be_skipped_is_skipped() -> None:
+def test_skippable_chunks_are_skipped() -> None:
     filler = [chunk(0x80, b"abc"), chunk(0xFE, bytes(76_494)), plain(b""), snappy.IDENTIFIER]
     assert read_all(snappy.IDENTIFIER + b"".join(filler) + plain(b"content")) == b"content"
 
@@ -69,7 +69,7 @@ def test_what_may_be_skipped_is_skipped() -> None:
         (chunk(0xFF, b""), "wrong stream identifier"),
         (snappy.IDENTIFIER + chunk(0x02, b""), "unsupported chunk 0x02"),
         (snappy.IDENTIFIER + chunk(0x7F, b""), "unsupported chunk 0x7f"),
-        (snappy.IDENTIFIER + b"\xfe\xcf\x2a\x01", "chunk of 76495 bytes"),
+        (snappy.IDENTIFIER + b"\xfe\xcf\x2a\x01", "chunk of 76495 bytes is over the limit of 76494"),
         (snappy.IDENTIFIER + chunk(0, b"abc"), "without its checksum"),
         (snappy.IDENTIFIER + chunk(1, b"\0\0\0\0abc"), "wrong checksum"),
         (snappy.IDENTIFIER + plain(bytes(65_537)), "65537 bytes of content"),
@@ -79,12 +79,12 @@ def test_what_may_be_skipped_is_skipped() -> None:
         (snappy.IDENTIFIER + chunk(0, b"\0\0\0\0"), "snappy: "),
     ],
 )
-def test_what_is_wrong_is_refused(data: bytes, problem: str) -> None:
+def test_invalid_input_is_refused(data: bytes, problem: str) -> None:
     with pytest.raises(errors.RemoteProtocolError, match=problem):
         read_all(data)
 
 
-def test_the_reader_never_goes_beyond_a_chunk() -> None:
+def test_the_reader_does_not_read_past_a_chunk() -> None:
     reader = snappy.ChunkReader()
     reader.receive(snappy.IDENTIFIER + plain(b"one") + b"rest")
     assert reader.next_content() == b"one"

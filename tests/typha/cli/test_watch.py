@@ -1,4 +1,4 @@
-"""`typha watch` as a program: its output, its exit codes, and its manners."""
+"""`typha watch` as a process: its output and its exit codes."""
 
 import asyncio
 import contextlib
@@ -21,8 +21,8 @@ from tests.harness.repository import ROOT
 FEEDS = {"pods": {"/b": b"2", "/a": b"\xff", "/B": "é".encode()}}
 
 
-def _heed_interrupts() -> None:
-    """In the new process: tests that run in a shell's background inherit that SIGINT is ignored."""
+def _restore_sigint() -> None:
+    """Runs in the new process. A test in the background of a shell would inherit that SIGINT is ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -33,7 +33,7 @@ async def watching(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(ROOT), "LC_ALL": "C"},
-        preexec_fn=_heed_interrupts,
+        preexec_fn=_restore_sigint,
     )
     try:
         async with asyncio.timeout(30):
@@ -57,7 +57,7 @@ async def read_line(process: asyncio.subprocess.Process) -> dict[str, object]:
     return line
 
 
-async def test_json_lines_as_they_come() -> None:
+async def test_json_lines() -> None:
     async with (
         testing.Server(feeds={"pods": {"/a": b"1"}}) as server,
         watching(server.address, "--feed", "pods", "--json") as process,
@@ -75,7 +75,7 @@ async def test_json_lines_as_they_come() -> None:
         assert problems.decode() == f"connected to {server.address}\n"
 
 
-async def test_until_in_sync_prints_the_map_sorted() -> None:
+async def test_until_in_sync_prints_the_sorted_map() -> None:
     async with testing.Server(feeds=FEEDS) as server:
         code, output, problems = await run(server.address, "--feed", "pods", "--json", "--until-in-sync")
     assert code == 0, problems
@@ -86,7 +86,7 @@ async def test_until_in_sync_prints_the_map_sorted() -> None:
     assert {line["update_type"] for line in lines} == {1}
 
 
-async def test_until_in_sync_for_people() -> None:
+async def test_until_in_sync_as_text() -> None:
     async with testing.Server(feeds={"pods": {"/a": b"1"}}) as server:
         code, output, _ = await run(server.address, "--feed", "pods", "--until-in-sync")
     assert (code, output) == (0, "+ /a  1 bytes  @1\n")
@@ -108,7 +108,7 @@ async def test_a_refusal_exits_4() -> None:
             assert problems == f"refused by {server.address}: unknown-feed: no feed 'podz'\n"
 
 
-async def test_a_server_that_drains_is_asked_again() -> None:
+async def test_a_draining_server_is_retried() -> None:
     async with testing.Server(feeds=FEEDS) as server:
         server.refuse("shutting-down", retry_after_seconds=0.05)
         async with watching(server.address, "--feed", "pods", "--json", "--until-in-sync") as process:
@@ -119,7 +119,7 @@ async def test_a_server_that_drains_is_asked_again() -> None:
             assert len(output.splitlines()) == 3
 
 
-async def test_a_reader_who_has_seen_enough() -> None:
+async def test_a_closed_output_pipe_exits_0() -> None:
     async with testing.Server(feeds=FEEDS) as server:
         arguments = f"{server.address} --feed pods --json"
         program = f"{sys.executable} -c 'from typha.cli import watch; watch.watch()' {arguments}"
@@ -174,7 +174,7 @@ async def test_usage_errors_exit_2(tmp_path: Path) -> None:
 
 
 async def answer_as_typha(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A server of Typha's protocol: two objects, a ping, "in sync", and the end of the connection."""
+    """Serves Typha's protocol: two objects, a ping, "in sync" and a deletion."""
     server = connection.Connection(connection.Role.SERVER)
     made = encoder.TyphaEncoder(compress=True)
     while data := await reader.read(65_536):

@@ -1,4 +1,4 @@
-"""What `typha watch` prints."""
+"""The output formats of `typha watch`."""
 
 import pytest
 
@@ -37,7 +37,7 @@ def test_an_update_is_one_line(update: messages.Update, line: str) -> None:
     assert watch_output.update_line(update) == line
 
 
-def test_statuses_have_three_names_and_come_on_change(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_statuses_have_three_names_and_are_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     output = watch_output.JsonOutput()
     for status in (0, 1, 3, 2, 2, 1):
         output.write_status(messages.SyncStatus(status))
@@ -45,7 +45,7 @@ def test_statuses_have_three_names_and_come_on_change(capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "".join(f'{{"status": "{name}"}}\n' for name in names)
 
 
-def test_people_get_short_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_output(capsys: pytest.CaptureFixture[str]) -> None:
     output = watch_output.TextOutput()
     output.write_updates([messages.Update("/a", b"123", "7", 1), messages.Update("/a", None, "8", 3)])
     output.write_status(messages.SyncStatus.CATCHING_UP)

@@ -1,19 +1,19 @@
-"""Follow a feed for ever: `async for event in follow.follow("typha:5473", feed="workloads", agent="my-agent")`.
+"""Internal: follows a feed across reconnects, as an iterator of events. `follow` and `Follower` are public.
 
-Four kinds of event. `Connected` and `Disconnected` tell about the connection, `StatusChanged` how complete the data is,
-and `Batch` what changed. Across reconnects, other servers and catch-ups the rules stay simple:
+`Connected` and `Disconnected` describe the connection, `StatusChanged` how complete the data is, and `Batch` what has
+changed. The following holds across reconnects, changes of server and catch-ups:
 
-1. Applying every batch in order gives, after each of them, a map that a server had, verified by its digest (if it
-   speaks the native protocol: Typha's has none). Between a status catching-up and the next one each key is on its way
-   to its newest value, and only the next status vouches for all of them together.
-2. Batches hold real differences to what this iterator gave before: never the same value again, never a deletion of a
-   key that lives on, never an empty world between two snapshots. The first batch is the whole map.
-3. `StatusChanged` follows the batches it speaks of, and is given anew after each `Connected`.
-4. The iterator never ends and raises nothing for the network's or a server's sake. It ends when its task is cancelled
-   or it is closed (`contextlib.aclosing`), and its socket with it. It starts no task.
+1. Applying the batches in order gives a map that a server had, after each batch. With the native protocol a digest
+   verifies it; Typha's protocol has none. Between a status catching-up and the next status, each key moves to its
+   newest value, and only the next status covers all of them together.
+2. Batches contain real changes relative to the previous batches: never the same value twice, never the deletion of a
+   key that still exists, never an empty map between two snapshots. The first batch is the whole map.
+3. `StatusChanged` comes after the batches that it describes, and again after each `Connected`.
+4. No failure of the network or a server ends the iterator. It ends when its task is cancelled or when it is closed
+   (`contextlib.aclosing`), and closes its socket. It starts no task.
 
-It reads only while it is iterated over. A receiver that takes longer than the server's pong timeout for one batch is
-cut off, and comes back by itself; `clients.mirror` reads in the background instead.
+It reads from the socket only during iteration. The server disconnects a receiver that spends more than the pong timeout
+on one batch; the receiver then reconnects. `Mirror` reads in the background instead.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ Batch = differ.Batch
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A server has accepted the hello; data follows as soon as it has some."""
+    """A server has accepted the hello. Data follows as soon as the server has some."""
 
     address: str
     hello: messages.ServerHello
@@ -40,7 +40,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The connection ended, or none could be made. What was given so far holds, and grows old."""
+    """The connection ended, or could not be established. The data so far remains valid, but may be out of date."""
 
     error: errors.ClientError
     retry_in_seconds: float
@@ -48,7 +48,7 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class StatusChanged:
-    """How complete the data is, as of the batches given so far."""
+    """How complete the data is, as of the batches so far."""
 
     status: messages.SyncStatus
 
@@ -57,7 +57,7 @@ Event: TypeAlias = Batch | StatusChanged | Connected | Disconnected
 
 
 class Follower:
-    """What `follow` iterates over, as an object, for those who want its digest or its counters."""
+    """The object behind `follow`, for callers that need its digest or its counters."""
 
     def __init__(
         self,
@@ -71,8 +71,8 @@ class Follower:
         timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
         protocol: connection.Protocol = connection.Protocol.NATIVE,
     ) -> None:
-        """See `follow`."""
-        self.rotation = addresses.Rotation([servers] if isinstance(servers, str) else servers)
+        """The arguments and the ValueError are those of `follow`."""
+        self._rotation = addresses.Rotation([servers] if isinstance(servers, str) else servers)
         self.hello = messages.ClientHello(
             feed=feed,
             agent=agent,
@@ -81,9 +81,9 @@ class Follower:
             software=connection.SOFTWARE,
         )
         self.connections = 0
-        """Connections on which a server accepted the hello."""
+        """Number of connections on which a server accepted the hello."""
         self.snapshots = 0
-        """Snapshots that were received and verified."""
+        """Number of snapshots received and verified."""
         self._tls = tls
         self._server_name = server_name
         self._timeouts = timeouts
@@ -92,20 +92,20 @@ class Follower:
         self._connected_at: float | None = None
 
     def __repr__(self) -> str:
-        return f"<Follower feed={self.hello.feed} server={self.rotation.current()} {self._differ!r}>"
+        return f"<Follower feed={self.hello.feed} server={self._rotation.current()} {self._differ!r}>"
 
     @property
     def digest(self) -> int:
-        """State digest of the map that all batches so far add up to."""
+        """State digest of the map that all batches so far add up to (docs/protocol.md, "State digest")."""
         return self._differ.digest
 
     @property
     def keys(self) -> int:
-        """Number of keys of that map."""
+        """Number of keys in that map."""
         return len(self._differ)
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """The events, for ever; to be iterated over by one task at a time."""
+        """Yields events without end. Only one task may iterate at a time."""
         loop = asyncio.get_running_loop()
         while True:
             self._connected_at = None
@@ -122,7 +122,7 @@ class Follower:
     def _open_stream(self) -> AsyncGenerator[messages.Message, None]:
         self._differ.begin_connection()
         return connection.stream(
-            self.rotation.current(),
+            self._rotation.current(),
             hello=self.hello,
             tls=self._tls,
             server_name=self._server_name,
@@ -134,12 +134,12 @@ class Follower:
         if isinstance(message, messages.ServerHello):
             self.connections += 1
             self._connected_at = now
-            return [Connected(self.rotation.current(), message)]
+            return [Connected(self._rotation.current(), message)]
         events: list[Event] = []
         try:
             batch = self._differ.receive(message)
         except protocol_errors.RemoteProtocolError as error:
-            raise errors.BadServer(self.rotation.current(), str(error)) from error
+            raise errors.BadServer(self._rotation.current(), str(error)) from error
         if batch is not None and batch.from_snapshot:
             self.snapshots += 1
         if batch is not None:
@@ -151,7 +151,7 @@ class Follower:
     def _plan_retry(self, error: errors.ClientError, *, now: float) -> float:
         lived_seconds = 0.0 if self._connected_at is None else now - self._connected_at
         retry_after_seconds = error.retry_after_seconds if isinstance(error, errors.ServerGoodbye) else 0.0
-        return self.rotation.failed(now, lived_seconds=lived_seconds, retry_after_seconds=retry_after_seconds)
+        return self._rotation.failed(now, lived_seconds=lived_seconds, retry_after_seconds=retry_after_seconds)
 
 
 def follow(
@@ -165,21 +165,24 @@ def follow(
     timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
     protocol: connection.Protocol = connection.Protocol.NATIVE,
 ) -> AsyncGenerator[Event, None]:
-    """Events of a feed, for ever; the module's text has the rules.
+    """Yields the events of a feed without end, across reconnects.
+
+    Wrap it in `contextlib.aclosing` if you leave the loop early. It reads only during iteration: a receiver that spends
+    more than the server's pong timeout on one batch is disconnected, and reconnects.
 
     Args:
-        servers: one `host:port` or several; one is used at a time, and another after each failure. Names are resolved
-            for each connection, and a name's addresses are tried in random order.
+        servers: one `host:port` or several. It uses one at a time and switches to another after each failure. Names are
+            resolved for each connection, and the addresses of a name are tried in random order.
         feed: the feed's name.
-        agent: who follows, for the server's log: a program's name, not a person's.
-        node: the node that the agent runs on, if any.
+        agent: name of this program, for the server's log.
+        node: name of the node that it runs on, if any.
         tls: connect by TLS with this context.
-        server_name: the name that the server's certificate must have, if it is not the host.
-        timeouts: connect 10 s, hello 10 s, silence 3 ping intervals of the server.
-        protocol: what to speak; with Typha's, the feed is the syncer type, and no digest verifies the map.
+        server_name: the name in the server's certificate, if it differs from the host.
+        timeouts: 10 s to connect, 10 s until the hello, 3 of the server's ping intervals without a message.
+        protocol: the protocol to speak. With Typha's, the feed is the syncer type, and no digest verifies the map.
 
     Raises:
-        ValueError: at once, if there is no address, or one is malformed.
+        ValueError: immediately, if there is no address or one is malformed.
     """
     follower = Follower(
         servers,
