@@ -16,7 +16,7 @@ OpenTlsStage: TypeAlias = Callable[..., Awaitable[worker_stand.WorkerStand]]
 
 @pytest.fixture
 async def open_stage() -> AsyncIterator[OpenStage]:
-    """Opens a stage with the given numbers in place of the settings'; closed with the test."""
+    """Opens workers with the given limits; they end with the test."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def open_one(limits: policy.Policy = worker_stand.FAST, **arguments: Any) -> worker_stand.WorkerStand:
@@ -27,7 +27,7 @@ async def open_stage() -> AsyncIterator[OpenStage]:
 
 @pytest.fixture
 async def stage(open_stage: OpenStage) -> worker_stand.WorkerStand:
-    """A stage that is in sync and has three objects."""
+    """A worker that is in sync and has three objects."""
     opened = await open_stage()
     opened.put(*(worker_stand.pod(name, "x") for name in ("a", "b", "c")))
     opened.in_sync()
@@ -42,7 +42,7 @@ def files(tmp_path: pathlib.Path) -> certificates.Files:
 
 @pytest.fixture
 def open_tls(open_stage: OpenStage, files: certificates.Files) -> OpenTlsStage:
-    """Opens a stage with TLS that is in sync and has three objects; its peers have good certificates."""
+    """Opens workers with TLS that are in sync and have three objects; their peers have good certificates."""
 
     async def open_one(
         limits: policy.Policy = worker_stand.FAST,
@@ -62,7 +62,7 @@ def open_tls(open_stage: OpenStage, files: certificates.Files) -> OpenTlsStage:
 
 @pytest.fixture
 def bench() -> Iterator[hub_stand.HubStand]:
-    """A hub with a feed of pods, and nobody who listens."""
+    """A hub with a feed of pods, and no workers."""
     before = worker_stand.open_descriptors()
     opened = hub_stand.HubStand()
     yield opened

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import select
 import socket
 import sys
 import time
@@ -16,7 +17,8 @@ from protocol.native import encoder
 from tests.harness import full_transport
 from tests.harness.worker_stand import FAST, Peer, WorkerStand, eventually, pod
 from tests.typha.conftest import OpenStage
-from typha.worker import admission, client, policy, transport
+from typha import clock
+from typha.worker import admission, client, policy, poller, transport
 from typha.worker.channel import WorkerChannel
 
 LIMITS = policy.Policy(
@@ -347,6 +349,70 @@ async def test_a_storm_of_whole_snapshots_is_served_in_turns(
     await stage.converged(*peers)
     assert stage.disconnects == {}
     assert {peer.snapshots for peer in peers} == {1}
+
+
+class QueueStand:
+    """A queue of hellos, with clients on socket pairs, in virtual time."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self.now = 1000.0
+        stack.enter_context(clock.replaced(monotonic=lambda: self.now, time_ns=lambda: 0))
+        self.queue = admission.HelloQueue()
+
+    def hello(self, number: int, events: int = select.EPOLLIN) -> client.Client:
+        """A new client whose hello has arrived."""
+        ends = socket.socketpair()
+        for end in ends:
+            self._stack.callback(end.close)
+        made = client.Client(ends[0], "peer", number=number, slot=0, now=self.now)
+        self.report(made, events)
+        return made
+
+    def report(self, one: client.Client, events: int = select.EPOLLIN) -> None:
+        """The poller reports the client."""
+        assert one.hello is not None
+        self.queue.add(one, one.hello, events)
+
+    def taken(self, deadline: float) -> list[tuple[int, int, bool]]:
+        """Numbers of the clients taken until the deadline, with events, and whether they have given up."""
+        return [(one.number, events, has_given_up) for one, events, has_given_up in self.queue.take(deadline)]
+
+
+@pytest.fixture
+def queue() -> Iterator[QueueStand]:
+    """Closes its sockets after the test."""
+    with contextlib.ExitStack() as stack:
+        yield QueueStand(stack)
+
+
+def test_hellos_are_taken_newest_first_and_one_at_least(queue: QueueStand) -> None:
+    hellos = [queue.hello(number) for number in range(20)]
+    queue.report(hellos[3])  # does not change the order
+    queue.now += 2.0
+    assert [number for number, _, _ in queue.taken(queue.now - 1.0)] == [19]
+    assert len(queue.queue) == 19
+    first = hellos[0].hello
+    assert first is not None
+    assert first.own_seconds(queue.now) == 0.0
+    assert [number for number, _, _ in queue.taken(queue.now + 1.0)] == list(range(18, -1, -1))
+    assert not queue.queue
+    queue.now += 1.0
+    assert first.own_seconds(queue.now) == pytest.approx(1.0)  # the wait of 2 s is not the client's
+
+
+def test_a_hello_that_hung_up_soon_is_read_and_a_late_one_has_given_up(queue: QueueStand) -> None:
+    queue.hello(1, select.EPOLLIN)
+    queue.hello(2, poller.HANG_UP)
+    queue.hello(3, poller.BROKEN)
+    queue.now += 1.5
+    queue.hello(4, poller.HANG_UP)
+    assert queue.taken(queue.now) == [
+        (4, poller.HANG_UP, False),
+        (3, poller.BROKEN, True),
+        (2, poller.HANG_UP, True),
+        (1, select.EPOLLIN, False),
+    ]
 
 
 class RecordingTransport(full_transport.FullTransport):

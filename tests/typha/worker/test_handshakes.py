@@ -218,7 +218,7 @@ class DefectiveTls(tls.ClientTls, frozen=True, kw_only=True):
 
     def check_peer(self, certificate: Mapping[str, object]) -> None:
         """As for any certificate, or the defect."""
-        if ("commonName", "x") in [pair for part in certificate["subject"] for pair in part]:  # type: ignore[attr-defined]
+        if "('commonName', 'x')" in str(certificate["subject"]):
             raise ZeroDivisionError("a defect")
         super().check_peer(certificate)
 

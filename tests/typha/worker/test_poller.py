@@ -1,4 +1,4 @@
-"""Client sockets: options, events, and descriptors whose numbers come back."""
+"""Client sockets: options, events, and descriptor numbers that are used again."""
 
 import contextlib
 import errno
@@ -15,8 +15,8 @@ from tests.harness import worker_stand
 from typha.worker import poller
 
 
-class Held:
-    """The least a poller needs."""
+class PolledClient:
+    """The fields that a poller needs of a client."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
@@ -26,22 +26,22 @@ class Held:
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """A listening socket."""
+    """A listening socket, closed after the test."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listening:
         listening.setblocking(False)
         yield listening
 
 
-MakePoller = Callable[[], poller.Poller[Held]]
+MakePoller = Callable[..., poller.Poller[PolledClient]]
 
 
 @pytest.fixture
 def make(listener: socket.socket) -> Iterator[MakePoller]:
-    """Makes pollers of the one listener."""
-    made: list[poller.Poller[Held]] = []
+    """Makes pollers that share the one listener, unless they get another."""
+    made: list[poller.Poller[PolledClient]] = []
 
-    def make_one() -> poller.Poller[Held]:
-        one: poller.Poller[Held] = poller.Poller(listener, notsent_lowat_bytes=65536)
+    def make_one(listening: socket.socket = listener) -> poller.Poller[PolledClient]:
+        one: poller.Poller[PolledClient] = poller.Poller(listening, notsent_lowat_bytes=65536)
         made.append(one)
         return one
 
@@ -54,17 +54,17 @@ def connect(listener: socket.socket) -> socket.socket:
     return socket.create_connection(listener.getsockname())
 
 
-def ready(one: poller.Poller[Held], *, seconds: float = 5.0) -> tuple[list[tuple[Held, int]], bool]:
-    """The next events; nothing after a time."""
+def ready(one: poller.Poller[PolledClient], *, seconds: float = 5.0) -> tuple[list[tuple[PolledClient, int]], bool]:
+    """The next events; none if there are none within `seconds`."""
     if not select.select([one.fileno()], [], [], seconds)[0]:
         return [], False
     return one.poll()
 
 
-def accept(one: poller.Poller[Held]) -> Held:
+def accept(one: poller.Poller[PolledClient]) -> PolledClient:
     accepted = one.accept()
     assert accepted is not None
-    held = Held(accepted[0])
+    held = PolledClient(accepted[0])
     one.add(held)
     return held
 
@@ -86,7 +86,7 @@ def test_accepted_sockets_have_our_options(listener: socket.socket, make: MakePo
         assert one.accept() is None
 
 
-def test_who_has_less_than_half_of_its_limit_unsent_has_room(listener: socket.socket, make: MakePoller) -> None:
+def test_a_client_with_less_than_half_of_its_limit_unsent_has_room(listener: socket.socket, make: MakePoller) -> None:
     one = make()
     with connect(listener) as peer, connect(listener) as other:
         full, roomy = accept(one), accept(one)
@@ -114,13 +114,13 @@ def test_reading_writing_and_hanging_up(listener: socket.socket, make: MakePolle
         one.watch_write(held, False)
         assert ready(one, seconds=0) == ([], False)
         peer.send(b"x")
-        [(who, events)] = ready(one)[0]
-        assert who is held
+        [(found, events)] = ready(one)[0]
+        assert found is held
         assert events == select.EPOLLIN
-        one.watch_end(held)  # what has been sent no longer interests
+        one.watch_end(held)  # bytes are no event any more
         assert ready(one, seconds=0) == ([], False)
         peer.shutdown(socket.SHUT_WR)
-        [(who, events)] = ready(one)[0]
+        [(found, events)] = ready(one)[0]
         assert events & select.EPOLLRDHUP
 
 
@@ -128,7 +128,7 @@ def test_discarding_resets_the_connection(listener: socket.socket, make: MakePol
     one = make()
     with connect(listener) as peer:
         held = accept(one)
-        held.socket.send(b"what nobody reads")
+        held.socket.send(b"what the peer never reads")
         one.close(held, discard=True)
         assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
 
@@ -153,8 +153,8 @@ def test_a_descriptors_number_that_comes_back_in_the_same_turn_is_the_new_connec
             assert one.clients == {new.fd: new}
             assert ready(one, seconds=0) == ([], False)
             second.send(b"hello")
-            [(who, _)] = ready(one)[0]
-            assert who is new
+            [(found, _)] = ready(one)[0]
+            assert found is new
             assert new.socket.recv(10) == b"hello"
             one.watch_write(new, True)
             assert ready(one)[0][0][0] is new
@@ -218,40 +218,33 @@ def test_out_of_descriptors(listener: socket.socket, make: MakePoller) -> None:
                 one.accept()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        accept(one)  # it has been waiting
+        accept(one)  # the connection has waited
 
 
-class FailingListener:
-    """A listening socket whose accept fails as told, then has nothing."""
+class FailingListener(socket.socket):
+    """A listening socket whose accept fails with these errors, and then finds no connection."""
 
-    def __init__(self, listener: socket.socket, *errors: int) -> None:
+    def __init__(self, *errors: int) -> None:
+        super().__init__()
         self._errors = [*errors, errno.EAGAIN]
-        self._fd = listener.fileno()
-
-    def fileno(self) -> int:
-        return self._fd
 
     def accept(self) -> tuple[socket.socket, str]:
+        """Fails with the next error."""
         number = self._errors.pop(0)
         raise OSError(number, os.strerror(number))
 
 
 @pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPROTO])
-def test_a_connection_that_is_gone_before_it_is_accepted(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, make: MakePoller, number: int
-) -> None:
-    one = make()
-    monkeypatch.setattr(one, "_listener", FailingListener(listener, number, number))
-    assert one.accept() is None
+def test_a_connection_that_is_gone_before_it_is_accepted(make: MakePoller, number: int) -> None:
+    with FailingListener(number, number) as failing:
+        assert make(failing).accept() is None
 
 
-def test_other_errors_of_accept_are_not_hidden(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, make: MakePoller
-) -> None:
-    one = make()
-    monkeypatch.setattr(one, "_listener", FailingListener(listener, errno.EINVAL))
-    with pytest.raises(OSError, match="Invalid argument"):
-        one.accept()
+def test_other_errors_of_accept_are_not_hidden(make: MakePoller) -> None:
+    with FailingListener(errno.EINVAL) as failing:
+        one = make(failing)
+        with pytest.raises(OSError, match="Invalid argument"):
+            one.accept()
 
 
 def test_a_connection_reset_while_it_waited_is_passed_on_without_an_error(
@@ -271,7 +264,7 @@ def test_a_connection_reset_while_it_waited_is_passed_on_without_an_error(
 
 def test_closing_everything_leaves_no_descriptor(listener: socket.socket) -> None:
     before = worker_stand.open_descriptors()
-    one: poller.Poller[Held] = poller.Poller(listener, notsent_lowat_bytes=1)
+    one: poller.Poller[PolledClient] = poller.Poller(listener, notsent_lowat_bytes=1)
     peers = [connect(listener) for _ in range(10)]
     for _ in peers:
         accept(one)
@@ -282,7 +275,7 @@ def test_closing_everything_leaves_no_descriptor(listener: socket.socket) -> Non
     assert worker_stand.open_descriptors() == before
 
 
-def test_a_handshakes_step_is_announced_once(listener: socket.socket, make: MakePoller) -> None:
+def test_the_next_step_of_a_handshake_is_reported_once(listener: socket.socket, make: MakePoller) -> None:
     one = make()
     one.listen(True)
     with connect(listener) as peer:
@@ -295,12 +288,12 @@ def test_a_handshakes_step_is_announced_once(listener: socket.socket, make: Make
         [(announced, events)], _ = ready(one)
         assert (announced, events & poller.WRITE) == (held, 0)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    assert ready(one, seconds=0.05) == ([], False)  # not even a reset is told
+    assert ready(one, seconds=0.05) == ([], False)  # not even a reset is reported
     one.watch_read(held)
     assert ready(one)[0][0][0] is held
 
 
-def test_nothing_but_room_for_bytes(listener: socket.socket, make: MakePoller) -> None:
+def test_only_room_for_bytes_is_reported(listener: socket.socket, make: MakePoller) -> None:
     one = make()
     one.listen(True)
     with connect(listener) as peer:

@@ -1,4 +1,4 @@
-"""Laggards' pace, in virtual time."""
+"""The pace of slow consumers, in virtual time."""
 
 import contextlib
 import math
@@ -19,7 +19,7 @@ LIMITS = policy.Policy(
 
 
 class Sender:
-    """A worker that has nothing else to do than to send to laggards, and passes that go on beside it."""
+    """A worker that only sends to slow consumers, and passes that go on meanwhile."""
 
     def __init__(self, stack: contextlib.ExitStack, limits: policy.Policy = LIMITS) -> None:
         self._stack = stack
@@ -30,12 +30,12 @@ class Sender:
         self.passes = 0
         self.passed_at = 0.0
         self.live_bytes = 0
-        """Of each pass, to each client that is up to date."""
+        """In every pass, to each client that is up to date."""
         self.sent: Counter[int] = Counter()
         self.busy_seconds = 0.0
 
-    def laggard(self, number: int = 0) -> client.Client:
-        """A client that waits for its turn from now on."""
+    def slow_consumer(self, number: int = 0) -> client.Client:
+        """A client that waits for its turn."""
         ends = socket.socketpair()
         for end in ends:
             self._stack.callback(end.close)
@@ -44,7 +44,7 @@ class Sender:
         return made
 
     def run(self, seconds: float, *, send_bytes: int, send_seconds: float) -> None:
-        """Sends as soon as it may, to clients that take it all and are owed more."""
+        """Sends as soon as the queue allows it, to clients that take everything and always need more."""
         end = self.now + seconds
         while self.now < end:
             if self.is_live and self.now - self.passed_at >= PASS_SECONDS:
@@ -65,42 +65,44 @@ class Sender:
 
 @pytest.fixture
 def stack() -> Iterator[contextlib.ExitStack]:
-    """Closes what a test opens."""
+    """Closes after the test what it opens."""
     with contextlib.ExitStack() as opened:
         yield opened
 
 
-def test_while_others_are_sent_something_laggards_get_so_many_bytes_a_second_in_equal_parts(
+def test_while_others_are_sent_something_slow_consumers_share_the_bytes_per_second_equally(
     stack: contextlib.ExitStack,
 ) -> None:
     sender = Sender(stack)
     for number in range(5):
-        sender.laggard(number)
+        sender.slow_consumer(number)
     sender.run(SECONDS, send_bytes=10_000, send_seconds=0.00001)
     assert sender.sent.total() == pytest.approx(SECONDS * LIMITS.slow_consumers_bytes_per_second, rel=0.02)
     assert max(sender.sent.values()) - min(sender.sent.values()) <= 10_000
 
 
-def test_and_so_much_of_the_time(stack: contextlib.ExitStack) -> None:
+def test_while_others_are_sent_something_slow_consumers_keep_to_their_time_share(
+    stack: contextlib.ExitStack,
+) -> None:
     sender = Sender(stack)
-    sender.laggard()
-    sender.run(SECONDS, send_bytes=100, send_seconds=0.0005)  # many small records to seal
+    sender.slow_consumer()
+    sender.run(SECONDS, send_bytes=100, send_seconds=0.0005)  # as with many small TLS records
     assert sender.busy_seconds == pytest.approx(SECONDS * LIMITS.slow_consumers_time_share, rel=0.02)
 
 
-def test_many_get_more_than_what_comes_to_be_owed_to_them_meanwhile(stack: contextlib.ExitStack) -> None:
+def test_many_slow_consumers_get_more_than_is_added_to_their_backlog(stack: contextlib.ExitStack) -> None:
     sender = Sender(stack)
     for number in range(900):
-        sender.laggard(number)
+        sender.slow_consumer(number)
     sender.live_bytes = 1000
     sender.run(SECONDS, send_bytes=100_000, send_seconds=0.00001)
     assert sender.sent.total() > 2 * 900 * sender.live_bytes * sender.passes
     assert sender.busy_seconds < 0.5 * SECONDS
 
 
-def test_they_get_all_there_is_when_nothing_else_is_sent(stack: contextlib.ExitStack) -> None:
+def test_slow_consumers_get_everything_while_nothing_else_is_sent(stack: contextlib.ExitStack) -> None:
     sender = Sender(stack)
-    sender.laggard()
+    sender.slow_consumer()
     sender.run(1.0, send_bytes=100_000, send_seconds=0.0005)
     assert sender.busy_seconds < 0.2
     sender.is_live = False
@@ -108,11 +110,11 @@ def test_they_get_all_there_is_when_nothing_else_is_sent(stack: contextlib.ExitS
     assert sender.busy_seconds > 0.7
 
 
-def test_who_has_been_held_up_for_long_is_waited_for_no_longer(stack: contextlib.ExitStack) -> None:
+def test_a_client_that_pacing_has_delayed_for_long_is_paced_no_longer(stack: contextlib.ExitStack) -> None:
     sender = Sender(
         stack, policy.Policy(slow_consumers_bytes_per_second=1_000_000, slow_consumers_patience_seconds=2.0)
     )
-    late = sender.laggard()
+    late = sender.slow_consumer()
     sender.run(1.9, send_bytes=100_000, send_seconds=0.0001)
     assert sender.busy_seconds < 0.1
     sender.run(1.0, send_bytes=100_000, send_seconds=0.0001)
@@ -120,11 +122,11 @@ def test_who_has_been_held_up_for_long_is_waited_for_no_longer(stack: contextlib
     assert sender.busy_seconds > 0.7
 
 
-def test_nobody_waits_longer_for_a_turn_than_a_quarter_of_the_ping_interval(stack: contextlib.ExitStack) -> None:
+def test_no_client_waits_longer_for_a_turn_than_a_quarter_of_the_ping_interval(stack: contextlib.ExitStack) -> None:
     sender = Sender(stack)
     waits = []
     for number in range(200):
-        sender.laggard(number)
+        sender.slow_consumer(number)
     for _ in range(2000):
         sender.queue.note_pass(sender.now, bytes_each=0, clients=1000)
         current = sender.queue.take(sender.now)
@@ -141,7 +143,7 @@ def test_nobody_waits_longer_for_a_turn_than_a_quarter_of_the_ping_interval(stac
 
 def test_a_client_has_one_place_in_the_queue(stack: contextlib.ExitStack) -> None:
     sender = Sender(stack)
-    first, second = sender.laggard(1), sender.laggard(2)
+    first, second = sender.slow_consumer(1), sender.slow_consumer(2)
     sender.queue.add(first)
     assert len(sender.queue) == 2
     assert sender.queue.withdraw(first)

@@ -1,4 +1,4 @@
-"""Who may connect, with what, and what becomes of files that cannot be used."""
+"""Which clients may connect, with which ciphers and versions, and files that cannot be used."""
 
 import os
 import pathlib
@@ -72,7 +72,7 @@ def test_the_context_is_mutual_and_modern(files: certificates.Files) -> None:
     ("text", "version"),
     [("", ssl.TLSVersion.TLSv1_2), ("1.2", ssl.TLSVersion.TLSv1_2), ("1.3", ssl.TLSVersion.TLSv1_3)],
 )
-def test_the_oldest_version(files: certificates.Files, text: str, version: ssl.TLSVersion) -> None:
+def test_the_minimum_version(files: certificates.Files, text: str, version: ssl.TLSVersion) -> None:
     assert files.settings(minimum_version=text).make_context().minimum_version is version
 
 
@@ -85,7 +85,7 @@ def test_chosen_suites() -> None:
 
 
 def configured(files: certificates.Files) -> settings.Settings:
-    """The settings of the service."""
+    """Settings of a service with TLS."""
     return settings.Settings(
         server_key_file=str(files.folder / "server.key"),
         server_cert_file=str(files.folder / "server.pem"),
@@ -95,7 +95,7 @@ def configured(files: certificates.Files) -> settings.Settings:
     )
 
 
-def test_what_the_service_is_asked_for(files: certificates.Files) -> None:
+def test_settings_and_environment_say_what_is_used(files: certificates.Files) -> None:
     environment = {"TLS_MIN_VERSION": "1.3", "TLS_CIPHER_SUITES": "x"}
     assert tls.from_settings(settings.Settings(), environment) is None
     assert tls.check(settings.Settings(), environment) == ()
@@ -103,7 +103,7 @@ def test_what_the_service_is_asked_for(files: certificates.Files) -> None:
     assert tls.from_settings(configured(files), environment) == asked
 
 
-def test_an_unknown_version_is_said_and_replaced(files: certificates.Files) -> None:
+def test_an_unknown_version_is_reported_and_replaced(files: certificates.Files) -> None:
     [notice] = tls.check(configured(files), {"TLS_MIN_VERSION": "1.1"})
     assert (notice.level, notice.fields["value"], notice.fields["used"]) == ("warning", "1.1", "1.2")
     assert tls.check(configured(files), {}) == ()
@@ -154,14 +154,17 @@ def test_changed_files_are_read_again_and_broken_ones_are_not_used(files: certif
     assert contexts.current is first
     files.write()
     contexts.refresh(11.0)
-    assert contexts.current is first  # not looked at again so soon
+    assert contexts.current is first  # the last check was too recent
     contexts.refresh(13.0)
     second = contexts.current
     assert second is not first
     (files.folder / "server.pem").write_text("half a certif")
     for now in (16.0, 19.0, 22.0):
         contexts.refresh(now)
-    assert (contexts.current, contexts.failures) == (second, 1)  # once for a change, not once for a look
+    assert (contexts.current, contexts.failures) == (
+        second,
+        1,
+    )  # one failure, however often it is checked
     os.unlink(files.folder / "ca.pem")
     contexts.refresh(25.0)
     assert (contexts.current, contexts.failures) == (second, 2)

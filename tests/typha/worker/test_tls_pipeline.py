@@ -1,4 +1,4 @@
-"""`typha serve` with TLS as processes: agents of both protocols, renewed files, dead workers, files of no use."""
+"""`typha serve` with TLS, as processes: agents of both protocols, renewed files, dead workers, unusable files."""
 
 import asyncio
 import json
@@ -104,7 +104,7 @@ async def test_typha_watch(open_stage: OpenStage, files: certificates.Files, pro
     assert [json.loads(line)["key"] for line in output.splitlines()] == sorted(stage.content)
 
 
-def test_files_of_no_use_end_the_start(files: certificates.Files) -> None:
+def test_unusable_files_end_the_start(files: certificates.Files) -> None:
     (files.folder / "ca.pem").write_text("nonsense")
     inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("TYPHA_")}
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""TLS on non-blocking sockets, with a peer that reads when it is told to."""
+"""TLS on non-blocking sockets, with a peer that reads only when the test says so."""
 
 import os
 import pathlib
@@ -19,7 +19,7 @@ OFFER = tls_transport.OFFER_BYTES
 
 
 class Pair:
-    """A server's end with small buffers, and its client."""
+    """A server's end with small buffers, and its client, after their handshake."""
 
     def __init__(self, files: certificates.Files, ends: tuple[socket.socket, socket.socket] | None = None) -> None:
         near, far = ends or socket.socketpair()
@@ -49,7 +49,7 @@ class Pair:
         self.read = bytearray()
 
     def drain(self) -> None:
-        """The client reads what is there."""
+        """The client reads everything that has arrived."""
         while True:
             try:
                 data = self.client.recv(1 << 16)
@@ -60,7 +60,7 @@ class Pair:
             self.read += data
 
     def fill(self, data: bytes) -> int:
-        """Sends from the beginning until the socket is full; returns how much went."""
+        """Sends from the beginning until the socket is full; returns how many bytes were sent."""
         sent = 0
         try:
             while sent < len(data):
@@ -72,7 +72,7 @@ class Pair:
 
 @pytest.fixture
 def pair(tmp_path: pathlib.Path) -> Iterator[Pair]:
-    """Connected."""
+    """Closed after the test."""
     made = Pair(certificates.make(tmp_path))
     yield made
     made.near.close()
@@ -96,7 +96,7 @@ def test_small_and_large_writes_arrive(pair: Pair) -> None:
     assert bytes(pair.read) == data[:1] + data[:700] + data[: 2 * RECORD] + data
 
 
-def test_bytes_that_are_sealed_are_owed_until_they_have_gone(pair: Pair) -> None:
+def test_sealed_bytes_are_owed_until_they_are_sent(pair: Pair) -> None:
     data = os.urandom(40 * RECORD)
     sent = pair.fill(data)
     assert pair.transport.owed(pair.fd) == OFFER
@@ -112,7 +112,7 @@ def test_bytes_that_are_sealed_are_owed_until_they_have_gone(pair: Pair) -> None
     assert bytes(pair.read) == data[: sent + OFFER]
 
 
-def test_what_a_view_began_a_file_may_go_on_with_and_the_other_way_round(pair: Pair) -> None:
+def test_a_file_may_continue_what_a_view_began_and_the_other_way_round(pair: Pair) -> None:
     source = random.Random(5)
     data = source.randbytes(4_000_000)
     file = os.memfd_create("log")
@@ -141,7 +141,7 @@ def test_a_file_shorter_than_what_is_sealed_is_refused(pair: Pair) -> None:
         pair.transport.send_file(pair.fd, 0, 0, 5)
 
 
-def test_where_bytes_are_owed_no_frame_ends(pair: Pair) -> None:
+def test_a_connection_that_owes_bytes_is_at_no_frames_end(pair: Pair) -> None:
     one = client.Client(pair.near, "", number=1, slot=0, now=0.0)
     assert one.at_frame_end(pair.transport)
     pair.fill(os.urandom(40 * RECORD))
@@ -160,7 +160,7 @@ def test_a_whole_record_is_received_whatever_is_asked_for(pair: Pair) -> None:
 
 
 def test_nothing_is_read_while_bytes_are_owed(pair: Pair) -> None:
-    """A key update of the peer's would make OpenSSL write at once, with a record in the way: "bad length"."""
+    """A key update of the peer would make OpenSSL write at once, while it owes a record: it fails with "bad length"."""
     data = os.urandom(40 * RECORD)
     sent = pair.fill(data)
     pair.client.send(b"pong")
@@ -172,7 +172,7 @@ def test_nothing_is_read_while_bytes_are_owed(pair: Pair) -> None:
     assert pair.transport.receive(pair.near, 10) == b"pong"
 
 
-def test_a_reset_is_seen_even_so(tmp_path: pathlib.Path) -> None:
+def test_a_reset_is_seen_while_bytes_are_owed(tmp_path: pathlib.Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         far = socket.create_connection(listener.getsockname())
         near, _ = listener.accept()
@@ -189,7 +189,7 @@ def test_a_reset_is_seen_even_so(tmp_path: pathlib.Path) -> None:
 
 
 class Answering:
-    """A connection of which OpenSSL says what it is told to."""
+    """A connection on which OpenSSL reports this error."""
 
     def __init__(self, error: ssl.SSLError) -> None:
         self.error = error
@@ -207,14 +207,14 @@ class Answering:
         raise self.error
 
     def getsockopt(self, level: int, option: int, length: int, /) -> bytes:
-        """None."""
+        """No option is set."""
         return bytes(length)
 
     def setsockopt(self, level: int, option: int, value: int | bytes, /) -> None:
-        """None."""
+        """Sets nothing."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Closes nothing."""
 
 
 def test_a_read_that_must_write_first_says_so() -> None:
@@ -238,10 +238,10 @@ def test_a_write_that_must_read_first_ends_the_connection(pair: Pair, monkeypatc
     assert pair.transport.release(pair.fd)
 
 
-def test_release_says_that_no_more_will_come(pair: Pair) -> None:
+def test_release_sends_a_close_notify(pair: Pair) -> None:
     pair.transport.write(pair.fd, b"last")
     assert pair.transport.release(pair.fd)
-    pair.drain()  # ends by close_notify: without it this would be an error
+    pair.drain()  # without the close_notify this would raise
     assert bytes(pair.read) == b"last"
     assert pair.client.recv(10) == b""
     assert pair.transport.owed(pair.fd) == 0
