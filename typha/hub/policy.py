@@ -1,4 +1,4 @@
-"""The limits and times of the hub, in one place. docs/decisions/ has the measurements behind them."""
+"""The limits and times of the hub, in one place. The records named here have the measurements behind them."""
 
 import msgspec
 
@@ -13,7 +13,7 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Memory for all logs together."""
     segment_bytes: int
 
-    # Channels and their snapshots.
+    # Channels and their snapshots: docs/decisions/snapshots.md, docs/decisions/snapshots-for-felix.md.
     channel_idle_seconds: float = 60.0
     """A channel without clients is encoded for no one, and is closed after this time."""
     snapshot_log_share: float = 0.25
@@ -30,7 +30,7 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
     slice_seconds: float = 0.005
     """How long a snapshot or block is built before other work gets its turn."""
 
-    # Catch-up.
+    # Catch-up: docs/decisions/slow-clients-are-caught-up.md.
     tombstone_looks: int = 10
     """Deletions are forgotten when this many checks in a row, a second apart, have found that no client needs them."""
     catch_up_rest_share: float = 3.0
@@ -44,17 +44,17 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_is_cheaper_share: float = 0.5
     """When more of the keys have changed, a client that can take a snapshot gets one instead of blocks."""
 
-    # Coalescing.
+    # Coalescing: docs/decisions/coalescing.md.
     coalesce_seconds_max: float = 0.1
     """Updates wait no longer for busy workers. A worker that is busy for longer has a storm of newcomers to serve, or
     too many clients."""
     coalesced_updates_max: int = 2_000
     """This many updates are published whatever the workers do: the hub must not hold more than a burst."""
     publishes_under_way_max: int = 2
-    """A worker that has not finished the first publish gets no more of them. docs/decisions/ has the comparison with 1,
-    3 and no limit."""
+    """A worker that has not finished the first publish gets no more of them. The record compares it with 1, 3 and
+    no limit."""
 
-    # Workers.
+    # Workers: docs/decisions/hub-and-workers.md.
     worker_silence_seconds_max: float = 10.0
     """A worker reports every second. One that has not for this long is stuck, and its clients with it."""
 

@@ -1,6 +1,6 @@
 """The limits and times of a worker, in one place; most of them come from settings.
 
-docs/decisions/ has the measurements behind the numbers that are not settings.
+The records named here have the measurements behind the numbers that are not settings.
 """
 
 import msgspec
@@ -15,7 +15,7 @@ _SEALED_SNAPSHOT_UNSENT_BYTES = 512 * 1024
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Limits and times of one worker. Every field is explained by its setting or here."""
 
-    # Keepalive and deadlines.
+    # Keepalive and deadlines: docs/decisions/keepalive-and-deadlines.md, docs/decisions/connections-and-refusals.md.
     ping_interval_seconds: float = 10.0
     pong_timeout_seconds: float = 60.0
     handshake_timeout_seconds: float = 10.0
@@ -36,7 +36,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Overdue connections that are closed in one go: some 4 ms."""
     stats_interval_seconds: float = 1.0
 
-    # Accepting.
+    # Accepting: docs/decisions/storms-are-paced.md, docs/decisions/tls.md.
     handshake_given_up_seconds: float = 1.0
     """A connection that waited longer for its TLS handshake is checked for a hang-up before its turn. For others a step
     says more about their end."""
@@ -49,7 +49,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     hello_seconds: float = 0.004
     """How long one turn may answer hellos: a storm of them must not keep deliveries waiting."""
 
-    # Sending.
+    # Sending: docs/decisions/delivery.md, docs/decisions/sockets.md.
     max_frame_bytes: int = 16 * 1024 * 1024
     notsent_lowat_bytes: int = 128 * 1024
     """What the kernel may hold unsent for a client. Further bytes stay in the log, where they are counted."""
@@ -59,7 +59,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """What one client outside the live set is sent before it is the next one's turn. At least one TLS record, because
     what is sealed must be offered again whole."""
 
-    # Snapshots.
+    # Snapshots: docs/decisions/storms-are-paced.md, docs/decisions/snapshots-for-felix.md.
     snapshot_fresh_seconds: float = messages.SNAPSHOT_FRESH_SECONDS
     """A newcomer of a format in key order waits for a newer snapshot if the newest is older and has log after it."""
     snapshot_unsent_bytes: int = 2 * 1024 * 1024
@@ -87,7 +87,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     snapshot_open_seconds: float = 20.0
     """Nor does a client with a full socket that began longer ago."""
 
-    # Slow consumers and catch-up.
+    # Slow consumers and catch-up: docs/decisions/slow-consumers-are-paced.md,
+    # docs/decisions/slow-clients-are-caught-up.md.
     slow_consumer_bytes: int = 512 * 1024
     """A client further behind the end of the log, or catching up, is a slow consumer. A socket that is full for a
     moment makes no client one."""
