@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tests.simulation import models, network, plans, transports, truth
+from tests.simulation import expected_state, models, network, plans, transports
 from tests.simulation import world as worlds
 
 _RETRY_SECONDS_MAX = 0.5
@@ -205,10 +205,10 @@ class Agent:
             return 0.0
         return self.world.now - self.heard_at
 
-    def lacks(self, history: truth.Truth, *, bound_seconds: float) -> int:
+    def lacks(self, history: expected_state.ExpectedState, *, bound_seconds: float) -> int:
         """Number of updates that are older than the bound and have not arrived."""
         model = self.model
-        if model is None or model.status is None or model.truth is not history:
+        if model is None or model.status is None or model.expected is not history:
             return 0
         due = history.due_at(self.world.now - bound_seconds)
         if model.sequence >= due or history.digests[due] == model.total:

@@ -12,7 +12,7 @@ from protocol import digest, errors, messages
 from protocol.native import connection as native
 from protocol.typha import connection as typha
 from protocol.typha import messages as typha_messages
-from tests.simulation import truth as truths
+from tests.simulation import expected_state
 from tests.simulation import world as worlds
 
 _CATCHING_UP = messages.SyncStatus.CATCHING_UP
@@ -25,7 +25,7 @@ ReceivedT_co = TypeVar("ReceivedT_co", covariant=True)
 class Model(Protocol):
     """The protocol, the map and the checks of one connection."""
 
-    truth: truths.Truth | None
+    expected: expected_state.ExpectedState | None
     """What the hub has published; set when the client connects."""
     floor: int
     """The first status must not belong to an older map than this."""
@@ -69,18 +69,18 @@ class _Map:
 
     def apply(self, update: messages.Update) -> int:
         """Apply an update. Returns the new digest of the key."""
-        now = truths.ABSENT
+        now = expected_state.ABSENT
         if update.value is not None:
             now = digest.pair_digest(update.key.encode(), update.value)
-        before = self.keys.pop(update.key, truths.ABSENT)
+        before = self.keys.pop(update.key, expected_state.ABSENT)
         if now:
             self.keys[update.key] = now
         self.total = (self.total + now - before) % digest.MODULUS
         return now
 
-    def move(self, truth: truths.Truth, key: str, now: int) -> None:
+    def move(self, expected: expected_state.ExpectedState, key: str, now: int) -> None:
         """Check that a key moves to a value that it really had, and not back in time."""
-        at = truth.key_moved(key, now, self.moved.get(key, 0))
+        at = expected.key_moved(key, now, self.moved.get(key, 0))
         if at is None:
             raise worlds.Violation(f"key {key} goes back in time, or gets a value that it never had")
         self.moved[key] = at
@@ -108,7 +108,7 @@ class _Client(abc.ABC, Generic[MessageT]):
     def __init__(self, wire: _Wire[MessageT]) -> None:
         self._wire = wire
         self._map = _Map()
-        self.truth: truths.Truth | None = None
+        self.expected: expected_state.ExpectedState | None = None
         self.floor = 0
         self.sequence = 0
         self.status: messages.SyncStatus | None = None
@@ -135,15 +135,15 @@ class _Client(abc.ABC, Generic[MessageT]):
         """Check and apply a message."""
 
     def _check_newest_status(self) -> None:
-        if self.status is not self._truth().status:
+        if self.status is not self._expected().status:
             raise worlds.Violation(
-                f"received everything, but with status {self.status!r} instead of {self._truth().status!r}"
+                f"received everything, but with status {self.status!r} instead of {self._expected().status!r}"
             )
 
-    def _truth(self) -> truths.Truth:
-        if self.truth is None:
+    def _expected(self) -> expected_state.ExpectedState:
+        if self.expected is None:
             raise worlds.Violation("data from an unknown hub")
-        return self.truth
+        return self.expected
 
 
 class NativeModel(_Client[messages.Message]):
@@ -169,8 +169,8 @@ class NativeModel(_Client[messages.Message]):
 
     def settle(self) -> None:
         """The client has received everything: its map and status must equal the hub's."""
-        truth = self._truth()
-        if self.total != truth.digest:
+        expected = self._expected()
+        if self.total != expected.digest:
             raise worlds.Violation("received everything, but the map differs from the hub's")
         self._check_newest_status()
 
@@ -196,11 +196,11 @@ class NativeModel(_Client[messages.Message]):
                 self.goodbye = message.reason
 
     def _apply(self, message: messages.Updates) -> None:
-        truth = self._truth()
+        expected = self._expected()
         for update in message.updates:
             now = self._map.apply(update)
             if self.status is _CATCHING_UP:
-                self._map.move(truth, update.key, now)
+                self._map.move(expected, update.key, now)
         self.sequence = message.sequence
         if self.status is not _CATCHING_UP:
             self._check_cut("updates")
@@ -211,7 +211,7 @@ class NativeModel(_Client[messages.Message]):
         if message.status is _CATCHING_UP:
             return
         self._check_cut(f"the status {message.status.label}")
-        if message.status not in self._truth().statuses_at(self.sequence):
+        if message.status not in self._expected().statuses_at(self.sequence):
             raise worlds.Violation(f"status {message.status.label} is wrong for sequence {self.sequence}")
         if first and self.sequence < self.floor:
             raise worlds.Violation(
@@ -219,10 +219,10 @@ class NativeModel(_Client[messages.Message]):
             )
 
     def _check_cut(self, after: str, said: int | None = None) -> None:
-        truth = self._truth()
-        if self.sequence > truth.sequence:
+        expected = self._expected()
+        if self.sequence > expected.sequence:
             raise worlds.Violation(f"{after}: sequence {self.sequence} was never published")
-        if truth.digests[self.sequence] != self.total or said not in (None, self.total):
+        if expected.digests[self.sequence] != self.total or said not in (None, self.total):
             raise worlds.Violation(f"after {after}, the map differs from the hub's map of sequence {self.sequence}")
 
 
@@ -254,12 +254,12 @@ class TyphaModel(_Client[typha_messages.Message]):
 
     def settle(self) -> None:
         """The client has received everything: its map and status must equal the hub's."""
-        truth = self._truth()
-        if self.total != truth.digest:
+        expected = self._expected()
+        if self.total != expected.digest:
             raise worlds.Violation("received everything, but the map differs from the hub's")
         self._check_newest_status()
         self._is_mixed = False
-        self.sequence = truth.sequence
+        self.sequence = expected.sequence
 
     def _take(self, message: typha_messages.Message) -> None:
         match message:
@@ -273,14 +273,14 @@ class TyphaModel(_Client[typha_messages.Message]):
                 self._tell(messages.SyncStatus(message.status))
 
     def _apply(self, updates: tuple[messages.Update, ...]) -> None:
-        truth = self._truth()
+        expected = self._expected()
         for update in updates:
-            self._map.move(truth, update.key, self._map.apply(update))
+            self._map.move(expected, update.key, self._map.apply(update))
         if self.status is not None and not self._is_mixed:
             self._find_cut("updates")
 
     def _find_cut(self, after: str) -> None:
-        found = self._truth().first_cut(self.total, self.sequence)
+        found = self._expected().first_cut(self.total, self.sequence)
         if found is None:
             raise worlds.Violation(f"after {after}, the map equals no map of the hub since {self.sequence}")
         self.sequence = found
@@ -297,10 +297,10 @@ class TyphaModel(_Client[typha_messages.Message]):
 
     def _statuses(self) -> set[messages.SyncStatus]:
         """The statuses of all sequence numbers that this map may belong to."""
-        truth = self._truth()
+        expected = self._expected()
         found: set[messages.SyncStatus] = set()
         at: int | None = self.sequence
         while at is not None:
-            found |= truth.statuses_at(at)
-            at = truth.first_cut(self.total, at + 1)
+            found |= expected.statuses_at(at)
+            at = expected.first_cut(self.total, at + 1)
         return found

@@ -10,7 +10,7 @@ import socket
 
 from cache import resources
 from cache.feeds import raw
-from tests.simulation import apiserver, links, plans, process, sockets, transports, truth
+from tests.simulation import apiserver, expected_state, links, plans, process, sockets, transports
 from tests.simulation import world as worlds
 from typha import settings
 from typha.hub import hub, policy, supervisor
@@ -137,7 +137,7 @@ class Service:
         self.plan = plan
         self.backlog = backlog
         self.server = server
-        self.truth = truth.Truth(world)
+        self.expected = expected_state.ExpectedState(world)
         self.workers: dict[int, Worker] = {}
         self.process = self.make_process(f"hub {number}")
         self.host = sockets.Host()
@@ -186,7 +186,7 @@ class Service:
     async def _main(self) -> int:
         """Put the service together as `typha.service` does."""
         spec = raw.FeedSpec(FEED, tuple(raw.ResourceSpec(type) for type in TYPES))
-        source = truth.RecordedFeed(spec, max_value_bytes=_MAX_VALUE_BYTES, truth=self.truth)
+        source = expected_state.RecordedFeed(spec, max_value_bytes=_MAX_VALUE_BYTES, expected=self.expected)
         limits = self.plan.hub_limits
         self.hub = hub.Hub([source], limits)
         self.keeper = Supervisor(self, self.hub, limits, self.listener)

@@ -82,7 +82,7 @@ class Simulation:
 
     def _dial(self, agent: agents.Agent, connection: network.Connection) -> bool:
         if agent.model is not None:
-            agent.model.truth = self.newest.truth
+            agent.model.expected = self.newest.expected
         self._by_connection[connection.number] = agent
         return self.newest.backlog.connect(connection)
 
@@ -167,7 +167,7 @@ class Simulation:
             handle = self.newest.hub.workers.get(worker.config.number) if self.newest.hub else None
             if current.socket in worker.host.sockets.values() and handle is not None and not handle._ends:
                 is_told = not handle.link.wants_write and not worker.link_end.into.queue
-                return self.newest.truth.sequence if is_told else 0
+                return self.newest.expected.sequence if is_told else 0
         return 0
 
     def _server_end(self, agent: agents.Agent) -> tuple[service.Worker, client.Client] | None:
@@ -226,7 +226,7 @@ class Simulation:
             is_undisturbed = max(worker_calm_at, hub_calm_at, agent.disturbed_until) + self._fresh_seconds < now
             is_held_up = current.state is not cursor.CursorState.FOLLOWING and not self.plan.has_swift_catch_ups
             if agent.plan.is_steady and is_undisturbed and not is_held_up:
-                lacks = agent.lacks(self.newest.truth, bound_seconds=self._fresh_seconds)
+                lacks = agent.lacks(self.newest.expected, bound_seconds=self._fresh_seconds)
                 if lacks:
                     raise worlds.Violation(
                         f"{agent.name}: {lacks} updates have not arrived after {self._fresh_seconds} s: {current!r}"
@@ -291,10 +291,10 @@ class Simulation:
         return held == self.server.expected()
 
     def _is_current(self, agent: agents.Agent) -> bool:
-        model, history = agent.model, self.newest.truth
+        model, history = agent.model, self.newest.expected
         # A stalled agent does not notice that its server is gone, so it may still have to reconnect.
         is_connected = agent.connection is not None and self._server_end(agent) is not None
-        is_told = is_connected and model is not None and model.truth is history and model.status is not None
+        is_told = is_connected and model is not None and model.expected is history and model.status is not None
         return is_told and model is not None and model.status == 2 and model.total == history.digest
 
     def _stay_calm(self) -> None:

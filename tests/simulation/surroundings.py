@@ -25,7 +25,7 @@ _BUILDERS: tuple[tuple[Any, float], ...] = (
 """The builders of files, and the duration of their steps relative to the plan's."""
 
 
-class Stage(Protocol):
+class Observer(Protocol):
     """The methods of a simulation that are called for events."""
 
     generations: list[service.Service]
@@ -40,7 +40,7 @@ class Stage(Protocol):
 
 
 @contextlib.contextmanager
-def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Stage]) -> Iterator[None]:
+def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Observer]) -> Iterator[None]:
     """Install the clocks, the epoll and the random numbers of the world, and the sizes of the plan."""
 
     def at_work() -> service.Worker:

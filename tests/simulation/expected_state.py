@@ -10,7 +10,7 @@ ABSENT = 0
 """Digest of a missing key."""
 
 
-class Truth:
+class ExpectedState:
     """The history of one feed of one hub."""
 
     def __init__(self, world: worlds.World) -> None:
@@ -89,15 +89,15 @@ class Truth:
 class RecordedFeed(feed.RawFeed):
     """A feed whose batches are recorded."""
 
-    def __init__(self, spec: raw.FeedSpec, *, max_value_bytes: int, truth: Truth) -> None:
+    def __init__(self, spec: raw.FeedSpec, *, max_value_bytes: int, expected: ExpectedState) -> None:
         super().__init__(spec, max_value_bytes=max_value_bytes)
-        self.truth = truth
+        self.expected = expected
 
     def take(self) -> feed.Batch | None:
         """Return the changes since the last call, and record them."""
         batch = super().take()
         if batch is not None:
-            self.truth.record(batch)
-            if self.truth.digest != self.store.digest:
+            self.expected.record(batch)
+            if self.expected.digest != self.store.digest:
                 raise worlds.Violation("the store's digest is not that of its updates")
         return batch
