@@ -94,7 +94,7 @@ async def test_snapshots_of_the_last_second_serve_all_newcomers(open_stage: Open
 
 async def test_the_hub_may_think_that_a_snapshot_has_cost_too_much_to_make_it_again(open_stage: OpenStage) -> None:
     limits = msgspec.structs.replace(FAST, snapshot_fresh_seconds=0.1)
-    hub_limits = msgspec.structs.replace(HUB_LIMITS, rebuild_share_max=1e-9)
+    hub_limits = msgspec.structs.replace(HUB_LIMITS, snapshot_fresh_seconds=0.0, rebuild_share_max=1e-9)
     stage = await changed_stand(open_stage, limits, hub_limits)
     await asyncio.sleep(2 * limits.snapshot_fresh_seconds)
     newcomers = [await typha_peer.join(stage) for _ in range(3)]
