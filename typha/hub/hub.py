@@ -1,4 +1,4 @@
-"""The hub: objects come in from the watchers, updates go out to every channel's log, and the workers are told.
+"""The hub: objects come in from the watchers, updates go out to the logs of channels, and to the workers their ends.
 
 What is synchronous here runs on the hub's loop. What takes long, snapshots and catch-up blocks, is cut into slices by
 the schedulers; `run_snapshots`, `run_coalescing` and `catch_ups.run` are to run beside the watchers.

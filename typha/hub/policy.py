@@ -18,7 +18,7 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """A channel without clients is encoded for no one, and is closed after this time."""
     snapshot_log_share: float = 0.25
     """A new snapshot is built when the log after the last one is this part of it. A newcomer is sent at most this much
-    more, and snapshots cost at most so many times what the updates cost."""
+    more, and snapshots cost at most four times what the updates cost."""
     unread_snapshot_log_share: float = 1.0
     """The same while no client has taken the last snapshot: for a fleet that stays connected it is not worth the work.
     The first newcomer brings the other share back."""

@@ -305,7 +305,7 @@ class Delivery:
         return False
 
     def _follow(self, channel: WorkerChannel, current: client.Client) -> bool:
-        """A client of the log outside the live set: it reads on, is told its status, or joins. As `_advance`."""
+        """A client of the log outside the live set: it reads on, gets its status, or joins. As `_advance`."""
         greeting = current.greeting
         if greeting is not None and current.offset == greeting.offset and not current.tail:
             current.owe(greeting.frame)

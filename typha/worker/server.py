@@ -95,15 +95,7 @@ class Server:
         self.connections = connections.Connections(offer, limits, self.poller, self.transport, self.stats)
         self._handshakes: handshakes.TlsHandshakes | None = None
         if contexts is not None and through_tls is self.transport:
-            self._handshakes = handshakes.TlsHandshakes(
-                contexts,
-                self.poller,
-                through_tls,
-                self.connections,
-                limits,
-                guarded=self._guarded,
-                take_step=take_step,
-            )
+            self._handshakes = self._make_handshakes(contexts, through_tls, take_step)
         self.catch_up = catchup.CatchUp(limits, self.stats, self._link, self.transport)
         self.delivery = delivery.Delivery(
             self.poller, self.transport, limits, self.stats, self.catch_up, self.connections
@@ -126,6 +118,19 @@ class Server:
         self._drain_begun = asyncio.Event()
         self._finished = asyncio.Event()
         self._failure: Exception | None = None
+
+    def _make_handshakes(
+        self, contexts: tls.Contexts, through_tls: tls_transport.TlsTransport, take_step: handshakes.Step
+    ) -> handshakes.TlsHandshakes:
+        return handshakes.TlsHandshakes(
+            contexts,
+            self.poller,
+            through_tls,
+            self.connections,
+            self._policy,
+            guarded=self._guarded,
+            take_step=take_step,
+        )
 
     async def run(self) -> None:
         """Serves until the hub says drain and all clients are gone.
