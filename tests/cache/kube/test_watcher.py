@@ -159,10 +159,10 @@ async def test_a_restart_of_the_server_is_an_outage_with_two_log_lines(server: S
             assert subject.status is SyncStatus.IN_SYNC
             await server.start()
             await sink.until_map({"a/x": "10"})
-            await sink.until(lambda: "restored" in str(logs))
+            await sink.until(lambda: "watch the resource type again" in str(logs))
             assert subject.counters.outages == 1
     events = [entry["event"] for entry in logs if entry.get("type") == "core/v1/pods"]
-    assert events == ["no view of a resource type", "view of a resource type restored"]
+    assert events == ["cannot list or watch a resource type", "can list and watch the resource type again"]
 
 
 async def test_unauthorized_loads_the_credentials_again(server: ScriptedServer) -> None:
