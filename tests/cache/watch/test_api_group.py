@@ -1,4 +1,4 @@
-"""A whole API group that goes is no empty world: what was known stays, out of sync, until it is back."""
+"""An API group that disappears as a whole: its objects stay, out of sync, until it is back."""
 
 from cache import resources
 from cache.watch import api_group
@@ -18,16 +18,16 @@ def group_of_two() -> tuple[api_group.ApiGroup, MachineDriver]:
     return group, driver
 
 
-def test_a_group_is_gone_when_the_last_type_is_known_to_be() -> None:
+def test_a_group_is_gone_when_its_last_type_is_missing() -> None:
     group = api_group.ApiGroup([PODS, OTHER])
     told: list[bool] = []
     group.subscribe(lambda: told.append(group.is_gone))
     assert PODS in group
     assert resources.ResourceType.parse("v1/secrets") not in group
-    assert not group.missing(PODS)  # nothing is known of the other one yet
+    assert not group.missing(PODS)  # the state of the other type is unknown
     assert not group.served(OTHER, 1.0)
     group.forbidden(OTHER)
-    assert not group.is_gone  # somebody has taken our rights away: that alone says nothing
+    assert not group.is_gone  # we lost the permission, but the type may still exist
     assert group.missing(OTHER)
     assert told == [True]
     assert not group.missing(PODS)
@@ -35,7 +35,7 @@ def test_a_group_is_gone_when_the_last_type_is_known_to_be() -> None:
     assert (group.is_gone, group.returned_at, told) == (False, 7.0, [True])
 
 
-def test_the_objects_of_a_group_that_is_gone_stay_out_of_sync() -> None:
+def test_objects_of_a_missing_group_are_kept_out_of_sync() -> None:
     group, driver = group_of_two()
     group.missing(OTHER)
     driver.ended()
@@ -51,7 +51,7 @@ def test_the_objects_of_a_group_that_is_gone_stay_out_of_sync() -> None:
     assert len(driver.sink.map) == 2
 
 
-def test_a_group_that_returns_is_listed_and_compared() -> None:
+def test_a_returning_group_is_listed_and_compared() -> None:
     group, driver = group_of_two()
     group.missing(OTHER)
     driver.ended()
@@ -66,7 +66,7 @@ def test_a_group_that_returns_is_listed_and_compared() -> None:
     assert not group.is_gone
 
 
-def test_a_type_that_does_not_return_with_its_group_is_empty_in_the_end() -> None:
+def test_a_type_that_does_not_return_with_its_group_becomes_empty() -> None:
     group, driver = group_of_two()
     group.missing(OTHER)
     driver.ended()
@@ -81,12 +81,12 @@ def test_a_type_that_does_not_return_with_its_group_is_empty_in_the_end() -> Non
     assert sorted(driver.sink.take()) == ["delete a/1", "delete a/2", "in-sync", "resync"]
 
 
-def test_a_watch_that_was_asked_for_before_the_group_went_is_not_trusted() -> None:
+def test_a_watch_requested_before_the_group_went_is_not_used() -> None:
     group, driver = group_of_two()
     driver.ended()
     driver.request(within=1)
     driver.refused(404)
-    request = driver.request(within=5)  # a passing one, it seems
+    request = driver.request(within=5)  # the machine takes the 404 for a temporary one
     assert "sendInitialEvents" not in request.query
     group.missing(OTHER)
     assert driver.sink.take() == ["resync"]

@@ -55,7 +55,7 @@ def test_raw_is_the_object_as_written() -> None:
     assert [event.raw for event in driver.sink.events] == [raw, raw.replace(b'"5"', b'"6"')]
 
 
-def test_without_watch_list_pages_are_read() -> None:
+def test_without_watch_list_the_machine_lists_pages() -> None:
     driver = without_watch_list()
     request = driver.request()
     assert request.kind is RequestKind.LIST
@@ -80,7 +80,7 @@ def test_without_watch_list_pages_are_read() -> None:
         (403, "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"),
     ],
 )
-def test_a_server_without_watch_list_is_asked_once(code: int, message: str) -> None:
+def test_watch_list_is_tried_once(code: int, message: str) -> None:
     driver = MachineDriver()
     driver.request()
     driver.refused(code, "Invalid", message)
@@ -92,7 +92,7 @@ def test_a_server_without_watch_list_is_asked_once(code: int, message: str) -> N
     assert driver.request().kind is RequestKind.LIST
 
 
-def test_a_server_that_ignores_send_initial_events_is_found_out_by_its_silence() -> None:
+def test_a_silent_server_that_ignores_send_initial_events_is_detected() -> None:
     driver = MachineDriver()
     driver.request()
     driver.accepted()
@@ -109,7 +109,7 @@ def test_a_server_that_ignores_send_initial_events_is_found_out_by_its_silence()
     assert driver.counters.objects_unchanged == 1
 
 
-def test_a_server_that_ignores_send_initial_events_and_never_falls_silent_is_found_out_too() -> None:
+def test_a_busy_server_that_ignores_send_initial_events_is_detected() -> None:
     driver = MachineDriver()
     driver.request()
     driver.accepted()
@@ -124,7 +124,7 @@ def test_a_server_that_ignores_send_initial_events_and_never_falls_silent_is_fou
     assert driver.request().kind is RequestKind.LIST
 
 
-def test_initial_events_that_break_begin_anew_and_give_way_to_lists() -> None:
+def test_broken_initial_events_restart_and_then_give_way_to_pages() -> None:
     driver = MachineDriver()
     for _ in range(driver.policy.initial_breaks_max):
         assert driver.request(within=60).kind is RequestKind.WATCH_LIST
@@ -135,7 +135,7 @@ def test_initial_events_that_break_begin_anew_and_give_way_to_lists() -> None:
     assert driver.notice_kinds() == ["OUTAGE_BEGAN", "NO_WATCH_LIST"]
 
 
-def test_a_broken_stream_is_resumed_at_once_from_the_last_version() -> None:
+def test_a_broken_stream_resumes_at_once_from_the_last_version() -> None:
     driver = MachineDriver()
     driver.sync({"a/1": 5}, 9)
     driver.stay_healthy()
@@ -151,7 +151,7 @@ def test_a_broken_stream_is_resumed_at_once_from_the_last_version() -> None:
     assert driver.notice_kinds() == []
 
 
-def test_a_stream_that_reached_its_timeout_goes_on_without_ado() -> None:
+def test_a_stream_that_reached_its_timeout_is_renewed() -> None:
     driver = MachineDriver()
     request = driver.request()
     driver.accepted()
@@ -162,7 +162,7 @@ def test_a_stream_that_reached_its_timeout_goes_on_without_ado() -> None:
     assert (driver.counters.renewals, driver.counters.stream_breaks) == (1, 0)
 
 
-def test_a_server_that_cuts_each_stream_is_asked_less_often_and_logged_once() -> None:
+def test_a_server_that_cuts_every_stream_causes_back_off_and_one_log_line() -> None:
     driver = MachineDriver()
     driver.sync({"a/1": 5}, 9)
     driver.stay_healthy()
@@ -233,9 +233,7 @@ def test_an_expired_continue_token_restarts_the_list() -> None:
         (504, "Timeout", "Too large resource version: 9, current: 5"),
     ],
 )
-def test_a_list_whose_version_is_not_known_is_made_without_one_and_trusts_no_version(
-    code: int, reason: str, message: str
-) -> None:
+def test_a_list_whose_version_is_unknown_is_repeated_without_version(code: int, reason: str, message: str) -> None:
     driver = MachineDriver()
     driver.sync({"a/1": 5}, 9)
     driver.stay_healthy()
@@ -245,7 +243,7 @@ def test_a_list_whose_version_is_not_known_is_made_without_one_and_trusts_no_ver
     request = driver.request(within=1)
     assert "resourceVersion" not in request.query
     driver.accepted()
-    # The same version may stand for another content where the history went back.
+    # After the history went back, the same version may have other content.
     driver.lines(event("ADDED", "a/1", 5), bookmark(6, ends_initial=True))
     assert driver.sink.take() == ["resync", "initial a/1@5", "in-sync"]
     driver.stay_healthy()
@@ -253,7 +251,7 @@ def test_a_list_whose_version_is_not_known_is_made_without_one_and_trusts_no_ver
     assert driver.request().query["resourceVersion"] == "6"
 
 
-def test_bookmarks_that_go_back_confirm_nothing_and_in_the_end_list_again() -> None:
+def test_bookmarks_that_go_back_confirm_nothing_and_lead_to_a_new_list() -> None:
     driver = MachineDriver()
     driver.sync({"a/1": 50}, 90)
     driver.stay_healthy()
@@ -267,7 +265,7 @@ def test_bookmarks_that_go_back_confirm_nothing_and_in_the_end_list_again() -> N
     assert "resourceVersion" not in driver.request(within=1).query
 
 
-def test_a_type_that_is_not_installed_is_in_sync_and_looked_for() -> None:
+def test_a_type_that_is_not_installed_is_in_sync_and_rechecked() -> None:
     driver = MachineDriver()
     driver.request()
     driver.refused(404)
@@ -288,7 +286,7 @@ def test_a_type_that_is_not_installed_is_in_sync_and_looked_for() -> None:
     assert driver.notice_kinds() == ["FOUND"]
 
 
-def test_a_type_that_is_uninstalled_loses_its_objects_but_not_by_a_passing_404() -> None:
+def test_an_uninstalled_type_loses_its_objects_but_not_by_a_temporary_404() -> None:
     driver = MachineDriver()
     driver.sync({"a/1": 5, "a/2": 6}, 9)
     driver.ended()
@@ -296,7 +294,7 @@ def test_a_type_that_is_uninstalled_loses_its_objects_but_not_by_a_passing_404()
     driver.refused(404)
     assert driver.sink.take() == []
     driver.request(within=3)
-    driver.accepted()  # it was a passing one
+    driver.accepted()  # the 404 was temporary
     driver.lines(bookmark(10))
     driver.ended()
     driver.request(within=5)
@@ -310,7 +308,7 @@ def test_a_type_that_is_uninstalled_loses_its_objects_but_not_by_a_passing_404()
     assert driver.sink.current_status is SyncStatus.IN_SYNC
 
 
-def test_forbidden_names_the_missing_rule_once_and_goes_on_waiting() -> None:
+def test_forbidden_names_the_missing_rule_once_and_keeps_trying() -> None:
     driver = MachineDriver()
     message = 'pods is forbidden: User "x" cannot watch resource "pods" in API group "" at the cluster scope'
     for _ in range(4):
@@ -350,7 +348,7 @@ def test_credentials_that_cannot_be_loaded_are_loaded_again_after_a_pause() -> N
 
 
 @pytest.mark.parametrize("in_body", [False, True])
-def test_retry_after_is_obeyed_within_bounds(in_body: bool) -> None:
+def test_retry_after_is_respected_within_limits(in_body: bool) -> None:
     def refuse(driver: MachineDriver, seconds: int) -> float:
         driver.request(within=100)
         if in_body:
@@ -365,7 +363,7 @@ def test_retry_after_is_obeyed_within_bounds(in_body: bool) -> None:
     assert driver.counters.errors["throttled"] == 2
 
 
-def test_back_off_grows_to_its_limit_with_jitter_and_shorter_while_nobody_answers() -> None:
+def test_back_off_grows_with_jitter_to_a_limit_that_is_shorter_without_connection() -> None:
     def pauses(failure: Failure) -> list[float]:
         driver = MachineDriver()
         result = []
@@ -382,7 +380,7 @@ def test_back_off_grows_to_its_limit_with_jitter_and_shorter_while_nobody_answer
     assert max(pauses(Failure.NETWORK)) <= 5
 
 
-def test_an_outage_leaves_the_status_alone_until_it_is_lost_for_600_s() -> None:
+def test_an_outage_changes_the_status_after_600_s() -> None:
     driver = MachineDriver()
     driver.sync({"a/1": 5}, 9)
     driver.stay_healthy()
@@ -404,7 +402,7 @@ def test_an_outage_leaves_the_status_alone_until_it_is_lost_for_600_s() -> None:
     assert driver.sink.take() == ["resync", "in-sync"]
 
 
-def test_broken_json_resumes_and_after_five_times_at_one_version_lists_again() -> None:
+def test_broken_json_resumes_and_lists_again_after_five_failures_at_one_version() -> None:
     driver = MachineDriver()
     driver.sync({"a/1": 5}, 9)
     kinds = []
@@ -428,7 +426,7 @@ def test_other_watch_errors_resume() -> None:
     assert driver.counters.errors["watch-error"] == 1
 
 
-def test_a_broken_page_is_read_again_and_a_huge_one_in_smaller_parts() -> None:
+def test_a_broken_page_is_repeated_and_a_huge_one_made_smaller() -> None:
     driver = without_watch_list()
     driver.request()
     driver.page(pod_list({"a/1": 5}, 9, token="more"))
@@ -441,7 +439,7 @@ def test_a_broken_page_is_read_again_and_a_huge_one_in_smaller_parts() -> None:
     assert driver.sink.map == {"a/1": "5", "a/2": "6"}
 
 
-def test_a_list_that_never_ends_is_given_up() -> None:
+def test_a_list_that_never_ends_is_aborted() -> None:
     driver = without_watch_list()
     for _ in range(2):
         driver.request()
@@ -466,7 +464,7 @@ def test_a_type_that_cannot_be_watched_is_polled_without_status_changes() -> Non
     assert driver.sink.take() == ["list a/2@10", "delete a/1"]
 
 
-def test_objects_without_identity_are_left_out_and_told_once() -> None:
+def test_objects_without_usable_name_are_left_out_and_logged_once() -> None:
     driver = MachineDriver()
     driver.sync({}, 9)
     bad: list[dict[str, Any]] = [{}, {"name": "x/y"}, {"name": "n" * 254}, {"name": "x", "resourceVersion": "9" * 129}]
@@ -478,7 +476,7 @@ def test_objects_without_identity_are_left_out_and_told_once() -> None:
     assert driver.notice_kinds() == ["OBJECT_REJECTED"]
 
 
-def test_a_sweep_goes_slice_by_slice_and_comes_before_anything_else() -> None:
+def test_a_sweep_works_in_slices_and_comes_before_other_events() -> None:
     driver = MachineDriver(policy=policy.WatchPolicy(slice_items=2))
     driver.sync({f"a/{index}": 5 for index in range(5)}, 9)
     driver.lines(error_event(410, "Gone"))
@@ -493,7 +491,7 @@ def test_a_sweep_goes_slice_by_slice_and_comes_before_anything_else() -> None:
     assert driver.sink.take()[-2:] == ["in-sync", "event a/0@21"]
 
 
-def test_an_unreadable_error_body_is_cut_and_told() -> None:
+def test_an_unreadable_error_body_is_shortened_for_the_log() -> None:
     driver = MachineDriver()
     driver.request()
     driver.machine.refused(driver.now, 503, body=b"<html>" + b"x" * 100_000)

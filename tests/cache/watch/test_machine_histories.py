@@ -1,4 +1,4 @@
-"""Any server history, any faults: the sink ends with the server's state, and no live object was ever deleted."""
+"""For any server history and any faults, the sink ends with the server's state and never deletes a live object."""
 
 from collections.abc import Iterator
 
@@ -34,7 +34,7 @@ FAULTS = ["none"] * 6 + [
 
 
 class Server:
-    """The API server's state and history, from which any answer can be made."""
+    """The API server's state and history, from which a test can build any answer."""
 
     def __init__(self, *, has_watch_list: bool) -> None:
         self.has_watch_list = has_watch_list
@@ -67,7 +67,7 @@ class Server:
 
 
 class DeathSink(RecordingSink):
-    """Knows which deletions are true."""
+    """Fails if the machine deletes an object that still exists."""
 
     def __init__(self, server: Server) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class DeathSink(RecordingSink):
 
 
 class Play:
-    """One machine against one server; each answer is drawn."""
+    """One machine and one server. Hypothesis chooses each answer."""
 
     def __init__(self, data: st.DataObject, *, has_watch_list: bool) -> None:
         self.data = data
@@ -130,9 +130,9 @@ class Play:
             self.driver.refused(504, "Timeout", "Too large resource version: 99")
         elif fault == "passing-404":
             if not self.sink.map:
-                return False  # with nothing to lose, one 404 is enough to be absent
+                return False  # without known objects, one 404 is enough to be absent
             self.driver.refused(404)
-            self.driver.failed(Failure.NETWORK)  # and it has passed
+            self.driver.failed(Failure.NETWORK)  # ends the 404
         elif fault in answers:
             self.driver.refused(*answers[fault])
         else:
