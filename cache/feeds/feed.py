@@ -55,9 +55,11 @@ def combined_status(statuses: dict[resources.ResourceType, messages.SyncStatus])
 class Feed(abc.ABC):
     """What all feeds have in common; the subclass converts."""
 
-    def __init__(self, name: str, types: Iterable[resources.ResourceType]) -> None:
+    def __init__(
+        self, name: str, types: Iterable[resources.ResourceType], store_limits: store.StoreLimits | None = None
+    ) -> None:
         self.name = name
-        self.store = store.Store()
+        self.store = store.Store(store_limits)
         self.refused = 0
         """Objects that could not be carried, each time they came."""
         self.skipped = 0
@@ -104,8 +106,10 @@ class Feed(abc.ABC):
 class RawFeed(Feed):
     """A feed of raw objects; see `cache.feeds.raw` for keys and values."""
 
-    def __init__(self, spec: raw.FeedSpec, *, max_value_bytes: int) -> None:
-        super().__init__(spec.name, [resource.type for resource in spec.resources])
+    def __init__(
+        self, spec: raw.FeedSpec, *, max_value_bytes: int, store_limits: store.StoreLimits | None = None
+    ) -> None:
+        super().__init__(spec.name, [resource.type for resource in spec.resources], store_limits)
         self._fields = {resource.type: resource.fields for resource in spec.resources}
         self._max_value_bytes = max_value_bytes
         self._changes: list[_Change] = []

@@ -1,13 +1,14 @@
-"""Catch-up blocks: what a client that has fallen out of the log gets instead of it. Pure.
+"""Catch-up blocks, for clients whose position the log no longer holds. Pure.
 
-A block is a file in sealed shared memory, of whole frames: the next keys that have changed behind a sequence, in order
-of their last change, with their newest values, deletions as deletions. It is limited in bytes, never splits a
-sequence, and says how far it leads. Behind a final one, which leads to the moment at which it was cut, a client goes
-on in the log at `log_offset`; behind another one it needs the block that begins where this one ended.
+A block is a file of whole frames in sealed shared memory. It contains the next keys that have changed after a sequence,
+in the order of their last change, with their newest values, and deletions as deletions. It has a size limit, never
+splits a sequence, and states the sequence that it leads to. A final block leads to its cut, the moment at which it was
+made. After a final block a client continues in the log at `log_offset`. After any other block it needs the block that
+begins where this one ends.
 
-A client may read blocks of different cuts one after another. It ends with the server's map, and no key goes back, as
-long as each block's cut is no older than what the client has from the log, and than the cuts of the blocks that it has
-read before (`cache.state.cursor` keeps to that; DESIGN.md, "Slow clients", says why).
+A client may read blocks of different cuts one after another. It ends with the server's map, and no key goes back, if
+the cut of each block is no older than the client's data from the log, and no older than the cuts of earlier blocks
+(`cache.state.cursor` ensures that; DESIGN.md, "Slow clients", gives the reason).
 """
 
 import bisect
@@ -18,14 +19,15 @@ from cache.state import memfile, store
 from protocol import encoding, messages
 
 BLOCK_TARGET_BYTES = 256 * 1024
-"""A block is closed at this size: what a client at 1 Mbit/s takes in 2 s, and what a worker holds for each start point
-that its clients read from."""
+"""Size at which a block ends. A client at 1 Mbit/s reads it in 2 s. A worker holds one block for each start point that
+its clients read from."""
 BLOCK_RAW_BYTES_MAX = 2 * 1024 * 1024
-"""Or when so many bytes of keys and values are in it, however well they compress: some 20 ms of the hub's time."""
+"""A block also ends after this many bytes of keys and values, whatever their compressed size. That takes the hub about
+20 ms."""
 
 
 class Block:
-    """A finished file; `descriptor` is its own until `close`."""
+    """A finished block file. It owns `descriptor` until `close`."""
 
     __slots__ = (
         "cut_sequence",
@@ -44,42 +46,51 @@ class Block:
         self.descriptor = descriptor
         self.from_sequence = difference.since_sequence
         self.to_sequence = difference.since_sequence
-        """Sequence that a client has reached at its end."""
+        """Sequence that a client has reached at the end of the block."""
         self.cut_sequence = difference.sequence
         self.status = difference.status
-        """As of the cut."""
+        """Status at the cut."""
         self.log_offset = log_offset
         """End of the log at the cut."""
         self.length = 0
         self.updates = 0
         self.is_final = False
-        """Whether it leads to the cut."""
+        """Whether the block leads to the cut."""
         self.frames: list[tuple[int, int, int]] = []
-        """Of each frame: the position behind it, the sequence that is reached there, and the updates up to there."""
+        """For each frame: the position of its end, the sequence reached there, and the number of updates up to
+        there."""
 
     def __repr__(self) -> str:
         reach = f"{self.from_sequence}..{self.to_sequence} of {self.cut_sequence}"
         return f"<Block {reach} updates={self.updates} bytes={self.length} final={self.is_final}>"
 
     def close(self) -> None:
-        """Lets the file go; readers in other processes keep it until they are done."""
+        """Close the file. Readers in other processes keep it until they have finished."""
         os.close(self.descriptor)
 
 
 class BlockBuilder:
-    """Writes a block step by step. Run `steps` to its end, then take `block`; or `abandon`.
+    """Writes a block step by step. Run `steps` to the end, then use `block`; or call `abandon`.
 
-    Take the difference between two batches, when the log's end is `log_offset`.
+    The difference must be made between two batches, when the log ends at `log_offset`.
     """
 
-    def __init__(self, encoder: encoding.Encoder, difference: store.Difference, *, log_offset: int) -> None:
+    def __init__(
+        self,
+        encoder: encoding.Encoder,
+        difference: store.Difference,
+        *,
+        log_offset: int,
+        target_bytes: int | None = None,
+    ) -> None:
         self._encoder = encoder
+        self._target_bytes = BLOCK_TARGET_BYTES if target_bytes is None else target_bytes
         self._difference = difference
         self._raw_bytes = 0
         self.block = Block(memfile.create_empty("typha-catch-up"), difference, log_offset=log_offset)
 
     def steps(self) -> Iterator[None]:
-        """Yields after each frame; the file is sealed when it ends."""
+        """Write the file. Yield after each frame. The file is sealed at the end."""
         block = self.block
         taken: list[int] = []
         ends: list[tuple[int, int]] = []
@@ -95,13 +106,13 @@ class BlockBuilder:
             yield
         if block.is_final:
             block.to_sequence = block.cut_sequence
-        # The encoder takes an update more than it has put into a frame, so they are counted by their sequences.
+        # The encoder reads one update more than it puts into a frame, so count updates by their sequences.
         block.frames = [(end, reached, bisect.bisect_right(taken, reached)) for end, reached in ends]
         block.updates = bisect.bisect_right(taken, block.to_sequence)
         memfile.seal(block.descriptor)
 
     def _is_full(self) -> bool:
-        return self.block.length >= BLOCK_TARGET_BYTES or self._raw_bytes >= BLOCK_RAW_BYTES_MAX
+        return self.block.length >= self._target_bytes or self._raw_bytes >= BLOCK_RAW_BYTES_MAX
 
     def _weighed(self, taken: list[int]) -> Iterator[tuple[int, messages.Update]]:
         for sequence, update in self._difference.changes():
@@ -110,7 +121,7 @@ class BlockBuilder:
             yield sequence, update
 
     def abandon(self) -> None:
-        """Gives an unfinished file up."""
+        """Discard an unfinished file."""
         self.block.close()
 
     def _write(self, data: bytes) -> None:

@@ -10,6 +10,8 @@ from tests.harness import channel_harness
 
 State = cursor.CursorState
 CATCHING_UP = messages.SyncStatus.CATCHING_UP
+BLOCK_TARGET_BYTES = 500
+"""Small, so that catching up takes several blocks."""
 
 
 class Channel:
@@ -63,7 +65,9 @@ class Channel:
             difference = self.source.store.changes_since(from_sequence)
         except store.Forgotten:
             return None
-        builder = catchup.BlockBuilder(self.encoder, difference, log_offset=self.writer.end)
+        builder = catchup.BlockBuilder(
+            self.encoder, difference, log_offset=self.writer.end, target_bytes=BLOCK_TARGET_BYTES
+        )
         for _ in builder.steps():
             pass
         made = builder.block

@@ -80,10 +80,13 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Stage]) ->
         mock.patch.object(connections.Sessions, "_refuse", took_leave),
         mock.patch.object(client.Client, "__hash__", _number_of),  # sets of clients have the same order every time
         mock.patch.object(policy, "from_settings", return_value=plan.limits),
-        mock.patch.object(store, "CHUNK_TARGET_KEYS", plan.chunk_keys),
+        mock.patch.object(
+            store,
+            "DEFAULT_LIMITS",
+            store.StoreLimits(chunk_target_keys=plan.chunk_keys, tombstones_min=plan.tombstones_min),
+        ),
         mock.patch.object(native_encoder, "FRAME_TARGET_BYTES", plan.frame_bytes),
         mock.patch.object(typha_encoder, "MESSAGE_TARGET_BYTES", plan.frame_bytes),
-        mock.patch.object(store, "TOMBSTONES_MIN", plan.tombstones_min),
         mock.patch.object(catchup, "BLOCK_TARGET_BYTES", plan.block_bytes),
         mock.patch.object(catchup_builder, "STALE_LOG_BYTES", plan.stale_log_bytes),
         mock.patch.object(catchup_builder, "KEPT_BYTES_MAX", plan.kept_block_bytes),

@@ -36,9 +36,15 @@ def content(of: store.Store) -> dict[str, bytes]:
 
 
 def built(
-    of: store.Store, from_sequence: int, *, by: encoding.Encoder = NATIVE, log_offset: int = 0
+    of: store.Store,
+    from_sequence: int,
+    *,
+    by: encoding.Encoder = NATIVE,
+    log_offset: int = 0,
+    target_bytes: int | None = None,
 ) -> tuple[catchup.Block, bytes]:
-    builder = catchup.BlockBuilder(by, of.changes_since(from_sequence), log_offset=log_offset)
+    difference = of.changes_since(from_sequence)
+    builder = catchup.BlockBuilder(by, difference, log_offset=log_offset, target_bytes=target_bytes)
     for _ in builder.steps():
         pass
     block = builder.block
@@ -132,11 +138,8 @@ def test_blocks_of_any_cuts_lead_to_a_map_that_was_current(
         # Any cut that the rules allow: what other clients made somebody cut at any moment since.
         at = replayed(history, data.draw(st.integers(reader.cursor.needed_sequence, last), label="cut"))
         target_bytes = data.draw(st.integers(1, 100), label="target")
-        with (
-            mock.patch.object(catchup, "BLOCK_TARGET_BYTES", target_bytes),
-            mock.patch.object(encoder, "FRAME_TARGET_BYTES", 100),
-        ):
-            block, frames_of_it = built(at, reader.cursor.sequence)
+        with mock.patch.object(encoder, "FRAME_TARGET_BYTES", 100):
+            block, frames_of_it = built(at, reader.cursor.sequence, target_bytes=target_bytes)
         assert block.cut_sequence == at.sequence
         leaves_at = data.draw(st.none() | st.integers(1, block.length), label="leaves at") if block.length else None
         reader.take(block, frames_of_it, leaves_at=leaves_at)

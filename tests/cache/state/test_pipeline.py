@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cache import resources
 from cache.feeds import feed, raw
-from cache.state import catchup, cursor, store
+from cache.state import cursor, store
 from protocol import messages
 from protocol.native import encoder
 from protocol.typha import encoder as typha_encoder
@@ -57,7 +57,8 @@ class Pipeline:
 
     def __init__(self, *, segment_bytes: int) -> None:
         specs = (raw.ResourceSpec(PODS), raw.ResourceSpec(NODES))
-        self.feed = feed.RawFeed(raw.FeedSpec("pods", specs), max_value_bytes=MAX_VALUE_BYTES)
+        limits = store.StoreLimits(chunk_target_keys=2, chunk_target_bytes=300)
+        self.feed = feed.RawFeed(raw.FeedSpec("pods", specs), max_value_bytes=MAX_VALUE_BYTES, store_limits=limits)
         self.expected: dict[str, bytes] = {}
         self.version = 0
         self.segment_bytes = segment_bytes
@@ -193,11 +194,8 @@ class Pipeline:
                 assert client.model.values() == self.expected
 
 
-@mock.patch.object(store, "CHUNK_TARGET_KEYS", 2)
-@mock.patch.object(store, "CHUNK_TARGET_BYTES", 300)
 @mock.patch.object(encoder, "FRAME_TARGET_BYTES", 400)
 @mock.patch.object(typha_encoder, "UPDATES_PER_MESSAGE", 2)
-@mock.patch.object(catchup, "BLOCK_TARGET_BYTES", 500)
 @settings(max_examples=150)
 @given(st.integers(100, 3000), st.lists(steps, min_size=60, max_size=160))
 def test_whoever_is_at_the_end_holds_the_servers_map(segment_bytes: int, history: list[tuple[object, ...]]) -> None:

@@ -1,7 +1,6 @@
 """Snapshot files: what a client decodes is the store as it was cut; copied chunks are what encoding gives."""
 
 import os
-from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -63,31 +62,30 @@ def test_snapshot_after_snapshot(
     status: messages.SyncStatus,
     later_status: messages.SyncStatus,
 ) -> None:
-    with mock.patch.object(store, "CHUNK_TARGET_KEYS", 4), mock.patch.object(store, "CHUNK_TARGET_BYTES", 4000):
-        before = channel_harness.open_descriptors()
-        source = store.Store()
-        change(source, first)
-        source.status = status
-        one = build(source, zstd=zstd).snapshot
-        client = received(one)
-        assert client.map == entries(source)
-        assert (one.status, client.status) == (status, None)
+    before = channel_harness.open_descriptors()
+    source = store.Store(store.StoreLimits(chunk_target_keys=4, chunk_target_bytes=4000))
+    change(source, first)
+    source.status = status
+    one = build(source, zstd=zstd).snapshot
+    client = received(one)
+    assert client.map == entries(source)
+    assert (one.status, client.status) == (status, None)
 
-        change(source, second)
-        source.status = later_status
-        builder = build(source, zstd=zstd, previous=one)
-        two = builder.snapshot
-        client = received(two)
-        assert client.map == entries(source)
-        assert (two.status, client.status) == (later_status, None)
-        assert two.keys == len(source)
-        assert builder.chunks_copied + builder.chunks_encoded == source.chunk_count
+    change(source, second)
+    source.status = later_status
+    builder = build(source, zstd=zstd, previous=one)
+    two = builder.snapshot
+    client = received(two)
+    assert client.map == entries(source)
+    assert (two.status, client.status) == (later_status, None)
+    assert two.keys == len(source)
+    assert builder.chunks_copied + builder.chunks_encoded == source.chunk_count
 
-        anew = build(source, zstd=zstd).snapshot
-        assert content(anew) == content(two)
-        for made in (one, two, anew):
-            made.close()
-        assert channel_harness.open_descriptors() == before
+    anew = build(source, zstd=zstd).snapshot
+    assert content(anew) == content(two)
+    for made in (one, two, anew):
+        made.close()
+    assert channel_harness.open_descriptors() == before
 
 
 @zstd
@@ -111,7 +109,7 @@ def test_a_split_between_two_snapshots() -> None:
     source = store.Store()
     source.put(names[0], b"small", "1")
     one = build(source, zstd=False).snapshot
-    source.put(names[1], b"x" * store.CHUNK_TARGET_BYTES, "1")
+    source.put(names[1], b"x" * store.DEFAULT_LIMITS.chunk_target_bytes, "1")
     assert source.chunk_count == 2
     two = build(source, zstd=False, previous=one).snapshot
     assert received(two).map == entries(source)
@@ -120,9 +118,8 @@ def test_a_split_between_two_snapshots() -> None:
 
 
 def test_a_chunk_of_many_frames() -> None:
-    source = store.Store()
-    with mock.patch.object(store, "MAX_CHUNKS", 1):
-        change(source, [(f"/{number}", bytes([number]) * 200_000) for number in range(6)])
+    source = store.Store(store.StoreLimits(max_chunks=1))
+    change(source, [(f"/{number}", bytes([number]) * 200_000) for number in range(6)])
     made = build(source, zstd=False).snapshot
     client = received(made)
     assert client.map == entries(source)
@@ -183,8 +180,18 @@ def test_a_snapshot_that_is_cut_short_is_not_copied_for_ever() -> None:
     one.close()
 
 
-def build_in_order(source: store.Store, *, previous: snapshot.Snapshot | None = None) -> snapshot.SnapshotBuilder:
-    builder = snapshot.begin(formats.make_encoder(typha_encoder.SNAPPY), source, log_offset=0, previous=previous)
+class ShortRunsBuilder(snapshot.OrderedSnapshotBuilder):
+    run_keys = 4
+
+
+def build_in_order(
+    source: store.Store,
+    *,
+    previous: snapshot.Snapshot | None = None,
+    builder_type: type[snapshot.OrderedSnapshotBuilder] = snapshot.OrderedSnapshotBuilder,
+) -> snapshot.SnapshotBuilder:
+    snappy = formats.make_encoder(typha_encoder.SNAPPY)
+    builder = builder_type(snappy, source.cut(), log_offset=0, previous=previous)
     for _ in builder.steps():
         pass
     return builder
@@ -203,18 +210,17 @@ def in_order(source: store.Store) -> list[messages.Update]:
 def test_snapshots_for_typhas_clients_are_in_the_byte_order_of_their_keys(
     first: list[tuple[str, bytes | None]], second: list[tuple[str, bytes | None]]
 ) -> None:
-    with mock.patch.object(store, "CHUNK_TARGET_KEYS", 4), mock.patch.object(snapshot, "_RUN_KEYS", 4):
-        source = store.Store()
-        change(source, first)
-        one = build_in_order(source).snapshot
-        assert in_order_received(one) == in_order(source)
-        change(source, second)
-        two = build_in_order(source, previous=one).snapshot
-        assert in_order_received(two) == in_order(source)
-        anew = build_in_order(source).snapshot
-        assert in_order_received(anew) == in_order_received(two)
-        for made in (one, two, anew):
-            made.close()
+    source = store.Store(store.StoreLimits(chunk_target_keys=4))
+    change(source, first)
+    one = build_in_order(source, builder_type=ShortRunsBuilder).snapshot
+    assert in_order_received(one) == in_order(source)
+    change(source, second)
+    two = build_in_order(source, previous=one, builder_type=ShortRunsBuilder).snapshot
+    assert in_order_received(two) == in_order(source)
+    anew = build_in_order(source, builder_type=ShortRunsBuilder).snapshot
+    assert in_order_received(anew) == in_order_received(two)
+    for made in (one, two, anew):
+        made.close()
 
 
 def test_runs_of_keys_that_have_not_changed_are_copied() -> None:
