@@ -57,8 +57,7 @@ class Block:
         self.is_final = False
         """Whether the block leads to the cut."""
         self.frames: list[tuple[int, int, int]] = []
-        """For each frame: the position of its end, the sequence reached there, and the number of updates up to
-        there."""
+        """For each frame: position of its end, sequence reached there, number of updates up to there."""
 
     def __repr__(self) -> str:
         reach = f"{self.from_sequence}..{self.to_sequence} of {self.cut_sequence}"

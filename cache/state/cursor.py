@@ -166,8 +166,7 @@ class Cursor:
 
     @property
     def offset(self) -> int:
-        """FOLLOWING: next byte of the log to send. CATCHING_UP: offset after `tail` at the time when it left the
-        log."""
+        """FOLLOWING: next byte of the log to send. CATCHING_UP: offset after `tail` when it left the log."""
         return self._offset
 
     @offset.setter

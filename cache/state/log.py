@@ -198,8 +198,7 @@ class LogReader:
         return segment.descriptor, offset - segment.base, self._segment_end(number) - offset
 
     def frame_at(self, offset: int) -> tuple[int, int, int]:
-        """Return the frame with the byte at `offset` (< end): (offset of its start, offset of its end, sequence
-        there)."""
+        """Return the frame with the byte at `offset` (< end): (offset of its start, offset of its end, sequence)."""
         number = self._segment_at(offset)
         segment = self._segments[number]
         last = number + 1 == len(self._bases)

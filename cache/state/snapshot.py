@@ -140,8 +140,7 @@ class OrderedSnapshotBuilder(SnapshotBuilder):
     run_keys = RUN_KEYS
 
     def steps(self) -> Iterator[None]:
-        """Write the file. Yield after each chunk that is sorted and each run that is written. Seal the file at the
-        end."""
+        """Write the file. Yield after each sorted chunk and each written run. The file is sealed at the end."""
         cut, encoder, snapshot = self._cut, self._encoder, self.snapshot
         self._write(encoder.snapshot_begin(cut.sequence, keys=cut.keys, chunks=len(cut.chunks)))
         ordered = []

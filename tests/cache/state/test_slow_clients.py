@@ -15,12 +15,12 @@ from tests.harness import served, support
 FEED = "felix"
 SETS = simulated.Resource("projectcalico.org", "v3", "globalnetworksets", "GlobalNetworkSet", False, custom=True)
 NETS = 6_000
-"""Of a large set: some 100 kB, which do not compress well."""
+"""Members of a large set: about 100 kB that hardly compress."""
 IN_SYNC, CATCHING_UP = messages.SyncStatus.IN_SYNC, messages.SyncStatus.CATCHING_UP
 
 
 class Agent:
-    """A follower that reads only while it is allowed to."""
+    """A client that reads only while it is allowed to."""
 
     def __init__(self, address: str, protocol: connection.Protocol) -> None:
         self.map: dict[str, bytes] = {}
@@ -33,7 +33,7 @@ class Agent:
         self._events = follow.follow(address, feed=FEED, agent="slow", protocol=protocol)
 
     async def run(self) -> None:
-        """Reads, for ever."""
+        """Read until cancelled."""
         async with contextlib.aclosing(self._events) as events:
             async for event in events:
                 self._take(event)
@@ -69,7 +69,7 @@ async def following(address: str) -> AsyncIterator[dict[connection.Protocol, Age
 
 
 def change(cluster: served.Cluster, name: str, seed: int, *, nets: int) -> None:
-    """A set gets new members."""
+    """Give a set new members."""
     store = cluster.simulator.store
     numbers = random.Random(seed)
     members = sorted(
@@ -80,13 +80,13 @@ def change(cluster: served.Cluster, name: str, seed: int, *, nets: int) -> None:
 
 
 def agree(agents: Iterable[Agent], *, keys: int) -> bool:
-    """Whether all have the same map, with so many sets."""
+    """Return whether all agents have the same map, with this number of sets."""
     first, *others = agents
     sets = [key for key in first.map if "quiet" in key or "busy" in key or "new" in key]
     return len(sets) == keys and all(agent.map == first.map for agent in others)
 
 
-async def test_agents_that_stop_reading_are_caught_up_on_their_connections(tmp_path: pathlib.Path) -> None:
+async def test_agents_that_stop_reading_catch_up_without_reconnecting(tmp_path: pathlib.Path) -> None:
     limits = {"TYPHA_LOGBUDGETBYTES": str(2 << 20), "TYPHA_SEGMENTBYTES": str(256 << 10), "TYPHA_CALICOFEEDS": "true"}
     cluster = served.Cluster(tmp_path)
     cluster.simulator.store.install(SETS)

@@ -1,4 +1,4 @@
-"""Snapshot files: what a client decodes is the store as it was cut; copied chunks are what encoding gives."""
+"""Snapshot files: a client decodes the store as it was at the cut, and copied chunks equal encoded ones."""
 
 import os
 
@@ -89,7 +89,7 @@ def test_snapshot_after_snapshot(
 
 
 @zstd
-def test_what_has_not_changed_is_copied(zstd: bool) -> None:
+def test_unchanged_chunks_are_copied(zstd: bool) -> None:
     source = store.Store()
     change(source, [(f"/{number}", b"x" * 100) for number in range(2000)])
     assert source.chunk_count == 8
@@ -104,7 +104,7 @@ def test_what_has_not_changed_is_copied(zstd: bool) -> None:
 
 
 def test_a_split_between_two_snapshots() -> None:
-    """Two large values fill one chunk, then are in one of two: the empty one must not be copied from the old file."""
+    """Two large values share a chunk until it splits. The empty half must not be copied from the old file."""
     names = [f"/{number}" for number in range(100) if store.chunk_hash(f"/{number}") & 1]
     source = store.Store()
     source.put(names[0], b"small", "1")
@@ -127,7 +127,7 @@ def test_a_chunk_of_many_frames() -> None:
     made.close()
 
 
-def test_changes_while_it_is_made_are_not_in_it() -> None:
+def test_later_changes_are_not_in_the_snapshot() -> None:
     source = store.Store()
     change(source, [(f"/{number}", b"x") for number in range(1000)])
     expected = entries(source)
@@ -141,13 +141,13 @@ def test_changes_while_it_is_made_are_not_in_it() -> None:
     builder.snapshot.close()
 
 
-def test_nobody_changes_a_finished_file() -> None:
+def test_a_finished_file_cannot_change() -> None:
     made = build(store.Store(), zstd=False).snapshot
     assert channel_harness.changes_another_process_can_make(made.descriptor) == []
     made.close()
 
 
-def test_a_builder_that_is_given_up_leaves_nothing_open() -> None:
+def test_an_abandoned_builder_leaves_nothing_open() -> None:
     before = channel_harness.open_descriptors()
     source = store.Store()
     change(source, [(f"/{number}", b"x") for number in range(1000)])
@@ -157,7 +157,7 @@ def test_a_builder_that_is_given_up_leaves_nothing_open() -> None:
     assert channel_harness.open_descriptors() == before
 
 
-def test_a_chunk_that_was_left_out_needs_the_snapshot_before() -> None:
+def test_a_chunk_without_entries_needs_a_previous_snapshot() -> None:
     source = store.Store()
     source.put("/a", b"1", "1")
     cut = source.cut(since_sequence=source.sequence)
@@ -167,7 +167,7 @@ def test_a_chunk_that_was_left_out_needs_the_snapshot_before() -> None:
     builder.abandon()
 
 
-def test_a_snapshot_that_is_cut_short_is_not_copied_for_ever() -> None:
+def test_copying_from_a_truncated_snapshot_raises() -> None:
     source = store.Store()
     source.put("/a", b"1", "1")
     one = build(source, zstd=False).snapshot
@@ -202,7 +202,7 @@ def in_order_received(made: snapshot.Snapshot) -> list[messages.Update]:
 
 
 def in_order(source: store.Store) -> list[messages.Update]:
-    """What such a client must receive; it cannot tell an empty value from none."""
+    """Return what the client must receive. It cannot distinguish an empty value from no value."""
     return [update._replace(value=update.value or None) for _, update in sorted(entries(source).items())]
 
 
@@ -223,7 +223,7 @@ def test_snapshots_for_typhas_clients_are_in_the_byte_order_of_their_keys(
         made.close()
 
 
-def test_runs_of_keys_that_have_not_changed_are_copied() -> None:
+def test_unchanged_runs_of_keys_are_copied() -> None:
     source = store.Store()
     change(source, [(f"/{number:04}", b"x" * 100) for number in range(2000)])
     first = build_in_order(source)
@@ -242,8 +242,8 @@ def test_runs_of_keys_that_have_not_changed_are_copied() -> None:
     builder.snapshot.close()
 
 
-def test_a_key_that_takes_another_ones_place_is_no_reason_to_copy() -> None:
-    """As many keys from the same first one on, none of them new: the last of the run and the next run's are gone."""
+def test_a_run_with_other_keys_is_not_copied() -> None:
+    """A run may keep its first key and its length although its last key and the next run have gone."""
     names = [f"/{number:04}" for number in range(2000)]
     ends = [index for index, name in enumerate(names) if store.chunk_hash(name) % 128 == 0]
     end, after = ends[0], ends[1]
@@ -258,7 +258,7 @@ def test_a_key_that_takes_another_ones_place_is_no_reason_to_copy() -> None:
     two.close()
 
 
-def test_a_snapshot_in_order_needs_a_whole_cut() -> None:
+def test_a_snapshot_in_key_order_needs_all_chunks() -> None:
     source = store.Store()
     source.put("/a", b"1", "1")
     cut = source.cut(since_sequence=source.sequence)

@@ -1,4 +1,4 @@
-"""The store against a plain dict: sequences, digests, chunks, and cuts that stay what they were."""
+"""The store compared with a plain dict: sequences, digests, chunks, and cuts that never change."""
 
 import time
 
@@ -19,7 +19,7 @@ CHUNK_TARGET_BYTES = store.DEFAULT_LIMITS.chunk_target_bytes
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Puts and deletes in any order; the chunks are made so small that they split often."""
+    """Puts and deletes in any order. The chunks are so small that they split often."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.order: list[str] = []
         self.sequence = 0
         self.history: list[tuple[int, str, bytes | None]] = []
-        """Every change there was."""
+        """Every change so far."""
         self.known: dict[int, store.ChunkCut] = {}
         self.cut_sequence = -1
         self.frozen: list[tuple[store.Cut, dict[str, bytes]]] = []
@@ -63,7 +63,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def cut(self) -> None:
-        """What has changed since the last cut, together with what that one knew, is everything."""
+        """The changes since the last cut, together with the last cut, are everything."""
         cut = self.store.cut(since_sequence=self.cut_sequence)
         whole = [self.known[chunk.number] if chunk.entries is None else chunk for chunk in cut.chunks]
         assert whole == list(self.store.cut().chunks)
@@ -158,7 +158,7 @@ def filled(history: list[tuple[str, bytes | None]], limits: store.StoreLimits | 
 
 
 def chunk_digests(made: store.Store, *, count: int) -> list[int]:
-    """The digests it would have with fewer chunks: the number of a chunk is the lower bits of a hash."""
+    """Return the digests for a smaller number of chunks. A chunk's number is the lower bits of a hash."""
     folded = [0] * count
     for chunk in made.cut().chunks:
         folded[chunk.number % count] += chunk.digest
@@ -179,7 +179,7 @@ def test_equal_contents_give_equal_chunks_whatever_the_history(
     assert one.digest == other.digest
 
 
-def test_what_has_changed_lately_is_found_without_a_look_at_the_rest() -> None:
+def test_finding_recent_changes_does_not_scan_the_rest() -> None:
     made = filled([(f"/{number}", b"") for number in range(50_000)])
     for number in range(10):
         made.delete(f"/{number}", "2")
@@ -190,7 +190,7 @@ def test_what_has_changed_lately_is_found_without_a_look_at_the_rest() -> None:
     assert (time.process_time() - begun) / looks < 0.0005
 
 
-def test_deletions_are_forgotten_oldest_first_a_sixteenth_at_a_time() -> None:
+def test_the_oldest_sixteenth_of_deletions_is_forgotten_at_once() -> None:
     made = filled([(f"/{number}", b"") for number in range(400)], store.StoreLimits(tombstones_min=160))
     for number in range(240):
         made.delete(f"/{number}", "2")
@@ -202,7 +202,7 @@ def test_deletions_are_forgotten_oldest_first_a_sixteenth_at_a_time() -> None:
     assert len(made.changes_since(made.tombstone_floor).tombstones) == made.tombstone_count
 
 
-def test_forgetting_what_nobody_needs_waits_until_it_frees_something() -> None:
+def test_unneeded_deletions_are_forgotten_when_that_frees_enough() -> None:
     made = filled([*((f"/{number}", b"") for number in range(100)), *((f"/{number}", None) for number in range(100))])
     made.forget_deletions(103)
     assert (made.tombstone_count, made.tombstone_floor) == (100, 0)
@@ -212,7 +212,7 @@ def test_forgetting_what_nobody_needs_waits_until_it_frees_something() -> None:
     assert made.tombstone_count == 49
 
 
-def test_values_that_grow_split_chunks_too() -> None:
+def test_growing_values_split_chunks() -> None:
     made = filled([(f"/{number}", b"") for number in range(8)])
     assert made.chunk_count == 1
     for number in range(8):
@@ -220,8 +220,8 @@ def test_values_that_grow_split_chunks_too() -> None:
     assert made.chunk_count > 4
 
 
-def test_a_chunk_that_a_split_left_empty_is_not_taken_for_the_old_one() -> None:
-    """Its number meant other keys before: a snapshot that copied it would have them twice."""
+def test_a_chunk_that_is_empty_after_a_split_counts_as_changed() -> None:
+    """Its number stood for other keys before: a snapshot that copied the old chunk would have them twice."""
     key = next(f"/{number}" for number in range(100) if store.chunk_hash(f"/{number}") & 1)
     made = filled([(key, b"small")])
     before = made.cut()
@@ -231,5 +231,5 @@ def test_a_chunk_that_a_split_left_empty_is_not_taken_for_the_old_one() -> None:
     assert all(chunk.entries is not None for chunk in cut.chunks)
 
 
-def test_the_hash_that_decides_the_chunk() -> None:
+def test_the_hash_of_a_key() -> None:
     assert store.chunk_hash("/core/v1/nodes//n1") == 0x90A1B589
