@@ -124,7 +124,7 @@ class Replay:
     def __init__(self, group: syncers.Group) -> None:
         specs = syncers.specs(group)
         self.feeds = {spec.name: feed.CalicoFeed(spec, max_value_bytes=MAX_VALUE_BYTES) for spec in specs}
-        self.refusals: list[tuple[str, str, str]] = []
+        self.rejections: list[tuple[str, str, str]] = []
         self._types = {
             (f"{source.type.group}/{source.type.version}".lstrip("/"), source.kind): source.type
             for spec in specs
@@ -136,10 +136,10 @@ class Replay:
         event = event_of(raw, self._types, origin)
         for source in self.feeds.values():
             if event is not None and event.type in source.types:
-                refusal = source.apply(event)
-                if refusal is not None:
-                    assert refusal.reason != feed.DEFECT, refusal
-                    self.refusals.append((refusal.feed, event.name, refusal.reason))
+                rejection = source.apply(event)
+                if rejection is not None:
+                    assert rejection.reason != feed.DEFECT, rejection
+                    self.rejections.append((rejection.feed, event.name, rejection.reason))
 
     def delete(self, raw: bytes) -> None:
         """The object is gone."""

@@ -124,7 +124,7 @@ class Hub:
         if self._must_publish or self.gathering.is_due(self._waiting):
             self.commit()
 
-    def _note_refusal(self, refusal: feed.Refusal) -> None:
+    def _note_refusal(self, refusal: feed.Rejection) -> None:
         self.updates_refused[refusal.reason] = self.updates_refused.get(refusal.reason, 0) + 1
         self._refusal_log.write(refusal)
 

@@ -40,7 +40,7 @@ _decoder = msgspec.json.Decoder(_HostEndpoint)
 
 
 def convert(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
-    """The host endpoint.
+    """Convert a host endpoint.
 
     Raises:
         ConversionError: no-node, bad-metadata-annotation, undecodable, invalid-object.
@@ -96,16 +96,16 @@ def _v1_protocol(protocol: int | str | None) -> int | str:
 
 
 def _problem(value: dict[str, Any]) -> str:
-    """Why validation voids the endpoint; empty for nothing."""
+    """Return why validation rejects the endpoint. Empty if it is valid."""
     interface = value.get("name", "")
     if interface and not _INTERFACE.fullmatch(interface):
         return f"not an interface: {interface!r}"
     for profile in value.get("profile_ids", ()):
         if not _NAME.fullmatch(profile):
-            return f"not a profile's name: {profile!r}"
+            return f"not a profile name: {profile!r}"
     for port in value.get("ports", ()):
         if not _NAME.fullmatch(port["name"]):
-            return f"not a port's name: {port['name']!r}"
+            return f"not a port name: {port['name']!r}"
         if port["port"] == 0 or port["protocol"] not in _PORT_PROTOCOLS:
             return f"not a port: {port['protocol']} {port['port']}"
     return ""

@@ -98,24 +98,24 @@ def test_the_store_changes_in_take_alone(pods: feed.RawFeed) -> None:
 )
 def test_a_refused_object_harms_no_other(pods: feed.RawFeed, bad: objects.ObjectEvent, reason: str) -> None:
     assert pods.apply(pod_event("good", version=1, content=1)) is None
-    refusal = pods.apply(bad)
+    rejection = pods.apply(bad)
     assert pods.apply(pod_event("other", version=1, content=1)) is None
-    assert refusal is not None
-    assert (refusal.feed, refusal.key, refusal.reason) == ("pods", key(bad.name), reason)
-    assert refusal.detail
-    assert pods.refused == 1
+    assert rejection is not None
+    assert (rejection.feed, rejection.key, rejection.reason) == ("pods", key(bad.name), reason)
+    assert rejection.detail
+    assert pods.rejected == 1
     assert [name for name, _, _ in taken(pods)] == [key("good"), key("other")]
 
 
 def test_a_value_that_becomes_too_large_goes_and_comes_back(pods: feed.RawFeed) -> None:
     assert pods.apply(pod_event("a", version=1, content=1)) is None
-    refusal = pods.apply(pod_event("a", version=2, content="x" * LIMIT))
-    assert refusal is not None
-    assert f"limit {LIMIT}" in refusal.detail
+    rejection = pods.apply(pod_event("a", version=2, content="x" * LIMIT))
+    assert rejection is not None
+    assert f"limit {LIMIT}" in rejection.detail
     assert pods.apply(pod_event("a", version=3, content="y" * LIMIT)) is not None
     assert pods.apply(pod_event("a", version=4, content=1)) is None
     assert taken(pods) == [(key("a"), 1, "1"), (key("a"), 3, "2"), (key("a"), 1, "4")]
-    assert pods.refused == 2
+    assert pods.rejected == 2
 
 
 def test_a_value_of_exactly_the_limit_is_carried(pods: feed.RawFeed) -> None:

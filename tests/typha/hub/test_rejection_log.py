@@ -6,8 +6,8 @@ from cache.feeds import feed
 from typha.hub import rejection_log
 
 
-def refusal(number: int, *, is_carried: bool = False) -> feed.Refusal:
-    return feed.Refusal("felix", f"/core/v1/pods/default/p{number}", "bad-ip", "not an IP", is_carried)
+def refusal(number: int, *, is_carried: bool = False) -> feed.Rejection:
+    return feed.Rejection("felix", f"/core/v1/pods/default/p{number}", "bad-ip", "not an IP", is_carried)
 
 
 def test_each_is_named_and_very_many_are_counted() -> None:

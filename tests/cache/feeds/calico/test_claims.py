@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from cache.feeds.calico import claims, model
 
 
-def claim(name: str, *, rank: int = 0, last_shows: bool = True) -> claims.Claim:
-    return claims.Claim(rank, name, last_shows, model.Item("k", f"{rank}{name}".encode(), "1"))
+def claim(name: str, *, rank: int = 0, last_wins: bool = True) -> claims.Claim:
+    return claims.Claim(rank, name, last_wins, model.Item("k", f"{rank}{name}".encode(), "1"))
 
 
 def shown(held: claims.Claims) -> str:
@@ -17,10 +17,10 @@ def shown(held: claims.Claims) -> str:
 
 
 def test_the_last_name_shows_or_the_first() -> None:
-    for last_shows, expected in ((True, "c"), (False, "a")):
+    for last_wins, expected in ((True, "c"), (False, "a")):
         held = claims.Claims()
         for name in "bca":
-            held.put(claim(name, last_shows=last_shows))
+            held.put(claim(name, last_wins=last_wins))
         assert shown(held) == expected
 
 

@@ -1,4 +1,4 @@
-"""The feeds of Calico's model: update types, conflicts, refusals, statuses."""
+"""The feeds of Calico's model: update types, conflicts, rejections, statuses."""
 
 import json
 from typing import Any
@@ -107,9 +107,9 @@ def test_a_changed_key_goes_first(felix: feed.CalicoFeed) -> None:
 
 
 def test_a_void_value_counts_as_known(felix: feed.CalicoFeed) -> None:
-    refusal = felix.apply(policy("1", "a =="))
-    assert refusal is not None
-    assert (refusal.reason, refusal.is_carried) == ("invalid", False)
+    rejection = felix.apply(policy("1", "a =="))
+    assert rejection is not None
+    assert (rejection.reason, rejection.is_carried) == ("invalid", False)
     felix.apply(policy("2", "a == 'b'"))
     felix.apply(policy("3", "a =="))
     felix.apply(policy("4", "a =="))
@@ -128,29 +128,29 @@ def test_a_void_value_counts_as_known(felix: feed.CalicoFeed) -> None:
 
 def test_a_refused_object_is_gone_and_comes_back(felix: feed.CalicoFeed) -> None:
     felix.apply(pool("a", "1"))
-    refusal = felix.apply(pool("a", "2", "junk"))
-    assert refusal is not None
-    assert (refusal.feed, refusal.reason) == ("felix", "bad-cidr")
-    assert refusal.key == "/crd.projectcalico.org/v1/ippools//a"
+    rejection = felix.apply(pool("a", "2", "junk"))
+    assert rejection is not None
+    assert (rejection.feed, rejection.reason) == ("felix", "bad-cidr")
+    assert rejection.key == "/crd.projectcalico.org/v1/ippools//a"
     felix.apply(pool("a", "3"))
     assert [update[1:3] for update in taken(felix)] == [("1", 1), ("", 3), ("3", 1)]
-    assert felix.refused == 1
+    assert felix.rejected == 1
 
 
 @pytest.mark.parametrize(("name", "count", "reason"), [("s", 1000, "value-too-large"), ("n" * 5000, 1, "key-too-long")])
 def test_limits(name: str, count: int, reason: str, felix: feed.CalicoFeed) -> None:
-    refusal = felix.apply(event(SETS, name, "1", {"nets": ["10.0.0.0/8"] * count}))
-    assert refusal is not None
-    assert refusal.reason == reason
+    rejection = felix.apply(event(SETS, name, "1", {"nets": ["10.0.0.0/8"] * count}))
+    assert rejection is not None
+    assert rejection.reason == reason
     assert felix.take() is None
     assert felix.apply(event(SETS, "s", "2", {"nets": ["10.0.0.0/8"]})) is None
     assert len(taken(felix)) == 1
 
 
 def test_what_is_carried_but_doubtful_is_named(felix: feed.CalicoFeed) -> None:
-    refusal = felix.apply(event(POLICIES, "p", "1", {"namespaceSelector": "x ("}))
-    assert refusal is not None
-    assert (refusal.reason, refusal.is_carried) == ("doubtful", True)
+    rejection = felix.apply(event(POLICIES, "p", "1", {"namespaceSelector": "x ("}))
+    assert rejection is not None
+    assert (rejection.reason, rejection.is_carried) == ("doubtful", True)
     assert len(taken(felix)) == 1
 
 
@@ -159,15 +159,15 @@ def test_a_defect_of_a_converter_harms_its_object_only() -> None:
         return [1 // int(event.resource_version)]
 
     source = feed.CalicoFeed(syncers.FeedSpec("f", (syncers.Source("K", POOLS, convert),)), max_value_bytes=LIMIT)
-    refusal = source.apply(pool("a", "0"))
-    assert refusal is not None
-    assert (refusal.reason, refusal.detail.partition(":")[0]) == (feed.DEFECT, "ZeroDivisionError")
+    rejection = source.apply(pool("a", "0"))
+    assert rejection is not None
+    assert (rejection.reason, rejection.detail.partition(":")[0]) == (feed.DEFECT, "ZeroDivisionError")
 
 
 def test_details_are_short(felix: feed.CalicoFeed) -> None:
-    refusal = felix.apply(policy("1", "(" * 100_000))
-    assert refusal is not None
-    assert len(refusal.detail) <= 1000
+    rejection = felix.apply(policy("1", "(" * 100_000))
+    assert rejection is not None
+    assert len(rejection.detail) <= 1000
 
 
 def test_the_status_is_that_of_all_types(felix: feed.CalicoFeed) -> None:

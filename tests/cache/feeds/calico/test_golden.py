@@ -3,10 +3,10 @@
 import pytest
 
 from cache.feeds.calico import syncers
-from tests.harness import corpus, ours
+from tests.harness import corpus, deviations
 
 RECORDINGS = 122
-_NOTHING = ours.Own("")
+_NOTHING = deviations.Deviation("")
 
 
 def _replay_after_baseline(scenario: corpus.Scenario) -> corpus.Replay:
@@ -23,9 +23,9 @@ def test_a_fresh_server_holds_what_the_original_held(name: str) -> None:
     replay = corpus.Replay(scenario.group)
     built_in = set(corpus.Replay(scenario.group).snapshot(syncers.FELIX))
     replay.apply_list(scenario.objects_after)
-    own = ours.OWN.get(name, _NOTHING).snapshot
+    deviation = deviations.DEVIATIONS.get(name, _NOTHING).snapshot
     for syncer in syncers.NAMES:
-        expected = scenario.snapshot(syncer) | {item.key: item for item in own.get(syncer, ())}
+        expected = scenario.snapshot(syncer) | {item.key: item for item in deviation.get(syncer, ())}
         held = {key: item for key, item in replay.snapshot(syncer).items() if key in expected or key not in built_in}
         assert held == expected, syncer
 
@@ -34,12 +34,12 @@ def test_a_fresh_server_holds_what_the_original_held(name: str) -> None:
 def test_clients_are_sent_what_the_original_sent(name: str) -> None:
     scenario = corpus.load(name)
     replay = _replay_after_baseline(scenario)
-    own = ours.OWN.get(name, _NOTHING).deltas
+    deviation = deviations.DEVIATIONS.get(name, _NOTHING).deltas
     for step, events in enumerate(scenario.events):
         for event in events:
             replay.play(event)
         for syncer in syncers.NAMES:
-            expected = own.get((syncer, step), scenario.delta(syncer, step))
+            expected = deviation.get((syncer, step), scenario.delta(syncer, step))
             assert sorted(replay.take(syncer), key=repr) == sorted(expected, key=repr), (syncer, step)
 
 
@@ -76,14 +76,14 @@ def _values(items: dict[str, corpus.Item]) -> dict[str, str | None]:
     return {key: item.value for key, item in items.items()}
 
 
-@pytest.mark.parametrize("name", sorted(ours.REFUSED))
+@pytest.mark.parametrize("name", sorted(deviations.REJECTED))
 def test_what_cannot_be_carried_is_named(name: str) -> None:
     scenario = corpus.load(name)
     replay = _replay_after_baseline(scenario)
     for events in scenario.events:
         for event in events:
             replay.play(event)
-    assert set(replay.refusals) == ours.REFUSED[name]
+    assert set(replay.rejections) == deviations.REJECTED[name]
 
 
 def test_every_recording_is_here() -> None:
@@ -91,4 +91,4 @@ def test_every_recording_is_here() -> None:
 
 
 def test_only_recordings_are_named_as_ours() -> None:
-    assert {*ours.OWN, *ours.REFUSED} <= set(corpus.NAMES)
+    assert {*deviations.DEVIATIONS, *deviations.REJECTED} <= set(corpus.NAMES)

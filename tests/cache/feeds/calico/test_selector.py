@@ -157,7 +157,7 @@ def test_every_label_gets_the_prefix_and_nothing_else_does() -> None:
 def test_depth_is_limited_by_name() -> None:
     deepest = "(" * selector.MAX_DEPTH + "all()" + ")" * selector.MAX_DEPTH
     assert selector.canonical(deepest) == "all()"
-    with pytest.raises(selector.SelectorTooDeep, match="256 parentheses"):
+    with pytest.raises(selector.SelectorTooDeep, match="256 nested parentheses"):
         selector.canonical(f"({deepest})")
 
 

@@ -164,12 +164,12 @@ def test_a_megabyte_of_annotations_is_void_and_cheap() -> None:
     started = time.process_time()
     item = peer(annotations={"a": "<é" * 500_000})
     assert time.process_time() - started < 1
-    assert "annotations of more than" in item.invalid
+    assert "annotations larger than" in item.invalid
 
 
 def test_a_selector_beyond_our_limit_is_named_as_such() -> None:
     deep = "(" * 300 + "all()" + ")" * 300
     source = {"metadata": {"name": "p", "uid": UID}, "spec": {"asNumber": 64512, "nodeSelector": deep}}
-    with pytest.raises(model.ConversionError, match="256 parentheses") as caught:
+    with pytest.raises(model.ConversionError, match="256 nested parentheses") as caught:
         wholeresource.convert_bgp_peer(event(source), customresource.Group.V3)
     assert caught.value.reason == "selector-too-deep"

@@ -13,7 +13,7 @@ from tests.harness import corpus
 NEW, UPDATED, DELETED = 1, 2, 3
 
 
-class Own(NamedTuple):
+class Deviation(NamedTuple):
     """What is ours in one recording: the items of whole steps, and what its snapshot has beyond the recorded one."""
 
     why: str
@@ -39,8 +39,8 @@ _COLLIDING_KEY = "/calico/v1/host/w-coll/config/IpInIpTunnelAddr"
 _SAME_CIDR = "ipamblock-same-cidr"
 _HEALED = "ipamblock-bad-cidr-healed"
 
-OWN = {
-    "blockaffinity-key-change": Own(
+DEVIATIONS = {
+    "blockaffinity-key-change": Deviation(
         "a changed key deletes the old one",
         {
             ("bgp", 1): [
@@ -49,18 +49,18 @@ OWN = {
             ]
         },
     ),
-    "blockaffinity-same-key": Own(
+    "blockaffinity-same-key": Deviation(
         "the later name holds the key, and deleting the other one is nothing",
         {
             ("bgp", 2): [],
             ("bgp", 3): [_recorded("blockaffinity-same-key", "bgp", 3, "")._replace(update_type=UPDATED)],
         },
     ),
-    "v3-blockaffinity-steps": Own(
+    "v3-blockaffinity-steps": Deviation(
         "an affinity marked as deleted is absent, as in a list",
         {("bgp", 2): [_deleted(_affinity("w1", "10.82.0.0-30"))], ("bgp", 3): []},
     ),
-    _SAME_CIDR: Own(
+    _SAME_CIDR: Deviation(
         "the later name holds the key; when it goes, the other takes over",
         {
             ("felix", 2): [],
@@ -68,7 +68,7 @@ OWN = {
             ("felix", 4): [_recorded(_SAME_CIDR, "felix", 4, "")._replace(update_type=UPDATED)],
         },
     ),
-    _COLLISION: Own(
+    _COLLISION: Deviation(
         "the configuration's value shows as long as it is there, then the node's takes over",
         {
             ("felix", 1): [
@@ -85,17 +85,17 @@ OWN = {
             ("felix", 4): [_recorded(_COLLISION, "felix", 4, "nodes/w-coll")],
         },
     ),
-    _HEALED: Own(
+    _HEALED: Deviation(
         "a bad block is refused by name, and the others arrive at once",
         {("felix", 1): corpus.load(_HEALED).delta("felix", 2), ("felix", 2): []},
     ),
-    "policy-undecodable": Own(
+    "policy-undecodable": Deviation(
         "a fresh server lacks the bad policy only, not all of its kind",
         snapshot={"felix": corpus.load("policy-undecodable").delta("felix", 0)},
     ),
 }
 
-REFUSED = {
+REJECTED = {
     "blockaffinity-bad-deleted": {("bgp", "baddel", "bad-deleted")},
     "cnp-bad-rule": {("felix", "badrule", "doubtful")},
     _HEALED: {("felix", "bad", "bad-cidr")},
