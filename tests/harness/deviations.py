@@ -1,7 +1,7 @@
-"""The recordings where what we send is our own decision, with what it is and why.
+"""The recordings from which we deviate on purpose, with our data and the reason.
 
-The agents' map is a function of the present objects alone, and one bad object harms only itself; the original's
-depends on history there, or stalls. Everything that is not named here must equal the recording.
+Here an agent's map is a function of the present objects alone, and a bad object affects only itself. In the original
+the map depends on history in these cases, or the feed stalls. Everything not named here must equal the recording.
 """
 
 import types
@@ -14,7 +14,7 @@ NEW, UPDATED, DELETED = 1, 2, 3
 
 
 class Deviation(NamedTuple):
-    """What is ours in one recording: the items of whole steps, and what its snapshot has beyond the recorded one."""
+    """The deviation from one recording: our items of whole steps, and our additional items of its snapshot."""
 
     why: str
     deltas: Mapping[tuple[str, int], list[corpus.Item]] = types.MappingProxyType({})
@@ -113,4 +113,4 @@ REJECTED = {
         ("felix", "bad-sa", "doubtful"),
     },
 }
-"""(feed, object's name, reason) of what is said of objects in these recordings."""
+"""(feed, object name, reason) of the rejections in these recordings."""

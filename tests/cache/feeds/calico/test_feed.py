@@ -40,7 +40,7 @@ def policy(revision: str, selector: str) -> objects.ObjectEvent:
 
 
 def taken(source: feed.CalicoFeed) -> list[tuple[str, str, int, bool]]:
-    """Of each update: the end of its key, revision, type, and whether it has a value."""
+    """Return for each update: the end of its key, revision, type, and whether it has a value."""
     batch = source.take()
     updates = [] if batch is None else batch.updates
     return [
@@ -72,7 +72,7 @@ def test_types_of_updates(felix: feed.CalicoFeed) -> None:
     assert taken(felix) == []
 
 
-def test_what_changes_nothing_keeps_the_old_revision(felix: feed.CalicoFeed) -> None:
+def test_an_unchanged_value_keeps_its_revision(felix: feed.CalicoFeed) -> None:
     felix.apply(pool("a", "1"))
     felix.take()
     felix.apply(pool("a", "2"))
@@ -83,7 +83,7 @@ def test_what_changes_nothing_keeps_the_old_revision(felix: feed.CalicoFeed) -> 
     assert felix.skipped == 1
 
 
-def test_the_lowest_name_holds_a_pools_key(felix: feed.CalicoFeed) -> None:
+def test_the_pool_with_the_lowest_name_wins(felix: feed.CalicoFeed) -> None:
     felix.apply(pool("m", "1"))
     felix.apply(pool("z", "2", nat=True))
     assert taken(felix) == [(SHORT, "1", 1, True)]
@@ -94,19 +94,19 @@ def test_the_lowest_name_holds_a_pools_key(felix: feed.CalicoFeed) -> None:
     felix.delete(pool("a", "5"))
     assert taken(felix) == [(SHORT, "1", 2, True)]
     felix.delete(pool("m", "6"))
-    assert taken(felix) == []  # the heir's value is the same
+    assert taken(felix) == []  # the next claim has the same value
     felix.delete(pool("z", "7"))
     assert taken(felix) == [(SHORT, "", 3, False)]
 
 
-def test_a_changed_key_goes_first(felix: feed.CalicoFeed) -> None:
+def test_the_old_key_is_deleted_first(felix: feed.CalicoFeed) -> None:
     felix.apply(pool("a", "1"))
     felix.take()
     felix.apply(pool("a", "2", "10.9.0.0/16"))
     assert taken(felix) == [(SHORT, "", 3, False), (SHORT.replace("10.0", "10.9"), "2", 1, True)]
 
 
-def test_a_void_value_counts_as_known(felix: feed.CalicoFeed) -> None:
+def test_an_invalid_value_counts_as_known(felix: feed.CalicoFeed) -> None:
     rejection = felix.apply(policy("1", "a =="))
     assert rejection is not None
     assert (rejection.reason, rejection.is_carried) == ("invalid", False)
@@ -126,7 +126,7 @@ def test_a_void_value_counts_as_known(felix: feed.CalicoFeed) -> None:
     assert [update[1:] for update in taken(felix)] == [("", 3, False)]
 
 
-def test_a_refused_object_is_gone_and_comes_back(felix: feed.CalicoFeed) -> None:
+def test_a_rejected_object_is_deleted_until_it_is_valid(felix: feed.CalicoFeed) -> None:
     felix.apply(pool("a", "1"))
     rejection = felix.apply(pool("a", "2", "junk"))
     assert rejection is not None
@@ -147,14 +147,14 @@ def test_limits(name: str, count: int, reason: str, felix: feed.CalicoFeed) -> N
     assert len(taken(felix)) == 1
 
 
-def test_what_is_carried_but_doubtful_is_named(felix: feed.CalicoFeed) -> None:
+def test_a_doubtful_object_is_sent_and_named(felix: feed.CalicoFeed) -> None:
     rejection = felix.apply(event(POLICIES, "p", "1", {"namespaceSelector": "x ("}))
     assert rejection is not None
     assert (rejection.reason, rejection.is_carried) == ("doubtful", True)
     assert len(taken(felix)) == 1
 
 
-def test_a_defect_of_a_converter_harms_its_object_only() -> None:
+def test_a_bug_in_a_converter_affects_only_the_object() -> None:
     def convert(event: objects.ObjectEvent) -> list[Any]:
         return [1 // int(event.resource_version)]
 
