@@ -1,4 +1,4 @@
-"""Resource types: group, version and resource, as they stand in the API server's paths. Pure."""
+"""Resource types: group, version and resource, as in the API server's paths. Pure."""
 
 import re
 from dataclasses import dataclass

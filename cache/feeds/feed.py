@@ -46,7 +46,7 @@ class Rejection(NamedTuple):
 
 
 def combined_status(statuses: dict[resources.ResourceType, messages.SyncStatus]) -> messages.SyncStatus:
-    """One status of many: in sync or waiting if all are, else a resync (parity.md, section 11)."""
+    """Combine statuses: in sync or waiting if all are, else a resync (parity.md, section 11)."""
     distinct = set(statuses.values())
     return distinct.pop() if len(distinct) == 1 else messages.SyncStatus.RESYNC
 

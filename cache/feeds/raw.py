@@ -124,7 +124,7 @@ def _grow(tree: _Tree, path: FieldPath) -> None:
 
 
 def _pick(members: dict[str, msgspec.Raw], tree: _Tree) -> dict[str, msgspec.Raw]:
-    """Return the selected members in the object's order. Leave out members of which nothing is selected."""
+    """Return the selected members in the object's order, without members that have no selected part."""
     picked = {}
     for name, value in members.items():
         branch = tree.get(name, _NOT_CARRIED)

@@ -15,7 +15,7 @@ MAX_NAME_LENGTH = 253
 MAX_VERSION_LENGTH = 128
 """resourceVersion is opaque. The longest in use is a 64-bit number; aggregated API servers join several."""
 MAX_CONTINUE_LENGTH = 65_536
-"""A continue token holds a key and a version in base64. A longer one is no token, and would not fit into a URL."""
+"""A continue token holds a key and a version in base64. A longer text is not a token, and would not fit into a URL."""
 
 
 class InvalidInput(ValueError):
@@ -202,7 +202,7 @@ def ends_initial_events(raw: bytes) -> bool:
 
 
 def decode_status(body: bytes) -> Status:
-    """Decode the body of an error. If it is no Status (a proxy's HTML, a truncated body), it becomes the message."""
+    """Decode the body of an error. If it is not a Status (a proxy's HTML, a truncated body), it becomes the message."""
     try:
         return _decode_status(body)
     except _UNDECODABLE:

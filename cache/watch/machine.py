@@ -481,7 +481,7 @@ class WatchMachine:
         if isinstance(self._state, Absent):
             self._notice(NoticeKind.FOUND, "info")
         self._missing_since = None
-        if not isinstance(self._state, Polling):  # a poll is no resync: no better data exists between two polls
+        if not isinstance(self._state, Polling):  # between two polls no newer data exists, so a poll is not a resync
             self._set_status(SyncStatus.RESYNC)
 
     def _synced(self, now: float, state: Sweeping) -> None:

@@ -34,7 +34,7 @@ class WatchPolicy:
     idle_seconds: float = 90.0
     """A stream without a byte for this long is half open: bookmarks come every 60 to 75 s."""
     list_read_seconds: float = 75.0
-    """The API server itself gives up a list after 60 s."""
+    """The API server itself ends a list after 60 s."""
     initial_quiet_seconds: float = 10.0
     """If a WatchList sends nothing for this long before its end bookmark, the server ignores sendInitialEvents. A
     server that supports it may first wait about 3 s for etcd's progress."""

@@ -61,7 +61,7 @@ DEVIATIONS = {
         {("bgp", 2): [_deleted(_affinity("w1", "10.82.0.0-30"))], ("bgp", 3): []},
     ),
     _SAME_CIDR: Deviation(
-        "the later name holds the key; when it goes, the other takes over",
+        "the later name holds the key; when it is deleted, the other takes over",
         {
             ("felix", 2): [],
             ("felix", 3): [_recorded(_SAME_CIDR, "felix", 2, "")],

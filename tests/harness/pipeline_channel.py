@@ -56,7 +56,7 @@ class Channel:
 
     def status_at(self, offset: int) -> tuple[int, messages.SyncStatus]:
         """Return the last (offset, status) in the log up to an offset."""
-        return [told for told in self.statuses if told[0] <= offset][-1]
+        return [status for status in self.statuses if status[0] <= offset][-1]
 
     def make_block(self, from_sequence: int) -> cursor.BlockFile | None:
         """Make a block as of now from a sequence. None if some later deletions are forgotten."""
@@ -164,7 +164,7 @@ class Client(cursor.Cursor):
         self.greet_offset = self.greet_sequence = 0
         self.greeting: memoryview | None = None
         self.greeting_status = messages.SyncStatus.WAITING
-        self.told: tuple[int, messages.SyncStatus] | None = None
+        self.sent_status: tuple[int, messages.SyncStatus] | None = None
         """(offset, status) of the last status sent to this client alone."""
         self.become_held()
 
@@ -193,7 +193,7 @@ class Client(cursor.Cursor):
             self._find_block()
         elif self.greeting is not None and self.offset == self.greet_offset:
             self.tail, self.greeting = self.greeting, None
-            self.told = self.offset, self.greeting_status
+            self.sent_status = self.offset, self.greeting_status
         elif self.state is State.FOLLOWING and self.offset < reader.end:
             descriptor, position, available = reader.file_range(self.offset)
             if self.greeting is not None:
@@ -202,7 +202,7 @@ class Client(cursor.Cursor):
             assert data == reader.view(self.offset)[: len(data)]
             self.offset += len(data)
             self.receive(data)
-            assert self.greeting is None or self.model.status in (None, CATCHING_UP), "told a status of the past"
+            assert self.greeting is None or self.model.status in (None, CATCHING_UP), "sent an old status"
 
     def _begin_snapshot(self) -> None:
         """Begin a snapshot if the log after it is complete and contains no status.
@@ -237,9 +237,9 @@ class Client(cursor.Cursor):
         """Send the status to a client that is in the log again. Typha's clients get it only if it is news."""
         if self.typha is not None:
             self.typha.may_be_catching_up = False
-        if self.channel.is_native or self.told is None or self.told[1] is not status:
+        if self.channel.is_native or self.sent_status is None or self.sent_status[1] is not status:
             self.owe(self.channel.encoder.status(self.sequence, status).data)
-        self.told = self.offset, status
+        self.sent_status = self.offset, status
 
     def fall_behind(self) -> None:
         """Drop the client's position from the log."""
@@ -247,9 +247,9 @@ class Client(cursor.Cursor):
         if self.greeting is not None:
             self.need(self.greet_sequence)
             self.greeting = None
-        elif self.told is not None:
+        elif self.sent_status is not None:
             logged = self.channel.status_at(self.offset)
-            self.told = logged if logged[0] > self.told[0] else self.told
+            self.sent_status = logged if logged[0] > self.sent_status[0] else self.sent_status
         if self.channel.is_native:
             self.owe(self.channel.encoder.status(self.sequence, CATCHING_UP).data)
         if self.typha is not None:
@@ -281,5 +281,5 @@ class Client(cursor.Cursor):
             self._close_unread(read)
 
     def is_at_end(self) -> bool:
-        is_told = self.greeting is None and not self.tail
-        return self.state is State.FOLLOWING and is_told and self.offset == self.channel.writer.end
+        is_greeted = self.greeting is None and not self.tail
+        return self.state is State.FOLLOWING and is_greeted and self.offset == self.channel.writer.end

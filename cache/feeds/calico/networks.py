@@ -215,7 +215,7 @@ def _nets(spec: _SetSpec) -> dict[str, Any]:
 
 def _network(text: str | None) -> addresses.Network:
     network = addresses.parse_cidr(text or "")
-    # There is no key for an IPv4 network in IPv6 notation.
+    # An IPv4 network in IPv6 notation has no key.
     if network is None or (network.version == 4 and ":" in (text or "")):
         raise model.ConversionError("bad-cidr", f"spec.cidr is not a CIDR: {text!r:.80}")
     return network

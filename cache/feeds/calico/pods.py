@@ -77,7 +77,7 @@ class _EndpointPort(msgspec.Struct, gc=False):
 
 
 class _Endpoint(msgspec.Struct, gc=False, omit_defaults=True):
-    """The value. The members stand in the order in which they are written."""
+    """The value. Its members are written in this order."""
 
     state: str
     name: str

@@ -37,7 +37,7 @@ class Source(NamedTuple):
     """One kind of a feed: the type of its objects, and their converter."""
 
     kind: str
-    """The kind as it stands in the objects."""
+    """The kind as the objects name it."""
     type: resources.ResourceType
     convert: model.Converter
     last_wins: bool = True

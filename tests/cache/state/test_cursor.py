@@ -169,16 +169,16 @@ def test_the_rest_of_a_frame_becomes_the_tail(offset: int, tail: bytes | None, r
 
 
 @pytest.mark.parametrize(
-    ("offset", "needed", "sequence", "behind"),
+    ("offset", "needed", "sequence", "after"),
     [(0, 0, 0, 0), (1, 0, 0, 4), (4, 0, 0, 4), (5, 1, 1, 10), (10, 1, 1, 10), (11, 2, 1, 20), (20, 2, 1, 20)],
 )
 def test_catching_up_starts_at_the_base_of_the_segment(
-    offset: int, needed: int, sequence: int, behind: int, reader: log.LogReader
+    offset: int, needed: int, sequence: int, after: int, reader: log.LogReader
 ) -> None:
     made = cursor_in(State.FOLLOWING, reader)
     made.offset = offset
     made.become_catching_up(reader)
-    assert (made.needed_sequence, made.sequence, made.offset) == (needed, sequence, behind)
+    assert (made.needed_sequence, made.sequence, made.offset) == (needed, sequence, after)
 
 
 def catching_up(reader: log.LogReader, *, offset: int = 20) -> cursor.Cursor:

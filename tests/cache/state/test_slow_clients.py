@@ -24,7 +24,7 @@ class Agent:
 
     def __init__(self, address: str, protocol: connection.Protocol) -> None:
         self.map: dict[str, bytes] = {}
-        self.told: list[messages.SyncStatus] = []
+        self.statuses: list[messages.SyncStatus] = []
         self.deleted: list[str] = []
         self.connections = 0
         self.snapshots = 0
@@ -44,7 +44,7 @@ class Agent:
             case follow.Connected():
                 self.connections += 1
             case follow.StatusChanged(status):
-                self.told.append(status)
+                self.statuses.append(status)
             case follow.Batch():
                 self.snapshots += event.from_snapshot
                 for update in event.updates:
@@ -96,9 +96,9 @@ async def test_agents_that_stop_reading_catch_up_without_reconnecting(tmp_path: 
         address = await service.address()
         async with following(address) as agents, following(address) as others:
             native, typha = agents[connection.Protocol.NATIVE], agents[connection.Protocol.TYPHA]
-            everybody = [*others.values(), native, typha]
-            await support.eventually(lambda: agree(everybody, keys=100), seconds=served.TIMEOUT_SECONDS)
-            await support.eventually(lambda: all(agent.told == [IN_SYNC] for agent in everybody))
+            all_agents = [*others.values(), native, typha]
+            await support.eventually(lambda: agree(all_agents, keys=100), seconds=served.TIMEOUT_SECONDS)
+            await support.eventually(lambda: all(agent.statuses == [IN_SYNC] for agent in all_agents))
             for agent in (native, typha):
                 agent.may_read.clear()
             deadline = time.monotonic() + 60
@@ -114,9 +114,9 @@ async def test_agents_that_stop_reading_catch_up_without_reconnecting(tmp_path: 
             change(cluster, "new", 1, nets=2)
             for agent in (native, typha):
                 agent.may_read.set()
-            await support.eventually(lambda: agree(everybody, keys=75), seconds=served.TIMEOUT_SECONDS)
-            await support.eventually(lambda: native.told == [IN_SYNC, CATCHING_UP, IN_SYNC])
-            assert typha.told == [IN_SYNC]
+            await support.eventually(lambda: agree(all_agents, keys=75), seconds=served.TIMEOUT_SECONDS)
+            await support.eventually(lambda: native.statuses == [IN_SYNC, CATCHING_UP, IN_SYNC])
+            assert typha.statuses == [IN_SYNC]
             for agent in (native, typha):
                 assert len(agent.deleted) == 30
                 assert (agent.connections, agent.snapshots) == (1, 1)

@@ -20,8 +20,8 @@ def group_of_two() -> tuple[api_group.ApiGroup, MachineDriver]:
 
 def test_a_group_is_gone_when_its_last_type_is_missing() -> None:
     group = api_group.ApiGroup([PODS, OTHER])
-    told: list[bool] = []
-    group.subscribe(lambda: told.append(group.is_gone))
+    calls: list[bool] = []
+    group.subscribe(lambda: calls.append(group.is_gone))
     assert PODS in group
     assert resources.ResourceType.parse("v1/secrets") not in group
     assert not group.missing(PODS)  # the state of the other type is unknown
@@ -29,10 +29,10 @@ def test_a_group_is_gone_when_its_last_type_is_missing() -> None:
     group.forbidden(OTHER)
     assert not group.is_gone  # we lost the permission, but the type may still exist
     assert group.missing(OTHER)
-    assert told == [True]
+    assert calls == [True]
     assert not group.missing(PODS)
     assert group.served(PODS, 7.0)
-    assert (group.is_gone, group.returned_at, told) == (False, 7.0, [True])
+    assert (group.is_gone, group.returned_at, calls) == (False, 7.0, [True])
 
 
 def test_objects_of_a_missing_group_are_kept_out_of_sync() -> None:
