@@ -147,7 +147,8 @@ class Store:
     """
 
     def __init__(self, limits: StoreLimits | None = None) -> None:
-        self._limits = DEFAULT_LIMITS if limits is None else limits
+        self._limits = limits = DEFAULT_LIMITS if limits is None else limits
+        self._tombstones_min = limits.tombstones_min
         self.sequence = 0
         self.status = messages.SyncStatus.WAITING
         self.value_bytes = 0
@@ -221,8 +222,9 @@ class Store:
         self.value_bytes -= len(key) + len(old.value)
         tombstone = Tombstone(old.key, revision, old.v3_resource_version, self.sequence)
         self._tombstones[old.key] = tombstone
-        if len(self._tombstones) > max(self._limits.tombstones_min, 2 * len(self._entries)):
-            self._drop_tombstones(max(1, len(self._tombstones) // _TOMBSTONES_DROPPED_SHARE))
+        excess = len(self._tombstones) - max(self._tombstones_min, 2 * len(self._entries))
+        if excess > 0:
+            self._drop_tombstones(max(excess, len(self._tombstones) // _TOMBSTONES_DROPPED_SHARE))
         return tombstone.as_change()
 
     def _drop_tombstones(self, count: int) -> None:

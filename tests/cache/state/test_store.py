@@ -202,6 +202,14 @@ def test_the_oldest_sixteenth_of_deletions_is_forgotten_at_once() -> None:
     assert len(made.changes_since(made.tombstone_floor).tombstones) == made.tombstone_count
 
 
+def test_the_limit_of_deletions_holds_while_live_keys_become_fewer() -> None:
+    made = filled([(key, b"") for key in "abcdef"], store.StoreLimits(tombstones_min=3))
+    for key in "abcde":
+        made.delete(key, "2")
+    assert made.tombstone_count == 3
+    assert [tombstone.key for tombstone in made.changes_since(made.tombstone_floor).tombstones] == ["e", "d", "c"]
+
+
 def test_unneeded_deletions_are_forgotten_when_that_frees_enough() -> None:
     made = filled([*((f"/{number}", b"") for number in range(100)), *((f"/{number}", None) for number in range(100))])
     made.forget_deletions(103)
