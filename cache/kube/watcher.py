@@ -137,7 +137,7 @@ class Watcher:
                     lines = splitter.feed(chunk)
                 except decoding.InvalidInput as error:
                     raise api.Interrupted(Failure.TOO_LARGE, str(error)) from error
-                await self._take_lines(lines)
+                await self._process_lines(lines)
             now = self._clock()
             if deadline is not None and now >= deadline and machine.streaming:
                 machine.tick(now)
@@ -153,7 +153,7 @@ class Watcher:
         except TimeoutError:
             return None
 
-    async def _take_lines(self, lines: list[bytes]) -> None:
+    async def _process_lines(self, lines: list[bytes]) -> None:
         machine = self._machine
         for line in lines:
             machine.line(self._clock(), line)

@@ -138,11 +138,10 @@ def _failsafe_port_text(entry: schema.Values) -> str:
     net = entry.get("net", "")
     if not net:
         return f"{protocol}:{port}"
-    parsed = addresses.parse_interface(net)
-    address = addresses.parse_ip(net) if parsed is None else parsed[0]
-    if address is None:
+    version = addresses.version(net)
+    if not version:
         raise model.ConversionError("bad-net", f"the net of a failsafe port is not a CIDR or IP: {net!r:.80}")
-    return f"{protocol}:[{net}]:{port}" if address.version == 6 else f"{protocol}:{net}:{port}"
+    return f"{protocol}:[{net}]:{port}" if version == 6 else f"{protocol}:{net}:{port}"
 
 
 def _range_text(entry: schema.Values) -> str:

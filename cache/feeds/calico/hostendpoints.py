@@ -7,14 +7,13 @@ from typing import Any
 import msgspec
 
 from cache import objects
-from cache.feeds.calico import customresource, model, qos
+from cache.feeds.calico import customresource, model, qos, rules
 from cache.feeds.calico.codecs import addresses, gojson
 
 _INTERFACE = re.compile(r"\*|[a-zA-Z0-9_.-]{1,15}")
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 _PORT_PROTOCOLS = frozenset({"tcp", "udp", "sctp"})
 _UINT16_MAX = 0xFFFF
-_UINT8_MAX = 0xFF
 
 
 class _Port(msgspec.Struct, gc=False):
@@ -78,21 +77,11 @@ def _expected(texts: Sequence[str | None]) -> dict[str, list[str]]:
 
 
 def _port(port: _Port) -> dict[str, Any]:
-    number, protocol = port.port or 0, port.protocol
+    number = port.port or 0
     if not 0 <= number <= _UINT16_MAX:
         raise model.ConversionError("undecodable", f"spec.ports: not a port: {number}")
-    if isinstance(protocol, int) and not 0 <= protocol <= _UINT8_MAX:
-        raise model.ConversionError("undecodable", f"spec.ports: not a protocol: {protocol}")
-    return {"name": port.name or "", "protocol": _v1_protocol(protocol), "port": number}
-
-
-def _v1_protocol(protocol: int | str | None) -> int | str:
-    if protocol is None:
-        return 0
-    if isinstance(protocol, str):
-        is_number = protocol.isascii() and protocol.isdigit() and len(protocol.lstrip("0")) <= 3
-        return int(protocol) if is_number and int(protocol) <= _UINT8_MAX else protocol.lower()
-    return protocol
+    protocol = 0 if port.protocol is None else rules.protocol_value(port.protocol)
+    return {"name": port.name or "", "protocol": protocol, "port": number}
 
 
 def _problem(value: dict[str, Any]) -> str:

@@ -158,21 +158,12 @@ def _annotation(annotations: Mapping[str, str], name: str, is_valid: Callable[[s
     return text if text and is_valid(text) else ""
 
 
-def _interface_version(text: str) -> int:
-    """Return the version of an address with or without a mask (host bits allowed). 0 if it is invalid."""
-    if "/" not in text:
-        address = addresses.parse_ip(text)
-        return 0 if address is None else address.version
-    parsed = addresses.parse_interface(text)
-    return 0 if parsed is None else parsed[0].version
-
-
 def _is_ipv4_interface(text: str) -> bool:
-    return _interface_version(text) == 4
+    return addresses.version(text) == 4
 
 
 def _is_ipv6_interface(text: str) -> bool:
-    return _interface_version(text) == 6
+    return addresses.version(text) == 6
 
 
 def _is_strict_network(text: str, version: int) -> bool:

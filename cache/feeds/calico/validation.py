@@ -115,20 +115,13 @@ def _is_network(value: str) -> bool:
     return str(address) == str(addresses.IP(network.version, network.value))
 
 
-def _address_version(value: str) -> int:
-    """Return the version of an address, or of the address of a CIDR. 0 if it is neither."""
-    parsed = addresses.parse_interface(value)
-    address = addresses.parse_ip(value) if parsed is None else parsed[0]
-    return 0 if address is None else address.version
-
-
 def _ip_version(value: str) -> int:
     address = addresses.parse_ip(value)
     return 0 if address is None else address.version
 
 
 def _is_cidr(value: str) -> bool:
-    return not value or _address_version(value) != 0  # Go reads the empty text as an address without bytes
+    return not value or addresses.version(value) != 0  # Go reads the empty text as an address without bytes
 
 
 def _is_key_value_list(value: str) -> bool:
@@ -160,12 +153,12 @@ _TAGS: dict[str, Callable[[Any], bool]] = {
     "keyValueList": _is_key_value_list,
     "regexp": goregexp.compiles,
     "cidr": _is_cidr,
-    "cidrv4": lambda value: _address_version(value) == 4,
-    "cidrv6": lambda value: _address_version(value) == 6,
+    "cidrv4": lambda value: addresses.version(value) == 4,
+    "cidrv6": lambda value: addresses.version(value) == 6,
     "cidrs": lambda value: all(map(_is_cidr, value)),
     "net": _is_network,
-    "netv4": lambda value: _address_version(value) == 4 and _is_network(value),
-    "netv6": lambda value: _address_version(value) == 6 and _is_network(value),
+    "netv4": lambda value: addresses.version(value) == 4 and _is_network(value),
+    "netv6": lambda value: addresses.version(value) == 6 and _is_network(value),
     "ip": lambda value: _ip_version(value) != 0,
     "ipv4": lambda value: _ip_version(value) == 4,
     "ipv6": lambda value: _ip_version(value) == 6,
@@ -223,7 +216,7 @@ def _felix_problems(values: schema.Values) -> Iterator[str]:
     if any(isinstance(port, str) and ":" not in port for port in ports):
         yield "kubeNodePortRanges: a port name instead of a number or range"
     for text in values.get("externalNodesList", []):
-        if _address_version(text) != 4:
+        if addresses.version(text) != 4:
             yield f"externalNodesList: not an IPv4 address or CIDR: {text!r:.100}"
     region = values.get("openstackRegion", "")
     if region and (len(region) > _MAX_REGION_LENGTH or not _DNS_LABEL.fullmatch(region)):

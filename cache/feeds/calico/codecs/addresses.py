@@ -110,6 +110,13 @@ def parse_network(text: str) -> Network | None:
     return None if address is None else Network(address.version, address.value, address.bits)
 
 
+def version(text: str) -> int:
+    """Return the version of an address, or of the address of a CIDR (host bits allowed). 0 if it is neither."""
+    parsed = parse_interface(text)
+    address = parse_ip(text) if parsed is None else parsed[0]
+    return 0 if address is None else address.version
+
+
 def network_text(text: str) -> str | None:
     """Print the result of `parse_network`, with a fast path. A printed IPv6 network always contains `:`."""
     if _IPV4.fullmatch(text):

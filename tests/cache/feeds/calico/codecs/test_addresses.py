@@ -77,6 +77,23 @@ def test_an_address_without_mask_is_not_a_cidr() -> None:
     assert addresses.parse_cidr("10.0.0.1") is None
 
 
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("10.0.0.1", 4),
+        ("10.0.0.1/8", 4),
+        ("::1", 6),
+        ("fd00::1/64", 6),
+        ("::ffff:10.0.0.1/96", 4),
+        ("", 0),
+        ("x", 0),
+        ("10.0.0.1/", 0),
+    ],
+)
+def test_the_version_of_an_address_or_cidr(text: str, version: int) -> None:
+    assert addresses.version(text) == version
+
+
 def test_an_interface_keeps_its_host_bits() -> None:
     parsed = addresses.parse_interface("10.1.2.3/8")
     assert parsed is not None
