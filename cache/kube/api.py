@@ -112,8 +112,8 @@ class KubeApi:
             await self._refresh()
         except access.AccessError as error:
             raise Interrupted(Failure.CREDENTIALS, str(error)) from error
-        session, how = self._session, self._access
-        if session is None or how is None:
+        session, current = self._session, self._access
+        if session is None or current is None:
             raise RuntimeError("the session to the API server is not open")
         timeout = aiohttp.ClientTimeout(
             total=None, connect=_CONNECT_SECONDS, sock_connect=_CONNECT_SECONDS, sock_read=read_timeout_seconds
@@ -124,13 +124,13 @@ class KubeApi:
         try:
             return await session.request(
                 method,
-                how.host + path,
+                current.host + path,
                 params=query,
                 data=json_body,
                 headers=headers,
                 ssl=self._ssl,
-                server_hostname=how.server_name or None,
-                proxy=how.proxy or None,
+                server_hostname=current.server_name or None,
+                proxy=current.proxy or None,
                 timeout=timeout,
                 allow_redirects=False,
             )
@@ -138,24 +138,24 @@ class KubeApi:
             raise _interrupted(error) from error
 
     async def _refresh(self) -> None:
-        how = self._access
-        if how is None:
+        current = self._access
+        if current is None:
             raise RuntimeError("the session to the API server is not open")
-        if how.expires_at is not None and self._wall_clock() >= how.expires_at - _EXPIRY_MARGIN_SECONDS:
+        if current.expires_at is not None and self._wall_clock() >= current.expires_at - _EXPIRY_MARGIN_SECONDS:
             await self.reload()
-        elif how.token_file and self._clock() - self._token_read_at >= _TOKEN_SECONDS:
-            self._authorization = f"Bearer {access.read_token(how.token_file)}"
+        elif current.token_file and self._clock() - self._token_read_at >= _TOKEN_SECONDS:
+            self._authorization = f"Bearer {access.read_token(current.token_file)}"
             self._token_read_at = self._clock()
 
     async def _load_access(self) -> None:
         self._loaded_at = self._clock()
-        how = await self._load()
-        context = access.make_ssl_context(how)
-        authorization = f"Bearer {access.read_token(how.token_file)}" if how.token_file else how.authorization
-        if self._access is None or how.host != self._access.host:
-            _log.info("using the API server", host=how.host, source=how.source)
+        loaded = await self._load()
+        context = access.make_ssl_context(loaded)
+        authorization = f"Bearer {access.read_token(loaded.token_file)}" if loaded.token_file else loaded.authorization
+        if self._access is None or loaded.host != self._access.host:
+            _log.info("using the API server", host=loaded.host, source=loaded.source)
         # Open connections keep the old credentials; new connections use the new ones.
-        self._access, self._ssl, self._authorization = how, context, authorization
+        self._access, self._ssl, self._authorization = loaded, context, authorization
         self._token_read_at = self._clock()
         self.loads += 1
 

@@ -196,7 +196,7 @@ class Cursor:
         """Continue in the log after a snapshot, or after a block that leads to the log. It must be sent completely."""
         read = self.snapshot or self.block
         if read is None or self.position != read.length or not (self.snapshot or self.leads_to_log()):
-            raise IllegalTransition(f"{self!r} is not at the end of what leads to the log")
+            raise IllegalTransition(f"{self!r} is not at the end of a file that leads to the log")
         self._enter(CursorState.FOLLOWING)
         self.offset = read.log_offset
         self.sequence = read.sequence if isinstance(read, SnapshotFile) else read.cut_sequence

@@ -250,7 +250,7 @@ class Store:
         """
         if sequence < self.tombstone_floor:
             raise Forgotten(
-                f"deletions up to {self.tombstone_floor} are forgotten, those since {sequence} were asked for"
+                f"deletions up to {self.tombstone_floor} are forgotten, but those since {sequence} are needed"
             )
         entries = []
         for entry in reversed(self._entries.values()):

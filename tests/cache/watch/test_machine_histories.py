@@ -42,7 +42,7 @@ class Server:
         self.objects: dict[str, int] = {}
         self.history: list[tuple[int, str, str]] = []
         self.compacted = 0
-        self.deaths: dict[str, list[int]] = {}
+        self.deletions: dict[str, list[int]] = {}
         self.snapshots: dict[str, tuple[int, list[tuple[str, int]]]] = {}
 
     def write(self, identity: str, *, delete: bool) -> None:
@@ -53,7 +53,7 @@ class Server:
             self.history.append((self.version, type, identity))
         elif self.objects.pop(identity, None) is not None:
             self.history.append((self.version, "DELETED", identity))
-            self.deaths.setdefault(identity, []).append(self.version)
+            self.deletions.setdefault(identity, []).append(self.version)
 
     def compact(self) -> None:
         self.compacted = self.version
@@ -66,7 +66,7 @@ class Server:
                 yield version, event(type, identity, version)
 
 
-class DeathSink(RecordingSink):
+class CheckingSink(RecordingSink):
     """Fails if the machine deletes an object that still exists."""
 
     def __init__(self, server: Server) -> None:
@@ -76,25 +76,25 @@ class DeathSink(RecordingSink):
     def delete(self, event: objects.ObjectEvent) -> None:
         identity = f"{event.namespace}/{event.name}"
         known = int(self.map[identity])
-        assert any(death > known for death in self.server.deaths.get(identity, [])), f"{identity} lives"
+        assert any(deletion > known for deletion in self.server.deletions.get(identity, [])), f"{identity} still exists"
         super().delete(event)
 
 
-class Play:
+class Scenario:
     """One machine and one server. Hypothesis chooses each answer."""
 
     def __init__(self, data: st.DataObject, *, has_watch_list: bool) -> None:
         self.data = data
         self.server = Server(has_watch_list=has_watch_list)
-        self.sink = DeathSink(self.server)
+        self.sink = CheckingSink(self.server)
         self.driver = MachineDriver(policy=POLICY, sink=self.sink)
-        self.is_calm = False
+        self.is_quiet = False
 
     def draw(self, strategy: st.SearchStrategy[str]) -> str:
         return self.data.draw(strategy)
 
     def mutate(self) -> None:
-        if self.is_calm:
+        if self.is_quiet:
             return
         writes = st.lists(st.tuples(st.sampled_from(NAMES), st.booleans()), max_size=4)
         for identity, delete in self.data.draw(writes):
@@ -110,7 +110,7 @@ class Play:
             driver.tick()
         elif isinstance(action, requests.Request):
             self.mutate()
-            fault = "none" if self.is_calm else self.draw(st.sampled_from(FAULTS))
+            fault = "none" if self.is_quiet else self.draw(st.sampled_from(FAULTS))
             if not self.refuse(fault):
                 {RequestKind.LIST: self.list, RequestKind.WATCH: self.watch, RequestKind.WATCH_LIST: self.watch_list}[
                     action.kind
@@ -193,7 +193,7 @@ class Play:
                     return
             self.driver.now += 10
             self.driver.tick()
-            if self.is_calm:
+            if self.is_quiet:
                 return
             if self.data.draw(st.booleans()):
                 self.driver.lines(bookmark(self.server.version))
@@ -222,14 +222,14 @@ class Play:
 def test_the_sink_ends_with_the_servers_state_and_no_live_object_is_deleted(
     data: st.DataObject, has_watch_list: bool
 ) -> None:
-    play = Play(data, has_watch_list=has_watch_list)
+    scenario = Scenario(data, has_watch_list=has_watch_list)
     for _ in range(data.draw(st.integers(1, 25))):
-        play.turn()
-    play.is_calm = True
+        scenario.turn()
+    scenario.is_quiet = True
     for _ in range(40):
-        play.turn()
-        if play.driver.is_streaming() and isinstance(play.driver.machine.state, Watching):
+        scenario.turn()
+        if scenario.driver.is_streaming() and isinstance(scenario.driver.machine.state, Watching):
             break
-    assert play.sink.map == {identity: str(version) for identity, version in play.server.objects.items()}
-    assert play.sink.current_status is SyncStatus.IN_SYNC
-    assert play.driver.machine.object_count == len(play.server.objects)
+    assert scenario.sink.map == {identity: str(version) for identity, version in scenario.server.objects.items()}
+    assert scenario.sink.current_status is SyncStatus.IN_SYNC
+    assert scenario.driver.machine.object_count == len(scenario.server.objects)

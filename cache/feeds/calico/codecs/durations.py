@@ -46,7 +46,7 @@ def parse(text: str) -> int:
             raise ValueError(f"not a duration: {text[:80]!r}")
         total += _part_value(part[1], part[2] or "", _UNITS[part[3]])
         if total > _LARGEST + (sign == "-"):
-            raise ValueError(f"not a duration: {text[:80]!r} is beyond 63 bits")
+            raise ValueError(f"not a duration of at most 63 bits: {text[:80]!r}")
         position = part.end()
     return -total if sign == "-" else total
 
