@@ -1,8 +1,8 @@
 """A feed of Calico's data model: takes Kubernetes objects, and gives Calico's keys and values. Pure.
 
-The update types are the original's. NEW and UPDATED say whether an object had the key before, even with a value that
-validation rejected. A rejected value is sent without value, but with type and revision. A deletion has neither value
-nor revision. A change that does not change the value causes no update, and the stored revision stays that of the value.
+The update types are the original's. NEW and UPDATED say whether an object had the key before, even with an invalid
+value. An invalid value is sent as absent, but with type and revision. A deletion has neither value nor revision. A
+change that leaves the value as it is causes no update, and the stored revision stays that of the value.
 """
 
 from collections.abc import Sequence
@@ -146,16 +146,16 @@ class CalicoFeed(feed.Feed):
             self._changes.append(_Change(messages.UpdateType.UPDATED if known else messages.UpdateType.NEW, item))
 
     def _release(self, kind: _Kind, name: str, key: str) -> None:
-        shown, heir = self._claims.drop(key, kind.rank, name)
-        if heir is None:
+        was_visible, successor = self._claims.drop(key, kind.rank, name)
+        if successor is None:
             self._changes.append(_Change(messages.UpdateType.DELETED, model.Item(key, None, "")))
-        elif shown:
-            self._changes.append(_Change(messages.UpdateType.UPDATED, heir))
+        elif was_visible:
+            self._changes.append(_Change(messages.UpdateType.UPDATED, successor))
 
     def _write(self, update_type: messages.UpdateType, item: model.Item) -> messages.Update | None:
         if item.value is None:
             if self.store.delete(item.key, item.revision) is None:
-                self.store.sequence += 1  # sent nevertheless: the original sends every rejected value to its agents
+                self.store.sequence += 1  # the original sends an update for every invalid value, even for an absent key
             return messages.Update(item.key, None, item.revision, update_type)
         old = self.store.get(item.key)
         if old is not None and old.value == item.value:

@@ -52,7 +52,7 @@ def port(**members: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("spec", "is_void"),
+    ("spec", "is_invalid"),
     [
         ({"interfaceName": "*"}, False),
         ({"interfaceName": "e" * 16}, True),
@@ -67,6 +67,6 @@ def port(**members: Any) -> dict[str, Any]:
         (port(protocol="sctp"), False),
     ],
 )
-def test_validation(spec: dict[str, Any], is_void: bool) -> None:
+def test_validation(spec: dict[str, Any], is_invalid: bool) -> None:
     [item] = convert(**spec)
-    assert bool(item.invalid) is is_void
+    assert bool(item.invalid) is is_invalid

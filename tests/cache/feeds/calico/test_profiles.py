@@ -51,11 +51,13 @@ def test_the_version_of_the_whole_resource_depends_on_its_origin(origin: objects
     assert [item.v3_resource_version for item in items] == ["", "", version]
 
 
-@pytest.mark.parametrize(("length", "is_void"), [(58, False), (59, True)])
-def test_a_label_that_is_too_long_with_its_prefix_affects_only_the_whole_resource(length: int, is_void: bool) -> None:
+@pytest.mark.parametrize(("length", "is_invalid"), [(58, False), (59, True)])
+def test_a_label_that_is_too_long_with_its_prefix_affects_only_the_whole_resource(
+    length: int, is_invalid: bool
+) -> None:
     metadata = {"labels": {"k" * length: "v"}}
     labels, rules, whole = profiles.convert_namespace(builders.event("web", metadata=metadata))
-    assert bool(whole.invalid) is is_void
+    assert bool(whole.invalid) is is_invalid
     assert labels.value is not None
     assert rules.value is not None
 
