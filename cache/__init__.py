@@ -1,5 +1,5 @@
-"""What is known of the cluster, and how it became known.
+"""The cluster's state in memory, and how it gets there: watching, converting, storing.
 
-Watch machine, converters, feeds, store, update log and snapshots. Pure, except for `cache.kube`, which talks to the API
-server. Imports `protocol`; knows nothing of the process that serves it (`typha`).
+Contains the watch machine, converters, feeds, the store, the update log and snapshots. Pure, except `cache.kube`,
+which talks to the API server. Imports `protocol`, and knows nothing about the process that serves the data (`typha`).
 """

@@ -1,4 +1,4 @@
-"""What a watcher hands on: objects as the API server wrote them, and what is known of their freshness. Pure."""
+"""What watchers pass to a sink: objects as the API server wrote them, and how fresh the data is. Pure."""
 
 import enum
 from typing import NamedTuple, Protocol
@@ -8,7 +8,7 @@ from protocol.messages import SyncStatus
 
 
 class Origin(enum.Enum):
-    """How an object came to be known. INITIAL is a list that arrives as events (WatchList), and counts as one."""
+    """Where an object came from. INITIAL is a list that arrives as events (WatchList), and counts as a list."""
 
     LIST = "list"
     INITIAL = "initial"
@@ -16,11 +16,11 @@ class Origin(enum.Enum):
 
 
 class ObjectEvent(NamedTuple):
-    """One object, new, changed or gone.
+    """One object that is new, changed or deleted.
 
-    `raw` is the object's JSON exactly as the API server wrote it; items of a list of a built-in type lack apiVersion
-    and kind, so both stand beside it. For a deletion it is the object's last state, or None where only the fact is
-    known (the object was missing from a list).
+    `raw` is the object's JSON exactly as the API server wrote it. List items of built-in types lack apiVersion and
+    kind, so both are separate fields. For a deletion, `raw` is the object's last state. It is None if that state is
+    unknown, because the object was missing from a list.
     """
 
     type: ResourceType
@@ -34,19 +34,19 @@ class ObjectEvent(NamedTuple):
 
 
 class WatchSink(Protocol):
-    """Takes what the watchers find out. Called synchronously and in order; must not call back into the watcher."""
+    """Receives what the watchers find. Calls are synchronous and in order. Must not call back into the watcher."""
 
     def apply(self, event: ObjectEvent) -> None:
-        """The object is new or differs from what was applied last; never the same resourceVersion twice in a row."""
+        """The object is new or has changed. The same resourceVersion never comes twice in a row."""
 
     def delete(self, event: ObjectEvent) -> None:
-        """The object, applied earlier, is gone."""
+        """An object that was applied before is deleted."""
 
     def status(self, type: ResourceType, status: SyncStatus) -> None:
-        """The type's status changed: WAITING (never complete, or lost too long), RESYNC (a list runs), IN_SYNC."""
+        """The type's status changed: WAITING (never complete, or lost for too long), RESYNC (a list runs), IN_SYNC."""
 
     def confirmed(self, type: ResourceType) -> None:
-        """The API server confirmed just now that the view of this type is current."""
+        """The API server has just confirmed that the known objects of this type are current."""
 
     def batch_end(self) -> None:
-        """No more input right now: what was applied since the last call may be published as one."""
+        """There is no more input at the moment: changes since the last call may be published as one batch."""

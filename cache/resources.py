@@ -1,4 +1,4 @@
-"""Which resource type is meant: group, version and resource, as the API server's paths name them. Pure."""
+"""Resource types: group, version and resource, as in the API server's paths. Pure."""
 
 import re
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ _MAX_GROUP_LENGTH = 253
 
 @dataclass(frozen=True, slots=True, order=True)
 class ResourceType:
-    """A resource type. `group` is empty for the core group; `resource` is the plural, lower-case name."""
+    """A resource type. `group` is empty for the core group. `resource` is the plural, lower-case name."""
 
     group: str
     version: str
     resource: str
 
     def __post_init__(self) -> None:
-        """Raises ValueError with the offending part: these strings become part of a request's path."""
+        """Raise ValueError that names the invalid part. The parts become part of a request path, so check them."""
         if self.group and (len(self.group) > _MAX_GROUP_LENGTH or not _GROUP.fullmatch(self.group)):
             raise ValueError(f"not an API group: {self.group!r}")
         if not _NAME.fullmatch(self.version):
@@ -30,7 +30,7 @@ class ResourceType:
 
     @classmethod
     def parse(cls, text: str) -> "ResourceType":
-        """Reads `v1/pods`, `core/v1/pods` or `discovery.k8s.io/v1/endpointslices`; raises ValueError."""
+        """Parse `v1/pods`, `core/v1/pods` or `discovery.k8s.io/v1/endpointslices`. Raises ValueError."""
         parts = text.split("/")
         if len(parts) == 2:
             parts.insert(0, _CORE)
@@ -48,7 +48,7 @@ class ResourceType:
 
     @property
     def list_path(self) -> str:
-        """The path that lists and watches all objects of the type: `/api/v1/pods`, `/apis/GROUP/VERSION/RESOURCE`."""
+        """The path to list and watch all objects of the type: `/api/v1/pods`, `/apis/GROUP/VERSION/RESOURCE`."""
         prefix = f"/apis/{self.group}" if self.group else "/api"
         return f"{prefix}/{self.version}/{self.resource}"
 

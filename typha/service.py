@@ -219,9 +219,9 @@ class Service:
         self, session: api.KubeApi, tasks: asyncio.TaskGroup, types: Iterable[resources.ResourceType]
     ) -> None:
         policy = WatchPolicy(page_limit=self._settings.list_page_size)
-        family = api_group.Family(self.calico.types)
+        group = api_group.ApiGroup(self.calico.types)
         for type in types:
-            one = watcher.Watcher(session, type, self.hub, policy=policy, family=family if type in family else None)
+            one = watcher.Watcher(session, type, self.hub, policy=policy, group=group if type in group else None)
             self.collector.watchers.append(one)
             tasks.create_task(one.run(), name=f"watch {type}")
 

@@ -1,1 +1,1 @@
-"""Feeds: what becomes of objects, raw or by Calico's data model, and the batches that the log takes. Pure."""
+"""Feeds: convert objects, as they are or to Calico's data model, and make the batches for the log. Pure."""

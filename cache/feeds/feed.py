@@ -1,10 +1,9 @@
-"""A feed: objects of several resource types in, updates and one status out. Pure.
+"""A feed: takes objects of several resource types, and gives updates and one status. Pure.
 
-A feed is told of objects and of each type's status by the watchers (which it may share with other feeds), and
-converts them at once, so that a refusal names its object. The store changes only in `take`, which gives what has
-happened since the last call as one batch: updates first, then the status if it changed, so that a status never
-overtakes data. A cut of the store at any moment therefore holds exactly what the batches taken so far say, however
-far a watcher is inside a batch of its own.
+Watchers pass objects, and the status of each type, to the feed; several feeds may share a watcher. The feed converts
+an object at once, so that a rejection can name it. The store changes only in `take`, which returns everything since
+the last call as one batch: first the updates, then the status if it changed. A status therefore never comes before its
+data. A cut of the store always contains exactly the batches taken so far, even while a watcher is within a batch.
 """
 
 import abc
@@ -19,7 +18,7 @@ from protocol.native import codec
 
 
 class Batch(NamedTuple):
-    """Consecutive updates that begin behind `previous_sequence`, and the new status, if there is one."""
+    """The updates after `previous_sequence`, and the new status, if it changed."""
 
     previous_sequence: int
     updates: list[messages.Update]
@@ -27,23 +26,23 @@ class Batch(NamedTuple):
 
 
 class _Change(NamedTuple):
-    """What the next batch does to a key; `value` is None to delete it."""
+    """A change that the next batch makes to a key. `value` None deletes the key."""
 
     key: str
     value: bytes | None
     revision: str
 
 
-class Refusal(NamedTuple):
-    """An object that the feed cannot carry, or not all of it; what it cannot carry is absent."""
+class Rejection(NamedTuple):
+    """An object, or a part of it, that the feed cannot send. That part is missing in the feed."""
 
     feed: str
     key: str
     reason: str
-    """A short code, the metric's label: invalid-object, value-too-large, key-too-long."""
+    """A short code, used as a metric label: invalid-object, value-too-large, key-too-long."""
     detail: str
     is_carried: bool = False
-    """It is carried even so, as the original does; its meaning may not be what its author thinks."""
+    """Whether the object is sent nevertheless, as the original does. It may not mean what its author intended."""
 
 
 def combined_status(statuses: dict[resources.ResourceType, messages.SyncStatus]) -> messages.SyncStatus:
@@ -53,44 +52,46 @@ def combined_status(statuses: dict[resources.ResourceType, messages.SyncStatus])
 
 
 class Feed(abc.ABC):
-    """What all feeds have in common; the subclass converts."""
+    """The common part of all feeds. Subclasses convert the objects."""
 
-    def __init__(self, name: str, types: Iterable[resources.ResourceType]) -> None:
+    def __init__(
+        self, name: str, types: Iterable[resources.ResourceType], store_limits: store.StoreLimits | None = None
+    ) -> None:
         self.name = name
-        self.store = store.Store()
-        self.refused = 0
-        """Objects that could not be carried, each time they came."""
+        self.store = store.Store(store_limits)
+        self.rejected = 0
+        """Number of rejections. An object counts each time that it comes."""
         self.skipped = 0
-        """Changes that changed nothing which the feed carries."""
+        """Number of changes that did not change anything in the feed."""
         self.synced_once = False
-        """True from the first batch with every type in sync: from then on there is something to serve."""
+        """Whether a batch had every type in sync. From then on the feed has data to serve."""
         self._statuses = dict.fromkeys(types, messages.SyncStatus.WAITING)
         self._status = messages.SyncStatus.WAITING
 
     @property
     def types(self) -> list[resources.ResourceType]:
-        """The resource types it consists of."""
+        """The resource types of the feed."""
         return list(self._statuses)
 
     @abc.abstractmethod
-    def apply(self, event: objects.ObjectEvent) -> Refusal | None:
-        """An object is new or has changed; a refusal names it and takes away what cannot be carried."""
+    def apply(self, event: objects.ObjectEvent) -> Rejection | None:
+        """Process a new or changed object. A rejection names it; what cannot be sent is removed from the feed."""
 
     @abc.abstractmethod
     def delete(self, event: objects.ObjectEvent) -> None:
-        """An object is gone."""
+        """Process the deletion of an object."""
 
     @abc.abstractmethod
     def _write_changes(self) -> list[messages.Update]:
-        """Writes the store; the updates that clients are sent, as many as the store's sequence has grown by."""
+        """Write the store. Return the updates for clients. The store's sequence grows by their number."""
 
     def set_status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
-        """One type's status; the feed's is what they all say together."""
+        """Set the status of one type. The feed's status combines the statuses of all types."""
         self._statuses[type] = status
         self._status = combined_status(self._statuses)
 
     def take(self) -> Batch | None:
-        """Writes the store; what has happened since the last call, or None for nothing that a client can see."""
+        """Write the store. Return what has happened since the last call, or None if clients see no change."""
         previous_sequence = self.store.sequence
         updates = self._write_changes()
         status = None if self.store.status is self._status else self._status
@@ -102,32 +103,34 @@ class Feed(abc.ABC):
 
 
 class RawFeed(Feed):
-    """A feed of raw objects; see `cache.feeds.raw` for keys and values."""
+    """A feed of raw objects. See `cache.feeds.raw` for its keys and values."""
 
-    def __init__(self, spec: raw.FeedSpec, *, max_value_bytes: int) -> None:
-        super().__init__(spec.name, [resource.type for resource in spec.resources])
+    def __init__(
+        self, spec: raw.FeedSpec, *, max_value_bytes: int, store_limits: store.StoreLimits | None = None
+    ) -> None:
+        super().__init__(spec.name, [resource.type for resource in spec.resources], store_limits)
         self._fields = {resource.type: resource.fields for resource in spec.resources}
         self._max_value_bytes = max_value_bytes
         self._changes: list[_Change] = []
 
-    def apply(self, event: objects.ObjectEvent) -> Refusal | None:
-        """An object is new or has changed; a refusal names it and takes its key away."""
+    def apply(self, event: objects.ObjectEvent) -> Rejection | None:
+        """Process a new or changed object. If it is rejected, its key is deleted."""
         key = raw.object_key(event.type, event.namespace, event.name)
         try:
             value = raw.object_value(
                 event.raw or b"", api_version=event.api_version, kind=event.kind, fields=self._fields[event.type]
             )
         except raw.InvalidObject as error:
-            return self._refuse(key, event, "invalid-object", str(error))
+            return self._reject(key, event, "invalid-object", str(error))
         if len(value) > self._max_value_bytes:
-            return self._refuse(key, event, "value-too-large", f"{len(value)} bytes, limit {self._max_value_bytes}")
+            return self._reject(key, event, "value-too-large", f"{len(value)} bytes, limit {self._max_value_bytes}")
         if len(key) > codec.MAX_KEY_CHARS:
-            return self._refuse(key, event, "key-too-long", f"{len(key)} characters, limit {codec.MAX_KEY_CHARS}")
+            return self._reject(key, event, "key-too-long", f"{len(key)} characters, limit {codec.MAX_KEY_CHARS}")
         self._changes.append(_Change(key, value, event.resource_version))
         return None
 
     def delete(self, event: objects.ObjectEvent) -> None:
-        """An object is gone."""
+        """Process the deletion of an object."""
         key = raw.object_key(event.type, event.namespace, event.name)
         self._changes.append(_Change(key, None, event.resource_version))
 
@@ -142,7 +145,7 @@ class RawFeed(Feed):
             return self.store.delete(change.key, change.revision)
         return self.store.put(change.key, change.value, change.revision)
 
-    def _refuse(self, key: str, event: objects.ObjectEvent, reason: str, detail: str) -> Refusal:
-        self.refused += 1
+    def _reject(self, key: str, event: objects.ObjectEvent, reason: str, detail: str) -> Rejection:
+        self.rejected += 1
         self._changes.append(_Change(key, None, event.resource_version))
-        return Refusal(self.name, key, reason, detail)
+        return Rejection(self.name, key, reason, detail)

@@ -1,10 +1,10 @@
-"""Raw feeds: Kubernetes objects as they are, minus what a feed does not carry. Pure.
+"""Raw feeds: Kubernetes objects without conversion, as a whole or with selected fields. Pure.
 
 A key is `/<group or core>/<version>/<resource>/<namespace or empty>/<name>`. A value is the object as compact JSON:
-`apiVersion` and `kind` first (list items of built-in types lack them), then the other members in the API server's
-order, byte for byte as it wrote them. `metadata.resourceVersion` travels beside the value as the revision, so that an
-update that changes nothing a feed carries is no delivery; `metadata.managedFields` is carried only where a feed's
-fields name it. A field's path leads through objects only: what lies behind a list is carried with the whole list.
+first `apiVersion` and `kind` (list items of built-in types lack them), then the other members in the API server's order
+and exactly as it wrote them. `metadata.resourceVersion` is the revision and not part of the value, so that a change of
+other fields causes no update. `metadata.managedFields` is included only if the feed's fields name it. A field's path
+leads through objects only. A list is included as a whole.
 """
 
 import functools
@@ -19,16 +19,16 @@ from cache import resources
 FieldPath: TypeAlias = tuple[str, ...]
 
 _Tree: TypeAlias = "dict[str, _Tree | None]"
-"""Members that are carried: None = whole, else these members of them."""
+"""The selected members of an object. None = the whole member, else the selected members of it."""
 
 _ALWAYS_CARRIED: tuple[FieldPath, ...] = (("apiVersion",), ("kind",), ("metadata", "name"), ("metadata", "namespace"))
 _FEEDS_FIELDS_MAX = 1024
-"""Selections that are remembered: one for each resource type of each feed that names fields."""
+"""Number of cached selections: one for each resource type of each feed that names fields."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResourceSpec:
-    """One resource type of a raw feed, and which fields it carries: None = all but managedFields."""
+    """One resource type of a raw feed, and its fields. None = all fields except managedFields."""
 
     type: resources.ResourceType
     fields: tuple[FieldPath, ...] | None = None
@@ -36,14 +36,14 @@ class ResourceSpec:
 
 @dataclass(frozen=True, slots=True)
 class FeedSpec:
-    """A raw feed: its name and what it consists of; no type stands in it twice."""
+    """A raw feed: its name and its resource types. Each type occurs once."""
 
     name: str
     resources: tuple[ResourceSpec, ...]
 
 
 class InvalidObject(ValueError):
-    """An object's JSON cannot be carried: not an object, or its metadata is none."""
+    """The JSON is not an object, or its metadata is not an object."""
 
 
 _decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -51,24 +51,24 @@ _encode = msgspec.json.Encoder().encode
 
 
 def object_key(type: resources.ResourceType, namespace: str, name: str) -> str:
-    """The key of an object."""
+    """Return the key of an object."""
     return f"/{type.group or 'core'}/{type.version}/{type.resource}/{namespace}/{name}"
 
 
 def object_value(raw: bytes, *, api_version: str, kind: str, fields: Iterable[FieldPath] | None = None) -> bytes:
-    """The value of an object whose JSON is `raw`.
+    """Return the value for an object.
 
     Args:
-        raw: as the API server wrote it, with or without apiVersion and kind.
-        api_version, kind: put where the object lacks them (contract: a list's own, minus "List").
-        fields: the paths that are carried, or None for all.
+        raw: the object's JSON as the API server wrote it, with or without apiVersion and kind.
+        api_version, kind: used if the object lacks them (for list items: those of the list, without "List").
+        fields: the paths to include, or None for all.
 
     Raises:
-        InvalidObject: `raw` is not a JSON object with a metadata object, or is nested too deeply to be read.
+        InvalidObject: `raw` is not a JSON object with a metadata object, or is nested too deeply.
     """
     selection = _EVERYTHING if fields is None else _select(tuple(fields))
     try:
-        # Formatting costs 2 us and makes sure: not every server behind the API server's aggregation writes compactly.
+        # Formatting costs 2 us. It is needed because aggregated API servers may write JSON with white space.
         members = _decode_members(msgspec.json.format(raw, indent=-1))
         if "metadata" not in members:
             raise InvalidObject("not a Kubernetes object: it has no metadata")
@@ -93,7 +93,7 @@ def object_value(raw: bytes, *, api_version: str, kind: str, fields: Iterable[Fi
 
 @dataclass(frozen=True, slots=True)
 class _Selection:
-    """Which members of an object, and of its metadata, are carried: None = all."""
+    """The selected members of an object and of its metadata. None = all."""
 
     members: "_Tree | None"
     metadata: "_Tree | None"
@@ -117,14 +117,14 @@ def _select(fields: tuple[FieldPath, ...]) -> _Selection:
 def _grow(tree: _Tree, path: FieldPath) -> None:
     for name in path[:-1]:
         branch = tree.setdefault(name, {})
-        if branch is None:  # carried whole already
+        if branch is None:  # the whole member is selected already
             return
         tree = branch
     tree[path[-1]] = None
 
 
 def _pick(members: dict[str, msgspec.Raw], tree: _Tree) -> dict[str, msgspec.Raw]:
-    """The members that the tree names, in the object's own order; a member of which nothing is carried is left out."""
+    """Return the selected members in the object's order, without members that have no selected part."""
     picked = {}
     for name, value in members.items():
         branch = tree.get(name, _NOT_CARRIED)
@@ -138,6 +138,6 @@ def _pick(members: dict[str, msgspec.Raw], tree: _Tree) -> dict[str, msgspec.Raw
 def _pick_inner(value: msgspec.Raw, tree: _Tree) -> dict[str, msgspec.Raw]:
     try:
         members = _decode_members(value)
-    except msgspec.ValidationError:  # a list or a scalar: there is nothing of that name in it
+    except msgspec.ValidationError:  # a list or scalar has no members
         return {}
     return _pick(members, tree)

@@ -1,4 +1,4 @@
-"""The part of the cache that does I/O: requests to the Kubernetes API, driven by the pure machine in `cache.watch`.
+"""The I/O of the cache: requests to the Kubernetes API, driven by the pure machine in `cache.watch`.
 
 Only `cache.kube.credentials` imports kubernetes_asyncio.
 """

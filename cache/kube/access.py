@@ -1,7 +1,7 @@
-"""How the API server is reached: address, credentials, trust; loaded by a short-lived process.
+"""Address and credentials of the API server, loaded by a short-lived process.
 
-The libraries that read kubeconfig files cost 38 MB and 0.2 s of CPU once imported; a process of its own
-(cache.kube.credentials) gives both back, and runs again when credentials have expired.
+The libraries that read kubeconfig files cost 38 MB and 0.2 s of CPU once imported. A separate process
+(cache.kube.credentials) frees both when it ends. It runs again when the credentials have expired.
 """
 
 import asyncio
@@ -16,43 +16,43 @@ from cache.kube import processes
 
 _HELPER = "cache.kube.credentials"
 _HELPER_TIMEOUT_SECONDS = 60.0
-"""An exec plugin may ask an identity provider over the network."""
+"""An exec plugin may call an identity provider over the network."""
 _MAX_OUTPUT_BYTES = 1024 * 1024
-"""A CA bundle of a whole operating system is 250 kB."""
+"""The CA bundle of an operating system has 250 kB."""
 _MAX_ERROR_LENGTH = 600
 _MAX_TOKEN_BYTES = 65_536
 
 
 class AccessError(Exception):
-    """The API server's address or credentials cannot be had; the message names the file or setting."""
+    """The API server's address or credentials cannot be loaded. The message names the file or setting."""
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a session to the API server needs; all contents, no file names but the token's."""
+    """Everything that a session to the API server needs: file contents instead of file names, except for the token."""
 
     host: str
-    """Scheme, host, port and perhaps a path, without a slash at the end."""
+    """Scheme, host, port and an optional path, without a slash at the end."""
     source: str = ""
-    """Where it comes from, for logs."""
+    """Where the access was loaded from, for logs."""
     authorization: str = ""
     """The value of the Authorization header, or empty."""
     token_file: str = ""
-    """Where the token is read from again, or empty: rotated tokens appear there."""
+    """The file that rotated tokens appear in, or empty. The token is read from it again periodically."""
     client_certificate: str = ""
-    """PEM, with its chain."""
+    """PEM, with the certificate chain."""
     client_key: str = ""
     certificate_authority: str = ""
-    """PEM; empty = the system's."""
+    """PEM. Empty: use the system's authorities."""
     verify: bool = True
     server_name: str = ""
-    """The name in the server's certificate where it is not the host."""
+    """The name in the server's certificate, if it differs from the host."""
     proxy: str = ""
     expires_at: float | None = None
     """Wall-clock time (seconds since the epoch) at which the credentials expire."""
 
 
 async def load_access() -> Access:
-    """Loads from environment and files (see cache.kube.credentials); raises AccessError."""
+    """Load from the environment and files (see cache.kube.credentials). Raises AccessError."""
     environment = dict(os.environ)
     root = str(pathlib.Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH", ""))))
@@ -86,7 +86,7 @@ async def load_access() -> Access:
 
 
 def read_token(path: str) -> str:
-    """Reads a token file; raises AccessError."""
+    """Read a token file. Raises AccessError."""
     try:
         with open(path, "rb") as file:
             data = file.read(_MAX_TOKEN_BYTES + 1)
@@ -94,18 +94,18 @@ def read_token(path: str) -> str:
         raise AccessError(f"token file {path}: {error.strerror}") from error
     token = data.decode("ascii", "replace").strip()
     if not token or len(data) > _MAX_TOKEN_BYTES or not token.isprintable() or "\ufffd" in token:
-        raise AccessError(f"token file {path}: holds no token")
+        raise AccessError(f"token file {path}: contains no token")
     return token
 
 
 def make_ssl_context(access: Access) -> ssl.SSLContext | bool:
-    """What to verify the server with, and show it; False for plain HTTP. Raises AccessError."""
+    """Make the TLS context for the session. False means plain HTTP. Raises AccessError."""
     if not access.host.startswith("https"):
         return False
     context = ssl.create_default_context()
     try:
         if access.certificate_authority:
-            # The system's authorities stay out: this cluster's certificates come from its own.
+            # Trust only this authority, not the system's: it issues this cluster's certificates.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.load_verify_locations(cadata=access.certificate_authority)
     except (ssl.SSLError, ValueError) as error:
@@ -120,7 +120,7 @@ def make_ssl_context(access: Access) -> ssl.SSLContext | bool:
 
 
 def _load_client_certificate(context: ssl.SSLContext, access: Access) -> None:
-    # The ssl module takes file names only; an anonymous file in memory leaves nothing behind on disk.
+    # The ssl module accepts file names only. A file in memory leaves nothing on disk.
     descriptor = os.memfd_create("client-certificate", os.MFD_CLOEXEC)
     try:
         os.write(descriptor, f"{access.client_certificate}\n{access.client_key}\n".encode())

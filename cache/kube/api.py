@@ -1,7 +1,7 @@
-"""One session to the API server, shared by all watchers; foreign exceptions end here.
+"""The HTTP session to the API server, shared by all watchers. It maps aiohttp's exceptions to ours.
 
-No kubernetes client: a watch is a GET whose body is read line by line. Answers are not compressed: the API server's CPU
-is scarcer than the network beside it.
+No Kubernetes client library is needed: a watch is a GET whose body is read line by line. Requests ask for uncompressed
+answers, because the API server's CPU is scarcer than the network near it.
 """
 
 import asyncio
@@ -18,13 +18,14 @@ from cache.watch.policy import Failure
 
 _CONNECT_SECONDS = 10.0
 _TOKEN_SECONDS = 60.0
-"""Rotated tokens appear in their file long before the old one expires; Kubernetes asks for a minute at most."""
+"""Time between two reads of the token file. A rotated token appears long before the old one expires; Kubernetes
+asks for a minute at most."""
 _EXPIRY_MARGIN_SECONDS = 60.0
 _RELOAD_SECONDS_MIN = 10.0
-"""Between two runs of the helper: with wrong credentials each watcher asks for one at each of its tries."""
+"""Minimum time between two runs of the helper. With wrong credentials, every try of every watcher asks for one."""
 _READ_BUFFER_BYTES = 256 * 1024
 _KEEPALIVE_OPTIONS = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
-"""A dead peer is found within a minute, before the idle limit of a watch."""
+"""These detect a dead peer within a minute, before the idle limit of a watch."""
 
 _log = structlog.get_logger(__name__)
 
@@ -39,10 +40,10 @@ class Interrupted(Exception):
 
 
 class KubeApi:
-    """The session. `start` before the first request, `close` at the end.
+    """The session to the API server. Call `start` before the first request, and `close` at the end.
 
-    `load` gives the access; it is called again when the API server no longer accepts the credentials (`reload`), or
-    shortly before they expire.
+    The session calls `load` to get the access: at the start, when the API server rejects the credentials (`reload`),
+    and shortly before the credentials expire.
     """
 
     def __init__(
@@ -63,15 +64,15 @@ class KubeApi:
         self._token_read_at = 0.0
         self._loaded_at: float | None = None
         self.loads = 0
-        """How often the access was loaded."""
+        """Number of times that the access was loaded."""
 
     @property
     def host(self) -> str:
-        """The API server's address, empty before the first load."""
+        """The API server's address. Empty before the first load."""
         return self._access.host if self._access else ""
 
     async def start(self) -> None:
-        """Loads the access and opens the session; raises access.AccessError."""
+        """Load the access and open the session. Raises access.AccessError."""
         async with self._lock:
             await self._load_access()
         self._session = aiohttp.ClientSession(
@@ -82,19 +83,19 @@ class KubeApi:
         )
 
     async def close(self) -> None:
-        """Closes all connections; the watchers must be done."""
+        """Close all connections. The watchers must have ended."""
         if self._session is not None:
             await self._session.close()
             self._session = None
 
     async def reload(self) -> None:
-        """Loads the access again, unless that happened a moment ago; raises access.AccessError."""
+        """Load the access again, unless it was loaded a moment ago. Raises access.AccessError."""
         async with self._lock:
             if self._loaded_at is None or self._clock() - self._loaded_at >= _RELOAD_SECONDS_MIN:
                 await self._load_access()
 
     async def get(self, path: str, query: Mapping[str, str], *, read_timeout_seconds: float) -> aiohttp.ClientResponse:
-        """Asks for something; the caller closes the response. Raises Interrupted."""
+        """Send a GET. The caller closes the response. Raises Interrupted."""
         return await self.request("GET", path, query, read_timeout_seconds=read_timeout_seconds)
 
     async def request(
@@ -106,13 +107,13 @@ class KubeApi:
         read_timeout_seconds: float,
         json_body: bytes | None = None,
     ) -> aiohttp.ClientResponse:
-        """Makes a request; the caller closes the response. Raises Interrupted."""
+        """Send a request. The caller closes the response. Raises Interrupted."""
         try:
             await self._refresh()
         except access.AccessError as error:
             raise Interrupted(Failure.CREDENTIALS, str(error)) from error
-        session, how = self._session, self._access
-        if session is None or how is None:
+        session, current = self._session, self._access
+        if session is None or current is None:
             raise RuntimeError("the session to the API server is not open")
         timeout = aiohttp.ClientTimeout(
             total=None, connect=_CONNECT_SECONDS, sock_connect=_CONNECT_SECONDS, sock_read=read_timeout_seconds
@@ -123,13 +124,13 @@ class KubeApi:
         try:
             return await session.request(
                 method,
-                how.host + path,
+                current.host + path,
                 params=query,
                 data=json_body,
                 headers=headers,
                 ssl=self._ssl,
-                server_hostname=how.server_name or None,
-                proxy=how.proxy or None,
+                server_hostname=current.server_name or None,
+                proxy=current.proxy or None,
                 timeout=timeout,
                 allow_redirects=False,
             )
@@ -137,30 +138,30 @@ class KubeApi:
             raise _interrupted(error) from error
 
     async def _refresh(self) -> None:
-        how = self._access
-        if how is None:
+        current = self._access
+        if current is None:
             raise RuntimeError("the session to the API server is not open")
-        if how.expires_at is not None and self._wall_clock() >= how.expires_at - _EXPIRY_MARGIN_SECONDS:
+        if current.expires_at is not None and self._wall_clock() >= current.expires_at - _EXPIRY_MARGIN_SECONDS:
             await self.reload()
-        elif how.token_file and self._clock() - self._token_read_at >= _TOKEN_SECONDS:
-            self._authorization = f"Bearer {access.read_token(how.token_file)}"
+        elif current.token_file and self._clock() - self._token_read_at >= _TOKEN_SECONDS:
+            self._authorization = f"Bearer {access.read_token(current.token_file)}"
             self._token_read_at = self._clock()
 
     async def _load_access(self) -> None:
         self._loaded_at = self._clock()
-        how = await self._load()
-        context = access.make_ssl_context(how)
-        authorization = f"Bearer {access.read_token(how.token_file)}" if how.token_file else how.authorization
-        if self._access is None or how.host != self._access.host:
-            _log.info("using the API server", host=how.host, source=how.source)
-        # Connections that are open stay as they are: new ones use what is new.
-        self._access, self._ssl, self._authorization = how, context, authorization
+        loaded = await self._load()
+        context = access.make_ssl_context(loaded)
+        authorization = f"Bearer {access.read_token(loaded.token_file)}" if loaded.token_file else loaded.authorization
+        if self._access is None or loaded.host != self._access.host:
+            _log.info("using the API server", host=loaded.host, source=loaded.source)
+        # Open connections keep the old credentials; new connections use the new ones.
+        self._access, self._ssl, self._authorization = loaded, context, authorization
         self._token_read_at = self._clock()
         self.loads += 1
 
 
 async def read_chunk(response: aiohttp.ClientResponse) -> bytes:
-    """What has arrived of the body, at least one byte; empty at its end. Raises Interrupted."""
+    """Read what has arrived of the body, at least one byte. Empty at the end of the body. Raises Interrupted."""
     try:
         return await response.content.readany()
     except (aiohttp.ClientError, OSError) as error:
@@ -168,7 +169,7 @@ async def read_chunk(response: aiohttp.ClientResponse) -> bytes:
 
 
 async def read_body(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
-    """The whole body; raises Interrupted, with TOO_LARGE if it is longer than the limit."""
+    """Read the whole body. Raises Interrupted, with TOO_LARGE if the body is longer than the limit."""
     if (response.content_length or 0) > limit_bytes:
         raise _too_large(limit_bytes)
     chunks: list[bytes] = []
@@ -182,7 +183,7 @@ async def read_body(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes
 
 
 async def read_beginning(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
-    """The body up to a limit, for an error's text; what cannot be read of it is left out."""
+    """Read the beginning of an error's body, for the log. Return what was read, even if reading fails."""
     chunks: list[bytes] = []
     size = 0
     try:
@@ -190,12 +191,12 @@ async def read_beginning(response: aiohttp.ClientResponse, limit_bytes: int) -> 
             chunks.append(chunk)
             size += len(chunk)
     except Interrupted as error:
-        _log.debug("the body of an error broke off", detail=error.detail)
+        _log.debug("reading the body of an error answer failed", detail=error.detail)
     return b"".join(chunks)[:limit_bytes]
 
 
 def retry_after_seconds(response: aiohttp.ClientResponse) -> float:
-    """The Retry-After header in seconds; 0 if there is none, or it is a date (the API server never sends one)."""
+    """Return the Retry-After header in seconds. 0 if it is absent or a date (the API server never sends a date)."""
     text = response.headers.get("Retry-After", "").strip()
     return float(text) if text.isascii() and text.isdigit() and len(text) <= 9 else 0.0
 
@@ -206,7 +207,7 @@ def _too_large(limit_bytes: int) -> Interrupted:
 
 def _interrupted(error: Exception) -> Interrupted:
     detail = str(error) or type(error).__name__
-    # A timeout while connecting is no half-open stream; the class that means both is the last to be asked.
+    # Check ConnectionTimeoutError first: it is also a TimeoutError, but means no half-open stream.
     if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)) or isinstance(error.__cause__, ssl.SSLError):
         return Interrupted(Failure.CREDENTIALS, f"TLS: {detail}")
     if isinstance(error, aiohttp.ConnectionTimeoutError):

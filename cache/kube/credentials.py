@@ -1,12 +1,12 @@
 """Loads address and credentials of the API server and prints them as JSON: `python -m cache.kube.credentials`.
 
-Runs as a process of its own and is the only module that imports kubernetes_asyncio (see cache.kube.access).
+Runs as a separate process, and is the only module that imports kubernetes_asyncio (see cache.kube.access).
 
-Sources as the original has them, high to low: the K8S_ variables (K8S_API_ENDPOINT, K8S_KEY_FILE, K8S_CERT_FILE,
-K8S_CA_FILE, K8S_API_TOKEN, K8S_INSECURE_SKIP_TLS_VERIFY), which go on top of a kubeconfig file: KUBECONFIG, else
-~/.kube/config; where there is neither and no K8S_API_ENDPOINT either, the pod's service account. K8S_CURRENT_CONTEXT
-chooses the context. Each variable may carry the prefix CALICO_, which then wins. On failure one line on stderr names
-the file or variable, and the exit status is 1.
+The sources are the original's. The base is the first of these that exists: the kubeconfig file in KUBECONFIG, then
+~/.kube/config, then K8S_API_ENDPOINT, then the pod's service account. K8S_CURRENT_CONTEXT chooses the context. The
+other K8S_ variables override parts of the base: K8S_API_ENDPOINT, K8S_KEY_FILE, K8S_CERT_FILE, K8S_CA_FILE,
+K8S_API_TOKEN, K8S_INSECURE_SKIP_TLS_VERIFY. Each variable may have the prefix CALICO_, which takes precedence. On
+failure, one line on stderr names the file or variable, and the exit status is 1.
 """
 
 import asyncio
@@ -28,30 +28,30 @@ _FALSE = frozenset({"0", "f", "false", ""})
 
 
 class Settings:
-    """The variables, with and without their prefix."""
+    """The environment variables, with and without the prefix."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
 
     def get(self, name: str) -> str:
-        """The variable's value, empty if it is not set."""
+        """Return the variable's value. Empty if it is not set."""
         return self._environment.get(f"CALICO_{name}") or self._environment.get(name, "")
 
     def flag(self, name: str) -> bool:
-        """The variable as a boolean; raises AccessError."""
+        """Return the variable as a boolean. Raises AccessError."""
         text = self.get(name).strip().lower()
         if text not in _TRUE | _FALSE:
             raise access.AccessError(f"{name}: not true or false: {text[:40]!r}")
         return text in _TRUE
 
     def content(self, name: str) -> str:
-        """The content of the file that the variable names, empty if it is not set; raises AccessError."""
+        """Return the content of the file that the variable names. Empty if it is not set. Raises AccessError."""
         path = self.get(name)
         return _content(path, f"{name} ({path})") if path else ""
 
 
 async def load(environment: Mapping[str, str], home: pathlib.Path) -> access.Access:
-    """Loads from the first source there is, and puts the K8S_ variables on top; raises AccessError."""
+    """Load from the first source that exists, and apply the K8S_ variables. Raises AccessError."""
     settings = Settings(environment)
     kubeconfig = settings.get("KUBECONFIG")
     default = home / ".kube" / "config"
@@ -65,7 +65,7 @@ async def load(environment: Mapping[str, str], home: pathlib.Path) -> access.Acc
         base = _from_service_account(environment)
     else:
         raise access.AccessError(
-            "no way to the API server: set KUBECONFIG or K8S_API_ENDPOINT, provide ~/.kube/config, or run in a pod"
+            "no API server configured: set KUBECONFIG or K8S_API_ENDPOINT, provide ~/.kube/config, or run in a pod"
         )
     return _with_overrides(base, settings)
 
@@ -76,7 +76,7 @@ async def _from_kubeconfig(paths: str, context: str) -> access.Access:
     try:
         merged = kube_config.KubeConfigMerger(paths).config
         loader = kube_config.KubeConfigLoader(config_dict=merged, active_context=context or None, config_base_path=None)
-        if loader._user is None:  # the library stumbles over a context without a user
+        if loader._user is None:  # the library fails if a context has no user
             loader._user = kube_config.ConfigNode("user", {})
         await loader.load_and_set(configuration)
     except (ConfigException, OSError, yaml.YAMLError, AssertionError, AttributeError, TypeError, ValueError) as error:
@@ -97,7 +97,7 @@ def _require_any_file(paths: str) -> None:
 
 
 def _token_file(loader: Any) -> str:
-    """The file that the user's token comes from, so that it can be read again; a literal token has precedence."""
+    """Return the file of the user's token, so that it can be read again. Empty if the token has another source."""
     user = loader._user
     if "tokenFile" not in user or "token" in user or "exec" in user:
         return ""
@@ -171,7 +171,7 @@ def _content(path: str, culprit: str) -> str:
 
 
 def main() -> int:
-    """Prints the JSON; returns the exit status."""
+    """Print the JSON. Return the exit status."""
     try:
         loaded = asyncio.run(load(os.environ, pathlib.Path.home()))
     except access.AccessError as error:

@@ -1,4 +1,4 @@
-"""Single requests to the API server, and what it says of its API groups."""
+"""Single requests to the API server, and the API groups and resource types that it serves."""
 
 from typing import NamedTuple, TypeVar
 
@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 _READ_SECONDS = 30.0
 _MAX_BODY_BYTES = 16 * 1024 * 1024
-"""A list of a thousand groups has 300 kB; a custom resource 1.5 MB at most."""
+"""A list of a thousand groups has 300 kB, and a custom resource 1.5 MB at most."""
 NOT_FOUND = 404
 FORBIDDEN = 403
 
 
 class Answer(NamedTuple):
-    """Any HTTP status is an answer."""
+    """An answer of any HTTP status."""
 
     status: int
     body: bytes
@@ -37,7 +37,7 @@ class _ResourceList(msgspec.Struct):
 
 
 class Refused(Exception):
-    """The API server answers, but not with what was asked for."""
+    """The API server answered with an unexpected status."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(f"{status}: {detail}" if detail else str(status))
@@ -47,7 +47,7 @@ class Refused(Exception):
 async def exchange(
     session: api.KubeApi, method: str, path: str, *, limit: int | None = None, json_body: bytes | None = None
 ) -> Answer:
-    """One request and its whole answer; `limit` is that of a list. Raises api.Interrupted."""
+    """Send one request and read the whole answer. `limit` is the limit of a list. Raises api.Interrupted."""
     query = {} if limit is None else {"limit": str(limit)}
     response = await session.request(method, path, query, read_timeout_seconds=_READ_SECONDS, json_body=json_body)
     try:
@@ -57,7 +57,7 @@ async def exchange(
 
 
 async def group_names(session: api.KubeApi) -> frozenset[str]:
-    """The API groups, the core aside. Raises api.Interrupted, Refused."""
+    """Return the names of the API groups, without the core group. Raises api.Interrupted, Refused."""
     listed = await _get(session, "/apis", _GroupList)
     return frozenset(group.name for group in listed.groups)
 
@@ -65,7 +65,11 @@ async def group_names(session: api.KubeApi) -> frozenset[str]:
 async def installed_types(
     session: api.KubeApi, types: list[resources.ResourceType]
 ) -> frozenset[resources.ResourceType]:
-    """Those of the types, all of one group and version, that the API server serves. Raises api.Interrupted, Refused."""
+    """Return those of the types that the API server serves. All must have the same group and version.
+
+    Raises:
+        api.Interrupted, Refused.
+    """
     first = types[0]
     try:
         listed = await _get(session, f"/apis/{first.group}/{first.version}", _ResourceList)
@@ -74,7 +78,7 @@ async def installed_types(
             return frozenset()
         if error.status != FORBIDDEN:
             raise
-        # Who may not see what there is may still be allowed to use it.
+        # Without the permission to list resource types, we may still have the permission to read them.
         return frozenset([type for type in types if await _is_served(session, type)])
     names = {resource.name for resource in listed.resources}
     return frozenset(type for type in types if type.resource in names)

@@ -1,4 +1,4 @@
-"""Starting a process so that nothing is left of it when its starter is cancelled."""
+"""Starts processes so that none survives when the caller is cancelled."""
 
 import asyncio
 import contextlib
@@ -6,9 +6,9 @@ from typing import Any
 
 
 async def start(*command: str, **options: Any) -> asyncio.subprocess.Process:
-    """As `asyncio.create_subprocess_exec`. Cancelled meanwhile, it kills what it has started.
+    """Start a process, as `asyncio.create_subprocess_exec` does. If cancelled meanwhile, kill it.
 
-    uvloop forgets a process whose start is cancelled: it lives on, without anybody who could end it.
+    uvloop forgets a process whose start is cancelled: it continues to run, and nothing can end it.
 
     Raises:
         OSError: the process cannot be started.

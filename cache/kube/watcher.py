@@ -1,7 +1,7 @@
-"""Drives one watch machine: makes its requests, reads the answers, keeps the loop responsive.
+"""Drives one watch machine: sends its requests, reads the answers, keeps the event loop responsive, and logs.
 
-All decisions are the machine's (`cache.watch.machine`). Here is only what takes time. Each await can be cancelled, and
-the response that is open is then closed.
+The machine (`cache.watch.machine`) takes all decisions. This module only does the I/O. Every await can be cancelled;
+cancellation closes the open response.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import structlog
 from cache import objects, resources
 from cache.kube import access, api
 from cache.watch import api_group, decoding, requests
-from cache.watch.counters import WatchCounters
+from cache.watch.health import WatchCounters
 from cache.watch.machine import WatchMachine
 from cache.watch.policy import Failure, WatchPolicy
 from cache.watch.requests import RequestKind
@@ -25,7 +25,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Watcher:
-    """Lists and watches one resource type and tells a sink; `run` is the task, the rest may be read at any time."""
+    """Lists and watches one resource type for a sink. Start `run` as a task. The properties may be read at any time."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Watcher:
         policy: WatchPolicy | None = None,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
-        family: api_group.Family | None = None,
+        group: api_group.ApiGroup | None = None,
     ) -> None:
         self.type = type
         self._session = session
@@ -48,37 +48,36 @@ class Watcher:
             sink,
             policy=self._policy,
             random=rng or random.Random(),
-            notify=self._notify,
             now=clock(),
-            family=family,
+            group=group,
         )
 
     @property
     def counters(self) -> WatchCounters:
-        """What the watcher has counted so far."""
+        """The watcher's counters."""
         return self._machine.counters
 
     @property
     def status(self) -> SyncStatus:
-        """The status that the sink was told last."""
+        """The status that the sink received last."""
         return self._machine.status
 
     @property
     def object_count(self) -> int:
-        """How many objects of the type are known."""
+        """The number of known objects of the type."""
         return self._machine.object_count
 
     async def run(self) -> None:
-        """Watches for ever: ends by cancellation, or by an exception of the sink."""
+        """Watch until cancelled, or until the sink raises an exception."""
         while True:
-            step = self._machine.next_step(self._clock())
-            if isinstance(step, requests.Pause):
-                await asyncio.sleep(max(0.0, step.until - self._clock()))
+            action = self._machine.next_action(self._clock())
+            if isinstance(action, requests.Pause):
+                await asyncio.sleep(max(0.0, action.until - self._clock()))
                 self._machine.tick(self._clock())
-            elif isinstance(step, requests.ReloadCredentials):
+            elif isinstance(action, requests.ReloadCredentials):
                 await self._reload_credentials()
             else:
-                await self._perform(step)
+                await self._perform(action)
             await self._finish_batch()
 
     async def _reload_credentials(self) -> None:
@@ -92,7 +91,7 @@ class Watcher:
             response = await self._session.get(
                 request.path, request.query, read_timeout_seconds=request.read_timeout_seconds
             )
-            # Closing costs nothing where the body was read to its end: the connection is back in the pool by then.
+            # If the body was read to its end, the connection is back in the pool by now, and this does nothing.
             try:
                 await self._read_answer(request, response)
             finally:
@@ -138,14 +137,14 @@ class Watcher:
                     lines = splitter.feed(chunk)
                 except decoding.InvalidInput as error:
                     raise api.Interrupted(Failure.TOO_LARGE, str(error)) from error
-                await self._take_lines(lines)
+                await self._process_lines(lines)
             now = self._clock()
             if deadline is not None and now >= deadline and machine.streaming:
                 machine.tick(now)
             await self._finish_batch()
 
     async def _read_until(self, response: aiohttp.ClientResponse, deadline: float | None) -> bytes | None:
-        """The next bytes, or None if there were none before the deadline."""
+        """Return the next bytes, or None if none arrived before the deadline."""
         if deadline is None:
             return await api.read_chunk(response)
         try:
@@ -154,7 +153,7 @@ class Watcher:
         except TimeoutError:
             return None
 
-    async def _take_lines(self, lines: list[bytes]) -> None:
+    async def _process_lines(self, lines: list[bytes]) -> None:
         machine = self._machine
         for line in lines:
             machine.line(self._clock(), line)
@@ -162,7 +161,7 @@ class Watcher:
                 return
             self._since_yield += 1
             if self._since_yield >= self._policy.slice_items:
-                # Reading does not give way by itself as long as there is something to read.
+                # A read that finds data does not suspend, so let other tasks run now.
                 self._since_yield = 0
                 await asyncio.sleep(0)
 
@@ -171,8 +170,7 @@ class Watcher:
         while is_sweeping:
             await asyncio.sleep(0)
             is_sweeping = self._machine.sweep(self._clock())
+        for notice in self._machine.take_notices():
+            log = {"info": _log.info, "warning": _log.warning, "error": _log.error}[notice.level]
+            log(notice.kind.value, type=str(self.type), **notice.fields)
         self._machine.end_batch(self._clock())
-
-    def _notify(self, notice: requests.Notice) -> None:
-        log = {"info": _log.info, "warning": _log.warning, "error": _log.error}[notice.level]
-        log(notice.kind.value, type=str(self.type), **notice.fields)

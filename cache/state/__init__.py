@@ -1,1 +1,1 @@
-"""State and its history: the store, the log, snapshots, catch-up blocks, and each client's place in them. Pure."""
+"""The state of a feed and its history: store, log, snapshots, catch-up blocks, and each client's position. Pure."""

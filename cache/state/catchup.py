@@ -1,13 +1,14 @@
-"""Catch-up blocks: what a client that has fallen out of the log gets instead of it. Pure.
+"""Catch-up blocks, for clients whose position the log no longer holds. Pure.
 
-A block is a file in sealed shared memory, of whole frames: the next keys that have changed behind a sequence, in order
-of their last change, with their newest values, deletions as deletions. It is limited in bytes, never splits a
-sequence, and says how far it leads. Behind a final one, which leads to the moment at which it was cut, a client goes
-on in the log at `log_offset`; behind another one it needs the block that begins where this one ended.
+A block is a file of whole frames in sealed shared memory. It contains the next keys that have changed after a sequence,
+in the order of their last change, with their newest values, and deletions as deletions. It has a size limit, never
+splits a sequence, and states the sequence that it leads to. A final block leads to its cut, the moment at which it was
+made. After a final block a client continues in the log at `log_offset`. After any other block it needs the block that
+begins where this one ends.
 
-A client may read blocks of different cuts one after another. It ends with the server's map, and no key goes back, as
-long as each block's cut is no older than what the client has from the log, and than the cuts of the blocks that it has
-read before (`cache.state.cursor` keeps to that; docs/decisions/slow-clients-are-caught-up.md says why).
+A client may read blocks of different cuts one after another. It ends with the server's map, and no key goes back, if
+the cut of each block is no older than the client's data from the log, and no older than the cuts of earlier blocks
+(`cache.state.cursor` ensures that; docs/decisions/slow-clients-are-caught-up.md gives the reason).
 """
 
 import bisect
@@ -17,20 +18,29 @@ from cache.state import files, memfile, store
 from protocol import encoding, messages
 
 BLOCK_TARGET_BYTES = 256 * 1024
-"""A block is closed at this size: what a client at 1 Mbit/s takes in 2 s, and what a worker holds for each start point
-that its clients read from."""
+"""Size at which a block ends. A client at 1 Mbit/s reads it in 2 s. A worker holds one block for each start point that
+its clients read from."""
 BLOCK_RAW_BYTES_MAX = 2 * 1024 * 1024
-"""Or when so many bytes of keys and values are in it, however well they compress: some 20 ms of the hub's time."""
+"""A block also ends after this many bytes of keys and values, whatever their compressed size. That takes the hub about
+20 ms."""
 
 
 class BlockBuilder:
-    """Writes a block step by step. Run `steps` to its end, then take `block`; or `abandon`.
+    """Writes a block step by step. Run `steps` to the end, then use `block`; or call `abandon`.
 
-    Take the difference between two batches, when the log's end is `log_offset`.
+    The difference must be made between two batches, when the log ends at `log_offset`.
     """
 
-    def __init__(self, encoder: encoding.Encoder, difference: store.Difference, *, log_offset: int) -> None:
+    def __init__(
+        self,
+        encoder: encoding.Encoder,
+        difference: store.Difference,
+        *,
+        log_offset: int,
+        target_bytes: int | None = None,
+    ) -> None:
         self._encoder = encoder
+        self._target_bytes = BLOCK_TARGET_BYTES if target_bytes is None else target_bytes
         self._difference = difference
         self._raw_bytes = 0
         self.block = files.BlockFile(
@@ -43,7 +53,7 @@ class BlockBuilder:
         )
 
     def steps(self) -> Iterator[None]:
-        """Yields after each frame; the file is sealed when it ends."""
+        """Write the file. Yield after each frame. The file is sealed at the end."""
         block = self.block
         taken: list[int] = []
         ends: list[tuple[int, int]] = []
@@ -59,13 +69,13 @@ class BlockBuilder:
             yield
         if block.is_final:
             block.to_sequence = block.cut_sequence
-        # The encoder takes an update more than it has put into a frame, so they are counted by their sequences.
+        # The encoder reads one update more than it puts into a frame, so count updates by their sequences.
         block.frames = [(end, reached, bisect.bisect_right(taken, reached)) for end, reached in ends]
         block.updates = bisect.bisect_right(taken, block.to_sequence)
         memfile.seal(block.descriptor)
 
     def _is_full(self) -> bool:
-        return self.block.length >= BLOCK_TARGET_BYTES or self._raw_bytes >= BLOCK_RAW_BYTES_MAX
+        return self.block.length >= self._target_bytes or self._raw_bytes >= BLOCK_RAW_BYTES_MAX
 
     def _weighed(self, taken: list[int]) -> Iterator[tuple[int, messages.Update]]:
         for sequence, update in self._difference.changes():
@@ -74,7 +84,7 @@ class BlockBuilder:
             yield sequence, update
 
     def abandon(self) -> None:
-        """Gives an unfinished file up."""
+        """Discard an unfinished file."""
         self.block.close()
 
     def _write(self, data: bytes) -> None:

@@ -1,23 +1,23 @@
-"""Where one client is: every state and every change of state of a delivery. Pure.
+"""The position of one client: all states of a delivery, and all transitions between them. Pure.
 
     HANDSHAKE ──> HELD ──> SNAPSHOT ──> FOLLOWING <──> CATCHING_UP
         │          │ ^_________│____________│______________/ │
         └──────────┴───────────┴──────> CLOSING <────────────┘
 
-HANDSHAKE     nothing is known of the client yet
-HELD          accepted; waits for data that can be served, or for its turn, and gets pings meanwhile
-SNAPSHOT      at `position` of a snapshot file
-FOLLOWING     at `offset` of the log
-CATCHING_UP   the log no longer holds its offset; the rest of the frame it stood in, and of what TLS has sealed for
-              it, its `tail`, is still owed to it, and then, from `sequence` on, one block after another until one leads
-              back to the log; it waits while there is no block. If blocks are not to be had or too dear, it is HELD for
-              a new snapshot, that replaces all
-CLOSING       refused or told goodbye; nothing is sent any more, `reason` says why
+HANDSHAKE     The client has not said yet what it wants.
+HELD          Accepted. Waits for its turn, or for data that can be served. Meanwhile it gets pings.
+SNAPSHOT      At `position` of a snapshot file.
+FOLLOWING     At `offset` of the log.
+CATCHING_UP   The log no longer holds the client's offset. First the client gets its `tail`: the rest of the frame in
+              which it stood, and of the data that TLS has sealed. Then, from `sequence` on, it gets one block after
+              another until one leads back to the log. It waits while there is no block. If blocks are not available or
+              too expensive, it becomes HELD, and a new snapshot replaces its whole map.
+CLOSING       Refused, or disconnected with a goodbye. Nothing more is sent. `reason` says why.
 
-A change of what is sent next (to another file, to a ping, to a goodbye) happens only where a frame ends: that is what
-`at_boundary` answers, and `become_catching_up` keeps by taking the tail along. Blocks are read by rules that let no key
-go back: each begins where the last one ended, and its cut is no older than what the client has from the log and from
-blocks before. A block may be left where any of its frames ends, as if it had been made no longer.
+What is sent next changes (to another file, a ping, a goodbye) only at the end of a frame. `at_boundary` checks that,
+and `become_catching_up` ensures it by taking the tail along. The rules for blocks ensure that no key goes back: each
+block begins where the last one ended, and its cut is no older than the client's data from the log and from earlier
+blocks. A client may leave a block at the end of any of its frames, as if the block ended there.
 """
 
 import enum
@@ -27,7 +27,7 @@ from protocol import reasons
 
 
 class CursorState(enum.Enum):
-    """See the module's text."""
+    """See the module's docstring."""
 
     HANDSHAKE = "handshake"
     HELD = "held"
@@ -48,11 +48,11 @@ _LEGAL: dict[CursorState, frozenset[CursorState]] = {
 
 
 class IllegalTransition(AssertionError):
-    """A defect of ours: the change of state that was asked for does not exist."""
+    """A bug: the code requested a transition that does not exist."""
 
 
 class Cursor:
-    """One client's place; the only writer of these fields is this class."""
+    """The position of one client. The `become_*` methods make all changes of state."""
 
     __slots__ = ("_offset", "block", "needed_sequence", "position", "reason", "sequence", "snapshot", "state", "tail")
 
@@ -62,26 +62,26 @@ class Cursor:
         self.position = 0
         """Next byte of `snapshot` or `block` to send."""
         self.sequence = 0
-        """CATCHING_UP: the client has everything up to here, and needs the block that begins here. FOLLOWING: the
-        sequence at which it came (back) to the log."""
+        """CATCHING_UP: the client has everything up to this sequence, and needs the block that begins here. FOLLOWING:
+        the sequence at which it came (back) to the log."""
         self.needed_sequence = 0
-        """CATCHING_UP: no block whose cut is older may be sent, for it would take keys back."""
+        """CATCHING_UP: no block with an older cut may be sent, because it would take keys back."""
         self.block: files.BlockFile | None = None
         """Set only if the state is CATCHING_UP."""
         self.snapshot: files.SnapshotFile | None = None
         """Set if and only if the state is SNAPSHOT."""
         self.tail: memoryview | None = None
-        """Owed before anything else. CATCHING_UP: the rest of the frame that was being sent; FOLLOWING: a status that
-        is told to this client alone, at a boundary of the log; any state: a ping that is sealed but not sent."""
+        """Data to send before anything else. CATCHING_UP: the rest of the current frame. FOLLOWING: a status for this
+        client alone, at a frame end of the log. Any state: a ping that TLS has sealed but that is not sent yet."""
         self.reason: reasons.DisconnectReason | None = None
-        """Set if and only if the state is CLOSING; the first reason stays."""
+        """Set if and only if the state is CLOSING. The first reason stays."""
 
     def __repr__(self) -> str:
         return f"<Cursor {self.state.value} offset={self.offset} position={self.position} reason={self.reason}>"
 
     @property
     def offset(self) -> int:
-        """FOLLOWING: next byte of the log to send; CATCHING_UP: offset behind `tail` when the log went."""
+        """FOLLOWING: next byte of the log to send. CATCHING_UP: offset after `tail` when it left the log."""
         return self._offset
 
     @offset.setter
@@ -103,39 +103,40 @@ class Cursor:
         self.state = state
 
     def become_held(self) -> None:
-        """Waits for a snapshot, from a handshake or when a catch-up cannot go on by blocks."""
+        """Wait for a snapshot: after the handshake, or when blocks cannot continue a catch-up."""
         if self.tail or self.block:
-            raise IllegalTransition(f"{self!r} stands inside a frame or block")
+            raise IllegalTransition(f"{self!r} is inside a frame or block")
         self._enter(CursorState.HELD)
         self.tail = None
 
     def become_snapshot(self, snapshot: files.SnapshotFile) -> None:
-        """Begins a snapshot at its first byte."""
+        """Begin a snapshot at its first byte."""
         self._enter(CursorState.SNAPSHOT)
         self.snapshot = snapshot
         self.position = 0
         snapshot.readers += 1
 
     def become_following(self) -> None:
-        """The snapshot, or a block that leads to the log, is sent whole; goes on in the log behind it."""
+        """Continue in the log after a snapshot, or after a block that leads to the log. It must be sent completely."""
         read = self.snapshot or self.block
         if read is None or self.position != read.length or not (self.snapshot or self.leads_to_log()):
-            raise IllegalTransition(f"{self!r} is not at the end of what leads to the log")
+            raise IllegalTransition(f"{self!r} is not at the end of a file that leads to the log")
         self._enter(CursorState.FOLLOWING)
         self.offset = read.log_offset
         self.sequence = read.sequence if isinstance(read, files.SnapshotFile) else read.cut_sequence
         self._leave_files()
 
     def become_catching_up(self, reader: log.LogReader, *, owed_bytes: int = 0) -> None:
-        """Leaves the log before its segment goes; whoever stands inside a frame takes the rest of it along.
+        """Leave the log before its segment is dropped. Inside a frame, take the rest of the frame along as `tail`.
 
-        `sequence` becomes that of the base of the segment, which all who stand in it have in common: they are sent
-        some of what they have once more, and the same file serves them all. Whoever has come to the log only now, and
-        finds its place gone, has the sequence of what brought it.
+        `sequence` becomes the sequence at the base of the segment. All clients in the segment share it: one block
+        serves them all, and each receives again some of what it has. A client whose offset is already outside the log
+        keeps the sequence that it came to the log with.
 
         Args:
-            reader: the log that is left.
-            owed_bytes: so much behind the last byte sent is sealed; it is taken along up to a frame's end, too.
+            reader: the log that the client leaves.
+            owed_bytes: number of bytes after the last sent byte that TLS has sealed. They are taken along, too, up to a
+                frame end.
         """
         self._enter(CursorState.CATCHING_UP)
         self.needed_sequence = self.sequence
@@ -150,19 +151,19 @@ class Cursor:
         self.sequence = reader.base_sequence_at(self.offset)
 
     def need(self, sequence: int) -> None:
-        """CATCHING_UP: no block of an older cut will do from here on."""
+        """CATCHING_UP: require that the cut of the next blocks is no older than this sequence."""
         self.needed_sequence = max(self.needed_sequence, sequence)
 
     def owe(self, data: bytes | memoryview) -> None:
-        """Something small for this client alone, to be sent where the frame that it stands in ends."""
+        """Add a small message for this client alone. It is sent at the end of the current frame."""
         self.tail = memoryview(bytes(self.tail) + data) if self.tail else memoryview(data)
 
     def awaits_block(self) -> bool:
-        """Whether it is in a catch-up, and has nothing to send."""
+        """Return whether the client is catching up and has nothing to send."""
         return self.state is CursorState.CATCHING_UP and not self.tail and self.block is None
 
     def become_reading(self, block: files.BlockFile) -> None:
-        """CATCHING_UP: begins the block that it waited for."""
+        """CATCHING_UP: begin the block that the client waited for."""
         fits = block.from_sequence == self.sequence and block.cut_sequence >= self.needed_sequence
         if not self.awaits_block() or not fits:
             raise IllegalTransition(f"{self!r} cannot read {block!r}")
@@ -171,11 +172,11 @@ class Cursor:
         block.readers += 1
 
     def leads_to_log(self) -> bool:
-        """Whether the client is in a block behind which it goes on in the log."""
+        """Return whether the client reads a block after which it continues in the log."""
         return self.block is not None and self.block.is_final
 
     def become_waiting(self) -> None:
-        """CATCHING_UP: the block is sent whole, and another one must follow."""
+        """CATCHING_UP: the block is sent completely; wait for the next one."""
         block = self.block
         if block is None or self.position != block.length:
             raise IllegalTransition(f"{self!r} is not at the end of a block")
@@ -184,11 +185,11 @@ class Cursor:
         self._leave_files()
 
     def leave_block(self, sequence: int, rest: memoryview) -> None:
-        """CATCHING_UP: the block is to end with the frame in which it stands; another one must follow.
+        """CATCHING_UP: end the block with the current frame, and wait for the next block.
 
         Args:
-            sequence: that is reached where the frame ends.
-            rest: of the frame, and of what is sealed: taken along.
+            sequence: the sequence reached at the end of the frame.
+            rest: the rest of the frame and of the data that TLS has sealed. It becomes the tail.
         """
         block = self.block
         if block is None or self.tail or self.position + len(rest) > block.length:
@@ -199,20 +200,20 @@ class Cursor:
         self._leave_files()
 
     def become_closing(self, reason: reasons.DisconnectReason) -> None:
-        """The end; whatever was owed is dropped."""
+        """End the delivery. Drop what was still to be sent."""
         self._enter(CursorState.CLOSING)
         self.reason = reason
         self.tail = None
         self._leave_files()
 
     def is_closing(self) -> bool:
-        """Whether nothing is sent any more."""
+        """Return whether nothing more is sent."""
         return self.state is CursorState.CLOSING
 
     def at_boundary(self, reader: log.LogReader) -> bool:
-        """Whether the last byte sent ended a frame, so that a ping or goodbye may follow.
+        """Return whether the last sent byte ended a frame, so that a ping or goodbye may follow.
 
-        Inside a snapshot or block only its two ends are known to be boundaries.
+        Inside a snapshot or block only the two ends are known to be boundaries.
         """
         if self.tail:
             return False

@@ -1,11 +1,11 @@
 """The log of one channel: frames in append-only segments of shared memory.
 
-Offsets are 64-bit, count from the channel's first byte, and run on from one segment into the next, so a cursor is one
-number. A segment is never rewritten or reused: the kernel may hold references to its pages until a peer has
-acknowledged them. With each segment goes an index, two 64-bit integers for every frame: the offset behind it, and the
-sequence that a client has reached there; a reader in another process needs it to know where frames end.
+Offsets are 64-bit, count from the channel's first byte, and continue from one segment to the next. A position in the
+log is therefore one number. A segment is never rewritten or reused, because the kernel may refer to its pages until a
+peer has acknowledged them. Each segment has an index with two 64-bit integers for every frame: the offset of its end,
+and the sequence that a client has reached there. Readers in other processes find the frame ends in it.
 
-`LogWriter` is the hub's; `LogReader` is what a worker makes of the descriptors and ends that it is told.
+The hub uses `LogWriter`. A worker uses `LogReader`, with the descriptors and ends that the hub sends.
 """
 
 import bisect
@@ -19,11 +19,11 @@ from protocol import encoding
 
 INDEX_RECORD = struct.Struct("=QQ")
 FRAME_BYTES_FLOOR = 64
-"""Mean frame size for which the index has room; a segment of smaller ones ends early."""
+"""Minimum mean frame size for which the index has room. A segment with smaller frames ends early."""
 
 
 class Segment:
-    """One file of the log, as its writer sees it."""
+    """One file of the log, as the writer sees it."""
 
     __slots__ = (
         "_index_map",
@@ -44,7 +44,7 @@ class Segment:
         self.used = 0
         self.frames = 0
         self.sequence = 0
-        """Sequence that a client has reached at its end."""
+        """Sequence that a client has reached at the end of the segment."""
         self.max_frames = max(1, size_bytes // FRAME_BYTES_FLOOR)
         self.descriptor, self._map = memfile.create_growing("typha-log", size_bytes)
         self.index_descriptor, self._index_map = memfile.create_growing(
@@ -53,15 +53,15 @@ class Segment:
 
     @property
     def end(self) -> int:
-        """Offset behind its last frame."""
+        """Offset of the end of the last frame."""
         return self.base + self.used
 
     def has_room(self, frame_bytes: int) -> bool:
-        """Whether a frame of this size fits."""
+        """Return whether a frame of this size fits."""
         return self.used + frame_bytes <= self.size and self.frames < self.max_frames
 
     def append(self, frame: encoding.EncodedFrame) -> None:
-        """Writes a frame that fits."""
+        """Write a frame. It must fit."""
         data = frame.data
         self._map[self.used : self.used + len(data)] = data
         self.used += len(data)
@@ -70,7 +70,7 @@ class Segment:
         self.sequence = frame.sequence
 
     def close(self) -> None:
-        """Lets the memory go, as far as this process holds it."""
+        """Release the memory in this process."""
         self._map.close()
         self._index_map.close()
         os.close(self.descriptor)
@@ -87,7 +87,7 @@ class LogWriter:
         self.start_sequence = sequence
         """Sequence that a client has reached at `start`."""
         self.status_offset = 0
-        """Offset behind the last frame that told a status."""
+        """Offset of the end of the last status frame."""
         self._segment_bytes = segment_bytes
 
     def __repr__(self) -> str:
@@ -95,16 +95,16 @@ class LogWriter:
 
     @property
     def start(self) -> int:
-        """Offset of the oldest byte that is kept."""
+        """Offset of the oldest byte in the log."""
         return self.segments[0].base if self.segments else self.end
 
     @property
     def used_bytes(self) -> int:
-        """Bytes kept."""
+        """Number of bytes in the log."""
         return self.end - self.start
 
     def append(self, frames: Iterable[encoding.EncodedFrame]) -> list[Segment]:
-        """Appends, and returns the segments that had to be begun for it."""
+        """Append frames. Return the segments that were started for them."""
         begun = []
         for frame in frames:
             if not self.segments or not self.segments[-1].has_room(len(frame.data)):
@@ -119,14 +119,14 @@ class LogWriter:
         return begun
 
     def trim(self, before_offset: int) -> int:
-        """Closes the segments that lie wholly before an offset, never the last; returns the new start offset."""
+        """Close the segments that end before an offset, but never the last one. Return the new start offset."""
         while len(self.segments) > 1 and self.segments[0].end <= before_offset:
             self.start_sequence = self.segments[0].sequence
             self.segments.popleft().close()
         return self.start
 
     def close(self) -> None:
-        """Closes all segments."""
+        """Close all segments."""
         while self.segments:
             self.segments.popleft().close()
 
@@ -142,16 +142,16 @@ class _ReaderSegment:
 
 
 class LogReader:
-    """The same log in a worker: descriptors arrive, ends are published, old segments are dropped.
+    """The same log in a worker: it receives descriptors and published ends, and drops old segments.
 
-    Nothing behind the published end is ever looked at, though the file is longer.
+    It never reads after the published end, although the file is longer.
     """
 
     def __init__(self, *, start: int = 0, start_sequence: int = 0) -> None:
         self.end = start
         self._start_sequence = start_sequence
         self.frames = 0
-        """Frames published in the last segment."""
+        """Number of published frames in the last segment."""
         self._segments: list[_ReaderSegment] = []
         self._bases: list[int] = []
 
@@ -164,7 +164,7 @@ class LogReader:
         return self._bases[0] if self._bases else self.end
 
     def add_segment(self, base: int, size_bytes: int, descriptor: int, index_descriptor: int) -> None:
-        """A new last segment; takes the descriptors over. All before its base is published by that."""
+        """Add a new last segment and take over its descriptors. This publishes everything before its base."""
         data = memfile.map_readonly(descriptor, size_bytes)
         index_bytes = os.fstat(index_descriptor).st_size
         index = memfile.map_readonly(index_descriptor, index_bytes).cast("Q")
@@ -175,7 +175,7 @@ class LogReader:
         self.frames = 0
 
     def publish(self, end: int, frames: int) -> None:
-        """All before `end` may be read now; the last segment has so many frames."""
+        """Allow reading up to `end`. `frames` is the number of frames in the last segment."""
         self.end = max(self.end, end)
         self.frames = frames
 
@@ -186,19 +186,19 @@ class LogReader:
         return self._bases[number + 1] if number + 1 < len(self._bases) else self.end
 
     def view(self, offset: int) -> memoryview:
-        """The bytes from `offset` to the published end, or to the segment's end if that comes first."""
+        """Return the bytes from `offset` to the published end or the end of the segment, whichever comes first."""
         number = self._segment_at(offset)
         segment = self._segments[number]
         return segment.data[offset - segment.base : self._segment_end(number) - segment.base]
 
     def file_range(self, offset: int) -> tuple[int, int, int]:
-        """The same bytes for sendfile: (descriptor, position, count)."""
+        """Return the same bytes for sendfile: (descriptor, position, count)."""
         number = self._segment_at(offset)
         segment = self._segments[number]
         return segment.descriptor, offset - segment.base, self._segment_end(number) - offset
 
     def frame_at(self, offset: int) -> tuple[int, int, int]:
-        """The frame that holds the byte at `offset` (< end): (its first offset, the one behind it, sequence there)."""
+        """Return the frame with the byte at `offset` (< end): (offset of its start, offset of its end, sequence)."""
         number = self._segment_at(offset)
         segment = self._segments[number]
         last = number + 1 == len(self._bases)
@@ -208,15 +208,15 @@ class LogReader:
         return first, segment.index[2 * position], segment.index[2 * position + 1]
 
     def sequence_at(self, offset: int) -> int:
-        """The sequence that a client has reached at the end of the frame before `offset` (start <= offset <= end)."""
+        """Return the sequence reached at the end of the frame before `offset` (start <= offset <= end)."""
         return self.frame_at(offset - 1)[2] if offset > self.start else self._start_sequence
 
     def base_sequence_at(self, offset: int) -> int:
-        """The sequence at the base of the segment that holds `offset` (start <= offset <= end): never a later one."""
+        """Return the sequence at the base of the segment with `offset` (start <= offset <= end). Never a later one."""
         return self.sequence_at(self._bases[self._segment_at(offset)]) if self._bases else self._start_sequence
 
     def drop(self, before_offset: int) -> list[int]:
-        """Lets go of segments wholly before an offset; returns their bases."""
+        """Drop the segments that end before an offset. Return their bases."""
         dropped = []
         while len(self._bases) > 1 and self._bases[1] <= before_offset:
             self._start_sequence = self.sequence_at(self._bases[1])
@@ -226,7 +226,7 @@ class LogReader:
         return dropped
 
     def close(self) -> None:
-        """Lets go of everything."""
+        """Close all segments."""
         for segment in self._segments:
             os.close(segment.descriptor)
         self._segments.clear()
@@ -234,7 +234,7 @@ class LogReader:
 
 
 class _Ends:
-    """The offsets behind each frame, as a sequence that can be bisected."""
+    """The offsets of all frame ends, as a sequence for bisect."""
 
     __slots__ = ("_frames", "_index")
 
@@ -251,7 +251,7 @@ class _Ends:
 
 
 def _frame_count(index: memoryview, end: int) -> int:
-    """Frames of a segment that is followed by another: those up to its end; records behind them are zero."""
+    """Return the number of frames in a segment that is not the last. Index records after its end are zero."""
     low, high = 0, len(index) // 2
     while low < high:
         middle = (low + high) // 2

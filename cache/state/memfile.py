@@ -1,28 +1,29 @@
-"""Files in memory (memfd) whose descriptors go to other processes, sealed so that no reader can change or cut them."""
+"""Files in memory (memfd) for other processes. Seals prevent readers from changing or shrinking them."""
 
 import fcntl
 import mmap
 import os
 
 _F_SEAL_FUTURE_WRITE = 0x0010
-"""Linux 5.1: who has mapped it writes on, nobody else ever can (the fcntl module names it from Python 3.13 on)."""
+"""Linux 5.1. An existing writable mapping stays writable, and no new one can be made. The fcntl module names this seal
+from Python 3.13 on."""
 _SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 def create_growing(name: str, size_bytes: int) -> tuple[int, mmap.mmap]:
-    """A file of fixed size that only the returned mapping can write; pages take memory when first written.
+    """Create a file of fixed size that only the returned mapping can write. Pages take memory when first written.
 
     Returns:
-        (file descriptor, writable mapping); both are the caller's to close.
+        (file descriptor, writable mapping). The caller closes both.
     """
     return _create_sized(name, size_bytes, seals=_SIZE_SEALS | _F_SEAL_FUTURE_WRITE)
 
 
 def create_shared(name: str, size_bytes: int) -> tuple[int, mmap.mmap]:
-    """A small file of fixed size that everybody writes who has its descriptor.
+    """Create a small file of fixed size that every process with its descriptor can write.
 
     Returns:
-        (file descriptor, writable mapping); both are the caller's to close.
+        (file descriptor, writable mapping). The caller closes both.
     """
     return _create_sized(name, size_bytes, seals=_SIZE_SEALS)
 
@@ -40,22 +41,22 @@ def _create_sized(name: str, size_bytes: int, *, seals: int) -> tuple[int, mmap.
 
 
 def create_empty(name: str) -> int:
-    """A file to be written with `write_all` and then sealed by `seal`."""
+    """Create a file to write with `write_all` and then seal with `seal`."""
     return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Appends all of the bytes, in as many writes as the kernel wants."""
+    """Append all bytes, in as many writes as the kernel needs."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def seal(descriptor: int) -> None:
-    """Nobody writes, grows or cuts the file any more."""
+    """Make the file read-only for every process, and its size fixed."""
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SIZE_SEALS | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
 
 
 def map_readonly(descriptor: int, size_bytes: int) -> memoryview:
-    """The file's bytes; the mapping goes when the last view of it does."""
+    """Map the file and return its bytes. The mapping ends with its last view."""
     return memoryview(mmap.mmap(descriptor, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ))

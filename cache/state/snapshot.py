@@ -1,12 +1,12 @@
-"""Snapshot files: one cut of a store as whole frames in sealed shared memory, and the chunk cache at the same time.
+"""Snapshot files: one cut of a store as whole frames in sealed shared memory. Also the cache for the next snapshot.
 
-A snapshot is: begin, every chunk, end; behind it a client goes on in the log at `log_offset`. The status is not in the
-file: a client may have known a newer map than this cut, from an earlier connection, and must not take the cut for the
-present. Its worker tells it the status where it has everything up to the moment at which it came.
+A snapshot consists of begin, every chunk and end. After it, a client continues in the log at `log_offset`. The file
+does not contain the status: a reconnecting client may have seen newer data than this cut, and must not believe that
+the cut is current. The worker sends the status when the client has everything up to the moment at which it connected.
 
-Chunks that have not changed since the last snapshot are copied from its file. A format whose clients must be given
-the keys in their order has runs of consecutive keys in place of chunks, cut by the keys' hashes, so that a new key
-moves no border but its own run's.
+Chunks that have not changed since the previous snapshot are copied from its file. Some formats need the keys in order.
+Their snapshots have runs of consecutive keys instead of chunks. The hashes of the keys decide where a run ends, so
+that a new key changes only its own run.
 """
 
 import array
@@ -20,15 +20,15 @@ from cache.state import memfile, store
 from protocol import encoding, messages
 
 _COPY_BYTES = 1024 * 1024
-_RUN_KEYS = 128
+RUN_KEYS = 128
 """Mean number of keys in a run."""
 _RUN_BYTES = 64 * 1024
-"""A run ends when its values have so many bytes; what is in one snappy chunk."""
+"""A run ends when its values have this many bytes, the contents of one snappy chunk."""
 _key = operator.attrgetter("key")
 
 
 class ChunkPlace(NamedTuple):
-    """Where a chunk's frames stand in the file, and as of which change of the chunk."""
+    """The place of a chunk's frames in the file, and the sequence of the chunk's last change."""
 
     sequence: int
     position: int
@@ -36,7 +36,7 @@ class ChunkPlace(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Where the frames of some consecutive keys stand in the file, and the sequence of each key, in 8 bytes."""
+    """The place of the frames of consecutive keys in the file, and the sequence of each key in 8 bytes."""
 
     sequences: bytes
     position: int
@@ -44,7 +44,7 @@ class Run(NamedTuple):
 
 
 class Snapshot:
-    """A finished file; `descriptor` is its own until `close`."""
+    """A finished snapshot file. It owns `descriptor` until `close`."""
 
     __slots__ = ("chunks", "descriptor", "keys", "length", "log_offset", "runs", "sequence", "status")
 
@@ -59,21 +59,21 @@ class Snapshot:
         self.length = 0
         self.chunks: list[ChunkPlace] = []
         self.runs: dict[str, Run] = {}
-        """By first key; only of a snapshot in the order of its keys."""
+        """By first key. Only for snapshots in key order."""
 
     def __repr__(self) -> str:
         return f"<Snapshot sequence={self.sequence} keys={self.keys} bytes={self.length} log_offset={self.log_offset}>"
 
     def close(self) -> None:
-        """Lets the file go; readers in other processes keep it until they are done."""
+        """Close the file. Readers in other processes keep it until they have finished."""
         os.close(self.descriptor)
 
 
 class SnapshotBuilder:
-    """Writes a snapshot step by step, so that its maker can do other things in between.
+    """Writes a snapshot step by step, so that the caller can do other work in between.
 
-    Take the cut with `previous.sequence` of the snapshot given here, or let `begin` do it. Run `steps` to its end, then
-    take `snapshot`; or `abandon`.
+    The cut must be made with the sequence of the `previous` snapshot given here; `begin` does that. Run `steps` to the
+    end, then use `snapshot`; or call `abandon`.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class SnapshotBuilder:
         self.chunks_copied = 0
 
     def steps(self) -> Iterator[None]:
-        """Yields after each chunk; the file is sealed when it ends."""
+        """Write the file. Yield after each chunk. The file is sealed at the end."""
         cut, encoder, snapshot = self._cut, self._encoder, self.snapshot
         self._write(encoder.snapshot_begin(cut.sequence, keys=cut.keys, chunks=len(cut.chunks)))
         for chunk in cut.chunks:
@@ -105,7 +105,7 @@ class SnapshotBuilder:
         memfile.seal(snapshot.descriptor)
 
     def abandon(self) -> None:
-        """Gives an unfinished file up."""
+        """Discard an unfinished file."""
         self.snapshot.close()
 
     def _write_chunk(self, chunk: store.ChunkCut) -> None:
@@ -115,9 +115,7 @@ class SnapshotBuilder:
             self.chunks_encoded += 1
             return
         if self._previous is None:
-            raise ValueError(
-                f"the cut left chunk {chunk.number} out, and there is no previous snapshot to copy it from"
-            )
+            raise ValueError(f"the cut lacks chunk {chunk.number}, and no previous snapshot exists to copy it from")
         place = self._previous.chunks[chunk.number]
         self._copy(self._previous.descriptor, place.position, place.length)
         self.chunks_copied += 1
@@ -137,16 +135,18 @@ class SnapshotBuilder:
 
 
 class OrderedSnapshotBuilder(SnapshotBuilder):
-    """Writes a snapshot in the byte order of its keys. Its cut must be a whole one."""
+    """Writes a snapshot in the byte order of its keys. The cut must contain all chunks."""
+
+    run_keys = RUN_KEYS
 
     def steps(self) -> Iterator[None]:
-        """Yields after each chunk that is sorted and each run that is written; the file is sealed when it ends."""
+        """Write the file. Yield after each sorted chunk and each written run. The file is sealed at the end."""
         cut, encoder, snapshot = self._cut, self._encoder, self.snapshot
         self._write(encoder.snapshot_begin(cut.sequence, keys=cut.keys, chunks=len(cut.chunks)))
         ordered = []
         for chunk in cut.chunks:
             if chunk.entries is None:
-                raise ValueError(f"the cut left chunk {chunk.number} out, whose keys are in all parts of the snapshot")
+                raise ValueError(f"the cut lacks chunk {chunk.number}, but a snapshot in key order needs all chunks")
             ordered.append(sorted(chunk.entries, key=_key))
             yield
         run: list[store.Entry] = []
@@ -154,7 +154,7 @@ class OrderedSnapshotBuilder(SnapshotBuilder):
         for entry in heapq.merge(*ordered, key=_key):
             run.append(entry)
             run_bytes += len(entry.value)
-            if run_bytes >= _RUN_BYTES or store.chunk_hash(entry.key) % _RUN_KEYS == 0:
+            if run_bytes >= _RUN_BYTES or store.chunk_hash(entry.key) % self.run_keys == 0:
                 self._write_run(run)
                 run, run_bytes = [], 0
                 yield
@@ -180,7 +180,7 @@ class OrderedSnapshotBuilder(SnapshotBuilder):
 def begin(
     encoder: encoding.Encoder, source: store.Store, *, log_offset: int, previous: Snapshot | None = None
 ) -> SnapshotBuilder:
-    """Cuts the store now, for a snapshot behind which clients go on at `log_offset`."""
+    """Cut the store now. Return a builder for a snapshot after which clients continue at `log_offset`."""
     if encoder.in_key_order:
         return OrderedSnapshotBuilder(encoder, source.cut(), log_offset=log_offset, previous=previous)
     cut = source.cut(since_sequence=-1 if previous is None else previous.sequence)

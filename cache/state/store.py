@@ -1,17 +1,19 @@
-"""The newest value of every key of one feed, in chunks that know what they hold. Pure.
+"""The newest value of every key of one feed, in chunks that track their digest and last change. Pure.
 
-Keys fall into chunks by the CRC-32 of the key, modulo the number of chunks (a power of two). A chunk carries the
-state digest of its (key, value) pairs, revisions left out, so equal contents give equal chunks on every replica, and
-the sequence of its last change, so that a snapshot encodes again only what changed.
+The CRC-32 of a key, modulo the number of chunks (a power of two), gives its chunk. A chunk holds the state digest of
+its (key, value) pairs without revisions, so equal contents give equal chunks on every replica. It also holds the
+sequence of its last change, so that a snapshot encodes only changed chunks again.
 
-Entries are never changed in place: a `Cut` or `Difference` that holds them stays what it was, however long its
-encoding takes. Live keys and deletions are kept in order of their last change, so what has changed since a sequence is
-a look from the end. Deletions are remembered as tombstones, as many as the module's numbers allow.
+Entries are immutable. A `Cut` or `Difference` therefore stays correct while it is encoded, however long that takes.
+Live keys and deletions are kept in the order of their last change, so the changes since a sequence are found from the
+end. Deletions are kept as tombstones, up to the limits in this module.
 """
 
 import itertools
+import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
@@ -19,22 +21,32 @@ import msgspec
 from protocol import digest as digests
 from protocol import messages
 
-CHUNK_TARGET_BYTES = 64 * 1024
-"""Mean size at which the number of chunks doubles: one change then costs a snapshot at most so much to encode again."""
-CHUNK_TARGET_KEYS = 256
-MAX_CHUNKS = 1 << 15
-TOMBSTONES_MIN = 200_000
-"""So many deletions may be remembered however few keys there are; beyond it, two for each live key."""
 _TOMBSTONES_DROPPED_SHARE = 16
-"""The oldest sixteenth goes at once: taking the first of a dictionary one by one would scan the gap before it."""
+"""Drop the oldest sixteenth at once. Removing the first item of a dictionary one by one would scan the growing gap."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreLimits:
+    """The sizes at which a store splits its chunks, and the number of deletions that it remembers."""
+
+    chunk_target_bytes: int = 64 * 1024
+    """Mean chunk size at which the number of chunks doubles. One change makes a snapshot encode about this much."""
+    chunk_target_keys: int = 256
+    """The same as a number of keys."""
+    max_chunks: int = 1 << 15
+    tombstones_min: int = 200_000
+    """Minimum number of deletions to remember, even with few keys. Above it the limit is two for each live key."""
+
+
+DEFAULT_LIMITS = StoreLimits()
 
 
 class Forgotten(Exception):
-    """What was deleted since then is not known any more."""
+    """The store no longer knows all deletions since the requested sequence."""
 
 
 class Entry(msgspec.Struct, gc=False, frozen=True):
-    """A live key. Not tracked by the garbage collector: there are many, and none can be part of a cycle."""
+    """A live key. Excluded from garbage collection, because entries are many and cannot be part of a cycle."""
 
     key: str
     value: bytes
@@ -45,20 +57,20 @@ class Entry(msgspec.Struct, gc=False, frozen=True):
     digest: int
 
     def as_update(self) -> messages.Update:
-        """What a snapshot says of it: everything there is new."""
+        """Return the update that a snapshot contains. In a snapshot every key is new."""
         return messages.Update(
             self.key, self.value, self.revision, messages.UpdateType.NEW, self.v3_resource_version, self.ttl
         )
 
     def as_change(self) -> messages.Update:
-        """What a catch-up says of it, whose receiver has an older value or none."""
+        """Return the update that a catch-up block contains. The receiver has an older value or none."""
         return messages.Update(
             self.key, self.value, self.revision, messages.UpdateType.UPDATED, self.v3_resource_version, self.ttl
         )
 
 
 class Tombstone(msgspec.Struct, gc=False, frozen=True):
-    """A key that is gone, and since when."""
+    """A deleted key, and the sequence of its deletion."""
 
     key: str
     revision: str
@@ -66,16 +78,16 @@ class Tombstone(msgspec.Struct, gc=False, frozen=True):
     sequence: int
 
     def as_change(self) -> messages.Update:
-        """What a catch-up says of it; the receiver may never have known the key."""
+        """Return the update that a catch-up block contains. The receiver may never have had the key."""
         return messages.Update(self.key, None, self.revision, messages.UpdateType.DELETED, self.v3_resource_version)
 
 
 class Difference(NamedTuple):
-    """What has changed behind `since_sequence`, as of one moment: the last change of each key."""
+    """The last change of each key that has changed after `since_sequence`, as of one moment."""
 
     since_sequence: int
     sequence: int
-    """The store's at that moment."""
+    """Sequence of the store at that moment."""
     status: messages.SyncStatus
     entries: list[Entry]
     """Newest first."""
@@ -83,7 +95,7 @@ class Difference(NamedTuple):
     """Newest first."""
 
     def changes(self) -> Iterator[tuple[int, messages.Update]]:
-        """(sequence, update) in order of sequence; takes them out of the lists."""
+        """Yield (sequence, update) in the order of sequences, and remove them from the lists."""
         entries, tombstones = self.entries, self.tombstones
         while entries or tombstones:
             is_deletion = not entries or (bool(tombstones) and tombstones[-1].sequence < entries[-1].sequence)
@@ -100,11 +112,11 @@ class Chunk:
         self.entries: dict[str, Entry] = {}
         self.digest = 0
         self.sequence = 0
-        """Sequence of the last change, or of the split that made the chunk; 0 for never."""
+        """Sequence of the last change, or of the split that created the chunk. 0 = never."""
 
 
 class ChunkCut(NamedTuple):
-    """A chunk as it was at the cut; `entries` is None if it has not changed since the sequence asked about."""
+    """A chunk as it was at the cut. `entries` is None if it has not changed since the requested sequence."""
 
     number: int
     sequence: int
@@ -123,29 +135,34 @@ class Cut(NamedTuple):
 
 
 def chunk_hash(key: str) -> int:
-    """32-bit hash that decides a key's chunk (docs/protocol.md, section 3)."""
+    """Return the 32-bit hash that determines a key's chunk (docs/protocol.md, section 3)."""
     return zlib.crc32(key.encode())
 
 
 class Store:
-    """Key to newest value; the one writer is the feed that owns it.
+    """The newest value of each key. The feed that owns the store is the only writer.
 
-    `put` and `delete` give the update that clients must be sent, or None if nothing changed for them. Each update
-    takes one sequence number.
+    `put` and `delete` return the update to send to clients, or None if nothing changes for them. Each update takes one
+    sequence number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: StoreLimits | None = None) -> None:
+        self._limits = limits = DEFAULT_LIMITS if limits is None else limits
+        self._tombstones_min = limits.tombstones_min
         self.sequence = 0
         self.status = messages.SyncStatus.WAITING
         self.value_bytes = 0
         """Bytes of all keys and values."""
         self.digest = 0
         self.tombstone_floor = 0
-        """Deletions up to this sequence may be forgotten; all behind it are known."""
+        """Deletions up to this sequence may be forgotten. All later ones are known."""
         self._entries: dict[str, Entry] = {}
         self._tombstones: dict[str, Tombstone] = {}
-        """In order of sequence; no key is here and in `_entries`."""
+        """In order of sequence. A key is never both here and in `_entries`."""
         self._chunks = [Chunk()]
+        self._max_keys = self._max_bytes = 0
+        """The chunks split when the store has more keys or bytes than this."""
+        self._set_split_sizes()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -154,16 +171,16 @@ class Store:
         return key in self._entries
 
     def __iter__(self) -> Iterator[Entry]:
-        """Live entries, in order of last change."""
+        """Iterate over live entries, in the order of their last change."""
         return iter(self._entries.values())
 
     def get(self, key: str) -> Entry | None:
-        """The entry of a live key."""
+        """Return the entry of a live key, or None."""
         return self._entries.get(key)
 
     @property
     def tombstone_count(self) -> int:
-        """Number of deletions that are remembered."""
+        """Number of remembered deletions."""
         return len(self._tombstones)
 
     @property
@@ -174,15 +191,15 @@ class Store:
     def put(
         self, key: str, value: bytes, revision: str, *, v3_resource_version: str = "", ttl: int = 0
     ) -> messages.Update | None:
-        """The key has this value now; None if value, V3 version and TTL are what they were.
+        """Set a key's value. Return None if value, V3 version and TTL are unchanged.
 
-        A suppressed no-op leaves the stored revision as it is: it is the revision of the value that clients hold.
+        An unchanged value keeps its stored revision, because clients hold the value with that revision.
         """
         old = self._entries.get(key)
         if old is not None:
             if old.value == value and old.v3_resource_version == v3_resource_version and old.ttl == ttl:
                 return None
-            del self._entries[key]  # so that it comes back as the last one changed
+            del self._entries[key]  # the new entry must be the last in the order
         else:
             self._tombstones.pop(key, None)
         self.sequence += 1
@@ -196,7 +213,7 @@ class Store:
         return messages.Update(key, value, revision, kind, v3_resource_version, ttl)
 
     def delete(self, key: str, revision: str) -> messages.Update | None:
-        """The key is gone; None if it was not there."""
+        """Delete a key. Return None if it does not exist."""
         old = self._entries.pop(key, None)
         if old is None:
             return None
@@ -205,8 +222,9 @@ class Store:
         self.value_bytes -= len(key) + len(old.value)
         tombstone = Tombstone(old.key, revision, old.v3_resource_version, self.sequence)
         self._tombstones[old.key] = tombstone
-        if len(self._tombstones) > max(TOMBSTONES_MIN, 2 * len(self._entries)):
-            self._drop_tombstones(max(1, len(self._tombstones) // _TOMBSTONES_DROPPED_SHARE))
+        excess = len(self._tombstones) - max(self._tombstones_min, 2 * len(self._entries))
+        if excess > 0:
+            self._drop_tombstones(max(excess, len(self._tombstones) // _TOMBSTONES_DROPPED_SHARE))
         return tombstone.as_change()
 
     def _drop_tombstones(self, count: int) -> None:
@@ -215,7 +233,7 @@ class Store:
             self.tombstone_floor = tombstone.sequence
 
     def forget_deletions(self, up_to_sequence: int) -> None:
-        """Nobody will ask for a difference since an earlier sequence; does nothing while that would free little."""
+        """Drop deletions up to a sequence that no client needs. Do nothing if that would free little memory."""
         count = 0
         for tombstone in self._tombstones.values():
             if tombstone.sequence > up_to_sequence:
@@ -225,14 +243,14 @@ class Store:
             self._drop_tombstones(count)
 
     def changes_since(self, sequence: int) -> Difference:
-        """The last change of each key that has changed behind a sequence; takes some 20 ns for each.
+        """Return the last change of each key that has changed after a sequence. Takes about 20 ns for each key.
 
         Raises:
-            Forgotten: some of the deletions are not known any more.
+            Forgotten: some deletions after the sequence are not known any more.
         """
         if sequence < self.tombstone_floor:
             raise Forgotten(
-                f"deletions up to {self.tombstone_floor} are forgotten, those since {sequence} were asked for"
+                f"deletions up to {self.tombstone_floor} are forgotten, but those since {sequence} are needed"
             )
         entries = []
         for entry in reversed(self._entries.values()):
@@ -254,22 +272,27 @@ class Store:
         return chunk
 
     def _maybe_split(self) -> None:
-        count = len(self._chunks)
-        if count >= MAX_CHUNKS or (
-            len(self._entries) <= count * CHUNK_TARGET_KEYS and self.value_bytes <= count * CHUNK_TARGET_BYTES
-        ):
+        if len(self._entries) <= self._max_keys and self.value_bytes <= self._max_bytes:
             return
-        # All chunks at once: it happens a dozen times in a cluster's growth, and takes some 0.5 us a key.
+        count = len(self._chunks)
+        # Split all chunks at once. A growing cluster causes about a dozen splits, each about 0.5 us for each key.
         self._chunks = [Chunk() for _ in range(count * 2)]
         for chunk in self._chunks:
-            chunk.sequence = self.sequence  # the empty ones too: whoever remembers this number means another chunk
+            chunk.sequence = self.sequence  # in empty ones too: a snapshot that knows this number knows another chunk
         for entry in self._entries.values():
             chunk = self._chunks[chunk_hash(entry.key) & (count * 2 - 1)]
             chunk.entries[entry.key] = entry
             chunk.digest = (chunk.digest + entry.digest) % digests.MODULUS
+        self._set_split_sizes()
+
+    def _set_split_sizes(self) -> None:
+        count, limits = len(self._chunks), self._limits
+        may_split = count < limits.max_chunks
+        self._max_keys = count * limits.chunk_target_keys if may_split else sys.maxsize
+        self._max_bytes = count * limits.chunk_target_bytes if may_split else sys.maxsize
 
     def cut(self, *, since_sequence: int = -1) -> Cut:
-        """Everything at this moment; chunks without a change after `since_sequence` come without their entries."""
+        """Return the whole store at this moment. Chunks unchanged after `since_sequence` come without their entries."""
         return Cut(
             self.sequence,
             self.status,

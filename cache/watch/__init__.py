@@ -1,1 +1,1 @@
-"""The list/watch machine: follows one resource type on the API server. Pure: `cache/kube` drives it."""
+"""The state machine that lists and watches one resource type on the API server. Pure: `cache.kube` does the I/O."""

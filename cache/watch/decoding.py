@@ -1,9 +1,9 @@
-"""From bytes to list pages, watch events and Status objects. Pure.
+"""Decodes list pages, watch events and Status objects. Pure.
 
-Only the envelope of an object (apiVersion, kind, name, namespace, resourceVersion) is decoded here; its JSON is passed
-on untouched. The API server writes `{"type":"ADDED","object":{...}}`, so one typed pass over the line checks all of it
-and the object's bytes are a slice of the line; decoding `object` as msgspec.Raw and then its envelope takes two passes
-and twice the time. Lines that look different take the two passes.
+This module decodes only the envelope of an object (apiVersion, kind, name, namespace, resourceVersion), and passes its
+JSON on unchanged. The API server writes `{"type":"ADDED","object":{...}}`, so one typed pass checks the whole line, and
+the object's bytes are a slice of it. Decoding `object` as msgspec.Raw and then its envelope takes two passes and twice
+the time. Only lines of another form take the two passes.
 """
 
 from typing import NamedTuple
@@ -11,15 +11,15 @@ from typing import NamedTuple
 import msgspec
 
 MAX_NAME_LENGTH = 253
-"""Kubernetes' limit for names (DNS subdomain); namespaces are shorter."""
+"""Kubernetes' limit for names (DNS subdomain). Namespaces are shorter."""
 MAX_VERSION_LENGTH = 128
-"""resourceVersion is opaque, but the longest in use is a 64-bit number; aggregated servers join a few."""
+"""resourceVersion is opaque. The longest in use is a 64-bit number; aggregated API servers join several."""
 MAX_CONTINUE_LENGTH = 65_536
-"""Continue tokens hold a key and a version in base64; a longer one is not a token and would not fit a URL."""
+"""A continue token holds a key and a version in base64. A longer text is not a token, and would not fit into a URL."""
 
 
 class InvalidInput(ValueError):
-    """What the API server sent cannot be understood."""
+    """The API server sent something that cannot be decoded."""
 
 
 class Metadata(msgspec.Struct, gc=False, rename="camel"):
@@ -31,7 +31,7 @@ class Metadata(msgspec.Struct, gc=False, rename="camel"):
 
 
 class Envelope(msgspec.Struct, gc=False, rename="camel"):
-    """What every object has."""
+    """The part that all objects have in common."""
 
     metadata: Metadata = msgspec.field(default_factory=Metadata)
     api_version: str = ""
@@ -39,7 +39,7 @@ class Envelope(msgspec.Struct, gc=False, rename="camel"):
 
     @property
     def is_sane(self) -> bool:
-        """Whether the object can be identified; the slash is the separator of our keys and not allowed in names."""
+        """Whether the object has a usable name. Names cannot contain the slash, which separates the parts of keys."""
         metadata = self.metadata
         return (
             0 < len(metadata.name) <= MAX_NAME_LENGTH
@@ -92,7 +92,7 @@ class _Details(msgspec.Struct, gc=False, rename="camel"):
 
 
 class Status(msgspec.Struct, gc=False):
-    """A Kubernetes Status object: why a request failed."""
+    """A Kubernetes Status object: the reason for a failed request."""
 
     code: int = 0
     reason: str = ""
@@ -101,7 +101,7 @@ class Status(msgspec.Struct, gc=False):
 
     @property
     def says_version_too_large(self) -> bool:
-        """Whether the server does not know the version yet that was asked for (504 Timeout with this cause)."""
+        """Whether the server does not know the requested version yet (504 Timeout with this cause)."""
         causes = (self.details.causes if self.details else None) or []
         return any(cause.reason == "ResourceVersionTooLarge" for cause in causes) or (
             "too large resource version" in self.message.lower()
@@ -109,12 +109,12 @@ class Status(msgspec.Struct, gc=False):
 
     @property
     def says_expired(self) -> bool:
-        """Whether the version, or the continue token, that was asked for is no longer known."""
+        """Whether the requested version or continue token has expired."""
         return self.code == 410 or self.reason in ("Expired", "Gone")
 
 
 class ListPage(NamedTuple):
-    """A page of a list. `kind` is the items' kind; the items keep the page's bytes alive, so use them up."""
+    """A page of a list. `kind` is the kind of the items. Do not keep items: each keeps the whole page in memory."""
 
     api_version: str
     kind: str
@@ -124,7 +124,7 @@ class ListPage(NamedTuple):
 
 
 class WatchLine(NamedTuple):
-    """One watch event: its type as written, the object's envelope and the object's exact JSON."""
+    """One watch event: its type as written, the envelope of the object, and the exact JSON of the object."""
 
     type: str
     envelope: Envelope
@@ -142,14 +142,14 @@ _PREFIXES = {
     type: f'{{"type":"{type}","object":{{'.encode() for type in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR")
 }
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""The last one: JSON that is nested deeper than the interpreter's stack allows."""
+"""RecursionError: JSON that is nested deeper than the interpreter's stack allows."""
 _LIST_SUFFIX = "List"
-# The shape of JSON that is not what we expect must not reach a log in full.
 _MAX_DETAIL_LENGTH = 200
+"""Error messages quote unexpected JSON, which can be large."""
 
 
 def decode_line(line: bytes) -> WatchLine:
-    """Decodes one line of a watch; raises InvalidInput."""
+    """Decode one line of a watch. Raises InvalidInput."""
     try:
         try:
             typed = _decode_typed_line(line)
@@ -170,7 +170,7 @@ def _decode_unusual_line(line: bytes) -> WatchLine:
 
 
 def decode_item(raw: msgspec.Raw) -> Envelope:
-    """Decodes the envelope of a list's item; raises InvalidInput."""
+    """Decode the envelope of a list item. Raises InvalidInput."""
     try:
         return _decode_envelope(raw)
     except _UNDECODABLE as error:
@@ -178,14 +178,14 @@ def decode_item(raw: msgspec.Raw) -> Envelope:
 
 
 def decode_page(body: bytes) -> ListPage:
-    """Decodes the body of a list; raises InvalidInput."""
+    """Decode the body of a list. Raises InvalidInput."""
     try:
         page = _decode_list(body)
     except _UNDECODABLE as error:
         raise InvalidInput(f"broken list: {str(error)[:_MAX_DETAIL_LENGTH]}") from error
     token = page.metadata.continue_token or ""
     if not page.kind.endswith(_LIST_SUFFIX):
-        raise InvalidInput(f"not a list, but of kind {page.kind[:_MAX_DETAIL_LENGTH]!r}")
+        raise InvalidInput(f"expected a list, got kind {page.kind[:_MAX_DETAIL_LENGTH]!r}")
     if len(token) > MAX_CONTINUE_LENGTH or len(page.metadata.resource_version) > MAX_VERSION_LENGTH:
         raise InvalidInput("broken list: its continue token or resourceVersion is too long")
     kind = page.kind.removesuffix(_LIST_SUFFIX)
@@ -193,7 +193,7 @@ def decode_page(body: bytes) -> ListPage:
 
 
 def ends_initial_events(raw: bytes) -> bool:
-    """Whether a bookmark is the one that ends the initial events of a WatchList."""
+    """Return whether the bookmark ends the initial events of a WatchList. Raises InvalidInput."""
     try:
         annotations = _decode_bookmark(raw).metadata.annotations
     except _UNDECODABLE as error:
@@ -202,7 +202,7 @@ def ends_initial_events(raw: bytes) -> bool:
 
 
 def decode_status(body: bytes) -> Status:
-    """Decodes an error's body as far as it can be; a proxy's HTML or a truncated body becomes the message."""
+    """Decode the body of an error. If it is not a Status (a proxy's HTML, a truncated body), it becomes the message."""
     try:
         return _decode_status(body)
     except _UNDECODABLE:
@@ -210,7 +210,7 @@ def decode_status(body: bytes) -> Status:
 
 
 class LineSplitter:
-    """Cuts a stream of bytes into lines, however the stream is chopped up."""
+    """Splits a stream of bytes into lines. Chunks may end anywhere."""
 
     __slots__ = ("_max_line_bytes", "_pending", "_pending_bytes")
 
@@ -221,13 +221,14 @@ class LineSplitter:
 
     @property
     def has_rest(self) -> bool:
-        """Whether an unfinished line is held: at the stream's end it was cut off."""
+        """Whether an unfinished line is pending. At the end of the stream this means that the line was cut off."""
         return self._pending_bytes > 0
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Returns the lines that are complete now, without their newline and without empty ones.
+        """Add a chunk. Return the lines that it completes, without newlines and without empty lines.
 
-        Raises InvalidInput if a line is longer than the limit; the splitter is then of no more use.
+        Raises:
+            InvalidInput: a line is longer than the limit. Do not use the splitter any more.
         """
         first, newline, rest = chunk.partition(b"\n")
         self._pending.append(first)

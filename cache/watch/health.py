@@ -1,15 +1,14 @@
-"""How a watcher is doing: failures, back-off, outages and when to say something about them. Pure.
+"""How a watcher is doing: its counters, its failures, the back-off after them, and its outages. Pure.
 
-An outage begins with a request that fails, or with a stream that keeps breaking, and ends with a healthy spell, not
-with the first answer: a server that answers and breaks off again is one outage and two log lines. A broken stream that
-is resumed at once is none.
+An outage begins when a request fails or a stream breaks repeatedly. It ends after a healthy period, not at the first
+answer: a server that answers and then breaks the stream again causes one outage and two log lines. A broken stream that
+resumes at once causes no outage.
 """
 
 import random
 from dataclasses import dataclass, field
 
 from cache.watch import requests
-from cache.watch.counters import WatchCounters
 from cache.watch.policy import Backoff, Failure, WatchPolicy
 from cache.watch.requests import NoticeKind
 
@@ -17,79 +16,116 @@ _ACTIONABLE = frozenset({Failure.FORBIDDEN, Failure.UNAUTHORIZED, Failure.CREDEN
 _BREAKS_OF_AN_OUTAGE = 3
 
 
+def _no_errors() -> dict[str, int]:
+    return {failure.value: 0 for failure in Failure}
+
+
+@dataclass(slots=True)
+class WatchCounters:
+    """Counters of one resource type, for metrics. They only rise, except `last_confirmed`, which is a time."""
+
+    lists: int = 0
+    """Lists started, as pages or as WatchList."""
+    list_pages: int = 0
+    watch_requests: int = 0
+    watchlist_requests: int = 0
+    renewals: int = 0
+    """Watches that continued after they reached their timeoutSeconds."""
+    stream_breaks: int = 0
+    """Watches that ended early because of the server, the network or us (half open, broken JSON)."""
+    resumes: int = 0
+    """Broken watches that continued from the last version, counted at the first event or bookmark after the break."""
+    relists_410: int = 0
+    """Lists started because the last version had expired."""
+    events: int = 0
+    """Objects read: list items, initial events and events."""
+    bookmarks: int = 0
+    objects_unchanged: int = 0
+    """Objects read whose version was already known."""
+    objects_rejected: int = 0
+    """Objects left out because their name is unusable."""
+    objects_swept: int = 0
+    """Objects that a new list did not contain, and that therefore count as deleted."""
+    outages: int = 0
+    errors: dict[str, int] = field(default_factory=_no_errors)
+    """Count by failure class."""
+    last_confirmed: float | None = None
+    """Time (the driver's monotonic clock, seconds) at which the API server last confirmed the objects. None = never."""
+
+
 @dataclass(slots=True)
 class _Outage:
     began_at: float
     tries: int = 0
     recovered_at: float | None = None
-    told: set[Failure] = field(default_factory=set)
+    reported: set[Failure] = field(default_factory=set)
 
 
 class Health:
-    """One watcher's; times are the driver's monotonic clock."""
+    """The health of one watcher. Times are readings of the driver's monotonic clock."""
 
     def __init__(
         self,
         *,
         policy: WatchPolicy,
         counters: WatchCounters,
-        notify: requests.Notify,
+        notices: list[requests.Notice],
         random: random.Random,
         now: float,
     ) -> None:
         self._policy = policy
         self._counters = counters
-        self._notify = notify
+        self._notices = notices
         self._backoff = Backoff(policy, random)
         self._outage: _Outage | None = None
         self.last_success = now
         self.not_before = now
-        """No request before this time."""
+        """Time of the next request."""
 
     @property
     def is_troubled(self) -> bool:
-        """Whether there is an outage, or would be with the next failure: then no single event is worth a log line."""
+        """Whether an outage is in progress, or the next failure starts one. Single events are not logged then."""
         return self._outage is not None or self._backoff.tries >= _BREAKS_OF_AN_OUTAGE - 1
 
     @property
     def lost_at(self) -> float:
-        """When the type counts as lost, unless something succeeds before."""
+        """Time at which the type counts as lost unless a request succeeds before."""
         return self.last_success + self._policy.lost_seconds
 
     def succeeded(self, now: float) -> None:
-        """Data arrived."""
+        """Record that data arrived."""
         self.last_success = now
         if self._outage is not None and self._outage.recovered_at is None:
             self._outage.recovered_at = now
 
     def healthy(self, now: float) -> None:
-        """A healthy spell has passed: failures start counting anew."""
+        """End a healthy period: reset the back-off and end the outage."""
         self.succeeded(now)
         self._backoff.healthy()
         if self._outage is not None:
             seconds = round((self._outage.recovered_at or now) - self._outage.began_at, 3)
             fields = {"seconds": seconds, "tries": self._outage.tries}
             self._outage = None
-            self._notify(requests.Notice(NoticeKind.OUTAGE_ENDED, "info", fields))
+            self._notices.append(requests.Notice(NoticeKind.OUTAGE_ENDED, "info", fields))
 
     def pause(self, now: float, seconds: float) -> None:
-        """Schedules the next request, without any failure."""
+        """Delay the next request; this is not a failure."""
         self.not_before = now + seconds
 
     def failed(self, now: float, failure: Failure, detail: str, *, retry_after_seconds: float = 0.0) -> None:
-        """A request failed: backs off, and the type has an outage."""
+        """Record a failed request: back off, and start or continue an outage."""
         self._counters.errors[failure.value] += 1
         self.pause(now, self._backoff.failed(failure, retry_after_seconds=retry_after_seconds))
-        self._suffer(now, failure, detail)
+        self._continue_outage(now, failure, detail)
 
     def broke(self, now: float, failure: Failure, detail: str) -> None:
-        """A good stream broke, or has to begin anew: at once for the first time, then with back-off."""
+        """Record that a good stream broke or must restart. The first retry comes at once, later ones after back-off."""
         self._counters.errors[failure.value] += 1
         self.pause(now, self._backoff.broke(failure))
         if self._outage is not None or self._backoff.tries >= _BREAKS_OF_AN_OUTAGE:
-            self._suffer(now, failure, detail)
+            self._continue_outage(now, failure, detail)
 
-    def _suffer(self, now: float, failure: Failure, detail: str) -> None:
+    def _continue_outage(self, now: float, failure: Failure, detail: str) -> None:
         outage = self._outage
         is_new = outage is None
         if outage is None:
@@ -98,8 +134,8 @@ class Health:
         outage.tries += 1
         outage.recovered_at = None
         fields = {"failure": failure.value, "detail": detail}
-        if failure in _ACTIONABLE and failure not in outage.told:
-            outage.told.add(failure)
-            self._notify(requests.Notice(NoticeKind.ACTION_NEEDED, "error", fields))
+        if failure in _ACTIONABLE and failure not in outage.reported:
+            outage.reported.add(failure)
+            self._notices.append(requests.Notice(NoticeKind.ACTION_NEEDED, "error", fields))
         elif is_new:
-            self._notify(requests.Notice(NoticeKind.OUTAGE_BEGAN, "warning", fields))
+            self._notices.append(requests.Notice(NoticeKind.OUTAGE_BEGAN, "warning", fields))

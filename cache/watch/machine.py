@@ -1,48 +1,96 @@
-"""The watch machine: lists and watches one resource type, and tells a sink what is different. Pure.
+"""The watch machine: lists and watches one resource type, and passes every difference to a sink. Pure.
 
-The driver asks for the `next_step`, carries it out, and feeds in what comes of it; time comes in with each call. The
-rules, state by state:
+The driver asks for the `next_action`, performs it, and reports the result. The time comes in with each call. The rules,
+state by state:
 
-    Empty          nothing is under way. List: by WatchList unless this server has none, else page by page.
-    ListPages      a list is under way. Objects are handed on as pages arrive; those that were known before and have
-                   not been seen yet are remembered. Its last page leads to Sweeping. An expired continue token, or
-                   any answer that this list cannot survive: Empty. Other failures: the same page again.
-    InitialEvents  the same within a watch, up to the end bookmark. If it breaks: Empty. If the bookmark does not
-                   come: Empty, and this server has no WatchList.
-    Sweeping       what the list did not contain is deleted, a slice at a time. Then IN_SYNC.
-    Watching       events apply as they come and move the position on. If the stream breaks: watch again from the
-                   position. If the position has expired (410): Empty; what is known is kept for the comparison.
-    Polling        the type cannot be watched: list again after a while.
-    Absent         the type is not installed (404): in sync, with nothing; looked for now and then. If none of its
-                   family is (cache.watch.api_group), what is known is kept instead, and it is not in sync.
+    Empty          No request is in progress. List: by WatchList if this server has it, else page by page.
+    ListPages      A list is in progress. Objects go to the sink as pages arrive. The machine remembers which known
+                   objects it has not seen yet. After the last page: Sweeping. If the continue token expires, or the
+                   list cannot continue for another reason: Empty. After other failures: request the same page again.
+    InitialEvents  The same within a watch, up to the end bookmark. If the stream breaks: Empty. If the bookmark does
+                   not come: Empty, and this server has no WatchList.
+    Sweeping       Delete, slice by slice, what the list did not contain. Then IN_SYNC.
+    Watching       Events apply as they come and move the position forwards. If the stream breaks: watch again from the
+                   position. If the position has expired (410): Empty. The known objects stay for the comparison.
+    Polling        The type cannot be watched: list again after a while.
+    Absent         The type is not installed (404): in sync, without objects. Look for it periodically. If all types of
+                   its API group are missing (cache.watch.api_group): keep the known objects, but not in sync.
 
-After the first sync each list is at least as new as the position (NotOlderThan), so that it cannot go back in time,
-except where the server does not know that version any more or yet; then versions are not compared either.
+After the first sync each list is at least as new as the position (NotOlderThan), so that it cannot go back in time.
+The exception is a server that does not know this version any more, or does not know it yet. The machine then ignores
+versions when it compares objects.
 """
 
+import random
 from collections.abc import Sequence
 
 import msgspec
 
-from cache import resources
+from cache import objects, resources
 from cache.objects import Origin
-from cache.watch import core, decoding, requests
-from cache.watch.policy import Failure, classify, says_no_watch_list
+from cache.watch import api_group, decoding, health, reflector, requests
+from cache.watch.policy import Failure, WatchPolicy, classify, says_no_watch_list
 from cache.watch.requests import NoticeKind, RequestKind
-from cache.watch.states import Empty, InitialEvents, ListPages, Polling, State, Sweeping, Watching
+from cache.watch.states import Absent, Empty, InitialEvents, ListPages, Polling, State, Sweeping, Watching
 from protocol.messages import SyncStatus
 
-# A stream that reached this part of its timeoutSeconds ended because of them.
+_RECHECK_SECONDS = 2.0
+_GONE_RECHECK_SECONDS = 5.0
+"""While all types of the group are missing. A group has some 20 types."""
 _RENEWAL_SHARE = 0.9
+"""A stream that reached this share of its timeoutSeconds ended because of them."""
 _MAX_DETAIL_LENGTH = 400
 
 
-class WatchMachine(core.WatchCore):
-    """The machine of one resource type. The sink is called directly, and starts from the status WAITING.
+class WatchMachine:
+    """The machine of one resource type. It calls the sink directly, and starts with the status WAITING.
 
-    `streaming` says whether the driver should go on reading the stream that it reported as `accepted`; where it turns
-    False the stream is to be closed.
+    `streaming` says whether the driver continues to read the stream that it reported by `accepted`. When it turns
+    False, the driver closes the stream. The driver logs what `take_notices` returns.
     """
+
+    def __init__(
+        self,
+        type: resources.ResourceType,
+        sink: objects.WatchSink,
+        *,
+        policy: WatchPolicy,
+        random: random.Random,
+        now: float,
+        group: api_group.ApiGroup | None = None,
+    ) -> None:
+        self.type = type
+        self.counters = health.WatchCounters()
+        self.streaming = False
+        self._sink = sink
+        self._policy = policy
+        self._random = random
+        self._notices: list[requests.Notice] = []
+        self._requests = requests.RequestFactory(type, policy)
+        self._reflector = reflector.Reflector(type, sink, counters=self.counters, notices=self._notices)
+        self._health = health.Health(
+            policy=policy, counters=self.counters, notices=self._notices, random=random, now=now
+        )
+        self._state: State = Empty()
+        self._status = SyncStatus.WAITING
+        self._request: requests.Request | None = None
+        self._page_limit = policy.page_limit
+        self._has_watch_list = policy.use_watch_list
+        self._has_watch = True
+        self._trusts_versions = True
+        self._reload_due = False
+        self._opened_at = now
+        self._is_settled = False
+        self._is_confirmed = False
+        self._is_resuming = False
+        self._missing_since: float | None = None
+        self._relist_due = False
+        self._group = group
+        if group is not None:
+            group.subscribe(self._on_group_gone)
+        self._stalls = 0
+        self._initial_breaks = 0
+        self._backward_bookmarks = 0
 
     # What the driver reads.
 
@@ -53,17 +101,17 @@ class WatchMachine(core.WatchCore):
 
     @property
     def status(self) -> SyncStatus:
-        """What the sink was told last."""
+        """The status that the sink received last."""
         return self._status
 
     @property
     def object_count(self) -> int:
-        """How many live objects are known."""
-        return len(self._view)
+        """The number of known live objects."""
+        return len(self._reflector)
 
     @property
     def deadline(self) -> float | None:
-        """While streaming: when to call `tick` at the latest."""
+        """While streaming: the latest time for the next `tick`. None if no deadline is set."""
         state = self._state
         if not self.streaming:
             return None
@@ -72,8 +120,14 @@ class WatchMachine(core.WatchCore):
             return min(state.last_event_at + policy.initial_quiet_seconds, state.began_at + policy.initial_max_seconds)
         return None if self._is_settled else self._opened_at + self._policy.healthy_seconds
 
-    def next_step(self, now: float) -> requests.Step:
-        """What to do now. Not to be called while streaming."""
+    def take_notices(self) -> list[requests.Notice]:
+        """Return the notices since the last call, oldest first."""
+        notices = self._notices.copy()
+        self._notices.clear()
+        return notices
+
+    def next_action(self, now: float) -> requests.Action:
+        """Return the action to perform now. Do not call it while streaming."""
         while self.sweep(now):
             pass
         if now < self._health.not_before:
@@ -96,9 +150,9 @@ class WatchMachine(core.WatchCore):
         timeout = self._random.randint(self._policy.watch_seconds_min, self._policy.watch_seconds_max)
         if isinstance(state, Watching):
             counters.watch_requests += 1
-            return self._requests.watch(position=self._view.position, timeout_seconds=timeout)
+            return self._requests.watch(position=self._reflector.position, timeout_seconds=timeout)
         counters.lists += 1
-        not_older_than = self._view.position if self._trusts_versions else ""
+        not_older_than = self._reflector.position if self._trusts_versions else ""
         if self._has_watch_list and self._has_watch:
             counters.watchlist_requests += 1
             return self._requests.watch_list(not_older_than=not_older_than, timeout_seconds=timeout)
@@ -107,52 +161,52 @@ class WatchMachine(core.WatchCore):
     # Good answers.
 
     def accepted(self, now: float) -> None:
-        """The request was answered with 200: a list's body follows as pages, a watch's as lines."""
+        """The answer is 200. The body of a list follows as pages, that of a watch as lines."""
         if self._request is None or self._request.kind is RequestKind.LIST:
             return
         if self._relist_due and self._request.kind is RequestKind.WATCH:
-            self._present(now)
+            self._type_served(now)
             return
         self.streaming = True
-        self._present(now)
+        self._type_served(now)
         self._opened_at = now
         self._is_settled = False
         if self._request.kind is RequestKind.WATCH_LIST:
             self._begin_list()
-            self._state = InitialEvents(set(self._view.identities()), now, now)
+            self._state = InitialEvents(set(self._reflector.identities()), now, now)
 
     def begin_page(self, now: float, page: decoding.ListPage) -> None:
-        """A page of a list is there; its items follow through `items`, then `end_page`."""
+        """A page of a list has arrived. Its items follow by `items`, then `end_page`."""
         self.counters.list_pages += 1
-        self._present(now)
+        self._type_served(now)
         if not isinstance(self._state, ListPages):
             self._begin_list()
-            self._state = ListPages(set(self._view.identities()), page.resource_version, "")
+            self._state = ListPages(set(self._reflector.identities()), page.resource_version, "")
         elif self._status is SyncStatus.WAITING:
             self._set_status(SyncStatus.RESYNC)
         self._health.succeeded(now)
 
     def items(self, page: decoding.ListPage, items: Sequence[msgspec.Raw]) -> None:
-        """Some of the page's items, in order."""
+        """Process some of the page's items, in order."""
         assert isinstance(self._state, ListPages)
         unseen = self._state.unseen
         for item in items:
             try:
                 envelope = decoding.decode_item(item)
             except decoding.InvalidInput:
-                envelope = decoding.Envelope()  # without an identity: left out, as one bad object
-            identity = self._emitter.upsert(
+                envelope = decoding.Envelope()  # without a name, so the reflector leaves out this object only
+            identity = self._reflector.upsert(
                 envelope, bytes(item), Origin.LIST, api_version=page.api_version, kind=page.kind
             )
             unseen.discard(identity)
 
     def end_page(self, now: float, page: decoding.ListPage) -> None:
-        """All of the page's items were there."""
+        """All items of the page have been processed."""
         state = self._state
         assert isinstance(state, ListPages)
         if page.continue_token and page.continue_token == state.continue_token:
             self._state = Empty()
-            self._health.failed(now, Failure.MALFORMED, "the list goes on with the same continue token for ever")
+            self._health.failed(now, Failure.MALFORMED, "the list repeats its continue token and would never end")
         elif page.continue_token:
             state.continue_token = page.continue_token
         else:
@@ -161,7 +215,7 @@ class WatchMachine(core.WatchCore):
             self._state = Sweeping(sorted(state.unseen), state.version, then)
 
     def line(self, now: float, line: bytes) -> None:
-        """A line of a watch."""
+        """Process a line of a watch."""
         if isinstance(self._state, Sweeping):
             while self.sweep(now):
                 pass
@@ -179,10 +233,10 @@ class WatchMachine(core.WatchCore):
                 case _:
                     raise decoding.InvalidInput(f"unknown watch event {event.type[:40]!r}")
         except decoding.InvalidInput as error:
-            self._break(now, Failure.MALFORMED, str(error))
+            self._stream_failed(now, Failure.MALFORMED, str(error))
 
     def stream_ended(self, now: float, *, is_truncated: bool) -> None:
-        """The stream came to its end; `is_truncated` if in the middle of a line."""
+        """The stream ended. `is_truncated`: within a line."""
         request = self._request
         lived = now - self._opened_at
         is_due = request is not None and lived >= request.timeout_seconds * _RENEWAL_SHARE
@@ -193,10 +247,10 @@ class WatchMachine(core.WatchCore):
             self.counters.renewals += 1
             self._health.healthy(now)
         else:
-            self._break(now, Failure.TRUNCATED, "the stream ended early")
+            self._stream_failed(now, Failure.TRUNCATED, "the stream ended early")
 
     def end_batch(self, now: float) -> None:
-        """The driver has no more input right now."""
+        """The driver has no more input at the moment."""
         if self._is_confirmed:
             self._is_confirmed = False
             self.counters.last_confirmed = now
@@ -204,45 +258,56 @@ class WatchMachine(core.WatchCore):
         self._sink.batch_end()
 
     def tick(self, now: float) -> None:
-        """Time has passed."""
+        """Check the deadlines."""
         state = self._state
         deadline = self.deadline
         if deadline is not None and now >= deadline:
             if isinstance(state, InitialEvents):
-                self._give_up_watch_list("the end of the initial events never came")
+                self._disable_watch_list("the end of the initial events never came")
             else:
                 self._is_settled = True
                 self._health.healthy(now)
         if self._status is not SyncStatus.WAITING and now >= self._health.lost_at:
-            self._notify(requests.Notice(NoticeKind.LOST, "error", {"seconds": self._policy.lost_seconds}))
+            self._notice(NoticeKind.LOST, "error", seconds=self._policy.lost_seconds)
             self._set_status(SyncStatus.WAITING)
             self.streaming = False
             if not isinstance(state, ListPages):
                 self._state = Empty()
 
+    def sweep(self, now: float) -> bool:
+        """Delete a slice of the objects that a complete list did not contain. Return whether more are left."""
+        state = self._state
+        if not isinstance(state, Sweeping):
+            return False
+        self._reflector.sweep(state.stale, count=self._policy.slice_items, version=state.version)
+        if state.stale:
+            return True
+        self._synced(now, state)
+        return False
+
     # Bad answers.
 
     def interrupted(self, now: float, failure: Failure, detail: str) -> None:
-        """The request, or the stream that it had opened, failed on the way, or its body could not be used."""
+        """The request or its stream failed on the way, or its body is unusable."""
         if self.streaming:
-            self._break(now, failure, detail)
+            self._stream_failed(now, failure, detail)
             return
         self._missing_since = None
         if failure is Failure.TOO_LARGE:
             self._page_limit = max(1, self._page_limit // 2)
-        if failure in (Failure.TOO_LARGE, Failure.MALFORMED) and self._stall():
+        if failure in (Failure.TOO_LARGE, Failure.MALFORMED) and self._is_stalled():
             self._state = Empty()
         self._reload_due = failure is Failure.CREDENTIALS
         self._health.failed(now, failure, detail[:_MAX_DETAIL_LENGTH])
 
     def refused(self, now: float, http_status: int, *, body: bytes, retry_after_seconds: float = 0.0) -> None:
-        """The request was answered with another status than 200; `body` is the beginning of the answer's body."""
+        """The answer has a status other than 200. `body` is the beginning of its body."""
         request = self._request
         assert request is not None
         status = decoding.decode_status(body[: self._policy.max_error_bytes])
         detail = f"HTTP {http_status}: {status.message or status.reason}"[:_MAX_DETAIL_LENGTH]
         if request.kind is RequestKind.WATCH_LIST and says_no_watch_list(http_status, status):
-            self._give_up_watch_list(detail)
+            self._disable_watch_list(detail)
             return
         failure = classify(http_status, status)
         if failure is not Failure.NOT_FOUND:
@@ -255,38 +320,117 @@ class WatchMachine(core.WatchCore):
             self._has_watch = False
             self._state = Polling()
             self._health.pause(now, self._policy.poll_seconds)
-            self._tell(NoticeKind.NO_WATCH, "warning", detail=detail)
+            self._notice(NoticeKind.NO_WATCH, "warning", detail=detail)
         else:
             if failure is Failure.REJECTED:
-                self._state = Empty()  # whatever is wrong with the request, the next one should be another
+                self._state = Empty()  # so that the next request differs from the one that was rejected
             self._reload_due = failure is Failure.UNAUTHORIZED
             if failure is Failure.FORBIDDEN:
-                if self._family is not None:
-                    self._family.refused(self.type)
+                if self._group is not None:
+                    self._group.forbidden(self.type)
                 detail = f"{_missing_rule(self.type, request)} ({detail})"
             retry_after_seconds = retry_after_seconds or (status.details.retry_after_seconds if status.details else 0)
             self._health.failed(now, failure, detail, retry_after_seconds=retry_after_seconds)
+
+    def _on_version_refused(self, now: float, failure: Failure, detail: str) -> None:
+        """The server does not know the requested version: not any more (410), or not yet."""
+        state = self._state
+        had_version = "resourceVersion" in (self._request.query if self._request else {})
+        was_relist = isinstance(state, (Empty, InitialEvents, Polling, Absent)) and had_version
+        if failure is Failure.VERSION_TOO_LARGE or was_relist:
+            self._trusts_versions = False
+        if isinstance(state, Watching):
+            if failure is Failure.GONE:
+                self.counters.relists_410 += 1
+            if not self._health.is_troubled:
+                self._notice(NoticeKind.RELIST, "info", reason=detail)
+        self.streaming = False
+        self._is_resuming = False
+        self._state = Empty()
+        if had_version or isinstance(state, (ListPages, Watching)):
+            self._health.broke(now, failure, detail)
+        else:
+            self._health.failed(now, failure, detail)
+
+    def _on_not_found(self, now: float) -> None:
+        self.counters.errors[Failure.NOT_FOUND.value] += 1
+        self._health.succeeded(now)
+        group = self._group
+        if group is not None and group.missing(self.type):
+            self._notice(NoticeKind.GROUP_GONE, "error", group=self.type.group)
+        was_missing = self._missing_since is not None
+        missing_since = now if self._missing_since is None else self._missing_since
+        self._missing_since = missing_since
+        if group is not None and group.is_gone:
+            self._on_group_gone()
+            self._health.pause(now, _GONE_RECHECK_SECONDS)
+            return
+        is_absent = isinstance(self._state, Absent) and self._status is SyncStatus.IN_SYNC
+        if was_missing and is_absent:
+            self._confirm_absent(now)
+            return
+        since = missing_since if group is None else max(missing_since, group.returned_at)
+        # Without known objects one 404 is enough, unless the types of the group are just coming back.
+        may_be_soon = len(self._reflector) == 0 and since == missing_since
+        if may_be_soon or now - since >= self._policy.absent_grace_seconds:
+            self._state = Sweeping(list(self._reflector.identities()), "", Absent())
+        else:
+            self._health.pause(now, _RECHECK_SECONDS)
+
+    def _stream_failed(self, now: float, failure: Failure, detail: str) -> None:
+        """Give up the stream, and decide where to continue."""
+        while self.sweep(now):
+            pass
+        self.streaming = False
+        self.counters.stream_breaks += 1
+        if isinstance(self._state, InitialEvents):
+            self._state = Empty()
+            self._initial_breaks += 1
+            self._health.failed(now, failure, detail)
+            if self._initial_breaks >= self._policy.initial_breaks_max:
+                self._disable_watch_list(detail)
+            return
+        self._is_resuming = True
+        if self._is_stalled():
+            self._state = Empty()
+        self._health.broke(now, failure, detail)
+
+    def _is_stalled(self) -> bool:
+        """Count a failure without progress. Return whether there were too many to continue from this point."""
+        self._stalls += 1
+        if self._stalls < self._policy.stalls_max:
+            return False
+        self._stalls = 0
+        self._is_resuming = False
+        return True
+
+    def _disable_watch_list(self, reason: str) -> None:
+        self.streaming = False
+        self._has_watch_list = False
+        if isinstance(self._state, InitialEvents):
+            self._state = Empty()
+        self._notice(NoticeKind.NO_WATCH_LIST, "info", reason=reason)
 
     # Events of a watch.
 
     def _on_live(self, now: float, event: decoding.WatchLine) -> None:
         state = self._state
         if isinstance(state, InitialEvents):
-            state.unseen.discard(self._emitter.upsert(event.envelope, event.raw, Origin.INITIAL))
+            state.unseen.discard(self._reflector.upsert(event.envelope, event.raw, Origin.INITIAL))
             self._initial_progress(now, state)
         else:
-            self._emitter.upsert(event.envelope, event.raw, Origin.EVENT)
-            self._view.advance(event.envelope.metadata.resource_version)
+            self._reflector.upsert(event.envelope, event.raw, Origin.EVENT)
+            self._reflector.advance(event.envelope.metadata.resource_version)
             self._progress(now)
 
     def _on_deleted(self, now: float, event: decoding.WatchLine) -> None:
         state = self._state
         if isinstance(state, InitialEvents):
-            state.unseen.discard(self._emitter.remove(event.envelope, event.raw, Origin.INITIAL))
+            state.unseen.discard(self._reflector.remove(event.envelope, event.raw, Origin.INITIAL))
             self._initial_progress(now, state)
         else:
-            self._emitter.remove(event.envelope, event.raw, Origin.EVENT)
-            self._view.advance(event.envelope.metadata.resource_version)
+            self._reflector.remove(event.envelope, event.raw, Origin.EVENT)
+            self._reflector.advance(event.envelope.metadata.resource_version)
             self._progress(now)
 
     def _on_bookmark(self, now: float, event: decoding.WatchLine) -> None:
@@ -299,10 +443,10 @@ class WatchMachine(core.WatchCore):
                     raise decoding.InvalidInput("the bookmark that ends the initial events has no resourceVersion")
                 self._state = Sweeping(sorted(state.unseen), version, Watching())
             self._health.succeeded(now)
-        elif self._view.advance(version):
+        elif self._reflector.advance(version):
             self._progress(now)
         else:
-            # A replica of the API server that lags behind says such things too, for a moment.
+            # A replica of the API server that lags behind also sends old versions for a moment.
             self._backward_bookmarks += 1
             if self._backward_bookmarks >= self._policy.backward_bookmarks_max:
                 self._backward_bookmarks = 0
@@ -314,7 +458,72 @@ class WatchMachine(core.WatchCore):
             failure = Failure.GONE if status.says_expired else Failure.VERSION_TOO_LARGE
             self._on_version_refused(now, failure, detail)
         else:
-            self._break(now, Failure.WATCH_ERROR, detail)
+            self._stream_failed(now, Failure.WATCH_ERROR, detail)
+
+    def _initial_progress(self, now: float, state: InitialEvents) -> None:
+        state.last_event_at = now
+        self._health.succeeded(now)
+
+    def _progress(self, now: float) -> None:
+        self._is_confirmed = True
+        self._stalls = 0
+        self._backward_bookmarks = 0
+        self._health.succeeded(now)
+        if self._is_resuming:
+            self._is_resuming = False
+            self.counters.resumes += 1
+
+    # Lists, presence and status.
+
+    def _begin_list(self) -> None:
+        if not self._trusts_versions and self._reflector.position:
+            self._reflector.distrust_versions()
+        if isinstance(self._state, Absent):
+            self._notice(NoticeKind.FOUND, "info")
+        self._missing_since = None
+        if not isinstance(self._state, Polling):  # between two polls no newer data exists, so a poll is not a resync
+            self._set_status(SyncStatus.RESYNC)
+
+    def _synced(self, now: float, state: Sweeping) -> None:
+        self._state = state.then
+        self._relist_due = False
+        if isinstance(state.then, Absent):
+            self._notice(NoticeKind.ABSENT, "info", recheck_seconds=self._policy.absent_seconds)
+            self._confirm_absent(now)
+        else:
+            self._reflector.move_to(state.version)
+            self._trusts_versions = True
+            self._stalls = self._initial_breaks = 0
+            self._is_confirmed = True
+            self._health.succeeded(now)
+        if isinstance(state.then, Polling):
+            self._health.healthy(now)
+            self._health.pause(now, self._policy.poll_seconds)
+        self._set_status(SyncStatus.IN_SYNC)
+
+    def _type_served(self, now: float) -> None:
+        self._missing_since = None
+        if self._group is not None and self._group.served(self.type, now):
+            self._notice(NoticeKind.GROUP_RETURNED, "info", group=self.type.group)
+
+    def _on_group_gone(self) -> None:
+        """No type of the group is served: keep the known objects, which may be out of date, and list again later."""
+        self._relist_due = True
+        if self._status is SyncStatus.IN_SYNC:
+            self._set_status(SyncStatus.RESYNC)
+
+    def _confirm_absent(self, now: float) -> None:
+        self._is_confirmed = True
+        self._health.healthy(now)
+        self._health.pause(now, self._policy.absent_seconds)
+
+    def _set_status(self, status: SyncStatus) -> None:
+        if status is not self._status:
+            self._status = status
+            self._sink.status(self.type, status)
+
+    def _notice(self, kind: NoticeKind, level: str, **fields: str | float) -> None:
+        self._notices.append(requests.Notice(kind, level, fields))
 
 
 def _missing_rule(type: resources.ResourceType, request: requests.Request) -> str:

@@ -1,12 +1,30 @@
-"""From envelopes to what the sink gets: only real differences of the view. Pure."""
+"""The known objects of one resource type, and the changes to them that the sink receives. Pure.
+
+Each object takes one string and one integer, which the garbage collector does not track.
+"""
+
+from collections.abc import Iterable
+from typing import TypeAlias
 
 from cache import objects, resources
-from cache.watch import decoding, requests, view
-from cache.watch.counters import WatchCounters
+from cache.watch import decoding, requests
+from cache.watch.health import WatchCounters
+
+Version: TypeAlias = int | str
+"""A resourceVersion. A decimal one is an integer, which is comparable and takes half the memory; others stay text."""
+
+_DISTRUSTED: Version = -1
 
 
-class Emitter:
-    """Holds the view of one type and tells the sink of each change to it, in the same step."""
+def _version_of(text: str) -> Version:
+    return int(text) if text.isdecimal() and text.isascii() and len(text) <= 20 else text
+
+
+class Reflector:
+    """Mirrors the objects of one type, and passes every difference to the sink in the same call.
+
+    An object's identity is `namespace/name`. Neither part can contain the separator.
+    """
 
     def __init__(
         self,
@@ -14,13 +32,49 @@ class Emitter:
         sink: objects.WatchSink,
         *,
         counters: WatchCounters,
-        notify: requests.Notify,
+        notices: list[requests.Notice],
     ) -> None:
         self._type = type
         self._sink = sink
         self._counters = counters
-        self._notify = notify
-        self.view = view.View()
+        self._notices = notices
+        self._versions: dict[str, Version] = {}
+        self.move_to("")
+
+    def __len__(self) -> int:
+        return len(self._versions)
+
+    @property
+    def position(self) -> str:
+        """The newest version seen in order. Empty until the first list is complete."""
+        return self._position
+
+    def identities(self) -> Iterable[str]:
+        """Return the identities of all live objects."""
+        return self._versions.keys()
+
+    def move_to(self, version: str) -> None:
+        """Set the position, forwards or backwards."""
+        self._position = version
+        self._position_version = _version_of(version)
+
+    def advance(self, version: str) -> bool:
+        """Move the position forwards to a version. Return False, without moving, if the position is newer."""
+        if not version:
+            return True
+        old, new = self._position_version, _version_of(version)
+        if isinstance(old, int) and isinstance(new, int) and new < old:
+            return False
+        self._position = version
+        self._position_version = new
+        return True
+
+    def distrust_versions(self) -> None:
+        """Treat every object as changed when it is seen next.
+
+        After the server's history went back (etcd restored from a backup), a known version may have other content.
+        """
+        self._versions = dict.fromkeys(self._versions, _DISTRUSTED)
 
     def upsert(
         self,
@@ -31,25 +85,28 @@ class Emitter:
         api_version: str = "",
         kind: str = "",
     ) -> str:
-        """Takes in a live object; returns its identity, empty if it has none that can be used.
+        """Add or update a live object. Return its identity, or an empty string if its name is unusable.
 
-        `api_version` and `kind` stand for what the object itself does not say.
+        `api_version` and `kind` are used if the object itself lacks them.
         """
         self._counters.events += 1
         metadata = envelope.metadata
         if not envelope.is_sane:
             self._reject(envelope)
             return ""
-        identity = view.identity_of(metadata.namespace, metadata.name)
-        if not self.view.observe(identity, envelope):
+        identity = f"{metadata.namespace}/{metadata.name}"
+        text = metadata.resource_version
+        version = _version_of(text)
+        if self._versions.get(identity) == version and text:
             self._counters.objects_unchanged += 1
             return identity
+        self._versions[identity] = version
         self._sink.apply(
             objects.ObjectEvent(
                 self._type,
                 metadata.namespace,
                 metadata.name,
-                metadata.resource_version,
+                text,
                 raw,
                 envelope.api_version or api_version,
                 envelope.kind or kind,
@@ -59,14 +116,14 @@ class Emitter:
         return identity
 
     def remove(self, envelope: decoding.Envelope, raw: bytes, origin: objects.Origin) -> str:
-        """Takes out an object that the API server says is deleted; returns its identity."""
+        """Remove an object that the API server reports as deleted. Return its identity, as `upsert` does."""
         self._counters.events += 1
         metadata = envelope.metadata
         if not envelope.is_sane:
             self._reject(envelope)
             return ""
-        identity = view.identity_of(metadata.namespace, metadata.name)
-        if self.view.forget(identity):
+        identity = f"{metadata.namespace}/{metadata.name}"
+        if self._versions.pop(identity, None) is not None:
             self._sink.delete(
                 objects.ObjectEvent(
                     self._type,
@@ -81,19 +138,19 @@ class Emitter:
             )
         return identity
 
-    def sweep(self, doomed: list[str], *, count: int, version: str) -> None:
-        """Takes out up to `count` of the identities, from the list's end: they were missing at `version`."""
-        for identity in doomed[-count:]:
-            if self.view.forget(identity):
+    def sweep(self, stale: list[str], *, count: int, version: str) -> None:
+        """Remove up to `count` objects from the end of `stale`. They were missing from the list at `version`."""
+        for identity in stale[-count:]:
+            if self._versions.pop(identity, None) is not None:
                 self._counters.objects_swept += 1
                 namespace, _, name = identity.partition("/")
                 self._sink.delete(
                     objects.ObjectEvent(self._type, namespace, name, version, None, "", "", objects.Origin.LIST)
                 )
-        del doomed[-count:]
+        del stale[-count:]
 
     def _reject(self, envelope: decoding.Envelope) -> None:
         self._counters.objects_rejected += 1
         if self._counters.objects_rejected == 1:  # a server that sends one such object sends it again and again
             fields = {"name": envelope.metadata.name[:80], "namespace": envelope.metadata.namespace[:80]}
-            self._notify(requests.Notice(requests.NoticeKind.OBJECT_REJECTED, "error", fields))
+            self._notices.append(requests.Notice(requests.NoticeKind.OBJECT_REJECTED, "error", fields))

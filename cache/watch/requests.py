@@ -1,17 +1,16 @@
-"""What a watch machine asks its driver for, and what it tells it to log. Pure."""
+"""The actions that a watch machine asks its driver for, and the notices that the driver logs. Pure."""
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from cache import resources
-from cache.watch import view
 from cache.watch.policy import WatchPolicy
 
 
 class RequestKind(enum.Enum):
-    """LIST answers with one body, the others with a stream of lines."""
+    """The answer to LIST is one body. The answer to the others is a stream of lines."""
 
     LIST = "list"
     WATCH_LIST = "watchlist"
@@ -19,76 +18,73 @@ class RequestKind(enum.Enum):
 
     @property
     def verb(self) -> str:
-        """The RBAC verb the request needs."""
+        """The RBAC verb that the request needs."""
         return "list" if self is RequestKind.LIST else "watch"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A GET to make now. The answer comes back by `accepted` or `refused`, a failure by `interrupted`."""
+    """A GET to send now. The driver reports the answer by `accepted` or `refused`, a failure by `interrupted`."""
 
     kind: RequestKind
     path: str
     query: Mapping[str, str]
     read_timeout_seconds: float
-    """Without a byte for this long the connection is given up (watch_policy.Failure.IDLE)."""
+    """Close the connection after this long without a byte (cache.watch.policy.Failure.IDLE)."""
     timeout_seconds: int = 0
     """timeoutSeconds of a watch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Nothing to do before this time; then `tick`."""
+    """Wait until this time, then call `tick`."""
 
     until: float
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadCredentials:
-    """The API server did not accept our credentials: load them again, then ask for the next step."""
+    """The API server rejected our credentials: load them again, then ask for the next action."""
 
 
-Step: TypeAlias = Request | Pause | ReloadCredentials
+Action: TypeAlias = Request | Pause | ReloadCredentials
 
 
 class NoticeKind(enum.Enum):
-    """What is worth a log line; the values are the events' names."""
+    """Events that deserve a log line. The value is the line's text."""
 
-    OUTAGE_BEGAN = "no view of a resource type"
-    OUTAGE_ENDED = "view of a resource type restored"
+    OUTAGE_BEGAN = "cannot list or watch a resource type"
+    OUTAGE_ENDED = "can list and watch the resource type again"
     ACTION_NEEDED = "resource type cannot be read"
-    LOST = "resource type lost for too long, waiting for a new list"
+    LOST = "no data for too long, the resource type waits for a new list"
     ABSENT = "resource type is not installed"
     FOUND = "resource type is installed"
-    FAMILY_GONE = "no resource type of the API group is served any more; what is known is kept, and not in sync"
-    FAMILY_RETURNED = "the API group is served again"
-    NO_WATCH_LIST = "no initial events from this API server, using lists"
-    NO_WATCH = "resource type cannot be watched, polling"
-    OBJECT_REJECTED = "object without a usable identity left out"
+    GROUP_GONE = "no resource type of the API group is served any more; known objects are kept, but are not in sync"
+    GROUP_RETURNED = "the API group is served again"
+    NO_WATCH_LIST = "the API server sends no initial events, using paged lists"
+    NO_WATCH = "resource type cannot be watched, polling it"
+    OBJECT_REJECTED = "object without a usable name left out"
     RELIST = "listing again"
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One log line: `level` is info, warning or error."""
+    """One log line. `level` is info, warning or error."""
 
     kind: NoticeKind
     level: str
     fields: Mapping[str, str | int | float] = field(default_factory=dict)
 
 
-Notify: TypeAlias = Callable[[Notice], None]
-
-
 class RequestFactory:
-    """Builds the requests of one type."""
+    """Builds the requests of one resource type."""
 
     def __init__(self, type: resources.ResourceType, policy: WatchPolicy) -> None:
         self._path = type.list_path
         self._policy = policy
 
     def page(self, *, limit: int, continue_token: str = "", not_older_than: str = "") -> Request:
-        """A page of a list. A continue token excludes a version: the list's own is in it."""
+        """Request a page of a list. A continue token contains the list's version, so it excludes another one."""
         query = {"limit": str(limit)}
         if continue_token:
             query["continue"] = continue_token
@@ -97,7 +93,7 @@ class RequestFactory:
         return Request(RequestKind.LIST, self._path, query, self._policy.list_read_seconds)
 
     def watch_list(self, *, not_older_than: str, timeout_seconds: int) -> Request:
-        """A watch that begins with all objects; without a version the server gives its newest state."""
+        """Request a watch that begins with all objects. Without a version the server sends its newest state."""
         query = {
             "watch": "true",
             "sendInitialEvents": "true",
@@ -108,7 +104,7 @@ class RequestFactory:
         return Request(RequestKind.WATCH_LIST, self._path, query, self._policy.idle_seconds, timeout_seconds)
 
     def watch(self, *, position: str, timeout_seconds: int) -> Request:
-        """A watch of what comes after a version."""
+        """Request a watch of the changes after a version."""
         query = {
             "watch": "true",
             "resourceVersion": position,
@@ -119,6 +115,6 @@ class RequestFactory:
 
 
 def _not_older_than(version: str) -> dict[str, str]:
-    if view.version_of(version) in ("", 0):
+    if not version.strip("0"):  # no version, or 0, which means any version
         return {}
     return {"resourceVersion": version, "resourceVersionMatch": "NotOlderThan"}

@@ -1,4 +1,4 @@
-"""The states of a watch machine, each with only the data valid in it; `cache.watch.machine` has the rules. Pure."""
+"""The states of a watch machine, each with the data that is valid in it. `cache.watch.machine` has the rules. Pure."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -6,17 +6,17 @@ from typing import TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Empty:
-    """Nothing is under way."""
+    """No request is in progress; the next one is a list."""
 
 
 @dataclass(frozen=True, slots=True)
 class Watching:
-    """In sync up to the view's position."""
+    """In sync up to the reflector's position."""
 
 
 @dataclass(frozen=True, slots=True)
 class Polling:
-    """In sync as of the last list; the type cannot be watched."""
+    """In sync as of the last list. The type cannot be watched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Absent:
 
 @dataclass(slots=True)
 class ListPages:
-    """Between the first page of a list and its last."""
+    """Between the first and the last page of a list. `unseen` holds known objects that no page has contained yet."""
 
     unseen: set[str]
     version: str
@@ -35,7 +35,7 @@ class ListPages:
 
 @dataclass(slots=True)
 class InitialEvents:
-    """Between a WatchList's beginning and its end bookmark."""
+    """Between the start of a WatchList and the bookmark that ends its initial events."""
 
     unseen: set[str]
     began_at: float
@@ -44,9 +44,9 @@ class InitialEvents:
 
 @dataclass(slots=True)
 class Sweeping:
-    """The list is complete; `doomed` was not in it."""
+    """The list is complete. `stale` holds the known objects that it did not contain."""
 
-    doomed: list[str]
+    stale: list[str]
     version: str
     then: Watching | Polling | Absent
 

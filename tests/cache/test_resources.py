@@ -1,4 +1,4 @@
-"""Which strings name a resource type, and which do not."""
+"""Parsing and printing of resource types."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_a_type_is_parsed_and_written(text: str, path: str, canonical: str) -> N
         f"{'a.' * 127}a/v1/pods",
     ],
 )
-def test_what_is_no_type_is_refused_with_its_text(text: str) -> None:
+def test_an_invalid_type_raises_with_its_text(text: str) -> None:
     with pytest.raises(ValueError, match="not a resource type") as caught:
         ResourceType.parse(text)
     assert repr(text) in str(caught.value)

@@ -1,4 +1,4 @@
-"""Objects as a watcher gives them, and what converters make of them, for tests of single rules."""
+"""Builds objects as a watcher passes them, and reads the items of converters, for tests of single rules."""
 
 import json
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ def event(
     origin: objects.Origin = objects.Origin.LIST,
     **members: Any,
 ) -> objects.ObjectEvent:
-    """An object with these members, at revision 7."""
+    """Return an object with these members, at revision 7."""
     place = {"namespace": namespace} if namespace else {}
     whole = {"metadata": {"name": name, **place, **(metadata or {})}, **members}
     return objects.ObjectEvent(_ANY, namespace, name, "7", json.dumps(whole).encode(), "v1", "Thing", origin)
 
 
 def value(items: Sequence[model.Item], key_end: str = "") -> Any:
-    """The JSON value of the one item whose key ends so."""
+    """Return the decoded JSON value of the one item whose key has this end."""
     [item] = [item for item in items if item.key.endswith(key_end)]
     assert item.value is not None, item
     return json.loads(item.value)
 
 
 def values(items: Sequence[model.Item]) -> dict[str, str | None]:
-    """All keys and values as texts."""
+    """Return all keys and values as text."""
     return {item.key: None if item.value is None else item.value.decode() for item in items}

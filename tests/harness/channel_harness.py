@@ -1,4 +1,4 @@
-"""A channel without processes and sockets: objects for a feed, a client that checks all it is sent, descriptors."""
+"""Parts of channel tests without processes and sockets: objects for a feed, and clients that check what they get."""
 
 import json
 import os
@@ -39,37 +39,37 @@ for name, attempt in attempts.items():
 def pod_event(
     name: str, *, version: int, content: object = None, raw: bytes | None = None, type: resources.ResourceType = PODS
 ) -> objects.ObjectEvent:
-    """An object as a watcher passes it on."""
+    """Return an object as a watcher passes it to the sink."""
     metadata = {"name": name, "namespace": "default", "resourceVersion": str(version)}
     written = raw if raw is not None else json.dumps({"metadata": metadata, "spec": content}).encode()
     return objects.ObjectEvent(type, "default", name, str(version), written, "v1", "Pod", objects.Origin.EVENT)
 
 
 def open_descriptors() -> int:
-    """Number of open descriptors of this process."""
+    """Return the number of open descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
 
 
 def changes_another_process_can_make(descriptor: int) -> list[str]:
-    """What a process that has been given the descriptor, and is as hostile as can be, can do to the file."""
+    """Return the ways in which a hostile process with the descriptor can change the file."""
     command = [sys.executable, "-c", _TRY_TO_CHANGE, str(descriptor)]
     done = subprocess.run(command, pass_fds=(descriptor,), stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout.split("\n")[:-1]
 
 
 class ModelClient:
-    """The map that a client has when it believes all it is sent; every claim of the server is checked."""
+    """The map of a client that applies everything it gets. It checks every claim of the server."""
 
     def __init__(self) -> None:
         self.connection = connection.Connection(connection.Role.CLIENT)
         self.map: dict[str, messages.Update] = {}
         self.status: messages.SyncStatus | None = None
-        """The last one told since the last snapshot began."""
+        """The last status since the beginning of the last snapshot."""
         self.snapshots = 0
         self.newest: dict[str, int] = {}
-        """The last revision of each key that has come since the last snapshot's end, deletions included."""
+        """The last revision of each key since the end of the last snapshot, deletions included."""
         self.chunks: list[tuple[int, bool, int]] = []
-        """(index, more, updates) of each chunk frame of the last snapshot."""
+        """(index, more, number of updates) of each chunk frame of the last snapshot."""
         self._next: dict[str, messages.Update] = {}
         self._chunk: dict[str, messages.Update] = {}
         self._announced = messages.SnapshotBegin(0, 0, 0)
@@ -77,11 +77,11 @@ class ModelClient:
         self.receive(frames.PREFACE + frames.pack_frame(hello))
 
     def values(self) -> dict[str, bytes]:
-        """Key to value."""
+        """Return the values by key."""
         return {key: update.value for key, update in self.map.items() if update.value is not None}
 
     def receive(self, data: bytes) -> None:
-        """Takes bytes off the wire."""
+        """Process bytes from the connection."""
         self.connection.receive_data(data)
         while (message := self.connection.next_event()) is not None:
             self._take(message)
@@ -122,7 +122,7 @@ class ModelClient:
             self._chunk = {}
 
     def take_update(self, update: messages.Update, *, is_catching_up: bool) -> None:
-        """A key changes: to something newer, and as its type says; in a catch-up it may be known, or not."""
+        """Apply a change. It must be newer, and of the right type. While catching up, the key may be known or not."""
         known = self.map.get(update.key)
         revision = int(update.revision)
         newest = self.newest.get(update.key, int(known.revision) if known else 0)
@@ -139,17 +139,17 @@ class ModelClient:
 
 
 class TyphaModelClient:
-    """The same for Typha's protocol, from behind its handshake; it is never told that it is being caught up."""
+    """The same for Typha's protocol, after the handshake. This protocol does not say when a client is catching up."""
 
     def __init__(self) -> None:
         self.connection = follow_typha()
         self.model = ModelClient()
         self.statuses: list[int] = []
         self.may_be_catching_up = False
-        """From falling out of the log to the next place in it, as the server knows it."""
+        """The server knows that the client's position was dropped and that it is not back in the log."""
 
     def receive(self, data: bytes) -> None:
-        """Takes bytes off the wire."""
+        """Process bytes from the connection."""
         self.connection.receive_data(data)
         while (message := self.connection.next_event()) is not None:
             match message:
@@ -157,20 +157,20 @@ class TyphaModelClient:
                     self.statuses.append(message.status)
                 case typha_messages.KeyValues():
                     for update in message.updates:
-                        # Before the first status there is no telling where the snapshot ends.
+                        # Before the first status the client cannot know where the snapshot ends.
                         is_loose = self.may_be_catching_up or not self.statuses
                         self.model.take_update(update, is_catching_up=is_loose)
 
 
 class LooseReader:
-    """Reads the updates of a piece of any wire format, from behind the handshake."""
+    """Reads updates of any wire format from any place after the handshake."""
 
     def __init__(self, wire_format: str) -> None:
         self._is_native = formats.replaces_by_snapshot(wire_format)
         self._restarts = wire_format == typha_encoder.SNAPPY
 
     def updates(self, data: bytes, *, after: int) -> list[messages.Update]:
-        """What a client that had reached this sequence is told."""
+        """Return the updates in the data for a client that had reached this sequence."""
         found: list[messages.Update] = []
         if self._is_native:
             splitter = frames.FrameSplitter()
@@ -191,7 +191,7 @@ class LooseReader:
 
 
 def follow_typha(*, restarts: bool = True) -> typha.Connection:
-    """A client of Typha's protocol behind its handshake."""
+    """Return a client of Typha's protocol after its handshake."""
     client, server = typha.Connection(typha.Role.CLIENT), typha.Connection(typha.Role.SERVER)
     client.send_hello(
         typha_messages.ClientHello(supports_decoder_restart=restarts, supported_compression_algorithms=("snappy",))

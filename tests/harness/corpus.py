@@ -1,4 +1,4 @@
-"""The recordings in tests/golden/corpus: what the original sent for known objects and events; how to replay them."""
+"""The recordings of the original in tests/golden/corpus: objects, events and the data sent for them; and replays."""
 
 import functools
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ _BASELINES = {syncers.Group.V1: "baseline", syncers.Group.V3: "v3-baseline"}
 
 
 class Item(NamedTuple):
-    """What a client was sent, an empty value being no value."""
+    """An update as a client received it. An empty value counts as no value."""
 
     key: str
     value: str | None
@@ -67,11 +67,11 @@ class Scenario(msgspec.Struct):
         return syncers.Group(self.api_group)
 
     def snapshot(self, syncer: str) -> dict[str, Item]:
-        """What a fresh server held, less the baseline."""
+        """Return the data of a fresh server, without the baseline."""
         return {recorded.key: recorded.item() for recorded in self.expect[syncer].snapshot}
 
     def delta(self, syncer: str, step: int) -> list[Item]:
-        """What a client was sent in a step."""
+        """Return what a client received in a step."""
         return [recorded.item() for recorded in self.deltas[syncer][step]]
 
 
@@ -89,19 +89,19 @@ class _Object(msgspec.Struct):
 
 @functools.cache
 def load(name: str) -> Scenario:
-    """The recording of this name."""
+    """Load the recording with this name."""
     return msgspec.json.decode((DIRECTORY / f"{name}.json").read_bytes(), type=Scenario)
 
 
 def baseline(scenario: Scenario) -> Scenario:
-    """What was there before the scenario's first step."""
+    """Load the objects that existed before the first step of the scenario."""
     return load(_BASELINES[scenario.group])
 
 
 def event_of(
     raw: bytes, types: dict[tuple[str, str], resources.ResourceType], origin: objects.Origin
 ) -> objects.ObjectEvent | None:
-    """The object as a watcher gives it; None for one of another type than these."""
+    """Return the object as a watcher passes it. None if it has another type."""
     found = msgspec.json.decode(raw, type=_Object)
     type = types.get((found.apiVersion, found.kind))
     if type is None:
@@ -119,12 +119,12 @@ def event_of(
 
 
 class Replay:
-    """The four feeds, and objects into them."""
+    """The four feeds, and methods that pass objects to them."""
 
     def __init__(self, group: syncers.Group) -> None:
         specs = syncers.specs(group)
         self.feeds = {spec.name: feed.CalicoFeed(spec, max_value_bytes=MAX_VALUE_BYTES) for spec in specs}
-        self.refusals: list[tuple[str, str, str]] = []
+        self.rejections: list[tuple[str, str, str]] = []
         self._types = {
             (f"{source.type.group}/{source.type.version}".lstrip("/"), source.kind): source.type
             for spec in specs
@@ -132,41 +132,41 @@ class Replay:
         }
 
     def apply(self, raw: bytes, origin: objects.Origin) -> None:
-        """The object is there, in this state."""
+        """Pass a new or changed object."""
         event = event_of(raw, self._types, origin)
         for source in self.feeds.values():
             if event is not None and event.type in source.types:
-                refusal = source.apply(event)
-                if refusal is not None:
-                    assert refusal.reason != feed.DEFECT, refusal
-                    self.refusals.append((refusal.feed, event.name, refusal.reason))
+                rejection = source.apply(event)
+                if rejection is not None:
+                    assert rejection.reason != feed.DEFECT, rejection
+                    self.rejections.append((rejection.feed, event.name, rejection.reason))
 
     def delete(self, raw: bytes) -> None:
-        """The object is gone."""
+        """Pass the deletion of an object."""
         event = event_of(raw, self._types, objects.Origin.EVENT)
         for source in self.feeds.values():
             if event is not None and event.type in source.types:
                 source.delete(event)
 
     def play(self, watch_event: WatchEvent) -> None:
-        """What a watch says."""
+        """Pass a watch event."""
         if watch_event.type == "DELETED":
             self.delete(bytes(watch_event.object))
         else:
             self.apply(bytes(watch_event.object), objects.Origin.EVENT)
 
     def apply_list(self, raws: Iterable[bytes]) -> None:
-        """A list of objects."""
+        """Pass a list of objects."""
         for raw in raws:
             self.apply(bytes(raw), objects.Origin.LIST)
 
     def take(self, syncer: str) -> list[Item]:
-        """What a client of the feed is sent now."""
+        """Return the updates for a client of the feed since the last call."""
         batch = self.feeds[syncer].take()
         return [] if batch is None else [_item(update) for update in batch.updates]
 
     def snapshot(self, syncer: str) -> dict[str, Item]:
-        """What a new client of the feed is sent, less what is built in."""
+        """Return the data for a new client of the feed, without built-in items."""
         self.feeds[syncer].take()
         entries = [_item(entry.as_update()) for entry in self.feeds[syncer].store]
         return {item.key: item for item in entries}

@@ -1,4 +1,4 @@
-"""A channel and its clients without sockets: what a hub and a worker make of them, in the order that a test likes."""
+"""A channel and its clients without sockets: the parts of hub and worker, driven in the order that a test chooses."""
 
 import os
 from collections.abc import Iterator
@@ -10,10 +10,12 @@ from tests.harness import channel_harness
 
 State = cursor.CursorState
 CATCHING_UP = messages.SyncStatus.CATCHING_UP
+BLOCK_TARGET_BYTES = 500
+"""Small, so that catching up takes several blocks."""
 
 
 class Channel:
-    """One wire format's log and snapshots, with what a worker has been told of them."""
+    """The log and the snapshots of one wire format, and the worker's knowledge of them."""
 
     def __init__(self, source: feed.RawFeed, wire_format: str, *, segment_bytes: int) -> None:
         self.source = source
@@ -26,10 +28,10 @@ class Channel:
         self.steps: Iterator[None] = iter(())
         self.file: files.SnapshotFile | None = None
         self.blocks: list[files.BlockFile] = []
-        """All that were ever made, newest last."""
+        """All blocks ever made, newest last."""
         self.clients: list[Client] = []
         self.statuses: list[tuple[int, messages.SyncStatus]] = [(0, messages.SyncStatus.WAITING)]
-        """What was told in the log, and where."""
+        """(offset, status) of every status in the log."""
 
     def append(self, batch: feed.Batch) -> None:
         encoded: list[encoding.EncodedFrame] = []
@@ -49,28 +51,30 @@ class Channel:
 
     @property
     def status_offset(self) -> int:
-        """Behind the last status of the published log."""
+        """Offset of the end of the last status in the published log."""
         return max(offset for offset, _ in self.statuses if offset <= self.reader.end)
 
     def status_at(self, offset: int) -> tuple[int, messages.SyncStatus]:
-        """What the log has told last to whoever stands there, and where."""
-        return [told for told in self.statuses if told[0] <= offset][-1]
+        """Return the last (offset, status) in the log up to an offset."""
+        return [status for status in self.statuses if status[0] <= offset][-1]
 
     def make_block(self, from_sequence: int) -> files.BlockFile | None:
-        """A block as of now, from there; None if deletions since are forgotten."""
+        """Make a block as of now from a sequence. None if some later deletions are forgotten."""
         self.publish()
         try:
             difference = self.source.store.changes_since(from_sequence)
         except store.Forgotten:
             return None
-        builder = catchup.BlockBuilder(self.encoder, difference, log_offset=self.writer.end)
+        builder = catchup.BlockBuilder(
+            self.encoder, difference, log_offset=self.writer.end, target_bytes=BLOCK_TARGET_BYTES
+        )
         for _ in builder.steps():
             pass
         self.blocks.append(builder.block)
         return self.blocks[-1]
 
     def block_for(self, client: "Client") -> files.BlockFile | None:
-        """The oldest that will do."""
+        """Return the oldest block that the client may read. Make one if there is none."""
         for block in self.blocks:
             fits = block.from_sequence == client.sequence and block.cut_sequence >= client.needed_sequence
             if fits and (not block.is_final or block.log_offset >= self.reader.start):
@@ -83,7 +87,7 @@ class Channel:
         self.steps = self.builder.steps()
 
     def step_snapshot(self) -> bool:
-        """One step; False when the file is finished and told of."""
+        """Run one step. Return False when the file is finished and published."""
         if self.builder is None or next(self.steps, self) is None:
             return self.builder is not None
         if self.newest is not None:
@@ -106,7 +110,7 @@ class Channel:
             self.builder = None
 
     def close_file(self) -> None:
-        """A file that somebody reads is closed by its last reader."""
+        """Close the file, unless clients still read it. Then its last reader closes it."""
         if self.file is not None and self.file.readers == 0:
             os.close(self.file.descriptor)
         self.file = None
@@ -136,7 +140,7 @@ class Channel:
 
 
 class Client(cursor.Cursor):
-    """A cursor, and the client at the other end of its wire; moves as `typha.worker.delivery` moves one."""
+    """A cursor and the client at the other end of its connection. It moves as in `typha.worker.delivery`."""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__()
@@ -148,19 +152,19 @@ class Client(cursor.Cursor):
         self.greet_offset = self.greet_sequence = 0
         self.greeting: memoryview | None = None
         self.greeting_status = messages.SyncStatus.WAITING
-        self.told: tuple[int, messages.SyncStatus] | None = None
-        """The last status that was told to it alone, and at which offset."""
+        self.sent_status: tuple[int, messages.SyncStatus] | None = None
+        """(offset, status) of the last status sent to this client alone."""
         self.become_held()
 
     def receive(self, data: bytes) -> None:
-        """The peer takes bytes."""
+        """Pass bytes to the client."""
         if self.typha is not None:
             self.typha.receive(data)
         else:
             self.model.receive(data)
 
     def send(self, count: int) -> None:
-        """Up to so many bytes of what it is owed, or its next place."""
+        """Send up to `count` bytes of what comes next, or move to the next file."""
         reader = self.channel.reader
         if self.state is State.HELD:
             self._begin_snapshot()
@@ -177,7 +181,7 @@ class Client(cursor.Cursor):
             self._find_block()
         elif self.greeting is not None and self.offset == self.greet_offset:
             self.tail, self.greeting = self.greeting, None
-            self.told = self.offset, self.greeting_status
+            self.sent_status = self.offset, self.greeting_status
         elif self.state is State.FOLLOWING and self.offset < reader.end:
             descriptor, position, available = reader.file_range(self.offset)
             if self.greeting is not None:
@@ -186,10 +190,13 @@ class Client(cursor.Cursor):
             assert data == reader.view(self.offset)[: len(data)]
             self.offset += len(data)
             self.receive(data)
-            assert self.greeting is None or self.model.status in (None, CATCHING_UP), "told a status of the past"
+            assert self.greeting is None or self.model.status in (None, CATCHING_UP), "sent an old status"
 
     def _begin_snapshot(self) -> None:
-        """If the log behind the newest one is all there and tells no status, which is told where the present is."""
+        """Begin a snapshot if the log after it is complete and contains no status.
+
+        The client gets its status at the end of the published log.
+        """
         reader, file = self.channel.reader, self.channel.file
         if file is None or file.log_offset < max(reader.start, self.channel.status_offset):
             return
@@ -201,7 +208,7 @@ class Client(cursor.Cursor):
         self.greeting_status = file.status
 
     def _follow(self) -> None:
-        """At the end of a snapshot or block."""
+        """Continue after a snapshot or block."""
         read, block = self.snapshot, self.block
         if block is not None and not (block.is_final and block.log_offset >= self.channel.reader.start):
             self.become_waiting()
@@ -215,22 +222,22 @@ class Client(cursor.Cursor):
             self._tell(block.status)
 
     def _tell(self, status: messages.SyncStatus) -> None:
-        """It is in the log again: Typha's clients are told only what is news."""
+        """Send the status to a client that is in the log again. Typha's clients get it only if it is news."""
         if self.typha is not None:
             self.typha.may_be_catching_up = False
-        if self.channel.is_native or self.told is None or self.told[1] is not status:
+        if self.channel.is_native or self.sent_status is None or self.sent_status[1] is not status:
             self.owe(self.channel.encoder.status(self.sequence, status).data)
-        self.told = self.offset, status
+        self.sent_status = self.offset, status
 
     def fall_behind(self) -> None:
-        """The log goes."""
+        """Drop the client's position from the log."""
         self.become_catching_up(self.channel.reader)
         if self.greeting is not None:
             self.need(self.greet_sequence)
             self.greeting = None
-        elif self.told is not None:
+        elif self.sent_status is not None:
             logged = self.channel.status_at(self.offset)
-            self.told = logged if logged[0] > self.told[0] else self.told
+            self.sent_status = logged if logged[0] > self.sent_status[0] else self.sent_status
         if self.channel.is_native:
             self.owe(self.channel.encoder.status(self.sequence, CATCHING_UP).data)
         if self.typha is not None:
@@ -248,7 +255,7 @@ class Client(cursor.Cursor):
             self.leave()
 
     def is_connected(self) -> bool:
-        """Whether the server has not given it up."""
+        """Return whether the server still serves the client."""
         return not self.is_closing()
 
     def _close_unread(self, read: files.SnapshotFile) -> None:
@@ -262,5 +269,5 @@ class Client(cursor.Cursor):
             self._close_unread(read)
 
     def is_at_end(self) -> bool:
-        is_told = self.greeting is None and not self.tail
-        return self.state is State.FOLLOWING and is_told and self.offset == self.channel.writer.end
+        is_greeted = self.greeting is None and not self.tail
+        return self.state is State.FOLLOWING and is_greeted and self.offset == self.channel.writer.end

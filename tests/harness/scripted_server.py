@@ -1,4 +1,4 @@
-"""An API server on a real loopback socket that answers from a script, one entry per request."""
+"""An API server on a real loopback socket. It answers from a script, one entry per request."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ _PATIENCE_SECONDS = 20.0
 
 
 class NotifyingSink(RecordingSink):
-    """Lets a test wait for what it expects."""
+    """A recording sink that tests can wait on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class NotifyingSink(RecordingSink):
         self._changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Waits until the condition holds at the end of a batch."""
+        """Wait until the condition holds at the end of a batch."""
         async with asyncio.timeout(_PATIENCE_SECONDS):
             while not condition():
                 self._changed.clear()
@@ -53,7 +53,7 @@ class NotifyingSink(RecordingSink):
 
 
 class ScriptedServer:
-    """Answers the n-th request by the script's n-th entry, and each later one with a stream that stays open."""
+    """Answers the n-th request with the n-th entry of the script. Later requests get a stream that stays open."""
 
     def __init__(self) -> None:
         self.script: list[Answer] = []
@@ -96,7 +96,7 @@ class ScriptedServer:
         return answer
 
     def stream(self, *pieces: bytes, then: str = "stay") -> Answer:
-        """Writes the pieces as they are, one by one. Then: stay open, end well, or abort the connection."""
+        """Write the pieces one by one. Then stay open, end cleanly, or abort the connection."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse()
@@ -118,7 +118,7 @@ class ScriptedServer:
         return answer
 
     def silence(self) -> Answer:
-        """Takes the request and never answers."""
+        """Accept the request and never answer."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             await self._stay(request)
@@ -134,7 +134,7 @@ class ScriptedServer:
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    """Waits until the condition holds."""
+    """Wait until the condition holds."""
     async with asyncio.timeout(_PATIENCE_SECONDS):
         holds = condition()
         while not holds:
@@ -157,7 +157,7 @@ def session_to(server: ScriptedServer) -> api.KubeApi:
 async def watching(
     server: ScriptedServer, policy: WatchPolicy = FAST, session: api.KubeApi | None = None
 ) -> AsyncIterator[tuple[watcher.Watcher, NotifyingSink]]:
-    """A watcher that runs against the server; at the end it is cancelled and must be gone without a trace."""
+    """Run a watcher on the server. At the end, cancel it and check that it leaves nothing."""
     session = session or session_to(server)
     await session.start()
     sink = NotifyingSink()

@@ -1,4 +1,4 @@
-"""What the watch machine's tests share: a sink that keeps map and transcript, and a hand that feeds the machine."""
+"""For tests of the watch machine: API objects as JSON, a sink that records what it receives, and a driver."""
 
 import json
 import random
@@ -46,14 +46,14 @@ def pod_list(objects: dict[str, int], version: int | str, *, token: str = "") ->
     items = []
     for identity, object_version in objects.items():
         item = pod(identity, object_version)
-        del item["apiVersion"], item["kind"]  # as the API server does for built-in types
+        del item["apiVersion"], item["kind"]  # the API server omits them for built-in types
         items.append(item)
     metadata = {"resourceVersion": str(version), "continue": token}
     return json_bytes({"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": items})
 
 
 class RecordingSink:
-    """Keeps the map; fails on what a sink must never see."""
+    """Keeps a map of the objects and a log of the calls. Fails on calls that a sink must never receive."""
 
     def __init__(self) -> None:
         self.map: dict[str, str] = {}
@@ -90,13 +90,13 @@ class RecordingSink:
         self.batches += 1
 
     def take(self) -> list[str]:
-        """What happened since the last call."""
+        """Return the log since the last call."""
         log, self.log = self.log, []
         return log
 
 
-class Hand:
-    """Drives a machine by hand, in virtual time."""
+class MachineDriver:
+    """Drives a watch machine step by step, in virtual time."""
 
     def __init__(
         self,
@@ -104,56 +104,60 @@ class Hand:
         policy: WatchPolicy | None = None,
         sink: RecordingSink | None = None,
         seed: int = 1,
-        family: api_group.Family | None = None,
+        group: api_group.ApiGroup | None = None,
     ) -> None:
         self.now = 1000.0
         self.sink = sink or RecordingSink()
-        self.notices: list[requests.Notice] = []
+        self._notices: list[requests.Notice] = []
         self.policy = policy or WatchPolicy()
         self.machine = machine.WatchMachine(
             PODS,
             self.sink,
             policy=self.policy,
             random=random.Random(seed),
-            notify=self.notices.append,
             now=self.now,
-            family=family,
+            group=group,
         )
 
     @property
     def counters(self) -> Any:
         return self.machine.counters
 
+    @property
+    def notices(self) -> list[requests.Notice]:
+        self._notices += self.machine.take_notices()
+        return self._notices
+
     def is_streaming(self) -> bool:
         return self.machine.streaming
 
-    def told(self) -> list[str]:
-        """The kinds of the notices since the last call."""
-        told = [notice.kind.name for notice in self.notices]
+    def notice_kinds(self) -> list[str]:
+        """Return the kinds of the notices since the last call."""
+        kinds = [notice.kind.name for notice in self.notices]
         self.notices.clear()
-        return told
+        return kinds
 
-    def step(self) -> requests.Step:
-        return self.machine.next_step(self.now)
+    def action(self) -> requests.Action:
+        return self.machine.next_action(self.now)
 
     def request(self, *, within: float = 0.0) -> requests.Request:
-        """The next request, after at most that many seconds of pause."""
+        """Return the next request. Before it, pass pauses of at most `within` seconds in all."""
         limit = self.now + within
         while True:
-            step = self.step()
-            if isinstance(step, requests.Request):
-                return step
-            assert isinstance(step, requests.Pause), f"unexpected {step}"
-            assert step.until <= limit, f"a pause of {step.until - self.now} s"
-            self.now = step.until
+            action = self.action()
+            if isinstance(action, requests.Request):
+                return action
+            assert isinstance(action, requests.Pause), f"unexpected {action}"
+            assert action.until <= limit, f"a pause of {action.until - self.now} s"
+            self.now = action.until
             self.tick()
 
     def pause(self) -> float:
-        """The length of the pause that is next; it is then over."""
-        step = self.step()
-        assert isinstance(step, requests.Pause)
-        seconds = step.until - self.now
-        self.now = step.until
+        """Pass the pause that comes next. Return its length in seconds."""
+        action = self.action()
+        assert isinstance(action, requests.Pause)
+        seconds = action.until - self.now
+        self.now = action.until
         self.tick()
         return seconds
 
@@ -186,7 +190,7 @@ class Hand:
 
     def lines(self, *lines: bytes) -> None:
         for line in lines:
-            assert self.machine.streaming, "fed beyond the stream's end"
+            assert self.machine.streaming, "a line after the end of the stream"
             self.machine.line(self.now, line)
         self.settle()
 
@@ -199,7 +203,7 @@ class Hand:
         self.settle()
 
     def sync(self, objects: dict[str, int], version: int) -> None:
-        """Brings a fresh machine in sync by WatchList."""
+        """Bring a new machine in sync by WatchList."""
         self.request()
         self.accepted()
         self.lines(
@@ -208,6 +212,6 @@ class Hand:
         self.sink.take()
 
     def stay_healthy(self) -> None:
-        """Lets the stream live for a healthy spell."""
+        """Let the stream live for a healthy period."""
         self.now += self.policy.healthy_seconds
         self.tick()

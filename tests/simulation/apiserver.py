@@ -239,7 +239,6 @@ class Watcher:
             sink,
             policy=POLICY,
             random=random.Random(server.world.random.random()),
-            notify=lambda notice: server.world.note(f"watch {type.resource}", notice.kind.name),
             now=server.world.time,
         )
 
@@ -250,12 +249,12 @@ class Watcher:
     async def run(self) -> None:
         """Watch forever."""
         while True:
-            step = self._machine.next_step(self._now)
-            if isinstance(step, requests.Pause):
-                await asyncio.sleep(max(0.0, step.until - self._now))
+            action = self._machine.next_action(self._now)
+            if isinstance(action, requests.Pause):
+                await asyncio.sleep(max(0.0, action.until - self._now))
                 self._machine.tick(self._now)
-            elif isinstance(step, requests.Request):
-                await self._perform(step)
+            elif isinstance(action, requests.Request):
+                await self._perform(action)
             await self._finish_batch()
 
     async def _finish_batch(self) -> None:
@@ -263,6 +262,8 @@ class Watcher:
         while is_sweeping:
             await asyncio.sleep(0)
             is_sweeping = self._machine.sweep(self._now)
+        for notice in self._machine.take_notices():
+            self._world.note(f"watch {self._type.resource}", notice.kind.name)
         self._machine.end_batch(self._now)
 
     async def _perform(self, request: requests.Request) -> None:

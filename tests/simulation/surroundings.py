@@ -78,10 +78,13 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Observer])
         mock.patch.object(cursor.Cursor, "_enter", observed),
         mock.patch.object(connections.Connections, "_refuse", took_leave),
         mock.patch.object(client.Client, "__hash__", _number_of),  # keeps the order of sets the same in every run
-        mock.patch.object(store, "CHUNK_TARGET_KEYS", plan.chunk_keys),
+        mock.patch.object(
+            store,
+            "DEFAULT_LIMITS",
+            store.StoreLimits(chunk_target_keys=plan.chunk_keys, tombstones_min=plan.tombstones_min),
+        ),
         mock.patch.object(native_encoder, "FRAME_TARGET_BYTES", plan.frame_bytes),
         mock.patch.object(typha_encoder, "MESSAGE_TARGET_BYTES", plan.frame_bytes),
-        mock.patch.object(store, "TOMBSTONES_MIN", plan.tombstones_min),
         mock.patch.object(catchup, "BLOCK_TARGET_BYTES", plan.block_bytes),
         mock.patch.object(
             tls_transport, "OFFER_BYTES", min(tls_transport.OFFER_BYTES, plan.limits.send_bytes)

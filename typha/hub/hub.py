@@ -118,7 +118,7 @@ class Hub:
                 if self.coalescer.since and self.coalescer.is_over(self.workers.publishes_under_way):
                     self.commit()
 
-    def _note_refusal(self, refusal: feed.Refusal) -> None:
+    def _note_refusal(self, refusal: feed.Rejection) -> None:
         self.updates_refused[refusal.reason] = self.updates_refused.get(refusal.reason, 0) + 1
         self._rejection_log.write(refusal)
 

@@ -21,7 +21,7 @@ class RejectionLog:
         self._now = now
         self._lines: dict[bool, tuple[float, int]] = {}
 
-    def write(self, refusal: feed.Refusal) -> None:
+    def write(self, refusal: feed.Rejection) -> None:
         """Logs the object, or that there are more, or nothing."""
         now = self._now()
         began, lines = self._lines.get(refusal.is_carried, (now, 0))

@@ -1,1 +1,1 @@
-"""Calico's data model: Kubernetes objects to the keys and values that its agents understand. Pure."""
+"""Calico's data model: converts Kubernetes objects to the keys and values that Calico's agents read. Pure."""

@@ -78,7 +78,7 @@ _decoder = msgspec.json.Decoder(_ClusterPolicy)
 
 
 def convert(event: objects.ObjectEvent) -> Sequence[model.Item]:
-    """A ClusterNetworkPolicy; a rule that cannot be converted fails closed, with a warning.
+    """Convert a ClusterNetworkPolicy. A rule that cannot be converted fails closed, with a warning.
 
     Raises:
         ConversionError: bad-tier, no-subject, selector-too-deep, invalid-object.
@@ -94,9 +94,9 @@ def convert(event: objects.ObjectEvent) -> Sequence[model.Item]:
         namespace_selector, pod_selector = _pods_selectors(subject.pods)
     else:
         raise model.ConversionError("no-subject", "spec.subject selects nothing")
-    work = kubepolicies.Work()
-    ingress = _cluster_rules(spec.ingress, work, is_ingress=True)
-    egress = _cluster_rules(spec.egress, work, is_ingress=False)
+    conversion = kubepolicies.Conversion()
+    ingress = _cluster_rules(spec.ingress, conversion, is_ingress=True)
+    egress = _cluster_rules(spec.egress, conversion, is_ingress=False)
     converted = policies.Spec(
         tier=tier,
         order=float(spec.priority or 0),
@@ -106,33 +106,33 @@ def convert(event: objects.ObjectEvent) -> Sequence[model.Item]:
         egress=egress,
         types=[name for name, found in (("Ingress", ingress), ("Egress", egress)) if found],
     )
-    return policies.global_items(event, KUBERNETES_CLUSTER_NETWORK_POLICY, converted, warnings=work.warnings)
+    return policies.global_items(event, KUBERNETES_CLUSTER_NETWORK_POLICY, converted, warnings=conversion.warnings)
 
 
 def _pods_selectors(pods: _Pods) -> tuple[str, str]:
-    """(namespaces, pods); an absent one is an empty one."""
+    """Return the selectors (namespaces, pods). An absent one counts as an empty one."""
     return kubepolicies.namespace_selector(
         pods.namespaceSelector or kubepolicies.LabelSelector()
     ), kubepolicies.pod_selector(pods.podSelector)
 
 
 def _cluster_rules(
-    found: Sequence[_ClusterRule] | None, work: kubepolicies.Work, *, is_ingress: bool
+    found: Sequence[_ClusterRule] | None, conversion: kubepolicies.Conversion, *, is_ingress: bool
 ) -> list[rules.Rule]:
     converted: list[rules.Rule] = []
     for rule in found or ():
         try:
-            converted += _cluster_rule(rule, work, is_ingress=is_ingress)
+            converted += _cluster_rule(rule, conversion, is_ingress=is_ingress)
         except kubepolicies.BadRule as error:
             fails_closed = rule.action in ("Deny", "Pass")
             outcome = "denies everything" if fails_closed else "is left out"
-            work.warnings.append(f"the rule {rule.name or ''!r} {outcome}: {error}")
+            conversion.warnings.append(f"the rule {rule.name or ''!r} {outcome}: {error}")
             if fails_closed:
                 converted.append(rules.Rule(action="Deny"))
     return converted
 
 
-def _cluster_rule(rule: _ClusterRule, work: kubepolicies.Work, *, is_ingress: bool) -> list[rules.Rule]:
+def _cluster_rule(rule: _ClusterRule, conversion: kubepolicies.Conversion, *, is_ingress: bool) -> list[rules.Rule]:
     action = _ACTIONS.get(rule.action or "")
     if action is None:
         raise kubepolicies.BadRule(f"not an action: {rule.action!r}")
@@ -141,7 +141,7 @@ def _cluster_rule(rule: _ClusterRule, work: kubepolicies.Work, *, is_ingress: bo
     peers = [_cluster_peer(peer, is_ingress=is_ingress) for peer in found]
     metadata = rules.RuleMetadata(annotations={"name": rule.name}) if rule.name else None
     return kubepolicies.cross_product(
-        by_protocol, peers, action=action, is_ingress=is_ingress, work=work, metadata=metadata
+        by_protocol, peers, action=action, is_ingress=is_ingress, conversion=conversion, metadata=metadata
     )
 
 
@@ -172,7 +172,7 @@ def _cluster_ports(protocols: Sequence[_ClusterProtocol] | None) -> kubepolicies
             if not protocol.destinationNamedPort:
                 return {"": None}
             if not _NAMED_PORT.fullmatch(protocol.destinationNamedPort):
-                raise kubepolicies.BadRule(f"not a port's name: {protocol.destinationNamedPort!r}")
+                raise kubepolicies.BadRule(f"not a port name: {protocol.destinationNamedPort!r}")
             kubepolicies.add_port(by_protocol, "", protocol.destinationNamedPort)
     return by_protocol
 

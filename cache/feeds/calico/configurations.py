@@ -1,6 +1,6 @@
 """FelixConfiguration and ClusterInformation: one key per value (docs/data-model.md, sections 5.10 and 5.11). Pure.
 
-`default` holds the global values, `node.NAME` those of a node; objects of other names are sent whole.
+The object `default` has the global values, `node.NAME` those of a node. Objects with other names are sent whole.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +36,7 @@ _CONNTRACK_NAMES = {
 
 
 def convert_felix_configuration(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
-    """A FelixConfiguration; annotations of the configuration's own prefix override fields and add names.
+    """Convert a FelixConfiguration. Annotations with its prefix override fields and add names.
 
     Raises:
         ConversionError: bad-net (of a failsafe port), undecodable, invalid-object, bad-uid, bad-metadata-annotation.
@@ -60,7 +60,7 @@ def convert_felix_configuration(event: objects.ObjectEvent, group: customresourc
 
 
 def convert_cluster_information(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
-    """A ClusterInformation, and the flag that says whether the datastore is ready.
+    """Convert a ClusterInformation. One of its values is the flag that the datastore is ready.
 
     Raises:
         ConversionError: undecodable, invalid-object, bad-uid, bad-metadata-annotation.
@@ -79,7 +79,7 @@ def convert_cluster_information(event: objects.ObjectEvent, group: customresourc
 
 
 def _node(name: str) -> str | None:
-    """The node whose values the object of this name holds; empty for the global ones, None for a whole resource."""
+    """Return the node that the object configures: empty for the global object, None for a whole resource."""
     if name == _GLOBAL_NAME:
         return ""
     return name.removeprefix(_NODE_PREFIX) if name.startswith(_NODE_PREFIX) else None
@@ -98,12 +98,12 @@ def _items(event: objects.ObjectEvent, node: str, texts: Mapping[str, str | None
 
 
 def _is_cluster_information(event: objects.ObjectEvent) -> bool:
-    # An annotation of a FelixConfiguration may have the flag's name, too, and then is an ordinary value.
+    # An annotation of a FelixConfiguration may have the flag's name. It is an ordinary value then.
     return event.type.resource == wholeresource.CLUSTER_INFORMATION.plural
 
 
 def _text(field: schema.Field, value: Any) -> str | None:
-    """The value as agents read it; None where it is absent, or empty in a way that says so."""
+    """Return the value as agents read it. None if it is absent, or empty in a way that means absent."""
     if value is None or (value == "" and not field.pointer):
         return None
     if field.kind == "object":
@@ -138,11 +138,10 @@ def _failsafe_port_text(entry: schema.Values) -> str:
     net = entry.get("net", "")
     if not net:
         return f"{protocol}:{port}"
-    parsed = addresses.parse_interface(net)
-    address = addresses.parse_ip(net) if parsed is None else parsed[0]
-    if address is None:
-        raise model.ConversionError("bad-net", f"the net of a failsafe port is no CIDR or IP: {net!r:.80}")
-    return f"{protocol}:[{net}]:{port}" if address.version == 6 else f"{protocol}:{net}:{port}"
+    version = addresses.version(net)
+    if not version:
+        raise model.ConversionError("bad-net", f"the net of a failsafe port is not a CIDR or IP: {net!r:.80}")
+    return f"{protocol}:[{net}]:{port}" if version == 6 else f"{protocol}:{net}:{port}"
 
 
 def _range_text(entry: schema.Values) -> str:

@@ -1,7 +1,7 @@
-"""What all custom resources of Calico have in common: their group, and metadata that group v1 keeps elsewhere. Pure.
+"""The common parts of Calico's custom resources: their API group, and the metadata annotation of group v1. Pure.
 
-In `crd.projectcalico.org/v1` an annotation may hold the metadata that the API of `projectcalico.org/v3` shows; in the
-v3 group it means nothing (docs/data-model.md, section 6).
+In `crd.projectcalico.org/v1` an annotation may contain the metadata that the API of `projectcalico.org/v3` shows. In
+the v3 group the annotation has no meaning (docs/data-model.md, section 6).
 """
 
 import enum
@@ -25,17 +25,17 @@ class Group(enum.Enum):
 
     @property
     def group(self) -> str:
-        """The group's name alone."""
+        """The name of the group, without the version."""
         return self.value.partition("/")[0]
 
     @property
     def version(self) -> str:
-        """The version's name alone."""
+        """The name of the version, without the group."""
         return self.value.partition("/")[2]
 
 
 class Metadata(msgspec.Struct, gc=False):
-    """The parts of an object's metadata that reach items which are not whole resources."""
+    """The metadata that is used in items which are not whole resources."""
 
     name: str = ""
     labels: dict[str, str] | None = None
@@ -46,7 +46,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 def effective_metadata(metadata: Metadata, group: Group) -> Metadata:
-    """Name, labels and annotations as the API of v3 shows them.
+    """Return name, labels and annotations as the API of v3 shows them.
 
     Raises:
         ConversionError: bad-metadata-annotation.
@@ -64,7 +64,7 @@ def effective_metadata(metadata: Metadata, group: Group) -> Metadata:
 
 
 def annotation_metadata(text: str) -> dict[str, Any]:
-    """The fields of metadata in the annotation's text, owners translated.
+    """Return the metadata fields in the annotation's text, with owners translated.
 
     Raises:
         ConversionError: bad-metadata-annotation.
@@ -76,7 +76,7 @@ def annotation_metadata(text: str) -> dict[str, Any]:
             if owner.get("apiVersion") in _OWN_API_VERSIONS:
                 owner["apiVersion"] = Group.V3.value
                 owner["uid"] = uids.reversed_uid(owner.get("uid", ""))
-    except (ValueError, RecursionError) as error:  # which JSON's, the schema's and a UID's errors are
+    except (ValueError, RecursionError) as error:  # from JSON, the schema or a UID
         raise model.ConversionError("bad-metadata-annotation", f"{METADATA_ANNOTATION}: {error}") from error
     return inner
 

@@ -1,9 +1,8 @@
-"""A feed of Calico's data model: Kubernetes objects in, Calico's keys and values out. Pure.
+"""A feed of Calico's data model: takes Kubernetes objects, and gives Calico's keys and values. Pure.
 
-Update types are the original's: 1 and 2 tell
-whether an object held the key before, also with a value that validation voided; a voided value is no value, with its
-type and revision; a deletion has neither value nor revision. An update that changes no value is no delivery, and the
-stored revision stays that of the value.
+The update types are the original's. NEW and UPDATED say whether an object had the key before, even with an invalid
+value. An invalid value is sent as absent, but with type and revision. A deletion has neither value nor revision. A
+change that leaves the value as it is causes no update, and the stored revision stays that of the value.
 """
 
 from collections.abc import Sequence
@@ -16,34 +15,34 @@ from protocol import messages
 from protocol.native import codec
 
 DEFECT = "defect"
-"""The reason of a refusal that no converter foresaw."""
+"""The reason if a converter fails unexpectedly."""
 _DETAIL_CHARS_MAX = 1000
-"""Details cite objects, which may be large."""
+"""Details quote objects, which may be large."""
 
 
 class _Change(NamedTuple):
-    """What the next batch does to a key."""
+    """A change that the next batch makes to a key."""
 
     update_type: messages.UpdateType
     item: model.Item
 
 
 class _Kind:
-    """One resource type of the feed, and the keys of each of its objects, in the order in which they are sent."""
+    """One resource type of the feed, and the keys of each of its objects in the order in which they are sent."""
 
-    __slots__ = ("keys", "last_items", "last_shows", "rank", "source")
+    __slots__ = ("keys", "last_items", "last_wins", "rank", "source")
 
     def __init__(self, rank: int, source: syncers.Source) -> None:
         self.rank = rank
         self.source = source
-        self.last_shows = source.last_shows
+        self.last_wins = source.last_wins
         self.keys: dict[str, tuple[str, ...]] = {}
         self.last_items: dict[str, Sequence[model.Item]] = {}
-        """What the converter gave for objects that it may give the very same for again."""
+        """The last items of objects for which the converter may return the identical items again."""
 
 
 class CalicoFeed(feed.Feed):
-    """One of the four feeds; `syncers.specs` has what they consist of."""
+    """One of the four feeds. `syncers.specs` defines their contents."""
 
     def __init__(self, spec: syncers.FeedSpec, *, max_value_bytes: int) -> None:
         super().__init__(spec.name, [source.type for source in spec.sources])
@@ -52,29 +51,29 @@ class CalicoFeed(feed.Feed):
         self._max_value_bytes = max_value_bytes
         self._changes: list[_Change] = [_Change(messages.UpdateType.NEW, item) for item in spec.built_in]
 
-    def apply(self, event: objects.ObjectEvent) -> feed.Refusal | None:
-        """An object is new or has changed; a refusal names it where it, or a part of it, cannot be carried."""
+    def apply(self, event: objects.ObjectEvent) -> feed.Rejection | None:
+        """Process a new or changed object. A rejection names it if it, or a part of it, cannot be sent."""
         kind = self._kinds[event.type]
         name = _object_name(event)
         try:
             items = kind.source.convert(event)
         except model.ConversionError as error:
             self._forget(kind, name)
-            return self._refusal(event, error.reason, error.detail)
-        except Exception as error:  # an object that finds a defect of a converter must not take the others down
+            return self._rejection(event, error.reason, error.detail)
+        except Exception as error:  # one object must not break the feed, even if it triggers a bug in a converter
             self._forget(kind, name)
-            return self._refusal(event, DEFECT, f"{type(error).__name__}: {error}")
+            return self._rejection(event, DEFECT, f"{type(error).__name__}: {error}")
         if items and items is kind.last_items.get(name):
             self.skipped += len(items)
             return None
-        refusal = None
+        rejection = None
         held: list[str] = []
         known = kind.keys.get(name, ())
         if known:
             self._release_unmentioned(kind, name, {item.key for item in items})
         for item in items:
             if not self._is_plain(item):
-                item, refusal = self._examine(event, item, refusal)
+                item, rejection = self._examine(event, item, rejection)
             if item.value is not None or item.invalid:
                 held.append(item.key)
                 self._claim(kind, name, item)
@@ -84,14 +83,14 @@ class CalicoFeed(feed.Feed):
             kind.keys[name] = tuple(held)
         else:
             kind.keys.pop(name, None)
-        if kind.source.is_memoised and refusal is None:
+        if kind.source.is_memoised and rejection is None:
             kind.last_items[name] = items
         else:
             kind.last_items.pop(name, None)
-        return refusal
+        return rejection
 
     def delete(self, event: objects.ObjectEvent) -> None:
-        """An object is gone."""
+        """Process the deletion of an object."""
         self._forget(self._kinds[event.type], _object_name(event))
 
     def _write_changes(self) -> list[messages.Update]:
@@ -109,27 +108,27 @@ class CalicoFeed(feed.Feed):
         )
 
     def _examine(
-        self, event: objects.ObjectEvent, item: model.Item, refusal: feed.Refusal | None
-    ) -> tuple[model.Item, feed.Refusal | None]:
-        """An item that is not simply carried: what is carried, and what is said of its object (once)."""
+        self, event: objects.ObjectEvent, item: model.Item, rejection: feed.Rejection | None
+    ) -> tuple[model.Item, feed.Rejection | None]:
+        """Check an item that may not be sent as it is. Return the item to send, and the object's first rejection."""
         if item.invalid:
-            return item, refusal or self._refusal(event, "invalid", item.invalid)
+            return item, rejection or self._rejection(event, "invalid", item.invalid)
         if item.value is not None and len(item.value) > self._max_value_bytes:
             detail = f"{len(item.value)} bytes, limit {self._max_value_bytes}"
-            return _without_value(item), refusal or self._refusal(event, "value-too-large", detail)
+            return _without_value(item), rejection or self._rejection(event, "value-too-large", detail)
         if len(item.key) > codec.MAX_KEY_CHARS:
             detail = f"{len(item.key)} characters, limit {codec.MAX_KEY_CHARS}"
-            return _without_value(item), refusal or self._refusal(event, "key-too-long", detail)
+            return _without_value(item), rejection or self._rejection(event, "key-too-long", detail)
         if item.warning:
-            return item, refusal or self._refusal(event, "doubtful", item.warning, is_carried=True)
-        return item, refusal
+            return item, rejection or self._rejection(event, "doubtful", item.warning, is_carried=True)
+        return item, rejection
 
-    def _refusal(
+    def _rejection(
         self, event: objects.ObjectEvent, reason: str, detail: str, *, is_carried: bool = False
-    ) -> feed.Refusal:
-        self.refused += 1
+    ) -> feed.Rejection:
+        self.rejected += 1
         key = raw.object_key(event.type, event.namespace, event.name)
-        return feed.Refusal(self.name, key, reason, detail[:_DETAIL_CHARS_MAX], is_carried)
+        return feed.Rejection(self.name, key, reason, detail[:_DETAIL_CHARS_MAX], is_carried)
 
     def _forget(self, kind: _Kind, name: str) -> None:
         kind.last_items.pop(name, None)
@@ -143,20 +142,20 @@ class CalicoFeed(feed.Feed):
 
     def _claim(self, kind: _Kind, name: str, item: model.Item) -> None:
         known = item.key in self._claims
-        if self._claims.put(claims.Claim(kind.rank, name, kind.last_shows, item)):
+        if self._claims.put(claims.Claim(kind.rank, name, kind.last_wins, item)):
             self._changes.append(_Change(messages.UpdateType.UPDATED if known else messages.UpdateType.NEW, item))
 
     def _release(self, kind: _Kind, name: str, key: str) -> None:
-        shown, heir = self._claims.drop(key, kind.rank, name)
-        if heir is None:
+        was_visible, successor = self._claims.drop(key, kind.rank, name)
+        if successor is None:
             self._changes.append(_Change(messages.UpdateType.DELETED, model.Item(key, None, "")))
-        elif shown:
-            self._changes.append(_Change(messages.UpdateType.UPDATED, heir))
+        elif was_visible:
+            self._changes.append(_Change(messages.UpdateType.UPDATED, successor))
 
     def _write(self, update_type: messages.UpdateType, item: model.Item) -> messages.Update | None:
         if item.value is None:
             if self.store.delete(item.key, item.revision) is None:
-                self.store.sequence += 1  # it is sent even so: the original's agents are told of every void value
+                self.store.sequence += 1  # the original sends an update for every invalid value, even for an absent key
             return messages.Update(item.key, None, item.revision, update_type)
         old = self.store.get(item.key)
         if old is not None and old.value == item.value:

@@ -7,14 +7,13 @@ from typing import Any
 import msgspec
 
 from cache import objects
-from cache.feeds.calico import customresource, model, qos
+from cache.feeds.calico import customresource, model, qos, rules
 from cache.feeds.calico.codecs import addresses, gojson
 
 _INTERFACE = re.compile(r"\*|[a-zA-Z0-9_.-]{1,15}")
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 _PORT_PROTOCOLS = frozenset({"tcp", "udp", "sctp"})
 _UINT16_MAX = 0xFFFF
-_UINT8_MAX = 0xFF
 
 
 class _Port(msgspec.Struct, gc=False):
@@ -40,7 +39,7 @@ _decoder = msgspec.json.Decoder(_HostEndpoint)
 
 
 def convert(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
-    """The host endpoint.
+    """Convert a host endpoint.
 
     Raises:
         ConversionError: no-node, bad-metadata-annotation, undecodable, invalid-object.
@@ -78,34 +77,24 @@ def _expected(texts: Sequence[str | None]) -> dict[str, list[str]]:
 
 
 def _port(port: _Port) -> dict[str, Any]:
-    number, protocol = port.port or 0, port.protocol
+    number = port.port or 0
     if not 0 <= number <= _UINT16_MAX:
         raise model.ConversionError("undecodable", f"spec.ports: not a port: {number}")
-    if isinstance(protocol, int) and not 0 <= protocol <= _UINT8_MAX:
-        raise model.ConversionError("undecodable", f"spec.ports: not a protocol: {protocol}")
-    return {"name": port.name or "", "protocol": _v1_protocol(protocol), "port": number}
-
-
-def _v1_protocol(protocol: int | str | None) -> int | str:
-    if protocol is None:
-        return 0
-    if isinstance(protocol, str):
-        is_number = protocol.isascii() and protocol.isdigit() and len(protocol.lstrip("0")) <= 3
-        return int(protocol) if is_number and int(protocol) <= _UINT8_MAX else protocol.lower()
-    return protocol
+    protocol = 0 if port.protocol is None else rules.protocol_value(port.protocol)
+    return {"name": port.name or "", "protocol": protocol, "port": number}
 
 
 def _problem(value: dict[str, Any]) -> str:
-    """Why validation voids the endpoint; empty for nothing."""
+    """Return why validation rejects the endpoint. Empty if it is valid."""
     interface = value.get("name", "")
     if interface and not _INTERFACE.fullmatch(interface):
         return f"not an interface: {interface!r}"
     for profile in value.get("profile_ids", ()):
         if not _NAME.fullmatch(profile):
-            return f"not a profile's name: {profile!r}"
+            return f"not a profile name: {profile!r}"
     for port in value.get("ports", ()):
         if not _NAME.fullmatch(port["name"]):
-            return f"not a port's name: {port['name']!r}"
+            return f"not a port name: {port['name']!r}"
         if port["port"] == 0 or port["protocol"] not in _PORT_PROTOCOLS:
             return f"not a port: {port['protocol']} {port['port']}"
     return ""

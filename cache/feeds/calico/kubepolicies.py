@@ -68,10 +68,10 @@ class _Policy(msgspec.Struct, gc=False):
     spec: _PolicySpec = msgspec.field(default_factory=_PolicySpec)
 
 
-class Work:
-    """The conversion of one policy: its warnings, and limits of what its peers and ports may multiply to.
+class Conversion:
+    """The conversion of one policy: its warnings, and its budget of rules and ports.
 
-    Without them an object of 1 MB could grow to terabytes.
+    Peers and ports multiply. Without the budget, an object of 1 MB could grow to terabytes.
     """
 
     def __init__(self) -> None:
@@ -80,12 +80,12 @@ class Work:
         self._ports = _MAX_PORTS
 
     def spend(self, *, rules: int, ports: int) -> None:
-        """Raises ConversionError: too-large."""
+        """Use up a part of the budget. Raises ConversionError: too-large."""
         self._rules -= rules
         self._ports -= ports
         if self._rules < 0 or self._ports < 0:
             raise model.ConversionError(
-                "too-large", f"peers and ports multiply to more than {_MAX_RULES} rules or {_MAX_PORTS} ports in them"
+                "too-large", f"peers and ports multiply to more than {_MAX_RULES} rules or {_MAX_PORTS} ports"
             )
 
 
@@ -97,18 +97,18 @@ _decode_policy = msgspec.json.Decoder(_Policy)
 
 
 def convert_policy(event: objects.ObjectEvent) -> Sequence[model.Item]:
-    """A Kubernetes NetworkPolicy; a rule that cannot be converted is left out, with a warning.
+    """Convert a Kubernetes NetworkPolicy. A rule that cannot be converted is left out, with a warning.
 
     Raises:
         ConversionError: selector-too-deep, invalid-object.
     """
-    work = Work()
-    spec = _spec(model.typed(_decode_policy, event).spec, work, is_strict=False)
-    return policies.namespaced_items(event, KUBERNETES_NETWORK_POLICY, spec, warnings=work.warnings)
+    conversion = Conversion()
+    spec = _spec(model.typed(_decode_policy, event).spec, conversion, is_strict=False)
+    return policies.namespaced_items(event, KUBERNETES_NETWORK_POLICY, spec, warnings=conversion.warnings)
 
 
 def convert_staged_policy(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
-    """A StagedKubernetesNetworkPolicy; a rule that cannot be converted voids it.
+    """Convert a StagedKubernetesNetworkPolicy. A rule that cannot be converted rejects the whole policy.
 
     Raises:
         ConversionError: bad-rule, selector-too-deep, bad-metadata-annotation, invalid-object.
@@ -117,30 +117,30 @@ def convert_staged_policy(event: objects.ObjectEvent, group: customresource.Grou
     customresource.effective_metadata(policy.metadata, group)
     if policy.spec.stagedAction == _STAGED_DELETE:
         return (model.Item(policies.policy_key(STAGED_KUBERNETES_NETWORK_POLICY, event), None, ""),)
-    work = Work()
-    spec = _spec(policy.spec, work, is_strict=True)
+    conversion = Conversion()
+    spec = _spec(policy.spec, conversion, is_strict=True)
     return policies.namespaced_items(
         event,
         STAGED_KUBERNETES_NETWORK_POLICY,
         spec,
         staged_action=policy.spec.stagedAction or "",
-        warnings=work.warnings,
+        warnings=conversion.warnings,
     )
 
 
-def _spec(spec: _PolicySpec, work: Work, *, is_strict: bool) -> policies.Spec:
+def _spec(spec: _PolicySpec, conversion: Conversion, *, is_strict: bool) -> policies.Spec:
     given = spec.policyTypes or ()
     return policies.Spec(
         order=_ORDER,
         selector=pod_selector(spec.podSelector),
-        ingress=_policy_rules(spec.ingress, work, is_strict=is_strict, is_ingress=True),
-        egress=_policy_rules(spec.egress, work, is_strict=is_strict, is_ingress=False),
+        ingress=_policy_rules(spec.ingress, conversion, is_strict=is_strict, is_ingress=True),
+        egress=_policy_rules(spec.egress, conversion, is_strict=is_strict, is_ingress=False),
         types=[name for name in ("Ingress", "Egress") if name in given] or ["Ingress"],
     )
 
 
 def _policy_rules(
-    found: Sequence[_PolicyRule] | None, work: Work, *, is_strict: bool, is_ingress: bool
+    found: Sequence[_PolicyRule] | None, conversion: Conversion, *, is_strict: bool, is_ingress: bool
 ) -> list[rules.Rule]:
     converted: list[rules.Rule] = []
     for rule in found or ():
@@ -149,11 +149,11 @@ def _policy_rules(
         except BadRule as error:
             if is_strict:
                 raise model.ConversionError("bad-rule", str(error)) from error
-            work.warnings.append(f"a rule is left out: {error}")
+            conversion.warnings.append(f"a rule is left out: {error}")
             continue
-        peers = [_peer_entity(peer, work) for peer in (rule.sources if is_ingress else rule.destinations) or ()]
+        peers = [_peer_entity(peer, conversion) for peer in (rule.sources if is_ingress else rule.destinations) or ()]
         converted += cross_product(
-            by_protocol, peers or [rules.Entity()], action="Allow", is_ingress=is_ingress, work=work
+            by_protocol, peers or [rules.Entity()], action="Allow", is_ingress=is_ingress, conversion=conversion
         )
     return converted
 
@@ -164,13 +164,13 @@ def cross_product(
     *,
     action: str,
     is_ingress: bool,
-    work: Work,
+    conversion: Conversion,
     metadata: rules.RuleMetadata | None = None,
 ) -> list[rules.Rule]:
     converted: list[rules.Rule] = []
     for protocol in sorted(by_protocol):
         ports = _simplified(by_protocol[protocol] or [])
-        work.spend(rules=len(peers), ports=len(peers) * len(ports))
+        conversion.spend(rules=len(peers), ports=len(peers) * len(ports))
         for peer in peers:
             rule = rules.Rule(action=action, protocol=protocol or None, metadata=metadata)
             if is_ingress:
@@ -188,7 +188,7 @@ def cross_product(
 
 
 def add_port(by_protocol: PortsByProtocol, protocol: str, port: Port | None) -> None:
-    """No port means all of them, whatever else is listed."""
+    """Add a port to a protocol. None stands for all ports, whatever else is listed."""
     if port is None:
         by_protocol[protocol] = None
         return
@@ -217,7 +217,7 @@ def _policy_port(port: _PolicyPort) -> Port | None:
 
 
 def _simplified(ports: list[Port]) -> list[Port]:
-    """Names first, then the numbers in order, merged; as they were where there is only one number in all."""
+    """Merge ports: names first, then numbers and ranges in order. A single number stays as it is."""
     if len(ports) <= 1:
         return ports
     names = [port for port in ports if isinstance(port, str) and ":" not in port]
@@ -238,21 +238,21 @@ def _range(port: Port) -> tuple[int, int]:
     return int(low), int(high or low)
 
 
-def _peer_entity(peer: _Peer, work: Work) -> rules.Entity:
+def _peer_entity(peer: _Peer, conversion: Conversion) -> rules.Entity:
     if peer.ipBlock is None:
         return rules.Entity(
             selector=pod_selector(peer.podSelector), namespaceSelector=namespace_selector(peer.namespaceSelector)
         )
     network = addresses.parse_cidr(peer.ipBlock.cidr)
     if network is None:
-        work.warnings.append(f"an ipBlock is no CIDR, and is left out of its rule: {peer.ipBlock.cidr!r}")
+        conversion.warnings.append(f"an ipBlock is not a CIDR and is left out of its rule: {peer.ipBlock.cidr!r}")
         return rules.Entity()
     excepted: list[str] = []
     for text in peer.ipBlock.excepted or ():
         exception = addresses.parse_cidr(text)
         if exception is None:
-            work.warnings.append(
-                f"an exception of an ipBlock is no CIDR, and is left out with those behind it: {text!r}"
+            conversion.warnings.append(
+                f"an exception of an ipBlock is not a CIDR and is left out, with all later ones: {text!r}"
             )
             break
         excepted.append(str(exception))
@@ -264,7 +264,7 @@ def pod_selector(selector: LabelSelector | None) -> str:
 
 
 def namespace_selector(selector: LabelSelector | None) -> str:
-    """Empty for none; an empty selector selects every namespace."""
+    """Convert a namespace selector. None gives an empty text; an empty selector selects every namespace."""
     if selector is None:
         return ""
     if not selector.matchLabels and not selector.matchExpressions:

@@ -42,7 +42,7 @@ _decoder = msgspec.json.Decoder(_Migration)
 
 
 def convert(event: objects.ObjectEvent) -> Sequence[model.Item]:
-    """The live migration while it is under way, or its absence.
+    """Convert a migration of KubeVirt. The item is absent unless the migration is in progress or has failed.
 
     Raises:
         ConversionError: invalid-object.
@@ -63,6 +63,6 @@ def convert(event: objects.ObjectEvent) -> Sequence[model.Item]:
 
 
 def _target_selector(machine: str, uid: str) -> str:
-    # The second label is what older versions of KubeVirt set.
+    # Older versions of KubeVirt set the second label.
     names = f"vmi.kubevirt.io/id == '{machine}' || vm.kubevirt.io/name == '{machine}'"
     return f"({names}) && kubevirt.io/migrationJobUID == '{uid}'"

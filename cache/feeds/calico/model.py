@@ -1,12 +1,11 @@
-"""What a converter takes and gives: one Kubernetes object in, items of Calico's key/value model out. Pure.
+"""The interface of converters: one Kubernetes object in, items of Calico's key/value model out. Pure.
 
-A converter is a function of the object alone. It returns the items of the object in the order in which they are sent;
-an item without a value is a key that the object does not have (any more), in its place in the order. Keys that an
-earlier state of the object had and that are not returned at all are deleted first. An object that is nothing to a
-feed gives no items.
+A converter depends on the object alone. It returns the object's items in the order in which they are sent. An item
+without a value stands for a key that the object does not have now. Keys of an earlier state of the object that are not
+returned at all are deleted first. A converter returns no items for an object that does not belong in the feed.
 
-Kinds of which there are many decode `event.raw` into msgspec structs (gc=False) that name only what is needed;
-others take `members`, a dict.
+Converters of frequent kinds decode `event.raw` into msgspec structs (gc=False) with only the needed members. Others use
+`members`, a dict.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,12 +19,12 @@ T = TypeVar("T")
 
 
 class Item(msgspec.Struct, frozen=True, gc=False):
-    """One key and its value, as far as the object alone decides it.
+    """One key and its value, as the object alone determines them.
 
-    `value` None: the key is absent, deleted if it was known. b"" is a value (agents of the original see none).
-    `invalid` non-empty: validation voids the value, for this reason; `value` must be None, and the key still counts
-    as known: it is sent without a value, as new or updated. `warning` non-empty: the item is sent as it is, but
-    its object deserves a line in the log.
+    `value` None: the key is absent, and is deleted if it was known. b"" is a value (the original's agents see none).
+    `invalid` not empty: validation rejects the value for this reason. `value` must then be None, but the key counts as
+    known: it is sent without a value, as new or updated. `warning` not empty: the item is sent as it is, and the object
+    gets a line in the log.
     """
 
     key: str
@@ -37,31 +36,32 @@ class Item(msgspec.Struct, frozen=True, gc=False):
 
 
 class ConversionError(ValueError):
-    """The object has no items: it is refused by name, and its keys are deleted if they were known."""
+    """The object has no items. The feed rejects it by name, and deletes its known keys."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        """`reason` is a short code (the label of a metric, such as bad-ip); `detail` says what is wrong, and where."""
+        """`reason` is a short code (a metric label, such as bad-ip). `detail` says what is wrong, and where."""
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
 
 
 Converter: TypeAlias = Callable[[objects.ObjectEvent], Sequence[Item]]
-"""Raises ConversionError. `event.origin` tells a list (LIST, INITIAL) from an event: profiles differ by it."""
+"""Raises ConversionError. `event.origin` says whether the object comes from a list (LIST, INITIAL) or from an event:
+profiles differ by it."""
 
 _NULL = "got `null`"
 _ZEROS: dict[str, str | int] = {
     **dict.fromkeys(("labels", "annotations", "matchLabels"), ""),
     "sequenceNumberForAllocation": 0,
 }
-"""Maps, by the name of the member that they are, and what Go reads for a null in them."""
+"""The members that are maps, and the value that Go reads for a null in them."""
 
 _encode = msgspec.json.Encoder().encode
 _decode_members = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 def members(event: objects.ObjectEvent) -> dict[str, Any]:
-    """The object as a dict, members in the API server's order.
+    """Decode the object to a dict, with the members in the API server's order.
 
     Raises:
         ConversionError: not a JSON object.
@@ -73,7 +73,7 @@ def members(event: objects.ObjectEvent) -> dict[str, Any]:
 
 
 def typed(decoder: msgspec.json.Decoder[T], event: objects.ObjectEvent) -> T:
-    """The object as the decoder's struct; a member that is null is an absent one, as Go reads it.
+    """Decode the object to the decoder's struct. A null member counts as absent, as in Go.
 
     Raises:
         ConversionError: not JSON, or not of the struct's shape.
@@ -101,5 +101,5 @@ def _without_nulls(value: Any, *, name: str = "") -> Any:
 
 
 def escaped(name: str) -> str:
-    """A name as a part of a key (docs/data-model.md, section 4: `esc`)."""
+    """Return a name as a part of a key (docs/data-model.md, section 4: `esc`)."""
     return name.replace("%", "%25").replace("/", "%2f") if "%" in name or "/" in name else name

@@ -86,7 +86,7 @@ _decode_set = msgspec.json.Decoder(_Set)
 
 
 def convert_pool(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
-    """An IP pool. Raises ConversionError: bad-cidr, bad-metadata-annotation, invalid-object."""
+    """Convert an IP pool. Raises ConversionError: bad-cidr, bad-metadata-annotation, invalid-object."""
     pool = model.typed(_decode_pool, event)
     customresource.effective_metadata(pool.metadata, group)
     spec = pool.spec
@@ -109,7 +109,7 @@ def convert_pool(event: objects.ObjectEvent, group: customresource.Group) -> Seq
 
 
 def convert_block(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
-    """An IPAM block. Raises ConversionError: bad-cidr, bad-time, bad-metadata-annotation, invalid-object."""
+    """Convert an IPAM block. Raises ConversionError: bad-cidr, bad-time, bad-metadata-annotation, invalid-object."""
     block = model.typed(_decode_block, event)
     customresource.effective_metadata(block.metadata, group)
     spec = block.spec
@@ -156,7 +156,7 @@ def _time(text: str | None) -> str | None:
 
 
 def convert_affinity(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
-    """A block's affinity to a host; none without a host, and none that is marked as deleted.
+    """Convert the affinity of a block to a host. Without a host, or marked as deleted, it counts as absent.
 
     Raises:
         ConversionError: bad-cidr, bad-deleted, bad-metadata-annotation, invalid-object.
@@ -178,18 +178,18 @@ def convert_affinity(event: objects.ObjectEvent, group: customresource.Group) ->
 
 
 def _is_deleted(deleted: str | bool | None, group: customresource.Group) -> bool:
-    """In group v1 a text that Go reads as a bool, in v3 a bool."""
+    """Read the deletion mark: in group v1 a text that Go reads as a bool, in v3 a bool."""
     if deleted is None:
         return False
     if group is customresource.Group.V1 and isinstance(deleted, str) and deleted in _TRUE_TEXTS | _FALSE_TEXTS:
         return deleted in _TRUE_TEXTS
     if group is customresource.Group.V3 and isinstance(deleted, bool):
         return deleted
-    raise model.ConversionError("bad-deleted", f"spec.deleted is no boolean: {deleted!r:.80}")
+    raise model.ConversionError("bad-deleted", f"spec.deleted is not a boolean: {deleted!r:.80}")
 
 
 def convert_global_set(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
-    """A global network set. Raises ConversionError: bad-metadata-annotation, invalid-object."""
+    """Convert a global network set. Raises ConversionError: bad-metadata-annotation, invalid-object."""
     found = model.typed(_decode_set, event)
     metadata = customresource.effective_metadata(found.metadata, group)
     labels = None if metadata.labels is None else gojson.sorted_map(metadata.labels)
@@ -199,7 +199,7 @@ def convert_global_set(event: objects.ObjectEvent, group: customresource.Group) 
 
 
 def convert_set(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
-    """A namespaced network set. Raises ConversionError: bad-metadata-annotation, invalid-object."""
+    """Convert a namespaced network set. Raises ConversionError: bad-metadata-annotation, invalid-object."""
     found = model.typed(_decode_set, event)
     metadata = customresource.effective_metadata(found.metadata, group)
     labels = {**(metadata.labels or {}), "projectcalico.org/namespace": event.namespace}
@@ -215,9 +215,9 @@ def _nets(spec: _SetSpec) -> dict[str, Any]:
 
 def _network(text: str | None) -> addresses.Network:
     network = addresses.parse_cidr(text or "")
-    # An IPv4 network in the notation of IPv6 has no key.
+    # An IPv4 network in IPv6 notation has no key.
     if network is None or (network.version == 4 and ":" in (text or "")):
-        raise model.ConversionError("bad-cidr", f"spec.cidr is no CIDR: {text!r:.80}")
+        raise model.ConversionError("bad-cidr", f"spec.cidr is not a CIDR: {text!r:.80}")
     return network
 
 

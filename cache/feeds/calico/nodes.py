@@ -1,7 +1,7 @@
 """Nodes (docs/data-model.md, section 5.3): the whole resource, and host configuration and WireGuard for Felix. Pure.
 
-Kubelets report often; what they write is nothing that a node's items hold. The converter therefore remembers what the
-items of each node were made of, and several feeds take what became of one event.
+Kubelets update their nodes often, but rarely what the items contain. The converter therefore remembers a digest of its
+input for each node. Feeds that share the converter also share the result of one event.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ _decode_interfaces = msgspec.json.Decoder(list[dict[str, Any] | None] | None).de
 
 
 class _Converted(NamedTuple):
-    """What became of a node, and a digest of what it was made of."""
+    """The items of a node, and a digest of the input that they were made from."""
 
     digest: bytes
     all_items: Sequence[model.Item]
@@ -63,18 +63,18 @@ class _Converted(NamedTuple):
 
 
 class NodeConverter:
-    """Converts for all feeds that take nodes; what has not changed gives the very items that it gave before."""
+    """Converts nodes for all feeds that use them. For an unchanged node it returns the identical items again."""
 
     def __init__(self) -> None:
         self._last_event: objects.ObjectEvent | None = None
         self._known: dict[str, _Converted] = {}
 
     def felix(self, event: objects.ObjectEvent) -> Sequence[model.Item]:
-        """Host configuration, the whole resource, WireGuard. Raises ConversionError: invalid-object."""
+        """Convert to host configuration, whole resource and WireGuard keys. Raises ConversionError: invalid-object."""
         return self._converted(event).all_items
 
     def whole(self, event: objects.ObjectEvent) -> Sequence[model.Item]:
-        """The whole resource. Raises ConversionError: invalid-object."""
+        """Convert to the whole resource. Raises ConversionError: invalid-object."""
         return self._converted(event).whole
 
     def _converted(self, event: objects.ObjectEvent) -> _Converted:
@@ -158,21 +158,12 @@ def _annotation(annotations: Mapping[str, str], name: str, is_valid: Callable[[s
     return text if text and is_valid(text) else ""
 
 
-def _interface_version(text: str) -> int:
-    """The version of an address with or without a mask (host bits allowed); 0 if it is none."""
-    if "/" not in text:
-        address = addresses.parse_ip(text)
-        return 0 if address is None else address.version
-    parsed = addresses.parse_interface(text)
-    return 0 if parsed is None else parsed[0].version
-
-
 def _is_ipv4_interface(text: str) -> bool:
-    return _interface_version(text) == 4
+    return addresses.version(text) == 4
 
 
 def _is_ipv6_interface(text: str) -> bool:
-    return _interface_version(text) == 6
+    return addresses.version(text) == 6
 
 
 def _is_strict_network(text: str, version: int) -> bool:
@@ -251,7 +242,7 @@ def _addresses(bgp: Mapping[str, Any], reported: Sequence[_Address]) -> list[dic
 
 
 def _interfaces(text: str | None) -> list[dict[str, Any]]:
-    """The interfaces; none if any of them is not of the right shape."""
+    """Return the interfaces. None of them if any has an unexpected form."""
     if text is None:
         return []
     try:
@@ -260,7 +251,7 @@ def _interfaces(text: str | None) -> list[dict[str, Any]]:
         return []
     interfaces = []
     for members in found:
-        # Go takes members in any case of letters.
+        # Go ignores the case of member names.
         by_name = {name.lower(): value for name, value in (members or {}).items()}
         name, texts = by_name.get("name") or "", by_name.get("addresses") or []
         if not isinstance(name, str) or not isinstance(texts, list):
@@ -273,9 +264,10 @@ def _interfaces(text: str | None) -> list[dict[str, Any]]:
 
 
 def _without_bad_addresses(texts: list[str]) -> list[str]:
-    """What the original leaves: it removes while it walks, and so can step over a bad one behind another.
+    """Remove invalid addresses as the original does.
 
-    Where that would end it (bad ones at the end of the list), all bad ones go.
+    The original removes while it iterates, so it can skip an invalid address after another one. At the end of the list
+    this would crash it; in that case, remove all invalid addresses.
     """
     left = list(texts)
     length = len(left)
@@ -323,7 +315,8 @@ def _whole_item(
 
 
 def _problem(metadata: dict[str, Any], spec: dict[str, Any], status: dict[str, Any]) -> str:
-    """Why validation voids the node. Annotations that no rule takes are ignored, so only masks and keys are left."""
+    """Return why validation rejects the node. Bad annotations are ignored before, so only masks and keys are
+    checked."""
     bgp, wireguard = spec.get("bgp", {}), spec.get("wireguard", {})
     tunnels = {name: spec.get(name, "") for name in ("ipv4VXLANTunnelAddr", "ipv6VXLANTunnelAddr")}
     tunnels["ipv4IPIPTunnelAddr"] = bgp.get("ipv4IPIPTunnelAddr", "")
@@ -334,7 +327,7 @@ def _problem(metadata: dict[str, Any], spec: dict[str, Any], status: dict[str, A
     for name in ("wireguardPublicKey", "wireguardPublicKeyV6"):
         text = status.get(name, "")
         if text and not kubenames.is_wireguard_key(text):
-            return f"{name} is no key: {text!r}"
+            return f"{name} is not a key: {text!r}"
     return kubenames.metadata_problem(metadata)
 
 

@@ -77,7 +77,7 @@ class _EndpointPort(msgspec.Struct, gc=False):
 
 
 class _Endpoint(msgspec.Struct, gc=False, omit_defaults=True):
-    """The value; its members in the order in which they are written."""
+    """The value. Its members are written in this order."""
 
     state: str
     name: str
@@ -103,7 +103,7 @@ _NO_ANNOTATIONS: Mapping[str, str] = {}
 
 
 def convert(event: objects.ObjectEvent) -> Sequence[model.Item]:
-    """The workload endpoint; no items for a pod that is not on a node or is in the host's network.
+    """Convert a pod to a workload endpoint. No items for a pod without a node or in the host's network.
 
     Raises:
         ConversionError: bad-ip, bad-annotation, invalid-object.
@@ -148,7 +148,7 @@ def convert(event: objects.ObjectEvent) -> Sequence[model.Item]:
 
 
 def interface_name(namespace: str, name: str) -> str:
-    """The name of the pod's interface on its node."""
+    """Return the name of the pod's interface on its node."""
     digest = hashlib.sha1(f"{namespace}.{name}".encode(), usedforsecurity=False)
     return _INTERFACE_PREFIX + digest.hexdigest()[:_HASH_DIGITS]
 
@@ -179,7 +179,7 @@ def _ip_network(text: str) -> str:
 def _is_finished(pod: _Pod, annotations: Mapping[str, str]) -> bool:
     if pod.status.phase in _FINISHED_PHASES:
         return True
-    # An annotation that the network plugin has emptied says that the IP is free, before the pod is gone.
+    # The network plugin empties the annotation when it frees the IP, before the pod is deleted.
     return pod.metadata.deletionTimestamp is not None and (
         annotations.get(_POD_IP) == "" or annotations.get(_AWS_POD_IPS) == ""
     )
@@ -209,7 +209,7 @@ def _texts(annotation: str, text: str) -> list[str]:
     try:
         return [entry or "" for entry in _decode_texts(gojson.without_lone_surrogates(text)) or ()]
     except (msgspec.DecodeError, RecursionError) as error:
-        raise model.ConversionError("bad-annotation", f"{annotation} is no JSON list of texts: {error}") from error
+        raise model.ConversionError("bad-annotation", f"{annotation} is not a JSON list of strings: {error}") from error
 
 
 def _source_prefixes(annotations: Mapping[str, str]) -> list[str]:
@@ -224,7 +224,7 @@ def _source_prefixes(annotations: Mapping[str, str]) -> list[str]:
 
 
 def _nats(text: str, nets: list[str]) -> tuple[Any, Any]:
-    """The floating IPs: (IPv4, IPv6), each with the pod's last IP of its family."""
+    """Return the floating IPs (IPv4, IPv6), each with the pod's last IP of its version."""
     inner: dict[bool, str] = {}
     floating = _texts(_FLOATING_IPS, text)
     for net in nets:

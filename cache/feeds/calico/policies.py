@@ -23,7 +23,7 @@ _LABEL_SERVICE_ACCOUNT = "projectcalico.org/serviceaccount"
 
 
 class Spec(msgspec.Struct, gc=False):
-    """A policy's specification; the members of namespaced, global and staged ones together."""
+    """A policy's specification, with the members of namespaced, global and staged policies together."""
 
     tier: str | None = None
     order: float | None = None
@@ -60,7 +60,7 @@ _decode_tier = msgspec.json.Decoder(_Tier)
 
 
 def convert_tier(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
-    """A tier. Raises ConversionError: bad-metadata-annotation, invalid-object."""
+    """Convert a tier. Raises ConversionError: bad-metadata-annotation, invalid-object."""
     tier = model.typed(_decode_tier, event)
     customresource.effective_metadata(tier.metadata, group)
     order = _TIER_ORDER_DEFAULT if tier.spec.order is None else tier.spec.order
@@ -70,7 +70,7 @@ def convert_tier(event: objects.ObjectEvent, group: customresource.Group) -> Seq
 
 
 def convert_policy(event: objects.ObjectEvent, policy_kind: str, group: customresource.Group) -> Sequence[model.Item]:
-    """A policy of one of the four kinds named here.
+    """Convert a policy of one of the four kinds in this module.
 
     Raises:
         ConversionError: undecodable, selector-too-deep, bad-metadata-annotation, invalid-object.
@@ -86,14 +86,14 @@ def convert_policy(event: objects.ObjectEvent, policy_kind: str, group: customre
 
 
 def policy_key(kind: str, event: objects.ObjectEvent) -> str:
-    """The key of a policy of any kind; a global one has no namespace."""
+    """Return the key of a policy of any kind. A global policy has no namespace."""
     return f"/calico/v1/policy/{kind}/{event.namespace}/{event.name}"
 
 
 def namespaced_items(
     event: objects.ObjectEvent, kind: str, spec: Spec, *, staged_action: str = "", warnings: Sequence[str] = ()
 ) -> Sequence[model.Item]:
-    """The item of a namespaced policy. Raises ConversionError: undecodable, selector-too-deep."""
+    """Return the item of a namespaced policy. Raises ConversionError: undecodable, selector-too-deep."""
     found = list(warnings)
     own = f"{_LABEL_NAMESPACE} == '{event.namespace}'"
     text = f"({spec.selector}) && {own}" if spec.selector else own
@@ -104,7 +104,7 @@ def namespaced_items(
 def global_items(
     event: objects.ObjectEvent, kind: str, spec: Spec, *, staged_action: str = "", warnings: Sequence[str] = ()
 ) -> Sequence[model.Item]:
-    """The item of a global policy. Raises ConversionError: undecodable, selector-too-deep."""
+    """Return the item of a global policy. Raises ConversionError: undecodable, selector-too-deep."""
     found = list(warnings)
     text = spec.selector or ""
     if spec.namespaceSelector:

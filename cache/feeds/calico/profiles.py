@@ -33,7 +33,7 @@ _decoder = msgspec.json.Decoder(_Object)
 
 
 def convert_namespace(event: objects.ObjectEvent) -> Sequence[model.Item]:
-    """Labels, rules and the whole resource of `kns.NAMESPACE`.
+    """Convert a namespace to labels, rules and the whole resource of the profile `kns.NAMESPACE`.
 
     Raises:
         ConversionError: bad-uid, invalid-object.
@@ -51,7 +51,7 @@ def convert_namespace(event: objects.ObjectEvent) -> Sequence[model.Item]:
 
 
 def convert_service_account(event: objects.ObjectEvent) -> Sequence[model.Item]:
-    """Labels, rules and the whole resource of `ksa.NAMESPACE.NAME`.
+    """Convert a service account to labels, rules and the whole resource of the profile `ksa.NAMESPACE.NAME`.
 
     Raises:
         ConversionError: bad-uid, invalid-object.
@@ -64,7 +64,7 @@ def convert_service_account(event: objects.ObjectEvent) -> Sequence[model.Item]:
 
 
 def built_in() -> Sequence[model.Item]:
-    """The profile that every feed of profiles has, whatever the cluster holds."""
+    """Return the items of the built-in profile, which exists in every cluster."""
     whole = _whole_value(_DEFAULT_ALLOW, {}, {"ingress": _ALLOW_V3, "egress": _ALLOW_V3})
     return (
         model.Item(_v1_key(_DEFAULT_ALLOW, "rules"), _NAMESPACE_RULES, _DEFAULT_ALLOW_REVISION),
@@ -110,7 +110,7 @@ def _items(
     if problem:
         whole = model.Item(_v3_key(name), None, revision, invalid=f"profile {name}: {problem}")
     else:
-        # A quirk that agents can see: the version is that of a joined revision, empty in a list and "/" in an event.
+        # Visible to agents: the version is that of a joined revision, so it is empty in a list and "/" in an event.
         version = "/" if event.origin is objects.Origin.EVENT else ""
         whole = model.Item(_v3_key(name), _whole_value(name, metadata, spec), revision, version)
     return (

@@ -37,7 +37,7 @@ _ORDER = (
 
 
 def dscp(annotations: Mapping[str, str]) -> int | str | None:
-    """The DSCP value: a number up to 63, the upper-case name of a class, or None."""
+    """Return the DSCP value: a number up to 63, the upper-case name of a class, or None."""
     text = annotations.get(DSCP_ANNOTATION)
     if text is None:
         return None
@@ -46,11 +46,11 @@ def dscp(annotations: Mapping[str, str]) -> int | str | None:
         return int(significant) if len(significant) <= 2 and int(significant) <= _DSCP_MAX else None
     if not text.isascii() or text.strip().upper() not in _DSCP_NAMES:
         return None
-    return text.upper() if text.upper() in _DSCP_NAMES else text  # with spaces around, it is sent as written
+    return text.upper() if text.upper() in _DSCP_NAMES else text  # with surrounding spaces it is sent unchanged
 
 
 def controls(annotations: Mapping[str, str]) -> dict[str, int | str] | None:
-    """The endpoint's `qosControls`, or None where nothing is controlled. Nothing in the annotations is an error."""
+    """Return the endpoint's `qosControls`, or None if there are none. Invalid annotations are ignored."""
     if not any(name.startswith((_PREFIX, "kubernetes.io/")) for name in annotations):
         return None
     values = {**_direction(annotations, "ingress"), **_direction(annotations, "egress")}
@@ -62,7 +62,7 @@ def controls(annotations: Mapping[str, str]) -> dict[str, int | str] | None:
 
 
 def _direction(annotations: Mapping[str, str], direction: str) -> dict[str, int]:
-    """All values of one direction, 0 for none."""
+    """Return all values of one direction, 0 for none."""
     found = {name: _clamped(annotations.get(f"{_PREFIX}{direction}{name}"), limits) for name, limits in _LIMITS.items()}
     bandwidth_text = annotations.get(f"{_PREFIX}{direction}Bandwidth")
     if bandwidth_text is None:

@@ -1,6 +1,6 @@
 """A policy's rules: from Calico's API to what agents get, and validation (docs/data-model.md, section 5.5). Pure.
 
-The form of the API is the structs here; Kubernetes' policies are converted to them first.
+The structs here are the form of the API. Kubernetes' policies are converted to them first.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ class ServiceAccounts(msgspec.Struct, gc=False):
 
 
 class Entity(msgspec.Struct, gc=False):
-    """One side of a rule."""
+    """The source or destination of a rule."""
 
     nets: list[str] | None = None
     selector: str | None = None
@@ -70,14 +70,14 @@ class Entity(msgspec.Struct, gc=False):
 
 
 class HttpPath(msgspec.Struct, gc=False):
-    """A path, or the beginning of one."""
+    """An exact path, or the prefix of paths."""
 
     exact: str | None = None
     prefix: str | None = None
 
 
 class Http(msgspec.Struct, gc=False):
-    """Methods and paths."""
+    """HTTP methods and paths."""
 
     methods: list[str] | None = None
     paths: list[HttpPath] | None = None
@@ -90,7 +90,7 @@ class RuleMetadata(msgspec.Struct, gc=False):
 
 
 class Rule(msgspec.Struct, gc=False):
-    """A rule as in the API."""
+    """A rule in the form of the API."""
 
     action: str | None = None
     ipVersion: int | None = None  # noqa: N815
@@ -105,7 +105,7 @@ class Rule(msgspec.Struct, gc=False):
 
 
 def convert(rules: Sequence[Rule] | None, namespace: str, warnings: list[str]) -> list[dict[str, Any]]:
-    """The rules for agents; `namespace` is empty for a policy without one. Warnings are appended.
+    """Convert rules to the form of agents, and append warnings. `namespace` is empty for a global policy.
 
     Raises:
         ConversionError: undecodable, selector-too-deep.
@@ -114,7 +114,7 @@ def convert(rules: Sequence[Rule] | None, namespace: str, warnings: list[str]) -
 
 
 def problem(rules: Sequence[dict[str, Any]], *, where: str) -> str:
-    """Why validation voids a policy with these rules (as `convert` gives them); empty for nothing."""
+    """Return why validation rejects a policy with these rules (as from `convert`). Empty if they are valid."""
     for number, rule in enumerate(rules):
         found = _rule_problem(rule)
         if found:
@@ -123,7 +123,7 @@ def problem(rules: Sequence[dict[str, Any]], *, where: str) -> str:
 
 
 def canonical(text: str, prefix: str) -> str | None:
-    """A selector's canonical print, None if it does not parse. Raises ConversionError: selector-too-deep."""
+    """Print a selector in its canonical form. None if it does not parse. Raises ConversionError: selector-too-deep."""
     try:
         return selector.canonical(text, prefix=prefix)
     except selector.SelectorTooDeep as error:
@@ -133,12 +133,12 @@ def canonical(text: str, prefix: str) -> str | None:
 
 
 def is_selector(text: str) -> bool:
-    """Whether the text parses as a selector. Raises ConversionError: selector-too-deep."""
+    """Return whether the text parses as a selector. Raises ConversionError: selector-too-deep."""
     return canonical(text, "") is not None
 
 
 def protocol_value(protocol: int | str | None) -> int | str | None:
-    """The protocol in lower case, or its number. Raises ConversionError: undecodable."""
+    """Return the protocol in lower case, or as a number. Raises ConversionError: undecodable."""
     if isinstance(protocol, str):
         is_number = protocol.isascii() and protocol.isdigit() and len(protocol.lstrip("0")) <= 3
         return int(protocol) if is_number and int(protocol) <= _UINT8_MAX else protocol.lower()
@@ -227,7 +227,7 @@ def _http(http: Http) -> dict[str, Any]:
 
 
 def entity_selector(entity: Entity, namespace: str, warnings: list[str]) -> str:
-    """One selector for what the entity's own, its service accounts' and its namespaces' select together."""
+    """Join the selectors of the entity, its service accounts and its namespaces to one selector."""
     accounts = _accounts_selector(entity.serviceAccounts, warnings) if entity.serviceAccounts is not None else ""
     given = [text for text in (accounts, entity.selector) if text]
     own = given[0] if len(given) == 1 else " && ".join(f"({text})" for text in given)
@@ -276,7 +276,7 @@ def _rule_problem(rule: dict[str, Any]) -> str:
     for name in _SELECTOR_FIELDS:
         text = rule.get(name, "")
         if text and canonical(text, "") is None:
-            return f"{name} is no selector: {text!r}"
+            return f"{name} is not a selector: {text!r}"
     return _ports_problem(rule)
 
 
@@ -286,9 +286,9 @@ def _ports_problem(rule: dict[str, Any]) -> str:
         for port in rule.get(field, ()):
             is_name = isinstance(port, str) and ":" not in port
             if is_name and not kubenames.is_port_name(port):
-                return f"not a port's name: {port!r}"
+                return f"not a port name: {port!r}"
             if not is_name and str(port).partition(":")[0] == "0":
                 return "port 0"
             if protocol not in _PROTOCOLS_WITH_PORTS and not (is_name and protocol is None):
-                return f"port {port!r} with a protocol that has none: {protocol!r}"
+                return f"port {port!r} with a protocol that has no ports: {protocol!r}"
     return ""

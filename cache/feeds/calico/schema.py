@@ -1,8 +1,8 @@
-"""The types of resources that are sent whole: reads JSON into their fields, writes them in their order. Pure.
+"""The types of whole resources: reads JSON into their fields, and writes the fields in order. Pure.
 
-`field_order.json` beside this module names every type's fields in order, with kinds, omission and validation tags.
-What `read` gives is a dict of the fields that are there (never None): JSON's own values, but durations as
-nanoseconds and times as Go prints them ("" for the zero time). Unknown fields are dropped.
+`field_order.json` in this directory lists the fields of every type in order, with their kinds, omission rules and
+validation tags. `read` returns a dict of the present fields (never None). Values are JSON's own, except durations
+(nanoseconds) and times (as Go prints them, "" for the zero time). Unknown fields are dropped.
 """
 
 import functools
@@ -19,7 +19,7 @@ Values: TypeAlias = dict[str, Any]
 
 
 class FieldType(msgspec.Struct, frozen=True):
-    """What a value is: its kind, of what a list or map is, and which type an object has."""
+    """The type of a value: its kind, the element type of a list or map, and the type name of an object."""
 
     kind: str
     of: "FieldType | None" = None
@@ -27,7 +27,7 @@ class FieldType(msgspec.Struct, frozen=True):
 
 
 class Field(msgspec.Struct, frozen=True):
-    """One field. `pointer`: only absence is empty. `config_name` and `timescale`: see the configuration converters."""
+    """One field. `pointer`: only an absent value is empty. `config_name`, `timescale`: see `configurations`."""
 
     name: str
     kind: str
@@ -60,7 +60,7 @@ def _load() -> dict[str, tuple[Field, ...]]:
 
 
 def _with_as_number(field: Field) -> Field:
-    """AS numbers are numbers in the file, but Go reads them from text, too."""
+    """In the file AS numbers are plain numbers, but Go also reads them from text."""
     if field.name not in _AS_NUMBER_FIELDS:
         return field
     if field.of is not None:
@@ -72,11 +72,11 @@ TYPES = _load()
 
 parse_port = scalars.parse_port
 parse_time = scalars.parse_time
-_NEVER_EMPTY = frozenset({"object", "int-or-string"})  # structs in Go, which omitempty does not know when to leave out
+_NEVER_EMPTY = frozenset({"object", "int-or-string"})  # structs in Go, which omitempty never leaves out
 
 
 class _Undecodable(ValueError):
-    """A value is not of its kind; `path` leads to it, its last step first."""
+    """A value is not of its kind. `path` leads to it, innermost step first."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what)
@@ -84,13 +84,13 @@ class _Undecodable(ValueError):
 
 
 def read(type_name: str, source: Any, *, fold_case: bool = False) -> Values:
-    """The fields of an object of the type.
+    """Read the fields of an object of the type.
 
     Args:
-        fold_case: names match in any case of letters, as Go's encoding/json has it (the API's own decoder has not).
+        fold_case: ignore the case of names, as Go's encoding/json does. The API's own decoder does not.
 
     Raises:
-        ConversionError: a value is not of its field's kind, as the original could not decode it either; names its path.
+        ConversionError: a value is not of its field's kind. The original cannot decode it either. Names the path.
     """
     try:
         return _read(type_name, source, fold_case)
@@ -100,7 +100,7 @@ def read(type_name: str, source: Any, *, fold_case: bool = False) -> Values:
 
 
 def write(type_name: str, values: Values) -> Values:
-    """The object for `gojson.encode`: fields in order, empty ones left out or written as the type has it."""
+    """Return the object for `gojson.encode`: fields in order, empty ones left out or written by the type's rules."""
     written: Values = {}
     for field, writer in _write_plan(type_name):
         value = values.get(field.name)
@@ -133,7 +133,7 @@ def _read(type_name: str, source: Any, fold_case: bool) -> Values:
 
 @functools.cache
 def _read_plan(type_name: str, fold_case: bool) -> dict[str, tuple[str, Callable[[Any], Any]]]:
-    """By the name in the source: the field's name, and what reads its value (raising ValueError)."""
+    """Map each name in the source to the field's name and the function that reads its value (raises ValueError)."""
     return {
         field.name.casefold() if fold_case else field.name: (field.name, _reader(field.value_type, fold_case))
         for field in TYPES[type_name]
@@ -142,7 +142,7 @@ def _read_plan(type_name: str, fold_case: bool) -> dict[str, tuple[str, Callable
 
 @functools.cache
 def _write_plan(type_name: str) -> list[tuple[Field, Callable[[Any], Any] | None]]:
-    """The fields in order, and what writes their values (None: they are written as they are)."""
+    """Return the fields in order, and the functions that write their values (None: write the value as it is)."""
     return [(field, _writer(field.value_type)) for field in TYPES[type_name]]
 
 
@@ -197,14 +197,14 @@ def _writer(value_type: FieldType) -> Callable[[Any], Any] | None:
 
 
 def _at(error: ValueError, step: str) -> "_Undecodable":
-    """The error with one more step of the path that leads to it; steps come from the inside out."""
+    """Return the error with one more step of its path. The innermost step comes first."""
     undecodable = error if isinstance(error, _Undecodable) else _Undecodable(str(error))
     undecodable.path.append(step)
     return undecodable
 
 
 def _zero_text(field: Field) -> Any:
-    """What Go writes for an absent field that is not left out."""
+    """Return what Go writes for an absent field that is not left out."""
     if field.kind == "object":
         return write(field.type, {})
     if field.kind == "int-or-string":

@@ -1,7 +1,7 @@
-"""Calico's selector language: validation, and the canonical print with prefixed labels. Pure.
+"""Calico's selector language: validation, and the canonical form with prefixed labels. Pure.
 
-One pass that prints while it reads, with its own stack: a selector's depth costs no recursion. The language itself has
-no limit of depth; here it is `MAX_DEPTH` parentheses.
+One pass parses and prints. It has its own stack, so deep selectors cause no recursion. The language has no limit of
+depth; this implementation allows `MAX_DEPTH` nested parentheses.
 """
 
 import functools
@@ -32,15 +32,15 @@ _BLANK = re.compile(_SPACE)
 
 
 class SelectorError(ValueError):
-    """A text is no selector; the message says what is wrong and where."""
+    """A text is not a selector. The message says what is wrong, and where."""
 
 
 class SelectorTooDeep(SelectorError):
-    """More than `MAX_DEPTH` parentheses within each other."""
+    """More than `MAX_DEPTH` nested parentheses."""
 
 
 class _Group:
-    """What has been read of one pair of parentheses: finished alternatives, and the terms of the one being read."""
+    """The contents of one pair of parentheses so far: finished alternatives, and the terms of the current one."""
 
     __slots__ = ("alternatives", "negated", "terms")
 
@@ -60,7 +60,7 @@ class _Group:
 
 
 def canonical(text: str, *, prefix: str = "") -> str:
-    """The selector printed canonically, every label name with `prefix` before it; the empty text is `all()`.
+    """Print a selector in its canonical form, with `prefix` before each label name. The empty text gives `all()`.
 
     Raises:
         SelectorError: it does not parse.
@@ -71,12 +71,12 @@ def canonical(text: str, *, prefix: str = "") -> str:
 
 
 def quote(value: str) -> str:
-    """A string literal; one with both kinds of quotes cannot be written in the language, and never came from it."""
+    """Return a string literal. The language cannot express a value with both kinds of quotes, so none occurs."""
     return f"'{value}'" if '"' in value else f'"{value}"'
 
 
 def set_text(values: Iterable[str]) -> str:
-    """A set literal: sorted in byte order, without duplicates."""
+    """Return a set literal: sorted in byte order, without duplicates."""
     return "{" + ", ".join(map(quote, sorted(set(values)))) + "}"
 
 
@@ -90,7 +90,7 @@ def _canonical(text: str, prefix: str) -> str:
         if opened:
             stack.append(_Group(negated))
             if len(stack) > MAX_DEPTH + 1:
-                raise SelectorTooDeep(f"more than {MAX_DEPTH} parentheses within each other, at {position}")
+                raise SelectorTooDeep(f"more than {MAX_DEPTH} nested parentheses, at {position}")
             continue
         operand, position = _leaf(text, position, prefix)
         stack[-1].terms.append(f"!{operand}" if negated else operand)
@@ -100,7 +100,7 @@ def _canonical(text: str, prefix: str) -> str:
 
 
 def _operand_start(text: str, position: int) -> tuple[bool, bool, int]:
-    """Reads a run of `!`, which counts by its parity, and a parenthesis: (negated, opened, position behind)."""
+    """Read any number of `!` and an optional parenthesis: (negated, opened, position after)."""
     negated = False
     while matched := _NOT_OR_PARENTHESIS.match(text, position):
         position = matched.end()
@@ -111,7 +111,7 @@ def _operand_start(text: str, position: int) -> tuple[bool, bool, int]:
 
 
 def _close(text: str, position: int, stack: list[_Group]) -> int:
-    """Reads what stands behind an operand up to the next operand; -1 at the end of the text."""
+    """Read what follows an operand, up to the next operand. Return -1 at the end of the text."""
     while True:
         matched = _BETWEEN.match(text, position)
         if matched is None:
@@ -134,7 +134,7 @@ def _close(text: str, position: int, stack: list[_Group]) -> int:
 
 
 def _leaf(text: str, position: int, prefix: str) -> tuple[str, int]:
-    """One comparison, set operation, has(), all() or global(): (canonical text, position behind)."""
+    """Read a comparison, set operation, has(), all() or global(): (canonical text, position after)."""
     if matched := _HAS.match(text, position):
         return f"has({prefix}{_label(matched[1])})", matched.end()
     if matched := _CONSTANT.match(text, position):
@@ -170,7 +170,7 @@ def _set_members(text: str, position: int) -> tuple[list[str], int]:
 
 def _label(name: str) -> str:
     if len(name) > _MAX_LABEL_LENGTH:
-        raise SelectorError(f"a label of more than {_MAX_LABEL_LENGTH} characters: {name[:40]!r}...")
+        raise SelectorError(f"a label longer than {_MAX_LABEL_LENGTH} characters: {name[:40]!r}...")
     return name
 
 

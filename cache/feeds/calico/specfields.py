@@ -1,4 +1,4 @@
-"""Which fields the specifications of Calico's kinds have; what else stands there is dropped. Pure."""
+"""The known fields in the specifications of Calico's kinds. Other fields are dropped. Pure."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -51,7 +51,7 @@ _RULE_FIELDS: dict[str, Any] = {**_RULE, "source": _ENTITY, "destination": _ENTI
 
 
 def unknown_fields(kind: str, spec: Any) -> list[str]:
-    """Paths of the fields of one of Calico's kinds' specification that Calico does not know."""
+    """Return the paths of the fields that Calico does not know, in the specification of one of its kinds."""
     if not isinstance(spec, dict):
         return []
     type_name = f"v3.{kind}Spec"
@@ -68,7 +68,7 @@ def unknown_fields(kind: str, spec: Any) -> list[str]:
 
 
 def _unknown_in_tree(fields: dict[str, Any] | None, value: Any, where: str) -> Iterator[str]:
-    """`fields` names what an object has, and of what is an object what that has."""
+    """Yield the unknown paths in a value. `fields` maps each known field to its own fields, or None for a scalar."""
     if fields is None:
         return
     if isinstance(value, list):

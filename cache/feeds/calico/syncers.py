@@ -1,6 +1,6 @@
-"""What each of the four feeds consists of: kinds, where they come from, and how they are converted. Pure.
+"""The contents of the four feeds: their kinds, where the objects come from, and their converters. Pure.
 
-Source: docs/data-model.md, section 2. Where two kinds claim one key, the kind that stands first in the feed shows.
+Source: docs/data-model.md, section 2. If two kinds claim one key, the kind that comes first in the feed wins.
 """
 
 import functools
@@ -34,20 +34,20 @@ Group = customresource.Group
 
 
 class Source(NamedTuple):
-    """One kind of a feed: where its objects are, and what makes items of them."""
+    """One kind of a feed: the type of its objects, and their converter."""
 
     kind: str
-    """As the objects name it."""
+    """The kind as the objects name it."""
     type: resources.ResourceType
     convert: model.Converter
-    last_shows: bool = True
-    """Of several objects that claim one key, the last in byte order of the names shows; else the first."""
+    last_wins: bool = True
+    """Which of several objects that claim one key wins: the last in the byte order of names, or the first."""
     is_memoised: bool = False
-    """The converter gives the very same items again for an object that has not changed in them."""
+    """Whether the converter returns the identical items again if nothing relevant changed."""
 
 
 class FeedSpec(NamedTuple):
-    """A feed: its name, its kinds, and the items that it has without any object."""
+    """A feed: its name, its kinds, and its items that exist without any object."""
 
     name: str
     sources: tuple[Source, ...]
@@ -89,19 +89,19 @@ _GroupConverter = Callable[..., Sequence[model.Item]]
 
 
 def custom_type(group: Group, plural: str) -> resources.ResourceType:
-    """The type of one of Calico's own kinds."""
+    """Return the resource type of one of Calico's own kinds."""
     return resources.ResourceType(group.group, group.version, plural)
 
 
 def specs(group: Group) -> tuple[FeedSpec, ...]:
-    """The four feeds, with Calico's own kinds from this group. Converters of one call share what they remember."""
+    """Return the four feeds, with Calico's own kinds from this group. They share the converters' caches."""
     node_converter = nodes.NodeConverter()
 
-    def own(kind: str, convert: _GroupConverter, *, last_shows: bool = True, **options: str) -> Source:
+    def own(kind: str, convert: _GroupConverter, *, last_wins: bool = True, **options: str) -> Source:
         bound = functools.partial(convert, group=group, **options)
-        return Source(kind, custom_type(group, _PLURALS[kind]), bound, last_shows)
+        return Source(kind, custom_type(group, _PLURALS[kind]), bound, last_wins)
 
-    pools = own("IPPool", networks.convert_pool, last_shows=False)
+    pools = own("IPPool", networks.convert_pool, last_wins=False)
     policy = policies.convert_policy
     bgp_configurations = own("BGPConfiguration", wholeresource.convert_bgp_configuration)
     bgp_peers = own("BGPPeer", wholeresource.convert_bgp_peer)
@@ -110,7 +110,7 @@ def specs(group: Group) -> tuple[FeedSpec, ...]:
         own("FelixConfiguration", configurations.convert_felix_configuration),
         own("GlobalNetworkPolicy", policy, policy_kind=policies.GLOBAL_NETWORK_POLICY),
         own("StagedGlobalNetworkPolicy", policy, policy_kind=policies.STAGED_GLOBAL_NETWORK_POLICY),
-        own("GlobalNetworkSet", networks.convert_global_set, last_shows=False),
+        own("GlobalNetworkSet", networks.convert_global_set, last_wins=False),
         pools,
         Source("Node", _NODES, node_converter.felix, is_memoised=True),
         Source("Namespace", _NAMESPACES, profiles.convert_namespace),
@@ -121,7 +121,7 @@ def specs(group: Group) -> tuple[FeedSpec, ...]:
         own("StagedKubernetesNetworkPolicy", kubepolicies.convert_staged_policy),
         own("NetworkSet", networks.convert_set),
         own("Tier", policies.convert_tier),
-        own("HostEndpoint", hostendpoints.convert, last_shows=False),
+        own("HostEndpoint", hostendpoints.convert, last_wins=False),
         bgp_configurations,
         bgp_peers,
         Source("VirtualMachineInstanceMigration", _MIGRATIONS, livemigrations.convert),

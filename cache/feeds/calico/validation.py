@@ -1,7 +1,7 @@
 """What the original refuses of resources that are sent whole, after conversion (docs/data-model.md, section 7). Pure.
 
-Two layers: the `check` tags of `schema`'s fields, and rules of whole types. Rules of the API server's own schemas are
-not repeated.
+Two layers: the `check` tags of the fields in `schema`, and rules for whole types. Rules that the API server's own
+schemas enforce are not repeated.
 """
 
 import re
@@ -26,7 +26,7 @@ _LARGE_COMMUNITY = re.compile(r"([0-9]+):([0-9]+):([0-9]+)")
 _TIMEOUT_NAME = re.compile(r"[a-zA-Z0-9_ -]+")
 _MAX_PORT = 65535
 _MAX_NODE_PORT_RANGES = 7
-_MAX_REGION_LENGTH = 46  # a DNS label of 63, less the prefix of the namespaces that are named after regions
+_MAX_REGION_LENGTH = 46  # a DNS label of 63 characters minus the prefix of the namespaces named after regions
 _MAX_TABLE_RANGE_INDEX = 250
 _MAX_TABLE_INDEX = (1 << 32) - 1
 _MAX_TABLES = (1 << 16) - 1
@@ -34,10 +34,10 @@ _IP_TYPES = frozenset({"CalicoNodeIP", "InternalIP", "ExternalIP"})
 
 
 def problem(type_name: str, values: schema.Values) -> str:
-    """Why an object of the type, as `schema.read` gives it, is void; empty if it is valid. Names the field.
+    """Return why an object of the type (as from `schema.read`) is invalid. Empty if it is valid. Names the field.
 
     Raises:
-        ConversionError: selector-too-deep, which is a limit of ours and no fault of the object's.
+        ConversionError: selector-too-deep. This is a limit of this implementation, not an error in the object.
     """
     for field in schema.TYPES[type_name]:
         found = _field_problem(field, values.get(field.name))
@@ -48,7 +48,7 @@ def problem(type_name: str, values: schema.Values) -> str:
 
 
 def peer_address(text: str) -> tuple[addresses.IP, int] | None:
-    """A BGP peer's address and port (0 for none) of `IP`, `IPv4:port` or `[IPv6]:port`; None if it is neither."""
+    """Return a BGP peer's address and port (0 for none) from `IP`, `IPv4:port` or `[IPv6]:port`. None if invalid."""
     matched = _IPV4_PORT.fullmatch(text) or _IPV6_PORT.fullmatch(text)
     host, port = (matched[1], _number(matched[2])) if matched else (text, 0)
     address = addresses.parse_ip(host)
@@ -101,25 +101,18 @@ def _port_problem(name: str, port: int | str) -> str:
     if isinstance(port, int):
         return "" if port >= 1 else f"{name}: not a port: {port}"
     if ":" in port:
-        return "" if _number(port.partition(":")[0]) >= 1 else f"{name}: not a range of ports: {port}"
-    return "" if kubenames.is_port_name(port) else f"{name}: not a port's name: {port!r}"
+        return "" if _number(port.partition(":")[0]) >= 1 else f"{name}: not a port range: {port}"
+    return "" if kubenames.is_port_name(port) else f"{name}: not a port name: {port!r}"
 
 
 def _is_network(value: str) -> bool:
-    """An address, or a CIDR without host bits."""
+    """Return whether the text is an address, or a CIDR without host bits."""
     parsed = addresses.parse_interface(value)
     if parsed is None:
         return not value or addresses.parse_ip(value) is not None
     address, network = parsed
-    # Both are compared as they print, as an IPv4-mapped address is IPv4 only where enough of its mask is left.
+    # Compare the printed forms: an IPv4-mapped address counts as IPv4 only if enough of its mask is left.
     return str(address) == str(addresses.IP(network.version, network.value))
-
-
-def _address_version(value: str) -> int:
-    """The version of an address or CIDR (of its address); 0 if it is neither."""
-    parsed = addresses.parse_interface(value)
-    address = addresses.parse_ip(value) if parsed is None else parsed[0]
-    return 0 if address is None else address.version
 
 
 def _ip_version(value: str) -> int:
@@ -128,7 +121,7 @@ def _ip_version(value: str) -> int:
 
 
 def _is_cidr(value: str) -> bool:
-    return not value or _address_version(value) != 0  # Go takes the empty text for an address without bytes
+    return not value or addresses.version(value) != 0  # Go reads the empty text as an address without bytes
 
 
 def _is_key_value_list(value: str) -> bool:
@@ -160,12 +153,12 @@ _TAGS: dict[str, Callable[[Any], bool]] = {
     "keyValueList": _is_key_value_list,
     "regexp": goregexp.compiles,
     "cidr": _is_cidr,
-    "cidrv4": lambda value: _address_version(value) == 4,
-    "cidrv6": lambda value: _address_version(value) == 6,
+    "cidrv4": lambda value: addresses.version(value) == 4,
+    "cidrv6": lambda value: addresses.version(value) == 6,
     "cidrs": lambda value: all(map(_is_cidr, value)),
     "net": _is_network,
-    "netv4": lambda value: _address_version(value) == 4 and _is_network(value),
-    "netv6": lambda value: _address_version(value) == 6 and _is_network(value),
+    "netv4": lambda value: addresses.version(value) == 4 and _is_network(value),
+    "netv6": lambda value: addresses.version(value) == 6 and _is_network(value),
     "ip": lambda value: _ip_version(value) != 0,
     "ipv4": lambda value: _ip_version(value) == 4,
     "ipv6": lambda value: _ip_version(value) == 6,
@@ -183,7 +176,7 @@ def _bgp_peer_problem(values: schema.Values) -> str:
     reachable_by = addresses.parse_ip(values.get("reachableBy", ""))
     peer = peer_address(values.get("peerIP", ""))
     if reachable_by is not None and peer is not None and reachable_by.version != peer[0].version:
-        return "reachableBy: not of the family of peerIP"
+        return "reachableBy: IP version differs from that of peerIP"
     return ""
 
 
@@ -195,10 +188,10 @@ def _bgp_configuration_problem(values: schema.Values) -> str:
     names = {community.get("name", "") for community in communities}
     for advertisement in values.get("prefixAdvertisements", []):
         for text in advertisement.get("communities", []):
-            # A text of the right form is judged by its numbers, even if a community is named so.
+            # A text of the right form must have valid numbers, even if a community has it as its name.
             found = _community_problem(text)
             if found == "value" or (found == "form" and text not in names):
-                return f"prefixAdvertisements.communities: not a community, nor the name of one: {text!r:.100}"
+                return f"prefixAdvertisements.communities: neither a community nor the name of one: {text!r:.100}"
     return ""
 
 
@@ -219,15 +212,15 @@ def _felix_problem(values: schema.Values) -> str:
 def _felix_problems(values: schema.Values) -> Iterator[str]:
     ports = values.get("kubeNodePortRanges", [])
     if len(ports) > _MAX_NODE_PORT_RANGES:
-        yield f"kubeNodePortRanges: more than {_MAX_NODE_PORT_RANGES}"
+        yield f"kubeNodePortRanges: more than {_MAX_NODE_PORT_RANGES} ranges"
     if any(isinstance(port, str) and ":" not in port for port in ports):
-        yield "kubeNodePortRanges: a port's name"
+        yield "kubeNodePortRanges: a port name instead of a number or range"
     for text in values.get("externalNodesList", []):
-        if _address_version(text) != 4:
+        if addresses.version(text) != 4:
             yield f"externalNodesList: not an IPv4 address or CIDR: {text!r:.100}"
     region = values.get("openstackRegion", "")
     if region and (len(region) > _MAX_REGION_LENGTH or not _DNS_LABEL.fullmatch(region)):
-        yield f"openstackRegion: not a DNS label of at most {_MAX_REGION_LENGTH}: {region!r:.100}"
+        yield f"openstackRegion: not a DNS label of at most {_MAX_REGION_LENGTH} characters: {region!r:.100}"
     for name in ("natOutgoingAddress", "deviceRouteSourceAddress", "deviceRouteSourceAddressIPv6"):
         text = values.get(name, "")
         if text and not _ip_version(text):
@@ -239,12 +232,12 @@ def _felix_problems(values: schema.Values) -> Iterator[str]:
 
 def _route_table_range_problem(values: schema.Values) -> str:
     low, high = values.get("min", 0), values.get("max", 0)
-    return "" if 1 <= low <= high <= _MAX_TABLE_RANGE_INDEX else f"not in order within 1 to 250: {low}-{high}"
+    return "" if 1 <= low <= high <= _MAX_TABLE_RANGE_INDEX else f"not a range within 1 to 250: {low}-{high}"
 
 
 def _route_table_ids_problem(values: schema.Values) -> str:
     low, high = values.get("min", 0), values.get("max", 0)
-    return "" if 1 <= low <= high <= _MAX_TABLE_INDEX else f"not in order from 1: {low}-{high}"
+    return "" if 1 <= low <= high <= _MAX_TABLE_INDEX else f"not a range from 1 up: {low}-{high}"
 
 
 def _health_timeout_problem(values: schema.Values) -> str:
@@ -259,7 +252,7 @@ def _node_problem(values: schema.Values) -> str:
 
 
 def _number(text: str) -> int:
-    """The number, or -1 where it has more digits than any that can pass (leading zeros aside)."""
+    """Return the number, or -1 if it has too many digits to be valid (leading zeros do not count)."""
     digits = text.lstrip("0")
     return int(digits or "0") if len(digits) < 20 else -1
 

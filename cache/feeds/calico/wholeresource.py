@@ -14,7 +14,7 @@ _OBJECT_META = "metav1.ObjectMeta"
 
 
 class Kind(NamedTuple):
-    """A kind: its type in `schema`, the plural of its keys, the kind that its value names (none for Kubernetes')."""
+    """A kind: its type in `schema`, the plural in its keys, and the kind in its values (empty for Kubernetes kinds)."""
 
     type_name: str
     plural: str
@@ -48,43 +48,43 @@ _raw_parts = msgspec.json.Decoder(_RawParts)
 
 
 def convert_bgp_configuration(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
-    """A BGPConfiguration. Raises ConversionError, as all here do: see `read`."""
+    """Convert a BGPConfiguration. Raises ConversionError, as all converters here do: see `read`."""
     return (item(event, BGP_CONFIGURATION, read(event, BGP_CONFIGURATION, group)),)
 
 
 def convert_bgp_peer(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
-    """A BGPPeer."""
+    """Convert a BGPPeer."""
     return (item(event, BGP_PEER, read(event, BGP_PEER, group)),)
 
 
 def convert_bgp_filter(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
-    """A BGPFilter."""
+    """Convert a BGPFilter."""
     return (item(event, BGP_FILTER, read(event, BGP_FILTER, group)),)
 
 
 def convert_node_status(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
-    """A CalicoNodeStatus."""
+    """Convert a CalicoNodeStatus."""
     return (item(event, NODE_STATUS, read(event, NODE_STATUS, group)),)
 
 
 def convert_service(event: objects.ObjectEvent) -> Sequence[model.Item]:
-    """A Service of Kubernetes."""
+    """Convert a Kubernetes Service."""
     return (item(event, SERVICE, read(event, SERVICE, None)),)
 
 
 def convert_endpoint_slice(event: objects.ObjectEvent) -> Sequence[model.Item]:
-    """An EndpointSlice of Kubernetes."""
+    """Convert a Kubernetes EndpointSlice."""
     return (item(event, ENDPOINT_SLICE, read(event, ENDPOINT_SLICE, None)),)
 
 
 def key(kind: Kind, namespace: str, name: str) -> str:
-    """The key of a whole resource; without a namespace for what has none."""
+    """Return the key of a whole resource. `namespace` is empty for cluster-wide resources."""
     path = f"{namespace}/{name}" if namespace else name
     return f"/calico/resources/v3/{_API_VERSION.partition('/')[0]}/{kind.plural}/{path}"
 
 
 def read(event: objects.ObjectEvent, kind: Kind, group: customresource.Group | None) -> schema.Values:
-    """The object as its kind's fields, with the metadata that Calico shows; group None for what is not Calico's.
+    """Read the object's fields, with the metadata that Calico's API shows. `group` is None for other objects.
 
     Raises:
         ConversionError: undecodable, invalid-object, bad-uid, bad-metadata-annotation.
@@ -101,7 +101,11 @@ def read(event: objects.ObjectEvent, kind: Kind, group: customresource.Group | N
 
 
 def item(event: objects.ObjectEvent, kind: Kind, values: schema.Values) -> model.Item:
-    """The item of a whole resource: void where validation refuses it. Raises ConversionError: selector-too-deep."""
+    """Return the item of a whole resource, without value if validation rejects it.
+
+    Raises:
+        ConversionError: selector-too-deep.
+    """
     resource_key = key(kind, event.namespace, event.name)
     problem = validation.problem(kind.type_name, values)
     if problem:
@@ -113,7 +117,7 @@ def item(event: objects.ObjectEvent, kind: Kind, values: schema.Values) -> model
 
 
 def _keep_raw_fields(event: objects.ObjectEvent, entries: list[schema.Values]) -> None:
-    """Puts in the text of the managed fields as it came: the order and escapes in it are the API server's."""
+    """Replace the managed fields by their original text: order and escapes must stay as the API server wrote them."""
     parts = model.typed(_raw_parts, event)
     raw_entries = parts.metadata.managedFields if parts.metadata else None
     for entry, raw in zip(entries, raw_entries or (), strict=False):
@@ -122,7 +126,7 @@ def _keep_raw_fields(event: objects.ObjectEvent, entries: list[schema.Values]) -
 
 
 def _shown_metadata(metadata: schema.Values) -> schema.Values:
-    """The metadata of a v1 object as the API of v3 shows it: another uid, and what the metadata annotation holds."""
+    """Return a v1 object's metadata as the API of v3 shows it: with another uid, and with the annotation's metadata."""
     shown = dict(metadata)
     if uid := metadata.get("uid"):
         try:

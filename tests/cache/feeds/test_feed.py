@@ -1,4 +1,4 @@
-"""A feed: one bad object harms only itself, and a batch is exactly what the store went through."""
+"""A feed: a bad object affects only itself, and a batch contains exactly the changes of the store."""
 
 import itertools
 
@@ -47,7 +47,7 @@ def test_objects_become_updates(pods: feed.RawFeed) -> None:
     assert pods.types == [PODS, NODES]
 
 
-def test_what_changes_nothing_that_is_carried_is_no_update(pods: feed.RawFeed) -> None:
+def test_a_change_of_other_fields_causes_no_update(pods: feed.RawFeed) -> None:
     pods.apply(pod_event("a", version=1, content=1))
     pods.take()
     pods.apply(pod_event("a", version=2, content=1))
@@ -57,7 +57,7 @@ def test_what_changes_nothing_that_is_carried_is_no_update(pods: feed.RawFeed) -
     assert entry.revision == "1"
 
 
-def test_fields_are_those_of_the_type() -> None:
+def test_each_type_has_its_own_fields() -> None:
     specs = (raw.ResourceSpec(PODS, (("spec", "a"),)), raw.ResourceSpec(NODES))
     source = feed.RawFeed(raw.FeedSpec("pods", specs), max_value_bytes=LIMIT)
     source.apply(pod_event("x", version=1, content={"a": 1, "b": 2}))
@@ -68,8 +68,8 @@ def test_fields_are_those_of_the_type() -> None:
     assert values["/core/v1/nodes/default/x"].endswith(b'"spec":{"a":1,"b":2}}')
 
 
-def test_the_store_changes_in_take_alone(pods: feed.RawFeed) -> None:
-    """A snapshot is cut between two batches; a watcher may be inside one of its own at that moment."""
+def test_the_store_changes_only_in_take(pods: feed.RawFeed) -> None:
+    """A snapshot is cut between two batches of the feed, possibly within a batch of a watcher."""
     pods.apply(pod_event("a", version=1, content=1))
     pods.take()
     pods.apply(pod_event("a", version=2, content=2))
@@ -96,29 +96,29 @@ def test_the_store_changes_in_take_alone(pods: feed.RawFeed) -> None:
         (pod_event("b" * 5000, version=9, raw=b'{"metadata":{}}'), "key-too-long"),
     ],
 )
-def test_a_refused_object_harms_no_other(pods: feed.RawFeed, bad: objects.ObjectEvent, reason: str) -> None:
+def test_a_rejected_object_affects_no_other(pods: feed.RawFeed, bad: objects.ObjectEvent, reason: str) -> None:
     assert pods.apply(pod_event("good", version=1, content=1)) is None
-    refusal = pods.apply(bad)
+    rejection = pods.apply(bad)
     assert pods.apply(pod_event("other", version=1, content=1)) is None
-    assert refusal is not None
-    assert (refusal.feed, refusal.key, refusal.reason) == ("pods", key(bad.name), reason)
-    assert refusal.detail
-    assert pods.refused == 1
+    assert rejection is not None
+    assert (rejection.feed, rejection.key, rejection.reason) == ("pods", key(bad.name), reason)
+    assert rejection.detail
+    assert pods.rejected == 1
     assert [name for name, _, _ in taken(pods)] == [key("good"), key("other")]
 
 
-def test_a_value_that_becomes_too_large_goes_and_comes_back(pods: feed.RawFeed) -> None:
+def test_a_value_that_becomes_too_large_is_deleted_until_it_shrinks(pods: feed.RawFeed) -> None:
     assert pods.apply(pod_event("a", version=1, content=1)) is None
-    refusal = pods.apply(pod_event("a", version=2, content="x" * LIMIT))
-    assert refusal is not None
-    assert f"limit {LIMIT}" in refusal.detail
+    rejection = pods.apply(pod_event("a", version=2, content="x" * LIMIT))
+    assert rejection is not None
+    assert f"limit {LIMIT}" in rejection.detail
     assert pods.apply(pod_event("a", version=3, content="y" * LIMIT)) is not None
     assert pods.apply(pod_event("a", version=4, content=1)) is None
     assert taken(pods) == [(key("a"), 1, "1"), (key("a"), 3, "2"), (key("a"), 1, "4")]
-    assert pods.refused == 2
+    assert pods.rejected == 2
 
 
-def test_a_value_of_exactly_the_limit_is_carried(pods: feed.RawFeed) -> None:
+def test_a_value_of_exactly_the_limit_is_sent(pods: feed.RawFeed) -> None:
     pods.apply(pod_event("a", version=1, content=""))
     pods.take()
     entry = pods.store.get(key("a"))
@@ -136,7 +136,7 @@ def test_the_status_of_two_types(one: Status, other: Status) -> None:
     assert feed.combined_status({PODS: one, NODES: other}) is expected
 
 
-def test_a_status_comes_behind_its_data_and_once(pods: feed.RawFeed) -> None:
+def test_a_status_comes_after_its_data_and_once(pods: feed.RawFeed) -> None:
     pods.set_status(PODS, Status.RESYNC)
     pods.set_status(NODES, Status.IN_SYNC)
     pods.apply(pod_event("a", version=1, content=1))
@@ -166,7 +166,7 @@ steps = st.one_of(
 
 
 @given(st.lists(steps, max_size=40))
-def test_batches_follow_on_each_other_and_rebuild_the_store(history: list[object]) -> None:
+def test_batches_are_consecutive_and_rebuild_the_store(history: list[object]) -> None:
     source = make_feed()
     rebuilt: dict[str, bytes] = {}
     status, sequence = Status.WAITING, 0

@@ -1,4 +1,4 @@
-"""Raw feeds' values: what is carried, byte for byte, and what is not."""
+"""Values of raw feeds: the included fields, byte for byte."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_keys() -> None:
     assert raw.object_key(slices, "", "n1") == "/discovery.k8s.io/v1/slices//n1"
 
 
-def test_everything_but_version_and_managed_fields_is_carried_in_the_servers_order() -> None:
+def test_a_value_has_everything_but_version_and_managed_fields_in_order() -> None:
     assert value(POD) == HEAD + (
         b'"metadata":{"name":"web-1","namespace":"default","uid":"u1","labels":{"app":"web"}},'
         b'"spec":{"nodeName":"n1","containers":[{"name":"c","image":"i"}]},"status":{"podIP":"10.0.0.1","ready":true}}'
@@ -65,7 +65,7 @@ def test_an_item_of_a_list_and_a_watch_event_give_the_same_value() -> None:
     assert value(event, "spec.nodeName") == value(POD, "spec.nodeName")
 
 
-def test_what_the_object_says_of_itself_goes_before_what_the_list_says() -> None:
+def test_the_objects_own_kind_takes_precedence_over_the_lists() -> None:
     event = b'{"kind":"Widget","apiVersion":"example.com/v1","metadata":{"name":"w"}}'
     assert value(event) == b'{"apiVersion":"example.com/v1","kind":"Widget","metadata":{"name":"w"}}'
 
@@ -76,12 +76,12 @@ def test_escapes_and_numbers_stay_as_they_were_written() -> None:
 
 
 @pytest.mark.parametrize("indent", [None, 1, 4])
-def test_white_space_is_taken_out(indent: int | None) -> None:
+def test_white_space_is_removed(indent: int | None) -> None:
     content = json.loads(POD) | {"spec": {"text": 'two  spaces, "a": b,\n\tc', "list": [1, {"x": []}]}}
     assert value(json.dumps(content, indent=indent).encode()) == value(written(content))
 
 
-def test_white_space_is_taken_out_wherever_it_stands() -> None:
+def test_white_space_is_removed_everywhere() -> None:
     assert value(b' {"metadata" :{"name":"a"},"x":[1 ,2]\t} ') == HEAD + b'"metadata":{"name":"a"},"x":[1,2]}'
 
 
@@ -129,7 +129,7 @@ def test_fields(fields: list[str], rest: bytes) -> None:
 
 
 def leaves(part: object, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], object]:
-    """What objects within objects end in, by path; a list is an end, and so is an empty object."""
+    """Return the leaves of nested objects by path. Lists and empty objects are leaves."""
     if not isinstance(part, dict) or not part:
         return {path: part}
     found = {}
@@ -139,7 +139,7 @@ def leaves(part: object, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], ob
 
 
 @given(objects, paths)
-def test_fields_carry_what_lies_behind_them(content: dict[str, object], fields: list[tuple[str, ...]]) -> None:
+def test_fields_include_everything_below_them(content: dict[str, object], fields: list[tuple[str, ...]]) -> None:
     carried = [("metadata", "name"), ("metadata", "namespace"), *fields]
     dropped = [("metadata", "resourceVersion")]
     if not any(path[:2] == ("metadata", "managedFields") for path in fields):
@@ -184,6 +184,6 @@ def test_a_value_is_compact_json_with_everything_else_in_it(content: dict[str, o
     ],
 )
 @pytest.mark.parametrize("fields", [[], ["metadata"], ["x.y"]])
-def test_what_is_no_object_is_refused(data: bytes, fields: list[str]) -> None:
+def test_an_invalid_object_raises(data: bytes, fields: list[str]) -> None:
     with pytest.raises(raw.InvalidObject):
         value(data, *fields)

@@ -1,4 +1,4 @@
-"""Fixtures of the watch driver's tests: a scripted API server on a real socket."""
+"""Fixtures for the tests of the watch driver: a scripted API server on a real socket."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""The session: tokens that rotate, certificates, and how failures of the transport are told apart."""
+"""The session: token rotation, certificates, and the classification of transport failures."""
 
 import pathlib
 import socket
@@ -43,7 +43,7 @@ async def get(session: api.KubeApi, seconds: float = 5.0) -> bytes:
         response.close()
 
 
-async def test_a_token_file_is_read_again_each_minute(
+async def test_a_token_file_is_read_again_every_minute(
     server: ScriptedServer, opened: list[api.KubeApi], tmp_path: pathlib.Path
 ) -> None:
     token, now = tmp_path / "token", [1000.0]
@@ -67,14 +67,14 @@ async def test_a_token_file_is_read_again_each_minute(
 
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"x" * 70_000, b"\xff", b"a\nb"])
-def test_what_is_no_token_is_refused(tmp_path: pathlib.Path, content: bytes) -> None:
+def test_an_invalid_token_raises(tmp_path: pathlib.Path, content: bytes) -> None:
     path = tmp_path / "token"
     path.write_bytes(content)
-    with pytest.raises(access.AccessError, match="holds no token"):
+    with pytest.raises(access.AccessError, match="contains no token"):
         access.read_token(str(path))
 
 
-async def test_credentials_that_expire_are_loaded_before(server: ScriptedServer, opened: list[api.KubeApi]) -> None:
+async def test_credentials_are_reloaded_before_they_expire(server: ScriptedServer, opened: list[api.KubeApi]) -> None:
     now = [1000.0]
     session = await open_session(opened, access.Access(host=server.url, expires_at=2000.0), now)
     server.script = [server.body(b"{}")] * 2
@@ -85,7 +85,7 @@ async def test_credentials_that_expire_are_loaded_before(server: ScriptedServer,
     assert session.loads == 2
 
 
-async def test_reloads_are_not_made_in_a_row(server: ScriptedServer, opened: list[api.KubeApi]) -> None:
+async def test_reloads_keep_a_minimum_distance(server: ScriptedServer, opened: list[api.KubeApi]) -> None:
     now = [1000.0]
     session = await open_session(opened, access.Access(host=server.url), now)
     await session.reload()
@@ -96,7 +96,7 @@ async def test_reloads_are_not_made_in_a_row(server: ScriptedServer, opened: lis
     assert session.loads == 2
 
 
-async def test_refused_silent_and_broken_connections_are_told_apart(
+async def test_refused_silent_and_broken_connections_are_distinguished(
     server: ScriptedServer, opened: list[api.KubeApi]
 ) -> None:
     session = await open_session(opened, access.Access(host=server.url))
@@ -115,7 +115,7 @@ async def test_refused_silent_and_broken_connections_are_told_apart(
     assert caught.value.failure is Failure.NETWORK
 
 
-async def test_the_watchs_socket_has_keepalive() -> None:
+async def test_the_socket_of_a_watch_has_keepalive() -> None:
     address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 1))
     with api._keepalive_socket(address) as made:
         assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
@@ -124,7 +124,7 @@ async def test_the_watchs_socket_has_keepalive() -> None:
 
 @pytest.fixture
 async def tls_port(authority: trustme.CA) -> AsyncIterator[int]:
-    """An API server with a certificate for `kube.example`, which asks for one."""
+    """An API server with a certificate for `kube.example`. It requires a client certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("kube.example").configure_cert(context)
     authority.configure_trust(context)
@@ -160,7 +160,7 @@ def secure(authority: trustme.CA, port: int) -> access.Access:
     )
 
 
-async def test_both_sides_show_certificates(authority: trustme.CA, tls_port: int, opened: list[api.KubeApi]) -> None:
+async def test_both_sides_present_certificates(authority: trustme.CA, tls_port: int, opened: list[api.KubeApi]) -> None:
     assert await get(await open_session(opened, secure(authority, tls_port))) == b"{}"
     assert (
         await get(
@@ -171,7 +171,7 @@ async def test_both_sides_show_certificates(authority: trustme.CA, tls_port: int
 
 
 @pytest.mark.parametrize("changes", [{"server_name": "other.example"}, {"certificate_authority": ""}])
-async def test_wrong_certificates_are_a_matter_of_credentials(
+async def test_wrong_certificates_count_as_wrong_credentials(
     authority: trustme.CA, tls_port: int, opened: list[api.KubeApi], changes: dict[str, str | bool]
 ) -> None:
     session = await open_session(opened, structs.replace(secure(authority, tls_port), **changes))

@@ -1,4 +1,4 @@
-"""A watcher may be cancelled at each of its awaits, and leaves neither task nor connection behind."""
+"""A watcher can be cancelled at every await, and leaves no task and no connection."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ _DEADLINE_SECONDS = 10.0
 
 
 def whole_story(server: ScriptedServer) -> None:
-    """A script that leads through every state and answer in few turns of the loop."""
+    """A script that visits every state and every kind of answer within few iterations of the event loop."""
     many = {f"a/{index}": index + 1 for index in range(8)}
     server.script = [
         server.body(status(401), status=401),
@@ -27,14 +27,14 @@ def whole_story(server: ScriptedServer) -> None:
 
 
 @pytest.mark.parametrize("turns", range(_TURNS))
-async def test_cancelled_after_any_number_of_turns(server: ScriptedServer, turns: int) -> None:
+async def test_cancelled_after_any_number_of_loop_iterations(server: ScriptedServer, turns: int) -> None:
     whole_story(server)
     session = session_to(server)
     await session.start()
     sink = NotifyingSink()
     task = asyncio.create_task(watcher.Watcher(session, PODS, sink, policy=FAST).run(), name="watcher")
     for turn in range(turns):
-        # Some turns wait for the network, or the turns would all be spent before the first answer.
+        # Wait for the network now and then, or all iterations pass before the first answer.
         await asyncio.sleep(0.002 if turn % 3 == 0 else 0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -43,7 +43,7 @@ async def test_cancelled_after_any_number_of_turns(server: ScriptedServer, turns
     await session.close()
 
 
-async def test_the_story_is_told_to_its_end_when_nobody_cancels(server: ScriptedServer) -> None:
+async def test_without_cancellation_the_whole_script_runs(server: ScriptedServer) -> None:
     whole_story(server)
     session = session_to(server)
     await session.start()
@@ -57,7 +57,7 @@ async def test_the_story_is_told_to_its_end_when_nobody_cancels(server: Scripted
 
 
 @pytest.mark.parametrize("place", ["headers", "body", "initial events", "watching", "pause"])
-async def test_cancelled_where_it_waits_for_long(server: ScriptedServer, place: str) -> None:
+async def test_cancelled_during_long_waits(server: ScriptedServer, place: str) -> None:
     server.script = {
         "headers": [server.silence()],
         "body": [server.body(status(422), status=422), server.stream(b'{"kind":"PodList"')],

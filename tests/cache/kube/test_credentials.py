@@ -1,4 +1,4 @@
-"""Where address and credentials come from, and what is said where they cannot be had."""
+"""The sources of address and credentials, and the errors if they cannot be loaded."""
 
 import json
 import pathlib
@@ -44,7 +44,7 @@ async def load(tmp_path: pathlib.Path, **environment: str) -> access.Access:
     return await credentials.load(environment, tmp_path / "home")
 
 
-async def test_a_kubeconfig_gives_contents_and_the_tokens_file(
+async def test_a_kubeconfig_gives_file_contents_and_the_token_file(
     tmp_path: pathlib.Path, kubeconfig: pathlib.Path
 ) -> None:
     loaded = await load(tmp_path, KUBECONFIG=str(kubeconfig))
@@ -70,7 +70,9 @@ async def test_the_home_directorys_kubeconfig_is_the_default(tmp_path: pathlib.P
     assert (await load(tmp_path)).authorization == "Bearer home-token"
 
 
-async def test_variables_go_on_top_and_the_prefixed_ones_win(tmp_path: pathlib.Path, kubeconfig: pathlib.Path) -> None:
+async def test_variables_override_and_prefixed_ones_take_precedence(
+    tmp_path: pathlib.Path, kubeconfig: pathlib.Path
+) -> None:
     loaded = await load(
         tmp_path,
         KUBECONFIG=str(kubeconfig),
@@ -114,13 +116,15 @@ async def test_variables_alone_are_enough(tmp_path: pathlib.Path) -> None:
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "443"}, "service account"),
     ],
 )
-async def test_what_is_missing_is_named(tmp_path: pathlib.Path, environment: dict[str, str], message: str) -> None:
+async def test_errors_name_the_missing_file_or_variable(
+    tmp_path: pathlib.Path, environment: dict[str, str], message: str
+) -> None:
     with pytest.raises(access.AccessError, match=message):
         await load(tmp_path, **environment)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "a: [", "clusters: 1\n", "current-context: nowhere\n"])
-async def test_a_broken_kubeconfig_is_named(tmp_path: pathlib.Path, text: str) -> None:
+async def test_errors_name_a_broken_kubeconfig(tmp_path: pathlib.Path, text: str) -> None:
     path = tmp_path / "broken"
     path.write_text(text)
     with pytest.raises(access.AccessError, match=f"kubeconfig {path}: ."):
@@ -144,7 +148,7 @@ async def test_an_exec_plugin_gives_a_token_and_its_expiry(tmp_path: pathlib.Pat
     assert loaded.expires_at == 2_000_000_000
 
 
-async def test_the_helper_process_gives_the_same_and_one_line_of_error(
+async def test_the_helper_process_gives_the_same_access_or_one_line_of_error(
     tmp_path: pathlib.Path, kubeconfig: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", str(kubeconfig))

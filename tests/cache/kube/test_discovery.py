@@ -1,4 +1,4 @@
-"""Which groups and types the API server says it serves."""
+"""The API groups and resource types that the API server serves."""
 
 import json
 from collections.abc import AsyncIterator
@@ -32,13 +32,13 @@ async def test_group_names(server: ScriptedServer, session: api.KubeApi) -> None
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b'{"groups": 1}'])
-async def test_what_is_no_list_of_groups_is_an_error(server: ScriptedServer, session: api.KubeApi, body: bytes) -> None:
+async def test_an_invalid_list_of_groups_raises(server: ScriptedServer, session: api.KubeApi, body: bytes) -> None:
     server.script = [server.body(body)]
     with pytest.raises(api.Interrupted, match="/apis"):
         await discovery.group_names(session)
 
 
-async def test_a_refusal_has_its_status(server: ScriptedServer, session: api.KubeApi) -> None:
+async def test_a_refusal_carries_the_http_status(server: ScriptedServer, session: api.KubeApi) -> None:
     server.script = [server.body(b"no", status=403)]
     with pytest.raises(discovery.Refused, match="403: no") as caught:
         await discovery.group_names(session)
@@ -51,7 +51,7 @@ async def test_installed_types(server: ScriptedServer, session: api.KubeApi) -> 
     assert await discovery.installed_types(session, [TIERS, POOLS]) == frozenset()
 
 
-async def test_types_are_tried_where_they_are_not_told(server: ScriptedServer, session: api.KubeApi) -> None:
+async def test_types_are_probed_if_they_cannot_be_listed(server: ScriptedServer, session: api.KubeApi) -> None:
     server.script = [server.body(b"", status=403), server.body(b"", status=404), server.body(b'{"items": []}')]
     assert await discovery.installed_types(session, [TIERS, POOLS]) == {POOLS}
     assert server.requests[-1].query == {"limit": "1"}

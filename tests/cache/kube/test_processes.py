@@ -1,4 +1,4 @@
-"""A process whose start is cancelled does not live on."""
+"""A process whose start is cancelled does not survive."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ COMMAND = (sys.executable, "-c", "import time; time.sleep(60)")
 
 
 def children() -> list[str]:
-    """Processes that this one has started and not yet buried."""
+    """Return the child processes that have not been waited for."""
     return pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
 
 
@@ -27,7 +27,7 @@ def test_a_cancelled_start_leaves_no_process(loop: Callable[[], asyncio.Abstract
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
-        if not task.cancelled():  # it was too late: the process is the caller's
+        if not task.cancelled():  # the start finished before: the process belongs to the caller
             process = task.result()
             process.kill()
             await process.wait()

@@ -1,4 +1,4 @@
-"""The driver against a scripted API server on a real socket."""
+"""The watch driver with a scripted API server on a real socket."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ def initial(version: int, **objects: int) -> bytes:
     return lines(*events, bookmark(version, ends_initial=True))
 
 
-async def test_a_watch_list_cut_anywhere_gives_objects_and_status(server: ScriptedServer) -> None:
+async def test_a_watch_list_in_small_chunks_gives_objects_and_status(server: ScriptedServer) -> None:
     data = initial(9, x=5, y=6) + lines(event("MODIFIED", "a/x", 10), event("DELETED", "a/y", 11))
     server.script = [server.stream(*(data[start : start + 7] for start in range(0, len(data), 7)))]
     async with watching(server) as (subject, sink):
@@ -32,7 +32,7 @@ async def test_a_watch_list_cut_anywhere_gives_objects_and_status(server: Script
     assert server.requests[0].headers["Accept-Encoding"] == "identity"
 
 
-async def test_pages_are_read_where_there_is_no_watch_list(server: ScriptedServer) -> None:
+async def test_pages_are_listed_without_watch_list(server: ScriptedServer) -> None:
     objects = {f"a/{index}": index + 1 for index in range(10)}
     first, second = dict(list(objects.items())[:7]), dict(list(objects.items())[7:])
     token = "a+b/c= &?"
@@ -64,7 +64,7 @@ async def test_410_and_a_relist_send_differences_only(server: ScriptedServer) ->
     assert "resourceVersion" not in server.requests[2].query
 
 
-async def test_a_type_that_is_installed_later_is_found(server: ScriptedServer) -> None:
+async def test_a_type_that_is_installed_later_is_listed(server: ScriptedServer) -> None:
     server.script = [server.body(b"404 page not found\n", status=404)] * 3 + [server.stream(initial(9, x=5))]
     async with watching(server) as (subject, sink):
         await sink.until_map({"a/x": "5"})
@@ -72,7 +72,7 @@ async def test_a_type_that_is_installed_later_is_found(server: ScriptedServer) -
         assert subject.counters.errors["not-found"] == 3
 
 
-async def test_refusals_are_waited_out(server: ScriptedServer) -> None:
+async def test_refused_requests_are_retried(server: ScriptedServer) -> None:
     server.script = [
         server.body(status(403, "Forbidden"), status=403),
         server.body(status(429), status=429, headers={"Retry-After": "1"}),
@@ -98,9 +98,7 @@ async def test_refusals_are_waited_out(server: ScriptedServer) -> None:
         (b"", "stay", "idle"),
     ],
 )
-async def test_a_stream_that_breaks_is_resumed(
-    server: ScriptedServer, broken: bytes, then: str, failure: str | None
-) -> None:
+async def test_a_broken_stream_resumes(server: ScriptedServer, broken: bytes, then: str, failure: str | None) -> None:
     server.script = [
         server.stream(initial(9, x=5), lines(event("MODIFIED", "a/x", 10)) + broken, then=then),
         server.stream(lines(event("MODIFIED", "a/x", 11))),
@@ -112,7 +110,7 @@ async def test_a_stream_that_breaks_is_resumed(
     assert server.requests[1].query["resourceVersion"] == "10"
 
 
-async def test_a_server_that_never_answers_is_given_up(server: ScriptedServer) -> None:
+async def test_a_request_without_answer_times_out(server: ScriptedServer) -> None:
     server.script = [server.silence(), server.stream(initial(9, x=5))]
     async with watching(server) as (subject, sink):
         await sink.until_map({"a/x": "5"})
@@ -126,7 +124,7 @@ async def test_a_server_that_ignores_send_initial_events_is_listed(server: Scrip
         assert subject.counters.list_pages == 1
 
 
-async def test_broken_lists_are_read_again(server: ScriptedServer) -> None:
+async def test_broken_lists_are_repeated(server: ScriptedServer) -> None:
     whole = pod_list({"a/x": 5}, 9)
     server.script = [
         server.body(NO_WATCH_LIST, status=422),
@@ -159,10 +157,10 @@ async def test_a_restart_of_the_server_is_an_outage_with_two_log_lines(server: S
             assert subject.status is SyncStatus.IN_SYNC
             await server.start()
             await sink.until_map({"a/x": "10"})
-            await sink.until(lambda: "restored" in str(logs))
+            await sink.until(lambda: "watch the resource type again" in str(logs))
             assert subject.counters.outages == 1
     events = [entry["event"] for entry in logs if entry.get("type") == "core/v1/pods"]
-    assert events == ["no view of a resource type", "view of a resource type restored"]
+    assert events == ["cannot list or watch a resource type", "can list and watch the resource type again"]
 
 
 async def test_unauthorized_loads_the_credentials_again(server: ScriptedServer) -> None:
@@ -173,7 +171,7 @@ async def test_unauthorized_loads_the_credentials_again(server: ScriptedServer) 
         return access.Access(host=server.url, authorization=f"Bearer {next(tokens)}")
 
     def clock() -> float:
-        now[0] += 11.0  # so that no reload comes too soon after the last
+        now[0] += 11.0  # longer than the minimum time between two reloads
         return now[0]
 
     session = api.KubeApi(load, clock=clock)
@@ -184,7 +182,7 @@ async def test_unauthorized_loads_the_credentials_again(server: ScriptedServer) 
     assert [request.headers["Authorization"] for request in server.requests] == ["Bearer old", "Bearer new"]
 
 
-async def test_many_lines_let_other_tasks_run_and_are_one_state(server: ScriptedServer) -> None:
+async def test_many_lines_let_other_tasks_run_and_give_one_state(server: ScriptedServer) -> None:
     data = lines(*(event("ADDED", f"a/{index}", index + 1) for index in range(5000)), bookmark(9000, ends_initial=True))
     relist = initial(9500)
     server.script = [server.stream(data, lines(error_event(410, "Expired"))), server.stream(relist)]

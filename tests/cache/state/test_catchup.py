@@ -1,4 +1,4 @@
-"""Catch-up blocks: what is in them, how they are cut, and that any mixture of them that the rules allow leads home."""
+"""Catch-up blocks: their contents, their limits, and that any permitted mixture of them leads to the current map."""
 
 import os
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ NATIVE = formats.make_encoder(encoder.PLAIN)
 
 
 def replayed(history: list[tuple[str, bool]], count: int) -> store.Store:
-    """The store after so many changes of a history; each changes something, and its value is its sequence."""
+    """Return the store after `count` changes of a history. Each changes something; its value is its sequence."""
     made = store.Store()
     for key, is_deletion in history:
         if made.sequence == count:
@@ -37,9 +37,15 @@ def content(of: store.Store) -> dict[str, bytes]:
 
 
 def built(
-    of: store.Store, from_sequence: int, *, by: encoding.Encoder = NATIVE, log_offset: int = 0
+    of: store.Store,
+    from_sequence: int,
+    *,
+    by: encoding.Encoder = NATIVE,
+    log_offset: int = 0,
+    target_bytes: int | None = None,
 ) -> tuple[files.BlockFile, bytes]:
-    builder = catchup.BlockBuilder(by, of.changes_since(from_sequence), log_offset=log_offset)
+    difference = of.changes_since(from_sequence)
+    builder = catchup.BlockBuilder(by, difference, log_offset=log_offset, target_bytes=target_bytes)
     for _ in builder.steps():
         pass
     block = builder.block
@@ -60,19 +66,19 @@ def read(data: bytes) -> Iterator[messages.Updates]:
 
 
 class Reader:
-    """A client in the midst of a catch-up, with the cursor that the server has for it."""
+    """A client that is catching up, and the server's cursor for it."""
 
     def __init__(self, of: store.Store, *, epoch: int) -> None:
         self.map = {entry.key: entry.sequence for entry in of}
         self.seen = dict(self.map)
-        """The newest change of each key that it knows of, deletions included."""
+        """The newest change of each key that the client knows, deletions included."""
         self.cursor = cursor.Cursor()
         self.cursor.state = cursor.CursorState.CATCHING_UP
         self.cursor.sequence = epoch
         self.cursor.needed_sequence = of.sequence
 
     def take(self, block: files.BlockFile, data: bytes, *, leaves_at: int | None = None) -> None:
-        """Reads a whole block, or leaves it at a byte, and gets only what it takes along."""
+        """Read a whole block, or leave it at a byte and read only the rest of the frame."""
         file = msgspec.structs.replace(block, descriptor=-1)
         self.cursor.become_reading(file)
         if leaves_at is not None:
@@ -89,7 +95,7 @@ class Reader:
         self.cursor.become_waiting()
 
     def read(self, block: files.BlockFile, data: bytes) -> int:
-        """Takes the updates of whole frames; the sequence behind them."""
+        """Apply the updates of whole frames. Return the sequence reached."""
         reached = block.from_sequence
         for message in read(data):
             assert message.previous_sequence == reached
@@ -99,7 +105,7 @@ class Reader:
         return reached
 
     def apply(self, update: messages.Update) -> None:
-        """A change, which must not be older than what is known."""
+        """Apply a change. It must not be older than what the client knows."""
         sequence = int(update.revision)
         assert sequence >= self.seen.get(update.key, 0), f"{update.key} went back"
         self.seen[update.key] = sequence
@@ -112,22 +118,17 @@ class Reader:
 
 
 @given(st.data(), CHANGES)
-def test_blocks_of_any_cuts_lead_to_a_map_that_was_current(
-    data: st.DataObject, history: list[tuple[str, bool]]
-) -> None:
+def test_blocks_of_any_cuts_lead_to_a_current_map(data: st.DataObject, history: list[tuple[str, bool]]) -> None:
     last = replayed(history, len(history)).sequence
     begun = data.draw(st.integers(0, last), label="what the client has")
     epoch = data.draw(st.integers(0, begun), label="where its segment begins")
     reader = Reader(replayed(history, begun), epoch=epoch)
     for _ in range(3 * len(history)):
-        # Any cut that the rules allow: what other clients made somebody cut at any moment since.
+        # Any cut that the rules allow: another client may have caused a block at any moment since.
         at = replayed(history, data.draw(st.integers(reader.cursor.needed_sequence, last), label="cut"))
         target_bytes = data.draw(st.integers(1, 100), label="target")
-        with (
-            mock.patch.object(catchup, "BLOCK_TARGET_BYTES", target_bytes),
-            mock.patch.object(encoder, "FRAME_TARGET_BYTES", 100),
-        ):
-            block, frames_of_it = built(at, reader.cursor.sequence)
+        with mock.patch.object(encoder, "FRAME_TARGET_BYTES", 100):
+            block, frames_of_it = built(at, reader.cursor.sequence, target_bytes=target_bytes)
         assert block.cut_sequence == at.sequence
         leaves_at = data.draw(st.none() | st.integers(1, block.length), label="leaves at") if block.length else None
         reader.take(block, frames_of_it, leaves_at=leaves_at)
@@ -144,7 +145,7 @@ def test_blocks_of_any_cuts_lead_to_a_map_that_was_current(
 
 
 @pytest.mark.parametrize("wire_format", formats.NAMES)
-def test_every_format_says_the_same(wire_format: str) -> None:
+def test_every_format_contains_the_same_updates(wire_format: str) -> None:
     of = store.Store()
     for number in range(250):
         of.put(f"/{number}", b"v" * 10, str(number))
@@ -168,17 +169,17 @@ def test_every_format_says_the_same(wire_format: str) -> None:
 def test_a_block_without_changes_leads_to_its_cut(wire_format: str) -> None:
     of = store.Store()
     of.put("/a", b"x", "1")
-    of.sequence += 2  # of updates that changed no value
+    of.sequence += 2  # updates that changed no value
     block, data = built(of, 1, by=formats.make_encoder(wire_format))
     assert (block.to_sequence, block.is_final, block.updates) == (3, True, 0)
     is_native = formats.replaces_by_snapshot(wire_format)
-    assert bool(data) == is_native  # who counts sequences must be told
+    assert bool(data) == is_native  # only native clients count sequences, and need a frame for them
     block, data = built(of, 3, by=formats.make_encoder(wire_format))
     assert (block.to_sequence, block.is_final, data) == (3, True, b"")
 
 
 @pytest.mark.parametrize("wire_format", [encoder.PLAIN, typha_encoder.PLAIN])
-def test_blocks_are_limited_in_bytes_whatever_is_in_them(wire_format: str) -> None:
+def test_blocks_are_limited_in_bytes(wire_format: str) -> None:
     of = store.Store()
     for number in range(40):
         of.put(f"/{number}", bytes([number]) * 100_000, "1")
@@ -195,7 +196,7 @@ def test_blocks_are_limited_in_bytes_whatever_is_in_them(wire_format: str) -> No
     assert 40 <= block.to_sequence <= 41
 
 
-def test_what_compresses_well_is_limited_too() -> None:
+def test_compressed_blocks_are_limited_in_raw_bytes() -> None:
     of = store.Store()
     for number in range(60):
         of.put(f"/{number}", b"x" * 100_000, "1")
@@ -204,7 +205,7 @@ def test_what_compresses_well_is_limited_too() -> None:
     assert block.updates * 100_000 <= catchup.BLOCK_RAW_BYTES_MAX + 3 * 100_000
 
 
-def test_nobody_can_change_a_block() -> None:
+def test_another_process_cannot_change_a_block() -> None:
     of = replayed([("/a", False)], 1)
     builder = catchup.BlockBuilder(NATIVE, of.changes_since(0), log_offset=0)
     assert list(builder.steps())
@@ -221,7 +222,7 @@ def test_an_abandoned_block_leaves_nothing() -> None:
     assert channel_harness.open_descriptors() == before
 
 
-def test_a_block_stays_what_its_difference_was() -> None:
+def test_later_changes_do_not_change_a_block() -> None:
     of = replayed([("/a", False), ("/b", False)], 2)
     builder = catchup.BlockBuilder(NATIVE, of.changes_since(0), log_offset=5)
     of.put("/a", b"later", "9")
@@ -234,8 +235,8 @@ def test_a_block_stays_what_its_difference_was() -> None:
     builder.block.close()
 
 
-def test_the_log_tells_the_sequence_at_a_segments_base() -> None:
-    """Which is what all who stand in a segment are rounded down to."""
+def test_the_log_gives_the_sequence_at_the_base_of_a_segment() -> None:
+    """The sequence that all clients in a segment start their catch-up from."""
     writer = log.LogWriter(segment_bytes=2 * log.FRAME_BYTES_FLOOR, sequence=7)
     writer.append([encoding.EncodedFrame(bytes(50), sequence) for sequence in (8, 10, 11, 15, 16)])
     reader = log.LogReader(start=0, start_sequence=7)
@@ -258,7 +259,7 @@ def test_the_log_tells_the_sequence_at_a_segments_base() -> None:
     reader.close()
 
 
-def test_the_state_digest_of_a_map_that_was_caught_up() -> None:
+def test_the_state_digest_after_a_catch_up() -> None:
     history = [("/a", False), ("/b", False), ("/a", True), ("/c", False), ("/b", False)]
     at = replayed(history, 5)
     reader = Reader(replayed(history, 2), epoch=1)

@@ -1,4 +1,4 @@
-"""The cursor's states: every change that exists, and none that does not."""
+"""The cursor's states: every legal transition, and no other."""
 
 import functools
 import itertools
@@ -15,7 +15,7 @@ from tests.harness import channel_harness
 State = cursor.CursorState
 REASON = reasons.DisconnectReason.NO_PROGRESS
 
-# Written down once more, so that a change of the table is a change of two places.
+# A copy of the table, so that a change of the rules needs a change in two places.
 LEGAL = {
     (State.HANDSHAKE, State.HELD),
     (State.HELD, State.SNAPSHOT),
@@ -29,7 +29,7 @@ LEGAL = {
 
 @pytest.fixture
 def reader() -> Iterator[log.LogReader]:
-    """A log of the frames [0, 4), [4, 10) and, in the next segment, [10, 20)."""
+    """A log with the frames [0, 4), [4, 10) and, in the next segment, [10, 20)."""
     writer = log.LogWriter(segment_bytes=2 * log.FRAME_BYTES_FLOOR)
     writer.append([encoding.EncodedFrame(data, number) for number, data in enumerate([b"1234", b"abcdef", b"x" * 10])])
     made = log.LogReader()
@@ -95,7 +95,7 @@ def become(made: cursor.Cursor, state: State, reader: log.LogReader) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.product(State, list(State)[1:])))
-def test_every_change_of_state(before: State, after: State, reader: log.LogReader) -> None:
+def test_every_transition(before: State, after: State, reader: log.LogReader) -> None:
     made = cursor_in(before, reader)
     assert made.state is before
     if (before, after) in LEGAL:
@@ -110,7 +110,7 @@ def test_every_change_of_state(before: State, after: State, reader: log.LogReade
 
 
 @pytest.mark.parametrize("state", State)
-def test_what_is_set_in_which_state(state: State, reader: log.LogReader) -> None:
+def test_the_fields_that_each_state_sets(state: State, reader: log.LogReader) -> None:
     made = cursor_in(state, reader)
     assert (made.snapshot is not None) == (state is State.SNAPSHOT)
     assert (made.reason is not None) == made.is_closing() == (state is State.CLOSING)
@@ -135,7 +135,7 @@ def test_readers_of_a_snapshot_are_counted() -> None:
 
 
 @pytest.mark.parametrize("position", [0, 1, 99])
-def test_nobody_follows_before_the_snapshots_end(position: int) -> None:
+def test_following_starts_only_at_the_end_of_the_snapshot(position: int) -> None:
     made = cursor.Cursor()
     made.become_held()
     snapshot = snapshot_file(length=100)
@@ -150,7 +150,7 @@ def test_nobody_follows_before_the_snapshots_end(position: int) -> None:
     ("offset", "tail"),
     [(0, None), (1, b"234"), (4, None), (5, b"bcdef"), (9, b"f"), (10, None), (11, b"x" * 9), (20, None)],
 )
-def test_the_rest_of_a_frame_is_taken_along(offset: int, tail: bytes | None, reader: log.LogReader) -> None:
+def test_the_rest_of_a_frame_becomes_the_tail(offset: int, tail: bytes | None, reader: log.LogReader) -> None:
     made = cursor_in(State.FOLLOWING, reader)
     made.offset = offset
     assert made.at_boundary(reader) == (tail is None)
@@ -169,16 +169,16 @@ def test_the_rest_of_a_frame_is_taken_along(offset: int, tail: bytes | None, rea
 
 
 @pytest.mark.parametrize(
-    ("offset", "needed", "sequence", "behind"),
+    ("offset", "needed", "sequence", "after"),
     [(0, 0, 0, 0), (1, 0, 0, 4), (4, 0, 0, 4), (5, 1, 1, 10), (10, 1, 1, 10), (11, 2, 1, 20), (20, 2, 1, 20)],
 )
-def test_who_leaves_the_log_is_rounded_down_to_its_segment(
-    offset: int, needed: int, sequence: int, behind: int, reader: log.LogReader
+def test_catching_up_starts_at_the_base_of_the_segment(
+    offset: int, needed: int, sequence: int, after: int, reader: log.LogReader
 ) -> None:
     made = cursor_in(State.FOLLOWING, reader)
     made.offset = offset
     made.become_catching_up(reader)
-    assert (made.needed_sequence, made.sequence, made.offset) == (needed, sequence, behind)
+    assert (made.needed_sequence, made.sequence, made.offset) == (needed, sequence, after)
 
 
 def catching_up(reader: log.LogReader, *, offset: int = 20) -> cursor.Cursor:
@@ -205,13 +205,13 @@ def test_block_by_block_back_to_the_log(reader: log.LogReader) -> None:
     assert (second.readers, made.offset, made.sequence, made.state) == (0, 77, 12, State.FOLLOWING)
     assert "from" not in repr(second)
     reader.drop(20)
-    made.offset = reader.start - 1  # and that place is gone already
+    made.offset = reader.start - 1  # the log no longer holds this offset
     made.become_catching_up(reader)
     assert (made.sequence, made.needed_sequence) == (12, 12)
 
 
 @pytest.mark.parametrize("block", [block_file(0, 9, 9), block_file(2, 9, 9), block_file(1, 1, 1), block_file(1, 2, 2)])
-def test_a_block_that_does_not_fit_is_refused(block: files.BlockFile, reader: log.LogReader) -> None:
+def test_a_block_that_does_not_fit_raises(block: files.BlockFile, reader: log.LogReader) -> None:
     made = catching_up(reader)
     made.need(3)
     made.need(2)
@@ -220,7 +220,7 @@ def test_a_block_that_does_not_fit_is_refused(block: files.BlockFile, reader: lo
     assert block.readers == 0
 
 
-def test_no_block_before_the_tail_is_sent_and_none_beside_another(reader: log.LogReader) -> None:
+def test_a_block_needs_an_empty_tail_and_no_other_block(reader: log.LogReader) -> None:
     made = catching_up(reader, offset=5)
     made.owe(b"+more")
     assert bytes(made.tail or b"") == b"bcdef+more"
@@ -258,16 +258,16 @@ FRAMES = [(20, 4, 3), (30, 6, 5), (50, 9, 8)]
 
 
 @pytest.mark.parametrize(
-    ("position", "before", "behind"),
+    ("position", "before", "after"),
     [(0, 0, (0, 1, 0)), (1, 0, FRAMES[0]), (20, 20, FRAMES[0]), (21, 20, FRAMES[1]), (49, 30, FRAMES[2])],
 )
-def test_a_block_knows_where_its_frames_end(position: int, before: int, behind: tuple[int, int, int]) -> None:
+def test_a_block_finds_the_ends_of_its_frames(position: int, before: int, after: tuple[int, int, int]) -> None:
     block = block_file(1, 9, 9)
     block.frames = FRAMES
-    assert (block.boundary_before(position), block.boundary_at(position)) == (before, behind)
+    assert (block.boundary_before(position), block.boundary_at(position)) == (before, after)
 
 
-def test_a_block_that_is_left_has_ended_where_the_frame_does(reader: log.LogReader) -> None:
+def test_leaving_a_block_ends_it_with_the_frame(reader: log.LogReader) -> None:
     made = catching_up(reader)
     block, following = block_file(1, 9, 12), block_file(4, 13, 13)
     made.become_reading(block)
@@ -287,7 +287,7 @@ def test_a_block_that_is_left_has_ended_where_the_frame_does(reader: log.LogRead
     assert made.awaits_block(), "it stood where a frame begins"
 
 
-def test_who_closes_owes_nothing(reader: log.LogReader) -> None:
+def test_closing_drops_the_tail(reader: log.LogReader) -> None:
     made = cursor_in(State.FOLLOWING, reader)
     made.offset = 5
     made.become_catching_up(reader)
@@ -301,11 +301,11 @@ def test_a_tail_does_not_hold_the_log(reader: log.LogReader) -> None:
     made.offset = 5
     made.become_catching_up(reader)
     reader.drop(10)
-    assert channel_harness.open_descriptors() == before - 3  # the segment's own, and one for each of its two maps
+    assert channel_harness.open_descriptors() == before - 3  # the segment's file, and one for each of its two maps
     assert bytes(made.tail or b"") == b"bcdef"
 
 
-def test_an_offset_that_has_gone_stood_at_a_snapshots_end(reader: log.LogReader) -> None:
+def test_a_dropped_offset_keeps_the_sequence_of_the_snapshot(reader: log.LogReader) -> None:
     reader.drop(10)
     made = cursor_in(State.FOLLOWING, reader)
     assert made.offset < reader.start
@@ -326,7 +326,7 @@ def test_the_ends_of_a_snapshot_are_boundaries(reader: log.LogReader) -> None:
     assert at == [True, False, False, False, True]
 
 
-def test_a_status_that_is_owed_at_a_boundary_goes_before_all_else(reader: log.LogReader) -> None:
+def test_a_status_at_a_boundary_is_sent_first(reader: log.LogReader) -> None:
     made = cursor_in(State.FOLLOWING, reader)
     made.tail = memoryview(b"status")
     assert not made.at_boundary(reader)

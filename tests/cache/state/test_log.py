@@ -1,4 +1,4 @@
-"""The log's two ends: whatever is written, a reader sees exactly what was published, and knows its frames."""
+"""The writer and the reader of a log: the reader sees exactly what was published, and finds every frame."""
 
 import os
 import random
@@ -16,14 +16,14 @@ frame_bytes = st.binary(min_size=1, max_size=300) | st.integers(1, 3).map(bytes)
 
 
 class LogMachine(RuleBasedStateMachine):
-    """A writer and a reader that is told of things late, as over a link: segments in order, ends coalesced."""
+    """A writer, and a reader that gets news late, as over a link: segments in order, ends coalesced."""
 
     def __init__(self) -> None:
         super().__init__()
         self.descriptors_before = channel_harness.open_descriptors()
         self.content = bytearray()
         self.frames: list[tuple[int, int, int]] = []
-        """(first offset, end, sequence) of each frame ever written."""
+        """(first offset, end, sequence) of every frame written."""
         self.untold: list[log.Segment] = []
         self.trimmed = 0
 
@@ -57,7 +57,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def trim(self, data: st.DataObject) -> None:
-        """The hub trims; the reader hears of it only when it has heard of everything before."""
+        """Trim the writer. The reader learns of it only after everything before it."""
         before_offset = data.draw(st.integers(0, self.writer.end))
         start = self.writer.trim(before_offset)
         assert start <= max(before_offset, self.trimmed)
@@ -70,7 +70,7 @@ class LogMachine(RuleBasedStateMachine):
 
     @rule()
     def replace_reader(self) -> None:
-        """A worker has died: its successor is told all there is."""
+        """Replace the reader, as after the end of a worker. The new one gets everything that exists."""
         self.reader.close()
         self.reader = log.LogReader(start=self.writer.start, start_sequence=self.writer.start_sequence)
         for segment in self.writer.segments:
@@ -151,7 +151,7 @@ def test_every_offset_of_every_frame(datas: list[bytes], segment_bytes: int, cha
     reader.close()
 
 
-def test_nothing_behind_the_published_end_is_shown() -> None:
+def test_the_reader_stops_at_the_published_end() -> None:
     writer = log.LogWriter(segment_bytes=4096)
     writer.append(frames_of(b"one"))
     reader = reader_of(writer)
@@ -166,7 +166,7 @@ def test_nothing_behind_the_published_end_is_shown() -> None:
     reader.close()
 
 
-def test_a_new_segment_publishes_what_stands_before_it() -> None:
+def test_a_new_segment_publishes_everything_before_it() -> None:
     writer = log.LogWriter(segment_bytes=4)
     writer.append(frames_of(b"one", b"two"))
     reader = reader_of(writer)
@@ -190,7 +190,7 @@ def test_a_frame_larger_than_a_segment_gets_one_of_its_own() -> None:
     writer.close()
 
 
-def test_the_last_segment_stays_whatever_is_asked() -> None:
+def test_the_last_segment_is_never_trimmed() -> None:
     writer = log.LogWriter(segment_bytes=10)
     writer.append(frames_of(b"a" * 8, b"b" * 8))
     assert writer.trim(16) == 8
@@ -199,7 +199,7 @@ def test_the_last_segment_stays_whatever_is_asked() -> None:
 
 
 def test_views_outlive_their_segment() -> None:
-    """A pass that is under way may hold one when the hub takes the segment back."""
+    """A worker's send pass may hold a view when the hub drops the segment."""
     writer = log.LogWriter(segment_bytes=4)
     writer.append(frames_of(b"one", b"two"))
     reader = reader_of(writer)
@@ -212,7 +212,7 @@ def test_views_outlive_their_segment() -> None:
 
 
 @pytest.mark.parametrize("file", ["descriptor", "index_descriptor"])
-def test_nobody_but_the_writer_changes_a_segment(file: str) -> None:
+def test_only_the_writer_changes_a_segment(file: str) -> None:
     writer = log.LogWriter(segment_bytes=8192)
     writer.append(frames_of(b"frame"))
     assert channel_harness.changes_another_process_can_make(getattr(writer.segments[0], file)) == []

@@ -1,4 +1,4 @@
-"""Files in shared memory: who may change them, and that nothing is left open."""
+"""Files in shared memory: their write protection, and no open descriptors."""
 
 import errno
 import fcntl
@@ -10,7 +10,7 @@ from cache.state import memfile
 from tests.harness import channel_harness
 
 
-def test_a_growing_file_is_written_by_its_mapping_alone() -> None:
+def test_a_growing_file_is_writable_only_by_its_mapping() -> None:
     before = channel_harness.open_descriptors()
     descriptor, mapping = memfile.create_growing("test", 8192)
     mapping[0:5] = b"first"
@@ -22,7 +22,7 @@ def test_a_growing_file_is_written_by_its_mapping_alone() -> None:
     assert channel_harness.open_descriptors() == before
 
 
-def test_a_sealed_file_is_written_by_nobody() -> None:
+def test_a_sealed_file_is_read_only() -> None:
     descriptor = memfile.create_empty("test")
     assert channel_harness.changes_another_process_can_make(descriptor) != []
     os.ftruncate(descriptor, 0)
@@ -35,7 +35,7 @@ def test_a_sealed_file_is_written_by_nobody() -> None:
     os.close(descriptor)
 
 
-def test_no_descriptor_is_inherited_by_accident() -> None:
+def test_descriptors_are_not_inherited() -> None:
     descriptor, mapping = memfile.create_growing("test", 4096)
     empty = memfile.create_empty("test")
     assert not os.get_inheritable(descriptor)
@@ -45,7 +45,7 @@ def test_no_descriptor_is_inherited_by_accident() -> None:
     os.close(empty)
 
 
-def test_a_readonly_map_sees_what_is_written_later_and_goes_with_its_last_view() -> None:
+def test_a_readonly_map_sees_later_writes_and_ends_with_its_last_view() -> None:
     before = channel_harness.open_descriptors()
     descriptor, mapping = memfile.create_growing("test", 4096)
     view = memfile.map_readonly(descriptor, 4096)
@@ -60,14 +60,14 @@ def test_a_readonly_map_sees_what_is_written_later_and_goes_with_its_last_view()
     assert channel_harness.open_descriptors() == before
 
 
-def test_a_file_that_cannot_be_made_leaves_nothing_open() -> None:
+def test_a_failed_creation_leaves_nothing_open() -> None:
     before = channel_harness.open_descriptors()
     with pytest.raises(OSError, match=os.strerror(errno.ENOMEM)):
         memfile.create_growing("test", 1 << 62)
     assert channel_harness.open_descriptors() == before
 
 
-def test_all_is_written_behind_what_was() -> None:
+def test_write_all_appends() -> None:
     descriptor = memfile.create_empty("test")
     content = os.urandom(300_000)
     memfile.write_all(descriptor, b"before")
@@ -77,7 +77,7 @@ def test_all_is_written_behind_what_was() -> None:
     os.close(descriptor)
 
 
-def test_a_shared_file_is_written_by_both_and_resized_by_nobody() -> None:
+def test_a_shared_file_is_writable_by_both_and_has_a_fixed_size() -> None:
     before = channel_harness.open_descriptors()
     descriptor, mapping = memfile.create_shared("test", 8)
     os.pwrite(descriptor, b"theirs", 0)

@@ -15,16 +15,16 @@ from tests.harness import served, worker_stand
 FEED = "felix"
 SETS = simulated.Resource("projectcalico.org", "v3", "globalnetworksets", "GlobalNetworkSet", False, custom=True)
 NETS = 6_000
-"""Of a large set: some 100 kB, which do not compress well."""
+"""Members of a large set: about 100 kB that hardly compress."""
 IN_SYNC, CATCHING_UP = messages.SyncStatus.IN_SYNC, messages.SyncStatus.CATCHING_UP
 
 
 class Agent:
-    """A follower that reads only while it is allowed to."""
+    """A client that reads only while it is allowed to."""
 
     def __init__(self, address: str, protocol: clients.Protocol) -> None:
         self.map: dict[str, bytes] = {}
-        self.told: list[messages.SyncStatus] = []
+        self.statuses: list[messages.SyncStatus] = []
         self.deleted: list[str] = []
         self.connections = 0
         self.snapshots = 0
@@ -33,7 +33,7 @@ class Agent:
         self._events = clients.follow(address, feed=FEED, agent="slow", protocol=protocol)
 
     async def run(self) -> None:
-        """Reads, for ever."""
+        """Read until cancelled."""
         async with contextlib.aclosing(self._events) as events:
             async for event in events:
                 self._take(event)
@@ -44,7 +44,7 @@ class Agent:
             case clients.Connected():
                 self.connections += 1
             case clients.StatusChanged(status):
-                self.told.append(status)
+                self.statuses.append(status)
             case clients.Batch():
                 self.snapshots += event.from_snapshot
                 for update in event.updates:
@@ -69,7 +69,7 @@ async def following(address: str) -> AsyncIterator[dict[clients.Protocol, Agent]
 
 
 def change(cluster: served.Cluster, name: str, seed: int, *, nets: int) -> None:
-    """A set gets new members."""
+    """Give a set new members."""
     store = cluster.simulator.store
     numbers = random.Random(seed)
     members = sorted(
@@ -80,13 +80,13 @@ def change(cluster: served.Cluster, name: str, seed: int, *, nets: int) -> None:
 
 
 def agree(agents: Iterable[Agent], *, keys: int) -> bool:
-    """Whether all have the same map, with so many sets."""
+    """Return whether all agents have the same map, with this number of sets."""
     first, *others = agents
     sets = [key for key in first.map if "quiet" in key or "busy" in key or "new" in key]
     return len(sets) == keys and all(agent.map == first.map for agent in others)
 
 
-async def test_agents_that_stop_reading_are_caught_up_on_their_connections(tmp_path: pathlib.Path) -> None:
+async def test_agents_that_stop_reading_catch_up_without_reconnecting(tmp_path: pathlib.Path) -> None:
     limits = {"TYPHA_LOGBUDGETBYTES": str(2 << 20), "TYPHA_SEGMENTBYTES": str(256 << 10), "TYPHA_CALICOFEEDS": "true"}
     cluster = served.Cluster(tmp_path)
     cluster.simulator.store.install(SETS)
@@ -96,9 +96,9 @@ async def test_agents_that_stop_reading_are_caught_up_on_their_connections(tmp_p
         address = await service.address()
         async with following(address) as agents, following(address) as others:
             native, typha = agents[clients.Protocol.NATIVE], agents[clients.Protocol.TYPHA]
-            everybody = [*others.values(), native, typha]
-            await worker_stand.eventually(lambda: agree(everybody, keys=100), seconds=served.TIMEOUT_SECONDS)
-            await worker_stand.eventually(lambda: all(agent.told == [IN_SYNC] for agent in everybody))
+            all_agents = [*others.values(), native, typha]
+            await worker_stand.eventually(lambda: agree(all_agents, keys=100), seconds=served.TIMEOUT_SECONDS)
+            await worker_stand.eventually(lambda: all(agent.statuses == [IN_SYNC] for agent in all_agents))
             for agent in (native, typha):
                 agent.may_read.clear()
             deadline = time.monotonic() + 60
@@ -114,9 +114,9 @@ async def test_agents_that_stop_reading_are_caught_up_on_their_connections(tmp_p
             change(cluster, "new", 1, nets=2)
             for agent in (native, typha):
                 agent.may_read.set()
-            await worker_stand.eventually(lambda: agree(everybody, keys=75), seconds=served.TIMEOUT_SECONDS)
-            await worker_stand.eventually(lambda: native.told == [IN_SYNC, CATCHING_UP, IN_SYNC])
-            assert typha.told == [IN_SYNC]
+            await worker_stand.eventually(lambda: agree(all_agents, keys=75), seconds=served.TIMEOUT_SECONDS)
+            await worker_stand.eventually(lambda: native.statuses == [IN_SYNC, CATCHING_UP, IN_SYNC])
+            assert typha.statuses == [IN_SYNC]
             for agent in (native, typha):
                 assert len(agent.deleted) == 30
                 assert (agent.connections, agent.snapshots) == (1, 1)

@@ -1,7 +1,6 @@
-"""Snapshot files: what a client decodes is the store as it was cut; copied chunks are what encoding gives."""
+"""Snapshot files: a client decodes the store as it was at the cut, and copied chunks equal encoded ones."""
 
 import os
-from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -63,35 +62,34 @@ def test_snapshot_after_snapshot(
     status: messages.SyncStatus,
     later_status: messages.SyncStatus,
 ) -> None:
-    with mock.patch.object(store, "CHUNK_TARGET_KEYS", 4), mock.patch.object(store, "CHUNK_TARGET_BYTES", 4000):
-        before = channel_harness.open_descriptors()
-        source = store.Store()
-        change(source, first)
-        source.status = status
-        one = build(source, zstd=zstd).snapshot
-        client = received(one)
-        assert client.map == entries(source)
-        assert (one.status, client.status) == (status, None)
+    before = channel_harness.open_descriptors()
+    source = store.Store(store.StoreLimits(chunk_target_keys=4, chunk_target_bytes=4000))
+    change(source, first)
+    source.status = status
+    one = build(source, zstd=zstd).snapshot
+    client = received(one)
+    assert client.map == entries(source)
+    assert (one.status, client.status) == (status, None)
 
-        change(source, second)
-        source.status = later_status
-        builder = build(source, zstd=zstd, previous=one)
-        two = builder.snapshot
-        client = received(two)
-        assert client.map == entries(source)
-        assert (two.status, client.status) == (later_status, None)
-        assert two.keys == len(source)
-        assert builder.chunks_copied + builder.chunks_encoded == source.chunk_count
+    change(source, second)
+    source.status = later_status
+    builder = build(source, zstd=zstd, previous=one)
+    two = builder.snapshot
+    client = received(two)
+    assert client.map == entries(source)
+    assert (two.status, client.status) == (later_status, None)
+    assert two.keys == len(source)
+    assert builder.chunks_copied + builder.chunks_encoded == source.chunk_count
 
-        anew = build(source, zstd=zstd).snapshot
-        assert content(anew) == content(two)
-        for made in (one, two, anew):
-            made.close()
-        assert channel_harness.open_descriptors() == before
+    anew = build(source, zstd=zstd).snapshot
+    assert content(anew) == content(two)
+    for made in (one, two, anew):
+        made.close()
+    assert channel_harness.open_descriptors() == before
 
 
 @zstd
-def test_what_has_not_changed_is_copied(zstd: bool) -> None:
+def test_unchanged_chunks_are_copied(zstd: bool) -> None:
     source = store.Store()
     change(source, [(f"/{number}", b"x" * 100) for number in range(2000)])
     assert source.chunk_count == 8
@@ -106,12 +104,12 @@ def test_what_has_not_changed_is_copied(zstd: bool) -> None:
 
 
 def test_a_split_between_two_snapshots() -> None:
-    """Two large values fill one chunk, then are in one of two: the empty one must not be copied from the old file."""
+    """Two large values share a chunk until it splits. The empty half must not be copied from the old file."""
     names = [f"/{number}" for number in range(100) if store.chunk_hash(f"/{number}") & 1]
     source = store.Store()
     source.put(names[0], b"small", "1")
     one = build(source, zstd=False).snapshot
-    source.put(names[1], b"x" * store.CHUNK_TARGET_BYTES, "1")
+    source.put(names[1], b"x" * store.DEFAULT_LIMITS.chunk_target_bytes, "1")
     assert source.chunk_count == 2
     two = build(source, zstd=False, previous=one).snapshot
     assert received(two).map == entries(source)
@@ -120,9 +118,8 @@ def test_a_split_between_two_snapshots() -> None:
 
 
 def test_a_chunk_of_many_frames() -> None:
-    source = store.Store()
-    with mock.patch.object(store, "MAX_CHUNKS", 1):
-        change(source, [(f"/{number}", bytes([number]) * 200_000) for number in range(6)])
+    source = store.Store(store.StoreLimits(max_chunks=1))
+    change(source, [(f"/{number}", bytes([number]) * 200_000) for number in range(6)])
     made = build(source, zstd=False).snapshot
     client = received(made)
     assert client.map == entries(source)
@@ -130,7 +127,7 @@ def test_a_chunk_of_many_frames() -> None:
     made.close()
 
 
-def test_changes_while_it_is_made_are_not_in_it() -> None:
+def test_later_changes_are_not_in_the_snapshot() -> None:
     source = store.Store()
     change(source, [(f"/{number}", b"x") for number in range(1000)])
     expected = entries(source)
@@ -144,13 +141,13 @@ def test_changes_while_it_is_made_are_not_in_it() -> None:
     builder.snapshot.close()
 
 
-def test_nobody_changes_a_finished_file() -> None:
+def test_a_finished_file_cannot_change() -> None:
     made = build(store.Store(), zstd=False).snapshot
     assert channel_harness.changes_another_process_can_make(made.descriptor) == []
     made.close()
 
 
-def test_a_builder_that_is_given_up_leaves_nothing_open() -> None:
+def test_an_abandoned_builder_leaves_nothing_open() -> None:
     before = channel_harness.open_descriptors()
     source = store.Store()
     change(source, [(f"/{number}", b"x") for number in range(1000)])
@@ -160,7 +157,7 @@ def test_a_builder_that_is_given_up_leaves_nothing_open() -> None:
     assert channel_harness.open_descriptors() == before
 
 
-def test_a_chunk_that_was_left_out_needs_the_snapshot_before() -> None:
+def test_a_chunk_without_entries_needs_a_previous_snapshot() -> None:
     source = store.Store()
     source.put("/a", b"1", "1")
     cut = source.cut(since_sequence=source.sequence)
@@ -170,7 +167,7 @@ def test_a_chunk_that_was_left_out_needs_the_snapshot_before() -> None:
     builder.abandon()
 
 
-def test_a_snapshot_that_is_cut_short_is_not_copied_for_ever() -> None:
+def test_copying_from_a_truncated_snapshot_raises() -> None:
     source = store.Store()
     source.put("/a", b"1", "1")
     one = build(source, zstd=False).snapshot
@@ -183,8 +180,18 @@ def test_a_snapshot_that_is_cut_short_is_not_copied_for_ever() -> None:
     one.close()
 
 
-def build_in_order(source: store.Store, *, previous: snapshot.Snapshot | None = None) -> snapshot.SnapshotBuilder:
-    builder = snapshot.begin(formats.make_encoder(typha_encoder.SNAPPY), source, log_offset=0, previous=previous)
+class ShortRunsBuilder(snapshot.OrderedSnapshotBuilder):
+    run_keys = 4
+
+
+def build_in_order(
+    source: store.Store,
+    *,
+    previous: snapshot.Snapshot | None = None,
+    builder_type: type[snapshot.OrderedSnapshotBuilder] = snapshot.OrderedSnapshotBuilder,
+) -> snapshot.SnapshotBuilder:
+    snappy = formats.make_encoder(typha_encoder.SNAPPY)
+    builder = builder_type(snappy, source.cut(), log_offset=0, previous=previous)
     for _ in builder.steps():
         pass
     return builder
@@ -195,7 +202,7 @@ def in_order_received(made: snapshot.Snapshot) -> list[messages.Update]:
 
 
 def in_order(source: store.Store) -> list[messages.Update]:
-    """What such a client must receive; it cannot tell an empty value from none."""
+    """Return what the client must receive. It cannot distinguish an empty value from no value."""
     return [update._replace(value=update.value or None) for _, update in sorted(entries(source).items())]
 
 
@@ -203,21 +210,20 @@ def in_order(source: store.Store) -> list[messages.Update]:
 def test_snapshots_for_typhas_clients_are_in_the_byte_order_of_their_keys(
     first: list[tuple[str, bytes | None]], second: list[tuple[str, bytes | None]]
 ) -> None:
-    with mock.patch.object(store, "CHUNK_TARGET_KEYS", 4), mock.patch.object(snapshot, "_RUN_KEYS", 4):
-        source = store.Store()
-        change(source, first)
-        one = build_in_order(source).snapshot
-        assert in_order_received(one) == in_order(source)
-        change(source, second)
-        two = build_in_order(source, previous=one).snapshot
-        assert in_order_received(two) == in_order(source)
-        anew = build_in_order(source).snapshot
-        assert in_order_received(anew) == in_order_received(two)
-        for made in (one, two, anew):
-            made.close()
+    source = store.Store(store.StoreLimits(chunk_target_keys=4))
+    change(source, first)
+    one = build_in_order(source, builder_type=ShortRunsBuilder).snapshot
+    assert in_order_received(one) == in_order(source)
+    change(source, second)
+    two = build_in_order(source, previous=one, builder_type=ShortRunsBuilder).snapshot
+    assert in_order_received(two) == in_order(source)
+    anew = build_in_order(source, builder_type=ShortRunsBuilder).snapshot
+    assert in_order_received(anew) == in_order_received(two)
+    for made in (one, two, anew):
+        made.close()
 
 
-def test_runs_of_keys_that_have_not_changed_are_copied() -> None:
+def test_unchanged_runs_of_keys_are_copied() -> None:
     source = store.Store()
     change(source, [(f"/{number:04}", b"x" * 100) for number in range(2000)])
     first = build_in_order(source)
@@ -236,8 +242,8 @@ def test_runs_of_keys_that_have_not_changed_are_copied() -> None:
     builder.snapshot.close()
 
 
-def test_a_key_that_takes_another_ones_place_is_no_reason_to_copy() -> None:
-    """As many keys from the same first one on, none of them new: the last of the run and the next run's are gone."""
+def test_a_run_with_other_keys_is_not_copied() -> None:
+    """A run may keep its first key and its length although its last key and the next run have gone."""
     names = [f"/{number:04}" for number in range(2000)]
     ends = [index for index, name in enumerate(names) if store.chunk_hash(name) % 128 == 0]
     end, after = ends[0], ends[1]
@@ -252,7 +258,7 @@ def test_a_key_that_takes_another_ones_place_is_no_reason_to_copy() -> None:
     two.close()
 
 
-def test_a_snapshot_in_order_needs_a_whole_cut() -> None:
+def test_a_snapshot_in_key_order_needs_all_chunks() -> None:
     source = store.Store()
     source.put("/a", b"1", "1")
     cut = source.cut(since_sequence=source.sequence)

@@ -1,12 +1,11 @@
-"""The store against a plain dict: sequences, digests, chunks, and cuts that stay what they were."""
+"""The store compared with a plain dict: sequences, digests, chunks, and cuts that never change."""
 
 import time
-from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from cache.state import store
 from protocol import digest, messages
@@ -15,36 +14,24 @@ keys = st.sampled_from([f"/core/v1/pods/default/web-{number}" for number in rang
 values = st.sampled_from([b"", b"a", b"b", b"c" * 50])
 changes = st.lists(st.tuples(keys, st.none() | values), max_size=40)
 
+SMALL = store.StoreLimits(chunk_target_keys=2, chunk_target_bytes=200, max_chunks=8, tombstones_min=3)
+CHUNK_TARGET_BYTES = store.DEFAULT_LIMITS.chunk_target_bytes
+
 
 class StoreMachine(RuleBasedStateMachine):
-    """Puts and deletes in any order; the chunks are made so small that they split often."""
+    """Puts and deletes in any order. The chunks are so small that they split often."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.store = store.Store()
+        self.store = store.Store(SMALL)
         self.model: dict[str, tuple[bytes, str, str, int]] = {}
         self.order: list[str] = []
         self.sequence = 0
         self.history: list[tuple[int, str, bytes | None]] = []
-        """Every change there was."""
+        """Every change so far."""
         self.known: dict[int, store.ChunkCut] = {}
         self.cut_sequence = -1
         self.frozen: list[tuple[store.Cut, dict[str, bytes]]] = []
-        self.patches = [
-            mock.patch.object(store, "CHUNK_TARGET_KEYS", 2),
-            mock.patch.object(store, "CHUNK_TARGET_BYTES", 200),
-            mock.patch.object(store, "MAX_CHUNKS", 8),
-            mock.patch.object(store, "TOMBSTONES_MIN", 3),
-        ]
-
-    @initialize()
-    def make_chunks_small(self) -> None:
-        for patch in self.patches:
-            patch.start()
-
-    def teardown(self) -> None:
-        for patch in self.patches:
-            patch.stop()
 
     @rule(key=keys, value=values, revision=st.sampled_from("12"), v3=st.sampled_from(["", "v"]), ttl=st.integers(0, 1))
     def put(self, key: str, value: bytes, revision: str, v3: str, ttl: int) -> None:
@@ -76,7 +63,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def cut(self) -> None:
-        """What has changed since the last cut, together with what that one knew, is everything."""
+        """The changes since the last cut, together with the last cut, are everything."""
         cut = self.store.cut(since_sequence=self.cut_sequence)
         whole = [self.known[chunk.number] if chunk.entries is None else chunk for chunk in cut.chunks]
         assert whole == list(self.store.cut().chunks)
@@ -121,7 +108,7 @@ class StoreMachine(RuleBasedStateMachine):
         count = self.store.chunk_count
         assert count == len(self.store.cut().chunks)
         assert count & (count - 1) == 0
-        assert count <= store.MAX_CHUNKS
+        assert count <= SMALL.max_chunks
 
     @rule(share=st.floats(0, 1))
     def forget_deletions(self, share: float) -> None:
@@ -148,7 +135,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def tombstones_are_limited(self) -> None:
-        assert self.store.tombstone_count <= max(store.TOMBSTONES_MIN, 2 * len(self.model))
+        assert self.store.tombstone_count <= max(SMALL.tombstones_min, 2 * len(self.model))
 
     @invariant()
     def cuts_stay_what_they_were(self) -> None:
@@ -160,8 +147,8 @@ TestStore = StoreMachine.TestCase
 TestStore.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def filled(history: list[tuple[str, bytes | None]]) -> store.Store:
-    made = store.Store()
+def filled(history: list[tuple[str, bytes | None]], limits: store.StoreLimits | None = None) -> store.Store:
+    made = store.Store(limits)
     for key, value in history:
         if value is None:
             made.delete(key, "1")
@@ -171,7 +158,7 @@ def filled(history: list[tuple[str, bytes | None]]) -> store.Store:
 
 
 def chunk_digests(made: store.Store, *, count: int) -> list[int]:
-    """The digests it would have with fewer chunks: the number of a chunk is the lower bits of a hash."""
+    """Return the digests for a smaller number of chunks. A chunk's number is the lower bits of a hash."""
     folded = [0] * count
     for chunk in made.cut().chunks:
         folded[chunk.number % count] += chunk.digest
@@ -182,17 +169,17 @@ def chunk_digests(made: store.Store, *, count: int) -> list[int]:
 def test_equal_contents_give_equal_chunks_whatever_the_history(
     first: list[tuple[str, bytes | None]], second: list[tuple[str, bytes | None]]
 ) -> None:
-    with mock.patch.object(store, "CHUNK_TARGET_KEYS", 2):
-        one = filled(first)
-        values = {entry.key: entry.value for entry in one}
-        emptied = [(entry.key, None) for entry in filled(second)]
-        other = filled([*second, *emptied, *reversed(values.items())])
+    limits = store.StoreLimits(chunk_target_keys=2)
+    one = filled(first, limits)
+    values = {entry.key: entry.value for entry in one}
+    emptied = [(entry.key, None) for entry in filled(second, limits)]
+    other = filled([*second, *emptied, *reversed(values.items())], limits)
     count = min(one.chunk_count, other.chunk_count)
     assert chunk_digests(one, count=count) == chunk_digests(other, count=count)
     assert one.digest == other.digest
 
 
-def test_what_has_changed_lately_is_found_without_a_look_at_the_rest() -> None:
+def test_finding_recent_changes_does_not_scan_the_rest() -> None:
     made = filled([(f"/{number}", b"") for number in range(50_000)])
     for number in range(10):
         made.delete(f"/{number}", "2")
@@ -203,20 +190,27 @@ def test_what_has_changed_lately_is_found_without_a_look_at_the_rest() -> None:
     assert (time.process_time() - begun) / looks < 0.0005
 
 
-def test_deletions_are_forgotten_oldest_first_a_sixteenth_at_a_time() -> None:
-    with mock.patch.object(store, "TOMBSTONES_MIN", 160):
-        made = filled([(f"/{number}", b"") for number in range(400)])
-        for number in range(240):
-            made.delete(f"/{number}", "2")
-        assert (made.tombstone_count, made.tombstone_floor) == (240, 0)  # fewer than twice the keys that live
-        for number in range(240, 400):
-            made.delete(f"/{number}", "2")
-        assert made.tombstone_count in range(150, 161)
-        assert made.tombstone_floor == 800 - made.tombstone_count
-        assert len(made.changes_since(made.tombstone_floor).tombstones) == made.tombstone_count
+def test_the_oldest_sixteenth_of_deletions_is_forgotten_at_once() -> None:
+    made = filled([(f"/{number}", b"") for number in range(400)], store.StoreLimits(tombstones_min=160))
+    for number in range(240):
+        made.delete(f"/{number}", "2")
+    assert (made.tombstone_count, made.tombstone_floor) == (240, 0)  # fewer than two for each live key
+    for number in range(240, 400):
+        made.delete(f"/{number}", "2")
+    assert made.tombstone_count in range(150, 161)
+    assert made.tombstone_floor == 800 - made.tombstone_count
+    assert len(made.changes_since(made.tombstone_floor).tombstones) == made.tombstone_count
 
 
-def test_forgetting_what_nobody_needs_waits_until_it_frees_something() -> None:
+def test_the_limit_of_deletions_holds_while_live_keys_become_fewer() -> None:
+    made = filled([(key, b"") for key in "abcdef"], store.StoreLimits(tombstones_min=3))
+    for key in "abcde":
+        made.delete(key, "2")
+    assert made.tombstone_count == 3
+    assert [tombstone.key for tombstone in made.changes_since(made.tombstone_floor).tombstones] == ["e", "d", "c"]
+
+
+def test_unneeded_deletions_are_forgotten_when_that_frees_enough() -> None:
     made = filled([*((f"/{number}", b"") for number in range(100)), *((f"/{number}", None) for number in range(100))])
     made.forget_deletions(103)
     assert (made.tombstone_count, made.tombstone_floor) == (100, 0)
@@ -226,24 +220,24 @@ def test_forgetting_what_nobody_needs_waits_until_it_frees_something() -> None:
     assert made.tombstone_count == 49
 
 
-def test_values_that_grow_split_chunks_too() -> None:
+def test_growing_values_split_chunks() -> None:
     made = filled([(f"/{number}", b"") for number in range(8)])
     assert made.chunk_count == 1
     for number in range(8):
-        made.put(f"/{number}", b"x" * store.CHUNK_TARGET_BYTES, "2")
+        made.put(f"/{number}", b"x" * CHUNK_TARGET_BYTES, "2")
     assert made.chunk_count > 4
 
 
-def test_a_chunk_that_a_split_left_empty_is_not_taken_for_the_old_one() -> None:
-    """Its number meant other keys before: a snapshot that copied it would have them twice."""
+def test_a_chunk_that_is_empty_after_a_split_counts_as_changed() -> None:
+    """Its number stood for other keys before: a snapshot that copied the old chunk would have them twice."""
     key = next(f"/{number}" for number in range(100) if store.chunk_hash(f"/{number}") & 1)
     made = filled([(key, b"small")])
     before = made.cut()
-    made.put(key, b"x" * (store.CHUNK_TARGET_BYTES + 1), "2")
+    made.put(key, b"x" * (CHUNK_TARGET_BYTES + 1), "2")
     cut = made.cut(since_sequence=before.sequence)
     assert [len(chunk.entries or "") for chunk in cut.chunks] == [0, 1]
     assert all(chunk.entries is not None for chunk in cut.chunks)
 
 
-def test_the_hash_that_decides_the_chunk() -> None:
+def test_the_hash_of_a_key() -> None:
     assert store.chunk_hash("/core/v1/nodes//n1") == 0x90A1B589

@@ -1,4 +1,4 @@
-"""Envelopes, pages and lines, from bytes as the API server writes them and as it should not."""
+"""Decoding of envelopes, pages and lines: as the API server writes them, unusual ones and broken ones."""
 
 import json
 
@@ -10,7 +10,7 @@ from cache.watch import decoding
 from tests.harness.watch_harness import bookmark, event, json_bytes, pod, status
 
 
-def test_the_objects_bytes_are_kept_whatever_the_lines_shape() -> None:
+def test_the_bytes_of_the_object_are_kept_for_any_form_of_line() -> None:
     raw = json_bytes(pod("a/x", 7) | {"status": {"phase": "}}"}})
     usual = b'{"type":"MODIFIED","object":' + raw + b"}"
     for line in (
@@ -44,13 +44,13 @@ def test_the_objects_bytes_are_kept_whatever_the_lines_shape() -> None:
         event("ADDED", "a/x", 1) + b"}",
     ],
 )
-def test_broken_lines_are_refused(line: bytes) -> None:
+def test_broken_lines_raise(line: bytes) -> None:
     with pytest.raises(decoding.InvalidInput):
         decoding.decode_line(line)
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_break_the_decoders_otherwise(data: bytes) -> None:
+def test_decoders_raise_nothing_but_invalid_input(data: bytes) -> None:
     for decode in (decoding.decode_line, decoding.decode_page, decoding.ends_initial_events):
         try:
             decode(data)
@@ -89,12 +89,12 @@ def test_a_page_gives_kind_token_and_exact_items() -> None:
         b'{"kind":"PodList","metadata":{},"items":[{"metadata":{}}',
     ],
 )
-def test_broken_pages_are_refused(body: bytes) -> None:
+def test_broken_pages_raise(body: bytes) -> None:
     with pytest.raises(decoding.InvalidInput):
         decoding.decode_page(body)
 
 
-def test_status_objects_say_why() -> None:
+def test_status_objects_give_the_reason() -> None:
     expired = decoding.decode_status(status(410, "Expired", "too old"))
     assert expired.says_expired
     assert not expired.says_version_too_large
@@ -105,7 +105,7 @@ def test_status_objects_say_why() -> None:
 
 
 @given(st.lists(st.text(alphabet="ab\n{}", max_size=12), max_size=12), st.integers(1, 7))
-def test_lines_are_the_same_however_the_stream_is_cut(parts: list[str], size: int) -> None:
+def test_lines_do_not_depend_on_chunk_borders(parts: list[str], size: int) -> None:
     data = "\n".join(parts).encode()
     splitter = decoding.LineSplitter(1000)
     lines = [line for start in range(0, len(data), size) for line in splitter.feed(data[start : start + size])]
@@ -114,7 +114,7 @@ def test_lines_are_the_same_however_the_stream_is_cut(parts: list[str], size: in
     assert splitter.has_rest == bool(rest)
 
 
-def test_a_line_may_be_as_long_as_the_limit_and_no_longer() -> None:
+def test_the_line_limit_is_exact() -> None:
     splitter = decoding.LineSplitter(10)
     assert splitter.feed(b"x" * 10 + b"\n") == [b"x" * 10]
     splitter.feed(b"x" * 10)

@@ -1,27 +1,29 @@
-"""The machine's story, state by state, in virtual time."""
+"""The watch machine in virtual time: lists, watches, and what goes wrong between it and the API server."""
+
+from typing import Any
 
 import pytest
 
+from cache.watch import policy, requests
+from cache.watch.policy import Failure
 from cache.watch.requests import RequestKind
 from protocol.messages import SyncStatus
-from tests.harness.watch_harness import Hand, bookmark, error_event, event, pod_list
-
-LIST_ONLY = {"a/1": 5, "a/2": 6}
+from tests.harness.watch_harness import MachineDriver, bookmark, error_event, event, pod_list, status
 
 
-def without_watch_list() -> Hand:
-    hand = Hand()
-    hand.request()
-    hand.refused(
+def without_watch_list() -> MachineDriver:
+    driver = MachineDriver()
+    driver.request()
+    driver.refused(
         422, "Invalid", "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"
     )
-    hand.told()
-    return hand
+    driver.notice_kinds()
+    return driver
 
 
 def test_the_first_list_is_a_watch_that_begins_with_everything() -> None:
-    hand = Hand()
-    request = hand.request()
+    driver = MachineDriver()
+    request = driver.request()
     assert request.kind is RequestKind.WATCH_LIST
     assert request.path == "/api/v1/pods"
     assert request.query["sendInitialEvents"] == "true"
@@ -29,45 +31,45 @@ def test_the_first_list_is_a_watch_that_begins_with_everything() -> None:
     assert request.query["allowWatchBookmarks"] == "true"
     assert "resourceVersion" not in request.query
     assert 300 <= int(request.query["timeoutSeconds"]) <= 600
-    assert hand.sink.take() == []
-    hand.accepted()
-    hand.lines(event("ADDED", "a/1", 5), event("ADDED", "a/2", 3))
-    assert hand.sink.take() == ["resync", "initial a/1@5", "initial a/2@3"]
-    assert hand.sink.confirmations == 0
-    hand.lines(bookmark(9, ends_initial=True))
-    assert hand.sink.take() == ["in-sync"]
-    assert hand.sink.confirmations == 1
-    hand.lines(event("MODIFIED", "a/1", 10), event("DELETED", "a/2", 11), bookmark(12))
-    assert hand.sink.take() == ["event a/1@10", "delete a/2"]
-    assert hand.counters.last_confirmed == hand.now
+    assert driver.sink.take() == []
+    driver.accepted()
+    driver.lines(event("ADDED", "a/1", 5), event("ADDED", "a/2", 3))
+    assert driver.sink.take() == ["resync", "initial a/1@5", "initial a/2@3"]
+    assert driver.sink.confirmations == 0
+    driver.lines(bookmark(9, ends_initial=True))
+    assert driver.sink.take() == ["in-sync"]
+    assert driver.sink.confirmations == 1
+    driver.lines(event("MODIFIED", "a/1", 10), event("DELETED", "a/2", 11), bookmark(12))
+    assert driver.sink.take() == ["event a/1@10", "delete a/2"]
+    assert driver.counters.last_confirmed == driver.now
 
 
 def test_raw_is_the_object_as_written() -> None:
-    hand = Hand()
-    hand.request()
-    hand.accepted()
+    driver = MachineDriver()
+    driver.request()
+    driver.accepted()
     metadata = b'{"name":"x","namespace":"a","resourceVersion":"5"}'
     raw = b'{"kind":"Pod","apiVersion":"v1", "metadata":' + metadata + b',"z":"\\u00e9}"}'
-    hand.lines(b'{"type":"ADDED","object":' + raw + b"}")
-    hand.lines(b' {"object" : ' + raw.replace(b'"5"', b'"6"') + b', "type":"ADDED"}')
-    assert [event.raw for event in hand.sink.events] == [raw, raw.replace(b'"5"', b'"6"')]
+    driver.lines(b'{"type":"ADDED","object":' + raw + b"}")
+    driver.lines(b' {"object" : ' + raw.replace(b'"5"', b'"6"') + b', "type":"ADDED"}')
+    assert [event.raw for event in driver.sink.events] == [raw, raw.replace(b'"5"', b'"6"')]
 
 
-def test_without_watch_list_pages_are_read() -> None:
-    hand = without_watch_list()
-    request = hand.request()
+def test_without_watch_list_the_machine_lists_pages() -> None:
+    driver = without_watch_list()
+    request = driver.request()
     assert request.kind is RequestKind.LIST
     assert request.query == {"limit": "500"}
-    hand.page(pod_list({"a/1": 5}, 9, token="more"))
-    assert hand.sink.take() == ["resync", "list a/1@5"]
-    assert hand.request().query == {"limit": "500", "continue": "more"}
-    hand.page(pod_list({"a/2": 6}, 9))
-    assert hand.sink.take() == ["list a/2@6", "in-sync"]
-    request = hand.request()
+    driver.page(pod_list({"a/1": 5}, 9, token="more"))
+    assert driver.sink.take() == ["resync", "list a/1@5"]
+    assert driver.request().query == {"limit": "500", "continue": "more"}
+    driver.page(pod_list({"a/2": 6}, 9))
+    assert driver.sink.take() == ["list a/2@6", "in-sync"]
+    request = driver.request()
     assert request.kind is RequestKind.WATCH
     assert request.query["resourceVersion"] == "9"
     assert "sendInitialEvents" not in request.query
-    assert (hand.counters.lists, hand.counters.list_pages) == (2, 2)
+    assert (driver.counters.lists, driver.counters.list_pages) == (2, 2)
 
 
 @pytest.mark.parametrize(
@@ -78,149 +80,149 @@ def test_without_watch_list_pages_are_read() -> None:
         (403, "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"),
     ],
 )
-def test_a_server_without_watch_list_is_asked_once(code: int, message: str) -> None:
-    hand = Hand()
-    hand.request()
-    hand.refused(code, "Invalid", message)
-    assert hand.told() == ["NO_WATCH_LIST"]
-    assert hand.request().kind is RequestKind.LIST
-    hand.page(pod_list({}, 9))
-    hand.request()
-    hand.refused(410, "Expired")
-    assert hand.request().kind is RequestKind.LIST
+def test_watch_list_is_tried_once(code: int, message: str) -> None:
+    driver = MachineDriver()
+    driver.request()
+    driver.refused(code, "Invalid", message)
+    assert driver.notice_kinds() == ["NO_WATCH_LIST"]
+    assert driver.request().kind is RequestKind.LIST
+    driver.page(pod_list({}, 9))
+    driver.request()
+    driver.refused(410, "Expired")
+    assert driver.request().kind is RequestKind.LIST
 
 
-def test_a_server_that_ignores_send_initial_events_is_found_out_by_its_silence() -> None:
-    hand = Hand()
-    hand.request()
-    hand.accepted()
-    hand.now += 1
-    hand.lines(event("ADDED", "a/1", 5))
-    assert hand.machine.deadline == hand.now + hand.policy.initial_quiet_seconds
-    hand.now += hand.policy.initial_quiet_seconds
-    hand.tick()
-    assert not hand.is_streaming()
-    assert hand.told() == ["NO_WATCH_LIST"]
-    assert hand.request().kind is RequestKind.LIST
-    hand.page(pod_list({"a/1": 5}, 9))
-    assert hand.sink.take() == ["resync", "initial a/1@5", "in-sync"]
-    assert hand.counters.objects_unchanged == 1
+def test_a_silent_server_that_ignores_send_initial_events_is_detected() -> None:
+    driver = MachineDriver()
+    driver.request()
+    driver.accepted()
+    driver.now += 1
+    driver.lines(event("ADDED", "a/1", 5))
+    assert driver.machine.deadline == driver.now + driver.policy.initial_quiet_seconds
+    driver.now += driver.policy.initial_quiet_seconds
+    driver.tick()
+    assert not driver.is_streaming()
+    assert driver.notice_kinds() == ["NO_WATCH_LIST"]
+    assert driver.request().kind is RequestKind.LIST
+    driver.page(pod_list({"a/1": 5}, 9))
+    assert driver.sink.take() == ["resync", "initial a/1@5", "in-sync"]
+    assert driver.counters.objects_unchanged == 1
 
 
-def test_a_server_that_ignores_send_initial_events_and_never_falls_silent_is_found_out_too() -> None:
-    hand = Hand()
-    hand.request()
-    hand.accepted()
-    began_at = hand.now
+def test_a_busy_server_that_ignores_send_initial_events_is_detected() -> None:
+    driver = MachineDriver()
+    driver.request()
+    driver.accepted()
+    began_at = driver.now
     version = 5
-    while hand.is_streaming():
-        hand.now += 5
+    while driver.is_streaming():
+        driver.now += 5
         version += 1
-        hand.lines(event("MODIFIED", "a/1", version))
-        hand.tick()
-    assert hand.now - began_at == hand.policy.initial_max_seconds
-    assert hand.request().kind is RequestKind.LIST
+        driver.lines(event("MODIFIED", "a/1", version))
+        driver.tick()
+    assert driver.now - began_at == driver.policy.initial_max_seconds
+    assert driver.request().kind is RequestKind.LIST
 
 
-def test_initial_events_that_break_begin_anew_and_give_way_to_lists() -> None:
-    hand = Hand()
-    for _ in range(hand.policy.initial_breaks_max):
-        assert hand.request(within=60).kind is RequestKind.WATCH_LIST
-        hand.accepted()
-        hand.lines(event("ADDED", "a/1", 5))
-        hand.ended(is_truncated=True)
-    assert hand.request(within=60).kind is RequestKind.LIST
-    assert hand.told() == ["OUTAGE_BEGAN", "NO_WATCH_LIST"]
+def test_broken_initial_events_restart_and_then_give_way_to_pages() -> None:
+    driver = MachineDriver()
+    for _ in range(driver.policy.initial_breaks_max):
+        assert driver.request(within=60).kind is RequestKind.WATCH_LIST
+        driver.accepted()
+        driver.lines(event("ADDED", "a/1", 5))
+        driver.ended(is_truncated=True)
+    assert driver.request(within=60).kind is RequestKind.LIST
+    assert driver.notice_kinds() == ["OUTAGE_BEGAN", "NO_WATCH_LIST"]
 
 
-def test_a_broken_stream_is_resumed_at_once_from_the_last_version() -> None:
-    hand = Hand()
-    hand.sync({"a/1": 5}, 9)
-    hand.stay_healthy()
-    hand.lines(event("MODIFIED", "a/1", 12))
-    hand.ended(is_truncated=True)
-    request = hand.request(within=0)
+def test_a_broken_stream_resumes_at_once_from_the_last_version() -> None:
+    driver = MachineDriver()
+    driver.sync({"a/1": 5}, 9)
+    driver.stay_healthy()
+    driver.lines(event("MODIFIED", "a/1", 12))
+    driver.ended(is_truncated=True)
+    request = driver.request(within=0)
     assert (request.kind, request.query["resourceVersion"]) == (RequestKind.WATCH, "12")
-    hand.accepted()
-    assert hand.counters.resumes == 0
-    hand.lines(event("MODIFIED", "a/1", 12), event("MODIFIED", "a/1", 13))
-    assert hand.sink.take() == ["event a/1@12", "event a/1@13"]
-    assert (hand.counters.resumes, hand.counters.stream_breaks, hand.counters.objects_unchanged) == (1, 1, 1)
-    assert hand.told() == []
+    driver.accepted()
+    assert driver.counters.resumes == 0
+    driver.lines(event("MODIFIED", "a/1", 12), event("MODIFIED", "a/1", 13))
+    assert driver.sink.take() == ["event a/1@12", "event a/1@13"]
+    assert (driver.counters.resumes, driver.counters.stream_breaks, driver.counters.objects_unchanged) == (1, 1, 1)
+    assert driver.notice_kinds() == []
 
 
-def test_a_stream_that_reached_its_timeout_goes_on_without_ado() -> None:
-    hand = Hand()
-    request = hand.request()
-    hand.accepted()
-    hand.lines(bookmark(9, ends_initial=True))
-    hand.now += request.timeout_seconds - 1
-    hand.ended()
-    assert hand.request(within=0).query["resourceVersion"] == "9"
-    assert (hand.counters.renewals, hand.counters.stream_breaks) == (1, 0)
+def test_a_stream_that_reached_its_timeout_is_renewed() -> None:
+    driver = MachineDriver()
+    request = driver.request()
+    driver.accepted()
+    driver.lines(bookmark(9, ends_initial=True))
+    driver.now += request.timeout_seconds - 1
+    driver.ended()
+    assert driver.request(within=0).query["resourceVersion"] == "9"
+    assert (driver.counters.renewals, driver.counters.stream_breaks) == (1, 0)
 
 
-def test_a_server_that_cuts_each_stream_is_asked_less_often_and_logged_once() -> None:
-    hand = Hand()
-    hand.sync({"a/1": 5}, 9)
-    hand.stay_healthy()
+def test_a_server_that_cuts_every_stream_causes_back_off_and_one_log_line() -> None:
+    driver = MachineDriver()
+    driver.sync({"a/1": 5}, 9)
+    driver.stay_healthy()
     pauses = []
     for version in range(10, 22):
-        hand.lines(event("MODIFIED", "a/1", version))
-        hand.ended(is_truncated=True)
-        before = hand.now
-        assert hand.request(within=30).kind is RequestKind.WATCH
-        pauses.append(hand.now - before)
-        hand.accepted()
+        driver.lines(event("MODIFIED", "a/1", version))
+        driver.ended(is_truncated=True)
+        before = driver.now
+        assert driver.request(within=30).kind is RequestKind.WATCH
+        pauses.append(driver.now - before)
+        driver.accepted()
     assert pauses[0] == 0.0
     assert pauses[1] <= 1.0
     assert pauses[-1] >= 15.0
-    assert hand.told() == ["OUTAGE_BEGAN"]
-    hand.lines(event("MODIFIED", "a/1", 30))
-    assert hand.told() == []
-    hand.stay_healthy()
-    assert hand.told() == ["OUTAGE_ENDED"]
-    assert hand.sink.current_status is SyncStatus.IN_SYNC
+    assert driver.notice_kinds() == ["OUTAGE_BEGAN"]
+    driver.lines(event("MODIFIED", "a/1", 30))
+    assert driver.notice_kinds() == []
+    driver.stay_healthy()
+    assert driver.notice_kinds() == ["OUTAGE_ENDED"]
+    assert driver.sink.current_status is SyncStatus.IN_SYNC
 
 
 @pytest.mark.parametrize("how", ["http", "event"])
 def test_410_lists_again_and_sends_differences_only(how: str) -> None:
-    hand = Hand()
-    hand.sync({"a/1": 5, "a/2": 6, "a/3": 7}, 9)
-    hand.stay_healthy()
+    driver = MachineDriver()
+    driver.sync({"a/1": 5, "a/2": 6, "a/3": 7}, 9)
+    driver.stay_healthy()
     if how == "http":
-        hand.ended()
-        hand.request()
-        hand.refused(410, "Expired", "too old resource version: 9 (50)")
+        driver.ended()
+        driver.request()
+        driver.refused(410, "Expired", "too old resource version: 9 (50)")
     else:
-        hand.lines(error_event(410, "Expired"))
-        assert not hand.is_streaming()
-    assert hand.sink.take() == []
-    request = hand.request(within=1)
+        driver.lines(error_event(410, "Expired"))
+        assert not driver.is_streaming()
+    assert driver.sink.take() == []
+    request = driver.request(within=1)
     assert request.kind is RequestKind.WATCH_LIST
     assert request.query["resourceVersion"] == "9"
-    hand.accepted()
-    hand.lines(event("ADDED", "a/1", 5), event("ADDED", "a/3", 20), event("ADDED", "a/4", 21))
-    assert hand.sink.take() == ["resync", "initial a/3@20", "initial a/4@21"]
-    hand.lines(bookmark(30, ends_initial=True))
-    assert hand.sink.take() == ["delete a/2", "in-sync"]
-    assert hand.sink.map == {"a/1": "5", "a/3": "20", "a/4": "21"}
-    assert hand.counters.relists_410 == 1
-    assert hand.counters.objects_swept == 1
-    assert hand.told() == ["RELIST"]
-    assert hand.sink.events[-1].raw is None
+    driver.accepted()
+    driver.lines(event("ADDED", "a/1", 5), event("ADDED", "a/3", 20), event("ADDED", "a/4", 21))
+    assert driver.sink.take() == ["resync", "initial a/3@20", "initial a/4@21"]
+    driver.lines(bookmark(30, ends_initial=True))
+    assert driver.sink.take() == ["delete a/2", "in-sync"]
+    assert driver.sink.map == {"a/1": "5", "a/3": "20", "a/4": "21"}
+    assert driver.counters.relists_410 == 1
+    assert driver.counters.objects_swept == 1
+    assert driver.notice_kinds() == ["RELIST"]
+    assert driver.sink.events[-1].raw is None
 
 
 def test_an_expired_continue_token_restarts_the_list() -> None:
-    hand = without_watch_list()
-    hand.request()
-    hand.page(pod_list({"a/1": 5, "a/2": 5}, 9, token="old"))
-    hand.request()
-    hand.refused(410, "Expired", "The provided continue parameter is too old")
-    request = hand.request(within=1)
+    driver = without_watch_list()
+    driver.request()
+    driver.page(pod_list({"a/1": 5, "a/2": 5}, 9, token="old"))
+    driver.request()
+    driver.refused(410, "Expired", "The provided continue parameter is too old")
+    request = driver.request(within=1)
     assert request.query == {"limit": "500"}
-    hand.page(pod_list({"a/2": 5}, 12))
-    assert hand.sink.take() == ["resync", "list a/1@5", "list a/2@5", "delete a/1", "in-sync"]
+    driver.page(pod_list({"a/2": 5}, 12))
+    assert driver.sink.take() == ["resync", "list a/1@5", "list a/2@5", "delete a/1", "in-sync"]
 
 
 @pytest.mark.parametrize(
@@ -231,35 +233,269 @@ def test_an_expired_continue_token_restarts_the_list() -> None:
         (504, "Timeout", "Too large resource version: 9, current: 5"),
     ],
 )
-def test_a_list_whose_version_is_not_known_is_made_without_one_and_trusts_no_version(
-    code: int, reason: str, message: str
-) -> None:
-    hand = Hand()
-    hand.sync({"a/1": 5}, 9)
-    hand.stay_healthy()
-    hand.lines(error_event(410, "Expired"))
-    assert hand.request(within=1).query["resourceVersion"] == "9"
-    hand.refused(code, reason, message)
-    request = hand.request(within=1)
+def test_a_list_whose_version_is_unknown_is_repeated_without_version(code: int, reason: str, message: str) -> None:
+    driver = MachineDriver()
+    driver.sync({"a/1": 5}, 9)
+    driver.stay_healthy()
+    driver.lines(error_event(410, "Expired"))
+    assert driver.request(within=1).query["resourceVersion"] == "9"
+    driver.refused(code, reason, message)
+    request = driver.request(within=1)
     assert "resourceVersion" not in request.query
-    hand.accepted()
-    # The same version may stand for another content where the history went back.
-    hand.lines(event("ADDED", "a/1", 5), bookmark(6, ends_initial=True))
-    assert hand.sink.take() == ["resync", "initial a/1@5", "in-sync"]
-    hand.stay_healthy()
-    hand.ended(is_truncated=True)
-    assert hand.request().query["resourceVersion"] == "6"
+    driver.accepted()
+    # After the history went back, the same version may have other content.
+    driver.lines(event("ADDED", "a/1", 5), bookmark(6, ends_initial=True))
+    assert driver.sink.take() == ["resync", "initial a/1@5", "in-sync"]
+    driver.stay_healthy()
+    driver.ended(is_truncated=True)
+    assert driver.request().query["resourceVersion"] == "6"
 
 
-def test_bookmarks_that_go_back_confirm_nothing_and_in_the_end_list_again() -> None:
-    hand = Hand()
-    hand.sync({"a/1": 50}, 90)
-    hand.stay_healthy()
-    confirmations = hand.sink.confirmations
-    for _ in range(hand.policy.backward_bookmarks_max - 1):
-        hand.lines(bookmark(40))
-    assert hand.is_streaming()
-    hand.lines(bookmark(41))
-    assert not hand.is_streaming()
-    assert hand.sink.confirmations == confirmations
-    assert "resourceVersion" not in hand.request(within=1).query
+def test_bookmarks_that_go_back_confirm_nothing_and_lead_to_a_new_list() -> None:
+    driver = MachineDriver()
+    driver.sync({"a/1": 50}, 90)
+    driver.stay_healthy()
+    confirmations = driver.sink.confirmations
+    for _ in range(driver.policy.backward_bookmarks_max - 1):
+        driver.lines(bookmark(40))
+    assert driver.is_streaming()
+    driver.lines(bookmark(41))
+    assert not driver.is_streaming()
+    assert driver.sink.confirmations == confirmations
+    assert "resourceVersion" not in driver.request(within=1).query
+
+
+def test_a_type_that_is_not_installed_is_in_sync_and_rechecked() -> None:
+    driver = MachineDriver()
+    driver.request()
+    driver.refused(404)
+    assert driver.sink.take() == ["in-sync"]
+    assert driver.notice_kinds() == ["ABSENT"]
+    for _ in range(3):
+        assert driver.pause() == driver.policy.absent_seconds
+        assert driver.request().kind is RequestKind.WATCH_LIST
+        driver.refused(404)
+    assert driver.sink.take() == []
+    assert driver.notice_kinds() == []
+    assert driver.sink.confirmations == 4
+    driver.pause()
+    driver.request()
+    driver.accepted()
+    driver.lines(event("ADDED", "a/1", 5), bookmark(6, ends_initial=True))
+    assert driver.sink.take() == ["resync", "initial a/1@5", "in-sync"]
+    assert driver.notice_kinds() == ["FOUND"]
+
+
+def test_an_uninstalled_type_loses_its_objects_but_not_by_a_temporary_404() -> None:
+    driver = MachineDriver()
+    driver.sync({"a/1": 5, "a/2": 6}, 9)
+    driver.ended()
+    driver.request(within=1)
+    driver.refused(404)
+    assert driver.sink.take() == []
+    driver.request(within=3)
+    driver.accepted()  # the 404 was temporary
+    driver.lines(bookmark(10))
+    driver.ended()
+    driver.request(within=5)
+    first = driver.now
+    driver.refused(404)
+    while not driver.sink.log:
+        driver.request(within=5)
+        driver.refused(404)
+    assert driver.now - first >= driver.policy.absent_grace_seconds
+    assert sorted(driver.sink.take()) == ["delete a/1", "delete a/2"]
+    assert driver.sink.current_status is SyncStatus.IN_SYNC
+
+
+def test_forbidden_names_the_missing_rule_once_and_keeps_trying() -> None:
+    driver = MachineDriver()
+    message = 'pods is forbidden: User "x" cannot watch resource "pods" in API group "" at the cluster scope'
+    for _ in range(4):
+        driver.request(within=30)
+        driver.refused(403, "Forbidden", message)
+    assert driver.sink.take() == []
+    [notice] = driver.notices
+    assert notice.kind is requests.NoticeKind.ACTION_NEEDED
+    assert notice.level == "error"
+    assert 'missing RBAC rule: verb "watch" on resource "pods" in API group ""' in str(notice.fields["detail"])
+    assert driver.counters.errors["forbidden"] == 4
+    driver.request(within=30)
+    driver.accepted()
+    driver.lines(bookmark(9, ends_initial=True))
+    driver.stay_healthy()
+    assert driver.notice_kinds() == ["ACTION_NEEDED", "OUTAGE_ENDED"]
+
+
+def test_unauthorized_loads_the_credentials_again_before_the_next_try() -> None:
+    driver = MachineDriver()
+    driver.request()
+    driver.refused(401, "Unauthorized")
+    driver.pause()
+    assert isinstance(driver.action(), requests.ReloadCredentials)
+    assert driver.request().kind is RequestKind.WATCH_LIST
+
+
+def test_credentials_that_cannot_be_loaded_are_loaded_again_after_a_pause() -> None:
+    driver = MachineDriver()
+    driver.request()
+    driver.refused(401)
+    driver.pause()
+    assert isinstance(driver.action(), requests.ReloadCredentials)
+    driver.failed(Failure.CREDENTIALS, "token file /x: No such file or directory")
+    assert driver.pause() > 0
+    assert isinstance(driver.action(), requests.ReloadCredentials)
+
+
+@pytest.mark.parametrize("in_body", [False, True])
+def test_retry_after_is_respected_within_limits(in_body: bool) -> None:
+    def refuse(driver: MachineDriver, seconds: int) -> float:
+        driver.request(within=100)
+        if in_body:
+            driver.refused(429, "TooManyRequests", retryAfterSeconds=seconds)
+        else:
+            driver.refused(429, "TooManyRequests", retry_after=seconds)
+        return driver.pause()
+
+    driver = MachineDriver()
+    assert 7 <= refuse(driver, 7) <= 7.7
+    assert 60 <= refuse(driver, 3600) <= 66
+    assert driver.counters.errors["throttled"] == 2
+
+
+def test_back_off_grows_with_jitter_to_a_limit_that_is_shorter_without_connection() -> None:
+    def pauses(failure: Failure) -> list[float]:
+        driver = MachineDriver()
+        result = []
+        for _ in range(12):
+            driver.request()
+            driver.failed(failure)
+            result.append(driver.pause())
+        assert len(set(result)) == 12
+        return result
+
+    slow = pauses(Failure.SERVER_ERROR)
+    assert 0.25 <= slow[0] <= 0.5
+    assert 15 <= slow[-1] <= 30
+    assert max(pauses(Failure.NETWORK)) <= 5
+
+
+def test_an_outage_changes_the_status_after_600_s() -> None:
+    driver = MachineDriver()
+    driver.sync({"a/1": 5}, 9)
+    driver.stay_healthy()
+    last_success = driver.now
+    driver.failed(Failure.NETWORK, "reset")
+    while driver.sink.current_status is SyncStatus.IN_SYNC:
+        driver.request(within=30)
+        driver.failed()
+        driver.pause()
+        assert driver.now - last_success < 700
+    assert driver.now - last_success == pytest.approx(600)
+    assert driver.sink.take() == ["waiting"]
+    assert driver.notice_kinds() == ["OUTAGE_BEGAN", "LOST"]
+    assert driver.sink.map == {"a/1": "5"}
+    request = driver.request(within=30)
+    assert (request.kind, request.query["resourceVersion"]) == (RequestKind.WATCH_LIST, "9")
+    driver.accepted()
+    driver.lines(event("ADDED", "a/1", 5), bookmark(70, ends_initial=True))
+    assert driver.sink.take() == ["resync", "in-sync"]
+
+
+def test_broken_json_resumes_and_lists_again_after_five_failures_at_one_version() -> None:
+    driver = MachineDriver()
+    driver.sync({"a/1": 5}, 9)
+    kinds = []
+    for _ in range(driver.policy.stalls_max):
+        assert driver.is_streaming()
+        driver.lines(b'{"type":"MODIFIED","object":{"metadata":')
+        assert not driver.is_streaming()
+        kinds.append(driver.request(within=30).kind)
+        driver.accepted()
+    assert kinds == [RequestKind.WATCH] * 4 + [RequestKind.WATCH_LIST]
+    assert driver.counters.errors["malformed"] == 5
+    assert driver.sink.map == {"a/1": "5"}
+
+
+def test_other_watch_errors_resume() -> None:
+    driver = MachineDriver()
+    driver.sync({}, 9)
+    driver.stay_healthy()
+    driver.lines(error_event(500, "InternalError"))
+    assert driver.request().kind is RequestKind.WATCH
+    assert driver.counters.errors["watch-error"] == 1
+
+
+def test_a_broken_page_is_repeated_and_a_huge_one_made_smaller() -> None:
+    driver = without_watch_list()
+    driver.request()
+    driver.page(pod_list({"a/1": 5}, 9, token="more"))
+    driver.request()
+    driver.failed(Failure.MALFORMED, "broken list")
+    assert driver.request(within=1).query == {"limit": "500", "continue": "more"}
+    driver.failed(Failure.TOO_LARGE, "the list page is larger")
+    assert driver.request(within=2).query == {"limit": "250", "continue": "more"}
+    driver.page(pod_list({"a/2": 6}, 9))
+    assert driver.sink.map == {"a/1": "5", "a/2": "6"}
+
+
+def test_a_list_that_never_ends_is_aborted() -> None:
+    driver = without_watch_list()
+    for _ in range(2):
+        driver.request()
+        driver.page(pod_list({}, 9, token="same"))
+    assert driver.request(within=1).query == {"limit": "500"}
+
+
+def test_a_type_that_cannot_be_watched_is_polled_without_status_changes() -> None:
+    driver = MachineDriver()
+    driver.request()
+    driver.refused(405, "MethodNotAllowed")
+    driver.request()
+    driver.page(pod_list({"a/1": 5}, 9))
+    driver.request()
+    driver.refused(405, "MethodNotAllowed")
+    assert driver.notice_kinds() == ["NO_WATCH_LIST", "NO_WATCH"]
+    driver.sink.take()
+    assert driver.pause() == driver.policy.poll_seconds
+    assert driver.request().kind is RequestKind.LIST
+    driver.page(pod_list({"a/2": 10}, 11))
+    assert driver.pause() == driver.policy.poll_seconds
+    assert driver.sink.take() == ["list a/2@10", "delete a/1"]
+
+
+def test_objects_without_usable_name_are_left_out_and_logged_once() -> None:
+    driver = MachineDriver()
+    driver.sync({}, 9)
+    bad: list[dict[str, Any]] = [{}, {"name": "x/y"}, {"name": "n" * 254}, {"name": "x", "resourceVersion": "9" * 129}]
+    for metadata in bad:
+        driver.lines(b'{"type":"ADDED","object":' + str({"metadata": metadata}).replace("'", '"').encode() + b"}")
+    assert driver.is_streaming()
+    assert driver.sink.take() == []
+    assert driver.counters.objects_rejected == 4
+    assert driver.notice_kinds() == ["OBJECT_REJECTED"]
+
+
+def test_a_sweep_works_in_slices_and_comes_before_other_events() -> None:
+    driver = MachineDriver(policy=policy.WatchPolicy(slice_items=2))
+    driver.sync({f"a/{index}": 5 for index in range(5)}, 9)
+    driver.lines(error_event(410, "Gone"))
+    driver.request(within=1)
+    driver.accepted()
+    driver.machine.line(driver.now, bookmark(20, ends_initial=True))
+    assert driver.machine.sweep(driver.now)
+    assert len(driver.sink.map) == 3
+    assert driver.sink.current_status is SyncStatus.RESYNC
+    driver.machine.line(driver.now, event("ADDED", "a/0", 21))
+    assert driver.sink.map == {"a/0": "21"}
+    assert driver.sink.take()[-2:] == ["in-sync", "event a/0@21"]
+
+
+def test_an_unreadable_error_body_is_shortened_for_the_log() -> None:
+    driver = MachineDriver()
+    driver.request()
+    driver.machine.refused(driver.now, 503, body=b"<html>" + b"x" * 100_000)
+    [notice] = driver.notices
+    assert len(str(notice.fields["detail"])) <= 400
+    assert "HTTP 503: <html>" in str(notice.fields["detail"])
+    assert status(503)

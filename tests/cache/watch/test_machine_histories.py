@@ -1,4 +1,4 @@
-"""Any server history, any faults: the sink ends with the server's state, and no live object was ever deleted."""
+"""For any server history and any faults, the sink ends with the server's state and never deletes a live object."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from cache.watch.policy import Failure
 from cache.watch.requests import RequestKind
 from cache.watch.states import Watching
 from protocol.messages import SyncStatus
-from tests.harness.watch_harness import Hand, RecordingSink, bookmark, error_event, event, pod_list
+from tests.harness.watch_harness import MachineDriver, RecordingSink, bookmark, error_event, event, pod_list
 
 NAMES = [f"a/{index}" for index in range(6)]
 POLICY = policy.WatchPolicy(page_limit=2, slice_items=2)
@@ -34,7 +34,7 @@ FAULTS = ["none"] * 6 + [
 
 
 class Server:
-    """The API server's state and history, from which any answer can be made."""
+    """The API server's state and history, from which a test can build any answer."""
 
     def __init__(self, *, has_watch_list: bool) -> None:
         self.has_watch_list = has_watch_list
@@ -42,7 +42,7 @@ class Server:
         self.objects: dict[str, int] = {}
         self.history: list[tuple[int, str, str]] = []
         self.compacted = 0
-        self.deaths: dict[str, list[int]] = {}
+        self.deletions: dict[str, list[int]] = {}
         self.snapshots: dict[str, tuple[int, list[tuple[str, int]]]] = {}
 
     def write(self, identity: str, *, delete: bool) -> None:
@@ -53,7 +53,7 @@ class Server:
             self.history.append((self.version, type, identity))
         elif self.objects.pop(identity, None) is not None:
             self.history.append((self.version, "DELETED", identity))
-            self.deaths.setdefault(identity, []).append(self.version)
+            self.deletions.setdefault(identity, []).append(self.version)
 
     def compact(self) -> None:
         self.compacted = self.version
@@ -66,8 +66,8 @@ class Server:
                 yield version, event(type, identity, version)
 
 
-class DeathSink(RecordingSink):
-    """Knows which deletions are true."""
+class CheckingSink(RecordingSink):
+    """Fails if the machine deletes an object that still exists."""
 
     def __init__(self, server: Server) -> None:
         super().__init__()
@@ -76,25 +76,25 @@ class DeathSink(RecordingSink):
     def delete(self, event: objects.ObjectEvent) -> None:
         identity = f"{event.namespace}/{event.name}"
         known = int(self.map[identity])
-        assert any(death > known for death in self.server.deaths.get(identity, [])), f"{identity} lives"
+        assert any(deletion > known for deletion in self.server.deletions.get(identity, [])), f"{identity} still exists"
         super().delete(event)
 
 
-class Play:
-    """One machine against one server; each answer is drawn."""
+class Scenario:
+    """One machine and one server. Hypothesis chooses each answer."""
 
     def __init__(self, data: st.DataObject, *, has_watch_list: bool) -> None:
         self.data = data
         self.server = Server(has_watch_list=has_watch_list)
-        self.sink = DeathSink(self.server)
-        self.hand = Hand(policy=POLICY, sink=self.sink)
-        self.is_calm = False
+        self.sink = CheckingSink(self.server)
+        self.driver = MachineDriver(policy=POLICY, sink=self.sink)
+        self.is_quiet = False
 
     def draw(self, strategy: st.SearchStrategy[str]) -> str:
         return self.data.draw(strategy)
 
     def mutate(self) -> None:
-        if self.is_calm:
+        if self.is_quiet:
             return
         writes = st.lists(st.tuples(st.sampled_from(NAMES), st.booleans()), max_size=4)
         for identity, delete in self.data.draw(writes):
@@ -103,18 +103,18 @@ class Play:
             self.server.compact()
 
     def turn(self) -> None:
-        hand = self.hand
-        step = hand.step()
-        if isinstance(step, requests.Pause):
-            hand.now = step.until
-            hand.tick()
-        elif isinstance(step, requests.Request):
+        driver = self.driver
+        action = driver.action()
+        if isinstance(action, requests.Pause):
+            driver.now = action.until
+            driver.tick()
+        elif isinstance(action, requests.Request):
             self.mutate()
-            fault = "none" if self.is_calm else self.draw(st.sampled_from(FAULTS))
+            fault = "none" if self.is_quiet else self.draw(st.sampled_from(FAULTS))
             if not self.refuse(fault):
                 {RequestKind.LIST: self.list, RequestKind.WATCH: self.watch, RequestKind.WATCH_LIST: self.watch_list}[
-                    step.kind
-                ](step, fault)
+                    action.kind
+                ](action, fault)
 
     def refuse(self, fault: str) -> bool:
         answers = {
@@ -125,16 +125,16 @@ class Play:
             "bad-request": (400, "BadRequest"),
         }
         if fault == "refuse":
-            self.hand.failed(Failure.NETWORK)
+            self.driver.failed(Failure.NETWORK)
         elif fault == "too-large":
-            self.hand.refused(504, "Timeout", "Too large resource version: 99")
+            self.driver.refused(504, "Timeout", "Too large resource version: 99")
         elif fault == "passing-404":
             if not self.sink.map:
-                return False  # with nothing to lose, one 404 is enough to be absent
-            self.hand.refused(404)
-            self.hand.failed(Failure.NETWORK)  # and it has passed
+                return False  # without known objects, one 404 is enough to be absent
+            self.driver.refused(404)
+            self.driver.failed(Failure.NETWORK)  # ends the 404
         elif fault in answers:
-            self.hand.refused(*answers[fault])
+            self.driver.refused(*answers[fault])
         else:
             return False
         return True
@@ -143,10 +143,10 @@ class Play:
         server = self.server
         token = request.query.get("continue", "")
         if fault in ("half", "broken", "idle"):
-            self.hand.failed(Failure.MALFORMED)
+            self.driver.failed(Failure.MALFORMED)
             return
         if token and token not in server.snapshots:
-            self.hand.refused(410, "Expired")
+            self.driver.refused(410, "Expired")
             return
         version, rest = server.snapshots[token] if token else (server.version, sorted(server.objects.items()))
         limit = int(request.query["limit"])
@@ -154,67 +154,67 @@ class Play:
         next_token = f"{version}-{len(rest)}-{server.version}" if rest else ""
         if rest:
             server.snapshots[next_token] = (version, rest)
-        self.hand.page(pod_list(dict(page), version, token=next_token))
+        self.driver.page(pod_list(dict(page), version, token=next_token))
 
     def watch_list(self, request: requests.Request, fault: str) -> None:
         if not self.server.has_watch_list:
-            self.hand.refused(422, "Invalid", "sendInitialEvents is forbidden")
+            self.driver.refused(422, "Invalid", "sendInitialEvents is forbidden")
             return
         lines = [event("ADDED", identity, version) for identity, version in self.server.objects.items()]
         version = self.server.version
-        self.hand.accepted()
+        self.driver.accepted()
         cut = self.data.draw(st.integers(0, len(lines))) if fault != "none" else len(lines)
-        self.hand.lines(*lines[:cut])
+        self.driver.lines(*lines[:cut])
         if fault != "none":
             self.end(fault)
             return
-        self.hand.lines(bookmark(version, ends_initial=True))
+        self.driver.lines(bookmark(version, ends_initial=True))
         self.follow(version)
 
     def watch(self, request: requests.Request, fault: str) -> None:
         position = int(request.query["resourceVersion"])
         if position < self.server.compacted:
-            self.hand.refused(410, "Expired")
+            self.driver.refused(410, "Expired")
             return
-        self.hand.accepted()
+        self.driver.accepted()
         self.follow(position, fault)
 
     def follow(self, position: int, fault: str = "none") -> None:
-        while self.hand.is_streaming():
+        while self.driver.is_streaming():
             self.mutate()
             if position < self.server.compacted:
-                self.hand.lines(error_event(410, "Expired"))
+                self.driver.lines(error_event(410, "Expired"))
                 return
             for version, line in self.server.events_after(position):
-                self.hand.lines(line)
+                self.driver.lines(line)
                 position = version
                 if fault != "none" and self.data.draw(st.booleans()):
                     self.end(fault)
                     return
-            self.hand.now += 10
-            self.hand.tick()
-            if self.is_calm:
+            self.driver.now += 10
+            self.driver.tick()
+            if self.is_quiet:
                 return
             if self.data.draw(st.booleans()):
-                self.hand.lines(bookmark(self.server.version))
+                self.driver.lines(bookmark(self.server.version))
                 position = self.server.version
             else:
                 self.end(fault)
 
     def end(self, fault: str) -> None:
-        if not self.hand.is_streaming():
+        if not self.driver.is_streaming():
             return
         match fault:
             case "broken":
-                self.hand.lines(b'{"type":"ADDED","obj')
+                self.driver.lines(b'{"type":"ADDED","obj')
             case "idle":
-                self.hand.failed(Failure.IDLE)
+                self.driver.failed(Failure.IDLE)
             case "error-gone":
-                self.hand.lines(error_event(410, "Gone"))
+                self.driver.lines(error_event(410, "Gone"))
             case "error-500":
-                self.hand.lines(error_event(500))
+                self.driver.lines(error_event(500))
             case _:
-                self.hand.ended(is_truncated=fault == "half")
+                self.driver.ended(is_truncated=fault == "half")
 
 
 @settings(max_examples=300)
@@ -222,14 +222,14 @@ class Play:
 def test_the_sink_ends_with_the_servers_state_and_no_live_object_is_deleted(
     data: st.DataObject, has_watch_list: bool
 ) -> None:
-    play = Play(data, has_watch_list=has_watch_list)
+    scenario = Scenario(data, has_watch_list=has_watch_list)
     for _ in range(data.draw(st.integers(1, 25))):
-        play.turn()
-    play.is_calm = True
+        scenario.turn()
+    scenario.is_quiet = True
     for _ in range(40):
-        play.turn()
-        if play.hand.is_streaming() and isinstance(play.hand.machine.state, Watching):
+        scenario.turn()
+        if scenario.driver.is_streaming() and isinstance(scenario.driver.machine.state, Watching):
             break
-    assert play.sink.map == {identity: str(version) for identity, version in play.server.objects.items()}
-    assert play.sink.current_status is SyncStatus.IN_SYNC
-    assert play.hand.machine.object_count == len(play.server.objects)
+    assert scenario.sink.map == {identity: str(version) for identity, version in scenario.server.objects.items()}
+    assert scenario.sink.current_status is SyncStatus.IN_SYNC
+    assert scenario.driver.machine.object_count == len(scenario.server.objects)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cache.feeds.calico import syncers
-from tests.harness import corpus, ours
+from tests.harness import corpus, deviations
 from typha.cli import main
 
 POOL: dict[str, Any] = {
@@ -73,7 +73,7 @@ def _stream(raws: Iterable[bytes]) -> bytes:
 def test_recorded_objects_give_the_recorded_snapshot(name: str, convert: Convert) -> None:
     scenario = corpus.load(name)
     built_in = {line["key"] for line in convert(b"", options=["--api-group", scenario.api_group]).lines}
-    own = ours.OWN.get(name, ours.Own("")).snapshot
+    own = deviations.DEVIATIONS.get(name, deviations.Deviation("")).snapshot
     for syncer in syncers.NAMES:
         result = convert(
             _stream(map(bytes, scenario.objects_after)), feed=syncer, options=["--api-group", scenario.api_group]
@@ -97,7 +97,7 @@ def test_recorded_events_give_the_recorded_deltas(name: str, convert: Convert) -
             *(json.dumps({"type": each.type, "object": json.loads(bytes(each.object))}).encode() for _, each in events),
         ]
     )
-    own = ours.OWN.get(name, ours.Own("")).deltas
+    own = deviations.DEVIATIONS.get(name, deviations.Deviation("")).deltas
     for syncer in syncers.NAMES:
         lines = convert(text, feed=syncer, options=["--deltas", "--api-group", scenario.api_group]).lines
         for step in range(len(scenario.events)):

@@ -6,9 +6,9 @@ from cache.feeds import feed
 from typha.hub import rejection_log
 
 
-def refusal(number: int, *, is_carried: bool = False) -> feed.Refusal:
+def refusal(number: int, *, is_carried: bool = False) -> feed.Rejection:
     """The rejection of one object."""
-    return feed.Refusal("felix", f"/core/v1/pods/default/p{number}", "bad-ip", "not an IP", is_carried)
+    return feed.Rejection("felix", f"/core/v1/pods/default/p{number}", "bad-ip", "not an IP", is_carried)
 
 
 def test_objects_are_named_up_to_a_limit_and_then_counted() -> None:

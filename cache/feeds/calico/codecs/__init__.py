@@ -1,1 +1,1 @@
-"""How Go writes values: JSON, regular expressions, durations, quantities, names. Nothing here knows Calico's kinds."""
+"""Values in Go's text forms: JSON, regular expressions, durations, quantities, names. Independent of Calico's kinds."""

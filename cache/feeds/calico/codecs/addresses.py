@@ -1,6 +1,7 @@
-"""Addresses as Go's net package reads and prints them. Pure.
+"""IP and MAC addresses as Go's net package reads and prints them. Pure.
 
-Strict: no zones, spaces or leading zeros in IPv4. IPv4-mapped IPv6 addresses are IPv4 (`::ffff:1.2.3.4` is `1.2.3.4`).
+Parsing is strict: no zones, spaces or leading zeros in IPv4. IPv4-mapped IPv6 addresses count as IPv4
+(`::ffff:1.2.3.4` is `1.2.3.4`).
 """
 
 import ipaddress
@@ -38,7 +39,7 @@ class IP(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A masked network. Version 0 is what Go makes of the empty text where it accepts an address: it prints `<nil>`."""
+    """A masked network. Version 0 stands for the empty text, where Go accepts it as an address: it prints `<nil>`."""
 
     version: int
     value: int
@@ -51,7 +52,7 @@ class Network(NamedTuple):
 
     @property
     def is_single_address(self) -> bool:
-        """The prefix is /32 of IPv4 or /128 of IPv6."""
+        """Whether the prefix is /32 of IPv4 or /128 of IPv6."""
         return self.prefix_length == (32 if self.version == 4 else 128)
 
 
@@ -59,7 +60,7 @@ _NIL_NETWORK = Network(0, 0, 128)
 
 
 def parse_ip(text: str) -> IP | None:
-    """An address without mask or zone, as net.ParseIP reads it; None if it is none."""
+    """Parse an address without mask or zone, as net.ParseIP does. None if it is invalid."""
     if _IPV4.fullmatch(text):
         return IP(4, _ipv4_value(text))
     value = _ipv6_value(text)
@@ -71,13 +72,13 @@ def parse_ip(text: str) -> IP | None:
 
 
 def parse_cidr(text: str) -> Network | None:
-    """A CIDR, masked, as net.ParseCIDR reads it (host bits allowed); None if it is none."""
+    """Parse a CIDR to a masked network, as net.ParseCIDR does (host bits allowed). None if it is invalid."""
     parsed = parse_interface(text)
     return None if parsed is None else parsed[1]
 
 
 def parse_interface(text: str) -> tuple[IP, Network] | None:
-    """A CIDR's address with its host bits, and the masked network; None if it is no CIDR."""
+    """Parse a CIDR to its address with host bits, and its masked network. None if it is invalid."""
     address_text, slash, length_text = text.partition("/")
     matched = _PREFIX_LENGTH.fullmatch(length_text)
     if not slash or not matched:
@@ -100,7 +101,7 @@ def parse_interface(text: str) -> tuple[IP, Network] | None:
 
 
 def parse_network(text: str) -> Network | None:
-    """A CIDR, masked, or an address as a /32 or /128; None if it is neither. The empty text is Go's nil network."""
+    """Parse a CIDR, or an address as /32 or /128. None if it is invalid. The empty text gives Go's nil network."""
     if "/" in text:
         return parse_cidr(text)
     if not text:
@@ -109,8 +110,15 @@ def parse_network(text: str) -> Network | None:
     return None if address is None else Network(address.version, address.value, address.bits)
 
 
+def version(text: str) -> int:
+    """Return the version of an address, or of the address of a CIDR (host bits allowed). 0 if it is neither."""
+    parsed = parse_interface(text)
+    address = parse_ip(text) if parsed is None else parsed[0]
+    return 0 if address is None else address.version
+
+
 def network_text(text: str) -> str | None:
-    """What `parse_network` makes of it, printed: the fast way. A network of IPv6 has a `:` in it, one of IPv4 never."""
+    """Print the result of `parse_network`, with a fast path. A printed IPv6 network always contains `:`."""
     if _IPV4.fullmatch(text):
         return text + "/32"
     network = parse_network(text)
@@ -118,17 +126,17 @@ def network_text(text: str) -> str | None:
 
 
 def is_mac(text: str) -> bool:
-    """Whether net.ParseMAC takes it: 6, 8 or 20 bytes as pairs (`:`, `-` or nothing between) or dotted fours."""
+    """Return whether net.ParseMAC accepts it: 6, 8 or 20 bytes as pairs (`:`, `-` or no separator) or dotted fours."""
     return bool(_MAC.fullmatch(text)) and sum(character not in ":-." for character in text) // 2 in _MAC_BYTES
 
 
 def ipv4_text(value: int) -> str:
-    """Dotted decimal."""
+    """Print an IPv4 address as dotted decimal."""
     return f"{value >> 24}.{value >> 16 & 255}.{value >> 8 & 255}.{value & 255}"
 
 
 def ipv6_text(value: int) -> str:
-    """RFC 5952: lower case, the longest run (the first of equals) of two or more zero fields compressed."""
+    """Print an IPv6 address by RFC 5952: lower case, the first longest run of two or more zero fields compressed."""
     return str(ipaddress.IPv6Address(value))
 
 

@@ -1,4 +1,4 @@
-"""Durations as Go reads and prints them, and float numbers as its `%v` prints them. Pure. A duration is nanoseconds."""
+"""Durations (in nanoseconds) as Go reads and prints them, and float numbers as Go's `%v` prints them. Pure."""
 
 import re
 
@@ -28,10 +28,10 @@ _LAST_SMALL_EXPONENT = -4
 
 
 def parse(text: str) -> int:
-    """Reads `1h30m`, `-1.5s`, `100ms`, `0`, as time.ParseDuration does.
+    """Parse `1h30m`, `-1.5s`, `100ms`, `0`, as time.ParseDuration does.
 
     Raises:
-        ValueError: it is no duration, or beyond 63 bits.
+        ValueError: not a duration, or beyond 63 bits.
     """
     matched = _SIGNED.fullmatch(text)
     sign, rest = (matched[1], matched[2]) if matched else ("", "")
@@ -46,13 +46,13 @@ def parse(text: str) -> int:
             raise ValueError(f"not a duration: {text[:80]!r}")
         total += _part_value(part[1], part[2] or "", _UNITS[part[3]])
         if total > _LARGEST + (sign == "-"):
-            raise ValueError(f"not a duration: {text[:80]!r} is beyond 63 bits")
+            raise ValueError(f"not a duration of at most 63 bits: {text[:80]!r}")
         position = part.end()
     return -total if sign == "-" else total
 
 
 def text(nanoseconds: int) -> str:
-    """Prints it as Go does: `24h0m0s`, `1m30s`, `1.5s`, `100ms`, `0s`."""
+    """Print a duration as Go does: `24h0m0s`, `1m30s`, `1.5s`, `100ms`, `0s`."""
     sign = "-" if nanoseconds < 0 else ""
     value = abs(nanoseconds)
     if value == 0:
@@ -71,17 +71,17 @@ def text(nanoseconds: int) -> str:
 
 
 def seconds_text(nanoseconds: int) -> str:
-    """The seconds as Go's `%v` prints the float64: `90`, `1.5`, `1e+06`."""
+    """Return the seconds as Go's `%v` prints the float64: `90`, `1.5`, `1e+06`."""
     return _scaled_text(nanoseconds, SECOND)
 
 
 def milliseconds_text(nanoseconds: int) -> str:
-    """The milliseconds as Go's `%v` prints the float64."""
+    """Return the milliseconds as Go's `%v` prints the float64."""
     return _scaled_text(nanoseconds, MILLISECOND)
 
 
 def float_text(value: float) -> str:
-    """A float64 as Go's `%v` prints it: in exponent form, of two digits at least, below 1e-4 and from 1e6 up."""
+    """Print a float64 as Go's `%v` does: in exponent form (at least two digits) below 1e-4 and from 1e6 up."""
     negative, digits, exponent = gojson.shortest_digits(value)
     sign = "-" if negative else ""
     if _LAST_SMALL_EXPONENT <= exponent < _FIRST_EXPONENT or digits == "0":
@@ -97,7 +97,7 @@ def _part_value(whole: str, fraction: str, unit: int) -> int:
 
 
 def _fraction_value(fraction: str, unit: int) -> int:
-    # As Go computes it: in float64, cut off, and without the digits that do not fit into 63 bits any more.
+    # Go computes this in float64, truncates, and ignores the digits that do not fit into 63 bits.
     digits, scale = 0, 1.0
     for digit in fraction[:_LARGEST_DIGITS]:
         if digits > _LARGEST // 10 or digits * 10 + int(digit) > _LARGEST + 1:
@@ -108,7 +108,7 @@ def _fraction_value(fraction: str, unit: int) -> int:
 
 
 def _scaled_text(nanoseconds: int, unit: int) -> str:
-    # As Go computes it: whole units and the rest are two floats, each with the sign of the duration.
+    # Go adds two floats, the whole units and the rest, each with the sign of the duration.
     whole, rest = divmod(abs(nanoseconds), unit)
     value = float(whole) + float(rest) / float(unit)
     return float_text(-value if nanoseconds < 0 else value)

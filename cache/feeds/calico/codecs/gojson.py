@@ -1,7 +1,7 @@
 """JSON as Go's encoding/json writes it: no white space, HTML-escaped strings, shortest floats. Pure.
 
-A struct is a dict in the order of its fields; a map goes through `sorted_map`; a float that may be whole goes through
-`number`, since Go writes whole floats without a fraction; JSON that is kept as it came is a `Raw`.
+A struct is a dict with the fields in order. For a map use `sorted_map`. For a float that may be whole use `number`,
+because Go writes whole floats without a fraction. JSON that must stay unchanged is a `Raw`.
 """
 
 import re
@@ -17,56 +17,56 @@ _encode = msgspec.json.Encoder().encode
 _ESCAPE = re.compile(
     r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
-"""A pair of surrogates, a lone one (the group), or any other escape."""
+"""A pair of surrogates, a lone surrogate (the group), or any other escape."""
 _SMALLEST_PLAIN_EXPONENT = -6
 _LARGEST_PLAIN_EXPONENT = 20
 
 
 def encode(value: Any) -> bytes:
-    """The JSON text of None, bools, ints, strings, lists, dicts with string keys (in their order) and Raw.
+    """Encode None, bools, ints, strings, lists, dicts with string keys (in their order) and Raw.
 
     Raises:
-        TypeError: something else is in it.
+        TypeError: the value contains something else.
     """
     return escape_html(_encode(value))
 
 
 def escape_html(text: bytes) -> bytes:
-    """Escapes in valid JSON what Go escapes beyond JSON's own rules; these bytes occur in strings only."""
+    """Escape the bytes in valid JSON that only Go escapes. They occur in strings only."""
     if b"<" in text:
         text = text.replace(b"<", b"\\u003c")
     if b">" in text:
         text = text.replace(b">", b"\\u003e")
     if b"&" in text:
         text = text.replace(b"&", b"\\u0026")
-    if b"\xe2\x80" in text:  # the line and paragraph separators, which end a line in old JavaScript
+    if b"\xe2\x80" in text:  # line and paragraph separators, which end a line in old JavaScript
         text = text.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
     return text
 
 
 def without_lone_surrogates(text: str) -> str:
-    """JSON with the replacement character in place of each escape of half a character, as Go reads it."""
+    """Replace each escape of a lone surrogate in JSON by the replacement character, as Go does when it reads."""
     if "\\ud" not in text and "\\uD" not in text:
         return text
     return _ESCAPE.sub(lambda match: "\\ufffd" if match[1] else match[0], text)
 
 
 def compact(text: bytes) -> Raw:
-    """JSON that is kept as it was written, without white space between its tokens.
+    """Keep JSON as it was written, but without white space between its tokens.
 
     Raises:
-        msgspec.DecodeError: it is not JSON.
+        msgspec.DecodeError: the text is not JSON.
     """
     return Raw(msgspec.json.format(text, indent=-1))
 
 
 def number(value: float) -> Raw:
-    """A float64 for `encode`, as Go writes it. Raises ValueError for infinities and NaN."""
+    """Prepare a float64 for `encode`, as Go writes it. Raises ValueError for infinities and NaN."""
     return Raw(float_text(value).encode())
 
 
 def float_text(value: float) -> str:
-    """The shortest digits that read back as the same float64: plain from 1e-6 to below 1e21, else `1e-7`, `1e+21`."""
+    """Print the shortest digits that read back as the same float64: plain for 1e-6 to 1e21, else `1e-7`, `1e+21`."""
     negative, digits, exponent = shortest_digits(value)
     sign = "-" if negative else ""
     if digits == "0":
@@ -78,10 +78,10 @@ def float_text(value: float) -> str:
 
 
 def shortest_digits(value: float) -> tuple[bool, str, int]:
-    """Takes a float64 apart: (negative, digits without trailing zeros, exponent of the first digit).
+    """Split a float64: (negative, digits without trailing zeros, exponent of the first digit).
 
     Raises:
-        ValueError: an infinity or NaN (or an integer beyond float64), for which JSON has no text.
+        ValueError: an infinity, NaN, or an integer beyond float64. JSON has no text for them.
     """
     try:
         text = repr(float(value))
@@ -100,7 +100,7 @@ def shortest_digits(value: float) -> tuple[bool, str, int]:
 
 
 def plain_text(digits: str, exponent: int) -> str:
-    """The number without an exponent part."""
+    """Print the number without an exponent."""
     if exponent < 0:
         return "0." + "0" * (-exponent - 1) + digits
     whole_length = exponent + 1
@@ -110,10 +110,10 @@ def plain_text(digits: str, exponent: int) -> str:
 
 
 def sorted_map(members: Mapping[str, Value]) -> dict[str, Value]:
-    """The members in byte order of their keys, which is that of the code points."""
+    """Sort the members by key in byte order, which is the order of the code points."""
     return dict(sorted(members.items()))
 
 
 def omit_empty(members: Mapping[str, Value]) -> dict[str, Value]:
-    """The members that Go's `omitempty` keeps: not None, False, 0, "", and no empty list or map."""
+    """Return the members that Go's `omitempty` keeps: not None, False, 0, "", and no empty list or map."""
     return {name: value for name, value in members.items() if value or isinstance(value, Raw)}

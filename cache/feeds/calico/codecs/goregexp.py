@@ -1,7 +1,7 @@
-"""Whether a text compiles as a regular expression of Go (RE2 syntax). Pure: nothing is matched with it.
+"""Checks whether a text compiles as a regular expression of Go (RE2 syntax). It is never used for matching. Pure.
 
-What Python's own engine knows and Go does not (look-around, back references, possessive repeats) is refused, and what
-only Go knows (`\\pL`, `\\Q...\\E`, `(?U)`, `[[:alpha:]]`, `\\z`) passes.
+Syntax that Python accepts and Go does not is invalid here (look-around, back references, possessive repeats). Syntax
+that only Go accepts is valid (`\\pL`, `\\Q...\\E`, `(?U)`, `[[:alpha:]]`, `\\z`).
 """
 
 import re
@@ -22,7 +22,7 @@ _CONTROL_ESCAPES = {"a": 7, "f": 12, "t": 9, "n": 10, "r": 13, "v": 11}
 _ASSERTIONS = "AbBz"
 _LARGEST_CODE_POINT = 0x10FFFF
 _SEPARATORS = str.maketrans("", "", "_- ")
-# Go compares names without separators, letter case aside; scripts of more than one word it then never finds.
+# Go compares names without separators and case. It therefore never finds scripts whose names have several words.
 _CLASS_NAME_LIST = """
 Any Assigned Ascii C Cc Cf Cn Co Cs L Lc Ll Lm Lo Lt Lu M Mc Me Mn N Nd Nl No P Pc Pd Pe Pf Pi Po Ps S Sc Sk Sm So
 Z Zl Zp Zs
@@ -49,7 +49,7 @@ class _Invalid(ValueError):
 
 
 def compiles(pattern: str) -> bool:
-    """Whether Go's regexp.Compile takes it."""
+    """Return whether Go's regexp.Compile accepts the pattern."""
     try:
         _Reader(pattern).read()
     except _Invalid:
@@ -58,15 +58,15 @@ def compiles(pattern: str) -> bool:
 
 
 class _Reader:
-    """Reads an expression from left to right; all it remembers is what can be repeated, and how often it is already."""
+    """Reads an expression from left to right. It remembers only the last operand, and how often that is repeated."""
 
     def __init__(self, pattern: str) -> None:
         self._pattern = pattern
         self._position = 0
         self._last_class_end = pattern.rfind(":]")
-        # How often what stands last is repeated inside, or None where nothing stands that a repeat could apply to.
+        # Repeats inside the last operand. None if there is nothing that a repeat could apply to.
         self._operand: int | None = None
-        # The same of all that stands before it, for every group that is open.
+        # The same for everything before it, for every open group.
         self._groups = [1]
 
     def read(self) -> None:
@@ -106,7 +106,7 @@ class _Reader:
         return operand
 
     def _next_operand(self, operand: int | None) -> None:
-        """Something new stands last; what stood there can be repeated only together with its group."""
+        """Start a new last operand. A repeat can apply to the previous one only together with its group."""
         self._groups[-1] = max(self._groups[-1], self._operand or 1)
         self._operand = operand
 
@@ -147,7 +147,7 @@ class _Reader:
                 matched = _GROUP_FLAGS.match(self._pattern, self._position)
                 if matched is None:
                     raise _Invalid("a group of an unknown kind")
-                if matched[1] == ")":  # flags alone: what stands before them still stands last
+                if matched[1] == ")":  # flags alone: the last operand stays
                     self._position = matched.end()
                     return
             self._position = matched.end()
@@ -174,7 +174,7 @@ class _Reader:
         return True
 
     def _character(self) -> int:
-        """Reads one character of a class, or an escaped one; gives its code point."""
+        """Read one character of a class, or an escaped one. Return its code point."""
         if self._position >= len(self._pattern):
             raise _Invalid("missing ]")
         character = self._pattern[self._position]

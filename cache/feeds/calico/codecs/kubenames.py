@@ -20,13 +20,13 @@ _CACHE_ENTRIES = 8192
 
 
 def is_subdomain(text: str) -> bool:
-    """A DNS subdomain of at most 253 characters."""
+    """Return whether the text is a DNS subdomain of at most 253 characters."""
     return len(text) <= _MAX_SUBDOMAIN and _SUBDOMAIN.fullmatch(text) is not None
 
 
 @functools.lru_cache(maxsize=_CACHE_ENTRIES)
 def is_label_key(text: str) -> bool:
-    """A qualified name: an optional DNS subdomain and `/`, and a name of at most 63 characters."""
+    """Return whether the text is a qualified name: an optional DNS subdomain and `/`, then up to 63 characters."""
     prefix, slash, name = text.rpartition("/")
     if slash and not is_subdomain(prefix):
         return False
@@ -35,17 +35,17 @@ def is_label_key(text: str) -> bool:
 
 @functools.lru_cache(maxsize=_CACHE_ENTRIES)
 def is_label_value(text: str) -> bool:
-    """Empty, or a name of at most 63 characters."""
+    """Return whether the text is empty, or a name of at most 63 characters."""
     return not text or (len(text) <= _MAX_NAME and _QUALIFIED.fullmatch(text) is not None)
 
 
 def is_port_name(text: str) -> bool:
-    """1 to 15 characters with a letter among them, and no `-` at an end or beside another."""
+    """Return whether it has 1 to 15 characters, contains a letter, and has no `-` at an end or next to another one."""
     return len(text) <= _MAX_PORT_NAME and _PORT_NAME.fullmatch(text) is not None
 
 
 def is_wireguard_key(text: str) -> bool:
-    """Standard base64, with padding, of 32 bytes."""
+    """Return whether the text is the padded standard base64 of 32 bytes."""
     try:
         return len(base64.b64decode(text.replace("\n", "").replace("\r", ""), validate=True)) == _WIREGUARD_KEY_BYTES
     except (binascii.Error, ValueError):
@@ -53,24 +53,24 @@ def is_wireguard_key(text: str) -> bool:
 
 
 def labels_problem(labels: Mapping[str, str]) -> str:
-    """What is wrong with labels; empty for nothing."""
+    """Return what is wrong with the labels. Empty if they are valid."""
     for key, value in labels.items():
         if not is_label_key(key):
-            return f"not a label's key: {key!r}"
+            return f"not a label key: {key!r}"
         if not is_label_value(value):
-            return f"not a label's value: {value!r} of {key!r}"
+            return f"not a label value: {value!r} of {key!r}"
     return ""
 
 
 def metadata_problem(metadata: Mapping[str, Any]) -> str:
-    """What is wrong with a whole resource's metadata (its name, labels and annotations); empty for nothing."""
+    """Return what is wrong with a resource's name, labels or annotations. Empty if they are valid."""
     name = metadata.get("name") or ""
     if name and not is_subdomain(name):
         return f"not a name: {name!r}"
     annotations = metadata.get("annotations") or {}
     for key in annotations:
         if not is_label_key(key.lower()):
-            return f"not an annotation's key: {key!r}"
+            return f"not an annotation key: {key!r}"
     if sum(len(key.encode()) + len(value.encode()) for key, value in annotations.items()) > _MAX_ANNOTATION_BYTES:
-        return f"annotations of more than {_MAX_ANNOTATION_BYTES} bytes"
+        return f"annotations larger than {_MAX_ANNOTATION_BYTES} bytes"
     return labels_problem(metadata.get("labels") or {})

@@ -1,4 +1,4 @@
-"""Kubernetes quantities ("100M", "1.5Gi", "1e3") as the whole numbers that Go reads from them. Pure."""
+"""Kubernetes quantities ("100M", "1.5Gi", "1e3") as whole numbers, with Go's results. Pure."""
 
 import re
 
@@ -11,14 +11,14 @@ _MODULUS = 1 << 64
 _SHORT_DIGITS = 18
 _EXPONENT_LIMIT = 1 << 63
 _DIGITS_BEYOND_ANY = 400
-"""So many decimal places are more than any quantity has: a longer text is none, and no power is computed beyond."""
+"""No valid quantity is longer, or has more decimal places. Powers beyond are never computed."""
 
 
 def whole_value(text: str) -> int | None:
-    """The quantity, rounded up to a whole number; None if it is none.
+    """Parse a quantity and round it up to a whole number. None if it is invalid.
 
-    Beyond 63 bits it is what Go's arithmetic makes of it: with a decimal suffix and up to 18 digits 0, with more digits
-    the low 64 bits; with a binary suffix the largest number.
+    Beyond 63 bits, return what Go's arithmetic gives. With a decimal suffix: 0 for up to 18 digits, the low 64 bits for
+    more. With a binary suffix: the largest number.
     """
     matched = _QUANTITY.fullmatch(text)
     if not text or matched is None or len(text) > _DIGITS_BEYOND_ANY:
@@ -47,7 +47,7 @@ def _decimal_exponent(suffix: str) -> int | None:
     exponent = int(matched[1])
     if not -_EXPONENT_LIMIT <= exponent < _EXPONENT_LIMIT:
         return None
-    return (exponent + (1 << 31)) % (1 << 32) - (1 << 31)  # which Go keeps as an int32
+    return (exponent + (1 << 31)) % (1 << 32) - (1 << 31)  # Go keeps it as an int32
 
 
 def _decimal_value(digits: int, scale: int, *, wraps: bool) -> int:

@@ -1,4 +1,4 @@
-"""Values of the schema's scalar kinds, read as Go reads them. Pure. All readers raise ValueError."""
+"""Readers for the schema's scalar kinds, with Go's rules. Pure. All readers raise ValueError."""
 
 import datetime
 import functools
@@ -27,7 +27,7 @@ _ZERO_TIME = "0001-01-01T00:00:00Z"
 
 
 def parse_port(value: Any) -> int | str:
-    """A port as a number, `low:high` of two different numbers, or a name. Raises ValueError."""
+    """Parse a port: a number, a range `low:high` of two different numbers, or a name. Raises ValueError."""
     if isinstance(value, str):
         if _DIGITS.fullmatch(value):
             return _port_number(value)
@@ -43,7 +43,7 @@ def parse_port(value: Any) -> int | str:
 
 
 def parse_time(text: str) -> str:
-    """An RFC 3339 time printed as Go does: in UTC, whole seconds; "" for the zero time. Raises ValueError."""
+    """Print an RFC 3339 time as Go does, in UTC with whole seconds; "" for the zero time. Raises ValueError."""
     matched = _RFC3339.fullmatch(text)
     if matched is None:
         raise ValueError(f"not a time: {text[:80]!r}")
@@ -69,7 +69,7 @@ def _port_number(text: str) -> int:
 
 
 def parse_as_number(value: Any) -> int:
-    """An AS number, or its text in decimal or as two dotted halves of 16 bits. Raises ValueError."""
+    """Parse an AS number, or its text in decimal or as two dotted halves of 16 bits. Raises ValueError."""
     if not isinstance(value, str):
         return _integer("uint32", value)
     text = value
@@ -114,7 +114,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "int-or-string": _int_or_string,
     "uint8-or-name": _small_int_or_name,
 }
-"""By kind; a kind that is not here is kept as it is."""
+"""By kind. Values of other kinds stay unchanged."""
 ZEROS: dict[str, Any] = {
     "string": "",
     "bool": False,
@@ -123,4 +123,4 @@ ZEROS: dict[str, Any] = {
     **dict.fromkeys(("port", "int-or-string", "uint8-or-name", AS_NUMBER), 0),
     **dict.fromkeys(_INTEGER_BOUNDS, 0),
 }
-"""What an absent value of a kind is."""
+"""The value of each kind if it is absent."""

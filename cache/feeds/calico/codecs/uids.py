@@ -1,14 +1,14 @@
-"""UIDs of what is derived from another object: never that object's own, so that no two objects share one. Pure."""
+"""UIDs of objects that are derived from another one. They differ from the other's UID, so UIDs stay unique. Pure."""
 
 import uuid
 
 _KEPT_BYTES = (6, 8)
-"""Where a random UUID has its version and its variant."""
+"""The bytes of a random UUID that contain its version and its variant."""
 _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def reversed_uid(text: str) -> str:
-    """The UUID with the bits of each byte in reverse order, version and variant kept.
+    """Return the UUID with the bits of each byte reversed. Version and variant stay.
 
     Raises:
         ValueError: not a UUID.

@@ -1,4 +1,4 @@
-"""Who holds a key that several objects claim."""
+"""The visible item of a key that several objects claim."""
 
 import random
 
@@ -8,23 +8,23 @@ from hypothesis import strategies as st
 from cache.feeds.calico import claims, model
 
 
-def claim(name: str, *, rank: int = 0, last_shows: bool = True) -> claims.Claim:
-    return claims.Claim(rank, name, last_shows, model.Item("k", f"{rank}{name}".encode(), "1"))
+def claim(name: str, *, rank: int = 0, last_wins: bool = True) -> claims.Claim:
+    return claims.Claim(rank, name, last_wins, model.Item("k", f"{rank}{name}".encode(), "1"))
 
 
 def shown(held: claims.Claims) -> str:
     return next(held.of("k")).name
 
 
-def test_the_last_name_shows_or_the_first() -> None:
-    for last_shows, expected in ((True, "c"), (False, "a")):
+def test_the_last_or_the_first_name_wins() -> None:
+    for last_wins, expected in ((True, "c"), (False, "a")):
         held = claims.Claims()
         for name in "bca":
-            held.put(claim(name, last_shows=last_shows))
+            held.put(claim(name, last_wins=last_wins))
         assert shown(held) == expected
 
 
-def test_the_lower_rank_shows_whatever_the_names() -> None:
+def test_the_lower_rank_wins_for_any_names() -> None:
     held = claims.Claims()
     assert held.put(claim("z", rank=1))
     assert held.put(claim("a", rank=0))
@@ -32,7 +32,7 @@ def test_the_lower_rank_shows_whatever_the_names() -> None:
     assert shown(held) == "a"
 
 
-def test_an_owners_new_claim_takes_the_place_of_its_old_one() -> None:
+def test_a_new_claim_replaces_the_owners_old_one() -> None:
     held = claims.Claims()
     held.put(claim("a"))
     held.put(claim("b"))
@@ -41,7 +41,7 @@ def test_an_owners_new_claim_takes_the_place_of_its_old_one() -> None:
     assert [each.name for each in held.of("k")] == ["b", "a"]
 
 
-def test_the_heir() -> None:
+def test_the_next_claim_becomes_visible() -> None:
     held = claims.Claims()
     held.put(claim("a"))
     held.put(claim("b"))
@@ -54,7 +54,7 @@ def test_the_heir() -> None:
 
 
 @given(st.sets(st.tuples(st.integers(0, 2), st.sampled_from("abcd")), min_size=1), st.randoms())
-def test_what_shows_does_not_depend_on_the_order(owners: set[tuple[int, str]], shuffle: random.Random) -> None:
+def test_the_visible_claim_does_not_depend_on_the_order(owners: set[tuple[int, str]], shuffle: random.Random) -> None:
     results = set()
     for _ in range(3):
         held = claims.Claims()

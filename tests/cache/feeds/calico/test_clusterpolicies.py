@@ -35,7 +35,7 @@ def test_subjects_and_tiers() -> None:
 
 
 @pytest.mark.parametrize(("spec", "reason"), [({"tier": "Other"}, "bad-tier"), ({"subject": {}}, "no-subject")])
-def test_policies_that_are_absent(spec: dict[str, Any], reason: str) -> None:
+def test_rejected_policies(spec: dict[str, Any], reason: str) -> None:
     with pytest.raises(model.ConversionError) as caught:
         convert(**spec)
     assert caught.value.reason == reason
@@ -114,7 +114,7 @@ def test_a_bad_rule_fails_closed(bad: dict[str, Any]) -> None:
     assert items[0].warning
 
 
-def test_a_port_name_that_validation_refuses_voids_the_policy() -> None:
+def test_an_invalid_port_name_makes_the_policy_invalid() -> None:
     rule = {"action": "Accept", "to": [{"namespaces": {}}], "protocols": [{"destinationNamedPort": "HTTP"}]}
     [item] = convert(egress=[rule])
     assert item.invalid

@@ -84,7 +84,7 @@ def felix_value(name: str, value: Any) -> str | None:
         ("BPFConntrackTimeouts", None, None),
     ],
 )
-def test_each_kind_of_value_is_printed_as_felix_reads_it(name: str, value: Any, text: str | None) -> None:
+def test_every_kind_of_value_is_printed_as_felix_reads_it(name: str, value: Any, text: str | None) -> None:
     assert felix_value(name, value) == text
 
 
@@ -95,7 +95,7 @@ def test_every_field_has_a_key_in_the_order_of_the_type() -> None:
     assert {key: text for key, text in items.items() if text is not None} == {"/calico/v1/config/BPFEnabled": "true"}
 
 
-def test_values_of_a_node_stand_under_the_node() -> None:
+def test_values_of_a_node_have_keys_of_the_node() -> None:
     assert felix_items({"bpfEnabled": True}, "node.a.b-c")["/calico/v1/host/a.b-c/config/BPFEnabled"] == "true"
 
 
@@ -121,7 +121,7 @@ def test_values_are_not_validated_but_whole_configurations_are() -> None:
     assert "goMaxProcs" in whole.invalid
 
 
-def test_a_failsafe_port_of_a_bad_net_refuses_the_object() -> None:
+def test_a_failsafe_port_with_a_bad_net_rejects_the_object() -> None:
     with pytest.raises(model.ConversionError, match="bad-net"):
         felix_value("FailsafeOutboundHostPorts", [{"protocol": "TCP", "port": 1, "net": "x"}])
 
@@ -162,7 +162,7 @@ def test_other_cluster_information_is_whole() -> None:
         st.text() | st.integers() | st.booleans() | st.lists(st.text()),
     )
 )
-def test_any_configuration_is_converted_or_refused(spec: dict[str, Any]) -> None:
+def test_any_configuration_is_converted_or_rejected(spec: dict[str, Any]) -> None:
     try:
         felix_items(spec)
     except model.ConversionError:

@@ -1,4 +1,4 @@
-"""Metadata that group v1 keeps in an annotation."""
+"""The metadata annotation of group v1."""
 
 import json
 
@@ -20,19 +20,19 @@ def test_without_the_annotation_nothing_changes() -> None:
     assert customresource.effective_metadata(plain, builders.V1) == plain
 
 
-def test_in_group_v3_it_means_nothing() -> None:
+def test_in_group_v3_the_annotation_has_no_meaning() -> None:
     odd = metadata("{broken")
     assert customresource.effective_metadata(odd, builders.V3) == odd
 
 
-def test_the_inner_metadata_wins() -> None:
+def test_the_annotations_metadata_takes_precedence() -> None:
     text = json.dumps({"Name": "inner", "labels": {"a": "2"}, "annotations": {"own": "2", "more": "3"}})
     found = customresource.effective_metadata(metadata(text, labels={"a": "1", "b": "1"}), builders.V1)
     assert found == customresource.Metadata("inner", {"a": "2", "b": "1"}, {"own": "2", "more": "3"})
 
 
 @pytest.mark.parametrize("text", ["{}", "null", '{"name":""}'])
-def test_an_empty_one_hides_itself_only(text: str) -> None:
+def test_an_empty_annotation_only_removes_itself(text: str) -> None:
     found = customresource.effective_metadata(metadata(text), builders.V1)
     assert found == customresource.Metadata("o", None, {"own": "1"})
 

@@ -1,4 +1,4 @@
-"""The feeds of Calico's model: update types, conflicts, refusals, statuses."""
+"""The feeds of Calico's model: update types, conflicts, rejections, statuses."""
 
 import json
 from typing import Any
@@ -40,7 +40,7 @@ def policy(revision: str, selector: str) -> objects.ObjectEvent:
 
 
 def taken(source: feed.CalicoFeed) -> list[tuple[str, str, int, bool]]:
-    """Of each update: the end of its key, revision, type, and whether it has a value."""
+    """Return for each update: the end of its key, revision, type, and whether it has a value."""
     batch = source.take()
     updates = [] if batch is None else batch.updates
     return [
@@ -72,7 +72,7 @@ def test_types_of_updates(felix: feed.CalicoFeed) -> None:
     assert taken(felix) == []
 
 
-def test_what_changes_nothing_keeps_the_old_revision(felix: feed.CalicoFeed) -> None:
+def test_an_unchanged_value_keeps_its_revision(felix: feed.CalicoFeed) -> None:
     felix.apply(pool("a", "1"))
     felix.take()
     felix.apply(pool("a", "2"))
@@ -83,7 +83,7 @@ def test_what_changes_nothing_keeps_the_old_revision(felix: feed.CalicoFeed) -> 
     assert felix.skipped == 1
 
 
-def test_the_lowest_name_holds_a_pools_key(felix: feed.CalicoFeed) -> None:
+def test_the_pool_with_the_lowest_name_wins(felix: feed.CalicoFeed) -> None:
     felix.apply(pool("m", "1"))
     felix.apply(pool("z", "2", nat=True))
     assert taken(felix) == [(SHORT, "1", 1, True)]
@@ -94,22 +94,22 @@ def test_the_lowest_name_holds_a_pools_key(felix: feed.CalicoFeed) -> None:
     felix.delete(pool("a", "5"))
     assert taken(felix) == [(SHORT, "1", 2, True)]
     felix.delete(pool("m", "6"))
-    assert taken(felix) == []  # the heir's value is the same
+    assert taken(felix) == []  # the next claim has the same value
     felix.delete(pool("z", "7"))
     assert taken(felix) == [(SHORT, "", 3, False)]
 
 
-def test_a_changed_key_goes_first(felix: feed.CalicoFeed) -> None:
+def test_the_old_key_is_deleted_first(felix: feed.CalicoFeed) -> None:
     felix.apply(pool("a", "1"))
     felix.take()
     felix.apply(pool("a", "2", "10.9.0.0/16"))
     assert taken(felix) == [(SHORT, "", 3, False), (SHORT.replace("10.0", "10.9"), "2", 1, True)]
 
 
-def test_a_void_value_counts_as_known(felix: feed.CalicoFeed) -> None:
-    refusal = felix.apply(policy("1", "a =="))
-    assert refusal is not None
-    assert (refusal.reason, refusal.is_carried) == ("invalid", False)
+def test_an_invalid_value_counts_as_known(felix: feed.CalicoFeed) -> None:
+    rejection = felix.apply(policy("1", "a =="))
+    assert rejection is not None
+    assert (rejection.reason, rejection.is_carried) == ("invalid", False)
     felix.apply(policy("2", "a == 'b'"))
     felix.apply(policy("3", "a =="))
     felix.apply(policy("4", "a =="))
@@ -126,48 +126,48 @@ def test_a_void_value_counts_as_known(felix: feed.CalicoFeed) -> None:
     assert [update[1:] for update in taken(felix)] == [("", 3, False)]
 
 
-def test_a_refused_object_is_gone_and_comes_back(felix: feed.CalicoFeed) -> None:
+def test_a_rejected_object_is_deleted_until_it_is_valid(felix: feed.CalicoFeed) -> None:
     felix.apply(pool("a", "1"))
-    refusal = felix.apply(pool("a", "2", "junk"))
-    assert refusal is not None
-    assert (refusal.feed, refusal.reason) == ("felix", "bad-cidr")
-    assert refusal.key == "/crd.projectcalico.org/v1/ippools//a"
+    rejection = felix.apply(pool("a", "2", "junk"))
+    assert rejection is not None
+    assert (rejection.feed, rejection.reason) == ("felix", "bad-cidr")
+    assert rejection.key == "/crd.projectcalico.org/v1/ippools//a"
     felix.apply(pool("a", "3"))
     assert [update[1:3] for update in taken(felix)] == [("1", 1), ("", 3), ("3", 1)]
-    assert felix.refused == 1
+    assert felix.rejected == 1
 
 
 @pytest.mark.parametrize(("name", "count", "reason"), [("s", 1000, "value-too-large"), ("n" * 5000, 1, "key-too-long")])
 def test_limits(name: str, count: int, reason: str, felix: feed.CalicoFeed) -> None:
-    refusal = felix.apply(event(SETS, name, "1", {"nets": ["10.0.0.0/8"] * count}))
-    assert refusal is not None
-    assert refusal.reason == reason
+    rejection = felix.apply(event(SETS, name, "1", {"nets": ["10.0.0.0/8"] * count}))
+    assert rejection is not None
+    assert rejection.reason == reason
     assert felix.take() is None
     assert felix.apply(event(SETS, "s", "2", {"nets": ["10.0.0.0/8"]})) is None
     assert len(taken(felix)) == 1
 
 
-def test_what_is_carried_but_doubtful_is_named(felix: feed.CalicoFeed) -> None:
-    refusal = felix.apply(event(POLICIES, "p", "1", {"namespaceSelector": "x ("}))
-    assert refusal is not None
-    assert (refusal.reason, refusal.is_carried) == ("doubtful", True)
+def test_a_doubtful_object_is_sent_and_named(felix: feed.CalicoFeed) -> None:
+    rejection = felix.apply(event(POLICIES, "p", "1", {"namespaceSelector": "x ("}))
+    assert rejection is not None
+    assert (rejection.reason, rejection.is_carried) == ("doubtful", True)
     assert len(taken(felix)) == 1
 
 
-def test_a_defect_of_a_converter_harms_its_object_only() -> None:
+def test_a_bug_in_a_converter_affects_only_the_object() -> None:
     def convert(event: objects.ObjectEvent) -> list[Any]:
         return [1 // int(event.resource_version)]
 
     source = feed.CalicoFeed(syncers.FeedSpec("f", (syncers.Source("K", POOLS, convert),)), max_value_bytes=LIMIT)
-    refusal = source.apply(pool("a", "0"))
-    assert refusal is not None
-    assert (refusal.reason, refusal.detail.partition(":")[0]) == (feed.DEFECT, "ZeroDivisionError")
+    rejection = source.apply(pool("a", "0"))
+    assert rejection is not None
+    assert (rejection.reason, rejection.detail.partition(":")[0]) == (feed.DEFECT, "ZeroDivisionError")
 
 
 def test_details_are_short(felix: feed.CalicoFeed) -> None:
-    refusal = felix.apply(policy("1", "(" * 100_000))
-    assert refusal is not None
-    assert len(refusal.detail) <= 1000
+    rejection = felix.apply(policy("1", "(" * 100_000))
+    assert rejection is not None
+    assert len(rejection.detail) <= 1000
 
 
 def test_the_status_is_that_of_all_types(felix: feed.CalicoFeed) -> None:

@@ -1,12 +1,12 @@
-"""Every recording of the original, replayed: what a fresh server holds, and what clients are sent step by step."""
+"""Replays every recording of the original: the data of a fresh server, and the updates of each step."""
 
 import pytest
 
 from cache.feeds.calico import syncers
-from tests.harness import corpus, ours
+from tests.harness import corpus, deviations
 
 RECORDINGS = 122
-_NOTHING = ours.Own("")
+_NOTHING = deviations.Deviation("")
 
 
 def _replay_after_baseline(scenario: corpus.Scenario) -> corpus.Replay:
@@ -18,33 +18,33 @@ def _replay_after_baseline(scenario: corpus.Scenario) -> corpus.Replay:
 
 
 @pytest.mark.parametrize("name", corpus.NAMES)
-def test_a_fresh_server_holds_what_the_original_held(name: str) -> None:
+def test_a_fresh_server_has_the_originals_data(name: str) -> None:
     scenario = corpus.load(name)
     replay = corpus.Replay(scenario.group)
     built_in = set(corpus.Replay(scenario.group).snapshot(syncers.FELIX))
     replay.apply_list(scenario.objects_after)
-    own = ours.OWN.get(name, _NOTHING).snapshot
+    deviation = deviations.DEVIATIONS.get(name, _NOTHING).snapshot
     for syncer in syncers.NAMES:
-        expected = scenario.snapshot(syncer) | {item.key: item for item in own.get(syncer, ())}
+        expected = scenario.snapshot(syncer) | {item.key: item for item in deviation.get(syncer, ())}
         held = {key: item for key, item in replay.snapshot(syncer).items() if key in expected or key not in built_in}
         assert held == expected, syncer
 
 
 @pytest.mark.parametrize("name", corpus.NAMES)
-def test_clients_are_sent_what_the_original_sent(name: str) -> None:
+def test_clients_receive_the_originals_updates(name: str) -> None:
     scenario = corpus.load(name)
     replay = _replay_after_baseline(scenario)
-    own = ours.OWN.get(name, _NOTHING).deltas
+    deviation = deviations.DEVIATIONS.get(name, _NOTHING).deltas
     for step, events in enumerate(scenario.events):
         for event in events:
             replay.play(event)
         for syncer in syncers.NAMES:
-            expected = own.get((syncer, step), scenario.delta(syncer, step))
+            expected = deviation.get((syncer, step), scenario.delta(syncer, step))
             assert sorted(replay.take(syncer), key=repr) == sorted(expected, key=repr), (syncer, step)
 
 
 @pytest.mark.parametrize("name", corpus.NAMES)
-def test_items_of_one_object_come_in_the_originals_order(name: str) -> None:
+def test_items_of_one_object_have_the_originals_order(name: str) -> None:
     scenario = corpus.load(name)
     replay = _replay_after_baseline(scenario)
     for step, events in enumerate(scenario.events):
@@ -52,15 +52,15 @@ def test_items_of_one_object_come_in_the_originals_order(name: str) -> None:
         for event in events:
             replay.play(event)
             for syncer in syncers.NAMES:
-                # A configuration's deletions, and its annotations, come in any order.
+                # The deletions and annotations of a configuration may come in any order.
                 sent = [item for item in replay.take(syncer) if "/config/" not in item.key]
                 places = [recorded[syncer].index(item) for item in sent if recorded[syncer].count(item) == 1]
                 assert places == sorted(places), (syncer, step, sent)
 
 
-# A second server repairs its ClusterInformation at start, so there the objects are not those of the first.
+# The original's second server repairs its ClusterInformation at start, so its objects differ from the first server's.
 @pytest.mark.parametrize("name", [name for name in corpus.NAMES if not name.startswith("clusterinformation")])
-def test_what_ends_up_there_is_the_same_by_list_and_by_watch(name: str) -> None:
+def test_list_and_watch_lead_to_the_same_data(name: str) -> None:
     scenario = corpus.load(name)
     watched = _replay_after_baseline(scenario)
     for event in [event for events in scenario.events for event in events]:
@@ -76,19 +76,19 @@ def _values(items: dict[str, corpus.Item]) -> dict[str, str | None]:
     return {key: item.value for key, item in items.items()}
 
 
-@pytest.mark.parametrize("name", sorted(ours.REFUSED))
-def test_what_cannot_be_carried_is_named(name: str) -> None:
+@pytest.mark.parametrize("name", sorted(deviations.REJECTED))
+def test_rejected_objects_are_named(name: str) -> None:
     scenario = corpus.load(name)
     replay = _replay_after_baseline(scenario)
     for events in scenario.events:
         for event in events:
             replay.play(event)
-    assert set(replay.refusals) == ours.REFUSED[name]
+    assert set(replay.rejections) == deviations.REJECTED[name]
 
 
-def test_every_recording_is_here() -> None:
+def test_all_recordings_are_present() -> None:
     assert len(corpus.NAMES) == RECORDINGS
 
 
-def test_only_recordings_are_named_as_ours() -> None:
-    assert {*ours.OWN, *ours.REFUSED} <= set(corpus.NAMES)
+def test_deviations_name_existing_recordings() -> None:
+    assert {*deviations.DEVIATIONS, *deviations.REJECTED} <= set(corpus.NAMES)

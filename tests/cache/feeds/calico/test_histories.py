@@ -1,4 +1,4 @@
-"""Any history of objects: the map is a function of the objects that are there, and nothing raises."""
+"""For any history of objects, the map is a function of the present objects, and nothing raises."""
 
 import json
 from typing import Any
@@ -95,9 +95,7 @@ def _place(found: dict[str, Any]) -> tuple[str, str, str]:
 @given(
     st.lists(st.tuples(st.sampled_from(["put", "put", "put", "delete", "take"]), _OBJECTS), max_size=30), st.randoms()
 )
-def test_the_map_is_a_function_of_the_objects_that_are_there(
-    history: list[tuple[str, dict[str, Any]]], random: Any
-) -> None:
+def test_the_map_is_a_function_of_the_present_objects(history: list[tuple[str, dict[str, Any]]], random: Any) -> None:
     replay = corpus.Replay(_GROUP)
     present: dict[tuple[str, str, str], bytes] = {}
     clients: dict[str, dict[str, str | None]] = {syncer: {} for syncer in syncers.NAMES}
@@ -123,7 +121,7 @@ def test_the_map_is_a_function_of_the_objects_that_are_there(
 
 
 def _send(replay: corpus.Replay, clients: dict[str, dict[str, str | None]]) -> None:
-    """Every client takes what it is sent, and checks that the types tell the truth."""
+    """Send each client its updates. Check their update types and sequences."""
     for syncer, held in clients.items():
         sequence = replay.feeds[syncer].store.sequence
         updates = replay.take(syncer)
@@ -146,7 +144,7 @@ _RECORDED = [
 
 @settings(max_examples=300)
 @given(st.data())
-def test_no_object_raises_whatever_is_wrong_with_it(data: st.DataObject) -> None:
+def test_no_object_raises(data: st.DataObject) -> None:
     group, raw = data.draw(st.sampled_from(_RECORDED))
     found = msgspec.json.decode(raw)
     _mutate(found, data)
@@ -157,7 +155,7 @@ def test_no_object_raises_whatever_is_wrong_with_it(data: st.DataObject) -> None
 
 
 def _mutate(found: dict[str, Any], data: st.DataObject) -> None:
-    """Puts something else in the place of one member, anywhere but where the watcher has read the object's name."""
+    """Replace any member by another value, except those in which the watcher reads the object's name."""
     name = data.draw(
         st.sampled_from([name for name in found if name not in ("apiVersion", "kind", "metadata")] or ["spec"])
     )

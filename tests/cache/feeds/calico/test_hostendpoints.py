@@ -29,7 +29,7 @@ def test_all_members() -> None:
     assert builders.value(convert()) == {"labels": None}
 
 
-def test_the_node_is_no_escaped_part_of_the_key() -> None:
+def test_the_node_is_not_escaped_in_the_key() -> None:
     assert list(builders.values(convert(node="bad/node"))) == ["/calico/v1/host/bad/node/endpoint/h"]
 
 
@@ -41,7 +41,7 @@ def test_the_node_is_no_escaped_part_of_the_key() -> None:
         ({"ports": [{"name": "p", "port": 1, "protocol": 256}]}, "undecodable"),
     ],
 )
-def test_endpoints_that_fail(spec: dict[str, Any], reason: str) -> None:
+def test_rejected_endpoints(spec: dict[str, Any], reason: str) -> None:
     with pytest.raises(model.ConversionError) as caught:
         convert(**spec)
     assert caught.value.reason == reason
@@ -52,7 +52,7 @@ def port(**members: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("spec", "is_void"),
+    ("spec", "is_invalid"),
     [
         ({"interfaceName": "*"}, False),
         ({"interfaceName": "e" * 16}, True),
@@ -67,6 +67,6 @@ def port(**members: Any) -> dict[str, Any]:
         (port(protocol="sctp"), False),
     ],
 )
-def test_validation(spec: dict[str, Any], is_void: bool) -> None:
+def test_validation(spec: dict[str, Any], is_invalid: bool) -> None:
     [item] = convert(**spec)
-    assert bool(item.invalid) is is_void
+    assert bool(item.invalid) is is_invalid

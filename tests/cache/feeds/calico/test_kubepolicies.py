@@ -115,7 +115,7 @@ def test_rules_are_products_in_the_order_of_protocols_and_peers() -> None:
     ]
 
 
-def test_egress_puts_all_on_the_destination() -> None:
+def test_egress_uses_only_the_destination() -> None:
     rule = {"to": [{"ipBlock": {"cidr": "1.0.0.0/8"}}], "ports": [{"port": 2}]}
     converted = builders.value(convert(egress=[rule], policyTypes=["Egress"]))
     assert converted["outbound_rules"] == [
@@ -132,7 +132,7 @@ def test_a_rule_that_cannot_be_converted_is_left_out() -> None:
     assert len(builders.value([item])["inbound_rules"]) == 1
 
 
-def test_an_unreadable_block_widens_its_rule_and_is_warned_of() -> None:
+def test_an_invalid_block_widens_its_rule_with_a_warning() -> None:
     [item] = convert(ingress=[{"from": [{"ipBlock": {"cidr": "junk"}}]}])
     assert "junk" in item.warning
     assert builders.value([item])["inbound_rules"] == [{"action": "allow"}]

@@ -1,4 +1,4 @@
-"""KubeVirt's migrations, phase by phase."""
+"""KubeVirt's migrations in each phase."""
 
 import json
 from typing import Any
@@ -40,12 +40,12 @@ def test_the_source_follows() -> None:
 
 
 @pytest.mark.parametrize("phase", ["Scheduling", "Scheduled", "PreparingTarget", "TargetReady", "Running", "Failed"])
-def test_phases_that_show(phase: str) -> None:
+def test_phases_with_an_item(phase: str) -> None:
     assert convert({"phase": phase}, {"vmiName": "v"}).value is not None
 
 
 @pytest.mark.parametrize("phase", ["", "Pending", "Succeeded", "running", None])
-def test_phases_that_hide(phase: str | None) -> None:
+def test_phases_without_an_item(phase: str | None) -> None:
     assert convert({"phase": phase}, {"vmiName": "v"}) == model.Item(KEY, None, "")
 
 
@@ -53,14 +53,14 @@ def test_phases_that_hide(phase: str | None) -> None:
     ("status", "spec"),
     [(None, {"vmiName": "v"}), ({}, {"vmiName": "v"}), ({"phase": "Running"}, {}), ({"phase": "Running"}, None)],
 )
-def test_what_is_missing_hides(status: Any, spec: Any) -> None:
+def test_incomplete_migrations_have_no_item(status: Any, spec: Any) -> None:
     assert convert(status, spec).value is None
 
 
-def test_a_migration_without_a_uid_hides() -> None:
+def test_a_migration_without_a_uid_has_no_item() -> None:
     assert convert({"phase": "Running"}, {"vmiName": "v"}, uid="").value is None
 
 
-def test_another_shape_is_refused() -> None:
+def test_another_form_is_rejected() -> None:
     with pytest.raises(model.ConversionError, match="invalid-object"):
         convert({"phase": ["Running"]}, {"vmiName": "v"})

@@ -1,4 +1,4 @@
-"""What converters share: an object read as Go reads it."""
+"""The common part of converters: reading objects with Go's rules."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ NULL_OR_ABSENT: dict[str, dict[str, Any]] = {
 }
 
 
-def test_a_null_member_is_an_absent_one() -> None:
+def test_a_null_member_counts_as_absent() -> None:
     found = []
     for members in NULL_OR_ABSENT.values():
         metadata = {name: value for name, value in members.items() if name != "spec"}
@@ -35,6 +35,6 @@ def test_objects_without_content() -> None:
 
 
 @pytest.mark.parametrize("spec", [{"nets": [None]}, {"nets": "10.0.0.0/8"}, {"nets": [1], "other": None}])
-def test_what_is_of_another_shape_is_refused_nevertheless(spec: dict[str, Any]) -> None:
+def test_other_wrong_types_are_rejected(spec: dict[str, Any]) -> None:
     with pytest.raises(model.ConversionError, match="invalid-object"):
         networks.convert_global_set(builders.event(spec=spec), builders.V1)

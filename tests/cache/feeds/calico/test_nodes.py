@@ -1,4 +1,4 @@
-"""Nodes: the whole resource, host configuration, WireGuard, and what a kubelet's report costs."""
+"""Nodes: the whole resource, host configuration, WireGuard, and the cost of a kubelet's update."""
 
 import json
 from typing import Any
@@ -44,12 +44,12 @@ def test_a_bare_node() -> None:
     )
 
 
-def test_other_feeds_take_the_whole_node_only() -> None:
+def test_other_feeds_have_only_the_whole_node() -> None:
     [item] = nodes.NodeConverter().whole(builders.event("n"))
     assert (item.key, item.v3_resource_version, item.revision) == (WHOLE, "7", "7")
 
 
-def test_half_a_character_in_an_annotation_is_no_reason_to_ignore_it() -> None:
+def test_an_annotation_with_a_lone_surrogate_is_used() -> None:
     found = whole(annotations='{"a":"\\ud800"}', Interfaces='[{"name":"e\\udc00"}]')
     assert found["metadata"]["annotations"]["a"] == "\ufffd"
     assert found["spec"]["interfaces"] == [{"name": "e\ufffd"}]
@@ -63,7 +63,7 @@ def test_labels_and_annotations() -> None:
     }
     event = builders.event("n", metadata={"labels": {"c": "<", "a": "kube"}, "annotations": found})
     [item] = nodes.NodeConverter().whole(event)
-    assert item.invalid  # "<" is no label's value
+    assert item.invalid  # "<" is not valid in a label value
     event = builders.event("n", metadata={"labels": {"c": "1", "a": "kube"}, "annotations": found})
     metadata = builders.value(nodes.NodeConverter().whole(event))["metadata"]
     assert list(metadata["labels"].items()) == [("a", "kube"), ("b", ""), ("c", "1")]
@@ -108,7 +108,7 @@ def test_as_numbers(text: str, number: int | None) -> None:
         ("VXLANTunnelMACAddrV6", "66:a1", False),
     ],
 )
-def test_bad_annotations_are_ignored_one_by_one(annotation: str, text: str, is_taken: bool) -> None:
+def test_bad_annotations_are_ignored_individually(annotation: str, text: str, is_taken: bool) -> None:
     node = whole(**{annotation: text})
     assert (text in json.dumps(node["spec"])) is is_taken
 
@@ -134,7 +134,7 @@ def test_addresses() -> None:
     ("texts", "left"),
     [
         (["1.1.1.1", "zz", "2.2.2.2"], ["1.1.1.1", "2.2.2.2"]),
-        (["zz", "yy", "1.1.1.1"], ["yy", "1.1.1.1"]),  # the original steps over one that moves up
+        (["zz", "yy", "1.1.1.1"], ["yy", "1.1.1.1"]),  # the original skips the one after an invalid one
         (["1.1.1.1", "zz"], ["1.1.1.1"]),
         (["zz", "yy"], None),
         (["zz"], None),
@@ -181,7 +181,7 @@ def test_host_configuration_and_wireguard() -> None:
         {"annotations": '{"not a key":""}'},
     ],
 )
-def test_what_voids_the_whole_node_leaves_the_rest(annotations: dict[str, str]) -> None:
+def test_an_invalid_whole_node_keeps_its_other_items(annotations: dict[str, str]) -> None:
     items = convert(VXLANTunnelMACAddr="66:a1:2b:3c:4d:5e", **annotations)
     by_key = {item.key: item for item in items}
     assert by_key[WHOLE].invalid
@@ -189,7 +189,7 @@ def test_what_voids_the_whole_node_leaves_the_rest(annotations: dict[str, str]) 
     assert by_key["/calico/v1/host/n/config/IpInIpTunnelAddr"].value is None
 
 
-def test_a_kubelets_report_gives_the_very_same_items() -> None:
+def test_a_kubelets_update_gives_the_identical_items() -> None:
     converter = nodes.NodeConverter()
     first = converter.felix(builders.event("n", status={"conditions": [{"lastHeartbeatTime": "1"}]}))
     again = converter.felix(builders.event("n", status={"conditions": [{"lastHeartbeatTime": "2"}], "images": []}))
@@ -198,7 +198,7 @@ def test_a_kubelets_report_gives_the_very_same_items() -> None:
     assert builders.value(changed, WHOLE)["status"] == {"podCIDRs": ["10.0.0.0/24"]}
 
 
-def test_a_void_node_is_converted_anew_each_time() -> None:
+def test_an_invalid_node_is_converted_every_time() -> None:
     converter = nodes.NodeConverter()
     metadata: dict[str, Any] = {"annotations": {"projectcalico.org/WireguardPublicKey": "short"}}
     first = converter.felix(builders.event("n", metadata=metadata))

@@ -1,4 +1,4 @@
-"""Pods to workload endpoints, rule by rule."""
+"""Pods to workload endpoints, one test for each rule."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def test_a_plain_pod() -> None:
 
 
 @pytest.mark.parametrize("spec", [{"nodeName": ""}, {"hostNetwork": True}])
-def test_pods_that_are_nothing_to_calico(spec: dict[str, Any]) -> None:
+def test_pods_without_items(spec: dict[str, Any]) -> None:
     assert convert(spec=spec) == []
 
 
@@ -52,7 +52,7 @@ def test_without_ips_the_endpoint_is_absent(status: dict[str, Any]) -> None:
         ({"deletionTimestamp": "2026-01-01T00:00:00Z", "annotations": annotations(podIPs="")}, True),
     ],
 )
-def test_a_terminating_pod_keeps_its_ips_until_they_are_taken(metadata: dict[str, Any], is_there: bool) -> None:
+def test_a_terminating_pod_keeps_its_ips_until_they_are_freed(metadata: dict[str, Any], is_there: bool) -> None:
     assert (builders.values(convert(**metadata))[KEY] is not None) is is_there
 
 
@@ -70,7 +70,7 @@ def test_a_terminating_pod_keeps_its_ips_until_they_are_taken(metadata: dict[str
         ({}, {"vpc.amazonaws.com/pod-ips": "::ffff:5.5.5.5"}, (["5.5.5.5/32"], None)),
     ],
 )
-def test_where_ips_come_from(status: dict[str, Any], found: dict[str, str], expected: tuple[Any, Any]) -> None:
+def test_the_sources_of_ips(status: dict[str, Any], found: dict[str, str], expected: tuple[Any, Any]) -> None:
     endpoint = builders.value(convert(status=status, annotations=found))
     assert (endpoint["ipv4_nets"], endpoint["ipv6_nets"]) == expected
 
@@ -89,7 +89,7 @@ def test_where_ips_come_from(status: dict[str, Any], found: dict[str, str], expe
         ({}, annotations(allowedSourcePrefixes="x"), "bad-annotation"),
     ],
 )
-def test_pods_that_fail(status: dict[str, Any], found: dict[str, str], reason: str) -> None:
+def test_rejected_pods(status: dict[str, Any], found: dict[str, str], reason: str) -> None:
     with pytest.raises(model.ConversionError) as caught:
         convert(status=status, annotations=found)
     assert caught.value.reason == reason
@@ -163,7 +163,7 @@ def test_ports() -> None:
     ]
 
 
-def test_the_network_status_is_carried_as_it_is() -> None:
+def test_the_network_status_is_sent_unchanged() -> None:
     found = {"k8s.v1.cni.cncf.io/network-status": '[{"name":"a&b"}]', "other": "x"}
     [item] = convert(annotations=found, generateName="p-")
     assert item.value is not None
@@ -177,7 +177,7 @@ def test_the_name_of_the_interface() -> None:
     assert pods.interface_name("pod-a", "upd") == "cali3234325a349"
 
 
-def test_only_what_is_carried_changes_a_value() -> None:
+def test_only_included_fields_change_a_value() -> None:
     one = convert(uid="a", annotations={"note": "1"})
     other = convert(uid="b", annotations={"cni.projectcalico.org/containerID": "2"})
     assert builders.values(one) == builders.values(other)

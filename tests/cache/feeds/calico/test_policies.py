@@ -100,14 +100,14 @@ def test_staged_policies() -> None:
     "spec",
     [{"selector": "a =="}, {"performanceHints": ["Other"]}, {"performanceHints": ["AssumeNeededOnEveryNode"] * 2}],
 )
-def test_what_validation_voids(spec: dict[str, Any]) -> None:
+def test_invalid_members(spec: dict[str, Any]) -> None:
     [item] = convert(**spec)
     assert item.invalid
     assert (item.value, item.revision) == (None, "7")
 
 
 @pytest.mark.parametrize("selector", ["namespaceSelector", "serviceAccountSelector"])
-def test_a_selector_that_is_left_out_is_warned_of(selector: str) -> None:
+def test_a_selector_that_is_left_out_causes_a_warning(selector: str) -> None:
     [item] = convert(**{selector: "a =="})
     assert item.warning
     assert item.value is not None

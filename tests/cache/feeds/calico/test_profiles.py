@@ -46,21 +46,23 @@ def test_a_service_account() -> None:
 @pytest.mark.parametrize(
     ("origin", "version"), [(objects.Origin.LIST, ""), (objects.Origin.INITIAL, ""), (objects.Origin.EVENT, "/")]
 )
-def test_the_version_of_the_whole_resource_tells_where_it_came_from(origin: objects.Origin, version: str) -> None:
+def test_the_version_of_the_whole_resource_depends_on_its_origin(origin: objects.Origin, version: str) -> None:
     items = profiles.convert_namespace(builders.event("web", origin=origin))
     assert [item.v3_resource_version for item in items] == ["", "", version]
 
 
-@pytest.mark.parametrize(("length", "is_void"), [(58, False), (59, True)])
-def test_a_label_that_is_too_long_with_its_prefix_voids_the_whole_resource_only(length: int, is_void: bool) -> None:
+@pytest.mark.parametrize(("length", "is_invalid"), [(58, False), (59, True)])
+def test_a_label_that_is_too_long_with_its_prefix_affects_only_the_whole_resource(
+    length: int, is_invalid: bool
+) -> None:
     metadata = {"labels": {"k" * length: "v"}}
     labels, rules, whole = profiles.convert_namespace(builders.event("web", metadata=metadata))
-    assert bool(whole.invalid) is is_void
+    assert bool(whole.invalid) is is_invalid
     assert labels.value is not None
     assert rules.value is not None
 
 
-def test_a_service_account_with_a_long_name_is_void_as_a_whole_resource() -> None:
+def test_a_service_account_with_a_long_name_has_no_valid_whole_resource() -> None:
     assert profiles.convert_service_account(builders.event("s" * 64, "web"))[2].invalid
     assert not profiles.convert_service_account(builders.event("s" * 63, "web"))[2].invalid
 

@@ -11,7 +11,7 @@ def controls(**annotations: str) -> dict[str, int | str] | None:
     return qos.controls({_PREFIX + name: text for name, text in annotations.items()})
 
 
-def test_nothing_is_controlled() -> None:
+def test_without_annotations_there_are_no_controls() -> None:
     assert qos.controls({"other": "1"}) is None
     assert controls(ingressBandwidth="garbage") is None
 
@@ -29,7 +29,7 @@ def test_the_order_of_the_members() -> None:
     ]
 
 
-def test_calicos_annotation_wins_over_kubernetes_even_as_garbage() -> None:
+def test_calicos_annotation_takes_precedence_even_if_invalid() -> None:
     kubernetes = {"kubernetes.io/ingress-bandwidth": "2M"}
     assert qos.controls(kubernetes) == {"ingressBandwidth": 2_000_000, "ingressBurst": 4 << 30}
     assert qos.controls({**kubernetes, _PREFIX + "ingressBandwidth": "x"}) is None
@@ -56,7 +56,7 @@ def test_bandwidth_is_clamped(text: str, expected: int) -> None:
         ({"egressPacketBurst": "9"}, set()),
     ],
 )
-def test_what_depends_on_another(annotations: dict[str, str], present: set[str]) -> None:
+def test_values_that_depend_on_another(annotations: dict[str, str], present: set[str]) -> None:
     assert set(controls(**annotations) or {}) == present
 
 

@@ -1,4 +1,4 @@
-"""A policy's rules: selectors put together, order of members, validation."""
+"""A policy's rules: combined selectors, order of members, validation."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def test_the_selector_of_an_entity(members: dict[str, Any], in_namespace: str, g
     assert rules.entity_selector(entity(**members), "", []) == global_one
 
 
-def test_selectors_that_are_left_out_are_warned_of() -> None:
+def test_selectors_that_are_left_out_cause_warnings() -> None:
     warnings: list[str] = []
     rules.entity_selector(entity(namespaceSelector="x ("), "", warnings)
     rules.entity_selector(entity(serviceAccounts={"selector": "x ("}), "", warnings)
@@ -60,7 +60,7 @@ def test_selectors_that_are_left_out_are_warned_of() -> None:
     assert len(warnings) == 3
 
 
-def test_selectors_that_are_too_deep_are_refused() -> None:
+def test_selectors_that_are_too_deep_raise() -> None:
     with pytest.raises(model.ConversionError) as caught:
         rules.entity_selector(entity(namespaceSelector="(" * 300 + "has(a)" + ")" * 300), "", [])
     assert caught.value.reason == "selector-too-deep"
@@ -100,7 +100,7 @@ def test_protocols(protocol: int | str, expected: int | str) -> None:
 
 
 @pytest.mark.parametrize("members", [{"protocol": 256}, {"notProtocol": -1}, {"source": {"ports": ["99999"]}}])
-def test_what_cannot_be_decoded(members: dict[str, Any]) -> None:
+def test_members_that_cannot_be_decoded(members: dict[str, Any]) -> None:
     with pytest.raises(model.ConversionError) as caught:
         convert(**members)
     assert caught.value.reason == "undecodable"
@@ -134,7 +134,7 @@ def tcp(**destination: Any) -> dict[str, Any]:
         {"protocol": 47, "source": {"notPorts": [5]}},
     ],
 )
-def test_what_validation_voids(members: dict[str, Any]) -> None:
+def test_invalid_members(members: dict[str, Any]) -> None:
     good = convert(**tcp(ports=[80, "http"]))
     assert rules.problem([good, convert(**members)], where="ingress").startswith("ingress[1]: ")
 
@@ -149,5 +149,5 @@ def test_what_validation_voids(members: dict[str, Any]) -> None:
         {"destination": {"namespaceSelector": "global()"}},
     ],
 )
-def test_what_passes(members: dict[str, Any]) -> None:
+def test_valid_members(members: dict[str, Any]) -> None:
     assert rules.problem([convert(**members)], where="ingress") == ""

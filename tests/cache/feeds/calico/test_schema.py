@@ -1,4 +1,4 @@
-"""Typed resources: read, checked and written by their field order."""
+"""Typed resources: reading, checking, and writing in the order of the fields."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def rewritten(type_name: str, source: Any) -> str:
     return gojson.encode(schema.write(type_name, schema.read(type_name, source))).decode()
 
 
-def test_fields_come_in_the_order_of_the_type_and_unknown_ones_go() -> None:
+def test_fields_are_in_the_order_of_the_type_and_unknown_ones_are_dropped() -> None:
     source = {"asNumber": 64512, "unknown": {"x": 1}, "peerIP": "192.0.2.1", "node": "n"}
     assert rewritten("v3.BGPPeerSpec", source) == '{"node":"n","peerIP":"192.0.2.1","asNumber":64512}'
 
@@ -36,7 +36,7 @@ def test_empty_fields_are_left_out_but_pointers_only_when_absent() -> None:
     )
 
 
-def test_fields_that_are_never_left_out_are_written_empty() -> None:
+def test_fields_that_are_never_omitted_are_written_empty() -> None:
     assert rewritten("v3.CalicoNodeStatusStatus", {}) == (
         '{"lastUpdated":null,"agent":{"birdV4":{},"birdV6":{}},"bgp":{"numberEstablishedV4":0,"numberNotEstablishedV4":0,'
         '"numberEstablishedV6":0,"numberNotEstablishedV6":0},"routes":{}}'
@@ -73,7 +73,7 @@ def test_maps_are_sorted_and_durations_and_times_reprinted() -> None:
         ("v3.FelixConfigurationSpec", {"routeTableRanges": {}}, "routeTableRanges: not a list"),
     ],
 )
-def test_a_value_of_another_kind_is_named(type_name: str, source: Any, where: str) -> None:
+def test_a_value_of_the_wrong_kind_is_named(type_name: str, source: Any, where: str) -> None:
     with pytest.raises(model.ConversionError, match=where):
         schema.read(type_name, source)
 
@@ -83,7 +83,7 @@ def test_as_numbers_may_be_text() -> None:
     assert schema.read("v3.BGPPeerSpec", {"asNumber": "64512"}) == {"asNumber": 64512}
 
 
-def test_names_match_in_any_case_only_where_asked() -> None:
+def test_names_ignore_case_only_on_request() -> None:
     source = {"Name": "a", "LABELS": {"X": "y"}, "ownerreferences": [{"UID": "u"}]}
     assert schema.read("metav1.ObjectMeta", source) == {}
     assert schema.read("metav1.ObjectMeta", source, fold_case=True) == {
@@ -98,7 +98,7 @@ def test_a_duration_is_nanoseconds() -> None:
 
 
 @given(st.sampled_from(sorted(schema.TYPES)), st.data())
-def test_any_json_is_read_or_refused(type_name: str, data: st.DataObject) -> None:
+def test_any_json_is_read_or_rejected(type_name: str, data: st.DataObject) -> None:
     names = [field.name for field in schema.TYPES[type_name]]
     source = data.draw(st.dictionaries(st.sampled_from(names), JSON_VALUES, max_size=6))
     try:

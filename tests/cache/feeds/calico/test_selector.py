@@ -1,4 +1,4 @@
-"""Selectors: what parses, how it is printed, and what is refused."""
+"""Selectors: parsing, canonical form, and invalid ones."""
 
 import contextlib
 import re
@@ -49,7 +49,7 @@ SELECTORS = st.recursive(
 
 
 def without_double_negations(canonical: str) -> str:
-    """The text without `!!`, except within strings."""
+    """Return the text without `!!`, except within strings."""
     return re.sub(r"""("[^"]*"|'[^']*')|!!""", lambda matched: matched[1] or "", canonical)
 
 
@@ -90,7 +90,7 @@ def without_double_negations(canonical: str) -> str:
         ("a == 'é\n😀'", 'a == "é\n😀"'),
     ],
 )
-def test_the_canonical_print(text: str, canonical: str) -> None:
+def test_the_canonical_form(text: str, canonical: str) -> None:
     assert selector.canonical(text) == canonical
 
 
@@ -136,7 +136,7 @@ def test_the_canonical_print(text: str, canonical: str) -> None:
         "a" * 512 + "contains 'b'",
     ],
 )
-def test_what_is_no_selector_is_refused(text: str) -> None:
+def test_an_invalid_selector_raises(text: str) -> None:
     with pytest.raises(selector.SelectorError):
         selector.canonical(text)
     assert not rules.is_selector(text)
@@ -154,10 +154,10 @@ def test_every_label_gets_the_prefix_and_nothing_else_does() -> None:
     )
 
 
-def test_depth_is_limited_by_name() -> None:
+def test_too_deep_selectors_raise_their_own_error() -> None:
     deepest = "(" * selector.MAX_DEPTH + "all()" + ")" * selector.MAX_DEPTH
     assert selector.canonical(deepest) == "all()"
-    with pytest.raises(selector.SelectorTooDeep, match="256 parentheses"):
+    with pytest.raises(selector.SelectorTooDeep, match="256 nested parentheses"):
         selector.canonical(f"({deepest})")
 
 
@@ -187,7 +187,7 @@ def test_a_megabyte_costs_less_than_a_second(text: str) -> None:
 @example("!(!(x == '!!' && y in {'!!'}))")
 @given(SELECTORS)
 def test_a_second_print_only_collapses_negations(text: str) -> None:
-    """`!(!(x))` is printed as `!!x`, in which they are a run: nothing else changes, and then nothing at all."""
+    """`!(!(x))` is printed as `!!x`, and that as `x`. Nothing else changes, and a third print changes nothing."""
     canonical = selector.canonical(text)
     assert selector.canonical(f" ({text})\t") == canonical
     stable = without_double_negations(canonical)
@@ -204,6 +204,6 @@ def test_a_prefix_changes_labels_only(text: str) -> None:
 
 
 @given(st.text(alphabet="ab '\"(){},=!&|hasinotl\t-", max_size=30) | st.text(max_size=20))
-def test_any_text_is_taken_or_refused(text: str) -> None:
+def test_any_text_is_accepted_or_rejected(text: str) -> None:
     if rules.is_selector(text):
         assert rules.is_selector(selector.canonical(text))

@@ -35,7 +35,7 @@ def test_unknown_fields(kind: str, spec: Any, unknown: list[str]) -> None:
     assert specfields.unknown_fields(kind, spec) == unknown
 
 
-def test_what_an_api_server_stored_is_known() -> None:
+def test_the_fields_of_stored_objects_are_known() -> None:
     for name in corpus.NAMES:
         scenario = corpus.load(name)
         for raw in scenario.objects_after:

@@ -1,4 +1,4 @@
-"""What the feeds consist of."""
+"""The contents of the feeds."""
 
 import pytest
 

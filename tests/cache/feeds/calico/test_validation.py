@@ -1,4 +1,4 @@
-"""What the validator says of whole resources."""
+"""Validation of whole resources."""
 
 import base64
 from typing import Any
@@ -70,7 +70,7 @@ STATUS = "v3.CalicoNodeStatusSpec"
         (FELIX, {"mtuIfacePattern": r"^\pL+\z", "bpfDataIfacePattern": ""}),
     ],
 )
-def test_what_is_valid_passes(type_name: str, source: dict[str, Any]) -> None:
+def test_valid_resources(type_name: str, source: dict[str, Any]) -> None:
     assert problem(type_name, **source) == ""
 
 
@@ -150,11 +150,11 @@ VOID: list[tuple[str, dict[str, Any], str]] = [
     ("internal.NodeSpec", {"bgp": {}}, "bgp"),
     ("internal.NodeStatus", {"wireguardPublicKey": base64.b64encode(b"k" * 31).decode()}, "wireguardPublicKey"),
 ]
-"""Type, a member that makes it void, and the field that is named."""
+"""Type, a member that makes it invalid, and the field that the problem names."""
 
 
 @pytest.mark.parametrize(("type_name", "source", "field"), VOID)
-def test_what_is_void_is_named(type_name: str, source: dict[str, Any], field: str) -> None:
+def test_an_invalid_field_is_named(type_name: str, source: dict[str, Any], field: str) -> None:
     assert problem(type_name, **source).startswith(field)
 
 
@@ -164,7 +164,7 @@ def test_a_nodes_parts_are_checked() -> None:
     assert problem("internal.NodeSpec", bgp={"asNumber": 0}, vxlanTunnelMACAddr="00:11:22:33:44:55") == ""
     assert problem("internal.NodeSpec", vxlanTunnelMACAddr="00:11").startswith("vxlanTunnelMACAddr")
     assert problem("internal.NodeSpec", ipv4VXLANTunnelAddr="1.2.3.4/24").startswith("ipv4VXLANTunnelAddr")
-    # Elements of lists are looked into only where the original does.
+    # Elements of lists are checked only where the original checks them.
     assert problem("internal.NodeSpec", addresses=[{"address": "nonsense"}], interfaces=[{"name": "A b"}]) == ""
 
 
@@ -184,13 +184,13 @@ def test_metadata_is_checked_in_every_kind(metadata: dict[str, Any]) -> None:
         assert problem(type_name, metadata=metadata).startswith("metadata.")
 
 
-def test_annotations_are_taken_lower_cased_and_labels_not() -> None:
+def test_annotation_keys_ignore_case_and_label_keys_do_not() -> None:
     assert problem("v3.BGPPeer", metadata={"name": "a", "annotations": {"Example.ORG/x": "<"}}) == ""
     assert problem("v3.BGPPeer", metadata={"name": "a", "labels": {"Example.ORG/x": ""}}) != ""
 
 
 @given(st.sampled_from(["peerIP", "node", "nodeSelector", "reachableBy"]), st.text())
-def test_any_text_is_valid_or_void(name: str, text: str) -> None:
+def test_any_text_is_valid_or_invalid(name: str, text: str) -> None:
     assert isinstance(problem(PEER, **{name: text}), str)
 
 

@@ -40,7 +40,7 @@ def shown_metadata(item: model.Item) -> dict[str, Any]:
     return metadata
 
 
-def test_a_resource_moves_its_version_beside_its_value() -> None:
+def test_the_version_is_not_part_of_the_value() -> None:
     item = peer()
     assert item.key == "/calico/resources/v3/projectcalico.org/bgppeers/p"
     assert item.value == (
@@ -69,7 +69,7 @@ def test_managed_fields_stay_as_the_server_wrote_them_but_compact_and_escaped() 
     assert b'"managedFields":[{"manager":"m","fieldsV1":{"f:z":{},"v:\\"\\u0008\\u003c\\"":{},"f:a":{}}}]' in item.value
 
 
-def test_only_the_v1_group_turns_uids() -> None:
+def test_only_the_v1_group_reverses_uids() -> None:
     assert shown_metadata(peer(uid=UID))["uid"] == UID
     assert shown_metadata(peer(customresource.Group.V1, uid=UID))["uid"] == REVERSED_UID
 
@@ -115,7 +115,7 @@ def test_the_metadata_annotation_replaces_the_metadata_of_the_v1_group() -> None
     }
 
 
-def test_the_metadata_annotation_means_nothing_in_the_v3_group() -> None:
+def test_the_metadata_annotation_has_no_meaning_in_the_v3_group() -> None:
     annotations = {customresource.METADATA_ANNOTATION: "{nonsense"}
     assert shown_metadata(peer(annotations=annotations)) == {"name": "p", "annotations": annotations}
 
@@ -131,7 +131,7 @@ def test_the_metadata_annotation_means_nothing_in_the_v3_group() -> None:
         '{"ownerReferences":[{"apiVersion":"projectcalico.org/v3"}]}',
     ],
 )
-def test_a_bad_metadata_annotation_refuses_the_object(text: str) -> None:
+def test_a_bad_metadata_annotation_rejects_the_object(text: str) -> None:
     with pytest.raises(model.ConversionError, match="bad-metadata-annotation"):
         peer(customresource.Group.V1, annotations={customresource.METADATA_ANNOTATION: text})
 
@@ -155,21 +155,21 @@ def test_labels_of_the_annotation_are_validated() -> None:
         (b'{"metadata":{"name":"p"},"spec":' + b"[" * 100_000, "invalid-object"),
     ],
 )
-def test_what_cannot_be_decoded_is_refused_by_name(raw: bytes, reason: str) -> None:
+def test_an_undecodable_object_is_rejected_with_a_reason(raw: bytes, reason: str) -> None:
     with pytest.raises(model.ConversionError, match=reason):
         wholeresource.convert_bgp_peer(raw_event(raw, {"name": "p"}, customresource.Group.V1), customresource.Group.V1)
 
 
-def test_a_megabyte_of_annotations_is_void_and_cheap() -> None:
+def test_a_megabyte_of_annotations_is_rejected_quickly() -> None:
     started = time.process_time()
     item = peer(annotations={"a": "<é" * 500_000})
     assert time.process_time() - started < 1
-    assert "annotations of more than" in item.invalid
+    assert "annotations larger than" in item.invalid
 
 
-def test_a_selector_beyond_our_limit_is_named_as_such() -> None:
+def test_a_selector_beyond_our_limit_has_its_own_reason() -> None:
     deep = "(" * 300 + "all()" + ")" * 300
     source = {"metadata": {"name": "p", "uid": UID}, "spec": {"asNumber": 64512, "nodeSelector": deep}}
-    with pytest.raises(model.ConversionError, match="256 parentheses") as caught:
+    with pytest.raises(model.ConversionError, match="256 nested parentheses") as caught:
         wholeresource.convert_bgp_peer(event(source), customresource.Group.V3)
     assert caught.value.reason == "selector-too-deep"

@@ -1,4 +1,4 @@
-"""Addresses, networks and hardware addresses, read and written as Go does."""
+"""IP addresses, networks and MAC addresses, read and printed as Go does."""
 
 import ipaddress
 
@@ -43,7 +43,7 @@ def test_addresses_are_printed_as_go_does(text: str, printed: str) -> None:
         "１.2.3.4",
     ],
 )
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_invalid_addresses(text: str) -> None:
     assert addresses.parse_ip(text) is None
 
 
@@ -68,13 +68,30 @@ def test_networks_are_masked_and_addresses_widened(text: str, printed: str) -> N
 
 
 @pytest.mark.parametrize("text", ["10.0.0.0/33", "fd00::/129", "10.0.0.0/", "10.0.0.0/-1", "/8", "10.0.0.0/8/8", "a/8"])
-def test_what_is_no_network_is_refused(text: str) -> None:
+def test_invalid_networks(text: str) -> None:
     assert addresses.network_text(text) is None
     assert addresses.parse_cidr(text) is None
 
 
-def test_an_address_alone_is_no_cidr() -> None:
+def test_an_address_without_mask_is_not_a_cidr() -> None:
     assert addresses.parse_cidr("10.0.0.1") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("10.0.0.1", 4),
+        ("10.0.0.1/8", 4),
+        ("::1", 6),
+        ("fd00::1/64", 6),
+        ("::ffff:10.0.0.1/96", 4),
+        ("", 0),
+        ("x", 0),
+        ("10.0.0.1/", 0),
+    ],
+)
+def test_the_version_of_an_address_or_cidr(text: str, version: int) -> None:
+    assert addresses.version(text) == version
 
 
 def test_an_interface_keeps_its_host_bits() -> None:
@@ -108,7 +125,7 @@ def test_ipv6_networks_agree_with_the_standard_library(address: ipaddress.IPv6Ad
 
 
 @given(st.text(alphabet="0123456789abcdef.:/%- ") | st.text())
-def test_any_text_is_taken_or_refused(text: str) -> None:
+def test_any_text_is_accepted_or_rejected(text: str) -> None:
     address = addresses.parse_ip(text)
     if address is not None:
         assert addresses.parse_ip(str(address)) == address
@@ -129,12 +146,12 @@ def test_any_text_is_taken_or_refused(text: str) -> None:
         ":".join(["00"] * 20),
     ],
 )
-def test_every_form_of_a_mac_is_taken(text: str) -> None:
+def test_valid_macs(text: str) -> None:
     assert addresses.is_mac(text)
 
 
 @pytest.mark.parametrize(
     "text", ["", "00:11:22:aa:bb", "00:11:22:aa:bb-cc", "0:11:22:aa:bb:cc", "00:11:22:aa:bb:cg", "00:11:22:aa:bb:cc:dd"]
 )
-def test_what_is_no_mac_is_refused(text: str) -> None:
+def test_invalid_macs(text: str) -> None:
     assert not addresses.is_mac(text)

@@ -38,7 +38,7 @@ def test_durations_are_reprinted_as_go_does(text: str, printed: str) -> None:
     "text",
     ["", "+", "1", "s", ".s", "1d", "1 s", "1s ", "1h-5m", "1e3s", "--1s", "9223372036854775808ns", "1" * 30 + "h"],
 )
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_invalid_durations(text: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):
         durations.parse(text)
 

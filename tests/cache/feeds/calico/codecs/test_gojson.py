@@ -59,7 +59,7 @@ def test_floats_are_written_as_go_does(number: float, written: str) -> None:
 
 
 @pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, 10**400])
-def test_what_is_no_float_in_json_is_refused(number: float) -> None:
+def test_floats_without_json_text_raise(number: float) -> None:
     with pytest.raises(ValueError, match="not a"):
         gojson.number(number)
 
@@ -95,12 +95,12 @@ def test_omission_keeps_what_is_not_empty() -> None:
     assert list(gojson.omit_empty(members)) == ["raw", "x"]
 
 
-def test_json_that_is_kept_loses_only_its_white_space() -> None:
+def test_compacting_removes_only_white_space() -> None:
     kept = gojson.compact(b'{ "b" : "a b\\u003c<" ,\n "a": 1.0 }')
     assert gojson.encode({"fields": kept}) == b'{"fields":{"b":"a b\\u003c\\u003c","a":1.0}}'
 
 
-def test_a_megabyte_of_markup_is_escaped_at_once() -> None:
+def test_a_megabyte_of_markup_is_escaped_quickly() -> None:
     assert len(gojson.encode("<&>" * 350_000)) == 6 * 3 * 350_000 + 2
 
 
@@ -116,11 +116,11 @@ def test_a_megabyte_of_markup_is_escaped_at_once() -> None:
         (r'"\\\ud800\n"', "\\\ufffd\n"),
     ],
 )
-def test_half_a_character_is_read_as_go_reads_it(text: str, read: str) -> None:
+def test_lone_surrogates_are_read_as_in_go(text: str, read: str) -> None:
     assert json.loads(gojson.without_lone_surrogates(text)) == read
 
 
 @given(st.text(st.characters() | st.sampled_from("\ud800\udbff\udc00\udfff\\u")))
-def test_text_without_half_characters_can_be_encoded(text: str) -> None:
+def test_text_without_lone_surrogates_can_be_encoded(text: str) -> None:
     read = json.loads(gojson.without_lone_surrogates(json.dumps(text)))
     assert read == text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,4 +1,4 @@
-"""Kubernetes quantities as whole numbers, with the oddities of the original's arithmetic."""
+"""Kubernetes quantities as whole numbers, with the peculiar results of Go's arithmetic."""
 
 import pytest
 
@@ -39,5 +39,5 @@ def test_quantities(text: str, expected: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " 1", "1 ", "5K", "5ki", "1e", "5e+", "1e1.5", "x", "1_0", "9" * 1000])
-def test_no_quantities(text: str) -> None:
+def test_invalid_quantities(text: str) -> None:
     assert quantity.whole_value(text) is None

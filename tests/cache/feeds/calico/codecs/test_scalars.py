@@ -1,4 +1,4 @@
-"""Values of single fields, as Go reads them."""
+"""Scalar values, read as Go reads them."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def test_times_are_printed_in_utc(text: str, printed: str) -> None:
         "9999-12-31T23:59:59-01:00",
     ],
 )
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_invalid_times(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         scalars.parse_time(text)
 
@@ -50,13 +50,13 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         (0, 0),
     ],
 )
-def test_ports_are_read_in_every_form(value: Any, port: int | str) -> None:
+def test_ports_are_read_in_all_forms(value: Any, port: int | str) -> None:
     assert scalars.parse_port(value) == port
 
 
 @pytest.mark.parametrize(
     "value", [65536, -1, "65536", "2:1", "1:65536", "", "not a port!", "a" * 129, True, 1.0, "9" * 5000]
 )
-def test_what_is_no_port_is_refused(value: Any) -> None:
+def test_invalid_ports(value: Any) -> None:
     with pytest.raises(ValueError, match=r"not a|not in order"):
         scalars.parse_port(value)

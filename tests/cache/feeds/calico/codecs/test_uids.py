@@ -15,13 +15,13 @@ def test_a_recorded_uid() -> None:
 
 
 @given(st.uuids(version=4))
-def test_twice_is_the_uid_itself(uid: uuid.UUID) -> None:
+def test_reversing_twice_gives_the_uid(uid: uuid.UUID) -> None:
     derived = uids.reversed_uid(str(uid))
     assert uids.reversed_uid(derived) == str(uid)
     assert uuid.UUID(derived).version == 4
 
 
 @pytest.mark.parametrize("text", ["", "x", builders.UID[:-1]])
-def test_what_is_no_uid(text: str) -> None:
+def test_invalid_uids(text: str) -> None:
     with pytest.raises(ValueError, match="UUID"):
         uids.reversed_uid(text)

@@ -1,7 +1,7 @@
-"""The recordings where what we send is our own decision, with what it is and why.
+"""The recordings from which we deviate on purpose, with our data and the reason.
 
-The agents' map is a function of the present objects alone, and one bad object harms only itself; the original's
-depends on history there, or stalls. Everything that is not named here must equal the recording.
+Here an agent's map is a function of the present objects alone, and a bad object affects only itself. In the original
+the map depends on history in these cases, or the feed stalls. Everything not named here must equal the recording.
 """
 
 import types
@@ -13,8 +13,8 @@ from tests.harness import corpus
 NEW, UPDATED, DELETED = 1, 2, 3
 
 
-class Own(NamedTuple):
-    """What is ours in one recording: the items of whole steps, and what its snapshot has beyond the recorded one."""
+class Deviation(NamedTuple):
+    """The deviation from one recording: our items of whole steps, and our additional items of its snapshot."""
 
     why: str
     deltas: Mapping[tuple[str, int], list[corpus.Item]] = types.MappingProxyType({})
@@ -39,8 +39,8 @@ _COLLIDING_KEY = "/calico/v1/host/w-coll/config/IpInIpTunnelAddr"
 _SAME_CIDR = "ipamblock-same-cidr"
 _HEALED = "ipamblock-bad-cidr-healed"
 
-OWN = {
-    "blockaffinity-key-change": Own(
+DEVIATIONS = {
+    "blockaffinity-key-change": Deviation(
         "a changed key deletes the old one",
         {
             ("bgp", 1): [
@@ -49,26 +49,26 @@ OWN = {
             ]
         },
     ),
-    "blockaffinity-same-key": Own(
+    "blockaffinity-same-key": Deviation(
         "the later name holds the key, and deleting the other one is nothing",
         {
             ("bgp", 2): [],
             ("bgp", 3): [_recorded("blockaffinity-same-key", "bgp", 3, "")._replace(update_type=UPDATED)],
         },
     ),
-    "v3-blockaffinity-steps": Own(
+    "v3-blockaffinity-steps": Deviation(
         "an affinity marked as deleted is absent, as in a list",
         {("bgp", 2): [_deleted(_affinity("w1", "10.82.0.0-30"))], ("bgp", 3): []},
     ),
-    _SAME_CIDR: Own(
-        "the later name holds the key; when it goes, the other takes over",
+    _SAME_CIDR: Deviation(
+        "the later name holds the key; when it is deleted, the other takes over",
         {
             ("felix", 2): [],
             ("felix", 3): [_recorded(_SAME_CIDR, "felix", 2, "")],
             ("felix", 4): [_recorded(_SAME_CIDR, "felix", 4, "")._replace(update_type=UPDATED)],
         },
     ),
-    _COLLISION: Own(
+    _COLLISION: Deviation(
         "the configuration's value shows as long as it is there, then the node's takes over",
         {
             ("felix", 1): [
@@ -85,17 +85,17 @@ OWN = {
             ("felix", 4): [_recorded(_COLLISION, "felix", 4, "nodes/w-coll")],
         },
     ),
-    _HEALED: Own(
+    _HEALED: Deviation(
         "a bad block is refused by name, and the others arrive at once",
         {("felix", 1): corpus.load(_HEALED).delta("felix", 2), ("felix", 2): []},
     ),
-    "policy-undecodable": Own(
+    "policy-undecodable": Deviation(
         "a fresh server lacks the bad policy only, not all of its kind",
         snapshot={"felix": corpus.load("policy-undecodable").delta("felix", 0)},
     ),
 }
 
-REFUSED = {
+REJECTED = {
     "blockaffinity-bad-deleted": {("bgp", "baddel", "bad-deleted")},
     "cnp-bad-rule": {("felix", "badrule", "doubtful")},
     _HEALED: {("felix", "bad", "bad-cidr")},
@@ -113,4 +113,4 @@ REFUSED = {
         ("felix", "bad-sa", "doubtful"),
     },
 }
-"""(feed, object's name, reason) of what is said of objects in these recordings."""
+"""(feed, object name, reason) of the rejections in these recordings."""
