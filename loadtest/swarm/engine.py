@@ -89,7 +89,7 @@ class Engine:
         self._schedule(start.ramp_per_second, agents=start.agents_at_first)
 
     def _group_at_first(self) -> agent.Group:
-        return self.impaired if self.start.apart else self.behaving
+        return self.impaired if self.start.background else self.behaving
 
     def fileno(self) -> int:
         """The epoll's descriptor, for a poll by someone else."""

@@ -12,7 +12,7 @@ _MAX_VALUE_BYTES: Final = 1 << 30
 
 async def read(
     client: expected_state.ApiClient, feed_name: str, *, group: syncers.Group = syncers.Group.V3
-) -> expected_state.Truth:
+) -> expected_state.ExpectedState:
     """The feed's live keys; it is one moment's state only if nothing is written meanwhile. Raises ApiError."""
     [spec] = [spec for spec in syncers.specs(group) if spec.name == feed_name]
     made = feed.CalicoFeed(spec, max_value_bytes=_MAX_VALUE_BYTES)
@@ -31,13 +31,13 @@ async def read(
             )
             made.apply(event)
     made.take()
-    # Empty values are left out: clients of Typha's protocol cannot tell them from absent ones.
+    # Clients of Typha's protocol cannot tell an empty value from a missing one.
     live = {
         update.key: expected_state.Live(digest.pair_digest(update.key.encode(), update.value), "", update.revision)
         for update in (stored.as_update() for stored in made.store)
         if update.value
     }
-    return expected_state.Truth(live)
+    return expected_state.ExpectedState(live)
 
 
 def _api_version(type: resources.ResourceType) -> str:

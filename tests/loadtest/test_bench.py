@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from loadtest.bench import command, comparisons, history, rows, runner, standalone
+from loadtest.bench import comparisons, history, rows, runner, standalone
 from loadtest.swarm import control
 
 NATIVE, TYPHA = control.Protocol.NATIVE, control.Protocol.TYPHA
@@ -51,14 +51,14 @@ def test_rows_are_chosen_by_name() -> None:
 
 def test_every_row_has_somebody_who_measures_it() -> None:
     for row in rows.ROWS:
-        assert row.group in comparisons.GROUPS or row.group in standalone.APART
-        if row.group in comparisons.GROUPS and row.name != "bare-send":
-            part = comparisons.GROUPS[row.group].wants(frozenset({row.name}))
+        assert row.measurement in comparisons.COMPARISONS or row.measurement in standalone.STANDALONE
+        if row.measurement in comparisons.COMPARISONS and row.name != "bare-send":
+            part = comparisons.COMPARISONS[row.measurement].part(frozenset({row.name}))
             assert part.rates or part.burst or part.storm or part.idle, row.name
 
 
 def test_options_change_the_full_size_or_the_quick_pass() -> None:
-    full = command.settings(
+    full = runner.settings_of(
         names="storm,burst",
         rounds=None,
         seconds=None,
@@ -68,15 +68,15 @@ def test_options_change_the_full_size_or_the_quick_pass() -> None:
         record=True,
         folder=Path("f"),
     )
-    assert (full.rounds, full.sizes.scale, full.judged, full.record) == (5, 1.0, True, command.HISTORY)
-    quick = command.settings(
+    assert (full.rounds, full.sizes.scale, full.judged, full.record) == (5, 1.0, True, runner.HISTORY)
+    quick = runner.settings_of(
         names="", rounds=2, seconds=1.5, scale=None, quick=True, protocol=NATIVE, record=False, folder=Path("f")
     )
     assert (quick.rounds, quick.sizes.seconds, quick.judged, quick.record) == (2, 1.5, False, None)
 
 
 def test_typhas_protocol_has_the_rows_that_it_makes_a_difference_to() -> None:
-    made = command.settings(
+    made = runner.settings_of(
         names="", rounds=None, seconds=None, scale=None, quick=True, protocol=TYPHA, record=False, folder=Path("f")
     )
     assert "1000x20" in made.names

@@ -7,7 +7,6 @@ With --watch it takes its updates from a simulated API server, without it makes 
 """
 
 import json
-import resource
 import socket
 import ssl
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 import click
 
 from loadtest.bench.bare import greeting, loop, sources
-from loadtest.swarm import control
+from loadtest.swarm import control, worker
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -48,9 +47,7 @@ def main(
     tls: tuple[Path, Path, Path] | None,
 ) -> None:
     """Serves agents with a recorded snapshot and then with updates."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    worker.raise_file_limit()
     recorded = greeting.load(recording)
     convert = sources.felix_updates() if recorded.protocol is control.Protocol.TYPHA else sources.raw_updates
     with socket.create_server((host, port), backlog=loop.BACKLOG) as listener:

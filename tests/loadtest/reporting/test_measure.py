@@ -32,11 +32,11 @@ def test_counters_are_summed_by_labels() -> None:
 
 def test_cpu_of_this_process_rises_with_work() -> None:
     meter = measure.CpuMeter()
-    before = meter.sample([os.getpid()])
+    before = meter.sample([os.getpid()]).hub
     end = time.process_time() + 0.1
     while time.process_time() < end:
         pass
-    assert 0.05 < meter.sample([os.getpid()]) - before < 5
+    assert 0.05 < meter.sample([os.getpid()]).hub - before < 5
     assert measure.cpu_seconds(2**22 + 1) == 0
 
 
@@ -58,10 +58,11 @@ def test_a_meter_keeps_what_dead_processes_used() -> None:
     assert measure.process_tree(os.getpid())[0] == os.getpid()
     assert child.pid in measure.process_tree(os.getpid())
     meter = measure.CpuMeter()
-    used = meter.sample([child.pid])
+    hub, workers = meter.sample([os.getpid(), child.pid])
     child.communicate(b"\n")
     assert measure.process_tree(child.pid) == []
-    assert meter.sample([child.pid]) == used > 0.05
+    assert meter.sample([os.getpid(), child.pid]).workers == workers > 0.05
+    assert meter.sample([]).hub >= hub > 0
 
 
 def test_memfd_pages_count_once() -> None:

@@ -86,7 +86,7 @@ def test_a_line_says_it_all() -> None:
 
 
 def test_without_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with dashboard.View("test") as screen:
+    with dashboard.Dashboard("test") as screen:
         screen.say("it begins")
         for _ in range(4):
             screen.show(SAMPLE)

@@ -14,7 +14,7 @@ SMALL = fixture.Settings(
 
 async def test_steady_over_mutual_tls_with_both_protocols(tmp_path: Path) -> None:
     sizes = dataclasses.replace(SMALL, folder=tmp_path, protocols=tuple(control.Protocol), tls=True)
-    with dashboard.View("test") as screen:
+    with dashboard.Dashboard("test") as screen:
         made = await fanout.steady(sizes, screen)
     assert [check.line() for check in made.checks if not check.passed] == []
     assert made.data["verdict"]["converged"] == 20
@@ -23,10 +23,10 @@ async def test_steady_over_mutual_tls_with_both_protocols(tmp_path: Path) -> Non
 
 async def test_a_storm_of_both_protocols_refuses_nobody(tmp_path: Path) -> None:
     sizes = dataclasses.replace(SMALL, folder=tmp_path, seconds=1.0, protocols=tuple(control.Protocol))
-    with dashboard.View("test") as screen:
+    with dashboard.Dashboard("test") as screen:
         made = await fanout.storm(sizes, screen)
     assert [check.line() for check in made.checks if not check.passed] == []
     assert made.data["verdict"]["converged"] == 20
     assert made.facts["connection lost to in sync again"].endswith(" over 18 connections")
-    refused = next(check for check in made.checks if check.name == "nobody is refused")
+    refused = next(check for check in made.checks if check.name == "no agent is refused")
     assert refused.detail == "connections that did not come to be in sync: none; goodbyes: none"

@@ -14,7 +14,7 @@ from tests.loadtest.scenarios.test_fanout import SMALL
 async def test_nobody_is_lost_while_the_hub_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hubstop, "AFTER_SECONDS", 1.0)
     sizes = dataclasses.replace(SMALL, folder=tmp_path, seconds=3.0, protocols=tuple(control.Protocol))
-    with dashboard.View("test") as screen:
+    with dashboard.Dashboard("test") as screen:
         made = await hubstop.hub_stop(sizes, screen, ping_interval_seconds=1.0)
     assert [check.line() for check in made.checks if not check.passed] == []
     assert made.data["verdict"]["converged"] == 20

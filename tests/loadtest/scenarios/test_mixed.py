@@ -9,7 +9,7 @@ from tests.loadtest.scenarios.test_fanout import SMALL
 
 
 async def test_both_protocols_hold_the_same_map(tmp_path: Path) -> None:
-    with dashboard.View("test") as screen:
+    with dashboard.Dashboard("test") as screen:
         made = await mixed.mixed(
             dataclasses.replace(SMALL, folder=tmp_path, seconds=1.0, rounds=1, compressed=False), screen
         )

@@ -16,7 +16,7 @@ BOTH = tuple(control.Protocol)
 @pytest.mark.parametrize("name", ["stalled", "slow-readers"])
 async def test_agents_that_are_slow_converge(tmp_path: Path, name: str) -> None:
     sizes = dataclasses.replace(SMALL, folder=tmp_path, seconds=1.0, rounds=1, protocols=BOTH)
-    with dashboard.View("test") as screen:
+    with dashboard.Dashboard("test") as screen:
         made = await registry.SCENARIOS[name](sizes, screen)
     assert [check.line() for check in made.checks if not check.passed] == []
     assert made.data["verdict"]["converged"] == 20
@@ -27,7 +27,7 @@ async def test_agents_that_are_slow_converge(tmp_path: Path, name: str) -> None:
 
 async def test_an_agent_that_lags_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slow, "LAG_SEEN_WITHIN_SECONDS", 0.5)
-    with dashboard.View("test") as screen:
+    with dashboard.Dashboard("test") as screen:
         made = await slow.lag(dataclasses.replace(SMALL, folder=tmp_path, seconds=1.0), screen)
     assert [check.line() for check in made.checks if not check.passed] == []
     assert "kB/s for each agent" in made.checks[0].detail

@@ -5,7 +5,9 @@ import pytest
 from loadtest.swarm import control
 from loadtest.verification import convergence, expected_state
 
-LIVE = expected_state.Truth({"a": expected_state.Live(5, "uid-a", "1"), "b": expected_state.Live(7, "uid-b", "2")})
+LIVE = expected_state.ExpectedState(
+    {"a": expected_state.Live(5, "uid-a", "1"), "b": expected_state.Live(7, "uid-b", "2")}
+)
 
 
 def agent(name: str = "agent-0", *, digest: int = 12, keys: int = 2) -> control.AgentDigest:
@@ -70,7 +72,7 @@ def test_lost_deletions_prove_nothing() -> None:
 
 
 def test_only_what_did_not_change_is_compared() -> None:
-    after = expected_state.Truth(
+    after = expected_state.ExpectedState(
         {
             "a": expected_state.Live(5, "uid-a", "1"),
             "b": expected_state.Live(8, "uid-b", "3"),
