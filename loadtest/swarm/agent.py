@@ -9,7 +9,7 @@ import abc
 import enum
 from typing import Final
 
-from loadtest.swarm import frames, histogram, shared_maps, timeline, typha_frames
+from loadtest.swarm import control, frames, histogram, shared_maps, timeline, typha_frames
 from protocol import messages
 
 _bucket_of: Final = histogram.bucket_of
@@ -28,42 +28,6 @@ class Phase(enum.IntEnum):
     FOLLOWING = 6
     ENDED = 7
     """The server has said goodbye."""
-
-
-class Group:
-    """Counters of the behaving or of the impaired agents of a process. Plain integers, because they are hot."""
-
-    __slots__ = (
-        "back_after",
-        "bytes",
-        "deletions",
-        "frames",
-        "goodbyes",
-        "in_sync_after",
-        "latency",
-        "read_gap_ns",
-        "silence_ns",
-        "snapshots",
-        "updates",
-    )
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self.frames = 0
-        self.updates = 0
-        self.deletions = 0
-        self.snapshots = 0
-        self.goodbyes: dict[str, int] = {}
-        self.silence_ns = 0
-        """The longest time since the last report in which the network brought nothing to one connection."""
-        self.read_gap_ns = 0
-        """The longest time since the last report between two reads of one connection; includes our own delays."""
-        self.latency = histogram.Histogram()
-        """From the writer's mark to the return of the agent's read, for updates written while it was in sync."""
-        self.in_sync_after = histogram.Histogram()
-        """From the connect to the first in-sync status."""
-        self.back_after = histogram.Histogram()
-        """From the loss of a connection that was in sync to the next in-sync status, with all attempts."""
 
 
 class Shared:
@@ -106,7 +70,7 @@ class Agent(abc.ABC):
         "status",
     )
 
-    def __init__(self, name: str, shared: Shared, group: Group) -> None:
+    def __init__(self, name: str, shared: Shared, group: control.Group) -> None:
         self.name = name
         self.group = group
         self.map = shared.table.empty

@@ -8,6 +8,8 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from loadtest.swarm import histogram
+
 WORKER_MODULE: Final = "loadtest.swarm.worker"
 PUBLIC_MODULE: Final = "loadtest.swarm.public"
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
@@ -89,8 +91,8 @@ class Stop(msgspec.Struct, tag="stop"):
 Command: TypeAlias = Start | Impair | Reconnect | Capture | AskDigests | Stop
 
 
-class GroupStats(msgspec.Struct, kw_only=True):
-    """Counts since the start, of the behaving or of the impaired agents. Histograms: since the last report.
+class Group(msgspec.Struct, kw_only=True, eq=False):
+    """Counters of the behaving or of the impaired agents of a process, since its start if nothing else is said.
 
     An agent that was impaired once stays in the group of the impaired.
     """
@@ -101,15 +103,23 @@ class GroupStats(msgspec.Struct, kw_only=True):
     deletions: int = 0
     snapshots: int = 0
     goodbyes: dict[str, int] = msgspec.field(default_factory=dict)
-    latency: list[tuple[int, int]] = msgspec.field(default_factory=list)
-    in_sync_after: list[tuple[int, int]] = msgspec.field(default_factory=list)
-    back_after: list[tuple[int, int]] = msgspec.field(default_factory=list)
-    """From the loss of a connection to in-sync again."""
-    silence_seconds: float = 0.0
+    silence_ns: int = 0
     """The longest time since the last report in which the network brought nothing to a connection. It counts from the
     first byte that the agent sent, and includes silences that still last."""
-    read_gap_seconds: float = 0.0
-    """The same between two reads, which includes the delays of this process."""
+    read_gap_ns: int = 0
+    """The longest time since the last report between two reads of a connection; includes delays of the process."""
+    latency: histogram.Histogram = msgspec.field(default_factory=histogram.Histogram)
+    """Since the last report: from the writer's mark to the return of the read, for updates written while in sync."""
+    in_sync_after: histogram.Histogram = msgspec.field(default_factory=histogram.Histogram)
+    """Since the last report: from the connect to the first in-sync status."""
+    back_after: histogram.Histogram = msgspec.field(default_factory=histogram.Histogram)
+    """Since the last report: from the loss of a connection that was in sync to the next in-sync status."""
+
+    def reported(self) -> None:
+        """Start the figures again that are since the last report."""
+        self.silence_ns = self.read_gap_ns = 0
+        for one in (self.latency, self.in_sync_after, self.back_after):
+            one.clear()
 
 
 class Stats(msgspec.Struct, tag="stats", kw_only=True):
@@ -129,8 +139,8 @@ class Stats(msgspec.Struct, tag="stats", kw_only=True):
     """Of those: connections that had been in sync."""
     protocol_errors: list[str]
     """The first few, in words."""
-    behaving: GroupStats
-    impaired: GroupStats = msgspec.field(default_factory=GroupStats)
+    behaving: Group
+    impaired: Group = msgspec.field(default_factory=Group)
     slowest_lag_seconds: float = 0.0
     """Of the connected, behaving agents: age of the first update that the slowest one lacks and another one has."""
     impaired_lag_seconds: float = 0.0
@@ -176,9 +186,9 @@ class Failed(msgspec.Struct, tag="failed"):
 
 Report: TypeAlias = Stats | Digests | Failed
 
-encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder(enc_hook=histogram.Histogram.sparse).encode
 decode_command = msgspec.json.Decoder(Command).decode
-decode_report = msgspec.json.Decoder(Report).decode
+decode_report = msgspec.json.Decoder(Report, dec_hook=lambda kind, sparse: kind(sparse)).decode
 
 
 def deletions_of(first_seen: Mapping[tuple[str, str], int]) -> list[Deletion]:

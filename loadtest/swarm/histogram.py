@@ -53,12 +53,9 @@ class Histogram:
         """The (bucket, count) pairs that are not zero."""
         return [(bucket, count) for bucket, count in enumerate(self.counts) if count]
 
-    def take(self) -> list[tuple[int, int]]:
-        """The (bucket, count) pairs that are not zero; empties the histogram."""
-        taken = self.sparse()
-        for bucket, _ in taken:
-            self.counts[bucket] = 0
-        return taken
+    def clear(self) -> None:
+        """Forget everything; a hot loop may hold `counts`, which stays the same list."""
+        self.counts[:] = [0] * BUCKETS
 
     @property
     def total(self) -> int:

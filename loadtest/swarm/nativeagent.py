@@ -6,7 +6,7 @@ which decodes every frame for every agent.
 
 from typing import Final
 
-from loadtest.swarm import agent, frames, shared_maps
+from loadtest.swarm import agent, control, frames, shared_maps
 from protocol import errors, messages, reasons
 from protocol.native import codec
 from protocol.native import frames as native
@@ -23,7 +23,7 @@ class NativeAgent(agent.Agent):
 
     __slots__ = ("_partial", "_splitter")
 
-    def __init__(self, name: str, shared: agent.Shared, group: agent.Group) -> None:
+    def __init__(self, name: str, shared: agent.Shared, group: control.Group) -> None:
         super().__init__(name, shared, group)
         self._splitter = native.FrameSplitter()
         self._partial: shared_maps.PartialSnapshot | None = None

@@ -115,7 +115,7 @@ class Process:
             connects=0,
             disconnects=disconnects,
             protocol_errors=protocol_errors,
-            behaving=control.GroupStats(
+            behaving=control.Group(
                 updates=sum(one.updates for one in self._agents), deletions=sum(one.deletions for one in self._agents)
             ),
             cpu_seconds=time.process_time(),

@@ -249,13 +249,13 @@ class Swarm:
 
     def received(self, stats: control.Stats, protocol: control.Protocol) -> None:
         """Take a report; its histograms count since the previous report."""
-        self.latency.merge(stats.behaving.latency)
-        self.latency_of[protocol].merge(stats.behaving.latency)
-        self._longest_silence_seconds = max(self._longest_silence_seconds, stats.behaving.silence_seconds)
-        self._longest_read_gap_seconds = max(self._longest_read_gap_seconds, stats.behaving.read_gap_seconds)
+        self.latency.merge(stats.behaving.latency.sparse())
+        self.latency_of[protocol].merge(stats.behaving.latency.sparse())
+        self._longest_silence_seconds = max(self._longest_silence_seconds, stats.behaving.silence_ns / 1e9)
+        self._longest_read_gap_seconds = max(self._longest_read_gap_seconds, stats.behaving.read_gap_ns / 1e9)
         for group in (stats.behaving, stats.impaired):
-            self.in_sync_after.merge(group.in_sync_after)
-            self.back_after.merge(group.back_after)
+            self.in_sync_after.merge(group.in_sync_after.sparse())
+            self.back_after.merge(group.back_after.sparse())
         self.wake()
 
     def wake(self) -> None:

@@ -7,7 +7,7 @@ status ends this. So the agent keeps its map until then, and a missed update sho
 
 from typing import Final
 
-from loadtest.swarm import agent, frames, typha_frames
+from loadtest.swarm import agent, control, frames, typha_frames
 from protocol import errors
 from protocol import messages as common
 from protocol.typha import codec, messages
@@ -22,7 +22,7 @@ class TyphaAgent(agent.Agent):
 
     __slots__ = ("_buffer", "_feed", "_position")
 
-    def __init__(self, name: str, shared: agent.Shared, group: agent.Group) -> None:
+    def __init__(self, name: str, shared: agent.Shared, group: control.Group) -> None:
         super().__init__(name, shared, group)
         self._buffer = bytearray()
         self._position = shared.positions.start

@@ -15,25 +15,6 @@ COMMAND_BYTES: Final = 64 * 1024
 POLL_SECONDS_MAX: Final = 0.05
 
 
-def group_stats(group: agent.Group) -> control.GroupStats:
-    """The counts of a group. Its histograms and longest silence start again."""
-    silence_ns, group.silence_ns = group.silence_ns, 0
-    read_gap_ns, group.read_gap_ns = group.read_gap_ns, 0
-    return control.GroupStats(
-        bytes=group.bytes,
-        frames=group.frames,
-        updates=group.updates,
-        deletions=group.deletions,
-        snapshots=group.snapshots,
-        goodbyes=dict(group.goodbyes),
-        latency=group.latency.take(),
-        in_sync_after=group.in_sync_after.take(),
-        back_after=group.back_after.take(),
-        silence_seconds=silence_ns / 1e9,
-        read_gap_seconds=read_gap_ns / 1e9,
-    )
-
-
 def stats(swarm: engine.Engine) -> control.Stats:
     """The report that is due."""
     now_ns = time.time_ns()
@@ -60,8 +41,8 @@ def stats(swarm: engine.Engine) -> control.Stats:
         unserved=dict(swarm.unserved),
         lost=swarm.lost,
         protocol_errors=list(swarm.protocol_errors),
-        behaving=group_stats(swarm.behaving),
-        impaired=group_stats(swarm.impaired),
+        behaving=swarm.behaving,
+        impaired=swarm.impaired,
         slowest_lag_seconds=lags[swarm.behaving],
         impaired_lag_seconds=lags[swarm.impaired],
         highest_sequence=timeline.highest(),
@@ -109,6 +90,8 @@ class Worker:
             if self._swarm is not None and time.monotonic() >= next_report:
                 next_report = time.monotonic() + control.REPORT_INTERVAL_SECONDS
                 control.write_report(stats(self._swarm))
+                for group in (self._swarm.behaving, self._swarm.impaired):
+                    group.reported()
         if self._swarm is not None:
             self._swarm.close()
 

@@ -1,6 +1,6 @@
 """A server's byte stream in Typha's protocol for tests of the swarm."""
 
-from loadtest.swarm import agent, typhaagent
+from loadtest.swarm import agent, control, typhaagent
 from protocol import digest, messages
 from protocol.typha import connection, encoder
 from tests.harness.swarm_peers import NOW_NS
@@ -60,7 +60,7 @@ class Server:
 
 def make(shared: agent.Shared, name: str = "a-0") -> typhaagent.TyphaAgent:
     """An agent."""
-    return typhaagent.TyphaAgent(name, shared, agent.Group())
+    return typhaagent.TyphaAgent(name, shared, control.Group())
 
 
 def give(one: typhaagent.TyphaAgent, data: bytes, *, now_ns: int = NOW_NS, step: int | None = None) -> bytes:

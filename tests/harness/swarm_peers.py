@@ -3,7 +3,7 @@
 import itertools
 import json
 
-from loadtest.swarm import agent, frames, nativeagent
+from loadtest.swarm import agent, control, frames, nativeagent
 from protocol import digest, messages
 from protocol.native import codec
 from protocol.native import frames as native
@@ -73,9 +73,9 @@ class Source:
         return frame(messages.Updates(previous, self.sequence, tuple(updates)))
 
 
-def connect(shared: agent.Shared, name: str = "a-0", group: agent.Group | None = None) -> nativeagent.NativeAgent:
+def connect(shared: agent.Shared, name: str = "a-0", group: control.Group | None = None) -> nativeagent.NativeAgent:
     """An agent whose handshake is done."""
-    one = nativeagent.NativeAgent(name, shared, group or agent.Group())
+    one = nativeagent.NativeAgent(name, shared, group or control.Group())
     one.connected(feed="f", compressed=False, now_ns=NOW_NS)
     one.receive(hello(), NOW_NS)
     return one

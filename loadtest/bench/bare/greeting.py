@@ -47,7 +47,7 @@ def record(
 ) -> Recording:
     """Connects to a service while nothing changes, and keeps what it sends. Raises OSError, RemoteProtocolError."""
     make = typhaagent.TyphaAgent if protocol is control.Protocol.TYPHA else nativeagent.NativeAgent
-    one = make("bench", agent.Shared(), agent.Group())
+    one = make("bench", agent.Shared(), control.Group())
     parts = [bytearray()]
     with socket.create_connection(address, timeout=TIMEOUT_SECONDS) as plain:
         connection = plain if context is None else context.wrap_socket(plain, server_hostname=address[0])

@@ -23,7 +23,7 @@ class ReportedSwarm:
             connects=1,
             disconnects={},
             protocol_errors=[],
-            behaving=control.GroupStats(updates=updates),
+            behaving=control.Group(updates=updates),
             cpu_seconds=0.0,
         )
         process = self.swarm.processes[number]

@@ -9,7 +9,8 @@ from loadtest.swarm import control, engine
 from tests.harness import swarm_peers
 
 LATE_SECONDS = 0.8
-"""So late does the process read; more than `engine.QUIET_NS`."""
+"""Delay of the read, longer than `engine.QUIET_NS`."""
+TICK_NS = 20_000_000
 
 
 class Peer:
@@ -95,3 +96,31 @@ def test_what_ends_before_it_is_in_sync_is_unserved_and_what_ends_later_is_lost(
         peer.listener.close()
         peer.close()
         poll_until(swarm, lambda: "connect ECONNREFUSED" in swarm.unserved)
+
+
+def test_what_is_read_late_has_arrived_when_it_arrived() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as client,
+        listener.accept()[0] as server,
+    ):
+        time.sleep(0.1)  # what is looked at is time itself
+        before_ns = time.time_ns()
+        server.send(b"x")
+        after_ns = time.time_ns()
+        time.sleep(0.1)
+        found = engine.last_arrival_ns(client, time.time_ns())
+        assert before_ns - TICK_NS <= found <= after_ns + TICK_NS
+        assert client.recv(1) == b"x"
+        again = engine.last_arrival_ns(client, time.time_ns())
+        assert abs(again - found) <= TICK_NS, "a read is no arrival"
+
+
+def test_a_connection_that_brought_nothing_begins_with_itself() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        before_ns = time.time_ns()
+        with socket.create_connection(listener.getsockname()) as client:
+            after_ns = time.time_ns()
+            time.sleep(0.05)
+            found = engine.last_arrival_ns(client, time.time_ns())
+            assert before_ns - TICK_NS <= found <= after_ns + TICK_NS

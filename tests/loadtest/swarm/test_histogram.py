@@ -32,13 +32,16 @@ def test_quantiles_are_those_of_the_values(values: list[int], fraction: float) -
     assert any(abs(quantile * 1e6 - ordered[index]) <= ordered[index] * 0.04 + 1 for index in near)
 
 
-def test_take_gives_what_is_new_and_merges_elsewhere() -> None:
+def test_differences_and_sums() -> None:
     first, second = histogram.Histogram(), histogram.Histogram()
     first.add(100)
     first.add(100)
-    second.merge(first.take())
+    second.merge(first.sparse())
+    before = first.copy()
     first.add(5000)
-    second.merge(first.take())
-    assert first.total == 0
-    assert second.total == 3
+    second.merge(first.since(before).sparse())
+    assert (before.total, first.total, second.total) == (2, 3, 3)
+    assert second.counts == first.counts
+    first.clear()
+    assert (first.total, second.total) == (0, 3)
     assert histogram.Histogram().quantile(0.5) is None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtest.swarm import agent, nativeagent
+from loadtest.swarm import agent, control, nativeagent
 from protocol import errors, messages
 from tests.harness import swarm_peers
 from tests.harness.swarm_peers import NOW_NS, Source, connect, feed, frame, value
@@ -162,7 +162,7 @@ def test_a_goodbye_ends_it() -> None:
 
 
 def test_a_foreign_server_is_refused() -> None:
-    one = nativeagent.NativeAgent("a-0", agent.Shared(), agent.Group())
+    one = nativeagent.NativeAgent("a-0", agent.Shared(), control.Group())
     one.connected(feed="f", compressed=False, now_ns=NOW_NS)
     with pytest.raises(errors.RemoteProtocolError, match="first bytes"):
         one.receive(b"HTTP/1.1", NOW_NS)
