@@ -17,7 +17,7 @@ from loadtest.apiserver.settings import SimulatorSettings, WatchListMode
 from loadtest.apiserver.store import Store
 from loadtest.apiserver.streams import Streams
 
-#: Answers from this size on are compressed if the client likes, as by kube-apiserver.
+#: Answers from this size on are compressed for clients that accept it, as by kube-apiserver.
 GZIP_FROM_BYTES = 128 * 1024
 _MERGE_PATCH = ("application/merge-patch+json", "application/strategic-merge-patch+json")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -25,7 +25,7 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Target:
-    """What a path names: a collection (`name` empty) or an object."""
+    """The target of a path: a collection (`name` is empty) or an object."""
 
     resource: Resource
     namespace: str
@@ -33,7 +33,7 @@ class Target:
 
 
 def find_target(store: Store, path: str) -> Target | None:
-    """The target of a path, None for a path that is no resource's. Raises TypeUnknown, PageNotFound."""
+    """The target of a path, or None for other paths. Raises TypeUnknown, PageNotFound."""
     parts = path.strip("/").split("/")
     if parts[0] == "api" and len(parts) >= 3:
         group, version, rest = "", parts[1], parts[2:]
@@ -67,7 +67,7 @@ class Handlers:
         self._watching = watching.Watching(settings, store, streams=streams, counters=counters)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer one request; every refusal is a Status."""
+        """Answer one request; every error is a Status."""
         verb = request.method if request.method in _METHODS else "OTHER"
         resource: Resource | None = None
         try:
@@ -81,7 +81,7 @@ class Handlers:
             response = web.Response(status=404, text="404 page not found\n")
         except ApiError as error:
             response = _refusal(error)
-        if not response.prepared:  # a watch counts itself when it begins
+        if not response.prepared:  # a watch is counted when it begins
             self._counters.requests[verb, resource, response.status] += 1
         return response
 

@@ -1,4 +1,4 @@
-"""What one of Calico's feeds must hold: the API server's lists, converted as the service does, and digested."""
+"""The state that one of Calico's feeds must have: the API server's lists, converted as the service does."""
 
 from typing import Final
 
@@ -13,7 +13,7 @@ _MAX_VALUE_BYTES: Final = 1 << 30
 async def read(
     client: expected_state.ApiClient, feed_name: str, *, group: syncers.Group = syncers.Group.V3
 ) -> expected_state.ExpectedState:
-    """The feed's live keys; it is one moment's state only if nothing is written meanwhile. Raises ApiError."""
+    """The live keys of the feed, as of one moment only if nothing writes in between. Raises ApiError."""
     [spec] = [spec for spec in syncers.specs(group) if spec.name == feed_name]
     made = feed.CalicoFeed(spec, max_value_bytes=_MAX_VALUE_BYTES)
     for source in spec.sources:

@@ -1,8 +1,8 @@
 """A bare fan-out: one process, one watch, one log in memory, and sockets with an offset into it.
 
-Each newcomer is sent a recorded handshake and snapshot by sendfile, and what has been appended since. Who has
-everything gets each frame by a plain send, one socket after the other. There are no key/values, no pings, no limits,
-no metrics and no other process: what the service costs above this is what it does for its keep.
+A new client gets a recorded handshake and snapshot by sendfile, then what was appended since. A client that has
+everything gets each frame by a plain send, one socket after another. There are no keys and values, no pings, no limits,
+no metrics and no other processes. The service's additional cost is the price of its functions.
 """
 
 import os
@@ -22,7 +22,7 @@ BACKLOG: Final = 8192
 
 
 class Agent:
-    """A connection: `offset` counts while it is behind the end of the log."""
+    """A connection. `offset` is its position in the log while it lacks data."""
 
     __slots__ = ("greeting", "offset", "shaking_hands", "sock", "waits_to_write")
 
@@ -30,13 +30,13 @@ class Agent:
         self.sock = sock
         self.shaking_hands = isinstance(sock, ssl.SSLSocket)
         self.greeting = greeting
-        """How many parts of the greeting it has yet to ask for, by saying something."""
+        """Parts of the greeting that it has not asked for yet; each message of the client asks for one."""
         self.offset = 0
         self.waits_to_write = False
 
 
 class BareLoop:
-    """Listens from the start; `run` serves until its standard input ends."""
+    """Listens from the start; `run` serves."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class BareLoop:
         self._at_end: dict[int, socket.socket] = {}
 
     def run(self, commands: int = 0) -> None:
-        """Until the descriptor `commands` is at its end."""
+        """Serve until the descriptor `commands` ends."""
         listener = self._listener.fileno()
         watch = -1 if self._watch is None else self._watch.fileno()
         for descriptor in (listener, commands, *([watch] if self._watch else [])):
@@ -86,7 +86,7 @@ class BareLoop:
                 self._deliver(self._schedule.take())
 
     def _command(self, line: bytes) -> bool:
-        """`RATE SECONDS` starts the schedule."""
+        """Obey `RATE SECONDS`, which starts the schedule; returns False at the end of the commands."""
         if line and self._schedule is not None:
             rate, seconds = line.split()
             self._schedule.start(updates_per_second=float(rate), seconds=float(seconds))
@@ -163,7 +163,7 @@ class BareLoop:
         self._event(agent)
 
     def _hear(self, agent: Agent) -> bool:
-        """Reads what it says, a hello, an ACK or a pong; false at its end."""
+        """Read a hello, an ACK or a pong; returns False at the end of the connection."""
         try:
             data = agent.sock.recv(HEAR_BYTES)
         except (BlockingIOError, ssl.SSLWantReadError):
@@ -173,7 +173,7 @@ class BareLoop:
         return bool(data)
 
     def _catch_up(self, agent: Agent) -> None:
-        """Sends from the log up to its end, or to the end of the part of the greeting that was asked for."""
+        """Send from the log up to its end, or to the end of the part of the greeting that was asked for."""
         asked = len(self._stops) - agent.greeting
         while agent.offset < (end := self._end if not agent.greeting else self._stops[asked - 1] if asked else 0):
             try:
@@ -189,7 +189,7 @@ class BareLoop:
         count = min(CATCH_UP_BYTES, end - agent.offset)
         if self._context is None:
             return os.sendfile(agent.sock.fileno(), self._log, agent.offset, count)
-        # After "want write" the same bytes must be offered again, and no fewer: a slice ends where the recording does.
+        # After SSLWantWriteError the same bytes must be sent again, and not fewer: so a slice ends with the recording.
         if agent.offset < len(self._recorded):
             with memoryview(self._recorded) as view:
                 return agent.sock.send(view[agent.offset : agent.offset + count])
