@@ -73,17 +73,12 @@ async def run(settings: AcceptanceSettings) -> bool:
 
 
 async def _real(settings: AcceptanceSettings, screen: dashboard.Dashboard) -> list[report.Report]:
-    folder = settings.part_folder("real")
-    shutil.rmtree(folder / "control-plane", ignore_errors=True)
-    sizes = real.Settings(
-        agents=settings.scaled(1000, least=20),
-        public_agents=settings.scaled(10, least=2),
-        pods=settings.scaled(2000),
-        namespaces=settings.scaled(20, least=3),
-        others=settings.scaled(200, least=10),
+    sizes = dataclasses.replace(
+        settings.scenario("real", agents=1000, pods=settings.scaled(2000)),
+        updates_per_second=40.0,
         seconds=max(SHORTEST_CHURN_SECONDS, 60.0 * settings.scale),
-        folder=folder,
     )
+    shutil.rmtree(sizes.folder / "control-plane", ignore_errors=True)
     async with real.open_real(sizes, screen) as control:
         return [await real.faults(control), await real.api_load(control)]
 

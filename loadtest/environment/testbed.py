@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from cache.feeds import raw
 from loadtest.environment import certificates, kubeconfig, measurement, processes
 from loadtest.reporting import dashboard, monitor, report
@@ -143,7 +145,7 @@ async def open_testbed(
     """Start service, swarm and monitor, and end them. The agents connect at once; nothing waits for them here."""
     types = plan.types if plan.is_raw else ()
     made = certificates.make(plan.folder, host=processes.HOST) if plan.tls else None
-    agents = dataclasses.replace(plan.agents, tls=made.agents if made else None)
+    agents = msgspec.structs.replace(plan.agents, tls=made.agents if made else None)
     async with (
         expected_state.ApiClient(kubeconfig.load(plan.kubeconfig)) as client,
         processes.Service(

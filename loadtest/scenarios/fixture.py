@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from loadtest.environment import processes, testbed
 from loadtest.reporting import dashboard, report
 from loadtest.swarm import control, supervisor
@@ -86,7 +88,7 @@ async def open_scene(
         protocols=settings.protocols,
         compressed=settings.compressed,
     )
-    agents = dataclasses.replace(agents, **changes)
+    agents = msgspec.structs.replace(agents, **changes)
     async with processes.Simulator(
         settings.folder,
         nodes=settings.nodes,

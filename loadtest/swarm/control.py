@@ -33,18 +33,15 @@ class TlsFiles(msgspec.Struct, frozen=True, kw_only=True):
     key: str
 
 
-class Start(msgspec.Struct, tag="start", kw_only=True):
-    """Connect agents `first_index` .. `first_index + agents - 1`. The first message, sent once."""
+class Agents(msgspec.Struct, frozen=True, kw_only=True):
+    """Agents and how they connect: all of a swarm, or those of one process."""
 
-    addresses: list[tuple[str, int]]
     feed: str
     agents: int
     agents_at_first: int | None = None
-    """Number of agents that connect now, the others with the first Reconnect; None for all."""
-    first_index: int = 0
+    """Number of agents that connect at the start, the others with the first Reconnect; None for all."""
     ramp_per_second: float = 1000.0
-    """New connections a second of this process."""
-    protocol: Protocol = Protocol.NATIVE
+    """New connections a second."""
     compressed: bool = True
     """With zstd, or with snappy in Typha's protocol."""
     tls: TlsFiles | None = None
@@ -53,9 +50,18 @@ class Start(msgspec.Struct, tag="start", kw_only=True):
     small_buffer_bytes: int = 1
     """SO_RCVBUF of those; 1 gives the smallest possible buffer, through which a snapshot of megabytes takes minutes."""
     background: bool = False
-    """All agents of the process count as impaired, and the process runs only on idle CPUs. In a cluster these agents
-    have hosts of their own: what they do with a backlog takes no CPU from the service and other agents."""
+    """Agents with small buffers, and one more of each protocol, run in background processes. These run only on idle
+    CPUs, and all their agents count as impaired. In a cluster such agents have hosts of their own: what they do with a
+    backlog takes no CPU from the service and other agents."""
     seed: int = 0
+
+
+class Start(Agents, tag="start", frozen=True, kw_only=True):
+    """Connect agents `first_index` .. `first_index + agents - 1`. The first message, sent once."""
+
+    addresses: list[tuple[str, int]]
+    first_index: int = 0
+    protocol: Protocol = Protocol.NATIVE
 
 
 class Impair(msgspec.Struct, tag="impair", kw_only=True):

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Self
 
-import msgspec
-
 from loadtest.environment import child
 from loadtest.swarm import control, histogram
 
@@ -21,29 +19,14 @@ class SwarmError(Exception):
     """A process of the swarm failed."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A swarm: its agents, and how they connect."""
+class Plan(control.Agents, frozen=True, kw_only=True):
+    """The agents of a swarm."""
 
-    feed: str
-    agents: int
-    """All agents, with the public ones."""
     public_agents: int = 0
-    """Agents of the public client, in a process of their own; at least one agent is not of them."""
+    """Those of the agents that use the public client, in a separate process; at least one agent does not."""
     processes: int = 2
     protocols: Sequence[control.Protocol] = (control.Protocol.NATIVE,)
     """What the agents speak, in equal parts and in separate processes."""
-    compressed: bool = True
-    tls: control.TlsFiles | None = None
-    agents_at_first: int | None = None
-    """Number of agents that connect at the start, the others with the first `reconnect`; None for all."""
-    ramp_per_second: float = 1000.0
-    small_buffers: int = 0
-    """Number of agents with a receive buffer of `small_buffer_bytes`."""
-    small_buffer_bytes: int = 1
-    background: bool = False
-    """Agents with small buffers, and one more of each protocol, run in background processes: see `control.Start`."""
-    seed: int = 0
 
     def starts(self, addresses: Sequence[tuple[str, int]]) -> list[tuple[str, control.Start]]:
         """Module and first message of each process."""
@@ -52,19 +35,20 @@ class Plan:
         slow_shares = self._shares(slow, processes=1) if slow else []
         shares = [*slow_shares, *self._shares(self.agents - public - slow, processes=self.processes)]
         small_in = len(slow_shares) or len(shares)
-        common = control.Start(addresses=list(addresses), feed=self.feed, agents=public, tls=self.tls)
         starts = []
         first = 0
         for number, (protocol, agents) in enumerate(shares):
             at_first = None if self.agents_at_first is None else _part(self.agents_at_first, len(shares), number)
-            start = msgspec.structs.replace(
-                common,
+            start = control.Start(
+                addresses=list(addresses),
+                feed=self.feed,
                 agents=agents,
                 agents_at_first=at_first,
                 first_index=first,
                 ramp_per_second=self.ramp_per_second / len(shares),
                 protocol=protocol,
                 compressed=self.compressed,
+                tls=self.tls,
                 small_buffers=_part(self.small_buffers, small_in, number) if number < small_in else 0,
                 small_buffer_bytes=self.small_buffer_bytes,
                 background=number < len(slow_shares),
@@ -72,7 +56,10 @@ class Plan:
             )
             first += agents
             starts.append((control.WORKER_MODULE, start))
-        return [*starts, (control.PUBLIC_MODULE, common)] if public else starts
+        if public:
+            start = control.Start(addresses=list(addresses), feed=self.feed, agents=public, tls=self.tls)
+            starts.append((control.PUBLIC_MODULE, start))
+        return starts
 
     def _shares(self, agents: int, *, processes: int) -> list[tuple[control.Protocol, int]]:
         """Protocol and number of agents of each process."""

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
-from loadtest.environment import control_plane, kubeconfig, processes, testbed
+from loadtest.environment import control_plane, kubeconfig, testbed
 from loadtest.reporting import dashboard, measure, report
-from loadtest.scenarios import apiload
+from loadtest.scenarios import apiload, fixture
 from loadtest.scenarios.real import relay, writer
 from loadtest.swarm import supervisor
 from loadtest.verification import expected_state
@@ -22,26 +22,11 @@ SETTLE_TIMEOUT_SECONDS: Final = 30
 COMMAND: Final = "python -m loadtest acceptance"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """Sizes; the defaults are those of the acceptance run."""
-
-    agents: int = 1000
-    public_agents: int = 10
-    pods: int = 2000
-    namespaces: int = 20
-    others: int = 200
-    """Number of Services, of EndpointSlices and of custom objects."""
-    seconds: float = 60.0
-    writes_per_second: float = 40.0
-    folder: Path = Path("report-acceptance")
-
-
 @dataclasses.dataclass(frozen=True)
 class Real:
     """A populated control plane, a relay in front of it, and its one writer."""
 
-    settings: Settings
+    settings: fixture.Settings
     screen: dashboard.Dashboard
     control: control_plane.ControlPlane
     relay: relay.Relay
@@ -56,7 +41,7 @@ class Real:
             folder=self.settings.folder,
             kubeconfig=self.kubeconfig,
             types=writer.TYPES,
-            agents=supervisor.Plan(feed=processes.FEED, agents=agents, public_agents=public_agents),
+            agents=supervisor.Plan(feed=self.settings.feed, agents=agents, public_agents=public_agents),
         )
 
         async def api_counters() -> measure.Counters | None:
@@ -75,8 +60,8 @@ class Real:
 
 
 @contextlib.asynccontextmanager
-async def open_real(settings: Settings, screen: dashboard.Dashboard) -> AsyncIterator[Real]:
-    """Start the control plane and create the objects."""
+async def open_real(settings: fixture.Settings, screen: dashboard.Dashboard) -> AsyncIterator[Real]:
+    """Start the control plane and create its objects: pods, and in proportion namespaces and other kinds."""
     screen.say("starting a real kube-apiserver and etcd")
     control = control_plane.ControlPlane(settings.folder / "control-plane")
     await asyncio.to_thread(control.start)
@@ -87,10 +72,11 @@ async def open_real(settings: Settings, screen: dashboard.Dashboard) -> AsyncIte
             relay.Relay(host, int(port)) as between,
             expected_state.ApiClient(access, timeout_seconds=writer.REQUEST_TIMEOUT_SECONDS) as client,
         ):
-            one = writer.Writer(client, namespaces=settings.namespaces)
-            screen.say(f"creating {settings.pods:,} pods, {settings.namespaces} namespaces, {settings.others} others")
-            others = dict.fromkeys(("services", "endpointslices", "widgets"), settings.others)
-            await one.populate({"pods": settings.pods, **others})
+            namespaces, others = max(3, settings.pods // 100), max(10, settings.pods // 10)
+            one = writer.Writer(client, namespaces=namespaces)
+            screen.say(f"creating {settings.pods:,} pods, {namespaces} namespaces, {others} others")
+            counts = dict.fromkeys(("services", "endpointslices", "widgets"), others)
+            await one.populate({"pods": settings.pods, **counts})
             relayed = settings.folder / "relayed.kubeconfig"
             config = json.loads(control.kubeconfig.read_text())
             config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{between.port}"
@@ -104,10 +90,9 @@ async def faults(real: Real) -> report.Report:
     """Churn through cut connections, an API server that is killed and loses its history, and a killed worker."""
     settings, one = real.settings, real.writer
     async with real.open_testbed(settings.agents, settings.public_agents) as running:
-        real.screen.say(f"{settings.agents:,} agents are in sync; {settings.writes_per_second:g} writes a second start")
-        churn = asyncio.create_task(
-            one.churn(writes_per_second=settings.writes_per_second, seconds=settings.seconds), name="churn"
-        )
+        rate = settings.updates_per_second
+        real.screen.say(f"{settings.agents:,} agents are in sync; {rate:g} writes a second from now on")
+        churn = asyncio.create_task(one.churn(writes_per_second=rate, seconds=settings.seconds), name="churn")
         try:
             await running.sleep(settings.seconds / 6)
             await _cut(real, running)
@@ -119,7 +104,7 @@ async def faults(real: Real) -> report.Report:
         finally:
             churn.cancel()
             await asyncio.wait([churn])
-        await one.churn(writes_per_second=settings.writes_per_second, seconds=AFTER_FAULTS_SECONDS)
+        await one.churn(writes_per_second=rate, seconds=AFTER_FAULTS_SECONDS)
         await running.in_sync()
         facts = {
             "writes": ", ".join(f"{count:,} {name}" for name, count in one.counts.items()),

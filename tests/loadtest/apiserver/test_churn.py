@@ -1,4 +1,4 @@
-"""Churn: what is written, how fast, and that it can be repeated."""
+"""Tests of loadtest.apiserver.churn: the writes, their rate, and their repeatability."""
 
 import json
 import time
@@ -51,7 +51,7 @@ def test_all_operations_are_made_and_marked_with_their_time() -> None:
         assert churn.MARKER in metadata["labels"]
 
 
-def test_the_time_is_a_label_too_where_it_is_asked_for() -> None:
+def test_the_time_is_a_label_too_on_request() -> None:
     store = new_store()
     writer = Writer(
         store, ChurnSettings(types={"pods": 1.0}, label_times=True, pod_bytes=4000, update=0, delete=0), seed=0
@@ -63,7 +63,7 @@ def test_the_time_is_a_label_too_where_it_is_asked_for() -> None:
     assert len(pod) > 3500
 
 
-def test_it_goes_on_when_somebody_else_deletes_or_the_past_returns() -> None:
+def test_it_continues_after_a_deletion_by_another_writer_or_a_roll_back() -> None:
     store = new_store()
     settings = ChurnSettings(types={"pods": 1.0})
     writer = Writer(store, settings, seed=0)
@@ -93,12 +93,12 @@ def test_it_goes_on_when_somebody_else_deletes_or_the_past_returns() -> None:
         {"update": -1},
     ],
 )
-def test_settings_that_make_no_sense(members: dict[str, Any]) -> None:
+def test_invalid_settings(members: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="churn"):
         ChurnSettings(**members)
 
 
-def test_types_nobody_serves() -> None:
+def test_types_that_are_not_served() -> None:
     with pytest.raises(ValueError, match="served"):
         Writer(Store(), ChurnSettings(), seed=0)
 

@@ -1,4 +1,4 @@
-"""Tests of the bare loop: what it makes of a watch, and that its agents hold the API server's state."""
+"""Tests of the bare loop: its updates from a watch, and the maps of its agents."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""When a span of time that is measured is over."""
+"""Tests of loadtest.environment.measurement: when a measured span ends."""
 
 import asyncio
 import time
@@ -8,13 +8,13 @@ from loadtest.swarm import control, supervisor
 
 
 class ReportedSwarm:
-    """A swarm of two processes that report what the test says."""
+    """A swarm of two processes whose reports come from the test."""
 
     def __init__(self) -> None:
         self.swarm = supervisor.Swarm([("127.0.0.1", 1)], supervisor.Plan(feed="workloads", agents=2, processes=2))
 
     async def report(self, number: int, updates: int, *, late_seconds: float = 0.0) -> None:
-        """One process says how many updates its agents have got, and lets waiting tasks run."""
+        """One process reports how many updates its agents have received; waiting tasks run."""
         stats = control.Stats(
             at_ns=time.time_ns() - int(late_seconds * 1e9),
             agents=1,
@@ -33,7 +33,7 @@ class ReportedSwarm:
         await asyncio.sleep(0)
 
 
-async def test_it_is_quiet_when_all_have_said_twice_that_nothing_came() -> None:
+async def test_it_is_quiet_when_all_have_reported_twice_that_nothing_came() -> None:
     reported = ReportedSwarm()
     quiet = asyncio.create_task(measurement.until_quiet(reported.swarm))
     for updates in (5, 7, 7):
@@ -50,7 +50,7 @@ async def test_a_process_that_is_too_busy_to_report_is_waited_for() -> None:
     quiet = asyncio.create_task(measurement.until_quiet(reported.swarm))
     for _ in range(5):
         await reported.report(0, 5)
-        await reported.report(1, 0, late_seconds=1)  # said before it was asked, and heard only now
+        await reported.report(1, 0, late_seconds=1)  # reported before the question, and received only now
     assert not quiet.done()
     for updates in (5, 5):
         await reported.report(0, 5)

@@ -1,4 +1,4 @@
-"""The service as the load test starts it."""
+"""Tests of loadtest.environment.processes."""
 
 import pathlib
 

@@ -41,7 +41,7 @@ def test_cpu_of_this_process_rises_with_work() -> None:
 
 
 def test_cpu_is_known_to_less_than_a_hundredth_of_a_second() -> None:
-    """In a process of its own: in this one, threads may have ended."""
+    """In a separate process, because threads of this one may have ended."""
     code = "import time\nwhile time.process_time() < 0.1: pass\nprint(time.process_time(), flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None
@@ -82,7 +82,7 @@ def test_memfd_pages_count_once() -> None:
         os.close(file)
 
 
-def test_the_kernel_tells_its_socket_memory() -> None:
+def test_socket_memory_of_the_kernel() -> None:
     assert measure.kernel_socket_bytes() >= 0
 
 
@@ -94,7 +94,7 @@ def test_what_the_kernel_holds_of_a_connection() -> None:
             server.sendall(b"x" * 1000)
             deadline = time.monotonic() + 10
             while measure.queued_bytes(port) != [1000] and time.monotonic() < deadline:
-                time.sleep(0.001)  # until the acknowledgement has come
+                time.sleep(0.001)  # until the acknowledgement arrives
             assert measure.queued_bytes(port) == [1000]
             client.recv(400)
             assert measure.queued_bytes(port) == [600]

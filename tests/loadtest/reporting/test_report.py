@@ -68,7 +68,7 @@ def test_a_report_without_samples_has_no_plots(tmp_path: Path) -> None:
     assert "<svg" not in (tmp_path / "report.html").read_text()
 
 
-def test_a_line_says_it_all() -> None:
+def test_a_line_has_the_most_important_values() -> None:
     text = dashboard.line(SAMPLE)
     for part in (
         "999/1000",

@@ -1,4 +1,4 @@
-"""Tests of loadtest.swarm.engine: what it knows of silence and of connections that came to nothing; real sockets."""
+"""Tests of loadtest.swarm.engine with real sockets: silences, and connections that failed."""
 
 import contextlib
 import socket
@@ -52,7 +52,7 @@ def poll_until(swarm: engine.Engine, condition: Callable[[], bool]) -> None:
         swarm.poll(0.01)
 
 
-def test_reading_late_is_no_silence_of_the_servers() -> None:
+def test_a_late_read_does_not_count_as_silence() -> None:
     with one_agent() as (peer, swarm):
         poll_until(swarm, lambda: swarm.connects == 1)
         connection = peer.accept()
@@ -81,7 +81,7 @@ def test_a_silence_is_measured_while_it_lasts_and_when_it_is_over() -> None:
         assert swarm.behaving.silence_ns >= (LATE_SECONDS - 0.05) * 1e9
 
 
-def test_what_ends_before_it_is_in_sync_is_unserved_and_what_ends_later_is_lost() -> None:
+def test_a_connection_that_ends_is_unserved_before_in_sync_and_lost_after_it() -> None:
     with one_agent() as (peer, swarm):
         poll_until(swarm, lambda: swarm.connects == 1)
         peer.accept().shutdown(socket.SHUT_WR)
@@ -98,13 +98,13 @@ def test_what_ends_before_it_is_in_sync_is_unserved_and_what_ends_later_is_lost(
         poll_until(swarm, lambda: "connect ECONNREFUSED" in swarm.unserved)
 
 
-def test_what_is_read_late_has_arrived_when_it_arrived() -> None:
+def test_a_late_read_does_not_change_the_arrival() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as client,
         listener.accept()[0] as server,
     ):
-        time.sleep(0.1)  # what is looked at is time itself
+        time.sleep(0.1)  # the test is about time
         before_ns = time.time_ns()
         server.send(b"x")
         after_ns = time.time_ns()
@@ -113,10 +113,10 @@ def test_what_is_read_late_has_arrived_when_it_arrived() -> None:
         assert before_ns - TICK_NS <= found <= after_ns + TICK_NS
         assert client.recv(1) == b"x"
         again = engine.last_arrival_ns(client, time.time_ns())
-        assert abs(again - found) <= TICK_NS, "a read is no arrival"
+        assert abs(again - found) <= TICK_NS, "a read does not count as an arrival"
 
 
-def test_a_connection_that_brought_nothing_begins_with_itself() -> None:
+def test_a_connection_without_data_counts_from_its_start() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         before_ns = time.time_ns()
         with socket.create_connection(listener.getsockname()) as client:

@@ -15,7 +15,7 @@ def test_a_duration_lies_in_its_bucket(microseconds: int) -> None:
     assert histogram.lower_bound(bucket + 1) - histogram.lower_bound(bucket) <= max(1, microseconds / 31)
 
 
-def test_what_is_out_of_range_counts_as_the_bound() -> None:
+def test_durations_out_of_range_count_as_the_bound() -> None:
     assert histogram.bucket_of(-5) == 0
     assert histogram.bucket_of(1 << 60) == histogram.bucket_of((1 << 40) - 1) < histogram.BUCKETS
 

@@ -23,7 +23,7 @@ def test_holds_the_servers_map_whatever_the_reads(step: int | None, compress: bo
     assert (one.map.digest, one.map.keys, one.sequence) == (source.digest, 39, 2)
 
 
-def test_agents_with_the_same_frames_share_states() -> None:
+def test_agents_with_the_same_frames_share_maps() -> None:
     shared = agent.Shared()
     source = Source(population(30))
     agents = [connect(shared, f"a-{number}") for number in range(5)]
@@ -39,7 +39,7 @@ def test_agents_with_the_same_frames_share_states() -> None:
     assert agents[0].map.digest == source.digest
 
 
-def test_an_agent_with_other_bytes_has_another_state() -> None:
+def test_an_agent_with_other_bytes_has_another_map() -> None:
     shared = agent.Shared()
     source = Source(population(30))
     good, bad = connect(shared), connect(shared)
@@ -106,7 +106,7 @@ def test_a_snapshot_with_a_wrong_digest_is_refused() -> None:
         feed(connect(agent.Shared()), parts)
 
 
-def test_deletions_are_recorded_however_they_come() -> None:
+def test_deletions_are_recorded_of_every_kind() -> None:
     shared = agent.Shared()
     one = connect(shared)
     source = Source({"gone": value("1"), "replaced": value("2"), "missing": value("3"), "stays": value("4")})
@@ -168,7 +168,7 @@ def test_a_foreign_server_is_refused() -> None:
         one.receive(b"HTTP/1.1", NOW_NS)
 
 
-def test_a_snapshot_takes_its_place_at_the_first_status_behind_it() -> None:
+def test_a_snapshot_replaces_the_map_at_the_first_status_after_it() -> None:
     shared = agent.Shared()
     one = connect(shared)
     source = Source(population(5))
@@ -190,7 +190,7 @@ def test_a_snapshot_takes_its_place_at_the_first_status_behind_it() -> None:
     assert shared.table.deletions == {}
 
 
-def test_catching_up_takes_the_sequence_back_and_ends_in_sync() -> None:
+def test_catching_up_sets_the_sequence_back_and_ends_in_sync() -> None:
     shared = agent.Shared()
     one = connect(shared)
     source = Source(population(5))
@@ -205,7 +205,7 @@ def test_catching_up_takes_the_sequence_back_and_ends_in_sync() -> None:
         feed(one, [frame(messages.Status(begun, messages.SyncStatus.IN_SYNC))])
 
 
-def test_a_snapshot_that_is_being_caught_up_waits_to_take_its_place() -> None:
+def test_a_snapshot_does_not_replace_the_map_while_catching_up() -> None:
     shared = agent.Shared()
     one = connect(shared)
     source = Source(population(5))

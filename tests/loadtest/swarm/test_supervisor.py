@@ -80,7 +80,7 @@ async def test_impaired_agents_fall_behind_and_come_back() -> None:
         await swarm.wait_in_sync(timeout_seconds=20)
         before = digest.state_digest(population(5).items())
         await swarm.impair(2, bytes_per_second=0, seconds=600.0)
-        await swarm.digests()  # orders are obeyed one after the other: by now nobody reads
+        await swarm.digests()  # commands are obeyed in order, so the agents have stopped reading
         server.put("workloads", "k", b"{}")
         after = digest.state_digest({**population(5), "k": b"{}"}.items())
         async with asyncio.timeout(20):
@@ -92,7 +92,7 @@ async def test_impaired_agents_fall_behind_and_come_back() -> None:
         await wait_for_digest(swarm, after)
 
 
-async def test_agents_apart_are_the_ones_that_are_impaired_and_do_not_count_with_the_others() -> None:
+async def test_background_agents_are_impaired_and_do_not_count_with_the_others() -> None:
     async with (
         testing.Server(feeds={"workloads": population(5)}) as server,
         supervisor.Swarm(

@@ -8,7 +8,7 @@ from protocol.typha import codec, connection, messages, snappy
 
 
 def start_of(form: typha_frames.Form, positions: typha_frames.Positions) -> typha_frames.Position:
-    """The position behind the hello and the restart, or behind the hello alone."""
+    """The position after the hello and the restart, or after the hello alone."""
     hello = codec.encode(messages.ServerHello("v", "felix", True, 1), types=codec.SERVER)
     restart = codec.encode(connection.RESTART, types=codec.SERVER)
     stream = bytearray(codec.SERVER.definitions + hello + (b"" if form is typha_frames.Form.PLAIN else restart))
@@ -21,14 +21,14 @@ def start_of(form: typha_frames.Form, positions: typha_frames.Positions) -> typh
 
 
 @pytest.mark.parametrize("form", [typha_frames.Form.PLAIN, typha_frames.Form.SNAPPY_START])
-def test_two_streams_with_the_same_pieces_are_at_one_place(form: typha_frames.Form) -> None:
+def test_two_streams_with_the_same_frames_are_at_one_position(form: typha_frames.Form) -> None:
     positions = typha_frames.Positions()
     first, second = (start_of(form, positions) for _ in range(2))
     assert first is second
     assert first.form is form
 
 
-def test_a_message_may_lie_in_two_chunks() -> None:
+def test_a_message_may_span_two_chunks() -> None:
     positions = typha_frames.Positions()
     position = positions.step(start_of(typha_frames.Form.SNAPPY_START, positions), snappy.IDENTIFIER).position
     position = positions.step(position, snappy.compress(codec.SERVER.definitions)).position
@@ -54,7 +54,7 @@ def test_a_restart_that_the_service_never_asks_for_is_refused() -> None:
         positions.step(position, codec.encode(messages.DecoderRestart("m", "zlib"), types=codec.SERVER))
 
 
-def test_incomplete_pieces_are_awaited() -> None:
+def test_incomplete_frames_are_awaited() -> None:
     positions = typha_frames.Positions()
     compressed = positions.step(start_of(typha_frames.Form.SNAPPY_START, positions), snappy.IDENTIFIER).position
     chunk = snappy.compress(b"content")

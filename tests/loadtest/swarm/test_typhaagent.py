@@ -23,7 +23,7 @@ def population(count: int, *, size: int = 10) -> dict[str, bytes]:
 
 
 def endpoint(written_at_ns: int) -> bytes:
-    """Like a workload endpoint of Calico's: the pod's labels, no metadata."""
+    """Like one of Calico's workload endpoints: labels of the pod, no metadata."""
     return b'{"state":"active","labels":{"%b":"%d"}}' % (frames.WRITTEN_AT.encode(), written_at_ns)
 
 
@@ -59,7 +59,7 @@ def test_a_snapshot_of_many_chunks_is_decoded_once_for_all(compress: bool) -> No
 
 
 @FORMATS
-def test_an_agent_with_other_bytes_has_another_state(compress: bool) -> None:
+def test_an_agent_with_other_bytes_has_another_map(compress: bool) -> None:
     shared = agent.Shared()
     server = Server(population(5))
     good, bad = make(shared), make(shared)
@@ -137,7 +137,7 @@ def test_the_longest_time_between_two_reads_is_kept() -> None:
     assert (one.group.read_gap_ns, one.heard_ns) == (7, NOW_NS + 9)
 
 
-def test_coming_back_takes_from_the_loss_of_a_connection_in_sync_over_all_attempts() -> None:
+def test_coming_back_counts_from_the_loss_of_a_connection_in_sync_with_all_attempts() -> None:
     one = make(agent.Shared())
     server = Server()
     server.greet(one, compress=True)

@@ -29,7 +29,7 @@ def test_all_agents_must_hold_the_api_servers_state() -> None:
 
 
 @pytest.mark.parametrize("other", [agent("agent-1", digest=13), agent("agent-1", keys=3), agent("public-1", digest=0)])
-def test_one_other_agent_is_too_many(other: control.AgentDigest) -> None:
+def test_one_agent_with_another_map_fails(other: control.AgentDigest) -> None:
     verdict = convergence.judge([report(agent(), other)], LIVE)
     assert not verdict.passed
     assert verdict.converged == 1

@@ -12,7 +12,7 @@ from loadtest.verification import expected_state
 pytestmark = pytest.mark.control_plane
 
 
-async def test_fills_changes_and_notes_deletions(control_plane: ControlPlane) -> None:
+async def test_creates_changes_and_records_deletions(control_plane: ControlPlane) -> None:
     access = kubeconfig.load(control_plane.kubeconfig)
     async with expected_state.ApiClient(access) as client:
         one = writer.Writer(client, namespaces=2, seed=3)
@@ -35,8 +35,8 @@ async def test_fills_changes_and_notes_deletions(control_plane: ControlPlane) ->
 async def test_a_refusal_is_an_error(control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "GIVE_UP_SECONDS", 1.0)
     access = kubeconfig.load(control_plane.kubeconfig)
-    nobody = dataclasses.replace(access, headers={"Authorization": "Bearer wrong"})
-    async with expected_state.ApiClient(nobody) as client:
+    unknown_user = dataclasses.replace(access, headers={"Authorization": "Bearer wrong"})
+    async with expected_state.ApiClient(unknown_user) as client:
         with pytest.raises(writer.WriteError, match="401"):
             await writer.Writer(client, namespaces=1).populate(
                 {"pods": 1, "services": 0, "endpointslices": 0, "widgets": 0}
