@@ -6,6 +6,7 @@ import random
 import time
 from typing import Any
 
+from loadtest import WRITTEN_AT
 from loadtest.apiserver import objects, resources
 from loadtest.apiserver.errors import AlreadyExists, NotFound
 from loadtest.apiserver.objects import JsonObject
@@ -13,8 +14,6 @@ from loadtest.apiserver.population import Maker, Population
 from loadtest.apiserver.resources import Resource
 from loadtest.apiserver.store import Store
 
-#: Annotation, and on request label, with the time of the write in nanoseconds since 1970.
-WRITTEN_AT = "loadtest.typha/written-at"
 #: Label that every update changes.
 MARKER = "loadtest.typha/marker"
 #: Writes in a row before other tasks run.

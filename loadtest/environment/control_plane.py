@@ -33,7 +33,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
-from prometheus_client import parser
+from loadtest.environment import kubeconfig
+from loadtest.reporting import measure
 
 READY_TIMEOUT_SECONDS: Final = 90.0  # a first start takes some 10 s; five times that on a machine that is busy building
 STOP_TIMEOUT_SECONDS: Final = 20.0
@@ -174,8 +175,9 @@ class ControlPlane:
         except BaseException:
             self.stop()
             raise
-        self._write_kubeconfig(self.kubeconfig, token=ADMIN_TOKEN)
-        self._write_kubeconfig(self.user_kubeconfig, token=USER_TOKEN)
+        authority = self.certificate_authority.read_bytes()
+        for path, token in ((self.kubeconfig, ADMIN_TOKEN), (self.user_kubeconfig, USER_TOKEN)):
+            kubeconfig.write(path, self.url, token=token, authority=authority)
 
     def stop(self) -> None:
         """End both; may be called at any time, and more than once."""
@@ -274,25 +276,7 @@ class ControlPlane:
 
     def metric_total(self, name: str, **labels: str) -> float:
         """Sum of the API server's samples with this name and all these labels, such as verb="WATCH"."""
-        return sum(
-            sample.value
-            for family in parser.text_string_to_metric_families(self.metrics())
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
-
-    def _write_kubeconfig(self, path: Path, *, token: str) -> None:
-        authority = base64.b64encode(self.certificate_authority.read_bytes()).decode()
-        cluster = {"server": self.url, "certificate-authority-data": authority}
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "test", "cluster": cluster}],
-            "users": [{"name": "test", "user": {"token": token}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-            "current-context": "test",
-        }
-        path.write_text(json.dumps(config, indent=1))  # JSON is YAML
+        return measure.Counters(self.metrics()).total(name, **labels)
 
     def _etcd_command(self) -> list[str]:
         return [

@@ -52,13 +52,16 @@ def load(path: Path) -> Access:
     return Access(server=server, headers=_headers(user, folder=path.parent), tls=tls, context=str(context_name))
 
 
-def write(path: Path, server: str) -> None:
-    """Write a file for an API server without credentials."""
+def write(path: Path, server: str, *, token: str = "", authority: bytes = b"") -> None:
+    """Write a file for an API server, if need be with a token and the certificate of its authority (PEM)."""
+    cluster = {"server": server}
+    if authority:
+        cluster["certificate-authority-data"] = base64.b64encode(authority).decode()
     config = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "loadtest", "cluster": {"server": server}}],
-        "users": [{"name": "loadtest", "user": {}}],
+        "clusters": [{"name": "loadtest", "cluster": cluster}],
+        "users": [{"name": "loadtest", "user": {"token": token} if token else {}}],
         "contexts": [{"name": "loadtest", "context": {"cluster": "loadtest", "user": "loadtest"}}],
         "current-context": "loadtest",
     }

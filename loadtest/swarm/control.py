@@ -90,11 +90,7 @@ class AskDigests(msgspec.Struct, tag="ask-digests", kw_only=True):
     """Keys left out of digests and counts."""
 
 
-class Stop(msgspec.Struct, tag="stop"):
-    """Close everything and end."""
-
-
-Command: TypeAlias = Start | Impair | Reconnect | Capture | AskDigests | Stop
+Command: TypeAlias = Start | Impair | Reconnect | Capture | AskDigests
 
 
 class Group(msgspec.Struct, kw_only=True, eq=False):
@@ -151,7 +147,6 @@ class Stats(msgspec.Struct, tag="stats", kw_only=True):
     """Of the connected, behaving agents: age of the first update that the slowest one lacks and another one has."""
     impaired_lag_seconds: float = 0.0
     """The same of the impaired agents."""
-    highest_sequence: int = 0
     distinct_states: int = 0
     distinct_frames: int = 0
     cpu_seconds: float

@@ -95,10 +95,6 @@ class Engine:
     def _group_at_first(self) -> control.Group:
         return self.impaired if self.start.background else self.behaving
 
-    def fileno(self) -> int:
-        """The descriptor of the epoll, for another poll."""
-        return self._epoll.fileno()
-
     def poll(self, timeout_seconds: float) -> None:
         """Wait for sockets up to this time, then do what is due."""
         now = time.monotonic()

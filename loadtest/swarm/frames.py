@@ -9,14 +9,12 @@ from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
+from loadtest import WRITTEN_AT
 from protocol import digest, messages
 from protocol.native import codec
 from protocol.native import frames as native
 
 T = TypeVar("T")
-
-WRITTEN_AT = "loadtest.typha/written-at"
-"""Annotation, and for Calico's feeds also label: when the writer sent the change, in nanoseconds since 1970."""
 
 FRAME_CACHE_BYTES = 64 * 1024 * 1024
 READ_CACHE_BYTES = 8 * 1024 * 1024

@@ -57,7 +57,7 @@ class Process:
         self._agents: list[PublicAgent] = []
 
     async def run(self) -> None:
-        """Until it is stopped, or the supervisor is gone."""
+        """Until the commands end."""
         loop = asyncio.get_running_loop()
         commands = asyncio.StreamReader(limit=control.MAX_LINE_BYTES)
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
@@ -65,10 +65,7 @@ class Process:
             reporter = asyncio.create_task(self._report_regularly(), name="reports")
             try:
                 while line := await commands.readline():
-                    command = control.decode_command(line)
-                    if isinstance(command, control.Stop):
-                        break
-                    await self._obey(command, mirrors)
+                    await self._obey(control.decode_command(line), mirrors)
             finally:
                 reporter.cancel()
                 await asyncio.wait([reporter])

@@ -35,10 +35,3 @@ class Timeline:
         sequences, times = self._incarnations.get(incarnation, ([], []))
         index = bisect.bisect_right(sequences, sequence)
         return 0.0 if index == len(sequences) else max(0, now_ns - times[index]) / 1e9
-
-    def highest(self) -> int:
-        """The highest sequence of the newest incarnation; 0 without one."""
-        for sequences, _ in reversed(self._incarnations.values()):
-            if sequences:
-                return sequences[-1]
-        return 0

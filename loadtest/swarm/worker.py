@@ -45,7 +45,6 @@ def stats(swarm: engine.Engine) -> control.Stats:
         impaired=swarm.impaired,
         slowest_lag_seconds=lags[swarm.behaving],
         impaired_lag_seconds=lags[swarm.impaired],
-        highest_sequence=timeline.highest(),
         distinct_states=len(swarm.shared.table),
         distinct_frames=swarm.shared.distinct_frames,
         cpu_seconds=time.process_time(),
@@ -76,7 +75,7 @@ class Worker:
         self._stopping = False
 
     def run(self) -> None:
-        """Until it is stopped, or the supervisor is gone."""
+        """Until the commands end."""
         poller = select.poll()
         poller.register(sys.stdin.fileno(), select.POLLIN)
         next_report = time.monotonic() + control.REPORT_INTERVAL_SECONDS
@@ -117,8 +116,6 @@ class Worker:
             case control.AskDigests(captured=captured, without=without), engine.Engine() as swarm:
                 now = [link.agent.map for link in swarm.links]
                 control.write_report(digests(swarm, self._captured if captured else now, without))
-            case control.Stop(), _:
-                self._stopping = True
             case _:
                 control.write_report(control.out_of_place(command))
                 self._stopping = True

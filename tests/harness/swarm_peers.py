@@ -3,7 +3,8 @@
 import itertools
 import json
 
-from loadtest.swarm import agent, control, frames, nativeagent
+from loadtest import WRITTEN_AT
+from loadtest.swarm import agent, control, nativeagent
 from protocol import digest, messages
 from protocol.native import codec
 from protocol.native import frames as native
@@ -16,7 +17,7 @@ def value(uid: str, *, content: int = 0, written_at_ns: int = 0) -> bytes:
     """An object's JSON."""
     metadata: dict[str, object] = {"name": "x", "uid": uid}
     if written_at_ns:
-        metadata["annotations"] = {frames.WRITTEN_AT: str(written_at_ns)}
+        metadata["annotations"] = {WRITTEN_AT: str(written_at_ns)}
     return json.dumps({"kind": "Pod", "metadata": metadata, "content": content}, separators=(",", ":")).encode()
 
 

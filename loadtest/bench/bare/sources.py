@@ -12,8 +12,8 @@ import msgspec
 from cache import objects, resources
 from cache.feeds import raw
 from cache.feeds.calico import feed, syncers
+from loadtest import WRITTEN_AT
 from loadtest.apiserver import population
-from loadtest.swarm import frames
 from protocol import messages
 
 PODS: Final = resources.ResourceType("", "v1", "pods")
@@ -159,7 +159,7 @@ class Schedule:
         content = self._objects[self._number % len(self._objects)]
         self._number += 1
         metadata = content["metadata"]
-        metadata["annotations"] = {**metadata["annotations"], frames.WRITTEN_AT: str(time.time_ns())}
+        metadata["annotations"] = {**metadata["annotations"], WRITTEN_AT: str(time.time_ns())}
         key = raw.object_key(PODS, metadata["namespace"], metadata["name"])
         written = {"apiVersion": "v1", "kind": "Pod", **content}
         value = raw.object_value(json.dumps(written, separators=(",", ":")).encode(), api_version="v1", kind="Pod")

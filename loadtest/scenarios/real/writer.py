@@ -13,8 +13,8 @@ from typing import Any, Final
 
 from cache import resources
 from cache.feeds import raw
+from loadtest import WRITTEN_AT
 from loadtest.scenarios.real import objects
-from loadtest.swarm import frames
 from loadtest.verification import expected_state
 
 REQUEST_TIMEOUT_SECONDS: Final = 10.0
@@ -194,5 +194,5 @@ def _stamped(body: objects.JsonObject) -> objects.JsonObject:
     metadata = body.get("metadata")
     if metadata is None:
         return body
-    annotations = {**metadata.get("annotations", {}), frames.WRITTEN_AT: str(time.time_ns())}
+    annotations = {**metadata.get("annotations", {}), WRITTEN_AT: str(time.time_ns())}
     return {**body, "metadata": {**metadata, "annotations": annotations}}

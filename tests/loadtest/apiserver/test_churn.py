@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from loadtest import WRITTEN_AT
 from loadtest.apiserver import churn, objects, resources
 from loadtest.apiserver.churn import ChurnSettings, Writer
 from loadtest.apiserver.population import Population, populate
@@ -47,7 +48,7 @@ def test_all_operations_are_made_and_marked_with_their_time() -> None:
     assert writer.counts["delete"] == len(kinds[objects.EventKind.DELETED]) > 20
     for event in kinds[objects.EventKind.ADDED] + kinds[objects.EventKind.MODIFIED]:
         metadata = json.loads(event.item)["metadata"]
-        assert 1000 <= int(metadata["annotations"][churn.WRITTEN_AT]) < 1500
+        assert 1000 <= int(metadata["annotations"][WRITTEN_AT]) < 1500
         assert churn.MARKER in metadata["labels"]
 
 
@@ -59,7 +60,7 @@ def test_the_time_is_a_label_too_on_request() -> None:
     writer.write(1000)
     [pod] = [item for key, item in store.objects(resources.PODS).items() if "churn-" in key]
     metadata = json.loads(pod)["metadata"]
-    assert metadata["labels"][churn.WRITTEN_AT] == metadata["annotations"][churn.WRITTEN_AT] == "1000"
+    assert metadata["labels"][WRITTEN_AT] == metadata["annotations"][WRITTEN_AT] == "1000"
     assert len(pod) > 3500
 
 

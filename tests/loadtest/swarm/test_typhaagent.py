@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from loadtest.swarm import agent, frames
+from loadtest import WRITTEN_AT
+from loadtest.swarm import agent
 from protocol import digest, errors, messages
 from protocol.gob import decoder
 from protocol.typha import codec
@@ -24,7 +25,7 @@ def population(count: int, *, size: int = 10) -> dict[str, bytes]:
 
 def endpoint(written_at_ns: int) -> bytes:
     """Like one of Calico's workload endpoints: labels of the pod, no metadata."""
-    return b'{"state":"active","labels":{"%b":"%d"}}' % (frames.WRITTEN_AT.encode(), written_at_ns)
+    return b'{"state":"active","labels":{"%b":"%d"}}' % (WRITTEN_AT.encode(), written_at_ns)
 
 
 @FORMATS
