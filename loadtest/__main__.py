@@ -31,7 +31,7 @@ EXPECTED = (
     demo.DemoError,
     kubeconfig.KubeconfigError,
     child.ProcessError,
-    expected_state.ApiError,
+    expected_state.ApiRequestError,
     writer.WriteError,
     supervisor.SwarmError,
     control_plane.ControlPlaneError,

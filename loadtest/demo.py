@@ -61,14 +61,14 @@ async def _on_cluster(settings: fixture.Settings, screen: dashboard.Dashboard, f
         if not types:
             raise DemoError(f"none of the types may be listed on {access.server}")
 
-        async def api_counters() -> measure.Counters | None:
+        async def api_counters() -> measure.Metrics | None:
             status, body = await client.get("/metrics")
-            return measure.Counters(body.decode()) if status == 200 else None
+            return measure.Metrics(body.decode()) if status == 200 else None
 
         readable_counters = api_counters if await api_counters() is not None else None
         screen.say("starting the service")
-        agents = supervisor.Plan(feed=settings.feed, agents=settings.agents, public_agents=settings.public_agents)
-        plan = testbed.Plan(folder=settings.folder, kubeconfig=file, types=types, agents=agents)
+        agents = supervisor.SwarmPlan(feed=settings.feed, agents=settings.agents, public_agents=settings.public_agents)
+        plan = testbed.TestbedPlan(folder=settings.folder, kubeconfig=file, types=types, agents=agents)
         async with testbed.open_testbed(plan, screen, api_counters=readable_counters) as running:
             await running.in_sync()
             screen.say(f"{settings.agents:,} agents are in sync")

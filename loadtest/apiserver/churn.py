@@ -52,7 +52,7 @@ class ChurnSettings:
             raise ValueError(f"churn: unknown types or no weight: {', '.join(sorted(unknown)) or self.types}")
 
 
-class Writer:
+class ChurnWriter:
     """Makes one write at a time; the same writes for the same seed, store and settings."""
 
     def __init__(self, store: Store, settings: ChurnSettings, *, seed: int) -> None:
@@ -123,7 +123,7 @@ class Writer:
 
 
 class Churn:
-    """Runs a Writer in the event loop."""
+    """Runs a ChurnWriter in the event loop."""
 
     def __init__(self, store: Store, *, seed: int) -> None:
         self._store = store
@@ -140,7 +140,7 @@ class Churn:
 
     def start(self, settings: ChurnSettings) -> None:
         """Start, in place of a running churn. Raises ValueError if none of its types is served."""
-        writer = Writer(self._store, settings, seed=self._seed)
+        writer = ChurnWriter(self._store, settings, seed=self._seed)
         self.stop()
         self._rate = settings.rate_per_second
         self._task = asyncio.get_running_loop().create_task(self._run(writer, settings), name="churn")
@@ -157,7 +157,7 @@ class Churn:
 
     async def burst(self, count: int, settings: ChurnSettings | None = None) -> None:
         """Make `count` writes as fast as possible. Raises ValueError if none of the types is served."""
-        writer = Writer(self._store, settings or ChurnSettings(), seed=self._seed)
+        writer = ChurnWriter(self._store, settings or ChurnSettings(), seed=self._seed)
         for number in range(count):
             writer.write(time.time_ns())
             if number % WRITES_PER_TURN == WRITES_PER_TURN - 1:
@@ -169,7 +169,7 @@ class Churn:
         rate = self._rate if self.running else 0.0
         return {"running": self.running, "rate": rate, **self._totals, "late_seconds": round(self._late_seconds, 4)}
 
-    async def _run(self, writer: Writer, settings: ChurnSettings) -> None:
+    async def _run(self, writer: ChurnWriter, settings: ChurnSettings) -> None:
         interval = 1 / settings.rate_per_second
         begin = time.monotonic()
         total = round(settings.duration_seconds * settings.rate_per_second) or None
@@ -187,7 +187,7 @@ class Churn:
             self._add(writer)
             await asyncio.sleep(0)
 
-    def _add(self, writer: Writer) -> None:
+    def _add(self, writer: ChurnWriter) -> None:
         for operation, count in writer.counts.items():
             self._totals[operation] += count
             writer.counts[operation] = 0

@@ -24,7 +24,7 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Target:
+class RequestTarget:
     """The target of a path: a collection (`name` is empty) or an object."""
 
     resource: Resource
@@ -32,7 +32,7 @@ class Target:
     name: str
 
 
-def find_target(store: Store, path: str) -> Target | None:
+def find_target(store: Store, path: str) -> RequestTarget | None:
     """The target of a path, or None for other paths. Raises TypeUnknown, PageNotFound."""
     parts = path.strip("/").split("/")
     if parts[0] == "api" and len(parts) >= 3:
@@ -45,12 +45,12 @@ def find_target(store: Store, path: str) -> Target | None:
         resource = store.find(group, version, rest[2])
         if not resource.namespaced:
             raise TypeUnknown(resource)
-        return Target(resource, rest[1], rest[3] if len(rest) == 4 else "")
+        return RequestTarget(resource, rest[1], rest[3] if len(rest) == 4 else "")
     resource = store.find(group, version, rest[0])
     if len(rest) == 1:
-        return Target(resource, "", "")
+        return RequestTarget(resource, "", "")
     if len(rest) == 2 and not resource.namespaced:
-        return Target(resource, "", rest[1])
+        return RequestTarget(resource, "", rest[1])
     raise TypeUnknown(resource)
 
 
@@ -85,7 +85,7 @@ class Handlers:
             self._counters.requests[verb, resource, response.status] += 1
         return response
 
-    async def _resource(self, request: web.Request, target: Target, verb: str) -> web.StreamResponse:
+    async def _resource(self, request: web.Request, target: RequestTarget, verb: str) -> web.StreamResponse:
         now = time.monotonic()
         delay = self._rules.take(FaultKind.DELAY, verb, target.resource, now=now)
         if delay is not None:
@@ -105,12 +105,12 @@ class Handlers:
             return _answer(body, gzip=self._settings.gzip and "gzip" in request.headers.get("Accept-Encoding", ""))
         return await self._single(request, target, verb)
 
-    async def _list(self, request: web.Request, target: Target) -> bytes:
+    async def _list(self, request: web.Request, target: RequestTarget) -> bytes:
         asked = options.parse(request.query, watch_list=True)
         await watching.until_fresh(self._store, listing.least_version(asked), self._settings.fresh_wait_seconds)
         return listing.body(self._store, target.resource, target.namespace, asked)
 
-    async def _single(self, request: web.Request, target: Target, verb: str) -> web.Response:
+    async def _single(self, request: web.Request, target: RequestTarget, verb: str) -> web.Response:
         resource, namespace, name = target.resource, target.namespace, target.name
         if verb == "GET":
             return self._object(resource, self._store.get(resource, namespace, name))
@@ -151,7 +151,7 @@ class Handlers:
         return _answer(objects.alone(resource, item) + b"\n", status=status)
 
 
-def _verb(request: web.Request, target: Target) -> str:
+def _verb(request: web.Request, target: RequestTarget) -> str:
     if request.method not in _METHODS:
         raise ApiError(405, "MethodNotAllowed", f"{request.method} is not served")
     if request.method != "GET":

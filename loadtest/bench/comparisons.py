@@ -125,7 +125,7 @@ class Turn:
 
     async def _steady(self, target: measurement.Target, swarm: supervisor.Swarm, rate: int) -> None:
         seconds = self._sizes.seconds
-        schedule = target if isinstance(target, targets.BareLoop) and target.has_schedule else None
+        schedule = target if isinstance(target, targets.BareProcess) and target.has_schedule else None
         if schedule is None:
             await self._setup.simulator.update_pods(rate, WARM_UP_SECONDS)
             await measurement.until_quiet(swarm)

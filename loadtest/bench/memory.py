@@ -38,8 +38,8 @@ async def model(folder: Path, sizes: comparisons.Sizes) -> comparisons.Figures:
         found = []
         for pods in (FEW_PODS, MANY_PODS):
             async with (
-                processes.Simulator(folder, pods=sizes.scaled(pods), calico=not types) as simulator,
-                processes.Service(folder, kubeconfig=simulator.kubeconfig, types=types) as service,
+                processes.SimulatorProcess(folder, pods=sizes.scaled(pods), calico=not types) as simulator,
+                processes.ServiceProcess(folder, kubeconfig=simulator.kubeconfig, types=types) as service,
             ):
                 found.append(await _at_rest(service))
         few, many = found
@@ -53,7 +53,7 @@ async def model(folder: Path, sizes: comparisons.Sizes) -> comparisons.Figures:
     return figures
 
 
-async def _at_rest(service: processes.Service) -> AtRest:
+async def _at_rest(service: processes.ServiceProcess) -> AtRest:
     await asyncio.sleep(SETTLE_SECONDS)
     counters = await service.counters()
     return AtRest(
@@ -68,8 +68,8 @@ async def _at_rest(service: processes.Service) -> AtRest:
 
 async def _channel(folder: Path, sizes: comparisons.Sizes, *, compressed: bool) -> tuple[AtRest, AtRest, AtRest]:
     """Without clients, with a few of one format, and after updates that all of them have received."""
-    plan = supervisor.Plan(feed=processes.FEED, agents=comparisons.FEW, compressed=compressed)
-    async with processes.Simulator(folder, pods=sizes.pods) as simulator:
+    plan = supervisor.SwarmPlan(feed=processes.FEED, agents=comparisons.FEW, compressed=compressed)
+    async with processes.SimulatorProcess(folder, pods=sizes.pods) as simulator:
         setup = targets.Setup(folder=folder, simulator=simulator)
         async with setup.service() as service:
             base = await _at_rest(service)

@@ -166,7 +166,7 @@ async def open_setup(settings: BenchSettings, *, tls: bool) -> AsyncIterator[tar
     """A simulated API server, without recordings of an earlier one."""
     await asyncio.to_thread(_remove_recordings, settings.folder)
     calico = settings.protocol is control.Protocol.TYPHA
-    async with processes.Simulator(settings.folder, pods=settings.sizes.pods, calico=calico) as simulator:
+    async with processes.SimulatorProcess(settings.folder, pods=settings.sizes.pods, calico=calico) as simulator:
         made = certificates.make(settings.folder, host=processes.HOST) if tls else None
         yield targets.Setup(folder=settings.folder, simulator=simulator, protocol=settings.protocol, tls=made)
 

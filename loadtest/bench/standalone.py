@@ -33,9 +33,11 @@ class Context:
     protocol: control.Protocol
     rounds: int
 
-    def simulator(self) -> processes.Simulator:
+    def simulator(self) -> processes.SimulatorProcess:
         """A simulated API server of the right size and kind."""
-        return processes.Simulator(self.folder, pods=self.sizes.pods, calico=self.protocol is control.Protocol.TYPHA)
+        return processes.SimulatorProcess(
+            self.folder, pods=self.sizes.pods, calico=self.protocol is control.Protocol.TYPHA
+        )
 
     async def scenario(self, name: str) -> report.Report:
         """Run a scenario and print its checks."""
@@ -63,8 +65,8 @@ Measurement = Callable[[Context], Awaitable[Figures]]
 async def first_sync(context: Context) -> Figures:
     """From exec to ready with all of Calico's feeds, then at rest."""
     pods = context.sizes.scaled(CALICO_PODS)
-    async with processes.Simulator(context.folder, pods=pods, calico=True) as simulator:
-        service = processes.Service(context.folder, kubeconfig=simulator.kubeconfig)
+    async with processes.SimulatorProcess(context.folder, pods=pods, calico=True) as simulator:
+        service = processes.ServiceProcess(context.folder, kubeconfig=simulator.kubeconfig)
         async with (
             measurement.peak_memory(service.pids, interval_seconds=PEAK_INTERVAL_SECONDS) as peak,
             service,

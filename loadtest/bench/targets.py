@@ -34,7 +34,7 @@ class Setup:
     """What all targets of a comparison share."""
 
     folder: Path
-    simulator: processes.Simulator
+    simulator: processes.SimulatorProcess
     protocol: control.Protocol = control.Protocol.NATIVE
     tls: certificates.Certificates | None = None
     """For mutual TLS between targets and agents."""
@@ -49,9 +49,9 @@ class Setup:
         """The feed that the agents follow."""
         return FEEDS[self.protocol]
 
-    def service(self, environment: Mapping[str, str] | None = None) -> processes.Service:
+    def service(self, environment: Mapping[str, str] | None = None) -> processes.ServiceProcess:
         """The service on this API server."""
-        return processes.Service(
+        return processes.ServiceProcess(
             self.folder,
             kubeconfig=self.simulator.kubeconfig,
             types=() if self.is_calico else processes.SIMULATED_TYPES,
@@ -61,7 +61,7 @@ class Setup:
     @contextlib.asynccontextmanager
     async def open_swarm(self, target: measurement.Target, agents: int) -> AsyncIterator[supervisor.Swarm]:
         """Agents of a target that are in sync and quiet. Raises SwarmError if one sees the protocol broken."""
-        plan = supervisor.Plan(
+        plan = supervisor.SwarmPlan(
             feed=self.feed,
             agents=agents,
             protocols=(self.protocol,),
@@ -76,7 +76,7 @@ class Setup:
                 raise supervisor.SwarmError(f"{errors[0]} (agents of {target.address})")
 
 
-class BareLoop:
+class BareProcess:
     """`python -m loadtest.bench.bare` as a process; an async context manager."""
 
     def __init__(self, log: Path, arguments: list[str], *, has_schedule: bool) -> None:
@@ -128,7 +128,7 @@ async def open_target(side: Side, setup: Setup) -> AsyncIterator[measurement.Tar
         state = await setup.simulator.control("GET", "stats")
         arguments += ["--watch", setup.simulator.url, "--version", str(state["version"])]
     log = setup.folder / f"{side.value}.log"
-    async with BareLoop(log, arguments, has_schedule=side is Side.SEND) as bare:
+    async with BareProcess(log, arguments, has_schedule=side is Side.SEND) as bare:
         yield bare
 
 

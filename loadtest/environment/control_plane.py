@@ -276,7 +276,7 @@ class ControlPlane:
 
     def metric_total(self, name: str, **labels: str) -> float:
         """Sum of the API server's samples with this name and all these labels, such as verb="WATCH"."""
-        return measure.Counters(self.metrics()).total(name, **labels)
+        return measure.Metrics(self.metrics()).total(name, **labels)
 
     def _etcd_command(self) -> list[str]:
         return [

@@ -36,7 +36,7 @@ ONLY_PODS: Final = {"pods": 1}
 """For `types` of a churn."""
 
 
-class Simulator:
+class SimulatorProcess:
     """`python -m loadtest.apiserver` as a process; an async context manager."""
 
     def __init__(
@@ -95,14 +95,14 @@ class Simulator:
         """Make `count` changes at once."""
         await self.control("POST", "burst", {"count": count, "label_times": self._calico})
 
-    async def counters(self) -> measure.Counters:
+    async def counters(self) -> measure.Metrics:
         """Its metrics, which have kube-apiserver's names."""
         assert self._session is not None
         async with self._session.get(f"{self.url}/metrics") as answer:
-            return measure.Counters(await answer.text())
+            return measure.Metrics(await answer.text())
 
 
-class Service:
+class ServiceProcess:
     """`typha serve` as a process; an async context manager. Its ports stay the same after a kill and a new start."""
 
     def __init__(
@@ -220,12 +220,12 @@ class Service:
         status, _ = await self._get(self._health_port, "/readiness")
         return status == 200
 
-    async def counters(self) -> measure.Counters:
+    async def counters(self) -> measure.Metrics:
         """Its metrics; empty while it does not answer. Raises ProcessError if it answers with an error."""
         status, text = await self._get(self._metrics_port, "/metrics")
         if status not in (0, 200):
             raise child.ProcessError(f"the service answers /metrics with {status}; see {self.log}")
-        return measure.Counters(text)
+        return measure.Metrics(text)
 
     async def _get(self, port: int, path: str) -> tuple[int, str]:
         assert self._session is not None

@@ -23,12 +23,12 @@ REPORTED_SECONDS: Final = 0.6
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class TestbedPlan:
     """What a testbed consists of."""
 
     folder: Path
     kubeconfig: Path
-    agents: supervisor.Plan
+    agents: supervisor.SwarmPlan
     """Their feed is the raw one of `types`, or one of Calico's, which does not use `types`."""
     types: Sequence[str] = processes.SIMULATED_TYPES
     tls: bool = False
@@ -46,9 +46,9 @@ class Plan:
 class Testbed:
     """A running testbed."""
 
-    plan: Plan
+    plan: TestbedPlan
     screen: dashboard.Dashboard
-    service: processes.Service
+    service: processes.ServiceProcess
     swarm: supervisor.Swarm
     monitor: monitor.Monitor
     client: expected_state.ApiClient
@@ -140,7 +140,7 @@ class Testbed:
 
 @contextlib.asynccontextmanager
 async def open_testbed(
-    plan: Plan, screen: dashboard.Dashboard, *, api_counters: monitor.ApiCounters | None = None
+    plan: TestbedPlan, screen: dashboard.Dashboard, *, api_counters: monitor.ApiCounters | None = None
 ) -> AsyncIterator[Testbed]:
     """Start service, swarm and monitor, and end them. The agents connect at once; nothing waits for them here."""
     types = plan.types if plan.is_raw else ()
@@ -148,7 +148,7 @@ async def open_testbed(
     agents = msgspec.structs.replace(plan.agents, tls=made.agents if made else None)
     async with (
         expected_state.ApiClient(kubeconfig.load(plan.kubeconfig)) as client,
-        processes.Service(
+        processes.ServiceProcess(
             plan.folder,
             kubeconfig=plan.kubeconfig,
             types=types,

@@ -117,7 +117,7 @@ class CpuMeter:
         return Cpu(sum(self._hubs.values()), sum(self._workers.values()))
 
 
-class Counters:
+class Metrics:
     """The samples of a /metrics page in Prometheus' text format."""
 
     def __init__(self, text: str) -> None:

@@ -12,7 +12,7 @@ from loadtest.swarm import histogram, supervisor
 
 INTERVAL_SECONDS: Final = 1.0
 
-ApiCounters = Callable[[], Awaitable[measure.Counters | None]]
+ApiCounters = Callable[[], Awaitable[measure.Metrics | None]]
 """Reads the API server's own metrics; None if it does not give any."""
 
 
@@ -47,7 +47,7 @@ class _Reading:
     totals: supervisor.Totals
     latency: histogram.Histogram
     cpu: measure.Cpu
-    counters: measure.Counters
+    counters: measure.Metrics
 
     @property
     def updates(self) -> float:
@@ -60,7 +60,7 @@ class Monitor:
     def __init__(
         self,
         swarm: supervisor.Swarm,
-        service: processes.Service,
+        service: processes.ServiceProcess,
         *,
         api_counters: ApiCounters | None = None,
         on_sample: Callable[[Sample], None],

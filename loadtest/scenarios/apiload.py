@@ -29,17 +29,17 @@ class Load(NamedTuple):
         return f"{self.agents} agents: {requests:.0f} requests, {watches:.0f} open watches"
 
 
-def requests(before: measure.Counters, after: measure.Counters, resources: set[str]) -> Rise:
+def requests(before: measure.Metrics, after: measure.Metrics, resources: set[str]) -> Rise:
     """New requests for these resources (plural names)."""
     return _rise("apiserver_request_total", before, after, resources)
 
 
-def watches(before: measure.Counters, after: measure.Counters, resources: set[str]) -> Rise:
+def watches(before: measure.Metrics, after: measure.Metrics, resources: set[str]) -> Rise:
     """New open watches of these resources."""
     return _rise("apiserver_longrunning_requests", before, after, resources)
 
 
-def _rise(name: str, before: measure.Counters, after: measure.Counters, resources: set[str]) -> Rise:
+def _rise(name: str, before: measure.Metrics, after: measure.Metrics, resources: set[str]) -> Rise:
     labels = ("verb", "group", "resource")
     old = before.by_labels(name, *labels)
     return {
@@ -63,7 +63,7 @@ def check(few: Load, many: Load) -> report.Check:
 async def api_load(settings: fixture.Settings, screen: dashboard.Dashboard) -> report.Report:
     """The simulator's own counters with 10 agents and with all."""
     loads = []
-    none = measure.Counters("")
+    none = measure.Metrics("")
     public = min(settings.public_agents, FEW // 2)
     for agents in (FEW, settings.agents):
         async with fixture.open_scene(settings, screen, agents=agents, public_agents=public) as scene:

@@ -69,7 +69,7 @@ async def bad_peers(settings: fixture.Settings, screen: dashboard.Dashboard) -> 
 
 
 def _counted(
-    before: measure.Counters, after: measure.Counters, settings: fixture.Settings, still_open: int
+    before: measure.Metrics, after: measure.Metrics, settings: fixture.Settings, still_open: int
 ) -> list[report.Check]:
     """Every peer was closed, and counted once, with its reason."""
     rounds = settings.rounds
@@ -97,7 +97,7 @@ def _counted(
     return checks
 
 
-def _rise(before: measure.Counters, after: measure.Counters, reason: str) -> float:
+def _rise(before: measure.Metrics, after: measure.Metrics, reason: str) -> float:
     name = "typha_disconnects_total"
     return after.total(name, reason=reason) - before.total(name, reason=reason)
 

@@ -55,7 +55,7 @@ class Scene:
     """A simulated API server and a testbed on it."""
 
     settings: Settings
-    simulator: processes.Simulator
+    simulator: processes.SimulatorProcess
     testbed: testbed.Testbed
 
     async def start_churn(self, rate_per_second: float = 0.0, **more: object) -> None:
@@ -81,7 +81,7 @@ async def open_scene(
 
     `environment` is for the service; `changes` are members of the swarm's plan that differ from the settings.
     """
-    agents = supervisor.Plan(
+    agents = supervisor.SwarmPlan(
         feed=settings.feed,
         agents=settings.agents,
         public_agents=settings.public_agents,
@@ -89,14 +89,14 @@ async def open_scene(
         compressed=settings.compressed,
     )
     agents = msgspec.structs.replace(agents, **changes)
-    async with processes.Simulator(
+    async with processes.SimulatorProcess(
         settings.folder,
         nodes=settings.nodes,
         pods=settings.pods,
         pod_bytes=settings.pod_bytes,
         calico=settings.is_calico,
     ) as simulator:
-        plan = testbed.Plan(
+        plan = testbed.TestbedPlan(
             folder=settings.folder,
             kubeconfig=simulator.kubeconfig,
             agents=agents,

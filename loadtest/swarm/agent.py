@@ -164,7 +164,7 @@ class Agent(abc.ABC):
         self._next_map = table.empty
         self.phase = Phase.FOLLOWING
 
-    def _see_deletions(self, step: shared_maps.Step, now_ns: int) -> None:
+    def _see_deletions(self, step: shared_maps.MapStep, now_ns: int) -> None:
         self.deletions += len(step.gone)
         self.group.deletions += len(step.gone)
         self._shared.table.record(step.gone, now_ns)

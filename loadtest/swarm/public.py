@@ -49,7 +49,7 @@ class PublicAgent:
         return control.AgentDigest(self.name, state_digest, len(pairs), 0, self.mirror.in_sync, self.deletions)
 
 
-class Process:
+class PublicWorker:
     """Reads commands, keeps the agents, writes reports."""
 
     def __init__(self) -> None:
@@ -122,7 +122,7 @@ class Process:
 def main() -> None:
     """Run the process on stdin and stdout."""
     gc.set_threshold(50_000, 20, 100)
-    asyncio.run(Process().run())
+    asyncio.run(PublicWorker().run())
 
 
 if __name__ == "__main__":

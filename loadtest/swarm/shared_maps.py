@@ -35,7 +35,7 @@ _NO_KEYS: Final[Leaf] = {}
 _NO_BUCKETS: Final[Buckets] = ((_NO_KEYS,) * _WIDTH,) * _WIDTH
 
 
-class Step(NamedTuple):
+class MapStep(NamedTuple):
     """The effect of a frame, or of a finished snapshot, on a map."""
 
     map: "SharedMap"
@@ -52,7 +52,7 @@ class SharedMap:
         self.keys = keys
         self.digest = digest
         self.buckets = buckets
-        self.next: dict[frames.Content | SharedMap, Step] = {}
+        self.next: dict[frames.Content | SharedMap, MapStep] = {}
 
     def entry(self, key: str) -> frames.Entry | None:
         """The entry of a live key."""
@@ -105,7 +105,7 @@ class MapTable:
     def __len__(self) -> int:
         return len(self._known)
 
-    def update(self, before: SharedMap, frame: frames.Content) -> Step:
+    def update(self, before: SharedMap, frame: frames.Content) -> MapStep:
         """The effect of a frame's updates on a map."""
         step = before.next.get(frame)
         if step is None:
@@ -144,15 +144,15 @@ class MapTable:
         assert isinstance(whole, SharedMap)
         return whole
 
-    def replace(self, old: SharedMap, new: SharedMap) -> Step:
+    def replace(self, old: SharedMap, new: SharedMap) -> MapStep:
         """The effect of replacing `old` by `new`."""
         step = old.next.get(new)
         if step is None:
-            step = old.next[new] = Step(new, _gone(old, new))
+            step = old.next[new] = MapStep(new, _gone(old, new))
             self._remember(old, changes=0)
         return step
 
-    def _apply(self, before: SharedMap, frame: frames.Content) -> Step:
+    def _apply(self, before: SharedMap, frame: frames.Content) -> MapStep:
         outer = list(before.buckets)
         keys, total = before.keys, before.digest
         gone: list[tuple[str, str]] = []
@@ -173,7 +173,7 @@ class MapTable:
                 leaf[key] = entry
             inner[low] = leaf
             outer[high] = tuple(inner)
-        return Step(self._intern(keys, total % digest.MODULUS, tuple(outer)), tuple(gone))
+        return MapStep(self._intern(keys, total % digest.MODULUS, tuple(outer)), tuple(gone))
 
     def _build(self, partial: PartialSnapshot, end: messages.SnapshotEnd) -> SharedMap:
         begin = partial.begin

@@ -19,7 +19,7 @@ class SwarmError(Exception):
     """A process of the swarm failed."""
 
 
-class Plan(control.Agents, frozen=True, kw_only=True):
+class SwarmPlan(control.Agents, frozen=True, kw_only=True):
     """The agents of a swarm."""
 
     public_agents: int = 0
@@ -131,7 +131,7 @@ class Totals:
             _add(self.goodbyes, group.goodbyes)
 
 
-class Process:
+class SwarmProcess:
     """One process of the swarm."""
 
     def __init__(self, module: str, start: control.Start) -> None:
@@ -208,7 +208,7 @@ class Swarm:
     The histograms count since the start: `latency` and `latency_of` of the behaving agents, the others of all agents.
     """
 
-    def __init__(self, addresses: Sequence[tuple[str, int]], plan: Plan) -> None:
+    def __init__(self, addresses: Sequence[tuple[str, int]], plan: SwarmPlan) -> None:
         self.latency = histogram.Histogram()
         self.latency_of = {protocol: histogram.Histogram() for protocol in control.Protocol}
         self.in_sync_after = histogram.Histogram()
@@ -216,7 +216,7 @@ class Swarm:
         self.back_after = histogram.Histogram()
         """From the loss of a connection to in-sync again."""
         self.agents = plan.agents
-        self.processes = [Process(module, start) for module, start in plan.starts(addresses)]
+        self.processes = [SwarmProcess(module, start) for module, start in plan.starts(addresses)]
         self._longest_silence_seconds = 0.0
         self._longest_read_gap_seconds = 0.0
         self._news = asyncio.Event()

@@ -56,7 +56,7 @@ class Message(frames.Content):
                 self.answer = codec.encode(messages.Ack(), types=codec.CLIENT)
 
 
-class Step(NamedTuple):
+class StreamStep(NamedTuple):
     """A frame at a position: the messages that it completes, and the position after it."""
 
     messages: tuple[Message, ...]
@@ -74,10 +74,10 @@ class Position:
         self.tail = tail
         self.reads: frames.BoundedCache[tuple[Message, ...]] = frames.BoundedCache(READS_BYTES)
         """Whole reads from a socket that were complete frames and led back to this position."""
-        self._steps: frames.BoundedCache[Step] = frames.BoundedCache(FRAMES_BYTES)
-        self._expected: tuple[bytes, Step] | None = None
+        self._steps: frames.BoundedCache[StreamStep] = frames.BoundedCache(FRAMES_BYTES)
+        self._expected: tuple[bytes, StreamStep] | None = None
 
-    def known(self, frame: bytes) -> Step | None:
+    def known(self, frame: bytes) -> StreamStep | None:
         """The step that another agent made with this frame. The latest one is compared without a hash."""
         expected = self._expected
         if expected is not None and expected[0] == frame:
@@ -87,7 +87,7 @@ class Position:
             self._expected = frame, step
         return step
 
-    def remember(self, frame: bytes, step: Step) -> None:
+    def remember(self, frame: bytes, step: StreamStep) -> None:
         """Keep a step for `known`."""
         self._steps.put(frame, step)
         self._expected = frame, step
@@ -103,7 +103,7 @@ class Positions:
         self._clean: dict[tuple[Form, bytes], Position] = {(Form.PLAIN, b""): self.start}
         self._decoders: dict[bytes, decoder.Decoder] = {}
 
-    def step(self, position: Position, frame: bytes) -> Step:
+    def step(self, position: Position, frame: bytes) -> StreamStep:
         """The step that a frame makes at a position. Raises RemoteProtocolError."""
         step = position.known(frame)
         if step is None:
@@ -111,11 +111,11 @@ class Positions:
             position.remember(frame, step)
         return step
 
-    def _decode(self, position: Position, frame: bytes) -> Step:
+    def _decode(self, position: Position, frame: bytes) -> StreamStep:
         if position.form is Form.SNAPPY_START:
             if frame != snappy.IDENTIFIER:
                 raise errors.RemoteProtocolError(f"snappy: the stream begins with {frame[:10].hex()}")
-            return Step((), self._position(Form.SNAPPY, position.definitions, b""))
+            return StreamStep((), self._position(Form.SNAPPY, position.definitions, b""))
         data = position.tail + (frame if position.form is Form.PLAIN else _chunk_content(frame))
         definitions, found, offset = position.definitions, list[Message](), 0
         while (message := _first_message(data, offset)) is not None:
@@ -131,8 +131,8 @@ class Positions:
             if isinstance(restart, messages.DecoderRestart):
                 if position.form is not Form.PLAIN or restart.compression_algorithm != messages.SNAPPY:
                     raise errors.RemoteProtocolError(f"a restart that the service never asks for: {restart}")
-                return Step(tuple(found), self._position(Form.SNAPPY_START, b"", b""))
-        return Step(tuple(found), self._position(position.form, definitions, data[offset:]))
+                return StreamStep(tuple(found), self._position(Form.SNAPPY_START, b"", b""))
+        return StreamStep(tuple(found), self._position(position.form, definitions, data[offset:]))
 
     def _position(self, form: Form, definitions: bytes, tail: bytes) -> Position:
         if tail:

@@ -17,7 +17,7 @@ MAX_ATTEMPTS: Final = 5
 REQUEST_TIMEOUT_SECONDS: Final = 60.0
 
 
-class ApiError(Exception):
+class ApiRequestError(Exception):
     """The API server did not answer a request, or refused it; the message has path and answer."""
 
 
@@ -91,11 +91,11 @@ class ApiClient:
             await self._session.close()
 
     async def get(self, path: str, parameters: Mapping[str, str] | None = None) -> tuple[int, bytes]:
-        """Status and body of any answer. Raises ApiError if there is no answer."""
+        """Status and body of any answer. Raises ApiRequestError if there is no answer."""
         return await self.request("GET", path, params=parameters)
 
     async def request(self, method: str, path: str, **options: Any) -> tuple[int, bytes]:
-        """Status and body of any answer; `options` are aiohttp's. Raises ApiError if there is no answer."""
+        """Status and body of any answer; `options` are aiohttp's. Raises ApiRequestError if there is no answer."""
         if self._session is None:
             raise RuntimeError("the client is not open: use `async with`")
         self.requests += 1
@@ -104,10 +104,10 @@ class ApiClient:
             async with self._session.request(method, self.access.server + path, ssl=tls, **options) as answer:
                 return answer.status, await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ApiError(f"{method} {path}: {type(error).__name__} {error}") from error
+            raise ApiRequestError(f"{method} {path}: {type(error).__name__} {error}") from error
 
     async def read_state(self, specs: Iterable[raw.ResourceSpec]) -> ExpectedState:
-        """List all types. A type that the server does not know has no objects. Raises ApiError."""
+        """List all types. A type that the server does not know has no objects. Raises ApiRequestError."""
         live: dict[str, Live] = {}
         for spec in specs:
             for page in await self._pages(spec.type):
@@ -115,7 +115,7 @@ class ApiClient:
         return ExpectedState(live)
 
     async def items(self, type: resources.ResourceType) -> list[bytes]:
-        """List a type; one that the server does not know has no objects. Raises ApiError."""
+        """List a type; one that the server does not know has no objects. Raises ApiRequestError."""
         return [bytes(item) for page in await self._pages(type) for item in page.items]
 
     async def _pages(self, type: resources.ResourceType) -> list[_List]:
@@ -130,13 +130,13 @@ class ApiClient:
                     return []
                 if status != 200:
                     text = body[:300].decode(errors="replace")
-                    raise ApiError(f"GET {type.list_path}: {status} {text}")
+                    raise ApiRequestError(f"GET {type.list_path}: {status} {text}")
                 page = _decode_list(body)
                 pages.append(page)
                 if not page.metadata.continue_:
                     return pages
                 parameters["continue"] = page.metadata.continue_
-        raise ApiError(f"GET {type.list_path}: its version was forgotten {MAX_ATTEMPTS} times")
+        raise ApiRequestError(f"GET {type.list_path}: its version was forgotten {MAX_ATTEMPTS} times")
 
 
 def identity(item: bytes) -> Identity:

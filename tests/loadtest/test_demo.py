@@ -41,5 +41,5 @@ async def test_a_cluster_is_only_read(tmp_path: Path, capsys: pytest.CaptureFixt
 
 async def test_a_cluster_where_nothing_may_be_read(tmp_path: Path, free_port: int) -> None:
     kubeconfig.write(tmp_path / "config", f"http://127.0.0.1:{free_port}")
-    with pytest.raises(expected_state.ApiError):
+    with pytest.raises(expected_state.ApiRequestError):
         await demo.run(dataclasses.replace(SMALL, folder=tmp_path / "report"), own_cluster=tmp_path / "config")

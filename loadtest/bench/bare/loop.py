@@ -21,7 +21,7 @@ COMMAND_BYTES: Final = 4096
 BACKLOG: Final = 8192
 
 
-class Agent:
+class Connection:
     """A connection. `offset` is its position in the log while it lacks data."""
 
     __slots__ = ("greeting", "offset", "shaking_hands", "sock", "waits_to_write")
@@ -61,7 +61,7 @@ class BareLoop:
         os.write(self._log, self._recorded)
         self._end = len(self._recorded)
         self._epoll = select.epoll()
-        self._agents: dict[int, Agent] = {}
+        self._agents: dict[int, Connection] = {}
         self._at_end: dict[int, socket.socket] = {}
 
     def run(self, commands: int = 0) -> None:
@@ -119,7 +119,7 @@ class BareLoop:
             else:
                 self._wait_to_write(self._agents[descriptor], True)
 
-    def _wait_to_write(self, agent: Agent, waits: bool) -> None:
+    def _wait_to_write(self, agent: Connection, waits: bool) -> None:
         if agent.waits_to_write != waits:
             agent.waits_to_write = waits
             self._epoll.modify(agent.sock.fileno(), select.EPOLLIN | (select.EPOLLOUT if waits else 0))
@@ -134,10 +134,10 @@ class BareLoop:
             newcomer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._context is not None:
                 newcomer = self._context.wrap_socket(newcomer, server_side=True, do_handshake_on_connect=False)
-            self._agents[newcomer.fileno()] = Agent(newcomer, len(self._stops))
+            self._agents[newcomer.fileno()] = Connection(newcomer, len(self._stops))
             self._epoll.register(newcomer.fileno(), select.EPOLLIN)
 
-    def _event(self, agent: Agent) -> None:
+    def _event(self, agent: Connection) -> None:
         try:
             if agent.shaking_hands:
                 self._shake_hands(agent)
@@ -152,7 +152,7 @@ class BareLoop:
         except OSError:
             self._close(agent)
 
-    def _shake_hands(self, agent: Agent) -> None:
+    def _shake_hands(self, agent: Connection) -> None:
         assert isinstance(agent.sock, ssl.SSLSocket)
         try:
             agent.sock.do_handshake()
@@ -162,7 +162,7 @@ class BareLoop:
         agent.shaking_hands = False
         self._event(agent)
 
-    def _hear(self, agent: Agent) -> bool:
+    def _hear(self, agent: Connection) -> bool:
         """Read a hello, an ACK or a pong; returns False at the end of the connection."""
         try:
             data = agent.sock.recv(HEAR_BYTES)
@@ -172,7 +172,7 @@ class BareLoop:
             agent.greeting -= 1
         return bool(data)
 
-    def _catch_up(self, agent: Agent) -> None:
+    def _catch_up(self, agent: Connection) -> None:
         """Send from the log up to its end, or to the end of the part of the greeting that was asked for."""
         asked = len(self._stops) - agent.greeting
         while agent.offset < (end := self._end if not agent.greeting else self._stops[asked - 1] if asked else 0):
@@ -185,7 +185,7 @@ class BareLoop:
         if not agent.greeting:
             self._at_end[agent.sock.fileno()] = agent.sock
 
-    def _send_from(self, agent: Agent, end: int) -> int:
+    def _send_from(self, agent: Connection, end: int) -> int:
         count = min(CATCH_UP_BYTES, end - agent.offset)
         if self._context is None:
             return os.sendfile(agent.sock.fileno(), self._log, agent.offset, count)
@@ -195,7 +195,7 @@ class BareLoop:
                 return agent.sock.send(view[agent.offset : agent.offset + count])
         return agent.sock.send(os.pread(self._log, count, agent.offset))
 
-    def _close(self, agent: Agent) -> None:
+    def _close(self, agent: Connection) -> None:
         descriptor = agent.sock.fileno()
         self._epoll.unregister(descriptor)
         self._at_end.pop(descriptor, None)

@@ -37,14 +37,14 @@ class Real:
     @contextlib.asynccontextmanager
     async def open_testbed(self, agents: int, public_agents: int) -> AsyncIterator[testbed.Testbed]:
         """A service and agents that are in sync."""
-        plan = testbed.Plan(
+        plan = testbed.TestbedPlan(
             folder=self.settings.folder,
             kubeconfig=self.kubeconfig,
             types=writer.TYPES,
-            agents=supervisor.Plan(feed=self.settings.feed, agents=agents, public_agents=public_agents),
+            agents=supervisor.SwarmPlan(feed=self.settings.feed, agents=agents, public_agents=public_agents),
         )
 
-        async def api_counters() -> measure.Counters | None:
+        async def api_counters() -> measure.Metrics | None:
             try:
                 return await self.counters()
             except OSError:  # the API server is down
@@ -54,9 +54,9 @@ class Real:
             await running.in_sync()
             yield running
 
-    async def counters(self) -> measure.Counters:
+    async def counters(self) -> measure.Metrics:
         """The API server's own metrics. Raises OSError."""
-        return measure.Counters(await asyncio.to_thread(self.control.metrics))
+        return measure.Metrics(await asyncio.to_thread(self.control.metrics))
 
 
 @contextlib.asynccontextmanager
@@ -161,11 +161,11 @@ async def _kill_worker(real: Real, running: testbed.Testbed) -> None:
     await running.in_sync()
 
 
-def _resumes(counters: measure.Counters) -> dict[str, float]:
+def _resumes(counters: measure.Metrics) -> dict[str, float]:
     return counters.by_label("typha_watch_resumes_total", "type")
 
 
-def _relists(counters: measure.Counters) -> dict[str, float]:
+def _relists(counters: measure.Metrics) -> dict[str, float]:
     found = counters.by_labels("typha_watch_relists_total", "type", "reason")
     return {place[0]: value for place, value in found.items() if place[1] == "410"}
 
@@ -173,7 +173,7 @@ def _relists(counters: measure.Counters) -> dict[str, float]:
 async def _wait_for_types(
     running: testbed.Testbed,
     what: str,
-    read: Callable[[measure.Counters], dict[str, float]],
+    read: Callable[[measure.Metrics], dict[str, float]],
     *,
     touch: writer.Writer | None = None,
 ) -> None:
@@ -189,7 +189,7 @@ async def _wait_for_types(
         running.screen.say(f"{what}: all of {len(types)} types")
 
 
-def _fault_checks(counters: measure.Counters) -> list[report.Check]:
+def _fault_checks(counters: measure.Metrics) -> list[report.Check]:
     resumes, relists = _resumes(counters), _relists(counters)
     types = {str(spec.type) for spec in expected_state.specs(writer.TYPES)}
     restarts = counters.total("typha_worker_restarts_total")
@@ -212,7 +212,7 @@ def _text(values: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.0f}" for name, value in sorted(values.items())) or "nothing"
 
 
-async def _settled(real: Real) -> measure.Counters:
+async def _settled(real: Real) -> measure.Metrics:
     """The API server's counters once the watches of an earlier service have ended."""
     before = await real.counters()
     for _ in range(SETTLE_TIMEOUT_SECONDS):

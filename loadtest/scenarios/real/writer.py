@@ -30,7 +30,7 @@ class WriteError(Exception):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Kind:
+class WrittenKind:
     """A kind of object that is created, updated and deleted."""
 
     type: resources.ResourceType
@@ -44,10 +44,10 @@ class Kind:
 
 
 KINDS: Final = (
-    Kind(resources.ResourceType("", "v1", "pods"), objects.pod),
-    Kind(resources.ResourceType("", "v1", "services"), objects.service),
-    Kind(resources.ResourceType("discovery.k8s.io", "v1", "endpointslices"), objects.endpoint_slice),
-    Kind(resources.ResourceType(objects.GROUP, "v1", "widgets"), objects.widget),
+    WrittenKind(resources.ResourceType("", "v1", "pods"), objects.pod),
+    WrittenKind(resources.ResourceType("", "v1", "services"), objects.service),
+    WrittenKind(resources.ResourceType("discovery.k8s.io", "v1", "endpointslices"), objects.endpoint_slice),
+    WrittenKind(resources.ResourceType(objects.GROUP, "v1", "widgets"), objects.widget),
 )
 TYPES: Final = ("v1/namespaces", *(str(kind.type) for kind in KINDS))
 
@@ -64,7 +64,7 @@ class Writer:
         self._client = client
         self._dice = random.Random(seed)
         self._namespaces = [f"load-{number:02d}" for number in range(namespaces)]
-        self._live: dict[Kind, list[tuple[str, str, str]]] = {kind: [] for kind in KINDS}
+        self._live: dict[WrittenKind, list[tuple[str, str, str]]] = {kind: [] for kind in KINDS}
         """(namespace, name, uid) of each object."""
         self._serial = 0
 
@@ -77,7 +77,7 @@ class Writer:
         await self._wait_served(KINDS[-1])
         gate = asyncio.Semaphore(AT_ONCE)
 
-        async def create(kind: Kind) -> None:
+        async def create(kind: WrittenKind) -> None:
             async with gate:
                 await self._create(kind)
 
@@ -118,7 +118,7 @@ class Writer:
             case _:
                 await self._delete(kind)
 
-    async def _create(self, kind: Kind) -> None:
+    async def _create(self, kind: WrittenKind) -> None:
         self._serial += 1
         name = f"{kind.type.resource[:-1]}-{self._serial:06d}"
         namespace = self._dice.choice(self._namespaces)
@@ -129,7 +129,7 @@ class Writer:
         self._live[kind].append((namespace, name, created["metadata"]["uid"]))
         self.counts["create"] += 1
 
-    async def _update(self, kind: Kind) -> None:
+    async def _update(self, kind: WrittenKind) -> None:
         if not self._live[kind]:
             return
         namespace, name, _ = self._dice.choice(self._live[kind])
@@ -137,7 +137,7 @@ class Writer:
         await self._request("PATCH", kind.path(namespace, name), change, accepted=(200, 404))
         self.counts["update"] += 1
 
-    async def _delete(self, kind: Kind) -> None:
+    async def _delete(self, kind: WrittenKind) -> None:
         live = self._live[kind]
         if not live:
             return
@@ -154,7 +154,7 @@ class Writer:
         await self._request("PATCH", path, {"metadata": {}})
         self.counts["update"] += 1
 
-    async def _wait_served(self, kind: Kind) -> None:
+    async def _wait_served(self, kind: WrittenKind) -> None:
         async with asyncio.timeout(GIVE_UP_SECONDS):
             while True:
                 status, _ = await self._request("GET", kind.type.list_path, accepted=(200, 404))
@@ -185,7 +185,7 @@ class Writer:
         try:
             status, answer = await self._client.request(method, path, data=data, headers={"Content-Type": kind})
             return status, json.loads(answer) if status < 300 else {}, answer.decode(errors="replace")
-        except (expected_state.ApiError, ValueError) as error:
+        except (expected_state.ApiRequestError, ValueError) as error:
             return 0, {}, str(error)
 
 

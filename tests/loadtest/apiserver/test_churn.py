@@ -8,7 +8,7 @@ import pytest
 
 from loadtest import WRITTEN_AT
 from loadtest.apiserver import churn, objects, resources
-from loadtest.apiserver.churn import ChurnSettings, Writer
+from loadtest.apiserver.churn import ChurnSettings, ChurnWriter
 from loadtest.apiserver.population import Population, populate
 from loadtest.apiserver.simulator import Simulator
 from loadtest.apiserver.store import Store
@@ -27,7 +27,7 @@ def new_store() -> Store:
 def test_the_same_seed_gives_the_same_writes() -> None:
     stores = [new_store(), new_store()]
     for store in stores:
-        writer = Writer(store, ChurnSettings(), seed=3)
+        writer = ChurnWriter(store, ChurnSettings(), seed=3)
         for number in range(300):
             writer.write(number)
     states = [[store.objects(resource) for resource in store.resources()] for store in stores]
@@ -39,7 +39,7 @@ def test_all_operations_are_made_and_marked_with_their_time() -> None:
     store = new_store()
     events: list[objects.Event] = []
     store.subscribe(lambda _, event: events.append(event))
-    writer = Writer(store, ChurnSettings(), seed=0)
+    writer = ChurnWriter(store, ChurnSettings(), seed=0)
     for number in range(500):
         writer.write(1000 + number)
     kinds = {kind: [event for event in events if event.kind is kind] for kind in objects.EventKind}
@@ -54,7 +54,7 @@ def test_all_operations_are_made_and_marked_with_their_time() -> None:
 
 def test_the_time_is_a_label_too_on_request() -> None:
     store = new_store()
-    writer = Writer(
+    writer = ChurnWriter(
         store, ChurnSettings(types={"pods": 1.0}, label_times=True, pod_bytes=4000, update=0, delete=0), seed=0
     )
     writer.write(1000)
@@ -67,7 +67,7 @@ def test_the_time_is_a_label_too_on_request() -> None:
 def test_it_continues_after_a_deletion_by_another_writer_or_a_roll_back() -> None:
     store = new_store()
     settings = ChurnSettings(types={"pods": 1.0})
-    writer = Writer(store, settings, seed=0)
+    writer = ChurnWriter(store, settings, seed=0)
     for number in range(50):
         writer.write(number)
     for key in store.objects(resources.PODS):
@@ -75,7 +75,7 @@ def test_it_continues_after_a_deletion_by_another_writer_or_a_roll_back() -> Non
     for number in range(50):
         writer.write(number)
     store.roll_back(store.version - 40)
-    again = Writer(store, settings, seed=0)
+    again = ChurnWriter(store, settings, seed=0)
     for number in range(50):
         writer.write(number)
         again.write(number)
@@ -101,7 +101,7 @@ def test_invalid_settings(members: dict[str, Any]) -> None:
 
 def test_types_that_are_not_served() -> None:
     with pytest.raises(ValueError, match="served"):
-        Writer(Store(), ChurnSettings(), seed=0)
+        ChurnWriter(Store(), ChurnSettings(), seed=0)
 
 
 async def test_the_pace_is_kept_by_an_absolute_schedule() -> None:

@@ -53,12 +53,12 @@ async def test_its_agents_hold_the_api_servers_state(protocol: control.Protocol,
     """Recorded snapshot, own watch, new agents after updates: the same map as from the service."""
     report.prepare_folder(tmp_path)
     calico = protocol is control.Protocol.TYPHA
-    async with processes.Simulator(tmp_path, nodes=5, pods=50, calico=calico) as simulator:
+    async with processes.SimulatorProcess(tmp_path, nodes=5, pods=50, calico=calico) as simulator:
         setup = targets.Setup(folder=tmp_path, simulator=simulator, protocol=protocol)
         async with targets.open_target(targets.Side.BARE, setup) as bare:
-            assert isinstance(bare, targets.BareLoop)
+            assert isinstance(bare, targets.BareProcess)
             assert not bare.has_schedule
-            plan = supervisor.Plan(feed=setup.feed, agents=AGENTS, protocols=[protocol])
+            plan = supervisor.SwarmPlan(feed=setup.feed, agents=AGENTS, protocols=[protocol])
             async with supervisor.Swarm([bare.address], plan) as swarm:
                 await swarm.wait_in_sync(timeout_seconds=30)
 

@@ -11,7 +11,7 @@ class ReportedSwarm:
     """A swarm of two processes whose reports come from the test."""
 
     def __init__(self) -> None:
-        self.swarm = supervisor.Swarm([("127.0.0.1", 1)], supervisor.Plan(feed="workloads", agents=2, processes=2))
+        self.swarm = supervisor.Swarm([("127.0.0.1", 1)], supervisor.SwarmPlan(feed="workloads", agents=2, processes=2))
 
     async def report(self, number: int, updates: int, *, late_seconds: float = 0.0) -> None:
         """One process reports how many updates its agents have received; waiting tasks run."""

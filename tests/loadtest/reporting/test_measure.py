@@ -22,7 +22,7 @@ watches{type="b",verb="LIST"} 8.0
 
 
 def test_counters_are_summed_by_labels() -> None:
-    counters = measure.Counters(EXPOSITION)
+    counters = measure.Metrics(EXPOSITION)
     assert counters.total("typha_disconnects_total") == 5
     assert counters.total("typha_disconnects_total", reason="bad-preface") == 2
     assert counters.total("nothing") == 0

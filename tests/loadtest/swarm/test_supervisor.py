@@ -38,7 +38,9 @@ async def test_a_swarm_follows_changes_reconnects_and_proves_its_maps() -> None:
     content = population(50)
     async with (
         testing.Server(feeds={"workloads": content}) as server,
-        supervisor.Swarm([address(server)], supervisor.Plan(feed="workloads", agents=12, public_agents=2)) as swarm,
+        supervisor.Swarm(
+            [address(server)], supervisor.SwarmPlan(feed="workloads", agents=12, public_agents=2)
+        ) as swarm,
     ):
         await swarm.wait_in_sync(timeout_seconds=20)
         content["new"] = value("n", written_at_ns=time.time_ns())
@@ -74,7 +76,7 @@ async def test_impaired_agents_fall_behind_and_come_back() -> None:
     async with (
         testing.Server(feeds={"workloads": population(5)}) as server,
         supervisor.Swarm(
-            [address(server)], supervisor.Plan(feed="workloads", agents=4, processes=1, small_buffers=2)
+            [address(server)], supervisor.SwarmPlan(feed="workloads", agents=4, processes=1, small_buffers=2)
         ) as swarm,
     ):
         await swarm.wait_in_sync(timeout_seconds=20)
@@ -97,7 +99,7 @@ async def test_background_agents_are_impaired_and_do_not_count_with_the_others()
         testing.Server(feeds={"workloads": population(5)}) as server,
         supervisor.Swarm(
             [address(server)],
-            supervisor.Plan(feed="workloads", agents=6, processes=1, small_buffers=2, background=True),
+            supervisor.SwarmPlan(feed="workloads", agents=6, processes=1, small_buffers=2, background=True),
         ) as swarm,
     ):
         await swarm.wait_in_sync(timeout_seconds=20)
@@ -125,7 +127,7 @@ async def test_background_agents_are_impaired_and_do_not_count_with_the_others()
 async def test_reconnect_is_a_storm() -> None:
     async with (
         testing.Server(feeds={"workloads": population(5)}) as server,
-        supervisor.Swarm([address(server)], supervisor.Plan(feed="workloads", agents=6, processes=1)) as swarm,
+        supervisor.Swarm([address(server)], supervisor.SwarmPlan(feed="workloads", agents=6, processes=1)) as swarm,
     ):
         await swarm.wait_in_sync(timeout_seconds=20)
         await swarm.reconnect()
@@ -145,7 +147,7 @@ async def test_agents_come_over_tls(tmp_path: Path) -> None:
         testing.Server(feeds={"workloads": content}, tls=context) as server,
         supervisor.Swarm(
             [address(server)],
-            supervisor.Plan(feed="workloads", agents=6, public_agents=1, processes=1, tls=made.agents),
+            supervisor.SwarmPlan(feed="workloads", agents=6, public_agents=1, processes=1, tls=made.agents),
         ) as swarm,
     ):
         await swarm.wait_in_sync(timeout_seconds=20)
@@ -159,7 +161,7 @@ async def test_agents_come_over_tls(tmp_path: Path) -> None:
 
 async def test_waits_for_a_server_that_comes_later(free_port: int) -> None:
     async with supervisor.Swarm(
-        [("127.0.0.1", free_port)], supervisor.Plan(feed="workloads", agents=2, processes=1)
+        [("127.0.0.1", free_port)], supervisor.SwarmPlan(feed="workloads", agents=2, processes=1)
     ) as swarm:
         await swarm.wait_for(lambda totals: "connect ECONNREFUSED" in totals.disconnects, timeout_seconds=20)
         assert swarm.totals().in_sync == 0
@@ -168,7 +170,7 @@ async def test_waits_for_a_server_that_comes_later(free_port: int) -> None:
 async def test_a_process_that_dies_is_an_error() -> None:
     async with (
         testing.Server(feeds={"workloads": population(5)}) as server,
-        supervisor.Swarm([address(server)], supervisor.Plan(feed="workloads", agents=2, processes=2)) as swarm,
+        supervisor.Swarm([address(server)], supervisor.SwarmPlan(feed="workloads", agents=2, processes=2)) as swarm,
     ):
         await swarm.wait_in_sync(timeout_seconds=20)
         os.kill(swarm.processes[0].pid, signal.SIGKILL)

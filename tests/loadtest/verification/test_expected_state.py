@@ -43,12 +43,12 @@ async def test_unknown_types_have_no_objects_and_refusals_are_errors(tmp_path: P
         unknown = [raw.ResourceSpec(resources.ResourceType("nowhere.example.com", "v1", "things"))]
         assert (await client.read_state(unknown)).live == {}
         server.inject(faults.Fault(kind=faults.FaultKind.ERROR, code=403, duration_seconds=60))
-        with pytest.raises(expected_state.ApiError, match=r"/api/v1/pods: 403"):
+        with pytest.raises(expected_state.ApiRequestError, match=r"/api/v1/pods: 403"):
             await client.read_state(expected_state.specs(["v1/pods"]))
 
 
 async def test_no_server_is_an_error(tmp_path: Path, free_port: int) -> None:
     kubeconfig.write(tmp_path / "config", f"http://127.0.0.1:{free_port}")
     async with expected_state.ApiClient(kubeconfig.load(tmp_path / "config")) as client:
-        with pytest.raises(expected_state.ApiError, match="GET /api/v1/pods"):
+        with pytest.raises(expected_state.ApiRequestError, match="GET /api/v1/pods"):
             await client.read_state(expected_state.specs(["v1/pods"]))
