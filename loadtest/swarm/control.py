@@ -1,5 +1,6 @@
 """The messages between a supervisor and its worker processes: one JSON object a line, over pipes."""
 
+import dataclasses
 import enum
 import os
 import sys
@@ -93,10 +94,12 @@ class AskDigests(msgspec.Struct, tag="ask-digests", kw_only=True):
 Command: TypeAlias = Start | Impair | Reconnect | Capture | AskDigests
 
 
-class Group(msgspec.Struct, kw_only=True, eq=False):
+@dataclasses.dataclass(slots=True, kw_only=True, eq=False)
+class Group:
     """Counters of the behaving or of the impaired agents of a process, since its start if nothing else is said.
 
-    An agent that was impaired once stays in the group of the impaired.
+    An agent that was impaired once stays in the group of the impaired. A class with slots, because agents count in it
+    for every update.
     """
 
     bytes: int = 0
@@ -104,17 +107,17 @@ class Group(msgspec.Struct, kw_only=True, eq=False):
     updates: int = 0
     deletions: int = 0
     snapshots: int = 0
-    goodbyes: dict[str, int] = msgspec.field(default_factory=dict)
+    goodbyes: dict[str, int] = dataclasses.field(default_factory=dict)
     silence_ns: int = 0
     """The longest time since the last report in which the network brought nothing to a connection. It counts from the
     first byte that the agent sent, and includes silences that still last."""
     read_gap_ns: int = 0
     """The longest time since the last report between two reads of a connection; includes delays of the process."""
-    latency: histogram.Histogram = msgspec.field(default_factory=histogram.Histogram)
+    latency: histogram.Histogram = dataclasses.field(default_factory=histogram.Histogram)
     """Since the last report: from the writer's mark to the return of the read, for updates written while in sync."""
-    in_sync_after: histogram.Histogram = msgspec.field(default_factory=histogram.Histogram)
+    in_sync_after: histogram.Histogram = dataclasses.field(default_factory=histogram.Histogram)
     """Since the last report: from the connect to the first in-sync status."""
-    back_after: histogram.Histogram = msgspec.field(default_factory=histogram.Histogram)
+    back_after: histogram.Histogram = dataclasses.field(default_factory=histogram.Histogram)
     """Since the last report: from the loss of a connection that was in sync to the next in-sync status."""
 
     def reported(self) -> None:
