@@ -134,7 +134,7 @@ class Turn:
             if schedule is None:
                 await self._setup.simulator.update_pods(rate, seconds)
             else:
-                schedule.start_updates(rate, seconds)
+                await schedule.start_updates(rate, seconds)
                 await asyncio.sleep(seconds)
 
         window = await measurement.observe(target, swarm, change)

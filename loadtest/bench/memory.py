@@ -57,7 +57,7 @@ async def _at_rest(service: processes.ServiceProcess) -> AtRest:
     await asyncio.sleep(SETTLE_SECONDS)
     counters = await service.counters()
     return AtRest(
-        hub_bytes=measure.memory([service.hub_pid]).private_bytes,
+        hub_bytes=measure.memory([service.pid]).private_bytes,
         total_bytes=measure.memory(service.pids()).total_bytes,
         keys=counters.total("typha_cache_size"),
         value_bytes=counters.total("typha_snapshot_raw_bytes"),

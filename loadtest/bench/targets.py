@@ -7,7 +7,7 @@ import enum
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 from cache.feeds.calico import syncers
 from loadtest.bench.bare import greeting
@@ -76,42 +76,31 @@ class Setup:
                 raise supervisor.SwarmError(f"{errors[0]} (agents of {target.address})")
 
 
-class BareProcess:
-    """`python -m loadtest.bench.bare` as a process; an async context manager."""
+class BareProcess(child.Child):
+    """`python -m loadtest.bench.bare` as a process."""
 
     def __init__(self, log: Path, arguments: list[str], *, has_schedule: bool) -> None:
+        super().__init__("the bare loop", log)
         self.address = (processes.HOST, 0)
         self.has_schedule = has_schedule
         self._command = [sys.executable, "-m", "loadtest.bench.bare", *arguments]
-        self._child = child.Child("the bare loop", log)
 
-    async def __aenter__(self) -> Self:
-        try:
-            await self._child.start(self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
-            self.address = (processes.HOST, int((await self._child.read_ready_line())["port"]))
-        except BaseException:
-            await self._child.stop()
-            raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._child.stop()
+    async def start(self) -> None:
+        """Start it, and return when it listens. Raises ProcessError."""
+        await self._spawn(self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
+        self.address = (processes.HOST, int((await self._read_ready_line())["port"]))
 
     def pids(self) -> list[int]:
         """Its one process."""
-        return [self._child.pid]
+        return [self.pid]
 
     def cpu(self) -> measure.Cpu:
         """CPU time so far."""
-        return measure.Cpu(measure.cpu_seconds(self._child.pid))
+        return measure.Cpu(measure.cpu_seconds(self.pid))
 
-    def check(self) -> None:
-        """Raises ProcessError if it has ended."""
-        self._child.check()
-
-    def start_updates(self, updates_per_second: float, seconds: float) -> None:
+    async def start_updates(self, updates_per_second: float, seconds: float) -> None:
         """Start its own updates, if it has a schedule."""
-        self._child.stdin.write(f"{updates_per_second} {seconds}\n".encode())
+        await self.write(f"{updates_per_second} {seconds}\n".encode())
 
 
 @contextlib.asynccontextmanager

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import aiohttp
 import msgspec
@@ -36,36 +36,33 @@ ONLY_PODS: Final = {"pods": 1}
 """For `types` of a churn."""
 
 
-class SimulatorProcess:
-    """`python -m loadtest.apiserver` as a process; an async context manager."""
+class SimulatorProcess(child.Child):
+    """`python -m loadtest.apiserver` as a process."""
 
     def __init__(
         self, folder: Path, *, nodes: int = 500, pods: int = 5000, pod_bytes: int = 0, calico: bool = False
     ) -> None:
+        super().__init__("apiserver", folder / "apiserver.log")
         self.kubeconfig = folder / "simulator.kubeconfig"
         self.url = ""
         self._command = [sys.executable, "-m", "loadtest.apiserver", "--nodes", str(nodes), "--pods", str(pods)]
         self._command += ["--pod-bytes", str(pod_bytes), *(["--calico"] if calico else [])]
         self._pod_bytes = pod_bytes
         self._calico = calico
-        self._child = child.Child("apiserver", folder / "apiserver.log")
         self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> Self:
-        try:
-            await self._child.start(self._command, stdout=asyncio.subprocess.PIPE)
-            self.url = (await self._child.read_ready_line())["url"]
-        except BaseException:
-            await self._child.stop()
-            raise
+    async def start(self) -> None:
+        """Start it and write a kubeconfig file. Raises ProcessError."""
+        await self._spawn(self._command, stdout=asyncio.subprocess.PIPE)
+        self.url = (await self._read_ready_line())["url"]
         kubeconfig.write(self.kubeconfig, self.url)
         self._session = aiohttp.ClientSession()
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def stop(self) -> None:
+        """End it."""
         if self._session is not None:
             await self._session.close()
-        await self._child.stop()
+        await super().stop()
 
     async def control(self, method: str, what: str, body: object = None) -> dict[str, Any]:
         """Send a request to its control endpoint. Raises ProcessError if it is refused."""
@@ -102,8 +99,10 @@ class SimulatorProcess:
             return measure.Metrics(await answer.text())
 
 
-class ServiceProcess:
-    """`typha serve` as a process; an async context manager. Its ports stay the same after a kill and a new start."""
+class ServiceProcess(child.Child):
+    """`typha serve` as a process, which is its hub. Its ports stay the same after a kill and a new start."""
+
+    log: Path
 
     def __init__(
         self,
@@ -114,9 +113,9 @@ class ServiceProcess:
         settings: Mapping[str, str] | None = None,
     ) -> None:
         """Serve a raw feed of `types`, or without types Calico's feeds; `settings` are environment variables."""
+        super().__init__("service", folder / "service.log")
         self.port, self._health_port, self._metrics_port = _distinct_ports(3)
         self.address = (HOST, self.port)
-        self.log = folder / "service.log"
         feeds_file = folder / "feeds.yaml"
         feeds = {"feeds": {FEED: {"resources": [{"type": name} for name in types]}}}
         feeds_file.write_text(yaml.safe_dump(feeds, sort_keys=False))
@@ -140,18 +139,12 @@ class ServiceProcess:
             "TYPHA_LOGSEVERITYSCREEN": "info",
             **(settings or {}),
         }
-        self._child = child.Child("service", self.log)
         self._cpu = measure.CpuMeter()
         self._session: aiohttp.ClientSession | None = None
 
-    @property
-    def hub_pid(self) -> int:
-        """Process id of its hub."""
-        return self._child.pid
-
     def pids(self) -> list[int]:
         """All its processes, the hub first."""
-        return [] if self._child.process is None else measure.process_tree(self._child.process.pid)
+        return [] if self._process is None else measure.process_tree(self._process.pid)
 
     def worker_pids(self) -> list[int]:
         """Its worker processes."""
@@ -161,26 +154,14 @@ class ServiceProcess:
         """CPU time since its first start, with that of processes that have ended."""
         return self._cpu.sample(self.pids())
 
-    async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SCRAPE_TIMEOUT_SECONDS))
-        try:
-            await self.start()
-        except BaseException:
-            await self.__aexit__()
-            raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._child.stop()
-        if self._session is not None:
-            await self._session.close()
-
     async def start(self) -> float:
         """Start it and wait until it is ready; returns how long that took, in seconds. Raises ProcessError."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SCRAPE_TIMEOUT_SECONDS))
         begin = time.monotonic()
-        await self._child.start([str(TYPHA), "serve"], env=self._environment)
+        await self._spawn([str(TYPHA), "serve"], env=self._environment)
         while not await self.ready():
-            self._child.check()
+            self.check()
             if time.monotonic() - begin > child.START_TIMEOUT_SECONDS:
                 raise child.ProcessError(
                     f"the service is not ready after {child.START_TIMEOUT_SECONDS:.0f} s; see {self.log}"
@@ -188,10 +169,16 @@ class ServiceProcess:
             await asyncio.sleep(POLL_INTERVAL_SECONDS)
         return time.monotonic() - begin
 
+    async def stop(self) -> None:
+        """End it."""
+        await super().stop()
+        if self._session is not None:
+            await self._session.close()
+
     async def kill(self) -> None:
         """Send SIGKILL to the hub only."""
         self.cpu()
-        await self._child.kill()
+        await super().kill()
 
     async def left_over(self, workers: Sequence[int]) -> list[int]:
         """Those of the workers of a killed service that still run after up to 15 s."""
@@ -210,10 +197,6 @@ class ServiceProcess:
         self.cpu()
         os.kill(workers[0], signal.SIGKILL)
         return workers[0]
-
-    def check(self) -> None:
-        """Raises ProcessError if it has ended by itself."""
-        self._child.check()
 
     async def ready(self) -> bool:
         """Whether /readiness answers 200."""

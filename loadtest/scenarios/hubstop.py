@@ -23,7 +23,7 @@ async def hub_stop(
         await scene.start_churn()
         workers = set(running.service.worker_pids())
         span = await assertions.begin(running)
-        hub = running.service.hub_pid
+        hub = running.service.pid
         os.kill(hub, signal.SIGSTOP)
         screen.say(f"the hub is stopped (SIGSTOP) for {settings.seconds:g} s")
         try:

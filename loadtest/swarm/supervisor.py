@@ -28,18 +28,18 @@ class SwarmPlan(control.Agents, frozen=True, kw_only=True):
     protocols: Sequence[control.Protocol] = (control.Protocol.NATIVE,)
     """What the agents speak, in equal parts and in separate processes."""
 
-    def starts(self, addresses: Sequence[tuple[str, int]]) -> list[tuple[str, control.Start]]:
+    def orders(self, addresses: Sequence[tuple[str, int]]) -> list[tuple[str, control.Start]]:
         """Module and first message of each process."""
         public = min(self.public_agents, self.agents - 1)
         slow = self.small_buffers + len(self.protocols) if self.background else 0
         slow_shares = self._shares(slow, processes=1) if slow else []
         shares = [*slow_shares, *self._shares(self.agents - public - slow, processes=self.processes)]
         small_in = len(slow_shares) or len(shares)
-        starts = []
+        orders = []
         first = 0
         for number, (protocol, agents) in enumerate(shares):
             at_first = None if self.agents_at_first is None else _part(self.agents_at_first, len(shares), number)
-            start = control.Start(
+            order = control.Start(
                 addresses=list(addresses),
                 feed=self.feed,
                 agents=agents,
@@ -55,11 +55,11 @@ class SwarmPlan(control.Agents, frozen=True, kw_only=True):
                 seed=self.seed,
             )
             first += agents
-            starts.append((control.WORKER_MODULE, start))
+            orders.append((control.WORKER_MODULE, order))
         if public:
-            start = control.Start(addresses=list(addresses), feed=self.feed, agents=public, tls=self.tls)
-            starts.append((control.PUBLIC_MODULE, start))
-        return starts
+            order = control.Start(addresses=list(addresses), feed=self.feed, agents=public, tls=self.tls)
+            orders.append((control.PUBLIC_MODULE, order))
+        return orders
 
     def _shares(self, agents: int, *, processes: int) -> list[tuple[control.Protocol, int]]:
         """Protocol and number of agents of each process."""
@@ -131,39 +131,35 @@ class Totals:
             _add(self.goodbyes, group.goodbyes)
 
 
-class SwarmProcess:
+class SwarmProcess(child.Child):
     """One process of the swarm."""
 
-    def __init__(self, module: str, start: control.Start) -> None:
+    def __init__(self, swarm: "Swarm", module: str, order: control.Start) -> None:
+        super().__init__(module, None)
         self.module = module
-        self.start = start
+        self.order = order
         self.stats: control.Stats | None = None
         self.failure: str | None = None
+        self._swarm = swarm
         self._digests: asyncio.Future[control.Digests] | None = None
-        self._child = child.Child(module)
         self._reader: asyncio.Task[None] | None = None
         self._stopping = False
 
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._child.pid
-
-    async def run(self, swarm: "Swarm") -> None:
-        """Start the process and the task that reads its reports."""
+    async def start(self) -> None:
+        """Start the process and the task that reads its reports, and let its agents connect. Raises SwarmError."""
         pipe = asyncio.subprocess.PIPE
         command = [sys.executable, "-m", self.module]
-        await self._child.start(command, stdin=pipe, stdout=pipe, limit=control.MAX_LINE_BYTES)
-        self._reader = asyncio.create_task(self._read(swarm, self._child.stdout), name=f"reports of {self.module}")
-        await self.send(self.start)
+        await self._spawn(command, stdin=pipe, stdout=pipe, limit=control.MAX_LINE_BYTES)
+        assert self.process.stdout is not None
+        self._reader = asyncio.create_task(self._read(self.process.stdout), name=f"reports of {self.module}")
+        await self.send(self.order)
 
     async def send(self, command: control.Command) -> None:
         """Send a command. Raises SwarmError if the process has ended or failed."""
         if self.failure is not None:
             raise SwarmError(f"{self.module}: {self.failure}")
         try:
-            self._child.stdin.write(control.encode(command) + b"\n")
-            await self._child.stdin.drain()
+            await self.write(control.encode(command) + b"\n")
         except ConnectionError as error:
             raise SwarmError(f"{self.module} has ended") from error
 
@@ -180,16 +176,16 @@ class SwarmProcess:
     async def stop(self) -> None:
         """End the process."""
         self._stopping = True
-        await self._child.stop()
+        await super().stop()
         if self._reader is not None:
             await asyncio.wait([self._reader])
 
-    async def _read(self, swarm: "Swarm", reports: asyncio.StreamReader) -> None:
+    async def _read(self, reports: asyncio.StreamReader) -> None:
         while line := await reports.readline():
             match control.decode_report(line):
                 case control.Stats() as stats:
                     self.stats = stats
-                    swarm.received(stats, self.start.protocol)
+                    self._swarm.received(stats, self.order.protocol)
                 case control.Digests() as digests:
                     if self._digests is not None and not self._digests.done():
                         self._digests.set_result(digests)
@@ -199,7 +195,7 @@ class SwarmProcess:
             self.failure = "it has ended"
         if self._digests is not None and not self._digests.done():
             self._digests.set_exception(SwarmError(f"{self.module} has ended"))
-        swarm.wake()
+        self._swarm.wake()
 
 
 class Swarm:
@@ -216,7 +212,7 @@ class Swarm:
         self.back_after = histogram.Histogram()
         """From the loss of a connection to in-sync again."""
         self.agents = plan.agents
-        self.processes = [SwarmProcess(module, start) for module, start in plan.starts(addresses)]
+        self.processes = [SwarmProcess(self, module, order) for module, order in plan.orders(addresses)]
         self._longest_silence_seconds = 0.0
         self._longest_read_gap_seconds = 0.0
         self._news = asyncio.Event()
@@ -224,7 +220,7 @@ class Swarm:
     async def __aenter__(self) -> Self:
         try:
             for process in self.processes:
-                await process.run(self)
+                await process.start()
         except BaseException:
             await self.__aexit__()
             raise
@@ -260,8 +256,8 @@ class Swarm:
 
     def totals(self, protocol: control.Protocol | None = None) -> Totals:
         """The sum of all reports, or of those of one protocol. Raises SwarmError if a process failed."""
-        chosen = [process for process in self.processes if protocol in (None, process.start.protocol)]
-        totals = Totals(agents=sum(process.start.agents for process in chosen))
+        chosen = [process for process in self.processes if protocol in (None, process.order.protocol)]
+        totals = Totals(agents=sum(process.order.agents for process in chosen))
         reported = []
         for process in chosen:
             if process.failure is not None:
@@ -279,7 +275,7 @@ class Swarm:
         If there are background processes, only their agents.
         """
         workers = [process for process in self.processes if process.module == control.WORKER_MODULE]
-        workers = [process for process in workers if process.start.background] or workers
+        workers = [process for process in workers if process.order.background] or workers
         for number, process in enumerate(workers):
             share = _part(agents, len(workers), number)
             await process.send(control.Impair(agents=share, bytes_per_second=bytes_per_second, seconds=seconds))

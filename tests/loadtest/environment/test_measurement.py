@@ -28,7 +28,7 @@ class ReportedSwarm:
         )
         process = self.swarm.processes[number]
         process.stats = stats
-        self.swarm.received(stats, process.start.protocol)
+        self.swarm.received(stats, process.order.protocol)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 

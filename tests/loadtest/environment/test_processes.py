@@ -12,5 +12,5 @@ async def test_the_service_is_started_so_that_it_only_reads(tmp_path: pathlib.Pa
         path = tmp_path / "kubeconfig"
         kubeconfig.write(path, simulator.url)
         async with processes.ServiceProcess(tmp_path, kubeconfig=path, types=["v1/pods"]) as service:
-            environment = pathlib.Path(f"/proc/{service.hub_pid}/environ").read_text().split("\0")
+            environment = pathlib.Path(f"/proc/{service.pid}/environ").read_text().split("\0")
     assert {"TYPHA_READONLY=true", "TYPHA_CALICOFEEDS=false"} <= set(environment)

@@ -103,7 +103,7 @@ async def test_background_agents_are_impaired_and_do_not_count_with_the_others()
         ) as swarm,
     ):
         await swarm.wait_in_sync(timeout_seconds=20)
-        assert [process.start.agents for process in swarm.processes] == [3, 3]
+        assert [process.order.agents for process in swarm.processes] == [3, 3]
         assert [os.sched_getscheduler(process.pid) for process in swarm.processes] == [os.SCHED_IDLE, os.SCHED_OTHER]
         before = digest.state_digest(population(5).items())
         await swarm.impair(2, bytes_per_second=0, seconds=600.0)
