@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich import console, table
 
@@ -48,14 +48,13 @@ def settings_of(
     *,
     names: str,
     rounds: int | None,
-    seconds: float | None,
-    scale: float | None,
     quick: bool,
     protocol: control.Protocol,
     record: bool,
     folder: Path,
+    **sizes: float | None,
 ) -> BenchSettings:
-    """Settings from the command line; options that are not given are those of the full size, or of the quick pass.
+    """Settings from the command line; options that are None are those of the full size, or of the quick pass.
 
     Raises ValueError for an unknown row.
     """
@@ -63,16 +62,12 @@ def settings_of(
     chosen = tuple(name for name in names.split(",") if name)
     chosen = chosen or tuple(row.name for row in rows.ROWS if protocol is control.Protocol.NATIVE or row.both)
     rows.choose(chosen)
-    sizes = dataclasses.replace(
-        base.sizes,
-        scale=base.sizes.scale if scale is None else scale,
-        seconds=base.sizes.seconds if seconds is None else seconds,
-    )
+    given: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
     return dataclasses.replace(
         base,
         names=chosen,
-        rounds=base.rounds if rounds is None else rounds,
-        sizes=sizes,
+        rounds=rounds or base.rounds,
+        sizes=dataclasses.replace(base.sizes, **given),
         protocol=protocol,
         record=HISTORY if record else None,
         folder=folder,
