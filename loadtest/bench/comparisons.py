@@ -110,16 +110,9 @@ class Turn:
         return measure.memory(target.pids()).total_bytes
 
     async def _storm(self, target: measurement.Target, swarm: supervisor.Swarm) -> None:
-        connects = swarm.totals().connects
-
-        async def reconnect() -> None:
-            await swarm.reconnect()
-            await swarm.wait_for(
-                lambda now: now.connects >= connects + self._agents and now.in_sync >= self._agents,
-                timeout_seconds=targets.IN_SYNC_TIMEOUT_SECONDS,
-            )
-
-        window = await measurement.observe(target, swarm, reconnect)
+        window = await measurement.observe(
+            target, swarm, lambda: swarm.storm(timeout_seconds=targets.IN_SYNC_TIMEOUT_SECONDS)
+        )
         self._add("storm-cpu", window.cpu_seconds / self._agents * 1e3)
         self._add("storm-slowest", (window.in_sync_after.quantile(1.0) or 0.0) * 1e3)
 

@@ -55,22 +55,13 @@ async def storm(settings: fixture.Settings, screen: dashboard.Dashboard) -> repo
     async with fixture.open_scene(settings, screen) as scene:
         running = scene.testbed
         span = await assertions.begin(running)
-        before = span.before
         clients = settings.agents - settings.public_agents
-
-        async def reconnect() -> None:
-            await running.swarm.reconnect()
-            await running.swarm.wait_for(
-                lambda now: now.connects >= before.connects + clients and span.all_are_back(),
-                timeout_seconds=testbed.IN_SYNC_TIMEOUT_SECONDS,
-            )
-
-        window = await running.window(0.0, reconnect)
+        window = await running.window(0.0, lambda: running.swarm.storm(timeout_seconds=testbed.IN_SYNC_TIMEOUT_SECONDS))
         facts = {
             "wall time to the last agent in sync": f"{window.work_seconds:.2f} s",
             "connect to in sync": window.in_sync_after.quantiles_text("connections"),
             "CPU of the service per client": f"{window.cpu_seconds / clients * 1e3:.3f} ms",
-            "bytes per client": f"{(running.swarm.totals().bytes - before.bytes) / clients / 1e6:.3f} MB",
+            "bytes per client": f"{(running.swarm.totals().bytes - span.before.bytes) / clients / 1e6:.3f} MB",
             **span.facts(),
             **window.facts(),
         }

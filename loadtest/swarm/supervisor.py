@@ -284,6 +284,16 @@ class Swarm:
         """All agents drop their connections and connect again, except those of the public client."""
         await self._send_all(control.Reconnect(ramp_per_second=ramp_per_second))
 
+    async def storm(self, *, timeout_seconds: float) -> None:
+        """All agents reconnect at once; wait until they are in sync again. Raises as `wait_for`."""
+        connects = self.totals().connects
+        clients = sum(process.order.agents for process in self.processes if process.module == control.WORKER_MODULE)
+        await self.reconnect()
+        await self.wait_for(
+            lambda now: now.connects >= connects + clients and now.in_sync >= now.agents,
+            timeout_seconds=timeout_seconds,
+        )
+
     async def capture(self) -> None:
         """All agents remember their present maps."""
         await self._send_all(control.Capture())

@@ -68,10 +68,7 @@ async def test_its_agents_hold_the_api_servers_state(protocol: control.Protocol,
                 async def change() -> None:
                     await simulator.update_pods(50.0, 1.0)
                     await swarm.wait_for(lambda now: now.updates >= churned, timeout_seconds=30)
-                    await swarm.reconnect()
-                    await swarm.wait_for(
-                        lambda now: now.connects >= 2 * AGENTS and now.in_sync >= AGENTS, timeout_seconds=30
-                    )
+                    await swarm.storm(timeout_seconds=30)
 
                 window = await measurement.observe(bare, swarm, change)
                 assert window.deliveries >= 50 * AGENTS
