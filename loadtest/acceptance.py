@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
-from loadtest.bench import comparisons, rows, runner
+from loadtest.bench import comparisons, runner
 from loadtest.reporting import dashboard, report
-from loadtest.scenarios import badpeers, crash, fanout, fixture
+from loadtest.scenarios import fixture, registry
 from loadtest.scenarios.real import scenarios as real
 
 SHORTEST_CHURN_SECONDS: Final = 24.0
-"""Of the real API server: it needs some 10 s to come back, and that is to happen within the churn."""
+"""On the real API server, which needs some 10 s to come back; that must happen during the churn."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,35 +25,44 @@ class AcceptanceSettings:
     folder: Path = Path("report-acceptance")
 
     def scaled(self, count: int, *, least: int = 1) -> int:
-        """A number of things at this scale."""
+        """A count at this scale."""
         return max(least, round(count * self.scale))
 
-    @property
-    def judge_times(self) -> bool:
-        """Whether latency, CPU and memory are checked."""
-        return self.scale >= 1.0
+    def part_folder(self, name: str) -> Path:
+        """The folder of one part, empty of earlier logs."""
+        report.prepare_folder(self.folder / name)
+        return self.folder / name
+
+    def scenario(self, name: str, *, agents: int, least: int = 20, pods: int = 5000) -> fixture.Settings:
+        """Settings of a part's scenarios, with the full-size number of agents."""
+        return fixture.Settings(
+            agents=self.scaled(agents, least=least),
+            public_agents=self.scaled(10, least=2),
+            seconds=max(4.0, 12.0 * self.scale),
+            rounds=self.scaled(5),
+            pods=pods,
+            silent_connections=self.scaled(2000),
+            folder=self.part_folder(name),
+            judge_times=self.scale >= 1.0,
+        )
 
 
-Part = Callable[[AcceptanceSettings, dashboard.View], Awaitable[list[report.Report]]]
+Part = Callable[[AcceptanceSettings, dashboard.Dashboard], Awaitable[list[report.Report]]]
 
 
 async def run(settings: AcceptanceSettings) -> bool:
-    """All parts, or some; prints a line for each check; whether all passed."""
+    """Run all parts, or some; prints a line for each check. Returns whether all passed."""
     report.prepare_folder(settings.folder)
     made: list[report.Report] = []
-    with dashboard.View("typha acceptance") as screen:
+    with dashboard.Dashboard("typha acceptance") as screen:
         for name, part in PARTS.items():
             if settings.only and name not in settings.only:
                 continue
             screen.say(f"== {name}")
             for one in await part(settings, screen):
                 one.command = f"python -m loadtest acceptance --scale {settings.scale:g}"
-                one.write(settings.folder / f"{name}-{len(made)}")
+                one.publish(settings.folder / f"{name}-{len(made)}", screen)
                 made.append(one)
-                for fact, text in one.facts.items():
-                    screen.say(f"      {fact}: {text}")
-                for check in one.checks:
-                    screen.say(check.line())
         screen.say("== summary")
         for one in made:
             for check in one.checks:
@@ -63,71 +72,44 @@ async def run(settings: AcceptanceSettings) -> bool:
     return all(one.passed for one in made)
 
 
-async def _real(settings: AcceptanceSettings, screen: dashboard.View) -> list[report.Report]:
-    folder = settings.folder / "real"
-    report.prepare_folder(folder)
-    shutil.rmtree(folder / "control-plane", ignore_errors=True)
-    sizes = real.Settings(
-        agents=settings.scaled(1000, least=20),
-        public_agents=settings.scaled(10, least=2),
-        pods=settings.scaled(2000),
-        namespaces=settings.scaled(20, least=3),
-        others=settings.scaled(200, least=10),
+async def _real(settings: AcceptanceSettings, screen: dashboard.Dashboard) -> list[report.Report]:
+    sizes = dataclasses.replace(
+        settings.scenario("real", agents=1000, pods=settings.scaled(2000)),
+        updates_per_second=40.0,
         seconds=max(SHORTEST_CHURN_SECONDS, 60.0 * settings.scale),
-        folder=folder,
     )
+    shutil.rmtree(sizes.folder / "control-plane", ignore_errors=True)
     async with real.open_real(sizes, screen) as control:
         return [await real.faults(control), await real.api_load(control)]
 
 
-async def _crowd(settings: AcceptanceSettings, screen: dashboard.View) -> list[report.Report]:
-    """5,000 agents: memory per client, CPU per delivery by process, beside the bare loop."""
-    sizes = _setting(settings, "crowd", agents=settings.scaled(5000, least=50), pods=settings.scaled(20_000))
-    idle = await fanout.idle(sizes, screen)
-    steady = await fanout.steady(sizes, screen)
-    made = await _beside(settings, sizes, screen)
-    return [idle, steady, made]
-
-
-async def _beside(settings: AcceptanceSettings, sizes: fixture.Settings, screen: dashboard.View) -> report.Report:
-    """The same agents and updates, in alternating rounds with the bare loop."""
+async def _crowd(settings: AcceptanceSettings, screen: dashboard.Dashboard) -> list[report.Report]:
+    """5,000 agents: memory per client, CPU per delivery by process, comparison with the bare loop."""
+    sizes = settings.scenario("crowd", agents=5000, least=50, pods=settings.scaled(20_000))
+    made = [await registry.SCENARIOS[name](sizes, screen) for name in ("idle", "steady")]
     bench = runner.BenchSettings(
         names=("5000x20",),
         rounds=settings.scaled(3),
         sizes=comparisons.Sizes(scale=settings.scale, seconds=max(5.0, 15.0 * settings.scale), pods=sizes.pods),
         folder=sizes.folder,
     )
-    wanted = rows.choose(bench.names)
-    measured = await runner.measure(bench, wanted, screen)
-    made = report.Report(title=f"{sizes.agents:,} agents beside a bare loop", command="")
-    for result in rows.results(wanted, measured.ours, measured.bare, judged=settings.judge_times):
-        made.facts[result.figure.title] = runner.text(result)
-        made.checks.append(report.Check(result.figure.title, result.met is not False, runner.text(result)))
-    return made
+    beside = report.Report(title=f"{sizes.agents:,} agents beside a bare loop", command="")
+    for result in (await runner.measure(bench, screen)).results:
+        text = runner.text(result)
+        beside.facts[result.figure.title] = text
+        beside.checks.append(report.Check(result.figure.title, result.met is not False, text))
+    return [*made, beside]
 
 
-async def _kill(settings: AcceptanceSettings, screen: dashboard.View) -> list[report.Report]:
-    return [await crash.kill(_setting(settings, "kill", agents=settings.scaled(1000, least=20)), screen)]
+def _one_scenario(name: str) -> Part:
+    async def part(settings: AcceptanceSettings, screen: dashboard.Dashboard) -> list[report.Report]:
+        return [await registry.SCENARIOS[name](settings.scenario(name, agents=1000), screen)]
+
+    return part
 
 
-async def _bad_peers(settings: AcceptanceSettings, screen: dashboard.View) -> list[report.Report]:
-    sizes = _setting(settings, "bad-peers", agents=settings.scaled(1000, least=20))
-    return [await badpeers.bad_peers(sizes, screen)]
-
-
-def _setting(settings: AcceptanceSettings, name: str, *, agents: int, pods: int = 5000) -> fixture.Settings:
-    folder = settings.folder / name
-    report.prepare_folder(folder)
-    return fixture.Settings(
-        agents=agents,
-        public_agents=settings.scaled(10, least=2),
-        seconds=max(4.0, 12.0 * settings.scale),
-        rounds=settings.scaled(5),
-        pods=pods,
-        silent_connections=settings.scaled(2000),
-        folder=folder,
-        judge_times=settings.judge_times,
-    )
-
-
-PARTS: Final[dict[str, Part]] = {"real": _real, "crowd": _crowd, "kill": _kill, "bad-peers": _bad_peers}
+PARTS: Final[dict[str, Part]] = {
+    "real": _real,
+    "crowd": _crowd,
+    **{name: _one_scenario(name) for name in ("kill", "bad-peers")},
+}

@@ -1,5 +1,5 @@
-"""A simulated Kubernetes API server: what a client of get, list and watch sees of kube-apiserver, with scripted faults.
+"""A simulated Kubernetes API server: get, list and watch as kube-apiserver answers them, with scripted faults.
 
-`python -m loadtest.apiserver --help` runs it as a process of its own; `server.Simulator` runs in a test's event loop.
-The store, the population and the choice of changes are pure and deterministic with a seed.
+`python -m loadtest.apiserver` runs it as a process; `simulator.Simulator` runs in the event loop of a test.
+The store, the population and the choice of changes are pure, and the same for the same seed.
 """

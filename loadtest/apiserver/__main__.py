@@ -46,7 +46,7 @@ async def _serve(
 @click.option("--services", default=200, type=click.IntRange(0), help="Services, each with an EndpointSlice.")
 @click.option("--widgets", default=100, type=click.IntRange(0), help="Objects of the custom type.")
 @click.option("--pod-bytes", default=0, type=click.IntRange(0), help="Size of pods; 0: 1.5 to 2 kB.")
-@click.option("--calico/--no-calico", default=False, help="With Calico's types, and what a cluster with Calico has.")
+@click.option("--calico/--no-calico", default=False, help="With the types and objects of a cluster that has Calico.")
 @click.option("--churn", "rate", default=0.0, type=click.FloatRange(0), help="Writes a second from the start.")
 @click.option("--history-events", default=10_000, type=click.IntRange(1), help="Events kept per type, then 410.")
 @click.option("--bookmark-period", default=60.0, type=click.FloatRange(0, min_open=True), help="Seconds.")
@@ -54,19 +54,12 @@ async def _serve(
 @click.option("--watch-list", type=click.Choice([mode.value for mode in WatchListMode]), default="on")
 @click.option("--gzip/--no-gzip", default=True, help="Compress large lists for clients that accept it.")
 @click.option(
-    "--faults", "script", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSON of faults."
+    "--faults", "script", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="JSON file of faults."
 )
 def main(
     host: str,
     port: int,
     seed: int,
-    nodes: int,
-    pods: int,
-    namespaces: int,
-    services: int,
-    widgets: int,
-    pod_bytes: int,
-    calico: bool,
     rate: float,
     history_events: int,
     bookmark_period: float,
@@ -74,6 +67,9 @@ def main(
     watch_list: str,
     gzip: bool,
     script: Path | None,
+    calico: bool,
+    pod_bytes: int,
+    **sizes: int,
 ) -> None:
     """Serve a simulated Kubernetes API until SIGTERM; /_sim/ controls it."""
     settings = SimulatorSettings(
@@ -86,15 +82,7 @@ def main(
         watch_list=WatchListMode(watch_list),
         gzip=gzip,
     )
-    population = Population(
-        nodes=nodes,
-        pods=pods,
-        namespaces=namespaces,
-        services=services,
-        widgets=widgets,
-        calico=calico,
-        pod_bytes=pod_bytes,
-    )
+    population = Population(calico=calico, pod_bytes=pod_bytes, **sizes)
     changes = churn.ChurnSettings(rate_per_second=rate, label_times=calico, pod_bytes=pod_bytes) if rate else None
     try:
         planned = faults.parse(script.read_bytes()) if script else []

@@ -1,4 +1,4 @@
-"""Calico's custom resources on a simulated API server, and the few objects that every cluster with them has. Pure."""
+"""Calico's custom resources on a simulated API server, and the few objects that every such cluster has. Pure."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -29,13 +29,13 @@ _OBJECTS: Final[tuple[tuple[str, str, JsonObject], ...]] = (
 
 
 def generate() -> Iterator[tuple[Resource, JsonObject]]:
-    """The objects."""
+    """The objects that every cluster with Calico has."""
     for kind, name, spec in _OBJECTS:
         yield RESOURCES[kind], {"metadata": {"name": name}, "spec": spec}
 
 
 def node_annotations(address: str) -> dict[str, str]:
-    """What calico-node says of its node."""
+    """The annotations that calico-node sets on its node."""
     return {
         "projectcalico.org/IPv4Address": f"{address}/24",
         "projectcalico.org/IPv4VXLANTunnelAddr": address,

@@ -1,4 +1,4 @@
-"""Steady change: creates, updates and deletes objects at a rate, by an absolute schedule."""
+"""Churn: creates, updates and deletes objects at a rate, by an absolute schedule."""
 
 import asyncio
 import dataclasses
@@ -6,6 +6,7 @@ import random
 import time
 from typing import Any
 
+from loadtest import WRITTEN_AT
 from loadtest.apiserver import objects, resources
 from loadtest.apiserver.errors import AlreadyExists, NotFound
 from loadtest.apiserver.objects import JsonObject
@@ -13,30 +14,28 @@ from loadtest.apiserver.population import Maker, Population
 from loadtest.apiserver.resources import Resource
 from loadtest.apiserver.store import Store
 
-#: Annotation, and label if the settings say so, with the time of the write, in nanoseconds since 1970.
-WRITTEN_AT = "loadtest.typha/written-at"
-#: Label that each update changes.
+#: Label that every update changes.
 MARKER = "loadtest.typha/marker"
-#: Writes in a row before the event loop gets its turn.
+#: Writes in a row before other tasks run.
 WRITES_PER_TURN = 50
-#: Types of which objects come and go, and how they are made; others are only updated.
+#: Types whose objects are created and deleted, and how they are made. Objects of other types are only updated.
 _MAKERS = {resources.PODS: Maker.pod, resources.WIDGETS: Maker.widget}
 _BY_NAME = {resource.name: resource for resource in (*resources.BUILT_IN, resources.WIDGETS)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChurnSettings:
-    """Rate in writes a second; weights of the operations, and of the types by plural name."""
+    """Rate in writes a second, weights of the operations, and weights of the types by plural name."""
 
     rate_per_second: float = 20.0
-    duration_seconds: float = 0.0  # 0: until stopped
+    duration_seconds: float = 0.0  # 0: until it is stopped
     create: float = 1.0
     update: float = 8.0
     delete: float = 1.0
     label_times: bool = False
-    """The time of the write is a label as well: Calico's feeds carry labels, and no annotations."""
+    """Set the time of the write also as a label: Calico's feeds carry labels, but no annotations."""
     pod_bytes: int = 0
-    """Size of new pods; see `Population`."""
+    """Size of new pods, see `Population`."""
     types: dict[str, float] = dataclasses.field(
         default_factory=lambda: {"pods": 8.0, "endpointslices": 1.0, "widgets": 0.5, "services": 0.25, "nodes": 0.25}
     )
@@ -53,8 +52,8 @@ class ChurnSettings:
             raise ValueError(f"churn: unknown types or no weight: {', '.join(sorted(unknown)) or self.types}")
 
 
-class Writer:
-    """Chooses and does one write at a time; the same writes for the same seed, store and settings."""
+class ChurnWriter:
+    """Makes one write at a time; the same writes for the same seed, store and settings."""
 
     def __init__(self, store: Store, settings: ChurnSettings, *, seed: int) -> None:
         self._store = store
@@ -77,7 +76,7 @@ class Writer:
         self.counts = {"create": 0, "update": 0, "delete": 0}
 
     def write(self, written_at_ns: int) -> None:
-        """Do one write, marked with its time."""
+        """Make one write, marked with its time."""
         resource = self._random.choices(list(self._names), self._weights)[0]
         operation = self._random.choices(("create", "update", "delete"), self._operations)[0]
         names = self._names[resource]
@@ -97,7 +96,7 @@ class Writer:
             else:
                 self._delete(resource)
         except (NotFound, AlreadyExists):
-            # Somebody else deleted it, or a roll-back undid what was done: begin from what is there.
+            # Another writer deleted the object, or a roll-back undid a write: read the objects again.
             names[:] = [_names_of(resource, key) for key in self._store.objects(resource)]
             return
         self.counts[operation] += 1
@@ -124,7 +123,7 @@ class Writer:
 
 
 class Churn:
-    """Runs a Writer in the event loop."""
+    """Runs a ChurnWriter in the event loop."""
 
     def __init__(self, store: Store, *, seed: int) -> None:
         self._store = store
@@ -136,29 +135,29 @@ class Churn:
 
     @property
     def running(self) -> bool:
-        """Whether changes are being made."""
+        """Whether it makes changes."""
         return self._task is not None and not self._task.done()
 
     def start(self, settings: ChurnSettings) -> None:
-        """Begin; a churn that runs is replaced. Raises ValueError if none of its types is served."""
-        writer = Writer(self._store, settings, seed=self._seed)
+        """Start, in place of a running churn. Raises ValueError if none of its types is served."""
+        writer = ChurnWriter(self._store, settings, seed=self._seed)
         self.stop()
         self._rate = settings.rate_per_second
         self._task = asyncio.get_running_loop().create_task(self._run(writer, settings), name="churn")
 
     def stop(self) -> None:
-        """End the changes; the last one is complete."""
+        """Stop; the last write is complete."""
         if self._task is not None:
             self._task.cancel()
 
     async def wait(self) -> None:
-        """Return when no change will follow."""
+        """Return when no write will follow."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
     async def burst(self, count: int, settings: ChurnSettings | None = None) -> None:
-        """Make `count` changes as fast as watches can be fed. Raises ValueError if none of the types is served."""
-        writer = Writer(self._store, settings or ChurnSettings(), seed=self._seed)
+        """Make `count` writes as fast as possible. Raises ValueError if none of the types is served."""
+        writer = ChurnWriter(self._store, settings or ChurnSettings(), seed=self._seed)
         for number in range(count):
             writer.write(time.time_ns())
             if number % WRITES_PER_TURN == WRITES_PER_TURN - 1:
@@ -166,11 +165,11 @@ class Churn:
         self._add(writer)
 
     def statistics(self) -> dict[str, Any]:
-        """Counts of writes, and how late the latest one was by its schedule."""
+        """Counts of writes, and the delay of the last write behind its schedule."""
         rate = self._rate if self.running else 0.0
         return {"running": self.running, "rate": rate, **self._totals, "late_seconds": round(self._late_seconds, 4)}
 
-    async def _run(self, writer: Writer, settings: ChurnSettings) -> None:
+    async def _run(self, writer: ChurnWriter, settings: ChurnSettings) -> None:
         interval = 1 / settings.rate_per_second
         begin = time.monotonic()
         total = round(settings.duration_seconds * settings.rate_per_second) or None
@@ -188,7 +187,7 @@ class Churn:
             self._add(writer)
             await asyncio.sleep(0)
 
-    def _add(self, writer: Writer) -> None:
+    def _add(self, writer: ChurnWriter) -> None:
         for operation, count in writer.counts.items():
             self._totals[operation] += count
             writer.counts[operation] = 0

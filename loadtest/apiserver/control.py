@@ -1,11 +1,11 @@
-"""The control endpoint /_sim/: statistics, churn, faults and types of a simulator in another process.
+"""The control endpoint /_sim/ of a simulator in another process: statistics, churn, faults and types.
 
 GET    /_sim/stats          counters and state
-POST   /_sim/churn          start (members of ChurnSettings), replaces a running one; DELETE stops, answers the version
+POST   /_sim/churn          start (members of ChurnSettings), replaces a running one; DELETE stops it
 POST   /_sim/burst          {"count": N} and members of ChurnSettings
-POST   /_sim/faults         one Fault or a list; DELETE lifts all
+POST   /_sim/faults         one Fault or a list; DELETE removes all
 POST   /_sim/types          install a type: {"group", "version", "name", "kind", "namespaced", "custom"}
-DELETE /_sim/types          take a type away: the same body
+DELETE /_sim/types          remove a type: the same body
 """
 
 import json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from loadtest.apiserver.simulator import Simulator
 
 PREFIX = "/_sim/"
-#: A restart waits so long before it closes everything, so that whoever asked for it gets the answer.
+#: A restart waits this long before it closes connections, so that the caller gets the answer.
 ANSWER_SECONDS = 0.05
 MAX_BURST = 1_000_000
 
@@ -51,7 +51,7 @@ class Control:
         }
 
     async def handle(self, request: web.Request) -> web.Response:
-        """Answer one request; 400 with `error` for what cannot be done."""
+        """Answer one request; with 400 and `error` if it cannot be done."""
         route = self._routes.get((request.method, request.path.removeprefix(PREFIX)))
         if route is None:
             return web.json_response({"error": f"no such control: {request.method} {request.path}"}, status=404)

@@ -1,60 +1,63 @@
-"""Requests and open watches, counted and shown with kube-apiserver's metric names."""
+"""Counts of requests and open watches, shown with kube-apiserver's metric names."""
 
-import collections
+from collections import Counter
+from collections.abc import Iterable
 
 from loadtest.apiserver.resources import Resource
 
-#: Verb counted for a watch with sendInitialEvents; in the metrics it is a WATCH, as in kube-apiserver's.
+#: Verb counted for a watch with sendInitialEvents; the metrics show it as WATCH, as kube-apiserver's do.
 WATCH_LIST = "WATCHLIST"
 
 
 class Counters:
-    """Plain counts; requests are counted when answered or, for watches, when their stream begins."""
+    """Plain counts. A request counts when it is answered, a watch when its stream begins."""
 
     def __init__(self) -> None:
-        self.requests: collections.Counter[tuple[str, Resource | None, int]] = collections.Counter()
-        self.open_watches: collections.Counter[tuple[str, Resource]] = collections.Counter()
-        self.events: collections.Counter[Resource] = collections.Counter()
-        self.watches_ended: collections.Counter[str] = collections.Counter()
+        self.requests: Counter[tuple[str, Resource | None, int]] = Counter()
+        self.open_watches: Counter[tuple[str, Resource]] = Counter()
+        self.events: Counter[Resource] = Counter()
+        self.watches_ended: Counter[str] = Counter()
 
     def requests_by_verb(self) -> dict[str, int]:
-        """`LIST core/v1/pods` and so on: number of requests, whatever their answer."""
-        result: collections.Counter[str] = collections.Counter()
-        for (verb, resource, _), count in self.requests.items():
-            result[f"{verb} {resource}" if resource else verb] += count
-        return dict(sorted(result.items()))
+        """`LIST core/v1/pods` and so on -> number of requests, with any answer."""
+        items = self.requests.items()
+        return _sums((f"{verb} {resource}" if resource else verb, count) for (verb, resource, _), count in items)
 
     def answers_by_code(self) -> dict[str, int]:
-        """Number of answers by HTTP status."""
-        result: collections.Counter[str] = collections.Counter()
-        for (_, _, code), count in self.requests.items():
-            result[str(code)] += count
-        return dict(sorted(result.items()))
+        """HTTP status -> number of answers."""
+        return _sums((str(code), count) for (_, _, code), count in self.requests.items())
 
     def watches_by_resource(self) -> dict[str, int]:
-        """Number of open watches by type."""
-        result: collections.Counter[str] = collections.Counter()
-        for (_, resource), count in self.open_watches.items():
-            if count:
-                result[str(resource)] += count
-        return dict(sorted(result.items()))
+        """Type -> number of open watches."""
+        return _sums((str(resource), count) for (_, resource), count in self.open_watches.items() if count)
 
     def exposition(self) -> str:
-        """Text format of Prometheus."""
-        totals: collections.Counter[str] = collections.Counter()
-        for (verb, resource, code), count in self.requests.items():
-            totals[f'apiserver_request_total{{code="{code}",{_labels(verb, resource)}}}'] += count
-        running: collections.Counter[str] = collections.Counter()
-        for (verb, watched), count in self.open_watches.items():
-            running[f"apiserver_longrunning_requests{{{_labels(verb, watched)}}}"] += count
-        lines = ["# HELP apiserver_request_total Requests answered.", "# TYPE apiserver_request_total counter"]
-        lines += [f"{series} {count}" for series, count in sorted(totals.items())]
-        lines += [
+        """The metrics in Prometheus' text format."""
+        requests = _sums(
+            (f'apiserver_request_total{{code="{code}",{_labels(verb, resource)}}}', count)
+            for (verb, resource, code), count in self.requests.items()
+        )
+        watches = _sums(
+            (f"apiserver_longrunning_requests{{{_labels(verb, resource)}}}", count)
+            for (verb, resource), count in self.open_watches.items()
+        )
+        lines = [
+            "# HELP apiserver_request_total Requests answered.",
+            "# TYPE apiserver_request_total counter",
+            *(f"{series} {count}" for series, count in requests.items()),
             "# HELP apiserver_longrunning_requests Watches open now.",
             "# TYPE apiserver_longrunning_requests gauge",
+            *(f"{series} {count}" for series, count in watches.items()),
         ]
-        lines += [f"{series} {count}" for series, count in sorted(running.items())]
         return "\n".join(lines) + "\n"
+
+
+def _sums(items: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Sums by name, sorted by name."""
+    sums: Counter[str] = Counter()
+    for name, count in items:
+        sums[name] += count
+    return dict(sorted(sums.items()))
 
 
 def _labels(verb: str, resource: Resource | None) -> str:

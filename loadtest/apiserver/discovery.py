@@ -1,4 +1,4 @@
-"""Discovery documents: /api, /apis and their parts, /version; pure."""
+"""Discovery documents: /api, /apis and below, /version. Pure."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ _VERSION = {
 
 
 def document(path: str, resources: list[Resource]) -> bytes | None:
-    """The document at a path, None if there is none.
+    """The document at a path, or None.
 
     Raises PageNotFound for an unknown group or version below /apis, TypeUnknown for an unknown version of the core.
     """

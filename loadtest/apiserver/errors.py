@@ -1,4 +1,4 @@
-"""What a simulated API server refuses, each with its Status as kube-apiserver writes it."""
+"""Errors of a simulated API server, each with its Status as kube-apiserver writes it."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ from loadtest.apiserver.resources import Resource
 
 
 class ApiError(Exception):
-    """An answer with a Status; `retry_after_seconds` becomes the Retry-After header."""
+    """An error that is answered with a Status; `retry_after_seconds` becomes the Retry-After header."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ def _qualified(resource: Resource) -> str:
 
 
 class TypeUnknown(ApiError):
-    """No such resource type is served."""
+    """The resource type is not served."""
 
     def __init__(self, resource: Resource | None = None) -> None:
         super().__init__(404, "NotFound", "the server could not find the requested resource")
@@ -67,11 +67,11 @@ class TypeUnknown(ApiError):
 
 
 class PageNotFound(Exception):
-    """Nothing is served at a path, not even a group of types: answered as text, without a Status."""
+    """Nothing is served at this path, not even a group of types. The answer is text, without a Status."""
 
 
 class NotFound(ApiError):
-    """No such object."""
+    """The object does not exist."""
 
     def __init__(self, resource: Resource, name: str) -> None:
         super().__init__(
@@ -80,7 +80,7 @@ class NotFound(ApiError):
 
 
 class AlreadyExists(ApiError):
-    """An object of that name is there already."""
+    """An object of this name exists already."""
 
     def __init__(self, resource: Resource, name: str) -> None:
         message = f'{_qualified(resource)} "{name}" already exists'
@@ -88,7 +88,7 @@ class AlreadyExists(ApiError):
 
 
 class Conflict(ApiError):
-    """The object was changed since the version the caller knows."""
+    """The object has changed since the version that the caller knows."""
 
     def __init__(self, resource: Resource, name: str) -> None:
         message = (
@@ -98,7 +98,7 @@ class Conflict(ApiError):
 
 
 class Invalid(ApiError):
-    """The object breaks a rule."""
+    """The object is not valid."""
 
     def __init__(self, resource: Resource, name: str, problem: str) -> None:
         message = f'{resource.kind} "{name}" is invalid: {problem}'
@@ -108,7 +108,7 @@ class Invalid(ApiError):
 
 
 class InvalidOptions(ApiError):
-    """Options of list or watch that do not go together."""
+    """Options of list or watch that contradict each other."""
 
     def __init__(self, field: str, problem: str) -> None:
         message = f'ListOptions.meta.k8s.io "" is invalid: {field}: Forbidden: {problem}'
@@ -118,30 +118,30 @@ class InvalidOptions(ApiError):
 
 
 class BadRequest(ApiError):
-    """A request that cannot be understood."""
+    """The request cannot be parsed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(400, "BadRequest", message)
 
 
 class Expired(ApiError):
-    """History no longer reaches back to the version asked for."""
+    """The history no longer reaches back to the requested version."""
 
     def __init__(self, version: int, oldest: int) -> None:
         super().__init__(410, "Expired", f"too old resource version: {version} ({oldest})")
 
 
 class ResourceVersionTooLarge(ApiError):
-    """A version was asked for that does not exist yet."""
+    """The requested version does not exist yet."""
 
     def __init__(self, version: int, current: int) -> None:
-        # Clients that know no causes recognise it by this text.
+        # Older clients recognize the error by this text.
         message = f"Timeout: Too large resource version: {version}, current: {current}"
         cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
         super().__init__(504, "Timeout", message, details={"causes": [cause]}, retry_after_seconds=1)
 
 
-#: Reasons that kube-apiserver gives with a code, for scripted faults.
+#: Reasons that kube-apiserver gives with each code, for scripted faults.
 REASONS = {
     400: "BadRequest",
     401: "Unauthorized",

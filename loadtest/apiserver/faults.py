@@ -1,4 +1,4 @@
-"""Scripted faults: what they are, and which of them answer a request; pure."""
+"""Scripted faults, and which of them apply to a request. Pure."""
 
 import dataclasses
 import enum
@@ -10,27 +10,27 @@ import msgspec
 from loadtest.apiserver.errors import REASONS, ApiError
 from loadtest.apiserver.resources import Resource
 
-#: Faults that may wait or be in force at once: more is a mistake in the script.
+#: Faults that may wait or be active at once; more is a mistake in the script.
 MAX_FAULTS = 1_000
 
 
 class FaultKind(enum.Enum):
-    """What goes wrong: first group on the open watches, second on later requests, third in the server."""
+    """Kinds of faults: first those of open watches, then those of later requests, then those of the server."""
 
-    CLOSE = "close"  # streams end as at their timeout
+    CLOSE = "close"  # streams end as they do at their timeout
     DROP = "drop"  # streams are reset
     DROP_MID_LINE = "drop-mid-line"  # half a line is sent, then the connection closes
-    BROKEN_JSON = "broken-json"  # a line that is no JSON is sent, the stream goes on
+    BROKEN_JSON = "broken-json"  # a line that is not JSON is sent, the stream continues
     LOSE_EVENTS = "lose-events"  # a server's bug: see Fault
-    HALF_OPEN = "half-open"  # streams fall silent and stay open
+    HALF_OPEN = "half-open"  # streams become silent and stay open
 
-    DELAY = "delay"  # answers begin `delay_seconds` later
+    DELAY = "delay"  # answers start `delay_seconds` later
     ERROR = "error"  # answers are a Status with `code`
-    BROKEN_LIST = "broken-list"  # lists are cut in the middle, with a correct Content-Length
+    BROKEN_LIST = "broken-list"  # lists end in the middle, with a correct Content-Length
 
-    COMPACT = "compact"  # history is forgotten and streams are reset: every resumption gets 410
+    COMPACT = "compact"  # history is forgotten and streams are reset: every resumed watch gets 410
     RESTART = "restart"  # everything is closed, connections are refused for `duration_seconds`, history is forgotten
-    ROLL_BACK = "roll-back"  # the state of `count` versions ago comes back, as from a backup, and streams are reset
+    ROLL_BACK = "roll-back"  # the state of `count` versions ago returns, as from a backup, and streams are reset
 
 
 STREAM_KINDS = frozenset(
@@ -48,13 +48,13 @@ REQUEST_KINDS = frozenset((FaultKind.DELAY, FaultKind.ERROR, FaultKind.BROKEN_LI
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One fault, `at_seconds` after it is handed in.
+    """One fault, `at_seconds` after it is scheduled.
 
-    `resource` (plural name, or as `core/v1/pods`) and `verb` (LIST, WATCH, WATCHLIST, GET) narrow it; empty means all.
-    Faults on requests stay in force for `duration_seconds` (0: no limit) and `count` requests (0: no limit).
+    `resource` (plural name, or as `core/v1/pods`) and `verb` (LIST, WATCH, WATCHLIST, GET) limit it; empty means all.
+    Faults of requests stay active for `duration_seconds` (0: no limit) and for `count` requests (0: no limit).
 
-    LOSE_EVENTS breaks the server's promise: each stream withholds its next `count` events, sends the one after them and
-    breaks. A client that resumes from the last version it saw cannot notice; only a new list heals it.
+    LOSE_EVENTS is a bug of the server: each stream drops its next `count` events, sends the event after them, and
+    breaks. A client that resumes from the last version it saw cannot notice this; only a new list repairs it.
     """
 
     kind: FaultKind
@@ -68,7 +68,7 @@ class Fault:
     delay_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a fault that would do nothing or the wrong thing."""
+        """Raises ValueError for a fault without effect or with a wrong one."""
         if min(self.at_seconds, self.duration_seconds, self.count, self.delay_seconds, self.retry_after_seconds) < 0:
             raise ValueError(f"fault {self.kind.value}: a negative number")
         if self.kind is FaultKind.ERROR and self.code not in REASONS:
@@ -79,11 +79,11 @@ class Fault:
             raise ValueError(f"fault {self.kind.value}: count is missing")
 
     def matches(self, verb: str, resource: Resource) -> bool:
-        """Whether a request is meant."""
+        """Whether the fault applies to a request."""
         return self.verb in ("", verb) and self.resource in ("", resource.name, str(resource))
 
     def error(self, verb: str, resource: Resource) -> ApiError:
-        """The answer of an ERROR fault."""
+        """The answer that an ERROR fault gives."""
         message = f"simulated fault: {REASONS[self.code]}"
         if self.code == 403:
             message = (
@@ -95,7 +95,7 @@ class Fault:
 
 
 def parse(data: bytes) -> list[Fault]:
-    """Faults from JSON: one object or a list of them, members as in Fault. Raises ValueError."""
+    """Faults from JSON, one object or a list, with the members of Fault. Raises ValueError."""
     try:
         faults = msgspec.json.decode(data, type=list[Fault] | Fault)
     except msgspec.DecodeError as error:
@@ -104,7 +104,7 @@ def parse(data: bytes) -> list[Fault]:
 
 
 def document(fault: Fault) -> dict[str, Any]:
-    """The fault as JSON-able members, those with their default left out."""
+    """The fault as a JSON object, without members that have their default."""
     defaults = Fault.__dataclass_fields__
     members: dict[str, Any] = {"kind": fault.kind.value}
     for name, field in defaults.items():
@@ -114,27 +114,27 @@ def document(fault: Fault) -> dict[str, Any]:
 
 
 class Rules:
-    """Faults on requests that are in force. Times are seconds of one monotonic clock, handed in."""
+    """The active faults of requests. Times are seconds of one monotonic clock."""
 
     def __init__(self) -> None:
         self._active: list[tuple[Fault, float, list[int]]] = []
 
     def add(self, fault: Fault, now: float) -> None:
-        """Put a fault in force."""
+        """Activate a fault."""
         until = now + fault.duration_seconds if fault.duration_seconds else math.inf
         self._active.append((fault, until, [fault.count]))
 
     def clear(self) -> None:
-        """Lift all faults."""
+        """Remove all faults."""
         self._active.clear()
 
     def active(self, now: float) -> list[Fault]:
-        """Faults in force."""
+        """The active faults."""
         self._active = [entry for entry in self._active if entry[1] > now]
         return [fault for fault, _, _ in self._active]
 
     def take(self, kind: FaultKind, verb: str, resource: Resource, *, now: float) -> Fault | None:
-        """The first fault of a kind that is meant for a request; counts it."""
+        """The first active fault of a kind that applies to a request; counts the request."""
         self.active(now)
         for entry in self._active:
             fault, _, remaining = entry

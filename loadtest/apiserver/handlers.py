@@ -17,23 +17,23 @@ from loadtest.apiserver.settings import SimulatorSettings, WatchListMode
 from loadtest.apiserver.store import Store
 from loadtest.apiserver.streams import Streams
 
-#: Answers from this size on are compressed if the client likes, as by kube-apiserver.
+#: Answers from this size on are compressed for clients that accept it, as by kube-apiserver.
 GZIP_FROM_BYTES = 128 * 1024
 _MERGE_PATCH = ("application/merge-patch+json", "application/strategic-merge-patch+json")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Target:
-    """What a path names: a collection (`name` empty) or an object."""
+class RequestTarget:
+    """The target of a path: a collection (`name` is empty) or an object."""
 
     resource: Resource
     namespace: str
     name: str
 
 
-def find_target(store: Store, path: str) -> Target | None:
-    """The target of a path, None for a path that is no resource's. Raises TypeUnknown, PageNotFound."""
+def find_target(store: Store, path: str) -> RequestTarget | None:
+    """The target of a path, or None for other paths. Raises TypeUnknown, PageNotFound."""
     parts = path.strip("/").split("/")
     if parts[0] == "api" and len(parts) >= 3:
         group, version, rest = "", parts[1], parts[2:]
@@ -45,12 +45,12 @@ def find_target(store: Store, path: str) -> Target | None:
         resource = store.find(group, version, rest[2])
         if not resource.namespaced:
             raise TypeUnknown(resource)
-        return Target(resource, rest[1], rest[3] if len(rest) == 4 else "")
+        return RequestTarget(resource, rest[1], rest[3] if len(rest) == 4 else "")
     resource = store.find(group, version, rest[0])
     if len(rest) == 1:
-        return Target(resource, "", "")
+        return RequestTarget(resource, "", "")
     if len(rest) == 2 and not resource.namespaced:
-        return Target(resource, "", rest[1])
+        return RequestTarget(resource, "", rest[1])
     raise TypeUnknown(resource)
 
 
@@ -67,7 +67,7 @@ class Handlers:
         self._watching = watching.Watching(settings, store, streams=streams, counters=counters)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer one request; every refusal is a Status."""
+        """Answer one request; every error is a Status."""
         verb = request.method if request.method in _METHODS else "OTHER"
         resource: Resource | None = None
         try:
@@ -81,11 +81,11 @@ class Handlers:
             response = web.Response(status=404, text="404 page not found\n")
         except ApiError as error:
             response = _refusal(error)
-        if not response.prepared:  # a watch counts itself when it begins
+        if not response.prepared:  # a watch is counted when it begins
             self._counters.requests[verb, resource, response.status] += 1
         return response
 
-    async def _resource(self, request: web.Request, target: Target, verb: str) -> web.StreamResponse:
+    async def _resource(self, request: web.Request, target: RequestTarget, verb: str) -> web.StreamResponse:
         now = time.monotonic()
         delay = self._rules.take(FaultKind.DELAY, verb, target.resource, now=now)
         if delay is not None:
@@ -105,12 +105,12 @@ class Handlers:
             return _answer(body, gzip=self._settings.gzip and "gzip" in request.headers.get("Accept-Encoding", ""))
         return await self._single(request, target, verb)
 
-    async def _list(self, request: web.Request, target: Target) -> bytes:
+    async def _list(self, request: web.Request, target: RequestTarget) -> bytes:
         asked = options.parse(request.query, watch_list=True)
         await watching.until_fresh(self._store, listing.least_version(asked), self._settings.fresh_wait_seconds)
         return listing.body(self._store, target.resource, target.namespace, asked)
 
-    async def _single(self, request: web.Request, target: Target, verb: str) -> web.Response:
+    async def _single(self, request: web.Request, target: RequestTarget, verb: str) -> web.Response:
         resource, namespace, name = target.resource, target.namespace, target.name
         if verb == "GET":
             return self._object(resource, self._store.get(resource, namespace, name))
@@ -151,7 +151,7 @@ class Handlers:
         return _answer(objects.alone(resource, item) + b"\n", status=status)
 
 
-def _verb(request: web.Request, target: Target) -> str:
+def _verb(request: web.Request, target: RequestTarget) -> str:
     if request.method not in _METHODS:
         raise ApiError(405, "MethodNotAllowed", f"{request.method} is not served")
     if request.method != "GET":

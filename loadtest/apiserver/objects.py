@@ -1,7 +1,7 @@
-"""JSON forms of an object as kube-apiserver writes them: in a list, alone, in a watch event; pure.
+"""The JSON of an object as kube-apiserver writes it: in a list, alone, in a watch event. Pure.
 
-Built-in types: members in the order of the Go structs, items of a list without apiVersion and kind, which come first
-(kind before apiVersion) elsewhere. Custom types: members sorted by name, everywhere the same.
+Built-in types have their members in the order of the Go structs. Items of a list have no apiVersion and kind; elsewhere
+kind comes first, then apiVersion. Custom types have their members sorted by name, everywhere.
 """
 
 import datetime
@@ -15,7 +15,7 @@ from loadtest.apiserver.resources import Resource
 
 JsonObject = dict[str, Any]
 
-#: Creation times are counted from here, a second a version: the store knows no clock.
+#: Creation times start here and advance one second for each version: the store has no clock.
 EPOCH = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
 INITIAL_EVENTS_END = "k8s.io/initial-events-end"
 
@@ -49,7 +49,7 @@ class EventKind(enum.Enum):
 
 
 class Event(NamedTuple):
-    """One change; `item` is the object as in a list, for a deletion its last state with the deletion's version."""
+    """One change. `item` is the object as in a list; for a deletion, its last state with the deletion's version."""
 
     kind: EventKind
     version: int
@@ -71,7 +71,7 @@ _OBJECT = msgspec.json.Decoder(JsonObject)
 
 
 def identity(resource: Resource, value: JsonObject) -> tuple[str, str]:
-    """Namespace ("" if the type has none) and name. Raises Invalid."""
+    """Namespace ("" for types without one) and name. Raises Invalid."""
     metadata = value.get("metadata")
     if not isinstance(metadata, dict):
         raise Invalid(resource, "", "metadata: Required value")
@@ -88,7 +88,7 @@ def identity(resource: Resource, value: JsonObject) -> tuple[str, str]:
 
 
 def prepared(resource: Resource, value: JsonObject, *, version: int, uid: str, created: str) -> JsonObject:
-    """Copy of an object with the members the server sets, in the server's order."""
+    """A copy with the members that the server sets, in the server's order."""
     given = value["metadata"]
     set_by_server = {"uid": uid, "resourceVersion": str(version), "creationTimestamp": created}
     metadata = {
@@ -111,7 +111,7 @@ def encode(resource: Resource, value: JsonObject) -> bytes:
 
 
 def decode(item: bytes) -> JsonObject:
-    """The object; built-in types as in a list have no apiVersion and kind. Raises msgspec.DecodeError."""
+    """The object of an item in a list. Raises msgspec.DecodeError."""
     return _OBJECT.decode(item)
 
 
@@ -121,12 +121,12 @@ def version_of(item: bytes) -> int:
 
 
 def timestamp(version: int) -> str:
-    """Creation time of what was created at a version, as in Kubernetes' JSON."""
+    """Creation time of an object created at a version, as in Kubernetes' JSON."""
     return (EPOCH + datetime.timedelta(seconds=version)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def merged(value: JsonObject, change: JsonObject) -> JsonObject:
-    """JSON merge patch (RFC 7386): null removes, objects are merged, everything else replaces."""
+    """A JSON merge patch (RFC 7386): null removes, objects are merged, other values replace."""
     result = dict(value)
     for name, member in change.items():
         if member is None:
@@ -140,12 +140,12 @@ def merged(value: JsonObject, change: JsonObject) -> JsonObject:
 
 
 def type_members(resource: Resource) -> bytes:
-    """`"kind":"Pod","apiVersion":"v1"`: what stands first in an object of a built-in type."""
+    """`"kind":"Pod","apiVersion":"v1"`: the first members of a built-in object."""
     return b'"kind":"%b","apiVersion":"%b"' % (resource.kind.encode(), resource.api_version.encode())
 
 
 def alone(resource: Resource, item: bytes) -> bytes:
-    """The object as it is written outside a list."""
+    """The object as written outside a list."""
     return item if resource.custom else b"{" + type_members(resource) + b"," + item[1:]
 
 

@@ -1,4 +1,4 @@
-"""Query options of list and watch, their rules, and continue tokens; pure."""
+"""Query options of list and watch, their rules, and continue tokens. Pure."""
 
 import base64
 import binascii
@@ -14,7 +14,7 @@ from loadtest.apiserver.errors import BadRequest, InvalidOptions
 _TRUE: Final = ("true", "1")
 _SELECTORS: Final = ("labelSelector", "fieldSelector")
 _TOKEN_MARKER: Final = "meta.k8s.io/v1"
-#: Version in a token that continues at the present state, after the snapshot of its list is gone.
+#: Version in a token that continues at the present state, because the snapshot of its list is forgotten.
 INCONSISTENT: Final = -1
 
 
@@ -28,7 +28,7 @@ class Match(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Options:
-    """Options of one request; `version` is None if resourceVersion is unset."""
+    """Options of one request. `version` is None if resourceVersion is not set."""
 
     watch: bool = False
     version: int | None = None
@@ -47,7 +47,7 @@ class _Token(msgspec.Struct):
 
 
 def parse(query: Mapping[str, str], *, watch_list: bool) -> Options:
-    """Options of a list or watch; `watch_list`: sendInitialEvents is served. Raises BadRequest, InvalidOptions."""
+    """Options of a list or watch. `watch_list`: sendInitialEvents is allowed. Raises BadRequest, InvalidOptions."""
     for name in _SELECTORS:
         if query.get(name):
             raise BadRequest(f"{name} is not simulated")

@@ -1,4 +1,4 @@
-"""A cluster's objects, made up the same way for each seed; pure."""
+"""The objects of a cluster, the same for the same seed. Pure."""
 
 import dataclasses
 import random
@@ -20,7 +20,7 @@ _LABEL_CHARS = string.ascii_letters + string.digits
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Population:
-    """How many objects of each kind; each Service has an EndpointSlice with some of the pods."""
+    """Number of objects of each kind. Each Service has an EndpointSlice with some of the pods."""
 
     nodes: int = 500
     pods: int = 5_000
@@ -28,9 +28,9 @@ class Population:
     services: int = 200
     widgets: int = 100
     calico: bool = False
-    """With the types and objects of a cluster that has Calico."""
+    """Add the types and objects of a cluster with Calico."""
     pod_bytes: int = 0
-    """Pods get labels until their JSON has about so many bytes; Calico's feeds carry labels, and no annotations."""
+    """Approximate size of a pod's JSON, made with labels: Calico's feeds carry labels, but no annotations."""
 
     def __post_init__(self) -> None:
         if min(self.nodes, self.namespaces) < 1 or min(self.pods, self.services, self.widgets) < 0:
@@ -38,7 +38,7 @@ class Population:
 
 
 class Maker:
-    """Makes objects; the n-th of a kind is the same for the same seed and population."""
+    """Makes objects. The n-th of a kind is the same for the same seed and population."""
 
     def __init__(self, population: Population, *, seed: int) -> None:
         self.population = population
@@ -95,7 +95,7 @@ class Maker:
         }
 
     def pod(self, number: int, *, prefix: str = "") -> JsonObject:
-        """Pod, 1.5 to 2 kB unless `pod_bytes` says more; numbers spread over namespaces and nodes."""
+        """Pod of 1.5 to 2 kB, or of `pod_bytes`; numbers are spread over namespaces and nodes."""
         chance = random.Random(f"{self._seed}/pod/{prefix}{number}")
         app = _APPS[number % len(_APPS)]
         owner = f"{prefix}{app}-{chance.getrandbits(36):09x}"
@@ -229,13 +229,13 @@ def generate(population: Population, *, seed: int) -> Iterator[tuple[Resource, J
 
 
 def _padding(size_bytes: int, chance: random.Random) -> dict[str, str]:
-    """Labels with about so many bytes, which no compression makes much shorter."""
+    """Labels of about this size, which compression can hardly shorten."""
     count = max(0, size_bytes) // _LABEL_BYTES
     return {f"padding-{number:02d}": "".join(chance.choices(_LABEL_CHARS, k=63)) for number in range(count)}
 
 
 def populate(store: Store, population: Population, *, seed: int) -> None:
-    """Create all objects of a population, installing the custom type first."""
+    """Install the custom types and create all objects of a population."""
     store.install(resources.WIDGETS)
     if population.calico:
         for resource in calico.RESOURCES.values():

@@ -5,9 +5,9 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
 class Resource:
-    """One resource type; `group` is empty for the core group, `name` the plural of the path.
+    """One resource type. `group` is empty for the core group; `name` is the plural in the path.
 
-    `custom` types are written as a CustomResourceDefinition's: members sorted, list items with apiVersion and kind.
+    Objects of `custom` types have their members sorted, and items of their lists have apiVersion and kind.
     """
 
     group: str
@@ -31,7 +31,7 @@ class Resource:
         return f"/apis/{self.group}/{self.version}/{self.name}" if self.group else f"/api/{self.version}/{self.name}"
 
     def key(self, namespace: str, name: str) -> str:
-        """Key in the store; its order is the order of lists, which is etcd's order of paths."""
+        """Key in the store. Lists are in the order of keys, as in etcd."""
         return f"{namespace}/{name}" if self.namespaced else name
 
 

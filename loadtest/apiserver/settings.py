@@ -5,20 +5,19 @@ import enum
 
 
 class WatchListMode(enum.Enum):
-    """What a watch with sendInitialEvents gets."""
+    """The answer to a watch with sendInitialEvents."""
 
-    ON = "on"  # initial events and the bookmark that ends them
-    OFF = "off"  # 422, as with the feature switched off
-    IGNORED = "ignored"  # initial events, never the bookmark that ends them
+    ON = "on"  # initial events, then the bookmark that ends them
+    OFF = "off"  # 422, as without the feature
+    IGNORED = "ignored"  # initial events, without the bookmark that ends them
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatorSettings:
-    """How the server behaves; defaults are kube-apiserver's where it has them.
+    """Behavior of the server; the defaults are kube-apiserver's, where it has them.
 
-    `watch_timeout_seconds` is the least life of a watch without timeoutSeconds, up to twice that by chance;
-    `fresh_wait_seconds` how long a request for a future version waits; `watch_buffer_bytes` what a slow watch may leave
-    unsent, before it is ended.
+    A watch without timeoutSeconds lasts between `watch_timeout_seconds` and twice that. A request for a future version
+    waits `fresh_wait_seconds`. A slow watch ends when it has more than `watch_buffer_bytes` unsent.
     """
 
     host: str = "127.0.0.1"

@@ -19,9 +19,9 @@ from loadtest.apiserver.settings import SimulatorSettings
 from loadtest.apiserver.store import Store
 from loadtest.apiserver.streams import Ending, Streams
 
-#: As kube-apiserver: no body of a write is larger.
+#: Largest body of a write, as in kube-apiserver.
 MAX_BODY_BYTES = 3 * 1024 * 1024
-#: A listening socket that was closed leaves its port a moment later.
+#: A closed listening socket releases its port with a short delay.
 BIND_SECONDS = 2.0
 BIND_RETRY_SECONDS = 0.005
 _BROKEN_LINE = b'{"type":"MODIFIED","object":{"kind":\n'
@@ -30,7 +30,7 @@ _BROKEN_LINE = b'{"type":"MODIFIED","object":{"kind":\n'
 class Simulator:
     """A simulated API server in the running event loop; an async context manager.
 
-    `store` may be written to at any time from the loop's thread; watches get each change at once.
+    Write to `store` at any time from the loop's thread; watches get each change at once.
     """
 
     def __init__(self, settings: SimulatorSettings | None = None) -> None:
@@ -56,12 +56,12 @@ class Simulator:
 
     @property
     def port(self) -> int:
-        """TCP port, known once started; the same after a restart."""
+        """TCP port, known after the start; it stays the same after a restart."""
         return self._port
 
     @property
     def url(self) -> str:
-        """Address for clients, without a slash at its end."""
+        """Address for clients, without a trailing slash."""
         return f"http://{self.settings.host}:{self._port}"
 
     async def __aenter__(self) -> Self:
@@ -80,7 +80,7 @@ class Simulator:
         await self._listen(await self._bind())
 
     async def stop(self) -> None:
-        """End churn and faults, close everything."""
+        """Stop churn and faults, close all connections."""
         self.churn.stop()
         for task in list(self._tasks):
             task.cancel()
@@ -92,13 +92,13 @@ class Simulator:
             await self._runner.cleanup()
 
     def populate(self, population: Population) -> None:
-        """Fill the store; the history of that is forgotten, as it would be after a while."""
+        """Create the objects of a population, and forget this history as the server would after a while."""
         populate(self.store, population, seed=self.settings.seed)
         self.store.compact()
         self.counters.events.clear()
 
     def schedule(self, script: Iterable[Fault]) -> None:
-        """Let faults happen at their times, counted from now; those at 0 happen before this returns."""
+        """Schedule faults from now on; those at 0 seconds happen before this returns. Raises as `inject`."""
         for fault in script:
             if len(self._tasks) >= faults.MAX_FAULTS:
                 raise ValueError(f"more than {faults.MAX_FAULTS} faults wait")
@@ -108,16 +108,16 @@ class Simulator:
                 self.inject(fault)
 
     def inject(self, fault: Fault) -> None:
-        """Let a fault happen now, whatever its `at_seconds`.
+        """Let a fault happen now; `at_seconds` is ignored.
 
-        Raises Expired for a roll-back beyond the history, ValueError for a second restart during one.
+        Raises Expired for a roll-back beyond the history, ValueError for a restart during another one.
         """
         if fault.kind in faults.REQUEST_KINDS:
             self.rules.add(fault, time.monotonic())
         elif fault.kind in faults.STREAM_KINDS:
             self._break_streams(fault)
         elif fault.kind is FaultKind.COMPACT:
-            # One version further, so that no client knows the newest one, not even from a bookmark.
+            # Advance one version, so that no client knows the newest version, not even from a bookmark.
             self.store.advance()
             for resource in self.store.resources():
                 if fault.resource in ("", resource.name, str(resource)):
@@ -133,20 +133,20 @@ class Simulator:
         self.applied.append({**faults.document(fault), "at": time.time()})
 
     def clear_faults(self) -> None:
-        """Lift the faults on requests and forget those that wait; a restart under way goes on."""
+        """Remove the faults of requests and the scheduled ones; a restart in progress continues."""
         self.rules.clear()
         for task in self._tasks:
             if task is not self._restarting:
                 task.cancel()
 
     def uninstall(self, resource: resources.Resource) -> None:
-        """Take a type away as when its CustomResourceDefinition is deleted; its watches end. Raises TypeUnknown."""
+        """Remove a type, as if its CustomResourceDefinition were deleted; its watches end. Raises TypeUnknown."""
         self.store.uninstall(resource)
         for stream in self._streams.of(str(resource)):
             stream.end(Ending.EOF)
 
     def statistics(self) -> dict[str, Any]:
-        """What /_sim/stats shows."""
+        """The answer of /_sim/stats."""
         store = self.store
         return {
             "version": store.version,
@@ -173,7 +173,7 @@ class Simulator:
         await self._site.start()
 
     async def _bind(self) -> socket.socket:
-        """A socket bound to the address but not listening: connections are refused, and nobody else gets the port."""
+        """A socket that is bound but does not listen: connections are refused, and the port stays reserved."""
         bound = socket.socket(socket.AF_INET6 if ":" in self.settings.host else socket.AF_INET)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         deadline = time.monotonic() + BIND_SECONDS
@@ -221,7 +221,7 @@ class Simulator:
         for connection in self._runner.server.connections:
             if connection.transport is not None:
                 connection.transport.abort()
-        # A new process begins its watch caches with a list: it knows no older versions.
+        # A new process fills its watch caches with a list, so it knows no older versions.
         self.store.compact()
         bound = await self._bind()
         try:

@@ -1,7 +1,7 @@
-"""Objects of a simulated API server, with their history: what etcd and the watch cache are to kube-apiserver.
+"""Objects of a simulated API server with their history, as etcd and the watch cache of kube-apiserver keep them.
 
-Pure: no I/O and no clock. One resourceVersion counts over all types. Each type keeps its last events and, for as long
-as they reach back, every version of its objects: a paged list is one snapshot whatever happens between its pages.
+Pure: no I/O and no clock. All types share one resourceVersion. Each type keeps its last events, and the versions of its
+objects over that time. So a paged list is one snapshot, even if objects change between its pages.
 """
 
 import bisect
@@ -16,7 +16,7 @@ from loadtest.apiserver.errors import AlreadyExists, Conflict, Expired, NotFound
 from loadtest.apiserver.objects import Event, EventKind, JsonObject
 from loadtest.apiserver.resources import Resource
 
-#: Snapshots kept for the next pages of lists under way; each is two lists of references.
+#: Snapshots kept for further pages of lists; each is two lists of references.
 SNAPSHOTS_KEPT = 4
 
 Listener = Callable[[Resource, Event], None]
@@ -42,7 +42,7 @@ class Page:
 
 
 class _Table:
-    """One type: all keys sorted (deleted ones while their history lasts), versions by key, events."""
+    """One type: sorted keys (deleted ones while they have history), versions by key, events."""
 
     __slots__ = ("events", "floor", "keys", "live", "versions")
 
@@ -75,7 +75,7 @@ class _Table:
             self.forget_oldest()
 
     def forget_oldest(self) -> None:
-        """Drop the oldest event and the versions that only it could reach."""
+        """Drop the oldest event, and the versions that only it could reach."""
         event = self.events.popleft()
         self.floor = max(self.floor, event.version)
         history = self.versions[event.key]
@@ -87,9 +87,9 @@ class _Table:
 
 
 class Store:
-    """The objects; not safe for threads.
+    """The objects; not thread-safe.
 
-    `history_events` is kept per type; older versions are `Expired`. Listeners are called, in order, with each change.
+    `history_events` are kept for each type; older versions are `Expired`. Listeners get every change, in order.
     """
 
     def __init__(self, *, seed: int = 0, history_events: int = 10_000) -> None:
@@ -103,7 +103,7 @@ class Store:
         self._snapshots: collections.OrderedDict[tuple[Resource, int, str], Snapshot] = collections.OrderedDict()
 
     def install(self, resource: Resource) -> None:
-        """Begin to serve a type; nothing happens if it is served already."""
+        """Serve a type from now on; no effect if it is served already."""
         if resource not in self._tables:
             self._tables[resource] = _Table(floor=0)
 
@@ -134,7 +134,7 @@ class Store:
         self._listeners.append(listener)
 
     def create(self, resource: Resource, value: JsonObject) -> bytes:
-        """Add an object, return it as in a list. Raises AlreadyExists, Invalid, TypeUnknown."""
+        """Add an object; returns it as in a list. Raises AlreadyExists, Invalid, TypeUnknown."""
         namespace, name = objects.identity(resource, value)
         key = resource.key(namespace, name)
         if self._table(resource).current(key) is not None:
@@ -145,7 +145,7 @@ class Store:
         return self._commit(resource, EventKind.ADDED, key, namespace, objects.encode(resource, created))
 
     def replace(self, resource: Resource, value: JsonObject) -> bytes:
-        """Put another object in the place of one; writes nothing if nothing changes.
+        """Replace an object; writes nothing if nothing changes.
 
         A metadata.resourceVersion in `value` must be the current one. Raises Conflict, NotFound, Invalid, TypeUnknown.
         """
@@ -174,7 +174,7 @@ class Store:
         return self.replace(resource, objects.merged(objects.decode(before), change))
 
     def delete(self, resource: Resource, namespace: str, name: str) -> bytes:
-        """Remove an object, return its last state with the version of the deletion. Raises NotFound, TypeUnknown."""
+        """Delete an object; returns its last state with the version of the deletion. Raises NotFound, TypeUnknown."""
         key = resource.key(namespace, name)
         value = objects.decode(self._existing(resource, key, name))
         value["metadata"]["resourceVersion"] = str(self.version + 1)
@@ -194,7 +194,7 @@ class Store:
         return self._table(resource).live
 
     def snapshot(self, resource: Resource, *, namespace: str = "", version: int | None = None) -> Snapshot:
-        """State at a version (default: now). Raises Expired if history does not reach back so far."""
+        """State at a version (default: now). Raises Expired if the history does not reach back to it."""
         table = self._table(resource)
         wanted = self.version if version is None else version
         if wanted < table.floor:
@@ -227,7 +227,7 @@ class Store:
         return Page(snapshot.version, snapshot.items[start:end], last_key, len(snapshot.keys) - end)
 
     def events_since(self, resource: Resource, version: int) -> list[Event]:
-        """Events of a type after a version, oldest first. Raises Expired if some of them are forgotten."""
+        """Events of a type after a version, the oldest first. Raises Expired if some are forgotten."""
         table = self._table(resource)
         if version < table.floor:
             raise Expired(version, table.floor)
@@ -244,12 +244,12 @@ class Store:
         return self._table(resource).floor
 
     def advance(self) -> int:
-        """Count one version further, as a write to a type nobody knows would."""
+        """Advance one version, as a write to a type that is not served does."""
         self.version += 1
         return self.version
 
     def compact(self, resource: Resource | None = None) -> None:
-        """Forget all history of one type or of all: every version before now is Expired."""
+        """Forget the history of one type or of all: every earlier version is Expired."""
         for candidate, table in self._tables.items():
             if resource is None or candidate == resource:
                 while table.events:
@@ -257,9 +257,9 @@ class Store:
                 table.floor = self.version
 
     def roll_back(self, version: int) -> None:
-        """Return to an earlier state, as a backend restored from a backup: versions will be given out a second time.
+        """Return to an earlier state, like etcd restored from a backup: later writes use the same versions again.
 
-        No listener is told. Raises Expired if some type's history does not reach back so far, and changes nothing then.
+        Listeners are not called. Raises Expired, and changes nothing, if a type's history does not reach back to it.
         """
         snapshots = {resource: self.snapshot(resource, version=version) for resource in self._tables}
         for resource, snapshot in snapshots.items():

@@ -1,4 +1,4 @@
-"""Watch streams: an event is encoded once, its bytes shared by the watches of its type, each with a bounded buffer."""
+"""Watch streams. An event is encoded once for all watches of its type; each watch has a bounded buffer."""
 
 import asyncio
 import collections
@@ -14,15 +14,15 @@ from loadtest.apiserver.resources import Resource
 class Ending(enum.Enum):
     """How a stream ends."""
 
-    EOF = "eof"  # the HTTP answer is completed
-    CUT = "cut"  # what is buffered is sent, then the connection is closed in the middle of the answer
+    EOF = "eof"  # the HTTP answer is complete
+    CUT = "cut"  # buffered data is sent, then the connection is closed in the middle of the answer
     ABORT = "abort"  # the connection is reset at once
-    SLOW = "slow"  # the client did not keep up: as ABORT
-    GONE = "gone"  # the client left
+    SLOW = "slow"  # the client did not keep up; then as ABORT
+    GONE = "gone"  # the client has left
 
 
 class WatchStream:
-    """The buffer of one watch. Events up to `version` are not for it; `version` follows what was put in.
+    """The buffer of one watch. It skips events up to `version`, which follows the events that it takes.
 
     `abort` must reset the connection.
     """
@@ -44,7 +44,7 @@ class WatchStream:
         self._wake = asyncio.Event()
 
     def offer(self, event: Event, line: bytes) -> None:
-        """Put an event in, unless it is old, of another namespace, or to be lost."""
+        """Take an event, unless it is old, of another namespace, or to be lost."""
         if event.version <= self.version or (self.namespace and event.namespace != self.namespace):
             return
         self.version = event.version
@@ -56,7 +56,7 @@ class WatchStream:
             self.end(self._after_loss)
 
     def put(self, line: bytes) -> None:
-        """Put bytes in; a full buffer ends the stream."""
+        """Add bytes; a full buffer ends the stream."""
         if self.ending is not None or self.frozen:
             return
         self._lines.append(line)
@@ -66,7 +66,7 @@ class WatchStream:
         self._wake.set()
 
     def take(self) -> bytes:
-        """All that is buffered."""
+        """Remove and return all buffered bytes."""
         taken = b"".join(self._lines)
         self._lines.clear()
         self._queued_bytes = 0
@@ -74,7 +74,7 @@ class WatchStream:
         return taken
 
     def end(self, ending: Ending) -> None:
-        """End the stream: for EOF and CUT after what is buffered, else at once, even if its writer waits."""
+        """End the stream: with EOF and CUT after the buffered data, otherwise at once, even if its writer waits."""
         if self.ending is None:
             self.ending = ending
         if ending in (Ending.ABORT, Ending.SLOW):
@@ -88,17 +88,17 @@ class WatchStream:
         self.end(Ending.CUT)
 
     def freeze(self) -> None:
-        """Send nothing more and do not close."""
+        """Send nothing more, but stay open."""
         self.frozen = True
         self.take()
 
     def lose(self, count: int) -> None:
-        """Withhold the next `count` events; the stream breaks after the first event that follows them."""
+        """Drop the next `count` events; the stream breaks after the event that follows them."""
         self._to_lose += count
         self._after_loss = Ending.CUT
 
     async def wait(self, timeout_seconds: float) -> None:
-        """Return when there is something to do, or after a time."""
+        """Return when there is work to do, or after a time."""
         if timeout_seconds > 0:
             try:
                 async with asyncio.timeout(timeout_seconds):
@@ -115,7 +115,7 @@ class Streams:
         self._open: dict[Resource, list[WatchStream]] = {}
 
     def publish(self, resource: Resource, event: Event) -> None:
-        """Give an event to the watches of its type; a listener of the store."""
+        """Give an event to the watches of its type. A listener of the store."""
         self._counters.events[resource] += 1
         watching = self._open.get(resource)
         if watching:
@@ -124,7 +124,7 @@ class Streams:
                 stream.offer(event, line)
 
     def add(self, stream: WatchStream) -> None:
-        """Begin to give events to a stream."""
+        """Give events to a stream from now on."""
         self._open.setdefault(stream.resource, []).append(stream)
 
     def remove(self, stream: WatchStream) -> None:
@@ -132,7 +132,7 @@ class Streams:
         self._open[stream.resource].remove(stream)
 
     def of(self, resource_name: str) -> Iterator[WatchStream]:
-        """Open streams of the types with this plural name; of all if it is empty."""
+        """Open streams of the types with this plural name, or of all types if it is empty."""
         for resource, watching in list(self._open.items()):
             if not resource_name or resource_name in (resource.name, str(resource)):
                 yield from list(watching)

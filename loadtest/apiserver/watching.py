@@ -1,4 +1,4 @@
-"""Serves one watch: initial events, events, bookmarks, and its end."""
+"""Serves a watch: initial events, events, bookmarks, and the end."""
 
 import asyncio
 import math
@@ -18,14 +18,14 @@ from loadtest.apiserver.settings import SimulatorSettings, WatchListMode
 from loadtest.apiserver.store import Snapshot, Store
 from loadtest.apiserver.streams import Ending, Streams, WatchStream
 
-#: Initial events written at once.
+#: Initial events in one write.
 INITIAL_EVENTS_PER_WRITE = 200
-#: How often a request for a future version looks again.
+#: Interval at which a request for a future version checks again.
 FRESH_POLL_SECONDS = 0.02
 
 
 async def until_fresh(store: Store, version: int, wait_seconds: float) -> None:
-    """Wait until the store has reached a version. Raises ResourceVersionTooLarge after `wait_seconds`."""
+    """Wait until the store reaches a version. Raises ResourceVersionTooLarge after `wait_seconds`."""
     deadline = time.monotonic() + wait_seconds
     while store.version < version:
         if time.monotonic() >= deadline:
@@ -46,7 +46,7 @@ class Watching:
     async def serve(
         self, request: web.Request, resource: Resource, *, namespace: str, asked: Options, verb: str
     ) -> web.StreamResponse:
-        """Stream the watch to its end. A version that is too old or too new is an ERROR event, as in kube-apiserver."""
+        """Stream the watch to its end. A version too old or too new gives an ERROR event, as in kube-apiserver."""
         response = web.StreamResponse(headers={"Cache-Control": "no-cache, private"})
         response.content_type = "application/json"
         stream = WatchStream(
@@ -66,7 +66,7 @@ class Watching:
             if ended is Ending.CUT and request.transport is not None:
                 request.transport.close()
         except (ConnectionError, asyncio.CancelledError):
-            # The peer has left, or the stream was aborted while its writer waited for the peer.
+            # The peer has left, or the stream was aborted while its writer waited.
             ended = stream.ending or Ending.GONE
             raise
         finally:
@@ -92,7 +92,7 @@ class Watching:
             self._streams.remove(stream)
 
     def _begin(self, stream: WatchStream, asked: Options) -> Iterator[bytes]:
-        """Fix the cut at which the stream begins, return the lines before it. Raises Expired, TypeUnknown."""
+        """Set the version at which the stream begins; returns the lines before it. Raises Expired, TypeUnknown."""
         resource, store = stream.resource, self._store
         served = asked.initial_events if self._settings.watch_list is WatchListMode.ON else None
         if served or (served is None and not asked.version):
@@ -103,7 +103,7 @@ class Watching:
             stream.version = store.version
             return iter(())
         missed = store.events_since(resource, asked.version)
-        # A watch from the future gets nothing until the store has come so far: silence after a restored backup.
+        # A watch from a future version gets nothing until the store reaches it: silence after a restored backup.
         stream.version = max(asked.version, store.version)
         wanted = [event for event in missed if not stream.namespace or event.namespace == stream.namespace]
         return iter(
@@ -136,7 +136,7 @@ class Watching:
             await stream.wait(min(deadline, bookmark_at) - now)
 
     def _bookmark(self, stream: WatchStream) -> None:
-        # Never behind what the stream began with; a watch from the future has nothing to say yet.
+        # Never older than the start of the stream: a watch from a future version gets no bookmark yet.
         if self._store.version >= stream.version:
             stream.put(objects.bookmark_line(stream.resource, self._store.version))
 

@@ -1,1 +1,1 @@
-"""`make bench`: each row of the numbers to reach, beside a bare loop in the same run. See docs/performance.md."""
+"""`make bench`: the rows of numbers to reach, most of them compared with a bare loop. See docs/performance.md."""

@@ -1,26 +1,28 @@
-"""The history of the bench: one line of JSON for each recorded run, and the page and plots that are made of them."""
+"""The history of the bench: one line of JSON for each recorded run, and the page and plots made from it."""
 
-import io
 import json
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from loadtest.bench import rows
 from loadtest.reporting import report
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 FILE: Final = "history.jsonl"
 PAGE: Final = Path("..") / "performance.md"
-"""From the history's folder."""
+"""Relative to the folder of the history."""
 BEGIN: Final = "<!-- begin results -->"
 END: Final = "<!-- end results -->"
 
 Entry = dict[str, Any]
 
 PLOTS: Final[dict[str, tuple[str, str, bool]]] = {
-    # file -> (title, unit of the figures that are in it, whether as ratios to the bare loop)
+    # file -> (title, unit of its figures, whether it shows ratios to the bare loop)
     "cpu": ("CPU, service to bare loop", "", True),
     "latency": ("Delivery p99", "ms", False),
     "memory": ("Memory", "MB", False),
@@ -30,7 +32,7 @@ PLOTS: Final[dict[str, tuple[str, str, bool]]] = {
 def entry(
     results: Sequence[rows.Result], *, protocol: str, scale: float, rounds: int, seconds: float, load_before: float
 ) -> Entry:
-    """One run for the history."""
+    """The history's entry for a run."""
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": _git("rev-parse", "--short", "HEAD"),
@@ -54,7 +56,7 @@ def entry(
 
 
 def record(folder: Path, made: Entry) -> None:
-    """Adds a run, and writes page and plots anew."""
+    """Add a run, and update page and plots."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / FILE).open("a") as file:
         file.write(json.dumps(made, separators=(",", ":")) + "\n")
@@ -62,7 +64,7 @@ def record(folder: Path, made: Entry) -> None:
 
 
 def write(folder: Path) -> None:
-    """Writes the page's part that follows from the history, and the plots."""
+    """Update the part of the page that the history determines, and the plots."""
     entries = load(folder)
     page = folder / PAGE
     before, _, rest = page.read_text().partition(BEGIN)
@@ -81,7 +83,7 @@ def load(folder: Path) -> list[Entry]:
 
 
 def section(entries: Sequence[Entry]) -> str:
-    """The newest full-size figures of each protocol as tables, and the plots that there are."""
+    """Tables of the newest full-size figures of each protocol, and the plots."""
     parts = []
     for protocol in sorted({one["protocol"] for one in entries}):
         full = [one for one in entries if one["protocol"] == protocol and one["scale"] >= 1]
@@ -101,38 +103,40 @@ def _protocol_table(protocol: str, full: Sequence[Entry]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     runs: dict[str, str] = {}
-    for row in rows.ROWS:
-        for figure in row.figures:
-            newest = next((one for one in reversed(full) if figure.name in one["figures"]), None)
-            if newest is None:
-                continue
-            found = newest["figures"][figure.name]
-            run = f"{newest['date']}, {newest['commit']}"
-            runs[run] = f"{run}: {newest['machine']}; {newest['rounds']} rounds, {newest['seconds']:g} s each"
-            unit = f" {figure.unit}" if figure.unit else ""
-            met = {True: "yes", False: "**no**", None: "-"}[found["met"]]
-            cells = (
-                figure.title,
-                "-" if figure.goal is None else f"{number(figure.goal)}{unit}",
-                number(found["bare"]),
-                f"{number(found['ours'])}{unit}",
-                "-" if found["ratio"] is None else f"{found['ratio']:.2f}",
-                met,
-                run,
-            )
-            lines.append("| " + " | ".join(cells) + " |")
+    for figure in (figure for row in rows.ROWS for figure in row.figures):
+        newest = next((one for one in reversed(full) if figure.name in one["figures"]), None)
+        if newest is None:
+            continue
+        found = newest["figures"][figure.name]
+        run = f"{newest['date']}, {newest['commit']}"
+        runs[run] = f"{run}: {newest['machine']}; {newest['rounds']} rounds, {newest['seconds']:g} s each"
+        met = {True: "yes", False: "**no**", None: "-"}[found["met"]]
+        values = cells(figure, bare=found["bare"], ours=found["ours"], ratio=found["ratio"])
+        lines.append("| " + " | ".join([*values, met, run]) + " |")
     return "\n".join([*lines, "", *(f"- {text}" for text in runs.values()), ""])
 
 
+def cells(figure: rows.Figure, *, bare: float | None, ours: float, ratio: float | None) -> tuple[str, ...]:
+    """Title, goal, bare, ours and ratio as they appear in tables."""
+    unit = f" {figure.unit}" if figure.unit else ""
+    return (
+        figure.title,
+        "-" if figure.goal is None else f"{number(figure.goal)}{unit}",
+        number(bare),
+        f"{number(ours)}{unit}",
+        "-" if ratio is None else f"{ratio:.2f}",
+    )
+
+
 def number(value: float | None) -> str:
-    """Three digits that count."""
+    """Three significant digits."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _series(entries: Sequence[Entry], name: str) -> dict[str, list[tuple[int, float]]]:
-    """Title of a line -> (number of the run, value); only what is in the plot of that name."""
+    """Title of a line -> (number of the run, value), of the plot with this name."""
     _, unit, as_ratio = PLOTS[name]
     full = [one for one in entries if one["scale"] >= 1]
     found: dict[str, list[tuple[int, float]]] = {}
@@ -148,30 +152,22 @@ def _series(entries: Sequence[Entry], name: str) -> dict[str, list[tuple[int, fl
 
 
 def plot(entries: Sequence[Entry], name: str) -> str:
-    """An SVG: one line for each figure over the recorded runs; empty if there is none."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
+    """An SVG with one line for each figure over the recorded runs; empty without figures."""
     series = _series(entries, name)
     if not series:
         return ""
     title, unit, as_ratio = PLOTS[name]
-    full = [one for one in entries if one["scale"] >= 1]
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        drawing = Figure(figsize=(8, 3), layout="constrained")
-        axes = drawing.add_subplot()
+    commits = [one["commit"] for one in entries if one["scale"] >= 1]
+
+    def add_lines(axes: "Axes") -> None:
         for label, points in series.items():
             axes.plot(*zip(*points, strict=True), marker=".", linewidth=1, label=label)
         if as_ratio:
             axes.axhline(rows.CPU_FACTOR, color="gray", linestyle=":")
-        axes.set_title(title, loc="left", fontsize=10)
-        axes.set_ylabel("ratio" if as_ratio else unit)
-        axes.set_ylim(bottom=0)
-        axes.set_xticks(range(len(full)), [one["commit"] for one in full], fontsize=7, rotation=45)
+        axes.set_xticks(range(len(commits)), commits, fontsize=7, rotation=45)
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-        written = io.StringIO()
-        drawing.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
-    return written.getvalue()[written.getvalue().index("<svg") :]
+
+    return report.svg_plot(title, "ratio" if as_ratio else unit, add_lines, size=(8, 3))
 
 
 def _rounded(value: float | None) -> float | None:

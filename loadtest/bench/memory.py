@@ -1,16 +1,13 @@
-"""The memory model: what a key, a channel, an update and a deletion take. A client: see the rows on idle ones."""
+"""The memory model: memory of a key, a channel, an update and a deletion. For a client, see the idle rows."""
 
 import asyncio
-import contextlib
 import tracemalloc
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from cache.state import store
-from loadtest import demo
-from loadtest.bench import comparisons, measurement
-from loadtest.environment import processes
+from loadtest.bench import comparisons, targets
+from loadtest.environment import measurement, processes
 from loadtest.reporting import measure
 from loadtest.swarm import supervisor
 
@@ -21,13 +18,13 @@ UPDATES_PER_SECOND: Final = 200.0
 SETTLE_SECONDS: Final = 2.0
 
 
-class State(NamedTuple):
+class AtRest(NamedTuple):
     """A service at rest."""
 
     hub_bytes: int
-    """Private, proportional."""
+    """Private memory, proportional."""
     total_bytes: int
-    """All processes, files in memory once."""
+    """Of all processes; files in memory count once."""
     keys: float
     value_bytes: float
     snapshot_bytes: float
@@ -37,36 +34,30 @@ class State(NamedTuple):
 async def model(folder: Path, sizes: comparisons.Sizes) -> comparisons.Figures:
     """All figures of the model. Raises ProcessError, SwarmError."""
     figures = {"memory-deletion": _deletion_bytes()}
-    for name, calico in (("memory-key-raw", False), ("memory-key-calico", True)):
-        few, many = [await _at_rest(folder, pods=sizes.scaled(pods), calico=calico) for pods in (FEW_PODS, MANY_PODS)]
+    for name, types in (("memory-key-raw", processes.SIMULATED_TYPES), ("memory-key-calico", ())):
+        found = []
+        for pods in (FEW_PODS, MANY_PODS):
+            async with (
+                processes.SimulatorProcess(folder, pods=sizes.scaled(pods), calico=not types) as simulator,
+                processes.ServiceProcess(folder, kubeconfig=simulator.kubeconfig, types=types) as service,
+            ):
+                found.append(await _at_rest(service))
+        few, many = found
         beyond = (many.hub_bytes - few.hub_bytes) - (many.value_bytes - few.value_bytes)
         figures[name] = beyond / (many.keys - few.keys)
     for name, compressed in (("memory-channel-zstd", True), ("memory-channel-plain", False)):
-        base, open_, churned = await _channel(folder, sizes, compressed=compressed)
-        figures[name] = (open_.total_bytes - base.total_bytes - open_.snapshot_bytes) / 1e6
+        base, opened, churned = await _channel(folder, sizes, compressed=compressed)
+        figures[name] = (opened.total_bytes - base.total_bytes - opened.snapshot_bytes) / 1e6
         updates = round(UPDATES_PER_SECOND * sizes.seconds)
-        figures[name.replace("channel", "update")] = (churned.log_bytes - open_.log_bytes) / updates
+        figures[name.replace("channel", "update")] = (churned.log_bytes - opened.log_bytes) / updates
     return figures
 
 
-@contextlib.asynccontextmanager
-async def _running(
-    folder: Path, *, pods: int, calico: bool
-) -> AsyncIterator[tuple[processes.Simulator, processes.Service]]:
-    arguments = ["--pods", str(pods), *(["--calico"] if calico else [])]
-    async with processes.Simulator(folder, arguments=arguments) as simulator:
-        types = () if calico else demo.SIMULATED_TYPES
-        async with processes.Service(
-            folder, kubeconfig_file=simulator.kubeconfig, types=types, calico=calico
-        ) as service:
-            yield simulator, service
-
-
-async def _state(service: processes.Service) -> State:
+async def _at_rest(service: processes.ServiceProcess) -> AtRest:
     await asyncio.sleep(SETTLE_SECONDS)
     counters = await service.counters()
-    return State(
-        hub_bytes=measure.memory([service.hub_pid]).private_bytes,
+    return AtRest(
+        hub_bytes=measure.memory([service.pid]).private_bytes,
         total_bytes=measure.memory(service.pids()).total_bytes,
         keys=counters.total("typha_cache_size"),
         value_bytes=counters.total("typha_snapshot_raw_bytes"),
@@ -75,29 +66,23 @@ async def _state(service: processes.Service) -> State:
     )
 
 
-async def _at_rest(folder: Path, *, pods: int, calico: bool) -> State:
-    async with _running(folder, pods=pods, calico=calico) as (_, service):
-        return await _state(service)
-
-
-async def _channel(folder: Path, sizes: comparisons.Sizes, *, compressed: bool) -> tuple[State, State, State]:
-    """Without clients, with a few of one format, and after updates that all of them have."""
-    async with _running(folder, pods=sizes.pods, calico=False) as (simulator, service):
-        base = await _state(service)
-        async with supervisor.Swarm(
-            [service.address], feed=processes.FEED, agents=comparisons.FEW, compressed=compressed
-        ) as swarm:
-            await swarm.wait_in_sync(timeout_seconds=comparisons.IN_SYNC_TIMEOUT_SECONDS)
-            opened = await _state(service)
-            body = {"rate_per_second": UPDATES_PER_SECOND, "duration_seconds": sizes.seconds}
-            await simulator.control("POST", "churn", {**body, "create": 0, "delete": 0, "types": {"pods": 1}})
-            await asyncio.sleep(sizes.seconds)
-            await measurement.until_quiet(swarm)
-            return base, opened, await _state(service)
+async def _channel(folder: Path, sizes: comparisons.Sizes, *, compressed: bool) -> tuple[AtRest, AtRest, AtRest]:
+    """Without clients, with a few of one format, and after updates that all of them have received."""
+    plan = supervisor.SwarmPlan(feed=processes.FEED, agents=comparisons.FEW, compressed=compressed)
+    async with processes.SimulatorProcess(folder, pods=sizes.pods) as simulator:
+        setup = targets.Setup(folder=folder, simulator=simulator)
+        async with setup.service() as service:
+            base = await _at_rest(service)
+            async with supervisor.Swarm([service.address], plan) as swarm:
+                await swarm.wait_in_sync(timeout_seconds=targets.IN_SYNC_TIMEOUT_SECONDS)
+                opened = await _at_rest(service)
+                await simulator.update_pods(UPDATES_PER_SECOND, sizes.seconds)
+                await measurement.until_quiet(swarm)
+                return base, opened, await _at_rest(service)
 
 
 def _deletion_bytes() -> float:
-    """What a store keeps of a deleted key, as Python allocates it."""
+    """What a store keeps of a deleted key, by Python's count of allocations."""
     tracemalloc.start()
     try:
         filled = store.Store()

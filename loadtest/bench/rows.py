@@ -1,4 +1,4 @@
-"""The rows of the numbers to reach: what is measured, its goal, and when it is met. Pure."""
+"""The rows of the bench: what is measured, its goal, and when the goal is met. Pure."""
 
 import dataclasses
 import enum
@@ -10,11 +10,11 @@ CPU_FACTOR: Final = 1.25
 LATENCY_FACTOR: Final = 1.25
 LATENCY_SLACK_MILLISECONDS: Final = 5.0
 LOG_BUDGET_MEGABYTES: Final = 64 * 1024 * 1024 / 1e6
-"""LogBudgetBytes, as the service has it by default."""
+"""Default of the setting LogBudgetBytes."""
 
 
 class Rule(enum.Enum):
-    """When a figure is met."""
+    """When the goal of a figure is met."""
 
     CPU = "at most 1.25 x bare"
     LATENCY = "at most 1.25 x bare + 5 ms"
@@ -24,7 +24,7 @@ class Rule(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Figure:
-    """One number. Beside a bare loop the goal is for orientation; latencies are in milliseconds."""
+    """One number. Where there is a bare loop, the goal is only for orientation. Latencies are in milliseconds."""
 
     name: str
     title: str
@@ -35,13 +35,13 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """Figures that are asked for by one name; `group` makes them (see `groups` and `apart`)."""
+    """Figures with one name. `measurement` names the comparison or standalone measurement that makes them."""
 
     name: str
-    group: str
+    measurement: str
     figures: tuple[Figure, ...]
     both: bool = True
-    """Whether the protocol makes a difference; else it is measured with the native one."""
+    """Whether the protocol makes a difference; if not, the row exists for the native protocol only."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,12 +55,12 @@ class Result:
 
     @property
     def ratio(self) -> float | None:
-        """Ours to bare."""
+        """The service's value divided by the bare loop's."""
         return self.ours / self.bare if self.bare else None
 
     @property
     def met(self) -> bool | None:
-        """None if there is nothing to be met, or the size was not the one that is judged."""
+        """Whether the goal is met; None without a goal, or if the size is not judged."""
         if not self.judged or self.figure.rule is Rule.SHOWN:
             return None
         if self.figure.rule is Rule.GOAL:
@@ -73,11 +73,11 @@ class Result:
 
 
 Rounds = Mapping[str, Sequence[float]]
-"""Figure's name -> its value in each round."""
+"""Name of a figure -> its value in each round."""
 
 
 def results(wanted: Sequence[Row], ours: Rounds, bare: Rounds, *, judged: bool) -> list[Result]:
-    """The medians of what was measured of the wanted rows, in their order."""
+    """The medians of the wanted figures that were measured, in order."""
     return [
         Result(
             figure,
@@ -92,7 +92,7 @@ def results(wanted: Sequence[Row], ours: Rounds, bare: Rounds, *, judged: bool) 
 
 
 def choose(names: Sequence[str]) -> list[Row]:
-    """The rows of these names; all if there are none. Raises ValueError for one that does not exist."""
+    """The rows with these names, or all without names. Raises ValueError for an unknown name."""
     known = {row.name: row for row in ROWS}
     unknown = [name for name in names if name not in known]
     if unknown:

@@ -1,13 +1,13 @@
-"""Runs the rows that are wanted, shows how far it is, prints the verdicts, and keeps them if it is told to."""
+"""Runs the chosen rows, shows progress, prints the results, and records them on request."""
 
 import asyncio
 import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich import console, table
 
@@ -16,73 +16,100 @@ from loadtest.environment import certificates, processes
 from loadtest.reporting import dashboard, report
 from loadtest.swarm import control
 
-APART_ROUNDS_MAX: Final = 3
+HISTORY: Final = Path("docs/performance")
+STANDALONE_ROUNDS_MAX: Final = 3
 """The rows without a bare loop vary less."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSettings:
-    """What is measured, how much of the full size, how often."""
+    """Rows, share of the full size, and number of rounds."""
 
     names: tuple[str, ...] = ()
-    """Rows; none: all."""
+    """Names of rows; all if empty."""
     rounds: int = 5
     sizes: comparisons.Sizes = dataclasses.field(default_factory=comparisons.Sizes)
     protocol: control.Protocol = control.Protocol.NATIVE
     record: Path | None = None
-    """The folder with the history, to which the results are added."""
+    """Folder of the history to which the results are added."""
     folder: Path = Path("report-bench")
 
     @property
     def judged(self) -> bool:
-        """Below full size nothing is judged."""
+        """Whether goals are judged: only at full size."""
         return self.sizes.scale >= 1
 
 
 QUICK: Final = BenchSettings(rounds=1, sizes=comparisons.Sizes(scale=0.2, seconds=4.0, pods=2000))
-"""Everything once, small: whether it runs, and where it stands roughly."""
+"""Everything once, at a small size: does it work, and where does it roughly stand?"""
 
 
-class Table:
-    """Values by figure, of the service and of the bare loop, one for each round."""
+def settings_of(
+    *,
+    names: str,
+    rounds: int | None,
+    quick: bool,
+    protocol: control.Protocol,
+    record: bool,
+    folder: Path,
+    **sizes: float | None,
+) -> BenchSettings:
+    """Settings from the command line; options that are None are those of the full size, or of the quick pass.
 
-    def __init__(self) -> None:
+    Raises ValueError for an unknown row.
+    """
+    base = QUICK if quick else BenchSettings()
+    chosen = tuple(name for name in names.split(",") if name)
+    chosen = chosen or tuple(row.name for row in rows.ROWS if protocol is control.Protocol.NATIVE or row.both)
+    rows.choose(chosen)
+    given: dict[str, Any] = {name: value for name, value in sizes.items() if value is not None}
+    return dataclasses.replace(
+        base,
+        names=chosen,
+        rounds=rounds or base.rounds,
+        sizes=dataclasses.replace(base.sizes, **given),
+        protocol=protocol,
+        record=HISTORY if record else None,
+        folder=folder,
+    )
+
+
+class Measured:
+    """Values by figure, of the service and of the bare loop, one for each round; prints each step as it is added."""
+
+    def __init__(self, settings: BenchSettings, screen: dashboard.Dashboard, *, steps: int) -> None:
         self.ours: dict[str, list[float]] = {}
         self.bare: dict[str, list[float]] = {}
-
-    def add(self, ours: comparisons.Figures, bare: comparisons.Figures | None = None) -> None:
-        """One round's."""
-        for target, figures in ((self.ours, ours), (self.bare, bare or {})):
-            for name, value in figures.items():
-                target.setdefault(name, []).append(value)
-
-
-class Progress:
-    """How many steps are done, and how long the rest may take."""
-
-    def __init__(self, screen: dashboard.View, steps: int) -> None:
+        self._settings = settings
         self._screen = screen
         self._steps = steps
         self._done = 0
         self._begin = time.monotonic()
 
-    def step(self, name: str, figures: comparisons.Figures) -> None:
-        """A step is done."""
+    @property
+    def results(self) -> list[rows.Result]:
+        """The medians, in the order of the rows."""
+        return rows.results(rows.choose(self._settings.names), self.ours, self.bare, judged=self._settings.judged)
+
+    def add(self, name: str, ours: comparisons.Figures, bare: comparisons.Figures | None = None) -> None:
+        """Add the figures of one step."""
+        for values, figures in ((self.ours, ours), (self.bare, bare or {})):
+            for figure, value in figures.items():
+                values.setdefault(figure, []).append(value)
         self._done += 1
         elapsed = time.monotonic() - self._begin
         left = elapsed / self._done * (self._steps - self._done)
-        shown = ", ".join(f"{figure} {value:,.4g}" for figure, value in figures.items())
+        shown = ", ".join(f"{figure} {value:,.4g}" for figure, value in ours.items())
         self._screen.say(f"[{self._done}/{self._steps}, {elapsed:.0f} s, about {left:.0f} s left] {name}: {shown}")
 
 
 async def run(settings: BenchSettings) -> bool:
-    """Runs, prints, reports; false if a row that is judged is not met. Raises ValueError for an unknown row."""
-    wanted = rows.choose(settings.names)
+    """Run and report; returns whether all judged goals are met. Raises ValueError for an unknown row."""
     report.prepare_folder(settings.folder)
     load_before = os.getloadavg()[0]
-    with dashboard.View("typha bench") as screen:
-        measured = await measure(settings, wanted, screen)
-        results = rows.results(wanted, measured.ours, measured.bare, judged=settings.judged)
+    with dashboard.Dashboard("typha bench") as screen:
+        measured = await measure(settings, screen)
+        results = measured.results
         made = report.Report(title="The service beside a bare loop", command="make bench")
         made.facts = {result.figure.title: text(result) for result in results}
         made.data = {"service": measured.ours, "bare": measured.bare}
@@ -102,56 +129,50 @@ async def run(settings: BenchSettings) -> bool:
     return not any(result.met is False for result in results)
 
 
-async def measure(settings: BenchSettings, wanted: Sequence[rows.Row], screen: dashboard.View) -> Table:
-    """All rounds of the groups that the rows need."""
+async def measure(settings: BenchSettings, screen: dashboard.Dashboard) -> Measured:
+    """All rounds of all measurements that the rows need. Raises ValueError for an unknown row."""
+    wanted = rows.choose(settings.names)
     names = frozenset(row.name for row in wanted)
-    found = Table()
-    needed = list(dict.fromkeys(row.group for row in wanted))
-    apart_rounds = min(settings.rounds, APART_ROUNDS_MAX)
-    steps = sum(
-        settings.rounds if name in comparisons.GROUPS else 1 if name in standalone.ONCE else apart_rounds
-        for name in needed
-    )
-    progress = Progress(screen, steps)
-    for name in needed:
-        if name in standalone.APART:
-            for _ in range(1 if name in standalone.ONCE else apart_rounds):
-                alone = await standalone.APART[name](
-                    standalone.Around(settings.folder, settings.sizes, screen, settings.protocol, settings.rounds)
-                )
-                found.add(alone)
-                progress.step(name, alone)
+    rounds = {row.measurement: _rounds(settings, row.measurement) for row in wanted}
+    measured = Measured(settings, screen, steps=sum(rounds.values()))
+    for name, count in rounds.items():
+        if name in standalone.STANDALONE:
+            context = standalone.Context(settings.folder, settings.sizes, screen, settings.protocol, settings.rounds)
+            for _ in range(count):
+                measured.add(name, await standalone.STANDALONE[name](context))
             continue
-        group = comparisons.GROUPS[name].wants(names)
-        async with open_ground(settings, tls=group.tls) as ground:
-            for number in range(settings.rounds):
-                ours, bare = await comparisons.rounds(
-                    ground, group, settings.sizes, number=number, send="bare-send" in names and name == "1000"
-                )
-                found.add(ours, bare)
-                progress.step(f"{name}, round {number + 1}", ours)
-    return found
+        comparison = comparisons.COMPARISONS[name].part(names)
+        send = "bare-send" in names and name == "1000"
+        async with open_setup(settings, tls=comparison.tls) as setup:
+            for number in range(count):
+                ours, bare = await comparisons.round_of(setup, comparison, settings.sizes, number=number, send=send)
+                measured.add(f"{name}, round {number + 1}", ours, bare)
+    return measured
+
+
+def _rounds(settings: BenchSettings, measurement: str) -> int:
+    if measurement in comparisons.COMPARISONS:
+        return settings.rounds
+    return 1 if measurement in standalone.ONCE else min(settings.rounds, STANDALONE_ROUNDS_MAX)
 
 
 @contextlib.asynccontextmanager
-async def open_ground(settings: BenchSettings, *, tls: bool) -> AsyncIterator[targets.Ground]:
-    """A simulated API server, and nothing recorded yet."""
-    await asyncio.to_thread(_forget_recordings, settings.folder)
-    arguments = ["--pods", str(settings.sizes.pods)]
-    if settings.protocol is control.Protocol.TYPHA:
-        arguments.append("--calico")
-    async with processes.Simulator(settings.folder, arguments=arguments) as simulator:
+async def open_setup(settings: BenchSettings, *, tls: bool) -> AsyncIterator[targets.Setup]:
+    """A simulated API server, without recordings of an earlier one."""
+    await asyncio.to_thread(_remove_recordings, settings.folder)
+    calico = settings.protocol is control.Protocol.TYPHA
+    async with processes.SimulatorProcess(settings.folder, pods=settings.sizes.pods, calico=calico) as simulator:
         made = certificates.make(settings.folder, host=processes.HOST) if tls else None
-        yield targets.Ground(folder=settings.folder, simulator=simulator, protocol=settings.protocol, tls=made)
+        yield targets.Setup(folder=settings.folder, simulator=simulator, protocol=settings.protocol, tls=made)
 
 
-def _forget_recordings(folder: Path) -> None:
+def _remove_recordings(folder: Path) -> None:
     for file in folder.glob("recording-*"):
         file.unlink()
 
 
 def text(result: rows.Result) -> str:
-    """One line for people."""
+    """A result in one line."""
     unit = f" {result.figure.unit}" if result.figure.unit else ""
     beside = "" if result.bare is None else f", bare {history.number(result.bare)}{unit}, {result.ratio or 0:.2f} x"
     return f"{history.number(result.ours)}{unit}{beside}: {verdict(result)}"
@@ -164,21 +185,12 @@ def verdict(result: rows.Result) -> str:
     return "-" if result.figure.rule is rows.Rule.SHOWN else "not judged"
 
 
-def _table(settings: BenchSettings, results: Sequence[rows.Result]) -> table.Table:
+def _table(settings: BenchSettings, results: list[rows.Result]) -> table.Table:
     size = "full size" if settings.judged else f"{settings.sizes.scale:g} of the size"
     grid = table.Table(title=f"{settings.protocol.value}, {size}, median of {settings.rounds} alternating rounds")
     for column in ("row", "goal", "bare", "ours", "ratio", "rule", ""):
         grid.add_column(column, justify="left" if column in ("row", "rule", "") else "right")
     for result in results:
-        figure = result.figure
-        unit = f" {figure.unit}" if figure.unit else ""
-        grid.add_row(
-            figure.title,
-            "-" if figure.goal is None else f"{history.number(figure.goal)}{unit}",
-            history.number(result.bare),
-            f"{history.number(result.ours)}{unit}",
-            "-" if result.ratio is None else f"{result.ratio:.2f}",
-            figure.rule.value,
-            verdict(result),
-        )
+        cells = history.cells(result.figure, bare=result.bare, ours=result.ours, ratio=result.ratio)
+        grid.add_row(*cells, result.figure.rule.value, verdict(result))
     return grid

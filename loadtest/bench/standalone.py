@@ -1,4 +1,4 @@
-"""The rows that have no bare loop beside them: a first sync, pauses, stalled clients, requests to the API server."""
+"""The rows without a bare loop: first sync, pauses, stalled clients, requests to the API server, memory model."""
 
 import asyncio
 import dataclasses
@@ -6,144 +6,124 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from cache.feeds.calico import syncers
-from loadtest.bench import comparisons, measurement, memory, targets
-from loadtest.environment import processes
+from loadtest.bench import comparisons, memory, targets
+from loadtest.environment import measurement, processes
 from loadtest.reporting import dashboard, measure, report
 from loadtest.scenarios import fixture, registry
-from loadtest.swarm import control, supervisor
+from loadtest.swarm import control
 
 CALICO_PODS: Final = 20_000
 PEAK_INTERVAL_SECONDS: Final = 0.1
 SETTLED_SECONDS: Final = 4.0
-"""So long after it is ready a service without clients has done what there is to do."""
+"""From ready to the end of all work, for a service without clients."""
 COLLECTION_SECONDS: Final = 65.0
-"""A full collection of the hub comes once a minute, when its loop has time."""
+"""The hub does a full garbage collection once a minute, when its loop has time."""
 SCENARIO_SECONDS_MAX: Final = 10.0
 
 Figures = comparisons.Figures
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Around:
-    """What they are measured with."""
+class Context:
+    """What these measurements need."""
 
     folder: Path
     sizes: comparisons.Sizes
-    screen: dashboard.View
+    screen: dashboard.Dashboard
     protocol: control.Protocol
     rounds: int
 
+    def simulator(self) -> processes.SimulatorProcess:
+        """A simulated API server of the right size and kind."""
+        return processes.SimulatorProcess(
+            self.folder, pods=self.sizes.pods, calico=self.protocol is control.Protocol.TYPHA
+        )
 
-Apart = Callable[[Around], Awaitable[Figures]]
+    async def scenario(self, name: str) -> report.Report:
+        """Run a scenario and print its checks."""
+        sizes = self.sizes
+        settings = fixture.Settings(
+            agents=max(20, sizes.scaled(1000)),
+            public_agents=2,
+            rounds=self.rounds,
+            seconds=min(SCENARIO_SECONDS_MAX, sizes.seconds),
+            pods=sizes.pods,
+            protocols=(self.protocol,),
+            feed=targets.FEEDS[self.protocol],
+            folder=self.folder,
+            judge_times=sizes.scale >= 1,
+        )
+        made = await registry.SCENARIOS[name](settings, self.screen)
+        for check in made.checks:
+            self.screen.say(check.line())
+        return made
 
 
-async def first_sync(around: Around) -> Figures:
+Measurement = Callable[[Context], Awaitable[Figures]]
+
+
+async def first_sync(context: Context) -> Figures:
     """From exec to ready with all of Calico's feeds, then at rest."""
-    pods = around.sizes.scaled(CALICO_PODS)
-    async with processes.Simulator(around.folder, arguments=["--pods", str(pods), "--calico"]) as simulator:
-        service = processes.Service(around.folder, kubeconfig_file=simulator.kubeconfig, types=(), calico=True)
-        peak = 0
-
-        async def look() -> None:
-            nonlocal peak
-            while True:
-                peak = max(peak, await asyncio.to_thread(lambda: measure.memory(service.pids()).total_bytes))
-                await asyncio.sleep(PEAK_INTERVAL_SECONDS)
-
-        looking = asyncio.create_task(look(), name="peak memory")
-        try:
-            async with service:
-                cpu = sum(measure.cpu_seconds(pid, ended_children=True) for pid in service.pids())
-                await asyncio.sleep(SETTLED_SECONDS)
-                memory = measure.memory(service.pids()).total_bytes
-        finally:
-            looking.cancel()
-            await asyncio.wait([looking])
-    return {"first-sync": cpu, "memory-no-clients": memory / 1e6, "memory-first-sync": peak / 1e6}
+    pods = context.sizes.scaled(CALICO_PODS)
+    async with processes.SimulatorProcess(context.folder, pods=pods, calico=True) as simulator:
+        service = processes.ServiceProcess(context.folder, kubeconfig=simulator.kubeconfig)
+        async with (
+            measurement.peak_memory(service.pids, interval_seconds=PEAK_INTERVAL_SECONDS) as peak,
+            service,
+        ):
+            cpu = sum(measure.cpu_seconds(pid, ended_children=True) for pid in service.pids())
+            await asyncio.sleep(SETTLED_SECONDS)
+            memory = measure.memory(service.pids()).total_bytes
+    return {"first-sync": cpu, "memory-no-clients": memory / 1e6, "memory-first-sync": max(peak) / 1e6}
 
 
-async def pauses(around: Around) -> Figures:
-    """Churn, forgotten history, a burst, a storm, a full collection: what the service says of itself."""
-    sizes = around.sizes
-    agents = sizes.scaled(1000)
-    calico = ["--calico"] if around.protocol is control.Protocol.TYPHA else []
-    async with processes.Simulator(around.folder, arguments=["--pods", str(sizes.pods), *calico]) as simulator:
-        ground = targets.Ground(folder=around.folder, simulator=simulator, protocol=around.protocol)
-        async with targets.open_contender(targets.Side.SERVICE, ground) as contender:
-            assert contender.service is not None
-            async with supervisor.Swarm(
-                [contender.address],
-                feed=ground.feed,
-                agents=agents,
-                protocols=(ground.protocol,),
-                ramp_per_second=comparisons.RAMP_PER_SECOND,
-            ) as swarm:
-                await swarm.wait_in_sync(timeout_seconds=comparisons.IN_SYNC_TIMEOUT_SECONDS)
-                await simulator.control("POST", "churn", {"rate_per_second": 20.0, "label_times": ground.is_calico})
-                await asyncio.sleep(sizes.seconds / 2)
-                await simulator.control("POST", "faults", {"kind": "compact"})
-                await asyncio.sleep(sizes.seconds / 2)
-                await simulator.control("DELETE", "churn")
-                await measurement.until_quiet(swarm)
-                before = swarm.totals().updates
-                await simulator.control("POST", "burst", {"count": comparisons.BURST_UPDATES})
-                await measurement.until_more_than(before, swarm)
-                await measurement.until_quiet(swarm)
-                await swarm.reconnect()
-                await asyncio.sleep(sizes.seconds / 2)
-                if sizes.scale >= 1:
-                    await asyncio.sleep(COLLECTION_SECONDS)
-                counters = await contender.service.counters()
-    around.screen.say(f"relists: {counters.by_label('typha_watch_relists_total', 'reason')}")
+async def pauses(context: Context) -> Figures:
+    """The service's own figures after churn, a lost history, a burst, a storm and a full garbage collection."""
+    sizes = context.sizes
+    async with context.simulator() as simulator:
+        setup = targets.Setup(folder=context.folder, simulator=simulator, protocol=context.protocol)
+        async with setup.service() as service, setup.open_swarm(service, sizes.scaled(1000)) as swarm:
+            await simulator.start_churn(20.0)
+            await asyncio.sleep(sizes.seconds / 2)
+            await simulator.control("POST", "faults", {"kind": "compact"})
+            await asyncio.sleep(sizes.seconds / 2)
+            await simulator.stop_churn()
+            await measurement.until_quiet(swarm)
+            before = swarm.totals().updates
+            await simulator.burst(comparisons.BURST_UPDATES)
+            await measurement.until_more_than(before, swarm)
+            await measurement.until_quiet(swarm)
+            await swarm.reconnect()
+            await asyncio.sleep(sizes.seconds / 2)
+            if sizes.scale >= 1:
+                await asyncio.sleep(COLLECTION_SECONDS)
+            counters = await service.counters()
+    context.screen.say(f"relists: {counters.by_label('typha_watch_relists_total', 'reason')}")
     return {
         "pause-hub": counters.total("typha_hub_pause_seconds_worst") * 1e3,
         "pause-worker": counters.total("typha_worker_pause_seconds_worst") * 1e3,
     }
 
 
-async def stalled(around: Around) -> Figures:
-    """The scenario, and how many of its checks fail."""
-    made = await registry.SCENARIOS["stalled"](_setting(around), around.screen)
-    return {"stalled": _failed(made, around.screen)}
+async def stalled(context: Context) -> Figures:
+    """The number of failed checks of the scenario."""
+    made = await context.scenario("stalled")
+    return {"stalled": float(sum(not check.passed for check in made.checks))}
 
 
-async def api_requests(around: Around) -> Figures:
-    """The scenario, and how many requests there were."""
-    made = await registry.SCENARIOS["api-load"](_setting(around), around.screen)
-    _failed(made, around.screen)
+async def api_requests(context: Context) -> Figures:
+    """The number of requests in the scenario."""
+    made = await context.scenario("api-load")
     few, many = (sum(place.values()) for place in made.data["requests"])
     return {"api-requests": few, "api-requests-more": abs(many - few)}
 
 
-def _failed(made: report.Report, screen: dashboard.View) -> float:
-    for check in made.checks:
-        screen.say(check.line())
-    return float(sum(not check.passed for check in made.checks))
+async def memory_model(context: Context) -> Figures:
+    """Memory of keys, channels, updates and deletions."""
+    return await memory.model(context.folder, context.sizes)
 
 
-def _setting(around: Around) -> fixture.Settings:
-    sizes = around.sizes
-    is_calico = around.protocol is control.Protocol.TYPHA
-    return fixture.Settings(
-        agents=max(20, sizes.scaled(1000)),
-        public_agents=2,
-        rounds=around.rounds,
-        seconds=min(SCENARIO_SECONDS_MAX, sizes.seconds),
-        pods=sizes.pods,
-        protocols=(around.protocol,),
-        feed=syncers.FELIX if is_calico else processes.FEED,
-        folder=around.folder,
-        judge_times=sizes.scale >= 1,
-    )
-
-
-async def memory_model(around: Around) -> Figures:
-    """What keys, channels, updates and deletions take."""
-    return await memory.model(around.folder, around.sizes)
-
-
-APART: Final[Mapping[str, Apart]] = {
+STANDALONE: Final[Mapping[str, Measurement]] = {
     "memory-model": memory_model,
     "calico": first_sync,
     "pauses": pauses,
@@ -151,4 +131,4 @@ APART: Final[Mapping[str, Apart]] = {
     "api-requests": api_requests,
 }
 ONCE: Final = frozenset({"memory-model", "pauses", "stalled", "api-requests"})
-"""What has rounds of its own, or has nothing to take a median of."""
+"""Measurements that have their own rounds, or no median."""

@@ -1,152 +1,133 @@
-"""What is compared, each as a process on the same simulated API server: the service, and the bare loop."""
+"""The servers that are compared, on the same simulated API server: the service and the bare loop."""
 
 import asyncio
 import contextlib
 import dataclasses
 import enum
-import json
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from cache.feeds.calico import syncers
-from loadtest import demo
 from loadtest.bench.bare import greeting
-from loadtest.environment import certificates, processes
+from loadtest.environment import certificates, child, measurement, processes
 from loadtest.reporting import measure
-from loadtest.swarm import control
+from loadtest.swarm import control, supervisor
 
-START_TIMEOUT_SECONDS: Final = 30.0
-STOP_TIMEOUT_SECONDS: Final = 10.0
+RAMP_PER_SECOND: Final = 2500.0
+IN_SYNC_TIMEOUT_SECONDS: Final = 120.0
+FEEDS: Final = {control.Protocol.NATIVE: processes.FEED, control.Protocol.TYPHA: syncers.FELIX}
 
 
 class Side(enum.Enum):
-    """Who serves the agents."""
+    """One of the servers."""
 
     BARE = "bare"
     SERVICE = "service"
     SEND = "bare-send"
-    """The bare loop without a watch, by its own schedule."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Contender:
-    """One that runs. `begin` starts updates if they are of its own schedule: (a second, seconds)."""
-
-    address: tuple[str, int]
-    pids: Callable[[], list[int]]
-    check: Callable[[], None]
-    """Raises ProcessError if it has ended."""
-    service: processes.Service | None = None
-    begin: Callable[[float, float], None] | None = None
-
-    def cpu_seconds(self) -> float:
-        """So far, of all its processes."""
-        return sum(measure.cpu_seconds(pid) for pid in self.pids())
-
-    def memory_bytes(self) -> int:
-        """Every page once, without the kernel's sockets."""
-        return measure.memory(self.pids()).total_bytes
+    """The bare loop without a watch: it makes up its updates by a schedule."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Ground:
-    """What all contenders of a comparison share."""
+class Setup:
+    """What all targets of a comparison share."""
 
     folder: Path
-    simulator: processes.Simulator
+    simulator: processes.SimulatorProcess
     protocol: control.Protocol = control.Protocol.NATIVE
-    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Of the service."""
     tls: certificates.Certificates | None = None
-    """Mutual TLS between the contenders and the agents."""
+    """For mutual TLS between targets and agents."""
 
     @property
     def is_calico(self) -> bool:
-        """Typha's protocol has Calico's feeds alone; native agents follow a raw one."""
+        """Typha's protocol has Calico's feeds alone; native agents follow a raw feed."""
         return self.protocol is control.Protocol.TYPHA
 
     @property
     def feed(self) -> str:
-        """What the agents follow."""
-        return syncers.FELIX if self.is_calico else processes.FEED
+        """The feed that the agents follow."""
+        return FEEDS[self.protocol]
+
+    def service(self, environment: Mapping[str, str] | None = None) -> processes.ServiceProcess:
+        """The service on this API server."""
+        return processes.ServiceProcess(
+            self.folder,
+            kubeconfig=self.simulator.kubeconfig,
+            types=() if self.is_calico else processes.SIMULATED_TYPES,
+            settings=environment,
+        )
+
+    @contextlib.asynccontextmanager
+    async def open_swarm(self, target: measurement.Target, agents: int) -> AsyncIterator[supervisor.Swarm]:
+        """Agents of a target that are in sync and quiet. Raises SwarmError if one sees the protocol broken."""
+        plan = supervisor.SwarmPlan(
+            feed=self.feed,
+            agents=agents,
+            protocols=(self.protocol,),
+            ramp_per_second=RAMP_PER_SECOND,
+            tls=self.tls.agents if self.tls is not None else None,
+        )
+        async with supervisor.Swarm([target.address], plan) as swarm:
+            await swarm.wait_in_sync(timeout_seconds=IN_SYNC_TIMEOUT_SECONDS)
+            await measurement.until_quiet(swarm)
+            yield swarm
+            if errors := swarm.totals().protocol_errors:
+                raise supervisor.SwarmError(f"{errors[0]} (agents of {target.address})")
+
+
+class BareProcess(child.Child):
+    """`python -m loadtest.bench.bare` as a process."""
+
+    def __init__(self, log: Path, arguments: list[str], *, has_schedule: bool) -> None:
+        super().__init__("the bare loop", log)
+        self.address = (processes.HOST, 0)
+        self.has_schedule = has_schedule
+        self._command = [sys.executable, "-m", "loadtest.bench.bare", *arguments]
+
+    async def start(self) -> None:
+        """Start it, and return when it listens. Raises ProcessError."""
+        await self._spawn(self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE)
+        self.address = (processes.HOST, int((await self._read_ready_line())["port"]))
+
+    def pids(self) -> list[int]:
+        """Its one process."""
+        return [self.pid]
+
+    def cpu(self) -> measure.Cpu:
+        """CPU time so far."""
+        return measure.Cpu(measure.cpu_seconds(self.pid))
+
+    async def start_updates(self, updates_per_second: float, seconds: float) -> None:
+        """Start its own updates, if it has a schedule."""
+        await self.write(f"{updates_per_second} {seconds}\n".encode())
 
 
 @contextlib.asynccontextmanager
-async def open_contender(side: Side, ground: Ground) -> AsyncIterator[Contender]:
-    """Starts it and ends it. Raises ProcessError."""
+async def open_target(side: Side, setup: Setup) -> AsyncIterator[measurement.Target]:
+    """Start a target, and end it. Raises ProcessError."""
     if side is Side.SERVICE:
-        environment = ground.tls.environment if ground.tls is not None else {}
-        async with _service(ground, {**ground.environment, **environment}) as service:
-            yield Contender(service.address, service.pids, service.check, service)
+        async with setup.service(setup.tls.environment if setup.tls is not None else None) as service:
+            yield service
         return
-    file = await recording_file(ground)
-    arguments = ["--recording", str(file)]
-    if ground.tls is not None:
-        arguments += ["--tls", *ground.tls.server_files]
+    arguments = ["--recording", str(await recording_file(setup))]
+    if setup.tls is not None:
+        arguments += ["--tls", *setup.tls.server_files]
     if side is Side.BARE:
-        state = await ground.simulator.control("GET", "stats")
-        arguments += ["--watch", ground.simulator.url, "--version", str(state["version"])]
-    async with _bare(ground.folder / f"{side.value}.log", arguments) as contender:
-        yield contender if side is Side.SEND else dataclasses.replace(contender, begin=None)
+        state = await setup.simulator.control("GET", "stats")
+        arguments += ["--watch", setup.simulator.url, "--version", str(state["version"])]
+    log = setup.folder / f"{side.value}.log"
+    async with BareProcess(log, arguments, has_schedule=side is Side.SEND) as bare:
+        yield bare
 
 
-async def recording_file(ground: Ground) -> Path:
-    """What the service sends a newcomer, recorded once for a folder; the same with TLS and without."""
-    file = ground.folder / f"recording-{ground.protocol.value}"
+async def recording_file(setup: Setup) -> Path:
+    """The service's greeting of a new client, recorded once for a folder; it is the same with and without TLS."""
+    file = setup.folder / f"recording-{setup.protocol.value}"
     if not file.exists():
-        async with _service(ground, ground.environment) as service:
+        async with setup.service() as service:
             recording = await asyncio.to_thread(
-                greeting.record, service.address, protocol=ground.protocol, feed=ground.feed
+                greeting.record, service.address, protocol=setup.protocol, feed=setup.feed
             )
         recording.save(file)
     return file
-
-
-def _service(ground: Ground, environment: Mapping[str, str]) -> processes.Service:
-    return processes.Service(
-        ground.folder,
-        kubeconfig_file=ground.simulator.kubeconfig,
-        types=() if ground.is_calico else demo.SIMULATED_TYPES,
-        calico=ground.is_calico,
-        settings=environment,
-    )
-
-
-@contextlib.asynccontextmanager
-async def _bare(log: Path, arguments: list[str]) -> AsyncIterator[Contender]:
-    with log.open("ab") as output:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "loadtest.bench.bare",
-            *arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=output,
-            start_new_session=True,  # as the service: Linux schedules sessions as groups (sched(7), autogroup)
-        )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    stdin = process.stdin
-
-    def check() -> None:
-        if process.returncode is not None:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-            raise processes.ProcessError(f"the bare loop ended with status {process.returncode}; {log}:\n{tail}")
-
-    def begin(updates_per_second: float, seconds: float) -> None:
-        stdin.write(f"{updates_per_second} {seconds}\n".encode())
-
-    try:
-        async with asyncio.timeout(START_TIMEOUT_SECONDS):
-            line = await process.stdout.readline()
-        if not line:
-            await process.wait()
-            check()
-        address = processes.HOST, int(json.loads(line)["port"])
-        yield Contender(address, lambda: [process.pid], check, begin=begin)
-    finally:
-        stdin.close()
-        await processes.wait_or_kill(process, STOP_TIMEOUT_SECONDS)

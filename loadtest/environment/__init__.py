@@ -1,1 +1,1 @@
-"""What a run needs around the service: processes, control plane, cluster access, certificates."""
+"""The surroundings of the service in a run: processes, control plane, cluster access, certificates, testbed."""

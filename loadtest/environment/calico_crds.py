@@ -1,6 +1,6 @@
 """Minimal definitions of Calico's custom resources for tests and demos: names, scopes, defaults; any field is kept.
 
-They are no part of Calico and check nothing; a cluster gets Calico's own. For kubectl,
+They are not part of Calico and validate nothing; a real cluster has Calico's own. For kubectl,
 `python -m loadtest.environment.calico_crds [v1|v3]` prints them.
 """
 
@@ -19,11 +19,11 @@ Schema = Mapping[str, Any]
 
 
 class Kind(NamedTuple):
-    """A kind: its plural is its name in lower case and an `s`, unless given."""
+    """A kind. The default plural is the name in lower case with an `s`."""
 
     name: str
     defaults: Schema = types.MappingProxyType({})
-    """Members of `spec`: values, or mappings of members where the parent must be there."""
+    """Members of `spec` and their values; a nested mapping applies only if its parent exists."""
     plural: str = ""
     is_namespaced: bool = False
     has_status: bool = False
@@ -82,10 +82,11 @@ KINDS = (
 
 def definitions(*groups: str) -> list[dict[str, Any]]:
     """The definitions of some groups, such as `projectcalico.org/v3`."""
-    return [_definition(kind, group) for group in groups for kind in KINDS if group in kind.groups]
+    return [definition(kind, group) for group in groups for kind in KINDS if group in kind.groups]
 
 
-def _definition(kind: Kind, group_version: str) -> dict[str, Any]:
+def definition(kind: Kind, group_version: str) -> dict[str, Any]:
+    """The definition of one kind in one group."""
     group, _, version = group_version.partition("/")
     plural = kind.plural or f"{kind.name.lower()}s"
     defaults = kind.v3_defaults if group_version == V3 and kind.v3_defaults is not None else kind.defaults
@@ -97,7 +98,7 @@ def _definition(kind: Kind, group_version: str) -> dict[str, Any]:
         "schema": {"openAPIV3Schema": {"type": "object", KEPT: True, "properties": members}},
         **({"subresources": {"status": {}}} if kind.has_status else {}),
     }
-    # The API server protects groups of *.k8s.io: whoever defines types there must say that they know.
+    # The API server protects the groups *.k8s.io: a definition there needs this annotation.
     approval = {"annotations": {"api-approved.kubernetes.io": "unapproved, for tests only"}}
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -129,7 +130,7 @@ def _member(default: Any) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Prints them as one JSON list."""
+    """Print the definitions as one JSON list."""
     names = {"v1": V1, "v3": V3}
     groups = [names[argument] for argument in arguments] or [V1]
     found = definitions(*groups, "policy.networking.k8s.io/v1alpha2", "kubevirt.io/v1")

@@ -1,4 +1,4 @@
-"""Certificates for service and agents, made for one run in its folder."""
+"""Certificates of service and agents, made for one run in its folder."""
 
 import dataclasses
 from pathlib import Path
@@ -9,26 +9,26 @@ import trustme
 from loadtest.swarm import control
 
 CLIENT_NAME: Final = "typha-client"
-"""The common name that the service asks for."""
+"""The common name that the service requires."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Certificates:
-    """What the service needs, as its environment, and what the agents need."""
+    """The service's environment variables and the agents' files."""
 
     environment: dict[str, str]
     agents: control.TlsFiles
 
     @property
     def server_files(self) -> tuple[str, str, str]:
-        """Certificate, key, and the authority of the clients' certificates."""
+        """Certificate, key, and authority of the clients' certificates."""
         names = ("TYPHA_SERVERCERTFILE", "TYPHA_SERVERKEYFILE", "TYPHA_CAFILE")
         certificate, key, authority = (self.environment[name] for name in names)
         return certificate, key, authority
 
 
 def make(folder: Path, *, host: str) -> Certificates:
-    """An authority, and a certificate each for a service at `host` and for all agents."""
+    """Make an authority, a certificate for a service at `host`, and one for all agents."""
     authority = trustme.CA()
     files = {name: folder / f"{name}.pem" for name in ("authority", "server", "server-key", "agent", "agent-key")}
     authority.cert_pem.write_to_path(files["authority"])

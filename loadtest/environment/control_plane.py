@@ -1,17 +1,15 @@
-"""A real control plane for tests and load tests: etcd and kube-apiserver, started on loopback in a folder of their own.
+"""A real control plane for tests and load tests: etcd and kube-apiserver on loopback, with a folder of their own.
 
-The binaries are the ones named by `TEST_ASSET_ETCD` and `TEST_ASSET_KUBE_APISERVER` (the convention of Kubernetes'
-envtest), else the ones that `make control-plane` built. There is no controller manager and no scheduler: pods stay
-pending, deleted namespaces stay terminating, nothing writes but whoever is tested (and the API server itself, a
-little).
+The binaries are those named by `TEST_ASSET_ETCD` and `TEST_ASSET_KUBE_APISERVER` (the convention of Kubernetes'
+envtest), or else those that `make control-plane` built. There is no controller manager and no scheduler: pods stay
+pending, deleted namespaces stay terminating. Only the test writes, and to a small degree the API server itself.
 
-How old versions end in 410 ("resource version too old"). The API server answers watches from a cache in memory that
-keeps recent events whatever etcd has forgotten, so compacting etcd under a running API server changes nothing for its
-watches. What works is `expire_history`: SIGKILL the API server, write to etcd so that the current revision lies past
-every version a client can hold, compact there, start the API server again. Its cache then begins at the current
-revision: a watch from an older version is answered with 410, and an old continue token of a paged LIST as well. (A
-mere restart has nearly the same effect, but a client that happens to hold the newest version resumes.) While its
-caches fill, the API server answers 429 with Retry-After.
+How to make the API server answer 410 ("resource version too old"): it answers watches from a cache in memory, which
+keeps recent events even if etcd has forgotten them. So compacting etcd under a running API server does not affect its
+watches. `expire_history` works: SIGKILL the API server, write to etcd so that the current revision is later than every
+version a client can hold, compact there, and start the API server again. Its cache then starts at the current revision.
+A watch from an older version gets 410, and so does an old continue token of a paged LIST. (After a plain restart, a
+client that holds the newest version could resume.) While its caches fill, the API server answers 429 with Retry-After.
 
 Everything here is synchronous; coroutines call it through `asyncio.to_thread`.
 """
@@ -35,7 +33,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
-from prometheus_client import parser
+from loadtest.environment import kubeconfig
+from loadtest.reporting import measure
 
 READY_TIMEOUT_SECONDS: Final = 90.0  # a first start takes some 10 s; five times that on a machine that is busy building
 STOP_TIMEOUT_SECONDS: Final = 20.0
@@ -58,11 +57,11 @@ TOKENS: Final = f'{ADMIN_TOKEN},admin,1,"system:masters"\n{USER_TOKEN},user,2\n'
 
 
 class ControlPlaneError(Exception):
-    """The control plane could not do what was asked; the message has the culprit and the end of its log."""
+    """The control plane failed; the message names the process and has the end of its log."""
 
 
 class BinariesMissingError(ControlPlaneError):
-    """There is no kube-apiserver or etcd to start; the message says how to get them."""
+    """kube-apiserver or etcd is missing; the message says how to get it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ class Binaries:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Response:
-    """What the API server answered: HTTP status and body."""
+    """An answer of the API server: HTTP status and body."""
 
     status: int
     body: bytes
@@ -86,7 +85,7 @@ class Response:
 
 
 def find_binaries(environment: Mapping[str, str] = os.environ) -> Binaries:
-    """The programs to use, the ones named by the environment first.
+    """The programs to use; those named by the environment come first.
 
     Raises BinariesMissingError with what to do about it.
     """
@@ -118,7 +117,7 @@ def _built_folder(environment: Mapping[str, str]) -> Path:
 def free_port(host: str = "127.0.0.1") -> int:
     """A free TCP port below the kernel's range for outgoing connections.
 
-    From that range a client's connection could take the port while the server that is to come back on it is down.
+    A client's connection could take a port from that range while the server is down, before it restarts on it.
     """
     for port in random.sample(range(20_000, 32_000), 200):
         with socket.socket() as probe:
@@ -131,11 +130,11 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 class ControlPlane:
-    """One etcd and one kube-apiserver. `start` it (or use it in a `with`), and `stop` it: it ends only what it started.
+    """One etcd and one kube-apiserver: `start` and `stop` them, or use a `with` block. It ends only what it started.
 
-    `folder` takes data, keys, logs and kubeconfig files; it should be empty and the caller removes it.
-    `url`, `certificate_authority`, `kubeconfig` (an admin's) and `user_kubeconfig` (of a user without any rights) are
-    good from `start` on, over kills and restarts: ports, data, tokens and certificate stay.
+    `folder` is for data, keys, logs and kubeconfig files; it should be empty, and the caller removes it. `url`,
+    `certificate_authority`, `kubeconfig` (of an admin) and `user_kubeconfig` (of a user without any rights) are valid
+    from `start` on. Ports, data, tokens and certificate stay the same over kills and restarts.
     """
 
     def __init__(self, folder: Path, *, binaries: Binaries | None = None, api_server_flags: Sequence[str] = ()) -> None:
@@ -166,7 +165,7 @@ class ControlPlane:
         self.stop()
 
     def start(self) -> None:
-        """Starts both and returns when the API server is ready. Raises ControlPlaneError, with nothing left running."""
+        """Start both and return when the API server is ready. After a ControlPlaneError nothing runs."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "tokens.csv").write_text(TOKENS)
         try:
@@ -176,11 +175,12 @@ class ControlPlane:
         except BaseException:
             self.stop()
             raise
-        self._write_kubeconfig(self.kubeconfig, token=ADMIN_TOKEN)
-        self._write_kubeconfig(self.user_kubeconfig, token=USER_TOKEN)
+        authority = self.certificate_authority.read_bytes()
+        for path, token in ((self.kubeconfig, ADMIN_TOKEN), (self.user_kubeconfig, USER_TOKEN)):
+            kubeconfig.write(path, self.url, token=token, authority=authority)
 
     def stop(self) -> None:
-        """Ends both; may be called at any time and more than once."""
+        """End both; may be called at any time, and more than once."""
         api_server, self._api_server = self._api_server, None
         etcd, self._etcd = self._etcd, None
         for process in (api_server, etcd):
@@ -189,19 +189,19 @@ class ControlPlane:
             process.terminate()
             try:
                 process.wait(STOP_TIMEOUT_SECONDS if process is etcd else STOP_TIMEOUT_SECONDS / 4)
-            except subprocess.TimeoutExpired:  # a graceful end waits for watches that may stay open for minutes
+            except subprocess.TimeoutExpired:  # a graceful end waits for watches, which may stay open for minutes
                 process.kill()
                 process.wait()
 
     def start_api_server(self) -> None:
-        """Starts the API server, on the same port and data as before, and returns when it is ready."""
+        """Start the API server with the same port and data, and return when it is ready."""
         if self._api_server is not None:
             raise ControlPlaneError("kube-apiserver runs already")
         self._api_server = self._spawn("kube-apiserver", self._api_server_command())
         self._wait(self._api_server_ready, what="kube-apiserver", process=self._api_server)
 
     def kill(self) -> None:
-        """Ends the API server with SIGKILL: connections are reset, nothing is said goodbye to. etcd goes on."""
+        """End the API server with SIGKILL, which resets its connections. etcd keeps running."""
         if self._api_server is None:
             raise ControlPlaneError("kube-apiserver does not run")
         self._api_server.send_signal(signal.SIGKILL)
@@ -209,13 +209,13 @@ class ControlPlane:
         self._api_server = None
 
     def restart(self) -> None:
-        """Kills the API server if it runs and starts it again."""
+        """Kill the API server if it runs, and start it again."""
         if self._api_server is not None:
             self.kill()
         self.start_api_server()
 
     def expire_history(self) -> int:
-        """Kills and restarts the API server so that every version seen so far yields 410; returns the first good."""
+        """Kill and restart the API server, so that every version so far gives 410; returns the first valid version."""
         if self._api_server is not None:
             self.kill()
         for _ in range(REVISIONS_PAST_EVERY_CLIENT):
@@ -225,7 +225,7 @@ class ControlPlane:
         return revision
 
     def compact_etcd(self) -> int:
-        """Compacts etcd's history up to its current revision, which it returns. That alone makes no 410: see above."""
+        """Compact etcd's history up to its current revision; returns it. This alone gives no 410: see the module."""
         answer = self._etcd_call("/v3/kv/range", {"key": _base64("/outside-the-registry")})
         revision = int(answer["header"]["revision"])
         self._etcd_call("/v3/kv/compaction", {"revision": str(revision), "physical": True})
@@ -241,9 +241,9 @@ class ControlPlane:
         content_type: str = "application/json",
         timeout_seconds: float = REQUEST_TIMEOUT_SECONDS,
     ) -> Response:
-        """One request to the API server, as the admin unless told otherwise; any HTTP status is an answer.
+        """Send one request to the API server, as the admin by default; any HTTP status is an answer.
 
-        Raises OSError if there is no answer at all.
+        Raises OSError if there is no answer.
         """
         headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
         if body is not None:
@@ -258,14 +258,14 @@ class ControlPlane:
                 return Response(status=error.code, body=error.read())
 
     def create(self, path: str, body: object) -> Any:
-        """Creates an object in the collection at `path`, returns it as stored. Raises ControlPlaneError on refusal."""
+        """Create an object in the collection at `path`; returns it as stored. Raises ControlPlaneError."""
         answer = self.request("POST", path, body)
         if answer.status != 201:
             raise ControlPlaneError(f"POST {path}: {answer.status} {answer.body.decode(errors='replace')}")
         return answer.json()
 
     def tls_context(self) -> ssl.SSLContext:
-        """A client's, that trusts this API server and no other. Good from `start` on."""
+        """A client's context that trusts this API server only. Valid from `start` on."""
         if self._tls is None:
             self._tls = ssl.create_default_context(cafile=str(self.certificate_authority))
         return self._tls
@@ -275,26 +275,8 @@ class ControlPlane:
         return self.request("GET", "/metrics").body.decode()
 
     def metric_total(self, name: str, **labels: str) -> float:
-        """The sum of the API server's samples called `name` that have all the given labels, e.g. verb="WATCH"."""
-        return sum(
-            sample.value
-            for family in parser.text_string_to_metric_families(self.metrics())
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
-
-    def _write_kubeconfig(self, path: Path, *, token: str) -> None:
-        authority = base64.b64encode(self.certificate_authority.read_bytes()).decode()
-        cluster = {"server": self.url, "certificate-authority-data": authority}
-        config = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "test", "cluster": cluster}],
-            "users": [{"name": "test", "user": {"token": token}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-            "current-context": "test",
-        }
-        path.write_text(json.dumps(config, indent=1))  # JSON is YAML
+        """Sum of the API server's samples with this name and all these labels, such as verb="WATCH"."""
+        return measure.Metrics(self.metrics()).total(name, **labels)
 
     def _etcd_command(self) -> list[str]:
         return [
@@ -305,13 +287,13 @@ class ControlPlane:
             f"--listen-peer-urls={self._etcd_peer_url}",
             f"--initial-advertise-peer-urls={self._etcd_peer_url}",
             f"--initial-cluster=default={self._etcd_peer_url}",
-            "--unsafe-no-fsync",  # a test's data need not outlive the machine
+            "--unsafe-no-fsync",  # a test's data need not survive the machine
             "--log-level=warn",
         ]
 
     def _api_server_command(self) -> list[str]:
         certificates = self.certificate_authority.parent
-        # The API server makes its certificate and key before it reads this file, so no other tool has to make one.
+        # The API server creates its certificate and key before it reads this file, so no other tool is needed.
         key = certificates / "apiserver.key"
         return [
             str(self.binaries.api_server),
@@ -327,13 +309,13 @@ class ControlPlane:
             f"--token-auth-file={self.folder / 'tokens.csv'}",
             "--authorization-mode=RBAC",
             "--service-cluster-ip-range=10.96.0.0/12",
-            "--disable-admission-plugins=ServiceAccount",  # no controller makes the accounts that pods need
+            "--disable-admission-plugins=ServiceAccount",  # no controller creates the accounts that pods need
             *self._api_server_flags,
         ]
 
     def _spawn(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
-            # A session of its own: Ctrl-C at the terminal is for the test run, which then stops the control plane.
+            # A session of its own, so that Ctrl-C reaches only the test run, which then stops the control plane.
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
     def _wait(self, ready: Callable[[], bool], *, what: str, process: subprocess.Popen[bytes]) -> None:
@@ -360,7 +342,7 @@ class ControlPlane:
     def _api_server_ready(self) -> bool:
         try:
             return self.request("GET", "/readyz").status == 200
-        except OSError:  # not listening yet, or its certificate not written yet
+        except OSError:  # it does not listen yet, or has not written its certificate yet
             return False
 
     def _etcd_call(self, path: str, body: Mapping[str, object]) -> Any:

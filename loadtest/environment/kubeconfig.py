@@ -1,7 +1,7 @@
-"""How to reach an API server, from a kubeconfig file: address, trust, credentials. Reads only.
+"""Access to an API server from a kubeconfig file: address, trust, credentials.
 
-Understands tokens (also in files), client certificates, basic authentication and credential plugins (`exec`). The
-service has its own reader; the load test must be able to check the service's work without it.
+It supports tokens (also in files), client certificates, basic authentication and credential plugins (`exec`). The
+service has its own reader, which the load test does not use, because it checks the service.
 """
 
 import base64
@@ -21,23 +21,23 @@ PLUGIN_TIMEOUT_SECONDS: Final = 60.0
 
 
 class KubeconfigError(Exception):
-    """The file cannot be used; the message says which part of it."""
+    """The file is not usable; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Access:
-    """An API server and the right to talk to it."""
+    """Address and credentials of an API server."""
 
     server: str
-    """URL without a slash at its end."""
+    """URL without a trailing slash."""
     headers: dict[str, str]
     tls: ssl.SSLContext | None
     context: str
-    """The name of the context that was used."""
+    """Name of the context."""
 
 
 def load(path: Path) -> Access:
-    """Access by the file's current context. Raises KubeconfigError."""
+    """The access that the file's current context gives. Raises KubeconfigError."""
     try:
         config = yaml.safe_load(path.read_text())
         context_name = config["current-context"]
@@ -52,13 +52,16 @@ def load(path: Path) -> Access:
     return Access(server=server, headers=_headers(user, folder=path.parent), tls=tls, context=str(context_name))
 
 
-def write(path: Path, server: str) -> None:
-    """Writes a file for an API server that asks for no credentials."""
+def write(path: Path, server: str, *, token: str = "", authority: bytes = b"") -> None:
+    """Write a file for an API server, if need be with a token and the certificate of its authority (PEM)."""
+    cluster = {"server": server}
+    if authority:
+        cluster["certificate-authority-data"] = base64.b64encode(authority).decode()
     config = {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{"name": "loadtest", "cluster": {"server": server}}],
-        "users": [{"name": "loadtest", "user": {}}],
+        "clusters": [{"name": "loadtest", "cluster": cluster}],
+        "users": [{"name": "loadtest", "user": {"token": token} if token else {}}],
         "contexts": [{"name": "loadtest", "context": {"cluster": "loadtest", "user": "loadtest"}}],
         "current-context": "loadtest",
     }
@@ -93,7 +96,7 @@ def _tls(cluster: Mapping[str, Any], user: Mapping[str, Any], *, folder: Path) -
     certificate = _content(user, "client-certificate", folder)
     key = _content(user, "client-key", folder)
     if certificate and key:
-        # The ssl module takes a certificate and its key from files only.
+        # The ssl module reads certificate and key from files only.
         with tempfile.TemporaryDirectory() as temporary:
             chain = Path(temporary) / "client.pem"
             chain.touch(mode=0o600)
@@ -109,7 +112,7 @@ def _content(section: Mapping[str, Any], name: str, folder: Path) -> bytes:
 
 
 def _plugin(plugin: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What a credential plugin gives, as members of a user."""
+    """The credentials that a plugin gives, as members of a user."""
     command = [str(plugin["command"]), *(str(argument) for argument in plugin.get("args") or [])]
     asked = {"apiVersion": plugin["apiVersion"], "kind": "ExecCredential", "spec": {"interactive": False}}
     environment = {entry["name"]: entry["value"] for entry in plugin.get("env") or []}

@@ -1,1 +1,1 @@
-"""What a run shows: samples while it runs, the live dashboard, the report."""
+"""What a run shows: samples, the live dashboard, the report."""

@@ -1,8 +1,7 @@
-"""What a person sees while a load test runs: a live table on a terminal, plain lines elsewhere."""
+"""The live display of a load test: a table on a terminal, plain lines elsewhere."""
 
 import sys
-from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from rich import console, live, table
 
@@ -11,8 +10,8 @@ from loadtest.reporting import monitor
 PLAIN_EVERY_SAMPLES: Final = 3
 
 
-class View:
-    """Shows each sample; `say` prints a line for good."""
+class Dashboard:
+    """Shows the newest sample; a context manager."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -25,21 +24,19 @@ class View:
             self._live.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self._live is not None:
-            self._live.__exit__(kind, error, traceback)
+            self._live.__exit__(*error)
 
     def say(self, text: str) -> None:
-        """Prints a line that stays."""
+        """Print a line that stays."""
         if self._live is None:
             print(text, flush=True)
         else:
             self._console.print(text, markup=False, highlight=False)
 
     def show(self, sample: monitor.Sample) -> None:
-        """Shows a sample: on a terminal in place of the last one, elsewhere every third as a line."""
+        """Show a sample. On a terminal it replaces the last one; elsewhere every third becomes a line."""
         if self._live is None:
             if self._shown % PLAIN_EVERY_SAMPLES == 0:
                 print(line(sample), flush=True)
@@ -57,7 +54,7 @@ class View:
 
 
 def rows(sample: monitor.Sample) -> list[tuple[str, str]]:
-    """Names and values of what is shown."""
+    """Names and values in the table."""
     return [
         ("time", f"{sample.seconds:.0f} s"),
         ("agents connected", f"{sample.connected:,} of {sample.agents:,}"),
@@ -79,7 +76,7 @@ def rows(sample: monitor.Sample) -> list[tuple[str, str]]:
 
 
 def line(sample: monitor.Sample) -> str:
-    """The same in one line."""
+    """The most important values in one line."""
     return (
         f"{sample.seconds:4.0f} s  agents {sample.connected}/{sample.agents} in sync {sample.in_sync}"
         f"  snapshot {_joined(_count(sample.keys, 'keys'), _size(sample.snapshot_bytes))}"

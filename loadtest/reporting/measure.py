@@ -1,10 +1,10 @@
-"""What the processes cost: CPU, memory and sockets from /proc, counters from a /metrics page."""
+"""What processes cost: CPU, memory and sockets from /proc, counters from a /metrics page."""
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from prometheus_client import parser
 
@@ -18,21 +18,21 @@ _ESTABLISHED: Final = "01"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Memory:
-    """Memory of some processes. The total counts every page once, whoever maps it or has it open."""
+    """Memory of some processes. The total counts every page once, even if several processes share it."""
 
     private_bytes: int
-    """Sum of the proportional set sizes (PSS) without shared memory."""
+    """Sum of the proportional set sizes (PSS), without shared memory."""
     memfd_bytes: int
-    """Pages of all memfd files that any of them has open, each file once, mapped or not."""
+    """Pages of all memfd files that one of them has open, mapped or not; each file once."""
 
     @property
     def total_bytes(self) -> int:
-        """Both together; sockets' buffers are the kernel's and not in it (`kernel_socket_bytes`)."""
+        """Both together, without the kernel's socket buffers (`kernel_socket_bytes`)."""
         return self.private_bytes + self.memfd_bytes
 
 
 def process_tree(pid: int) -> list[int]:
-    """The process and all its descendants that live now, the process first; empty if it is gone."""
+    """The process, then all its descendants that run now; empty if it has ended."""
     parents: dict[int, list[int]] = {}
     for entry in _PROC.iterdir():
         if entry.name.isdigit():
@@ -46,18 +46,18 @@ def process_tree(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int, *, ended_children: bool = False) -> float:
-    """User and system time of a process, in seconds, and that of the children it has waited for; 0 if it is gone."""
+    """User and system time of a process, and if asked of the children it has waited for; 0 if it has ended."""
     fields = _stat_fields(pid)
     if not fields:
         return 0.0
     own = sum(map(int, fields[11:13])) / _TICKS_PER_SECOND
-    # The one is rounded down to hundredths, the other exact but without threads that have ended: the larger is right.
+    # The first figure is rounded down to hundredths; the second is exact, but lacks ended threads. The larger is right.
     own = max(own, _threads_nanoseconds(pid) / 1e9)
     return own + (sum(map(int, fields[13:15])) / _TICKS_PER_SECOND if ended_children else 0.0)
 
 
 def memory(pids: Iterable[int]) -> Memory:
-    """Memory of processes; one that is gone counts nothing."""
+    """Memory of processes; one that has ended counts nothing."""
     private = 0
     files: dict[int, int] = {}
     for pid in pids:
@@ -68,7 +68,7 @@ def memory(pids: Iterable[int]) -> Memory:
 
 
 def kernel_socket_bytes() -> int:
-    """What the kernel holds for TCP, for all sockets of the network namespace and both ends of local connections."""
+    """Kernel memory of all TCP sockets in the network namespace; local connections count with both ends."""
     for line in (_PROC / "net" / "sockstat").read_text().splitlines():
         words = line.split()
         if words[0] == "TCP:":
@@ -77,9 +77,9 @@ def kernel_socket_bytes() -> int:
 
 
 def queued_bytes(port: int) -> list[int]:
-    """What the kernel holds between a server on this port and each of its local clients, both ends; the most first.
+    """Bytes that the kernel holds between a server on this port and each local client, the largest first.
 
-    For each established connection: sent and not acknowledged or not sent yet, and received and not read yet.
+    For each established connection: the server's send queue and the client's receive queue.
     """
     held: dict[int, int] = {}
     for line in (_PROC / "net" / "tcp").read_text().splitlines()[1:]:
@@ -95,24 +95,29 @@ def queued_bytes(port: int) -> list[int]:
     return sorted(held.values(), reverse=True)
 
 
+class Cpu(NamedTuple):
+    """CPU seconds of a service; a server with one process has no workers."""
+
+    hub: float
+    workers: float = 0.0
+
+
 class CpuMeter:
-    """CPU of processes that come and go: what a process used before it died is kept, as of the last `sample`."""
+    """CPU time of processes that come and go. The time of an ended process stays, as of the last `sample`."""
 
     def __init__(self) -> None:
-        self._used: dict[int, float] = {}
+        self._hubs: dict[int, float] = {}
+        self._workers: dict[int, float] = {}
 
-    def sample(self, pids: Iterable[int]) -> float:
-        """CPU seconds so far of all processes ever given."""
-        for pid in pids:
-            self._used[pid] = max(self._used.get(pid, 0.0), cpu_seconds(pid))
-        return sum(self._used.values())
-
-    def by_pid(self) -> dict[int, float]:
-        """CPU seconds of each process ever given."""
-        return dict(self._used)
+    def sample(self, pids: Sequence[int]) -> Cpu:
+        """Time of all processes ever given. The first of `pids` is the hub."""
+        for number, pid in enumerate(pids):
+            used = self._workers if number else self._hubs
+            used[pid] = max(used.get(pid, 0.0), cpu_seconds(pid))
+        return Cpu(sum(self._hubs.values()), sum(self._workers.values()))
 
 
-class Counters:
+class Metrics:
     """The samples of a /metrics page in Prometheus' text format."""
 
     def __init__(self, text: str) -> None:
@@ -123,11 +128,11 @@ class Counters:
         ]
 
     def total(self, name: str, **labels: str) -> float:
-        """Sum of the samples of that name which have all the labels."""
+        """Sum of the samples with this name and all these labels."""
         return sum(value for known, has, value in self._samples if known == name and labels.items() <= has.items())
 
     def by_label(self, name: str, label: str) -> dict[str, float]:
-        """Sums by the values of one label."""
+        """Sums by the value of one label."""
         result: dict[str, float] = {}
         for known, has, value in self._samples:
             if known == name and label in has:
@@ -135,7 +140,7 @@ class Counters:
         return result
 
     def by_labels(self, name: str, *labels: str) -> dict[tuple[str, ...], float]:
-        """Sums by the values of several labels; a missing one is ""."""
+        """Sums by the values of several labels; the value of a missing label is ""."""
         result: dict[tuple[str, ...], float] = {}
         for known, has, value in self._samples:
             if known == name:
@@ -145,7 +150,7 @@ class Counters:
 
 
 def _stat_fields(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the state on; empty if there is no such process, or only its remains."""
+    """Fields of /proc/PID/stat from the state on; empty if the process has ended."""
     try:
         text = (_PROC / str(pid) / "stat").read_text()
     except OSError:
@@ -155,7 +160,7 @@ def _stat_fields(pid: int) -> list[str]:
 
 
 def _threads_nanoseconds(pid: int) -> int:
-    """Time on a CPU of the threads there are; 0 where the kernel does not tell."""
+    """CPU time of the threads that run now; 0 if the kernel does not count it."""
     total = 0
     try:
         for thread in (_PROC / str(pid) / "task").iterdir():
@@ -190,5 +195,5 @@ def _memfd_files(pid: int) -> dict[int, int]:
                 status = os.stat(descriptor)
                 found[status.st_ino] = status.st_blocks * _BLOCK_BYTES
         except OSError:
-            continue  # closed meanwhile
+            continue  # closed in the meantime
     return found

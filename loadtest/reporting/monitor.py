@@ -1,4 +1,4 @@
-"""Looks at swarm, service and API server once a second while a load test runs, and keeps what it saw."""
+"""Samples of swarm, service and API server once a second while a load test runs."""
 
 import asyncio
 import dataclasses
@@ -12,18 +12,13 @@ from loadtest.swarm import histogram, supervisor
 
 INTERVAL_SECONDS: Final = 1.0
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ApiLoad:
-    """What the API server has seen since its start."""
-
-    requests: float
-    open_watches: float
+ApiCounters = Callable[[], Awaitable[measure.Metrics | None]]
+"""Reads the API server's own metrics; None if it does not give any."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
-    """One second of a load test. Rates and latencies are of the time since the last sample; None is "not known"."""
+    """One second of a load test. Rates and latencies cover the time since the last sample; None means unknown."""
 
     seconds: float
     agents: int
@@ -49,93 +44,78 @@ class Sample:
 @dataclasses.dataclass(slots=True)
 class _Reading:
     at: float
-    swarm: supervisor.Totals
-    updates: float
-    hub_cpu: float
-    workers_cpu: float
+    totals: supervisor.Totals
+    latency: histogram.Histogram
+    cpu: measure.Cpu
+    counters: measure.Metrics
+
+    @property
+    def updates(self) -> float:
+        return self.counters.total("typha_updates_total") - self.counters.total("typha_updates_skipped")
 
 
 class Monitor:
-    """Samples until it is cancelled; `samples` is what it saw, `latency` all latencies, `cpu` all processes' CPU."""
+    """Takes samples until it is cancelled, and keeps them in `samples`."""
 
     def __init__(
         self,
         swarm: supervisor.Swarm,
-        service: processes.Service,
+        service: processes.ServiceProcess,
         *,
-        api_load: Callable[[], Awaitable[ApiLoad | None]] | None = None,
-        on_sample: Callable[[Sample], None] | None = None,
+        api_counters: ApiCounters | None = None,
+        on_sample: Callable[[Sample], None],
     ) -> None:
         self.samples: list[Sample] = []
-        self.latency = histogram.Histogram()
-        self.cpu = measure.CpuMeter()
         self._swarm = swarm
         self._service = service
-        self._api_load = api_load
+        self._api_counters = api_counters
         self._on_sample = on_sample
         self._begin = time.monotonic()
 
     async def run(self) -> None:
-        """For ever."""
-        before, _ = await self._read()
+        """Never returns. Raises SwarmError, ProcessError."""
+        before = await self._read()
         due = time.monotonic()
         while True:
             due = max(due + INTERVAL_SECONDS, time.monotonic())
             await asyncio.sleep(due - time.monotonic())
-            after, counters = await self._read()
-            sample = await self._sample(before, after, counters)
+            after = await self._read()
+            self.samples.append(await self._sample(before, after))
+            self._on_sample(self.samples[-1])
             before = after
-            self.samples.append(sample)
-            if self._on_sample is not None:
-                self._on_sample(sample)
 
-    async def _read(self) -> tuple[_Reading, measure.Counters]:
+    async def _read(self) -> _Reading:
         counters = await self._service.counters()
-        pids = self._service.pids()
-        self.cpu.sample(pids)
-        used = self.cpu.by_pid()
-        hub = used.get(pids[0], 0.0) if pids else 0.0
-        updates = counters.total("typha_updates_total") - counters.total("typha_updates_skipped")
-        reading = _Reading(time.monotonic(), self._swarm.totals(), updates, hub, sum(used.values()) - hub)
-        return reading, counters
+        totals, latency = self._swarm.totals(), self._swarm.latency.copy()
+        return _Reading(time.monotonic(), totals, latency, self._service.cpu(), counters)
 
-    async def _sample(self, before: _Reading, after: _Reading, counters: measure.Counters) -> Sample:
+    async def _sample(self, before: _Reading, after: _Reading) -> Sample:
         elapsed = after.at - before.at
-        swarm = after.swarm
-        deliveries = swarm.updates - before.swarm.updates
-        reported = swarm.at_seconds - before.swarm.at_seconds
-        latency = self._swarm.take_latency()
-        self.latency.merge(latency.sparse())
-        pids = self._service.pids()
-        memory = await asyncio.to_thread(measure.memory, pids)
-        load = await self._api_load() if self._api_load is not None else None
-        cores = (max(0.0, after.hub_cpu - before.hub_cpu), max(0.0, after.workers_cpu - before.workers_cpu))
+        totals = after.totals
+        deliveries = totals.updates - before.totals.updates
+        reported = totals.at_seconds - before.totals.at_seconds
+        latency = after.latency.since(before.latency)
+        memory = await asyncio.to_thread(measure.memory, self._service.pids())
+        api = await self._api_counters() if self._api_counters is not None else None
+        cpu = measure.Cpu(after.cpu.hub - before.cpu.hub, after.cpu.workers - before.cpu.workers)
         return Sample(
             seconds=after.at - self._begin,
-            agents=swarm.agents,
-            connected=swarm.connected,
-            in_sync=swarm.in_sync,
+            agents=totals.agents,
+            connected=totals.connected,
+            in_sync=totals.in_sync,
             updates_per_second=max(0.0, after.updates - before.updates) / elapsed,
             deliveries_per_second=max(0, deliveries) / reported if reported > 0 else 0.0,
             latency_p50_seconds=latency.quantile(0.5),
             latency_p99_seconds=latency.quantile(0.99),
-            slowest_lag_seconds=swarm.slowest_lag_seconds,
+            slowest_lag_seconds=totals.slowest_lag_seconds,
             service_memory_bytes=memory.total_bytes,
             service_memfd_bytes=memory.memfd_bytes,
             kernel_socket_bytes=measure.kernel_socket_bytes(),
-            hub_cores=cores[0] / elapsed,
-            workers_cores=cores[1] / elapsed,
-            cpu_seconds_per_delivery=sum(cores) / deliveries if deliveries > 0 else None,
-            keys=counters.total("typha_cache_size") or None,
-            snapshot_bytes=counters.total("typha_snapshot_compressed_bytes") or None,
-            api_requests=None if load is None else load.requests,
-            api_watches=None if load is None else load.open_watches,
+            hub_cores=cpu.hub / elapsed,
+            workers_cores=cpu.workers / elapsed,
+            cpu_seconds_per_delivery=sum(cpu) / deliveries if deliveries > 0 else None,
+            keys=after.counters.total("typha_cache_size") or None,
+            snapshot_bytes=after.counters.total("typha_snapshot_compressed_bytes") or None,
+            api_requests=None if api is None else api.total("apiserver_request_total"),
+            api_watches=None if api is None else api.total("apiserver_longrunning_requests", verb="WATCH"),
         )
-
-
-def api_load_of(counters: measure.Counters) -> ApiLoad:
-    """What kube-apiserver's own metrics say (or the simulator's, which has the same names)."""
-    return ApiLoad(
-        requests=counters.total("apiserver_request_total"),
-        open_watches=counters.total("apiserver_longrunning_requests", verb="WATCH"),
-    )

@@ -1,4 +1,4 @@
-"""The report of a load test: JSON for machines, one HTML page with plots for people."""
+"""The report of a load test: JSON for programs, one HTML page with plots for people."""
 
 import dataclasses
 import html
@@ -8,29 +8,32 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from loadtest.reporting import monitor
+from loadtest.reporting import dashboard, monitor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MEGABYTE: Final = 1e6
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that had to be shown."""
+    """A check with its outcome."""
 
     name: str
     passed: bool
     detail: str
 
     def line(self) -> str:
-        """For the terminal."""
+        """The line for the terminal."""
         return f"{'PASS' if self.passed else 'FAIL'}  {self.name}: {self.detail}"
 
 
 @dataclasses.dataclass
 class Report:
-    """What is written in the end; `facts` are shown in their order, `data` only goes into the JSON."""
+    """The outcome of a run. `facts` keep their order; `data` appears only in the JSON file."""
 
     title: str
     command: str
@@ -42,11 +45,21 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether all checks are passed."""
+        """Whether all checks passed."""
         return all(check.passed for check in self.checks)
 
+    def publish(self, folder: Path, screen: dashboard.Dashboard) -> bool:
+        """Write the report, print its facts and checks; returns whether all checks passed."""
+        self.write(folder)
+        for fact, text in self.facts.items():
+            screen.say(f"{fact}: {text}")
+        for check in self.checks:
+            screen.say(check.line())
+        screen.say(f"report: {folder}/report.html and report.json")
+        return self.passed
+
     def write(self, folder: Path) -> None:
-        """Leaves report.json and report.html in a folder."""
+        """Write report.json and report.html into a folder."""
         prepare_folder(folder)
         (folder / "report.json").write_text(json.dumps(self._document(), indent=1) + "\n")
         (folder / "report.html").write_text(self._page())
@@ -67,19 +80,19 @@ class Report:
     def _page(self) -> str:
         checks = [(check.name, "passed" if check.passed else "FAILED", check.detail) for check in self.checks]
         facts = [*self.facts.items(), ("command", self.command), ("machine", machine())]
-        plots = [_plot(self.samples, *plot) for plot in _PLOTS] if len(self.samples) > 1 else []
+        drawn = [_plot(self.samples, *plot) for plot in _PLOTS] if len(self.samples) > 1 else []
         return _PAGE.format(
             title=html.escape(self.title),
             verdict=("passed" if self.passed else "FAILED") if self.checks else "",
             started=_when(self.started),
             checks=_table(("check", "result", "detail"), checks) if checks else "",
             facts=_table(("fact", "value"), facts),
-            plots="\n".join(plots),
+            plots="\n".join(drawn),
         )
 
 
 def prepare_folder(folder: Path) -> None:
-    """Makes the folder, hides it from git, and removes the logs of an earlier run."""
+    """Create the folder, hide it from git, and remove the logs of an earlier run."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".gitignore").write_text("*\n")
     for log in folder.glob("*.log"):
@@ -100,73 +113,76 @@ svg {{ width: 100%; height: auto }}
 </body></html>
 """
 
-_Line = tuple[str, Callable[[monitor.Sample], float | None]]
-
-
-def _scaled(value: float | None, factor: float) -> float | None:
-    return None if value is None else value * factor
-
+_Line = tuple[str, Callable[[monitor.Sample], float | None], float]
+"""Label, value, and the factor that gives the plot's unit."""
 
 _PLOTS: Final[tuple[tuple[str, str, tuple[_Line, ...]], ...]] = (
     (
         "Agents",
         "agents",
-        (("connected", lambda sample: sample.connected), ("in sync", lambda sample: sample.in_sync)),
+        (("connected", lambda sample: sample.connected, 1), ("in sync", lambda sample: sample.in_sync, 1)),
     ),
-    ("Deliveries", "deliveries/s", (("deliveries", lambda sample: sample.deliveries_per_second),)),
-    ("Updates", "updates/s", (("updates", lambda sample: sample.updates_per_second),)),
+    ("Deliveries", "deliveries/s", (("deliveries", lambda sample: sample.deliveries_per_second, 1),)),
+    ("Updates", "updates/s", (("updates", lambda sample: sample.updates_per_second, 1),)),
     (
         "Delivery latency: from the write to the API server to the agent's read",
         "ms",
         (
-            ("p50", lambda sample: _scaled(sample.latency_p50_seconds, 1e3)),
-            ("p99", lambda sample: _scaled(sample.latency_p99_seconds, 1e3)),
+            ("p50", lambda sample: sample.latency_p50_seconds, 1e3),
+            ("p99", lambda sample: sample.latency_p99_seconds, 1e3),
         ),
     ),
-    ("Lag of the slowest agent", "s", (("lag", lambda sample: sample.slowest_lag_seconds),)),
+    ("Lag of the slowest agent", "s", (("lag", lambda sample: sample.slowest_lag_seconds, 1),)),
     (
         "Memory",
         "MB",
         (
-            ("service, every page once", lambda sample: sample.service_memory_bytes / MEGABYTE),
-            ("of it logs and snapshots", lambda sample: sample.service_memfd_bytes / MEGABYTE),
-            ("kernel, TCP, both ends", lambda sample: sample.kernel_socket_bytes / MEGABYTE),
+            ("service, every page once", lambda sample: sample.service_memory_bytes, 1 / MEGABYTE),
+            ("of it logs and snapshots", lambda sample: sample.service_memfd_bytes, 1 / MEGABYTE),
+            ("kernel, TCP, both ends", lambda sample: sample.kernel_socket_bytes, 1 / MEGABYTE),
         ),
     ),
     (
         "CPU of the service",
         "cores",
-        (("hub", lambda sample: sample.hub_cores), ("workers", lambda sample: sample.workers_cores)),
+        (("hub", lambda sample: sample.hub_cores, 1), ("workers", lambda sample: sample.workers_cores, 1)),
     ),
-    (
-        "CPU per delivery",
-        "µs",
-        (("hub and workers", lambda sample: _scaled(sample.cpu_seconds_per_delivery, 1e6)),),
-    ),
+    ("CPU per delivery", "µs", (("hub and workers", lambda sample: sample.cpu_seconds_per_delivery, 1e6),)),
 )
 
 
 def _plot(samples: Sequence[monitor.Sample], title: str, unit: str, lines: Sequence[_Line]) -> str:
-    from matplotlib.figure import Figure  # half a second to import, and only the end of a run needs it
+    def add_lines(axes: "Axes") -> None:
+        for name, value_of, factor in lines:
+            values = [value_of(sample) for sample in samples]
+            axes.plot(
+                [sample.seconds for sample in samples],
+                [float("nan") if value is None else value * factor for value in values],
+                label=name,
+            )
+        axes.set_xlabel("s")
+        axes.grid(alpha=0.3)
+        if len(lines) > 1:
+            axes.legend(fontsize=8)
 
-    figure = Figure(figsize=(9, 2.6), layout="constrained")
-    axes = figure.add_subplot()
-    for name, value_of in lines:
-        values = [value_of(sample) for sample in samples]
-        axes.plot(
-            [sample.seconds for sample in samples],
-            [float("nan") if value is None else value for value in values],
-            label=name,
-        )
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.set_xlabel("s")
-    axes.set_ylabel(unit)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    if len(lines) > 1:
-        axes.legend(fontsize=8)
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    return svg_plot(title, unit, add_lines, size=(9, 2.6))
+
+
+def svg_plot(title: str, unit: str, add_lines: Callable[["Axes"], None], *, size: tuple[float, float]) -> str:
+    """A plot as SVG, the same bytes for the same data; `add_lines` draws on its axes."""
+    # Matplotlib takes half a second to import, and only the end of a run needs it.
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        add_lines(axes)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_ylabel(unit)
+        axes.set_ylim(bottom=0)
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
     return drawn.getvalue()[drawn.getvalue().index("<svg") :]
 
 
@@ -181,17 +197,9 @@ def _when(seconds: float) -> str:
 
 
 def machine() -> str:
-    """What it ran on, without names."""
-    cores = len(_cpu_list())
-    return f"{cores} CPUs ({_cpu_name()}), Linux {platform.release()}, Python {platform.python_version()}"
-
-
-def _cpu_list() -> list[str]:
-    return [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("processor")]
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+    """The machine's CPUs, kernel and Python, without host names."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cores = sum(line.startswith("processor") for line in lines)
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.machine()
+    return f"{cores} CPUs ({name}), Linux {platform.release()}, Python {platform.python_version()}"

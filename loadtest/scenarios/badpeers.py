@@ -1,23 +1,22 @@
-"""Peers that do not keep to the protocol: each is closed or contained with one reason, and nobody else notices."""
+"""Peers that break the protocol: the service closes each with one reason, and other clients are not delayed."""
 
 import asyncio
 import contextlib
 import random
 import socket
-import statistics
 from collections.abc import Coroutine
 from typing import Any, Final
 
 from loadtest.environment import testbed
 from loadtest.reporting import dashboard, measure, report
-from loadtest.scenarios import fanout, fixture
+from loadtest.scenarios import assertions, fixture
 from protocol import messages
 from protocol.native import codec
 from protocol.native import frames as native
 from protocol.reasons import DisconnectReason
 
 COPIES: Final = 4
-"""Of each kind but the silent ones, which are many."""
+"""Peers of each kind, except the silent ones."""
 HUGE_BYTES: Final = 100_000_000
 CONNECTS_AT_ONCE: Final = 100
 CLOSE_TIMEOUT_SECONDS: Final = 30.0
@@ -28,17 +27,15 @@ _UNKNOWN_BYTES: Final = (DisconnectReason.BAD_PREFACE, DisconnectReason.UNSUPPOR
 _STUCK: Final = (DisconnectReason.NO_PROGRESS, DisconnectReason.PONG_TIMEOUT)
 
 
-async def bad_peers(settings: fixture.Settings, screen: dashboard.View) -> report.Report:
-    """Alternates quiet spans and spans with bad peers; in the end, peers that never read."""
+async def bad_peers(settings: fixture.Settings, screen: dashboard.Dashboard) -> report.Report:
+    """Alternating spans without and with bad peers; in the end, peers that never read."""
     environment = {"TYPHA_NOPROGRESSTIMEOUTSECS": str(NO_PROGRESS_TIMEOUT_SECONDS)}
     async with fixture.open_scene(settings, screen, environment=environment) as scene:
-        running = scene.running
+        running = scene.testbed
         await scene.start_churn()
-        await running.sleep(fanout.WARM_UP_SECONDS)
         first = await running.service.counters()
-        quiet, disturbed = [], []
+        disturbance = assertions.Disturbance()
         still_open = 0
-        peak = 0
 
         async def attack() -> None:
             nonlocal still_open
@@ -47,42 +44,34 @@ async def bad_peers(settings: fixture.Settings, screen: dashboard.View) -> repor
         for number in range(settings.rounds):
             screen.say(f"round {number + 1} of {settings.rounds}: without, then with bad peers")
             without = await running.window(settings.seconds)
-            with_them = await running.window(settings.seconds, attack)
-            quiet.append(without.latency.quantile(0.99) or 0.0)
-            disturbed.append(with_them.latency.quantile(0.99) or 0.0)
-            peak = max(peak, with_them.memory_bytes)
+            disturbance.add(without, await running.window(settings.seconds, attack))
         middle = await running.service.counters()
-        checks = _counted(first, middle, settings, still_open)
         screen.say(f"{COPIES} peers that never read")
         await _never_read(running)
         last = await running.service.counters()
         stuck = sum(_rise(middle, last, reason) for reason in _STUCK)
-        checks += [
+        checks = [
+            *_counted(first, middle, settings, still_open),
             report.Check(
                 "peers that never read are given up on",
                 stuck == COPIES,
                 f"{stuck:.0f} of {COPIES} closed with {' or '.join(_STUCK)}",
             ),
             report.Check("each end has a line in the log", *_logged(running.service.log.read_text(errors="replace"))),
-            fanout.unmoved(
-                "bad peers move nobody else",
-                statistics.median(quiet),
-                statistics.median(disturbed),
-                judged=settings.judge_times,
-            ),
+            disturbance.check("bad peers do not delay the others", judged=settings.judge_times),
         ]
         facts = {
-            "p99 of the rounds without": fanout.milliseconds(quiet),
-            "p99 of the rounds with": fanout.milliseconds(disturbed),
-            "memory of the service at its peak with them": f"{peak / 1e6:.1f} MB",
+            "p99 of the rounds without": assertions.milliseconds(disturbance.without),
+            "p99 of the rounds with": assertions.milliseconds(disturbance.with_it),
+            "memory of the service at its peak with them": f"{disturbance.peak_bytes / 1e6:.1f} MB",
         }
         return await scene.finish("Bad peers", facts, checks)
 
 
 def _counted(
-    before: measure.Counters, after: measure.Counters, settings: fixture.Settings, still_open: int
+    before: measure.Metrics, after: measure.Metrics, settings: fixture.Settings, still_open: int
 ) -> list[report.Check]:
-    """That every peer was closed, and counted under its one reason."""
+    """Every peer was closed, and counted once, with its reason."""
     rounds = settings.rounds
     expected = {
         "random bytes": (_UNKNOWN_BYTES, COPIES * rounds),
@@ -100,7 +89,7 @@ def _counted(
     wanted = sum(count for _, count in expected.values())
     checks.append(
         report.Check(
-            "each has one reason, and nobody else was closed",
+            "each has one reason, and no other connection was closed",
             total == wanted and not still_open,
             f"{total:.0f} closed connections for {wanted} bad peers, {still_open} still open after a while",
         )
@@ -108,7 +97,7 @@ def _counted(
     return checks
 
 
-def _rise(before: measure.Counters, after: measure.Counters, reason: str) -> float:
+def _rise(before: measure.Metrics, after: measure.Metrics, reason: str) -> float:
     name = "typha_disconnects_total"
     return after.total(name, reason=reason) - before.total(name, reason=reason)
 
@@ -120,11 +109,11 @@ def _logged(log: str) -> tuple[bool, str]:
         missing.append(_UNKNOWN_BYTES[0])
     if not any(f'"{reason}"' in log for reason in _STUCK):
         missing.append(_STUCK[0])
-    return not missing, f"missing in the log: {', '.join(missing)}" if missing else "all reasons stand in the log"
+    return not missing, f"missing in the log: {', '.join(missing)}" if missing else "all reasons are in the log"
 
 
 async def _attack(address: tuple[str, int], silent: int) -> int:
-    """All kinds at once; returns how many the server had not closed in the end."""
+    """Open peers of all kinds at once; returns how many the server did not close."""
     dice = random.Random(1)
     header = native.HEADER.pack(HUGE_BYTES, 0)
     peers: list[Coroutine[Any, Any, bool]] = []
@@ -144,7 +133,7 @@ async def _attack(address: tuple[str, int], silent: int) -> int:
 async def _peer(
     address: tuple[str, int], data: bytes, *, endless: bool = False, gate: asyncio.Semaphore | None = None
 ) -> bool:
-    """Sends something, `endless` with 100 MB behind it, and waits to be closed; whether it was."""
+    """Send data, if `endless` followed by 100 MB, and wait until the server closes; returns whether it did."""
     async with gate or contextlib.nullcontext():
         reader, writer = await asyncio.open_connection(*address)
     try:
@@ -164,10 +153,15 @@ async def _peer(
         writer.transport.abort()
 
 
-async def _never_read(running: testbed.Stage) -> None:
-    """Peers with a proper hello that read nothing, and keep their end open; until the service has given them up."""
+async def _never_read(running: testbed.Testbed) -> None:
+    """Open connections that send a proper hello and read nothing, until the service has closed them."""
     loop = asyncio.get_running_loop()
     sockets = []
+
+    async def closed() -> bool:
+        counters = await running.service.counters()
+        return counters.total("typha_connections_active") <= running.swarm.agents
+
     try:
         for _ in range(COPIES):
             sock = socket.socket()
@@ -177,16 +171,10 @@ async def _never_read(running: testbed.Stage) -> None:
             await loop.sock_connect(sock, running.service.address)
             await loop.sock_sendall(sock, native.PREFACE + _hello())
         await running.sleep(2.0)
-        deadline = loop.time() + NEVER_READER_SECONDS
-        while loop.time() < deadline and (await _active(running)) > running.plan.agents:
-            await running.sleep(1.0)
+        await running.wait_until(closed, timeout_seconds=NEVER_READER_SECONDS, interval_seconds=1.0)
     finally:
         for sock in sockets:
             sock.close()
-
-
-async def _active(running: testbed.Stage) -> float:
-    return (await running.service.counters()).total("typha_connections_active")
 
 
 def _hello() -> bytes:

@@ -1,45 +1,32 @@
-"""The service, or one of its workers, is killed in the middle of its work, and started again."""
+"""The service, or one of its workers, is killed under load and started again."""
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
 from typing import Final
 
 from loadtest.environment import testbed
 from loadtest.reporting import dashboard, report
 from loadtest.scenarios import assertions, fixture
 
-BEFORE_SECONDS: Final = 3.0
 LOOK_INTERVAL_SECONDS: Final = 0.1
 REPLACED_TIMEOUT_SECONDS: Final = 30.0
 NO_LISTENER: Final = "connect ECONNREFUSED"
 """What agents see between the end of a service and the next start."""
 
 
-@asynccontextmanager
-async def _open_changing(settings: fixture.Settings, screen: dashboard.View) -> AsyncIterator[fixture.Scene]:
-    """A scene in which everything has been changing for a while."""
+async def kill(settings: fixture.Settings, screen: dashboard.Dashboard) -> report.Report:
+    """SIGKILL to the hub under changes: no process is left, the next start works, the agents converge."""
     async with fixture.open_scene(settings, screen) as scene:
+        running = scene.testbed
         await scene.start_churn()
-        await scene.running.sleep(BEFORE_SECONDS)
-        yield scene
-
-
-async def kill(settings: fixture.Settings, screen: dashboard.View) -> report.Report:
-    """SIGKILL to the hub while everything changes: no process is left, the next start works, the agents converge."""
-    async with _open_changing(settings, screen) as scene:
-        running = scene.running
         workers = running.service.worker_pids()
-        lost = await assertions.begin(running)
+        since_kill = await assertions.begin(running)
         await running.service.kill()
         screen.say("the service was killed (SIGKILL)")
         left = await running.service.left_over(workers)
-        span = await assertions.begin(running)
+        since_start = await assertions.begin(running)
         start_seconds = await running.service.start()
         screen.say(f"it is ready again after {start_seconds:.1f} s")
         in_sync_seconds = await running.swarm.wait_for(
-            lambda _: lost.is_everybody_back(), timeout_seconds=testbed.IN_SYNC_TIMEOUT_SECONDS
+            lambda _: since_kill.all_are_back(), timeout_seconds=testbed.IN_SYNC_TIMEOUT_SECONDS
         )
         await running.sleep(settings.seconds)
         checks = [
@@ -51,30 +38,37 @@ async def kill(settings: fixture.Settings, screen: dashboard.View) -> report.Rep
                 True,
                 f"ready after {start_seconds:.1f} s, all agents in sync {in_sync_seconds:.1f} s later",
             ),
-            *span.checks(judge_times=settings.judge_times, expected=[NO_LISTENER]),
+            *since_start.checks(judge_times=settings.judge_times, expected=[NO_LISTENER]),
         ]
-        return await scene.finish("kill -9 of the service", lost.facts(), checks)
+        return await scene.finish("kill -9 of the service", since_kill.facts(), checks)
 
 
-async def worker_kill(settings: fixture.Settings, screen: dashboard.View) -> report.Report:
-    """SIGKILL to one worker under changes: its agents come again all at once, and are served by whoever lives."""
-    async with _open_changing(settings, screen) as scene:
-        running = scene.running
-        workers = running.service.worker_pids()
+async def worker_kill(settings: fixture.Settings, screen: dashboard.Dashboard) -> report.Report:
+    """SIGKILL to one worker under changes: all its agents connect again at once, and live workers serve them."""
+    async with fixture.open_scene(settings, screen) as scene:
+        running = scene.testbed
+        await scene.start_churn()
+        workers = set(running.service.worker_pids())
         span = await assertions.begin(running)
-        replaced_seconds = 0.0
+        replaced_seconds: float | None = None
         screen.say(f"one of {len(workers)} workers is killed (SIGKILL)")
 
-        async def death() -> None:
+        async def replaced() -> bool:
+            return not set(running.service.worker_pids()) <= workers
+
+        async def kill_one() -> None:
             nonlocal replaced_seconds
             running.service.kill_worker()
-            replaced_seconds = await _replaced(running, workers)
+            replaced_seconds = await running.wait_until(
+                replaced, timeout_seconds=REPLACED_TIMEOUT_SECONDS, interval_seconds=LOOK_INTERVAL_SECONDS
+            )
+            if replaced_seconds is None:
+                raise TimeoutError(f"no new worker within {REPLACED_TIMEOUT_SECONDS:.0f} s")
             await running.swarm.wait_for(
-                lambda _: span.lost() > 0 and span.is_everybody_back(),
-                timeout_seconds=testbed.IN_SYNC_TIMEOUT_SECONDS,
+                lambda _: span.lost() > 0 and span.all_are_back(), timeout_seconds=testbed.IN_SYNC_TIMEOUT_SECONDS
             )
 
-        window = await running.window(0.0, death)
+        window = await running.window(0.0, kill_one)
         lost = span.lost()
         screen.say(f"{lost} agents were in sync again after {window.work_seconds:.1f} s")
         await running.sleep(settings.seconds)
@@ -97,12 +91,3 @@ async def worker_kill(settings: fixture.Settings, screen: dashboard.View) -> rep
             *span.checks(judge_times=settings.judge_times),
         ]
         return await scene.finish("kill -9 of a worker", facts, checks)
-
-
-async def _replaced(running: testbed.Stage, workers: Collection[int]) -> float:
-    """Waits for a worker process that was not there before; returns how long that took. Raises TimeoutError."""
-    begin = time.monotonic()
-    async with asyncio.timeout(REPLACED_TIMEOUT_SECONDS):
-        while set(running.service.worker_pids()) <= set(workers):
-            await running.sleep(LOOK_INTERVAL_SECONDS)
-    return time.monotonic() - begin

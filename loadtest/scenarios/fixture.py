@@ -1,17 +1,18 @@
-"""What all scenarios take, and how they begin and end."""
+"""The settings of all scenarios, and how a scenario begins and ends."""
 
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from loadtest import demo
+import msgspec
+
 from loadtest.environment import processes, testbed
 from loadtest.reporting import dashboard, report
-from loadtest.swarm import control
+from loadtest.swarm import control, supervisor
 
-CHURN_OFF_SECONDS: Final = 1.0
+WARM_UP_SECONDS: Final = 3.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +33,12 @@ class Settings:
     tls: bool = False
     """Mutual TLS between agents and service."""
     feed: str = processes.FEED
-    """The raw feed of everything that is simulated, or one of Calico's."""
+    """The raw feed of all simulated types, or one of Calico's."""
     pod_bytes: int = 0
     """Size of the pods; 0: 1.5 to 2 kB."""
     folder: Path = Path("report-load")
     judge_times: bool = True
-    """Whether latencies and times are checked, or only shown (a tenth of the size, on a shared machine)."""
+    """Check latencies and times, or only show them (for small sizes and shared machines)."""
 
     def __post_init__(self) -> None:
         if control.Protocol.TYPHA in self.protocols and not self.is_calico:
@@ -51,69 +52,57 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A simulated API server and a stage on it."""
+    """A simulated API server and a testbed on it."""
 
     settings: Settings
-    screen: dashboard.View
-    simulator: processes.Simulator
-    running: testbed.Stage
+    simulator: processes.SimulatorProcess
+    testbed: testbed.Testbed
 
-    async def start_churn(self, **more: object) -> None:
-        """Lets the API server's objects change from now on."""
-        body = {
-            "rate_per_second": self.settings.updates_per_second,
-            "label_times": self.settings.is_calico,
-            "pod_bytes": self.settings.pod_bytes,
-            **more,
-        }
-        await self.simulator.control("POST", "churn", body)
-
-    async def stop_churn(self) -> None:
-        """Ends the changes."""
-        await self.simulator.control("DELETE", "churn")
+    async def start_churn(self, rate_per_second: float = 0.0, **more: object) -> None:
+        """Change the API server's objects from now on, and return when that has gone on for a while."""
+        await self.simulator.start_churn(rate_per_second or self.settings.updates_per_second, **more)
+        await self.testbed.sleep(min(WARM_UP_SECONDS, self.settings.seconds))
 
     async def finish(self, title: str, facts: Mapping[str, str], checks: list[report.Check]) -> report.Report:
-        """Ends the changes, proves every agent's map, and gives the report."""
-        await self.stop_churn()
-        verdict = await self.running.prove()
-        totals = self.running.swarm.totals()
-        made = report.Report(title=title, command="python -m loadtest run", samples=self.running.monitor.samples)
-        made.checks = [*checks, *testbed.checks(verdict, totals)]
-        made.facts = {"agents": testbed.proved_how(verdict), **facts}
-        made.data = testbed.data_of(verdict, totals)
-        return made
+        """Stop the changes, prove every agent's map, and make the report."""
+        await self.simulator.stop_churn()
+        return await self.testbed.finish(title, facts, checks)
 
 
 @contextlib.asynccontextmanager
 async def open_scene(
     settings: Settings,
-    screen: dashboard.View,
+    screen: dashboard.Dashboard,
     *,
-    agents: int | None = None,
-    small_buffers: int = 0,
-    small_buffer_bytes: int = 1,
-    apart: bool = False,
     environment: Mapping[str, str] | None = None,
+    **changes: Any,
 ) -> AsyncIterator[Scene]:
-    """Starts a simulated API server, the service and the agents, and waits until those are in sync."""
-    arguments = ["--nodes", str(settings.nodes), "--pods", str(settings.pods), "--pod-bytes", str(settings.pod_bytes)]
-    arguments += ["--calico"] if settings.is_calico else []
-    async with processes.Simulator(settings.folder, arguments=arguments) as simulator:
-        plan = testbed.Plan(
+    """Start a simulated API server, the service and the agents, and wait until the agents are in sync.
+
+    `environment` is for the service; `changes` are members of the swarm's plan that differ from the settings.
+    """
+    agents = supervisor.SwarmPlan(
+        feed=settings.feed,
+        agents=settings.agents,
+        public_agents=settings.public_agents,
+        protocols=settings.protocols,
+        compressed=settings.compressed,
+    )
+    agents = msgspec.structs.replace(agents, **changes)
+    async with processes.SimulatorProcess(
+        settings.folder,
+        nodes=settings.nodes,
+        pods=settings.pods,
+        pod_bytes=settings.pod_bytes,
+        calico=settings.is_calico,
+    ) as simulator:
+        plan = testbed.TestbedPlan(
             folder=settings.folder,
             kubeconfig=simulator.kubeconfig,
-            types=demo.SIMULATED_TYPES,
-            agents=settings.agents if agents is None else agents,
-            feed=settings.feed,
-            protocols=settings.protocols,
-            compressed=settings.compressed,
+            agents=agents,
             tls=settings.tls,
-            public_agents=settings.public_agents,
-            small_buffers=small_buffers,
-            small_buffer_bytes=small_buffer_bytes,
-            apart=apart,
             settings=environment or {},
         )
-        async with testbed.open_stage(plan, screen, api_load=testbed.simulator_load(simulator)) as running:
-            await running.in_sync()
-            yield Scene(settings, screen, simulator, running)
+        async with testbed.open_testbed(plan, screen, api_counters=simulator.counters) as opened:
+            await opened.in_sync(agents=agents.agents_at_first)
+            yield Scene(settings, simulator, opened)

@@ -5,26 +5,25 @@ import signal
 from typing import Final
 
 from loadtest.reporting import dashboard, report
-from loadtest.scenarios import assertions, fanout, fixture
+from loadtest.scenarios import assertions, fixture
 
 AFTER_SECONDS: Final = 5.0
 
 
 async def hub_stop(
     settings: fixture.Settings,
-    screen: dashboard.View,
+    screen: dashboard.Dashboard,
     *,
     ping_interval_seconds: float = assertions.PING_INTERVAL_SECONDS,
 ) -> report.Report:
-    """SIGSTOP to the hub under changes, SIGCONT after a while: no agent is lost or left in silence, all converge."""
+    """SIGSTOP to the hub under changes, SIGCONT after a while: no agent is lost or silent, and all converge."""
     environment = {"TYPHA_SERVERPINGINTERVALSECS": str(ping_interval_seconds)}
     async with fixture.open_scene(settings, screen, environment=environment) as scene:
-        running = scene.running
+        running = scene.testbed
         await scene.start_churn()
-        await running.sleep(min(fanout.WARM_UP_SECONDS, settings.seconds))
         workers = set(running.service.worker_pids())
         span = await assertions.begin(running)
-        hub = running.service.hub_pid
+        hub = running.service.pid
         os.kill(hub, signal.SIGSTOP)
         screen.say(f"the hub is stopped (SIGSTOP) for {settings.seconds:g} s")
         try:

@@ -2,16 +2,16 @@
 
 import dataclasses
 
-from loadtest.environment import testbed
+from loadtest.environment import measurement
 from loadtest.reporting import dashboard, report
-from loadtest.scenarios import fanout, fixture
+from loadtest.scenarios import fixture
 from loadtest.swarm import control
 
 _BOTH = (control.Protocol.NATIVE, control.Protocol.TYPHA)
 
 
-async def mixed(settings: fixture.Settings, screen: dashboard.View) -> report.Report:
-    """Each half of the agents alone, for what its protocol costs (not if there is one round); then both at once."""
+async def mixed(settings: fixture.Settings, screen: dashboard.Dashboard) -> report.Report:
+    """With more than one round: each half of the agents alone, for the cost of its protocol. Then both at once."""
     facts: dict[str, str] = {}
     for protocol in _BOTH if settings.rounds > 1 else ():
         alone = dataclasses.replace(settings, protocols=(protocol,), public_agents=0)
@@ -24,23 +24,21 @@ async def mixed(settings: fixture.Settings, screen: dashboard.View) -> report.Re
         window = await _measured(scene)
         checks = []
         for protocol in _BOTH:
-            facts[f"{protocol.value} beside the other, delivery latency"] = testbed.quantiles_text(
-                window.latency_of[protocol]
-            )
-            totals = scene.running.swarm.totals(protocol)
+            latency = window.latency_of[protocol]
+            facts[f"{protocol.value} beside the other, delivery latency"] = latency.quantiles_text("deliveries")
+            totals = scene.testbed.swarm.totals(protocol)
             checks.append(
                 report.Check(
                     f"all agents of the {protocol.value} protocol are in sync, and got changes",
-                    totals.in_sync == totals.agents and window.latency_of[protocol].total > 0,
-                    f"{totals.in_sync} of {totals.agents}, {window.latency_of[protocol].total:,} timed deliveries",
+                    totals.in_sync == totals.agents and latency.total > 0,
+                    f"{totals.in_sync} of {totals.agents}, {latency.total:,} timed deliveries",
                 )
             )
         return await scene.finish("Both protocols at once", {**facts, **window.facts()}, checks)
 
 
-async def _measured(scene: fixture.Scene) -> testbed.Window:
+async def _measured(scene: fixture.Scene) -> measurement.Window:
     await scene.start_churn()
-    await scene.running.sleep(min(fanout.WARM_UP_SECONDS, scene.settings.seconds))
-    window = await scene.running.window(scene.settings.seconds)
-    await scene.stop_churn()
+    window = await scene.testbed.window(scene.settings.seconds)
+    await scene.simulator.stop_churn()
     return window

@@ -1,19 +1,22 @@
-"""What the swarm's agents of both protocols have in common: their map over all connections, and what they count. Pure.
+"""The common part of the swarm's agents of both protocols: their map over all connections, and their counters. Pure.
 
-A snapshot may be older than what the agent received on an earlier connection. It takes the place of the agent's map at
-the first status behind it, as docs/protocol.md demands: until then the agent keeps its map, and otherwise it would see
-live objects deleted, and created again.
+A snapshot may be older than what the agent received on an earlier connection. As docs/protocol.md demands, it replaces
+the agent's map at the first status after it. Until then the agent keeps its map; otherwise it would see live objects
+deleted and created again.
 """
 
 import abc
 import enum
+from typing import Final
 
-from loadtest.swarm import frames, histogram, shared_maps, timeline, typha_frames
+from loadtest.swarm import control, frames, histogram, shared_maps, timeline, typha_frames
 from protocol import messages
+
+_bucket_of: Final = histogram.bucket_of
 
 
 class Phase(enum.IntEnum):
-    """What was received last on this connection."""
+    """What the agent has received last on this connection."""
 
     DISCONNECTED = 0
     PREFACE = 1
@@ -21,72 +24,37 @@ class Phase(enum.IntEnum):
     READY = 3
     SNAPSHOT = 4
     RETURNING = 5
-    """Behind a snapshot (in Typha's protocol: in it), and before the status that says where the present is."""
+    """After a snapshot (in Typha's protocol: in it), before the status that ends the catch-up."""
     FOLLOWING = 6
     ENDED = 7
-    """The server said goodbye."""
-
-
-class Group:
-    """Counters of some agents of one process, those that behave or those that do not; plain integers: it is hot."""
-
-    __slots__ = (
-        "back_after",
-        "bytes",
-        "deletions",
-        "frames",
-        "goodbyes",
-        "in_sync_after",
-        "latency",
-        "read_gap_ns",
-        "silence_ns",
-        "snapshots",
-        "updates",
-    )
-
-    def __init__(self) -> None:
-        self.bytes = 0
-        self.frames = 0
-        self.updates = 0
-        self.deletions = 0
-        self.snapshots = 0
-        self.goodbyes: dict[str, int] = {}
-        self.silence_ns = 0
-        """The longest time in which the network brought nothing to one connection, since the last report."""
-        self.read_gap_ns = 0
-        """The longest time between two reads of one connection, since the last report: it has our own delays in it."""
-        self.latency = histogram.Histogram()
-        """From the writer's mark to the return of the agent's read, for updates written while it was in sync."""
-        self.in_sync_after = histogram.Histogram()
-        """From the connect to the first status in-sync."""
-        self.back_after = histogram.Histogram()
-        """From the loss of a connection that had been in sync to the next status in-sync, all attempts included."""
+    """The server has said goodbye."""
 
 
 class Shared:
-    """What the agents of one process have in common."""
+    """What all agents of a process share."""
 
-    __slots__ = ("cache", "places", "table", "timeline")
+    __slots__ = ("cache", "positions", "table", "timeline")
 
     def __init__(self) -> None:
         self.cache = frames.FrameCache()
-        self.places = typha_frames.Places()
-        self.table = shared_maps.StateTable()
+        self.positions = typha_frames.Positions()
+        self.table = shared_maps.MapTable()
         self.timeline = timeline.Timeline()
 
     @property
     def distinct_frames(self) -> int:
         """Frames, or messages of Typha's protocol, decoded so far."""
-        return self.cache.distinct + self.places.distinct
+        return self.cache.distinct + self.positions.distinct
 
 
 class Agent(abc.ABC):
-    """An agent over all its connections; its map outlives them, as that of a real one does."""
+    """An agent over all its connections. Its map outlives them, as that of a real agent does."""
 
     __slots__ = (
+        "_answer",
         "_connected_ns",
         "_lost_ns",
-        "_next_state",
+        "_next_map",
         "_shared",
         "deletions",
         "group",
@@ -94,37 +62,38 @@ class Agent(abc.ABC):
         "in_sync",
         "incarnation",
         "live_since_ns",
+        "map",
         "name",
         "phase",
         "retry_after_seconds",
         "sequence",
-        "state",
         "status",
     )
 
-    def __init__(self, name: str, shared: Shared, group: Group) -> None:
+    def __init__(self, name: str, shared: Shared, group: control.Group) -> None:
         self.name = name
         self.group = group
-        self.state = shared.table.empty
+        self.map = shared.table.empty
         self.phase = Phase.DISCONNECTED
         self.sequence = 0
         self.incarnation = b""
         self.status: messages.SyncStatus | None = None
         self.in_sync = False
         self.live_since_ns = 0
-        """When this connection first was in sync; 0 if it was not yet."""
+        """When this connection was first in sync; 0 before that."""
         self.heard_ns = 0
-        """When this connection was last read; at first, when it came to be."""
+        """When this connection was last read; before the first read, when it was opened."""
         self.deletions = 0
-        """Objects that this agent saw go, over all connections."""
+        """Objects that this agent saw deleted, over all connections."""
         self.retry_after_seconds = 0.0
-        """What the last goodbye asked for."""
+        """Delay that the last goodbye asked for."""
         self._shared = shared
-        self._next_state = self.state
-        """While RETURNING: what will be the agent's map."""
+        self._answer = b""
+        self._next_map = self.map
+        """While RETURNING: the map that will replace the agent's map."""
         self._connected_ns = 0
         self._lost_ns = 0
-        """When a connection in sync was lost, until the agent is in sync again; else 0."""
+        """When a connection in sync was lost; 0 once the agent is in sync again."""
 
     @abc.abstractmethod
     def connected(self, *, feed: str, compressed: bool, now_ns: int) -> bytes:
@@ -132,13 +101,13 @@ class Agent(abc.ABC):
 
     @abc.abstractmethod
     def receive(self, data: bytes, now_ns: int) -> bytes:
-        """Takes what was read from the socket; returns what is to be sent, mostly nothing.
+        """Take what was read from the socket; returns the bytes to send, mostly none.
 
-        Raises RemoteProtocolError if the server broke the protocol; the connection is of no more use then.
+        Raises RemoteProtocolError if the server broke the protocol; the connection is unusable then.
         """
 
     def disconnected(self, now_ns: int) -> None:
-        """The connection is gone; the map stays as it is."""
+        """The connection has ended; the map stays."""
         if self.live_since_ns:
             self._lost_ns = now_ns
         self.phase = Phase.DISCONNECTED
@@ -148,31 +117,54 @@ class Agent(abc.ABC):
         self.live_since_ns = 0
         self.heard_ns = 0
         self.retry_after_seconds = 0.0
-        self._next_state = self._shared.table.empty
+        self._answer = b""
+        self._next_map = self._shared.table.empty
 
     def _begin(self, now_ns: int) -> None:
         """A new connection is up."""
         self._connected_ns = self.heard_ns = now_ns
 
     def _hear(self, size_bytes: int, now_ns: int) -> None:
-        """Counts what was read."""
+        """Count a read."""
         group = self.group
         group.bytes += size_bytes
         if now_ns - self.heard_ns > group.read_gap_ns:
             group.read_gap_ns = now_ns - self.heard_ns
         self.heard_ns = now_ns
 
-    def _arrive(self, now_ns: int) -> None:
-        """Swaps the snapshot in."""
-        table = self._shared.table
-        step = table.replace(self.state, self._next_state)
+    def _take_answer(self) -> bytes:
+        answer, self._answer = self._answer, b""
+        return answer
+
+    def _update(self, content: frames.Content, sequence: int, now_ns: int) -> None:
+        """Apply an update that every agent in the same state receives; hot."""
+        step = self.map.next.get(content)
+        if step is None:
+            step = self._shared.table.update(self.map, content)
+            self._shared.timeline.reached(self.incarnation, sequence, now_ns)
+        self.map = step.map
+        group = self.group
+        group.updates += len(content.changes)
         if step.gone:
             self._see_deletions(step, now_ns)
-        self.state = step.state
-        self._next_state = table.empty
+        live_since = self.live_since_ns
+        if live_since:
+            counts = group.latency.counts
+            for written_at in content.written_at:
+                if written_at >= live_since:
+                    counts[_bucket_of((now_ns - written_at) // 1000)] += 1
+
+    def _swap_in_snapshot(self, now_ns: int) -> None:
+        """Replace the map by the snapshot that was received."""
+        table = self._shared.table
+        step = table.replace(self.map, self._next_map)
+        if step.gone:
+            self._see_deletions(step, now_ns)
+        self.map = step.map
+        self._next_map = table.empty
         self.phase = Phase.FOLLOWING
 
-    def _see_deletions(self, step: shared_maps.Step, now_ns: int) -> None:
+    def _see_deletions(self, step: shared_maps.MapStep, now_ns: int) -> None:
         self.deletions += len(step.gone)
         self.group.deletions += len(step.gone)
         self._shared.table.record(step.gone, now_ns)

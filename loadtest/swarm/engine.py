@@ -6,23 +6,27 @@ import random
 import select
 import socket
 import ssl
+import struct
 import time
 from typing import Final
 
-from loadtest.swarm import agent, arrivals, control, nativeagent, tls, typhaagent
+from loadtest.swarm import agent, control, nativeagent, tls, typhaagent
 from protocol import errors
 
 READ_BYTES: Final = 64 * 1024
 READ_SNAPSHOT_BYTES: Final = 256 * 1024
 MAX_EVENTS: Final = 1024
-"""Events taken from one poll; a limit so that connects and reports have their turn."""
+"""Events taken from one poll, so that connects and reports are not delayed too long."""
 BACK_OFF_SECONDS: Final = 0.2
 MAX_BACK_OFF_SECONDS: Final = 5.0
 THROTTLE_TICK_SECONDS: Final = 0.02
 ETHERNET_SEGMENT_BYTES: Final = 1460
 MAX_ERRORS_KEPT: Final = 20
 QUIET_NS: Final = 500_000_000
-"""A connection that was read so lately is not looked at, nor called silent: what matters is many times as long."""
+"""A connection that was read within this time is not called silent. Silences that matter are far longer."""
+
+_TCP_INFO: Final = struct.Struct("=52xI")
+"""struct tcp_info up to tcpi_last_data_recv, in milliseconds."""
 
 
 class Link:
@@ -45,33 +49,33 @@ class Link:
         self.agent = one
         self.sock: socket.socket | None = None
         self.open = False
-        """Connected, as far as TCP goes."""
+        """The TCP connection is established."""
         self.tls: tls.Channel | None = None
         self.opened_ns = 0
-        """When we sent the first byte."""
+        """When the first byte was sent."""
         self.arrived_ns = 0
-        """When the network last brought something, as far as is known; at first, `opened_ns`."""
+        """When the network last brought data, as far as is known; `opened_ns` before that."""
         self.address = 0
         self.failures = 0
-        """Connections in a row that ended before they were in sync."""
+        """Successive connections that ended before they were in sync."""
         self.impaired_until = 0.0
         self.budget_bytes = 0.0
 
 
 class Engine:
-    """All agents of a process; `poll` does everything, and is called over and over."""
+    """All agents of a process. `poll` does all work, and must be called again and again."""
 
     def __init__(self, start: control.Start) -> None:
         self.start = start
         self.shared = agent.Shared()
-        self.behaving = agent.Group()
-        self.impaired = agent.Group()
+        self.behaving = control.Group()
+        self.impaired = control.Group()
         self.connects = 0
         self.disconnects: dict[str, int] = {}
         self.unserved: dict[str, int] = {}
-        """Of those (and of connects that failed): what ended before it was in sync, and was not dropped by us."""
+        """Of those, and of failed connects: connections that ended before they were in sync, unless we dropped them."""
         self.lost = 0
-        """Connections that had been in sync, and ended."""
+        """Connections that ended after they had been in sync."""
         self.protocol_errors: list[str] = []
         make = typhaagent.TyphaAgent if start.protocol is control.Protocol.TYPHA else nativeagent.NativeAgent
         self.links = [
@@ -84,19 +88,15 @@ class Engine:
         self._by_fd: dict[int, Link] = {}
         self._due: list[tuple[float, int]] = []
         self._throttled: dict[Link, int] = {}
-        """Links that read only in `_throttle` -> their bytes a second."""
+        """Links that read only in `_throttle` -> bytes a second."""
         self._throttled_at = 0.0
         self._schedule(start.ramp_per_second, agents=start.agents_at_first)
 
-    def _group_at_first(self) -> agent.Group:
-        return self.impaired if self.start.apart else self.behaving
-
-    def fileno(self) -> int:
-        """The epoll's descriptor, for a poll by someone else."""
-        return self._epoll.fileno()
+    def _group_at_first(self) -> control.Group:
+        return self.impaired if self.start.background else self.behaving
 
     def poll(self, timeout_seconds: float) -> None:
-        """Waits for sockets up to so long, and does what is due."""
+        """Wait for sockets up to this time, then do what is due."""
         now = time.monotonic()
         if self._due:
             timeout_seconds = min(timeout_seconds, max(0.0, self._due[0][0] - now))
@@ -117,7 +117,7 @@ class Engine:
             self._throttle(now)
 
     def impair(self, order: control.Impair) -> None:
-        """The last agents read slowly, or not at all, for a while."""
+        """Let the last agents read slowly, or not at all, for a while."""
         until = time.monotonic() + order.seconds
         for link in self.links[len(self.links) - order.agents :]:
             link.agent.group = self.impaired
@@ -129,29 +129,29 @@ class Engine:
         self._throttled_at = time.monotonic()
 
     def reconnect(self, ramp_per_second: float) -> None:
-        """Drops every connection; all agents connect again, all at once or at a rate."""
+        """Drop every connection. All agents connect again, at once or at a rate."""
         for link in self.links:
             if link.sock is not None:
                 self._close(link, "dropped", again=False)
         self._schedule(ramp_per_second)
 
     def listen(self, now_ns: int) -> None:
-        """Asks the kernel about connections that have not been read for a while, so that no silence is ours."""
+        """Ask the kernel about connections that were not read for a while: their silence may be our own delay."""
         for link in self._by_fd.values():
             if link.open and now_ns - link.arrived_ns > QUIET_NS:
                 self._note_arrival(link, now_ns)
-                # What is still to come is a silence as well.
+                # A silence that still lasts counts as well.
                 link.agent.group.silence_ns = max(link.agent.group.silence_ns, now_ns - link.arrived_ns)
 
     def close(self) -> None:
-        """Drops every connection for good."""
+        """Drop every connection for good."""
         for link in self.links:
             if link.sock is not None:
                 self._close(link, "dropped", again=False)
         self._epoll.close()
 
     def _schedule(self, ramp_per_second: float, *, agents: int | None = None) -> None:
-        """The first agents, or all, are to connect, and nobody else."""
+        """Let the first agents, or all, connect, and no others."""
         now = time.monotonic()
         step = 1 / ramp_per_second if ramp_per_second else 0.0
         self._due = [(now + number * step, number) for number in range(len(self.links))[:agents]]
@@ -163,7 +163,7 @@ class Engine:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if number >= len(self.links) - self.start.small_buffers:
-            # Segments as on Ethernet: one of loopback's 64 KiB fills the buffer, and each then waits for its ack.
+            # Segments as on Ethernet: one 64 KiB segment of loopback fills the buffer, and the next waits for its ack.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, ETHERNET_SEGMENT_BYTES)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.start.small_buffer_bytes)
         link.sock = sock
@@ -192,12 +192,12 @@ class Engine:
         self._send_raw(link, link.tls.begin())
 
     def _greet(self, link: Link) -> None:
-        """The agent's protocol begins."""
+        """Start the agent's protocol."""
         hello = link.agent.connected(feed=self.start.feed, compressed=self.start.compressed, now_ns=time.time_ns())
         self._send(link, hello)
 
     def _read(self, link: Link, limit_bytes: int | None = None) -> int:
-        """One read of a connection; returns how many bytes it gave."""
+        """Read a connection once; returns the number of bytes."""
         one, sock = link.agent, link.sock
         assert sock is not None
         limit = limit_bytes or (READ_BYTES if one.phase == agent.Phase.FOLLOWING else READ_SNAPSHOT_BYTES)
@@ -230,18 +230,18 @@ class Engine:
         return len(data)
 
     def _note_arrival(self, link: Link, now_ns: int) -> None:
-        """Takes down when something last came; the silence before it is over.
+        """Record when data last arrived, which ends the silence before it.
 
-        A read tells that something has come, not when: the time of a read within `QUIET_NS` is corrected by the
-        first look after it, which is before the silence behind it is long.
+        A read shows that data has arrived, not when. The first look after a read within `QUIET_NS` corrects its time,
+        long before a silence after it matters.
         """
         assert link.sock is not None
-        arrived_ns = max(arrivals.last_arrival_ns(link.sock, now_ns), link.opened_ns)
+        arrived_ns = max(last_arrival_ns(link.sock, now_ns), link.opened_ns)
         link.agent.group.silence_ns = max(link.agent.group.silence_ns, arrived_ns - link.arrived_ns)
         link.arrived_ns = arrived_ns
 
     def _receive_sealed(self, link: Link, channel: tls.Channel, data: bytes) -> bytes:
-        """The agent's answers to what came in TLS. Raises RemoteProtocolError, ssl.SSLError."""
+        """The agent's answers to data in TLS. Raises RemoteProtocolError, ssl.SSLError."""
         was_established = channel.established
         records, answer = channel.receive(data)
         if answer:
@@ -255,7 +255,7 @@ class Engine:
         self._send_raw(link, data if link.tls is None else link.tls.send(data))
 
     def _send_raw(self, link: Link, data: bytes) -> None:
-        # A hello or a pong: the kernel takes it whole unless the server has not read for a hundred thousand pongs.
+        # A hello or a pong: the kernel takes all of it, unless the server has not read for a hundred thousand pongs.
         assert link.sock is not None
         try:
             complete = link.sock.send(data) == len(data)
@@ -290,7 +290,7 @@ class Engine:
             heapq.heappush(self._due, (time.monotonic() + max(delay, retry_after), number))
 
     def _throttle(self, now: float) -> None:
-        """Lets impaired agents read what they may, and frees those whose time is up."""
+        """Let impaired agents read their share, and release those whose time is over."""
         elapsed = now - self._throttled_at
         self._throttled_at = now
         for link, bytes_per_second in list(self._throttled.items()):
@@ -302,3 +302,14 @@ class Engine:
             link.budget_bytes = min(link.budget_bytes + elapsed * bytes_per_second, float(READ_SNAPSHOT_BYTES))
             if link.budget_bytes >= 1 and link.sock is not None and link.open:
                 link.budget_bytes -= self._read(link, int(link.budget_bytes))
+
+
+def last_arrival_ns(sock: socket.socket, now_ns: int) -> int:
+    """When the network last brought data to a socket, or connected it; nanoseconds since 1970, to a kernel tick.
+
+    `now_ns` is the time of the call. A process with thousands of agents sometimes reads late; the kernel's time is
+    right even then. Raises OSError.
+    """
+    milliseconds: int
+    (milliseconds,) = _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
+    return now_ns - milliseconds * 1_000_000

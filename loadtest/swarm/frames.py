@@ -1,7 +1,7 @@
 """Frames as the swarm needs them: what they change, decoded once for all agents of a process. Pure.
 
-A frame's decoded form is found by its bytes, compared in full by the dictionary: two agents share a decoded frame if
-and only if they received the same bytes.
+A dictionary finds the decoded frame by the frame's bytes, compared in full. So two agents share a decoded frame if and
+only if they received the same bytes.
 """
 
 import sys
@@ -9,37 +9,35 @@ from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
+from loadtest import WRITTEN_AT
 from protocol import digest, messages
 from protocol.native import codec
 from protocol.native import frames as native
 
 T = TypeVar("T")
 
-WRITTEN_AT = "loadtest.typha/written-at"
-"""Annotation, and label where Calico's feeds are read: when the writer sent the change, in nanoseconds since 1970."""
-
 FRAME_CACHE_BYTES = 64 * 1024 * 1024
 READ_CACHE_BYTES = 8 * 1024 * 1024
 MAX_CACHED_READ_BYTES = 64 * 1024
-"""Longer reads are parts of snapshots; they end in mid-frame, and no two agents' reads end at the same place."""
+"""Longer reads are parts of snapshots; they end inside a frame, at a different place for each agent."""
 
 
 class Entry(NamedTuple):
-    """What the swarm keeps of a live key: the digest of key and value, and the object's uid ("" if it carries none)."""
+    """What the swarm keeps of a live key: the digest of key and value, and the object's uid ("" without one)."""
 
     digest: int
     uid: str
 
 
 class Change(NamedTuple):
-    """What one update of a frame does to a map; None deletes the key."""
+    """The effect of one update on a map; without an entry it deletes the key."""
 
     key: str
     entry: Entry | None
 
 
 class Content:
-    """What a decoded frame, or a message of Typha's protocol, does to a map."""
+    """The effect on a map of a decoded frame, or of a message of Typha's protocol."""
 
     __slots__ = ("changes", "message", "written_at")
 
@@ -48,10 +46,10 @@ class Content:
     def __init__(self) -> None:
         self.changes: tuple[Change, ...] = ()
         self.written_at: tuple[int, ...] = ()
-        """For each update that carries the writer's mark: nanoseconds since 1970."""
+        """The writer's mark of each update that has one: nanoseconds since 1970."""
 
     def take(self, updates: tuple[messages.Update, ...]) -> None:
-        """These are the changes."""
+        """Set the changes."""
         changes: list[Change] = []
         written_at: list[int] = []
         for update in updates:
@@ -68,12 +66,12 @@ class Content:
 
 
 class Frame(Content):
-    """One decoded frame. Equal only to itself, so that it can stand for its bytes as a dictionary's key."""
+    """A decoded frame. Equal only to itself, so that it can stand for its bytes as a dictionary's key."""
 
     __slots__ = ("body", "flags", "previous_sequence", "sequence", "size_bytes")
 
     def __init__(self, flags: int, body: bytes) -> None:
-        """Decodes. Raises RemoteProtocolError."""
+        """Decode. Raises RemoteProtocolError."""
         super().__init__()
         message = codec.decode(native.unpack_payload(flags, body))
         self.flags = flags
@@ -82,7 +80,7 @@ class Frame(Content):
         """Without its updates, which are in `changes`."""
         self.size_bytes = len(body) + native.HEADER.size
         self.previous_sequence = -1
-        """Of updates; -1 for every other message."""
+        """Of updates; -1 for other messages."""
         self.sequence = 0
         match message:
             case messages.Updates(previous_sequence=previous, sequence=sequence, updates=updates):
@@ -104,18 +102,18 @@ class _Metadata(msgspec.Struct, gc=False):
 class _Object(msgspec.Struct, gc=False):
     metadata: _Metadata = msgspec.field(default_factory=_Metadata)
     labels: dict[str, str] | None = None
-    """Of a workload endpoint of Calico's, which carries its pod's labels and none of its annotations."""
+    """Of Calico's workload endpoints, which carry the labels of their pod, and no annotations."""
 
 
 _decode_object = msgspec.json.Decoder(_Object).decode
 
 
 def metadata_of(value: bytes) -> tuple[str, int]:
-    """(uid, written-at in nanoseconds) of a value; ("", 0) where it has none, or is no Kubernetes object."""
+    """(uid, written-at in nanoseconds) of a value; ("", 0) if it has none or is not a Kubernetes object."""
     try:
         found = _decode_object(value)
         metadata = found.metadata
-        # The first step of a deletion is an update by the API server: the annotation is that of an earlier write.
+        # A deletion starts with an update by the API server, which still has the annotation of an earlier write.
         written = 0 if metadata.deletion else int((metadata.annotations or found.labels or {}).get(WRITTEN_AT, 0))
     except ValueError:
         return "", 0
@@ -123,7 +121,7 @@ def metadata_of(value: bytes) -> tuple[str, int]:
 
 
 class BoundedCache(Generic[T]):
-    """Bytes -> T, limited by the keys' size: what was not asked for during one half of the limit is dropped."""
+    """Bytes -> T, limited by the size of the keys. Entries that were not used during half of the limit are dropped."""
 
     __slots__ = ("_half_bytes", "_old", "_young", "_young_bytes")
 
@@ -134,7 +132,7 @@ class BoundedCache(Generic[T]):
         self._young_bytes = 0
 
     def get(self, key: bytes) -> T | None:
-        """What was put for the same bytes, unless it was dropped."""
+        """The value for these bytes, unless it was dropped."""
         found = self._young.get(key)
         if found is None:
             found = self._old.pop(key, None)
@@ -143,7 +141,7 @@ class BoundedCache(Generic[T]):
         return found
 
     def put(self, key: bytes, value: T) -> None:
-        """Keeps `value` for these bytes."""
+        """Keep a value for these bytes."""
         self._young[key] = value
         self._young_bytes += len(key)
         if self._young_bytes > self._half_bytes:
@@ -153,7 +151,7 @@ class BoundedCache(Generic[T]):
 
 
 class FrameCache:
-    """All distinct frames that a process received lately, decoded."""
+    """The distinct frames that a process received recently, decoded."""
 
     __slots__ = ("_compressed", "_plain", "distinct", "reads")
 
@@ -161,7 +159,7 @@ class FrameCache:
         self._plain: BoundedCache[Frame] = BoundedCache(FRAME_CACHE_BYTES // 2)
         self._compressed: BoundedCache[Frame] = BoundedCache(FRAME_CACHE_BYTES // 2)
         self.reads: BoundedCache[tuple[Frame, ...]] = BoundedCache(READ_CACHE_BYTES)
-        """Whole reads from a socket that were nothing but complete frames."""
+        """Whole reads from a socket that were complete frames."""
         self.distinct = 0
         """Frames decoded so far."""
 

@@ -1,18 +1,16 @@
-"""One agent of the swarm that speaks the native protocol: what it does with the bytes of its connection. Pure.
+"""An agent of the swarm that speaks the native protocol: what it does with the bytes of its connection. Pure.
 
-It checks its own sequence of frames with the same rules as `protocol.native.connection`, and moves from one shared
-state to the next as its own bytes say. It is not built on `Connection`, because that decodes every frame for every
-agent.
+It checks its own sequence of frames by the rules of `protocol.native.connection`. It is not built on `Connection`,
+which decodes every frame for every agent.
 """
 
 from typing import Final
 
-from loadtest.swarm import agent, frames, histogram, shared_maps
+from loadtest.swarm import agent, control, frames, shared_maps
 from protocol import errors, messages, reasons
 from protocol.native import codec
 from protocol.native import frames as native
 
-_bucket_of = histogram.bucket_of
 _Phase = agent.Phase
 
 _FOLLOWING: Final = _Phase.FOLLOWING
@@ -23,13 +21,12 @@ _FRAMES_WITH_PINGS: Final = (_Phase.READY, _Phase.SNAPSHOT, _Phase.RETURNING, _P
 class NativeAgent(agent.Agent):
     """An agent of the native protocol."""
 
-    __slots__ = ("_answer", "_partial", "_splitter")
+    __slots__ = ("_partial", "_splitter")
 
-    def __init__(self, name: str, shared: agent.Shared, group: agent.Group) -> None:
+    def __init__(self, name: str, shared: agent.Shared, group: control.Group) -> None:
         super().__init__(name, shared, group)
         self._splitter = native.FrameSplitter()
-        self._partial: shared_maps.Partial | None = None
-        self._answer = b""
+        self._partial: shared_maps.PartialSnapshot | None = None
 
     def connected(self, *, feed: str, compressed: bool, now_ns: int) -> bytes:
         """A new connection is up; returns the bytes to send first."""
@@ -40,11 +37,10 @@ class NativeAgent(agent.Agent):
         return native.PREFACE + native.pack_frame(codec.encode(hello))
 
     def disconnected(self, now_ns: int) -> None:
-        """The connection is gone; the map stays as it is."""
+        """The connection has ended; the map stays."""
         super().disconnected(now_ns)
         self._splitter = native.FrameSplitter()
         self._partial = None
-        self._answer = b""
 
     def receive(self, data: bytes, now_ns: int) -> bytes:
         """See the base class."""
@@ -63,17 +59,13 @@ class NativeAgent(agent.Agent):
         while self.phase != _Phase.ENDED and (part := splitter.next_frame()) is not None:
             taken.append(self._take_expected(*part) or self._take_new(*part, now_ns))
         if not splitter.pending_bytes:
-            splitter.receive(b"")  # lets go of the bytes it has handed out
+            splitter.receive(b"")  # releases the bytes of the frames it has returned
             if len(data) <= frames.MAX_CACHED_READ_BYTES and sum(frame.size_bytes for frame in taken) == len(data):
                 self._shared.cache.reads.put(data, tuple(taken))
         return self._take_answer()
 
-    def _take_answer(self) -> bytes:
-        answer, self._answer = self._answer, b""
-        return answer
-
     def _handshake(self) -> bool:
-        """Preface and server-hello, which is another one for each connection; false for "not yet"."""
+        """Take preface and server-hello, which differs for each connection; returns whether they are complete."""
         splitter = self._splitter
         if self.phase == _Phase.PREFACE:
             received = splitter.peek(len(native.PREFACE))
@@ -99,9 +91,9 @@ class NativeAgent(agent.Agent):
         return True
 
     def _take_expected(self, flags: int, body: bytes) -> frames.Frame | None:
-        """Takes the chunk frame that another agent was sent at this point, if the bytes are the same; a short cut.
+        """Take the chunk frame that another agent received at this point, if the bytes are the same.
 
-        A storm is thousands of agents with a thousand frames each.
+        A short cut: in a storm thousands of agents receive a thousand frames each.
         """
         partial = self._partial
         if partial is None:
@@ -110,7 +102,7 @@ class NativeAgent(agent.Agent):
         if frame is None or frame.body != body or frame.flags != flags:
             return None
         following = partial.next.get(frame)
-        if not isinstance(following, shared_maps.Partial):
+        if not isinstance(following, shared_maps.PartialSnapshot):
             return None
         self._partial = following
         self.group.frames += 1
@@ -122,28 +114,14 @@ class NativeAgent(agent.Agent):
         return frame
 
     def _take(self, frame: frames.Frame, now_ns: int) -> None:
-        group = self.group
-        group.frames += 1
+        self.group.frames += 1
         if self.phase != _FOLLOWING or frame.previous_sequence < 0:
             self._take_other(frame, now_ns)
             return
         if frame.previous_sequence != self.sequence or frame.sequence < frame.previous_sequence:
             self._check_follows(frame)
-        step = self.state.next.get(frame)
-        if step is None:
-            step = self._shared.table.update(self.state, frame)
-            self._shared.timeline.reached(self.incarnation, frame.sequence, now_ns)
-        self.state = step.state
+        self._update(frame, frame.sequence, now_ns)
         self.sequence = frame.sequence
-        group.updates += len(frame.changes)
-        if step.gone:
-            self._see_deletions(step, now_ns)
-        live_since = self.live_since_ns
-        if live_since:
-            counts = group.latency.counts
-            for written_at in frame.written_at:
-                if written_at >= live_since:
-                    counts[_bucket_of((now_ns - written_at) // 1000)] += 1
 
     def _take_other(self, frame: frames.Frame, now_ns: int) -> None:
         table = self._shared.table
@@ -153,14 +131,18 @@ class NativeAgent(agent.Agent):
             case _Phase.RETURNING | _Phase.FOLLOWING, messages.Status() as status:
                 self._take_status(status, now_ns)
             case _Phase.RETURNING, messages.Updates():
-                self._return(frame, now_ns)
+                # Updates after a snapshot that has not replaced the map yet.
+                self._check_follows(frame)
+                self._next_map = table.update(self._next_map, frame).map
+                self.sequence = frame.sequence
+                self.group.updates += len(frame.changes)
             case _Phase.READY | _Phase.RETURNING | _Phase.FOLLOWING, messages.SnapshotBegin():
                 self._partial = table.begin(frame)
                 self.phase = _Phase.SNAPSHOT
             case _Phase.SNAPSHOT, messages.SnapshotChunk() if self._partial is not None:
                 self._partial = table.chunk(self._partial, frame)
             case _Phase.SNAPSHOT, messages.SnapshotEnd() as end if self._partial is not None:
-                self._next_state = table.end(self._partial, frame)
+                self._next_map = table.end(self._partial, frame)
                 self._partial = None
                 self.group.snapshots += 1
                 self.sequence = end.sequence
@@ -169,13 +151,6 @@ class NativeAgent(agent.Agent):
                 self._goodbye(goodbye)
             case phase, message:
                 raise errors.RemoteProtocolError(f"unexpected {type(message).__name__} while {phase.name.lower()}")
-
-    def _return(self, frame: frames.Frame, now_ns: int) -> None:
-        """Updates behind a snapshot that has not taken its place yet."""
-        self._check_follows(frame)
-        self._next_state = self._shared.table.update(self._next_state, frame).state
-        self.sequence = frame.sequence
-        self.group.updates += len(frame.changes)
 
     def _check_follows(self, frame: frames.Frame) -> None:
         if frame.previous_sequence != self.sequence or frame.sequence < frame.previous_sequence:
@@ -187,9 +162,9 @@ class NativeAgent(agent.Agent):
         is_catching_up = status.status == messages.SyncStatus.CATCHING_UP
         if status.sequence > self.sequence or (status.sequence < self.sequence and not is_catching_up):
             raise errors.RemoteProtocolError(f"status of {status.sequence} does not follow on {self.sequence}")
-        self.sequence = status.sequence  # catching up, what has changed since is sent again
+        self.sequence = status.sequence  # while catching up, the server sends later changes again
         if self.phase == _Phase.RETURNING and not is_catching_up:
-            self._arrive(now_ns)
+            self._swap_in_snapshot(now_ns)
             self._shared.timeline.reached(self.incarnation, self.sequence, now_ns)
         self.status = status.status
         self._note_in_sync(now_ns)

@@ -1,35 +1,31 @@
 """Agents that decode everything, through the public client: `python -m loadtest.swarm.public`.
 
-The same commands and reports as `worker`, one `clients.mirror.Mirror` for each agent. They are few, and they are what
-says that the client library holds the right map as well.
+Commands and reports are those of `worker`; each agent is one `clients.mirror.Mirror`. A few such agents prove that the
+client library holds the right map as well.
 """
 
 import asyncio
 import contextlib
 import gc
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 from clients import mirror
 from loadtest.swarm import control, frames, tls
 from protocol import digest, errors
 
-REPORT_INTERVAL_SECONDS: Final = 0.5
-
 
 class PublicAgent:
-    """A mirror, and the deletions that it gave."""
+    """A mirror and the deletions that it reported."""
 
     def __init__(self, name: str, start: control.Start, deletions: dict[tuple[str, str], int]) -> None:
         self.name = name
         self.deletions = 0
         self.updates = 0
+        self.captured: dict[str, mirror.Entry] = {}
         self._all_deletions = deletions
         servers = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in start.addresses]
-        self.captured: dict[str, mirror.Entry] = {}
         context = tls.context_of(start.tls) if start.tls is not None else None
         self.mirror = mirror.Mirror(
             servers, feed=start.feed, agent=name, node=name, tls=context, on_change=self._changed
@@ -46,28 +42,22 @@ class PublicAgent:
                 self._all_deletions.setdefault((change.key, uid), time.time_ns())
 
     def proof(self, held: Mapping[str, mirror.Entry], without: Sequence[str]) -> control.AgentDigest:
-        """The digest, computed anew from every value that the mirror holds, or held."""
+        """The digest of `held`, computed from all values."""
         left_out = set(without)
         pairs = [(key, entry.value) for key, entry in held.items() if key not in left_out]
-        return control.AgentDigest(
-            name=self.name,
-            digest=digest.state_digest(pairs),
-            keys=len(pairs),
-            sequence=0,
-            in_sync=self.mirror.in_sync,
-            deletions=self.deletions,
-        )
+        state_digest = digest.state_digest(pairs)
+        return control.AgentDigest(self.name, state_digest, len(pairs), 0, self.mirror.in_sync, self.deletions)
 
 
-class Process:
-    """The agents of the process, and its supervisor's pipes."""
+class PublicWorker:
+    """Reads commands, keeps the agents, writes reports."""
 
     def __init__(self) -> None:
         self._deletions: dict[tuple[str, str], int] = {}
         self._agents: list[PublicAgent] = []
 
     async def run(self) -> None:
-        """Until told to stop, or until the supervisor is gone."""
+        """Until the commands end."""
         loop = asyncio.get_running_loop()
         commands = asyncio.StreamReader(limit=control.MAX_LINE_BYTES)
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
@@ -75,10 +65,7 @@ class Process:
             reporter = asyncio.create_task(self._report_regularly(), name="reports")
             try:
                 while line := await commands.readline():
-                    command = control.decode_command(line)
-                    if isinstance(command, control.Stop):
-                        break
-                    await self._obey(command, mirrors)
+                    await self._obey(control.decode_command(line), mirrors)
             finally:
                 reporter.cancel()
                 await asyncio.wait([reporter])
@@ -87,27 +74,25 @@ class Process:
         match command:
             case control.Start() if not self._agents:
                 for number in range(command.agents):
-                    name = f"public-{command.first_index + number}"
-                    one = PublicAgent(name, command, self._deletions)
+                    one = PublicAgent(f"public-{command.first_index + number}", command, self._deletions)
                     await mirrors.enter_async_context(one.mirror)
                     self._agents.append(one)
             case control.Capture():
                 for one in self._agents:
                     one.captured = dict(one.mirror)
             case control.AskDigests(captured=captured, without=without):
-                deletions = [control.Deletion(key, uid, first) for (key, uid), first in self._deletions.items()]
                 proofs = [one.proof(one.captured if captured else one.mirror, without) for one in self._agents]
-                _write(control.Digests(agents=proofs, deletions=deletions, deletions_lost=0))
+                control.write_report(control.Digests(agents=proofs, deletions=control.deletions_of(self._deletions)))
             case control.Impair() | control.Reconnect():
-                pass  # what the swarm's agents are told; those of the public client stay as they are
+                pass  # these are for the agents of `worker`
             case _:
-                _write(control.Failed(text=f"{type(command).__name__} out of place"))
+                control.write_report(control.out_of_place(command))
 
     async def _report_regularly(self) -> None:
         while True:
-            await asyncio.sleep(REPORT_INTERVAL_SECONDS)
+            await asyncio.sleep(control.REPORT_INTERVAL_SECONDS)
             if self._agents:
-                _write(self._stats())
+                control.write_report(self._stats())
 
     def _stats(self) -> control.Stats:
         disconnects: dict[str, int] = {}
@@ -119,9 +104,6 @@ class Process:
                 disconnects[name] = disconnects.get(name, 0) + 1
                 if isinstance(last.error.__cause__, errors.ProtocolError):
                     protocol_errors.append(f"{one.name}: {last.error}")
-        group = control.GroupStats(
-            updates=sum(one.updates for one in self._agents), deletions=sum(one.deletions for one in self._agents)
-        )
         return control.Stats(
             at_ns=time.time_ns(),
             agents=len(self._agents),
@@ -130,24 +112,17 @@ class Process:
             connects=0,
             disconnects=disconnects,
             protocol_errors=protocol_errors,
-            behaving=group,
+            behaving=control.Group(
+                updates=sum(one.updates for one in self._agents), deletions=sum(one.deletions for one in self._agents)
+            ),
             cpu_seconds=time.process_time(),
         )
 
 
-def _write(report: control.Report) -> None:
-    view = memoryview(control.encode(report) + b"\n")
-    while view:
-        view = view[os.write(sys.stdout.fileno(), view) :]
-
-
 def main() -> None:
-    """Runs the process on stdin and stdout."""
+    """Run the process on stdin and stdout."""
     gc.set_threshold(50_000, 20, 100)
-    try:
-        asyncio.run(Process().run())
-    except BrokenPipeError:
-        sys.exit("the supervisor is gone")
+    asyncio.run(PublicWorker().run())
 
 
 if __name__ == "__main__":

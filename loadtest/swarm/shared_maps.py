@@ -1,15 +1,15 @@
-"""Maps of agents, shared by all agents that hold the same. Pure.
+"""Maps that all agents with the same content share. Pure.
 
-5,000 maps of 20,000 keys do not fit into memory, and need not: agents that received the same frames hold the same map.
-A `State` is an immutable map with its digest. What a frame makes of a state is computed once and remembered with the
-state (`State.next`), so each further agent in that state that receives that frame takes one dictionary lookup. Its own
-bytes decide which frame, and its own history decided which state: every agent's map is proved, none is assumed.
+5,000 maps of 20,000 keys do not fit into memory. But agents that received the same frames hold the same map: a
+`SharedMap`, immutable and with its digest. The effect of a frame on a map is computed once and remembered with the map
+(`SharedMap.next`), so for each further agent it takes one dictionary lookup. An agent's own bytes decide which frame,
+and its own history which map; so every agent's map is proved and none is assumed.
 
-States with equal (number of keys, digest) are one object however they came about, which joins agents again that
-connected at different times. The digest is what is compared in the end, so this takes nothing from the proof.
+Maps with the same number of keys and the same digest are one object, however they came about. This joins agents that
+connected at different times. It does not weaken the proof, which compares digests.
 
-Memory is bounded: a state lives as long as an agent is in it or a remembered step leads to it; only the latest steps
-are remembered, an older one is computed again when a slow agent needs it.
+Memory is bounded: a map lives while an agent holds it or a remembered step leads to it. Only the latest steps are
+remembered; an older one is computed again when a slow agent needs it.
 """
 
 import collections
@@ -21,7 +21,7 @@ from loadtest.swarm import frames
 from protocol import digest, errors, messages
 
 REMEMBERED_CHANGES: Final = 200_000
-"""Steps are remembered up to this many changed keys in all; a changed key takes some 0.5 to 2 kB."""
+"""Total number of changed keys in remembered steps; a changed key takes 0.5 to 2 kB."""
 MAX_DELETIONS: Final = 1_000_000
 
 _BITS: Final = 6
@@ -35,16 +35,16 @@ _NO_KEYS: Final[Leaf] = {}
 _NO_BUCKETS: Final[Buckets] = ((_NO_KEYS,) * _WIDTH,) * _WIDTH
 
 
-class Step(NamedTuple):
-    """What a frame, or a finished snapshot, makes of a state."""
+class MapStep(NamedTuple):
+    """The effect of a frame, or of a finished snapshot, on a map."""
 
-    state: "State"
+    map: "SharedMap"
     gone: tuple[tuple[str, str], ...]
-    """(key, uid) of the objects that were live before and are not any more."""
+    """(key, uid) of the objects that are no longer in the map."""
 
 
-class State:
-    """One map: its digest, its number of keys, and its entries in 4,096 buckets that states share."""
+class SharedMap:
+    """A map: digest, number of keys, and its entries in 4,096 buckets that maps share."""
 
     __slots__ = ("__weakref__", "buckets", "digest", "keys", "next")
 
@@ -52,130 +52,130 @@ class State:
         self.keys = keys
         self.digest = digest
         self.buckets = buckets
-        self.next: dict[frames.Content | State, Step] = {}
+        self.next: dict[frames.Content | SharedMap, MapStep] = {}
 
     def entry(self, key: str) -> frames.Entry | None:
-        """What is kept of a live key."""
+        """The entry of a live key."""
         place = hash(key)
         return self.buckets[place >> _BITS & _MASK][place & _MASK].get(key)
 
     def without(self, keys: Iterable[str]) -> tuple[int, int]:
-        """Digest and number of keys of the map, some keys left out."""
+        """Digest and number of keys of the map without some keys."""
         left_out = [entry.digest for entry in map(self.entry, set(keys)) if entry is not None]
         return (self.digest - sum(left_out)) % digest.MODULUS, self.keys - len(left_out)
 
 
-class Partial:
-    """A snapshot that has begun: the frames so far, checked one by one."""
+class PartialSnapshot:
+    """A snapshot in progress: the frames so far, each checked."""
 
     __slots__ = ("begin", "chunk_digest", "chunk_index", "digest", "expected", "frame", "keys", "next", "parent")
 
     def __init__(self, begin: messages.SnapshotBegin) -> None:
         self.begin = begin
-        self.parent: Partial | None = None
+        self.parent: PartialSnapshot | None = None
         self.frame: frames.Frame | None = None
         self.chunk_index = -1
         self.chunk_digest: int | None = None
-        """Sum of the pairs of a chunk that goes on; None between chunks."""
+        """Sum of the pairs of an incomplete chunk; None between chunks."""
         self.keys = 0
         self.digest = 0
-        self.next: dict[frames.Frame, Partial | State] = {}
+        self.next: dict[frames.Frame, PartialSnapshot | SharedMap] = {}
         self.expected: frames.Frame | None = None
-        """The chunk frame that followed last time."""
+        """The chunk frame that followed for the last agent."""
 
 
-class StateTable:
-    """All states of a process, and the record of every deletion that any of its agents saw.
+class MapTable:
+    """All maps of a process, and every deletion that one of its agents saw.
 
     `deletions` maps (key, uid) to when the first agent saw the object deleted, in nanoseconds since 1970: by a
-    deletion, by a snapshot without it, or by an update that has the key but another uid.
+    deletion, by a snapshot without it, or by an update of the key with another uid.
     """
 
     def __init__(self) -> None:
-        self.empty = State(keys=0, digest=0, buckets=_NO_BUCKETS)
+        self.empty = SharedMap(keys=0, digest=0, buckets=_NO_BUCKETS)
         self.deletions: dict[tuple[str, str], int] = {}
         self.deletions_lost = 0
-        """Deletions that did not fit into `deletions`; a run with any proves nothing about deletions."""
-        self._known: weakref.WeakValueDictionary[tuple[int, int], State] = weakref.WeakValueDictionary()
+        """Deletions that did not fit into `deletions`. With any of them, a run proves nothing about deletions."""
+        self._known: weakref.WeakValueDictionary[tuple[int, int], SharedMap] = weakref.WeakValueDictionary()
         self._known[0, 0] = self.empty
-        self._remembered: collections.deque[tuple[State | Partial, int]] = collections.deque()
+        self._remembered: collections.deque[tuple[SharedMap | PartialSnapshot, int]] = collections.deque()
         self._remembered_changes = 0
-        self._begun: dict[frames.Frame, Partial] = {}
+        self._begun: dict[frames.Frame, PartialSnapshot] = {}
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def update(self, state: State, frame: frames.Content) -> Step:
-        """What the updates of a frame make of a state."""
-        step = state.next.get(frame)
+    def update(self, before: SharedMap, frame: frames.Content) -> MapStep:
+        """The effect of a frame's updates on a map."""
+        step = before.next.get(frame)
         if step is None:
-            step = state.next[frame] = self._apply(state, frame)
-            self._remember(state, changes=len(frame.changes))
+            step = before.next[frame] = self._apply(before, frame)
+            self._remember(before, changes=len(frame.changes))
         return step
 
-    def begin(self, frame: frames.Frame) -> Partial:
-        """The snapshot that `frame`, a snapshot-begin, opens."""
+    def begin(self, frame: frames.Frame) -> PartialSnapshot:
+        """The snapshot that a snapshot-begin frame opens."""
         partial = self._begun.get(frame)
         if partial is None:
             assert isinstance(frame.message, messages.SnapshotBegin)
-            partial = Partial(frame.message)
+            partial = PartialSnapshot(frame.message)
             while len(self._begun) >= 64:
                 del self._begun[next(iter(self._begun))]
             self._begun[frame] = partial
         return partial
 
-    def chunk(self, partial: Partial, frame: frames.Frame) -> Partial:
+    def chunk(self, partial: PartialSnapshot, frame: frames.Frame) -> PartialSnapshot:
         """The snapshot with one more chunk frame. Raises RemoteProtocolError."""
         following = partial.next.get(frame)
         if following is None:
             following = partial.next[frame] = _with_chunk(partial, frame)
             partial.expected = frame
             self._remember(partial, changes=len(frame.changes))
-        assert isinstance(following, Partial)
+        assert isinstance(following, PartialSnapshot)
         return following
 
-    def end(self, partial: Partial, frame: frames.Frame) -> State:
-        """The state that a complete snapshot holds. Raises RemoteProtocolError."""
-        state = partial.next.get(frame)
-        if state is None:
+    def end(self, partial: PartialSnapshot, frame: frames.Frame) -> SharedMap:
+        """The map of a complete snapshot. Raises RemoteProtocolError."""
+        whole = partial.next.get(frame)
+        if whole is None:
             assert isinstance(frame.message, messages.SnapshotEnd)
-            state = partial.next[frame] = self._build(partial, frame.message)
-            self._remember(partial, changes=state.keys)
-        assert isinstance(state, State)
-        return state
+            whole = partial.next[frame] = self._build(partial, frame.message)
+            self._remember(partial, changes=whole.keys)
+        assert isinstance(whole, SharedMap)
+        return whole
 
-    def replace(self, old: State, new: State) -> Step:
-        """A snapshot takes an agent from `old` to `new`."""
+    def replace(self, old: SharedMap, new: SharedMap) -> MapStep:
+        """The effect of replacing `old` by `new`."""
         step = old.next.get(new)
         if step is None:
-            step = old.next[new] = Step(new, _gone(old, new))
+            step = old.next[new] = MapStep(new, _gone(old, new))
             self._remember(old, changes=0)
         return step
 
-    def _apply(self, state: State, frame: frames.Content) -> Step:
-        outer = list(state.buckets)
-        keys, total = state.keys, state.digest
+    def _apply(self, before: SharedMap, frame: frames.Content) -> MapStep:
+        outer = list(before.buckets)
+        keys, total = before.keys, before.digest
         gone: list[tuple[str, str]] = []
         for key, entry in frame.changes:
             place = hash(key)
             high, low = place >> _BITS & _MASK, place & _MASK
             inner = list(outer[high])
             leaf = dict(inner[low])
-            before = leaf.pop(key, None)
-            if before is not None:
+            old = leaf.pop(key, None)
+            if old is not None:
                 keys -= 1
-                total -= before.digest
-                if entry is None or entry.uid != before.uid:
-                    gone.append((key, before.uid))
+                total -= old.digest
+                if entry is None or entry.uid != old.uid:
+                    gone.append((key, old.uid))
             if entry is not None:
                 keys += 1
                 total += entry.digest
                 leaf[key] = entry
             inner[low] = leaf
             outer[high] = tuple(inner)
-        return Step(self._intern(keys, total % digest.MODULUS, tuple(outer)), tuple(gone))
+        return MapStep(self._intern(keys, total % digest.MODULUS, tuple(outer)), tuple(gone))
 
-    def _build(self, partial: Partial, end: messages.SnapshotEnd) -> State:
+    def _build(self, partial: PartialSnapshot, end: messages.SnapshotEnd) -> SharedMap:
         begin = partial.begin
         if end.sequence != begin.sequence or end.keys != begin.keys:
             raise errors.RemoteProtocolError(f"{end} does not end {begin}")
@@ -183,7 +183,7 @@ class StateTable:
             raise errors.RemoteProtocolError(f"snapshot ends inside chunk {partial.chunk_index}")
         outer: list[list[Leaf]] = [[{} for _ in range(_WIDTH)] for _ in range(_WIDTH)]
         keys = 0
-        node: Partial | None = partial
+        node: PartialSnapshot | None = partial
         while node is not None:
             if node.frame is not None:
                 for key, entry in node.frame.changes:
@@ -199,14 +199,14 @@ class StateTable:
             raise errors.RemoteProtocolError(f"snapshot has digest {partial.digest:016x}, announced {end.digest:016x}")
         return self._intern(keys, partial.digest, tuple(tuple(inner) for inner in outer))
 
-    def _intern(self, keys: int, total: int, buckets: Buckets) -> State:
-        state = self._known.get((keys, total))
-        if state is None:
-            state = self._known[keys, total] = State(keys=keys, digest=total, buckets=buckets)
-        return state
+    def _intern(self, keys: int, total: int, buckets: Buckets) -> SharedMap:
+        known = self._known.get((keys, total))
+        if known is None:
+            known = self._known[keys, total] = SharedMap(keys=keys, digest=total, buckets=buckets)
+        return known
 
     def record(self, gone: Iterable[tuple[str, str]], now_ns: int) -> None:
-        """An agent saw these objects deleted, now."""
+        """Record that an agent saw these objects deleted."""
         for deletion in gone:
             if deletion in self.deletions:
                 self.deletions[deletion] = min(now_ns, self.deletions[deletion])
@@ -215,8 +215,8 @@ class StateTable:
             else:
                 self.deletions_lost += 1
 
-    def _remember(self, holder: State | Partial, *, changes: int) -> None:
-        """Accounts for a step that was just added to `holder`; forgets the oldest ones, and all of their holders'."""
+    def _remember(self, holder: SharedMap | PartialSnapshot, *, changes: int) -> None:
+        """Count a step that was just added to `holder`; forget the oldest steps, with all steps of their holders."""
         self._remembered.append((holder, changes + 1))
         self._remembered_changes += changes + 1
         while self._remembered_changes > REMEMBERED_CHANGES and len(self._remembered) > 1:
@@ -225,7 +225,7 @@ class StateTable:
             oldest.next.clear()
 
 
-def _with_chunk(partial: Partial, frame: frames.Frame) -> Partial:
+def _with_chunk(partial: PartialSnapshot, frame: frames.Frame) -> PartialSnapshot:
     chunk = frame.message
     assert isinstance(chunk, messages.SnapshotChunk)
     going_on = partial.chunk_digest is not None
@@ -243,7 +243,7 @@ def _with_chunk(partial: Partial, frame: frames.Frame) -> Partial:
         raise errors.RemoteProtocolError(
             f"chunk {chunk.index} has digest {sum_of_chunk:016x}, announced {chunk.digest:016x}"
         )
-    following = Partial(partial.begin)
+    following = PartialSnapshot(partial.begin)
     following.parent = partial
     following.frame = frame
     following.chunk_index = chunk.index
@@ -255,8 +255,8 @@ def _with_chunk(partial: Partial, frame: frames.Frame) -> Partial:
     return following
 
 
-def _gone(old: State, new: State) -> tuple[tuple[str, str], ...]:
-    """The objects of `old`, as (key, uid), that `new` does not have."""
+def _gone(old: SharedMap, new: SharedMap) -> tuple[tuple[str, str], ...]:
+    """(key, uid) of the objects that are in `old` and not in `new`."""
     gone: list[tuple[str, str]] = []
     for old_inner, new_inner in zip(old.buckets, new.buckets, strict=True):
         if old_inner is new_inner:

@@ -1,46 +1,98 @@
-"""The parent of a swarm's processes: starts them, sums up what they report, asks for the proofs."""
+"""The parent of a swarm's processes: starts them, sums up their reports, asks for proofs."""
 
 import asyncio
+import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Self
 
+from loadtest.environment import child
 from loadtest.swarm import control, histogram
 
 MAX_AGENTS_PER_PROCESS: Final = 2500
 """What one process serves with time to spare at 20 updates a second."""
 ANSWER_TIMEOUT_SECONDS: Final = 60.0
-STOP_TIMEOUT_SECONDS: Final = 10.0
 
 
 class SwarmError(Exception):
     """A process of the swarm failed."""
 
 
-@dataclass
+class SwarmPlan(control.Agents, frozen=True, kw_only=True):
+    """The agents of a swarm."""
+
+    public_agents: int = 0
+    """Those of the agents that use the public client, in a separate process; at least one agent does not."""
+    processes: int = 2
+    protocols: Sequence[control.Protocol] = (control.Protocol.NATIVE,)
+    """What the agents speak, in equal parts and in separate processes."""
+
+    def orders(self, addresses: Sequence[tuple[str, int]]) -> list[tuple[str, control.Start]]:
+        """Module and first message of each process."""
+        public = min(self.public_agents, self.agents - 1)
+        slow = self.small_buffers + len(self.protocols) if self.background else 0
+        slow_shares = self._shares(slow, processes=1) if slow else []
+        shares = [*slow_shares, *self._shares(self.agents - public - slow, processes=self.processes)]
+        small_in = len(slow_shares) or len(shares)
+        orders = []
+        first = 0
+        for number, (protocol, agents) in enumerate(shares):
+            at_first = None if self.agents_at_first is None else _part(self.agents_at_first, len(shares), number)
+            order = control.Start(
+                addresses=list(addresses),
+                feed=self.feed,
+                agents=agents,
+                agents_at_first=at_first,
+                first_index=first,
+                ramp_per_second=self.ramp_per_second / len(shares),
+                protocol=protocol,
+                compressed=self.compressed,
+                tls=self.tls,
+                small_buffers=_part(self.small_buffers, small_in, number) if number < small_in else 0,
+                small_buffer_bytes=self.small_buffer_bytes,
+                background=number < len(slow_shares),
+                seed=self.seed,
+            )
+            first += agents
+            orders.append((control.WORKER_MODULE, order))
+        if public:
+            order = control.Start(addresses=list(addresses), feed=self.feed, agents=public, tls=self.tls)
+            orders.append((control.PUBLIC_MODULE, order))
+        return orders
+
+    def _shares(self, agents: int, *, processes: int) -> list[tuple[control.Protocol, int]]:
+        """Protocol and number of agents of each process."""
+        shares = []
+        for index, protocol in enumerate(self.protocols):
+            of_protocol = _part(agents, len(self.protocols), index)
+            at_most = min(processes // len(self.protocols), of_protocol)
+            count = max(1, at_most, -(-of_protocol // MAX_AGENTS_PER_PROCESS))
+            shares += [(protocol, _part(of_protocol, count, number)) for number in range(count)]
+        return shares
+
+
+@dataclasses.dataclass
 class Totals:
-    """The swarm as of the latest reports. Counts are since the start; the histograms since `take_latency`."""
+    """The swarm according to the latest reports. Counts are since the start."""
 
     agents: int = 0
     at_seconds: float = 0.0
-    """When the processes reported, on average, in seconds since 1970: what rates are to be computed with."""
+    """Average time of the reports, in seconds since 1970: compute rates with it."""
     all_reported_at_seconds: float = 0.0
-    """What is older than this is in the reports of all processes; 0 before all have reported."""
+    """Everything before this time is in the reports of all processes; 0 until all have reported."""
     connected: int = 0
     in_sync: int = 0
     connects: int = 0
-    disconnects: dict[str, int] = field(default_factory=dict)
-    unserved: dict[str, int] = field(default_factory=dict)
-    """Connections that ended before they were in sync, and connects that failed; by what the agent saw."""
+    disconnects: dict[str, int] = dataclasses.field(default_factory=dict)
+    unserved: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Failed connects and connections that ended before they were in sync, by what the agent saw."""
     lost: int = 0
-    """Connections that ended when they had been in sync."""
-    goodbyes: dict[str, int] = field(default_factory=dict)
-    protocol_errors: list[str] = field(default_factory=list)
+    """Connections that ended after they had been in sync."""
+    goodbyes: dict[str, int] = dataclasses.field(default_factory=dict)
+    protocol_errors: list[str] = dataclasses.field(default_factory=list)
     updates: int = 0
-    """Deliveries: an update that one agent received, counted for each agent."""
+    """Deliveries: one update that one agent received."""
     deletions: int = 0
     snapshots: int = 0
     frames: int = 0
@@ -54,227 +106,165 @@ class Totals:
     distinct_frames: int = 0
     cpu_seconds: float = 0.0
 
+    def add(self, stats: control.Stats) -> None:
+        """Add the report of one process."""
+        self.connected += stats.connected
+        self.in_sync += stats.in_sync
+        self.connects += stats.connects
+        self.lost += stats.lost
+        _add(self.disconnects, stats.disconnects)
+        _add(self.unserved, stats.unserved)
+        self.protocol_errors += stats.protocol_errors
+        self.slowest_lag_seconds = max(self.slowest_lag_seconds, stats.slowest_lag_seconds)
+        self.impaired_lag_seconds = max(self.impaired_lag_seconds, stats.impaired_lag_seconds)
+        self.behaving_updates += stats.behaving.updates
+        self.behaving_bytes += stats.behaving.bytes
+        self.distinct_states += stats.distinct_states
+        self.distinct_frames += stats.distinct_frames
+        self.cpu_seconds += stats.cpu_seconds
+        for group in (stats.behaving, stats.impaired):
+            self.updates += group.updates
+            self.deletions += group.deletions
+            self.snapshots += group.snapshots
+            self.frames += group.frames
+            self.bytes += group.bytes
+            _add(self.goodbyes, group.goodbyes)
 
-class Process:
+
+class SwarmProcess(child.Child):
     """One process of the swarm."""
 
-    def __init__(self, module: str, start: control.Start) -> None:
+    def __init__(self, swarm: "Swarm", module: str, order: control.Start) -> None:
+        super().__init__(module, None)
         self.module = module
-        self.start = start
+        self.order = order
         self.stats: control.Stats | None = None
-        self.digests: asyncio.Future[control.Digests] | None = None
         self.failure: str | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._swarm = swarm
+        self._digests: asyncio.Future[control.Digests] | None = None
         self._reader: asyncio.Task[None] | None = None
         self._stopping = False
 
-    @property
-    def pid(self) -> int:
-        """Its process id, once it runs."""
-        assert self._process is not None
-        return self._process.pid
-
-    async def run(self, on_stats: "Swarm") -> None:
-        """Starts the process and the task that reads its reports."""
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            self.module,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=control.MAX_LINE_BYTES,
-        )
-        self._reader = asyncio.create_task(self._read(on_stats), name=f"reports of {self.module}")
-        await self.send(self.start)
+    async def start(self) -> None:
+        """Start the process and the task that reads its reports, and let its agents connect. Raises SwarmError."""
+        pipe = asyncio.subprocess.PIPE
+        command = [sys.executable, "-m", self.module]
+        await self._spawn(command, stdin=pipe, stdout=pipe, limit=control.MAX_LINE_BYTES)
+        assert self.process.stdout is not None
+        self._reader = asyncio.create_task(self._read(self.process.stdout), name=f"reports of {self.module}")
+        await self.send(self.order)
 
     async def send(self, command: control.Command) -> None:
-        """Gives the process an order. Raises SwarmError if it is gone."""
-        assert self._process is not None
-        assert self._process.stdin is not None
+        """Send a command. Raises SwarmError if the process has ended or failed."""
         if self.failure is not None:
             raise SwarmError(f"{self.module}: {self.failure}")
         try:
-            self._process.stdin.write(control.encode(command) + b"\n")
-            await self._process.stdin.drain()
+            await self.write(control.encode(command) + b"\n")
         except ConnectionError as error:
             raise SwarmError(f"{self.module} has ended") from error
 
     async def ask_digests(self, question: control.AskDigests) -> control.Digests:
-        """Every agent's proof. Raises SwarmError."""
-        self.digests = asyncio.get_running_loop().create_future()
+        """The proof of each of its agents. Raises SwarmError."""
+        self._digests = asyncio.get_running_loop().create_future()
         await self.send(question)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
-                return await self.digests
+                return await self._digests
         except TimeoutError:
             raise SwarmError(f"{self.module} gives no digests") from None
 
     async def stop(self) -> None:
-        """Ends the process."""
+        """End the process."""
         self._stopping = True
-        if self._process is None:
-            return
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
-                await self._process.wait()
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
+        await super().stop()
         if self._reader is not None:
             await asyncio.wait([self._reader])
 
-    async def _read(self, swarm: "Swarm") -> None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        while line := await self._process.stdout.readline():
+    async def _read(self, reports: asyncio.StreamReader) -> None:
+        while line := await reports.readline():
             match control.decode_report(line):
                 case control.Stats() as stats:
                     self.stats = stats
-                    swarm.received(stats, self.start.protocol)
+                    self._swarm.received(stats, self.order.protocol)
                 case control.Digests() as digests:
-                    if self.digests is not None and not self.digests.done():
-                        self.digests.set_result(digests)
+                    if self._digests is not None and not self._digests.done():
+                        self._digests.set_result(digests)
                 case control.Failed(text=text):
                     self.failure = text
-        self.failure = self.failure or self._ended()
-        if self.digests is not None and not self.digests.done():
-            self.digests.set_exception(SwarmError(f"{self.module} has ended"))
-        swarm.ended()
-
-    def _ended(self) -> str | None:
-        return None if self._stopping else "it has ended"
+        if self.failure is None and not self._stopping:
+            self.failure = "it has ended"
+        if self._digests is not None and not self._digests.done():
+            self._digests.set_exception(SwarmError(f"{self.module} has ended"))
+        self._swarm.wake()
 
 
 class Swarm:
-    """All agents: those of the worker processes, and `public_agents` of the public client in a process of their own."""
+    """All agents of a plan; an async context manager.
 
-    def __init__(
-        self,
-        addresses: Sequence[tuple[str, int]],
-        *,
-        feed: str,
-        agents: int,
-        public_agents: int = 0,
-        processes: int = 2,
-        protocols: Sequence[control.Protocol] = (control.Protocol.NATIVE,),
-        agents_at_first: int | None = None,
-        ramp_per_second: float = 1000.0,
-        compressed: bool = True,
-        tls: control.TlsFiles | None = None,
-        small_buffers: int = 0,
-        small_buffer_bytes: int = 1,
-        apart: bool = False,
-        seed: int = 0,
-    ) -> None:
-        """With `apart` the agents with small buffers, and one more of each protocol, are in processes of their own."""
+    The histograms count since the start: `latency` and `latency_of` of the behaving agents, the others of all agents.
+    """
+
+    def __init__(self, addresses: Sequence[tuple[str, int]], plan: SwarmPlan) -> None:
         self.latency = histogram.Histogram()
-        self.impaired_latency = histogram.Histogram()
-        self.in_sync_after = histogram.Histogram()
-        self.back_after = histogram.Histogram()
-        """From the loss of a connection to in-sync again; since the start."""
         self.latency_of = {protocol: histogram.Histogram() for protocol in control.Protocol}
-        """By protocol, since the start; of the behaving agents."""
-        self.longest_silence_seconds = 0.0
-        """In which the network brought a behaving agent nothing, since the last `take_silence`."""
-        self.longest_read_gap_seconds = 0.0
-        """Between two reads of a behaving agent, since the last `take_silence`."""
-        self.agents = agents
+        self.in_sync_after = histogram.Histogram()
+        """From connect to in-sync."""
+        self.back_after = histogram.Histogram()
+        """From the loss of a connection to in-sync again."""
+        self.agents = plan.agents
+        self.processes = [SwarmProcess(self, module, order) for module, order in plan.orders(addresses)]
+        self._longest_silence_seconds = 0.0
+        self._longest_read_gap_seconds = 0.0
         self._news = asyncio.Event()
-        self.processes: list[Process] = []
-        first = 0
-        agents_apart = small_buffers + len(protocols) if apart else 0
-        shares_apart = _shares(agents_apart, protocols=protocols, processes=1) if apart else []
-        shares = _shares(agents - public_agents - agents_apart, protocols=protocols, processes=processes)
-        shares = [*shares_apart, *shares]
-        small_in = len(shares_apart) or len(shares)
-        for number, (protocol, share) in enumerate(shares):
-            start = control.Start(
-                addresses=list(addresses),
-                feed=feed,
-                agents=share,
-                agents_at_first=None if agents_at_first is None else _part(agents_at_first, len(shares), number),
-                first_index=first,
-                ramp_per_second=ramp_per_second / len(shares),
-                protocol=protocol,
-                compressed=compressed,
-                tls=tls,
-                small_buffers=_part(small_buffers, small_in, number) if number < small_in else 0,
-                small_buffer_bytes=small_buffer_bytes,
-                apart=number < len(shares_apart),
-                seed=seed,
-            )
-            first += share
-            self.processes.append(Process("loadtest.swarm.worker", start))
-        if public_agents:
-            start = control.Start(addresses=list(addresses), feed=feed, agents=public_agents, tls=tls)
-            self.processes.append(Process("loadtest.swarm.public", start))
 
     async def __aenter__(self) -> Self:
         try:
             for process in self.processes:
-                await process.run(self)
+                await process.start()
         except BaseException:
-            await self.stop()
+            await self.__aexit__()
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.stop()
-
-    async def stop(self) -> None:
-        """Ends all processes."""
+    async def __aexit__(self, *_: object) -> None:
         for process in self.processes:
             await process.stop()
 
     def received(self, stats: control.Stats, protocol: control.Protocol) -> None:
-        """A report has come: its histograms hold what is new since the last."""
-        self.latency.merge(stats.behaving.latency)
-        self.latency_of[protocol].merge(stats.behaving.latency)
-        self.longest_silence_seconds = max(self.longest_silence_seconds, stats.behaving.silence_seconds)
-        self.longest_read_gap_seconds = max(self.longest_read_gap_seconds, stats.behaving.read_gap_seconds)
-        self.impaired_latency.merge(stats.impaired.latency)
+        """Take a report; its histograms count since the previous report."""
+        self.latency.merge(stats.behaving.latency.sparse())
+        self.latency_of[protocol].merge(stats.behaving.latency.sparse())
+        self._longest_silence_seconds = max(self._longest_silence_seconds, stats.behaving.silence_ns / 1e9)
+        self._longest_read_gap_seconds = max(self._longest_read_gap_seconds, stats.behaving.read_gap_ns / 1e9)
         for group in (stats.behaving, stats.impaired):
-            self.in_sync_after.merge(group.in_sync_after)
-            self.back_after.merge(group.back_after)
+            self.in_sync_after.merge(group.in_sync_after.sparse())
+            self.back_after.merge(group.back_after.sparse())
+        self.wake()
+
+    def wake(self) -> None:
+        """Let `wait_for` check its condition again."""
         self._news.set()
-
-    def ended(self) -> None:
-        """A process has ended."""
-        self._news.set()
-
-    def take_latency(self) -> histogram.Histogram:
-        """The latencies of the behaving agents since the last call."""
-        taken, self.latency = self.latency, histogram.Histogram()
-        return taken
-
-    def take_in_sync_after(self) -> histogram.Histogram:
-        """How long connections took to be in sync, since the last call."""
-        taken, self.in_sync_after = self.in_sync_after, histogram.Histogram()
-        return taken
 
     def take_silence(self) -> tuple[float, float]:
-        """The longest time in which a behaving agent's connection got nothing, in seconds, since the last call.
+        """The longest silence of a behaving agent's connection since the last call, in seconds.
 
-        First as the kernel saw it, then between two reads of an agent.
+        First as the kernel saw it, then between two reads of the agent.
         """
-        taken = self.longest_silence_seconds, self.longest_read_gap_seconds
-        self.longest_silence_seconds = self.longest_read_gap_seconds = 0.0
+        taken = self._longest_silence_seconds, self._longest_read_gap_seconds
+        self._longest_silence_seconds = self._longest_read_gap_seconds = 0.0
         return taken
 
     def totals(self, protocol: control.Protocol | None = None) -> Totals:
-        """Everything summed up, or what is of one protocol. Raises SwarmError if a process failed."""
-        chosen = [process for process in self.processes if protocol in (None, process.start.protocol)]
-        totals = Totals(agents=sum(process.start.agents for process in chosen))
+        """The sum of all reports, or of those of one protocol. Raises SwarmError if a process failed."""
+        chosen = [process for process in self.processes if protocol in (None, process.order.protocol)]
+        totals = Totals(agents=sum(process.order.agents for process in chosen))
+        reported = []
         for process in chosen:
             if process.failure is not None:
                 raise SwarmError(f"{process.module}: {process.failure}")
             if process.stats is not None:
-                _add(totals, process.stats)
-        reported = [process.stats.at_ns for process in chosen if process.stats is not None]
+                totals.add(process.stats)
+                reported.append(process.stats.at_ns)
         totals.at_seconds = sum(reported) / len(reported) / 1e9 if reported else 0.0
         totals.all_reported_at_seconds = min(reported) / 1e9 if len(reported) == len(chosen) else 0.0
         return totals
@@ -282,31 +272,43 @@ class Swarm:
     async def impair(self, agents: int, *, bytes_per_second: int, seconds: float) -> None:
         """The last agents of each process, `agents` in all, read slowly or (0) not at all for a while.
 
-        If there are processes with agents apart, those of them and no others.
+        If there are background processes, only their agents.
         """
-        workers = [process for process in self.processes if process.module.endswith("worker")]
-        workers = [process for process in workers if process.start.apart] or workers
+        workers = [process for process in self.processes if process.module == control.WORKER_MODULE]
+        workers = [process for process in workers if process.order.background] or workers
         for number, process in enumerate(workers):
             share = _part(agents, len(workers), number)
             await process.send(control.Impair(agents=share, bytes_per_second=bytes_per_second, seconds=seconds))
 
     async def reconnect(self, *, ramp_per_second: float = 0.0) -> None:
-        """All agents but those of the public client drop their connections and connect again."""
-        for process in self.processes:
-            await process.send(control.Reconnect(ramp_per_second=ramp_per_second))
+        """All agents drop their connections and connect again, except those of the public client."""
+        await self._send_all(control.Reconnect(ramp_per_second=ramp_per_second))
+
+    async def storm(self, *, timeout_seconds: float) -> None:
+        """All agents reconnect at once; wait until they are in sync again. Raises as `wait_for`."""
+        connects = self.totals().connects
+        clients = sum(process.order.agents for process in self.processes if process.module == control.WORKER_MODULE)
+        await self.reconnect()
+        await self.wait_for(
+            lambda now: now.connects >= connects + clients and now.in_sync >= now.agents,
+            timeout_seconds=timeout_seconds,
+        )
 
     async def capture(self) -> None:
-        """All agents remember what they hold now."""
+        """All agents remember their present maps."""
+        await self._send_all(control.Capture())
+
+    async def _send_all(self, command: control.Command) -> None:
         for process in self.processes:
-            await process.send(control.Capture())
+            await process.send(command)
 
     async def digests(self, *, captured: bool = False, without: Iterable[str] = ()) -> list[control.Digests]:
-        """Every agent's proof, by process: of what it holds, or held at the last `capture`. Raises SwarmError."""
+        """Every agent's proof, by process: of its present map, or of the last `capture`. Raises SwarmError."""
         question = control.AskDigests(captured=captured, without=list(without))
         return list(await asyncio.gather(*(process.ask_digests(question) for process in self.processes)))
 
     async def wait_for(self, condition: Callable[[Totals], bool], *, timeout_seconds: float) -> float:
-        """Waits until the reports fulfil a condition; returns how long it took. Raises TimeoutError, SwarmError."""
+        """Wait until a condition holds; returns how long it took. Raises TimeoutError, SwarmError."""
         begin = time.monotonic()
         async with asyncio.timeout(timeout_seconds):
             while not condition(self.totals()):
@@ -315,49 +317,16 @@ class Swarm:
         return time.monotonic() - begin
 
     async def wait_in_sync(self, *, timeout_seconds: float, agents: int | None = None) -> float:
-        """Waits until so many agents (default: all) are in sync; returns how long it took. Raises as `wait_for`."""
+        """Wait until this many agents (default: all) are in sync; returns how long it took. Raises as `wait_for`."""
         wanted = self.agents if agents is None else agents
         return await self.wait_for(lambda totals: totals.in_sync >= wanted, timeout_seconds=timeout_seconds)
+
+
+def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, count in more.items():
+        counts[name] = counts.get(name, 0) + count
 
 
 def _part(whole: int, parts: int, number: int) -> int:
     """The number-th of nearly equal parts."""
     return whole // parts + (number < whole % parts)
-
-
-def _shares(
-    agents: int, *, protocols: Sequence[control.Protocol], processes: int
-) -> list[tuple[control.Protocol, int]]:
-    """Protocol and number of agents of each process; the protocols have equal numbers, and processes of their own."""
-    shares = []
-    for index, protocol in enumerate(protocols):
-        mine = _part(agents, len(protocols), index)
-        count = max(1, min(processes // len(protocols), mine), -(-mine // MAX_AGENTS_PER_PROCESS))
-        shares += [(protocol, _part(mine, count, number)) for number in range(count)]
-    return shares
-
-
-def _add(totals: Totals, stats: control.Stats) -> None:
-    totals.connected += stats.connected
-    totals.in_sync += stats.in_sync
-    totals.connects += stats.connects
-    totals.slowest_lag_seconds = max(totals.slowest_lag_seconds, stats.slowest_lag_seconds)
-    totals.impaired_lag_seconds = max(totals.impaired_lag_seconds, stats.impaired_lag_seconds)
-    totals.behaving_updates += stats.behaving.updates
-    totals.behaving_bytes += stats.behaving.bytes
-    totals.distinct_states += stats.distinct_states
-    totals.distinct_frames += stats.distinct_frames
-    totals.cpu_seconds += stats.cpu_seconds
-    totals.protocol_errors += stats.protocol_errors
-    totals.lost += stats.lost
-    for counts, more in ((totals.disconnects, stats.disconnects), (totals.unserved, stats.unserved)):
-        for reason, count in more.items():
-            counts[reason] = counts.get(reason, 0) + count
-    for group in (stats.behaving, stats.impaired):
-        totals.updates += group.updates
-        totals.deletions += group.deletions
-        totals.snapshots += group.snapshots
-        totals.frames += group.frames
-        totals.bytes += group.bytes
-        for reason, count in group.goodbyes.items():
-            totals.goodbyes[reason] = totals.goodbyes.get(reason, 0) + count

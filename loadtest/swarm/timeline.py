@@ -1,4 +1,4 @@
-"""When the first agent of a process reached each sequence: from it follows how far behind any other one is. Pure."""
+"""When the first agent of a process reached each sequence, which gives the lag of all others. Pure."""
 
 import bisect
 from typing import Final
@@ -8,7 +8,7 @@ MAX_INCARNATIONS: Final = 8
 
 
 class Timeline:
-    """Sequences with the time at which they were first seen, by incarnation of the server."""
+    """The time at which each sequence was first reached, by incarnation of the server."""
 
     __slots__ = ("_incarnations",)
 
@@ -16,7 +16,7 @@ class Timeline:
         self._incarnations: dict[bytes, tuple[list[int], list[int]]] = {}
 
     def reached(self, incarnation: bytes, sequence: int, now_ns: int) -> None:
-        """An agent got to this sequence; later ones that get there do not count."""
+        """An agent has reached this sequence; only the first agent counts."""
         known = self._incarnations.get(incarnation)
         if known is None:
             while len(self._incarnations) >= MAX_INCARNATIONS:
@@ -31,14 +31,7 @@ class Timeline:
         times.append(now_ns)
 
     def lag_seconds(self, incarnation: bytes, sequence: int, now_ns: int) -> float:
-        """Age of the first sequence that an agent at `sequence` lacks and another has; 0 if there is none."""
+        """Age of the first sequence that an agent at `sequence` lacks and another has; 0 without one."""
         sequences, times = self._incarnations.get(incarnation, ([], []))
         index = bisect.bisect_right(sequences, sequence)
         return 0.0 if index == len(sequences) else max(0, now_ns - times[index]) / 1e9
-
-    def highest(self) -> int:
-        """The highest sequence of the newest incarnation; 0 if there is none."""
-        for sequences, _ in reversed(self._incarnations.values()):
-            if sequences:
-                return sequences[-1]
-        return 0

@@ -1,7 +1,7 @@
-"""An agent's end of TLS between the bytes of its socket and those of its protocol. No I/O.
+"""TLS of an agent, between the bytes of its socket and those of its protocol. No I/O.
 
-A read of the socket may hold many records, and OpenSSL gives out one at a time. With its memory in place of the socket,
-one system call takes them all, and nothing decrypted is left behind that no poll would tell of.
+A read of the socket may hold many records, and OpenSSL returns one at a time. With memory BIOs in place of the socket,
+one system call reads all of them, and no decrypted data stays behind that a poll would not show.
 """
 
 import ssl
@@ -10,18 +10,18 @@ from typing import Final
 from loadtest.swarm import control
 
 READ_BYTES: Final = 64 * 1024
-"""More than a record: what is read is always whole records."""
+"""More than a record, so each read returns a whole record."""
 
 
 def context_of(files: control.TlsFiles) -> ssl.SSLContext:
-    """For all agents of a process. Raises OSError, ssl.SSLError."""
+    """The context of all agents of a process. Raises OSError, ssl.SSLError."""
     context = ssl.create_default_context(cafile=files.authority)
     context.load_cert_chain(files.certificate, files.key)
     return context
 
 
 class Channel:
-    """One connection's TLS; every method may raise ssl.SSLError, and then the connection is of no more use."""
+    """TLS of one connection. Every method may raise ssl.SSLError; the connection is unusable then."""
 
     __slots__ = ("_incoming", "_object", "_outgoing", "established")
 
@@ -30,15 +30,15 @@ class Channel:
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server)
         self.established = False
-        """The handshake is done: there may be data in both directions."""
+        """Whether the handshake is done, so that data can flow in both directions."""
 
     def begin(self) -> bytes:
-        """What the socket is to be sent first."""
+        """The bytes to send to the socket first."""
         self._shake_hands()
         return self._outgoing.read()
 
     def receive(self, data: bytes) -> tuple[list[bytes], bytes]:
-        """Takes what the socket gave; what the agent is to read, by record, and what the socket is to be sent."""
+        """Take bytes from the socket; returns the records for the agent and the bytes for the socket."""
         self._incoming.write(data)
         if not self.established and not self._shake_hands():
             return [], self._outgoing.read()
@@ -50,11 +50,11 @@ class Channel:
                     break  # the peer has closed its side
                 records.append(record)
         except ssl.SSLWantReadError:
-            pass  # the rest of a record is to come
+            pass  # the rest of the record has not arrived yet
         return records, self._outgoing.read() if self._outgoing.pending else b""
 
     def send(self, data: bytes) -> bytes:
-        """What the socket is to be sent for data of the agent's."""
+        """The bytes for the socket that carry the agent's data."""
         self._object.write(data)
         return self._outgoing.read()
 

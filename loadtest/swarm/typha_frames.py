@@ -1,11 +1,11 @@
-"""Streams of Typha's protocol as the swarm needs them: what their pieces change, decoded once for all agents. Pure.
+"""Frames of Typha's protocol as the swarm needs them: what they change, decoded once for all agents. Pure.
 
-A piece is what a stream consists of below gob: a snappy chunk, or without compression a gob message. All clients of a
-format are sent the same pieces. A `Place` is where a stream stands behind a piece: the types that it has defined, and
-the bytes of a message that is not complete. What a piece is at a place is decoded once and found again by the piece's
-bytes, compared in full; so two agents share what was decoded if and only if they received the same stream.
+A frame is a snappy chunk, or without compression a gob message. All clients of a format receive the same frames. A
+`Position` is the state of a stream after a frame: the types defined so far, and the bytes of an incomplete message. A
+frame at a position is decoded once, and found again by its bytes, compared in full. So two agents share a decoded frame
+if and only if they received the same stream.
 
-Unlike the original's clients this one takes no definition in the midst of a value: the service sends all of them first.
+Unlike the original's clients, this decoder accepts no definition inside a value: the service sends definitions first.
 """
 
 import enum
@@ -16,35 +16,35 @@ from protocol import errors
 from protocol.gob import decoder, scalars
 from protocol.typha import codec, messages, snappy
 
-PIECES_BYTES: Final = 32 * 1024 * 1024
+FRAMES_BYTES: Final = 32 * 1024 * 1024
 READS_BYTES: Final = 8 * 1024 * 1024
 MAX_DEFINITIONS_BYTES: Final = 64 * 1024
-MAX_CLEAN_PLACES: Final = 64
+MAX_CLEAN_POSITIONS: Final = 64
 _SNAPPY_HEADER_BYTES: Final = 4
 
 
 class Form(enum.Enum):
-    """What the pieces of a stream are."""
+    """What the next frame of a stream is."""
 
     PLAIN = "plain"
     SNAPPY_START = "snappy-start"
-    """Snappy's stream identifier is due."""
+    """Snappy's stream identifier."""
     SNAPPY = "snappy"
 
 
 class Message(frames.Content):
-    """One decoded message. Equal only to itself, so that it can stand for its bytes as a dictionary's key."""
+    """A decoded message. Equal only to itself, so that it can stand for its bytes as a dictionary's key."""
 
     __slots__ = ("answer", "serial")
 
     def __init__(self, message: messages.Message | None, serial: int) -> None:
         super().__init__()
         self.message = message
-        """Without its updates, which are in `changes`; None for what clients ignore."""
+        """Without its updates, which are in `changes`; None for messages that clients ignore."""
         self.serial = 0
-        """Of key-values: their place in the order in which the process saw them first; 0 for every other message."""
+        """Of key-values: their number in the order in which the process first saw them; 0 for other messages."""
         self.answer = b""
-        """What a client sends back."""
+        """The client's answer."""
         match message:
             case messages.KeyValues(updates=updates):
                 self.take(updates)
@@ -56,15 +56,15 @@ class Message(frames.Content):
                 self.answer = codec.encode(messages.Ack(), types=codec.CLIENT)
 
 
-class Step(NamedTuple):
-    """What a piece is at a place: whole messages, and where the stream stands behind it."""
+class StreamStep(NamedTuple):
+    """A frame at a position: the messages that it completes, and the position after it."""
 
     messages: tuple[Message, ...]
-    place: "Place"
+    position: "Position"
 
 
-class Place:
-    """Where a stream stands. Equal only to itself."""
+class Position:
+    """The state of a stream. Equal only to itself."""
 
     __slots__ = ("_expected", "_steps", "definitions", "form", "reads", "tail")
 
@@ -73,53 +73,53 @@ class Place:
         self.definitions = definitions
         self.tail = tail
         self.reads: frames.BoundedCache[tuple[Message, ...]] = frames.BoundedCache(READS_BYTES)
-        """Whole reads from a socket that were whole pieces, and behind which the stream stands here again."""
-        self._steps: frames.BoundedCache[Step] = frames.BoundedCache(PIECES_BYTES)
-        self._expected: tuple[bytes, Step] | None = None
+        """Whole reads from a socket that were complete frames and led back to this position."""
+        self._steps: frames.BoundedCache[StreamStep] = frames.BoundedCache(FRAMES_BYTES)
+        self._expected: tuple[bytes, StreamStep] | None = None
 
-    def known(self, piece: bytes) -> Step | None:
-        """What the piece was for another agent; the one that came last is compared without a hash."""
+    def known(self, frame: bytes) -> StreamStep | None:
+        """The step that another agent made with this frame. The latest one is compared without a hash."""
         expected = self._expected
-        if expected is not None and expected[0] == piece:
+        if expected is not None and expected[0] == frame:
             return expected[1]
-        step = self._steps.get(piece)
+        step = self._steps.get(frame)
         if step is not None:
-            self._expected = piece, step
+            self._expected = frame, step
         return step
 
-    def remember(self, piece: bytes, step: Step) -> None:
-        """For `known`."""
-        self._steps.put(piece, step)
-        self._expected = piece, step
+    def remember(self, frame: bytes, step: StreamStep) -> None:
+        """Keep a step for `known`."""
+        self._steps.put(frame, step)
+        self._expected = frame, step
 
 
-class Places:
-    """All places of a process."""
+class Positions:
+    """All positions of a process."""
 
     def __init__(self) -> None:
-        self.start = Place(Form.PLAIN, b"")
+        self.start = Position(Form.PLAIN, b"")
         self.distinct = 0
         """Messages decoded so far."""
-        self._clean: dict[tuple[Form, bytes], Place] = {(Form.PLAIN, b""): self.start}
+        self._clean: dict[tuple[Form, bytes], Position] = {(Form.PLAIN, b""): self.start}
         self._decoders: dict[bytes, decoder.Decoder] = {}
 
-    def step(self, place: Place, piece: bytes) -> Step:
-        """What a piece is at a place. Raises RemoteProtocolError."""
-        step = place.known(piece)
+    def step(self, position: Position, frame: bytes) -> StreamStep:
+        """The step that a frame makes at a position. Raises RemoteProtocolError."""
+        step = position.known(frame)
         if step is None:
-            step = self._decode(place, piece)
-            place.remember(piece, step)
+            step = self._decode(position, frame)
+            position.remember(frame, step)
         return step
 
-    def _decode(self, place: Place, piece: bytes) -> Step:
-        if place.form is Form.SNAPPY_START:
-            if piece != snappy.IDENTIFIER:
-                raise errors.RemoteProtocolError(f"snappy: the stream begins with {piece[:10].hex()}")
-            return Step((), self._place(Form.SNAPPY, place.definitions, b""))
-        data = place.tail + (piece if place.form is Form.PLAIN else _content(piece))
-        definitions, found, position = place.definitions, list[Message](), 0
-        while (message := _first_message(data, position)) is not None:
-            raw, body_at, position = message
+    def _decode(self, position: Position, frame: bytes) -> StreamStep:
+        if position.form is Form.SNAPPY_START:
+            if frame != snappy.IDENTIFIER:
+                raise errors.RemoteProtocolError(f"snappy: the stream begins with {frame[:10].hex()}")
+            return StreamStep((), self._position(Form.SNAPPY, position.definitions, b""))
+        data = position.tail + (frame if position.form is Form.PLAIN else _chunk_content(frame))
+        definitions, found, offset = position.definitions, list[Message](), 0
+        while (message := _first_message(data, offset)) is not None:
+            raw, body_at, offset = message
             type_id = scalars.Scanner(raw, body_at).signed()
             if type_id < 0:
                 definitions += raw
@@ -129,27 +129,27 @@ class Places:
             found.append(self._message(definitions, raw))
             restart = found[-1].message
             if isinstance(restart, messages.DecoderRestart):
-                if place.form is not Form.PLAIN or restart.compression_algorithm != messages.SNAPPY:
+                if position.form is not Form.PLAIN or restart.compression_algorithm != messages.SNAPPY:
                     raise errors.RemoteProtocolError(f"a restart that the service never asks for: {restart}")
-                return Step(tuple(found), self._place(Form.SNAPPY_START, b"", b""))
-        return Step(tuple(found), self._place(place.form, definitions, data[position:]))
+                return StreamStep(tuple(found), self._position(Form.SNAPPY_START, b"", b""))
+        return StreamStep(tuple(found), self._position(position.form, definitions, data[offset:]))
 
-    def _place(self, form: Form, definitions: bytes, tail: bytes) -> Place:
+    def _position(self, form: Form, definitions: bytes, tail: bytes) -> Position:
         if tail:
-            return Place(form, definitions, tail)
-        place = self._clean.get((form, definitions))
-        if place is None:
-            while len(self._clean) >= MAX_CLEAN_PLACES:
+            return Position(form, definitions, tail)
+        known = self._clean.get((form, definitions))
+        if known is None:
+            while len(self._clean) >= MAX_CLEAN_POSITIONS:
                 del self._clean[next(iter(self._clean))]
-            place = self._clean[form, definitions] = Place(form, definitions)
-        return place
+            known = self._clean[form, definitions] = Position(form, definitions)
+        return known
 
     def _message(self, definitions: bytes, raw: bytes) -> Message:
         reader = self._decoders.pop(definitions, None)
         if reader is None:
             reader = codec.make_client_decoder()
             reader.receive(definitions)
-            while len(self._decoders) >= MAX_CLEAN_PLACES:
+            while len(self._decoders) >= MAX_CLEAN_POSITIONS:
                 del self._decoders[next(iter(self._decoders))]
         reader.receive(raw)
         value = reader.next_value()
@@ -160,9 +160,9 @@ class Places:
         return Message(value if isinstance(value, messages.Message) else None, self.distinct)
 
 
-def first_piece_bytes(place: Place, buffer: bytearray) -> int:
-    """Length of the piece that a buffer begins with, 0 if it is not complete. Raises RemoteProtocolError."""
-    if place.form is Form.PLAIN:
+def first_frame_bytes(position: Position, buffer: bytearray) -> int:
+    """Length of the frame that a buffer begins with, 0 if it is incomplete. Raises RemoteProtocolError."""
+    if position.form is Form.PLAIN:
         split = scalars.split_uint(buffer, 0)
         if split is None:
             return 0
@@ -172,13 +172,13 @@ def first_piece_bytes(place: Place, buffer: bytearray) -> int:
         start, limit = _SNAPPY_HEADER_BYTES, snappy.CHUNK_BODY_BYTES
         length = int.from_bytes(buffer[1:start], "little") if len(buffer) >= start else 0
     if length > limit:
-        raise errors.RemoteProtocolError(f"{place.form.value}: a piece of {length} bytes")
+        raise errors.RemoteProtocolError(f"{position.form.value}: a frame of {length} bytes")
     return start + length if start + length <= len(buffer) else 0
 
 
-def _first_message(data: bytes, position: int) -> tuple[bytes, int, int] | None:
-    """The gob message at `position`, where its body begins in it, and the position behind it; None if incomplete."""
-    split = scalars.split_uint(data, position)
+def _first_message(data: bytes, offset: int) -> tuple[bytes, int, int] | None:
+    """The gob message at `offset`, the start of its body within it, and the offset after it; None if incomplete."""
+    split = scalars.split_uint(data, offset)
     if split is None:
         return None
     length, body = split
@@ -186,11 +186,11 @@ def _first_message(data: bytes, position: int) -> tuple[bytes, int, int] | None:
         raise errors.RemoteProtocolError(f"gob: message of {length} bytes")
     if body + length > len(data):
         return None
-    return data[position : body + length], body - position, body + length
+    return data[offset : body + length], body - offset, body + length
 
 
-def _content(chunk: bytes) -> bytes:
-    """A chunk's content. Raises RemoteProtocolError."""
+def _chunk_content(chunk: bytes) -> bytes:
+    """The content of a snappy chunk. Raises RemoteProtocolError."""
     reader = snappy.ChunkReader()
     reader.receive(snappy.IDENTIFIER + chunk)
     return reader.next_content() or b""

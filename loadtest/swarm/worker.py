@@ -11,27 +11,8 @@ from typing import Final
 
 from loadtest.swarm import agent, control, engine, shared_maps
 
-REPORT_INTERVAL_SECONDS: Final = 0.5
 COMMAND_BYTES: Final = 64 * 1024
-
-
-def group_stats(group: agent.Group) -> control.GroupStats:
-    """A group's counts; its histograms and the longest silence begin anew."""
-    silence_ns, group.silence_ns = group.silence_ns, 0
-    read_gap_ns, group.read_gap_ns = group.read_gap_ns, 0
-    return control.GroupStats(
-        bytes=group.bytes,
-        frames=group.frames,
-        updates=group.updates,
-        deletions=group.deletions,
-        snapshots=group.snapshots,
-        goodbyes=dict(group.goodbyes),
-        latency=group.latency.take(),
-        in_sync_after=group.in_sync_after.take(),
-        back_after=group.back_after.take(),
-        silence_seconds=silence_ns / 1e9,
-        read_gap_seconds=read_gap_ns / 1e9,
-    )
+POLL_SECONDS_MAX: Final = 0.05
 
 
 def stats(swarm: engine.Engine) -> control.Stats:
@@ -60,77 +41,62 @@ def stats(swarm: engine.Engine) -> control.Stats:
         unserved=dict(swarm.unserved),
         lost=swarm.lost,
         protocol_errors=list(swarm.protocol_errors),
-        behaving=group_stats(swarm.behaving),
-        impaired=group_stats(swarm.impaired),
+        behaving=swarm.behaving,
+        impaired=swarm.impaired,
         slowest_lag_seconds=lags[swarm.behaving],
         impaired_lag_seconds=lags[swarm.impaired],
-        highest_sequence=timeline.highest(),
         distinct_states=len(swarm.shared.table),
         distinct_frames=swarm.shared.distinct_frames,
         cpu_seconds=time.process_time(),
     )
 
 
-def digests(swarm: engine.Engine, held: Sequence[shared_maps.State], without: Sequence[str] = ()) -> control.Digests:
-    """Every agent's proof: of the states in `held`, one for each agent."""
+def digests(swarm: engine.Engine, maps: Sequence[shared_maps.SharedMap], without: Sequence[str]) -> control.Digests:
+    """The proof of every agent, from one map for each agent."""
     table = swarm.shared.table
-    results: dict[shared_maps.State, tuple[int, int]] = {}
+    results: dict[shared_maps.SharedMap, tuple[int, int]] = {}
     agents = []
-    for link, state in zip(swarm.links, held, strict=True):
-        if state not in results:
-            results[state] = state.without(without)
-        state_digest, keys = results[state]
-        agents.append(
-            control.AgentDigest(
-                name=link.agent.name,
-                digest=state_digest,
-                keys=keys,
-                sequence=link.agent.sequence,
-                in_sync=link.agent.in_sync,
-                deletions=link.agent.deletions,
-            )
-        )
-    return control.Digests(
-        agents=agents,
-        deletions=[control.Deletion(key, uid, first) for (key, uid), first in table.deletions.items()],
-        deletions_lost=table.deletions_lost,
-    )
+    for link, one_map in zip(swarm.links, maps, strict=True):
+        if one_map not in results:
+            results[one_map] = one_map.without(without)
+        one = link.agent
+        agents.append(control.AgentDigest(one.name, *results[one_map], one.sequence, one.in_sync, one.deletions))
+    deletions = control.deletions_of(table.deletions)
+    return control.Digests(agents=agents, deletions=deletions, deletions_lost=table.deletions_lost)
 
 
 class Worker:
-    """Commands in, reports out, and the engine in between."""
+    """Reads commands, polls the engine, writes reports."""
 
-    def __init__(self, commands_fd: int, reports_fd: int) -> None:
-        self._commands_fd = commands_fd
-        self._reports_fd = reports_fd
+    def __init__(self) -> None:
         self._received = b""
         self._swarm: engine.Engine | None = None
-        self._captured: list[shared_maps.State] = []
+        self._captured: list[shared_maps.SharedMap] = []
         self._stopping = False
 
     def run(self) -> None:
-        """Until told to stop, or until the supervisor is gone."""
+        """Until the commands end."""
         poller = select.poll()
-        poller.register(self._commands_fd, select.POLLIN)
-        next_report = time.monotonic() + REPORT_INTERVAL_SECONDS
+        poller.register(sys.stdin.fileno(), select.POLLIN)
+        next_report = time.monotonic() + control.REPORT_INTERVAL_SECONDS
         while not self._stopping:
             if self._swarm is None:
                 poller.poll()
             else:
-                self._swarm.poll(max(0.0, min(0.05, next_report - time.monotonic())))
+                self._swarm.poll(max(0.0, min(POLL_SECONDS_MAX, next_report - time.monotonic())))
             if poller.poll(0):
                 self._receive()
             if self._swarm is not None and time.monotonic() >= next_report:
-                next_report = time.monotonic() + REPORT_INTERVAL_SECONDS
-                self._report(stats(self._swarm))
+                next_report = time.monotonic() + control.REPORT_INTERVAL_SECONDS
+                control.write_report(stats(self._swarm))
+                for group in (self._swarm.behaving, self._swarm.impaired):
+                    group.reported()
         if self._swarm is not None:
             self._swarm.close()
 
     def _receive(self) -> None:
-        data = os.read(self._commands_fd, COMMAND_BYTES)
-        if not data:
-            self._stopping = True
-            return
+        data = os.read(sys.stdin.fileno(), COMMAND_BYTES)
+        self._stopping = not data
         *lines, self._received = (self._received + data).split(b"\n")
         for line in lines:
             self._obey(control.decode_command(line))
@@ -138,7 +104,7 @@ class Worker:
     def _obey(self, command: control.Command) -> None:
         match command, self._swarm:
             case control.Start(), None:
-                if command.apart:
+                if command.background:
                     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
                 self._swarm = engine.Engine(command)
             case control.Impair(), engine.Engine() as swarm:
@@ -146,34 +112,26 @@ class Worker:
             case control.Reconnect(), engine.Engine() as swarm:
                 swarm.reconnect(command.ramp_per_second)
             case control.Capture(), engine.Engine() as swarm:
-                self._captured = [link.agent.state for link in swarm.links]
+                self._captured = [link.agent.map for link in swarm.links]
             case control.AskDigests(captured=captured, without=without), engine.Engine() as swarm:
-                now = [link.agent.state for link in swarm.links]
-                self._report(digests(swarm, self._captured if captured else now, without))
-            case control.Stop(), _:
-                self._stopping = True
+                now = [link.agent.map for link in swarm.links]
+                control.write_report(digests(swarm, self._captured if captured else now, without))
             case _:
-                self._report(control.Failed(text=f"{type(command).__name__} out of place"))
+                control.write_report(control.out_of_place(command))
                 self._stopping = True
 
-    def _report(self, report: control.Report) -> None:
-        view = memoryview(control.encode(report) + b"\n")
-        while view:
-            view = view[os.write(self._reports_fd, view) :]
+
+def raise_file_limit() -> None:
+    """Allow this process as many open files as it may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def main() -> None:
-    """Runs a worker on stdin and stdout."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    gc.set_threshold(
-        50_000, 50, 1000
-    )  # there are few cycles, and a collection of the states takes tens of milliseconds
-    try:
-        Worker(sys.stdin.fileno(), sys.stdout.fileno()).run()
-    except BrokenPipeError:
-        sys.exit("the supervisor is gone")
+    """Run a worker on stdin and stdout."""
+    raise_file_limit()
+    gc.set_threshold(50_000, 50, 1000)  # there are few cycles, and a collection of the maps takes tens of milliseconds
+    Worker().run()
 
 
 if __name__ == "__main__":

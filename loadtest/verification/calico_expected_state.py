@@ -1,4 +1,4 @@
-"""What one of Calico's feeds must hold: the API server's lists, converted as the service does, and digested."""
+"""The state that one of Calico's feeds must have: the API server's lists, converted as the service does."""
 
 from typing import Final
 
@@ -12,8 +12,8 @@ _MAX_VALUE_BYTES: Final = 1 << 30
 
 async def read(
     client: expected_state.ApiClient, feed_name: str, *, group: syncers.Group = syncers.Group.V3
-) -> expected_state.Truth:
-    """The feed's live keys; it is one moment's state only if nothing is written meanwhile. Raises ApiError."""
+) -> expected_state.ExpectedState:
+    """The live keys of the feed, as of one moment only if nothing writes in between. Raises ApiError."""
     [spec] = [spec for spec in syncers.specs(group) if spec.name == feed_name]
     made = feed.CalicoFeed(spec, max_value_bytes=_MAX_VALUE_BYTES)
     for source in spec.sources:
@@ -31,13 +31,13 @@ async def read(
             )
             made.apply(event)
     made.take()
-    # Empty values are left out: clients of Typha's protocol cannot tell them from absent ones.
+    # Clients of Typha's protocol cannot tell an empty value from a missing one.
     live = {
         update.key: expected_state.Live(digest.pair_digest(update.key.encode(), update.value), "", update.revision)
         for update in (stored.as_update() for stored in made.store)
         if update.value
     }
-    return expected_state.Truth(live)
+    return expected_state.ExpectedState(live)
 
 
 def _api_version(type: resources.ResourceType) -> str:

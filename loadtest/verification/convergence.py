@@ -1,12 +1,11 @@
-"""The verdict: does every agent hold what the API server has, and was nothing reported gone that was not? Pure.
+"""The verdict: every agent holds what the API server has, and saw no live object deleted. Pure.
 
-Deletions. An agent "sees an object deleted" when its map loses it: by a deletion, by a snapshot without it, or by an
-update of the same key with another uid. An object, which is a key and a uid, is never live again after its deletion at
-the API server. So a deletion was seen of a live object (a phantom) if and only if
-- the object is live at the API server when everything is over, or
-- the one writer never asked for its deletion, or the first agent saw it gone before the writer asked.
-The second rule needs a writer that notes each deletion just before it asks for it (`deletions_asked`), and one
-clock for both; together they leave no phantom out.
+An agent sees an object deleted when its map loses the object: by a deletion, by a snapshot without it, or by an update
+of the same key with another uid. An object is a key and a uid; once deleted at the API server, it never comes back. So
+the deletion of a live object (a phantom) was seen if and only if
+- the object is live at the API server in the end, or
+- the one writer never asked for its deletion, or asked later than the first agent saw it.
+The second rule needs a writer that records each deletion just before it asks for it (`deletions_asked`), and one clock.
 """
 
 import dataclasses
@@ -21,29 +20,29 @@ EXAMPLES: Final = 5
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the agents hold, compared with the API server."""
+    """The agents' maps compared with the API server."""
 
     agents: int
     converged: int
     public_agents: int
-    """Of `agents`: those that decode everything through the public client."""
+    """Those of `agents` that use the public client."""
     public_converged: int
     keys: int
     digest: int
     differing: list[str]
-    """The first few agents that hold something else, in words."""
+    """Descriptions of the first few agents whose map differs."""
     deletions_seen: int
-    """Distinct objects that some agent saw deleted."""
+    """Distinct objects that at least one agent saw deleted."""
     phantom_deletions: list[str]
     deletions_lost: int
 
     @property
     def passed(self) -> bool:
-        """Every agent holds the API server's state, and none saw a live object deleted."""
+        """Whether every agent holds the API server's state, and none saw a live object deleted."""
         return self.converged == self.agents and not self.phantom_deletions and not self.deletions_lost
 
     def line(self) -> str:
-        """One line for people."""
+        """The verdict in one line."""
         text = f"{self.converged} of {self.agents} agents hold the API server's state: {self.keys} keys, digest "
         text += f"{self.digest:016x} ({self.public_converged} of {self.public_agents} through the public client)"
         if self.deletions_seen:
@@ -53,17 +52,14 @@ class Verdict:
 
 def judge(
     reports: Iterable[control.Digests],
-    expected: expected_state.Truth,
+    expected: expected_state.ExpectedState,
     *,
     deletions_asked: Mapping[tuple[str, str], int] | None = None,
 ) -> Verdict:
-    """Compares all agents with the API server.
+    """Compare all agents with the API server, when nothing writes any more.
 
-    Args:
-        reports: what the processes of the swarm answered, after everything became quiet.
-        expected: what the API server listed, after everything became quiet.
-        deletions_asked: when the writer asked to delete each (key, uid), in nanoseconds since 1970; None if writers
-            are unknown, and then only the first rule is applied.
+    `deletions_asked` is when the writer asked to delete each (key, uid), in nanoseconds since 1970. None means that the
+    writers are unknown; then only the first rule applies.
     """
     reports = list(reports)
     agents = [one for report in reports for one in report.agents]
@@ -90,18 +86,20 @@ def judge(
     )
 
 
-def unchanged(before: expected_state.Truth, after: expected_state.Truth) -> expected_state.Truth:
-    """The keys whose object and version were the same in both lists."""
+def unchanged(
+    before: expected_state.ExpectedState, after: expected_state.ExpectedState
+) -> expected_state.ExpectedState:
+    """The keys whose object and version are the same in both lists."""
     live = {
         key: entry
         for key, entry in after.live.items()
         if key in before.live and (before.live[key].uid, before.live[key].revision) == (entry.uid, entry.revision)
     }
-    return expected_state.Truth(live)
+    return expected_state.ExpectedState(live)
 
 
-def unstable_keys(before: expected_state.Truth, after: expected_state.Truth) -> set[str]:
-    """All other keys of either list: what an agent holds of them is not judged."""
+def unstable_keys(before: expected_state.ExpectedState, after: expected_state.ExpectedState) -> set[str]:
+    """All other keys of both lists; they are not judged."""
     return (before.live.keys() | after.live.keys()) - unchanged(before, after).live.keys()
 
 
@@ -111,7 +109,7 @@ def _public(agents: Sequence[control.AgentDigest]) -> list[control.AgentDigest]:
 
 def _phantoms(
     first_seen: Mapping[tuple[str, str], tuple[int, str]],
-    expected: expected_state.Truth,
+    expected: expected_state.ExpectedState,
     asked: Mapping[tuple[str, str], int] | None,
 ) -> list[str]:
     phantoms = []

@@ -1,9 +1,8 @@
-"""What the API server says: all objects of a feed, listed, converted as the service does, and digested."""
+"""The state that agents must hold: all objects of a feed, listed, converted as the service does, and digested."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import aiohttp
 import msgspec
@@ -18,12 +17,12 @@ MAX_ATTEMPTS: Final = 5
 REQUEST_TIMEOUT_SECONDS: Final = 60.0
 
 
-class ApiError(Exception):
-    """The API server did not give what was asked for; the message has the path and its answer."""
+class ApiRequestError(Exception):
+    """The API server did not answer a request, or refused it; the message has path and answer."""
 
 
 class Live(msgspec.Struct, frozen=True):
-    """A live key: digest of key and value, the object's uid and version."""
+    """A live key: digest of key and value, uid and version of the object."""
 
     digest: int
     uid: str
@@ -31,15 +30,17 @@ class Live(msgspec.Struct, frozen=True):
 
 
 @dataclasses.dataclass(frozen=True)
-class Truth:
-    """All live keys of a feed. The types were listed one after the other: it is one moment's state only if nothing is
-    written meanwhile."""
+class ExpectedState:
+    """All live keys of a feed.
+
+    The types are listed one after the other, so this is the state at one moment only if nothing writes in between.
+    """
 
     live: Mapping[str, Live]
 
     @property
     def digest(self) -> int:
-        """The state digest of all keys."""
+        """State digest of all keys."""
         return sum(entry.digest for entry in self.live.values()) % digest.MODULUS
 
 
@@ -55,7 +56,7 @@ class _List(msgspec.Struct):
 
 
 class Identity(msgspec.Struct):
-    """Of an object's metadata: what names it and its version."""
+    """The part of an object's metadata that identifies the object and its version."""
 
     name: str
     namespace: str = ""
@@ -72,53 +73,50 @@ _decode_object = msgspec.json.Decoder(_Object).decode
 
 
 class ApiClient:
-    """Reads from an API server: get and list, nothing else. `requests` counts what it asked."""
+    """An HTTP client of one API server; an async context manager. `requests` counts its requests."""
 
-    def __init__(self, access: kubeconfig.Access) -> None:
+    def __init__(self, access: kubeconfig.Access, *, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> None:
         self.access = access
         self.requests = 0
+        self._timeout_seconds = timeout_seconds
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=self._timeout_seconds)
         self._session = aiohttp.ClientSession(headers=self.access.headers, timeout=timeout)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._session is not None:
             await self._session.close()
 
     async def get(self, path: str, parameters: Mapping[str, str] | None = None) -> tuple[int, bytes]:
-        """Status and body of any answer. Raises ApiError if there is none."""
+        """Status and body of any answer. Raises ApiRequestError if there is no answer."""
+        return await self.request("GET", path, params=parameters)
+
+    async def request(self, method: str, path: str, **options: Any) -> tuple[int, bytes]:
+        """Status and body of any answer; `options` are aiohttp's. Raises ApiRequestError if there is no answer."""
         if self._session is None:
             raise RuntimeError("the client is not open: use `async with`")
         self.requests += 1
         tls = self.access.tls if self.access.tls is not None else True
         try:
-            url = self.access.server + path
-            async with self._session.get(url, params=parameters, ssl=tls) as answer:
+            async with self._session.request(method, self.access.server + path, ssl=tls, **options) as answer:
                 return answer.status, await answer.read()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ApiError(f"GET {path}: {type(error).__name__} {error}") from error
+            raise ApiRequestError(f"{method} {path}: {type(error).__name__} {error}") from error
 
-    async def truth(self, specs: Iterable[raw.ResourceSpec]) -> Truth:
-        """Lists everything. A type that the server does not know has no objects. Raises ApiError."""
+    async def read_state(self, specs: Iterable[raw.ResourceSpec]) -> ExpectedState:
+        """List all types. A type that the server does not know has no objects. Raises ApiRequestError."""
         live: dict[str, Live] = {}
         for spec in specs:
-            live.update(await self._list(spec))
-        return Truth(live)
+            for page in await self._pages(spec.type):
+                live.update(live_entries(spec, page.items, api_version=page.api_version, list_kind=page.kind))
+        return ExpectedState(live)
 
     async def items(self, type: resources.ResourceType) -> list[bytes]:
-        """Lists a type; one that the server does not know has no objects. Raises ApiError."""
+        """List a type; one that the server does not know has no objects. Raises ApiRequestError."""
         return [bytes(item) for page in await self._pages(type) for item in page.items]
-
-    async def _list(self, spec: raw.ResourceSpec) -> dict[str, Live]:
-        found: dict[str, Live] = {}
-        for page in await self._pages(spec.type):
-            found.update(live_entries(spec, page.items, api_version=page.api_version, list_kind=page.kind))
-        return found
 
     async def _pages(self, type: resources.ResourceType) -> list[_List]:
         for _ in range(MAX_ATTEMPTS):
@@ -126,30 +124,30 @@ class ApiClient:
             parameters = {"limit": str(PAGE_SIZE)}
             while True:
                 status, body = await self.get(type.list_path, parameters)
-                if status == 410:  # the list took too long, its version is forgotten: from the beginning
+                if status == 410:  # the server has forgotten the version of this list: start again
                     break
                 if status == 404:
                     return []
                 if status != 200:
                     text = body[:300].decode(errors="replace")
-                    raise ApiError(f"GET {type.list_path}: {status} {text}")
+                    raise ApiRequestError(f"GET {type.list_path}: {status} {text}")
                 page = _decode_list(body)
                 pages.append(page)
                 if not page.metadata.continue_:
                     return pages
                 parameters["continue"] = page.metadata.continue_
-        raise ApiError(f"GET {type.list_path}: its version was forgotten {MAX_ATTEMPTS} times")
+        raise ApiRequestError(f"GET {type.list_path}: its version was forgotten {MAX_ATTEMPTS} times")
 
 
 def identity(item: bytes) -> Identity:
-    """Who an object of a list is."""
+    """The identity of an object in a list."""
     return _decode_object(item).metadata
 
 
 def live_entries(
     spec: raw.ResourceSpec, items: Iterable[bytes], *, api_version: str, list_kind: str
 ) -> dict[str, Live]:
-    """Items of a list as live keys."""
+    """The live keys that the items of a list give."""
     kind = list_kind.removesuffix("List")
     found: dict[str, Live] = {}
     for item in items:
@@ -161,5 +159,5 @@ def live_entries(
 
 
 def specs(types: Iterable[str]) -> list[raw.ResourceSpec]:
-    """Whole objects of these types (`v1/pods`, `discovery.k8s.io/v1/endpointslices`)."""
+    """Specs of whole objects of these types, such as `v1/pods` or `discovery.k8s.io/v1/endpointslices`."""
     return [raw.ResourceSpec(resources.ResourceType.parse(text)) for text in types]

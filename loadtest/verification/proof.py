@@ -1,4 +1,4 @@
-"""Takes the proof: waits until everything is quiet, asks API server and agents, and compares."""
+"""The proof at the end of a run: compares what the agents hold with what the API server has."""
 
 import asyncio
 import time
@@ -11,18 +11,18 @@ from loadtest.verification import convergence, expected_state
 
 POLL_INTERVAL_SECONDS: Final = 0.25
 SETTLE_SECONDS: Final = 2.0
-"""On a cluster that others write to: so long after the first list the agents' maps are looked at."""
+"""Delay between the first list and the capture of the agents' maps, on a cluster that others write to."""
 ATTEMPTS_WHILE_CHANGING: Final = 5
 
 
 async def when_quiet(
     swarm: supervisor.Swarm,
-    read: Callable[[], Awaitable[expected_state.Truth]],
+    read: Callable[[], Awaitable[expected_state.ExpectedState]],
     *,
     timeout_seconds: float,
     deletions_asked: Mapping[tuple[str, str], int] | None = None,
 ) -> convergence.Verdict:
-    """The verdict when nobody writes any more: as soon as all agents hold what `read` says, or at the timeout."""
+    """The verdict when nothing writes any more: when all agents hold what `read` returns, or at the timeout."""
     deadline = time.monotonic() + timeout_seconds
     expected = await read()
     while True:
@@ -35,16 +35,16 @@ async def when_quiet(
 async def while_changing(
     swarm: supervisor.Swarm, client: expected_state.ApiClient, specs: Sequence[raw.ResourceSpec]
 ) -> convergence.Verdict:
-    """The verdict on a cluster that changes: over the keys whose object and version are the same in two lists.
+    """The verdict on a cluster that changes: about the keys whose object and version are the same in two lists.
 
-    Agents' maps are captured between the lists. What was created and deleted in between is in neither list, but may be
-    in a map; so a comparison that fails is made again, a few times.
+    The agents' maps are captured between the lists. An object that was created and deleted in between is in neither
+    list, but may be in a map. So a comparison that fails is repeated a few times.
     """
     for attempt in range(ATTEMPTS_WHILE_CHANGING):
-        before = await client.truth(specs)
+        before = await client.read_state(specs)
         await asyncio.sleep(SETTLE_SECONDS)
         await swarm.capture()
-        after = await client.truth(specs)
+        after = await client.read_state(specs)
         reports = await swarm.digests(captured=True, without=convergence.unstable_keys(before, after))
         verdict = convergence.judge(reports, convergence.unchanged(before, after))
         if verdict.converged == verdict.agents or attempt + 1 == ATTEMPTS_WHILE_CHANGING:

@@ -1,6 +1,6 @@
 """The byte stream of a server of Typha's protocol, for tests of the swarm."""
 
-from loadtest.swarm import agent, typhaagent
+from loadtest.swarm import agent, control, typhaagent
 from protocol import digest, messages
 from protocol.typha import connection, encoder
 from tests.harness.swarm_peers import NOW_NS
@@ -59,8 +59,8 @@ class Server:
 
 
 def make(shared: agent.Shared, name: str = "a-0") -> typhaagent.TyphaAgent:
-    """Create an agent."""
-    return typhaagent.TyphaAgent(name, shared, agent.Group())
+    """An agent."""
+    return typhaagent.TyphaAgent(name, shared, control.Group())
 
 
 def give(one: typhaagent.TyphaAgent, data: bytes, *, now_ns: int = NOW_NS, step: int | None = None) -> bytes:

@@ -3,7 +3,8 @@
 import itertools
 import json
 
-from loadtest.swarm import agent, frames, nativeagent
+from loadtest import WRITTEN_AT
+from loadtest.swarm import agent, control, nativeagent
 from protocol import digest, messages
 from protocol.native import codec
 from protocol.native import frames as native
@@ -16,7 +17,7 @@ def value(uid: str, *, content: int = 0, written_at_ns: int = 0) -> bytes:
     """An object's JSON."""
     metadata: dict[str, object] = {"name": "x", "uid": uid}
     if written_at_ns:
-        metadata["annotations"] = {frames.WRITTEN_AT: str(written_at_ns)}
+        metadata["annotations"] = {WRITTEN_AT: str(written_at_ns)}
     return json.dumps({"kind": "Pod", "metadata": metadata, "content": content}, separators=(",", ":")).encode()
 
 
@@ -73,9 +74,9 @@ class Source:
         return frame(messages.Updates(previous, self.sequence, tuple(updates)))
 
 
-def connect(shared: agent.Shared, name: str = "a-0", group: agent.Group | None = None) -> nativeagent.NativeAgent:
-    """Create an agent after its handshake."""
-    one = nativeagent.NativeAgent(name, shared, group or agent.Group())
+def connect(shared: agent.Shared, name: str = "a-0", group: control.Group | None = None) -> nativeagent.NativeAgent:
+    """An agent whose handshake is done."""
+    one = nativeagent.NativeAgent(name, shared, group or control.Group())
     one.connected(feed="f", compressed=False, now_ns=NOW_NS)
     one.receive(hello(), NOW_NS)
     return one

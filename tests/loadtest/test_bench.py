@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from loadtest.bench import command, comparisons, history, rows, runner, standalone
+from loadtest.bench import comparisons, history, rows, runner, standalone
 from loadtest.swarm import control
 
 NATIVE, TYPHA = control.Protocol.NATIVE, control.Protocol.TYPHA
@@ -49,16 +49,16 @@ def test_rows_are_chosen_by_name() -> None:
         rows.choose(["stormy"])
 
 
-def test_every_row_has_somebody_who_measures_it() -> None:
+def test_every_row_has_a_measurement() -> None:
     for row in rows.ROWS:
-        assert row.group in comparisons.GROUPS or row.group in standalone.APART
-        if row.group in comparisons.GROUPS and row.name != "bare-send":
-            part = comparisons.GROUPS[row.group].wants(frozenset({row.name}))
+        assert row.measurement in comparisons.COMPARISONS or row.measurement in standalone.STANDALONE
+        if row.measurement in comparisons.COMPARISONS and row.name != "bare-send":
+            part = comparisons.COMPARISONS[row.measurement].part(frozenset({row.name}))
             assert part.rates or part.burst or part.storm or part.idle, row.name
 
 
 def test_options_change_the_full_size_or_the_quick_pass() -> None:
-    full = command.settings(
+    full = runner.settings_of(
         names="storm,burst",
         rounds=None,
         seconds=None,
@@ -68,15 +68,15 @@ def test_options_change_the_full_size_or_the_quick_pass() -> None:
         record=True,
         folder=Path("f"),
     )
-    assert (full.rounds, full.sizes.scale, full.judged, full.record) == (5, 1.0, True, command.HISTORY)
-    quick = command.settings(
+    assert (full.rounds, full.sizes.scale, full.judged, full.record) == (5, 1.0, True, runner.HISTORY)
+    quick = runner.settings_of(
         names="", rounds=2, seconds=1.5, scale=None, quick=True, protocol=NATIVE, record=False, folder=Path("f")
     )
     assert (quick.rounds, quick.sizes.seconds, quick.judged, quick.record) == (2, 1.5, False, None)
 
 
 def test_typhas_protocol_has_the_rows_that_it_makes_a_difference_to() -> None:
-    made = command.settings(
+    made = runner.settings_of(
         names="", rounds=None, seconds=None, scale=None, quick=True, protocol=TYPHA, record=False, folder=Path("f")
     )
     assert "1000x20" in made.names
@@ -108,7 +108,7 @@ def test_the_history_makes_the_page_and_the_plots(tmp_path: Path) -> None:
         assert (folder / f"{name}.svg").stat().st_size < 30_000
 
 
-def test_a_page_without_a_run_says_so(tmp_path: Path) -> None:
+def test_a_page_without_a_run(tmp_path: Path) -> None:
     small = {**entry(1.0), "scale": 0.2}
     assert "No run at full size" in history.section([small])
     assert history.load(tmp_path) == []
@@ -149,5 +149,6 @@ async def test_the_rows_without_one_tiny(name: str, tmp_path: Path) -> None:
     document = json.loads((tmp_path / "report.json").read_text())
     [row] = rows.choose([name])
     assert set(document["service"]) == {figure.name for figure in row.figures}
-    unsure = {"memory-channel-zstd", "memory-channel-plain", "memory-key-raw", "memory-key-calico"}  # so small a size
+    # These are too noisy at this size.
+    unsure = {"memory-channel-zstd", "memory-channel-plain", "memory-key-raw", "memory-key-calico"}
     assert all(value >= 0 for name, [value] in document["service"].items() if name not in unsure)

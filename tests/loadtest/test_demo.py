@@ -9,9 +9,10 @@ import pytest
 from loadtest import demo
 from loadtest.apiserver import population, settings, simulator
 from loadtest.environment import kubeconfig
+from loadtest.scenarios import fixture
 from loadtest.verification import expected_state
 
-SMALL = demo.DemoSettings(duration_seconds=2.0, agents=20, public_agents=2, nodes=5, pods=50, updates_per_second=30.0)
+SMALL = fixture.Settings(seconds=2.0, agents=20, public_agents=2, nodes=5, pods=50, updates_per_second=30.0)
 
 
 async def test_the_demo_converges_and_leaves_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,8 +30,8 @@ async def test_a_cluster_is_only_read(tmp_path: Path, capsys: pytest.CaptureFixt
     async with simulator.Simulator(settings.SimulatorSettings()) as server:
         server.populate(population.Population(nodes=3, pods=30, namespaces=2, services=2, widgets=0))
         kubeconfig.write(tmp_path / "config", server.url)
-        own = dataclasses.replace(SMALL, folder=tmp_path / "report", kubeconfig=tmp_path / "config")
-        assert await demo.run(own)
+        settings_in_folder = dataclasses.replace(SMALL, folder=tmp_path / "report")
+        assert await demo.run(settings_in_folder, own_cluster=tmp_path / "config")
         verbs = {verb.split()[0] for verb in server.statistics()["requests"]}
         assert verbs <= {"GET", "LIST", "WATCH", "WATCHLIST"}
     out = capsys.readouterr().out
@@ -40,6 +41,5 @@ async def test_a_cluster_is_only_read(tmp_path: Path, capsys: pytest.CaptureFixt
 
 async def test_a_cluster_where_nothing_may_be_read(tmp_path: Path, free_port: int) -> None:
     kubeconfig.write(tmp_path / "config", f"http://127.0.0.1:{free_port}")
-    own = dataclasses.replace(SMALL, folder=tmp_path / "report", kubeconfig=tmp_path / "config")
-    with pytest.raises(expected_state.ApiError):
-        await demo.run(own)
+    with pytest.raises(expected_state.ApiRequestError):
+        await demo.run(dataclasses.replace(SMALL, folder=tmp_path / "report"), own_cluster=tmp_path / "config")

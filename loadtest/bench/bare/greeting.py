@@ -1,4 +1,4 @@
-"""What the service sends a newcomer, recorded once so that a bare loop can say the same to everybody."""
+"""What the service sends a new client, recorded once, so that a bare loop can send the same to every client."""
 
 import socket
 import ssl
@@ -18,25 +18,25 @@ TIMEOUT_SECONDS: Final = 30.0
 
 
 class Recording(msgspec.Struct):
-    """Everything up to "in sync", in parts: each is the answer to something that the client says."""
+    """All bytes up to the in-sync status, in parts: each part is the answer to one message of the client."""
 
     protocol: control.Protocol
     parts: list[bytes]
     sequence: int
-    """Behind it: the updates that follow begin with the next."""
+    """Sequence after the snapshot; updates start with the next one."""
 
     def save(self, file: Path) -> None:
-        """Writes it for `load`."""
+        """Write it for `load`."""
         file.write_bytes(msgspec.msgpack.encode(self))
 
 
 def load(file: Path) -> Recording:
-    """What `save` wrote. Raises OSError, msgspec.DecodeError."""
+    """Read what `save` wrote. Raises OSError, msgspec.DecodeError."""
     return msgspec.msgpack.decode(file.read_bytes(), type=Recording)
 
 
 def make_encoder(protocol: control.Protocol) -> encoding.Encoder:
-    """The encoder of the frames that follow on a recording."""
+    """The encoder of the frames after a recording."""
     if protocol is control.Protocol.TYPHA:
         return typha_encoder.TyphaEncoder(compress=True)
     return native_encoder.NativeEncoder(zstd=True)
@@ -45,9 +45,9 @@ def make_encoder(protocol: control.Protocol) -> encoding.Encoder:
 def record(
     address: tuple[str, int], *, protocol: control.Protocol, feed: str, context: ssl.SSLContext | None = None
 ) -> Recording:
-    """Connects to a service while nothing changes, and keeps what it sends. Raises OSError, RemoteProtocolError."""
+    """Connect to a service while nothing changes, and record what it sends. Raises OSError, RemoteProtocolError."""
     make = typhaagent.TyphaAgent if protocol is control.Protocol.TYPHA else nativeagent.NativeAgent
-    one = make("bench", agent.Shared(), agent.Group())
+    one = make("bench", agent.Shared(), control.Group())
     parts = [bytearray()]
     with socket.create_connection(address, timeout=TIMEOUT_SECONDS) as plain:
         connection = plain if context is None else context.wrap_socket(plain, server_hostname=address[0])
@@ -55,7 +55,7 @@ def record(
         while not one.in_sync:
             data = connection.recv(READ_BYTES)
             if not data:
-                raise ConnectionError("the service closed the connection while it was recorded")
+                raise ConnectionError("the service closed the connection during the recording")
             parts[-1] += data
             answer = one.receive(data, time.time_ns())
             if answer and not one.in_sync:

@@ -1,8 +1,8 @@
 """A bare fan-out: one process, one watch, one log in memory, and sockets with an offset into it.
 
-Each newcomer is sent a recorded handshake and snapshot by sendfile, and what has been appended since. Who has
-everything gets each frame by a plain send, one socket after the other. There are no key/values, no pings, no limits,
-no metrics and no other process: what the service costs above this is what it does for its keep.
+A new client gets a recorded handshake and snapshot by sendfile, then what was appended since. A client that has
+everything gets each frame by a plain send, one socket after another. There are no keys and values, no pings, no limits,
+no metrics and no other processes. The service's additional cost is the price of its functions.
 """
 
 import os
@@ -21,8 +21,8 @@ COMMAND_BYTES: Final = 4096
 BACKLOG: Final = 8192
 
 
-class Agent:
-    """A connection: `offset` counts while it is behind the end of the log."""
+class Connection:
+    """A connection. `offset` is its position in the log while it lacks data."""
 
     __slots__ = ("greeting", "offset", "shaking_hands", "sock", "waits_to_write")
 
@@ -30,13 +30,13 @@ class Agent:
         self.sock = sock
         self.shaking_hands = isinstance(sock, ssl.SSLSocket)
         self.greeting = greeting
-        """How many parts of the greeting it has yet to ask for, by saying something."""
+        """Parts of the greeting that it has not asked for yet; each message of the client asks for one."""
         self.offset = 0
         self.waits_to_write = False
 
 
 class BareLoop:
-    """Listens from the start; `run` serves until its standard input ends."""
+    """Listens from the start; `run` serves."""
 
     def __init__(
         self,
@@ -61,11 +61,11 @@ class BareLoop:
         os.write(self._log, self._recorded)
         self._end = len(self._recorded)
         self._epoll = select.epoll()
-        self._agents: dict[int, Agent] = {}
+        self._agents: dict[int, Connection] = {}
         self._at_end: dict[int, socket.socket] = {}
 
     def run(self, commands: int = 0) -> None:
-        """Until the descriptor `commands` is at its end."""
+        """Serve until the descriptor `commands` ends."""
         listener = self._listener.fileno()
         watch = -1 if self._watch is None else self._watch.fileno()
         for descriptor in (listener, commands, *([watch] if self._watch else [])):
@@ -86,7 +86,7 @@ class BareLoop:
                 self._deliver(self._schedule.take())
 
     def _command(self, line: bytes) -> bool:
-        """`RATE SECONDS` starts the schedule."""
+        """Obey `RATE SECONDS`, which starts the schedule; returns False at the end of the commands."""
         if line and self._schedule is not None:
             rate, seconds = line.split()
             self._schedule.start(updates_per_second=float(rate), seconds=float(seconds))
@@ -119,7 +119,7 @@ class BareLoop:
             else:
                 self._wait_to_write(self._agents[descriptor], True)
 
-    def _wait_to_write(self, agent: Agent, waits: bool) -> None:
+    def _wait_to_write(self, agent: Connection, waits: bool) -> None:
         if agent.waits_to_write != waits:
             agent.waits_to_write = waits
             self._epoll.modify(agent.sock.fileno(), select.EPOLLIN | (select.EPOLLOUT if waits else 0))
@@ -134,10 +134,10 @@ class BareLoop:
             newcomer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._context is not None:
                 newcomer = self._context.wrap_socket(newcomer, server_side=True, do_handshake_on_connect=False)
-            self._agents[newcomer.fileno()] = Agent(newcomer, len(self._stops))
+            self._agents[newcomer.fileno()] = Connection(newcomer, len(self._stops))
             self._epoll.register(newcomer.fileno(), select.EPOLLIN)
 
-    def _event(self, agent: Agent) -> None:
+    def _event(self, agent: Connection) -> None:
         try:
             if agent.shaking_hands:
                 self._shake_hands(agent)
@@ -152,7 +152,7 @@ class BareLoop:
         except OSError:
             self._close(agent)
 
-    def _shake_hands(self, agent: Agent) -> None:
+    def _shake_hands(self, agent: Connection) -> None:
         assert isinstance(agent.sock, ssl.SSLSocket)
         try:
             agent.sock.do_handshake()
@@ -162,8 +162,8 @@ class BareLoop:
         agent.shaking_hands = False
         self._event(agent)
 
-    def _hear(self, agent: Agent) -> bool:
-        """Reads what it says, a hello, an ACK or a pong; false at its end."""
+    def _hear(self, agent: Connection) -> bool:
+        """Read a hello, an ACK or a pong; returns False at the end of the connection."""
         try:
             data = agent.sock.recv(HEAR_BYTES)
         except (BlockingIOError, ssl.SSLWantReadError):
@@ -172,8 +172,8 @@ class BareLoop:
             agent.greeting -= 1
         return bool(data)
 
-    def _catch_up(self, agent: Agent) -> None:
-        """Sends from the log up to its end, or to the end of the part of the greeting that was asked for."""
+    def _catch_up(self, agent: Connection) -> None:
+        """Send from the log up to its end, or to the end of the part of the greeting that was asked for."""
         asked = len(self._stops) - agent.greeting
         while agent.offset < (end := self._end if not agent.greeting else self._stops[asked - 1] if asked else 0):
             try:
@@ -185,17 +185,17 @@ class BareLoop:
         if not agent.greeting:
             self._at_end[agent.sock.fileno()] = agent.sock
 
-    def _send_from(self, agent: Agent, end: int) -> int:
+    def _send_from(self, agent: Connection, end: int) -> int:
         count = min(CATCH_UP_BYTES, end - agent.offset)
         if self._context is None:
             return os.sendfile(agent.sock.fileno(), self._log, agent.offset, count)
-        # After "want write" the same bytes must be offered again, and no fewer: a slice ends where the recording does.
+        # After SSLWantWriteError the same bytes must be sent again, and not fewer: so a slice ends with the recording.
         if agent.offset < len(self._recorded):
             with memoryview(self._recorded) as view:
                 return agent.sock.send(view[agent.offset : agent.offset + count])
         return agent.sock.send(os.pread(self._log, count, agent.offset))
 
-    def _close(self, agent: Agent) -> None:
+    def _close(self, agent: Connection) -> None:
         descriptor = agent.sock.fileno()
         self._epoll.unregister(descriptor)
         self._at_end.pop(descriptor, None)

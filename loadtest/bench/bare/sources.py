@@ -1,4 +1,4 @@
-"""Where a bare loop's updates come from: one watch of the simulated API server, or its own schedule."""
+"""Sources of a bare loop's updates: a watch of the simulated API server, or a schedule."""
 
 import json
 import socket
@@ -12,8 +12,8 @@ import msgspec
 from cache import objects, resources
 from cache.feeds import raw
 from cache.feeds.calico import feed, syncers
+from loadtest import WRITTEN_AT
 from loadtest.apiserver import population
-from loadtest.swarm import frames
 from protocol import messages
 
 PODS: Final = resources.ResourceType("", "v1", "pods")
@@ -42,15 +42,15 @@ _decode_name = msgspec.json.Decoder(_Named).decode
 
 
 class WatchBroken(Exception):
-    """The watch stream is not served, or has ended; the message says how."""
+    """The watch was refused or has ended; the message says how."""
 
 
 Convert = Callable[[Sequence[bytes]], list[messages.Update]]
-"""Lines of a watch of pods to updates."""
+"""Converts lines of a watch of pods to updates."""
 
 
 def _events(lines: Sequence[bytes]) -> Iterator[objects.ObjectEvent]:
-    """The objects among them, a deleted one without its JSON."""
+    """The object events in these lines; a deletion has no JSON."""
     for line in lines:
         event = _decode_event(line)
         if event.type in ("ADDED", "MODIFIED", "DELETED"):
@@ -62,7 +62,7 @@ def _events(lines: Sequence[bytes]) -> Iterator[objects.ObjectEvent]:
 
 
 def raw_updates(lines: Sequence[bytes]) -> list[messages.Update]:
-    """As a raw feed of pods has them. Nothing is kept of what was there."""
+    """The updates of a raw feed of pods. It keeps no state."""
     updates = []
     for event in _events(lines):
         key = raw.object_key(PODS, event.namespace, event.name)
@@ -75,7 +75,7 @@ def raw_updates(lines: Sequence[bytes]) -> list[messages.Update]:
 
 
 def felix_updates() -> Convert:
-    """As the felix feed has them, which knows no other kind than pods."""
+    """The updates of the felix feed, for pods only."""
     felix = next(spec for spec in syncers.specs(syncers.Group.V3) if spec.name == syncers.FELIX)
     known = feed.CalicoFeed(felix, max_value_bytes=MAX_VALUE_BYTES)
 
@@ -89,9 +89,9 @@ def felix_updates() -> Convert:
 
 
 class Watch:
-    """The one watch, of pods from a version on. HTTP/1.0, so that the body is nothing but lines.
+    """A watch of pods from a version on. It uses HTTP/1.0, so that the body consists of lines only.
 
-    Raises WatchBroken, here and in `take`.
+    The constructor and `take` raise WatchBroken.
     """
 
     def __init__(self, url: str, *, version: int, convert: Convert) -> None:
@@ -109,11 +109,11 @@ class Watch:
         self._socket.setblocking(False)
 
     def fileno(self) -> int:
-        """Readable when there may be something to take."""
+        """The descriptor that is readable when there may be updates."""
         return self._socket.fileno()
 
     def take(self) -> list[messages.Update]:
-        """What one read brings, in complete lines."""
+        """The updates in the complete lines of one read."""
         try:
             self._receive()
         except BlockingIOError:
@@ -122,7 +122,7 @@ class Watch:
         return self._convert([line for line in lines if line])
 
     def close(self) -> None:
-        """Ends the watch."""
+        """End the watch."""
         self._socket.close()
 
     def _receive(self) -> None:
@@ -133,7 +133,7 @@ class Watch:
 
 
 class Schedule:
-    """Updates of made-up pods, so many a second: a send loop without anything that it is told."""
+    """Updates of made-up pods at a rate, without an API server."""
 
     def __init__(self, *, objects: int) -> None:
         maker = population.Maker(population.Population(), seed=0)
@@ -143,14 +143,14 @@ class Schedule:
         self._interval = 1.0
 
     def start(self, *, updates_per_second: float, seconds: float) -> None:
-        """Updates from now on, for a while."""
+        """Make updates from now on, for a time."""
         self._number = 0
         self._interval = 1 / updates_per_second
         self._begin = time.monotonic()
         self._end = self._begin + seconds
 
     def due_in_seconds(self) -> float | None:
-        """Time to the next update; None if there will be none."""
+        """Time to the next update; None without one."""
         due = self._begin + self._number * self._interval
         return None if due >= self._end else max(0.0, due - time.monotonic())
 
@@ -159,7 +159,7 @@ class Schedule:
         content = self._objects[self._number % len(self._objects)]
         self._number += 1
         metadata = content["metadata"]
-        metadata["annotations"] = {**metadata["annotations"], frames.WRITTEN_AT: str(time.time_ns())}
+        metadata["annotations"] = {**metadata["annotations"], WRITTEN_AT: str(time.time_ns())}
         key = raw.object_key(PODS, metadata["namespace"], metadata["name"])
         written = {"apiVersion": "v1", "kind": "Pod", **content}
         value = raw.object_value(json.dumps(written, separators=(",", ":")).encode(), api_version="v1", kind="Pod")

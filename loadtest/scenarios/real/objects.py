@@ -1,35 +1,16 @@
-"""Objects for a real API server: what its validation accepts, and no controller has to act on. Pure."""
+"""Objects that a real API server accepts, and that no controller has to act on. Pure."""
 
 from typing import Any, Final
+
+from loadtest.environment import calico_crds
 
 GROUP: Final = "loadtest.typha"
 LABEL: Final = "loadtest.typha/run"
 
 JsonObject = dict[str, Any]
 
-CUSTOM_RESOURCE_DEFINITION: Final[JsonObject] = {
-    "apiVersion": "apiextensions.k8s.io/v1",
-    "kind": "CustomResourceDefinition",
-    "metadata": {"name": f"widgets.{GROUP}"},
-    "spec": {
-        "group": GROUP,
-        "names": {"plural": "widgets", "singular": "widget", "kind": "Widget", "listKind": "WidgetList"},
-        "scope": "Namespaced",
-        "versions": [
-            {
-                "name": "v1",
-                "served": True,
-                "storage": True,
-                "schema": {
-                    "openAPIV3Schema": {
-                        "type": "object",
-                        "properties": {"spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
-                    }
-                },
-            }
-        ],
-    },
-}
+_WIDGET: Final = calico_crds.Kind("Widget", is_namespaced=True, groups=(f"{GROUP}/v1",))
+CUSTOM_RESOURCE_DEFINITION: Final[JsonObject] = calico_crds.definition(_WIDGET, f"{GROUP}/v1")
 
 
 def namespace(name: str) -> JsonObject:
@@ -38,7 +19,7 @@ def namespace(name: str) -> JsonObject:
 
 
 def pod(name: str, namespace: str) -> JsonObject:
-    """A pod of some 2 kB as it is stored; unscheduled, so its deletion is at once."""
+    """A pod of some 2 kB as stored. It is not scheduled, so its deletion is immediate."""
     container = {
         "name": "main",
         "image": "registry.example.com/web:1.0",

@@ -1,19 +1,18 @@
-"""A TCP relay in front of an API server, whose connections can be cut while the API server goes on.
+"""A TCP relay in front of an API server. It can cut connections while the API server runs on.
 
-So watches break with their history intact, and have to be resumed. TLS passes through as it is.
+So watches break while their history is intact, and must be resumed. TLS passes through unchanged.
 """
 
 import asyncio
 import socket
 import struct
-from types import TracebackType
 from typing import Final, Self
 
 READ_BYTES: Final = 256 * 1024
 
 
 class Relay:
-    """Relays from a port of its own to another; an async context manager."""
+    """Relays from its own port to another one; an async context manager."""
 
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
@@ -23,7 +22,7 @@ class Relay:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port it listens on."""
         assert self._server is not None
         port: int = self._server.sockets[0].getsockname()[1]
         return port
@@ -32,9 +31,7 @@ class Relay:
         self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
         self.cut()
@@ -42,7 +39,7 @@ class Relay:
             await asyncio.wait(self._tasks)
 
     def cut(self) -> int:
-        """Resets all connections; returns how many there were."""
+        """Reset all connections; returns their number."""
         count = len(self._writers) // 2
         for writer in list(self._writers):
             _reset(writer)
@@ -61,7 +58,7 @@ class Relay:
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._target)
-        except OSError:  # the API server is down: so is this connection
+        except OSError:  # the API server is down
             _reset(writer)
             return
         ends = {writer, far_writer}
@@ -74,7 +71,7 @@ class Relay:
             await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for end in ends:
-                end.close()  # what is buffered still goes out
+                end.close()  # buffered data is still sent
             self._writers -= ends
             for copy in copies:
                 copy.cancel()
@@ -82,7 +79,7 @@ class Relay:
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Ends a connection with a reset, whatever is under way."""
+    """End a connection with a reset, and drop buffered data."""
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()

@@ -1,6 +1,6 @@
-"""The one writer on a real API server: fills it, changes it, and notes each deletion before it asks for it.
+"""The one writer on a real API server: creates and changes objects, and records each deletion before it asks for it.
 
-It survives an API server that is killed: a request without an answer is made again until the outcome is known.
+It survives an API server that is killed: it repeats a request until the outcome is known.
 """
 
 import asyncio
@@ -9,23 +9,20 @@ import json
 import random
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Final, Self
-
-import aiohttp
+from typing import Any, Final
 
 from cache import resources
 from cache.feeds import raw
-from loadtest.environment import kubeconfig
+from loadtest import WRITTEN_AT
 from loadtest.scenarios.real import objects
-from loadtest.swarm import frames
+from loadtest.verification import expected_state
 
 REQUEST_TIMEOUT_SECONDS: Final = 10.0
 RETRY_SECONDS: Final = 0.2
 GIVE_UP_SECONDS: Final = 90.0
 AT_ONCE: Final = 16
 OPERATIONS: Final = ("update", "update", "create", "delete")
-"""Chosen from evenly: the number of objects stays about the same."""
+"""Each is equally likely, so the number of objects stays about the same."""
 
 
 class WriteError(Exception):
@@ -33,7 +30,7 @@ class WriteError(Exception):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Kind:
+class WrittenKind:
     """A kind of object that is created, updated and deleted."""
 
     type: resources.ResourceType
@@ -47,41 +44,32 @@ class Kind:
 
 
 KINDS: Final = (
-    Kind(resources.ResourceType("", "v1", "pods"), objects.pod),
-    Kind(resources.ResourceType("", "v1", "services"), objects.service),
-    Kind(resources.ResourceType("discovery.k8s.io", "v1", "endpointslices"), objects.endpoint_slice),
-    Kind(resources.ResourceType(objects.GROUP, "v1", "widgets"), objects.widget),
+    WrittenKind(resources.ResourceType("", "v1", "pods"), objects.pod),
+    WrittenKind(resources.ResourceType("", "v1", "services"), objects.service),
+    WrittenKind(resources.ResourceType("discovery.k8s.io", "v1", "endpointslices"), objects.endpoint_slice),
+    WrittenKind(resources.ResourceType(objects.GROUP, "v1", "widgets"), objects.widget),
 )
 TYPES: Final = ("v1/namespaces", *(str(kind.type) for kind in KINDS))
 
 
 class Writer:
-    """`counts` says what was done, `asked` when the deletion of each (key, uid) was asked for, in ns since 1970."""
+    """Writes through an open client.
 
-    def __init__(self, access: kubeconfig.Access, *, namespaces: int, seed: int = 0) -> None:
+    `counts` are the operations done; `asked` is when the deletion of each (key, uid) was asked for, in ns since 1970.
+    """
+
+    def __init__(self, client: expected_state.ApiClient, *, namespaces: int, seed: int = 0) -> None:
         self.asked: dict[tuple[str, str], int] = {}
         self.counts = {"create": 0, "update": 0, "delete": 0, "retries": 0}
-        self._access = access
+        self._client = client
         self._dice = random.Random(seed)
         self._namespaces = [f"load-{number:02d}" for number in range(namespaces)]
-        self._live: dict[Kind, list[tuple[str, str, str]]] = {kind: [] for kind in KINDS}
+        self._live: dict[WrittenKind, list[tuple[str, str, str]]] = {kind: [] for kind in KINDS}
         """(namespace, name, uid) of each object."""
         self._serial = 0
-        self._session: aiohttp.ClientSession | None = None
-
-    async def __aenter__(self) -> Self:
-        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS)
-        self._session = aiohttp.ClientSession(headers=self._access.headers, timeout=timeout)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._session is not None:
-            await self._session.close()
 
     async def populate(self, counts: dict[str, int]) -> None:
-        """Creates the custom type, the namespaces, and so many objects of each kind (plural name -> number)."""
+        """Create the custom type, the namespaces, and objects of each kind (plural name -> number)."""
         path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
         await self._request("POST", path, objects.CUSTOM_RESOURCE_DEFINITION, accepted=(201, 409))
         for name in self._namespaces:
@@ -89,14 +77,14 @@ class Writer:
         await self._wait_served(KINDS[-1])
         gate = asyncio.Semaphore(AT_ONCE)
 
-        async def create(kind: Kind) -> None:
+        async def create(kind: WrittenKind) -> None:
             async with gate:
                 await self._create(kind)
 
         await asyncio.gather(*(create(kind) for kind in KINDS for _ in range(counts[kind.type.resource])))
 
     async def churn(self, *, writes_per_second: float, seconds: float) -> None:
-        """Creates, updates and deletes for a while, several at once; all kinds, and the namespaces' labels."""
+        """Create, update and delete objects of all kinds for a while, several at once; update namespaces too."""
         begin = time.monotonic()
         gate = asyncio.Semaphore(AT_ONCE)
         async with asyncio.TaskGroup() as group:
@@ -111,7 +99,7 @@ class Writer:
                     break
 
     async def touch_all(self) -> None:
-        """One update of an object of each kind, so that each watch has something to deliver."""
+        """Update an object of each kind, so that each watch has an event to deliver."""
         await self._label_namespace()
         for kind in KINDS:
             await self._update(kind)
@@ -130,18 +118,18 @@ class Writer:
             case _:
                 await self._delete(kind)
 
-    async def _create(self, kind: Kind) -> None:
+    async def _create(self, kind: WrittenKind) -> None:
         self._serial += 1
         name = f"{kind.type.resource[:-1]}-{self._serial:06d}"
         namespace = self._dice.choice(self._namespaces)
         body = kind.make(name, namespace)
         status, created = await self._request("POST", kind.path(namespace), body, accepted=(201, 409))
-        if status == 409:  # an earlier try had arrived
+        if status == 409:  # an earlier try had reached the server
             _, created = await self._request("GET", kind.path(namespace, name))
         self._live[kind].append((namespace, name, created["metadata"]["uid"]))
         self.counts["create"] += 1
 
-    async def _update(self, kind: Kind) -> None:
+    async def _update(self, kind: WrittenKind) -> None:
         if not self._live[kind]:
             return
         namespace, name, _ = self._dice.choice(self._live[kind])
@@ -149,7 +137,7 @@ class Writer:
         await self._request("PATCH", kind.path(namespace, name), change, accepted=(200, 404))
         self.counts["update"] += 1
 
-    async def _delete(self, kind: Kind) -> None:
+    async def _delete(self, kind: WrittenKind) -> None:
         live = self._live[kind]
         if not live:
             return
@@ -166,7 +154,7 @@ class Writer:
         await self._request("PATCH", path, {"metadata": {}})
         self.counts["update"] += 1
 
-    async def _wait_served(self, kind: Kind) -> None:
+    async def _wait_served(self, kind: WrittenKind) -> None:
         async with asyncio.timeout(GIVE_UP_SECONDS):
             while True:
                 status, _ = await self._request("GET", kind.type.list_path, accepted=(200, 404))
@@ -177,7 +165,7 @@ class Writer:
     async def _request(
         self, method: str, path: str, body: objects.JsonObject | None = None, *, accepted: tuple[int, ...] = (200,)
     ) -> tuple[int, dict[str, Any]]:
-        """Until there is an answer that is not the sign of a server in trouble. Raises WriteError."""
+        """Repeat a request until the answer is not the sign of a server in trouble. Raises WriteError."""
         deadline = time.monotonic() + GIVE_UP_SECONDS
         while True:
             status, content, text = await self._once(method, path, body)
@@ -191,24 +179,20 @@ class Writer:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _once(self, method: str, path: str, body: objects.JsonObject | None) -> tuple[int, dict[str, Any], str]:
-        assert self._session is not None
+        """Status, decoded body if the request succeeded, and text of the body; status 0 if there was no answer."""
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         data = None if body is None else json.dumps(_stamped(body)).encode()
-        tls = self._access.tls if self._access.tls is not None else True
         try:
-            async with self._session.request(
-                method, self._access.server + path, data=data, headers={"Content-Type": kind}, ssl=tls
-            ) as answer:
-                text = await answer.text()
-                return answer.status, json.loads(text) if answer.status < 300 else {}, text
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            return 0, {}, f"{type(error).__name__}: {error}"
+            status, answer = await self._client.request(method, path, data=data, headers={"Content-Type": kind})
+            return status, json.loads(answer) if status < 300 else {}, answer.decode(errors="replace")
+        except (expected_state.ApiRequestError, ValueError) as error:
+            return 0, {}, str(error)
 
 
 def _stamped(body: objects.JsonObject) -> objects.JsonObject:
-    """An object with the time of this try; what is no object (options of a deletion) as it is."""
+    """An object with the time of this try as annotation; options of a deletion stay unchanged."""
     metadata = body.get("metadata")
     if metadata is None:
         return body
-    annotations = {**metadata.get("annotations", {}), frames.WRITTEN_AT: str(time.time_ns())}
+    annotations = {**metadata.get("annotations", {}), WRITTEN_AT: str(time.time_ns())}
     return {**body, "metadata": {**metadata, "annotations": annotations}}

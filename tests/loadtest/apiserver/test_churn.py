@@ -1,4 +1,4 @@
-"""Churn: what is written, how fast, and that it can be repeated."""
+"""Tests of loadtest.apiserver.churn: the writes, their rate, and their repeatability."""
 
 import json
 import time
@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from loadtest import WRITTEN_AT
 from loadtest.apiserver import churn, objects, resources
-from loadtest.apiserver.churn import ChurnSettings, Writer
+from loadtest.apiserver.churn import ChurnSettings, ChurnWriter
 from loadtest.apiserver.population import Population, populate
 from loadtest.apiserver.simulator import Simulator
 from loadtest.apiserver.store import Store
@@ -26,7 +27,7 @@ def new_store() -> Store:
 def test_the_same_seed_gives_the_same_writes() -> None:
     stores = [new_store(), new_store()]
     for store in stores:
-        writer = Writer(store, ChurnSettings(), seed=3)
+        writer = ChurnWriter(store, ChurnSettings(), seed=3)
         for number in range(300):
             writer.write(number)
     states = [[store.objects(resource) for resource in store.resources()] for store in stores]
@@ -38,7 +39,7 @@ def test_all_operations_are_made_and_marked_with_their_time() -> None:
     store = new_store()
     events: list[objects.Event] = []
     store.subscribe(lambda _, event: events.append(event))
-    writer = Writer(store, ChurnSettings(), seed=0)
+    writer = ChurnWriter(store, ChurnSettings(), seed=0)
     for number in range(500):
         writer.write(1000 + number)
     kinds = {kind: [event for event in events if event.kind is kind] for kind in objects.EventKind}
@@ -47,26 +48,26 @@ def test_all_operations_are_made_and_marked_with_their_time() -> None:
     assert writer.counts["delete"] == len(kinds[objects.EventKind.DELETED]) > 20
     for event in kinds[objects.EventKind.ADDED] + kinds[objects.EventKind.MODIFIED]:
         metadata = json.loads(event.item)["metadata"]
-        assert 1000 <= int(metadata["annotations"][churn.WRITTEN_AT]) < 1500
+        assert 1000 <= int(metadata["annotations"][WRITTEN_AT]) < 1500
         assert churn.MARKER in metadata["labels"]
 
 
-def test_the_time_is_a_label_too_where_it_is_asked_for() -> None:
+def test_the_time_is_a_label_too_on_request() -> None:
     store = new_store()
-    writer = Writer(
+    writer = ChurnWriter(
         store, ChurnSettings(types={"pods": 1.0}, label_times=True, pod_bytes=4000, update=0, delete=0), seed=0
     )
     writer.write(1000)
     [pod] = [item for key, item in store.objects(resources.PODS).items() if "churn-" in key]
     metadata = json.loads(pod)["metadata"]
-    assert metadata["labels"][churn.WRITTEN_AT] == metadata["annotations"][churn.WRITTEN_AT] == "1000"
+    assert metadata["labels"][WRITTEN_AT] == metadata["annotations"][WRITTEN_AT] == "1000"
     assert len(pod) > 3500
 
 
-def test_it_goes_on_when_somebody_else_deletes_or_the_past_returns() -> None:
+def test_it_continues_after_a_deletion_by_another_writer_or_a_roll_back() -> None:
     store = new_store()
     settings = ChurnSettings(types={"pods": 1.0})
-    writer = Writer(store, settings, seed=0)
+    writer = ChurnWriter(store, settings, seed=0)
     for number in range(50):
         writer.write(number)
     for key in store.objects(resources.PODS):
@@ -74,7 +75,7 @@ def test_it_goes_on_when_somebody_else_deletes_or_the_past_returns() -> None:
     for number in range(50):
         writer.write(number)
     store.roll_back(store.version - 40)
-    again = Writer(store, settings, seed=0)
+    again = ChurnWriter(store, settings, seed=0)
     for number in range(50):
         writer.write(number)
         again.write(number)
@@ -93,14 +94,14 @@ def test_it_goes_on_when_somebody_else_deletes_or_the_past_returns() -> None:
         {"update": -1},
     ],
 )
-def test_settings_that_make_no_sense(members: dict[str, Any]) -> None:
+def test_invalid_settings(members: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="churn"):
         ChurnSettings(**members)
 
 
-def test_types_nobody_serves() -> None:
+def test_types_that_are_not_served() -> None:
     with pytest.raises(ValueError, match="served"):
-        Writer(Store(), ChurnSettings(), seed=0)
+        ChurnWriter(Store(), ChurnSettings(), seed=0)
 
 
 async def test_the_pace_is_kept_by_an_absolute_schedule() -> None:

@@ -1,4 +1,4 @@
-"""The control endpoint."""
+"""Tests of loadtest.apiserver.control."""
 
 import asyncio
 from typing import Any
@@ -36,7 +36,7 @@ async def test_a_burst(api: Api, simulator: Simulator) -> None:
     assert value["metadata"]["resourceVersion"] == str(version + 10_000)
 
 
-async def test_faults_are_accepted_shown_and_lifted(api: Api) -> None:
+async def test_faults_are_accepted_shown_and_removed(api: Api) -> None:
     fault = {"kind": "error", "code": 500, "resource": "pods"}
     assert (await api.send("POST", "/_sim/faults", [fault]))[1]["accepted"] == 1
     assert (await api.get("/api/v1/pods"))[0] == 500
@@ -84,7 +84,7 @@ async def test_types_come_and_go(api: Api, simulator: Simulator) -> None:
         ("POST", "/_sim/types", []),
     ],
 )
-async def test_what_cannot_be_done_is_400(api: Api, simulator: Simulator, method: str, path: str, body: Any) -> None:
+async def test_an_impossible_request_is_400(api: Api, simulator: Simulator, method: str, path: str, body: Any) -> None:
     simulator.store.compact()
     status, answer = await api.send(method, path, body)
     assert status == 400

@@ -1,4 +1,4 @@
-"""Scripted faults, each as a client meets it."""
+"""Tests of loadtest.apiserver.faults: each fault as a client sees it."""
 
 import asyncio
 import json
@@ -232,6 +232,6 @@ def test_faults_from_json() -> None:
         b'{"kind": "drop", "at_seconds": -1}',
     ],
 )
-def test_faults_that_make_no_sense(text: bytes) -> None:
+def test_invalid_faults(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"fault|error|delay|JSON|value"):
         faults.parse(text)

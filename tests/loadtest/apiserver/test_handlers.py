@@ -1,4 +1,4 @@
-"""Lists, single objects, writes and discovery over HTTP."""
+"""Tests of loadtest.apiserver.handlers over HTTP: lists, single objects, writes and discovery."""
 
 import aiohttp
 import pytest
@@ -76,7 +76,7 @@ async def test_versions_and_matches(api: Api, simulator: Simulator) -> None:
     assert await listed(resourceVersion=before, resourceVersionMatch="NotOlderThan") == 9
 
 
-async def test_a_version_from_the_future_is_waited_for_and_then_too_large(api: Api, simulator: Simulator) -> None:
+async def test_a_future_version_is_awaited_and_then_too_large(api: Api, simulator: Simulator) -> None:
     future = simulator.store.version + 3
     query: dict[str, str | int] = {"resourceVersion": future, "resourceVersionMatch": "NotOlderThan"}
     async with api.session.get(api.url + PODS, params=query) as response:

@@ -1,4 +1,4 @@
-"""The simulator as a process."""
+"""Tests of the simulator as a process."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from loadtest.apiserver.__main__ import main
 from tests.harness.apiserver_client import Api
 
 
-async def test_it_says_where_it_is_serves_and_ends_at_sigterm(tmp_path: Path) -> None:
+async def test_it_prints_its_address_serves_and_ends_at_sigterm(tmp_path: Path) -> None:
     script = tmp_path / "faults.json"
     script.write_text('{"kind": "error", "code": 500, "verb": "GET"}')
     arguments = ["--nodes", "3", "--pods", "20", "--services", "2", "--widgets", "1", "--churn", "50"]

@@ -1,4 +1,4 @@
-"""Options of list and watch, and continue tokens."""
+"""Tests of loadtest.apiserver.options: options of list and watch, and continue tokens."""
 
 import base64
 
@@ -12,7 +12,7 @@ from loadtest.apiserver.options import Match
 
 
 @given(st.integers(1, 2**63), st.text(max_size=60))
-def test_tokens_return_what_they_carry(version: int, key: str) -> None:
+def test_tokens_round_trip(version: int, key: str) -> None:
     assert options.parse_token(options.continue_token(version, key)) == (version, key)
 
 
@@ -42,7 +42,7 @@ def test_watch_list() -> None:
         ({"watch": "true", "resourceVersionMatch": "NotOlderThan", "resourceVersion": "1"}, "resourceVersionMatch"),
     ],
 )
-def test_options_that_do_not_go_together(query: dict[str, str], field: str) -> None:
+def test_options_that_contradict_each_other(query: dict[str, str], field: str) -> None:
     with pytest.raises(InvalidOptions) as caught:
         options.parse(query, watch_list=True)
     assert caught.value.code == 422
@@ -60,6 +60,6 @@ def test_options_that_do_not_go_together(query: dict[str, str], field: str) -> N
         {"continue": "x", "resourceVersion": "5"},
     ],
 )
-def test_options_that_cannot_be_understood(query: dict[str, str]) -> None:
+def test_options_that_cannot_be_parsed(query: dict[str, str]) -> None:
     with pytest.raises(BadRequest):
         options.parse(query, watch_list=True)

@@ -1,4 +1,4 @@
-"""The made-up cluster."""
+"""Tests of loadtest.apiserver.population."""
 
 import collections
 import json

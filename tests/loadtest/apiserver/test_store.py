@@ -1,4 +1,4 @@
-"""The store keeps every version its history reaches back to."""
+"""Tests of loadtest.apiserver.store: it keeps every version that its history reaches back to."""
 
 import json
 from typing import Any
@@ -144,7 +144,7 @@ def test_a_page_of_a_forgotten_snapshot_is_refused_even_if_it_was_read_before() 
         store.page(PODS, version=page.version, after=page.last_key, limit=1)
 
 
-def test_a_namespace_is_not_mixed_with_those_whose_name_begins_alike() -> None:
+def test_namespaces_with_a_common_prefix_are_separate() -> None:
     store = new_store()
     for key in ("a/x", "a-b/x", "ab/x", "a/y"):
         store.create(PODS, pod(key))
@@ -211,7 +211,7 @@ def test_custom_types_are_written_sorted_and_with_their_type() -> None:
     assert value["kind"] == "Widget"
 
 
-def test_a_type_taken_away_is_gone_with_its_objects() -> None:
+def test_a_removed_type_is_gone_with_its_objects() -> None:
     store = new_store()
     store.create(PODS, pod("a/x"))
     store.uninstall(PODS)

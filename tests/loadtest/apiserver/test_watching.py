@@ -1,4 +1,4 @@
-"""Watches over HTTP: initial events, resumption, bookmarks, their end."""
+"""Tests of loadtest.apiserver.watching over HTTP: initial events, resumed watches, bookmarks, ends."""
 
 import asyncio
 import json
@@ -136,7 +136,7 @@ async def test_history_is_bounded() -> None:
             assert await watch.names(3) == ["ADDED p1", "ADDED p2", "ADDED p3"]
 
 
-async def test_a_watch_from_the_future_is_silent_and_a_watch_list_refused(api: Api, simulator: Simulator) -> None:
+async def test_a_watch_from_a_future_version_is_silent_and_a_watch_list_refused(api: Api, simulator: Simulator) -> None:
     store = simulator.store
     future = store.version + 1
     async with api.watch(PODS, resourceVersion=future) as watch:
@@ -149,7 +149,7 @@ async def test_a_watch_from_the_future_is_silent_and_a_watch_list_refused(api: A
         assert status["details"]["causes"][0]["reason"] == "ResourceVersionTooLarge"
 
 
-async def test_bookmarks_carry_the_newest_version_to_those_who_want_them() -> None:
+async def test_bookmarks_carry_the_newest_version_on_request() -> None:
     async with (
         Simulator(SimulatorSettings(bookmark_period_seconds=0.02)) as simulator,
         aiohttp.ClientSession() as session,

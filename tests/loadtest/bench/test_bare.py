@@ -1,21 +1,19 @@
-"""Tests of the bare loop: what it makes of a watch, and that its agents hold the API server's state."""
+"""Tests of the bare loop: its updates from a watch, and the maps of its agents."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from loadtest import demo
-from loadtest.bench import measurement, targets
+from loadtest.bench import targets
 from loadtest.bench.bare import greeting, sources
-from loadtest.environment import kubeconfig, processes
+from loadtest.environment import kubeconfig, measurement, processes
 from loadtest.reporting import report
 from loadtest.swarm import control, supervisor
 from loadtest.verification import calico_expected_state, expected_state, proof
 from protocol import messages
 
 AGENTS = 12
-UPDATES = {"create": 0, "delete": 0, "types": {"pods": 1}}
 
 
 def line(kind: str, *, name: str = "web") -> bytes:
@@ -52,27 +50,25 @@ def test_a_recording_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("protocol", list(control.Protocol))
 async def test_its_agents_hold_the_api_servers_state(protocol: control.Protocol, tmp_path: Path) -> None:
-    """Recorded snapshot, own watch, newcomers after updates: the same map as from the service."""
+    """Recorded snapshot, own watch, new agents after updates: the same map as from the service."""
     report.prepare_folder(tmp_path)
-    arguments = ["--nodes", "5", "--pods", "50", *(["--calico"] if protocol is control.Protocol.TYPHA else [])]
-    async with processes.Simulator(tmp_path, arguments=arguments) as simulator:
-        ground = targets.Ground(folder=tmp_path, simulator=simulator, protocol=protocol)
-        async with targets.open_contender(targets.Side.BARE, ground) as bare:
-            assert (bare.service, bare.begin) == (None, None)
-            async with supervisor.Swarm([bare.address], feed=ground.feed, agents=AGENTS, protocols=[protocol]) as swarm:
+    calico = protocol is control.Protocol.TYPHA
+    async with processes.SimulatorProcess(tmp_path, nodes=5, pods=50, calico=calico) as simulator:
+        setup = targets.Setup(folder=tmp_path, simulator=simulator, protocol=protocol)
+        async with targets.open_target(targets.Side.BARE, setup) as bare:
+            assert isinstance(bare, targets.BareProcess)
+            assert not bare.has_schedule
+            plan = supervisor.SwarmPlan(feed=setup.feed, agents=AGENTS, protocols=[protocol])
+            async with supervisor.Swarm([bare.address], plan) as swarm:
                 await swarm.wait_in_sync(timeout_seconds=30)
 
-                # Calico's built-in profile comes with the first change, two keys that nobody has written.
-                churned = (52 if ground.is_calico else 50) * AGENTS
+                # Calico's built-in profile comes with the first change: two keys that no object has.
+                churned = (52 if setup.is_calico else 50) * AGENTS
 
                 async def change() -> None:
-                    body = {"rate_per_second": 50.0, "duration_seconds": 1.0, "label_times": ground.is_calico}
-                    await simulator.control("POST", "churn", {**body, **UPDATES})
+                    await simulator.update_pods(50.0, 1.0)
                     await swarm.wait_for(lambda now: now.updates >= churned, timeout_seconds=30)
-                    await swarm.reconnect()
-                    await swarm.wait_for(
-                        lambda now: now.connects >= 2 * AGENTS and now.in_sync >= AGENTS, timeout_seconds=30
-                    )
+                    await swarm.storm(timeout_seconds=30)
 
                 window = await measurement.observe(bare, swarm, change)
                 assert window.deliveries >= 50 * AGENTS
@@ -80,10 +76,10 @@ async def test_its_agents_hold_the_api_servers_state(protocol: control.Protocol,
                 assert window.peak_bytes > 0
                 async with expected_state.ApiClient(kubeconfig.load(simulator.kubeconfig)) as client:
 
-                    async def expected() -> expected_state.Truth:
-                        if ground.is_calico:
-                            return await calico_expected_state.read(client, ground.feed)
-                        return await client.truth(expected_state.specs(demo.SIMULATED_TYPES))
+                    async def expected() -> expected_state.ExpectedState:
+                        if setup.is_calico:
+                            return await calico_expected_state.read(client, setup.feed)
+                        return await client.read_state(expected_state.specs(processes.SIMULATED_TYPES))
 
                     verdict = await proof.when_quiet(swarm, expected, timeout_seconds=30)
                 assert verdict.converged == AGENTS, verdict.line()

@@ -1,4 +1,4 @@
-"""The definitions agree with what the feeds watch."""
+"""Tests of loadtest.environment.calico_crds: the definitions agree with what the feeds watch."""
 
 import json
 
@@ -19,7 +19,7 @@ def test_every_custom_resource_of_the_feeds_is_defined(group: syncers.Group) -> 
     assert {(type.group, type.version, type.resource) for type in watched if type.group not in built_in} <= defined
 
 
-def test_defaults_stand_below_their_parents() -> None:
+def test_defaults_are_below_their_parents() -> None:
     named = {item["metadata"]["name"]: item for item in calico_crds.definitions(*calico_crds.GROUPS)}
     peer = named["bgppeers.projectcalico.org"]["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
     reference = peer["properties"]["password"]["properties"]["secretKeyRef"]

@@ -28,12 +28,12 @@ def test_missing_binaries_are_named_with_the_command_that_makes_them(tmp_path: P
         control_plane.find_binaries({"XDG_CACHE_HOME": str(tmp_path), "PATH": str(tmp_path)})
 
 
-def test_missing_go_is_said(tmp_path: Path) -> None:
+def test_a_missing_go_is_reported(tmp_path: Path) -> None:
     with pytest.raises(control_plane.BinariesMissingError, match=r"no Go .* TYPHA_TESTS_WITHOUT_CONTROL_PLANE=1"):
         control_plane.find_binaries({"HOME": str(tmp_path), "PATH": str(tmp_path)})
 
 
-def test_the_build_script_puts_them_where_they_are_looked_for(tmp_path: Path) -> None:
+def test_the_build_script_and_the_search_use_the_same_folder(tmp_path: Path) -> None:
     environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     with pytest.raises(control_plane.BinariesMissingError) as missing:
         control_plane.find_binaries(environment)
@@ -57,7 +57,7 @@ def test_a_program_that_ends_is_reported_with_its_log(tmp_path: Path) -> None:
         plane.start()
 
 
-def test_what_does_not_run_cannot_be_killed(tmp_path: Path) -> None:
+def test_a_stopped_control_plane_cannot_be_killed(tmp_path: Path) -> None:
     broken = program(tmp_path / "etcd")
     plane = control_plane.ControlPlane(
         tmp_path / "run", binaries=control_plane.Binaries(etcd=broken, api_server=broken)
@@ -67,7 +67,7 @@ def test_what_does_not_run_cannot_be_killed(tmp_path: Path) -> None:
     plane.stop()
 
 
-def test_free_ports_lie_below_those_of_outgoing_connections() -> None:
+def test_free_ports_are_below_those_of_outgoing_connections() -> None:
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert control_plane.free_port() < lowest
 

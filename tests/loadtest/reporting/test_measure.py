@@ -22,7 +22,7 @@ watches{type="b",verb="LIST"} 8.0
 
 
 def test_counters_are_summed_by_labels() -> None:
-    counters = measure.Counters(EXPOSITION)
+    counters = measure.Metrics(EXPOSITION)
     assert counters.total("typha_disconnects_total") == 5
     assert counters.total("typha_disconnects_total", reason="bad-preface") == 2
     assert counters.total("nothing") == 0
@@ -32,16 +32,16 @@ def test_counters_are_summed_by_labels() -> None:
 
 def test_cpu_of_this_process_rises_with_work() -> None:
     meter = measure.CpuMeter()
-    before = meter.sample([os.getpid()])
+    before = meter.sample([os.getpid()]).hub
     end = time.process_time() + 0.1
     while time.process_time() < end:
         pass
-    assert 0.05 < meter.sample([os.getpid()]) - before < 5
+    assert 0.05 < meter.sample([os.getpid()]).hub - before < 5
     assert measure.cpu_seconds(2**22 + 1) == 0
 
 
 def test_cpu_is_known_to_less_than_a_hundredth_of_a_second() -> None:
-    """In a process of its own: in this one, threads may have ended."""
+    """In a separate process, because threads of this one may have ended."""
     code = "import time\nwhile time.process_time() < 0.1: pass\nprint(time.process_time(), flush=True); input()"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None
@@ -58,10 +58,11 @@ def test_a_meter_keeps_what_dead_processes_used() -> None:
     assert measure.process_tree(os.getpid())[0] == os.getpid()
     assert child.pid in measure.process_tree(os.getpid())
     meter = measure.CpuMeter()
-    used = meter.sample([child.pid])
+    hub, workers = meter.sample([os.getpid(), child.pid])
     child.communicate(b"\n")
     assert measure.process_tree(child.pid) == []
-    assert meter.sample([child.pid]) == used > 0.05
+    assert meter.sample([os.getpid(), child.pid]).workers == workers > 0.05
+    assert meter.sample([]).hub >= hub > 0
 
 
 def test_memfd_pages_count_once() -> None:
@@ -81,7 +82,7 @@ def test_memfd_pages_count_once() -> None:
         os.close(file)
 
 
-def test_the_kernel_tells_its_socket_memory() -> None:
+def test_socket_memory_of_the_kernel() -> None:
     assert measure.kernel_socket_bytes() >= 0
 
 
@@ -93,7 +94,7 @@ def test_what_the_kernel_holds_of_a_connection() -> None:
             server.sendall(b"x" * 1000)
             deadline = time.monotonic() + 10
             while measure.queued_bytes(port) != [1000] and time.monotonic() < deadline:
-                time.sleep(0.001)  # until the acknowledgement has come
+                time.sleep(0.001)  # until the acknowledgement arrives
             assert measure.queued_bytes(port) == [1000]
             client.recv(400)
             assert measure.queued_bytes(port) == [600]

@@ -68,7 +68,7 @@ def test_a_report_without_samples_has_no_plots(tmp_path: Path) -> None:
     assert "<svg" not in (tmp_path / "report.html").read_text()
 
 
-def test_a_line_says_it_all() -> None:
+def test_a_line_has_the_most_important_values() -> None:
     text = dashboard.line(SAMPLE)
     for part in (
         "999/1000",
@@ -86,7 +86,7 @@ def test_a_line_says_it_all() -> None:
 
 
 def test_without_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with dashboard.View("test") as screen:
+    with dashboard.Dashboard("test") as screen:
         screen.say("it begins")
         for _ in range(4):
             screen.show(SAMPLE)

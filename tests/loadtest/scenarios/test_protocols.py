@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.scenarios import protocols
+from loadtest.scenarios import fixture, protocols
 
 NATIVE = protocols.Round(
     cpu_per_delivery=4e-6,
@@ -22,9 +22,7 @@ async def test_compares_both_protocols(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocols, "SETTLE_SECONDS", 0.2)
-    settings = protocols.ProtocolsSettings(
-        agents=20, seconds=1.0, rounds=1, nodes=3, pods=30, judged=False, folder=tmp_path
-    )
+    settings = fixture.Settings(agents=20, seconds=1.0, rounds=1, nodes=3, pods=30, judge_times=False, folder=tmp_path)
     assert await protocols.run(settings)
     assert "PASS  CPU per delivery of Typha's protocol: " in capsys.readouterr().out
     document = json.loads((tmp_path / "report.json").read_text())

@@ -1,4 +1,4 @@
-"""Tests of loadtest.swarm.engine: what it knows of silence and of connections that came to nothing; real sockets."""
+"""Tests of loadtest.swarm.engine with real sockets: silences, and connections that failed."""
 
 import contextlib
 import socket
@@ -9,7 +9,8 @@ from loadtest.swarm import control, engine
 from tests.harness import swarm_peers
 
 LATE_SECONDS = 0.8
-"""So late does the process read; more than `engine.QUIET_NS`."""
+"""Delay of the read, longer than `engine.QUIET_NS`."""
+TICK_NS = 20_000_000
 
 
 class Peer:
@@ -51,7 +52,7 @@ def poll_until(swarm: engine.Engine, condition: Callable[[], bool]) -> None:
         swarm.poll(0.01)
 
 
-def test_reading_late_is_no_silence_of_the_servers() -> None:
+def test_a_late_read_does_not_count_as_silence() -> None:
     with one_agent() as (peer, swarm):
         poll_until(swarm, lambda: swarm.connects == 1)
         connection = peer.accept()
@@ -80,7 +81,7 @@ def test_a_silence_is_measured_while_it_lasts_and_when_it_is_over() -> None:
         assert swarm.behaving.silence_ns >= (LATE_SECONDS - 0.05) * 1e9
 
 
-def test_what_ends_before_it_is_in_sync_is_unserved_and_what_ends_later_is_lost() -> None:
+def test_a_connection_that_ends_is_unserved_before_in_sync_and_lost_after_it() -> None:
     with one_agent() as (peer, swarm):
         poll_until(swarm, lambda: swarm.connects == 1)
         peer.accept().shutdown(socket.SHUT_WR)
@@ -95,3 +96,31 @@ def test_what_ends_before_it_is_in_sync_is_unserved_and_what_ends_later_is_lost(
         peer.listener.close()
         peer.close()
         poll_until(swarm, lambda: "connect ECONNREFUSED" in swarm.unserved)
+
+
+def test_a_late_read_does_not_change_the_arrival() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as client,
+        listener.accept()[0] as server,
+    ):
+        time.sleep(0.1)  # the test is about time
+        before_ns = time.time_ns()
+        server.send(b"x")
+        after_ns = time.time_ns()
+        time.sleep(0.1)
+        found = engine.last_arrival_ns(client, time.time_ns())
+        assert before_ns - TICK_NS <= found <= after_ns + TICK_NS
+        assert client.recv(1) == b"x"
+        again = engine.last_arrival_ns(client, time.time_ns())
+        assert abs(again - found) <= TICK_NS, "a read does not count as an arrival"
+
+
+def test_a_connection_without_data_counts_from_its_start() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        before_ns = time.time_ns()
+        with socket.create_connection(listener.getsockname()) as client:
+            after_ns = time.time_ns()
+            time.sleep(0.05)
+            found = engine.last_arrival_ns(client, time.time_ns())
+            assert before_ns - TICK_NS <= found <= after_ns + TICK_NS

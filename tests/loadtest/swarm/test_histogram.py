@@ -15,7 +15,7 @@ def test_a_duration_lies_in_its_bucket(microseconds: int) -> None:
     assert histogram.lower_bound(bucket + 1) - histogram.lower_bound(bucket) <= max(1, microseconds / 31)
 
 
-def test_what_is_out_of_range_counts_as_the_bound() -> None:
+def test_durations_out_of_range_count_as_the_bound() -> None:
     assert histogram.bucket_of(-5) == 0
     assert histogram.bucket_of(1 << 60) == histogram.bucket_of((1 << 40) - 1) < histogram.BUCKETS
 
@@ -32,13 +32,16 @@ def test_quantiles_are_those_of_the_values(values: list[int], fraction: float) -
     assert any(abs(quantile * 1e6 - ordered[index]) <= ordered[index] * 0.04 + 1 for index in near)
 
 
-def test_take_gives_what_is_new_and_merges_elsewhere() -> None:
+def test_differences_and_sums() -> None:
     first, second = histogram.Histogram(), histogram.Histogram()
     first.add(100)
     first.add(100)
-    second.merge(first.take())
+    second.merge(first.sparse())
+    before = first.copy()
     first.add(5000)
-    second.merge(first.take())
-    assert first.total == 0
-    assert second.total == 3
+    second.merge(first.since(before).sparse())
+    assert (before.total, first.total, second.total) == (2, 3, 3)
+    assert second.counts == first.counts
+    first.clear()
+    assert (first.total, second.total) == (0, 3)
     assert histogram.Histogram().quantile(0.5) is None

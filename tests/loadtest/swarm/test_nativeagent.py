@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtest.swarm import agent, nativeagent
+from loadtest.swarm import agent, control, nativeagent
 from protocol import errors, messages
 from tests.harness import swarm_peers
 from tests.harness.swarm_peers import NOW_NS, Source, connect, feed, frame, value
@@ -18,12 +18,12 @@ def test_holds_the_servers_map_whatever_the_reads(step: int | None, compress: bo
     source = Source(population(40))
     one = connect(agent.Shared())
     feed(one, source.snapshot(compress=compress), step=step)
-    assert (one.state.digest, one.state.keys, one.in_sync) == (source.digest, 40, True)
+    assert (one.map.digest, one.map.keys, one.in_sync) == (source.digest, 40, True)
     feed(one, source.change(("/core/v1/pods/default/p1", None), ("/core/v1/pods/default/p2", value("u"))), step=step)
-    assert (one.state.digest, one.state.keys, one.sequence) == (source.digest, 39, 2)
+    assert (one.map.digest, one.map.keys, one.sequence) == (source.digest, 39, 2)
 
 
-def test_agents_with_the_same_frames_share_states() -> None:
+def test_agents_with_the_same_frames_share_maps() -> None:
     shared = agent.Shared()
     source = Source(population(30))
     agents = [connect(shared, f"a-{number}") for number in range(5)]
@@ -35,11 +35,11 @@ def test_agents_with_the_same_frames_share_states() -> None:
     for one in agents:
         feed(one, change)
     assert shared.cache.distinct == decoded + 1
-    assert len({id(one.state) for one in agents}) == 1
-    assert agents[0].state.digest == source.digest
+    assert len({id(one.map) for one in agents}) == 1
+    assert agents[0].map.digest == source.digest
 
 
-def test_an_agent_with_other_bytes_has_another_state() -> None:
+def test_an_agent_with_other_bytes_has_another_map() -> None:
     shared = agent.Shared()
     source = Source(population(30))
     good, bad = connect(shared), connect(shared)
@@ -49,8 +49,8 @@ def test_an_agent_with_other_bytes_has_another_state() -> None:
     twin = Source(source.content, sequence=source.sequence)
     feed(good, source.change(("k", b"v")))
     feed(bad, twin.change(("k", b"w")))
-    assert good.state.digest == source.digest
-    assert bad.state.digest == twin.digest != source.digest
+    assert good.map.digest == source.digest
+    assert bad.map.digest == twin.digest != source.digest
 
 
 def test_a_missing_frame_is_noticed_by_the_agent_that_misses_it() -> None:
@@ -106,7 +106,7 @@ def test_a_snapshot_with_a_wrong_digest_is_refused() -> None:
         feed(connect(agent.Shared()), parts)
 
 
-def test_deletions_are_recorded_however_they_come() -> None:
+def test_deletions_are_recorded_of_every_kind() -> None:
     shared = agent.Shared()
     one = connect(shared)
     source = Source({"gone": value("1"), "replaced": value("2"), "missing": value("3"), "stays": value("4")})
@@ -122,7 +122,7 @@ def test_deletions_are_recorded_however_they_come() -> None:
         ("missing", "3"): NOW_NS + 3,
     }
     assert one.deletions == one.group.deletions == 3
-    assert one.state.digest == source.digest
+    assert one.map.digest == source.digest
 
 
 def test_the_map_outlives_the_connection() -> None:
@@ -131,12 +131,12 @@ def test_the_map_outlives_the_connection() -> None:
     source = Source(population(5))
     feed(one, source.snapshot())
     one.disconnected(NOW_NS)
-    assert one.state.digest == source.digest
+    assert one.map.digest == source.digest
     assert not one.in_sync
     del source.content["/core/v1/pods/default/p3"]
     one.connected(feed="f", compressed=False, now_ns=NOW_NS)
     feed(one, [swarm_peers.hello(2, bytes(16)), *source.snapshot()])
-    assert one.state.digest == source.digest
+    assert one.map.digest == source.digest
     assert list(shared.table.deletions) == [("/core/v1/pods/default/p3", "uid-3")]
 
 
@@ -162,13 +162,13 @@ def test_a_goodbye_ends_it() -> None:
 
 
 def test_a_foreign_server_is_refused() -> None:
-    one = nativeagent.NativeAgent("a-0", agent.Shared(), agent.Group())
+    one = nativeagent.NativeAgent("a-0", agent.Shared(), control.Group())
     one.connected(feed="f", compressed=False, now_ns=NOW_NS)
     with pytest.raises(errors.RemoteProtocolError, match="first bytes"):
         one.receive(b"HTTP/1.1", NOW_NS)
 
 
-def test_a_snapshot_takes_its_place_at_the_first_status_behind_it() -> None:
+def test_a_snapshot_replaces_the_map_at_the_first_status_after_it() -> None:
     shared = agent.Shared()
     one = connect(shared)
     source = Source(population(5))
@@ -176,21 +176,21 @@ def test_a_snapshot_takes_its_place_at_the_first_status_behind_it() -> None:
     feed(one, [*old_snapshot, old_status])
     deltas = [source.change(("new", value("n"))), source.change(("newer", value("m"))), source.change(("p", b"{}"))]
     feed(one, deltas[:2])
-    before = one.state
+    before = one.map
     one.disconnected(NOW_NS)
     one.connected(feed="f", compressed=False, now_ns=NOW_NS)
     feed(one, [swarm_peers.hello(2), *old_snapshot])
-    assert (one.phase, one.in_sync, one.state) == (agent.Phase.RETURNING, False, before)
+    assert (one.phase, one.in_sync, one.map) == (agent.Phase.RETURNING, False, before)
     assert feed(one, [deltas[0], frame(messages.Ping())]) == frame(messages.Pong(2))
-    assert (one.in_sync, one.state) == (False, before)
+    assert (one.in_sync, one.map) == (False, before)
     feed(one, [deltas[1], frame(messages.Status(one.sequence + 1, messages.SyncStatus.IN_SYNC))])
-    assert (one.in_sync, one.state) == (True, before)
+    assert (one.in_sync, one.map) == (True, before)
     feed(one, deltas[2])
-    assert one.state.digest == source.digest
+    assert one.map.digest == source.digest
     assert shared.table.deletions == {}
 
 
-def test_catching_up_takes_the_sequence_back_and_ends_in_sync() -> None:
+def test_catching_up_sets_the_sequence_back_and_ends_in_sync() -> None:
     shared = agent.Shared()
     one = connect(shared)
     source = Source(population(5))
@@ -200,12 +200,12 @@ def test_catching_up_takes_the_sequence_back_and_ends_in_sync() -> None:
     feed(one, [deltas[0], frame(messages.Status(begun, messages.SyncStatus.CATCHING_UP))])
     assert (one.sequence, one.in_sync) == (begun, False)
     feed(one, [*deltas, frame(messages.Status(begun + 2, messages.SyncStatus.IN_SYNC))])
-    assert (one.in_sync, one.state.digest) == (True, source.digest)
+    assert (one.in_sync, one.map.digest) == (True, source.digest)
     with pytest.raises(errors.RemoteProtocolError, match="does not follow on"):
         feed(one, [frame(messages.Status(begun, messages.SyncStatus.IN_SYNC))])
 
 
-def test_a_snapshot_that_is_being_caught_up_waits_to_take_its_place() -> None:
+def test_a_snapshot_does_not_replace_the_map_while_catching_up() -> None:
     shared = agent.Shared()
     one = connect(shared)
     source = Source(population(5))
@@ -213,7 +213,7 @@ def test_a_snapshot_that_is_being_caught_up_waits_to_take_its_place() -> None:
     feed(one, [*snapshot, frame(messages.Status(source.sequence, messages.SyncStatus.CATCHING_UP))])
     assert (one.phase, one.in_sync) == (agent.Phase.RETURNING, False)
     feed(one, [status])
-    assert (one.phase, one.in_sync, one.state.digest) == (agent.Phase.FOLLOWING, True, source.digest)
+    assert (one.phase, one.in_sync, one.map.digest) == (agent.Phase.FOLLOWING, True, source.digest)
 
 
 def test_another_server_may_be_behind() -> None:
@@ -225,4 +225,4 @@ def test_another_server_may_be_behind() -> None:
     one.disconnected(NOW_NS)
     one.connected(feed="f", compressed=False, now_ns=NOW_NS)
     feed(one, [swarm_peers.hello(2, bytes(16)), *old_snapshot])
-    assert (one.state.digest, one.in_sync, one.deletions) == (old_digest, True, 1)
+    assert (one.map.digest, one.in_sync, one.deletions) == (old_digest, True, 1)

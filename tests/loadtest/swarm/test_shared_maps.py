@@ -15,7 +15,7 @@ CHANGES = st.lists(st.tuples(KEYS, st.none() | st.integers(0, 3)), min_size=1, m
 
 @hypothesis.given(st.lists(CHANGES, max_size=12), st.sets(st.integers(0, 11)))
 def test_any_history_gives_the_digest_of_its_map(history: list[list[tuple[str, int | None]]], again: set[int]) -> None:
-    """One agent follows the deltas; another connects now and then and joins the first one's states."""
+    """One agent follows the deltas; another connects now and then and joins the first one's maps."""
     shared = agent.Shared()
     source = Source({"k0": value("0")})
     first, second = connect(shared), connect(shared)
@@ -28,14 +28,14 @@ def test_any_history_gives_the_digest_of_its_map(history: list[list[tuple[str, i
             feed(second, source.snapshot())
         else:
             feed(second, delta)
-        assert first.state is second.state
-        assert (first.state.digest, first.state.keys) == (source.digest, len(source.content))
+        assert first.map is second.map
+        assert (first.map.digest, first.map.keys) == (source.digest, len(source.content))
     for key, content in source.content.items():
-        assert first.state.entry(key) is not None, content
-    assert first.state.entry("nothing") is None
+        assert first.map.entry(key) is not None, content
+    assert first.map.entry("nothing") is None
 
 
-def test_states_without_agents_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_without_agents_are_freed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_maps, "REMEMBERED_CHANGES", 50)
     shared = agent.Shared()
     source = Source({"k": value("0")})
@@ -49,7 +49,7 @@ def test_states_without_agents_are_freed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(shared.table) < 60
     for delta in deltas:
         feed(stalled, delta)
-    assert stalled.state is fast.state
+    assert stalled.map is fast.map
 
 
 def test_too_many_deletions_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

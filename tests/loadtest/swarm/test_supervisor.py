@@ -38,7 +38,9 @@ async def test_a_swarm_follows_changes_reconnects_and_proves_its_maps() -> None:
     content = population(50)
     async with (
         testing.Server(feeds={"workloads": content}) as server,
-        supervisor.Swarm([address(server)], feed="workloads", agents=12, public_agents=2) as swarm,
+        supervisor.Swarm(
+            [address(server)], supervisor.SwarmPlan(feed="workloads", agents=12, public_agents=2)
+        ) as swarm,
     ):
         await swarm.wait_in_sync(timeout_seconds=20)
         content["new"] = value("n", written_at_ns=time.time_ns())
@@ -66,19 +68,21 @@ async def test_a_swarm_follows_changes_reconnects_and_proves_its_maps() -> None:
         totals = swarm.totals()
         assert totals.protocol_errors == []
         assert totals.disconnects.get("eof", 0) + totals.disconnects.get("ECONNRESET", 0) >= 10
-        assert swarm.take_latency().total == 10
-        assert swarm.take_latency().total == 0
+        assert swarm.latency.total == 10
+        assert swarm.latency.since(swarm.latency.copy()).total == 0
 
 
 async def test_impaired_agents_fall_behind_and_come_back() -> None:
     async with (
         testing.Server(feeds={"workloads": population(5)}) as server,
-        supervisor.Swarm([address(server)], feed="workloads", agents=4, processes=1, small_buffers=2) as swarm,
+        supervisor.Swarm(
+            [address(server)], supervisor.SwarmPlan(feed="workloads", agents=4, processes=1, small_buffers=2)
+        ) as swarm,
     ):
         await swarm.wait_in_sync(timeout_seconds=20)
         before = digest.state_digest(population(5).items())
         await swarm.impair(2, bytes_per_second=0, seconds=600.0)
-        await swarm.digests()  # orders are obeyed one after the other: by now nobody reads
+        await swarm.digests()  # commands are obeyed in order, so the agents have stopped reading
         server.put("workloads", "k", b"{}")
         after = digest.state_digest({**population(5), "k": b"{}"}.items())
         async with asyncio.timeout(20):
@@ -90,15 +94,16 @@ async def test_impaired_agents_fall_behind_and_come_back() -> None:
         await wait_for_digest(swarm, after)
 
 
-async def test_agents_apart_are_the_ones_that_are_impaired_and_do_not_count_with_the_others() -> None:
+async def test_background_agents_are_impaired_and_do_not_count_with_the_others() -> None:
     async with (
         testing.Server(feeds={"workloads": population(5)}) as server,
         supervisor.Swarm(
-            [address(server)], feed="workloads", agents=6, processes=1, small_buffers=2, apart=True
+            [address(server)],
+            supervisor.SwarmPlan(feed="workloads", agents=6, processes=1, small_buffers=2, background=True),
         ) as swarm,
     ):
         await swarm.wait_in_sync(timeout_seconds=20)
-        assert [process.start.agents for process in swarm.processes] == [3, 3]
+        assert [process.order.agents for process in swarm.processes] == [3, 3]
         assert [os.sched_getscheduler(process.pid) for process in swarm.processes] == [os.SCHED_IDLE, os.SCHED_OTHER]
         before = digest.state_digest(population(5).items())
         await swarm.impair(2, bytes_per_second=0, seconds=600.0)
@@ -116,13 +121,13 @@ async def test_agents_apart_are_the_ones_that_are_impaired_and_do_not_count_with
         await wait_for_digest(swarm, after)
         await swarm.wait_for(lambda now: now.updates >= 6, timeout_seconds=20)
         assert swarm.totals().behaving_updates == 3
-        assert swarm.take_latency().total == 3
+        assert swarm.latency.total == 3
 
 
 async def test_reconnect_is_a_storm() -> None:
     async with (
         testing.Server(feeds={"workloads": population(5)}) as server,
-        supervisor.Swarm([address(server)], feed="workloads", agents=6, processes=1) as swarm,
+        supervisor.Swarm([address(server)], supervisor.SwarmPlan(feed="workloads", agents=6, processes=1)) as swarm,
     ):
         await swarm.wait_in_sync(timeout_seconds=20)
         await swarm.reconnect()
@@ -141,7 +146,8 @@ async def test_agents_come_over_tls(tmp_path: Path) -> None:
     async with (
         testing.Server(feeds={"workloads": content}, tls=context) as server,
         supervisor.Swarm(
-            [address(server)], feed="workloads", agents=6, public_agents=1, processes=1, tls=made.agents
+            [address(server)],
+            supervisor.SwarmPlan(feed="workloads", agents=6, public_agents=1, processes=1, tls=made.agents),
         ) as swarm,
     ):
         await swarm.wait_in_sync(timeout_seconds=20)
@@ -154,7 +160,9 @@ async def test_agents_come_over_tls(tmp_path: Path) -> None:
 
 
 async def test_waits_for_a_server_that_comes_later(free_port: int) -> None:
-    async with supervisor.Swarm([("127.0.0.1", free_port)], feed="workloads", agents=2, processes=1) as swarm:
+    async with supervisor.Swarm(
+        [("127.0.0.1", free_port)], supervisor.SwarmPlan(feed="workloads", agents=2, processes=1)
+    ) as swarm:
         await swarm.wait_for(lambda totals: "connect ECONNREFUSED" in totals.disconnects, timeout_seconds=20)
         assert swarm.totals().in_sync == 0
 
@@ -162,7 +170,7 @@ async def test_waits_for_a_server_that_comes_later(free_port: int) -> None:
 async def test_a_process_that_dies_is_an_error() -> None:
     async with (
         testing.Server(feeds={"workloads": population(5)}) as server,
-        supervisor.Swarm([address(server)], feed="workloads", agents=2, processes=2) as swarm,
+        supervisor.Swarm([address(server)], supervisor.SwarmPlan(feed="workloads", agents=2, processes=2)) as swarm,
     ):
         await swarm.wait_in_sync(timeout_seconds=20)
         os.kill(swarm.processes[0].pid, signal.SIGKILL)

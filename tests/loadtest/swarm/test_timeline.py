@@ -16,7 +16,6 @@ def test_lag_is_the_age_of_the_first_missing_sequence() -> None:
     assert line.lag_seconds(b"a", 5, now) == 2
     assert line.lag_seconds(b"a", 3, now) == 3
     assert line.lag_seconds(b"other", 3, now) == 0
-    assert line.highest() == 9
 
 
 def test_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,4 +27,3 @@ def test_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(20):
         line.reached(bytes([number]), 1, 0)
     assert line.lag_seconds(b"a", 0, 10**9) == 0
-    assert timeline.Timeline().highest() == 0

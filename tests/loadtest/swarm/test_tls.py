@@ -10,7 +10,7 @@ from loadtest.environment import certificates
 from loadtest.swarm import tls
 
 
-class Peer:
+class TlsPeer:
     """A server that asks for a certificate."""
 
     def __init__(self, made: certificates.Certificates) -> None:
@@ -33,9 +33,9 @@ class Peer:
         return self.outgoing.read()
 
 
-def connected(folder: Path) -> tuple[Peer, tls.Channel]:
+def connected(folder: Path) -> tuple[TlsPeer, tls.Channel]:
     made = certificates.make(folder, host="127.0.0.1")
-    peer = Peer(made)
+    peer = TlsPeer(made)
     channel = tls.Channel(tls.context_of(made.agents), "127.0.0.1")
     said = channel.begin()
     for _ in range(3):
@@ -71,7 +71,7 @@ def test_the_server_sees_the_agents_name_and_what_it_sends(tmp_path: Path) -> No
 
 def test_a_server_with_another_authority_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    peer = Peer(certificates.make(tmp_path / "other", host="127.0.0.1"))
+    peer = TlsPeer(certificates.make(tmp_path / "other", host="127.0.0.1"))
     mine = certificates.make(tmp_path, host="127.0.0.1")
     channel = tls.Channel(tls.context_of(mine.agents), "127.0.0.1")
     with pytest.raises(ssl.SSLError, match="certificate verify failed"):

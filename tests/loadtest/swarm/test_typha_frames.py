@@ -7,61 +7,61 @@ from protocol import errors
 from protocol.typha import codec, connection, messages, snappy
 
 
-def start_of(form: typha_frames.Form, places: typha_frames.Places) -> typha_frames.Place:
-    """The place behind the hello and the restart, or behind the hello alone."""
+def start_of(form: typha_frames.Form, positions: typha_frames.Positions) -> typha_frames.Position:
+    """The position after the hello and the restart, or after the hello alone."""
     hello = codec.encode(messages.ServerHello("v", "felix", True, 1), types=codec.SERVER)
     restart = codec.encode(connection.RESTART, types=codec.SERVER)
-    pieces = bytearray(codec.SERVER.definitions + hello + (b"" if form is typha_frames.Form.PLAIN else restart))
-    place = places.start
-    while pieces:
-        size = typha_frames.first_piece_bytes(place, pieces)
-        place = places.step(place, bytes(pieces[:size])).place
-        del pieces[:size]
-    return place
+    stream = bytearray(codec.SERVER.definitions + hello + (b"" if form is typha_frames.Form.PLAIN else restart))
+    position = positions.start
+    while stream:
+        size = typha_frames.first_frame_bytes(position, stream)
+        position = positions.step(position, bytes(stream[:size])).position
+        del stream[:size]
+    return position
 
 
 @pytest.mark.parametrize("form", [typha_frames.Form.PLAIN, typha_frames.Form.SNAPPY_START])
-def test_two_streams_with_the_same_pieces_are_at_one_place(form: typha_frames.Form) -> None:
-    places = typha_frames.Places()
-    first, second = (start_of(form, places) for _ in range(2))
+def test_two_streams_with_the_same_frames_are_at_one_position(form: typha_frames.Form) -> None:
+    positions = typha_frames.Positions()
+    first, second = (start_of(form, positions) for _ in range(2))
     assert first is second
     assert first.form is form
 
 
-def test_a_message_may_lie_in_two_chunks() -> None:
-    places = typha_frames.Places()
-    place = places.step(start_of(typha_frames.Form.SNAPPY_START, places), snappy.IDENTIFIER).place
-    place = places.step(place, snappy.compress(codec.SERVER.definitions)).place
+def test_a_message_may_span_two_chunks() -> None:
+    positions = typha_frames.Positions()
+    position = positions.step(start_of(typha_frames.Form.SNAPPY_START, positions), snappy.IDENTIFIER).position
+    position = positions.step(position, snappy.compress(codec.SERVER.definitions)).position
     data = codec.encode(messages.SyncStatus(2), types=codec.SERVER)
-    half = places.step(place, snappy.compress(data[:5]))
-    assert (half.messages, half.place.tail) == ((), data[:5])
-    whole = places.step(half.place, snappy.compress(data[5:]))
+    half = positions.step(position, snappy.compress(data[:5]))
+    assert (half.messages, half.position.tail) == ((), data[:5])
+    whole = positions.step(half.position, snappy.compress(data[5:]))
     assert [message.message for message in whole.messages] == [messages.SyncStatus(2)]
-    assert whole.place is place
-    assert places.step(half.place, snappy.compress(data[5:])) is whole
+    assert whole.position is position
+    assert positions.step(half.position, snappy.compress(data[5:])) is whole
 
 
 def test_a_compressed_stream_begins_with_its_identifier() -> None:
-    places = typha_frames.Places()
+    positions = typha_frames.Positions()
     with pytest.raises(errors.RemoteProtocolError, match="the stream begins with"):
-        places.step(start_of(typha_frames.Form.SNAPPY_START, places), snappy.compress(b"x"))
+        positions.step(start_of(typha_frames.Form.SNAPPY_START, positions), snappy.compress(b"x"))
 
 
 def test_a_restart_that_the_service_never_asks_for_is_refused() -> None:
-    places = typha_frames.Places()
-    place = start_of(typha_frames.Form.PLAIN, places)
+    positions = typha_frames.Positions()
+    position = start_of(typha_frames.Form.PLAIN, positions)
     with pytest.raises(errors.RemoteProtocolError, match="never asks for"):
-        places.step(place, codec.encode(messages.DecoderRestart("m", "zlib"), types=codec.SERVER))
+        positions.step(position, codec.encode(messages.DecoderRestart("m", "zlib"), types=codec.SERVER))
 
 
-def test_incomplete_pieces_are_awaited() -> None:
-    places = typha_frames.Places()
-    compressed = places.step(start_of(typha_frames.Form.SNAPPY_START, places), snappy.IDENTIFIER).place
+def test_incomplete_frames_are_awaited() -> None:
+    positions = typha_frames.Positions()
+    compressed = positions.step(start_of(typha_frames.Form.SNAPPY_START, positions), snappy.IDENTIFIER).position
     chunk = snappy.compress(b"content")
-    for place, piece in ((places.start, codec.encode(messages.Ack(), types=codec.CLIENT)), (compressed, chunk)):
-        assert [typha_frames.first_piece_bytes(place, bytearray(piece[:size])) for size in range(len(piece))] == [
+    for position, frame in ((positions.start, codec.encode(messages.Ack(), types=codec.CLIENT)), (compressed, chunk)):
+        assert [typha_frames.first_frame_bytes(position, bytearray(frame[:size])) for size in range(len(frame))] == [
             0
-        ] * len(piece)
-        assert typha_frames.first_piece_bytes(place, bytearray(piece + b"more")) == len(piece)
-    with pytest.raises(errors.RemoteProtocolError, match="a piece of"):
-        typha_frames.first_piece_bytes(places.start, bytearray(b"\xf8" + b"\xff" * 8))
+        ] * len(frame)
+        assert typha_frames.first_frame_bytes(position, bytearray(frame + b"more")) == len(frame)
+    with pytest.raises(errors.RemoteProtocolError, match="a frame of"):
+        typha_frames.first_frame_bytes(positions.start, bytearray(b"\xf8" + b"\xff" * 8))

@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from loadtest.swarm import agent, frames
+from loadtest import WRITTEN_AT
+from loadtest.swarm import agent
 from protocol import digest, errors, messages
 from protocol.gob import decoder
 from protocol.typha import codec
@@ -23,8 +24,8 @@ def population(count: int, *, size: int = 10) -> dict[str, bytes]:
 
 
 def endpoint(written_at_ns: int) -> bytes:
-    """Like a workload endpoint of Calico's: the pod's labels, no metadata."""
-    return b'{"state":"active","labels":{"%b":"%d"}}' % (frames.WRITTEN_AT.encode(), written_at_ns)
+    """Like one of Calico's workload endpoints: labels of the pod, no metadata."""
+    return b'{"state":"active","labels":{"%b":"%d"}}' % (WRITTEN_AT.encode(), written_at_ns)
 
 
 @FORMATS
@@ -34,10 +35,10 @@ def test_holds_the_servers_map_whatever_the_reads(compress: bool, step: int | No
     one = make(agent.Shared())
     server.greet(one, compress=compress, step=step)
     give(one, server.snapshot(compress=compress) + server.status(compress=compress), step=step)
-    assert (one.state.digest, one.state.keys, one.in_sync) == (server.digest, 250, True)
+    assert (one.map.digest, one.map.keys, one.in_sync) == (server.digest, 250, True)
     first, *_ = server.content
     give(one, server.change((first, None), ("new", b"n"), compress=compress), step=step)
-    assert (one.state.digest, one.state.keys) == (server.digest, 250)
+    assert (one.map.digest, one.map.keys) == (server.digest, 250)
     assert (one.group.snapshots, one.group.updates, one.deletions) == (1, 2, 1)
 
 
@@ -54,12 +55,12 @@ def test_a_snapshot_of_many_chunks_is_decoded_once_for_all(compress: bool) -> No
         if not number:
             decoded = shared.distinct_frames
     assert shared.distinct_frames == decoded + 3, "beside the hellos, nothing is decoded twice"
-    assert len({id(one.state) for one in agents}) == 1
-    assert agents[0].state.digest == server.digest
+    assert len({id(one.map) for one in agents}) == 1
+    assert agents[0].map.digest == server.digest
 
 
 @FORMATS
-def test_an_agent_with_other_bytes_has_another_state(compress: bool) -> None:
+def test_an_agent_with_other_bytes_has_another_map(compress: bool) -> None:
     shared = agent.Shared()
     server = Server(population(5))
     good, bad = make(shared), make(shared)
@@ -70,8 +71,8 @@ def test_an_agent_with_other_bytes_has_another_state(compress: bool) -> None:
     twin = Server(server.content)
     give(good, server.change(("k", b"v"), compress=compress))
     give(bad, twin.change(("k", b"w"), compress=compress))
-    assert good.state.digest == server.digest
-    assert bad.state.digest == twin.digest != server.digest
+    assert good.map.digest == server.digest
+    assert bad.map.digest == twin.digest != server.digest
 
 
 @FORMATS
@@ -100,16 +101,16 @@ def test_the_map_is_replaced_at_the_first_in_sync(compress: bool) -> None:
     server = Server(population(5))
     server.greet(one, compress=compress)
     give(one, server.snapshot(compress=compress) + server.status(compress=compress))
-    before = one.state
+    before = one.map
     one.disconnected(NOW_NS)
     gone, *_ = server.content
     del server.content[gone]
     server.greet(one, compress=compress)
     waiting = server.status(messages.SyncStatus.RESYNC, compress=compress)
     give(one, waiting + server.snapshot(compress=compress))
-    assert (one.phase, one.in_sync, one.state) == (agent.Phase.RETURNING, False, before)
+    assert (one.phase, one.in_sync, one.map) == (agent.Phase.RETURNING, False, before)
     give(one, server.status(compress=compress), now_ns=NOW_NS + 5)
-    assert (one.in_sync, one.state.digest) == (True, server.digest)
+    assert (one.in_sync, one.map.digest) == (True, server.digest)
     assert shared.table.deletions == {(gone, ""): NOW_NS + 5}
 
 
@@ -137,7 +138,7 @@ def test_the_longest_time_between_two_reads_is_kept() -> None:
     assert (one.group.read_gap_ns, one.heard_ns) == (7, NOW_NS + 9)
 
 
-def test_coming_back_takes_from_the_loss_of_a_connection_in_sync_over_all_attempts() -> None:
+def test_coming_back_counts_from_the_loss_of_a_connection_in_sync_with_all_attempts() -> None:
     one = make(agent.Shared())
     server = Server()
     server.greet(one, compress=True)
@@ -162,7 +163,7 @@ def test_both_formats_give_the_same_map_as_the_digest_of_the_pairs() -> None:
     for compress, one in zip((False, True), agents, strict=True):
         server.greet(one, compress=compress)
         give(one, server.snapshot(compress=compress) + server.status(compress=compress))
-    assert {one.state.digest for one in agents} == {digest.state_digest(server.content.items())}
+    assert {one.map.digest for one in agents} == {digest.state_digest(server.content.items())}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_both_formats_give_the_same_map_as_the_digest_of_the_pairs() -> None:
     [
         (lambda data: data[:8] + bytes([data[8] ^ 1]) + data[9:], "checksum|snappy|gob"),
         (lambda data: b"\x02" + data[1:], "unsupported chunk"),
-        (lambda data: b"\x00\xff\xff\xff" + data, "a piece of 16777215 bytes"),
+        (lambda data: b"\x00\xff\xff\xff" + data, "a frame of 16777215 bytes"),
     ],
 )
 def test_a_broken_stream_is_refused(damage: object, problem: str) -> None:

@@ -5,7 +5,9 @@ import pytest
 from loadtest.swarm import control
 from loadtest.verification import convergence, expected_state
 
-LIVE = expected_state.Truth({"a": expected_state.Live(5, "uid-a", "1"), "b": expected_state.Live(7, "uid-b", "2")})
+LIVE = expected_state.ExpectedState(
+    {"a": expected_state.Live(5, "uid-a", "1"), "b": expected_state.Live(7, "uid-b", "2")}
+)
 
 
 def agent(name: str = "agent-0", *, digest: int = 12, keys: int = 2) -> control.AgentDigest:
@@ -27,7 +29,7 @@ def test_all_agents_must_hold_the_api_servers_state() -> None:
 
 
 @pytest.mark.parametrize("other", [agent("agent-1", digest=13), agent("agent-1", keys=3), agent("public-1", digest=0)])
-def test_one_other_agent_is_too_many(other: control.AgentDigest) -> None:
+def test_one_agent_with_another_map_fails(other: control.AgentDigest) -> None:
     verdict = convergence.judge([report(agent(), other)], LIVE)
     assert not verdict.passed
     assert verdict.converged == 1
@@ -70,7 +72,7 @@ def test_lost_deletions_prove_nothing() -> None:
 
 
 def test_only_what_did_not_change_is_compared() -> None:
-    after = expected_state.Truth(
+    after = expected_state.ExpectedState(
         {
             "a": expected_state.Live(5, "uid-a", "1"),
             "b": expected_state.Live(8, "uid-b", "3"),

@@ -24,14 +24,14 @@ async def test_lists_everything_in_pages(tmp_path: Path, monkeypatch: pytest.Mon
     async with simulator.Simulator(settings.SimulatorSettings()) as server:
         server.populate(population.Population(nodes=2, pods=50, namespaces=3, services=4, widgets=5))
         async with client_of(server, tmp_path) as client:
-            found = await client.truth(expected_state.specs(TYPES))
+            found = await client.read_state(expected_state.specs(TYPES))
             assert len(found.live) == 3 + 50 + 4 + 5
-            again = await client.truth(expected_state.specs(TYPES))
+            again = await client.read_state(expected_state.specs(TYPES))
             assert again.digest == found.digest
             key = next(name for name in found.live if name.startswith("/core/v1/pods/"))
             _, _, _, _, namespace, name = key.split("/")
             server.store.patch(PODS, namespace, name, {"metadata": {"labels": {"x": "y"}}})
-            changed = await client.truth(expected_state.specs(TYPES))
+            changed = await client.read_state(expected_state.specs(TYPES))
             assert changed.digest != found.digest
             assert changed.live[key].uid == found.live[key].uid
             assert changed.live[key].revision != found.live[key].revision
@@ -41,14 +41,14 @@ async def test_lists_everything_in_pages(tmp_path: Path, monkeypatch: pytest.Mon
 async def test_unknown_types_have_no_objects_and_refusals_are_errors(tmp_path: Path) -> None:
     async with simulator.Simulator(settings.SimulatorSettings()) as server, client_of(server, tmp_path) as client:
         unknown = [raw.ResourceSpec(resources.ResourceType("nowhere.example.com", "v1", "things"))]
-        assert (await client.truth(unknown)).live == {}
+        assert (await client.read_state(unknown)).live == {}
         server.inject(faults.Fault(kind=faults.FaultKind.ERROR, code=403, duration_seconds=60))
-        with pytest.raises(expected_state.ApiError, match=r"/api/v1/pods: 403"):
-            await client.truth(expected_state.specs(["v1/pods"]))
+        with pytest.raises(expected_state.ApiRequestError, match=r"/api/v1/pods: 403"):
+            await client.read_state(expected_state.specs(["v1/pods"]))
 
 
 async def test_no_server_is_an_error(tmp_path: Path, free_port: int) -> None:
     kubeconfig.write(tmp_path / "config", f"http://127.0.0.1:{free_port}")
     async with expected_state.ApiClient(kubeconfig.load(tmp_path / "config")) as client:
-        with pytest.raises(expected_state.ApiError, match="GET /api/v1/pods"):
-            await client.truth(expected_state.specs(["v1/pods"]))
+        with pytest.raises(expected_state.ApiRequestError, match="GET /api/v1/pods"):
+            await client.read_state(expected_state.specs(["v1/pods"]))

@@ -12,14 +12,15 @@ from loadtest.verification import expected_state
 pytestmark = pytest.mark.control_plane
 
 
-async def test_fills_changes_and_notes_deletions(control_plane: ControlPlane) -> None:
+async def test_creates_changes_and_records_deletions(control_plane: ControlPlane) -> None:
     access = kubeconfig.load(control_plane.kubeconfig)
-    async with writer.Writer(access, namespaces=2, seed=3) as one, expected_state.ApiClient(access) as client:
+    async with expected_state.ApiClient(access) as client:
+        one = writer.Writer(client, namespaces=2, seed=3)
         await one.populate({"pods": 20, "services": 3, "endpointslices": 3, "widgets": 3})
-        before = await client.truth(expected_state.specs(writer.TYPES))
+        before = await client.read_state(expected_state.specs(writer.TYPES))
         await one.churn(writes_per_second=60, seconds=2)
         await one.touch_all()
-        after = await client.truth(expected_state.specs(writer.TYPES))
+        after = await client.read_state(expected_state.specs(writer.TYPES))
     assert one.counts["create"] > 29
     assert one.counts["update"] > 5
     assert one.counts["delete"] == len(one.asked) > 0
@@ -34,7 +35,9 @@ async def test_fills_changes_and_notes_deletions(control_plane: ControlPlane) ->
 async def test_a_refusal_is_an_error(control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "GIVE_UP_SECONDS", 1.0)
     access = kubeconfig.load(control_plane.kubeconfig)
-    nobody = dataclasses.replace(access, headers={"Authorization": "Bearer wrong"})
-    async with writer.Writer(nobody, namespaces=1) as one:
+    unknown_user = dataclasses.replace(access, headers={"Authorization": "Bearer wrong"})
+    async with expected_state.ApiClient(unknown_user) as client:
         with pytest.raises(writer.WriteError, match="401"):
-            await one.populate({"pods": 1, "services": 0, "endpointslices": 0, "widgets": 0})
+            await writer.Writer(client, namespaces=1).populate(
+                {"pods": 1, "services": 0, "endpointslices": 0, "widgets": 0}
+            )
