@@ -2,12 +2,14 @@
 
 import asyncio
 import selectors
-import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from typha import clock
 from typha.observability import loop_latency
 
 STEPS = st.lists(st.tuples(st.floats(0, 900), st.floats(0, 5)), max_size=40)
@@ -35,28 +37,58 @@ def test_what_is_long_ago_is_no_longer_recent() -> None:
     assert (longest.recent_seconds, longest.worst_seconds) == (0.0, 3.0)
 
 
-def test_the_longest_turn_of_a_loop_is_seen_whenever_it_comes() -> None:
+class Time:
+    """Time that passes only where a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self.late_seconds = 0.0
+        """How much longer than asked the process sleeps."""
+        select = selectors.EpollSelector.select
+
+        def sleep(selector: selectors.EpollSelector, timeout: float | None = None) -> list[Any]:
+            self.now += (timeout or 0.0) + self.late_seconds
+            return select(selector, 0)
+
+        monkeypatch.setattr(selectors.EpollSelector, "select", sleep)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Iterator[Time]:
+    made = Time(monkeypatch)
+    with clock.replaced(monotonic=made.monotonic, time_ns=lambda: 0):
+        yield made
+
+
+def test_the_longest_turn_of_a_loop_is_seen_whenever_it_comes(time: Time) -> None:
     selector = loop_latency.TimingSelector()
 
     async def work() -> None:
-        await asyncio.sleep(0.3)  # nothing to do is no pause
-        asyncio.get_running_loop().call_soon(time.sleep, 0.1)
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(0.3)  # an idle loop is not held up
+        loop.call_soon(time.advance, 0.1)
         await asyncio.sleep(0.01)
 
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+    class Loop(asyncio.SelectorEventLoop):
+        def time(self) -> float:
+            return time.now
+
+    with asyncio.Runner(loop_factory=lambda: Loop(selector)) as runner:
         runner.run(work())
-    assert 0.1 <= selector.longest.worst_seconds < 0.3
+    assert time.now == pytest.approx(1000.4)
+    assert selector.longest.worst_seconds == pytest.approx(0.1)
 
 
-def test_who_is_answered_too_late_was_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_that_wakes_up_late_was_held_up(time: Time) -> None:
     selector = loop_latency.TimingSelector()
-
-    def stopped(self: selectors.EpollSelector, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        time.sleep(0.1)
-        return []
-
-    monkeypatch.setattr(selectors.EpollSelector, "select", stopped)
+    time.late_seconds = 0.05
     with selector:
         for timeout in (None, 0.0, 0.05):
             selector.select(timeout)
-    assert 0.05 <= selector.longest.worst_seconds < 0.1
+    assert selector.longest.worst_seconds == pytest.approx(0.05)
