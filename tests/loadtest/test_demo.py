@@ -11,6 +11,8 @@ from loadtest.apiserver import population, settings, simulator
 from loadtest.environment import kubeconfig
 from loadtest.verification import expected_state
 
+pytestmark = pytest.mark.slow
+
 SMALL = demo.DemoSettings(duration_seconds=2.0, agents=20, public_agents=2, nodes=5, pods=50, updates_per_second=30.0)
 
 

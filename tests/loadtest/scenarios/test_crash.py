@@ -10,6 +10,8 @@ from loadtest.scenarios import crash, registry
 from loadtest.swarm import control
 from tests.loadtest.scenarios.test_fanout import SMALL
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", ["kill", "worker-kill"])
 async def test_all_agents_come_back_after_a_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:

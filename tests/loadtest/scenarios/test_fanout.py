@@ -3,9 +3,13 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from loadtest.reporting import dashboard
 from loadtest.scenarios import fanout, fixture
 from loadtest.swarm import control
+
+pytestmark = pytest.mark.slow
 
 SMALL = fixture.Settings(
     agents=20, public_agents=2, seconds=2.0, updates_per_second=30.0, nodes=3, pods=60, feed="felix", judge_times=False

@@ -10,6 +10,8 @@ from loadtest.scenarios import hubstop
 from loadtest.swarm import control
 from tests.loadtest.scenarios.test_fanout import SMALL
 
+pytestmark = pytest.mark.slow
+
 
 async def test_nobody_is_lost_while_the_hub_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hubstop, "AFTER_SECONDS", 1.0)

@@ -3,9 +3,13 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from loadtest.reporting import dashboard
 from loadtest.scenarios import mixed
 from tests.loadtest.scenarios.test_fanout import SMALL
+
+pytestmark = pytest.mark.slow
 
 
 async def test_both_protocols_hold_the_same_map(tmp_path: Path) -> None:

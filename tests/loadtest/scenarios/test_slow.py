@@ -10,6 +10,8 @@ from loadtest.scenarios import registry, slow
 from loadtest.swarm import control
 from tests.loadtest.scenarios.test_fanout import SMALL
 
+pytestmark = pytest.mark.slow
+
 BOTH = tuple(control.Protocol)
 
 

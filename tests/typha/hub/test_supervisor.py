@@ -15,6 +15,8 @@ from tests.harness.served import Cluster, converged, mirrors, serving
 from typha import service, settings
 from typha.hub import supervisor
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def cluster(tmp_path: pathlib.Path) -> AsyncIterator[Cluster]:
