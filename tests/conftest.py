@@ -37,14 +37,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Deselect the tests that need a control plane if TYPHA_TESTS_WITHOUT_CONTROL_PLANE=1, and put the slow ones first.
 
     Two workers of pytest-xdist end at the same time if the last tests are short. All tests of the shared control plane
-    run on one worker: there is one control plane for each worker that needs it.
+    run on one worker, so that it is started once.
     """
     if os.environ.get(WITHOUT_CONTROL_PLANE) == "1":
         left_out = [item for item in items if item.get_closest_marker("control_plane")]
         items[:] = [item for item in items if not item.get_closest_marker("control_plane")]
         config.hook.pytest_deselected(items=left_out)
     for item in items:
-        if "control_plane" in getattr(item, "fixturenames", ()):
+        if item.get_closest_marker("control_plane") and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group("control_plane"))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 

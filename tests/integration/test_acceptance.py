@@ -9,12 +9,14 @@ import pytest
 from tests.harness.repository import ROOT
 
 LIMIT_SECONDS = 400
-"""The longest part takes some 90 s on two cores that have nothing else to do."""
+"""The longest part takes some 90 s on two CPUs that have nothing else to do."""
+REAL = [pytest.mark.control_plane, pytest.mark.xdist_group("acceptance")]
+"""It has a control plane of its own, and runs beside the tests of the shared one."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(LIMIT_SECONDS + 30)
-@pytest.mark.parametrize("part", [pytest.param("real", marks=pytest.mark.control_plane), "crowd", "kill", "bad-peers"])
+@pytest.mark.parametrize("part", [pytest.param("real", marks=REAL), "crowd", "kill", "bad-peers"])
 def test_acceptance_at_a_tenth(part: str, tmp_path: pathlib.Path) -> None:
     command = [
         sys.executable,

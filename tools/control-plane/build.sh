@@ -24,9 +24,11 @@ fi
 go=$(../go.sh)
 
 report_progress() { # every 30 s, as long as this script runs and does not end it
+    local next=30
     while sleep 1 && kill -0 $$ 2>/dev/null; do
-        if (((SECONDS - started) % 30 == 0)); then
-            echo "control plane: building $program for $((SECONDS - started)) s" >&2
+        if ((SECONDS - started >= next)); then
+            echo "control plane: building $program for $next s" >&2
+            next=$((next + 30))
         fi
     done
 }
