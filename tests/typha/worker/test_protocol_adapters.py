@@ -217,8 +217,6 @@ async def test_pings_while_held_and_later_and_none_before_the_ack(open_stage: Op
     assert stage.disconnects == {}
 
 
-@pytest.mark.looptime
-@pytest.mark.usefixtures("virtual_time")
 async def test_without_an_ack_or_pongs_a_client_is_closed(open_stage: OpenStage) -> None:
     limits = msgspec.structs.replace(FAST, ping_interval_seconds=0.1, pong_timeout_seconds=0.5)
     stage = await open_stage(limits, feed_name=FELIX)
