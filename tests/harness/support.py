@@ -26,7 +26,7 @@ from typha.worker import client, policy, server, tls, transport
 PODS = resources.ResourceType("", "v1", "pods")
 NODES = resources.ResourceType("", "v1", "nodes")
 FEED = "web"
-TIMEOUT_SECONDS = 20.0
+TIMEOUT_SECONDS = 60.0
 AnyPeer = TypeVar("AnyPeer", bound="Peer")
 
 

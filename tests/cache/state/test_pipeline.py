@@ -9,6 +9,7 @@ by a new snapshot.
 import itertools
 from unittest import mock
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -193,6 +194,7 @@ class Pipeline:
                 assert client.model.values() == self.expected
 
 
+@pytest.mark.slow
 @mock.patch.object(store, "CHUNK_TARGET_KEYS", 2)
 @mock.patch.object(store, "CHUNK_TARGET_BYTES", 300)
 @mock.patch.object(encoder, "FRAME_TARGET_BYTES", 400)

@@ -3,11 +3,14 @@
 import json
 import pathlib
 
+import pytest
+
 from loadtest.apiserver.settings import SimulatorSettings
 from loadtest.apiserver.simulator import Simulator
 from loadtest.environment import processes
 
 
+@pytest.mark.slow
 async def test_the_service_is_started_so_that_it_only_reads(tmp_path: pathlib.Path) -> None:
     async with Simulator(SimulatorSettings()) as simulator:
         kubeconfig = tmp_path / "kubeconfig"

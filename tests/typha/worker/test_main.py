@@ -15,6 +15,8 @@ from typha import settings
 from typha.ipc.link import Link, pair
 from typha.worker import __main__, policy
 
+pytestmark = pytest.mark.slow
+
 
 class Running:
     """A worker, and its hub's end of the link."""
