@@ -8,6 +8,11 @@ PYTHON ?= python3
 DURATION ?= 30
 ARGS ?=
 
+# How many tests run at once; tests of one group stay together (tests/conftest.py).
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+UNIT := not slow and not control_plane and not go
+
 # The tool that resolves the locked requirements; needed by `make lock` only.
 UV_VERSION := 0.13.9
 
@@ -16,7 +21,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 
-.PHONY: help venv lock lint format test demo control-plane acceptance bench clean
+.PHONY: help venv lock lint format check test hook demo control-plane acceptance bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +39,7 @@ lock: $(STAMP)  ## resolve the dependencies anew (UPGRADE=--upgrade takes newer 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(COMPILE) $(UPGRADE) pyproject.toml --output-file requirements/runtime.txt
 	$(COMPILE) $(UPGRADE) --group build --output-file requirements/build.txt
+	$(COMPILE) $(UPGRADE) --group go --output-file requirements/go.txt
 	$(COMPILE) $(UPGRADE) pyproject.toml --extra dev --group build --constraint requirements/runtime.txt --output-file requirements/dev.txt
 
 lint: $(STAMP)  ## format, lint, types, import layers
@@ -46,8 +52,14 @@ format: $(STAMP)  ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(STAMP) lint control-plane  ## every test, those on a real control plane too
-	$(BIN)/python -m pytest $(ARGS)
+check: lint  ## what a commit needs, in under a minute: lint and the unit tests
+	$(PYTEST) -m "$(UNIT)" $(ARGS)
+
+test: lint  ## lint and every test; builds a control plane the first time, beside the tests that need none
+	$(PYTEST) $(ARGS)
+
+hook:  ## let git run `make check` before every commit
+	git config core.hooksPath .githooks
 
 demo: $(STAMP)  ## simulated API server, service and 1,000 agents; DURATION=30, KUBECONFIG= for your own cluster (read only)
 	$(BIN)/python -m loadtest demo --duration $(DURATION) $(ARGS)
@@ -64,12 +76,8 @@ docs: $(STAMP)  ## the documentation as a site in build/docs; a broken link or a
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # not --quiet: it would hide the warnings that strict mode counts
 	@echo "build/docs/index.html"
 
-control-plane:  ## build kube-apiserver and etcd for the tests, once (needs Go)
-ifeq ($(TYPHA_TESTS_WITHOUT_CONTROL_PLANE),1)
-	@echo "control plane: not built, TYPHA_TESTS_WITHOUT_CONTROL_PLANE=1"
-else
-	@tools/control-plane/build.sh >/dev/null
-endif
+control-plane: $(STAMP)  ## build kube-apiserver and etcd, once, into ~/.cache/typha-control-plane
+	tools/control-plane/build.sh
 
 clean:  ## remove what was built in this folder (not the control plane's cache)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

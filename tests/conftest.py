@@ -1,16 +1,26 @@
-"""What all tests share: the real control plane, and the rule that a test leaves no task behind."""
+"""What all tests share: the programs in Go, the real control plane, and the rule that a test leaves no task behind."""
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+import subprocess
+from collections.abc import AsyncIterator, Generator, Iterator
+from typing import Final
 
 import hypothesis
 import pytest
 import pytest_asyncio
 
 from loadtest.environment import control_plane as control_planes
+from tests.harness.repository import ROOT
 
-WITHOUT_CONTROL_PLANE = "TYPHA_TESTS_WITHOUT_CONTROL_PLANE"
+WITHOUT_CONTROL_PLANE: Final = "TYPHA_TESTS_WITHOUT_CONTROL_PLANE"
+BUILD_TIMEOUT_SECONDS: Final = 3600.0
+"""The control plane takes some 6 minutes of two CPUs."""
+
+PROGRAMS: Final = {"control_plane": "control-plane", "go": "gobpeer"}
+"""The folder below tools/ with the program that tests with this marker need."""
+
+_built: Final[dict[str, "subprocess.CompletedProcess[str]"]] = {}
 
 # No example may be called slow because the machine is busy; what fails can be repeated from the printed blob.
 hypothesis.settings.register_profile("project", deadline=None, print_blob=True)
@@ -18,40 +28,77 @@ hypothesis.settings.load_profile("project")
 
 
 def pytest_configure() -> None:
-    """Says that the main thread has no event loop: else looptime asks for one in tests that need none, and leaks it."""
+    """Declare that the main thread has no event loop: otherwise looptime asks for one in every test, and leaks it."""
     asyncio.set_event_loop(None)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the tests that need a real control plane if TYPHA_TESTS_WITHOUT_CONTROL_PLANE=1 asks for that.
+    """Deselect the tests that need a control plane if TYPHA_TESTS_WITHOUT_CONTROL_PLANE=1, and put the slow ones first.
 
-    They are reported as deselected. Without it they run, and fail with instructions where there is no control plane.
+    Two workers of pytest-xdist end at the same time if the last tests are short. All tests of the shared control plane
+    run on one worker, so that it is started once.
     """
-    if os.environ.get(WITHOUT_CONTROL_PLANE) != "1":
-        return
-    left_out = [item for item in items if item.get_closest_marker("control_plane")]
-    items[:] = [item for item in items if not item.get_closest_marker("control_plane")]
-    config.hook.pytest_deselected(items=left_out)
+    if os.environ.get(WITHOUT_CONTROL_PLANE) == "1":
+        left_out = [item for item in items if item.get_closest_marker("control_plane")]
+        items[:] = [item for item in items if not item.get_closest_marker("control_plane")]
+        config.hook.pytest_deselected(items=left_out)
+    for item in items:
+        if item.get_closest_marker("control_plane") and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group("control_plane"))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Build the programs that a test needs, before its timeout begins."""
+    for marker, folder in PROGRAMS.items():
+        if item.get_closest_marker(marker) and folder not in _built:
+            _built[folder] = _build(folder, item.config)
+    return (yield)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fail a test if a program that it needs could not be built."""
+    for marker, folder in PROGRAMS.items():
+        if item.get_closest_marker(marker) and _built[folder].returncode != 0:
+            pytest.fail(f"tools/{folder}/build.sh failed; its messages stand above, where it ran", pytrace=False)
+
+
+def _build(folder: str, config: pytest.Config) -> "subprocess.CompletedProcess[str]":
+    """Run the build script of a folder below tools/, with its progress on the terminal. It prints a path."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        return subprocess.run(
+            [ROOT / "tools" / folder / "build.sh"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=BUILD_TIMEOUT_SECONDS,
+        )
+
+
+@pytest.fixture(scope="session")
+def gobpeer() -> str:
+    """The path of the peer that is written in Go. Mark tests that use it with `pytest.mark.go`."""
+    return _built[PROGRAMS["go"]].stdout.strip()
 
 
 @pytest.fixture(scope="session")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control_planes.ControlPlane]:
-    """A running kube-apiserver and etcd, one for all tests: each test works in namespaces of its own.
+    """A running kube-apiserver and etcd, shared by all tests: each test works in namespaces of its own.
 
     A test may kill and restart the API server and expire its history, and leaves it running. Mark such tests, and all
     others that use this, with `pytest.mark.control_plane`.
     """
-    try:
-        binaries = control_planes.find_binaries()
-    except control_planes.BinariesMissingError as error:
-        pytest.fail(str(error), pytrace=False)
-    with control_planes.ControlPlane(tmp_path_factory.mktemp("control-plane"), binaries=binaries) as running:
+    with control_planes.ControlPlane(tmp_path_factory.mktemp("control-plane")) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
 def _no_task_left_behind(request: pytest.FixtureRequest) -> None:
-    """Watches every test that is a coroutine. Asked for first, it looks when all other fixtures are torn down."""
+    """Watch every test that is a coroutine. It is set up first, so it looks after all other fixtures are torn down."""
     if pytest_asyncio.is_async_test(request.node):
         request.getfixturevalue("_watch_tasks")
 

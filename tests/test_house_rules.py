@@ -119,9 +119,15 @@ def test_links_between_documents_lead_somewhere() -> None:
 
 def test_locked_requirements_hold_every_dependency() -> None:
     """What pyproject.toml asks for is locked, with hashes and without the address of an index."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    configuration = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, groups = configuration["project"], configuration["dependency-groups"]
     extras = [entry for group in project["optional-dependencies"].values() for entry in group]
-    asked = {"runtime.txt": project["dependencies"], "dev.txt": [*project["dependencies"], *extras]}
+    asked = {
+        "runtime.txt": project["dependencies"],
+        "dev.txt": [*project["dependencies"], *extras, *groups["build"]],
+        "build.txt": groups["build"],
+        "go.txt": groups["go"],
+    }
     for file, entries in asked.items():
         text = (ROOT / "requirements" / file).read_text()
         locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+).*\\\n    --hash=sha256:", text, re.MULTILINE))

@@ -16,11 +16,11 @@ Everything here is synchronous; coroutines call it through `asyncio.to_thread`.
 
 import base64
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import os
-import random
-import shutil
 import signal
 import socket
 import ssl
@@ -29,7 +29,7 @@ import time
 import types
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -42,6 +42,7 @@ POLL_INTERVAL_SECONDS: Final = 0.1
 REQUEST_TIMEOUT_SECONDS: Final = 30.0
 REVISIONS_PAST_EVERY_CLIENT: Final = 20
 LOG_TAIL_LINES: Final = 15
+PORT_BLOCK_SIZE: Final = 300
 
 SOURCES: Final = Path(__file__).resolve().parents[2] / "tools" / "control-plane"
 SOURCES_IN_DIGEST: Final = (
@@ -95,13 +96,10 @@ def find_binaries(environment: Mapping[str, str] = os.environ) -> Binaries:
     missing = [str(path) for path in (etcd, api_server) if not os.access(path, os.X_OK)]
     if not missing:
         return Binaries(etcd=etcd, api_server=api_server)
-    advice = "run `make control-plane` (builds both once, some 6 minutes)"
-    if shutil.which("go", path=environment.get("PATH")) is None:
-        advice = (
-            "there is no Go on this machine to build them: install Go and run `make control-plane`, or set "
-            "TEST_ASSET_ETCD and TEST_ASSET_KUBE_APISERVER to binaries of your own, or leave these tests out with "
-            "TYPHA_TESTS_WITHOUT_CONTROL_PLANE=1"
-        )
+    advice = (
+        "run `make control-plane` (it builds both once, in about 6 minutes), or set TEST_ASSET_ETCD and "
+        "TEST_ASSET_KUBE_APISERVER to other binaries, or leave these tests out with TYPHA_TESTS_WITHOUT_CONTROL_PLANE=1"
+    )
     raise BinariesMissingError(f"no real control plane: {' and '.join(missing)} missing; {advice}")
 
 
@@ -115,18 +113,38 @@ def _built_folder(environment: Mapping[str, str]) -> Path:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A free TCP port below the kernel's range for outgoing connections.
+    """A free TCP port that no other process takes before the caller listens on it.
 
-    A client's connection could take a port from that range while the server is down, before it restarts on it.
+    The port is below the kernel's range for outgoing connections. Otherwise a client's connection could take it while
+    the server is down, before it restarts on it. Every process that uses this function has its own block of ports.
     """
-    for port in random.sample(range(20_000, 32_000), 200):
+    for port in itertools.islice(_own_ports(), PORT_BLOCK_SIZE):
         with socket.socket() as probe:
             try:
                 probe.bind((host, port))
             except OSError:
                 continue
             return port
-    raise ControlPlaneError("no free port between 20000 and 32000")
+    raise ControlPlaneError("no free port below 32000")
+
+
+@functools.cache
+def _own_ports() -> Iterator[int]:
+    """The ports of the first block that no other process has, over and over.
+
+    A socket in Linux' abstract namespace marks a block as taken; the kernel frees it when the process ends.
+    """
+    blocks = [range(first, first + PORT_BLOCK_SIZE) for first in range(20_000, 32_000, PORT_BLOCK_SIZE)]
+    for block in blocks:
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0typha-load-test-ports-{block.start}")
+        except OSError:
+            claim.close()
+            continue
+        claim.detach()  # stays open as long as this process
+        return itertools.cycle(block)
+    raise ControlPlaneError(f"{len(blocks)} processes use the ports of tests")
 
 
 class ControlPlane:

@@ -19,7 +19,7 @@ SHORT = connection.Timeouts(connect_seconds=5.0, hello_seconds=0.1)
 
 async def read_until(received: AsyncIterator[messages.Message], kind: type[messages.Message]) -> list[messages.Message]:
     found = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for message in received:
             found.append(message)
             if isinstance(message, kind):
@@ -28,7 +28,7 @@ async def read_until(received: AsyncIterator[messages.Message], kind: type[messa
 
 
 async def read_to_the_end(address: str, *, hello: messages.ClientHello = HELLO) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for _ in connection.stream(address, hello=hello, timeouts=SHORT):
             pass
 

@@ -9,16 +9,18 @@ from typing import Any
 import aiohttp
 
 JsonObject = dict[str, Any]
+PATIENCE_SECONDS = 60.0
+"""A machine may be busy with other things for a while."""
 
 
 class Watch:
-    """A watch stream, read line by line. Every read has a deadline of 5 s."""
+    """A watch stream, read line by line. Every read has a deadline."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self.response = response
 
     async def line(self) -> bytes:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             return await self.response.content.readline()
 
     async def event(self) -> tuple[str, JsonObject]:
@@ -75,8 +77,8 @@ class Api:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for up to 5 s until the condition holds."""
-    async with asyncio.timeout(5):
+    """Wait until the condition holds."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             if condition():
                 return

@@ -27,7 +27,7 @@ FAST = WatchPolicy(
     list_read_seconds=0.3,
     slice_items=3,
 )
-_PATIENCE_SECONDS = 20.0
+_PATIENCE_SECONDS = 60.0
 
 
 class NotifyingSink(RecordingSink):

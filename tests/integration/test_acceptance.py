@@ -10,11 +10,13 @@ from tests.harness.repository import ROOT
 
 LIMIT_SECONDS = 400
 """The longest part takes about 90 s on two idle cores."""
+REAL = [pytest.mark.control_plane, pytest.mark.xdist_group("acceptance")]
+"""It has a control plane of its own, and runs beside the tests of the shared one."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(LIMIT_SECONDS + 30)
-@pytest.mark.parametrize("part", [pytest.param("real", marks=pytest.mark.control_plane), "crowd", "kill", "bad-peers"])
+@pytest.mark.parametrize("part", [pytest.param("real", marks=REAL), "crowd", "kill", "bad-peers"])
 def test_acceptance_at_a_tenth(part: str, tmp_path: pathlib.Path) -> None:
     command = [
         sys.executable,

@@ -17,7 +17,7 @@ from cache.feeds.calico import syncers
 from loadtest.apiserver import resources as simulated
 from tests.harness import go_client, served, worker_stand
 
-pytestmark = pytest.mark.go
+pytestmark = [pytest.mark.go, pytest.mark.slow]
 
 CONVERT = (
     sys.executable,

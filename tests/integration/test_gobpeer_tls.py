@@ -10,7 +10,7 @@ import trustme
 from tests.harness import certificates, go_client, served, worker_stand
 from tests.integration.test_gobpeer_calico import CalicoCluster, go_clients, have_the_map
 
-pytestmark = pytest.mark.go
+pytestmark = [pytest.mark.go, pytest.mark.slow]
 
 
 class Access:

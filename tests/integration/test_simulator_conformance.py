@@ -16,7 +16,7 @@ from loadtest.apiserver.simulator import Simulator
 from loadtest.environment import control_plane
 from tests.harness.apiserver_client import Api, JsonObject, names
 
-DEADLINE_SECONDS = 30.0
+DEADLINE_SECONDS = 60.0
 WIDGETS = resources.WIDGETS
 DEFINITION = {
     "apiVersion": "apiextensions.k8s.io/v1",

@@ -166,7 +166,7 @@ class Churn:
 async def test_churn_restart_and_expired_history(control_plane: ControlPlane, use_watch_list: bool) -> None:
     churn = await asyncio.to_thread(Churn, control_plane, 1)
     await asyncio.to_thread(churn.run, 100)
-    policy = dataclasses.replace(_POLICY, use_watch_list=use_watch_list, page_limit=20)
+    policy = dataclasses.replace(_POLICY, use_watch_list=use_watch_list, page_limit=5)  # fewer than its pods
     async with reading(control_plane, PODS, CONFIG_MAPS, SERVICES, policy=policy) as reader:
         await reader.until_converged()
         await asyncio.to_thread(churn.run, 200)

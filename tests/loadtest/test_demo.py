@@ -12,6 +12,8 @@ from loadtest.environment import kubeconfig
 from loadtest.scenarios import fixture
 from loadtest.verification import expected_state
 
+pytestmark = pytest.mark.slow
+
 SMALL = fixture.Settings(seconds=2.0, agents=20, public_agents=2, nodes=5, pods=50, updates_per_second=30.0)
 
 

@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
 from click import testing
 
 from loadtest import __main__ as command
@@ -13,6 +14,7 @@ from loadtest.reporting import measure
 SMALL = ("--agents", "20", "--public-agents", "2", "--pods", "20", "--nodes", "2", "--duration", "60")
 
 
+@pytest.mark.slow
 async def test_sigterm_leaves_no_process_behind(tmp_path: Path) -> None:
     arguments = ("-m", "loadtest", "run", "--scenario", "steady", *SMALL, "--folder", str(tmp_path))
     process = await asyncio.create_subprocess_exec(

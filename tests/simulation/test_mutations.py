@@ -80,9 +80,15 @@ MUTATIONS: dict[str, tuple[object, str, object]] = {
 }
 
 
-SEEDS_FROM = {"blocks of a different cut are read": 500}
-"""First seed for defects that only one seed in hundreds finds. Of the first 1,200 seeds, only 574 finds this defect. If
-the plans change, search for another seed."""
+SEEDS_FROM = {
+    "sealed TLS records are forgotten": 82,
+    "blocks are left inside frames": 82,
+    "outdated statuses are accepted": 201,
+    "goodbyes are sent inside frames": 328,
+    "blocks of a different cut are read": 574,
+}
+"""The first seed that finds a defect, where a search from 0 takes long. If a change moves it, the search goes on from
+here."""
 
 
 def first_to_fail(*, seeds_from: int, seeds_max: int) -> int | None:

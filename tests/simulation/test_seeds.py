@@ -25,6 +25,7 @@ def test_there_are_thousands_of_seeds() -> None:
     assert len(FIRST_SEEDS) * SEEDS_PER_TEST == SEEDS >= 2000
 
 
+@pytest.mark.slow
 def test_a_seed_replays_exactly() -> None:
     """Processes with different hashes and addresses produce the same history."""
     printed = set()

@@ -1,17 +1,30 @@
 """Fixtures of the service's tests."""
 
+import asyncio
 import contextlib
 import pathlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeAlias
 
 import pytest
 
 from tests.harness import certificates, hub_stand, worker_stand
+from typha import clock
 from typha.worker import policy, tls
 
 OpenStage: TypeAlias = Callable[..., Awaitable[worker_stand.WorkerStand]]
 OpenTlsStage: TypeAlias = Callable[..., Awaitable[worker_stand.WorkerStand]]
+
+
+@pytest.fixture
+async def virtual_time() -> AsyncIterator[None]:
+    """Hub and workers run by the loop's time, which jumps to the next deadline in tests that are marked `looptime`.
+
+    Ask for it with `usefixtures`, which comes before the stage.
+    """
+    with clock.replaced(monotonic=asyncio.get_running_loop().time, time_ns=time.time_ns):
+        yield
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from tests.harness import worker_stand
 from tests.harness.served import FEED, Cluster
 from typha import service, settings
 
+pytestmark = pytest.mark.slow
+
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 _END_SECONDS = 10.0
 

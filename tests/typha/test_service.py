@@ -17,6 +17,8 @@ from tests.harness import served, worker_stand
 from tests.harness.served import Cluster, converged, mirrors, serving
 from typha import service, settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def cluster(tmp_path: pathlib.Path) -> AsyncIterator[Cluster]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds kube-apiserver and etcd from their Go modules, once, into a cache folder outside the repository, and prints that folder.
-# Nothing is built when it is there already, or when TEST_ASSET_KUBE_APISERVER and TEST_ASSET_ETCD (the variables of Kubernetes'
-# envtest) name binaries of your own. Progress goes to stderr.
+# Nothing is built if it is there already, or if TEST_ASSET_KUBE_APISERVER and TEST_ASSET_ETCD (the variables of Kubernetes'
+# envtest) name other binaries. A second run waits for the first. Progress goes to stderr.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -14,22 +14,33 @@ fi
 digest=$(cat go.mod go.sum etcd/main.go kube-apiserver/main.go | sha256sum | cut -c1-16)
 folder="${XDG_CACHE_HOME:-$HOME/.cache}/typha-control-plane/$digest/bin"
 
+mkdir -p "$folder"
+exec 8>"$folder/.lock"
+flock 8
 if [[ -x "$folder/kube-apiserver" && -x "$folder/etcd" ]]; then
-    echo "control plane: already built" >&2
     echo "$folder"
     exit 0
 fi
-if ! command -v go >/dev/null; then
-    echo "control plane: needs Go $(sed -n 's/^go //p' go.mod) or newer, or TEST_ASSET_KUBE_APISERVER and TEST_ASSET_ETCD set" >&2
-    exit 1
-fi
+go=$(../go.sh)
 
-mkdir -p "$folder"
+report_progress() { # every 30 s, as long as this script runs and does not end it
+    local next=30
+    while sleep 1 && kill -0 $$ 2>/dev/null; do
+        if ((SECONDS - started >= next)); then
+            echo "control plane: building $program for $next s" >&2
+            next=$((next + 30))
+        fi
+    done
+}
+
 export CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -mod=readonly -trimpath -buildvcs=false"
 for program in etcd kube-apiserver; do
-    echo "control plane: building $program (once; kube-apiserver takes some 5 minutes on 2 cores)" >&2
+    echo "control plane: building $program (once; kube-apiserver takes about 5 minutes on 2 CPUs)" >&2
     started=$SECONDS
-    nice -n 10 go build -ldflags "-s -w" -o "$folder/$program.$$" "./$program" >&2
+    report_progress 8>&- &
+    reporter=$!
+    nice -n 10 "$go" build -ldflags "-s -w" -o "$folder/$program.$$" "./$program" >&2 8>&-
+    kill "$reporter"
     mv "$folder/$program.$$" "$folder/$program" # whole or not at all: an interrupted build leaves nothing half done
     echo "control plane: built $program in $((SECONDS - started)) s" >&2
 done

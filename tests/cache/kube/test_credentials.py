@@ -148,6 +148,7 @@ async def test_an_exec_plugin_gives_a_token_and_its_expiry(tmp_path: pathlib.Pat
     assert loaded.expires_at == 2_000_000_000
 
 
+@pytest.mark.slow
 async def test_the_helper_process_gives_the_same_access_or_one_line_of_error(
     tmp_path: pathlib.Path, kubeconfig: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ blocks that the rules of `cache.state.cursor` allow, also old ones, or by a new 
 import itertools
 from unittest import mock
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -193,6 +194,7 @@ class Pipeline:
                 assert client.model.values() == self.expected
 
 
+@pytest.mark.slow
 @mock.patch.object(encoder, "FRAME_TARGET_BYTES", 400)
 @mock.patch.object(typha_encoder, "UPDATES_PER_MESSAGE", 2)
 @settings(max_examples=150)

@@ -7,6 +7,8 @@ import random
 import time
 from collections.abc import AsyncIterator, Iterable
 
+import pytest
+
 import clients
 from loadtest.apiserver import resources as simulated
 from protocol import messages
@@ -86,6 +88,7 @@ def agree(agents: Iterable[Agent], *, keys: int) -> bool:
     return len(sets) == keys and all(agent.map == first.map for agent in others)
 
 
+@pytest.mark.slow
 async def test_agents_that_stop_reading_catch_up_without_reconnecting(tmp_path: pathlib.Path) -> None:
     limits = {"TYPHA_LOGBUDGETBYTES": str(2 << 20), "TYPHA_SEGMENTBYTES": str(256 << 10), "TYPHA_CALICOFEEDS": "true"}
     cluster = served.Cluster(tmp_path)

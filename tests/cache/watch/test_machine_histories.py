@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -217,6 +218,7 @@ class Scenario:
                 self.driver.ended(is_truncated=fault == "half")
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.data(), st.booleans())
 def test_the_sink_ends_with_the_servers_state_and_no_live_object_is_deleted(

@@ -11,7 +11,7 @@ from loadtest.apiserver import faults, resources
 from loadtest.apiserver.errors import Expired
 from loadtest.apiserver.faults import Fault, FaultKind, Rules
 from loadtest.apiserver.simulator import Simulator
-from tests.harness.apiserver_client import Api, until
+from tests.harness.apiserver_client import PATIENCE_SECONDS, Api, until
 from tests.loadtest.apiserver.conftest import pod
 
 PODS = "/api/v1/pods"
@@ -43,7 +43,7 @@ async def test_a_drop_in_the_middle_of_a_line(simulator: Simulator) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", simulator.port)
     path = f"{PODS}?watch=1&resourceVersion={simulator.store.version}"
     writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await reader.readuntil(b"\r\n\r\n")
         simulator.store.create(resources.PODS, pod("whole"))
         simulator.inject(Fault(kind=FaultKind.DROP_MID_LINE))
@@ -155,7 +155,7 @@ async def test_a_restart_refuses_connections_and_comes_back_at_the_same_address(
             await watch.line()
     with pytest.raises(aiohttp.ClientConnectorError):
         await api.get(PODS)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             try:
                 status, pods = await api.get(PODS)

@@ -48,6 +48,7 @@ def test_a_recording_is_kept(tmp_path: Path) -> None:
     assert greeting.load(tmp_path / "recording") == made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", list(control.Protocol))
 async def test_its_agents_hold_the_api_servers_state(protocol: control.Protocol, tmp_path: Path) -> None:
     """Recorded snapshot, own watch, new agents after updates: the same map as from the service."""

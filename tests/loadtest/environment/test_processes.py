@@ -2,11 +2,14 @@
 
 import pathlib
 
+import pytest
+
 from loadtest.apiserver.settings import SimulatorSettings
 from loadtest.apiserver.simulator import Simulator
 from loadtest.environment import kubeconfig, processes
 
 
+@pytest.mark.slow
 async def test_the_service_is_started_so_that_it_only_reads(tmp_path: pathlib.Path) -> None:
     async with Simulator(SimulatorSettings()) as simulator:
         path = tmp_path / "kubeconfig"

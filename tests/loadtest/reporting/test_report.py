@@ -43,6 +43,7 @@ UNKNOWN = dataclasses.replace(
 )
 
 
+@pytest.mark.slow
 def test_a_report_is_json_and_one_page_with_plots(tmp_path: Path) -> None:
     folder = tmp_path / "report"
     made = report.Report(title="A <test>", command="make demo", samples=[SAMPLE, UNKNOWN])

@@ -6,6 +6,8 @@ import pytest
 
 from tests.loadtest.scenarios import small
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", ["kill", "worker-kill"])
 async def test_all_agents_come_back_after_a_kill(tmp_path: Path, name: str) -> None:

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.loadtest.scenarios import small
+
+pytestmark = pytest.mark.slow
 
 
 async def test_steady_over_mutual_tls_with_both_protocols(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import pytest
 from loadtest.scenarios import hubstop
 from tests.loadtest.scenarios import small
 
+pytestmark = pytest.mark.slow
+
 
 async def test_no_agent_is_lost_while_the_hub_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hubstop, "AFTER_SECONDS", 1.0)

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.loadtest.scenarios import small
+
+pytestmark = pytest.mark.slow
 
 
 async def test_both_protocols_hold_the_same_map(tmp_path: Path) -> None:

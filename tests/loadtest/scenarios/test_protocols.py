@@ -18,6 +18,7 @@ NATIVE = protocols.Round(
 )
 
 
+@pytest.mark.slow
 async def test_compares_both_protocols(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,8 @@ import pytest
 from loadtest.scenarios import slow
 from tests.loadtest.scenarios import small
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", ["stalled", "slow-readers"])
 async def test_agents_that_are_slow_converge(tmp_path: Path, name: str) -> None:

@@ -15,6 +15,8 @@ from loadtest.swarm import control, supervisor
 from protocol import digest
 from tests.harness.swarm_peers import value
 
+pytestmark = pytest.mark.slow
+
 
 def population(count: int) -> dict[str, bytes]:
     return {f"/core/v1/pods/default/p{number}": value(f"uid-{number}") for number in range(count)}

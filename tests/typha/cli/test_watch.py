@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import trustme
 
 from clients import testing
@@ -156,6 +157,7 @@ async def test_tls(tmp_path: Path) -> None:
     assert len(output.splitlines()) == 3
 
 
+@pytest.mark.slow
 async def test_usage_errors_exit_2(tmp_path: Path) -> None:
     empty = tmp_path / "empty.pem"
     empty.write_text("")

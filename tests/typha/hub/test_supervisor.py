@@ -18,6 +18,8 @@ from typha import service, settings
 from typha.hub import hub, supervisor
 from typha.ipc import link, messages
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def cluster(tmp_path: pathlib.Path) -> AsyncIterator[Cluster]:

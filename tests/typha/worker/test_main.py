@@ -15,6 +15,8 @@ from typha import settings
 from typha.ipc import link, messages
 from typha.worker import __main__
 
+pytestmark = pytest.mark.slow
+
 
 class Running:
     """A worker, and the hub's end of its link."""

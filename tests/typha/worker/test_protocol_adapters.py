@@ -220,6 +220,8 @@ async def test_an_empty_feed(open_stage: OpenStage) -> None:
     assert [(peer.updates, peer.statuses) for peer in peers] == [(0, [2])] * 2
 
 
+@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual_time")
 async def test_pings_while_held_and_later_and_none_before_the_ack(open_stage: OpenStage) -> None:
     stage = await open_stage(feed_name=FELIX)
     stage.put(pod("a"))

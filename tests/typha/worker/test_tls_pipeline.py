@@ -17,6 +17,8 @@ from tests.harness import certificates, worker_stand
 from tests.harness.served import COMMAND, FEED, Cluster, converged, serving
 from tests.typha.conftest import OpenStage
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def cluster(tmp_path: pathlib.Path) -> AsyncIterator[Cluster]:
