@@ -52,7 +52,7 @@ class IllegalTransition(AssertionError):
 
 
 class Cursor:
-    """The position of one client. The `become_*` methods make all changes of state."""
+    """The position of one client. Only its methods write the fields; a live set writes the offset of its members."""
 
     __slots__ = ("_offset", "block", "needed_sequence", "position", "reason", "sequence", "snapshot", "state", "tail")
 
