@@ -35,7 +35,7 @@ $(STAMP): requirements/dev.txt pyproject.toml
 
 venv: $(STAMP)  ## the project and what it needs, from locked versions and hashes
 
-lock: $(STAMP)  ## resolve the dependencies anew (UPGRADE=--upgrade takes newer versions)
+lock: $(STAMP)  ## resolve the dependencies again (UPGRADE=--upgrade takes newer versions)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(COMPILE) $(UPGRADE) pyproject.toml --output-file requirements/runtime.txt
 	$(COMPILE) $(UPGRADE) --group build --output-file requirements/build.txt
