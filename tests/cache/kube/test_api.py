@@ -1,5 +1,6 @@
 """The session: tokens that rotate, certificates, and how failures of the transport are told apart."""
 
+import asyncio
 import pathlib
 import socket
 import ssl
@@ -133,9 +134,17 @@ async def tls_port(authority: trustme.CA) -> AsyncIterator[int]:
     async def answer(request: web.Request) -> web.Response:
         return web.Response(body=b"{}")
 
+    async def stream(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"{}")
+        await asyncio.sleep(60)
+        return response
+
     app = web.Application()
+    app.router.add_get("/stream", stream)
     app.router.add_get("/{path:.*}", answer)
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     listener = socket.create_server(("127.0.0.1", 0))
     await web.SockSite(runner, listener, ssl_context=context).start()
@@ -168,6 +177,21 @@ async def test_both_sides_show_certificates(authority: trustme.CA, tls_port: int
         )
         == b"{}"
     )
+
+
+async def test_a_stream_that_is_left_leaves_no_socket_open(
+    authority: trustme.CA, tls_port: int, opened: list[api.KubeApi]
+) -> None:
+    session = await open_session(opened, secure(authority, tls_port))
+    response = await session.get("/stream", {}, read_timeout_seconds=5.0)
+    assert await api.read_chunk(response) == b"{}"
+    assert response.connection is not None
+    assert response.connection.transport is not None
+    end = response.connection.transport.get_extra_info("socket")
+    api.close_response(response)
+    await session.close()
+    await asyncio.sleep(0)  # the loop closes sockets in its next turn
+    assert end.fileno() == -1
 
 
 @pytest.mark.parametrize("changes", [{"server_name": "other.example"}, {"certificate_authority": ""}])
