@@ -131,6 +131,8 @@ async def tls_port(authority: trustme.CA) -> AsyncIterator[int]:
     authority.configure_trust(context)
     context.verify_mode = ssl.CERT_REQUIRED
 
+    over = asyncio.Event()
+
     async def answer(request: web.Request) -> web.Response:
         return web.Response(body=b"{}")
 
@@ -138,17 +140,18 @@ async def tls_port(authority: trustme.CA) -> AsyncIterator[int]:
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(b"{}")
-        await asyncio.sleep(60)
+        await over.wait()
         return response
 
     app = web.Application()
     app.router.add_get("/stream", stream)
     app.router.add_get("/{path:.*}", answer)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     listener = socket.create_server(("127.0.0.1", 0))
     await web.SockSite(runner, listener, ssl_context=context).start()
     yield listener.getsockname()[1]
+    over.set()
     await runner.cleanup()
 
 
