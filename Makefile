@@ -8,8 +8,8 @@ PYTHON ?= python3
 DURATION ?= 30
 ARGS ?=
 
-# How many tests run at once; tests of one group stay together (tests/conftest.py).
-WORKERS ?= 2
+# How many tests run at once. Many of them wait most of the time, so three keep two CPUs busy.
+WORKERS ?= 3
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 UNIT := not slow and not control_plane and not go
 

@@ -160,6 +160,17 @@ class KubeApi:
         self.loads += 1
 
 
+def close_response(response: aiohttp.ClientResponse) -> None:
+    """Close a response, and its connection at once if the body was not read to the end.
+
+    aiohttp alone would close a TLS connection in the background, and wait up to 30 s for the API server's goodbye.
+    """
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+    response.close()
+
+
 async def read_chunk(response: aiohttp.ClientResponse) -> bytes:
     """Read what has arrived of the body, at least one byte. Empty at the end of the body. Raises Interrupted."""
     try:

@@ -53,7 +53,7 @@ async def exchange(
     try:
         return Answer(response.status, await api.read_body(response, _MAX_BODY_BYTES))
     finally:
-        response.close()
+        api.close_response(response)
 
 
 async def group_names(session: api.KubeApi) -> frozenset[str]:

@@ -95,7 +95,7 @@ class Watcher:
             try:
                 await self._read_answer(request, response)
             finally:
-                response.close()
+                api.close_response(response)
         except api.Interrupted as error:
             self._machine.interrupted(self._clock(), error.failure, error.detail)
 

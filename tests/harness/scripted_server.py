@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeAlias
@@ -19,14 +20,17 @@ FAST = WatchPolicy(
     backoff_max_seconds=0.05,
     connect_backoff_max_seconds=0.05,
     retry_after_max_seconds=0.2,
-    initial_quiet_seconds=0.2,
+    initial_quiet_seconds=30.0,
     absent_seconds=0.05,
     absent_grace_seconds=0.1,
     healthy_seconds=0.05,
-    idle_seconds=0.3,
-    list_read_seconds=0.3,
+    idle_seconds=30.0,
+    list_read_seconds=30.0,
     slice_items=3,
 )
+"""Comes back soon, and waits for a server for as long as a busy machine may take."""
+IMPATIENT = dataclasses.replace(FAST, initial_quiet_seconds=0.2, idle_seconds=0.3, list_read_seconds=0.3)
+"""For tests of a server that is silent."""
 _PATIENCE_SECONDS = 60.0
 
 

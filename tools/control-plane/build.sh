@@ -23,21 +23,23 @@ if [[ -x "$folder/kube-apiserver" && -x "$folder/etcd" ]]; then
 fi
 go=$(../go.sh)
 
-report_progress() { # every 30 s, as long as this script runs and does not end it
+report_progress() { # every 30 s
     local next=30
-    while sleep 1 && kill -0 $$ 2>/dev/null; do
+    while sleep 1; do
         if ((SECONDS - started >= next)); then
-            echo "control plane: building $program for $next s" >&2
+            echo "control plane: building $program for $next s"
             next=$((next + 30))
         fi
     done
 }
 
+reporter=
+trap 'kill $reporter 2>/dev/null' EXIT
 export CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -mod=readonly -trimpath -buildvcs=false"
 for program in etcd kube-apiserver; do
     echo "control plane: building $program (once; kube-apiserver takes about 5 minutes on 2 CPUs)" >&2
     started=$SECONDS
-    report_progress 8>&- &
+    report_progress >&2 8>&- &
     reporter=$!
     nice -n 10 "$go" build -ldflags "-s -w" -o "$folder/$program.$$" "./$program" >&2 8>&-
     kill "$reporter"

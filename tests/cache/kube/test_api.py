@@ -1,5 +1,6 @@
 """The session: token rotation, certificates, and the classification of transport failures."""
 
+import asyncio
 import pathlib
 import socket
 import ssl
@@ -130,16 +131,27 @@ async def tls_port(authority: trustme.CA) -> AsyncIterator[int]:
     authority.configure_trust(context)
     context.verify_mode = ssl.CERT_REQUIRED
 
+    over = asyncio.Event()
+
     async def answer(request: web.Request) -> web.Response:
         return web.Response(body=b"{}")
 
+    async def stream(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"{}")
+        await over.wait()
+        return response
+
     app = web.Application()
+    app.router.add_get("/stream", stream)
     app.router.add_get("/{path:.*}", answer)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     listener = socket.create_server(("127.0.0.1", 0))
     await web.SockSite(runner, listener, ssl_context=context).start()
     yield listener.getsockname()[1]
+    over.set()
     await runner.cleanup()
 
 
@@ -168,6 +180,21 @@ async def test_both_sides_present_certificates(authority: trustme.CA, tls_port: 
         )
         == b"{}"
     )
+
+
+async def test_a_stream_that_is_left_leaves_no_socket_open(
+    authority: trustme.CA, tls_port: int, opened: list[api.KubeApi]
+) -> None:
+    session = await open_session(opened, secure(authority, tls_port))
+    response = await session.get("/stream", {}, read_timeout_seconds=5.0)
+    assert await api.read_chunk(response) == b"{}"
+    assert response.connection is not None
+    assert response.connection.transport is not None
+    end = response.connection.transport.get_extra_info("socket")
+    api.close_response(response)
+    await session.close()
+    await asyncio.sleep(0)  # the loop closes sockets in its next turn
+    assert end.fileno() == -1
 
 
 @pytest.mark.parametrize("changes", [{"server_name": "other.example"}, {"certificate_authority": ""}])

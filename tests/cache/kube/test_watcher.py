@@ -7,7 +7,7 @@ import structlog
 
 from cache.kube import access, api
 from protocol.messages import SyncStatus
-from tests.harness.scripted_server import FAST, ScriptedServer, lines, watching
+from tests.harness.scripted_server import FAST, IMPATIENT, ScriptedServer, lines, watching
 from tests.harness.watch_harness import bookmark, error_event, event, json_bytes, pod, pod_list, status
 
 NO_WATCH_LIST = status(422, "Invalid", "sendInitialEvents is forbidden for watch")
@@ -103,7 +103,7 @@ async def test_a_broken_stream_resumes(server: ScriptedServer, broken: bytes, th
         server.stream(initial(9, x=5), lines(event("MODIFIED", "a/x", 10)) + broken, then=then),
         server.stream(lines(event("MODIFIED", "a/x", 11))),
     ]
-    async with watching(server) as (subject, sink):
+    async with watching(server, IMPATIENT if failure == "idle" else FAST) as (subject, sink):
         await sink.until_map({"a/x": "11"})
         assert subject.counters.resumes == 1
         assert failure is None or subject.counters.errors[failure] == 1
@@ -112,14 +112,14 @@ async def test_a_broken_stream_resumes(server: ScriptedServer, broken: bytes, th
 
 async def test_a_request_without_answer_times_out(server: ScriptedServer) -> None:
     server.script = [server.silence(), server.stream(initial(9, x=5))]
-    async with watching(server) as (subject, sink):
+    async with watching(server, IMPATIENT) as (subject, sink):
         await sink.until_map({"a/x": "5"})
         assert subject.counters.errors["idle"] == 1
 
 
 async def test_a_server_that_ignores_send_initial_events_is_listed(server: ScriptedServer) -> None:
     server.script = [server.stream(lines(event("ADDED", "a/x", 5))), server.body(pod_list({"a/x": 5, "a/y": 6}, 9))]
-    async with watching(server) as (subject, sink):
+    async with watching(server, IMPATIENT) as (subject, sink):
         await sink.until_map({"a/x": "5", "a/y": "6"})
         assert subject.counters.list_pages == 1
 
