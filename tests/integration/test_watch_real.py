@@ -78,8 +78,14 @@ class Reader:
 
     async def until_converged(self) -> None:
         truth = await asyncio.to_thread(listed_digest, self.plane, list(self.watchers))
-        await self.until(lambda: self.sink.digest.value == truth, "the API server's state")
-        assert all(self.sink.statuses[type] is SyncStatus.IN_SYNC for type in self.watchers)
+        await self.until(
+            lambda: (
+                self.sink.digest.value == truth
+                # A digest of nothing is that of an empty cluster.
+                and all(self.sink.statuses.get(type) is SyncStatus.IN_SYNC for type in self.watchers)
+            ),
+            "the API server's state",
+        )
 
 
 def listed_digest(plane: ControlPlane, types: list[resources.ResourceType]) -> int:
