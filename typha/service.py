@@ -92,7 +92,7 @@ async def _serve_embedded_worker(
 class Service:
     """One service; `run` returns when it has drained after `stop`.
 
-    `loop_max_latency` is that of the loop that it runs on, if it is measured.
+    `max_latency` is that of the loop that it runs on, if it is measured.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Service:
         configured: settings.Settings,
         listener: socket.socket,
         *,
-        loop_max_latency: loop_latency.MaxLatency | None = None,
+        max_latency: loop_latency.MaxLatency | None = None,
     ) -> None:
         self._settings = configured
         specs = feeds_file.load(configured.feeds_file) if configured.feeds_file else []
@@ -122,7 +122,7 @@ class Service:
             configured,
             self.hub,
             self.supervisor,
-            loop_max_latency=loop_max_latency or loop_latency.MaxLatency(clock.monotonic()),
+            max_latency=max_latency or loop_latency.MaxLatency(clock.monotonic()),
             open_files_limit=raise_open_files_limit(),
         )
         self.collector.register(self.health)
@@ -253,8 +253,8 @@ def allow_deep_json() -> None:
     sys.setrecursionlimit(max(sys.getrecursionlimit(), _RECURSION_LIMIT))
 
 
-async def serve(configured: settings.Settings, loop_max_latency: loop_latency.MaxLatency) -> int:
-    """Runs the service to its end on a loop whose turns `loop_max_latency` measures; returns the exit code."""
+async def serve(configured: settings.Settings, max_latency: loop_latency.MaxLatency) -> int:
+    """Runs the service to its end on a loop whose turns `max_latency` measures; returns the exit code."""
     allow_deep_json()
     try:
         listener = await _open_listener_soon(configured)
@@ -262,7 +262,7 @@ async def serve(configured: settings.Settings, loop_max_latency: loop_latency.Ma
         _log.critical("Cannot serve", error=str(error))
         return EXIT_CANNOT_SERVE
     with listener:
-        await Service(configured, listener, loop_max_latency=loop_max_latency).run()
+        await Service(configured, listener, max_latency=max_latency).run()
     return 0
 
 

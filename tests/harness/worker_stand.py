@@ -240,7 +240,7 @@ class WorkerStand:
         return blocked
 
     async def converged(self, *peers: "Peer") -> None:
-        """Returns when the peers, reading all the time, have the map and have been told so."""
+        """Returns when the peers, reading all the time, have the map and the status in-sync."""
         await asyncio.gather(*(peer.read_until(functools.partial(self._is_current, peer)) for peer in peers))
 
     def _is_current(self, peer: "Peer") -> bool:

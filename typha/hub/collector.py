@@ -17,13 +17,13 @@ class Collector:
         the_hub: hub.Hub,
         the_supervisor: supervisor.Supervisor,
         *,
-        loop_max_latency: loop_latency.MaxLatency,
+        max_latency: loop_latency.MaxLatency,
         open_files_limit: int,
     ) -> None:
         self._settings = configured
         self._hub = the_hub
         self._supervisor = the_supervisor
-        self._loop_max_latency = loop_max_latency
+        self._loop_max_latency = max_latency
         self._open_files_limit = open_files_limit
         self._reported_feeds: list[str] = []
         self.watchers: list[watcher.Watcher] = []

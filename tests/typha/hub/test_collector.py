@@ -91,9 +91,9 @@ async def test_dead_workers_are_counted(idle: service.Service) -> None:
 
     workers = supervisor.Supervisor(idle.hub, IDLE_SETTINGS, LIMITS, idle.listener, serve_embedded=reports_and_ends)
     await workers.run()
-    loop_max_latency = loop_latency.MaxLatency(0.0)
+    max_latency = loop_latency.MaxLatency(0.0)
     samples = collector.Collector(
-        IDLE_SETTINGS, idle.hub, workers, loop_max_latency=loop_max_latency, open_files_limit=1024
+        IDLE_SETTINGS, idle.hub, workers, max_latency=max_latency, open_files_limit=1024
     ).samples()
     assert samples["typha_connections_accepted"] == {(): 4}
     assert samples["typha_connections_active"] == {(): 0}
