@@ -52,7 +52,7 @@ format: $(STAMP)  ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-check: lint  ## what a commit needs, in under a minute: lint and the unit tests
+check: lint  ## what a commit needs, in about a minute: lint and the unit tests
 	$(PYTEST) -m "$(UNIT)" $(ARGS)
 
 test: lint  ## lint and every test; builds a control plane the first time, beside the tests that need none

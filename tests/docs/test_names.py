@@ -9,6 +9,8 @@ import pytest
 
 from tests.harness.repository import DOCS, ROOT
 
+pytestmark = pytest.mark.slow
+
 PAGES = [DOCS / "architecture.md", *sorted((DOCS / "decisions").glob("*.md"))]
 _DOTTED = re.compile(r"`((?:protocol|cache|typha|clients|loadtest|tests)(?:\.\w+)+)`")
 _MEMBER = re.compile(r"`([A-Z][a-z]\w*\.\w+)`")

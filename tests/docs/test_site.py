@@ -7,7 +7,11 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 from tests.harness.repository import DOCS, ROOT
+
+pytestmark = pytest.mark.slow
 
 SOURCES = ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "tools/docs_site.py", "docs")
 

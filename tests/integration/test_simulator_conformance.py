@@ -16,6 +16,8 @@ from loadtest.apiserver.simulator import Simulator
 from loadtest.environment import control_plane
 from tests.harness.apiserver_client import Api, JsonObject, names
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_SECONDS = 60.0
 WIDGETS = resources.WIDGETS
 DEFINITION = {

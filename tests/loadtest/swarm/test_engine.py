@@ -5,8 +5,12 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
+import pytest
+
 from loadtest.swarm import control, engine
 from tests.harness import swarm_peers
+
+pytestmark = pytest.mark.slow
 
 LATE_SECONDS = 0.8
 """Delay of the read, longer than `engine.QUIET_NS`."""

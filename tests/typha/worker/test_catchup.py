@@ -16,6 +16,8 @@ from tests.typha.conftest import OpenStage
 from typha.ipc import messages as ipc
 from typha.worker import client, policy
 
+pytestmark = pytest.mark.slow
+
 WAITING, RESYNC, IN_SYNC, CATCHING_UP = messages.SyncStatus
 SMALL_BUFFER = 4096
 KIBIBYTE = 1024

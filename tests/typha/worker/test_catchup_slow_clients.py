@@ -3,6 +3,7 @@
 import asyncio
 
 import msgspec
+import pytest
 
 from cache.state.cursor import CursorState
 from tests.harness import worker_stand
@@ -22,6 +23,8 @@ from tests.typha.worker.test_catchup import (
     opened,
 )
 from typha.worker import client
+
+pytestmark = pytest.mark.slow
 
 
 async def stand_in_a_block(stage: WorkerStand, slow: worker_stand.Peer) -> client.Client:

@@ -20,6 +20,8 @@ from tests.typha.conftest import OpenTlsStage
 from typha.ipc import messages as ipc
 from typha.worker import tls
 
+pytestmark = pytest.mark.slow
+
 
 async def refused(stage: WorkerStand, reasons: dict[str, int], context: ssl.SSLContext | None) -> None:
     """Connects with this context, and waits until connections have ended for these reasons, this often each."""

@@ -6,11 +6,14 @@ import ssl
 import threading
 
 import msgspec
+import pytest
 
 from tests.harness import worker_stand
 from tests.harness.worker_stand import FAST, Peer, WorkerStand, eventually
 from tests.typha.conftest import OpenTlsStage
 from typha.worker import client, handshakes, tls
+
+pytestmark = pytest.mark.slow
 
 
 async def test_a_handshake_that_is_not_finished_runs_out_of_time(open_tls: OpenTlsStage) -> None:

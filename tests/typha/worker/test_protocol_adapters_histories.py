@@ -12,6 +12,8 @@ from tests.harness import typha_peer, worker_stand
 from tests.harness.worker_stand import FAST
 from tests.typha.conftest import OpenStage
 
+pytestmark = pytest.mark.slow
+
 FOLDER = "client-to-server-odd"
 RECORDED: list[dict[str, Any]] = wire.load_json(f"{FOLDER}/results.json")
 SENT = {one["id"]: wire.load(f"{FOLDER}/{one['file']}") for one in RECORDED if one["file"]}

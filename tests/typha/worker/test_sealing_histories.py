@@ -13,6 +13,8 @@ from tests.harness.worker_stand import FAST, HUB_LIMITS, Peer, WorkerStand, even
 from tests.typha.conftest import OpenStage
 from typha.worker import transport
 
+pytestmark = pytest.mark.slow
+
 RECORD_BYTES = 500
 """Small, so that most messages take many records."""
 LIMITS = msgspec.structs.replace(FAST, ping_interval_seconds=0.1, send_bytes=4_000, snapshot_send_bytes=4_000)

@@ -15,6 +15,8 @@ from typha.ipc import link
 from typha.ipc import messages as ipc
 from typha.worker import poller, transport
 
+pytestmark = pytest.mark.slow
+
 
 async def test_clients_that_come_before_the_first_sync_are_held_and_served_in_one_go(open_stage: OpenStage) -> None:
     stage = await open_stage()

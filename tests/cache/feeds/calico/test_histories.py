@@ -4,12 +4,15 @@ import json
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache import objects
 from cache.feeds.calico import syncers
 from tests.harness import corpus
+
+pytestmark = pytest.mark.slow
 
 _GROUP = syncers.Group.V1
 _NAMES = st.sampled_from(["a", "b", "c"])
