@@ -22,7 +22,8 @@ versions when it compares objects.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import msgspec
 
@@ -40,6 +41,10 @@ _GONE_RECHECK_SECONDS = 5.0
 _RENEWAL_SHARE = 0.9
 """A stream that reached this share of its timeoutSeconds ended because of them."""
 _MAX_DETAIL_LENGTH = 400
+
+
+_Change: TypeAlias = Callable[[decoding.Envelope, bytes, Origin], str]
+"""`Reflector.upsert` or `Reflector.remove`: applies an object, and returns its identity."""
 
 
 class WatchMachine:
@@ -223,9 +228,9 @@ class WatchMachine:
             event = decoding.decode_line(line)
             match event.type:
                 case "ADDED" | "MODIFIED":
-                    self._on_live(now, event)
+                    self._on_object(now, event, self._reflector.upsert)
                 case "DELETED":
-                    self._on_deleted(now, event)
+                    self._on_object(now, event, self._reflector.remove)
                 case "BOOKMARK":
                     self._on_bookmark(now, event)
                 case "ERROR":
@@ -413,23 +418,13 @@ class WatchMachine:
 
     # Events of a watch.
 
-    def _on_live(self, now: float, event: decoding.WatchLine) -> None:
+    def _on_object(self, now: float, event: decoding.WatchLine, change: _Change) -> None:
         state = self._state
         if isinstance(state, InitialEvents):
-            state.unseen.discard(self._reflector.upsert(event.envelope, event.raw, Origin.INITIAL))
+            state.unseen.discard(change(event.envelope, event.raw, Origin.INITIAL))
             self._initial_progress(now, state)
         else:
-            self._reflector.upsert(event.envelope, event.raw, Origin.EVENT)
-            self._reflector.advance(event.envelope.metadata.resource_version)
-            self._progress(now)
-
-    def _on_deleted(self, now: float, event: decoding.WatchLine) -> None:
-        state = self._state
-        if isinstance(state, InitialEvents):
-            state.unseen.discard(self._reflector.remove(event.envelope, event.raw, Origin.INITIAL))
-            self._initial_progress(now, state)
-        else:
-            self._reflector.remove(event.envelope, event.raw, Origin.EVENT)
+            change(event.envelope, event.raw, Origin.EVENT)
             self._reflector.advance(event.envelope.metadata.resource_version)
             self._progress(now)
 
