@@ -114,7 +114,7 @@ class ServiceProcess(child.Child):
     ) -> None:
         """Serve a raw feed of `types`, or without types Calico's feeds; `settings` are environment variables."""
         super().__init__("service", folder / "service.log")
-        self.port, self._health_port, self._metrics_port = _distinct_ports(3)
+        self.port, self._health_port, self._metrics_port = (control_plane.free_port(HOST) for _ in range(3))
         self.address = (HOST, self.port)
         feeds_file = folder / "feeds.yaml"
         feeds = {"feeds": {FEED: {"resources": [{"type": name} for name in types]}}}
@@ -217,10 +217,3 @@ class ServiceProcess(child.Child):
                 return answer.status, await answer.text()
         except (aiohttp.ClientError, TimeoutError):
             return 0, ""
-
-
-def _distinct_ports(count: int) -> list[int]:
-    ports: set[int] = set()
-    while len(ports) < count:
-        ports.add(control_plane.free_port(HOST))
-    return sorted(ports)
