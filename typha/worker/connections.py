@@ -107,29 +107,34 @@ class Connections:
             self._close_socket(current)
             return None
         try:
-            limit = _READ_BYTES if current.channel is None else _READ_BYTES_LATER
-            data = self._transport.receive(current.socket, limit)
-        except transport.WriteFirst:
-            current.liveness.excuse_pong()  # its pong may be what cannot be read; its progress is watched instead
-            current.begin_waiting(_monotonic())
-            self._poller.watch_write_only(current)
-            return None
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            self.lost(current, error)
-            return None
-        if not data:
-            self.close(current, DisconnectReason.CLIENT_CLOSED)
-            return None
-        try:
-            return self._hear(current, data)
+            data = self._receive(current)
+            return self._hear(current, data) if data else None
         except errors.RemoteProtocolError as error:
             if error.reason is DisconnectReason.BAD_PREFACE:
                 self.close(current, error.reason, detail=str(error))
             else:
                 self.farewell(current, error.reason, text=str(error))
             return None
+
+    def _receive(self, current: client.Client) -> bytes:
+        """What has arrived; empty if that is nothing or the connection is closed now. Raises RemoteProtocolError."""
+        limit = _READ_BYTES if current.channel is None else _READ_BYTES_LATER
+        try:
+            data = self._transport.receive(current.socket, limit)
+        except transport.WriteFirst:
+            current.liveness.excuse_pong()  # its pong may be what cannot be read; its progress is watched instead
+            current.begin_waiting(_monotonic())
+            self._poller.watch_write_only(current)
+            return b""
+        except BlockingIOError:  # a part of a TLS record
+            current.liveness.note_incomplete_read()
+            return b""
+        except OSError as error:
+            self.lost(current, error)
+            return b""
+        if not data:
+            self.close(current, DisconnectReason.CLIENT_CLOSED)
+        return data
 
     def _hear(self, current: client.Client, data: bytes) -> Greeted | None:
         """As `read`. Raises RemoteProtocolError."""
@@ -143,7 +148,9 @@ class Connections:
                 return None
             current.adapter = begun
         outcome: Greeted | None = None
+        is_complete = False
         for event in current.adapter.receive(data):
+            is_complete = True
             match event:
                 case protocol_adapters.Ponged():
                     self._note_pong(current)
@@ -156,6 +163,8 @@ class Connections:
                         outcome = event
             if current.is_closing():
                 return None
+        if not is_complete:
+            current.liveness.note_incomplete_read()
         return outcome
 
     def _answer_hello(self, current: client.Client, event: Greeted) -> bool:
@@ -167,6 +176,7 @@ class Connections:
             return False
         self.handshaking.pop(current, None)
         current.hello = None
+        current.liveness.note_greeted()
         if is_subscribed:
             current.liveness.excuse_pong()
             current.become_held()
@@ -201,6 +211,7 @@ class Connections:
             if self._transport.owed(current.fd):
                 # The ping is sealed, and nothing may be sent before it: the client leaves the pass until it is sent.
                 current.owe(ping)
+                current.liveness.note_pinged()
                 if current.channel is not None and current.index >= 0:
                     current.channel.leave_live(current)
             if current.begin_waiting(_monotonic()):
@@ -212,6 +223,7 @@ class Connections:
         if sent != len(ping):
             self.close(current, DisconnectReason.NO_PROGRESS, detail="no room for a whole ping")
             return False
+        current.liveness.note_pinged()
         current.sent_at = _monotonic()
         return True
 

@@ -48,6 +48,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """How long a worker with more connections than its share leaves new ones to the others."""
     hello_seconds: float = 0.004
     """How long one turn may answer hellos: a storm of them must not keep deliveries waiting."""
+    read_seconds: float = 0.005
+    """How long one turn may read from clients: as long as it may send."""
+    costly_hello_seconds: float = 0.005
+    """A hello that takes more CPU time than this is logged, and its address waits behind all others from then on. The
+    usual one takes 0.1 ms."""
 
     # Sending: docs/decisions/delivery.md, docs/decisions/sockets.md.
     max_frame_bytes: int = 16 * 1024 * 1024

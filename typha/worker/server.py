@@ -102,7 +102,10 @@ class Server:
         )
         self.keepalive = keepalive.Keepalive(limits, self.poller, self.transport, self.connections, self.stats)
         self.channels = Channels(self._link, limits)
-        self._hellos = admission.HelloQueue()
+        self._hellos = admission.HelloQueue(limits)
+        self._unheard: dict[client.Client, int] = {}
+        """Clients that have said something which there was no time to read, with the poller's events; the oldest
+        first."""
         self._next_id = config.number << _ID_BITS
         self._turn_scheduled = False
         self._chores_at = self._report_at = _monotonic()
@@ -304,7 +307,7 @@ class Server:
         begun = _monotonic()
         if begun >= self._chores_at:
             self._do_chores(begun)
-        if self._hear_clients() and self._drain is None:
+        if self._hear_clients(begun + self._policy.read_seconds) and self._drain is None:
             self._accept()
         if self._hellos:
             # A newcomer may come from another worker, and must not be served less than it has been sent there.
@@ -323,17 +326,28 @@ class Server:
         """False for a client that was closed by what happened to another one in this turn."""
         return self.poller.clients.get(current.fd) is current
 
-    def _hear_clients(self) -> bool:
-        """Reads from clients that have said hello, and queues the others; whether connections wait to be accepted."""
+    def _hear_clients(self, deadline: float) -> bool:
+        """Reads from clients that have said hello, and queues the others; whether connections wait to be accepted.
+
+        At least one client is heard. Those that are not come first in the next turn, which follows at once, because
+        the poller still has something to report.
+        """
         ready, waiting = self.poller.poll()
+        unheard = self._unheard
         for current, events in ready:
             pending = current.hello
             if pending is None:
-                self._client_event(current, events)
+                unheard[current] = events  # keeps its place if it has one
             elif pending.is_shaking and self._handshakes is not None:
                 self._handshakes.ready(current, pending)
             else:
                 self._hellos.add(current, pending, events)
+        self._unheard = {}
+        in_turn = iter(unheard.items())
+        for current, events in in_turn:
+            self._client_event(current, events)
+            if _monotonic() > deadline:
+                self._unheard = dict(in_turn)
         return waiting
 
     def _client_event(self, current: client.Client, events: int) -> None:
