@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import errno
-import resource
 import signal
 import socket
 import sys
@@ -16,7 +15,7 @@ from cache.feeds import feed
 from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
-from typha import clock, settings
+from typha import clock, open_files, settings
 from typha.hub import bootstrap, collector, hub, supervisor
 from typha.hub import policy as hub_policy
 from typha.ipc import messages
@@ -45,13 +44,6 @@ class ServiceError(Exception):
 
 class AddressInUse(ServiceError):
     """Another process listens on the address."""
-
-
-def raise_open_files_limit() -> int:
-    """Raises the soft limit of open files to the hard one; returns it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
 
 
 def open_listener(configured: settings.Settings) -> socket.socket:
@@ -123,7 +115,7 @@ class Service:
             self.hub,
             self.supervisor,
             max_latency=max_latency or loop_latency.MaxLatency(clock.monotonic()),
-            open_files_limit=raise_open_files_limit(),
+            open_files_limit=open_files.raise_limit(),
         )
         self.collector.register(self.health)
         self._stopping = asyncio.Event()
