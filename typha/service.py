@@ -27,6 +27,9 @@ _log = structlog.get_logger("typha.service")
 _BACKLOG = 65535
 """Connections that the kernel keeps while a storm is accepted, or while no worker lives: as many as net.core.somaxconn
 allows. Clients beyond that try again after a second, by TCP's own clock."""
+_RECEIVE_BUFFER_BYTES = 16 * 1024
+"""Of each connection, which inherits it. Clients send a hello and pongs; what a peer sends and nobody reads takes 29 kB
+of the kernel's memory instead of 130."""
 _ACCESS_RETRY_SECONDS = 1.0
 _RECURSION_LIMIT = 12_000
 _HOUSEKEEPING_SECONDS = 1.0
@@ -63,6 +66,7 @@ def open_listener(configured: settings.Settings) -> socket.socket:
             if dual:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
             listener.bind(address)
             listener.listen(_BACKLOG)
             listener.setblocking(False)

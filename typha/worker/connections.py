@@ -254,7 +254,9 @@ class Connections:
                 return None
         if not is_complete:
             current.liveness.note_incomplete_read()
-        self.hold(current, current.adapter.pending_bytes)
+        part_bytes = current.adapter.pending_bytes
+        if part_bytes or current in self._held:
+            self.hold(current, part_bytes)
         return None if current.is_closing() else outcome
 
     def _answer_hello(self, current: client.Client, event: Greeted) -> bool:

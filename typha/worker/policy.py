@@ -44,7 +44,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     says more about their end."""
     accept_batch: int = 64
     """Connections accepted in one turn, some 2 ms; between turns another worker may take the next."""
-    accept_seconds: float = 0.004
+    accept_seconds: float = 0.005
     """How long one turn may accept, if connections must be closed to make room for others."""
     connections_max: int = 1 << 20
     """Connections that may be open. `typha.open_files` computes it from the limit of open files."""
