@@ -1,6 +1,7 @@
 """Peers that hold more connections than a service may have open files: it serves its clients all the same."""
 
 import asyncio
+import os
 import pathlib
 import re
 import socket
@@ -87,6 +88,8 @@ async def test_silent_connections_hurt_neither_clients_nor_newcomers(
                     await asyncio.sleep(0.02)
                 await converged(cluster, clients)
             await refused(running, 50)
+            for pid in running.workers() or [running.process.pid]:
+                assert len(os.listdir(f"/proc/{pid}/fd")) < open_files - 50
             async with mirrors(address, 10, tls=tls) as late:
                 await converged(cluster, [*clients, *late])
         finally:
