@@ -96,7 +96,7 @@ class Connections:
         self._handshaking_hosts: dict[str, int] = {}
         """How many of `handshaking` each address has."""
         self._held: dict[client.Client, int] = {}
-        """Bytes of unfinished messages; who began first comes first."""
+        """Bytes of unfinished messages and handshakes; who began first comes first."""
         self._held_bytes = 0
         self.ended_unproven = 0
         """Connections that have ended without a hello."""
@@ -133,7 +133,7 @@ class Connections:
         return len(self.handshaking) * _CONNECTION_BYTES + self._held_bytes
 
     def hold(self, current: client.Client, count: int) -> None:
-        """The worker holds this many bytes of a message of the client that is not complete.
+        """The worker holds this many bytes for a message or handshake of the client that is not complete.
 
         If all hold too much together, those are closed that began first: a real message is there at once.
         """

@@ -10,6 +10,8 @@ from typha.ipc import messages
 
 _SEALED_SNAPSHOT_UNSENT_BYTES = 512 * 1024
 """More made no difference next to the cost of TLS."""
+_UNPROVEN_BYTES_MAX_WITH_TLS = 64 * 1024 * 1024
+"""Room for some 1,300 unfinished handshakes."""
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,8 +51,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     newcomers_share: float = 0.125
     """The part of them that is kept for connections without a hello, and for those that are being refused."""
     unproven_bytes_max: int = 32 * 1024 * 1024
-    """What connections without a hello and unfinished messages may take together. A real hello has 0.1 to 0.5 kB, and
-    is there at once. Unfinished TLS handshakes have a limit of their own."""
+    """What connections without a hello, unfinished handshakes and unfinished messages may take together. A real hello
+    has 0.1 to 0.5 kB, and is there at once."""
     out_of_resources_pause_seconds: float = 1.0
     """How long no connection is accepted after the process has run out of descriptors."""
     over_share_pause_seconds: float = 0.05
@@ -143,5 +145,8 @@ def from_settings(configured: settings.Settings) -> Policy:
     if not configured.server_key_file:
         return limits
     return msgspec.structs.replace(
-        limits, snapshot_unsent_bytes=_SEALED_SNAPSHOT_UNSENT_BYTES, snapshot_send_bytes=limits.send_bytes
+        limits,
+        snapshot_unsent_bytes=_SEALED_SNAPSHOT_UNSENT_BYTES,
+        snapshot_send_bytes=limits.send_bytes,
+        unproven_bytes_max=_UNPROVEN_BYTES_MAX_WITH_TLS,
     )

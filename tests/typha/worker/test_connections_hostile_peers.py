@@ -9,7 +9,7 @@ from protocol import messages
 from protocol.native import frames
 from tests.harness import repository, typha_peer, worker_stand
 from tests.harness.worker_stand import FAST, Peer, WorkerStand, eventually, pod
-from tests.typha.conftest import OpenStage
+from tests.typha.conftest import OpenStage, OpenTlsStage
 from typha.worker import trimming
 
 PLACES = 16
@@ -187,6 +187,22 @@ async def test_so_many_connections_without_a_hello_use_up_the_budget_too(open_st
     assert open_connections(stage) == 10
     assert stage.disconnects == {"too-many-connections": 15}
     await stage.converged(await stage.subscribe())
+
+
+async def test_unfinished_tls_handshakes_share_the_budget(open_tls: OpenTlsStage) -> None:
+    stage = await open_tls(msgspec.structs.replace(FAST, unproven_bytes_max=200_000))
+    good = await stage.subscribe()
+    await stage.converged(good)
+    context, stage.peers_tls = stage.peers_tls, None
+    stalled = [await stage.connect() for _ in range(10)]
+    assert context is not None
+    hello = worker_stand.client_hello(context)
+    for peer in stalled:
+        peer.send(hello)
+    await eventually(lambda: sum(stage.disconnects.values()) >= 10 - 200_000 // 51_024)
+    assert stage.disconnects == {"too-many-connections": 10 - 200_000 // 51_024}
+    stage.peers_tls = context
+    await stage.converged(good, await stage.subscribe())
 
 
 async def test_memory_is_given_back_after_many_connections_that_said_nothing(
