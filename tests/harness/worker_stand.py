@@ -47,6 +47,21 @@ def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def connected_from(host: str, address: tuple[str, int]) -> socket.socket:
+    """A connection to `address` from another address of this machine."""
+    end = socket.create_connection(address, source_address=(host, 0))
+    end.setblocking(False)
+    return end
+
+
+def client_hello(context: ssl.SSLContext) -> bytes:
+    """The first bytes of a TLS handshake."""
+    said = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), said, server_hostname="localhost").do_handshake()
+    return said.read()
+
+
 async def eventually(condition: Callable[[], object], *, seconds: float = TIMEOUT_SECONDS) -> None:
     """Returns when the condition holds; fails when it does not within `seconds`."""
     deadline = clock.monotonic() + seconds

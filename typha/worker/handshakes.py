@@ -29,6 +29,8 @@ _TRIM_AFTER = 50
 _PLACES = 128
 """Handshakes under way before another one begins. Most of them wait for their peer: 5,000 agents whose two processes
 answered after 0.2 s were let in at 128 a second through 32 places, and twice as fast through these."""
+_HANDSHAKE_BYTES = 50_000
+"""What OpenSSL holds for an unfinished handshake."""
 _PLACE_SECONDS = 1.0
 """A peer that has not gone on for longer is slow by itself, and keeps no place from others."""
 _STEPS_AT_ONCE = 4
@@ -164,12 +166,14 @@ class TlsHandshakes:
                 self._connections.close(current, verdict.reason, detail=verdict.detail)
             elif verdict.done:
                 current.hello.is_shaking = False
+                self._connections.hold(current, 0)
                 self._done_since_trim += 1
                 self._transport.opened(connection)
                 self._poller.watch_read(current)
             else:
                 self._under_way[current] = clock.monotonic()
                 self._poller.watch_handshake(current, wants_write=verdict.wants_write)
+                self._connections.hold(current, _HANDSHAKE_BYTES)
         self._next()
 
     def _take_steps(self, batch: list[ssl.SSLSocket], client_tls: tls.ClientTls) -> list[Verdict]:

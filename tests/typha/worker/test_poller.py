@@ -124,6 +124,21 @@ def test_reading_writing_and_hanging_up(listener: socket.socket, make: MakePolle
         assert events & select.EPOLLRDHUP
 
 
+def test_with_more_events_than_are_taken_at_once_all_get_their_turn(
+    listener: socket.socket, make: MakePoller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poller, "MAX_EVENTS", 3)
+    one = make()
+    with contextlib.ExitStack() as stack:
+        polled = []
+        for _ in range(7):
+            stack.enter_context(connect(listener)).send(b"never read")
+            polled.append(accept(one))
+        seen = [held for _ in range(3) for held, _ in ready(one)[0]]
+        assert len(seen) == 9
+        assert set(seen) == set(polled)
+
+
 def test_discarding_resets_the_connection(listener: socket.socket, make: MakePoller) -> None:
     one = make()
     with connect(listener) as peer:
