@@ -47,6 +47,12 @@ class AddressInUse(ServiceError):
     """Another process listens on the address."""
 
 
+def forbid_core_dumps() -> None:
+    """A core of this process, or of one that it starts, would hold tokens and private keys."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
 def raise_open_files_limit() -> int:
     """Raises the soft limit of open files to the hard one; returns it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -256,6 +262,7 @@ def allow_deep_json() -> None:
 async def serve(configured: settings.Settings, max_latency: loop_latency.MaxLatency) -> int:
     """Runs the service to its end on a loop whose turns `max_latency` measures; returns the exit code."""
     allow_deep_json()
+    forbid_core_dumps()
     try:
         listener = await _open_listener_soon(configured)
     except ServiceError as error:
