@@ -47,12 +47,12 @@ class Cluster:
     async def __aexit__(self, *_: object) -> None:
         await self.simulator.stop()
 
-    def put(self, *names: str) -> None:
-        """Create pods, or replace existing ones."""
+    def put(self, *names: str, padding: str = "") -> None:
+        """Create pods, or replace existing ones; `padding` makes them large."""
         store = self.simulator.store
         known = store.objects(simulated.PODS)
         for name in names:
-            metadata = {"name": name, "namespace": "default", "annotations": {"at": str(time.monotonic_ns())}}
+            metadata = {"name": name, "namespace": "default", "annotations": {"at": f"{time.monotonic_ns()}{padding}"}}
             write = store.replace if f"default/{name}" in known else store.create
             write(simulated.PODS, {"metadata": metadata})
 
