@@ -40,7 +40,6 @@ _STARTS_DOUBLED_MAX = 3
 _BLOCKED_PATIENCE = 3
 """Times the patience with a silent worker: how long a worker that reports may leave messages of the hub unread. What
 waits there keeps logs and snapshots in memory."""
-_SHARE_MAX = 1 << 31
 WORKER_SETTINGS = frozenset(
     {
         *("server_key_file", "server_cert_file", "ca_file", "client_cn", "client_urisan"),
@@ -168,7 +167,7 @@ class Supervisor:
             workers = [worker for worker in self._hub.workers.values() if worker.ready]
             if len(workers) > 1:
                 connections = sum(worker.report.active for worker in workers)
-                share = min(_SHARE_MAX, connections // len(workers) * 9 // 8 + _FAIR_SHARE_SLACK)
+                share = connections // len(workers) * 9 // 8 + _FAIR_SHARE_SLACK
                 for worker in workers:
                     worker.send(messages.LimitConnections(share))
 
