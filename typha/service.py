@@ -49,6 +49,12 @@ class AddressInUse(ServiceError):
     """Another process listens on the address."""
 
 
+def forbid_core_dumps() -> None:
+    """A core of this process, or of one that it starts, would hold tokens and private keys."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
 def open_listener(configured: settings.Settings) -> socket.socket:
     """The listening socket; for IPv4 and IPv6 if no host is given.
 
@@ -252,6 +258,7 @@ def allow_deep_json() -> None:
 async def serve(configured: settings.Settings, max_latency: loop_latency.MaxLatency) -> int:
     """Runs the service to its end on a loop whose turns `max_latency` measures; returns the exit code."""
     allow_deep_json()
+    forbid_core_dumps()
     try:
         listener = await _open_listener_soon(configured)
     except ServiceError as error:

@@ -51,7 +51,7 @@ class Cluster:
         await self.simulator.stop()
 
     def put(self, *names: str, padding: str = "") -> None:
-        """Create pods, or replace existing ones."""
+        """Create pods, or replace existing ones; `padding` makes them large."""
         store = self.simulator.store
         known = store.objects(simulated.PODS)
         for name in names:

@@ -209,7 +209,7 @@ class WorkerStand:
     @property
     def disconnects(self) -> dict[str, int]:
         """Ended connections by reason."""
-        return dict(self.server.stats.counts.disconnects)
+        return {reason.value: count for reason, count in self.server.stats.counts.disconnects.items()}
 
     async def connect(self, *, receive_buffer_bytes: int | None = None) -> "Peer":
         """A TCP connection that has said nothing yet."""

@@ -2,6 +2,9 @@
 
 What is synchronous here runs on the hub's loop. What takes long, snapshots and catch-up blocks, is cut into slices by
 the schedulers; `run_snapshots`, `run_coalescing` and `catch_ups.run` are to run beside the watchers.
+
+A batch that cannot be written to a channel's log, for lack of a resource, is written later. Until then the feed gathers
+what comes, and no snapshot or block of the channel is cut, because store and log do not agree.
 """
 
 import asyncio
@@ -14,7 +17,7 @@ from cache import objects, resources
 from cache.feeds import feed
 from protocol import formats, messages
 from typha import clock
-from typha.hub import catchup_scheduler, coalescer, policy, rejection_log, snapshot_scheduler, worker_link
+from typha.hub import catchup_scheduler, coalescer, policy, rejection_log, shortages, snapshot_scheduler, worker_link
 from typha.hub.channel import HubChannel
 from typha.ipc import messages as ipc
 from typha.observability import quantiles
@@ -45,8 +48,9 @@ class Hub:
         self._rejection_log = rejection_log.RejectionLog()
         self._sequences_needed: dict[str, deque[int]] = {}
         """For each feed, the lowest sequence from which a client may have to be caught up, as of the last checks."""
-        self.snapshots = snapshot_scheduler.SnapshotScheduler(limits)
-        self.catch_ups = catchup_scheduler.CatchUpScheduler(limits)
+        self.shortages = shortages.Shortages()
+        self.snapshots = snapshot_scheduler.SnapshotScheduler(limits, self.shortages)
+        self.catch_ups = catchup_scheduler.CatchUpScheduler(limits, self.shortages)
         self.coalescer = coalescer.Coalescer(limits)
         self._uncommitted = 0
         """Objects that have come since the last commit."""
@@ -128,6 +132,11 @@ class Hub:
         self._uncommitted, self._must_publish = 0, False
         published = False
         for source in self.feeds.values():
+            channels = self._channels_of(source)
+            unwritten = [self._append(channel, *channel.unwritten) for channel in channels if channel.unwritten]
+            published = published or any(unwritten)
+            if not all(unwritten):
+                continue  # the feed keeps what it has gathered
             batch = source.take()
             if batch is None:
                 continue
@@ -141,9 +150,8 @@ class Hub:
                     keys=len(source.store),
                     sequence=source.store.sequence,
                 )
-            for channel in self._channels_of(source):
-                self._append(channel, batch, changed_at)
-                published = True
+            for channel in channels:
+                published = self._append(channel, batch, changed_at) or published
         self.coalescer.published()
         if published:
             self.workers.flush()
@@ -153,19 +161,35 @@ class Hub:
     def _channels_of(self, source: feed.Feed) -> list[HubChannel]:
         return [channel for channel in self.channels.values() if channel.feed is source]
 
-    def _append(self, channel: HubChannel, batch: feed.Batch, changed_at: float) -> None:
-        segments = channel.append(batch)
+    def _append(self, channel: HubChannel, batch: feed.Batch, changed_at: float) -> bool:
+        """Appends a batch to the channel's log. False if a resource is missing: the channel remembers the batch."""
+        was_behind = channel.unwritten is not None
+        try:
+            segments = channel.append(batch, changed_at)
+        except shortages.ERRORS as error:
+            self.shortages.note(shortages.Lacking.LOG, error, feed=channel.feed.name, format=channel.encoder.name)
+            return False
+        if was_behind:
+            self.shortages.over(shortages.Lacking.LOG)
+            self.snapshots.wake()
+            self.catch_ups.wake()
         self.workers.publish(channel, segments, batch.status, changed_at)
         if channel.wants_snapshot():
             self.snapshots.request(channel)
         if segments:
             self._keep_budget()
+        return True
 
     # Workers.
 
     def add_worker(self, worker: worker_link.WorkerLink) -> None:
-        """A worker has been started; it is sent everything there is."""
+        """A worker has been started; it is sent everything there is.
+
+        Raises:
+            OSError: there is nothing left to share a counter with it.
+        """
         self.workers[worker.number] = worker
+        worker.feeds = frozenset(self.names)
         worker.share_counter()
         for channel in self.channels.values():
             worker.open_channel(channel)
@@ -178,7 +202,7 @@ class Hub:
             worker.close()
 
     def hear(self, worker: worker_link.WorkerLink) -> None:
-        """Takes a worker's messages, and does what it asks for."""
+        """Takes a worker's messages, and does what it asks for. A worker that says what none may say is broken."""
         try:
             for request in worker.requests():
                 match request:
@@ -223,7 +247,7 @@ class Hub:
         """Slow clients need what changed after a sequence. If the channel is closed, the worker is about to hear it.
 
         Raises:
-            ValueError: there is no such sequence.
+            ValueError: there is no such sequence, or the worker waits for too many blocks.
         """
         channel = self._by_number.get(request.channel)
         if channel is None:
@@ -253,6 +277,8 @@ class Hub:
         Where newcomers take a snapshot with much log after it, the next ones get a newer one.
         """
         now = _monotonic()
+        if any(channel.unwritten is not None for channel in self.channels.values()):
+            self.commit()
         self.coalescer.note_clients(self.workers.clients_max)
         for channel in list(self.channels.values()):
             reports = self.workers.channel_reports(channel)

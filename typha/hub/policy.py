@@ -54,9 +54,18 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """A worker that has not finished the first publish gets no more of them. The record compares it with 1, 3 and
     no limit."""
 
+    retry_seconds: float = 1.0
+    """How soon what failed for lack of a resource is tried again."""
+
     # Workers: docs/decisions/hub-and-workers.md.
-    worker_silence_seconds_max: float = 10.0
-    """A worker reports every second. One that has not for this long is stuck, and its clients with it."""
+    worker_silence_seconds_max: float = 20.0
+    """A worker reports every second. One that has not for this long, without what it waited for a CPU, is stuck. Its
+    clients leave by themselves after some 30 s without a ping."""
+    worker_start_seconds_max: float = 60.0
+    """The same for a worker that has not been ready yet: it reads its files and has no clients. Doubled for each start
+    in a row that failed, at most eightfold."""
+    wanted_blocks_max: int = 256
+    """Blocks that one worker may wait for: four times what it asks for (`typha.worker.policy.Policy`)."""
 
 
 def from_settings(configured: settings.Settings) -> HubPolicy:

@@ -74,9 +74,9 @@ ORIGINAL: tuple[Metric, ...] = (
         "typha_log_errors",
         _C,
         (),
-        "Log lines that the hub failed to write; unlike in the original, without dropped lines.",
+        "Log lines that the hub or a worker failed to write; unlike in the original, without dropped lines.",
     ),
-    Metric("typha_logs_dropped", _C, (), "Log lines that the hub dropped because its queue was full."),
+    Metric("typha_logs_dropped", _C, (), "Log lines that the hub or a worker dropped because its queue was full."),
 )
 
 OURS: tuple[Metric, ...] = (
@@ -139,6 +139,12 @@ OURS: tuple[Metric, ...] = (
     ),
     Metric(
         "typha_config_invalid_values", _G, (), "Invalid values of settings that were replaced by defaults at start."
+    ),
+    Metric(
+        "typha_shortages_total",
+        _C,
+        ("lacking",),
+        "Attempts that failed for lack of descriptors, memory or space, and are repeated, by what they were to make.",
     ),
     Metric("typha_tls_reload_failures_total", _C, (), "Changed TLS files that workers could not use."),
     Metric("typha_open_files_limit", _G, (), "Limit of open files per process, after raising it at start."),

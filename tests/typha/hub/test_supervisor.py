@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 
+from protocol import reasons
 from tests.harness import worker_stand
 from tests.harness.hub_stand import LIMITS
 from tests.harness.served import Cluster, converged, mirrors, serving
@@ -167,14 +168,20 @@ async def test_the_totals_of_dead_workers_are_kept() -> None:
 
     async def reports_and_ends(_: messages.WorkerConfig, __: socket.socket, end: socket.socket) -> None:
         counts = messages.WorkerCounts(
-            accepted=3, disconnects={"client-closed": 2}, feeds={"web": messages.FeedCounts(deliveries=5)}
+            accepted=3,
+            disconnects={reasons.DisconnectReason.CLIENT_CLOSED: 2},
+            feeds={"web": messages.FeedCounts(deliveries=5)},
         )
         report = messages.Report(counts, longest_turn_seconds_ever=turns.pop(0))
         link.Link(end, messages.FOR_WORKER).send(report)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         workers = supervisor.Supervisor(
-            hub.Hub([], LIMITS), settings.Settings(workers=0), LIMITS, listener, serve_embedded=reports_and_ends
+            hub.Hub([worker_stand.raw_feed()], LIMITS),
+            settings.Settings(workers=0),
+            LIMITS,
+            listener,
+            serve_embedded=reports_and_ends,
         )
         await workers.run()
         await workers.run()
