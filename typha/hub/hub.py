@@ -37,6 +37,8 @@ class Hub:
         self._by_number: dict[int, HubChannel] = {}
         self.workers = worker_link.WorkerLinks()
         self.updates_refused: dict[str, int] = {}
+        self.objects_skipped: dict[tuple[str, str], int] = {}
+        """By resource type and reason."""
         self.updates_total: dict[str, int] = {}
         self.batch_sizes: dict[str, quantiles.Histogram] = {}
         self._wanted: dict[tuple[str, str], None] = {}
@@ -94,6 +96,12 @@ class Hub:
         self._uncommitted += 1
         for source in self._by_type[event.type]:
             source.delete(event)
+
+    def skipped(self, skipped: objects.SkippedObject) -> None:
+        """An object cannot be used at all: no feed gets to see it."""
+        key = str(skipped.type), skipped.reason
+        self.objects_skipped[key] = self.objects_skipped.get(key, 0) + 1
+        self._rejection_log.write_skipped(skipped)
 
     def status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
         """A type's status has changed. A status is published at once, with all before it."""
