@@ -4,7 +4,6 @@ What is synchronous here runs on the hub's loop. What takes long, snapshots and 
 the schedulers; `run_snapshots`, `run_coalescing` and `catch_ups.run` are to run beside the watchers.
 """
 
-import asyncio
 from collections import deque
 from collections.abc import Iterable
 
@@ -50,6 +49,7 @@ class Hub:
         self.snapshots = snapshot_scheduler.SnapshotScheduler(limits)
         self.catch_ups = catchup_scheduler.CatchUpScheduler(limits)
         self.coalescer = coalescer.Coalescer(limits)
+        self._batch_limits = feed.BatchLimits(limits.batch_changes_max, limits.batch_bytes_max, limits.batch_split_keys)
         self._uncommitted = 0
         """Objects that have come since the last commit."""
         self._must_publish = False
@@ -114,6 +114,8 @@ class Hub:
 
     def batch_end(self) -> None:
         """Publishes what has come, now or together with what comes while the workers are busy."""
+        if self.coalescer.is_unfinished:
+            return  # `run_coalescing` goes on each turn
         if self._must_publish or self.coalescer.is_due(self._uncommitted, self.workers.publishes_under_way):
             self.commit()
 
@@ -122,7 +124,7 @@ class Hub:
         while True:
             await self.coalescer.something_waits()
             while self.coalescer.since:
-                await asyncio.sleep(self.coalescer.look_seconds)
+                await self.coalescer.pause()
                 if self.coalescer.since and self.coalescer.is_over(self.workers.publishes_under_way):
                     self.commit()
 
@@ -131,12 +133,15 @@ class Hub:
         self._rejection_log.write(refusal)
 
     def commit(self) -> None:
-        """Appends what every feed has gathered to its channels' logs, and publishes it."""
+        """Appends what every feed has gathered to its channels' logs, and publishes it.
+
+        Of very much, only a part: `run_coalescing` goes on with the rest in the next turn.
+        """
         changed_at = self.coalescer.since or _monotonic()
         self._uncommitted, self._must_publish = 0, False
         published = False
         for source in self.feeds.values():
-            batch = source.take()
+            batch = source.take(self._batch_limits)
             if batch is None:
                 continue
             self.updates_total[source.name] += len(batch.updates)
@@ -152,7 +157,7 @@ class Hub:
             for channel in self._channels_of(source):
                 self._append(channel, batch, changed_at)
                 published = True
-        self.coalescer.published()
+        self.coalescer.published(is_unfinished=any(source.is_unfinished for source in self.feeds.values()))
         if published:
             self.workers.flush()
         if self._wanted:
