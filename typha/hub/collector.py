@@ -116,6 +116,7 @@ class Collector:
             },
             "typha_log_bytes": {channel.key: channel.log.used_bytes for channel in channels},
             "typha_updates_dropped_total": {(reason,): count for reason, count in self._hub.updates_refused.items()},
+            "typha_objects_skipped": {(type, reason): n for (type, reason), n in self._hub.objects_skipped.items()},
         }
 
     def _watch_samples(self) -> metrics.Samples:

@@ -7,7 +7,6 @@ A batch that cannot be written to a channel's log, for lack of a resource, is wr
 what comes, and no snapshot or block of the channel is cut, because store and log do not agree.
 """
 
-import asyncio
 from collections import deque
 from collections.abc import Iterable
 
@@ -40,6 +39,8 @@ class Hub:
         self._by_number: dict[int, HubChannel] = {}
         self.workers = worker_link.WorkerLinks()
         self.updates_refused: dict[str, int] = {}
+        self.objects_skipped: dict[tuple[str, str], int] = {}
+        """By resource type and reason."""
         self.updates_total: dict[str, int] = {}
         self.batch_sizes: dict[str, quantiles.Histogram] = {}
         self._wanted: dict[tuple[str, str], None] = {}
@@ -52,6 +53,7 @@ class Hub:
         self.snapshots = snapshot_scheduler.SnapshotScheduler(limits, self.shortages)
         self.catch_ups = catchup_scheduler.CatchUpScheduler(limits, self.shortages)
         self.coalescer = coalescer.Coalescer(limits)
+        self._batch_limits = feed.BatchLimits(limits.batch_changes_max, limits.batch_bytes_max, limits.batch_split_keys)
         self._uncommitted = 0
         """Objects that have come since the last commit."""
         self._must_publish = False
@@ -99,6 +101,12 @@ class Hub:
         for source in self._by_type[event.type]:
             source.delete(event)
 
+    def skipped(self, skipped: objects.SkippedObject) -> None:
+        """An object cannot be used at all: no feed gets to see it."""
+        key = str(skipped.type), skipped.reason
+        self.objects_skipped[key] = self.objects_skipped.get(key, 0) + 1
+        self._rejection_log.write_skipped(skipped)
+
     def status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
         """A type's status has changed. A status is published at once, with all before it."""
         self._must_publish = True
@@ -110,6 +118,8 @@ class Hub:
 
     def batch_end(self) -> None:
         """Publishes what has come, now or together with what comes while the workers are busy."""
+        if self.coalescer.is_unfinished:
+            return  # `run_coalescing` goes on each turn
         if self._must_publish or self.coalescer.is_due(self._uncommitted, self.workers.publishes_under_way):
             self.commit()
 
@@ -118,7 +128,7 @@ class Hub:
         while True:
             await self.coalescer.something_waits()
             while self.coalescer.since:
-                await asyncio.sleep(self.coalescer.look_seconds)
+                await self.coalescer.pause()
                 if self.coalescer.since and self.coalescer.is_over(self.workers.publishes_under_way):
                     self.commit()
 
@@ -127,17 +137,21 @@ class Hub:
         self._rejection_log.write(refusal)
 
     def commit(self) -> None:
-        """Appends what every feed has gathered to its channels' logs, and publishes it."""
+        """Appends what every feed has gathered to its channels' logs, and publishes it.
+
+        Of very much, only a part: `run_coalescing` goes on with the rest in the next turn.
+        """
         changed_at = self.coalescer.since or _monotonic()
         self._uncommitted, self._must_publish = 0, False
-        published = False
+        published = is_unfinished = False
         for source in self.feeds.values():
             channels = self._channels_of(source)
             unwritten = [self._append(channel, *channel.unwritten) for channel in channels if channel.unwritten]
             published = published or any(unwritten)
             if not all(unwritten):
                 continue  # the feed keeps what it has gathered
-            batch = source.take()
+            batch = source.take(self._batch_limits)
+            is_unfinished = is_unfinished or source.is_unfinished
             if batch is None:
                 continue
             self.updates_total[source.name] += len(batch.updates)
@@ -152,7 +166,7 @@ class Hub:
                 )
             for channel in channels:
                 published = self._append(channel, batch, changed_at) or published
-        self.coalescer.published()
+        self.coalescer.published(is_unfinished=is_unfinished)
         if published:
             self.workers.flush()
         if self._wanted:

@@ -56,6 +56,13 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     retry_seconds: float = 1.0
     """How soon what failed for lack of a resource is tried again."""
+    # One turn of the hub: docs/decisions/store-changes-in-take.md.
+    batch_changes_max: int = 2_000
+    """A commit takes this many changes of each feed, 10 to 25 ms with their encoding, and goes on in the next turn."""
+    batch_bytes_max: int = 4 * 1024 * 1024
+    """The same for the bytes of values: 1 MiB takes about 3 ms to compress."""
+    batch_split_keys: int = 4_000
+    """Keys of a store that a commit moves to new chunks: 4 ms."""
 
     # Workers: docs/decisions/hub-and-workers.md.
     worker_silence_seconds_max: float = 20.0

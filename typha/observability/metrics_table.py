@@ -138,6 +138,12 @@ OURS: tuple[Metric, ...] = (
         "Objects that cannot be sent, or (`doubtful`) that are sent but may not mean what they say.",
     ),
     Metric(
+        "typha_objects_skipped",
+        _C,
+        ("kind", "reason"),
+        "Objects of a resource type that cannot be decoded, or that have no usable name.",
+    ),
+    Metric(
         "typha_config_invalid_values", _G, (), "Invalid values of settings that were replaced by defaults at start."
     ),
     Metric(

@@ -49,7 +49,7 @@ class CalicoFeed(feed.Feed):
         self._kinds = {source.type: _Kind(rank, source) for rank, source in enumerate(spec.sources)}
         self._claims = claims.Claims()
         self._max_value_bytes = max_value_bytes
-        self._changes: list[_Change] = [_Change(messages.UpdateType.NEW, item) for item in spec.built_in]
+        self._changes.extend(_Change(messages.UpdateType.NEW, item) for item in spec.built_in)
 
     def apply(self, event: objects.ObjectEvent) -> feed.Rejection | None:
         """Process a new or changed object. A rejection names it if it, or a part of it, cannot be sent."""
@@ -92,12 +92,6 @@ class CalicoFeed(feed.Feed):
     def delete(self, event: objects.ObjectEvent) -> None:
         """Process the deletion of an object."""
         self._forget(self._kinds[event.type], _object_name(event))
-
-    def _write_changes(self) -> list[messages.Update]:
-        changes, self._changes = self._changes, []
-        updates = [update for change in changes if (update := self._write(*change)) is not None]
-        self.skipped += len(changes) - len(updates)
-        return updates
 
     def _is_plain(self, item: model.Item) -> bool:
         return (
@@ -152,7 +146,8 @@ class CalicoFeed(feed.Feed):
         elif was_visible:
             self._changes.append(_Change(messages.UpdateType.UPDATED, successor))
 
-    def _write(self, update_type: messages.UpdateType, item: model.Item) -> messages.Update | None:
+    def _write(self, change: _Change) -> messages.Update | None:
+        update_type, item = change
         if item.value is None:
             if self.store.delete(item.key, item.revision) is None:
                 self.store.sequence += 1  # the original sends an update for every invalid value, even for an absent key
