@@ -1,6 +1,7 @@
 """Both ends of a connection, connected without a network."""
 
 import itertools
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -30,6 +31,7 @@ SAMPLES: dict[type[messages.Message], messages.Message] = {
         *(messages.Ping(), messages.Pong(0), GOODBYE),
     )
 }
+FROM_CLIENTS = {messages.ClientHello, messages.Pong, messages.Goodbye}
 PATHS: dict[tuple[connection.Role, State], list[messages.Message]] = {
     (SERVER, State.HELLO): [],
     (SERVER, State.READY): [CLIENT_HELLO],
@@ -134,7 +136,10 @@ def test_every_message_in_every_state(role: connection.Role, state: State, kind:
     if role is CLIENT and state is State.SNAPSHOT and kind is messages.SnapshotEnd:
         message = messages.SnapshotEnd(0, 1, 0)
     if expected is None:
-        with pytest.raises(errors.RemoteProtocolError, match=f"unexpected {kind.__name__} while {state.value}"):
+        problem = f"unexpected {kind.__name__} while {state.value}"
+        if role is SERVER and kind not in FROM_CLIENTS:
+            problem = "not a known message"
+        with pytest.raises(errors.RemoteProtocolError, match=problem):
             receive_all(target, frame(message))
         assert target.state is State.ERROR
         assert receive_all(target, frame(messages.Ping())) == []
@@ -216,6 +221,31 @@ def test_a_hello_of_100_megabytes_is_refused_at_its_header() -> None:
     with pytest.raises(errors.RemoteProtocolError) as info:
         receive_all(server, frames.PREFACE + frames.HEADER.pack(100 * 1024 * 1024, 0))
     assert info.value.reason is reasons.DisconnectReason.MESSAGE_TOO_LARGE
+
+
+def test_a_client_has_64_kib_for_its_hello_and_2_for_later_frames() -> None:
+    digests = tuple([(1 << 64) - 1] * 7_000)
+    hello = messages.ClientHello(feed="pods", agent="test", chunk_digests=digests)
+    server = connection.Connection(SERVER)
+    assert receive_all(server, frames.PREFACE + frame(hello)) == [hello]
+    assert receive_all(server, frame(messages.Goodbye("client-closed", "x" * codec.MAX_NAME_CHARS))) != []
+    for state, over in ((State.HELLO, 64 * 1024 + 1), (State.READY, 2 * 1024 + 1)):
+        with pytest.raises(errors.RemoteProtocolError) as info:
+            receive_all(make(SERVER, state), frames.HEADER.pack(over, 0))
+        assert info.value.reason is reasons.DisconnectReason.MESSAGE_TOO_LARGE
+
+
+def test_a_partial_frame_keeps_nothing_of_the_hello_before_it() -> None:
+    hello = messages.ClientHello(feed="pods", agent="test", chunk_digests=tuple([(1 << 64) - 1] * 7_000))
+    data = frames.PREFACE + frame(hello) + frames.HEADER.pack(3, 0)
+    tracemalloc.start()
+    server = connection.Connection(SERVER)
+    assert len(receive_all(server, data)) == 1
+    before, _ = tracemalloc.get_traced_memory()
+    del server
+    held = before - tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 5_000
 
 
 def test_a_client_may_not_compress() -> None:
