@@ -124,7 +124,7 @@ class Link(Generic[Received]):
 
         Raises:
             LinkBroken: the other end is gone.
-            msgspec.DecodeError: a message that this end does not know; its descriptors are closed.
+            msgspec.DecodeError, UnicodeDecodeError: a message that this end does not know; its descriptors are closed.
         """
         for _ in range(_RECEIVE_BATCH):
             try:
@@ -143,7 +143,7 @@ class Link(Generic[Received]):
                 raise LinkBroken("a message was cut short (out of descriptors?)")
             try:
                 message = self._decode(data)
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError):
                 _close(descriptors)
                 raise
             yield message, descriptors
