@@ -8,6 +8,7 @@ fails the run, and is written to the target's folder in tests/fuzz/corpus, where
 import argparse
 import functools
 import hashlib
+import signal
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ def _run(names: list[str], arguments: argparse.Namespace) -> int:
     total = runner.NOTHING
     by_target = dict.fromkeys(names, runner.NOTHING)
     began = reported = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for chunk, result in runner.run(work, arguments.jobs):
             total = runner.merge(total, result)

@@ -1,6 +1,7 @@
 """Runs targets in chunks that depend on nothing but their seed and number, so that each can be repeated."""
 
 import itertools
+import math
 import multiprocessing
 import random
 import time
@@ -97,13 +98,16 @@ def run_chunk(chunk: Chunk) -> Result:
 
 def chunks(names: Sequence[str], seed: int, inputs: int) -> list[Chunk]:
     """At least `inputs` inputs in chunks, shared among the targets by weight. All targets come early."""
-    total = sum(targets.TARGETS[name].weight for name in names)
-    size = min(CHUNK_INPUTS, -(-inputs // total))
-    turns = [[Chunk(name, seed, number, size) for number in range(targets.TARGETS[name].weight)] for name in names]
+    weights = {name: targets.TARGETS[name].weight for name in names}
+    size = min(CHUNK_INPUTS, math.ceil(inputs / sum(weights.values())))
+    turns = [
+        [Chunk(name, seed, number, math.ceil(size * min(1, weight))) for number in range(math.ceil(weight))]
+        for name, weight in weights.items()
+    ]
     one_round = [chunk for chunk in itertools.chain.from_iterable(itertools.zip_longest(*turns)) if chunk]
-    rounds = -(-inputs // (size * len(one_round)))
+    rounds = math.ceil(inputs / sum(chunk.inputs for chunk in one_round))
     return [
-        chunk._replace(number=chunk.number + turn * targets.TARGETS[chunk.target].weight)
+        chunk._replace(number=chunk.number + turn * math.ceil(weights[chunk.target]))
         for turn in range(rounds)
         for chunk in one_round
     ]

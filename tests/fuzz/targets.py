@@ -47,7 +47,7 @@ class Target:
     mutate: mutation.Mutate
     declared: tuple[type[Exception], ...]
     """The errors that callers expect."""
-    weight: int = 1
+    weight: float = 1
     """Share of the inputs. Decoders of what clients send get most, those of YAML, which are slow, least."""
 
     def inputs(self) -> list[bytes]:
@@ -465,8 +465,8 @@ def _all() -> Iterator[Target]:
     yield Target("raw", _convert_raw, _objects, mutation.mutate_json, invalid, 2)
     wrong = (sources.ConfigurationError,)
     yield Target("settings", _read_settings, lambda: [_INI], mutation.mutate_text, wrong, 1)
-    yield Target("feeds-file", _read_feeds_file, _feeds_files, mutation.mutate_text, wrong, 1)
-    yield Target("kubeconfig", _read_kubeconfig, _kubeconfigs, mutation.mutate_text, (access.AccessError,), 1)
+    yield Target("feeds-file", _read_feeds_file, _feeds_files, mutation.mutate_text, wrong, 0.1)
+    yield Target("kubeconfig", _read_kubeconfig, _kubeconfigs, mutation.mutate_text, (access.AccessError,), 0.02)
 
 
 TARGETS = {target.name: target for target in _all()}
