@@ -114,5 +114,5 @@ async def _get(session: api.KubeApi, path: str, shape: type[T]) -> T:
         raise Refused(answer.status, answer.body[:200].decode("utf-8", "replace"))
     try:
         return msgspec.json.decode(answer.body, type=shape)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise api.Interrupted(Failure.MALFORMED, f"{path}: {error}") from error

@@ -126,7 +126,7 @@ async def _try_one(session: api.KubeApi, group: syncers.Group, wanted: _Wanted) 
     else:
         try:
             members = _decode(found.body)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return found
         spec = members.get("spec")
         spec = spec if isinstance(spec, dict) else {}
