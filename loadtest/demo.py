@@ -54,7 +54,7 @@ async def _on_simulator(settings: fixture.Settings, screen: dashboard.Dashboard)
 
 
 async def _on_cluster(settings: fixture.Settings, screen: dashboard.Dashboard, file: Path) -> report.Report:
-    access = kubeconfig.load(file)
+    access = await kubeconfig.load(file)
     screen.say(f"cluster {access.context} at {access.server}: it is only read (get, list, watch), nothing is written")
     async with expected_state.ApiClient(access) as client:
         types = await _readable(client, screen)

@@ -147,7 +147,7 @@ async def open_testbed(
     made = certificates.make(plan.folder, host=processes.HOST) if plan.tls else None
     agents = msgspec.structs.replace(plan.agents, tls=made.agents if made else None)
     async with (
-        expected_state.ApiClient(kubeconfig.load(plan.kubeconfig)) as client,
+        expected_state.ApiClient(await kubeconfig.load(plan.kubeconfig)) as client,
         processes.ServiceProcess(
             plan.folder,
             kubeconfig=plan.kubeconfig,

@@ -66,7 +66,7 @@ async def open_real(settings: fixture.Settings, screen: dashboard.Dashboard) -> 
     control = control_plane.ControlPlane(settings.folder / "control-plane")
     await asyncio.to_thread(control.start)
     try:
-        access = kubeconfig.load(control.kubeconfig)
+        access = await kubeconfig.load(control.kubeconfig)
         host, _, port = access.server.rpartition("/")[2].rpartition(":")
         async with (
             relay.Relay(host, int(port)) as between,

@@ -75,7 +75,7 @@ async def test_its_agents_hold_the_api_servers_state(protocol: control.Protocol,
                 assert window.deliveries >= 50 * AGENTS
                 assert window.latency.total >= 50 * AGENTS
                 assert window.peak_bytes > 0
-                async with expected_state.ApiClient(kubeconfig.load(simulator.kubeconfig)) as client:
+                async with expected_state.ApiClient(await kubeconfig.load(simulator.kubeconfig)) as client:
 
                     async def expected() -> expected_state.ExpectedState:
                         if setup.is_calico:

@@ -14,7 +14,7 @@ async def test_the_felix_feed_of_a_cluster_with_calico(tmp_path: Path) -> None:
     async with simulator.Simulator(settings.SimulatorSettings()) as server:
         server.populate(SMALL)
         kubeconfig.write(tmp_path / "config", server.url)
-        async with expected_state.ApiClient(kubeconfig.load(tmp_path / "config")) as client:
+        async with expected_state.ApiClient(await kubeconfig.load(tmp_path / "config")) as client:
             found = await calico_expected_state.read(client, "felix")
             endpoints = [key for key in found.live if "/workload/" in key]
             assert len(endpoints) == 30
