@@ -52,3 +52,19 @@ async def test_no_server_is_an_error(tmp_path: Path, free_port: int) -> None:
     async with expected_state.ApiClient(await kubeconfig.load(tmp_path / "config")) as client:
         with pytest.raises(expected_state.ApiRequestError, match="GET /api/v1/pods"):
             await client.read_state(expected_state.specs(["v1/pods"]))
+
+
+async def test_the_felix_feed_of_a_cluster_with_calico(tmp_path: Path) -> None:
+    async with simulator.Simulator(settings.SimulatorSettings()) as server:
+        server.populate(population.Population(nodes=2, pods=30, namespaces=3, services=4, widgets=5, calico=True))
+        kubeconfig.write(tmp_path / "config", server.url)
+        async with expected_state.ApiClient(await kubeconfig.load(tmp_path / "config")) as client:
+            found = await client.read_calico_state("felix")
+            endpoints = [key for key in found.live if "/workload/" in key]
+            assert len(endpoints) == 30
+            assert [key for key in found.live if key.startswith("/calico/v1/ipam/v4/pool/")]
+            namespace, _, name = next(iter(server.store.objects(PODS))).partition("/")
+            server.store.patch(PODS, namespace, name, {"metadata": {"annotations": {"x": "y"}}})
+            assert (await client.read_calico_state("felix")).digest == found.digest
+            server.store.patch(PODS, namespace, name, {"metadata": {"labels": {"x": "y"}}})
+            assert (await client.read_calico_state("felix")).digest != found.digest
