@@ -8,14 +8,13 @@ import zlib
 import msgspec
 from aiohttp import web
 
-from loadtest.apiserver import discovery, listing, objects, options, resources, watching
+from loadtest.apiserver import discovery, listing, objects, resources, watching
 from loadtest.apiserver.counters import WATCH_LIST, Counters
 from loadtest.apiserver.errors import ApiError, BadRequest, PageNotFound, TypeUnknown
 from loadtest.apiserver.faults import FaultKind, Rules
 from loadtest.apiserver.resources import Resource
 from loadtest.apiserver.settings import SimulatorSettings, WatchListMode
 from loadtest.apiserver.store import Store
-from loadtest.apiserver.streams import Streams
 
 #: Answers from this size on are compressed for clients that accept it, as by kube-apiserver.
 GZIP_FROM_BYTES = 128 * 1024
@@ -58,7 +57,7 @@ class Handlers:
     """Answers the requests of the Kubernetes API."""
 
     def __init__(
-        self, settings: SimulatorSettings, store: Store, *, streams: Streams, counters: Counters, rules: Rules
+        self, settings: SimulatorSettings, store: Store, *, streams: watching.Streams, counters: Counters, rules: Rules
     ) -> None:
         self._settings = settings
         self._store = store
@@ -94,7 +93,7 @@ class Handlers:
         if fault is not None:
             raise fault.error(verb, target.resource)
         if verb in ("WATCH", WATCH_LIST):
-            asked = options.parse(request.query, watch_list=self._settings.watch_list is not WatchListMode.OFF)
+            asked = listing.parse(request.query, watch_list=self._settings.watch_list is not WatchListMode.OFF)
             return await self._watching.serve(
                 request, target.resource, namespace=target.namespace, asked=asked, verb=verb
             )
@@ -106,7 +105,7 @@ class Handlers:
         return await self._single(request, target, verb)
 
     async def _list(self, request: web.Request, target: RequestTarget) -> bytes:
-        asked = options.parse(request.query, watch_list=True)
+        asked = listing.parse(request.query, watch_list=True)
         await watching.until_fresh(self._store, listing.least_version(asked), self._settings.fresh_wait_seconds)
         return listing.body(self._store, target.resource, target.namespace, asked)
 
