@@ -56,32 +56,40 @@ class HelloQueue:
 
     def add(self, newcomer: client.Client, pending: client.PendingHello, events: int) -> None:
         """The poller reports something to read; reporting it again does not change the order."""
-        pending.begin_queueing(_monotonic())
-        hosts = self._unread_of_costly if pending.host in self._costly else self._unread
-        hosts.setdefault(pending.host, {})[newcomer] = events
+        host = pending.host
+        hosts = self._unread_of_costly if self._costly and host in self._costly else self._unread
+        unread = hosts.get(host)
+        if unread is None:
+            unread = hosts[host] = {}
+        if not pending.queued_at:
+            pending.begin_queueing(_monotonic())
+        unread[newcomer] = events
 
     def take(self, deadline: float) -> Iterator[tuple[client.Client, int, bool]]:
         """Connections to be read, newest first, until none is left or the deadline (monotonic seconds) has passed.
 
         At least one. With each come the poller's events, and whether the client has given up.
         """
-        begun = clock.cpu_seconds()
+        used = clock.cpu_seconds()
+        now = _monotonic()
         while hosts := self._unread or self._unread_of_costly:
-            host, unread = hosts.popitem()
+            host = next(reversed(hosts))
+            unread = hosts[host]
             newcomer, events = unread.popitem()
-            if unread:
-                hosts[host] = unread
+            if not unread:
+                del hosts[host]
+            elif len(hosts) > 1:
                 hosts.move_to_end(host, last=False)
-            now = _monotonic()
             if newcomer.hello is not None:
                 newcomer.hello.end_queueing(now)
             has_hung_up = bool(events & (poller.HANG_UP | poller.BROKEN))
             yield newcomer, events, has_hung_up and now - newcomer.connected_at > _GIVEN_UP_AFTER_SECONDS
-            used = clock.cpu_seconds()
-            if used - begun > self._costly_seconds:
-                self._note_costly(host, newcomer, used - begun)
-            begun = used
-            if _monotonic() > deadline:
+            begun, now = now, _monotonic()
+            if now - begun > self._costly_seconds:  # asking for the CPU time each time would cost too much
+                before, used = used, clock.cpu_seconds()
+                if used - before > self._costly_seconds:
+                    self._note_costly(host, newcomer, used - before)
+            if now > deadline:
                 return
 
     def _note_costly(self, host: str, newcomer: client.Client, seconds: float) -> None:

@@ -1,10 +1,12 @@
 """What peers say: good hellos, and every bad one, which ends that connection for one reason and no other."""
 
 import asyncio
+import contextlib
+import itertools
 import random
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
@@ -313,7 +315,22 @@ async def test_a_message_in_too_many_pieces_is_not_waited_for(open_stage: OpenSt
     assert peer.goodbye.text == "too many pieces of a message"
 
 
-async def test_a_turn_reads_for_a_while_and_the_next_one_goes_on_where_it_ended(open_stage: OpenStage) -> None:
+def counted_each_turn(stage: WorkerStand, monkeypatch: pytest.MonkeyPatch, count: Callable[[], int]) -> list[int]:
+    """The count at the beginning of each turn, which is when the poller is asked."""
+    counts: list[int] = []
+    poll = stage.server.poller.poll
+
+    def counting_poll() -> tuple[list[tuple[client.Client, int]], bool]:
+        counts.append(count())
+        return poll()
+
+    monkeypatch.setattr(stage.server.poller, "poll", counting_poll)
+    return counts
+
+
+async def test_a_turn_reads_for_a_while_and_the_next_one_goes_on_where_it_ended(
+    open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise the first of the poller's list would be read again and again, and the last one never."""
     sips = SipTransport()
     limits = msgspec.structs.replace(FAST, read_seconds=-1.0, ping_interval_seconds=30.0)  # one client a turn
@@ -324,13 +341,41 @@ async def test_a_turn_reads_for_a_while_and_the_next_one_goes_on_where_it_ended(
     clients = [await stage.client_of(peer) for peer in peers]
     sips.sips.clear()
     sips.bytes_each = 3
+    counts = counted_each_turn(stage, monkeypatch, lambda: len(sips.sips))
     for peer in peers:  # the worker has no turn in between
         peer.send(PONG * 2)
     sips_each = -(-2 * len(PONG) // 3)
     await eventually(lambda: len(sips.sips) == len(peers) * sips_each)
     rounds = [set(sips.sips[start : start + len(peers)]) for start in range(0, len(sips.sips), len(peers))]
     assert rounds == [{one.fd for one in clients}] * sips_each
+    assert max(after - before for before, after in itertools.pairwise(counts)) == 1
     assert stage.disconnects == {}
+
+
+async def test_a_turn_accepts_for_a_while(open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = await open_stage(msgspec.structs.replace(FAST, accept_seconds=-1.0))  # one connection a turn
+    accepted = stage.server.stats.counts
+    counts = counted_each_turn(stage, monkeypatch, lambda: accepted.accepted)
+    with contextlib.ExitStack() as stack:
+        for _ in range(10):
+            end = stack.enter_context(socket.socket())
+            end.setblocking(False)
+            end.connect_ex(stage.address)
+        await eventually(lambda: accepted.accepted == 10)
+    assert max(after - before for before, after in itertools.pairwise(counts)) == 1
+
+
+async def test_refused_connections_are_closed_a_few_at_a_time_and_keep_no_bytes(open_stage: OpenStage) -> None:
+    stage = await open_stage(msgspec.structs.replace(FAST, refusal_hold_seconds=600.0, expired_at_a_time=7))
+    peers = [await stage.connect() for _ in range(20)]
+    for peer in peers:
+        peer.send(TYPHA_HELLO)
+    held = stage.server.connections.closing
+    await eventually(lambda: len(held) == 20)
+    assert {one.adapter for one in held} == {None}
+    for left in (13, 6, 0):
+        stage.server.connections.close_overdue(time.monotonic() + 700.0)
+        assert len(held) == left
 
 
 async def test_a_goodbye_that_does_not_fit_keeps_its_reason(open_stage: OpenStage) -> None:
