@@ -1,6 +1,7 @@
 """A worker that says what no worker says ends itself alone: not the hub, its housekeeping or its metrics."""
 
 import math
+import socket
 import time
 from collections.abc import Iterator
 
@@ -70,6 +71,10 @@ HARMLESS: dict[str, object] = {
 }
 
 
+async def no_worker(*_: object) -> None:
+    """No worker runs in the hub."""
+
+
 class HostileStand(HubStand):
     """A hub with an honest worker and a hostile one, whose every message is raw."""
 
@@ -91,15 +96,10 @@ class HostileStand(HubStand):
 
     def samples(self) -> str:
         """The page of /metrics."""
-        keeper = supervisor.Supervisor(
-            self.hub,
-            settings.Settings(workers=2),
-            LIMITS,
-            None,  # type: ignore[arg-type]
-            serve_embedded=None,  # type: ignore[arg-type]
-        )
+        configured = settings.Settings(workers=2)
+        keeper = supervisor.Supervisor(self.hub, configured, LIMITS, socket.socket(), serve_embedded=no_worker)
         reads = collector.Collector(
-            settings.Settings(), self.hub, keeper, max_latency=loop_latency.MaxLatency(0.0), open_files_limit=1024
+            configured, self.hub, keeper, max_latency=loop_latency.MaxLatency(0.0), open_files_limit=1024
         )
         registry = metrics.make_registry(
             metrics.SamplesCollector(reads.samples, syncers=self.hub.names), runtime=False, process=False
