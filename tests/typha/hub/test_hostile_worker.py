@@ -1,7 +1,6 @@
 """A worker that says what no worker says ends itself alone: not the hub, its housekeeping or its metrics."""
 
 import math
-import socket
 import time
 from collections.abc import Iterator
 
@@ -97,7 +96,7 @@ class HostileStand(HubStand):
     def samples(self) -> str:
         """The page of /metrics."""
         configured = settings.Settings(workers=2)
-        keeper = supervisor.Supervisor(self.hub, configured, LIMITS, socket.socket(), serve_embedded=no_worker)
+        keeper = supervisor.Supervisor(self.hub, configured, LIMITS, self.hostile.link.socket, serve_embedded=no_worker)
         reads = collector.Collector(
             configured, self.hub, keeper, max_latency=loop_latency.MaxLatency(0.0), open_files_limit=1024
         )
