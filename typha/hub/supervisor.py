@@ -8,6 +8,7 @@ accepted wait for the replacement.
 import asyncio
 import contextlib
 import errno
+import math
 import os
 import secrets
 import socket
@@ -81,6 +82,28 @@ def run_queue_seconds(pid: int) -> float:
             return int(file.read().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return 0.0
+
+
+class Silence:
+    """For how long a worker has said nothing, without the time that it waited for a CPU.
+
+    A stuck process runs or sleeps. One that waits for a CPU only needs more time, and a kill would make it longer.
+
+    Args:
+        waited_seconds: how long the process has waited since its start.
+    """
+
+    def __init__(self, waited_seconds: Callable[[], float]) -> None:
+        self._waited_seconds = waited_seconds
+        self._heard_at = -math.inf
+        self._waited_before = 0.0
+
+    def seconds(self, heard_at: float, now: float) -> float:
+        """To be called every second or so with the times at which the worker was heard last, and now."""
+        waited_seconds = self._waited_seconds()
+        if heard_at != self._heard_at:
+            self._heard_at, self._waited_before = heard_at, waited_seconds
+        return now - heard_at - max(0.0, waited_seconds - self._waited_before)
 
 
 class Supervisor:
@@ -286,13 +309,9 @@ class Supervisor:
         broken: list[Exception],
         waited_seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """Returns when the process has ended or must be ended.
-
-        `waited_seconds` says how long the process has waited for a CPU since its start. A stuck process runs or sleeps;
-        one that waits only needs more time.
-        """
+        """Returns when the process has ended or must be ended. `waited_seconds` is for `Silence`."""
         worker = self._hub.workers[number]
-        heard_at, waited_before = worker.heard_at, waited_seconds()
+        silence = Silence(waited_seconds)
         while not ended.done():
             looked_at = _monotonic()
             await asyncio.wait([ended], timeout=_CHECK_SECONDS)
@@ -300,22 +319,21 @@ class Supervisor:
             self._look_for_shortages(worker)
             if _monotonic() - looked_at > _STOPPED_SECONDS:
                 worker.heard_at = _monotonic()  # it was the hub that stood still, and heard no worker
-            if worker.heard_at != heard_at:
-                heard_at, waited_before = worker.heard_at, waited_seconds()
-            silent_seconds = _monotonic() - heard_at - max(0.0, waited_seconds() - waited_before)
+            silent_seconds = silence.seconds(worker.heard_at, _monotonic())
             if broken and not ended.done():
                 await asyncio.wait([ended], timeout=_CHECK_SECONDS)  # its end breaks the link a moment before
                 if not ended.done():
                     _log.error("Killing a worker whose link is broken", worker=number, error=str(broken[0]))
                 return
-            if silent_seconds > self._patience_seconds(worker):
+            if silent_seconds > self.patience_seconds(worker):
                 _log.error("Killing a silent worker", worker=number, silent_seconds=round(silent_seconds, 1))
                 return
-            if worker.blocked_seconds > _BLOCKED_PATIENCE * self._patience_seconds(worker):
+            if worker.blocked_seconds > _BLOCKED_PATIENCE * self.patience_seconds(worker):
                 _log.error("Killing a worker that does not take what it is sent", worker=number)
                 return
 
-    def _patience_seconds(self, worker: worker_link.WorkerLink) -> float:
+    def patience_seconds(self, worker: worker_link.WorkerLink) -> float:
+        """How long the worker may be silent. One that starts has no clients yet, and a new one starts no faster."""
         if worker.ready:
             return self._policy.worker_silence_seconds_max
         doubled = min(self._failed_starts.get(worker.number, 0), _STARTS_DOUBLED_MAX)

@@ -15,8 +15,8 @@ _monotonic = clock.monotonic
 
 MESSAGES_PER_SECOND_MAX = 5_000
 """A worker sends a few reports a second, and no more requests than the hub answers: some hundreds. More is a flood."""
-BYTES_PER_SECOND_MAX = 8 * 1024 * 1024
-"""A thousand times what a worker's reports on four feeds take. The hub decodes as much in half a second at worst."""
+BYTES_PER_SECOND_MAX = 4 * 1024 * 1024
+"""A hundred times what a worker's reports on four feeds take. The hub decodes as much in 0.3 s at worst."""
 
 
 class Flood(Exception):
