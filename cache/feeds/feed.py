@@ -90,9 +90,21 @@ class Feed(abc.ABC):
         """The resource types of the feed."""
         return list(self._statuses)
 
-    @abc.abstractmethod
     def apply(self, event: objects.ObjectEvent) -> Rejection | None:
         """Process a new or changed object. A rejection names it; what cannot be sent is removed from the feed."""
+        return self.adopt(event, self.convert(event))
+
+    def may_take_long(self, event: objects.ObjectEvent) -> bool:
+        """Return whether `convert` may take more than some milliseconds, and may run in another thread."""
+        return False
+
+    @abc.abstractmethod
+    def convert(self, event: objects.ObjectEvent) -> Any:
+        """Convert an object, without a change of the feed. Raises nothing: failures are outcomes, too."""
+
+    @abc.abstractmethod
+    def adopt(self, event: objects.ObjectEvent, outcome: Any) -> Rejection | None:
+        """Process the outcome of `convert`."""
 
     @abc.abstractmethod
     def delete(self, event: objects.ObjectEvent) -> None:
@@ -154,15 +166,21 @@ class RawFeed(Feed):
         self._fields = {resource.type: resource.fields for resource in spec.resources}
         self._max_value_bytes = max_value_bytes
 
-    def apply(self, event: objects.ObjectEvent) -> Rejection | None:
-        """Process a new or changed object. If it is rejected, its key is deleted."""
-        key = raw.object_key(event.type, event.namespace, event.name)
+    def convert(self, event: objects.ObjectEvent) -> bytes | raw.InvalidObject:
+        """See Feed."""
         try:
-            value = raw.object_value(
+            return raw.object_value(
                 event.raw or b"", api_version=event.api_version, kind=event.kind, fields=self._fields[event.type]
             )
         except raw.InvalidObject as error:
-            return self._reject(key, event, "invalid-object", str(error))
+            return error
+
+    def adopt(self, event: objects.ObjectEvent, outcome: bytes | raw.InvalidObject) -> Rejection | None:
+        """See Feed. If the object is rejected, its key is deleted."""
+        key = raw.object_key(event.type, event.namespace, event.name)
+        if isinstance(outcome, raw.InvalidObject):
+            return self._reject(key, event, "invalid-object", str(outcome))
+        value = outcome
         if len(value) > self._max_value_bytes:
             return self._reject(key, event, "value-too-large", f"{len(value)} bytes, limit {self._max_value_bytes}")
         if len(key) > codec.MAX_KEY_CHARS:

@@ -29,6 +29,8 @@ _READ_BUFFER_BYTES = 256 * 1024
 _MAX_HEADER_BYTES = 8190
 _HEADERS_MAX = 128
 _SHOWN_CHARS = 80
+_DETAIL_CHARS_MAX = 400
+"""An error of the HTTP library may quote a header."""
 _KEEPALIVE_OPTIONS = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 """These detect a dead peer within a minute, before the idle limit of a watch."""
 
@@ -251,7 +253,7 @@ def _too_large(limit_bytes: int) -> Interrupted:
 
 
 def _interrupted(error: Exception) -> Interrupted:
-    detail = str(error) or type(error).__name__
+    detail = str(error)[:_DETAIL_CHARS_MAX] or type(error).__name__
     # Check ConnectionTimeoutError first: it is also a TimeoutError, but means no half-open stream.
     if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)) or isinstance(error.__cause__, ssl.SSLError):
         return Interrupted(Failure.CREDENTIALS, f"TLS: {detail}")

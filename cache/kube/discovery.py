@@ -15,6 +15,8 @@ _ANSWER_SECONDS = 30.0
 _MAX_ERROR_BYTES = 4096
 _MAX_BODY_BYTES = 16 * 1024 * 1024
 """A list of a thousand groups has 300 kB, and a custom resource 1.5 MB at most."""
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding of any JSON may raise. RecursionError: it is nested too deeply."""
 NOT_FOUND = 404
 FORBIDDEN = 403
 
@@ -114,5 +116,5 @@ async def _get(session: api.KubeApi, path: str, shape: type[T]) -> T:
         raise Refused(answer.status, answer.body[:200].decode("utf-8", "replace"))
     try:
         return msgspec.json.decode(answer.body, type=shape)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise api.Interrupted(Failure.MALFORMED, f"{path}: {error}") from error

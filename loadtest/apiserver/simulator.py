@@ -19,7 +19,7 @@ from typing import Any, Self
 import msgspec
 from aiohttp import web
 
-from loadtest.apiserver import churn, faults, resources
+from loadtest.apiserver import churn, faults, objects, resources
 from loadtest.apiserver.counters import Counters
 from loadtest.apiserver.errors import ApiError
 from loadtest.apiserver.faults import Fault, FaultKind, Rules
@@ -267,6 +267,8 @@ class Simulator:
                 stream.cut()
             elif fault.kind is FaultKind.BROKEN_JSON:
                 stream.put(_BROKEN_LINE)
+            elif fault.kind is FaultKind.BAD_EVENT:
+                stream.put(b'{"type":"MODIFIED","object":%b}\n' % objects.BAD_OBJECT)
             elif fault.kind is FaultKind.HALF_OPEN:
                 stream.freeze()
             else:

@@ -278,7 +278,16 @@ def _pages() -> list[bytes]:
 def _read_page(data: bytes) -> str:
     status = decoding.decode_status(data)
     said = f"{status.says_expired}{status.says_version_too_large}"
-    page = decoding.decode_page(data)
+    try:
+        page = decoding.decode_page(data, _PODS)
+    except decoding.InvalidInput:
+        steps = decoding.split_page(data, _PODS)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as ended:
+                page = ended.value
+                break
     for item in page.items:
         said += str(decoding.decode_item(item).is_sane)
     return said[:60]

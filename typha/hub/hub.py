@@ -1,7 +1,7 @@
 """The hub: objects come in from the watchers, updates go out to the logs of channels, and to the workers their ends.
 
 What is synchronous here runs on the hub's loop. What takes long, snapshots and catch-up blocks, is cut into slices by
-the schedulers; `run_snapshots`, `run_coalescing` and `catch_ups.run` are to run beside the watchers.
+the schedulers; `run_snapshots`, `run_coalescing`, `run_conversions` and `catch_ups.run` are to run beside the watchers.
 
 A batch that cannot be written to a channel's log, for lack of a resource, is written later. Until then the feed gathers
 what comes, and no snapshot or block of the channel is cut, because store and log do not agree.
@@ -16,7 +16,16 @@ from cache import objects, resources
 from cache.feeds import feed
 from protocol import formats, messages
 from typha import clock
-from typha.hub import catchup_scheduler, coalescer, policy, rejection_log, shortages, snapshot_scheduler, worker_link
+from typha.hub import (
+    catchup_scheduler,
+    coalescer,
+    conversions,
+    policy,
+    rejection_log,
+    shortages,
+    snapshot_scheduler,
+    worker_link,
+)
 from typha.hub.channel import HubChannel
 from typha.ipc import messages as ipc
 from typha.observability import quantiles
@@ -53,6 +62,9 @@ class Hub:
         self.snapshots = snapshot_scheduler.SnapshotScheduler(limits, self.shortages)
         self.catch_ups = catchup_scheduler.CatchUpScheduler(limits, self.shortages)
         self.coalescer = coalescer.Coalescer(limits)
+        self.conversions = conversions.ConversionScheduler(limits)
+        self.expensive_conversions: dict[str, int] = {}
+        """By resource type."""
         self._batch_limits = feed.BatchLimits(limits.batch_changes_max, limits.batch_bytes_max, limits.batch_split_keys)
         self._uncommitted = 0
         """Objects that have come since the last commit."""
@@ -91,6 +103,11 @@ class Hub:
         """An object is new or has changed."""
         self._uncommitted += 1
         for source in self._by_type[event.type]:
+            if source.may_take_long(event):
+                self.conversions.submit(source, event)
+                continue
+            if not self.conversions.is_idle:
+                self._forget_conversion(source, event)
             refusal = source.apply(event)
             if refusal is not None:
                 self._note_refusal(refusal)
@@ -99,6 +116,8 @@ class Hub:
         """An object is gone."""
         self._uncommitted += 1
         for source in self._by_type[event.type]:
+            if not self.conversions.is_idle:
+                self._forget_conversion(source, event)
             source.delete(event)
 
     def skipped(self, skipped: objects.SkippedObject) -> None:
@@ -108,10 +127,44 @@ class Hub:
         self._rejection_log.write_skipped(skipped)
 
     def status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
-        """A type's status has changed. A status is published at once, with all before it."""
+        """A type's status has changed. A status is published at once, with all before it.
+
+        In sync waits for the conversion of objects that came before it.
+        """
         self._must_publish = True
         for source in self._by_type[type]:
-            source.set_status(type, status)
+            self.conversions.drop_hold(source, type)
+            if status is not messages.SyncStatus.IN_SYNC or not self.conversions.hold(source, type):
+                source.set_status(type, status)
+
+    def _forget_conversion(self, source: feed.Feed, event: objects.ObjectEvent) -> None:
+        self.conversions.forget(source, event)
+        self._release_statuses()
+
+    def _release_statuses(self) -> None:
+        for name, type in self.conversions.released():
+            self.feeds[name].set_status(type, messages.SyncStatus.IN_SYNC)
+            self._must_publish = True
+
+    async def run_conversions(self) -> None:
+        """Converts what may take long, forever."""
+        while True:
+            self.converted(await self.conversions.convert_next())
+
+    def converted(self, done: conversions.Conversion) -> None:
+        """An object has been converted in the thread."""
+        if done.seconds >= self._policy.named_conversion_seconds:
+            type = str(done.event.type)
+            self.expensive_conversions[type] = self.expensive_conversions.get(type, 0) + 1
+            milliseconds = round(done.seconds * 1000)
+            self._rejection_log.write_expensive(done.event, feed=done.source.name, milliseconds=milliseconds)
+        if not done.is_outdated:
+            self._uncommitted += 1
+            refusal = done.source.adopt(done.event, done.outcome)
+            if refusal is not None:
+                self._note_refusal(refusal)
+        self._release_statuses()
+        self.batch_end()
 
     def confirmed(self, type: resources.ResourceType) -> None:
         """The watcher's own counters remember when."""
@@ -363,6 +416,7 @@ class Hub:
 
     def close(self) -> None:
         """Lets go of all files."""
+        self.conversions.close()
         self.catch_ups.close()
         for worker in self.workers.values():
             worker.close()

@@ -64,6 +64,14 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
     batch_split_keys: int = 4_000
     """Keys of a store that a commit moves to new chunks: 4 ms."""
 
+    # Conversions: docs/decisions/expensive-conversions.md.
+    conversion_share_max: float = 0.1
+    """The part of the time that one namespace's expensive objects may be converted in."""
+    charged_conversion_seconds: float = 0.02
+    """CPU time from which a conversion counts as expensive, and its namespace rests after it."""
+    named_conversion_seconds: float = 0.1
+    """CPU time from which a conversion is logged and counted."""
+
     # Workers: docs/decisions/hub-and-workers.md.
     worker_silence_seconds_max: float = 20.0
     """A worker reports every second. One that has not for this long, without what it waited for a CPU, is stuck. Its

@@ -144,6 +144,13 @@ OURS: tuple[Metric, ...] = (
         "Objects of a resource type that cannot be decoded, or that have no usable name.",
     ),
     Metric(
+        "typha_expensive_conversions_total",
+        _C,
+        ("kind",),
+        "Conversions of one object that took more than 100 ms of CPU time.",
+    ),
+    Metric("typha_conversions_waiting", _G, (), "Large objects whose newest state waits for its conversion."),
+    Metric(
         "typha_config_invalid_values", _G, (), "Invalid values of settings that were replaced by defaults at start."
     ),
     Metric(

@@ -32,7 +32,20 @@ async def test_group_names(server: ScriptedServer, session: api.KubeApi) -> None
     assert server.requests[0].path == "/apis"
 
 
-@pytest.mark.parametrize("body", [b"[]", b"{", b'{"groups": 1}'])
+DEEP = b"[" * 13_000 + b"]" * 13_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]",
+        b"{",
+        b'{"groups": 1}',
+        b'{"x":%s}' % DEEP,
+        b'{"groups":[{"name":"\\ud800"}]}',
+        b'{"groups":[{"name":"\xff"}]}',
+    ],
+)
 async def test_an_invalid_list_of_groups_raises(server: ScriptedServer, session: api.KubeApi, body: bytes) -> None:
     server.script = [server.body(body)]
     with pytest.raises(api.Interrupted, match="/apis"):

@@ -1,10 +1,12 @@
 """The watch driver with a scripted API server on a real socket."""
 
+import asyncio
 import dataclasses
 import gzip
 
 import pytest
 import structlog
+from aiohttp import web
 
 from cache.kube import access, api
 from protocol.messages import SyncStatus
@@ -312,3 +314,31 @@ async def test_a_list_of_another_kind_is_refused(server: ScriptedServer) -> None
     async with watching(server) as (subject, sink):
         await sink.until_map({"a/x": "5"})
         assert subject.counters.errors["malformed"] == 1
+
+
+@pytest.mark.parametrize("coding", ["gzip", "gzip, chunked"])
+async def test_a_transfer_coding_that_was_not_asked_for_is_refused(server: ScriptedServer, coding: str) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: %s\r\n\r\n0\r\n\r\n" % coding.encode())
+        request.transport.close()
+        return web.Response()
+
+    server.script = [answer, server.stream(initial(9, x=5))]
+    async with watching(server) as (subject, sink):
+        await sink.until_map({"a/x": "5"})
+        assert subject.counters.errors["malformed"] == 1
+
+
+async def test_endless_provisional_answers_are_not_waited_for(server: ScriptedServer) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        transport = request.transport
+        while transport is not None and not transport.is_closing():
+            transport.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+            await asyncio.sleep(0.01)
+        return web.Response()
+
+    server.script = [answer, server.stream(initial(9, x=5))]
+    async with watching(server, WAITS) as (subject, sink):
+        await sink.until_map({"a/x": "5"})
+        assert subject.counters.errors["deadline"] == 1
