@@ -141,6 +141,12 @@ OURS: tuple[Metric, ...] = (
         "typha_config_invalid_values", _G, (), "Invalid values of settings that were replaced by defaults at start."
     ),
     Metric("typha_tls_reload_failures_total", _C, (), "Changed TLS files that workers could not use."),
+    Metric(
+        "typha_http_refused_total",
+        _C,
+        ("server", "reason"),
+        "Connections to the metrics or health port that were closed early, and malformed requests, by reason.",
+    ),
     Metric("typha_open_files_limit", _G, (), "Limit of open files per process, after raising it at start."),
     Metric(
         "typha_hub_pause_seconds_max",
