@@ -32,6 +32,8 @@ TRACEBACK_LENGTH_LIMIT = 6000
 FIELDS_LIMIT = 40
 
 _LOOP_ERRORS_PER_MINUTE = 10
+_TRACEBACKS_PER_MINUTE = 20
+"""Further errors are logged without. If a peer finds a way to a defect, it must not fill the log with tracebacks."""
 _FILE_MODE = 0o640
 _STOP_TIMEOUT_SECONDS = 2.0
 _SYSLOG_SOCKET = "/dev/log"
@@ -262,6 +264,7 @@ class _BoundedHandler(_Counting, logging.handlers.QueueHandler):
         self._lines = lines
         self._wait = wait
         self._unreported = 0
+        self._tracebacks = LineLimit(_TRACEBACKS_PER_MINUTE, seconds=60.0)
         self.setFormatter(formatter)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -274,6 +277,9 @@ class _BoundedHandler(_Counting, logging.handlers.QueueHandler):
             report = logging.LogRecord("typha.logs", logging.WARNING, "", 0, "Log lines were dropped", None, None)
             report.fields = {"dropped": dropped}
             super().emit(report)
+        if record.exc_info and not self._tracebacks.allows():
+            error, record.exc_info = record.exc_info[1], None
+            record.fields = {"error": error, **getattr(record, "fields", {})}
         super().emit(record)
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:

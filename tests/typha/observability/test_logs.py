@@ -102,6 +102,21 @@ def test_an_exception_is_one_line_with_its_traceback() -> None:
     assert "[ERROR]" in line
 
 
+def test_tracebacks_are_logged_at_a_limited_rate() -> None:
+    screen = io.StringIO()
+    pipeline = logs.configure(configured(), screen=screen)
+    for _ in range(100):
+        try:
+            raise ValueError("bad")
+        except ValueError:
+            structlog.get_logger("typha.test").exception("Failed")
+    pipeline.close()
+    lines = screen.getvalue().splitlines()
+    assert len(lines) == 100
+    assert all('error="ValueError: bad"' in line for line in lines)
+    assert sum("traceback=" in line for line in lines) == 20
+
+
 def test_records_of_other_loggers_have_the_same_format() -> None:
     screen = io.StringIO()
     pipeline = logs.configure(configured(), screen=screen)
