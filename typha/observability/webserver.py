@@ -70,6 +70,7 @@ class TlsFiles(NamedTuple):
         context.load_cert_chain(self.cert_file, self.key_file)
         context.load_verify_locations(self.ca_file)
         context.verify_mode = _VERIFY_MODES[self.client_auth]
+        context.num_tickets = 0  # scrapers do not resume, and tickets are a third of a handshake
         context.options |= ssl.OP_NO_RENEGOTIATION  # a few bytes of a peer would cost a handshake
         return context
 
