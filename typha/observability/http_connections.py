@@ -42,7 +42,11 @@ class Limits(NamedTuple):
     step_seconds: float = 0.02
     """Between two steps of a port. A step reads once. It costs up to 0.5 ms, or 2 ms in a TLS handshake."""
     grace_seconds: float = 0.5
-    """After a step, a connection keeps its place for this time. That concerns at most 25 connections at a time."""
+    """After a step, a connection keeps its place for this time."""
+    grace_steps: int = 4
+    """For so many steps. A TLS handshake with its request takes three or four, so peers that drip gain nothing."""
+    grace_share: int = 4
+    """And only if its address has at most this many connections."""
     accepts_per_turn: int = 8
     accept_seconds: float = 0.016
     """Between two turns that accept, so a port accepts at most 500 connections per second."""
@@ -155,8 +159,9 @@ class HttpConnections:
         A connection that has just spoken is spared: it may be an honest one whose request is on its way.
         """
         counts = collections.Counter(connection.address for connection in self._open)
+        share = self._limits.grace_share
         return min(
-            (connection for connection in self._open if not connection.is_spared),
+            (connection for connection in self._open if counts[connection.address] > share or not connection.is_spared),
             key=lambda connection: (-counts[connection.address], connection.is_answering),
             default=None,
         )
@@ -235,6 +240,7 @@ class _Connection(asyncio.Transport):
         self._timer = self._loop.call_later(
             owner.limits.head_seconds, self._refuse, TIMEOUT, "no complete request within the time limit"
         )
+        self._steps = 0
         self._waits_for_step = False
         self._spared_until = 0.0
         self.address = address
@@ -252,6 +258,8 @@ class _Connection(asyncio.Transport):
     @property
     def is_spared(self) -> bool:
         """Whether the connection keeps its place: it waits for a step, or has had one a moment ago."""
+        if self._steps >= self._owner.limits.grace_steps:
+            return False
         return self._waits_for_step or self._loop.time() < self._spared_until
 
     def _readable(self) -> None:
@@ -262,6 +270,7 @@ class _Connection(asyncio.Transport):
     def step(self) -> bool:
         """Read once, and act on it. Returns False if there was nothing to act on."""
         self._waits_for_step = False
+        self._steps += 1
         self._spared_until = self._loop.time() + self._owner.limits.grace_seconds
         try:
             data = self._socket.recv(self._owner.limits.step_bytes)

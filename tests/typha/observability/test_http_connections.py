@@ -187,6 +187,29 @@ async def test_a_connection_that_has_just_spoken_keeps_its_place() -> None:
         assert port.refused[http_connections.TOO_MANY] == 20
 
 
+async def test_peers_that_drip_do_not_keep_their_places() -> None:
+    limits = PATIENT._replace(connections=2, grace_seconds=NEVER, grace_steps=2)
+    async with opened(limits) as port:
+        loop = asyncio.get_running_loop()
+        drips = [await port.connect(b"G"), await port.connect(b"G")]
+        await worker_stand.eventually(lambda: port.connections.steps == 2)
+        await port.connect()  # waits in the kernel
+        await loop.sock_sendall(drips[1], b"E")
+        assert await heard(drips[1]) == b""
+        assert len(port.connections) == 2
+
+
+async def test_an_address_with_many_connections_does_not_keep_its_places() -> None:
+    async with opened(PATIENT._replace(connections=4, grace_seconds=NEVER, grace_share=2)) as port:
+        crowd = [await port.connect(GET[:9], source="127.0.0.3") for _ in range(3)]
+        few = await port.connect(GET[:9], source="127.0.0.2")
+        await worker_stand.eventually(lambda: port.connections.steps == 4)
+        assert (await port.ask()).endswith(b"fine")
+        assert await heard(crowd[0]) == b""
+        await asyncio.get_running_loop().sock_sendall(few, GET[9:])
+        assert (await heard(few)).endswith(b"fine")
+
+
 async def test_a_head_that_does_not_end_is_given_up() -> None:
     async with opened(PATIENT._replace(head_seconds=0.05)) as port:
         assert await port.ask(GET[:-2]) == b""
