@@ -4,7 +4,7 @@ from cache.kube import watcher
 from typha import clock, settings
 from typha.hub import hub, shortages, supervisor
 from typha.ipc import messages
-from typha.observability import health, logs, loop_latency, metrics, quantiles
+from typha.observability import health, logs, loop_latency, metrics, quantiles, webserver
 
 _monotonic = clock.monotonic
 
@@ -28,6 +28,7 @@ class Collector:
         self._open_files_limit = open_files_limit
         self._reported_feeds: list[str] = []
         self.watchers: list[watcher.Watcher] = []
+        self.web_servers: list[webserver.WebServer] = []
 
     def samples(self) -> metrics.Samples:
         """Everything, as of now."""
@@ -149,6 +150,9 @@ class Collector:
         return {
             "typha_log_errors": {(): logs.COUNTERS.errors + totals.log_errors},
             "typha_logs_dropped": {(): logs.COUNTERS.dropped + totals.log_lines_dropped},
+            "typha_http_refused_total": {
+                (server.name, reason): count for server in self.web_servers for reason, count in server.refused.items()
+            },
             "typha_config_invalid_values": {(): self._settings.config_invalid_values},
             "typha_open_files_limit": {(): self._open_files_limit},
             "typha_hub_pause_seconds_max": {(): self._loop_max_latency.recent_seconds},

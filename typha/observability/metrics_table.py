@@ -160,6 +160,12 @@ OURS: tuple[Metric, ...] = (
         "Attempts that failed for lack of descriptors, memory or space, and are repeated, by what they were to make.",
     ),
     Metric("typha_tls_reload_failures_total", _C, (), "Changed TLS files that workers could not use."),
+    Metric(
+        "typha_http_refused_total",
+        _C,
+        ("server", "reason"),
+        "Connections to the metrics or health port that were closed early, and malformed requests, by reason.",
+    ),
     Metric("typha_open_files_limit", _G, (), "Limit of open files per process, after raising it at start."),
     Metric(
         "typha_hub_pause_seconds_max",
