@@ -109,15 +109,13 @@ class Connections:
         try:
             limit = _READ_BYTES if current.channel is None else _READ_BYTES_LATER
             data = self._transport.receive(current.socket, limit)
-        except transport.WriteFirst:
-            current.liveness.excuse_pong()  # its pong may be what cannot be read; its progress is watched instead
-            current.begin_waiting(_monotonic())
-            self._poller.watch_write_only(current)
-            return None
         except BlockingIOError:
             return None
         except OSError as error:
             self.lost(current, error)
+            return None
+        except errors.RemoteProtocolError as error:
+            self.farewell(current, error.reason, text=str(error))
             return None
         if not data:
             self.close(current, DisconnectReason.CLIENT_CLOSED)
