@@ -207,11 +207,6 @@ class Connections:
         limit = _READ_BYTES if current.channel is None else _READ_BYTES_LATER
         try:
             data = self._transport.receive(current.socket, limit)
-        except transport.WriteFirst:
-            current.liveness.excuse_pong()  # its pong may be what cannot be read; its progress is watched instead
-            current.begin_waiting(_monotonic())
-            self._poller.watch_write_only(current)
-            return b""
         except BlockingIOError:  # a part of a TLS record
             current.liveness.note_incomplete_read()
             return b""

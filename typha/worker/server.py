@@ -27,6 +27,7 @@ from typha.worker import (
     client,
     connections,
     delivery,
+    handshake_steps,
     handshakes,
     keepalive,
     policy,
@@ -89,7 +90,7 @@ class Server:
         link_end: socket.socket,
         *,
         contexts: tls.Contexts | None = None,
-        take_step: handshakes.Step = handshakes.take_step,
+        take_step: handshake_steps.Step = handshake_steps.take_step,
         client_poller: poller.AnyPoller[client.Client] | None = None,
         bytes_through: transport.Transport | None = None,
     ) -> None:
@@ -107,7 +108,6 @@ class Server:
         self.poller: poller.AnyPoller[client.Client] = client_poller or poller.Poller(
             listener,
             notsent_lowat_bytes=limits.notsent_lowat_bytes,
-            wrap=contexts.wrap if contexts is not None else None,
         )
         through_tls = tls_transport.TlsTransport() if contexts is not None else None
         self.transport: transport.Transport = bytes_through or through_tls or transport.PlainTransport()
@@ -154,7 +154,7 @@ class Server:
         self._failure: Exception | None = None
 
     def _make_handshakes(
-        self, contexts: tls.Contexts, through_tls: tls_transport.TlsTransport, take_step: handshakes.Step
+        self, contexts: tls.Contexts, through_tls: tls_transport.TlsTransport, take_step: handshake_steps.Step
     ) -> handshakes.TlsHandshakes:
         return handshakes.TlsHandshakes(
             contexts,
