@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import resource
 import signal
 import socket
 import sys
@@ -19,7 +20,7 @@ from typha import clock, open_files, settings
 from typha.hub import bootstrap, collector, hub, supervisor
 from typha.hub import policy as hub_policy
 from typha.ipc import messages
-from typha.observability import health, loop_latency, metrics, webserver
+from typha.observability import health, logs, loop_latency, metrics, webserver
 from typha.settings import feeds_file
 
 _log = structlog.get_logger("typha.service")
@@ -47,6 +48,12 @@ class ServiceError(Exception):
 
 class AddressInUse(ServiceError):
     """Another process listens on the address."""
+
+
+def forbid_core_dumps() -> None:
+    """A core of this process, or of one that it starts, would hold tokens and private keys."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 def open_listener(configured: settings.Settings) -> socket.socket:
@@ -172,13 +179,15 @@ class Service:
             ("snapshots", self.hub.run_snapshots()),
             ("catch-ups", self.hub.catch_ups.run()),
             ("coalescing", self.hub.run_coalescing()),
+            ("conversions", self.hub.run_conversions()),
             ("garbage", self.garbage.run()),
             ("housekeeping", self._keep_house()),
         ]
         if self._settings.health_enabled:
-            jobs.append(("health", webserver.health_server(self.health, self._settings).run()))
+            self.collector.web_servers.append(webserver.health_server(self.health, self._settings))
         if self._settings.prometheus_metrics_enabled:
-            jobs.append(("metrics", self._metrics_server().run()))
+            self.collector.web_servers.append(self._metrics_server())
+        jobs += [(server.name, server.run()) for server in self.collector.web_servers]
         return jobs
 
     def _metrics_server(self) -> webserver.WebServer:
@@ -252,6 +261,8 @@ def allow_deep_json() -> None:
 async def serve(configured: settings.Settings, max_latency: loop_latency.MaxLatency) -> int:
     """Runs the service to its end on a loop whose turns `max_latency` measures; returns the exit code."""
     allow_deep_json()
+    forbid_core_dumps()
+    logs.limit_loop_errors(asyncio.get_running_loop())
     try:
         listener = await _open_listener_soon(configured)
     except ServiceError as error:

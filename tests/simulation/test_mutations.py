@@ -42,7 +42,7 @@ def without_deletions(self: store.Store, sequence: int) -> store.Difference:
     return changes_since(self, sequence)._replace(tombstones=[])
 
 
-def status_first(self: channel.HubChannel, batch: Any) -> list[log.Segment]:
+def status_first(self: channel.HubChannel, batch: Any, changed_at: float = 0.0) -> list[log.Segment]:
     if batch.status is None:
         return append(self, batch)
     self.log.append([self.encoder.status(batch.previous_sequence, batch.status)])

@@ -31,7 +31,7 @@ async def _serve(config: messages.WorkerConfig, listener: socket.socket, link_en
     try:
         await server.serve(config, listener, link_end)
     except link.LinkBroken as error:
-        log.error("The hub is gone", error=str(error))
+        log.error("The link to the hub is broken", error=str(error))
         return EXIT_HUB_GONE
     except Exception:
         log.exception("Worker failed")

@@ -131,7 +131,7 @@ class Liveness:
         self.probed_at, self.probed_offset = now, offset
 
     def excuse_pong(self) -> None:
-        """No pong is waited for: none can be read now, or another message answered."""
+        """No pong is waited for: another message answered."""
         self.pinged_at = 0.0
 
     def note_pong(self) -> float:

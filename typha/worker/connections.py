@@ -11,6 +11,7 @@ import structlog
 from protocol import errors
 from protocol.reasons import DisconnectReason
 from typha import clock
+from typha.observability import logs
 from typha.worker import client, policy, poller, protocol_adapters, transport
 from typha.worker.stats import PING_SECONDS, WorkerStats
 
@@ -42,23 +43,19 @@ class CloseLog:
 
     def __init__(self, now: Callable[[], float] = clock.monotonic) -> None:
         self._now = now
-        self._second = 0
-        self._lines = 0
-        self.suppressed = 0
+        self._limit = logs.LineLimit(_CLOSE_LINES_PER_SECOND, now=now)
+
+    @property
+    def suppressed(self) -> int:
         """Ends that were not logged since the last line."""
+        return self._limit.suppressed
 
     def write(self, current: client.Client, reason: DisconnectReason, detail: str) -> None:
         """The connection has ended; some reasons are everyday business and are not logged."""
         if reason in _QUIET_REASONS:
             return
-        now = self._now()
-        if int(now) != self._second:
-            self._second, self._lines = int(now), 0
-        self._lines += 1
-        if self._lines > _CLOSE_LINES_PER_SECOND:
-            self.suppressed += 1
+        if not self._limit.allows():
             return
-        suppressed, self.suppressed = self.suppressed, 0
         _log.info(
             "Connection ended",
             reason=reason.value,
@@ -67,8 +64,8 @@ class CloseLog:
             agent=current.adapter.agent if current.adapter else "",
             feed=current.channel.feed if current.channel else "",
             connection=current.number,
-            seconds=round(now - current.connected_at, 3),
-            other_ends_not_logged=suppressed,
+            seconds=round(self._now() - current.connected_at, 3),
+            other_ends_not_logged=self._limit.take_suppressed(),
         )
 
 
@@ -210,11 +207,6 @@ class Connections:
         limit = _READ_BYTES if current.channel is None else _READ_BYTES_LATER
         try:
             data = self._transport.receive(current.socket, limit)
-        except transport.WriteFirst:
-            current.liveness.excuse_pong()  # its pong may be what cannot be read; its progress is watched instead
-            current.begin_waiting(_monotonic())
-            self._poller.watch_write_only(current)
-            return b""
         except BlockingIOError:  # a part of a TLS record
             current.liveness.note_incomplete_read()
             return b""

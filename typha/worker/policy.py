@@ -72,8 +72,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     pass_seconds: float = 0.005
     """How long one turn may send before reads, pings and accepts get their time."""
     send_bytes: int = 256 * 1024
-    """What one client outside the live set is sent before it is the next one's turn. At least one TLS record, because
-    what is sealed must be offered again whole."""
+    """What one client outside the live set is sent before it is the next one's turn. At least what TLS
+    seals at a time, because that must be offered again whole."""
 
     # Snapshots: docs/decisions/storms-are-paced.md, docs/decisions/snapshots-for-felix.md.
     snapshot_fresh_seconds: float = messages.SNAPSHOT_FRESH_SECONDS

@@ -6,12 +6,14 @@ A turn works for a few milliseconds at most, then lets the loop turn once.
 """
 
 import asyncio
+import contextlib
+import itertools
 import math
 import os
 import random
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 import structlog
@@ -25,6 +27,7 @@ from typha.worker import (
     client,
     connections,
     delivery,
+    handshake_steps,
     handshakes,
     keepalive,
     policy,
@@ -58,6 +61,22 @@ _DRAIN_TIME_SHARE = 0.95
 _DRAIN_JITTER = 0.05
 _DRAIN_RETRY_MILLISECONDS = 500
 _LINGER_LOOK_SECONDS = 0.02
+_SHORTAGE_PAUSE_SECONDS = 0.1
+_SHORTAGE_LINE_SECONDS = 60.0
+_SHORTAGE_GIVE_WAY = 4
+"""Connections without a hello that are closed for a message of the hub: a segment of the log takes four descriptors."""
+
+
+class _Unmapped(Exception):
+    """A file of the hub cannot be mapped for lack of memory or descriptors."""
+
+
+@contextlib.contextmanager
+def _mapping() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        raise _Unmapped(str(error) or type(error).__name__) from error
 
 
 class Server:
@@ -71,7 +90,7 @@ class Server:
         link_end: socket.socket,
         *,
         contexts: tls.Contexts | None = None,
-        take_step: handshakes.Step = handshakes.take_step,
+        take_step: handshake_steps.Step = handshake_steps.take_step,
         client_poller: poller.AnyPoller[client.Client] | None = None,
         bytes_through: transport.Transport | None = None,
     ) -> None:
@@ -89,7 +108,6 @@ class Server:
         self.poller: poller.AnyPoller[client.Client] = client_poller or poller.Poller(
             listener,
             notsent_lowat_bytes=limits.notsent_lowat_bytes,
-            wrap=contexts.wrap if contexts is not None else None,
         )
         through_tls = tls_transport.TlsTransport() if contexts is not None else None
         self.transport: transport.Transport = bytes_through or through_tls or transport.PlainTransport()
@@ -121,6 +139,9 @@ class Server:
         self._share = 1 << 31
         """Connections above which none is accepted."""
         self._accept_batch = limits.accept_batch
+        self._hub_waits = False
+        """What the hub has said is not taken for a moment, for lack of descriptors or memory."""
+        self._shortage_line_at = 0.0
         self._publishes_heard = 0
         self._publishes_sent: shared_counters.SharedCounter | None = None
         """How many of them have been sent to all clients that keep up; the hub reads it."""
@@ -133,7 +154,7 @@ class Server:
         self._failure: Exception | None = None
 
     def _make_handshakes(
-        self, contexts: tls.Contexts, through_tls: tls_transport.TlsTransport, take_step: handshakes.Step
+        self, contexts: tls.Contexts, through_tls: tls_transport.TlsTransport, take_step: handshake_steps.Step
     ) -> handshakes.TlsHandshakes:
         return handshakes.TlsHandshakes(
             contexts,
@@ -203,45 +224,80 @@ class Server:
         self._hear_hub()
         self._schedule_turn()
 
-    def _hear_hub(self) -> None:
-        for message, descriptors in self._link.receive():
-            match message:
-                case messages.Publish():
-                    self._publish(message)
-                case messages.NoteStatus():
-                    self.channels[message.channel].note_status(message.offset, message.status)
-                case messages.AddSegment():
-                    log = self.channels[message.channel].log
+    def _hear_hub(self) -> bool:
+        """Takes what the hub has said. False if something must wait for descriptors or memory; it is tried again."""
+        if self._hub_waits:
+            return False
+        try:
+            for message, descriptors in self._link.receive():
+                try:
+                    self._take(message, descriptors)
+                except _Unmapped as error:
+                    self._link.put_back(message, descriptors)
+                    raise link.Starved(str(error)) from error
+        except link.Starved as error:
+            self._let_hub_wait(error)
+        return not self._hub_waits
+
+    def _let_hub_wait(self, error: link.Starved) -> None:
+        """The hub's messages stay where they are for a moment. Connections without a hello give way to them."""
+        self.stats.counts.shortages += 1
+        now = _monotonic()
+        if now >= self._shortage_line_at:
+            self._shortage_line_at = now + _SHORTAGE_LINE_SECONDS
+            open_connections = len(self.poller.clients)
+            _log.error("Cannot take the hub's messages for now", error=str(error), connections=open_connections)
+        for oldest in list(itertools.islice(self.connections.handshaking, _SHORTAGE_GIVE_WAY)):
+            self.connections.close(oldest, reasons.DisconnectReason.TOO_MANY_CONNECTIONS)
+        self._hub_waits = True
+        self._loop.remove_reader(self._link.fileno())
+        self._loop.call_later(_SHORTAGE_PAUSE_SECONDS, self._guarded, self._hear_hub_again)
+
+    def _hear_hub_again(self) -> None:
+        self._hub_waits = False
+        self._loop.add_reader(self._link.fileno(), self._guarded, self._link_readable)
+        self._link_readable()  # a message that was put back makes no socket readable
+
+    def _take(self, message: messages.ToWorker, descriptors: list[int]) -> None:
+        match message:
+            case messages.Publish():
+                self._publish(message)
+            case messages.NoteStatus():
+                self.channels[message.channel].note_status(message.offset, message.status)
+            case messages.AddSegment():
+                log = self.channels[message.channel].log
+                with _mapping():
                     log.add_segment(message.base, message.size_bytes, *descriptors)
-                case messages.OfferSnapshot():
-                    [message.snapshot.descriptor] = descriptors
-                    channel = self.channels[message.channel]
-                    channel.set_snapshot(message.snapshot, _monotonic())
-                    self.delivery.snapshot_arrived(channel)
-                case messages.TrimLog():
-                    self._trim(self.channels[message.channel], message.before_offset)
-                case messages.SendBlock():
-                    [message.block.descriptor] = descriptors
-                    for reader in self.catch_up.arrived(self.channels[message.channel], message.block):
-                        self.delivery.go_on(reader)
-                case messages.RefuseBlock():
-                    channel = self.channels[message.channel]
-                    for reader in self.catch_up.refused(channel, message.from_sequence):
-                        self.delivery.cannot_catch_up(channel, reader)
-                case messages.OpenChannel():
-                    self.channels.opened(message)
-                case messages.CloseChannel():
-                    self._close_channel(self.channels[message.channel])
-                case messages.WithdrawFeeds():
-                    self._withdraw(frozenset(message.feeds))
-                case messages.LimitConnections():
-                    self._share = message.connections
-                    self._accept_batch = max(1, self._policy.accept_batch // _ACCEPT_LESS_AMONG_OTHERS)
-                case messages.ShareCounter():
+            case messages.OfferSnapshot():
+                [message.snapshot.descriptor] = descriptors
+                channel = self.channels[message.channel]
+                channel.set_snapshot(message.snapshot, _monotonic())
+                self.delivery.snapshot_arrived(channel)
+            case messages.TrimLog():
+                self._trim(self.channels[message.channel], message.before_offset)
+            case messages.SendBlock():
+                [message.block.descriptor] = descriptors
+                for reader in self.catch_up.arrived(self.channels[message.channel], message.block):
+                    self.delivery.go_on(reader)
+            case messages.RefuseBlock():
+                channel = self.channels[message.channel]
+                for reader in self.catch_up.refused(channel, message.from_sequence):
+                    self.delivery.cannot_catch_up(channel, reader)
+            case messages.OpenChannel():
+                self.channels.opened(message)
+            case messages.CloseChannel():
+                self._close_channel(self.channels[message.channel])
+            case messages.WithdrawFeeds():
+                self._withdraw(frozenset(message.feeds))
+            case messages.LimitConnections():
+                self._share = message.connections
+                self._accept_batch = max(1, self._policy.accept_batch // _ACCEPT_LESS_AMONG_OTHERS)
+            case messages.ShareCounter():
+                with _mapping():
                     self._publishes_sent = shared_counters.SharedCounter.attach(*descriptors)
-                case messages.Drain():
-                    self._drain = message
-                    self._drain_begun.set()
+            case messages.Drain():
+                self._drain = message
+                self._drain_begun.set()
 
     def _publish(self, message: messages.Publish) -> None:
         self._publishes_heard += 1
@@ -322,6 +378,7 @@ class Server:
         if self._hellos:
             # A newcomer may come from another worker, and must not be served less than it has been sent there.
             self._hear_hub()
+        if self._hellos and not self._hub_waits:
             for newcomer, events, has_given_up in self._hellos.take(_monotonic() + self._policy.hello_seconds):
                 if not has_given_up:
                     self._client_event(newcomer, events)
@@ -459,6 +516,7 @@ class Server:
             return  # the hub has not read the last report yet; the next one says the same and more
         now = _monotonic()
         self.catch_up.tidy()
+        self.stats.note_log_lines()
         self.stats.turns.rotate(now)
         closing = len(self.connections.closing)
         self._link.send(

@@ -306,16 +306,3 @@ def test_the_next_step_of_a_handshake_is_reported_once(listener: socket.socket, 
     assert ready(one, seconds=0.05) == ([], False)  # not even a reset is reported
     one.watch_read(held)
     assert ready(one)[0][0][0] is held
-
-
-def test_only_room_for_bytes_is_reported(listener: socket.socket, make: MakePoller) -> None:
-    one = make()
-    one.listen(True)
-    with connect(listener) as peer:
-        held = accept(one)
-        peer.send(b"x")
-        one.watch_write_only(held)
-        assert ready(one) == ([(held, poller.WRITE)], False)
-        one.watch_write(held, False)
-        [(_, events)], _ = ready(one)
-        assert events & poller.WRITE == 0
