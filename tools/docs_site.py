@@ -1,4 +1,4 @@
-"""MkDocs hook: puts README.md and CONTRIBUTING.md, which stand outside docs/, on the site as pages of their own."""
+"""MkDocs hook: puts the pages of the root, which stand outside docs/, on the site as pages of their own."""
 
 import os
 import pathlib
@@ -8,7 +8,11 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-ROOT_PAGES = {"README.md": "overview.md", "CONTRIBUTING.md": "contributing.md"}
+ROOT_PAGES = {
+    "README.md": "overview.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "reporting-vulnerabilities.md",
+}
 """Name in the repository's root -> name on the site."""
 _LINK = re.compile(r"(?<=\]\()([^)#\s:]+)(?=[)#\s])")
 

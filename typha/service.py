@@ -16,11 +16,11 @@ from cache.feeds import feed
 from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
-from typha import clock, settings
+from typha import clock, open_files, settings
 from typha.hub import bootstrap, collector, hub, supervisor
 from typha.hub import policy as hub_policy
 from typha.ipc import messages
-from typha.observability import health, loop_latency, metrics, webserver
+from typha.observability import health, logs, loop_latency, metrics, webserver
 from typha.settings import feeds_file
 
 _log = structlog.get_logger("typha.service")
@@ -28,6 +28,9 @@ _log = structlog.get_logger("typha.service")
 _BACKLOG = 65535
 """Connections that the kernel keeps while a storm is accepted, or while no worker lives: as many as net.core.somaxconn
 allows. Clients beyond that try again after a second, by TCP's own clock."""
+_RECEIVE_BUFFER_BYTES = 16 * 1024
+"""Of each connection, which inherits it. Clients send a hello and pongs; what a peer sends and nobody reads takes 29 kB
+of the kernel's memory instead of 130."""
 _ACCESS_RETRY_SECONDS = 1.0
 _RECURSION_LIMIT = 12_000
 _HOUSEKEEPING_SECONDS = 1.0
@@ -53,13 +56,6 @@ def forbid_core_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
-def raise_open_files_limit() -> int:
-    """Raises the soft limit of open files to the hard one; returns it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
-
-
 def open_listener(configured: settings.Settings) -> socket.socket:
     """The listening socket; for IPv4 and IPv6 if no host is given.
 
@@ -77,6 +73,7 @@ def open_listener(configured: settings.Settings) -> socket.socket:
             if dual:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
             listener.bind(address)
             listener.listen(_BACKLOG)
             listener.setblocking(False)
@@ -129,7 +126,7 @@ class Service:
             self.hub,
             self.supervisor,
             max_latency=max_latency or loop_latency.MaxLatency(clock.monotonic()),
-            open_files_limit=raise_open_files_limit(),
+            open_files_limit=open_files.raise_limit(),
         )
         self.collector.register(self.health)
         self._stopping = asyncio.Event()
@@ -182,13 +179,15 @@ class Service:
             ("snapshots", self.hub.run_snapshots()),
             ("catch-ups", self.hub.catch_ups.run()),
             ("coalescing", self.hub.run_coalescing()),
+            ("conversions", self.hub.run_conversions()),
             ("garbage", self.garbage.run()),
             ("housekeeping", self._keep_house()),
         ]
         if self._settings.health_enabled:
-            jobs.append(("health", webserver.health_server(self.health, self._settings).run()))
+            self.collector.web_servers.append(webserver.health_server(self.health, self._settings))
         if self._settings.prometheus_metrics_enabled:
-            jobs.append(("metrics", self._metrics_server().run()))
+            self.collector.web_servers.append(self._metrics_server())
+        jobs += [(server.name, server.run()) for server in self.collector.web_servers]
         return jobs
 
     def _metrics_server(self) -> webserver.WebServer:
@@ -263,6 +262,7 @@ async def serve(configured: settings.Settings, max_latency: loop_latency.MaxLate
     """Runs the service to its end on a loop whose turns `max_latency` measures; returns the exit code."""
     allow_deep_json()
     forbid_core_dumps()
+    logs.limit_loop_errors(asyncio.get_running_loop())
     try:
         listener = await _open_listener_soon(configured)
     except ServiceError as error:

@@ -13,7 +13,7 @@ from tests.harness.repository import DOCS, ROOT
 
 pytestmark = pytest.mark.slow
 
-SOURCES = ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "tools/docs_site.py", "docs")
+SOURCES = ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "SECURITY.md", "tools/docs_site.py", "docs")
 
 
 def copy_sources(folder: pathlib.Path) -> None:

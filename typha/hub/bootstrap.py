@@ -6,6 +6,7 @@ world.
 """
 
 import asyncio
+import collections
 import os
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, TypeVar
@@ -17,6 +18,7 @@ from cache.feeds.calico import feed, syncers
 from cache.kube import access, api, discovery
 from typha import settings
 from typha.hub import calico_objects, hub
+from typha.observability import logs
 
 _log = structlog.get_logger("typha.calico")
 
@@ -28,6 +30,8 @@ _SETTLED_LOOKS = 3
 """Definitions are installed one by one. After this many checks without a change no more are expected: an older Calico
 does not have all of them."""
 _SHOWN_CHARS = 80
+_LINE_SECONDS = 600.0
+"""Between two log lines about the same problem of the API server."""
 _UNAUTHORIZED = 401
 _TEMPORARY_STATUSES = frozenset({_UNAUTHORIZED, 408, 429})
 
@@ -89,6 +93,7 @@ class CalicoStart:
         self.types: list[resources.ResourceType] = []
         """The custom resources; empty without Calico's feeds."""
         self._group = syncers.Group.V1
+        self._lines = collections.defaultdict[str, logs.LineLimit](lambda: logs.LineLimit(1, seconds=_LINE_SECONDS))
 
     async def decide(self, session: api.KubeApi) -> None:
         """Adds the feeds to the hub, or withdraws them. Waits until the API server answers."""
@@ -141,14 +146,14 @@ class CalicoStart:
         try:
             return await self._ask(session, lambda: discovery.installed_types(session, self.types))
         except discovery.Refused as error:
-            _log.warning("The API server does not list its resources", error=str(error))
+            self._warn("The API server does not list its resources", str(error))
             return frozenset()
 
     async def _listed_groups(self, session: api.KubeApi) -> frozenset[str] | None:
         try:
             return await self._ask(session, lambda: discovery.group_names(session))
         except discovery.Refused as error:
-            _log.warning("The API server does not list its groups", error=str(error))
+            self._warn("The API server does not list its groups", str(error))
             return None
 
     async def _ask(self, session: api.KubeApi, question: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -157,7 +162,6 @@ class CalicoStart:
         Raises:
             discovery.Refused: the answer is an error that is not temporary.
         """
-        complained = False
         while True:
             try:
                 return await question()
@@ -168,15 +172,17 @@ class CalicoStart:
                     raise
                 problem = str(error)
                 if error.status == _UNAUTHORIZED:
-                    await _reload(session)
-            if not complained:
-                _log.warning("The API server does not answer, trying again every second", error=problem)
-            complained = True
+                    await self._reload(session)
+            self._warn("The API server does not answer, trying again every second", problem)
             await asyncio.sleep(self._retry_seconds)
 
+    async def _reload(self, session: api.KubeApi) -> None:
+        try:
+            await session.reload()
+        except access.AccessError as error:
+            self._warn("Cannot reload the credentials", str(error))
 
-async def _reload(session: api.KubeApi) -> None:
-    try:
-        await session.reload()
-    except access.AccessError as error:
-        _log.warning("Cannot reload the credentials", error=str(error))
+    def _warn(self, event: str, error: str) -> None:
+        """Log a problem of the API server, which may come with every request, once in a while."""
+        if self._lines[event].allows():
+            _log.warning(event, error=error)

@@ -4,7 +4,7 @@ from cache.kube import watcher
 from typha import clock, settings
 from typha.hub import hub, shortages, supervisor
 from typha.ipc import messages
-from typha.observability import health, logs, loop_latency, metrics, quantiles
+from typha.observability import health, logs, loop_latency, metrics, quantiles, webserver
 
 _monotonic = clock.monotonic
 
@@ -28,6 +28,7 @@ class Collector:
         self._open_files_limit = open_files_limit
         self._reported_feeds: list[str] = []
         self.watchers: list[watcher.Watcher] = []
+        self.web_servers: list[webserver.WebServer] = []
 
     def samples(self) -> metrics.Samples:
         """Everything, as of now."""
@@ -116,6 +117,11 @@ class Collector:
             },
             "typha_log_bytes": {channel.key: channel.log.used_bytes for channel in channels},
             "typha_updates_dropped_total": {(reason,): count for reason, count in self._hub.updates_refused.items()},
+            "typha_expensive_conversions_total": {
+                (type,): count for type, count in self._hub.expensive_conversions.items()
+            },
+            "typha_conversions_waiting": {(): self._hub.conversions.waiting},
+            "typha_objects_skipped": {(type, reason): n for (type, reason), n in self._hub.objects_skipped.items()},
         }
 
     def _watch_samples(self) -> metrics.Samples:
@@ -144,6 +150,9 @@ class Collector:
         return {
             "typha_log_errors": {(): logs.COUNTERS.errors + totals.log_errors},
             "typha_logs_dropped": {(): logs.COUNTERS.dropped + totals.log_lines_dropped},
+            "typha_http_refused_total": {
+                (server.name, reason): count for server in self.web_servers for reason, count in server.refused.items()
+            },
             "typha_config_invalid_values": {(): self._settings.config_invalid_values},
             "typha_open_files_limit": {(): self._open_files_limit},
             "typha_hub_pause_seconds_max": {(): self._loop_max_latency.recent_seconds},

@@ -56,6 +56,21 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     retry_seconds: float = 1.0
     """How soon what failed for lack of a resource is tried again."""
+    # One turn of the hub: docs/decisions/store-changes-in-take.md.
+    batch_changes_max: int = 2_000
+    """A commit takes this many changes of each feed, 10 to 25 ms with their encoding, and goes on in the next turn."""
+    batch_bytes_max: int = 4 * 1024 * 1024
+    """The same for the bytes of values: 1 MiB takes about 3 ms to compress."""
+    batch_split_keys: int = 4_000
+    """Keys of a store that a commit moves to new chunks: 4 ms."""
+
+    # Conversions: docs/decisions/expensive-conversions.md.
+    conversion_share_max: float = 0.1
+    """The part of the time that one namespace's expensive objects may be converted in."""
+    charged_conversion_seconds: float = 0.02
+    """CPU time from which a conversion counts as expensive, and its namespace rests after it."""
+    named_conversion_seconds: float = 0.1
+    """CPU time from which a conversion is logged and counted."""
 
     # Workers: docs/decisions/hub-and-workers.md.
     worker_silence_seconds_max: float = 20.0

@@ -161,7 +161,7 @@ class Link(Generic[Received]):
         Raises:
             LinkBroken: the other end is gone.
             Starved: this process has no numbers for the next message's descriptors; try again later.
-            msgspec.DecodeError: a message that this end does not know; its descriptors are closed.
+            msgspec.DecodeError, UnicodeDecodeError: a message that this end does not know; its descriptors are closed.
         """
         if self._put_back is not None:
             again, self._put_back = self._put_back, None
@@ -183,7 +183,7 @@ class Link(Generic[Received]):
                 raise LinkBroken("a message with too many bytes, or with unexpected descriptors")
             try:
                 message = self._decode(self._buffer[:size_bytes])
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError):
                 _close(descriptors)
                 raise
             yield message, descriptors

@@ -5,7 +5,9 @@ sorted by name. Text from peers is escaped and cut, so that one event is always 
 counts them.
 """
 
+import asyncio
 import datetime
+import io
 import json
 import logging
 import logging.handlers
@@ -14,11 +16,12 @@ import os
 import queue
 import sys
 import time
+from collections.abc import Callable
 from typing import IO, Any, TypeAlias
 
 import structlog
 
-from typha import settings
+from typha import clock, settings
 
 QUEUE_LINES_LIMIT = 1000
 """Ten times the limit of the original; about 10 MB at most."""
@@ -28,6 +31,10 @@ VALUE_LENGTH_LIMIT = 1000
 TRACEBACK_LENGTH_LIMIT = 6000
 FIELDS_LIMIT = 40
 
+_LOOP_ERRORS_PER_MINUTE = 10
+_TRACEBACKS_PER_MINUTE = 20
+"""Further errors are logged without. If a peer finds a way to a defect, it must not fill the log with tracebacks."""
+_FILE_MODE = 0o640
 _STOP_TIMEOUT_SECONDS = 2.0
 _SYSLOG_SOCKET = "/dev/log"
 _SYSLOG_TAG = "calico-typha: "
@@ -50,6 +57,54 @@ class Counters:
 
 COUNTERS = Counters()
 """A process has one logging setup, so it has one set of counters."""
+
+
+class LineLimit:
+    """Allows a number of lines in a time, for events that a peer can cause. Counts the other ones."""
+
+    def __init__(self, lines: int, *, seconds: float = 1.0, now: Callable[[], float] = clock.monotonic) -> None:
+        self._lines = lines
+        self._seconds = seconds
+        self._now = now
+        self._began = -math.inf
+        self._asked = 0
+        self.suppressed = 0
+        """Lines that were not allowed since `take_suppressed`."""
+
+    def __repr__(self) -> str:
+        return f"LineLimit({self._lines} in {self._seconds:g} s, {self.suppressed} suppressed)"
+
+    def allows(self) -> bool:
+        """Whether there may be a line now."""
+        now = self._now()
+        if now - self._began >= self._seconds:
+            self._began, self._asked = now, 0
+        self._asked += 1
+        if self._asked <= self._lines:
+            return True
+        self.suppressed += 1
+        return False
+
+    def take_suppressed(self) -> int:
+        """The number of suppressed lines, for the next line to report. It starts again from 0."""
+        suppressed, self.suppressed = self.suppressed, 0
+        return suppressed
+
+
+def limit_loop_errors(loop: asyncio.AbstractEventLoop) -> None:
+    """Log errors that asyncio reports, with their tracebacks, at a limited rate."""
+    limit = LineLimit(_LOOP_ERRORS_PER_MINUTE, seconds=60.0)
+    log = structlog.get_logger("typha.loop")
+
+    def handle(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if limit.allows():
+            log.error(
+                context.get("message") or "Error in the event loop",
+                exc_info=context.get("exception"),
+                other_errors_not_logged=limit.take_suppressed(),
+            )
+
+    loop.set_exception_handler(handle)
 
 
 class LogPipeline:
@@ -76,11 +131,17 @@ class LogPipeline:
         self._listener.start()
 
     def close(self, *, timeout_seconds: float = _STOP_TIMEOUT_SECONDS) -> None:
-        """Stop accepting lines, write the queued ones within the timeout, and close the destinations."""
+        """Stop accepting lines, write the queued ones within the timeout, and close the destinations.
+
+        Errors of the destinations are counted, so the process ends with its own exit code.
+        """
         logging.getLogger().removeHandler(self._head)
         self._listener.stop(timeout_seconds)
         for handler in self._handlers:
-            handler.close()
+            try:
+                handler.close()
+            except OSError:  # it writes what is left, and the disk may be full
+                COUNTERS.errors += 1
 
 
 def configure(configured: settings.Settings, *, file_given: bool = False, screen: IO[str] | None = None) -> LogPipeline:
@@ -179,6 +240,11 @@ class _StreamHandler(_Counting, logging.StreamHandler[IO[str]]):
 
 
 class _FileHandler(_Counting, logging.handlers.WatchedFileHandler):
+    def _open(self) -> io.TextIOWrapper:
+        # The lines name peers and objects, so the file is not for every user of the host.
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _FILE_MODE)
+        return open(descriptor, "a", encoding=self.encoding)
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             super().emit(record)
@@ -198,6 +264,7 @@ class _BoundedHandler(_Counting, logging.handlers.QueueHandler):
         self._lines = lines
         self._wait = wait
         self._unreported = 0
+        self._tracebacks = LineLimit(_TRACEBACKS_PER_MINUTE, seconds=60.0)
         self.setFormatter(formatter)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -210,6 +277,9 @@ class _BoundedHandler(_Counting, logging.handlers.QueueHandler):
             report = logging.LogRecord("typha.logs", logging.WARNING, "", 0, "Log lines were dropped", None, None)
             report.fields = {"dropped": dropped}
             super().emit(report)
+        if record.exc_info and not self._tracebacks.allows():
+            error, record.exc_info = record.exc_info[1], None
+            record.fields = {"error": error, **getattr(record, "fields", {})}
         super().emit(record)
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:

@@ -1,11 +1,14 @@
-"""The HTTP servers for metrics and health, on aiohttp.
+"""The HTTP servers for metrics and health: pages, ports and TLS files. http_connections.py has their connections.
 
 The service runs even if a server cannot listen: the server retries every second, with one log line per outage. Changed
 TLS files are reloaded within ten seconds. (The original reads them at every handshake.)
 """
 
 import asyncio
+import contextlib
+import errno
 import os
+import socket
 import ssl
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -14,11 +17,14 @@ import structlog
 from aiohttp import web
 
 from typha import clock, settings
-from typha.observability import health
+from typha.observability import health, http_connections, logs
 
-_HEADER_BYTES_LIMIT = 8190
-_KEEPALIVE_SECONDS = 75.0
 _BACKLOG = 128
+_PAGE_SECONDS = 1.0
+"""A metrics page that is younger than this is served again: scrapes cost the hub at most one page per second."""
+_FAILED_PAGE_LINES_SECONDS = 60.0
+_ANY_METHOD: frozenset[str] = frozenset()
+_READING_METHODS = frozenset({"GET", "HEAD"})
 
 _VERIFY_MODES = {
     "NoClientCert": ssl.CERT_NONE,
@@ -64,6 +70,8 @@ class TlsFiles(NamedTuple):
         context.load_cert_chain(self.cert_file, self.key_file)
         context.load_verify_locations(self.ca_file)
         context.verify_mode = _VERIFY_MODES[self.client_auth]
+        context.num_tickets = 0  # scrapers do not resume, and tickets are a third of a handshake
+        context.options |= ssl.OP_NO_RENEGOTIATION  # a few bytes of a peer would cost a handshake
         return context
 
     def fingerprint(self) -> tuple[tuple[int, int, int], ...]:
@@ -72,8 +80,25 @@ class TlsFiles(NamedTuple):
         return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
 
 
+class OncePerSecond:
+    """A page that is made at most once a second. All requests in between get the same bytes."""
+
+    def __init__(self, page: Page, *, now: Callable[[], float] = clock.monotonic) -> None:
+        self._page = page
+        self._now = now
+        self._made: Response | None = None
+        self._made_at = 0.0
+
+    def __call__(self) -> Response:
+        """The page."""
+        now = self._now()
+        if self._made is None or now - self._made_at >= _PAGE_SECONDS:
+            self._made, self._made_at = self._page(), now
+        return self._made
+
+
 class WebServer:
-    """Serves a few pages on one port. Accepts any method, and answers other paths with 404."""
+    """Serves a few pages on one port, to one request per connection. Answers other paths with 404."""
 
     def __init__(
         self,
@@ -82,24 +107,30 @@ class WebServer:
         *,
         host: str,
         port: int,
+        methods: frozenset[str] = _ANY_METHOD,
         tls_files: TlsFiles | None = None,
         intervals: Intervals = DEFAULT_INTERVALS,
+        limits: http_connections.Limits = http_connections.DEFAULT_LIMITS,
     ) -> None:
-        self._name = name
         self._pages = pages
         self._host = host or None
+        self._methods = methods
         self._tls_files = tls_files
         self._intervals = intervals
+        self._limits = limits
         self._log = structlog.get_logger("typha.webserver")
+        self._failures = logs.LineLimit(1, seconds=_FAILED_PAGE_LINES_SECONDS)
         self._listening = asyncio.Event()
-        self._listener: asyncio.Server | None = None
         self._complained = False  # one log line per outage
+        self.name = name
         self.port = port
         """The configured port. If that is 0, the actual port once the server listens."""
+        self.refused = dict.fromkeys(http_connections.REASONS, 0)
+        """Connections that the server closed early, and malformed requests, by reason."""
 
     def __repr__(self) -> str:
         state = "listening" if self._listening.is_set() else "not listening"
-        return f"WebServer({self._name} on {self._host or '*'}:{self.port}, {state})"
+        return f"WebServer({self.name} on {self._host or '*'}:{self.port}, {state})"
 
     async def wait_listening(self) -> None:
         """Return once the server listens."""
@@ -107,85 +138,111 @@ class WebServer:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        server = web.Server(
-            self._handle,
-            access_log=None,
-            max_line_size=_HEADER_BYTES_LIMIT,
-            max_field_size=_HEADER_BYTES_LIMIT,
-            keepalive_timeout=_KEEPALIVE_SECONDS,
-        )
+        connections = http_connections.HttpConnections(self.name, web.Server(self._handle), self.refused, self._limits)
         try:
-            fingerprint = await self._listen_with_retries(server)
+            fingerprint = await self._listen_with_retries(connections)
             while True:
                 await asyncio.sleep(self._intervals.tls_check_seconds)
-                fingerprint = await self._maybe_reload(server, fingerprint)
+                fingerprint = self._maybe_reload(connections, fingerprint)
         finally:
             self._listening.clear()
-            if self._listener is not None:
-                self._listener.close()
-            await server.shutdown(timeout=1.0)
+            await connections.close()
 
-    async def _listen_with_retries(self, server: web.Server) -> object:
+    async def _listen_with_retries(self, connections: http_connections.HttpConnections) -> object:
         while True:
             try:
                 fingerprint = self._tls_files.fingerprint() if self._tls_files else None
-                await self._listen(server)
+                connections.tls = self._tls_files.load() if self._tls_files else None
+                listeners = await _bind(self._host, self.port)
             except OSError as error:
                 if not self._complained:
                     self._log.error("HTTP server cannot listen, retrying every second", **self._fields(error=error))
                 self._complained = True
                 await asyncio.sleep(self._intervals.listen_retry_seconds)
-            else:
-                self._complained = False
-                self._log.info("HTTP server is listening", **self._fields(tls=self._tls_files is not None))
-                return fingerprint
+                continue
+            self._complained = False
+            self.port = listeners[0].getsockname()[1]
+            connections.listen(listeners)
+            self._listening.set()
+            self._log.info("HTTP server is listening", **self._fields(tls=self._tls_files is not None))
+            return fingerprint
 
-    async def _maybe_reload(self, server: web.Server, known: object) -> object:
-        """Reopen the port if the TLS files have changed and are usable. Open connections stay open."""
-        if self._tls_files is None or self._listener is None:
+    def _maybe_reload(self, connections: http_connections.HttpConnections, known: object) -> object:
+        """Use changed TLS files for new connections if they are usable. Open connections stay open."""
+        if self._tls_files is None:
             return known
         try:
             fingerprint = self._tls_files.fingerprint()
             if fingerprint == known:
                 return known
-            self._tls_files.load()
+            connections.tls = self._tls_files.load()
         except OSError as error:
             if not self._complained:
                 self._log.warning("Changed TLS files cannot be used, keeping the old ones", **self._fields(error=error))
             self._complained = True
             return known
-        self._listener.close()
-        return await self._listen_with_retries(server)
-
-    async def _listen(self, server: web.Server) -> None:
-        context = self._tls_files.load() if self._tls_files else None
-        loop = asyncio.get_running_loop()
-        # In two steps, because create_server leaves its sockets open if it is cancelled while it starts to serve.
-        self._listener = await loop.create_server(
-            server, self._host, self.port, ssl=context, backlog=_BACKLOG, start_serving=False
-        )
-        try:
-            await self._listener.start_serving()
-        except BaseException:
-            self._listener.close()
-            raise
-        self.port = self._listener.sockets[0].getsockname()[1]  # also used again after a reload
-        self._listening.set()
+        self._complained = False
+        self._log.info("TLS files have changed, new connections use the new ones", **self._fields())
+        return fingerprint
 
     def _fields(self, **fields: object) -> dict[str, object]:
-        return {"server": self._name, "host": self._host or "", "port": self.port, **fields}
+        return {"server": self.name, "host": self._host or "", "port": self.port, **fields}
 
     async def _handle(self, request: web.BaseRequest) -> web.Response:
-        page = self._pages.get(request.path)
+        path = request.raw_path.partition("?")[0]  # the absolute form, for proxies, is no page
+        page = self._pages.get(path)
         if page is None:
-            return web.Response(status=404, text="404 page not found\n")
+            return http_connections.answer(404, b"404 page not found\n")
+        if request.method == "TRACE" or (self._methods and request.method not in self._methods):
+            return http_connections.answer(405, b"method not allowed\n", Allow="GET, HEAD")
         try:
             response = page()
         except Exception:
-            self._log.exception("Page failed", server=self._name, path=request.path)
-            return web.Response(status=500, text="internal error\n")
-        headers = {"Content-Type": response.content_type}
-        return web.Response(status=response.status, body=response.body, headers=headers)
+            if self._failures.allows():
+                self._log.exception(
+                    "Page failed",
+                    server=self.name,
+                    path=path,
+                    other_failures_not_logged=self._failures.take_suppressed(),
+                )
+            return http_connections.answer(500, b"internal error\n")
+        return http_connections.answer(response.status, response.body, response.content_type)
+
+
+async def _bind(host: str | None, port: int) -> list[socket.socket]:
+    """Listening sockets for all addresses of the host that this machine has. None means all addresses.
+
+    Raises:
+        OSError: no address can be used, or one is taken.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    listeners: list[socket.socket] = []
+    unusable: OSError | None = None
+    with contextlib.ExitStack() as on_failure:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            try:
+                listeners.append(on_failure.enter_context(_listener(family, kind, protocol, address)))
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                unusable = error  # localhost has an IPv6 address, and this machine may have none
+        if unusable is not None and not listeners:
+            raise unusable
+        on_failure.pop_all()
+    return listeners
+
+
+def _listener(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket:
+    with contextlib.ExitStack() as on_failure:
+        listener = on_failure.enter_context(socket.socket(family, kind, protocol))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+        on_failure.pop_all()
+    return listener
 
 
 def health_server(aggregator: health.HealthAggregator, configured: settings.Settings) -> WebServer:
@@ -220,9 +277,10 @@ def metrics_server(
         )
     return WebServer(
         "metrics",
-        {"/metrics": lambda: Response(200, exposition(), content_type)},
+        {"/metrics": OncePerSecond(lambda: Response(200, exposition(), content_type))},
         host=configured.prometheus_metrics_host,
         port=configured.prometheus_metrics_port,
+        methods=_READING_METHODS,
         tls_files=tls_files,
         intervals=intervals,
     )

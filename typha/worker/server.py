@@ -12,12 +12,14 @@ import math
 import os
 import random
 import socket
+import threading
 from collections.abc import Callable, Iterator
 
+import msgspec
 import structlog
 
 from protocol import reasons
-from typha import clock, settings
+from typha import clock, open_files, settings
 from typha.ipc import link, messages, shared_counters
 from typha.worker import (
     admission,
@@ -25,6 +27,7 @@ from typha.worker import (
     client,
     connections,
     delivery,
+    handshake_steps,
     handshakes,
     keepalive,
     policy,
@@ -33,6 +36,7 @@ from typha.worker import (
     tls,
     tls_transport,
     transport,
+    trimming,
 )
 from typha.worker.channel import Channels, WorkerChannel
 from typha.worker.stats import WorkerStats
@@ -48,6 +52,10 @@ workers a quarter less than its share of 2,000 connections."""
 _CHORES_SECONDS = 0.25
 """Deadlines are checked at least this often. Other work by the clock joins the same wake-ups, which cost more than
 it."""
+_TRIM_AFTER = 250
+"""Connections that end without a hello until memory is given back: the C library keeps what they have freed."""
+_TRIM_SECONDS = 10.0
+"""The least time between two times that memory is given back."""
 _DRAIN_TIME_SHARE = 0.95
 """Of the time for draining: the last client leaves within it (docs/reference/typha-behaviour.md, section 8)."""
 _DRAIN_JITTER = 0.05
@@ -82,7 +90,7 @@ class Server:
         link_end: socket.socket,
         *,
         contexts: tls.Contexts | None = None,
-        take_step: handshakes.Step = handshakes.take_step,
+        take_step: handshake_steps.Step = handshake_steps.take_step,
         client_poller: poller.AnyPoller[client.Client] | None = None,
         bytes_through: transport.Transport | None = None,
     ) -> None:
@@ -100,7 +108,6 @@ class Server:
         self.poller: poller.AnyPoller[client.Client] = client_poller or poller.Poller(
             listener,
             notsent_lowat_bytes=limits.notsent_lowat_bytes,
-            wrap=contexts.wrap if contexts is not None else None,
         )
         through_tls = tls_transport.TlsTransport() if contexts is not None else None
         self.transport: transport.Transport = bytes_through or through_tls or transport.PlainTransport()
@@ -120,7 +127,10 @@ class Server:
         )
         self.keepalive = keepalive.Keepalive(limits, self.poller, self.transport, self.connections, self.stats)
         self.channels = Channels(self._link, limits)
-        self._hellos = admission.HelloQueue()
+        self._hellos = admission.HelloQueue(limits)
+        self._unheard: dict[client.Client, int] = {}
+        """Clients that have said something which there was no time to read, with the poller's events; the oldest
+        first."""
         self._next_id = config.number << _ID_BITS
         self._turn_scheduled = False
         self._chores_at = self._report_at = _monotonic()
@@ -135,13 +145,16 @@ class Server:
         self._publishes_heard = 0
         self._publishes_sent: shared_counters.SharedCounter | None = None
         """How many of them have been sent to all clients that keep up; the hub reads it."""
+        self._trim_at_ends = _TRIM_AFTER
+        """How many connections have ended without a hello when memory is given back next."""
+        self._trimmed_at = -math.inf
         self._drain: messages.Drain | None = None
         self._drain_begun = asyncio.Event()
         self._finished = asyncio.Event()
         self._failure: Exception | None = None
 
     def _make_handshakes(
-        self, contexts: tls.Contexts, through_tls: tls_transport.TlsTransport, take_step: handshakes.Step
+        self, contexts: tls.Contexts, through_tls: tls_transport.TlsTransport, take_step: handshake_steps.Step
     ) -> handshakes.TlsHandshakes:
         return handshakes.TlsHandshakes(
             contexts,
@@ -360,7 +373,7 @@ class Server:
         begun = _monotonic()
         if begun >= self._chores_at:
             self._do_chores(begun)
-        if self._hear_clients() and self._drain is None:
+        if self._hear_clients(begun + self._policy.read_seconds) and self._drain is None:
             self._accept()
         if self._hellos:
             # A newcomer may come from another worker, and must not be served less than it has been sent there.
@@ -380,17 +393,28 @@ class Server:
         """False for a client that was closed by what happened to another one in this turn."""
         return self.poller.clients.get(current.fd) is current
 
-    def _hear_clients(self) -> bool:
-        """Reads from clients that have said hello, and queues the others; whether connections wait to be accepted."""
+    def _hear_clients(self, deadline: float) -> bool:
+        """Reads from clients that have said hello, and queues the others; whether connections wait to be accepted.
+
+        At least one client is heard. Those that are not come first in the next turn, which follows at once, because
+        the poller still has something to report.
+        """
         ready, waiting = self.poller.poll()
+        unheard = self._unheard
         for current, events in ready:
             pending = current.hello
             if pending is None:
-                self._client_event(current, events)
+                unheard[current] = events  # keeps its place if it has one
             elif pending.is_shaking and self._handshakes is not None:
                 self._handshakes.ready(current, pending)
             else:
                 self._hellos.add(current, pending, events)
+        self._unheard = {}
+        in_turn = iter(unheard.items())
+        for current, events in in_turn:
+            self._client_event(current, events)
+            if _monotonic() > deadline:
+                self._unheard = dict(in_turn)
         return waiting
 
     def _client_event(self, current: client.Client, events: int) -> None:
@@ -426,13 +450,12 @@ class Server:
             self._pause_accepting(self._policy.over_share_pause_seconds)
             return
         now = _monotonic()
+        deadline = now + self._policy.accept_seconds
         for _ in range(self._accept_batch):
             try:
                 accepted = self.poller.accept()
             except poller.OutOfResources as error:
-                self.stats.accept_failures += 1
-                _log.error("Cannot accept connections for now", error=str(error), open=len(self.poller.clients))
-                self._pause_accepting(self._policy.out_of_resources_pause_seconds)
+                self._out_of_resources(error)
                 return
             if accepted is None:
                 return
@@ -440,9 +463,20 @@ class Server:
             connection, address = accepted
             slot = self.keepalive.choose_slot()
             newcomer = client.Client(connection, address, number=self._next_id, slot=slot, now=now)
-            self.connections.opened(newcomer)
+            if newcomer.hello is not None:
+                self.connections.opened(newcomer, newcomer.hello)
             if self._handshakes is not None and newcomer.hello is not None:
                 self._handshakes.begin(newcomer, newcomer.hello)
+            if _monotonic() > deadline:
+                return
+
+    def _out_of_resources(self, error: poller.OutOfResources) -> None:
+        """The reserve of descriptors is used up after all: connections without a hello make room for the service."""
+        self.stats.accept_failures += 1
+        _log.error("Cannot accept connections for now", error=str(error), open=len(self.poller.clients))
+        for _ in range(self._policy.accept_batch):
+            self.connections.make_room(None, str(error))
+        self._pause_accepting(self._policy.out_of_resources_pause_seconds)
 
     def _pause_accepting(self, seconds: float) -> None:
         self.poller.listen(False)
@@ -468,6 +502,10 @@ class Server:
             self._handshakes.contexts.refresh(now)
             self._handshakes.look_after()
             self.stats.counts.tls_reload_failures = self._handshakes.contexts.failures
+        if self.connections.ended_unproven >= self._trim_at_ends and now - self._trimmed_at > _TRIM_SECONDS:
+            self._trim_at_ends = self.connections.ended_unproven + _TRIM_AFTER
+            self._trimmed_at = now
+            threading.Thread(target=trimming.trim, name="trim", daemon=True).start()
         if now >= self._report_at - chores_seconds / 2:  # the nearest of the chores' times
             self._report_at = max(self._report_at + interval_seconds, now)
             self._report()
@@ -540,4 +578,10 @@ async def serve(config: messages.WorkerConfig, listener: socket.socket, link_end
     configured = settings.from_dict(config.settings)
     client_tls = tls.from_settings(configured, os.environ)
     contexts = tls.Contexts(client_tls) if client_tls is not None else None
-    await Server(config, policy.from_settings(configured), listener, link_end, contexts=contexts).run()
+    limit = open_files.raise_limit()
+    connections_max = open_files.connections_max(
+        configured, feeds=len(config.feeds), with_hub=config.number == 0, limit=limit
+    )
+    _log.info("Ready for connections", at_most=connections_max, open_files_limit=limit)
+    limits = msgspec.structs.replace(policy.from_settings(configured), connections_max=connections_max)
+    await Server(config, limits, listener, link_end, contexts=contexts).run()

@@ -1,11 +1,14 @@
 """The command line as a process: exit codes, one line per error, and the imports of each command."""
 
 import contextlib
+import http.client
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
@@ -86,12 +89,19 @@ def test_a_log_file_that_cannot_be_opened_is_rejected() -> None:
 
 
 @contextlib.contextmanager
-def serving(*arguments: str, **variables: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+def serving(
+    *arguments: str, open_files: int = 0, **variables: str
+) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """A service without an API server, and its log up to the line with the port of /metrics."""
     ports = {"TYPHA_SERVERPORT": "-1", "TYPHA_PROMETHEUSMETRICSPORT": "0", "TYPHA_PROMETHEUSMETRICSHOST": "127.0.0.1"}
     variables = {"KUBECONFIG": "/nowhere", "TYPHA_PROMETHEUSMETRICSENABLED": "true", **ports, **variables}
+    shell = ["sh", "-c", f'ulimit -n {open_files}; exec "$@"', "sh"] if open_files else []
     process = subprocess.Popen(
-        [*COMMAND, *arguments], env=environment(variables), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*shell, *COMMAND, *arguments],
+        env=environment(variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     lines = []
     try:
@@ -110,9 +120,41 @@ def metric(line: str, name: str) -> float:
     """The value of a metric, from the port in a log line."""
     port = re.search(r"port=(\d+)", line)
     assert port is not None
-    with urllib.request.urlopen(f"http://127.0.0.1:{port[1]}/metrics", timeout=30) as response:
-        text = response.read().decode()
+    for _ in range(10):  # beside a thousand idle connections, a slow machine may lose its own to the limit
+        with (
+            contextlib.suppress(ConnectionError, http.client.HTTPException, urllib.error.URLError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port[1]}/metrics", timeout=30) as response,
+        ):
+            text = response.read().decode()
+            break
     return float(text.partition(f"\n{name} ")[2].split()[0])
+
+
+def test_idle_connections_to_the_metrics_port_use_up_no_descriptors() -> None:
+    with serving("serve", open_files=256) as (process, lines):
+        port = re.search(r"port=(\d+)", lines[-1])
+        assert port is not None
+        with contextlib.ExitStack() as idle:
+            for _ in range(1000):
+                peer = idle.enter_context(socket.socket())
+                peer.setblocking(False)
+                peer.connect_ex(("127.0.0.1", int(port[1])))
+            assert metric(lines[-1], "typha_open_files_limit") == 256
+            assert metric(lines[-1], 'typha_http_refused_total{server="metrics",reason="too-many-connections"}') > 0
+            assert len(os.listdir(f"/proc/{process.pid}/fd")) < 100
+        process.terminate()
+        text, _ = process.communicate(timeout=60)
+        assert "Traceback" not in text
+        assert process.returncode == 0
+
+
+def test_a_full_disk_of_the_log_changes_nothing_but_the_log() -> None:
+    with serving("serve", TYPHA_LOGFILEPATH="/dev/full") as (process, lines):
+        assert metric(lines[-1], "typha_log_errors") > 0
+        process.terminate()
+        text, _ = process.communicate(timeout=60)
+        assert "Traceback" not in text
+        assert process.returncode == 0
 
 
 @pytest.mark.parametrize("arguments", [("serve",), ("component", "typha")])

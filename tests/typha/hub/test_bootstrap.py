@@ -5,8 +5,10 @@ import json
 from collections.abc import AsyncIterator
 
 import pytest
+import structlog
 
 from cache.feeds.calico import syncers
+from tests.harness import scripted_server
 from tests.harness.hub_stand import LIMITS
 from tests.harness.scripted_server import ScriptedServer, session_to
 from typha import settings
@@ -90,7 +92,9 @@ async def test_an_api_server_that_does_not_answer_is_asked_again(server: Scripte
         server.body(groups(V3.group)),
     ]
     stand = StartStand()
-    await stand.decide(server)
+    with structlog.testing.capture_logs() as lines:
+        await stand.decide(server)
+    assert [line["event"] for line in lines].count("The API server does not answer, trying again every second") == 1
     assert {type.group for type in stand.calico.types} == {V3.group}
     assert set(stand.hub.feeds) == set(syncers.NAMES)
     assert stand.hub.awaited == ()
@@ -101,6 +105,20 @@ async def test_v1_if_the_api_server_refuses_to_list_its_groups(server: ScriptedS
     stand = StartStand()
     await stand.decide(server)
     assert {type.group for type in stand.calico.types} == {V1.group}
+
+
+async def test_questions_that_fail_again_and_again_are_logged_once(server: ScriptedServer) -> None:
+    server.script = [server.body(groups()), *(server.body(b"no", status=400) for _ in range(200))]
+    stand = StartStand(calico_feeds="true")
+    session = session_to(server)
+    await session.start()
+    with structlog.testing.capture_logs() as lines:
+        await stand.calico.decide(session)
+        waiting = asyncio.create_task(stand.calico.installed(session))
+        await scripted_server.eventually(lambda: len(server.requests) > 20)
+        waiting.cancel()
+        await session.close()
+    assert [line["event"] for line in lines].count("The API server does not list its resources") == 1
 
 
 async def test_a_configured_group_needs_no_list(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:

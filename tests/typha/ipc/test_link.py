@@ -271,14 +271,17 @@ def test_too_many_descriptors_break_the_link_and_none_is_left(links: Ends) -> No
     os.close(writing)
 
 
-def test_a_message_that_this_end_does_not_know_leaves_no_descriptor(links: Ends) -> None:
+@pytest.mark.parametrize("data", [b"\x81\xa2no\xa4list", b"\x92\xadWithdrawFeeds\x91\xa1\xff"], ids=["map", "no UTF-8"])
+def test_a_message_that_this_end_does_not_know_leaves_no_descriptor(links: Ends, data: bytes) -> None:
     hub, worker = links
     reading, writing = os.pipe()
-    hub.send({"no": "list"}, reading, writing)
-    os.close(reading)
+    os.set_blocking(reading, False)
+    socket.send_fds(hub.socket, [data], [writing])
     os.close(writing)
-    with pytest.raises(msgspec.DecodeError):
+    with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
         list(worker.receive())
+    assert os.read(reading, 1) == b"", "the other end has no writer left, so the worker has closed it"
+    os.close(reading)
 
 
 def test_messages_over_the_limits_are_the_senders_defect(links: Ends) -> None:

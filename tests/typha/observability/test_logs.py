@@ -1,5 +1,6 @@
 """Logging: formats of lines, escaping, limits, destinations, and a queue that does not block."""
 
+import asyncio
 import io
 import json
 import logging
@@ -101,6 +102,21 @@ def test_an_exception_is_one_line_with_its_traceback() -> None:
     assert "[ERROR]" in line
 
 
+def test_tracebacks_are_logged_at_a_limited_rate() -> None:
+    screen = io.StringIO()
+    pipeline = logs.configure(configured(), screen=screen)
+    for _ in range(100):
+        try:
+            raise ValueError("bad")
+        except ValueError:
+            structlog.get_logger("typha.test").exception("Failed")
+    pipeline.close()
+    lines = screen.getvalue().splitlines()
+    assert len(lines) == 100
+    assert all('error="ValueError: bad"' in line for line in lines)
+    assert sum("traceback=" in line for line in lines) == 20
+
+
 def test_records_of_other_loggers_have_the_same_format() -> None:
     screen = io.StringIO()
     pipeline = logs.configure(configured(), screen=screen)
@@ -197,6 +213,49 @@ def test_closing_gives_up_on_a_stuck_destination() -> None:
     assert screen.entered.wait(30)
     pipeline.close(timeout_seconds=0.05)
     screen.released.set()
+
+
+def test_a_full_disk_costs_lines_and_nothing_else() -> None:
+    before = logs.COUNTERS.errors
+    pipeline = logs.configure(configured(log_file_path="/dev/full", log_severity_screen=""), file_given=True)
+    log = structlog.get_logger("typha.test")
+    for _ in range(100):
+        log.info("Line")
+    pipeline.close()
+    assert logs.COUNTERS.errors - before >= 100
+
+
+def test_the_file_is_not_for_everybody(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "typha.log"
+    pipeline = logs.configure(configured(log_file_path=str(path)), file_given=True)
+    pipeline.close()
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_line_limit() -> None:
+    now = 0.0
+    limit = logs.LineLimit(2, seconds=10.0, now=lambda: now)
+    assert [limit.allows() for _ in range(5)] == [True, True, False, False, False]
+    now = 9.9
+    assert not limit.allows()
+    now = 10.0
+    assert limit.allows()
+    assert limit.take_suppressed() == 4
+    assert limit.take_suppressed() == 0
+
+
+async def test_errors_of_the_event_loop_are_logged_at_a_limited_rate() -> None:
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
+    logs.limit_loop_errors(loop)
+    try:
+        with structlog.testing.capture_logs() as lines:
+            for _ in range(1000):
+                loop.call_exception_handler({"message": "failed", "exception": OSError("no descriptors")})
+    finally:
+        loop.set_exception_handler(before)
+    assert len(lines) == 10
+    assert lines[0]["event"] == "failed"
 
 
 def test_errors_of_a_destination_are_counted() -> None:

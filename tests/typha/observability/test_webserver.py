@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
+import structlog
 import trustme
 
-from typha import settings
+from typha import clock, settings
 from typha.observability import health, metrics, webserver
 
 SHORT = webserver.Intervals(listen_retry_seconds=0.01, tls_check_seconds=0.02)
@@ -55,6 +56,61 @@ async def test_pages_and_unknown_paths() -> None:
         assert "secret" not in text
 
 
+async def say(server: webserver.WebServer, said: bytes) -> tuple[bytes, bytes]:
+    """The first line and the body of the answer to these bytes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(said)
+    head, _, body = (await asyncio.wait_for(reader.read(), 60)).partition(b"\r\n\r\n")
+    writer.close()
+    return head.partition(b"\r\n")[0], body
+
+
+async def test_unusual_requests() -> None:
+    async with running(webserver.WebServer("test", {"/": page("fine")}, host="127.0.0.1", port=0)) as server:
+        assert await say(server, b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n") == (b"HTTP/1.1 200 OK", b"")
+        assert await say(server, b"GET / HTTP/1.0\r\n\r\n") == (b"HTTP/1.0 200 OK", b"fine")
+        upgrade = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        assert await say(server, upgrade) == (b"HTTP/1.1 200 OK", b"fine")
+        for said, status in (
+            (b"GET http://evil/ HTTP/1.1\r\nHost: a\r\n\r\n", b"404 Not Found"),
+            (b"TRACE / HTTP/1.1\r\nHost: a\r\nSecret: b\r\n\r\n", b"405 Method Not Allowed"),
+            (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", b"404 Not Found"),
+            (b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", b"404 Not Found"),
+        ):
+            line, body = await say(server, said)
+            assert line == b"HTTP/1.1 " + status
+            assert b"Secret" not in body
+
+
+async def test_a_page_that_fails_is_logged_once() -> None:
+    def broken() -> webserver.Response:
+        raise ValueError("defect")
+
+    async with running(webserver.WebServer("test", {"/": broken}, host="127.0.0.1", port=0)) as server:
+        with structlog.testing.capture_logs() as lines:
+            for _ in range(5):
+                assert (await get(f"http://127.0.0.1:{server.port}/"))[0] == 500
+    assert [line["event"] for line in lines] == ["Page failed"]
+
+
+def test_a_page_is_made_once_a_second_for_everybody() -> None:
+    now, made = 100.0, []
+
+    def make() -> webserver.Response:
+        made.append(now)
+        return webserver.Response(200, b"%d" % len(made))
+
+    cached = webserver.OncePerSecond(make, now=lambda: now)
+    first = cached()
+    assert first.body == b"1"
+    now = 100.99
+    assert cached() is first
+    now = 101.0
+    assert cached().body == b"2"
+    assert cached().body == b"2"
+    assert made == [100.0, 101.0]
+
+
 async def test_an_occupied_port_is_retried() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -88,6 +144,23 @@ async def test_health_pages() -> None:
         assert (status, content_type) == (503, "text/plain; charset=utf-8")
         assert "COMPONENT" in text
         assert (await get(f"{url}/liveness"))[0] == 200
+
+
+async def test_scrapes_in_the_same_second_get_the_same_page() -> None:
+    made = []
+
+    def exposition() -> bytes:
+        made.append(1)
+        return b"page"
+
+    configured = settings.Settings(prometheus_metrics_host="127.0.0.1", prometheus_metrics_port=0)
+    server = webserver.metrics_server(exposition, metrics.CONTENT_TYPE, configured)
+    with clock.replaced(monotonic=lambda: 5.0, time_ns=lambda: 0):
+        async with running(server):
+            url = f"http://127.0.0.1:{server.port}/metrics"
+            assert [(await get(url))[1] for _ in range(3)] == ["page"] * 3
+            assert (await get(url, method="POST"))[0] == 405
+    assert made == [1]
 
 
 async def test_metrics_page() -> None:
