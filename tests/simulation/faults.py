@@ -10,6 +10,8 @@ from tests.simulation import world as worlds
 _RESTART_SECONDS = 0.5
 _STALL_SECONDS = (0.5, 3.0, 9.0)
 _DRAIN_SLACK_SECONDS = 2.0
+_RETRY_SECONDS = 2.0
+"""What failed for lack of a resource is made within this time after the resource is there again."""
 _RELIST_SECONDS = 0.1
 """Clients reconnect within this time after the API server has compacted its history."""
 
@@ -125,6 +127,14 @@ def _restart(target: Target, *, within_seconds: float) -> None:
     target.world.after(0.1, restart)
 
 
+def _shortage(target: Target) -> None:
+    """Descriptors and memory are missing for a while. Nothing may end or be lost; it may only come later."""
+    until = target.world.now + target.world.random.choice((0.3, 2.0, 6.0))
+    target.world.short_until = max(target.world.short_until, until)
+    for one in target.newest.processes():
+        one.disturbed_until = max(one.disturbed_until, until + _RETRY_SECONDS)
+
+
 def _storm(target: Target) -> None:
     for agent in target.agents:
         agent.hang_up(is_reset=target.world.chance(0.5))
@@ -182,6 +192,7 @@ _ON_SERVICE: dict[str, Callable[[Target], None]] = {
     "api-down": lambda it: it.server.go_down(it.world.random.choice((0.5, 5.0, 9.0))),
     "api-errors": _api_errors,
     "burst": lambda it: it.write(it.world.random.choice((5, 30, 120))),
+    "shortage": _shortage,
     "storm": _storm,
     "herd": _herd,
     "relist": _relist,

@@ -65,6 +65,8 @@ class End(socket.socket):
             raise BrokenPipeError(errno.EPIPE, "peer is closed")
         if len(self.out.queue) >= self.out.room_datagrams:
             raise BlockingIOError(errno.EAGAIN, "no room")
+        if ancdata and self.owner.world.lacks():
+            raise OSError(errno.ETOOMANYREFS, "too many descriptors in flight")
         descriptors = tuple(os.dup(number) for _, _, numbers in ancdata for number in numbers)
         data = b"".join(bytes(buffer) for buffer in buffers)
         now = self.owner.world.time
@@ -77,6 +79,8 @@ class End(socket.socket):
         """Look at the next datagram. The caller owns duplicates of its descriptors."""
         assert flags & socket.MSG_PEEK
         datagram = self._next()
+        if datagram is not None and datagram.descriptors and self.owner.world.lacks():
+            return datagram.data[:bufsize], [], socket.MSG_CTRUNC, None
         ancillary = []
         if datagram is not None and datagram.descriptors:
             numbers = array.array("i", [os.dup(descriptor) for descriptor in datagram.descriptors])

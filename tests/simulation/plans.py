@@ -141,6 +141,7 @@ def make(seed: int) -> Plan:
         seconds += LONG_HANG_SECONDS
     if draw.random() < 0.04:
         faults.append((draw.uniform(1.0, seconds), "worker-long-hang"))
+    faults += _shortages(random.Random(seed ^ 0x1ACC), seconds)
     keys = draw.choice((3, 12, 40))
     wires = WIRES if draw.random() < 0.6 else (draw.choice(WIRES),)
     segment_bytes = draw.choice((1500, 3000, 6000, 20_000))
@@ -227,6 +228,12 @@ def _of_laggards(draw: random.Random, plan: Plan) -> Plan:
 def _faults(draw: random.Random, seconds: float) -> list[tuple[float, str]]:
     kinds = draw.sample(AGENT_FAULTS, 3) + draw.sample(SERVICE_FAULTS, 3)
     return [(draw.uniform(0.5, seconds), draw.choice(kinds)) for _ in range(draw.randint(0, int(seconds / 2)))]
+
+
+def _shortages(draw: random.Random, seconds: float) -> list[tuple[float, str]]:
+    """Drawn apart, so that the rest of the plan does not depend on them."""
+    count = draw.randint(1, 4) if draw.random() < 0.2 else 0
+    return [(draw.uniform(0.0, seconds), "shortage") for _ in range(count)]
 
 
 def _limits(draw: random.Random) -> policy.Policy:

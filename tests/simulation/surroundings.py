@@ -1,6 +1,7 @@
 """Replaces the clocks, sockets and random numbers of the machine by those of the world during a run."""
 
 import contextlib
+import errno
 import random
 import select
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from unittest import mock
 
 import structlog
 
-from cache.state import catchup, cursor, snapshot, store
+from cache.state import catchup, cursor, memfile, snapshot, store
 from protocol.native import encoder as native_encoder
 from protocol.typha import encoder as typha_encoder
 from tests.simulation import plans, service, sockets
@@ -77,6 +78,8 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Observer])
         mock.patch.object(select, "poll", make_poll),
         mock.patch.object(cursor.Cursor, "_enter", observed),
         mock.patch.object(connections.Connections, "_refuse", took_leave),
+        mock.patch.object(memfile, "create_empty", _unless(memfile.create_empty, world)),
+        mock.patch.object(memfile, "map_readonly", _unless(memfile.map_readonly, world)),
         mock.patch.object(client.Client, "__hash__", _number_of),  # keeps the order of sets the same in every run
         mock.patch.object(
             store,
@@ -125,6 +128,17 @@ def _at_work(
             yield step
 
     return steps_at_work
+
+
+def _unless(make: Callable[..., Any], world: worlds.World) -> Callable[..., Any]:
+    """The function, but it fails while the machine lacks resources."""
+
+    def made(*arguments: Any) -> Any:
+        if world.lacks():
+            raise OSError(errno.EMFILE, "nothing left")
+        return make(*arguments)
+
+    return made
 
 
 def _number_of(current: client.Client) -> int:

@@ -18,6 +18,7 @@ BEGIN_SECONDS = 1000.0
 UNIX_NANOSECONDS = 1_700_000_000 * 10**9
 _HISTORY_LINES = 400
 _ASK_SECONDS = 0.05
+_LACKS_PROBABILITY = 0.8
 
 
 class Violation(AssertionError):
@@ -34,6 +35,8 @@ class World:
         self.current: process.Process | None = None
         self.history: deque[str] = deque(maxlen=_HISTORY_LINES)
         self.events = 0
+        self.short_until = 0.0
+        """Until then the machine lacks descriptors and memory, most of the time."""
         self.is_calm = False
         """The phase of faults is over."""
         self.fingerprint = 0
@@ -48,6 +51,10 @@ class World:
     def time(self) -> float:
         """Monotonic time of the running process. It runs ahead of the world while the process works."""
         return self.now if self.current is None else self.current.local
+
+    def lacks(self) -> bool:
+        """Whether the machine cannot make a file, map it or pass it on at this moment."""
+        return self.now < self.short_until and self.chance(_LACKS_PROBABILITY)
 
     def monotonic(self) -> float:
         """Read the clock as the running process does. Reading takes time."""

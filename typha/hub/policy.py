@@ -56,6 +56,7 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     retry_seconds: float = 1.0
     """How soon what failed for lack of a resource is tried again."""
+
     # One turn of the hub: docs/decisions/store-changes-in-take.md.
     batch_changes_max: int = 2_000
     """A commit takes this many changes of each feed, 10 to 25 ms with their encoding, and goes on in the next turn."""

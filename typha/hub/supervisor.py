@@ -47,10 +47,11 @@ WORKER_SETTINGS = frozenset(
         *("server_ping_interval_seconds", "server_pong_timeout_seconds", "server_handshake_timeout_seconds"),
         *("no_progress_timeout_seconds", "refusal_hold_seconds", "max_held_refusals", "max_frame_bytes"),
         *("log_file_path", "log_severity_file", "log_severity_screen", "log_severity_sys", "log_format"),
-        "debug_disable_log_dropping",
+        *("debug_disable_log_dropping", "log_budget_bytes", "segment_bytes"),
     }
 )
-"""What a worker is told: how to treat its clients, TLS for them, and the log. All else is the hub's affair."""
+"""What a worker is told: how to treat its clients, TLS for them, the log, and how many descriptors the hub's files will
+take. All else is the hub's affair."""
 _WORKER_VARIABLES = frozenset(
     {
         *("PATH", "HOME"),  # where Python and its packages are, if they are a user's

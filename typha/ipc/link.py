@@ -29,6 +29,7 @@ MAX_QUEUED = 20_000
 _RECEIVE_BATCH = 256
 _RECEIVE_BYTES = 256 * 1024
 """One call of `receive` takes no more messages after this many bytes: decoding them takes some 20 ms at worst."""
+_LOOK = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
 _SHORTAGES = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 """The kernel lacks something, perhaps for a moment. The first: descriptors in all sockets of the user are as many as
 one process may open."""
@@ -83,6 +84,7 @@ class Link(Generic[Received]):
         self._watch_write = watch_write
         self._watching_write = False
         self._max_descriptors = max_descriptors
+        self._descriptors_room = socket.CMSG_SPACE(max_descriptors * 4)
         self._queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self._put_back: tuple[Received, list[int]] | None = None
         self._buffer = memoryview(bytearray(MAX_DATAGRAM_BYTES))
@@ -192,9 +194,8 @@ class Link(Generic[Received]):
         """New numbers for the descriptors of the next message, which stays in the socket until there are enough."""
         if not self._max_descriptors:
             return []  # the kernel drops them with the message
-        room = socket.CMSG_SPACE(self._max_descriptors * 4)
-        _, ancillary, flags, _ = self.socket.recvmsg(1, room, socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC)
-        descriptors = _descriptors(ancillary)
+        _, ancillary, flags, _ = self.socket.recvmsg(1, self._descriptors_room, _LOOK)
+        descriptors = _descriptors(ancillary) if ancillary else []
         if flags & socket.MSG_CTRUNC:
             _close(descriptors)
             if len(descriptors) >= self._max_descriptors:

@@ -7,7 +7,6 @@ A turn works for a few milliseconds at most, then lets the loop turn once.
 
 import asyncio
 import contextlib
-import itertools
 import math
 import os
 import random
@@ -64,7 +63,8 @@ _LINGER_LOOK_SECONDS = 0.02
 _SHORTAGE_PAUSE_SECONDS = 0.1
 _SHORTAGE_LINE_SECONDS = 60.0
 _SHORTAGE_GIVE_WAY = 4
-"""Connections without a hello that are closed for a message of the hub: a segment of the log takes four descriptors."""
+"""Refused and silent connections that are closed for a message of the hub: a segment of the log takes four
+descriptors."""
 
 
 class _Unmapped(Exception):
@@ -247,8 +247,8 @@ class Server:
             self._shortage_line_at = now + _SHORTAGE_LINE_SECONDS
             open_connections = len(self.poller.clients)
             _log.error("Cannot take the hub's messages for now", error=str(error), connections=open_connections)
-        for oldest in list(itertools.islice(self.connections.handshaking, _SHORTAGE_GIVE_WAY)):
-            self.connections.close(oldest, reasons.DisconnectReason.TOO_MANY_CONNECTIONS)
+        for _ in range(_SHORTAGE_GIVE_WAY):
+            self.connections.make_room(None, str(error))
         self._hub_waits = True
         self._loop.remove_reader(self._link.fileno())
         self._loop.call_later(_SHORTAGE_PAUSE_SECONDS, self._guarded, self._hear_hub_again)

@@ -9,14 +9,14 @@ import pytest
 from cache import objects
 from protocol import messages
 from protocol.reasons import DisconnectReason
-from tests.harness import worker_stand
+from tests.harness import hub_stand, worker_stand
 from tests.harness.hub_stand import LIMITS
 from tests.harness.served import FEED, Cluster
 from typha import service, settings
-from typha.hub import collector, supervisor
+from typha.hub import collector, shortages, supervisor
 from typha.ipc import link
 from typha.ipc import messages as ipc
-from typha.observability import health, loop_latency, metrics_table
+from typha.observability import health, logs, loop_latency, metrics_table
 
 IDLE_SETTINGS = settings.Settings(workers=0)
 WAITING, RESYNC, IN_SYNC = messages.SyncStatus.WAITING, messages.SyncStatus.RESYNC, messages.SyncStatus.IN_SYNC
@@ -102,6 +102,30 @@ async def test_dead_workers_are_counted(idle: service.Service) -> None:
     assert samples["typha_connections_accepted"] == {(): 4}
     assert samples["typha_connections_active"] == {(): 0}
     assert samples["typha_disconnects_total"][DisconnectReason.WORKER_DIED.value,] == 4
+
+
+async def test_shortages_and_log_lines_of_hub_and_workers_are_added_up(idle: service.Service) -> None:
+    configured = settings.Settings(workers=2)
+    workers = supervisor.Supervisor(idle.hub, configured, LIMITS, idle.listener, serve_embedded=idle_worker)
+    worker = hub_stand.Worker()
+    worker.attach(idle.hub)
+    worker.say(ipc.Report(ipc.WorkerCounts(shortages=2, log_errors=3, log_lines_dropped=4)))
+    idle.hub.shortages.note(shortages.Lacking.LINK, OSError("lacking"))
+    idle.hub.shortages.note(shortages.Lacking.LOG, OSError("lacking"))
+    samples = collector.Collector(
+        configured, idle.hub, workers, max_latency=loop_latency.MaxLatency(0.0), open_files_limit=1024
+    ).samples()
+    found = samples["typha_shortages_total"]
+    assert {lacking: count for (lacking,), count in found.items() if count} == {"worker-link": 3, "log": 1}
+    assert samples["typha_log_errors"] == {(): logs.COUNTERS.errors + 3}
+    assert samples["typha_logs_dropped"] == {(): logs.COUNTERS.dropped + 4}
+    assert idle.collector.samples()["typha_log_errors"] == {(): logs.COUNTERS.errors}  # an embedded worker has the log
+    idle.hub.remove_worker(worker.handle.number)
+    worker.close()
+
+
+async def idle_worker(*_: object) -> None:
+    """No worker runs in the hub."""
 
 
 @pytest.mark.parametrize("idle", ["auto"], indirect=True)

@@ -218,7 +218,8 @@ async def test_a_worker_gets_no_secrets(cluster: Cluster) -> None:
 
 
 def test_a_worker_is_told_every_setting_that_it_uses() -> None:
-    sources = [*(ROOT / "typha" / "worker").glob("*.py"), ROOT / "typha" / "observability" / "logs.py"]
+    others = ROOT / "typha" / "observability" / "logs.py", ROOT / "typha" / "open_files.py"
+    sources = [*(ROOT / "typha" / "worker").glob("*.py"), *others]
     used = {name for source in sources for name in re.findall(r"\bconfigured\.(\w+)", source.read_text())}
     assert used
     assert used == supervisor.WORKER_SETTINGS
