@@ -144,6 +144,7 @@ class Service:
             ExceptionGroup: a defect; the service cannot go on.
         """
         loop = asyncio.get_running_loop()
+        logs.limit_loop_errors(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
         port = self.listener.getsockname()[1]
@@ -257,7 +258,6 @@ def allow_deep_json() -> None:
 async def serve(configured: settings.Settings, max_latency: loop_latency.MaxLatency) -> int:
     """Runs the service to its end on a loop whose turns `max_latency` measures; returns the exit code."""
     allow_deep_json()
-    logs.limit_loop_errors(asyncio.get_running_loop())
     try:
         listener = await _open_listener_soon(configured)
     except ServiceError as error:

@@ -178,8 +178,9 @@ class Settings:
         "LogFilePath",
         path(),
         "/var/log/calico/typha.log",
-        "Log file; `none` disables it. The service creates the directory, and reopens the file after a rotation. If "
-        "the default path cannot be opened, the service logs a warning; a configured path must open.",
+        "Log file; `none` disables it. The service creates the directory and the file (mode 0640), and reopens it "
+        "after a rotation. If the default path cannot be opened, the service logs a warning; a configured path must "
+        "open.",
         fatal=True,
     )
     log_severity_file: str = _original(
