@@ -21,7 +21,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 
-.PHONY: help venv lock lint format check test hook demo control-plane acceptance bench clean
+.PHONY: help venv lock lint format check test fuzz hook demo control-plane acceptance bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,11 +52,16 @@ format: $(STAMP)  ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+check: WORKERS = 2
+# The unit tests wait for nothing, and each further process reads all of them first.
 check: lint  ## what a commit needs, in about a minute: lint and the unit tests
 	$(PYTEST) -m "$(UNIT)" $(ARGS)
 
 test: lint  ## lint and every test; builds a control plane the first time, beside the tests that need none
 	$(PYTEST) $(ARGS)
+
+fuzz: $(STAMP)  ## changed inputs for every decoder; ARGS="--inputs 10000000 --targets gob,watch" or "--worst-hello 60"
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 hook:  ## let git run `make check` before every commit
 	git config core.hooksPath .githooks

@@ -87,7 +87,7 @@ async def _crowd(settings: AcceptanceSettings, screen: dashboard.Dashboard) -> l
     """5,000 agents: memory per client, CPU per delivery by process, comparison with the bare loop."""
     sizes = settings.scenario("crowd", agents=5000, least=50, pods=settings.scaled(20_000))
     made = [await registry.SCENARIOS[name](sizes, screen) for name in ("idle", "steady")]
-    bench = runner.BenchSettings(
+    bench = comparisons.BenchSettings(
         names=("5000x20",),
         rounds=settings.scaled(3),
         sizes=comparisons.Sizes(scale=settings.scale, seconds=max(5.0, 15.0 * settings.scale), pods=sizes.pods),

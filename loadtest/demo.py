@@ -7,7 +7,7 @@ from loadtest.environment import kubeconfig, processes, testbed
 from loadtest.reporting import dashboard, measure, report
 from loadtest.scenarios import fixture
 from loadtest.swarm import supervisor
-from loadtest.verification import expected_state, proof
+from loadtest.verification import convergence, expected_state
 
 TITLE, COMMAND = "typha demo", "make demo"
 
@@ -54,7 +54,7 @@ async def _on_simulator(settings: fixture.Settings, screen: dashboard.Dashboard)
 
 
 async def _on_cluster(settings: fixture.Settings, screen: dashboard.Dashboard, file: Path) -> report.Report:
-    access = kubeconfig.load(file)
+    access = await kubeconfig.load(file)
     screen.say(f"cluster {access.context} at {access.server}: it is only read (get, list, watch), nothing is written")
     async with expected_state.ApiClient(access) as client:
         types = await _readable(client, screen)
@@ -68,12 +68,13 @@ async def _on_cluster(settings: fixture.Settings, screen: dashboard.Dashboard, f
         readable_counters = api_counters if await api_counters() is not None else None
         screen.say("starting the service")
         agents = supervisor.SwarmPlan(feed=settings.feed, agents=settings.agents, public_agents=settings.public_agents)
-        plan = testbed.TestbedPlan(folder=settings.folder, kubeconfig=file, types=types, agents=agents)
-        async with testbed.open_testbed(plan, screen, api_counters=readable_counters) as running:
+        async with testbed.open_testbed(
+            settings.folder, file, agents, screen, types=types, api_counters=readable_counters
+        ) as running:
             await running.in_sync()
             screen.say(f"{settings.agents:,} agents are in sync")
             await running.sleep(settings.seconds)
-            verdict = await proof.while_changing(running.swarm, running.client, running.specs)
+            verdict = await convergence.while_changing(running.swarm, running.client, running.specs)
             return running.make_report(verdict, TITLE, _facts(running), [], command=COMMAND)
 
 
@@ -94,7 +95,7 @@ def _facts(running: testbed.Testbed) -> dict[str, str]:
     totals = running.swarm.totals()
     return {
         "cluster": running.client.access.server,
-        "types": ", ".join(running.plan.types),
+        "types": ", ".join(running.types),
         "snapshots, frames, deliveries": f"{totals.snapshots:,}, {totals.frames:,}, {totals.updates:,}",
         "delivery latency, write to read": running.swarm.latency.quantiles_text("deliveries"),
     }

@@ -17,7 +17,11 @@ class ReceiveBuffer:
 
     def receive(self, data: bytes) -> None:
         """Appends bytes of the stream."""
+        self.drop_consumed()
+        self._buffer += data
+
+    def drop_consumed(self) -> None:
+        """Frees the memory of what has been consumed, so that an idle peer holds no more than `pending_bytes`."""
         if self._start:
             del self._buffer[: self._start]
             self._start = 0
-        self._buffer += data

@@ -81,6 +81,7 @@ class ClientHello(msgspec.Struct, frozen=True):
     software: str = ""
     node: str = ""
     subscription: dict[str, object] | None = None
+    """Reserved. A server reads it as an empty map: it does not support it, and so need not make room for it."""
     resume: ResumePosition | None = None
     chunk_digests: tuple[int, ...] | None = None
 

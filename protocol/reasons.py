@@ -36,7 +36,7 @@ class DisconnectReason(enum.StrEnum):
 
     # Caused by the server.
     TOO_MANY_CONNECTIONS = "too-many-connections"
-    """The process is out of file descriptors, or a limit on connections is reached."""
+    """There is no place for the connection, or no memory for its unfinished message. Others need them more."""
     FELL_BEHIND = "fell-behind"
     """The client fell so far behind that it cannot catch up on this connection."""
     FEED_REMOVED = "feed-removed"

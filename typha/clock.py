@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 _monotonic: Callable[[], float] = time.monotonic
 _time_ns: Callable[[], int] = time.time_ns
+_cpu_seconds: Callable[[], float] = time.thread_time
 
 
 def monotonic() -> float:
@@ -18,13 +19,20 @@ def time_ns() -> int:
     return _time_ns()
 
 
+def cpu_seconds() -> float:
+    """CPU time of this thread since an arbitrary start, in seconds. In virtual time nothing costs any."""
+    return _cpu_seconds()
+
+
 @contextlib.contextmanager
-def replaced(*, monotonic: Callable[[], float], time_ns: Callable[[], int]) -> Iterator[None]:
-    """Replace both clocks while the context is open."""
-    global _monotonic, _time_ns
-    before = _monotonic, _time_ns
-    _monotonic, _time_ns = monotonic, time_ns
+def replaced(
+    *, monotonic: Callable[[], float], time_ns: Callable[[], int], cpu_seconds: Callable[[], float] = lambda: 0.0
+) -> Iterator[None]:
+    """Replace the clocks while the context is open."""
+    global _monotonic, _time_ns, _cpu_seconds
+    before = _monotonic, _time_ns, _cpu_seconds
+    _monotonic, _time_ns, _cpu_seconds = monotonic, time_ns, cpu_seconds
     try:
         yield
     finally:
-        _monotonic, _time_ns = before
+        _monotonic, _time_ns, _cpu_seconds = before

@@ -5,10 +5,10 @@ Both are sealed shared memory. A record travels between processes beside its des
 """
 
 import bisect
-import os
 
 import msgspec
 
+from cache.state import memfile
 from protocol import messages
 
 
@@ -27,7 +27,7 @@ class SnapshotFile(msgspec.Struct, array_like=True, eq=False, forbid_unknown_fie
 
     def close(self) -> None:
         """Lets the file go; readers in other processes keep it until they are done."""
-        os.close(self.descriptor)
+        memfile.close(self.descriptor)
 
 
 class BlockFile(msgspec.Struct, array_like=True, eq=False, forbid_unknown_fields=True):
@@ -57,7 +57,7 @@ class BlockFile(msgspec.Struct, array_like=True, eq=False, forbid_unknown_fields
 
     def close(self) -> None:
         """Lets the file go; readers in other processes keep it until they are done."""
-        os.close(self.descriptor)
+        memfile.close(self.descriptor)
 
     def boundary_at(self, position: int) -> tuple[int, int, int]:
         """The first frame end at or after `position`: its position, the sequence and the updates reached there."""

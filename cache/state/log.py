@@ -12,10 +12,10 @@ import bisect
 import os
 import struct
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from cache.state import memfile
-from protocol import encoding
+from protocol import encoding, messages
 
 INDEX_RECORD = struct.Struct("=QQ")
 FRAME_BYTES_FLOOR = 64
@@ -47,9 +47,14 @@ class Segment:
         """Sequence that a client has reached at the end of the segment."""
         self.max_frames = max(1, size_bytes // FRAME_BYTES_FLOOR)
         self.descriptor, self._map = memfile.create_growing("typha-log", size_bytes)
-        self.index_descriptor, self._index_map = memfile.create_growing(
-            "typha-log-index", self.max_frames * INDEX_RECORD.size
-        )
+        try:
+            self.index_descriptor, self._index_map = memfile.create_growing(
+                "typha-log-index", self.max_frames * INDEX_RECORD.size
+            )
+        except BaseException:
+            self._map.close()
+            os.close(self.descriptor)
+            raise
 
     @property
     def end(self) -> int:
@@ -73,8 +78,8 @@ class Segment:
         """Release the memory in this process."""
         self._map.close()
         self._index_map.close()
-        os.close(self.descriptor)
-        os.close(self.index_descriptor)
+        memfile.close(self.descriptor)
+        memfile.close(self.index_descriptor)
 
 
 class LogWriter:
@@ -88,6 +93,8 @@ class LogWriter:
         """Sequence that a client has reached at `start`."""
         self.status_offset = 0
         """Offset of the end of the last status frame."""
+        self.status = messages.SyncStatus.WAITING
+        """The status in that frame."""
         self._segment_bytes = segment_bytes
 
     def __repr__(self) -> str:
@@ -103,19 +110,42 @@ class LogWriter:
         """Number of bytes in the log."""
         return self.end - self.start
 
-    def append(self, frames: Iterable[encoding.EncodedFrame]) -> list[Segment]:
-        """Append frames. Return the segments that were started for them."""
-        begun = []
+    def append(self, frames: Sequence[encoding.EncodedFrame]) -> list[Segment]:
+        """Append frames. Return the segments that were started for them.
+
+        Raises:
+            OSError, MemoryError: a new segment cannot be created. Nothing is appended; try again later.
+        """
+        begun = self._begin_segments(frames)
+        following = iter(begun)
         for frame in frames:
             if not self.segments or not self.segments[-1].has_room(len(frame.data)):
-                segment = Segment(self.end, max(self._segment_bytes, len(frame.data)))
-                self.segments.append(segment)
-                begun.append(segment)
+                self.segments.append(next(following))
             self.segments[-1].append(frame)
             self.end += len(frame.data)
             self.sequence = frame.sequence
             if frame.status is not None:
-                self.status_offset = self.end
+                self.status_offset, self.status = self.end, frame.status
+        return begun
+
+    def _begin_segments(self, frames: Sequence[encoding.EncodedFrame]) -> list[Segment]:
+        """Create all segments that the frames need, or none."""
+        begun: list[Segment] = []
+        last = self.segments[-1] if self.segments else None
+        room_bytes, room_frames = (last.size - last.used, last.max_frames - last.frames) if last else (0, 0)
+        end = self.end
+        try:
+            for frame in frames:
+                if len(frame.data) > room_bytes or not room_frames:
+                    begun.append(Segment(end, max(self._segment_bytes, len(frame.data))))
+                    room_bytes, room_frames = begun[-1].size, begun[-1].max_frames
+                room_bytes -= len(frame.data)
+                room_frames -= 1
+                end += len(frame.data)
+        except BaseException:
+            for segment in begun:
+                segment.close()
+            raise
         return begun
 
     def trim(self, before_offset: int) -> int:
@@ -164,7 +194,11 @@ class LogReader:
         return self._bases[0] if self._bases else self.end
 
     def add_segment(self, base: int, size_bytes: int, descriptor: int, index_descriptor: int) -> None:
-        """Add a new last segment and take over its descriptors. This publishes everything before its base."""
+        """Add a new last segment and take over its descriptors. This publishes everything before its base.
+
+        Raises:
+            OSError, MemoryError: the files cannot be mapped. Nothing has changed; the descriptors are the caller's.
+        """
         data = memfile.map_readonly(descriptor, size_bytes)
         index_bytes = os.fstat(index_descriptor).st_size
         index = memfile.map_readonly(index_descriptor, index_bytes).cast("Q")

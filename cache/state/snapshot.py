@@ -66,7 +66,7 @@ class Snapshot:
 
     def close(self) -> None:
         """Close the file. Readers in other processes keep it until they have finished."""
-        os.close(self.descriptor)
+        memfile.close(self.descriptor)
 
 
 class SnapshotBuilder:

@@ -1,7 +1,7 @@
 """Errors of a simulated API server, each with its Status as kube-apiserver writes it."""
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 from loadtest.apiserver.resources import Resource
 
@@ -47,17 +47,6 @@ class ApiError(Exception):
         return b'{"type":"ERROR","object":%b}\n' % self.status()
 
 
-def _details(resource: Resource, name: str) -> dict[str, Any]:
-    details = {"name": name}
-    if resource.group:
-        details["group"] = resource.group
-    return {**details, "kind": resource.name}
-
-
-def _qualified(resource: Resource) -> str:
-    return f"{resource.name}.{resource.group}" if resource.group else resource.name
-
-
 class TypeUnknown(ApiError):
     """The resource type is not served."""
 
@@ -70,31 +59,37 @@ class PageNotFound(Exception):
     """Nothing is served at this path, not even a group of types. The answer is text, without a Status."""
 
 
-class NotFound(ApiError):
+class _ObjectError(ApiError):
+    """An error about one object."""
+
+    answer: ClassVar[tuple[int, str, str]]
+    """Code, reason, and what the message says of the object."""
+
+    def __init__(self, resource: Resource, name: str) -> None:
+        code, reason, text = self.answer
+        group = {"group": resource.group} if resource.group else {}
+        qualified = ".".join([resource.name, *group.values()])
+        super().__init__(
+            code, reason, f'{qualified} "{name}"{text}', details={"name": name, **group, "kind": resource.name}
+        )
+
+
+class NotFound(_ObjectError):
     """The object does not exist."""
 
-    def __init__(self, resource: Resource, name: str) -> None:
-        super().__init__(
-            404, "NotFound", f'{_qualified(resource)} "{name}" not found', details=_details(resource, name)
-        )
+    answer = 404, "NotFound", " not found"
 
 
-class AlreadyExists(ApiError):
+class AlreadyExists(_ObjectError):
     """An object of this name exists already."""
 
-    def __init__(self, resource: Resource, name: str) -> None:
-        message = f'{_qualified(resource)} "{name}" already exists'
-        super().__init__(409, "AlreadyExists", message, details=_details(resource, name))
+    answer = 409, "AlreadyExists", " already exists"
 
 
-class Conflict(ApiError):
+class Conflict(_ObjectError):
     """The object has changed since the version that the caller knows."""
 
-    def __init__(self, resource: Resource, name: str) -> None:
-        message = (
-            f'{_qualified(resource)} "{name}": the object has been modified, apply the change to its newest version'
-        )
-        super().__init__(409, "Conflict", message, details=_details(resource, name))
+    answer = 409, "Conflict", ": the object has been modified, apply the change to its newest version"
 
 
 class Invalid(ApiError):

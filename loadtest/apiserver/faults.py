@@ -21,12 +21,17 @@ class FaultKind(enum.Enum):
     DROP = "drop"  # streams are reset
     DROP_MID_LINE = "drop-mid-line"  # half a line is sent, then the connection closes
     BROKEN_JSON = "broken-json"  # a line that is not JSON is sent, the stream continues
+    BAD_EVENT = "bad-event"  # a whole line with an object that cannot be decoded is sent, the stream continues
     LOSE_EVENTS = "lose-events"  # a server's bug: see Fault
     HALF_OPEN = "half-open"  # streams become silent and stay open
 
     DELAY = "delay"  # answers start `delay_seconds` later
     ERROR = "error"  # answers are a Status with `code`
     BROKEN_LIST = "broken-list"  # lists end in the middle, with a correct Content-Length
+    DRIP = "drip"  # lists begin, and then one byte comes each `delay_seconds`
+    ENDLESS_LIST = "endless-list"  # each page of a list is the first one, with a new continue token
+    COMPRESSED = "compressed"  # lists are compressed although nobody asked for it
+    BAD_OBJECT = "bad-object"  # lists contain one more object, which cannot be decoded
 
     COMPACT = "compact"  # history is forgotten and streams are reset: every resumed watch gets 410
     RESTART = "restart"  # everything is closed, connections are refused for `duration_seconds`, history is forgotten
@@ -39,11 +44,22 @@ STREAM_KINDS = frozenset(
         FaultKind.DROP,
         FaultKind.DROP_MID_LINE,
         FaultKind.BROKEN_JSON,
+        FaultKind.BAD_EVENT,
         FaultKind.LOSE_EVENTS,
         FaultKind.HALF_OPEN,
     )
 )
-REQUEST_KINDS = frozenset((FaultKind.DELAY, FaultKind.ERROR, FaultKind.BROKEN_LIST))
+REQUEST_KINDS = frozenset(
+    (
+        FaultKind.DELAY,
+        FaultKind.ERROR,
+        FaultKind.BROKEN_LIST,
+        FaultKind.DRIP,
+        FaultKind.ENDLESS_LIST,
+        FaultKind.COMPRESSED,
+        FaultKind.BAD_OBJECT,
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +89,8 @@ class Fault:
             raise ValueError(f"fault {self.kind.value}: a negative number")
         if self.kind is FaultKind.ERROR and self.code not in REASONS:
             raise ValueError(f"fault error: code {self.code} is none of {', '.join(map(str, REASONS))}")
-        if self.kind is FaultKind.DELAY and not self.delay_seconds:
-            raise ValueError("fault delay: delay_seconds is missing")
+        if self.kind in (FaultKind.DELAY, FaultKind.DRIP) and not self.delay_seconds:
+            raise ValueError(f"fault {self.kind.value}: delay_seconds is missing")
         if self.kind in (FaultKind.LOSE_EVENTS, FaultKind.ROLL_BACK) and not self.count:
             raise ValueError(f"fault {self.kind.value}: count is missing")
 

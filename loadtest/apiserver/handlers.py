@@ -4,18 +4,18 @@ import asyncio
 import dataclasses
 import time
 import zlib
+from collections.abc import Mapping
 
 import msgspec
 from aiohttp import web
 
-from loadtest.apiserver import discovery, listing, objects, options, resources, watching
+from loadtest.apiserver import discovery, listing, objects, resources, watching
 from loadtest.apiserver.counters import WATCH_LIST, Counters
 from loadtest.apiserver.errors import ApiError, BadRequest, PageNotFound, TypeUnknown
-from loadtest.apiserver.faults import FaultKind, Rules
+from loadtest.apiserver.faults import Fault, FaultKind, Rules
 from loadtest.apiserver.resources import Resource
 from loadtest.apiserver.settings import SimulatorSettings, WatchListMode
 from loadtest.apiserver.store import Store
-from loadtest.apiserver.streams import Streams
 
 #: Answers from this size on are compressed for clients that accept it, as by kube-apiserver.
 GZIP_FROM_BYTES = 128 * 1024
@@ -58,12 +58,14 @@ class Handlers:
     """Answers the requests of the Kubernetes API."""
 
     def __init__(
-        self, settings: SimulatorSettings, store: Store, *, streams: Streams, counters: Counters, rules: Rules
+        self, settings: SimulatorSettings, store: Store, *, streams: watching.Streams, counters: Counters, rules: Rules
     ) -> None:
         self._settings = settings
         self._store = store
         self._counters = counters
         self._rules = rules
+        self._tokens = 0
+        """Continue tokens that were made up."""
         self._watching = watching.Watching(settings, store, streams=streams, counters=counters)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -94,19 +96,37 @@ class Handlers:
         if fault is not None:
             raise fault.error(verb, target.resource)
         if verb in ("WATCH", WATCH_LIST):
-            asked = options.parse(request.query, watch_list=self._settings.watch_list is not WatchListMode.OFF)
+            asked = listing.parse(request.query, watch_list=self._settings.watch_list is not WatchListMode.OFF)
             return await self._watching.serve(
                 request, target.resource, namespace=target.namespace, asked=asked, verb=verb
             )
         if verb == "LIST":
-            body = await self._list(request, target)
-            if self._rules.take(FaultKind.BROKEN_LIST, verb, target.resource, now=now):
-                body = body[: len(body) // 2]
-            return _answer(body, gzip=self._settings.gzip and "gzip" in request.headers.get("Accept-Encoding", ""))
+            return await self._answer_list(request, target)
         return await self._single(request, target, verb)
 
-    async def _list(self, request: web.Request, target: RequestTarget) -> bytes:
-        asked = options.parse(request.query, watch_list=True)
+    async def _answer_list(self, request: web.Request, target: RequestTarget) -> web.StreamResponse:
+        def fault(kind: FaultKind) -> Fault | None:
+            return self._rules.take(kind, "LIST", target.resource, now=time.monotonic())
+
+        query = dict(request.query)
+        if fault(FaultKind.ENDLESS_LIST):
+            query.pop("continue", None)
+            self._tokens += 1
+            body = objects.with_token(await self._list(query, target), f"endless-{self._tokens}")
+        else:
+            body = await self._list(query, target)
+        if fault(FaultKind.BAD_OBJECT):
+            body = objects.with_bad_object(body)
+        if fault(FaultKind.BROKEN_LIST):
+            body = body[: len(body) // 2]
+        if drip := fault(FaultKind.DRIP):
+            return await _drip(request, body[: len(body) // 2], drip.delay_seconds)
+        if fault(FaultKind.COMPRESSED):
+            return _answer(body, gzip=True, gzip_from_bytes=0)
+        return _answer(body, gzip=self._settings.gzip and "gzip" in request.headers.get("Accept-Encoding", ""))
+
+    async def _list(self, query: Mapping[str, str], target: RequestTarget) -> bytes:
+        asked = listing.parse(query, watch_list=True)
         await watching.until_fresh(self._store, listing.least_version(asked), self._settings.fresh_wait_seconds)
         return listing.body(self._store, target.resource, target.namespace, asked)
 
@@ -165,9 +185,21 @@ def _verb(request: web.Request, target: RequestTarget) -> str:
     return WATCH_LIST if request.query.get("sendInitialEvents", "").lower() in ("true", "1") else "WATCH"
 
 
-def _answer(body: bytes, *, status: int = 200, gzip: bool = False) -> web.Response:
+async def _drip(request: web.Request, beginning: bytes, delay_seconds: float) -> web.StreamResponse:
+    """Send the beginning of a body, and then one space after the other until the client leaves."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    await response.write(beginning)
+    while True:
+        await asyncio.sleep(delay_seconds)
+        await response.write(b" ")
+
+
+def _answer(
+    body: bytes, *, status: int = 200, gzip: bool = False, gzip_from_bytes: int = GZIP_FROM_BYTES
+) -> web.Response:
     headers = {"Cache-Control": "no-cache, private"}
-    if gzip and len(body) >= GZIP_FROM_BYTES:
+    if gzip and len(body) >= gzip_from_bytes:
         headers["Content-Encoding"] = "gzip"
         headers["Vary"] = "Accept-Encoding"
         compressor = zlib.compressobj(level=1, wbits=31)

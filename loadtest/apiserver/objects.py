@@ -170,6 +170,23 @@ def prepared_bookmark(resource: Resource, metadata: JsonObject) -> JsonObject:
     return {"metadata": metadata}
 
 
+BAD_OBJECT = b'{"metadata":{"name":"bad","namespace":"default","resourceVersion":"1"},"data":{"bad":"\\ud800"}}'
+"""Half of a surrogate pair: no text, and so no object."""
+
+
+def with_bad_object(body: bytes) -> bytes:
+    """A list with one more object, which cannot be decoded."""
+    start, end = body.index(b'"items":[') + len(b'"items":['), body.index(b"]")
+    return body[:start] + BAD_OBJECT + (b"," if end > start else b"") + body[start:]
+
+
+def with_token(body: bytes, token: str) -> bytes:
+    """A list that is continued by a token."""
+    page = decode(body)
+    page["metadata"]["continue"] = token
+    return _PLAIN.encode(page)
+
+
 def list_body(resource: Resource, items: list[bytes], *, version: int, token: str = "", remaining: int = 0) -> bytes:
     """A whole list; custom types have their items before kind and metadata, as sorted members do."""
     metadata: JsonObject = {"resourceVersion": str(version)}

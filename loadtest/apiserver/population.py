@@ -4,11 +4,13 @@ import dataclasses
 import random
 import string
 from collections.abc import Iterator
+from typing import Final
 
-from loadtest.apiserver import calico, resources
+from loadtest.apiserver import resources
 from loadtest.apiserver.objects import JsonObject
 from loadtest.apiserver.resources import Resource
 from loadtest.apiserver.store import Store
+from loadtest.environment import calico_crds
 
 _APPS = ("api", "auth", "billing", "cache", "catalog", "checkout", "frontend", "gateway", "indexer", "mailer", "search")
 _TIERS = ("backend", "data", "edge")
@@ -16,6 +18,27 @@ _DIGEST_BITS = 256
 _POD_BYTES = 1_800
 _LABEL_BYTES = 63 + len('"padding-00":"",')
 _LABEL_CHARS = string.ascii_letters + string.digits
+
+_CALICO_GROUP: Final = (calico_crds.V3.partition("/")[0], calico_crds.V3.partition("/")[2])
+CALICO_RESOURCES: Final = {
+    kind.name: Resource(
+        *_CALICO_GROUP,
+        kind.plural or f"{kind.name.lower()}s",
+        kind.name,
+        namespaced=kind.is_namespaced,
+        custom=True,
+    )
+    for kind in calico_crds.KINDS
+    if calico_crds.V3 in kind.groups
+}
+"""Calico's custom resources by kind."""
+_CALICO_OBJECTS: Final[tuple[tuple[str, str, JsonObject], ...]] = (
+    ("ClusterInformation", "default", {"clusterType": "k8s", "datastoreReady": True}),
+    ("FelixConfiguration", "default", {"bpfEnabled": False, "reportingInterval": "0s"}),
+    ("IPPool", "default-ipv4-ippool", {"cidr": "10.0.0.0/8", "ipipMode": "Never", "vxlanMode": "Always"}),
+    ("Tier", "default", {"order": 1_000_000, "defaultAction": "Deny"}),
+)
+"""The few that every cluster with Calico has."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +90,7 @@ class Maker:
                 },
                 "annotations": {
                     "node.alpha.kubernetes.io/ttl": "0",
-                    **(calico.node_annotations(address) if self.population.calico else {}),
+                    **(_calico_annotations(address) if self.population.calico else {}),
                 },
                 "managedFields": _managed("kubelet", {"f:metadata": {"f:labels": {"f:kubernetes.io/hostname": {}}}}),
             },
@@ -225,7 +248,8 @@ def generate(population: Population, *, seed: int) -> Iterator[tuple[Resource, J
     for number in range(population.widgets):
         yield resources.WIDGETS, maker.widget(number)
     if population.calico:
-        yield from calico.generate()
+        for kind, name, spec in _CALICO_OBJECTS:
+            yield CALICO_RESOURCES[kind], {"metadata": {"name": name}, "spec": spec}
 
 
 def _padding(size_bytes: int, chance: random.Random) -> dict[str, str]:
@@ -238,7 +262,7 @@ def populate(store: Store, population: Population, *, seed: int) -> None:
     """Install the custom types and create all objects of a population."""
     store.install(resources.WIDGETS)
     if population.calico:
-        for resource in calico.RESOURCES.values():
+        for resource in CALICO_RESOURCES.values():
             store.install(resource)
     for resource, value in generate(population, seed=seed):
         store.create(resource, value)
@@ -275,4 +299,12 @@ def _pod_status(app: str, address: str, chance: random.Random) -> JsonObject:
         "startTime": "2025-01-01T00:00:00Z",
         "containerStatuses": [{"name": app, "ready": True, "restartCount": 0, "containerID": f"containerd://{digest}"}],
         "qosClass": "Burstable",
+    }
+
+
+def _calico_annotations(address: str) -> dict[str, str]:
+    """The annotations that calico-node sets on its node."""
+    return {
+        "projectcalico.org/IPv4Address": f"{address}/24",
+        "projectcalico.org/IPv4VXLANTunnelAddr": address,
     }

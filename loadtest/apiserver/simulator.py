@@ -1,15 +1,25 @@
-"""The simulated API server as a whole: starts, stops, breaks."""
+"""The simulated API server as a whole: starts, stops, breaks, and is controlled from another process by /_sim/.
+
+GET    /_sim/stats          counters and state
+POST   /_sim/churn          start (members of ChurnSettings), replaces a running one; DELETE stops it
+POST   /_sim/burst          {"count": N} and members of ChurnSettings
+POST   /_sim/faults         one Fault or a list; DELETE removes all
+POST   /_sim/types          install a type: {"group", "version", "name", "kind", "namespaced", "custom"}
+DELETE /_sim/types          remove a type: the same body
+"""
 
 import asyncio
 import dataclasses
+import json
 import socket
 import time
 from collections.abc import Coroutine, Iterable
 from typing import Any, Self
 
+import msgspec
 from aiohttp import web
 
-from loadtest.apiserver import churn, control, faults, resources
+from loadtest.apiserver import churn, faults, objects, resources
 from loadtest.apiserver.counters import Counters
 from loadtest.apiserver.errors import ApiError
 from loadtest.apiserver.faults import Fault, FaultKind, Rules
@@ -17,14 +27,24 @@ from loadtest.apiserver.handlers import Handlers
 from loadtest.apiserver.population import Population, populate
 from loadtest.apiserver.settings import SimulatorSettings
 from loadtest.apiserver.store import Store
-from loadtest.apiserver.streams import Ending, Streams
+from loadtest.apiserver.watching import Ending, Streams
 
 #: Largest body of a write, as in kube-apiserver.
 MAX_BODY_BYTES = 3 * 1024 * 1024
 #: A closed listening socket releases its port with a short delay.
 BIND_SECONDS = 2.0
 BIND_RETRY_SECONDS = 0.005
+#: A restart waits this long before it closes connections, so that the caller gets the answer.
+ANSWER_SECONDS = 0.05
+CONTROL_PREFIX = "/_sim/"
+MAX_BURST = 1_000_000
 _BROKEN_LINE = b'{"type":"MODIFIED","object":{"kind":\n'
+
+
+class _Burst(msgspec.Struct):
+    count: int
+    types: dict[str, float] | None = None
+    label_times: bool = False
 
 
 class Simulator:
@@ -44,7 +64,6 @@ class Simulator:
         self._handlers = Handlers(
             self.settings, self.store, streams=self._streams, counters=self.counters, rules=self.rules
         )
-        self._control = control.Control(self)
         self._tasks: set[asyncio.Task[None]] = set()
         self._restarting: asyncio.Task[None] | None = None
         self._site: web.SockSite | None = None
@@ -162,9 +181,51 @@ class Simulator:
         }
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        if request.path.startswith(control.PREFIX):
-            return await self._control.handle(request)
-        return await self._handlers.handle(request)
+        if not request.path.startswith(CONTROL_PREFIX):
+            return await self._handlers.handle(request)
+        what = request.path.removeprefix(CONTROL_PREFIX)
+        try:
+            answer = await self._obey(request.method, what, await request.read())
+        except (ValueError, msgspec.DecodeError, ApiError) as error:
+            return web.json_response({"error": str(error)}, status=400)
+        if answer is None:
+            return web.json_response({"error": f"no such control: {request.method} {what}"}, status=404)
+        return web.json_response(answer, dumps=lambda value: json.dumps(value, ensure_ascii=False))
+
+    async def _obey(self, method: str, what: str, body: bytes) -> dict[str, Any] | None:
+        """Obey a request to the control endpoint; returns None if there is no such request."""
+        match method, what:
+            case "GET", "stats":
+                return self.statistics()
+            case "POST", "churn":
+                self.churn.start(msgspec.json.decode(body or b"{}", type=churn.ChurnSettings))
+                return self.churn.statistics()
+            case "DELETE", "churn":
+                self.churn.stop()
+                await self.churn.wait()
+                return {"version": self.store.version, **self.churn.statistics()}
+            case "POST", "burst":
+                burst = msgspec.json.decode(body, type=_Burst)
+                if not 0 < burst.count <= MAX_BURST:
+                    raise ValueError(f"burst: count must be between 1 and {MAX_BURST}, not {burst.count}")
+                types = burst.types or churn.ChurnSettings().types
+                await self.churn.burst(burst.count, churn.ChurnSettings(types=types, label_times=burst.label_times))
+                return {"version": self.store.version}
+            case "POST", "faults":
+                script = faults.parse(body)
+                self.schedule(script)
+                return {"accepted": len(script), "version": self.store.version}
+            case "DELETE", "faults":
+                self.clear_faults()
+                return {}
+            case "POST", "types":
+                resource = msgspec.json.decode(body, type=resources.Resource)
+                self.store.install(resource)
+                return {"path": resource.path}
+            case "DELETE", "types":
+                self.uninstall(msgspec.json.decode(body, type=resources.Resource))
+                return {}
+        return None
 
     async def _listen(self, bound: socket.socket) -> None:
         if self._runner is None:
@@ -206,6 +267,8 @@ class Simulator:
                 stream.cut()
             elif fault.kind is FaultKind.BROKEN_JSON:
                 stream.put(_BROKEN_LINE)
+            elif fault.kind is FaultKind.BAD_EVENT:
+                stream.put(b'{"type":"MODIFIED","object":%b}\n' % objects.BAD_OBJECT)
             elif fault.kind is FaultKind.HALF_OPEN:
                 stream.freeze()
             else:
@@ -214,7 +277,7 @@ class Simulator:
     async def _restart(self, refuse_seconds: float) -> None:
         if self._runner is None or self._site is None or self._runner.server is None:
             raise RuntimeError("the simulator is not started")
-        await asyncio.sleep(control.ANSWER_SECONDS)
+        await asyncio.sleep(ANSWER_SECONDS)
         await self._site.stop()
         for stream in self._streams.of(""):
             stream.end(Ending.ABORT)

@@ -1,13 +1,16 @@
 """The rows that are measured beside a bare loop: agents connect once, then one load follows another."""
 
 import asyncio
+import contextlib
 import dataclasses
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Final
 
 from loadtest.bench import targets
-from loadtest.environment import measurement
+from loadtest.environment import certificates, measurement, processes
 from loadtest.reporting import measure
-from loadtest.swarm import supervisor
+from loadtest.swarm import control, supervisor
 
 FEW: Final = 10
 WARM_UP_SECONDS: Final = 1.0
@@ -66,6 +69,40 @@ class Sizes:
     def scaled(self, count: int) -> int:
         """A count at this scale, at least a few."""
         return max(FEW + 2, round(count * self.scale))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSettings:
+    """Rows, share of the full size, and number of rounds."""
+
+    names: tuple[str, ...] = ()
+    """Names of rows; all if empty."""
+    rounds: int = 5
+    sizes: Sizes = dataclasses.field(default_factory=Sizes)
+    protocol: control.Protocol = control.Protocol.NATIVE
+    record: Path | None = None
+    """Folder of the history to which the results are added."""
+    folder: Path = Path("report-bench")
+
+    @property
+    def judged(self) -> bool:
+        """Whether goals are judged: only at full size."""
+        return self.sizes.scale >= 1
+
+
+@contextlib.asynccontextmanager
+async def open_setup(settings: BenchSettings, *, tls: bool = False) -> AsyncIterator[targets.Setup]:
+    """A simulated API server, without recordings of an earlier one."""
+    await asyncio.to_thread(_remove_recordings, settings.folder)
+    calico = settings.protocol is control.Protocol.TYPHA
+    async with processes.SimulatorProcess(settings.folder, pods=settings.sizes.pods, calico=calico) as simulator:
+        made = certificates.make(settings.folder, host=processes.HOST) if tls else None
+        yield targets.Setup(folder=settings.folder, simulator=simulator, protocol=settings.protocol, tls=made)
+
+
+def _remove_recordings(folder: Path) -> None:
+    for file in folder.glob("recording-*"):
+        file.unlink()
 
 
 class Turn:

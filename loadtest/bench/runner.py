@@ -1,18 +1,14 @@
 """Runs the chosen rows, shows progress, prints the results, and records them on request."""
 
-import asyncio
-import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
 from rich import console, table
 
-from loadtest.bench import comparisons, history, rows, standalone, targets
-from loadtest.environment import certificates, processes
+from loadtest.bench import comparisons, history, rows, standalone
 from loadtest.reporting import dashboard, report
 from loadtest.swarm import control
 
@@ -21,26 +17,7 @@ STANDALONE_ROUNDS_MAX: Final = 3
 """The rows without a bare loop vary less."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class BenchSettings:
-    """Rows, share of the full size, and number of rounds."""
-
-    names: tuple[str, ...] = ()
-    """Names of rows; all if empty."""
-    rounds: int = 5
-    sizes: comparisons.Sizes = dataclasses.field(default_factory=comparisons.Sizes)
-    protocol: control.Protocol = control.Protocol.NATIVE
-    record: Path | None = None
-    """Folder of the history to which the results are added."""
-    folder: Path = Path("report-bench")
-
-    @property
-    def judged(self) -> bool:
-        """Whether goals are judged: only at full size."""
-        return self.sizes.scale >= 1
-
-
-QUICK: Final = BenchSettings(rounds=1, sizes=comparisons.Sizes(scale=0.2, seconds=4.0, pods=2000))
+QUICK: Final = comparisons.BenchSettings(rounds=1, sizes=comparisons.Sizes(scale=0.2, seconds=4.0, pods=2000))
 """Everything once, at a small size: does it work, and where does it roughly stand?"""
 
 
@@ -53,12 +30,12 @@ def settings_of(
     record: bool,
     folder: Path,
     **sizes: float | None,
-) -> BenchSettings:
+) -> comparisons.BenchSettings:
     """Settings from the command line; options that are None are those of the full size, or of the quick pass.
 
     Raises ValueError for an unknown row.
     """
-    base = QUICK if quick else BenchSettings()
+    base = QUICK if quick else comparisons.BenchSettings()
     chosen = tuple(name for name in names.split(",") if name)
     chosen = chosen or tuple(row.name for row in rows.ROWS if protocol is control.Protocol.NATIVE or row.both)
     rows.choose(chosen)
@@ -77,7 +54,7 @@ def settings_of(
 class Measured:
     """Values by figure, of the service and of the bare loop, one for each round; prints each step as it is added."""
 
-    def __init__(self, settings: BenchSettings, screen: dashboard.Dashboard, *, steps: int) -> None:
+    def __init__(self, settings: comparisons.BenchSettings, screen: dashboard.Dashboard, *, steps: int) -> None:
         self.ours: dict[str, list[float]] = {}
         self.bare: dict[str, list[float]] = {}
         self._settings = settings
@@ -103,7 +80,7 @@ class Measured:
         self._screen.say(f"[{self._done}/{self._steps}, {elapsed:.0f} s, about {left:.0f} s left] {name}: {shown}")
 
 
-async def run(settings: BenchSettings) -> bool:
+async def run(settings: comparisons.BenchSettings) -> bool:
     """Run and report; returns whether all judged goals are met. Raises ValueError for an unknown row."""
     report.prepare_folder(settings.folder)
     load_before = os.getloadavg()[0]
@@ -129,7 +106,7 @@ async def run(settings: BenchSettings) -> bool:
     return not any(result.met is False for result in results)
 
 
-async def measure(settings: BenchSettings, screen: dashboard.Dashboard) -> Measured:
+async def measure(settings: comparisons.BenchSettings, screen: dashboard.Dashboard) -> Measured:
     """All rounds of all measurements that the rows need. Raises ValueError for an unknown row."""
     wanted = rows.choose(settings.names)
     names = frozenset(row.name for row in wanted)
@@ -137,38 +114,22 @@ async def measure(settings: BenchSettings, screen: dashboard.Dashboard) -> Measu
     measured = Measured(settings, screen, steps=sum(rounds.values()))
     for name, count in rounds.items():
         if name in standalone.STANDALONE:
-            context = standalone.Context(settings.folder, settings.sizes, screen, settings.protocol, settings.rounds)
             for _ in range(count):
-                measured.add(name, await standalone.STANDALONE[name](context))
+                measured.add(name, await standalone.STANDALONE[name](settings, screen))
             continue
         comparison = comparisons.COMPARISONS[name].part(names)
         send = "bare-send" in names and name == "1000"
-        async with open_setup(settings, tls=comparison.tls) as setup:
+        async with comparisons.open_setup(settings, tls=comparison.tls) as setup:
             for number in range(count):
                 ours, bare = await comparisons.round_of(setup, comparison, settings.sizes, number=number, send=send)
                 measured.add(f"{name}, round {number + 1}", ours, bare)
     return measured
 
 
-def _rounds(settings: BenchSettings, measurement: str) -> int:
+def _rounds(settings: comparisons.BenchSettings, measurement: str) -> int:
     if measurement in comparisons.COMPARISONS:
         return settings.rounds
     return 1 if measurement in standalone.ONCE else min(settings.rounds, STANDALONE_ROUNDS_MAX)
-
-
-@contextlib.asynccontextmanager
-async def open_setup(settings: BenchSettings, *, tls: bool) -> AsyncIterator[targets.Setup]:
-    """A simulated API server, without recordings of an earlier one."""
-    await asyncio.to_thread(_remove_recordings, settings.folder)
-    calico = settings.protocol is control.Protocol.TYPHA
-    async with processes.SimulatorProcess(settings.folder, pods=settings.sizes.pods, calico=calico) as simulator:
-        made = certificates.make(settings.folder, host=processes.HOST) if tls else None
-        yield targets.Setup(folder=settings.folder, simulator=simulator, protocol=settings.protocol, tls=made)
-
-
-def _remove_recordings(folder: Path) -> None:
-    for file in folder.glob("recording-*"):
-        file.unlink()
 
 
 def text(result: rows.Result) -> str:
@@ -185,7 +146,7 @@ def verdict(result: rows.Result) -> str:
     return "-" if result.figure.rule is rows.Rule.SHOWN else "not judged"
 
 
-def _table(settings: BenchSettings, results: list[rows.Result]) -> table.Table:
+def _table(settings: comparisons.BenchSettings, results: list[rows.Result]) -> table.Table:
     size = "full size" if settings.judged else f"{settings.sizes.scale:g} of the size"
     grid = table.Table(title=f"{settings.protocol.value}, {size}, median of {settings.rounds} alternating rounds")
     for column in ("row", "goal", "bare", "ours", "ratio", "rule", ""):

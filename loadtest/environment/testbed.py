@@ -14,7 +14,7 @@ from cache.feeds import raw
 from loadtest.environment import certificates, kubeconfig, measurement, processes
 from loadtest.reporting import dashboard, monitor, report
 from loadtest.swarm import supervisor
-from loadtest.verification import calico_expected_state, convergence, expected_state, proof
+from loadtest.verification import convergence, expected_state
 
 IN_SYNC_TIMEOUT_SECONDS: Final = 120.0
 QUIET_TIMEOUT_SECONDS: Final = 60.0
@@ -22,38 +22,24 @@ REPORTED_SECONDS: Final = 0.6
 """The swarm's processes report every half second: after this time, what has happened is known."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TestbedPlan:
-    """What a testbed consists of."""
-
-    folder: Path
-    kubeconfig: Path
-    agents: supervisor.SwarmPlan
-    """Their feed is the raw one of `types`, or one of Calico's, which does not use `types`."""
-    types: Sequence[str] = processes.SIMULATED_TYPES
-    tls: bool = False
-    """The agents connect over mutual TLS, with certificates made for the run."""
-    settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Environment variables of the service."""
-
-    @property
-    def is_raw(self) -> bool:
-        """Whether the service serves the raw feed instead of Calico's feeds."""
-        return self.agents.feed == processes.FEED
-
-
 @dataclasses.dataclass(frozen=True)
 class Testbed:
     """A running testbed."""
 
-    plan: TestbedPlan
+    agents: supervisor.SwarmPlan
+    types: Sequence[str]
+    """Those of the raw feed; none if the service serves Calico's feeds."""
     screen: dashboard.Dashboard
     service: processes.ServiceProcess
     swarm: supervisor.Swarm
     monitor: monitor.Monitor
     client: expected_state.ApiClient
-    specs: Sequence[raw.ResourceSpec]
     monitoring: asyncio.Task[None]
+
+    @property
+    def specs(self) -> Sequence[raw.ResourceSpec]:
+        """What is listed for the raw feed."""
+        return expected_state.specs(self.types)
 
     async def sleep(self, seconds: float) -> None:
         """Sleep. Raises the monitor's error if the monitor fails."""
@@ -100,7 +86,7 @@ class Testbed:
         deletions_asked: Mapping[tuple[str, str], int] | None = None,
     ) -> report.Report:
         """Prove every agent's map and make the report. Nothing may write any more."""
-        verdict = await proof.when_quiet(
+        verdict = await convergence.when_quiet(
             self.swarm, self._expected, timeout_seconds=QUIET_TIMEOUT_SECONDS, deletions_asked=deletions_asked
         )
         return self.make_report(verdict, title, facts, checks, command=command)
@@ -133,34 +119,42 @@ class Testbed:
         )
 
     async def _expected(self) -> expected_state.ExpectedState:
-        if self.plan.is_raw:
+        if self.types:
             return await self.client.read_state(self.specs)
-        return await calico_expected_state.read(self.client, self.plan.agents.feed)
+        return await self.client.read_calico_state(self.agents.feed)
 
 
 @contextlib.asynccontextmanager
 async def open_testbed(
-    plan: TestbedPlan, screen: dashboard.Dashboard, *, api_counters: monitor.ApiCounters | None = None
+    folder: Path,
+    api_server: Path,
+    agents: supervisor.SwarmPlan,
+    screen: dashboard.Dashboard,
+    *,
+    types: Sequence[str] = processes.SIMULATED_TYPES,
+    tls: bool = False,
+    settings: Mapping[str, str] | None = None,
+    api_counters: monitor.ApiCounters | None = None,
 ) -> AsyncIterator[Testbed]:
-    """Start service, swarm and monitor, and end them. The agents connect at once; nothing waits for them here."""
-    types = plan.types if plan.is_raw else ()
-    made = certificates.make(plan.folder, host=processes.HOST) if plan.tls else None
-    agents = msgspec.structs.replace(plan.agents, tls=made.agents if made else None)
+    """Start service, swarm and monitor, and end them. The agents connect at once; nothing waits for them here.
+
+    `api_server` is a kubeconfig file. The agents' feed is the raw one of `types`, or one of Calico's, which does not
+    use `types`. With `tls` they connect over mutual TLS, with certificates made for the run. `settings` are environment
+    variables of the service.
+    """
+    types = types if agents.feed == processes.FEED else ()
+    made = certificates.make(folder, host=processes.HOST) if tls else None
+    environment = {**(made.environment if made else {}), **(settings or {})}
+    agents = msgspec.structs.replace(agents, tls=made.agents if made else None)
     async with (
-        expected_state.ApiClient(kubeconfig.load(plan.kubeconfig)) as client,
-        processes.ServiceProcess(
-            plan.folder,
-            kubeconfig=plan.kubeconfig,
-            types=types,
-            settings={**(made.environment if made else {}), **plan.settings},
-        ) as service,
+        expected_state.ApiClient(await kubeconfig.load(api_server)) as client,
+        processes.ServiceProcess(folder, kubeconfig=api_server, types=types, settings=environment) as service,
         supervisor.Swarm([service.address], agents) as swarm,
     ):
         watcher = monitor.Monitor(swarm, service, api_counters=api_counters, on_sample=screen.show)
         monitoring = asyncio.create_task(watcher.run(), name="monitor")
         try:
-            specs = expected_state.specs(types)
-            yield Testbed(plan, screen, service, swarm, watcher, client, specs, monitoring)
+            yield Testbed(agents, types, screen, service, swarm, watcher, client, monitoring)
         finally:
             monitoring.cancel()
             await asyncio.wait([monitoring])

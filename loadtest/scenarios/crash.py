@@ -1,5 +1,7 @@
-"""The service, or one of its workers, is killed under load and started again."""
+"""The service, or one of its workers, is killed under load and started again; or the hub stands still for a while."""
 
+import os
+import signal
 from typing import Final
 
 from loadtest.environment import testbed
@@ -10,6 +12,7 @@ LOOK_INTERVAL_SECONDS: Final = 0.1
 REPLACED_TIMEOUT_SECONDS: Final = 30.0
 NO_LISTENER: Final = "connect ECONNREFUSED"
 """What agents see between the end of a service and the next start."""
+AFTER_STOP_SECONDS: Final = 5.0
 
 
 async def kill(settings: fixture.Settings, screen: dashboard.Dashboard) -> report.Report:
@@ -91,3 +94,43 @@ async def worker_kill(settings: fixture.Settings, screen: dashboard.Dashboard) -
             *span.checks(judge_times=settings.judge_times),
         ]
         return await scene.finish("kill -9 of a worker", facts, checks)
+
+
+async def hub_stop(
+    settings: fixture.Settings,
+    screen: dashboard.Dashboard,
+    *,
+    ping_interval_seconds: float = assertions.PING_INTERVAL_SECONDS,
+) -> report.Report:
+    """SIGSTOP to the hub under changes, SIGCONT after a while: no agent is lost or silent, and all converge."""
+    environment = {"TYPHA_SERVERPINGINTERVALSECS": str(ping_interval_seconds)}
+    async with fixture.open_scene(settings, screen, environment=environment) as scene:
+        running = scene.testbed
+        await scene.start_churn()
+        workers = set(running.service.worker_pids())
+        span = await assertions.begin(running)
+        hub = running.service.pid
+        os.kill(hub, signal.SIGSTOP)
+        screen.say(f"the hub is stopped (SIGSTOP) for {settings.seconds:g} s")
+        try:
+            await running.sleep(settings.seconds)
+        finally:
+            os.kill(hub, signal.SIGCONT)
+        screen.say("the hub goes on (SIGCONT)")
+        await running.sleep(AFTER_STOP_SECONDS)
+        after = running.swarm.totals()
+        lost = sum(after.disconnects.values()) - sum(span.before.disconnects.values())
+        checks = [
+            report.Check(
+                "no agent is lost while the hub stands still",
+                not lost and after.connected == after.agents,
+                f"{lost} connections ended, {after.connected} of {after.agents} are connected",
+            ),
+            *span.checks(judge_times=settings.judge_times, ping_interval_seconds=ping_interval_seconds),
+            report.Check(
+                "no worker is replaced",
+                set(running.service.worker_pids()) == workers,
+                f"{len(workers)} workers before",
+            ),
+        ]
+        return await scene.finish("The hub stands still", {"stopped for": f"{settings.seconds:g} s"}, checks)

@@ -89,20 +89,23 @@ async def open_scene(
         compressed=settings.compressed,
     )
     agents = msgspec.structs.replace(agents, **changes)
-    async with processes.SimulatorProcess(
-        settings.folder,
-        nodes=settings.nodes,
-        pods=settings.pods,
-        pod_bytes=settings.pod_bytes,
-        calico=settings.is_calico,
-    ) as simulator:
-        plan = testbed.TestbedPlan(
-            folder=settings.folder,
-            kubeconfig=simulator.kubeconfig,
-            agents=agents,
+    async with (
+        processes.SimulatorProcess(
+            settings.folder,
+            nodes=settings.nodes,
+            pods=settings.pods,
+            pod_bytes=settings.pod_bytes,
+            calico=settings.is_calico,
+        ) as simulator,
+        testbed.open_testbed(
+            settings.folder,
+            simulator.kubeconfig,
+            agents,
+            screen,
             tls=settings.tls,
-            settings=environment or {},
-        )
-        async with testbed.open_testbed(plan, screen, api_counters=simulator.counters) as opened:
-            await opened.in_sync(agents=agents.agents_at_first)
-            yield Scene(settings, simulator, opened)
+            settings=environment,
+            api_counters=simulator.counters,
+        ) as opened,
+    ):
+        await opened.in_sync(agents=agents.agents_at_first)
+        yield Scene(settings, simulator, opened)

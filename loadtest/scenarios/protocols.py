@@ -111,7 +111,7 @@ async def _round(settings: fixture.Settings, protocol: control.Protocol, screen:
         await running.sleep(SETTLE_SECONDS)
         base = measure.memory(running.service.pids()).private_bytes
         base_sockets = measure.kernel_socket_bytes()
-        await running.swarm.reconnect(ramp_per_second=running.plan.agents.ramp_per_second)
+        await running.swarm.reconnect(ramp_per_second=running.agents.ramp_per_second)
         await running.in_sync()
         await running.sleep(SETTLE_SECONDS)
         samples = len(running.monitor.samples)

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from loadtest.reporting import dashboard, report
-from loadtest.scenarios import apiload, badpeers, crash, fanout, fixture, hubstop, mixed, slow
+from loadtest.scenarios import apiload, badpeers, crash, fanout, fixture, mixed, slow
 
 Scenario = Callable[[fixture.Settings, dashboard.Dashboard], Awaitable[report.Report]]
 
@@ -21,7 +21,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "api-load": apiload.api_load,
     "kill": crash.kill,
     "worker-kill": crash.worker_kill,
-    "hub-stop": hubstop.hub_stop,
+    "hub-stop": crash.hub_stop,
 }
 
 OF_BOTH_PROTOCOLS: Final[frozenset[str]] = frozenset({"mixed"})

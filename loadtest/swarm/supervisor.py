@@ -4,7 +4,8 @@ import asyncio
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Self
 
 from loadtest.environment import child
@@ -39,20 +40,16 @@ class SwarmPlan(control.Agents, frozen=True, kw_only=True):
         first = 0
         for number, (protocol, agents) in enumerate(shares):
             at_first = None if self.agents_at_first is None else _part(self.agents_at_first, len(shares), number)
+            of_process = {
+                "agents": agents,
+                "agents_at_first": at_first,
+                "ramp_per_second": self.ramp_per_second / len(shares),
+                "small_buffers": _part(self.small_buffers, small_in, number) if number < small_in else 0,
+                "background": number < len(slow_shares),
+            }
+            of_all = {name: getattr(self, name) for name in control.Agents.__struct_fields__}
             order = control.Start(
-                addresses=list(addresses),
-                feed=self.feed,
-                agents=agents,
-                agents_at_first=at_first,
-                first_index=first,
-                ramp_per_second=self.ramp_per_second / len(shares),
-                protocol=protocol,
-                compressed=self.compressed,
-                tls=self.tls,
-                small_buffers=_part(self.small_buffers, small_in, number) if number < small_in else 0,
-                small_buffer_bytes=self.small_buffer_bytes,
-                background=number < len(slow_shares),
-                seed=self.seed,
+                **{**of_all, **of_process}, addresses=list(addresses), first_index=first, protocol=protocol
             )
             first += agents
             orders.append((control.WORKER_MODULE, order))
@@ -84,12 +81,12 @@ class Totals:
     connected: int = 0
     in_sync: int = 0
     connects: int = 0
-    disconnects: dict[str, int] = dataclasses.field(default_factory=dict)
-    unserved: dict[str, int] = dataclasses.field(default_factory=dict)
+    disconnects: Counter[str] = dataclasses.field(default_factory=Counter)
+    unserved: Counter[str] = dataclasses.field(default_factory=Counter)
     """Failed connects and connections that ended before they were in sync, by what the agent saw."""
     lost: int = 0
     """Connections that ended after they had been in sync."""
-    goodbyes: dict[str, int] = dataclasses.field(default_factory=dict)
+    goodbyes: Counter[str] = dataclasses.field(default_factory=Counter)
     protocol_errors: list[str] = dataclasses.field(default_factory=list)
     updates: int = 0
     """Deliveries: one update that one agent received."""
@@ -112,9 +109,9 @@ class Totals:
         self.in_sync += stats.in_sync
         self.connects += stats.connects
         self.lost += stats.lost
-        _add(self.disconnects, stats.disconnects)
-        _add(self.unserved, stats.unserved)
         self.protocol_errors += stats.protocol_errors
+        self.disconnects.update(stats.disconnects)
+        self.unserved.update(stats.unserved)
         self.slowest_lag_seconds = max(self.slowest_lag_seconds, stats.slowest_lag_seconds)
         self.impaired_lag_seconds = max(self.impaired_lag_seconds, stats.impaired_lag_seconds)
         self.behaving_updates += stats.behaving.updates
@@ -128,7 +125,7 @@ class Totals:
             self.snapshots += group.snapshots
             self.frames += group.frames
             self.bytes += group.bytes
-            _add(self.goodbyes, group.goodbyes)
+            self.goodbyes.update(group.goodbyes)
 
 
 class SwarmProcess(child.Child):
@@ -320,11 +317,6 @@ class Swarm:
         """Wait until this many agents (default: all) are in sync; returns how long it took. Raises as `wait_for`."""
         wanted = self.agents if agents is None else agents
         return await self.wait_for(lambda totals: totals.in_sync >= wanted, timeout_seconds=timeout_seconds)
-
-
-def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
-    for name, count in more.items():
-        counts[name] = counts.get(name, 0) + count
 
 
 def _part(whole: int, parts: int, number: int) -> int:

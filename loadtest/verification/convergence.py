@@ -1,4 +1,4 @@
-"""The verdict: every agent holds what the API server has, and saw no live object deleted. Pure.
+"""The verdict: every agent holds what the API server has, and saw no live object deleted.
 
 An agent sees an object deleted when its map loses the object: by a deletion, by a snapshot without it, or by an update
 of the same key with another uid. An object is a key and a uid; once deleted at the API server, it never comes back. So
@@ -8,14 +8,21 @@ the deletion of a live object (a phantom) was seen if and only if
 The second rule needs a writer that records each deletion just before it asks for it (`deletions_asked`), and one clock.
 """
 
+import asyncio
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-from loadtest.swarm import control
+from cache.feeds import raw
+from loadtest.swarm import control, supervisor
 from loadtest.verification import expected_state
 
 EXAMPLES: Final = 5
+POLL_INTERVAL_SECONDS: Final = 0.25
+SETTLE_SECONDS: Final = 2.0
+"""Delay between the first list and the capture of the agents' maps, on a cluster that others write to."""
+ATTEMPTS_WHILE_CHANGING: Final = 5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,6 +55,43 @@ class Verdict:
         if self.deletions_seen:
             text += f"; {self.deletions_seen} deletions seen, {len(self.phantom_deletions)} of them of a live object"
         return text
+
+
+async def when_quiet(
+    swarm: supervisor.Swarm,
+    read: Callable[[], Awaitable[expected_state.ExpectedState]],
+    *,
+    timeout_seconds: float,
+    deletions_asked: Mapping[tuple[str, str], int] | None = None,
+) -> Verdict:
+    """The verdict when nothing writes any more: when all agents hold what `read` returns, or at the timeout."""
+    deadline = time.monotonic() + timeout_seconds
+    expected = await read()
+    while True:
+        verdict = judge(await swarm.digests(), expected, deletions_asked=deletions_asked)
+        if verdict.converged == verdict.agents or time.monotonic() > deadline:
+            return verdict
+        await asyncio.sleep(POLL_INTERVAL_SECONDS)
+
+
+async def while_changing(
+    swarm: supervisor.Swarm, client: expected_state.ApiClient, specs: Sequence[raw.ResourceSpec]
+) -> Verdict:
+    """The verdict on a cluster that changes: about the keys whose object and version are the same in two lists.
+
+    The agents' maps are captured between the lists. An object that was created and deleted in between is in neither
+    list, but may be in a map. So a comparison that fails is repeated a few times.
+    """
+    for attempt in range(ATTEMPTS_WHILE_CHANGING):
+        before = await client.read_state(specs)
+        await asyncio.sleep(SETTLE_SECONDS)
+        await swarm.capture()
+        after = await client.read_state(specs)
+        reports = await swarm.digests(captured=True, without=unstable_keys(before, after))
+        verdict = judge(reports, unchanged(before, after))
+        if verdict.converged == verdict.agents or attempt + 1 == ATTEMPTS_WHILE_CHANGING:
+            break
+    return verdict
 
 
 def judge(

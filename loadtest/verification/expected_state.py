@@ -7,14 +7,16 @@ from typing import Any, Final, Self
 import aiohttp
 import msgspec
 
-from cache import resources
+from cache import objects, resources
 from cache.feeds import raw
+from cache.feeds.calico import feed, syncers
 from loadtest.environment import kubeconfig
 from protocol import digest
 
 PAGE_SIZE: Final = 500
 MAX_ATTEMPTS: Final = 5
 REQUEST_TIMEOUT_SECONDS: Final = 60.0
+_MAX_VALUE_BYTES: Final = 1 << 30
 
 
 class ApiRequestError(Exception):
@@ -114,9 +116,25 @@ class ApiClient:
                 live.update(live_entries(spec, page.items, api_version=page.api_version, list_kind=page.kind))
         return ExpectedState(live)
 
-    async def items(self, type: resources.ResourceType) -> list[bytes]:
-        """List a type; one that the server does not know has no objects. Raises ApiRequestError."""
-        return [bytes(item) for page in await self._pages(type) for item in page.items]
+    async def read_calico_state(self, feed_name: str, *, group: syncers.Group = syncers.Group.V3) -> ExpectedState:
+        """The live keys of one of Calico's feeds: lists, converted as the service does. Raises ApiRequestError."""
+        [spec] = [spec for spec in syncers.specs(group) if spec.name == feed_name]
+        made = feed.CalicoFeed(spec, max_value_bytes=_MAX_VALUE_BYTES)
+        for source in spec.sources:
+            for page in await self._pages(source.type):
+                for item in page.items:
+                    known = _decode_object(item).metadata
+                    names = known.namespace, known.name, known.revision
+                    about = page.api_version, source.kind, objects.Origin.LIST
+                    made.apply(objects.ObjectEvent(source.type, *names, bytes(item), *about))
+        made.take()
+        # Clients of Typha's protocol cannot tell an empty value from a missing one.
+        live = {
+            update.key: Live(digest.pair_digest(update.key.encode(), update.value), "", update.revision)
+            for update in (stored.as_update() for stored in made.store)
+            if update.value
+        }
+        return ExpectedState(live)
 
     async def _pages(self, type: resources.ResourceType) -> list[_List]:
         for _ in range(MAX_ATTEMPTS):
@@ -139,11 +157,6 @@ class ApiClient:
         raise ApiRequestError(f"GET {type.list_path}: its version was forgotten {MAX_ATTEMPTS} times")
 
 
-def identity(item: bytes) -> Identity:
-    """The identity of an object in a list."""
-    return _decode_object(item).metadata
-
-
 def live_entries(
     spec: raw.ResourceSpec, items: Iterable[bytes], *, api_version: str, list_kind: str
 ) -> dict[str, Live]:
@@ -151,7 +164,7 @@ def live_entries(
     kind = list_kind.removesuffix("List")
     found: dict[str, Live] = {}
     for item in items:
-        metadata = identity(item)
+        metadata = _decode_object(item).metadata
         key = raw.object_key(spec.type, metadata.namespace, metadata.name)
         value = raw.object_value(bytes(item), api_version=api_version, kind=kind, fields=spec.fields)
         found[key] = Live(digest.pair_digest(key.encode(), value), metadata.uid, metadata.revision)

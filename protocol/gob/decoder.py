@@ -18,6 +18,8 @@ MAX_NAME_BYTES = 1024
 """Limit of the name of a concrete type: that of Go."""
 MAX_INTERFACE_DEPTH = 16
 """Limit of interfaces inside interfaces, the only recursion whose depth the stream determines."""
+MAX_SKIPPED_DEPTH = 100
+"""Limit of the nesting of an unknown field's value. Kubernetes' deepest types nest 20 levels."""
 
 
 _STRING = scalars.encode_text("string") + scalars.encode_int(schema.STRING_ID)
@@ -37,14 +39,16 @@ NEED_DATA: Final = NeedData.NEED_DATA
 class Limits:
     """Limits of what a peer may send. Type definitions have their own limits, in `types`."""
 
-    message_bytes: int = 1024 * 1024
+    message_bytes: int
     """Limit of one value with all definitions before and in it. The announced length counts."""
-    skipped_values: int = 256 * 1024
-    """Limit of the elements and nesting levels in the unknown fields of one value. Skipping this many takes 0.1 s."""
+    skipped_values: int
+    """Limit of the elements and nesting levels in the unknown fields of one value. 1,000 of them take 1 ms."""
 
 
-CLIENT_LIMITS = Limits()
-"""The limits for clients' messages. The message size is that of the original."""
+HELLO_LIMITS = Limits(message_bytes=16 * 1024, skipped_values=1024)
+"""Limits for a client's hello. A real one has 450 to 650 bytes, and no unknown field."""
+CLIENT_LIMITS = Limits(message_bytes=2 * 1024, skipped_values=128)
+"""Limits for a client's messages after its hello. Acks and pongs take 200 bytes, including all definitions."""
 
 
 class Decoder(scalars.Scanner):
@@ -72,7 +76,7 @@ class Decoder(scalars.Scanner):
         top: schema.Struct,
         names: Mapping[bytes, schema.Kind],
         *,
-        limits: Limits = CLIENT_LIMITS,
+        limits: Limits = HELLO_LIMITS,
         cache: definition_cache.DefinitionCache = definition_cache.SHARED,
     ) -> None:
         super().__init__()
@@ -90,8 +94,8 @@ class Decoder(scalars.Scanner):
 
     @property
     def pending_bytes(self) -> int:
-        """Number of bytes received and not yet consumed."""
-        return len(self._buffer) - self._start + self.end - self.position
+        """Number of bytes that are kept of an incomplete value."""
+        return len(self._buffer) - self._start + self._message_bytes
 
     @property
     def is_inside_value(self) -> bool:
@@ -105,10 +109,13 @@ class Decoder(scalars.Scanner):
 
     def receive(self, data: bytes) -> None:
         """Appends bytes of the stream."""
+        self._drop_consumed()
+        self._buffer += data
+
+    def _drop_consumed(self) -> None:
         if self._start:
             del self._buffer[: self._start]
             self._start = 0
-        self._buffer += data
 
     def take_rest(self) -> bytes:
         """Removes and returns the bytes after the last value, where another encoding may begin."""
@@ -135,10 +142,10 @@ class Decoder(scalars.Scanner):
             self.data, self.position, self.end = b"", 0, 0
             self._message_bytes = self._skipped = 0
             if self._start == len(self._buffer):
-                self._buffer.clear()
-                self._start = 0
+                self._drop_consumed()
             return finished.value
         self._running = running
+        self._drop_consumed()
         return NEED_DATA
 
     # Messages.
@@ -329,16 +336,16 @@ class Decoder(scalars.Scanner):
         while levels:
             for current in levels[-1]:
                 self._skipped += 1
-                if self._skipped > self.limits.skipped_values:
-                    raise errors.RemoteProtocolError(
-                        f"gob: more than {self.limits.skipped_values} elements in unknown fields"
-                    )
+                if self._skipped > self.limits.skipped_values or self._skipped > self._message_bytes:
+                    raise errors.RemoteProtocolError(f"gob: {self._skipped} elements in unknown fields")
                 skip = plans.skip_for(current)
                 if skip is not None:
                     skip(self)
                 elif current == schema.INTERFACE_ID:
                     yield from self._skip_interface()
                 else:
+                    if len(levels) > MAX_SKIPPED_DEPTH:
+                        raise errors.RemoteProtocolError(f"gob: more than {MAX_SKIPPED_DEPTH} levels in unknown fields")
                     levels.append(self._element_types(current))
                     break
             else:

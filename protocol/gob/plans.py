@@ -65,13 +65,15 @@ def plan_for(table: types.Table, wire_id: int, local: schema.Struct) -> Plan:
         raise errors.RemoteProtocolError(f"gob: {wire_type.name} is not a struct, expected {local.name}")
     indexes = {field.name: index for index, field in enumerate(local.fields)}
     fields = []
+    checked: set[int] = set()
     for name, field_id in zip(wire_type.field_names, wire_type.ids, strict=True):
         if not name:
             raise errors.RemoteProtocolError(f"gob: {wire_type.name} has a field without a name")
         index = indexes.get(name, -1)
         if index < 0:
-            _check_defined(table, field_id)
-            fields.append(FieldPlan(-1, _SKIPS.get(field_id), _skipper(field_id)))
+            _check_defined(table, field_id, checked)
+            skip = _SKIPS.get(field_id)
+            fields.append(FieldPlan(-1, skip, None if skip else _skipper(field_id)))
             continue
         kind = local.fields[index].kind
         found = reader_for(table, field_id, kind)
@@ -138,9 +140,9 @@ def _has_form(table: types.Table, wire_id: int, form: types.Form) -> bool:
     return wire_type is not None and wire_type.form is form
 
 
-def _check_defined(table: types.Table, wire_id: int) -> None:
+def _check_defined(table: types.Table, wire_id: int, checked: set[int]) -> None:
     """Checks that a skipped type and everything in it is defined before the first value, as Go does."""
-    unchecked, checked = [wire_id], set()
+    unchecked = [wire_id]
     while unchecked:
         current = unchecked.pop()
         if current not in checked and not schema.BOOL_ID <= current <= schema.INTERFACE_ID:

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from protocol import errors, reasons
 from protocol.gob import scalars, schema
 
-MAX_TYPES = 1024
-"""Limit of the number of types. A connection of the Go client defines 7."""
-MAX_DEFINITION_BYTES = 256 * 1024
+MAX_PARTS = 128
+"""Limit of the number of types and fields in all definitions. A Go client sends 19, a Go server 26. Each definition
+copies the table, and a decoder keeps the tables, so both must stay small whatever a peer defines."""
+MAX_DEFINITION_BYTES = 16 * 1024
 """Limit of all definitions together: a decoder keeps them."""
 _SHARED_BYTES = 4096
 """Larger tables are not shared, so that the shared ones take little memory."""
@@ -48,12 +49,16 @@ class WireType:
 class Table:
     """Types by id. `plans` belongs to the decoder: the plans that it has compiled for these types."""
 
-    __slots__ = ("definition_bytes", "plans", "types")
+    __slots__ = ("definition_bytes", "parts", "plans", "types")
 
-    def __init__(self, types: dict[int, WireType], plans: dict[object, object], definition_bytes: int) -> None:
+    def __init__(
+        self, types: dict[int, WireType], plans: dict[object, object], definition_bytes: int, parts: int
+    ) -> None:
         self.types = types
         self.plans = plans
         self.definition_bytes = definition_bytes
+        self.parts = parts
+        """Number of types and of their fields."""
 
     def extend(self, type_id: int, tail: bytes) -> tuple["Table", int]:
         """Returns a table with one more type, and the length of its definition, with which `tail` begins.
@@ -66,7 +71,7 @@ class Table:
         return _extend(self, type_id, tail)
 
 
-EMPTY = Table({}, {}, 0)
+EMPTY = Table({}, {}, 0, 0)
 
 
 def _extend(table: Table, type_id: int, tail: bytes) -> tuple[Table, int]:
@@ -75,12 +80,17 @@ def _extend(table: Table, type_id: int, tail: bytes) -> tuple[Table, int]:
     scanner = scalars.Scanner(tail)
     wire_type = _read_wire_type(scanner)
     definition_bytes = table.definition_bytes + scanner.position
-    if len(table.types) >= MAX_TYPES or definition_bytes > MAX_DEFINITION_BYTES:
-        raise errors.RemoteProtocolError(
-            f"gob: more than {MAX_TYPES} types or {MAX_DEFINITION_BYTES} bytes of definitions",
-            reason=reasons.DisconnectReason.MESSAGE_TOO_LARGE,
-        )
-    return Table({**table.types, type_id: wire_type}, dict(table.plans), definition_bytes), scanner.position
+    parts = table.parts + 1 + len(wire_type.ids)
+    if parts > MAX_PARTS or definition_bytes > MAX_DEFINITION_BYTES:
+        raise _too_large()
+    return Table({**table.types, type_id: wire_type}, dict(table.plans), definition_bytes, parts), scanner.position
+
+
+def _too_large() -> errors.RemoteProtocolError:
+    return errors.RemoteProtocolError(
+        f"gob: more than {MAX_PARTS} types and fields or {MAX_DEFINITION_BYTES} bytes of definitions",
+        reason=reasons.DisconnectReason.MESSAGE_TOO_LARGE,
+    )
 
 
 _extend_shared = functools.lru_cache(maxsize=_SHARED_TABLES)(_extend)
@@ -148,8 +158,10 @@ def _read_named(scanner: scalars.Scanner) -> tuple[str, int]:
 
 
 def _count(scanner: scalars.Scanner) -> int:
-    """Reads the number of a struct's fields. Each field takes at least one byte, which limits the number."""
+    """Reads the number of a struct's fields. Each field takes at least one byte."""
     count = scanner.uint()
     if count > scanner.end - scanner.position:
         raise errors.RemoteProtocolError(f"gob: {count} fields in {scanner.end - scanner.position} bytes")
+    if count > MAX_PARTS:
+        raise _too_large()
     return count

@@ -73,7 +73,7 @@ class Connection:
     __slots__ = ("_next_sequence", "_out", "_preface_sent", "_splitter", "role", "sequence", "state")
 
     def __init__(self, role: Role, *, max_frame_bytes: int | None = None) -> None:
-        default = frames.MAX_FRAME_BYTES if role is Role.CLIENT else frames.MAX_HANDSHAKE_FRAME_BYTES
+        default = frames.MAX_FRAME_BYTES if role is Role.CLIENT else frames.MAX_HELLO_FRAME_BYTES
         self.role = role
         self.state = State.PREFACE
         self.sequence = 0
@@ -173,7 +173,11 @@ class Connection:
         flags, body = frame
         if flags and self.role is Role.SERVER:
             raise errors.RemoteProtocolError(f"client frame with flags 0x{flags:02x}")
-        message = codec.decode(frames.unpack_payload(flags, body, max_payload_bytes=self._splitter.max_frame_bytes))
+        if self.role is Role.SERVER:
+            message = codec.decode_from_client(body)
+        else:
+            payload = frames.unpack_payload(flags, body, max_payload_bytes=self._splitter.max_frame_bytes)
+            message = codec.decode(payload)
         self._step(message)
         return message
 
@@ -195,6 +199,8 @@ class Connection:
         if state is None:
             raise errors.RemoteProtocolError(f"unexpected {type(message).__name__} while {self.state.value}")
         match message:
+            case messages.ClientHello():
+                self._splitter.max_frame_bytes = frames.MAX_CLIENT_FRAME_BYTES
             case messages.Updates():
                 if message.previous_sequence != self.sequence or message.sequence < message.previous_sequence:
                     raise errors.RemoteProtocolError(

@@ -21,8 +21,10 @@ FLAG_ZSTD = 0x01
 HEADER = struct.Struct(">IB")
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """Default limit of a frame, compressed or not. Objects in etcd are at most 1.5 MiB; other stores rarely exceed 8."""
-MAX_HANDSHAKE_FRAME_BYTES = 64 * 1024
-"""Limit of a client's frames: a hello with the digests of 4,096 chunks takes 40 kB, other messages are tiny."""
+MAX_HELLO_FRAME_BYTES = 64 * 1024
+"""Limit of a client's hello: one with the digests of 4,096 chunks takes 40 kB."""
+MAX_CLIENT_FRAME_BYTES = 2 * 1024
+"""Limit of a client's frames after its hello: pongs, and a goodbye with a text of 1,024 characters in ASCII."""
 ZSTD_LEVEL = 3
 ZSTD_MIN_BYTES = 256
 """A smaller payload does not shrink as a separate zstd frame."""
@@ -110,6 +112,7 @@ class FrameSplitter(buffers.ReceiveBuffer):
         """
         start = self._start
         if len(self._buffer) - start < HEADER.size:
+            self.drop_consumed()
             return None
         length, flags = HEADER.unpack_from(self._buffer, start)
         if length > self.max_frame_bytes:
@@ -121,11 +124,11 @@ class FrameSplitter(buffers.ReceiveBuffer):
             raise errors.RemoteProtocolError("frame of length 0")
         end = start + 4 + length
         if len(self._buffer) < end:
+            self.drop_consumed()
             return None
         with memoryview(self._buffer) as view:
             body = bytes(view[start + HEADER.size : end])
         self._start = end
-        if end == len(self._buffer):  # Frees the memory: thousands of connections send little after their hello.
-            self._buffer.clear()
-            self._start = 0
+        if end == len(self._buffer):
+            self.drop_consumed()
         return flags, body

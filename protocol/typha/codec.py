@@ -66,7 +66,7 @@ TIME = schema.Opaque("Time", timestamps.check)
 ENVELOPE = schema.Struct(
     "Envelope", [schema.Field("Message", schema.INTERFACE, lambda message: message)], lambda message: message
 )
-COMPRESSION_ALGORITHMS = schema.Slice("[]syncproto.CompressionAlgorithm", schema.STRING, max_length=1024)
+COMPRESSION_ALGORITHMS = schema.Slice("[]syncproto.CompressionAlgorithm", schema.STRING, max_length=64)
 CLIENT_HELLO = schema.Struct(
     "MsgClientHello",
     [
@@ -165,7 +165,7 @@ def make_client_decoder(limits: decoder.Limits = SERVER_LIMITS) -> decoder.Decod
     return decoder.Decoder(ENVELOPE, SERVER_MESSAGE_TYPES, limits=limits)
 
 
-def make_server_decoder(limits: decoder.Limits = decoder.CLIENT_LIMITS) -> decoder.Decoder:
+def make_server_decoder(limits: decoder.Limits = decoder.HELLO_LIMITS) -> decoder.Decoder:
     """A decoder of clients' messages."""
     return decoder.Decoder(ENVELOPE, CLIENT_MESSAGE_TYPES, limits=limits)
 

@@ -65,9 +65,6 @@ _TRANSITIONS: dict[tuple[Role, State, type[messages.Message]], State] = {
 _REFUSED_BY_CLIENTS = messages.ServerHello
 """A second hello ends a Go client. It ignores all other messages that are not in the table."""
 
-_LIMITS_AFTER_HELLO = decoder.Limits(message_bytes=64 * 1024, skipped_values=16 * 1024)
-"""Limits for a client's messages after its hello. Acks and pongs take 300 bytes, including all definitions."""
-
 RESTART = messages.DecoderRestart("enable compression: snappy", messages.SNAPPY)
 PREAMBLE = snappy.IDENTIFIER + snappy.compress(codec.SERVER.definitions)
 """The start of every compressed stream."""
@@ -121,7 +118,7 @@ class Connection:
         if role is _C:
             self._decoder = codec.make_client_decoder(limits or codec.SERVER_LIMITS)
         else:
-            self._decoder = codec.make_server_decoder(limits or decoder.CLIENT_LIMITS)
+            self._decoder = codec.make_server_decoder(limits or decoder.HELLO_LIMITS)
         self._chunks: snappy.ChunkReader | None = None
         self._hello: messages.ClientHello | None = None
         """A client's own hello. For a server, the client's hello until it is accepted."""
@@ -235,7 +232,7 @@ class Connection:
         match message:
             case messages.ClientHello():
                 self._hello = message
-                self._decoder.limits = _LIMITS_AFTER_HELLO
+                self._decoder.limits = decoder.CLIENT_LIMITS
             case messages.Ack() if self.state is State.RESTARTING:
                 self._out += PREAMBLE
             case messages.ServerHello():

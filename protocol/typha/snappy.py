@@ -76,6 +76,7 @@ class ChunkReader(buffers.ReceiveBuffer):
     def _next_chunk(self) -> tuple[int, bytes] | None:
         start = self._start
         if len(self._buffer) - start < _HEADER_BYTES:
+            self.drop_consumed()
             return None
         header = int.from_bytes(self._buffer[start : start + _HEADER_BYTES], "little")
         chunk_type, length = header & 0xFF, header >> 8
@@ -85,6 +86,7 @@ class ChunkReader(buffers.ReceiveBuffer):
             raise errors.RemoteProtocolError(f"snappy: chunk of {length} bytes is over the limit of {CHUNK_BODY_BYTES}")
         body = start + _HEADER_BYTES
         if len(self._buffer) < body + length:
+            self.drop_consumed()
             return None
         self._start = body + length
         with memoryview(self._buffer) as view:

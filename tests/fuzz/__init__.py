@@ -1,1 +1,4 @@
-"""Fuzz targets to run by hand. The test suite runs a few thousand rounds of each."""
+"""Fuzz targets for every decoder of what comes from outside, and a search for the costliest hello.
+
+`make fuzz` runs them for long (see `tests.fuzz.__main__`); the test suite runs some thousand inputs of each.
+"""

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import signal
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -37,6 +38,8 @@ class Cluster:
         self.feeds_file = folder / "feeds.yaml"
         self.feeds_file.write_text(FEEDS_FILE)
         self.simulator = simulator.Simulator()
+        self.open_files: int | None = None
+        """Limit for each process of the service; None for that of the tests."""
 
     async def __aenter__(self) -> Self:
         await self.simulator.start()
@@ -47,12 +50,12 @@ class Cluster:
     async def __aexit__(self, *_: object) -> None:
         await self.simulator.stop()
 
-    def put(self, *names: str) -> None:
-        """Create pods, or replace existing ones."""
+    def put(self, *names: str, padding: str = "") -> None:
+        """Create pods, or replace existing ones; `padding` makes them large."""
         store = self.simulator.store
         known = store.objects(simulated.PODS)
         for name in names:
-            metadata = {"name": name, "namespace": "default", "annotations": {"at": str(time.monotonic_ns())}}
+            metadata = {"name": name, "namespace": "default", "annotations": {"at": f"{time.monotonic_ns()}{padding}"}}
             write = store.replace if f"default/{name}" in known else store.create
             write(simulated.PODS, {"metadata": metadata})
 
@@ -145,6 +148,14 @@ def processes_of_session(session: int) -> list[int]:
     return found
 
 
+def _command(open_files: int | None) -> tuple[str, ...]:
+    if open_files is None:
+        return COMMAND
+    interpreter, option, program, *rest = COMMAND
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({open_files}, {open_files})); {program}"
+    return interpreter, option, limited, *rest
+
+
 @contextlib.asynccontextmanager
 async def serving(cluster: Cluster, *arguments: str, **variables: str) -> AsyncIterator[Service]:
     """Run a service until the end of the block. A process that is left then is killed, and the test fails."""
@@ -152,7 +163,7 @@ async def serving(cluster: Cluster, *arguments: str, **variables: str) -> AsyncI
     inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("TYPHA_")}
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            *COMMAND,
+            *_command(cluster.open_files),
             *arguments,
             env={**inherited, **cluster.variables(), **variables},
             stdin=asyncio.subprocess.DEVNULL,
@@ -174,11 +185,11 @@ async def serving(cluster: Cluster, *arguments: str, **variables: str) -> AsyncI
 
 
 @contextlib.asynccontextmanager
-async def mirrors(address: str, count: int) -> AsyncIterator[list[mirror.Mirror]]:
+async def mirrors(address: str, count: int, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[list[mirror.Mirror]]:
     """Run clients of a service, in sync."""
     async with contextlib.AsyncExitStack() as stack:
         opened = [
-            await stack.enter_async_context(mirror.Mirror(address, feed=FEED, agent=f"agent-{number}"))
+            await stack.enter_async_context(mirror.Mirror(address, feed=FEED, agent=f"agent-{number}", tls=tls))
             for number in range(count)
         ]
         for one in opened:

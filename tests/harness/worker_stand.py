@@ -23,7 +23,7 @@ from typha.hub import policy as hub_policy
 from typha.hub.channel import HubChannel
 from typha.ipc import link
 from typha.ipc import messages as ipc
-from typha.worker import client, handshakes, policy, server, tls, transport
+from typha.worker import client, handshake_steps, policy, server, tls, transport
 
 PODS = resources.ResourceType("", "v1", "pods")
 NODES = resources.ResourceType("", "v1", "nodes")
@@ -45,6 +45,21 @@ def pod(
 def open_descriptors() -> int:
     """Number of open descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def connected_from(host: str, address: tuple[str, int]) -> socket.socket:
+    """A connection to `address` from another address of this machine."""
+    end = socket.create_connection(address, source_address=(host, 0))
+    end.setblocking(False)
+    return end
+
+
+def client_hello(context: ssl.SSLContext) -> bytes:
+    """The first bytes of a TLS handshake."""
+    said = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), said, server_hostname="localhost").do_handshake()
+    return said.read()
 
 
 async def eventually(condition: Callable[[], object], *, seconds: float = TIMEOUT_SECONDS) -> None:
@@ -74,7 +89,7 @@ class WorkerStand:
         bytes_through: transport.Transport | None = None,
         client_tls: tls.ClientTls | None = None,
         tls_look_seconds: float = 2.0,
-        take_step: handshakes.Step = handshakes.take_step,
+        take_step: handshake_steps.Step = handshake_steps.take_step,
     ) -> None:
         self.limits = limits
         self.bytes_through = bytes_through
@@ -194,7 +209,7 @@ class WorkerStand:
     @property
     def disconnects(self) -> dict[str, int]:
         """Ended connections by reason."""
-        return dict(self.server.stats.counts.disconnects)
+        return {reason.value: count for reason, count in self.server.stats.counts.disconnects.items()}
 
     async def connect(self, *, receive_buffer_bytes: int | None = None) -> "Peer":
         """A TCP connection that has said nothing yet."""

@@ -130,7 +130,7 @@ TINY = comparisons.Sizes(scale=0.01, seconds=1.0, pods=50)
 async def test_the_rows_beside_the_bare_loop_tiny(
     names: tuple[str, ...], sides: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = runner.BenchSettings(names=names, rounds=1, sizes=TINY, folder=tmp_path)
+    settings = comparisons.BenchSettings(names=names, rounds=1, sizes=TINY, folder=tmp_path)
     assert await runner.run(settings)
     document = json.loads((tmp_path / "report.json").read_text())
     for side in ("bare", "service"):
@@ -145,7 +145,7 @@ async def test_the_rows_beside_the_bare_loop_tiny(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["calico", "memory-model", "pauses"])
 async def test_the_rows_without_one_tiny(name: str, tmp_path: Path) -> None:
-    assert await runner.run(runner.BenchSettings(names=(name,), rounds=1, sizes=TINY, folder=tmp_path))
+    assert await runner.run(comparisons.BenchSettings(names=(name,), rounds=1, sizes=TINY, folder=tmp_path))
     document = json.loads((tmp_path / "report.json").read_text())
     [row] = rows.choose([name])
     assert set(document["service"]) == {figure.name for figure in row.figures}

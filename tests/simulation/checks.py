@@ -3,7 +3,7 @@
 from cache.state.cursor import CursorState
 from tests.simulation import service
 from tests.simulation import world as worlds
-from typha.worker import client, server
+from typha.worker import client, connections, server
 from typha.worker.channel import WorkerChannel
 
 _AWAY = {CursorState.SNAPSHOT, CursorState.FOLLOWING, CursorState.CATCHING_UP}
@@ -14,6 +14,7 @@ def check_worker(one: server.Server) -> None:
     if one._finished.is_set():
         return  # the worker is closing everything, and its counters are no longer read
     clients = one.poller.clients
+    _check_room(one)
     active = len(clients) - len(one.connections.closing)
     ended = sum(one.stats.counts.disconnects.values())
     if one.stats.counts.accepted != active + ended:
@@ -27,6 +28,20 @@ def check_worker(one: server.Server) -> None:
             raise worlds.Violation(f"{current!r} is in no list, or in too many")
         if (current.reason is not None) != is_closing:
             raise worlds.Violation(f"{current!r} has a reason but is not closing, or the reverse")
+
+
+def _check_room(one: server.Server) -> None:
+    """Peers take no more places and memory than they may, and what they take is what is counted."""
+    limits, held = one.connections._policy, one.connections.unproven_bytes
+    if len(one.poller.clients) > limits.connections_max:
+        raise worlds.Violation(f"{len(one.poller.clients)} connections, {limits.connections_max} allowed")
+    if held > limits.unproven_bytes_max:
+        raise worlds.Violation(f"peers make the worker hold {held} bytes, {limits.unproven_bytes_max} allowed")
+    open_clients = [current for current in one.poller.clients.values() if not current.is_closing()]
+    parts = sum(current.adapter.pending_bytes for current in open_clients if current.adapter)
+    counted = held - len(one.connections.handshaking) * connections._CONNECTION_BYTES
+    if parts != counted:
+        raise worlds.Violation(f"{parts} bytes of unfinished messages, {counted} are counted")
 
 
 def _check_view(view: WorkerChannel, seen: set[client.Client]) -> None:

@@ -170,7 +170,7 @@ _ON_AGENTS: dict[str, Callable[[Target, agents.Agent], None]] = {
 }
 _ON_SERVICE: dict[str, Callable[[Target], None]] = {
     "worker-hang": lambda it: _hang_worker(it, it.world.random.choice((0.05, 0.5, 2.0))),
-    "worker-long-hang": lambda it: _hang_worker(it, 14.0),
+    "worker-long-hang": lambda it: _hang_worker(it, 24.0),
     "worker-kill": _kill_worker,
     "hub-hang": lambda it: it.newest.process.hang(it.world.random.choice((0.2, 1.0, 5.0))),
     "hub-long-hang": lambda it: it.newest.process.hang(plans.LONG_HANG_SECONDS),

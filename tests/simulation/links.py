@@ -74,20 +74,35 @@ class End(socket.socket):
         return len(data)
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[bytes, list[Any], int, Any]:
-        """Receive the next datagram. The caller owns its descriptors."""
+        """Look at the next datagram. The caller owns duplicates of its descriptors."""
+        assert flags & socket.MSG_PEEK
+        datagram = self._next()
+        ancillary = []
+        if datagram is not None and datagram.descriptors:
+            numbers = array.array("i", [os.dup(descriptor) for descriptor in datagram.descriptors])
+            ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers.tobytes()))
+        return b"" if datagram is None else datagram.data[:bufsize], ancillary, 0, None
+
+    def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0, /) -> tuple[int, list[Any], int, Any]:
+        """Receive the next datagram, and drop its descriptors."""
+        datagram = self._next()
+        if datagram is None:
+            return 0, [], 0, None
+        self.into.queue.popleft()
+        if self.other is not None:
+            self.other.owner.wake()
+        for descriptor in datagram.descriptors:
+            os.close(descriptor)
+        buffers[0][: len(datagram.data)] = datagram.data
+        return len(datagram.data), [], 0, None
+
+    def _next(self) -> _Datagram | None:
+        """The next datagram; None if there will not be one."""
         if self._number < 0 or not self.owner.is_alive:
             raise OSError(errno.EBADF, "closed")
         if not self.is_readable():
             raise BlockingIOError(errno.EAGAIN, "no datagram")
-        if not self.into.queue:
-            return b"", [], 0, None
-        datagram = self.into.queue.popleft()
-        if self.other is not None:
-            self.other.owner.wake()
-        ancillary = []
-        if datagram.descriptors:
-            ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", datagram.descriptors).tobytes()))
-        return datagram.data, ancillary, 0, None
+        return self.into.queue[0] if self.into.queue else None
 
     def setblocking(self, flag: bool) -> None:
         """Ignored: it never blocks."""

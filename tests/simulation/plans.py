@@ -86,6 +86,8 @@ class Plan:
             snapshot_log_bytes_min=self.snapshot_log_bytes_min,
             stale_log_bytes=self.stale_log_bytes,
             kept_block_bytes_max=self.kept_block_bytes,
+            batch_changes_max=2 * self.chunk_keys,
+            batch_split_keys=self.chunk_keys,
         )
 
     @property
@@ -124,6 +126,8 @@ _LINK_DATAGRAMS_SWIFT = 100
 _WAKE_SECONDS_SWIFT = 1e-2
 _LAGGARDS_SHARE = 0.15
 _RELISTS_SHARE = 0.08
+_PLACES_TIGHT = 7
+_UNPROVEN_BYTES_TIGHT = 3000
 _BLOCKS_MAX = policy.Policy().catch_up_blocks
 
 
@@ -144,7 +148,7 @@ def make(seed: int) -> Plan:
         workers=draw.choice((1, 1, 2)),
         tls=draw.random() < 0.4,
         seconds=seconds,
-        limits=_limits(draw),
+        limits=_room(random.Random(seed ^ 0x600D), _limits(draw)),
         log_budget_bytes=segment_bytes * draw.choice((2, 3, 6)),
         segment_bytes=segment_bytes,
         snapshot_log_bytes_min=draw.choice((500, 3000, 20_000)),
@@ -244,6 +248,16 @@ def _limits(draw: random.Random) -> policy.Policy:
         stats_interval_seconds=2.0,
     )
     return msgspec.structs.replace(limits, snapshot_send_bytes=limits.send_bytes)
+
+
+def _room(draw: random.Random, limits: policy.Policy) -> policy.Policy:
+    """The limits of what peers may take. Where they are tight, there is a place for every client, and few more."""
+    return msgspec.structs.replace(
+        limits,
+        connections_max=draw.choice((limits.connections_max, limits.connections_max, _PLACES_TIGHT)),
+        unproven_bytes_max=draw.choice((limits.unproven_bytes_max, _UNPROVEN_BYTES_TIGHT)),
+        read_seconds=draw.choice((limits.read_seconds, 0.0)),
+    )
 
 
 def _agent(draw: random.Random, number: int, wires: tuple[str, ...]) -> AgentPlan:

@@ -37,9 +37,8 @@ class Worker:
         self.transport: transport.Transport
         if plan.tls:
             through_tls = transports.TlsTransport()
-            kind = transports.TlsSocket, through_tls.accepted
             self.transport = through_tls
-            self.listener = sockets.Listener(service.backlog, self.host, link_end.owner, *kind)
+            self.listener = sockets.Listener(service.backlog, self.host, link_end.owner, through_tls.accepted)
         else:
             self.transport = transports.PlainTransport(self.host)
             self.listener = sockets.Listener(service.backlog, self.host, link_end.owner)

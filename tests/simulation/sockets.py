@@ -173,11 +173,9 @@ class Listener(socket.socket):
         backlog: Backlog,
         host: Host,
         owner: process.Process,
-        kind: type[ServerSocket] = ServerSocket,
         accepted: Callable[[ServerSocket], None] = lambda _: None,
     ) -> None:
         self.backlog = backlog
-        self._kind = kind
         self._accepted = accepted
         self._host = host
         self._owner = owner
@@ -196,7 +194,7 @@ class Listener(socket.socket):
             if self.backlog.world.chance(_ABORTED) and not self.backlog.world.is_calm:
                 connection.close_server(discard=True)
                 raise ConnectionAbortedError(errno.ECONNABORTED, "gone before it was accepted")
-            opened = self._kind(connection, self._host, self._owner)
+            opened = ServerSocket(connection, self._host, self._owner)
             self._accepted(opened)
             return opened, ("client", connection.number)
         raise BlockingIOError(errno.EAGAIN, "no connection")

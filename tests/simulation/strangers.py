@@ -1,9 +1,15 @@
-"""Peers with an unknown protocol or an incomplete hello. The server must close them within the handshake timeout."""
+"""Peers with an unknown protocol or an incomplete hello, or that say what they were not asked for.
+
+The server must close them within the handshake timeout.
+"""
 
 from collections.abc import Callable
 
 from protocol import messages
 from protocol.native import connection as native
+from protocol.typha import codec, timestamps
+from protocol.typha import connection as typha
+from protocol.typha import messages as typha_messages
 from tests.simulation import network
 from tests.simulation import world as worlds
 from typha.worker import policy
@@ -11,12 +17,29 @@ from typha.worker import policy
 _LINK = network.Link(send_buffer_bytes=4000, receive_buffer_bytes=4000, latency_seconds=0.001, partial_probability=0.0)
 _SLACK_SECONDS = 1.5
 _AWAY_SECONDS = 3.0
+_UNASKED = 60
+"""Pongs."""
 
 
 def _half_a_hello() -> bytes:
     asking = native.Connection(native.Role.CLIENT)
     asking.send(messages.ClientHello(feed="felix", agent="stranger"))
     return asking.data_to_send()[:-5]
+
+
+def _unasked_pongs() -> bytes:
+    asking = native.Connection(native.Role.CLIENT)
+    asking.send(messages.ClientHello(feed="felix", agent="stranger"))
+    for _ in range(_UNASKED):
+        asking.send(messages.Pong(0))
+    return asking.data_to_send()
+
+
+def _unasked_typha_pongs() -> bytes:
+    asking = typha.Connection(typha.Role.CLIENT)
+    asking.send_hello(typha_messages.ClientHello(hostname="stranger", supports_modern_policy_keys=True))
+    pong = codec.encode(typha_messages.Pong(timestamps.from_unix_nanoseconds(1)), types=codec.CLIENT)
+    return asking.data_to_send() + pong * _UNASKED
 
 
 def _unknown_feed() -> bytes:
@@ -31,6 +54,8 @@ _FIRST_WORDS = (
     b"\x16\x03\x01\x00\x05hello",
     _half_a_hello(),
     _unknown_feed(),
+    _unasked_pongs(),
+    _unasked_typha_pongs(),
     b"\x00" * 40,
 )
 

@@ -42,7 +42,7 @@ def without_deletions(self: store.Store, sequence: int) -> store.Difference:
     return changes_since(self, sequence)._replace(tombstones=[])
 
 
-def status_first(self: channel.HubChannel, batch: Any) -> list[log.Segment]:
+def status_first(self: channel.HubChannel, batch: Any, changed_at: float = 0.0) -> list[log.Segment]:
     if batch.status is None:
         return append(self, batch)
     self.log.append([self.encoder.status(batch.previous_sequence, batch.status)])
@@ -76,6 +76,10 @@ MUTATIONS: dict[str, tuple[object, str, object]] = {
     "outdated statuses are accepted": (WorkerChannel, "servable_snapshot", property(whatever_status_follows)),
     "goodbyes are sent inside frames": (client.Client, "at_frame_end", within_frames),
     "blocks of a different cut are read": (catchup, "_is_of_use", lambda *_: True),
+    "pongs are taken whether they were asked for or not": (client.Liveness, "note_pong", lambda _: 0.0),
+    "newcomers take every place": (connections.Connections, "make_room", lambda *_: None),
+    "parts of messages are not counted": (connections.Connections, "hold", lambda *_: None),
+    "unfinished hellos take all memory": (connections.Connections, "_free_memory", lambda *_: None),
     "clients get no pings": (connections.Connections, "send_ping", lambda *_: True),
 }
 
@@ -85,7 +89,7 @@ SEEDS_FROM = {
     "blocks are left inside frames": 82,
     "outdated statuses are accepted": 201,
     "goodbyes are sent inside frames": 328,
-    "blocks of a different cut are read": 574,
+    "blocks of a different cut are read": 850,
 }
 """The first seed that finds a defect, where a search from 0 takes long. If a change moves it, the search goes on from
 here."""

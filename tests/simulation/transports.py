@@ -1,19 +1,17 @@
 """Transports of simulated workers: plain text, or TLS records as in OpenSSL.
 
-For TLS, the real transport of the service runs on sockets that behave like OpenSSL. A record is sealed when its bytes
-are first offered. If the socket does not accept the whole record, the caller must wait and offer at least the same
-bytes again. In OpenSSL, other bytes would be lost without an error, and fewer bytes are an error that ends the
+For TLS, the real transport of the service runs with sessions that only add headers and tags. Records are sealed when
+their bytes are first offered. If the socket does not accept all of them, the caller must wait and offer at least the
+same bytes again. In the service, other bytes would be lost without an error, and fewer bytes are an error that ends the
 connection. Here, both end the run.
 """
 
 import os
-import ssl
 import struct
-from typing import Any, cast
 
 from tests.simulation import sockets
 from tests.simulation import world as worlds
-from typha.worker import tls_transport, transport
+from typha.worker import tls_session, tls_transport, transport
 
 _HEADER = struct.Struct(">BHH")
 _TAG = bytes(16)
@@ -54,56 +52,57 @@ class PlainTransport:
         return True
 
 
-class _Sealed:
-    """Sealed records that the socket has not accepted completely."""
+class Session:
+    """The TLS session of a connection. Bytes from the client to the server stay plain."""
 
-    def __init__(self, plain: bytes) -> None:
-        self.plain = plain
+    def __init__(self) -> None:
+        self.plain = b""
+        """What was sealed last."""
+
+    def seal(self, data: bytes | memoryview, /) -> bytes:
+        """Seal the bytes."""
+        self.plain = bytes(data)
         size = tls_transport.RECORD_BYTES
-        parts = [plain[start : start + size] for start in range(0, len(plain), size)]
-        self.rest = b"".join(_HEADER.pack(*_APPLICATION_DATA, len(part) + len(_TAG)) + part + _TAG for part in parts)
+        parts = [self.plain[start : start + size] for start in range(0, len(self.plain), size)]
+        return b"".join(_HEADER.pack(*_APPLICATION_DATA, len(part) + len(_TAG)) + part + _TAG for part in parts)
 
+    def open(self, received: bytes, /) -> tls_session.Opened:
+        """The same bytes."""
+        return tls_session.Opened(received, 1, b"")
 
-class TlsSocket(sockets.ServerSocket):
-    """A socket after the TLS handshake. Bytes from the client to the server stay plain."""
-
-    _sealed: _Sealed | None = None
-
-    def send(self, data: Any, flags: int = 0, /) -> int:
-        """Seal the bytes, or continue with the sealed records."""
-        if self._sealed is None:
-            self._sealed = _Sealed(bytes(data))
-        plain = self._sealed.plain
-        if len(data) < len(plain):
-            raise worlds.Violation(f"TLS: {len(data)} bytes are offered, {len(plain)} are sealed")
-        if bytes(data[: len(plain)]) != plain:
-            raise worlds.Violation("TLS: other bytes are offered than were sealed")
-        try:
-            while self._sealed.rest:
-                self._sealed.rest = self._sealed.rest[super().send(self._sealed.rest) :]
-        except BlockingIOError as error:
-            raise ssl.SSLWantWriteError from error
-        self._sealed = None
-        return len(plain)
-
-    def recv(self, bufsize: int, flags: int = 0, /) -> bytes:
-        """Read bytes that have arrived."""
-        try:
-            return super().recv(bufsize)
-        except BlockingIOError as error:
-            raise ssl.SSLWantReadError from error
-
-    def unwrap(self) -> None:
-        """Do not wait for the peer's answer."""
-        raise ssl.SSLWantReadError
+    def end(self) -> bytes:
+        """Nothing: the client does not expect it."""
+        return b""
 
 
 class TlsTransport(tls_transport.TlsTransport):
-    """The transport of the service, for connections without a handshake."""
+    """The transport of the service, for connections without a handshake. It checks that what is owed comes again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sessions: dict[int, Session] = {}
 
     def accepted(self, connection: sockets.ServerSocket) -> None:
         """Register an accepted connection."""
-        self.opened(cast("ssl.SSLSocket", connection))
+        session = self._sessions[connection.fileno()] = Session()
+        self.opened(connection, session)
+
+    def write(self, descriptor: int, data: bytes | memoryview, /) -> int:
+        """Seal and send."""
+        self._check(descriptor, data)
+        return super().write(descriptor, data)
+
+    def send_file(self, descriptor: int, file_descriptor: int, position: int, count: int, /) -> int:
+        """Seal and send a file's bytes."""
+        self._check(descriptor, os.pread(file_descriptor, min(count, self.owed(descriptor)), position))
+        return super().send_file(descriptor, file_descriptor, position, count)
+
+    def _check(self, descriptor: int, data: bytes | memoryview) -> None:
+        owed = self.owed(descriptor)
+        if len(data) < owed:
+            raise worlds.Violation(f"TLS: {len(data)} bytes are offered, {owed} are sealed")
+        if owed and bytes(data[:owed]) != self._sessions[descriptor].plain:
+            raise worlds.Violation("TLS: other bytes are offered than were sealed")
 
 
 class RecordReader:

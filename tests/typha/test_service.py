@@ -1,6 +1,7 @@
 """The service as a process: it serves, breaks, ends and starts again, and leaves nothing."""
 
 import asyncio
+import contextlib
 import os
 import pathlib
 import signal
@@ -138,6 +139,23 @@ def test_a_listener_without_a_host_accepts_both_families() -> None:
         if listener.family is socket.AF_INET6:
             with socket.create_connection(("::1", port), timeout=5):
                 pass
+
+
+def test_the_kernel_keeps_little_of_what_a_peer_sends_and_nobody_reads() -> None:
+    configured = settings.Settings(server_port=-1, server_host="127.0.0.1")
+    with (
+        service.open_listener(configured) as listener,
+        socket.create_connection(listener.getsockname()) as peer,
+    ):
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        listener.setblocking(True)
+        accepted, _ = listener.accept()
+        peer.settimeout(0.2)
+        sent = 0
+        with accepted, contextlib.suppress(TimeoutError):
+            while sent < 1 << 20:
+                sent += peer.send(bytes(1000))
+        assert sent < 64 * 1024
 
 
 def test_a_listener_for_one_host() -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cache.state import catchup, files, store
 from protocol import formats
 from typha import clock
-from typha.hub import policy
+from typha.hub import policy, shortages
 from typha.hub.channel import HubChannel
 from typha.hub.worker_link import WorkerLink
 
@@ -27,12 +27,14 @@ class _Kept(NamedTuple):
 class CatchUpScheduler:
     """`request` asks for a block; `run` builds them one after another, and sends each to all workers that asked."""
 
-    def __init__(self, limits: policy.HubPolicy) -> None:
+    def __init__(self, limits: policy.HubPolicy, lacking: shortages.Shortages) -> None:
         self._policy = limits
+        self._shortages = lacking
         self._queue: dict[tuple[HubChannel, int], dict[WorkerLink, int]] = {}
         """(channel, start point) to the workers that have asked for it, each with the oldest cut that will do."""
         self._kept: dict[tuple[HubChannel, int], _Kept] = {}
         """In order of use."""
+        self._answers = 0
         self._wake = asyncio.Event()
         self.blocks_made = 0
         self.bytes_made = 0
@@ -61,10 +63,20 @@ class CatchUpScheduler:
         from_sequence: int,
         needed_sequence: int,
     ) -> None:
-        """The worker needs the block after a sequence, of a cut no older than `needed_sequence`."""
-        asking = self._queue.setdefault((channel, from_sequence), {})
-        asking[worker] = max(needed_sequence, asking.get(worker, 0))
+        """The worker needs the block after a sequence, of a cut no older than `needed_sequence`.
+
+        Raises:
+            ValueError: it waits for more blocks than a worker ever needs.
+        """
+        if sum(worker in asking for asking in self._queue.values()) >= self._policy.wanted_blocks_max:
+            raise ValueError(f"more than {self._policy.wanted_blocks_max} blocks are wanted")
+        self._queue_up((channel, from_sequence), {worker: needed_sequence})
         self._wake.set()
+
+    def wake(self) -> None:
+        """Blocks can be cut that could not before."""
+        if self._queue:
+            self._wake.set()
 
     async def run(self) -> None:
         """Builds what is asked for, forever."""
@@ -78,24 +90,35 @@ class CatchUpScheduler:
                     await self._rest(worked_seconds)
                     begun = _monotonic()
             await self._rest(_monotonic() - begun)
+            if self._queue:
+                await asyncio.sleep(self._policy.retry_seconds)
+                self._wake.set()
 
     async def _rest(self, worked_seconds: float) -> None:
         self.seconds += worked_seconds
         await asyncio.sleep(worked_seconds * self._policy.catch_up_rest_share)
 
     def steps(self) -> Iterator[None]:
-        """Builds all that is asked for; yields where other work may be done."""
-        while self._queue:
-            key = next(iter(self._queue))
-            asking = self._queue.pop(key)
+        """Builds all that is asked for; yields where other work may be done.
+
+        What cannot be built now stays asked for: a log that lacks a batch, and all if a resource is missing.
+        """
+        while (key := self._next()) is not None:
+            asking = {worker: needed for worker, needed in self._queue.pop(key).items() if worker.is_attached}
             channel, from_sequence = key
-            if not channel.is_open():
+            if not asking or not channel.is_open():
                 continue
             block = self._find(key, max(asking.values()))
-            if block is None:
-                difference = self._difference(channel, from_sequence)
-                if difference is not None:
-                    block = yield from self._build(channel, difference)
+            try:
+                if block is None:
+                    difference = self._difference(channel, from_sequence)
+                    if difference is not None:
+                        block = yield from self._build(channel, difference)
+            except shortages.ERRORS as error:
+                self._shortages.note(shortages.Lacking.BLOCK, error, feed=channel.feed.name)
+                self._queue_up(key, asking)
+                return
+            self._shortages.over(shortages.Lacking.BLOCK)
             if not channel.is_open():
                 if block is not None and not self._is_kept(key, block):
                     block.close()
@@ -106,6 +129,16 @@ class CatchUpScheduler:
                 self._answer(worker, channel, from_sequence, block)
             self._keep_within_bytes()
             yield
+
+    def _queue_up(self, key: tuple[HubChannel, int], asking: dict[WorkerLink, int]) -> None:
+        later = self._queue.setdefault(key, {})
+        for worker, needed_sequence in asking.items():
+            later[worker] = max(needed_sequence, later.get(worker, 0))
+
+    def _next(self) -> tuple[HubChannel, int] | None:
+        """The oldest request of the worker that was answered longest ago: no worker may keep others waiting."""
+        keys = [key for key in self._queue if key[0].unwritten is None or not key[0].is_open()]
+        return min(keys, key=lambda key: min(worker.answered for worker in self._queue[key]), default=None)
 
     def _difference(self, channel: HubChannel, from_sequence: int) -> store.Difference | None:
         """What changed after a sequence; None if deletions are forgotten, or a snapshot is cheaper."""
@@ -137,6 +170,8 @@ class CatchUpScheduler:
     ) -> None:
         if not worker.is_attached:
             return
+        self._answers += 1
+        worker.answered = self._answers
         if block is None:
             self.refused += 1
             worker.refuse_block(channel, from_sequence)

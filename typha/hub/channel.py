@@ -1,5 +1,7 @@
 """A channel (feed and wire format) as the hub sees it: it encodes, appends to the log and keeps a snapshot current."""
 
+from typing import NamedTuple
+
 from cache.feeds import feed
 from cache.state import files, log, snapshot
 from protocol import encoding
@@ -7,6 +9,14 @@ from typha import clock
 from typha.hub import policy
 
 _monotonic = clock.monotonic
+
+
+class Unwritten(NamedTuple):
+    """A batch that the store has and the log lacks."""
+
+    batch: feed.Batch
+    changed_at: float
+    """Monotonic time at which the oldest update of it came."""
 
 
 class HubChannel:
@@ -18,12 +28,15 @@ class HubChannel:
         self.encoder = encoder
         self._policy = limits
         self.log = log.LogWriter(segment_bytes=limits.segment_bytes, sequence=source.store.sequence)
+        self.unwritten: Unwritten | None = None
+        """What could not be appended. Until it is, the log is behind the store, and nothing can be cut."""
         self.snapshot: snapshot.Snapshot | None = None
         self._is_open = True
         self.building = False
         self.idle_since: float | None = None
         """Monotonic time since which no worker has had a client of it."""
         self.snapshots_built = 0
+        self._begun_at = 0.0
         self._cut_at = 0.0
         self._build_seconds = 0.0
         self._begun_total = 0
@@ -47,12 +60,19 @@ class HubChannel:
         """Frames in the log's last segment."""
         return self.log.segments[-1].frames if self.log.segments else 0
 
-    def append(self, batch: feed.Batch) -> list[log.Segment]:
-        """Encodes a batch and appends it: updates, then the status. Returns the segments that were begun for it."""
+    def append(self, batch: feed.Batch, changed_at: float = 0.0) -> list[log.Segment]:
+        """Encodes a batch and appends it: updates, then the status. Returns the segments that were begun for it.
+
+        Raises:
+            OSError, MemoryError: nothing of it is in the log; it is `unwritten` until it is appended again.
+        """
+        self.unwritten = Unwritten(batch, changed_at)
         frames = self.encoder.updates(batch.previous_sequence, batch.updates) if batch.updates else []
         if batch.status is not None:
             frames.append(self.encoder.status(batch.previous_sequence + len(batch.updates), batch.status))
-        return self.log.append(frames)
+        segments = self.log.append(frames)
+        self.unwritten = None
+        return segments
 
     def wants_snapshot(self) -> bool:
         """Whether it is time for a new snapshot."""
@@ -80,15 +100,21 @@ class HubChannel:
         return self.snapshot is not None and now - self._cut_at < fresh_seconds
 
     def begin_snapshot(self) -> snapshot.SnapshotBuilder:
-        """Cuts the store now. Call between two batches, run the builder's steps, then `end_snapshot`."""
+        """Cuts the store now. Call between two batches, run the builder's steps, then `end_snapshot`.
+
+        Raises:
+            OSError, MemoryError: there is no file or memory for it.
+        """
+        builder = snapshot.begin(self.encoder, self.feed.store, log_offset=self.log.end, previous=self.snapshot)
         self.building = True
-        self._cut_at = _monotonic()
-        return snapshot.begin(self.encoder, self.feed.store, log_offset=self.log.end, previous=self.snapshot)
+        self._begun_at = _monotonic()
+        return builder
 
     def end_snapshot(self, built: snapshot.Snapshot) -> None:
         """The new snapshot replaces the last one."""
         self.building = False
-        self._build_seconds = _monotonic() - self._cut_at
+        self._cut_at = self._begun_at
+        self._build_seconds = _monotonic() - self._begun_at
         self.snapshots_built += 1
         self._has_newcomers = False
         if self.snapshot is not None:

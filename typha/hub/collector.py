@@ -2,7 +2,8 @@
 
 from cache.kube import watcher
 from typha import clock, settings
-from typha.hub import hub, supervisor
+from typha.hub import hub, shortages, supervisor
+from typha.ipc import messages
 from typha.observability import health, logs, loop_latency, metrics, quantiles, webserver
 
 _monotonic = clock.monotonic
@@ -48,13 +49,14 @@ class Collector:
         return {
             "typha_connections_accepted": {(): totals.accepted},
             "typha_connections_active": {(): sum(report.active for report in reports)},
-            "typha_disconnects_total": {(reason,): count for reason, count in totals.disconnects.items()},
+            "typha_disconnects_total": {(reason.value,): count for reason, count in totals.disconnects.items()},
             "typha_worker_restarts_total": {(): self._supervisor.restarts},
             "typha_clients_held": {
                 (): sum(channel.held for channel in channels) + sum(report.closing for report in reports)
             },
             "typha_tls_reload_failures_total": {(): totals.tls_reload_failures},
             "typha_client_catch_ups_total": {(): totals.catch_ups},
+            "typha_shortages_total": self._shortages(totals),
             "typha_clients_catching_up": {(): sum(channel.catching_up for channel in channels)},
             "typha_catch_up_blocks_total": {(): catch_ups.blocks_made},
             "typha_catch_up_block_bytes_total": {(): catch_ups.bytes_made},
@@ -72,6 +74,11 @@ class Collector:
             "typha_breadcrumb_non_block": {(feed,): counts.late_sends for feed, counts in totals.feeds.items()},
             "typha_snapshots_reused": {(feed,): counts.snapshots_sent for feed, counts in totals.feeds.items()},
         }
+
+    def _shortages(self, totals: messages.WorkerCounts) -> dict[tuple[str, ...], float]:
+        counts = {lacking: self._hub.shortages.counts.get(lacking, 0) for lacking in shortages.Lacking}
+        counts[shortages.Lacking.LINK] += totals.shortages
+        return {(lacking.value,): count for lacking, count in counts.items()}
 
     def _histogram_samples(self) -> metrics.Samples:
         """The workers' histograms, added up, and the hub's own."""
@@ -110,6 +117,11 @@ class Collector:
             },
             "typha_log_bytes": {channel.key: channel.log.used_bytes for channel in channels},
             "typha_updates_dropped_total": {(reason,): count for reason, count in self._hub.updates_refused.items()},
+            "typha_expensive_conversions_total": {
+                (type,): count for type, count in self._hub.expensive_conversions.items()
+            },
+            "typha_conversions_waiting": {(): self._hub.conversions.waiting},
+            "typha_objects_skipped": {(type, reason): n for (type, reason), n in self._hub.objects_skipped.items()},
         }
 
     def _watch_samples(self) -> metrics.Samples:
@@ -133,9 +145,11 @@ class Collector:
         }
 
     def _process_samples(self) -> metrics.Samples:
+        # A worker inside the hub has the hub's log.
+        totals = self._supervisor.totals() if self._supervisor.wanted else messages.WorkerCounts()
         return {
-            "typha_log_errors": {(): logs.COUNTERS.errors},
-            "typha_logs_dropped": {(): logs.COUNTERS.dropped},
+            "typha_log_errors": {(): logs.COUNTERS.errors + totals.log_errors},
+            "typha_logs_dropped": {(): logs.COUNTERS.dropped + totals.log_lines_dropped},
             "typha_config_invalid_values": {(): self._settings.config_invalid_values},
             "typha_open_files_limit": {(): self._open_files_limit},
             "typha_hub_pause_seconds_max": {(): self._loop_max_latency.recent_seconds},

@@ -1,10 +1,12 @@
 """The hub: objects come in from the watchers, updates go out to the logs of channels, and to the workers their ends.
 
 What is synchronous here runs on the hub's loop. What takes long, snapshots and catch-up blocks, is cut into slices by
-the schedulers; `run_snapshots`, `run_coalescing` and `catch_ups.run` are to run beside the watchers.
+the schedulers; `run_snapshots`, `run_coalescing`, `run_conversions` and `catch_ups.run` are to run beside the watchers.
+
+A batch that cannot be written to a channel's log, for lack of a resource, is written later. Until then the feed gathers
+what comes, and no snapshot or block of the channel is cut, because store and log do not agree.
 """
 
-import asyncio
 from collections import deque
 from collections.abc import Iterable
 
@@ -14,7 +16,16 @@ from cache import objects, resources
 from cache.feeds import feed
 from protocol import formats, messages
 from typha import clock
-from typha.hub import catchup_scheduler, coalescer, policy, rejection_log, snapshot_scheduler, worker_link
+from typha.hub import (
+    catchup_scheduler,
+    coalescer,
+    conversions,
+    policy,
+    rejection_log,
+    shortages,
+    snapshot_scheduler,
+    worker_link,
+)
 from typha.hub.channel import HubChannel
 from typha.ipc import messages as ipc
 from typha.observability import quantiles
@@ -37,6 +48,8 @@ class Hub:
         self._by_number: dict[int, HubChannel] = {}
         self.workers = worker_link.WorkerLinks()
         self.updates_refused: dict[str, int] = {}
+        self.objects_skipped: dict[tuple[str, str], int] = {}
+        """By resource type and reason."""
         self.updates_total: dict[str, int] = {}
         self.batch_sizes: dict[str, quantiles.Histogram] = {}
         self._wanted: dict[tuple[str, str], None] = {}
@@ -45,9 +58,14 @@ class Hub:
         self._rejection_log = rejection_log.RejectionLog()
         self._sequences_needed: dict[str, deque[int]] = {}
         """For each feed, the lowest sequence from which a client may have to be caught up, as of the last checks."""
-        self.snapshots = snapshot_scheduler.SnapshotScheduler(limits)
-        self.catch_ups = catchup_scheduler.CatchUpScheduler(limits)
+        self.shortages = shortages.Shortages()
+        self.snapshots = snapshot_scheduler.SnapshotScheduler(limits, self.shortages)
+        self.catch_ups = catchup_scheduler.CatchUpScheduler(limits, self.shortages)
         self.coalescer = coalescer.Coalescer(limits)
+        self.conversions = conversions.ConversionScheduler(limits)
+        self.expensive_conversions: dict[str, int] = {}
+        """By resource type."""
+        self._batch_limits = feed.BatchLimits(limits.batch_changes_max, limits.batch_bytes_max, limits.batch_split_keys)
         self._uncommitted = 0
         """Objects that have come since the last commit."""
         self._must_publish = False
@@ -85,6 +103,11 @@ class Hub:
         """An object is new or has changed."""
         self._uncommitted += 1
         for source in self._by_type[event.type]:
+            if source.may_take_long(event):
+                self.conversions.submit(source, event)
+                continue
+            if not self.conversions.is_idle:
+                self._forget_conversion(source, event)
             refusal = source.apply(event)
             if refusal is not None:
                 self._note_refusal(refusal)
@@ -93,19 +116,63 @@ class Hub:
         """An object is gone."""
         self._uncommitted += 1
         for source in self._by_type[event.type]:
+            if not self.conversions.is_idle:
+                self._forget_conversion(source, event)
             source.delete(event)
 
+    def skipped(self, skipped: objects.SkippedObject) -> None:
+        """An object cannot be used at all: no feed gets to see it."""
+        key = str(skipped.type), skipped.reason
+        self.objects_skipped[key] = self.objects_skipped.get(key, 0) + 1
+        self._rejection_log.write_skipped(skipped)
+
     def status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
-        """A type's status has changed. A status is published at once, with all before it."""
+        """A type's status has changed. A status is published at once, with all before it.
+
+        In sync waits for the conversion of objects that came before it.
+        """
         self._must_publish = True
         for source in self._by_type[type]:
-            source.set_status(type, status)
+            self.conversions.drop_hold(source, type)
+            if status is not messages.SyncStatus.IN_SYNC or not self.conversions.hold(source, type):
+                source.set_status(type, status)
+
+    def _forget_conversion(self, source: feed.Feed, event: objects.ObjectEvent) -> None:
+        self.conversions.forget(source, event)
+        self._release_statuses()
+
+    def _release_statuses(self) -> None:
+        for name, type in self.conversions.released():
+            self.feeds[name].set_status(type, messages.SyncStatus.IN_SYNC)
+            self._must_publish = True
+
+    async def run_conversions(self) -> None:
+        """Converts what may take long, forever."""
+        while True:
+            self.converted(await self.conversions.convert_next())
+
+    def converted(self, done: conversions.Conversion) -> None:
+        """An object has been converted in the thread."""
+        if done.seconds >= self._policy.named_conversion_seconds:
+            type = str(done.event.type)
+            self.expensive_conversions[type] = self.expensive_conversions.get(type, 0) + 1
+            milliseconds = round(done.seconds * 1000)
+            self._rejection_log.write_expensive(done.event, feed=done.source.name, milliseconds=milliseconds)
+        if not done.is_outdated:
+            self._uncommitted += 1
+            refusal = done.source.adopt(done.event, done.outcome)
+            if refusal is not None:
+                self._note_refusal(refusal)
+        self._release_statuses()
+        self.batch_end()
 
     def confirmed(self, type: resources.ResourceType) -> None:
         """The watcher's own counters remember when."""
 
     def batch_end(self) -> None:
         """Publishes what has come, now or together with what comes while the workers are busy."""
+        if self.coalescer.is_unfinished:
+            return  # `run_coalescing` goes on each turn
         if self._must_publish or self.coalescer.is_due(self._uncommitted, self.workers.publishes_under_way):
             self.commit()
 
@@ -114,7 +181,7 @@ class Hub:
         while True:
             await self.coalescer.something_waits()
             while self.coalescer.since:
-                await asyncio.sleep(self.coalescer.look_seconds)
+                await self.coalescer.pause()
                 if self.coalescer.since and self.coalescer.is_over(self.workers.publishes_under_way):
                     self.commit()
 
@@ -123,12 +190,21 @@ class Hub:
         self._rejection_log.write(refusal)
 
     def commit(self) -> None:
-        """Appends what every feed has gathered to its channels' logs, and publishes it."""
+        """Appends what every feed has gathered to its channels' logs, and publishes it.
+
+        Of very much, only a part: `run_coalescing` goes on with the rest in the next turn.
+        """
         changed_at = self.coalescer.since or _monotonic()
         self._uncommitted, self._must_publish = 0, False
-        published = False
+        published = is_unfinished = False
         for source in self.feeds.values():
-            batch = source.take()
+            channels = self._channels_of(source)
+            unwritten = [self._append(channel, *channel.unwritten) for channel in channels if channel.unwritten]
+            published = published or any(unwritten)
+            if not all(unwritten):
+                continue  # the feed keeps what it has gathered
+            batch = source.take(self._batch_limits)
+            is_unfinished = is_unfinished or source.is_unfinished
             if batch is None:
                 continue
             self.updates_total[source.name] += len(batch.updates)
@@ -141,10 +217,9 @@ class Hub:
                     keys=len(source.store),
                     sequence=source.store.sequence,
                 )
-            for channel in self._channels_of(source):
-                self._append(channel, batch, changed_at)
-                published = True
-        self.coalescer.published()
+            for channel in channels:
+                published = self._append(channel, batch, changed_at) or published
+        self.coalescer.published(is_unfinished=is_unfinished)
         if published:
             self.workers.flush()
         if self._wanted:
@@ -153,19 +228,35 @@ class Hub:
     def _channels_of(self, source: feed.Feed) -> list[HubChannel]:
         return [channel for channel in self.channels.values() if channel.feed is source]
 
-    def _append(self, channel: HubChannel, batch: feed.Batch, changed_at: float) -> None:
-        segments = channel.append(batch)
+    def _append(self, channel: HubChannel, batch: feed.Batch, changed_at: float) -> bool:
+        """Appends a batch to the channel's log. False if a resource is missing: the channel remembers the batch."""
+        was_behind = channel.unwritten is not None
+        try:
+            segments = channel.append(batch, changed_at)
+        except shortages.ERRORS as error:
+            self.shortages.note(shortages.Lacking.LOG, error, feed=channel.feed.name, format=channel.encoder.name)
+            return False
+        if was_behind:
+            self.shortages.over(shortages.Lacking.LOG)
+            self.snapshots.wake()
+            self.catch_ups.wake()
         self.workers.publish(channel, segments, batch.status, changed_at)
         if channel.wants_snapshot():
             self.snapshots.request(channel)
         if segments:
             self._keep_budget()
+        return True
 
     # Workers.
 
     def add_worker(self, worker: worker_link.WorkerLink) -> None:
-        """A worker has been started; it is sent everything there is."""
+        """A worker has been started; it is sent everything there is.
+
+        Raises:
+            OSError: there is nothing left to share a counter with it.
+        """
         self.workers[worker.number] = worker
+        worker.feeds = frozenset(self.names)
         worker.share_counter()
         for channel in self.channels.values():
             worker.open_channel(channel)
@@ -178,7 +269,7 @@ class Hub:
             worker.close()
 
     def hear(self, worker: worker_link.WorkerLink) -> None:
-        """Takes a worker's messages, and does what it asks for."""
+        """Takes a worker's messages, and does what it asks for. A worker that says what none may say is broken."""
         try:
             for request in worker.requests():
                 match request:
@@ -223,7 +314,7 @@ class Hub:
         """Slow clients need what changed after a sequence. If the channel is closed, the worker is about to hear it.
 
         Raises:
-            ValueError: there is no such sequence.
+            ValueError: there is no such sequence, or the worker waits for too many blocks.
         """
         channel = self._by_number.get(request.channel)
         if channel is None:
@@ -253,6 +344,8 @@ class Hub:
         Where newcomers take a snapshot with much log after it, the next ones get a newer one.
         """
         now = _monotonic()
+        if any(channel.unwritten is not None for channel in self.channels.values()):
+            self.commit()
         self.coalescer.note_clients(self.workers.clients_max)
         for channel in list(self.channels.values()):
             reports = self.workers.channel_reports(channel)
@@ -323,6 +416,7 @@ class Hub:
 
     def close(self) -> None:
         """Lets go of all files."""
+        self.conversions.close()
         self.catch_ups.close()
         for worker in self.workers.values():
             worker.close()

@@ -54,9 +54,33 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """A worker that has not finished the first publish gets no more of them. The record compares it with 1, 3 and
     no limit."""
 
+    retry_seconds: float = 1.0
+    """How soon what failed for lack of a resource is tried again."""
+    # One turn of the hub: docs/decisions/store-changes-in-take.md.
+    batch_changes_max: int = 2_000
+    """A commit takes this many changes of each feed, 10 to 25 ms with their encoding, and goes on in the next turn."""
+    batch_bytes_max: int = 4 * 1024 * 1024
+    """The same for the bytes of values: 1 MiB takes about 3 ms to compress."""
+    batch_split_keys: int = 4_000
+    """Keys of a store that a commit moves to new chunks: 4 ms."""
+
+    # Conversions: docs/decisions/expensive-conversions.md.
+    conversion_share_max: float = 0.1
+    """The part of the time that one namespace's expensive objects may be converted in."""
+    charged_conversion_seconds: float = 0.02
+    """CPU time from which a conversion counts as expensive, and its namespace rests after it."""
+    named_conversion_seconds: float = 0.1
+    """CPU time from which a conversion is logged and counted."""
+
     # Workers: docs/decisions/hub-and-workers.md.
-    worker_silence_seconds_max: float = 10.0
-    """A worker reports every second. One that has not for this long is stuck, and its clients with it."""
+    worker_silence_seconds_max: float = 20.0
+    """A worker reports every second. One that has not for this long, without what it waited for a CPU, is stuck. Its
+    clients leave by themselves after some 30 s without a ping."""
+    worker_start_seconds_max: float = 60.0
+    """The same for a worker that has not been ready yet: it reads its files and has no clients. Doubled for each start
+    in a row that failed, at most eightfold."""
+    wanted_blocks_max: int = 256
+    """Blocks that one worker may wait for: four times what it asks for (`typha.worker.policy.Policy`)."""
 
 
 def from_settings(configured: settings.Settings) -> HubPolicy:

@@ -5,7 +5,7 @@ import asyncio
 import structlog
 
 from typha import clock
-from typha.hub import policy
+from typha.hub import policy, shortages
 from typha.hub.channel import HubChannel
 
 _log = structlog.get_logger("typha.snapshots")
@@ -18,8 +18,10 @@ class SnapshotScheduler:
     A cut may be taken at any time, because a store changes only where its feed's batch is taken for the log.
     """
 
-    def __init__(self, limits: policy.HubPolicy) -> None:
+    def __init__(self, limits: policy.HubPolicy, lacking: shortages.Shortages) -> None:
         self._slice_seconds = limits.slice_seconds
+        self._retry_seconds = limits.retry_seconds
+        self._shortages = lacking
         self._queue: dict[HubChannel, None] = {}
         self._wake = asyncio.Event()
 
@@ -28,10 +30,15 @@ class SnapshotScheduler:
         self._queue[channel] = None
         self._wake.set()
 
+    def wake(self) -> None:
+        """A channel can be cut that could not before."""
+        self._wake.set()
+
     def take(self) -> HubChannel | None:
-        """The next open channel that wants a snapshot; its request is gone."""
-        while self._queue:
-            channel = next(iter(self._queue))
+        """The next open channel that wants a snapshot and can be cut; its request is gone."""
+        for channel in list(self._queue):
+            if channel.is_open() and channel.unwritten is not None:
+                continue  # `wake` says when it can be
             del self._queue[channel]
             if channel.is_open():
                 return channel
@@ -39,11 +46,19 @@ class SnapshotScheduler:
 
     async def build_next(self) -> HubChannel:
         """Builds the next snapshot that is asked for; returns its channel, which has it."""
-        while (channel := self.take()) is None:
-            self._wake.clear()
-            await self._wake.wait()
-        await self._build(channel)
-        return channel
+        while True:
+            while (channel := self.take()) is None:
+                self._wake.clear()
+                await self._wake.wait()
+            try:
+                await self._build(channel)
+            except shortages.ERRORS as error:
+                self._shortages.note(shortages.Lacking.SNAPSHOT, error, feed=channel.feed.name)
+                self.request(channel)
+                await asyncio.sleep(self._retry_seconds)
+            else:
+                self._shortages.over(shortages.Lacking.SNAPSHOT)
+                return channel
 
     async def _build(self, channel: HubChannel) -> None:
         begun = _monotonic()

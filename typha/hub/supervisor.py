@@ -1,16 +1,19 @@
 """Starts, watches and replaces workers.
 
-A worker that dies is replaced, after a back-off if it died young. One that reports nothing for ten seconds is killed
-first. The listening socket is the hub's, so connections that no worker has accepted wait for the replacement.
+A worker that dies is replaced, after a back-off if it died young. One that is silent for too long is killed first; the
+time that it waited for a CPU does not count. The listening socket is the hub's, so connections that no worker has
+accepted wait for the replacement.
 """
 
 import asyncio
 import contextlib
+import errno
+import math
 import os
 import secrets
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import TypeAlias
 
 import msgspec
@@ -19,7 +22,7 @@ import structlog
 from cache.kube import processes
 from protocol.reasons import DisconnectReason
 from typha import clock, settings
-from typha.hub import hub, policy, worker_link
+from typha.hub import hub, policy, shortages, worker_link
 from typha.ipc import link, messages
 
 _log = structlog.get_logger("typha.workers")
@@ -33,8 +36,74 @@ _BACKOFF_SECONDS_MAX = 5.0
 _FAIR_SHARE_SLACK = 32
 """Connections that a worker may have beyond its fair share: a storm must not wait for limits to be updated."""
 
+_STARTS_DOUBLED_MAX = 3
+"""After more failed starts in a row, the patience with the next one does not grow any more."""
+_BLOCKED_PATIENCE = 3
+"""Times the patience with a silent worker: how long a worker that reports may leave messages of the hub unread. What
+waits there keeps logs and snapshots in memory."""
+WORKER_SETTINGS = frozenset(
+    {
+        *("server_key_file", "server_cert_file", "ca_file", "client_cn", "client_urisan"),
+        *("server_ping_interval_seconds", "server_pong_timeout_seconds", "server_handshake_timeout_seconds"),
+        *("no_progress_timeout_seconds", "refusal_hold_seconds", "max_held_refusals", "max_frame_bytes"),
+        *("log_file_path", "log_severity_file", "log_severity_screen", "log_severity_sys", "log_format"),
+        "debug_disable_log_dropping",
+    }
+)
+"""What a worker is told: how to treat its clients, TLS for them, and the log. All else is the hub's affair."""
+_WORKER_VARIABLES = frozenset(
+    {
+        *("PATH", "HOME"),  # where Python and its packages are, if they are a user's
+        *("LANG", "LANGUAGE", "TZ"),  # texts of the system's errors, as in the hub
+        *("TLS_MIN_VERSION", "TLS_CIPHER_SUITES"),
+        "GLIBC_TUNABLES",
+    }
+)
+_WORKER_VARIABLE_PREFIXES = ("LC_", "PYTHON", "LD_", "MALLOC_", "OPENSSL_")
+"""Settings of the interpreter, the loader, the allocator and OpenSSL are the operator's for all processes."""
+
 ServeEmbedded: TypeAlias = Callable[[messages.WorkerConfig, socket.socket, socket.socket], Awaitable[None]]
 """Runs a worker on the hub's own loop, from its configuration, the listening socket and its end of the link."""
+
+
+def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a worker gets of the hub's environment. It faces the network, so it gets no token and no other secret."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in _WORKER_VARIABLES or name.startswith(_WORKER_VARIABLE_PREFIXES)
+    }
+
+
+def run_queue_seconds(pid: int) -> float:
+    """How long a process's main thread has been ready to run without getting a CPU; 0.0 if the kernel does not say."""
+    try:
+        with open(f"/proc/{pid}/schedstat", "rb") as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+class Silence:
+    """For how long a worker has said nothing, without the time that it waited for a CPU.
+
+    A stuck process runs or sleeps. One that waits for a CPU only needs more time, and a kill would make it longer.
+
+    Args:
+        waited_seconds: how long the process has waited since its start.
+    """
+
+    def __init__(self, waited_seconds: Callable[[], float]) -> None:
+        self._waited_seconds = waited_seconds
+        self._heard_at = -math.inf
+        self._waited_before = 0.0
+
+    def seconds(self, heard_at: float, now: float) -> float:
+        """To be called every second or so with the times at which the worker was heard last, and now."""
+        waited_seconds = self._waited_seconds()
+        if heard_at != self._heard_at:
+            self._heard_at, self._waited_before = heard_at, waited_seconds
+        return now - heard_at - max(0.0, waited_seconds - self._waited_before)
 
 
 class Supervisor:
@@ -55,12 +124,14 @@ class Supervisor:
     ) -> None:
         self._hub = the_hub
         self._settings = configured
-        self._silence_seconds_max = limits.worker_silence_seconds_max
+        self._policy = limits
         self._listener = listener
         self._serve_embedded = serve_embedded
         self._incarnation = secrets.token_hex(16)
         self._drain: messages.Drain | None = None
         self.restarts = 0
+        self._failed_starts: dict[int, int] = {}
+        """For each worker, how many starts in a row ended before it was ready."""
         self._dead = messages.WorkerCounts()
         """Totals of workers that have died, so that sums never fall."""
         self._dead_longest_turn_seconds = 0.0
@@ -128,7 +199,9 @@ class Supervisor:
             number=number,
             feeds=tuple(self._hub.names),
             incarnation=self._incarnation,
-            settings=settings.to_dict(self._settings),
+            settings={
+                name: value for name, value in settings.to_dict(self._settings).items() if name in WORKER_SETTINGS
+            },
         )
 
     async def _keep(self, number: int) -> None:
@@ -138,35 +211,28 @@ class Supervisor:
             begun = _monotonic()
             try:
                 code = await self._run_process(number)
-            except OSError as error:  # no process, memory or descriptor for one
-                _log.error("Cannot start a worker", worker=number, error=str(error))
-                code = -1
+            except shortages.ERRORS as error:  # no process, memory or descriptor for one
+                self._hub.shortages.note(shortages.Lacking.WORKER, error, worker=number)
+                code = None
             if self._is_draining():
                 return
             self.restarts += 1
             lived_seconds = _monotonic() - begun
             if lived_seconds > _YOUNG_SECONDS:
                 backoff_seconds = _BACKOFF_SECONDS_MIN
-            _log.error(
-                "Worker ended, starting another", worker=number, code=code, lived_seconds=round(lived_seconds, 1)
-            )
+            if code is not None:
+                _log.error(
+                    "Worker ended, starting another", worker=number, code=code, lived_seconds=round(lived_seconds, 1)
+                )
             await asyncio.sleep(backoff_seconds)
             backoff_seconds = min(_BACKOFF_SECONDS_MAX, backoff_seconds * 2)
 
     async def _run_process(self, number: int) -> int:
-        """Runs a worker to its end; returns its exit code. Raises OSError if it cannot be started."""
+        """Runs a worker to its end; returns its exit code. Raises OSError or MemoryError if it cannot be started."""
         ours, theirs = link.pair()
         with ours:
             with theirs:
-                process = await processes.start(
-                    sys.executable,
-                    "-m",
-                    "typha.worker",
-                    str(self._listener.fileno()),
-                    str(theirs.fileno()),
-                    stdin=asyncio.subprocess.PIPE,
-                    pass_fds=(self._listener.fileno(), theirs.fileno()),
-                )
+                process = await self._start_process(theirs)
             _log.info("Worker started", worker=number, pid=process.pid)
             ended = asyncio.create_task(process.wait(), name=f"worker {number} exit")
             try:
@@ -174,13 +240,28 @@ class Supervisor:
                     process.stdin.write(msgspec.json.encode(self._config(number)))
                     process.stdin.close()
                 with self._attached(number, ours) as broken:
-                    await self._watch(number, ended, broken)
+                    await self._watch(number, ended, broken, lambda: run_queue_seconds(process.pid))
             finally:
                 if not ended.done():
                     with contextlib.suppress(ProcessLookupError):
                         process.kill()
                 await ended
         return ended.result()
+
+    async def _start_process(self, link_end: socket.socket) -> asyncio.subprocess.Process:
+        numbers = self._listener.fileno(), link_end.fileno()
+        try:
+            return await processes.start(
+                sys.executable,
+                "-m",
+                "typha.worker",
+                *map(str, numbers),
+                stdin=asyncio.subprocess.PIPE,
+                pass_fds=numbers,
+                env=worker_environment(os.environ),
+            )
+        except RuntimeError as error:  # asyncio has a thread wait for the process, and there is none left
+            raise OSError(errno.EAGAIN, str(error)) from error
 
     @contextlib.contextmanager
     def _attached(
@@ -221,33 +302,61 @@ class Supervisor:
             loop.remove_writer(end.fileno())
             worker.link.close()
 
-    async def _watch(self, number: int, ended: asyncio.Task[int], broken: list[Exception]) -> None:
-        """Returns when the process has ended or must be ended."""
+    async def _watch(
+        self,
+        number: int,
+        ended: asyncio.Task[int],
+        broken: list[Exception],
+        waited_seconds: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """Returns when the process has ended or must be ended. `waited_seconds` is for `Silence`."""
         worker = self._hub.workers[number]
+        silence = Silence(waited_seconds)
         while not ended.done():
             looked_at = _monotonic()
             await asyncio.wait([ended], timeout=_CHECK_SECONDS)
             worker.flush()
+            self._look_for_shortages(worker)
             if _monotonic() - looked_at > _STOPPED_SECONDS:
                 worker.heard_at = _monotonic()  # it was the hub that stood still, and heard no worker
-            silent_seconds = _monotonic() - worker.heard_at
+            silent_seconds = silence.seconds(worker.heard_at, _monotonic())
             if broken and not ended.done():
                 await asyncio.wait([ended], timeout=_CHECK_SECONDS)  # its end breaks the link a moment before
                 if not ended.done():
                     _log.error("Killing a worker whose link is broken", worker=number, error=str(broken[0]))
                 return
-            if silent_seconds > self._silence_seconds_max:
+            if silent_seconds > self.patience_seconds(worker):
                 _log.error("Killing a silent worker", worker=number, silent_seconds=round(silent_seconds, 1))
                 return
+            if worker.blocked_seconds > _BLOCKED_PATIENCE * self.patience_seconds(worker):
+                _log.error("Killing a worker that does not take what it is sent", worker=number)
+                return
+
+    def patience_seconds(self, worker: worker_link.WorkerLink) -> float:
+        """How long the worker may be silent. One that starts has no clients yet, and a new one starts no faster."""
+        if worker.ready:
+            return self._policy.worker_silence_seconds_max
+        doubled = min(self._failed_starts.get(worker.number, 0), _STARTS_DOUBLED_MAX)
+        return self._policy.worker_start_seconds_max * float(1 << doubled)
+
+    def _look_for_shortages(self, worker: worker_link.WorkerLink) -> None:
+        lacking = self._hub.shortages
+        if worker.ready:
+            lacking.over(shortages.Lacking.WORKER)
+        if worker.link.shortage is not None:
+            lacking.note(shortages.Lacking.LINK, worker.link.shortage, worker=worker.number)
+        elif all(one.link.shortage is None for one in self._hub.workers.values()):
+            lacking.over(shortages.Lacking.LINK)
 
     def _bury(self, worker: worker_link.WorkerLink) -> None:
         """Keeps a dead worker's totals; the connections that it last reported died with it."""
         self._hub.remove_worker(worker.number)
+        self._failed_starts[worker.number] = 0 if worker.ready else self._failed_starts.get(worker.number, 0) + 1
         report = worker.report
         self._dead.add(report.counts)
         self._dead_longest_turn_seconds = max(self._dead_longest_turn_seconds, report.longest_turn_seconds_ever)
         if report.active and not self._is_draining():
-            died = DisconnectReason.WORKER_DIED.value
+            died = DisconnectReason.WORKER_DIED
             self._dead.disconnects[died] = self._dead.disconnects.get(died, 0) + report.active
 
     async def _run_embedded(self) -> None:

@@ -1,17 +1,27 @@
 """The workers as the hub sees them: what each is still to be sent, and what it reported last."""
 
-import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
-from cache.state import files, log
+from cache.state import files, log, memfile
 from protocol import messages as protocol_messages
 from typha import clock
 from typha.hub.channel import HubChannel
 from typha.ipc import link, messages, shared_counters
+from typha.observability import quantiles
 
 _monotonic = clock.monotonic
+
+MESSAGES_PER_SECOND_MAX = 5_000
+"""A worker sends a few reports a second, and no more requests than the hub answers: some hundreds. More is a flood."""
+BYTES_PER_SECOND_MAX = 4 * 1024 * 1024
+"""A hundred times what a worker's reports on four feeds take. The hub decodes as much in 0.3 s at worst."""
+
+
+class Flood(Exception):
+    """A worker says more than any worker has to say."""
+
 
 Request: TypeAlias = messages.WantChannel | messages.WantSnapshot | messages.WantBlock
 """What a worker asks of the hub."""
@@ -34,29 +44,40 @@ class WorkerLink:
         watch_write: Callable[[bool], None],
     ) -> None:
         self.number = number
-        self.link = link.Link(end, messages.FOR_HUB, watch_write)
+        self.link = link.Link(end, messages.FOR_HUB, watch_write, max_descriptors=0)
         self._broken = broken
+        self.feeds: frozenset[str] = frozenset()
+        """Those that it may report on."""
         self._ends: dict[int, messages.LogEnd] = {}
         self._publishes = 0
         self._publishes_sent: shared_counters.SharedCounter | None = None
         self.is_attached = True
         """False once the hub has removed it."""
+        self.answered = 0
+        """Number of the block that it was sent last, among those of all workers."""
         self.ready = False
         self.heard_at = _monotonic()
+        self._second_began = self.heard_at
+        self._second_began_bytes = self._heard_in_second = 0
+        self._blocked_at: float | None = None
         self.report = messages.Report(messages.WorkerCounts())
-        self.histograms: dict[str, dict[str, list[int]]] = {}
+        self.histograms: dict[str, dict[messages.HistogramName, list[int]]] = {}
         """By feed and metric name."""
 
     def __repr__(self) -> str:
         return f"<WorkerLink {self.number} ready={self.ready} active={self.report.active}>"
 
     def share_counter(self) -> None:
-        """From now on `publishes_under_way` is known."""
+        """From now on `publishes_under_way` is known.
+
+        Raises:
+            OSError: there is no memory or descriptor for it.
+        """
         self._publishes_sent, descriptor = shared_counters.SharedCounter.create()
         try:
             self.send(messages.ShareCounter(), descriptor)
         finally:
-            os.close(descriptor)
+            memfile.close(descriptor)
 
     def close(self) -> None:
         """Lets go of what is shared with the worker; the link is its maker's."""
@@ -76,7 +97,7 @@ class WorkerLink:
         """Sends in order; a worker that takes no more is reported as broken."""
         try:
             self.link.send(message, *descriptors)
-        except link.LinkBroken as error:
+        except (link.LinkBroken, MemoryError) as error:
             self._broken(error)
 
     def open_channel(self, channel: HubChannel) -> None:
@@ -84,7 +105,7 @@ class WorkerLink:
         log = channel.log
         self.send(messages.OpenChannel(channel.number, *channel.key, log.start, log.start_sequence))
         if log.status_offset:
-            self.note_status(channel, channel.feed.store.status)
+            self.note_status(channel, log.status)
         self.add_segments(channel, log.segments)
         self.offer_snapshot(channel)
         self.publish(channel, _monotonic())
@@ -136,6 +157,16 @@ class WorkerLink:
         self._ends.pop(channel.number, None)
         self.send(messages.CloseChannel(channel.number))
 
+    @property
+    def blocked_seconds(self) -> float:
+        """For how long the worker has not emptied its link; while the kernel lacks something, the worker is excused."""
+        if not self.link.wants_write or self.link.shortage is not None:
+            self._blocked_at = None
+            return 0.0
+        if self._blocked_at is None:
+            self._blocked_at = _monotonic()
+        return _monotonic() - self._blocked_at
+
     def flush(self) -> None:
         """Sends what waits: messages in order, then the ends of logs."""
         try:
@@ -144,24 +175,43 @@ class WorkerLink:
                 self._publishes += 1
                 self.link.send(messages.Publish(list(self._ends.values())))
                 self._ends.clear()
-        except link.LinkBroken as error:
+        except (link.LinkBroken, MemoryError) as error:
             self._broken(error)
 
     # From the worker.
 
     def requests(self) -> Iterator[Request]:
-        """Takes the worker's messages; yields what it asks of the hub. Whatever this raises, the worker is broken."""
+        """Takes the worker's messages; yields what it asks of the hub.
+
+        Raises:
+            Exception: whatever it is, the worker is broken.
+        """
         for message, _ in self.link.receive():
             self.heard_at = _monotonic()
+            self._note_heard(self.heard_at)
             match message:
                 case messages.Report():
+                    if not message.counts.feeds.keys() <= self.feeds:
+                        raise ValueError("a report on unknown feeds")
                     self.report = message
                 case messages.ReportHistograms():
+                    if message.feed not in self.feeds:
+                        raise ValueError("histograms of an unknown feed")
+                    for flat in message.histograms.values():
+                        quantiles.check_list(flat)
                     self.histograms[message.feed] = message.histograms
                 case messages.Ready():
                     self.ready = True
                 case _:
                     yield message
+
+    def _note_heard(self, now: float) -> None:
+        if now - self._second_began >= 1.0:
+            self._second_began, self._second_began_bytes, self._heard_in_second = now, self.link.received_bytes, 0
+        self._heard_in_second += 1
+        heard_bytes = self.link.received_bytes - self._second_began_bytes
+        if self._heard_in_second > MESSAGES_PER_SECOND_MAX or heard_bytes > BYTES_PER_SECOND_MAX:
+            raise Flood(f"{self._heard_in_second} messages with {heard_bytes} bytes in a second")
 
     def fail(self, error: Exception) -> None:
         """What the worker says cannot be understood or granted: it is of no more use."""

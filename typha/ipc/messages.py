@@ -23,14 +23,33 @@
 | `ReportHistograms` | hub | after a `Report`, one for each feed | apart, because together they may exceed a datagram |
 
 Descriptors travel beside the message in the order named here, and become the receiver's.
+
+A worker faces the network, so the hub takes nothing from it that could harm another part of the service: the types
+below are checked for every message, and descriptors beside one are refused.
 """
 
-from typing import Any, TypeAlias
+import re
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
 from cache.state import files
-from protocol import messages
+from protocol import formats, messages, reasons
+from typha.observability import quantiles
+
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+"""msgpack has no integer above 64 bits, so sums of these have a few more at most."""
+Connections: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
+WireFormat: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^({'|'.join(map(re.escape, formats.NAMES))})\Z")]
+HistogramName: TypeAlias = Literal[
+    "typha_ping_latency",
+    "typha_client_snapshot_send_secs",
+    "typha_client_latency_secs",
+    "typha_client_write_latency_secs",
+    "typha_kvs_per_msg",
+]
+"""The histograms of a feed, by the names of their metrics."""
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +61,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: str
     """32 hexadecimal digits."""
     settings: dict[str, Any]
-    """As `typha.settings.to_dict` gives them."""
+    """As `typha.settings.to_dict` gives them, but only those that a worker uses."""
 
 
 class _Message(msgspec.Struct, tag=True, array_like=True, forbid_unknown_fields=True):
@@ -157,7 +176,7 @@ class WantChannel(_Message):
     """A client has asked for a channel that the worker does not know."""
 
     feed: str
-    wire_format: str
+    wire_format: WireFormat
 
 
 SNAPSHOT_FRESH_SECONDS = 1.0
@@ -168,38 +187,42 @@ through the past: Felix keeps an old order of policies that changed, or came and
 class WantSnapshot(_Message):
     """The channel's newcomers wait for a newer snapshot, because the newest is older than `SNAPSHOT_FRESH_SECONDS`."""
 
-    channel: int
+    channel: Count
 
 
 class WantBlock(_Message):
     """Clients need what changed after `from_sequence`, by a block whose cut is `needed_sequence` or later."""
 
-    channel: int
-    from_sequence: int
-    needed_sequence: int
+    channel: Count
+    from_sequence: Count
+    needed_sequence: Count
 
 
 class FeedCounts(msgspec.Struct, forbid_unknown_fields=True):
     """Totals of one feed over all wire formats since the worker's start. A worker counts in the same record."""
 
-    deliveries: int = 0
+    deliveries: Count = 0
     """Updates times clients, snapshots left out."""
-    bytes_sent: int = 0
-    sends: int = 0
+    bytes_sent: Count = 0
+    sends: Count = 0
     """Writes to clients that had been sent everything before."""
-    late_sends: int = 0
+    late_sends: Count = 0
     """Writes to clients that were behind in the log."""
-    snapshots_sent: int = 0
+    snapshots_sent: Count = 0
 
 
 class WorkerCounts(msgspec.Struct, forbid_unknown_fields=True):
     """Totals since the worker's start. A worker counts in the same record."""
 
-    accepted: int = 0
-    catch_ups: int = 0
-    tls_reload_failures: int = 0
-    disconnects: dict[str, int] = {}
-    """By the value of a `DisconnectReason`."""
+    accepted: Count = 0
+    catch_ups: Count = 0
+    tls_reload_failures: Count = 0
+    shortages: Count = 0
+    """Messages of the hub that had to wait, because the worker lacked descriptors or memory."""
+    log_errors: Count = 0
+    """Log lines that the worker's process could not write."""
+    log_lines_dropped: Count = 0
+    disconnects: dict[reasons.DisconnectReason, Count] = {}
     feeds: dict[str, FeedCounts] = {}
 
     def add(self, other: "WorkerCounts") -> None:
@@ -207,6 +230,9 @@ class WorkerCounts(msgspec.Struct, forbid_unknown_fields=True):
         self.accepted += other.accepted
         self.catch_ups += other.catch_ups
         self.tls_reload_failures += other.tls_reload_failures
+        self.shortages += other.shortages
+        self.log_errors += other.log_errors
+        self.log_lines_dropped += other.log_lines_dropped
         for reason, count in other.disconnects.items():
             self.disconnects[reason] = self.disconnects.get(reason, 0) + count
         for feed, counts in other.feeds.items():
@@ -218,19 +244,19 @@ class WorkerCounts(msgspec.Struct, forbid_unknown_fields=True):
 class ChannelReport(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """One channel's clients, and what of its history they need."""
 
-    clients: int = 0
-    held: int = 0
+    clients: Connections = 0
+    held: Connections = 0
     """Clients that wait for a snapshot."""
-    snapshots_begun: int = 0
+    snapshots_begun: Count = 0
     """Since the worker's start."""
-    min_offset: int = 0
+    min_offset: Count = 0
     """The lowest offset of the log that a client or snapshot needs."""
-    lag_bytes: int = 0
+    lag_bytes: Count = 0
     """Of the slowest client, while it catches up those of the log since it was in it."""
-    lag_seconds: float = 0.0
+    lag_seconds: Seconds = 0.0
     """Of the slowest client."""
-    catching_up: int = 0
-    min_sequence: int = 0
+    catching_up: Connections = 0
+    min_sequence: Count = 0
     """The lowest sequence from which a client may have to be caught up."""
 
 
@@ -238,21 +264,21 @@ class Report(_Message):
     """What a worker tells every second."""
 
     counts: WorkerCounts
-    active: int = 0
+    active: Connections = 0
     """Open connections that are not closing."""
-    closing: int = 0
+    closing: Connections = 0
     """Refused connections, and those told goodbye, that are still open."""
-    longest_turn_seconds: float = 0.0
+    longest_turn_seconds: Seconds = 0.0
     """Of the last minute."""
-    longest_turn_seconds_ever: float = 0.0
-    channels: dict[int, ChannelReport] = {}
+    longest_turn_seconds_ever: Seconds = 0.0
+    channels: Annotated[dict[int, ChannelReport], msgspec.Meta(max_length=4096)] = {}
 
 
 class ReportHistograms(_Message):
     """One feed's histograms by metric name, each as `observability.quantiles.Histogram.to_list` gives it."""
 
     feed: str
-    histograms: dict[str, list[int]]
+    histograms: dict[HistogramName, Annotated[list[Count], msgspec.Meta(max_length=quantiles.LIST_LENGTH_MAX)]]
 
 
 ToWorker: TypeAlias = (

@@ -20,17 +20,24 @@ class SharedCounter:
 
     @classmethod
     def create(cls) -> tuple["SharedCounter", int]:
-        """The number, 0 at first, and the descriptor for the other process, which the caller closes."""
+        """The number, 0 at first, and the descriptor for the other process, which the caller closes.
+
+        Raises:
+            OSError: it cannot be created.
+        """
         descriptor, mapping = memfile.create_shared("progress", _SIZE_BYTES)
         return cls(mapping), descriptor
 
     @classmethod
     def attach(cls, descriptor: int) -> "SharedCounter":
-        """The other process's view; takes the descriptor."""
-        try:
-            return cls(mmap.mmap(descriptor, _SIZE_BYTES))
-        finally:
-            os.close(descriptor)
+        """The other process's view; takes the descriptor.
+
+        Raises:
+            OSError: the memory cannot be mapped; the descriptor is still the caller's.
+        """
+        attached = cls(mmap.mmap(descriptor, _SIZE_BYTES))
+        os.close(descriptor)
+        return attached
 
     @property
     def value(self) -> int:

@@ -74,9 +74,9 @@ ORIGINAL: tuple[Metric, ...] = (
         "typha_log_errors",
         _C,
         (),
-        "Log lines that the hub failed to write; unlike in the original, without dropped lines.",
+        "Log lines that the hub or a worker failed to write; unlike in the original, without dropped lines.",
     ),
-    Metric("typha_logs_dropped", _C, (), "Log lines that the hub dropped because its queue was full."),
+    Metric("typha_logs_dropped", _C, (), "Log lines that the hub or a worker dropped because its queue was full."),
 )
 
 OURS: tuple[Metric, ...] = (
@@ -138,7 +138,26 @@ OURS: tuple[Metric, ...] = (
         "Objects that cannot be sent, or (`doubtful`) that are sent but may not mean what they say.",
     ),
     Metric(
+        "typha_objects_skipped",
+        _C,
+        ("kind", "reason"),
+        "Objects of a resource type that cannot be decoded, or that have no usable name.",
+    ),
+    Metric(
+        "typha_expensive_conversions_total",
+        _C,
+        ("kind",),
+        "Conversions of one object that took more than 100 ms of CPU time.",
+    ),
+    Metric("typha_conversions_waiting", _G, (), "Large objects whose newest state waits for its conversion."),
+    Metric(
         "typha_config_invalid_values", _G, (), "Invalid values of settings that were replaced by defaults at start."
+    ),
+    Metric(
+        "typha_shortages_total",
+        _C,
+        ("lacking",),
+        "Attempts that failed for lack of descriptors, memory or space, and are repeated, by what they were to make.",
     ),
     Metric("typha_tls_reload_failures_total", _C, (), "Changed TLS files that workers could not use."),
     Metric(

@@ -18,6 +18,8 @@ _LOWEST_EXPONENT = -20  # about a microsecond; smaller values count as zero
 _HIGHEST_EXPONENT = 30  # a gigabyte, or 34 years
 BUCKETS = (_HIGHEST_EXPONENT - _LOWEST_EXPONENT) * _BUCKETS_PER_OCTAVE + 1
 """Bucket 0 is for values below a microsecond. The last bucket also takes all larger values."""
+LIST_LENGTH_MAX = 2 + 2 * BUCKETS
+"""Of a histogram's `to_list`."""
 
 # frexp returns a mantissa in [1/2, 1) and an exponent one above log2's. Bucket 1 begins at the smallest value.
 _MANTISSA_FACTOR = 2 * _BUCKETS_PER_OCTAVE
@@ -77,8 +79,7 @@ class Histogram:
 
     def merge_list(self, flat: Sequence[int]) -> None:
         """Add the result of another histogram's `to_list`. Raises ValueError if the list is not one."""
-        if len(flat) < 2 or len(flat) % 2 or any(not 0 <= bucket < BUCKETS for bucket in flat[2::2]):
-            raise ValueError("not a histogram")
+        check_list(flat)
         self.count += flat[0]
         self.total += flat[1] / _SUM_UNITS
         self._add(list(zip(flat[2::2], flat[3::2], strict=True)))
@@ -102,7 +103,7 @@ class Histogram:
 
     def to_list(self) -> list[int]:
         """A flat list for another process: count, sum in millionths, then bucket and count for each bucket in use."""
-        flat = [self.count, round(self.total * _SUM_UNITS)]
+        flat = [self.count, max(0, round(self.total * _SUM_UNITS))]
         for bucket, count in _nonempty(self.buckets()):
             flat += (bucket, count)
         return flat
@@ -124,6 +125,12 @@ class Histogram:
         for bucket, count in counts:
             if self._current is not None:
                 self._current[bucket] += count
+
+
+def check_list(flat: Sequence[int]) -> None:
+    """Check a result of `Histogram.to_list` that came from another process. Raises ValueError if it is none."""
+    if not 2 <= len(flat) <= LIST_LENGTH_MAX or len(flat) % 2 or min(flat) < 0 or max(flat[2::2], default=0) >= BUCKETS:
+        raise ValueError("not a histogram")
 
 
 def _nonempty(buckets: list[int]) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 import uvloop
 
-from typha import settings
+from typha import open_files, settings
 from typha.ipc import link, messages
 from typha.observability import logs
 from typha.worker import server
@@ -32,7 +32,7 @@ async def _serve(config: messages.WorkerConfig, listener: socket.socket, link_en
     try:
         await server.serve(config, listener, link_end)
     except link.LinkBroken as error:
-        log.error("The hub is gone", error=str(error))
+        log.error("The link to the hub is broken", error=str(error))
         return EXIT_HUB_GONE
     except Exception:
         log.exception("Worker failed")
@@ -42,6 +42,7 @@ async def _serve(config: messages.WorkerConfig, listener: socket.socket, link_en
 
 def main(arguments: list[str]) -> int:
     """Runs a worker to its end; returns the exit code."""
+    open_files.raise_limit()
     listener = socket.socket(fileno=int(arguments[0]))
     link_end = socket.socket(fileno=int(arguments[1]))
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=messages.WorkerConfig)

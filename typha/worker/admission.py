@@ -5,14 +5,19 @@ given up. Snapshots are sent to a few clients at a time, so that those are soon 
 nothing but their pings. A client whose socket stays full is slow by itself, and keeps no slot from others.
 """
 
+import collections
+import math
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
+
+import structlog
 
 from cache.state import files
 from typha import clock
 from typha.worker import client, policy, poller, transport
 from typha.worker.channel import WorkerChannel
 
+_log = structlog.get_logger("typha.admission")
 _monotonic = clock.monotonic
 
 _OLDEST_EVERY = 4
@@ -21,42 +26,89 @@ client held forever."""
 _GIVEN_UP_AFTER_SECONDS = 1.0
 """A client that hung up after this much waiting gave up; before, its hello may say more about why."""
 _STUCK_LOOK_SECONDS = 0.02
-_CLOCK_EVERY = 8
-"""Hellos between two looks at the clock: less than a millisecond."""
+_COSTLY_MAX = 1000
+"""Addresses that are remembered for a costly hello."""
+_COSTLY_LINE_SECONDS = 1.0
+_ByHost: TypeAlias = collections.OrderedDict[str, dict[client.Client, int]]
+"""Connections and the poller's events by address. In both, the last one comes first."""
 
 
 class HelloQueue:
-    """Connections whose first bytes have arrived and are not read yet."""
+    """Connections whose first bytes have arrived and are not read yet.
 
-    def __init__(self) -> None:
-        self._unread: dict[client.Client, int] = {}
+    Addresses take turns: after one hello of an address come those of all others. An address whose hello was costly
+    waits until no other waits.
+    """
+
+    def __init__(self, limits: policy.Policy) -> None:
+        self._costly_seconds = limits.costly_hello_seconds
+        self._unread: _ByHost = collections.OrderedDict()
+        self._unread_of_costly: _ByHost = collections.OrderedDict()
+        self._costly: dict[str, None] = {}
+        """Addresses that have sent a costly hello, the latest last."""
+        self._logged_at = -math.inf
 
     def __len__(self) -> int:
-        return len(self._unread)
+        return sum(len(unread) for hosts in (self._unread, self._unread_of_costly) for unread in hosts.values())
+
+    def __bool__(self) -> bool:
+        return bool(self._unread or self._unread_of_costly)
 
     def add(self, newcomer: client.Client, pending: client.PendingHello, events: int) -> None:
         """The poller reports something to read; reporting it again does not change the order."""
-        pending.begin_queueing(_monotonic())
-        self._unread[newcomer] = events
+        host = pending.host
+        hosts = self._unread_of_costly if self._costly and host in self._costly else self._unread
+        unread = hosts.get(host)
+        if unread is None:
+            unread = hosts[host] = {}
+        if not pending.queued_at:
+            pending.begin_queueing(_monotonic())
+        unread[newcomer] = events
 
     def take(self, deadline: float) -> Iterator[tuple[client.Client, int, bool]]:
         """Connections to be read, newest first, until none is left or the deadline (monotonic seconds) has passed.
 
         At least one. With each come the poller's events, and whether the client has given up.
         """
-        until_clock = 1
-        while self._unread:
-            newcomer, events = self._unread.popitem()
-            now = _monotonic()
+        used = clock.cpu_seconds()
+        now = _monotonic()
+        while hosts := self._unread or self._unread_of_costly:
+            host = next(reversed(hosts))
+            unread = hosts[host]
+            newcomer, events = unread.popitem()
+            if not unread:
+                del hosts[host]
+            elif len(hosts) > 1:
+                hosts.move_to_end(host, last=False)
             if newcomer.hello is not None:
                 newcomer.hello.end_queueing(now)
             has_hung_up = bool(events & (poller.HANG_UP | poller.BROKEN))
             yield newcomer, events, has_hung_up and now - newcomer.connected_at > _GIVEN_UP_AFTER_SECONDS
-            until_clock -= 1
-            if not until_clock:
-                until_clock = _CLOCK_EVERY
-                if _monotonic() > deadline:
-                    return
+            begun, now = now, _monotonic()
+            if now - begun > self._costly_seconds:  # asking for the CPU time each time would cost too much
+                before, used = used, clock.cpu_seconds()
+                if used - before > self._costly_seconds:
+                    self._note_costly(host, newcomer, used - before)
+            if now > deadline:
+                return
+
+    def _note_costly(self, host: str, newcomer: client.Client, seconds: float) -> None:
+        now = _monotonic()
+        if now - self._logged_at > _COSTLY_LINE_SECONDS:
+            self._logged_at = now
+            _log.warning(
+                "A hello was costly, those of its address wait behind all others",
+                client=newcomer.address,
+                agent=newcomer.adapter.agent if newcomer.adapter else "",
+                cpu_seconds=round(seconds, 4),
+            )
+        if host in self._costly:
+            return
+        if len(self._costly) == _COSTLY_MAX:
+            del self._costly[next(iter(self._costly))]
+        self._costly[host] = None
+        if host in self._unread:
+            self._unread_of_costly[host] = self._unread.pop(host)
 
 
 class Admitted(NamedTuple):

@@ -245,7 +245,7 @@ class WorkerChannel:
             snapshots_begun=self.snapshots_begun,
             min_offset=min(lowest, lowest_block_offset),
             lag_bytes=max(0, self.log.end - slowest),
-            lag_seconds=max(lag_seconds),
+            lag_seconds=max(0.0, *lag_seconds),
             catching_up=len(lost),
             min_sequence=min([self._sequence_needed(lowest), *(reader.sequence for reader in lost)]),
         )

@@ -14,11 +14,18 @@ The record is grouped, and each group has one writer:
 from typing import TYPE_CHECKING, NamedTuple
 
 from cache.state import cursor
-from protocol import messages
+from protocol import errors, messages
 from typha.worker import protocol_adapters, transport
 
 if TYPE_CHECKING:
     from typha.worker.channel import WorkerChannel
+
+_PONGS_SPARE = 4
+"""Pongs that a client may send beyond its pings."""
+_READS_BEFORE_HELLO = 128
+"""Reads that a hello may take: one of 100 bytes may come byte by byte."""
+_READS_PER_LOOK = 16
+"""Reads without a whole message between two looks at a client. A pong takes one read, or two if its packet was cut."""
 
 
 class StatusNotice(NamedTuple):
@@ -37,9 +44,11 @@ class PendingHello:
     clock stands still.
     """
 
-    __slots__ = ("_charged_from", "is_shaking", "queued_at")
+    __slots__ = ("_charged_from", "host", "is_shaking", "queued_at")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, host: str = "") -> None:
+        self.host = host
+        """The peer's address without its port."""
         self._charged_from = now
         """From when the peer's time runs: the time of arrival plus all that it waited for us."""
         self.queued_at = 0.0
@@ -77,6 +86,8 @@ class Liveness:
         "_acked_bytes",
         "_acked_since_ping",
         "_overdue_since",
+        "_pongs_due",
+        "_reads_left",
         "_widest_window",
         "asked_at",
         "pinged_at",
@@ -102,6 +113,14 @@ class Liveness:
         """From when the pong is waited for without another sign of life, if that is later than `pinged_at`."""
         self._widest_window = 0
         """The most bytes that the peer's host has had room for."""
+        self._pongs_due = _PONGS_SPARE
+        """How many more pongs the client may send."""
+        self._reads_left = _READS_BEFORE_HELLO
+        """How many more times it may send bytes that complete no message."""
+
+    def note_pinged(self) -> None:
+        """A ping was sent, or will be as soon as the socket takes it. The client owes one pong more."""
+        self._pongs_due += 1
 
     def await_pong(self, now: float) -> None:
         """A ping was sent, or an acknowledgement is due instead. An older unanswered ping is the one that counts."""
@@ -112,11 +131,18 @@ class Liveness:
         self.probed_at, self.probed_offset = now, offset
 
     def excuse_pong(self) -> None:
-        """No pong is waited for: none can be read now, or another message answered."""
+        """No pong is waited for: another message answered."""
         self.pinged_at = 0.0
 
     def note_pong(self) -> float:
-        """A pong has arrived; returns when the ping that it answers was sent, 0.0 for none."""
+        """A pong has arrived; returns when the ping that it answers was sent, 0.0 for none.
+
+        Raises:
+            RemoteProtocolError: the client sends more pongs than it was sent pings.
+        """
+        self._pongs_due -= 1
+        if self._pongs_due < 0:
+            raise errors.RemoteProtocolError("more pongs than pings")
         asked_at = self.pinged_at or self.probed_at
         self.pinged_at = self.probed_at = 0.0
         return asked_at
@@ -124,6 +150,21 @@ class Liveness:
     def note_asked(self, now: float) -> None:
         """The client was pinged, or has just been seen to read."""
         self.asked_at = now
+        self._reads_left = _READS_PER_LOOK
+
+    def note_greeted(self) -> None:
+        """The hello is complete."""
+        self._reads_left = _READS_PER_LOOK
+
+    def note_incomplete_read(self) -> None:
+        """The client has sent bytes that complete no message: reading them costs more than sending them.
+
+        Raises:
+            RemoteProtocolError: it has done so too often.
+        """
+        self._reads_left -= 1
+        if self._reads_left < 0:
+            raise errors.RemoteProtocolError("too many pieces of a message")
 
     def restart_progress(self, now: float) -> None:
         """From now on the peer's host is expected to acknowledge bytes."""
@@ -195,7 +236,7 @@ class Client(cursor.Cursor):
         self.index = -1
         """Its place in the channel's live set; -1 elsewhere."""
         self.connected_at = now
-        self.hello: PendingHello | None = PendingHello(now)
+        self.hello: PendingHello | None = PendingHello(now, address.rpartition(":")[0])
         """None once the hello is complete, or the connection is closing."""
         self.liveness = Liveness(now)
         self.waiting = False

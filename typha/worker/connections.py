@@ -1,6 +1,7 @@
 """Connections: what clients say (first bytes, hello, pongs), what they are answered, and how connections end."""
 
 import errno
+import itertools
 import ssl
 from collections.abc import Callable
 from typing import TypeAlias
@@ -22,6 +23,13 @@ _READ_BYTES_LATER = 4 * 1024
 """After the hello there are only pongs: a peer that floods a worker with messages gets 2 ms of a turn, not 50."""
 _CLOSE_LINES_PER_SECOND = 20
 """Further ends of connections are counted and not logged: a storm must not spend its time on log lines."""
+_CONNECTION_BYTES = 1024
+"""What a connection without a hello takes, apart from bytes that it has sent: measured, a thousand take 1 MB."""
+_SAME_HOST_MAX = 16
+"""While there is no room, connections without a hello of an address that has more of them go first."""
+_LOOKS_FOR_ROOM = 64
+"""Connections that are looked at for one to be closed."""
+_RETRY_FULL_MILLISECONDS = 10_000
 _TAKES_NOTHING = {DisconnectReason.NO_PROGRESS, DisconnectReason.PONG_TIMEOUT}
 _QUIET_REASONS = {DisconnectReason.CLIENT_CLOSED, DisconnectReason.SHUTTING_DOWN, DisconnectReason.REBALANCED}
 
@@ -82,16 +90,97 @@ class Connections:
         """Clients without a complete hello, in order of arrival."""
         self.closing: dict[client.Client, None] = {}
         """Clients that were refused or told goodbye and are not closed yet, in that order."""
+        self._handshaking_hosts: dict[str, int] = {}
+        """How many of `handshaking` each address has."""
+        self._held: dict[client.Client, int] = {}
+        """Bytes of unfinished messages and handshakes; who began first comes first."""
+        self._held_bytes = 0
+        self.ended_unproven = 0
+        """Connections that have ended without a hello."""
 
     def withdraw(self, feeds: frozenset[str]) -> None:
         """From now on these feeds are unknown."""
         self.offer = self.offer._replace(feeds=self.offer.feeds - feeds)
 
-    def opened(self, newcomer: client.Client) -> None:
-        """A connection has been accepted."""
+    def opened(self, newcomer: client.Client, pending: client.PendingHello) -> None:
+        """A connection has been accepted. Without room for it, another one or the newcomer itself is closed."""
         self._stats.counts.accepted += 1
         self.handshaking[newcomer] = None
+        self._handshaking_hosts[pending.host] = self._handshaking_hosts.get(pending.host, 0) + 1
         self._poller.add(newcomer)
+        if len(self._poller.clients) > self._policy.connections_max:
+            self.make_room(newcomer, f"{self._policy.connections_max} connections are open, and no more may be")
+        elif self.unproven_bytes > self._policy.unproven_bytes_max:
+            self._free_memory(newcomer)
+
+    def _proved(self, current: client.Client) -> None:
+        """The connection counts as one without a hello no more: it has said hello, or is closing."""
+        pending, current.hello = current.hello, None
+        if pending is not None and current in self.handshaking:
+            del self.handshaking[current]
+            self._handshaking_hosts[pending.host] -= 1
+            if not self._handshaking_hosts[pending.host]:
+                del self._handshaking_hosts[pending.host]
+
+    # Room.
+
+    @property
+    def unproven_bytes(self) -> int:
+        """What connections take that have no hello, or have sent a part of a message."""
+        return len(self.handshaking) * _CONNECTION_BYTES + self._held_bytes
+
+    def hold(self, current: client.Client, count: int) -> None:
+        """The worker holds this many bytes for a message or handshake of the client that is not complete.
+
+        If all hold too much together, those are closed that began first: a real message is there at once.
+        """
+        before = self._held.get(current, 0)
+        if count == before:
+            return
+        self._held_bytes += count - before
+        if count:
+            self._held[current] = count
+        else:
+            del self._held[current]
+        if count > before and self.unproven_bytes > self._policy.unproven_bytes_max:
+            self._free_memory(current)
+
+    def _free_memory(self, newcomer: client.Client) -> None:
+        limit = self._policy.unproven_bytes_max
+        detail = f"unfinished hellos and messages take {limit} bytes, and may take no more"
+        while self._held and self.unproven_bytes > limit:
+            self.close(next(iter(self._held)), DisconnectReason.TOO_MANY_CONNECTIONS, detail=detail)
+        if self.unproven_bytes > limit:
+            self._close_silent(newcomer, detail)
+
+    def make_room(self, newcomer: client.Client | None, detail: str) -> None:
+        """Closes a connection that is refused already, else one without a hello that is silent, else the newcomer."""
+        if self.closing:
+            self._close_socket(next(iter(self.closing)))
+        else:
+            self._close_silent(newcomer, detail)
+
+    def _close_silent(self, newcomer: client.Client | None, detail: str) -> None:
+        """The oldest goes first, but an address with many connections without a hello loses them before others do."""
+        chosen = newcomer
+        for current in itertools.islice(self.handshaking, _LOOKS_FOR_ROOM):
+            pending = current.hello
+            if pending is None or pending.queued_at or current is newcomer:
+                continue
+            if self._handshaking_hosts[pending.host] > _SAME_HOST_MAX:
+                chosen = current
+                break
+            if chosen is newcomer:
+                chosen = current
+        if chosen is not None:
+            self.close(chosen, DisconnectReason.TOO_MANY_CONNECTIONS, detail=detail)
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether there is no place for another client; some are kept for connections without a hello."""
+        places = self._policy.connections_max
+        clients = len(self._poller.clients) - len(self.handshaking) - len(self.closing)
+        return clients >= places - max(1, int(places * self._policy.newcomers_share))
 
     # What clients say.
 
@@ -104,29 +193,29 @@ class Connections:
             self._close_socket(current)
             return None
         try:
-            limit = _READ_BYTES if current.channel is None else _READ_BYTES_LATER
-            data = self._transport.receive(current.socket, limit)
-        except transport.WriteFirst:
-            current.liveness.excuse_pong()  # its pong may be what cannot be read; its progress is watched instead
-            current.begin_waiting(_monotonic())
-            self._poller.watch_write_only(current)
-            return None
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            self.lost(current, error)
-            return None
-        if not data:
-            self.close(current, DisconnectReason.CLIENT_CLOSED)
-            return None
-        try:
-            return self._hear(current, data)
+            data = self._receive(current)
+            return self._hear(current, data) if data else None
         except errors.RemoteProtocolError as error:
             if error.reason is DisconnectReason.BAD_PREFACE:
                 self.close(current, error.reason, detail=str(error))
             else:
                 self.farewell(current, error.reason, text=str(error))
             return None
+
+    def _receive(self, current: client.Client) -> bytes:
+        """What has arrived; empty if that is nothing or the connection is closed now. Raises RemoteProtocolError."""
+        limit = _READ_BYTES if current.channel is None else _READ_BYTES_LATER
+        try:
+            data = self._transport.receive(current.socket, limit)
+        except BlockingIOError:  # a part of a TLS record
+            current.liveness.note_incomplete_read()
+            return b""
+        except OSError as error:
+            self.lost(current, error)
+            return b""
+        if not data:
+            self.close(current, DisconnectReason.CLIENT_CLOSED)
+        return data
 
     def _hear(self, current: client.Client, data: bytes) -> Greeted | None:
         """As `read`. Raises RemoteProtocolError."""
@@ -140,7 +229,9 @@ class Connections:
                 return None
             current.adapter = begun
         outcome: Greeted | None = None
+        is_complete = False
         for event in current.adapter.receive(data):
+            is_complete = True
             match event:
                 case protocol_adapters.Ponged():
                     self._note_pong(current)
@@ -153,17 +244,27 @@ class Connections:
                         outcome = event
             if current.is_closing():
                 return None
-        return outcome
+        if not is_complete:
+            current.liveness.note_incomplete_read()
+        part_bytes = current.adapter.pending_bytes
+        if part_bytes or current in self._held:
+            self.hold(current, part_bytes)
+        return None if current.is_closing() else outcome
 
     def _answer_hello(self, current: client.Client, event: Greeted) -> bool:
-        """Sends the answer to a good hello; False if the client has no room for it."""
+        """Sends the answer to a good hello; False if the client has no room for it, or there is none for the client."""
+        if current.hello is not None and self._is_full:
+            text = "this server has as many clients as it can serve"
+            refusal = protocol_adapters.Refused(DisconnectReason.TOO_MANY_CONNECTIONS, text, _RETRY_FULL_MILLISECONDS)
+            self._turn_away(current, refusal, answer=event.data)
+            return False
         is_subscribed = isinstance(event, protocol_adapters.Subscribed)
         if event.data and not self._send_control(
             current, event.data, DisconnectReason.NO_PROGRESS, ahead=is_subscribed
         ):
             return False
-        self.handshaking.pop(current, None)
-        current.hello = None
+        self._proved(current)
+        current.liveness.note_greeted()
         if is_subscribed:
             current.liveness.excuse_pong()
             current.become_held()
@@ -171,12 +272,15 @@ class Connections:
             current.liveness.await_pong(_monotonic())  # the acknowledgement is due within the pong timeout
         return True
 
-    def _turn_away(self, current: client.Client, refusal: protocol_adapters.Refused) -> None:
-        """Refuses a good hello: by a goodbye where the protocol has one, else by holding the connection for a while."""
+    def _turn_away(self, current: client.Client, refusal: protocol_adapters.Refused, *, answer: bytes = b"") -> None:
+        """Refuses a good hello: by a goodbye where the protocol has one, else by holding the connection for a while.
+
+        The `answer` to the hello, if it was made already, goes before the goodbye.
+        """
         farewell = current.adapter.goodbye(refusal) if current.adapter else b""
         if not farewell:
             self._refuse(current, refusal, self._policy.refusal_hold_seconds)
-        elif self._send_control(current, farewell, refusal.reason):
+        elif self._send_control(current, answer + farewell, refusal.reason):
             self._refuse(current, refusal, self._policy.goodbye_linger_seconds)
 
     def _note_pong(self, current: client.Client) -> None:
@@ -198,6 +302,7 @@ class Connections:
             if self._transport.owed(current.fd):
                 # The ping is sealed, and nothing may be sent before it: the client leaves the pass until it is sent.
                 current.owe(ping)
+                current.liveness.note_pinged()
                 if current.channel is not None and current.index >= 0:
                     current.channel.leave_live(current)
             if current.begin_waiting(_monotonic()):
@@ -209,6 +314,7 @@ class Connections:
         if sent != len(ping):
             self.close(current, DisconnectReason.NO_PROGRESS, detail="no room for a whole ping")
             return False
+        current.liveness.note_pinged()
         current.sent_at = _monotonic()
         return True
 
@@ -276,21 +382,23 @@ class Connections:
         self._close_socket(current)
 
     def close_overdue(self, now: float) -> None:
-        """Closes refused connections whose time is over."""
-        for current in list(self.closing):
-            if current.close_at <= now:
-                self._close_socket(current)
+        """Closes refused connections whose time is over, a limited number at once."""
+        overdue = [current for current in self.closing if current.close_at <= now]
+        for current in overdue[: self._policy.expired_at_a_time]:
+            self._close_socket(current)
 
     def _leave(self, current: client.Client, reason: DisconnectReason, detail: str) -> None:
         """From here on the connection counts no more, though its socket may live a little longer."""
         current.become_closing(reason)
-        current.hello = None
+        self.ended_unproven += current in self.handshaking
+        self._proved(current)
+        self.hold(current, 0)
         self._stats.note_disconnect(reason)
-        self.handshaking.pop(current, None)
         if current.channel is not None:
             current.channel.forget(current)
             current.channel.close_unread_snapshots()
         self.close_log.write(current, reason, detail)
+        current.adapter = None  # with what it holds of a message: the connection may be held for a while
 
     def _close_socket(self, current: client.Client) -> None:
         if not self._transport.release(current.fd):

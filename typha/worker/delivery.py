@@ -223,10 +223,7 @@ class Delivery:
         """The socket takes bytes again; the client is served in the time for sending, like all others."""
         if current.waiting:
             current.waiting = False
-            if self._slow_consumers.withdraw(current):
-                self._sending.append(current)  # TLS cannot read from it before it has sent what is sealed
-            else:
-                self._queue(current)
+            self._queue(current)
 
     def serve(self, current: client.Client) -> int:
         """Sends a client its share of what it reads, and moves on to what it reads next. Returns the bytes it took."""

@@ -1,56 +1,70 @@
 """TLS handshakes, in a thread of their own: one costs a millisecond, and clients come in thousands.
 
-The oldest connection first, and without those that have hung up when their turn comes: in a storm that takes longer
-than some clients wait, none starves, and nothing is done for a client that has given up. The wait is not counted as the
-client's time. Few handshakes are under way at once, because an unfinished one holds some 50 kB, and a finished one half
-of that. While steps run in the thread nothing else touches their connections: the poller is silent about them, and a
-close that is due waits until the steps end.
+The peers' addresses take turns, and of each address the oldest connection goes first, so that nobody is kept out by
+what another address sends. Connections that have hung up when their turn comes are passed over: nothing is done for a
+client that has given up. The wait is not counted as the client's time. Few handshakes are under way at once, because an
+unfinished one holds some 50 kB, and a finished one half of that. While steps run in the thread nothing else touches
+their connections: the poller is silent about them, and a close that is due waits until the steps end.
 """
 
 import asyncio
+import collections
 import concurrent.futures
 import ctypes
-import errno
-import ssl
-from collections import deque
+import socket
+from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
-
-import structlog
 
 from protocol.reasons import DisconnectReason
 from typha import clock
-from typha.worker import client, connections, policy, poller, tls, tls_transport
-
-_log = structlog.get_logger("typha.handshakes")
+from typha.worker import client, connections, handshake_steps, policy, poller, tls, tls_transport
 
 _TRIM_AFTER = 50
 """Handshakes after which memory is given back, once none is waiting."""
 _PLACES = 128
 """Handshakes under way before another one begins. Most of them wait for their peer: 5,000 agents whose two processes
 answered after 0.2 s were let in at 128 a second through 32 places, and twice as fast through these."""
+_HANDSHAKE_BYTES = 50_000
+"""What OpenSSL holds for an unfinished handshake. Together they are less than `Policy.unproven_bytes_max`."""
 _PLACE_SECONDS = 1.0
 """A peer that has not gone on for longer is slow by itself, and keeps no place from others."""
+_PLACE_SECONDS_MIN = 0.25
+"""The same while hardly any handshake is finished: 512 a second may begin, and stop."""
+_BEGUN_MAX = 1024
+"""Handshakes that have begun, with a place or without: some 50 MB. For another one, the address with the most loses the
+one that has been silent for longest."""
+_SILENT_SECONDS = 1.0
+"""A handshake with a more recent sign of life is not closed for another one."""
 _STEPS_AT_ONCE = 4
 """The way into the thread and back costs a tenth of a step. A close that is due waits for this many at most."""
 _CONTINUED_AT_ONCE = 3
 """Of these, while others may begin: peers that send a byte at a time must not keep all others out."""
 _LOOKS_AT_ONCE = 64
 """Connections looked at in one go: a fleet that has given up is closed in pieces of some 2 ms."""
-_NOT_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"}
-"""What OpenSSL finds when the first bytes are not TLS."""
 
 
-class Verdict(NamedTuple):
-    """How far a step has brought a handshake."""
+class _Queue:
+    """Connections whose step may run. Addresses take turns; the oldest of each goes first."""
 
-    wants_write: bool = False
-    done: bool = False
-    reason: DisconnectReason | None = None
-    detail: str = ""
+    def __init__(self) -> None:
+        self._by_host: OrderedDict[str, deque[client.Client]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._by_host)
+
+    def add(self, current: client.Client) -> None:
+        self._by_host.setdefault(_host(current), deque()).append(current)
+
+    def take(self) -> client.Client:
+        host, waiting = self._by_host.popitem(last=False)
+        current = waiting.popleft()
+        if waiting:
+            self._by_host[host] = waiting
+        return current
 
 
-Step: TypeAlias = Callable[[ssl.SSLSocket, tls.ClientTls], Verdict]
+def _host(current: client.Client) -> str:
+    return current.address.rpartition(":")[0]
 
 
 class TlsHandshakes:
@@ -70,7 +84,7 @@ class TlsHandshakes:
         limits: policy.Policy,
         *,
         guarded: Callable[[Callable[[], None]], None],
-        take_step: Step,
+        take_step: handshake_steps.Step,
     ) -> None:
         self.contexts = contexts
         self._poller = client_poller
@@ -81,15 +95,20 @@ class TlsHandshakes:
         self._given_up_after_seconds = limits.handshake_given_up_seconds
         self._loop = asyncio.get_running_loop()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tls-handshake")
-        self._done_since_trim = 0
-        self._new: deque[client.Client] = deque()
-        """Connections whose first step may run; the oldest first."""
-        self._continued: deque[client.Client] = deque()
+        self._ended_since_trim = 0
+        self._new = _Queue()
+        """Connections whose first step may run."""
+        self._continued = _Queue()
         """Connections whose next step may run."""
-        self._under_way: dict[client.Client, float] = {}
-        """Connections that have taken a step, and when the last one was; the latest last."""
-        self._slow: dict[client.Client, None] = {}
-        """Connections that have taken a step and hold no place any more."""
+        self._begun: dict[client.Client, handshake_steps.Handshake] = {}
+        """Connections that have taken a step."""
+        self._begun_by_host: collections.Counter[str] = collections.Counter()
+        self._places: dict[client.Client, float] = {}
+        """Those that hold a place, and when the last step was; the latest last."""
+        self._slow: dict[client.Client, float] = {}
+        """Those that hold no place any more, and when the last step was; the latest last."""
+        self._finishing = 1.0
+        """The share of recent handshakes that got through, roughly: 0.0 to 1.0."""
 
     def begin(self, newcomer: client.Client, pending: client.PendingHello) -> None:
         """A connection has been accepted."""
@@ -100,35 +119,34 @@ class TlsHandshakes:
         """The connection has bytes or room: the next step of its handshake may run."""
         if not pending.queued_at:
             pending.begin_queueing(clock.monotonic())
-            has_begun = current in self._under_way or current in self._slow
-            (self._continued if has_begun else self._new).append(current)
+            (self._continued if current in self._begun else self._new).add(current)
         self._next()
 
     def _next(self) -> None:
         if self._transport.stepping:
             return
-        self._free_places()
-        batch: list[tuple[client.Client, ssl.SSLSocket]] = []
+        now = clock.monotonic()
+        self._free_places(now)
+        batch: dict[client.Client, handshake_steps.Handshake] = {}
         for _ in range(_LOOKS_AT_ONCE):
             if len(batch) == _STEPS_AT_ONCE:
                 break
-            may_begin = bool(self._new) and len(self._under_way) < _PLACES
+            may_begin = bool(self._new) and len(self._places) < _PLACES
             if self._continued and (len(batch) < _CONTINUED_AT_ONCE or not may_begin):
-                current = self._continued.popleft()
-            elif may_begin:
-                current = self._new.popleft()
+                current = self._continued.take()
+            elif may_begin and self._has_room(now):
+                current = self._new.take()
             else:
                 break  # no connection is left, or there is no place
-            self._under_way.pop(current, None)
-            self._slow.pop(current, None)
             if current.hello is None:  # closed
-                continue
-            if self._has_given_up(current, current.hello):
+                self._forget(current)
+            elif self._has_given_up(current, current.hello):
                 detail = "while it waited for its TLS handshake"
                 self._connections.close(current, DisconnectReason.CLIENT_CLOSED, detail=detail)
-            elif isinstance(current.socket, ssl.SSLSocket):
-                self._under_way[current] = clock.monotonic()
-                batch.append((current, current.socket))
+                self._forget(current)
+            elif isinstance(current.socket, socket.socket):
+                self._take_place(current, now)
+                batch[current] = self._begun.get(current) or self._begin(current, current.socket)
         else:
             if not batch:
                 self._loop.call_soon(self._guarded, self._next)
@@ -139,42 +157,93 @@ class TlsHandshakes:
         waited_seconds = clock.monotonic() - pending.queued_at
         return waited_seconds > self._given_up_after_seconds and self._poller.has_hung_up(current)
 
-    def _free_places(self) -> None:
-        """Places are in order of the last step, so the first recent one ends the look."""
-        for current, stepped_at in list(self._under_way.items()):
-            if not current.is_closing() and clock.monotonic() - stepped_at < _PLACE_SECONDS:
-                return
-            del self._under_way[current]
-            self._slow[current] = None
+    def _take_place(self, current: client.Client, now: float) -> None:
+        self._places.pop(current, None)
+        self._slow.pop(current, None)
+        self._places[current] = now
 
-    def _begin_steps(self, batch: list[tuple[client.Client, ssl.SSLSocket]]) -> None:
-        self._transport.stepping = frozenset(current.fd for current, _ in batch)
-        sockets = [connection for _, connection in batch]
-        steps = self._loop.run_in_executor(self._thread, self._take_steps, sockets, self.contexts.client_tls)
+    def _free_places(self, now: float) -> None:
+        """Places are in order of the last step, so the first recent one ends the look."""
+        patience_seconds = max(_PLACE_SECONDS_MIN, _PLACE_SECONDS * self._finishing)
+        for current, stepped_at in list(self._places.items()):
+            if current.is_closing():
+                self._forget(current)
+            elif now - stepped_at < patience_seconds:
+                return
+            else:
+                del self._places[current]
+                self._slow[current] = stepped_at
+                if current.hello is not None and not current.hello.queued_at:
+                    self._finishing -= self._finishing / 64
+
+    def _has_room(self, now: float) -> bool:
+        """Whether one more handshake may begin, for which another one may have to go."""
+        if len(self._begun) < _BEGUN_MAX:
+            return True
+        host, _ = self._begun_by_host.most_common(1)[0]
+        for current, stepped_at in self._slow.items():
+            if now - stepped_at < _SILENT_SECONDS:
+                return False
+            if _host(current) == host and current.hello is not None and not current.hello.queued_at:
+                detail = "the TLS handshake is not done, and others wait"
+                self._connections.close(current, DisconnectReason.HANDSHAKE_TIMEOUT, detail=detail)
+                self._forget(current)
+                return True
+        return False
+
+    def _forget(self, current: client.Client) -> None:
+        """The handshake has come to its end, if it had begun."""
+        self._places.pop(current, None)
+        self._slow.pop(current, None)
+        if self._begun.pop(current, None) is not None:
+            host = _host(current)
+            self._begun_by_host[host] -= 1
+            if not self._begun_by_host[host]:
+                del self._begun_by_host[host]
+            self._ended_since_trim += 1
+
+    def _begin(self, newcomer: client.Client, connection: socket.socket) -> handshake_steps.Handshake:
+        begun = self._begun[newcomer] = handshake_steps.Handshake(connection, self.contexts.make_session)
+        self._begun_by_host[_host(newcomer)] += 1
+        return begun
+
+    def _begin_steps(self, batch: dict[client.Client, handshake_steps.Handshake]) -> None:
+        self._transport.stepping = frozenset(current.fd for current in batch)
+        handshakes = list(batch.values())
+        steps = self._loop.run_in_executor(self._thread, self._take_steps, handshakes, self.contexts.client_tls)
         steps.add_done_callback(lambda future: self._guarded(lambda: self._stepped(batch, future.result())))
 
-    def _stepped(self, batch: list[tuple[client.Client, ssl.SSLSocket]], verdicts: list[Verdict]) -> None:
+    def _stepped(
+        self, batch: dict[client.Client, handshake_steps.Handshake], verdicts: list[handshake_steps.Verdict]
+    ) -> None:
         self._transport.stepping = frozenset()
-        for (current, connection), verdict in zip(batch, verdicts, strict=True):
-            self._under_way.pop(current, None)
+        now = clock.monotonic()
+        for (current, handshake), verdict in zip(batch.items(), verdicts, strict=True):
             if current.hello is None:  # closed meanwhile
+                self._forget(current)
                 continue
-            current.hello.end_queueing(clock.monotonic())
+            current.hello.end_queueing(now)
             if verdict.reason is not None:
                 self._connections.close(current, verdict.reason, detail=verdict.detail)
-            elif verdict.done:
+                self._forget(current)
+            elif verdict.done and handshake.session is not None:
                 current.hello.is_shaking = False
-                self._done_since_trim += 1
-                self._transport.opened(connection)
+                self._connections.hold(current, 0)
+                self._transport.opened(current.socket, handshake.session, handshake.unsent)
                 self._poller.watch_read(current)
+                self._forget(current)
+                self._finishing += (1.0 - self._finishing) / 32  # it may have lost its place before
             else:
-                self._under_way[current] = clock.monotonic()
+                self._take_place(current, now)
                 self._poller.watch_handshake(current, wants_write=verdict.wants_write)
+                self._connections.hold(current, _HANDSHAKE_BYTES)
         self._next()
 
-    def _take_steps(self, batch: list[ssl.SSLSocket], client_tls: tls.ClientTls) -> list[Verdict]:
+    def _take_steps(
+        self, batch: list[handshake_steps.Handshake], client_tls: tls.ClientTls
+    ) -> list[handshake_steps.Verdict]:
         """In the thread: one step of each."""
-        return [self._take_step(connection, client_tls) for connection in batch]
+        return [self._take_step(handshake, client_tls) for handshake in batch]
 
     def look_after(self) -> None:
         """To be called several times a second: begins handshakes that waited for a place, and gives memory back.
@@ -183,10 +252,12 @@ class TlsHandshakes:
         clients that came together.
         """
         self._next()
-        for current in [current for current in self._slow if current.is_closing()]:
-            del self._slow[current]
-        if self._done_since_trim >= _TRIM_AFTER and not self._new and not self._transport.stepping:
-            self._done_since_trim = 0
+        if self._transport.stepping:
+            return
+        for current in [current for current in self._begun if current.is_closing()]:
+            self._forget(current)
+        if self._ended_since_trim >= _TRIM_AFTER and not self._new:
+            self._ended_since_trim = 0
             self._thread.submit(_trim)
 
     def close(self) -> None:
@@ -199,30 +270,3 @@ def _trim() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def take_step(connection: ssl.SSLSocket, client_tls: tls.ClientTls) -> Verdict:
-    """In the thread: as much of the handshake as is possible without waiting."""
-    try:
-        connection.do_handshake()
-        client_tls.check_peer(connection.getpeercert() or {})
-    except ssl.SSLWantReadError:
-        return Verdict()
-    except ssl.SSLWantWriteError:
-        return Verdict(wants_write=True)
-    except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError) as error:
-        return Verdict(reason=DisconnectReason.CLIENT_CLOSED, detail=f"in the TLS handshake: {error}")
-    except (OSError, tls.PeerRefused) as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOTCONN:  # reset before it was accepted
-            return Verdict(reason=DisconnectReason.CLIENT_CLOSED)
-        return Verdict(reason=DisconnectReason.TLS_FAILED, detail=_describe(error))
-    except Exception as error:  # one connection's defect must not harm the others (docs/architecture.md, rule 4)
-        _log.exception("Defect in a TLS handshake", error=str(error))
-        return Verdict(reason=DisconnectReason.SERVER_ERROR, detail=str(error))
-    return Verdict(done=True)
-
-
-def _describe(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS:
-        return "the first bytes are not TLS"
-    return str(error)

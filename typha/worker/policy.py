@@ -10,6 +10,8 @@ from typha.ipc import messages
 
 _SEALED_SNAPSHOT_UNSENT_BYTES = 512 * 1024
 """More made no difference next to the cost of TLS."""
+_UNPROVEN_BYTES_MAX_WITH_TLS = 64 * 1024 * 1024
+"""Room for some 1,300 unfinished handshakes."""
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,12 +44,26 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     says more about their end."""
     accept_batch: int = 64
     """Connections accepted in one turn, some 2 ms; between turns another worker may take the next."""
+    accept_seconds: float = 0.005
+    """How long one turn may accept, if connections must be closed to make room for others."""
+    connections_max: int = 1 << 20
+    """Connections that may be open. `typha.open_files` computes it from the limit of open files."""
+    newcomers_share: float = 0.125
+    """The part of them that is kept for connections without a hello, and for those that are being refused."""
+    unproven_bytes_max: int = 32 * 1024 * 1024
+    """What connections without a hello, unfinished handshakes and unfinished messages may take together. A real hello
+    has 0.1 to 0.5 kB, and is there at once."""
     out_of_resources_pause_seconds: float = 1.0
     """How long no connection is accepted after the process has run out of descriptors."""
     over_share_pause_seconds: float = 0.05
     """How long a worker with more connections than its share leaves new ones to the others."""
     hello_seconds: float = 0.004
     """How long one turn may answer hellos: a storm of them must not keep deliveries waiting."""
+    read_seconds: float = 0.005
+    """How long one turn may read from clients: as long as it may send."""
+    costly_hello_seconds: float = 0.005
+    """A hello that takes more CPU time than this is logged, and its address waits behind all others from then on. The
+    usual one takes 0.1 ms."""
 
     # Sending: docs/decisions/delivery.md, docs/decisions/sockets.md.
     max_frame_bytes: int = 16 * 1024 * 1024
@@ -56,8 +72,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     pass_seconds: float = 0.005
     """How long one turn may send before reads, pings and accepts get their time."""
     send_bytes: int = 256 * 1024
-    """What one client outside the live set is sent before it is the next one's turn. At least one TLS record, because
-    what is sealed must be offered again whole."""
+    """What one client outside the live set is sent before it is the next one's turn. At least what TLS
+    seals at a time, because that must be offered again whole."""
 
     # Snapshots: docs/decisions/storms-are-paced.md, docs/decisions/snapshots-for-felix.md.
     snapshot_fresh_seconds: float = messages.SNAPSHOT_FRESH_SECONDS
@@ -129,5 +145,8 @@ def from_settings(configured: settings.Settings) -> Policy:
     if not configured.server_key_file:
         return limits
     return msgspec.structs.replace(
-        limits, snapshot_unsent_bytes=_SEALED_SNAPSHOT_UNSENT_BYTES, snapshot_send_bytes=limits.send_bytes
+        limits,
+        snapshot_unsent_bytes=_SEALED_SNAPSHOT_UNSENT_BYTES,
+        snapshot_send_bytes=limits.send_bytes,
+        unproven_bytes_max=_UNPROVEN_BYTES_MAX_WITH_TLS,
     )

@@ -9,7 +9,7 @@ import errno
 import select
 import socket
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Generic, Protocol, TypeVar
 
 from typha.worker import transport
@@ -71,8 +71,6 @@ class AnyPoller(Protocol[ClientT]):
 
     def watch_read(self, client: ClientT) -> None: ...
 
-    def watch_write_only(self, client: ClientT) -> None: ...
-
     def watch_handshake(self, client: ClientT, *, wants_write: bool) -> None: ...
 
     def watch_end(self, client: ClientT) -> None: ...
@@ -90,12 +88,10 @@ class Poller(Generic[ClientT]):
         listener: socket.socket,
         *,
         notsent_lowat_bytes: int,
-        wrap: Callable[[socket.socket], socket.socket] | None = None,
     ) -> None:
         self._epoll = select.epoll()
         self._listener = listener
         self._listener_fd = listener.fileno()
-        self._wrap = wrap
         self._listening = False
         self._notsent_lowat_bytes = notsent_lowat_bytes
         self.clients: dict[int, ClientT] = {}
@@ -152,7 +148,6 @@ class Poller(Generic[ClientT]):
                 raise
             try:
                 self._set_options(connection)
-                connection = self._wrap(connection) if self._wrap else connection
             except OSError:  # reset between the handshake and here
                 connection.close()
                 continue
@@ -198,11 +193,6 @@ class Poller(Generic[ClientT]):
         """Watches for reading only, after a handshake."""
         client.watching_write = False
         self._epoll.modify(client.fd, READ)
-
-    def watch_write_only(self, client: ClientT) -> None:
-        """Watches for writing only, because nothing can be read before; until the next `watch_write`."""
-        client.watching_write = True
-        self._epoll.modify(client.fd, WRITE)
 
     def watch_handshake(self, client: ClientT, *, wants_write: bool) -> None:
         """Reports once that a step can be taken; after that nothing, not even a hang-up."""

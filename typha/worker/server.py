@@ -6,16 +6,20 @@ A turn works for a few milliseconds at most, then lets the loop turn once.
 """
 
 import asyncio
+import contextlib
+import itertools
 import math
 import os
 import random
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
+import msgspec
 import structlog
 
 from protocol import reasons
-from typha import clock, settings
+from typha import clock, open_files, settings
 from typha.ipc import link, messages, shared_counters
 from typha.observability import logs
 from typha.worker import (
@@ -24,6 +28,7 @@ from typha.worker import (
     client,
     connections,
     delivery,
+    handshake_steps,
     handshakes,
     keepalive,
     policy,
@@ -32,6 +37,7 @@ from typha.worker import (
     tls,
     tls_transport,
     transport,
+    trimming,
 )
 from typha.worker.channel import Channels, WorkerChannel
 from typha.worker.stats import WorkerStats
@@ -47,6 +53,10 @@ workers a quarter less than its share of 2,000 connections."""
 _CHORES_SECONDS = 0.25
 """Deadlines are checked at least this often. Other work by the clock joins the same wake-ups, which cost more than
 it."""
+_TRIM_AFTER = 250
+"""Connections that end without a hello until memory is given back: the C library keeps what they have freed."""
+_TRIM_SECONDS = 10.0
+"""The least time between two times that memory is given back."""
 _DRAIN_TIME_SHARE = 0.95
 """Of the time for draining: the last client leaves within it (docs/reference/typha-behaviour.md, section 8)."""
 _DRAIN_JITTER = 0.05
@@ -54,6 +64,22 @@ _DEFECT_LINES_PER_SECOND = 20
 """A peer that finds a way to a defect must not fill the log. Each defect is counted as `server-error`."""
 _DRAIN_RETRY_MILLISECONDS = 500
 _LINGER_LOOK_SECONDS = 0.02
+_SHORTAGE_PAUSE_SECONDS = 0.1
+_SHORTAGE_LINE_SECONDS = 60.0
+_SHORTAGE_GIVE_WAY = 4
+"""Connections without a hello that are closed for a message of the hub: a segment of the log takes four descriptors."""
+
+
+class _Unmapped(Exception):
+    """A file of the hub cannot be mapped for lack of memory or descriptors."""
+
+
+@contextlib.contextmanager
+def _mapping() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, MemoryError) as error:
+        raise _Unmapped(str(error) or type(error).__name__) from error
 
 
 class Server:
@@ -67,7 +93,7 @@ class Server:
         link_end: socket.socket,
         *,
         contexts: tls.Contexts | None = None,
-        take_step: handshakes.Step = handshakes.take_step,
+        take_step: handshake_steps.Step = handshake_steps.take_step,
         client_poller: poller.AnyPoller[client.Client] | None = None,
         bytes_through: transport.Transport | None = None,
     ) -> None:
@@ -85,7 +111,6 @@ class Server:
         self.poller: poller.AnyPoller[client.Client] = client_poller or poller.Poller(
             listener,
             notsent_lowat_bytes=limits.notsent_lowat_bytes,
-            wrap=contexts.wrap if contexts is not None else None,
         )
         through_tls = tls_transport.TlsTransport() if contexts is not None else None
         self.transport: transport.Transport = bytes_through or through_tls or transport.PlainTransport()
@@ -105,7 +130,10 @@ class Server:
         )
         self.keepalive = keepalive.Keepalive(limits, self.poller, self.transport, self.connections, self.stats)
         self.channels = Channels(self._link, limits)
-        self._hellos = admission.HelloQueue()
+        self._hellos = admission.HelloQueue(limits)
+        self._unheard: dict[client.Client, int] = {}
+        """Clients that have said something which there was no time to read, with the poller's events; the oldest
+        first."""
         self._next_id = config.number << _ID_BITS
         self._turn_scheduled = False
         self._chores_at = self._report_at = _monotonic()
@@ -114,9 +142,15 @@ class Server:
         self._share = 1 << 31
         """Connections above which none is accepted."""
         self._accept_batch = limits.accept_batch
+        self._hub_waits = False
+        """What the hub has said is not taken for a moment, for lack of descriptors or memory."""
+        self._shortage_line_at = 0.0
         self._publishes_heard = 0
         self._publishes_sent: shared_counters.SharedCounter | None = None
         """How many of them have been sent to all clients that keep up; the hub reads it."""
+        self._trim_at_ends = _TRIM_AFTER
+        """How many connections have ended without a hello when memory is given back next."""
+        self._trimmed_at = -math.inf
         self._drain: messages.Drain | None = None
         self._drain_begun = asyncio.Event()
         self._finished = asyncio.Event()
@@ -124,7 +158,7 @@ class Server:
         self._failure: Exception | None = None
 
     def _make_handshakes(
-        self, contexts: tls.Contexts, through_tls: tls_transport.TlsTransport, take_step: handshakes.Step
+        self, contexts: tls.Contexts, through_tls: tls_transport.TlsTransport, take_step: handshake_steps.Step
     ) -> handshakes.TlsHandshakes:
         return handshakes.TlsHandshakes(
             contexts,
@@ -194,45 +228,80 @@ class Server:
         self._hear_hub()
         self._schedule_turn()
 
-    def _hear_hub(self) -> None:
-        for message, descriptors in self._link.receive():
-            match message:
-                case messages.Publish():
-                    self._publish(message)
-                case messages.NoteStatus():
-                    self.channels[message.channel].note_status(message.offset, message.status)
-                case messages.AddSegment():
-                    log = self.channels[message.channel].log
+    def _hear_hub(self) -> bool:
+        """Takes what the hub has said. False if something must wait for descriptors or memory; it is tried again."""
+        if self._hub_waits:
+            return False
+        try:
+            for message, descriptors in self._link.receive():
+                try:
+                    self._take(message, descriptors)
+                except _Unmapped as error:
+                    self._link.put_back(message, descriptors)
+                    raise link.Starved(str(error)) from error
+        except link.Starved as error:
+            self._let_hub_wait(error)
+        return not self._hub_waits
+
+    def _let_hub_wait(self, error: link.Starved) -> None:
+        """The hub's messages stay where they are for a moment. Connections without a hello give way to them."""
+        self.stats.counts.shortages += 1
+        now = _monotonic()
+        if now >= self._shortage_line_at:
+            self._shortage_line_at = now + _SHORTAGE_LINE_SECONDS
+            open_connections = len(self.poller.clients)
+            _log.error("Cannot take the hub's messages for now", error=str(error), connections=open_connections)
+        for oldest in list(itertools.islice(self.connections.handshaking, _SHORTAGE_GIVE_WAY)):
+            self.connections.close(oldest, reasons.DisconnectReason.TOO_MANY_CONNECTIONS)
+        self._hub_waits = True
+        self._loop.remove_reader(self._link.fileno())
+        self._loop.call_later(_SHORTAGE_PAUSE_SECONDS, self._guarded, self._hear_hub_again)
+
+    def _hear_hub_again(self) -> None:
+        self._hub_waits = False
+        self._loop.add_reader(self._link.fileno(), self._guarded, self._link_readable)
+        self._link_readable()  # a message that was put back makes no socket readable
+
+    def _take(self, message: messages.ToWorker, descriptors: list[int]) -> None:
+        match message:
+            case messages.Publish():
+                self._publish(message)
+            case messages.NoteStatus():
+                self.channels[message.channel].note_status(message.offset, message.status)
+            case messages.AddSegment():
+                log = self.channels[message.channel].log
+                with _mapping():
                     log.add_segment(message.base, message.size_bytes, *descriptors)
-                case messages.OfferSnapshot():
-                    [message.snapshot.descriptor] = descriptors
-                    channel = self.channels[message.channel]
-                    channel.set_snapshot(message.snapshot, _monotonic())
-                    self.delivery.snapshot_arrived(channel)
-                case messages.TrimLog():
-                    self._trim(self.channels[message.channel], message.before_offset)
-                case messages.SendBlock():
-                    [message.block.descriptor] = descriptors
-                    for reader in self.catch_up.arrived(self.channels[message.channel], message.block):
-                        self.delivery.go_on(reader)
-                case messages.RefuseBlock():
-                    channel = self.channels[message.channel]
-                    for reader in self.catch_up.refused(channel, message.from_sequence):
-                        self.delivery.cannot_catch_up(channel, reader)
-                case messages.OpenChannel():
-                    self.channels.opened(message)
-                case messages.CloseChannel():
-                    self._close_channel(self.channels[message.channel])
-                case messages.WithdrawFeeds():
-                    self._withdraw(frozenset(message.feeds))
-                case messages.LimitConnections():
-                    self._share = message.connections
-                    self._accept_batch = max(1, self._policy.accept_batch // _ACCEPT_LESS_AMONG_OTHERS)
-                case messages.ShareCounter():
+            case messages.OfferSnapshot():
+                [message.snapshot.descriptor] = descriptors
+                channel = self.channels[message.channel]
+                channel.set_snapshot(message.snapshot, _monotonic())
+                self.delivery.snapshot_arrived(channel)
+            case messages.TrimLog():
+                self._trim(self.channels[message.channel], message.before_offset)
+            case messages.SendBlock():
+                [message.block.descriptor] = descriptors
+                for reader in self.catch_up.arrived(self.channels[message.channel], message.block):
+                    self.delivery.go_on(reader)
+            case messages.RefuseBlock():
+                channel = self.channels[message.channel]
+                for reader in self.catch_up.refused(channel, message.from_sequence):
+                    self.delivery.cannot_catch_up(channel, reader)
+            case messages.OpenChannel():
+                self.channels.opened(message)
+            case messages.CloseChannel():
+                self._close_channel(self.channels[message.channel])
+            case messages.WithdrawFeeds():
+                self._withdraw(frozenset(message.feeds))
+            case messages.LimitConnections():
+                self._share = message.connections
+                self._accept_batch = max(1, self._policy.accept_batch // _ACCEPT_LESS_AMONG_OTHERS)
+            case messages.ShareCounter():
+                with _mapping():
                     self._publishes_sent = shared_counters.SharedCounter.attach(*descriptors)
-                case messages.Drain():
-                    self._drain = message
-                    self._drain_begun.set()
+            case messages.Drain():
+                self._drain = message
+                self._drain_begun.set()
 
     def _publish(self, message: messages.Publish) -> None:
         self._publishes_heard += 1
@@ -308,11 +377,12 @@ class Server:
         begun = _monotonic()
         if begun >= self._chores_at:
             self._do_chores(begun)
-        if self._hear_clients() and self._drain is None:
+        if self._hear_clients(begun + self._policy.read_seconds) and self._drain is None:
             self._accept()
         if self._hellos:
             # A newcomer may come from another worker, and must not be served less than it has been sent there.
             self._hear_hub()
+        if self._hellos and not self._hub_waits:
             for newcomer, events, has_given_up in self._hellos.take(_monotonic() + self._policy.hello_seconds):
                 if not has_given_up:
                     self._client_event(newcomer, events)
@@ -327,17 +397,28 @@ class Server:
         """False for a client that was closed by what happened to another one in this turn."""
         return self.poller.clients.get(current.fd) is current
 
-    def _hear_clients(self) -> bool:
-        """Reads from clients that have said hello, and queues the others; whether connections wait to be accepted."""
+    def _hear_clients(self, deadline: float) -> bool:
+        """Reads from clients that have said hello, and queues the others; whether connections wait to be accepted.
+
+        At least one client is heard. Those that are not come first in the next turn, which follows at once, because
+        the poller still has something to report.
+        """
         ready, waiting = self.poller.poll()
+        unheard = self._unheard
         for current, events in ready:
             pending = current.hello
             if pending is None:
-                self._client_event(current, events)
+                unheard[current] = events  # keeps its place if it has one
             elif pending.is_shaking and self._handshakes is not None:
                 self._handshakes.ready(current, pending)
             else:
                 self._hellos.add(current, pending, events)
+        self._unheard = {}
+        in_turn = iter(unheard.items())
+        for current, events in in_turn:
+            self._client_event(current, events)
+            if _monotonic() > deadline:
+                self._unheard = dict(in_turn)
         return waiting
 
     def _client_event(self, current: client.Client, events: int) -> None:
@@ -374,13 +455,12 @@ class Server:
             self._pause_accepting(self._policy.over_share_pause_seconds)
             return
         now = _monotonic()
+        deadline = now + self._policy.accept_seconds
         for _ in range(self._accept_batch):
             try:
                 accepted = self.poller.accept()
             except poller.OutOfResources as error:
-                self.stats.accept_failures += 1
-                _log.error("Cannot accept connections for now", error=str(error), open=len(self.poller.clients))
-                self._pause_accepting(self._policy.out_of_resources_pause_seconds)
+                self._out_of_resources(error)
                 return
             if accepted is None:
                 return
@@ -388,9 +468,20 @@ class Server:
             connection, address = accepted
             slot = self.keepalive.choose_slot()
             newcomer = client.Client(connection, address, number=self._next_id, slot=slot, now=now)
-            self.connections.opened(newcomer)
+            if newcomer.hello is not None:
+                self.connections.opened(newcomer, newcomer.hello)
             if self._handshakes is not None and newcomer.hello is not None:
                 self._handshakes.begin(newcomer, newcomer.hello)
+            if _monotonic() > deadline:
+                return
+
+    def _out_of_resources(self, error: poller.OutOfResources) -> None:
+        """The reserve of descriptors is used up after all: connections without a hello make room for the service."""
+        self.stats.accept_failures += 1
+        _log.error("Cannot accept connections for now", error=str(error), open=len(self.poller.clients))
+        for _ in range(self._policy.accept_batch):
+            self.connections.make_room(None, str(error))
+        self._pause_accepting(self._policy.out_of_resources_pause_seconds)
 
     def _pause_accepting(self, seconds: float) -> None:
         self.poller.listen(False)
@@ -416,6 +507,10 @@ class Server:
             self._handshakes.contexts.refresh(now)
             self._handshakes.look_after()
             self.stats.counts.tls_reload_failures = self._handshakes.contexts.failures
+        if self.connections.ended_unproven >= self._trim_at_ends and now - self._trimmed_at > _TRIM_SECONDS:
+            self._trim_at_ends = self.connections.ended_unproven + _TRIM_AFTER
+            self._trimmed_at = now
+            threading.Thread(target=trimming.trim, name="trim", daemon=True).start()
         if now >= self._report_at - chores_seconds / 2:  # the nearest of the chores' times
             self._report_at = max(self._report_at + interval_seconds, now)
             self._report()
@@ -426,6 +521,7 @@ class Server:
             return  # the hub has not read the last report yet; the next one says the same and more
         now = _monotonic()
         self.catch_up.tidy()
+        self.stats.note_log_lines()
         self.stats.turns.rotate(now)
         closing = len(self.connections.closing)
         self._link.send(
@@ -487,4 +583,10 @@ async def serve(config: messages.WorkerConfig, listener: socket.socket, link_end
     configured = settings.from_dict(config.settings)
     client_tls = tls.from_settings(configured, os.environ)
     contexts = tls.Contexts(client_tls) if client_tls is not None else None
-    await Server(config, policy.from_settings(configured), listener, link_end, contexts=contexts).run()
+    limit = open_files.raise_limit()
+    connections_max = open_files.connections_max(
+        configured, feeds=len(config.feeds), with_hub=config.number == 0, limit=limit
+    )
+    _log.info("Ready for connections", at_most=connections_max, open_files_limit=limit)
+    limits = msgspec.structs.replace(policy.from_settings(configured), connections_max=connections_max)
+    await Server(config, limits, listener, link_end, contexts=contexts).run()

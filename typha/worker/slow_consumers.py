@@ -58,10 +58,6 @@ class SlowConsumers:
         """The client's socket takes bytes; it is sent some in its turn."""
         self._queue.setdefault(current, _monotonic())
 
-    def withdraw(self, current: client.Client) -> bool:
-        """The client no longer waits for its turn; returns whether it did."""
-        return self._queue.pop(current, None) is not None
-
     def note_pass(self, now: float, *, bytes_each: int, clients: int) -> None:
         """A pass has sent this much to each of the up-to-date clients."""
         self._live_until = now + _LIVE_SECONDS

@@ -1,16 +1,24 @@
 """What a worker counts: plain integers on the hot path, one report a second to the hub."""
 
+from typing import Final
+
 from protocol import reasons
 from typha import clock
 from typha.ipc import messages
-from typha.observability import loop_latency, quantiles
+from typha.observability import logs, loop_latency, quantiles
 
-PING_SECONDS = "typha_ping_latency"
-SNAPSHOT_SECONDS = "typha_client_snapshot_send_secs"
-LATENCY_SECONDS = "typha_client_latency_secs"
-WRITE_SECONDS = "typha_client_write_latency_secs"
-UPDATES_PER_MESSAGE = "typha_kvs_per_msg"
-HISTOGRAMS = (PING_SECONDS, SNAPSHOT_SECONDS, LATENCY_SECONDS, WRITE_SECONDS, UPDATES_PER_MESSAGE)
+PING_SECONDS: Final = "typha_ping_latency"
+SNAPSHOT_SECONDS: Final = "typha_client_snapshot_send_secs"
+LATENCY_SECONDS: Final = "typha_client_latency_secs"
+WRITE_SECONDS: Final = "typha_client_write_latency_secs"
+UPDATES_PER_MESSAGE: Final = "typha_kvs_per_msg"
+HISTOGRAMS: tuple[messages.HistogramName, ...] = (
+    PING_SECONDS,
+    SNAPSHOT_SECONDS,
+    LATENCY_SECONDS,
+    WRITE_SECONDS,
+    UPDATES_PER_MESSAGE,
+)
 """The histograms of a feed, by the names of their metrics."""
 
 
@@ -39,7 +47,12 @@ class WorkerStats:
     def note_disconnect(self, reason: reasons.DisconnectReason) -> None:
         """A connection has ended."""
         disconnects = self.counts.disconnects
-        disconnects[reason.value] = disconnects.get(reason.value, 0) + 1
+        disconnects[reason] = disconnects.get(reason, 0) + 1
+
+    def note_log_lines(self) -> None:
+        """What became of the lines of this process's log."""
+        self.counts.log_errors = logs.COUNTERS.errors
+        self.counts.log_lines_dropped = logs.COUNTERS.dropped
 
     def histograms(self, now: float) -> list[messages.ReportHistograms]:
         """Those of feeds that have had values; values that have left their window are dropped."""

@@ -5,7 +5,6 @@ that cannot be used is logged and counted, and the old files stay in use.
 """
 
 import os
-import socket
 import ssl
 from collections.abc import Mapping
 
@@ -13,6 +12,7 @@ import msgspec
 import structlog
 
 from typha import settings
+from typha.worker import tls_session
 
 _log = structlog.get_logger("typha.tls")
 
@@ -91,7 +91,7 @@ class ClientTls(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a verified certificate may connect: its CN or one of its URI SANs is exactly the configured one.
 
         Args:
-            certificate: what `ssl.SSLSocket.getpeercert` gives.
+            certificate: what `ssl.SSLObject.getpeercert` gives.
 
         Raises:
             PeerRefused: it may not.
@@ -187,16 +187,13 @@ class Contexts:
         self._fingerprint = client_tls.fingerprint()
         self._looked_at = 0.0
         self.current = client_tls.make_context()
+        self._sessions = tls_session.Sessions()
         self.failures = 0
         """Changes of the files that could not be used."""
 
-    def wrap(self, connection: socket.socket) -> ssl.SSLSocket:
-        """The same descriptor as the server's end of TLS; nothing is sent or received yet.
-
-        Raises:
-            OSError: the connection is gone, and has been closed.
-        """
-        return self.current.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+    def make_session(self) -> tls_session.Session:
+        """The server's end of a new connection. To be called in one thread."""
+        return self._sessions.make(self.current)
 
     def refresh(self, now: float) -> None:
         """Reads the files again if they have changed since the last check, some seconds ago."""

@@ -1,8 +1,8 @@
 """Sending and receiving through TLS, on the same non-blocking sockets.
 
-OpenSSL seals a record before it sends it. If the socket then takes only a part, none of the bytes count as sent. But
-other bytes in their place would be lost without an error, and fewer are fatal: what is `owed` must be offered again.
-Here nothing else is offered until it has been sent.
+A record that has been sealed must be sent, whole and before all others. If the socket takes only a part of what was
+sealed, the rest is kept, and none of its data counts as sent: what is `owed` must be offered again, and is not sealed
+again.
 """
 
 import contextlib
@@ -10,18 +10,43 @@ import errno
 import os
 import socket
 import ssl
-import struct
 
-from typha.worker import transport
+from protocol import errors
+from typha import clock
+from typha.worker import tls_session, transport
 
-RECORD_BYTES = 16 * 1024
-"""The largest record of TLS."""
-_NUMBER = struct.Struct("=i")
-OFFER_BYTES = 4 * RECORD_BYTES
-"""What OpenSSL gets in one call, and splits into records: a call for each record cost a tenth of a storm. If the socket
-takes less, all of it counts as not sent, and is offered again."""
-_OFFERS_AT_ONCE = 4
+RECORD_BYTES = tls_session.RECORD_BYTES
+OFFER_BYTES = 2 * RECORD_BYTES
+"""What is sealed and sent in one call: a call for each record cost a tenth of a storm. It is also the most that is kept
+for a client whose socket is full."""
+_OFFERS_AT_ONCE = 8
 """As much as `Policy.send_bytes`, which with TLS is also one client's turn in a snapshot."""
+_RECEIVED_BYTES = 4 * 1024
+"""What OpenSSL gets in one read: at most 186 records, of which those without data cost most, about a millisecond."""
+_OVERHEAD_BYTES = 32
+"""What a record needs beside its data."""
+_WITHOUT_DATA_BYTES = 32 * 1024
+"""What a peer may send in `_WITHOUT_DATA_SECONDS` beside its data: twice the largest record, of which the beginning may
+have arrived. An agent sends nothing without data; the smallest record without it has 27 bytes."""
+_WITHOUT_DATA_SECONDS = 60.0
+_ANSWERS_BYTES = 16 * 1024
+"""What is kept of OpenSSL's own answers while the socket is full."""
+
+
+class _Secured:
+    """A connection after its handshake."""
+
+    __slots__ = ("connection", "counted_since", "kept", "owed", "session", "without_data_bytes")
+
+    def __init__(self, connection: transport.Connection, session: tls_session.AnySession, kept: bytes) -> None:
+        self.connection = connection
+        self.session = session
+        self.kept = kept
+        """Sealed, and not taken by the socket yet."""
+        self.owed = 0
+        """How many bytes of data that is, apart from OpenSSL's answers."""
+        self.without_data_bytes = 0
+        self.counted_since = 0.0
 
 
 class TlsTransport:
@@ -33,30 +58,29 @@ class TlsTransport:
     def __init__(self) -> None:
         self.stepping: frozenset[int] = frozenset()
         """Descriptors of connections whose handshake takes a step in another thread."""
-        self._sockets: dict[int, ssl.SSLSocket] = {}
-        self._owed: dict[int, int] = {}
+        self._secured: dict[int, _Secured] = {}
         self._buffer = bytearray(OFFER_BYTES)
         self._view = memoryview(self._buffer)
 
-    def opened(self, connection: ssl.SSLSocket) -> None:
-        """The handshake is done."""
-        self._sockets[connection.fileno()] = connection
+    def opened(self, connection: transport.Connection, session: tls_session.AnySession, unsent: bytes = b"") -> None:
+        """The handshake is done, apart from its last bytes that the socket has not taken."""
+        self._secured[connection.fileno()] = _Secured(connection, session, unsent)
 
     def write(self, descriptor: int, data: bytes | memoryview, /) -> int:
         """Seals and sends until the socket is full or a turn is over."""
-        connection = self._sockets[descriptor]
-        if len(data) <= OFFER_BYTES and descriptor not in self._owed:
-            return self._send(connection, descriptor, data)
+        secured = self._secured[descriptor]
+        sent = self._send_kept(secured, len(data)) if secured.kept else 0
+        if not sent and len(data) <= OFFER_BYTES:
+            return self._send(secured, data)
         view = memoryview(data)
-        sent = 0
         for _ in range(_OFFERS_AT_ONCE):
+            if sent == len(view):
+                break
             try:
-                sent += self._send(connection, descriptor, self._next_offer(descriptor, view[sent:]))
+                sent += self._send(secured, view[sent : sent + OFFER_BYTES])
             except BlockingIOError:
                 if not sent:
                     raise
-                break
-            if sent == len(view):
                 break
         return sent
 
@@ -66,85 +90,106 @@ class TlsTransport:
 
     def send_file(self, descriptor: int, file_descriptor: int, position: int, count: int, /) -> int:
         """The same with a file's bytes."""
-        connection = self._sockets[descriptor]
-        sent = 0
+        secured = self._secured[descriptor]
+        sent = self._send_kept(secured, count) if secured.kept else 0
         for _ in range(_OFFERS_AT_ONCE):
-            owed = self._owed.get(descriptor, 0)
-            if owed > count - sent:
-                raise _too_few(count - sent, owed)
-            part = self._view[: owed or min(OFFER_BYTES, count - sent)]
+            if sent == count:
+                break
+            part = self._view[: min(OFFER_BYTES, count - sent)]
             read = os.preadv(file_descriptor, [part], position + sent)
             try:
-                sent += self._send(connection, descriptor, part[:read])
+                sent += self._send(secured, part[:read])
             except BlockingIOError:
                 if not sent:
                     raise
                 break
-            if sent == count:
-                break
         return sent
 
-    def _next_offer(self, descriptor: int, view: memoryview) -> memoryview:
-        owed = self._owed.get(descriptor, 0)
-        if owed > len(view):
-            raise _too_few(len(view), owed)
-        return view[: owed or OFFER_BYTES]
+    def _send_kept(self, secured: _Secured, offered: int) -> int:
+        """Sends what is kept; returns how many of the offered bytes that was. BlockingIOError if something is left."""
+        if secured.owed > offered:
+            raise OSError(errno.EPROTO, f"{offered} bytes offered where {secured.owed} are sealed")
+        secured.kept = secured.kept[secured.connection.send(secured.kept) :]
+        if secured.kept:
+            raise BlockingIOError
+        owed, secured.owed = secured.owed, 0
+        return owed
 
-    def _send(self, connection: ssl.SSLSocket, descriptor: int, offer: bytes | memoryview) -> int:
+    def _send(self, secured: _Secured, offer: bytes | memoryview) -> int:
         try:
-            sent = connection.send(offer)
-        except ssl.SSLWantWriteError as error:
-            self._owed[descriptor] = len(offer)
-            raise BlockingIOError from error
+            sealed = secured.session.seal(offer)
         except ssl.SSLError:
             # Only a hostile peer makes a write wait, for the rest of a message that it cut in pieces.
-            self._break(descriptor)
+            self._break(secured)
             raise
-        if self._owed:
-            self._owed.pop(descriptor, None)
-        return sent
+        try:
+            sent = secured.connection.send(sealed)
+        except BlockingIOError:
+            sent = 0
+        if sent != len(sealed):
+            secured.kept, secured.owed = sealed[sent:], len(offer)
+            raise BlockingIOError
+        return len(offer)
 
     def receive(self, connection: transport.Connection, count: int, /) -> bytes:
-        """The next record's bytes, whatever the count: epoll cannot see a part that is left inside TLS.
+        """All data of the records that have arrived, whatever the count: epoll cannot see what is left inside TLS."""
+        secured = self._secured[connection.fileno()]
+        received = connection.recv(_RECEIVED_BYTES)
+        if not received:
+            return b""
+        opened = secured.session.open(received)
+        if opened.answer:
+            self._answer(secured, opened.answer)
+        if opened.error is not None:
+            self._break(secured)
+            raise opened.error
+        self._count(secured, len(received) - len(opened.data) - opened.records * _OVERHEAD_BYTES)
+        if opened.ended:
+            if not opened.data:
+                return b""
+            connection.shutdown(socket.SHUT_RD)  # the next read says so, too, and there is one
+        if not opened.data:
+            raise BlockingIOError
+        return opened.data
 
-        Nothing is read while bytes are owed: OpenSSL answers a key update inside the read, which fails if a record is
-        in the way.
-        """
-        if connection.fileno() in self._owed:
-            (number,) = _NUMBER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR, _NUMBER.size))
-            if number:
-                raise OSError(number, os.strerror(number))
-            raise transport.WriteFirst
-        try:
-            return connection.recv(RECORD_BYTES)
-        except ssl.SSLWantReadError as error:
-            raise BlockingIOError from error
-        except ssl.SSLWantWriteError as error:
-            raise transport.WriteFirst from error
-        except ssl.SSLError:
-            self._break(connection.fileno())
-            raise
+    @staticmethod
+    def _answer(secured: _Secured, answer: bytes) -> None:
+        """OpenSSL's own answers go out now, or behind what is kept."""
+        if not secured.kept:
+            try:
+                answer = answer[secured.connection.send(answer) :]
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # the next read or write fails, too
+        secured.kept += answer
+        if len(secured.kept) > OFFER_BYTES + _ANSWERS_BYTES:
+            raise errors.RemoteProtocolError("too many TLS records that want an answer, of which none is read")
+
+    @staticmethod
+    def _count(secured: _Secured, without_data_bytes: int) -> None:
+        now = clock.monotonic()
+        if now - secured.counted_since > _WITHOUT_DATA_SECONDS:
+            secured.counted_since, secured.without_data_bytes = now, 0
+        secured.without_data_bytes = max(0, secured.without_data_bytes + without_data_bytes)
+        if secured.without_data_bytes > _WITHOUT_DATA_BYTES:
+            raise errors.RemoteProtocolError("too many TLS records without data")
 
     def owed(self, descriptor: int, /) -> int:
-        """Bytes that OpenSSL was offered and has not sent completely."""
-        return self._owed.get(descriptor, 0)
+        """Bytes of data that are sealed and kept."""
+        secured = self._secured.get(descriptor)
+        return secured.owed if secured is not None else 0
 
-    def _break(self, descriptor: int) -> None:
+    def _break(self, secured: _Secured) -> None:
         """OpenSSL must not be called for this connection any more."""
-        self._sockets.pop(descriptor, None)
-        self._owed.pop(descriptor, None)
+        self._secured.pop(secured.connection.fileno(), None)
 
     def release(self, descriptor: int, /) -> bool:
         """Sends the end of the stream if possible, and forgets the descriptor; False while a handshake step runs."""
         if descriptor in self.stepping:
             return False
-        connection = self._sockets.pop(descriptor, None)
-        if self._owed.pop(descriptor, 0) or connection is None:
-            return True
-        with contextlib.suppress(OSError, ValueError):  # it wants to wait for the peer's answer
-            connection.unwrap()
+        secured = self._secured.pop(descriptor, None)
+        if secured is not None and not secured.kept:
+            with contextlib.suppress(OSError):  # it goes without
+                secured.connection.send(secured.session.end())
         return True
-
-
-def _too_few(offered: int, owed: int) -> OSError:
-    return OSError(errno.EPROTO, f"{offered} bytes offered where {owed} are sealed")

@@ -41,13 +41,13 @@ class Connection(Protocol):
         """Sets an option."""
         ...
 
+    def shutdown(self, how: int, /) -> None:
+        """Ends one direction, or both."""
+        ...
+
     def close(self) -> None:
         """The descriptor's number is free from here on."""
         ...
-
-
-class WriteFirst(BlockingIOError):
-    """Nothing can be received before the socket takes bytes again."""
 
 
 class Transport(Protocol):
@@ -66,7 +66,11 @@ class Transport(Protocol):
         ...
 
     def receive(self, connection: Connection, count: int, /) -> bytes:
-        """Bytes that have arrived; empty at the end of the stream."""
+        """Bytes that have arrived, about `count` at most; empty at the end of the stream.
+
+        Raises:
+            RemoteProtocolError: the peer sends too much that brings none.
+        """
         ...
 
     def owed(self, descriptor: int, /) -> int:

@@ -68,7 +68,7 @@ def members(event: objects.ObjectEvent) -> dict[str, Any]:
     """
     try:
         return _decode_members(event.raw or b"")
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConversionError("invalid-object", str(error)) from error
 
 
@@ -85,7 +85,7 @@ def typed(decoder: msgspec.json.Decoder[T], event: objects.ObjectEvent) -> T:
             if _NULL not in str(error):
                 raise
         return decoder.decode(_encode(_without_nulls(members(event))))
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConversionError("invalid-object", str(error)) from error
 
 

@@ -37,12 +37,7 @@ class Real:
     @contextlib.asynccontextmanager
     async def open_testbed(self, agents: int, public_agents: int) -> AsyncIterator[testbed.Testbed]:
         """A service and agents that are in sync."""
-        plan = testbed.TestbedPlan(
-            folder=self.settings.folder,
-            kubeconfig=self.kubeconfig,
-            types=writer.TYPES,
-            agents=supervisor.SwarmPlan(feed=self.settings.feed, agents=agents, public_agents=public_agents),
-        )
+        plan = supervisor.SwarmPlan(feed=self.settings.feed, agents=agents, public_agents=public_agents)
 
         async def api_counters() -> measure.Metrics | None:
             try:
@@ -50,7 +45,9 @@ class Real:
             except OSError:  # the API server is down
                 return None
 
-        async with testbed.open_testbed(plan, self.screen, api_counters=api_counters) as running:
+        async with testbed.open_testbed(
+            self.settings.folder, self.kubeconfig, plan, self.screen, types=writer.TYPES, api_counters=api_counters
+        ) as running:
             await running.in_sync()
             yield running
 
@@ -66,7 +63,7 @@ async def open_real(settings: fixture.Settings, screen: dashboard.Dashboard) -> 
     control = control_plane.ControlPlane(settings.folder / "control-plane")
     await asyncio.to_thread(control.start)
     try:
-        access = kubeconfig.load(control.kubeconfig)
+        access = await kubeconfig.load(control.kubeconfig)
         host, _, port = access.server.rpartition("/")[2].rpartition(":")
         async with (
             relay.Relay(host, int(port)) as between,

@@ -1,14 +1,17 @@
 """The writer and the reader of a log: the reader sees exactly what was published, and finds every frame."""
 
+import contextlib
+import errno
 import os
 import random
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cache.state import log
+from cache.state import log, memfile
 from protocol import encoding
 from tests.harness import channel_harness
 
@@ -219,3 +222,59 @@ def test_only_the_writer_changes_a_segment(file: str) -> None:
     writer.append([encoding.EncodedFrame(b"goes on", 2)])
     assert os.pread(writer.segments[0].descriptor, 12, 0) == b"framegoes on"
     writer.close()
+
+
+@pytest.mark.parametrize("failing_call", range(6))
+def test_a_batch_for_which_no_segment_can_be_made_is_appended_later_as_a_whole(failing_call: int) -> None:
+    before = channel_harness.open_descriptors()
+    writer = log.LogWriter(segment_bytes=100)
+    writer.append([encoding.EncodedFrame(b"first" * 10, 1)])
+    batch = [encoding.EncodedFrame(bytes([number]) * 60, number) for number in range(2, 6)]
+    create = memfile.create_empty
+    calls = 0
+
+    def creates(name: str) -> int:
+        nonlocal calls
+        calls += 1
+        if calls == failing_call + 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return create(name)
+
+    opened = channel_harness.open_descriptors()
+    with mock.patch.object(memfile, "create_empty", creates), pytest.raises(OSError, match="Too many open files"):
+        writer.append(batch)
+    assert channel_harness.open_descriptors() == opened
+    assert (writer.end, writer.sequence, len(writer.segments)) == (50, 1, 1)
+    begun = writer.append(batch)
+    assert [segment.base for segment in begun] == [50, 110, 170, 230]
+    assert (writer.end, writer.sequence) == (290, 5)
+    assert [os.pread(segment.descriptor, 100, 0)[: segment.used] for segment in begun] == [one.data for one in batch]
+    writer.close()
+    assert channel_harness.open_descriptors() == before
+
+
+def test_a_segment_that_cannot_be_mapped_is_added_later() -> None:
+    before = channel_harness.open_descriptors()
+    writer = log.LogWriter(segment_bytes=100)
+    [segment] = writer.append([encoding.EncodedFrame(b"frame", 1)])
+    reader = log.LogReader()
+    numbers = os.dup(segment.descriptor), os.dup(segment.index_descriptor)
+    map_readonly = memfile.map_readonly
+
+    def no_memory(*_: object) -> memoryview:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    for failing in range(2):
+        results = [map_readonly] * failing + [no_memory]
+        maps = mock.patch.object(memfile, "map_readonly", lambda *given, results=results: results.pop(0)(*given))
+        with maps, contextlib.suppress(OSError):  # pytest.raises would keep the traceback, and with it the mapping
+            reader.add_segment(segment.base, segment.size, *numbers)
+        assert results == []
+        assert repr(reader) == "<LogReader 0..0 segments=0>"
+    reader.add_segment(segment.base, segment.size, *numbers)
+    reader.publish(writer.end, 1)
+    assert bytes(reader.view(0)) == b"frame"
+    reader.close()
+    writer.close()
+    del reader
+    assert channel_harness.open_descriptors() == before

@@ -88,3 +88,23 @@ def test_a_shared_file_is_writable_by_both_and_has_a_fixed_size() -> None:
     mapping.close()
     os.close(descriptor)
     assert channel_harness.open_descriptors() == before
+
+
+def test_a_held_descriptor_is_closed_at_the_end_of_the_last_hold() -> None:
+    before = channel_harness.open_descriptors()
+    held = memfile.create_empty("test")
+    memfile.hold(held)
+    memfile.hold(held)
+    memfile.close(held)
+    assert os.fstat(held).st_size == 0
+    memfile.release(held)
+    assert os.fstat(held).st_size == 0
+    memfile.release(held)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(held)
+    kept = memfile.create_empty("test")
+    memfile.hold(kept)
+    memfile.release(kept)
+    assert os.fstat(kept).st_size == 0
+    memfile.close(kept)
+    assert channel_harness.open_descriptors() == before

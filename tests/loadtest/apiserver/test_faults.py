@@ -133,6 +133,54 @@ async def test_broken_lists(api: Api, simulator: Simulator) -> None:
     assert (await api.get(PODS))[0] == 200
 
 
+@pytest.mark.parametrize("path", [PODS, resources.WIDGETS.path])
+async def test_bad_objects_in_lists(api: Api, simulator: Simulator, path: str) -> None:
+    simulator.store.install(resources.WIDGETS)
+    simulator.inject(Fault(kind=FaultKind.BAD_OBJECT, count=1))
+    (_, bad), (_, good) = [await api.get(path) for _ in range(2)]  # Python's decoder takes half a surrogate pair
+    assert bad["items"].pop(0)["metadata"]["name"] == "bad"
+    assert bad["items"] == good["items"]
+
+
+async def test_bad_events_do_not_end_the_stream(api: Api, simulator: Simulator) -> None:
+    async with api.watch(PODS, resourceVersion=simulator.store.version) as watch:
+        simulator.inject(Fault(kind=FaultKind.BAD_EVENT))
+        simulator.store.create(resources.PODS, pod("whole"))
+        assert await watch.names(2) == ["MODIFIED bad", "ADDED whole"]
+
+
+async def test_lists_without_end(api: Api, simulator: Simulator) -> None:
+    simulator.inject(Fault(kind=FaultKind.ENDLESS_LIST))
+    tokens, token = set(), ""
+    for _ in range(5):
+        _, page = await api.get(PODS, limit=3, **({"continue": token} if token else {}))
+        assert len(page["items"]) == 3
+        token = page["metadata"]["continue"]
+        tokens.add(token)
+    assert len(tokens) == 5
+    simulator.clear_faults()
+    assert (await api.get(PODS, **{"continue": token}))[0] == 400
+
+
+async def test_compressed_lists(api: Api, simulator: Simulator) -> None:
+    simulator.inject(Fault(kind=FaultKind.COMPRESSED, count=1))
+    encodings = []
+    for _ in range(2):
+        async with api.session.get(api.url + PODS, headers={"Accept-Encoding": "identity"}) as response:
+            encodings.append(response.headers.get("Content-Encoding"))
+            assert len((await response.json())["items"]) == 10
+    assert encodings == ["gzip", None]
+
+
+async def test_dripping_lists(api: Api, simulator: Simulator) -> None:
+    simulator.inject(Fault(kind=FaultKind.DRIP, delay_seconds=0.001))
+    async with asyncio.timeout(PATIENCE_SECONDS), api.session.get(api.url + PODS) as response:
+        received = b""
+        while not received.endswith(b" " * 20):
+            received += await response.content.readany()
+    assert received.startswith(b'{"kind":"PodList"')
+
+
 async def test_compaction_makes_every_resumption_too_old(api: Api, simulator: Simulator) -> None:
     version = simulator.store.version
     async with api.watch(PODS, resourceVersion=version) as watch:

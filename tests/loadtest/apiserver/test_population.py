@@ -6,8 +6,9 @@ import json
 import pytest
 
 from loadtest.apiserver import resources
-from loadtest.apiserver.population import Maker, Population, generate, populate
+from loadtest.apiserver.population import CALICO_RESOURCES, Maker, Population, generate, populate
 from loadtest.apiserver.store import Store
+from loadtest.environment import calico_crds
 
 SMALL = Population(nodes=7, pods=200, namespaces=3, services=5, widgets=4)
 
@@ -61,3 +62,20 @@ def test_fat_pods() -> None:
     assert 3500 < min(sizes) <= max(sizes) < 4500
     labels = maker.pod(0)["metadata"]["labels"]
     assert all(len(value) <= 63 for value in labels.values())
+
+
+def test_types_and_objects_of_a_cluster_with_calico() -> None:
+    store = Store()
+    for resource in resources.BUILT_IN:
+        store.install(resource)
+    populate(store, Population(nodes=1, pods=0, namespaces=1, services=0, widgets=0, calico=True), seed=0)
+    assert {resource.kind for resource in CALICO_RESOURCES.values()} <= {kind.name for kind in calico_crds.KINDS}
+    assert set(CALICO_RESOURCES.values()) <= set(store.resources())
+    assert store.count(CALICO_RESOURCES["IPPool"]) == 1
+    assert b"projectcalico.org/IPv4Address" in next(iter(store.objects(resources.NODES).values()))
+
+
+def test_names_of_the_types() -> None:
+    assert CALICO_RESOURCES["BlockAffinity"].path == "/apis/projectcalico.org/v3/blockaffinities"
+    assert CALICO_RESOURCES["NetworkSet"].namespaced
+    assert not CALICO_RESOURCES["IPPool"].namespaced

@@ -10,7 +10,7 @@ from loadtest.bench.bare import greeting, sources
 from loadtest.environment import kubeconfig, measurement, processes
 from loadtest.reporting import report
 from loadtest.swarm import control, supervisor
-from loadtest.verification import calico_expected_state, expected_state, proof
+from loadtest.verification import convergence, expected_state
 from protocol import messages
 
 AGENTS = 12
@@ -75,13 +75,13 @@ async def test_its_agents_hold_the_api_servers_state(protocol: control.Protocol,
                 assert window.deliveries >= 50 * AGENTS
                 assert window.latency.total >= 50 * AGENTS
                 assert window.peak_bytes > 0
-                async with expected_state.ApiClient(kubeconfig.load(simulator.kubeconfig)) as client:
+                async with expected_state.ApiClient(await kubeconfig.load(simulator.kubeconfig)) as client:
 
                     async def expected() -> expected_state.ExpectedState:
                         if setup.is_calico:
-                            return await calico_expected_state.read(client, setup.feed)
+                            return await client.read_calico_state(setup.feed)
                         return await client.read_state(expected_state.specs(processes.SIMULATED_TYPES))
 
-                    verdict = await proof.when_quiet(swarm, expected, timeout_seconds=30)
+                    verdict = await convergence.when_quiet(swarm, expected, timeout_seconds=30)
                 assert verdict.converged == AGENTS, verdict.line()
                 assert swarm.totals().protocol_errors == []

@@ -36,7 +36,7 @@ def read(
     cache: definition_cache.DefinitionCache,
     *,
     step: int = 1 << 20,
-    limits: decoder.Limits = decoder.CLIENT_LIMITS,
+    limits: decoder.Limits = decoder.HELLO_LIMITS,
 ) -> list[object]:
     """The decoded values up to the end or the first error, then the decoder's types and pending bytes."""
     reader = decoder.Decoder(codec.ENVELOPE, codec.CLIENT_MESSAGE_TYPES, limits=limits, cache=cache)
@@ -81,7 +81,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 def test_a_full_cache_does_not_change_the_result(
     data: bytes, earlier: list[bytes], step: int, message_bytes: int
 ) -> None:
-    limits = decoder.Limits(message_bytes=message_bytes)
+    limits = decoder.Limits(message_bytes=message_bytes, skipped_values=1024)
     cache = definition_cache.DefinitionCache()
     for stream in [*STREAMS, *earlier]:
         read(stream, cache)
@@ -108,7 +108,7 @@ def test_the_number_and_size_of_entries_are_limited() -> None:
     cache = definition_cache.DefinitionCache()
     tables = [types.EMPTY]
     for number in range(definition_cache.MAX_ENTRIES + 1):
-        tables.append(types.Table({}, {}, 100))
+        tables.append(types.Table({}, {}, 100, 0))
         cache.add(definition_cache.Entry(types.EMPTY, b"", b"definition %d" % number, True, tables[-1]))
     found = [
         cache.find(types.EMPTY, b"", 0, buffer=b"definition %d" % number, start=0) is not None
@@ -118,6 +118,6 @@ def test_the_number_and_size_of_entries_are_limited() -> None:
     long = b"x" * (definition_cache.MAX_ENTRY_BYTES + 1)
     cache.add(definition_cache.Entry(types.EMPTY, b"", long, True, tables[-1]))
     assert cache.find(types.EMPTY, b"", 0, buffer=long, start=0) is None
-    large_table = types.Table({}, {}, definition_cache.MAX_ENTRY_BYTES + 1)
+    large_table = types.Table({}, {}, definition_cache.MAX_ENTRY_BYTES + 1, 0)
     cache.add(definition_cache.Entry(types.EMPTY, b"", b"y", True, large_table))
     assert cache.find(types.EMPTY, b"", 0, buffer=b"y", start=0) is None

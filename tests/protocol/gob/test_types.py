@@ -57,17 +57,24 @@ def test_invalid_definitions(definition: str) -> None:
         types.EMPTY.extend(64, bytes.fromhex(definition))
 
 
-def test_the_number_of_types_is_limited() -> None:
+def test_the_number_of_types_and_fields_is_limited() -> None:
     table = types.EMPTY
-    for type_id in range(64, 64 + types.MAX_TYPES):
+    for type_id in range(64, 64 + types.MAX_PARTS):
         table, _ = table.extend(type_id, ACK)
-    with pytest.raises(errors.RemoteProtocolError, match="more than 1024 types") as info:
+    with pytest.raises(errors.RemoteProtocolError, match="more than 128 types and fields") as info:
         table.extend(5000, ACK)
     assert info.value.reason is reasons.DisconnectReason.MESSAGE_TOO_LARGE
 
 
+@pytest.mark.parametrize("fields", [types.MAX_PARTS, types.MAX_PARTS + 1, 5000])
+def test_the_fields_of_one_struct_are_limited(fields: int) -> None:
+    definition = b"\x03\x02" + scalars.encode_uint(fields) + bytes(fields) + b"\0\0"
+    with pytest.raises(errors.RemoteProtocolError, match="more than 128 types and fields"):
+        types.EMPTY.extend(64, definition)
+
+
 def test_the_bytes_of_definitions_are_limited() -> None:
-    large = b"\x03\x01\x01" + scalars.encode_bytes(bytes(200_000)) + b"\x00\x00\x00"
+    large = b"\x03\x01\x01" + scalars.encode_bytes(bytes(10_000)) + b"\x00\x00\x00"
     table, _ = types.EMPTY.extend(64, large)
     with pytest.raises(errors.RemoteProtocolError, match="bytes of definitions"):
         table.extend(65, large)

@@ -12,7 +12,6 @@ from protocol.gob import decoder, scalars
 from protocol.gob import encoder as gob_encoder
 from protocol.typha import codec, connection, encoder, messages, snappy, timestamps
 from tests import wire
-from tests.fuzz import fuzz_gob
 
 CLIENT, SERVER = connection.Role.CLIENT, connection.Role.SERVER
 State = connection.State
@@ -258,24 +257,18 @@ def test_random_bytes_are_refused_or_incomplete(data: bytes, role: connection.Ro
         assert target.state is State.ERROR
 
 
-def test_mutated_sessions() -> None:
-    rounds, received = fuzz_gob.run(1, rounds=3000)
-    assert rounds == 3000
-    assert received > 1000, "the mutations hit too hard to get anywhere"
-
-
-def test_only_hellos_may_have_a_megabyte() -> None:
-    hello = messages.ClientHello(info="x" * 1_000_000)
+def test_a_hello_may_have_16_kib_and_later_messages_2() -> None:
+    hello = messages.ClientHello(info="x" * 15_000)
     server = connection.Connection(SERVER)
     assert receive_all(server, codec.CLIENT.definitions + codec.encode(hello, types=codec.CLIENT)) == [hello]
     assert server.pending_bytes == 0
-    with pytest.raises(errors.RemoteProtocolError, match="over the limit of 65536"):
-        receive_all(server, b"\xfd\x01\x00\x00")
+    with pytest.raises(errors.RemoteProtocolError, match="over the limit of 2048"):
+        receive_all(server, b"\xfe\x08\x00")
 
 
 def test_a_hello_with_too_many_algorithms_is_refused() -> None:
-    hello = messages.ClientHello(supported_compression_algorithms=("",) * 1025)
-    with pytest.raises(errors.RemoteProtocolError, match="over the limit of 1024"):
+    hello = messages.ClientHello(supported_compression_algorithms=("",) * 65)
+    with pytest.raises(errors.RemoteProtocolError, match="over the limit of 64"):
         receive_all(connection.Connection(SERVER), codec.CLIENT.definitions + codec.encode(hello, types=codec.CLIENT))
 
 

@@ -17,7 +17,7 @@ from protocol.typha import encoder as typha_encoder
 from tests.harness import worker_stand
 from tests.harness.hub_stand import LIMITS
 from typha import clock
-from typha.hub import catchup_scheduler, policy, worker_link
+from typha.hub import catchup_scheduler, policy, shortages, worker_link
 from typha.hub.channel import HubChannel
 
 
@@ -27,6 +27,7 @@ class RecordingWorker(worker_link.WorkerLink):
     def __init__(self, number: int) -> None:
         self.number = number
         self.is_attached = True
+        self.answered = 0
         self.blocks: list[tuple[int, int, int]] = []
         """(from, to, cut) of each block."""
         self.refused: list[int] = []
@@ -51,7 +52,7 @@ class CatchUpStand:
         self.feed.set_status(worker_stand.PODS, messages.SyncStatus.IN_SYNC)
         self.channels: list[HubChannel] = []
         self.workers = [RecordingWorker(number) for number in range(2)]
-        self.scheduler = catchup_scheduler.CatchUpScheduler(limits)
+        self.scheduler = catchup_scheduler.CatchUpScheduler(limits, shortages.Shortages())
         self.put(*(f"p{number}" for number in range(100)))
 
     def put(self, *names: str, size: int = 10) -> None:

@@ -11,7 +11,7 @@ from protocol import messages
 from protocol.native import encoder
 from tests.harness import worker_stand
 from tests.harness.hub_stand import LIMITS
-from typha.hub import policy, snapshot_scheduler
+from typha.hub import policy, shortages, snapshot_scheduler
 from typha.hub.channel import HubChannel
 
 IMPATIENT = msgspec.structs.replace(LIMITS, slice_seconds=0.0)
@@ -24,7 +24,7 @@ class SnapshotStand:
     def __init__(self, limits: policy.HubPolicy) -> None:
         self.done: list[HubChannel] = []
         self.channels: list[HubChannel] = []
-        self.scheduler = snapshot_scheduler.SnapshotScheduler(limits)
+        self.scheduler = snapshot_scheduler.SnapshotScheduler(limits, shortages.Shortages())
 
     def add(self, keys: int) -> HubChannel:
         """Opens a channel of a feed with this many keys."""

@@ -3,19 +3,24 @@
 import asyncio
 import os
 import pathlib
+import re
+import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from unittest import mock
 
 import pytest
 
+from protocol import reasons
 from tests.harness import worker_stand
 from tests.harness.hub_stand import LIMITS
+from tests.harness.repository import ROOT
 from tests.harness.served import Cluster, converged, mirrors, serving
-from typha import service, settings
-from typha.hub import hub, supervisor
+from typha import clock, service, settings
+from typha.hub import hub, supervisor, worker_link
 from typha.ipc import link, messages
 
 pytestmark = pytest.mark.slow
@@ -167,14 +172,20 @@ async def test_the_totals_of_dead_workers_are_kept() -> None:
 
     async def reports_and_ends(_: messages.WorkerConfig, __: socket.socket, end: socket.socket) -> None:
         counts = messages.WorkerCounts(
-            accepted=3, disconnects={"client-closed": 2}, feeds={"web": messages.FeedCounts(deliveries=5)}
+            accepted=3,
+            disconnects={reasons.DisconnectReason.CLIENT_CLOSED: 2},
+            feeds={"web": messages.FeedCounts(deliveries=5)},
         )
         report = messages.Report(counts, longest_turn_seconds_ever=turns.pop(0))
         link.Link(end, messages.FOR_WORKER).send(report)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         workers = supervisor.Supervisor(
-            hub.Hub([], LIMITS), settings.Settings(workers=0), LIMITS, listener, serve_embedded=reports_and_ends
+            hub.Hub([worker_stand.raw_feed()], LIMITS),
+            settings.Settings(workers=0),
+            LIMITS,
+            listener,
+            serve_embedded=reports_and_ends,
         )
         await workers.run()
         await workers.run()
@@ -183,3 +194,90 @@ async def test_the_totals_of_dead_workers_are_kept() -> None:
     assert workers.longest_turn_seconds == 0.5
     assert totals.disconnects == {"client-closed": 4}
     assert totals.feeds == {"web": messages.FeedCounts(deliveries=10)}
+
+
+async def test_a_worker_gets_no_secrets(cluster: Cluster) -> None:
+    secrets = {
+        "K8S_API_TOKEN": "secret-token",
+        "TYPHA_ETCDPASSWORD": "secret-password",
+        "CALICO_ETCD_KEY": "secret-key",
+    }
+    async with serving(cluster, "--workers", "1", **secrets, TLS_MIN_VERSION="1.3", MALLOC_ARENA_MAX="2") as running:
+        await running.address()
+        await worker_stand.eventually(running.workers)
+        [worker] = running.workers()
+        inherited = dict(
+            line.split("=", 1) for line in pathlib.Path(f"/proc/{worker}/environ").read_text().split("\0") if line
+        )
+        assert "secret" not in str(inherited)
+        assert not {name for name in inherited if name.startswith(("K8S_", "CALICO_", "TYPHA_", "KUBE"))}
+        assert inherited["TLS_MIN_VERSION"] == "1.3"
+        assert inherited["MALLOC_ARENA_MAX"] == "2"
+        for pid in (running.process.pid, worker):
+            assert resource.prlimit(pid, resource.RLIMIT_CORE)[0] == 0
+
+
+def test_a_worker_is_told_every_setting_that_it_uses() -> None:
+    sources = [*(ROOT / "typha" / "worker").glob("*.py"), ROOT / "typha" / "observability" / "logs.py"]
+    used = {name for source in sources for name in re.findall(r"\bconfigured\.(\w+)", source.read_text())}
+    assert used
+    assert used == supervisor.WORKER_SETTINGS
+    assert settings.to_dict(settings.Settings()).keys() >= supervisor.WORKER_SETTINGS
+
+
+def test_time_without_a_cpu_is_no_silence() -> None:
+    waited = [0.0]
+    silence = supervisor.Silence(lambda: waited[0])
+    assert silence.seconds(100.0, 101.0) == 1.0
+    waited[0] = 30.0
+    assert silence.seconds(100.0, 140.0) == 10.0  # ready to run for 30 of the 40 seconds
+    assert silence.seconds(140.0, 141.0) == 1.0
+    assert silence.seconds(140.0, 161.0) == 21.0  # it ran or slept all the time
+    waited[0] = 0.0  # the kernel does not say any more
+    assert silence.seconds(140.0, 162.0) == 22.0
+
+
+def test_the_kernel_says_how_long_a_process_has_waited() -> None:
+    assert supervisor.run_queue_seconds(os.getpid()) > 0.0
+    assert supervisor.run_queue_seconds(2**30) == 0.0
+
+
+async def test_a_worker_that_starts_has_more_time_and_after_failed_starts_still_more() -> None:
+    async def ends_before_it_is_ready(_: messages.WorkerConfig, __: socket.socket, ___: socket.socket) -> None:
+        pass
+
+    ours, theirs = link.pair()
+    worker = worker_link.WorkerLink(0, ours, lambda _: None, lambda _: None)
+    with socket.create_server(("127.0.0.1", 0)) as listener, ours, theirs:
+        keeper = supervisor.Supervisor(
+            hub.Hub([], LIMITS),
+            settings.Settings(workers=0),
+            LIMITS,
+            listener,
+            serve_embedded=ends_before_it_is_ready,
+        )
+        patience = [keeper.patience_seconds(worker)]
+        for _ in range(5):
+            await keeper.run()
+            patience.append(keeper.patience_seconds(worker))
+        start_seconds = LIMITS.worker_start_seconds_max
+        assert patience == [start_seconds * factor for factor in (1, 2, 4, 8, 8, 8)]
+        worker.ready = True
+        assert keeper.patience_seconds(worker) == LIMITS.worker_silence_seconds_max < start_seconds
+
+
+def test_a_worker_that_does_not_empty_its_link_is_noticed_unless_the_kernel_lacks_something() -> None:
+    now = [1000.0]
+    ours, theirs = link.pair()
+    with clock.replaced(monotonic=lambda: now[0], time_ns=time.time_ns), ours, theirs:
+        worker = worker_link.WorkerLink(1, ours, lambda _: None, lambda _: None)
+        while not worker.link.wants_write:
+            worker.send(messages.WithdrawFeeds(["x" * 10_000]))
+        assert worker.blocked_seconds == 0.0
+        now[0] += 50.0
+        assert worker.blocked_seconds == 50.0
+        worker.link.shortage = OSError("lacking")
+        assert worker.blocked_seconds == 0.0
+        worker.link.shortage = None
+        assert worker.blocked_seconds == 0.0
+        worker.link.close()

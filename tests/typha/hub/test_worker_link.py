@@ -47,6 +47,7 @@ class LinkStand:
         self.broken: list[Exception] = []
         self.watching: list[bool] = []
         self.handle = worker_link.WorkerLink(3, ours, self.broken.append, self.watching.append)
+        self.handle.feeds = frozenset({"web"})
         self.worker = link.Link(theirs, messages.FOR_WORKER)
 
     def hear(self) -> None:

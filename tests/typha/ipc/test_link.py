@@ -2,15 +2,18 @@
 
 import array
 import contextlib
+import errno
 import os
 import resource
 import socket
 from collections.abc import Iterator
 from typing import TypeAlias
+from unittest import mock
 
 import msgspec
 import pytest
 
+from cache.state import memfile
 from tests.harness import worker_stand
 from typha.ipc import link as ipc
 from typha.ipc import messages
@@ -89,7 +92,7 @@ def test_messages_that_do_not_fit_wait_with_their_descriptors(links: Ends) -> No
     sent = fill(hub)
     reading, writing = os.pipe()
     hub.send(["pipe"], reading)
-    os.close(reading)  # the queue has its own
+    memfile.close(reading)  # the queue still holds it
     hub.flush()
     assert hub.wants_write
     os.write(writing, b"late")
@@ -109,10 +112,13 @@ def test_a_queue_that_is_closed_closes_its_descriptors(links: Ends) -> None:
     hub, _ = links
     fill(hub)
     reading, writing = os.pipe()
+    before = worker_stand.open_descriptors()
     for _ in range(10):
         hub.send(["pipe"], reading, writing)
-    os.close(reading)
-    os.close(writing)
+    assert worker_stand.open_descriptors() == before
+    memfile.close(reading)
+    memfile.close(writing)
+    assert worker_stand.open_descriptors() == before
 
 
 def test_a_full_queue_is_a_broken_link(links: Ends) -> None:
@@ -125,26 +131,113 @@ def test_a_full_queue_is_a_broken_link(links: Ends) -> None:
 
 
 @contextlib.contextmanager
-def one_free_descriptor() -> Iterator[None]:
-    """Limits this process to one more descriptor."""
+def free_descriptors(count: int) -> Iterator[None]:
+    """Limits this process to so many more descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + 1, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + count, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_out_of_descriptors_for_the_queue_is_a_broken_link(links: Ends) -> None:
-    hub, _ = links
+def test_a_message_waits_without_descriptors_of_its_own(links: Ends) -> None:
+    hub, worker = links
     fill(hub)
     reading, writing = os.pipe()
-    with one_free_descriptor(), pytest.raises(ipc.LinkBroken, match="Too many open files"):
+    with free_descriptors(0):
         hub.send(["pipe"], reading, writing)
+    memfile.close(reading)
+    memfile.close(writing)
+    found: list[list[object]] = []
+    while hub.wants_write:
+        found += received(worker)
+        hub.flush()
+    assert (found + received(worker))[-1] == ["pipe"]
+
+
+@pytest.mark.parametrize("free", [0, 1])
+def test_a_receiver_without_descriptors_finds_the_message_again(links: Ends, free: int) -> None:
+    hub, worker = links
+    reading, writing = os.pipe()
+    hub.send(["first"])
+    hub.send(["pipe"], reading, writing)
+    hub.send(["last"])
+    with free_descriptors(free):
+        for _ in range(3):
+            with pytest.raises(ipc.Starved):
+                received(worker)
+    os.write(writing, b"still there")
     os.close(reading)
     os.close(writing)
+    found: list[list[object]] = []
+    for message, descriptors in worker.receive():
+        found.append(message)
+        if descriptors:
+            assert os.read(descriptors[0], 100) == b"still there"
+            for descriptor in descriptors:
+                os.close(descriptor)
+    assert found == [["pipe"], ["last"]]
+
+
+@pytest.mark.parametrize("lacking", [errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM])
+def test_what_the_kernel_cannot_send_is_sent_later(lacking: int) -> None:
+    watched: list[bool] = []
+    ends = ipc.pair()
+    hub = ipc.Link(ends[0], msgspec.msgpack.Decoder(list[object]), watched.append)
+    worker = ipc.Link(ends[1], msgspec.msgpack.Decoder(list[object]))
+    with mock.patch.object(socket, "send_fds", side_effect=OSError(lacking, "nothing left")) as sending:
+        for number in range(3):
+            hub.send([number])
+        hub.flush()
+    assert sending.call_count == 2
+    assert isinstance(hub.shortage, OSError)
+    assert watched == []  # the socket has room, so a loop that watches it would never rest
+    hub.flush()
+    assert received(worker) == [[0], [1], [2]]
+    hub.close()
+    worker.close()
+
+
+def test_a_message_that_is_put_back_comes_first_and_once(links: Ends) -> None:
+    hub, worker = links
+    reading, writing = os.pipe()
+    hub.send(["pipe"], reading, writing)
+    hub.send(["next"])
+    os.close(reading)
+    os.close(writing)
+    worker.put_back(*next(worker.receive()))
+    assert received(worker) == [["pipe"], ["next"]]
+    hub.send(["pipe"], 0)
+    worker.put_back(*next(worker.receive()))  # and the link is closed, which closes the descriptors
+
+
+def test_descriptors_that_nobody_expects_are_dropped_and_break_the_link() -> None:
+    before = worker_stand.open_descriptors()
+    ends = ipc.pair()
+    hub = ipc.Link(ends[0], msgspec.msgpack.Decoder(list[object]), max_descriptors=0)
+    worker = ipc.Link(ends[1], msgspec.msgpack.Decoder(list[object]))
+    worker.send(["a gift"], 0, 1, 2)
+    with pytest.raises(ipc.LinkBroken, match="unexpected descriptors"):
+        list(hub.receive())
+    hub.close()
+    worker.close()
+    assert worker_stand.open_descriptors() == before
+
+
+def test_one_call_takes_a_bounded_number_of_bytes(links: Ends) -> None:
+    hub, worker = links
+    large = ["x" * 150_000]
+    for _ in range(10):
+        hub.send(large)
+    taken = 0
+    while taken < 10:
+        batch = list(worker.receive())
+        assert len(batch) <= 2
+        taken += len(batch)
+        hub.flush()
 
 
 def test_the_other_ends_death_shows_in_both_directions(links: Ends) -> None:
@@ -172,20 +265,23 @@ def test_too_many_descriptors_break_the_link_and_none_is_left(links: Ends) -> No
     reading, writing = os.pipe()
     rights = array.array("i", [reading, writing] * 8)
     hub.socket.sendmsg([b"\x91\x01"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-    with pytest.raises(ipc.LinkBroken, match="cut short"):
+    with pytest.raises(ipc.LinkBroken, match="more than 4 descriptors"):
         list(worker.receive())
     os.close(reading)
     os.close(writing)
 
 
-def test_a_message_that_this_end_does_not_know_leaves_no_descriptor(links: Ends) -> None:
+@pytest.mark.parametrize("data", [b"\x81\xa2no\xa4list", b"\x92\xadWithdrawFeeds\x91\xa1\xff"], ids=["map", "no UTF-8"])
+def test_a_message_that_this_end_does_not_know_leaves_no_descriptor(links: Ends, data: bytes) -> None:
     hub, worker = links
     reading, writing = os.pipe()
-    hub.send({"no": "list"}, reading, writing)
-    os.close(reading)
+    os.set_blocking(reading, False)
+    socket.send_fds(hub.socket, [data], [writing])
     os.close(writing)
-    with pytest.raises(msgspec.DecodeError):
+    with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
         list(worker.receive())
+    assert os.read(reading, 1) == b"", "the other end has no writer left, so the worker has closed it"
+    os.close(reading)
 
 
 def test_messages_over_the_limits_are_the_senders_defect(links: Ends) -> None:

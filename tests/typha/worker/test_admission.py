@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 import pytest
+from structlog import testing
 
 from cache.state import cursor, files
 from protocol import formats, messages, reasons
@@ -357,15 +358,18 @@ class QueueStand:
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack
         self.now = 1000.0
-        stack.enter_context(clock.replaced(monotonic=lambda: self.now, time_ns=lambda: 0))
-        self.queue = admission.HelloQueue()
+        self.used = 5.0
+        stack.enter_context(
+            clock.replaced(monotonic=lambda: self.now, time_ns=lambda: 0, cpu_seconds=lambda: self.used)
+        )
+        self.queue = admission.HelloQueue(LIMITS)
 
-    def hello(self, number: int, events: int = select.EPOLLIN) -> client.Client:
+    def hello(self, number: int, events: int = select.EPOLLIN, *, host: str = "::1") -> client.Client:
         """A new client whose hello has arrived."""
         ends = socket.socketpair()
         for end in ends:
             self._stack.callback(end.close)
-        made = client.Client(ends[0], "peer", number=number, slot=0, now=self.now)
+        made = client.Client(ends[0], f"{host}:4000", number=number, slot=0, now=self.now)
         self.report(made, events)
         return made
 
@@ -413,6 +417,70 @@ def test_a_hello_that_hung_up_soon_is_read_and_a_late_one_has_given_up(queue: Qu
         (2, poller.HANG_UP, True),
         (1, select.EPOLLIN, False),
     ]
+
+
+def test_the_clock_is_looked_at_after_each_hello(queue: QueueStand) -> None:
+    for number in range(20):
+        queue.hello(number)
+    taken = []
+    for one, _, _ in queue.queue.take(queue.now + 0.0025):
+        taken.append(one.number)
+        queue.now += 0.001
+    assert taken == [19, 18, 17]
+
+
+def test_addresses_take_turns(queue: QueueStand) -> None:
+    for number in range(3):
+        queue.hello(number, host="10.0.0.1")
+    queue.hello(10, host="10.0.0.2")
+    for number in range(20, 22):
+        queue.hello(number, host="10.0.0.3")
+    assert [number for number, _, _ in queue.taken(queue.now + 1.0)] == [21, 10, 2, 20, 1, 0]
+
+
+def test_an_address_whose_hello_was_costly_waits_behind_all_others(queue: QueueStand) -> None:
+    for number in range(60):
+        queue.hello(number, host="10.0.0.66")
+    for number in range(100, 103):
+        queue.hello(number, host="10.0.0.2")
+    taken: list[int] = []
+
+    def turn() -> None:
+        """Each hello of the one address costs 60 ms; a turn may take 4."""
+        for one, _, _ in queue.queue.take(queue.now + 0.004):
+            taken.append(one.number)
+            seconds = 0.06 if one.number < 100 else 0.001
+            queue.now += seconds
+            queue.used += seconds
+
+    with testing.capture_logs() as lines:
+        turn()
+        turn()
+        assert taken == [102, 59, 101, 100, 58]
+        queue.hello(103, host="10.0.0.3")
+        queue.hello(60, host="10.0.0.66")
+        turn()
+        turn()
+        assert taken[5:] == [103, 60, 57]
+    assert [line["client"] for line in lines] == ["10.0.0.66:4000"]
+    assert lines[0]["cpu_seconds"] == pytest.approx(0.061)  # with the one before it in the same turn
+
+
+def test_only_so_many_costly_addresses_are_remembered(queue: QueueStand) -> None:
+    for number in range(3000):
+        queue.hello(number, host=f"10.0.{number // 256}.{number % 256}")
+        for _ in queue.queue.take(queue.now):
+            queue.now += 0.01
+            queue.used += 0.01
+    assert len(queue.queue._costly) == 1000
+
+
+def test_a_hello_during_which_the_machine_was_busy_is_not_costly(queue: QueueStand) -> None:
+    queue.hello(1)
+    for _ in queue.queue.take(queue.now):
+        queue.now += 1.0
+        queue.used += 0.0005
+    assert not queue.queue._costly
 
 
 class RecordingTransport(full_transport.FullTransport):

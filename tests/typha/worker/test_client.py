@@ -2,6 +2,7 @@
 
 import pytest
 
+from protocol import errors
 from typha.worker import client
 
 
@@ -73,3 +74,28 @@ def test_a_window_is_wide_as_long_as_it_is_nearly_as_wide_as_ever() -> None:
     assert not liveness.is_window_wide(65536 - 2048, unread_bytes=2048)
     assert liveness.is_window_wide(131072, unread_bytes=2048)
     assert not liveness.is_window_wide(65536, unread_bytes=2048)
+
+
+def test_a_client_answers_pings_and_a_few_times_more() -> None:
+    liveness = client.Liveness(100.0)
+    for _ in range(10):
+        liveness.note_pinged()
+    for _ in range(14):
+        liveness.note_pong()
+    with pytest.raises(errors.RemoteProtocolError, match="more pongs than pings"):
+        liveness.note_pong()
+
+
+def test_a_message_may_come_in_pieces_but_not_in_any_number() -> None:
+    liveness = client.Liveness(100.0)
+    for _ in range(100):
+        liveness.note_incomplete_read()
+    liveness.note_greeted()
+    for _ in range(3):  # each look gives it back
+        for _ in range(16):
+            liveness.note_incomplete_read()
+        liveness.note_asked(101.0)
+    for _ in range(16):
+        liveness.note_incomplete_read()
+    with pytest.raises(errors.RemoteProtocolError, match="too many pieces"):
+        liveness.note_incomplete_read()

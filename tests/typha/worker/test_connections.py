@@ -1,10 +1,12 @@
 """What peers say: good hellos, and every bad one, which ends that connection for one reason and no other."""
 
 import asyncio
+import contextlib
+import itertools
 import random
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
@@ -16,7 +18,7 @@ from protocol.reasons import DisconnectReason
 from tests.harness import full_transport, repository
 from tests.harness.worker_stand import FAST, FEED, Peer, WorkerStand, eventually, pod
 from tests.typha.conftest import OpenStage
-from typha.worker import client, connections, protocol_adapters
+from typha.worker import client, connections, protocol_adapters, transport
 
 TYPHA_HELLO = (repository.DATA / "typha-client-hello.bin").read_bytes()
 """The first bytes of a Go client of Calico, recorded."""
@@ -241,18 +243,139 @@ async def test_clients_hang_up_in_every_way(stage: WorkerStand) -> None:
     await eventually(lambda: not stage.server.poller.clients)
 
 
-async def test_a_flood_of_messages_is_read_a_little_at_a_time(stage: WorkerStand) -> None:
+PONG = frames.pack_frame(codec.encode(messages.Pong(3)))
+
+
+async def test_a_client_that_sends_more_pongs_than_it_was_sent_pings_is_closed(stage: WorkerStand) -> None:
     flooder, peer = await stage.subscribe(), await stage.subscribe()
     await stage.converged(flooder, peer)
-    pong = frames.pack_frame(codec.encode(messages.Pong(3)))
-    sent = flooder.socket.send(pong * 20_000)
-    stats = stage.server.stats
-    await eventually(lambda: stats.pongs_received > 0)
+    received = stage.server.stats.pongs_received
+    flooder.socket.send(PONG * 20_000)
+    await eventually(lambda: stage.disconnects == {"protocol-error": 1})
+    assert stage.server.stats.pongs_received - received <= flooder.pings + 5
+    await flooder.read_to_end()
+    assert flooder.goodbye is not None
+    assert flooder.goodbye.text == "more pongs than pings"
     stage.put(pod("a", "new", version=9))
     await stage.converged(peer)
-    assert stats.pongs_received < sent // len(pong)
-    await eventually(lambda: stats.pongs_received == sent // len(pong))
+
+
+async def test_a_flood_right_after_the_hello_is_closed_before_anything_is_served(stage: WorkerStand) -> None:
+    peer = await stage.connect()
+    peer.send(HELLO + PONG * 1000)
+    await ends(stage, peer, "protocol-error")
+    assert peer.snapshots == 0
+
+
+async def test_pongs_may_come_late_and_all_together(open_stage: OpenStage) -> None:
+    stage = await open_stage(msgspec.structs.replace(FAST, ping_interval_seconds=0.05))
+    stage.in_sync()
+    peer = await stage.subscribe()
+    peer.answers_pings = False
+    await peer.read_until(lambda: peer.pings >= 20)
+    peer.send(PONG * peer.pings)
+    peer.answers_pings = True
+    pings, received = peer.pings, stage.server.stats.pongs_received
+    await peer.read_until(lambda: peer.pings > pings + 10)
+    await eventually(lambda: stage.server.stats.pongs_received > received + pings + 10)
     assert stage.disconnects == {}
+
+
+class SipTransport(full_transport.FullTransport):
+    """Plain sockets, of which a few bytes are read at a time; remembers whose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sips: list[int] = []
+        self.bytes_each = 1 << 20
+
+    def receive(self, connection: transport.Connection, limit: int, /) -> bytes:
+        """The next few bytes."""
+        self.sips.append(connection.fileno())
+        return transport.PlainTransport.receive(connection, min(limit, self.bytes_each))
+
+
+@pytest.mark.parametrize("is_greeted", [False, True])
+async def test_a_message_in_too_many_pieces_is_not_waited_for(open_stage: OpenStage, is_greeted: bool) -> None:
+    """A read costs more than the byte that it brings costs its sender."""
+    sips = SipTransport()
+    stage = await open_stage(bytes_through=sips)
+    stage.in_sync()
+    peer = await (stage.subscribe() if is_greeted else stage.connect())
+    if is_greeted:
+        await stage.converged(peer)
+    else:
+        await stage.client_of(peer)
+    sips.bytes_each = 1
+    peer.send((b"" if is_greeted else frames.PREFACE) + frames.HEADER.pack(1000, 0) + bytes(500))
+    await eventually(lambda: stage.disconnects == {"protocol-error": 1})
+    assert len(sips.sips) < 200
+    await peer.read_to_end()
+    assert peer.goodbye is not None
+    assert peer.goodbye.text == "too many pieces of a message"
+
+
+def counted_each_turn(stage: WorkerStand, monkeypatch: pytest.MonkeyPatch, count: Callable[[], int]) -> list[int]:
+    """The count at the beginning of each turn, which is when the poller is asked."""
+    counts: list[int] = []
+    poll = stage.server.poller.poll
+
+    def counting_poll() -> tuple[list[tuple[client.Client, int]], bool]:
+        counts.append(count())
+        return poll()
+
+    monkeypatch.setattr(stage.server.poller, "poll", counting_poll)
+    return counts
+
+
+async def test_a_turn_reads_for_a_while_and_the_next_one_goes_on_where_it_ended(
+    open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the first of the poller's list would be read again and again, and the last one never."""
+    sips = SipTransport()
+    limits = msgspec.structs.replace(FAST, read_seconds=-1.0, ping_interval_seconds=30.0)  # one client a turn
+    stage = await open_stage(limits, bytes_through=sips)
+    stage.in_sync()
+    peers = [await stage.subscribe() for _ in range(5)]
+    await stage.converged(*peers)
+    clients = [await stage.client_of(peer) for peer in peers]
+    sips.sips.clear()
+    sips.bytes_each = 3
+    counts = counted_each_turn(stage, monkeypatch, lambda: len(sips.sips))
+    for peer in peers:  # the worker has no turn in between
+        peer.send(PONG * 2)
+    sips_each = -(-2 * len(PONG) // 3)
+    await eventually(lambda: len(sips.sips) == len(peers) * sips_each)
+    rounds = [set(sips.sips[start : start + len(peers)]) for start in range(0, len(sips.sips), len(peers))]
+    assert rounds == [{one.fd for one in clients}] * sips_each
+    assert max(after - before for before, after in itertools.pairwise(counts)) == 1
+    assert stage.disconnects == {}
+
+
+async def test_a_turn_accepts_for_a_while(open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = await open_stage(msgspec.structs.replace(FAST, accept_seconds=-1.0))  # one connection a turn
+    accepted = stage.server.stats.counts
+    counts = counted_each_turn(stage, monkeypatch, lambda: accepted.accepted)
+    with contextlib.ExitStack() as stack:
+        for _ in range(10):
+            end = stack.enter_context(socket.socket())
+            end.setblocking(False)
+            end.connect_ex(stage.address)
+        await eventually(lambda: accepted.accepted == 10)
+    assert max(after - before for before, after in itertools.pairwise(counts)) == 1
+
+
+async def test_refused_connections_are_closed_a_few_at_a_time_and_keep_no_bytes(open_stage: OpenStage) -> None:
+    stage = await open_stage(msgspec.structs.replace(FAST, refusal_hold_seconds=600.0, expired_at_a_time=7))
+    peers = [await stage.connect() for _ in range(20)]
+    for peer in peers:
+        peer.send(TYPHA_HELLO)
+    held = stage.server.connections.closing
+    await eventually(lambda: len(held) == 20)
+    assert {one.adapter for one in held} == {None}
+    for left in (13, 6, 0):
+        stage.server.connections.close_overdue(time.monotonic() + 700.0)
+        assert len(held) == left
 
 
 async def test_a_goodbye_that_does_not_fit_keeps_its_reason(open_stage: OpenStage) -> None:

@@ -1,6 +1,9 @@
 """TLS clients on real sockets: which get in, which do not, and that neither disturbs the others."""
 
 import asyncio
+import contextlib
+import os
+import pathlib
 import socket
 import ssl
 import struct
@@ -8,17 +11,18 @@ from collections.abc import Mapping
 
 import msgspec
 import pytest
+import structlog
 import trustme
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from protocol import messages
 from protocol.native import frames
-from tests.harness import certificates, typha_peer
+from tests.harness import certificates, tls_records, typha_peer
 from tests.harness.certificates import AGENT, AGENT_URI
 from tests.harness.worker_stand import FAST, HUB_LIMITS, Peer, WorkerStand, eventually, pod
 from tests.typha.conftest import OpenTlsStage
 from typha.ipc import messages as ipc
-from typha.worker import tls
+from typha.worker import tls, transport
 
 pytestmark = pytest.mark.slow
 
@@ -94,8 +98,8 @@ async def test_readers_that_stall_get_everything_in_the_end(open_tls: OpenTlsSta
     assert stage.disconnects == {}
 
 
-async def test_a_pong_that_cannot_be_read_yet_is_not_missed(open_tls: OpenTlsStage) -> None:
-    """The worker reads nothing while it owes a record. The client takes the record slowly, and has sent its pong."""
+async def test_a_pong_is_read_while_bytes_are_owed(open_tls: OpenTlsStage) -> None:
+    """The client takes slowly what the worker has sealed. Its pong is read meanwhile."""
     hurried = msgspec.structs.replace(FAST, ping_interval_seconds=0.2, pong_timeout_seconds=0.8)
     stage = await open_tls(msgspec.structs.replace(hurried, notsent_lowat_bytes=16 * 1024))
     slow = await stage.subscribe(receive_buffer_bytes=4096)
@@ -106,7 +110,10 @@ async def test_a_pong_that_cannot_be_read_yet_is_not_missed(open_tls: OpenTlsSta
     await slow.read_until(lambda: server_end.liveness.pinged_at)
     stage.put(*(pod(f"p{number}", "y" * 50_000) for number in range(60)))
     await eventually(lambda: stage.server.transport.owed(server_end.fd))
+    pongs = stage.server.stats.pongs_received
     slow.say(messages.Pong(1))
+    await eventually(lambda: stage.server.stats.pongs_received == pongs + 1)
+    assert stage.server.transport.owed(server_end.fd)
     for _ in range(20):
         slow.read(100)
         await asyncio.sleep(0.1)
@@ -290,3 +297,54 @@ async def test_a_broken_record_ends_that_connection(open_tls: OpenTlsStage) -> N
     raw.close()
     stage.put(pod("a", "new", version=2))
     await stage.converged(other)
+
+
+class Flooder(Peer):
+    """Sends records of its own making after its handshake."""
+
+    maker: tls_records.RecordMaker
+
+    def send(self, data: bytes) -> None:
+        """In one record."""
+        self.send_records(self.maker.record(tls_records.DATA, data))
+
+    def send_records(self, records: bytes) -> int:
+        """Past Python's TLS; returns how many bytes the socket took."""
+        return os.write(self.socket.fileno(), records)
+
+
+async def test_a_flood_of_key_updates_ends_and_others_are_served_meanwhile(
+    open_tls: OpenTlsStage, files: certificates.Files, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = await open_tls()
+    other = await stage.subscribe()
+    stage.peers_tls = certificates.client_context(files.authority)
+    stage.peers_tls.keylog_filename = str(tmp_path / "keys")
+    flooder = await stage.join(Flooder)
+    flooder.maker = tls_records.RecordMaker(tmp_path / "keys")
+    flooder.say(messages.ClientHello(feed=stage.feed.name, agent="flooder"))
+    await stage.converged(other, flooder)
+    flooder.answers_pings = False
+    records = b"".join(flooder.maker.key_update() for _ in range(20_000))
+    received: list[int] = []  # bytes that other clients had been sent when the flooder was read from
+    receive = stage.server.transport.receive
+
+    def receive_observed(connection: transport.Connection, count: int, /) -> bytes:
+        received.append(stage.server.stats.feeds[stage.feed.name].counts.bytes_sent)
+        return receive(connection, count)
+
+    monkeypatch.setattr(stage.server.transport, "receive", receive_observed)
+    with structlog.testing.capture_logs() as lines:
+        sent = version = 0
+        while not stage.disconnects:
+            with contextlib.suppress(BlockingIOError):
+                sent += flooder.send_records(records[sent : sent + 20_000])
+            version += 1
+            stage.put(pod("a", str(version), version=version + 2))
+            await asyncio.sleep(0)
+    await stage.converged(other)
+    assert stage.disconnects == {"protocol-error": 1}
+    assert len(received) > 8  # 4 kB at a time
+    assert len(set(received)) > 1
+    [line] = [line for line in lines if line["event"] == "Connection ended"]
+    assert (line["agent"], line["detail"]) == ("flooder", "too many TLS records without data")

@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-import ssl
+import socket
 import threading
 
 import msgspec
@@ -11,7 +11,7 @@ import pytest
 from tests.harness import worker_stand
 from tests.harness.worker_stand import FAST, Peer, WorkerStand, eventually
 from tests.typha.conftest import OpenTlsStage
-from typha.worker import client, handshakes, tls
+from typha.worker import client, handshake_steps, handshakes, tls
 
 pytestmark = pytest.mark.slow
 
@@ -35,14 +35,14 @@ class HeldSteps:
     """Takes handshake steps; each waits in the thread until `opened` is set."""
 
     def __init__(self) -> None:
-        self.entered: list[ssl.SSLSocket] = []
+        self.entered: list[socket.socket] = []
         self.opened = threading.Event()
 
-    def __call__(self, connection: ssl.SSLSocket, client_tls: tls.ClientTls) -> handshakes.Verdict:
+    def __call__(self, handshake: handshake_steps.Handshake, client_tls: tls.ClientTls) -> handshake_steps.Verdict:
         """In the thread: waits, then takes the step."""
-        self.entered.append(connection)
+        self.entered.append(handshake.connection)
         self.opened.wait(worker_stand.TIMEOUT_SECONDS)
-        return handshakes.take_step(connection, client_tls)
+        return handshake_steps.take_step(handshake, client_tls)
 
 
 def _more_than(stage: WorkerStand, count: int) -> bool:

@@ -124,6 +124,21 @@ def test_reading_writing_and_hanging_up(listener: socket.socket, make: MakePolle
         assert events & select.EPOLLRDHUP
 
 
+def test_with_more_events_than_are_taken_at_once_all_get_their_turn(
+    listener: socket.socket, make: MakePoller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(poller, "MAX_EVENTS", 3)
+    one = make()
+    with contextlib.ExitStack() as stack:
+        polled = []
+        for _ in range(7):
+            stack.enter_context(connect(listener)).send(b"never read")
+            polled.append(accept(one))
+        seen = [held for _ in range(3) for held, _ in ready(one)[0]]
+        assert len(seen) == 9
+        assert set(seen) == set(polled)
+
+
 def test_discarding_resets_the_connection(listener: socket.socket, make: MakePoller) -> None:
     one = make()
     with connect(listener) as peer:
@@ -291,16 +306,3 @@ def test_the_next_step_of_a_handshake_is_reported_once(listener: socket.socket, 
     assert ready(one, seconds=0.05) == ([], False)  # not even a reset is reported
     one.watch_read(held)
     assert ready(one)[0][0][0] is held
-
-
-def test_only_room_for_bytes_is_reported(listener: socket.socket, make: MakePoller) -> None:
-    one = make()
-    one.listen(True)
-    with connect(listener) as peer:
-        held = accept(one)
-        peer.send(b"x")
-        one.watch_write_only(held)
-        assert ready(one) == ([(held, poller.WRITE)], False)
-        one.watch_write(held, False)
-        [(_, events)], _ = ready(one)
-        assert events & poller.WRITE == 0

@@ -1,5 +1,8 @@
 """TLS on non-blocking sockets, with a peer that reads only when the test says so."""
 
+import contextlib
+import fcntl
+import itertools
 import os
 import pathlib
 import random
@@ -7,12 +10,14 @@ import select
 import socket
 import ssl
 import struct
+import termios
 from collections.abc import Iterator
 
 import pytest
 
-from tests.harness import certificates
-from typha.worker import client, tls_transport, transport
+from protocol import errors
+from tests.harness import certificates, tls_records
+from typha.worker import client, handshake_steps, tls_session, tls_transport
 
 RECORD = tls_transport.RECORD_BYTES
 OFFER = tls_transport.OFFER_BYTES
@@ -21,32 +26,48 @@ OFFER = tls_transport.OFFER_BYTES
 class Pair:
     """A server's end with small buffers, and its client, after their handshake."""
 
-    def __init__(self, files: certificates.Files, ends: tuple[socket.socket, socket.socket] | None = None) -> None:
-        near, far = ends or socket.socketpair()
-        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 40_000)
-        self.near = (
-            files.settings()
-            .make_context()
-            .wrap_socket(near, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True)
-        )
+    def __init__(
+        self,
+        files: certificates.Files,
+        *,
+        sessions: tls_session.Sessions | None = None,
+        version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
+        key_log: pathlib.Path | None = None,
+        ends: tuple[socket.socket, socket.socket] | None = None,
+    ) -> None:
+        self.near, far = ends or socket.socketpair()
+        self.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 40_000)
         context = certificates.client_context(files.authority)
+        context.maximum_version = version
+        if key_log is not None:
+            context.keylog_filename = str(key_log)
         self.client = context.wrap_socket(
             far, server_hostname="localhost", do_handshake_on_connect=False, suppress_ragged_eofs=False
         )
         for end in (self.near, self.client):
             end.setblocking(False)
-        done = [False, False]
-        while not all(done):
-            for number, end in enumerate((self.client, self.near)):
-                try:
-                    end.do_handshake()
-                    done[number] = True
-                except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                    pass
+        settings = files.settings()
+        context = settings.make_context()
+        made = sessions or tls_session.Sessions()
+        shaking = handshake_steps.Handshake(self.near, lambda: made.make(context))
+        verdict, is_done = handshake_steps.Verdict(), False
+        while not (is_done and verdict.done):
+            assert verdict.reason is None
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self.client.do_handshake()
+                is_done = True
+            if not verdict.done:
+                verdict = handshake_steps.take_step(shaking, settings)
         self.transport = tls_transport.TlsTransport()
-        self.transport.opened(self.near)
+        assert shaking.session is not None
+        self.transport.opened(self.near, shaking.session)
         self.fd = self.near.fileno()
         self.read = bytearray()
+
+    def receive(self) -> bytes:
+        """What the server's end receives next, at most a moment later."""
+        select.select([self.near], [], [], 5)
+        return self.transport.receive(self.near, 10)
 
     def drain(self) -> None:
         """The client reads everything that has arrived."""
@@ -97,13 +118,13 @@ def test_small_and_large_writes_arrive(pair: Pair) -> None:
 
 
 def test_sealed_bytes_are_owed_until_they_are_sent(pair: Pair) -> None:
-    data = os.urandom(40 * RECORD)
+    data = os.urandom(400 * RECORD)
     sent = pair.fill(data)
     assert pair.transport.owed(pair.fd) == OFFER
     with pytest.raises(BlockingIOError):
         pair.transport.write(pair.fd, data[sent:])
     assert pair.transport.owed(pair.fd) == OFFER
-    with pytest.raises(OSError, match=r"10 bytes offered where 65536 are sealed"):
+    with pytest.raises(OSError, match=f"10 bytes offered where {OFFER} are sealed"):
         pair.transport.write(pair.fd, data[sent : sent + 10])
     pair.drain()
     assert pair.transport.write(pair.fd, data[sent : sent + OFFER]) == OFFER
@@ -135,7 +156,7 @@ def test_a_file_may_continue_what_a_view_began_and_the_other_way_round(pair: Pai
 
 
 def test_a_file_shorter_than_what_is_sealed_is_refused(pair: Pair) -> None:
-    sent = pair.fill(os.urandom(40 * RECORD))
+    sent = pair.fill(os.urandom(400 * RECORD))
     assert sent > 0
     with pytest.raises(OSError, match=r"5 bytes offered"):
         pair.transport.send_file(pair.fd, 0, 0, 5)
@@ -144,98 +165,65 @@ def test_a_file_shorter_than_what_is_sealed_is_refused(pair: Pair) -> None:
 def test_a_connection_that_owes_bytes_is_at_no_frames_end(pair: Pair) -> None:
     one = client.Client(pair.near, "", number=1, slot=0, now=0.0)
     assert one.at_frame_end(pair.transport)
-    pair.fill(os.urandom(40 * RECORD))
+    pair.fill(os.urandom(400 * RECORD))
     assert not one.waiting
     assert not one.at_frame_end(pair.transport)
 
 
-def test_a_whole_record_is_received_whatever_is_asked_for(pair: Pair) -> None:
+def test_all_data_that_has_arrived_is_received_whatever_is_asked_for(pair: Pair) -> None:
     with pytest.raises(BlockingIOError):
         pair.transport.receive(pair.near, 10)
     pair.client.send(b"x" * RECORD)
     pair.client.send(b"more")
-    assert pair.transport.receive(pair.near, 10) == b"x" * RECORD
-    assert pair.near.pending() == 0
-    assert pair.transport.receive(pair.near, 10) == b"more"
+    received, parts = b"", 0
+    while len(received) < RECORD + 4:
+        with contextlib.suppress(BlockingIOError):
+            received += pair.receive()
+        parts += 1
+    assert received == b"x" * RECORD + b"more"
+    assert parts >= RECORD / 4096  # OpenSSL gets no more at a time
 
 
-def test_nothing_is_read_while_bytes_are_owed(pair: Pair) -> None:
-    """A key update of the peer would make OpenSSL write at once, while it owes a record: it fails with "bad length"."""
-    data = os.urandom(40 * RECORD)
+def test_bytes_are_read_while_others_are_owed(pair: Pair) -> None:
+    data = os.urandom(400 * RECORD)
     sent = pair.fill(data)
     pair.client.send(b"pong")
-    for _ in range(3):
-        with pytest.raises(transport.WriteFirst):
-            pair.transport.receive(pair.near, 10)
+    assert pair.receive() == b"pong"
     pair.drain()
     assert pair.transport.write(pair.fd, data[sent : sent + OFFER]) == OFFER
-    assert pair.transport.receive(pair.near, 10) == b"pong"
+    pair.drain()
+    assert bytes(pair.read) == data[: sent + OFFER]
 
 
 def test_a_reset_is_seen_while_bytes_are_owed(tmp_path: pathlib.Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         far = socket.create_connection(listener.getsockname())
         near, _ = listener.accept()
-        made = Pair(certificates.make(tmp_path), (near, far))
-        made.fill(os.urandom(1000 * RECORD))
-        far_end = socket.socket(fileno=made.client.detach())
-        far_end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        far_end.close()
-        select.select([near_fd := made.fd], [], [], 5)
-        assert near_fd == made.near.fileno()
-        with pytest.raises(ConnectionResetError):
-            made.transport.receive(made.near, 10)
-        made.near.close()
+    pair = Pair(certificates.make(tmp_path), ends=(near, far))
+    pair.fill(os.urandom(1000 * RECORD))
+    far_end = socket.socket(fileno=pair.client.detach())
+    far_end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far_end.close()
+    with pytest.raises(ConnectionResetError):
+        pair.receive()
+    pair.near.close()
 
 
-class Answering:
-    """A connection on which OpenSSL reports this error."""
-
-    def __init__(self, error: ssl.SSLError) -> None:
-        self.error = error
-
-    def fileno(self) -> int:
-        """Any number."""
-        return 7
-
-    def recv(self, count: int, /) -> bytes:
-        """Fails."""
-        raise self.error
-
-    def send(self, data: bytes, flags: int = 0, /) -> int:
-        """Fails."""
-        raise self.error
-
-    def getsockopt(self, level: int, option: int, length: int, /) -> bytes:
-        """No option is set."""
-        return bytes(length)
-
-    def setsockopt(self, level: int, option: int, value: int | bytes, /) -> None:
-        """Sets nothing."""
-
-    def close(self) -> None:
-        """Closes nothing."""
-
-
-def test_a_read_that_must_write_first_says_so() -> None:
-    through = tls_transport.TlsTransport()
-    with pytest.raises(transport.WriteFirst):
-        through.receive(Answering(ssl.SSLWantWriteError()), 10)
-    with pytest.raises(BlockingIOError) as caught:
-        through.receive(Answering(ssl.SSLWantReadError()), 10)
-    assert not isinstance(caught.value, transport.WriteFirst)
-    with pytest.raises(ssl.SSLError):
-        through.receive(Answering(ssl.SSLError(1, "bad record mac")), 10)
-
-
-def test_a_write_that_must_read_first_ends_the_connection(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cut_in_pieces(data: object) -> int:
-        raise ssl.SSLWantReadError
-
-    monkeypatch.setattr(pair.near, "send", cut_in_pieces)
+def test_data_before_the_end_of_the_stream_is_received_and_then_the_end(pair: Pair) -> None:
+    pair.client.send(b"last")
     with pytest.raises(ssl.SSLWantReadError):
-        pair.transport.write(pair.fd, b"x")
+        pair.client.unwrap()
+    assert [pair.receive(), pair.receive()] == [b"last", b""]
+
+
+def test_a_broken_record_ends_the_connection(pair: Pair) -> None:
+    far = socket.socket(fileno=pair.client.detach())
+    far.send(b"\x17\x03\x03\x00\x20" + b"x" * 32)
+    with pytest.raises(ssl.SSLError, match=r"BAD_RECORD_MAC|bad record mac"):
+        pair.receive()
     assert pair.transport.release(pair.fd)
+    assert far.recv(100)  # OpenSSL's alert
+    far.close()
 
 
 def test_release_sends_a_close_notify(pair: Pair) -> None:
@@ -251,7 +239,157 @@ def test_release_of_a_full_connection_and_of_one_in_a_step(pair: Pair) -> None:
     pair.transport.stepping = frozenset({pair.fd})
     assert not pair.transport.release(pair.fd)
     pair.transport.stepping = frozenset()
-    pair.fill(os.urandom(40 * RECORD))
+    pair.fill(os.urandom(400 * RECORD))
     assert pair.transport.release(pair.fd)
     assert pair.transport.owed(pair.fd) == 0
     assert pair.transport.release(pair.fd)
+
+
+class Flood:
+    """A client that sends records of its own making."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.pair = Pair(certificates.make(folder), key_log=folder / "keys")
+        self.maker = tls_records.RecordMaker(folder / "keys")
+        self.far = socket.socket(fileno=self.pair.client.detach())
+        self.far.setblocking(False)
+
+    def send(self, records: bytes) -> None:
+        """The server's end has all of them."""
+        self.far.send(records)
+        while self.unread() < len(records):
+            pass
+
+    def read(self, count: int) -> int:
+        """Reads until as many bytes have come, or nothing more comes; returns how many have."""
+        taken = 0
+        while taken < count and select.select([self.far], [], [], 1)[0]:
+            taken += len(self.far.recv(count - taken))
+        return taken
+
+    def unread(self) -> int:
+        """Bytes that wait in the server's socket."""
+        [count] = struct.unpack("i", fcntl.ioctl(self.pair.near, termios.FIONREAD, bytes(4)))
+        return int(count)
+
+    def close(self) -> None:
+        """Closes both ends."""
+        self.pair.near.close()
+        self.far.close()
+
+
+@pytest.fixture
+def flood(tmp_path: pathlib.Path) -> Iterator[Flood]:
+    """Closed after the test."""
+    made = Flood(tmp_path)
+    yield made
+    made.close()
+
+
+def test_key_updates_are_read_a_few_at_a_time_and_not_for_long(flood: Flood) -> None:
+    records = [flood.maker.key_update() for _ in range(2_000)]
+    flood.send(b"".join(records))
+    unread = [flood.unread()]
+    for _ in range(32 * 1024 // 4096):
+        with pytest.raises(BlockingIOError):
+            flood.pair.receive()
+        unread.append(flood.unread())
+    with pytest.raises(errors.RemoteProtocolError, match="too many TLS records without data"):
+        flood.pair.receive()
+    assert {before - after for before, after in itertools.pairwise(unread)} == {4096}
+
+
+def test_a_few_key_updates_are_fine_and_answered(flood: Flood) -> None:
+    flood.send(flood.maker.key_update(wants_answer=True) + flood.maker.record(tls_records.DATA, b"pong"))
+    assert flood.pair.receive() == b"pong"
+    flood.pair.transport.write(flood.pair.fd, b"x")  # OpenSSL answers before it
+    assert flood.read(1 << 30) == 27 + 23
+    for number in range(100):
+        flood.send(flood.maker.key_update() + flood.maker.record(tls_records.DATA, bytes([number])))
+        assert flood.pair.receive() == bytes([number])
+
+
+def test_answers_to_a_client_that_reads_none_are_limited(flood: Flood) -> None:
+    flood.pair.fill(os.urandom(400 * RECORD))
+    owed = flood.pair.transport.owed(flood.pair.fd)
+    refusal = ""
+    while not refusal:
+        flood.send(flood.maker.key_update(wants_answer=True) + flood.maker.record(tls_records.DATA, b"x" * 30))
+        try:
+            assert flood.pair.receive() == b"x" * 30
+        except errors.RemoteProtocolError as error:
+            refusal = str(error)
+    assert "want an answer" in refusal
+    assert flood.pair.transport.owed(flood.pair.fd) == owed
+
+
+def test_answers_go_out_behind_what_is_owed(flood: Flood) -> None:
+    data = os.urandom(400 * RECORD)
+    sent = flood.pair.fill(data)
+    updates = flood.maker.key_update(wants_answer=True) + flood.maker.key_update()  # which OpenSSL answers in the read
+    flood.send(updates + flood.maker.record(tls_records.DATA, b"pong"))
+    assert flood.pair.receive() == b"pong"
+    sealed = sent + OFFER + (sent + OFFER) // RECORD * 22
+    assert flood.read(sent) == sent
+    assert flood.pair.transport.write(flood.pair.fd, data[sent : sent + OFFER]) == OFFER
+    assert flood.read(1 << 30) == sealed + 27 - sent
+
+
+@pytest.mark.parametrize("kind", [tls_records.ALERT, tls_records.DATA])
+def test_alerts_and_empty_records_end_the_connection(flood: Flood, kind: int) -> None:
+    content = bytes([1, 90]) if kind == tls_records.ALERT else b""  # a warning: user_canceled
+    flood.send(b"".join(flood.maker.record(kind, content) for _ in range(100)))
+    with pytest.raises(ssl.SSLError, match=r"TOO_MANY|too many|RECORD_TOO_SMALL|too small"):
+        flood.pair.receive()
+
+
+def test_padding_is_no_data(flood: Flood) -> None:
+    for _ in range(2):
+        flood.send(flood.maker.record(tls_records.DATA, b"x", padding=16_000))
+        for _ in range(3):
+            with pytest.raises(BlockingIOError):
+                flood.pair.receive()
+        assert flood.pair.receive() == b"x"
+    flood.send(flood.maker.record(tls_records.DATA, b"x", padding=16_000))
+    with pytest.raises(errors.RemoteProtocolError, match="without data"):
+        flood.pair.receive()
+
+
+@pytest.mark.slow
+def test_many_small_messages_are_no_flood(flood: Flood) -> None:
+    for _ in range(2_000):
+        flood.send(flood.maker.record(tls_records.DATA, b"x"))
+        assert flood.pair.receive() == b"x"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
+def test_connections_that_share_memory_never_see_each_others_bytes(tmp_path: pathlib.Path, seed: int) -> None:
+    """One behaves, the others do anything: what OpenSSL leaves of their bytes must not come up anywhere else."""
+    source = random.Random(seed)
+    files = certificates.make(tmp_path)
+    sessions = tls_session.Sessions(1)
+    version = source.choice([ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+    good = Pair(files, sessions=sessions, version=version)
+    for _ in range(4):
+        bad = Pair(files, sessions=sessions, version=source.choice([version, ssl.TLSVersion.TLSv1_3]))
+        far = socket.socket(fileno=bad.client.detach())
+        for _ in range(source.randrange(1, 8)):
+            junk = source.choice([b"\x17\x03\x03\x00\x20", b"\x16\x03\x01\x40\x00", b"\x15\x03\x03\x00\x02\x01\x00"])
+            with contextlib.suppress(OSError):
+                far.send((junk + source.randbytes(60))[: source.randrange(1, 66)])
+            with contextlib.suppress(OSError, KeyError):
+                bad.receive()
+            with contextlib.suppress(OSError, KeyError):
+                bad.transport.write(bad.fd, source.randbytes(source.choice([1, 900, 20_000])))
+            said, told = source.randbytes(20), source.randbytes(300)
+            good.client.send(said)
+            assert good.receive() == said
+            good.transport.write(good.fd, told)
+            good.drain()
+            assert bytes(good.read[-300:]) == told
+        assert bad.transport.release(bad.fd)
+        bad.near.close()
+        far.close()
+    good.near.close()
+    good.client.close()

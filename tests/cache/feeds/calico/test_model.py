@@ -34,6 +34,15 @@ def test_objects_without_content() -> None:
     assert builders.value([policy])["selector"].startswith("(projectcalico.org/orchestrator == 'k8s' && a == '')")
 
 
+def test_invalid_utf8_is_the_objects_fault() -> None:
+    event = builders.event(spec={"nets": ["?"]})
+    event = event._replace(raw=(event.raw or b"").replace(b"?", b"\xff"))
+    with pytest.raises(model.ConversionError, match="invalid-object"):
+        model.members(event)
+    with pytest.raises(model.ConversionError, match="invalid-object"):
+        networks.convert_global_set(event, builders.V1)
+
+
 @pytest.mark.parametrize("spec", [{"nets": [None]}, {"nets": "10.0.0.0/8"}, {"nets": [1], "other": None}])
 def test_other_wrong_types_are_rejected(spec: dict[str, Any]) -> None:
     with pytest.raises(model.ConversionError, match="invalid-object"):

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.control_plane
 
 
 async def test_creates_changes_and_records_deletions(control_plane: ControlPlane) -> None:
-    access = kubeconfig.load(control_plane.kubeconfig)
+    access = await kubeconfig.load(control_plane.kubeconfig)
     async with expected_state.ApiClient(access) as client:
         one = writer.Writer(client, namespaces=2, seed=3)
         await one.populate({"pods": 20, "services": 3, "endpointslices": 3, "widgets": 3})
@@ -34,7 +34,7 @@ async def test_creates_changes_and_records_deletions(control_plane: ControlPlane
 
 async def test_a_refusal_is_an_error(control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "GIVE_UP_SECONDS", 1.0)
-    access = kubeconfig.load(control_plane.kubeconfig)
+    access = await kubeconfig.load(control_plane.kubeconfig)
     unknown_user = dataclasses.replace(access, headers={"Authorization": "Bearer wrong"})
     async with expected_state.ApiClient(unknown_user) as client:
         with pytest.raises(writer.WriteError, match="401"):

@@ -1,4 +1,4 @@
-"""Tests of loadtest.apiserver.options: options of list and watch, and continue tokens."""
+"""Tests of loadtest.apiserver.listing: options of list and watch, and continue tokens."""
 
 import base64
 
@@ -6,28 +6,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.apiserver import options
+from loadtest.apiserver import listing
 from loadtest.apiserver.errors import BadRequest, InvalidOptions
-from loadtest.apiserver.options import Match
+from loadtest.apiserver.listing import Match
 
 
 @given(st.integers(1, 2**63), st.text(max_size=60))
 def test_tokens_round_trip(version: int, key: str) -> None:
-    assert options.parse_token(options.continue_token(version, key)) == (version, key)
+    assert listing.parse_token(listing.continue_token(version, key)) == (version, key)
 
 
 @given(st.text(max_size=60) | st.binary(max_size=60).map(lambda data: base64.urlsafe_b64encode(data).decode()))
 def test_any_other_text_is_no_token(text: str) -> None:
     with pytest.raises(BadRequest):
-        options.parse_token(text)
+        listing.parse_token(text)
 
 
 def test_watch_list() -> None:
     query = {"watch": "1", "sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan", "resourceVersion": "7"}
-    parsed = options.parse(query, watch_list=True)
+    parsed = listing.parse(query, watch_list=True)
     assert (parsed.watch, parsed.initial_events, parsed.match, parsed.version) == (True, True, Match.NOT_OLDER_THAN, 7)
     with pytest.raises(InvalidOptions, match="WatchList"):
-        options.parse(query, watch_list=False)
+        listing.parse(query, watch_list=False)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_watch_list() -> None:
 )
 def test_options_that_contradict_each_other(query: dict[str, str], field: str) -> None:
     with pytest.raises(InvalidOptions) as caught:
-        options.parse(query, watch_list=True)
+        listing.parse(query, watch_list=True)
     assert caught.value.code == 422
     assert caught.value.details["causes"][0]["field"] == field
 
@@ -62,4 +62,4 @@ def test_options_that_contradict_each_other(query: dict[str, str], field: str) -
 )
 def test_options_that_cannot_be_parsed(query: dict[str, str]) -> None:
     with pytest.raises(BadRequest):
-        options.parse(query, watch_list=True)
+        listing.parse(query, watch_list=True)

@@ -1,4 +1,4 @@
-"""Tests of loadtest.apiserver.control."""
+"""Tests of the control endpoint of loadtest.apiserver.simulator."""
 
 import asyncio
 from typing import Any

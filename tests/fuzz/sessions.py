@@ -1,0 +1,41 @@
+"""Whole sessions of the native protocol, as each side sends them."""
+
+from protocol import digest, messages
+from protocol.native import codec, connection, frames
+
+
+def native_client() -> bytes:
+    """The bytes that a client sends in a session."""
+    protocol = connection.Connection(connection.Role.CLIENT)
+    hello = messages.ClientHello(
+        feed="pods",
+        agent="fuzz",
+        features=frozenset(messages.Feature),
+        resume=messages.ResumePosition(bytes(16), 7),
+        chunk_digests=(1, 2**64 - 1),
+        subscription={"kinds": ("Pod",)},
+    )
+    for message in (hello, messages.Pong(0), messages.Pong(9), messages.Goodbye("client-closed")):
+        protocol.send(message)
+    return protocol.data_to_send()
+
+
+def native_server() -> bytes:
+    """The bytes that a server sends in a session."""
+    pairs = [(f"/core/v1/pods/default/web-{number}", b'{"kind":"Pod"}' * 20) for number in range(20)]
+    total = digest.state_digest(pairs)
+    updates = tuple(messages.Update(key, value, "1", 1) for key, value in pairs)
+    session: list[messages.Message] = [
+        messages.ServerHello(version=1, feed="pods", incarnation=bytes(16), features=frozenset({"zstd"})),
+        messages.Ping(),
+        messages.SnapshotBegin(5, 20, 1),
+        messages.SnapshotChunk(0, total, True, updates[:10]),
+        messages.SnapshotChunk(0, total, False, updates[10:]),
+        messages.SnapshotEnd(5, 20, total),
+        messages.Status(5, messages.SyncStatus.IN_SYNC),
+        messages.Updates(5, 6, (messages.Update("/k", None, "2", 3),)),
+        messages.Goodbye("shutting-down", "bye", 1000),
+    ]
+    compressor = frames.make_compressor()
+    packed = [frames.pack_frame(codec.encode(message), compressor=compressor) for message in session]
+    return frames.PREFACE + b"".join(packed)

@@ -1,0 +1,137 @@
+"""What one handshake may cost: bytes, steps, and the length of the first message. Plain sockets, and one thread."""
+
+import contextlib
+import pathlib
+import socket
+import ssl
+from collections.abc import Iterator
+
+import pytest
+
+from protocol.reasons import DisconnectReason
+from tests.harness import certificates
+from typha.worker import handshake_steps, tls, tls_session
+
+
+class Ends:
+    """Both ends of a connection; the server's takes a step when the test says so."""
+
+    def __init__(self, files: certificates.Files) -> None:
+        self.near, self.far = socket.socketpair()
+        self.near.setblocking(False)
+        self.settings = files.settings()
+        self.contexts = tls.Contexts(self.settings)
+        self.sessions = 0
+        self.handshake = handshake_steps.Handshake(self.near, self._make_session)
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = certificates.client_context(files.authority)
+        self.client = context.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
+
+    def _make_session(self) -> tls_session.Session:
+        self.sessions += 1
+        return self.contexts.make_session()
+
+    def step(self) -> handshake_steps.Verdict:
+        """As in the thread."""
+        return handshake_steps.take_step(self.handshake, self.settings)
+
+    def client_step(self) -> bytes:
+        """The client's next bytes."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.client.do_handshake()
+        return self.outgoing.read()
+
+
+@pytest.fixture
+def ends(tmp_path: pathlib.Path) -> Iterator[Ends]:
+    """Closed after the test."""
+    made = Ends(certificates.make(tmp_path))
+    yield made
+    made.near.close()
+    made.far.close()
+
+
+def test_data_behind_the_handshake_stays_in_the_socket(ends: Ends) -> None:
+    ends.far.send(ends.client_step())
+    assert ends.step() == handshake_steps.Verdict()
+    ends.incoming.write(ends.far.recv(1 << 16))
+    last = ends.client_step()
+    ends.client.write(b"hello")
+    hello = ends.outgoing.read()
+    ends.far.send(last + hello)
+    assert ends.step() == handshake_steps.Verdict(done=True)
+    assert ends.near.recv(1 << 16) == hello
+    assert ends.handshake.session is not None
+    assert ends.handshake.session.open(hello).data == b"hello"
+
+
+def test_a_handshake_in_pieces_makes_a_session_for_the_first_whole_record(ends: Ends) -> None:
+    hello = ends.client_step()
+    for position in range(100):
+        ends.far.send(hello[position : position + 1])
+        assert ends.step() == handshake_steps.Verdict()
+    ends.far.send(hello[100:-1])
+    assert ends.step() == handshake_steps.Verdict()
+    assert ends.sessions == 0
+    ends.far.send(hello[-1:])
+    assert ends.step() == handshake_steps.Verdict()
+    assert ends.sessions == 1
+    assert ends.far.recv(10)[:1] == b"\x16"
+
+
+def test_more_steps_than_any_agent_needs_end_it(ends: Ends) -> None:
+    verdicts = []
+    ends.far.send(b"\x16\x03\x01\x04\x00")
+    for _ in range(300):
+        ends.far.send(b"x")
+        verdicts.append(ends.step())
+    assert verdicts[:256] == [handshake_steps.Verdict()] * 256
+    assert verdicts[256].reason is DisconnectReason.TLS_FAILED
+    assert verdicts[256].detail == "no end of the TLS handshake after 261 bytes in 256 pieces"
+    assert ends.sessions == 0
+
+
+def test_more_bytes_than_any_agent_needs_end_it(ends: Ends) -> None:
+    ends.far.send(ends.client_step())
+    assert ends.step() == handshake_steps.Verdict()
+    ends.handshake.received_bytes = 128 * 1024 + 1
+    ends.far.send(b"x")
+    assert ends.step().reason is DisconnectReason.TLS_FAILED
+
+
+@pytest.mark.parametrize(
+    ("first", "detail"),
+    [
+        (b"\x16\x03\x01\x00\xc8\x01" + (131_000).to_bytes(3) + bytes(196), "a ClientHello of 131000 bytes"),
+        (b"\x16\x03\x01\x00\x03\x01\x00\x00", "a ClientHello in too small pieces"),
+        (b"\x16\x03\x01\xff\xff" + bytes(17_000), None),
+        (b"GET / HTTP/1.1\r\n\r\n", "the first bytes are not TLS"),
+        (b"\x15\x03\x01\x00\x02\x02\x28", None),
+    ],
+)
+def test_first_bytes_that_end_it(ends: Ends, first: bytes, detail: str | None) -> None:
+    ends.far.send(first)
+    verdict = handshake_steps.Verdict()
+    while verdict == handshake_steps.Verdict():
+        verdict = ends.step()
+    assert verdict.reason is DisconnectReason.TLS_FAILED
+    if detail is not None:
+        assert verdict.detail == detail
+
+
+def test_an_answer_that_the_socket_does_not_take_waits_for_it(ends: Ends) -> None:
+    ends.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    filled = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            filled += ends.near.send(bytes(1_000))
+    ends.far.send(ends.client_step())
+    assert ends.step() == handshake_steps.Verdict(wants_write=True)
+    assert ends.step() == handshake_steps.Verdict(wants_write=True)
+    while filled:
+        filled -= len(ends.far.recv(min(filled, 1 << 16)))
+    assert ends.step() == handshake_steps.Verdict()
+    ends.far.settimeout(5)
+    ends.incoming.write(ends.far.recv(1 << 16))
+    ends.far.send(ends.client_step())
+    assert ends.step() == handshake_steps.Verdict(done=True)
