@@ -10,14 +10,16 @@ from aiohttp import web
 
 from loadtest.apiserver import discovery, listing, objects, resources, watching
 from loadtest.apiserver.counters import WATCH_LIST, Counters
-from loadtest.apiserver.errors import ApiError, BadRequest, PageNotFound, TypeUnknown
-from loadtest.apiserver.faults import FaultKind, Rules
+from loadtest.apiserver.errors import ApiError, BadRequest, Expired, PageNotFound, TypeUnknown
+from loadtest.apiserver.faults import FALSE_LISTS, FALSE_TOKEN, FaultKind, Rules
 from loadtest.apiserver.resources import Resource
 from loadtest.apiserver.settings import SimulatorSettings, WatchListMode
 from loadtest.apiserver.store import Store
 
 #: Answers from this size on are compressed for clients that accept it, as by kube-apiserver.
 GZIP_FROM_BYTES = 128 * 1024
+#: Between two bytes of an answer that drips.
+DRIP_SECONDS = 0.5
 _MERGE_PATCH = ("application/merge-patch+json", "application/strategic-merge-patch+json")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
@@ -80,9 +82,34 @@ class Handlers:
             response = web.Response(status=404, text="404 page not found\n")
         except ApiError as error:
             response = _refusal(error)
-        if not response.prepared:  # a watch is counted when it begins
-            self._counters.requests[verb, resource, response.status] += 1
-        return response
+        if response.prepared:  # a watch is counted when it begins
+            return response
+        self._counters.requests[verb, resource, response.status] += 1
+        if resource is None or not isinstance(response, web.Response):
+            return response
+        return await self._deliver(request, response, verb, resource)
+
+    async def _deliver(
+        self, request: web.Request, response: web.Response, verb: str, resource: Resource
+    ) -> web.StreamResponse:
+        """An answer as it is, or compressed, or slowly."""
+        body = response.body
+        assert isinstance(body, bytes)
+        if (bomb := self._rules.take(FaultKind.COMPRESSED, verb, resource, now=time.monotonic())) is not None:
+            response.body = await asyncio.to_thread(bomb.compress, body)
+            response.headers["Content-Encoding"] = bomb.text
+        if (drip := self._rules.take(FaultKind.DRIP, verb, resource, now=time.monotonic())) is None:
+            return response
+        slow = web.StreamResponse(status=response.status, headers={"Content-Type": "application/json"})
+        slow.content_length = len(body)
+        await slow.prepare(request)
+        sent = 0
+        while sent < len(body):
+            end = sent + 1 if drip in self._rules.active(time.monotonic()) else len(body)
+            await slow.write(body[sent:end])
+            sent = end
+            await asyncio.sleep(DRIP_SECONDS)
+        return slow
 
     async def _resource(self, request: web.Request, target: RequestTarget, verb: str) -> web.StreamResponse:
         now = time.monotonic()
@@ -105,9 +132,17 @@ class Handlers:
         return await self._single(request, target, verb)
 
     async def _list(self, request: web.Request, target: RequestTarget) -> bytes:
-        asked = listing.parse(request.query, watch_list=True)
+        token = request.query.get("continue", "")
+        is_false = token.startswith(FALSE_TOKEN)
+        asked = listing.parse({**request.query, "continue": ""} if is_false else request.query, watch_list=True)
         await watching.until_fresh(self._store, listing.least_version(asked), self._settings.fresh_wait_seconds)
-        return listing.body(self._store, target.resource, target.namespace, asked)
+        body = listing.body(self._store, target.resource, target.namespace, asked)
+        for kind in FALSE_LISTS:
+            if (fault := self._rules.take(kind, "LIST", target.resource, now=time.monotonic())) is not None:
+                return fault.falsify(body, token)
+        if is_false:  # the fault is over
+            raise Expired(0, self._store.version)
+        return body
 
     async def _single(self, request: web.Request, target: RequestTarget, verb: str) -> web.Response:
         resource, namespace, name = target.resource, target.namespace, target.name
