@@ -33,6 +33,18 @@ class ObjectEvent(NamedTuple):
     origin: Origin
 
 
+class SkippedObject(NamedTuple):
+    """One object that the API server sent, and that cannot be used. It counts as absent."""
+
+    type: ResourceType
+    namespace: str
+    """As far as it is known, like the name."""
+    name: str
+    reason: str
+    """A short code, used as a metric label: undecodable, no-identity."""
+    detail: str
+
+
 class WatchSink(Protocol):
     """Receives what the watchers find. Calls are synchronous and in order. Must not call back into the watcher."""
 
@@ -41,6 +53,9 @@ class WatchSink(Protocol):
 
     def delete(self, event: ObjectEvent) -> None:
         """An object that was applied before is deleted."""
+
+    def skipped(self, skipped: SkippedObject) -> None:
+        """An object is left out. If it was applied before, its deletion follows, at the end of a list at the latest."""
 
     def status(self, type: ResourceType, status: SyncStatus) -> None:
         """The type's status changed: WAITING (never complete, or lost for too long), RESYNC (a list runs), IN_SYNC."""

@@ -176,6 +176,7 @@ class Service:
             ("snapshots", self.hub.run_snapshots()),
             ("catch-ups", self.hub.catch_ups.run()),
             ("coalescing", self.hub.run_coalescing()),
+            ("conversions", self.hub.run_conversions()),
             ("garbage", self.garbage.run()),
             ("housekeeping", self._keep_house()),
         ]

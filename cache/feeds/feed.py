@@ -7,8 +7,10 @@ data. A cut of the store always contains exactly the batches taken so far, even 
 """
 
 import abc
+import sys
+from collections import deque
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cache import objects, resources
 from cache.feeds import raw
@@ -23,6 +25,19 @@ class Batch(NamedTuple):
     previous_sequence: int
     updates: list[messages.Update]
     status: messages.SyncStatus | None
+
+
+class BatchLimits(NamedTuple):
+    """The most that one batch takes of what a feed has gathered. The rest stays for the next one."""
+
+    changes: int = sys.maxsize
+    value_bytes: int = sys.maxsize
+    """The batch ends with the change that reaches this."""
+    split_keys: int = sys.maxsize
+    """Keys that the store moves to new chunks meanwhile."""
+
+
+EVERYTHING = BatchLimits()
 
 
 class _Change(NamedTuple):
@@ -65,6 +80,8 @@ class Feed(abc.ABC):
         """Number of changes that did not change anything in the feed."""
         self.synced_once = False
         """Whether a batch had every type in sync. From then on the feed has data to serve."""
+        self._changes: deque[Any] = deque()
+        """What the next batches write, oldest first, in the form of the subclass."""
         self._statuses = dict.fromkeys(types, messages.SyncStatus.WAITING)
         self._status = messages.SyncStatus.WAITING
 
@@ -73,33 +90,70 @@ class Feed(abc.ABC):
         """The resource types of the feed."""
         return list(self._statuses)
 
-    @abc.abstractmethod
     def apply(self, event: objects.ObjectEvent) -> Rejection | None:
         """Process a new or changed object. A rejection names it; what cannot be sent is removed from the feed."""
+        return self.adopt(event, self.convert(event))
+
+    def may_take_long(self, event: objects.ObjectEvent) -> bool:
+        """Return whether `convert` may take more than some milliseconds, and may run in another thread."""
+        return False
+
+    @abc.abstractmethod
+    def convert(self, event: objects.ObjectEvent) -> Any:
+        """Convert an object, without a change of the feed. Raises nothing: failures are outcomes, too."""
+
+    @abc.abstractmethod
+    def adopt(self, event: objects.ObjectEvent, outcome: Any) -> Rejection | None:
+        """Process the outcome of `convert`."""
 
     @abc.abstractmethod
     def delete(self, event: objects.ObjectEvent) -> None:
         """Process the deletion of an object."""
 
     @abc.abstractmethod
-    def _write_changes(self) -> list[messages.Update]:
-        """Write the store. Return the updates for clients. The store's sequence grows by their number."""
+    def _write(self, change: Any) -> messages.Update | None:
+        """Write one change to the store. Return its update for clients, if there is one."""
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the last batch left something for the next one."""
+        return bool(self._changes) or self.store.is_splitting
 
     def set_status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
         """Set the status of one type. The feed's status combines the statuses of all types."""
         self._statuses[type] = status
         self._status = combined_status(self._statuses)
 
-    def take(self) -> Batch | None:
-        """Write the store. Return what has happened since the last call, or None if clients see no change."""
+    def take(self, limits: BatchLimits = EVERYTHING) -> Batch | None:
+        """Write the store. Return what has happened since the last call, or None if clients see no change.
+
+        The status comes with the batch that leaves no change behind.
+        """
         previous_sequence = self.store.sequence
-        updates = self._write_changes()
+        updates = self._write_changes(limits)
+        self.store.advance_split(limits.split_keys)
+        if self._changes:
+            return Batch(previous_sequence, updates, None) if updates else None
         status = None if self.store.status is self._status else self._status
         self.store.status = self._status
         self.synced_once = self.synced_once or self._status is messages.SyncStatus.IN_SYNC
         if not updates and status is None:
             return None
         return Batch(previous_sequence, updates, status)
+
+    def _write_changes(self, limits: BatchLimits) -> list[messages.Update]:
+        """Write the oldest changes. Return the updates for clients. The store's sequence grows by their number."""
+        changes, updates = self._changes, []
+        left, left_bytes = min(limits.changes, len(changes)), limits.value_bytes
+        count = left
+        while left and left_bytes > 0:
+            left -= 1
+            update = self._write(changes.popleft())
+            if update is not None:
+                updates.append(update)
+                left_bytes -= len(update.value or b"")
+        self.skipped += count - left - len(updates)
+        return updates
 
 
 class RawFeed(Feed):
@@ -111,17 +165,22 @@ class RawFeed(Feed):
         super().__init__(spec.name, [resource.type for resource in spec.resources], store_limits)
         self._fields = {resource.type: resource.fields for resource in spec.resources}
         self._max_value_bytes = max_value_bytes
-        self._changes: list[_Change] = []
 
-    def apply(self, event: objects.ObjectEvent) -> Rejection | None:
-        """Process a new or changed object. If it is rejected, its key is deleted."""
-        key = raw.object_key(event.type, event.namespace, event.name)
+    def convert(self, event: objects.ObjectEvent) -> bytes | raw.InvalidObject:
+        """See Feed."""
         try:
-            value = raw.object_value(
+            return raw.object_value(
                 event.raw or b"", api_version=event.api_version, kind=event.kind, fields=self._fields[event.type]
             )
         except raw.InvalidObject as error:
-            return self._reject(key, event, "invalid-object", str(error))
+            return error
+
+    def adopt(self, event: objects.ObjectEvent, outcome: bytes | raw.InvalidObject) -> Rejection | None:
+        """See Feed. If the object is rejected, its key is deleted."""
+        key = raw.object_key(event.type, event.namespace, event.name)
+        if isinstance(outcome, raw.InvalidObject):
+            return self._reject(key, event, "invalid-object", str(outcome))
+        value = outcome
         if len(value) > self._max_value_bytes:
             return self._reject(key, event, "value-too-large", f"{len(value)} bytes, limit {self._max_value_bytes}")
         if len(key) > codec.MAX_KEY_CHARS:
@@ -133,12 +192,6 @@ class RawFeed(Feed):
         """Process the deletion of an object."""
         key = raw.object_key(event.type, event.namespace, event.name)
         self._changes.append(_Change(key, None, event.resource_version))
-
-    def _write_changes(self) -> list[messages.Update]:
-        changes, self._changes = self._changes, []
-        updates = [update for change in changes if (update := self._write(change)) is not None]
-        self.skipped += len(changes) - len(updates)
-        return updates
 
     def _write(self, change: _Change) -> messages.Update | None:
         if change.value is None:

@@ -68,6 +68,8 @@ def object_value(raw: bytes, *, api_version: str, kind: str, fields: Iterable[Fi
     """
     selection = _EVERYTHING if fields is None else _select(tuple(fields))
     try:
+        if not raw.isascii():
+            raw.decode()  # the formatter copies texts as they are, and clients may refuse what is not UTF-8
         # Formatting costs 2 us. It is needed because aggregated API servers may write JSON with white space.
         members = _decode_members(msgspec.json.format(raw, indent=-1))
         if "metadata" not in members:

@@ -1,14 +1,16 @@
 """The HTTP session to the API server, shared by all watchers. It maps aiohttp's exceptions to ours.
 
 No Kubernetes client library is needed: a watch is a GET whose body is read line by line. Requests ask for uncompressed
-answers, because the API server's CPU is scarcer than the network near it.
+answers, because the API server's CPU is scarcer than the network near it. A compressed answer is refused and never
+unpacked: a few bytes of it may unpack to gigabytes.
 """
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import aiohttp
 import structlog
@@ -24,6 +26,11 @@ _EXPIRY_MARGIN_SECONDS = 60.0
 _RELOAD_SECONDS_MIN = 10.0
 """Minimum time between two runs of the helper. With wrong credentials, every try of every watcher asks for one."""
 _READ_BUFFER_BYTES = 256 * 1024
+_MAX_HEADER_BYTES = 8190
+_HEADERS_MAX = 128
+_SHOWN_CHARS = 80
+_DETAIL_CHARS_MAX = 400
+"""An error of the HTTP library may quote a header."""
 _KEEPALIVE_OPTIONS = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 """These detect a dead peer within a minute, before the idle limit of a watch."""
 
@@ -80,6 +87,11 @@ class KubeApi:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "typha"},
             read_bufsize=_READ_BUFFER_BYTES,
+            auto_decompress=False,
+            trust_env=False,
+            max_line_size=_MAX_HEADER_BYTES,
+            max_field_size=_MAX_HEADER_BYTES,
+            max_headers=_HEADERS_MAX,
         )
 
     async def close(self) -> None:
@@ -122,7 +134,7 @@ class KubeApi:
         if json_body is not None:
             headers["Content-Type"] = "application/json"
         try:
-            return await session.request(
+            response = await session.request(
                 method,
                 current.host + path,
                 params=query,
@@ -136,6 +148,12 @@ class KubeApi:
             )
         except (aiohttp.ClientError, OSError) as error:
             raise _interrupted(error) from error
+        try:
+            _refuse_encodings(response)
+        except Interrupted:
+            close_response(response)
+            raise
+        return response
 
     async def _refresh(self) -> None:
         current = self._access
@@ -158,6 +176,16 @@ class KubeApi:
         self._access, self._ssl, self._authorization = loaded, context, authorization
         self._token_read_at = self._clock()
         self.loads += 1
+
+
+@contextlib.asynccontextmanager
+async def deadline(seconds: float, what: str) -> AsyncIterator[None]:
+    """Limit the time of the block. `what` is missing when it passes. Raises Interrupted (DEADLINE)."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise Interrupted(Failure.DEADLINE, f"{what} within {seconds:g} s") from error
 
 
 def close_response(response: aiohttp.ClientResponse) -> None:
@@ -183,27 +211,24 @@ async def read_body(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes
     """Read the whole body. Raises Interrupted, with TOO_LARGE if the body is longer than the limit."""
     if (response.content_length or 0) > limit_bytes:
         raise _too_large(limit_bytes)
-    chunks: list[bytes] = []
-    size = 0
+    body = bytearray()
     while chunk := await read_chunk(response):
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > limit_bytes:
+        body += chunk
+        if len(body) > limit_bytes:
             raise _too_large(limit_bytes)
-    return b"".join(chunks)
+    return bytes(body)
 
 
-async def read_beginning(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
-    """Read the beginning of an error's body, for the log. Return what was read, even if reading fails."""
-    chunks: list[bytes] = []
-    size = 0
+async def read_beginning(response: aiohttp.ClientResponse, limit_bytes: int, *, seconds: float) -> bytes:
+    """Read the beginning of an error's body, for the log. Return what has arrived in time, even if reading fails."""
+    body = bytearray()
     try:
-        while size < limit_bytes and (chunk := await read_chunk(response)):
-            chunks.append(chunk)
-            size += len(chunk)
+        async with deadline(seconds, "no whole body of an error"):
+            while len(body) < limit_bytes and (chunk := await read_chunk(response)):
+                body += chunk
     except Interrupted as error:
         _log.debug("reading the body of an error answer failed", detail=error.detail)
-    return b"".join(chunks)[:limit_bytes]
+    return bytes(body[:limit_bytes])
 
 
 def retry_after_seconds(response: aiohttp.ClientResponse) -> float:
@@ -212,12 +237,23 @@ def retry_after_seconds(response: aiohttp.ClientResponse) -> float:
     return float(text) if text.isascii() and text.isdigit() and len(text) <= 9 else 0.0
 
 
+def _refuse_encodings(response: aiohttp.ClientResponse) -> None:
+    """Raise Interrupted for a body that is not sent as it is."""
+    for header, plain in (("Content-Encoding", "identity"), ("Transfer-Encoding", "chunked")):
+        values = ", ".join(response.headers.getall(header, ()))
+        if values and values.strip().lower() != plain:
+            raise Interrupted(
+                Failure.MALFORMED,
+                f"{response.url.path}: the answer has {header} {values[:_SHOWN_CHARS]!r}, which was not asked for",
+            )
+
+
 def _too_large(limit_bytes: int) -> Interrupted:
     return Interrupted(Failure.TOO_LARGE, f"the list page is larger than {limit_bytes} bytes")
 
 
 def _interrupted(error: Exception) -> Interrupted:
-    detail = str(error) or type(error).__name__
+    detail = str(error)[:_DETAIL_CHARS_MAX] or type(error).__name__
     # Check ConnectionTimeoutError first: it is also a TimeoutError, but means no half-open stream.
     if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)) or isinstance(error.__cause__, ssl.SSLError):
         return Interrupted(Failure.CREDENTIALS, f"TLS: {detail}")

@@ -10,9 +10,13 @@ from cache.watch.policy import Failure
 
 T = TypeVar("T")
 
-_READ_SECONDS = 30.0
-_MAX_BODY_BYTES = 16 * 1024 * 1024
+_ANSWER_SECONDS = 30.0
+"""Limit for a whole exchange."""
+_MAX_ERROR_BYTES = 4096
+_MAX_BODY_BYTES = 4 * 1024 * 1024
 """A list of a thousand groups has 300 kB, and a custom resource 1.5 MB at most."""
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding of any JSON may raise. RecursionError: it is nested too deeply."""
 NOT_FOUND = 404
 FORBIDDEN = 403
 
@@ -45,15 +49,32 @@ class Refused(Exception):
 
 
 async def exchange(
-    session: api.KubeApi, method: str, path: str, *, limit: int | None = None, json_body: bytes | None = None
+    session: api.KubeApi,
+    method: str,
+    path: str,
+    *,
+    limit: int | None = None,
+    json_body: bytes | None = None,
+    answer_seconds: float = _ANSWER_SECONDS,
 ) -> Answer:
-    """Send one request and read the whole answer. `limit` is the limit of a list. Raises api.Interrupted."""
+    """Send one request and read the whole answer. `limit` is the limit of a list.
+
+    Of an error's body, read only the beginning.
+
+    Raises:
+        api.Interrupted.
+    """
     query = {} if limit is None else {"limit": str(limit)}
-    response = await session.request(method, path, query, read_timeout_seconds=_READ_SECONDS, json_body=json_body)
-    try:
-        return Answer(response.status, await api.read_body(response, _MAX_BODY_BYTES))
-    finally:
-        api.close_response(response)
+    async with api.deadline(answer_seconds, f"{path}: no whole answer"):
+        response = await session.request(method, path, query, read_timeout_seconds=answer_seconds, json_body=json_body)
+        try:
+            if response.status >= 400:
+                body = await api.read_beginning(response, _MAX_ERROR_BYTES, seconds=answer_seconds / 2)
+            else:
+                body = await api.read_body(response, _MAX_BODY_BYTES)
+        finally:
+            api.close_response(response)
+    return Answer(response.status, body)
 
 
 async def group_names(session: api.KubeApi) -> frozenset[str]:
@@ -95,5 +116,5 @@ async def _get(session: api.KubeApi, path: str, shape: type[T]) -> T:
         raise Refused(answer.status, answer.body[:200].decode("utf-8", "replace"))
     try:
         return msgspec.json.decode(answer.body, type=shape)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise api.Interrupted(Failure.MALFORMED, f"{path}: {error}") from error

@@ -23,6 +23,8 @@ from protocol import messages
 
 _TOMBSTONES_DROPPED_SHARE = 16
 """Drop the oldest sixteenth at once. Removing the first item of a dictionary one by one would scan the growing gap."""
+_TOMBSTONES_FORGOTTEN_MAX = 20_000
+"""Forget at most this many deletions that no client needs in one call: 5 ms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,8 @@ class StoreLimits:
     chunk_target_keys: int = 256
     """The same as a number of keys."""
     max_chunks: int = 1 << 15
+    split_at_once_keys: int = 4096
+    """With at most this many keys, all chunks split in one step of 2 ms. More keys move by and by: `advance_split`."""
     tombstones_min: int = 200_000
     """Minimum number of deletions to remember, even with few keys. Above it the limit is two for each live key."""
 
@@ -115,6 +119,56 @@ class Chunk:
         """Sequence of the last change, or of the split that created the chunk. 0 = never."""
 
 
+class _Split:
+    """Twice the chunks, while they are filled from the present ones. The store uses them once they are complete.
+
+    `changed` must report every change of the present chunks meanwhile.
+    """
+
+    __slots__ = ("_begun", "_moving", "_old", "chunks")
+
+    def __init__(self, old: list[Chunk]) -> None:
+        self._old = old
+        self._begun = 0
+        """Number of present chunks whose entries are here, or are being moved."""
+        self._moving: list[Entry] = []
+        """The entries of the last of them that are not here yet, unless they have changed meanwhile."""
+        self.chunks = [Chunk() for _ in range(2 * len(old))]
+
+    def is_complete(self) -> bool:
+        """Whether all keys are here."""
+        return not self._moving and self._begun == len(self._old)
+
+    def move(self, keys: int) -> None:
+        """Move up to this many keys."""
+        mask = len(self.chunks) - 1
+        while keys > 0 and not self.is_complete():
+            if not self._moving:
+                self._moving = list(self._old[self._begun].entries.values())
+                self._begun += 1
+            present = self._old[self._begun - 1].entries
+            for entry in self._moving[-keys:]:
+                if present.get(entry.key) is entry:
+                    chunk = self.chunks[chunk_hash(entry.key) & mask]
+                    chunk.entries[entry.key] = entry
+                    chunk.digest = (chunk.digest + entry.digest) % digests.MODULUS
+            moved = min(keys, len(self._moving))
+            del self._moving[-keys:]
+            keys -= max(moved, 1)
+
+    def changed(self, key: str, entry: Entry | None) -> None:
+        """Repeat a change of the present chunks. `entry` None deletes the key."""
+        key_hash = chunk_hash(key)
+        if key_hash & (len(self._old) - 1) >= self._begun:
+            return
+        chunk = self.chunks[key_hash & (len(self.chunks) - 1)]
+        old = chunk.entries.pop(key, None)
+        change = (entry.digest if entry else 0) - (old.digest if old else 0)
+        chunk.digest = (chunk.digest + change) % digests.MODULUS
+        if entry is not None:
+            chunk.entries[key] = entry
+
+
 class ChunkCut(NamedTuple):
     """A chunk as it was at the cut. `entries` is None if it has not changed since the requested sequence."""
 
@@ -160,6 +214,7 @@ class Store:
         self._tombstones: dict[str, Tombstone] = {}
         """In order of sequence. A key is never both here and in `_entries`."""
         self._chunks = [Chunk()]
+        self._split: _Split | None = None
         self._max_keys = self._max_bytes = 0
         """The chunks split when the store has more keys or bytes than this."""
         self._set_split_sizes()
@@ -188,6 +243,16 @@ class Store:
         """Number of chunks, a power of two."""
         return len(self._chunks)
 
+    @property
+    def is_splitting(self) -> bool:
+        """Whether `advance_split` has more to do."""
+        return self._split is not None and not self._split.is_complete()
+
+    def advance_split(self, keys: int) -> None:
+        """Move up to this many keys to their new chunks, if the chunks are being split. Takes 1 us a key."""
+        if self._split is not None:
+            self._split.move(keys)
+
     def put(
         self, key: str, value: bytes, revision: str, *, v3_resource_version: str = "", ttl: int = 0
     ) -> messages.Update | None:
@@ -207,6 +272,8 @@ class Store:
         entry = Entry(key, value, revision, v3_resource_version, ttl, self.sequence, pair)
         self._entries[key] = entry
         self._chunk_changed(entry, pair - (old.digest if old else 0)).entries[key] = entry
+        if self._split is not None:
+            self._split.changed(key, entry)
         self.value_bytes += len(value) - len(old.value) if old else len(key) + len(value)
         self._maybe_split()
         kind = messages.UpdateType.UPDATED if old else messages.UpdateType.NEW
@@ -219,6 +286,9 @@ class Store:
             return None
         self.sequence += 1
         del self._chunk_changed(old, -old.digest).entries[key]
+        if self._split is not None:
+            self._split.changed(key, None)
+            self._maybe_split()
         self.value_bytes -= len(key) + len(old.value)
         tombstone = Tombstone(old.key, revision, old.v3_resource_version, self.sequence)
         self._tombstones[old.key] = tombstone
@@ -235,11 +305,11 @@ class Store:
     def forget_deletions(self, up_to_sequence: int) -> None:
         """Drop deletions up to a sequence that no client needs. Do nothing if that would free little memory."""
         count = 0
-        for tombstone in self._tombstones.values():
+        for tombstone in itertools.islice(self._tombstones.values(), _TOMBSTONES_FORGOTTEN_MAX):
             if tombstone.sequence > up_to_sequence:
                 break
             count += 1
-        if count * _TOMBSTONES_DROPPED_SHARE > len(self._tombstones):
+        if count == _TOMBSTONES_FORGOTTEN_MAX or count * _TOMBSTONES_DROPPED_SHARE > len(self._tombstones):
             self._drop_tombstones(count)
 
     def changes_since(self, sequence: int) -> Difference:
@@ -272,18 +342,19 @@ class Store:
         return chunk
 
     def _maybe_split(self) -> None:
-        if len(self._entries) <= self._max_keys and self.value_bytes <= self._max_bytes:
-            return
-        count = len(self._chunks)
-        # Split all chunks at once. A growing cluster causes about a dozen splits, each about 0.5 us for each key.
-        self._chunks = [Chunk() for _ in range(count * 2)]
-        for chunk in self._chunks:
-            chunk.sequence = self.sequence  # in empty ones too: a snapshot that knows this number knows another chunk
-        for entry in self._entries.values():
-            chunk = self._chunks[chunk_hash(entry.key) & (count * 2 - 1)]
-            chunk.entries[entry.key] = entry
-            chunk.digest = (chunk.digest + entry.digest) % digests.MODULUS
-        self._set_split_sizes()
+        """Begin a split, or adopt a complete one. Call it after a change, which has a new sequence number."""
+        if self._split is None:
+            if len(self._entries) <= self._max_keys and self.value_bytes <= self._max_bytes:
+                return
+            self._split = _Split(self._chunks)
+            if len(self._entries) <= self._limits.split_at_once_keys:
+                self._split.move(len(self._entries) + len(self._chunks))
+        if self._split.is_complete():
+            self._chunks = self._split.chunks
+            self._split = None
+            for chunk in self._chunks:
+                chunk.sequence = self.sequence  # in empty ones too: a snapshot that knows it knows another chunk
+            self._set_split_sizes()
 
     def _set_split_sizes(self) -> None:
         count, limits = len(self._chunks), self._limits

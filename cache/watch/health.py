@@ -13,6 +13,8 @@ from cache.watch.policy import Backoff, Failure, WatchPolicy
 from cache.watch.requests import NoticeKind
 
 _ACTIONABLE = frozenset({Failure.FORBIDDEN, Failure.UNAUTHORIZED, Failure.CREDENTIALS})
+_REPORTED_AT_ONCE = frozenset({Failure.DEADLINE, Failure.ENDLESS})
+"""Good servers do not cause these, so the first one is worth a line."""
 _BREAKS_OF_AN_OUTAGE = 3
 
 
@@ -43,7 +45,7 @@ class WatchCounters:
     objects_unchanged: int = 0
     """Objects read whose version was already known."""
     objects_rejected: int = 0
-    """Objects left out because their name is unusable."""
+    """Objects left out because they cannot be decoded, or because their name is unusable."""
     objects_swept: int = 0
     """Objects that a new list did not contain, and that therefore count as deleted."""
     outages: int = 0
@@ -122,7 +124,8 @@ class Health:
         """Record that a good stream broke or must restart. The first retry comes at once, later ones after back-off."""
         self._counters.errors[failure.value] += 1
         self.pause(now, self._backoff.broke(failure))
-        if self._outage is not None or self._backoff.tries >= _BREAKS_OF_AN_OUTAGE:
+        is_outage = self._outage is not None or self._backoff.tries >= _BREAKS_OF_AN_OUTAGE
+        if is_outage or failure in _REPORTED_AT_ONCE:
             self._continue_outage(now, failure, detail)
 
     def _continue_outage(self, now: float, failure: Failure, detail: str) -> None:

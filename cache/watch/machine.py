@@ -72,7 +72,7 @@ class WatchMachine:
         self._random = random
         self._notices: list[requests.Notice] = []
         self._requests = requests.RequestFactory(type, policy)
-        self._reflector = reflector.Reflector(type, sink, counters=self.counters, notices=self._notices)
+        self._reflector = reflector.Reflector(type, sink, counters=self.counters, objects_max=policy.objects_max)
         self._health = health.Health(
             policy=policy, counters=self.counters, notices=self._notices, random=random, now=now
         )
@@ -123,7 +123,21 @@ class WatchMachine:
         if isinstance(state, InitialEvents):
             policy = self._policy
             return min(state.last_event_at + policy.initial_quiet_seconds, state.began_at + policy.initial_max_seconds)
-        return None if self._is_settled else self._opened_at + self._policy.healthy_seconds
+        deadline = self._overtime_at
+        if self._status is not SyncStatus.WAITING:
+            deadline = min(deadline, self.lost_at)
+        return deadline if self._is_settled else min(deadline, self._opened_at + self._policy.healthy_seconds)
+
+    @property
+    def lost_at(self) -> float:
+        """Time at which the type counts as lost unless a request succeeds before. Call `tick` then."""
+        return self._health.lost_at
+
+    @property
+    def _overtime_at(self) -> float:
+        """Time at which to leave a watch that the server should have ended."""
+        timeout_seconds = self._request.timeout_seconds if self._request is not None else 0
+        return self._opened_at + timeout_seconds + self._policy.watch_overtime_seconds
 
     def take_notices(self) -> list[requests.Notice]:
         """Return the notices since the last call, oldest first."""
@@ -178,7 +192,7 @@ class WatchMachine:
         self._is_settled = False
         if self._request.kind is RequestKind.WATCH_LIST:
             self._begin_list()
-            self._state = InitialEvents(set(self._reflector.identities()), now, now)
+            self._state = InitialEvents(dict.fromkeys(self._reflector.identities()), now, now)
 
     def begin_page(self, now: float, page: decoding.ListPage) -> None:
         """A page of a list has arrived. Its items follow by `items`, then `end_page`."""
@@ -186,38 +200,65 @@ class WatchMachine:
         self._type_served(now)
         if not isinstance(self._state, ListPages):
             self._begin_list()
-            self._state = ListPages(set(self._reflector.identities()), page.resource_version, "")
+            unseen = dict.fromkeys(self._reflector.identities())
+            self._state = ListPages(unseen, page.resource_version, now, self._health.last_success)
         elif self._status is SyncStatus.WAITING:
             self._set_status(SyncStatus.RESYNC)
         self._health.succeeded(now)
 
     def items(self, page: decoding.ListPage, items: Sequence[msgspec.Raw]) -> None:
-        """Process some of the page's items, in order."""
+        """Process some of the page's items, in order.
+
+        Raises:
+            reflector.TooManyObjects: report it by `interrupted`.
+        """
         assert isinstance(self._state, ListPages)
         unseen = self._state.unseen
         for item in items:
             try:
                 envelope = decoding.decode_item(item)
-            except decoding.InvalidInput:
-                envelope = decoding.Envelope()  # without a name, so the reflector leaves out this object only
+            except decoding.InvalidObject as error:
+                self._reflector.skip(error)  # and the sweep removes it, if it was known before
+                continue
             identity = self._reflector.upsert(
                 envelope, bytes(item), Origin.LIST, api_version=page.api_version, kind=page.kind
             )
-            unseen.discard(identity)
+            unseen.pop(identity, None)
 
     def end_page(self, now: float, page: decoding.ListPage) -> None:
         """All items of the page have been processed."""
         state = self._state
         assert isinstance(state, ListPages)
-        if page.continue_token and page.continue_token == state.continue_token:
-            self._state = Empty()
-            self._health.failed(now, Failure.MALFORMED, "the list repeats its continue token and would never end")
-        elif page.continue_token:
-            state.continue_token = page.continue_token
-        else:
+        if not page.continue_token:
             is_watchable = self._has_watch and page.resource_version not in ("", "0")
             then = Watching() if is_watchable else Polling()
-            self._state = Sweeping(sorted(state.unseen), state.version, then)
+            self._state = Sweeping(list(state.unseen), state.version, then)
+        elif problem := self._endless(now, state, page):
+            self.interrupted(now, Failure.ENDLESS, problem)
+        else:
+            state.continue_token = page.continue_token
+
+    def _endless(self, now: float, state: ListPages, page: decoding.ListPage) -> str:
+        """Return why the list has to end before its last page. Empty if it may go on."""
+        policy = self._policy
+        token = hash(page.continue_token)
+        is_repeated = token in state.tokens
+        state.tokens.add(token)
+        state.size_bytes += page.size_bytes
+        seen = len(self._reflector) - len(state.unseen)
+        state.idle_pages = 0 if seen > state.seen else state.idle_pages + 1
+        state.seen = seen
+        if is_repeated:
+            return "the list repeats a continue token and would never end"
+        if state.idle_pages >= policy.idle_pages_max:
+            return f"{state.idle_pages} pages of the list in a row without a new object"
+        if len(state.tokens) >= policy.list_pages_max:
+            return f"the list has more than {policy.list_pages_max} pages"
+        if state.size_bytes > policy.list_bytes_max:
+            return f"the list has more than {policy.list_bytes_max} bytes"
+        if now - state.began_at > policy.list_max_seconds:
+            return f"the list takes more than {policy.list_max_seconds:.0f} s"
+        return ""
 
     def line(self, now: float, line: bytes) -> None:
         """Process a line of a watch."""
@@ -237,8 +278,12 @@ class WatchMachine:
                     self._on_error(now, decoding.decode_status(event.raw))
                 case _:
                     raise decoding.InvalidInput(f"unknown watch event {event.type[:40]!r}")
+        except decoding.InvalidObject as error:
+            self._on_bad_object(now, error)
         except decoding.InvalidInput as error:
             self._stream_failed(now, Failure.MALFORMED, str(error))
+        except reflector.TooManyObjects as error:
+            self._stream_failed(now, Failure.ENDLESS, self._at_path(str(error)))
 
     def stream_ended(self, now: float, *, is_truncated: bool) -> None:
         """The stream ended. `is_truncated`: within a line."""
@@ -248,11 +293,14 @@ class WatchMachine:
         while self.sweep(now):
             pass
         if is_due and not is_truncated and isinstance(self._state, Watching):
-            self.streaming = False
-            self.counters.renewals += 1
-            self._health.healthy(now)
+            self._renew(now)
         else:
             self._stream_failed(now, Failure.TRUNCATED, "the stream ended early")
+
+    def _renew(self, now: float) -> None:
+        self.streaming = False
+        self.counters.renewals += 1
+        self._health.healthy(now)
 
     def end_batch(self, now: float) -> None:
         """The driver has no more input at the moment."""
@@ -269,9 +317,11 @@ class WatchMachine:
         if deadline is not None and now >= deadline:
             if isinstance(state, InitialEvents):
                 self._disable_watch_list("the end of the initial events never came")
-            else:
+            elif not self._is_settled and now >= self._opened_at + self._policy.healthy_seconds:
                 self._is_settled = True
                 self._health.healthy(now)
+            elif now >= self._overtime_at and isinstance(state, Watching):
+                self._renew(now)
         if self._status is not SyncStatus.WAITING and now >= self._health.lost_at:
             self._notice(NoticeKind.LOST, "error", seconds=self._policy.lost_seconds)
             self._set_status(SyncStatus.WAITING)
@@ -295,15 +345,24 @@ class WatchMachine:
     def interrupted(self, now: float, failure: Failure, detail: str) -> None:
         """The request or its stream failed on the way, or its body is unusable."""
         if self.streaming:
-            self._stream_failed(now, failure, detail)
+            self._stream_failed(now, failure, self._at_path(detail) if failure is Failure.DEADLINE else detail)
             return
         self._missing_since = None
         if failure is Failure.TOO_LARGE:
             self._page_limit = max(1, self._page_limit // 2)
         if failure in (Failure.TOO_LARGE, Failure.MALFORMED) and self._is_stalled():
             self._state = Empty()
+        if failure is Failure.ENDLESS:
+            if isinstance(self._state, ListPages):
+                self._health.last_success = self._state.last_success  # pages of a list without end are no success
+            self._state = Empty()
+        if failure in (Failure.ENDLESS, Failure.DEADLINE):
+            detail = self._at_path(detail)
         self._reload_due = failure is Failure.CREDENTIALS
         self._health.failed(now, failure, detail[:_MAX_DETAIL_LENGTH])
+
+    def _at_path(self, detail: str) -> str:
+        return f"{self._request.path}: {detail}" if self._request is not None else detail
 
     def refused(self, now: float, http_status: int, *, body: bytes, retry_after_seconds: float = 0.0) -> None:
         """The answer has a status other than 200. `body` is the beginning of its body."""
@@ -421,11 +480,20 @@ class WatchMachine:
     def _on_object(self, now: float, event: decoding.WatchLine, change: _Change) -> None:
         state = self._state
         if isinstance(state, InitialEvents):
-            state.unseen.discard(change(event.envelope, event.raw, Origin.INITIAL))
+            state.unseen.pop(change(event.envelope, event.raw, Origin.INITIAL), None)
             self._initial_progress(now, state)
         else:
             change(event.envelope, event.raw, Origin.EVENT)
             self._reflector.advance(event.envelope.metadata.resource_version)
+            self._progress(now)
+
+    def _on_bad_object(self, now: float, error: decoding.InvalidObject) -> None:
+        """Leave out an object. Its known state is out of date, so it counts as deleted."""
+        identity = self._reflector.skip(error)
+        if isinstance(self._state, InitialEvents):
+            self._initial_progress(now, self._state)  # the sweep removes the object, if it was known before
+        else:
+            self._reflector.forget(identity, Origin.EVENT)
             self._progress(now)
 
     def _on_bookmark(self, now: float, event: decoding.WatchLine) -> None:
@@ -436,7 +504,7 @@ class WatchMachine:
             if decoding.ends_initial_events(event.raw):
                 if not version:
                     raise decoding.InvalidInput("the bookmark that ends the initial events has no resourceVersion")
-                self._state = Sweeping(sorted(state.unseen), version, Watching())
+                self._state = Sweeping(list(state.unseen), version, Watching())
             self._health.succeeded(now)
         elif self._reflector.advance(version):
             self._progress(now)

@@ -17,6 +17,8 @@ class WatchPolicy:
     """Items per list page. Kubernetes' own clients use 500. A page of 500 pods has about 3 MB."""
     slice_items: int = 200
     """Objects to process before other tasks run. With their conversion this takes about 10 ms."""
+    slice_seconds: float = 0.005
+    """The same as a time: objects may take a hundred times as long as usual."""
     backoff_base_seconds: float = 0.5
     backoff_max_seconds: float = 30.0
     connect_backoff_max_seconds: float = 5.0
@@ -35,6 +37,28 @@ class WatchPolicy:
     """A stream without a byte for this long is half open: bookmarks come every 60 to 75 s."""
     list_read_seconds: float = 75.0
     """The API server itself ends a list after 60 s."""
+    page_seconds: float = 120.0
+    """Limit for the whole exchange of a list page, from the request to the last byte. It is above the API server's own
+    limit, so that only a server or proxy that drips ever reaches it."""
+    line_seconds: float = 60.0
+    """Limit from the first to the last byte of one watch event. 16 MiB within it are 280 kB/s."""
+    error_body_seconds: float = 5.0
+    """Limit for the body of an error. It arrives with the headers; what is missing after this is not waited for."""
+    watch_overtime_seconds: float = 30.0
+    """A server that does not end a watch at its timeoutSeconds is left after this much more."""
+    list_max_seconds: float = 900.0
+    """Limit for all pages of one list. Continue tokens expire after 5 to 10 minutes, so no good list takes longer."""
+    list_bytes_max: int = 4 * 1024 * 1024 * 1024
+    """Limit for all pages of one list. etcd's recommended limit for a whole cluster is 8 GiB, in a format that takes
+    more room."""
+    list_pages_max: int = 50_000
+    """Limit for the pages of one list, and so for the continue tokens to remember. With 500 items a page they hold 25
+    million objects."""
+    idle_pages_max: int = 100
+    """Limit for pages in a row without an object that the list has not had. Good servers send none."""
+    objects_max: int = 1_000_000
+    """Limit for the objects of one type. Kubernetes supports 150,000 pods in a cluster; a server that makes up names
+    without end must not fill the memory."""
     initial_quiet_seconds: float = 10.0
     """If a WatchList sends nothing for this long before its end bookmark, the server ignores sendInitialEvents. A
     server that supports it may first wait about 3 s for etcd's progress."""
@@ -57,8 +81,11 @@ class WatchPolicy:
     """Without a success for this long, the type is WAITING again (the original's number)."""
     max_line_bytes: int = 16 * 1024 * 1024
     """Limit for one object. etcd's limit is 1.5 MiB; some clusters raise it to 8 MiB."""
-    max_page_bytes: int = 256 * 1024 * 1024
-    """Limit for one list page. If 500 objects need more, the next pages have fewer objects."""
+    max_page_bytes: int = 64 * 1024 * 1024
+    """Limit for one list page, whose decoding is one step of 0.1 s. If 500 objects need more, the next pages have fewer
+    objects."""
+    max_split_bytes: int = 16 * 1024 * 1024
+    """The same for a page with an object that cannot be decoded. Finding the object takes up to 0.2 s for each MiB."""
     max_error_bytes: int = 4096
 
 
@@ -67,6 +94,8 @@ class Failure(enum.Enum):
 
     NETWORK = "network"
     IDLE = "idle"
+    DEADLINE = "deadline"
+    ENDLESS = "endless"
     TRUNCATED = "truncated"
     MALFORMED = "malformed"
     TOO_LARGE = "too-large"

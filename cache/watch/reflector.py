@@ -7,13 +7,20 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from cache import objects, resources
-from cache.watch import decoding, requests
+from cache.watch import decoding
 from cache.watch.health import WatchCounters
 
 Version: TypeAlias = int | str
 """A resourceVersion. A decimal one is an integer, which is comparable and takes half the memory; others stay text."""
 
 _DISTRUSTED: Version = -1
+_SHOWN_CHARS = 80
+UNDECODABLE = "undecodable"
+NO_IDENTITY = "no-identity"
+
+
+class TooManyObjects(Exception):
+    """The API server sent more objects of the type than the limit."""
 
 
 def _version_of(text: str) -> Version:
@@ -32,12 +39,12 @@ class Reflector:
         sink: objects.WatchSink,
         *,
         counters: WatchCounters,
-        notices: list[requests.Notice],
+        objects_max: int,
     ) -> None:
         self._type = type
         self._sink = sink
         self._counters = counters
-        self._notices = notices
+        self._objects_max = objects_max
         self._versions: dict[str, Version] = {}
         self.move_to("")
 
@@ -88,6 +95,9 @@ class Reflector:
         """Add or update a live object. Return its identity, or an empty string if its name is unusable.
 
         `api_version` and `kind` are used if the object itself lacks them.
+
+        Raises:
+            TooManyObjects.
         """
         self._counters.events += 1
         metadata = envelope.metadata
@@ -97,9 +107,12 @@ class Reflector:
         identity = f"{metadata.namespace}/{metadata.name}"
         text = metadata.resource_version
         version = _version_of(text)
-        if self._versions.get(identity) == version and text:
+        known = self._versions.get(identity)
+        if known == version and text:
             self._counters.objects_unchanged += 1
             return identity
+        if known is None and len(self._versions) >= self._objects_max:
+            raise TooManyObjects(f"more than {self._objects_max} objects")
         self._versions[identity] = version
         self._sink.apply(
             objects.ObjectEvent(
@@ -138,6 +151,18 @@ class Reflector:
             )
         return identity
 
+    def skip(self, error: decoding.InvalidObject) -> str:
+        """Leave out an object that cannot be decoded. Return its identity, or an empty string if that is unknown."""
+        self._counters.events += 1
+        self._skipped(error.namespace, error.name, UNDECODABLE, str(error))
+        return f"{error.namespace}/{error.name}" if error.name else ""
+
+    def forget(self, identity: str, origin: objects.Origin) -> None:
+        """Remove an object of unknown last state, if it is known."""
+        if self._versions.pop(identity, None) is not None:
+            namespace, _, name = identity.partition("/")
+            self._sink.delete(objects.ObjectEvent(self._type, namespace, name, self._position, None, "", "", origin))
+
     def sweep(self, stale: list[str], *, count: int, version: str) -> None:
         """Remove up to `count` objects from the end of `stale`. They were missing from the list at `version`."""
         for identity in stale[-count:]:
@@ -150,7 +175,10 @@ class Reflector:
         del stale[-count:]
 
     def _reject(self, envelope: decoding.Envelope) -> None:
+        metadata = envelope.metadata
+        self._skipped(metadata.namespace, metadata.name, NO_IDENTITY, "its name, namespace or version is unusable")
+
+    def _skipped(self, namespace: str, name: str, reason: str, detail: str) -> None:
         self._counters.objects_rejected += 1
-        if self._counters.objects_rejected == 1:  # a server that sends one such object sends it again and again
-            fields = {"name": envelope.metadata.name[:80], "namespace": envelope.metadata.namespace[:80]}
-            self._notices.append(requests.Notice(requests.NoticeKind.OBJECT_REJECTED, "error", fields))
+        shown = namespace[:_SHOWN_CHARS], name[:_SHOWN_CHARS]
+        self._sink.skipped(objects.SkippedObject(self._type, *shown, reason, detail))

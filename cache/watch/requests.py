@@ -31,6 +31,8 @@ class Request:
     query: Mapping[str, str]
     read_timeout_seconds: float
     """Close the connection after this long without a byte (cache.watch.policy.Failure.IDLE)."""
+    answer_seconds: float
+    """Limit for the whole answer of a list, and for the beginning of the answer of a watch (Failure.DEADLINE)."""
     timeout_seconds: int = 0
     """timeoutSeconds of a watch."""
 
@@ -63,7 +65,6 @@ class NoticeKind(enum.Enum):
     GROUP_RETURNED = "the API group is served again"
     NO_WATCH_LIST = "the API server sends no initial events, using paged lists"
     NO_WATCH = "resource type cannot be watched, polling it"
-    OBJECT_REJECTED = "object without a usable name left out"
     RELIST = "listing again"
 
 
@@ -90,7 +91,8 @@ class RequestFactory:
             query["continue"] = continue_token
         else:
             query |= _not_older_than(not_older_than)
-        return Request(RequestKind.LIST, self._path, query, self._policy.list_read_seconds)
+        policy = self._policy
+        return Request(RequestKind.LIST, self._path, query, policy.list_read_seconds, policy.page_seconds)
 
     def watch_list(self, *, not_older_than: str, timeout_seconds: int) -> Request:
         """Request a watch that begins with all objects. Without a version the server sends its newest state."""
@@ -101,7 +103,7 @@ class RequestFactory:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(timeout_seconds),
         } | _not_older_than(not_older_than)
-        return Request(RequestKind.WATCH_LIST, self._path, query, self._policy.idle_seconds, timeout_seconds)
+        return self._stream(RequestKind.WATCH_LIST, query, timeout_seconds)
 
     def watch(self, *, position: str, timeout_seconds: int) -> Request:
         """Request a watch of the changes after a version."""
@@ -111,7 +113,11 @@ class RequestFactory:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(timeout_seconds),
         }
-        return Request(RequestKind.WATCH, self._path, query, self._policy.idle_seconds, timeout_seconds)
+        return self._stream(RequestKind.WATCH, query, timeout_seconds)
+
+    def _stream(self, kind: RequestKind, query: Mapping[str, str], timeout_seconds: int) -> Request:
+        policy = self._policy
+        return Request(kind, self._path, query, policy.idle_seconds, policy.page_seconds, timeout_seconds)
 
 
 def _not_older_than(version: str) -> dict[str, str]:

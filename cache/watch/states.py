@@ -1,6 +1,6 @@
 """The states of a watch machine, each with the data that is valid in it. `cache.watch.machine` has the rules. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 
@@ -28,16 +28,26 @@ class Absent:
 class ListPages:
     """Between the first and the last page of a list. `unseen` holds known objects that no page has contained yet."""
 
-    unseen: set[str]
+    unseen: dict[str, None]
     version: str
-    continue_token: str
+    began_at: float
+    last_success: float
+    """Time of the last success before the list."""
+    continue_token: str = ""
+    tokens: set[int] = field(default_factory=set)
+    """The hashes of all continue tokens so far."""
+    size_bytes: int = 0
+    seen: int = 0
+    """Number of objects in the pages so far, each counted once."""
+    idle_pages: int = 0
+    """Number of last pages in a row that did not change `seen`."""
 
 
 @dataclass(slots=True)
 class InitialEvents:
     """Between the start of a WatchList and the bookmark that ends its initial events."""
 
-    unseen: set[str]
+    unseen: dict[str, None]
     began_at: float
     last_event_at: float
 

@@ -3,7 +3,6 @@
 import dataclasses
 import enum
 import math
-import zlib
 from typing import Any
 
 import msgspec
@@ -13,8 +12,6 @@ from loadtest.apiserver.resources import Resource
 
 #: Faults that may wait or be active at once; more is a mistake in the script.
 MAX_FAULTS = 1_000
-#: Begins the continue tokens of a false list, which the store does not know.
-FALSE_TOKEN = "false-"
 
 
 class FaultKind(enum.Enum):
@@ -24,17 +21,18 @@ class FaultKind(enum.Enum):
     DROP = "drop"  # streams are reset
     DROP_MID_LINE = "drop-mid-line"  # half a line is sent, then the connection closes
     BROKEN_JSON = "broken-json"  # a line that is not JSON is sent, the stream continues
+    BAD_EVENT = "bad-event"  # a whole line with an object that cannot be decoded is sent, the stream continues
     LOSE_EVENTS = "lose-events"  # a server's bug: see Fault
     HALF_OPEN = "half-open"  # streams become silent and stay open
 
     DELAY = "delay"  # answers start `delay_seconds` later
     ERROR = "error"  # answers are a Status with `code`
     BROKEN_LIST = "broken-list"  # lists end in the middle, with a correct Content-Length
-    SPOILED_LIST = "spoiled-list"  # lists have one object that no decoder takes, see `text`
-    ENDLESS_LIST = "endless-list"  # each page of a list has other objects, and leads to one more page
-    ALTERNATING_LIST = "alternating-list"  # the first page of a list leads to the second, and the second to the first
-    COMPRESSED = "compressed"  # answers are compressed although nobody asked, see `text` and `megabytes`
-    DRIP = "drip"  # bodies of answers come at two bytes a second while the fault is active
+    BAD_OBJECT = "bad-object"  # lists contain one more object, which cannot be decoded, see `text`
+    ENDLESS_LIST = "endless-list"  # each page of a list is the first one, with a new continue token
+    ALTERNATING_LIST = "alternating-list"  # the same, with one of two continue tokens in turn
+    COMPRESSED = "compressed"  # answers are compressed although nobody asked for it, see `text` and `megabytes`
+    DRIP = "drip"  # answers begin, and then one byte comes each `delay_seconds` while the fault is active
 
     COMPACT = "compact"  # history is forgotten and streams are reset: every resumed watch gets 410
     RESTART = "restart"  # everything is closed, connections are refused for `duration_seconds`, history is forgotten
@@ -47,17 +45,23 @@ STREAM_KINDS = frozenset(
         FaultKind.DROP,
         FaultKind.DROP_MID_LINE,
         FaultKind.BROKEN_JSON,
+        FaultKind.BAD_EVENT,
         FaultKind.LOSE_EVENTS,
         FaultKind.HALF_OPEN,
     )
 )
-FALSE_LISTS = (FaultKind.SPOILED_LIST, FaultKind.ENDLESS_LIST, FaultKind.ALTERNATING_LIST)
 REQUEST_KINDS = frozenset(
-    (FaultKind.DELAY, FaultKind.ERROR, FaultKind.BROKEN_LIST, *FALSE_LISTS, FaultKind.COMPRESSED, FaultKind.DRIP)
+    (
+        FaultKind.DELAY,
+        FaultKind.ERROR,
+        FaultKind.BROKEN_LIST,
+        FaultKind.BAD_OBJECT,
+        FaultKind.ENDLESS_LIST,
+        FaultKind.ALTERNATING_LIST,
+        FaultKind.COMPRESSED,
+        FaultKind.DRIP,
+    )
 )
-#: What `text` of a SPOILED_LIST names.
-SPOILS = {"surrogate": b'"\\ud800"', "nan": b"NaN", "deep": b"[" * 13_000 + b"]" * 13_000}
-WBITS = {"gzip": 31, "deflate": 15}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +85,7 @@ class Fault:
     retry_after_seconds: int = 0
     delay_seconds: float = 0.0
     text: str = ""
-    """Of a SPOILED_LIST: surrogate, nan, deep. Of COMPRESSED: gzip, deflate."""
+    """Of a BAD_OBJECT: surrogate (also without a text), nan, deep. Of COMPRESSED: gzip (the same), deflate."""
     megabytes: int = 0
     """Blanks that follow a COMPRESSED body."""
 
@@ -91,29 +95,10 @@ class Fault:
             raise ValueError(f"fault {self.kind.value}: a negative number")
         if self.kind is FaultKind.ERROR and self.code not in REASONS:
             raise ValueError(f"fault error: code {self.code} is none of {', '.join(map(str, REASONS))}")
-        if self.kind is FaultKind.DELAY and not self.delay_seconds:
-            raise ValueError("fault delay: delay_seconds is missing")
+        if self.kind in (FaultKind.DELAY, FaultKind.DRIP) and not self.delay_seconds:
+            raise ValueError(f"fault {self.kind.value}: delay_seconds is missing")
         if self.kind in (FaultKind.LOSE_EVENTS, FaultKind.ROLL_BACK) and not self.count:
             raise ValueError(f"fault {self.kind.value}: count is missing")
-
-    def falsify(self, body: bytes, token: str) -> bytes:
-        """A list as a server with this fault answers it; `token` is the request's continue token."""
-        if self.kind is FaultKind.SPOILED_LIST:
-            item = b'{"metadata":{"name":"spoiled","namespace":"default"},"spec":%b}' % SPOILS[self.text]
-            return body.replace(b'"items":[', b'"items":[' + item + (b"" if b'"items":[]' in body else b","), 1)
-        number = int(token.rpartition("-")[2] or 0) + 1
-        page = msgspec.json.decode(body)
-        if self.kind is FaultKind.ENDLESS_LIST:
-            for item in page["items"]:
-                item["metadata"]["name"] += f"-{number}"
-        page["metadata"]["continue"] = f"{FALSE_TOKEN}{number if self.kind is FaultKind.ENDLESS_LIST else number % 2}"
-        return msgspec.json.encode(page)
-
-    def compress(self, body: bytes) -> bytes:
-        """A body with its blanks, compressed."""
-        compressor = zlib.compressobj(wbits=WBITS[self.text])
-        parts = [compressor.compress(body), *(compressor.compress(b" " * 1_000_000) for _ in range(self.megabytes))]
-        return b"".join([*parts, compressor.flush()])
 
     def matches(self, verb: str, resource: Resource) -> bool:
         """Whether the fault applies to a request."""

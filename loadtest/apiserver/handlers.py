@@ -10,16 +10,14 @@ from aiohttp import web
 
 from loadtest.apiserver import discovery, listing, objects, resources, watching
 from loadtest.apiserver.counters import WATCH_LIST, Counters
-from loadtest.apiserver.errors import ApiError, BadRequest, Expired, PageNotFound, TypeUnknown
-from loadtest.apiserver.faults import FALSE_LISTS, FALSE_TOKEN, FaultKind, Rules
+from loadtest.apiserver.errors import ApiError, BadRequest, PageNotFound, TypeUnknown
+from loadtest.apiserver.faults import Fault, FaultKind, Rules
 from loadtest.apiserver.resources import Resource
 from loadtest.apiserver.settings import SimulatorSettings, WatchListMode
 from loadtest.apiserver.store import Store
 
 #: Answers from this size on are compressed for clients that accept it, as by kube-apiserver.
 GZIP_FROM_BYTES = 128 * 1024
-#: Between two bytes of an answer that drips.
-DRIP_SECONDS = 0.5
 _MERGE_PATCH = ("application/merge-patch+json", "application/strategic-merge-patch+json")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
@@ -65,6 +63,8 @@ class Handlers:
         self._store = store
         self._counters = counters
         self._rules = rules
+        self._tokens = 0
+        """Continue tokens that were made up."""
         self._watching = watching.Watching(settings, store, streams=streams, counters=counters)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -95,20 +95,20 @@ class Handlers:
         """An answer as it is, or compressed, or slowly."""
         body = response.body
         assert isinstance(body, bytes)
-        if (bomb := self._rules.take(FaultKind.COMPRESSED, verb, resource, now=time.monotonic())) is not None:
-            response.body = await asyncio.to_thread(bomb.compress, body)
-            response.headers["Content-Encoding"] = bomb.text
-        if (drip := self._rules.take(FaultKind.DRIP, verb, resource, now=time.monotonic())) is None:
+        now = time.monotonic()
+        if (bomb := self._rules.take(FaultKind.COMPRESSED, verb, resource, now=now)) is not None:
+            response.body = await asyncio.to_thread(_compressed, body, bomb)
+            response.headers["Content-Encoding"] = bomb.text or "gzip"
+        if (drip := self._rules.take(FaultKind.DRIP, verb, resource, now=now)) is None:
             return response
         slow = web.StreamResponse(status=response.status, headers={"Content-Type": "application/json"})
-        slow.content_length = len(body)
         await slow.prepare(request)
-        sent = 0
-        while sent < len(body):
-            end = sent + 1 if drip in self._rules.active(time.monotonic()) else len(body)
-            await slow.write(body[sent:end])
-            sent = end
-            await asyncio.sleep(DRIP_SECONDS)
+        await slow.write(body[: len(body) // 2])
+        while drip in self._rules.active(time.monotonic()):
+            await asyncio.sleep(drip.delay_seconds)
+            await slow.write(b" ")
+        if request.transport is not None:
+            request.transport.abort()
         return slow
 
     async def _resource(self, request: web.Request, target: RequestTarget, verb: str) -> web.StreamResponse:
@@ -125,24 +125,29 @@ class Handlers:
                 request, target.resource, namespace=target.namespace, asked=asked, verb=verb
             )
         if verb == "LIST":
-            body = await self._list(request, target)
-            if self._rules.take(FaultKind.BROKEN_LIST, verb, target.resource, now=now):
-                body = body[: len(body) // 2]
-            return _answer(body, gzip=self._settings.gzip and "gzip" in request.headers.get("Accept-Encoding", ""))
+            return await self._answer_list(request, target)
         return await self._single(request, target, verb)
 
-    async def _list(self, request: web.Request, target: RequestTarget) -> bytes:
-        token = request.query.get("continue", "")
-        is_false = token.startswith(FALSE_TOKEN)
-        asked = listing.parse({**request.query, "continue": ""} if is_false else request.query, watch_list=True)
+    async def _answer_list(self, request: web.Request, target: RequestTarget) -> web.Response:
+        def fault(kind: FaultKind) -> Fault | None:
+            return self._rules.take(kind, "LIST", target.resource, now=time.monotonic())
+
+        query = dict(request.query)
+        alternating = fault(FaultKind.ALTERNATING_LIST)
+        endless = alternating or fault(FaultKind.ENDLESS_LIST)
+        if endless:
+            query.pop("continue", None)
+        asked = listing.parse(query, watch_list=True)
         await watching.until_fresh(self._store, listing.least_version(asked), self._settings.fresh_wait_seconds)
         body = listing.body(self._store, target.resource, target.namespace, asked)
-        for kind in FALSE_LISTS:
-            if (fault := self._rules.take(kind, "LIST", target.resource, now=time.monotonic())) is not None:
-                return fault.falsify(body, token)
-        if is_false:  # the fault is over
-            raise Expired(0, self._store.version)
-        return body
+        if endless:
+            self._tokens += 1
+            body = objects.with_token(body, f"endless-{self._tokens % 2 if alternating else self._tokens}")
+        if bad := fault(FaultKind.BAD_OBJECT):
+            body = objects.with_bad_object(body, bad.text)
+        if fault(FaultKind.BROKEN_LIST):
+            body = body[: len(body) // 2]
+        return _answer(body, gzip=self._settings.gzip and "gzip" in request.headers.get("Accept-Encoding", ""))
 
     async def _single(self, request: web.Request, target: RequestTarget, verb: str) -> web.Response:
         resource, namespace, name = target.resource, target.namespace, target.name
@@ -207,6 +212,13 @@ def _answer(body: bytes, *, status: int = 200, gzip: bool = False) -> web.Respon
         compressor = zlib.compressobj(level=1, wbits=31)
         body = compressor.compress(body) + compressor.flush()
     return web.Response(body=body, status=status, content_type="application/json", headers=headers)
+
+
+def _compressed(body: bytes, bomb: Fault) -> bytes:
+    """A body and blanks after it, compressed."""
+    compressor = zlib.compressobj(wbits=15 if bomb.text == "deflate" else 31)
+    parts = [compressor.compress(part) for part in (body, *[b" " * 1_000_000] * bomb.megabytes)]
+    return b"".join([*parts, compressor.flush()])
 
 
 def _deleted(resource: Resource, item: bytes) -> bytes:

@@ -21,7 +21,7 @@ from typing import Any, Self
 import msgspec
 from aiohttp import web
 
-from loadtest.apiserver import churn, faults, resources
+from loadtest.apiserver import churn, faults, objects, resources
 from loadtest.apiserver.counters import Counters
 from loadtest.apiserver.errors import ApiError
 from loadtest.apiserver.faults import Fault, FaultKind, Rules
@@ -290,6 +290,8 @@ class Simulator:
                 stream.cut()
             elif fault.kind is FaultKind.BROKEN_JSON:
                 stream.put(_BROKEN_LINE)
+            elif fault.kind is FaultKind.BAD_EVENT:
+                stream.put(b'{"type":"MODIFIED","object":%b}\n' % objects.bad_object())
             elif fault.kind is FaultKind.HALF_OPEN:
                 stream.freeze()
             else:

@@ -39,15 +39,15 @@ LARGE_OBJECT: Final = "a policy of 1.2 MB, twice a second"
 DELETIONS: Final = "20,000 deletions at once"
 API_ATTACKS: Final[Mapping[str, tuple[Any, ...]]] = {
     # name: type, and the faults of its lists
-    "a list that drips": ("endpointslices", {"kind": "drip"}),
-    "an error's body that drips": ("services", {"kind": "error", "code": 500}, {"kind": "drip"}),
+    "a list that drips": ("endpointslices", {"kind": "drip", "delay_seconds": 0.5}),
+    "an error's body that drips": ("services", {"kind": "error", "code": 500}, {"kind": "drip", "delay_seconds": 0.5}),
     "pages without end": ("nodes", {"kind": "endless-list"}),
     "two pages in turn": ("namespaces", {"kind": "alternating-list"}),
     "gzip that nobody asked for": ("ippools", {"kind": "compressed", "text": "gzip"}),
     "deflate that nobody asked for": ("tiers", {"kind": "compressed", "text": "deflate"}),
-    "a lone surrogate": ("clusterinformations", {"kind": "spoiled-list", "text": "surrogate"}),
-    "a NaN": ("felixconfigurations", {"kind": "spoiled-list", "text": "nan"}),
-    "13,000 levels": ("globalnetworksets", {"kind": "spoiled-list", "text": "deep"}),
+    "a lone surrogate": ("clusterinformations", {"kind": "bad-object", "text": "surrogate"}),
+    "a NaN": ("felixconfigurations", {"kind": "bad-object", "text": "nan"}),
+    "13,000 levels": ("globalnetworksets", {"kind": "bad-object", "text": "deep"}),
     LARGE_OBJECT: ("networkpolicies",),
     DELETIONS: ("networksets",),
 }

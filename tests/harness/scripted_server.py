@@ -121,6 +121,26 @@ class ScriptedServer:
 
         return answer
 
+    def drip(self, beginning: bytes = b"", *, status: int = 200, byte: bytes = b" ") -> Answer:
+        """Write the beginning, and then one byte after the other, for as long as the connection lives."""
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse(status=status)
+            await response.prepare(request)
+            self.open_streams += 1
+            try:
+                await response.write(beginning)
+                while not self._closing.is_set():
+                    await response.write(byte)
+                    await asyncio.sleep(0.01)
+            except ConnectionError:
+                pass
+            finally:
+                self.open_streams -= 1
+            return response
+
+        return answer
+
     def silence(self) -> Answer:
         """Accept the request and never answer."""
 

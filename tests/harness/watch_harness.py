@@ -60,6 +60,7 @@ class RecordingSink:
         self.log: list[str] = []
         self.events: list[objects.ObjectEvent] = []
         self.current_status = SyncStatus.WAITING
+        self.skipped_objects: list[objects.SkippedObject] = []
         self.confirmations = 0
         self.batches = 0
 
@@ -77,6 +78,9 @@ class RecordingSink:
         del self.map[identity]
         self.events.append(event)
         self.log.append(f"delete {identity}")
+
+    def skipped(self, skipped: objects.SkippedObject) -> None:
+        self.skipped_objects.append(skipped)
 
     def status(self, type: resources.ResourceType, status: SyncStatus) -> None:
         assert status is not self.current_status
@@ -166,8 +170,20 @@ class MachineDriver:
         self.machine.end_batch(self.now)
 
     def page(self, body: bytes) -> None:
+        self._page(decoding.decode_page(body, PODS))
+
+    def split_page(self, body: bytes) -> None:
+        """Process a page that cannot be decoded as a whole."""
+        steps = decoding.split_page(body, PODS)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                self._page(end.value)
+                return
+
+    def _page(self, page: decoding.ListPage) -> None:
         self.machine.accepted(self.now)
-        page = decoding.decode_page(body)
         self.machine.begin_page(self.now, page)
         self.machine.items(page, page.items)
         self.machine.end_page(self.now, page)

@@ -47,6 +47,9 @@ class DigestSink:
         self.digest.discard(key)
         self.deleted.add(key)
 
+    def skipped(self, skipped: objects.SkippedObject) -> None:
+        pytest.fail(f"left out: {skipped}")
+
     def status(self, type: resources.ResourceType, status: SyncStatus) -> None:
         self.statuses[type] = status
 
@@ -94,7 +97,7 @@ def listed_digest(plane: ControlPlane, types: list[resources.ResourceType]) -> i
         answer = plane.request("GET", type.list_path)
         if answer.status == 404:
             continue
-        page = decoding.decode_page(answer.body)
+        page = decoding.decode_page(answer.body, type)
         for item in page.items:
             metadata = decoding.decode_item(item).metadata
             value = raw.object_value(bytes(item), api_version=page.api_version, kind=page.kind)

@@ -181,7 +181,8 @@ class ApiServer:
         if rest:
             self._pages[following] = (version, rest)
         metadata = json.dumps({"resourceVersion": str(version), "continue": following})
-        return f'{{"kind":"PodList","apiVersion":"v1","metadata":{metadata},"items":[{",".join(items)}]}}'.encode()
+        kind = type.resource.removesuffix("s").capitalize()
+        return f'{{"kind":"{kind}List","apiVersion":"v1","metadata":{metadata},"items":[{",".join(items)}]}}'.encode()
 
     def open(self, type: resources.ResourceType, request: requests.Request) -> Stream:
         """Open a watch. A WatchList sends a bookmark after its initial events."""
@@ -280,7 +281,7 @@ class Watcher:
             await self._stream(request)
 
     async def _list(self, request: requests.Request) -> None:
-        page = decoding.decode_page(self._server.page(self._type, request))
+        page = decoding.decode_page(self._server.page(self._type, request), self._type)
         self._machine.begin_page(self._now, page)
         for start in range(0, len(page.items), POLICY.slice_items):
             self._machine.items(page, page.items[start : start + POLICY.slice_items])

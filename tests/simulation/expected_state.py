@@ -93,9 +93,9 @@ class RecordedFeed(feed.RawFeed):
         super().__init__(spec, max_value_bytes=max_value_bytes)
         self.expected = expected
 
-    def take(self) -> feed.Batch | None:
+    def take(self, limits: feed.BatchLimits = feed.EVERYTHING) -> feed.Batch | None:
         """Return the changes since the last call, and record them."""
-        batch = super().take()
+        batch = super().take(limits)
         if batch is not None:
             self.expected.record(batch)
             if self.expected.digest != self.store.digest:

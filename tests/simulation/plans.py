@@ -86,6 +86,8 @@ class Plan:
             snapshot_log_bytes_min=self.snapshot_log_bytes_min,
             stale_log_bytes=self.stale_log_bytes,
             kept_block_bytes_max=self.kept_block_bytes,
+            batch_changes_max=2 * self.chunk_keys,
+            batch_split_keys=self.chunk_keys,
         )
 
     @property

@@ -81,7 +81,11 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Observer])
         mock.patch.object(
             store,
             "DEFAULT_LIMITS",
-            store.StoreLimits(chunk_target_keys=plan.chunk_keys, tombstones_min=plan.tombstones_min),
+            store.StoreLimits(
+                chunk_target_keys=plan.chunk_keys,
+                tombstones_min=plan.tombstones_min,
+                split_at_once_keys=2 * plan.chunk_keys,
+            ),
         ),
         mock.patch.object(native_encoder, "FRAME_TARGET_BYTES", plan.frame_bytes),
         mock.patch.object(typha_encoder, "MESSAGE_TARGET_BYTES", plan.frame_bytes),

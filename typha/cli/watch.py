@@ -111,7 +111,7 @@ def _run(
         click.echo(f"feed {follower.hello.feed} was not in sync within {timeout_seconds:g} s", err=True)
         return EXIT_TIMEOUT
     except clients.Refused as refusal:
-        click.echo(f"refused by {refusal}", err=True)
+        click.echo(watch_output.printable(f"refused by {refusal}"), err=True)
         return EXIT_REFUSED
     except BrokenPipeError:
         # The reader of our output has gone. Without this, Python would report a second error when it flushes at exit.
@@ -172,4 +172,5 @@ def _report(event: clients.Connected | clients.Disconnected) -> None:
         case clients.Disconnected(error=clients.Refused() as refusal) if not refusal.is_transient:
             raise refusal
         case clients.Disconnected():
-            click.echo(f"{event.error}; next attempt in {event.retry_in_seconds:.1f} s", err=True)
+            text = f"{event.error}; next attempt in {event.retry_in_seconds:.1f} s"
+            click.echo(watch_output.printable(text), err=True)

@@ -30,10 +30,16 @@ class Output(Protocol):
         """Writes a status."""
 
 
-def update_line(update: messages.Update) -> str:
+def printable(text: str) -> str:
+    """The text with everything escaped that a terminal would act on instead of showing it, such as escape sequences."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def update_line(update: messages.Update, *, ascii_only: bool = False) -> str:
     """One update as a JSON object with key, value, revision, v3_resource_version, update_type and ttl, in this order.
 
-    `value` is a string or null. A value that is not UTF-8 is written as `value_base64` in the same place.
+    `value` is a string or null. A value that is not UTF-8 is written as `value_base64` in the same place. With
+    `ascii_only`, all other characters are escaped.
     """
     content: dict[str, object] = {"key": update.key}
     try:
@@ -44,20 +50,24 @@ def update_line(update: messages.Update) -> str:
     content["v3_resource_version"] = update.v3_resource_version
     content["update_type"] = int(update.update_type)
     content["ttl"] = update.ttl
-    return json.dumps(content, ensure_ascii=False)
+    return json.dumps(content, ensure_ascii=ascii_only)
 
 
 class JsonOutput:
-    """One JSON object per line, in UTF-8 regardless of the locale."""
+    """One JSON object per line, in UTF-8 regardless of the locale; in ASCII on a terminal.
+
+    JSON does not escape all characters that a terminal acts on.
+    """
 
     def __init__(self) -> None:
         self._stream: BinaryIO = sys.stdout.buffer
+        self._ascii_only = sys.stdout.isatty()
         self._status = ""
 
     def write_updates(self, updates: Iterable[messages.Update]) -> None:
         """See Output."""
         for update in updates:
-            self._stream.write(update_line(update).encode() + b"\n")
+            self._stream.write(update_line(update, ascii_only=self._ascii_only).encode() + b"\n")
         self._stream.flush()
 
     def write_status(self, status: messages.SyncStatus) -> None:
@@ -70,13 +80,14 @@ class JsonOutput:
 
 
 class TextOutput:
-    """`+`, `~` or `-`, followed by the key, the size of the value and the revision."""
+    """`+`, `~` or `-`, followed by the key, the size of the value and the revision. See `printable`."""
 
     def write_updates(self, updates: Iterable[messages.Update]) -> None:
         """See Output."""
         for update in updates:
             size = "" if update.value is None else f"  {len(update.value)} bytes"
-            click.echo(f"{_SIGNS[messages.UpdateType(update.update_type)]} {update.key}{size}  @{update.revision}")
+            key, revision = printable(update.key), printable(update.revision)
+            click.echo(f"{_SIGNS[messages.UpdateType(update.update_type)]} {key}{size}  @{revision}")
 
     def write_status(self, status: messages.SyncStatus) -> None:
         """See Output."""

@@ -126,14 +126,15 @@ async def _try_one(session: api.KubeApi, group: syncers.Group, wanted: _Wanted) 
     else:
         try:
             members = _decode(found.body)
-        except msgspec.DecodeError:
+            spec = members.get("spec")
+            spec = spec if isinstance(spec, dict) else {}
+            filled = filled_in(spec)
+            if filled == spec:
+                return None
+            body = msgspec.json.encode({**members, "spec": filled})
+        except discovery.UNDECODABLE:
             return found
-        spec = members.get("spec")
-        spec = spec if isinstance(spec, dict) else {}
-        filled = filled_in(spec)
-        if filled == spec:
-            return None
-        answer = await _exchange(session, "PUT", wanted.path, msgspec.json.encode({**members, "spec": filled}))
+        answer = await _exchange(session, "PUT", wanted.path, body)
     if answer.status in (200, 201):
         _log.info("Created or updated an object that Calico needs", kind=wanted.kind, name=wanted.name)
         return None

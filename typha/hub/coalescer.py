@@ -32,6 +32,8 @@ class Coalescer:
         self._wake = asyncio.Event()
         self.since = 0.0
         """Monotonic time since which something waits; 0 for nothing."""
+        self.is_unfinished = False
+        """Whether the last commit was only a part: the next turn goes on, whatever the workers do."""
 
     def __repr__(self) -> str:
         return f"<Coalescer since={self.since} look_seconds={self.look_seconds}>"
@@ -51,13 +53,22 @@ class Coalescer:
 
     def is_over(self, under_way: int) -> bool:
         """Whether workers may be given more, or what waits has waited long enough."""
-        if under_way < self._policy.publishes_under_way_max:
+        if self.is_unfinished or under_way < self._policy.publishes_under_way_max:
             return True
         return self.since > 0 and _monotonic() - self.since >= self._policy.coalesce_seconds_max
 
-    def published(self) -> None:
-        """Nothing waits any more."""
-        self.since = 0.0
+    def published(self, *, is_unfinished: bool = False) -> None:
+        """Nothing waits any more, or the rest of what has waited."""
+        self.is_unfinished = is_unfinished
+        if not is_unfinished:
+            self.since = 0.0
+        else:
+            self.since = self.since or _monotonic()
+            self._wake.set()
+
+    async def pause(self) -> None:
+        """Returns when it is time to look whether what waits may be published: at once for the rest of a commit."""
+        await asyncio.sleep(0.0 if self.is_unfinished else self.look_seconds)
 
     async def something_waits(self) -> None:
         """Returns once updates wait, or have waited since the last call."""

@@ -109,6 +109,11 @@ class Collector:
             },
             "typha_log_bytes": {channel.key: channel.log.used_bytes for channel in channels},
             "typha_updates_dropped_total": {(reason,): count for reason, count in self._hub.updates_refused.items()},
+            "typha_expensive_conversions_total": {
+                (type,): count for type, count in self._hub.expensive_conversions.items()
+            },
+            "typha_conversions_waiting": {(): self._hub.conversions.waiting},
+            "typha_objects_skipped": {(type, reason): n for (type, reason), n in self._hub.objects_skipped.items()},
         }
 
     def _watch_samples(self) -> metrics.Samples:

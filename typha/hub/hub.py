@@ -1,10 +1,9 @@
 """The hub: objects come in from the watchers, updates go out to the logs of channels, and to the workers their ends.
 
 What is synchronous here runs on the hub's loop. What takes long, snapshots and catch-up blocks, is cut into slices by
-the schedulers; `run_snapshots`, `run_coalescing` and `catch_ups.run` are to run beside the watchers.
+the schedulers; `run_snapshots`, `run_coalescing`, `run_conversions` and `catch_ups.run` are to run beside the watchers.
 """
 
-import asyncio
 from collections import deque
 from collections.abc import Iterable
 
@@ -14,7 +13,7 @@ from cache import objects, resources
 from cache.feeds import feed
 from protocol import formats, messages
 from typha import clock
-from typha.hub import catchup_scheduler, coalescer, policy, rejection_log, snapshot_scheduler, worker_link
+from typha.hub import catchup_scheduler, coalescer, conversions, policy, rejection_log, snapshot_scheduler, worker_link
 from typha.hub.channel import HubChannel
 from typha.ipc import messages as ipc
 from typha.observability import quantiles
@@ -37,6 +36,8 @@ class Hub:
         self._by_number: dict[int, HubChannel] = {}
         self.workers = worker_link.WorkerLinks()
         self.updates_refused: dict[str, int] = {}
+        self.objects_skipped: dict[tuple[str, str], int] = {}
+        """By resource type and reason."""
         self.updates_total: dict[str, int] = {}
         self.batch_sizes: dict[str, quantiles.Histogram] = {}
         self._wanted: dict[tuple[str, str], None] = {}
@@ -48,6 +49,10 @@ class Hub:
         self.snapshots = snapshot_scheduler.SnapshotScheduler(limits)
         self.catch_ups = catchup_scheduler.CatchUpScheduler(limits)
         self.coalescer = coalescer.Coalescer(limits)
+        self.conversions = conversions.ConversionScheduler(limits)
+        self.expensive_conversions: dict[str, int] = {}
+        """By resource type."""
+        self._batch_limits = feed.BatchLimits(limits.batch_changes_max, limits.batch_bytes_max, limits.batch_split_keys)
         self._uncommitted = 0
         """Objects that have come since the last commit."""
         self._must_publish = False
@@ -85,6 +90,11 @@ class Hub:
         """An object is new or has changed."""
         self._uncommitted += 1
         for source in self._by_type[event.type]:
+            if source.may_take_long(event):
+                self.conversions.submit(source, event)
+                continue
+            if not self.conversions.is_idle:
+                self._forget_conversion(source, event)
             refusal = source.apply(event)
             if refusal is not None:
                 self._note_refusal(refusal)
@@ -93,19 +103,63 @@ class Hub:
         """An object is gone."""
         self._uncommitted += 1
         for source in self._by_type[event.type]:
+            if not self.conversions.is_idle:
+                self._forget_conversion(source, event)
             source.delete(event)
 
+    def skipped(self, skipped: objects.SkippedObject) -> None:
+        """An object cannot be used at all: no feed gets to see it."""
+        key = str(skipped.type), skipped.reason
+        self.objects_skipped[key] = self.objects_skipped.get(key, 0) + 1
+        self._rejection_log.write_skipped(skipped)
+
     def status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
-        """A type's status has changed. A status is published at once, with all before it."""
+        """A type's status has changed. A status is published at once, with all before it.
+
+        In sync waits for the conversion of objects that came before it.
+        """
         self._must_publish = True
         for source in self._by_type[type]:
-            source.set_status(type, status)
+            self.conversions.drop_hold(source, type)
+            if status is not messages.SyncStatus.IN_SYNC or not self.conversions.hold(source, type):
+                source.set_status(type, status)
+
+    def _forget_conversion(self, source: feed.Feed, event: objects.ObjectEvent) -> None:
+        self.conversions.forget(source, event)
+        self._release_statuses()
+
+    def _release_statuses(self) -> None:
+        for name, type in self.conversions.released():
+            self.feeds[name].set_status(type, messages.SyncStatus.IN_SYNC)
+            self._must_publish = True
+
+    async def run_conversions(self) -> None:
+        """Converts what may take long, forever."""
+        while True:
+            self.converted(await self.conversions.convert_next())
+
+    def converted(self, done: conversions.Conversion) -> None:
+        """An object has been converted in the thread."""
+        if done.seconds >= self._policy.named_conversion_seconds:
+            type = str(done.event.type)
+            self.expensive_conversions[type] = self.expensive_conversions.get(type, 0) + 1
+            milliseconds = round(done.seconds * 1000)
+            self._rejection_log.write_expensive(done.event, feed=done.source.name, milliseconds=milliseconds)
+        if not done.is_outdated:
+            self._uncommitted += 1
+            refusal = done.source.adopt(done.event, done.outcome)
+            if refusal is not None:
+                self._note_refusal(refusal)
+        self._release_statuses()
+        self.batch_end()
 
     def confirmed(self, type: resources.ResourceType) -> None:
         """The watcher's own counters remember when."""
 
     def batch_end(self) -> None:
         """Publishes what has come, now or together with what comes while the workers are busy."""
+        if self.coalescer.is_unfinished:
+            return  # `run_coalescing` goes on each turn
         if self._must_publish or self.coalescer.is_due(self._uncommitted, self.workers.publishes_under_way):
             self.commit()
 
@@ -114,7 +168,7 @@ class Hub:
         while True:
             await self.coalescer.something_waits()
             while self.coalescer.since:
-                await asyncio.sleep(self.coalescer.look_seconds)
+                await self.coalescer.pause()
                 if self.coalescer.since and self.coalescer.is_over(self.workers.publishes_under_way):
                     self.commit()
 
@@ -123,12 +177,15 @@ class Hub:
         self._rejection_log.write(refusal)
 
     def commit(self) -> None:
-        """Appends what every feed has gathered to its channels' logs, and publishes it."""
+        """Appends what every feed has gathered to its channels' logs, and publishes it.
+
+        Of very much, only a part: `run_coalescing` goes on with the rest in the next turn.
+        """
         changed_at = self.coalescer.since or _monotonic()
         self._uncommitted, self._must_publish = 0, False
         published = False
         for source in self.feeds.values():
-            batch = source.take()
+            batch = source.take(self._batch_limits)
             if batch is None:
                 continue
             self.updates_total[source.name] += len(batch.updates)
@@ -144,7 +201,7 @@ class Hub:
             for channel in self._channels_of(source):
                 self._append(channel, batch, changed_at)
                 published = True
-        self.coalescer.published()
+        self.coalescer.published(is_unfinished=any(source.is_unfinished for source in self.feeds.values()))
         if published:
             self.workers.flush()
         if self._wanted:
@@ -323,6 +380,7 @@ class Hub:
 
     def close(self) -> None:
         """Lets go of all files."""
+        self.conversions.close()
         self.catch_ups.close()
         for worker in self.workers.values():
             worker.close()

@@ -54,6 +54,22 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """A worker that has not finished the first publish gets no more of them. The record compares it with 1, 3 and
     no limit."""
 
+    # One turn of the hub: docs/decisions/store-changes-in-take.md.
+    batch_changes_max: int = 2_000
+    """A commit takes this many changes of each feed, 10 to 25 ms with their encoding, and goes on in the next turn."""
+    batch_bytes_max: int = 4 * 1024 * 1024
+    """The same for the bytes of values: 1 MiB takes about 3 ms to compress."""
+    batch_split_keys: int = 4_000
+    """Keys of a store that a commit moves to new chunks: 4 ms."""
+
+    # Conversions: docs/decisions/expensive-conversions.md.
+    conversion_share_max: float = 0.1
+    """The part of the time in which one type's expensive objects in one namespace may be converted."""
+    charged_conversion_seconds: float = 0.005
+    """CPU time from which a conversion counts as expensive, and its type and namespace rest after it."""
+    named_conversion_seconds: float = 0.1
+    """CPU time from which a conversion is logged and counted."""
+
     # Workers: docs/decisions/hub-and-workers.md.
     worker_silence_seconds_max: float = 10.0
     """A worker reports every second. One that has not for this long is stuck, and its clients with it."""

@@ -138,6 +138,19 @@ OURS: tuple[Metric, ...] = (
         "Objects that cannot be sent, or (`doubtful`) that are sent but may not mean what they say.",
     ),
     Metric(
+        "typha_objects_skipped",
+        _C,
+        ("kind", "reason"),
+        "Objects of a resource type that cannot be decoded, or that have no usable name.",
+    ),
+    Metric(
+        "typha_expensive_conversions_total",
+        _C,
+        ("kind",),
+        "Conversions of one object that took more than 100 ms of CPU time.",
+    ),
+    Metric("typha_conversions_waiting", _G, (), "Large objects whose newest state waits for its conversion."),
+    Metric(
         "typha_config_invalid_values", _G, (), "Invalid values of settings that were replaced by defaults at start."
     ),
     Metric("typha_tls_reload_failures_total", _C, (), "Changed TLS files that workers could not use."),

@@ -27,6 +27,13 @@ class _Change(NamedTuple):
     item: model.Item
 
 
+class _Failure(NamedTuple):
+    """The object has no items."""
+
+    reason: str
+    detail: str
+
+
 class _Kind:
     """One resource type of the feed, and the keys of each of its objects in the order in which they are sent."""
 
@@ -49,20 +56,30 @@ class CalicoFeed(feed.Feed):
         self._kinds = {source.type: _Kind(rank, source) for rank, source in enumerate(spec.sources)}
         self._claims = claims.Claims()
         self._max_value_bytes = max_value_bytes
-        self._changes: list[_Change] = [_Change(messages.UpdateType.NEW, item) for item in spec.built_in]
+        self._changes.extend(_Change(messages.UpdateType.NEW, item) for item in spec.built_in)
 
-    def apply(self, event: objects.ObjectEvent) -> feed.Rejection | None:
-        """Process a new or changed object. A rejection names it if it, or a part of it, cannot be sent."""
+    def may_take_long(self, event: objects.ObjectEvent) -> bool:
+        """See `feed.Feed`. A converter that remembers its last results is for one thread only, and quick."""
+        source = self._kinds[event.type].source
+        return event.raw is not None and len(event.raw) > source.quick_bytes and not source.is_memoised
+
+    def convert(self, event: objects.ObjectEvent) -> Sequence[model.Item] | _Failure:
+        """See `feed.Feed`."""
+        try:
+            return self._kinds[event.type].source.convert(event)
+        except model.ConversionError as error:
+            return _Failure(error.reason, error.detail)
+        except Exception as error:  # one object must not break the feed, even if it triggers a bug in a converter
+            return _Failure(DEFECT, f"{type(error).__name__}: {error}")
+
+    def adopt(self, event: objects.ObjectEvent, outcome: Sequence[model.Item] | _Failure) -> feed.Rejection | None:
+        """See `feed.Feed`."""
         kind = self._kinds[event.type]
         name = _object_name(event)
-        try:
-            items = kind.source.convert(event)
-        except model.ConversionError as error:
+        if isinstance(outcome, _Failure):
             self._forget(kind, name)
-            return self._rejection(event, error.reason, error.detail)
-        except Exception as error:  # one object must not break the feed, even if it triggers a bug in a converter
-            self._forget(kind, name)
-            return self._rejection(event, DEFECT, f"{type(error).__name__}: {error}")
+            return self._rejection(event, outcome.reason, outcome.detail)
+        items = outcome
         if items and items is kind.last_items.get(name):
             self.skipped += len(items)
             return None
@@ -92,12 +109,6 @@ class CalicoFeed(feed.Feed):
     def delete(self, event: objects.ObjectEvent) -> None:
         """Process the deletion of an object."""
         self._forget(self._kinds[event.type], _object_name(event))
-
-    def _write_changes(self) -> list[messages.Update]:
-        changes, self._changes = self._changes, []
-        updates = [update for change in changes if (update := self._write(*change)) is not None]
-        self.skipped += len(changes) - len(updates)
-        return updates
 
     def _is_plain(self, item: model.Item) -> bool:
         return (
@@ -152,7 +163,8 @@ class CalicoFeed(feed.Feed):
         elif was_visible:
             self._changes.append(_Change(messages.UpdateType.UPDATED, successor))
 
-    def _write(self, update_type: messages.UpdateType, item: model.Item) -> messages.Update | None:
+    def _write(self, change: _Change) -> messages.Update | None:
+        update_type, item = change
         if item.value is None:
             if self.store.delete(item.key, item.revision) is None:
                 self.store.sequence += 1  # the original sends an update for every invalid value, even for an absent key

@@ -44,6 +44,8 @@ class Source(NamedTuple):
     """Which of several objects that claim one key wins: the last in the byte order of names, or the first."""
     is_memoised: bool = False
     """Whether the converter returns the identical items again if nothing relevant changed."""
+    quick_bytes: int = 16 * 1024
+    """An object of at most this size takes at most 5 ms (docs/decisions/expensive-conversions.md)."""
 
 
 class FeedSpec(NamedTuple):
@@ -85,6 +87,9 @@ _PLURALS = {
     "Tier": "tiers",
 }
 
+_MULTIPLYING_QUICK_BYTES = 4 * 1024
+"""The same where peers and ports multiply."""
+
 _GroupConverter = Callable[..., Sequence[model.Item]]
 
 
@@ -118,15 +123,19 @@ def specs(group: Group) -> tuple[FeedSpec, ...]:
         Source("Pod", _PODS, pods.convert),
         own("NetworkPolicy", policy, policy_kind=policies.NETWORK_POLICY),
         own("StagedNetworkPolicy", policy, policy_kind=policies.STAGED_NETWORK_POLICY),
-        own("StagedKubernetesNetworkPolicy", kubepolicies.convert_staged_policy),
+        own("StagedKubernetesNetworkPolicy", kubepolicies.convert_staged_policy)._replace(
+            quick_bytes=_MULTIPLYING_QUICK_BYTES
+        ),
         own("NetworkSet", networks.convert_set),
         own("Tier", policies.convert_tier),
         own("HostEndpoint", hostendpoints.convert, last_wins=False),
         bgp_configurations,
         bgp_peers,
         Source("VirtualMachineInstanceMigration", _MIGRATIONS, livemigrations.convert),
-        Source("NetworkPolicy", _NETWORK_POLICIES, kubepolicies.convert_policy),
-        Source("ClusterNetworkPolicy", _CLUSTER_POLICIES, clusterpolicies.convert),
+        Source("NetworkPolicy", _NETWORK_POLICIES, kubepolicies.convert_policy, quick_bytes=_MULTIPLYING_QUICK_BYTES),
+        Source(
+            "ClusterNetworkPolicy", _CLUSTER_POLICIES, clusterpolicies.convert, quick_bytes=_MULTIPLYING_QUICK_BYTES
+        ),
         Source("EndpointSlice", _ENDPOINT_SLICES, wholeresource.convert_endpoint_slice),
         Source("Service", _SERVICES, wholeresource.convert_service),
         own("IPAMBlock", networks.convert_block),

@@ -194,3 +194,49 @@ def test_batches_are_consecutive_and_rebuild_the_store(history: list[object]) ->
         assert source.store.sequence == sequence
         assert {entry.key: entry.value for entry in source.store} == rebuilt
         assert source.store.status is status
+
+
+def test_a_batch_can_be_taken_in_parts_with_the_status_at_the_end(pods: feed.RawFeed) -> None:
+    for number in range(5):
+        pods.apply(pod_event(f"p{number}", version=number, content=number))
+    for type in pods.types:
+        pods.set_status(type, Status.IN_SYNC)
+    limits = feed.BatchLimits(changes=2)
+    parts = []
+    while (batch := pods.take(limits)) is not None:
+        parts.append((batch.previous_sequence, len(batch.updates), batch.status))
+        assert pods.is_unfinished is (batch.status is None)
+        assert pods.synced_once is (batch.status is not None)
+        assert pods.store.cut().status is (batch.status or Status.WAITING)
+    assert parts == [(0, 2, None), (2, 2, None), (4, 1, Status.IN_SYNC)]
+
+
+def test_a_part_ends_when_its_values_are_large(pods: feed.RawFeed) -> None:
+    for number in range(6):
+        pods.apply(pod_event(f"p{number}", version=number, content="x" * 100))
+    limits = feed.BatchLimits(value_bytes=400)
+    sizes = []
+    while (batch := pods.take(limits)) is not None:
+        sizes.append(sum(len(update.value or b"") for update in batch.updates))
+    assert len(sizes) > 1
+    assert all(400 <= size < 400 + LIMIT for size in sizes[:-1])
+
+
+def test_changes_that_change_nothing_count_for_the_size_of_a_part(pods: feed.RawFeed) -> None:
+    for number in range(10):
+        pods.delete(pod_event(f"p{number}", version=number))
+    assert pods.take(feed.BatchLimits(changes=4)) is None
+    assert pods.is_unfinished
+    assert (pods.take(), pods.skipped, pods.is_unfinished) == (None, 10, False)
+
+
+def test_a_value_that_is_not_utf_8_is_rejected(pods: feed.RawFeed) -> None:
+    event = pod_event("a", version=1, content="text")
+    pods.apply(event)
+    assert event.raw is not None
+    broken = pods.apply(event._replace(raw=event.raw.replace(b"text", b"\xff")))
+    assert broken is not None
+    assert broken.reason == "invalid-object"
+    assert pods.apply(pod_event("b", version=1, content="\u00e9")) is None
+    pods.take()
+    assert [entry.key for entry in pods.store] == [key("b")]

@@ -1,5 +1,6 @@
 """The sources of address and credentials, and the errors if they cannot be loaded."""
 
+import asyncio
 import json
 import pathlib
 from typing import Any
@@ -9,6 +10,7 @@ import trustme
 import yaml
 
 from cache.kube import access, credentials
+from tests.harness.scripted_server import eventually
 
 
 @pytest.fixture
@@ -157,3 +159,34 @@ async def test_the_helper_process_gives_the_same_access_or_one_line_of_error(
     monkeypatch.setenv("KUBECONFIG", "/nonexistent/config")
     with pytest.raises(access.AccessError, match="KUBECONFIG: no such file: /nonexistent/config"):
         await access.load_access()
+
+
+@pytest.mark.slow
+async def test_an_exec_plugin_that_never_ends_is_killed(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = tmp_path / "started"
+    script = f"echo $$ > {started}.new; mv {started}.new {started}; while :; do sleep 0.01; done"
+    plugin = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "command": "sh",
+        "args": ["-c", script],
+        "interactiveMode": "Never",
+    }
+    monkeypatch.setenv("KUBECONFIG", str(write(tmp_path, {"exec": plugin})))
+    with pytest.raises(access.AccessError, match=r"loading the credentials took more than 0\.01 s"):
+        await access.load_access(timeout_seconds=0.01)
+    loading = asyncio.create_task(access.load_access())
+    await eventually(started.exists)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    plugin_process = int(started.read_text())
+    await eventually(lambda: is_gone(plugin_process))
+
+
+def is_gone(process: int) -> bool:
+    try:
+        return ") Z " in pathlib.Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return True

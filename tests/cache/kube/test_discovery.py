@@ -7,6 +7,7 @@ import pytest
 
 from cache import resources
 from cache.kube import api, discovery
+from cache.watch.policy import Failure
 from tests.harness.scripted_server import ScriptedServer, session_to
 
 TIERS = resources.ResourceType("projectcalico.org", "v3", "tiers")
@@ -31,7 +32,20 @@ async def test_group_names(server: ScriptedServer, session: api.KubeApi) -> None
     assert server.requests[0].path == "/apis"
 
 
-@pytest.mark.parametrize("body", [b"[]", b"{", b'{"groups": 1}'])
+DEEP = b"[" * 13_000 + b"]" * 13_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]",
+        b"{",
+        b'{"groups": 1}',
+        b'{"x":%s}' % DEEP,
+        b'{"groups":[{"name":"\\ud800"}]}',
+        b'{"groups":[{"name":"\xff"}]}',
+    ],
+)
 async def test_an_invalid_list_of_groups_raises(server: ScriptedServer, session: api.KubeApi, body: bytes) -> None:
     server.script = [server.body(body)]
     with pytest.raises(api.Interrupted, match="/apis"):
@@ -55,3 +69,19 @@ async def test_types_are_probed_if_they_cannot_be_listed(server: ScriptedServer,
     server.script = [server.body(b"", status=403), server.body(b"", status=404), server.body(b'{"items": []}')]
     assert await discovery.installed_types(session, [TIERS, POOLS]) == {POOLS}
     assert server.requests[-1].query == {"limit": "1"}
+
+
+async def test_an_answer_that_drips_is_given_up(server: ScriptedServer, session: api.KubeApi) -> None:
+    server.script = [server.drip(b'{"groups":['), server.drip(status=500, byte=b"!")]
+    with pytest.raises(api.Interrupted, match=r"/apis: no whole answer within 0\.2 s") as caught:
+        await discovery.exchange(session, "GET", "/apis", answer_seconds=0.2)
+    assert caught.value.failure is Failure.DEADLINE
+    answer = await discovery.exchange(session, "GET", "/apis", answer_seconds=0.5)
+    assert answer.status == 500
+    assert answer.body.startswith(b"!")
+
+
+async def test_the_body_of_an_error_is_read_up_to_a_limit(server: ScriptedServer, session: api.KubeApi) -> None:
+    server.script = [server.body(b"x" * 1_000_000, status=500)]
+    answer = await discovery.exchange(session, "GET", "/apis")
+    assert (answer.status, len(answer.body)) == (500, 4096)

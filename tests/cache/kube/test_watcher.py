@@ -1,13 +1,16 @@
 """The watch driver with a scripted API server on a real socket."""
 
+import asyncio
 import dataclasses
+import gzip
 
 import pytest
 import structlog
+from aiohttp import web
 
 from cache.kube import access, api
 from protocol.messages import SyncStatus
-from tests.harness.scripted_server import FAST, IMPATIENT, ScriptedServer, lines, watching
+from tests.harness.scripted_server import FAST, IMPATIENT, ScriptedServer, lines, session_to, watching
 from tests.harness.watch_harness import bookmark, error_event, event, json_bytes, pod, pod_list, status
 
 NO_WATCH_LIST = status(422, "Invalid", "sendInitialEvents is forbidden for watch")
@@ -191,3 +194,174 @@ async def test_many_lines_let_other_tasks_run_and_give_one_state(server: Scripte
         await sink.until_map({})
         assert subject.counters.objects_swept == 5000
         assert sink.current_status is SyncStatus.IN_SYNC
+
+
+HASTY = dataclasses.replace(FAST, page_seconds=0.5)
+"""Longer than the time between two bytes of a server that drips, shorter than a test's patience."""
+
+
+async def test_a_list_that_drips_is_given_up_by_name(server: ScriptedServer) -> None:
+    server.script = [
+        server.body(NO_WATCH_LIST, status=422),
+        server.drip(b'{"kind":"PodList","items":['),
+        server.body(pod_list({"a/x": 5}, 9)),
+    ]
+    with structlog.testing.capture_logs() as logs:
+        async with watching(server, HASTY) as (subject, sink):
+            await sink.until_map({"a/x": "5"})
+            assert subject.counters.errors["deadline"] >= 1
+    line = next(entry for entry in logs if entry["event"] == "cannot list or watch a resource type")
+    assert (line["type"], line["detail"]) == ("core/v1/pods", "/api/v1/pods: no whole answer within 0.5 s")
+
+
+async def test_headers_that_never_come_are_not_waited_for(server: ScriptedServer) -> None:
+    server.script = [server.silence(), server.stream(initial(9, x=5))]
+    async with watching(server, HASTY) as (subject, sink):
+        await sink.until_map({"a/x": "5"})
+        assert subject.counters.errors["deadline"] >= 1
+
+
+async def test_a_body_of_an_error_that_drips_counts_with_what_has_arrived(server: ScriptedServer) -> None:
+    server.script = [server.drip(b"broken", status=500, byte=b"!"), server.stream(initial(9, x=5))]
+    with structlog.testing.capture_logs() as logs:
+        async with watching(server, dataclasses.replace(FAST, error_body_seconds=0.3)) as (subject, sink):
+            await sink.until_map({"a/x": "5"})
+            assert subject.counters.errors["server-error"] == 1
+    assert "HTTP 500: broken!" in str(logs)
+
+
+async def test_a_body_of_an_error_is_read_up_to_a_limit(server: ScriptedServer) -> None:
+    server.script = [server.stream(*[b"x" * 1000] * 100, then="stay"), server.stream(initial(9, x=5))]
+    session = session_to(server)
+    await session.start()
+    response = await session.get("/", {}, read_timeout_seconds=5.0)
+    assert await api.read_beginning(response, 4096, seconds=60.0) == b"x" * 4096
+    api.close_response(response)
+    await session.close()
+
+
+async def test_an_event_that_drips_ends_the_stream(server: ScriptedServer) -> None:
+    server.script = [
+        server.drip(initial(9, x=5) + b'{"type":"MODIFIED"', byte=b"x"),
+        server.stream(lines(event("MODIFIED", "a/x", 11))),
+    ]
+    with structlog.testing.capture_logs() as logs:
+        async with watching(server, dataclasses.replace(FAST, line_seconds=0.3)) as (subject, sink):
+            await sink.until_map({"a/x": "11"})
+            assert subject.counters.errors["deadline"] == 1
+            assert sink.current_status is SyncStatus.IN_SYNC
+    assert "/api/v1/pods: no whole watch event within 0.3 s" in str(logs)
+
+
+async def test_a_type_is_lost_while_a_request_waits(server: ScriptedServer) -> None:
+    server.script = [server.stream(initial(9, x=5), then="end"), server.silence()]
+    policy = dataclasses.replace(FAST, lost_seconds=0.3)
+    async with watching(server, policy) as (subject, sink):
+        await sink.until(lambda: sink.log[-1:] == ["waiting"])
+        assert subject.status is SyncStatus.WAITING
+        assert len(server.requests) == 2
+        assert subject.counters.errors["idle"] == 0  # the request still waits
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Content-Encoding": "gzip"}, {"Content-Encoding": "deflate"}, {"Content-Encoding": "identity, br"}],
+)
+async def test_a_compressed_answer_is_refused_and_not_unpacked(server: ScriptedServer, headers: dict[str, str]) -> None:
+    bomb = gzip.compress(b" " * 10_000_000)
+    server.script = [
+        server.body(NO_WATCH_LIST, status=422),
+        server.body(bomb, headers=headers),
+        server.body(pod_list({"a/x": 5}, 9)),
+    ]
+    with structlog.testing.capture_logs() as logs:
+        async with watching(server) as (subject, sink):
+            await sink.until_map({"a/x": "5"})
+            assert subject.counters.errors["malformed"] == 1
+    assert f"/api/v1/pods: the answer has Content-Encoding '{headers['Content-Encoding']}'" in str(logs)
+
+
+async def test_one_bad_object_of_a_page_leaves_its_type_in_sync(server: ScriptedServer) -> None:
+    good = pod_list({f"a/{index}": index + 1 for index in range(10)}, 20)
+    bad = b'{"metadata":{"name":"bad","namespace":"a","resourceVersion":"1"},"x":"\\ud800"},'
+    server.script = [
+        server.body(NO_WATCH_LIST, status=422),
+        server.body(good.replace(b'"items":[', b'"items":[' + bad)),
+        server.stream(lines(b'{"type":"MODIFIED","object":%s}' % bad[:-1], event("MODIFIED", "a/0", 21))),
+    ]
+    async with watching(server) as (subject, sink):
+        await sink.until_map({f"a/{index}": str(index + 1) for index in range(1, 10)} | {"a/0": "21"})
+        assert sink.current_status is SyncStatus.IN_SYNC
+        assert not any(subject.counters.errors.values())
+    assert [(skipped.name, skipped.reason) for skipped in sink.skipped_objects] == [("bad", "undecodable")] * 2
+
+
+async def test_a_page_too_large_to_look_for_bad_objects_is_made_smaller(server: ScriptedServer) -> None:
+    bad = b'{"kind":"PodList","metadata":{"resourceVersion":"9"},"items":[NaN]}'
+    server.script = [server.body(NO_WATCH_LIST, status=422), server.body(bad + b" " * 500), server.body(bad)]
+    async with watching(server, dataclasses.replace(FAST, max_split_bytes=200)) as (subject, sink):
+        await sink.until(lambda: sink.current_status is SyncStatus.IN_SYNC)
+        assert subject.counters.errors["too-large"] == 1
+    assert [request.query["limit"] for request in server.requests[1:3]] == ["500", "250"]
+    assert len(sink.skipped_objects) == 1
+
+
+async def test_a_list_of_another_kind_is_refused(server: ScriptedServer) -> None:
+    server.script = [
+        server.body(NO_WATCH_LIST, status=422),
+        server.body(pod_list({"a/x": 5}, 9).replace(b"PodList", b"ConfigMapList")),
+        server.body(pod_list({"a/x": 5}, 9)),
+    ]
+    async with watching(server) as (subject, sink):
+        await sink.until_map({"a/x": "5"})
+        assert subject.counters.errors["malformed"] == 1
+
+
+@pytest.mark.parametrize("coding", ["gzip", "gzip, chunked"])
+async def test_a_transfer_coding_that_was_not_asked_for_is_refused(server: ScriptedServer, coding: str) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: %s\r\n\r\n0\r\n\r\n" % coding.encode())
+        request.transport.close()
+        return web.Response()
+
+    server.script = [answer, server.stream(initial(9, x=5))]
+    async with watching(server) as (subject, sink):
+        await sink.until_map({"a/x": "5"})
+        assert subject.counters.errors["malformed"] == 1
+
+
+async def test_endless_provisional_answers_are_not_waited_for(server: ScriptedServer) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        transport = request.transport
+        while transport is not None and not transport.is_closing():
+            transport.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+            await asyncio.sleep(0.01)
+        return web.Response()
+
+    server.script = [answer, server.stream(initial(9, x=5))]
+    async with watching(server, HASTY) as (subject, sink):
+        await sink.until_map({"a/x": "5"})
+        assert subject.counters.errors["deadline"] >= 1
+
+
+@pytest.mark.parametrize("how", ["lines", "page"])
+async def test_a_slice_ends_when_its_objects_take_long(server: ScriptedServer, how: str) -> None:
+    objects = {f"a/{index}": index + 1 for index in range(20)}
+    if how == "lines":
+        server.script = [server.stream(initial(30), lines(*(event("ADDED", *item) for item in objects.items())))]
+    else:
+        server.script = [server.body(NO_WATCH_LIST, status=422), server.body(pod_list(objects, 30))]
+    policy = dataclasses.replace(FAST, slice_items=1000, slice_seconds=0.0)
+    async with watching(server, policy) as (_, sink):
+        seen = set()
+
+        async def look() -> None:
+            while len(sink.map) < len(objects):
+                seen.add(len(sink.map))
+                await asyncio.sleep(0)
+
+        looking = asyncio.create_task(look(), name="look")
+        await sink.until(lambda: len(sink.map) == len(objects))
+        await looking
+    assert len(seen) >= 4

@@ -39,6 +39,7 @@ steps = st.one_of(
     st.tuples(st.just("in_sync")),
     st.tuples(st.just("commit"), st.booleans()),
     st.tuples(st.just("commit"), st.just(True)),
+    st.tuples(st.just("commit_part"), st.integers(1, 2)),
     st.tuples(st.just("publish"), indexes),
     st.tuples(st.just("make_snapshot"), indexes, st.booleans(), st.integers(0, 12)),
     st.tuples(st.just("take_the_log_back"), indexes),
@@ -57,7 +58,7 @@ class Pipeline:
 
     def __init__(self, *, segment_bytes: int) -> None:
         specs = (raw.ResourceSpec(PODS), raw.ResourceSpec(NODES))
-        limits = store.StoreLimits(chunk_target_keys=2, chunk_target_bytes=300)
+        limits = store.StoreLimits(chunk_target_keys=2, chunk_target_bytes=300, split_at_once_keys=4)
         self.feed = feed.RawFeed(raw.FeedSpec("pods", specs), max_value_bytes=MAX_VALUE_BYTES, store_limits=limits)
         self.expected: dict[str, bytes] = {}
         self.version = 0
@@ -105,7 +106,15 @@ class Pipeline:
             self.feed.set_status(type, messages.SyncStatus.IN_SYNC)
 
     def commit(self, publishes: bool) -> None:
-        batch = self.feed.take()
+        self._commit(self.feed.take(), publishes)
+
+    def commit_part(self, changes: int) -> None:
+        """Commit the oldest changes. A status waits for the part that leaves none."""
+        batch = self.feed.take(feed.BatchLimits(changes=changes, split_keys=1))
+        assert batch is None or batch.status is None or not self.feed.is_unfinished or self.feed.store.is_splitting
+        self._commit(batch, True)
+
+    def _commit(self, batch: feed.Batch | None, publishes: bool) -> None:
         if batch is None:
             return
         for channel in self.channels:

@@ -1,5 +1,6 @@
 """The store compared with a plain dict: sequences, digests, chunks, and cuts that never change."""
 
+import dataclasses
 import time
 
 import pytest
@@ -143,8 +144,22 @@ class StoreMachine(RuleBasedStateMachine):
             assert {entry.key: entry.value for chunk in cut.chunks for entry in chunk.entries or ()} == values
 
 
+class SlowSplitMachine(StoreMachine):
+    """The same, while splits take many steps, with changes and cuts between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = store.Store(dataclasses.replace(SMALL, split_at_once_keys=0))
+
+    @rule(keys=st.integers(1, 4))
+    def advance_split(self, keys: int) -> None:
+        self.store.advance_split(keys)
+
+
 TestStore = StoreMachine.TestCase
 TestStore.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestStoreWithSlowSplits = SlowSplitMachine.TestCase
+TestStoreWithSlowSplits.settings = TestStore.settings
 
 
 def filled(history: list[tuple[str, bytes | None]], limits: store.StoreLimits | None = None) -> store.Store:
@@ -237,6 +252,33 @@ def test_a_chunk_that_is_empty_after_a_split_counts_as_changed() -> None:
     cut = made.cut(since_sequence=before.sequence)
     assert [len(chunk.entries or "") for chunk in cut.chunks] == [0, 1]
     assert all(chunk.entries is not None for chunk in cut.chunks)
+
+
+def test_a_split_of_many_keys_moves_them_by_and_by() -> None:
+    limits = store.StoreLimits(chunk_target_keys=100, split_at_once_keys=50)
+    made = filled([(f"/{number}", b"x") for number in range(101)], limits)
+    assert (made.chunk_count, made.is_splitting) == (1, True)
+    steps = 0
+    while made.is_splitting:
+        made.advance_split(10)
+        steps += 1
+    assert steps == 11
+    assert made.chunk_count == 1  # the next change has a sequence number that no cut has seen
+    cut = made.cut()
+    made.put("/0", b"y", "2")
+    assert made.chunk_count == 2
+    assert all(chunk.entries is not None for chunk in made.cut(since_sequence=cut.sequence).chunks)
+
+
+def test_unneeded_deletions_are_forgotten_in_steps() -> None:
+    count = store._TOMBSTONES_FORGOTTEN_MAX * 2 + 1000
+    names = [f"/{number}" for number in range(count)]
+    made = filled([*((name, b"") for name in names), *((name, None) for name in names)])
+    counts = []
+    for _ in range(4):
+        made.forget_deletions(made.sequence)
+        counts.append(made.tombstone_count)
+    assert counts == [count - store._TOMBSTONES_FORGOTTEN_MAX, 1000, 0, 0]
 
 
 def test_the_hash_of_a_key() -> None:

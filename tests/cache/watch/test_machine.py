@@ -439,12 +439,113 @@ def test_a_broken_page_is_repeated_and_a_huge_one_made_smaller() -> None:
     assert driver.sink.map == {"a/1": "5", "a/2": "6"}
 
 
-def test_a_list_that_never_ends_is_aborted() -> None:
-    driver = without_watch_list()
-    for _ in range(2):
-        driver.request()
-        driver.page(pod_list({}, 9, token="same"))
-    assert driver.request(within=1).query == {"limit": "500"}
+SMALL = policy.WatchPolicy(
+    use_watch_list=False, idle_pages_max=7, list_pages_max=20, list_bytes_max=2000, objects_max=30, list_max_seconds=60
+)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "names", "pages", "what"),
+    [
+        ("aaaa", "x", 2, "repeats a continue token"),
+        ("abab", "xyzuv", 3, "repeats a continue token"),
+        ("abcda", "xyzuv", 5, "repeats a continue token"),
+        ("new", "x", 8, "7 pages of the list in a row without a new object"),
+        ("new", "", 7, "7 pages of the list in a row without a new object"),
+        ("new", "xxxxxyyyyyy", 11, "more than 2000 bytes"),
+        ("new", "new", 11, "more than 2000 bytes"),
+    ],
+)
+def test_a_list_that_never_ends_is_given_up(tokens: str, names: str, pages: int, what: str) -> None:
+    driver = MachineDriver(policy=SMALL)
+    for number in range(pages):
+        request = driver.request()
+        assert ("continue" in request.query) is (number > 0)
+        token = str(number) if tokens == "new" else tokens[number]
+        name = f"n{number}" if names == "new" else names[number % len(names)] if names else ""
+        driver.page(pod_list({f"a/{name}": 5} if name else {}, 9, token=token))
+    [notice] = driver.notices
+    assert notice.kind.name == "OUTAGE_BEGAN"
+    assert notice.fields["failure"] == "endless"
+    assert "/api/v1/pods: " in str(notice.fields["detail"])
+    assert what in str(notice.fields["detail"])
+    assert driver.pause() > 0
+    assert driver.request().query == {"limit": "500"}
+    assert driver.counters.errors["endless"] == 1
+    driver.page(pod_list({"a/x": 5}, 9))
+    assert driver.sink.current_status is SyncStatus.IN_SYNC
+    assert driver.sink.map == {"a/x": "5"}
+
+
+def test_a_list_of_too_many_pages_or_minutes_is_given_up() -> None:
+    for seconds, pages, what in ((1.0, 20, "more than 20 pages"), (8.0, 9, "takes more than 60 s")):
+        driver = MachineDriver(policy=policy.WatchPolicy(use_watch_list=False, list_pages_max=20, list_max_seconds=60))
+        for number in range(pages):
+            assert driver.notices == []
+            driver.request()
+            driver.now += seconds
+            driver.page(pod_list({f"a/{number}": 5}, 9, token=str(number)))
+        [notice] = driver.notices
+        assert what in str(notice.fields["detail"])
+
+
+def test_pages_of_a_list_without_end_are_no_success() -> None:
+    driver = MachineDriver(policy=policy.WatchPolicy(use_watch_list=False, list_max_seconds=60))
+    driver.request()
+    driver.page(pod_list({"a/1": 5}, 9))
+    synced_at = driver.now
+    driver.request()
+    driver.refused(410, "Expired")
+    number = 0
+    while "waiting" not in driver.sink.log:
+        number += 1
+        driver.request(within=60)
+        driver.now += 7.0
+        driver.page(pod_list({f"a/{number}": 5}, 9, token=str(number)))
+        assert driver.now < synced_at + 700
+
+
+def test_more_objects_than_the_limit_are_an_error() -> None:
+    driver = MachineDriver(policy=policy.WatchPolicy(objects_max=3))
+    driver.sync({"a/1": 5, "a/2": 6}, 9)
+    driver.lines(event("ADDED", "a/3", 10), event("MODIFIED", "a/1", 11))
+    assert driver.is_streaming()
+    driver.lines(event("ADDED", "a/4", 12))
+    assert not driver.is_streaming()
+    assert sorted(driver.sink.map) == ["a/1", "a/2", "a/3"]
+    [notice] = driver.notices
+    assert (notice.fields["failure"], notice.fields["detail"]) == ("endless", "/api/v1/pods: more than 3 objects")
+
+
+def test_a_watch_that_the_server_does_not_end_is_left_and_renewed() -> None:
+    driver = MachineDriver()
+    request = driver.request()
+    driver.accepted()
+    driver.lines(bookmark(9, ends_initial=True))
+    version = 9
+    while driver.is_streaming():
+        driver.now += 30
+        version += 1
+        driver.lines(event("MODIFIED", "a/1", version))
+        driver.tick()
+        assert driver.now <= 1000 + request.timeout_seconds + 60
+    assert driver.now >= 1000 + request.timeout_seconds + driver.policy.watch_overtime_seconds
+    assert driver.request(within=0).query["resourceVersion"] == str(version)
+    assert (driver.counters.renewals, driver.counters.stream_breaks) == (1, 0)
+
+
+def test_a_stream_without_any_event_is_lost_after_600_s() -> None:
+    driver = MachineDriver(policy=policy.WatchPolicy(watch_seconds_min=5000, watch_seconds_max=5000))
+    driver.sync({"a/1": 5}, 9)
+    driver.stay_healthy()
+    settled_at = driver.now
+    while driver.is_streaming():
+        deadline = driver.machine.deadline
+        assert deadline is not None
+        driver.now = deadline
+        driver.tick()
+    assert driver.now == settled_at + driver.policy.lost_seconds
+    assert driver.sink.take() == ["waiting"]
 
 
 def test_a_type_that_cannot_be_watched_is_polled_without_status_changes() -> None:
@@ -464,7 +565,7 @@ def test_a_type_that_cannot_be_watched_is_polled_without_status_changes() -> Non
     assert driver.sink.take() == ["list a/2@10", "delete a/1"]
 
 
-def test_objects_without_usable_name_are_left_out_and_logged_once() -> None:
+def test_each_object_without_usable_name_is_left_out_and_reported() -> None:
     driver = MachineDriver()
     driver.sync({}, 9)
     bad: list[dict[str, Any]] = [{}, {"name": "x/y"}, {"name": "n" * 254}, {"name": "x", "resourceVersion": "9" * 129}]
@@ -473,7 +574,57 @@ def test_objects_without_usable_name_are_left_out_and_logged_once() -> None:
     assert driver.is_streaming()
     assert driver.sink.take() == []
     assert driver.counters.objects_rejected == 4
-    assert driver.notice_kinds() == ["OBJECT_REJECTED"]
+    assert [skipped.name for skipped in driver.sink.skipped_objects] == ["", "x/y", "n" * 80, "x"]
+    assert {skipped.reason for skipped in driver.sink.skipped_objects} == {"no-identity"}
+
+
+def bad_object(name: str, version: int) -> bytes:
+    return b'{"metadata":{"name":"%s","namespace":"a","resourceVersion":"%d"},"x":NaN}' % (name.encode(), version)
+
+
+@pytest.mark.parametrize("type", ["ADDED", "MODIFIED", "DELETED"])
+def test_a_bad_object_of_a_watch_is_absent_and_the_stream_goes_on(type: str) -> None:
+    driver = MachineDriver()
+    driver.sync({"a/1": 5, "a/2": 6}, 9)
+    for name in "134":
+        driver.lines(b'{"type":"%s","object":%s}' % (type.encode(), bad_object(name, 10)))
+    driver.lines(event("MODIFIED", "a/2", 11))
+    assert driver.is_streaming()
+    assert driver.sink.take() == ["delete a/1", "event a/2@11"]
+    assert driver.sink.current_status is SyncStatus.IN_SYNC
+    assert [(skipped.name, skipped.reason) for skipped in driver.sink.skipped_objects] == [
+        ("1", "undecodable"),
+        ("3", "undecodable"),
+        ("4", "undecodable"),
+    ]
+    assert driver.counters.stream_breaks == 0
+    driver.lines(event("MODIFIED", "a/1", 12))
+    assert driver.sink.take() == ["event a/1@12"]
+
+
+def test_a_bad_object_of_initial_events_is_swept_at_their_end() -> None:
+    driver = MachineDriver()
+    driver.sync({"a/1": 5, "a/2": 6}, 9)
+    driver.lines(error_event(410, "Expired"))
+    driver.request(within=1)
+    driver.accepted()
+    driver.lines(b'{"type":"ADDED","object":%s}' % bad_object("1", 20), event("ADDED", "a/2", 6))
+    assert driver.sink.take() == ["resync"]
+    driver.lines(bookmark(30, ends_initial=True))
+    assert driver.sink.take() == ["delete a/1", "in-sync"]
+
+
+def test_a_bad_object_of_a_page_is_swept_and_the_type_is_in_sync() -> None:
+    driver = without_watch_list()
+    driver.request()
+    driver.page(pod_list({"a/1": 5, "a/2": 6}, 9))
+    driver.sink.take()
+    driver.request()
+    driver.refused(410, "Expired")
+    driver.request(within=1)
+    driver.split_page(pod_list({"a/2": 6}, 19).replace(b'"items":[', b'"items":[' + bad_object("1", 10) + b","))
+    assert driver.sink.take() == ["resync", "delete a/1", "in-sync"]
+    assert [skipped.name for skipped in driver.sink.skipped_objects] == ["1"]
 
 
 def test_a_sweep_works_in_slices_and_comes_before_other_events() -> None:

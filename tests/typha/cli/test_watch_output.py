@@ -50,3 +50,15 @@ def test_text_output(capsys: pytest.CaptureFixture[str]) -> None:
     output.write_updates([messages.Update("/a", b"123", "7", 1), messages.Update("/a", None, "8", 3)])
     output.write_status(messages.SyncStatus.CATCHING_UP)
     assert capsys.readouterr().out == "+ /a  3 bytes  @7\n- /a  @8\n= catching-up\n"
+
+
+def test_what_a_terminal_would_act_on_is_escaped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = messages.Update("/\x1b]0;é\x07\x9b2J\u202e", b"1", "7\x1b\n", 1)
+    watch_output.TextOutput().write_updates([hostile])
+    assert capsys.readouterr().out == "+ /\\x1b]0;é\\x07\\x9b2J\\u202e  1 bytes  @7\\x1b\\n\n"
+    for is_terminal in (True, False):
+        monkeypatch.setattr("sys.stdout.isatty", lambda is_terminal=is_terminal: is_terminal)
+        watch_output.JsonOutput().write_updates([hostile])
+        assert capsys.readouterr().out.isascii() is is_terminal

@@ -131,3 +131,18 @@ async def test_a_failure_is_logged_and_the_others_are_created(server: ScriptedSe
         await ensure(session, V3)
     assert any("422" in str(line.get("error")) for line in lines)
     assert json.dumps(sorted(store.writes)).count("tiers") == 3
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[]", b"{", b'{"spec":%s%s}' % (b"[" * 13_000, b"]" * 13_000), b'{"spec":"\xff"}', b'{"spec":"\\ud800"}'],
+)
+async def test_an_answer_that_cannot_be_decoded_is_logged_and_the_others_are_created(
+    server: ScriptedServer, session: api.KubeApi, body: bytes
+) -> None:
+    store = Store(server)
+    server.script.insert(0, server.body(body))
+    with testing.capture_logs() as lines:
+        await ensure(session, V3)
+    assert [line["name"] for line in lines if line["log_level"] == "warning"] == ["default"]
+    assert json.dumps(sorted(store.writes)).count("tiers") == 3

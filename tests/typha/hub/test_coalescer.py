@@ -5,13 +5,17 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
+from msgspec import structs
 
+from protocol import messages
 from tests.harness import worker_stand
 from tests.harness.hub_stand import LIMITS
 from typha import clock
 from typha.hub import hub, worker_link
 
 _START = 1000.0
+_PART = 2_500
+"""Above the number of updates that never wait."""
 pytestmark = pytest.mark.looptime(start=_START)
 
 
@@ -30,7 +34,7 @@ class CoalescerStand(hub.Hub):
     """A hub on the loop's virtual time that notes when it publishes."""
 
     def __init__(self) -> None:
-        super().__init__([worker_stand.raw_feed()], LIMITS)
+        super().__init__([worker_stand.raw_feed()], structs.replace(LIMITS, batch_changes_max=_PART))
         self.workers = self.busy = BusyWorkers()
         self.published: list[float] = []
         """In seconds since the start."""
@@ -127,3 +131,24 @@ async def test_an_empty_batch_does_not_begin_to_wait(stand: CoalescerStand) -> N
     stand.busy.under_way = 2
     stand.batch(0)
     assert stand.coalescer.since == 0.0
+
+
+async def test_a_large_commit_goes_on_in_the_next_turns_with_the_status_at_its_end(stand: CoalescerStand) -> None:
+    stand.busy.under_way = 9  # the rest does not wait for busy workers
+    feed = stand.feeds[worker_stand.FEED]
+    for number in range(3 * _PART + 1):
+        stand.apply(worker_stand.pod(f"p{number}"))
+    stand.status(worker_stand.PODS, messages.SyncStatus.IN_SYNC)
+    stand.batch_end()
+    sizes = [len(feed.store)]
+    for _ in range(6):
+        assert feed.synced_once is (len(feed.store) > 3 * _PART)
+        if stand.coalescer.is_unfinished:
+            stand.batch_end()  # another watcher's batch adds no part to the turn
+        await asyncio.sleep(0)
+        sizes.append(len(feed.store))
+    assert sorted(set(sizes)) == [_PART, 2 * _PART, 3 * _PART, 3 * _PART + 1]
+    assert stand.published == [0.0] * 4
+    assert stand.coalescer.since == 0.0
+    await asyncio.sleep(1)
+    assert len(stand.published) == 4

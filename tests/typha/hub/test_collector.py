@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from cache import objects
 from protocol import messages
 from protocol.reasons import DisconnectReason
 from tests.harness import worker_stand
@@ -73,6 +74,8 @@ async def test_every_sample_is_in_the_table(idle: service.Service) -> None:
     idle.hub.status(worker_stand.PODS, IN_SYNC)
     idle.hub.batch_end()
     idle.hub.want_channel(FEED, "native")
+    for name in "xy":
+        idle.hub.skipped(objects.SkippedObject(worker_stand.PODS, "", name, "no-identity", ""))
     samples = idle.collector.samples()
     assert samples.keys() <= known.keys()
     for name, values in samples.items():
@@ -80,6 +83,7 @@ async def test_every_sample_is_in_the_table(idle: service.Service) -> None:
             extra = known[name].kind is metrics_table.Kind.SUMMARY
             assert len(labels) == len(known[name].labels) + extra, name
     assert samples["typha_cache_size"] == {(FEED,): 1}
+    assert samples["typha_objects_skipped"] == {("core/v1/pods", "no-identity"): 2}
     assert samples["typha_connections_active"] == {(): 0}
     assert samples["typha_log_bytes"] == {(FEED, "native"): 0}
 
