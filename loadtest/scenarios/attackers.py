@@ -18,7 +18,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -333,13 +333,13 @@ async def _repeat(writer: asyncio.StreamWriter, data: bytes) -> None:
             counts["sent"] += 1
 
 
-class Attacker(child.Child):
-    """The process of one attack."""
+class Attackers(child.Child):
+    """The process of one or more attacks, each with its number of connections."""
 
-    def __init__(self, name: str, victim: Victim, size: int, folder: Path) -> None:
-        super().__init__(name, folder / "attackers.log")
-        arguments = {"name": name, "victim": msgspec.to_builtins(victim), "size": size}
-        self._command = [sys.executable, "-m", "loadtest.scenarios.attackers", json.dumps(arguments)]
+    def __init__(self, victim: Victim, sizes: Mapping[str, int], folder: Path) -> None:
+        super().__init__("attackers", folder / "attackers.log")
+        arguments = json.dumps({"victim": msgspec.to_builtins(victim), "sizes": sizes})
+        self._command = [sys.executable, "-m", "loadtest.scenarios.attackers", arguments]
 
     async def start(self) -> None:
         """Start it. Raises ProcessError."""
@@ -347,25 +347,24 @@ class Attacker(child.Child):
         await self._read_ready_line()
 
     async def counts(self) -> dict[str, int]:
-        """What it has done so far. Raises ProcessError."""
+        """What all of them have done so far. Raises ProcessError."""
         await self.write(b"\n")
         return await self._read_ready_line()
 
 
-async def _main(name: str, victim: Victim, size: int) -> None:
-    loop = asyncio.get_running_loop()
+async def _main(victim: Victim, sizes: Mapping[str, int]) -> None:
     commands = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
-    attacking = asyncio.create_task(attack(ATTACKS[name], victim, size), name=name)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
+    attacks = [asyncio.create_task(attack(ATTACKS[name], victim, size), name=name) for name, size in sizes.items()]
     print("{}", flush=True)
     while await commands.readline():
+        for done in filter(asyncio.Task.done, attacks):
+            done.result()
         print(json.dumps(counts), flush=True)
-        if attacking.done():
-            attacking.result()
     os._exit(0)  # a thread may still send
 
 
 if __name__ == "__main__":
     worker.raise_file_limit()
     given = json.loads(sys.argv[1])
-    asyncio.run(_main(given["name"], msgspec.convert(given["victim"], Victim), given["size"]))
+    asyncio.run(_main(msgspec.convert(given["victim"], Victim), given["sizes"]))

@@ -142,7 +142,7 @@ class Siege:
     async def attack(
         self,
         title: str,
-        attack: contextlib.AbstractAsyncContextManager[Sequence[Counts]],
+        attack: contextlib.AbstractAsyncContextManager[Counts],
         *,
         expected: Sequence[tuple[str, ...]] = (),
     ) -> Outcome:
@@ -152,7 +152,6 @@ class Siege:
         totals, latency, log_bytes = swarm.totals(), swarm.latency.copy(), service.log.stat().st_size
         before = await self._ended()
         workers = set(service.worker_pids())
-        made: Counter[str] = Counter()
 
         async def noticed() -> bool:
             counted = await self._ended() - before
@@ -162,12 +161,11 @@ class Siege:
             measurement.peak_memory(lambda: service.pids()[:1]) as hub_bytes,
             measurement.peak_memory(service.worker_pids) as worker_bytes,
         ):
-            async with attack as attackers_counts:
+            async with attack as counts:
                 await running.sleep(self.scene.settings.seconds + testbed.REPORTED_SECONDS)
                 during = swarm.latency.since(latency)
                 await self._wait_until(noticed)
-                for counts in attackers_counts:
-                    made.update(await counts())
+                made = await counts()
             deaths = len(workers - set(service.worker_pids()))
             if not self._lives():
                 await service.kill()
@@ -258,14 +256,13 @@ async def open_siege(
 
 
 @contextlib.asynccontextmanager
-async def _attackers(siege: Siege, sizes: Mapping[str, int]) -> AsyncIterator[Sequence[Counts]]:
-    """Attacks on the service's ports: processes of `attackers`, each with its number of connections."""
+async def _attackers(siege: Siege, sizes: Mapping[str, int]) -> AsyncIterator[Counts]:
+    """Attacks on the service's ports, each with its number of connections."""
     running = siege.scene.testbed
     service, agents = running.service, running.agents
     victim = attackers.Victim(*service.address, service.metrics_port, agents.feed, agents.tls)
-    async with contextlib.AsyncExitStack() as stack:
-        made = [attackers.Attacker(name, victim, size, siege.scene.settings.folder) for name, size in sizes.items()]
-        yield [(await stack.enter_async_context(one)).counts for one in made]
+    async with attackers.Attackers(victim, sizes, siege.scene.settings.folder) as made:
+        yield made.counts
 
 
 def _expected(names: Iterable[str]) -> list[tuple[str, ...]]:
@@ -363,9 +360,7 @@ async def hostile_api(settings: fixture.Settings, screen: dashboard.Dashboard) -
 
 
 @contextlib.asynccontextmanager
-async def _answers(
-    scene: fixture.Scene, names: Sequence[str], sizes: Mapping[str, int]
-) -> AsyncIterator[Sequence[Counts]]:
+async def _answers(scene: fixture.Scene, names: Sequence[str], sizes: Mapping[str, int]) -> AsyncIterator[Counts]:
     """The API server's answers are hostile."""
     control, tasks = scene.simulator.control, []
     before = await scene.simulator.counters()
@@ -386,7 +381,7 @@ async def _answers(
         if faults:  # the history is forgotten, so the type is listed again
             await control("POST", "faults", {"kind": "compact", "resource": type_name})
     try:
-        yield [requests]
+        yield requests
     finally:
         for task in tasks:
             task.cancel()
