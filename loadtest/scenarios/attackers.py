@@ -273,9 +273,12 @@ async def attack(what: Attack, victim: Victim, size: int) -> None:
             group.create_task(again() if what.way is Way.HELD else one(gate), name="connection of an attacker")
 
 
+_context_of: Final = functools.cache(tls.context_of)
+
+
 async def _connection(what: Attack, victim: Victim, first: bytes, then: bytes, gate: asyncio.Semaphore) -> None:
     """One connection, until the service closes it."""
-    context = tls.context_of(victim.tls) if victim.tls and not (what.raw or what.metrics) else None
+    context = _context_of(victim.tls) if victim.tls and not (what.raw or what.metrics) else None
     sock = socket.socket()
     sock.setblocking(False)
     if not what.reads:

@@ -311,7 +311,8 @@ SMALL_SHORTAGES: Final = (Shortage(256), Shortage(256, tls=True, workers=0))
 async def starved(settings: fixture.Settings, screen: dashboard.Dashboard) -> report.Report:
     """Few descriptors, or little memory: attacks that use up all of them take nothing that the service needs."""
     made = []
-    for shortage in SHORTAGES if settings.judge_times else SMALL_SHORTAGES:
+    chosen = [one for one in SHORTAGES if str(one) in settings.attacks]
+    for shortage in chosen or (SHORTAGES if settings.judge_times else SMALL_SHORTAGES):
         agents = min(settings.agents, shortage.descriptors // 4)
         poor = dataclasses.replace(settings, tls=shortage.tls, agents=agents, pod_bytes=CHURNED_POD_BYTES)
         environment = {"TYPHA_WORKERS": str(shortage.workers), "TYPHA_SEGMENTBYTES": str(SEGMENT_BYTES)}
