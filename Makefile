@@ -52,6 +52,8 @@ format: $(STAMP)  ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+check: WORKERS = 2
+# The unit tests wait for nothing, and each further process reads all of them first.
 check: lint  ## what a commit needs, in about a minute: lint and the unit tests
 	$(PYTEST) -m "$(UNIT)" $(ARGS)
 

@@ -1,11 +1,12 @@
 """Tests of loadtest.reporting.measure."""
 
-import mmap
+import contextlib
 import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -66,18 +67,38 @@ def test_a_meter_keeps_what_dead_processes_used() -> None:
 
 
 def test_memfd_pages_count_once() -> None:
-    size = 8 * 1024 * 1024
-    before = measure.memory([os.getpid()])
+    size = 32 * 1024 * 1024
+    with processes_with_a_mapped_memfd(size) as pids:
+        both = measure.memory(pids)
+    assert both.memfd_bytes == size
+    assert both.private_bytes < size  # two small interpreters, with no page of the file
+
+
+@contextlib.contextmanager
+def processes_with_a_mapped_memfd(size: int) -> Iterator[list[int]]:
+    """Two processes that have one file of this size open and mapped. Their own memory does not change."""
     file = os.memfd_create("test")
-    os.ftruncate(file, size)
     try:
-        with mmap.mmap(file, size) as mapped:
-            mapped.write(bytes(size))
-            after = measure.memory([os.getpid(), os.getpid()])
-            assert after.memfd_bytes - before.memfd_bytes == size
-        alone = measure.memory([os.getpid()])
-        assert alone.memfd_bytes - before.memfd_bytes == size
-        assert abs(alone.total_bytes - before.total_bytes - size) < size / 2
+        os.truncate(file, size)
+        mapping = f"import mmap, sys; mapped = mmap.mmap({file}, {size}); mapped.write(bytes({size}))"
+        script = f"{mapping}; print(flush=True); sys.stdin.read(1)"
+        with contextlib.ExitStack() as running:
+            children = [
+                running.enter_context(
+                    subprocess.Popen(
+                        [sys.executable, "-S", "-c", script],
+                        pass_fds=[file],
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        text=True,
+                    )
+                )
+                for _ in range(2)
+            ]
+            for child in children:
+                assert child.stdout is not None
+                child.stdout.readline()
+            yield [child.pid for child in children]
     finally:
         os.close(file)
 
