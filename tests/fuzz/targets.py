@@ -2,12 +2,14 @@
 
 import asyncio
 import dataclasses
+import enum
 import functools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -17,7 +19,7 @@ from cache.feeds.calico import feed as calico
 from cache.feeds.calico import syncers
 from cache.kube import access, credentials
 from cache.watch import decoding
-from protocol import errors, messages
+from protocol import errors, formats
 from protocol.gob import decoder
 from protocol.native import codec, connection, frames
 from protocol.typha import codec as typha_codec
@@ -194,17 +196,30 @@ def _ipc_messages(kinds: Any) -> list[bytes]:
 
 
 def _example(kind: Any) -> Any:
-    name = getattr(kind, "__name__", "")
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return kind(*[_example(field.type) for field in msgspec.structs.fields(kind)])
-    origin = getattr(kind, "__origin__", None)
-    if origin in (list, tuple):
-        return [_example(kind.__args__[0])] * 2
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _conforming(_example(arguments[0]), arguments[1])
+    if origin is Literal:
+        return arguments[0]
+    if origin is list:
+        return [_example(arguments[0])] * 2
+    if origin is tuple:
+        return [_example(argument) for argument in arguments if argument is not ...]
     if origin is dict:
-        return {_example(kind.__args__[0]): _example(kind.__args__[1])}
-    if kind is messages.SyncStatus:
-        return messages.SyncStatus.IN_SYNC
-    return {"str": "felix", "int": 7, "float": 1.5, "bool": True, "bytes": b"x"}.get(name, 7)
+        return {_example(arguments[0]): _example(arguments[1])}
+    if issubclass(kind, msgspec.Struct):
+        return kind(*[_example(field.type) for field in msgspec.structs.fields(kind)])
+    if issubclass(kind, enum.Enum):
+        return next(iter(kind))
+    return {str: "felix", int: 7, float: 1.5, bool: True, bytes: b"x"}[kind]
+
+
+def _conforming(value: Any, meta: msgspec.Meta) -> Any:
+    if meta.pattern is not None:
+        return next(name for name in formats.NAMES if re.search(meta.pattern, name))
+    if isinstance(value, list) and meta.min_length:
+        return value[:1] * meta.min_length
+    return value
 
 
 def _for_hub(data: bytes) -> str:
