@@ -23,10 +23,9 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 PROTOCOLS = {
     "native": (control.Protocol.NATIVE,),
     "typha": (control.Protocol.TYPHA,),
-    "mixed": (control.Protocol.NATIVE, control.Protocol.TYPHA),
+    "mixed": fixture.BOTH,
 }
-FELIX = "felix"
-FEEDS = (processes.FEED, FELIX, "bgp", "tunnel-ip-allocation", "node-status")
+FEEDS = (processes.FEED, fixture.FELIX, "bgp", "tunnel-ip-allocation", "node-status")
 EXPECTED = (
     demo.DemoError,
     kubeconfig.KubeconfigError,
@@ -120,14 +119,15 @@ def demo_command(**settings: Any) -> None:
 @click.option("--tls/--no-tls", default=False, help="Mutual TLS, with certificates made for the run.")
 @click.option("--feed", type=click.Choice(FEEDS), help="Default: felix with Typha's protocol, else loadtest (raw).")
 @click.option("--pod-bytes", default=0, type=click.IntRange(0), help="Size of the pods; 0: 1.5 to 2 kB.")
-@click.option("--silent-connections", default=2000, type=click.IntRange(0), help="For the scenario bad-peers.")
+@click.option("--attack-share", default=1.0, type=click.FloatRange(0.001), help="Of the full size of each attack.")
+@click.option("--attack", "attacks", multiple=True, help="Names of attacks; default: all of the scenario.")
 @click.option("--judge-times/--show-times", default=True, help="Check times, or only show them.")
 @_folder("report-load")
 def run_command(scenario: str, protocol: str, feed: str | None, **settings: Any) -> None:
     """One scenario on a simulated API server."""
-    spoken = PROTOCOLS[protocol]
-    needs_calico = control.Protocol.TYPHA in spoken or scenario in registry.OF_BOTH_PROTOCOLS
-    feed = feed or (FELIX if needs_calico else processes.FEED)
+    spoken = PROTOCOLS["mixed" if scenario in registry.OF_BOTH_PROTOCOLS else protocol]
+    needs_calico = control.Protocol.TYPHA in spoken
+    feed = feed or (fixture.FELIX if needs_calico else processes.FEED)
     if needs_calico and feed == processes.FEED:
         raise click.BadParameter("Typha's protocol has Calico's feeds alone", param_hint="--feed")
     _finish(registry.run(scenario, fixture.Settings(protocols=spoken, feed=feed, **settings)))

@@ -40,8 +40,9 @@ class AcceptanceSettings:
             public_agents=self.scaled(10, least=2),
             seconds=max(4.0, 12.0 * self.scale),
             rounds=self.scaled(5),
+            nodes=self.scaled(500),
             pods=pods,
-            silent_connections=self.scaled(2000),
+            attack_share=self.scale,
             folder=self.part_folder(name),
             judge_times=self.scale >= 1.0,
         )
@@ -101,9 +102,12 @@ async def _crowd(settings: AcceptanceSettings, screen: dashboard.Dashboard) -> l
     return [*made, beside]
 
 
-def _one_scenario(name: str) -> Part:
+def _one_scenario(name: str, agents: int) -> Part:
     async def part(settings: AcceptanceSettings, screen: dashboard.Dashboard) -> list[report.Report]:
-        return [await registry.SCENARIOS[name](settings.scenario(name, agents=1000), screen)]
+        sizes = settings.scenario(name, agents=agents, pods=settings.scaled(5000))
+        if name in registry.OF_BOTH_PROTOCOLS:
+            sizes = dataclasses.replace(sizes, feed=fixture.FELIX, protocols=fixture.BOTH)
+        return [await registry.SCENARIOS[name](sizes, screen)]
 
     return part
 
@@ -111,5 +115,6 @@ def _one_scenario(name: str) -> Part:
 PARTS: Final[dict[str, Part]] = {
     "real": _real,
     "crowd": _crowd,
-    **{name: _one_scenario(name) for name in ("kill", "bad-peers")},
+    "kill": _one_scenario("kill", agents=1000),
+    **{name: _one_scenario(name, agents=200) for name in ("hostile-peers", "hostile-api", "starved")},
 }

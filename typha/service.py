@@ -147,6 +147,7 @@ class Service:
             ExceptionGroup: a defect; the service cannot go on.
         """
         loop = asyncio.get_running_loop()
+        logs.limit_loop_errors(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
         port = self.listener.getsockname()[1]
@@ -262,7 +263,6 @@ async def serve(configured: settings.Settings, max_latency: loop_latency.MaxLate
     """Runs the service to its end on a loop whose turns `max_latency` measures; returns the exit code."""
     allow_deep_json()
     forbid_core_dumps()
-    logs.limit_loop_errors(asyncio.get_running_loop())
     try:
         listener = await _open_listener_soon(configured)
     except ServiceError as error:

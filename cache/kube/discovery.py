@@ -13,7 +13,7 @@ T = TypeVar("T")
 _ANSWER_SECONDS = 30.0
 """Limit for a whole exchange."""
 _MAX_ERROR_BYTES = 4096
-_MAX_BODY_BYTES = 16 * 1024 * 1024
+_MAX_BODY_BYTES = 4 * 1024 * 1024
 """A list of a thousand groups has 300 kB, and a custom resource 1.5 MB at most."""
 UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding of any JSON may raise. RecursionError: it is nested too deeply."""

@@ -21,6 +21,8 @@ from cache.watch.policy import Failure, WatchPolicy
 from cache.watch.requests import RequestKind
 from protocol.messages import SyncStatus
 
+_ITEMS_PER_LOOK = 5
+"""Items of a page between two looks at the clock."""
 _SPLIT_STEPS = 10
 """Steps of a scan before other tasks run: at most 100,000 brackets."""
 _log = structlog.get_logger(__name__)
@@ -45,6 +47,7 @@ class Watcher:
         self._policy = policy or WatchPolicy()
         self._clock = clock
         self._since_yield = 0
+        self._slice_began = 0.0
         self._machine = WatchMachine(
             type,
             sink,
@@ -140,18 +143,20 @@ class Watcher:
             raise api.Interrupted(Failure.MALFORMED, str(error)) from error
         del body
         self._machine.begin_page(self._clock(), page)
-        size = self._policy.slice_items
+        size = min(self._policy.slice_items, _ITEMS_PER_LOOK)
+        self._slice_began = self._clock()
         for start in range(0, len(page.items), size):
             try:
                 self._machine.items(page, page.items[start : start + size])
             except reflector.TooManyObjects as error:
                 raise api.Interrupted(Failure.ENDLESS, str(error)) from error
-            await asyncio.sleep(0)
+            await self._let_others_run(size)
         self._machine.end_page(self._clock(), page)
 
     async def _decode_page(self, body: bytes) -> decoding.ListPage:
         """Decode a page. If an object in it cannot be decoded, find the objects, and leave out that one only."""
         try:
+            decoding.check_density(body)
             return decoding.decode_page(body, self.type)
         except decoding.InvalidInput as error:
             if len(body) > self._policy.max_split_bytes:
@@ -209,17 +214,21 @@ class Watcher:
 
     async def _process_lines(self, lines: list[bytes]) -> None:
         machine = self._machine
+        self._slice_began = self._clock()
         for line in lines:
-            skipped = machine.counters.objects_rejected
             machine.line(self._clock(), line)
             if not machine.streaming:
                 return
-            # The scan of a bad object takes as long as a slice of good ones.
-            self._since_yield += self._policy.slice_items if machine.counters.objects_rejected > skipped else 1
-            if self._since_yield >= self._policy.slice_items:
-                # A read that finds data does not suspend, so let other tasks run now.
-                self._since_yield = 0
-                await asyncio.sleep(0)
+            await self._let_others_run(1)
+
+    async def _let_others_run(self, objects_processed: int) -> None:
+        """End the slice if it is over. A read that finds data does not suspend, so nothing else would."""
+        self._since_yield += objects_processed
+        is_long = self._clock() - self._slice_began >= self._policy.slice_seconds
+        if is_long or self._since_yield >= self._policy.slice_items:
+            self._since_yield = 0
+            await asyncio.sleep(0)
+            self._slice_began = self._clock()
 
     async def _finish_batch(self) -> None:
         is_sweeping = self._machine.sweep(self._clock())

@@ -196,6 +196,11 @@ size takes 12 ms."""
 _MAX_IDENTITY_BYTES = 2048
 """Look for the identity of a bad object in its beginning only. The API server writes the name first."""
 _BRACKETS_PER_STEP = 10_000
+_SPLIT_ITEMS_MAX = 100_000
+_DENSE_FROM_BYTES = 1024 * 1024
+_BYTES_PER_COMMA_MIN = 8
+_MAX_SIGNAL_BYTES = 64 * 1024
+"""Bookmarks and Status objects have some hundred bytes."""
 _STRING = rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+(?:"|\Z)'
 """Matches at every quotation mark, to the end if the string is not closed. It never backtracks."""
 _BRACKETS = re.compile(_STRING + rb"|[\[\]{}]", re.DOTALL)
@@ -265,6 +270,15 @@ def decode_page(body: bytes, type: resources.ResourceType) -> ListPage:
     return _checked_page(page, type, page.items or [], len(body))
 
 
+def check_density(body: bytes) -> None:
+    """Raise InvalidInput for a large page of which the decoder would make millions of tiny items at once.
+
+    Good pages have a comma every 25 bytes. An item takes 64 bytes, however small it is.
+    """
+    if len(body) > _DENSE_FROM_BYTES and body.count(b",") * _BYTES_PER_COMMA_MIN > len(body):
+        raise InvalidInput("broken list: too many values for its size")
+
+
 def split_page(body: bytes, type: resources.ResourceType) -> Generator[None, None, ListPage]:
     """Decode the body of a list without its items, which `decode_item` then checks one by one.
 
@@ -291,6 +305,8 @@ def split_page(body: bytes, type: resources.ResourceType) -> Generator[None, Non
     while body[position : position + 1] not in (b"]", b""):
         end = yield from _end_of_value(body, position)
         items.append(msgspec.Raw(body[position:end]))
+        if len(items) > _SPLIT_ITEMS_MAX:
+            raise InvalidInput(f"broken list: more than {_SPLIT_ITEMS_MAX} items")
         yield
         position = _after_space(body, end)
         if body[position : position + 1] == b",":
@@ -404,6 +420,8 @@ def _after_space(data: bytes, position: int) -> int:
 
 def ends_initial_events(raw: bytes) -> bool:
     """Return whether the bookmark ends the initial events of a WatchList. Raises InvalidInput."""
+    if len(raw) > _MAX_SIGNAL_BYTES:
+        raise InvalidInput(f"a bookmark is longer than {_MAX_SIGNAL_BYTES} bytes")
     try:
         annotations = _decode_bookmark(raw).metadata.annotations
     except _UNDECODABLE as error:
@@ -413,6 +431,7 @@ def ends_initial_events(raw: bytes) -> bool:
 
 def decode_status(body: bytes) -> Status:
     """Decode the body of an error. If it is not a Status (a proxy's HTML, a truncated body), it becomes the message."""
+    body = body[:_MAX_SIGNAL_BYTES]
     try:
         return _decode_status(body)
     except _UNDECODABLE:

@@ -17,6 +17,8 @@ class WatchPolicy:
     """Items per list page. Kubernetes' own clients use 500. A page of 500 pods has about 3 MB."""
     slice_items: int = 200
     """Objects to process before other tasks run. With their conversion this takes about 10 ms."""
+    slice_seconds: float = 0.005
+    """The same as a time: objects may take a hundred times as long as usual."""
     backoff_base_seconds: float = 0.5
     backoff_max_seconds: float = 30.0
     connect_backoff_max_seconds: float = 5.0
@@ -79,8 +81,9 @@ class WatchPolicy:
     """Without a success for this long, the type is WAITING again (the original's number)."""
     max_line_bytes: int = 16 * 1024 * 1024
     """Limit for one object. etcd's limit is 1.5 MiB; some clusters raise it to 8 MiB."""
-    max_page_bytes: int = 256 * 1024 * 1024
-    """Limit for one list page. If 500 objects need more, the next pages have fewer objects."""
+    max_page_bytes: int = 64 * 1024 * 1024
+    """Limit for one list page, whose decoding is one step of 0.1 s. If 500 objects need more, the next pages have fewer
+    objects."""
     max_split_bytes: int = 16 * 1024 * 1024
     """The same for a page with an object that cannot be decoded. Finding the object takes up to 0.2 s for each MiB."""
     max_error_bytes: int = 4096

@@ -15,17 +15,7 @@ class Counters:
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, Resource | None, int]] = Counter()
         self.open_watches: Counter[tuple[str, Resource]] = Counter()
-        self.events: Counter[Resource] = Counter()
         self.watches_ended: Counter[str] = Counter()
-
-    def requests_by_verb(self) -> dict[str, int]:
-        """`LIST core/v1/pods` and so on -> number of requests, with any answer."""
-        items = self.requests.items()
-        return _sums((f"{verb} {resource}" if resource else verb, count) for (verb, resource, _), count in items)
-
-    def answers_by_code(self) -> dict[str, int]:
-        """HTTP status -> number of answers."""
-        return _sums((str(code), count) for (_, _, code), count in self.requests.items())
 
     def watches_by_resource(self) -> dict[str, int]:
         """Type -> number of open watches."""

@@ -28,10 +28,11 @@ class FaultKind(enum.Enum):
     DELAY = "delay"  # answers start `delay_seconds` later
     ERROR = "error"  # answers are a Status with `code`
     BROKEN_LIST = "broken-list"  # lists end in the middle, with a correct Content-Length
-    DRIP = "drip"  # lists begin, and then one byte comes each `delay_seconds`
+    BAD_OBJECT = "bad-object"  # lists contain one more object, which cannot be decoded, see `text`
     ENDLESS_LIST = "endless-list"  # each page of a list is the first one, with a new continue token
-    COMPRESSED = "compressed"  # lists are compressed although nobody asked for it
-    BAD_OBJECT = "bad-object"  # lists contain one more object, which cannot be decoded
+    ALTERNATING_LIST = "alternating-list"  # the same, with one of two continue tokens in turn
+    COMPRESSED = "compressed"  # answers are compressed although nobody asked for it, see `text` and `megabytes`
+    DRIP = "drip"  # answers begin, and then one byte comes each `delay_seconds` while the fault is active
 
     COMPACT = "compact"  # history is forgotten and streams are reset: every resumed watch gets 410
     RESTART = "restart"  # everything is closed, connections are refused for `duration_seconds`, history is forgotten
@@ -54,10 +55,11 @@ REQUEST_KINDS = frozenset(
         FaultKind.DELAY,
         FaultKind.ERROR,
         FaultKind.BROKEN_LIST,
-        FaultKind.DRIP,
-        FaultKind.ENDLESS_LIST,
-        FaultKind.COMPRESSED,
         FaultKind.BAD_OBJECT,
+        FaultKind.ENDLESS_LIST,
+        FaultKind.ALTERNATING_LIST,
+        FaultKind.COMPRESSED,
+        FaultKind.DRIP,
     )
 )
 
@@ -82,6 +84,10 @@ class Fault:
     code: int = 0
     retry_after_seconds: int = 0
     delay_seconds: float = 0.0
+    text: str = ""
+    """Of a BAD_OBJECT: surrogate (also without a text), nan, deep. Of COMPRESSED: gzip (the same), deflate."""
+    megabytes: int = 0
+    """Blanks that follow a COMPRESSED body."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a fault without effect or with a wrong one."""

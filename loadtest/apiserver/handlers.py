@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import time
 import zlib
-from collections.abc import Mapping
 
 import msgspec
 from aiohttp import web
@@ -83,9 +82,34 @@ class Handlers:
             response = web.Response(status=404, text="404 page not found\n")
         except ApiError as error:
             response = _refusal(error)
-        if not response.prepared:  # a watch is counted when it begins
-            self._counters.requests[verb, resource, response.status] += 1
-        return response
+        if response.prepared:  # a watch is counted when it begins
+            return response
+        self._counters.requests[verb, resource, response.status] += 1
+        if resource is None or not isinstance(response, web.Response):
+            return response
+        return await self._deliver(request, response, verb, resource)
+
+    async def _deliver(
+        self, request: web.Request, response: web.Response, verb: str, resource: Resource
+    ) -> web.StreamResponse:
+        """An answer as it is, or compressed, or slowly."""
+        body = response.body
+        assert isinstance(body, bytes)
+        now = time.monotonic()
+        if (bomb := self._rules.take(FaultKind.COMPRESSED, verb, resource, now=now)) is not None:
+            response.body = await asyncio.to_thread(_compressed, body, bomb)
+            response.headers["Content-Encoding"] = bomb.text or "gzip"
+        if (drip := self._rules.take(FaultKind.DRIP, verb, resource, now=now)) is None:
+            return response
+        slow = web.StreamResponse(status=response.status, headers={"Content-Type": "application/json"})
+        await slow.prepare(request)
+        await slow.write(body[: len(body) // 2])
+        while drip in self._rules.active(time.monotonic()):
+            await asyncio.sleep(drip.delay_seconds)
+            await slow.write(b" ")
+        if request.transport is not None:
+            request.transport.abort()
+        return slow
 
     async def _resource(self, request: web.Request, target: RequestTarget, verb: str) -> web.StreamResponse:
         now = time.monotonic()
@@ -104,31 +128,26 @@ class Handlers:
             return await self._answer_list(request, target)
         return await self._single(request, target, verb)
 
-    async def _answer_list(self, request: web.Request, target: RequestTarget) -> web.StreamResponse:
+    async def _answer_list(self, request: web.Request, target: RequestTarget) -> web.Response:
         def fault(kind: FaultKind) -> Fault | None:
             return self._rules.take(kind, "LIST", target.resource, now=time.monotonic())
 
         query = dict(request.query)
-        if fault(FaultKind.ENDLESS_LIST):
+        alternating = fault(FaultKind.ALTERNATING_LIST)
+        endless = alternating or fault(FaultKind.ENDLESS_LIST)
+        if endless:
             query.pop("continue", None)
-            self._tokens += 1
-            body = objects.with_token(await self._list(query, target), f"endless-{self._tokens}")
-        else:
-            body = await self._list(query, target)
-        if fault(FaultKind.BAD_OBJECT):
-            body = objects.with_bad_object(body)
-        if fault(FaultKind.BROKEN_LIST):
-            body = body[: len(body) // 2]
-        if drip := fault(FaultKind.DRIP):
-            return await _drip(request, body[: len(body) // 2], drip.delay_seconds)
-        if fault(FaultKind.COMPRESSED):
-            return _answer(body, gzip=True, gzip_from_bytes=0)
-        return _answer(body, gzip=self._settings.gzip and "gzip" in request.headers.get("Accept-Encoding", ""))
-
-    async def _list(self, query: Mapping[str, str], target: RequestTarget) -> bytes:
         asked = listing.parse(query, watch_list=True)
         await watching.until_fresh(self._store, listing.least_version(asked), self._settings.fresh_wait_seconds)
-        return listing.body(self._store, target.resource, target.namespace, asked)
+        body = listing.body(self._store, target.resource, target.namespace, asked)
+        if endless:
+            self._tokens += 1
+            body = objects.with_token(body, f"endless-{self._tokens % 2 if alternating else self._tokens}")
+        if bad := fault(FaultKind.BAD_OBJECT):
+            body = objects.with_bad_object(body, bad.text)
+        if fault(FaultKind.BROKEN_LIST):
+            body = body[: len(body) // 2]
+        return _answer(body, gzip=self._settings.gzip and "gzip" in request.headers.get("Accept-Encoding", ""))
 
     async def _single(self, request: web.Request, target: RequestTarget, verb: str) -> web.Response:
         resource, namespace, name = target.resource, target.namespace, target.name
@@ -185,26 +204,21 @@ def _verb(request: web.Request, target: RequestTarget) -> str:
     return WATCH_LIST if request.query.get("sendInitialEvents", "").lower() in ("true", "1") else "WATCH"
 
 
-async def _drip(request: web.Request, beginning: bytes, delay_seconds: float) -> web.StreamResponse:
-    """Send the beginning of a body, and then one space after the other until the client leaves."""
-    response = web.StreamResponse(headers={"Content-Type": "application/json"})
-    await response.prepare(request)
-    await response.write(beginning)
-    while True:
-        await asyncio.sleep(delay_seconds)
-        await response.write(b" ")
-
-
-def _answer(
-    body: bytes, *, status: int = 200, gzip: bool = False, gzip_from_bytes: int = GZIP_FROM_BYTES
-) -> web.Response:
+def _answer(body: bytes, *, status: int = 200, gzip: bool = False) -> web.Response:
     headers = {"Cache-Control": "no-cache, private"}
-    if gzip and len(body) >= gzip_from_bytes:
+    if gzip and len(body) >= GZIP_FROM_BYTES:
         headers["Content-Encoding"] = "gzip"
         headers["Vary"] = "Accept-Encoding"
         compressor = zlib.compressobj(level=1, wbits=31)
         body = compressor.compress(body) + compressor.flush()
     return web.Response(body=body, status=status, content_type="application/json", headers=headers)
+
+
+def _compressed(body: bytes, bomb: Fault) -> bytes:
+    """A body and blanks after it, compressed."""
+    compressor = zlib.compressobj(wbits=15 if bomb.text == "deflate" else 31)
+    parts = [compressor.compress(part) for part in (body, *[b" " * 1_000_000] * bomb.megabytes)]
+    return b"".join([*parts, compressor.flush()])
 
 
 def _deleted(resource: Resource, item: bytes) -> bytes:

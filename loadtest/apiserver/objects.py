@@ -170,14 +170,20 @@ def prepared_bookmark(resource: Resource, metadata: JsonObject) -> JsonObject:
     return {"metadata": metadata}
 
 
-BAD_OBJECT = b'{"metadata":{"name":"bad","namespace":"default","resourceVersion":"1"},"data":{"bad":"\\ud800"}}'
-"""Half of a surrogate pair: no text, and so no object."""
+_BAD_VALUES = {"surrogate": b'"\\ud800"', "nan": b"NaN", "deep": b"[" * 13_000 + b"]" * 13_000}
+"""Half of a surrogate pair is no text, NaN is no JSON, and no decoder takes so many levels."""
 
 
-def with_bad_object(body: bytes) -> bytes:
+def bad_object(why: str = "") -> bytes:
+    """An object that cannot be decoded."""
+    value = _BAD_VALUES[why or "surrogate"]
+    return b'{"metadata":{"name":"bad","namespace":"default","resourceVersion":"1"},"data":{"bad":%b}}' % value
+
+
+def with_bad_object(body: bytes, why: str = "") -> bytes:
     """A list with one more object, which cannot be decoded."""
     start, end = body.index(b'"items":[') + len(b'"items":['), body.index(b"]")
-    return body[:start] + BAD_OBJECT + (b"," if end > start else b"") + body[start:]
+    return body[:start] + bad_object(why) + (b"," if end > start else b"") + body[start:]
 
 
 def with_token(body: bytes, token: str) -> bytes:

@@ -1,11 +1,13 @@
 """The simulated API server as a whole: starts, stops, breaks, and is controlled from another process by /_sim/.
 
-GET    /_sim/stats          counters and state
+GET    /_sim/stats          state; requests and watches are in /metrics
 POST   /_sim/churn          start (members of ChurnSettings), replaces a running one; DELETE stops it
 POST   /_sim/burst          {"count": N} and members of ChurnSettings
 POST   /_sim/faults         one Fault or a list; DELETE removes all
 POST   /_sim/types          install a type: {"group", "version", "name", "kind", "namespaced", "custom"}
 DELETE /_sim/types          remove a type: the same body
+POST   /_sim/objects        create objects: {"type": plural name, "count": N}
+DELETE /_sim/objects        delete all objects of a type at once, which no watch tells: {"type"}
 """
 
 import asyncio
@@ -47,6 +49,11 @@ class _Burst(msgspec.Struct):
     label_times: bool = False
 
 
+class _Objects(msgspec.Struct):
+    type: str
+    count: int = 0
+
+
 class Simulator:
     """A simulated API server in the running event loop; an async context manager.
 
@@ -60,7 +67,7 @@ class Simulator:
         self.rules = Rules()
         self.applied: list[dict[str, Any]] = []
         self.churn = churn.Churn(self.store, seed=self.settings.seed)
-        self._streams = Streams(self.counters)
+        self._streams = Streams()
         self._handlers = Handlers(
             self.settings, self.store, streams=self._streams, counters=self.counters, rules=self.rules
         )
@@ -114,7 +121,6 @@ class Simulator:
         """Create the objects of a population, and forget this history as the server would after a while."""
         populate(self.store, population, seed=self.settings.seed)
         self.store.compact()
-        self.counters.events.clear()
 
     def schedule(self, script: Iterable[Fault]) -> None:
         """Schedule faults from now on; those at 0 seconds happen before this returns. Raises as `inject`."""
@@ -170,11 +176,6 @@ class Simulator:
         return {
             "version": store.version,
             "objects": {str(resource): store.count(resource) for resource in store.resources()},
-            "requests": self.counters.requests_by_verb(),
-            "answers": self.counters.answers_by_code(),
-            "watches_open": self.counters.watches_by_resource(),
-            "watches_ended": dict(self.counters.watches_ended),
-            "events": {str(resource): count for resource, count in sorted(self.counters.events.items())},
             "churn": self.churn.statistics(),
             "faults_applied": self.applied,
             "faults_active": [faults.document(fault) for fault in self.rules.active(time.monotonic())],
@@ -225,7 +226,29 @@ class Simulator:
             case "DELETE", "types":
                 self.uninstall(msgspec.json.decode(body, type=resources.Resource))
                 return {}
+            case (("POST" | "DELETE"), "objects"):
+                wanted = msgspec.json.decode(body, type=_Objects)
+                await self._fill_or_clear(wanted.type, wanted.count)
+                return {"version": self.store.version}
         return None
+
+    async def _fill_or_clear(self, name: str, count: int) -> None:
+        """Create objects of a type, or delete all of them. Raises ValueError for an unknown type."""
+        resource = next((one for one in self.store.resources() if one.name == name), None)
+        if resource is None:
+            raise ValueError(f"no such type: {name}")
+        for number in range(count):
+            namespace = {"namespace": "filled"} if resource.namespaced else {}
+            self.store.create(resource, {"metadata": {"name": f"filled-{number:06d}", **namespace}})
+            if number % churn.WRITES_PER_TURN == 0:
+                await asyncio.sleep(0)
+        if not count:
+            for stream in self._streams.of(name):
+                stream.end(Ending.ABORT)
+            for key in self.store.objects(resource):
+                namespace_name, _, object_name = key.rpartition("/")
+                self.store.delete(resource, namespace_name, object_name)
+            self.store.compact(resource)
 
     async def _listen(self, bound: socket.socket) -> None:
         if self._runner is None:
@@ -268,7 +291,7 @@ class Simulator:
             elif fault.kind is FaultKind.BROKEN_JSON:
                 stream.put(_BROKEN_LINE)
             elif fault.kind is FaultKind.BAD_EVENT:
-                stream.put(b'{"type":"MODIFIED","object":%b}\n' % objects.BAD_OBJECT)
+                stream.put(b'{"type":"MODIFIED","object":%b}\n' % objects.bad_object())
             elif fault.kind is FaultKind.HALF_OPEN:
                 stream.freeze()
             else:

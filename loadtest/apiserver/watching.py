@@ -127,13 +127,11 @@ class WatchStream:
 class Streams:
     """All open watch streams."""
 
-    def __init__(self, counters: Counters) -> None:
-        self._counters = counters
+    def __init__(self) -> None:
         self._open: dict[Resource, list[WatchStream]] = {}
 
     def publish(self, resource: Resource, event: Event) -> None:
         """Give an event to the watches of its type. A listener of the store."""
-        self._counters.events[resource] += 1
         watching = self._open.get(resource)
         if watching:
             line = objects.event_line(resource, event.kind, event.item)

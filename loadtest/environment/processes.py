@@ -40,13 +40,21 @@ class SimulatorProcess(child.Child):
     """`python -m loadtest.apiserver` as a process."""
 
     def __init__(
-        self, folder: Path, *, nodes: int = 500, pods: int = 5000, pod_bytes: int = 0, calico: bool = False
+        self,
+        folder: Path,
+        *,
+        nodes: int = 500,
+        pods: int = 5000,
+        pod_bytes: int = 0,
+        calico: bool = False,
+        watch_list: str = "on",
     ) -> None:
         super().__init__("apiserver", folder / "apiserver.log")
         self.kubeconfig = folder / "simulator.kubeconfig"
         self.url = ""
         self._command = [sys.executable, "-m", "loadtest.apiserver", "--nodes", str(nodes), "--pods", str(pods)]
-        self._command += ["--pod-bytes", str(pod_bytes), *(["--calico"] if calico else [])]
+        self._command += ["--pod-bytes", str(pod_bytes), "--watch-list", watch_list]
+        self._command += ["--calico"] if calico else []
         self._pod_bytes = pod_bytes
         self._calico = calico
         self._session: aiohttp.ClientSession | None = None
@@ -111,10 +119,14 @@ class ServiceProcess(child.Child):
         kubeconfig: Path,
         types: Sequence[str] = (),
         settings: Mapping[str, str] | None = None,
+        ulimit: str = "",
     ) -> None:
-        """Serve a raw feed of `types`, or without types Calico's feeds; `settings` are environment variables."""
+        """Serve a raw feed of `types`, or without types Calico's feeds; `settings` are environment variables.
+
+        `ulimit` is what the shell's ulimit gets before.
+        """
         super().__init__("service", folder / "service.log")
-        self.port, self._health_port, self._metrics_port = (control_plane.free_port(HOST) for _ in range(3))
+        self.port, self._health_port, self.metrics_port = (control_plane.free_port(HOST) for _ in range(3))
         self.address = (HOST, self.port)
         feeds_file = folder / "feeds.yaml"
         feeds = {"feeds": {FEED: {"resources": [{"type": name} for name in types]}}}
@@ -134,11 +146,13 @@ class ServiceProcess(child.Child):
             "TYPHA_HEALTHPORT": str(self._health_port),
             "TYPHA_PROMETHEUSMETRICSENABLED": "true",
             "TYPHA_PROMETHEUSMETRICSHOST": HOST,
-            "TYPHA_PROMETHEUSMETRICSPORT": str(self._metrics_port),
+            "TYPHA_PROMETHEUSMETRICSPORT": str(self.metrics_port),
             "TYPHA_LOGFILEPATH": "none",
             "TYPHA_LOGSEVERITYSCREEN": "info",
             **(settings or {}),
         }
+        shell = ["sh", "-c", f'ulimit {ulimit}; exec "$@"', "sh"] if ulimit else []
+        self._command = [*shell, str(TYPHA), "serve"]
         self._cpu = measure.CpuMeter()
         self._session: aiohttp.ClientSession | None = None
 
@@ -159,7 +173,7 @@ class ServiceProcess(child.Child):
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=SCRAPE_TIMEOUT_SECONDS))
         begin = time.monotonic()
-        await self._spawn([str(TYPHA), "serve"], env=self._environment)
+        await self._spawn(self._command, env=self._environment)
         while not await self.ready():
             self.check()
             if time.monotonic() - begin > child.START_TIMEOUT_SECONDS:
@@ -205,7 +219,7 @@ class ServiceProcess(child.Child):
 
     async def counters(self) -> measure.Metrics:
         """Its metrics; empty while it does not answer. Raises ProcessError if it answers with an error."""
-        status, text = await self._get(self._metrics_port, "/metrics")
+        status, text = await self._get(self.metrics_port, "/metrics")
         if status not in (0, 200):
             raise child.ProcessError(f"the service answers /metrics with {status}; see {self.log}")
         return measure.Metrics(text)

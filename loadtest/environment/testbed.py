@@ -134,13 +134,14 @@ async def open_testbed(
     types: Sequence[str] = processes.SIMULATED_TYPES,
     tls: bool = False,
     settings: Mapping[str, str] | None = None,
+    ulimit: str = "",
     api_counters: monitor.ApiCounters | None = None,
 ) -> AsyncIterator[Testbed]:
     """Start service, swarm and monitor, and end them. The agents connect at once; nothing waits for them here.
 
     `api_server` is a kubeconfig file. The agents' feed is the raw one of `types`, or one of Calico's, which does not
     use `types`. With `tls` they connect over mutual TLS, with certificates made for the run. `settings` are environment
-    variables of the service.
+    variables of the service; `ulimit` is what the shell's ulimit gets before.
     """
     types = types if agents.feed == processes.FEED else ()
     made = certificates.make(folder, host=processes.HOST) if tls else None
@@ -148,7 +149,9 @@ async def open_testbed(
     agents = msgspec.structs.replace(agents, tls=made.agents if made else None)
     async with (
         expected_state.ApiClient(await kubeconfig.load(api_server)) as client,
-        processes.ServiceProcess(folder, kubeconfig=api_server, types=types, settings=environment) as service,
+        processes.ServiceProcess(
+            folder, kubeconfig=api_server, types=types, settings=environment, ulimit=ulimit
+        ) as service,
         supervisor.Swarm([service.address], agents) as swarm,
     ):
         watcher = monitor.Monitor(swarm, service, api_counters=api_counters, on_sample=screen.show)

@@ -127,6 +127,10 @@ class Metrics:
             for sample in family.samples
         ]
 
+    def __len__(self) -> int:
+        """The number of samples; none of a page that could not be read."""
+        return len(self._samples)
+
     def total(self, name: str, **labels: str) -> float:
         """Sum of the samples with this name and all these labels."""
         return sum(value for known, has, value in self._samples if known == name and labels.items() <= has.items())

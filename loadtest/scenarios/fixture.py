@@ -13,6 +13,8 @@ from loadtest.reporting import dashboard, report
 from loadtest.swarm import control, supervisor
 
 WARM_UP_SECONDS: Final = 3.0
+FELIX: Final = "felix"
+BOTH: Final = (control.Protocol.NATIVE, control.Protocol.TYPHA)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +28,10 @@ class Settings:
     rounds: int = 5
     nodes: int = 500
     pods: int = 5000
-    silent_connections: int = 2000
+    attack_share: float = 1.0
+    """Of the full size of each attack."""
+    attacks: tuple[str, ...] = ()
+    """Their names; empty for all."""
     protocols: tuple[control.Protocol, ...] = (control.Protocol.NATIVE,)
     """What the agents speak, in equal parts."""
     compressed: bool = True
@@ -75,11 +80,14 @@ async def open_scene(
     screen: dashboard.Dashboard,
     *,
     environment: Mapping[str, str] | None = None,
+    ulimit: str = "",
+    watch_list: str = "on",
     **changes: Any,
 ) -> AsyncIterator[Scene]:
     """Start a simulated API server, the service and the agents, and wait until the agents are in sync.
 
-    `environment` is for the service; `changes` are members of the swarm's plan that differ from the settings.
+    `environment` and `ulimit` are for the service, `watch_list` is for the simulator; `changes` are members of the
+    swarm's plan that differ from the settings.
     """
     agents = supervisor.SwarmPlan(
         feed=settings.feed,
@@ -96,6 +104,7 @@ async def open_scene(
             pods=settings.pods,
             pod_bytes=settings.pod_bytes,
             calico=settings.is_calico,
+            watch_list=watch_list,
         ) as simulator,
         testbed.open_testbed(
             settings.folder,
@@ -104,6 +113,7 @@ async def open_scene(
             screen,
             tls=settings.tls,
             settings=environment,
+            ulimit=ulimit,
             api_counters=simulator.counters,
         ) as opened,
     ):

@@ -5,25 +5,22 @@ import dataclasses
 from loadtest.environment import measurement
 from loadtest.reporting import dashboard, report
 from loadtest.scenarios import fixture
-from loadtest.swarm import control
-
-_BOTH = (control.Protocol.NATIVE, control.Protocol.TYPHA)
 
 
 async def mixed(settings: fixture.Settings, screen: dashboard.Dashboard) -> report.Report:
     """With more than one round: each half of the agents alone, for the cost of its protocol. Then both at once."""
     facts: dict[str, str] = {}
-    for protocol in _BOTH if settings.rounds > 1 else ():
+    for protocol in fixture.BOTH if settings.rounds > 1 else ():
         alone = dataclasses.replace(settings, protocols=(protocol,), public_agents=0)
         async with fixture.open_scene(alone, screen, agents=settings.agents // 2) as scene:
             window = await _measured(scene)
             for name in ("CPU per delivery", "delivery latency, write to read"):
                 facts[f"{protocol.value} alone, {name}"] = window.facts().get(name, "-")
-    settings = dataclasses.replace(settings, protocols=_BOTH)
+    settings = dataclasses.replace(settings, protocols=fixture.BOTH)
     async with fixture.open_scene(settings, screen) as scene:
         window = await _measured(scene)
         checks = []
-        for protocol in _BOTH:
+        for protocol in fixture.BOTH:
             latency = window.latency_of[protocol]
             facts[f"{protocol.value} beside the other, delivery latency"] = latency.quantiles_text("deliveries")
             totals = scene.testbed.swarm.totals(protocol)

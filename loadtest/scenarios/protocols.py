@@ -15,7 +15,6 @@ from loadtest.scenarios import fixture
 from loadtest.swarm import control
 
 FEW: Final = 10
-FEED: Final = "felix"
 SETTLE_SECONDS: Final = 1.5
 SHARE_LIMIT: Final = 0.1
 CPU_SLACK_SECONDS: Final = 0.5e-6
@@ -99,7 +98,7 @@ def text(one: Round) -> str:
 async def _round(settings: fixture.Settings, protocol: control.Protocol, screen: dashboard.Dashboard) -> Round:
     few = min(FEW, settings.agents - 1)
     spoken = dataclasses.replace(
-        settings, protocols=(protocol,), compressed=COMPRESSED[protocol], feed=FEED, public_agents=0
+        settings, protocols=(protocol,), compressed=COMPRESSED[protocol], feed=fixture.FELIX, public_agents=0
     )
     async with fixture.open_scene(spoken, screen, agents_at_first=few) as scene:
         running = scene.testbed

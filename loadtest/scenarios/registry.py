@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from loadtest.reporting import dashboard, report
-from loadtest.scenarios import apiload, badpeers, crash, fanout, fixture, mixed, slow
+from loadtest.scenarios import apiload, crash, fanout, fixture, hostile, mixed, slow
 
 Scenario = Callable[[fixture.Settings, dashboard.Dashboard], Awaitable[report.Report]]
 
@@ -17,14 +17,16 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "slow-readers": slow.slow_readers,
     "lag": slow.lag,
     "mixed": mixed.mixed,
-    "bad-peers": badpeers.bad_peers,
+    "hostile-peers": hostile.hostile_peers,
+    "hostile-api": hostile.hostile_api,
+    "starved": hostile.starved,
     "api-load": apiload.api_load,
     "kill": crash.kill,
     "worker-kill": crash.worker_kill,
     "hub-stop": crash.hub_stop,
 }
 
-OF_BOTH_PROTOCOLS: Final[frozenset[str]] = frozenset({"mixed"})
+OF_BOTH_PROTOCOLS: Final[frozenset[str]] = frozenset({"mixed", "hostile-peers", "hostile-api", "starved"})
 """Scenarios that always use both protocols, and so need one of Calico's feeds."""
 
 

@@ -4,8 +4,7 @@ import asyncio
 import dataclasses
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Self
 
 from loadtest.environment import child
@@ -81,12 +80,12 @@ class Totals:
     connected: int = 0
     in_sync: int = 0
     connects: int = 0
-    disconnects: Counter[str] = dataclasses.field(default_factory=Counter)
-    unserved: Counter[str] = dataclasses.field(default_factory=Counter)
+    disconnects: dict[str, int] = dataclasses.field(default_factory=dict)
+    unserved: dict[str, int] = dataclasses.field(default_factory=dict)
     """Failed connects and connections that ended before they were in sync, by what the agent saw."""
     lost: int = 0
     """Connections that ended after they had been in sync."""
-    goodbyes: Counter[str] = dataclasses.field(default_factory=Counter)
+    goodbyes: dict[str, int] = dataclasses.field(default_factory=dict)
     protocol_errors: list[str] = dataclasses.field(default_factory=list)
     updates: int = 0
     """Deliveries: one update that one agent received."""
@@ -110,8 +109,8 @@ class Totals:
         self.connects += stats.connects
         self.lost += stats.lost
         self.protocol_errors += stats.protocol_errors
-        self.disconnects.update(stats.disconnects)
-        self.unserved.update(stats.unserved)
+        _add(self.disconnects, stats.disconnects)
+        _add(self.unserved, stats.unserved)
         self.slowest_lag_seconds = max(self.slowest_lag_seconds, stats.slowest_lag_seconds)
         self.impaired_lag_seconds = max(self.impaired_lag_seconds, stats.impaired_lag_seconds)
         self.behaving_updates += stats.behaving.updates
@@ -125,7 +124,7 @@ class Totals:
             self.snapshots += group.snapshots
             self.frames += group.frames
             self.bytes += group.bytes
-            self.goodbyes.update(group.goodbyes)
+            _add(self.goodbyes, group.goodbyes)
 
 
 class SwarmProcess(child.Child):
@@ -317,6 +316,11 @@ class Swarm:
         """Wait until this many agents (default: all) are in sync; returns how long it took. Raises as `wait_for`."""
         wanted = self.agents if agents is None else agents
         return await self.wait_for(lambda totals: totals.in_sync >= wanted, timeout_seconds=timeout_seconds)
+
+
+def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, count in more.items():
+        counts[name] = counts.get(name, 0) + count
 
 
 def _part(whole: int, parts: int, number: int) -> int:

@@ -106,6 +106,8 @@ def mutate_value(value: Any, rng: random.Random) -> Any:
             case _:
                 items[place] = mutate_value(items[place], rng)
         return items
+    if isinstance(value, str) and value and not rng.randrange(16):
+        return _long(value, rng)
     if isinstance(value, str) and value and rng.randrange(2):
         return mutate_bytes(value.encode(), rng, text=True).decode("utf-8", "replace")
     if isinstance(value, bytes) and value and rng.randrange(2):
@@ -126,6 +128,15 @@ _KEYS = (
     "ports",
     "order",
 )
+
+
+def _long(text: str, rng: random.Random) -> str:
+    """A text in which a piece repeats hundreds of times: what backtracks or is quadratic shows then."""
+    place = rng.randrange(len(text))
+    piece = rng.choice(
+        (text[place : place + rng.randrange(1, 9)], "0", "a", "a.", "1.", "(", " ", "a-", "1:", "'", "[")
+    )
+    return text[:place] + piece * rng.choice((300, 2000)) + rng.choice(("", "!", text[place:]))
 
 
 def mutate_json(data: bytes, rng: random.Random) -> bytes:

@@ -4,8 +4,10 @@ import itertools
 import math
 import multiprocessing
 import random
+import signal
 import time
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import NamedTuple
 
 from tests.fuzz import cost, targets
@@ -15,6 +17,8 @@ SLOWEST = 10
 _POOL = 1_000
 """Limit of the inputs that a chunk keeps because they ended in a new way, to change them further."""
 _REPEATS = 3
+_MAX_SECONDS = 5.0
+"""CPU time after which an input counts as failed: some decoder does not end."""
 
 
 class Slow(NamedTuple):
@@ -64,8 +68,25 @@ def merge(first: Result, second: Result) -> Result:
     return Result(first.done + second.done, first.accepted + second.accepted, slowest, failures)
 
 
+class Endless(BaseException):
+    """An input takes more than `_MAX_SECONDS`. No decoder catches this."""
+
+
+def _give_up(signum: int, frame: FrameType | None) -> None:
+    raise Endless(f"more than {_MAX_SECONDS} s of CPU time")
+
+
 def run_chunk(chunk: Chunk) -> Result:
     """Changes inputs at random and feeds them. Inputs that end in a new way are changed further."""
+    before = signal.signal(signal.SIGVTALRM, _give_up)
+    try:
+        return _run_chunk(chunk)
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def _run_chunk(chunk: Chunk) -> Result:
     target = targets.TARGETS[chunk.target]
     rng = random.Random(f"{chunk.seed}/{chunk.target}/{chunk.number}")
     pool = target.inputs()
@@ -76,14 +97,15 @@ def run_chunk(chunk: Chunk) -> Result:
     enough = 0.0
     for number in range(chunk.inputs):
         data = target.mutate(rng.choice(pool), rng)
-        began = time.process_time_ns()
+        signal.setitimer(signal.ITIMER_VIRTUAL, _MAX_SECONDS)
+        began = time.thread_time_ns()
         try:
             ended, raised = targets.outcome(target, data)
-        except Exception as error:
+        except (Exception, Endless) as error:
             place = f"seed {chunk.seed}, chunk {chunk.number}, input {number}"
             failures.append(Failure(target.name, place, f"{type(error).__name__}: {error}"[:300], data))
             continue
-        took = (time.process_time_ns() - began) / 1e6
+        took = (time.thread_time_ns() - began) / 1e6
         accepted += not raised
         if ended not in seen:
             seen.add(ended)

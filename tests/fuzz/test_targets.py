@@ -53,6 +53,19 @@ def test_an_undeclared_error_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> No
     assert "ZeroDivisionError" in result.failures[0].error
 
 
+def test_an_input_without_end_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loop(data: bytes) -> None:
+        while data:
+            pass
+
+    monkeypatch.setitem(
+        targets.TARGETS, "gob", targets.Target("gob", loop, lambda: [b"x" * 64], mutation.mutate_bytes, ())
+    )
+    monkeypatch.setattr(runner, "_MAX_SECONDS", 0.01)
+    result = runner.run_chunk(runner.Chunk("gob", seed=1, number=0, inputs=2))
+    assert ["Endless" in failure.error for failure in result.failures] == [True, True]
+
+
 def test_chunks_cover_all_targets_and_repeat() -> None:
     names = list(targets.TARGETS)
     work = runner.chunks(names, 1, 1_000_000)

@@ -1,4 +1,4 @@
-"""TLS 1.3 records that Python's `ssl` does not send: made with the keys that a client's context logs."""
+"""TLS records that Python's `ssl` does not send: made with the keys that a client's context logs."""
 
 import hashlib
 import hmac
@@ -42,6 +42,31 @@ class RecordMaker:
         self._secret = _expand(self._secret, b"traffic upd", len(self._secret))
         self._use_secret()
         return made
+
+
+class OldRecordMaker:
+    """The same for TLS 1.2 with AES-256-GCM. `server_hello`: the server's first bytes."""
+
+    def __init__(self, key_log: pathlib.Path, server_hello: bytes) -> None:
+        [line] = [line.split() for line in key_log.read_text().splitlines() if line.startswith("CLIENT_RANDOM")]
+        client_random, master_secret = bytes.fromhex(line[1]), bytes.fromhex(line[2])
+        seed = b"key expansion" + server_hello[11:43] + client_random
+        block, chained = b"", seed
+        while len(block) < 72:
+            chained = hmac.digest(master_secret, chained, "sha384")
+            block += hmac.digest(master_secret, chained + seed, "sha384")
+        self._cipher = aead.AESGCM(block[:32])
+        self._salt = block[64:68]
+        self._number = 1  # after the client's Finished
+
+    def record(self, kind: int, content: bytes) -> bytes:
+        """The next record."""
+        number = self._number.to_bytes(8)
+        self._number += 1
+        sealed = self._cipher.encrypt(
+            self._salt + number, content, number + struct.pack(">BHH", kind, 0x0303, len(content))
+        )
+        return struct.pack(">BHH", kind, 0x0303, len(number) + len(sealed)) + number + sealed
 
 
 def _expand(secret: bytes, label: bytes, length: int) -> bytes:

@@ -16,7 +16,9 @@ REAL = [pytest.mark.control_plane, pytest.mark.xdist_group("acceptance")]
 
 @pytest.mark.slow
 @pytest.mark.timeout(LIMIT_SECONDS + 30)
-@pytest.mark.parametrize("part", [pytest.param("real", marks=REAL), "crowd", "kill", "bad-peers"])
+@pytest.mark.parametrize(
+    "part", [pytest.param("real", marks=REAL), "crowd", "kill", "hostile-peers", "hostile-api", "starved"]
+)
 def test_acceptance_at_a_tenth(part: str, tmp_path: pathlib.Path) -> None:
     command = [
         sys.executable,

@@ -34,7 +34,7 @@ async def test_a_cluster_is_only_read(tmp_path: Path, capsys: pytest.CaptureFixt
         kubeconfig.write(tmp_path / "config", server.url)
         settings_in_folder = dataclasses.replace(SMALL, folder=tmp_path / "report")
         assert await demo.run(settings_in_folder, own_cluster=tmp_path / "config")
-        verbs = {verb.split()[0] for verb in server.statistics()["requests"]}
+        verbs = {verb for verb, _, _ in server.counters.requests}
         assert verbs <= {"GET", "LIST", "WATCH", "WATCHLIST"}
     out = capsys.readouterr().out
     assert "it is only read (get, list, watch)" in out.splitlines()[0]

@@ -150,13 +150,13 @@ class Collector:
         return {
             "typha_log_errors": {(): logs.COUNTERS.errors + totals.log_errors},
             "typha_logs_dropped": {(): logs.COUNTERS.dropped + totals.log_lines_dropped},
-            "typha_http_refused_total": {
-                (server.name, reason): count for server in self.web_servers for reason, count in server.refused.items()
-            },
             "typha_config_invalid_values": {(): self._settings.config_invalid_values},
             "typha_open_files_limit": {(): self._open_files_limit},
             "typha_hub_pause_seconds_max": {(): self._loop_max_latency.recent_seconds},
             "typha_hub_pause_seconds_worst": {(): self._loop_max_latency.worst_seconds},
+            "typha_http_refused_total": {
+                (server.name, reason): count for server in self.web_servers for reason, count in server.refused.items()
+            },
         }
 
     def register(self, aggregator: health.HealthAggregator) -> None:

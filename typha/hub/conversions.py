@@ -1,9 +1,9 @@
 """Conversions that may take long: in a thread, one after another, the newest state of each object.
 
 The hub's loop goes on meanwhile: the interpreter gives it the next turn after half a millisecond, or when a call into a
-C library returns. After an expensive conversion its namespace rests, so that who may write in one namespace uses a
-small share of the hub's time, however often its objects change. No other namespace waits for that. The record is
-docs/decisions/expensive-conversions.md.
+C library returns. After an expensive conversion the objects of this type in its namespace rest, so that who may write
+there uses a small share of the hub's time, however often its objects change. Nothing else waits for that. The record
+is docs/decisions/expensive-conversions.md.
 """
 
 import asyncio
@@ -31,6 +31,14 @@ class _Key(NamedTuple):
     type: resources.ResourceType
     namespace: str
     name: str
+
+    @property
+    def rationed(self) -> "_Rationed":
+        """What rests together."""
+        return self.type, self.namespace
+
+
+_Rationed = tuple[resources.ResourceType, str]
 
 
 class Conversion(NamedTuple):
@@ -74,8 +82,8 @@ class ConversionScheduler:
         self._is_outdated = False
         self._is_newest = True
         """Whether no status waits for a newer state of the object than the one under way."""
-        self._rests: dict[str, float] = {}
-        """By namespace: monotonic time until which it rests."""
+        self._rests: dict[_Rationed, float] = {}
+        """Monotonic time until which the objects of a type in a namespace rest."""
         self._held: dict[tuple[str, resources.ResourceType], set[_Key]] = {}
         self._released: list[tuple[str, resources.ResourceType]] = []
         self._wake = asyncio.Event()
@@ -144,7 +152,7 @@ class ConversionScheduler:
                 self._released.append(place)
 
     async def convert_next(self) -> Conversion:
-        """Converts the next object whose namespace does not rest."""
+        """Converts the next object that does not rest."""
         key = await self._next()
         source, event = self._waiting.pop(key)
         self._urgent.discard(key)
@@ -158,7 +166,7 @@ class ConversionScheduler:
             self._under_way = None
         if seconds >= self._policy.charged_conversion_seconds:
             rest_seconds = seconds * (1 / self._policy.conversion_share_max - 1)
-            self._rests[key.namespace] = _monotonic() + rest_seconds
+            self._rests[key.rationed] = _monotonic() + rest_seconds
         if self._is_newest:
             self._settle(key)
         return Conversion(source, event, outcome, seconds, self._is_outdated)
@@ -166,9 +174,9 @@ class ConversionScheduler:
     async def _next(self) -> _Key:
         while True:
             now = _monotonic()
-            self._rests = {namespace: until for namespace, until in self._rests.items() if until > now}
+            self._rests = {rationed: until for rationed, until in self._rests.items() if until > now}
             for key in self._waiting:
-                if key in self._urgent or key.namespace not in self._rests:
+                if key in self._urgent or key.rationed not in self._rests:
                     return key
             self._wake.clear()
             seconds = min(self._rests.values()) - now if self._waiting else None

@@ -67,9 +67,9 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
     # Conversions: docs/decisions/expensive-conversions.md.
     conversion_share_max: float = 0.1
-    """The part of the time that one namespace's expensive objects may be converted in."""
-    charged_conversion_seconds: float = 0.02
-    """CPU time from which a conversion counts as expensive, and its namespace rests after it."""
+    """The part of the time in which one type's expensive objects in one namespace may be converted."""
+    charged_conversion_seconds: float = 0.005
+    """CPU time from which a conversion counts as expensive, and its type and namespace rest after it."""
     named_conversion_seconds: float = 0.1
     """CPU time from which a conversion is logged and counted."""
 

@@ -210,7 +210,7 @@ class WebServer:
 
 
 async def _bind(host: str | None, port: int) -> list[socket.socket]:
-    """Listening sockets for all addresses of the host that this machine has. None means all addresses.
+    """Listening sockets, with one port, for all addresses of the host that this machine has. None means all addresses.
 
     Raises:
         OSError: no address can be used, or one is taken.
@@ -220,6 +220,8 @@ async def _bind(host: str | None, port: int) -> list[socket.socket]:
     unusable: OSError | None = None
     with contextlib.ExitStack() as on_failure:
         for family, kind, protocol, _, address in dict.fromkeys(found):
+            if not port and listeners:
+                address = (address[0], listeners[0].getsockname()[1], *address[2:])
             try:
                 listeners.append(on_failure.enter_context(_listener(family, kind, protocol, address)))
             except OSError as error:

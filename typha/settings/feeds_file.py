@@ -81,11 +81,12 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # The base class rejects keys that are lists or mappings.
             if key_node.value in seen:
                 problem = f"duplicate key {_shown(key_node.value)}"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-            if isinstance(key_node, yaml.ScalarNode):
-                seen.add(key_node.value)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 

@@ -25,6 +25,7 @@ EXIT_DEFECT = 1
 async def _serve(config: messages.WorkerConfig, listener: socket.socket, link_end: socket.socket) -> int:
     log = structlog.get_logger("typha.worker")
     loop = asyncio.get_running_loop()
+    logs.limit_loop_errors(loop)
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         # A signal to the whole process group is for the hub, which decides when and how workers end.
         loop.add_signal_handler(signal_number, lambda: None)

@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
 class Handshake:
     """One connection's. Only the thread uses it while a step runs, only the loop between steps."""
 
-    __slots__ = ("connection", "first", "make_session", "received_bytes", "session", "steps", "unsent")
+    __slots__ = ("connection", "done", "first", "make_session", "received_bytes", "session", "steps", "unsent")
 
     def __init__(self, connection: socket.socket, make_session: Callable[[], tls_session.Session]) -> None:
         self.connection = connection
@@ -53,6 +53,8 @@ class Handshake:
         """The beginning of the first record."""
         self.unsent = b""
         """Answers that the socket has not taken."""
+        self.done = False
+        """Apart from what is unsent."""
         self.received_bytes = 0
         self.steps = 0
 
@@ -98,6 +100,8 @@ def _take_step(handshake: Handshake, client_tls: tls.ClientTls) -> Verdict:
     connection = handshake.connection
     if handshake.unsent and not handshake.send():
         return Verdict(wants_write=True)
+    if handshake.done:
+        return Verdict(done=True)
     received = connection.recv(_STEP_BYTES, socket.MSG_PEEK)
     if not received:
         return Verdict(reason=DisconnectReason.CLIENT_CLOSED, detail="in the TLS handshake")
@@ -122,11 +126,11 @@ def _take_step(handshake: Handshake, client_tls: tls.ClientTls) -> Verdict:
         with contextlib.suppress(OSError):
             handshake.send()
         raise shaken.error
+    if shaken.done:
+        client_tls.check_peer(handshake.session.certificate())
+        handshake.done = True
     is_sent = handshake.send()
-    if not shaken.done:
-        return Verdict(wants_write=not is_sent)
-    client_tls.check_peer(handshake.session.certificate())
-    return Verdict(done=True)
+    return Verdict(wants_write=not is_sent, done=handshake.done and is_sent)
 
 
 def _is_whole_record(first: bytes) -> bool:

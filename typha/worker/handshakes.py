@@ -229,7 +229,7 @@ class TlsHandshakes:
             elif verdict.done and handshake.session is not None:
                 current.hello.is_shaking = False
                 self._connections.hold(current, 0)
-                self._transport.opened(current.socket, handshake.session, handshake.unsent)
+                self._transport.opened(current.socket, handshake.session)
                 self._poller.watch_read(current)
                 self._forget(current)
                 self._finishing += (1.0 - self._finishing) / 32  # it may have lost its place before

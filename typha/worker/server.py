@@ -20,6 +20,7 @@ import structlog
 from protocol import reasons
 from typha import clock, open_files, settings
 from typha.ipc import link, messages, shared_counters
+from typha.observability import logs
 from typha.worker import (
     admission,
     catchup,
@@ -58,6 +59,8 @@ _TRIM_SECONDS = 10.0
 _DRAIN_TIME_SHARE = 0.95
 """Of the time for draining: the last client leaves within it (docs/reference/typha-behaviour.md, section 8)."""
 _DRAIN_JITTER = 0.05
+_DEFECT_LINES_PER_SECOND = 20
+"""A peer that finds a way to a defect must not fill the log. Each defect is counted as `server-error`."""
 _DRAIN_RETRY_MILLISECONDS = 500
 _LINGER_LOOK_SECONDS = 0.02
 _SHORTAGE_PAUSE_SECONDS = 0.1
@@ -151,6 +154,7 @@ class Server:
         self._drain: messages.Drain | None = None
         self._drain_begun = asyncio.Event()
         self._finished = asyncio.Event()
+        self._defect_lines = logs.LineLimit(_DEFECT_LINES_PER_SECOND)
         self._failure: Exception | None = None
 
     def _make_handshakes(
@@ -431,7 +435,8 @@ class Server:
             raise
         except Exception as error:
             # One connection's defect must not harm the others (docs/architecture.md, rule 4).
-            _log.exception("Defect on a connection", client=current.address, cursor=repr(current), error=str(error))
+            if self._defect_lines.allows():
+                _log.exception("Defect on a connection", client=current.address, cursor=repr(current), error=str(error))
             if self._is_open(current):
                 self.connections.close(current, reasons.DisconnectReason.SERVER_ERROR, detail=str(error))
 

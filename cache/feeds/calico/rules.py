@@ -140,8 +140,9 @@ def is_selector(text: str) -> bool:
 def protocol_value(protocol: int | str | None) -> int | str | None:
     """Return the protocol in lower case, or as a number. Raises ConversionError: undecodable."""
     if isinstance(protocol, str):
-        is_number = protocol.isascii() and protocol.isdigit() and len(protocol.lstrip("0")) <= 3
-        return int(protocol) if is_number and int(protocol) <= _UINT8_MAX else protocol.lower()
+        digits = protocol.lstrip("0") or "0"  # Python refuses to read more than 4,300 digits.
+        is_number = protocol.isascii() and protocol.isdigit() and len(digits) <= 3
+        return int(digits) if is_number and int(digits) <= _UINT8_MAX else protocol.lower()
     if protocol is not None and not 0 <= protocol <= _UINT8_MAX:
         raise model.ConversionError("undecodable", f"not a protocol: {protocol}")
     return protocol

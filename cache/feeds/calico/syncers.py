@@ -44,8 +44,8 @@ class Source(NamedTuple):
     """Which of several objects that claim one key wins: the last in the byte order of names, or the first."""
     is_memoised: bool = False
     """Whether the converter returns the identical items again if nothing relevant changed."""
-    quick_bytes: int = 32 * 1024
-    """An object of at most this size takes at most 10 ms (docs/decisions/expensive-conversions.md)."""
+    quick_bytes: int = 16 * 1024
+    """An object of at most this size takes at most 5 ms (docs/decisions/expensive-conversions.md)."""
 
 
 class FeedSpec(NamedTuple):
@@ -87,7 +87,7 @@ _PLURALS = {
     "Tier": "tiers",
 }
 
-_MULTIPLYING_QUICK_BYTES = 6 * 1024
+_MULTIPLYING_QUICK_BYTES = 4 * 1024
 """The same where peers and ports multiply."""
 
 _GroupConverter = Callable[..., Sequence[model.Item]]

@@ -231,10 +231,10 @@ def test_changes_that_change_nothing_count_for_the_size_of_a_part(pods: feed.Raw
 
 
 def test_a_value_that_is_not_utf_8_is_rejected(pods: feed.RawFeed) -> None:
-    event = pod_event("a", version=1, content=1)
+    event = pod_event("a", version=1, content="text")
     pods.apply(event)
     assert event.raw is not None
-    broken = pods.apply(event._replace(raw=event.raw.replace(b"1", b'"\xff"')))
+    broken = pods.apply(event._replace(raw=event.raw.replace(b"text", b"\xff")))
     assert broken is not None
     assert broken.reason == "invalid-object"
     assert pods.apply(pod_event("b", version=1, content="\u00e9")) is None

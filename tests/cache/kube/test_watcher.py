@@ -196,7 +196,7 @@ async def test_many_lines_let_other_tasks_run_and_give_one_state(server: Scripte
         assert sink.current_status is SyncStatus.IN_SYNC
 
 
-WAITS = dataclasses.replace(FAST, page_seconds=0.3, line_seconds=0.3, error_body_seconds=0.3)
+HASTY = dataclasses.replace(FAST, page_seconds=0.5)
 """Longer than the time between two bytes of a server that drips, shorter than a test's patience."""
 
 
@@ -207,24 +207,24 @@ async def test_a_list_that_drips_is_given_up_by_name(server: ScriptedServer) -> 
         server.body(pod_list({"a/x": 5}, 9)),
     ]
     with structlog.testing.capture_logs() as logs:
-        async with watching(server, WAITS) as (subject, sink):
+        async with watching(server, HASTY) as (subject, sink):
             await sink.until_map({"a/x": "5"})
-            assert subject.counters.errors["deadline"] == 1
-    [line] = [entry for entry in logs if entry["event"] == "cannot list or watch a resource type"]
-    assert (line["type"], line["detail"]) == ("core/v1/pods", "/api/v1/pods: no whole answer within 0.3 s")
+            assert subject.counters.errors["deadline"] >= 1
+    line = next(entry for entry in logs if entry["event"] == "cannot list or watch a resource type")
+    assert (line["type"], line["detail"]) == ("core/v1/pods", "/api/v1/pods: no whole answer within 0.5 s")
 
 
 async def test_headers_that_never_come_are_not_waited_for(server: ScriptedServer) -> None:
     server.script = [server.silence(), server.stream(initial(9, x=5))]
-    async with watching(server, WAITS) as (subject, sink):
+    async with watching(server, HASTY) as (subject, sink):
         await sink.until_map({"a/x": "5"})
-        assert subject.counters.errors["deadline"] == 1
+        assert subject.counters.errors["deadline"] >= 1
 
 
 async def test_a_body_of_an_error_that_drips_counts_with_what_has_arrived(server: ScriptedServer) -> None:
     server.script = [server.drip(b"broken", status=500, byte=b"!"), server.stream(initial(9, x=5))]
     with structlog.testing.capture_logs() as logs:
-        async with watching(server, WAITS) as (subject, sink):
+        async with watching(server, dataclasses.replace(FAST, error_body_seconds=0.3)) as (subject, sink):
             await sink.until_map({"a/x": "5"})
             assert subject.counters.errors["server-error"] == 1
     assert "HTTP 500: broken!" in str(logs)
@@ -246,7 +246,7 @@ async def test_an_event_that_drips_ends_the_stream(server: ScriptedServer) -> No
         server.stream(lines(event("MODIFIED", "a/x", 11))),
     ]
     with structlog.testing.capture_logs() as logs:
-        async with watching(server, WAITS) as (subject, sink):
+        async with watching(server, dataclasses.replace(FAST, line_seconds=0.3)) as (subject, sink):
             await sink.until_map({"a/x": "11"})
             assert subject.counters.errors["deadline"] == 1
             assert sink.current_status is SyncStatus.IN_SYNC
@@ -260,6 +260,7 @@ async def test_a_type_is_lost_while_a_request_waits(server: ScriptedServer) -> N
         await sink.until(lambda: sink.log[-1:] == ["waiting"])
         assert subject.status is SyncStatus.WAITING
         assert len(server.requests) == 2
+        assert subject.counters.errors["idle"] == 0  # the request still waits
 
 
 @pytest.mark.parametrize(
@@ -339,6 +340,28 @@ async def test_endless_provisional_answers_are_not_waited_for(server: ScriptedSe
         return web.Response()
 
     server.script = [answer, server.stream(initial(9, x=5))]
-    async with watching(server, WAITS) as (subject, sink):
+    async with watching(server, HASTY) as (subject, sink):
         await sink.until_map({"a/x": "5"})
-        assert subject.counters.errors["deadline"] == 1
+        assert subject.counters.errors["deadline"] >= 1
+
+
+@pytest.mark.parametrize("how", ["lines", "page"])
+async def test_a_slice_ends_when_its_objects_take_long(server: ScriptedServer, how: str) -> None:
+    objects = {f"a/{index}": index + 1 for index in range(20)}
+    if how == "lines":
+        server.script = [server.stream(initial(30), lines(*(event("ADDED", *item) for item in objects.items())))]
+    else:
+        server.script = [server.body(NO_WATCH_LIST, status=422), server.body(pod_list(objects, 30))]
+    policy = dataclasses.replace(FAST, slice_items=1000, slice_seconds=0.0)
+    async with watching(server, policy) as (_, sink):
+        seen = set()
+
+        async def look() -> None:
+            while len(sink.map) < len(objects):
+                seen.add(len(sink.map))
+                await asyncio.sleep(0)
+
+        looking = asyncio.create_task(look(), name="look")
+        await sink.until(lambda: len(sink.map) == len(objects))
+        await looking
+    assert len(seen) >= 4

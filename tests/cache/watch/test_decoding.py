@@ -252,3 +252,26 @@ def test_the_kind_of_a_list_fits_its_type_where_names_are_regular(type: str, kin
     else:
         with pytest.raises(decoding.InvalidInput, match=kind):
             decoding.decode_page(body, resources.ResourceType.parse(type))
+
+
+def test_a_page_of_millions_of_tiny_items_is_not_decoded_at_once() -> None:
+    decoding.check_density(b",".join([json_bytes(pod("a/x", 7))] * 20_000))
+    dense = json_bytes(pod("a/x", 7) | {"numbers": [1] * 1_000_000})
+    page = b'{"kind":"PodList","metadata":{},"items":[%s]}' % dense
+    with pytest.raises(decoding.InvalidInput):
+        decoding.check_density(page)
+    assert [bytes(item) for item in split_page(page).items] == [dense]  # it is looked at in steps, and not refused
+    for item in (b"0", b"{}", b'""', b" [ ] "):
+        body = b'{"kind":"PodList","metadata":{},"items":[%s]}' % b",".join([item] * 600_000)
+        with pytest.raises(decoding.InvalidInput, match="too many values"):
+            decoding.check_density(body)
+        with pytest.raises(decoding.InvalidInput, match="more than 100000 items"):
+            split_page(body)
+
+
+def test_bookmarks_and_errors_are_small() -> None:
+    annotations = ",".join(f'"a{number}":""' for number in range(10_000))
+    with pytest.raises(decoding.InvalidInput, match="longer than"):
+        decoding.ends_initial_events(b'{"metadata":{"annotations":{%s}}}' % annotations.encode())
+    causes = ",".join(["{}"] * 100_000)
+    assert decoding.decode_status(b'{"code":410,"details":{"causes":[%s]}}' % causes.encode()).details is None

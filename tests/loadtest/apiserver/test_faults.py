@@ -283,3 +283,45 @@ def test_faults_from_json() -> None:
 def test_invalid_faults(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"fault|error|delay|JSON|value"):
         faults.parse(text)
+
+
+async def test_a_list_whose_pages_lead_to_each_other(api: Api, simulator: Simulator) -> None:
+    simulator.inject(Fault(kind=FaultKind.ALTERNATING_LIST))
+    tokens = [""]
+    for _ in range(4):
+        tokens.append((await api.get(PODS, limit=5, **{"continue": tokens[-1]}))[1]["metadata"]["continue"])
+    assert tokens[1] == tokens[3] != tokens[2] == tokens[4]
+
+
+@pytest.mark.parametrize(("text", "part"), [("surrogate", "\\ud800"), ("nan", ":NaN}"), ("deep", "[[[[[")])
+async def test_a_list_with_one_object_that_cannot_be_decoded(
+    api: Api, simulator: Simulator, text: str, part: str
+) -> None:
+    simulator.inject(Fault(kind=FaultKind.BAD_OBJECT, text=text))
+    for path in (PODS, "/api/v1/configmaps"):  # one of them is empty otherwise
+        async with api.session.get(api.url + path) as response:
+            body = await response.text()
+        assert part in body
+        assert body.count('"name":"bad"') == 1
+
+
+@pytest.mark.parametrize("text", ["gzip", "deflate"])
+async def test_answers_are_compressed_though_nobody_asked(api: Api, simulator: Simulator, text: str) -> None:
+    simulator.inject(Fault(kind=FaultKind.COMPRESSED, text=text, megabytes=2))
+    async with api.session.get(api.url + PODS, headers={"Accept-Encoding": "identity"}) as response:
+        assert response.headers["Content-Encoding"] == text
+        assert int(response.headers["Content-Length"]) < 20_000
+        assert len(await response.read()) > 2_000_000  # the client unpacks it
+
+
+async def test_an_errors_body_drips_until_the_fault_is_over(api: Api, simulator: Simulator) -> None:
+    simulator.inject(Fault(kind=FaultKind.ERROR, code=500))
+    simulator.inject(Fault(kind=FaultKind.DRIP, delay_seconds=0.001))
+    async with api.session.get(api.url + PODS) as response:
+        assert response.status == 500
+        received = b""
+        while not received.endswith(b" " * 5):
+            received += await response.content.readany()
+        simulator.clear_faults()
+        with pytest.raises(BROKEN):
+            await response.content.read()

@@ -175,15 +175,14 @@ async def test_requests_and_open_watches_are_counted(api: Api, simulator: Simula
         await listing.names(10)
         async with api.session.get(api.url + "/metrics") as response:
             metrics = dict(line.rsplit(" ", 1) for line in (await response.text()).splitlines() if line[0] != "#")
-        _, stats = await api.get("/_sim/stats")
-    assert stats["requests"] == {
-        "GET core/v1/pods": 2,
-        "LIST core/v1/pods": 1,
-        "WATCH core/v1/pods": 1,
-        "WATCHLIST core/v1/pods": 1,
+        assert simulator.counters.watches_by_resource() == {"core/v1/pods": 2}
+    assert simulator.counters.requests == {
+        ("GET", resources.PODS, 200): 1,
+        ("GET", resources.PODS, 404): 1,
+        ("LIST", resources.PODS, 200): 1,
+        ("WATCH", resources.PODS, 200): 1,
+        ("WATCHLIST", resources.PODS, 200): 1,
     }
-    assert stats["watches_open"] == {"core/v1/pods": 2}
-    assert stats["answers"] == {"200": 4, "404": 1}
     series = 'component="apiserver",group="",resource="pods",subresource="",verb="WATCH",version="v1"'
     assert metrics[f"apiserver_longrunning_requests{{{series}}}"] == "2"
     assert metrics[f'apiserver_request_total{{code="200",{series}}}'] == "2"

@@ -71,6 +71,15 @@ async def test_types_come_and_go(api: Api, simulator: Simulator) -> None:
     assert resources.PODS in simulator.store.resources()
 
 
+async def test_objects_are_created_and_all_deleted_at_once(api: Api, simulator: Simulator) -> None:
+    await api.send("POST", "/_sim/objects", {"type": "serviceaccounts", "count": 30})
+    assert simulator.store.count(resources.SERVICE_ACCOUNTS) == 30
+    version = simulator.store.version
+    await api.send("DELETE", "/_sim/objects", {"type": "serviceaccounts"})
+    assert simulator.store.count(resources.SERVICE_ACCOUNTS) == 0
+    assert (await api.get("/api/v1/serviceaccounts", resourceVersion=version, resourceVersionMatch="Exact"))[0] == 410
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [
@@ -82,6 +91,7 @@ async def test_types_come_and_go(api: Api, simulator: Simulator) -> None:
         ("POST", "/_sim/faults", {"kind": "roll-back", "count": 1}),
         ("DELETE", "/_sim/types", TYPE),
         ("POST", "/_sim/types", []),
+        ("DELETE", "/_sim/objects", {"type": "nothing"}),
     ],
 )
 async def test_an_impossible_request_is_400(api: Api, simulator: Simulator, method: str, path: str, body: Any) -> None:

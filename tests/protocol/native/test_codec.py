@@ -193,6 +193,7 @@ def hello_with(member: bytes, *, times: int = 1) -> bytes:
 
 COSTLY = {
     "arrays announced within arrays": hello_with(b"\xa1x" + b"\xdd\x00\x10\x00\x00" * 1000),
+    "arrays of one within each other": hello_with(b"\xa1x" + b"\x91" * 60_000 + b"\xc0"),
     "maps announced within maps": hello_with(b"\xa1x" + b"\xde\xff\xff\xa0" * 1000),
     "empty maps": hello_with(b"\xa1x\xdc\xff\x00" + b"\x80" * 0xFF00),
     "a subscription of empty maps": hello_with(b"\xacsubscription\x81\xa1x\xdc\xfe\x00" + b"\x80" * 0xFE00),

@@ -123,6 +123,20 @@ async def test_an_occupied_port_is_retried() -> None:
             assert (await get(f"http://127.0.0.1:{port}/"))[0] == 200
 
 
+def local_addresses() -> list[str]:
+    """The loopback addresses of this machine."""
+    found = ["127.0.0.1"]
+    with contextlib.suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        found.append("[::1]")
+    return found
+
+
+async def test_a_server_without_a_host_listens_on_all_addresses() -> None:
+    async with running(webserver.WebServer("test", {"/": page("fine")}, host="", port=0)) as server:
+        for address in local_addresses():
+            assert (await get(f"http://{address}:{server.port}/"))[0] == 200
+
+
 async def test_the_server_survives_garbage_and_long_headers() -> None:
     async with running(webserver.WebServer("test", {"/": page("fine")}, host="127.0.0.1", port=0)) as server:
         for data in (b"\x00\xff\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"):

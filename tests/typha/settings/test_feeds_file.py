@@ -77,6 +77,8 @@ def resources(text: str) -> str:
         (resources("[{type: v1/pods, fields: [spec, 1]}]"), r"fields\[1\]: expected a dotted path .*, not 1"),
         ("feeds: {a: {", "not valid YAML: line 1, column"),
         ("feeds:\n  a: {}\n  a: {}", "not valid YAML: line 3, column 3: duplicate key a"),
+        ("feeds: {? [a] : {}}", "not valid YAML: line 1, column 11: found unhashable key"),
+        ("feeds: {? {a: b} : {}}", "not valid YAML: line 1, column 11: found unhashable key"),
         ("a: &x [1]\nb: *x", "aliases are not supported"),
         ("feeds: !!python/object/apply:os.system [ls]", "not valid YAML"),
         ("\x00", "not valid YAML"),

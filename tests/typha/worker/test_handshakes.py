@@ -344,7 +344,7 @@ async def test_a_flood_of_key_updates_ends_and_others_are_served_meanwhile(
             await asyncio.sleep(0)
     await stage.converged(other)
     assert stage.disconnects == {"protocol-error": 1}
-    assert len(received) > 8  # 4 kB at a time
+    assert len(received) > 8  # 2 KiB at a time
     assert len(set(received)) > 1
     [line] = [line for line in lines if line["event"] == "Connection ended"]
     assert (line["agent"], line["detail"]) == ("flooder", "too many TLS records without data")

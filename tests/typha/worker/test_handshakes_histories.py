@@ -76,6 +76,9 @@ class Hall:
         """Nobody hangs up."""
         return False
 
+    def hold(self, current: client.Client, count: int) -> None:
+        """Memory has no limit here."""
+
     def close(self, current: client.Client, reason: DisconnectReason, *, detail: str = "") -> None:
         """The connection ends."""
         if not current.is_closing():

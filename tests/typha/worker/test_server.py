@@ -6,11 +6,13 @@ import time
 
 import msgspec
 import pytest
+import structlog
 
 from protocol import messages
 from tests.harness import full_transport, worker_stand
 from tests.harness.worker_stand import FAST, FEED, WorkerStand, eventually, pod
 from tests.typha.conftest import OpenStage
+from typha import clock
 from typha.ipc import link
 from typha.ipc import messages as ipc
 from typha.worker import poller, transport
@@ -167,10 +169,11 @@ class DefectiveTransport(full_transport.FullTransport):
     def __init__(self) -> None:
         super().__init__()
         self.victim: transport.Connection | None = None
+        self.is_broken = False
 
     def receive(self, connection: transport.Connection, limit: int, /) -> bytes:
         """As a plain socket, or the defect."""
-        if connection is self.victim:
+        if self.is_broken or connection is self.victim:
             raise ZeroDivisionError("a defect")
         return transport.PlainTransport.receive(connection, limit)
 
@@ -188,6 +191,27 @@ async def test_a_defect_on_one_connection_ends_that_connection(open_stage: OpenS
     assert stage.disconnects == {"server-error": 1}
     stage.put(pod("z"))
     await stage.converged(good)
+
+
+async def test_defects_on_many_connections_are_logged_up_to_a_number_a_second(open_stage: OpenStage) -> None:
+    defective = DefectiveTransport()
+    stage = await open_stage(bytes_through=defective)
+    stage.put(pod("a"))
+    stage.in_sync()
+    peers = [await stage.subscribe() for _ in range(30)]
+    await stage.converged(*peers)
+    defective.is_broken = True
+    stopped_at = clock.monotonic()
+    with (
+        clock.replaced(monotonic=lambda: stopped_at, time_ns=time.time_ns),
+        structlog.testing.capture_logs() as lines,
+    ):
+        for peer in peers:
+            peer.say(messages.Pong(0))
+        for peer in peers:
+            await peer.read_to_end()
+    assert stage.disconnects == {"server-error": 30}
+    assert [line["event"] for line in lines].count("Defect on a connection") == 20
 
 
 async def test_a_defect_of_the_worker_itself_ends_it(stage: WorkerStand, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,7 @@ class Pair:
         context = settings.make_context()
         made = sessions or tls_session.Sessions()
         shaking = handshake_steps.Handshake(self.near, lambda: made.make(context))
+        self.server_hello = b""
         verdict, is_done = handshake_steps.Verdict(), False
         while not (is_done and verdict.done):
             assert verdict.reason is None
@@ -58,6 +59,10 @@ class Pair:
                 is_done = True
             if not verdict.done:
                 verdict = handshake_steps.take_step(shaking, settings)
+            if not self.server_hello and shaking.session is not None:
+                with socket.socket(fileno=os.dup(self.client.fileno())) as same:
+                    select.select([same], [], [], 5)
+                    self.server_hello = same.recv(100, socket.MSG_PEEK)
         self.transport = tls_transport.TlsTransport()
         assert shaking.session is not None
         self.transport.opened(self.near, shaking.session)
@@ -181,7 +186,7 @@ def test_all_data_that_has_arrived_is_received_whatever_is_asked_for(pair: Pair)
             received += pair.receive()
         parts += 1
     assert received == b"x" * RECORD + b"more"
-    assert parts >= RECORD / 4096  # OpenSSL gets no more at a time
+    assert parts >= RECORD / tls_transport.RECEIVED_BYTES  # OpenSSL gets no more at a time
 
 
 def test_bytes_are_read_while_others_are_owed(pair: Pair) -> None:
@@ -248,9 +253,10 @@ def test_release_of_a_full_connection_and_of_one_in_a_step(pair: Pair) -> None:
 class Flood:
     """A client that sends records of its own making."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
-        self.pair = Pair(certificates.make(folder), key_log=folder / "keys")
-        self.maker = tls_records.RecordMaker(folder / "keys")
+    def __init__(self, folder: pathlib.Path, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> None:
+        self.pair = Pair(certificates.make(folder), key_log=folder / "keys", version=version)
+        if version is ssl.TLSVersion.TLSv1_3:
+            self.maker = tls_records.RecordMaker(folder / "keys")
         self.far = socket.socket(fileno=self.pair.client.detach())
         self.far.setblocking(False)
 
@@ -290,13 +296,13 @@ def test_key_updates_are_read_a_few_at_a_time_and_not_for_long(flood: Flood) -> 
     records = [flood.maker.key_update() for _ in range(2_000)]
     flood.send(b"".join(records))
     unread = [flood.unread()]
-    for _ in range(32 * 1024 // 4096):
+    for _ in range(32 * 1024 // tls_transport.RECEIVED_BYTES):
         with pytest.raises(BlockingIOError):
             flood.pair.receive()
         unread.append(flood.unread())
     with pytest.raises(errors.RemoteProtocolError, match="too many TLS records without data"):
         flood.pair.receive()
-    assert {before - after for before, after in itertools.pairwise(unread)} == {4096}
+    assert {before - after for before, after in itertools.pairwise(unread)} == {tls_transport.RECEIVED_BYTES}
 
 
 def test_a_few_key_updates_are_fine_and_answered(flood: Flood) -> None:
@@ -343,10 +349,38 @@ def test_alerts_and_empty_records_end_the_connection(flood: Flood, kind: int) ->
         flood.pair.receive()
 
 
+@pytest.mark.parametrize(
+    ("kind", "content", "error"),
+    [
+        (tls_records.ALERT, bytes([1, 90]), ssl.SSLError),
+        (tls_records.DATA, b"", ssl.SSLError),
+        (tls_records.HANDSHAKE, b"\x01\x00\x00\x28" + bytes(40), errors.RemoteProtocolError),  # once more, please
+    ],
+)
+def test_records_without_data_of_the_old_version_end_the_connection(
+    tmp_path: pathlib.Path, kind: int, content: bytes, error: type[Exception]
+) -> None:
+    flood = Flood(tmp_path, ssl.TLSVersion.TLSv1_2)
+    maker = tls_records.OldRecordMaker(tmp_path / "keys", flood.pair.server_hello)
+    flood.send(maker.record(tls_records.DATA, b"data"))
+    assert flood.pair.receive() == b"data"
+    flood.send(b"".join(maker.record(kind, content) for _ in range(1_000)))
+    refused: Exception | None = None
+    while refused is None:
+        try:
+            flood.pair.receive()
+        except BlockingIOError:
+            pass
+        except (ssl.SSLError, errors.RemoteProtocolError) as failure:
+            refused = failure
+    assert isinstance(refused, error)
+    flood.close()
+
+
 def test_padding_is_no_data(flood: Flood) -> None:
     for _ in range(2):
         flood.send(flood.maker.record(tls_records.DATA, b"x", padding=16_000))
-        for _ in range(3):
+        for _ in range(16_000 // tls_transport.RECEIVED_BYTES):
             with pytest.raises(BlockingIOError):
                 flood.pair.receive()
         assert flood.pair.receive() == b"x"

@@ -91,9 +91,10 @@ def float_text(value: float) -> str:
 
 
 def _part_value(whole: str, fraction: str, unit: int) -> int:
-    if len(whole.lstrip("0")) > _LARGEST_DIGITS:
+    significant = whole.lstrip("0")
+    if len(significant) > _LARGEST_DIGITS:
         return _LARGEST + 2
-    return int(whole or "0") * unit + _fraction_value(fraction, unit)
+    return int(significant or "0") * unit + _fraction_value(fraction, unit)
 
 
 def _fraction_value(fraction: str, unit: int) -> int:

@@ -93,7 +93,8 @@ def test_the_order_of_the_members() -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "expected"), [("TCP", "tcp"), ("UDPLite", "udplite"), ("6", 6), ("006", 6), (47, 47), ("256", "256")]
+    ("protocol", "expected"),
+    [("TCP", "tcp"), ("UDPLite", "udplite"), ("6", 6), ("006", 6), ("0" * 5_000 + "6", 6), (47, 47), ("256", "256")],
 )
 def test_protocols(protocol: int | str, expected: int | str) -> None:
     assert convert(protocol=protocol)["protocol"] == expected

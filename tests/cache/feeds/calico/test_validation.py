@@ -1,6 +1,7 @@
 """Validation of whole resources."""
 
 import base64
+import re
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.feeds.calico import schema, validation
+from cache.feeds.calico.codecs import addresses
 
 
 def problem(type_name: str, **source: Any) -> str:
@@ -200,3 +202,18 @@ def test_every_tag_of_the_schema_is_known() -> None:
             if field.check and field.kind in ("string", "int", "uint32"):
                 value: Any = "x" if field.kind == "string" else 1
                 validation.problem(type_name, {field.name: value})
+
+
+@pytest.mark.parametrize("text", ["0" * 10_000, "1." * 5_000, "1.2.3." + "4" * 10_000 + "!", "[" + "f" * 10_000])
+def test_a_long_peer_address_is_refused_at_once(text: str) -> None:
+    """With the original's expression, which Go matches in one pass, this would not end before the tests do."""
+    assert validation.peer_address(text) is None
+
+
+@given(
+    st.text("0123456789.:[]fx", max_size=24) | st.from_regex(r"[0-9]{1,3}(.[0-9]{1,3}){3}:[0-9]{1,5}", fullmatch=True)
+)
+def test_dots_or_any_characters_in_a_peer_address_mean_the_same(text: str) -> None:
+    original = re.fullmatch(r"([0-9]+.[0-9]+.[0-9]+.[0-9]+):([0-9]+)", text)
+    if original and addresses.parse_ip(original[1]) is None:
+        assert validation.peer_address(text) is None

@@ -11,6 +11,7 @@ from cache.feeds.calico.codecs import durations
     ("text", "printed"),
     [
         ("24h", "24h0m0s"),
+        ("0" * 5_000 + "1h", "1h0m0s"),
         ("90s", "1m30s"),
         ("1500ms", "1.5s"),
         ("100ms", "100ms"),
