@@ -93,7 +93,7 @@ class Plan:
     @property
     def has_swift_catch_ups(self) -> bool:
         """Whether catch-ups are fast: few blocks, built quickly, without waiting for the blocks of other clients."""
-        is_large = self.block_bytes >= catchup.BLOCK_TARGET_BYTES
+        is_large = self.block_bytes >= _BLOCK_BYTES
         return is_large and self.limits.catch_up_blocks >= _BLOCKS_MAX and not self.step_seconds
 
 
@@ -129,6 +129,8 @@ _RELISTS_SHARE = 0.08
 _PLACES_TIGHT = 7
 _UNPROVEN_BYTES_TIGHT = 3000
 _BLOCKS_MAX = policy.Policy().catch_up_blocks
+_BLOCK_BYTES = catchup.BLOCK_TARGET_BYTES
+"""Outside of any run, which replaces the size by the plan's."""
 
 
 def make(seed: int) -> Plan:
