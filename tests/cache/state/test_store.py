@@ -270,6 +270,27 @@ def test_a_split_of_many_keys_moves_them_by_and_by() -> None:
     assert all(chunk.entries is not None for chunk in made.cut(since_sequence=cut.sequence).chunks)
 
 
+def test_keys_that_change_while_chunks_split_are_where_they_belong() -> None:
+    names = [f"/{number}" for number in range(101)]
+    made = filled([(name, b"x") for name in names], store.StoreLimits(chunk_target_keys=100, split_at_once_keys=50))
+    made.advance_split(10)
+    for number, name in enumerate(names):
+        if number % 3 == 0:
+            made.put(name, b"y", "2")
+        elif number % 3 == 1:
+            made.delete(name, "2")
+        if number % 4 == 0:
+            made.advance_split(1)
+    made.advance_split(len(names))
+    made.put("/0", b"z", "3")
+    assert made.chunk_count == 2
+    for chunk in made.cut().chunks:
+        assert chunk.entries is not None
+        assert all(made.get(entry.key) is entry for entry in chunk.entries)
+        assert chunk.digest == digest.state_digest((entry.key, entry.value) for entry in chunk.entries)
+    assert sum(len(chunk.entries or ()) for chunk in made.cut().chunks) == len(made)
+
+
 def test_unneeded_deletions_are_forgotten_in_steps() -> None:
     count = store._TOMBSTONES_FORGOTTEN_MAX * 2 + 1000
     names = [f"/{number}" for number in range(count)]
