@@ -158,6 +158,12 @@ class Loop:
             if not handle.cancelled():
                 handle._run()
 
+    def forget_events(self) -> None:
+        """Let only tasks run from now on: the process has ended, and neither time nor a descriptor wakes it."""
+        self._timers.clear()
+        self._readers.clear()
+        self._writers.clear()
+
     def next_due(self) -> float | None:
         """Time of the next turn with work, or None."""
         if self._ready:
@@ -291,6 +297,7 @@ class Process:
         self.world.current = self
         try:
             for _ in range(_TEARDOWN_TURNS):
+                self.loop.forget_events()
                 unfinished = [task for task in self.loop.tasks if not task.done()]
                 if not unfinished:
                     break
