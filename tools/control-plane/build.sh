@@ -34,7 +34,7 @@ report_progress() { # every 30 s
 }
 
 reporter=
-trap 'kill $reporter 2>/dev/null' EXIT
+trap 'kill $reporter 2>/dev/null || true' EXIT  # it may have ended already
 export CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -mod=readonly -trimpath -buildvcs=false"
 for program in etcd kube-apiserver; do
     echo "control plane: building $program (once; kube-apiserver takes about 5 minutes on 2 CPUs)" >&2
