@@ -13,6 +13,7 @@ CALLS_OF_A_HELLO = 16_000
 """Of the worst hellos that were found, with some room. A usual one takes 50 calls, or 130 in Typha's protocol."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", targets.TARGETS)
 def test_changed_inputs(name: str) -> None:
     inputs = max(60, int(INPUTS * targets.TARGETS[name].weight))
