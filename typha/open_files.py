@@ -9,12 +9,12 @@ import resource
 
 from protocol import formats
 from typha import settings
+from typha.worker import policy
 
 _WORKER_BASE = 64
 """Loop, link, log, listener, TLS files while they are read, connections between accept and close; half of it spare."""
 _WORKER_PER_SEGMENT = 3
-_WORKER_BLOCKS = 64
-"""`Policy.catch_up_blocks`."""
+_WORKER_BLOCKS = policy.Policy().catch_up_blocks
 _HUB_BASE = 192
 """Watches of the API server, connections to the metrics and health ports, links and pipes of workers."""
 _HUB_PER_SEGMENT = 4

@@ -6,6 +6,7 @@ import msgspec
 
 from cache import resources
 from cache.kube import api
+from cache.watch import decoding
 from cache.watch.policy import Failure
 
 T = TypeVar("T")
@@ -15,8 +16,6 @@ _ANSWER_SECONDS = 30.0
 _MAX_ERROR_BYTES = 4096
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 """A list of a thousand groups has 300 kB, and a custom resource 1.5 MB at most."""
-UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What decoding of any JSON may raise. RecursionError: it is nested too deeply."""
 NOT_FOUND = 404
 FORBIDDEN = 403
 
@@ -116,5 +115,5 @@ async def _get(session: api.KubeApi, path: str, shape: type[T]) -> T:
         raise Refused(answer.status, answer.body[:200].decode("utf-8", "replace"))
     try:
         return msgspec.json.decode(answer.body, type=shape)
-    except UNDECODABLE as error:
+    except decoding.UNDECODABLE as error:
         raise api.Interrupted(Failure.MALFORMED, f"{path}: {error}") from error

@@ -158,7 +158,7 @@ _decode_status = msgspec.json.Decoder(Status).decode
 _PREFIXES = {
     type: f'{{"type":"{type}","object":{{'.encode() for type in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR")
 }
-_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """RecursionError: JSON that is nested deeper than the interpreter's stack allows."""
 _CHANGES = ("ADDED", "MODIFIED", "DELETED")
 _LIST_SUFFIX = "List"
@@ -225,7 +225,7 @@ def decode_line(line: bytes) -> WatchLine:
         if prefix is not None and line.startswith(prefix) and line.endswith(b"}}"):
             return WatchLine(typed.type, typed.object, line[len(prefix) - 1 : -1])
         return _decode_unusual_line(line)
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         raise _line_error(line, f"broken watch event: {str(error)[:_MAX_DETAIL_LENGTH]}") from error
 
 
@@ -255,7 +255,7 @@ def decode_item(raw: msgspec.Raw) -> Envelope:
     """Decode the envelope of a list item. Raises InvalidObject."""
     try:
         return _decode_envelope(raw)
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         namespace, name = _identity(bytes(raw))
         detail = f"broken list item: {str(error)[:_MAX_DETAIL_LENGTH]}"
         raise InvalidObject(detail, namespace=namespace, name=name) from error
@@ -265,7 +265,7 @@ def decode_page(body: bytes, type: resources.ResourceType) -> ListPage:
     """Decode the body of a list of a resource type. Raises InvalidInput."""
     try:
         page = _decode_list(body)
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         raise InvalidInput(f"broken list: {str(error)[:_MAX_DETAIL_LENGTH]}") from error
     return _checked_page(page, type, page.items or [], len(body))
 
@@ -298,7 +298,7 @@ def split_page(body: bytes, type: resources.ResourceType) -> Generator[None, Non
         raise InvalidInput("broken list: it has no items")
     try:
         page = _decode_list(body[:items_start] + b"[]" + body[items_end:])
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         raise InvalidInput(f"broken list: {str(error)[:_MAX_DETAIL_LENGTH]}") from error
     items: list[msgspec.Raw] = []
     position = _after_space(body, items_start + 1)
@@ -424,7 +424,7 @@ def ends_initial_events(raw: bytes) -> bool:
         raise InvalidInput(f"a bookmark is longer than {_MAX_SIGNAL_BYTES} bytes")
     try:
         annotations = _decode_bookmark(raw).metadata.annotations
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         raise InvalidInput(f"broken bookmark: {str(error)[:_MAX_DETAIL_LENGTH]}") from error
     return annotations is not None and annotations.get("k8s.io/initial-events-end") == "true"
 
@@ -434,7 +434,7 @@ def decode_status(body: bytes) -> Status:
     body = body[:_MAX_SIGNAL_BYTES]
     try:
         return _decode_status(body)
-    except _UNDECODABLE:
+    except UNDECODABLE:
         return Status(message=body.decode("utf-8", "replace").strip())
 
 

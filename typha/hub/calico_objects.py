@@ -15,6 +15,7 @@ import structlog
 from cache import resources
 from cache.feeds.calico import customresource, syncers
 from cache.kube import api, discovery
+from cache.watch import decoding
 
 _log = structlog.get_logger("typha.calico")
 
@@ -132,7 +133,7 @@ async def _try_one(session: api.KubeApi, group: syncers.Group, wanted: _Wanted) 
             if filled == spec:
                 return None
             body = msgspec.json.encode({**members, "spec": filled})
-        except discovery.UNDECODABLE:
+        except decoding.UNDECODABLE:
             return found
         answer = await _exchange(session, "PUT", wanted.path, body)
     if answer.status in (200, 201):

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 import uvloop
 
-from typha import open_files, settings
+from typha import settings
 from typha.ipc import link, messages
 from typha.observability import logs
 from typha.worker import server
@@ -42,7 +42,6 @@ async def _serve(config: messages.WorkerConfig, listener: socket.socket, link_en
 
 def main(arguments: list[str]) -> int:
     """Runs a worker to its end; returns the exit code."""
-    open_files.raise_limit()
     listener = socket.socket(fileno=int(arguments[0]))
     link_end = socket.socket(fileno=int(arguments[1]))
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=messages.WorkerConfig)

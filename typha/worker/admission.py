@@ -6,7 +6,6 @@ nothing but their pings. A client whose socket stays full is slow by itself, and
 """
 
 import collections
-import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -14,6 +13,7 @@ import structlog
 
 from cache.state import files
 from typha import clock
+from typha.observability import logs
 from typha.worker import client, policy, poller, transport
 from typha.worker.channel import WorkerChannel
 
@@ -46,7 +46,7 @@ class HelloQueue:
         self._unread_of_costly: _ByHost = collections.OrderedDict()
         self._costly: dict[str, None] = {}
         """Addresses that have sent a costly hello, the latest last."""
-        self._logged_at = -math.inf
+        self._lines = logs.LineLimit(1, seconds=_COSTLY_LINE_SECONDS)
 
     def __len__(self) -> int:
         return sum(len(unread) for hosts in (self._unread, self._unread_of_costly) for unread in hosts.values())
@@ -93,9 +93,7 @@ class HelloQueue:
                 return
 
     def _note_costly(self, host: str, newcomer: client.Client, seconds: float) -> None:
-        now = _monotonic()
-        if now - self._logged_at > _COSTLY_LINE_SECONDS:
-            self._logged_at = now
+        if self._lines.allows():
             _log.warning(
                 "A hello was costly, those of its address wait behind all others",
                 client=newcomer.address,

@@ -236,7 +236,7 @@ class Client(cursor.Cursor):
         self.index = -1
         """Its place in the channel's live set; -1 elsewhere."""
         self.connected_at = now
-        self.hello: PendingHello | None = PendingHello(now, address.rpartition(":")[0])
+        self.hello: PendingHello | None = PendingHello(now, self.host)
         """None once the hello is complete, or the connection is closing."""
         self.liveness = Liveness(now)
         self.waiting = False
@@ -258,6 +258,11 @@ class Client(cursor.Cursor):
         """When its last snapshot began."""
         self.close_at = 0.0
         """CLOSING: when the connection is closed at the latest."""
+
+    @property
+    def host(self) -> str:
+        """The peer's address without its port."""
+        return self.address.rpartition(":")[0]
 
     @property
     def offset(self) -> int:

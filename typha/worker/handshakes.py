@@ -10,14 +10,13 @@ their connections: the poller is silent about them, and a close that is due wait
 import asyncio
 import collections
 import concurrent.futures
-import ctypes
 import socket
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from protocol.reasons import DisconnectReason
 from typha import clock
-from typha.worker import client, connections, handshake_steps, policy, poller, tls, tls_transport
+from typha.worker import client, connections, handshake_steps, policy, poller, tls, tls_transport, trimming
 
 _TRIM_AFTER = 50
 """Handshakes after which memory is given back, once none is waiting."""
@@ -53,7 +52,7 @@ class _Queue:
         return bool(self._by_host)
 
     def add(self, current: client.Client) -> None:
-        self._by_host.setdefault(_host(current), deque()).append(current)
+        self._by_host.setdefault(current.host, deque()).append(current)
 
     def take(self) -> client.Client:
         host, waiting = self._by_host.popitem(last=False)
@@ -61,10 +60,6 @@ class _Queue:
         if waiting:
             self._by_host[host] = waiting
         return current
-
-
-def _host(current: client.Client) -> str:
-    return current.address.rpartition(":")[0]
 
 
 class TlsHandshakes:
@@ -184,7 +179,7 @@ class TlsHandshakes:
         for current, stepped_at in self._slow.items():
             if now - stepped_at < _SILENT_SECONDS:
                 return False
-            if _host(current) == host and current.hello is not None and not current.hello.queued_at:
+            if current.host == host and current.hello is not None and not current.hello.queued_at:
                 detail = "the TLS handshake is not done, and others wait"
                 self._connections.close(current, DisconnectReason.HANDSHAKE_TIMEOUT, detail=detail)
                 self._forget(current)
@@ -196,7 +191,7 @@ class TlsHandshakes:
         self._places.pop(current, None)
         self._slow.pop(current, None)
         if self._begun.pop(current, None) is not None:
-            host = _host(current)
+            host = current.host
             self._begun_by_host[host] -= 1
             if not self._begun_by_host[host]:
                 del self._begun_by_host[host]
@@ -204,7 +199,7 @@ class TlsHandshakes:
 
     def _begin(self, newcomer: client.Client, connection: socket.socket) -> handshake_steps.Handshake:
         begun = self._begun[newcomer] = handshake_steps.Handshake(connection, self.contexts.make_session)
-        self._begun_by_host[_host(newcomer)] += 1
+        self._begun_by_host[newcomer.host] += 1
         return begun
 
     def _begin_steps(self, batch: dict[client.Client, handshake_steps.Handshake]) -> None:
@@ -258,15 +253,8 @@ class TlsHandshakes:
             self._forget(current)
         if self._ended_since_trim >= _TRIM_AFTER and not self._new:
             self._ended_since_trim = 0
-            self._thread.submit(_trim)
+            self._thread.submit(trimming.trim)
 
     def close(self) -> None:
         """Waits for a running step; to be called once nothing is read from connections any more."""
         self._thread.shutdown()
-
-
-def _trim() -> None:
-    """Some milliseconds, in the thread. A C library without this function does not need it either."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

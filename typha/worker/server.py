@@ -144,7 +144,7 @@ class Server:
         self._accept_batch = limits.accept_batch
         self._hub_waits = False
         """What the hub has said is not taken for a moment, for lack of descriptors or memory."""
-        self._shortage_line_at = 0.0
+        self._shortage_lines = logs.LineLimit(1, seconds=_SHORTAGE_LINE_SECONDS)
         self._publishes_heard = 0
         self._publishes_sent: shared_counters.SharedCounter | None = None
         """How many of them have been sent to all clients that keep up; the hub reads it."""
@@ -246,9 +246,7 @@ class Server:
     def _let_hub_wait(self, error: link.Starved) -> None:
         """The hub's messages stay where they are for a moment. Connections without a hello give way to them."""
         self.stats.counts.shortages += 1
-        now = _monotonic()
-        if now >= self._shortage_line_at:
-            self._shortage_line_at = now + _SHORTAGE_LINE_SECONDS
+        if self._shortage_lines.allows():
             open_connections = len(self.poller.clients)
             _log.error("Cannot take the hub's messages for now", error=str(error), connections=open_connections)
         for _ in range(_SHORTAGE_GIVE_WAY):

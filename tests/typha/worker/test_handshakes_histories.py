@@ -23,6 +23,7 @@ from typha.worker import (
     tls,
     tls_session,
     tls_transport,
+    trimming,
 )
 
 pytestmark = pytest.mark.slow
@@ -206,7 +207,7 @@ async def test_too_many_that_have_begun_cost_the_address_that_has_most_its_oldes
 
 async def test_memory_is_given_back_behind_handshakes_that_failed(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
     trims: list[float] = []
-    monkeypatch.setattr(handshakes, "_trim", lambda: trims.append(hall.now))
+    monkeypatch.setattr(trimming, "trim", lambda: trims.append(hall.now))
     for _ in range(100):
         hall.arrive(ATTACKER)
     await hall.pass_time(5.0)
