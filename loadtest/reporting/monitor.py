@@ -30,6 +30,8 @@ class Sample:
     latency_p99_seconds: float | None
     slowest_lag_seconds: float
     service_memory_bytes: int
+    hub_private_bytes: int
+    workers_private_bytes: int
     service_memfd_bytes: int
     kernel_socket_bytes: int
     hub_cores: float
@@ -95,7 +97,9 @@ class Monitor:
         deliveries = totals.updates - before.totals.updates
         reported = totals.at_seconds - before.totals.at_seconds
         latency = after.latency.since(before.latency)
-        memory = await asyncio.to_thread(measure.memory, self._service.pids())
+        pids = self._service.pids()
+        memory = await asyncio.to_thread(measure.memory, pids)
+        hub = await asyncio.to_thread(measure.memory, pids[:1])
         api = await self._api_counters() if self._api_counters is not None else None
         cpu = measure.Cpu(after.cpu.hub - before.cpu.hub, after.cpu.workers - before.cpu.workers)
         return Sample(
@@ -109,6 +113,8 @@ class Monitor:
             latency_p99_seconds=latency.quantile(0.99),
             slowest_lag_seconds=totals.slowest_lag_seconds,
             service_memory_bytes=memory.total_bytes,
+            hub_private_bytes=hub.private_bytes,
+            workers_private_bytes=max(0, memory.private_bytes - hub.private_bytes),
             service_memfd_bytes=memory.memfd_bytes,
             kernel_socket_bytes=measure.kernel_socket_bytes(),
             hub_cores=cpu.hub / elapsed,

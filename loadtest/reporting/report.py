@@ -138,6 +138,8 @@ _PLOTS: Final[tuple[tuple[str, str, tuple[_Line, ...]], ...]] = (
         "MB",
         (
             ("service, every page once", lambda sample: sample.service_memory_bytes, 1 / MEGABYTE),
+            ("of it private to the hub", lambda sample: sample.hub_private_bytes, 1 / MEGABYTE),
+            ("of it private to the workers", lambda sample: sample.workers_private_bytes, 1 / MEGABYTE),
             ("of it logs and snapshots", lambda sample: sample.service_memfd_bytes, 1 / MEGABYTE),
             ("kernel, TCP, both ends", lambda sample: sample.kernel_socket_bytes, 1 / MEGABYTE),
         ),
