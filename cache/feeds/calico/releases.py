@@ -1,6 +1,6 @@
 """Which projection of feed felix an agent gets: chosen by its hello (docs/reference/agent-releases.md). Pure.
 
-A projection is the felix feed as one release's own Typha sends it. There are four. The flag for modern policy keys
+A projection is the felix feed as one release's own Typha sends it. The flag for modern policy keys
 decides first, because an agent without it can't parse such keys and an agent with it needs at least 3.32. The version
 decides the rest:
 
@@ -8,7 +8,8 @@ decides the rest:
 |---------------------------------------------------------|---------------|------------------------------------|
 | `v3.33.0` and later, `v3.34.0-0.dev-67-g87c15906f20c`   | 3.33          | 3.31                               |
 | `v3.33.0-0.dev...` (may still need `bird_ip`), `v3.32.*`| 3.32          | 3.31                               |
-| `v3.32.0-0.dev...`, `v3.31.7`, `v3.30.0` and later      | 3.32          | 3.31                               |
+| `v3.32.0-0.dev...`, `v3.31.*`                           | 3.32          | 3.31                               |
+| `v3.31.0-0.dev...`, `v3.30.*`                           | 3.32          | 3.30                               |
 | `v3.30.0-0.dev...` (may enforce staged ones), `v3.29.*` | 3.32          | 3.29                               |
 | `v3.29.0-0.dev...` (may ignore tiers), `v3.28.5`, older | 3.32          | refused: it would misread policies |
 | empty, `<unknown>`, `39d0ca806c1e`, any other text      | 3.32          | 3.31                               |
@@ -32,12 +33,12 @@ MAX_VERSION_CHARS = 100
 
 
 class Release(enum.Enum):
-    """A projection of feed felix. The value is the first release that has it, and the label in metrics."""
+    """A projection of feed felix, newest first. The value is its first release, and the label in metrics."""
 
     NEWEST = "3.33"
     V3_32 = "3.32"
     V3_31 = "3.31"
-    """Calico 3.30 and 3.31."""
+    V3_30 = "3.30"
     V3_29 = "3.29"
 
     @property
@@ -71,7 +72,8 @@ agent of 3.29 that gets 3.31 enforces staged policies, whose CRDs are those of 3
 _FIRST_VERSIONS = (
     ((3, 33, 1), Release.NEWEST),
     ((3, 32, 1), Release.V3_32),
-    ((3, 30, 1), Release.V3_31),
+    ((3, 31, 1), Release.V3_31),
+    ((3, 30, 1), Release.V3_30),
     ((3, 29, 1), Release.V3_29),
 )
 """The lowest version number (as in `_parse`) of each projection."""

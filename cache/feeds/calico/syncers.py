@@ -46,6 +46,8 @@ class Source(NamedTuple):
     """Whether the converter returns the identical items again if nothing relevant changed."""
     quick_bytes: int = 16 * 1024
     """An object of at most this size takes at most 5 ms (docs/decisions/expensive-conversions.md)."""
+    is_older: bool = False
+    """Whether only agents of older releases get the kind: its items are marked as older."""
 
 
 class FeedSpec(NamedTuple):

@@ -19,7 +19,7 @@ from tests.harness.repository import DOCS
 LAST_PATCHES = {f"3.{20 + number}": last for number, last in enumerate((6, 6, 5, 5, 6, 2, 5, 5, 5, 7, 7, 7, 1))}
 """Every release from 3.20 to August 2026: patches 0 to this one."""
 FIRST_WITH_FLAG = 32
-SERVED = {"3.29": Release.V3_29, "3.30": Release.V3_31, "3.31": Release.V3_31, "3.32": Release.V3_32}
+SERVED = {release.value: release for release in Release}
 
 
 def minor_of(release: str) -> int:
@@ -50,8 +50,8 @@ def test_every_release(version: str, flag: bool, expected: Release | None) -> No
     ("v3.32.0-0.dev-384-g790c866c9d35", Release.V3_32, Release.V3_31),
     ("v3.32.0-0.dev-383-g57188b6d2bd3", Release.V3_32, Release.V3_31),
     ("v3.31.7-2-g3cdeae8f7ace", Release.V3_32, Release.V3_31),
-    ("v3.31.0-0.dev", Release.V3_32, Release.V3_31),
-    ("v3.30.7-31-g39d0ca806c1e-dirty", Release.V3_32, Release.V3_31),
+    ("v3.31.0-0.dev", Release.V3_32, Release.V3_30),
+    ("v3.30.7-31-g39d0ca806c1e-dirty", Release.V3_32, Release.V3_30),
     ("v3.30.0-0.dev-462-ge9e5419bff99", Release.V3_32, Release.V3_29),
     ("v3.29.7-1-g4a6c74b04212", Release.V3_32, Release.V3_29),
     ("v3.29.0-0.dev-400-g3d8faf0dd07d", Release.V3_32, None),
@@ -133,7 +133,7 @@ def test_a_release_is_one_that_agents_of_this_version_get(version: str) -> None:
 
 @pytest.mark.parametrize(("text", "expected"), [
     ("v3.31.7", Release.V3_31),
-    ("v3.30.7", Release.V3_31),
+    ("v3.30.7", Release.V3_30),
     ("3.32", Release.V3_32),
     ("v3.33.0", Release.NEWEST),
     ("newest", Release.NEWEST),
@@ -176,7 +176,7 @@ def test_overrides_are_read_back(overrides: list[releases.Override]) -> None:
     ("*=newest", "*=newest"),
 ])  # fmt: skip
 def test_overrides_that_cannot_be_read(text: str, part: str) -> None:
-    expected = f"expected pattern=release with a release of 3.33, 3.32, 3.31, 3.29, not {part!r}"
+    expected = f"expected pattern=release with a release of 3.33, 3.32, 3.31, 3.30, 3.29, not {part!r}"
     with pytest.raises(ValueError, match=re.escape(expected)):
         releases.parse_overrides(text)
 
