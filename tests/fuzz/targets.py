@@ -28,7 +28,7 @@ from protocol.typha import messages as typha_messages
 from protocol.typha import snappy
 from tests import wire
 from tests.fuzz import mutation, sessions
-from tests.harness import corpus, repository
+from tests.harness import admin_policies, corpus, repository
 from typha.ipc import messages as ipc
 from typha.settings import feeds_file, loading, sources
 from typha.worker import protocol_adapters
@@ -235,10 +235,12 @@ def _for_worker(data: bytes) -> str:
 
 @functools.cache
 def _recorded_objects() -> tuple[tuple[syncers.Group, bytes], ...]:
-    """One or two recorded objects of each kind, in both API groups."""
+    """One or two recorded objects of each kind, in both API groups, and of the kinds for older releases."""
     found: dict[tuple[syncers.Group, str], list[bytes]] = {}
-    for name in corpus.NAMES:
-        scenario = corpus.load(name)
+    names = ("anp-ports", "anp-pods-subject", "banp-basic")
+    older = [(repository.GOLDEN_RELEASES / "v3.31.7" / f"{name}.json").read_bytes() for name in names]
+    scenarios = [msgspec.json.decode(data, type=corpus.Scenario) for data in older]
+    for scenario in [*map(corpus.load, corpus.NAMES), *scenarios]:
         for item in scenario.objects_after:
             data = bytes(item)
             kept = found.setdefault((scenario.group, json.loads(data)["kind"]), [])
@@ -323,10 +325,11 @@ def _event(type: resources.ResourceType, data: bytes, envelope: decoding.Envelop
 
 
 class _Converters:
-    """The four feeds of Calico for one API group."""
+    """The four feeds of Calico for one API group, and one of the kinds for older releases."""
 
     def __init__(self, group: syncers.Group) -> None:
         specs = syncers.specs(group)
+        specs = (*specs, syncers.FeedSpec("older", (admin_policies.ADMIN, admin_policies.BASELINE)))
         self.feeds = [calico.CalicoFeed(spec, max_value_bytes=1 << 22) for spec in specs]
         self.types = {source.kind: source.type for spec in specs for source in spec.sources}
 

@@ -11,8 +11,9 @@ import msgspec
 from cache import objects
 from cache.feeds.calico import clusterpolicies, kubepolicies, model, policies, rules
 
-_ADMIN_TIER = "adminnetworkpolicy"
-_BASELINE_TIER = "baselineadminnetworkpolicy"
+ADMIN_TIER = "adminnetworkpolicy"
+BASELINE_TIER = "baselineadminnetworkpolicy"
+
 _ADMIN_ACTIONS = frozenset({"Allow", "Deny", "Pass"})
 _BASELINE_ACTIONS = frozenset({"Allow", "Deny"})
 _BASELINE_ORDER = 1000
@@ -60,14 +61,14 @@ def convert_admin(event: objects.ObjectEvent) -> Sequence[model.Item]:
         ConversionError: bad-rule, no-subject, selector-too-deep, too-large, invalid-object.
     """
     spec = model.typed(_decoder, event).spec
-    return _items(event, spec, f"kanp.{_ADMIN_TIER}", _ADMIN_TIER, order=spec.priority or 0, actions=_ADMIN_ACTIONS)
+    return _items(event, spec, f"kanp.{ADMIN_TIER}", ADMIN_TIER, order=spec.priority or 0, actions=_ADMIN_ACTIONS)
 
 
 def convert_baseline(event: objects.ObjectEvent) -> Sequence[model.Item]:
     """Convert a BaselineAdminNetworkPolicy, with the same errors. It has no priority."""
     spec = model.typed(_decoder, event).spec
-    prefix = f"kbanp.{_BASELINE_TIER}"
-    return _items(event, spec, prefix, _BASELINE_TIER, order=_BASELINE_ORDER, actions=_BASELINE_ACTIONS)
+    prefix = f"kbanp.{BASELINE_TIER}"
+    return _items(event, spec, prefix, BASELINE_TIER, order=_BASELINE_ORDER, actions=_BASELINE_ACTIONS)
 
 
 def _items(

@@ -25,8 +25,10 @@ import dataclasses
 import enum
 import fnmatch
 import re
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeAlias
+
+from protocol.typha import messages
 
 MAX_VERSION_CHARS = 100
 """How much of a version text is looked at. Real ones have up to 50 characters; a hostile one may have a megabyte."""
@@ -46,6 +48,15 @@ class Release(enum.Enum):
         """Whether policies have keys that only agents with the flag can parse."""
         return self in (Release.NEWEST, Release.V3_32)
 
+
+def feed_name(release: Release) -> str:
+    """Return the name of a release's felix feed."""
+    return messages.FELIX if release is Release.NEWEST else f"{messages.FELIX}-{release.value}"
+
+
+BY_FEED: Final[Mapping[str, Release]] = {feed_name(release): release for release in Release}
+PROJECTIONS: Final = frozenset(BY_FEED) - {messages.FELIX}
+"""The names of the older releases' feeds."""
 
 Override: TypeAlias = tuple[str, Release]
 """A pattern for the version text, as in `fnmatch` (`*`, `?`, `[0-8]`, case counts), and what such agents get."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cache import objects, resources
 from cache.feeds.calico import adminpolicies, feed, model, syncers
 from tests.fuzz import cost
-from tests.harness import builders, corpus, repository
+from tests.harness import admin_policies, builders, corpus, repository
 
 _POD = "projectcalico.org/orchestrator == 'k8s'"
 _ANY: dict[str, Any] = {"namespaces": {}}
@@ -253,18 +253,8 @@ def test_any_object_gives_one_item_or_a_conversion_error(whole: dict[str, Any]) 
 
 # The recordings.
 
-_GROUP, _VERSION = "policy.networking.k8s.io", "v1alpha1"
-_ADMIN = syncers.Source(
-    "AdminNetworkPolicy",
-    resources.ResourceType(_GROUP, _VERSION, "adminnetworkpolicies"),
-    adminpolicies.convert_admin,
-)
-_BASELINE = syncers.Source(
-    "BaselineAdminNetworkPolicy",
-    resources.ResourceType(_GROUP, _VERSION, "baselineadminnetworkpolicies"),
-    adminpolicies.convert_baseline,
-)
-_SOURCES = {"v3.29": (_ADMIN,), "v3.30": (_ADMIN, _BASELINE), "v3.31": (_ADMIN, _BASELINE)}
+_BOTH = (admin_policies.ADMIN, admin_policies.BASELINE)
+_SOURCES = {"v3.29": (admin_policies.ADMIN,), "v3.30": _BOTH, "v3.31": _BOTH}
 _RECORDINGS = [
     path.relative_to(repository.GOLDEN_RELEASES).with_suffix("").as_posix()
     for path in sorted(repository.GOLDEN_RELEASES.glob("*/*.json"))
@@ -278,7 +268,7 @@ class _Replay:
     def __init__(self, path: Path) -> None:
         self.recording = msgspec.json.decode(path.read_bytes(), type=corpus.Scenario)
         sources = _SOURCES.get(path.parent.name[:5], ())
-        self._types = {(f"{_GROUP}/{_VERSION}", source.kind): source.type for source in sources}
+        self._types = {(admin_policies.GROUP_VERSION, source.kind): source.type for source in sources}
         self._feed = feed.CalicoFeed(syncers.FeedSpec("felix", sources), max_value_bytes=1 << 22)
 
     def play(self, type: str, raw: bytes, origin: objects.Origin) -> None:
