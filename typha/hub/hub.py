@@ -111,7 +111,14 @@ class Hub:
     @property
     def channel_names(self) -> list[str]:
         """The same, and the projections: agents get one by their release."""
-        return [*self.names, *(releases.PROJECTIONS if syncers.FELIX in self.names else ())]
+        is_projected = syncers.FELIX in self.awaited or self._projected is not None
+        return [*self.names, *(releases.PROJECTIONS if is_projected else ())]
+
+    @property
+    def _projected(self) -> calico_feed.CalicoFeed | None:
+        """The feed that projections follow."""
+        base = self.feeds.get(syncers.FELIX)
+        return base if isinstance(base, calico_feed.CalicoFeed) else None
 
     @property
     def types(self) -> list[resources.ResourceType]:
@@ -306,15 +313,14 @@ class Hub:
     def want_channel(self, feed_name: str, wire_format: str) -> None:
         """Opens the channel as soon as its feed has something to serve."""
         # A worker may still ask for a feed that has just been withdrawn.
-        own_name = syncers.FELIX if feed_name in releases.PROJECTIONS else feed_name
-        if own_name in self.names and (feed_name, wire_format) not in self.channels:
+        if feed_name in self.channel_names and (feed_name, wire_format) not in self.channels:
             self._wanted[feed_name, wire_format] = None
             self._open_wanted()
 
     def _open_wanted(self) -> None:
         for name, _ in self._wanted:
-            if name in releases.PROJECTIONS and name not in self.feeds and syncers.FELIX in self.feeds:
-                self._open_projection(name)
+            if name in releases.PROJECTIONS and name not in self.feeds and self._projected is not None:
+                self._open_projection(name, self._projected)
         for key in [key for key in self._wanted if key[0] in self.feeds and self.feeds[key[0]].synced_once]:
             del self._wanted[key]
             encoder = formats.make_encoder(key[1])
@@ -326,9 +332,7 @@ class Hub:
 
     # Projections.
 
-    def _open_projection(self, name: str) -> None:
-        base = self.feeds[syncers.FELIX]
-        assert isinstance(base, calico_feed.CalicoFeed)
+    def _open_projection(self, name: str, base: calico_feed.CalicoFeed) -> None:
         projection = calico_feed.Projection(base, releases.BY_FEED[name])
         _log.info("Beginning to serve agents of an older release", feed=name, release=projection.release.value)
         self._add_feed(projection)

@@ -252,6 +252,8 @@ class TyphaAdapter:
                 node = hello.hostname[: typha_messages.MAX_AGENT_CHARS]
                 return found._replace(text=f"node {node!r}, version {version!r}: {found.text}")
             self._feed, self._agent_version = releases.feed_name(found.release), found
+            if self._feed not in self._offer.feeds:
+                return Refused(DisconnectReason.UNKNOWN_FEED, f"nothing for agents of {found.release.value} here")
         self._connection.accept(version=SOFTWARE, connection_id=self._number)
         said = self._connection.data_to_send()
         return AckAwaited(said) if self._connection.state is typha.State.RESTARTING else self._subscribed(said)
