@@ -19,7 +19,7 @@ import structlog
 from cache import objects, resources
 from cache.feeds import feed
 from cache.feeds.calico import feed as calico_feed
-from cache.feeds.calico import projections, syncers
+from cache.feeds.calico import releases, syncers
 from protocol import formats, messages
 from typha import clock
 from typha.hub import (
@@ -101,13 +101,18 @@ class Hub:
         """The awaited feeds do not come: their clients are refused."""
         withdrawn, self.awaited = self.awaited, ()
         self._wanted = {key: None for key in self._wanted if key[0] in self.feeds}
-        projected = projections.RELEASES if syncers.FELIX in withdrawn else ()
+        projected = releases.PROJECTIONS if syncers.FELIX in withdrawn else ()
         self.workers.send(ipc.WithdrawFeeds([*withdrawn, *projected]))
 
     @property
     def names(self) -> list[str]:
         """Every feed that clients may ask for by name."""
-        return [*(name for name in self.feeds if name not in projections.RELEASES), *self.awaited]
+        return [*(name for name in self.feeds if name not in releases.PROJECTIONS), *self.awaited]
+
+    @property
+    def channel_names(self) -> list[str]:
+        """The same, and the projections: agents get one by their release."""
+        return [*self.names, *(releases.PROJECTIONS if syncers.FELIX in self.names else ())]
 
     @property
     def types(self) -> list[resources.ResourceType]:
@@ -273,7 +278,7 @@ class Hub:
             OSError: there is nothing left to share a counter with it.
         """
         self.workers[worker.number] = worker
-        worker.feeds = frozenset([*self.names, *projections.RELEASES])
+        worker.feeds = frozenset(self.channel_names)
         worker.share_counter()
         for channel in self.channels.values():
             worker.open_channel(channel)
@@ -302,14 +307,14 @@ class Hub:
     def want_channel(self, feed_name: str, wire_format: str) -> None:
         """Opens the channel as soon as its feed has something to serve."""
         # A worker may still ask for a feed that has just been withdrawn.
-        own_name = syncers.FELIX if feed_name in projections.RELEASES else feed_name
+        own_name = syncers.FELIX if feed_name in releases.PROJECTIONS else feed_name
         if own_name in self.names and (feed_name, wire_format) not in self.channels:
             self._wanted[feed_name, wire_format] = None
             self._open_wanted()
 
     def _open_wanted(self) -> None:
         for name, _ in self._wanted:
-            if name in projections.RELEASES and name not in self.feeds and syncers.FELIX in self.feeds:
+            if name in releases.PROJECTIONS and name not in self.feeds and syncers.FELIX in self.feeds:
                 self._open_projection(name)
         for key in [key for key in self._wanted if key[0] in self.feeds and self.feeds[key[0]].synced_once]:
             del self._wanted[key]
@@ -325,7 +330,7 @@ class Hub:
     def _open_projection(self, name: str) -> None:
         base = self.feeds[syncers.FELIX]
         assert isinstance(base, calico_feed.CalicoFeed)
-        projection = calico_feed.Projection(base, projections.RELEASES[name])
+        projection = calico_feed.Projection(base, releases.BY_FEED[name])
         _log.info("Beginning to serve agents of an older release", feed=name, release=projection.release.value)
         self._add_feed(projection)
         self._seeds[name] = projection.seed()

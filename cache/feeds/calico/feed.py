@@ -248,7 +248,7 @@ class Projection(CalicoFeed):
         sources = tuple(
             source._replace(is_memoised=False, is_older=False) for source in base.spec.sources if rewrites[source]
         )
-        name = projections.feed_name(release)
+        name = releases.feed_name(release)
         super().__init__(base.spec._replace(name=name, sources=sources), max_value_bytes=base.max_value_bytes)
         self.release = release
         self._rewrites = {source.type: rewrite for source, rewrite in rewrites.items() if rewrite is not None}

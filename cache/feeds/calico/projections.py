@@ -6,7 +6,7 @@ from items that converters mark as older: agents of the newest release do not ge
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -22,17 +22,6 @@ _AGES: Final = {release: age for age, release in enumerate(Release)}
 _BY_TEXT: Final = {release.value: release for release in Release}
 _CONFIG: Final = "/config/"
 _RESOURCES: Final = "/calico/resources/"
-
-
-def feed_name(release: Release) -> str:
-    """Return the name of a release's felix feed."""
-    return syncers.FELIX if release is Release.NEWEST else f"{syncers.FELIX}-{release.value}"
-
-
-RELEASES: Final[Mapping[str, Release]] = {
-    feed_name(release): release for release in Release if release is not Release.NEWEST
-}
-"""The older releases by the names of their feeds."""
 
 
 def rewrite_for(release: Release, source: syncers.Source) -> Rewrite | None:

@@ -163,7 +163,7 @@ def test_a_projection_is_a_function_of_the_present_objects(
             replay.delete(present.pop(_place(found)))
         elif action == "open" and release not in seeds:
             seeds[release] = replay.open(release)
-            clients[projections.feed_name(release)] = {}
+            clients[releases.feed_name(release)] = {}
         elif action == "step" and release in seeds:
             next(seeds[release], None)
         else:

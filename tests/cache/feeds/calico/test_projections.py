@@ -28,7 +28,7 @@ def _replay(scenario: corpus.Scenario) -> tuple[corpus.Replay, dict[str, str]]:
     replay = corpus.Replay(scenario.group)
     for _ in replay.open(_release(scenario)):
         pass
-    return replay, {syncers.FELIX: projections.feed_name(_release(scenario))}
+    return replay, {syncers.FELIX: releases.feed_name(_release(scenario))}
 
 
 def _read(item: corpus.Item, release: str) -> tuple[str, int, Any]:
