@@ -221,24 +221,10 @@ class Service:
             if late:
                 await self.calico.installed(session)
                 self._start_watchers(session, tasks, late)
-            await self._watch_older(session, tasks)
-
-    async def _watch_older(self, session: api.KubeApi, tasks: asyncio.TaskGroup) -> None:
-        """Watches the types that only agents of older releases get while there are such agents. Runs forever."""
-        watching: dict[resources.ResourceType, tuple[watcher.Watcher, asyncio.Task[None]]] = {}
-        while True:
-            await self.hub.older_types_changed.wait()
-            self.hub.older_types_changed.clear()
-            wanted = self.hub.older_types
-            for type in watching.keys() - set(wanted):
-                one, task = watching.pop(type)
-                self.collector.watchers.remove(one)
-                task.cancel()
-                await asyncio.wait([task])
-            new = [type for type in wanted if type not in watching]
-            if new:
-                await self.calico.older_wanted(session, new)
-                watching |= self._start_watchers(session, tasks, new, forbidden_is_absent=True)
+            while True:  # a type that only agents of older releases get is watched once there is one
+                older = await self.hub.older_types.get()
+                await self.calico.older_wanted(session, older)
+                self._start_watchers(session, tasks, [older], forbidden_is_absent=True)
 
     def _start_watchers(
         self,
@@ -247,15 +233,13 @@ class Service:
         types: Iterable[resources.ResourceType],
         *,
         forbidden_is_absent: bool = False,
-    ) -> dict[resources.ResourceType, tuple[watcher.Watcher, asyncio.Task[None]]]:
+    ) -> None:
         policy = WatchPolicy(page_limit=self._settings.list_page_size, forbidden_is_absent=forbidden_is_absent)
         group = api_group.ApiGroup(self.calico.types)
-        started = {}
         for type in types:
             one = watcher.Watcher(session, type, self.hub, policy=policy, group=group if type in group else None)
             self.collector.watchers.append(one)
-            started[type] = one, tasks.create_task(one.run(), name=f"watch {type}")
-        return started
+            tasks.create_task(one.run(), name=f"watch {type}")
 
     @contextlib.asynccontextmanager
     async def _session(self) -> AsyncIterator[api.KubeApi]:

@@ -64,9 +64,8 @@ class Hub:
         self._seeds: dict[str, Iterator[None]] = {}
         """Projections that do not have all objects yet."""
         self._has_seeds = asyncio.Event()
-        self.older_types: list[resources.ResourceType] = []
-        """The types that are to be watched for projections only, as long as there are any."""
-        self.older_types_changed = asyncio.Event()
+        self.older_types: asyncio.Queue[resources.ResourceType] = asyncio.Queue()
+        """Types of which only projections have objects, to be watched from now on. Each comes once."""
         self._next_channel = 1
         self._rejection_log = rejection_log.RejectionLog()
         self._sequences_needed: dict[str, deque[int]] = {}
@@ -335,19 +334,10 @@ class Hub:
         self._add_feed(projection)
         self._seeds[name] = projection.seed()
         self._has_seeds.set()
-        self._watch_older(base)
-
-    def _watch_older(self, base: calico_feed.CalicoFeed) -> None:
-        """Has the types watched that a projection has and the newest feed does not."""
-        wanted = [type for type in base.older_types if any(type in one.types for one in base.projections)]
-        if wanted == self.older_types:
-            return
         for type in base.older_types:
-            self._by_type.pop(type, None)
-        self._by_type |= {type: [base] for type in wanted}
-        base.forget_older([type for type in base.older_types if type not in wanted])
-        self.older_types = wanted
-        self.older_types_changed.set()
+            if type in projection.types and type not in self._by_type:
+                self._by_type[type] = [base]
+                self.older_types.put_nowait(type)
 
     async def run_projections(self) -> None:
         """Gives projections the newest feed's objects, a slice in each turn, forever."""
@@ -371,7 +361,6 @@ class Hub:
                 self._seeds.pop(name, None)
                 self._sequences_needed.pop(name, None)
                 source.close()
-                self._watch_older(source.base)
 
     def want_snapshot(self, worker: worker_link.WorkerLink, number: int) -> None:
         """A worker's newcomers wait for a newer snapshot. If the channel is closed, the worker is about to hear it."""

@@ -9,8 +9,8 @@ import enum
 from typing import Any, NamedTuple, TypeVar
 
 from typha.settings.types import (
-    agent_releases,
     ValueType,
+    agent_releases,
     authority,
     boolean,
     endpoints,

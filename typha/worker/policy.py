@@ -5,6 +5,7 @@ The records named here have the measurements behind the numbers that are not set
 
 import msgspec
 
+from cache.feeds.calico import releases
 from typha import settings
 from typha.ipc import messages
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 import structlog
 
+from cache.feeds.calico import releases
 from protocol import reasons
 from typha import clock, open_files, settings
 from typha.ipc import link, messages, shared_counters

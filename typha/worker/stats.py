@@ -1,5 +1,6 @@
 """What a worker counts: plain integers on the hot path, one report a second to the hub."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from protocol import reasons

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from cache import objects, resources
 from cache.feeds import feed, raw
-from cache.feeds.calico import claims, model, projections, syncers
-from cache.feeds.calico.releases import Release
+from cache.feeds.calico import claims, model, projections, releases, syncers
 from protocol import messages
 from protocol.native import codec
 
@@ -74,7 +73,7 @@ class CalicoFeed(feed.Feed):
 
     @property
     def older_types(self) -> list[resources.ResourceType]:
-        """The types whose objects only agents of older releases get. They need not be watched without such agents."""
+        """The types whose objects only agents of older releases get: they are watched once there are such agents."""
         return list(self._older_statuses)
 
     def may_take_long(self, event: objects.ObjectEvent) -> bool:
@@ -150,12 +149,6 @@ class CalicoFeed(feed.Feed):
     def status_of(self, type: resources.ResourceType) -> messages.SyncStatus:
         """Return the status of one type."""
         return self._older_statuses[type] if type in self._older_statuses else self._statuses[type]
-
-    def forget_older(self, types: Iterable[resources.ResourceType]) -> None:
-        """Forget the objects of some types for older releases: they are no longer watched."""
-        for type in types:
-            self._older_statuses[type] = messages.SyncStatus.WAITING
-            self._kinds[type].items.clear()
 
     def objects_of(self, type: resources.ResourceType) -> Sequence[tuple[str, Sequence[model.Item]]]:
         """Return the objects of a type as they are now: `namespace/name`, or a name, and the items."""
@@ -243,7 +236,7 @@ class Projection(CalicoFeed):
 
     _sends_older = True
 
-    def __init__(self, base: CalicoFeed, release: Release) -> None:
+    def __init__(self, base: CalicoFeed, release: releases.Release) -> None:
         rewrites = {source: projections.rewrite_for(release, source) for source in base.spec.sources}
         sources = tuple(
             source._replace(is_memoised=False, is_older=False) for source in base.spec.sources if rewrites[source]

@@ -35,7 +35,7 @@ MAX_VERSION_CHARS = 100
 
 
 class Release(enum.Enum):
-    """A projection of feed felix, newest first. The value is the first release that has it, and the label in metrics."""
+    """A projection of feed felix, newest first. The value is its first release, and the label in metrics."""
 
     NEWEST = "3.33"
     V3_32 = "3.32"

@@ -69,8 +69,8 @@ _SERVICES = resources.ResourceType("", "v1", "services")
 _ENDPOINT_SLICES = resources.ResourceType("discovery.k8s.io", "v1", "endpointslices")
 _NETWORK_POLICIES = resources.ResourceType("networking.k8s.io", "v1", "networkpolicies")
 _CLUSTER_POLICIES = resources.ResourceType("policy.networking.k8s.io", "v1alpha2", "clusternetworkpolicies")
-_ADMIN_POLICIES = resources.ResourceType("policy.networking.k8s.io", "v1alpha1", "adminnetworkpolicies")
-_BASELINE_POLICIES = resources.ResourceType("policy.networking.k8s.io", "v1alpha1", "baselineadminnetworkpolicies")
+ADMIN_POLICIES = resources.ResourceType("policy.networking.k8s.io", "v1alpha1", "adminnetworkpolicies")
+BASELINE_POLICIES = resources.ResourceType("policy.networking.k8s.io", "v1alpha1", "baselineadminnetworkpolicies")
 _MIGRATIONS = resources.ResourceType("kubevirt.io", "v1", "virtualmachineinstancemigrations")
 
 _PLURALS = {
@@ -150,8 +150,8 @@ def specs(group: Group) -> tuple[FeedSpec, ...]:
         Source(
             "ClusterNetworkPolicy", _CLUSTER_POLICIES, clusterpolicies.convert, quick_bytes=_MULTIPLYING_QUICK_BYTES
         ),
-        _older("AdminNetworkPolicy", _ADMIN_POLICIES, adminpolicies.convert_admin),
-        _older("BaselineAdminNetworkPolicy", _BASELINE_POLICIES, adminpolicies.convert_baseline),
+        _older("AdminNetworkPolicy", ADMIN_POLICIES, adminpolicies.convert_admin),
+        _older("BaselineAdminNetworkPolicy", BASELINE_POLICIES, adminpolicies.convert_baseline),
         Source("EndpointSlice", _ENDPOINT_SLICES, wholeresource.convert_endpoint_slice),
         Source("Service", _SERVICES, wholeresource.convert_service),
         own("IPAMBlock", networks.convert_block),

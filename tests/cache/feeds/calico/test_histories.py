@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache import objects
-from cache.feeds.calico import projections, syncers
+from cache.feeds.calico import releases, syncers
 from cache.feeds.calico.releases import Release
 from tests.harness import corpus
 

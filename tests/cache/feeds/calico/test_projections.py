@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cache.feeds.calico import projections, syncers
+from cache.feeds.calico import releases, syncers
 from cache.feeds.calico.releases import Release
 from tests.harness import agents_eyes, corpus, deviations, repository
 
