@@ -249,7 +249,8 @@ class TyphaAdapter:
             version = hello.version[: releases.MAX_VERSION_CHARS]
             found = _choose(version, hello.supports_modern_policy_keys, self._offer.release_overrides)
             if isinstance(found, Refused):
-                return found
+                node = hello.hostname[: typha_messages.MAX_AGENT_CHARS]
+                return found._replace(text=f"node {node!r}, version {version!r}: {found.text}")
             self._feed, self._agent_version = releases.feed_name(found.release), found
         self._connection.accept(version=SOFTWARE, connection_id=self._number)
         said = self._connection.data_to_send()
