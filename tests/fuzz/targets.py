@@ -16,7 +16,7 @@ import msgspec
 from cache import objects, resources
 from cache.feeds import feed, raw
 from cache.feeds.calico import feed as calico
-from cache.feeds.calico import syncers
+from cache.feeds.calico import releases, syncers
 from cache.kube import access, credentials
 from cache.watch import decoding
 from protocol import errors, formats
@@ -28,7 +28,7 @@ from protocol.typha import messages as typha_messages
 from protocol.typha import snappy
 from tests import wire
 from tests.fuzz import mutation, sessions
-from tests.harness import admin_policies, corpus, repository
+from tests.harness import corpus, repository
 from typha.ipc import messages as ipc
 from typha.settings import feeds_file, loading, sources
 from typha.worker import protocol_adapters
@@ -325,12 +325,14 @@ def _event(type: resources.ResourceType, data: bytes, envelope: decoding.Envelop
 
 
 class _Converters:
-    """The four feeds of Calico for one API group, and one of the kinds for older releases."""
+    """The four feeds of Calico for one API group, and felix' projections for all older releases."""
 
     def __init__(self, group: syncers.Group) -> None:
         specs = syncers.specs(group)
-        specs = (*specs, syncers.FeedSpec("older", (admin_policies.ADMIN, admin_policies.BASELINE)))
-        self.feeds = [calico.CalicoFeed(spec, max_value_bytes=1 << 22) for spec in specs]
+        self.feeds = {spec.name: calico.CalicoFeed(spec, max_value_bytes=1 << 22) for spec in specs}
+        for name in sorted(releases.PROJECTIONS):
+            for _ in calico.Projection(self.feeds[syncers.FELIX], releases.BY_FEED[name]).seed():
+                pass
         self.types = {source.kind: source.type for spec in specs for source in spec.sources}
 
 
@@ -350,13 +352,14 @@ def _convert(data: bytes) -> str:
         return "unknown kind"
     event = _event(type, data, envelope)
     said = envelope.kind
-    for one in made.feeds:
-        if type in one.types:
+    for one in made.feeds.values():
+        if type in (*one.types, *one.older_types):
             rejection = one.apply(event)
             assert rejection is None or rejection.reason != calico.DEFECT, rejection
-            said += f" {rejection.reason if rejection else ''} {_encoded(one.take())}"
+            said += f" {rejection.reason if rejection else ''} {[_encoded(f.take()) for f in (one, *one.projections)]}"
             one.delete(event)
-            _encoded(one.take())
+            for each in (one, *one.projections):
+                _encoded(each.take())
     return said
 
 

@@ -45,6 +45,7 @@ _SINCE: Final = {
     "StagedNetworkPolicy": Release.V3_30,
     "StagedKubernetesNetworkPolicy": Release.V3_30,
     "BGPPeer": Release.V3_30,
+    "BaselineAdminNetworkPolicy": Release.V3_30,
     "ClusterNetworkPolicy": Release.V3_32,
     "VirtualMachineInstanceMigration": Release.V3_32,
 }

@@ -1,19 +1,17 @@
-"""AdminNetworkPolicies and BaselineAdminNetworkPolicies: single rules, and the recordings of the original."""
+"""AdminNetworkPolicies and BaselineAdminNetworkPolicies. The recordings are replayed in test_projections."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import objects, resources
-from cache.feeds.calico import adminpolicies, feed, model, syncers
+from cache.feeds.calico import adminpolicies, model
 from tests.fuzz import cost
-from tests.harness import admin_policies, builders, corpus, repository
+from tests.harness import builders
 
 _POD = "projectcalico.org/orchestrator == 'k8s'"
 _ANY: dict[str, Any] = {"namespaces": {}}
@@ -249,77 +247,3 @@ def test_any_object_gives_one_item_or_a_conversion_error(whole: dict[str, Any]) 
         assert (item.value is None) == bool(item.invalid)
         if item.value is not None:
             assert isinstance(json.loads(item.value)["order"], int)
-
-
-# The recordings.
-
-_BOTH = (admin_policies.ADMIN, admin_policies.BASELINE)
-_SOURCES = {"v3.29": (admin_policies.ADMIN,), "v3.30": _BOTH, "v3.31": _BOTH}
-_RECORDINGS = [
-    path.relative_to(repository.GOLDEN_RELEASES).with_suffix("").as_posix()
-    for path in sorted(repository.GOLDEN_RELEASES.glob("*/*.json"))
-    if b'"kind": "AdminNetworkPolicy"' in (text := path.read_bytes()) or b'"kind": "BaselineAdmin' in text
-]
-
-
-class _Replay:
-    """A feed of these two kinds, and the updates that its clients get."""
-
-    def __init__(self, path: Path) -> None:
-        self.recording = msgspec.json.decode(path.read_bytes(), type=corpus.Scenario)
-        sources = _SOURCES.get(path.parent.name[:5], ())
-        self._types = {(admin_policies.GROUP_VERSION, source.kind): source.type for source in sources}
-        self._feed = feed.CalicoFeed(syncers.FeedSpec("felix", sources), max_value_bytes=1 << 22)
-
-    def play(self, type: str, raw: bytes, origin: objects.Origin) -> None:
-        event = corpus.event_of(raw, self._types, origin)
-        if event is not None and type == "DELETED":
-            self._feed.delete(event)
-        elif event is not None:
-            assert self._feed.apply(event) is None
-
-    def take(self) -> dict[str, Any]:
-        batch = self._feed.take()
-        updates = () if batch is None else batch.updates
-        return _in_agents_eyes(
-            corpus.Item(
-                update.key,
-                None if update.value is None else update.value.decode(),
-                update.revision,
-                update.v3_resource_version,
-                int(update.update_type),
-            )
-            for update in updates
-        )
-
-
-def _in_agents_eyes(items: Iterable[corpus.Item]) -> dict[str, Any]:
-    """Items of these kinds by key, with decoded values. The agents' structs have no member `tier`."""
-    found: dict[str, Any] = {}
-    for item in items:
-        if item.key.startswith((_ADMIN_KEY, _BASELINE_KEY)):
-            value = json.loads(item.value or "null")
-            if value is not None:
-                value.pop("tier", None)
-            assert item.key not in found
-            found[item.key] = (value, *item[2:])
-    return found
-
-
-@pytest.mark.parametrize("name", _RECORDINGS)
-def test_recordings(name: str) -> None:
-    path = repository.GOLDEN_RELEASES / f"{name}.json"
-    watched = _Replay(path)
-    for step, events in enumerate(watched.recording.events):
-        for event in events:
-            watched.play(event.type, bytes(event.object), objects.Origin.EVENT)
-        assert watched.take() == _in_agents_eyes(watched.recording.delta(syncers.FELIX, step)), step
-    listed = _Replay(path)
-    for raw in listed.recording.objects_after:
-        listed.play("ADDED", bytes(raw), objects.Origin.LIST)
-    assert listed.take() == _in_agents_eyes(listed.recording.snapshot(syncers.FELIX).values())
-
-
-def test_there_are_recordings_of_each_release() -> None:
-    found = {name.partition("/")[0] for name in _RECORDINGS}
-    assert found == {"v3.29.7", "v3.30.7", "v3.31.7", "v3.31.7-newer-crds", "v3.32.1"}

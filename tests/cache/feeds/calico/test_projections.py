@@ -69,5 +69,30 @@ def test_clients_receive_the_originals_updates(path: pathlib.Path) -> None:
             assert sorted(sent, key=repr) == sorted(recorded, key=repr), (syncer, step)
 
 
+_ADMIN = "tier/adminnetworkpolicy/policy/kanp.adminnetworkpolicy.both"
+_BASELINE = "tier/baselineadminnetworkpolicy/policy/kbanp.baselineadminnetworkpolicy.default"
+_CLUSTER = {"KubernetesClusterNetworkPolicy//both", "KubernetesClusterNetworkPolicy//default"}
+
+
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [
+        (Release.V3_32, _CLUSTER),
+        (Release.V3_31, {_ADMIN, _BASELINE}),
+        (Release.V3_30, {_ADMIN, _BASELINE}),
+        (Release.V3_29, {_ADMIN}),
+    ],
+)
+def test_each_release_has_its_own_cluster_wide_policies(release: Release, expected: set[str]) -> None:
+    """In the recordings of 3.29 the API server does not know baseline policies."""
+    replay = corpus.Replay(syncers.Group.V1)
+    for _ in replay.open(release):
+        pass
+    built_in = set(replay.snapshot(releases.feed_name(release)))
+    replay.apply_list(corpus.load("anp-and-cnp", DIRECTORY / "v3.31.7-newer-crds").objects_after)
+    added = set(replay.snapshot(releases.feed_name(release))) - built_in
+    assert {key.removeprefix("/calico/v1/policy/") for key in added} == expected
+
+
 def test_all_recordings_are_present() -> None:
     assert len(PATHS) == RECORDINGS
