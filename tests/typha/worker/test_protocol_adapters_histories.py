@@ -28,7 +28,7 @@ LIMITS = msgspec.structs.replace(
 )
 """The original's limits during the recording; the hold and the overrides are ours. The clients name no version."""
 HELD = {"M20": "unsupported-protocol", "M27": "unknown-feed", "M28": "unknown-feed"}
-"""Held for a while, then closed. M20 begins TLS. M27 is an agent of an older release, for which this feed has nothing."""
+"""Held for a while, then closed. M20 begins TLS. M27 is an agent of an older release: here is none of its data."""
 SOONER = {"M01b", "M02", "M03c"}
 """Closed at once here; the original waits for the rest of the message that the length announces."""
 HANGS_UP = {"M06a", "M06d"}
