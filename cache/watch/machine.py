@@ -374,8 +374,11 @@ class WatchMachine:
             self._disable_watch_list(detail)
             return
         failure = classify(http_status, status)
-        if failure is Failure.FORBIDDEN and self._policy.forbidden_is_absent:
+        if failure is Failure.FORBIDDEN and self._policy.forbidden_is_absent and not len(self._reflector):
             failure = Failure.NOT_FOUND
+            if not isinstance(self._state, Absent):
+                detail = f"{_missing_rule(self.type, request)} ({detail})"
+                self._notice(NoticeKind.ACTION_NEEDED, "warning", detail=detail)
         if failure is not Failure.NOT_FOUND:
             self._missing_since = None
         if failure is Failure.GONE or failure is Failure.VERSION_TOO_LARGE:

@@ -327,6 +327,33 @@ def test_forbidden_names_the_missing_rule_once_and_keeps_trying() -> None:
     assert driver.notice_kinds() == ["ACTION_NEEDED", "OUTAGE_ENDED"]
 
 
+def test_an_optional_type_that_may_not_be_read_is_absent_and_the_rule_is_named() -> None:
+    driver = MachineDriver(policy=policy.WatchPolicy(forbidden_is_absent=True))
+    for _ in range(3):
+        driver.request(within=30)
+        driver.refused(403, "Forbidden")
+    assert driver.sink.take() == ["in-sync"]
+    needed, absent = driver.notices
+    assert (needed.kind, absent.kind) == (requests.NoticeKind.ACTION_NEEDED, requests.NoticeKind.ABSENT)
+    assert 'missing RBAC rule: verb "watch" on resource "pods"' in str(needed.fields["detail"])
+    driver.request(within=30)
+    driver.accepted()
+    driver.lines(event("ADDED", "a/1", 5), bookmark(6, ends_initial=True))
+    assert driver.sink.take() == ["resync", "initial a/1@5", "in-sync"]
+
+
+def test_losing_the_permission_to_read_an_optional_type_deletes_nothing() -> None:
+    driver = MachineDriver(policy=policy.WatchPolicy(forbidden_is_absent=True))
+    driver.sync({"a/1": 5}, 9)
+    driver.ended()
+    for _ in range(5):
+        driver.request(within=30)
+        driver.refused(403, "Forbidden")
+    assert driver.sink.map == {"a/1": "5"}
+    assert driver.sink.current_status is SyncStatus.IN_SYNC
+    assert "ACTION_NEEDED" in driver.notice_kinds()
+
+
 def test_unauthorized_loads_the_credentials_again_before_the_next_try() -> None:
     driver = MachineDriver()
     driver.request()
