@@ -161,7 +161,7 @@ class Replay:
             if event is not None and event.type in (*source.types, *source.older_types)
         ]
 
-    def open(self, release: releases.Release) -> Iterator[None]:
+    def open(self, release: releases.Release) -> Iterator[object]:
         """Begin a projection of felix. It has everything once the steps are at their end."""
         projection = feed.Projection(self.feeds[syncers.FELIX], release)
         self.feeds[projection.name] = projection

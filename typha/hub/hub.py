@@ -38,7 +38,6 @@ from typha.observability import quantiles
 
 _log = structlog.get_logger("typha.hub")
 _monotonic = clock.monotonic
-_SEEDED = object()
 
 
 class Hub:
@@ -61,7 +60,7 @@ class Hub:
         self.batch_sizes: dict[str, quantiles.Histogram] = {}
         self._wanted: dict[tuple[str, str], None] = {}
         """Channels to be opened as soon as there is something to serve, in the order in which they were asked for."""
-        self._seeds: dict[str, Iterator[None]] = {}
+        self._seeds: dict[str, Iterator[list[feed.Rejection]]] = {}
         """Projections that do not have all objects yet."""
         self._has_seeds = asyncio.Event()
         self.older_types: asyncio.Queue[resources.ResourceType] = asyncio.Queue()
@@ -348,9 +347,12 @@ class Hub:
         while True:
             await self._has_seeds.wait()
             for name, seed in list(self._seeds.items()):
-                if next(seed, _SEEDED) is _SEEDED:
-                    self._seeds.pop(name, None)
+                refusals = next(seed, None)
+                if refusals is None:
+                    del self._seeds[name]
                     self._must_publish = True
+                for refusal in refusals or ():
+                    self._note_refusal(refusal)
             if not self._seeds:
                 self._has_seeds.clear()
             self.batch_end()

@@ -254,18 +254,26 @@ class Projection(CalicoFeed):
         """Stop following the newest feed."""
         self.base.projections.remove(self)
 
-    def seed(self) -> Iterator[None]:
-        """Take over the newest feed's objects, a slice for each step. It may change meanwhile. Then its statuses."""
+    def seed(self) -> Iterator[list[feed.Rejection]]:
+        """Take over the newest feed's objects, a slice for each step. It may change meanwhile. Then its statuses.
+
+        Each step returns rejections that only this feed has.
+        """
+        rejections: list[feed.Rejection] = []
         for type in self.types:
             for count, (name, items) in enumerate(self.base.objects_of(type), 1):
                 # Of what has changed or gone since, `follow` and `delete` have told.
                 if self.base.holds(type, name, items):
                     namespace, _, own_name = name.rpartition("/")
                     event = objects.ObjectEvent(type, namespace, own_name, "", None, "", "", objects.Origin.LIST)
-                    self.follow(event, items)
+                    rejection = self.follow(event, items)
+                    if rejection is not None and not any(item.invalid or item.warning for item in items):
+                        rejections.append(rejection)
                 if count % _SEED_SLICE == 0:
-                    yield
-            yield
+                    yield rejections
+                    rejections = []
+            yield rejections
+            rejections = []
         self._is_seeded = True
         for type in self.types:
             super().set_status(type, self.base.status_of(type))
@@ -273,7 +281,14 @@ class Projection(CalicoFeed):
     def follow(self, event: objects.ObjectEvent, items: Sequence[model.Item]) -> feed.Rejection | None:
         """Process an object's new items of the newest feed."""
         rewrite = self._rewrites.get(event.type)
-        return None if rewrite is None else self.adopt(event, rewrite(event, items))
+        if rewrite is None:
+            return None
+        try:
+            rewritten = rewrite(event, items)
+        except Exception as error:  # as in `convert`
+            self.delete(event)
+            return self._rejection(event, DEFECT, f"{type(error).__name__}: {error}")
+        return self.adopt(event, rewritten)
 
     def delete(self, event: objects.ObjectEvent) -> None:
         """See `feed.Feed`. The release may not have the type."""
