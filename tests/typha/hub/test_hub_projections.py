@@ -9,8 +9,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from cache import objects
+from cache import objects, resources
 from cache.feeds.calico import feed, model, releases, syncers
 from cache.feeds.calico.releases import Release
 from protocol import formats, messages
@@ -71,9 +73,9 @@ class CalicoStand(HubStand):
         assert found is not None
         return found
 
-    def put_policies(self, *, version: int = 1) -> None:
+    def put_policies(self, *, count: int = POLICIES, version: int = 1) -> None:
         """Many global policies, in tier default by name and in fact."""
-        for number in range(POLICIES):
+        for number in range(count):
             spec = {"selector": f"x == '{version}'", "tier": "default"}
             self.hub.apply(self.event("GlobalNetworkPolicy", f"p{number:04}", spec, version=version))
         self.hub.batch_end()
@@ -361,3 +363,125 @@ async def test_a_defect_of_a_projection_costs_one_object_in_it_alone() -> None:
         assert stand.hub.updates_refused == {feed.DEFECT: 2}
         assert list(stand.content(NEWEST)) == ["/bad", "/good"]
         assert list(stand.content()) == ["/calico/v1/policy/tier/default/policy/good"]
+
+
+_KINDS = st.sampled_from(["GlobalNetworkPolicy", "AdminNetworkPolicy"])
+_NAMES = st.integers(0, 1)
+_WORKERS = st.integers(0, 1)
+_STEPS = st.one_of(
+    st.tuples(st.just("put"), _KINDS, _NAMES),
+    st.tuples(st.just("delete"), _KINDS, _NAMES),
+    st.tuples(st.just("status"), st.integers(0, 30), st.sampled_from(messages.SyncStatus)),
+    st.tuples(st.just("outage"), st.just(0), st.just(0)),
+    st.tuples(st.just("want"), _WORKERS, st.sampled_from(sorted(releases.PROJECTIONS))),
+    st.tuples(st.just("report"), _WORKERS, st.integers(0, 1)),
+    st.tuples(st.just("minute"), st.just(0), st.just(0)),
+    st.tuples(st.just("turns"), st.integers(1, 60), st.just(0)),
+    st.tuples(st.just("worker dies"), _WORKERS, st.just(0)),
+)
+
+
+_POLICIES = 250
+"""More than a projection takes over in one step."""
+_MODERN = {releases.feed_name(release) for release in Release if release.has_modern_policy_keys}
+
+
+class _Heard:
+    """A worker, and the channels that it knows."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.channels: dict[int, tuple[str, str]] = {}
+
+    def hear(self) -> None:
+        for message in self.worker.hear():
+            if isinstance(message, ipc.OpenChannel):
+                assert (message.feed, message.wire_format) not in self.channels.values()
+                self.channels[message.channel] = message.feed, message.wire_format
+            elif isinstance(message, ipc.CloseChannel):
+                del self.channels[message.channel]
+        assert not self.worker.broken
+
+    def report(self, clients: int) -> None:
+        channels = {number: ipc.ChannelReport(clients=clients) for number in self.channels}
+        self.worker.say(ipc.Report(ipc.WorkerCounts(), active=clients, channels=channels))
+
+
+@settings(max_examples=100)
+@given(st.lists(_STEPS, min_size=15, max_size=60))
+def test_whatever_happens_projections_end_with_what_a_new_one_has(steps: list[tuple[str, Any, Any]]) -> None:
+    asyncio.run(_play(steps))
+
+
+async def _play(steps: list[tuple[str, Any, Any]]) -> None:
+    now = 1000.0
+    with clock.replaced(monotonic=lambda: now, time_ns=time.time_ns):
+        async with CalicoStand().running() as stand:
+            types = list(dict.fromkeys(TYPES.values()))
+            workers = [_Heard(stand.add_worker(number)) for number in (1, 2)]
+            stand.put_policies(count=_POLICIES)
+            stand.sync_newest()
+            for number, (action, first, second) in enumerate(steps, 3):
+                if action in ("put", "delete"):
+                    spec = {"selector": f"x == '{number}'", "priority": 1, "subject": {"namespaces": {}}}
+                    event = stand.event(first, f"p{second}", spec, version=number)
+                    if event.type in stand.hub.types:  # else nobody watches it
+                        (stand.hub.apply if action == "put" else stand.hub.delete)(event)
+                elif action == "status" and types[first % len(types)] in stand.hub.types:
+                    stand.hub.status(types[first % len(types)], second)
+                elif action == "want":
+                    workers[first].worker.say(ipc.WantChannel(second, WIRE_FORMAT))
+                elif action == "report":
+                    workers[first].report(second)
+                elif action == "outage":
+                    for status in (messages.SyncStatus.RESYNC, messages.SyncStatus.IN_SYNC):
+                        for type in stand.hub.types:
+                            stand.hub.status(type, status)
+                elif action == "minute":
+                    stand.hub.look_after_channels()
+                    now += 61
+                    stand.hub.look_after_channels()
+                elif action == "worker dies":
+                    stand.hub.remove_worker(workers[first].worker.handle.number)
+                    workers[first] = _Heard(stand.add_worker(number))
+                else:
+                    for _ in range(first):
+                        await asyncio.sleep(0)
+                stand.hub.batch_end()
+                for one in workers:
+                    one.hear()
+                _check_open(stand)
+            await _check_all(stand, workers, types)
+
+
+def _check_open(stand: CalicoStand) -> None:
+    """No channel is open before its projection has everything, and no status is better than those of the types."""
+    for channel in stand.hub.channels.values():
+        projection = channel.feed
+        assert all(policy_key(number) in stand.content(projection.name) for number in (0, _POLICIES - 1)) or (
+            projection.name in _MODERN
+        )
+        if projection.store.status is messages.SyncStatus.IN_SYNC and not stand.hub.coalescer.is_unfinished:
+            statuses = {stand.newest.status_of(type) for type in projection.types}
+            assert statuses == {messages.SyncStatus.IN_SYNC}
+
+
+async def _check_all(stand: CalicoStand, workers: list[_Heard], types: list[resources.ResourceType]) -> None:
+    """All is said: what is open is known to all workers, whole, and in sync."""
+    asked = [stand.hub.older_types.get_nowait() for _ in range(stand.hub.older_types.qsize())]
+    assert len(set(asked)) == len(asked), "watched twice"
+    stand.sync(*(type for type in types if type in stand.hub.types))
+    await stand.settled()
+    assert {name for name, _ in stand.hub.channels} == set(stand.hub.feeds) - {NEWEST}
+    assert stand.newest.projections == [source for name, source in stand.hub.feeds.items() if name != NEWEST]
+    for one in workers:
+        one.hear()
+        assert one.channels == {channel.number: channel.key for channel in stand.hub.channels.values()}
+    for projection in list(stand.newest.projections):
+        assert projection.store.status is messages.SyncStatus.IN_SYNC
+        fresh = feed.Projection(stand.newest, projection.release)
+        for _ in fresh.seed():
+            pass
+        fresh.take()
+        fresh.close()
+        assert stand.content(projection.name) == {entry.key: entry.value for entry in fresh.store}
