@@ -92,7 +92,7 @@ async def load_access(*, timeout_seconds: float = _HELPER_TIMEOUT_SECONDS) -> Ac
             # The whole session: an exec plugin must not outlive its helper.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            await processes.wait_for_end(process)
     if process.returncode != 0:
         lines = errors.decode("utf-8", "replace").strip().splitlines() or [f"exit status {process.returncode}"]
         raise AccessError(lines[-1][:_MAX_ERROR_LENGTH])
