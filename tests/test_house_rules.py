@@ -1,6 +1,5 @@
 """Rules of the house that no linter knows: tests that mirror sources, nothing that belongs to one machine."""
 
-import ast
 import functools
 import os
 import re
