@@ -181,6 +181,7 @@ class Service:
             ("catch-ups", self.hub.catch_ups.run()),
             ("coalescing", self.hub.run_coalescing()),
             ("conversions", self.hub.run_conversions()),
+            ("projections", self.hub.run_projections()),
             ("garbage", self.garbage.run()),
             ("housekeeping", self._keep_house()),
         ]
@@ -220,11 +221,20 @@ class Service:
             if late:
                 await self.calico.installed(session)
                 self._start_watchers(session, tasks, late)
+            while True:  # a type that only agents of older releases get is watched once there is one
+                older = await self.hub.older_types.get()
+                await self.calico.older_wanted(session, older)
+                self._start_watchers(session, tasks, [older], forbidden_is_absent=True)
 
     def _start_watchers(
-        self, session: api.KubeApi, tasks: asyncio.TaskGroup, types: Iterable[resources.ResourceType]
+        self,
+        session: api.KubeApi,
+        tasks: asyncio.TaskGroup,
+        types: Iterable[resources.ResourceType],
+        *,
+        forbidden_is_absent: bool = False,
     ) -> None:
-        policy = WatchPolicy(page_limit=self._settings.list_page_size)
+        policy = WatchPolicy(page_limit=self._settings.list_page_size, forbidden_is_absent=forbidden_is_absent)
         group = api_group.ApiGroup(self.calico.types)
         for type in types:
             one = watcher.Watcher(session, type, self.hub, policy=policy, group=group if type in group else None)
