@@ -115,6 +115,11 @@ class Feed(abc.ABC):
         """Write one change to the store. Return its update for clients, if there is one."""
 
     @property
+    def backlog(self) -> int:
+        """The number of changes that no batch has taken yet."""
+        return len(self._changes)
+
+    @property
     def is_unfinished(self) -> bool:
         """Whether the last batch left something for the next one."""
         return bool(self._changes) or self.store.is_splitting

@@ -44,6 +44,7 @@ class Watcher:
     ) -> None:
         self.type = type
         self._session = session
+        self._sink = sink
         self._policy = policy or WatchPolicy()
         self._clock = clock
         self._since_yield = 0
@@ -227,14 +228,17 @@ class Watcher:
         is_long = self._clock() - self._slice_began >= self._policy.slice_seconds
         if is_long or self._since_yield >= self._policy.slice_items:
             self._since_yield = 0
-            await asyncio.sleep(0)
+            await self._pause(0.0)
             self._slice_began = self._clock()
 
+    async def _pause(self, seconds: float) -> None:
+        """Let other tasks run, until the sink has room. Then each watcher has a slice: a flood delays only itself."""
+        await asyncio.sleep(seconds)
+        await self._sink.room()
+
     async def _finish_batch(self) -> None:
-        is_sweeping = self._machine.sweep(self._clock())
-        while is_sweeping:
-            await asyncio.sleep(0)
-            is_sweeping = self._machine.sweep(self._clock())
+        while self._machine.sweep(self._clock()):
+            await self._pause(self._policy.sweep_rest_seconds)
         self._log_notices()
         self._machine.end_batch(self._clock())
 

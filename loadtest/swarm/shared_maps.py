@@ -40,8 +40,8 @@ class MapStep:
 
     __slots__ = ("gone", "is_recorded", "map")
 
-    def __init__(self, map: "SharedMap", gone: tuple[tuple[str, str], ...]) -> None:
-        self.map = map
+    def __init__(self, after: "SharedMap", gone: tuple[tuple[str, str], ...]) -> None:
+        self.map = after
         self.gone = gone
         """(key, uid) of the objects that are no longer in the map."""
         self.is_recorded = False

@@ -7,6 +7,7 @@ A batch that cannot be written to a channel's log, for lack of a resource, is wr
 what comes, and no snapshot or block of the channel is cut, because store and log do not agree.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Iterable
 
@@ -69,6 +70,7 @@ class Hub:
         self._uncommitted = 0
         """Objects that have come since the last commit."""
         self._must_publish = False
+        self._committed = asyncio.Event()
         self.add_feeds(feeds)
 
     def add_feeds(self, feeds: Iterable[feed.Feed]) -> None:
@@ -176,6 +178,19 @@ class Hub:
         if self._must_publish or self.coalescer.is_due(self._uncommitted, self.workers.publishes_under_way):
             self.commit()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a feed has gathered a whole batch."""
+        return any(source.backlog >= self._policy.batch_changes_max for source in self.feeds.values())
+
+    async def room(self) -> None:
+        """Returns when there is room for a slice. So a flood waits in its own watcher, and not before other changes."""
+        if self.is_full:
+            self.batch_end()
+        while self.is_full:
+            self._committed.clear()
+            await self._committed.wait()
+
     async def run_coalescing(self) -> None:
         """Publishes what has waited as soon as workers may be given more, forever."""
         while True:
@@ -220,6 +235,7 @@ class Hub:
             for channel in channels:
                 published = self._append(channel, batch, changed_at) or published
         self.coalescer.published(is_unfinished=is_unfinished)
+        self._committed.set()
         if published:
             self.workers.flush()
         if self._wanted:

@@ -1,6 +1,7 @@
 """The watch driver with a scripted API server on a real socket."""
 
 import asyncio
+import contextlib
 import dataclasses
 import gzip
 
@@ -8,10 +9,19 @@ import pytest
 import structlog
 from aiohttp import web
 
-from cache.kube import access, api
+from cache.kube import access, api, watcher
 from protocol.messages import SyncStatus
-from tests.harness.scripted_server import FAST, IMPATIENT, ScriptedServer, lines, session_to, watching
-from tests.harness.watch_harness import bookmark, error_event, event, json_bytes, pod, pod_list, status
+from tests.harness.scripted_server import (
+    FAST,
+    IMPATIENT,
+    NotifyingSink,
+    ScriptedServer,
+    eventually,
+    lines,
+    session_to,
+    watching,
+)
+from tests.harness.watch_harness import PODS, bookmark, error_event, event, json_bytes, pod, pod_list, status
 
 NO_WATCH_LIST = status(422, "Invalid", "sendInitialEvents is forbidden for watch")
 
@@ -365,3 +375,47 @@ async def test_a_slice_ends_when_its_objects_take_long(server: ScriptedServer, h
         await sink.until(lambda: len(sink.map) == len(objects))
         await looking
     assert len(seen) >= 4
+
+
+class FullSink(NotifyingSink):
+    """A sink with room for some events. The test makes room for more."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.limit = room
+        self.has_waiter = False
+
+    async def room(self) -> None:
+        """Wait for the test."""
+        self.has_waiter = len(self.events) >= self.limit
+        await eventually(lambda: len(self.events) < self.limit)
+
+    def make_room(self) -> None:
+        """Make room for one more event."""
+        self.has_waiter = False
+        self.limit = len(self.events) + 1
+
+
+@pytest.mark.parametrize(("way", "before", "events"), [("page", 0, 30), ("stream", 0, 30), ("sweep", 30, 60)])
+async def test_a_flood_comes_in_slices_as_the_sink_has_room(
+    server: ScriptedServer, way: str, before: int, events: int
+) -> None:
+    many = {f"a/{number}": number + 1 for number in range(30)}
+    added = lines(*(event("ADDED", *item) for item in many.items()))
+    server.script = {
+        "page": [server.body(NO_WATCH_LIST, status=422), server.body(pod_list(many, 99))],
+        "stream": [server.stream(initial(0), added)],
+        "sweep": [server.stream(added + initial(99) + lines(error_event(410, "Expired"))), server.stream(initial(100))],
+    }[way]
+    sink, session = FullSink(before + 1), session_to(server)
+    await session.start()
+    task = asyncio.create_task(watcher.Watcher(session, PODS, sink, policy=FAST).run(), name="watcher")
+    while len(sink.events) < events:
+        seen = max(before, len(sink.events))
+        await eventually(lambda: sink.has_waiter or len(sink.events) == events)
+        assert len(sink.events) - seen <= FAST.slice_items
+        sink.make_room()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    await session.close()
