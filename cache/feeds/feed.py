@@ -100,7 +100,11 @@ class Feed(abc.ABC):
 
     @abc.abstractmethod
     def convert(self, event: objects.ObjectEvent) -> Any:
-        """Convert an object, without a change of the feed. Raises nothing: failures are outcomes, too."""
+        """Convert an object, without a change of the feed. Failures are outcomes, too.
+
+        Raises:
+            MemoryError: the object may be good.
+        """
 
     @abc.abstractmethod
     def adopt(self, event: objects.ObjectEvent, outcome: Any) -> Rejection | None:

@@ -74,17 +74,28 @@ class Watcher:
         return self._machine.object_count
 
     async def run(self) -> None:
-        """Watch until cancelled, or until the sink raises an exception."""
+        """Watch until cancelled, or until the sink raises an exception. Lack of memory ends a request, and not more."""
+        is_short = False
         while True:
-            action = self._machine.next_action(self._clock())
-            if isinstance(action, requests.Pause):
-                await asyncio.sleep(max(0.0, action.until - self._clock()))
-                self._machine.tick(self._clock())
-            elif isinstance(action, requests.ReloadCredentials):
-                await self._reload_credentials()
-            else:
-                await self._perform(action)
-            await self._finish_batch()
+            try:
+                if is_short:
+                    await asyncio.sleep(self._policy.backoff_base_seconds)
+                    self._machine.interrupted(self._clock(), Failure.MEMORY, "no memory for an object or an answer")
+                    is_short = False
+                await self._step()
+            except MemoryError:
+                is_short = True
+
+    async def _step(self) -> None:
+        action = self._machine.next_action(self._clock())
+        if isinstance(action, requests.Pause):
+            await asyncio.sleep(max(0.0, action.until - self._clock()))
+            self._machine.tick(self._clock())
+        elif isinstance(action, requests.ReloadCredentials):
+            await self._reload_credentials()
+        else:
+            await self._perform(action)
+        await self._finish_batch()
 
     async def _reload_credentials(self) -> None:
         try:

@@ -113,6 +113,8 @@ class Failure(enum.Enum):
     REJECTED = "rejected"
     WATCH_ERROR = "watch-error"
     CREDENTIALS = "credentials"
+    MEMORY = "memory"
+    """Ours: there was none left to decode or convert an object."""
 
 
 def classify(http_status: int, status: decoding.Status) -> Failure:

@@ -33,6 +33,10 @@ from typha.observability import quantiles
 
 _log = structlog.get_logger("typha.hub")
 _monotonic = clock.monotonic
+_COMMIT_BYTES = 16 * 1024 * 1024
+"""Memory for a whole batch: its entries, its frames, and parts of chunks."""
+_COMMIT_BYTES_PER_KEY = 128
+"""Memory for the store's dictionaries if they grow. The old ones are there until then."""
 
 
 class Hub:
@@ -71,6 +75,8 @@ class Hub:
         """Objects that have come since the last commit."""
         self._must_publish = False
         self._committed = asyncio.Event()
+        self._is_short = False
+        """There was no memory for the last commit."""
         self.add_feeds(feeds)
 
     def add_feeds(self, feeds: Iterable[feed.Feed]) -> None:
@@ -151,7 +157,14 @@ class Hub:
     async def run_conversions(self) -> None:
         """Converts what may take long, forever."""
         while True:
-            self.converted(await self.conversions.convert_next())
+            try:
+                done = await self.conversions.convert_next()
+            except MemoryError as error:
+                self.shortages.note(shortages.Lacking.CONVERSION, error)
+                await asyncio.sleep(self._policy.retry_seconds)
+                continue
+            self.shortages.over(shortages.Lacking.CONVERSION)
+            self.converted(done)
 
     def converted(self, done: conversions.Conversion) -> None:
         """An object has been converted in the thread."""
@@ -209,6 +222,9 @@ class Hub:
 
         Of very much, only a part: `run_coalescing` goes on with the rest in the next turn.
         """
+        if not self._has_memory():
+            self.coalescer.published()  # `look_after_channels` tries again
+            return
         changed_at = self.coalescer.since or _monotonic()
         self._uncommitted, self._must_publish = 0, False
         published = is_unfinished = False
@@ -240,6 +256,20 @@ class Hub:
             self.workers.flush()
         if self._wanted:
             self._open_wanted()
+
+    def _has_memory(self) -> bool:
+        """Whether there is memory for a commit: half a batch in a store would be lost for the logs."""
+        keys = max((len(source.store) for source in self.feeds.values()), default=0)
+        try:
+            shortages.check_memory(_COMMIT_BYTES + _COMMIT_BYTES_PER_KEY * keys)
+        except shortages.ERRORS as error:
+            self.shortages.note(shortages.Lacking.COMMIT, error)
+            self._is_short = True
+            return False
+        if self._is_short:
+            self._is_short = False
+            self.shortages.over(shortages.Lacking.COMMIT)
+        return True
 
     def _channels_of(self, source: feed.Feed) -> list[HubChannel]:
         return [channel for channel in self.channels.values() if channel.feed is source]
@@ -360,7 +390,7 @@ class Hub:
         Where newcomers take a snapshot with much log after it, the next ones get a newer one.
         """
         now = _monotonic()
-        if any(channel.unwritten is not None for channel in self.channels.values()):
+        if self._is_short or any(channel.unwritten is not None for channel in self.channels.values()):
             self.commit()
         self.coalescer.note_clients(self.workers.clients_max)
         for channel in list(self.channels.values()):

@@ -9,6 +9,7 @@ import pytest
 import structlog
 from aiohttp import web
 
+from cache import objects
 from cache.kube import access, api, watcher
 from protocol.messages import SyncStatus
 from tests.harness.scripted_server import (
@@ -415,6 +416,62 @@ async def test_a_flood_comes_in_slices_as_the_sink_has_room(
         await eventually(lambda: sink.has_waiter or len(sink.events) == events)
         assert len(sink.events) - seen <= FAST.slice_items
         sink.make_room()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    await session.close()
+
+
+class ForgetfulSink(NotifyingSink):
+    """A sink without memory for some of its calls."""
+
+    def __init__(self, *failing: int) -> None:
+        super().__init__()
+        self.failing = failing
+        self.calls = 0
+
+    def apply(self, event: objects.ObjectEvent) -> None:
+        self._call()
+        super().apply(event)
+
+    def delete(self, event: objects.ObjectEvent) -> None:
+        self._call()
+        super().delete(event)
+
+    def _call(self) -> None:
+        self.calls += 1
+        if self.calls - 1 in self.failing:
+            raise MemoryError
+
+
+@pytest.mark.parametrize("failing", [(0,), (2, 3), (4,), (5,), (6,), (6, 7), tuple(range(0, 14, 2))])
+async def test_an_object_comes_again_for_which_there_was_no_memory(
+    server: ScriptedServer, failing: tuple[int, ...]
+) -> None:
+    """Calls 0 to 3 are of a list, 4 and 5 of events, and 6 of the sweep after another list."""
+    sink = ForgetfulSink(*failing)
+    later = {10: event("MODIFIED", "a/v", 10), 11: event("DELETED", "a/w", 11), 12: error_event(410, "Expired")}
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        is_second = sink.map.get("a/v") == "10" and "a/w" not in sink.map
+        if "limit" in request.query:  # after three broken streams
+            listed = {"a/v": 10, "a/y": 4} if is_second else {"a/v": 1, "a/w": 2, "a/x": 3, "a/y": 4}
+            return await server.body(pod_list(listed, 20 if is_second else 9))(request)
+        if "sendInitialEvents" in request.query:
+            known = initial(20, v=10, y=4) if is_second else initial(9, v=1, w=2, x=3, y=4) + lines(*later.values())
+        else:
+            since = int(request.query["resourceVersion"])
+            known = lines(*(line for version, line in later.items() if since < version <= 12))
+        return await server.stream(known)(request)
+
+    server.script = [answer] * 60
+    session = session_to(server)
+    await session.start()
+    subject = watcher.Watcher(session, PODS, sink, policy=FAST)
+    task = asyncio.create_task(subject.run(), name="watcher")
+    await eventually(lambda: task.done() or (sink.map == {"a/v": "10", "a/y": "4"} and subject.object_count == 2))
+    assert not task.done()
+    assert subject.counters.errors["memory"] > 0
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
