@@ -400,6 +400,7 @@ class Hub:
                 self._has_seeds.clear()
             self.batch_end()
             await asyncio.sleep(0)
+            await self.room()
 
     def _close_unused_projections(self) -> None:
         used = {key[0] for key in (*self.channels, *self._wanted)}
