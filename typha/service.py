@@ -155,11 +155,9 @@ class Service:
         if not self.hub.names:
             _log.warning("No feeds are configured: every client will be refused", setting="FeedsFile, CalicoFeeds")
         try:
-            async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as background:
+            async with asyncio.TaskGroup() as tasks:
                 serving = tasks.create_task(self.supervisor.run(), name="workers")
-                for name, action in self._background():
-                    task = tasks.create_task(action, name=name)
-                    background.callback(task.cancel)
+                background = [tasks.create_task(action, name=name) for name, action in self._background()]
                 await self._stopping.wait()
                 self.listener.close()
                 self.supervisor.drain(
@@ -167,6 +165,8 @@ class Service:
                     interval_seconds_max=self._settings.shutdown_connection_drop_interval_max_seconds,
                 )
                 await serving
+                for task in background:  # only here: after a failure the group cancels them, and twice is too often
+                    task.cancel()
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)

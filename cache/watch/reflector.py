@@ -113,7 +113,6 @@ class Reflector:
             return identity
         if known is None and len(self._versions) >= self._objects_max:
             raise TooManyObjects(f"more than {self._objects_max} objects")
-        self._versions[identity] = version
         self._sink.apply(
             objects.ObjectEvent(
                 self._type,
@@ -126,6 +125,7 @@ class Reflector:
                 origin,
             )
         )
+        self._versions[identity] = version  # not before: if there is no memory for the object, it must come again
         return identity
 
     def remove(self, envelope: decoding.Envelope, raw: bytes, origin: objects.Origin) -> str:
@@ -136,7 +136,7 @@ class Reflector:
             self._reject(envelope)
             return ""
         identity = f"{metadata.namespace}/{metadata.name}"
-        if self._versions.pop(identity, None) is not None:
+        if identity in self._versions:
             self._sink.delete(
                 objects.ObjectEvent(
                     self._type,
@@ -149,6 +149,7 @@ class Reflector:
                     origin,
                 )
             )
+            del self._versions[identity]
         return identity
 
     def skip(self, error: decoding.InvalidObject) -> str:
@@ -159,19 +160,21 @@ class Reflector:
 
     def forget(self, identity: str, origin: objects.Origin) -> None:
         """Remove an object of unknown last state, if it is known."""
-        if self._versions.pop(identity, None) is not None:
+        if identity in self._versions:
             namespace, _, name = identity.partition("/")
             self._sink.delete(objects.ObjectEvent(self._type, namespace, name, self._position, None, "", "", origin))
+            del self._versions[identity]
 
     def sweep(self, stale: list[str], *, count: int, version: str) -> None:
         """Remove up to `count` objects from the end of `stale`. They were missing from the list at `version`."""
         for identity in stale[-count:]:
-            if self._versions.pop(identity, None) is not None:
-                self._counters.objects_swept += 1
+            if identity in self._versions:
                 namespace, _, name = identity.partition("/")
                 self._sink.delete(
                     objects.ObjectEvent(self._type, namespace, name, version, None, "", "", objects.Origin.LIST)
                 )
+                del self._versions[identity]
+                self._counters.objects_swept += 1
         del stale[-count:]
 
     def _reject(self, envelope: decoding.Envelope) -> None:

@@ -87,6 +87,8 @@ class CalicoFeed(feed.Feed):
             return self._kinds[event.type].source.convert(event)
         except model.ConversionError as error:
             return _Failure(error.reason, error.detail)
+        except MemoryError:
+            raise  # the object is good, and comes again
         except Exception as error:  # one object must not break the feed, even if it triggers a bug in a converter
             return _Failure(DEFECT, f"{type(error).__name__}: {error}")
 
