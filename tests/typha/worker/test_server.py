@@ -150,7 +150,7 @@ async def test_a_drained_client_that_does_not_read_delays_no_other(open_stage: O
     stage.handle.send(ipc.Drain(0.2, 0.1))
     await good.read_to_end()
     assert good.goodbye is not None
-    await asyncio.wait_for(stage.task, 5)
+    await asyncio.wait_for(stage.task, worker_stand.TIMEOUT_SECONDS)
     assert stage.disconnects == {"shutting-down": 2}
 
 
@@ -159,14 +159,14 @@ async def test_without_its_hub_the_worker_ends(stage: WorkerStand) -> None:
     await stage.converged(peer)
     stage.hang_up()
     with pytest.raises(link.LinkBroken):
-        await asyncio.wait_for(stage.task, 5)
+        await asyncio.wait_for(stage.task, worker_stand.TIMEOUT_SECONDS)
     await peer.read_to_end()
 
 
 async def test_a_message_that_makes_no_sense_ends_the_worker(stage: WorkerStand) -> None:
     stage.link.send(["frobnicate", 1])
     with pytest.raises(msgspec.ValidationError, match="frobnicate"):
-        await asyncio.wait_for(stage.task, 5)
+        await asyncio.wait_for(stage.task, worker_stand.TIMEOUT_SECONDS)
 
 
 class DefectiveTransport(full_transport.FullTransport):
@@ -227,7 +227,7 @@ async def test_a_defect_of_the_worker_itself_ends_it(stage: WorkerStand, monkeyp
     monkeypatch.setattr(stage.server.delivery, "run", broken)
     await stage.connect()
     with pytest.raises(ZeroDivisionError):
-        await asyncio.wait_for(stage.task, 5)
+        await asyncio.wait_for(stage.task, worker_stand.TIMEOUT_SECONDS)
 
 
 async def test_out_of_descriptors_connections_wait(open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch) -> None:
