@@ -224,7 +224,7 @@ class Service:
             while True:  # a type that only agents of older releases get is watched once there is one
                 older = await self.hub.older_types.get()
                 await self.calico.older_wanted(session, older)
-                self._start_watchers(session, tasks, [older], forbidden_is_absent=True)
+                self._start_watchers(session, tasks, [older], are_optional=True)
 
     def _start_watchers(
         self,
@@ -232,9 +232,9 @@ class Service:
         tasks: asyncio.TaskGroup,
         types: Iterable[resources.ResourceType],
         *,
-        forbidden_is_absent: bool = False,
+        are_optional: bool = False,
     ) -> None:
-        policy = WatchPolicy(page_limit=self._settings.list_page_size, forbidden_is_absent=forbidden_is_absent)
+        policy = WatchPolicy(page_limit=self._settings.list_page_size, is_optional=are_optional)
         group = api_group.ApiGroup(self.calico.types)
         for type in types:
             one = watcher.Watcher(session, type, self.hub, policy=policy, group=group if type in group else None)

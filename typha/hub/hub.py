@@ -38,7 +38,6 @@ from typha.observability import quantiles
 
 _log = structlog.get_logger("typha.hub")
 _monotonic = clock.monotonic
-_SEEDED = object()
 _COMMIT_BYTES = 16 * 1024 * 1024
 """Memory for a whole batch: its entries, its frames, and parts of chunks."""
 _COMMIT_BYTES_PER_KEY = 128
@@ -65,7 +64,7 @@ class Hub:
         self.batch_sizes: dict[str, quantiles.Histogram] = {}
         self._wanted: dict[tuple[str, str], None] = {}
         """Channels to be opened as soon as there is something to serve, in the order in which they were asked for."""
-        self._seeds: dict[str, Iterator[None]] = {}
+        self._seeds: dict[str, Iterator[list[feed.Rejection]]] = {}
         """Projections that do not have all objects yet."""
         self._has_seeds = asyncio.Event()
         self.older_types: asyncio.Queue[resources.ResourceType] = asyncio.Queue()
@@ -393,7 +392,10 @@ class Hub:
         while True:
             await self._has_seeds.wait()
             for name, seed in list(self._seeds.items()):
-                if next(seed, _SEEDED) is _SEEDED:
+                rejections = next(seed, None)
+                for rejection in rejections or ():
+                    self._note_refusal(rejection)
+                if rejections is None:
                     self._seeds.pop(name, None)
                     self._must_publish = True
             if not self._seeds:

@@ -256,18 +256,26 @@ class Projection(CalicoFeed):
         """Stop following the newest feed."""
         self.base.projections.remove(self)
 
-    def seed(self) -> Iterator[None]:
-        """Take over the newest feed's objects, a slice for each step. It may change meanwhile. Then its statuses."""
+    def seed(self) -> Iterator[list[feed.Rejection]]:
+        """Take over the newest feed's objects, then its statuses. It may change meanwhile.
+
+        Each step takes a slice of the objects, and yields the rejections in it.
+        """
+        rejections: list[feed.Rejection] = []
         for type in self.types:
             for count, (name, items) in enumerate(self.base.objects_of(type), 1):
                 # Of what has changed or gone since, `follow` and `delete` have told.
                 if self.base.holds(type, name, items):
                     namespace, _, own_name = name.rpartition("/")
                     event = objects.ObjectEvent(type, namespace, own_name, "", None, "", "", objects.Origin.LIST)
-                    self.follow(event, items)
+                    rejection = self.follow(event, items)
+                    if rejection is not None:
+                        rejections.append(rejection)
                 if count % _SEED_SLICE == 0:
-                    yield
-            yield
+                    yield rejections
+                    rejections = []
+            yield rejections
+            rejections = []
         self._is_seeded = True
         for type in self.types:
             super().set_status(type, self.base.status_of(type))

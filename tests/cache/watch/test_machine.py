@@ -650,3 +650,25 @@ def test_an_unreadable_error_body_is_shortened_for_the_log() -> None:
     assert len(str(notice.fields["detail"])) <= 400
     assert "HTTP 503: <html>" in str(notice.fields["detail"])
     assert status(503)
+
+
+def test_an_optional_type_that_may_not_be_read_is_in_sync_and_keeps_what_is_known() -> None:
+    driver = MachineDriver(policy=policy.WatchPolicy(is_optional=True))
+    driver.request()
+    driver.refused(403, "Forbidden", "no")
+    assert driver.sink.take() == ["in-sync"]
+    assert driver.notice_kinds() == ["FORBIDDEN"]
+    assert driver.pause() == driver.policy.absent_seconds
+    driver.request()
+    driver.refused(403, "Forbidden", "no")
+    assert driver.notice_kinds() == []
+    driver.pause()
+    driver.sync({"a/1": 5}, 9)
+    driver.sink.take()
+    driver.ended()
+    for _ in range(50):  # half an hour, in which a type that is missed would be lost
+        driver.request(within=driver.policy.absent_seconds)
+        driver.refused(403, "Forbidden", "no")
+    assert driver.sink.take() == []
+    assert driver.sink.map.keys() == {"a/1"}
+    assert driver.machine.status is SyncStatus.IN_SYNC

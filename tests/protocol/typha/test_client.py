@@ -56,7 +56,7 @@ def test_the_handshake() -> None:
 )
 def test_a_client_of_an_older_release_does_not_know_modern_policy_keys(software: str, is_modern: bool) -> None:
     ours, server = client.ClientConnection(), connection.Connection(connection.Role.SERVER)
-    ours.send(messages.ClientHello(feed="felix", software=software))
+    ours.send(messages.ClientHello(feed="felix", agent="watch", software=software))
     server.receive_data(ours.data_to_send())
     hello = server.next_event()
     assert isinstance(hello, typha_messages.ClientHello)

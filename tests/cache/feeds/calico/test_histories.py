@@ -151,7 +151,7 @@ def test_a_projection_is_a_function_of_the_present_objects(
 ) -> None:
     replay = corpus.Replay(_GROUP)
     present: dict[tuple[str, str, str], bytes] = {}
-    seeds: dict[Release, Iterator[None]] = {}
+    seeds: dict[Release, Iterator[object]] = {}
     clients: dict[str, dict[str, str | None]] = {}
     for number, (action, found, release) in enumerate(history):
         found["metadata"]["resourceVersion"] = str(number)
