@@ -108,6 +108,11 @@ def _describe(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def software(protocol: Protocol, agent_release: str) -> str:
+    """What a client says of its version."""
+    return agent_release or (client.NEWEST_VERSION if protocol is Protocol.TYPHA else SOFTWARE)
+
+
 def _make_connection(protocol: Protocol) -> connection.Connection | client.ClientConnection:
     return client.ClientConnection() if protocol is Protocol.TYPHA else connection.Connection(connection.Role.CLIENT)
 

@@ -70,6 +70,7 @@ class Follower:
         server_name: str | None = None,
         timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
         protocol: connection.Protocol = connection.Protocol.NATIVE,
+        agent_release: str = "",
     ) -> None:
         """The arguments and the ValueError are those of `follow`."""
         self._rotation = addresses.Rotation([servers] if isinstance(servers, str) else servers)
@@ -78,7 +79,7 @@ class Follower:
             agent=agent,
             node=node,
             features=frozenset({messages.Feature.ZSTD}),
-            software=connection.SOFTWARE,
+            software=connection.software(protocol, agent_release),
         )
         self.connections = 0
         """Number of connections on which a server accepted the hello."""
@@ -164,6 +165,7 @@ def follow(
     server_name: str | None = None,
     timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
     protocol: connection.Protocol = connection.Protocol.NATIVE,
+    agent_release: str = "",
 ) -> AsyncGenerator[Event, None]:
     """Yields the events of a feed without end, across reconnects.
 
@@ -180,6 +182,8 @@ def follow(
         server_name: the name in the server's certificate, if it differs from the host.
         timeouts: 10 s to connect, 10 s until the hello, 3 of the server's ping intervals without a message.
         protocol: the protocol to speak. With Typha's, the feed is the syncer type, and no digest verifies the map.
+        agent_release: with Typha's protocol, the release of Calico whose agent this is, such as v3.31.7: the server
+            sends what such agents understand. Default: the newest.
 
     Raises:
         ValueError: immediately, if there is no address or one is malformed.
@@ -193,5 +197,6 @@ def follow(
         server_name=server_name,
         timeouts=timeouts,
         protocol=protocol,
+        agent_release=agent_release,
     )
     return follower.events()

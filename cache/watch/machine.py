@@ -374,6 +374,8 @@ class WatchMachine:
             self._disable_watch_list(detail)
             return
         failure = classify(http_status, status)
+        if failure is Failure.FORBIDDEN and self._policy.forbidden_is_absent:
+            failure = Failure.NOT_FOUND
         if failure is not Failure.NOT_FOUND:
             self._missing_since = None
         if failure is Failure.GONE or failure is Failure.VERSION_TOO_LARGE:

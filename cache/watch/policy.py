@@ -73,6 +73,8 @@ class WatchPolicy:
     """Failures at one version without progress before a new list (the original's number)."""
     backward_bookmarks_max: int = 3
     """After this many bookmarks in a row with an older version, the server's history went back: list again."""
+    forbidden_is_absent: bool = False
+    """Whether a type that may not be read (403) counts as not installed."""
     absent_seconds: float = 30.0
     """Time between two requests for a type that is not installed."""
     absent_grace_seconds: float = 10.0

@@ -10,7 +10,7 @@ from typing import Final
 from loadtest.swarm import agent, control, frames, typha_frames
 from protocol import errors
 from protocol import messages as common
-from protocol.typha import codec, messages
+from protocol.typha import client, codec, messages
 
 _FOLLOWING: Final = agent.Phase.FOLLOWING
 _NO_INCARNATION: Final = b"typha"
@@ -37,7 +37,7 @@ class TyphaAgent(agent.Agent):
         hello = messages.ClientHello(
             hostname=self.name,
             info="loadtest",
-            version="loadtest",
+            version=client.NEWEST_VERSION,
             syncer_type=feed,
             supports_decoder_restart=compressed,
             supported_compression_algorithms=(messages.SNAPPY,) if compressed else (),

@@ -6,7 +6,9 @@ followed by numbered updates. It withholds statuses before the first "in sync". 
 first status after a snapshot, so it then finds the keys that were deleted while it was disconnected.
 """
 
+import re
 from collections import deque
+from typing import Final
 
 from protocol import errors, messages
 from protocol.native import connection as native
@@ -15,6 +17,12 @@ from protocol.typha import messages as typha_messages
 
 _NO_INCARNATION = bytes(16)
 _MAX_KNOWN_STATUS = messages.SyncStatus.IN_SYNC
+
+
+NEWEST_VERSION: Final = "v3.33.0"
+"""What a client says that is no agent of an older release: a server chooses its data by the version."""
+_LEGACY_VERSIONS: Final = re.compile(r"v?3\.(?:[0-9]|[12][0-9]|3[01])(?![0-9])")
+"""Of agents that do not know the current policy keys."""
 
 
 class ClientConnection:
@@ -38,7 +46,7 @@ class ClientConnection:
         return self._connection.pending_bytes
 
     def send(self, message: messages.Message) -> None:
-        """Queues the hello. The feed is the syncer type; the features have no equivalent.
+        """Queues the hello. The feed is the syncer type, the software the version; the features have no equivalent.
 
         Raises:
             LocalProtocolError: the message is not a hello. Acks and pongs are sent automatically.
@@ -53,7 +61,7 @@ class ClientConnection:
                 syncer_type=message.feed,
                 supports_decoder_restart=True,
                 supported_compression_algorithms=(typha_messages.SNAPPY,),
-                supports_modern_policy_keys=True,
+                supports_modern_policy_keys=_LEGACY_VERSIONS.match(message.software) is None,
             )
         )
 

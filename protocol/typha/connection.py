@@ -97,8 +97,6 @@ def refusal(hello: messages.ClientHello, feeds: Container[str]) -> tuple[reasons
     """Why a well-formed hello is refused, or None. Refused clients retry immediately: delay the close."""
     if hello.feed not in feeds:
         return reasons.DisconnectReason.UNKNOWN_FEED, f"no syncer type {hello.feed[: messages.MAX_AGENT_CHARS]!r} here"
-    if not hello.supports_modern_policy_keys:
-        return reasons.DisconnectReason.UNSUPPORTED_VERSION, "the client does not support the current policy keys"
     return None
 
 

@@ -16,7 +16,7 @@ import msgspec
 from cache import objects, resources
 from cache.feeds import feed, raw
 from cache.feeds.calico import feed as calico
-from cache.feeds.calico import syncers
+from cache.feeds.calico import releases, syncers
 from cache.kube import access, credentials
 from cache.watch import decoding
 from protocol import errors, formats
@@ -235,10 +235,12 @@ def _for_worker(data: bytes) -> str:
 
 @functools.cache
 def _recorded_objects() -> tuple[tuple[syncers.Group, bytes], ...]:
-    """One or two recorded objects of each kind, in both API groups."""
+    """One or two recorded objects of each kind, in both API groups, and of the kinds for older releases."""
     found: dict[tuple[syncers.Group, str], list[bytes]] = {}
-    for name in corpus.NAMES:
-        scenario = corpus.load(name)
+    names = ("anp-ports", "anp-pods-subject", "banp-basic")
+    older = [(repository.GOLDEN_RELEASES / "v3.31.7" / f"{name}.json").read_bytes() for name in names]
+    scenarios = [msgspec.json.decode(data, type=corpus.Scenario) for data in older]
+    for scenario in [*map(corpus.load, corpus.NAMES), *scenarios]:
         for item in scenario.objects_after:
             data = bytes(item)
             kept = found.setdefault((scenario.group, json.loads(data)["kind"]), [])
@@ -323,11 +325,14 @@ def _event(type: resources.ResourceType, data: bytes, envelope: decoding.Envelop
 
 
 class _Converters:
-    """The four feeds of Calico for one API group."""
+    """The four feeds of Calico for one API group, and felix' projections for all older releases."""
 
     def __init__(self, group: syncers.Group) -> None:
         specs = syncers.specs(group)
-        self.feeds = [calico.CalicoFeed(spec, max_value_bytes=1 << 22) for spec in specs]
+        self.feeds = {spec.name: calico.CalicoFeed(spec, max_value_bytes=1 << 22) for spec in specs}
+        for name in sorted(releases.PROJECTIONS):
+            for _ in calico.Projection(self.feeds[syncers.FELIX], releases.BY_FEED[name]).seed():
+                pass
         self.types = {source.kind: source.type for spec in specs for source in spec.sources}
 
 
@@ -347,13 +352,14 @@ def _convert(data: bytes) -> str:
         return "unknown kind"
     event = _event(type, data, envelope)
     said = envelope.kind
-    for one in made.feeds:
-        if type in one.types:
+    for one in made.feeds.values():
+        if type in (*one.types, *one.older_types):
             rejection = one.apply(event)
             assert rejection is None or rejection.reason != calico.DEFECT, rejection
-            said += f" {rejection.reason if rejection else ''} {_encoded(one.take())}"
+            said += f" {rejection.reason if rejection else ''} {[_encoded(f.take()) for f in (one, *one.projections)]}"
             one.delete(event)
-            _encoded(one.take())
+            for each in (one, *one.projections):
+                _encoded(each.take())
     return said
 
 

@@ -1,13 +1,14 @@
 """The recordings of the original in tests/golden/corpus: objects, events and the data sent for them; and replays."""
 
 import functools
-from collections.abc import Iterable
+import pathlib
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
 
 from cache import objects, resources
-from cache.feeds.calico import feed, syncers
+from cache.feeds.calico import feed, releases, syncers
 from protocol import messages
 from tests.harness import repository
 
@@ -43,6 +44,8 @@ class _RecordedItem(msgspec.Struct):
 
 class _Expected(msgspec.Struct):
     snapshot: list[_RecordedItem]
+    sync_status: int | None = None
+    """The last one, if the feed did not get in sync."""
 
 
 class WatchEvent(msgspec.Struct):
@@ -61,6 +64,8 @@ class Scenario(msgspec.Struct):
     expect: dict[str, _Expected]
     deltas: dict[str, list[list[_RecordedItem]]]
     events: list[list[WatchEvent]]
+    release: str = ""
+    """Whose Typha was recorded; empty for the newest."""
 
     @property
     def group(self) -> syncers.Group:
@@ -88,9 +93,9 @@ class _Object(msgspec.Struct):
 
 
 @functools.cache
-def load(name: str) -> Scenario:
+def load(name: str, directory: pathlib.Path = DIRECTORY) -> Scenario:
     """Load the recording with this name."""
-    return msgspec.json.decode((DIRECTORY / f"{name}.json").read_bytes(), type=Scenario)
+    return msgspec.json.decode((directory / f"{name}.json").read_bytes(), type=Scenario)
 
 
 def baseline(scenario: Scenario) -> Scenario:
@@ -119,11 +124,12 @@ def event_of(
 
 
 class Replay:
-    """The four feeds, and methods that pass objects to them."""
+    """The four feeds and projections of felix, and methods that pass objects to them."""
 
     def __init__(self, group: syncers.Group) -> None:
         specs = syncers.specs(group)
-        self.feeds = {spec.name: feed.CalicoFeed(spec, max_value_bytes=MAX_VALUE_BYTES) for spec in specs}
+        self._sources = [feed.CalicoFeed(spec, max_value_bytes=MAX_VALUE_BYTES) for spec in specs]
+        self.feeds = {source.name: source for source in self._sources}
         self.rejections: list[tuple[str, str, str]] = []
         self._types = {
             (f"{source.type.group}/{source.type.version}".lstrip("/"), source.kind): source.type
@@ -134,8 +140,8 @@ class Replay:
     def apply(self, raw: bytes, origin: objects.Origin) -> None:
         """Pass a new or changed object."""
         event = event_of(raw, self._types, origin)
-        for source in self.feeds.values():
-            if event is not None and event.type in source.types:
+        for source in self._taking(event):
+            if event is not None:
                 rejection = source.apply(event)
                 if rejection is not None:
                     assert rejection.reason != feed.DEFECT, rejection
@@ -144,9 +150,22 @@ class Replay:
     def delete(self, raw: bytes) -> None:
         """Pass the deletion of an object."""
         event = event_of(raw, self._types, objects.Origin.EVENT)
-        for source in self.feeds.values():
-            if event is not None and event.type in source.types:
+        for source in self._taking(event):
+            if event is not None:
                 source.delete(event)
+
+    def _taking(self, event: objects.ObjectEvent | None) -> list[feed.CalicoFeed]:
+        return [
+            source
+            for source in self._sources
+            if event is not None and event.type in (*source.types, *source.older_types)
+        ]
+
+    def open(self, release: releases.Release) -> Iterator[None]:
+        """Begin a projection of felix. It has everything once the steps are at their end."""
+        projection = feed.Projection(self.feeds[syncers.FELIX], release)
+        self.feeds[projection.name] = projection
+        return projection.seed()
 
     def play(self, watch_event: WatchEvent) -> None:
         """Pass a watch event."""

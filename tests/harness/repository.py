@@ -5,5 +5,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 GOLDEN_CORPUS = ROOT / "tests" / "golden" / "corpus"
+GOLDEN_RELEASES = ROOT / "tests" / "golden" / "releases"
 WIRE = ROOT / "tests" / "wire"
 DATA = Path(__file__).parent / "data"

@@ -187,15 +187,16 @@ def test_a_go_client_receives_all_messages_in_order(gobpeer: str) -> None:
     assert [line["status"] for line in lines if line["msg"] == "SyncStatus"] == [1, 2]
 
 
-def test_an_old_go_client_is_recognized(gobpeer: str) -> None:
+@pytest.mark.parametrize(("release", "is_modern"), [("v3.31.7", False), ("v3.32.1", True)])
+def test_the_hello_of_a_go_client_tells_its_release(gobpeer: str, release: str, is_modern: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
-        with go(gobpeer, "client", address, "felix", "-old") as process:
+        with go(gobpeer, "client", address, "felix", f"-release={release}") as process:
             accepted, _ = listener.accept()
             with accepted:
                 hello = Peer(accepted, connection.Connection(SERVER)).receive()
             assert isinstance(hello, messages.ClientHello)
-            assert connection.refusal(hello, messages.SYNCER_TYPES) is not None
+            assert (hello.version, hello.supports_modern_policy_keys) == (release, is_modern)
             output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == 1
     assert json_lines(output)[-1] == {"error": "the server closed the connection"}

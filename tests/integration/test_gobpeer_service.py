@@ -52,10 +52,12 @@ async def test_go_clients_have_the_map_during_churn_and_when_they_come_late(
     await eventually(lambda: stage.disconnects == {"client-closed": 2})
 
 
-async def test_an_old_go_client_is_held_without_an_answer(gobpeer: str, open_stage: OpenStage) -> None:
+async def test_a_go_client_of_a_release_that_is_not_served_is_held_without_an_answer(
+    gobpeer: str, open_stage: OpenStage
+) -> None:
     stage = await open_stage(feed_name="felix")
     stage.in_sync()
-    async with follow(gobpeer, stage, "-old") as client:
+    async with follow(gobpeer, stage, "-release=v3.28.5") as client:
         await eventually(lambda: stage.disconnects == {"unsupported-version": 1})
         assert len(stage.server.connections.closing) == 1
         await eventually(lambda: client.seen == ["error"])

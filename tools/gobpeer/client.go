@@ -15,8 +15,14 @@ import (
 	"github.com/golang/snappy"
 )
 
+// Compared as texts: releases have two digits after the first point.
+const (
+	newestRelease             = "v3.33.0"
+	firstWithModernPolicyKeys = "v3.32"
+)
+
 // runClient follows a server as the original's client does: restarts, acks and pongs at once, and each message within
-// the read timeout. With -old it leaves out what clients of earlier versions did not know.
+// the read timeout. With -release it says what an agent of an earlier release says.
 func runClient(arguments []string) error {
 	if len(arguments) < 2 {
 		return errors.New("usage: gobpeer client ADDRESS SYNCER [flags]")
@@ -24,7 +30,7 @@ func runClient(arguments []string) error {
 	flags := flag.NewFlagSet("client", flag.ContinueOnError)
 	noRestart := flags.Bool("no-restart", false, "do not support a restart of the decoder")
 	noSnappy := flags.Bool("no-snappy", false, "offer no compression")
-	old := flags.Bool("old", false, "do not know modern policy keys")
+	release := flags.String("release", newestRelease, "be an agent of this release, of 3.20 or later")
 	printMap := flags.Bool("map", false, "print the map at the end instead of every message")
 	count := flags.Int("messages", 0, "end after so many messages; 0: never")
 	untilInSync := flags.Bool("until-in-sync", false, "end when in sync")
@@ -47,8 +53,8 @@ func runClient(arguments []string) error {
 	follower := &follower{connection: connection, syncer: arguments[1], printMap: *printMap, content: map[string]update{}}
 	follower.decoder = gob.NewDecoder(connection)
 	follower.encoder = gob.NewEncoder(connection)
-	hello := clientHello{Hostname: "gobpeer-host", Info: "gobpeer", Version: "v0", SyncerType: arguments[1],
-		SupportsDecoderRestart: !*noRestart, SupportsModernPolicyKeys: !*old, ClientConnID: 1}
+	hello := clientHello{Hostname: "gobpeer-host", Info: "gobpeer", Version: *release, SyncerType: arguments[1],
+		SupportsDecoderRestart: !*noRestart, SupportsModernPolicyKeys: *release >= firstWithModernPolicyKeys, ClientConnID: 1}
 	if !*noSnappy {
 		hello.SupportedCompressionAlgorithms = []string{"snappy"}
 	}

@@ -16,7 +16,7 @@ import msgspec
 import yaml
 
 from cache import objects, resources
-from cache.feeds.calico import customresource, feed, specfields, syncers
+from cache.feeds.calico import customresource, feed, releases, specfields, syncers
 from cache.feeds.calico.codecs import gojson
 from protocol import messages
 
@@ -53,10 +53,21 @@ _IGNORED_WATCH_TYPES = frozenset({"BOOKMARK", "SYNCED"})
     "--api-group",
     help="API group and version of Calico. Default: CALICO_API_GROUP; if it is not set, chosen from the objects.",
 )
+@click.option(
+    "--agent-release",
+    metavar="VERSION",
+    help="Release of the agents, such as v3.31.7. Default: the newest.",
+)
 @click.option("--deltas", is_flag=True, help="Print updates step by step: the first list, then each watch event.")
 @click.pass_context
 def convert(
-    context: click.Context, *, files: tuple[str, ...], feed_name: str, api_group: str | None, deltas: bool
+    context: click.Context,
+    *,
+    files: tuple[str, ...],
+    feed_name: str,
+    api_group: str | None,
+    agent_release: str | None,
+    deltas: bool,
 ) -> None:
     """Print what the agents of a feed see of the objects in FILEs, as one JSON object per line.
 
@@ -64,12 +75,16 @@ def convert(
     input. Exit codes: 1 an object was refused, 2 bad usage or unreadable input.
     """
     try:
+        release = releases.Release.NEWEST if agent_release is None else releases.parse_release(agent_release)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--agent-release") from error
+    try:
         entries = _read_files(files)
     except (OSError, UnreadableInput) as error:
         click.echo(f"typha: error: {error}", err=True)
         context.exit(EXIT_UNREADABLE)
     group = _choose_group(api_group, entries)
-    conversion = _Conversion(feed_name, group)
+    conversion = _Conversion(feed_name, group, release)
     try:
         if deltas:
             _print_deltas(conversion, entries)
@@ -279,9 +294,16 @@ def _choose_group(option: str | None, entries: Iterable[Entry]) -> syncers.Group
 class _Conversion:
     """One feed, and the messages about objects for standard error."""
 
-    def __init__(self, feed_name: str, group: syncers.Group) -> None:
+    def __init__(self, feed_name: str, group: syncers.Group, release: releases.Release) -> None:
         [spec] = [spec for spec in syncers.specs(group) if spec.name == feed_name]
-        self.feed = feed.CalicoFeed(spec, max_value_bytes=_MAX_VALUE_BYTES)
+        self.feed: feed.CalicoFeed = feed.CalicoFeed(spec, max_value_bytes=_MAX_VALUE_BYTES)
+        """Takes the objects."""
+        self.shown = self.feed
+        """What the agents get of it."""
+        if feed_name == syncers.FELIX and release is not releases.Release.NEWEST:
+            self.shown = projection = feed.Projection(self.feed, release)
+            for _ in projection.seed():
+                pass
         self.has_refused = False
         self._group = group
         [self._other_group] = [other for other in syncers.Group if other is not group]
@@ -385,8 +407,8 @@ def _print_snapshot(conversion: _Conversion, entries: Iterable[Entry]) -> None:
             present[entry.place] = entry
     for entry in present.values():
         conversion.put(entry, objects.Origin.LIST)
-    conversion.feed.take()
-    updates = [stored.as_update() for stored in conversion.feed.store]
+    conversion.shown.take()
+    updates = [stored.as_update() for stored in conversion.shown.store]
     _print_lines(_line(update) for update in sorted(updates, key=lambda update: update.key.encode()))
 
 
@@ -406,7 +428,7 @@ def _print_deltas(conversion: _Conversion, entries: Iterable[Entry]) -> None:
 
 
 def _print_step(conversion: _Conversion, step: int) -> None:
-    batch = conversion.feed.take()
+    batch = conversion.shown.take()
     if batch is not None:
         _print_lines(_line(update, step=step) for update in batch.updates)
 

@@ -39,6 +39,11 @@ EXIT_INTERRUPTED = 130
     show_default=True,
     help="typha: the protocol of Calico's Typha, which this service speaks too.",
 )
+@click.option(
+    "--agent-release",
+    metavar="VERSION",
+    help="With --protocol typha: the release of Calico whose agent to be, such as v3.31.7. Default: the newest.",
+)
 @click.option("--agent", default="typha-watch", show_default=True, help="Name of this client in the server's log.")
 @click.option("--ca-file", type=click.Path(exists=True, dir_okay=False), help="Connect by TLS; trust this CA (PEM).")
 @click.option("--cert-file", type=click.Path(exists=True, dir_okay=False), help="Client certificate (PEM).")
@@ -54,6 +59,7 @@ def watch(
     until_in_sync: bool,
     timeout_seconds: float,
     protocol: str,
+    agent_release: str | None,
     agent: str,
     ca_file: str | None,
     cert_file: str | None,
@@ -65,6 +71,8 @@ def watch(
     Prints updates and statuses to standard output, and everything about the connection to standard error. Exit codes:
     2 wrong usage, 3 --timeout has passed, 4 the server refused the client.
     """
+    if agent_release is not None and protocol != clients.Protocol.TYPHA.value:
+        raise click.UsageError("--agent-release needs --protocol typha")
     tls = _make_tls(ca_file=ca_file, cert_file=cert_file, key_file=key_file)
     try:
         follower = clients.Follower(
@@ -74,6 +82,7 @@ def watch(
             tls=tls,
             server_name=server_name,
             protocol=clients.Protocol(protocol),
+            agent_release=agent_release or "",
         )
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="HOST:PORT") from error

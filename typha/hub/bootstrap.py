@@ -29,6 +29,10 @@ GROUP_VARIABLE = "CALICO_API_GROUP"
 _SETTLED_LOOKS = 3
 """Definitions are installed one by one. After this many checks without a change no more are expected: an older Calico
 does not have all of them."""
+_OLDER_TIERS = {
+    syncers.ADMIN_POLICIES: calico_objects.ADMIN_TIER,
+    syncers.BASELINE_POLICIES: calico_objects.BASELINE_ADMIN_TIER,
+}
 _SHOWN_CHARS = 80
 _LINE_SECONDS = 600.0
 """Between two log lines about the same problem of the API server."""
@@ -121,6 +125,11 @@ class CalicoStart:
             _log.info("Creating no objects at start", setting="ReadOnly")
         else:
             await calico_objects.ensure(session, self._group)
+
+    async def older_wanted(self, session: api.KubeApi, type: resources.ResourceType) -> None:
+        """Creates the tier of the policies that only agents of older releases get, as their own Typha would."""
+        if not self._settings.read_only:
+            await calico_objects.ensure_tiers(session, self._group, [_OLDER_TIERS[type]])
 
     async def _wait_for_definitions(self, session: api.KubeApi) -> None:
         seen: frozenset[resources.ResourceType] = frozenset()

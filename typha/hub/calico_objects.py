@@ -1,4 +1,4 @@
-"""Creates the objects that Calico needs, if they are missing at start: ClusterInformation and three tiers.
+"""Creates the objects that Calico needs, if they are missing at start: ClusterInformation and tiers.
 
 Source: docs/data-model.md, section 2.3. No failure here ends the service: it is logged, and the service goes on.
 """
@@ -6,14 +6,14 @@ Source: docs/data-model.md, section 2.3. No failure here ends the service: it is
 import asyncio
 import datetime
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 import structlog
 
 from cache import resources
-from cache.feeds.calico import customresource, syncers
+from cache.feeds.calico import adminpolicies, customresource, syncers
 from cache.kube import api, discovery
 from cache.watch import decoding
 
@@ -26,6 +26,25 @@ _CONFLICT = 409
 _GUID_BYTES = 16
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class Tier(NamedTuple):
+    """A tier to create if it is absent. One that is there stays as it is."""
+
+    name: str
+    order: int
+    default_action: str
+
+
+_TIERS = (
+    Tier("default", 1_000_000, "Deny"),
+    Tier("kube-admin", 1_000, "Pass"),
+    Tier("kube-baseline", 10_000_000, "Pass"),
+)
+ADMIN_TIER = Tier(adminpolicies.ADMIN_TIER, 1_000, "Pass")
+"""For the policies of agents of Calico 3.29 to 3.31."""
+BASELINE_ADMIN_TIER = Tier(adminpolicies.BASELINE_TIER, 10_000_000, "Pass")
+"""The same for 3.30 and 3.31."""
 
 
 class _Wanted(NamedTuple):
@@ -65,21 +84,33 @@ def new_object(group: syncers.Group, kind: str, name: str, spec: Mapping[str, An
     return {"apiVersion": group.value, "kind": kind, "metadata": metadata, "spec": dict(spec)}
 
 
-def _wanted(group: syncers.Group) -> tuple[_Wanted, ...]:
-    tiers = syncers.custom_type(group, "tiers")
-    information = syncers.custom_type(group, "clusterinformations")
-    return (
-        _Wanted(information, "ClusterInformation", "default", filled_in({})),
-        _Wanted(tiers, "Tier", "default", {"order": 1_000_000, "defaultAction": "Deny"}),
-        _Wanted(tiers, "Tier", "kube-admin", {"order": 1_000, "defaultAction": "Pass"}),
-        _Wanted(tiers, "Tier", "kube-baseline", {"order": 10_000_000, "defaultAction": "Pass"}),
-    )
+def _wanted_tiers(group: syncers.Group, tiers: Iterable[Tier]) -> list[_Wanted]:
+    type = syncers.custom_type(group, "tiers")
+    return [
+        _Wanted(type, "Tier", tier.name, {"order": tier.order, "defaultAction": tier.default_action}) for tier in tiers
+    ]
 
 
 async def ensure(session: api.KubeApi, group: syncers.Group, *, retry_seconds: float = 1.0) -> None:
     """Creates the missing objects, and adds the missing members of ClusterInformation's spec."""
+    type = syncers.custom_type(group, "clusterinformations")
+    information = _Wanted(type, "ClusterInformation", "default", filled_in({}))
+    wanted = [information, *_wanted_tiers(group, _TIERS)]
+    await _ensure_all(session, group, wanted, retry_seconds=retry_seconds)
+
+
+async def ensure_tiers(
+    session: api.KubeApi, group: syncers.Group, tiers: Iterable[Tier], *, retry_seconds: float = 1.0
+) -> None:
+    """Creates those of the tiers that are absent."""
+    await _ensure_all(session, group, _wanted_tiers(group, tiers), retry_seconds=retry_seconds)
+
+
+async def _ensure_all(
+    session: api.KubeApi, group: syncers.Group, all_wanted: Sequence[_Wanted], *, retry_seconds: float
+) -> None:
     denied = []
-    for wanted in _wanted(group):
+    for wanted in all_wanted:
         try:
             await _ensure_one(session, group, wanted, retry_seconds=retry_seconds)
         except _NotAllowed as error:

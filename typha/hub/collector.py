@@ -1,6 +1,8 @@
 """What the service reports about itself: samples for /metrics, and states for the health endpoints."""
 
+from cache.feeds.calico import releases
 from cache.kube import watcher
+from protocol import formats
 from typha import clock, settings
 from typha.hub import hub, shortages, supervisor
 from typha.ipc import messages
@@ -97,14 +99,19 @@ class Collector:
         feeds = self._hub.feeds.values()
         channels = self._hub.channels.values()
         streaming: dict[tuple[str, ...], float] = {(source.name,): 0 for source in feeds}
+        agents: dict[tuple[str, ...], float] = {(release.value,): 0 for release in releases.Release}
         for channel in channels:
             reports = self._hub.workers.channel_reports(channel)
-            streaming[channel.feed.name,] += sum(report.clients for report in reports if report is not None)
+            clients = sum(report.clients for report in reports if report is not None)
+            streaming[channel.feed.name,] += clients
+            if channel.feed.name in releases.BY_FEED and not formats.replaces_by_snapshot(channel.encoder.name):
+                agents[releases.BY_FEED[channel.feed.name].value,] += clients
         built: dict[tuple[str, ...], float] = {(source.name,): 0 for source in feeds}
         for channel in channels:
             built[channel.feed.name,] += channel.snapshots_built
         return {
             "typha_connections_streaming": streaming,
+            "typha_felix_agents": agents,
             "typha_breadcrumb_seq_number": {(source.name,): source.store.sequence for source in feeds},
             "typha_cache_size": {(source.name,): len(source.store) for source in feeds},
             "typha_tombstones": {(source.name,): source.store.tombstone_count for source in feeds},
@@ -178,6 +185,8 @@ class Collector:
         )
         self._report_awaited(aggregator, now)
         for name, source in self._hub.feeds.items():
+            if name in releases.PROJECTIONS:
+                continue  # made when the first agent of the release comes: readiness does not depend on it
             status = source.store.status
             # Once there is something to serve, this replica serves it, however old. An API server that is away, or is
             # being listed again, concerns all replicas, and must not take all of them out of the Service.

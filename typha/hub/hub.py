@@ -5,16 +5,21 @@ the schedulers; `run_snapshots`, `run_coalescing`, `run_conversions` and `catch_
 
 A batch that cannot be written to a channel's log, for lack of a resource, is written later. Until then the feed gathers
 what comes, and no snapshot or block of the channel is cut, because store and log do not agree.
+
+A projection, the felix feed for agents of an older release, exists while it has clients. `run_projections` gives it the
+newest feed's objects, in slices; from then on it follows that feed.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import structlog
 
 from cache import objects, resources
 from cache.feeds import feed
+from cache.feeds.calico import feed as calico_feed
+from cache.feeds.calico import releases, syncers
 from protocol import formats, messages
 from typha import clock
 from typha.hub import (
@@ -33,6 +38,7 @@ from typha.observability import quantiles
 
 _log = structlog.get_logger("typha.hub")
 _monotonic = clock.monotonic
+_SEEDED = object()
 _COMMIT_BYTES = 16 * 1024 * 1024
 """Memory for a whole batch: its entries, its frames, and parts of chunks."""
 _COMMIT_BYTES_PER_KEY = 128
@@ -59,6 +65,11 @@ class Hub:
         self.batch_sizes: dict[str, quantiles.Histogram] = {}
         self._wanted: dict[tuple[str, str], None] = {}
         """Channels to be opened as soon as there is something to serve, in the order in which they were asked for."""
+        self._seeds: dict[str, Iterator[None]] = {}
+        """Projections that do not have all objects yet."""
+        self._has_seeds = asyncio.Event()
+        self.older_types: asyncio.Queue[resources.ResourceType] = asyncio.Queue()
+        """Types of which only projections have objects, to be watched from now on. Each comes once."""
         self._next_channel = 1
         self._rejection_log = rejection_log.RejectionLog()
         self._sequences_needed: dict[str, deque[int]] = {}
@@ -82,23 +93,39 @@ class Hub:
     def add_feeds(self, feeds: Iterable[feed.Feed]) -> None:
         """Adds feeds, before anything of their types has come."""
         for source in feeds:
-            self.feeds[source.name] = source
-            self.updates_total[source.name] = 0
-            self.batch_sizes[source.name] = quantiles.Histogram()
+            self._add_feed(source)
             for type in source.types:
                 self._by_type.setdefault(type, []).append(source)
         self.awaited = tuple(name for name in self.awaited if name not in self.feeds)
+
+    def _add_feed(self, source: feed.Feed) -> None:
+        self.feeds[source.name] = source
+        self.updates_total.setdefault(source.name, 0)
+        self.batch_sizes.setdefault(source.name, quantiles.Histogram())
 
     def withdraw_awaited(self) -> None:
         """The awaited feeds do not come: their clients are refused."""
         withdrawn, self.awaited = self.awaited, ()
         self._wanted = {key: None for key in self._wanted if key[0] in self.feeds}
-        self.workers.send(ipc.WithdrawFeeds(list(withdrawn)))
+        projected = releases.PROJECTIONS if syncers.FELIX in withdrawn else ()
+        self.workers.send(ipc.WithdrawFeeds([*withdrawn, *projected]))
 
     @property
     def names(self) -> list[str]:
-        """Every feed that clients may ask for."""
-        return [*self.feeds, *self.awaited]
+        """Every feed that clients may ask for by name."""
+        return [*(name for name in self.feeds if name not in releases.PROJECTIONS), *self.awaited]
+
+    @property
+    def channel_names(self) -> list[str]:
+        """The same, and the projections: agents get one by their release."""
+        is_projected = syncers.FELIX in self.awaited or self._projected is not None
+        return [*self.names, *(releases.PROJECTIONS if is_projected else ())]
+
+    @property
+    def _projected(self) -> calico_feed.CalicoFeed | None:
+        """The feed that projections follow."""
+        base = self.feeds.get(syncers.FELIX)
+        return base if isinstance(base, calico_feed.CalicoFeed) else None
 
     @property
     def types(self) -> list[resources.ResourceType]:
@@ -302,7 +329,7 @@ class Hub:
             OSError: there is nothing left to share a counter with it.
         """
         self.workers[worker.number] = worker
-        worker.feeds = frozenset(self.names)
+        worker.feeds = frozenset(self.channel_names)
         worker.share_counter()
         for channel in self.channels.values():
             worker.open_channel(channel)
@@ -331,11 +358,14 @@ class Hub:
     def want_channel(self, feed_name: str, wire_format: str) -> None:
         """Opens the channel as soon as its feed has something to serve."""
         # A worker may still ask for a feed that has just been withdrawn.
-        if feed_name in self.names and (feed_name, wire_format) not in self.channels:
+        if feed_name in self.channel_names and (feed_name, wire_format) not in self.channels:
             self._wanted[feed_name, wire_format] = None
             self._open_wanted()
 
     def _open_wanted(self) -> None:
+        for name, _ in self._wanted:
+            if name in releases.PROJECTIONS and name not in self.feeds and self._projected is not None:
+                self._open_projection(name, self._projected)
         for key in [key for key in self._wanted if key[0] in self.feeds and self.feeds[key[0]].synced_once]:
             del self._wanted[key]
             encoder = formats.make_encoder(key[1])
@@ -344,6 +374,43 @@ class Hub:
             self.channels[key] = self._by_number[channel.number] = channel
             self.workers.open_channel(channel)
             self.snapshots.request(channel)
+
+    # Projections.
+
+    def _open_projection(self, name: str, base: calico_feed.CalicoFeed) -> None:
+        projection = calico_feed.Projection(base, releases.BY_FEED[name])
+        _log.info("Beginning to serve agents of an older release", feed=name, release=projection.release.value)
+        self._add_feed(projection)
+        self._seeds[name] = projection.seed()
+        self._has_seeds.set()
+        for type in base.older_types:
+            if type in projection.types and type not in self._by_type:
+                self._by_type[type] = [base]
+                self.older_types.put_nowait(type)
+
+    async def run_projections(self) -> None:
+        """Gives projections the newest feed's objects, a slice in each turn, forever."""
+        while True:
+            await self._has_seeds.wait()
+            for name, seed in list(self._seeds.items()):
+                if next(seed, _SEEDED) is _SEEDED:
+                    self._seeds.pop(name, None)
+                    self._must_publish = True
+            if not self._seeds:
+                self._has_seeds.clear()
+            self.batch_end()
+            await asyncio.sleep(0)
+            await self.room()
+
+    def _close_unused_projections(self) -> None:
+        used = {key[0] for key in (*self.channels, *self._wanted)}
+        for name, source in list(self.feeds.items()):
+            if isinstance(source, calico_feed.Projection) and name not in used:
+                _log.info("No agents of an older release are left", feed=name, release=source.release.value)
+                del self.feeds[name]
+                self._seeds.pop(name, None)
+                self._sequences_needed.pop(name, None)
+                source.close()
 
     def want_snapshot(self, worker: worker_link.WorkerLink, number: int) -> None:
         """A worker's newcomers wait for a newer snapshot. If the channel is closed, the worker is about to hear it."""
@@ -407,6 +474,7 @@ class Hub:
                 self.snapshots.request(channel)
             needed = [0 if report is None else report.min_offset for report in reports]
             self._trim(channel, min(needed, default=0))
+        self._close_unused_projections()
         for source in self.feeds.values():
             self._forget_deletions(source)
         self.catch_ups.forget_old()

@@ -46,6 +46,7 @@ WORKER_SETTINGS = frozenset(
         *("server_key_file", "server_cert_file", "ca_file", "client_cn", "client_urisan"),
         *("server_ping_interval_seconds", "server_pong_timeout_seconds", "server_handshake_timeout_seconds"),
         *("no_progress_timeout_seconds", "refusal_hold_seconds", "max_held_refusals", "max_frame_bytes"),
+        "agent_releases",
         *("log_file_path", "log_severity_file", "log_severity_screen", "log_severity_sys", "log_format"),
         *("debug_disable_log_dropping", "log_budget_bytes", "segment_bytes"),
     }
@@ -198,7 +199,7 @@ class Supervisor:
     def _config(self, number: int) -> messages.WorkerConfig:
         return messages.WorkerConfig(
             number=number,
-            feeds=tuple(self._hub.names),
+            feeds=tuple(self._hub.channel_names),
             incarnation=self._incarnation,
             settings={
                 name: value for name, value in settings.to_dict(self._settings).items() if name in WORKER_SETTINGS

@@ -81,6 +81,12 @@ ORIGINAL: tuple[Metric, ...] = (
 
 OURS: tuple[Metric, ...] = (
     Metric("typha_disconnects_total", _C, ("reason",), "Closed connections, by reason."),
+    Metric(
+        "typha_felix_agents",
+        _G,
+        ("release",),
+        "Agents of feed felix by the release whose data they get; clients of the native protocol left out.",
+    ),
     Metric("typha_worker_restarts_total", _C, (), "Worker processes that ended unexpectedly and were replaced."),
     Metric("typha_watch_relists_total", _C, ("type", "reason"), "Repeated lists of a resource type, by reason."),
     Metric("typha_watch_resumes_total", _C, ("type",), "Broken watch streams that resumed from the last version."),

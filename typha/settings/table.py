@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from typha.settings.types import (
     ValueType,
+    agent_releases,
     authority,
     boolean,
     endpoints,
@@ -447,6 +448,14 @@ class Settings:
         "Objects per page of a list request.",
         why="the same as kubectl; decoding one page does not stall the event loop",
         unit="objects",
+    )
+    agent_releases: str = _ours(
+        "AgentReleases",
+        agent_releases(),
+        "",
+        "Releases of Felix agents by patterns of the versions that they name, where their own choice is wrong: "
+        "`pattern=release`, comma-separated, such as `*-acme*=3.31`. The first that matches counts.",
+        why="the versions of Calico's own builds are understood",
     )
     log_format: str = _ours(
         "LogFormat",

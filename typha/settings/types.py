@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from cache.feeds.calico import releases
+
 T = TypeVar("T")
 
 _TRUE = frozenset(("true", "1", "yes", "y", "t"))
@@ -129,6 +131,16 @@ def existing_file() -> ValueType[str]:
         return text
 
     return ValueType("existing file", parse, zero="")
+
+
+def agent_releases() -> ValueType[str]:
+    """Patterns of agents' versions with their releases, as `releases.parse_overrides` reads them."""
+
+    def parse(text: str) -> str:
+        releases.parse_overrides(text)
+        return text
+
+    return ValueType("pattern=release, ...", parse, zero="")
 
 
 def text() -> ValueType[str]:

@@ -30,6 +30,8 @@ _SAME_HOST_MAX = 16
 _LOOKS_FOR_ROOM = 64
 """Connections that are looked at for one to be closed."""
 _RETRY_FULL_MILLISECONDS = 10_000
+_AGENT_VERSIONS_MAX = 100
+"""Versions of agents that are logged. An agent may say anything."""
 _TAKES_NOTHING = {DisconnectReason.NO_PROGRESS, DisconnectReason.PONG_TIMEOUT}
 _QUIET_REASONS = {DisconnectReason.CLIENT_CLOSED, DisconnectReason.SHUTTING_DOWN, DisconnectReason.REBALANCED}
 
@@ -95,6 +97,7 @@ class Connections:
         self._held: dict[client.Client, int] = {}
         """Bytes of unfinished messages and handshakes; who began first comes first."""
         self._held_bytes = 0
+        self._agent_versions: set[protocol_adapters.AgentVersion] = set()
         self.ended_unproven = 0
         """Connections that have ended without a hello."""
 
@@ -265,12 +268,20 @@ class Connections:
             return False
         self._proved(current)
         current.liveness.note_greeted()
-        if is_subscribed:
+        if isinstance(event, protocol_adapters.Subscribed):
+            self._note_version(event.agent_version)
             current.liveness.excuse_pong()
             current.become_held()
         else:
             current.liveness.await_pong(_monotonic())  # the acknowledgement is due within the pong timeout
         return True
+
+    def _note_version(self, found: protocol_adapters.AgentVersion | None) -> None:
+        """Logs each version that agents have once, and what such agents get."""
+        if found is None or found in self._agent_versions or len(self._agent_versions) >= _AGENT_VERSIONS_MAX:
+            return
+        self._agent_versions.add(found)
+        _log.info("First agent of its version", version=found.version, gets=found.release.value, reason=found.reason)
 
     def _turn_away(self, current: client.Client, refusal: protocol_adapters.Refused, *, answer: bytes = b"") -> None:
         """Refuses a good hello: by a goodbye where the protocol has one, else by holding the connection for a while.

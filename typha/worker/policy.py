@@ -5,6 +5,7 @@ The records named here have the measurements behind the numbers that are not set
 
 import msgspec
 
+from cache.feeds.calico import releases
 from typha import settings
 from typha.ipc import messages
 
@@ -27,6 +28,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     goodbye_linger_seconds: float = 2.0
     """How long a native client may take to read its goodbye and close; the goodbye says when to come back."""
     max_held_refusals: int = 1000
+    release_overrides: tuple[releases.Override, ...] = ()
+    """Which agents get another projection of felix than they would by their own words."""
     ping_slots: int = 16
     """Clients are pinged in this many groups: 5,000 pongs at the same moment cost 25 ms."""
     unread_seconds: float = 2.0
@@ -142,6 +145,7 @@ def from_settings(configured: settings.Settings) -> Policy:
         no_progress_timeout_seconds=configured.no_progress_timeout_seconds,
         refusal_hold_seconds=configured.refusal_hold_seconds,
         max_held_refusals=configured.max_held_refusals,
+        release_overrides=releases.parse_overrides(configured.agent_releases),
         max_frame_bytes=configured.max_frame_bytes,
     )
     if not configured.server_key_file:

@@ -4,10 +4,12 @@ The first byte distinguishes the protocols: `00` begins the native one, 16 (hex)
 only be the gob stream of a Typha client.
 """
 
+import functools
 import importlib.metadata
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol, TypeAlias
 
+from cache.feeds.calico import releases
 from protocol import errors, messages
 from protocol.gob import scalars
 from protocol.native import connection as native
@@ -32,9 +34,12 @@ class Offer(NamedTuple):
     """What a server tells native clients of itself, and the feeds that clients of either protocol may ask for."""
 
     feeds: frozenset[str]
+    """With the projections of felix, which no client can ask for by name."""
     incarnation: bytes
     ping_interval_seconds: float
     max_frame_bytes: int
+    release_overrides: tuple[releases.Override, ...] = ()
+    """What Typha clients get against their own words."""
 
 
 class Ponged(NamedTuple):
@@ -61,12 +66,21 @@ class AckAwaited(NamedTuple):
     data: bytes
 
 
+class AgentVersion(NamedTuple):
+    """The version that an agent of feed felix says it has, and what it gets for that."""
+
+    version: str
+    release: releases.Release
+    reason: str
+
+
 class Subscribed(NamedTuple):
     """The handshake is done: after `data`, the client is sent this feed in this wire format."""
 
     data: bytes
     feed: str
     wire_format: str
+    agent_version: AgentVersion | None = None
 
 
 Event: TypeAlias = Ponged | Left | Refused | AckAwaited | Subscribed
@@ -160,7 +174,7 @@ class NativeAdapter:
         if native.VERSION not in hello.versions:
             text = f"this server speaks version {native.VERSION} only"
             return Refused(DisconnectReason.UNSUPPORTED_VERSION, text)
-        if hello.feed not in self._offer.feeds:
+        if hello.feed not in self._offer.feeds or hello.feed in releases.PROJECTIONS:
             text = f"no feed {hello.feed!r} here"
             return Refused(DisconnectReason.UNKNOWN_FEED, text, _RETRY_UNKNOWN_FEED_MILLISECONDS)
         features = hello.features & _SUPPORTED_FEATURES
@@ -188,7 +202,7 @@ class NativeAdapter:
 class TyphaAdapter:
     """Typha's protocol: no goodbye, and a decoder restart after the hello of a client that takes snappy."""
 
-    __slots__ = ("_connection", "_feed", "_looks_right", "_number", "_offer", "agent")
+    __slots__ = ("_agent_version", "_connection", "_feed", "_looks_right", "_number", "_offer", "agent")
 
     def __init__(self, offer: Offer, number: int, *, looks_right: bool) -> None:
         self.agent = ""
@@ -196,6 +210,7 @@ class TyphaAdapter:
         self._number = number
         self._looks_right = looks_right
         self._feed = ""
+        self._agent_version: AgentVersion | None = None
         self._connection = typha.Connection(typha.Role.SERVER)
 
     @property
@@ -212,7 +227,7 @@ class TyphaAdapter:
                     case typha_messages.ClientHello():
                         yield self._hello(message)
                     case typha_messages.Ack() if self._connection.state is typha.State.RESTARTED:
-                        yield Subscribed(self._connection.data_to_send(), self._feed, self._connection.wire_format)
+                        yield self._subscribed(self._connection.data_to_send())
                     case typha_messages.Pong():
                         yield _PONGED
         except errors.RemoteProtocolError as error:
@@ -230,15 +245,36 @@ class TyphaAdapter:
         if refused is not None:
             return Refused(*refused)
         self._feed = hello.feed
-        wire_format = self._connection.accept(version=SOFTWARE, connection_id=self._number)
+        if hello.feed == typha_messages.FELIX:
+            version = hello.version[: releases.MAX_VERSION_CHARS]
+            found = _choose(version, hello.supports_modern_policy_keys, self._offer.release_overrides)
+            if isinstance(found, Refused):
+                node = hello.hostname[: typha_messages.MAX_AGENT_CHARS]
+                return found._replace(text=f"node {node!r}, version {version!r}: {found.text}")
+            self._feed, self._agent_version = releases.feed_name(found.release), found
+            if self._feed not in self._offer.feeds:
+                return Refused(DisconnectReason.UNKNOWN_FEED, f"nothing for agents of {found.release.value} here")
+        self._connection.accept(version=SOFTWARE, connection_id=self._number)
         said = self._connection.data_to_send()
-        if self._connection.state is typha.State.RESTARTING:
-            return AckAwaited(said)
-        return Subscribed(said, self._feed, wire_format)
+        return AckAwaited(said) if self._connection.state is typha.State.RESTARTING else self._subscribed(said)
+
+    def _subscribed(self, said: bytes) -> Subscribed:
+        return Subscribed(said, self._feed, self._connection.wire_format, self._agent_version)
 
     def goodbye(self, refusal: Refused) -> bytes:
         """There is none: the connection just ends."""
         return b""
+
+
+@functools.lru_cache(maxsize=256)
+def _choose(
+    version: str, supports_modern_policy_keys: bool, overrides: tuple[releases.Override, ...]
+) -> AgentVersion | Refused:
+    """What an agent of feed felix gets. All agents of a version share the answer, which each connection keeps."""
+    choice = releases.choose(version, supports_modern_policy_keys, overrides)
+    if choice.release is None:
+        return Refused(DisconnectReason.UNSUPPORTED_VERSION, choice.reason)
+    return AgentVersion(version, choice.release, choice.reason)
 
 
 def _asked_for(hello: messages.ClientHello) -> frozenset[str]:

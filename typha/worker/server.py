@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 import structlog
 
+from cache.feeds.calico import releases
 from protocol import reasons
 from typha import clock, open_files, settings
 from typha.ipc import link, messages, shared_counters
@@ -107,7 +108,7 @@ class Server:
         self._policy = limits
         self._link = link.Link(link_end, messages.FOR_WORKER, self._watch_link)
         self._loop = asyncio.get_running_loop()
-        self.stats = WorkerStats(config.feeds)
+        self.stats = WorkerStats(name for name in config.feeds if name not in releases.PROJECTIONS)
         self.poller: poller.AnyPoller[client.Client] = client_poller or poller.Poller(
             listener,
             notsent_lowat_bytes=limits.notsent_lowat_bytes,
@@ -119,6 +120,7 @@ class Server:
             bytes.fromhex(config.incarnation),
             ping_interval_seconds=limits.ping_interval_seconds,
             max_frame_bytes=limits.max_frame_bytes,
+            release_overrides=limits.release_overrides,
         )
         self.connections = connections.Connections(offer, limits, self.poller, self.transport, self.stats)
         self._handshakes: handshakes.TlsHandshakes | None = None

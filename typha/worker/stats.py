@@ -1,5 +1,6 @@
 """What a worker counts: plain integers on the hot path, one report a second to the hub."""
 
+from collections.abc import Iterable
 from typing import Final
 
 from protocol import reasons
@@ -32,16 +33,30 @@ class FeedStats:
         self.histograms = {name: quantiles.Histogram() for name in HISTOGRAMS}
 
 
+class _Feeds(dict[str, FeedStats]):
+    """Of every feed that is served. A projection comes when it is first counted."""
+
+    def __init__(self, counts: messages.WorkerCounts) -> None:
+        self._counts = counts
+
+    def __missing__(self, feed: str) -> FeedStats:
+        stats = self[feed] = FeedStats()
+        self._counts.feeds[feed] = stats.counts
+        return stats
+
+
 class WorkerStats:
     """Totals since the worker's start, and the longest turns."""
 
-    def __init__(self, feeds: tuple[str, ...]) -> None:
+    def __init__(self, feeds: Iterable[str]) -> None:
         self.pings_sent = 0
         self.pongs_received = 0
         self.accept_failures = 0
-        self.feeds = {feed: FeedStats() for feed in feeds}
-        self.counts = messages.WorkerCounts(feeds={feed: stats.counts for feed, stats in self.feeds.items()})
+        self.counts = messages.WorkerCounts()
         """What travels in reports."""
+        self.feeds = _Feeds(self.counts)
+        for feed in feeds:
+            self.feeds[feed]
         self.turns = loop_latency.MaxLatency(clock.monotonic())
 
     def note_disconnect(self, reason: reasons.DisconnectReason) -> None:

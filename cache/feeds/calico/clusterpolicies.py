@@ -1,7 +1,11 @@
-"""ClusterNetworkPolicies to Calico's global policies (docs/data-model.md, section 5.7). Pure."""
+"""ClusterNetworkPolicies to Calico's global policies (docs/data-model.md, section 5.7). Pure.
+
+What its predecessors share with it, in `adminpolicies`, is public here: subjects, peers, and products of rules.
+"""
 
 import re
 from collections.abc import Sequence
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -15,6 +19,8 @@ _TIERS = {"Admin": "kube-admin", "Baseline": "kube-baseline"}
 _ACTIONS = {"Accept": "Allow", "Deny": "Deny", "Pass": "Pass"}
 _NAMED_PORT = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 _UINT16_MAX = 0xFFFF
+Int32: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+"""The original cannot read an object with any other number."""
 
 
 class _Pods(msgspec.Struct, gc=False):
@@ -22,24 +28,37 @@ class _Pods(msgspec.Struct, gc=False):
     podSelector: kubepolicies.LabelSelector | None = None  # noqa: N815
 
 
-class _Subject(msgspec.Struct, gc=False):
+class Subject(msgspec.Struct, gc=False):
+    """The pods that a policy is for. One of both is set."""
+
     namespaces: kubepolicies.LabelSelector | None = None
     pods: _Pods | None = None
 
 
-class _ClusterPeer(msgspec.Struct, gc=False):
+class Peer(msgspec.Struct, gc=False):
+    """A peer of a rule. Others than these are not supported."""
+
     namespaces: kubepolicies.LabelSelector | None = None
     pods: _Pods | None = None
     networks: list[str] | None = None
 
 
+class Rule(msgspec.Struct, gc=False):
+    """What the rules of all cluster-wide policies of Kubernetes have."""
+
+    name: str | None = None
+    action: str | None = None
+    sources: list[Peer] | None = msgspec.field(default=None, name="from")
+    destinations: list[Peer] | None = msgspec.field(default=None, name="to")
+
+
 class _PortRange(msgspec.Struct, gc=False):
-    start: int = 0
-    end: int = 0
+    start: Int32 = 0
+    end: Int32 = 0
 
 
 class _ClusterPort(msgspec.Struct, gc=False):
-    number: int | None = None
+    number: Int32 | None = None
     range: _PortRange | None = None
 
 
@@ -54,18 +73,14 @@ class _ClusterProtocol(msgspec.Struct, gc=False):
     destinationNamedPort: str | None = None  # noqa: N815
 
 
-class _ClusterRule(msgspec.Struct, gc=False):
-    name: str | None = None
-    action: str | None = None
+class _ClusterRule(Rule, gc=False):
     protocols: list[_ClusterProtocol] | None = None
-    sources: list[_ClusterPeer] | None = msgspec.field(default=None, name="from")
-    destinations: list[_ClusterPeer] | None = msgspec.field(default=None, name="to")
 
 
 class _ClusterSpec(msgspec.Struct, gc=False):
     tier: str | None = None
-    priority: int | None = None
-    subject: _Subject | None = None
+    priority: Int32 | None = None
+    subject: Subject | None = None
     ingress: list[_ClusterRule] | None = None
     egress: list[_ClusterRule] | None = None
 
@@ -87,26 +102,38 @@ def convert(event: objects.ObjectEvent) -> Sequence[model.Item]:
     tier = _TIERS.get(spec.tier or "")
     if tier is None:
         raise model.ConversionError("bad-tier", f"spec.tier: {spec.tier!r}")
-    subject = spec.subject or _Subject()
+    conversion = kubepolicies.Conversion()
+    converted = policy_spec(
+        spec.subject,
+        _cluster_rules(spec.ingress, conversion, is_ingress=True),
+        _cluster_rules(spec.egress, conversion, is_ingress=False),
+        tier=tier,
+        order=spec.priority or 0,
+    )
+    key = policies.policy_key(KUBERNETES_CLUSTER_NETWORK_POLICY, event)
+    return policies.global_items(event, key, converted, warnings=conversion.warnings)
+
+
+def policy_spec(
+    subject: Subject | None, ingress: list[rules.Rule], egress: list[rules.Rule], *, tier: str, order: int
+) -> policies.Spec:
+    """Return the policy with these rules. Raises ConversionError: no-subject."""
+    subject = subject or Subject()
     if subject.namespaces is not None:
         namespace_selector, pod_selector = kubepolicies.namespace_selector(subject.namespaces), kubepolicies.POD_TERM
     elif subject.pods is not None:
         namespace_selector, pod_selector = _pods_selectors(subject.pods)
     else:
         raise model.ConversionError("no-subject", "spec.subject selects nothing")
-    conversion = kubepolicies.Conversion()
-    ingress = _cluster_rules(spec.ingress, conversion, is_ingress=True)
-    egress = _cluster_rules(spec.egress, conversion, is_ingress=False)
-    converted = policies.Spec(
+    return policies.Spec(
         tier=tier,
-        order=float(spec.priority or 0),
+        order=float(order),
         selector=pod_selector,
         namespaceSelector=namespace_selector,
         ingress=ingress,
         egress=egress,
         types=[name for name, found in (("Ingress", ingress), ("Egress", egress)) if found],
     )
-    return policies.global_items(event, KUBERNETES_CLUSTER_NETWORK_POLICY, converted, warnings=conversion.warnings)
 
 
 def _pods_selectors(pods: _Pods) -> tuple[str, str]:
@@ -136,16 +163,31 @@ def _cluster_rule(rule: _ClusterRule, conversion: kubepolicies.Conversion, *, is
     action = _ACTIONS.get(rule.action or "")
     if action is None:
         raise kubepolicies.BadRule(f"not an action: {rule.action!r}")
-    by_protocol = _cluster_ports(rule.protocols)
+    return products(rule, action, _cluster_ports(rule.protocols), conversion, is_ingress=is_ingress)
+
+
+def products(
+    rule: Rule,
+    action: str,
+    by_protocol: kubepolicies.PortsByProtocol,
+    conversion: kubepolicies.Conversion,
+    *,
+    is_ingress: bool,
+) -> list[rules.Rule]:
+    """Return the products of a rule's protocols and peers.
+
+    Raises:
+        BadRule: a peer cannot be converted.
+        ConversionError: too-large.
+    """
     found = (rule.sources if is_ingress else rule.destinations) or ()
-    peers = [_cluster_peer(peer, is_ingress=is_ingress) for peer in found]
-    metadata = rules.RuleMetadata(annotations={"name": rule.name}) if rule.name else None
+    peers = [_peer_entity(peer, is_ingress=is_ingress) for peer in found]
     return kubepolicies.cross_product(
-        by_protocol, peers, action=action, is_ingress=is_ingress, conversion=conversion, metadata=metadata
+        by_protocol, peers, action=action, is_ingress=is_ingress, conversion=conversion, name=rule.name
     )
 
 
-def _cluster_peer(peer: _ClusterPeer, *, is_ingress: bool) -> rules.Entity:
+def _peer_entity(peer: Peer, *, is_ingress: bool) -> rules.Entity:
     networks = () if is_ingress else peer.networks or ()
     if peer.namespaces is None and peer.pods is None and not networks:
         raise kubepolicies.BadRule("a peer selects nothing")
@@ -184,7 +226,12 @@ def _cluster_port(port: _ClusterPort | None) -> kubepolicies.Port | None:
         return port.number & _UINT16_MAX
     if port.range is None:
         return None
-    low, high = port.range.start & _UINT16_MAX, port.range.end & _UINT16_MAX
+    return port_range(port.range.start, port.range.end)
+
+
+def port_range(start: int, end: int) -> kubepolicies.Port:
+    """Return a range, or the one number in it. Only 16 bits of the numbers count. Raises BadRule."""
+    low, high = start & _UINT16_MAX, end & _UINT16_MAX
     if low > high:
         raise kubepolicies.BadRule(f"the port range {low}:{high} is not in order")
     return low if low == high else f"{low}:{high}"

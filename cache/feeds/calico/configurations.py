@@ -38,6 +38,8 @@ _CONNTRACK_NAMES = {
 def convert_felix_configuration(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
     """Convert a FelixConfiguration. Annotations with its prefix override fields and add names.
 
+    Older items follow: the values of fields that are gone, and those that an annotation gives to later fields.
+
     Raises:
         ConversionError: bad-net (of a failsafe port), undecodable, invalid-object, bad-uid, bad-metadata-annotation.
     """
@@ -52,11 +54,14 @@ def convert_felix_configuration(event: objects.ObjectEvent, group: customresourc
         if name.startswith(_OVERRIDE_PREFIX)
     }
     texts: dict[str, str | None] = {}
-    for field in schema.TYPES["v3.FelixConfigurationSpec"]:
+    older = _gone_fields(event, overrides)
+    for field in schema.TYPES[schema.FELIX_CONFIGURATION_SPEC]:
         if field.config_name != _NO_CONFIG_NAME:
             name = field.config_name
+            if field.since and name in overrides:
+                older[name] = overrides[name]
             texts[name] = overrides.pop(name) if name in overrides else _text(field, spec.get(field.name))
-    return _items(event, node, {**texts, **overrides})
+    return [*_items(event, node, {**texts, **overrides}), *_items(event, node, older, is_older=True)]
 
 
 def convert_cluster_information(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
@@ -78,6 +83,18 @@ def convert_cluster_information(event: objects.ObjectEvent, group: customresourc
     return _items(event, node, texts)
 
 
+def _gone_fields(event: objects.ObjectEvent, overrides: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the values of fields that only older releases have; none if one of them is not of its kind."""
+    spec = model.members(event).get("spec")
+    try:
+        values = schema.read(schema.OLDER_FELIX_CONFIGURATION_SPEC, spec) if isinstance(spec, dict) else {}
+    except model.ConversionError:
+        return {}
+    fields = schema.TYPES[schema.OLDER_FELIX_CONFIGURATION_SPEC]
+    texts = {field.config_name: _text(field, values.get(field.name)) for field in fields}
+    return {name: text for name, text in texts.items() if text is not None and name not in overrides}
+
+
 def _node(name: str) -> str | None:
     """Return the node that the object configures: empty for the global object, None for a whole resource."""
     if name == _GLOBAL_NAME:
@@ -85,13 +102,16 @@ def _node(name: str) -> str | None:
     return name.removeprefix(_NODE_PREFIX) if name.startswith(_NODE_PREFIX) else None
 
 
-def _items(event: objects.ObjectEvent, node: str, texts: Mapping[str, str | None]) -> list[model.Item]:
+def _items(
+    event: objects.ObjectEvent, node: str, texts: Mapping[str, str | None], *, is_older: bool = False
+) -> list[model.Item]:
     prefix = f"/calico/v1/host/{node}/config/" if node else "/calico/v1/config/"
     return [
         model.Item(
             _READY_KEY if name == _READY and _is_cluster_information(event) else prefix + name,
             None if text is None else text.encode(),
             event.resource_version,
+            is_older=is_older,
         )
         for name, text in texts.items()
     ]

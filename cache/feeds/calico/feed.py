@@ -5,12 +5,12 @@ value. An invalid value is sent as absent, but with type and revision. A deletio
 change that leaves the value as it is causes no update, and the stored revision stays that of the value.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from cache import objects
+from cache import objects, resources
 from cache.feeds import feed, raw
-from cache.feeds.calico import claims, model, syncers
+from cache.feeds.calico import claims, model, projections, releases, syncers
 from protocol import messages
 from protocol.native import codec
 
@@ -18,6 +18,8 @@ DEFECT = "defect"
 """The reason if a converter fails unexpectedly."""
 _DETAIL_CHARS_MAX = 1000
 """Details quote objects, which may be large."""
+_SEED_SLICE = 200
+"""Objects that a projection takes over in one step: some 2 ms."""
 
 
 class _Change(NamedTuple):
@@ -35,28 +37,44 @@ class _Failure(NamedTuple):
 
 
 class _Kind:
-    """One resource type of the feed, and the keys of each of its objects in the order in which they are sent."""
+    """One resource type of the feed, and the items of each of its objects in the order in which they are sent."""
 
-    __slots__ = ("keys", "last_items", "last_wins", "rank", "source")
+    __slots__ = ("items", "last_items", "last_wins", "rank", "source")
 
     def __init__(self, rank: int, source: syncers.Source) -> None:
         self.rank = rank
         self.source = source
         self.last_wins = source.last_wins
-        self.keys: dict[str, tuple[str, ...]] = {}
+        self.items: dict[str, tuple[model.Item, ...]] = {}
+        """Without absent ones."""
         self.last_items: dict[str, Sequence[model.Item]] = {}
         """The last items of objects for which the converter may return the identical items again."""
 
 
 class CalicoFeed(feed.Feed):
-    """One of the four feeds. `syncers.specs` defines their contents."""
+    """One of the four feeds. `syncers.specs` defines their contents.
+
+    It keeps every object's items for its projections, too: feeds of the same objects for agents of older releases.
+    """
+
+    _sends_older = False
+    """Whether items for older releases are sent."""
 
     def __init__(self, spec: syncers.FeedSpec, *, max_value_bytes: int) -> None:
-        super().__init__(spec.name, [source.type for source in spec.sources])
+        super().__init__(spec.name, [source.type for source in spec.sources if not source.is_older])
+        self.spec = spec
+        self.max_value_bytes = max_value_bytes
+        self.projections: list[Projection] = []
+        """What follows this feed: whatever happens to an object or a status here happens there."""
         self._kinds = {source.type: _Kind(rank, source) for rank, source in enumerate(spec.sources)}
+        self._older_statuses = {source.type: messages.SyncStatus.WAITING for source in spec.sources if source.is_older}
         self._claims = claims.Claims()
-        self._max_value_bytes = max_value_bytes
         self._changes.extend(_Change(messages.UpdateType.NEW, item) for item in spec.built_in)
+
+    @property
+    def older_types(self) -> list[resources.ResourceType]:
+        """The types whose objects only agents of older releases get: they are watched once there are such agents."""
+        return list(self._older_statuses)
 
     def may_take_long(self, event: objects.ObjectEvent) -> bool:
         """See `feed.Feed`. A converter that remembers its last results is for one thread only, and quick."""
@@ -79,44 +97,74 @@ class CalicoFeed(feed.Feed):
         kind = self._kinds[event.type]
         name = _object_name(event)
         if isinstance(outcome, _Failure):
-            self._forget(kind, name)
+            self.delete(event)
             return self._rejection(event, outcome.reason, outcome.detail)
         items = outcome
         if items and items is kind.last_items.get(name):
             self.skipped += len(items)
             return None
         rejection = None
-        held: list[str] = []
-        known = kind.keys.get(name, ())
+        held: list[model.Item] = []
+        known = self._sent_keys(kind, name)
         if known:
-            self._release_unmentioned(kind, name, {item.key for item in items})
+            self._release_unmentioned(kind, name, known, {item.key for item in items})
         for item in items:
+            if item.is_older and not self._sends_older:
+                if item.value is not None or item.invalid:
+                    held.append(item)
+                continue
             if not self._is_plain(item):
                 item, rejection = self._examine(event, item, rejection)
             if item.value is not None or item.invalid:
-                held.append(item.key)
+                held.append(item)
                 self._claim(kind, name, item)
             elif item.key in known:
                 self._release(kind, name, item.key)
         if held:
-            kind.keys[name] = tuple(held)
+            kind.items[name] = tuple(held)
         else:
-            kind.keys.pop(name, None)
+            kind.items.pop(name, None)
         if kind.source.is_memoised and rejection is None:
             kind.last_items[name] = items
         else:
             kind.last_items.pop(name, None)
+        for projection in self.projections:
+            projected = projection.follow(event, items)
+            rejection = rejection or projected
         return rejection
 
     def delete(self, event: objects.ObjectEvent) -> None:
         """Process the deletion of an object."""
         self._forget(self._kinds[event.type], _object_name(event))
+        for projection in self.projections:
+            projection.delete(event)
+
+    def set_status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
+        """See `feed.Feed`. The status of a type for older releases counts in their projections only."""
+        if type in self._older_statuses:
+            self._older_statuses[type] = status
+        else:
+            super().set_status(type, status)
+        for projection in self.projections:
+            projection.follow_status(type, status)
+
+    def status_of(self, type: resources.ResourceType) -> messages.SyncStatus:
+        """Return the status of one type."""
+        return self._older_statuses[type] if type in self._older_statuses else self._statuses[type]
+
+    def objects_of(self, type: resources.ResourceType) -> Sequence[tuple[str, Sequence[model.Item]]]:
+        """Return the objects of a type as they are now: `namespace/name`, or a name, and the items."""
+        return list(self._kinds[type].items.items())
+
+    def holds(self, type: resources.ResourceType, name: str, items: Sequence[model.Item]) -> bool:
+        """Return whether an object that `objects_of` returned is still the same."""
+        return self._kinds[type].items.get(name) is items
 
     def _is_plain(self, item: model.Item) -> bool:
         return (
             not item.invalid
             and not item.warning
-            and (item.value is None or len(item.value) <= self._max_value_bytes)
+            and (item.value is None or len(item.value) <= self.max_value_bytes)
             and len(item.key) <= codec.MAX_KEY_CHARS
         )
 
@@ -126,8 +174,8 @@ class CalicoFeed(feed.Feed):
         """Check an item that may not be sent as it is. Return the item to send, and the object's first rejection."""
         if item.invalid:
             return item, rejection or self._rejection(event, "invalid", item.invalid)
-        if item.value is not None and len(item.value) > self._max_value_bytes:
-            detail = f"{len(item.value)} bytes, limit {self._max_value_bytes}"
+        if item.value is not None and len(item.value) > self.max_value_bytes:
+            detail = f"{len(item.value)} bytes, limit {self.max_value_bytes}"
             return _without_value(item), rejection or self._rejection(event, "value-too-large", detail)
         if len(item.key) > codec.MAX_KEY_CHARS:
             detail = f"{len(item.key)} characters, limit {codec.MAX_KEY_CHARS}"
@@ -145,11 +193,16 @@ class CalicoFeed(feed.Feed):
 
     def _forget(self, kind: _Kind, name: str) -> None:
         kind.last_items.pop(name, None)
-        for key in kind.keys.pop(name, ()):
+        for key in self._sent_keys(kind, name):
             self._release(kind, name, key)
+        kind.items.pop(name, None)
 
-    def _release_unmentioned(self, kind: _Kind, name: str, mentioned: set[str]) -> None:
-        for key in kind.keys[name]:
+    def _sent_keys(self, kind: _Kind, name: str) -> dict[str, None]:
+        """Return the keys that the object has in this feed, in order."""
+        return {item.key: None for item in kind.items.get(name, ()) if self._sends_older or not item.is_older}
+
+    def _release_unmentioned(self, kind: _Kind, name: str, known: Iterable[str], mentioned: set[str]) -> None:
+        for key in known:
             if key not in mentioned:
                 self._release(kind, name, key)
 
@@ -178,6 +231,61 @@ class CalicoFeed(feed.Feed):
         if update is None or update.update_type == update_type:
             return update
         return update._replace(update_type=update_type)
+
+
+class Projection(CalicoFeed):
+    """The felix feed of an older release: follows the newest one, whose objects it has to be given by `seed` first."""
+
+    _sends_older = True
+
+    def __init__(self, base: CalicoFeed, release: releases.Release) -> None:
+        rewrites = {source: projections.rewrite_for(release, source) for source in base.spec.sources}
+        sources = tuple(
+            source._replace(is_memoised=False, is_older=False) for source in base.spec.sources if rewrites[source]
+        )
+        name = releases.feed_name(release)
+        super().__init__(base.spec._replace(name=name, sources=sources), max_value_bytes=base.max_value_bytes)
+        self.release = release
+        self._rewrites = {source.type: rewrite for source, rewrite in rewrites.items() if rewrite is not None}
+        self.base = base
+        """The newest feed."""
+        self._is_seeded = False
+        base.projections.append(self)
+
+    def close(self) -> None:
+        """Stop following the newest feed."""
+        self.base.projections.remove(self)
+
+    def seed(self) -> Iterator[None]:
+        """Take over the newest feed's objects, a slice for each step. It may change meanwhile. Then its statuses."""
+        for type in self.types:
+            for count, (name, items) in enumerate(self.base.objects_of(type), 1):
+                # Of what has changed or gone since, `follow` and `delete` have told.
+                if self.base.holds(type, name, items):
+                    namespace, _, own_name = name.rpartition("/")
+                    event = objects.ObjectEvent(type, namespace, own_name, "", None, "", "", objects.Origin.LIST)
+                    self.follow(event, items)
+                if count % _SEED_SLICE == 0:
+                    yield
+            yield
+        self._is_seeded = True
+        for type in self.types:
+            super().set_status(type, self.base.status_of(type))
+
+    def follow(self, event: objects.ObjectEvent, items: Sequence[model.Item]) -> feed.Rejection | None:
+        """Process an object's new items of the newest feed."""
+        rewrite = self._rewrites.get(event.type)
+        return None if rewrite is None else self.adopt(event, rewrite(event, items))
+
+    def delete(self, event: objects.ObjectEvent) -> None:
+        """See `feed.Feed`. The release may not have the type."""
+        if event.type in self._rewrites:
+            super().delete(event)
+
+    def follow_status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
+        """Process a status of the newest feed. Until everything is taken over, nothing is in sync here."""
+        if self._is_seeded and type in self._rewrites:
+            super().set_status(type, status)
 
 
 def _object_name(event: objects.ObjectEvent) -> str:

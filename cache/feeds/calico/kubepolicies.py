@@ -17,6 +17,9 @@ _PROTOCOLS = {name.lower(): name for name in ("TCP", "UDP", "SCTP", "ICMP", "ICM
 _STAGED_DELETE = "Delete"
 _MAX_RULES = 50_000
 _MAX_PORTS = 1_000_000
+_MAX_TEXT = 16_000_000
+"""Characters of selectors, networks and names. An object of 1.5 MB with the three protocols that the API server takes
+comes to 4.5 million. The value would be at least as long."""
 Port = int | str
 PortsByProtocol = dict[str, list[Port] | None]
 
@@ -69,23 +72,27 @@ class _Policy(msgspec.Struct, gc=False):
 
 
 class Conversion:
-    """The conversion of one policy: its warnings, and its budget of rules and ports.
+    """The conversion of one policy: its warnings, and its budget of rules, ports and text.
 
-    Peers and ports multiply. Without the budget, an object of 1 MB could grow to terabytes.
+    Peers, protocols and ports multiply. Without the budget, an object of 1 MB could grow to terabytes.
     """
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
         self._rules = _MAX_RULES
         self._ports = _MAX_PORTS
+        self._text = _MAX_TEXT
 
-    def spend(self, *, rules: int, ports: int) -> None:
-        """Use up a part of the budget. Raises ConversionError: too-large."""
+    def spend(self, *, rules: int, ports: int, text: int) -> None:
+        """Use up a part of the budget; `text` is in characters. Raises ConversionError: too-large."""
         self._rules -= rules
         self._ports -= ports
-        if self._rules < 0 or self._ports < 0:
+        self._text -= text
+        if self._rules < 0 or self._ports < 0 or self._text < 0:
             raise model.ConversionError(
-                "too-large", f"peers and ports multiply to more than {_MAX_RULES} rules or {_MAX_PORTS} ports"
+                "too-large",
+                f"peers and ports multiply to more than {_MAX_RULES} rules, {_MAX_PORTS} ports or "
+                f"{_MAX_TEXT} characters",
             )
 
 
@@ -104,7 +111,8 @@ def convert_policy(event: objects.ObjectEvent) -> Sequence[model.Item]:
     """
     conversion = Conversion()
     spec = _spec(model.typed(_decode_policy, event).spec, conversion, is_strict=False)
-    return policies.namespaced_items(event, KUBERNETES_NETWORK_POLICY, spec, warnings=conversion.warnings)
+    key = policies.policy_key(KUBERNETES_NETWORK_POLICY, event)
+    return policies.namespaced_items(event, key, spec, warnings=conversion.warnings)
 
 
 def convert_staged_policy(event: objects.ObjectEvent, group: customresource.Group) -> Sequence[model.Item]:
@@ -115,16 +123,13 @@ def convert_staged_policy(event: objects.ObjectEvent, group: customresource.Grou
     """
     policy = model.typed(_decode_policy, event)
     customresource.effective_metadata(policy.metadata, group)
+    key = policies.policy_key(STAGED_KUBERNETES_NETWORK_POLICY, event)
     if policy.spec.stagedAction == _STAGED_DELETE:
-        return (model.Item(policies.policy_key(STAGED_KUBERNETES_NETWORK_POLICY, event), None, ""),)
+        return (model.Item(key, None, ""),)
     conversion = Conversion()
     spec = _spec(policy.spec, conversion, is_strict=True)
     return policies.namespaced_items(
-        event,
-        STAGED_KUBERNETES_NETWORK_POLICY,
-        spec,
-        staged_action=policy.spec.stagedAction or "",
-        warnings=conversion.warnings,
+        event, key, spec, staged_action=policy.spec.stagedAction or "", warnings=conversion.warnings
     )
 
 
@@ -165,12 +170,16 @@ def cross_product(
     action: str,
     is_ingress: bool,
     conversion: Conversion,
-    metadata: rules.RuleMetadata | None = None,
+    name: str | None = None,
 ) -> list[rules.Rule]:
+    """Return a rule for each protocol and peer. A name goes into the rules' annotations. Raises ConversionError."""
+    metadata = rules.RuleMetadata(annotations={"name": name}) if name else None
+    peers_text = sum(map(_text_length, peers))
     converted: list[rules.Rule] = []
     for protocol in sorted(by_protocol):
         ports = _simplified(by_protocol[protocol] or [])
-        conversion.spend(rules=len(peers), ports=len(peers) * len(ports))
+        own_text = len(name or "") + len(protocol) + sum(len(port) for port in ports if isinstance(port, str))
+        conversion.spend(rules=len(peers), ports=len(peers) * len(ports), text=peers_text + len(peers) * own_text)
         for peer in peers:
             rule = rules.Rule(action=action, protocol=protocol or None, metadata=metadata)
             if is_ingress:
@@ -187,6 +196,11 @@ def cross_product(
     return converted
 
 
+def _text_length(peer: rules.Entity) -> int:
+    nets = (*(peer.nets or ()), *(peer.notNets or ()))
+    return len(peer.selector or "") + len(peer.namespaceSelector or "") + sum(map(len, nets))
+
+
 def add_port(by_protocol: PortsByProtocol, protocol: str, port: Port | None) -> None:
     """Add a port to a protocol. None stands for all ports, whatever else is listed."""
     if port is None:
@@ -200,9 +214,14 @@ def add_port(by_protocol: PortsByProtocol, protocol: str, port: Port | None) -> 
 def _policy_ports(ports: Sequence[_PolicyPort] | None) -> PortsByProtocol:
     by_protocol: PortsByProtocol = {}
     for port in ports or ():
-        protocol = "TCP" if port.protocol is None else _PROTOCOLS.get(port.protocol.lower(), port.protocol)
+        protocol = "TCP" if port.protocol is None else protocol_name(port.protocol)
         add_port(by_protocol, protocol, _policy_port(port))
     return by_protocol or {"": None}
+
+
+def protocol_name(given: str) -> str:
+    """Return the API's spelling of a protocol. Unknown ones are left as they are, for validation to find."""
+    return _PROTOCOLS.get(given.lower(), given)
 
 
 def _policy_port(port: _PolicyPort) -> Port | None:

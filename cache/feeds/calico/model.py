@@ -24,7 +24,8 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     `value` None: the key is absent, and is deleted if it was known. b"" is a value (the original's agents see none).
     `invalid` not empty: validation rejects the value for this reason. `value` must then be None, but the key counts as
     known: it is sent without a value, as new or updated. `warning` not empty: the item is sent as it is, and the object
-    gets a line in the log.
+    gets a line in the log. `is_older`: only agents of older releases may get the item (see `projections`); another item
+    of the object may have the same key.
     """
 
     key: str
@@ -33,6 +34,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     v3_resource_version: str = ""
     invalid: str = ""
     warning: str = ""
+    is_older: bool = False
 
 
 class ConversionError(ValueError):

@@ -90,7 +90,7 @@ def convert_pool(event: objects.ObjectEvent, group: customresource.Group) -> Seq
     pool = model.typed(_decode_pool, event)
     customresource.effective_metadata(pool.metadata, group)
     spec = pool.spec
-    network = _network(spec.cidr)
+    network = _network(spec.cidr, allows_mapped=True)
     ipip_mode = _ENCAPSULATION_MODES.get(spec.ipipMode or "", "")
     value = {
         "cidr": str(network),
@@ -213,10 +213,10 @@ def _nets(spec: _SetSpec) -> dict[str, Any]:
     return {"nets": nets} if nets else {}
 
 
-def _network(text: str | None) -> addresses.Network:
+def _network(text: str | None, *, allows_mapped: bool = False) -> addresses.Network:
     network = addresses.parse_cidr(text or "")
-    # An IPv4 network in IPv6 notation has no key.
-    if network is None or (network.version == 4 and ":" in (text or "")):
+    # A block or affinity of an IPv4 network in IPv6 notation has no key. Pools of releases up to 3.32 have one.
+    if network is None or (network.version == 4 and ":" in (text or "") and not allows_mapped):
         raise model.ConversionError("bad-cidr", f"spec.cidr is not a CIDR: {text!r:.80}")
     return network
 

@@ -121,6 +121,7 @@ def _convert(event: objects.ObjectEvent, node: _Node) -> Sequence[model.Item]:
     )
     metadata = _metadata(event.name, node.metadata)
     return [
+        _bird_ip(event, annotations, node.status.addresses or ()),
         *_host_configuration(event, bgp, tunnels),
         _whole_item(event, metadata, spec, status),
         _wireguard_item(event, wireguard, status),
@@ -278,6 +279,17 @@ def _without_bad_addresses(texts: list[str]) -> list[str]:
             left[index : length - 1] = left[index + 1 : length]
             length -= 1
     return left[:length]
+
+
+def _bird_ip(event: objects.ObjectEvent, annotations: Mapping[str, str], reported: Sequence[_Address]) -> model.Item:
+    """Return the node's IPv4 address for Felix of releases up to 3.32 (docs/data-model.md, section 8)."""
+    texts = [annotations.get(_ANNOTATION + "IPv4Address", "").partition("/")[0]]
+    for type in ("InternalIP", "ExternalIP"):
+        texts += [address.address for address in reported if address.type == type]
+    found = (addresses.parse_ip(text) for text in texts)
+    address = next((str(address) for address in found if address is not None and address.version == 4), "")
+    key = f"/calico/v1/host/{event.name}/bird_ip"
+    return model.Item(key, address.encode() or None, event.resource_version, is_older=True)
 
 
 def _host_configuration(

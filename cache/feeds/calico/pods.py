@@ -105,6 +105,8 @@ _NO_ANNOTATIONS: Mapping[str, str] = {}
 def convert(event: objects.ObjectEvent) -> Sequence[model.Item]:
     """Convert a pod to a workload endpoint. No items for a pod without a node or in the host's network.
 
+    If an init container has named ports, an older item follows: the endpoint without them, as 3.29 knows it.
+
     Raises:
         ConversionError: bad-ip, bad-annotation, invalid-object.
     """
@@ -138,13 +140,18 @@ def convert(event: objects.ObjectEvent) -> Sequence[model.Item]:
         nats[0],
         nats[1],
         _labels(pod.metadata.labels, namespace, spec.serviceAccountName),
-        _ports(spec),
+        _ports(spec.containers, spec.initContainers),
         pod.metadata.generateName,
         source_prefixes or None,
         None if network_status is None else {_NETWORK_STATUS: network_status},
         qos.controls(annotations) if annotations else None,
     )
-    return (model.Item(key, gojson.escape_html(_encode(endpoint)), event.resource_version),)
+    item = model.Item(key, gojson.escape_html(_encode(endpoint)), event.resource_version)
+    if spec.initContainers and _ports(spec.initContainers):
+        endpoint.ports = _ports(spec.containers)
+        value = gojson.escape_html(_encode(endpoint))
+        return (item, model.Item(key, value, event.resource_version, is_older=True))
+    return (item,)
 
 
 def interface_name(namespace: str, name: str) -> str:
@@ -194,9 +201,9 @@ def _labels(pod_labels: dict[str, str] | None, namespace: str, service_account: 
     return gojson.sorted_map(labels)
 
 
-def _ports(spec: _Spec) -> list[_EndpointPort] | None:
+def _ports(*groups: Sequence[_Container] | None) -> list[_EndpointPort] | None:
     ports = None
-    for containers in (spec.containers, spec.initContainers):
+    for containers in groups:
         for container in containers or ():
             for port in container.ports or ():
                 if port.name and port.containerPort and port.protocol in _PROTOCOLS:

@@ -81,8 +81,8 @@ def convert_policy(event: objects.ObjectEvent, policy_kind: str, group: customre
     if staged_action == _STAGED_DELETE:
         return (model.Item(policy_key(policy_kind, event), None, ""),)
     if policy_kind in (GLOBAL_NETWORK_POLICY, STAGED_GLOBAL_NETWORK_POLICY):
-        return global_items(event, policy_kind, policy.spec, staged_action=staged_action)
-    return namespaced_items(event, policy_kind, policy.spec, staged_action=staged_action)
+        return global_items(event, policy_key(policy_kind, event), policy.spec, staged_action=staged_action)
+    return namespaced_items(event, policy_key(policy_kind, event), policy.spec, staged_action=staged_action)
 
 
 def policy_key(kind: str, event: objects.ObjectEvent) -> str:
@@ -91,20 +91,20 @@ def policy_key(kind: str, event: objects.ObjectEvent) -> str:
 
 
 def namespaced_items(
-    event: objects.ObjectEvent, kind: str, spec: Spec, *, staged_action: str = "", warnings: Sequence[str] = ()
+    event: objects.ObjectEvent, key: str, spec: Spec, *, staged_action: str = "", warnings: Sequence[str] = ()
 ) -> Sequence[model.Item]:
-    """Return the item of a namespaced policy. Raises ConversionError: undecodable, selector-too-deep."""
+    """Return the item of a namespaced policy at this key. Raises ConversionError: undecodable, selector-too-deep."""
     found = list(warnings)
     own = f"{_LABEL_NAMESPACE} == '{event.namespace}'"
     text = f"({spec.selector}) && {own}" if spec.selector else own
     text = _with_selector(text, spec.serviceAccountSelector, "pcsa.", found)
-    return _items(event, kind, spec, text, staged_action=staged_action, warnings=found)
+    return _items(event, key, spec, text, staged_action=staged_action, warnings=found)
 
 
 def global_items(
-    event: objects.ObjectEvent, kind: str, spec: Spec, *, staged_action: str = "", warnings: Sequence[str] = ()
+    event: objects.ObjectEvent, key: str, spec: Spec, *, staged_action: str = "", warnings: Sequence[str] = ()
 ) -> Sequence[model.Item]:
-    """Return the item of a global policy. Raises ConversionError: undecodable, selector-too-deep."""
+    """Return the item of a global policy at this key. Raises ConversionError: undecodable, selector-too-deep."""
     found = list(warnings)
     text = spec.selector or ""
     if spec.namespaceSelector:
@@ -113,7 +113,7 @@ def global_items(
     if spec.serviceAccountSelector:
         text = _with_selector(text, spec.serviceAccountSelector, "pcsa.", found)
         text = text.replace("all()", f"has({_LABEL_SERVICE_ACCOUNT})")
-    return _items(event, kind, spec, text, staged_action=staged_action, warnings=found)
+    return _items(event, key, spec, text, staged_action=staged_action, warnings=found)
 
 
 def _with_selector(text: str, added: str | None, prefix: str, warnings: list[str]) -> str:
@@ -127,9 +127,8 @@ def _with_selector(text: str, added: str | None, prefix: str, warnings: list[str
 
 
 def _items(
-    event: objects.ObjectEvent, kind: str, spec: Spec, text: str, *, staged_action: str, warnings: list[str]
+    event: objects.ObjectEvent, key: str, spec: Spec, text: str, *, staged_action: str, warnings: list[str]
 ) -> Sequence[model.Item]:
-    key = policy_key(kind, event)
     inbound = rules.convert(spec.ingress, event.namespace, warnings)
     outbound = rules.convert(spec.egress, event.namespace, warnings)
     problem = (

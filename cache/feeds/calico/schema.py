@@ -27,7 +27,10 @@ class FieldType(msgspec.Struct, frozen=True):
 
 
 class Field(msgspec.Struct, frozen=True):
-    """One field. `pointer`: only an absent value is empty. `config_name`, `timescale`: see `configurations`."""
+    """One field. `pointer`: only an absent value is empty. `config_name`, `timescale`: see `configurations`.
+
+    `since` and `until`: the first and the last release that has the field, if that matters to agents in use.
+    """
 
     name: str
     kind: str
@@ -39,11 +42,18 @@ class Field(msgspec.Struct, frozen=True):
     check: str = ""
     config_name: str = ""
     timescale: str = ""
+    since: str = ""
+    until: str = ""
 
     @property
     def value_type(self) -> FieldType:
         """The type of the field's value."""
         return FieldType(self.kind, self.of, self.type)
+
+
+FELIX_CONFIGURATION_SPEC = "v3.FelixConfigurationSpec"
+OLDER_FELIX_CONFIGURATION_SPEC = "v3.FelixConfigurationSpec until 3.31"
+"""The fields that are gone."""
 
 
 class _Schema(msgspec.Struct, frozen=True):

@@ -7,8 +7,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from cache import resources
+import msgspec
+
+from cache import objects, resources
 from cache.feeds.calico import (
+    adminpolicies,
     clusterpolicies,
     configurations,
     customresource,
@@ -46,6 +49,8 @@ class Source(NamedTuple):
     """Whether the converter returns the identical items again if nothing relevant changed."""
     quick_bytes: int = 16 * 1024
     """An object of at most this size takes at most 5 ms (docs/decisions/expensive-conversions.md)."""
+    is_older: bool = False
+    """Whether only agents of older releases get the kind: its items are marked as older."""
 
 
 class FeedSpec(NamedTuple):
@@ -64,6 +69,8 @@ _SERVICES = resources.ResourceType("", "v1", "services")
 _ENDPOINT_SLICES = resources.ResourceType("discovery.k8s.io", "v1", "endpointslices")
 _NETWORK_POLICIES = resources.ResourceType("networking.k8s.io", "v1", "networkpolicies")
 _CLUSTER_POLICIES = resources.ResourceType("policy.networking.k8s.io", "v1alpha2", "clusternetworkpolicies")
+ADMIN_POLICIES = resources.ResourceType("policy.networking.k8s.io", "v1alpha1", "adminnetworkpolicies")
+BASELINE_POLICIES = resources.ResourceType("policy.networking.k8s.io", "v1alpha1", "baselineadminnetworkpolicies")
 _MIGRATIONS = resources.ResourceType("kubevirt.io", "v1", "virtualmachineinstancemigrations")
 
 _PLURALS = {
@@ -96,6 +103,13 @@ _GroupConverter = Callable[..., Sequence[model.Item]]
 def custom_type(group: Group, plural: str) -> resources.ResourceType:
     """Return the resource type of one of Calico's own kinds."""
     return resources.ResourceType(group.group, group.version, plural)
+
+
+def _older(kind: str, type: resources.ResourceType, convert: model.Converter) -> Source:
+    def marked(event: objects.ObjectEvent) -> Sequence[model.Item]:
+        return [msgspec.structs.replace(item, is_older=True) for item in convert(event)]
+
+    return Source(kind, type, marked, quick_bytes=_MULTIPLYING_QUICK_BYTES, is_older=True)
 
 
 def specs(group: Group) -> tuple[FeedSpec, ...]:
@@ -136,6 +150,8 @@ def specs(group: Group) -> tuple[FeedSpec, ...]:
         Source(
             "ClusterNetworkPolicy", _CLUSTER_POLICIES, clusterpolicies.convert, quick_bytes=_MULTIPLYING_QUICK_BYTES
         ),
+        _older("AdminNetworkPolicy", ADMIN_POLICIES, adminpolicies.convert_admin),
+        _older("BaselineAdminNetworkPolicy", BASELINE_POLICIES, adminpolicies.convert_baseline),
         Source("EndpointSlice", _ENDPOINT_SLICES, wholeresource.convert_endpoint_slice),
         Source("Service", _SERVICES, wholeresource.convert_service),
         own("IPAMBlock", networks.convert_block),

@@ -84,6 +84,23 @@ async def test_missing_objects_are_created_once(
     assert store.writes == []
 
 
+@pytest.mark.parametrize("group", [V1, V3])
+async def test_tiers_of_older_releases_are_created_and_not_changed(
+    server: ScriptedServer, session: api.KubeApi, group: syncers.Group
+) -> None:
+    store = Store(server)
+    tiers = (calico_objects.ADMIN_TIER, calico_objects.BASELINE_ADMIN_TIER)
+    await calico_objects.ensure_tiers(session, group, tiers, retry_seconds=0.01)
+    prefix = f"/apis/{group.value}/tiers"
+    assert {path.rpartition("/")[2]: found["spec"] for path, found in store.objects.items()} == {
+        "adminnetworkpolicy": {"order": 1_000, "defaultAction": "Pass"},
+        "baselineadminnetworkpolicy": {"order": 10_000_000, "defaultAction": "Pass"},
+    }
+    store.objects[f"{prefix}/adminnetworkpolicy"]["spec"] = {"order": 7}
+    await calico_objects.ensure_tiers(session, group, tiers, retry_seconds=0.01)
+    assert store.writes == [f"POST {prefix}/adminnetworkpolicy", f"POST {prefix}/baselineadminnetworkpolicy"]
+
+
 @pytest.mark.parametrize(
     ("spec", "changes"),
     [

@@ -88,6 +88,7 @@ async def stand() -> AsyncIterator[Stand]:
         opened.hub.close()
 
 
+@pytest.mark.looptime
 async def test_a_small_object_is_converted_at_once_and_a_large_one_later(stand: Stand) -> None:
     stand.hub.apply(policy("small", 1, rules=1))
     stand.hub.apply(policy("large", 2))
@@ -179,6 +180,7 @@ async def test_a_status_is_free_when_its_last_object_is_deleted() -> None:
     opened.hub.close()
 
 
+@pytest.mark.looptime
 async def test_what_changes_while_it_is_converted_does_not_come_back(stand: Stand) -> None:
     stand.scheduler.seconds = 0.0
     stand.hub.apply(policy("x", 1))

@@ -6,6 +6,7 @@ import functools
 import msgspec
 import pytest
 
+from cache.feeds.calico import releases
 from clients import connection as client_connection
 from clients import mirror
 from protocol import errors, messages
@@ -26,14 +27,14 @@ from typha.worker.protocol_adapters import AckAwaited, Ponged, Refused, Subscrib
 RECORDED_HELLO = (repository.DATA / "typha-client-hello.bin").read_bytes()
 """What a Go client of Calico without snappy sends: its hello, then two pongs."""
 OFFER = protocol_adapters.Offer(
-    feeds=frozenset({"felix", "bgp", "web"}),
+    feeds=frozenset({"felix", "bgp", "web", *releases.PROJECTIONS}),
     incarnation=b"\xab" * 16,
     ping_interval_seconds=FAST.ping_interval_seconds,
     max_frame_bytes=FAST.max_frame_bytes,
 )
 PONG = codec.encode(typha.Pong(timestamps.from_unix_nanoseconds(5)), types=codec.CLIENT)
 NO_SNAPPY = msgspec.structs.replace(HELLO, supported_compression_algorithms=("lz4",))
-OLD = msgspec.structs.replace(HELLO, supports_modern_policy_keys=False)
+OLD = msgspec.structs.replace(HELLO, version="v3.28.5", supports_modern_policy_keys=False)
 STRANGER = msgspec.structs.replace(HELLO, syncer_type="web")
 """Asks for a feed that exists, but is none of Calico's."""
 NOT_SERVED = msgspec.structs.replace(HELLO, syncer_type="node-status")
@@ -104,7 +105,8 @@ def test_a_client_that_takes_snappy_is_told_to_restart_and_acks() -> None:
     assert adapter.agent
     [subscribed] = events(adapter, ACK)
     assert isinstance(subscribed, Subscribed)
-    assert subscribed == Subscribed(connection.PREAMBLE, FELIX, encoder.SNAPPY)
+    newest = protocol_adapters.AgentVersion(HELLO.version, releases.Release.NEWEST, "by its version")
+    assert subscribed == Subscribed(connection.PREAMBLE, FELIX, encoder.SNAPPY, newest)
     assert events(adapter, ACK) == []
     assert all_ponged(events(adapter, PONG + PONG), 2)
     assert adapter.pending_bytes == 0
@@ -132,6 +134,55 @@ def test_clients_without_snappy_are_served_at_once(hello: typha.ClientHello) -> 
     [subscribed] = events(begin(typha_peer.encoded(hello)), typha_peer.encoded(hello))
     assert isinstance(subscribed, Subscribed)
     assert (subscribed.feed, subscribed.wire_format) == (FELIX, encoder.PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("version", "is_modern", "syncer_type", "feed"),
+    [
+        ("v3.34.0-0.dev-67-g87c15906f20c", True, FELIX, "felix"),
+        ("v3.32.1", True, FELIX, "felix-3.32"),
+        ("v3.31.7", False, FELIX, "felix-3.31"),
+        ("v3.30.7", False, "", "felix-3.30"),
+        ("v3.29.7", False, FELIX, "felix-3.29"),
+        ("", False, FELIX, "felix-3.31"),
+        ("acme-7", False, FELIX, "felix-3.29"),
+        ("v3.29.7", False, "bgp", "bgp"),
+        ("v3.20.0", False, "bgp", "bgp"),
+    ],
+)
+def test_an_agent_gets_the_feed_of_its_release(version: str, is_modern: bool, syncer_type: str, feed: str) -> None:
+    hello = msgspec.structs.replace(
+        PLAIN_HELLO, version=version, supports_modern_policy_keys=is_modern, syncer_type=syncer_type
+    )
+    said = typha_peer.encoded(hello)
+    overriding = OFFER._replace(release_overrides=releases.parse_overrides("acme-*=3.29"))
+    begun = protocol_adapters.begin(said, overriding, 7)
+    assert not isinstance(begun, Refused)
+    [subscribed] = events(begun, said)
+    assert isinstance(subscribed, Subscribed)
+    assert subscribed.feed == feed
+    assert (subscribed.agent_version is not None) == (feed != "bgp")
+
+
+def test_a_refusal_names_the_node_and_its_version() -> None:
+    [refused] = events(begin(typha_peer.encoded(OLD)), typha_peer.encoded(OLD))
+    assert isinstance(refused, Refused)
+    assert refused.text.startswith("node 'node-1', version 'v3.28.5': agents before 3.29 ignore tiers")
+
+
+def test_where_felix_has_no_older_releases_their_agents_are_refused() -> None:
+    said = typha_peer.encoded(msgspec.structs.replace(OLD, version="v3.31.7"))
+    begun = protocol_adapters.begin(said, OFFER._replace(feeds=frozenset({"felix"})), 7)
+    assert not isinstance(begun, Refused)
+    assert events(begun, said) == [Refused(DisconnectReason.UNKNOWN_FEED, "nothing for agents of 3.31 here")]
+
+
+def test_native_clients_cannot_ask_for_a_projection() -> None:
+    # Its sequences begin anew when it is made anew, so that a client could not resume.
+    hello = native_codec.encode(messages.ClientHello(feed="felix-3.31", agent="me"))
+    [refused] = events(begin(frames.PREFACE), frames.PREFACE + frames.pack_frame(hello))
+    assert isinstance(refused, Refused)
+    assert refused.reason is DisconnectReason.UNKNOWN_FEED
 
 
 @pytest.mark.parametrize(

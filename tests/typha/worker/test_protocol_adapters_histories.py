@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cache.feeds.calico import releases
 from tests import wire
 from tests.harness import typha_peer, worker_stand
 from tests.harness.worker_stand import FAST
@@ -18,11 +19,16 @@ FOLDER = "client-to-server-odd"
 RECORDED: list[dict[str, Any]] = wire.load_json(f"{FOLDER}/results.json")
 SENT = {one["id"]: wire.load(f"{FOLDER}/{one['file']}") for one in RECORDED if one["file"]}
 LIMITS = msgspec.structs.replace(
-    FAST, handshake_timeout_seconds=1.0, ping_interval_seconds=0.4, pong_timeout_seconds=1.0, refusal_hold_seconds=0.5
+    FAST,
+    handshake_timeout_seconds=1.0,
+    ping_interval_seconds=0.4,
+    pong_timeout_seconds=1.0,
+    refusal_hold_seconds=0.5,
+    release_overrides=(("*", releases.Release.NEWEST),),
 )
-"""The original's limits during the recording; the hold is ours."""
-HELD = {"M20": "unsupported-protocol", "M27": "unsupported-version", "M28": "unknown-feed"}
-"""Held for a while, then closed. M20 begins TLS."""
+"""The original's limits during the recording; the hold and the overrides are ours. The clients name no version."""
+HELD = {"M20": "unsupported-protocol", "M27": "unknown-feed", "M28": "unknown-feed"}
+"""Held for a while, then closed. M20 begins TLS. M27 is an agent of an older release: here is none of its data."""
 SOONER = {"M01b", "M02", "M03c"}
 """Closed at once here; the original waits for the rest of the message that the length announces."""
 HANGS_UP = {"M06a", "M06d"}

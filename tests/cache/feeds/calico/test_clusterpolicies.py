@@ -34,7 +34,15 @@ def test_subjects_and_tiers() -> None:
     assert found["selector"] == f"({_POD} && a == 'b') && has(projectcalico.org/namespace)"
 
 
-@pytest.mark.parametrize(("spec", "reason"), [({"tier": "Other"}, "bad-tier"), ({"subject": {}}, "no-subject")])
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"tier": "Other"}, "bad-tier"),
+        ({"subject": {}}, "no-subject"),
+        ({"priority": 10**400}, "invalid-object"),
+        ({"priority": 2**31}, "invalid-object"),
+    ],
+)
 def test_rejected_policies(spec: dict[str, Any], reason: str) -> None:
     with pytest.raises(model.ConversionError) as caught:
         convert(**spec)

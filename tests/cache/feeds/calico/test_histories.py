@@ -1,6 +1,8 @@
 """For any history of objects, the map is a function of the present objects, and nothing raises."""
 
+import collections
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -9,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache import objects
-from cache.feeds.calico import syncers
+from cache.feeds.calico import releases, syncers
+from cache.feeds.calico.releases import Release
 from tests.harness import corpus
 
 pytestmark = pytest.mark.slow
@@ -54,7 +57,7 @@ def _metadata(*annotations: str, is_namespaced: bool = False) -> st.SearchStrate
 _V1 = _GROUP.value
 _INNER = "projectcalico.org/metadata"
 _NODE_ANNOTATIONS = [f"projectcalico.org/{name}" for name in ("IPv4IPIPTunnelAddr", "WireguardPublicKey", "Interfaces")]
-_CONFIG_ANNOTATIONS = [f"config.projectcalico.org/{name}" for name in ("IpInIpTunnelAddr", "ClusterGUID", "Own")]
+_CONFIG_ANNOTATIONS = [f"config.projectcalico.org/{name}" for name in ("IpInIpTunnelAddr", "RequireMTUFile", "Own")]
 _FELIX_METADATA = st.fixed_dictionaries(
     {"name": st.sampled_from(["default", "node.a", "node.b", "other"])},
     optional={"annotations": st.dictionaries(st.sampled_from(_CONFIG_ANNOTATIONS), _TEXTS, max_size=3)},
@@ -67,6 +70,11 @@ _AFFINITY = {
 }
 _HOST_ENDPOINT = {"node": st.sampled_from(["", "w1", "w1/endpoint/a"]), "interfaceName": _TEXTS}
 _POLICY = {"selector": _TEXTS, "namespaceSelector": _TEXTS, "order": st.none() | st.floats(-10, 10)}
+_STAGED = {
+    "selector": _TEXTS,
+    "tier": st.sampled_from(["", "a", "sec"]),
+    "stagedAction": st.sampled_from(["", "Delete"]),
+}
 _CLUSTER_INFORMATION = {"clusterGUID": _TEXTS, "datastoreReady": st.booleans()}
 _POD_METADATA = _metadata("cni.projectcalico.org/podIP", "cni.projectcalico.org/floatingIPs", is_namespaced=True)
 _OBJECTS = st.one_of(
@@ -76,14 +84,23 @@ _OBJECTS = st.one_of(
     _object(_V1, "GlobalNetworkSet", metadata=_metadata(_INNER), spec={"nets": st.lists(_TEXTS, max_size=3)}),
     _object(_V1, "HostEndpoint", metadata=_metadata(_INNER), spec=_HOST_ENDPOINT),
     _object(_V1, "GlobalNetworkPolicy", metadata=_metadata(_INNER), spec=_POLICY),
-    _object(_V1, "FelixConfiguration", metadata=_FELIX_METADATA, spec={"logSeverityScreen": _TEXTS}),
+    _object(
+        _V1,
+        "FelixConfiguration",
+        metadata=_FELIX_METADATA,
+        spec={"logSeverityScreen": _TEXTS, "iptablesLockFilePath": _TEXTS, "requireMTUFile": st.booleans()},
+    ),
+    _object(_V1, "StagedNetworkPolicy", metadata=_metadata(_INNER, is_namespaced=True), spec=_STAGED),
     _object(_V1, "ClusterInformation", metadata=st.just({"name": "default"}), spec=_CLUSTER_INFORMATION),
-    _object("v1", "Node", metadata=_metadata(*_NODE_ANNOTATIONS)),
+    _object("v1", "Node", metadata=_metadata(*_NODE_ANNOTATIONS, "projectcalico.org/IPv4Address")),
     _object(
         "v1",
         "Pod",
         metadata=_POD_METADATA,
-        spec={"nodeName": st.sampled_from(["", "w1", "w2"])},
+        spec={
+            "nodeName": st.sampled_from(["", "w1", "w2"]),
+            "initContainers": st.sampled_from([[], [{"ports": [{"name": "p", "containerPort": 7}]}]]),
+        },
         status={"podIP": _TEXTS, "phase": st.sampled_from(["Running", "Succeeded"])},
     ),
     _object("v1", "Namespace", metadata=_metadata()),
@@ -121,6 +138,49 @@ def test_the_map_is_a_function_of_the_present_objects(history: list[tuple[str, d
         expected = {key: item.value for key, item in fresh.snapshot(syncer).items()}
         assert {key: item.value for key, item in replay.snapshot(syncer).items()} == expected
         assert clients[syncer] == expected
+
+
+_OLDER = [release for release in Release if release is not Release.NEWEST]
+_ACTIONS = st.sampled_from(["put", "put", "put", "delete", "take", "open", "step", "step"])
+
+
+@settings(max_examples=150)
+@given(st.lists(st.tuples(_ACTIONS, _OBJECTS, st.sampled_from(_OLDER)), max_size=40), st.randoms())
+def test_a_projection_is_a_function_of_the_present_objects(
+    history: list[tuple[str, dict[str, Any], Release]], random: Any
+) -> None:
+    replay = corpus.Replay(_GROUP)
+    present: dict[tuple[str, str, str], bytes] = {}
+    seeds: dict[Release, Iterator[None]] = {}
+    clients: dict[str, dict[str, str | None]] = {}
+    for number, (action, found, release) in enumerate(history):
+        found["metadata"]["resourceVersion"] = str(number)
+        raw = json.dumps(found).encode()
+        if action == "put":
+            present[_place(found)] = raw
+            replay.apply(raw, objects.Origin.EVENT)
+        elif action == "delete" and _place(found) in present:
+            replay.delete(present.pop(_place(found)))
+        elif action == "open" and release not in seeds:
+            seeds[release] = replay.open(release)
+            clients[releases.feed_name(release)] = {}
+        elif action == "step" and release in seeds:
+            next(seeds[release], None)
+        else:
+            _send(replay, clients)
+    for seed in seeds.values():
+        collections.deque(seed, maxlen=0)
+    _send(replay, clients)
+    fresh = corpus.Replay(_GROUP)
+    for release in seeds:
+        collections.deque(fresh.open(release), maxlen=0)
+    left = list(present.values())
+    random.shuffle(left)
+    fresh.apply_list(left)
+    for name, held in clients.items():
+        expected = {key: item.value for key, item in fresh.snapshot(name).items()}
+        assert {key: item.value for key, item in replay.snapshot(name).items()} == expected
+        assert held == expected
 
 
 def _send(replay: corpus.Replay, clients: dict[str, dict[str, str | None]]) -> None:

@@ -123,6 +123,7 @@ def test_egress_uses_only_the_destination() -> None:
     ]
 
 
+PROTOCOLS = [{"protocol": str(number)} for number in range(200)]
 BAD_RULE = {"ports": [{"port": "http", "endPort": 80}]}
 
 
@@ -152,7 +153,14 @@ def test_staged_policies() -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", [{"from": [{}] * 60_000}, {"from": [{}] * 100, "ports": [{"port": port} for port in range(1, 60_000, 2)]}]
+    "rule",
+    [
+        {"from": [{}] * 60_000},
+        {"from": [{}] * 100, "ports": [{"port": port} for port in range(1, 60_000, 2)]},
+        {"from": [{"ipBlock": {"cidr": "1.0.0.0/8", "except": ["1.2.0.0/16"] * 9_000}}], "ports": PROTOCOLS},
+        {"from": [{"podSelector": {"matchLabels": {"a": "b" * 100_000}}}], "ports": PROTOCOLS},
+        {"from": [{}] * 100, "ports": [{"port": "p" * 128, "protocol": str(i)} for i in range(2_000)]},
+    ],
 )
 def test_products_are_limited(rule: dict[str, Any]) -> None:
     with pytest.raises(model.ConversionError) as caught:

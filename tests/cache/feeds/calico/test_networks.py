@@ -43,8 +43,21 @@ def test_pools(spec: dict[str, Any], expected: dict[str, Any]) -> None:
     assert ("allowed_uses" in found) is ("allowedUses" in spec)
 
 
-@pytest.mark.parametrize("convert", [networks.convert_pool, networks.convert_block, networks.convert_affinity])
-@pytest.mark.parametrize("cidr", ["junk", "", None, "10.0.0.1", "::ffff:10.0.0.0/120"])
+def test_a_pool_in_ipv6_notation() -> None:
+    [item] = networks.convert_pool(builders.event(spec={"cidr": "::ffff:10.22.0.0/112"}), builders.V1)
+    assert item.key == "/calico/v1/ipam/v4/pool/10.22.0.0-16"
+
+
+_CONVERTERS = [networks.convert_pool, networks.convert_block, networks.convert_affinity]
+
+
+@pytest.mark.parametrize(
+    ("convert", "cidr"),
+    [
+        *((convert, cidr) for convert in _CONVERTERS for cidr in ["junk", "", None, "10.0.0.1"]),
+        *((convert, "::ffff:10.0.0.0/120") for convert in _CONVERTERS[1:]),
+    ],
+)
 def test_bad_cidrs(convert: Any, cidr: str | None) -> None:
     with pytest.raises(model.ConversionError) as caught:
         convert(builders.event(spec={"cidr": cidr, "node": "w"}), builders.V1)

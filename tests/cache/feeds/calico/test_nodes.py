@@ -26,6 +26,7 @@ def whole(**annotations: str) -> dict[str, Any]:
 def test_a_bare_node() -> None:
     values = builders.values(convert())
     assert list(values) == [
+        "/calico/v1/host/n/bird_ip",
         *(
             f"/calico/v1/host/n/config/{name}"
             for name in (

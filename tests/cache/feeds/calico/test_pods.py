@@ -157,10 +157,11 @@ def test_ports() -> None:
             {"name": "without"},
         ],
     }
-    assert builders.value(convert(spec=spec))["ports"] == [
-        {"name": "dns", "protocol": "udp", "port": 53},
-        {"name": "init", "protocol": "tcp", "port": 1},
-    ]
+    newest, older = convert(spec=spec)
+    dns, init = {"name": "dns", "protocol": "udp", "port": 53}, {"name": "init", "protocol": "tcp", "port": 1}
+    assert builders.value([newest])["ports"] == [dns, init]
+    assert builders.value([older])["ports"] == [dns]
+    assert older == model.Item(newest.key, older.value, newest.revision, is_older=True)
 
 
 def test_the_network_status_is_sent_unchanged() -> None:

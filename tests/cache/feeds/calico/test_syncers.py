@@ -7,7 +7,7 @@ from cache.feeds.calico import syncers
 
 def kinds(name: str, group: syncers.Group = syncers.Group.V1) -> list[str]:
     [spec] = [spec for spec in syncers.specs(group) if spec.name == name]
-    return sorted(source.kind for source in spec.sources)
+    return sorted(source.kind for source in spec.sources if not source.is_older)
 
 
 def test_felix() -> None:
