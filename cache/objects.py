@@ -41,7 +41,7 @@ class SkippedObject(NamedTuple):
     """As far as it is known, like the name."""
     name: str
     reason: str
-    """A short code, used as a metric label: undecodable, no-identity."""
+    """A short code, used as a metric label: undecodable, no-identity, wrong-kind."""
     detail: str
 
 

@@ -229,6 +229,7 @@ class Watcher:
         self._slice_began = self._clock()
         for line in lines:
             machine.line(self._clock(), line)
+            await self._sweep()
             if not machine.streaming:
                 return
             await self._let_others_run(1)
@@ -247,9 +248,12 @@ class Watcher:
         await asyncio.sleep(seconds)
         await self._sink.room()
 
-    async def _finish_batch(self) -> None:
+    async def _sweep(self) -> None:
         while self._machine.sweep(self._clock()):
             await self._pause(self._policy.sweep_rest_seconds)
+
+    async def _finish_batch(self) -> None:
+        await self._sweep()
         self._log_notices()
         self._machine.end_batch(self._clock())
 

@@ -17,6 +17,7 @@ _DISTRUSTED: Version = -1
 _SHOWN_CHARS = 80
 UNDECODABLE = "undecodable"
 NO_IDENTITY = "no-identity"
+WRONG_KIND = "wrong-kind"
 
 
 class TooManyObjects(Exception):
@@ -45,6 +46,9 @@ class Reflector:
         self._sink = sink
         self._counters = counters
         self._objects_max = objects_max
+        self._api_version = f"{type.group}/{type.version}" if type.group else type.version
+        self._kind = ""
+        """The kind of the objects, once one has come."""
         self._versions: dict[str, Version] = {}
         self.move_to("")
 
@@ -101,7 +105,7 @@ class Reflector:
         """
         self._counters.events += 1
         metadata = envelope.metadata
-        if not envelope.is_sane:
+        if not envelope.is_sane or not self._is_of_type(envelope):
             self._reject(envelope)
             return ""
         identity = f"{metadata.namespace}/{metadata.name}"
@@ -132,7 +136,7 @@ class Reflector:
         """Remove an object that the API server reports as deleted. Return its identity, as `upsert` does."""
         self._counters.events += 1
         metadata = envelope.metadata
-        if not envelope.is_sane:
+        if not envelope.is_sane or not self._is_of_type(envelope):
             self._reject(envelope)
             return ""
         identity = f"{metadata.namespace}/{metadata.name}"
@@ -177,9 +181,22 @@ class Reflector:
                 self._counters.objects_swept += 1
         del stale[-count:]
 
+    def _is_of_type(self, envelope: decoding.Envelope) -> bool:
+        """Whether apiVersion and kind are those of the type. Items of a list may have none."""
+        kind = envelope.kind
+        if kind and kind != self._kind:
+            if not decoding.may_be_kind_of(kind, self._type):
+                return False
+            self._kind = kind
+        return envelope.api_version == self._api_version or not envelope.api_version
+
     def _reject(self, envelope: decoding.Envelope) -> None:
         metadata = envelope.metadata
-        self._skipped(metadata.namespace, metadata.name, NO_IDENTITY, "its name, namespace or version is unusable")
+        if envelope.is_sane:
+            detail = f"apiVersion {envelope.api_version[:_SHOWN_CHARS]!r}, kind {envelope.kind[:_SHOWN_CHARS]!r}"
+            self._skipped(metadata.namespace, metadata.name, WRONG_KIND, detail)
+        else:
+            self._skipped(metadata.namespace, metadata.name, NO_IDENTITY, "its name, namespace or version is unusable")
 
     def _skipped(self, namespace: str, name: str, reason: str, detail: str) -> None:
         self._counters.objects_rejected += 1

@@ -397,16 +397,24 @@ class FullSink(NotifyingSink):
         self.limit = len(self.events) + 1
 
 
-@pytest.mark.parametrize(("way", "before", "events"), [("page", 0, 30), ("stream", 0, 30), ("sweep", 30, 60)])
+@pytest.mark.parametrize(
+    ("way", "before", "events"),
+    [("page", 0, 30), ("stream", 0, 30), ("sweep", 30, 60), ("sweep, then an event", 30, 61)],
+)
 async def test_a_flood_comes_in_slices_as_the_sink_has_room(
     server: ScriptedServer, way: str, before: int, events: int
 ) -> None:
     many = {f"a/{number}": number + 1 for number in range(30)}
     added = lines(*(event("ADDED", *item) for item in many.items()))
+    expired = added + initial(99) + lines(error_event(410, "Expired"))
     server.script = {
         "page": [server.body(NO_WATCH_LIST, status=422), server.body(pod_list(many, 99))],
         "stream": [server.stream(initial(0), added)],
-        "sweep": [server.stream(added + initial(99) + lines(error_event(410, "Expired"))), server.stream(initial(100))],
+        "sweep": [server.stream(expired), server.stream(initial(100))],
+        "sweep, then an event": [
+            server.stream(expired),
+            server.stream(initial(100) + lines(event("ADDED", "a/1", 101))),
+        ],
     }[way]
     sink, session = FullSink(before + 1), session_to(server)
     await session.start()

@@ -8,7 +8,7 @@ from cache.watch import policy, requests
 from cache.watch.policy import Failure
 from cache.watch.requests import RequestKind
 from protocol.messages import SyncStatus
-from tests.harness.watch_harness import MachineDriver, bookmark, error_event, event, pod_list, status
+from tests.harness.watch_harness import MachineDriver, bookmark, error_event, event, json_bytes, pod, pod_list, status
 
 
 def without_watch_list() -> MachineDriver:
@@ -625,6 +625,39 @@ def test_a_bad_object_of_a_page_is_swept_and_the_type_is_in_sync() -> None:
     driver.split_page(pod_list({"a/2": 6}, 19).replace(b'"items":[', b'"items":[' + bad_object("1", 10) + b","))
     assert driver.sink.take() == ["resync", "delete a/1", "in-sync"]
     assert [skipped.name for skipped in driver.sink.skipped_objects] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("member", "wrong"), [("kind", "Node"), ("kind", "Table"), ("apiVersion", "v2"), ("apiVersion", "apps/v1")]
+)
+def test_objects_of_another_kind_are_left_out(member: str, wrong: str) -> None:
+    driver = MachineDriver()
+    driver.sync({"a/1": 5, "a/2": 6}, 9)
+    alien = {**pod("a/1", 10), member: wrong}
+    unnamed = {key: value for key, value in pod("a/2", 13).items() if key not in ("kind", "apiVersion")}
+    events = [("MODIFIED", alien), ("ADDED", alien), ("DELETED", alien)]
+    driver.lines(*(json_bytes({"type": type, "object": value}) for type, value in events))
+    assert driver.sink.take() == []
+    assert [(skipped.name, skipped.reason) for skipped in driver.sink.skipped_objects] == [("1", "wrong-kind")] * 3
+    assert wrong in driver.sink.skipped_objects[0].detail
+    assert driver.is_streaming()
+    driver.lines(event("MODIFIED", "a/1", 11), json_bytes({"type": "DELETED", "object": unnamed}))
+    assert driver.sink.take() == ["event a/1@11", "delete a/2"]
+    assert len(driver.sink.skipped_objects) == 3
+
+
+def test_items_of_another_kind_in_a_list_are_left_out_and_swept() -> None:
+    driver = without_watch_list()
+    driver.request()
+    driver.page(pod_list({"a/1": 5, "a/2": 6}, 9))
+    driver.sink.take()
+    driver.request()
+    driver.refused(410, "Expired")
+    driver.request(within=1)
+    alien = json_bytes({**pod("a/1", 10), "kind": "Secret"})
+    driver.page(pod_list({"a/2": 6}, 19).replace(b'"items":[', b'"items":[' + alien + b","))
+    assert driver.sink.take() == ["resync", "delete a/1", "in-sync"]
+    assert [skipped.reason for skipped in driver.sink.skipped_objects] == ["wrong-kind"]
 
 
 def test_a_sweep_works_in_slices_and_comes_before_other_events() -> None:
