@@ -16,7 +16,16 @@ PACKAGES = ("protocol", "cache", "typha", "clients", "loadtest")
 
 # Whole-system stories and tests of the repository itself have no source of their own to mirror.
 WITHOUT_A_SOURCE = ("tests/integration/", "tests/simulation/", "tests/docs/", "tests/fuzz/", "tests/test_")
-SUBJECTS = ("cancellation", "golden", "histories", "hostile_peers", "hostile_worker", "pipeline", "slow_clients")
+SUBJECTS = (
+    "cancellation",
+    "golden",
+    "histories",
+    "hostile_peers",
+    "hostile_worker",
+    "pipeline",
+    "projections",
+    "slow_clients",
+)
 """Tests that are about more than one module: test_<something>_<subject>.py, or test_<subject>.py."""
 
 # Written in pieces, so that this file does not break its own rules.

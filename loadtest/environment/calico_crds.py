@@ -13,6 +13,10 @@ from typing import Any, NamedTuple
 V1 = "crd.projectcalico.org/v1"
 V3 = "projectcalico.org/v3"
 GROUPS = (V1, V3)
+ADMIN_POLICIES = "policy.networking.k8s.io/v1alpha1"
+"""What clusters up to 3.31 have."""
+CLUSTER_POLICIES = "policy.networking.k8s.io/v1alpha2"
+MIGRATIONS = "kubevirt.io/v1"
 KEPT = "x-kubernetes-preserve-unknown-fields"
 
 Schema = Mapping[str, Any]
@@ -74,9 +78,13 @@ KINDS = (
         "ClusterNetworkPolicy",
         plural="clusternetworkpolicies",
         has_status=True,
-        groups=("policy.networking.k8s.io/v1alpha2",),
+        groups=(CLUSTER_POLICIES,),
     ),
-    Kind("VirtualMachineInstanceMigration", is_namespaced=True, groups=("kubevirt.io/v1",)),
+    Kind("AdminNetworkPolicy", plural="adminnetworkpolicies", has_status=True, groups=(ADMIN_POLICIES,)),
+    Kind(
+        "BaselineAdminNetworkPolicy", plural="baselineadminnetworkpolicies", has_status=True, groups=(ADMIN_POLICIES,)
+    ),
+    Kind("VirtualMachineInstanceMigration", is_namespaced=True, groups=(MIGRATIONS,)),
 )
 
 
@@ -133,7 +141,7 @@ def main(arguments: list[str]) -> None:
     """Print the definitions as one JSON list."""
     names = {"v1": V1, "v3": V3}
     groups = [names[argument] for argument in arguments] or [V1]
-    found = definitions(*groups, "policy.networking.k8s.io/v1alpha2", "kubevirt.io/v1")
+    found = definitions(*groups, CLUSTER_POLICIES, MIGRATIONS)
     print(json.dumps({"apiVersion": "v1", "kind": "List", "items": found}, indent=1))
 
 

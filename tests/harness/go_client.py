@@ -1,4 +1,4 @@
-"""The Go client as a process, and its output so far."""
+"""The Go client as a process, its output so far, and agents that start it again and again."""
 
 import asyncio
 import base64
@@ -10,7 +10,9 @@ from typing import Any
 
 from tests.harness.repository import ROOT
 
-TIMEOUT_SECONDS = 200.0
+TIMEOUT_SECONDS = 500.0
+RECONNECT_SECONDS = 0.2
+IN_SYNC = 2
 
 
 @contextlib.asynccontextmanager
@@ -51,6 +53,10 @@ class GoClient:
         self.seen: list[str] = []
         """Names of all messages, and "error" at the end if the client has ended by itself."""
         self.statuses: list[int] = []
+        self.deleted: list[str] = []
+        """Every key that an update has deleted."""
+        self.keys_in_sync: list[frozenset[str]] = []
+        """The keys at each message that says in-sync."""
 
     async def follow(self) -> None:
         """Process the output until it ends."""
@@ -60,8 +66,11 @@ class GoClient:
             self.seen.append(line.get("msg", "error"))
             if self.seen[-1] == "SyncStatus":
                 self.statuses.append(line["status"])
+                if line["status"] == IN_SYNC:
+                    self.keys_in_sync.append(frozenset(self.entries))
             for update in line.get("updates") or []:
                 if update["value"] is None:
+                    self.deleted.append(update["key"])
                     self.entries.pop(update["key"], None)
                     self.versions.pop(update["key"], None)
                 else:
@@ -81,3 +90,47 @@ async def following(gobpeer: str, address: str, syncer: str, *flags: str) -> Asy
             with contextlib.suppress(ProcessLookupError):  # the client may have ended by itself
                 process.kill()
             await task
+
+
+class Agent:
+    """An agent like Felix: it ends with its connection, and starts again without any state."""
+
+    def __init__(self, syncer: str, *flags: str, release: str = "") -> None:
+        self.syncer = syncer
+        self.release = release
+        """Such as v3.31.7; empty for the newest."""
+        self.flags = (*flags, f"-release={release}") if release else flags
+        self.clients: list[GoClient] = []
+        """One for each connection, in order."""
+
+    async def live(self, gobpeer: str, address: str) -> None:
+        """Run the agent until the task is cancelled."""
+        while True:
+            async with following(gobpeer, address, self.syncer, *self.flags) as client:
+                self.clients.append(client)
+                await client.process.wait()
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    @property
+    def map(self) -> dict[str, tuple[str | None, str, str]] | None:
+        """(value, revision, V3ResourceVersion) by key while the agent is in sync, else None."""
+        client = self.clients[-1] if self.clients else None
+        if client is None or client.statuses[-1:] != [IN_SYNC] or client.seen[-1:] == ["error"]:
+            return None
+        return {key: (value.decode(), *client.versions[key]) for key, value in client.entries.items()}
+
+
+@contextlib.asynccontextmanager
+async def living(gobpeer: str, address: str, *agents: Agent) -> AsyncIterator[None]:
+    """Run agents until the end of the block."""
+    tasks = [
+        asyncio.create_task(agent.live(gobpeer, address), name=f"agent {agent.syncer} {agent.release}")
+        for agent in agents
+    ]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results), results

@@ -67,10 +67,10 @@ class Worker:
         assert self._publishes_sent is not None
         self._publishes_sent.value = self._publishes_heard
 
-    def report(self, **of_channel: int) -> None:
-        """Reports on channel 1."""
+    def report(self, *, number: int = 1, **of_channel: int) -> None:
+        """Reports on a channel, and no other."""
         channel = ipc.ChannelReport(**of_channel)
-        self.say(ipc.Report(ipc.WorkerCounts(), active=channel.clients, channels={1: channel}))
+        self.say(ipc.Report(ipc.WorkerCounts(), active=channel.clients, channels={number: channel}))
 
     def close(self) -> None:
         """Both ends go."""
@@ -84,7 +84,7 @@ class Worker:
 class HubStand:
     """A hub; snapshots are built when the test says so."""
 
-    def __init__(self, *feeds: feed.RawFeed, limits: policy.HubPolicy = LIMITS) -> None:
+    def __init__(self, *feeds: feed.Feed, limits: policy.HubPolicy = LIMITS) -> None:
         self.hub = hub.Hub(feeds or [worker_stand.raw_feed()], limits)
         self.workers: list[Worker] = []
 

@@ -259,7 +259,7 @@ class Projection(CalicoFeed):
     def seed(self) -> Iterator[list[feed.Rejection]]:
         """Take over the newest feed's objects, then its statuses. It may change meanwhile.
 
-        Each step takes a slice of the objects, and yields the rejections in it.
+        Each step takes a slice of the objects, and yields the rejections that only this feed has.
         """
         rejections: list[feed.Rejection] = []
         for type in self.types:
@@ -269,7 +269,7 @@ class Projection(CalicoFeed):
                     namespace, _, own_name = name.rpartition("/")
                     event = objects.ObjectEvent(type, namespace, own_name, "", None, "", "", objects.Origin.LIST)
                     rejection = self.follow(event, items)
-                    if rejection is not None:
+                    if rejection is not None and not any(item.invalid or item.warning for item in items):
                         rejections.append(rejection)
                 if count % _SEED_SLICE == 0:
                     yield rejections
@@ -283,7 +283,14 @@ class Projection(CalicoFeed):
     def follow(self, event: objects.ObjectEvent, items: Sequence[model.Item]) -> feed.Rejection | None:
         """Process an object's new items of the newest feed."""
         rewrite = self._rewrites.get(event.type)
-        return None if rewrite is None else self.adopt(event, rewrite(event, items))
+        if rewrite is None:
+            return None
+        try:
+            rewritten = rewrite(event, items)
+        except Exception as error:  # as in `convert`
+            self.delete(event)
+            return self._rejection(event, DEFECT, f"{type(error).__name__}: {error}")
+        return self.adopt(event, rewritten)
 
     def delete(self, event: objects.ObjectEvent) -> None:
         """See `feed.Feed`. The release may not have the type."""

@@ -690,11 +690,13 @@ def test_an_optional_type_that_may_not_be_read_is_in_sync_and_keeps_what_is_know
     driver.request()
     driver.refused(403, "Forbidden", "no")
     assert driver.sink.take() == ["in-sync"]
-    assert driver.notice_kinds() == ["FORBIDDEN"]
+    [notice] = driver.notices
+    assert notice.kind is requests.NoticeKind.FORBIDDEN
+    assert 'missing RBAC rule: verb "watch" on resource "pods"' in str(notice.fields["detail"])
     assert driver.pause() == driver.policy.absent_seconds
     driver.request()
     driver.refused(403, "Forbidden", "no")
-    assert driver.notice_kinds() == []
+    assert driver.notices == [notice]
     driver.pause()
     driver.sync({"a/1": 5}, 9)
     driver.sink.take()

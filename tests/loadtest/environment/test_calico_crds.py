@@ -12,7 +12,9 @@ from loadtest.environment import calico_crds
 def test_every_custom_resource_of_the_feeds_is_defined(group: syncers.Group) -> None:
     defined = {
         (item["spec"]["group"], item["spec"]["versions"][0]["name"], item["spec"]["names"]["plural"])
-        for item in calico_crds.definitions(group.value, "policy.networking.k8s.io/v1alpha2", "kubevirt.io/v1")
+        for item in calico_crds.definitions(
+            group.value, calico_crds.ADMIN_POLICIES, calico_crds.CLUSTER_POLICIES, calico_crds.MIGRATIONS
+        )
     }
     built_in = {"", "discovery.k8s.io", "networking.k8s.io"}
     watched = {source.type for spec in syncers.specs(group) for source in spec.sources if not source.is_older}
