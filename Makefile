@@ -4,6 +4,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
+# Where this is set, every process of the tests would compile all sources and tests again: 5 s of CPU each.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= python3
 DURATION ?= 30
 ARGS ?=

@@ -41,7 +41,7 @@ class SkippedObject(NamedTuple):
     """As far as it is known, like the name."""
     name: str
     reason: str
-    """A short code, used as a metric label: undecodable, no-identity."""
+    """A short code, used as a metric label: undecodable, no-identity, wrong-kind."""
     detail: str
 
 
@@ -65,3 +65,6 @@ class WatchSink(Protocol):
 
     def batch_end(self) -> None:
         """There is no more input at the moment: changes since the last call may be published as one batch."""
+
+    async def room(self) -> None:
+        """Return when there is room for another slice. Watchers wait for it after each of their slices."""

@@ -1,10 +1,12 @@
-"""What all tests share: the programs in Go, the real control plane, and the rule that a test leaves no task behind."""
+"""What all tests share: the programs in Go, the real control plane, and that a test leaves no task or process."""
 
 import asyncio
 import os
 import subprocess
+import weakref
+from asyncio import base_subprocess
 from collections.abc import AsyncIterator, Generator, Iterator
-from typing import Final
+from typing import Any, Final
 
 import hypothesis
 import pytest
@@ -21,6 +23,8 @@ PROGRAMS: Final = {"control_plane": "control-plane", "go": "gobpeer"}
 """The folder below tools/ with the program that tests with this marker need."""
 
 _built: Final[dict[str, "subprocess.CompletedProcess[str]"]] = {}
+_started: Final[weakref.WeakSet[base_subprocess.BaseSubprocessTransport]] = weakref.WeakSet()
+"""The processes that asyncio has started (uvloop has a class of its own) and that nobody has forgotten yet."""
 
 # No example may be called slow because the machine is busy; what fails can be repeated from the printed blob.
 hypothesis.settings.register_profile("project", deadline=None, print_blob=True)
@@ -30,6 +34,13 @@ hypothesis.settings.load_profile("project")
 def pytest_configure() -> None:
     """Declare that the main thread has no event loop: otherwise looptime asks for one in every test, and leaks it."""
     asyncio.set_event_loop(None)
+    start = base_subprocess.BaseSubprocessTransport.__init__
+
+    def start_and_note(self: base_subprocess.BaseSubprocessTransport, *args: Any, **options: Any) -> None:
+        _started.add(self)
+        start(self, *args, **options)
+
+    pytest.MonkeyPatch().setattr(base_subprocess.BaseSubprocessTransport, "__init__", start_and_note)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -97,7 +108,20 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control_
 
 
 @pytest.fixture(autouse=True)
-def _no_task_left_behind(request: pytest.FixtureRequest) -> None:
+def _no_process_left_behind() -> Iterator[None]:
+    """Fail a test whose loop closed before it knew that a process had ended.
+
+    Without this, another test would fail: the one that runs when the transport is collected.
+    """
+    _started.clear()
+    yield
+    left = [one for one in _started if one.get_returncode() is None and not one.is_closing()]
+    if left:
+        pytest.fail(f"the test left processes behind: {left}", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_task_left_behind(request: pytest.FixtureRequest, _no_process_left_behind: None) -> None:
     """Watch every test that is a coroutine. It is set up first, so it looks after all other fixtures are torn down."""
     if pytest_asyncio.is_async_test(request.node):
         request.getfixturevalue("_watch_tasks")

@@ -155,11 +155,9 @@ class Service:
         if not self.hub.names:
             _log.warning("No feeds are configured: every client will be refused", setting="FeedsFile, CalicoFeeds")
         try:
-            async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as background:
+            async with asyncio.TaskGroup() as tasks:
                 serving = tasks.create_task(self.supervisor.run(), name="workers")
-                for name, action in self._background():
-                    task = tasks.create_task(action, name=name)
-                    background.callback(task.cancel)
+                background = [tasks.create_task(action, name=name) for name, action in self._background()]
                 await self._stopping.wait()
                 self.listener.close()
                 self.supervisor.drain(
@@ -167,6 +165,8 @@ class Service:
                     interval_seconds_max=self._settings.shutdown_connection_drop_interval_max_seconds,
                 )
                 await serving
+                for task in background:  # only here: after a failure the group cancels them, and twice is too often
+                    task.cancel()
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
@@ -224,7 +224,7 @@ class Service:
             while True:  # a type that only agents of older releases get is watched once there is one
                 older = await self.hub.older_types.get()
                 await self.calico.older_wanted(session, older)
-                self._start_watchers(session, tasks, [older], forbidden_is_absent=True)
+                self._start_watchers(session, tasks, [older], are_optional=True)
 
     def _start_watchers(
         self,
@@ -232,9 +232,9 @@ class Service:
         tasks: asyncio.TaskGroup,
         types: Iterable[resources.ResourceType],
         *,
-        forbidden_is_absent: bool = False,
+        are_optional: bool = False,
     ) -> None:
-        policy = WatchPolicy(page_limit=self._settings.list_page_size, forbidden_is_absent=forbidden_is_absent)
+        policy = WatchPolicy(page_limit=self._settings.list_page_size, is_optional=are_optional)
         group = api_group.ApiGroup(self.calico.types)
         for type in types:
             one = watcher.Watcher(session, type, self.hub, policy=policy, group=group if type in group else None)

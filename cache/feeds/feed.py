@@ -100,7 +100,11 @@ class Feed(abc.ABC):
 
     @abc.abstractmethod
     def convert(self, event: objects.ObjectEvent) -> Any:
-        """Convert an object, without a change of the feed. Raises nothing: failures are outcomes, too."""
+        """Convert an object, without a change of the feed. Failures are outcomes, too.
+
+        Raises:
+            MemoryError: the object may be good.
+        """
 
     @abc.abstractmethod
     def adopt(self, event: objects.ObjectEvent, outcome: Any) -> Rejection | None:
@@ -113,6 +117,11 @@ class Feed(abc.ABC):
     @abc.abstractmethod
     def _write(self, change: Any) -> messages.Update | None:
         """Write one change to the store. Return its update for clients, if there is one."""
+
+    @property
+    def backlog(self) -> int:
+        """The number of changes that no batch has taken yet."""
+        return len(self._changes)
 
     @property
     def is_unfinished(self) -> bool:

@@ -92,7 +92,7 @@ async def load_access(*, timeout_seconds: float = _HELPER_TIMEOUT_SECONDS) -> Ac
             # The whole session: an exec plugin must not outlive its helper.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            await processes.wait_for_end(process)
     if process.returncode != 0:
         lines = errors.decode("utf-8", "replace").strip().splitlines() or [f"exit status {process.returncode}"]
         raise AccessError(lines[-1][:_MAX_ERROR_LENGTH])
@@ -121,12 +121,13 @@ def make_ssl_context(access: Access) -> ssl.SSLContext | bool:
     """Make the TLS context for the session. False means plain HTTP. Raises AccessError."""
     if not access.host.startswith("https"):
         return False
-    context = ssl.create_default_context()
     try:
         if access.certificate_authority:
             # Trust only this authority, not the system's: it issues this cluster's certificates.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.load_verify_locations(cadata=access.certificate_authority)
+        else:
+            context = ssl.create_default_context()
     except (ssl.SSLError, ValueError) as error:
         raise AccessError(f"certificate authority of {access.source}: {error}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -17,9 +17,29 @@ async def start(*command: str, **options: Any) -> asyncio.subprocess.Process:
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
-        with contextlib.suppress(OSError):
-            process = await starting
+        while not starting.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([starting])
+        if not starting.cancelled() and starting.exception() is None:
+            process = starting.result()
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+            await wait_for_end(process)
         raise
+
+
+async def wait_for_end(process: asyncio.subprocess.Process) -> None:
+    """Wait for the end of a process that was killed. If cancelled meanwhile, wait all the same.
+
+    Raises:
+        CancelledError: the caller was cancelled meanwhile. The process has ended.
+    """
+    cancelled = None
+    while True:
+        try:
+            await process.wait()
+            break
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled

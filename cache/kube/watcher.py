@@ -44,6 +44,7 @@ class Watcher:
     ) -> None:
         self.type = type
         self._session = session
+        self._sink = sink
         self._policy = policy or WatchPolicy()
         self._clock = clock
         self._since_yield = 0
@@ -73,17 +74,28 @@ class Watcher:
         return self._machine.object_count
 
     async def run(self) -> None:
-        """Watch until cancelled, or until the sink raises an exception."""
+        """Watch until cancelled, or until the sink raises an exception. Lack of memory ends a request, and not more."""
+        is_short = False
         while True:
-            action = self._machine.next_action(self._clock())
-            if isinstance(action, requests.Pause):
-                await asyncio.sleep(max(0.0, action.until - self._clock()))
-                self._machine.tick(self._clock())
-            elif isinstance(action, requests.ReloadCredentials):
-                await self._reload_credentials()
-            else:
-                await self._perform(action)
-            await self._finish_batch()
+            try:
+                if is_short:
+                    await asyncio.sleep(self._policy.backoff_base_seconds)
+                    self._machine.interrupted(self._clock(), Failure.MEMORY, "no memory for an object or an answer")
+                    is_short = False
+                await self._step()
+            except MemoryError:
+                is_short = True
+
+    async def _step(self) -> None:
+        action = self._machine.next_action(self._clock())
+        if isinstance(action, requests.Pause):
+            await asyncio.sleep(max(0.0, action.until - self._clock()))
+            self._machine.tick(self._clock())
+        elif isinstance(action, requests.ReloadCredentials):
+            await self._reload_credentials()
+        else:
+            await self._perform(action)
+        await self._finish_batch()
 
     async def _reload_credentials(self) -> None:
         try:
@@ -217,6 +229,7 @@ class Watcher:
         self._slice_began = self._clock()
         for line in lines:
             machine.line(self._clock(), line)
+            await self._sweep()
             if not machine.streaming:
                 return
             await self._let_others_run(1)
@@ -227,14 +240,20 @@ class Watcher:
         is_long = self._clock() - self._slice_began >= self._policy.slice_seconds
         if is_long or self._since_yield >= self._policy.slice_items:
             self._since_yield = 0
-            await asyncio.sleep(0)
+            await self._pause(0.0)
             self._slice_began = self._clock()
 
+    async def _pause(self, seconds: float) -> None:
+        """Let other tasks run, until the sink has room. Then each watcher has a slice: a flood delays only itself."""
+        await asyncio.sleep(seconds)
+        await self._sink.room()
+
+    async def _sweep(self) -> None:
+        while self._machine.sweep(self._clock()):
+            await self._pause(self._policy.sweep_rest_seconds)
+
     async def _finish_batch(self) -> None:
-        is_sweeping = self._machine.sweep(self._clock())
-        while is_sweeping:
-            await asyncio.sleep(0)
-            is_sweeping = self._machine.sweep(self._clock())
+        await self._sweep()
         self._log_notices()
         self._machine.end_batch(self._clock())
 

@@ -13,8 +13,8 @@ from cache.watch.policy import Backoff, Failure, WatchPolicy
 from cache.watch.requests import NoticeKind
 
 _ACTIONABLE = frozenset({Failure.FORBIDDEN, Failure.UNAUTHORIZED, Failure.CREDENTIALS})
-_REPORTED_AT_ONCE = frozenset({Failure.DEADLINE, Failure.ENDLESS})
-"""Good servers do not cause these, so the first one is worth a line."""
+_REPORTED_AT_ONCE = frozenset({Failure.DEADLINE, Failure.ENDLESS, Failure.MEMORY})
+"""Good servers, and processes with enough memory, do not cause these, so the first one is worth a line."""
 _BREAKS_OF_AN_OUTAGE = 3
 
 

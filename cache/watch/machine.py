@@ -89,6 +89,7 @@ class WatchMachine:
         self._is_confirmed = False
         self._is_resuming = False
         self._missing_since: float | None = None
+        self._is_forbidden = False
         self._relist_due = False
         self._group = group
         if group is not None:
@@ -374,11 +375,9 @@ class WatchMachine:
             self._disable_watch_list(detail)
             return
         failure = classify(http_status, status)
-        if failure is Failure.FORBIDDEN and self._policy.forbidden_is_absent and not len(self._reflector):
-            failure = Failure.NOT_FOUND
-            if not isinstance(self._state, Absent):
-                detail = f"{_missing_rule(self.type, request)} ({detail})"
-                self._notice(NoticeKind.ACTION_NEEDED, "warning", detail=detail)
+        if failure is Failure.FORBIDDEN and self._policy.is_optional:
+            self._on_optional_forbidden(now, f"{_missing_rule(self.type, request)} ({detail})")
+            return
         if failure is not Failure.NOT_FOUND:
             self._missing_since = None
         if failure is Failure.GONE or failure is Failure.VERSION_TOO_LARGE:
@@ -420,6 +419,16 @@ class WatchMachine:
             self._health.broke(now, failure, detail)
         else:
             self._health.failed(now, failure, detail)
+
+    def _on_optional_forbidden(self, now: float, detail: str) -> None:
+        """The type may not be read: in sync with what is known of it, which is nothing if it never could be read."""
+        self.counters.errors[Failure.FORBIDDEN.value] += 1
+        self._health.succeeded(now)
+        if not self._is_forbidden:
+            self._is_forbidden = True
+            self._notice(NoticeKind.FORBIDDEN, "warning", detail=detail, known_objects=len(self._reflector))
+        self._confirm_absent(now)
+        self._set_status(SyncStatus.IN_SYNC)
 
     def _on_not_found(self, now: float) -> None:
         self.counters.errors[Failure.NOT_FOUND.value] += 1
@@ -571,6 +580,7 @@ class WatchMachine:
 
     def _type_served(self, now: float) -> None:
         self._missing_since = None
+        self._is_forbidden = False
         if self._group is not None and self._group.served(self.type, now):
             self._notice(NoticeKind.GROUP_RETURNED, "info", group=self.type.group)
 

@@ -19,6 +19,9 @@ class WatchPolicy:
     """Objects to process before other tasks run. With their conversion this takes about 10 ms."""
     slice_seconds: float = 0.005
     """The same as a time: objects may take a hundred times as long as usual."""
+    sweep_rest_seconds: float = 0.01
+    """Pause between two slices of deletions after a list. No network paces them, and agents must read all of them
+    before anything newer: 20,000 a second leave agents time for the rest."""
     backoff_base_seconds: float = 0.5
     backoff_max_seconds: float = 30.0
     connect_backoff_max_seconds: float = 5.0
@@ -70,9 +73,8 @@ class WatchPolicy:
     """Failures at one version without progress before a new list (the original's number)."""
     backward_bookmarks_max: int = 3
     """After this many bookmarks in a row with an older version, the server's history went back: list again."""
-    forbidden_is_absent: bool = False
-    """Whether a type that may not be read (403) counts as not installed. Known objects are kept: losing the permission
-    does not delete them."""
+    is_optional: bool = False
+    """Whether a type that may not be read (403) is in sync nevertheless, with the objects that are known."""
     absent_seconds: float = 30.0
     """Time between two requests for a type that is not installed."""
     absent_grace_seconds: float = 10.0
@@ -113,6 +115,8 @@ class Failure(enum.Enum):
     REJECTED = "rejected"
     WATCH_ERROR = "watch-error"
     CREDENTIALS = "credentials"
+    MEMORY = "memory"
+    """Ours: there was none left to decode or convert an object."""
 
 
 def classify(http_status: int, status: decoding.Status) -> Failure:

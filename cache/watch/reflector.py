@@ -17,6 +17,7 @@ _DISTRUSTED: Version = -1
 _SHOWN_CHARS = 80
 UNDECODABLE = "undecodable"
 NO_IDENTITY = "no-identity"
+WRONG_KIND = "wrong-kind"
 
 
 class TooManyObjects(Exception):
@@ -45,6 +46,9 @@ class Reflector:
         self._sink = sink
         self._counters = counters
         self._objects_max = objects_max
+        self._api_version = f"{type.group}/{type.version}" if type.group else type.version
+        self._kind = ""
+        """The kind of the objects, once one has come."""
         self._versions: dict[str, Version] = {}
         self.move_to("")
 
@@ -101,7 +105,7 @@ class Reflector:
         """
         self._counters.events += 1
         metadata = envelope.metadata
-        if not envelope.is_sane:
+        if not envelope.is_sane or not self._is_of_type(envelope):
             self._reject(envelope)
             return ""
         identity = f"{metadata.namespace}/{metadata.name}"
@@ -113,7 +117,6 @@ class Reflector:
             return identity
         if known is None and len(self._versions) >= self._objects_max:
             raise TooManyObjects(f"more than {self._objects_max} objects")
-        self._versions[identity] = version
         self._sink.apply(
             objects.ObjectEvent(
                 self._type,
@@ -126,17 +129,18 @@ class Reflector:
                 origin,
             )
         )
+        self._versions[identity] = version  # not before: if there is no memory for the object, it must come again
         return identity
 
     def remove(self, envelope: decoding.Envelope, raw: bytes, origin: objects.Origin) -> str:
         """Remove an object that the API server reports as deleted. Return its identity, as `upsert` does."""
         self._counters.events += 1
         metadata = envelope.metadata
-        if not envelope.is_sane:
+        if not envelope.is_sane or not self._is_of_type(envelope):
             self._reject(envelope)
             return ""
         identity = f"{metadata.namespace}/{metadata.name}"
-        if self._versions.pop(identity, None) is not None:
+        if identity in self._versions:
             self._sink.delete(
                 objects.ObjectEvent(
                     self._type,
@@ -149,6 +153,7 @@ class Reflector:
                     origin,
                 )
             )
+            del self._versions[identity]
         return identity
 
     def skip(self, error: decoding.InvalidObject) -> str:
@@ -159,24 +164,39 @@ class Reflector:
 
     def forget(self, identity: str, origin: objects.Origin) -> None:
         """Remove an object of unknown last state, if it is known."""
-        if self._versions.pop(identity, None) is not None:
+        if identity in self._versions:
             namespace, _, name = identity.partition("/")
             self._sink.delete(objects.ObjectEvent(self._type, namespace, name, self._position, None, "", "", origin))
+            del self._versions[identity]
 
     def sweep(self, stale: list[str], *, count: int, version: str) -> None:
         """Remove up to `count` objects from the end of `stale`. They were missing from the list at `version`."""
         for identity in stale[-count:]:
-            if self._versions.pop(identity, None) is not None:
-                self._counters.objects_swept += 1
+            if identity in self._versions:
                 namespace, _, name = identity.partition("/")
                 self._sink.delete(
                     objects.ObjectEvent(self._type, namespace, name, version, None, "", "", objects.Origin.LIST)
                 )
+                del self._versions[identity]
+                self._counters.objects_swept += 1
         del stale[-count:]
+
+    def _is_of_type(self, envelope: decoding.Envelope) -> bool:
+        """Whether apiVersion and kind are those of the type. Items of a list may have none."""
+        kind = envelope.kind
+        if kind and kind != self._kind:
+            if not decoding.may_be_kind_of(kind, self._type):
+                return False
+            self._kind = kind
+        return envelope.api_version == self._api_version or not envelope.api_version
 
     def _reject(self, envelope: decoding.Envelope) -> None:
         metadata = envelope.metadata
-        self._skipped(metadata.namespace, metadata.name, NO_IDENTITY, "its name, namespace or version is unusable")
+        if envelope.is_sane:
+            detail = f"apiVersion {envelope.api_version[:_SHOWN_CHARS]!r}, kind {envelope.kind[:_SHOWN_CHARS]!r}"
+            self._skipped(metadata.namespace, metadata.name, WRONG_KIND, detail)
+        else:
+            self._skipped(metadata.namespace, metadata.name, NO_IDENTITY, "its name, namespace or version is unusable")
 
     def _skipped(self, namespace: str, name: str, reason: str, detail: str) -> None:
         self._counters.objects_rejected += 1

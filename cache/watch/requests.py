@@ -60,6 +60,7 @@ class NoticeKind(enum.Enum):
     ACTION_NEEDED = "resource type cannot be read"
     LOST = "no data for too long, the resource type waits for a new list"
     ABSENT = "resource type is not installed"
+    FORBIDDEN = "resource type may not be read; what is known of it is kept"
     FOUND = "resource type is installed"
     GROUP_GONE = "no resource type of the API group is served any more; known objects are kept, but are not in sync"
     GROUP_RETURNED = "the API group is served again"

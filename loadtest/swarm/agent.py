@@ -167,7 +167,7 @@ class Agent(abc.ABC):
     def _see_deletions(self, step: shared_maps.MapStep, now_ns: int) -> None:
         self.deletions += len(step.gone)
         self.group.deletions += len(step.gone)
-        self._shared.table.record(step.gone, now_ns)
+        self._shared.table.record(step, now_ns)
 
     def _note_in_sync(self, now_ns: int) -> None:
         self.in_sync = self.status == messages.SyncStatus.IN_SYNC

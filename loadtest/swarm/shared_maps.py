@@ -15,7 +15,7 @@ remembered; an older one is computed again when a slow agent needs it.
 import collections
 import weakref
 from collections.abc import Iterable
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 from loadtest.swarm import frames
 from protocol import digest, errors, messages
@@ -35,12 +35,17 @@ _NO_KEYS: Final[Leaf] = {}
 _NO_BUCKETS: Final[Buckets] = ((_NO_KEYS,) * _WIDTH,) * _WIDTH
 
 
-class MapStep(NamedTuple):
+class MapStep:
     """The effect of a frame, or of a finished snapshot, on a map."""
 
-    map: "SharedMap"
-    gone: tuple[tuple[str, str], ...]
-    """(key, uid) of the objects that are no longer in the map."""
+    __slots__ = ("gone", "is_recorded", "map")
+
+    def __init__(self, after: "SharedMap", gone: tuple[tuple[str, str], ...]) -> None:
+        self.map = after
+        self.gone = gone
+        """(key, uid) of the objects that are no longer in the map."""
+        self.is_recorded = False
+        """Whether an agent has seen them go. For each further agent of the process that is nothing new."""
 
 
 class SharedMap:
@@ -205,9 +210,12 @@ class MapTable:
             known = self._known[keys, total] = SharedMap(keys=keys, digest=total, buckets=buckets)
         return known
 
-    def record(self, gone: Iterable[tuple[str, str]], now_ns: int) -> None:
-        """Record that an agent saw these objects deleted."""
-        for deletion in gone:
+    def record(self, step: MapStep, now_ns: int) -> None:
+        """Record that an agent saw a step's objects deleted."""
+        if step.is_recorded:
+            return
+        step.is_recorded = True
+        for deletion in step.gone:
             if deletion in self.deletions:
                 self.deletions[deletion] = min(now_ns, self.deletions[deletion])
             elif len(self.deletions) < MAX_DELETIONS:

@@ -14,7 +14,7 @@ from protocol.native import codec, frames
 
 FEEDS = {"pods": {"/a": b"1", "/b": b"2"}}
 HELLO = messages.ClientHello(feed="pods", agent="test", features=frozenset({"zstd"}))
-SHORT = connection.Timeouts(connect_seconds=5.0, hello_seconds=0.1)
+PATIENT = connection.Timeouts(connect_seconds=30.0, hello_seconds=30.0)
 
 
 async def read_until(received: AsyncIterator[messages.Message], kind: type[messages.Message]) -> list[messages.Message]:
@@ -27,9 +27,11 @@ async def read_until(received: AsyncIterator[messages.Message], kind: type[messa
     return found
 
 
-async def read_to_the_end(address: str, *, hello: messages.ClientHello = HELLO) -> None:
+async def read_to_the_end(
+    address: str, *, hello: messages.ClientHello = HELLO, timeouts: connection.Timeouts = PATIENT
+) -> None:
     async with asyncio.timeout(60):
-        async for _ in connection.stream(address, hello=hello, timeouts=SHORT):
+        async for _ in connection.stream(address, hello=hello, timeouts=timeouts):
             pass
 
 
@@ -112,7 +114,7 @@ async def test_a_server_without_a_hello() -> None:
     async with testing.Server(feeds=FEEDS) as server:
         server.stall()
         with pytest.raises(errors.ServerSilent, match=r"no hello for 0.1 s"):
-            await read_to_the_end(server.address)
+            await read_to_the_end(server.address, timeouts=connection.Timeouts(hello_seconds=0.1))
 
 
 async def test_a_server_that_goes_silent() -> None:

@@ -42,9 +42,11 @@ def describe(event: follower.Event) -> str:
 
 
 @contextlib.asynccontextmanager
-async def following(*servers: testing.Server, feed: str = "pods") -> AsyncGenerator[Transcript, None]:
+async def following(
+    *servers: testing.Server, feed: str = "pods", hello_seconds: float = 30.0
+) -> AsyncGenerator[Transcript, None]:
     addresses = [server.address for server in servers]
-    timeouts = connection.Timeouts(hello_seconds=0.2)
+    timeouts = connection.Timeouts(hello_seconds=hello_seconds)
     async with contextlib.aclosing(follower.follow(addresses, feed=feed, agent="test", timeouts=timeouts)) as events:
         yield Transcript(events)
 

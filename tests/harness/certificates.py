@@ -84,7 +84,7 @@ def client_context(
         expired: the certificate expired yesterday.
         anonymous: the client has no certificate.
     """
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the default context would read the system's authorities, 30 ms
     trusted.configure_trust(context)
     if anonymous:
         return context

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from cache import objects, resources
+from cache.feeds import feed as feeds
 from cache.feeds.calico import feed, releases, syncers
 from protocol import messages
 from tests.harness import repository
@@ -161,7 +162,7 @@ class Replay:
             if event is not None and event.type in (*source.types, *source.older_types)
         ]
 
-    def open(self, release: releases.Release) -> Iterator[object]:
+    def open(self, release: releases.Release) -> Iterator[list[feeds.Rejection]]:
         """Begin a projection of felix. It has everything once the steps are at their end."""
         projection = feed.Projection(self.feeds[syncers.FELIX], release)
         self.feeds[projection.name] = projection

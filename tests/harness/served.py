@@ -177,7 +177,7 @@ async def serving(cluster: Cluster, *arguments: str, **variables: str) -> AsyncI
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
             await service.ends()
-        await worker_stand.eventually(lambda: not processes_of_session(process.pid), seconds=5)
+        await worker_stand.eventually(lambda: not processes_of_session(process.pid))
     finally:
         for pid in processes_of_session(process.pid):
             os.kill(pid, signal.SIGKILL)

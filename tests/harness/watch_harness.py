@@ -93,6 +93,9 @@ class RecordingSink:
     def batch_end(self) -> None:
         self.batches += 1
 
+    async def room(self) -> None:
+        pass
+
     def take(self) -> list[str]:
         """Return the log since the last call."""
         log, self.log = self.log, []

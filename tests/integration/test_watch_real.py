@@ -59,6 +59,9 @@ class DigestSink:
     def batch_end(self) -> None:
         pass
 
+    async def room(self) -> None:
+        pass
+
 
 class Reader:
     """Watches some types, and compares the result with the lists of the API server."""

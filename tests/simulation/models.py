@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 from protocol import digest, errors, messages
 from protocol.native import connection as native
+from protocol.typha import client
 from protocol.typha import connection as typha
 from protocol.typha import messages as typha_messages
 from tests.simulation import expected_state
@@ -234,6 +235,7 @@ class TyphaModel(_Client[typha_messages.Message]):
         super().__init__(self._connection)
         self._hello = typha_messages.ClientHello(
             hostname="simulated",
+            version=client.NEWEST_VERSION,
             syncer_type=feed,
             supports_decoder_restart=snappy,
             supported_compression_algorithms=(typha_messages.SNAPPY,) if snappy else (),

@@ -5,7 +5,6 @@ open a socket or read a clock are replaced.
 """
 
 import asyncio
-import contextlib
 import socket
 
 from cache import resources
@@ -190,7 +189,7 @@ class Service:
         self.hub = hub.Hub([source], limits)
         self.keeper = Supervisor(self, self.hub, limits, self.listener)
         try:
-            async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as background:
+            async with asyncio.TaskGroup() as tasks:
                 serving = tasks.create_task(self.keeper.run(), name="workers")
                 jobs = [
                     self.hub.run_snapshots(),
@@ -199,12 +198,13 @@ class Service:
                     self._keep_house(self.hub),
                 ]
                 jobs += [apiserver.Watcher(self.server, type, self.hub).run() for type in TYPES]
-                for job in jobs:
-                    background.callback(tasks.create_task(job).cancel)
+                background = [tasks.create_task(job) for job in jobs]
                 await self._stopping.wait()
                 self.listener.close()
                 self.keeper.drain(seconds=self.plan.drain_seconds, interval_seconds_max=1.0)
                 await serving
+                for task in background:
+                    task.cancel()
         finally:
             self.hub.close()
         return 0

@@ -152,7 +152,11 @@ class ConversionScheduler:
                 self._released.append(place)
 
     async def convert_next(self) -> Conversion:
-        """Converts the next object that does not rest."""
+        """Converts the next object that does not rest.
+
+        Raises:
+            MemoryError: there is none to convert it. It waits again.
+        """
         key = await self._next()
         source, event = self._waiting.pop(key)
         self._urgent.discard(key)
@@ -161,6 +165,11 @@ class ConversionScheduler:
         sys.setswitchinterval(_SWITCH_SECONDS)
         try:
             outcome, seconds = await self._in_thread(source, event)
+        except MemoryError:
+            if not self._is_outdated and key not in self._waiting:
+                self.submit(source, event)
+                self._urgent.add(key)  # a status may wait for it
+            raise
         finally:
             sys.setswitchinterval(interval_seconds)
             self._under_way = None

@@ -38,6 +38,10 @@ from typha.observability import quantiles
 
 _log = structlog.get_logger("typha.hub")
 _monotonic = clock.monotonic
+_COMMIT_BYTES = 16 * 1024 * 1024
+"""Memory for a whole batch: its entries, its frames, and parts of chunks."""
+_COMMIT_BYTES_PER_KEY = 128
+"""Memory for the store's dictionaries if they grow. The old ones are there until then."""
 
 
 class Hub:
@@ -80,6 +84,9 @@ class Hub:
         self._uncommitted = 0
         """Objects that have come since the last commit."""
         self._must_publish = False
+        self._committed = asyncio.Event()
+        self._is_short = False
+        """There was no memory for the last commit."""
         self.add_feeds(feeds)
 
     def add_feeds(self, feeds: Iterable[feed.Feed]) -> None:
@@ -176,7 +183,14 @@ class Hub:
     async def run_conversions(self) -> None:
         """Converts what may take long, forever."""
         while True:
-            self.converted(await self.conversions.convert_next())
+            try:
+                done = await self.conversions.convert_next()
+            except MemoryError as error:
+                self.shortages.note(shortages.Lacking.CONVERSION, error)
+                await asyncio.sleep(self._policy.retry_seconds)
+                continue
+            self.shortages.over(shortages.Lacking.CONVERSION)
+            self.converted(done)
 
     def converted(self, done: conversions.Conversion) -> None:
         """An object has been converted in the thread."""
@@ -203,6 +217,19 @@ class Hub:
         if self._must_publish or self.coalescer.is_due(self._uncommitted, self.workers.publishes_under_way):
             self.commit()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a feed has gathered a whole batch."""
+        return any(source.backlog >= self._policy.batch_changes_max for source in self.feeds.values())
+
+    async def room(self) -> None:
+        """Returns when there is room for a slice. So a flood waits in its own watcher, and not before other changes."""
+        if self.is_full:
+            self.batch_end()
+        while self.is_full:
+            self._committed.clear()
+            await self._committed.wait()
+
     async def run_coalescing(self) -> None:
         """Publishes what has waited as soon as workers may be given more, forever."""
         while True:
@@ -221,6 +248,9 @@ class Hub:
 
         Of very much, only a part: `run_coalescing` goes on with the rest in the next turn.
         """
+        if not self._has_memory():
+            self.coalescer.published()  # `look_after_channels` tries again
+            return
         changed_at = self.coalescer.since or _monotonic()
         self._uncommitted, self._must_publish = 0, False
         published = is_unfinished = False
@@ -247,10 +277,25 @@ class Hub:
             for channel in channels:
                 published = self._append(channel, batch, changed_at) or published
         self.coalescer.published(is_unfinished=is_unfinished)
+        self._committed.set()
         if published:
             self.workers.flush()
         if self._wanted:
             self._open_wanted()
+
+    def _has_memory(self) -> bool:
+        """Whether there is memory for a commit: half a batch in a store would be lost for the logs."""
+        keys = max((len(source.store) for source in self.feeds.values()), default=0)
+        try:
+            shortages.check_memory(_COMMIT_BYTES + _COMMIT_BYTES_PER_KEY * keys)
+        except shortages.ERRORS as error:
+            self.shortages.note(shortages.Lacking.COMMIT, error)
+            self._is_short = True
+            return False
+        if self._is_short:
+            self._is_short = False
+            self.shortages.over(shortages.Lacking.COMMIT)
+        return True
 
     def _channels_of(self, source: feed.Feed) -> list[HubChannel]:
         return [channel for channel in self.channels.values() if channel.feed is source]
@@ -347,16 +392,17 @@ class Hub:
         while True:
             await self._has_seeds.wait()
             for name, seed in list(self._seeds.items()):
-                refusals = next(seed, None)
-                if refusals is None:
-                    del self._seeds[name]
+                rejections = next(seed, None)
+                for rejection in rejections or ():
+                    self._note_refusal(rejection)
+                if rejections is None:
+                    self._seeds.pop(name, None)
                     self._must_publish = True
-                for refusal in refusals or ():
-                    self._note_refusal(refusal)
             if not self._seeds:
                 self._has_seeds.clear()
             self.batch_end()
             await asyncio.sleep(0)
+            await self.room()
 
     def _close_unused_projections(self) -> None:
         used = {key[0] for key in (*self.channels, *self._wanted)}
@@ -413,7 +459,7 @@ class Hub:
         Where newcomers take a snapshot with much log after it, the next ones get a newer one.
         """
         now = _monotonic()
-        if any(channel.unwritten is not None for channel in self.channels.values()):
+        if self._is_short or any(channel.unwritten is not None for channel in self.channels.values()):
             self.commit()
         self.coalescer.note_clients(self.workers.clients_max)
         for channel in list(self.channels.values()):

@@ -8,6 +8,7 @@ import structlog
 from cache import objects
 from cache.feeds import feed, raw
 from typha import clock
+from typha.observability import logs
 
 _log = structlog.get_logger("typha.hub")
 
@@ -26,11 +27,10 @@ class _Class(enum.Enum):
 
 
 class RejectionLog:
-    """Counts the lines of the last minute."""
+    """Limits the lines of each class."""
 
     def __init__(self, now: Callable[[], float] = clock.monotonic) -> None:
-        self._now = now
-        self._lines: dict[_Class, tuple[float, int]] = {}
+        self._limits = {which: logs.LineLimit(LINES_PER_MINUTE, seconds=_MINUTE_SECONDS, now=now) for which in _Class}
 
     def write(self, refusal: feed.Rejection) -> None:
         """Logs an object that a feed cannot carry, or that there are more, or nothing."""
@@ -67,17 +67,14 @@ class RejectionLog:
         )
 
     def _write(self, which: _Class, metric: str, **fields: str | int) -> None:
-        now = self._now()
-        began, lines = self._lines.get(which, (now, 0))
-        if now - began >= _MINUTE_SECONDS:
-            began, lines = now, 0
-        self._lines[which] = (began, lines + 1)
-        if lines < LINES_PER_MINUTE:
+        limit = self._limits[which]
+        if limit.allows():
+            limit.take_suppressed()
             _log.warning(which.value, **fields)
-        elif lines == LINES_PER_MINUTE:
+        elif limit.suppressed == 1:
             _log.warning(
                 "More objects of this kind are counted, but not named for a while",
                 kind=which.name.lower(),
                 metric=metric,
-                seconds=round(began + _MINUTE_SECONDS - now),
+                seconds=round(limit.left_seconds),
             )

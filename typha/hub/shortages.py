@@ -5,6 +5,7 @@ again. A shortage is counted, and logged when it begins, once a minute while it 
 """
 
 import enum
+import mmap
 from collections.abc import Callable
 
 import structlog
@@ -21,6 +22,10 @@ _LINE_SECONDS = 60.0
 class Lacking(enum.StrEnum):
     """What could not be made or sent, as a label of the metric."""
 
+    COMMIT = "commit"
+    """Memory to write what has come to the store: it waits in the hub."""
+    CONVERSION = "conversion"
+    """Memory to convert a large object."""
     LOG = "log"
     """A segment of a log: updates wait in the hub."""
     SNAPSHOT = "snapshot"
@@ -31,6 +36,15 @@ class Lacking(enum.StrEnum):
     """A worker process, or what the hub shares with it."""
     LINK = "worker-link"
     """A message between hub and worker; all later ones wait behind it."""
+
+
+def check_memory(size_bytes: int) -> None:
+    """Checks that this much memory could be had. What must not stop half-way asks before it begins.
+
+    Raises:
+        OSError, MemoryError: it could not.
+    """
+    mmap.mmap(-1, size_bytes).close()  # takes addresses, and no memory
 
 
 class Shortages:

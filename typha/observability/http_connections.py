@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import structlog
 from aiohttp import web
 
+from typha import networks
 from typha.observability import logs
 
 _log = structlog.get_logger("typha.webserver")
@@ -158,11 +159,11 @@ class HttpConnections:
 
         A connection that has just spoken is spared: it may be an honest one whose request is on its way.
         """
-        counts = collections.Counter(connection.address for connection in self._open)
+        counts = collections.Counter(connection.network for connection in self._open)
         share = self._limits.grace_share
         return min(
-            (connection for connection in self._open if counts[connection.address] > share or not connection.is_spared),
-            key=lambda connection: (-counts[connection.address], connection.is_answering),
+            (connection for connection in self._open if counts[connection.network] > share or not connection.is_spared),
+            key=lambda connection: (-counts[connection.network], connection.is_answering),
             default=None,
         )
 
@@ -244,6 +245,7 @@ class _Connection(asyncio.Transport):
         self._waits_for_step = False
         self._spared_until = 0.0
         self.address = address
+        self.network = networks.network_of(address)
         self._loop.add_reader(connected.fileno(), self._readable)
 
     def __repr__(self) -> str:

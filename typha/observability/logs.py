@@ -85,6 +85,11 @@ class LineLimit:
         self.suppressed += 1
         return False
 
+    @property
+    def left_seconds(self) -> float:
+        """Seconds until lines are allowed again, if they are not now."""
+        return max(0.0, self._began + self._seconds - self._now())
+
     def take_suppressed(self) -> int:
         """The number of suppressed lines, for the next line to report. It starts again from 0."""
         suppressed, self.suppressed = self.suppressed, 0

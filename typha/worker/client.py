@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cache.state import cursor
 from protocol import errors, messages
+from typha import networks
 from typha.worker import protocol_adapters, transport
 
 if TYPE_CHECKING:
@@ -261,8 +262,8 @@ class Client(cursor.Cursor):
 
     @property
     def host(self) -> str:
-        """The peer's address without its port."""
-        return self.address.rpartition(":")[0]
+        """The peer's address without its port; of IPv6, its network."""
+        return networks.network_of(self.address.rpartition(":")[0])
 
     @property
     def offset(self) -> int:

@@ -7,12 +7,8 @@ import ssl
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-import structlog
-
 from protocol.reasons import DisconnectReason
 from typha.worker import tls, tls_session
-
-_log = structlog.get_logger("typha.handshakes")
 
 _STEP_BYTES = 16 * 1024
 """What a step reads."""
@@ -37,6 +33,8 @@ class Verdict(NamedTuple):
     done: bool = False
     reason: DisconnectReason | None = None
     detail: str = ""
+    defect: Exception | None = None
+    """An error that no peer should be able to cause."""
 
 
 class Handshake:
@@ -88,8 +86,7 @@ def take_step(handshake: Handshake, client_tls: tls.ClientTls) -> Verdict:
             return Verdict(reason=DisconnectReason.CLIENT_CLOSED)
         return Verdict(reason=DisconnectReason.TLS_FAILED, detail=_describe(error))
     except Exception as error:  # one connection's defect must not harm the others (docs/architecture.md, rule 4)
-        _log.exception("Defect in a TLS handshake", error=str(error))
-        return Verdict(reason=DisconnectReason.SERVER_ERROR, detail=str(error))
+        return Verdict(reason=DisconnectReason.SERVER_ERROR, detail=str(error), defect=error)
 
 
 def _take_step(handshake: Handshake, client_tls: tls.ClientTls) -> Verdict:

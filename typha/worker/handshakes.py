@@ -14,9 +14,14 @@ import socket
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
+import structlog
+
 from protocol.reasons import DisconnectReason
 from typha import clock
+from typha.observability import logs
 from typha.worker import client, connections, handshake_steps, policy, poller, tls, tls_transport, trimming
+
+_log = structlog.get_logger("typha.handshakes")
 
 _TRIM_AFTER = 50
 """Handshakes after which memory is given back, once none is waiting."""
@@ -40,6 +45,8 @@ _CONTINUED_AT_ONCE = 3
 """Of these, while others may begin: peers that send a byte at a time must not keep all others out."""
 _LOOKS_AT_ONCE = 64
 """Connections looked at in one go: a fleet that has given up is closed in pieces of some 2 ms."""
+_DEFECT_LINES_PER_SECOND = 5
+"""With their tracebacks."""
 
 
 class _Queue:
@@ -91,6 +98,7 @@ class TlsHandshakes:
         self._loop = asyncio.get_running_loop()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tls-handshake")
         self._ended_since_trim = 0
+        self._defect_lines = logs.LineLimit(_DEFECT_LINES_PER_SECOND)
         self._new = _Queue()
         """Connections whose first step may run."""
         self._continued = _Queue()
@@ -218,6 +226,13 @@ class TlsHandshakes:
                 self._forget(current)
                 continue
             current.hello.end_queueing(now)
+            if verdict.defect is not None and self._defect_lines.allows():
+                _log.error(
+                    "Defect in a TLS handshake",
+                    client=current.address,
+                    exc_info=verdict.defect,
+                    other_defects_not_logged=self._defect_lines.take_suppressed(),
+                )
             if verdict.reason is not None:
                 self._connections.close(current, verdict.reason, detail=verdict.detail)
                 self._forget(current)

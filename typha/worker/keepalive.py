@@ -43,6 +43,8 @@ class Keepalive:
         self._stats = stats
         self._slots: list[dict[client.Client, None]] = [{} for _ in range(limits.ping_slots)]
         self._turn = 0
+        self._due: list[client.Client] = []
+        """Clients of the present slot that have not had their turn."""
         self._unix_nanoseconds = 0
         """The moment that this tick's pings carry."""
         self._turn_seconds = limits.ping_interval_seconds / _TURNS_PER_INTERVAL
@@ -65,25 +67,28 @@ class Keepalive:
         """From now on the client is pinged and watched."""
         self._slots[newcomer.slot][newcomer] = None
 
-    def tick(self, now: float) -> None:
-        """The turns of all slots that are due; after a delay that is more than one, so that no client is left out."""
+    def tick(self, now: float) -> bool:
+        """The turns of all slots that are due; after a delay that is more than one, so that no client is left out.
+
+        Returns False if the time of one turn was not enough: the next call goes on.
+        """
         self._next_at = max(self._next_at, now - self._turn_seconds)
         self._unix_nanoseconds = clock.time_ns()
-        while self._next_at <= now:
-            self._next_at += self._tick_seconds
-            self._tick(now)
-
-    def _tick(self, now: float) -> None:
-        slot = self._slots[self._turn]
-        self._turn = (self._turn + 1) % len(self._slots)
-        gone = []
-        for current in slot:
+        deadline = clock.monotonic() + self._policy.keepalive_seconds
+        while self._due or self._next_at <= now:
+            if not self._due:
+                self._next_at += self._tick_seconds
+                self._due = list(self._slots[self._turn])
+                self._turn = (self._turn + 1) % len(self._slots)
+                continue
+            current = self._due.pop()
             if current.is_closing() or self._poller.clients.get(current.fd) is not current:
-                gone.append(current)
+                self._slots[current.slot].pop(current, None)
             else:
                 self._look_after(current, now)
-        for current in gone:
-            slot.pop(current, None)
+            if clock.monotonic() > deadline:
+                return not self._due and self._next_at > now
+        return True
 
     def expire_handshakes(self, now: float) -> None:
         """Closes connections whose hello is overdue. They are in order of arrival: the first one in time ends the look.

@@ -146,6 +146,7 @@ class Server:
         self._accept_batch = limits.accept_batch
         self._hub_waits = False
         """What the hub has said is not taken for a moment, for lack of descriptors or memory."""
+        self._accept_lines = logs.LineLimit(1, seconds=_SHORTAGE_LINE_SECONDS)
         self._shortage_lines = logs.LineLimit(1, seconds=_SHORTAGE_LINE_SECONDS)
         self._publishes_heard = 0
         self._publishes_sent: shared_counters.SharedCounter | None = None
@@ -478,7 +479,8 @@ class Server:
     def _out_of_resources(self, error: poller.OutOfResources) -> None:
         """The reserve of descriptors is used up after all: connections without a hello make room for the service."""
         self.stats.accept_failures += 1
-        _log.error("Cannot accept connections for now", error=str(error), open=len(self.poller.clients))
+        if self._accept_lines.allows():
+            _log.error("Cannot accept connections for now", error=str(error), open=len(self.poller.clients))
         for _ in range(self._policy.accept_batch):
             self.connections.make_room(None, str(error))
         self._pause_accepting(self._policy.out_of_resources_pause_seconds)
@@ -500,7 +502,8 @@ class Server:
         interval_seconds = self._policy.stats_interval_seconds
         chores_seconds = min(_CHORES_SECONDS, self.keepalive.wait_seconds, interval_seconds)
         self._chores_at = now + chores_seconds
-        self.keepalive.tick(now)
+        if not self.keepalive.tick(now):
+            self._chores_at = now  # the next turn goes on
         self.keepalive.expire_handshakes(now)
         self.connections.close_overdue(now)
         if self._handshakes is not None:

@@ -87,6 +87,8 @@ class CalicoFeed(feed.Feed):
             return self._kinds[event.type].source.convert(event)
         except model.ConversionError as error:
             return _Failure(error.reason, error.detail)
+        except MemoryError:
+            raise  # the object is good, and comes again
         except Exception as error:  # one object must not break the feed, even if it triggers a bug in a converter
             return _Failure(DEFECT, f"{type(error).__name__}: {error}")
 
@@ -255,9 +257,9 @@ class Projection(CalicoFeed):
         self.base.projections.remove(self)
 
     def seed(self) -> Iterator[list[feed.Rejection]]:
-        """Take over the newest feed's objects, a slice for each step. It may change meanwhile. Then its statuses.
+        """Take over the newest feed's objects, then its statuses. It may change meanwhile.
 
-        Each step returns rejections that only this feed has.
+        Each step takes a slice of the objects, and yields the rejections that only this feed has.
         """
         rejections: list[feed.Rejection] = []
         for type in self.types:

@@ -164,9 +164,39 @@ def _in_tier(item: model.Item, key: str, tier: str) -> model.Item:
     """Return a policy under its legacy key. Its value has no tier, so that a change of the tier alone is no update."""
     if item.value is None:
         return msgspec.structs.replace(item, key=key)
+    if _has_ports_without_protocol(item.value):
+        problem = "agents up to 3.31 cannot have it: a rule has ports and no protocol"
+        return msgspec.structs.replace(item, key=key, value=None, invalid=problem)
     stated = _TIER_MEMBER.search(item.value)
     warning = item.warning
     if stated is not None and stated[1] != tier.encode():
         warning = f"agents up to 3.31 enforce it in tier {tier!r}, by its name: it is of tier {stated[1].decode()!r}"
     value = _TIER_MEMBER.sub(b"", item.value, count=1)
     return msgspec.structs.replace(item, key=key, value=value, warning=warning)
+
+
+class _Rule(msgspec.Struct, gc=False):
+    protocol: int | str | None = None
+    source: list[int | str] | None = msgspec.field(default=None, name="src_ports")
+    destination: list[int | str] | None = msgspec.field(default=None, name="dst_ports")
+    not_source: list[int | str] | None = msgspec.field(default=None, name="!src_ports")
+    not_destination: list[int | str] | None = msgspec.field(default=None, name="!dst_ports")
+
+
+class _Rules(msgspec.Struct, gc=False):
+    inbound_rules: list[_Rule] = []
+    outbound_rules: list[_Rule] = []
+
+
+_decode_rules = msgspec.json.Decoder(_Rules).decode
+
+
+def _has_ports_without_protocol(value: bytes) -> bool:
+    """Return whether a rule has ports of all protocols: named ones, which 3.32 and later allow."""
+    if b'_ports":[' not in value:
+        return False
+    policy = _decode_rules(value)
+    return any(
+        rule.protocol is None and (rule.source or rule.destination or rule.not_source or rule.not_destination)
+        for rule in (*policy.inbound_rules, *policy.outbound_rules)
+    )

@@ -1,6 +1,7 @@
 """The watch driver with a scripted API server on a real socket."""
 
 import asyncio
+import contextlib
 import dataclasses
 import gzip
 
@@ -8,10 +9,20 @@ import pytest
 import structlog
 from aiohttp import web
 
-from cache.kube import access, api
+from cache import objects
+from cache.kube import access, api, watcher
 from protocol.messages import SyncStatus
-from tests.harness.scripted_server import FAST, IMPATIENT, ScriptedServer, lines, session_to, watching
-from tests.harness.watch_harness import bookmark, error_event, event, json_bytes, pod, pod_list, status
+from tests.harness.scripted_server import (
+    FAST,
+    IMPATIENT,
+    NotifyingSink,
+    ScriptedServer,
+    eventually,
+    lines,
+    session_to,
+    watching,
+)
+from tests.harness.watch_harness import PODS, bookmark, error_event, event, json_bytes, pod, pod_list, status
 
 NO_WATCH_LIST = status(422, "Invalid", "sendInitialEvents is forbidden for watch")
 
@@ -365,3 +376,111 @@ async def test_a_slice_ends_when_its_objects_take_long(server: ScriptedServer, h
         await sink.until(lambda: len(sink.map) == len(objects))
         await looking
     assert len(seen) >= 4
+
+
+class FullSink(NotifyingSink):
+    """A sink with room for some events. The test makes room for more."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.limit = room
+        self.has_waiter = False
+
+    async def room(self) -> None:
+        """Wait for the test."""
+        self.has_waiter = len(self.events) >= self.limit
+        await eventually(lambda: len(self.events) < self.limit)
+
+    def make_room(self) -> None:
+        """Make room for one more event."""
+        self.has_waiter = False
+        self.limit = len(self.events) + 1
+
+
+@pytest.mark.parametrize(
+    ("way", "before", "events"),
+    [("page", 0, 30), ("stream", 0, 30), ("sweep", 30, 60), ("sweep, then an event", 30, 61)],
+)
+async def test_a_flood_comes_in_slices_as_the_sink_has_room(
+    server: ScriptedServer, way: str, before: int, events: int
+) -> None:
+    many = {f"a/{number}": number + 1 for number in range(30)}
+    added = lines(*(event("ADDED", *item) for item in many.items()))
+    expired = added + initial(99) + lines(error_event(410, "Expired"))
+    server.script = {
+        "page": [server.body(NO_WATCH_LIST, status=422), server.body(pod_list(many, 99))],
+        "stream": [server.stream(initial(0), added)],
+        "sweep": [server.stream(expired), server.stream(initial(100))],
+        "sweep, then an event": [
+            server.stream(expired),
+            server.stream(initial(100) + lines(event("ADDED", "a/1", 101))),
+        ],
+    }[way]
+    sink, session = FullSink(before + 1), session_to(server)
+    await session.start()
+    task = asyncio.create_task(watcher.Watcher(session, PODS, sink, policy=FAST).run(), name="watcher")
+    while len(sink.events) < events:
+        seen = max(before, len(sink.events))
+        await eventually(lambda: sink.has_waiter or len(sink.events) == events)
+        assert len(sink.events) - seen <= FAST.slice_items
+        sink.make_room()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    await session.close()
+
+
+class ForgetfulSink(NotifyingSink):
+    """A sink without memory for some of its calls."""
+
+    def __init__(self, *failing: int) -> None:
+        super().__init__()
+        self.failing = failing
+        self.calls = 0
+
+    def apply(self, event: objects.ObjectEvent) -> None:
+        self._call()
+        super().apply(event)
+
+    def delete(self, event: objects.ObjectEvent) -> None:
+        self._call()
+        super().delete(event)
+
+    def _call(self) -> None:
+        self.calls += 1
+        if self.calls - 1 in self.failing:
+            raise MemoryError
+
+
+@pytest.mark.parametrize("failing", [(0,), (2, 3), (4,), (5,), (6,), (6, 7), tuple(range(0, 14, 2))])
+async def test_an_object_comes_again_for_which_there_was_no_memory(
+    server: ScriptedServer, failing: tuple[int, ...]
+) -> None:
+    """Calls 0 to 3 are of a list, 4 and 5 of events, and 6 of the sweep after another list."""
+    sink = ForgetfulSink(*failing)
+    later = {10: event("MODIFIED", "a/v", 10), 11: event("DELETED", "a/w", 11), 12: error_event(410, "Expired")}
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        is_second = sink.map.get("a/v") == "10" and "a/w" not in sink.map
+        if "limit" in request.query:  # after three broken streams
+            listed = {"a/v": 10, "a/y": 4} if is_second else {"a/v": 1, "a/w": 2, "a/x": 3, "a/y": 4}
+            return await server.body(pod_list(listed, 20 if is_second else 9))(request)
+        if "sendInitialEvents" in request.query:
+            known = initial(20, v=10, y=4) if is_second else initial(9, v=1, w=2, x=3, y=4) + lines(*later.values())
+        else:
+            since = int(request.query["resourceVersion"])
+            known = lines(*(line for version, line in later.items() if since < version <= 12))
+        return await server.stream(known)(request)
+
+    server.script = [answer] * 60
+    session = session_to(server)
+    await session.start()
+    subject = watcher.Watcher(session, PODS, sink, policy=FAST)
+    task = asyncio.create_task(subject.run(), name="watcher")
+    await eventually(lambda: task.done() or (sink.map == {"a/v": "10", "a/y": "4"} and subject.object_count == 2))
+    assert not task.done()
+    assert subject.counters.errors["memory"] > 0
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    await session.close()

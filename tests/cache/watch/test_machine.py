@@ -8,7 +8,7 @@ from cache.watch import policy, requests
 from cache.watch.policy import Failure
 from cache.watch.requests import RequestKind
 from protocol.messages import SyncStatus
-from tests.harness.watch_harness import MachineDriver, bookmark, error_event, event, pod_list, status
+from tests.harness.watch_harness import MachineDriver, bookmark, error_event, event, json_bytes, pod, pod_list, status
 
 
 def without_watch_list() -> MachineDriver:
@@ -327,33 +327,6 @@ def test_forbidden_names_the_missing_rule_once_and_keeps_trying() -> None:
     assert driver.notice_kinds() == ["ACTION_NEEDED", "OUTAGE_ENDED"]
 
 
-def test_an_optional_type_that_may_not_be_read_is_absent_and_the_rule_is_named() -> None:
-    driver = MachineDriver(policy=policy.WatchPolicy(forbidden_is_absent=True))
-    for _ in range(3):
-        driver.request(within=30)
-        driver.refused(403, "Forbidden")
-    assert driver.sink.take() == ["in-sync"]
-    needed, absent = driver.notices
-    assert (needed.kind, absent.kind) == (requests.NoticeKind.ACTION_NEEDED, requests.NoticeKind.ABSENT)
-    assert 'missing RBAC rule: verb "watch" on resource "pods"' in str(needed.fields["detail"])
-    driver.request(within=30)
-    driver.accepted()
-    driver.lines(event("ADDED", "a/1", 5), bookmark(6, ends_initial=True))
-    assert driver.sink.take() == ["resync", "initial a/1@5", "in-sync"]
-
-
-def test_losing_the_permission_to_read_an_optional_type_deletes_nothing() -> None:
-    driver = MachineDriver(policy=policy.WatchPolicy(forbidden_is_absent=True))
-    driver.sync({"a/1": 5}, 9)
-    driver.ended()
-    for _ in range(5):
-        driver.request(within=30)
-        driver.refused(403, "Forbidden")
-    assert driver.sink.map == {"a/1": "5"}
-    assert driver.sink.current_status is SyncStatus.IN_SYNC
-    assert "ACTION_NEEDED" in driver.notice_kinds()
-
-
 def test_unauthorized_loads_the_credentials_again_before_the_next_try() -> None:
     driver = MachineDriver()
     driver.request()
@@ -654,6 +627,39 @@ def test_a_bad_object_of_a_page_is_swept_and_the_type_is_in_sync() -> None:
     assert [skipped.name for skipped in driver.sink.skipped_objects] == ["1"]
 
 
+@pytest.mark.parametrize(
+    ("member", "wrong"), [("kind", "Node"), ("kind", "Table"), ("apiVersion", "v2"), ("apiVersion", "apps/v1")]
+)
+def test_objects_of_another_kind_are_left_out(member: str, wrong: str) -> None:
+    driver = MachineDriver()
+    driver.sync({"a/1": 5, "a/2": 6}, 9)
+    alien = {**pod("a/1", 10), member: wrong}
+    unnamed = {key: value for key, value in pod("a/2", 13).items() if key not in ("kind", "apiVersion")}
+    events = [("MODIFIED", alien), ("ADDED", alien), ("DELETED", alien)]
+    driver.lines(*(json_bytes({"type": type, "object": value}) for type, value in events))
+    assert driver.sink.take() == []
+    assert [(skipped.name, skipped.reason) for skipped in driver.sink.skipped_objects] == [("1", "wrong-kind")] * 3
+    assert wrong in driver.sink.skipped_objects[0].detail
+    assert driver.is_streaming()
+    driver.lines(event("MODIFIED", "a/1", 11), json_bytes({"type": "DELETED", "object": unnamed}))
+    assert driver.sink.take() == ["event a/1@11", "delete a/2"]
+    assert len(driver.sink.skipped_objects) == 3
+
+
+def test_items_of_another_kind_in_a_list_are_left_out_and_swept() -> None:
+    driver = without_watch_list()
+    driver.request()
+    driver.page(pod_list({"a/1": 5, "a/2": 6}, 9))
+    driver.sink.take()
+    driver.request()
+    driver.refused(410, "Expired")
+    driver.request(within=1)
+    alien = json_bytes({**pod("a/1", 10), "kind": "Secret"})
+    driver.page(pod_list({"a/2": 6}, 19).replace(b'"items":[', b'"items":[' + alien + b","))
+    assert driver.sink.take() == ["resync", "delete a/1", "in-sync"]
+    assert [skipped.reason for skipped in driver.sink.skipped_objects] == ["wrong-kind"]
+
+
 def test_a_sweep_works_in_slices_and_comes_before_other_events() -> None:
     driver = MachineDriver(policy=policy.WatchPolicy(slice_items=2))
     driver.sync({f"a/{index}": 5 for index in range(5)}, 9)
@@ -677,3 +683,27 @@ def test_an_unreadable_error_body_is_shortened_for_the_log() -> None:
     assert len(str(notice.fields["detail"])) <= 400
     assert "HTTP 503: <html>" in str(notice.fields["detail"])
     assert status(503)
+
+
+def test_an_optional_type_that_may_not_be_read_is_in_sync_and_keeps_what_is_known() -> None:
+    driver = MachineDriver(policy=policy.WatchPolicy(is_optional=True))
+    driver.request()
+    driver.refused(403, "Forbidden", "no")
+    assert driver.sink.take() == ["in-sync"]
+    [notice] = driver.notices
+    assert notice.kind is requests.NoticeKind.FORBIDDEN
+    assert 'missing RBAC rule: verb "watch" on resource "pods"' in str(notice.fields["detail"])
+    assert driver.pause() == driver.policy.absent_seconds
+    driver.request()
+    driver.refused(403, "Forbidden", "no")
+    assert driver.notices == [notice]
+    driver.pause()
+    driver.sync({"a/1": 5}, 9)
+    driver.sink.take()
+    driver.ended()
+    for _ in range(50):  # half an hour, in which a type that is missed would be lost
+        driver.request(within=driver.policy.absent_seconds)
+        driver.refused(403, "Forbidden", "no")
+    assert driver.sink.take() == []
+    assert driver.sink.map.keys() == {"a/1"}
+    assert driver.machine.status is SyncStatus.IN_SYNC

@@ -50,6 +50,19 @@ def test_the_handshake() -> None:
     assert received == [hello, messages.SnapshotBegin(0, 0, 0), messages.SnapshotEnd(0, 0, 0)]
 
 
+@pytest.mark.parametrize(
+    ("software", "is_modern"),
+    [(client.NEWEST_VERSION, True), ("v3.32.1", True), ("v3.31.7", False), ("v3.29.7", False), ("1.2", True)],
+)
+def test_a_client_of_an_older_release_does_not_know_modern_policy_keys(software: str, is_modern: bool) -> None:
+    ours, server = client.ClientConnection(), connection.Connection(connection.Role.SERVER)
+    ours.send(messages.ClientHello(feed="felix", agent="watch", software=software))
+    server.receive_data(ours.data_to_send())
+    hello = server.next_event()
+    assert isinstance(hello, typha_messages.ClientHello)
+    assert (hello.version, hello.supports_modern_policy_keys) == (software, is_modern)
+
+
 def test_statuses_begin_with_the_first_in_sync() -> None:
     ours, _ = connect()
     first, second = Update("/a", b"1", "1", 1), Update("/b", b"2", "2", 1)

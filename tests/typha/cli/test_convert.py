@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cache.feeds.calico import syncers
-from tests.harness import corpus, deviations
+from tests.harness import corpus, deviations, repository
 from typha.cli import main
 
 POOL: dict[str, Any] = {
@@ -20,6 +20,7 @@ POOL: dict[str, Any] = {
     "metadata": {"name": "pool", "resourceVersion": "7"},
     "spec": {"cidr": "10.0.0.0/16"},
 }
+RELEASE_SCENARIOS = ("anp-basic", "kinds-per-release", "birdip-forms")
 POOL_KEY = "/calico/v1/ipam/v4/pool/10.0.0.0-16"
 
 
@@ -105,6 +106,34 @@ def test_recorded_events_give_the_recorded_deltas(name: str, convert: Convert) -
             sent = [_item(line) for line in lines if line["step"] in numbers]
             expected = own.get((syncer, step), scenario.delta(syncer, step))
             assert sorted(sent, key=repr) == sorted(expected, key=repr), (syncer, step)
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(path for name in RELEASE_SCENARIOS for path in repository.GOLDEN_RELEASES.glob(f"v*.[0-9]/{name}.json")),
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
+def test_agents_of_a_release_get_its_keys(path: pathlib.Path, convert: Convert) -> None:
+    release = path.parent.name
+    scenario = corpus.load(path.stem, path.parent)
+    baseline = corpus.load("baseline", path.parent).snapshot(syncers.FELIX)
+    options = ["--agent-release", release, "--api-group", scenario.api_group]
+    shown = convert(_stream(scenario.objects_after), options=options)
+    keys = {line["key"] for line in shown.lines} | set(baseline)
+    assert keys == set(scenario.snapshot(syncers.FELIX)) | set(baseline)
+
+
+def test_the_other_feeds_are_the_same_for_all_releases(convert: Convert) -> None:
+    newest = convert(json.dumps(POOL), feed="bgp")
+    assert convert(json.dumps(POOL), feed="bgp", options=["--agent-release", "3.29"]) == newest
+    assert len(newest.lines) == 1
+
+
+@pytest.mark.parametrize(("release", "problem"), [("v3.28.5", "3.29 or later"), ("soon", "such as v3.31.7")])
+def test_a_release_that_is_not_served_is_bad_usage(release: str, problem: str, convert: Convert) -> None:
+    result = convert(json.dumps(POOL), options=["--agent-release", release])
+    assert result.exit_code == 2
+    assert problem in " ".join(result.errors)
 
 
 def test_all_forms_of_input_give_the_same_output(convert: Convert) -> None:

@@ -152,3 +152,15 @@ async def test_a_large_commit_goes_on_in_the_next_turns_with_the_status_at_its_e
     assert stand.coalescer.since == 0.0
     await asyncio.sleep(1)
     assert len(stand.published) == 4
+
+
+async def test_watchers_wait_for_room_while_a_whole_batch_is_gathered(stand: CoalescerStand) -> None:
+    stand.busy.under_way = 9
+    await stand.room()
+    for number in range(2 * _PART):
+        stand.apply(worker_stand.pod(f"p{number}"))
+    waiting = asyncio.create_task(stand.room(), name="room")
+    await asyncio.sleep(0)
+    assert (len(stand.published), waiting.done()) == (1, False)  # it published a part, and the rest is a whole batch
+    await waiting
+    assert not stand.is_full

@@ -21,7 +21,7 @@ from protocol import messages
 from tests.harness.hub_stand import LIMITS
 from tests.harness.scripted_server import eventually
 from typha import clock
-from typha.hub import conversions, hub
+from typha.hub import conversions, hub, shortages
 
 POLICIES = resources.ResourceType("networking.k8s.io", "v1", "networkpolicies")
 IN_SYNC, RESYNC = messages.SyncStatus.IN_SYNC, messages.SyncStatus.RESYNC
@@ -88,6 +88,7 @@ async def stand() -> AsyncIterator[Stand]:
         opened.hub.close()
 
 
+@pytest.mark.looptime
 async def test_a_small_object_is_converted_at_once_and_a_large_one_later(stand: Stand) -> None:
     stand.hub.apply(policy("small", 1, rules=1))
     stand.hub.apply(policy("large", 2))
@@ -179,6 +180,7 @@ async def test_a_status_is_free_when_its_last_object_is_deleted() -> None:
     opened.hub.close()
 
 
+@pytest.mark.looptime
 async def test_what_changes_while_it_is_converted_does_not_come_back(stand: Stand) -> None:
     stand.scheduler.seconds = 0.0
     stand.hub.apply(policy("x", 1))
@@ -273,3 +275,41 @@ async def test_without_a_thread_the_loop_converts(monkeypatch: pytest.MonkeyPatc
     done = await scheduler.convert_next()
     assert source.adopt(done.event, done.outcome) is None
     scheduler.close()
+
+
+class ForgetfulFeed(calico.CalicoFeed):
+    """There is no memory for its first conversions."""
+
+    failures = 2
+
+    def convert(self, event: objects.ObjectEvent) -> Any:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise MemoryError
+        return super().convert(event)
+
+
+async def test_an_object_that_there_is_no_memory_to_convert_waits_and_so_does_its_status() -> None:
+    source = ForgetfulFeed(_SPEC, max_value_bytes=1 << 20)
+    the_hub = hub.Hub([source], structs.replace(LIMITS, retry_seconds=0.001))
+    running = asyncio.create_task(the_hub.run_conversions(), name="conversions")
+    the_hub.apply(policy("large", 1))
+    the_hub.status(POLICIES, IN_SYNC)
+    await eventually(lambda: running.done() or the_hub.conversions.is_idle)
+    await asyncio.sleep(0)
+    the_hub.commit()
+    assert not running.done()
+    assert (len(source.store), source.synced_once) == (3, True)  # with two built-in profiles
+    assert the_hub.shortages.counts == {shortages.Lacking.CONVERSION: 2}
+    running.cancel()
+    the_hub.close()
+
+
+def test_lack_of_memory_is_not_taken_for_a_defect_of_a_converter() -> None:
+    def convert(event: objects.ObjectEvent) -> Any:
+        raise MemoryError
+
+    sources = tuple(source._replace(convert=convert) for source in _SPEC.sources)
+    source = calico.CalicoFeed(_SPEC._replace(sources=sources), max_value_bytes=1 << 20)
+    with pytest.raises(MemoryError):
+        source.apply(policy("large", 1))

@@ -1,10 +1,16 @@
 """The hub between watchers and workers: what it sends to the workers, and how much of the logs it keeps."""
 
+import itertools
 import time
 
+import hypothesis
 import msgspec
 import pytest
+from hypothesis import strategies as st
+from msgspec import structs
 
+from cache import resources
+from cache.feeds import raw
 from protocol import messages
 from tests.harness import worker_stand
 from tests.harness.hub_stand import KIBIBYTE, LIMITS, HubStand
@@ -12,6 +18,8 @@ from tests.harness.worker_stand import NODES, PODS, build_snapshot, pod
 from typha import clock
 from typha.ipc import messages as ipc
 
+_WAIT_BATCHES_MAX = 3
+"""Less than a batch, and a slice of each of three types on top of it, are at most 49 changes in batches of 20."""
 IN_SYNC, RESYNC = messages.SyncStatus.IN_SYNC, messages.SyncStatus.RESYNC
 
 
@@ -340,3 +348,24 @@ def test_a_worker_with_an_old_snapshot_gets_a_new_one_unless_it_is_still_fresh(b
         assert bench.hub.snapshots.take() is None
         assert worker.kinds() == []
         assert worker.broken == []
+
+
+@hypothesis.given(st.lists(st.integers(0, 400), min_size=1, max_size=3), st.integers(0, 60))
+def test_floods_of_some_types_delay_a_change_of_another_by_few_batches(floods: list[int], turn: int) -> None:
+    """Watchers as `cache.kube.watcher`: each passes on a slice in a turn, unless the hub is full."""
+    innocent, *flooding = (resources.ResourceType("", "v1", f"type{number}") for number in range(4))
+    limits = structs.replace(LIMITS, batch_changes_max=20)
+    bench = HubStand(worker_stand.raw_feed(worker_stand.FEED, innocent, *flooding), limits=limits)
+    store = bench.hub.feeds[worker_stand.FEED].store
+    for now in itertools.count():
+        if not bench.hub.is_full:
+            for number, left in enumerate(floods):
+                for one in range(min(left, 10)):
+                    bench.hub.apply(pod(f"p{left - one}", type=flooding[number]))
+                floods[number] = max(0, left - 10)
+        if now == turn:
+            bench.hub.apply(pod("innocent", type=innocent))
+        bench.hub.commit()
+        if store.get(raw.object_key(innocent, "default", "innocent")) is not None:
+            break
+    assert now - turn < _WAIT_BATCHES_MAX

@@ -194,6 +194,27 @@ def test_a_worker_that_starts_meanwhile_learns_the_status_that_is_in_the_log(ben
     assert {message.status for message in told} == {messages.SyncStatus.IN_SYNC}
 
 
+async def test_without_memory_for_a_commit_the_store_stays_as_it_is_and_watchers_wait(bench: HubStand) -> None:
+    worker = bench.add_worker()
+    channel = bench.open()
+    bench.put("a")
+    worker.hear()
+    with mock.patch.object(mmap, "mmap", side_effect=MemoryError):
+        for number in range(2000):
+            bench.hub.apply(worker_stand.pod(f"p{number}"))
+        waiting = asyncio.create_task(bench.hub.room(), name="room")
+        for _ in range(3):
+            await asyncio.sleep(0)
+            bench.hub.batch_end()
+            bench.hub.look_after_channels()
+    assert (len(channel.feed.store), waiting.done(), worker.hear()) == (1, False, [])
+    bench.hub.look_after_channels()
+    await waiting
+    assert len(channel.feed.store) == 2001
+    assert ipc.Publish in worker.kinds()
+    assert bench.hub.shortages.counts[shortages.Lacking.COMMIT] == 7
+
+
 def test_one_feed_does_not_wait_for_another(bench: HubStand) -> None:
     both = HubStand(worker_stand.raw_feed("one"), worker_stand.raw_feed("two", worker_stand.NODES))
     both.sync(worker_stand.PODS, worker_stand.NODES)

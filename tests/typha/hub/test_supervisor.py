@@ -148,6 +148,26 @@ async def test_an_embedded_worker_whose_link_breaks_ends_the_service(
     assert "a defect" in repr(failed.value)
 
 
+async def test_a_defect_cancels_every_job_once(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that cleans up waits for something, and a second cancellation would end that."""
+    one = make_service(cluster, monkeypatch, workers=0)
+    cleaned_up = []
+
+    async def cleans_up() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            cleaned_up.append(True)
+
+    monkeypatch.setattr(one.hub, "run_conversions", cleans_up)
+    monkeypatch.setattr(one.hub, "look_after_channels", mock.Mock(side_effect=ValueError("a defect")))
+    with pytest.raises(ExceptionGroup, match="unhandled errors"):
+        await asyncio.wait_for(one.run(), 20)
+    assert cleaned_up == [True]
+
+
 async def test_a_worker_that_cannot_be_started_is_tried_again(
     local: service.Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

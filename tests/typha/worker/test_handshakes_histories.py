@@ -1,6 +1,7 @@
 """Which TLS handshakes begin, and which end, while peers begin some and never go on. Time is a number here."""
 
 import asyncio
+import collections
 import heapq
 import itertools
 import pathlib
@@ -9,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import cast
 
 import pytest
+from structlog import testing
 
 from protocol.reasons import DisconnectReason
 from tests.harness import certificates
@@ -215,3 +217,26 @@ async def test_memory_is_given_back_behind_handshakes_that_failed(hall: Hall, mo
     await hall.pass_time(TIMEOUT_SECONDS)
     hall.handshakes.close()
     assert len(trims) == 1
+
+
+class DefectiveHall(Hall):
+    """Each step meets a defect."""
+
+    def _take_step(self, handshake: handshake_steps.Handshake, _: tls.ClientTls) -> handshake_steps.Verdict:
+        defect = ValueError("a defect")
+        return handshake_steps.Verdict(reason=DisconnectReason.SERVER_ERROR, detail=str(defect), defect=defect)
+
+
+async def test_defects_close_each_connection_and_few_are_logged(tmp_path: pathlib.Path) -> None:
+    hall = DefectiveHall(tmp_path)
+    with (
+        clock.replaced(monotonic=lambda: hall.now, time_ns=lambda: int(hall.now * 1e9)),
+        testing.capture_logs() as lines,
+    ):
+        for _ in range(200):
+            hall.arrive(ATTACKER)
+        await hall.pass_time(0.9)
+        hall.end()
+    assert collections.Counter(hall.closed.values()) == {DisconnectReason.SERVER_ERROR: 200}
+    assert len(lines) == handshakes._DEFECT_LINES_PER_SECOND
+    assert {str(line["exc_info"]) for line in lines} == {"a defect"}

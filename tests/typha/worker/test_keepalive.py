@@ -1,8 +1,12 @@
 """Pings and deadlines, on real sockets and in virtual time."""
 
 import asyncio
+import collections
 import functools
 import random
+import socket
+import types
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -14,7 +18,7 @@ from tests.harness import full_transport, worker_stand
 from tests.harness.worker_stand import FAST, FEED, WorkerStand, eventually, pod
 from tests.typha.conftest import OpenStage
 from typha import clock
-from typha.worker import client
+from typha.worker import client, keepalive, policy
 
 pytestmark = [pytest.mark.looptime, pytest.mark.usefixtures("virtual_time")]
 
@@ -266,3 +270,39 @@ async def test_a_peer_that_sends_a_byte_at_a_time_does_not_stay_forever(stage: W
             break
         assert pending.own_seconds(clock.monotonic()) < timeout_seconds
     assert stage.disconnects == {"handshake-timeout": 1}
+
+
+class CountingKeepalive(keepalive.Keepalive):
+    """Looks after nobody, and each look takes a millisecond."""
+
+    def __init__(self, clients: list[client.Client]) -> None:
+        self.looks: collections.Counter[client.Client] = collections.Counter()
+        self.now = 100.0
+        poller_of_them = types.SimpleNamespace(clients={current.fd: current for current in clients})
+        super().__init__(policy.Policy(), cast("Any", poller_of_them), *(cast("Any", None),) * 3)
+        for current in clients:
+            self.add(current)
+
+    def _look_after(self, current: client.Client, now: float) -> None:
+        self.looks[current] += 1
+        self.now += 0.001
+
+
+@pytest.mark.looptime(False)
+def test_a_turn_looks_after_as_many_clients_as_there_is_time_for_and_the_next_turns_after_the_others() -> None:
+    sockets = [socket.socket() for _ in range(200)]
+    clients = [client.Client(one, "10.0.0.1:1", number=one.fileno(), slot=5, now=0.0) for one in sockets]
+    kept = CountingKeepalive(clients)
+    turns = 1
+    with clock.replaced(monotonic=lambda: kept.now, time_ns=lambda: 0):
+        while not kept.tick(100.0):
+            assert kept.looks.total() <= 6 * turns
+            turns += 1
+        assert turns >= len(clients) / 6
+        assert kept.looks == dict.fromkeys(clients, 1)
+        kept.now = 100.0 + policy.Policy().ping_interval_seconds
+        while not kept.tick(kept.now):
+            pass
+    assert set(kept.looks.values()) == {2}
+    for one in sockets:
+        one.close()

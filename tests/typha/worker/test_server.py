@@ -91,17 +91,19 @@ async def test_what_the_hub_could_not_take_goes_to_it_as_soon_as_it_can(open_sta
     assert not stage.server._link.wants_write
 
 
+@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual_time")
 async def test_draining_says_goodbye_to_each_in_time_and_closes_the_listener(stage: WorkerStand) -> None:
     peers = [await stage.subscribe() for _ in range(20)]
     await stage.converged(*peers)
     typing = await stage.connect()
     await stage.client_of(typing)
-    begun = time.monotonic()
+    begun = clock.monotonic()
     ended: list[float] = []
 
     async def follow(peer: worker_stand.Peer) -> None:
         await peer.read_until(lambda: peer.goodbye)
-        ended.append(time.monotonic() - begun)
+        ended.append(clock.monotonic() - begun)
         peer.close()
 
     stage.handle.send(ipc.Drain(1.0, 10.0))
@@ -120,16 +122,20 @@ async def test_draining_says_goodbye_to_each_in_time_and_closes_the_listener(sta
     assert stage.handle.report.counts.disconnects == {"shutting-down": 21}
 
 
+@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual_time")
 async def test_few_clients_are_drained_with_short_pauses(stage: WorkerStand) -> None:
     peers = [await stage.subscribe() for _ in range(3)]
     await stage.converged(*peers)
-    begun = time.monotonic()
+    begun = clock.monotonic()
     stage.handle.send(ipc.Drain(300.0, 0.05))
     await asyncio.gather(*(peer.read_to_end() for peer in peers))
     await asyncio.wait_for(stage.task, 10)
-    assert time.monotonic() - begun < 5
+    assert clock.monotonic() - begun < 5
 
 
+@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual_time")
 async def test_draining_without_clients_ends_at_once(stage: WorkerStand) -> None:
     stage.handle.send(ipc.Drain(300, 10))
     await asyncio.wait_for(stage.task, 2)
@@ -144,7 +150,7 @@ async def test_a_drained_client_that_does_not_read_delays_no_other(open_stage: O
     stage.handle.send(ipc.Drain(0.2, 0.1))
     await good.read_to_end()
     assert good.goodbye is not None
-    await asyncio.wait_for(stage.task, 5)
+    await asyncio.wait_for(stage.task, worker_stand.TIMEOUT_SECONDS)
     assert stage.disconnects == {"shutting-down": 2}
 
 
@@ -153,14 +159,14 @@ async def test_without_its_hub_the_worker_ends(stage: WorkerStand) -> None:
     await stage.converged(peer)
     stage.hang_up()
     with pytest.raises(link.LinkBroken):
-        await asyncio.wait_for(stage.task, 5)
+        await asyncio.wait_for(stage.task, worker_stand.TIMEOUT_SECONDS)
     await peer.read_to_end()
 
 
 async def test_a_message_that_makes_no_sense_ends_the_worker(stage: WorkerStand) -> None:
     stage.link.send(["frobnicate", 1])
     with pytest.raises(msgspec.ValidationError, match="frobnicate"):
-        await asyncio.wait_for(stage.task, 5)
+        await asyncio.wait_for(stage.task, worker_stand.TIMEOUT_SECONDS)
 
 
 class DefectiveTransport(full_transport.FullTransport):
@@ -221,7 +227,7 @@ async def test_a_defect_of_the_worker_itself_ends_it(stage: WorkerStand, monkeyp
     monkeypatch.setattr(stage.server.delivery, "run", broken)
     await stage.connect()
     with pytest.raises(ZeroDivisionError):
-        await asyncio.wait_for(stage.task, 5)
+        await asyncio.wait_for(stage.task, worker_stand.TIMEOUT_SECONDS)
 
 
 async def test_out_of_descriptors_connections_wait(open_stage: OpenStage, monkeypatch: pytest.MonkeyPatch) -> None:

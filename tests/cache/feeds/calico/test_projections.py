@@ -1,13 +1,17 @@
 """Replays the recordings of older releases: what their agents read is what their own Typha sent."""
 
+import collections
+import json
 import pathlib
 from typing import Any
 
 import pytest
 
-from cache.feeds.calico import releases, syncers
+from cache import objects
+from cache.feeds.calico import projections, releases, syncers
 from cache.feeds.calico.releases import Release
 from tests.harness import agents_eyes, corpus, deviations, repository
+from tests.harness.deviations import NEW
 
 DIRECTORY = repository.GOLDEN_RELEASES
 PATHS = sorted(path.relative_to(DIRECTORY).with_suffix("") for path in DIRECTORY.glob("*/*.json"))
@@ -92,6 +96,78 @@ def test_each_release_has_its_own_cluster_wide_policies(release: Release, expect
     replay.apply_list(corpus.load("anp-and-cnp", DIRECTORY / "v3.31.7-newer-crds").objects_after)
     added = set(replay.snapshot(releases.feed_name(release))) - built_in
     assert {key.removeprefix("/calico/v1/policy/") for key in added} == expected
+
+
+@pytest.mark.parametrize(
+    ("release", "protocol", "is_sent"),
+    [(Release.V3_31, "TCP", True), (Release.V3_31, None, False), (Release.V3_32, None, True)],
+)
+def test_ports_without_a_protocol_reject_a_policy_up_to_3_31(
+    release: Release, protocol: str | None, is_sent: bool
+) -> None:
+    rule = {"action": "Allow", "protocol": protocol, "destination": {"ports": ["dns"]}}
+    [item] = _items_for(release, "GlobalNetworkPolicy", "sec.a", spec={"tier": "sec", "egress": [rule]})
+    assert (item.value is not None) is is_sent
+    assert item.update_type == NEW
+
+
+@pytest.mark.parametrize(
+    ("name", "tier", "warns"),
+    [
+        ("sec.a", "sec", False),
+        ("sec.a", "dev", True),
+        ("noprefix", "sec", True),
+        ("noprefix", "default", False),
+        ("knp.default.a", "default", False),
+        ("ossg.a", "default", False),
+        ("kanp.adminnetworkpolicy.a", "adminnetworkpolicy", False),
+    ],
+)
+def test_a_policy_is_in_the_tier_of_its_name_up_to_3_31_and_a_contradiction_is_said(
+    name: str, tier: str, warns: bool
+) -> None:
+    replay = _with(Release.V3_31)
+    replay.apply(_object("GlobalNetworkPolicy", name, spec={"tier": tier, "order": 1}), objects.Origin.EVENT)
+    [item] = replay.take("felix-3.31")
+    assert item.key.startswith(f"/calico/v1/policy/tier/{projections.legacy_tier(name)}/policy/")
+    assert replay.rejections == ([("felix-3.31", name, "doubtful")] if warns else [])
+
+
+def test_an_agent_of_3_32_gets_the_address_of_a_node_whatever_else_is_wrong_with_it() -> None:
+    annotations = {"projectcalico.org/IPv4Address": "10.0.0.1/24", "projectcalico.org/WireguardPublicKey": "bad"}
+    node = json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "annotations": annotations}})
+    replay = _with(Release.V3_32)
+    replay.apply(node.encode(), objects.Origin.LIST)
+    later = replay.open(Release.V3_31)
+    collections.deque(later, maxlen=0)
+    for feed in ("felix-3.32", "felix-3.31"):
+        sent = {item.key: item.value for item in replay.take(feed)}
+        assert sent["/calico/v1/host/n/bird_ip"] == "10.0.0.1"
+    assert "/calico/v1/host/n/bird_ip" not in {item.key for item in replay.take("felix")}
+
+
+def _with(release: Release) -> corpus.Replay:
+    replay = corpus.Replay(syncers.Group.V1)
+    collections.deque(replay.open(release), maxlen=0)
+    replay.take(releases.feed_name(release))
+    return replay
+
+
+def _object(kind: str, name: str, **members: Any) -> bytes:
+    return json.dumps(
+        {
+            "apiVersion": syncers.Group.V1.value,
+            "kind": kind,
+            "metadata": {"name": name, "resourceVersion": "7"},
+            **members,
+        }
+    ).encode()
+
+
+def _items_for(release: Release, kind: str, name: str, **members: Any) -> list[corpus.Item]:
+    replay = _with(release)
+    replay.apply(_object(kind, name, **members), objects.Origin.EVENT)
+    return replay.take(releases.feed_name(release))
 
 
 def test_all_recordings_are_present() -> None:
