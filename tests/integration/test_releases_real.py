@@ -166,7 +166,7 @@ async def test_admin_policies_that_are_absent_or_forbidden_stall_no_older_agent(
         async with serving_an_older_agent(cluster, gobpeer) as (service, with_few_rights):
             await worker_stand.eventually(lambda: bool(with_few_rights.map), seconds=served.TIMEOUT_SECONDS)
             assert not admin_keys(with_few_rights)
-            await service.logged("adminnetworkpolicies.*")
+            await service.logged("missing RBAC rule.*adminnetworkpolicies")
             await asyncio.to_thread(
                 cluster.plane.request, "PUT", f"{RBAC}/clusterroles/most", role | {"rules": [everything]}
             )
