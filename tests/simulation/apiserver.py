@@ -100,7 +100,7 @@ class ApiServer:
         else:
             kind = "MODIFIED" if before else "ADDED"
         text = (
-            f'{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"{name}","namespace":"{NAMESPACE}",'
+            f'{{"apiVersion":"v1","kind":"{_kind_of(type)}","metadata":{{"name":"{name}","namespace":"{NAMESPACE}",'
             f'"resourceVersion":"{self.version}"}},"spec":{{"content":"{content}"}}}}'
         )
         if kind != "DELETED":
@@ -150,7 +150,9 @@ class ApiServer:
     def expected(self) -> dict[str, bytes]:
         """The keys and values that every client must have in the end."""
         return {
-            raw.object_key(type, NAMESPACE, name): raw.object_value(held.text.encode(), api_version="v1", kind="Pod")
+            raw.object_key(type, NAMESPACE, name): raw.object_value(
+                held.text.encode(), api_version="v1", kind=_kind_of(type)
+            )
             for type, named in self._objects.items()
             for name, held in named.items()
         }
@@ -181,7 +183,7 @@ class ApiServer:
         if rest:
             self._pages[following] = (version, rest)
         metadata = json.dumps({"resourceVersion": str(version), "continue": following})
-        kind = type.resource.removesuffix("s").capitalize()
+        kind = _kind_of(type)
         return f'{{"kind":"{kind}List","apiVersion":"v1","metadata":{metadata},"items":[{",".join(items)}]}}'.encode()
 
     def open(self, type: resources.ResourceType, request: requests.Request) -> Stream:
@@ -213,6 +215,10 @@ class ApiServer:
         stream.is_ended = True
         if stream in self._streams[type]:
             self._streams[type].remove(stream)
+
+
+def _kind_of(type: resources.ResourceType) -> str:
+    return type.resource.removesuffix("s").capitalize()
 
 
 def _status(code: int, reason: str) -> bytes:
