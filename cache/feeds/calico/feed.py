@@ -172,14 +172,14 @@ class CalicoFeed(feed.Feed):
         self, event: objects.ObjectEvent, item: model.Item, rejection: feed.Rejection | None
     ) -> tuple[model.Item, feed.Rejection | None]:
         """Check an item that may not be sent as it is. Return the item to send, and the object's first rejection."""
+        if len(item.key) > codec.MAX_KEY_CHARS:
+            detail = f"{len(item.key)} characters, limit {codec.MAX_KEY_CHARS}"
+            return _without_value(item), rejection or self._rejection(event, "key-too-long", detail)
         if item.invalid:
             return item, rejection or self._rejection(event, "invalid", item.invalid)
         if item.value is not None and len(item.value) > self.max_value_bytes:
             detail = f"{len(item.value)} bytes, limit {self.max_value_bytes}"
             return _without_value(item), rejection or self._rejection(event, "value-too-large", detail)
-        if len(item.key) > codec.MAX_KEY_CHARS:
-            detail = f"{len(item.key)} characters, limit {codec.MAX_KEY_CHARS}"
-            return _without_value(item), rejection or self._rejection(event, "key-too-long", detail)
         if item.warning:
             return item, rejection or self._rejection(event, "doubtful", item.warning, is_carried=True)
         return item, rejection

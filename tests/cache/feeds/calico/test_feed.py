@@ -147,6 +147,14 @@ def test_limits(name: str, count: int, reason: str, felix: feed.CalicoFeed) -> N
     assert len(taken(felix)) == 1
 
 
+def test_an_invalid_object_with_a_long_key_is_not_sent_at_all(felix: feed.CalicoFeed) -> None:
+    # Clients refuse an update with such a key, even one without a value: each would close its connection.
+    rejection = felix.apply(event(POLICIES, "n" * 5000, "1", {"selector": "x ("}))
+    assert rejection is not None
+    assert rejection.reason == "key-too-long"
+    assert felix.take() is None
+
+
 def test_a_doubtful_object_is_sent_and_named(felix: feed.CalicoFeed) -> None:
     rejection = felix.apply(event(POLICIES, "p", "1", {"namespaceSelector": "x ("}))
     assert rejection is not None
