@@ -124,13 +124,12 @@ class CalicoFeed(feed.Feed):
             kind.items[name] = tuple(held)
         else:
             kind.items.pop(name, None)
-        if kind.source.is_memoised and rejection is None:
-            kind.last_items[name] = items
-        else:
-            kind.last_items.pop(name, None)
+        kind.last_items.pop(name, None)
         for projection in self.projections:
             projected = projection.follow(event, items)
             rejection = rejection or projected
+        if kind.source.is_memoised and rejection is None:
+            kind.last_items[name] = items  # only now: what a projection lacked memory for must come again
         return rejection
 
     def delete(self, event: objects.ObjectEvent) -> None:
@@ -287,6 +286,8 @@ class Projection(CalicoFeed):
             return None
         try:
             rewritten = rewrite(event, items)
+        except MemoryError:
+            raise
         except Exception as error:  # as in `convert`
             self.delete(event)
             return self._rejection(event, DEFECT, f"{type(error).__name__}: {error}")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cache import objects
-from cache.feeds.calico import projections, releases, syncers
+from cache.feeds.calico import feed, projections, releases, syncers
 from cache.feeds.calico.releases import Release
 from tests.harness import agents_eyes, corpus, deviations, repository
 from tests.harness.deviations import NEW
@@ -140,10 +140,26 @@ def test_an_agent_of_3_32_gets_the_address_of_a_node_whatever_else_is_wrong_with
     replay.apply(node.encode(), objects.Origin.LIST)
     later = replay.open(Release.V3_31)
     collections.deque(later, maxlen=0)
-    for feed in ("felix-3.32", "felix-3.31"):
-        sent = {item.key: item.value for item in replay.take(feed)}
+    for name in ("felix-3.32", "felix-3.31"):
+        sent = {item.key: item.value for item in replay.take(name)}
         assert sent["/calico/v1/host/n/bird_ip"] == "10.0.0.1"
     assert "/calico/v1/host/n/bird_ip" not in {item.key for item in replay.take("felix")}
+
+
+def test_an_object_for_which_a_projection_had_no_memory_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    replay = _with(Release.V3_32)
+    node = json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}}).encode()
+    projection = replay.feeds["felix-3.32"]
+    assert isinstance(projection, feed.Projection)
+    with monkeypatch.context() as patches:
+        patches.setattr(projection, "_rewrites", dict.fromkeys(projection._rewrites, no_memory))
+        with pytest.raises(MemoryError):
+            replay.apply(node, objects.Origin.EVENT)
+    replay.apply(node, objects.Origin.EVENT)
+    assert [item.key for item in replay.take("felix-3.32")] == ["/calico/resources/v3/projectcalico.org/nodes/n"]
 
 
 def _with(release: Release) -> corpus.Replay:
