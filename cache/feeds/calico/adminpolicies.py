@@ -13,6 +13,9 @@ from cache.feeds.calico import clusterpolicies, kubepolicies, model, policies, r
 
 ADMIN_TIER = "adminnetworkpolicy"
 BASELINE_TIER = "baselineadminnetworkpolicy"
+ADMIN_PREFIX = f"kanp.{ADMIN_TIER}."
+"""Of the names that these policies have in their keys."""
+BASELINE_PREFIX = f"kbanp.{BASELINE_TIER}."
 
 _ADMIN_ACTIONS = frozenset({"Allow", "Deny", "Pass"})
 _BASELINE_ACTIONS = frozenset({"Allow", "Deny"})
@@ -61,14 +64,13 @@ def convert_admin(event: objects.ObjectEvent) -> Sequence[model.Item]:
         ConversionError: bad-rule, no-subject, selector-too-deep, too-large, invalid-object.
     """
     spec = model.typed(_decoder, event).spec
-    return _items(event, spec, f"kanp.{ADMIN_TIER}", ADMIN_TIER, order=spec.priority or 0, actions=_ADMIN_ACTIONS)
+    return _items(event, spec, ADMIN_PREFIX, ADMIN_TIER, order=spec.priority or 0, actions=_ADMIN_ACTIONS)
 
 
 def convert_baseline(event: objects.ObjectEvent) -> Sequence[model.Item]:
     """Convert a BaselineAdminNetworkPolicy, with the same errors. It has no priority."""
     spec = model.typed(_decoder, event).spec
-    prefix = f"kbanp.{BASELINE_TIER}"
-    return _items(event, spec, prefix, BASELINE_TIER, order=_BASELINE_ORDER, actions=_BASELINE_ACTIONS)
+    return _items(event, spec, BASELINE_PREFIX, BASELINE_TIER, order=_BASELINE_ORDER, actions=_BASELINE_ACTIONS)
 
 
 def _items(
@@ -82,7 +84,7 @@ def _items(
         tier=tier,
         order=order,
     )
-    key = f"/calico/v1/policy/tier/{tier}/policy/{prefix}.{model.escaped(event.name)}"
+    key = f"/calico/v1/policy/tier/{tier}/policy/{prefix}{model.escaped(event.name)}"
     return policies.global_items(event, key, converted, warnings=conversion.warnings)
 
 

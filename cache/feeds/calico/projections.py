@@ -12,14 +12,13 @@ from typing import Final, NamedTuple, TypeAlias
 import msgspec
 
 from cache import objects
-from cache.feeds.calico import model, schema, syncers
+from cache.feeds.calico import adminpolicies, model, schema, syncers
 from cache.feeds.calico.releases import Release
 
 Rewrite: TypeAlias = Callable[[objects.ObjectEvent, Sequence[model.Item]], Sequence[model.Item]]
 """Takes an object's items, and returns those of the older release. Of the object only its names are known."""
 
 _AGES: Final = {release: age for age, release in enumerate(Release)}
-_BY_TEXT: Final = {release.value: release for release in Release}
 _CONFIG: Final = "/config/"
 _RESOURCES: Final = "/calico/resources/"
 
@@ -29,7 +28,7 @@ def rewrite_for(release: Release, source: syncers.Source) -> Rewrite | None:
     if not _has(release, since=_SINCE.get(source.kind), until=_UNTIL.get(source.kind)):
         return None
     policy = _POLICY_KINDS.get((source.type.group in _KUBERNETES_GROUPS, source.kind))
-    if policy is not None and _has(release, until=Release.V3_31):
+    if policy is not None and not release.has_modern_policy_keys:
         return functools.partial(_legacy_policy, policy)
     return _REWRITES.get(source.kind, _unchanged)(release)
 
@@ -78,12 +77,12 @@ def _configuration(release: Release) -> Rewrite:
     later = {
         field.config_name
         for field in schema.TYPES[schema.FELIX_CONFIGURATION_SPEC]
-        if field.since and not _has(release, since=_BY_TEXT[field.since])
+        if field.since and not _has(release, since=Release(field.since))
     }
     gone = {
         field.config_name
         for field in schema.TYPES[schema.OLDER_FELIX_CONFIGURATION_SPEC]
-        if not _has(release, until=_BY_TEXT[field.until])
+        if not _has(release, until=Release(field.until))
     }
 
     def rewrite(_: objects.ObjectEvent, items: Sequence[model.Item]) -> Sequence[model.Item]:
@@ -132,8 +131,8 @@ _TIER_DEFAULT: Final = "default"
 _TIERS: Final = {
     _OF_KUBERNETES: _TIER_DEFAULT,
     "ossg.": _TIER_DEFAULT,
-    "kanp.adminnetworkpolicy.": "adminnetworkpolicy",
-    "kbanp.baselineadminnetworkpolicy.": "baselineadminnetworkpolicy",
+    adminpolicies.ADMIN_PREFIX: adminpolicies.ADMIN_TIER,
+    adminpolicies.BASELINE_PREFIX: adminpolicies.BASELINE_TIER,
 }
 """Beginnings of names that say the tier in another way than before the first dot."""
 

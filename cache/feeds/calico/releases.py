@@ -1,8 +1,7 @@
 """Which projection of feed felix an agent gets: chosen by its hello (docs/reference/agent-releases.md). Pure.
 
-A projection is the felix feed as one release's own Typha sends it. The flag for modern policy keys
-decides first, because an agent without it can't parse such keys and an agent with it needs at least 3.32. The version
-decides the rest:
+A projection is the felix feed as one release's own Typha sends it. The flag for modern policy keys decides first: an
+agent without it can't parse such keys, and an agent with it needs at least 3.32. The version decides the rest:
 
 | version text                                            | with the flag | without                            |
 |---------------------------------------------------------|---------------|------------------------------------|

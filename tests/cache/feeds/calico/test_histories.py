@@ -107,6 +107,27 @@ _OBJECTS = st.one_of(
 )
 
 
+def _write(
+    replay: corpus.Replay,
+    present: dict[tuple[str, str, str], bytes],
+    action: str,
+    found: dict[str, Any],
+    *,
+    version: int,
+) -> bool:
+    """Put or delete the object, if that is the action and can be done. Return whether it was."""
+    found["metadata"]["resourceVersion"] = str(version)
+    raw = json.dumps(found).encode()
+    if action == "put":
+        present[_place(found)] = raw
+        replay.apply(raw, objects.Origin.EVENT)
+    elif action == "delete" and _place(found) in present:
+        replay.delete(present.pop(_place(found)))
+    else:
+        return False
+    return True
+
+
 def _place(found: dict[str, Any]) -> tuple[str, str, str]:
     return found["kind"], found["metadata"].get("namespace", ""), found["metadata"]["name"]
 
@@ -120,14 +141,7 @@ def test_the_map_is_a_function_of_the_present_objects(history: list[tuple[str, d
     present: dict[tuple[str, str, str], bytes] = {}
     clients: dict[str, dict[str, str | None]] = {syncer: {} for syncer in syncers.NAMES}
     for number, (action, found) in enumerate(history):
-        found["metadata"]["resourceVersion"] = str(number)
-        raw = json.dumps(found).encode()
-        if action == "put":
-            present[_place(found)] = raw
-            replay.apply(raw, objects.Origin.EVENT)
-        elif action == "delete" and _place(found) in present:
-            replay.delete(present.pop(_place(found)))
-        else:
+        if not _write(replay, present, action, found, version=number):
             _send(replay, clients)
     _send(replay, clients)
     fresh = corpus.Replay(_GROUP)
@@ -154,14 +168,9 @@ def test_a_projection_is_a_function_of_the_present_objects(
     seeds: dict[Release, Iterator[object]] = {}
     clients: dict[str, dict[str, str | None]] = {}
     for number, (action, found, release) in enumerate(history):
-        found["metadata"]["resourceVersion"] = str(number)
-        raw = json.dumps(found).encode()
-        if action == "put":
-            present[_place(found)] = raw
-            replay.apply(raw, objects.Origin.EVENT)
-        elif action == "delete" and _place(found) in present:
-            replay.delete(present.pop(_place(found)))
-        elif action == "open" and release not in seeds:
+        if _write(replay, present, action, found, version=number):
+            continue
+        if action == "open" and release not in seeds:
             seeds[release] = replay.open(release)
             clients[releases.feed_name(release)] = {}
         elif action == "step" and release in seeds:
