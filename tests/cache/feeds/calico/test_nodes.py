@@ -217,13 +217,17 @@ def test_pod_cidrs_are_blocks_with_host_local_ipam() -> None:
     assert [(item.key, item.value) for item in items[-2:]] == [
         (
             "/calico/ipam/v2/assignment/ipv4/block/10.1.2.0-24",
-            b'{"cidr":"10.1.2.0/24","affinity":"host:n","allocations":null,"unallocated":null,"attributes":null,'
-            b'"sequenceNumber":0,"sequenceNumberForAllocation":null,"deleted":false}',
+            (
+                b'{"cidr":"10.1.2.0/24","affinity":"host:n","allocations":null,"unallocated":null,"attributes":null,'
+                b'"sequenceNumber":0,"sequenceNumberForAllocation":null,"deleted":false}'
+            ),
         ),
         (
             "/calico/ipam/v2/assignment/ipv6/block/fd00:1::-64",
-            b'{"cidr":"fd00:1::/64","affinity":"host:n","allocations":null,"unallocated":null,"attributes":null,'
-            b'"sequenceNumber":0,"sequenceNumberForAllocation":null,"deleted":false}',
+            (
+                b'{"cidr":"fd00:1::/64","affinity":"host:n","allocations":null,"unallocated":null,"attributes":null,'
+                b'"sequenceNumber":0,"sequenceNumberForAllocation":null,"deleted":false}'
+            ),
         ),
     ]
 
