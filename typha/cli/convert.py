@@ -68,6 +68,11 @@ _IGNORED_WATCH_TYPES = frozenset({"BOOKMARK", "SYNCED"})
     metavar="VERSION",
     help="Release of the agents, such as v3.31.7. Default: the newest.",
 )
+@click.option(
+    "--use-pod-cidr",
+    is_flag=True,
+    help="Take blocks and tunnel addresses from the nodes' pod CIDRs, as the service does with USE_POD_CIDR=true.",
+)
 @click.option("--deltas", is_flag=True, help="Print updates step by step: the first list, then each watch event.")
 @click.pass_context
 def convert(
@@ -77,6 +82,7 @@ def convert(
     feed_name: str,
     api_group: str | None,
     agent_release: str | None,
+    use_pod_cidr: bool,
     deltas: bool,
 ) -> None:
     """Print what the agents of a feed see of the objects in FILEs, as one JSON object per line.
@@ -101,7 +107,7 @@ def convert(
     for warning in inputs.warnings:
         click.echo(warning, err=True)
     group = _choose_group(api_group, entries)
-    conversion = _Conversion(feed_name, group, release)
+    conversion = _Conversion(feed_name, group, release, use_pod_cidr=use_pod_cidr)
     try:
         if deltas:
             _print_deltas(conversion, entries)
@@ -435,8 +441,9 @@ def _choose_group(option: str | None, entries: Iterable[Entry]) -> syncers.Group
 class _Conversion:
     """One feed, and the messages about objects for standard error."""
 
-    def __init__(self, feed_name: str, group: syncers.Group, release: releases.Release) -> None:
-        [spec] = [spec for spec in syncers.specs(group) if spec.name == feed_name]
+    def __init__(self, feed_name: str, group: syncers.Group, release: releases.Release, *, use_pod_cidr: bool) -> None:
+        specs = syncers.specs(group, use_pod_cidr=use_pod_cidr)
+        [spec] = [spec for spec in specs if spec.name == feed_name]
         self.feed: feed.CalicoFeed = feed.CalicoFeed(spec, max_value_bytes=_MAX_VALUE_BYTES)
         """Takes the objects."""
         self.shown = self.feed

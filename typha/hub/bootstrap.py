@@ -8,7 +8,7 @@ world.
 import asyncio
 import collections
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 import structlog
@@ -26,6 +26,12 @@ AUTO = "auto"
 NEVER = ("false", "")
 """The second is the value that `none` sets."""
 GROUP_VARIABLE = "CALICO_API_GROUP"
+_POD_CIDR_VARIABLES = ("CALICO_USE_POD_CIDR", "USE_POD_CIDR")
+_BOOLEANS = {
+    **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False", ""), False),
+}
+"""As Go reads them."""
 _SETTLED_LOOKS = 3
 """Definitions are installed one by one. After this many checks without a change no more are expected: an older Calico
 does not have all of them."""
@@ -72,10 +78,24 @@ def choose(variable: str, listed: frozenset[str] | None) -> Choice:
     return Choice(group, reason, has_v1 or has_v3)
 
 
+def uses_pod_cidrs(environment: Mapping[str, str]) -> bool:
+    """Return whether pods get their addresses from their node's pod CIDRs, and not from Calico's IPAM.
+
+    Raises:
+        settings.ConfigurationError: USE_POD_CIDR is not a boolean. Agents would get the wrong networks.
+    """
+    name = next((name for name in _POD_CIDR_VARIABLES if environment.get(name)), _POD_CIDR_VARIABLES[-1])
+    text = environment.get(name, "")
+    if text not in _BOOLEANS:
+        raise settings.ConfigurationError(name, f"not true or false: {text[:_SHOWN_CHARS]!r}")
+    return _BOOLEANS[text]
+
+
 class CalicoStart:
     """Adds Calico's feeds to the hub, and tells the service which types to watch, and when.
 
     Args:
+        use_pod_cidr: see `uses_pod_cidrs`.
         retry_seconds: between two attempts while the API server does not answer.
         look_seconds: between two checks for definitions of custom resources.
     """
@@ -86,12 +106,14 @@ class CalicoStart:
         the_hub: hub.Hub,
         *,
         max_value_bytes: int,
+        use_pod_cidr: bool = False,
         retry_seconds: float = 1.0,
         look_seconds: float = 2.0,
     ) -> None:
         self._settings = configured
         self._hub = the_hub
         self._max_value_bytes = max_value_bytes
+        self._use_pod_cidr = use_pod_cidr
         self._retry_seconds = retry_seconds
         self._look_seconds = look_seconds
         self.types: list[resources.ResourceType] = []
@@ -112,7 +134,9 @@ class CalicoStart:
             self._hub.withdraw_awaited()
             return
         _log.info("Chose Calico's API group", group=choice.group.value, reason=choice.reason)
-        specs = syncers.specs(choice.group)
+        if self._use_pod_cidr:
+            _log.info("Blocks and tunnel addresses come from the nodes' pod CIDRs", setting="USE_POD_CIDR")
+        specs = syncers.specs(choice.group, use_pod_cidr=self._use_pod_cidr)
         self._hub.add_feeds(feed.CalicoFeed(spec, max_value_bytes=self._max_value_bytes) for spec in specs)
         types = (source.type for spec in specs for source in spec.sources if source.type.group == choice.group.group)
         self.types = list(dict.fromkeys(types))
