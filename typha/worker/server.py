@@ -28,6 +28,7 @@ from typha.worker import (
     client,
     connections,
     delivery,
+    diagnosis,
     handshake_steps,
     handshakes,
     keepalive,
@@ -300,9 +301,19 @@ class Server:
             case messages.ShareCounter():
                 with _mapping():
                     self._publishes_sent = shared_counters.SharedCounter.attach(*descriptors)
+            case messages.ControlLog():
+                self._control_log(message)
             case messages.Drain():
                 self._drain = message
                 self._drain_begun.set()
+
+    def _control_log(self, message: messages.ControlLog) -> None:
+        if message.debug is not None:
+            logs.switch_debug(message.debug)
+        if message.reopen:
+            logs.reopen_file()
+        if message.diagnose:
+            diagnosis.write(self.connections, self.channels, self.poller.clients.values(), _monotonic())
 
     def _publish(self, message: messages.Publish) -> None:
         self._publishes_heard += 1
