@@ -206,6 +206,11 @@ def is_debugging() -> bool:
     return _Process.pipeline is not None and _Process.pipeline.is_debugging
 
 
+def is_enabled(level: str) -> bool:
+    """Whether some destination takes lines of this level; for those that cost something to make."""
+    return logging.getLogger().isEnabledFor(getattr(logging, level.upper()))
+
+
 def configure(configured: settings.Settings, *, file_given: bool = False, screen: IO[str] | None = None) -> LogPipeline:
     """Set up logging for the process: for structlog, and for the loggers of the standard library.
 

@@ -535,6 +535,7 @@ class Server:
             return  # the hub has not read the last report yet; the next one says the same and more
         now = _monotonic()
         self.catch_up.tidy()
+        self.connections.log.write_left_out()
         self.stats.note_log_lines()
         self.stats.turns.rotate(now)
         closing = len(self.connections.closing)
