@@ -119,7 +119,7 @@ class Service:
             configured,
             self.hub,
             max_value_bytes=max_value_bytes,
-            use_pod_cidr=bootstrap.uses_pod_cidrs(os.environ),
+            use_pod_cidr=settings.uses_pod_cidrs(os.environ),
         )
         self.listener = listener
         self.supervisor = supervisor.Supervisor(

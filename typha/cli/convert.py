@@ -23,6 +23,7 @@ from cache import objects, resources, yamljson
 from cache.feeds.calico import customresource, feed, releases, specfields, syncers
 from cache.feeds.calico.codecs import gojson
 from protocol import messages
+from typha import settings
 
 EXIT_REFUSED = 1
 EXIT_UNREADABLE = 2
@@ -69,9 +70,9 @@ _IGNORED_WATCH_TYPES = frozenset({"BOOKMARK", "SYNCED"})
     help="Release of the agents, such as v3.31.7. Default: the newest.",
 )
 @click.option(
-    "--use-pod-cidr",
-    is_flag=True,
-    help="Take blocks and tunnel addresses from the nodes' pod CIDRs, as the service does with USE_POD_CIDR=true.",
+    "--use-pod-cidr/--no-pod-cidr",
+    default=None,
+    help="Whether blocks and tunnel addresses come from the nodes' pod CIDRs. Default: USE_POD_CIDR.",
 )
 @click.option("--deltas", is_flag=True, help="Print updates step by step: the first list, then each watch event.")
 @click.pass_context
@@ -82,7 +83,7 @@ def convert(
     feed_name: str,
     api_group: str | None,
     agent_release: str | None,
-    use_pod_cidr: bool,
+    use_pod_cidr: bool | None,
     deltas: bool,
 ) -> None:
     """Print what the agents of a feed see of the objects in FILEs, as one JSON object per line.
@@ -94,6 +95,11 @@ def convert(
         release = releases.Release.NEWEST if agent_release is None else releases.parse_release(agent_release)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--agent-release") from error
+    try:
+        if use_pod_cidr is None:
+            use_pod_cidr = settings.uses_pod_cidrs(os.environ)
+    except settings.ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
     files = files or (_STANDARD_INPUT,)
     progress = Progress(_total_bytes(files))
     inputs = _Inputs(files, progress)

@@ -8,7 +8,7 @@ world.
 import asyncio
 import collections
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple, TypeVar
 
 import structlog
@@ -26,12 +26,6 @@ AUTO = "auto"
 NEVER = ("false", "")
 """The second is the value that `none` sets."""
 GROUP_VARIABLE = "CALICO_API_GROUP"
-_POD_CIDR_VARIABLES = ("CALICO_USE_POD_CIDR", "USE_POD_CIDR")
-_BOOLEANS = {
-    **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
-    **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False", ""), False),
-}
-"""As Go reads them."""
 _SETTLED_LOOKS = 3
 """Definitions are installed one by one. After this many checks without a change no more are expected: an older Calico
 does not have all of them."""
@@ -78,24 +72,11 @@ def choose(variable: str, listed: frozenset[str] | None) -> Choice:
     return Choice(group, reason, has_v1 or has_v3)
 
 
-def uses_pod_cidrs(environment: Mapping[str, str]) -> bool:
-    """Return whether pods get their addresses from their node's pod CIDRs, and not from Calico's IPAM.
-
-    Raises:
-        settings.ConfigurationError: USE_POD_CIDR is not a boolean. Agents would get the wrong networks.
-    """
-    name = next((name for name in _POD_CIDR_VARIABLES if environment.get(name)), _POD_CIDR_VARIABLES[-1])
-    text = environment.get(name, "")
-    if text not in _BOOLEANS:
-        raise settings.ConfigurationError(name, f"not true or false: {text[:_SHOWN_CHARS]!r}")
-    return _BOOLEANS[text]
-
-
 class CalicoStart:
     """Adds Calico's feeds to the hub, and tells the service which types to watch, and when.
 
     Args:
-        use_pod_cidr: see `uses_pod_cidrs`.
+        use_pod_cidr: see `settings.uses_pod_cidrs`.
         retry_seconds: between two attempts while the API server does not answer.
         look_seconds: between two checks for definitions of custom resources.
     """

@@ -175,27 +175,6 @@ async def test_waits_until_no_more_types_come(server: ScriptedServer) -> None:
     assert len(server.script) == 1
 
 
-@pytest.mark.parametrize(
-    ("environment", "is_used"),
-    [
-        ({}, False),
-        ({"USE_POD_CIDR": ""}, False),
-        ({"USE_POD_CIDR": "true"}, True),
-        ({"USE_POD_CIDR": "T"}, True),
-        ({"USE_POD_CIDR": "0"}, False),
-        ({"USE_POD_CIDR": "true", "CALICO_USE_POD_CIDR": "false"}, False),
-        ({"USE_POD_CIDR": "false", "CALICO_USE_POD_CIDR": "1"}, True),
-    ],
-)
-def test_whether_pod_cidrs_are_used(environment: dict[str, str], *, is_used: bool) -> None:
-    assert bootstrap.uses_pod_cidrs(environment) is is_used
-
-
-def test_an_unclear_use_of_pod_cidrs_ends_the_start() -> None:
-    with pytest.raises(settings.ConfigurationError, match="USE_POD_CIDR: not true or false: 'yes'"):
-        bootstrap.uses_pod_cidrs({"USE_POD_CIDR": "yes"})
-
-
 async def test_no_kind_of_calicos_ipam_is_watched_with_pod_cidrs(server: ScriptedServer) -> None:
     server.script = [server.body(groups(V3.group))]
     stand = StartStand(use_pod_cidr=True)
