@@ -28,7 +28,7 @@ _FALSE = frozenset({"0", "f", "false", ""})
 _HEADER_TOKEN = re.compile(r"[!#$&'*+.^_`|~0-9A-Za-z-]")
 """The characters of a header's name; % is one as well, but escapes the others here."""
 _NOT_IN_HEADERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_NOT_IN_URLS = re.compile(r"[\x00-\x20\x7f]")
+_NOT_IN_URLS = re.compile(r"[\x00-\x1f\x7f]|^ ")
 
 
 class Settings:
@@ -161,7 +161,7 @@ class _Loader:
 
     def _authorization(self, user: kubeconfig.User) -> tuple[str, str]:
         """Return the Authorization header and the file from which its token is read again."""
-        if user.username or user.password:
+        if user.username:
             return _basic(user.username, user.password), ""
         token = user.token.strip()
         if user.token_file and not token:
@@ -315,7 +315,7 @@ def _split(text: str) -> urllib.parse.SplitResult | None:
         parts.port  # noqa: B018  it raises if it is not a number
     except ValueError:
         return None
-    return parts
+    return None if " " in parts.netloc else parts
 
 
 def _basic(name: str, password: str) -> str:

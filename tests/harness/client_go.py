@@ -82,7 +82,9 @@ def ours(environment: Mapping[str, str]) -> Result:
     return Result(
         url=loaded.host,
         headers=tuple(sorted(headers)),
-        roots=tuple(sorted(_subjects(context))) if isinstance(context, ssl.SSLContext) and loaded.certificate_authority else (),
+        roots=tuple(sorted(_subjects(context)))
+        if isinstance(context, ssl.SSLContext) and loaded.certificate_authority
+        else (),
         server_name=loaded.server_name if context else "",
         is_insecure=not loaded.verify if context else False,
         client_certificate=fingerprint(certificates[0]) if certificates else "",

@@ -163,7 +163,8 @@ func describe() (*answer, error) {
 		return nil, err
 	}
 	recorded.header.Del("User-Agent")
-	result := &answer{URL: address.Redacted(), Headers: recorded.header}
+	address.User = nil
+	result := &answer{URL: address.String(), Headers: recorded.header}
 	if config.Proxy == nil {
 		config.Proxy = http.ProxyFromEnvironment
 	}
