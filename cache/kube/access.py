@@ -34,6 +34,9 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     client_key: bytes = b""
     certificate_authority: bytes = b""
     """PEM. Empty: use the system's authorities."""
+    authority_source: str = "certificate authority"
+    """What the certificate authority comes from, for messages."""
+    certificate_source: str = "client certificate and key"
     verify: bool = True
     server_name: str = ""
     """The name in the server's certificate, if it differs from the host."""
@@ -67,11 +70,11 @@ def make_ssl_context(access: Access) -> ssl.SSLContext | bool:
     try:
         context = tls_contexts.client_context(
             authorities=access.certificate_authority,
-            source=f"certificate authority of {access.source}",
+            source=f"{access.authority_source} of {access.source}",
             verify=access.verify,
         )
         if access.client_certificate:
-            what = f"client certificate and key of {access.source}"
+            what = f"{access.certificate_source} of {access.source}"
             tls_contexts.identify(context, access.client_certificate, access.client_key, what)
     except tls_contexts.TlsUnusable as error:
         raise AccessError(str(error)) from error

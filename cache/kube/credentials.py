@@ -87,6 +87,10 @@ class _Loader:
             source=self.source,
             headers=tuple(_impersonation(user)),
             certificate_authority=authority if is_secure else b"",
+            authority_source=_named("certificate-authority", cluster.certificate_authority),
+            certificate_source=(
+                f"{_named('client-certificate', user.client_certificate)} and {_named('client-key', user.client_key)}"
+            ),
             verify=not cluster.insecure_skip_tls_verify,
             server_name=cluster.tls_server_name.removesuffix("."),
             proxy=self._proxy(cluster, server),
@@ -142,6 +146,8 @@ class _Loader:
         if not (user.client_key or user.client_key_data):
             raise access.AccessError(f"{self.source}: a client certificate without client-key or client-key-data")
         certificate = user.client_certificate_data or self.read(user.client_certificate, "client-certificate")
+        if not certificate:
+            raise access.AccessError(f"client-certificate of {self.source}: {user.client_certificate}: is empty")
         return certificate, user.client_key_data or self.read(user.client_key, "client-key")
 
     def _check(self, user: kubeconfig.User) -> None:
@@ -207,6 +213,7 @@ class _Loader:
             authorization=f"Bearer {printed.token}" if printed.token else "",
             client_certificate=printed.client_certificate,
             client_key=printed.client_key,
+            certificate_source=f"certificate and key from {files.shown(plugin.command)}",
             expires_at=printed.expires_at,
         )
 
@@ -316,6 +323,10 @@ def _split(text: str) -> urllib.parse.SplitResult | None:
     except ValueError:
         return None
     return None if " " in parts.netloc else parts
+
+
+def _named(field: str, path: str) -> str:
+    return f"{field} {files.shown(path)}" if path else f"{field}-data"
 
 
 def _basic(name: str, password: str) -> str:
