@@ -208,8 +208,9 @@ class KubeApi:
         context = access.make_ssl_context(loaded)
         try:
             yarl.URL(loaded.host)
+            proxy = str(yarl.URL(loaded.proxy).with_user(None)) if loaded.proxy else ""
         except ValueError as error:
-            raise access.AccessError(f"API server of {loaded.source}: {error}") from error
+            raise access.AccessError(f"address of the API server or its proxy, of {loaded.source}: {error}") from error
         authorization = loaded.authorization
         if loaded.token_file:
             try:
@@ -219,7 +220,9 @@ class KubeApi:
                     raise
                 _log.warning("the token file cannot be read, using the token of the kubeconfig", error=str(error))
         if self._access is None or loaded.host != self._access.host:
-            _log.info("using the API server", host=loaded.host, source=loaded.source, proxy=bool(loaded.proxy))
+            _log.info(
+                "using the API server", host=loaded.host, source=loaded.source, **({"proxy": proxy} if proxy else {})
+            )
         if loaded.warnings != self._warned:
             for warning in loaded.warnings:
                 _log.warning(warning, source=loaded.source)

@@ -1,4 +1,4 @@
-"""Makes every TLS context of the service and its commands, by Go's rules of trust (docs/decisions/tls.md, "Trust").
+"""Makes every TLS context of the service and its commands, by Go's rules of trust (docs/decisions/tls.md).
 
 Agents, the API server and its other clients use Go. What one of them accepts must not be refused here, and the other
 way round: a certificate in a file of authorities is trusted as such, self-signed or not, and whatever else the file

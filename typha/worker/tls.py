@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import msgspec
 
 from cache.kube import tls_contexts, tls_reload
-from cache.kube.tls_contexts import TlsUnusable
 from typha import settings
 from typha.worker import tls_session
 
@@ -20,6 +19,9 @@ _MINIMUM_VERSIONS = {"": ssl.TLSVersion.TLSv1_2, "1.2": ssl.TLSVersion.TLSv1_2, 
 _LOOK_SECONDS = 2.0
 """Between two checks of the files."""
 _SHOWN_LIMIT = 100
+
+TlsUnusable = tls_contexts.TlsUnusable
+"""A file or variable cannot be used. The message names it."""
 
 DEFAULT_CIPHER_SUITES = {
     "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384": "ECDHE-ECDSA-AES256-GCM-SHA384",
@@ -98,7 +100,7 @@ def cipher_list(names: str) -> str:
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     for name in chosen:
         if name not in known:
-            raise TlsUnusable(f"{CIPHER_SUITES_VARIABLE}: unknown cipher suite {name[:_SHOWN_LIMIT]!r}")
+            raise tls_contexts.TlsUnusable(f"{CIPHER_SUITES_VARIABLE}: unknown cipher suite {name[:_SHOWN_LIMIT]!r}")
     return ":".join(known[name] for name in chosen or DEFAULT_CIPHER_SUITES)
 
 
@@ -139,7 +141,7 @@ def check(configured: settings.Settings, environment: Mapping[str, str]) -> tupl
         return ()
     try:
         client_tls.make_context()
-    except TlsUnusable as error:
+    except tls_contexts.TlsUnusable as error:
         culprit, _, problem = str(error).partition(": ")
         raise settings.ConfigurationError(culprit, problem) from error
     if client_tls.minimum_version in _MINIMUM_VERSIONS:
