@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import errno
+import os
 import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 
 import structlog
 
@@ -16,8 +17,8 @@ from cache.feeds import feed
 from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
-from typha import clock, open_files, settings
-from typha.hub import bootstrap, collector, hub, supervisor
+from typha import clock, open_files, settings, signals
+from typha.hub import bootstrap, collector, diagnosis, hub, supervisor
 from typha.hub import policy as hub_policy
 from typha.ipc import messages
 from typha.observability import health, logs, loop_latency, metrics, webserver
@@ -114,7 +115,12 @@ class Service:
             limits,
             awaited=bootstrap.awaited_names(configured),
         )
-        self.calico = bootstrap.CalicoStart(configured, self.hub, max_value_bytes=max_value_bytes)
+        self.calico = bootstrap.CalicoStart(
+            configured,
+            self.hub,
+            max_value_bytes=max_value_bytes,
+            use_pod_cidr=settings.uses_pod_cidrs(os.environ),
+        )
         self.listener = listener
         self.supervisor = supervisor.Supervisor(
             self.hub, configured, limits, listener, serve_embedded=_serve_embedded_worker
@@ -129,6 +135,7 @@ class Service:
             open_files_limit=open_files.raise_limit(),
         )
         self.collector.register(self.health)
+        self.diagnosis = diagnosis.Diagnosis(self.hub, self.supervisor, self.collector)
         self._stopping = asyncio.Event()
 
     def stop(self, signal_name: str = "") -> None:
@@ -148,8 +155,6 @@ class Service:
         """
         loop = asyncio.get_running_loop()
         logs.limit_loop_errors(loop)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
         port = self.listener.getsockname()[1]
         _log.info("Listening", port=port, feeds=", ".join(self.hub.names) or "none", workers=self.supervisor.wanted)
         if not self.hub.names:
@@ -168,8 +173,6 @@ class Service:
                 for task in background:  # only here: after a failure the group cancels them, and twice is too often
                     task.cancel()
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
             self.listener.close()
             self.hub.close()
         _log.info("Drained")
@@ -270,7 +273,10 @@ def allow_deep_json() -> None:
 
 
 async def serve(configured: settings.Settings, max_latency: loop_latency.MaxLatency) -> int:
-    """Runs the service to its end on a loop whose turns `max_latency` measures; returns the exit code."""
+    """Runs the service to its end on a loop whose turns `max_latency` measures; returns the exit code.
+
+    From here to the end of the process, no signal has its default effect.
+    """
     allow_deep_json()
     forbid_core_dumps()
     try:
@@ -279,8 +285,35 @@ async def serve(configured: settings.Settings, max_latency: loop_latency.MaxLate
         _log.critical("Cannot serve", error=str(error))
         return EXIT_CANNOT_SERVE
     with listener:
-        await Service(configured, listener, max_latency=max_latency).run()
+        made = Service(configured, listener, max_latency=max_latency)
+        with signals.handled(asyncio.get_running_loop(), _signal_actions(made)):
+            await made.run()
     return 0
+
+
+def _signal_actions(made: Service) -> dict[signal.Signals, Callable[[], None]]:
+    """What signals to the hub do. It passes them on to the workers, which ignore their own: a signal to the whole
+    process group must not be acted on twice."""
+
+    def reopen_log() -> None:
+        logs.reopen_file()
+        made.supervisor.control_log(messages.ControlLog(reopen=True))
+
+    def diagnose() -> None:
+        if made.diagnosis.write():
+            made.supervisor.control_log(messages.ControlLog(diagnose=True))
+
+    def switch_debug() -> None:
+        logs.switch_debug(not logs.is_debugging())
+        made.supervisor.control_log(messages.ControlLog(debug=logs.is_debugging()))
+
+    return {
+        signal.SIGTERM: lambda: made.stop("SIGTERM"),
+        signal.SIGINT: lambda: made.stop("SIGINT"),
+        signal.SIGHUP: reopen_log,
+        signal.SIGUSR1: diagnose,
+        signal.SIGUSR2: switch_debug,
+    }
 
 
 async def _open_listener_soon(configured: settings.Settings) -> socket.socket:

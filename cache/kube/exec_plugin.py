@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from cache import yamljson
 from cache.kube import files, kubeconfig, pem
 
 _GROUP = "client.authentication.k8s.io"
@@ -117,7 +118,7 @@ def _find(plugin: kubeconfig.Exec, environment: Mapping[str, str]) -> str:
 def _credentials(output: bytes, plugin: kubeconfig.Exec) -> Credentials:
     command = files.shown(plugin.command)
     try:
-        printed = msgspec.convert(kubeconfig.parse(output), _Printed)
+        printed = msgspec.convert(yamljson.decode(output), _Printed)
         if (printed.kind, printed.api_version) != ("ExecCredential", plugin.api_version):
             raise ValueError(
                 f"{printed.kind!r} of {printed.api_version!r}, not ExecCredential of {plugin.api_version!r}"

@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-import yaml
 
+from cache import yamljson
 from cache.kube import files, pem
 
 EXEC_EXTENSION = "client.authentication.k8s.io/exec"
 _LISTS_OF_TEXT = frozenset({"args", "as-groups", "as-user-extra"})
-_SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class KubeconfigUnusable(Exception):
@@ -176,7 +175,7 @@ def _load_file(path: str) -> Kubeconfig:
     except files.FileUnusable as error:
         raise KubeconfigUnusable(str(error)) from error
     try:
-        document = _without_nulls(parse(content)) if content else {}
+        document = _without_nulls(yamljson.decode(content)) if content else {}
         file = msgspec.convert(document, _File, dec_hook=_decode)
         if file.kind not in ("", "Config") or file.api_version not in ("", "v1"):
             raise ValueError(f"not a Config of v1: {file.kind!r} of {file.api_version!r}")
@@ -193,11 +192,6 @@ def _load_file(path: str) -> Kubeconfig:
         )
     except Exception as error:  # whatever the YAML reader raises: the file is not ours
         raise KubeconfigUnusable(f"{files.shown(path)}: {files.shown(str(error) or type(error).__name__)}") from error
-
-
-def parse(content: bytes) -> Any:
-    """Read YAML or JSON."""
-    return yaml.load(content, Loader=_SAFE_LOADER)
 
 
 def _without_nulls(value: Any, key: str = "") -> Any:
