@@ -565,6 +565,45 @@ def files_and_contexts() -> list[Case]:
     return cases
 
 
+def texts() -> list[Case]:
+    """YAML and JSON as Kubernetes' tools read them."""
+    whole = config()
+    cases: list[tuple[str, str, dict[str, Any]]] = [
+        ("yes is no text", config(user="token: y"), {"error": "token"}),
+        ("a number is no text", config(user="token: 012"), {"error": "token"}),
+        ("an exponent is no text", config(user="token: 1e3"), {"error": "token"}),
+        ("base 60 is text", config(user="token: 20:21"), {"headers": bearer("20:21")}),
+        ("an equals sign is text", config(user="token: ="), {"headers": bearer("=")}),
+        ("a date is text", config(user="token: 2026-01-01"), {"headers": bearer("2026-01-01")}),
+        ("on as a boolean", config("server: 'https://h:6443', insecure-skip-tls-verify: on"), {"is_insecure": True}),
+        ("anchors", whole.replace("{token: t}", "&a {token: t}") + "extensions: [*a]\n", {"error": "config: "}),
+        (
+            "aliases",
+            whole.replace("[{name: u", "[{name: v, user: &a {token: a}}, {name: u").replace("{token: t}", "*a"),
+            {"headers": bearer("a")},
+        ),
+        (
+            "merge keys",
+            whole.replace("[{name: u", "[{name: v, user: &a {token: a}}, {name: u").replace(
+                "{token: t}", "{<<: *a, as: me}"
+            ),
+            {"headers": (*bearer("a"), ("impersonate-user", "me"))},
+        ),
+        ("a second document", f"{whole}---\nkind: Pod\n", {"headers": bearer("t")}),
+        ("a document's start and end", f"---\n{whole}...\n", {"headers": bearer("t")}),
+        ("CRLF", whole.replace("\n", "\r\n"), {"headers": bearer("t")}),
+        ("BOM", f"\ufeff{whole}", {"headers": bearer("t")}),
+        ("comments", f"# Größe\n{whole}# end", {"headers": bearer("t")}),
+        ("only a comment", "# nothing\n", {"error": ""}),
+        ("a key twice", whole + "current-context: x\n", {"headers": bearer("t")}),
+        ("a number as a key", whole + "1: 2\n", {"headers": bearer("t")}),
+        ("tabs", whole.replace("clusters: [", "clusters:\t["), {"headers": bearer("t")}),
+        ("a tag", config(user="token: !!str 123"), {"headers": bearer("123")}),
+        ("a tag of Python", config(user="token: !!python/name:os.system ''"), {"headers": ()}),
+    ]
+    return [Case(f"text: {name}", expected, {"config": text}, {}) for name, text, expected in cases]
+
+
 def variables() -> list[Case]:
     """What the variables override."""
     full = config(
@@ -732,4 +771,4 @@ def proxies() -> list[Case]:
 
 def all_cases() -> list[Case]:
     """All of them."""
-    return [*users(), *plugins(), *clusters(), *files_and_contexts(), *variables(), *proxies()]
+    return [*users(), *plugins(), *clusters(), *files_and_contexts(), *texts(), *variables(), *proxies()]
