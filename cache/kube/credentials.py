@@ -123,7 +123,7 @@ class _Loader:
         if cluster.certificate_authority and cluster.certificate_authority_data:
             raise access.AccessError(f"{self.source}: both certificate-authority and certificate-authority-data")
         if not cluster.certificate_authority:
-            return cluster.certificate_authority_data
+            return bytes(cluster.certificate_authority_data)
         content = self.read(cluster.certificate_authority, "certificate-authority")
         if not content:
             # Newer client-go trusts nobody then, older ones everybody whom the system trusts.
@@ -145,10 +145,10 @@ class _Loader:
                 raise access.AccessError(f"{self.source}: both {name} and {name}-data")
         if not (user.client_key or user.client_key_data):
             raise access.AccessError(f"{self.source}: a client certificate without client-key or client-key-data")
-        certificate = user.client_certificate_data or self.read(user.client_certificate, "client-certificate")
+        certificate = bytes(user.client_certificate_data) or self.read(user.client_certificate, "client-certificate")
         if not certificate:
             raise access.AccessError(f"client-certificate of {self.source}: {user.client_certificate}: is empty")
-        return certificate, user.client_key_data or self.read(user.client_key, "client-key")
+        return certificate, bytes(user.client_key_data) or self.read(user.client_key, "client-key")
 
     def _check(self, user: kubeconfig.User) -> None:
         has_name = bool(user.username or user.password)
@@ -232,9 +232,10 @@ def load(environment: Mapping[str, str], *, service_account: str = SERVICE_ACCOU
         cluster, user = entries.choose(settings.get("K8S_CURRENT_CONTEXT"))
     except kubeconfig.KubeconfigUnusable as error:
         raise access.AccessError(f"{source}: {error}") from error
+    is_empty = cluster == kubeconfig.Cluster()
     _override(cluster, user, settings)
     if not cluster.server:
-        if cluster != kubeconfig.Cluster():
+        if not is_empty:
             raise access.AccessError(f"{source}: the cluster has no server")
         return _from_service_account(loader, settings, service_account)
     return loader.from_entries(cluster, user)
@@ -289,10 +290,9 @@ def _from_service_account(loader: _Loader, settings: Settings, folder: str) -> a
     except access.AccessError as error:
         loader.warnings.append(f"only the system's authorities are trusted: {error}")
     user = kubeconfig.User(token=token, token_file=token_file)
-    if literal := settings.get("K8S_API_TOKEN"):
-        user = kubeconfig.User(token=literal)
-    if authority := settings.get("K8S_CA_FILE"):
-        cluster.certificate_authority = authority
+    _override(cluster, user, settings)
+    if user.token != token:
+        user.token_file = ""
     return loader.from_entries(cluster, user)
 
 
@@ -350,14 +350,14 @@ def _impersonation(user: kubeconfig.User) -> Iterator[tuple[str, str]]:
 def main() -> int:
     """Print the JSON. Return the exit status."""
     try:
-        loaded = load(os.environ)
+        output = msgspec.json.encode(load(os.environ))
     except access.AccessError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     except Exception as error:  # nothing that others wrote may end in a traceback
         sys.stderr.write(f"the credentials cannot be loaded: {type(error).__name__}: {files.shown(str(error))}\n")
         return 1
-    sys.stdout.buffer.write(msgspec.json.encode(loaded))
+    sys.stdout.buffer.write(output)
     return 0
 
 

@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import msgspec
+
 from cache.kube import access, credentials, pem
 
 TIMEOUT_SECONDS = 60.0
@@ -64,7 +66,7 @@ def theirs(program: str, environment: Mapping[str, str]) -> Result:
 def ours(environment: Mapping[str, str]) -> Result:
     """What we make of it."""
     try:
-        loaded = credentials.load(environment)
+        loaded = msgspec.json.decode(msgspec.json.encode(credentials.load(environment)), type=access.Access)
         context = access.make_ssl_context(loaded)
         authorization = loaded.authorization
         if loaded.token_file:  # as the session does it

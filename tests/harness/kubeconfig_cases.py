@@ -576,7 +576,7 @@ def texts() -> list[Case]:
         ("an equals sign is text", config(user="token: ="), {"headers": bearer("=")}),
         ("a date is text", config(user="token: 2026-01-01"), {"headers": bearer("2026-01-01")}),
         ("on as a boolean", config("server: 'https://h:6443', insecure-skip-tls-verify: on"), {"is_insecure": True}),
-        ("anchors", whole.replace("{token: t}", "&a {token: t}") + "extensions: [*a]\n", {"error": "config: "}),
+        ("anchors", whole.replace("{token: t}", "&a {token: t}") + "extensions: [*a]\n", {"headers": bearer("t")}),
         (
             "aliases",
             whole.replace("[{name: u", "[{name: v, user: &a {token: a}}, {name: u").replace("{token: t}", "*a"),
@@ -594,7 +594,7 @@ def texts() -> list[Case]:
         ("CRLF", whole.replace("\n", "\r\n"), {"headers": bearer("t")}),
         ("BOM", f"\ufeff{whole}", {"headers": bearer("t")}),
         ("comments", f"# Größe\n{whole}# end", {"headers": bearer("t")}),
-        ("only a comment", "# nothing\n", {"error": ""}),
+        ("only a comment", "# nothing\n", {"error": "config: "}),
         ("a key twice", whole + "current-context: x\n", {"headers": bearer("t")}),
         ("a number as a key", whole + "1: 2\n", {"headers": bearer("t")}),
         ("tabs", whole.replace("clusters: [", "clusters:\t["), {"headers": bearer("t")}),

@@ -1,9 +1,11 @@
 """The sources of address and credentials, and the errors if they cannot be loaded."""
 
 import asyncio
+import datetime
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import trustme
 import yaml
 
 from cache.kube import access, credentials, loader
+from tests.harness import authorities, faults, kubeconfig_cases
 from tests.harness.scripted_server import eventually
 
 
@@ -201,3 +204,99 @@ def is_gone(process: int) -> bool:
         return ") Z " in pathlib.Path(f"/proc/{process}/stat").read_text()
     except OSError:
         return True
+
+
+@pytest.fixture
+def pod(tmp_path: pathlib.Path) -> pathlib.Path:
+    """The folder of a service account."""
+    trustme.CA().cert_pem.write_to_path(tmp_path / "ca.crt")
+    (tmp_path / "token").write_text("pod-token\n")
+    return tmp_path
+
+
+def load_in(pod: pathlib.Path, **environment: str) -> access.Access:
+    address = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}
+    return credentials.load(address | environment, service_account=str(pod))
+
+
+def test_a_pod_uses_its_service_account(pod: pathlib.Path) -> None:
+    loaded = load_in(pod)
+    assert (loaded.host, loaded.source) == ("https://10.96.0.1:443", "service account")
+    assert (loaded.authorization, loaded.token_file) == ("Bearer pod-token", str(pod / "token"))
+    assert loaded.certificate_authority == (pod / "ca.crt").read_bytes()
+    assert loaded.warnings == ()
+    assert load_in(pod, KUBERNETES_SERVICE_HOST="fd00::1").host == "https://[fd00::1]:443"
+    assert load_in(pod, HTTPS_PROXY="http://p:1").proxy == "http://p:1"
+    assert load_in(pod, HTTPS_PROXY="http://p:1", NO_PROXY="10.96.0.0/12").proxy == ""
+
+
+def test_an_empty_kubeconfig_in_a_pod_means_the_service_account(pod: pathlib.Path) -> None:
+    (pod / "config").write_text("")
+    for path in (str(pod / "config"), "/dev/null"):
+        assert load_in(pod, KUBECONFIG=path).source == "service account"
+
+
+def test_variables_override_the_service_account(pod: pathlib.Path) -> None:
+    trustme.CA().cert_pem.write_to_path(pod / "other")
+    loaded = load_in(pod, K8S_API_TOKEN="t", K8S_CA_FILE=str(pod / "other"))
+    assert (loaded.authorization, loaded.token_file) == ("Bearer t", "")
+    assert loaded.certificate_authority == (pod / "other").read_bytes()
+    insecure = load_in(pod, K8S_INSECURE_SKIP_TLS_VERIFY="true")
+    assert (insecure.verify, insecure.certificate_authority, insecure.authorization) == (False, b"", "Bearer pod-token")
+
+
+@pytest.mark.parametrize("fault", ["missing", "empty", "other text", "a directory", "a FIFO", "100 MB"])
+def test_a_pod_without_authority_trusts_the_system_and_says_so(pod: pathlib.Path, fault: str) -> None:
+    faults.cause(fault, pod / "ca.crt")
+    loaded = load_in(pod)
+    assert loaded.certificate_authority == b""
+    [warning] = loaded.warnings
+    assert warning.startswith("only the system's authorities are trusted: ")
+    assert str(pod / "ca.crt") in warning
+
+
+@pytest.mark.parametrize("fault", ["missing", "empty", "a directory", "a FIFO", "binary", "100 MB"])
+def test_a_pod_without_token_is_refused(pod: pathlib.Path, fault: str) -> None:
+    faults.cause(fault, pod / "token")
+    with pytest.raises(access.AccessError, match=f"^token file {pod / 'token'}: "):
+        load_in(pod)
+
+
+@pytest.mark.parametrize(
+    ("server", "user", "warning"),
+    [
+        ("http://h", "token: t", "plain http: no credentials are sent"),
+        ("h:8080", "username: a, password: b", "plain http: no credentials are sent"),
+        ("http://h", "{}", "is plain http$"),
+        ("http://a:b@h", "{}", "user name and password are sent in clear"),
+        ("https://h", "client-key-data: YQ==", "a client key without a client certificate is not used"),
+    ],
+)
+def test_what_is_not_sent_is_said(tmp_path: pathlib.Path, server: str, user: str, warning: str) -> None:
+    path = tmp_path / "config"
+    path.write_text(kubeconfig_cases.config(f"server: '{server}'", user if user != "{}" else ""))
+    [said] = load(tmp_path, KUBECONFIG=str(path)).warnings
+    assert re.search(warning, said)
+
+
+@pytest.mark.parametrize("field", ['token: "a\\nb"', 'as: "a\\r\\nX: y"', 'as: a, as-groups: ["b\\0"]'])
+def test_no_header_has_a_line_end(tmp_path: pathlib.Path, field: str) -> None:
+    path = tmp_path / "config"
+    path.write_text(kubeconfig_cases.config(user=field))
+    with pytest.raises(access.AccessError, match=r"a line end or control character in (Auth|Impersonate)"):
+        load(tmp_path, KUBECONFIG=str(path))
+
+
+@pytest.mark.parametrize(("expiry", "is_first"), [("2020-01-01T00:00:00Z", True), ("2100-01-01T00:00:00Z", False)])
+def test_a_plugins_certificate_may_expire_first(tmp_path: pathlib.Path, expiry: str, is_first: bool) -> None:
+    mine = authorities.issue("me", days=3)
+    status = {
+        "clientCertificateData": mine.pem.decode(),
+        "clientKeyData": mine.key_pem.decode(),
+        "expirationTimestamp": expiry,
+    }
+    (tmp_path / "printed").write_text(kubeconfig_cases.prints(json.dumps(status)).removeprefix("echo '")[:-1])
+    path = tmp_path / "config"
+    path.write_text(kubeconfig_cases.config(user=kubeconfig_cases.plugin(f"cat {tmp_path}/printed")))
+    ends = datetime.datetime.fromisoformat(expiry) if is_first else mine.certificate.not_valid_after_utc
+    assert load(tmp_path, KUBECONFIG=str(path)).expires_at == ends.timestamp()
