@@ -101,7 +101,7 @@ def _make_tls(*, ca_file: str | None, cert_file: str | None, key_file: str | Non
     try:
         authorities = tls_contexts.NamedFile("--ca-file", ca_file).read() if ca_file else b""
         if ca_file and not authorities:
-            raise tls_contexts.TlsUnusable(f"--ca-file {ca_file} is empty")
+            raise tls_contexts.TlsUnusable(f"--ca-file {ca_file}: contains no certificate")
         context = tls_contexts.client_context(authorities=authorities, source=f"--ca-file {ca_file}")
         if cert_file:
             certificate = tls_contexts.NamedFile("--cert-file", cert_file)

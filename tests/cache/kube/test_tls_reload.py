@@ -1,5 +1,6 @@
 """Nothing that happens to a certificate, key or CA file ends a server: the old context stays in use."""
 
+import contextlib
 import errno
 import os
 import pathlib
@@ -10,7 +11,7 @@ import pytest
 import structlog.testing
 
 from cache.kube import tls_contexts, tls_reload
-from tests.harness import certificates, faults
+from tests.harness import authorities, certificates, faults
 from typha.observability import webserver
 
 SERVERS = ("clients", "metrics")
@@ -59,6 +60,25 @@ def test_while_running_the_old_stays_in_use(tmp_path: pathlib.Path, server: str,
         assert [line["log_level"] for line in lines] == ["error", "info"]
         subject.refresh()
     assert (len(lines), subject.failures) == (2, 1)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("comment", ["", "# Größe\n"])
+def test_an_intermediate_authority_is_enough_for_the_peers(tmp_path: pathlib.Path, server: str, comment: str) -> None:
+    make = maker(server, tmp_path)
+    authority = authorities.issue("intermediate", authorities.issue("root"))
+    (tmp_path / "ca.pem").write_bytes(comment.encode("latin-1") + authority.pem)
+    for issuer, is_accepted in ((authority, True), (authorities.issue("intermediate"), False)):
+        client = tls_contexts.client_context(verify=False)
+        peer = authorities.issue("calico-node", issuer, is_authority=None)
+        tls_contexts.identify(client, peer.pem, peer.key_pem, "test")
+        client.maximum_version = ssl.TLSVersion.TLSv1_2  # the client learns of a refusal in the handshake
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        ends = client.wrap_bio(incoming, outgoing), make().wrap_bio(outgoing, incoming, server_side=True)
+        with contextlib.nullcontext() if is_accepted else pytest.raises(ssl.SSLError):
+            for end in ends * 3:
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    end.do_handshake()
 
 
 def test_a_pair_that_changes_one_after_the_other(tmp_path: pathlib.Path) -> None:
