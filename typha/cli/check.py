@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import contextlib
 import json
 import logging
 import os
@@ -31,11 +32,10 @@ _WIDTH_MAX: Final = 120
 def _check(**arguments: Any) -> int:
     as_json, cluster_only = arguments.pop(_JSON), arguments.pop(_CLUSTER_ONLY)
     account = _account(arguments.pop(_ACCOUNT))
-    # Modules of the service log; here only the findings speak.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
         loaded = serve.read(arguments, machine.read())
-        findings = list(_findings(loaded, account, cluster_only=cluster_only))
+        with _without_log():
+            findings = list(_findings(loaded, account, cluster_only=cluster_only))
     except settings.ConfigurationError as error:
         click.echo(f"typha: error: {error}", err=True)
         return serve.EXIT_BAD_CONFIGURATION
@@ -45,6 +45,17 @@ def _check(**arguments: Any) -> int:
     else:
         click.echo("\n".join(table(findings)))
     return EXIT_FAILED if worst(findings) is Status.FAILED else 0
+
+
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    """Modules of the service log; here only the findings speak."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def _account(text: str | None) -> cluster.Account | None:

@@ -6,13 +6,14 @@ a certificate's dates, and no library for that is needed.
 
 import datetime
 import errno
-import pathlib
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
+from cache.kube import tls_contexts
 from typha import settings
+from typha.observability import webserver
 from typha.preflight.findings import Finding, Status
 from typha.worker import tls
 
@@ -80,60 +81,49 @@ def certificates(configured: settings.Settings, environment: Mapping[str, str], 
         advice = "set ServerKeyFile, ServerCertFile and CAFile, unless agents connect without TLS, too"
         yield Finding(Status.WARNING, "certificates", "clients are served without TLS", advice)
     else:
-        try:
-            client_tls.make_context()
-        except tls.TlsUnusable as error:
-            yield Finding(Status.FAILED, "certificates", str(error), "mend the file or variable")
-        else:
-            yield from _authorities(client_tls.ca_file, now)
-            files = client_tls.cert_file, client_tls.key_file
-            yield from _pair("ServerCertFile", *files, client_tls.ca_file, now)
-    if configured.prometheus_metrics_enabled and configured.prometheus_metrics_cert_file:
-        files = configured.prometheus_metrics_cert_file, configured.prometheus_metrics_key_file
-        yield from _pair("PrometheusMetricsCertFile", *files, "", now)
+        yield from _server(client_tls.make_context, f"ServerCertFile {client_tls.cert_file}", "CAFile", now)
+    metrics_tls = webserver.metrics_tls(configured)
+    if configured.prometheus_metrics_enabled and metrics_tls is not None:
+        names = f"PrometheusMetricsCertFile {metrics_tls.cert_file}", "PrometheusMetricsCAFile"
+        yield from _server(metrics_tls.load, *names, now)
 
 
-def _authorities(path: str, now: float) -> Iterator[Finding]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(path)
-    found = context.get_ca_certs()
-    expired = [_common_name(one) for one in found if _not_after(one) < now]
-    if expired and len(expired) == len(found):
-        text = f"CAFile {path}: expired: {', '.join(expired)}: every client is refused"
-        yield Finding(Status.FAILED, "certificates", text, "renew the authority")
-    elif expired:
-        yield Finding(Status.WARNING, "certificates", f"CAFile {path}: expired: {', '.join(expired)}", "remove it")
-
-
-def _pair(setting: str, cert_file: str, key_file: str, ca_file: str, now: float) -> Iterator[Finding]:
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+def _server(make: Callable[[], ssl.SSLContext], shown: str, authorities: str, now: float) -> Iterator[Finding]:
+    """The certificate and the authorities of a server."""
     try:
-        server.load_cert_chain(cert_file, key_file, password=_no_password)
-        leaf = _first_certificate(pathlib.Path(cert_file).read_text("latin-1"))
-    except (OSError, ValueError) as error:
-        advice = "mend the files: PEM, readable, and the key that belongs to the certificate"
-        yield Finding(Status.FAILED, "certificates", f"{setting} {cert_file}: {error}", advice)
+        context = make()
+    except (tls_contexts.TlsUnusable, OSError, ValueError) as error:
+        yield Finding(Status.FAILED, "certificates", str(error), "mend the file or variable")
         return
-    problem, certificate = _handshake(server, lambda context: context.load_verify_locations(cadata=leaf), _IGNORE_TIME)
+    yield from _authorities(authorities, context.get_ca_certs(), now)
+    known = context.get_ca_certs(binary_form=True)
+    context.verify_mode = ssl.CERT_NONE  # the agent of this test has no certificate
+    _, leaf = _handshake(context, b"")
+    problem, _ = _handshake(context, leaf)
     if problem:
         advice = "issue one for servers (extended key usage serverAuth)"
-        yield Finding(Status.FAILED, "certificates", f"{setting} {cert_file}: {problem}", advice)
+        yield Finding(Status.FAILED, "certificates", f"{shown}: {problem}", advice)
         return
-    yield _validity(setting, cert_file, certificate, now)
-    if not ca_file:
-        return
-    problem, _ = _handshake(server, lambda context: context.load_verify_locations(ca_file), _IGNORE_TIME)
+    yield _validity(shown, _contents(context, leaf), now)
+    problem, _ = _handshake(context, b"".join(known)) if known else ("", b"")
     if problem:
-        advice = "let the agents trust the authority that issued it, which is not in CAFile; add missing intermediates"
-        yield Finding(Status.WARNING, "certificates", f"{setting} {cert_file} and CAFile {ca_file}: {problem}", advice)
+        advice = f"let clients trust the authority that issued it, which is not in {authorities}; add intermediates"
+        yield Finding(Status.WARNING, "certificates", f"{shown}, {authorities}: {problem}", advice)
 
 
-def _validity(setting: str, path: str, certificate: Mapping[str, Any], now: float) -> Finding:
+def _authorities(setting: str, found: list[dict[str, Any]], now: float) -> Iterator[Finding]:
+    expired = [_common_name(one) for one in found if _not_after(one) < now]
+    text = f"{setting}: expired: {', '.join(expired)}"
+    if expired and len(expired) == len(found):
+        yield Finding(Status.FAILED, "certificates", f"{text}: every client is refused", "renew the authority")
+    elif expired:
+        yield Finding(Status.WARNING, "certificates", text, "remove it")
+
+
+def _validity(shown: str, certificate: Mapping[str, Any], now: float) -> Finding:
     begin, end = ssl.cert_time_to_seconds(str(certificate["notBefore"])), _not_after(certificate)
-    names = [f"CN {_common_name(certificate)}"] + [
-        f"{kind} {name}" for kind, name in certificate.get("subjectAltName", ())
-    ]
-    shown = f"{setting} {path}: {', '.join(names)}; valid until {_date(end)}"
+    others = [f"{kind} {name}" for kind, name in certificate.get("subjectAltName", ())]
+    shown = f"{shown}: {', '.join([f'CN {_common_name(certificate)}', *others])}; valid until {_date(end)}"
     if now < begin:
         return Finding(Status.FAILED, "certificates", f"{shown}, and only from {_date(begin)} on", "check the clock")
     if now >= end:
@@ -143,20 +133,29 @@ def _validity(setting: str, path: str, certificate: Mapping[str, Any], now: floa
     return Finding(Status.OK, "certificates", shown)
 
 
-def _handshake(
-    server: ssl.SSLContext, trust: Callable[[ssl.SSLContext], None], flags: int
-) -> tuple[str, dict[str, Any]]:
-    """What an agent with this trust says of the server's certificate: the problem, or its contents."""
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname = False
-    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | flags
-    trust(client)
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = [
-        server.wrap_bio(to_server, to_client, server_side=True),
-        client.wrap_bio(to_client, to_server),
-    ]
-    waiting = list(ends)
+def _handshake(server: ssl.SSLContext, trusted: bytes) -> tuple[str, bytes]:
+    """What an agent that trusts some certificates says of the server's: the problem, or the certificate. All are DER.
+
+    The dates do not matter. Without trusted certificates every server is accepted.
+    """
+    problem, agent = _agent(server, trusted)
+    return problem, b"" if problem else agent.getpeercert(binary_form=True) or b""
+
+
+def _contents(server: ssl.SSLContext, leaf: bytes) -> dict[str, Any]:
+    _, agent = _agent(server, leaf)
+    return dict(agent.getpeercert() or {})
+
+
+def _agent(server: ssl.SSLContext, trusted: bytes) -> tuple[str, ssl.SSLObject]:
+    context = tls_contexts.client_context(verify=bool(trusted))
+    context.check_hostname = False
+    context.verify_flags |= _IGNORE_TIME
+    if trusted:
+        context.load_verify_locations(cadata=trusted)
+    to_server, to_agent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    agent = context.wrap_bio(to_agent, to_server)
+    waiting = [agent, server.wrap_bio(to_server, to_agent, server_side=True)]
     while waiting:
         for end in list(waiting):
             try:
@@ -164,23 +163,9 @@ def _handshake(
                 waiting.remove(end)
             except ssl.SSLWantReadError:
                 continue
-            except ssl.SSLCertVerificationError as error:
-                return error.verify_message, {}
             except ssl.SSLError as error:
-                return str(error), {}
-    return "", dict(ends[1].getpeercert() or {})
-
-
-def _no_password() -> str:
-    """Otherwise OpenSSL would ask on the terminal for the password of an encrypted key."""
-    raise ValueError("the key is encrypted")
-
-
-def _first_certificate(text: str) -> bytes:
-    """The first certificate of a file. Raises ValueError."""
-    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
-    start = text.index(begin)
-    return ssl.PEM_cert_to_DER_cert(text[start : text.index(end, start) + len(end)])
+                return getattr(error, "verify_message", "") or tls_contexts.reason(error), agent
+    return "", agent
 
 
 def _not_after(certificate: Mapping[str, Any]) -> float:

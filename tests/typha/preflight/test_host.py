@@ -10,6 +10,7 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509 import oid
 
 from typha import settings
 from typha.preflight import host
@@ -94,7 +95,7 @@ def test_a_certificate_of_another_authority_is_a_warning(files: Files) -> None:
     [
         ("cert", b"", "ServerCertFile"),
         ("cert", b"junk", "ServerCertFile"),
-        ("key", trustme.CA().issue_cert("x").private_key_pem.bytes(), "key values mismatch"),
+        ("key", trustme.CA().issue_cert("x").private_key_pem.bytes(), "mismatch"),
         ("ca", b"junk", "CAFile"),
     ],
 )
@@ -135,11 +136,38 @@ def test_no_tls_is_a_warning() -> None:
     assert finding.status is Status.WARNING
 
 
+def test_a_certificate_for_clients_only(files: Files, tmp_path: pathlib.Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "client")])
+    usage = x509.ExtendedKeyUsage([oid.ExtendedKeyUsageOID.CLIENT_AUTH])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, on(-9), on(99)).add_extension(
+        usage, critical=True
+    )
+    files.write("cert", builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    pkcs8 = serialization.PrivateFormat.PKCS8
+    files.write("key", key.private_bytes(serialization.Encoding.PEM, pkcs8, serialization.NoEncryption()))
+    [finding] = files.look()
+    assert finding.status is Status.FAILED
+    assert "purpose" in finding.found
+
+
+def test_a_file_of_authorities_with_other_text(files: Files) -> None:
+    files.write("ca", "# é\n".encode("latin-1") + files.authority.cert_pem.bytes() + b"\nrest")
+    assert [finding.status for finding in files.look()] == [Status.OK]
+
+
 def test_the_certificate_of_metrics(files: Files, tmp_path: pathlib.Path) -> None:
-    metrics = {"prometheus_metrics_enabled": True, "prometheus_metrics_cert_file": str(tmp_path / "cert")}
-    findings = files.look(**metrics, prometheus_metrics_key_file=str(tmp_path / "ca"))
-    assert [finding.status for finding in findings] == [Status.OK, Status.FAILED]
-    assert findings[1].found.startswith("PrometheusMetricsCertFile")
+    paths = {name: str(tmp_path / name) for name in ("cert", "key", "ca")}
+    good = files.look(
+        prometheus_metrics_enabled=True,
+        prometheus_metrics_cert_file=paths["cert"],
+        prometheus_metrics_key_file=paths["key"],
+        prometheus_metrics_ca_file=paths["ca"],
+    )
+    assert [finding.found.partition(" ")[0] for finding in good] == ["ServerCertFile", "PrometheusMetricsCertFile"]
+    assert {finding.status for finding in good} == {Status.OK}
+    bad = files.look(prometheus_metrics_enabled=True, prometheus_metrics_cert_file=paths["cert"])
+    assert [finding.status for finding in bad] == [Status.OK, Status.FAILED]
 
 
 def test_ports() -> None:
