@@ -200,6 +200,7 @@ def _files() -> list[Case]:
         "key among them": (root.key_pem + root.pem, True),
         "broken one among them": (other.pem[:90] + b"!!" + other.pem[90:] + root.pem + b"-----BEGIN", True),
         "not a certificate among them": (begin + b"aGVsbG8=" + end + root.pem, True),
+        "DER of something else among them": (begin + b"MAMCAQE=" + end + root.pem, True),
         "data after the certificate": (begin + base64.encodebytes(root.der + b"\0").rstrip() + end, False),
         "text before BEGIN": (b"x" + root.pem, False),
         "text after END": (root.pem.rstrip() + b" x\n", False),

@@ -506,7 +506,7 @@ def variable_value(variable: Variable, environment: Mapping[str, str]) -> tuple[
     return variable.name, environment.get(variable.name, "")
 
 
-_MAY_HAVE_PREFIX = ("K8S_", "KUBECONFIG")
+_MAY_HAVE_PREFIX = ("K8S_", "KUBECONFIG", "USE_POD_CIDR")
 
 KUBERNETES_VARIABLES: tuple[Variable, ...] = (
     Variable(

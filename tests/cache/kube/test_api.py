@@ -268,6 +268,17 @@ def test_broken_certificates_are_named(authority: trustme.CA, changes: dict[str,
         access.make_ssl_context(structs.replace(secure(authority, 1), **changes))
 
 
+async def test_impersonation_is_in_every_request(server: ScriptedServer, opened: list[api.KubeApi]) -> None:
+    headers = (("Impersonate-User", "me"), ("Impersonate-Group", "a"), ("Impersonate-Group", "ä"))
+    session = await open_session(opened, access.Access(host=server.url, headers=headers))
+    server.script = [server.body(b"{}")] * 2
+    for _ in range(2):
+        await get(session)
+    for request in server.requests:
+        assert request.headers["Impersonate-User"] == "me"
+        assert request.headers.getall("Impersonate-Group") == ["a", "ä"]
+
+
 async def test_a_body_is_sent_as_json(server: ScriptedServer, opened: list[api.KubeApi]) -> None:
     seen: list[tuple[str, str, bytes]] = []
 

@@ -206,6 +206,22 @@ def is_gone(process: int) -> bool:
         return True
 
 
+def test_a_plugin_is_never_taken_from_the_working_directory(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = tmp_path / "bin" / "plugin"
+    plugin.parent.mkdir()
+    plugin.write_text("#!/bin/sh\n" + kubeconfig_cases.prints('{"token": "p"}'))
+    plugin.chmod(0o755)
+    path = tmp_path / "config"
+    path.write_text(kubeconfig_cases.config(user=kubeconfig_cases.plugin("", command="plugin")))
+    monkeypatch.chdir(tmp_path)
+    for directory in ("", "bin", "."):
+        with pytest.raises(access.AccessError, match="there is no program plugin"):
+            load(tmp_path, KUBECONFIG=str(path), PATH=directory)
+    assert load(tmp_path, KUBECONFIG=str(path), PATH=str(plugin.parent)).authorization == "Bearer p"
+
+
 @pytest.fixture
 def pod(tmp_path: pathlib.Path) -> pathlib.Path:
     """The folder of a service account."""
