@@ -166,27 +166,27 @@ class _Examination:
         """The group of Calico's custom resources. None: Calico's feeds are off."""
         off = self._settings.calico_feeds in bootstrap.NEVER
         if off:
-            self._add(Status.OK, "Calico's kinds", "not looked at: CalicoFeeds is false")
+            self._add(Status.OK, "kinds", "not looked at: CalicoFeeds is false")
             return None
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 listed: frozenset[str] | None = await discovery.group_names(self._session)
         except (api.Interrupted, discovery.Refused, TimeoutError) as error:
-            self._add(Status.UNKNOWN, "Calico's kinds", f"the API groups may not be seen: {error}")
+            self._add(Status.UNKNOWN, "kinds", f"the API groups may not be seen: {error}")
             listed = None
         choice = bootstrap.choose(self._environment.get(bootstrap.GROUP_VARIABLE, ""), listed)
         if listed is not None and choice.group.group not in listed:
             if self._settings.calico_feeds == bootstrap.AUTO and self._settings.feeds_file and not choice.is_listed:
-                self._add(Status.OK, "Calico's kinds", "not installed: only the feeds of FeedsFile are served")
+                self._add(Status.OK, "kinds", "not installed: only the feeds of FeedsFile are served")
                 return None
             self._add(
                 Status.FAILED,
-                "Calico's kinds",
+                "kinds",
                 f"no group {choice.group.group} ({choice.reason}): the service waits, and is not ready",
                 "install Calico's custom resource definitions",
             )
         else:
-            self._add(Status.OK, "Calico's kinds", f"{choice.group.value}: {choice.reason}")
+            self._add(Status.OK, "kinds", f"{choice.group.value}: {choice.reason}")
         return choice
 
     def _raw_types(self) -> Iterable[resources.ResourceType]:
@@ -219,12 +219,12 @@ class _Examination:
         if missing:
             self._add(
                 Status.WARNING,
-                "Calico's kinds",
+                "kinds",
                 f"not installed, counted as empty until they are: {', '.join(missing)}",
                 "nothing, if this release of Calico lacks them, or if nobody uses KubeVirt or ClusterNetworkPolicies",
             )
         if unknown:
-            self._add(Status.UNKNOWN, "Calico's kinds", f"installed or not: {', '.join(unknown)}")
+            self._add(Status.UNKNOWN, "kinds", f"installed or not: {', '.join(unknown)}")
 
     # Permissions
 

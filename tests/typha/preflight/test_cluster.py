@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import pathlib
 import socket
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -121,7 +122,7 @@ async def test_a_good_cluster() -> None:
     assert [(finding.status, finding.check) for finding in findings] == [
         (Status.OK, "API server"),
         (Status.OK, "credentials"),
-        (Status.OK, "Calico's kinds"),
+        (Status.OK, "kinds"),
         (Status.OK, "permissions"),
         (Status.OK, "agents"),
         (Status.OK, "operator"),
@@ -207,7 +208,7 @@ async def test_reviews_that_are_not_allowed_are_unknown() -> None:
 async def test_no_kinds_of_calico(groups: list[str]) -> None:
     fake = FakeCluster()
     fake.groups = groups
-    [(status, found)] = of(await examine(fake), "Calico's kinds")
+    [(status, found)] = of(await examine(fake), "kinds")
     assert status is Status.FAILED
     assert found.startswith("no group crd.projectcalico.org (the API server lists neither group)")
 
@@ -215,17 +216,38 @@ async def test_no_kinds_of_calico(groups: list[str]) -> None:
 async def test_kinds_that_are_not_installed_are_named() -> None:
     fake = FakeCluster()
     fake.missing = {"virtualmachineinstancemigrations", "tiers"}
-    findings = of(await examine(fake), "Calico's kinds")
+    findings = of(await examine(fake), "kinds")
     assert findings[1][0] is Status.WARNING
     assert "crd.projectcalico.org/v1/tiers" in findings[1][1]
     assert "kubevirt.io/v1/virtualmachineinstancemigrations" in findings[1][1]
+
+
+async def test_without_calico_only_the_types_of_the_feeds_file_count(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "feeds.yaml"
+    path.write_text("feeds: {a: {resources: [{type: v1/secrets}, {type: apps/v1/deployments}]}}")
+    for configured in (
+        settings.Settings(calico_feeds="false", feeds_file=str(path)),
+        settings.Settings(calico_feeds="auto", feeds_file=str(path)),
+    ):
+        fake = FakeCluster()
+        fake.groups = ["apps"]
+        fake.denied = {("list", "secrets")}
+        findings = await examine(fake, configured)
+        assert {(one["resourceAttributes"]["verb"], one["resourceAttributes"]["resource"]) for one in fake.asked} == {
+            (verb, resource) for verb in ("list", "watch") for resource in ("secrets", "deployments")
+        }
+        assert of(findings, "permissions")[0] == (
+            Status.FAILED,
+            "the service may not list core/v1/secrets: the service is not ready",
+        )
+        assert (of(findings, "agents"), of(findings, "operator")) == ([], [])
 
 
 async def test_the_group_of_the_environment_is_used() -> None:
     fake = FakeCluster()
     fake.groups.append(V3.group)
     findings = await examine(fake, environment={"CALICO_API_GROUP": "projectcalico.org/v3"})
-    assert of(findings, "Calico's kinds")[0] == (
+    assert of(findings, "kinds")[0] == (
         Status.OK,
         "projectcalico.org/v3: CALICO_API_GROUP is 'projectcalico.org/v3'",
     )
@@ -301,7 +323,7 @@ async def test_the_operator(image: str, minor: str, status: Status, words: str) 
         ("/version", (503, {"message": "starting"}), "API server", Status.FAILED, "503 starting"),
         ("/version", (200, [1]), "API server", Status.FAILED, "the answer is no JSON object"),
         ("/version", (200, {"minor": None}), "API server", Status.OK, "answers: None"),
-        ("/apis", (403, {}), "Calico's kinds", Status.UNKNOWN, "the API groups may not be seen: 403"),
+        ("/apis", (403, {}), "kinds", Status.UNKNOWN, "the API groups may not be seen: 403"),
         (SELF_REVIEWS, (201, {"status": {}}), "permissions", Status.UNKNOWN, "the review has no result"),
         (
             PODS,
