@@ -67,10 +67,10 @@ def main() -> None:
         steady = [sample for sample in samples if sample["deliveries_per_second"] > 0]
 
         def peak(key: str, samples: list[dict[str, Any]] = samples) -> float:
-            return max(sample[key] for sample in samples) / 1e6
+            return float(max(sample[key] for sample in samples)) / 1e6
 
         def usual(*keys: str, steady: list[dict[str, Any]] = steady) -> float:
-            return statistics.median(sum(sample[key] for key in keys) for sample in steady)
+            return float(statistics.median(sum(sample[key] for key in keys) for sample in steady))
 
         cells = (
             f"{clients:,}",
