@@ -258,6 +258,26 @@ async def test_a_user_without_rights_gets_a_log_line_with_the_missing_rule(
     assert 'resource "pods" in API group ""' in output
 
 
+async def test_without_rights_a_type_that_is_not_installed_is_in_sync(
+    control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = [
+        resources.ResourceType.parse("policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"),
+        resources.ResourceType.parse("kubevirt.io/v1/virtualmachineinstancemigrations"),
+        resources.ResourceType.parse("v1/nonesuch"),
+        resources.ResourceType.parse("apps/v1/nonesuch"),
+    ]
+    monkeypatch.setenv("KUBECONFIG", str(control_plane.user_kubeconfig))
+    async with reading(control_plane, PODS, *absent) as reader:
+        for type in absent:
+            await reader.until(lambda type=type: reader.sink.statuses.get(type) is SyncStatus.IN_SYNC, str(type))
+        await reader.until(lambda: reader.watchers[PODS].counters.errors["forbidden"] >= 1, "a refusal")
+        assert reader.watchers[PODS].status is SyncStatus.WAITING
+    output = capsys.readouterr().out
+    assert output.count("resource type is not installed") == len(absent)
+    assert output.count("missing RBAC rule") == 1
+
+
 def widget_definition(group: str) -> dict[str, Any]:
     schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
     version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}

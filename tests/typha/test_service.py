@@ -14,6 +14,7 @@ import pytest
 
 from cache.watch import decoding
 from loadtest.apiserver import faults
+from loadtest.apiserver.settings import SimulatorSettings
 from tests.harness import served, worker_stand
 from tests.harness.served import Cluster, converged, mirrors, serving
 from typha import service, settings
@@ -101,6 +102,25 @@ async def test_an_api_server_that_goes_away_and_comes_back(cluster: Cluster) -> 
             await converged(cluster, [*clients, *late])
             assert {client.last_disconnect for client in (*clients, *late)} == {None}
         await running.metric_is('typha_watch_resumes_total{type="core/v1/pods"}', 1)
+
+
+async def test_forbidden_types_that_are_not_installed_keep_no_replica_from_being_ready(tmp_path: pathlib.Path) -> None:
+    """The operator's RBAC rules of a release are for its own types, not for those of every other release."""
+    absent = (
+        "policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
+        "kubevirt.io/v1/virtualmachineinstancemigrations",
+    )
+    forbidden = frozenset(f"/apis/{type}" for type in absent)
+    async with Cluster(tmp_path, SimulatorSettings(forbidden=forbidden)) as cluster:
+        types = "".join(f"      - type: {type}\n" for type in absent)
+        cluster.feeds_file.write_text(cluster.feeds_file.read_text() + types)
+        async with serving(cluster, "--workers", "0") as running, mirrors(await running.address(), 1) as clients:
+            await converged(cluster, clients)
+            for type in absent:
+                assert running.text.count(f'type="{type}"') == 1
+                await running.metric_is(f'typha_watch_errors_total{{type="{type}",class="not-found"}}', 1)
+    assert running.text.count("resource type is not installed") == 2
+    assert "missing RBAC rule" not in running.text
 
 
 async def test_a_port_in_use_is_one_clear_line(cluster: Cluster) -> None:
