@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import os
 import resource
 import signal
 import socket
@@ -114,7 +115,12 @@ class Service:
             limits,
             awaited=bootstrap.awaited_names(configured),
         )
-        self.calico = bootstrap.CalicoStart(configured, self.hub, max_value_bytes=max_value_bytes)
+        self.calico = bootstrap.CalicoStart(
+            configured,
+            self.hub,
+            max_value_bytes=max_value_bytes,
+            use_pod_cidr=settings.uses_pod_cidrs(os.environ),
+        )
         self.listener = listener
         self.supervisor = supervisor.Supervisor(
             self.hub, configured, limits, listener, serve_embedded=_serve_embedded_worker

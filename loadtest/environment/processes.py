@@ -155,6 +155,10 @@ class ServiceProcess(child.Child):
         self._command = [*shell, str(TYPHA), "serve"]
         self._cpu = measure.CpuMeter()
         self._session: aiohttp.ClientSession | None = None
+        self.start_seconds = 0.0
+        """How long the last start took, until it was ready."""
+        self.start_cpu_seconds = 0.0
+        """CPU time of all processes of the service until then."""
 
     def pids(self) -> list[int]:
         """All its processes, the hub first."""
@@ -181,7 +185,9 @@ class ServiceProcess(child.Child):
                     f"the service is not ready after {child.START_TIMEOUT_SECONDS:.0f} s; see {self.log}"
                 )
             await asyncio.sleep(POLL_INTERVAL_SECONDS)
-        return time.monotonic() - begin
+        self.start_seconds = time.monotonic() - begin
+        self.start_cpu_seconds = sum(self.cpu())
+        return self.start_seconds
 
     async def stop(self) -> None:
         """End it."""

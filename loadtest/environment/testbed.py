@@ -115,7 +115,12 @@ class Testbed:
             samples=self.monitor.samples,
             checks=[*checks, *_proof_checks(verdict, totals)],
             facts={"agents": proved_how, **facts},
-            data={"verdict": found, "swarm": dataclasses.asdict(totals)},
+            data={
+                "verdict": found,
+                "swarm": dataclasses.asdict(totals),
+                "start_seconds": self.service.start_seconds,
+                "start_cpu_seconds": self.service.start_cpu_seconds,
+            },
         )
 
     async def _expected(self) -> expected_state.ExpectedState:

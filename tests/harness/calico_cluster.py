@@ -171,10 +171,10 @@ def content(lines: list[dict[str, Any]]) -> Map:
     }
 
 
-async def converted(cluster: RealCluster, group: syncers.Group, feed: str, release: str = "") -> Map:
+async def converted(cluster: RealCluster, group: syncers.Group, feed: str, *options: str) -> Map:
+    """What `typha convert` makes of the API server's lists."""
     lists = await asyncio.to_thread(cluster.lists, group)
-    flags = ("--agent-release", release) if release else ()
-    code, lines, errors = await output_of("convert", "--feed", feed, "--api-group", group.value, *flags, data=lists)
+    code, lines, errors = await output_of("convert", "--feed", feed, "--api-group", group.value, *options, data=lists)
     assert code in (0, 1), errors  # 1: an object was refused; the feed does not have it either
     return content(lines)
 
@@ -208,7 +208,12 @@ async def have_the_map(
     deadline = time.monotonic() + PATIENCE_SECONDS
     kinds = list(dict.fromkeys((agent.syncer, agent.release) for agent in agents))
     while True:
-        maps = await asyncio.gather(*(converted(cluster, group, *kind) for kind in kinds))
+        maps = await asyncio.gather(
+            *(
+                converted(cluster, group, syncer, *(("--agent-release", release) if release else ()))
+                for syncer, release in kinds
+            )
+        )
         wanted = {
             kind: {key: line for key, line in found.items() if line[0] is not None}
             for kind, found in zip(kinds, maps, strict=True)

@@ -32,14 +32,14 @@ async def watched(address: str, feed: str) -> Map:
     return calico_cluster.content(lines)
 
 
-async def agree(cluster: RealCluster, address: str, group: syncers.Group) -> dict[str, Map]:
+async def agree(cluster: RealCluster, address: str, group: syncers.Group, *options: str) -> dict[str, Map]:
     """Wait until all four feeds equal the converted lists. Returns the feeds' contents."""
     found = {}
     for feed in syncers.NAMES:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             seen = await watched(address, feed)
-            wanted = await calico_cluster.converted(cluster, group, feed)
+            wanted = await calico_cluster.converted(cluster, group, feed, *options)
             different = calico_cluster.difference(seen, wanted)
             if not different:
                 break
@@ -107,6 +107,25 @@ async def test_group_v3_by_discovery_and_by_name(cluster: RealCluster) -> None:
     async with served.serving(cluster, "--workers", "0", CALICO_API_GROUP="ProjectCalico.org/V3") as service:
         await service.logged("Chose Calico's API group.*projectcalico.org/v3.*CALICO_API_GROUP")
         await agree(cluster, await service.address(), v3)
+
+
+async def test_host_local_ipam(cluster: RealCluster) -> None:
+    v1 = syncers.Group.V1
+    await asyncio.to_thread(cluster.install, v1.value, *OTHER_GROUPS)
+    first, _ = recorded_steps(v1)
+    await asyncio.to_thread(cluster.play, first)
+    spec = {"podCIDR": "10.1.2.0/24", "podCIDRs": ["10.1.2.0/24", "fd00:1::/64"]}
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "host-local"}, "spec": spec}
+    cluster.plane.create("/api/v1/nodes", node)
+    async with served.serving(cluster, "--workers", "0", USE_POD_CIDR="true") as service:
+        found = await agree(cluster, await service.address(), v1, "--use-pod-cidr")
+        address = await service.address()
+        assert {"10.1.2.0-24", "fd00:1::-64"} <= {key.rpartition("/")[2] for key in found["felix"] if "/ipam/" in key}
+        assert found["felix"]["/calico/v1/host/host-local/config/IpInIpTunnelAddr"][0] == "10.1.2.1"
+        assert not any("/ipam/v2/" in key for key in found["bgp"])
+        cluster.plane.request("DELETE", "/api/v1/nodes/host-local")
+        found = await agree(cluster, address, v1, "--use-pod-cidr")
+        assert not any("10.1.2.0-24" in key for key in found["felix"])
 
 
 async def test_without_definitions_no_client_gets_an_empty_snapshot_as_in_sync(cluster: RealCluster) -> None:

@@ -19,6 +19,7 @@ from cache import objects, resources
 from cache.feeds.calico import customresource, feed, releases, specfields, syncers
 from cache.feeds.calico.codecs import gojson
 from protocol import messages
+from typha import settings
 
 EXIT_REFUSED = 1
 EXIT_UNREADABLE = 2
@@ -58,6 +59,11 @@ _IGNORED_WATCH_TYPES = frozenset({"BOOKMARK", "SYNCED"})
     metavar="VERSION",
     help="Release of the agents, such as v3.31.7. Default: the newest.",
 )
+@click.option(
+    "--use-pod-cidr/--no-pod-cidr",
+    default=None,
+    help="Whether blocks and tunnel addresses come from the nodes' pod CIDRs. Default: USE_POD_CIDR.",
+)
 @click.option("--deltas", is_flag=True, help="Print updates step by step: the first list, then each watch event.")
 @click.pass_context
 def convert(
@@ -67,6 +73,7 @@ def convert(
     feed_name: str,
     api_group: str | None,
     agent_release: str | None,
+    use_pod_cidr: bool | None,
     deltas: bool,
 ) -> None:
     """Print what the agents of a feed see of the objects in FILEs, as one JSON object per line.
@@ -79,12 +86,17 @@ def convert(
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--agent-release") from error
     try:
+        if use_pod_cidr is None:
+            use_pod_cidr = settings.uses_pod_cidrs(os.environ)
+    except settings.ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
+    try:
         entries = _read_files(files)
     except (OSError, UnreadableInput) as error:
         click.echo(f"typha: error: {error}", err=True)
         context.exit(EXIT_UNREADABLE)
     group = _choose_group(api_group, entries)
-    conversion = _Conversion(feed_name, group, release)
+    conversion = _Conversion(feed_name, group, release, use_pod_cidr=use_pod_cidr)
     try:
         if deltas:
             _print_deltas(conversion, entries)
@@ -294,8 +306,9 @@ def _choose_group(option: str | None, entries: Iterable[Entry]) -> syncers.Group
 class _Conversion:
     """One feed, and the messages about objects for standard error."""
 
-    def __init__(self, feed_name: str, group: syncers.Group, release: releases.Release) -> None:
-        [spec] = [spec for spec in syncers.specs(group) if spec.name == feed_name]
+    def __init__(self, feed_name: str, group: syncers.Group, release: releases.Release, *, use_pod_cidr: bool) -> None:
+        specs = syncers.specs(group, use_pod_cidr=use_pod_cidr)
+        [spec] = [spec for spec in specs if spec.name == feed_name]
         self.feed: feed.CalicoFeed = feed.CalicoFeed(spec, max_value_bytes=_MAX_VALUE_BYTES)
         """Takes the objects."""
         self.shown = self.feed

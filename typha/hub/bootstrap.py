@@ -76,6 +76,7 @@ class CalicoStart:
     """Adds Calico's feeds to the hub, and tells the service which types to watch, and when.
 
     Args:
+        use_pod_cidr: see `settings.uses_pod_cidrs`.
         retry_seconds: between two attempts while the API server does not answer.
         look_seconds: between two checks for definitions of custom resources.
     """
@@ -86,12 +87,14 @@ class CalicoStart:
         the_hub: hub.Hub,
         *,
         max_value_bytes: int,
+        use_pod_cidr: bool = False,
         retry_seconds: float = 1.0,
         look_seconds: float = 2.0,
     ) -> None:
         self._settings = configured
         self._hub = the_hub
         self._max_value_bytes = max_value_bytes
+        self._use_pod_cidr = use_pod_cidr
         self._retry_seconds = retry_seconds
         self._look_seconds = look_seconds
         self.types: list[resources.ResourceType] = []
@@ -112,7 +115,9 @@ class CalicoStart:
             self._hub.withdraw_awaited()
             return
         _log.info("Chose Calico's API group", group=choice.group.value, reason=choice.reason)
-        specs = syncers.specs(choice.group)
+        if self._use_pod_cidr:
+            _log.info("Blocks and tunnel addresses come from the nodes' pod CIDRs", setting="USE_POD_CIDR")
+        specs = syncers.specs(choice.group, use_pod_cidr=self._use_pod_cidr)
         self._hub.add_feeds(feed.CalicoFeed(spec, max_value_bytes=self._max_value_bytes) for spec in specs)
         types = (source.type for spec in specs for source in spec.sources if source.type.group == choice.group.group)
         self.types = list(dict.fromkeys(types))

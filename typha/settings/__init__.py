@@ -3,7 +3,7 @@
 `python -m typha.settings` prints the tables of docs/configuration.md.
 """
 
-from typha.settings.loading import DEFAULT_CONFIG_FILE, Loaded, Notice, load
+from typha.settings.loading import DEFAULT_CONFIG_FILE, Loaded, Notice, load, uses_pod_cidrs
 from typha.settings.sources import ConfigurationError
 from typha.settings.table import KUBERNETES_VARIABLES, SETTINGS, Row, Scope, Settings, from_dict, to_dict
 
@@ -20,4 +20,5 @@ __all__ = [
     "from_dict",
     "load",
     "to_dict",
+    "uses_pod_cidrs",
 ]

@@ -14,6 +14,11 @@ from typha.settings.table import BY_LOWER_NAME, SETTINGS, Row, Scope, Settings
 
 DEFAULT_CONFIG_FILE = "/etc/calico/typha.cfg"
 
+_POD_CIDR_VARIABLES = ("CALICO_USE_POD_CIDR", "USE_POD_CIDR")
+_GO_BOOLEANS = {
+    **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False", ""), False),
+}
 _REPORTED_NAMES_LIMIT = 50
 _REPORTED_VALUE_LIMIT = 100
 _CLIENT_TLS_FILES = ("ServerKeyFile", "ServerCertFile", "CAFile")
@@ -172,6 +177,19 @@ def _with_fallbacks(settings: Settings, notices: list[Notice]) -> Settings:
         notices.append(Notice("info", "Pong timeout is too close to the ping interval, using six intervals", fields))
         settings = dataclasses.replace(settings, server_pong_timeout_seconds=timeout_seconds)
     return settings
+
+
+def uses_pod_cidrs(environment: Mapping[str, str]) -> bool:
+    """Return whether pods get their addresses from their node's pod CIDRs, and not from Calico's IPAM.
+
+    Raises:
+        ConfigurationError: USE_POD_CIDR is not a boolean. Agents would get the wrong networks.
+    """
+    name = next((name for name in _POD_CIDR_VARIABLES if environment.get(name)), _POD_CIDR_VARIABLES[-1])
+    text = environment.get(name, "")
+    if text not in _GO_BOOLEANS:
+        raise ConfigurationError(name, f"not true or false: {_shown(text)!r}")
+    return _GO_BOOLEANS[text]
 
 
 def _shown(text: str) -> str:

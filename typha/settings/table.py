@@ -505,7 +505,12 @@ KUBERNETES_VARIABLES: tuple[Variable, ...] = (
     Variable("KUBERNETES_SERVICE_PORT", "set in a pod", "Port of the API server. Cannot have the prefix CALICO_."),
     Variable("K8S_CLIENT_QPS", "-", f"{NO_EFFECT}one watch per resource type needs no rate limit."),
     Variable("K8S_CLIENT_BURST", "-", f"{NO_EFFECT}see K8S_CLIENT_QPS."),
-    Variable("USE_POD_CIDR", "-", f"{NO_EFFECT}blocks and affinities come from their custom resources."),
+    Variable(
+        "USE_POD_CIDR",
+        "false",
+        "Pods get their addresses from their node's pod CIDRs (host-local IPAM). Blocks and tunnel addresses come from "
+        "the nodes then, not from Calico's IPAM.",
+    ),
     Variable(
         "CALICO_API_GROUP",
         "chosen from the groups that the API server lists",

@@ -69,11 +69,11 @@ class Claims:
         return place == 0
 
     def drop(self, key: str, rank: int, name: str) -> tuple[bool, model.Item | None]:
-        """Remove an owner's claim. Return (whether it was visible, the item that is visible now)."""
+        """Remove an owner's claim, if it has one. Return (whether it was visible, the item that is visible now)."""
         held = list(self.of(key))
         others = [other for other in held if other.owner != (rank, name)]
         if not others:
-            del self._claims[key]
+            self._claims.pop(key, None)
             return True, None
         self._claims[key] = others if len(others) > 1 else others[0]
         return others[0] is not held[0], others[0].item

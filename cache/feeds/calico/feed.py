@@ -104,27 +104,29 @@ class CalicoFeed(feed.Feed):
             self.skipped += len(items)
             return None
         rejection = None
-        held: list[model.Item] = []
+        checked: list[model.Item] = []
+        for item in items:
+            if not self._is_plain(item) and (self._sends_older or not item.is_older):
+                item, rejection = self._examine(event, item, rejection)
+            checked.append(item)
+        held = tuple(item for item in checked if item.value is not None or item.invalid)
         known = self._sent_keys(kind, name)
+        # If there is no memory in between, the object comes again. What it claims by then must be known.
+        kind.items[name] = (*kind.items[name], *held) if known else held
+        kind.last_items.pop(name, None)
         if known:
             self._release_unmentioned(kind, name, known, {item.key for item in items})
-        for item in items:
+        for item in checked:
             if item.is_older and not self._sends_older:
-                if item.value is not None or item.invalid:
-                    held.append(item)
                 continue
-            if not self._is_plain(item):
-                item, rejection = self._examine(event, item, rejection)
             if item.value is not None or item.invalid:
-                held.append(item)
                 self._claim(kind, name, item)
             elif item.key in known:
                 self._release(kind, name, item.key)
         if held:
-            kind.items[name] = tuple(held)
+            kind.items[name] = held
         else:
-            kind.items.pop(name, None)
-        kind.last_items.pop(name, None)
+            del kind.items[name]
         for projection in self.projections:
             projected = projection.follow(event, items)
             rejection = rejection or projected

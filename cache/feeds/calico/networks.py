@@ -127,8 +127,24 @@ def convert_block(event: objects.ObjectEvent, group: customresource.Group) -> Se
         "sequenceNumberForAllocation": None if sequence_numbers is None else gojson.sorted_map(sequence_numbers),
         "deleted": bool(spec.deleted),
     }
-    key = f"/calico/ipam/v2/assignment/ipv{network.version}/block/{_key_part(network)}"
-    return (model.Item(key, gojson.encode(value), event.resource_version),)
+    return (model.Item(_block_key(network), gojson.encode(value), event.resource_version),)
+
+
+def bare_block(event: objects.ObjectEvent, network: addresses.Network) -> model.Item:
+    """Return a network of a node as a block with an affinity to it, as the original makes it of a pod CIDR."""
+    value = {
+        "cidr": str(network),
+        "affinity": f"{_AFFINITY_DEFAULT}:{event.name}",
+        **dict.fromkeys(("allocations", "unallocated", "attributes")),
+        "sequenceNumber": 0,
+        "sequenceNumberForAllocation": None,
+        "deleted": False,
+    }
+    return model.Item(_block_key(network), gojson.encode(value), event.resource_version)
+
+
+def _block_key(network: addresses.Network) -> str:
+    return f"/calico/ipam/v2/assignment/ipv{network.version}/block/{_key_part(network)}"
 
 
 def _attribute(attribute: _Attribute) -> dict[str, Any]:

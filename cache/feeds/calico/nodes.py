@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from cache import objects
-from cache.feeds.calico import model
+from cache.feeds.calico import model, networks
 from cache.feeds.calico.codecs import addresses, gojson, kubenames
 
 _ANNOTATION = "projectcalico.org/"
@@ -30,6 +30,7 @@ class _Metadata(msgspec.Struct, gc=False):
 
 
 class _Spec(msgspec.Struct, gc=False):
+    podCIDR: str = ""  # noqa: N815
     podCIDRs: list[str] | None = None  # noqa: N815
 
 
@@ -63,18 +64,28 @@ class _Converted(NamedTuple):
 
 
 class NodeConverter:
-    """Converts nodes for all feeds that use them. For an unchanged node it returns the identical items again."""
+    """Converts nodes for all feeds that use them. For an unchanged node it returns the identical items again.
 
-    def __init__(self) -> None:
+    Args:
+        use_pod_cidr: pods get their addresses from their node's `podCIDRs` (host-local IPAM), not from Calico's IPAM.
+            Felix then gets these networks as blocks, and tunnel addresses come from `podCIDR`.
+    """
+
+    def __init__(self, *, use_pod_cidr: bool = False) -> None:
+        self._use_pod_cidr = use_pod_cidr
         self._last_event: objects.ObjectEvent | None = None
         self._known: dict[str, _Converted] = {}
 
     def felix(self, event: objects.ObjectEvent) -> Sequence[model.Item]:
-        """Convert to host configuration, whole resource and WireGuard keys. Raises ConversionError: invalid-object."""
+        """Convert to host configuration, whole resource, WireGuard keys, and blocks with host-local IPAM.
+
+        Raises:
+            ConversionError: invalid-object, bad-cidr.
+        """
         return self._converted(event).all_items
 
     def whole(self, event: objects.ObjectEvent) -> Sequence[model.Item]:
-        """Convert to the whole resource. Raises ConversionError: invalid-object."""
+        """Convert to the whole resource. Raises ConversionError: invalid-object, bad-cidr."""
         return self._converted(event).whole
 
     def _converted(self, event: objects.ObjectEvent) -> _Converted:
@@ -85,7 +96,7 @@ class NodeConverter:
         node = model.typed(_decoder, event)
         digest = hashlib.blake2b(_encode(node), digest_size=16).digest()
         if known is None or known.digest != digest or any(item.invalid for item in known.whole):
-            items = tuple(_convert(event, node))
+            items = tuple(_convert(event, node, use_pod_cidr=self._use_pod_cidr))
             key = _whole_key(event.name)
             known = _Converted(digest, items, tuple(item for item in items if item.key == key))
             if len(self._known) >= _KNOWN_NODES_MAX:
@@ -99,9 +110,14 @@ def _whole_key(name: str) -> str:
     return f"/calico/resources/v3/projectcalico.org/nodes/{name}"
 
 
-def _convert(event: objects.ObjectEvent, node: _Node) -> Sequence[model.Item]:
+def _convert(event: objects.ObjectEvent, node: _Node, *, use_pod_cidr: bool) -> Sequence[model.Item]:
     annotations = node.metadata.annotations or {}
-    bgp, wireguard, tunnels = _bgp(annotations), _wireguard(annotations), _tunnels(annotations)
+    static_tunnel = _static_tunnel(node.spec.podCIDR) if use_pod_cidr and node.spec.podCIDR else None
+    bgp, wireguard, tunnels = (
+        _bgp(annotations, static_tunnel),
+        _wireguard(annotations, static_tunnel),
+        _tunnels(annotations),
+    )
     spec: dict[str, Any] = gojson.omit_empty(
         {
             "bgp": bgp,
@@ -125,6 +141,7 @@ def _convert(event: objects.ObjectEvent, node: _Node) -> Sequence[model.Item]:
         *_host_configuration(event, bgp, tunnels),
         _whole_item(event, metadata, spec, status),
         _wireguard_item(event, wireguard, status),
+        *(_pod_blocks(event, node.spec.podCIDRs or ()) if use_pod_cidr else ()),
     ]
 
 
@@ -201,7 +218,11 @@ def _decimal(text: str, bits: int) -> int | None:
     return number if number < 1 << bits else None
 
 
-def _bgp(annotations: Mapping[str, str]) -> dict[str, Any]:
+def _bgp(annotations: Mapping[str, str], static_tunnel: str | None) -> dict[str, Any]:
+    if static_tunnel is None:
+        tunnel = _annotation(annotations, "IPv4IPIPTunnelAddr", _is_ipv4_network)
+    else:
+        tunnel = static_tunnel
     as_number = _as_number(annotations.get(_ANNOTATION + "ASNumber"))
     return {
         **({} if as_number is None else {"asNumber": as_number}),
@@ -209,20 +230,42 @@ def _bgp(annotations: Mapping[str, str]) -> dict[str, Any]:
             {
                 "ipv4Address": _annotation(annotations, "IPv4Address", _is_ipv4_interface),
                 "ipv6Address": _annotation(annotations, "IPv6Address", _is_ipv6_interface),
-                "ipv4IPIPTunnelAddr": _annotation(annotations, "IPv4IPIPTunnelAddr", _is_ipv4_network),
+                "ipv4IPIPTunnelAddr": tunnel,
                 "routeReflectorClusterID": _annotation(annotations, "RouteReflectorClusterID", _is_ipv4_network),
             }
         ),
     }
 
 
-def _wireguard(annotations: Mapping[str, str]) -> dict[str, str]:
+def _wireguard(annotations: Mapping[str, str], static_tunnel: str | None) -> dict[str, str]:
+    if static_tunnel is not None:
+        has_key = bool(annotations.get(_ANNOTATION + "WireguardPublicKey"))
+        return gojson.omit_empty({"interfaceIPv4Address": static_tunnel if has_key else ""})
     return gojson.omit_empty(
         {
             "interfaceIPv4Address": _annotation(annotations, "IPv4WireguardInterfaceAddr", _is_ipv4_network),
             "interfaceIPv6Address": _annotation(annotations, "IPv6WireguardInterfaceAddr", _is_ipv6_network),
         }
     )
+
+
+def _static_tunnel(pod_cidr: str) -> str:
+    """Return the address that follows that of the pod CIDR, for the IPIP and WireGuard tunnels. Empty for IPv6.
+
+    Only the last byte of the address counts up, as in the original.
+    """
+    parsed = addresses.parse_interface(pod_cidr)
+    if parsed is None:
+        raise model.ConversionError("bad-cidr", f"spec.podCIDR is not a CIDR: {pod_cidr!r:.80}")
+    first, _ = parsed
+    return addresses.ipv4_text(first.value & ~0xFF | (first.value + 1) & 0xFF) if first.version == 4 else ""
+
+
+def _pod_blocks(event: objects.ObjectEvent, pod_cidrs: Sequence[str]) -> list[model.Item]:
+    """Return the node's networks as blocks of Calico's IPAM. A bad one is ignored alone."""
+    found = (addresses.parse_cidr(text) for text in pod_cidrs)
+    by_key = {item.key: item for item in (networks.bare_block(event, network) for network in found if network)}
+    return list(by_key.values())
 
 
 def _tunnels(annotations: Mapping[str, str]) -> dict[str, str]:

@@ -112,9 +112,12 @@ def _older(kind: str, type: resources.ResourceType, convert: model.Converter) ->
     return Source(kind, type, marked, quick_bytes=_MULTIPLYING_QUICK_BYTES, is_older=True)
 
 
-def specs(group: Group) -> tuple[FeedSpec, ...]:
-    """Return the four feeds, with Calico's own kinds from this group. They share the converters' caches."""
-    node_converter = nodes.NodeConverter()
+def specs(group: Group, *, use_pod_cidr: bool = False) -> tuple[FeedSpec, ...]:
+    """Return the four feeds, with Calico's own kinds from this group. They share the converters' caches.
+
+    With `use_pod_cidr`, nodes stand for the kinds of Calico's IPAM (see `nodes.NodeConverter`).
+    """
+    node_converter = nodes.NodeConverter(use_pod_cidr=use_pod_cidr)
 
     def own(kind: str, convert: _GroupConverter, *, last_wins: bool = True, **options: str) -> Source:
         bound = functools.partial(convert, group=group, **options)
@@ -154,7 +157,7 @@ def specs(group: Group) -> tuple[FeedSpec, ...]:
         _older("BaselineAdminNetworkPolicy", BASELINE_POLICIES, adminpolicies.convert_baseline),
         Source("EndpointSlice", _ENDPOINT_SLICES, wholeresource.convert_endpoint_slice),
         Source("Service", _SERVICES, wholeresource.convert_service),
-        own("IPAMBlock", networks.convert_block),
+        *(() if use_pod_cidr else (own("IPAMBlock", networks.convert_block),)),
     )
     whole_nodes = Source("Node", _NODES, node_converter.whole, is_memoised=True)
     bgp = (
@@ -163,7 +166,7 @@ def specs(group: Group) -> tuple[FeedSpec, ...]:
         whole_nodes,
         bgp_peers,
         own("BGPFilter", wholeresource.convert_bgp_filter),
-        own("BlockAffinity", networks.convert_affinity),
+        *(() if use_pod_cidr else (own("BlockAffinity", networks.convert_affinity),)),
     )
     return (
         FeedSpec(FELIX, felix, profiles.built_in()),

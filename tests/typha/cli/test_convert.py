@@ -200,6 +200,32 @@ def test_choice_of_the_api_group(
     assert [line.startswith("ignored 1 object of ") for line in result.errors] == [True] * ignored
 
 
+@pytest.mark.parametrize(
+    ("options", "variable", "has_block"),
+    [
+        ([], "", False),
+        ([], "true", True),
+        (["--use-pod-cidr"], "", True),
+        (["--no-pod-cidr"], "true", False),
+    ],
+)
+def test_blocks_of_pod_cidrs(
+    options: list[str], variable: str, convert: Convert, monkeypatch: pytest.MonkeyPatch, *, has_block: bool
+) -> None:
+    monkeypatch.setenv("USE_POD_CIDR", variable)
+    node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}, "spec": {"podCIDRs": ["10.1.2.0/24"]}}
+    result = convert(json.dumps(node), options=options)
+    block = "/calico/ipam/v2/assignment/ipv4/block/10.1.2.0-24"
+    assert (block in {line["key"] for line in result.lines}) is has_block
+
+
+def test_an_unclear_use_of_pod_cidrs_is_bad_usage(convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USE_POD_CIDR", "yes")
+    result = convert(json.dumps(POOL))
+    assert result.exit_code == 2
+    assert "USE_POD_CIDR: not true or false: 'yes'" in result.errors[0]
+
+
 def test_objects_of_both_groups_select_group_v1(convert: Convert) -> None:
     other = {**POOL, "apiVersion": "crd.projectcalico.org/v1", "spec": {"cidr": "10.9.0.0/16"}}
     result = convert(json.dumps(POOL), json.dumps(other), feed="bgp")

@@ -57,11 +57,16 @@ def test_the_feeds_that_may_come(value: str, count: int) -> None:
 class StartStand:
     """A hub without feeds, and Calico's start, which adds some."""
 
-    def __init__(self, *, calico_feeds: str = "auto", feeds_file: str = "") -> None:
+    def __init__(self, *, calico_feeds: str = "auto", feeds_file: str = "", use_pod_cidr: bool = False) -> None:
         configured = settings.Settings(calico_feeds=calico_feeds, feeds_file=feeds_file, read_only=True)
         self.hub = hub.Hub([], LIMITS, awaited=bootstrap.awaited_names(configured))
         self.calico = bootstrap.CalicoStart(
-            configured, self.hub, max_value_bytes=1 << 20, retry_seconds=0.01, look_seconds=0.01
+            configured,
+            self.hub,
+            max_value_bytes=1 << 20,
+            use_pod_cidr=use_pod_cidr,
+            retry_seconds=0.01,
+            look_seconds=0.01,
         )
 
     async def decide(self, server: ScriptedServer) -> None:
@@ -168,3 +173,12 @@ async def test_waits_until_no_more_types_come(server: ScriptedServer) -> None:
     finally:
         await session.close()
     assert len(server.script) == 1
+
+
+async def test_no_kind_of_calicos_ipam_is_watched_with_pod_cidrs(server: ScriptedServer) -> None:
+    server.script = [server.body(groups(V3.group))]
+    stand = StartStand(use_pod_cidr=True)
+    await stand.decide(server)
+    watched = {type.resource for type in stand.calico.types}
+    assert "ippools" in watched
+    assert not watched & {"ipamblocks", "blockaffinities"}

@@ -212,3 +212,24 @@ def test_etcd_is_rejected() -> None:
 def test_a_segment_is_at_most_half_the_budget() -> None:
     with pytest.raises(settings.ConfigurationError, match=r"^SegmentBytes: "):
         load({"TYPHA_LOGBUDGETBYTES": "4194304"})
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_used"),
+    [
+        ({}, False),
+        ({"USE_POD_CIDR": ""}, False),
+        ({"USE_POD_CIDR": "true"}, True),
+        ({"USE_POD_CIDR": "T"}, True),
+        ({"USE_POD_CIDR": "0"}, False),
+        ({"USE_POD_CIDR": "true", "CALICO_USE_POD_CIDR": "false"}, False),
+        ({"USE_POD_CIDR": "false", "CALICO_USE_POD_CIDR": "1"}, True),
+    ],
+)
+def test_whether_pod_cidrs_are_used(environment: dict[str, str], *, is_used: bool) -> None:
+    assert settings.uses_pod_cidrs(environment) is is_used
+
+
+def test_an_unclear_use_of_pod_cidrs_ends_the_start() -> None:
+    with pytest.raises(settings.ConfigurationError, match="USE_POD_CIDR: not true or false: 'yes'"):
+        settings.uses_pod_cidrs({"USE_POD_CIDR": "yes"})

@@ -1,5 +1,7 @@
 """The feeds of Calico's model: update types, conflicts, rejections, statuses."""
 
+import collections
+import contextlib
 import json
 from typing import Any
 
@@ -18,6 +20,10 @@ KEY = "/calico/v1/ipam/v4/pool/10.0.0.0-16"
 
 @pytest.fixture(name="felix")
 def make_felix() -> feed.CalicoFeed:
+    return make_fresh()
+
+
+def make_fresh() -> feed.CalicoFeed:
     [spec] = [spec for spec in syncers.specs(syncers.Group.V1) if spec.name == syncers.FELIX]
     made = feed.CalicoFeed(spec, max_value_bytes=LIMIT)
     made.take()
@@ -190,3 +196,50 @@ def test_the_status_is_that_of_all_types(felix: feed.CalicoFeed) -> None:
     assert batch is not None
     assert batch.status is messages.SyncStatus.IN_SYNC
     assert felix.synced_once
+
+
+class ScarceMemory(collections.deque[Any]):
+    """A feed's changes. There is no memory for some of them."""
+
+    def __init__(self, changes: collections.deque[Any], *, lacking: int) -> None:
+        super().__init__(changes)
+        self.lacking = lacking
+        """The number of the append that fails."""
+
+    def append(self, change: Any) -> None:
+        """Append, or raise MemoryError."""
+        self.lacking -= 1
+        if self.lacking == 0:
+            raise MemoryError
+        super().append(change)
+
+
+CONFIGURATIONS = syncers.custom_type(syncers.Group.V1, "felixconfigurations")
+
+
+def configuration(revision: str, spec: dict[str, Any]) -> objects.ObjectEvent:
+    return event(CONFIGURATIONS, "default", revision, spec)
+
+
+@pytest.mark.parametrize("lacking", range(1, 7))
+@pytest.mark.parametrize("next_state", [{"bpfEnabled": True, "vxlanPort": 9}, {"mtuIfacePattern": "x"}, None])
+def test_an_object_for_whose_changes_there_was_no_memory_comes_again(
+    felix: feed.CalicoFeed, lacking: int, next_state: dict[str, Any] | None
+) -> None:
+    felix.apply(configuration("1", {"bpfEnabled": True, "logSeverityScreen": "Info", "vxlanVNI": 7}))
+    felix.take()
+    changed = configuration("2", {"vxlanVNI": 8, "vxlanPort": 9, "ipipMTU": 1400})
+    felix._changes = ScarceMemory(felix._changes, lacking=lacking)
+    with contextlib.suppress(MemoryError):
+        felix.apply(changed)
+        felix.delete(changed)
+    fresh = make_fresh()
+    for one in (felix, fresh):
+        one._changes = collections.deque(one._changes)
+        if next_state is None:
+            one.delete(configuration("3", {}))
+        else:
+            one.apply(configuration("3", next_state))
+        one.take()
+    maps = [{entry.key: entry.value for entry in one.store} for one in (felix, fresh)]
+    assert maps[0] == maps[1]

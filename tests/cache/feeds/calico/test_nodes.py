@@ -204,3 +204,78 @@ def test_an_invalid_node_is_converted_every_time() -> None:
     metadata: dict[str, Any] = {"annotations": {"projectcalico.org/WireguardPublicKey": "short"}}
     first = converter.felix(builders.event("n", metadata=metadata))
     assert converter.felix(builders.event("n", metadata=metadata)) is not first
+
+
+def host_local(*, spec: dict[str, Any], **annotations: str) -> list[model.Item]:
+    found = {f"projectcalico.org/{name}": text for name, text in annotations.items()}
+    event = builders.event("n", metadata={"annotations": found}, spec=spec)
+    return list(nodes.NodeConverter(use_pod_cidr=True).felix(event))
+
+
+def test_pod_cidrs_are_blocks_with_host_local_ipam() -> None:
+    items = host_local(spec={"podCIDR": "10.1.2.0/24", "podCIDRs": ["10.1.2.0/24", "bad", "fd00:1::/64"]})
+    assert [(item.key, item.value) for item in items[-2:]] == [
+        (
+            "/calico/ipam/v2/assignment/ipv4/block/10.1.2.0-24",
+            (
+                b'{"cidr":"10.1.2.0/24","affinity":"host:n","allocations":null,"unallocated":null,"attributes":null,'
+                b'"sequenceNumber":0,"sequenceNumberForAllocation":null,"deleted":false}'
+            ),
+        ),
+        (
+            "/calico/ipam/v2/assignment/ipv6/block/fd00:1::-64",
+            (
+                b'{"cidr":"fd00:1::/64","affinity":"host:n","allocations":null,"unallocated":null,"attributes":null,'
+                b'"sequenceNumber":0,"sequenceNumberForAllocation":null,"deleted":false}'
+            ),
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pod_cidr", "tunnel"),
+    [
+        ("10.1.2.0/24", "10.1.2.1"),
+        ("10.1.2.9/24", "10.1.2.10"),
+        ("10.1.2.255/24", "10.1.2.0"),
+        ("fd00:1::/64", None),
+    ],
+)
+def test_the_tunnel_address_follows_that_of_the_pod_cidr(pod_cidr: str, tunnel: str | None) -> None:
+    # The annotations are those of Calico's IPAM: they do not count.
+    items = host_local(
+        spec={"podCIDR": pod_cidr},
+        IPv4IPIPTunnelAddr="9.9.9.9",
+        IPv4WireguardInterfaceAddr="9.9.9.9",
+        IPv6WireguardInterfaceAddr="fd00::9",
+        WireguardPublicKey=KEY,
+    )
+    assert builders.values(items)["/calico/v1/host/n/config/IpInIpTunnelAddr"] == tunnel
+    wireguard = {"publicKey": KEY} if tunnel is None else {"interfaceIPv4Addr": tunnel, "publicKey": KEY}
+    assert builders.value(items, "/calico/v1/host/n/wireguard") == wireguard
+    spec = builders.value(items, WHOLE)["spec"]
+    assert spec.get("bgp") == (None if tunnel is None else {"ipv4IPIPTunnelAddr": tunnel})
+    assert spec.get("wireguard") == (None if tunnel is None else {"interfaceIPv4Address": tunnel})
+
+
+def test_no_wireguard_address_without_a_public_key() -> None:
+    items = host_local(spec={"podCIDR": "10.1.2.0/24"})
+    assert builders.values(items)["/calico/v1/host/n/wireguard"] is None
+    assert "wireguard" not in builders.value(items, WHOLE)["spec"]
+
+
+def test_annotations_count_while_the_node_has_no_pod_cidr() -> None:
+    items = host_local(spec={}, IPv4IPIPTunnelAddr="9.9.9.9")
+    assert builders.values(items)["/calico/v1/host/n/config/IpInIpTunnelAddr"] == "9.9.9.9"
+
+
+def test_a_node_with_a_bad_pod_cidr_is_refused() -> None:
+    with pytest.raises(model.ConversionError, match=r"bad-cidr: spec\.podCIDR is not a CIDR: 'x'"):
+        host_local(spec={"podCIDR": "x"})
+
+
+def test_pod_cidrs_change_nothing_with_calicos_ipam() -> None:
+    spec = {"podCIDR": "10.1.2.0/24", "podCIDRs": ["10.1.2.0/24"]}
+    items = nodes.NodeConverter().felix(builders.event("n", spec=spec))
+    assert not any("/ipam/" in item.key for item in items)
+    assert builders.values(items)["/calico/v1/host/n/config/IpInIpTunnelAddr"] is None
