@@ -269,8 +269,8 @@ async def test_without_rights_a_type_that_is_not_installed_is_in_sync(
     ]
     monkeypatch.setenv("KUBECONFIG", str(control_plane.user_kubeconfig))
     async with reading(control_plane, PODS, *absent) as reader:
-        for type in absent:
-            await reader.until(lambda type=type: reader.sink.statuses.get(type) is SyncStatus.IN_SYNC, str(type))
+        in_sync = dict.fromkeys(absent, SyncStatus.IN_SYNC)
+        await reader.until(lambda: reader.sink.statuses == in_sync, "in sync with what is not installed")
         await reader.until(lambda: reader.watchers[PODS].counters.errors["forbidden"] >= 1, "a refusal")
         assert reader.watchers[PODS].status is SyncStatus.WAITING
     output = capsys.readouterr().out

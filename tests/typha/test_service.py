@@ -123,14 +123,29 @@ async def test_forbidden_types_that_are_not_installed_keep_no_replica_from_being
     assert "missing RBAC rule" not in running.text
 
 
-async def test_a_port_in_use_is_one_clear_line(cluster: Cluster) -> None:
+@pytest.mark.parametrize("setting", ["SERVER", "HEALTH", "PROMETHEUSMETRICS"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", ""])
+async def test_a_port_in_use_is_one_clear_line(cluster: Cluster, setting: str, host: str) -> None:
+    """On a host network another process may have the port, and would answer clients and probes instead."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        async with serving(cluster, TYPHA_SERVERPORT=str(port)) as running:
+        variables = {"TYPHA_HEALTHENABLED": "true", "TYPHA_HEALTHHOST": "127.0.0.1", "TYPHA_HEALTHPORT": "0"}
+        variables |= {f"TYPHA_{setting}PORT": str(port), f"TYPHA_{setting}HOST": host or "none"}
+        async with serving(cluster, **variables) as running:
             assert await running.ends() == service.EXIT_CANNOT_SERVE
-    [line] = running.text.splitlines()
-    assert f"cannot listen on 127.0.0.1:{port}" in line
+    [line] = [line for line in running.text.splitlines() if " is deprecated" not in line]
+    what = {"SERVER": "clients", "HEALTH": "health", "PROMETHEUSMETRICS": "metrics"}[setting]
+    assert f"cannot listen on {host or '*'}:{port} for {what}" in line
     assert "in use" in line
+
+
+async def test_a_health_port_that_becomes_free_in_a_moment_is_waited_for(cluster: Cluster) -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    variables = {"TYPHA_HEALTHENABLED": "true", "TYPHA_HEALTHHOST": "127.0.0.1"}
+    variables["TYPHA_HEALTHPORT"] = str(taken.getsockname()[1])
+    asyncio.get_running_loop().call_later(1.5, taken.close)
+    async with serving(cluster, "--workers", "0", **variables) as running:
+        await running.logged("HTTP server is listening.*health")
 
 
 async def test_bad_feeds_are_one_line_and_exit_2(cluster: Cluster) -> None:
@@ -196,7 +211,7 @@ async def test_the_service_waits_for_a_port_that_becomes_free_in_a_moment() -> N
     configured = settings.Settings(server_port=taken.getsockname()[1], server_host="127.0.0.1")
     asyncio.get_running_loop().call_later(0.3, taken.close)
     begun = time.monotonic()
-    with await service._open_listener_soon(configured) as listener:
+    with await service._when_free(lambda: service.open_listener(configured)) as listener:
         assert listener.getsockname()[1] == configured.server_port
     assert time.monotonic() - begun >= 0.2
 
