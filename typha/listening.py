@@ -18,7 +18,9 @@ _ALL = ""
 _MAPPED = bytes(10) + b"\xff\xff"
 
 
-class _Address(NamedTuple):
+class Address(NamedTuple):
+    """An address to listen on."""
+
     family: int
     sockaddr: tuple[Any, ...]
     takes_both: bool = False
@@ -32,19 +34,21 @@ def open_one(host: str, port: int, *, backlog: int, receive_buffer_bytes: int) -
         OSError: no address can be used, or the first one is taken.
     """
     if _plain(host) == _ALL:
-        found = [_Address(socket.AF_INET6, ("::", port), takes_both=True), _Address(socket.AF_INET, ("0.0.0.0", port))]
+        found = [Address(socket.AF_INET6, ("::", port), takes_both=True), Address(socket.AF_INET, ("0.0.0.0", port))]
     else:
-        found = _addresses(host, port)
+        found = addresses(host, port)
     return _open(host, found, most=1, backlog=backlog, receive_buffer_bytes=receive_buffer_bytes)[0]
 
 
-def open_all(host: str, port: int, *, backlog: int) -> list[socket.socket]:
+def open_all(host: str, port: int, *, backlog: int, found: list[Address] | None = None) -> list[socket.socket]:
     """Listening sockets with one port for all addresses of the host that this machine has.
+
+    `found` are the addresses, if they are known.
 
     Raises:
         OSError: no address can be used, or one is taken.
     """
-    found = _addresses(host, port)
+    found = addresses(host, port) if found is None else found
     return _open(host, found, most=len(found), backlog=backlog)
 
 
@@ -60,14 +64,15 @@ def _plain(host: str) -> str:
     return plain if any(packed) else _ALL
 
 
-def _addresses(host: str, port: int) -> list[_Address]:
+def addresses(host: str, port: int) -> list[Address]:
+    """The addresses of a host. A name server may take seconds to answer. Raises OSError."""
     found = socket.getaddrinfo(_plain(host) or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    addresses = dict.fromkeys(_Address(family, sockaddr) for family, _, _, _, sockaddr in found)
-    return sorted(addresses, key=lambda address: address.family != socket.AF_INET)
+    once = dict.fromkeys(Address(family, sockaddr) for family, _, _, _, sockaddr in found)
+    return sorted(once, key=lambda address: address.family != socket.AF_INET)
 
 
 def _open(
-    host: str, found: list[_Address], *, most: int, backlog: int, receive_buffer_bytes: int = 0
+    host: str, found: list[Address], *, most: int, backlog: int, receive_buffer_bytes: int = 0
 ) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     unusable: dict[str, OSError] = {}
@@ -97,7 +102,7 @@ def _open(
     return listeners
 
 
-def _listener(address: _Address, backlog: int, receive_buffer_bytes: int) -> socket.socket:
+def _listener(address: Address, backlog: int, receive_buffer_bytes: int) -> socket.socket:
     with contextlib.ExitStack() as on_failure:
         listener = on_failure.enter_context(socket.socket(address.family, socket.SOCK_STREAM))
         if address.family == socket.AF_INET6:

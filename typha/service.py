@@ -36,6 +36,7 @@ of the kernel's memory instead of 130."""
 _ACCESS_RETRY_SECONDS = 1.0
 _RECURSION_LIMIT = 12_000
 _HOUSEKEEPING_SECONDS = 1.0
+_LOOK_SECONDS = 0.25
 _PORT_WAIT_SECONDS = 3.0
 """The workers of a service that was killed end by themselves within a turn of their loop, and free the port."""
 _PORT_RETRY_SECONDS = 0.1
@@ -188,6 +189,7 @@ class Service:
             ("projections", self.hub.run_projections()),
             ("garbage", self.garbage.run()),
             ("housekeeping", self._keep_house()),
+            ("workers' activity", self._watch_workers()),
         ]
         jobs += [(server.name, server.run()) for server in self.collector.web_servers]
         return jobs
@@ -228,6 +230,12 @@ class Service:
             if not synced and is_complete and all(source.synced_once for source in self.hub.feeds.values()):
                 synced = True
                 self.garbage.freeze()
+
+    async def _watch_workers(self) -> None:
+        while True:
+            self.supervisor.look()
+            self.collector.report_client_port(self.health)
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _watch(self) -> None:
         """Watches every type that a feed takes, once each."""

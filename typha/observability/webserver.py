@@ -133,10 +133,10 @@ class WebServer:
         state = "listening" if self._listening.is_set() else "not listening"
         return f"WebServer({self.name} on {self.host or '*'}:{self.port}, {state})"
 
-    def open(self) -> None:
-        """Open the port, unless it is open. `run` does it too, again and again. Raises OSError."""
+    def open(self, found: list[listening.Address] | None = None) -> None:
+        """Open the port, unless it is open; `found` as in `listening.open_all`. Raises OSError."""
         if not self._listeners:
-            self._listeners = listening.open_all(self.host, self.port, backlog=_BACKLOG)
+            self._listeners = listening.open_all(self.host, self.port, backlog=_BACKLOG, found=found)
 
     def close(self) -> None:
         """Close the port if it is open and not served."""
@@ -167,7 +167,7 @@ class WebServer:
                 fingerprint = self._tls_files.fingerprint() if self._tls_files else None
                 connections.tls = self._tls_files.load() if self._tls_files else None
                 if not self._listeners:
-                    await asyncio.to_thread(self.open)  # resolving a name may take seconds
+                    self.open(await asyncio.to_thread(listening.addresses, self.host, self.port))
             except OSError as error:
                 if not self._complained:
                     self._log.error("HTTP server cannot listen, retrying every second", **self._fields(error=error))
