@@ -21,10 +21,13 @@ COPY --from=build /opt/typha /opt/typha
 # What `typha version` tells: docker build --build-arg BUILD_DATE=... --build-arg GIT_COMMIT=...
 ARG BUILD_DATE=unknown
 ARG GIT_COMMIT=unknown
+# The paths of the original's images: /usr/bin/calico-typha until 3.32, /usr/bin/calico from 3.33 on.
+RUN ln -s /opt/typha/bin/typha /opt/typha/bin/calico /opt/typha/bin/calico-typha /usr/bin/
 ENV PATH=/opt/typha/bin:$PATH PYTHONUNBUFFERED=1 BUILD_DATE=$BUILD_DATE GIT_COMMIT=$GIT_COMMIT
 USER 999:999
 # Agents, metrics, health.
 EXPOSE 5473 9093 9098
-# Serves unless told otherwise; `component typha` and `version` are arguments it takes too.
-ENTRYPOINT ["typha"]
+# Serves unless told otherwise. `component typha`, `version`, and a whole command line that begins with one of the paths
+# above are arguments it takes, too.
+ENTRYPOINT ["/usr/bin/typha"]
 CMD ["serve"]

@@ -19,8 +19,8 @@ WITHOUT_CONTROL_PLANE: Final = "TYPHA_TESTS_WITHOUT_CONTROL_PLANE"
 BUILD_TIMEOUT_SECONDS: Final = 3600.0
 """The control plane takes some 6 minutes of two CPUs."""
 
-PROGRAMS: Final = {"control_plane": "control-plane", "go": "gobpeer"}
-"""The folder below tools/ with the program that tests with this marker need."""
+PROGRAMS: Final = {"control_plane": ("control-plane",), "go": ("gobpeer", "yamlref")}
+"""The folders below tools/ with the programs that tests with this marker need."""
 
 _built: Final[dict[str, "subprocess.CompletedProcess[str]"]] = {}
 _started: Final[weakref.WeakSet[base_subprocess.BaseSubprocessTransport]] = weakref.WeakSet()
@@ -63,17 +63,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Build the programs that a test needs, before its timeout begins."""
-    for marker, folder in PROGRAMS.items():
-        if item.get_closest_marker(marker) and folder not in _built:
+    for folder in _needed_programs(item):
+        if folder not in _built:
             _built[folder] = _build(folder, item.config)
     return (yield)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Fail a test if a program that it needs could not be built."""
-    for marker, folder in PROGRAMS.items():
-        if item.get_closest_marker(marker) and _built[folder].returncode != 0:
+    for folder in _needed_programs(item):
+        if _built[folder].returncode != 0:
             pytest.fail(f"tools/{folder}/build.sh failed; its messages stand above, where it ran", pytrace=False)
+
+
+def _needed_programs(item: pytest.Item) -> list[str]:
+    return [folder for marker, folders in PROGRAMS.items() if item.get_closest_marker(marker) for folder in folders]
 
 
 def _build(folder: str, config: pytest.Config) -> "subprocess.CompletedProcess[str]":
@@ -93,7 +97,13 @@ def _build(folder: str, config: pytest.Config) -> "subprocess.CompletedProcess[s
 @pytest.fixture(scope="session")
 def gobpeer() -> str:
     """The path of the peer that is written in Go. Mark tests that use it with `pytest.mark.go`."""
-    return _built[PROGRAMS["go"]].stdout.strip()
+    return _built["gobpeer"].stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def yamlref() -> str:
+    """The path of the program that reads YAML as Kubernetes' tools. Mark tests that use it with `pytest.mark.go`."""
+    return _built["yamlref"].stdout.strip()
 
 
 @pytest.fixture(scope="session")

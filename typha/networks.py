@@ -1,4 +1,4 @@
-"""Which addresses count as one where connections are counted by address. Pure."""
+"""Addresses of peers: how they are written, and which count as one where connections are counted. Pure."""
 
 import socket
 
@@ -6,6 +6,22 @@ _PREFIX_BYTES = 8
 """A network of IPv6 has 64 bits, and each of its hosts may take any address in it."""
 _MAPPED = bytes(10) + b"\xff\xff"
 """Before an address of IPv4, where a socket of IPv6 serves both."""
+
+
+_MAPPED_TEXT = "::ffff:"
+
+
+def plain(address: str) -> str:
+    """The address as an operator knows it: of IPv4, without what a socket of IPv6 puts before it."""
+    mapped = address[len(_MAPPED_TEXT) :]
+    is_mapped = "." in mapped and ":" not in mapped and address.lower().startswith(_MAPPED_TEXT)
+    return mapped if is_mapped else address
+
+
+def with_port(address: str, port: int) -> str:
+    """The address as an operator knows it, and the port."""
+    address = plain(address)
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def network_of(address: str) -> str:

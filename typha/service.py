@@ -18,8 +18,8 @@ from cache.feeds import feed
 from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
-from typha import clock, listening, open_files, settings
-from typha.hub import bootstrap, collector, hub, supervisor
+from typha import clock, listening, open_files, settings, signals
+from typha.hub import bootstrap, collector, diagnosis, hub, supervisor
 from typha.hub import policy as hub_policy
 from typha.ipc import messages
 from typha.observability import health, logs, loop_latency, metrics, webserver
@@ -134,6 +134,7 @@ class Service:
             self.collector.web_servers.append(webserver.health_server(self.health, configured))
         if configured.prometheus_metrics_enabled:
             self.collector.web_servers.append(self._metrics_server())
+        self.diagnosis = diagnosis.Diagnosis(self.hub, self.supervisor, self.collector)
         self._stopping = asyncio.Event()
 
     def stop(self, signal_name: str = "") -> None:
@@ -153,8 +154,6 @@ class Service:
         """
         loop = asyncio.get_running_loop()
         logs.limit_loop_errors(loop)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop, signal.Signals(number).name)
         port = self.listener.getsockname()[1]
         _log.info("Listening", port=port, feeds=", ".join(self.hub.names) or "none", workers=self.supervisor.wanted)
         if not self.hub.names:
@@ -173,8 +172,6 @@ class Service:
                 for task in background:  # only here: after a failure the group cancels them, and twice is too often
                     task.cancel()
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
             self.listener.close()
             self.hub.close()
         _log.info("Drained")
@@ -295,18 +292,47 @@ def allow_deep_json() -> None:
 
 
 async def serve(configured: settings.Settings, max_latency: loop_latency.MaxLatency) -> int:
-    """Runs the service to its end on a loop whose turns `max_latency` measures; returns the exit code."""
+    """Runs the service to its end on a loop whose turns `max_latency` measures; returns the exit code.
+
+    From here to the end of the process, no signal has its default effect.
+    """
     allow_deep_json()
     forbid_core_dumps()
     try:
         with await _when_free(lambda: open_listener(configured)) as listener:
-            service = Service(configured, listener, max_latency=max_latency)
-            await _when_free(service.open_web_ports)
-            await service.run()
+            made = Service(configured, listener, max_latency=max_latency)
+            with signals.handled(asyncio.get_running_loop(), _signal_actions(made)):
+                await _when_free(made.open_web_ports)
+                await made.run()
     except ServiceError as error:
         _log.critical("Cannot serve", error=str(error))
         return EXIT_CANNOT_SERVE
     return 0
+
+
+def _signal_actions(made: Service) -> dict[signal.Signals, Callable[[], None]]:
+    """What signals to the hub do. It passes them on to the workers, which ignore their own: a signal to the whole
+    process group must not be acted on twice."""
+
+    def reopen_log() -> None:
+        logs.reopen_file()
+        made.supervisor.control_log(messages.ControlLog(reopen=True))
+
+    def diagnose() -> None:
+        if made.diagnosis.write():
+            made.supervisor.control_log(messages.ControlLog(diagnose=True))
+
+    def switch_debug() -> None:
+        logs.switch_debug(not logs.is_debugging())
+        made.supervisor.control_log(messages.ControlLog(debug=logs.is_debugging()))
+
+    return {
+        signal.SIGTERM: lambda: made.stop("SIGTERM"),
+        signal.SIGINT: lambda: made.stop("SIGINT"),
+        signal.SIGHUP: reopen_log,
+        signal.SIGUSR1: diagnose,
+        signal.SIGUSR2: switch_debug,
+    }
 
 
 async def _when_free(listen: Callable[[], Listening]) -> Listening:

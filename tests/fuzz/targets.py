@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import enum
 import functools
+import io
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 
-from cache import objects, resources
+from cache import objects, resources, yamljson
 from cache.feeds import feed, raw
 from cache.feeds.calico import feed as calico
 from cache.feeds.calico import releases, syncers
@@ -28,7 +29,7 @@ from protocol.typha import messages as typha_messages
 from protocol.typha import snappy
 from tests import wire
 from tests.fuzz import mutation, sessions
-from tests.harness import corpus, repository
+from tests.harness import corpus, repository, yaml_cases
 from typha.ipc import messages as ipc
 from typha.settings import feeds_file, loading, sources
 from typha.worker import protocol_adapters
@@ -50,7 +51,7 @@ class Target:
     declared: tuple[type[Exception], ...]
     """The errors that callers expect."""
     weight: float = 1
-    """Share of the inputs. Decoders of what clients send get most, those of YAML, which are slow, least."""
+    """Share of the inputs. Decoders of what clients send get most, those that write files least."""
 
     def inputs(self) -> list[bytes]:
         """What to begin from: the seeds, and the corpus in the repository."""
@@ -420,6 +421,18 @@ def _read_feeds_file(data: bytes) -> int:
     return len(feeds_file.load(_written(data)))
 
 
+def _read_yaml(data: bytes) -> int:
+    found = [yamljson.to_json(data), *yamljson.documents(io.BytesIO(data))]
+    for document in found:
+        msgspec.json.decode(document.raw)
+    return sum(len(document.notes) for document in found)
+
+
+def _yaml_texts() -> list[bytes]:
+    valid = [text.encode() for text, value in yaml_cases.table()["documents"].items() if value is not None]
+    return [*_kubeconfigs()[:1], *_feeds_files(), *valid[::40]]
+
+
 def _read_settings(data: bytes) -> int:
     loaded = loading.load(flags={}, environment={}, config_file=_written(data), strict=bool(len(data) % 2))
     return len(loaded.notices)
@@ -495,7 +508,8 @@ def _all() -> Iterator[Target]:
     yield Target("raw", _convert_raw, _objects, mutation.mutate_json, invalid, 2)
     wrong = (sources.ConfigurationError,)
     yield Target("settings", _read_settings, lambda: [_INI], mutation.mutate_text, wrong, 1)
-    yield Target("feeds-file", _read_feeds_file, _feeds_files, mutation.mutate_text, wrong, 0.1)
+    yield Target("yaml", _read_yaml, _yaml_texts, mutation.mutate_text, (yamljson.YamlError,), 1)
+    yield Target("feeds-file", _read_feeds_file, _feeds_files, mutation.mutate_text, wrong, 0.5)
     yield Target("kubeconfig", _read_kubeconfig, _kubeconfigs, mutation.mutate_text, (access.AccessError,), 0.02)
 
 

@@ -105,7 +105,7 @@ class Service:
 
     async def address(self) -> str:
         """The address for clients, once the service listens."""
-        found = await self.logged(r"typha\.service: Listening .*port=(\d+)")
+        found = await self.logged(r"typha/service\.py \d+: Listening .*port=(\d+)")
         return f"127.0.0.1:{found[1]}"
 
     def workers(self) -> list[int]:

@@ -26,6 +26,23 @@ def test_ipv6_addresses_count_by_their_network(address: str, network: str) -> No
     assert networks.network_of(address) == network
 
 
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("10.0.0.1", "10.0.0.1:7"),
+        ("::ffff:10.0.0.1", "10.0.0.1:7"),
+        ("::FFFF:10.0.0.1", "10.0.0.1:7"),
+        ("::1", "[::1]:7"),
+        ("2001:db8::9", "[2001:db8::9]:7"),
+        ("fe80::1%eth0", "[fe80::1%eth0]:7"),
+        ("::ffff:0:10.0.0.1", "[::ffff:0:10.0.0.1]:7"),
+        ("64:ff9b::10.0.0.1", "[64:ff9b::10.0.0.1]:7"),
+    ],
+)
+def test_addresses_are_written_as_operators_know_them(address: str, shown: str) -> None:
+    assert networks.with_port(address, 7) == shown
+
+
 def test_the_clients_of_a_network_have_one_host() -> None:
     with socket.socket() as end:
         hosts = [

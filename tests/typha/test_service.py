@@ -60,6 +60,45 @@ async def test_a_second_signal_changes_nothing(cluster: Cluster) -> None:
         assert await running.ends() == 0
 
 
+async def test_no_signal_to_the_process_group_harms_hub_or_workers(cluster: Cluster, tmp_path: pathlib.Path) -> None:
+    log = tmp_path / "log" / "typha.log"
+    async with serving(cluster, "--workers", "2", TYPHA_LOGFILEPATH=str(log)) as running:
+        await running.logged(": Starting ")
+        harmless = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+        while "Listening" not in running.text or len(running.workers()) < 2:  # while workers are being started, too
+            for number in harmless:
+                os.killpg(running.process.pid, number)
+            await asyncio.sleep(0.002)
+        async with mirrors(await running.address(), 4) as clients:
+            await running.metric_is("typha_connections_active", 4)
+            await asyncio.sleep(1.1)  # a diagnosis a second
+            os.killpg(running.process.pid, signal.SIGUSR1)
+            await worker_stand.eventually(lambda: running.text.count("Diagnosis of a worker ") >= 2)
+            await running.logged(f'Diagnosis of a feed .*feed="web" keys={len(cluster.content)} ')
+            await running.logged(r'Diagnosis of a watch .*objects=20 .*type="core/v1/pods"')
+            log.rename(tmp_path / "log" / "typha.log.1")
+            os.killpg(running.process.pid, signal.SIGHUP)
+            await worker_stand.eventually(log.exists)
+            cluster.put("p1", "new")
+            await converged(cluster, clients)
+            assert {client.last_disconnect for client in clients} == {None}
+        assert await running.metric("typha_worker_restarts_total") == 0
+        for _ in range(5):
+            os.killpg(running.process.pid, signal.SIGTERM)
+        assert await running.ends() == 0
+    assert "Traceback" not in running.text
+
+
+async def test_the_level_can_be_switched_while_the_service_runs(cluster: Cluster) -> None:
+    async with serving(cluster, "--workers", "1", TYPHA_LOGSEVERITYSCREEN="warning") as running:
+        await worker_stand.eventually(lambda: served.processes_of_session(running.process.pid)[1:])
+        await asyncio.sleep(1.0)
+        assert "[INFO]" not in running.text
+        os.kill(running.process.pid, signal.SIGUSR2)
+        pids = {f"[INFO][{pid}]" for pid in served.processes_of_session(running.process.pid)}
+        await worker_stand.eventually(lambda: all(pid in running.text for pid in pids))
+
+
 async def connect_until_refused(address: str) -> None:
     """Connects again and again; raises OSError once no process listens."""
     host, _, port = address.partition(":")
@@ -133,7 +172,7 @@ async def test_a_port_in_use_is_one_clear_line(cluster: Cluster, setting: str, h
         variables |= {f"TYPHA_{setting}PORT": str(port), f"TYPHA_{setting}HOST": host or "none"}
         async with serving(cluster, **variables) as running:
             assert await running.ends() == service.EXIT_CANNOT_SERVE
-    [line] = [line for line in running.text.splitlines() if " is deprecated" not in line]
+    [line] = [line for line in running.text.splitlines() if "[INFO]" not in line]
     what = {"SERVER": "clients", "HEALTH": "health", "PROMETHEUSMETRICS": "metrics"}[setting]
     assert f"cannot listen on {host or '*'}:{port} for {what}" in line
     assert "in use" in line

@@ -1,21 +1,25 @@
 """`typha convert`: show what the agents of a feed see of some objects, without a cluster.
 
 The input is objects, lists and watch events, as JSON or YAML, in any mixture. JSON keeps its bytes, because the order
-of members can be part of a value. YAML is read as Kubernetes reads it: times are texts. Aliases are rejected.
+of members can be part of a value. YAML is read as kubectl reads it (see cache.yamljson).
 """
 
+import contextlib
+import io
+import itertools
 import json
 import os
 import pathlib
+import stat
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import click
 import msgspec
-import yaml
 
-from cache import objects, resources
+from cache import objects, resources, yamljson
 from cache.feeds.calico import customresource, feed, releases, specfields, syncers
 from cache.feeds.calico.codecs import gojson
 from protocol import messages
@@ -29,6 +33,12 @@ MAX_INPUT_BYTES = 1 << 30
 MAX_DEPTH = 100
 """Limit for lists within lists. API servers nest them once or twice."""
 
+PROGRESS_AFTER_SECONDS = 2.0
+"""What takes less needs no progress bar."""
+
+_FIRST_BYTES = 4096
+"""As far as kubectl looks for what a text begins with."""
+_PIECE_BYTES = 1 << 20
 _MAX_VALUE_BYTES = 1 << 30
 _STANDARD_INPUT = "-"
 _GROUP_VARIABLE = "CALICO_API_GROUP"
@@ -90,11 +100,18 @@ def convert(
             use_pod_cidr = settings.uses_pod_cidrs(os.environ)
     except settings.ConfigurationError as error:
         raise click.UsageError(str(error)) from error
+    files = files or (_STANDARD_INPUT,)
+    progress = Progress(_total_bytes(files))
+    inputs = _Inputs(files, progress)
     try:
-        entries = _read_files(files)
+        entries = list(inputs.entries())
     except (OSError, UnreadableInput) as error:
+        progress.end()
         click.echo(f"typha: error: {error}", err=True)
         context.exit(EXIT_UNREADABLE)
+    progress.end()
+    for warning in inputs.warnings:
+        click.echo(warning, err=True)
     group = _choose_group(api_group, entries)
     conversion = _Conversion(feed_name, group, release, use_pod_cidr=use_pod_cidr)
     try:
@@ -171,66 +188,190 @@ def _encode(text: str) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(text))
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads YAML as Kubernetes does: times are texts. Rejects aliases."""
+class _Inputs:
+    """The bytes of all files: their limit, and progress on a terminal."""
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"line {self.line + 1}: aliases are not supported")
-        return super().compose_node(parent, index)
+    def __init__(self, files: Iterable[str], progress: "Progress") -> None:
+        self._files = files
+        self._progress = progress
+        self._left = MAX_INPUT_BYTES
+        self.warnings: list[str] = []
+        """What is remarkable about the files, for standard error."""
+
+    def entries(self) -> Iterator[Entry]:
+        """The objects and events of all files, in order.
+
+        Raises:
+            OSError: a file cannot be read.
+            UnreadableInput: a text is neither JSON nor YAML, or a part is neither an object, a list nor a watch event.
+        """
+        for name in self._files:
+            if name == _STANDARD_INPUT:
+                yield from self._entries(sys.stdin.buffer, "standard input")
+            else:
+                with pathlib.Path(name).open("rb") as stream:
+                    yield from self._entries(stream, name)
+
+    def _entries(self, stream: BinaryIO, source: str) -> Iterator[Entry]:
+        for place, document in self._documents(_Input(stream, self._counter(source)), source):
+            try:
+                yield from _entries(document, place)
+            except RecursionError as error:
+                raise UnreadableInput(f"{place}: nested too deeply") from error
+            except msgspec.DecodeError as error:
+                raise UnreadableInput(f"{place}: {' '.join(str(error).split())}") from error
+
+    def _counter(self, source: str) -> Callable[[int], None]:
+        def count(size: int) -> None:
+            self._left -= size
+            if self._left < 0:
+                raise UnreadableInput(f"{source}: more than {MAX_INPUT_BYTES} bytes of input")
+            self._progress.advance(size)
+
+        return count
+
+    def _documents(self, stream: "_Input", source: str) -> Iterator[tuple[str, bytes]]:
+        """Yield the place and the JSON of each document of a file.
+
+        As for kubectl, a text that begins like JSON is JSON. If that fails after no document or one, the rest is YAML.
+        """
+        number, line, failure = 0, 1, (0, "")
+        readable: yamljson.Readable = stream
+        if stream.begins_like_json():
+            text = stream.read()
+            end = 0
+            try:
+                for document in _json_documents(text):
+                    number += 1
+                    line, end = document.line, document.end
+                    yield f"{source}: document {number}, line {line}", document.raw
+                return
+            except _JsonError as error:
+                if number > 1:
+                    raise UnreadableInput(f"{source}: document {number + 1}, line {error.line}: {error}") from error
+                failure = error.line, str(error)
+            rest = text[end:].lstrip()
+            line = 1 + text.count(b"\n", 0, len(text) - len(rest))
+            readable = io.BytesIO(rest)
+        try:
+            for found in yamljson.documents(readable, line=line):
+                number += 1
+                place = f"{source}: document {number}, line "
+                self.warnings += [f"warning: {place}{note.line}: {note.text}" for note in found.notes]
+                if found.raw != b"null":
+                    yield f"{place}{found.line}", found.raw
+                failure = (0, "")
+        except yamljson.YamlError as error:
+            line, problem = max(failure, (error.line, error.problem))
+            raise UnreadableInput(f"{source}: document {number + 1}, line {line}: {problem}") from error
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+class _Input:
+    """The bytes of one file."""
+
+    def __init__(self, stream: BinaryIO, count: Callable[[int], None]) -> None:
+        self._stream = stream
+        self._count = count
+        self._first = b""
+
+    def begins_like_json(self) -> bool:
+        """Whether the first character that is not white space begins an object or a list."""
+        self._first = self._read(_FIRST_BYTES)
+        return self._first.lstrip()[:1] in (b"{", b"[")
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes, or all."""
+        if size < 0:
+            return b"".join(iter(lambda: self.read(_PIECE_BYTES), b""))
+        first, self._first = self._first, b""
+        return first or self._read(size)
+
+    def _read(self, size: int) -> bytes:
+        text = self._stream.read(size)
+        self._count(len(text))
+        return text
 
 
-def _read_files(files: tuple[str, ...]) -> list[Entry]:
-    entries: list[Entry] = []
-    left = MAX_INPUT_BYTES
-    for name in files or (_STANDARD_INPUT,):
-        if name == _STANDARD_INPUT:
-            text = _read_limited(sys.stdin.buffer, left, "standard input")
-        else:
-            with pathlib.Path(name).open("rb") as stream:
-                text = _read_limited(stream, left, name)
-        left -= len(text)
-        entries += _parse(text, source="standard input" if name == _STANDARD_INPUT else name)
-    return entries
+class Progress:
+    """A bar on standard error, if that is a terminal and reading takes long."""
+
+    def __init__(self, total: int | None, now: Callable[[], float] = time.monotonic) -> None:
+        self._total = total
+        self._now = now
+        self._begin = now()
+        self._bar: Any = None
+        self._done = 0
+
+    def advance(self, size: int) -> None:
+        """Count bytes that are read."""
+        self._done += size
+        if self._bar is not None:
+            self._bar.update(size)
+        elif self._now() - self._begin > PROGRESS_AFTER_SECONDS and sys.stderr.isatty():
+            more: dict[str, Any] = {"iterable": itertools.count()} if self._total is None else {"length": self._total}
+            self._bar = click.progressbar(label="bytes read", show_pos=True, file=sys.stderr, **more)
+            self._bar.update(self._done)
+
+    def end(self) -> None:
+        """Leave the line of the bar."""
+        if self._bar is not None:
+            self._bar.render_finish()
 
 
-def _read_limited(stream: BinaryIO, limit: int, name: str) -> bytes:
-    text = stream.read(limit + 1)
-    if len(text) > limit:
-        raise UnreadableInput(f"{name}: more than {MAX_INPUT_BYTES} bytes of input")
-    return text
+def _total_bytes(files: Iterable[str]) -> int | None:
+    """Size of all files together. None if one of them is no regular file."""
+    total = 0
+    for name in files:
+        try:
+            status = os.fstat(sys.stdin.fileno()) if name == _STANDARD_INPUT else os.stat(name)
+        except (OSError, ValueError):
+            return None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        total += status.st_size
+    return total
 
 
-def _parse(text: bytes, *, source: str) -> list[Entry]:
-    """The objects and events of one file, in order.
+class _JsonError(ValueError):
+    """A text is not JSON."""
 
-    Raises:
-        UnreadableInput: the text is neither JSON nor YAML, or a part is neither an object, a list nor a watch event.
-    """
+    def __init__(self, problem: str, line: int) -> None:
+        super().__init__(problem)
+        self.line = line
+
+
+class _JsonDocument(NamedTuple):
+    raw: bytes
+    line: int
+    end: int
+    """Offset after it, in bytes."""
+
+
+def _json_documents(text: bytes) -> Iterator[_JsonDocument]:
+    """Yield consecutive JSON documents. Lone surrogates are replaced, as in an API server. Raises _JsonError."""
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # Most often it is one document, and none of its values are needed to know that.
+        _check_json(text)
+        yield _JsonDocument(gojson.without_lone_surrogates(text.decode()).encode(), 1, len(text))
+        return
     try:
-        documents = list(_json_documents(text) if text.lstrip()[:1] in (b"{", b"[") else _yaml_documents(text))
-        return [entry for document in documents for entry in _entries(document, source)]
-    except RecursionError as error:
-        raise UnreadableInput(f"{source}: nested too deeply") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, msgspec.DecodeError, yaml.YAMLError) as error:
-        raise UnreadableInput(f"{source}: {' '.join(str(error).split())}") from error
-
-
-def _json_documents(text: bytes) -> Iterator[bytes]:
-    """Yield the texts of consecutive JSON documents. Lone surrogates are replaced, as in an API server."""
-    decoded = gojson.without_lone_surrogates(text.decode())
-    scan = json.JSONDecoder().raw_decode
-    position = _skip_blank(decoded, 0)
-    while position < len(decoded):
-        _, end = scan(decoded, position)
-        yield decoded[position:end].encode()
-        position = _skip_blank(decoded, end)
+        decoded = text.decode()
+    except UnicodeDecodeError as error:
+        raise _JsonError(str(error), 1 + text.count(b"\n", 0, error.start)) from error
+    line, end, end_bytes = 1, 0, 0
+    while (begin := _skip_blank(decoded, end)) < len(decoded):
+        line += decoded.count("\n", end, begin)
+        try:
+            _, after = _scan_json(decoded, begin)
+        except json.JSONDecodeError as error:
+            raise _JsonError(error.msg, error.lineno) from error
+        except RecursionError as error:
+            raise _JsonError("nested too deeply", line) from error
+        raw = gojson.without_lone_surrogates(decoded[begin:after]).encode()
+        end_bytes += len(decoded[end:after].encode())
+        yield _JsonDocument(raw, line, end_bytes)
+        line += decoded.count("\n", begin, after)
+        end = after
 
 
 def _skip_blank(text: str, position: int) -> int:
@@ -239,13 +380,13 @@ def _skip_blank(text: str, position: int) -> int:
     return position
 
 
-def _yaml_documents(text: bytes) -> Iterator[bytes]:
-    for document in yaml.load_all(text, Loader=_Loader):
-        if document is not None:
-            try:
-                yield json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
-            except (TypeError, ValueError) as error:
-                raise yaml.YAMLError(f"cannot be converted to JSON: {error}") from error
+def _no_number(text: str) -> float:
+    raise json.JSONDecodeError(f"{text} is no number in JSON", text, 0)
+
+
+_check_json = msgspec.json.Decoder(msgspec.Raw).decode
+# Numbers are not made: only the end of each document is of interest, and a number can be very long.
+_scan_json = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_no_number).raw_decode
 
 
 def _entries(document: bytes, source: str, *, depth: int = 0) -> Iterable[Entry]:

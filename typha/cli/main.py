@@ -1,4 +1,7 @@
-"""The command line: `typha serve`, `watch`, `convert`, `version`, and `typha component typha` for existing manifests.
+"""The command line: `typha serve`, `watch`, `convert` and others, and the original's programs for existing manifests.
+
+`typha`, `calico` and `calico-typha` are one program. What it offers depends on the name by which it is called, or on a
+first argument that is such a name: images of the original have no entry point, so their arguments begin with a program.
 
 A command is imported when it is used: the service needs no client code, and the client commands need no code of the
 service. Exit code 2 means a bad configuration or bad arguments, with one line on standard error. Commands define
@@ -6,12 +9,27 @@ further exit codes.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 import click
 
+from typha import signals
+
 _HELP = {"help_option_names": ["-h", "--help"]}
+_SERVICE = "typha.cli.serve"
+
+
+def _load(target: str) -> click.Command:
+    """The command "module:attribute"."""
+    module, _, attribute = target.partition(":")
+    if module == _SERVICE:
+        signals.ignore_early()  # importing the service takes longer than an operator's script waits
+    command = getattr(importlib.import_module(module), attribute)
+    if not isinstance(command, click.Command):
+        raise TypeError(f"{target} is not a command")
+    return command
 
 
 class LazyGroup(click.Group):
@@ -26,43 +44,57 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         target = self._commands_by_name.get(cmd_name)
-        if target is None:
-            return None
-        module, _, attribute = target.partition(":")
-        command = getattr(importlib.import_module(module), attribute)
-        if not isinstance(command, click.Command):
-            raise TypeError(f"{target} is not a command")
-        return command
+        return None if target is None else _load(target)
 
 
 component = LazyGroup(
     name="component",
-    commands_by_name={"typha": "typha.cli.serve:component_typha"},
+    commands_by_name={"typha": f"{_SERVICE}:component_typha"},
     help_text="Run the service like the original: `component typha`.",
 )
+
+_ORIGINALS = {
+    "health": "typha.cli.health:health",
+    "version": "typha.cli.version:version",
+    "component": "typha.cli.main:component",
+}
 
 cli = LazyGroup(
     name="typha",
     commands_by_name={
-        "serve": "typha.cli.serve:serve",
+        "serve": f"{_SERVICE}:serve",
         "watch": "typha.cli.watch:watch",
         "convert": "typha.cli.convert:convert",
-        "version": "typha.cli.version:version",
-        "component": "typha.cli.main:component",
+        "config": "typha.cli.config:config",
+        **_ORIGINALS,
     },
     help_text="Fan-out proxy between the Kubernetes API and the agents on a cluster's nodes.",
 )
 
+calico_group = LazyGroup(
+    name="calico", commands_by_name=_ORIGINALS, help_text="What the original's program `calico` offers of Typha."
+)
 
-def run(arguments: Sequence[str] | None = None) -> int:
+
+_PROGRAMS = {
+    "typha": "typha.cli.main:cli",
+    "calico": "typha.cli.main:calico_group",
+    "calico-typha": f"{_SERVICE}:component_typha",
+}
+
+
+def run(arguments: Sequence[str], program: str = "typha") -> int:
     """Run one command and return the exit code of the process. A usage error is one line on standard error."""
+    arguments = list(arguments)
+    if arguments and os.path.basename(arguments[0]) in _PROGRAMS:
+        program, arguments = os.path.basename(arguments[0]), arguments[1:]
     try:
-        result = cli.main(args=None if arguments is None else list(arguments), prog_name="typha", standalone_mode=False)
+        result = _load(_PROGRAMS[program]).main(args=arguments, prog_name=program, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
     except click.ClickException as error:
-        click.echo(f"typha: error: {' '.join(error.format_message().split())}", err=True)
+        click.echo(f"{program}: error: {' '.join(error.format_message().split())}", err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
@@ -71,4 +103,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the command `typha`."""
-    sys.exit(run())
+    sys.exit(run(sys.argv[1:]))
+
+
+def calico() -> None:
+    """Entry point of the command `calico`."""
+    sys.exit(run(sys.argv[1:], "calico"))
+
+
+def calico_typha() -> None:
+    """Entry point of the command `calico-typha`."""
+    sys.exit(run(sys.argv[1:], "calico-typha"))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import platform
 from typing import Any
 
 import click
@@ -11,7 +12,7 @@ import structlog
 from typha import settings
 from typha.cli import version
 from typha.observability import logs, loop_latency
-from typha.settings import feeds_file
+from typha.settings import description, feeds_file, machine
 from typha.worker import tls
 
 EXIT_BAD_CONFIGURATION = 2
@@ -20,7 +21,8 @@ _CONFIG_FILE = "config_file"
 _STRICT = "strict"
 
 
-def _parameters() -> list[click.Parameter]:
+def parameters() -> list[click.Parameter]:
+    """The flags of a command that loads the settings with `load`."""
     parameters: list[click.Parameter] = [
         click.Option(
             ["-c", "--config-file", _CONFIG_FILE],
@@ -42,26 +44,36 @@ def _option(row: settings.Row) -> click.Option:
     return click.Option([row.flag, row.attribute], metavar=metavar, help=row.help)
 
 
-def _serve(**arguments: Any) -> int:
+def load(arguments: dict[str, Any], on: machine.Machine) -> settings.Loaded:
+    """The settings from the arguments of a command with `parameters`, checked as far as they can be before the start.
+
+    Raises:
+        ConfigurationError: as `settings.load`.
+    """
     config_file = arguments.pop(_CONFIG_FILE)
     strict = arguments.pop(_STRICT)
     names = {row.attribute: row.name for row in settings.SETTINGS}
     flags = {names[attribute]: text for attribute, text in arguments.items() if text is not None}
+    loaded = settings.load(flags=flags, environment=os.environ, config_file=config_file, strict=strict, machine=on)
+    if loaded.settings.feeds_file:
+        feeds_file.load(loaded.settings.feeds_file)  # report an error before anything starts
+    return loaded._replace(notices=(*loaded.notices, *tls.check(loaded.settings, os.environ)))
+
+
+def _serve(**arguments: Any) -> int:
+    on = machine.read()
     try:
-        loaded = settings.load(flags=flags, environment=os.environ, config_file=config_file, strict=strict)
-        if loaded.settings.feeds_file:
-            feeds_file.load(loaded.settings.feeds_file)  # report an error before anything starts
-        loaded = loaded._replace(notices=(*loaded.notices, *tls.check(loaded.settings, os.environ)))
-        return _run(loaded)
+        return _run(load(arguments, on), on)
     except settings.ConfigurationError as error:
         click.echo(f"typha: error: {error}", err=True)
         return EXIT_BAD_CONFIGURATION
 
 
-def _run(loaded: settings.Loaded) -> int:
+def _run(loaded: settings.Loaded, on: machine.Machine) -> int:
     pipeline = logs.configure(loaded.settings, file_given="LogFilePath" in loaded.given)
     with contextlib.closing(pipeline):
         log = structlog.get_logger("typha.settings")
+        log.info("Starting", **_banner(loaded, on))
         for notice in loaded.notices:
             getattr(log, notice.level)(notice.event, **notice.fields)
         from typha import service  # imported late, so that a configuration error shows quickly
@@ -71,10 +83,28 @@ def _run(loaded: settings.Loaded) -> int:
             return runner.run(service.serve(loaded.settings, selector.latency))
 
 
+def _banner(loaded: settings.Loaded, on: machine.Machine) -> dict[str, Any]:
+    """The fields of the first line: what runs, what the machine allows, and the settings that are not the default."""
+    fields: dict[str, Any] = {
+        "version": version.VERSION,
+        "commit": version.commit(),
+        "python": platform.python_version(),
+        "cpus": on.cpus,
+        "cpu_quota": "none" if on.cpu_quota is None else on.cpu_quota,
+        "memory_limit": "none" if on.memory_limit_bytes is None else on.memory_limit_bytes,
+    }
+    changed = [shown for shown in description.described(loaded) if not shown.is_default]
+    room = logs.FIELDS_LIMIT - len(fields) - 1
+    fields |= {shown.name: f"{shown.value} ({shown.source})" for shown in changed[:room]}
+    if changed[room:]:
+        fields["more_settings"] = len(changed) - room
+    return fields
+
+
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 _HELP = "Run the service. Each setting can be set by a flag, by the environment variable TYPHA_<NAME>, or in the file."
 
-serve = click.Command("serve", callback=_serve, params=_parameters(), help=_HELP, context_settings=_CONTEXT)
+serve = click.Command("serve", callback=_serve, params=parameters(), help=_HELP, context_settings=_CONTEXT)
 
 
 @click.pass_context
@@ -82,10 +112,21 @@ def _serve_without_subcommand(context: click.Context, /, **arguments: Any) -> in
     return _serve(**arguments) if context.invoked_subcommand is None else None
 
 
+def _print_version(context: click.Context, _parameter: click.Parameter, is_wanted: bool) -> None:
+    if is_wanted:
+        click.echo(version.text())
+        context.exit()
+
+
 component_typha = click.Group(
     "typha",
     callback=_serve_without_subcommand,
-    params=_parameters(),
+    params=[
+        click.Option(
+            ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="As version."
+        ),
+        *parameters(),
+    ],
     help=_HELP,
     context_settings=_CONTEXT,
     invoke_without_command=True,

@@ -26,7 +26,7 @@ class Collector:
         self._settings = configured
         self._hub = the_hub
         self._supervisor = the_supervisor
-        self._loop_max_latency = max_latency
+        self.max_latency = max_latency
         self._open_files_limit = open_files_limit
         self._reported_feeds: list[str] = []
         self.watchers: list[watcher.Watcher] = []
@@ -159,8 +159,8 @@ class Collector:
             "typha_logs_dropped": {(): logs.COUNTERS.dropped + totals.log_lines_dropped},
             "typha_config_invalid_values": {(): self._settings.config_invalid_values},
             "typha_open_files_limit": {(): self._open_files_limit},
-            "typha_hub_pause_seconds_max": {(): self._loop_max_latency.recent_seconds},
-            "typha_hub_pause_seconds_worst": {(): self._loop_max_latency.worst_seconds},
+            "typha_hub_pause_seconds_max": {(): self.max_latency.recent_seconds},
+            "typha_hub_pause_seconds_worst": {(): self.max_latency.worst_seconds},
             "typha_http_refused_total": {
                 (server.name, reason): count for server in self.web_servers for reason, count in server.refused.items()
             },

@@ -21,7 +21,7 @@ import structlog
 
 from cache.kube import processes
 from protocol.reasons import DisconnectReason
-from typha import clock, settings
+from typha import clock, settings, signals
 from typha.hub import hub, policy, shortages, worker_link
 from typha.ipc import link, messages
 
@@ -192,7 +192,9 @@ class Supervisor:
         self._dead = messages.WorkerCounts()
         """Totals of workers that have died, so that sums never fall."""
         self._dead_longest_turn_seconds = 0.0
-        self.wanted = configured.workers if configured.workers >= 0 else max(1, (os.cpu_count() or 1) - 1)
+        self.wanted = configured.workers if configured.workers >= 0 else 1
+        self._deferral = signals.Deferral()
+        self._is_debugging = False
 
     def __repr__(self) -> str:
         return f"<Supervisor wanted={self.wanted} alive={len(self._hub.workers)} restarts={self.restarts}>"
@@ -261,6 +263,12 @@ class Supervisor:
         for place, worker in enumerate(workers):
             others = connections - worker.report.active
             worker.send(messages.Drain(seconds, interval_seconds_max, others, now, place / len(workers)))
+
+    def control_log(self, message: messages.ControlLog) -> None:
+        """Passes on what an operator asks of the log; workers to come have the same level."""
+        if message.debug is not None:
+            self._is_debugging = message.debug
+        self._hub.workers.send(message)
 
     async def _share_out(self) -> None:
         """Tells each worker how many connections are its share, so that a storm spreads evenly."""
@@ -333,15 +341,16 @@ class Supervisor:
     async def _start_process(self, link_end: socket.socket) -> asyncio.subprocess.Process:
         numbers = self._listener.fileno(), link_end.fileno()
         try:
-            return await processes.start(
-                sys.executable,
-                "-m",
-                "typha.worker",
-                *map(str, numbers),
-                stdin=asyncio.subprocess.PIPE,
-                pass_fds=numbers,
-                env=worker_environment(os.environ),
-            )
+            with self._deferral.active():
+                return await processes.start(
+                    sys.executable,
+                    "-m",
+                    "typha.worker",
+                    *map(str, numbers),
+                    stdin=asyncio.subprocess.PIPE,
+                    pass_fds=numbers,
+                    env=worker_environment(os.environ),
+                )
         except RuntimeError as error:  # asyncio has a thread wait for the process, and there is none left
             raise OSError(errno.EAGAIN, str(error)) from error
 
@@ -374,6 +383,8 @@ class Supervisor:
         loop.add_reader(end.fileno(), self._hub.hear, worker)
         try:
             self._hub.add_worker(worker)
+            if self._is_debugging:
+                worker.send(messages.ControlLog(debug=True))
             if self._drain is not None:  # it was being started when the others were told
                 worker.send(self._drain)
             yield broken

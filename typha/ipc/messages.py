@@ -14,6 +14,7 @@
 | `CloseChannel` | worker | when a channel had no clients for a while | nothing follows about the channel |
 | `WithdrawFeeds` | worker | once it is decided that feeds do not come | their clients are refused from then on |
 | `LimitConnections` | worker | four times a second among several workers | above the limit the worker accepts none |
+| `ControlLog` | worker | when an operator asks for it by a signal to the hub | the worker's log does as the hub's |
 | `Drain` | worker | once, at the end | the worker closes its clients and ends |
 | `Ready` | hub | first | the worker serves |
 | `WantChannel` | hub | when a client asks for a channel that is not open | the hub opens it once its feed is in sync |
@@ -162,6 +163,15 @@ class LimitConnections(_Message):
     connections: int
 
 
+class ControlLog(_Message):
+    """What signals ask of the log: the level debug or that of the settings (None for no change), the file opened again,
+    a diagnosis."""
+
+    debug: bool | None = None
+    reopen: bool = False
+    diagnose: bool = False
+
+
 class Drain(_Message):
     """Say goodbye to all clients within `seconds`. Those of all workers together are at most `interval_seconds_max`
     apart."""
@@ -302,6 +312,7 @@ ToWorker: TypeAlias = (
     | CloseChannel
     | WithdrawFeeds
     | LimitConnections
+    | ControlLog
     | Drain
 )
 ToHub: TypeAlias = Ready | WantChannel | WantSnapshot | WantBlock | Report | ReportHistograms

@@ -151,7 +151,7 @@ class HttpConnections:
             if victim is not None:
                 self._close_early(victim, TOO_MANY, f"more than {self._limits.connections} connections")
             accepted.setblocking(False)
-            self._open[_Connection(self, accepted, address[0])] = None
+            self._open[_Connection(self, accepted, networks.plain(address[0]))] = None
         return self._limits.accept_seconds
 
     def _victim(self) -> "_Connection | None":

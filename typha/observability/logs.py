@@ -1,12 +1,15 @@
 """Logging: one line per event, as text or JSON, written by a separate thread.
 
-The text format is the original's: `2026-11-23 09:57:24.904 [INFO][123] typha.hub: Message key="value"`, with the fields
-sorted by name. Text from peers is escaped and cut, so that one event is always one line. A full queue drops lines and
-counts them.
+The text format is the original's: `2026-11-23 09:57:24.904 [INFO][123] typha/hub.py 4711: Message key="value"`, with
+the fields sorted by name. The number is no line number, which would change with every release, but a checksum of the
+message. Text from peers is escaped and cut, so that one event is always one line. A full queue drops lines and counts
+them.
 """
 
 import asyncio
+import contextlib
 import datetime
+import functools
 import io
 import json
 import logging
@@ -16,6 +19,7 @@ import os
 import queue
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from typing import IO, Any, TypeAlias
 
@@ -118,11 +122,13 @@ class LogPipeline:
     def __init__(
         self, handlers: list[logging.Handler], formatter: logging.Formatter, *, level: int, wait: bool
     ) -> None:
-        lines: queue.Queue[Any] = queue.Queue(QUEUE_LINES_LIMIT)
+        self._lines: queue.Queue[Any] = queue.Queue(QUEUE_LINES_LIMIT)
         self._handlers = handlers
-        self._head = _BoundedHandler(lines, formatter, wait=wait)
-        self._listener = _Listener(lines, handlers)
+        self._levels = [handler.level for handler in handlers]
+        self._head = _BoundedHandler(self._lines, formatter, wait=wait)
+        self._listener = _Listener(self._lines, handlers)
         self._level = level
+        self.is_debugging = False
 
     def start(self) -> None:
         """Replace the handlers of the root logger, and start the writing thread."""
@@ -130,10 +136,36 @@ class LogPipeline:
         for handler in list(root.handlers):
             root.removeHandler(handler)
         root.addHandler(self._head)
-        root.setLevel(self._level)
-        for name in _QUIET_LOGGERS:
-            logging.getLogger(name).setLevel(max(self._level, logging.WARNING))
+        self._set_level(self._level)
         self._listener.start()
+
+    def _set_level(self, level: int) -> None:
+        logging.getLogger().setLevel(level)
+        for name in _QUIET_LOGGERS:
+            logging.getLogger(name).setLevel(max(level, logging.WARNING))
+        _configure_structlog(level)
+
+    def switch_debug(self, is_debugging: bool) -> None:
+        """Log everything to every destination that is in use, or what the settings ask for."""
+        if is_debugging == self.is_debugging:
+            return
+        log = structlog.get_logger("typha.logs")
+        if not is_debugging:
+            log.info("Logging what the settings ask for")  # before the change, which may hide it
+        self.is_debugging = is_debugging
+        for handler, level in zip(self._handlers, self._levels, strict=True):
+            handler.setLevel(logging.DEBUG if is_debugging else level)
+        self._set_level(logging.DEBUG if is_debugging and self._handlers else self._level)
+        if is_debugging:
+            log.info("Logging at level debug")
+
+    def reopen_file(self) -> None:
+        """Open the log file again, by its path, as soon as the writing thread gets to it."""
+        for handler in self._handlers:
+            if isinstance(handler, _FileHandler):
+                handler.must_reopen = True
+                with contextlib.suppress(queue.Full):  # then the next line does it
+                    self._lines.put_nowait(functools.partial(handler.reopen, self._head.report))
 
     def close(self, *, timeout_seconds: float = _STOP_TIMEOUT_SECONDS) -> None:
         """Stop accepting lines, write the queued ones within the timeout, and close the destinations.
@@ -141,12 +173,42 @@ class LogPipeline:
         Errors of the destinations are counted, so the process ends with its own exit code.
         """
         logging.getLogger().removeHandler(self._head)
+        if _Process.pipeline is self:
+            _Process.pipeline = None
         self._listener.stop(timeout_seconds)
         for handler in self._handlers:
             try:
                 handler.close()
             except OSError:  # it writes what is left, and the disk may be full
                 COUNTERS.errors += 1
+
+
+class _Process:
+    """The logging setup of the process, while there is one."""
+
+    pipeline: LogPipeline | None = None
+
+
+def reopen_file() -> None:
+    """Open the process's log file again; see `LogPipeline`."""
+    if _Process.pipeline is not None:
+        _Process.pipeline.reopen_file()
+
+
+def switch_debug(is_debugging: bool) -> None:
+    """Switch the process's level; see `LogPipeline`."""
+    if _Process.pipeline is not None:
+        _Process.pipeline.switch_debug(is_debugging)
+
+
+def is_debugging() -> bool:
+    """Whether `switch_debug` has been called for more than the settings ask for."""
+    return _Process.pipeline is not None and _Process.pipeline.is_debugging
+
+
+def is_enabled(level: str) -> bool:
+    """Whether some destination takes lines of this level; for those that cost something to make."""
+    return logging.getLogger().isEnabledFor(getattr(logging, level.upper()))
 
 
 def configure(configured: settings.Settings, *, file_given: bool = False, screen: IO[str] | None = None) -> LogPipeline:
@@ -186,8 +248,8 @@ def _start(handlers: list[logging.Handler], log_format: str, *, wait: bool) -> L
     pipeline = LogPipeline(
         handlers, JsonFormatter() if log_format == "json" else TextFormatter(), level=level, wait=wait
     )
-    _configure_structlog(level)
     pipeline.start()
+    _Process.pipeline = pipeline
     return pipeline
 
 
@@ -245,6 +307,25 @@ class _StreamHandler(_Counting, logging.StreamHandler[IO[str]]):
 
 
 class _FileHandler(_Counting, logging.handlers.WatchedFileHandler):
+    must_reopen = False
+
+    def reopen(self, report: Callable[..., None]) -> None:
+        """Open the file again, unless that is done; goes on with the old one if the path cannot be opened."""
+        if not self.must_reopen:
+            return
+        self.must_reopen = False
+        try:
+            stream = self._open()
+        except OSError as error:
+            COUNTERS.errors += 1
+            report("Cannot reopen the log file, keeping the old one", path=self.baseFilename, error=error.strerror)
+            return
+        with contextlib.suppress(OSError):  # the disk may be full
+            if self.stream is not None:
+                self.stream.close()
+        self.stream = stream
+        self._statstream()
+
     def _open(self) -> io.TextIOWrapper:
         # The lines name peers and objects, so the file is not for every user of the host.
         descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_CREAT | os.O_APPEND, _FILE_MODE)
@@ -279,13 +360,16 @@ class _BoundedHandler(_Counting, logging.handlers.QueueHandler):
             return
         if self._unreported:
             dropped, self._unreported = self._unreported, 0
-            report = logging.LogRecord("typha.logs", logging.WARNING, "", 0, "Log lines were dropped", None, None)
-            report.fields = {"dropped": dropped}
-            super().emit(report)
+            super().emit(_warning("Log lines were dropped", dropped=dropped))
         if record.exc_info and not self._tracebacks.allows():
             error, record.exc_info = record.exc_info[1], None
             record.fields = {"error": error, **getattr(record, "fields", {})}
         super().emit(record)
+
+    def report(self, event: str, **fields: Any) -> None:
+        """A warning of the writing thread, which must not wait for room in its own queue."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(self.prepare(_warning(event, **fields)))
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         # A new record that holds only the line: the arguments of the original record may change before it is written.
@@ -302,12 +386,24 @@ class _BoundedHandler(_Counting, logging.handlers.QueueHandler):
             self._unreported += 1
 
 
+def _warning(event: str, **fields: Any) -> logging.LogRecord:
+    record = logging.LogRecord("typha.logs", logging.WARNING, "", 0, event, None, None)
+    record.fields = fields
+    return record
+
+
 class _Listener(logging.handlers.QueueListener):
-    """The writing thread."""
+    """The writing thread. It takes lines, and things to do between two lines."""
 
     def __init__(self, lines: queue.Queue[Any], handlers: list[logging.Handler]) -> None:
         super().__init__(lines, *handlers, respect_handler_level=True)
         self._lines = lines
+
+    def handle(self, record: Any) -> None:
+        if isinstance(record, logging.LogRecord):
+            super().handle(record)
+        else:
+            record()
 
     def stop(self, timeout_seconds: float = _STOP_TIMEOUT_SECONDS) -> None:
         """Write the queued lines and end the thread. Gives up after the timeout, because a destination may hang."""
@@ -323,15 +419,18 @@ class _Listener(logging.handlers.QueueListener):
 
 
 class TextFormatter(logging.Formatter):
-    """Text: `2026-11-23 09:57:24.904 [INFO][123] logger: Message count=3 key="value"`, in UTC, fields sorted by name.
+    """Text: `2026-11-23 09:57:24.904 [INFO][123] typha/hub.py 4711: Message count=3 key="value"`, in UTC.
 
-    structlog's fields are in the record's attribute `fields`. Records of other loggers have none.
+    Parsers of the original's lines expect a file and a number. Both stay the same from release to release: the file is
+    the logger's name as a path, and the number belongs to the message. Fields are sorted by name; structlog's are in
+    the record's attribute `fields`, and records of other loggers have none.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         stamp = f"{time:%Y-%m-%d %H:%M:%S}.{time.microsecond // 1000:03d}"
-        head = f"{stamp} [{_level(record)}][{record.process}] {record.name}: {escaped(_message(record))}"
+        source = f"{_file(record.name)} {_number(str(record.msg))}"
+        head = f"{stamp} [{_level(record)}][{record.process}] {source}: {escaped(_message(record))}"
         return " ".join((head, *(f"{escaped(name)}={_text(value)}" for name, value in _fields(self, record))))
 
 
@@ -356,6 +455,17 @@ def escaped(text: str) -> str:
     if text.isprintable() and '"' not in text and "\\" not in text:
         return text
     return "".join(_ESCAPES.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
+
+
+@functools.lru_cache(maxsize=256)
+def _file(logger_name: str) -> str:
+    return f"{logger_name.replace('.', '/')}.py"
+
+
+@functools.lru_cache(maxsize=1024)
+def _number(message: str) -> int:
+    """1 to 9999, from the message before its arguments are filled in."""
+    return zlib.crc32(message.encode(errors="replace")) % 9999 + 1
 
 
 def _level(record: logging.LogRecord) -> str:

@@ -6,15 +6,16 @@
           - type: v1/pods
             fields: [metadata.labels, spec.nodeName]
 
-The schema is strict. Any mistake raises `ConfigurationError` with the file, the feed and the key in one line.
+YAML is read as Kubernetes' tools read it, but duplicate keys and a second document are mistakes. The schema is strict.
+Any mistake raises `ConfigurationError` with the file, the feed and the key in one line.
 """
 
 import re
-from collections.abc import Hashable
 from typing import Any
 
-import yaml
+import msgspec
 
+from cache import yamljson
 from cache.feeds.raw import FeedSpec, FieldPath, ResourceSpec
 from cache.resources import ResourceType
 from typha.settings import sources
@@ -53,41 +54,17 @@ def parse(path: str, text: str) -> list[FeedSpec]:
         ConfigurationError: as in `load`.
     """
     try:
-        # yaml.safe_load accepts duplicate keys, and expands aliases without limit.
-        document = yaml.load(text, Loader=_StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigurationError(
-            path, f"not valid YAML: {where}{_shown(error.problem or 'cannot be parsed')}"
-        ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigurationError(path, f"not valid YAML: {_shown(error)}") from error
-    top = _mapping(path, "the file", document, required={"feeds"})
+        document = yamljson.to_json(text.encode())
+    except yamljson.YamlError as error:
+        raise ConfigurationError(path, f"not valid YAML: line {error.line}: {_shown(error.problem)}") from error
+    for note in document.notes:
+        raise ConfigurationError(path, f"line {note.line}: {_shown(note.text)}")
+    content = msgspec.json.decode(document.raw)
+    top = _mapping(path, "the file", content, required={"feeds"})
     feeds = _mapping(path, "feeds", top["feeds"])
     if not 0 < len(feeds) <= FEEDS_LIMIT:
         raise ConfigurationError(path, f"feeds: expected 1 to {FEEDS_LIMIT} feeds, not {len(feeds)}")
     return [_feed(path, name, value) for name, value in feeds.items()]
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """A safe loader that rejects duplicate keys and aliases: a kilobyte of nested aliases expands to gigabytes."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases are not supported")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                continue  # The base class rejects keys that are lists or mappings.
-            if key_node.value in seen:
-                problem = f"duplicate key {_shown(key_node.value)}"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-            seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
 
 
 def _feed(path: str, name: Any, value: Any) -> FeedSpec:

@@ -9,8 +9,18 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from typha.settings import sources
+from typha.settings.machine import Machine
 from typha.settings.sources import ConfigurationError, Source
-from typha.settings.table import BY_LOWER_NAME, SETTINGS, Row, Scope, Settings
+from typha.settings.table import (
+    BY_LOWER_NAME,
+    KUBERNETES_VARIABLES,
+    NO_EFFECT,
+    SETTINGS,
+    Row,
+    Scope,
+    Settings,
+    variable_value,
+)
 
 DEFAULT_CONFIG_FILE = "/etc/calico/typha.cfg"
 
@@ -40,8 +50,10 @@ class Loaded(NamedTuple):
 
     settings: Settings
     notices: tuple[Notice, ...]
-    given: frozenset[str]
-    """Names of the settings for which a source has a valid value."""
+    given: Mapping[str, str]
+    """The settings for which a source has a valid value: what messages call the source, by the setting's name."""
+    derived: Mapping[str, str]
+    """The settings whose value follows from the machine, and from what there."""
 
 
 def load(
@@ -51,6 +63,7 @@ def load(
     config_file: str | None = None,
     default_config_file: str = DEFAULT_CONFIG_FILE,
     strict: bool = False,
+    machine: Machine | None = None,
 ) -> Loaded:
     """Read and check the settings.
 
@@ -59,6 +72,7 @@ def load(
         environment: all variables; those without the prefix TYPHA_ are ignored.
         config_file: an INI file, which must exist. None means `default_config_file`, if it exists.
         strict: reject unknown names, and invalid values of any setting.
+        machine: what automatic values follow from. None for one without limits.
 
     Raises:
         ConfigurationError: the settings cannot be used; one line that begins with the name of the culprit.
@@ -68,9 +82,11 @@ def load(
     for source in (file, sources.from_environment(environment), sources.from_flags(flags)):
         loader.add(source)
     _check_client_tls(loader)
+    loader.notices += _without_effect(loader.given, environment)
     settings = Settings(**loader.values, config_invalid_values=loader.invalid_values)
+    settings, derived = _derive(settings, loader.given, machine or Machine())
     _check(settings)
-    return Loaded(_with_fallbacks(settings, loader.notices), tuple(loader.notices), frozenset(loader.given))
+    return Loaded(_with_fallbacks(settings, loader.notices), tuple(loader.notices), loader.given, derived)
 
 
 class _Loader:
@@ -80,7 +96,7 @@ class _Loader:
         self._strict = strict
         self.values: dict[str, Any] = {}
         """By attribute of `Settings`."""
-        self.given: set[str] = set()
+        self.given: dict[str, str] = {}
         self.unusable: set[str] = set()
         """Names of the settings whose last value was invalid."""
         self.invalid_values = 0
@@ -111,20 +127,50 @@ class _Loader:
     def _add_value(self, row: Row, text: str, source: Source) -> None:
         try:
             self.values[row.attribute] = row.parse(text)
-            self.given.add(row.name)
+            self.given[row.name] = source.label
             self.unusable.discard(row.name)
         except ValueError as error:
             problem = f"{error}, not {_shown(text)!r} ({source.label})"
             if self._strict or row.fatal:
                 raise ConfigurationError(row.name, problem) from error
             self.values[row.attribute] = row.default
-            self.given.discard(row.name)
+            self.given.pop(row.name, None)
             self.unusable.add(row.name)
             self.invalid_values += 1
             self._notify("warning", "Invalid value of setting, using its default", setting=row.name, error=problem)
 
     def _notify(self, level: str, event: str, **fields: Any) -> None:
         self.notices.append(Notice(level, event, fields))
+
+
+def _without_effect(given: Mapping[str, str], environment: Mapping[str, str]) -> list[Notice]:
+    """A warning for each setting that somebody has set in vain. A user of the original relies on it."""
+    found = [(row.name, given[row.name], row.help) for row in SETTINGS if row.name in given and not row.has_effect]
+    for variable in KUBERNETES_VARIABLES:
+        name, value = variable_value(variable, environment)
+        if value and variable.help.startswith(NO_EFFECT):
+            found.append((name, "environment", variable.help))
+    return [
+        Notice(
+            "warning",
+            "Setting has no effect here",
+            {"setting": name, "source": source, "instead": explanation.removeprefix(NO_EFFECT)},
+        )
+        for name, source, explanation in found
+    ]
+
+
+def _derive(settings: Settings, given: Mapping[str, str], machine: Machine) -> tuple[Settings, dict[str, str]]:
+    """Fill in the values that follow from the machine. Those that are set stay."""
+    derived: dict[str, str] = {}
+    if settings.workers < 0:
+        settings = dataclasses.replace(settings, workers=machine.workers)
+        derived["Workers"] = "CPUs"
+    budget_bytes = machine.log_budget_bytes(settings.log_budget_bytes, segment_bytes=settings.segment_bytes)
+    if "LogBudgetBytes" not in given and budget_bytes != settings.log_budget_bytes:
+        settings = dataclasses.replace(settings, log_budget_bytes=budget_bytes)
+        derived["LogBudgetBytes"] = "memory limit"
+    return settings, derived
 
 
 def _check_client_tls(loader: _Loader) -> None:
@@ -193,4 +239,4 @@ def uses_pod_cidrs(environment: Mapping[str, str]) -> bool:
 
 
 def _shown(text: str) -> str:
-    return sources.printable(text, _REPORTED_VALUE_LIMIT)
+    return sources.printable(sources.redacted("", text), _REPORTED_VALUE_LIMIT)

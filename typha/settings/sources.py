@@ -1,12 +1,19 @@
 """Reads the sources of settings: flags, environment and an INI file, each as raw text by lower-case name."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 
 PREFIX = "typha_"
 FILE_BYTES_LIMIT = 1024 * 1024
 
+REDACTED = "(redacted)"
+
 _QUOTES = "\"'`"
+_SECRET_NAME = re.compile(r"token|passw|secret|credential|(?:key|cert)$", re.IGNORECASE)
+_SECRET_TEXT = re.compile(r"PRIVATE KEY|^ey[\w-]+\.[\w-]+\.", re.ASCII)
+"""A PEM file or a token where its path belongs."""
+_USER_IN_URL = re.compile(r"(?<=://)[^/?#\s]*@|^[^/?#\s]+:[^/?#\s]*@")
 
 
 class ConfigurationError(Exception):
@@ -110,6 +117,13 @@ def printable(text: str, limit: int) -> str:
     """Text from outside for a one-line message: escaped, and cut after `limit` characters."""
     shown = text.encode("unicode_escape").decode("ascii")
     return shown if len(shown) <= limit else shown[:limit] + "..."
+
+
+def redacted(name: str, text: str) -> str:
+    """The value of a setting or variable, without what looks like a secret."""
+    if text and (_SECRET_NAME.search(name) or _SECRET_TEXT.search(text)):
+        return REDACTED
+    return _USER_IN_URL.sub(f"{REDACTED}@", text)
 
 
 def _source(label: str, pairs: Iterable[tuple[str, str]], *, prefix_length: int = 0) -> Source:

@@ -6,6 +6,7 @@ in docs/configuration.md. `KUBERNETES_VARIABLES` lists, for that page only, the 
 
 import dataclasses
 import enum
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from typha.settings.types import (
@@ -320,7 +321,10 @@ class Settings:
     )
 
     debug_memory_profile_path: str = _original(
-        "DebugMemoryProfilePath", path(), "", f"{NO_EFFECT}the service writes no heap profile."
+        "DebugMemoryProfilePath",
+        path(),
+        "",
+        f"{NO_EFFECT}the service writes no heap profile. SIGUSR1 makes it log a diagnosis, with its memory.",
     )
     debug_disable_log_dropping: bool = _original(
         "DebugDisableLogDropping",
@@ -388,16 +392,18 @@ class Settings:
         "Workers",
         integer(-1, 256),
         -1,
-        "Number of worker processes that serve clients. -1 = one less than the number of cores, but at least one; "
-        "0 = the hub serves clients itself.",
-        why="the hub needs a core of its own during a fan-out",
+        "Number of worker processes that serve clients. -1 = one less than the CPUs that the process may use, by "
+        "affinity and by the quotas of its cgroups, but at least one and at most three; 0 = the hub serves clients "
+        "itself.",
+        why="the hub needs a CPU of its own during a fan-out, and one worker serves thousands of clients",
     )
     log_budget_bytes: int = _ours(
         "LogBudgetBytes",
         size(2 * MEBIBYTE),
         64 * MEBIBYTE,
         "Memory for the delta logs of all feeds together. A client that falls out of the log is caught up with the "
-        "newest values only.",
+        "newest values only. The default is at most a quarter of the memory limit of the cgroup, but at least two "
+        "segments.",
         why="holds minutes of changes in a large cluster, and is small compared with its snapshot",
         unit="bytes",
     )
@@ -491,6 +497,16 @@ class Variable(NamedTuple):
     default: str
     help: str
 
+
+def variable_value(variable: Variable, environment: Mapping[str, str]) -> tuple[str, str]:
+    """The variable's name in the environment, and its value: empty if it is not set."""
+    prefixed = f"CALICO_{variable.name}"
+    if variable.name.startswith(_MAY_HAVE_PREFIX) and environment.get(prefixed):
+        return prefixed, environment[prefixed]
+    return variable.name, environment.get(variable.name, "")
+
+
+_MAY_HAVE_PREFIX = ("K8S_", "KUBECONFIG")
 
 KUBERNETES_VARIABLES: tuple[Variable, ...] = (
     Variable("KUBECONFIG", "~/.kube/config if it exists, else the pod's service account", "Paths of kubeconfig files."),

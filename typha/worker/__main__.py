@@ -5,7 +5,6 @@ The arguments are inherited descriptors. A `WorkerConfig` arrives as JSON on sta
 
 import asyncio
 import gc
-import signal
 import socket
 import sys
 
@@ -13,7 +12,7 @@ import msgspec
 import structlog
 import uvloop
 
-from typha import settings
+from typha import settings, signals
 from typha.ipc import link, messages
 from typha.observability import logs
 from typha.worker import server
@@ -26,9 +25,6 @@ async def _serve(config: messages.WorkerConfig, listener: socket.socket, link_en
     log = structlog.get_logger("typha.worker")
     loop = asyncio.get_running_loop()
     logs.limit_loop_errors(loop)
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        # A signal to the whole process group is for the hub, which decides when and how workers end.
-        loop.add_signal_handler(signal_number, lambda: None)
     try:
         await server.serve(config, listener, link_end)
     except link.LinkBroken as error:
@@ -42,6 +38,7 @@ async def _serve(config: messages.WorkerConfig, listener: socket.socket, link_en
 
 def main(arguments: list[str]) -> int:
     """Runs a worker to its end; returns the exit code."""
+    signals.leave_to_hub()
     listener = socket.socket(fileno=int(arguments[0]))
     link_end = socket.socket(fileno=int(arguments[1]))
     config = msgspec.json.decode(sys.stdin.buffer.read(), type=messages.WorkerConfig)

@@ -263,7 +263,7 @@ class Client(cursor.Cursor):
     @property
     def host(self) -> str:
         """The peer's address without its port; of IPv6, its network."""
-        return networks.network_of(self.address.rpartition(":")[0])
+        return networks.network_of(self.address.rpartition(":")[0].strip("[]"))
 
     @property
     def offset(self) -> int:

@@ -23,6 +23,11 @@ _READ_BYTES_LATER = 4 * 1024
 """After the hello there are only pongs: a peer that floods a worker with messages gets 2 ms of a turn, not 50."""
 _CLOSE_LINES_PER_SECOND = 20
 """Further ends of connections are counted and not logged: a storm must not spend its time on log lines."""
+_USUAL_LINES = 200
+_USUAL_LINES_SECONDS = 10.0
+"""The same for hellos, and for ends that are everyday business: the clients of 50 nodes at once, and 20 a second for
+ever. A line costs some 100 us, and one that is left out 1 us."""
+_AGENT_CHARS_MAX = 200
 _CONNECTION_BYTES = 1024
 """What a connection without a hello takes, apart from bytes that it has sent: measured, a thousand take 1 MB."""
 _SAME_HOST_MAX = 16
@@ -40,35 +45,72 @@ Greeted: TypeAlias = protocol_adapters.Subscribed | protocol_adapters.AckAwaited
 """A hello was good, and has been answered."""
 
 
-class CloseLog:
-    """A log line for each connection that ended, up to a number of lines a second."""
+class ConnectionLog:
+    """A log line for each hello and for each end of a connection, up to a number of lines. Counts the others.
+
+    Ends with a cause that somebody may want to remove have a limit of their own: everyday business hides none of them.
+    """
 
     def __init__(self, now: Callable[[], float] = clock.monotonic) -> None:
         self._now = now
-        self._limit = logs.LineLimit(_CLOSE_LINES_PER_SECOND, now=now)
+        self._ends = logs.LineLimit(_CLOSE_LINES_PER_SECOND, now=now)
+        self._usual_ends = logs.LineLimit(_USUAL_LINES, seconds=_USUAL_LINES_SECONDS, now=now)
+        self._hellos = logs.LineLimit(_USUAL_LINES, seconds=_USUAL_LINES_SECONDS, now=now)
 
     @property
     def suppressed(self) -> int:
-        """Ends that were not logged since the last line."""
-        return self._limit.suppressed
+        """Ends with a cause that were not logged since the last line."""
+        return self._ends.suppressed
 
-    def write(self, current: client.Client, reason: DisconnectReason, detail: str) -> None:
-        """The connection has ended; some reasons are everyday business and are not logged."""
-        if reason in _QUIET_REASONS:
+    def write_hello(self, current: client.Client, said: protocol_adapters.Introduction) -> None:
+        """A client's hello was good."""
+        if not self._hellos.allows():
             return
-        if not self._limit.allows():
+        agent = {"node": said.node[:_AGENT_CHARS_MAX], "version": said.version[:_AGENT_CHARS_MAX]}
+        _log.info(
+            "Client connected",
+            client=current.address,
+            connection=current.number,
+            agent=current.adapter.agent if current.adapter else "",
+            protocol=said.protocol,
+            syncer=said.syncer,
+            feed=said.feed,
+            **{name: text for name, text in agent.items() if text},
+        )
+
+    def write_end(self, current: client.Client, reason: DisconnectReason, detail: str) -> None:
+        """The connection has ended. One that never said hello, and left by itself, is nobody's business."""
+        is_usual = reason in _QUIET_REASONS
+        agent = current.adapter.agent if current.adapter else ""
+        if is_usual and not agent and current.channel is None and not logs.is_enabled("debug"):
             return
+        limit = self._usual_ends if is_usual else self._ends
+        if not limit.allows():
+            return
+        fields: dict[str, object] = {} if is_usual else {"other_ends_not_logged": limit.take_suppressed()}
         _log.info(
             "Connection ended",
             reason=reason.value,
             detail=detail,
             client=current.address,
-            agent=current.adapter.agent if current.adapter else "",
+            agent=agent,
             feed=current.channel.feed if current.channel else "",
             connection=current.number,
             seconds=round(self._now() - current.connected_at, 3),
-            other_ends_not_logged=self._limit.take_suppressed(),
+            bytes_sent=transport.kernel_sent_bytes(current.socket),
+            **fields,
         )
+
+    def write_left_out(self) -> None:
+        """Says how many lines are missing, once there may be lines again. To be called every second or so."""
+        limits = {"hellos": self._hellos, "usual_ends": self._usual_ends, "other_ends": self._ends}
+        found = {
+            name: limit.take_suppressed()
+            for name, limit in limits.items()
+            if limit.suppressed and not limit.left_seconds
+        }
+        if found:
+            _log.info("Connections that were not logged", **found)
 
 
 class Connections:
@@ -87,7 +129,7 @@ class Connections:
         self._poller = client_poller
         self._transport = bytes_through
         self._stats = stats
-        self.close_log = CloseLog()
+        self.log = ConnectionLog()
         self.handshaking: dict[client.Client, None] = {}
         """Clients without a complete hello, in order of arrival."""
         self.closing: dict[client.Client, None] = {}
@@ -261,6 +303,8 @@ class Connections:
             refusal = protocol_adapters.Refused(DisconnectReason.TOO_MANY_CONNECTIONS, text, _RETRY_FULL_MILLISECONDS)
             self._turn_away(current, refusal, answer=event.data)
             return False
+        if event.introduction is not None:
+            self.log.write_hello(current, event.introduction)
         is_subscribed = isinstance(event, protocol_adapters.Subscribed)
         if event.data and not self._send_control(
             current, event.data, DisconnectReason.NO_PROGRESS, ahead=is_subscribed
@@ -408,7 +452,7 @@ class Connections:
         if current.channel is not None:
             current.channel.forget(current)
             current.channel.close_unread_snapshots()
-        self.close_log.write(current, reason, detail)
+        self.log.write_end(current, reason, detail)
         current.adapter = None  # with what it holds of a message: the connection may be held for a while
 
     def _close_socket(self, current: client.Client) -> None:

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterable
 from typing import Generic, Protocol, TypeVar
 
+from typha import networks
 from typha.worker import transport
 
 READ = select.EPOLLIN | select.EPOLLRDHUP
@@ -151,7 +152,7 @@ class Poller(Generic[ClientT]):
             except OSError:  # reset between the handshake and here
                 connection.close()
                 continue
-            return connection, f"{address[0]}:{address[1]}"
+            return connection, networks.with_port(address[0], address[1])
 
     def _set_options(self, connection: socket.socket) -> None:
         connection.setblocking(False)

@@ -60,10 +60,22 @@ class Refused(NamedTuple):
     retry_after_milliseconds: int = 0
 
 
+class Introduction(NamedTuple):
+    """What the log tells of a client whose hello was good. Nobody has cut or escaped the client's words yet."""
+
+    protocol: str
+    syncer: str
+    """What the client asked for, which is the feed but for agents of older releases."""
+    feed: str
+    node: str = ""
+    version: str = ""
+
+
 class AckAwaited(NamedTuple):
     """The hello was good; the client is to acknowledge `data` before anything else is sent."""
 
     data: bytes
+    introduction: Introduction | None = None
 
 
 class AgentVersion(NamedTuple):
@@ -81,6 +93,8 @@ class Subscribed(NamedTuple):
     feed: str
     wire_format: str
     agent_version: AgentVersion | None = None
+    introduction: Introduction | None = None
+    """None if the event of the hello had it."""
 
 
 Event: TypeAlias = Ponged | Left | Refused | AckAwaited | Subscribed
@@ -190,7 +204,8 @@ class NativeAdapter:
         )
         self._connection.send_hello(answer, self._number)
         wire_format = native_encoder.ZSTD if messages.Feature.ZSTD.value in features else native_encoder.PLAIN
-        return Subscribed(self._connection.data_to_send(), hello.feed, wire_format)
+        introduction = Introduction("native", hello.feed, hello.feed)
+        return Subscribed(self._connection.data_to_send(), hello.feed, wire_format, introduction=introduction)
 
     def goodbye(self, refusal: Refused) -> bytes:
         """The goodbye frame."""
@@ -256,7 +271,10 @@ class TyphaAdapter:
                 return Refused(DisconnectReason.UNKNOWN_FEED, f"nothing for agents of {found.release.value} here")
         self._connection.accept(version=SOFTWARE, connection_id=self._number)
         said = self._connection.data_to_send()
-        return AckAwaited(said) if self._connection.state is typha.State.RESTARTING else self._subscribed(said)
+        introduction = Introduction("typha", hello.feed, self._feed, hello.hostname, hello.version)
+        if self._connection.state is typha.State.RESTARTING:
+            return AckAwaited(said, introduction)
+        return self._subscribed(said)._replace(introduction=introduction)
 
     def _subscribed(self, said: bytes) -> Subscribed:
         return Subscribed(said, self._feed, self._connection.wire_format, self._agent_version)

@@ -29,6 +29,7 @@ from typha.worker import (
     client,
     connections,
     delivery,
+    diagnosis,
     handshake_steps,
     handshakes,
     keepalive,
@@ -303,9 +304,19 @@ class Server:
             case messages.ShareCounter():
                 with _mapping():
                     self._publishes_sent = shared_counters.SharedCounter.attach(*descriptors)
+            case messages.ControlLog():
+                self._control_log(message)
             case messages.Drain():
                 self._drain = message
                 self._drain_begun.set()
+
+    def _control_log(self, message: messages.ControlLog) -> None:
+        if message.debug is not None:
+            logs.switch_debug(message.debug)
+        if message.reopen:
+            logs.reopen_file()
+        if message.diagnose:
+            diagnosis.write(self.connections, self.channels, self.poller.clients.values(), _monotonic())
 
     def _publish(self, message: messages.Publish) -> None:
         self._publishes_heard += 1
@@ -527,6 +538,7 @@ class Server:
             return  # the hub has not read the last report yet; the next one says the same and more
         now = _monotonic()
         self.catch_up.tidy()
+        self.connections.log.write_left_out()
         self.stats.note_log_lines()
         self.stats.turns.rotate(now)
         closing = len(self.connections.closing)

@@ -12,6 +12,9 @@ _TCP_INFO_BYTES = 136
 _BYTES_ACKED = struct.Struct("=Q")
 _BYTES_ACKED_POSITION = 120
 """Position of tcpi_bytes_acked in struct tcp_info (Linux 4.1)."""
+_BYTES_SENT = struct.Struct("=QQ")
+_BYTES_SENT_POSITION = 200
+"""Position of tcpi_bytes_sent and tcpi_bytes_retrans (Linux 4.19)."""
 _TCP_INFO_WINDOW_BYTES = 232
 _WINDOW = struct.Struct("=I")
 _WINDOW_POSITION = 228
@@ -95,6 +98,24 @@ def kernel_acked_bytes(connection: Connection) -> int:
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
     acked: int = _BYTES_ACKED.unpack_from(info, _BYTES_ACKED_POSITION)[0]
     return acked
+
+
+def kernel_sent_bytes(connection: Connection) -> int:
+    """Bytes sent since the connection began, without those sent again; from an old kernel, those acknowledged.
+
+    0 for a socket that is not TCP.
+    """
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_WINDOW_BYTES)
+    except OSError:
+        return 0
+    if len(info) < _TCP_INFO_WINDOW_BYTES:
+        acked: int = _BYTES_ACKED.unpack_from(info, _BYTES_ACKED_POSITION)[0]
+        return acked
+    sent: int
+    again: int
+    sent, again = _BYTES_SENT.unpack_from(info, _BYTES_SENT_POSITION)
+    return max(0, sent - again)
 
 
 def kernel_window_bytes(connection: Connection) -> int:

@@ -3,15 +3,19 @@
 import io
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 import yaml
 
+from cache import yamljson
 from cache.feeds.calico import syncers
 from tests.harness import corpus, deviations, repository
+from typha.cli import convert as convert_command
 from typha.cli import main
 
 POOL: dict[str, Any] = {
@@ -20,6 +24,7 @@ POOL: dict[str, Any] = {
     "metadata": {"name": "pool", "resourceVersion": "7"},
     "spec": {"cidr": "10.0.0.0/16"},
 }
+POOL_TEXT = json.dumps(POOL)
 RELEASE_SCENARIOS = ("anp-basic", "kinds-per-release", "birdip-forms")
 POOL_KEY = "/calico/v1/ipam/v4/pool/10.0.0.0-16"
 
@@ -295,9 +300,121 @@ def test_a_manifest_without_a_namespace_goes_to_the_default_namespace(convert: C
 
 
 def test_times_in_yaml_are_texts(convert: Convert) -> None:
-    text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: n, creationTimestamp: 2026-01-02T03:04:05Z}\n"
-    [whole] = [line for line in convert(text).lines if line["key"].endswith("profiles/kns.n")]
+    text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: ns, creationTimestamp: 2026-01-02T03:04:05Z}\n"
+    [whole] = [line for line in convert(text).lines if line["key"].endswith("profiles/kns.ns")]
     assert json.loads(whole["value"])["metadata"]["creationTimestamp"] == "2026-01-02T03:04:05Z"
+
+
+def test_yaml_has_the_values_that_kubectl_reads(convert: Convert) -> None:
+    """A port range is no number to base 60, 1e3 is a number, and parts can be repeated."""
+    text = """
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: ftp}
+spec:
+  order: 1e3
+  ingress:
+  - &rule {action: Allow, protocol: TCP, destination: {ports: [20:21]}}
+  - *rule
+"""
+    [line] = [line for line in convert(text).lines if line["key"].endswith("/ftp")]
+    value = json.loads(line["value"])
+    assert (value["order"], [rule["dst_ports"] for rule in value["inbound_rules"]]) == (1000, [["20:21"], ["20:21"]])
+
+
+def test_json_may_be_followed_by_yaml_and_end_as_flow_style(convert: Convert) -> None:
+    other = {**POOL, "metadata": {"name": "other"}, "spec": {"cidr": "10.1.0.0/16"}}
+    for text in (
+        f"{json.dumps(POOL)}\n---\n{yaml.safe_dump(other)}",
+        f"{json.dumps(POOL)}\n---\n{json.dumps(other)}",
+        f"{json.dumps(POOL)}{json.dumps(other)}",
+        f"{yaml.safe_dump(POOL, default_flow_style=True)}\n---\n{yaml.safe_dump(other)}",
+        f"\ufeff{json.dumps(POOL)}\n---\n{json.dumps(other)}",
+        f"{yaml.safe_dump(POOL)}---\r\n{yaml.safe_dump(other)}".encode("utf-16"),
+    ):
+        result = convert(text, feed="bgp")
+        assert (result.exit_code, len(result.lines), result.errors) == (0, 2, []), text
+
+
+def test_what_kubectl_passes_over_in_silence_is_a_warning(convert: Convert) -> None:
+    text = yaml.safe_dump(POOL) + "kind: IPPool\n...\nkind: Pod\n"
+    result = convert(text, feed="bgp")
+    assert (result.exit_code, len(result.lines)) == (0, 1)
+    repeated, after = result.errors
+    assert re.fullmatch(r"warning: .*/0: document 1, line 8: duplicate key 'kind': the last one counts", repeated)
+    assert re.fullmatch(r"warning: .*/0: document 1, line 9: text after the end of the document is ignored", after)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("---\na: 1", "document 1, line 2: an object without apiVersion, kind or metadata.name"),
+        ("# c\n---\n~\n---\n\na: [", "document 3, line 7: did not find expected node content"),
+        ("---\n---\na: *x", "document 2, line 3: unknown anchor 'x' referenced"),
+        ("---\n\n--- a", "document 2, line 3: invalid document separator: 'a' after ---"),
+        (POOL_TEXT + "\n\n[{", "document 2, line 4: did not find expected node content"),
+        (
+            POOL_TEXT + "\n" + POOL_TEXT + "\n{]",
+            "document 3, line 3: Expecting property name enclosed in double quotes",
+        ),
+        ('{"a":\n1,}', "document 1, line 1: an object without apiVersion, kind or metadata.name"),
+        ('{"a":\n1,]', "document 1, line 2: Expecting property name|document 1, line 2: did not find expected"),
+        ('{"a": 1' + "0" * 10_000 + "}{", "document 1, line 1: an object without apiVersion"),
+        ('{"a": NaN}', "document 1, line 1: an object without apiVersion"),
+        ("- kind: A\n- {kind: B", "document 1, line 3: did not find expected ',' or '}'"),
+    ],
+)
+def test_errors_name_file_document_and_line(text: str, message: str, convert: Convert) -> None:
+    result = convert(text)
+    assert (result.exit_code, result.lines) == (2, [])
+    [line] = result.errors
+    assert re.match(f"typha: error: .*/0: ({message})", line), line
+
+
+def test_large_yaml_is_read_with_few_steps_of_python(convert: Convert) -> None:
+    """Time says nothing on a busy machine. The parser in Python makes some 100 calls for each line, libyaml's 3."""
+    pools = [
+        {**POOL, "metadata": {"name": f"p{n}"}, "spec": {"cidr": f"10.{n // 256}.{n % 256}.0/24"}} for n in range(500)
+    ]
+    text = yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": pools}, default_flow_style=False)
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        [document] = yamljson.documents(io.BytesIO(text.encode()))
+    finally:
+        sys.setprofile(None)
+    assert len(msgspec.json.decode(document.raw)["items"]) == 500
+    assert calls < 10 * text.count("\n")
+
+
+class Terminal(io.StringIO):
+    """Standard error that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("is_terminal", "total"), [(True, 4_000_000), (True, None), (False, 4_000_000)])
+def test_progress_is_shown_on_a_terminal(is_terminal: bool, total: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    stream = Terminal() if is_terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    progress = convert_command.Progress(total, now=lambda: now)
+    progress.advance(1_000_000)
+    assert stream.getvalue() == ""
+    now = 3.0
+    progress.advance(1_000_000)
+    now = 4.0
+    progress.advance(1_000_000)
+    progress.end()
+    assert ("bytes read" in stream.getvalue()) is is_terminal
+    assert ("3000000/4000000" in stream.getvalue()) is (is_terminal and total is not None)
+    assert stream.getvalue().endswith("\n") is is_terminal
 
 
 @pytest.mark.parametrize(
@@ -309,7 +426,7 @@ def test_times_in_yaml_are_texts(convert: Convert) -> None:
         "- 1\n- 2",
         '{"type":"ERROR","object":{"kind":"Status"}}',
         '{"apiVersion":"v1","kind":"Pod","metadata":{}}',
-        "a: &x [1]\nb: *x",
+        "a: &x [*x]",
         "a: [",
         b"\xff\xfe{",
         "[" * 200_000,

@@ -8,18 +8,30 @@ import re
 import socket
 import subprocess
 import sys
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
 import pytest
 
+from tests.harness.repository import ROOT
+
 pytestmark = pytest.mark.slow
 
 QUIET = {"TYPHA_LOGFILEPATH": "none", "TYPHA_LOGSEVERITYSYS": "none"}
 
 
-COMMAND = (sys.executable, "-c", "from typha.cli import main; main.main()")
+SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+
+
+def script(name: str) -> tuple[str, ...]:
+    """What the installed command of this name does."""
+    module, _, function = SCRIPTS[name].partition(":")
+    return (sys.executable, "-c", f"from {module} import {function}; {function}()")
+
+
+COMMAND = script("typha")
 
 
 def environment(variables: dict[str, str]) -> dict[str, str]:
@@ -27,9 +39,9 @@ def environment(variables: dict[str, str]) -> dict[str, str]:
     return {**inherited, **QUIET, **variables}
 
 
-def typha(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def typha(*arguments: str, command: tuple[str, ...] = COMMAND, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *arguments],
+        [*command, *arguments],
         env=environment(variables),
         capture_output=True,
         text=True,
@@ -90,14 +102,14 @@ def test_a_log_file_that_cannot_be_opened_is_rejected() -> None:
 
 @contextlib.contextmanager
 def serving(
-    *arguments: str, open_files: int = 0, **variables: str
+    *arguments: str, command: tuple[str, ...] = COMMAND, open_files: int = 0, **variables: str
 ) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """A service without an API server, and its log up to the line with the port of /metrics."""
     ports = {"TYPHA_SERVERPORT": "-1", "TYPHA_PROMETHEUSMETRICSPORT": "0", "TYPHA_PROMETHEUSMETRICSHOST": "127.0.0.1"}
     variables = {"KUBECONFIG": "/nowhere", "TYPHA_PROMETHEUSMETRICSENABLED": "true", **ports, **variables}
     shell = ["sh", "-c", f'ulimit -n {open_files}; exec "$@"', "sh"] if open_files else []
     process = subprocess.Popen(
-        [*shell, *COMMAND, *arguments],
+        [*shell, *command, *arguments],
         env=environment(variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -173,12 +185,55 @@ def test_the_service_runs_with_invalid_values_of_the_originals_settings_and_exit
         assert process.returncode == 0
 
 
-@pytest.mark.parametrize("arguments", [("version",), ("component", "typha", "version")])
-def test_version_prints_version_and_build(arguments: tuple[str, ...]) -> None:
-    result = typha(*arguments, GIT_COMMIT="abc123")
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("calico", ("component", "typha")),  # the operator from 1.44 on, and 1.43 for some variants
+        ("calico-typha", ()),  # the images of 3.29 to 3.32: what they start without arguments
+        ("calico-typha", ("-c", "/dev/null")),
+        ("calico-typha", ("--config-file=/dev/null",)),
+        ("typha", ("component", "typha")),  # manifests of 3.33, as arguments of the image
+        ("typha", ("/usr/bin/calico-typha",)),  # a whole command line, as arguments of the image
+        ("typha", ("/usr/bin/calico", "component", "typha", "--config-file", "/dev/null")),
+    ],
+)
+def test_the_originals_command_lines_start_the_service(program: str, arguments: tuple[str, ...]) -> None:
+    with serving(*arguments, command=script(program)) as (process, lines):
+        assert any(": Listening " in line for line in lines)
+        process.terminate()
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+
+
+def test_the_image_has_the_originals_paths() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    [links] = re.findall(r"^RUN ln -s (.*) /usr/bin/$", text, re.MULTILINE)
+    assert links.split() == [f"/opt/typha/bin/{name}" for name in SCRIPTS]
+    assert 'ENTRYPOINT ["/usr/bin/typha"]\nCMD ["serve"]' in text
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("typha", ("version",)),
+        ("typha", ("component", "typha", "version")),
+        ("typha", ("calico", "version")),
+        ("calico", ("version",)),
+        ("calico", ("component", "typha", "version")),
+        ("calico-typha", ("version",)),
+        ("calico-typha", ("--version",)),
+    ],
+)
+def test_version_prints_version_and_build(program: str, arguments: tuple[str, ...]) -> None:
+    result = typha(*arguments, command=script(program), GIT_COMMIT="abc123")
     assert result.returncode == 0
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == ["Version", "Build date", "Git commit"]
     assert "abc123" in result.stdout
+
+
+def test_errors_name_the_program() -> None:
+    result = typha("serve", command=script("calico"))
+    assert (result.returncode, result.stderr.split(":")[:2]) == (2, ["calico", " error"])
 
 
 def test_help_names_every_setting() -> None:
@@ -191,7 +246,8 @@ def test_help_names_every_setting() -> None:
 @pytest.mark.parametrize(
     ("command", "unwanted"),
     [
-        ("version", ("structlog", "aiohttp", "yaml", "clients", "prometheus_client")),
+        ("version", ("structlog", "aiohttp", "yaml", "clients", "prometheus_client", "asyncio")),
+        ("health", ("structlog", "aiohttp", "yaml", "clients", "prometheus_client", "asyncio", "typha.settings")),
         ("serve", ("clients", "kubernetes_asyncio")),
         ("watch", ("structlog", "kubernetes_asyncio", "prometheus_client", "typha.settings")),
     ],

@@ -25,14 +25,21 @@ def test_a_valid_file() -> None:
     pods = ResourceSpec(ResourceType("", "v1", "pods"), (("metadata", "labels"), ("spec", "nodeName")))
     slices = ResourceSpec(ResourceType("discovery.k8s.io", "v1", "endpointslices"))
     assert feeds_file.parse("f", text) == [
-        FeedSpec("workloads", (pods, slices)),
         FeedSpec("b", (ResourceSpec(ResourceType("", "v1", "nodes")),)),
+        FeedSpec("workloads", (pods, slices)),
     ]
+
+
+def test_parts_can_be_repeated_with_anchors() -> None:
+    text = "feeds:\n  a: {resources: &r [{type: v1/pods}]}\n  b: {resources: *r}\n"
+    assert [feed.resources for feed in feeds_file.parse("f", text)] == [
+        (ResourceSpec(ResourceType("", "v1", "pods")),)
+    ] * 2
 
 
 def test_the_example_is_valid() -> None:
     feeds = feeds_file.load(str(ROOT / "docs" / "feeds.example.yaml"))
-    assert [feed.name for feed in feeds] == ["workloads", "network"]
+    assert [feed.name for feed in feeds] == ["network", "workloads"]
 
 
 def resources(text: str) -> str:
@@ -52,8 +59,8 @@ def resources(text: str) -> str:
         ("feeds: {Web: {}}", "feeds.Web: a name has 1 to 63"),
         ("feeds: {-a: {}}", "feeds.-a: a name has 1 to 63"),
         (f"feeds: {{{'a' * 64}: {{}}}}", "a name has 1 to 63"),
-        ("feeds: {1: {}}", "feeds.1: a name has 1 to 63"),
-        ("feeds: {on: {}}", "feeds.True: a name has 1 to 63"),
+        ("feeds: {1: {}}", "feeds.1: missing key resources"),
+        ("feeds: {on: {}}", "feeds.true: missing key resources"),
         ("feeds: {web: null}", "feeds.web: expected a mapping"),
         ("feeds: {web: {}}", "feeds.web: missing key resources"),
         ("feeds: {web: {resources: [], type: x}}", "feeds.web: unknown key type, expected resources"),
@@ -75,15 +82,17 @@ def resources(text: str) -> str:
         (resources("[{type: v1/pods, fields: spec}]"), r"resources\[0\].fields: expected a list"),
         (resources("[{type: v1/pods, fields: [spec..x]}]"), r"fields\[0\]: expected a dotted path .*, not spec..x"),
         (resources("[{type: v1/pods, fields: [spec, 1]}]"), r"fields\[1\]: expected a dotted path .*, not 1"),
-        ("feeds: {a: {", "not valid YAML: line 1, column"),
-        ("feeds:\n  a: {}\n  a: {}", "not valid YAML: line 3, column 3: duplicate key a"),
-        ("feeds: {? [a] : {}}", "not valid YAML: line 1, column 11: found unhashable key"),
-        ("feeds: {? {a: b} : {}}", "not valid YAML: line 1, column 11: found unhashable key"),
-        ("a: &x [1]\nb: *x", "aliases are not supported"),
-        ("feeds: !!python/object/apply:os.system [ls]", "not valid YAML"),
-        ("\x00", "not valid YAML"),
-        ("[" * 100_000, "not valid YAML"),
-        ("feeds: 2026-13-45", "not valid YAML"),
+        ("feeds: {a: {", "not valid YAML: line 2: did not find expected"),
+        ("feeds:\n  a: {}\n  a: {}", "line 3: duplicate key 'a': the last one counts"),
+        ("feeds: {}\n...\nfeeds: {}", "line 2: text after the end of the document is ignored"),
+        ("feeds: {? [a] : {}}", "not valid YAML: line 1: a list or mapping cannot be the name of a member"),
+        ("feeds: {? {a: b} : {}}", "not valid YAML: line 1: a list or mapping cannot be the name of a member"),
+        ("feeds: *x", "not valid YAML: line 1: unknown anchor 'x' referenced"),
+        ("a: &x [*x]", "not valid YAML: line 1: anchor 'x' value contains itself"),
+        ("feeds: !!python/object/apply:os.system [ls]", "feeds: expected a mapping"),
+        ("\x00", "not valid YAML: line 1: control characters are not allowed"),
+        ("[" * 100_000, "not valid YAML: line 1: nested more than 400 levels deep"),
+        ("feeds: 2026-13-45", "feeds: expected a mapping"),
     ],
 )
 def test_a_mistake_is_rejected(text: str, message: str) -> None:

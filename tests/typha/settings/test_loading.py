@@ -5,6 +5,7 @@ import pathlib
 import pytest
 
 from typha import settings
+from typha.settings.machine import Machine
 
 
 def load(
@@ -233,3 +234,63 @@ def test_whether_pod_cidrs_are_used(environment: dict[str, str], *, is_used: boo
 def test_an_unclear_use_of_pod_cidrs_ends_the_start() -> None:
     with pytest.raises(settings.ConfigurationError, match="USE_POD_CIDR: not true or false: 'yes'"):
         settings.uses_pod_cidrs({"USE_POD_CIDR": "yes"})
+
+
+# What has no effect, and what follows from the machine
+
+
+def test_each_setting_that_is_set_in_vain_is_named_once(tmp_path: pathlib.Path) -> None:
+    file = config(tmp_path, "DebugPort = 1\nServerMaxMessageSize = 5\n")
+    environment = {"TYPHA_SERVERMAXMESSAGESIZE": "6", "CALICO_K8S_CLIENT_QPS": "9", "K8S_CLIENT_BURST": ""}
+    found = {notice.fields["setting"]: notice for notice in load(environment, file=file).notices}
+    assert {name: notice.fields["source"] for name, notice in found.items()} == {
+        "DebugPort": file,
+        "ServerMaxMessageSize": "environment",
+        "CALICO_K8S_CLIENT_QPS": "environment",
+    }
+    assert {(notice.level, notice.event) for notice in found.values()} == {("warning", "Setting has no effect here")}
+    assert found["DebugPort"].fields["instead"] == "the service has no profiling server."
+
+
+def test_every_setting_without_effect_is_warned_about() -> None:
+    vain = [row for row in settings.SETTINGS if not row.has_effect]
+    values = {row.variable: str(row.default) or "/dev/null" for row in vain}
+    values |= {"TYPHA_EARLYLOGSEVERITYSCREEN": "info", "TYPHA_ETCDENDPOINTS": "http://a:1"}
+    assert [notice.fields["setting"] for notice in load(values).notices] == [row.name for row in vain]
+
+
+def test_a_setting_that_has_an_effect_is_not_warned_about() -> None:
+    assert load({"TYPHA_SERVERPORT": "1", "TYPHA_LOGSEVERITYSCREEN": "info"}).notices == ()
+
+
+def derived(machine: Machine, environment: dict[str, str] | None = None) -> settings.Loaded:
+    return settings.load(flags={}, environment=environment or {}, default_config_file="/nowhere", machine=machine)
+
+
+def test_workers_follow_from_the_machine_unless_they_are_set() -> None:
+    machine = Machine(cpus=16, cpu_quota=3.0)
+    assert derived(machine).settings.workers == 2
+    assert derived(machine).derived == {"Workers": "CPUs"}
+    assert derived(machine, {"TYPHA_WORKERS": "-1"}).settings.workers == 2
+    for asked in (0, 1, 30):
+        found = derived(machine, {"TYPHA_WORKERS": str(asked)})
+        assert (found.settings.workers, found.derived) == (asked, {})
+
+
+def test_the_log_budget_follows_from_the_memory_limit_unless_it_is_set() -> None:
+    mebibyte = 1 << 20
+    for limit, budget in ((None, 64), (1024, 64), (256, 64), (200, 50), (100, 25), (32, 8), (1, 8)):
+        machine = Machine(memory_limit_bytes=None if limit is None else limit * mebibyte)
+        assert derived(machine).settings.log_budget_bytes == budget * mebibyte
+        assert bool(derived(machine).derived.get("LogBudgetBytes")) == (budget != 64)
+    small = Machine(memory_limit_bytes=100 * mebibyte)
+    assert derived(small, {"TYPHA_LOGBUDGETBYTES": "67108864"}).settings.log_budget_bytes == 64 * mebibyte
+    assert derived(small, {"TYPHA_SEGMENTBYTES": str(16 * mebibyte)}).settings.log_budget_bytes == 32 * mebibyte
+
+
+def test_secrets_in_invalid_values_are_redacted() -> None:
+    for value in ("-----BEGIN RSA PRIVATE KEY----- abc", "eyJhbGciOi.eyJzdWIi.abc"):
+        assert "abc" not in str(load({"TYPHA_ETCDKEYFILE": value}).notices)
+        with pytest.raises(settings.ConfigurationError) as caught:
+            load({"TYPHA_FEEDSFILE": value})
+        assert "abc" not in str(caught.value)

@@ -414,12 +414,12 @@ def ended() -> Iterator[client.Client]:
 
 def test_connections_that_end_are_logged_up_to_a_number_a_second(ended: client.Client) -> None:
     now = 1000.0
-    close_log = connections.CloseLog(now=lambda: now)
+    log = connections.ConnectionLog(now=lambda: now)
 
     def end(count: int, reason: DisconnectReason = DisconnectReason.BAD_PREFACE) -> list[int]:
         with testing.capture_logs() as lines:
             for _ in range(count):
-                close_log.write(ended, reason, "GET")
+                log.write_end(ended, reason, "GET")
         assert {(line["event"], line["reason"], line["detail"]) for line in lines} <= {
             ("Connection ended", "bad-preface", "GET")
         }
@@ -428,20 +428,91 @@ def test_connections_that_end_are_logged_up_to_a_number_a_second(ended: client.C
     assert end(15) == [0] * 15
     now = 1000.9
     assert end(45) == [0] * 5
-    assert close_log.suppressed == 40
+    assert log.suppressed == 40
     now = 1001.0  # the first line of the next second says how many are missing
     assert end(2) == [40, 0]
-    assert close_log.suppressed == 0
+    assert log.suppressed == 0
     for quiet in ("client-closed", "shutting-down", "rebalanced"):
-        assert end(30, DisconnectReason(quiet)) == []
+        assert end(30, DisconnectReason(quiet)) == []  # of clients that never said hello
     assert end(19) == [0] * 18  # the quiet ones do not count
-    assert close_log.suppressed == 1
+    assert log.suppressed == 1
+
+
+def test_hellos_and_usual_ends_are_logged_up_to_a_number_and_the_others_counted(ended: client.Client) -> None:
+    now = 1000.0
+    log = connections.ConnectionLog(now=lambda: now)
+    offer = protocol_adapters.Offer(frozenset(), bytes(16), ping_interval_seconds=1.0, max_frame_bytes=1 << 20)
+    adapter = protocol_adapters.begin(frames.PREFACE, offer, 7)
+    assert isinstance(adapter, protocol_adapters.NativeAdapter)
+    adapter.agent = "an agent"  # as after its hello
+    ended.adapter = adapter
+    said = protocol_adapters.Introduction("typha", "felix", "felix", "n1", "v3.31.0")
+    with testing.capture_logs() as lines:
+        for _ in range(10_000):
+            log.write_hello(ended, said)
+            log.write_end(ended, DisconnectReason.CLIENT_CLOSED, "")
+        log.write_end(ended, DisconnectReason.NO_PROGRESS, "")  # has its own limit
+        log.write_left_out()  # not yet: there may be more
+    assert [line["event"] for line in lines] == ["Client connected", "Connection ended"] * 200 + ["Connection ended"]
+    assert lines[-1]["reason"] == "no-progress"
+    now = 1010.0
+    with testing.capture_logs() as lines:
+        log.write_left_out()
+        log.write_left_out()
+        log.write_hello(ended, said)
+    assert lines[0] == {
+        "event": "Connections that were not logged",
+        "log_level": "info",
+        "hellos": 9800,
+        "usual_ends": 9800,
+    }
+    assert [line["event"] for line in lines[1:]] == ["Client connected"]
+
+
+def test_what_a_client_says_is_cut_in_the_log(ended: client.Client) -> None:
+    with testing.capture_logs() as lines:
+        said = protocol_adapters.Introduction("typha", "felix", "felix", "n" * 10_000, "v" * 10_000)
+        connections.ConnectionLog().write_hello(ended, said)
+    assert (len(lines[0]["node"]), len(lines[0]["version"])) == (200, 200)
+
+
+async def test_a_clients_hello_and_its_end_have_a_line_each(stage: WorkerStand) -> None:
+    with testing.capture_logs() as lines:
+        peer = await stage.subscribe()
+        await stage.converged(peer)
+        own = peer.socket.getsockname()
+        peer.close()
+        await disconnected(stage, {"client-closed": 1})
+    [hello] = [line for line in lines if line["event"] == "Client connected"]
+    [end] = [line for line in lines if line["event"] == "Connection ended"]
+    assert hello == {
+        "event": "Client connected",
+        "log_level": "info",
+        "client": f"127.0.0.1:{own[1]}",
+        "connection": hello["connection"],
+        "agent": "test",
+        "protocol": "native",
+        "syncer": FEED,
+        "feed": FEED,
+    }
+    assert (end["reason"], end["client"], end["connection"]) == ("client-closed", hello["client"], hello["connection"])
+    assert end["agent"] == "test"
+    assert end["bytes_sent"] > 100
+    assert end["seconds"] >= 0
+
+
+async def test_a_peer_that_says_nothing_and_leaves_has_no_line(stage: WorkerStand) -> None:
+    with testing.capture_logs() as lines:
+        peer = await stage.connect()
+        peer.close()
+        await disconnected(stage, {"client-closed": 1})
+    assert lines == []
 
 
 def test_a_line_of_the_close_log(ended: client.Client) -> None:
-    close_log = connections.CloseLog(now=lambda: 1000.0)
+    log = connections.ConnectionLog(now=lambda: 1000.0)
     with testing.capture_logs() as lines:
-        close_log.write(ended, DisconnectReason.NO_PROGRESS, "slow")
+        log.write_end(ended, DisconnectReason.NO_PROGRESS, "slow")
     assert lines == [
         {
             "event": "Connection ended",
@@ -453,6 +524,7 @@ def test_a_line_of_the_close_log(ended: client.Client) -> None:
             "feed": "",
             "connection": 7,
             "seconds": 10.0,
+            "bytes_sent": 0,
             "other_ends_not_logged": 0,
         }
     ]
@@ -467,7 +539,7 @@ async def test_every_connection_that_ends_is_logged_or_counted(stage: WorkerStan
         await eventually(lambda: stage.disconnects == {"bad-preface": 60})
     seconds = int(time.monotonic()) - int(begun) + 1
     logged = [line for line in lines if line["event"] == "Connection ended"]
-    counted = sum(line["other_ends_not_logged"] for line in logged) + stage.server.connections.close_log.suppressed
+    counted = sum(line["other_ends_not_logged"] for line in logged) + stage.server.connections.log.suppressed
     assert len(logged) + counted == 60
     assert len(logged) <= 20 * seconds
 

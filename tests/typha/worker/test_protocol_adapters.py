@@ -74,12 +74,14 @@ def test_the_first_byte_chooses_the_protocol() -> None:
     [subscribed] = events(adapter, native)
     assert isinstance(subscribed, Subscribed)
     assert (subscribed.feed, subscribed.wire_format) == ("web", native_encoder.PLAIN)
+    assert subscribed.introduction == protocol_adapters.Introduction("native", "web", "web")
     assert adapter.agent == "me"
     for length in range(1, len(RECORDED_HELLO) + 1):
         assert isinstance(begin(RECORDED_HELLO[:length]), protocol_adapters.TyphaAdapter)
     [subscribed, *pongs] = events(begin(RECORDED_HELLO), RECORDED_HELLO)
     assert isinstance(subscribed, Subscribed)
     assert (subscribed.feed, subscribed.wire_format) == (FELIX, encoder.PLAIN)
+    assert subscribed.introduction is not None
     assert all_ponged(pongs, 2)
     tls = protocol_adapters.begin(b"\x16\x03\x01", OFFER, 7)
     assert isinstance(tls, Refused)
@@ -94,10 +96,12 @@ def test_what_no_client_begins_with(first: bytes) -> None:
 
 
 def test_a_client_that_takes_snappy_is_told_to_restart_and_acks() -> None:
-    said = typha_peer.encoded(HELLO)
-    adapter = begin(said)
-    [awaited] = events(adapter, said)
+    encoded = typha_peer.encoded(HELLO)
+    adapter = begin(encoded)
+    [awaited] = events(adapter, encoded)
     assert isinstance(awaited, AckAwaited)
+    said = protocol_adapters.Introduction("typha", FELIX, FELIX, HELLO.hostname, HELLO.version)
+    assert awaited.introduction == said
     hello = restarted_hello(awaited.data)
     assert (hello.syncer_type, hello.server_connection_id) == (FELIX, 7)
     assert hello.version == protocol_adapters.SOFTWARE
