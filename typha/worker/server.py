@@ -62,6 +62,8 @@ _TRIM_SECONDS = 10.0
 _DRAIN_TIME_SHARE = 0.95
 """Of the time for draining: the last client leaves within it (docs/reference/typha-behaviour.md, section 8)."""
 _DRAIN_JITTER = 0.05
+_DRAIN_END_SHARE = 0.97
+"""Of the time for draining: the last goodbyes are not waited for after it."""
 _DRAIN_LINGER_SECONDS_MIN = 0.5
 """For the last goodbyes to arrive, where little of the time is left."""
 _DEFECT_LINES_PER_SECOND = 20
@@ -583,7 +585,7 @@ class Server:
                     text="the server is shutting down",
                     retry_after_milliseconds=_DRAIN_RETRY_MILLISECONDS,
                 )
-        left_seconds = max(_DRAIN_LINGER_SECONDS_MIN, begun + drain.seconds - _monotonic())
+        left_seconds = max(_DRAIN_LINGER_SECONDS_MIN, begun + drain.seconds * _DRAIN_END_SHARE - _monotonic())
         for _ in range(int(min(self._policy.goodbye_linger_seconds, left_seconds) / _LINGER_LOOK_SECONDS)):
             if not self.connections.closing:  # a client that reads its goodbye closes first
                 break
