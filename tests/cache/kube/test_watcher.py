@@ -125,6 +125,20 @@ async def test_a_broken_stream_resumes(server: ScriptedServer, broken: bytes, th
     assert server.requests[1].query["resourceVersion"] == "10"
 
 
+async def test_a_silent_stream_of_a_server_without_bookmarks_is_renewed(server: ScriptedServer) -> None:
+    quiet = server.stream(then="stay")
+    server.script = [server.stream(initial(9, x=5)), quiet, quiet, server.stream(lines(event("MODIFIED", "a/x", 11)))]
+    with structlog.testing.capture_logs() as logs:
+        async with watching(server, IMPATIENT) as (subject, sink):
+            await sink.until_map({"a/x": "11"})
+            counters = subject.counters
+            assert (counters.renewals, counters.stream_breaks, counters.lists) == (3, 0, 1)
+            assert not any(counters.errors.values())
+            assert sink.current_status is SyncStatus.IN_SYNC
+    assert {entry["log_level"] for entry in logs} == {"info"}
+    assert [request.query.get("resourceVersion") for request in server.requests[:4]] == [None, "9", "9", "9"]
+
+
 async def test_a_request_without_answer_times_out(server: ScriptedServer) -> None:
     server.script = [server.silence(), server.stream(initial(9, x=5))]
     async with watching(server, IMPATIENT) as (subject, sink):
