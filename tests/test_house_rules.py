@@ -18,6 +18,7 @@ PACKAGES = ("protocol", "cache", "typha", "clients", "loadtest")
 WITHOUT_A_SOURCE = ("tests/integration/", "tests/simulation/", "tests/docs/", "tests/fuzz/", "tests/test_")
 SUBJECTS = (
     "cancellation",
+    "faults",
     "golden",
     "histories",
     "hostile_peers",

@@ -266,7 +266,7 @@ class Service:
     @contextlib.asynccontextmanager
     async def _session(self) -> AsyncIterator[api.KubeApi]:
         """A session with the API server, with credentials loaded, however long that takes."""
-        session = api.KubeApi()
+        session = self.collector.session = api.KubeApi()
         complained = False
         while True:
             try:

@@ -73,7 +73,7 @@ def _run(loaded: settings.Loaded, on: machine.Machine) -> int:
     pipeline = logs.configure(loaded.settings, file_given="LogFilePath" in loaded.given)
     with contextlib.closing(pipeline):
         log = structlog.get_logger("typha.settings")
-        log.info("Starting", **_banner(loaded, on))
+        log.info("Starting", logs_to=pipeline.destinations, **_banner(loaded, on))
         for notice in loaded.notices:
             getattr(log, notice.level)(notice.event, **notice.fields)
         from typha import service  # imported late, so that a configuration error shows quickly
@@ -94,7 +94,7 @@ def _banner(loaded: settings.Loaded, on: machine.Machine) -> dict[str, Any]:
         "memory_limit": "none" if on.memory_limit_bytes is None else on.memory_limit_bytes,
     }
     changed = [shown for shown in description.described(loaded) if not shown.is_default]
-    room = logs.FIELDS_LIMIT - len(fields) - 1
+    room = logs.FIELDS_LIMIT - len(fields) - 2  # with `logs_to` and `more_settings`
     fields |= {shown.name: f"{shown.value} ({shown.source})" for shown in changed[:room]}
     if changed[room:]:
         fields["more_settings"] = len(changed) - room

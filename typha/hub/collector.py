@@ -1,7 +1,7 @@
 """What the service reports about itself: samples for /metrics, and states for the health endpoints."""
 
 from cache.feeds.calico import releases
-from cache.kube import watcher
+from cache.kube import api, watcher
 from protocol import formats
 from typha import clock, settings
 from typha.hub import hub, shortages, supervisor
@@ -29,6 +29,7 @@ class Collector:
         self.max_latency = max_latency
         self._open_files_limit = open_files_limit
         self._reported_feeds: list[str] = []
+        self.session: api.KubeApi | None = None
         self.watchers: list[watcher.Watcher] = []
         self.web_servers: list[webserver.WebServer] = []
 
@@ -161,6 +162,10 @@ class Collector:
             "typha_open_files_limit": {(): self._open_files_limit},
             "typha_hub_pause_seconds_max": {(): self.max_latency.recent_seconds},
             "typha_hub_pause_seconds_worst": {(): self.max_latency.worst_seconds},
+            "typha_reload_failures_total": {
+                ("api-server",): self.session.load_failures if self.session else 0,
+                ("metrics-tls",): sum(server.tls_failures for server in self.web_servers),
+            },
             "typha_http_refused_total": {
                 (server.name, reason): count for server in self.web_servers for reason, count in server.refused.items()
             },

@@ -6,7 +6,6 @@ within ten seconds. (The original reads them at every handshake.)
 """
 
 import asyncio
-import os
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import structlog
 from aiohttp import web
 
+from cache.kube import tls_contexts, tls_reload
 from typha import clock, listening, settings
 from typha.observability import health, http_connections, logs
 
@@ -64,19 +64,13 @@ class TlsFiles(NamedTuple):
     client_auth: str
 
     def load(self) -> ssl.SSLContext:
-        """Build the TLS context. Raises OSError (or its subclass ssl.SSLError) if a file is unusable."""
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(self.cert_file, self.key_file)
-        context.load_verify_locations(self.ca_file)
-        context.verify_mode = _VERIFY_MODES[self.client_auth]
-        context.num_tickets = 0  # scrapers do not resume, and tickets are a third of a handshake
-        context.options |= ssl.OP_NO_RENEGOTIATION  # a few bytes of a peer would cost a handshake
-        return context
-
-    def fingerprint(self) -> tuple[tuple[int, int, int], ...]:
-        """A value that changes whenever a file changes. Raises OSError if a file is missing."""
-        stats = [os.stat(path) for path in (self.cert_file, self.key_file, self.ca_file)]
-        return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
+        """Build the TLS context. Raises tls_contexts.TlsUnusable."""
+        return tls_contexts.server_context(
+            certificate=tls_contexts.NamedFile("PrometheusMetricsCertFile", self.cert_file),
+            key=tls_contexts.NamedFile("PrometheusMetricsKeyFile", self.key_file),
+            authorities=tls_contexts.NamedFile("PrometheusMetricsCAFile", self.ca_file),
+            client_certificates=_VERIFY_MODES[self.client_auth],
+        )
 
 
 class OncePerSecond:
@@ -123,6 +117,7 @@ class WebServer:
         self._failures = logs.LineLimit(1, seconds=_FAILED_PAGE_LINES_SECONDS)
         self._listening = asyncio.Event()
         self._complained = False  # one log line per outage
+        self._tls: tls_reload.Reloaded | None = None
         self.name = name
         self.port = port
         """The configured port. If that is 0, the actual port once the server listens."""
@@ -144,6 +139,11 @@ class WebServer:
             listener.close()
         self._listeners.clear()
 
+    @property
+    def tls_failures(self) -> int:
+        """Changes of the TLS files that could not be used."""
+        return self._tls.failures if self._tls else 0
+
     async def wait_listening(self) -> None:
         """Return once the server listens."""
         await self._listening.wait()
@@ -152,23 +152,27 @@ class WebServer:
         """Serve until cancelled."""
         connections = http_connections.HttpConnections(self.name, web.Server(self._handle), self.refused, self._limits)
         try:
-            fingerprint = await self._listen_with_retries(connections)
+            await self._listen_with_retries(connections)
             while True:
                 await asyncio.sleep(self._intervals.tls_check_seconds)
-                fingerprint = self._maybe_reload(connections, fingerprint)
+                if self._tls is not None:
+                    self._tls.refresh()
+                    connections.tls = self._tls.current  # open connections keep the old one
         finally:
             self._listening.clear()
             self.close()
             await connections.close()
 
-    async def _listen_with_retries(self, connections: http_connections.HttpConnections) -> object:
+    async def _listen_with_retries(self, connections: http_connections.HttpConnections) -> None:
         while True:
             try:
-                fingerprint = self._tls_files.fingerprint() if self._tls_files else None
-                connections.tls = self._tls_files.load() if self._tls_files else None
+                if self._tls_files is not None:
+                    self._tls = tls_reload.Reloaded(self._tls_files.load, self._tls_files[:3], server=self.name)
+                    connections.tls = self._tls.current
                 if not self._listeners:
                     self.open(await asyncio.to_thread(listening.addresses, self.host, self.port))
-            except OSError as error:
+            except (OSError, tls_contexts.TlsUnusable) as error:
+                self.close()  # rather refuse connections than let them wait
                 if not self._complained:
                     self._log.error("HTTP server cannot listen, retrying every second", **self._fields(error=error))
                 self._complained = True
@@ -180,25 +184,7 @@ class WebServer:
             connections.listen(listeners)
             self._listening.set()
             self._log.info("HTTP server is listening", **self._fields(tls=self._tls_files is not None))
-            return fingerprint
-
-    def _maybe_reload(self, connections: http_connections.HttpConnections, known: object) -> object:
-        """Use changed TLS files for new connections if they are usable. Open connections stay open."""
-        if self._tls_files is None:
-            return known
-        try:
-            fingerprint = self._tls_files.fingerprint()
-            if fingerprint == known:
-                return known
-            connections.tls = self._tls_files.load()
-        except OSError as error:
-            if not self._complained:
-                self._log.warning("Changed TLS files cannot be used, keeping the old ones", **self._fields(error=error))
-            self._complained = True
-            return known
-        self._complained = False
-        self._log.info("TLS files have changed, new connections use the new ones", **self._fields())
-        return fingerprint
+            return
 
     def _fields(self, **fields: object) -> dict[str, object]:
         return {"server": self.name, "host": self.host, "port": self.port, **fields}

@@ -4,17 +4,14 @@ The files are read when a worker starts, and again when one of them changes, for
 that cannot be used is logged and counted, and the old files stay in use.
 """
 
-import os
 import ssl
 from collections.abc import Mapping
 
 import msgspec
-import structlog
 
+from cache.kube import tls_contexts, tls_reload
 from typha import settings
 from typha.worker import tls_session
-
-_log = structlog.get_logger("typha.tls")
 
 MINIMUM_VERSION_VARIABLE = "TLS_MIN_VERSION"
 CIPHER_SUITES_VARIABLE = "TLS_CIPHER_SUITES"
@@ -22,6 +19,9 @@ _MINIMUM_VERSIONS = {"": ssl.TLSVersion.TLSv1_2, "1.2": ssl.TLSVersion.TLSv1_2, 
 _LOOK_SECONDS = 2.0
 """Between two checks of the files."""
 _SHOWN_LIMIT = 100
+
+TlsUnusable = tls_contexts.TlsUnusable
+"""A file or variable cannot be used. The message names it."""
 
 DEFAULT_CIPHER_SUITES = {
     "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384": "ECDHE-ECDSA-AES256-GCM-SHA384",
@@ -39,10 +39,6 @@ _ONLY_IF_NAMED = {
     "TLS_RSA_WITH_AES_256_GCM_SHA384": "AES256-GCM-SHA384",
     "TLS_RSA_WITH_AES_128_GCM_SHA256": "AES128-GCM-SHA256",
 }
-
-
-class TlsUnusable(Exception):
-    """A file or variable cannot be used; the message names it."""
 
 
 class PeerRefused(Exception):
@@ -66,26 +62,15 @@ class ClientTls(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             TlsUnusable: a file or variable cannot be used.
         """
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context = tls_contexts.server_context(
+            certificate=tls_contexts.NamedFile("ServerCertFile", self.cert_file),
+            key=tls_contexts.NamedFile("ServerKeyFile", self.key_file),
+            authorities=tls_contexts.NamedFile("CAFile", self.ca_file),
+            client_certificates=ssl.CERT_REQUIRED,
+        )
         context.minimum_version = _MINIMUM_VERSIONS.get(self.minimum_version, ssl.TLSVersion.TLSv1_2)
-        context.set_ciphers(cipher_list(self.cipher_suites))
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as in Go, any certificate in the CA file is trusted
-        context.options |= ssl.OP_NO_RENEGOTIATION
-        context.num_tickets = 0  # agents never resume, and it is a third of the handshake
-        try:
-            context.load_cert_chain(self.cert_file, self.key_file, password=_no_password)
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            raise TlsUnusable(f"ServerCertFile {self.cert_file}, ServerKeyFile {self.key_file}: {error}") from error
-        try:
-            context.load_verify_locations(self.ca_file)
-        except (OSError, ValueError) as error:
-            raise TlsUnusable(f"CAFile {self.ca_file}: {error}") from error
+        tls_contexts.set_cipher_suites(context, cipher_list(self.cipher_suites))
         return context
-
-    def fingerprint(self) -> tuple[tuple[int, int, int], ...]:
-        """Changes when one of the files does; a file that is missing counts as such."""
-        return tuple(_file_identity(path) for path in (self.key_file, self.cert_file, self.ca_file))
 
     def check_peer(self, certificate: Mapping[str, object]) -> None:
         """Whether a verified certificate may connect: its CN or one of its URI SANs is exactly the configured one.
@@ -105,19 +90,6 @@ class ClientTls(msgspec.Struct, frozen=True, kw_only=True):
         raise PeerRefused(f"peer certificate does not have the required {' or '.join(required)}, but {names!r}")
 
 
-def _no_password() -> str:
-    """Otherwise OpenSSL would ask on the terminal for the password of an encrypted key."""
-    raise ValueError("the key is encrypted")
-
-
-def _file_identity(path: str) -> tuple[int, int, int]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return 0, 0, 0
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
 def cipher_list(names: str) -> str:
     """OpenSSL's cipher list for TLS 1.2 from a comma list of Go's names; empty for the default.
 
@@ -128,7 +100,7 @@ def cipher_list(names: str) -> str:
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     for name in chosen:
         if name not in known:
-            raise TlsUnusable(f"{CIPHER_SUITES_VARIABLE}: unknown cipher suite {name[:_SHOWN_LIMIT]!r}")
+            raise tls_contexts.TlsUnusable(f"{CIPHER_SUITES_VARIABLE}: unknown cipher suite {name[:_SHOWN_LIMIT]!r}")
     return ":".join(known[name] for name in chosen or DEFAULT_CIPHER_SUITES)
 
 
@@ -169,7 +141,7 @@ def check(configured: settings.Settings, environment: Mapping[str, str]) -> tupl
         return ()
     try:
         client_tls.make_context()
-    except TlsUnusable as error:
+    except tls_contexts.TlsUnusable as error:
         culprit, _, problem = str(error).partition(": ")
         raise settings.ConfigurationError(culprit, problem) from error
     if client_tls.minimum_version in _MINIMUM_VERSIONS:
@@ -184,12 +156,20 @@ class Contexts:
     def __init__(self, client_tls: ClientTls, *, look_seconds: float = _LOOK_SECONDS) -> None:
         self.client_tls = client_tls
         self._look_seconds = look_seconds
-        self._fingerprint = client_tls.fingerprint()
         self._looked_at = 0.0
-        self.current = client_tls.make_context()
+        paths = (client_tls.key_file, client_tls.cert_file, client_tls.ca_file)
+        self._reloaded = tls_reload.Reloaded(client_tls.make_context, paths, server="clients")
         self._sessions = tls_session.Sessions()
-        self.failures = 0
+
+    @property
+    def current(self) -> ssl.SSLContext:
+        """The context."""
+        return self._reloaded.current
+
+    @property
+    def failures(self) -> int:
         """Changes of the files that could not be used."""
+        return self._reloaded.failures
 
     def make_session(self) -> tls_session.Session:
         """The server's end of a new connection. To be called in one thread."""
@@ -197,17 +177,6 @@ class Contexts:
 
     def refresh(self, now: float) -> None:
         """Reads the files again if they have changed since the last check, some seconds ago."""
-        if now - self._looked_at < self._look_seconds:
-            return
-        self._looked_at = now
-        fingerprint = self.client_tls.fingerprint()
-        if fingerprint == self._fingerprint:
-            return
-        self._fingerprint = fingerprint
-        try:
-            self.current = self.client_tls.make_context()
-        except TlsUnusable as error:
-            self.failures += 1
-            _log.error("Changed TLS files cannot be used, keeping the old ones", error=str(error))
-        else:
-            _log.info("TLS files have changed, new connections use the new ones")
+        if now - self._looked_at >= self._look_seconds:
+            self._looked_at = now
+            self._reloaded.refresh()
