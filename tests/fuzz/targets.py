@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -201,6 +202,8 @@ def _example(kind: Any) -> Any:
         return _conforming(_example(arguments[0]), arguments[1])
     if origin is Literal:
         return arguments[0]
+    if origin is types.UnionType:
+        return _example(arguments[0])
     if origin is list:
         return [_example(arguments[0])] * 2
     if origin is tuple:

@@ -44,8 +44,8 @@ def _option(row: settings.Row) -> click.Option:
     return click.Option([row.flag, row.attribute], metavar=metavar, help=row.help)
 
 
-def load(arguments: dict[str, Any], on: machine.Machine) -> settings.Loaded:
-    """The settings from the arguments of a command with `parameters`, checked as far as they can be before the start.
+def read(arguments: dict[str, Any], on: machine.Machine) -> settings.Loaded:
+    """The settings from the arguments of a command with `parameters`.
 
     Raises:
         ConfigurationError: as `settings.load`.
@@ -54,7 +54,12 @@ def load(arguments: dict[str, Any], on: machine.Machine) -> settings.Loaded:
     strict = arguments.pop(_STRICT)
     names = {row.attribute: row.name for row in settings.SETTINGS}
     flags = {names[attribute]: text for attribute, text in arguments.items() if text is not None}
-    loaded = settings.load(flags=flags, environment=os.environ, config_file=config_file, strict=strict, machine=on)
+    return settings.load(flags=flags, environment=os.environ, config_file=config_file, strict=strict, machine=on)
+
+
+def load(arguments: dict[str, Any], on: machine.Machine) -> settings.Loaded:
+    """The same, checked as far as they can be before the start. Raises ConfigurationError."""
+    loaded = read(arguments, on)
     if loaded.settings.feeds_file:
         feeds_file.load(loaded.settings.feeds_file)  # report an error before anything starts
     return loaded._replace(notices=(*loaded.notices, *tls.check(loaded.settings, os.environ)))

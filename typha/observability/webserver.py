@@ -224,6 +224,18 @@ def health_server(aggregator: health.HealthAggregator, configured: settings.Sett
     return WebServer("health", pages, host=configured.health_host, port=configured.health_port)
 
 
+def metrics_tls(configured: settings.Settings) -> TlsFiles | None:
+    """The files for HTTPS of /metrics. None: plain HTTP."""
+    if not (configured.prometheus_metrics_cert_file or configured.prometheus_metrics_key_file):
+        return None
+    return TlsFiles(
+        configured.prometheus_metrics_cert_file,
+        configured.prometheus_metrics_key_file,
+        configured.prometheus_metrics_ca_file,
+        configured.prometheus_metrics_client_auth,
+    )
+
+
 def metrics_server(
     exposition: Callable[[], bytes],
     content_type: str,
@@ -232,20 +244,12 @@ def metrics_server(
     intervals: Intervals = DEFAULT_INTERVALS,
 ) -> WebServer:
     """The server of /metrics. It uses HTTPS if the settings name a certificate or a key."""
-    tls_files = None
-    if configured.prometheus_metrics_cert_file or configured.prometheus_metrics_key_file:
-        tls_files = TlsFiles(
-            configured.prometheus_metrics_cert_file,
-            configured.prometheus_metrics_key_file,
-            configured.prometheus_metrics_ca_file,
-            configured.prometheus_metrics_client_auth,
-        )
     return WebServer(
         "metrics",
         {"/metrics": OncePerSecond(lambda: Response(200, exposition(), content_type))},
         host=configured.prometheus_metrics_host,
         port=configured.prometheus_metrics_port,
         methods=_READING_METHODS,
-        tls_files=tls_files,
+        tls_files=metrics_tls(configured),
         intervals=intervals,
     )
