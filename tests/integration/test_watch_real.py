@@ -205,18 +205,16 @@ async def test_churn_restart_and_expired_history(control_plane: ControlPlane, us
         assert own <= churn.deleted, "a live object was deleted"
 
 
-async def test_a_broken_connection_is_resumed(control_plane: ControlPlane) -> None:
+async def test_a_silent_stream_is_renewed(control_plane: ControlPlane) -> None:
     churn = await asyncio.to_thread(Churn, control_plane, 2)
-    short = dataclasses.replace(_POLICY, idle_seconds=0.5, healthy_seconds=0.2)
+    short = dataclasses.replace(_POLICY, quiet_seconds=0.5, healthy_seconds=0.2)
     async with reading(control_plane, PODS, policy=short) as reader:
         await reader.until_converged()
         pods = reader.watchers[PODS].counters
-        await reader.until(lambda: pods.errors["idle"] > 0, "an idle stream")
+        await reader.until(lambda: pods.renewals > 2, "silent streams")
         await asyncio.to_thread(churn.run, 30)
         await reader.until_converged()
-        assert pods.resumes > 0
-        assert pods.relists_410 == 0
-        assert pods.lists == 1
+        assert (pods.errors["idle"], pods.relists_410, pods.lists) == (0, 0, 1)
 
 
 async def test_a_type_that_is_installed_later_is_found_and_is_empty_after_its_removal(
