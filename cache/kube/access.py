@@ -78,4 +78,11 @@ def make_ssl_context(access: Access) -> ssl.SSLContext | bool:
             tls_contexts.identify(context, access.client_certificate, access.client_key, what)
     except tls_contexts.TlsUnusable as error:
         raise AccessError(str(error)) from error
+    try:
+        if access.server_name:  # a name that OpenSSL refuses would leave a socket open with every try
+            context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=access.server_name)
+    except (ValueError, TypeError) as error:
+        raise AccessError(
+            f"tls-server-name of {access.source}: not a name: {files.shown(access.server_name)!r}"
+        ) from error
     return context

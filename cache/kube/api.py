@@ -154,7 +154,7 @@ class KubeApi:
                 timeout=timeout,
                 allow_redirects=False,
             )
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: a name that cannot be looked up
             raise _interrupted(error) from error
         try:
             _refuse_encodings(response)

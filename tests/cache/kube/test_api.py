@@ -268,6 +268,17 @@ def test_broken_certificates_are_named(authority: trustme.CA, changes: dict[str,
         access.make_ssl_context(structs.replace(secure(authority, 1), **changes))
 
 
+@pytest.mark.parametrize("name", ["a..b", "x" * 70 + ".example", "ä" * 70, ".a", "a\0b"])
+@pytest.mark.parametrize("field", ["host", "proxy", "server_name"])
+async def test_a_name_that_cannot_be_used_ends_nothing(
+    tls_port: int, opened: list[api.KubeApi], field: str, name: str
+) -> None:
+    how = access.Access(host=f"https://127.0.0.1:{tls_port}")
+    value = {"host": f"https://{name}:1", "proxy": f"http://{name}:1", "server_name": name}[field]
+    with pytest.raises((api.Interrupted, access.AccessError)):
+        await get(await open_session(opened, structs.replace(how, **{field: value})))
+
+
 async def test_impersonation_is_in_every_request(server: ScriptedServer, opened: list[api.KubeApi]) -> None:
     headers = (("Impersonate-User", "me"), ("Impersonate-Group", "a"), ("Impersonate-Group", "ä"))
     session = await open_session(opened, access.Access(host=server.url, headers=headers))
