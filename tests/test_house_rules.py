@@ -25,6 +25,7 @@ SUBJECTS = (
     "hostile_worker",
     "pipeline",
     "projections",
+    "refusals",
     "slow_clients",
 )
 """Tests that are about more than one module: test_<something>_<subject>.py, or test_<subject>.py."""

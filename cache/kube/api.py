@@ -327,6 +327,9 @@ def _interrupted(error: Exception) -> Interrupted:
         return Interrupted(Failure.IDLE, "no byte for too long: the connection is half open")
     if isinstance(error, aiohttp.ClientPayloadError):
         return Interrupted(Failure.TRUNCATED, detail)
+    is_closed = isinstance(error, (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, ConnectionError))
+    if is_closed and not isinstance(error, aiohttp.ClientConnectorError):
+        return Interrupted(Failure.DISCONNECTED, detail)
     return Interrupted(Failure.NETWORK, detail)
 
 

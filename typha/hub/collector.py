@@ -175,9 +175,20 @@ class Collector:
         """Registers what is reported on."""
         now = _monotonic()
         aggregator.register(health.SYNC_SERVER, now_seconds=now)
+        aggregator.register(health.CLIENT_PORT, now_seconds=now, live=False, ready=True)
         self._reported_feeds = self._hub.names
         for name in self._reported_feeds:
             aggregator.register(health.cache_reporter(name), now_seconds=now, ready=True)
+
+    def report_client_port(self, aggregator: health.HealthAggregator) -> None:
+        """Reports whether connections are accepted; to be called after each look of the supervisor."""
+        accepting = self._supervisor.accepting
+        aggregator.report(
+            health.CLIENT_PORT,
+            now_seconds=_monotonic(),
+            ready=accepting > 0,
+            detail=f"{accepting} of {max(1, self._supervisor.wanted)} workers accept connections",
+        )
 
     def report(self, aggregator: health.HealthAggregator) -> None:
         """Reports on everything; to be called more often than the reporters time out."""

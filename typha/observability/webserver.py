@@ -1,12 +1,11 @@
 """The HTTP servers for metrics and health: pages, ports and TLS files. http_connections.py has their connections.
 
-The service runs even if a server cannot listen: the server retries every second, with one log line per outage. Changed
-TLS files are reloaded within ten seconds. (The original reads them at every handshake.)
+The service does not start if another process has a port, because probes must not be answered by others. If a server
+cannot listen for another reason, it retries every second, with one log line per outage. Changed TLS files are reloaded
+within ten seconds. (The original reads them at every handshake.)
 """
 
 import asyncio
-import contextlib
-import errno
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ import structlog
 from aiohttp import web
 
 from cache.kube import tls_contexts, tls_reload
-from typha import clock, settings
+from typha import clock, listening, settings
 from typha.observability import health, http_connections, logs
 
 _BACKLOG = 128
@@ -107,7 +106,9 @@ class WebServer:
         limits: http_connections.Limits = http_connections.DEFAULT_LIMITS,
     ) -> None:
         self._pages = pages
-        self._host = host or None
+        self.host = host
+        self._listeners: list[socket.socket] = []
+        """Open, but not served yet."""
         self._methods = methods
         self._tls_files = tls_files
         self._intervals = intervals
@@ -125,7 +126,18 @@ class WebServer:
 
     def __repr__(self) -> str:
         state = "listening" if self._listening.is_set() else "not listening"
-        return f"WebServer({self.name} on {self._host or '*'}:{self.port}, {state})"
+        return f"WebServer({self.name} on {self.host or '*'}:{self.port}, {state})"
+
+    def open(self, found: list[listening.Address] | None = None) -> None:
+        """Open the port, unless it is open; `found` as in `listening.open_all`. Raises OSError."""
+        if not self._listeners:
+            self._listeners = listening.open_all(self.host, self.port, backlog=_BACKLOG, found=found)
+
+    def close(self) -> None:
+        """Close the port if it is open and not served."""
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
 
     @property
     def tls_failures(self) -> int:
@@ -148,6 +160,7 @@ class WebServer:
                     connections.tls = self._tls.current  # open connections keep the old one
         finally:
             self._listening.clear()
+            self.close()
             await connections.close()
 
     async def _listen_with_retries(self, connections: http_connections.HttpConnections) -> None:
@@ -156,14 +169,17 @@ class WebServer:
                 if self._tls_files is not None:
                     self._tls = tls_reload.Reloaded(self._tls_files.load, self._tls_files[:3], server=self.name)
                     connections.tls = self._tls.current
-                listeners = await _bind(self._host, self.port)
+                if not self._listeners:
+                    self.open(await asyncio.to_thread(listening.addresses, self.host, self.port))
             except (OSError, tls_contexts.TlsUnusable) as error:
+                self.close()  # rather refuse connections than let them wait
                 if not self._complained:
                     self._log.error("HTTP server cannot listen, retrying every second", **self._fields(error=error))
                 self._complained = True
                 await asyncio.sleep(self._intervals.listen_retry_seconds)
                 continue
             self._complained = False
+            listeners, self._listeners = self._listeners, []
             self.port = listeners[0].getsockname()[1]
             connections.listen(listeners)
             self._listening.set()
@@ -171,7 +187,7 @@ class WebServer:
             return
 
     def _fields(self, **fields: object) -> dict[str, object]:
-        return {"server": self.name, "host": self._host or "", "port": self.port, **fields}
+        return {"server": self.name, "host": self.host, "port": self.port, **fields}
 
     async def _handle(self, request: web.BaseRequest) -> web.Response:
         path = request.raw_path.partition("?")[0]  # the absolute form, for proxies, is no page
@@ -192,44 +208,6 @@ class WebServer:
                 )
             return http_connections.answer(500, b"internal error\n")
         return http_connections.answer(response.status, response.body, response.content_type)
-
-
-async def _bind(host: str | None, port: int) -> list[socket.socket]:
-    """Listening sockets, with one port, for all addresses of the host that this machine has. None means all addresses.
-
-    Raises:
-        OSError: no address can be used, or one is taken.
-    """
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    listeners: list[socket.socket] = []
-    unusable: OSError | None = None
-    with contextlib.ExitStack() as on_failure:
-        for family, kind, protocol, _, address in dict.fromkeys(found):
-            if not port and listeners:
-                address = (address[0], listeners[0].getsockname()[1], *address[2:])
-            try:
-                listeners.append(on_failure.enter_context(_listener(family, kind, protocol, address)))
-            except OSError as error:
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    raise
-                unusable = error  # localhost has an IPv6 address, and this machine may have none
-        if unusable is not None and not listeners:
-            raise unusable
-        on_failure.pop_all()
-    return listeners
-
-
-def _listener(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket:
-    with contextlib.ExitStack() as on_failure:
-        listener = on_failure.enter_context(socket.socket(family, kind, protocol))
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-        on_failure.pop_all()
-    return listener
 
 
 def health_server(aggregator: health.HealthAggregator, configured: settings.Settings) -> WebServer:
