@@ -23,8 +23,8 @@ def test_failures_give_exit_code_1_and_advice(capsys: pytest.CaptureFixture[str]
     out, err = capsys.readouterr()
     header, line, *_, counts = out.splitlines()
     assert header.split() == ["STATUS", "CHECK", "FOUND"]
-    assert line.startswith("failed  API server  http://127.0.0.1:1: ")
-    assert "-> check address, network policy" in out
+    assert line == "failed  API server  http://127.0.0.1:1: 127.0.0.1:1: Connection refused"
+    assert "-> check address, proxy, name service and network policies" in out
     assert (counts, err) == ("0 ok, 0 warning, 1 failed, 0 cannot tell", "")
 
 
