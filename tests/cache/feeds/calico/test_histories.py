@@ -107,6 +107,18 @@ _OBJECTS = st.one_of(
 )
 
 
+_NODES = _object(
+    "v1",
+    "Node",
+    metadata=_metadata(*_NODE_ANNOTATIONS, "projectcalico.org/IPv4Address"),
+    spec={
+        "podCIDR": st.sampled_from(["", "10.0.0.0/24", "10.0.1.0/24", "fd00::/64", "junk"]),
+        "podCIDRs": st.lists(_CIDRS, max_size=3),
+    },
+)
+"""Nodes that share, swap and drop networks: with host-local IPAM they are blocks."""
+
+
 def _write(
     replay: corpus.Replay,
     present: dict[tuple[str, str, str], bytes],
@@ -163,10 +175,28 @@ _ACTIONS = st.sampled_from(["put", "put", "put", "delete", "take", "open", "step
 def test_a_projection_is_a_function_of_the_present_objects(
     history: list[tuple[str, dict[str, Any], Release]], random: Any
 ) -> None:
-    replay = corpus.Replay(_GROUP)
+    _compare_projections(history, random, use_pod_cidr=False)
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(st.tuples(_ACTIONS, st.one_of(_NODES, _NODES, _OBJECTS), st.sampled_from(_OLDER)), max_size=40),
+    st.randoms(),
+)
+def test_blocks_of_pod_cidrs_are_a_function_of_the_present_nodes(
+    history: list[tuple[str, dict[str, Any], Release]], random: Any
+) -> None:
+    _compare_projections(history, random, use_pod_cidr=True)
+
+
+def _compare_projections(
+    history: list[tuple[str, dict[str, Any], Release]], random: Any, *, use_pod_cidr: bool
+) -> None:
+    """Compare all feeds, and projections that are opened on the way, with those of a fresh start."""
+    replay = corpus.Replay(_GROUP, use_pod_cidr=use_pod_cidr)
     present: dict[tuple[str, str, str], bytes] = {}
     seeds: dict[Release, Iterator[object]] = {}
-    clients: dict[str, dict[str, str | None]] = {}
+    clients: dict[str, dict[str, str | None]] = {syncer: {} for syncer in syncers.NAMES}
     for number, (action, found, release) in enumerate(history):
         if _write(replay, present, action, found, version=number):
             continue
@@ -180,7 +210,7 @@ def test_a_projection_is_a_function_of_the_present_objects(
     for seed in seeds.values():
         collections.deque(seed, maxlen=0)
     _send(replay, clients)
-    fresh = corpus.Replay(_GROUP)
+    fresh = corpus.Replay(_GROUP, use_pod_cidr=use_pod_cidr)
     for release in seeds:
         collections.deque(fresh.open(release), maxlen=0)
     left = list(present.values())
