@@ -135,6 +135,8 @@ class _Examination:
 
     async def _is_answered(self) -> bool:
         host = self._session.host
+        for warning in self._session.warnings:  # it may be the cause of what comes
+            self._add(Status.WARNING, "API server", warning)
         try:
             found = await self._get("/version")
         except _Unanswered as error:
@@ -145,8 +147,6 @@ class _Examination:
             return False
         self._minor = int((re.match("[0-9]+", str(found.get("minor"))) or ["0"])[0])
         self._add(Status.OK, "API server", f"{host} answers: {found.get('gitVersion')}")
-        for warning in self._session.warnings:
-            self._add(Status.WARNING, "API server", warning)
         return True
 
     async def _say_who(self) -> None:

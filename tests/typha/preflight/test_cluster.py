@@ -144,11 +144,14 @@ async def test_kinds_that_pod_cidrs_replace_need_no_permission() -> None:
     assert worst(await examine(fake, environment={"USE_POD_CIDR": "true"})) is Status.OK
 
 
-async def test_what_must_be_said_of_the_access_is_a_warning() -> None:
+@pytest.mark.parametrize("status", [200, 500])
+async def test_what_must_be_said_of_the_access_is_a_warning(status: int) -> None:
     async def load() -> access.Access:
         return access.Access(host=url, source="test", warnings=("plain http",))
 
-    async with serving(FakeCluster()) as url:
+    fake = FakeCluster()
+    fake.answers["/version"] = status, fake.version
+    async with serving(fake) as url:
         findings = await cluster.examine(settings.Settings(), {}, load=load)
     assert (Status.WARNING, "plain http") in of(findings, "API server")
 
