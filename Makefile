@@ -43,6 +43,7 @@ lock: $(STAMP)  ## resolve the dependencies again (UPGRADE=--upgrade takes newer
 	$(COMPILE) $(UPGRADE) pyproject.toml --output-file requirements/runtime.txt
 	$(COMPILE) $(UPGRADE) --group build --output-file requirements/build.txt
 	$(COMPILE) $(UPGRADE) --group go --output-file requirements/go.txt
+	$(COMPILE) $(UPGRADE) --group native --output-file requirements/native.txt
 	$(COMPILE) $(UPGRADE) pyproject.toml --extra dev --group build --constraint requirements/runtime.txt --output-file requirements/dev.txt
 
 lint: $(STAMP)  ## format, lint, types, import layers

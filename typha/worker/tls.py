@@ -5,14 +5,16 @@ that cannot be used is logged and counted, and the old files stay in use.
 """
 
 import os
+import pathlib
 import ssl
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 import structlog
 
 from typha import settings
-from typha.worker import tls_session
+from typha.worker import rustls_session, tls_session
 
 _log = structlog.get_logger("typha.tls")
 
@@ -39,6 +41,17 @@ _ONLY_IF_NAMED = {
     "TLS_RSA_WITH_AES_256_GCM_SHA384": "AES256-GCM-SHA384",
     "TLS_RSA_WITH_AES_128_GCM_SHA256": "AES128-GCM-SHA256",
 }
+_WITHOUT_RUSTLS = frozenset(
+    {
+        "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA",
+        "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA",
+        "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA",
+        *_ONLY_IF_NAMED,
+    }
+)
+"""Suites that rustls does not have."""
+AUTO, OPENSSL, RUSTLS = ENGINES = ("auto", "ssl", "rustls")
+"""What does the work of TLS: rustls if it can, Python's ssl module, or rustls and nothing else."""
 
 
 class TlsUnusable(Exception):
@@ -59,6 +72,8 @@ class ClientTls(msgspec.Struct, frozen=True, kw_only=True):
     client_uri_san: str
     minimum_version: str = ""
     cipher_suites: str = ""
+    engine: str = OPENSSL
+    """One of `ENGINES`."""
 
     def make_context(self) -> ssl.SSLContext:
         """A server context that demands a client certificate signed by the CA file.
@@ -82,6 +97,26 @@ class ClientTls(msgspec.Struct, frozen=True, kw_only=True):
         except (OSError, ValueError) as error:
             raise TlsUnusable(f"CAFile {self.ca_file}: {error}") from error
         return context
+
+    def make_rustls(self) -> rustls_session.Sessions:
+        """The same by rustls. Only for files that `make_context` can use.
+
+        Raises:
+            rustls_session.Unavailable: rustls is not there, or cannot do the same.
+        """
+        old_suites = chosen_suites(self.cipher_suites)
+        if _MINIMUM_VERSIONS.get(self.minimum_version) is ssl.TLSVersion.TLSv1_3:
+            old_suites = []
+        elif not self.cipher_suites.strip(" ,"):
+            old_suites = [name for name in old_suites if name not in _WITHOUT_RUSTLS]
+        elif missing := [name for name in old_suites if name in _WITHOUT_RUSTLS]:
+            raise rustls_session.Unavailable(f"{CIPHER_SUITES_VARIABLE}: rustls does not have {', '.join(missing)}")
+        try:
+            files = [pathlib.Path(name).read_bytes() for name in (self.cert_file, self.key_file, self.ca_file)]
+        except OSError as error:
+            raise rustls_session.Unavailable(str(error)) from error
+        certificates, key, authorities = files
+        return rustls_session.Sessions(certificates, key, authorities, old_suites)
 
     def fingerprint(self) -> tuple[tuple[int, int, int], ...]:
         """Changes when one of the files does; a file that is missing counts as such."""
@@ -125,11 +160,20 @@ def cipher_list(names: str) -> str:
         TlsUnusable: a name is unknown.
     """
     known = DEFAULT_CIPHER_SUITES | _ONLY_IF_NAMED
+    return ":".join(known[name] for name in chosen_suites(names))
+
+
+def chosen_suites(names: str) -> list[str]:
+    """Go's names of the suites of TLS 1.2 from a comma list; empty for the default.
+
+    Raises:
+        TlsUnusable: a name is unknown.
+    """
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     for name in chosen:
-        if name not in known:
+        if name not in DEFAULT_CIPHER_SUITES and name not in _ONLY_IF_NAMED:
             raise TlsUnusable(f"{CIPHER_SUITES_VARIABLE}: unknown cipher suite {name[:_SHOWN_LIMIT]!r}")
-    return ":".join(known[name] for name in chosen or DEFAULT_CIPHER_SUITES)
+    return chosen or list(DEFAULT_CIPHER_SUITES)
 
 
 def _common_names(certificate: Mapping[str, object]) -> list[str]:
@@ -155,6 +199,7 @@ def from_settings(configured: settings.Settings, environment: Mapping[str, str])
         client_uri_san=configured.client_urisan,
         minimum_version=environment.get(MINIMUM_VERSION_VARIABLE, ""),
         cipher_suites=environment.get(CIPHER_SUITES_VARIABLE, ""),
+        engine=configured.tls_engine,
     )
 
 
@@ -168,32 +213,69 @@ def check(configured: settings.Settings, environment: Mapping[str, str]) -> tupl
     if client_tls is None:
         return ()
     try:
-        client_tls.make_context()
+        engine = make_engine(client_tls)
     except TlsUnusable as error:
         culprit, _, problem = str(error).partition(": ")
         raise settings.ConfigurationError(culprit, problem) from error
-    if client_tls.minimum_version in _MINIMUM_VERSIONS:
-        return ()
-    fields = {"variable": MINIMUM_VERSION_VARIABLE, "value": client_tls.minimum_version[:_SHOWN_LIMIT], "used": "1.2"}
-    return (settings.Notice("warning", "Unknown TLS version, using the default", fields),)
+    notices = [settings.Notice("info", "TLS for clients", engine.described())]
+    if client_tls.minimum_version not in _MINIMUM_VERSIONS:
+        shown = client_tls.minimum_version[:_SHOWN_LIMIT]
+        fields = {"variable": MINIMUM_VERSION_VARIABLE, "value": shown, "used": "1.2"}
+        notices.append(settings.Notice("warning", "Unknown TLS version, using the default", fields))
+    return tuple(notices)
+
+
+class Engine(NamedTuple):
+    """What makes the sessions of new connections."""
+
+    context: ssl.SSLContext
+    rustls: rustls_session.Sessions | None
+    """In place of the context."""
+    reason: str = ""
+    """Why it is not rustls, though that was wanted."""
+
+    def described(self) -> dict[str, object]:
+        """For the log."""
+        if self.rustls is not None:
+            return {"engine": RUSTLS, "differences": "docs/operations.md, TLS for clients"}
+        described: dict[str, object] = {"engine": OPENSSL, "library": ssl.OPENSSL_VERSION}
+        return described | {"not_rustls": self.reason} if self.reason else described
+
+
+def make_engine(client_tls: ClientTls) -> Engine:
+    """Reads the files. OpenSSL reads them in any case, so that the same files are unusable for both.
+
+    Raises:
+        TlsUnusable: a file or variable cannot be used, or rustls cannot be, and nothing else may.
+    """
+    context = client_tls.make_context()
+    if client_tls.engine == OPENSSL:
+        return Engine(context, None)
+    try:
+        return Engine(context, client_tls.make_rustls())
+    except rustls_session.Unavailable as error:
+        if client_tls.engine == RUSTLS:
+            raise TlsUnusable(f"TlsEngine {RUSTLS}: {error}") from error
+        return Engine(context, None, str(error))
 
 
 class Contexts:
-    """The context for the next handshake. Raises TlsUnusable if the files cannot be used at the start."""
+    """What makes the next session. Raises TlsUnusable if the files cannot be used at the start."""
 
     def __init__(self, client_tls: ClientTls, *, look_seconds: float = _LOOK_SECONDS) -> None:
         self.client_tls = client_tls
         self._look_seconds = look_seconds
         self._fingerprint = client_tls.fingerprint()
         self._looked_at = 0.0
-        self.current = client_tls.make_context()
+        self.current = make_engine(client_tls)
         self._sessions = tls_session.Sessions()
         self.failures = 0
         """Changes of the files that could not be used."""
 
-    def make_session(self) -> tls_session.Session:
+    def make_session(self) -> tls_session.NewSession:
         """The server's end of a new connection. To be called in one thread."""
-        return self._sessions.make(self.current)
+        engine = self.current
+        return self._sessions.make(engine.context) if engine.rustls is None else engine.rustls.make()
 
     def refresh(self, now: float) -> None:
         """Reads the files again if they have changed since the last check, some seconds ago."""
@@ -205,9 +287,9 @@ class Contexts:
             return
         self._fingerprint = fingerprint
         try:
-            self.current = self.client_tls.make_context()
+            self.current = make_engine(self.client_tls)
         except TlsUnusable as error:
             self.failures += 1
             _log.error("Changed TLS files cannot be used, keeping the old ones", error=str(error))
         else:
-            _log.info("TLS files have changed, new connections use the new ones")
+            _log.info("TLS files have changed, new connections use the new ones", **self.current.described())

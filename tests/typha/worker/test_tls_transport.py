@@ -17,7 +17,7 @@ import pytest
 
 from protocol import errors
 from tests.harness import certificates, tls_records
-from typha.worker import client, handshake_steps, tls_session, tls_transport
+from typha.worker import client, handshake_steps, tls, tls_session, tls_transport
 
 RECORD = tls_transport.RECORD_BYTES
 OFFER = tls_transport.OFFER_BYTES
@@ -47,9 +47,9 @@ class Pair:
         for end in (self.near, self.client):
             end.setblocking(False)
         settings = files.settings()
-        context = settings.make_context()
-        made = sessions or tls_session.Sessions()
-        shaking = handshake_steps.Handshake(self.near, lambda: made.make(context))
+        contexts = tls.Contexts(settings)
+        make_session = contexts.make_session if sessions is None else lambda: sessions.make(settings.make_context())
+        shaking = handshake_steps.Handshake(self.near, make_session)
         self.server_hello = b""
         verdict, is_done = handshake_steps.Verdict(), False
         while not (is_done and verdict.done):
@@ -97,9 +97,9 @@ class Pair:
 
 
 @pytest.fixture
-def pair(tmp_path: pathlib.Path) -> Iterator[Pair]:
+def pair(files: certificates.Files) -> Iterator[Pair]:
     """Closed after the test."""
-    made = Pair(certificates.make(tmp_path))
+    made = Pair(files)
     yield made
     made.near.close()
     made.client.close()
@@ -200,11 +200,11 @@ def test_bytes_are_read_while_others_are_owed(pair: Pair) -> None:
     assert bytes(pair.read) == data[: sent + OFFER]
 
 
-def test_a_reset_is_seen_while_bytes_are_owed(tmp_path: pathlib.Path) -> None:
+def test_a_reset_is_seen_while_bytes_are_owed(files: certificates.Files) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         far = socket.create_connection(listener.getsockname())
         near, _ = listener.accept()
-    pair = Pair(certificates.make(tmp_path), ends=(near, far))
+    pair = Pair(files, ends=(near, far))
     pair.fill(os.urandom(1000 * RECORD))
     far_end = socket.socket(fileno=pair.client.detach())
     far_end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -253,10 +253,10 @@ def test_release_of_a_full_connection_and_of_one_in_a_step(pair: Pair) -> None:
 class Flood:
     """A client that sends records of its own making."""
 
-    def __init__(self, folder: pathlib.Path, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> None:
-        self.pair = Pair(certificates.make(folder), key_log=folder / "keys", version=version)
+    def __init__(self, files: certificates.Files, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> None:
+        self.pair = Pair(files, key_log=files.folder / "keys", version=version)
         if version is ssl.TLSVersion.TLSv1_3:
-            self.maker = tls_records.RecordMaker(folder / "keys")
+            self.maker = tls_records.RecordMaker(files.folder / "keys")
         self.far = socket.socket(fileno=self.pair.client.detach())
         self.far.setblocking(False)
 
@@ -285,9 +285,9 @@ class Flood:
 
 
 @pytest.fixture
-def flood(tmp_path: pathlib.Path) -> Iterator[Flood]:
+def flood(files: certificates.Files) -> Iterator[Flood]:
     """Closed after the test."""
-    made = Flood(tmp_path)
+    made = Flood(files)
     yield made
     made.close()
 
@@ -358,10 +358,10 @@ def test_alerts_and_empty_records_end_the_connection(flood: Flood, kind: int) ->
     ],
 )
 def test_records_without_data_of_the_old_version_end_the_connection(
-    tmp_path: pathlib.Path, kind: int, content: bytes, error: type[Exception]
+    files: certificates.Files, kind: int, content: bytes, error: type[Exception]
 ) -> None:
-    flood = Flood(tmp_path, ssl.TLSVersion.TLSv1_2)
-    maker = tls_records.OldRecordMaker(tmp_path / "keys", flood.pair.server_hello)
+    flood = Flood(files, ssl.TLSVersion.TLSv1_2)
+    maker = tls_records.OldRecordMaker(files.folder / "keys", flood.pair.server_hello)
     flood.send(maker.record(tls_records.DATA, b"data"))
     assert flood.pair.receive() == b"data"
     flood.send(b"".join(maker.record(kind, content) for _ in range(1_000)))
