@@ -36,6 +36,8 @@ pub struct Session {
     pending: Vec<u8>,
     /// The whole records at its beginning; only kept during the handshake.
     whole_bytes: usize,
+    /// Messages of rustls that go before what is sealed next.
+    unsent: Vec<u8>,
     /// What sealing adds to each record; 0 if that is not known yet.
     overhead_bytes: usize,
     /// After an error nothing may be sealed or opened.
@@ -58,7 +60,7 @@ impl Session {
     fn new(config: &Config) -> PyResult<Self> {
         let tls = UnbufferedServerConnection::new(config.inner.clone())
             .map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
-        Ok(Self { tls, pending: Vec::new(), whole_bytes: 0, overhead_bytes: 0, failed: false })
+        Ok(Self { tls, pending: Vec::new(), unsent: Vec::new(), whole_bytes: 0, overhead_bytes: 0, failed: false })
     }
 
     /// Goes on with the handshake; other threads of Python run meanwhile.
@@ -272,14 +274,39 @@ impl Session {
         }
     }
 
+    /// Answers of rustls to what it has read, such as one to a key update, go before the data.
     fn seal_into(&mut self, data: &[u8], room: &mut [u8]) -> Result<usize, EncryptError> {
         if self.failed || self.tls.is_handshaking() {
             return Err(EncryptError::EncryptExhausted);
         }
-        match self.tls.process_tls_records(&mut self.pending).state {
-            Ok(ConnectionState::WriteTraffic(mut writer)) => writer.encrypt(data, room),
-            _ => Err(EncryptError::EncryptExhausted),
+        loop {
+            match self.tls.process_tls_records(&mut self.pending).state {
+                Ok(ConnectionState::EncodeTlsData(message)) => encode(message, &mut self.unsent),
+                Ok(ConnectionState::TransmitTlsData(transmission)) => transmission.done(),
+                Ok(ConnectionState::WriteTraffic(mut writer)) => {
+                    let before = self.unsent.len();
+                    let written = match room.get_mut(before..) {
+                        Some(rest) => writer.encrypt(data, rest),
+                        None => writer.encrypt(data, &mut []),
+                    };
+                    let written = written.map_err(|error| needing_more(error, before))?;
+                    room[..before].copy_from_slice(&self.unsent);
+                    self.unsent = Vec::new();
+                    return Ok(before + written);
+                }
+                _ => return Err(EncryptError::EncryptExhausted),
+            }
         }
+    }
+}
+
+fn needing_more(error: EncryptError, more: usize) -> EncryptError {
+    match error {
+        EncryptError::InsufficientSize(mut needed) => {
+            needed.required_size += more;
+            EncryptError::InsufficientSize(needed)
+        }
+        other => other,
     }
 }
 
