@@ -1,11 +1,14 @@
 """What both engines of TLS do alike, and where they differ: chains, names, versions, suites, groups, alerts."""
 
+import collections
+import contextlib
 import datetime
 import pathlib
+import random
 import shutil
 import ssl
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
 import pytest
@@ -171,7 +174,7 @@ ACCEPTED: dict[str, tuple[tuple[Issued, ...], Chain]] = {
     "without usages or constraints": ((ROOT,), lambda: (issue(AGENT, by=ROOT, authority=None),)),
     "an intermediate that the client sends": ((ROOT,), lambda: (leaf(by=MIDDLE), MIDDLE)),
     "the root in the chain as well": ((ROOT,), lambda: (leaf(by=ROOT), ROOT)),
-    "a certificate in the chain that has nothing to do with it": ((ROOT,), lambda: (leaf(by=ROOT), OTHER)),
+    "four that have nothing to do with it": ((ROOT,), lambda: (leaf(by=ROOT), *[OTHER] * 4)),
     "an intermediate in the file, without its root": ((MIDDLE,), lambda: (leaf(by=MIDDLE),)),
     "an expired one in the file that is not needed": ((OLD, ROOT), lambda: (leaf(by=ROOT),)),
     "none below a path of length 0": ((SHORT,), lambda: (leaf(by=SHORT),)),
@@ -255,6 +258,7 @@ def test_certificates_that_both_refuse(files: Files, case: str, version: ssl.TLS
 DIFFERENT: dict[str, tuple[Chain, str]] = {
     "a key only for other things, which Go accepts": (lambda: (issue(AGENT, by=ROOT, signs=True),), tls.RUSTLS),
     "any usage, which Go accepts": (lambda: (leaf(by=ROOT, usage=ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE),), ""),
+    "more than four certificates beside its own": (lambda: (leaf(by=ROOT), *[OTHER] * 5), tls.OPENSSL),
     "an authority as an agent, which Go accepts": (lambda: (issue(AGENT, by=ROOT, authority=True),), tls.OPENSSL),
 }
 
@@ -423,3 +427,118 @@ def test_certificates_of_version_1(files: Files) -> None:
     assert connect(files.settings(), context_of(leaf(by=made["root"]), trusted=files)).error is None
     old = connect(files.settings(), context_of(made[AGENT], trusted=files))
     assert (old.error is None) == (files.engine == tls.OPENSSL)
+
+
+def pieces(source: random.Random, data: bytes) -> Iterator[bytes]:
+    """The same bytes in pieces of any size."""
+    while data:
+        count = source.choice([1, 2, 5, 6, 60, len(data)])
+        yield data[:count]
+        data = data[count:]
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("seed", range(5))
+def test_pieces_of_any_size_and_data_right_after_the_handshake(
+    files: Files, seed: int, version: ssl.TLSVersion
+) -> None:
+    """What follows the handshake is not used, so that it stays in the socket."""
+    source = random.Random(seed)
+    context = certificates.client_context(files.authority)
+    context.maximum_version = version
+    session = tls.Contexts(files.settings()).make_session()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    shaken, told = tls_session.Shaken(0, b""), b"x" * 20_000
+    is_told = False
+    while not shaken.done:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            client.do_handshake()
+            if version is ssl.TLSVersion.TLSv1_3:  # with 1.2 the server has the last word
+                client.write(told)
+                is_told = True
+        said = outgoing.read()
+        while said and not shaken.done:
+            count = source.choice([1, 2, 5, 6, 60, len(said)])
+            shaken = session.shake(said[:count])
+            assert shaken.error is None
+            incoming.write(shaken.answer)
+            said = said[shaken.used_bytes :]
+    client.do_handshake()
+    if not is_told:
+        client.write(told)
+    said += outgoing.read()
+    heard = [session.open(piece) for piece in pieces(source, said)]
+    assert b"".join(one.data for one in heard) == told
+    assert [one.error for one in heard] == [None] * len(heard)
+    answer = source.randbytes(40_000)
+    for part in pieces(source, answer):
+        incoming.write(session.seal(memoryview(part)))
+    got = b""
+    while len(got) < len(answer):
+        got += client.read(1 << 16)
+    assert got == answer
+    incoming.write(session.end())
+    assert client.read() == b""  # it would want more without the last record
+
+
+def spoil(source: random.Random, data: bytes) -> bytes:
+    """Some bytes changed, left out, repeated or added."""
+    changed = bytearray(data)
+    place = source.randrange(len(changed) + 1)
+    match source.randrange(5):
+        case 0 if place < len(changed):
+            changed[place] ^= 1 << source.randrange(8)
+        case 1:
+            del changed[place : place + source.choice([1, 5, 100])]
+        case 2:
+            changed[place:place] = changed[place : place + source.choice([5, 50, 500])]
+        case 3:
+            changed[place:place] = source.choice(
+                [b"\x14\x03\x03\x00\x01\x01", b"\x15\x03\x03\x00\x02\x01\x00", bytes(9)]
+            )
+        case _:
+            changed[3:5] = source.choice([b"\x00\x00", b"\xff\xff", b"\x40\x01"])
+    return bytes(changed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("seed", range(4))
+def test_changed_handshakes_and_records_are_errors_and_nothing_else(
+    files: Files, seed: int, version: ssl.TLSVersion
+) -> None:
+    """No other exception, no data that was not sent, and nothing is sealed after an error."""
+    source = random.Random(seed)
+    context = certificates.client_context(files.authority)
+    context.maximum_version = version
+    contexts = tls.Contexts(files.settings())
+    ended: collections.Counter[str] = collections.Counter()
+    for _ in range(60):
+        session = contexts.make_session()
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        spoilt = source.randrange(3)
+        shaken = tls_session.Shaken(0, b"")
+        for step in range(4):
+            with contextlib.suppress(ssl.SSLError):
+                client.do_handshake()
+            said = outgoing.read()
+            shaken = session.shake(spoil(source, said) if step == spoilt else said)
+            incoming.write(shaken.answer)
+            if shaken.done or shaken.error:
+                break
+        opened = tls_session.Opened(b"", 0, b"")
+        if shaken.done:
+            with contextlib.suppress(ssl.SSLError):
+                client.do_handshake()
+                for _ in range(3):
+                    client.write(b"data")
+                opened = session.open(spoil(source, outgoing.read()))
+                assert opened.data in (b"", b"data", b"data" * 2, b"data" * 3)
+        elif shaken.error is not None:
+            with pytest.raises(ssl.SSLError):
+                session.seal(b"x")
+        ended["open" if shaken.done else "error" if shaken.error else "waiting"] += 1
+        ended["broken"] += opened.error is not None
+    assert min(ended["open"], ended["error"], ended["broken"]) > 0, ended
