@@ -7,7 +7,7 @@ that cannot be used is logged and counted, and the old files stay in use.
 import os
 import pathlib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -98,19 +98,26 @@ class ClientTls(msgspec.Struct, frozen=True, kw_only=True):
             raise TlsUnusable(f"CAFile {self.ca_file}: {error}") from error
         return context
 
+    def _old_suites(self) -> list[str]:
+        """Go's names of the suites of TLS 1.2; none if only TLS 1.3 is spoken."""
+        if _MINIMUM_VERSIONS.get(self.minimum_version) is ssl.TLSVersion.TLSv1_3:
+            return []
+        return chosen_suites(self.cipher_suites)
+
+    def missing_suites(self) -> list[str]:
+        """Those that rustls does not have."""
+        return [name for name in self._old_suites() if name in _WITHOUT_RUSTLS]
+
     def make_rustls(self) -> rustls_session.Sessions:
         """The same by rustls. Only for files that `make_context` can use.
 
         Raises:
             rustls_session.Unavailable: rustls is not there, or cannot do the same.
         """
-        old_suites = chosen_suites(self.cipher_suites)
-        if _MINIMUM_VERSIONS.get(self.minimum_version) is ssl.TLSVersion.TLSv1_3:
-            old_suites = []
-        elif not self.cipher_suites.strip(" ,"):
-            old_suites = [name for name in old_suites if name not in _WITHOUT_RUSTLS]
-        elif missing := [name for name in old_suites if name in _WITHOUT_RUSTLS]:
+        missing = self.missing_suites()
+        if missing and self.cipher_suites.strip(" ,"):
             raise rustls_session.Unavailable(f"{CIPHER_SUITES_VARIABLE}: rustls does not have {', '.join(missing)}")
+        old_suites = [name for name in self._old_suites() if name not in missing]
         try:
             files = [pathlib.Path(name).read_bytes() for name in (self.cert_file, self.key_file, self.ca_file)]
         except OSError as error:
@@ -233,13 +240,18 @@ class Engine(NamedTuple):
     """In place of the context."""
     reason: str = ""
     """Why it is not rustls, though that was wanted."""
+    missing_suites: Sequence[str] = ()
+    """Suites that rustls does not offer, though OpenSSL would."""
 
-    def described(self) -> dict[str, object]:
+    def described(self) -> dict[str, str]:
         """For the log."""
         if self.rustls is not None:
-            return {"engine": RUSTLS, "differences": "docs/operations.md, TLS for clients"}
-        described: dict[str, object] = {"engine": OPENSSL, "library": ssl.OPENSSL_VERSION}
-        return described | {"not_rustls": self.reason} if self.reason else described
+            described = {"engine": RUSTLS, "differences": "docs/operations.md, TLS for clients"}
+            more = {"suites_not_offered": ",".join(self.missing_suites)} if self.missing_suites else {}
+        else:
+            described = {"engine": OPENSSL, "library": ssl.OPENSSL_VERSION}
+            more = {"not_rustls": self.reason} if self.reason else {}
+        return described | more
 
 
 def make_engine(client_tls: ClientTls) -> Engine:
@@ -252,7 +264,7 @@ def make_engine(client_tls: ClientTls) -> Engine:
     if client_tls.engine == OPENSSL:
         return Engine(context, None)
     try:
-        return Engine(context, client_tls.make_rustls())
+        return Engine(context, client_tls.make_rustls(), missing_suites=client_tls.missing_suites())
     except rustls_session.Unavailable as error:
         if client_tls.engine == RUSTLS:
             raise TlsUnusable(f"TlsEngine {RUSTLS}: {error}") from error

@@ -341,8 +341,11 @@ def test_named_suites_that_rustls_lacks_are_for_openssl(tmp_path: pathlib.Path, 
     files = certificates.make(tmp_path, tls.AUTO)
     named = tls.make_engine(files.settings(cipher_suites=f"{AUTHENTICATED[0]},{name}"))
     assert named.described()["not_rustls"] == f"TLS_CIPHER_SUITES: rustls does not have {name}"
-    assert tls.make_engine(files.settings(cipher_suites=AUTHENTICATED[0])).rustls is not None
-    assert tls.make_engine(files.settings(cipher_suites=name, minimum_version="1.3")).rustls is not None
+    named = tls.make_engine(files.settings(cipher_suites=AUTHENTICATED[0]))
+    newest = tls.make_engine(files.settings(cipher_suites=name, minimum_version="1.3"))
+    for engine in (named, newest):
+        assert engine.described() == {"engine": tls.RUSTLS, "differences": "docs/operations.md, TLS for clients"}
+    assert tls.make_engine(files.settings()).described()["suites_not_offered"] == ",".join(OLD_AND_OWN)
 
 
 def test_named_suites_are_the_only_ones(files: Files) -> None:
