@@ -56,7 +56,6 @@ _MARK_AND_BREAK: Final = 6
 """Bytes of a line break and a byte order mark, at most."""
 _LATE_MARK = re.compile(rb"(?:[\r\n]|\xc2\x85|\xe2\x80[\xa8\xa9])\xef\xbb\xbf")
 _TAG: Final = "tag:yaml.org,2002:"
-_QUOTE: Final = 0x22
 _MERGE: Final = "<<"
 _MERGE_TAG: Final = _TAG + "merge"
 _SHOWN: Final = 40
@@ -364,13 +363,6 @@ class _Cache(dict[str, Any]):
 _name_text = _Cache(_encode).__getitem__
 
 
-def _is_marked_as_text(event: Any) -> bool:
-    """Whether a scalar that libyaml calls plain has the tag `!`, which it does not tell. Unknown with an anchor."""
-    if event.style in ("'", '"', "|", ">"):
-        return True
-    return event.anchor is None and event.end_mark.index - event.start_mark.index != len(event.value)
-
-
 class _Composer:
     """Makes the JSON of one document of its events."""
 
@@ -431,7 +423,7 @@ class _Composer:
                         self._merge(members)
                         continue
                     name = None
-                    if kind is scalar_event and event.implicit[0] and event.anchor is None:
+                    if kind is scalar_event and event.implicit[0] and event.anchor is None and event.tag is None:
                         self._nodes += 1
                         name = plain_names[event.value]
                     if name is None:
@@ -445,8 +437,6 @@ class _Composer:
                     else:
                         self._nodes += 1
                         text = plain_texts[event.value] if event.implicit[0] else _encode(event.value)
-                        if text[0] != _QUOTE and _is_marked_as_text(event):
-                            text = _encode(event.value)
                     if members is None:
                         top.elements.append(text)
                     else:
@@ -496,10 +486,10 @@ class _Composer:
         return node
 
     def _value(self, event: Any) -> bool | int | float | str | None:
-        if event.implicit[0]:
-            return event.value if _is_marked_as_text(event) else resolve(event.value)
         value: str = event.value
-        return value if event.tag is None else _tagged(event.tag, value)
+        if event.tag is not None:
+            return _tagged(event.tag, value)
+        return resolve(value) if event.implicit[0] else value
 
     def _name(self, event: Any) -> str:
         if type(event) is yaml.AliasEvent:

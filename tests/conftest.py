@@ -19,7 +19,7 @@ WITHOUT_CONTROL_PLANE: Final = "TYPHA_TESTS_WITHOUT_CONTROL_PLANE"
 BUILD_TIMEOUT_SECONDS: Final = 3600.0
 """The control plane takes some 6 minutes of two CPUs."""
 
-PROGRAMS: Final = {"control_plane": ("control-plane",), "go": ("gobpeer", "yamlref")}
+PROGRAMS: Final = {"control_plane": ("control-plane",), "go": ("gobpeer", "clientgo", "yamlref")}
 """The folders below tools/ with the programs that tests with this marker need."""
 
 _built: Final[dict[str, "subprocess.CompletedProcess[str]"]] = {}
@@ -98,6 +98,12 @@ def _build(folder: str, config: pytest.Config) -> "subprocess.CompletedProcess[s
 def gobpeer() -> str:
     """The path of the peer that is written in Go. Mark tests that use it with `pytest.mark.go`."""
     return _built["gobpeer"].stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def clientgo() -> str:
+    """The path of the program on client-go (tools/clientgo). Mark tests that use it with `pytest.mark.go`."""
+    return _built["clientgo"].stdout.strip()
 
 
 @pytest.fixture(scope="session")

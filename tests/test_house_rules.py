@@ -18,12 +18,14 @@ PACKAGES = ("protocol", "cache", "typha", "clients", "loadtest")
 WITHOUT_A_SOURCE = ("tests/integration/", "tests/simulation/", "tests/docs/", "tests/fuzz/", "tests/test_")
 SUBJECTS = (
     "cancellation",
+    "faults",
     "golden",
     "histories",
     "hostile_peers",
     "hostile_worker",
     "pipeline",
     "projections",
+    "refusals",
     "slow_clients",
 )
 """Tests that are about more than one module: test_<something>_<subject>.py, or test_<subject>.py."""

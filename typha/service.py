@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from typing import TypeVar
 
 import structlog
 
@@ -17,7 +18,7 @@ from cache.feeds import feed
 from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
-from typha import clock, open_files, settings, signals
+from typha import clock, listening, open_files, settings, signals
 from typha.hub import bootstrap, collector, diagnosis, hub, supervisor
 from typha.hub import policy as hub_policy
 from typha.ipc import messages
@@ -35,6 +36,7 @@ of the kernel's memory instead of 130."""
 _ACCESS_RETRY_SECONDS = 1.0
 _RECURSION_LIMIT = 12_000
 _HOUSEKEEPING_SECONDS = 1.0
+_LOOK_SECONDS = 0.25
 _PORT_WAIT_SECONDS = 3.0
 """The workers of a service that was killed end by themselves within a turn of their loop, and free the port."""
 _PORT_RETRY_SECONDS = 0.1
@@ -51,6 +53,9 @@ class AddressInUse(ServiceError):
     """Another process listens on the address."""
 
 
+Listening = TypeVar("Listening")
+
+
 def forbid_core_dumps() -> None:
     """A core of this process, or of one that it starts, would hold tokens and private keys."""
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
@@ -63,26 +68,16 @@ def open_listener(configured: settings.Settings) -> socket.socket:
     Raises:
         ServiceError: the address cannot be used.
     """
-    port = max(0, configured.server_port)
-    dual = not configured.server_host and socket.has_dualstack_ipv6()
-    host = configured.server_host or ("::" if dual else "0.0.0.0")
+    host, port = configured.server_host, max(0, configured.server_port)
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        with contextlib.ExitStack() as on_failure:
-            listener = on_failure.enter_context(socket.socket(family, kind, protocol))
-            if dual:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
-            listener.bind(address)
-            listener.listen(_BACKLOG)
-            listener.setblocking(False)
-            on_failure.pop_all()
+        return listening.open_one(host, port, backlog=_BACKLOG, receive_buffer_bytes=_RECEIVE_BUFFER_BYTES)
     except OSError as error:
-        failure = AddressInUse if error.errno == errno.EADDRINUSE else ServiceError
-        raise failure(f"cannot listen on {configured.server_host or '*'}:{port}: {error}") from error
-    return listener
+        raise _cannot_listen("clients", host, port, error) from error
+
+
+def _cannot_listen(what: str, host: str, port: int, error: OSError) -> ServiceError:
+    failure = AddressInUse if error.errno == errno.EADDRINUSE else ServiceError
+    return failure(f"cannot listen on {host or '*'}:{port} for {what}: {error}")
 
 
 async def _serve_embedded_worker(
@@ -135,6 +130,10 @@ class Service:
             open_files_limit=open_files.raise_limit(),
         )
         self.collector.register(self.health)
+        if configured.health_enabled:
+            self.collector.web_servers.append(webserver.health_server(self.health, configured))
+        if configured.prometheus_metrics_enabled:
+            self.collector.web_servers.append(self._metrics_server())
         self.diagnosis = diagnosis.Diagnosis(self.hub, self.supervisor, self.collector)
         self._stopping = asyncio.Event()
 
@@ -187,13 +186,27 @@ class Service:
             ("projections", self.hub.run_projections()),
             ("garbage", self.garbage.run()),
             ("housekeeping", self._keep_house()),
+            ("workers' activity", self._watch_workers()),
         ]
-        if self._settings.health_enabled:
-            self.collector.web_servers.append(webserver.health_server(self.health, self._settings))
-        if self._settings.prometheus_metrics_enabled:
-            self.collector.web_servers.append(self._metrics_server())
         jobs += [(server.name, server.run()) for server in self.collector.web_servers]
         return jobs
+
+    def open_web_ports(self) -> None:
+        """Opens the ports of health and metrics, of which another process may have one.
+
+        Other obstacles, such as a name without an address, are tried again while the service runs.
+
+        Raises:
+            AddressInUse.
+        """
+        for server in self.collector.web_servers:
+            try:
+                server.open()
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    for opened in self.collector.web_servers:
+                        opened.close()
+                    raise _cannot_listen(server.name, server.host, server.port, error) from error
 
     def _metrics_server(self) -> webserver.WebServer:
         collector = metrics.SamplesCollector(self.collector.samples, syncers=self.hub.names)
@@ -214,6 +227,12 @@ class Service:
             if not synced and is_complete and all(source.synced_once for source in self.hub.feeds.values()):
                 synced = True
                 self.garbage.freeze()
+
+    async def _watch_workers(self) -> None:
+        while True:
+            self.supervisor.look()
+            self.collector.report_client_port(self.health)
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _watch(self) -> None:
         """Watches every type that a feed takes, once each."""
@@ -247,7 +266,7 @@ class Service:
     @contextlib.asynccontextmanager
     async def _session(self) -> AsyncIterator[api.KubeApi]:
         """A session with the API server, with credentials loaded, however long that takes."""
-        session = api.KubeApi()
+        session = self.collector.session = api.KubeApi()
         complained = False
         while True:
             try:
@@ -280,14 +299,14 @@ async def serve(configured: settings.Settings, max_latency: loop_latency.MaxLate
     allow_deep_json()
     forbid_core_dumps()
     try:
-        listener = await _open_listener_soon(configured)
+        with await _when_free(lambda: open_listener(configured)) as listener:
+            made = Service(configured, listener, max_latency=max_latency)
+            with signals.handled(asyncio.get_running_loop(), _signal_actions(made)):
+                await _when_free(made.open_web_ports)
+                await made.run()
     except ServiceError as error:
         _log.critical("Cannot serve", error=str(error))
         return EXIT_CANNOT_SERVE
-    with listener:
-        made = Service(configured, listener, max_latency=max_latency)
-        with signals.handled(asyncio.get_running_loop(), _signal_actions(made)):
-            await made.run()
     return 0
 
 
@@ -316,12 +335,12 @@ def _signal_actions(made: Service) -> dict[signal.Signals, Callable[[], None]]:
     }
 
 
-async def _open_listener_soon(configured: settings.Settings) -> socket.socket:
-    """The listener; after a moment, if a worker of a service that was killed still holds the address."""
+async def _when_free(listen: Callable[[], Listening]) -> Listening:
+    """Listens; after a moment, if what is left of a service that was killed still holds an address."""
     deadline = asyncio.get_running_loop().time() + _PORT_WAIT_SECONDS
     while True:
         try:
-            return open_listener(configured)
+            return listen()
         except AddressInUse:
             if asyncio.get_running_loop().time() > deadline:
                 raise

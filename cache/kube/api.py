@@ -14,14 +14,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import aiohttp
 import structlog
+import yarl
 
-from cache.kube import access
+from cache.kube import access, loader
 from cache.watch.policy import Failure
 
 _CONNECT_SECONDS = 10.0
-_TOKEN_SECONDS = 60.0
-"""Time between two reads of the token file. A rotated token appears long before the old one expires; Kubernetes
-asks for a minute at most."""
+_LOOK_SECONDS = 60.0
+"""Time between two reads of the token file, and between two looks at the other files. A rotated token appears long
+before the old one expires; Kubernetes asks for a minute at most."""
 _EXPIRY_MARGIN_SECONDS = 60.0
 _RELOAD_SECONDS_MIN = 10.0
 """Minimum time between two runs of the helper. With wrong credentials, every try of every watcher asks for one."""
@@ -55,7 +56,7 @@ class KubeApi:
 
     def __init__(
         self,
-        load: Callable[[], Awaitable[access.Access]] = access.load_access,
+        load: Callable[[], Awaitable[access.Access]] = loader.load_access,
         *,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -68,10 +69,14 @@ class KubeApi:
         self._access: access.Access | None = None
         self._ssl: ssl.SSLContext | bool = False
         self._authorization = ""
-        self._token_read_at = 0.0
+        self._looked_at = 0.0
         self._loaded_at: float | None = None
+        self._warned: tuple[str, ...] = ()
+        self._complained = False  # one log line per outage
         self.loads = 0
         """Number of times that the access was loaded."""
+        self.load_failures = 0
+        """Attempts to load the access, or to read the token again, that failed."""
 
     @property
     def host(self) -> str:
@@ -101,7 +106,11 @@ class KubeApi:
             self._session = None
 
     async def reload(self) -> None:
-        """Load the access again, unless it was loaded a moment ago. Raises access.AccessError."""
+        """Load the access again, unless that was tried a moment ago. If it fails, the old one stays in use.
+
+        Raises:
+            access.AccessError: it failed.
+        """
         async with self._lock:
             if self._loaded_at is None or self._clock() - self._loaded_at >= _RELOAD_SECONDS_MIN:
                 await self._load_access()
@@ -120,19 +129,18 @@ class KubeApi:
         json_body: bytes | None = None,
     ) -> aiohttp.ClientResponse:
         """Send a request. The caller closes the response. Raises Interrupted."""
-        try:
-            await self._refresh()
-        except access.AccessError as error:
-            raise Interrupted(Failure.CREDENTIALS, str(error)) from error
+        await self._refresh()
         session, current = self._session, self._access
         if session is None or current is None:
             raise RuntimeError("the session to the API server is not open")
         timeout = aiohttp.ClientTimeout(
             total=None, connect=_CONNECT_SECONDS, sock_connect=_CONNECT_SECONDS, sock_read=read_timeout_seconds
         )
-        headers = {"Authorization": self._authorization} if self._authorization else {}
+        headers = list(current.headers)
+        if self._authorization:
+            headers.append(("Authorization", self._authorization))
         if json_body is not None:
-            headers["Content-Type"] = "application/json"
+            headers.append(("Content-Type", "application/json"))
         try:
             response = await session.request(
                 method,
@@ -146,7 +154,7 @@ class KubeApi:
                 timeout=timeout,
                 allow_redirects=False,
             )
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: a name that cannot be looked up
             raise _interrupted(error) from error
         try:
             _refuse_encodings(response)
@@ -156,26 +164,82 @@ class KubeApi:
         return response
 
     async def _refresh(self) -> None:
+        """Load what is about to expire, or has changed. What fails is logged and counted, and the old stays in use."""
         current = self._access
         if current is None:
             raise RuntimeError("the session to the API server is not open")
-        if current.expires_at is not None and self._wall_clock() >= current.expires_at - _EXPIRY_MARGIN_SECONDS:
-            await self.reload()
-        elif current.token_file and self._clock() - self._token_read_at >= _TOKEN_SECONDS:
+        is_time_to_look = self._clock() - self._looked_at >= _LOOK_SECONDS
+        is_expiring = (
+            current.expires_at is not None and self._wall_clock() >= current.expires_at - _EXPIRY_MARGIN_SECONDS
+        )
+        if not is_expiring and not is_time_to_look:
+            return
+        self._looked_at = self._clock()
+        with contextlib.suppress(access.AccessError):
+            if is_expiring or current.has_changed():
+                await self.reload()
+            elif current.token_file:
+                self._read_token(current)
+
+    def _read_token(self, current: access.Access) -> None:
+        try:
             self._authorization = f"Bearer {access.read_token(current.token_file)}"
-            self._token_read_at = self._clock()
+        except access.AccessError as error:
+            self._complain(error)
+            raise
+        self._stop_complaining()
 
     async def _load_access(self) -> None:
-        self._loaded_at = self._clock()
+        self._loaded_at = self._looked_at = self._clock()
+        try:
+            await self._try_to_load_access()
+        except access.AccessError as error:
+            self._complain(error)
+            raise
+        except Exception as error:  # files and plugins are not ours: whatever they cause, the old access stays in use
+            _log.exception("loading the credentials failed")
+            self._complain(error)
+            raise access.AccessError(f"the credentials cannot be loaded: {type(error).__name__}") from error
+        self._stop_complaining()
+        self.loads += 1
+
+    async def _try_to_load_access(self) -> None:
         loaded = await self._load()
         context = access.make_ssl_context(loaded)
-        authorization = f"Bearer {access.read_token(loaded.token_file)}" if loaded.token_file else loaded.authorization
+        try:
+            yarl.URL(loaded.host)
+            proxy = str(yarl.URL(loaded.proxy).with_user(None)) if loaded.proxy else ""
+        except ValueError as error:
+            raise access.AccessError(f"address of the API server or its proxy, of {loaded.source}: {error}") from error
+        authorization = loaded.authorization
+        if loaded.token_file:
+            try:
+                authorization = f"Bearer {access.read_token(loaded.token_file)}"
+            except access.AccessError as error:
+                if not authorization:
+                    raise
+                _log.warning("the token file cannot be read, using the token of the kubeconfig", error=str(error))
         if self._access is None or loaded.host != self._access.host:
-            _log.info("using the API server", host=loaded.host, source=loaded.source)
+            _log.info(
+                "using the API server", host=loaded.host, source=loaded.source, **({"proxy": proxy} if proxy else {})
+            )
+        if loaded.warnings != self._warned:
+            for warning in loaded.warnings:
+                _log.warning(warning, source=loaded.source)
+            self._warned = loaded.warnings
         # Open connections keep the old credentials; new connections use the new ones.
         self._access, self._ssl, self._authorization = loaded, context, authorization
-        self._token_read_at = self._clock()
-        self.loads += 1
+
+    def _complain(self, error: Exception) -> None:
+        self.load_failures += 1
+        if self._access is not None and not self._complained:
+            self._complained = True
+            _log.warning("the credentials cannot be loaded again, keeping the old ones", error=str(error))
+
+    def _stop_complaining(self) -> None:
+        if self._complained:
+            self._complained = False
+            _log.info("the credentials could be loaded again")
 
 
 @contextlib.asynccontextmanager
@@ -263,6 +327,9 @@ def _interrupted(error: Exception) -> Interrupted:
         return Interrupted(Failure.IDLE, "no byte for too long: the connection is half open")
     if isinstance(error, aiohttp.ClientPayloadError):
         return Interrupted(Failure.TRUNCATED, detail)
+    is_closed = isinstance(error, (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, ConnectionError))
+    if is_closed and not isinstance(error, aiohttp.ClientConnectorError):
+        return Interrupted(Failure.DISCONNECTED, detail)
     return Interrupted(Failure.NETWORK, detail)
 
 

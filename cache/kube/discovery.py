@@ -76,6 +76,22 @@ async def exchange(
     return Answer(response.status, body)
 
 
+async def lists(session: api.KubeApi, type: resources.ResourceType) -> bool:
+    """Return whether the API server lists the type among those that it serves.
+
+    Raises:
+        api.Interrupted, Refused.
+    """
+    path = f"/apis/{type.group}/{type.version}" if type.group else f"/api/{type.version}"
+    try:
+        listed = await _get(session, path, _ResourceList)
+    except Refused as error:
+        if error.status != NOT_FOUND:
+            raise
+        return False
+    return any(resource.name == type.resource for resource in listed.resources)
+
+
 async def group_names(session: api.KubeApi) -> frozenset[str]:
     """Return the names of the API groups, without the core group. Raises api.Interrupted, Refused."""
     listed = await _get(session, "/apis", _GroupList)

@@ -13,7 +13,7 @@ import aiohttp
 import structlog
 
 from cache import objects, resources
-from cache.kube import access, api
+from cache.kube import access, api, discovery
 from cache.watch import api_group, decoding, reflector, requests
 from cache.watch.health import WatchCounters
 from cache.watch.machine import WatchMachine
@@ -93,6 +93,8 @@ class Watcher:
             self._machine.tick(self._clock())
         elif isinstance(action, requests.ReloadCredentials):
             await self._reload_credentials()
+        elif isinstance(action, requests.LookUp):
+            await self._look_up()
         else:
             await self._perform(action)
         await self._finish_batch()
@@ -102,6 +104,15 @@ class Watcher:
             await self._session.reload()
         except access.AccessError as error:
             self._machine.interrupted(self._clock(), Failure.CREDENTIALS, str(error))
+
+    async def _look_up(self) -> None:
+        is_listed: bool | None = None
+        problem = ""
+        try:
+            is_listed = await discovery.lists(self._session, self.type)
+        except (api.Interrupted, discovery.Refused) as error:
+            problem = str(error)
+        self._machine.looked_up(self._clock(), is_listed=is_listed, problem=problem)
 
     async def _perform(self, request: requests.Request) -> None:
         lost_in_seconds = max(0.0, self._machine.lost_at - self._clock())
@@ -136,6 +147,7 @@ class Watcher:
                 await self._process_page(body)
             else:
                 self._machine.accepted(self._clock())
+                await self._finish_batch()
                 await self._read_stream(response)
         finally:
             # If the body was read to its end, the connection is back in the pool by now, and this does nothing.

@@ -2,7 +2,8 @@
 
 An outage begins when a request fails or a stream breaks repeatedly. It ends after a healthy period, not at the first
 answer: a server that answers and then breaks the stream again causes one outage and two log lines. A broken stream that
-resumes at once causes no outage.
+resumes at once causes no outage, and an API server that is starting causes none for a while. The length of an outage is
+the time from its first failure to the success after which nothing failed, whatever the failures were.
 """
 
 import random
@@ -16,6 +17,9 @@ _ACTIONABLE = frozenset({Failure.FORBIDDEN, Failure.UNAUTHORIZED, Failure.CREDEN
 _REPORTED_AT_ONCE = frozenset({Failure.DEADLINE, Failure.ENDLESS, Failure.MEMORY})
 """Good servers, and processes with enough memory, do not cause these, so the first one is worth a line."""
 _BREAKS_OF_AN_OUTAGE = 3
+_STARTING_SECONDS = 60.0
+"""An API server that starts has read each type from etcd by then. One that has not says something about the type, such
+as a conversion webhook that does not answer."""
 
 
 def _no_errors() -> dict[str, int]:
@@ -56,10 +60,13 @@ class WatchCounters:
 
 
 @dataclass(slots=True)
-class _Outage:
+class _Trouble:
+    """Failures without a healthy period in between. It is an outage once it is reported."""
+
     began_at: float
     tries: int = 0
     recovered_at: float | None = None
+    is_outage: bool = False
     reported: set[Failure] = field(default_factory=set)
 
 
@@ -79,7 +86,7 @@ class Health:
         self._counters = counters
         self._notices = notices
         self._backoff = Backoff(policy, random)
-        self._outage: _Outage | None = None
+        self._trouble: _Trouble | None = None
         self.last_success = now
         self.not_before = now
         """Time of the next request."""
@@ -87,27 +94,38 @@ class Health:
     @property
     def is_troubled(self) -> bool:
         """Whether an outage is in progress, or the next failure starts one. Single events are not logged then."""
-        return self._outage is not None or self._backoff.tries >= _BREAKS_OF_AN_OUTAGE - 1
+        return self._is_outage or self._backoff.tries >= _BREAKS_OF_AN_OUTAGE - 1
+
+    @property
+    def _is_outage(self) -> bool:
+        return self._trouble is not None and self._trouble.is_outage
 
     @property
     def lost_at(self) -> float:
         """Time at which the type counts as lost unless a request succeeds before."""
         return self.last_success + self._policy.lost_seconds
 
-    def succeeded(self, now: float) -> None:
-        """Record that data arrived."""
+    def answered(self, now: float) -> None:
+        """Record an answer that is neither a success nor a failure."""
         self.last_success = now
-        if self._outage is not None and self._outage.recovered_at is None:
-            self._outage.recovered_at = now
+
+    def succeeded(self, now: float) -> None:
+        """Record that data arrived, or that the API server accepted a watch."""
+        self.last_success = now
+        trouble = self._trouble
+        if trouble is not None and trouble.recovered_at is None:
+            trouble.recovered_at = now
+            if not trouble.is_outage:
+                self._trouble = None
 
     def healthy(self, now: float) -> None:
         """End a healthy period: reset the back-off and end the outage."""
         self.succeeded(now)
         self._backoff.healthy()
-        if self._outage is not None:
-            seconds = round((self._outage.recovered_at or now) - self._outage.began_at, 3)
-            fields = {"seconds": seconds, "tries": self._outage.tries}
-            self._outage = None
+        trouble, self._trouble = self._trouble, None
+        if trouble is not None:
+            seconds = round((trouble.recovered_at or now) - trouble.began_at, 3)
+            fields = {"seconds": seconds, "tries": trouble.tries}
             self._notices.append(requests.Notice(NoticeKind.OUTAGE_ENDED, "info", fields))
 
     def pause(self, now: float, seconds: float) -> None:
@@ -118,27 +136,28 @@ class Health:
         """Record a failed request: back off, and start or continue an outage."""
         self._counters.errors[failure.value] += 1
         self.pause(now, self._backoff.failed(failure, retry_after_seconds=retry_after_seconds))
-        self._continue_outage(now, failure, detail)
+        self._continue_trouble(now, failure, detail, is_outage=failure is not Failure.STARTING)
 
     def broke(self, now: float, failure: Failure, detail: str) -> None:
         """Record that a good stream broke or must restart. The first retry comes at once, later ones after back-off."""
         self._counters.errors[failure.value] += 1
         self.pause(now, self._backoff.broke(failure))
-        is_outage = self._outage is not None or self._backoff.tries >= _BREAKS_OF_AN_OUTAGE
-        if is_outage or failure in _REPORTED_AT_ONCE:
-            self._continue_outage(now, failure, detail)
+        is_outage = self._backoff.tries >= _BREAKS_OF_AN_OUTAGE or failure in _REPORTED_AT_ONCE
+        self._continue_trouble(now, failure, detail, is_outage=is_outage)
 
-    def _continue_outage(self, now: float, failure: Failure, detail: str) -> None:
-        outage = self._outage
-        is_new = outage is None
-        if outage is None:
-            outage = self._outage = _Outage(began_at=now)
+    def _continue_trouble(self, now: float, failure: Failure, detail: str, *, is_outage: bool) -> None:
+        trouble = self._trouble = self._trouble or _Trouble(began_at=now)
+        trouble.tries += 1
+        trouble.recovered_at = None
+        if not trouble.is_outage and not is_outage and now - trouble.began_at < _STARTING_SECONDS:
+            return
+        is_new = not trouble.is_outage
+        if is_new:
+            trouble.is_outage = True
             self._counters.outages += 1
-        outage.tries += 1
-        outage.recovered_at = None
         fields = {"failure": failure.value, "detail": detail}
-        if failure in _ACTIONABLE and failure not in outage.reported:
-            outage.reported.add(failure)
+        if failure in _ACTIONABLE and failure not in trouble.reported:
+            trouble.reported.add(failure)
             self._notices.append(requests.Notice(NoticeKind.ACTION_NEEDED, "error", fields))
         elif is_new:
             self._notices.append(requests.Notice(NoticeKind.OUTAGE_BEGAN, "warning", fields))

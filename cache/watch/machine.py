@@ -6,21 +6,29 @@ state by state:
     Empty          No request is in progress. List: by WatchList if this server has it, else page by page.
     ListPages      A list is in progress. Objects go to the sink as pages arrive. The machine remembers which known
                    objects it has not seen yet. After the last page: Sweeping. If the continue token expires, or the
-                   list cannot continue for another reason: Empty. After other failures: request the same page again.
+                   list cannot continue for another reason: Empty, and list in another way. After other failures:
+                   request the same page again, with fewer objects if it was too much.
     InitialEvents  The same within a watch, up to the end bookmark. If the stream breaks: Empty. If the bookmark does
                    not come: Empty, and this server has no WatchList.
     Sweeping       Delete, slice by slice, what the list did not contain. Then IN_SYNC.
     Watching       Events apply as they come and move the position forwards. If the stream breaks: watch again from the
                    position. If the position has expired (410): Empty. The known objects stay for the comparison.
     Polling        The type cannot be watched: list again after a while.
-    Absent         The type is not installed (404): in sync, without objects. Look for it periodically. If all types of
-                   its API group are missing (cache.watch.api_group): keep the known objects, but not in sync.
+    Absent         The type is not installed (404, or 403 and the API server does not list it): in sync, without
+                   objects. Look for it periodically. If all types of its API group are missing
+                   (cache.watch.api_group): keep the known objects, but not in sync.
+
+The ways to list are WatchList, pages, and the whole list in one answer. A list begins with the first of them. Whenever
+one cannot be had, or failed several times without progress, the next way is tried, in a circle and with back-off. A
+server may refuse limits, let every continue token expire, or give no page in time: no request is repeated for ever.
+The same holds for a watch that brings nothing after each list: the lists go on as polls, without changes of the status.
 
 After the first sync each list is at least as new as the position (NotOlderThan), so that it cannot go back in time.
 The exception is a server that does not know this version any more, or does not know it yet. The machine then ignores
 versions when it compares objects.
 """
 
+import enum
 import random
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -41,6 +49,25 @@ _GONE_RECHECK_SECONDS = 5.0
 _RENEWAL_SHARE = 0.9
 """A stream that reached this share of its timeoutSeconds ended because of them."""
 _MAX_DETAIL_LENGTH = 400
+_NOT_BY_THE_LIST = frozenset(
+    {
+        *(Failure.NETWORK, Failure.CREDENTIALS, Failure.UNAUTHORIZED, Failure.FORBIDDEN, Failure.NOT_FOUND),
+        *(Failure.GONE, Failure.VERSION_TOO_LARGE),
+    }
+)
+"""Failures that another way to list would not change, or that have rules of their own."""
+_TOO_MUCH = frozenset({Failure.IDLE, Failure.DEADLINE, Failure.TRUNCATED, Failure.DISCONNECTED, Failure.MEMORY})
+"""Failures that a smaller page may avoid."""
+_NOT_BY_THE_VERSION = frozenset({Failure.THROTTLED, Failure.STARTING, Failure.MEMORY})
+_NEVER_IN_THIS_WAY = frozenset({Failure.ENDLESS, Failure.REJECTED, Failure.UNSUPPORTED})
+
+
+class _Way(enum.Enum):
+    """How to list."""
+
+    WATCH_LIST = "WatchList"
+    PAGES = "pages"
+    WHOLE = "whole list"
 
 
 _Change: TypeAlias = Callable[[decoding.Envelope, bytes, Origin], str]
@@ -80,6 +107,22 @@ class WatchMachine:
         self._status = SyncStatus.WAITING
         self._request: requests.Request | None = None
         self._page_limit = policy.page_limit
+        self._fitting_limit = policy.page_limit
+        """Limit of pages that are not too large."""
+        self._ways_given_up = 0
+        """Since the last complete list."""
+        self._is_whole_too_large = False
+        self._fruitless_lists = 0
+        """Complete lists in a row whose watch brought nothing."""
+        self._has_progressed = True
+        """Whether the watch has brought something since the last complete list."""
+        self._has_bookmarks = False
+        """Whether the API server sends bookmarks, as far as is known."""
+        self._has_bookmark = False
+        """Whether this stream had one, apart from that at the end of the initial events."""
+        self._absent_reason = ""
+        self._forbidden = ""
+        """The missing permission, until it is known whether the type is installed."""
         self._has_watch_list = policy.use_watch_list
         self._has_watch = True
         self._trusts_versions = True
@@ -150,6 +193,8 @@ class WatchMachine:
         """Return the action to perform now. Do not call it while streaming."""
         while self.sweep(now):
             pass
+        if self._forbidden:
+            return requests.LookUp()
         if now < self._health.not_before:
             is_waiting = self._status is SyncStatus.WAITING
             until = self._health.not_before
@@ -168,15 +213,28 @@ class WatchMachine:
         if isinstance(state, ListPages):
             return self._requests.page(limit=self._page_limit, continue_token=state.continue_token)
         timeout = self._random.randint(self._policy.watch_seconds_min, self._policy.watch_seconds_max)
+        has_bookmarks = self._has_bookmarks
         if isinstance(state, Watching):
             counters.watch_requests += 1
-            return self._requests.watch(position=self._reflector.position, timeout_seconds=timeout)
+            position = self._reflector.position
+            return self._requests.watch(position=position, timeout_seconds=timeout, has_bookmarks=has_bookmarks)
         counters.lists += 1
         not_older_than = self._reflector.position if self._trusts_versions else ""
-        if self._has_watch_list and self._has_watch:
+        way = self._way()
+        if way is _Way.WATCH_LIST:
             counters.watchlist_requests += 1
-            return self._requests.watch_list(not_older_than=not_older_than, timeout_seconds=timeout)
-        return self._requests.page(limit=self._page_limit, not_older_than=not_older_than)
+            return self._requests.watch_list(
+                not_older_than=not_older_than, timeout_seconds=timeout, has_bookmarks=has_bookmarks
+            )
+        limit = 0 if way is _Way.WHOLE else self._page_limit
+        return self._requests.page(limit=limit, not_older_than=not_older_than)
+
+    def _way(self) -> _Way:
+        ways = [_Way.WATCH_LIST] if self._has_watch_list and self._has_watch else []
+        ways.append(_Way.PAGES)
+        if not self._is_whole_too_large:
+            ways.append(_Way.WHOLE)
+        return ways[self._ways_given_up % len(ways)]
 
     # Good answers.
 
@@ -191,9 +249,15 @@ class WatchMachine:
         self._type_served(now)
         self._opened_at = now
         self._is_settled = False
+        self._has_bookmark = False
         if self._request.kind is RequestKind.WATCH_LIST:
             self._begin_list()
             self._state = InitialEvents(dict.fromkeys(self._reflector.identities()), now, now)
+        else:
+            # The API server knows the version, and sends what came after it. One that breaks every stream confirms
+            # nothing until a stream lives.
+            self._is_confirmed = not self._health.is_troubled
+            self._health.succeeded(now)
 
     def begin_page(self, now: float, page: decoding.ListPage) -> None:
         """A page of a list has arrived. Its items follow by `items`, then `end_page`."""
@@ -238,6 +302,8 @@ class WatchMachine:
             self.interrupted(now, Failure.ENDLESS, problem)
         else:
             state.continue_token = page.continue_token
+            self._stalls = 0
+            self._page_limit = min(self._fitting_limit, self._page_limit * 2)
 
     def _endless(self, now: float, state: ListPages, page: decoding.ListPage) -> str:
         """Return why the list has to end before its last page. Empty if it may go on."""
@@ -320,6 +386,8 @@ class WatchMachine:
                 self._disable_watch_list("the end of the initial events never came")
             elif not self._is_settled and now >= self._opened_at + self._policy.healthy_seconds:
                 self._is_settled = True
+                self._is_confirmed = True
+                self._watch_worked()
                 self._health.healthy(now)
             elif now >= self._overtime_at and isinstance(state, Watching):
                 self._renew(now)
@@ -349,21 +417,68 @@ class WatchMachine:
             self._stream_failed(now, failure, self._at_path(detail) if failure is Failure.DEADLINE else detail)
             return
         self._missing_since = None
-        if failure is Failure.TOO_LARGE:
-            self._page_limit = max(1, self._page_limit // 2)
-        if failure in (Failure.TOO_LARGE, Failure.MALFORMED) and self._is_stalled():
-            self._state = Empty()
-        if failure is Failure.ENDLESS:
-            if isinstance(self._state, ListPages):
-                self._health.last_success = self._state.last_success  # pages of a list without end are no success
-            self._state = Empty()
         if failure in (Failure.ENDLESS, Failure.DEADLINE):
             detail = self._at_path(detail)
+        self._change_request(failure, detail)
         self._reload_due = failure is Failure.CREDENTIALS
         self._health.failed(now, failure, detail[:_MAX_DETAIL_LENGTH])
 
     def _at_path(self, detail: str) -> str:
         return f"{self._request.path}: {detail}" if self._request is not None else detail
+
+    def _change_request(self, failure: Failure, detail: str) -> None:
+        """Change what the next request asks for, where a repetition could fail for ever."""
+        request = self._request
+        if request is None or failure in _NOT_BY_THE_LIST:
+            return
+        if request.kind is RequestKind.WATCH:
+            self._change_watch(failure, detail)
+            return
+        limit = int(request.query.get("limit", "0"))
+        is_too_large = failure is Failure.TOO_LARGE
+        if limit and (is_too_large or failure in _TOO_MUCH):
+            self._page_limit = max(1, limit // 2)
+        if limit and is_too_large:
+            self._fitting_limit = self._page_limit
+        elif is_too_large:
+            self._is_whole_too_large = True
+        if failure is Failure.MEMORY:
+            return  # ours
+        is_hopeless = failure in _NEVER_IN_THIS_WAY or (is_too_large and limit <= 1)
+        if self._is_stalled() or is_hopeless:
+            self._list_in_another_way(detail)
+
+    def _change_watch(self, failure: Failure, detail: str) -> None:
+        """List again if the version may be what the API server refuses.
+
+        Where the watch has worked since the last list, or the API server only has too much to do, it does not.
+        """
+        is_by_the_answer = failure in (Failure.MALFORMED, Failure.TOO_LARGE)
+        is_by_the_version = not self._has_progressed and failure not in _NOT_BY_THE_VERSION
+        if failure is Failure.REJECTED or ((is_by_the_answer or is_by_the_version) and self._is_stalled()):
+            self._relist(detail)
+
+    def _list_in_another_way(self, detail: str) -> None:
+        """Give up the list that is in progress."""
+        state = self._state
+        if isinstance(state, ListPages):
+            self._health.last_success = state.last_success  # pages of a list without end are no success
+            self._state = Empty()
+        self._stalls = 0
+        self._ways_given_up += 1
+        self._page_limit = self._fitting_limit
+        if self._ways_given_up < len(_Way):
+            self._notice(NoticeKind.OTHER_WAY, "info", way=self._way().value, reason=detail[:_MAX_DETAIL_LENGTH])
+
+    def _relist(self, detail: str) -> None:
+        """Give up the position of the watch."""
+        self._state = Empty()
+        if self._has_progressed:
+            return
+        self._has_progressed = True  # until the list is complete: it counts once
+        self._fruitless_lists += 1
+        if self._fruitless_lists == self._policy.fruitless_lists_max:
+            self._notice(NoticeKind.NO_WATCH, "warning", detail=detail)
 
     def refused(self, now: float, http_status: int, *, body: bytes, retry_after_seconds: float = 0.0) -> None:
         """The answer has a status other than 200. `body` is the beginning of its body."""
@@ -375,8 +490,8 @@ class WatchMachine:
             self._disable_watch_list(detail)
             return
         failure = classify(http_status, status)
-        if failure is Failure.FORBIDDEN and self._policy.is_optional:
-            self._on_optional_forbidden(now, f"{_missing_rule(self.type, request)} ({detail})")
+        if failure is Failure.FORBIDDEN:
+            self._forbidden = f"{_missing_rule(self.type, request)} ({detail})"
             return
         if failure is not Failure.NOT_FOUND:
             self._missing_since = None
@@ -390,15 +505,27 @@ class WatchMachine:
             self._health.pause(now, self._policy.poll_seconds)
             self._notice(NoticeKind.NO_WATCH, "warning", detail=detail)
         else:
-            if failure is Failure.REJECTED:
-                self._state = Empty()  # so that the next request differs from the one that was rejected
+            self._change_request(failure, detail)
             self._reload_due = failure is Failure.UNAUTHORIZED
-            if failure is Failure.FORBIDDEN:
-                if self._group is not None:
-                    self._group.forbidden(self.type)
-                detail = f"{_missing_rule(self.type, request)} ({detail})"
             retry_after_seconds = retry_after_seconds or (status.details.retry_after_seconds if status.details else 0)
             self._health.failed(now, failure, detail, retry_after_seconds=retry_after_seconds)
+
+    def looked_up(self, now: float, *, is_listed: bool | None, problem: str) -> None:
+        """The API server lists the type, or not. None: it does not say, because of the problem."""
+        detail, self._forbidden = self._forbidden, ""
+        if is_listed is False:
+            # What does not exist needs no permission. Rules are often made for newer or for older types.
+            self._on_not_found(now, reason="it may not be read, and the API server does not list it")
+            return
+        self._missing_since = None
+        if is_listed is None:
+            detail += f"; whether the type is installed is unknown: {problem}"[:_MAX_DETAIL_LENGTH]
+        if self._policy.is_optional:
+            self._on_optional_forbidden(now, detail)
+            return
+        if self._group is not None:
+            self._group.forbidden(self.type)
+        self._health.failed(now, Failure.FORBIDDEN, detail)
 
     def _on_version_refused(self, now: float, failure: Failure, detail: str) -> None:
         """The server does not know the requested version: not any more (410), or not yet."""
@@ -414,7 +541,16 @@ class WatchMachine:
                 self._notice(NoticeKind.RELIST, "info", reason=detail)
         self.streaming = False
         self._is_resuming = False
-        self._state = Empty()
+        if isinstance(state, Watching):
+            self._relist(detail)
+        elif isinstance(state, ListPages):
+            if self._is_whole_too_large:
+                self._fitting_limit *= 2  # fewer pages may be through before the token expires
+            self._list_in_another_way(detail)
+        else:
+            self._state = Empty()
+            if not had_version and self._is_stalled():
+                self._list_in_another_way(detail)
         if had_version or isinstance(state, (ListPages, Watching)):
             self._health.broke(now, failure, detail)
         else:
@@ -430,9 +566,10 @@ class WatchMachine:
         self._confirm_absent(now)
         self._set_status(SyncStatus.IN_SYNC)
 
-    def _on_not_found(self, now: float) -> None:
+    def _on_not_found(self, now: float, *, reason: str = "") -> None:
         self.counters.errors[Failure.NOT_FOUND.value] += 1
-        self._health.succeeded(now)
+        self._health.answered(now)
+        self._absent_reason = reason
         group = self._group
         if group is not None and group.missing(self.type):
             self._notice(NoticeKind.GROUP_GONE, "error", group=self.type.group)
@@ -459,6 +596,11 @@ class WatchMachine:
         """Give up the stream, and decide where to continue."""
         while self.sweep(now):
             pass
+        if failure is Failure.IDLE and isinstance(self._state, Watching) and not self._has_bookmark:
+            if not self._has_bookmarks:  # silence is all that one can expect
+                self._renew(now)
+                return
+            self._has_bookmarks = False
         self.streaming = False
         self.counters.stream_breaks += 1
         if isinstance(self._state, InitialEvents):
@@ -470,13 +612,14 @@ class WatchMachine:
             return
         self._is_resuming = True
         if self._is_stalled():
-            self._state = Empty()
+            self._relist(detail)
         self._health.broke(now, failure, detail)
 
     def _is_stalled(self) -> bool:
         """Count a failure without progress. Return whether there were too many to continue from this point."""
         self._stalls += 1
-        if self._stalls < self._policy.stalls_max:
+        is_fruitless = self._fruitless_lists >= self._policy.fruitless_lists_max
+        if self._stalls < self._policy.stalls_max and not (is_fruitless and isinstance(self._state, Watching)):
             return False
         self._stalls = 0
         self._is_resuming = False
@@ -485,6 +628,7 @@ class WatchMachine:
     def _disable_watch_list(self, reason: str) -> None:
         self.streaming = False
         self._has_watch_list = False
+        self._ways_given_up = 0
         if isinstance(self._state, InitialEvents):
             self._state = Empty()
         self._notice(NoticeKind.NO_WATCH_LIST, "info", reason=reason)
@@ -520,7 +664,9 @@ class WatchMachine:
                     raise decoding.InvalidInput("the bookmark that ends the initial events has no resourceVersion")
                 self._state = Sweeping(list(state.unseen), version, Watching())
             self._health.succeeded(now)
-        elif self._reflector.advance(version):
+            return
+        self._has_bookmark = self._has_bookmarks = True
+        if self._reflector.advance(version):
             self._progress(now)
         else:
             # A replica of the API server that lags behind also sends old versions for a moment.
@@ -543,12 +689,18 @@ class WatchMachine:
 
     def _progress(self, now: float) -> None:
         self._is_confirmed = True
-        self._stalls = 0
+        self._watch_worked()
         self._backward_bookmarks = 0
         self._health.succeeded(now)
         if self._is_resuming:
             self._is_resuming = False
             self.counters.resumes += 1
+
+    def _watch_worked(self) -> None:
+        """The watch brought something, or has lived for a while. What fails later is not the fault of its version."""
+        self._stalls = 0
+        self._fruitless_lists = 0
+        self._has_progressed = True
 
     # Lists, presence and status.
 
@@ -558,19 +710,24 @@ class WatchMachine:
         if isinstance(self._state, Absent):
             self._notice(NoticeKind.FOUND, "info")
         self._missing_since = None
-        if not isinstance(self._state, Polling):  # between two polls no newer data exists, so a poll is not a resync
+        is_fruitless = self._fruitless_lists >= self._policy.fruitless_lists_max
+        is_poll = isinstance(self._state, Polling) or (is_fruitless and self._status is SyncStatus.IN_SYNC)
+        if not is_poll:  # between two polls no newer data exists, so a poll is not a resync
             self._set_status(SyncStatus.RESYNC)
 
     def _synced(self, now: float, state: Sweeping) -> None:
         self._state = state.then
         self._relist_due = False
         if isinstance(state.then, Absent):
-            self._notice(NoticeKind.ABSENT, "info", recheck_seconds=self._policy.absent_seconds)
+            reason = {"reason": self._absent_reason} if self._absent_reason else {}
+            self._notice(NoticeKind.ABSENT, "info", recheck_seconds=self._policy.absent_seconds, **reason)
             self._confirm_absent(now)
         else:
             self._reflector.move_to(state.version)
             self._trusts_versions = True
-            self._stalls = self._initial_breaks = 0
+            self._stalls = self._initial_breaks = self._ways_given_up = 0
+            self._page_limit = self._fitting_limit = self._policy.page_limit
+            self._is_whole_too_large = self._has_progressed = False
             self._is_confirmed = True
             self._health.succeeded(now)
         if isinstance(state.then, Polling):

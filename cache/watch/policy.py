@@ -25,8 +25,8 @@ class WatchPolicy:
     backoff_base_seconds: float = 0.5
     backoff_max_seconds: float = 30.0
     connect_backoff_max_seconds: float = 5.0
-    """Limit while no connection can be made. A refused connection costs almost nothing, and the watcher should notice
-    within seconds that the API server is back."""
+    """Limit while no connection can be made, and while the API server starts. Such tries cost almost nothing, and the
+    watcher should notice within seconds that the API server is back."""
     retry_after_max_seconds: float = 60.0
     """Upper limit for Retry-After. Without it, a server that answers one hour would stop all updates for an hour."""
     healthy_seconds: float = 10.0
@@ -38,6 +38,9 @@ class WatchPolicy:
     times, and move to new API servers."""
     idle_seconds: float = 90.0
     """A stream without a byte for this long is half open: bookmarks come every 60 to 75 s."""
+    quiet_seconds: float = 120.0
+    """The same while the API server sends no bookmarks. The watch is then renewed, which is no failure, and confirms
+    the view soon enough for the alarm at 150 s."""
     list_read_seconds: float = 75.0
     """The API server itself ends a list after 60 s."""
     page_seconds: float = 120.0
@@ -70,7 +73,10 @@ class WatchPolicy:
     initial_breaks_max: int = 3
     """After this many broken WatchLists in a row, use paged lists, which keep the pages that have arrived."""
     stalls_max: int = 5
-    """Failures at one version without progress before a new list (the original's number)."""
+    """Failures at one version without progress before a new list (the original's number). After as many failures of
+    a list, it is asked for in another way."""
+    fruitless_lists_max: int = 3
+    """After this many lists in a row whose watch brought nothing, a new list is no change of status: it is a poll."""
     backward_bookmarks_max: int = 3
     """After this many bookmarks in a row with an older version, the server's history went back: list again."""
     is_optional: bool = False
@@ -98,6 +104,9 @@ class Failure(enum.Enum):
     """Classes of failure. The values are metric labels."""
 
     NETWORK = "network"
+    """No connection can be made."""
+    DISCONNECTED = "disconnected"
+    """The API server, or a proxy, closed the connection instead of an answer."""
     IDLE = "idle"
     DEADLINE = "deadline"
     ENDLESS = "endless"
@@ -111,6 +120,8 @@ class Failure(enum.Enum):
     NOT_FOUND = "not-found"
     UNSUPPORTED = "unsupported"
     THROTTLED = "throttled"
+    STARTING = "starting"
+    """A fresh API server is still reading the type from etcd. It answers 429 for some seconds."""
     SERVER_ERROR = "server-error"
     REJECTED = "rejected"
     WATCH_ERROR = "watch-error"
@@ -125,6 +136,8 @@ def classify(http_status: int, status: decoding.Status) -> Failure:
         return Failure.VERSION_TOO_LARGE
     if http_status == 410 or status.says_expired:
         return Failure.GONE
+    if http_status == 429 and "(re)initializing" in status.message:
+        return Failure.STARTING
     by_code = {
         401: Failure.UNAUTHORIZED,
         403: Failure.FORBIDDEN,
@@ -144,6 +157,10 @@ def says_no_watch_list(http_status: int, status: decoding.Status) -> bool:
     return http_status == 403 and "sendinitialevents" in status.message.lower()
 
 
+_SHORT_BACKOFF = frozenset({Failure.NETWORK, Failure.STARTING})
+"""These pass when the API server is back."""
+
+
 @dataclass(slots=True)
 class Backoff:
     """Exponential back-off. Jitter (half to all of the nominal delay) keeps watchers from retrying together."""
@@ -156,7 +173,7 @@ class Backoff:
     def failed(self, failure: Failure, *, retry_after_seconds: float = 0.0) -> float:
         """Count a failure. Return the seconds to wait."""
         policy = self.policy
-        limit = policy.connect_backoff_max_seconds if failure is Failure.NETWORK else policy.backoff_max_seconds
+        limit = policy.connect_backoff_max_seconds if failure in _SHORT_BACKOFF else policy.backoff_max_seconds
         # Limit the exponent first: during a long outage `tries` grows for days.
         nominal = min(limit, policy.backoff_base_seconds * float(1 << min(self.tries, 16)))
         self.tries += 1

@@ -49,7 +49,12 @@ class ReloadCredentials:
     """The API server rejected our credentials: load them again, then ask for the next action."""
 
 
-Action: TypeAlias = Request | Pause | ReloadCredentials
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """The type may not be read: ask whether the API server lists it at all, and report it by `looked_up`."""
+
+
+Action: TypeAlias = Request | Pause | ReloadCredentials | LookUp
 
 
 class NoticeKind(enum.Enum):
@@ -67,6 +72,7 @@ class NoticeKind(enum.Enum):
     NO_WATCH_LIST = "the API server sends no initial events, using paged lists"
     NO_WATCH = "resource type cannot be watched, polling it"
     RELIST = "listing again"
+    OTHER_WAY = "a list cannot be had this way, asking for it in another way"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +92,11 @@ class RequestFactory:
         self._policy = policy
 
     def page(self, *, limit: int, continue_token: str = "", not_older_than: str = "") -> Request:
-        """Request a page of a list. A continue token contains the list's version, so it excludes another one."""
-        query = {"limit": str(limit)}
+        """Request a page of a list, or the whole list if the limit is 0.
+
+        A continue token contains the list's version, so it excludes another one.
+        """
+        query = {"limit": str(limit)} if limit else {}
         if continue_token:
             query["continue"] = continue_token
         else:
@@ -95,7 +104,7 @@ class RequestFactory:
         policy = self._policy
         return Request(RequestKind.LIST, self._path, query, policy.list_read_seconds, policy.page_seconds)
 
-    def watch_list(self, *, not_older_than: str, timeout_seconds: int) -> Request:
+    def watch_list(self, *, not_older_than: str, timeout_seconds: int, has_bookmarks: bool) -> Request:
         """Request a watch that begins with all objects. Without a version the server sends its newest state."""
         query = {
             "watch": "true",
@@ -104,9 +113,9 @@ class RequestFactory:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(timeout_seconds),
         } | _not_older_than(not_older_than)
-        return self._stream(RequestKind.WATCH_LIST, query, timeout_seconds)
+        return self._stream(RequestKind.WATCH_LIST, query, timeout_seconds, has_bookmarks=has_bookmarks)
 
-    def watch(self, *, position: str, timeout_seconds: int) -> Request:
+    def watch(self, *, position: str, timeout_seconds: int, has_bookmarks: bool) -> Request:
         """Request a watch of the changes after a version."""
         query = {
             "watch": "true",
@@ -114,11 +123,14 @@ class RequestFactory:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(timeout_seconds),
         }
-        return self._stream(RequestKind.WATCH, query, timeout_seconds)
+        return self._stream(RequestKind.WATCH, query, timeout_seconds, has_bookmarks=has_bookmarks)
 
-    def _stream(self, kind: RequestKind, query: Mapping[str, str], timeout_seconds: int) -> Request:
+    def _stream(
+        self, kind: RequestKind, query: Mapping[str, str], timeout_seconds: int, *, has_bookmarks: bool
+    ) -> Request:
         policy = self._policy
-        return Request(kind, self._path, query, policy.idle_seconds, policy.page_seconds, timeout_seconds)
+        silent_seconds = policy.idle_seconds if has_bookmarks else policy.quiet_seconds
+        return Request(kind, self._path, query, silent_seconds, policy.page_seconds, timeout_seconds)
 
 
 def _not_older_than(version: str) -> dict[str, str]:

@@ -72,6 +72,8 @@ class Handlers:
         verb = request.method if request.method in _METHODS else "OTHER"
         resource: Resource | None = None
         try:
+            if request.path in self._settings.forbidden:
+                raise ApiError(403, "Forbidden", f'User "simulated" cannot read {request.path} at the cluster scope')
             target = find_target(self._store, request.path)
             if target is None:
                 return self._other(request)

@@ -17,7 +17,8 @@ class SimulatorSettings:
     """Behavior of the server; the defaults are kube-apiserver's, where it has them.
 
     A watch without timeoutSeconds lasts between `watch_timeout_seconds` and twice that. A request for a future version
-    waits `fresh_wait_seconds`. A slow watch ends when it has more than `watch_buffer_bytes` unsent.
+    waits `fresh_wait_seconds`. A slow watch ends when it has more than `watch_buffer_bytes` unsent. Lists and watches
+    of the paths in `forbidden` are answered with 403, also for types that are not installed, as RBAC comes first.
     """
 
     host: str = "127.0.0.1"
@@ -30,6 +31,7 @@ class SimulatorSettings:
     watch_buffer_bytes: int = 8 * 1024 * 1024
     watch_list: WatchListMode = WatchListMode.ON
     gzip: bool = True
+    forbidden: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for name in ("bookmark_period_seconds", "watch_timeout_seconds", "watch_buffer_bytes", "history_events"):

@@ -65,6 +65,7 @@ def write(path: Path, server: str, *, token: str = "", authority: bytes = b"") -
 
 def _tls(found: client.Configuration) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=found.ssl_ca_cert)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as in Go, an intermediate authority is enough
     if not found.verify_ssl:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

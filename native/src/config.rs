@@ -5,7 +5,6 @@ use std::sync::Arc;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::NoServerSessionStorage;
 use rustls::{ProtocolVersion, ServerConfig, version};
@@ -20,18 +19,25 @@ pub struct Config {
 
 #[pymethods]
 impl Config {
-    /// From the contents of PEM files. `old_suites` are the suites of TLS 1.2 by the names of the IANA; without any,
+    /// From DER: the server's chain and key, and the trusted certificates. `old_suites` are the suites of TLS 1.2 by the names of the IANA; without any,
     /// there is only TLS 1.3.
     ///
     /// Raises ValueError with a reason if rustls cannot do what OpenSSL would do with these.
     #[new]
-    fn new(certificates: &[u8], key: &[u8], authorities: &[u8], old_suites: Vec<String>) -> PyResult<Self> {
-        let made = make(certificates, key, authorities, &old_suites).map_err(PyValueError::new_err)?;
+    fn new(chain: Vec<Vec<u8>>, key: &[u8], trusted: Vec<Vec<u8>>, old_suites: Vec<String>) -> PyResult<Self> {
+        let made = make(chain, key, trusted, &old_suites).map_err(PyValueError::new_err)?;
         Ok(Self { inner: Arc::new(made) })
     }
 }
 
-fn make(certificates: &[u8], key: &[u8], authorities: &[u8], old_suites: &[String]) -> Result<ServerConfig, String> {
+fn make(
+    chain: Vec<Vec<u8>>,
+    key: &[u8],
+    trusted: Vec<Vec<u8>>,
+    old_suites: &[String],
+) -> Result<ServerConfig, String> {
+    let trusted: Vec<CertificateDer> = trusted.into_iter().map(CertificateDer::from).collect();
+    let chain = chain.into_iter().map(CertificateDer::from).collect();
     let mut provider = aws_lc_rs::default_provider();
     for name in old_suites {
         if !provider.cipher_suites.iter().any(|suite| iana_name(suite.suite()) == *name) {
@@ -42,26 +48,20 @@ fn make(certificates: &[u8], key: &[u8], authorities: &[u8], old_suites: &[Strin
         suite.version().version == ProtocolVersion::TLSv1_3 || old_suites.contains(&iana_name(suite.suite()))
     });
     let versions: &[_] = if old_suites.is_empty() { &[&version::TLS13] } else { &[&version::TLS12, &version::TLS13] };
-    let verifier = Verifier::new(&read(authorities)?, provider.signature_verification_algorithms)?;
-    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("the key cannot be read: {error}"))?;
+    let verifier = Verifier::new(&trusted, provider.signature_verification_algorithms)?;
+    let key = PrivateKeyDer::try_from(key).map_err(|error| format!("the key cannot be read: {error}"))?.clone_key();
     let mut config = ServerConfig::builder_with_provider(Arc::new(CryptoProvider { ..provider }))
         .with_protocol_versions(versions)
         .map_err(|error| error.to_string())?
         .with_client_cert_verifier(Arc::new(verifier))
-        .with_single_cert(read(certificates)?, key)
+        .with_single_cert(chain, key)
         .map_err(|error| error.to_string())?;
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)
 }
 
-/// rustls' name of a suite, in the form of the IANA and of Go: its names of TLS 1.3 begin with TLS13_.
+/// The name that Go uses, too.
 fn iana_name(suite: rustls::CipherSuite) -> String {
     suite.as_str().unwrap_or_default().to_owned()
-}
-
-fn read(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| format!("a certificate cannot be read: {error}"))
 }

@@ -37,7 +37,7 @@ async def read_to_the_end(
 
 async def test_a_stream_yields_every_message_in_order() -> None:
     async with (
-        testing.Server(feeds=FEEDS, chunks=1, ping_interval_seconds=0.02) as server,
+        testing.Server(feeds=FEEDS, chunks=1, ping_interval_seconds=0.3) as server,
         contextlib.aclosing(connection.stream(server.address, hello=HELLO)) as received,
     ):
         kinds = [type(message).__name__ for message in await read_until(received, messages.Ping)]

@@ -1,6 +1,5 @@
 """The decoders, each with inputs to begin from, a way to change them, and the errors that it may raise."""
 
-import asyncio
 import dataclasses
 import enum
 import functools
@@ -8,6 +7,7 @@ import io
 import json
 import os
 import re
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -202,6 +202,8 @@ def _example(kind: Any) -> Any:
         return _conforming(_example(arguments[0]), arguments[1])
     if origin is Literal:
         return arguments[0]
+    if origin is types.UnionType:
+        return _example(arguments[0])
     if origin is list:
         return [_example(arguments[0])] * 2
     if origin is tuple:
@@ -473,16 +475,11 @@ def _kubeconfigs() -> list[bytes]:
     ]
 
 
-@functools.cache
-def _loop(process: int) -> asyncio.AbstractEventLoop:
-    return asyncio.new_event_loop()
-
-
 def _read_kubeconfig(data: bytes) -> str:
     if b"exec" in data or b"auth-provider" in data or b"cmd" in data:
         return "would start what the file names"
     settings = {"KUBECONFIG": _written(data)}
-    return str(_loop(os.getpid()).run_until_complete(credentials.load(settings, Path("/nonexistent"))).verify)
+    return str(credentials.load(settings).verify)
 
 
 def _feeds_files() -> list[bytes]:

@@ -25,12 +25,15 @@ FAST = WatchPolicy(
     absent_grace_seconds=0.1,
     healthy_seconds=0.05,
     idle_seconds=30.0,
+    quiet_seconds=30.0,
     list_read_seconds=30.0,
     slice_items=3,
     sweep_rest_seconds=0.0,
 )
 """Comes back soon, and waits for a server for as long as a busy machine may take."""
-IMPATIENT = dataclasses.replace(FAST, initial_quiet_seconds=0.2, idle_seconds=0.3, list_read_seconds=0.3)
+IMPATIENT = dataclasses.replace(
+    FAST, initial_quiet_seconds=0.2, idle_seconds=0.3, quiet_seconds=0.3, list_read_seconds=0.3
+)
 """For tests of a server that is silent."""
 _PATIENCE_SECONDS = 60.0
 

@@ -19,6 +19,7 @@ from cache.feeds import raw
 from clients import mirror
 from loadtest.apiserver import resources as simulated
 from loadtest.apiserver import simulator
+from loadtest.apiserver.settings import SimulatorSettings
 from loadtest.environment import kubeconfig
 from tests.harness import worker_stand
 
@@ -32,12 +33,12 @@ _PODS = resources.ResourceType("", "v1", "pods")
 class Cluster:
     """A simulated API server, a kubeconfig for it, and a feeds file with its pods."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, settings: SimulatorSettings | None = None) -> None:
         self.folder = folder
         self.kubeconfig = folder / "kubeconfig"
         self.feeds_file = folder / "feeds.yaml"
         self.feeds_file.write_text(FEEDS_FILE)
-        self.simulator = simulator.Simulator()
+        self.simulator = simulator.Simulator(settings)
         self.open_files: int | None = None
         """Limit for each process of the service; None for that of the tests."""
 

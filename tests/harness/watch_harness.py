@@ -198,10 +198,20 @@ class MachineDriver:
         self.machine.end_batch(self.now)
 
     def refused(
-        self, code: int, reason: str = "", message: str = "", *, retry_after: float = 0, **details: Any
+        self,
+        code: int,
+        reason: str = "",
+        message: str = "",
+        *,
+        retry_after: float = 0,
+        is_listed: bool | None = True,
+        **details: Any,
     ) -> None:
+        """Refuse the request. If that makes the machine ask whether the type is listed, answer."""
         body = status(code, reason, message, **details)
         self.machine.refused(self.now, code, body=body, retry_after_seconds=retry_after)
+        if code == 403 and isinstance(self.action(), requests.LookUp):
+            self.machine.looked_up(self.now, is_listed=is_listed, problem="" if is_listed is not None else "503")
         self.settle()
 
     def accepted(self) -> None:

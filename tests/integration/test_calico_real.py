@@ -91,6 +91,38 @@ async def test_group_v1_in_a_cluster_that_is_empty_at_first(cluster: RealCluster
         await agree(cluster, address, v1)
 
 
+async def test_rules_without_types_that_are_not_installed_are_enough(cluster: RealCluster) -> None:
+    """As those of operator 1.40, which knows of no ClusterNetworkPolicies and of no migrations of virtual machines."""
+    v1 = syncers.Group.V1
+    await asyncio.to_thread(cluster.install, v1.value)
+    groups = ["", "discovery.k8s.io", "networking.k8s.io", v1.group]
+    role = {"metadata": {"name": "typha"}, "rules": [{"apiGroups": groups, "resources": ["*"], "verbs": ["*"]}]}
+    user = {"kind": "User", "name": "user", "apiGroup": "rbac.authorization.k8s.io"}
+    binding = {"metadata": {"name": "typha"}, "subjects": [user], "roleRef": {"kind": "ClusterRole", "name": "typha"}}
+    for plural, item in (("clusterroles", role), ("clusterrolebindings", binding)):
+        await asyncio.to_thread(cluster.plane.create, f"/apis/rbac.authorization.k8s.io/v1/{plural}", item)
+    cluster.kubeconfig = cluster.plane.user_kubeconfig
+    async with served.serving(cluster, "--workers", "0") as service:
+        await becomes_ready(service, 200)
+        for type in ("clusternetworkpolicies", "virtualmachineinstancemigrations"):
+            await service.logged(f"resource type is not installed.*{type}")
+        assert "missing RBAC rule" not in service.text
+        # They are installed, and still may not be read.
+        await asyncio.to_thread(cluster.install, *OTHER_GROUPS)
+        for type in ("clusternetworkpolicies", "virtualmachineinstancemigrations"):
+            await service.logged(f"resource type cannot be read.*missing RBAC rule.*{type}")
+        everything = {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}
+        await asyncio.to_thread(
+            cluster.plane.request,
+            "PUT",
+            "/apis/rbac.authorization.k8s.io/v1/clusterroles/typha",
+            role | {"rules": [everything]},
+        )
+        for type in ("clusternetworkpolicies", "virtualmachineinstancemigrations"):
+            await service.logged(f"can list and watch the resource type again.*{type}")
+        await becomes_ready(service, 200)
+
+
 async def test_group_v3_by_discovery_and_by_name(cluster: RealCluster) -> None:
     v3 = syncers.Group.V3
     await asyncio.to_thread(cluster.install, v3.value, *OTHER_GROUPS)

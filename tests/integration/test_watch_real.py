@@ -205,18 +205,16 @@ async def test_churn_restart_and_expired_history(control_plane: ControlPlane, us
         assert own <= churn.deleted, "a live object was deleted"
 
 
-async def test_a_broken_connection_is_resumed(control_plane: ControlPlane) -> None:
+async def test_a_silent_stream_is_renewed(control_plane: ControlPlane) -> None:
     churn = await asyncio.to_thread(Churn, control_plane, 2)
-    short = dataclasses.replace(_POLICY, idle_seconds=0.5, healthy_seconds=0.2)
+    short = dataclasses.replace(_POLICY, quiet_seconds=0.5, healthy_seconds=0.2)
     async with reading(control_plane, PODS, policy=short) as reader:
         await reader.until_converged()
         pods = reader.watchers[PODS].counters
-        await reader.until(lambda: pods.errors["idle"] > 0, "an idle stream")
+        await reader.until(lambda: pods.renewals > 2, "silent streams")
         await asyncio.to_thread(churn.run, 30)
         await reader.until_converged()
-        assert pods.resumes > 0
-        assert pods.relists_410 == 0
-        assert pods.lists == 1
+        assert (pods.errors["idle"], pods.relists_410, pods.lists) == (0, 0, 1)
 
 
 async def test_a_type_that_is_installed_later_is_found_and_is_empty_after_its_removal(
@@ -256,6 +254,26 @@ async def test_a_user_without_rights_gets_a_log_line_with_the_missing_rule(
     output = capsys.readouterr().out
     assert output.count("missing RBAC rule") == 1
     assert 'resource "pods" in API group ""' in output
+
+
+async def test_without_rights_a_type_that_is_not_installed_is_in_sync(
+    control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = [
+        resources.ResourceType.parse("policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"),
+        resources.ResourceType.parse("kubevirt.io/v1/virtualmachineinstancemigrations"),
+        resources.ResourceType.parse("v1/nonesuch"),
+        resources.ResourceType.parse("apps/v1/nonesuch"),
+    ]
+    monkeypatch.setenv("KUBECONFIG", str(control_plane.user_kubeconfig))
+    async with reading(control_plane, PODS, *absent) as reader:
+        in_sync = dict.fromkeys(absent, SyncStatus.IN_SYNC)
+        await reader.until(lambda: reader.sink.statuses == in_sync, "in sync with what is not installed")
+        await reader.until(lambda: reader.watchers[PODS].counters.errors["forbidden"] >= 1, "a refusal")
+        assert reader.watchers[PODS].status is SyncStatus.WAITING
+    output = capsys.readouterr().out
+    assert output.count("resource type is not installed") == len(absent)
+    assert output.count("missing RBAC rule") == 1
 
 
 def widget_definition(group: str) -> dict[str, Any]:

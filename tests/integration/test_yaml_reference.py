@@ -42,8 +42,8 @@ def test_random_texts_have_the_library_s_values(mode: str, yamlref: str) -> None
     for text, expected in zip(texts, yaml_cases.reference(yamlref, mode, texts), strict=True):
         if mode == "streams" and text.lstrip()[:1] == b"{":
             continue  # JSON is for the caller of the reader
-        if re.search(rb"&\w+\s+!\s|!\S*[,\]\[{}]|-0", text):
-            continue  # libyaml does not tell of `!`, and ends tags earlier; for the library 0.0 and -0.0 are one key
+        if re.search(rb"!\S*[,\]\[{}]|-0", text):
+            continue  # libyaml ends tags earlier; for the library 0.0 and -0.0 are one key
         documents, problem = read(text, mode)
         if problem:
             refused_here += "error" not in expected and not problem.startswith(REFUSED_HERE)

@@ -25,6 +25,7 @@ POLICY = policy.WatchPolicy(
     backoff_max_seconds=4.0,
     retry_after_max_seconds=3.0,
     idle_seconds=20.0,
+    quiet_seconds=24.0,
     list_read_seconds=10.0,
     initial_quiet_seconds=5.0,
     absent_grace_seconds=3.0,
@@ -176,7 +177,7 @@ class ApiServer:
         """Answer with a page of a list."""
         token = request.query.get("continue", "")
         version, names = self._pages.pop(token) if token else (self.version, self.names(type))
-        limit = int(request.query["limit"])
+        limit = int(request.query.get("limit", len(names)))
         items = [self._objects[type][name].text for name in names[:limit] if name in self._objects[type]]
         rest = names[limit:]
         following = f"{version}-{len(rest)}-{self.world.random.randrange(1 << 30)}" if rest else ""

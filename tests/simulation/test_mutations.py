@@ -87,7 +87,7 @@ MUTATIONS: dict[str, tuple[object, str, object]] = {
 SEEDS_FROM = {
     "sealed TLS records are forgotten": 82,
     "blocks are left inside frames": 82,
-    "outdated statuses are accepted": 201,
+    "outdated statuses are accepted": 619,
     "goodbyes are sent inside frames": 328,
     "blocks of a different cut are read": 684,
 }

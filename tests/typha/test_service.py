@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import socket
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from cache.watch import decoding
 from loadtest.apiserver import faults
+from loadtest.apiserver.settings import SimulatorSettings
 from tests.harness import served, worker_stand
 from tests.harness.served import Cluster, converged, mirrors, serving
 from typha import service, settings
@@ -96,6 +98,12 @@ async def test_the_level_can_be_switched_while_the_service_runs(cluster: Cluster
         os.kill(running.process.pid, signal.SIGUSR2)
         pids = {f"[INFO][{pid}]" for pid in served.processes_of_session(running.process.pid)}
         await worker_stand.eventually(lambda: all(pid in running.text for pid in pids))
+        [hub, worker] = sorted(served.processes_of_session(running.process.pid))
+        os.kill(worker, signal.SIGKILL)  # the next one has the same level
+        await worker_stand.eventually(
+            lambda: len(set(re.findall(r"\[INFO\]\[(\d+)\]", running.text)) - {str(worker)}) > 1
+        )
+        assert f"[INFO][{hub}]" in running.text
 
 
 async def connect_until_refused(address: str) -> None:
@@ -142,14 +150,48 @@ async def test_an_api_server_that_goes_away_and_comes_back(cluster: Cluster) -> 
         await running.metric_is('typha_watch_resumes_total{type="core/v1/pods"}', 1)
 
 
-async def test_a_port_in_use_is_one_clear_line(cluster: Cluster) -> None:
+async def test_forbidden_types_that_are_not_installed_keep_no_replica_from_being_ready(tmp_path: pathlib.Path) -> None:
+    """The operator's RBAC rules of a release are for its own types, not for those of every other release."""
+    absent = (
+        "policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
+        "kubevirt.io/v1/virtualmachineinstancemigrations",
+    )
+    forbidden = frozenset(f"/apis/{type}" for type in absent)
+    async with Cluster(tmp_path, SimulatorSettings(forbidden=forbidden)) as cluster:
+        types = "".join(f"      - type: {type}\n" for type in absent)
+        cluster.feeds_file.write_text(cluster.feeds_file.read_text() + types)
+        async with serving(cluster, "--workers", "0") as running, mirrors(await running.address(), 1) as clients:
+            await converged(cluster, clients)
+            for type in absent:
+                assert running.text.count(f'type="{type}"') == 1
+                await running.metric_is(f'typha_watch_errors_total{{type="{type}",class="not-found"}}', 1)
+    assert running.text.count("resource type is not installed") == 2
+    assert "missing RBAC rule" not in running.text
+
+
+@pytest.mark.parametrize("setting", ["SERVER", "HEALTH", "PROMETHEUSMETRICS"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", ""])
+async def test_a_port_in_use_is_one_clear_line(cluster: Cluster, setting: str, host: str) -> None:
+    """On a host network another process may have the port, and would answer clients and probes instead."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        async with serving(cluster, TYPHA_SERVERPORT=str(port)) as running:
+        variables = {"TYPHA_HEALTHENABLED": "true", "TYPHA_HEALTHHOST": "127.0.0.1", "TYPHA_HEALTHPORT": "0"}
+        variables |= {f"TYPHA_{setting}PORT": str(port), f"TYPHA_{setting}HOST": host or "none"}
+        async with serving(cluster, **variables) as running:
             assert await running.ends() == service.EXIT_CANNOT_SERVE
     [line] = [line for line in running.text.splitlines() if "[INFO]" not in line]
-    assert f"cannot listen on 127.0.0.1:{port}" in line
+    what = {"SERVER": "clients", "HEALTH": "health", "PROMETHEUSMETRICS": "metrics"}[setting]
+    assert f"cannot listen on {host or '*'}:{port} for {what}" in line
     assert "in use" in line
+
+
+async def test_a_health_port_that_becomes_free_in_a_moment_is_waited_for(cluster: Cluster) -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    variables = {"TYPHA_HEALTHENABLED": "true", "TYPHA_HEALTHHOST": "127.0.0.1"}
+    variables["TYPHA_HEALTHPORT"] = str(taken.getsockname()[1])
+    asyncio.get_running_loop().call_later(1.5, taken.close)
+    async with serving(cluster, "--workers", "0", **variables) as running:
+        await running.logged("HTTP server is listening.*health")
 
 
 async def test_bad_feeds_are_one_line_and_exit_2(cluster: Cluster) -> None:
@@ -215,7 +257,7 @@ async def test_the_service_waits_for_a_port_that_becomes_free_in_a_moment() -> N
     configured = settings.Settings(server_port=taken.getsockname()[1], server_host="127.0.0.1")
     asyncio.get_running_loop().call_later(0.3, taken.close)
     begun = time.monotonic()
-    with await service._open_listener_soon(configured) as listener:
+    with await service._when_free(lambda: service.open_listener(configured)) as listener:
         assert listener.getsockname()[1] == configured.server_port
     assert time.monotonic() - begun >= 0.2
 

@@ -109,7 +109,8 @@ def convert(
         progress.end()
         click.echo(f"typha: error: {error}", err=True)
         context.exit(EXIT_UNREADABLE)
-    progress.end()
+    finally:
+        progress.end()
     for warning in inputs.warnings:
         click.echo(warning, err=True)
     group = _choose_group(api_group, entries)
@@ -313,9 +314,10 @@ class Progress:
             self._bar.update(self._done)
 
     def end(self) -> None:
-        """Leave the line of the bar."""
+        """Leave the line of the bar, and show the cursor again."""
         if self._bar is not None:
             self._bar.render_finish()
+            self._bar = None
 
 
 def _total_bytes(files: Iterable[str]) -> int | None:

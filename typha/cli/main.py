@@ -66,6 +66,7 @@ cli = LazyGroup(
         "watch": "typha.cli.watch:watch",
         "convert": "typha.cli.convert:convert",
         "config": "typha.cli.config:config",
+        "check": "typha.cli.check:check",
         **_ORIGINALS,
     },
     help_text="Fan-out proxy between the Kubernetes API and the agents on a cluster's nodes.",

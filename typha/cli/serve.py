@@ -44,8 +44,8 @@ def _option(row: settings.Row) -> click.Option:
     return click.Option([row.flag, row.attribute], metavar=metavar, help=row.help)
 
 
-def load(arguments: dict[str, Any], on: machine.Machine) -> settings.Loaded:
-    """The settings from the arguments of a command with `parameters`, checked as far as they can be before the start.
+def read(arguments: dict[str, Any], on: machine.Machine) -> settings.Loaded:
+    """The settings from the arguments of a command with `parameters`.
 
     Raises:
         ConfigurationError: as `settings.load`.
@@ -54,7 +54,12 @@ def load(arguments: dict[str, Any], on: machine.Machine) -> settings.Loaded:
     strict = arguments.pop(_STRICT)
     names = {row.attribute: row.name for row in settings.SETTINGS}
     flags = {names[attribute]: text for attribute, text in arguments.items() if text is not None}
-    loaded = settings.load(flags=flags, environment=os.environ, config_file=config_file, strict=strict, machine=on)
+    return settings.load(flags=flags, environment=os.environ, config_file=config_file, strict=strict, machine=on)
+
+
+def load(arguments: dict[str, Any], on: machine.Machine) -> settings.Loaded:
+    """The same, checked as far as they can be before the start. Raises ConfigurationError."""
+    loaded = read(arguments, on)
     if loaded.settings.feeds_file:
         feeds_file.load(loaded.settings.feeds_file)  # report an error before anything starts
     return loaded._replace(notices=(*loaded.notices, *tls.check(loaded.settings, os.environ)))
@@ -73,7 +78,7 @@ def _run(loaded: settings.Loaded, on: machine.Machine) -> int:
     pipeline = logs.configure(loaded.settings, file_given="LogFilePath" in loaded.given)
     with contextlib.closing(pipeline):
         log = structlog.get_logger("typha.settings")
-        log.info("Starting", **_banner(loaded, on))
+        log.info("Starting", logs_to=pipeline.destinations, **_banner(loaded, on))
         for notice in loaded.notices:
             getattr(log, notice.level)(notice.event, **notice.fields)
         from typha import service  # imported late, so that a configuration error shows quickly
@@ -94,7 +99,7 @@ def _banner(loaded: settings.Loaded, on: machine.Machine) -> dict[str, Any]:
         "memory_limit": "none" if on.memory_limit_bytes is None else on.memory_limit_bytes,
     }
     changed = [shown for shown in description.described(loaded) if not shown.is_default]
-    room = logs.FIELDS_LIMIT - len(fields) - 1
+    room = logs.FIELDS_LIMIT - len(fields) - 2  # with `logs_to` and `more_settings`
     fields |= {shown.name: f"{shown.value} ({shown.source})" for shown in changed[:room]}
     if changed[room:]:
         fields["more_settings"] = len(changed) - room

@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 import click
 
 import clients
+from cache.kube import tls_contexts
 from typha.cli import watch_output
 
 EXIT_TIMEOUT = 3
@@ -98,11 +99,16 @@ def _make_tls(*, ca_file: str | None, cert_file: str | None, key_file: str | Non
     if key_file and not cert_file:
         raise click.UsageError("--key-file needs --cert-file")
     try:
-        context = ssl.create_default_context(cafile=ca_file)
+        authorities = tls_contexts.NamedFile("--ca-file", ca_file).read() if ca_file else b""
+        if ca_file and not authorities:
+            raise tls_contexts.TlsUnusable(f"--ca-file {ca_file}: contains no certificate")
+        context = tls_contexts.client_context(authorities=authorities, source=f"--ca-file {ca_file}")
         if cert_file:
-            context.load_cert_chain(cert_file, key_file)
-    except (ssl.SSLError, OSError) as error:
-        raise click.UsageError(f"--ca-file, --cert-file or --key-file: {error}") from error
+            certificate = tls_contexts.NamedFile("--cert-file", cert_file)
+            key = tls_contexts.NamedFile("--key-file", key_file or cert_file)
+            tls_contexts.identify(context, certificate.read(), key.read(), f"{certificate}, {key}")
+    except tls_contexts.TlsUnusable as error:
+        raise click.UsageError(str(error)) from error
     return context
 
 

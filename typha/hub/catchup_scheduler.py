@@ -89,8 +89,9 @@ class CatchUpScheduler:
                 if worked_seconds > self._policy.slice_seconds:
                     await self._rest(worked_seconds)
                     begun = _monotonic()
+            is_stuck = bool(self._queue)  # what is asked for during the rest may well be built
             await self._rest(_monotonic() - begun)
-            if self._queue:
+            if is_stuck:
                 await asyncio.sleep(self._policy.retry_seconds)
                 self._wake.set()
 

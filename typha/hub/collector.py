@@ -1,7 +1,7 @@
 """What the service reports about itself: samples for /metrics, and states for the health endpoints."""
 
 from cache.feeds.calico import releases
-from cache.kube import watcher
+from cache.kube import api, watcher
 from protocol import formats
 from typha import clock, settings
 from typha.hub import hub, shortages, supervisor
@@ -29,6 +29,7 @@ class Collector:
         self.max_latency = max_latency
         self._open_files_limit = open_files_limit
         self._reported_feeds: list[str] = []
+        self.session: api.KubeApi | None = None
         self.watchers: list[watcher.Watcher] = []
         self.web_servers: list[webserver.WebServer] = []
 
@@ -161,6 +162,10 @@ class Collector:
             "typha_open_files_limit": {(): self._open_files_limit},
             "typha_hub_pause_seconds_max": {(): self.max_latency.recent_seconds},
             "typha_hub_pause_seconds_worst": {(): self.max_latency.worst_seconds},
+            "typha_reload_failures_total": {
+                ("api-server",): self.session.load_failures if self.session else 0,
+                ("metrics-tls",): sum(server.tls_failures for server in self.web_servers),
+            },
             "typha_http_refused_total": {
                 (server.name, reason): count for server in self.web_servers for reason, count in server.refused.items()
             },
@@ -170,9 +175,20 @@ class Collector:
         """Registers what is reported on."""
         now = _monotonic()
         aggregator.register(health.SYNC_SERVER, now_seconds=now)
+        aggregator.register(health.CLIENT_PORT, now_seconds=now, live=False, ready=True)
         self._reported_feeds = self._hub.names
         for name in self._reported_feeds:
             aggregator.register(health.cache_reporter(name), now_seconds=now, ready=True)
+
+    def report_client_port(self, aggregator: health.HealthAggregator) -> None:
+        """Reports whether connections are accepted; to be called after each look of the supervisor."""
+        accepting = self._supervisor.accepting
+        aggregator.report(
+            health.CLIENT_PORT,
+            now_seconds=_monotonic(),
+            ready=accepting > 0,
+            detail=f"{accepting} of {max(1, self._supervisor.wanted)} workers accept connections",
+        )
 
     def report(self, aggregator: health.HealthAggregator) -> None:
         """Reports on everything; to be called more often than the reporters time out."""

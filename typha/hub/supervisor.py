@@ -14,7 +14,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 import structlog
@@ -38,6 +38,14 @@ _FAIR_SHARE_SLACK = 32
 
 _STARTS_DOUBLED_MAX = 3
 """After more failed starts in a row, the patience with the next one does not grow any more."""
+_STANDSTILL_SECONDS = 1.25
+"""Above a pause of one second, and below the two seconds within which readiness has to follow."""
+_LOOK_SECONDS_MAX = 0.5
+_WAITING_STATES = ("R", "D")
+"""Ready to run, and waiting for the disk or for memory."""
+_DRAIN_SHARE, _DRAIN_OVERTIME_SECONDS = 0.97, 1.0
+"""Workers need 95 % of the time for the drain, and a moment. One that takes longer is killed before the kubelet kills
+the service, whose grace may be as long as ShutdownTimeoutSecs."""
 _BLOCKED_PATIENCE = 3
 """Times the patience with a silent worker: how long a worker that reports may leave messages of the hub unread. What
 waits there keeps logs and snapshots in memory."""
@@ -108,6 +116,50 @@ class Silence:
         return now - heard_at - max(0.0, waited_seconds - self._waited_before)
 
 
+class Activity(NamedTuple):
+    """What the kernel says of a process's main thread."""
+
+    cpu_nanoseconds: int
+    state: str
+
+
+def read_activity(pid: int) -> Activity | None:
+    """The activity of a process; None if the kernel does not say."""
+    try:
+        with open(f"/proc/{pid}/schedstat", "rb") as file:
+            cpu_nanoseconds = int(file.read().split()[0])
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return Activity(cpu_nanoseconds, file.read().rpartition(b")")[2].split()[0].decode())
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+class Standstill:
+    """Whether a process makes no step at all: it is stopped, or sleeps and does not wake up.
+
+    A worker wakes up four times a second. A busy one uses the CPU, and one that waits for a CPU or for memory is in a
+    state that says so. Neither stands still, however long it takes: load is no standstill.
+    """
+
+    def __init__(self, read: Callable[[], Activity | None]) -> None:
+        self._read = read
+        self._cpu_nanoseconds = -1
+        self._looked_at = math.inf
+        self._still_seconds = 0.0
+
+    def look(self, now: float) -> bool:
+        """To be called four times a second. Time in which the hub itself stands still does not count."""
+        seconds = max(0.0, min(now - self._looked_at, _LOOK_SECONDS_MAX))
+        self._looked_at = now
+        seen = self._read()
+        if seen is None or seen.cpu_nanoseconds != self._cpu_nanoseconds or seen.state in _WAITING_STATES:
+            self._still_seconds = 0.0
+            self._cpu_nanoseconds = -1 if seen is None else seen.cpu_nanoseconds
+        else:
+            self._still_seconds += seconds
+        return self._still_seconds >= _STANDSTILL_SECONDS
+
+
 class Supervisor:
     """All workers of a hub.
 
@@ -131,6 +183,9 @@ class Supervisor:
         self._serve_embedded = serve_embedded
         self._incarnation = secrets.token_hex(16)
         self._drain: messages.Drain | None = None
+        self._drained_by = math.inf
+        self._standstills: dict[int, Standstill] = {}
+        self._still: set[int] = set()
         self.restarts = 0
         self._failed_starts: dict[int, int] = {}
         """For each worker, how many starts in a row ended before it was ready."""
@@ -164,6 +219,22 @@ class Supervisor:
         ready = sum(worker.ready for worker in self._hub.workers.values())
         return ready >= max(1, self.wanted)
 
+    @property
+    def accepting(self) -> int:
+        """How many workers accept connections, as of the last look."""
+        return sum(worker.ready and number not in self._still for number, worker in self._hub.workers.items())
+
+    def look(self) -> None:
+        """Looks at what the workers do; to be called four times a second."""
+        for number, standstill in self._standstills.items():
+            is_still = standstill.look(_monotonic())
+            if is_still and number not in self._still:
+                self._still.add(number)
+                _log.warning("Worker stands still and accepts no connections", worker=number)
+            elif not is_still and number in self._still:
+                self._still.remove(number)
+                _log.info("Worker goes on", worker=number)
+
     def _is_draining(self) -> bool:
         return self._drain is not None
 
@@ -184,8 +255,14 @@ class Supervisor:
 
     def drain(self, *, seconds: float, interval_seconds_max: float) -> None:
         """Tells all workers to say goodbye to their clients within `seconds`, and to end."""
-        self._drain = messages.Drain(seconds, interval_seconds_max)
-        self._hub.workers.send(self._drain)
+        now = _monotonic()
+        self._drained_by = now + seconds * _DRAIN_SHARE + _DRAIN_OVERTIME_SECONDS
+        workers = list(self._hub.workers.values())
+        connections = sum(worker.report.active for worker in workers)
+        self._drain = messages.Drain(seconds, interval_seconds_max, connections, now)
+        for place, worker in enumerate(workers):
+            others = connections - worker.report.active
+            worker.send(messages.Drain(seconds, interval_seconds_max, others, now, place / len(workers)))
 
     def control_log(self, message: messages.ControlLog) -> None:
         """Passes on what an operator asks of the log; workers to come have the same level."""
@@ -249,9 +326,12 @@ class Supervisor:
                 if process.stdin is not None:
                     process.stdin.write(msgspec.json.encode(self._config(number)))
                     process.stdin.close()
+                self._standstills[number] = Standstill(lambda: read_activity(process.pid))
                 with self._attached(number, ours) as broken:
                     await self._watch(number, ended, broken, lambda: run_queue_seconds(process.pid))
             finally:
+                self._standstills.pop(number, None)
+                self._still.discard(number)
                 if not ended.done():
                     with contextlib.suppress(ProcessLookupError):
                         process.kill()
@@ -340,6 +420,9 @@ class Supervisor:
                 return
             if silent_seconds > self.patience_seconds(worker):
                 _log.error("Killing a silent worker", worker=number, silent_seconds=round(silent_seconds, 1))
+                return
+            if _monotonic() > self._drained_by:
+                _log.error("Killing a worker that has not drained in time", worker=number)
                 return
             if worker.blocked_seconds > _BLOCKED_PATIENCE * self.patience_seconds(worker):
                 _log.error("Killing a worker that does not take what it is sent", worker=number)

@@ -29,6 +29,7 @@ A worker faces the network, so the hub takes nothing from it that could harm ano
 below are checked for every message, and descriptors beside one are refused.
 """
 
+import math
 import re
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -172,10 +173,17 @@ class ControlLog(_Message):
 
 
 class Drain(_Message):
-    """Say goodbye to all clients within `seconds`, at most `interval_seconds_max` apart."""
+    """Say goodbye to all clients within `seconds`. Those of all workers together are at most `interval_seconds_max`
+    apart."""
 
     seconds: float
     interval_seconds_max: float
+    others: int = 0
+    """Connections of the other workers."""
+    sent_at: float = math.inf
+    """By the monotonic clock. A worker that is late, because it is busy, has less time."""
+    phase: float = 0.0
+    """Part of an interval, below 1, by which this worker is earlier than the first one: workers take turns."""
 
 
 class Ready(_Message):

@@ -13,6 +13,9 @@ REPORT_TIMEOUT_SECONDS = 20.0
 SYNC_SERVER = "SyncServer"
 """Reporter of the fan-out. It reports liveness only."""
 
+CLIENT_PORT = "ClientPort"
+"""Reporter of the workers that accept connections. It reports readiness only."""
+
 _COLUMNS = ("COMPONENT", "TIMEOUT", "LIVENESS", "READINESS", "DETAIL")
 _TIMED_OUT = "timed out"
 _NOT_REPORTED = "-"

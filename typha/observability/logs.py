@@ -130,6 +130,17 @@ class LogPipeline:
         self._level = level
         self.is_debugging = False
 
+    @property
+    def destinations(self) -> str:
+        """Where lines go, for the first of them."""
+        names = [
+            handler.baseFilename
+            if isinstance(handler, _FileHandler)
+            else ("syslog" if isinstance(handler, _SysLogHandler) else "screen")
+            for handler in self._handlers
+        ]
+        return ", ".join(names)
+
     def start(self) -> None:
         """Replace the handlers of the root logger, and start the writing thread."""
         root = logging.getLogger()

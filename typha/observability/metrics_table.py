@@ -167,6 +167,12 @@ OURS: tuple[Metric, ...] = (
     ),
     Metric("typha_tls_reload_failures_total", _C, (), "Changed TLS files that workers could not use."),
     Metric(
+        "typha_reload_failures_total",
+        _C,
+        ("files",),
+        "Failed attempts to load access to the API server, and changed TLS files that the metrics port could not use.",
+    ),
+    Metric(
         "typha_http_refused_total",
         _C,
         ("server", "reason"),

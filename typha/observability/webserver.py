@@ -1,13 +1,11 @@
 """The HTTP servers for metrics and health: pages, ports and TLS files. http_connections.py has their connections.
 
-The service runs even if a server cannot listen: the server retries every second, with one log line per outage. Changed
-TLS files are reloaded within ten seconds. (The original reads them at every handshake.)
+The service does not start if another process has a port, because probes must not be answered by others. If a server
+cannot listen for another reason, it retries every second, with one log line per outage. Changed TLS files are reloaded
+within ten seconds. (The original reads them at every handshake.)
 """
 
 import asyncio
-import contextlib
-import errno
-import os
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -16,7 +14,8 @@ from typing import NamedTuple
 import structlog
 from aiohttp import web
 
-from typha import clock, settings
+from cache.kube import tls_contexts, tls_reload
+from typha import clock, listening, settings
 from typha.observability import health, http_connections, logs
 
 _BACKLOG = 128
@@ -65,19 +64,13 @@ class TlsFiles(NamedTuple):
     client_auth: str
 
     def load(self) -> ssl.SSLContext:
-        """Build the TLS context. Raises OSError (or its subclass ssl.SSLError) if a file is unusable."""
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(self.cert_file, self.key_file)
-        context.load_verify_locations(self.ca_file)
-        context.verify_mode = _VERIFY_MODES[self.client_auth]
-        context.num_tickets = 0  # scrapers do not resume, and tickets are a third of a handshake
-        context.options |= ssl.OP_NO_RENEGOTIATION  # a few bytes of a peer would cost a handshake
-        return context
-
-    def fingerprint(self) -> tuple[tuple[int, int, int], ...]:
-        """A value that changes whenever a file changes. Raises OSError if a file is missing."""
-        stats = [os.stat(path) for path in (self.cert_file, self.key_file, self.ca_file)]
-        return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
+        """Build the TLS context. Raises tls_contexts.TlsUnusable."""
+        return tls_contexts.server_context(
+            certificate=tls_contexts.NamedFile("PrometheusMetricsCertFile", self.cert_file),
+            key=tls_contexts.NamedFile("PrometheusMetricsKeyFile", self.key_file),
+            authorities=tls_contexts.NamedFile("PrometheusMetricsCAFile", self.ca_file),
+            client_certificates=_VERIFY_MODES[self.client_auth],
+        )
 
 
 class OncePerSecond:
@@ -113,7 +106,9 @@ class WebServer:
         limits: http_connections.Limits = http_connections.DEFAULT_LIMITS,
     ) -> None:
         self._pages = pages
-        self._host = host or None
+        self.host = host
+        self._listeners: list[socket.socket] = []
+        """Open, but not served yet."""
         self._methods = methods
         self._tls_files = tls_files
         self._intervals = intervals
@@ -122,6 +117,7 @@ class WebServer:
         self._failures = logs.LineLimit(1, seconds=_FAILED_PAGE_LINES_SECONDS)
         self._listening = asyncio.Event()
         self._complained = False  # one log line per outage
+        self._tls: tls_reload.Reloaded[ssl.SSLContext] | None = None
         self.name = name
         self.port = port
         """The configured port. If that is 0, the actual port once the server listens."""
@@ -130,7 +126,23 @@ class WebServer:
 
     def __repr__(self) -> str:
         state = "listening" if self._listening.is_set() else "not listening"
-        return f"WebServer({self.name} on {self._host or '*'}:{self.port}, {state})"
+        return f"WebServer({self.name} on {self.host or '*'}:{self.port}, {state})"
+
+    def open(self, found: list[listening.Address] | None = None) -> None:
+        """Open the port, unless it is open; `found` as in `listening.open_all`. Raises OSError."""
+        if not self._listeners:
+            self._listeners = listening.open_all(self.host, self.port, backlog=_BACKLOG, found=found)
+
+    def close(self) -> None:
+        """Close the port if it is open and not served."""
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+
+    @property
+    def tls_failures(self) -> int:
+        """Changes of the TLS files that could not be used."""
+        return self._tls.failures if self._tls else 0
 
     async def wait_listening(self) -> None:
         """Return once the server listens."""
@@ -140,53 +152,42 @@ class WebServer:
         """Serve until cancelled."""
         connections = http_connections.HttpConnections(self.name, web.Server(self._handle), self.refused, self._limits)
         try:
-            fingerprint = await self._listen_with_retries(connections)
+            await self._listen_with_retries(connections)
             while True:
                 await asyncio.sleep(self._intervals.tls_check_seconds)
-                fingerprint = self._maybe_reload(connections, fingerprint)
+                if self._tls is not None:
+                    self._tls.refresh()
+                    connections.tls = self._tls.current  # open connections keep the old one
         finally:
             self._listening.clear()
+            self.close()
             await connections.close()
 
-    async def _listen_with_retries(self, connections: http_connections.HttpConnections) -> object:
+    async def _listen_with_retries(self, connections: http_connections.HttpConnections) -> None:
         while True:
             try:
-                fingerprint = self._tls_files.fingerprint() if self._tls_files else None
-                connections.tls = self._tls_files.load() if self._tls_files else None
-                listeners = await _bind(self._host, self.port)
-            except OSError as error:
+                if self._tls_files is not None:
+                    self._tls = tls_reload.Reloaded(self._tls_files.load, self._tls_files[:3], server=self.name)
+                    connections.tls = self._tls.current
+                if not self._listeners:
+                    self.open(await asyncio.to_thread(listening.addresses, self.host, self.port))
+            except (OSError, tls_contexts.TlsUnusable) as error:
+                self.close()  # rather refuse connections than let them wait
                 if not self._complained:
                     self._log.error("HTTP server cannot listen, retrying every second", **self._fields(error=error))
                 self._complained = True
                 await asyncio.sleep(self._intervals.listen_retry_seconds)
                 continue
             self._complained = False
+            listeners, self._listeners = self._listeners, []
             self.port = listeners[0].getsockname()[1]
             connections.listen(listeners)
             self._listening.set()
             self._log.info("HTTP server is listening", **self._fields(tls=self._tls_files is not None))
-            return fingerprint
-
-    def _maybe_reload(self, connections: http_connections.HttpConnections, known: object) -> object:
-        """Use changed TLS files for new connections if they are usable. Open connections stay open."""
-        if self._tls_files is None:
-            return known
-        try:
-            fingerprint = self._tls_files.fingerprint()
-            if fingerprint == known:
-                return known
-            connections.tls = self._tls_files.load()
-        except OSError as error:
-            if not self._complained:
-                self._log.warning("Changed TLS files cannot be used, keeping the old ones", **self._fields(error=error))
-            self._complained = True
-            return known
-        self._complained = False
-        self._log.info("TLS files have changed, new connections use the new ones", **self._fields())
-        return fingerprint
+            return
 
     def _fields(self, **fields: object) -> dict[str, object]:
-        return {"server": self.name, "host": self._host or "", "port": self.port, **fields}
+        return {"server": self.name, "host": self.host, "port": self.port, **fields}
 
     async def _handle(self, request: web.BaseRequest) -> web.Response:
         path = request.raw_path.partition("?")[0]  # the absolute form, for proxies, is no page
@@ -209,44 +210,6 @@ class WebServer:
         return http_connections.answer(response.status, response.body, response.content_type)
 
 
-async def _bind(host: str | None, port: int) -> list[socket.socket]:
-    """Listening sockets, with one port, for all addresses of the host that this machine has. None means all addresses.
-
-    Raises:
-        OSError: no address can be used, or one is taken.
-    """
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    listeners: list[socket.socket] = []
-    unusable: OSError | None = None
-    with contextlib.ExitStack() as on_failure:
-        for family, kind, protocol, _, address in dict.fromkeys(found):
-            if not port and listeners:
-                address = (address[0], listeners[0].getsockname()[1], *address[2:])
-            try:
-                listeners.append(on_failure.enter_context(_listener(family, kind, protocol, address)))
-            except OSError as error:
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                    raise
-                unusable = error  # localhost has an IPv6 address, and this machine may have none
-        if unusable is not None and not listeners:
-            raise unusable
-        on_failure.pop_all()
-    return listeners
-
-
-def _listener(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket:
-    with contextlib.ExitStack() as on_failure:
-        listener = on_failure.enter_context(socket.socket(family, kind, protocol))
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-        on_failure.pop_all()
-    return listener
-
-
 def health_server(aggregator: health.HealthAggregator, configured: settings.Settings) -> WebServer:
     """The server of /liveness and /readiness. Its time is `clock.monotonic`."""
 
@@ -261,6 +224,18 @@ def health_server(aggregator: health.HealthAggregator, configured: settings.Sett
     return WebServer("health", pages, host=configured.health_host, port=configured.health_port)
 
 
+def metrics_tls(configured: settings.Settings) -> TlsFiles | None:
+    """The files for HTTPS of /metrics. None: plain HTTP."""
+    if not (configured.prometheus_metrics_cert_file or configured.prometheus_metrics_key_file):
+        return None
+    return TlsFiles(
+        configured.prometheus_metrics_cert_file,
+        configured.prometheus_metrics_key_file,
+        configured.prometheus_metrics_ca_file,
+        configured.prometheus_metrics_client_auth,
+    )
+
+
 def metrics_server(
     exposition: Callable[[], bytes],
     content_type: str,
@@ -269,20 +244,12 @@ def metrics_server(
     intervals: Intervals = DEFAULT_INTERVALS,
 ) -> WebServer:
     """The server of /metrics. It uses HTTPS if the settings name a certificate or a key."""
-    tls_files = None
-    if configured.prometheus_metrics_cert_file or configured.prometheus_metrics_key_file:
-        tls_files = TlsFiles(
-            configured.prometheus_metrics_cert_file,
-            configured.prometheus_metrics_key_file,
-            configured.prometheus_metrics_ca_file,
-            configured.prometheus_metrics_client_auth,
-        )
     return WebServer(
         "metrics",
         {"/metrics": OncePerSecond(lambda: Response(200, exposition(), content_type))},
         host=configured.prometheus_metrics_host,
         port=configured.prometheus_metrics_port,
         methods=_READING_METHODS,
-        tls_files=tls_files,
+        tls_files=metrics_tls(configured),
         intervals=intervals,
     )

@@ -30,7 +30,9 @@ def described(loaded: Loaded) -> Iterator[Shown]:
         value = getattr(loaded.settings, row.attribute)
         source = loaded.given.get(row.name) or loaded.derived.get(row.name) or _DEFAULT
         text, effect = _text(row.name, value), row.help.removeprefix(NO_EFFECT)
-        yield Shown(row.name, text, source, value == row.default, row.has_effect, effect)
+        yield Shown(
+            row.name, text, sources.printable(source, _VALUE_LENGTH_LIMIT), value == row.default, row.has_effect, effect
+        )
 
 
 def variables(environment: Mapping[str, str]) -> Iterator[Shown]:

@@ -514,19 +514,28 @@ def variable_value(variable: Variable, environment: Mapping[str, str]) -> tuple[
     return variable.name, environment.get(variable.name, "")
 
 
-_MAY_HAVE_PREFIX = ("K8S_", "KUBECONFIG")
+_MAY_HAVE_PREFIX = ("K8S_", "KUBECONFIG", "USE_POD_CIDR")
 
 KUBERNETES_VARIABLES: tuple[Variable, ...] = (
-    Variable("KUBECONFIG", "~/.kube/config if it exists, else the pod's service account", "Paths of kubeconfig files."),
+    Variable(
+        "KUBECONFIG",
+        "$HOME/.kube/config if it exists, else the pod's service account",
+        "Kubeconfig files, with colons between them: of entries with one name, the first one counts.",
+    ),
     Variable("K8S_CURRENT_CONTEXT", "the kubeconfig's", "Context in the kubeconfig."),
-    Variable("K8S_API_ENDPOINT", "the kubeconfig's", "URL of the API server."),
-    Variable("K8S_API_TOKEN", "the kubeconfig's", "Bearer token."),
+    Variable("K8S_API_ENDPOINT", "the kubeconfig's", "URL of the API server. Without https://, it is plain http."),
+    Variable("K8S_API_TOKEN", "the kubeconfig's", "Bearer token. The token file of the kubeconfig takes precedence."),
     Variable("K8S_CERT_FILE", "the kubeconfig's", "Client certificate; needs K8S_KEY_FILE."),
     Variable("K8S_KEY_FILE", "the kubeconfig's", "Private key of the client certificate."),
     Variable("K8S_CA_FILE", "the kubeconfig's", "CA certificates for the API server's certificate."),
     Variable("K8S_INSECURE_SKIP_TLS_VERIFY", "false", "Do not verify the API server's certificate."),
     Variable("KUBERNETES_SERVICE_HOST", "set in a pod", "Address of the API server. Cannot have the prefix CALICO_."),
     Variable("KUBERNETES_SERVICE_PORT", "set in a pod", "Port of the API server. Cannot have the prefix CALICO_."),
+    Variable("HTTPS_PROXY", "-", "Proxy for an API server with https://. Also lower-case, as the next two."),
+    Variable("HTTP_PROXY", "-", "Proxy for an API server with http://."),
+    Variable(
+        "NO_PROXY", "-", "Names, addresses and networks without a proxy, comma-separated. Loopback never has one."
+    ),
     Variable("K8S_CLIENT_QPS", "-", f"{NO_EFFECT}one watch per resource type needs no rate limit."),
     Variable("K8S_CLIENT_BURST", "-", f"{NO_EFFECT}see K8S_CLIENT_QPS."),
     Variable(

@@ -22,7 +22,7 @@ _INTEGER = re.compile(
 )
 _OLD_OCTAL = re.compile(r"[+-]?0_?[0-9_]+")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
-_HOST = re.compile(r"[a-zA-Z0-9:._+-]{1,64}")
+_HOST = re.compile(r"[a-zA-Z0-9._+-]{1,253}|\[?[a-fA-F0-9:.]{2,45}(%[a-zA-Z0-9._+-]{1,15})?\]?")
 _AUTHORITY = re.compile(r"[^:/]+:[0-9]+")
 _ENDPOINT = re.compile(r"(https?)://[^/?#@\s]+")
 _INTEGER_LIMIT = 2**31
@@ -95,7 +95,7 @@ def one_of(*choices: str) -> ValueType[str]:
 
 
 def host_address() -> ValueType[str]:
-    """A host name or an IP address; empty means all addresses."""
+    """A host name or an IP address, which may have brackets and a zone; empty means all addresses."""
     return _pattern("host", _HOST, "expected a host name or an IP address")
 
 

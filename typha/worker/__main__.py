@@ -15,10 +15,11 @@ import uvloop
 from typha import settings, signals
 from typha.ipc import link, messages
 from typha.observability import logs
-from typha.worker import server
+from typha.worker import server, tls
 
 EXIT_HUB_GONE = 3
 EXIT_DEFECT = 1
+EXIT_TLS_UNUSABLE = 4
 
 
 async def _serve(config: messages.WorkerConfig, listener: socket.socket, link_end: socket.socket) -> int:
@@ -30,6 +31,9 @@ async def _serve(config: messages.WorkerConfig, listener: socket.socket, link_en
     except link.LinkBroken as error:
         log.error("The link to the hub is broken", error=str(error))
         return EXIT_HUB_GONE
+    except tls.TlsUnusable as error:  # the hub starts another worker, later each time
+        log.error("Worker cannot use the TLS files", error=str(error))
+        return EXIT_TLS_UNUSABLE
     except Exception:
         log.exception("Worker failed")
         return EXIT_DEFECT

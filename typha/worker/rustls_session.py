@@ -78,14 +78,16 @@ class Sessions:
         Unavailable: the module is not installed, or rustls cannot do what OpenSSL would do with these files.
     """
 
-    def __init__(self, certificates: bytes, key: bytes, authorities: bytes, old_suites: Sequence[str]) -> None:
-        """Takes the contents of PEM files, and the names of the suites of TLS 1.2; none for TLS 1.3 alone."""
+    def __init__(
+        self, *, chain: Sequence[bytes], key: bytes, trusted: Sequence[bytes], old_suites: Sequence[str]
+    ) -> None:
+        """Takes certificates and key in DER, and the names of the suites of TLS 1.2: none for TLS 1.3 alone."""
         try:
             self._module = importlib.import_module(_MODULE)
         except ImportError as error:
             raise Unavailable(f"the module {_MODULE} is not installed") from error
         try:
-            self._config: Config = self._module.Config(certificates, key, authorities, list(old_suites))
+            self._config: Config = self._module.Config(list(chain), key, list(trusted), list(old_suites))
         except ValueError as error:
             raise Unavailable(str(error)) from error
 

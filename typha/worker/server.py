@@ -7,6 +7,7 @@ A turn works for a few milliseconds at most, then lets the loop turn once.
 
 import asyncio
 import contextlib
+import itertools
 import math
 import os
 import random
@@ -61,6 +62,10 @@ _TRIM_SECONDS = 10.0
 _DRAIN_TIME_SHARE = 0.95
 """Of the time for draining: the last client leaves within it (docs/reference/typha-behaviour.md, section 8)."""
 _DRAIN_JITTER = 0.05
+_DRAIN_END_SHARE = 0.97
+"""Of the time for draining: the last goodbyes are not waited for after it."""
+_DRAIN_LINGER_SECONDS_MIN = 0.5
+"""For the last goodbyes to arrive, where little of the time is left."""
 _DEFECT_LINES_PER_SECOND = 20
 """A peer that finds a way to a defect must not fill the log. Each defect is counted as `server-error`."""
 _DRAIN_RETRY_MILLISECONDS = 500
@@ -562,19 +567,17 @@ class Server:
         await self._drain_begun.wait()
         begun = _monotonic()
         drain = self._drain or messages.Drain(0.0, 0.0)
+        drain = msgspec.structs.replace(drain, seconds=max(0.0, drain.seconds - max(0.0, begun - drain.sent_at)))
         self.poller.close_listener()
         for current in list(self.connections.handshaking):
             self.connections.close(current, reasons.DisconnectReason.SHUTTING_DOWN)
         remaining = [current for current in self.poller.clients.values() if not current.is_closing()]
         random.shuffle(remaining)
-        interval_seconds = min(drain.interval_seconds_max, drain.seconds * _DRAIN_TIME_SHARE / max(1, len(remaining)))
-        dismissed = 0
+        times = farewell_times(drain, len(remaining))
         for current in remaining:
             if self._has_left(current):
                 continue
-            dismissed += 1
-            due = begun + interval_seconds * (dismissed + random.uniform(-_DRAIN_JITTER, _DRAIN_JITTER))
-            await asyncio.sleep(max(0.0, due - _monotonic()))
+            await asyncio.sleep(max(0.0, begun + next(times) - _monotonic()))
             if not self._has_left(current):
                 self.connections.farewell(
                     current,
@@ -582,7 +585,8 @@ class Server:
                     text="the server is shutting down",
                     retry_after_milliseconds=_DRAIN_RETRY_MILLISECONDS,
                 )
-        for _ in range(int(self._policy.goodbye_linger_seconds / _LINGER_LOOK_SECONDS)):
+        left_seconds = max(_DRAIN_LINGER_SECONDS_MIN, begun + drain.seconds * _DRAIN_END_SHARE - _monotonic())
+        for _ in range(int(min(self._policy.goodbye_linger_seconds, left_seconds) / _LINGER_LOOK_SECONDS)):
             if not self.connections.closing:  # a client that reads its goodbye closes first
                 break
             await asyncio.sleep(_LINGER_LOOK_SECONDS)
@@ -591,6 +595,19 @@ class Server:
 
     def _has_left(self, current: client.Client) -> bool:
         return not self._is_open(current) or current.is_closing()
+
+
+def farewell_times(drain: messages.Drain, count: int) -> Iterator[float]:
+    """When to say goodbye to the next of `count` clients, in seconds from the beginning of the drain.
+
+    The pace is that of the whole service, of which this worker has its share of the clients. All workers end together.
+    """
+    everyone = count + drain.others
+    interval_seconds = min(drain.interval_seconds_max, drain.seconds * _DRAIN_TIME_SHARE / max(1, everyone))
+    own_seconds = interval_seconds * everyone / max(1, count)
+    for number in itertools.count(1):
+        jitter = random.uniform(-_DRAIN_JITTER, _DRAIN_JITTER)
+        yield max(0.0, own_seconds * (number - drain.phase) + interval_seconds * jitter)
 
 
 async def serve(config: messages.WorkerConfig, listener: socket.socket, link_end: socket.socket) -> None:

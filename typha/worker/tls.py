@@ -4,8 +4,6 @@ The files are read when a worker starts, and again when one of them changes, for
 that cannot be used is logged and counted, and the old files stay in use.
 """
 
-import os
-import pathlib
 import ssl
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -13,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
+from cache.kube import pem, tls_contexts, tls_reload
 from typha import settings
 from typha.worker import rustls_session, tls_session
 
@@ -24,6 +23,9 @@ _MINIMUM_VERSIONS = {"": ssl.TLSVersion.TLSv1_2, "1.2": ssl.TLSVersion.TLSv1_2, 
 _LOOK_SECONDS = 2.0
 """Between two checks of the files."""
 _SHOWN_LIMIT = 100
+
+TlsUnusable = tls_contexts.TlsUnusable
+"""A file or variable cannot be used. The message names it."""
 
 DEFAULT_CIPHER_SUITES = {
     "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384": "ECDHE-ECDSA-AES256-GCM-SHA384",
@@ -54,10 +56,6 @@ AUTO, OPENSSL, RUSTLS = ENGINES = ("auto", "ssl", "rustls")
 """What does the work of TLS: rustls if it can, Python's ssl module, or rustls and nothing else."""
 
 
-class TlsUnusable(Exception):
-    """A file or variable cannot be used; the message names it."""
-
-
 class PeerRefused(Exception):
     """The peer's certificate is valid, but not one that may connect."""
 
@@ -81,22 +79,24 @@ class ClientTls(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             TlsUnusable: a file or variable cannot be used.
         """
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate, key, authorities = self._files()
+        context = tls_contexts.server_context(
+            certificate=certificate,
+            key=key,
+            authorities=authorities,
+            client_certificates=ssl.CERT_REQUIRED,
+        )
         context.minimum_version = _MINIMUM_VERSIONS.get(self.minimum_version, ssl.TLSVersion.TLSv1_2)
-        context.set_ciphers(cipher_list(self.cipher_suites))
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as in Go, any certificate in the CA file is trusted
-        context.options |= ssl.OP_NO_RENEGOTIATION
-        context.num_tickets = 0  # agents never resume, and it is a third of the handshake
-        try:
-            context.load_cert_chain(self.cert_file, self.key_file, password=_no_password)
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            raise TlsUnusable(f"ServerCertFile {self.cert_file}, ServerKeyFile {self.key_file}: {error}") from error
-        try:
-            context.load_verify_locations(self.ca_file)
-        except (OSError, ValueError) as error:
-            raise TlsUnusable(f"CAFile {self.ca_file}: {error}") from error
+        tls_contexts.set_cipher_suites(context, cipher_list(self.cipher_suites))
         return context
+
+    def _files(self) -> tuple[tls_contexts.NamedFile, tls_contexts.NamedFile, tls_contexts.NamedFile]:
+        """Certificate, key, and the clients' authorities."""
+        return (
+            tls_contexts.NamedFile("ServerCertFile", self.cert_file),
+            tls_contexts.NamedFile("ServerKeyFile", self.key_file),
+            tls_contexts.NamedFile("CAFile", self.ca_file),
+        )
 
     def _old_suites(self) -> list[str]:
         """Go's names of the suites of TLS 1.2; none if only TLS 1.3 is spoken."""
@@ -113,21 +113,21 @@ class ClientTls(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises:
             rustls_session.Unavailable: rustls is not there, or cannot do the same.
+            TlsUnusable: a file cannot be read any more.
         """
         missing = self.missing_suites()
         if missing and self.cipher_suites.strip(" ,"):
             raise rustls_session.Unavailable(f"{CIPHER_SUITES_VARIABLE}: rustls does not have {', '.join(missing)}")
         old_suites = [name for name in self._old_suites() if name not in missing]
-        try:
-            files = [pathlib.Path(name).read_bytes() for name in (self.cert_file, self.key_file, self.ca_file)]
-        except OSError as error:
-            raise rustls_session.Unavailable(str(error)) from error
-        certificates, key, authorities = files
-        return rustls_session.Sessions(certificates, key, authorities, old_suites)
-
-    def fingerprint(self) -> tuple[tuple[int, int, int], ...]:
-        """Changes when one of the files does; a file that is missing counts as such."""
-        return tuple(_file_identity(path) for path in (self.key_file, self.cert_file, self.ca_file))
+        certificate, key, authorities = (file.read() for file in self._files())
+        private = pem.private_key(key)
+        trusted = pem.certificates(authorities, with_headers=False)
+        return rustls_session.Sessions(
+            chain=pem.certificates(certificate, with_headers=True),
+            key=private.content if private is not None else b"",
+            trusted=[one for one in trusted if pem.is_whole(one)],
+            old_suites=old_suites,
+        )
 
     def check_peer(self, certificate: Mapping[str, object]) -> None:
         """Whether a verified certificate may connect: its CN or one of its URI SANs is exactly the configured one.
@@ -145,19 +145,6 @@ class ClientTls(msgspec.Struct, frozen=True, kw_only=True):
         required = [name for name, value in (("CN", self.client_cn), ("URI SAN", self.client_uri_san)) if value]
         names = ", ".join([*_common_names(certificate), *_uri_names(certificate)])[:_SHOWN_LIMIT]
         raise PeerRefused(f"peer certificate does not have the required {' or '.join(required)}, but {names!r}")
-
-
-def _no_password() -> str:
-    """Otherwise OpenSSL would ask on the terminal for the password of an encrypted key."""
-    raise ValueError("the key is encrypted")
-
-
-def _file_identity(path: str) -> tuple[int, int, int]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return 0, 0, 0
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def cipher_list(names: str) -> str:
@@ -179,7 +166,7 @@ def chosen_suites(names: str) -> list[str]:
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     for name in chosen:
         if name not in DEFAULT_CIPHER_SUITES and name not in _ONLY_IF_NAMED:
-            raise TlsUnusable(f"{CIPHER_SUITES_VARIABLE}: unknown cipher suite {name[:_SHOWN_LIMIT]!r}")
+            raise tls_contexts.TlsUnusable(f"{CIPHER_SUITES_VARIABLE}: unknown cipher suite {name[:_SHOWN_LIMIT]!r}")
     return chosen or list(DEFAULT_CIPHER_SUITES)
 
 
@@ -221,7 +208,7 @@ def check(configured: settings.Settings, environment: Mapping[str, str]) -> tupl
         return ()
     try:
         engine = make_engine(client_tls)
-    except TlsUnusable as error:
+    except tls_contexts.TlsUnusable as error:
         culprit, _, problem = str(error).partition(": ")
         raise settings.ConfigurationError(culprit, problem) from error
     notices = [settings.Notice("info", "TLS for clients", engine.described())]
@@ -267,7 +254,7 @@ def make_engine(client_tls: ClientTls) -> Engine:
         return Engine(context, client_tls.make_rustls(), missing_suites=client_tls.missing_suites())
     except rustls_session.Unavailable as error:
         if client_tls.engine == RUSTLS:
-            raise TlsUnusable(f"TlsEngine {RUSTLS}: {error}") from error
+            raise tls_contexts.TlsUnusable(f"TlsEngine {RUSTLS}: {error}") from error
         return Engine(context, None, str(error))
 
 
@@ -277,12 +264,20 @@ class Contexts:
     def __init__(self, client_tls: ClientTls, *, look_seconds: float = _LOOK_SECONDS) -> None:
         self.client_tls = client_tls
         self._look_seconds = look_seconds
-        self._fingerprint = client_tls.fingerprint()
         self._looked_at = 0.0
-        self.current = make_engine(client_tls)
+        paths = (client_tls.key_file, client_tls.cert_file, client_tls.ca_file)
+        self._reloaded = tls_reload.Reloaded(lambda: make_engine(client_tls), paths, server="clients")
         self._sessions = tls_session.Sessions()
-        self.failures = 0
+
+    @property
+    def current(self) -> Engine:
+        """What makes the next session."""
+        return self._reloaded.current
+
+    @property
+    def failures(self) -> int:
         """Changes of the files that could not be used."""
+        return self._reloaded.failures
 
     def make_session(self) -> tls_session.NewSession:
         """The server's end of a new connection. To be called in one thread."""
@@ -294,14 +289,7 @@ class Contexts:
         if now - self._looked_at < self._look_seconds:
             return
         self._looked_at = now
-        fingerprint = self.client_tls.fingerprint()
-        if fingerprint == self._fingerprint:
-            return
-        self._fingerprint = fingerprint
-        try:
-            self.current = make_engine(self.client_tls)
-        except TlsUnusable as error:
-            self.failures += 1
-            _log.error("Changed TLS files cannot be used, keeping the old ones", error=str(error))
-        else:
-            _log.info("TLS files have changed, new connections use the new ones", **self.current.described())
+        before = self.current.described()
+        self._reloaded.refresh()
+        if (described := self.current.described()) != before:
+            _log.info("TLS for clients", **described)

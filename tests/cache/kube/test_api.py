@@ -1,18 +1,22 @@
 """The session: token rotation, certificates, and the classification of transport failures."""
 
 import asyncio
+import base64
+import contextlib
 import pathlib
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import trustme
+import uvloop
 from aiohttp import web
 from msgspec import structs
 
 from cache.kube import access, api
 from cache.watch.policy import Failure
+from tests.harness import http_proxy
 from tests.harness.scripted_server import ScriptedServer
 
 
@@ -62,16 +66,22 @@ async def test_a_token_file_is_read_again_every_minute(
     ]
     token.unlink()
     now[0] += 60
-    with pytest.raises(api.Interrupted, match=f"token file {token}: No such file") as caught:
-        await get(session)
-    assert caught.value.failure is Failure.CREDENTIALS
+    server.script = [server.body(b"{}")] * 2
+    await get(session)
+    assert server.requests[-1].headers["Authorization"] == "Bearer three"  # what worked stays in use
+    assert session.load_failures == 1
+    token.write_text("four")
+    now[0] += 60
+    await get(session)
+    assert server.requests[-1].headers["Authorization"] == "Bearer four"
+    assert session.load_failures == 1
 
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"x" * 70_000, b"\xff", b"a\nb"])
 def test_an_invalid_token_raises(tmp_path: pathlib.Path, content: bytes) -> None:
     path = tmp_path / "token"
     path.write_bytes(content)
-    with pytest.raises(access.AccessError, match="contains no token"):
+    with pytest.raises(access.AccessError, match=f"^token file {path}: (contains no token|is larger)"):
         access.read_token(str(path))
 
 
@@ -130,7 +140,12 @@ async def tls_port(authority: trustme.CA) -> AsyncIterator[int]:
     authority.issue_cert("kube.example").configure_cert(context)
     authority.configure_trust(context)
     context.verify_mode = ssl.CERT_REQUIRED
+    async with serving_tls(context) as port:
+        yield port
 
+
+@contextlib.asynccontextmanager
+async def serving_tls(context: ssl.SSLContext) -> AsyncIterator[int]:
     over = asyncio.Event()
 
     async def answer(request: web.Request) -> web.Response:
@@ -164,9 +179,9 @@ def secure(authority: trustme.CA, port: int) -> access.Access:
     certificate = authority.issue_cert("agent")
     return access.Access(
         host=f"https://127.0.0.1:{port}",
-        certificate_authority=authority.cert_pem.bytes().decode(),
-        client_certificate=certificate.cert_chain_pems[0].bytes().decode(),
-        client_key=certificate.private_key_pem.bytes().decode(),
+        certificate_authority=authority.cert_pem.bytes(),
+        client_certificate=certificate.cert_chain_pems[0].bytes(),
+        client_key=certificate.private_key_pem.bytes(),
         server_name="kube.example",
         source="test",
     )
@@ -180,6 +195,43 @@ async def test_both_sides_present_certificates(authority: trustme.CA, tls_port: 
         )
         == b"{}"
     )
+
+
+async def test_requests_go_through_a_proxy(
+    authority: trustme.CA, tls_port: int, server: ScriptedServer, opened: list[api.KubeApi]
+) -> None:
+    async with http_proxy.running() as proxy:
+        through = f"http://me:secret@127.0.0.1:{proxy.port}"
+        assert (
+            await get(await open_session(opened, structs.replace(secure(authority, tls_port), proxy=through))) == b"{}"
+        )
+        assert proxy.requests == [f"CONNECT 127.0.0.1:{tls_port} HTTP/1.1"]
+        assert proxy.authorizations == ["Basic " + base64.b64encode(b"me:secret").decode()]
+        server.script = [server.body(b"{}")]
+        assert await get(await open_session(opened, access.Access(host=server.url, proxy=through))) == b"{}"
+        assert proxy.requests[1].startswith(f"GET {server.url}/api/v1/pods")
+        await close_all(opened)
+
+
+@pytest.mark.parametrize("make_loop", [uvloop.new_event_loop, asyncio.new_event_loop])
+def test_tls_in_tls_through_a_proxy(make_loop: Callable[[], asyncio.AbstractEventLoop], authority: trustme.CA) -> None:
+    async def through_proxy() -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1", "kube.example").configure_cert(context)
+        opened: list[api.KubeApi] = []
+        async with serving_tls(context) as port, http_proxy.running(context) as proxy:
+            how = structs.replace(secure(authority, port), proxy=f"https://127.0.0.1:{proxy.port}", server_name="")
+            assert await get(await open_session(opened, how)) == b"{}"
+            assert proxy.requests == [f"CONNECT 127.0.0.1:{port} HTTP/1.1"]
+            await close_all(opened)
+
+    with asyncio.Runner(loop_factory=make_loop) as runner:
+        runner.run(through_proxy())
+
+
+async def close_all(opened: list[api.KubeApi]) -> None:
+    for session in opened:
+        await session.close()
 
 
 async def test_a_stream_that_is_left_leaves_no_socket_open(
@@ -197,9 +249,9 @@ async def test_a_stream_that_is_left_leaves_no_socket_open(
     assert end.fileno() == -1
 
 
-@pytest.mark.parametrize("changes", [{"server_name": "other.example"}, {"certificate_authority": ""}])
+@pytest.mark.parametrize("changes", [{"server_name": "other.example"}, {"certificate_authority": b""}])
 async def test_wrong_certificates_count_as_wrong_credentials(
-    authority: trustme.CA, tls_port: int, opened: list[api.KubeApi], changes: dict[str, str | bool]
+    authority: trustme.CA, tls_port: int, opened: list[api.KubeApi], changes: dict[str, str | bytes]
 ) -> None:
     session = await open_session(opened, structs.replace(secure(authority, tls_port), **changes))
     with pytest.raises(api.Interrupted) as caught:
@@ -209,11 +261,33 @@ async def test_wrong_certificates_count_as_wrong_credentials(
 
 @pytest.mark.parametrize(
     ("changes", "culprit"),
-    [({"certificate_authority": "x"}, "certificate authority of test"), ({"client_key": "x"}, "certificate and key")],
+    [({"certificate_authority": b"x"}, "certificate authority of test"), ({"client_key": b"x"}, "certificate and key")],
 )
-def test_broken_certificates_are_named(authority: trustme.CA, changes: dict[str, str | bool], culprit: str) -> None:
+def test_broken_certificates_are_named(authority: trustme.CA, changes: dict[str, str | bytes], culprit: str) -> None:
     with pytest.raises(access.AccessError, match=culprit):
         access.make_ssl_context(structs.replace(secure(authority, 1), **changes))
+
+
+@pytest.mark.parametrize("name", ["a..b", "x" * 70 + ".example", "ä" * 70, ".a", "a\0b"])
+@pytest.mark.parametrize("field", ["host", "proxy", "server_name"])
+async def test_a_name_that_cannot_be_used_ends_nothing(
+    tls_port: int, opened: list[api.KubeApi], field: str, name: str
+) -> None:
+    how = access.Access(host=f"https://127.0.0.1:{tls_port}")
+    value = {"host": f"https://{name}:1", "proxy": f"http://{name}:1", "server_name": name}[field]
+    with pytest.raises((api.Interrupted, access.AccessError)):
+        await get(await open_session(opened, structs.replace(how, **{field: value})))
+
+
+async def test_impersonation_is_in_every_request(server: ScriptedServer, opened: list[api.KubeApi]) -> None:
+    headers = (("Impersonate-User", "me"), ("Impersonate-Group", "a"), ("Impersonate-Group", "ä"))
+    session = await open_session(opened, access.Access(host=server.url, headers=headers))
+    server.script = [server.body(b"{}")] * 2
+    for _ in range(2):
+        await get(session)
+    for request in server.requests:
+        assert request.headers["Impersonate-User"] == "me"
+        assert request.headers.getall("Impersonate-Group") == ["a", "ä"]
 
 
 async def test_a_body_is_sent_as_json(server: ScriptedServer, opened: list[api.KubeApi]) -> None:

@@ -89,11 +89,12 @@ async def test_a_type_that_is_installed_later_is_listed(server: ScriptedServer) 
 async def test_refused_requests_are_retried(server: ScriptedServer) -> None:
     server.script = [
         server.body(status(403, "Forbidden"), status=403),
+        server.body(b'{"resources":[{"name":"pods/log"},{"name":"pods"}]}'),
         server.body(status(429), status=429, headers={"Retry-After": "1"}),
         server.body(status(500), status=500),
         server.body(b"<html>" + b"x" * 100_000, status=503),
         server.body(b"moved", status=301, headers={"Location": "http://127.0.0.1:1/"}),
-        server.stream(initial(9, x=5)),
+        server.body(pod_list({"a/x": 5}, 9)),
     ]
     async with watching(server) as (subject, sink):
         await sink.until_map({"a/x": "5"})
@@ -114,7 +115,7 @@ async def test_refused_requests_are_retried(server: ScriptedServer) -> None:
 )
 async def test_a_broken_stream_resumes(server: ScriptedServer, broken: bytes, then: str, failure: str | None) -> None:
     server.script = [
-        server.stream(initial(9, x=5), lines(event("MODIFIED", "a/x", 10)) + broken, then=then),
+        server.stream(initial(9, x=5), lines(event("MODIFIED", "a/x", 10), bookmark(10)) + broken, then=then),
         server.stream(lines(event("MODIFIED", "a/x", 11))),
     ]
     async with watching(server, IMPATIENT if failure == "idle" else FAST) as (subject, sink):
@@ -122,6 +123,20 @@ async def test_a_broken_stream_resumes(server: ScriptedServer, broken: bytes, th
         assert subject.counters.resumes == 1
         assert failure is None or subject.counters.errors[failure] == 1
     assert server.requests[1].query["resourceVersion"] == "10"
+
+
+async def test_a_silent_stream_of_a_server_without_bookmarks_is_renewed(server: ScriptedServer) -> None:
+    quiet = server.stream(then="stay")
+    server.script = [server.stream(initial(9, x=5)), quiet, quiet, server.stream(lines(event("MODIFIED", "a/x", 11)))]
+    with structlog.testing.capture_logs() as logs:
+        async with watching(server, IMPATIENT) as (subject, sink):
+            await sink.until_map({"a/x": "11"})
+            counters = subject.counters
+            assert (counters.renewals, counters.stream_breaks, counters.lists) == (3, 0, 1)
+            assert not any(counters.errors.values())
+            assert sink.current_status is SyncStatus.IN_SYNC
+    assert {entry["log_level"] for entry in logs} == {"info"}
+    assert [request.query.get("resourceVersion") for request in server.requests[:4]] == [None, "9", "9", "9"]
 
 
 async def test_a_request_without_answer_times_out(server: ScriptedServer) -> None:
@@ -151,7 +166,7 @@ async def test_broken_lists_are_repeated(server: ScriptedServer) -> None:
         await sink.until_map({"a/x": "5"})
         assert subject.counters.errors["malformed"] == 1
         assert subject.counters.errors["too-large"] == 1
-    assert [request.query["limit"] for request in server.requests[1:5]] == ["500", "500", "500", "250"]
+    assert [request.query["limit"] for request in server.requests[1:5]] == ["500", "500", "250", "125"]
 
 
 async def test_a_line_that_is_too_long_ends_the_stream(server: ScriptedServer) -> None:
@@ -290,6 +305,73 @@ async def test_a_compressed_answer_is_refused_and_not_unpacked(server: ScriptedS
             await sink.until_map({"a/x": "5"})
             assert subject.counters.errors["malformed"] == 1
     assert f"/api/v1/pods: the answer has Content-Encoding '{headers['Content-Encoding']}'" in str(logs)
+
+
+async def test_lists_and_streams_are_asked_for_uncompressed(server: ScriptedServer) -> None:
+    """Compression would take the API server's CPU, and an answer that unpacks to more than it seems is refused."""
+    server.script = [
+        server.body(NO_WATCH_LIST, status=422),
+        server.body(pod_list({"a/x": 5}, 9, token="more")),
+        server.body(status(410, "Expired"), status=410),
+        server.body(pod_list({"a/x": 5, "a/y": 6}, 9)),
+        server.stream(lines(event("MODIFIED", "a/x", 10)), then="end"),
+        server.body(status(403, "Forbidden"), status=403),
+        server.body(b'{"resources":[{"name":"pods"}]}'),
+    ]
+    async with watching(server) as (_, sink):
+        await eventually(lambda: len(server.requests) >= 8)
+        assert sink.map == {"a/x": "10", "a/y": "6"}
+    kinds = [
+        sorted(set(request.query) & {"watch", "sendInitialEvents", "limit", "continue"}) for request in server.requests
+    ]
+    assert kinds[:5] == [["sendInitialEvents", "watch"], ["limit"], ["continue", "limit"], [], ["watch"]]
+    assert server.requests[6].path == "/api/v1"
+    assert {request.headers["Accept-Encoding"] for request in server.requests} == {"identity"}
+
+
+async def test_a_compressed_stream_is_refused_and_said_and_the_list_goes_on_as_polls(server: ScriptedServer) -> None:
+    packed = gzip.compress(lines(event("MODIFIED", "a/x", 10)))
+    version = 9
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        nonlocal version
+        if "watch" in request.query:
+            return await server.body(packed, headers={"Content-Encoding": "gzip"})(request)
+        version += 1
+        return await server.body(pod_list({"a/x": version}, version))(request)
+
+    server.script = [answer] * 1000
+    with structlog.testing.capture_logs() as logs:
+        async with watching(server) as (subject, sink):
+            await sink.until(lambda: sink.map.get("a/x") == "20")
+            assert subject.counters.errors["malformed"] >= 10
+            assert sink.current_status is SyncStatus.IN_SYNC
+    assert "/api/v1/pods: the answer has Content-Encoding 'gzip'" in str(logs)
+    assert [entry["event"] for entry in logs].count("resource type cannot be watched, polling it") == 1
+
+
+async def test_a_forbidden_type_is_looked_up_among_those_that_the_api_server_lists(server: ScriptedServer) -> None:
+    forbidden = server.body(status(403, "Forbidden"), status=403)
+    server.script = [
+        *(forbidden, server.body(b"404 page not found", status=404)),
+        *(forbidden, server.body(b'{"kind":"APIResourceList","resources":[{"name":"pods/log"},{"name":"nodes"}]}')),
+        *(forbidden, server.body(b'{"resources":[{"name":"pods"}]}')),
+        *(forbidden, server.body(status(403, "Forbidden"), status=403)),
+        *(forbidden, server.body(b"{", status=200)),
+        server.stream(initial(9, x=5)),
+    ]
+    with structlog.testing.capture_logs() as logs:
+        async with watching(server) as (subject, sink):
+            await sink.until(lambda: sink.current_status is SyncStatus.IN_SYNC)
+            assert len(server.requests) == 2
+            await sink.until_map({"a/x": "5"})
+            assert (subject.counters.errors["forbidden"], subject.counters.errors["not-found"]) == (3, 2)
+    lines_of_type = [(entry["event"], entry["log_level"]) for entry in logs if entry.get("type")]
+    assert lines_of_type[:3] == [
+        ("resource type is not installed", "info"),
+        ("resource type cannot be read", "error"),
+        ("resource type is installed", "info"),
+    ]
 
 
 async def test_one_bad_object_of_a_page_leaves_its_type_in_sync(server: ScriptedServer) -> None:

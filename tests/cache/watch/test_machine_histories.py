@@ -150,7 +150,7 @@ class Scenario:
             self.driver.refused(410, "Expired")
             return
         version, rest = server.snapshots[token] if token else (server.version, sorted(server.objects.items()))
-        limit = int(request.query["limit"])
+        limit = int(request.query.get("limit", len(rest)))
         page, rest = rest[:limit], rest[limit:]
         next_token = f"{version}-{len(rest)}-{server.version}" if rest else ""
         if rest:

@@ -231,6 +231,27 @@ def test_version_prints_version_and_build(program: str, arguments: tuple[str, ..
     assert "abc123" in result.stdout
 
 
+def test_the_first_line_has_version_and_settings(tmp_path: pathlib.Path) -> None:
+    log = tmp_path / "typha.log"
+    with serving("serve", "--max-held-refusals", "7", TYPHA_LOGFILEPATH=str(log), GIT_COMMIT="abc123") as (_, lines):
+        first = lines[0]
+    form = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \[INFO\]\[\d+\] (\S+\.py) (\d+): (Starting) (.*)\n"
+    assert re.fullmatch(form, first)
+    for part in (
+        f'LogFilePath="{log} (environment)"',
+        'MaxHeldRefusals="7 (command line)"',
+        'PrometheusMetricsEnabled="true (environment)"',
+        'commit="abc123"',
+        f'logs_to="screen, {log}"',
+        " cpus=",
+        " cpu_quota=",
+        " memory_limit=",
+        ' version="v',
+    ):
+        assert part in first
+    assert "ServerPingIntervalSecs" not in first
+
+
 def test_errors_name_the_program() -> None:
     result = typha("serve", command=script("calico"))
     assert (result.returncode, result.stderr.split(":")[:2]) == (2, ["calico", " error"])

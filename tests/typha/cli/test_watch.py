@@ -17,6 +17,7 @@ from clients import testing
 from protocol import messages
 from protocol.typha import connection, encoder
 from protocol.typha import messages as typha
+from tests.harness import authorities, trust_cases
 from tests.harness.repository import ROOT
 
 FEEDS = {"pods": {"/b": b"2", "/a": b"\xff", "/B": "é".encode()}}
@@ -157,6 +158,18 @@ async def test_tls(tmp_path: Path) -> None:
     assert len(output.splitlines()) == 3
 
 
+async def test_an_intermediate_authority_is_enough(tmp_path: Path) -> None:
+    authority = authorities.issue("intermediate", authorities.issue("root"))
+    server_context = trust_cases.server_context((authorities.issue("s", authority, names=trust_cases.here()),))
+    (tmp_path / "ca.pem").write_bytes("# Größe\n".encode() + authority.pem)
+    async with testing.Server(feeds=FEEDS, tls=server_context) as server:
+        code, output, problems = await run(
+            server.address, "--feed", "pods", "--until-in-sync", "--ca-file", str(tmp_path / "ca.pem")
+        )
+    assert code == 0, problems
+    assert len(output.splitlines()) == 3
+
+
 @pytest.mark.slow
 async def test_usage_errors_exit_2(tmp_path: Path) -> None:
     empty = tmp_path / "empty.pem"
@@ -169,6 +182,7 @@ async def test_usage_errors_exit_2(tmp_path: Path) -> None:
         (["--feed", "pods", "--key-file", str(empty)], "--key-file needs --cert-file"),
         (["--feed", "pods", "--cert-file", str(empty)], "--cert-file"),
         (["--feed", "pods", "--ca-file", "missing.pem"], "missing.pem"),
+        (["--feed", "pods", "--ca-file", str(empty)], "empty.pem: contains no certificate"),
     ):
         code, output, problems = await run(*arguments)
         assert (code, output) == (2, "")

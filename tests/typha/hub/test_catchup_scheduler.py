@@ -263,6 +263,18 @@ async def test_the_hub_has_three_quarters_of_its_time_for_other_work(open_stand:
     assert 0 < stand.scheduler.seconds < elapsed_seconds * 0.3 + 0.01
 
 
+async def test_what_is_asked_for_during_the_rest_is_no_failure_to_be_tried_again_later(open_stand: OpenStand) -> None:
+    limits = msgspec.structs.replace(LIMITS, slice_seconds=10.0, catch_up_rest_share=1000.0, retry_seconds=1e6)
+    stand = open_stand(limits)
+    channel = stand.channel(typha=True)
+    stand.put("p1", "p2")
+    async with running(stand):
+        stand.ask(channel, 100)
+        await worker_stand.eventually(lambda: stand.has_more_than(0))
+        stand.ask(channel, 101)  # the scheduler rests for a thousand times as long as it has worked
+        await worker_stand.eventually(lambda: stand.has_more_than(1))
+
+
 async def test_a_block_whose_build_is_cancelled_is_given_up(open_stand: OpenStand) -> None:
     stand = open_stand(msgspec.structs.replace(LIMITS, slice_seconds=0.0))
     channel = stand.channel(zstd=True)

@@ -39,8 +39,9 @@ async def idle(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> AsyncI
 
 
 def is_ready(one: service.Service) -> bool:
-    """Whether the readiness endpoint says so after a report."""
+    """Whether the readiness endpoint says so after a report, with a worker."""
     one.collector.report(one.health)
+    one.health.report(health.CLIENT_PORT, now_seconds=0.0, ready=True)
     return one.health.readiness(0.0).status == 200
 
 
@@ -57,6 +58,26 @@ async def test_ready_after_the_first_sync_whatever_happens_to_the_api_server(idl
         assert idle.health.liveness(0.0).status == 200
         assert f"{status.label}, 0 keys" in idle.health.table(0.0)
     assert health.cache_reporter(FEED) in idle.health.table(0.0)
+
+
+async def test_not_ready_without_a_worker_that_accepts_connections(idle: service.Service) -> None:
+    idle.hub.status(worker_stand.PODS, IN_SYNC)
+    idle.hub.batch_end()
+    assert is_ready(idle)
+    idle.collector.report_client_port(idle.health)
+    assert idle.health.readiness(0.0).status == 503
+    assert idle.health.liveness(0.0).status == 200
+    assert "0 of 1 workers accept connections" in idle.health.table(0.0)
+    worker = hub_stand.Worker()
+    worker.attach(idle.hub)
+    idle.collector.report_client_port(idle.health)
+    assert idle.health.readiness(0.0).status == 503
+    worker.say(ipc.Ready())
+    idle.supervisor.look()
+    idle.collector.report_client_port(idle.health)
+    assert idle.health.readiness(0.0).status == 200
+    idle.hub.remove_worker(worker.handle.number)
+    worker.close()
 
 
 async def test_not_ready_while_draining(idle: service.Service) -> None:

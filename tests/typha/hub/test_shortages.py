@@ -43,6 +43,11 @@ class Failing:
         self._numbers = itertools.count()
         self.failed = 0
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no call fails any more."""
+        return self.failed == len(self._failing)
+
     def __call__(self, real: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, but for those calls."""
 
@@ -55,6 +60,7 @@ class Failing:
         return called
 
 
+_NO_DESCRIPTOR_IN_THE_WORKER = "no descriptor for a message"
 PLACES: dict[str, tuple[object, str, BaseException]] = {
     "no descriptor for a file": (os, "memfd_create", OSError(errno.EMFILE, "Too many open files")),
     "no memory for a mapping": (mmap, "mmap", OSError(errno.ENOMEM, "Cannot allocate memory")),
@@ -63,7 +69,7 @@ PLACES: dict[str, tuple[object, str, BaseException]] = {
     "no memory to encode updates": (encoder.NativeEncoder, "updates", MemoryError()),
     "no memory to encode a snapshot": (encoder.NativeEncoder, "snapshot_chunk", MemoryError()),
     "too many descriptors in flight": (socket, "send_fds", OSError(errno.ETOOMANYREFS, "Too many references")),
-    "no descriptor for a message": (socket.socket, "recvmsg", link.Starved("no descriptors are left")),
+    _NO_DESCRIPTOR_IN_THE_WORKER: (socket.socket, "recvmsg", link.Starved("no descriptors are left")),
 }
 
 
@@ -123,6 +129,8 @@ async def test_what_fails_at_any_call_is_made_later_and_nobody_is_cut(place: str
         failing = Failing(error, first=first, count=4)
         with mock.patch.object(where, name, failing(getattr(where, name))):
             await churn(stand, peers, 40)
+            while place == _NO_DESCRIPTOR_IN_THE_WORKER and not failing.is_over:
+                await churn(stand, peers, 1)  # a connection that has said nothing yet has to give way there
             late = await stand.subscribe()
             await churn(stand, [*peers, late], 20)
             stand.hub.look_after_channels()

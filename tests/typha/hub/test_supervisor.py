@@ -1,6 +1,7 @@
 """Worker processes that die, stop or cannot be started: their clients come back, and the counts stay right."""
 
 import asyncio
+import contextlib
 import os
 import pathlib
 import re
@@ -12,13 +13,14 @@ import time
 from collections.abc import AsyncIterator
 from unittest import mock
 
+import aiohttp
 import pytest
 
 from protocol import reasons
 from tests.harness import worker_stand
 from tests.harness.hub_stand import LIMITS
 from tests.harness.repository import ROOT
-from tests.harness.served import Cluster, converged, mirrors, serving
+from tests.harness.served import TIMEOUT_SECONDS, Cluster, Service, converged, mirrors, serving
 from typha import clock, service, settings
 from typha.hub import hub, supervisor, worker_link
 from typha.ipc import link, messages
@@ -261,6 +263,134 @@ def test_time_without_a_cpu_is_no_silence() -> None:
 def test_the_kernel_says_how_long_a_process_has_waited() -> None:
     assert supervisor.run_queue_seconds(os.getpid()) > 0.0
     assert supervisor.run_queue_seconds(2**30) == 0.0
+
+
+class Process:
+    """What the kernel says of a process, and what it does in a quarter of a second."""
+
+    def __init__(self) -> None:
+        self.cpu = 0
+        self.state = "S"
+        self.now = 100.0
+        self.standstill = supervisor.Standstill(lambda: supervisor.Activity(self.cpu, self.state))
+
+    def passes(self, seconds: float, *, cpu: int = 0, state: str = "S", step_seconds: float = 0.25) -> list[bool]:
+        """What each look during this time says."""
+        self.state = state
+        looks = []
+        end = self.now + seconds
+        while self.now < end:
+            self.now += step_seconds
+            self.cpu += cpu
+            looks.append(self.standstill.look(self.now))
+        return looks
+
+
+def test_a_stopped_process_stands_still_within_two_seconds_and_goes_on_at_once() -> None:
+    for state in "TtSZ":
+        process = Process()
+        assert not any(process.passes(5, cpu=1000))
+        looks = process.passes(1.75, state=state)
+        assert looks[-1]
+        assert all(process.passes(100, state=state))
+        assert process.passes(0.25, cpu=1) == [False]
+
+
+def test_load_is_no_standstill() -> None:
+    process = Process()
+    process.passes(1, cpu=1000)
+    for _ in range(10):
+        assert not any(process.passes(60, state="R"))  # waits for a CPU
+        assert not any(process.passes(60, state="D"))  # waits for memory
+        assert not any(process.passes(60, cpu=250_000_000, state="R"))
+        assert not any(process.passes(1.0))  # a pause of a second
+        assert not any(process.passes(1.0, cpu=1))
+    assert not any(process.passes(3.0, step_seconds=3.0))  # the hub stood still, and looked once
+    assert not any(supervisor.Standstill(lambda: None).look(now) for now in range(100))  # the kernel does not say
+
+
+def test_the_kernel_says_what_a_process_does() -> None:
+    seen = supervisor.read_activity(os.getpid())
+    assert seen is not None
+    assert (seen.cpu_nanoseconds > 0, seen.state) == (True, "R")
+    assert supervisor.read_activity(2**30) is None
+
+
+async def test_each_worker_is_told_of_the_clients_of_the_others_and_its_turn() -> None:
+    sent: dict[int, messages.ToWorker] = {}
+
+    class Link(worker_link.WorkerLink):
+        def send(self, message: messages.ToWorker, *descriptors: int) -> None:
+            sent[self.number] = message
+
+    the_hub = hub.Hub([], LIMITS)
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
+        for number, active in enumerate((10, 0, 30, 60)):
+            ours, theirs = (stack.enter_context(end) for end in link.pair())
+            the_hub.workers[number] = Link(number, ours, lambda _: None, lambda _: None)
+            the_hub.workers[number].report = messages.Report(messages.WorkerCounts(), active=active)
+            assert theirs.fileno() >= 0
+        keeper = supervisor.Supervisor(
+            the_hub, settings.Settings(workers=4), LIMITS, listener, serve_embedded=never_served
+        )
+        keeper.drain(seconds=300.0, interval_seconds_max=1.0)
+    told = {number: (one.others, one.phase) for number, one in sent.items() if isinstance(one, messages.Drain)}
+    assert told == {0: (90, 0.0), 1: (100, 0.25), 2: (70, 0.5), 3: (40, 0.75)}
+
+
+async def never_served(_: messages.WorkerConfig, __: socket.socket, ___: socket.socket) -> None:
+    raise AssertionError
+
+
+async def readiness(running: Service) -> int:
+    found = re.search(r'port=(\d+) server="health"', running.text)
+    assert found is not None
+    async with aiohttp.ClientSession() as http, http.get(f"http://127.0.0.1:{found[1]}/readiness") as answer:
+        return answer.status
+
+
+HEALTH = {"TYPHA_HEALTHENABLED": "true", "TYPHA_HEALTHHOST": "127.0.0.1", "TYPHA_HEALTHPORT": "0"}
+
+
+async def becomes(running: Service, status: int) -> None:
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        seen = await readiness(running)
+        while seen != status:
+            await asyncio.sleep(0.05)
+            seen = await readiness(running)
+
+
+async def test_a_service_whose_workers_are_all_stopped_or_dead_is_not_ready(cluster: Cluster) -> None:
+    async with serving(cluster, "--workers", "2", **HEALTH) as running, mirrors(await running.address(), 1):
+        await becomes(running, 200)
+        first, second = running.workers()
+        os.kill(first, signal.SIGSTOP)
+        await running.logged("Worker stands still")
+        assert await readiness(running) == 200  # the other one accepts
+        os.kill(second, signal.SIGSTOP)
+        await becomes(running, 503)
+        os.kill(first, signal.SIGCONT)
+        await becomes(running, 200)
+        os.kill(second, signal.SIGCONT)
+    assert "Traceback" not in running.text
+
+
+async def test_a_service_without_its_only_worker_is_not_ready_until_the_next_one_serves(cluster: Cluster) -> None:
+    async with serving(cluster, "--workers", "1", **HEALTH) as running, mirrors(await running.address(), 1):
+        await becomes(running, 200)
+        os.kill(running.workers()[0], signal.SIGKILL)
+        await becomes(running, 503)
+        await becomes(running, 200)
+        assert len(running.workers()) == 2
+
+
+async def test_a_stopped_worker_does_not_keep_a_draining_service_from_ending(cluster: Cluster) -> None:
+    timeout = {"TYPHA_SHUTDOWNTIMEOUTSECS": "1"}
+    async with serving(cluster, "--workers", "2", **timeout) as running, mirrors(await running.address(), 4):
+        os.kill(running.workers()[0], signal.SIGSTOP)
+        running.process.send_signal(signal.SIGTERM)
+        assert await running.ends() == 0
+    assert "Killing a worker that has not drained in time" in running.text
 
 
 async def test_a_worker_that_starts_has_more_time_and_after_failed_starts_still_more() -> None:

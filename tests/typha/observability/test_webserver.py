@@ -6,6 +6,7 @@ import pathlib
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -121,6 +122,27 @@ async def test_an_occupied_port_is_retried() -> None:
             taken.close()
             await asyncio.wait_for(server.wait_listening(), 10)
             assert (await get(f"http://127.0.0.1:{port}/"))[0] == 200
+
+
+async def test_a_host_without_an_address_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+    tries = 0
+
+    def getaddrinfo(host: str | None, *args: Any, **options: Any) -> list[Any]:
+        nonlocal tries
+        if host != "later.example":
+            return real(host, *args, **options)
+        tries += 1
+        if tries < 4:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return real("127.0.0.1", *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with structlog.testing.capture_logs() as logs:
+        server = webserver.WebServer("test", {"/": page("fine")}, host="later.example", port=0, intervals=SHORT)
+        async with running(server):
+            assert (await get(f"http://127.0.0.1:{server.port}/"))[0] == 200
+    assert [entry["log_level"] for entry in logs] == ["error", "info"]
 
 
 def local_addresses() -> list[str]:

@@ -67,7 +67,7 @@ def test_choices_ignore_case_and_are_stored_as_the_table_spells_them() -> None:
     ("name", "good", "bad"),
     [
         ("ServerHost", "fe80::1", "a b"),
-        ("ServerHost", "x" * 64, "x" * 65),
+        ("ServerHost", "x" * 253, "x" * 254),
         ("EtcdAddr", "host:1", "[::1]:1"),
         ("EtcdEndpoints", "http://a:1,http://b:2", "http://a:1,https://b:2"),
         ("ClientCN", "typha client", "line\nbreak"),

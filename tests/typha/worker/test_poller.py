@@ -86,6 +86,20 @@ def test_accepted_sockets_have_our_options(listener: socket.socket, make: MakePo
         assert one.accept() is None
 
 
+def test_addresses_on_a_socket_for_both_families(make: MakePoller) -> None:
+    with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listening:
+        listening.setblocking(False)
+        one = make(listening)
+        one.listen(True)
+        for host, shown in (("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")):
+            with socket.create_connection((host, listening.getsockname()[1])) as peer:
+                assert ready(one) == ([], True)
+                accepted = one.accept()
+                assert accepted is not None
+                accepted[0].close()
+                assert accepted[1] == f"{shown}:{peer.getsockname()[1]}"
+
+
 def test_a_client_with_less_than_half_of_its_limit_unsent_has_room(listener: socket.socket, make: MakePoller) -> None:
     one = make()
     with connect(listener) as peer, connect(listener) as other:

@@ -153,6 +153,7 @@ def context_of(*chain: Issued, trusted: Files, version: ssl.TLSVersion = ssl.TLS
     trusted.authority.configure_trust(context)
     context.maximum_version = version
     if chain:
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")  # small keys
         path = trusted.folder / "client.pem"
         path.write_bytes(chain[0].key_pem() + b"".join(one.pem() for one in chain))
         context.load_cert_chain(path)
@@ -257,6 +258,10 @@ def test_certificates_that_both_refuse(files: Files, case: str, version: ssl.TLS
 
 DIFFERENT: dict[str, tuple[Chain, str]] = {
     "a key only for other things, which Go accepts": (lambda: (issue(AGENT, by=ROOT, signs=True),), tls.RUSTLS),
+    "a small key, which Go accepts": (
+        lambda: (issue(AGENT, by=ROOT, key=rsa.generate_private_key(65537, 1024)),),
+        tls.OPENSSL,
+    ),
     "any usage, which Go accepts": (lambda: (leaf(by=ROOT, usage=ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE),), ""),
     "more than four certificates beside its own": (lambda: (leaf(by=ROOT), *[OTHER] * 5), tls.OPENSSL),
     "an authority as an agent, which Go accepts": (lambda: (issue(AGENT, by=ROOT, authority=True),), tls.OPENSSL),

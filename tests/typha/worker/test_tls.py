@@ -8,6 +8,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from cache.kube import tls_contexts
 from tests.harness import certificates
 from typha import settings
 from typha.worker import tls
@@ -72,7 +73,7 @@ def test_chosen_suites() -> None:
     names = "TLS_RSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,"
     assert tls.cipher_list(names) == "AES128-GCM-SHA256:ECDHE-RSA-AES256-GCM-SHA384"
     assert tls.cipher_list(" ,") == tls.cipher_list("")
-    with pytest.raises(tls.TlsUnusable, match=r"^TLS_CIPHER_SUITES: unknown cipher suite 'AES128-SHA'$"):
+    with pytest.raises(tls_contexts.TlsUnusable, match=r"^TLS_CIPHER_SUITES: unknown cipher suite 'AES128-SHA'$"):
         tls.cipher_list("TLS_RSA_WITH_AES_128_GCM_SHA256,AES128-SHA")
 
 
@@ -125,14 +126,14 @@ def test_files_that_cannot_be_used_are_named(
 
 def test_a_key_of_another_certificate_and_an_encrypted_one(files: certificates.Files) -> None:
     trustme.CA().issue_cert("other").private_key_pem.write_to_path(files.folder / "server.key")
-    with pytest.raises(tls.TlsUnusable, match=r"(?i)key"):
+    with pytest.raises(tls_contexts.TlsUnusable, match=r"(?i)key"):
         files.settings().make_context()
     key = ec.generate_private_key(ec.SECP256R1())
     encryption = serialization.BestAvailableEncryption(b"secret")
     (files.folder / "server.key").write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
     )
-    with pytest.raises(tls.TlsUnusable, match=r"^ServerCertFile"):
+    with pytest.raises(tls_contexts.TlsUnusable, match=r"^ServerCertFile"):
         files.settings().make_context()
 
 

@@ -1,0 +1,45 @@
+"""The helper process: what a plugin gets and says, and a helper that cannot be started."""
+
+import errno
+import os
+import pathlib
+
+import pytest
+
+from cache.kube import access, loader, processes
+from tests.harness import kubeconfig_cases
+
+
+@pytest.fixture
+def config(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    return tmp_path / "config"
+
+
+@pytest.mark.slow
+async def test_the_last_line_of_a_plugin_is_in_the_message(config: pathlib.Path) -> None:
+    plugin = kubeconfig_cases.plugin("echo first >&2; printf 'not \\033[1mlogged in\\n' >&2; exit 3")
+    config.write_text(kubeconfig_cases.config(user=plugin))
+    with pytest.raises(access.AccessError) as caught:
+        await loader.load_access()
+    assert str(caught.value) == rf"kubeconfig {config}: exec: sh failed with exit status 3 (not \x1b[1mlogged in)"
+
+
+@pytest.mark.slow
+async def test_a_plugin_has_the_services_environment_and_no_more(
+    config: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("FOR_THE_PLUGIN", "v")
+    plugin = kubeconfig_cases.plugin(kubeconfig_cases.prints_text("$FOR_THE_PLUGIN-${PYTHONPATH:-none}"))
+    config.write_text(kubeconfig_cases.config(user=plugin))
+    assert (await loader.load_access()).authorization == "Bearer v-none"
+
+
+async def test_a_helper_that_cannot_be_started(config: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lacking(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(processes, "start", lacking)
+    with pytest.raises(access.AccessError, match=r"cannot be started: Resource temporarily unavailable$"):
+        await loader.load_access()
