@@ -30,12 +30,7 @@ impl Config {
     }
 }
 
-fn make(
-    chain: Vec<Vec<u8>>,
-    key: &[u8],
-    trusted: Vec<Vec<u8>>,
-    old_suites: &[String],
-) -> Result<ServerConfig, String> {
+fn make(chain: Vec<Vec<u8>>, key: &[u8], trusted: Vec<Vec<u8>>, old_suites: &[String]) -> Result<ServerConfig, String> {
     let trusted: Vec<CertificateDer> = trusted.into_iter().map(CertificateDer::from).collect();
     let chain = chain.into_iter().map(CertificateDer::from).collect();
     let mut provider = aws_lc_rs::default_provider();

@@ -269,7 +269,9 @@ impl Session {
                 Err(EncryptError::InsufficientSize(needed)) if needed.required_size > size => {
                     size = needed.required_size;
                 }
-                Err(_) => return Err(SSLError::new_err((SSL_ERROR_SSL, "nothing can be sent through this session any more"))),
+                Err(_) => {
+                    return Err(SSLError::new_err((SSL_ERROR_SSL, "nothing can be sent through this session any more")));
+                }
             }
         }
     }
