@@ -1,12 +1,13 @@
 """The helper process: what a plugin gets and says, and a helper that cannot be started."""
 
+import asyncio
 import errno
 import os
 import pathlib
 
 import pytest
 
-from cache.kube import access, loader, processes
+from cache.kube import access, loader
 from tests.harness import kubeconfig_cases
 
 
@@ -36,10 +37,21 @@ async def test_a_plugin_has_the_services_environment_and_no_more(
     assert (await loader.load_access()).authorization == "Bearer v-none"
 
 
-async def test_a_helper_that_cannot_be_started(config: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("failure", "problem"),
+    [
+        (OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "Resource temporarily unavailable"),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "Permission denied"),
+        (RuntimeError("can't start new thread"), "can't start new thread"),
+        (MemoryError(), "no memory"),
+    ],
+)
+async def test_a_helper_that_cannot_be_started(
+    config: pathlib.Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, problem: str
+) -> None:
     async def lacking(*_: object, **__: object) -> None:
-        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        raise failure
 
-    monkeypatch.setattr(processes, "start", lacking)
-    with pytest.raises(access.AccessError, match=r"cannot be started: Resource temporarily unavailable$"):
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", lacking)
+    with pytest.raises(access.AccessError, match=rf"cannot be started: {problem}$"):
         await loader.load_access()
