@@ -200,6 +200,12 @@ def test_a_port_that_is_taken_on_one_address_is_not_free_on_all() -> None:
     assert finding.status is Status.FAILED
 
 
-def test_a_host_without_address() -> None:
-    [finding] = host.ports(settings.Settings(server_host="no-such-host.invalid", server_port=1))
+@pytest.mark.parametrize("name", ["no-such-host.invalid", "a..b", "x" * 64])
+def test_a_host_without_address(name: str) -> None:
+    [finding] = host.ports(settings.Settings(server_host=name, server_port=1))
     assert finding.status is Status.FAILED
+
+
+def test_an_address_in_brackets() -> None:
+    [finding] = host.ports(settings.Settings(server_host="[::ffff:127.0.0.1]", server_port=-1))
+    assert finding.status is Status.OK
