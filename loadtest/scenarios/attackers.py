@@ -13,6 +13,7 @@ import enum
 import functools
 import json
 import os
+import pathlib
 import random
 import socket
 import ssl
@@ -242,6 +243,8 @@ TLS: Final = {
 """On a port with mutual TLS; those that get past the handshake have an agent's certificate."""
 ATTACKS: Final = {**PLAIN, **TLS}
 
+NICENESS: Final = 10
+"""A tenth of the weight of the service, the agents and the API server, if they share all CPUs."""
 counts: Final = {"opened": 0, "closed": 0, "refused": 0, "sent": 0}
 """Connections; those that the service closed; those that failed to connect; repetitions sent."""
 
@@ -355,6 +358,13 @@ class Attackers(child.Child):
         return await self._read_ready_line()
 
 
+def yield_cpu() -> None:
+    """Let everything else go first: an attacker's own work is not what an attack on a service costs its clients."""
+    os.nice(NICENESS)
+    with contextlib.suppress(OSError):  # where Linux schedules sessions as groups, the niceness of the group counts
+        pathlib.Path("/proc/self/autogroup").write_text(str(NICENESS))
+
+
 async def _main(victim: Victim, sizes: Mapping[str, int]) -> None:
     commands = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
@@ -369,5 +379,6 @@ async def _main(victim: Victim, sizes: Mapping[str, int]) -> None:
 
 if __name__ == "__main__":
     worker.raise_file_limit()
+    yield_cpu()
     given = json.loads(sys.argv[1])
     asyncio.run(_main(msgspec.convert(given["victim"], Victim), given["sizes"]))

@@ -82,6 +82,8 @@ class Outcome:
     log_lines: int
     log_bytes: int
     attackers: Mapping[str, int]
+    size: int = 0
+    """Connections that the attack is to have at least."""
     expected: Sequence[tuple[str, ...]] = ()
     """One reason of each must be counted."""
 
@@ -118,6 +120,11 @@ class Outcome:
                 growth <= GROWTH_LIMIT_BYTES,
                 f"grew by {growth / 1e6:.0f} MB, limit {GROWTH_LIMIT_BYTES / 1e6:.0f} MB",
             ),
+            report.Check(
+                f"{self.name}: the attack took place",
+                self.attackers.get("opened", 0) + self.attackers.get("refused", 0) >= self.size or not judged,
+                f"{self.attackers.get('opened', 0)} connections, {self.size} or more expected",
+            ),
         ]
 
 
@@ -147,6 +154,7 @@ class Siege:
         title: str,
         attack: contextlib.AbstractAsyncContextManager[Counts],
         *,
+        size: int = 0,
         expected: Sequence[tuple[str, ...]] = (),
     ) -> Outcome:
         """Attack for a span, and on until one of each `expected` reasons is counted; wait until all is calm again."""
@@ -191,6 +199,7 @@ class Siege:
             log_lines=lines.count(b"\n"),
             log_bytes=len(lines),
             attackers=dict(made),
+            size=size,
             expected=expected,
         )
         running.screen.say(outcome.line())
@@ -280,7 +289,8 @@ async def hostile_peers(settings: fixture.Settings, screen: dashboard.Dashboard)
         async with open_siege(sized, screen, churn={}, environment=NO_PROGRESS_TIMEOUT) as siege:
             for title, names in siege.groups(attacks).items():
                 sizes = {name: max(1, round(attacks[name].size * settings.attack_share)) for name in names}
-                await siege.attack(title, _attackers(siege, sizes), expected=_expected(names))
+                reasons, size = _expected(names), sum(sizes.values())
+                await siege.attack(title, _attackers(siege, sizes), size=size, expected=reasons)
             made.append(await siege.finish("Hostile peers"))
     return _joined(made)
 
@@ -323,7 +333,8 @@ async def starved(settings: fixture.Settings, screen: dashboard.Dashboard) -> re
         async with open_siege(poor, screen, churn=churn, environment=environment, ulimit=shortage.ulimit) as siege:
             names = ("1 MiB of gob held", "silent") if shortage.megabytes else ("silent", "metrics, idle")
             sizes = dict.fromkeys(names, shortage.descriptors + MORE_CONNECTIONS)
-            await siege.attack(str(shortage), _attackers(siege, sizes), expected=_expected(names))
+            size, reasons = sum(sizes.values()), _expected(names)
+            await siege.attack(str(shortage), _attackers(siege, sizes), size=size, expected=reasons)
             swarm, served = siege.scene.testbed.swarm, True
             try:
                 await swarm.storm(timeout_seconds=NOTICED_SECONDS)
