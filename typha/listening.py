@@ -66,7 +66,10 @@ def _plain(host: str) -> str:
 
 def addresses(host: str, port: int) -> list[Address]:
     """The addresses of a host. A name server may take seconds to answer. Raises OSError."""
-    found = socket.getaddrinfo(_plain(host) or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(_plain(host) or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError as error:  # a part of the name is empty or too long
+        raise socket.gaierror(socket.EAI_NONAME, f"no host name: {error}") from error
     once = dict.fromkeys(Address(family, sockaddr) for family, _, _, _, sockaddr in found)
     return sorted(once, key=lambda address: address.family != socket.AF_INET)
 

@@ -15,17 +15,28 @@ if TYPE_CHECKING:
 
 HARMLESS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGTERM, signal.SIGINT)
+STRAY = (
+    *(signal.SIGQUIT, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR),
+    *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
+)
+"""Nobody sends them on purpose, and by default they end or stop a process."""
 _ALL = (*HARMLESS, *ENDING)
 
 
 def ignore_early() -> None:
-    """From here on SIGHUP, SIGUSR1 and SIGUSR2 do nothing, and SIGTERM ends a service that does not serve yet.
+    """From here on only SIGTERM ends a service that does not serve yet, and the signals above do nothing.
 
     Without a handler, the kernel hides SIGTERM from the first process of a container, which would then go on starting.
     """
     for number in HARMLESS:
         signal.signal(number, signal.SIG_IGN)
+    for number in STRAY:
+        signal.signal(number, _do_nothing)
     signal.signal(signal.SIGTERM, _end_early)
+
+
+def _do_nothing(_number: int, _frame: FrameType | None) -> None:
+    """Unlike an ignored signal, this is not inherited: plugins for credentials may need their alarms."""
 
 
 def _end_early(_number: int, _frame: FrameType | None) -> None:
@@ -34,7 +45,7 @@ def _end_early(_number: int, _frame: FrameType | None) -> None:
 
 def leave_to_hub() -> None:
     """A worker ignores signals: one to the whole process group is for the hub, which tells the workers what to do."""
-    for number in _ALL:
+    for number in (*_ALL, *STRAY):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _ALL)
 

@@ -160,7 +160,8 @@ class KubeApi:
                 timeout=timeout,
                 allow_redirects=False,
             )
-        except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: a name that cannot be looked up
+        except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
+            # ValueError: a name that cannot be looked up. RuntimeError: no thread is left to do it.
             raise _interrupted(error) from error
         try:
             _refuse_encodings(response)

@@ -50,10 +50,9 @@ async def load_access(*, timeout_seconds: float = _HELPER_TIMEOUT_SECONDS) -> ac
             stderr=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
-    except OSError as error:
-        raise access.AccessError(
-            f"the process that loads the credentials cannot be started: {error.strerror}"
-        ) from error
+    except (OSError, MemoryError) as error:
+        problem = error.strerror if isinstance(error, OSError) else "no memory"
+        raise access.AccessError(f"the process that loads the credentials cannot be started: {problem}") from error
     assert process.stdout is not None
     assert process.stderr is not None
     is_complete = False

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 from typing import Any
 
 
@@ -12,8 +13,9 @@ async def start(*command: str, **options: Any) -> asyncio.subprocess.Process:
 
     Raises:
         OSError: the process cannot be started.
+        MemoryError.
     """
-    starting = asyncio.create_task(asyncio.create_subprocess_exec(*command, **options), name=f"start of {command[0]}")
+    starting = asyncio.create_task(_start(*command, **options), name=f"start of {command[0]}")
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
@@ -26,6 +28,13 @@ async def start(*command: str, **options: Any) -> asyncio.subprocess.Process:
                 process.kill()
             await wait_for_end(process)
         raise
+
+
+async def _start(*command: str, **options: Any) -> asyncio.subprocess.Process:
+    try:
+        return await asyncio.create_subprocess_exec(*command, **options)
+    except RuntimeError as error:  # asyncio has a thread wait for the process, and there is none left
+        raise OSError(errno.EAGAIN, str(error)) from error
 
 
 async def wait_for_end(process: asyncio.subprocess.Process) -> None:

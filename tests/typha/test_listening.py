@@ -136,3 +136,12 @@ def test_settings_take_every_host(text: str) -> None:
 def test_settings_refuse_what_is_no_host(text: str) -> None:
     with pytest.raises(ValueError, match="expected a host name"):
         types.host_address().parse(text)
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", "x" * 64, "x" * 64 + ".example"])
+def test_a_host_that_is_no_name_is_an_error_of_the_host(host: str) -> None:
+    assert types.host_address().parse(host) == host  # the original's pattern allows it
+    with pytest.raises(OSError, match="no host name"):
+        listening.open_one(host, 0, backlog=9, receive_buffer_bytes=20_000)
+    with pytest.raises(OSError, match="no host name"):
+        listening.open_all(host, 0, backlog=9)

@@ -30,7 +30,7 @@ def _restored() -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ALL)
 
 
-@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
+@pytest.mark.parametrize("name", [number.name for number in (*signals.HARMLESS, *signals.STRAY)])
 def test_before_the_service_serves_harmless_signals_do_nothing(name: str) -> None:
     result = program(f"signals.ignore_early(); os.kill(os.getpid(), signal.{name}); print('alive')")
     assert (result.returncode, result.stdout) == (0, "alive\n")
@@ -46,7 +46,7 @@ def test_a_worker_ignores_all_also_those_that_came_before() -> None:
         "signal.pthread_sigmask(signal.SIG_BLOCK, signals.HARMLESS + signals.ENDING)\n"
         "for number in signals.HARMLESS + signals.ENDING: os.kill(os.getpid(), number)\n"
         "signals.leave_to_hub()\n"
-        "for number in signals.HARMLESS + signals.ENDING: os.kill(os.getpid(), number)\n"
+        "for number in signals.HARMLESS + signals.ENDING + signals.STRAY: os.kill(os.getpid(), number)\n"
         "print('alive', signal.pthread_sigmask(signal.SIG_BLOCK, []))"
     )
     assert (result.returncode, result.stdout) == (0, "alive set()\n")

@@ -84,8 +84,15 @@ def _run(loaded: settings.Loaded, on: machine.Machine) -> int:
         from typha import service  # imported late, so that a configuration error shows quickly
 
         selector = loop_latency.TimingSelector()
-        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
-            return runner.run(service.serve(loaded.settings, selector.latency))
+        code = None
+        try:
+            with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+                code = runner.run(service.serve(loaded.settings, selector.latency))
+        except RuntimeError:
+            if code is None:
+                raise
+            # The end of the loop takes a thread, and there was none left.
+        return code
 
 
 def _banner(loaded: settings.Loaded, on: machine.Machine) -> dict[str, Any]:

@@ -7,7 +7,6 @@ accepted wait for the replacement.
 
 import asyncio
 import contextlib
-import errno
 import math
 import os
 import secrets
@@ -340,19 +339,16 @@ class Supervisor:
 
     async def _start_process(self, link_end: socket.socket) -> asyncio.subprocess.Process:
         numbers = self._listener.fileno(), link_end.fileno()
-        try:
-            with self._deferral.active():
-                return await processes.start(
-                    sys.executable,
-                    "-m",
-                    "typha.worker",
-                    *map(str, numbers),
-                    stdin=asyncio.subprocess.PIPE,
-                    pass_fds=numbers,
-                    env=worker_environment(os.environ),
-                )
-        except RuntimeError as error:  # asyncio has a thread wait for the process, and there is none left
-            raise OSError(errno.EAGAIN, str(error)) from error
+        with self._deferral.active():
+            return await processes.start(
+                sys.executable,
+                "-m",
+                "typha.worker",
+                *map(str, numbers),
+                stdin=asyncio.subprocess.PIPE,
+                pass_fds=numbers,
+                env=worker_environment(os.environ),
+            )
 
     @contextlib.contextmanager
     def _attached(

@@ -230,7 +230,7 @@ def configure(configured: settings.Settings, *, file_given: bool = False, screen
         screen: destination for LogSeverityScreen. None means standard output.
 
     Raises:
-        settings.ConfigurationError: the log file must open and does not.
+        settings.ConfigurationError: the log file must open and does not, or no thread can be started.
     """
     handlers: list[logging.Handler] = []
     problems: list[settings.Notice] = []
@@ -259,7 +259,10 @@ def _start(handlers: list[logging.Handler], log_format: str, *, wait: bool) -> L
     pipeline = LogPipeline(
         handlers, JsonFormatter() if log_format == "json" else TextFormatter(), level=level, wait=wait
     )
-    pipeline.start()
+    try:
+        pipeline.start()
+    except RuntimeError as error:
+        raise settings.ConfigurationError("threads", f"none can be started for the log: {error}") from error
     _Process.pipeline = pipeline
     return pipeline
 

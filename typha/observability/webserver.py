@@ -171,7 +171,7 @@ class WebServer:
                     connections.tls = self._tls.current
                 if not self._listeners:
                     self.open(await asyncio.to_thread(listening.addresses, self.host, self.port))
-            except (OSError, tls_contexts.TlsUnusable) as error:
+            except (OSError, RuntimeError, tls_contexts.TlsUnusable) as error:  # RuntimeError: no thread is left
                 self.close()  # rather refuse connections than let them wait
                 if not self._complained:
                     self._log.error("HTTP server cannot listen, retrying every second", **self._fields(error=error))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from cache.kube import tls_contexts
-from typha import settings
+from typha import listening, settings
 from typha.observability import webserver
 from typha.preflight.findings import Finding, Status
 from typha.worker import tls
@@ -59,21 +59,19 @@ def _bound(wanted: _Port, seen: dict[_Address, str]) -> Finding:
     """Try to bind. `seen` has the addresses of the ports before it, with their settings."""
     shown = f"{wanted.setting} {wanted.host or '*'}:{wanted.port}"
     try:
-        found = socket.getaddrinfo(
-            wanted.host or None, max(0, wanted.port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
+        found = listening.addresses(wanted.host, max(0, wanted.port))
     except OSError as error:
         return Finding(
             Status.FAILED, "ports", f"{shown}: {error.strerror}", "set the host to an address of this machine"
         )
     problems = []
-    for family, kind, protocol, _, address in found:
+    for family, address, _ in found:
         own = _Address(family, str(address[0]), int(address[1]))
         if (other := next((seen[one] for one in seen if one.overlaps(own)), wanted.setting)) != wanted.setting:
             return Finding(Status.FAILED, "ports", f"{shown}: {other} has the same", "set another port")
         seen[own] = wanted.setting
         try:
-            with socket.socket(family, kind, protocol) as probe:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
                     probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

@@ -97,8 +97,8 @@ class _Loader:
         self.values: dict[str, Any] = {}
         """By attribute of `Settings`."""
         self.given: dict[str, str] = {}
-        self.unusable: set[str] = set()
-        """Names of the settings whose last value was invalid."""
+        self.unusable: dict[str, str] = {}
+        """What is wrong with the settings whose last value was invalid, by name."""
         self.invalid_values = 0
         self.notices: list[Notice] = []
 
@@ -128,14 +128,14 @@ class _Loader:
         try:
             self.values[row.attribute] = row.parse(text)
             self.given[row.name] = source.label
-            self.unusable.discard(row.name)
+            self.unusable.pop(row.name, None)
         except ValueError as error:
             problem = f"{error}, not {_shown(text)!r} ({source.label})"
             if self._strict or row.fatal:
                 raise ConfigurationError(row.name, problem) from error
             self.values[row.attribute] = row.default
             self.given.pop(row.name, None)
-            self.unusable.add(row.name)
+            self.unusable[row.name] = problem
             self.invalid_values += 1
             self._notify("warning", "Invalid value of setting, using its default", setting=row.name, error=problem)
 
@@ -181,14 +181,18 @@ def _check_client_tls(loader: _Loader) -> None:
     """
     names = (*_CLIENT_TLS_FILES, *_CLIENT_TLS_NAMES)
     usable = {name for name in names if loader.values.get(BY_LOWER_NAME[name.lower()].attribute)}
-    unusable = loader.unusable.intersection(names)
+    unusable = [name for name in names if name in loader.unusable]
     if not usable and not unusable:
         return
+    if unusable:
+        name, *others = unusable
+        more = f" (and {', '.join(others)})" if others else ""
+        raise ConfigurationError(name, f"{loader.unusable[name]}{more}: TLS cannot be used without it")
     missing = [name for name in _CLIENT_TLS_FILES if name not in usable]
     if not usable.intersection(_CLIENT_TLS_NAMES):
         missing.append(" or ".join(_CLIENT_TLS_NAMES))
     if missing:
-        given = ", ".join(name for name in names if name in usable or name in unusable)
+        given = ", ".join(name for name in names if name in usable)
         raise ConfigurationError(given, f"incomplete TLS settings: TLS also needs {', '.join(missing)}")
 
 

@@ -1,7 +1,9 @@
 """Reads the sources of settings: flags, environment and an INI file, each as raw text by lower-case name."""
 
 import dataclasses
+import os
 import re
+import stat
 from collections.abc import Iterable, Mapping
 
 PREFIX = "typha_"
@@ -68,10 +70,13 @@ def read(path: str) -> str:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ConfigurationError: the file is unreadable, larger than 1 MiB, or not UTF-8.
+        ConfigurationError: the file is unreadable, a pipe, larger than 1 MiB, or not UTF-8.
     """
     try:
-        with open(path, "rb") as file:
+        # A pipe without a writer would keep the service from starting, without a word.
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
+            if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+                raise ConfigurationError(path, "is a pipe, not a file")
             data = file.read(FILE_BYTES_LIMIT + 1)
     except FileNotFoundError:
         raise

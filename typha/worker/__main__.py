@@ -45,7 +45,10 @@ def main(arguments: list[str]) -> int:
     signals.leave_to_hub()
     listener = socket.socket(fileno=int(arguments[0]))
     link_end = socket.socket(fileno=int(arguments[1]))
-    config = msgspec.json.decode(sys.stdin.buffer.read(), type=messages.WorkerConfig)
+    written = sys.stdin.buffer.read()
+    if not written:  # the hub has given this start up, for lack of something, or is gone
+        return EXIT_HUB_GONE
+    config = msgspec.json.decode(written, type=messages.WorkerConfig)
     for descriptor_owner in (listener, link_end):
         descriptor_owner.setblocking(False)
     pipeline = logs.configure_worker(settings.from_dict(config.settings))

@@ -98,6 +98,7 @@ class TlsHandshakes:
         self._given_up_after_seconds = limits.handshake_given_up_seconds
         self._loop = asyncio.get_running_loop()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tls-handshake")
+        self._thread.submit(int)  # starts it: later there may be no thread left, and clients that would be cut
         self._ended_since_trim = 0
         self._defect_lines = logs.LineLimit(_DEFECT_LINES_PER_SECOND)
         self._new = _Queue()

@@ -12,7 +12,6 @@ import math
 import os
 import random
 import socket
-import threading
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -529,7 +528,7 @@ class Server:
         if self.connections.ended_unproven >= self._trim_at_ends and now - self._trimmed_at > _TRIM_SECONDS:
             self._trim_at_ends = self.connections.ended_unproven + _TRIM_AFTER
             self._trimmed_at = now
-            threading.Thread(target=trimming.trim, name="trim", daemon=True).start()
+            trimming.trim_in_thread()
         if now >= self._report_at - chores_seconds / 2:  # the nearest of the chores' times
             self._report_at = max(self._report_at + interval_seconds, now)
             self._report()

@@ -286,6 +286,18 @@ async def test_a_name_that_cannot_be_used_ends_nothing(
         await get(await open_session(opened, structs.replace(how, **{field: value})))
 
 
+async def test_a_name_is_looked_up_later_if_no_thread_is_left(
+    opened: list[api.KubeApi], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot_start(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    session = await open_session(opened, access.Access(host="http://localhost:1"))
+    monkeypatch.setattr(asyncio.get_running_loop(), "run_in_executor", cannot_start)
+    with pytest.raises(api.Interrupted, match="can't start new thread"):
+        await get(session)
+
+
 async def test_impersonation_is_in_every_request(server: ScriptedServer, opened: list[api.KubeApi]) -> None:
     headers = (("Impersonate-User", "me"), ("Impersonate-Group", "a"), ("Impersonate-Group", "ä"))
     session = await open_session(opened, access.Access(host=server.url, headers=headers))

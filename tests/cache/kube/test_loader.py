@@ -1,5 +1,6 @@
 """The helper process: what a plugin gets and says, and a helper that cannot be started."""
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -7,7 +8,7 @@ import pathlib
 
 import pytest
 
-from cache.kube import access, loader, processes
+from cache.kube import access, loader
 from tests.harness import kubeconfig_cases
 
 
@@ -51,10 +52,21 @@ async def test_a_process_that_a_plugin_leaves_behind_is_not_waited_for(config: p
             os.close(os.open(end, os.O_WRONLY | os.O_NONBLOCK))  # its reader gets the end
 
 
-async def test_a_helper_that_cannot_be_started(config: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("failure", "problem"),
+    [
+        (OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)), "Resource temporarily unavailable"),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "Permission denied"),
+        (RuntimeError("can't start new thread"), "can't start new thread"),
+        (MemoryError(), "no memory"),
+    ],
+)
+async def test_a_helper_that_cannot_be_started(
+    config: pathlib.Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, problem: str
+) -> None:
     async def lacking(*_: object, **__: object) -> None:
-        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        raise failure
 
-    monkeypatch.setattr(processes, "start", lacking)
-    with pytest.raises(access.AccessError, match=r"cannot be started: Resource temporarily unavailable$"):
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", lacking)
+    with pytest.raises(access.AccessError, match=rf"cannot be started: {problem}$"):
         await loader.load_access()

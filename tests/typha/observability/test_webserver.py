@@ -145,6 +145,22 @@ async def test_a_host_without_an_address_is_tried_again(monkeypatch: pytest.Monk
     assert [entry["log_level"] for entry in logs] == ["error", "info"]
 
 
+async def test_without_a_thread_for_the_name_it_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    real = loop.run_in_executor
+    failures = iter([RuntimeError("can't start new thread")] * 3)
+
+    def run_in_executor(*arguments: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "run_in_executor", run_in_executor)
+    server = webserver.WebServer("test", {"/": page("fine")}, host="127.0.0.1", port=0, intervals=SHORT)
+    async with running(server):
+        assert (await get(f"http://127.0.0.1:{server.port}/"))[0] == 200
+
+
 def local_addresses() -> list[str]:
     """The loopback addresses of this machine."""
     found = ["127.0.0.1"]

@@ -225,6 +225,12 @@ def test_two_ports_of_our_own_that_are_one(health_host: str, metrics_host: str, 
         assert (metrics.status, metrics.found) == (Status.OK, f"{shown} is free")
 
 
-def test_a_host_without_address() -> None:
-    [finding] = host.ports(settings.Settings(server_host="no-such-host.invalid", server_port=1))
+@pytest.mark.parametrize("name", ["no-such-host.invalid", "a..b", "x" * 64])
+def test_a_host_without_address(name: str) -> None:
+    [finding] = host.ports(settings.Settings(server_host=name, server_port=1))
     assert finding.status is Status.FAILED
+
+
+def test_an_address_in_brackets() -> None:
+    [finding] = host.ports(settings.Settings(server_host="[::ffff:127.0.0.1]", server_port=-1))
+    assert finding.status is Status.OK

@@ -183,8 +183,13 @@ def test_incomplete_tls_settings_are_rejected(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_missing_tls_file_does_not_turn_tls_off(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(settings.ConfigurationError, match=r"^ServerKeyFile: incomplete TLS settings"):
-        load({"TYPHA_SERVERKEYFILE": str(tmp_path / "missing")})
+    missing = str(tmp_path / "missing")
+    with pytest.raises(settings.ConfigurationError, match=r"^ServerKeyFile: expected a file that exists, not '/.*TLS"):
+        load({"TYPHA_SERVERKEYFILE": missing})
+    with pytest.raises(
+        settings.ConfigurationError, match=r"^CAFile: expected a file that exists.* \(and ClientCN\): TLS"
+    ):
+        load({"TYPHA_SERVERKEYFILE": str(tmp_path), "TYPHA_CAFILE": missing, "TYPHA_CLIENTCN": "a\nb"})
 
 
 def test_none_turns_tls_off() -> None:

@@ -1,6 +1,7 @@
 """Sources of settings: the format of the configuration file."""
 
 import contextlib
+import os
 import pathlib
 
 import pytest
@@ -43,6 +44,12 @@ def test_syntax_of_the_file() -> None:
         "Empty": "",
         "Equals": "a=b:c",
     }
+
+
+def test_a_pipe_without_a_writer_does_not_block(tmp_path: pathlib.Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(settings.ConfigurationError, match=r"pipe: is a pipe, not a file$"):
+        load(tmp_path / "pipe")
 
 
 def test_the_last_of_two_equal_keys_is_used(tmp_path: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """Places and memory are limited: who has said nothing gives way, and good clients never do."""
 
 import asyncio
+import threading
 
 import msgspec
 import pytest
@@ -223,6 +224,14 @@ async def test_memory_is_given_back_after_many_connections_that_said_nothing(
         peer.close()
     await eventually(lambda: not stage.server.poller.clients)
     assert stage.server.connections.ended_unproven == 300
+
+
+def test_without_a_thread_nothing_is_trimmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot_start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", cannot_start)
+    trimming.trim_in_thread()
 
 
 def test_trimming_is_possible_here() -> None:

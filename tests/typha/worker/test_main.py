@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 
@@ -66,6 +67,20 @@ async def running() -> AsyncIterator[Running]:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
+
+
+def test_without_a_configuration_a_worker_ends_without_a_word() -> None:
+    ours, theirs = link.pair()
+    with socket.create_server(("127.0.0.1", 0)) as listener, ours, theirs:
+        descriptors = (listener.fileno(), theirs.fileno())
+        ended = subprocess.run(
+            [sys.executable, "-m", "typha.worker", *map(str, descriptors)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            pass_fds=descriptors,
+            check=False,
+        )
+    assert (ended.returncode, ended.stdout + ended.stderr) == (__main__.EXIT_HUB_GONE, b"")
 
 
 async def test_without_its_hub_a_worker_ends(running: Running) -> None:
