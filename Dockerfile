@@ -1,6 +1,15 @@
 # The service's image: the interpreter, the locked runtime dependencies and the packages that run. No compiler, no tests,
 # no load test. Everything pip fetches is checked against a hash.
 
+# TLS by rustls (docs/decisions/tls-engines.md): one wheel for Python 3.11 and newer, for this architecture. An older Debian
+# than the other stages', so that they have the C library that it needs.
+FROM rust:1-slim-bookworm AS native
+WORKDIR /build
+RUN apt-get update && apt-get install --yes --no-install-recommends python3-venv && python3 -m venv .venv
+COPY requirements/native.txt ./requirements/
+COPY native ./native
+RUN mkdir wheels && cp "$(native/build.sh)" wheels/
+
 FROM python:3.12-slim AS build
 WORKDIR /build
 RUN python -m venv /opt/typha && python -m venv /opt/build
@@ -12,6 +21,7 @@ COPY protocol ./protocol
 COPY cache ./cache
 COPY clients ./clients
 COPY typha ./typha
+COPY --from=native /build/wheels ./wheels
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir wheels . \
     && /opt/typha/bin/pip install --no-cache-dir --no-deps wheels/*.whl \
     && /opt/typha/bin/pip uninstall --yes --quiet pip

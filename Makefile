@@ -24,7 +24,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 
-.PHONY: help venv lock lint format check test fuzz hook demo control-plane acceptance bench clean
+# The optional TLS engine of native/ is built where Rust 1.88 or newer is installed; elsewhere its tests are skipped.
+NATIVE := $(shell command -v cargo >/dev/null && rustc --version 2>/dev/null | awk '{split($$2, v, "."); if (v[1] > 1 || v[2] >= 88) print "native"}')
+
+.PHONY: help venv lock native lint format check test fuzz hook demo control-plane acceptance bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,7 +46,12 @@ lock: $(STAMP)  ## resolve the dependencies again (UPGRADE=--upgrade takes newer
 	$(COMPILE) $(UPGRADE) pyproject.toml --output-file requirements/runtime.txt
 	$(COMPILE) $(UPGRADE) --group build --output-file requirements/build.txt
 	$(COMPILE) $(UPGRADE) --group go --output-file requirements/go.txt
+	$(COMPILE) $(UPGRADE) --group native --output-file requirements/native.txt
 	$(COMPILE) $(UPGRADE) pyproject.toml --extra dev --group build --constraint requirements/runtime.txt --output-file requirements/dev.txt
+
+native: $(STAMP)  ## build typha_rustls from native/, once, and install it (needs Rust and a C compiler)
+	wheel=$$(native/build.sh) && { cmp --silent "$$wheel" $(VENV)/.native.whl || { \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$$wheel" && cp "$$wheel" $(VENV)/.native.whl; }; }
 
 lint: $(STAMP)  ## format, lint, types, import layers
 	$(BIN)/ruff format --check .
@@ -60,7 +68,7 @@ check: WORKERS = 4
 check: lint  ## what a commit needs, in under a minute: lint and the unit tests
 	$(PYTEST) -m "$(UNIT)" $(ARGS)
 
-test: lint  ## lint and every test; builds a control plane the first time, beside the tests that need none
+test: lint $(NATIVE)  ## lint and every test; builds a control plane the first time, beside the tests that need none
 	$(PYTEST) $(ARGS)
 
 fuzz: $(STAMP)  ## changed inputs for every decoder; ARGS="--inputs 10000000 --targets gob,watch" or "--worst-hello 60"
@@ -75,7 +83,7 @@ demo: $(STAMP)  ## simulated API server, service and 1,000 agents; DURATION=30, 
 acceptance: $(STAMP) control-plane  ## the full-size acceptance runs
 	$(BIN)/python -m loadtest acceptance $(ARGS)
 
-bench: $(STAMP)  ## each number to reach beside a bare loop; ARGS=--quick (5 minutes), --rows a,b, --record (docs/performance.md)
+bench: $(STAMP) $(NATIVE)  ## each number to reach beside a bare loop; ARGS=--quick (5 minutes), --rows a,b, --record (docs/performance.md)
 	PYTHONPATH=. $(BIN)/python tools/measure_calico.py
 	$(BIN)/python -m loadtest bench $(ARGS)
 

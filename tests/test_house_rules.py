@@ -137,12 +137,14 @@ def test_locked_requirements_hold_every_dependency() -> None:
     """What pyproject.toml asks for is locked, with hashes and without the address of an index."""
     configuration = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project, groups = configuration["project"], configuration["dependency-groups"]
-    extras = [entry for group in project["optional-dependencies"].values() for entry in group]
+    own = "typha-rustls"  # from native/, and in no registry
+    extras = [entry for group in project["optional-dependencies"].values() for entry in group if own not in entry]
     asked = {
         "runtime.txt": project["dependencies"],
         "dev.txt": [*project["dependencies"], *extras, *groups["build"]],
         "build.txt": groups["build"],
         "go.txt": groups["go"],
+        "native.txt": groups["native"],
     }
     for file, entries in asked.items():
         text = (ROOT / "requirements" / file).read_text()
@@ -151,3 +153,16 @@ def test_locked_requirements_hold_every_dependency() -> None:
         assert names - locked.keys() == set(), f"run `make lock`: not in requirements/{file}"
         assert "://" not in text
         assert "--index" not in text
+
+
+def test_the_lock_of_the_native_module_holds_every_crate() -> None:
+    """With a checksum for each crate of a registry, and without the registry's address: native/lock.sh."""
+    packages = tomllib.loads((ROOT / "native" / "Cargo.lock.in").read_text())["package"]
+    asked = tomllib.loads((ROOT / "native" / "Cargo.toml").read_text())
+    names = {package["name"] for package in packages}
+    assert {
+        options.get("package", crate) if isinstance(options, dict) else crate
+        for crate, options in asked["dependencies"].items()
+    } <= names
+    assert {package["name"] for package in packages if "checksum" not in package} == {asked["package"]["name"]}
+    assert not any("source" in package for package in packages)

@@ -7,6 +7,7 @@ unpacked: a few bytes of it may unpack to gigabytes.
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import time
@@ -16,7 +17,7 @@ import aiohttp
 import structlog
 import yarl
 
-from cache.kube import access, loader
+from cache.kube import access, loader, tls_contexts
 from cache.watch.policy import Failure
 
 _CONNECT_SECONDS = 10.0
@@ -82,6 +83,11 @@ class KubeApi:
     def host(self) -> str:
         """The API server's address. Empty before the first load."""
         return self._access.host if self._access else ""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What must be said about the access."""
+        return self._access.warnings if self._access else ()
 
     async def start(self) -> None:
         """Load the access and open the session. Raises access.AccessError."""
@@ -318,7 +324,7 @@ def _too_large(limit_bytes: int) -> Interrupted:
 
 
 def _interrupted(error: Exception) -> Interrupted:
-    detail = str(error)[:_DETAIL_CHARS_MAX] or type(error).__name__
+    detail = _detail(error)[:_DETAIL_CHARS_MAX] or type(error).__name__
     # Check ConnectionTimeoutError first: it is also a TimeoutError, but means no half-open stream.
     if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)) or isinstance(error.__cause__, ssl.SSLError):
         return Interrupted(Failure.CREDENTIALS, f"TLS: {detail}")
@@ -332,6 +338,22 @@ def _interrupted(error: Exception) -> Interrupted:
     if is_closed and not isinstance(error, aiohttp.ClientConnectorError):
         return Interrupted(Failure.DISCONNECTED, detail)
     return Interrupted(Failure.NETWORK, detail)
+
+
+def _detail(error: Exception) -> str:
+    """What an operator needs to know of a connection that could not be made. The library shows its own objects."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        problem = getattr(error.certificate_error, "verify_message", "") or error.certificate_error
+        return f"{error.host}:{error.port}: certificate verify failed: {problem}"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        what, cause = f"{error.host}:{error.port}", error.os_error
+        if isinstance(error, aiohttp.ClientProxyConnectionError):
+            what = f"proxy {what}"
+        if isinstance(cause, ssl.SSLError):
+            return f"{what}: {tls_contexts.reason(cause)}"
+        is_named = isinstance(cause, socket.gaierror) or not cause.errno
+        return f"{what}: {(cause.strerror or str(cause)) if is_named else os.strerror(cause.errno or 0)}"
+    return str(error)
 
 
 def _keepalive_socket(address: aiohttp.AddrInfoType) -> socket.socket:

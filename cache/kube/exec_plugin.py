@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +24,9 @@ _VERSIONS = frozenset({f"{_GROUP}/v1", f"{_GROUP}/v1beta1"})
 _MODES = frozenset({"Never", "IfAvailable", "Always"})
 _INFO_VARIABLE = "KUBERNETES_EXEC_INFO"
 _OUTPUT_BYTES_MAX = files.MAX_FILE_BYTES
+_READ_BYTES = 65_536
+_LAST_WORDS_SECONDS = 1.0
+"""For what a plugin that has failed wrote before; more than the pipe holds has been copied already."""
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:\d\d)")
 
 
@@ -85,14 +90,16 @@ def run(plugin: kubeconfig.Exec, cluster: Mapping[str, Any], environment: Mappin
     variables = dict(environment) | {variable.name: variable.value for variable in plugin.env}
     variables[_INFO_VARIABLE] = msgspec.json.encode(info).decode()
     try:
-        # What the plugin says on standard error goes to ours, and so into the message of a failure.
+        said = _Said()
         with subprocess.Popen(
             [program, *plugin.args],
             executable=program,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            stderr=said.writer,
             env=variables,
         ) as process:
+            said.begin()
             assert process.stdout is not None
             output = process.stdout.read(_OUTPUT_BYTES_MAX + 1)
             if len(output) > _OUTPUT_BYTES_MAX:
@@ -102,9 +109,35 @@ def run(plugin: kubeconfig.Exec, cluster: Mapping[str, Any], environment: Mappin
     except (OSError, ValueError) as error:
         raise PluginFailed(f"exec: {command} cannot be started: {getattr(error, 'strerror', None) or error}") from error
     if status != 0:
+        said.wait()
         how = f"exit status {status}" if status > 0 else f"signal {-status}"
         raise PluginFailed(f"exec: {command} failed with {how}")
     return _credentials(output, plugin)
+
+
+class _Said:
+    """Copies what a plugin says on standard error to ours, and so into the message of a failure.
+
+    It does not get ours itself: a process that the plugin leaves behind (an agent, a cache) would keep it open.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self.writer = os.pipe()
+        self._thread = threading.Thread(target=self._copy, daemon=True)
+
+    def begin(self) -> None:
+        """Copy. The plugin has the writing end now."""
+        os.close(self.writer)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until all is copied, but not for what a process that was left behind may still say."""
+        self._thread.join(_LAST_WORDS_SECONDS)
+
+    def _copy(self) -> None:
+        while part := os.read(self._reader, _READ_BYTES):
+            sys.stderr.buffer.write(part)
+            sys.stderr.buffer.flush()
 
 
 def _find(plugin: kubeconfig.Exec, environment: Mapping[str, str]) -> str:

@@ -70,6 +70,8 @@ def _matches(exception: str, host: str, port: str, address: Address | None) -> b
     if exception == "*":
         return True
     if "/" in exception:
+        if not exception.rpartition("/")[2].isdecimal():
+            return False  # Go knows no masks
         try:
             network = ipaddress.ip_network(exception, strict=False)
         except ValueError:

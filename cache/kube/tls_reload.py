@@ -1,7 +1,7 @@
 """Keeps the TLS context of a server as new as its files."""
 
-import ssl
 from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
 
 import structlog
 
@@ -10,14 +10,17 @@ from cache.kube import files
 _log = structlog.get_logger("typha.tls")
 
 
-class Reloaded:
-    """A server's context, which is made again when one of its files changes.
+Made = TypeVar("Made")
+
+
+class Reloaded(Generic[Made]):
+    """A server's context, or what is made of its files beside it, which is made again when one of them changes.
 
     What cannot be used is logged and counted, once for each change, and the old context stays in use. At the start,
     raises TlsUnusable.
     """
 
-    def __init__(self, make: Callable[[], ssl.SSLContext], paths: Iterable[str], *, server: str) -> None:
+    def __init__(self, make: Callable[[], Made], paths: Iterable[str], *, server: str) -> None:
         self._make = make
         self._paths = tuple(paths)
         self._server = server

@@ -45,7 +45,7 @@ class Comparison:
             self,
             rates=tuple(rate for rate in self.rates if everything or f"{self.prefix}{self.agents}x{rate}" in wanted),
             burst=self.burst and "burst" in wanted,
-            storm=self.storm and f"{self.prefix}storm" in wanted,
+            storm=self.storm and bool({f"{self.prefix}storm", f"{self.prefix}storm-go"} & wanted),
             idle=self.idle and f"{self.prefix}idle-memory" in wanted,
         )
 
@@ -187,7 +187,7 @@ class Turn:
 
 
 async def round_of(
-    setup: targets.Setup, comparison: Comparison, sizes: Sizes, *, number: int, send: bool = False
+    setup: targets.Setup, comparison: Comparison, sizes: Sizes, *, number: int, send: bool = False, go: bool = False
 ) -> tuple[Figures, Figures]:
     """One round: figures of the service and of the bare loop. The order alternates, so that both get a warm machine."""
     order = [targets.Side.BARE, targets.Side.SERVICE]
@@ -195,4 +195,7 @@ async def round_of(
     if send:
         alone = await Turn(setup, comparison, sizes).run(targets.Side.SEND)
         figures[targets.Side.SERVICE]["bare-send"] = alone[f"cpu-{comparison.agents}x{comparison.rates[0]}"]
+    if go:
+        alone = await Turn(setup, dataclasses.replace(comparison, rates=(), idle=False), sizes).run(targets.Side.GO)
+        figures[targets.Side.SERVICE]["mtls-storm-go"] = alone["mtls-storm-cpu"]
     return figures[targets.Side.SERVICE], figures[targets.Side.BARE]

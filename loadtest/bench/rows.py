@@ -156,6 +156,12 @@ ROWS: Final = (
             Figure("mtls-storm-slowest", "the same, slowest from connect to in sync", "ms", Rule.SHOWN),
         ),
     ),
+    Row(
+        "mtls-storm-go",
+        "mtls",
+        (Figure("mtls-storm-go", "the same storm, a server on Go's TLS: CPU per client", "ms", Rule.SHOWN),),
+        both=False,
+    ),
     Row("idle-memory", "5000", (Figure("idle-memory", "memory per idle client", "kB", Rule.GOAL, 2),)),
     Row(
         "mtls-idle-memory",

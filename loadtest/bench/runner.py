@@ -119,9 +119,12 @@ async def measure(settings: comparisons.BenchSettings, screen: dashboard.Dashboa
             continue
         comparison = comparisons.COMPARISONS[name].part(names)
         send = "bare-send" in names and name == "1000"
+        go = "mtls-storm-go" in names and comparison.tls
         async with comparisons.open_setup(settings, tls=comparison.tls) as setup:
             for number in range(count):
-                ours, bare = await comparisons.round_of(setup, comparison, settings.sizes, number=number, send=send)
+                ours, bare = await comparisons.round_of(
+                    setup, comparison, settings.sizes, number=number, send=send, go=go
+                )
                 measured.add(f"{name}, round {number + 1}", ours, bare)
     return measured
 

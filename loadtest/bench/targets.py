@@ -15,6 +15,7 @@ from loadtest.environment import certificates, child, measurement, processes
 from loadtest.reporting import measure
 from loadtest.swarm import control, supervisor
 
+GO_SOURCES: Final = Path(__file__).resolve().parents[2] / "tools" / "gotls"
 RAMP_PER_SECOND: Final = 2500.0
 IN_SYNC_TIMEOUT_SECONDS: Final = 120.0
 FEEDS: Final = {control.Protocol.NATIVE: processes.FEED, control.Protocol.TYPHA: syncers.FELIX}
@@ -27,6 +28,8 @@ class Side(enum.Enum):
     SERVICE = "service"
     SEND = "bare-send"
     """The bare loop without a watch: it makes up its updates by a schedule."""
+    GO = "go"
+    """A server on Go's TLS that sends a recorded snapshot and no updates."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +80,13 @@ class Setup:
 
 
 class BareProcess(child.Child):
-    """`python -m loadtest.bench.bare` as a process."""
+    """A bare loop, or another server with its output, as a process."""
 
-    def __init__(self, log: Path, arguments: list[str], *, has_schedule: bool) -> None:
+    def __init__(self, log: Path, command: list[str], *, has_schedule: bool = False) -> None:
         super().__init__("the bare loop", log)
         self.address = (processes.HOST, 0)
         self.has_schedule = has_schedule
-        self._command = [sys.executable, "-m", "loadtest.bench.bare", *arguments]
+        self._command = command
 
     async def start(self) -> None:
         """Start it, and return when it listens. Raises ProcessError."""
@@ -103,6 +106,15 @@ class BareProcess(child.Child):
         await self.write(f"{updates_per_second} {seconds}\n".encode())
 
 
+async def _build_go_server() -> str:
+    """The program's path. Raises ProcessError."""
+    build = await asyncio.create_subprocess_exec(GO_SOURCES / "build.sh", stdout=asyncio.subprocess.PIPE)
+    output, _ = await build.communicate()
+    if build.returncode:
+        raise child.ProcessError(f"{GO_SOURCES / 'build.sh'} failed")
+    return output.decode().strip()
+
+
 @contextlib.asynccontextmanager
 async def open_target(side: Side, setup: Setup) -> AsyncIterator[measurement.Target]:
     """Start a target, and end it. Raises ProcessError."""
@@ -110,7 +122,19 @@ async def open_target(side: Side, setup: Setup) -> AsyncIterator[measurement.Tar
         async with setup.service(setup.tls.environment if setup.tls is not None else None) as service:
             yield service
         return
-    arguments = ["--recording", str(await recording_file(setup))]
+    if side is Side.GO and setup.tls is not None:
+        command = [
+            await _build_go_server(),
+            *(f"-{n}={v}" for n, v in zip(("cert", "key", "ca"), setup.tls.server_files, strict=True)),
+        ]
+        for number, part in enumerate(greeting.load(await recording_file(setup)).parts):
+            file = setup.folder / f"recording-part-{number}"
+            file.write_bytes(part)
+            command.append(str(file))
+        async with BareProcess(setup.folder / "go.log", command) as server:
+            yield server
+        return
+    arguments = [sys.executable, "-m", "loadtest.bench.bare", "--recording", str(await recording_file(setup))]
     if setup.tls is not None:
         arguments += ["--tls", *setup.tls.server_files]
     if side is Side.BARE:

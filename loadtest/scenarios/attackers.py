@@ -236,7 +236,7 @@ TLS: Final = {
     "TLS, a ClientHello and no more": Attack(
         size=400, way=Way.RATE, raw=True, first=_client_hello, reasons=(*_LATE, DisconnectReason.TLS_FAILED)
     ),
-    "TLS, KeyUpdates": Attack(size=1, special=_update_keys, reasons=_BROKEN),
+    "TLS, KeyUpdates": Attack(size=1, special=_update_keys, reasons=(*_BROKEN, DisconnectReason.TLS_FAILED)),
     "TLS, pongs": PLAIN["pongs, 200 native"],
     "TLS, nested arrays": PLAIN["nested arrays"],
 }

@@ -6,8 +6,10 @@ import datetime
 import pathlib
 import socket
 import ssl
+from importlib import util
 from typing import NamedTuple
 
+import pytest
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -21,6 +23,11 @@ AGENT_URI = "spiffe://cluster.local/ns/calico-system/sa/calico-node"
 SHAKE_SECONDS = 60.0
 NOW = datetime.datetime.now(datetime.UTC)
 PEM = serialization.Encoding.PEM
+needs_rustls = pytest.mark.skipif(
+    util.find_spec("typha_rustls") is None, reason="typha_rustls is not installed: make native"
+)
+ENGINES = (tls.OPENSSL, pytest.param(tls.RUSTLS, marks=needs_rustls))
+"""Parameters of tests that each engine must pass."""
 
 
 class Files(NamedTuple):
@@ -28,6 +35,8 @@ class Files(NamedTuple):
 
     authority: trustme.CA
     folder: pathlib.Path
+    engine: str = tls.OPENSSL
+    """Of the worker's TLS, see `ENGINES`."""
 
     def settings(self, *, cn: str = AGENT, uri_san: str = "", **environment: str) -> tls.ClientTls:
         """The TLS settings of a worker."""
@@ -37,6 +46,7 @@ class Files(NamedTuple):
             ca_file=str(self.folder / "ca.pem"),
             client_cn=cn,
             client_uri_san=uri_san,
+            engine=self.engine,
             **environment,
         )
 
@@ -54,9 +64,9 @@ class Files(NamedTuple):
         fresh.replace(self.folder / name)
 
 
-def make(folder: pathlib.Path) -> Files:
+def make(folder: pathlib.Path, engine: str = tls.OPENSSL) -> Files:
     """Create a CA, and the files of a server in the folder."""
-    files = Files(trustme.CA(), folder)
+    files = Files(trustme.CA(), folder, engine)
     files.write()
     return files
 

@@ -127,8 +127,8 @@ def event_of(
 class Replay:
     """The four feeds and projections of felix, and methods that pass objects to them."""
 
-    def __init__(self, group: syncers.Group) -> None:
-        specs = syncers.specs(group)
+    def __init__(self, group: syncers.Group, *, use_pod_cidr: bool = False) -> None:
+        specs = syncers.specs(group, use_pod_cidr=use_pod_cidr)
         self._sources = [feed.CalicoFeed(spec, max_value_bytes=MAX_VALUE_BYTES) for spec in specs]
         self.feeds = {source.name: source for source in self._sources}
         self.rejections: list[tuple[str, str, str]] = []

@@ -739,6 +739,7 @@ def proxies() -> list[Case]:
         ("network", "https://10.96.0.1", {"HTTPS_PROXY": p, "NO_PROXY": "10.96.0.0/12"}, ""),
         ("network with host bits", "https://10.96.0.1", {"HTTPS_PROXY": p, "NO_PROXY": "10.97.1.2/12"}, ""),
         ("another network", "https://10.96.0.1", {"HTTPS_PROXY": p, "NO_PROXY": "10.96.0.0/33,10.98.0.0/16"}, p),
+        ("network with mask", "https://10.96.0.1", {"HTTPS_PROXY": p, "NO_PROXY": "10.96.0.0/255.240.0.0"}, p),
         ("network 6", "https://[fd00::1]:6443", {"HTTPS_PROXY": p, "NO_PROXY": "fd00::/8"}, ""),
         ("address 6", "https://[fd00::1]:6443", {"HTTPS_PROXY": p, "NO_PROXY": "fd00:0::1"}, ""),
         ("address 6 and port", "https://[fd00::1]:6443", {"HTTPS_PROXY": p, "NO_PROXY": "[fd00::1]:6443"}, ""),

@@ -124,7 +124,7 @@ TINY = comparisons.Sizes(scale=0.01, seconds=1.0, pods=50)
     [
         (("1000x20", "bare-send"), {"cpu-1000x20", "p99-1000x20"}),
         (("storm", "burst"), {"storm-cpu", "burst-cpu", "burst-slowest"}),
-        (("mtls-1000x20", "mtls-storm"), {"cpu-mtls-1000x20", "p99-mtls-1000x20", "mtls-storm-cpu"}),
+        (("mtls-1000x20", "mtls-storm", "mtls-storm-go"), {"cpu-mtls-1000x20", "p99-mtls-1000x20", "mtls-storm-cpu"}),
     ],
 )
 async def test_the_rows_beside_the_bare_loop_tiny(
@@ -136,7 +136,8 @@ async def test_the_rows_beside_the_bare_loop_tiny(
     for side in ("bare", "service"):
         assert sides <= document[side].keys()
         assert all(document[side][name][0] > 0 for name in sides if not name.endswith(("cpu", "memory")))
-    assert ("bare-send" in document["service"]) == ("bare-send" in names)
+    for name in ("bare-send", "mtls-storm-go"):
+        assert (name in document["service"]) == (name in names)
     shown = capsys.readouterr().out
     assert all(figure.title[:20] in shown for row in rows.choose(names) for figure in row.figures)
 

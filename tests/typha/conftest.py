@@ -47,10 +47,10 @@ async def stage(open_stage: OpenStage) -> worker_stand.WorkerStand:
     return opened
 
 
-@pytest.fixture
-def files(tmp_path: pathlib.Path) -> certificates.Files:
-    """A server's files."""
-    return certificates.make(tmp_path)
+@pytest.fixture(params=certificates.ENGINES)
+def files(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> certificates.Files:
+    """A server's files, for each engine of TLS."""
+    return certificates.make(tmp_path, request.param)
 
 
 @pytest.fixture

@@ -53,6 +53,8 @@ _NAMESPACED_KINDS = frozenset(
 )
 _NAMESPACE_DEFAULT = "default"
 _TITLES_NAMED = 3
+_VALUE_SHOWN = 40
+_INVALID_OBJECT = "invalid-object"
 _WATCH_TYPES = frozenset({"ADDED", "MODIFIED", "DELETED"})
 _IGNORED_WATCH_TYPES = frozenset({"BOOKMARK", "SYNCED"})
 
@@ -417,12 +419,19 @@ def _list_item(header: _Header, item: bytes, source: str, depth: int) -> Iterabl
     return [_entry(item, source, api_version=header.apiVersion, kind=header.kind.removesuffix("List"))]
 
 
+_NO_OBJECTS = {"Status": ": a request has failed", "Table": ": kubectl needs -o json or -o yaml"}
+
+
 def _entry(raw: bytes, source: str, *, api_version: str = "", kind: str = "", watch_type: str = "") -> Entry:
     header = _decode_header(raw)
     api_version, kind = header.apiVersion or api_version, header.kind or kind
-    if not api_version or not kind or header.metadata is None or not header.metadata.name:
-        raise UnreadableInput(f"{source}: an object without apiVersion, kind or metadata.name")
     metadata = header.metadata
+    if api_version and kind in _NO_OBJECTS:
+        raise UnreadableInput(f"{source}: a {kind} of the API server, not an object{_NO_OBJECTS[kind]}")
+    if not api_version or not kind or metadata is None or not metadata.name:
+        parts = {"apiVersion": api_version, "kind": kind, "metadata.name": metadata and metadata.name}
+        missing = ", ".join(name for name, value in parts.items() if not value)
+        raise UnreadableInput(f"{source}: not an object of Kubernetes: it has no {missing}")
     return Entry(
         msgspec.json.format(raw, indent=-1),
         api_version,
@@ -489,6 +498,7 @@ class _Conversion:
         if refusal is not None:
             self._message(
                 f"{'warning' if refusal.is_carried else 'refused'}: {entry.title}: {refusal.reason}: {refusal.detail}"
+                + (_no_texts(entry.raw) if refusal.reason == _INVALID_OBJECT else "")
             )
             self.has_refused = self.has_refused or not refusal.is_carried
         self._inspect(entry)
@@ -536,7 +546,7 @@ class _Conversion:
         )
         if not is_own and not is_whole:
             return
-        members = msgspec.json.decode(entry.raw)
+        members = json.loads(entry.raw, parse_int=float)  # which may have any number of digits
         unknown = specfields.unknown_fields(entry.kind, members.get("spec")) if is_own else []
         if unknown:
             self._message(f"warning: {entry.title}: unknown fields are dropped: {', '.join(unknown)}")
@@ -545,6 +555,18 @@ class _Conversion:
         is_replaced = self._group is syncers.Group.V1 and customresource.METADATA_ANNOTATION in annotations
         if is_whole and "managedFields" not in metadata and not (is_own and is_replaced):
             self._without_managed_fields[entry.title] = None
+
+
+def _no_texts(raw: bytes) -> str:
+    """Name the labels and annotations that are no texts: YAML makes numbers and booleans of 1.10, 012, on and 1e5."""
+    metadata = _decode_members(_decode_members(raw)["metadata"])
+    names = []
+    for part in ("labels", "annotations"):
+        with contextlib.suppress(KeyError, msgspec.ValidationError):
+            for name, value in _decode_members(metadata[part]).items():
+                if not bytes(value).startswith((b'"', b"null")):
+                    names.append(f"{part}.{name}: {bytes(value)[:_VALUE_SHOWN].decode(errors='replace')}")
+    return f" (no text, quote it: {', '.join(names[:_TITLES_NAMED])})" if names else ""
 
 
 def _api_version(type: resources.ResourceType) -> str:

@@ -8,10 +8,12 @@ service. Exit code 2 means a bad configuration or bad arguments, with one line o
 further exit codes.
 """
 
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
@@ -91,6 +93,7 @@ def run(arguments: Sequence[str], program: str = "typha") -> int:
         program, arguments = os.path.basename(arguments[0]), arguments[1:]
     try:
         result = _load(_PROGRAMS[program]).main(args=arguments, prog_name=program, standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
@@ -99,19 +102,46 @@ def run(arguments: Sequence[str], program: str = "typha") -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
+    except OSError as error:  # such as a full disk behind standard output
+        with contextlib.suppress(OSError):
+            click.echo(f"{program}: error: {error}", err=True)
+        _drop_output()
+        return 1
     return result if isinstance(result, int) else 0
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null for those that are closed, as Go does: a socket would get their number, and be written to."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest free number
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from writing at exit what could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _main(program: str) -> NoReturn:
+    _open_standard_streams()
+    sys.exit(run(sys.argv[1:], program))
 
 
 def main() -> None:
     """Entry point of the command `typha`."""
-    sys.exit(run(sys.argv[1:]))
+    _main("typha")
 
 
 def calico() -> None:
     """Entry point of the command `calico`."""
-    sys.exit(run(sys.argv[1:], "calico"))
+    _main("calico")
 
 
 def calico_typha() -> None:
     """Entry point of the command `calico-typha`."""
-    sys.exit(run(sys.argv[1:], "calico-typha"))
+    _main("calico-typha")

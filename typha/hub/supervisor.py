@@ -50,7 +50,7 @@ _BLOCKED_PATIENCE = 3
 waits there keeps logs and snapshots in memory."""
 WORKER_SETTINGS = frozenset(
     {
-        *("server_key_file", "server_cert_file", "ca_file", "client_cn", "client_urisan"),
+        *("server_key_file", "server_cert_file", "ca_file", "client_cn", "client_urisan", "tls_engine"),
         *("server_ping_interval_seconds", "server_pong_timeout_seconds", "server_handshake_timeout_seconds"),
         *("no_progress_timeout_seconds", "refusal_hold_seconds", "max_held_refusals", "max_frame_bytes"),
         "agent_releases",

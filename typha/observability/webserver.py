@@ -117,7 +117,7 @@ class WebServer:
         self._failures = logs.LineLimit(1, seconds=_FAILED_PAGE_LINES_SECONDS)
         self._listening = asyncio.Event()
         self._complained = False  # one log line per outage
-        self._tls: tls_reload.Reloaded | None = None
+        self._tls: tls_reload.Reloaded[ssl.SSLContext] | None = None
         self.name = name
         self.port = port
         """The configured port. If that is 0, the actual port once the server listens."""

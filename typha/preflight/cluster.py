@@ -15,7 +15,7 @@ import msgspec
 from cache import resources
 from cache.feeds.calico import releases, syncers
 from cache.kube import access, api, discovery
-from cache.watch import decoding
+from cache.watch import decoding, policy
 from typha import settings
 from typha.hub import bootstrap
 from typha.preflight.findings import Finding, Status
@@ -60,9 +60,10 @@ class Account(NamedTuple):
 class _Unanswered(Exception):
     """There is no answer to be used; the message says why."""
 
-    def __init__(self, detail: str, status: int = 0) -> None:
+    def __init__(self, detail: str, status: int = 0, failure: policy.Failure | None = None) -> None:
         super().__init__(detail)
         self.status = status
+        self.advice = _ADVICE_BY_STATUS.get(status, "") or _ADVICE_BY_FAILURE.get(failure, "")
 
 
 async def examine(
@@ -115,7 +116,7 @@ class _Examination:
             return self._findings
         await self._say_who()
         choice = await self._choose_group()
-        sources = [] if choice is None else [one for spec in syncers.specs(choice.group) for one in spec.sources]
+        sources = [] if choice is None else self._sources(choice.group)
         types = {source.type: source.is_older for source in sources}
         types |= {type: False for type in self._raw_types() if type not in types}
         installed = await self._installed(list(types))
@@ -134,14 +135,15 @@ class _Examination:
 
     async def _is_answered(self) -> bool:
         host = self._session.host
+        for warning in self._session.warnings:  # it may be the cause of what comes
+            self._add(Status.WARNING, "API server", warning)
         try:
             found = await self._get("/version")
         except _Unanswered as error:
             if error.status == discovery.FORBIDDEN:
                 self._add(Status.OK, "API server", f"{host} answers; its version may not be seen")
                 return True
-            advice = "check address, network policy, certificate authority and proxy"
-            self._add(Status.FAILED, "API server", f"{host}: {error}", _ADVICE_BY_STATUS.get(error.status, advice))
+            self._add(Status.FAILED, "API server", f"{host}: {error}", error.advice or _ADVICE)
             return False
         self._minor = int((re.match("[0-9]+", str(found.get("minor"))) or ["0"])[0])
         self._add(Status.OK, "API server", f"{host} answers: {found.get('gitVersion')}")
@@ -188,6 +190,10 @@ class _Examination:
         else:
             self._add(Status.OK, "kinds", f"{choice.group.value}: {choice.reason}")
         return choice
+
+    def _sources(self, group: syncers.Group) -> list[syncers.Source]:
+        specs = syncers.specs(group, use_pod_cidr=settings.uses_pod_cidrs(self._environment))
+        return [source for spec in specs for source in spec.sources]
 
     def _raw_types(self) -> Iterable[resources.ResourceType]:
         specs = feeds_file.load(self._settings.feeds_file) if self._settings.feeds_file else []
@@ -384,7 +390,7 @@ class _Examination:
                 self._session, method, path, json_body=body, answer_seconds=ANSWER_SECONDS
             )
         except api.Interrupted as error:
-            raise _Unanswered(error.detail) from error
+            raise _Unanswered(error.detail, failure=error.failure) from error
         try:
             found: dict[str, Any] = msgspec.json.decode(answer.body, type=dict[str, Any])
         except decoding.UNDECODABLE as error:
@@ -398,7 +404,14 @@ class _Examination:
 
 
 _UNAUTHORIZED: Final = 401
+_ADVICE: Final = "check address and proxy"
 _ADVICE_BY_STATUS: Final = {_UNAUTHORIZED: "renew the token or certificate, or mend the kubeconfig"}
+_ADVICE_BY_FAILURE: Final[Mapping[policy.Failure | None, str]] = {
+    policy.Failure.CREDENTIALS: "check certificate authority, address, validity of the certificates, and the clock",
+    policy.Failure.NETWORK: "check address, proxy, name service and network policies",
+    policy.Failure.DEADLINE: "check address, proxy and network policies",
+    policy.Failure.DISCONNECTED: "check whether the address has https:// where the API server uses TLS, and the proxy",
+}
 
 
 def _at(found: Any, *names: str) -> Any:

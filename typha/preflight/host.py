@@ -31,6 +31,17 @@ class _Port(NamedTuple):
     port: int
 
 
+class _Address(NamedTuple):
+    family: int
+    host: str
+    port: int
+
+    def overlaps(self, other: "_Address") -> bool:
+        """Whether only one of them can be listened on. Port 0 is any free port."""
+        is_same_host = self.host == other.host or not {self.host, other.host}.isdisjoint(("0.0.0.0", "::"))
+        return (self.family, self.port) == (other.family, other.port) and self.port > 0 and is_same_host
+
+
 def ports(configured: settings.Settings) -> Iterator[Finding]:
     """Whether the service could listen on its addresses. Each is bound for a moment, and nothing is accepted."""
     wanted = [_Port("ServerPort", configured.server_host, configured.server_port)]
@@ -39,11 +50,13 @@ def ports(configured: settings.Settings) -> Iterator[Finding]:
     if configured.prometheus_metrics_enabled:
         metrics = configured.prometheus_metrics_host, configured.prometheus_metrics_port
         wanted.append(_Port("PrometheusMetricsPort", *metrics))
+    seen: dict[_Address, str] = {}
     for one in wanted:
-        yield _bound(one)
+        yield _bound(one, seen)
 
 
-def _bound(wanted: _Port) -> Finding:
+def _bound(wanted: _Port, seen: dict[_Address, str]) -> Finding:
+    """Try to bind. `seen` has the addresses of the ports before it, with their settings."""
     shown = f"{wanted.setting} {wanted.host or '*'}:{wanted.port}"
     try:
         found = listening.addresses(wanted.host, max(0, wanted.port))
@@ -53,6 +66,10 @@ def _bound(wanted: _Port) -> Finding:
         )
     problems = []
     for family, address, _ in found:
+        own = _Address(family, str(address[0]), int(address[1]))
+        if (other := next((seen[one] for one in seen if one.overlaps(own)), wanted.setting)) != wanted.setting:
+            return Finding(Status.FAILED, "ports", f"{shown}: {other} has the same", "set another port")
+        seen[own] = wanted.setting
         try:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -388,6 +388,14 @@ class Settings:
         "Do not create missing ClusterInformation and default tiers at start.",
         why="the original creates them",
     )
+    tls_engine: str = _ours(
+        "TlsEngine",
+        one_of("auto", "ssl", "rustls"),
+        "auto",
+        "TLS for clients: what does its work. auto = rustls, if it is installed (as in the image) and can do what the "
+        "other settings ask for, otherwise ssl; ssl = Python's module, with OpenSSL; rustls = nothing else.",
+        why="rustls takes half of the CPU and a third of the memory",
+    )
     workers: int = _ours(
         "Workers",
         integer(-1, 256),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 from protocol.reasons import DisconnectReason
-from typha.worker import tls, tls_session
+from typha.worker import rustls_session, tls, tls_session
 
 _STEP_BYTES = 16 * 1024
 """What a step reads."""
@@ -22,8 +22,8 @@ _RECORD_HEADER_BYTES = 5
 _MESSAGE_HEADER_BYTES = 4
 _HANDSHAKE_RECORD = 22
 _CLIENT_HELLO = 1
-_NOT_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST"}
-"""What OpenSSL finds when the first bytes are not TLS."""
+_NOT_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", rustls_session.NOT_TLS}
+"""What OpenSSL and rustls find when the first bytes are not TLS."""
 
 
 class Verdict(NamedTuple):
@@ -42,10 +42,10 @@ class Handshake:
 
     __slots__ = ("connection", "done", "first", "make_session", "received_bytes", "session", "steps", "unsent")
 
-    def __init__(self, connection: socket.socket, make_session: Callable[[], tls_session.Session]) -> None:
+    def __init__(self, connection: socket.socket, make_session: Callable[[], tls_session.NewSession]) -> None:
         self.connection = connection
         self.make_session = make_session
-        self.session: tls_session.Session | None = None
+        self.session: tls_session.NewSession | None = None
         """Made for the first whole record: until then a peer costs nothing but its own bytes."""
         self.first = b""
         """The beginning of the first record."""

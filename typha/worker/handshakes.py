@@ -39,9 +39,10 @@ _BEGUN_MAX = 1024
 one that has been silent for longest."""
 _SILENT_SECONDS = 1.0
 """A handshake with a more recent sign of life is not closed for another one."""
-_STEPS_AT_ONCE = 4
-"""The way into the thread and back costs a tenth of a step. A close that is due waits for this many at most."""
-_CONTINUED_AT_ONCE = 3
+_STEPS_AT_ONCE = 8
+"""The way into the thread and back costs a tenth of a step by OpenSSL, and more of one by rustls. A close that is due
+waits for this many at most: 2 to 8 ms."""
+_CONTINUED_AT_ONCE = 6
 """Of these, while others may begin: peers that send a byte at a time must not keep all others out."""
 _LOOKS_AT_ONCE = 64
 """Connections looked at in one go: a fleet that has given up is closed in pieces of some 2 ms."""

@@ -5,13 +5,17 @@ that cannot be used is logged and counted, and the old files stay in use.
 """
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
+import structlog
 
-from cache.kube import tls_contexts, tls_reload
+from cache.kube import pem, tls_contexts, tls_reload
 from typha import settings
-from typha.worker import tls_session
+from typha.worker import rustls_session, tls_session
+
+_log = structlog.get_logger("typha.tls")
 
 MINIMUM_VERSION_VARIABLE = "TLS_MIN_VERSION"
 CIPHER_SUITES_VARIABLE = "TLS_CIPHER_SUITES"
@@ -39,6 +43,17 @@ _ONLY_IF_NAMED = {
     "TLS_RSA_WITH_AES_256_GCM_SHA384": "AES256-GCM-SHA384",
     "TLS_RSA_WITH_AES_128_GCM_SHA256": "AES128-GCM-SHA256",
 }
+_WITHOUT_RUSTLS = frozenset(
+    {
+        "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA",
+        "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA",
+        "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA",
+        *_ONLY_IF_NAMED,
+    }
+)
+"""Suites that rustls does not have."""
+AUTO, OPENSSL, RUSTLS = ENGINES = ("auto", "ssl", "rustls")
+"""What does the work of TLS: rustls if it can, Python's ssl module, or rustls and nothing else."""
 
 
 class PeerRefused(Exception):
@@ -55,6 +70,8 @@ class ClientTls(msgspec.Struct, frozen=True, kw_only=True):
     client_uri_san: str
     minimum_version: str = ""
     cipher_suites: str = ""
+    engine: str = OPENSSL
+    """One of `ENGINES`."""
 
     def make_context(self) -> ssl.SSLContext:
         """A server context that demands a client certificate signed by the CA file.
@@ -62,15 +79,55 @@ class ClientTls(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             TlsUnusable: a file or variable cannot be used.
         """
+        certificate, key, authorities = self._files()
         context = tls_contexts.server_context(
-            certificate=tls_contexts.NamedFile("ServerCertFile", self.cert_file),
-            key=tls_contexts.NamedFile("ServerKeyFile", self.key_file),
-            authorities=tls_contexts.NamedFile("CAFile", self.ca_file),
+            certificate=certificate,
+            key=key,
+            authorities=authorities,
             client_certificates=ssl.CERT_REQUIRED,
         )
         context.minimum_version = _MINIMUM_VERSIONS.get(self.minimum_version, ssl.TLSVersion.TLSv1_2)
         tls_contexts.set_cipher_suites(context, cipher_list(self.cipher_suites))
         return context
+
+    def _files(self) -> tuple[tls_contexts.NamedFile, tls_contexts.NamedFile, tls_contexts.NamedFile]:
+        """Certificate, key, and the clients' authorities."""
+        return (
+            tls_contexts.NamedFile("ServerCertFile", self.cert_file),
+            tls_contexts.NamedFile("ServerKeyFile", self.key_file),
+            tls_contexts.NamedFile("CAFile", self.ca_file),
+        )
+
+    def _old_suites(self) -> list[str]:
+        """Go's names of the suites of TLS 1.2; none if only TLS 1.3 is spoken."""
+        if _MINIMUM_VERSIONS.get(self.minimum_version) is ssl.TLSVersion.TLSv1_3:
+            return []
+        return chosen_suites(self.cipher_suites)
+
+    def missing_suites(self) -> list[str]:
+        """Those that rustls does not have."""
+        return [name for name in self._old_suites() if name in _WITHOUT_RUSTLS]
+
+    def make_rustls(self) -> rustls_session.Sessions:
+        """The same by rustls. Only for files that `make_context` can use.
+
+        Raises:
+            rustls_session.Unavailable: rustls is not there, or cannot do the same.
+            TlsUnusable: a file cannot be read any more.
+        """
+        missing = self.missing_suites()
+        if missing and self.cipher_suites.strip(" ,"):
+            raise rustls_session.Unavailable(f"{CIPHER_SUITES_VARIABLE}: rustls does not have {', '.join(missing)}")
+        old_suites = [name for name in self._old_suites() if name not in missing]
+        certificate, key, authorities = (file.read() for file in self._files())
+        private = pem.private_key(key)
+        trusted = pem.certificates(authorities, with_headers=False)
+        return rustls_session.Sessions(
+            chain=pem.certificates(certificate, with_headers=True),
+            key=private.content if private is not None else b"",
+            trusted=[one for one in trusted if pem.is_whole(one)],
+            old_suites=old_suites,
+        )
 
     def check_peer(self, certificate: Mapping[str, object]) -> None:
         """Whether a verified certificate may connect: its CN or one of its URI SANs is exactly the configured one.
@@ -97,11 +154,20 @@ def cipher_list(names: str) -> str:
         TlsUnusable: a name is unknown.
     """
     known = DEFAULT_CIPHER_SUITES | _ONLY_IF_NAMED
+    return ":".join(known[name] for name in chosen_suites(names))
+
+
+def chosen_suites(names: str) -> list[str]:
+    """Go's names of the suites of TLS 1.2 from a comma list; empty for the default.
+
+    Raises:
+        TlsUnusable: a name is unknown.
+    """
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     for name in chosen:
-        if name not in known:
+        if name not in DEFAULT_CIPHER_SUITES and name not in _ONLY_IF_NAMED:
             raise tls_contexts.TlsUnusable(f"{CIPHER_SUITES_VARIABLE}: unknown cipher suite {name[:_SHOWN_LIMIT]!r}")
-    return ":".join(known[name] for name in chosen or DEFAULT_CIPHER_SUITES)
+    return chosen or list(DEFAULT_CIPHER_SUITES)
 
 
 def _common_names(certificate: Mapping[str, object]) -> list[str]:
@@ -127,6 +193,7 @@ def from_settings(configured: settings.Settings, environment: Mapping[str, str])
         client_uri_san=configured.client_urisan,
         minimum_version=environment.get(MINIMUM_VERSION_VARIABLE, ""),
         cipher_suites=environment.get(CIPHER_SUITES_VARIABLE, ""),
+        engine=configured.tls_engine,
     )
 
 
@@ -140,30 +207,71 @@ def check(configured: settings.Settings, environment: Mapping[str, str]) -> tupl
     if client_tls is None:
         return ()
     try:
-        client_tls.make_context()
+        engine = make_engine(client_tls)
     except tls_contexts.TlsUnusable as error:
         culprit, _, problem = str(error).partition(": ")
         raise settings.ConfigurationError(culprit, problem) from error
-    if client_tls.minimum_version in _MINIMUM_VERSIONS:
-        return ()
-    fields = {"variable": MINIMUM_VERSION_VARIABLE, "value": client_tls.minimum_version[:_SHOWN_LIMIT], "used": "1.2"}
-    return (settings.Notice("warning", "Unknown TLS version, using the default", fields),)
+    notices = [settings.Notice("info", "TLS for clients", engine.described())]
+    if client_tls.minimum_version not in _MINIMUM_VERSIONS:
+        shown = client_tls.minimum_version[:_SHOWN_LIMIT]
+        fields = {"variable": MINIMUM_VERSION_VARIABLE, "value": shown, "used": "1.2"}
+        notices.append(settings.Notice("warning", "Unknown TLS version, using the default", fields))
+    return tuple(notices)
+
+
+class Engine(NamedTuple):
+    """What makes the sessions of new connections."""
+
+    context: ssl.SSLContext
+    rustls: rustls_session.Sessions | None
+    """In place of the context."""
+    reason: str = ""
+    """Why it is not rustls, though that was wanted."""
+    missing_suites: Sequence[str] = ()
+    """Suites that rustls does not offer, though OpenSSL would."""
+
+    def described(self) -> dict[str, str]:
+        """For the log."""
+        if self.rustls is not None:
+            described = {"engine": RUSTLS, "differences": "docs/operations.md, TLS for clients"}
+            more = {"suites_not_offered": ",".join(self.missing_suites)} if self.missing_suites else {}
+        else:
+            described = {"engine": OPENSSL, "library": ssl.OPENSSL_VERSION}
+            more = {"not_rustls": self.reason} if self.reason else {}
+        return described | more
+
+
+def make_engine(client_tls: ClientTls) -> Engine:
+    """Reads the files. OpenSSL reads them in any case, so that the same files are unusable for both.
+
+    Raises:
+        TlsUnusable: a file or variable cannot be used, or rustls cannot be, and nothing else may.
+    """
+    context = client_tls.make_context()
+    if client_tls.engine == OPENSSL:
+        return Engine(context, None)
+    try:
+        return Engine(context, client_tls.make_rustls(), missing_suites=client_tls.missing_suites())
+    except rustls_session.Unavailable as error:
+        if client_tls.engine == RUSTLS:
+            raise tls_contexts.TlsUnusable(f"TlsEngine {RUSTLS}: {error}") from error
+        return Engine(context, None, str(error))
 
 
 class Contexts:
-    """The context for the next handshake. Raises TlsUnusable if the files cannot be used at the start."""
+    """What makes the next session. Raises TlsUnusable if the files cannot be used at the start."""
 
     def __init__(self, client_tls: ClientTls, *, look_seconds: float = _LOOK_SECONDS) -> None:
         self.client_tls = client_tls
         self._look_seconds = look_seconds
         self._looked_at = 0.0
         paths = (client_tls.key_file, client_tls.cert_file, client_tls.ca_file)
-        self._reloaded = tls_reload.Reloaded(client_tls.make_context, paths, server="clients")
+        self._reloaded = tls_reload.Reloaded(lambda: make_engine(client_tls), paths, server="clients")
         self._sessions = tls_session.Sessions()
 
     @property
-    def current(self) -> ssl.SSLContext:
-        """The context."""
+    def current(self) -> Engine:
+        """What makes the next session."""
         return self._reloaded.current
 
     @property
@@ -171,12 +279,17 @@ class Contexts:
         """Changes of the files that could not be used."""
         return self._reloaded.failures
 
-    def make_session(self) -> tls_session.Session:
+    def make_session(self) -> tls_session.NewSession:
         """The server's end of a new connection. To be called in one thread."""
-        return self._sessions.make(self.current)
+        engine = self.current
+        return self._sessions.make(engine.context) if engine.rustls is None else engine.rustls.make()
 
     def refresh(self, now: float) -> None:
         """Reads the files again if they have changed since the last check, some seconds ago."""
-        if now - self._looked_at >= self._look_seconds:
-            self._looked_at = now
-            self._reloaded.refresh()
+        if now - self._looked_at < self._look_seconds:
+            return
+        self._looked_at = now
+        before = self.current.described()
+        self._reloaded.refresh()
+        if (described := self.current.described()) != before:
+            _log.info("TLS for clients", **described)

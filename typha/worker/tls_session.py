@@ -54,6 +54,14 @@ class AnySession(Protocol):
     def end(self) -> bytes: ...
 
 
+class NewSession(AnySession, Protocol):
+    """The same from the beginning of the handshake."""
+
+    def shake(self, received: bytes, /) -> Shaken: ...
+
+    def certificate(self) -> Mapping[str, object]: ...
+
+
 class _Pair:
     """What OpenSSL reads from and writes to, in memory; whoever holds the lock leaves both empty."""
 

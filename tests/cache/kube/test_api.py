@@ -249,14 +249,21 @@ async def test_a_stream_that_is_left_leaves_no_socket_open(
     assert end.fileno() == -1
 
 
-@pytest.mark.parametrize("changes", [{"server_name": "other.example"}, {"certificate_authority": b""}])
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"server_name": "other.example"}, "Hostname mismatch, certificate is not valid for 'other.example'."),
+        ({"certificate_authority": b""}, "self-signed certificate in certificate chain"),
+    ],
+)
 async def test_wrong_certificates_count_as_wrong_credentials(
-    authority: trustme.CA, tls_port: int, opened: list[api.KubeApi], changes: dict[str, str | bytes]
+    authority: trustme.CA, tls_port: int, opened: list[api.KubeApi], changes: dict[str, str | bytes], problem: str
 ) -> None:
     session = await open_session(opened, structs.replace(secure(authority, tls_port), **changes))
     with pytest.raises(api.Interrupted) as caught:
         await get(session)
     assert caught.value.failure is Failure.CREDENTIALS
+    assert caught.value.detail == f"TLS: 127.0.0.1:{tls_port}: certificate verify failed: {problem}"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The helper process: what a plugin gets and says, and a helper that cannot be started."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import pathlib
@@ -35,6 +36,20 @@ async def test_a_plugin_has_the_services_environment_and_no_more(
     plugin = kubeconfig_cases.plugin(kubeconfig_cases.prints_text("$FOR_THE_PLUGIN-${PYTHONPATH:-none}"))
     config.write_text(kubeconfig_cases.config(user=plugin))
     assert (await loader.load_access()).authorization == "Bearer v-none"
+
+
+@pytest.mark.slow
+async def test_a_process_that_a_plugin_leaves_behind_is_not_waited_for(config: pathlib.Path) -> None:
+    # It keeps standard error open, as an agent or a cache does that a plugin starts; here until the test ends it.
+    end = config.parent / "end"
+    os.mkfifo(end)
+    plugin = kubeconfig_cases.plugin(f"cat {end} > /dev/null & " + kubeconfig_cases.prints('{"token": "p"}'))
+    config.write_text(kubeconfig_cases.config(user=plugin))
+    try:
+        assert (await loader.load_access(timeout_seconds=20.0)).authorization == "Bearer p"
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(os.open(end, os.O_WRONLY | os.O_NONBLOCK))  # its reader gets the end
 
 
 @pytest.mark.parametrize(

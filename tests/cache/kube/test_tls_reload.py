@@ -28,7 +28,7 @@ def maker(server: str, folder: pathlib.Path) -> Callable[[], ssl.SSLContext]:
     return webserver.TlsFiles(certificate, key, authorities, "RequireAndVerifyClientCert").load
 
 
-def reloaded(server: str, folder: pathlib.Path) -> tls_reload.Reloaded:
+def reloaded(server: str, folder: pathlib.Path) -> tls_reload.Reloaded[ssl.SSLContext]:
     paths = [str(folder / name) for name in NAMES]
     return tls_reload.Reloaded(maker(server, folder), paths, server=server)
 

@@ -21,11 +21,12 @@ def _own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> No
 def test_failures_give_exit_code_1_and_advice(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.run(["check", "--cluster-only"]) == 1
     out, err = capsys.readouterr()
-    header, line, *_, counts = out.splitlines()
+    header, warning, failure, *_, counts = out.splitlines()
     assert header.split() == ["STATUS", "CHECK", "FOUND"]
-    assert line.startswith("failed  API server  http://127.0.0.1:1: ")
-    assert "-> check address, network policy" in out
-    assert (counts, err) == ("0 ok, 0 warning, 1 failed, 0 cannot tell", "")
+    assert warning.startswith("warning  API server  the API server's address is plain http")
+    assert failure == "failed   API server  http://127.0.0.1:1: 127.0.0.1:1: Connection refused"
+    assert "-> check address, proxy, name service and network policies" in out
+    assert (counts, err) == ("0 ok, 1 warning, 1 failed, 0 cannot tell", "")
 
 
 def test_json_has_all_findings(capsys: pytest.CaptureFixture[str]) -> None:

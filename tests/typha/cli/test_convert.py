@@ -247,6 +247,28 @@ def test_a_refused_object_is_reported_and_the_others_are_printed(convert: Conver
     assert line.startswith("refused: IPPool bad: bad-cidr: ")
 
 
+def test_labels_that_are_no_texts_are_named(convert: Convert) -> None:
+    text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: ns, labels: {a: b, version: 1.10}, annotations: {c: yes}}"
+    [line] = convert(text).errors
+    assert line.endswith("(no text, quote it: labels.version: 1.1, annotations.c: true)")
+    long = "labels: {a: 0." + "1" * 5_000 + "}"
+    [line] = convert(text.replace("labels: {a: b, version: 1.10}", long)).errors
+    assert "labels.a: 0.111" in line
+    assert len(line) < 300
+
+
+def test_numbers_of_any_length_are_refused_only(convert: Convert) -> None:
+    policy = {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "GlobalNetworkPolicy",
+        "metadata": {"name": "p"},
+        "spec": {"order": 10, "selector": "all()"},
+    }
+    result = convert(json.dumps(policy).replace("10", "1" + "0" * 5_000))
+    assert result.exit_code == 1
+    assert result.errors[0].startswith("refused: GlobalNetworkPolicy p: invalid-object: ")
+
+
 def test_an_invalid_object_is_refused(convert: Convert) -> None:
     policy = {
         "apiVersion": "projectcalico.org/v3",
@@ -348,7 +370,7 @@ def test_what_kubectl_passes_over_in_silence_is_a_warning(convert: Convert) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("---\na: 1", "document 1, line 2: an object without apiVersion, kind or metadata.name"),
+        ("---\na: 1", "document 1, line 2: not an object of Kubernetes: it has no apiVersion, kind, metadata.name"),
         ("# c\n---\n~\n---\n\na: [", "document 3, line 7: did not find expected node content"),
         ("---\n---\na: *x", "document 2, line 3: unknown anchor 'x' referenced"),
         ("---\n\n--- a", "document 2, line 3: invalid document separator: 'a' after ---"),
@@ -357,10 +379,16 @@ def test_what_kubectl_passes_over_in_silence_is_a_warning(convert: Convert) -> N
             POOL_TEXT + "\n" + POOL_TEXT + "\n{]",
             "document 3, line 3: Expecting property name enclosed in double quotes",
         ),
-        ('{"a":\n1,}', "document 1, line 1: an object without apiVersion, kind or metadata.name"),
+        ('{"a":\n1,}', "document 1, line 1: not an object of Kubernetes: it has no apiVersion, kind, metadata.name"),
         ('{"a":\n1,]', "document 1, line 2: Expecting property name|document 1, line 2: did not find expected"),
-        ('{"a": 1' + "0" * 10_000 + "}{", "document 1, line 1: an object without apiVersion"),
-        ('{"a": NaN}', "document 1, line 1: an object without apiVersion"),
+        ('{"a": 1' + "0" * 10_000 + "}{", "document 1, line 1: not an object of Kubernetes"),
+        ('{"a": NaN}', "document 1, line 1: not an object of Kubernetes"),
+        ("apiVersion: v1\nkind: Pod\n", "document 1, line 1: not an object of Kubernetes: it has no metadata.name$"),
+        (
+            '{"apiVersion": "v1", "kind": "Status", "code": 403}',
+            "document 1, line 1: a Status of the API server, .*failed",
+        ),
+        ('{"apiVersion": "meta.k8s.io/v1", "kind": "Table"}', "document 1, line 1: a Table .*: kubectl needs -o json"),
         ("- kind: A\n- {kind: B", "document 1, line 3: did not find expected ',' or '}'"),
     ],
 )

@@ -5,6 +5,7 @@ import http.client
 import os
 import pathlib
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -278,3 +279,26 @@ def test_a_command_imports_only_what_it_needs(command: str, unwanted: tuple[str,
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     modules = set(result.stdout.splitlines()[-1].split())
     assert not modules.intersection(unwanted)
+
+
+@pytest.mark.parametrize("arguments", [("version",), ("config",), ("convert", "--feed", "felix")])
+def test_a_full_disk_is_one_line(arguments: tuple[str, ...]) -> None:
+    with pathlib.Path("/dev/full").open("wb") as full:
+        result = subprocess.run(
+            [*COMMAND, *arguments],
+            env=environment({}),
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (result.returncode, result.stderr) == (1, "typha: error: [Errno 28] No space left on device\n")
+
+
+def test_closed_standard_streams_are_open_on_nothing() -> None:
+    # Without that, whatever is opened next gets their numbers, and what is printed.
+    closing = f"exec {shlex.join((*COMMAND, 'convert', '--feed', 'felix'))} <&- >&- 2>&-"
+    done = subprocess.run(["sh", "-c", closing], env=environment({}), timeout=60, check=False)
+    assert done.returncode == 0

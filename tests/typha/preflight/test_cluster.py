@@ -137,6 +137,25 @@ async def test_a_good_cluster() -> None:
     assert {method for method, path in fake.requests if not path.endswith("reviews")} == {"GET"}
 
 
+async def test_kinds_that_pod_cidrs_replace_need_no_permission() -> None:
+    fake = FakeCluster()
+    fake.denied = {(verb, kind) for verb in ("list", "watch") for kind in ("ipamblocks", "blockaffinities")}
+    assert worst(await examine(fake)) is Status.FAILED
+    assert worst(await examine(fake, environment={"USE_POD_CIDR": "true"})) is Status.OK
+
+
+@pytest.mark.parametrize("status", [200, 500])
+async def test_what_must_be_said_of_the_access_is_a_warning(status: int) -> None:
+    async def load() -> access.Access:
+        return access.Access(host=url, source="test", warnings=("plain http",))
+
+    fake = FakeCluster()
+    fake.answers["/version"] = status, fake.version
+    async with serving(fake) as url:
+        findings = await cluster.examine(settings.Settings(), {}, load=load)
+    assert (Status.WARNING, "plain http") in of(findings, "API server")
+
+
 async def test_every_verb_of_every_kind_is_asked_for() -> None:
     fake = FakeCluster()
     await examine(fake)

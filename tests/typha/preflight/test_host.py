@@ -200,6 +200,31 @@ def test_a_port_that_is_taken_on_one_address_is_not_free_on_all() -> None:
     assert finding.status is Status.FAILED
 
 
+@pytest.mark.parametrize(
+    ("health_host", "metrics_host", "is_taken"),
+    [("127.0.0.1", "", True), ("127.0.0.1", "127.0.0.1", True), ("127.0.0.1", "127.0.0.2", False)],
+)
+def test_two_ports_of_our_own_that_are_one(health_host: str, metrics_host: str, is_taken: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    configured = settings.Settings(
+        server_port=-1,
+        health_enabled=True,
+        health_host=health_host,
+        health_port=port,
+        prometheus_metrics_enabled=True,
+        prometheus_metrics_host=metrics_host,
+        prometheus_metrics_port=port,
+    )
+    server, health, metrics = host.ports(configured)
+    assert (server.status, health.status) == (Status.OK, Status.OK)
+    shown = f"PrometheusMetricsPort {metrics_host or '*'}:{port}"
+    if is_taken:
+        assert (metrics.status, metrics.found) == (Status.FAILED, f"{shown}: HealthPort has the same")
+    else:
+        assert (metrics.status, metrics.found) == (Status.OK, f"{shown} is free")
+
+
 @pytest.mark.parametrize("name", ["no-such-host.invalid", "a..b", "x" * 64])
 def test_a_host_without_address(name: str) -> None:
     [finding] = host.ports(settings.Settings(server_host=name, server_port=1))

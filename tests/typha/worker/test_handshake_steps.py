@@ -1,7 +1,6 @@
 """What one handshake may cost: bytes, steps, and the length of the first message. Plain sockets, and one thread."""
 
 import contextlib
-import pathlib
 import socket
 import ssl
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ class Ends:
         context.maximum_version = version
         self.client = context.wrap_bio(self.incoming, self.outgoing, server_hostname="localhost")
 
-    def _make_session(self) -> tls_session.Session:
+    def _make_session(self) -> tls_session.NewSession:
         self.sessions += 1
         return self.contexts.make_session()
 
@@ -44,9 +43,9 @@ class Ends:
 
 
 @pytest.fixture
-def ends(tmp_path: pathlib.Path) -> Iterator[Ends]:
+def ends(files: certificates.Files) -> Iterator[Ends]:
     """Closed after the test."""
-    made = Ends(certificates.make(tmp_path))
+    made = Ends(files)
     yield made
     made.near.close()
     made.far.close()
@@ -121,9 +120,9 @@ def test_first_bytes_that_end_it(ends: Ends, first: bytes, detail: str | None) -
 
 
 @pytest.mark.parametrize("full_in_step", [1, 2])
-def test_an_answer_that_the_socket_does_not_take_waits_for_it(tmp_path: pathlib.Path, full_in_step: int) -> None:
+def test_an_answer_that_the_socket_does_not_take_waits_for_it(files: certificates.Files, full_in_step: int) -> None:
     """Also the last one, without which a client of TLS 1.2 says nothing."""
-    ends = Ends(certificates.make(tmp_path), ssl.TLSVersion.TLSv1_2)
+    ends = Ends(files, ssl.TLSVersion.TLSv1_2)
     ends.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     for step in (1, 2):
         filled = 0

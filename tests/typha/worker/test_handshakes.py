@@ -343,8 +343,12 @@ async def test_a_flood_of_key_updates_ends_and_others_are_served_meanwhile(
             stage.put(pod("a", str(version), version=version + 2))
             await asyncio.sleep(0)
     await stage.converged(other)
-    assert stage.disconnects == {"protocol-error": 1}
-    assert len(received) > 8  # 2 KiB at a time
-    assert len(set(received)) > 1
+    if files.engine == tls.RUSTLS:  # which itself allows 32 in a row
+        expected = ("tls-failed", "peer misbehaved: TooManyKeyUpdateRequests")
+    else:
+        expected = ("protocol-error", "too many TLS records without data")
+        assert len(received) > 8  # 2 KiB at a time
+        assert len(set(received)) > 1
+    assert stage.disconnects == {expected[0]: 1}
     [line] = [line for line in lines if line["event"] == "Connection ended"]
-    assert (line["agent"], line["detail"]) == ("flooder", "too many TLS records without data")
+    assert (line["agent"], line["detail"]) == ("flooder", expected[1])

@@ -1,7 +1,6 @@
 """Which clients may connect, with which ciphers and versions, and files that cannot be used."""
 
 import os
-import pathlib
 import ssl
 
 import pytest
@@ -13,13 +12,6 @@ from cache.kube import tls_contexts
 from tests.harness import certificates
 from typha import settings
 from typha.worker import tls
-
-
-@pytest.fixture
-def files(tmp_path: pathlib.Path) -> certificates.Files:
-    """A server's files."""
-    return certificates.make(tmp_path)
-
 
 CERTIFICATE = {
     "subject": ((("countryName", "NL"),), (("commonName", "first"),), (("commonName", "calico-node"),)),
@@ -93,6 +85,7 @@ def configured(files: certificates.Files) -> settings.Settings:
         ca_file=str(files.folder / "ca.pem"),
         client_cn="a",
         client_urisan="b",
+        tls_engine=files.engine,
     )
 
 
@@ -105,9 +98,10 @@ def test_settings_and_environment_say_what_is_used(files: certificates.Files) ->
 
 
 def test_an_unknown_version_is_reported_and_replaced(files: certificates.Files) -> None:
-    [notice] = tls.check(configured(files), {"TLS_MIN_VERSION": "1.1"})
+    used, notice = tls.check(configured(files), {"TLS_MIN_VERSION": "1.1"})
+    assert used.fields["engine"] == files.engine
     assert (notice.level, notice.fields["value"], notice.fields["used"]) == ("warning", "1.1", "1.2")
-    assert tls.check(configured(files), {}) == ()
+    assert tls.check(configured(files), {}) == (used,)
 
 
 @pytest.mark.parametrize(

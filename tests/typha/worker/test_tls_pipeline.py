@@ -27,11 +27,11 @@ async def cluster(tmp_path: pathlib.Path) -> AsyncIterator[Cluster]:
         yield opened
 
 
-@pytest.fixture
-def files(tmp_path: pathlib.Path) -> certificates.Files:
-    """A server's files."""
+@pytest.fixture(params=certificates.ENGINES)
+def files(tmp_path: pathlib.Path, request: pytest.FixtureRequest) -> certificates.Files:
+    """A server's files, for each engine of TLS."""
     (tmp_path / "tls").mkdir()
-    return certificates.make(tmp_path / "tls")
+    return certificates.make(tmp_path / "tls", request.param)
 
 
 def variables(files: certificates.Files) -> dict[str, str]:
@@ -41,6 +41,7 @@ def variables(files: certificates.Files) -> dict[str, str]:
         "TYPHA_SERVERCERTFILE": str(files.folder / "server.pem"),
         "TYPHA_CAFILE": str(files.folder / "ca.pem"),
         "TYPHA_CLIENTCN": certificates.AGENT,
+        "TYPHA_TLSENGINE": files.engine,
     }
 
 

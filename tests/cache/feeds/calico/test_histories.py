@@ -1,6 +1,7 @@
 """For any history of objects, the map is a function of the present objects, and nothing raises."""
 
 import collections
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -190,6 +191,54 @@ def test_a_projection_is_a_function_of_the_present_objects(
         expected = {key: item.value for key, item in fresh.snapshot(name).items()}
         assert {key: item.value for key, item in replay.snapshot(name).items()} == expected
         assert held == expected
+
+
+_NETWORKS = ((), ("10.0.0.0/24",), ("10.0.1.0/24",), ("10.0.0.0/24", "10.0.1.0/24"))
+_STATES = [(name, networks) for name in ("a", "b") for networks in (None, *_NETWORKS)]
+"""A node, and its networks. None: it is absent."""
+
+
+def _node(name: str, networks: tuple[str, ...]) -> bytes:
+    spec = {"podCIDR": networks[0] if networks else "", "podCIDRs": networks}
+    metadata = {"name": name, "resourceVersion": "1"}
+    return json.dumps({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": spec}).encode()
+
+
+@pytest.mark.parametrize("release", [None, Release.V3_29])
+def test_blocks_of_pod_cidrs_are_those_of_a_fresh_start(release: Release | None) -> None:
+    """All histories of three steps of two nodes that share, swap and drop two networks."""
+    name = syncers.FELIX if release is None else releases.feed_name(release)
+
+    def started() -> corpus.Replay:
+        replay = corpus.Replay(_GROUP, use_pod_cidr=True)
+        if release is not None:
+            collections.deque(replay.open(release), maxlen=0)
+        return replay
+
+    def contents(replay: corpus.Replay) -> dict[str, str | None]:
+        return {key: item.value for key, item in replay.snapshot(name).items()}
+
+    expected: dict[frozenset[tuple[str, tuple[str, ...]]], dict[str, str | None]] = {}
+    for history in itertools.product(_STATES, repeat=3):
+        replay, present = started(), dict[str, tuple[str, ...]]()
+        clients: dict[str, dict[str, str | None]] = {name: {}}
+        for node, networks in history:
+            if networks is not None:
+                present[node] = networks
+                replay.apply(_node(node, networks), objects.Origin.EVENT)
+            elif node in present:
+                replay.delete(_node(node, present.pop(node)))
+            _send(replay, clients)
+        state = frozenset(present.items())
+        if state not in expected:
+            fresh = started()
+            fresh.apply_list([_node(*one) for one in present.items()])
+            expected[state] = contents(fresh)
+        assert contents(replay) == expected[state], history
+        assert clients[name] == expected[state], history
+    both = expected[frozenset({("a", _NETWORKS[1]), ("b", _NETWORKS[1])})]
+    block = both["/calico/ipam/v2/assignment/ipv4/block/10.0.0.0-24"]
+    assert json.loads(block or "")["affinity"] == "host:b"
 
 
 def _send(replay: corpus.Replay, clients: dict[str, dict[str, str | None]]) -> None:
