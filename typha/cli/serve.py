@@ -16,6 +16,7 @@ from typha.settings import description, feeds_file, machine
 from typha.worker import tls
 
 EXIT_BAD_CONFIGURATION = 2
+_STDERR = 2
 
 _CONFIG_FILE = "config_file"
 _STRICT = "strict"
@@ -65,7 +66,15 @@ def load(arguments: dict[str, Any], on: machine.Machine) -> settings.Loaded:
     return loaded._replace(notices=(*loaded.notices, *tls.check(loaded.settings, os.environ)))
 
 
+def open_standard_descriptors() -> None:
+    """Give closed ones of 0 to 2 a place, so that no socket gets the number: libuv ends a process that closes it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
 def _serve(**arguments: Any) -> int:
+    open_standard_descriptors()
     on = machine.read()
     try:
         return _run(load(arguments, on), on)

@@ -1,6 +1,8 @@
 """The first line of the log."""
 
 import dataclasses
+import subprocess
+import sys
 from typing import Any
 
 from typha import settings
@@ -25,3 +27,10 @@ def test_settings_without_room_in_the_line_are_counted() -> None:
     told = [name for name in fields if name[0].isupper()]
     assert len(told) + fields["more_settings"] == len(texts) + 4
     assert len(fields) + 1 == logs.FIELDS_LIMIT  # with the destinations of the log
+
+
+def test_closed_standard_descriptors_are_not_given_to_sockets() -> None:
+    text = "import os; os.closerange(0, 2); from typha.cli import serve; serve.open_standard_descriptors()"
+    text += "; import socket; os.write(2, str(socket.socket().fileno()).encode())"
+    ended = subprocess.run([sys.executable, "-c", text], capture_output=True, check=True)
+    assert int(ended.stderr) > serve._STDERR
