@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from cache.feeds.calico.codecs import scalars
 from typha.settings import sources
 from typha.settings.machine import Machine
 from typha.settings.sources import ConfigurationError, Source
@@ -25,10 +26,6 @@ from typha.settings.table import (
 DEFAULT_CONFIG_FILE = "/etc/calico/typha.cfg"
 
 _POD_CIDR_VARIABLES = ("CALICO_USE_POD_CIDR", "USE_POD_CIDR")
-_GO_BOOLEANS = {
-    **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
-    **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False", ""), False),
-}
 _REPORTED_NAMES_LIMIT = 50
 _REPORTED_VALUE_LIMIT = 100
 _CLIENT_TLS_FILES = ("ServerKeyFile", "ServerCertFile", "CAFile")
@@ -237,9 +234,10 @@ def uses_pod_cidrs(environment: Mapping[str, str]) -> bool:
     """
     name = next((name for name in _POD_CIDR_VARIABLES if environment.get(name)), _POD_CIDR_VARIABLES[-1])
     text = environment.get(name, "")
-    if text not in _GO_BOOLEANS:
-        raise ConfigurationError(name, f"not true or false: {_shown(text)!r}")
-    return _GO_BOOLEANS[text]
+    try:
+        return scalars.parse_boolean(text)
+    except ValueError:
+        raise ConfigurationError(name, f"not true or false: {_shown(text)!r}") from None
 
 
 def _shown(text: str) -> str:

@@ -1,5 +1,6 @@
 """IP pools, IPAM blocks, block affinities and network sets (docs/data-model.md, sections 5.12, 5.14, 5.15). Pure."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,13 +8,11 @@ import msgspec
 
 from cache import objects
 from cache.feeds.calico import customresource, model, schema
-from cache.feeds.calico.codecs import addresses, gojson
+from cache.feeds.calico.codecs import addresses, gojson, scalars
 
 _IPIP_INTERFACE = "tunl0"
 _ENCAPSULATION_MODES = {"Always": "always", "CrossSubnet": "cross-subnet"}
 _ASSIGNMENT_DEFAULT = "Automatic"
-_TRUE_TEXTS = frozenset({"1", "t", "T", "TRUE", "true", "True"})
-_FALSE_TEXTS = frozenset({"", "0", "f", "F", "FALSE", "false", "False"})
 _AFFINITY_DEFAULT = "host"
 
 
@@ -197,8 +196,9 @@ def _is_deleted(deleted: str | bool | None, group: customresource.Group) -> bool
     """Read the deletion mark: in group v1 a text that Go reads as a bool, in v3 a bool."""
     if deleted is None:
         return False
-    if group is customresource.Group.V1 and isinstance(deleted, str) and deleted in _TRUE_TEXTS | _FALSE_TEXTS:
-        return deleted in _TRUE_TEXTS
+    if group is customresource.Group.V1 and isinstance(deleted, str):
+        with contextlib.suppress(ValueError):
+            return scalars.parse_boolean(deleted)
     if group is customresource.Group.V3 and isinstance(deleted, bool):
         return deleted
     raise model.ConversionError("bad-deleted", f"spec.deleted is not a boolean: {deleted!r:.80}")

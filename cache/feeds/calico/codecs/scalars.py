@@ -17,6 +17,10 @@ _INTEGER_BOUNDS = {
     "uint16": (0, (1 << 16) - 1),
     "uint8": (0, (1 << 8) - 1),
 }
+_BOOLEANS = {
+    **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False", ""), False),
+}
 _PORT_RANGE = re.compile(r"([0-9]+):([0-9]+)")
 _PORT_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
 _DIGITS = re.compile(r"[0-9]+")
@@ -40,6 +44,14 @@ def parse_port(value: Any) -> int | str:
             raise ValueError(f"not a port: {value[:140]!r}")
         return value
     return _integer("uint16", value)
+
+
+def parse_boolean(text: str) -> bool:
+    """Parse a text that stands for a boolean, as Go's strconv does. An empty one is false. Raises ValueError."""
+    try:
+        return _BOOLEANS[text]
+    except KeyError:
+        raise ValueError(f"not a boolean: {text[:140]!r}") from None
 
 
 def parse_time(text: str) -> str:
