@@ -27,7 +27,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 # The optional TLS engine of native/ is built where Rust 1.88 or newer is installed; elsewhere its tests are skipped.
 NATIVE := $(shell command -v cargo >/dev/null && rustc --version 2>/dev/null | awk '{split($$2, v, "."); if (v[1] > 1 || v[2] >= 88) print "native"}')
 
-.PHONY: help venv lock native lint format check test fuzz hook demo control-plane acceptance bench clean
+.PHONY: help packages venv lock native lint format check test fuzz hook demo control-plane acceptance bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,11 @@ $(STAMP): requirements/dev.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+packages:  ## install what some tests use from Debian, as root; without them those tests are skipped
+	packages=$$(sed '/^#/d' tools/debian-packages.txt); \
+	dpkg --status $$packages >/dev/null 2>&1 || { apt-get update --quiet=2 && \
+		DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --no-install-recommends $$packages >/dev/null; }
 
 venv: $(STAMP)  ## the project and what it needs, from locked versions and hashes
 
