@@ -19,6 +19,8 @@ from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
 from typha import clock, listening, open_files, settings, signals
+from typha.admin import local_socket, status
+from typha.admin import server as admin_server
 from typha.hub import bootstrap, collector, diagnosis, hub, supervisor
 from typha.hub import policy as hub_policy
 from typha.ipc import messages
@@ -102,6 +104,7 @@ class Service:
         max_latency: loop_latency.MaxLatency | None = None,
     ) -> None:
         self._settings = configured
+        self._stopping = asyncio.Event()
         specs = feeds_file.load(configured.feeds_file) if configured.feeds_file else []
         max_value_bytes = configured.max_frame_bytes - _VALUE_OVERHEAD_BYTES
         limits = hub_policy.from_settings(configured)
@@ -135,7 +138,8 @@ class Service:
         if configured.prometheus_metrics_enabled:
             self.collector.web_servers.append(self._metrics_server())
         self.diagnosis = diagnosis.Diagnosis(self.hub, self.supervisor, self.collector)
-        self._stopping = asyncio.Event()
+        self.admin = admin_server.AdminServer("admin", self._admin_pages())
+        self.collector.http_refused["admin"] = self.admin.refused
 
     def stop(self, signal_name: str = "") -> None:
         """Begins to drain: no new clients are accepted, and the others are closed one after another."""
@@ -187,6 +191,7 @@ class Service:
             ("garbage", self.garbage.run()),
             ("housekeeping", self._keep_house()),
             ("workers' activity", self._watch_workers()),
+            ("admin", self._serve_admin()),
         ]
         jobs += [(server.name, server.run()) for server in self.collector.web_servers]
         return jobs
@@ -216,6 +221,34 @@ class Service:
             process=self._settings.prometheus_process_metrics_enabled,
         )
         return webserver.metrics_server(lambda: metrics.exposition(registry), metrics.CONTENT_TYPE, self._settings)
+
+    def _admin_pages(self) -> dict[str, admin_server.Page]:
+        pages = status.StatusPages(
+            self.hub,
+            self.supervisor,
+            self.collector,
+            port=self.listener.getsockname()[1],
+            is_draining=self._stopping.is_set,
+        )
+        return pages.pages
+
+    async def _serve_admin(self) -> None:
+        """The socket for operators. The service goes on without it."""
+        if not self._settings.admin_socket:
+            return
+        path = self._settings.admin_socket
+        try:
+            if path == local_socket.AUTOMATIC:
+                path = local_socket.automatic_path(self.listener.getsockname()[1])
+            listener = local_socket.Listener(path)
+        except (OSError, local_socket.Unusable) as error:
+            _log.warning("Cannot open the admin socket: typha status cannot ask this service", error=str(error))
+            return
+        _log.info("Admin socket is listening", path=path)
+        try:
+            await self.admin.run([listener.socket], peer_of=local_socket.peer_of)
+        finally:
+            listener.close()
 
     async def _keep_house(self) -> None:
         synced = False

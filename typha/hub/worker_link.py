@@ -23,8 +23,8 @@ class Flood(Exception):
     """A worker says more than any worker has to say."""
 
 
-Request: TypeAlias = messages.WantChannel | messages.WantSnapshot | messages.WantBlock
-"""What a worker asks of the hub."""
+Request: TypeAlias = messages.WantChannel | messages.WantSnapshot | messages.WantBlock | messages.ClientSlice
+"""What a worker asks of the hub, and its answers to the hub's questions."""
 
 
 class WorkerLink:

@@ -471,6 +471,14 @@ class Settings:
         "`pattern=release`, comma-separated, such as `*-acme*=3.31`. The first that matches counts.",
         why="the versions of Calico's own builds are understood",
     )
+    admin_socket: str = _ours(
+        "AdminSocket",
+        path(),
+        "auto",
+        "Unix socket for `typha status`, `get`, `explain` and `diags`. `auto`: /run/typha/admin-PORT.sock if that "
+        "directory can be written to, else /dev/shm/typha-admin-PORT.sock, with the port for clients. `none`: off.",
+        why="operators need it in every container, also with a read-only root, and without a change to manifests",
+    )
     log_format: str = _ours(
         "LogFormat",
         one_of("text", "json"),
