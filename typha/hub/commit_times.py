@@ -1,4 +1,4 @@
-"""When a feed's sequences were published: some thousand pairs of sequence and time, newest exactly, older ones roughly."""
+"""When a feed's sequences were published: some thousand pairs of sequence and time. Old times are kept roughly."""
 
 import bisect
 from collections import deque
