@@ -3,7 +3,6 @@
 import importlib.metadata
 import socket
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
@@ -17,7 +16,7 @@ _monotonic = clock.monotonic
 
 CLIENTS_MAX = 10_000
 """Clients of one answer."""
-_SORT_KEYS: dict[str, Callable[[messages.ConnectedClient], Any]] = {
+_SORT_KEYS: dict[str, Callable[[messages.ConnectedClient], tuple[str | float, ...]]] = {
     "node": lambda client: (client.node, client.address),
     "lag": lambda client: (-client.lag_seconds, -client.lag_bytes, client.node),
     "lag-bytes": lambda client: (-client.lag_bytes, client.node),
