@@ -19,7 +19,7 @@ from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
 from typha import clock, listening, open_files, settings, signals
-from typha.admin import local_socket, status
+from typha.admin import contents, local_socket, status
 from typha.admin import server as admin_server
 from typha.hub import bootstrap, collector, diagnosis, hub, supervisor
 from typha.hub import policy as hub_policy
@@ -230,7 +230,7 @@ class Service:
             port=self.listener.getsockname()[1],
             is_draining=self._stopping.is_set,
         )
-        return pages.pages
+        return {**pages.pages, **contents.ContentPages(self.hub).pages}
 
     async def _serve_admin(self) -> None:
         """The socket for operators. The service goes on without it."""

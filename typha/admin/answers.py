@@ -104,3 +104,82 @@ class Clients(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool
     """False if a worker did not answer in time."""
     missing_workers: list[Count] = []
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A key of a feed."""
+
+    key: str
+    value: str = ""
+    value_base64: str = ""
+    """In place of `value`, if that is no UTF-8."""
+    revision: str = ""
+    v3_resource_version: str = ""
+    sequence: Count = 0
+    owner_kind: str = ""
+    """The kind of the object that the value comes from; empty in a raw feed."""
+    owner_name: str = ""
+    """`namespace/name`, or the name of a cluster-wide object."""
+
+
+class Objects(msgspec.Struct, frozen=True, kw_only=True):
+    """`/v1/objects`."""
+
+    entries: list[Entry]
+    status: Name = ""
+    next: Name = ""
+    """Parameter `after` for the next page; empty on the last one."""
+
+
+class HeldKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key that an object has in a feed."""
+
+    key: str
+    note: str = ""
+    sequence: Count = 0
+    """0 if the key has no value."""
+    at: float | None = None
+    """When its present value was published, to 0.1 s, or to a minute if it is old."""
+    revision: str = ""
+    value_bytes: int | None = None
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an object is not carried, or doubted."""
+
+    reason: str
+    detail: str = ""
+    is_carried: bool = False
+    at: float = 0.0
+
+
+class Fate(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of an object in a feed."""
+
+    feed: Name
+    keys: list[HeldKey] = []
+    refusal: Refusal | None = None
+    clients: Count = 0
+    clients_behind: Count = 0
+    """Clients that have not been sent the newest of the keys yet."""
+    behind: list[Client] = []
+    """Some of them."""
+
+
+class Explained(msgspec.Struct, frozen=True, kw_only=True):
+    """An object, and what became of it."""
+
+    type: Name
+    namespace: str = ""
+    name: str
+    refusal: Refusal | None = None
+    """Why no feed gets to see it."""
+    feeds: list[Fate] = []
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """`/v1/explain`."""
+
+    objects: list[Explained]
+    complete: bool = True
+    """False if a worker did not name its clients in time."""

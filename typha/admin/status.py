@@ -13,6 +13,7 @@ from typha.hub import client_lists, collector, hub, supervisor
 from typha.ipc import messages
 
 _monotonic = clock.monotonic
+Connected = client_lists.Connected
 
 CLIENTS_MAX = 10_000
 """Clients of one answer."""
@@ -133,7 +134,7 @@ class StatusPages:
             (one for one in listed.clients if _is_chosen(one.client, query)), key=lambda one: key(one.client)
         )
         answer = answers.Clients(
-            clients=[_client(one) for one in chosen[:limit]],
+            clients=[client_answer(one) for one in chosen[:limit]],
             total=len(chosen),
             complete=not listed.missing,
             missing_workers=listed.missing,
@@ -154,7 +155,8 @@ def number(query: server.Query, name: str, *, default: int, most: int) -> int:
     return int(text)
 
 
-def _client(connected: client_lists.Connected) -> answers.Client:
+def client_answer(connected: Connected) -> answers.Client:
+    """A connection as the pages show it."""
     one = connected.client
     return answers.Client(
         node=one.node,
