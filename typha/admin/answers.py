@@ -183,3 +183,25 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     objects: list[Explained]
     complete: bool = True
     """False if a worker did not name its clients in time."""
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker's process."""
+
+    worker: Count
+    pid: Count
+    text: str
+    """Memory, tasks, threads and newest log lines."""
+
+
+class Support(msgspec.Struct, frozen=True, kw_only=True):
+    """`/v1/support`."""
+
+    pid: Count
+    settings: list[dict[str, str | bool]] = []
+    metrics: str = ""
+    health: list[str] = []
+    stacks: str = ""
+    log: list[str] = []
+    workers: list[Process] = []
+    missing_workers: list[Count] = []

@@ -29,6 +29,7 @@ from typha.hub import (
     commit_times,
     conversions,
     policy,
+    questions,
     rejection_log,
     shortages,
     snapshot_scheduler,
@@ -60,6 +61,7 @@ class Hub:
         self._by_number: dict[int, HubChannel] = {}
         self.workers = worker_link.WorkerLinks()
         self.client_lists = client_lists.ClientLists(self.workers)
+        self.descriptions: questions.Question[ipc.DescriptionPart] = questions.Question(self.workers, ipc.Describe)
         self.updates_refused: dict[str, int] = {}
         self.objects_skipped: dict[tuple[str, str], int] = {}
         """By resource type and reason."""
@@ -364,6 +366,8 @@ class Hub:
                         self.want_block(worker, request)
                     case ipc.ClientSlice():
                         self.client_lists.take(worker, request)
+                    case ipc.DescriptionPart():
+                        self.descriptions.take(worker, request.request, [request], is_last=request.is_last)
         except Exception as error:  # whatever it is, this worker cannot be understood any more
             worker.fail(error)
 

@@ -23,7 +23,9 @@ class Flood(Exception):
     """A worker says more than any worker has to say."""
 
 
-Request: TypeAlias = messages.WantChannel | messages.WantSnapshot | messages.WantBlock | messages.ClientSlice
+Request: TypeAlias = (
+    messages.WantChannel | messages.WantSnapshot | messages.WantBlock | messages.ClientSlice | messages.DescriptionPart
+)
 """What a worker asks of the hub, and its answers to the hub's questions."""
 
 
