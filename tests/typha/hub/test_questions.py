@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from cache.state import cursor
@@ -95,7 +96,7 @@ async def test_answers_to_no_question_are_dropped(stand: hub_stand.HubStand) -> 
 )
 async def test_a_worker_that_says_what_none_may_say_is_broken(stand: hub_stand.HubStand, message: object) -> None:
     worker = stand.workers[0]
-    worker.link.socket.send(messages.msgspec.msgpack.encode(message))
+    worker.link.socket.send(msgspec.msgpack.encode(message))
     stand.hub.hear(worker.handle)
     assert worker.broken
 

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from cache.state import cursor
@@ -71,7 +72,7 @@ async def test_slices_are_small_and_have_every_client_once(stage: WorkerStand) -
     assert sorted(found) == sorted(one.number for one in stage.server.poller.clients.values())
     for part in slices:
         assert len(part.clients) < 150
-        assert len(messages.msgspec.msgpack.encode(part)) < messages.SLICE_BYTES + 1024
+        assert len(msgspec.msgpack.encode(part)) < messages.SLICE_BYTES + 1024
 
 
 async def test_a_client_that_has_gone_meanwhile_is_left_out(stage: WorkerStand) -> None:
@@ -90,7 +91,7 @@ def test_the_longest_texts_fit_a_datagram() -> None:
         *(1, text, text, text, text, text, text, text, text, cursor.CursorState.HELD, 1, 1.0, 1, 1, 1.0)
     )
     count = messages.SLICE_BYTES // (8 * len(text.encode())) + 1
-    encoded = messages.msgspec.msgpack.encode(messages.ClientSlice(1, [one] * count, False))
+    encoded = msgspec.msgpack.encode(messages.ClientSlice(1, [one] * count, False))
     assert len(encoded) < link.MAX_DATAGRAM_BYTES
     assert messages.FOR_HUB.decode(encoded) == messages.ClientSlice(1, [one] * count, False)
 
