@@ -53,9 +53,9 @@ TEXT_CHARS_MAX = 253
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
 SLICE_BYTES = 8 * 1024
 """A slice of the client list has about this many bytes, some 60 clients. Making it takes half a millisecond."""
-SLICE_SECONDS = 0.005
-"""Between two slices. With `SLICE_BYTES` and the longest texts, a worker sends less than 3 MB a second, which is below
-the limit for what the hub takes from one worker (`hub.worker_link.BYTES_PER_SECOND_MAX`)."""
+SLICE_SECONDS = 0.01
+"""Between two slices, and between two parts of a description. With the longest texts, a worker that answers both
+questions sends 3.3 MB a second: less than what makes it a flood (`hub.worker_link.BYTES_PER_SECOND_MAX`)."""
 LIST_SECONDS_MAX = 5.0
 """A list that takes longer is not finished: nobody waits for it any more."""
 HistogramName: TypeAlias = Literal[
@@ -361,8 +361,8 @@ class ClientSlice(_Message):
     is_last: bool
 
 
-DESCRIPTION_CHARS = 8 * 1024
-"""Of one part, which has up to four bytes for each. Parts are `SLICE_SECONDS` apart, too."""
+DESCRIPTION_CHARS = 4 * 1024
+"""Of one part, which has up to four bytes for each."""
 DESCRIPTION_PARTS_MAX = 128
 
 
