@@ -27,6 +27,7 @@ from typha.hub import (
     coalescer,
     conversions,
     policy,
+    recent,
     rejection_log,
     shortages,
     snapshot_scheduler,
@@ -57,6 +58,7 @@ class Hub:
         """By feed and wire format."""
         self._by_number: dict[int, HubChannel] = {}
         self.workers = worker_link.WorkerLinks()
+        self.recent = recent.Recent()
         self.updates_refused: dict[str, int] = {}
         self.objects_skipped: dict[tuple[str, str], int] = {}
         """By resource type and reason."""
@@ -351,6 +353,8 @@ class Hub:
                         self.want_snapshot(worker, request.channel)
                     case ipc.WantBlock():
                         self.want_block(worker, request)
+                    case ipc.ReportRecent():
+                        self.recent.take(worker.number, request)
         except Exception as error:  # whatever it is, this worker cannot be understood any more
             worker.fail(error)
 

@@ -22,6 +22,7 @@
 | `WantBlock` | hub | when clients have fallen out of the log | the hub answers with a block or refuses |
 | `Report` | hub | every second | the worker is alive; numbers are totals |
 | `ReportHistograms` | hub | after a `Report`, one for each feed | apart, because together they may exceed a datagram |
+| `ReportRecent` | hub | after a `Report`, if there is something | all deliveries since the last one, the newest ends |
 
 Descriptors travel beside the message in the order named here, and become the receiver's.
 
@@ -39,10 +40,16 @@ from cache.state import files
 from protocol import formats, messages, reasons
 from typha.observability import quantiles
 
+LABEL_CHARS_MAX = 253
+"""Longest name of a node or feed. Peers may send more; the worker cuts it."""
+ENDS_REPORTED_MAX = 50
+"""Ends that a worker reports each second: more than anybody reads. The totals count all of them."""
+
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 """msgpack has no integer above 64 bits, so sums of these have a few more at most."""
 Connections: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
+Label: TypeAlias = Annotated[str, msgspec.Meta(max_length=LABEL_CHARS_MAX)]
 WireFormat: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^({'|'.join(map(re.escape, formats.NAMES))})\Z")]
 HistogramName: TypeAlias = Literal[
     "typha_ping_latency",
@@ -299,6 +306,28 @@ class ReportHistograms(_Message):
     histograms: dict[HistogramName, Annotated[list[Count], msgspec.Meta(max_length=quantiles.LIST_LENGTH_MAX)]]
 
 
+class End(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+    """A connection that has ended. Node and address are the peer's own words."""
+
+    at: Seconds
+    """By the monotonic clock."""
+    node: Label
+    address: Label
+    feed: Label
+    """Empty before the hello."""
+    reason: reasons.DisconnectReason
+    age_seconds: Seconds
+
+
+class ReportRecent(_Message):
+    """What has happened since the last one."""
+
+    latency: Annotated[list[Count], msgspec.Meta(max_length=quantiles.LIST_LENGTH_MAX)]
+    """Of deliveries over all feeds, as `observability.quantiles.Histogram.to_list` gives it."""
+    ends: Annotated[list[End], msgspec.Meta(max_length=ENDS_REPORTED_MAX)]
+    """The newest, oldest first."""
+
+
 ToWorker: TypeAlias = (
     ShareCounter
     | OpenChannel
@@ -315,7 +344,7 @@ ToWorker: TypeAlias = (
     | ControlLog
     | Drain
 )
-ToHub: TypeAlias = Ready | WantChannel | WantSnapshot | WantBlock | Report | ReportHistograms
+ToHub: TypeAlias = Ready | WantChannel | WantSnapshot | WantBlock | Report | ReportHistograms | ReportRecent
 
 FOR_WORKER: "msgspec.msgpack.Decoder[ToWorker]" = msgspec.msgpack.Decoder(ToWorker)
 FOR_HUB: "msgspec.msgpack.Decoder[ToHub]" = msgspec.msgpack.Decoder(ToHub)

@@ -1,0 +1,1 @@
+"""The admin API: what operators ask a running service."""
