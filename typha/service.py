@@ -19,6 +19,8 @@ from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
 from typha import clock, listening, open_files, settings, signals
+from typha.admin import history, local_socket, page, status
+from typha.admin import server as admin_server
 from typha.hub import bootstrap, collector, diagnosis, hub, supervisor
 from typha.hub import policy as hub_policy
 from typha.ipc import messages
@@ -41,6 +43,8 @@ _PORT_WAIT_SECONDS = 3.0
 """The workers of a service that was killed end by themselves within a turn of their loop, and free the port."""
 _PORT_RETRY_SECONDS = 0.1
 EXIT_CANNOT_SERVE = 1
+_PAGE_BACKLOG = 16
+_PAGE_RETRY_SECONDS = 1.0
 _VALUE_OVERHEAD_BYTES = 32 * 1024
 """What a frame needs in addition to its largest value: a key of any legal length, and the rest of the update."""
 
@@ -102,6 +106,7 @@ class Service:
         max_latency: loop_latency.MaxLatency | None = None,
     ) -> None:
         self._settings = configured
+        self._stopping = asyncio.Event()
         specs = feeds_file.load(configured.feeds_file) if configured.feeds_file else []
         max_value_bytes = configured.max_frame_bytes - _VALUE_OVERHEAD_BYTES
         limits = hub_policy.from_settings(configured)
@@ -135,7 +140,17 @@ class Service:
         if configured.prometheus_metrics_enabled:
             self.collector.web_servers.append(self._metrics_server())
         self.diagnosis = diagnosis.Diagnosis(self.hub, self.supervisor, self.collector)
-        self._stopping = asyncio.Event()
+        self.history = history.History(self.supervisor, self.hub.recent)
+        self.admin = admin_server.AdminServer("admin", self._admin_pages())
+        self.status_page = admin_server.AdminServer(
+            "status-page",
+            page.pages(self._shown_pages()),
+            limits=page.LIMITS,
+            headers=page.HEADERS,
+            answers_to=page.answers_to(configured.status_page_host),
+        )
+        for server in (self.admin, self.status_page):
+            self.collector.http_refused[server.name] = server.refused
 
     def stop(self, signal_name: str = "") -> None:
         """Begins to drain: no new clients are accepted, and the others are closed one after another."""
@@ -187,6 +202,8 @@ class Service:
             ("garbage", self.garbage.run()),
             ("housekeeping", self._keep_house()),
             ("workers' activity", self._watch_workers()),
+            ("admin", self._serve_admin()),
+            ("status page", self._serve_status_page()),
         ]
         jobs += [(server.name, server.run()) for server in self.collector.web_servers]
         return jobs
@@ -217,11 +234,61 @@ class Service:
         )
         return webserver.metrics_server(lambda: metrics.exposition(registry), metrics.CONTENT_TYPE, self._settings)
 
+    def _admin_pages(self) -> dict[str, admin_server.Page]:
+        return self._shown_pages()
+
+    def _shown_pages(self) -> dict[str, admin_server.Page]:
+        """What the status page may show: numbers and names, and no object of the cluster."""
+        pages = status.StatusPages(
+            self.hub,
+            self.supervisor,
+            self.collector,
+            port=self.listener.getsockname()[1],
+            is_draining=self._stopping.is_set,
+        )
+        return {**pages.pages, **self.history.pages}
+
+    async def _serve_status_page(self) -> None:
+        """The page in the browser, if it is wanted. The service goes on without it."""
+        host, port = self._settings.status_page_host, self._settings.status_page_port
+        is_first = True
+        while self._settings.status_page_enabled:
+            try:
+                addresses = await asyncio.to_thread(listening.addresses, host, port)
+                listeners = listening.open_all(host, port, backlog=_PAGE_BACKLOG, found=addresses)
+            except (OSError, RuntimeError) as error:  # RuntimeError: no thread is left
+                if is_first:
+                    _log.warning("The status page cannot listen, retrying", host=host, port=port, error=str(error))
+                is_first = False
+                await asyncio.sleep(_PAGE_RETRY_SECONDS)
+                continue
+            _log.info("Status page is listening", host=host, port=listeners[0].getsockname()[1])
+            await self.status_page.run(listeners)
+
+    async def _serve_admin(self) -> None:
+        """The socket for operators. The service goes on without it."""
+        if not self._settings.admin_socket:
+            return
+        path = self._settings.admin_socket
+        try:
+            if path == local_socket.AUTOMATIC:
+                path = local_socket.automatic_path(self.listener.getsockname()[1])
+            listener = local_socket.Listener(path)
+        except (OSError, local_socket.Unusable) as error:
+            _log.warning("Cannot open the admin socket: typha status cannot ask this service", error=str(error))
+            return
+        _log.info("Admin socket is listening", path=path)
+        try:
+            await self.admin.run([listener.socket], peer_of=local_socket.peer_of)
+        finally:
+            listener.close()
+
     async def _keep_house(self) -> None:
         synced = False
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
             self.hub.look_after_channels()
+            self.history.look()
             self.collector.report(self.health)
             is_complete = bool(self.hub.feeds) and not self.hub.awaited
             if not synced and is_complete and all(source.synced_once for source in self.hub.feeds.values()):

@@ -1,1 +1,1 @@
-"""The admin API: what operators ask a running service."""
+"""What operators ask a running service: who is connected, what the feeds hold, why an object is absent."""

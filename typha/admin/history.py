@@ -12,6 +12,7 @@ import msgspec
 
 from protocol.reasons import DisconnectReason
 from typha import clock
+from typha.admin import server, status
 from typha.hub import recent, supervisor
 from typha.ipc import messages
 from typha.observability import quantiles
@@ -35,19 +36,6 @@ class Point(msgspec.Struct, frozen=True, gc=False):
     latency_p50: float | None
     latency_p99: float | None
     ends: dict[DisconnectReason, int]
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """What /v1/history says."""
-
-    interval_seconds: float
-    points: list[Point]
-
-
-class Ends(msgspec.Struct, frozen=True):
-    """What /v1/ends says. The newest come first."""
-
-    ends: list[recent.EndedConnection]
 
 
 class History:
@@ -87,14 +75,21 @@ class History:
             )
         )
 
-    def answer(self) -> Answer:
-        """All points, the oldest first."""
-        return Answer(INTERVAL_SECONDS, list(self._points))
+    @property
+    def pages(self) -> dict[str, server.Page]:
+        """`/v1/history` and `/v1/ends`."""
+        return {"/v1/history": self.history, "/v1/ends": self.ends}
 
-    def ends(self, limit: int) -> Ends:
-        """The newest ended connections, at most `limit`."""
+    async def history(self, _query: server.Query) -> server.Answer:
+        """All points, the oldest first."""
+        answer = {"interval_seconds": INTERVAL_SECONDS, "points": list(self._points)}
+        return server.Answer(msgspec.json.encode(answer))
+
+    async def ends(self, query: server.Query) -> server.Answer:
+        """The newest ended connections, at most `limit`; the newest come first."""
+        limit = status.number(query, "limit", default=recent.ENDS_MAX, most=recent.ENDS_MAX)
         newest = sorted(self._recent.ends, key=lambda end: -end.at)  # workers report in turns
-        return Ends(newest[: max(0, limit)])
+        return server.Answer(msgspec.json.encode({"ends": newest[:limit]}))
 
 
 def _sum(counts: messages.WorkerCounts, name: str) -> int:

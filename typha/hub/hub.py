@@ -24,7 +24,9 @@ from protocol import formats, messages
 from typha import clock
 from typha.hub import (
     catchup_scheduler,
+    client_lists,
     coalescer,
+    commit_times,
     conversions,
     policy,
     recent,
@@ -59,11 +61,14 @@ class Hub:
         self._by_number: dict[int, HubChannel] = {}
         self.workers = worker_link.WorkerLinks()
         self.recent = recent.Recent()
+        self.client_lists = client_lists.ClientLists(self.workers)
         self.updates_refused: dict[str, int] = {}
         self.objects_skipped: dict[tuple[str, str], int] = {}
         """By resource type and reason."""
         self.updates_total: dict[str, int] = {}
         self.batch_sizes: dict[str, quantiles.Histogram] = {}
+        self.commit_times: dict[str, commit_times.CommitTimes] = {}
+        """By feed."""
         self._wanted: dict[tuple[str, str], None] = {}
         """Channels to be opened as soon as there is something to serve, in the order in which they were asked for."""
         self._seeds: dict[str, Iterator[list[feed.Rejection]]] = {}
@@ -103,6 +108,7 @@ class Hub:
         self.feeds[source.name] = source
         self.updates_total.setdefault(source.name, 0)
         self.batch_sizes.setdefault(source.name, quantiles.Histogram())
+        self.commit_times[source.name] = commit_times.CommitTimes()
 
     def withdraw_awaited(self) -> None:
         """The awaited feeds do not come: their clients are refused."""
@@ -268,6 +274,7 @@ class Hub:
                 continue
             self.updates_total[source.name] += len(batch.updates)
             self.batch_sizes[source.name].record(len(batch.updates))
+            self.commit_times[source.name].note(source.store.sequence, _monotonic())
             if batch.status is not None:
                 _log.info(
                     "Feed status changed",
@@ -355,6 +362,8 @@ class Hub:
                         self.want_block(worker, request)
                     case ipc.ReportRecent():
                         self.recent.take(worker.number, request)
+                    case ipc.ClientSlice():
+                        self.client_lists.take(worker, request)
         except Exception as error:  # whatever it is, this worker cannot be understood any more
             worker.fail(error)
 

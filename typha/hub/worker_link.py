@@ -23,8 +23,11 @@ class Flood(Exception):
     """A worker says more than any worker has to say."""
 
 
-Request: TypeAlias = messages.WantChannel | messages.WantSnapshot | messages.WantBlock | messages.ReportRecent
-"""What a worker asks of the hub, and what the hub keeps for longer than the worker lives."""
+Request: TypeAlias = (
+    messages.WantChannel | messages.WantSnapshot | messages.WantBlock | messages.ReportRecent | messages.ClientSlice
+)
+"""What a worker asks of the hub, its answers to the hub's questions, and what the hub keeps for longer than the worker
+lives."""
 
 
 class WorkerLink:

@@ -461,11 +461,10 @@ class Connections:
         if _is_nobodys_business(current, reason):
             return
         now = _monotonic()
-        agent = current.adapter.agent if current.adapter else ""
         self._stats.ends.append(
             messages.End(
                 now,
-                agent[: messages.LABEL_CHARS_MAX],
+                current.adapter.identity.node if current.adapter else "",
                 current.address,
                 current.channel.feed if current.channel else "",
                 reason,
