@@ -149,8 +149,9 @@ class Service:
             headers=page.HEADERS,
             answers_to=page.answers_to(configured.status_page_host),
         )
-        for server in (self.admin, self.status_page):
-            self.collector.http_refused[server.name] = server.refused
+        self.collector.http_refused[self.admin.name] = self.admin.refused
+        if configured.status_page_enabled:
+            self.collector.http_refused[self.status_page.name] = self.status_page.refused
 
     def stop(self, signal_name: str = "") -> None:
         """Begins to drain: no new clients are accepted, and the others are closed one after another."""

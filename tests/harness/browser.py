@@ -116,7 +116,7 @@ class Page:
             await self.call("Input.dispatchKeyEvent", type="keyUp", **shared)
 
     async def prefer(self, **features: str) -> None:
-        """Set media features: color_scheme, reduced_motion."""
+        """Set media features, such as color_scheme."""
         names = {f"prefers-{name.replace('_', '-')}": value for name, value in features.items()}
         await self.call(
             "Emulation.setEmulatedMedia", features=[{"name": name, "value": value} for name, value in names.items()]

@@ -59,7 +59,7 @@ class AdminServer:
         self._headers = dict(headers or {})
         self._answers_to = answers_to
         self._connections: http_connections.HttpConnections | None = None
-        self._pages = pages
+        self.pages = pages
         self._limits = limits
         self._failures = logs.LineLimit(1, seconds=_FAILED_PAGE_LINES_SECONDS)
         self.refused = dict.fromkeys((*http_connections.REASONS, http_connections.FORBIDDEN), 0)
@@ -93,7 +93,7 @@ class AdminServer:
                 self._connections.note(http_connections.BAD_REQUEST, request.remote or "", f"unknown host {host!r}")
             return http_connections.answer(421, b"this server has another name\n")
         path, _, query = request.raw_path.partition("?")
-        page = self._pages.get(path)
+        page = self.pages.get(path)
         if page is None:
             return http_connections.answer(404, b"404 page not found\n")
         if request.method not in _METHODS:

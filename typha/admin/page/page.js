@@ -3,19 +3,18 @@
 const STATUS_MS = 2000; // no endpoint is asked more often
 const ENDS_MS = 4000;
 const HISTORY_MS = 10000;
-const CLIENTS_PER_MS = 2; // 10,000 clients are 4 MB: asked every 5 s
+const CLIENTS_PER_MS = 0.5; // 10,000 clients are 4 MB: asked every 20 s
 const ANSWER_MS = 15000;
 const RETRY_MS_MAX = 30000;
 const STALE_MS = 6000;
-const ROWS = 25;
-const ENDS_ROWS = 10;
+const ROWS = 10;
 const LAGS = [0.1, 1, 10, 60]; // seconds between the classes of the map
 const LAG_NAMES = ["up to 0.1 s", "up to 1 s", "up to 10 s", "up to 1 min", "more than 1 min"];
-const FRESH_SECONDS = 90; // a watch is confirmed at least once a minute, by a bookmark
+const FRESH_SECONDS = 150; // a watch is confirmed about once a minute, and at least every 130 s
 
 const find = (id) => document.getElementById(id);
 const known = { status: null, clients: null, history: null, ends: null };
-const view = { sort: "lag_seconds", descending: true, rows: ROWS, node: "", feed: "", cell: -1, all: false, paused: false };
+const view = { sort: "lag_seconds", descending: true, rows: ROWS, node: "", feed: "", cell: -1, allEnds: false, allKinds: false, paused: false };
 
 // Text
 
@@ -45,7 +44,7 @@ function seconds(value) {
   if (!Number.isFinite(value)) return "–";
   if (value === 0) return "0 s";
   if (value < 0.9995) return value < 0.0005 ? "< 1 ms" : `${significant(value * 1000).replace(/\.00?$/, "")} ms`;
-  if (value < 60) return `${significant(value)} s`;
+  if (value < 60) return `${value < 9.995 && value % 1 ? significant(value) : Math.round(value)} s`;
   if (value < 3600) return `${Math.floor(value / 60)} min ${Math.floor(value % 60)} s`;
   if (value < 86400) return `${Math.floor(value / 3600)} h ${Math.floor((value % 3600) / 60)} min`;
   return `${Math.floor(value / 86400)} d ${Math.floor((value % 86400) / 3600)} h`;
@@ -69,6 +68,12 @@ function shape(name, attributes, text) {
   return element;
 }
 
+function bar(part) {
+  const svg = shape("svg", { class: "bar", viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" });
+  svg.append(shape("rect", { class: "whole", width: 100, height: 10 }), shape("rect", { class: "part", width: 100 * part, height: 10 }));
+  return svg;
+}
+
 // Rows are changed in place: nothing flickers, and a selection or a screen reader's place in the table stays.
 function fill(body, rows, nothing) {
   const width = body.parentElement.tHead.rows[0].cells.length;
@@ -85,17 +90,15 @@ function fill(body, rows, nothing) {
   rows.forEach((cells, index) => {
     const row = body.rows[index] ?? body.insertRow();
     cells.forEach((content, column) => {
-      const [text, className, meter] = Array.isArray(content) ? content : [content, ""];
+      const [text, className, part] = content;
       const cell = row.cells[column] ?? row.insertCell();
       if (cell.className !== className) cell.className = className;
-      if (!meter) {
+      if (part === undefined) {
         put(cell, text);
         return;
       }
-      if (!cell.firstElementChild) cell.replaceChildren(make("meter"), document.createTextNode(""));
-      cell.firstElementChild.max = meter[1] || 1;
-      cell.firstElementChild.value = meter[0];
-      cell.firstElementChild.setAttribute("aria-label", meter[2]);
+      if (!cell.firstElementChild) cell.replaceChildren(bar(0), document.createTextNode(""));
+      cell.querySelector(".part").setAttribute("width", String(100 * part));
       if (cell.lastChild.data !== text) cell.lastChild.data = text;
     });
   });
@@ -205,21 +208,12 @@ function showStatus() {
       [count(feed.sequence), "number"],
       [feed.changed_at ? `${seconds(Math.max(0, Math.round(service.now - feed.changed_at)))} ago` : "–", "nowrap"],
       [feed.formats.join(", ") || "–", "nowrap"],
-      [bytes(feed.snapshot_bytes), "nowrap", [feed.snapshot_bytes, snapshots, "snapshot, of the largest"]],
-      [bytes(feed.log_bytes), "nowrap", [feed.log_bytes, logs, "log, of the largest"]],
+      [bytes(feed.snapshot_bytes), "nowrap", feed.snapshot_bytes / snapshots],
+      [bytes(feed.log_bytes), "nowrap", feed.log_bytes / logs],
     ]),
     "No feeds",
   );
-  fill(
-    find("kinds"),
-    kinds.map((kind) => [
-      [kind.type, "name"],
-      [kind.state, `nowrap state-${STATUS_NAMES[kind.state] ?? "warn"}`],
-      [kind.confirmed_seconds === null ? "never" : `${seconds(Math.round(kind.confirmed_seconds))} ago`, isFresh(kind) ? "number nowrap" : "number nowrap state-bad"],
-      [kind.feeds.join(", "), ""],
-    ]),
-    "Nothing is watched",
-  );
+  showKinds(kinds);
   const select = find("fleet-feed");
   const names = ["", ...feeds.map((feed) => feed.feed)];
   if (names.join("\n") !== [...select.options].map((option) => option.value).join("\n")) {
@@ -234,6 +228,33 @@ function showStatus() {
     select.value = view.feed;
   }
 }
+
+// Those that somebody should look at come first.
+function showKinds(kinds) {
+  const age = (kind) => kind.confirmed_seconds ?? Infinity;
+  const sorted = kinds.toSorted((one, other) => (one.state === "in-sync") - (other.state === "in-sync") || age(other) - age(one));
+  const shown = view.allKinds ? sorted : sorted.slice(0, ROWS);
+  fill(
+    find("kinds"),
+    shown.map((kind) => {
+      const [, group, name] = /^(?:(.*)\/)?([^/]*)$/.exec(kind.type);
+      return [
+        [name, "name"],
+        [group ?? "", "nowrap quiet"],
+        [`${kind.state === "in-sync" ? "✓" : "▲"} ${kind.state}`, `nowrap state-${STATUS_NAMES[kind.state] ?? "warn"}`],
+        [kind.confirmed_seconds === null ? "never" : `${seconds(Math.round(kind.confirmed_seconds))} ago`, isFresh(kind) ? "number nowrap" : "number nowrap state-bad"],
+      ];
+    }),
+    "Nothing is watched",
+  );
+  find("kinds-more").hidden = shown.length >= kinds.length;
+  put(find("kinds-more"), `Show all ${count(kinds.length)}`);
+}
+
+find("kinds-more").addEventListener("click", () => {
+  view.allKinds = true;
+  showKinds(known.status.kinds);
+});
 
 function isFresh(kind) {
   return kind.confirmed_seconds !== null && kind.confirmed_seconds < FRESH_SECONDS;
@@ -260,18 +281,18 @@ function showVerdict() {
   if (service.is_draining) notes.push("The service is draining: its clients move to other replicas.");
   const level = problems.length ? "bad" : notes.length ? "warn" : "good";
   const total = feeds.reduce((sum, feed) => sum + feed.clients, 0);
-  const title =
-    level === "bad" ? "Something is wrong" : level === "warn" ? "It works, and something is to be seen" : total ? `All ${plural(total, "client")} are up to date` : "Ready; no clients are connected";
+  const [title, ...others] = [...problems, ...notes, total ? `All ${plural(total, "client")} are up to date.` : "Ready. No clients are connected."];
+  if (level !== "good") others.pop();
   const verdict = find("verdict");
-  const text = [title, ...problems, ...notes];
+  const text = [title, ...others];
   if (verdict.dataset.text !== text.join("\n")) {
     verdict.dataset.text = text.join("\n");
     verdict.className = `verdict ${level}`;
     const parts = [make("strong", "", title)];
     if (level === "good") parts.push(make("span", "", `${plural(feeds.length, "feed")} in sync, ${plural(kinds.length, "resource")} confirmed by the API server.`));
-    else {
+    else if (others.length) {
       const list = make("ul");
-      list.append(...text.slice(1).map((line) => make("li", "", line)));
+      list.append(...others.map((line) => make("li", "", line)));
       parts.push(list);
     }
     verdict.replaceChildren(...parts);
@@ -280,6 +301,7 @@ function showVerdict() {
   put(find("note-clients"), held ? `${count(held)} held` : `${plural(feeds.filter((feed) => feed.clients).length, "feed")} in use`);
   const slowest = clients.reduce((most, client) => (most && most.lag_seconds >= client.lag_seconds ? most : client), null);
   put(find("tile-lag"), slowest ? seconds(slowest.lag_seconds) : "–");
+  find("tile-lag").className = slowest?.lag_seconds > LAGS[3] ? "state-bad" : slowest?.lag_seconds > LAGS[2] ? "state-warn" : "";
   put(find("note-lag"), slowest && slowest.lag_seconds > 0 ? slowest.node || slowest.address : slowest ? "nobody waits" : "");
 }
 
@@ -360,7 +382,7 @@ function drawCell(context, palette, x, y, size, lag, state) {
 function drawFleet() {
   const area = find("fleet");
   const canvas = area.firstElementChild;
-  const width = area.clientWidth;
+  const width = (fleet.width = area.clientWidth);
   const nodes = fleet.nodes.length;
   const ratio = window.devicePixelRatio || 1;
   fleet.size = Math.max(5, Math.min(22, Math.floor(Math.sqrt((width * 300) / Math.max(1, nodes)))));
@@ -541,7 +563,7 @@ function showClients() {
 }
 
 find("clients-more").addEventListener("click", () => {
-  view.rows += 4 * ROWS;
+  view.rows += 5 * ROWS;
   showClients();
 });
 find("clients-node").addEventListener("input", (event) => {
@@ -554,6 +576,7 @@ find("clients-node").addEventListener("input", (event) => {
 
 const HOUR_SECONDS = 3600;
 const HEIGHT = 200;
+const MIN_WIDTH = 240;
 const MARGIN = { left: 56, right: 44, top: 10, bottom: 22 };
 const charts = {};
 
@@ -627,11 +650,13 @@ class Chart {
       else return;
       event.preventDefault();
     });
-    new ResizeObserver(() => this.draw(this.points)).observe(this.area);
+    new ResizeObserver(() => {
+      if (this.scale?.width !== Math.max(MIN_WIDTH, this.area.clientWidth)) this.draw(this.points);
+    }).observe(this.area);
   }
 
   scales() {
-    const width = Math.max(240, this.area.clientWidth);
+    const width = Math.max(MIN_WIDTH, this.area.clientWidth);
     const end = this.points.at(-1)?.at ?? Date.now() / 1000;
     const span = Math.min(HOUR_SECONDS, Math.max(600, end - (this.points[0]?.at ?? end)));
     const values = this.points.flatMap((point) => this.series.map(({ key }) => point[key])).filter((value) => value > 0);
@@ -740,9 +765,7 @@ function showReasons(ends) {
     ...sorted.map(([reason, number]) => {
       const item = make("div");
       item.setAttribute("role", "listitem");
-      const bar = shape("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" });
-      bar.append(shape("rect", { width: Math.max(1, (100 * number) / most), height: 10 }));
-      item.append(make("span", "", reason), bar, make("span", "", count(number)));
+      item.append(make("span", "", reason), bar(number / most), make("span", "", count(number)));
       return item;
     }),
   );
@@ -750,7 +773,7 @@ function showReasons(ends) {
 
 function showEnds() {
   const { ends } = known.ends;
-  const shown = view.all ? ends : ends.slice(0, ENDS_ROWS);
+  const shown = view.allEnds ? ends : ends.slice(0, ROWS);
   fill(
     find("ends"),
     shown.map((end) => [
@@ -768,7 +791,7 @@ function showEnds() {
 }
 
 find("ends-more").addEventListener("click", () => {
-  view.all = true;
+  view.allEnds = true;
   showEnds();
 });
 
@@ -813,7 +836,9 @@ find("pause").addEventListener("click", (event) => {
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 document.addEventListener("visibilitychange", turn);
-new ResizeObserver(redraw).observe(find("fleet"));
+new ResizeObserver(() => {
+  if (find("fleet").clientWidth !== fleet.width) redraw();
+}).observe(find("fleet"));
 setTheme(theme);
 makeHead();
 showClients();
