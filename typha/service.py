@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import TypeVar
 
 import structlog
@@ -19,13 +19,13 @@ from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
 from typha import clock, listening, open_files, settings, signals
-from typha.admin import history, local_socket, page, status
+from typha.admin import contents, history, local_socket, page, status, support
 from typha.admin import server as admin_server
 from typha.hub import bootstrap, collector, diagnosis, hub, supervisor
 from typha.hub import policy as hub_policy
 from typha.ipc import messages
 from typha.observability import health, logs, loop_latency, metrics, webserver
-from typha.settings import feeds_file
+from typha.settings import description, feeds_file
 
 _log = structlog.get_logger("typha.service")
 
@@ -95,7 +95,8 @@ async def _serve_embedded_worker(
 class Service:
     """One service; `run` returns when it has drained after `stop`.
 
-    `max_latency` is that of the loop that it runs on, if it is measured.
+    `max_latency` is that of the loop that it runs on, if it is measured. `described` are the settings as an operator
+    may see them.
     """
 
     def __init__(
@@ -104,8 +105,10 @@ class Service:
         listener: socket.socket,
         *,
         max_latency: loop_latency.MaxLatency | None = None,
+        described: Sequence[description.Shown] = (),
     ) -> None:
         self._settings = configured
+        self._described = described
         self._stopping = asyncio.Event()
         specs = feeds_file.load(configured.feeds_file) if configured.feeds_file else []
         max_value_bytes = configured.max_frame_bytes - _VALUE_OVERHEAD_BYTES
@@ -226,17 +229,22 @@ class Service:
                         opened.close()
                     raise _cannot_listen(server.name, server.host, server.port, error) from error
 
-    def _metrics_server(self) -> webserver.WebServer:
+    def _exposition(self) -> Callable[[], bytes]:
+        """Makes the metrics page."""
         collector = metrics.SamplesCollector(self.collector.samples, syncers=self.hub.names)
         registry = metrics.make_registry(
             collector,
             runtime=self._settings.prometheus_go_metrics_enabled,
             process=self._settings.prometheus_process_metrics_enabled,
         )
-        return webserver.metrics_server(lambda: metrics.exposition(registry), metrics.CONTENT_TYPE, self._settings)
+        return lambda: metrics.exposition(registry)
+
+    def _metrics_server(self) -> webserver.WebServer:
+        return webserver.metrics_server(self._exposition(), metrics.CONTENT_TYPE, self._settings)
 
     def _admin_pages(self) -> dict[str, admin_server.Page]:
-        return self._shown_pages()
+        archive = support.SupportPage(self.hub, self.health, self._exposition(), self._described)
+        return {**self._shown_pages(), **contents.ContentPages(self.hub).pages, **archive.pages}
 
     def _shown_pages(self) -> dict[str, admin_server.Page]:
         """What the status page may show: numbers and names, and no object of the cluster."""
@@ -359,7 +367,11 @@ def allow_deep_json() -> None:
     sys.setrecursionlimit(max(sys.getrecursionlimit(), _RECURSION_LIMIT))
 
 
-async def serve(configured: settings.Settings, max_latency: loop_latency.MaxLatency) -> int:
+async def serve(
+    configured: settings.Settings,
+    max_latency: loop_latency.MaxLatency,
+    described: Sequence[description.Shown] = (),
+) -> int:
     """Runs the service to its end on a loop whose turns `max_latency` measures; returns the exit code.
 
     From here to the end of the process, no signal has its default effect.
@@ -368,7 +380,7 @@ async def serve(configured: settings.Settings, max_latency: loop_latency.MaxLate
     forbid_core_dumps()
     try:
         with await _when_free(lambda: open_listener(configured)) as listener:
-            made = Service(configured, listener, max_latency=max_latency)
+            made = Service(configured, listener, max_latency=max_latency, described=described)
             with signals.handled(asyncio.get_running_loop(), _signal_actions(made)):
                 await _when_free(made.open_web_ports)
                 await made.run()

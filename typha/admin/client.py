@@ -90,8 +90,8 @@ class Service:
     def _connection(self) -> http.client.HTTPConnection:
         if not self._is_url:
             return _LocalConnection(self.name)
-        url = urlsplit(self.name)
         try:
+            url = urlsplit(self.name)
             host, port = url.hostname or "", url.port
         except ValueError as error:
             raise Unanswered(f"{self.name}: {error}") from error

@@ -72,7 +72,7 @@ class AdminServer:
         peer_of: Callable[[socket.socket, Any], str] = http_connections.address_of,
     ) -> None:
         """Serve until cancelled. Takes the listeners."""
-        server = web.Server(self._handle)
+        server = web.Server(self._handle, handler_cancellation=True)
         connections = http_connections.HttpConnections(self.name, server, self.refused, self._limits, peer_of=peer_of)
         self._connections = connections
         try:

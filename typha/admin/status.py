@@ -1,25 +1,23 @@
-"""The pages `/v1/status` and `/v1/clients`: the service, its feeds and kinds, and who is connected.
-
-Times are seconds since 1970, durations seconds.
-"""
+"""The pages `/v1/status` and `/v1/clients`: the service, its feeds and kinds, and who is connected."""
 
 import importlib.metadata
 import socket
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
+from cache.feeds import feed
 from typha import clock
-from typha.admin import server
+from typha.admin import answers, server
 from typha.hub import client_lists, collector, hub, supervisor
 from typha.ipc import messages
 
 _monotonic = clock.monotonic
+Connected = client_lists.Connected
 
 CLIENTS_MAX = 10_000
 """Clients of one answer."""
-_SORT_KEYS: dict[str, Callable[[messages.ConnectedClient], Any]] = {
+_SORT_KEYS: dict[str, Callable[[messages.ConnectedClient], tuple[str | float, ...]]] = {
     "node": lambda client: (client.node, client.address),
     "lag": lambda client: (-client.lag_seconds, -client.lag_bytes, client.node),
     "lag-bytes": lambda client: (-client.lag_bytes, client.node),
@@ -30,27 +28,6 @@ _SORT_KEYS: dict[str, Callable[[messages.ConnectedClient], Any]] = {
     "state": lambda client: (client.state.value, client.node),
 }
 SORTS = tuple(_SORT_KEYS)
-
-
-class Client(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One connection."""
-
-    node: str
-    address: str
-    version: str
-    info: str
-    release: str
-    feed: str
-    format: str
-    state: str
-    lag_seconds: float
-    lag_bytes: int
-    sequence: int
-    bytes_sent: int
-    age_seconds: float
-    worker: int
-    tls_name: str
-    number: int
 
 
 class StatusPages:
@@ -81,71 +58,64 @@ class StatusPages:
         """The service, its feeds, and the kinds that it watches."""
         return server.Answer(msgspec.json.encode(self.described()))
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> answers.Status:
         """The same as a value."""
-        return {"service": self._service(), "feeds": self._feeds(), "kinds": self._kinds()}
+        feeds = [self._feed(source) for source in self._hub.feeds.values()]
+        return answers.Status(service=self._service(), feeds=feeds, kinds=self._kinds())
 
-    def _service(self) -> dict[str, Any]:
-        reports = [worker.report for worker in self._hub.workers.values()]
-        return {
-            "version": importlib.metadata.version("typha"),
-            "pod": socket.gethostname(),
-            "incarnation": self._supervisor.incarnation,
-            "started_at": self._started_at,
-            "now": clock.time_ns() / 1e9,
-            "is_draining": self._is_draining(),
-            "workers": [
-                {"worker": number, "ready": worker.ready, "connections": worker.report.active}
-                for number, worker in sorted(self._hub.workers.items())
+    def _service(self) -> answers.Service:
+        workers = sorted(self._hub.workers.items())
+        return answers.Service(
+            version=importlib.metadata.version("typha"),
+            pod=socket.gethostname(),
+            incarnation=self._supervisor.incarnation,
+            started_at=self._started_at,
+            now=clock.time_ns() / 1e9,
+            is_draining=self._is_draining(),
+            workers=[
+                answers.Worker(worker=number, ready=worker.ready, connections=worker.report.active)
+                for number, worker in workers
             ],
-            "port": self._port,
-            "open_connections": sum(report.active + report.closing for report in reports),
-        }
+            workers_wanted=max(1, self._supervisor.wanted),
+            port=self._port,
+            open_connections=sum(worker.report.active + worker.report.closing for _, worker in workers),
+        )
 
-    def _feeds(self) -> list[dict[str, Any]]:
-        found = []
-        now, unix = _monotonic(), clock.time_ns() / 1e9
-        for name, source in self._hub.feeds.items():
-            channels = [channel for channel in self._hub.channels.values() if channel.feed is source]
-            reports = [
-                report
-                for channel in channels
-                for report in self._hub.workers.channel_reports(channel)
-                if report is not None
-            ]
-            changed = self._hub.commit_times[name].newest
-            found.append(
-                {
-                    "feed": name,
-                    "status": source.store.status.label,
-                    "keys": len(source.store),
-                    "value_bytes": source.store.value_bytes,
-                    "digest": f"{source.store.digest:016x}",
-                    "sequence": source.store.sequence,
-                    "clients": sum(report.clients for report in reports),
-                    "held": sum(report.held for report in reports),
-                    "lag_seconds": max((report.lag_seconds for report in reports), default=0.0),
-                    "formats": [channel.encoder.name for channel in channels],
-                    "snapshot_bytes": sum(channel.snapshot.length for channel in channels if channel.snapshot),
-                    "log_bytes": sum(channel.log.used_bytes for channel in channels),
-                    "changed_at": None if changed is None else unix - (now - changed),
-                }
-            )
-        return found
+    def _feed(self, source: feed.Feed) -> answers.Feed:
+        channels = [channel for channel in self._hub.channels.values() if channel.feed is source]
+        found = [report for channel in channels for report in self._hub.workers.channel_reports(channel)]
+        reports = [report for report in found if report is not None]
+        changed = self._hub.commit_times[source.name].newest
+        store = source.store
+        return answers.Feed(
+            feed=source.name,
+            status=store.status.label,
+            keys=len(store),
+            value_bytes=store.value_bytes,
+            digest=f"{store.digest:016x}",
+            sequence=store.sequence,
+            clients=sum(report.clients for report in reports),
+            held=sum(report.held for report in reports),
+            lag_seconds=max((report.lag_seconds for report in reports), default=0.0),
+            formats=[channel.encoder.name for channel in channels],
+            snapshot_bytes=sum(channel.snapshot.length for channel in channels if channel.snapshot),
+            log_bytes=sum(channel.log.used_bytes for channel in channels),
+            changed_at=None if changed is None else unix_seconds(changed),
+        )
 
-    def _kinds(self) -> list[dict[str, Any]]:
+    def _kinds(self) -> list[answers.Kind]:
         now = _monotonic()
         found = []
         for one in self._collected.watchers:
             confirmed = one.counters.last_confirmed
             found.append(
-                {
-                    "type": str(one.type),
-                    "state": one.status.label,
-                    "objects": one.object_count,
-                    "confirmed_seconds": None if confirmed is None else now - confirmed,
-                    "feeds": [name for name, source in self._hub.feeds.items() if one.type in source.types],
-                }
+                answers.Kind(
+                    type=str(one.type),
+                    state=one.status.label,
+                    objects=one.object_count,
+                    confirmed_seconds=None if confirmed is None else now - confirmed,
+                    feeds=[name for name, source in self._hub.feeds.items() if one.type in source.types],
+                )
             )
         return found
 
@@ -163,16 +133,18 @@ class StatusPages:
         chosen = sorted(
             (one for one in listed.clients if _is_chosen(one.client, query)), key=lambda one: key(one.client)
         )
-        return server.Answer(
-            msgspec.json.encode(
-                {
-                    "clients": [_client(one) for one in chosen[:limit]],
-                    "total": len(chosen),
-                    "complete": not listed.missing,
-                    "missing_workers": listed.missing,
-                }
-            )
+        answer = answers.Clients(
+            clients=[client_answer(one) for one in chosen[:limit]],
+            total=len(chosen),
+            complete=not listed.missing,
+            missing_workers=listed.missing,
         )
+        return server.Answer(msgspec.json.encode(answer))
+
+
+def unix_seconds(monotonic_seconds: float) -> float:
+    """A moment of the monotonic clock, as seconds since 1970."""
+    return clock.time_ns() / 1e9 - (_monotonic() - monotonic_seconds)
 
 
 def number(query: server.Query, name: str, *, default: int, most: int) -> int:
@@ -183,9 +155,10 @@ def number(query: server.Query, name: str, *, default: int, most: int) -> int:
     return int(text)
 
 
-def _client(connected: client_lists.Connected) -> Client:
+def client_answer(connected: Connected) -> answers.Client:
+    """A connection as the pages show it."""
     one = connected.client
-    return Client(
+    return answers.Client(
         node=one.node,
         address=one.address,
         version=one.version,

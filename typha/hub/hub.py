@@ -29,6 +29,7 @@ from typha.hub import (
     commit_times,
     conversions,
     policy,
+    questions,
     recent,
     rejection_log,
     shortages,
@@ -62,6 +63,7 @@ class Hub:
         self.workers = worker_link.WorkerLinks()
         self.recent = recent.Recent()
         self.client_lists = client_lists.ClientLists(self.workers)
+        self.descriptions: questions.Question[ipc.DescriptionPart] = questions.Question(self.workers, ipc.Describe)
         self.updates_refused: dict[str, int] = {}
         self.objects_skipped: dict[tuple[str, str], int] = {}
         """By resource type and reason."""
@@ -77,7 +79,7 @@ class Hub:
         self.older_types: asyncio.Queue[resources.ResourceType] = asyncio.Queue()
         """Types of which only projections have objects, to be watched from now on. Each comes once."""
         self._next_channel = 1
-        self._rejection_log = rejection_log.RejectionLog()
+        self.rejection_log = rejection_log.RejectionLog()
         self._sequences_needed: dict[str, deque[int]] = {}
         """For each feed, the lowest sequence from which a client may have to be caught up, as of the last checks."""
         self.shortages = shortages.Shortages()
@@ -134,6 +136,10 @@ class Hub:
         base = self.feeds.get(syncers.FELIX)
         return base if isinstance(base, calico_feed.CalicoFeed) else None
 
+    def feeds_of(self, type: resources.ResourceType) -> list[feed.Feed]:
+        """The feeds that take objects of a type, projections included."""
+        return [source for source in self.feeds.values() if type in source.types]
+
     @property
     def types(self) -> list[resources.ResourceType]:
         """Every resource type that a feed takes, once."""
@@ -166,7 +172,7 @@ class Hub:
         """An object cannot be used at all: no feed gets to see it."""
         key = str(skipped.type), skipped.reason
         self.objects_skipped[key] = self.objects_skipped.get(key, 0) + 1
-        self._rejection_log.write_skipped(skipped)
+        self.rejection_log.write_skipped(skipped)
 
     def status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
         """A type's status has changed. A status is published at once, with all before it.
@@ -206,7 +212,7 @@ class Hub:
             type = str(done.event.type)
             self.expensive_conversions[type] = self.expensive_conversions.get(type, 0) + 1
             milliseconds = round(done.seconds * 1000)
-            self._rejection_log.write_expensive(done.event, feed=done.source.name, milliseconds=milliseconds)
+            self.rejection_log.write_expensive(done.event, feed=done.source.name, milliseconds=milliseconds)
         if not done.is_outdated:
             self._uncommitted += 1
             refusal = done.source.adopt(done.event, done.outcome)
@@ -249,7 +255,7 @@ class Hub:
 
     def _note_refusal(self, refusal: feed.Rejection) -> None:
         self.updates_refused[refusal.reason] = self.updates_refused.get(refusal.reason, 0) + 1
-        self._rejection_log.write(refusal)
+        self.rejection_log.write(refusal)
 
     def commit(self) -> None:
         """Appends what every feed has gathered to its channels' logs, and publishes it.
@@ -364,6 +370,8 @@ class Hub:
                         self.recent.take(worker.number, request)
                     case ipc.ClientSlice():
                         self.client_lists.take(worker, request)
+                    case ipc.DescriptionPart():
+                        self.descriptions.take(worker, request.request, [request], is_last=request.is_last)
         except Exception as error:  # whatever it is, this worker cannot be understood any more
             worker.fail(error)
 

@@ -24,7 +24,12 @@ class Flood(Exception):
 
 
 Request: TypeAlias = (
-    messages.WantChannel | messages.WantSnapshot | messages.WantBlock | messages.ReportRecent | messages.ClientSlice
+    messages.WantChannel
+    | messages.WantSnapshot
+    | messages.WantBlock
+    | messages.ReportRecent
+    | messages.ClientSlice
+    | messages.DescriptionPart
 )
 """What a worker asks of the hub, its answers to the hub's questions, and what the hub keeps for longer than the worker
 lives."""

@@ -16,6 +16,7 @@
 | `LimitConnections` | worker | four times a second among several workers | above the limit the worker accepts none |
 | `ControlLog` | worker | when an operator asks for it by a signal to the hub | the worker's log does as the hub's |
 | `ListClients` | worker | when an operator asks who is connected, once a second at most | replaces an unanswered one |
+| `Describe` | worker | when an operator makes an archive for support | replaces an unanswered one |
 | `Drain` | worker | once, at the end | the worker closes its clients and ends |
 | `Ready` | hub | first | the worker serves |
 | `WantChannel` | hub | when a client asks for a channel that is not open | the hub opens it once its feed is in sync |
@@ -25,6 +26,7 @@
 | `ReportHistograms` | hub | after a `Report`, one for each feed | apart, because together they may exceed a datagram |
 | `ReportRecent` | hub | after a `Report`, if there is something | all deliveries since the last one, the newest ends |
 | `ClientSlice` | hub | in answer to `ListClients`, one slice after another | each client that stays is in one slice |
+| `DescriptionPart` | hub | in answer to `Describe`, one part after another | no secrets |
 
 Descriptors travel beside the message in the order named here, and become the receiver's.
 
@@ -190,6 +192,12 @@ class ControlLog(_Message):
 
 class ListClients(_Message):
     """Which clients are connected? The answer has the same number."""
+
+    request: int
+
+
+class Describe(_Message):
+    """Where do your tasks and threads stand, and what have you logged? The answer has the same number."""
 
     request: int
 
@@ -379,6 +387,20 @@ class ClientSlice(_Message):
     is_last: bool
 
 
+DESCRIPTION_CHARS = 8 * 1024
+"""Of one part, which has up to four bytes for each. Parts are `SLICE_SECONDS` apart, too."""
+DESCRIPTION_PARTS_MAX = 128
+
+
+class DescriptionPart(_Message):
+    """A part of the answer to `Describe`."""
+
+    request: Count
+    pid: Count
+    text: Annotated[str, msgspec.Meta(max_length=DESCRIPTION_CHARS)]
+    is_last: bool
+
+
 ToWorker: TypeAlias = (
     ShareCounter
     | OpenChannel
@@ -394,10 +416,19 @@ ToWorker: TypeAlias = (
     | LimitConnections
     | ControlLog
     | ListClients
+    | Describe
     | Drain
 )
 ToHub: TypeAlias = (
-    Ready | WantChannel | WantSnapshot | WantBlock | Report | ReportHistograms | ReportRecent | ClientSlice
+    Ready
+    | WantChannel
+    | WantSnapshot
+    | WantBlock
+    | Report
+    | ReportHistograms
+    | ReportRecent
+    | ClientSlice
+    | DescriptionPart
 )
 
 FOR_WORKER: "msgspec.msgpack.Decoder[ToWorker]" = msgspec.msgpack.Decoder(ToWorker)

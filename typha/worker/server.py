@@ -12,6 +12,7 @@ import math
 import os
 import random
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -149,6 +150,7 @@ class Server:
         self._timer: asyncio.TimerHandle | None = None
         self._client_list: client_list.ClientList | None = None
         """The answer that is being made."""
+        self._description: deque[messages.DescriptionPart] = deque()
         self._share = 1 << 31
         """Connections above which none is accepted."""
         self._accept_batch = limits.accept_batch
@@ -312,6 +314,8 @@ class Server:
                 self._control_log(message)
             case messages.ListClients():
                 self._list_clients(message.request)
+            case messages.Describe():
+                self._describe(message.request)
             case messages.Drain():
                 self._drain = message
                 self._drain_begun.set()
@@ -345,6 +349,19 @@ class Server:
                 self._client_list = None
                 return
         self._loop.call_later(messages.SLICE_SECONDS, self._guarded, self._send_slice)
+
+    def _describe(self, request: int) -> None:
+        """Begins to describe this process, in place of a description that is not finished."""
+        is_describing = bool(self._description)
+        self._description = diagnosis.description(request)
+        if not is_describing:
+            self._send_description()
+
+    def _send_description(self) -> None:
+        if not self._link.wants_write:
+            self._link.send(self._description.popleft())
+        if self._description:
+            self._loop.call_later(messages.SLICE_SECONDS, self._guarded, self._send_description)
 
     def _publish(self, message: messages.Publish) -> None:
         self._publishes_heard += 1
