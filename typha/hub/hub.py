@@ -30,6 +30,7 @@ from typha.hub import (
     conversions,
     policy,
     questions,
+    recent,
     rejection_log,
     shortages,
     snapshot_scheduler,
@@ -60,6 +61,7 @@ class Hub:
         """By feed and wire format."""
         self._by_number: dict[int, HubChannel] = {}
         self.workers = worker_link.WorkerLinks()
+        self.recent = recent.Recent()
         self.client_lists = client_lists.ClientLists(self.workers)
         self.descriptions: questions.Question[ipc.DescriptionPart] = questions.Question(self.workers, ipc.Describe)
         self.updates_refused: dict[str, int] = {}
@@ -364,6 +366,8 @@ class Hub:
                         self.want_snapshot(worker, request.channel)
                     case ipc.WantBlock():
                         self.want_block(worker, request)
+                    case ipc.ReportRecent():
+                        self.recent.take(worker.number, request)
                     case ipc.ClientSlice():
                         self.client_lists.take(worker, request)
                     case ipc.DescriptionPart():
