@@ -358,10 +358,19 @@ def _message(decode: _Decode, payload: bytes | memoryview) -> messages.Message:
         raise errors.RemoteProtocolError("a message is not valid: it is not one whole msgpack value") from error
 
 
-_WORDS = {"int": "integer", "str": "text", "bytes": "bin", "bool": "boolean", "null": "nil", "object": "map"}
+_WORDS = {
+    "int": "integer",
+    "str": "text",
+    "bytes": "bin",
+    "bool": "boolean",
+    "null": "nil",
+    "None": "nil",
+    "object": "map",
+    "Object missing required field": "a member is missing:",
+}
 """msgspec's words for kinds, and the specification's."""
 
 
 def _in_plain_words(text: str) -> str:
     """What msgspec finds wrong, in the words of the specification: "Expected `text`, got `array` - at `$[1].feed`"."""
-    return re.sub(r"(?<=[`\s])(" + "|".join(_WORDS) + r")(?=[`\s])", lambda found: _WORDS[found[0]], text)
+    return re.sub(rf"(?<![^`\s])({'|'.join(_WORDS)})(?![^`\s])", lambda found: _WORDS[found[0]], text)

@@ -200,10 +200,12 @@ class Connection:
         state = _TRANSITIONS.get((self.role, self.state, type(message)))
         if state is None:
             name = codec.message_name(type(message))
-            raise errors.RemoteProtocolError(f"a {name} is not allowed in state {self.state.value}")
+            raise errors.RemoteProtocolError(f"message {name} is not allowed in state {self.state.value}")
         match message:
             case messages.ClientHello():
                 self._splitter.max_frame_bytes = frames.MAX_CLIENT_FRAME_BYTES
+            case messages.ServerHello() if message.max_frame_bytes:
+                self._splitter.max_frame_bytes = min(self._splitter.max_frame_bytes, message.max_frame_bytes)
             case messages.Updates():
                 if message.previous_sequence != self.sequence or message.sequence < message.previous_sequence:
                     raise errors.RemoteProtocolError(

@@ -74,7 +74,7 @@ class HubChannel:
 
         Typha's clients are told nothing of it, as by the original.
         """
-        if not self._knows_contact or self.unwritten is not None or self.status is self.status_now:
+        if self.unwritten is not None or self.status is self.status_now:
             return None
         return feed.Batch(self.feed.store.sequence, [], self.status_now)
 

@@ -136,7 +136,7 @@ def test_every_message_in_every_state(role: connection.Role, state: State, kind:
     if role is CLIENT and state is State.SNAPSHOT and kind is messages.SnapshotEnd:
         message = messages.SnapshotEnd(0, 1, 0)
     if expected is None:
-        problem = f"a {codec.message_name(kind)} is not allowed in state {state.value}"
+        problem = f"message {codec.message_name(kind)} is not allowed in state {state.value}"
         if role is SERVER and kind not in FROM_CLIENTS:
             problem = "a message is not valid"
         with pytest.raises(errors.RemoteProtocolError, match=problem):

@@ -131,6 +131,7 @@ def test_no_frame_is_larger_than_the_limit(max_frame_bytes: int, zstd: bool) -> 
     key = "\N{GRINNING FACE}" * (codec.MAX_KEY_CHARS - 4)
     updates = [put(number, rng.randbytes(rng.choice([0, 100, 20_000, largest]))) for number in range(100)]
     updates += [put(0, bytes(largest))._replace(key=f"{key}{number}") for number in range(5)]
+    updates += [put(0, bytes(4000))._replace(key=f"{key}{number}") for number in range(5, 60)]
     data = [
         made.snapshot_chunk(2**64 - 1, 2**64 - 1, updates),
         *(frame.data for frame in made.updates(2**63, updates)),

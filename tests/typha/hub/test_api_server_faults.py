@@ -7,10 +7,11 @@ import pytest
 from protocol import formats, messages
 from protocol.native import codec, frames
 from tests.harness import worker_stand
-from tests.harness.hub_stand import LIMITS, HubStand
+from tests.harness.hub_stand import LIMITS, HubStand, Worker
 from tests.harness.worker_stand import FEED, NODES, PODS, WorkerStand, pod
 from typha.hub import hub
 from typha.hub.channel import HubChannel
+from typha.ipc import messages as ipc
 
 WAITING, RESYNC, IN_SYNC = messages.SyncStatus.WAITING, messages.SyncStatus.RESYNC, messages.SyncStatus.IN_SYNC
 
@@ -69,6 +70,8 @@ def test_some_types_lost_is_a_resync() -> None:
     made.commit()
     made.want_channel(FEED, "native")
     [channel] = made.channels.values()
+    worker = Worker()
+    worker.attach(made)
     for lost in ([PODS], [PODS], [PODS, NODES], [NODES], []):
         for type in (PODS, NODES):
             made.set_unconfirmed(type, type in lost)
@@ -78,6 +81,12 @@ def test_some_types_lost_is_a_resync() -> None:
     made.set_unconfirmed(NODES, True)
     made.commit()
     assert statuses(channel)[4:] == [RESYNC]  # the loss of the other type changes nothing of that
+    made.status(PODS, IN_SYNC)
+    made.commit()
+    assert statuses(channel)[5:] == [RESYNC]
+    told = [message.status for message in worker.hear() if isinstance(message, ipc.NoteStatus)]
+    assert told == statuses(channel)
+    worker.close()
     made.close()
 
 

@@ -41,7 +41,7 @@ async def told(stage: WorkerStand, peer: Peer) -> messages.Goodbye:
         (HELLO + bytes(4), "protocol-error", "a frame has length 0"),
         (frames.PREFACE + struct.pack(">I", 65_537), "message-too-large", "65537 bytes, and the limit is 65536"),
         (frames.PREFACE + bytes(4), "protocol-error", "a frame has length 0"),
-        (HELLO + HELLO[8:], "protocol-error", "a client-hello is not allowed in state ready"),
+        (HELLO + HELLO[8:], "protocol-error", "message client-hello is not allowed in state ready"),
         (hello(feed=7), "protocol-error", "Expected `text`, got `integer` - at `$[1].feed`"),
         (hello(versions=[1.0]), "protocol-error", "Expected `integer`, got `float` - at `$[1].versions[0]`"),
         (frames.PREFACE + frames.pack_frame(b"\x92\x01"), "protocol-error", "not one whole msgpack value"),
