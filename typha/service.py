@@ -18,8 +18,9 @@ from cache.feeds import feed
 from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
+from protocol.native import encoder as native_encoder
 from typha import clock, listening, open_files, settings, signals
-from typha.admin import contents, local_socket, status, support
+from typha.admin import contents, history, local_socket, page, status, support
 from typha.admin import server as admin_server
 from typha.hub import bootstrap, collector, diagnosis, hub, supervisor
 from typha.hub import policy as hub_policy
@@ -43,8 +44,8 @@ _PORT_WAIT_SECONDS = 3.0
 """The workers of a service that was killed end by themselves within a turn of their loop, and free the port."""
 _PORT_RETRY_SECONDS = 0.1
 EXIT_CANNOT_SERVE = 1
-_VALUE_OVERHEAD_BYTES = 32 * 1024
-"""What a frame needs in addition to its largest value: a key of any legal length, and the rest of the update."""
+_PAGE_BACKLOG = 16
+_PAGE_RETRY_SECONDS = 1.0
 
 
 class ServiceError(Exception):
@@ -109,7 +110,7 @@ class Service:
         self._described = described
         self._stopping = asyncio.Event()
         specs = feeds_file.load(configured.feeds_file) if configured.feeds_file else []
-        max_value_bytes = configured.max_frame_bytes - _VALUE_OVERHEAD_BYTES
+        max_value_bytes = configured.max_frame_bytes - native_encoder.VALUE_OVERHEAD_BYTES
         limits = hub_policy.from_settings(configured)
         self.hub = hub.Hub(
             [feed.RawFeed(spec, max_value_bytes=max_value_bytes) for spec in specs],
@@ -141,8 +142,18 @@ class Service:
         if configured.prometheus_metrics_enabled:
             self.collector.web_servers.append(self._metrics_server())
         self.diagnosis = diagnosis.Diagnosis(self.hub, self.supervisor, self.collector)
+        self.history = history.History(self.supervisor, self.hub.recent)
         self.admin = admin_server.AdminServer("admin", self._admin_pages())
-        self.collector.http_refused["admin"] = self.admin.refused
+        self.status_page = admin_server.AdminServer(
+            "status-page",
+            page.pages(self._shown_pages()),
+            limits=page.LIMITS,
+            headers=page.HEADERS,
+            answers_to=page.answers_to(configured.status_page_host),
+        )
+        self.collector.http_refused[self.admin.name] = self.admin.refused
+        if configured.status_page_enabled:
+            self.collector.http_refused[self.status_page.name] = self.status_page.refused
 
     def stop(self, signal_name: str = "") -> None:
         """Begins to drain: no new clients are accepted, and the others are closed one after another."""
@@ -162,7 +173,10 @@ class Service:
         loop = asyncio.get_running_loop()
         logs.limit_loop_errors(loop)
         port = self.listener.getsockname()[1]
-        _log.info("Listening", port=port, feeds=", ".join(self.hub.names) or "none", workers=self.supervisor.wanted)
+        feeds = {"feeds": ", ".join(self.hub.feeds) or "none"}
+        if self.hub.awaited:  # whether they come is decided once the API server has answered
+            feeds["feeds_not_decided"] = ", ".join(self.hub.awaited)
+        _log.info("Listening", port=port, **feeds, workers=self.supervisor.wanted)
         if not self.hub.names:
             _log.warning("No feeds are configured: every client will be refused", setting="FeedsFile, CalicoFeeds")
         try:
@@ -195,6 +209,7 @@ class Service:
             ("housekeeping", self._keep_house()),
             ("workers' activity", self._watch_workers()),
             ("admin", self._serve_admin()),
+            ("status page", self._serve_status_page()),
         ]
         jobs += [(server.name, server.run()) for server in self.collector.web_servers]
         return jobs
@@ -230,6 +245,11 @@ class Service:
         return webserver.metrics_server(self._exposition(), metrics.CONTENT_TYPE, self._settings)
 
     def _admin_pages(self) -> dict[str, admin_server.Page]:
+        archive = support.SupportPage(self.hub, self.health, self._exposition(), self._described)
+        return {**self._shown_pages(), **contents.ContentPages(self.hub).pages, **archive.pages}
+
+    def _shown_pages(self) -> dict[str, admin_server.Page]:
+        """What the status page may show: numbers and names, and no object of the cluster."""
         pages = status.StatusPages(
             self.hub,
             self.supervisor,
@@ -237,8 +257,24 @@ class Service:
             port=self.listener.getsockname()[1],
             is_draining=self._stopping.is_set,
         )
-        archive = support.SupportPage(self.hub, self.health, self._exposition(), self._described)
-        return {**pages.pages, **contents.ContentPages(self.hub).pages, **archive.pages}
+        return {**pages.pages, **self.history.pages}
+
+    async def _serve_status_page(self) -> None:
+        """The page in the browser, if it is wanted. The service goes on without it."""
+        host, port = self._settings.status_page_host, self._settings.status_page_port
+        is_first = True
+        while self._settings.status_page_enabled:
+            try:
+                addresses = await asyncio.to_thread(listening.addresses, host, port)
+                listeners = listening.open_all(host, port, backlog=_PAGE_BACKLOG, found=addresses)
+            except (OSError, RuntimeError) as error:  # RuntimeError: no thread is left
+                if is_first:
+                    _log.warning("The status page cannot listen, retrying", host=host, port=port, error=str(error))
+                is_first = False
+                await asyncio.sleep(_PAGE_RETRY_SECONDS)
+                continue
+            _log.info("Status page is listening", host=host, port=listeners[0].getsockname()[1])
+            await self.status_page.run(listeners)
 
     async def _serve_admin(self) -> None:
         """The socket for operators. The service goes on without it."""
@@ -262,7 +298,10 @@ class Service:
         synced = False
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+            for one in self.collector.watchers:
+                self.hub.set_unconfirmed(one.type, one.is_unconfirmed)
             self.hub.look_after_channels()
+            self.history.look()
             self.collector.report(self.health)
             is_complete = bool(self.hub.feeds) and not self.hub.awaited
             if not synced and is_complete and all(source.synced_once for source in self.hub.feeds.values()):

@@ -19,6 +19,7 @@ _FIELDS_MAX = 20
 _FAILED_PAGE_LINES_SECONDS = 60.0
 _METHODS = frozenset({"GET", "HEAD"})
 JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
 
 
 class BadQuery(ValueError):
@@ -41,9 +42,24 @@ Page = Callable[[Query], Awaitable[Answer]]
 class AdminServer:
     """Serves pages on sockets that listen. Answers other paths with 404."""
 
-    def __init__(self, name: str, pages: Mapping[str, Page], *, limits: http_connections.Limits = LIMITS) -> None:
+    def __init__(
+        self,
+        name: str,
+        pages: Mapping[str, Page],
+        *,
+        limits: http_connections.Limits = LIMITS,
+        headers: Mapping[str, str] | None = None,
+        answers_to: Callable[[str], bool] = lambda _host: True,
+    ) -> None:
+        """Args:
+        headers: of every answer.
+        answers_to: whether requests with this Host header are answered.
+        """
         self.name = name
-        self._pages = pages
+        self._headers = dict(headers or {})
+        self._answers_to = answers_to
+        self._connections: http_connections.HttpConnections | None = None
+        self.pages = pages
         self._limits = limits
         self._failures = logs.LineLimit(1, seconds=_FAILED_PAGE_LINES_SECONDS)
         self.refused = dict.fromkeys((*http_connections.REASONS, http_connections.FORBIDDEN), 0)
@@ -58,6 +74,7 @@ class AdminServer:
         """Serve until cancelled. Takes the listeners."""
         server = web.Server(self._handle, handler_cancellation=True)
         connections = http_connections.HttpConnections(self.name, server, self.refused, self._limits, peer_of=peer_of)
+        self._connections = connections
         try:
             connections.listen(listeners)
             await asyncio.Event().wait()
@@ -65,8 +82,18 @@ class AdminServer:
             await connections.close()
 
     async def _handle(self, request: web.BaseRequest) -> web.Response:
+        response = await self._response(request)
+        response.headers.update(self._headers)
+        return response
+
+    async def _response(self, request: web.BaseRequest) -> web.Response:
+        host = request.headers.get("Host", "")
+        if not self._answers_to(host):
+            if self._connections is not None:
+                self._connections.note(http_connections.BAD_REQUEST, request.remote or "", f"unknown host {host!r}")
+            return http_connections.answer(421, b"this server has another name\n")
         path, _, query = request.raw_path.partition("?")
-        page = self._pages.get(path)
+        page = self.pages.get(path)
         if page is None:
             return http_connections.answer(404, b"404 page not found\n")
         if request.method not in _METHODS:

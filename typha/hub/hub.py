@@ -30,6 +30,7 @@ from typha.hub import (
     conversions,
     policy,
     questions,
+    recent,
     rejection_log,
     shortages,
     snapshot_scheduler,
@@ -60,6 +61,7 @@ class Hub:
         """By feed and wire format."""
         self._by_number: dict[int, HubChannel] = {}
         self.workers = worker_link.WorkerLinks()
+        self.recent = recent.Recent()
         self.client_lists = client_lists.ClientLists(self.workers)
         self.descriptions: questions.Question[ipc.DescriptionPart] = questions.Question(self.workers, ipc.Describe)
         self.updates_refused: dict[str, int] = {}
@@ -222,6 +224,11 @@ class Hub:
     def confirmed(self, type: resources.ResourceType) -> None:
         """The watcher's own counters remember when."""
 
+    def set_unconfirmed(self, type: resources.ResourceType, is_unconfirmed: bool) -> None:
+        """Record whether the API server can no longer confirm a type. `look_after_channels` tells native clients."""
+        for source in self._by_type[type]:
+            source.set_unconfirmed(type, is_unconfirmed)
+
     def batch_end(self) -> None:
         """Publishes what has come, now or together with what comes while the workers are busy."""
         if self.coalescer.is_unfinished:
@@ -289,6 +296,11 @@ class Hub:
                 )
             for channel in channels:
                 published = self._append(channel, batch, changed_at) or published
+        for channel in self.channels.values():
+            change = channel.contact_change()
+            if change is not None:
+                _log.info("Status for native clients changed", feed=channel.feed.name, status=channel.status_now.label)
+                published = self._append(channel, change, changed_at) or published
         self.coalescer.published(is_unfinished=is_unfinished)
         self._committed.set()
         if published:
@@ -325,7 +337,7 @@ class Hub:
             self.shortages.over(shortages.Lacking.LOG)
             self.snapshots.wake()
             self.catch_ups.wake()
-        self.workers.publish(channel, segments, batch.status, changed_at)
+        self.workers.publish(channel, segments, None if batch.status is None else channel.status, changed_at)
         if channel.wants_snapshot():
             self.snapshots.request(channel)
         if segments:
@@ -364,6 +376,8 @@ class Hub:
                         self.want_snapshot(worker, request.channel)
                     case ipc.WantBlock():
                         self.want_block(worker, request)
+                    case ipc.ReportRecent():
+                        self.recent.take(worker.number, request)
                     case ipc.ClientSlice():
                         self.client_lists.take(worker, request)
                     case ipc.DescriptionPart():
@@ -384,7 +398,7 @@ class Hub:
                 self._open_projection(name, self._projected)
         for key in [key for key in self._wanted if key[0] in self.feeds and self.feeds[key[0]].synced_once]:
             del self._wanted[key]
-            encoder = formats.make_encoder(key[1])
+            encoder = formats.make_encoder(key[1], max_frame_bytes=self._policy.max_frame_bytes)
             channel = HubChannel(self._next_channel, self.feeds[key[0]], encoder, self._policy)
             self._next_channel += 1
             self.channels[key] = self._by_number[channel.number] = channel
@@ -476,7 +490,8 @@ class Hub:
         Where newcomers take a snapshot with much log after it, the next ones get a newer one.
         """
         now = _monotonic()
-        if self._is_short or any(channel.unwritten is not None for channel in self.channels.values()):
+        channels = self.channels.values()
+        if self._is_short or any(one.unwritten is not None or one.contact_change() is not None for one in channels):
             self.commit()
         self.coalescer.note_clients(self.workers.clients_max)
         for channel in list(self.channels.values()):

@@ -208,6 +208,11 @@ class Supervisor:
         return totals
 
     @property
+    def active(self) -> int:
+        """Open connections of all workers."""
+        return sum(worker.report.active for worker in self._hub.workers.values())
+
+    @property
     def longest_turn_seconds(self) -> float:
         """The longest turn of any worker, those that have died included."""
         alive = [worker.report.longest_turn_seconds_ever for worker in self._hub.workers.values()]

@@ -24,6 +24,7 @@
 | `WantBlock` | hub | when clients have fallen out of the log | the hub answers with a block or refuses |
 | `Report` | hub | every second | the worker is alive; numbers are totals |
 | `ReportHistograms` | hub | after a `Report`, one for each feed | apart, because together they may exceed a datagram |
+| `ReportRecent` | hub | after a `Report`, if there is something | all deliveries since the last one, the newest ends |
 | `ClientSlice` | hub | in answer to `ListClients`, one slice after another | each client that stays is in one slice |
 | `DescriptionPart` | hub | in answer to `Describe`, one part after another | no secrets |
 
@@ -42,6 +43,9 @@ import msgspec
 from cache.state import cursor, files
 from protocol import formats, messages, reasons
 from typha.observability import quantiles
+
+ENDS_REPORTED_MAX = 50
+"""Ends that a worker reports each second: more than anybody reads. The totals count all of them."""
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 """msgpack has no integer above 64 bits, so sums of these have a few more at most."""
@@ -325,6 +329,28 @@ class ReportHistograms(_Message):
     histograms: dict[HistogramName, Annotated[list[Count], msgspec.Meta(max_length=quantiles.LIST_LENGTH_MAX)]]
 
 
+class End(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+    """A connection that has ended. Node and address are the peer's own words."""
+
+    at: Seconds
+    """By the monotonic clock."""
+    node: Text
+    address: Text
+    feed: Text
+    """Empty before the hello."""
+    reason: reasons.DisconnectReason
+    age_seconds: Seconds
+
+
+class ReportRecent(_Message):
+    """What has happened since the last one."""
+
+    latency: Annotated[list[Count], msgspec.Meta(max_length=quantiles.LIST_LENGTH_MAX)]
+    """Of deliveries over all feeds, as `observability.quantiles.Histogram.to_list` gives it."""
+    ends: Annotated[list[End], msgspec.Meta(max_length=ENDS_REPORTED_MAX)]
+    """The newest, oldest first."""
+
+
 class ConnectedClient(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
     """One connection of a worker, as of now."""
 
@@ -394,7 +420,15 @@ ToWorker: TypeAlias = (
     | Drain
 )
 ToHub: TypeAlias = (
-    Ready | WantChannel | WantSnapshot | WantBlock | Report | ReportHistograms | ClientSlice | DescriptionPart
+    Ready
+    | WantChannel
+    | WantSnapshot
+    | WantBlock
+    | Report
+    | ReportHistograms
+    | ReportRecent
+    | ClientSlice
+    | DescriptionPart
 )
 
 FOR_WORKER: "msgspec.msgpack.Decoder[ToWorker]" = msgspec.msgpack.Decoder(ToWorker)

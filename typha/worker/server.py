@@ -602,6 +602,9 @@ class Server:
         )
         for histograms in self.stats.histograms(now):
             self._link.send(histograms)
+        recent = self.stats.take_recent()
+        if recent is not None:
+            self._link.send(recent)
 
     # The end.
 
