@@ -18,7 +18,7 @@ from cache.feeds import feed
 from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
-from typha import clock, listening, open_files, settings, signals
+from typha import build, clock, listening, open_files, settings, signals
 from typha.hub import bootstrap, collector, diagnosis, hub, supervisor
 from typha.hub import policy as hub_policy
 from typha.ipc import messages
@@ -128,6 +128,8 @@ class Service:
             self.supervisor,
             max_latency=max_latency or loop_latency.MaxLatency(clock.monotonic()),
             open_files_limit=open_files.raise_limit(),
+            version=build.VERSION,
+            commit=build.commit(),
         )
         self.collector.register(self.health)
         if configured.health_enabled:
@@ -214,6 +216,7 @@ class Service:
             collector,
             runtime=self._settings.prometheus_go_metrics_enabled,
             process=self._settings.prometheus_process_metrics_enabled,
+            workers=lambda: self.supervisor.pids,
         )
         return webserver.metrics_server(lambda: metrics.exposition(registry), metrics.CONTENT_TYPE, self._settings)
 

@@ -7,6 +7,7 @@ from cache.state import files, log, snapshot
 from protocol import encoding
 from typha import clock
 from typha.hub import policy
+from typha.ipc import messages
 
 _monotonic = clock.monotonic
 
@@ -15,8 +16,8 @@ class Unwritten(NamedTuple):
     """A batch that the store has and the log lacks."""
 
     batch: feed.Batch
-    changed_at: float
-    """Monotonic time at which the oldest update of it came."""
+    times: messages.UpdateTimes
+    """Of the oldest update."""
 
 
 class HubChannel:
@@ -60,13 +61,13 @@ class HubChannel:
         """Frames in the log's last segment."""
         return self.log.segments[-1].frames if self.log.segments else 0
 
-    def append(self, batch: feed.Batch, changed_at: float = 0.0) -> list[log.Segment]:
+    def append(self, batch: feed.Batch, times: messages.UpdateTimes = messages.UNKNOWN_TIMES) -> list[log.Segment]:
         """Encodes a batch and appends it: updates, then the status. Returns the segments that were begun for it.
 
         Raises:
             OSError, MemoryError: nothing of it is in the log; it is `unwritten` until it is appended again.
         """
-        self.unwritten = Unwritten(batch, changed_at)
+        self.unwritten = Unwritten(batch, times)
         frames = self.encoder.updates(batch.previous_sequence, batch.updates) if batch.updates else []
         if batch.status is not None:
             frames.append(self.encoder.status(batch.previous_sequence + len(batch.updates), batch.status))
