@@ -13,14 +13,17 @@ from typha.observability import buckets, certificates, health, logs, loop_latenc
 from typha.settings import machine
 
 _monotonic = clock.monotonic
+SERIES_MAX = 500
+"""Of a page with all four feeds and everything that they can count. A feed for agents of an older release adds some
+ninety."""
 _OTHER = "other"
 _LABEL_SETS_MAX = {
-    "typha_watch_errors_total": 16,
+    "typha_watch_errors_total": 12,
     "typha_watch_relists_total": 8,
     "typha_watch_resumes_total": 8,
     "typha_objects_skipped": 8,
     "typha_expensive_conversions_total": 4,
-    "typha_updates_dropped_total": 16,
+    "typha_updates_dropped_total": 12,
 }
 """Of metrics by kind or reason, which together could have a thousand series. The ones that count first are shown; all
 others are added up as `other`. A cluster with faults of more kinds has one fault that concerns all of them."""
@@ -80,13 +83,14 @@ class Collector:
     def _bounded(self, name: str, values: dict[tuple[str, ...], float]) -> dict[tuple[str, ...], float]:
         """The values that count, with a limited number of label sets: those that counted first, and `other`."""
         shown = self._shown[name]
-        limited: dict[tuple[str, ...], float] = {}
+        labels_count = len(metrics.BY_NAME[name].labels)
+        limited: dict[tuple[str, ...], float] = {(_OTHER,) * labels_count: 0}  # so that their sum begins at 0
         for labels, value in values.items():
             if not value:
                 continue
             if labels not in shown and len(shown) < _LABEL_SETS_MAX[name]:
                 shown.add(labels)
-            place = labels if labels in shown else (_OTHER,) * len(labels)
+            place = labels if labels in shown else (_OTHER,) * labels_count
             limited[place] = limited.get(place, 0) + value
         return limited
 

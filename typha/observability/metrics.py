@@ -16,14 +16,15 @@ from protocol import reasons
 from typha.observability import buckets, processes, quantiles
 from typha.observability.metrics_table import METRICS, Kind, Metric
 
-__all__ = ["CONTENT_TYPE", "METRICS", "SamplesCollector", "exposition", "make_registry", "summary_samples"]
+__all__ = ["BY_NAME", "CONTENT_TYPE", "METRICS", "SamplesCollector", "exposition", "make_registry", "summary_samples"]
 
 Samples: TypeAlias = dict[str, dict[tuple[str, ...], float]]
 """Metric name -> label values in the table's order -> value. See `summary_samples` and `histogram_samples`."""
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_BY_NAME = {metric.name: metric for metric in METRICS}
+BY_NAME = {metric.name: metric for metric in METRICS}
+"""The rows of the table."""
 _REASONS = tuple(reason.value for reason in reasons.DisconnectReason)
 _LABELS_KEPT = 4096
 """Cached texts of label sets. There are few sets, and every scrape needs all of them."""
@@ -58,7 +59,7 @@ class SamplesCollector(registry.Collector):
     def collect(self) -> Iterable[Family]:
         """Read the samples. Raises ValueError if a name is not in the table, or the number of labels is wrong."""
         samples = self._read()
-        unknown = samples.keys() - _BY_NAME.keys()
+        unknown = samples.keys() - BY_NAME.keys()
         if unknown:
             raise ValueError(f"metrics are not in the table: {', '.join(sorted(unknown))}")
         for metric in METRICS:
