@@ -56,7 +56,9 @@ CASES = {
         after=6,
     ),
     "TyphaWorkerRestarts": one("typha_worker_restarts_total", "0+1x60", "0 0 1 1 2x60"),
-    "TyphaKindStale": one("typha_watch_last_confirmed_seconds", "0+60x60", "0 300 599 30x60", labels={"type": "core/v1/pods"}),
+    "TyphaKindStale": one(
+        "typha_watch_last_confirmed_seconds", "0+60x60", "0 300 599 30x60", labels={"type": "core/v1/pods"}
+    ),
     "TyphaWatchForbidden": one(
         "typha_watch_errors_total", "0+2x60", "0 1 1x60", labels={"type": "core/v1/pods", "class": "forbidden"}
     ),
@@ -66,12 +68,16 @@ CASES = {
         "typha_disconnects_total", "0+6x60", "0 8 8 8 9x60", labels={"reason": "unsupported-version"}
     ),
     "TyphaPropagationSlow": Case(
-        {series("typha_propagation_seconds_bucket", le="1.0", **BUCKET): "0+90x60",
-         series("typha_propagation_seconds_bucket", le="2.5", **BUCKET): "0+100x60",
-         series("typha_propagation_seconds_bucket", le="+Inf", **BUCKET): "0+100x60"},
-        {series("typha_propagation_seconds_bucket", le="1.0", **BUCKET): "0+100x60",
-         series("typha_propagation_seconds_bucket", le="2.5", **BUCKET): "0+100x60",
-         series("typha_propagation_seconds_bucket", le="+Inf", **BUCKET): "0+100x60"},
+        {
+            series("typha_propagation_seconds_bucket", le="1.0", **BUCKET): "0+90x60",
+            series("typha_propagation_seconds_bucket", le="2.5", **BUCKET): "0+100x60",
+            series("typha_propagation_seconds_bucket", le="+Inf", **BUCKET): "0+100x60",
+        },
+        {
+            series("typha_propagation_seconds_bucket", le="1.0", **BUCKET): "0+100x60",
+            series("typha_propagation_seconds_bucket", le="2.5", **BUCKET): "0+100x60",
+            series("typha_propagation_seconds_bucket", le="+Inf", **BUCKET): "0+100x60",
+        },
     ),
     "TyphaReplicasUnequal": Case(
         {series("typha_connections_active"): "1000x120", series("typha_connections_active", instance="b"): "0x120"},
@@ -79,17 +85,25 @@ CASES = {
         after=90,
     ),
     "TyphaCertificateExpiresSoon": one(
-        "typha_certificate_expiry_timestamp_seconds", f"{10 * DAY}x120", f"{30 * DAY}x120", after=90, labels={"file": "CAFile"}
+        "typha_certificate_expiry_timestamp_seconds",
+        f"{10 * DAY}x120",
+        f"{30 * DAY}x120",
+        after=90,
+        labels={"file": "CAFile"},
     ),
     "TyphaCertificateExpires": one(
         "typha_certificate_expiry_timestamp_seconds", f"{DAY}x120", f"{10 * DAY}x120", labels={"file": "CAFile"}
     ),
     "TyphaTlsReloadFailed": one("typha_tls_reload_failures_total", "0 0 1x60", "1x60"),
     "TyphaObjectsDropped": Case(
-        {series("typha_updates_dropped_total", reason="other"): "0x60",
-         series("typha_updates_dropped_total", reason="bad-ip"): "_x22 1x40"},  # the first one must count
-        {series("typha_updates_dropped_total", reason="other"): "0x60",
-         series("typha_updates_dropped_total", reason="doubtful"): "0+1x60"},
+        {
+            series("typha_updates_dropped_total", reason="other"): "0x60",
+            series("typha_updates_dropped_total", reason="bad-ip"): "_x22 1x40",
+        },  # the first one must count
+        {
+            series("typha_updates_dropped_total", reason="other"): "0x60",
+            series("typha_updates_dropped_total", reason="doubtful"): "0+1x60",
+        },
     ),
     "TyphaShortage": one("typha_shortages_total", "0+1x60", "0 1 1x60", labels={"lacking": "log"}),
     "TyphaMemoryNearLimit": Case(
@@ -97,10 +111,10 @@ CASES = {
         states("process_resident_memory_bytes", "950x60", "typha_memory_limit_bytes", "0x60"),
     ),
     "TyphaLogsLost": one("typha_log_errors", "0+1x60", "7x60"),
-}  # fmt: skip
+}
 
 
-def tests_of(name: str, case: Case) -> list[dict[str, Any]]:
+def pair_of(name: str, case: Case) -> list[dict[str, Any]]:
     """A test that expects the alert, and one that expects none."""
     return [
         {
@@ -122,7 +136,7 @@ def tests_of(name: str, case: Case) -> list[dict[str, Any]]:
 @promtool
 def test_each_alert_fires_and_stays_quiet(tmp_path: pathlib.Path) -> None:
     assert CASES.keys() == ALERTS.keys()
-    tests = [test for name, case in CASES.items() for test in tests_of(name, case)]
+    tests = [test for name, case in CASES.items() for test in pair_of(name, case)]
     file = tmp_path / "tests.yaml"
     file.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": tests}))
     for command in (["check", "rules", str(RULES)], ["test", "rules", str(file)]):
