@@ -1,5 +1,6 @@
 """What the service reports about itself, from the hub's state."""
 
+import math
 import pathlib
 import socket
 from collections.abc import AsyncIterator
@@ -117,8 +118,13 @@ async def test_every_sample_is_in_the_table(idle: service.Service) -> None:
 
 async def test_dead_workers_are_counted(idle: service.Service) -> None:
     async def reports_and_ends(_: ipc.WorkerConfig, __: socket.socket, end: socket.socket) -> None:
-        counts = ipc.WorkerCounts(accepted=4)
-        link.Link(end, ipc.FOR_WORKER).send(ipc.Report(counts, active=4))
+        counts = ipc.WorkerCounts(accepted=4, feeds={FEED: ipc.FeedCounts(bytes_sent=7)})
+        counts.feeds[FEED].propagation.record(buckets.PROPAGATION_BOUNDS, 0.2, 3)
+        said = link.Link(end, ipc.FOR_WORKER)
+        said.send(ipc.Report(counts, active=4))
+        histogram = quantiles.Histogram()
+        histogram.record(2.0, times=5)
+        said.send(ipc.ReportHistograms(FEED, {"typha_ping_latency": histogram.to_list()}))
 
     workers = supervisor.Supervisor(idle.hub, IDLE_SETTINGS, LIMITS, idle.listener, serve_embedded=reports_and_ends)
     await workers.run()
@@ -129,6 +135,11 @@ async def test_dead_workers_are_counted(idle: service.Service) -> None:
     assert samples["typha_connections_accepted"] == {(): 4}
     assert samples["typha_connections_active"] == {(): 0}
     assert samples["typha_disconnects_total"][DisconnectReason.WORKER_DIED.value,] == 4
+    assert (
+        samples["typha_propagation_seconds"][FEED, "0.25"] == samples["typha_propagation_seconds"][FEED, "count"] == 3
+    )
+    assert samples["typha_ping_latency"][FEED, "count"] == 5  # a counter must not fall
+    assert math.isnan(samples["typha_ping_latency"][FEED, "0.99"])
 
 
 async def test_shortages_and_log_lines_of_hub_and_workers_are_added_up(idle: service.Service) -> None:

@@ -51,12 +51,14 @@ def test_what_a_process_uses_is_added(child: subprocess.Popen[bytes]) -> None:
 def test_cpu_time_stays_when_a_process_ends(child: subprocess.Popen[bytes]) -> None:
     pids = [child.pid]
     collector = processes.ProcessCollector(lambda: pids)
+    alone = values(processes.ProcessCollector(list))["process_cpu_seconds_total"]
     before = values(collector)["process_cpu_seconds_total"]
     child.kill()
     child.wait()
     assert values(collector)["process_cpu_seconds_total"] >= before
     pids.clear()
     assert values(collector)["process_cpu_seconds_total"] >= before
+    assert values(processes.ProcessCollector(list))["process_cpu_seconds_total"] >= alone + 0.3
 
 
 def test_shared_pages_count_once() -> None:
