@@ -239,6 +239,7 @@ class Delivery:
             # A client that had been sent everything waits for the first publish, and finds the others there.
             stats.counts.late_sends += sends * max(0, channel.publishes_between(offset, end) - 1)
             self._note_lag(channel, stats, offset, sends)
+            self._stats.recent_latency.record(channel.age_of(offset, _monotonic()), sends)
 
     @staticmethod
     def _note_lag(channel: WorkerChannel, stats: FeedStats, offset: int, sends: int) -> None:
