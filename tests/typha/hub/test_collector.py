@@ -111,7 +111,7 @@ async def test_every_sample_is_in_the_table(idle: service.Service) -> None:
             extra = known[name].kind is metrics_table.Kind.SUMMARY
             assert len(labels) == len(known[name].labels) + extra, name
     assert samples["typha_cache_size"] == {(FEED,): 1}
-    assert samples["typha_objects_skipped"] == {("core/v1/pods", "no-identity"): 2}
+    assert samples["typha_objects_skipped"] == {("core/v1/pods", "no-identity"): 2, ("other", "other"): 0}
     assert samples["typha_connections_active"] == {(): 0}
     assert samples["typha_log_bytes"] == {(FEED, "native"): 0}
 
