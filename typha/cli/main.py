@@ -69,6 +69,7 @@ cli = LazyGroup(
         "convert": "typha.cli.convert:convert",
         "config": "typha.cli.config:config",
         "check": "typha.cli.check:check",
+        "rbac": "typha.cli.rbac:rbac",
         **_ORIGINALS,
     },
     help_text="Fan-out proxy between the Kubernetes API and the agents on a cluster's nodes.",

@@ -1,0 +1,1 @@
+"""Tests of deploy/: the chart, the manifests and what is in them."""
