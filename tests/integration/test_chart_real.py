@@ -236,7 +236,7 @@ def test_helm_takes_over_the_originals_deployment(bare: control_plane.ControlPla
     container = {
         "name": "calico-typha",
         "image": "quay.io/calico/typha:v3.32.0",
-        "env": [{"name": "TYPHA_DATASTORETYPE", "value": "kubernetes"}],
+        "env": [{"name": name, "value": "x"} for name in ("TYPHA_DATASTORETYPE", "TYPHA_CONNECTIONREBALANCINGMODE")],
     }
     template = {
         "metadata": {"labels": labels},
@@ -264,9 +264,33 @@ def test_helm_takes_over_the_originals_deployment(bare: control_plane.ControlPla
         helm(helm_tools, bare, "install", "typha", str(chart.CHART), values=VALUES)
     helm(helm_tools, bare, "install", "typha", str(chart.CHART), "--take-ownership", values=VALUES)
     pod = live(bare)["spec"]["template"]["spec"]
-    assert [one["image"] for one in pod["containers"]] == ["registry.example.com/typha:0.1.0"]
+    [taken] = pod["containers"]
+    assert taken["image"] == "registry.example.com/typha:0.1.0"
     assert pod["serviceAccountName"] == "calico-typha"
-    helm(helm_tools, bare, "uninstall", "typha")
+    rendered = chart.run(helm_tools, values=VALUES)
+    left_over = {item["name"] for item in taken["env"]} - {
+        item["name"] for item in rendered.pod["containers"][0]["env"]
+    }
+    assert left_over == {
+        "TYPHA_CONNECTIONREBALANCINGMODE"
+    }  # what only the original sets stays, says docs/installing.md
+
+    # And back, without a moment in which there is no Deployment: replace the objects, and forget the release.
+    for item in originals:
+        path = chart_cluster.path_of(item)
+        version = bare.request("GET", path).json()["metadata"]["resourceVersion"]
+        again = {**item, "metadata": {**item["metadata"], "resourceVersion": version}}
+        answer = bare.request("PUT", path, again)
+        assert answer.status == 200, answer.body
+    secrets = f"/api/v1/namespaces/{chart.NAMESPACE}/secrets?labelSelector=owner%3Dhelm%2Cname%3Dtypha"
+    assert bare.request("DELETE", secrets).status == 200
+    assert json.loads(helm(helm_tools, bare, "list", "--output", "json")) == []
+    pod = live(bare)["spec"]["template"]["spec"]
+    assert [one["image"] for one in pod["containers"]] == [container["image"]]
+    assert pod["serviceAccountName"] == "calico-node"
+    kept = {chart_cluster.path_of(item) for item in originals}
+    for path in kept | {chart_cluster.path_of(item) for item in rendered.objects}:
+        assert bare.request("DELETE", path).status == 200, path
 
 
 # The account
