@@ -1,1 +1,0 @@
-"""Tests of deploy/: the chart, the manifests and what is in them."""

@@ -96,7 +96,8 @@ def _run(loaded: settings.Loaded, on: machine.Machine) -> int:
         code = None
         try:
             with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
-                code = runner.run(service.serve(loaded.settings, selector.latency))
+                described = [*description.described(loaded), *description.variables(os.environ)]
+                code = runner.run(service.serve(loaded.settings, selector.latency, described))
         except RuntimeError:
             if code is None:
                 raise

@@ -32,6 +32,8 @@ class Collector:
         self.session: api.KubeApi | None = None
         self.watchers: list[watcher.Watcher] = []
         self.web_servers: list[webserver.WebServer] = []
+        self.http_refused: dict[str, dict[str, int]] = {}
+        """The same counts of other HTTP servers, by name and reason."""
 
     def samples(self) -> metrics.Samples:
         """Everything, as of now."""
@@ -167,7 +169,12 @@ class Collector:
                 ("metrics-tls",): sum(server.tls_failures for server in self.web_servers),
             },
             "typha_http_refused_total": {
-                (server.name, reason): count for server in self.web_servers for reason, count in server.refused.items()
+                (name, reason): count
+                for name, counts in [
+                    *((server.name, server.refused) for server in self.web_servers),
+                    *self.http_refused.items(),
+                ]
+                for reason, count in counts.items()
             },
         }
 

@@ -24,9 +24,13 @@ from protocol import formats, messages
 from typha import clock
 from typha.hub import (
     catchup_scheduler,
+    client_lists,
     coalescer,
+    commit_times,
     conversions,
     policy,
+    questions,
+    recent,
     rejection_log,
     shortages,
     snapshot_scheduler,
@@ -57,11 +61,16 @@ class Hub:
         """By feed and wire format."""
         self._by_number: dict[int, HubChannel] = {}
         self.workers = worker_link.WorkerLinks()
+        self.recent = recent.Recent()
+        self.client_lists = client_lists.ClientLists(self.workers)
+        self.descriptions: questions.Question[ipc.DescriptionPart] = questions.Question(self.workers, ipc.Describe)
         self.updates_refused: dict[str, int] = {}
         self.objects_skipped: dict[tuple[str, str], int] = {}
         """By resource type and reason."""
         self.updates_total: dict[str, int] = {}
         self.batch_sizes: dict[str, quantiles.Histogram] = {}
+        self.commit_times: dict[str, commit_times.CommitTimes] = {}
+        """By feed."""
         self._wanted: dict[tuple[str, str], None] = {}
         """Channels to be opened as soon as there is something to serve, in the order in which they were asked for."""
         self._seeds: dict[str, Iterator[list[feed.Rejection]]] = {}
@@ -70,7 +79,7 @@ class Hub:
         self.older_types: asyncio.Queue[resources.ResourceType] = asyncio.Queue()
         """Types of which only projections have objects, to be watched from now on. Each comes once."""
         self._next_channel = 1
-        self._rejection_log = rejection_log.RejectionLog()
+        self.rejection_log = rejection_log.RejectionLog()
         self._sequences_needed: dict[str, deque[int]] = {}
         """For each feed, the lowest sequence from which a client may have to be caught up, as of the last checks."""
         self.shortages = shortages.Shortages()
@@ -101,6 +110,7 @@ class Hub:
         self.feeds[source.name] = source
         self.updates_total.setdefault(source.name, 0)
         self.batch_sizes.setdefault(source.name, quantiles.Histogram())
+        self.commit_times[source.name] = commit_times.CommitTimes()
 
     def withdraw_awaited(self) -> None:
         """The awaited feeds do not come: their clients are refused."""
@@ -125,6 +135,10 @@ class Hub:
         """The feed that projections follow."""
         base = self.feeds.get(syncers.FELIX)
         return base if isinstance(base, calico_feed.CalicoFeed) else None
+
+    def feeds_of(self, type: resources.ResourceType) -> list[feed.Feed]:
+        """The feeds that take objects of a type, projections included."""
+        return [source for source in self.feeds.values() if type in source.types]
 
     @property
     def types(self) -> list[resources.ResourceType]:
@@ -158,7 +172,7 @@ class Hub:
         """An object cannot be used at all: no feed gets to see it."""
         key = str(skipped.type), skipped.reason
         self.objects_skipped[key] = self.objects_skipped.get(key, 0) + 1
-        self._rejection_log.write_skipped(skipped)
+        self.rejection_log.write_skipped(skipped)
 
     def status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
         """A type's status has changed. A status is published at once, with all before it.
@@ -198,7 +212,7 @@ class Hub:
             type = str(done.event.type)
             self.expensive_conversions[type] = self.expensive_conversions.get(type, 0) + 1
             milliseconds = round(done.seconds * 1000)
-            self._rejection_log.write_expensive(done.event, feed=done.source.name, milliseconds=milliseconds)
+            self.rejection_log.write_expensive(done.event, feed=done.source.name, milliseconds=milliseconds)
         if not done.is_outdated:
             self._uncommitted += 1
             refusal = done.source.adopt(done.event, done.outcome)
@@ -209,6 +223,11 @@ class Hub:
 
     def confirmed(self, type: resources.ResourceType) -> None:
         """The watcher's own counters remember when."""
+
+    def set_unconfirmed(self, type: resources.ResourceType, is_unconfirmed: bool) -> None:
+        """Record whether the API server can no longer confirm a type. `look_after_channels` tells native clients."""
+        for source in self._by_type[type]:
+            source.set_unconfirmed(type, is_unconfirmed)
 
     def batch_end(self) -> None:
         """Publishes what has come, now or together with what comes while the workers are busy."""
@@ -241,7 +260,7 @@ class Hub:
 
     def _note_refusal(self, refusal: feed.Rejection) -> None:
         self.updates_refused[refusal.reason] = self.updates_refused.get(refusal.reason, 0) + 1
-        self._rejection_log.write(refusal)
+        self.rejection_log.write(refusal)
 
     def commit(self) -> None:
         """Appends what every feed has gathered to its channels' logs, and publishes it.
@@ -266,6 +285,7 @@ class Hub:
                 continue
             self.updates_total[source.name] += len(batch.updates)
             self.batch_sizes[source.name].record(len(batch.updates))
+            self.commit_times[source.name].note(source.store.sequence, _monotonic())
             if batch.status is not None:
                 _log.info(
                     "Feed status changed",
@@ -276,6 +296,11 @@ class Hub:
                 )
             for channel in channels:
                 published = self._append(channel, batch, changed_at) or published
+        for channel in self.channels.values():
+            change = channel.contact_change()
+            if change is not None:
+                _log.info("Status for native clients changed", feed=channel.feed.name, status=channel.status_now.label)
+                published = self._append(channel, change, changed_at) or published
         self.coalescer.published(is_unfinished=is_unfinished)
         self._committed.set()
         if published:
@@ -312,7 +337,7 @@ class Hub:
             self.shortages.over(shortages.Lacking.LOG)
             self.snapshots.wake()
             self.catch_ups.wake()
-        self.workers.publish(channel, segments, batch.status, changed_at)
+        self.workers.publish(channel, segments, None if batch.status is None else channel.status, changed_at)
         if channel.wants_snapshot():
             self.snapshots.request(channel)
         if segments:
@@ -351,6 +376,12 @@ class Hub:
                         self.want_snapshot(worker, request.channel)
                     case ipc.WantBlock():
                         self.want_block(worker, request)
+                    case ipc.ReportRecent():
+                        self.recent.take(worker.number, request)
+                    case ipc.ClientSlice():
+                        self.client_lists.take(worker, request)
+                    case ipc.DescriptionPart():
+                        self.descriptions.take(worker, request.request, [request], is_last=request.is_last)
         except Exception as error:  # whatever it is, this worker cannot be understood any more
             worker.fail(error)
 
@@ -367,7 +398,7 @@ class Hub:
                 self._open_projection(name, self._projected)
         for key in [key for key in self._wanted if key[0] in self.feeds and self.feeds[key[0]].synced_once]:
             del self._wanted[key]
-            encoder = formats.make_encoder(key[1])
+            encoder = formats.make_encoder(key[1], max_frame_bytes=self._policy.max_frame_bytes)
             channel = HubChannel(self._next_channel, self.feeds[key[0]], encoder, self._policy)
             self._next_channel += 1
             self.channels[key] = self._by_number[channel.number] = channel
@@ -459,7 +490,8 @@ class Hub:
         Where newcomers take a snapshot with much log after it, the next ones get a newer one.
         """
         now = _monotonic()
-        if self._is_short or any(channel.unwritten is not None for channel in self.channels.values()):
+        channels = self.channels.values()
+        if self._is_short or any(one.unwritten is not None or one.contact_change() is not None for one in channels):
             self.commit()
         self.coalescer.note_clients(self.workers.clients_max)
         for channel in list(self.channels.values()):

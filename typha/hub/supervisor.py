@@ -180,7 +180,8 @@ class Supervisor:
         self._policy = limits
         self._listener = listener
         self._serve_embedded = serve_embedded
-        self._incarnation = secrets.token_hex(16)
+        self.incarnation = secrets.token_hex(16)
+        """What native clients are told of this start of the service, which the sequences belong to."""
         self._drain: messages.Drain | None = None
         self._drained_by = math.inf
         self._standstills: dict[int, Standstill] = {}
@@ -205,6 +206,11 @@ class Supervisor:
         for worker in self._hub.workers.values():
             totals.add(worker.report.counts)
         return totals
+
+    @property
+    def active(self) -> int:
+        """Open connections of all workers."""
+        return sum(worker.report.active for worker in self._hub.workers.values())
 
     @property
     def longest_turn_seconds(self) -> float:
@@ -284,7 +290,7 @@ class Supervisor:
         return messages.WorkerConfig(
             number=number,
             feeds=tuple(self._hub.channel_names),
-            incarnation=self._incarnation,
+            incarnation=self.incarnation,
             settings={
                 name: value for name, value in settings.to_dict(self._settings).items() if name in WORKER_SETTINGS
             },

@@ -23,8 +23,16 @@ class Flood(Exception):
     """A worker says more than any worker has to say."""
 
 
-Request: TypeAlias = messages.WantChannel | messages.WantSnapshot | messages.WantBlock
-"""What a worker asks of the hub."""
+Request: TypeAlias = (
+    messages.WantChannel
+    | messages.WantSnapshot
+    | messages.WantBlock
+    | messages.ReportRecent
+    | messages.ClientSlice
+    | messages.DescriptionPart
+)
+"""What a worker asks of the hub, its answers to the hub's questions, and what the hub keeps for longer than the worker
+lives."""
 
 
 class WorkerLink:
@@ -181,7 +189,7 @@ class WorkerLink:
     # From the worker.
 
     def requests(self) -> Iterator[Request]:
-        """Takes the worker's messages; yields what it asks of the hub.
+        """Takes the worker's messages; yields those that are not about the worker itself.
 
         Raises:
             Exception: whatever it is, the worker is broken.
@@ -200,6 +208,11 @@ class WorkerLink:
                     for flat in message.histograms.values():
                         quantiles.check_list(flat)
                     self.histograms[message.feed] = message.histograms
+                case messages.ReportRecent():
+                    quantiles.check_list(message.latency)
+                    if not {end.feed for end in message.ends} <= {"", *self.feeds}:
+                        raise ValueError("an end on an unknown feed")
+                    yield message
                 case messages.Ready():
                     self.ready = True
                 case _:

@@ -176,7 +176,8 @@ OURS: tuple[Metric, ...] = (
         "typha_http_refused_total",
         _C,
         ("server", "reason"),
-        "Connections to the metrics or health port that were closed early, and malformed requests, by reason.",
+        "Connections to the metrics or health port or the admin socket that were closed early, and malformed requests, "
+        "by reason.",
     ),
     Metric("typha_open_files_limit", _G, (), "Limit of open files per process, after raising it at start."),
     Metric(

@@ -199,7 +199,9 @@ class Delivery:
         if sends:
             histograms = self._stats.feeds[channel.feed].histograms
             histograms[UPDATES_PER_MESSAGE].record(updates, sends)
-            histograms[LATENCY_SECONDS].record(channel.age_of(offset, _monotonic()), sends)
+            age_seconds = channel.age_of(offset, _monotonic())
+            histograms[LATENCY_SECONDS].record(age_seconds, sends)
+            self._stats.recent_latency.record(age_seconds, sends)
 
     @staticmethod
     def _end_pass(channel: WorkerChannel, index: int) -> bool:
