@@ -19,7 +19,7 @@ from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
 from protocol.native import encoder as native_encoder
-from typha import clock, listening, open_files, settings, signals
+from typha import build, clock, listening, open_files, settings, signals
 from typha.admin import contents, history, local_socket, page, status, support
 from typha.admin import server as admin_server
 from typha.hub import bootstrap, collector, diagnosis, hub, supervisor
@@ -135,6 +135,8 @@ class Service:
             self.supervisor,
             max_latency=max_latency or loop_latency.MaxLatency(clock.monotonic()),
             open_files_limit=open_files.raise_limit(),
+            version=build.VERSION,
+            commit=build.commit(),
         )
         self.collector.register(self.health)
         if configured.health_enabled:
@@ -238,6 +240,7 @@ class Service:
             collector,
             runtime=self._settings.prometheus_go_metrics_enabled,
             process=self._settings.prometheus_process_metrics_enabled,
+            workers=lambda: self.supervisor.pids,
         )
         return lambda: metrics.exposition(registry)
 

@@ -136,13 +136,12 @@ def _verdict(checks: Sequence[Check], samples: Sequence[monitor.Sample]) -> str:
     if failed:
         title = f"Failed: {len(failed)} of {len(checks)} checks"
     else:
-        title = f"Passed: all {len(checks)} checks" if checks else "Measured"
+        title = f"Passed: {len(checks)} of {len(checks)} checks" if checks else "Measured"
     lines = [f"{check.name}: {check.detail}" for check in failed] or [_sentence(samples)]
     level = "bad" if failed else "good" if checks else ""
-    text = "".join(f"<li>{html.escape(line)}</li>" for line in lines if line)
-    return (
-        f"<div class='verdict {level}'><strong>{html.escape(title)}</strong>{f'<ul>{text}</ul>' if text else ''}</div>"
-    )
+    shown = [html.escape(line) for line in lines if line]
+    text = f"<ul><li>{'</li><li>'.join(shown)}</li></ul>" if len(shown) > 1 else "".join(shown)
+    return f"<div class='verdict {level}'><strong>{html.escape(title)}</strong>{text}</div>"
 
 
 def _sentence(samples: Sequence[monitor.Sample]) -> str:
@@ -151,9 +150,13 @@ def _sentence(samples: Sequence[monitor.Sample]) -> str:
         return ""
     return (
         f"Of {samples[-1].agents:,} agents, {samples[-1].in_sync:,} were in sync at the end. In a typical second, half "
-        f"of all updates reached their agents within {statistics.median(p50) * 1e3:.1f} ms, and 99 % within "
-        f"{statistics.median(p99) * 1e3:.1f} ms; in the slowest second, 99 % within {max(p99) * 1e3:.1f} ms."
+        f"of all updates reached their agents within {_duration(statistics.median(p50))}, and 99 % within "
+        f"{_duration(statistics.median(p99))}; in the slowest second, 99 % within {_duration(max(p99))}."
     )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
 
 
 def _known(samples: Sequence[monitor.Sample], name: str) -> list[float]:
@@ -215,15 +218,19 @@ _PLOTS: Final = (
     ),
     _Plot("Lag of the slowest agent", "s", (("lag", lambda sample: sample.slowest_lag_seconds, 1),)),
     _Plot(
-        "Memory",
+        "Memory of the service",
         "MB",
         (
-            ("service, every page once", lambda sample: sample.service_memory_bytes, 1 / MEGABYTE),
-            ("of it private to the hub", lambda sample: sample.hub_private_bytes, 1 / MEGABYTE),
-            ("of it private to the workers", lambda sample: sample.workers_private_bytes, 1 / MEGABYTE),
-            ("of it logs and snapshots", lambda sample: sample.service_memfd_bytes, 1 / MEGABYTE),
-            ("kernel, TCP, both ends", lambda sample: sample.kernel_socket_bytes, 1 / MEGABYTE),
+            ("all, every page once", lambda sample: sample.service_memory_bytes, 1 / MEGABYTE),
+            ("private to the hub", lambda sample: sample.hub_private_bytes, 1 / MEGABYTE),
+            ("private to the workers", lambda sample: sample.workers_private_bytes, 1 / MEGABYTE),
+            ("logs and snapshots", lambda sample: sample.service_memfd_bytes, 1 / MEGABYTE),
         ),
+    ),
+    _Plot(
+        "Kernel memory of all sockets of the machine, both ends",
+        "MB",
+        (("TCP", lambda sample: sample.kernel_socket_bytes, 1 / MEGABYTE),),
     ),
     _Plot(
         "CPU of the service",
@@ -246,7 +253,10 @@ def _plot(samples: Sequence[monitor.Sample], title: str, unit: str, lines: Seque
     # Matplotlib takes half a second to import, and only the end of a run needs it.
     import matplotlib as mpl
 
+    text, rule, *drawn = _COLOURS
+
     def add_lines(axes: "Axes") -> None:
+        axes.set_prop_cycle(color=drawn[: len(_DASHES)], linestyle=_DASHES)
         for name, value_of, factor in lines:
             values = [value_of(sample) for sample in samples]
             axes.plot(
@@ -258,28 +268,28 @@ def _plot(samples: Sequence[monitor.Sample], title: str, unit: str, lines: Seque
         axes.grid()
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0)
+        axes.yaxis.set_major_formatter("{x:,.10g}")
         if len(lines) > 1:
-            axes.legend(fontsize=8, frameon=False, loc="upper left", ncols=min(3, len(lines)))
-            axes.margins(y=0.3)  # for the legend
+            axes.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
+            axes.margins(y=0.4)  # for the legend
 
-    text, rule, *drawn = _COLOURS
-    style = {
-        "axes.prop_cycle": mpl.cycler(color=drawn, linestyle=_DASHES),
-        "axes.edgecolor": rule,
-        "axes.facecolor": "none",
-        "axes.labelcolor": text,
-        "axes.labelsize": 9,
-        "figure.facecolor": "none",
-        "grid.color": rule,
-        "legend.labelcolor": text,
-        "savefig.facecolor": "none",
-        "text.color": text,
-        "xtick.color": text,
-        "xtick.labelsize": 9,
-        "ytick.color": text,
-        "ytick.labelsize": 9,
-    }
-    with mpl.rc_context(style):
+    with mpl.rc_context(
+        {
+            "axes.edgecolor": rule,
+            "axes.facecolor": "none",
+            "axes.labelcolor": text,
+            "axes.labelsize": 9,
+            "figure.facecolor": "none",
+            "grid.color": rule,
+            "legend.labelcolor": text,
+            "savefig.facecolor": "none",
+            "text.color": text,
+            "xtick.color": text,
+            "xtick.labelsize": 9,
+            "ytick.color": text,
+            "ytick.labelsize": 9,
+        }
+    ):
         svg = svg_plot("", unit, add_lines, size=(11, 2.8) if is_wide else (5.4, 2.5), salt=title)
     for drawn_as, name in _COLOURS.items():
         svg = svg.replace(drawn_as, f"var(--{name})")

@@ -577,6 +577,7 @@ find("clients-node").addEventListener("input", (event) => {
 const HOUR_SECONDS = 3600;
 const HEIGHT = 200;
 const MIN_WIDTH = 240;
+const LOWEST_POWER = -3; // a millisecond; what is faster is drawn on the axis
 const MARGIN = { left: 56, right: 44, top: 10, bottom: 22 };
 const charts = {};
 
@@ -667,7 +668,7 @@ class Chart {
       const top = niceCeiling(most);
       return { width, x, y: (value) => MARGIN.top + inner * (1 - value / top), ticks: [0, 0.5, 1].map((part) => part * top), start: end - span, end };
     }
-    const [low, high] = [Math.floor(Math.log10(Math.min(...values, this.lowest))), Math.ceil(Math.log10(most) - 1e-9)];
+    const [low, high] = [Math.max(LOWEST_POWER, Math.floor(Math.log10(Math.min(...values, this.lowest)))), Math.ceil(Math.log10(most) - 1e-9)];
     const top = Math.max(high, low + 1);
     const ticks = Array.from({ length: top - low + 1 }, (_, index) => 10 ** (low + index));
     const y = (value) => MARGIN.top + inner * (1 - (Math.log10(Math.max(value, 10 ** low)) - low) / (top - low));
