@@ -17,6 +17,7 @@ PACKAGES = ("protocol", "cache", "typha", "clients", "loadtest")
 # Whole-system stories and tests of the repository itself have no source of their own to mirror.
 WITHOUT_A_SOURCE = ("tests/integration/", "tests/simulation/", "tests/docs/", "tests/fuzz/", "tests/test_")
 SUBJECTS = (
+    "browser",
     "cancellation",
     "faults",
     "golden",
@@ -26,6 +27,7 @@ SUBJECTS = (
     "pipeline",
     "projections",
     "refusals",
+    "served",
     "slow_clients",
 )
 """Tests that are about more than one module: test_<something>_<subject>.py, or test_<subject>.py."""
