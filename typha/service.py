@@ -18,7 +18,8 @@ from cache.feeds import feed
 from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
-from typha import clock, listening, open_files, settings, signals
+from protocol.native import encoder as native_encoder
+from typha import build, clock, listening, open_files, settings, signals
 from typha.admin import contents, history, local_socket, page, status, support
 from typha.admin import server as admin_server
 from typha.hub import bootstrap, collector, diagnosis, hub, supervisor
@@ -45,8 +46,6 @@ _PORT_RETRY_SECONDS = 0.1
 EXIT_CANNOT_SERVE = 1
 _PAGE_BACKLOG = 16
 _PAGE_RETRY_SECONDS = 1.0
-_VALUE_OVERHEAD_BYTES = 32 * 1024
-"""What a frame needs in addition to its largest value: a key of any legal length, and the rest of the update."""
 
 
 class ServiceError(Exception):
@@ -111,7 +110,7 @@ class Service:
         self._described = described
         self._stopping = asyncio.Event()
         specs = feeds_file.load(configured.feeds_file) if configured.feeds_file else []
-        max_value_bytes = configured.max_frame_bytes - _VALUE_OVERHEAD_BYTES
+        max_value_bytes = configured.max_frame_bytes - native_encoder.VALUE_OVERHEAD_BYTES
         limits = hub_policy.from_settings(configured)
         self.hub = hub.Hub(
             [feed.RawFeed(spec, max_value_bytes=max_value_bytes) for spec in specs],
@@ -136,6 +135,8 @@ class Service:
             self.supervisor,
             max_latency=max_latency or loop_latency.MaxLatency(clock.monotonic()),
             open_files_limit=open_files.raise_limit(),
+            version=build.VERSION,
+            commit=build.commit(),
         )
         self.collector.register(self.health)
         if configured.health_enabled:
@@ -174,7 +175,10 @@ class Service:
         loop = asyncio.get_running_loop()
         logs.limit_loop_errors(loop)
         port = self.listener.getsockname()[1]
-        _log.info("Listening", port=port, feeds=", ".join(self.hub.names) or "none", workers=self.supervisor.wanted)
+        feeds = {"feeds": ", ".join(self.hub.feeds) or "none"}
+        if self.hub.awaited:  # whether they come is decided once the API server has answered
+            feeds["feeds_not_decided"] = ", ".join(self.hub.awaited)
+        _log.info("Listening", port=port, **feeds, workers=self.supervisor.wanted)
         if not self.hub.names:
             _log.warning("No feeds are configured: every client will be refused", setting="FeedsFile, CalicoFeeds")
         try:
@@ -236,6 +240,7 @@ class Service:
             collector,
             runtime=self._settings.prometheus_go_metrics_enabled,
             process=self._settings.prometheus_process_metrics_enabled,
+            workers=lambda: self.supervisor.pids,
         )
         return lambda: metrics.exposition(registry)
 
@@ -296,6 +301,8 @@ class Service:
         synced = False
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+            for one in self.collector.watchers:
+                self.hub.set_unconfirmed(one.type, one.is_unconfirmed)
             self.hub.look_after_channels()
             self.history.look()
             self.collector.report(self.health)

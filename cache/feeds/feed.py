@@ -92,6 +92,7 @@ class Feed(abc.ABC):
         """What the next batches write, oldest first, in the form of the subclass."""
         self._statuses = dict.fromkeys(types, messages.SyncStatus.WAITING)
         self._status = messages.SyncStatus.WAITING
+        self._unconfirmed: set[resources.ResourceType] = set()
 
     @property
     def types(self) -> list[resources.ResourceType]:
@@ -148,6 +149,25 @@ class Feed(abc.ABC):
         """Set the status of one type. The feed's status combines the statuses of all types."""
         self._statuses[type] = status
         self._status = combined_status(self._statuses)
+
+    def set_unconfirmed(self, type: resources.ResourceType, is_unconfirmed: bool) -> None:
+        """Record whether the API server can no longer confirm the objects of a type."""
+        if is_unconfirmed and type in self._statuses:
+            self._unconfirmed.add(type)
+        else:
+            self._unconfirmed.discard(type)
+
+    @property
+    def confirmed_status(self) -> messages.SyncStatus:
+        """The store's status, for clients that are to know about a lost API server.
+
+        Instead of in-sync it is waiting if no type is confirmed, and resync if some types are.
+        """
+        status = self.store.status
+        if not self._unconfirmed or status is not messages.SyncStatus.IN_SYNC:
+            return status
+        is_lost = self._unconfirmed >= self._statuses.keys()
+        return messages.SyncStatus.WAITING if is_lost else messages.SyncStatus.RESYNC
 
     def take(self, limits: BatchLimits = EVERYTHING) -> Batch | None:
         """Write the store. Return what has happened since the last call, or None if clients see no change.

@@ -69,6 +69,7 @@ cli = LazyGroup(
         "convert": "typha.cli.convert:convert",
         "config": "typha.cli.config:config",
         "check": "typha.cli.check:check",
+        "rbac": "typha.cli.rbac:rbac",
         "status": "typha.cli.status:status",
         "get": "typha.cli.get:get",
         "explain": "typha.cli.explain:explain",

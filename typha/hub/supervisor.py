@@ -23,6 +23,7 @@ from protocol.reasons import DisconnectReason
 from typha import clock, settings, signals
 from typha.hub import hub, policy, shortages, worker_link
 from typha.ipc import link, messages
+from typha.observability import quantiles
 
 _log = structlog.get_logger("typha.workers")
 _monotonic = clock.monotonic
@@ -186,12 +187,15 @@ class Supervisor:
         self._drained_by = math.inf
         self._standstills: dict[int, Standstill] = {}
         self._still: set[int] = set()
+        self._pids: dict[int, int] = {}
         self.restarts = 0
         self._failed_starts: dict[int, int] = {}
         """For each worker, how many starts in a row ended before it was ready."""
         self._dead = messages.WorkerCounts()
         """Totals of workers that have died, so that sums never fall."""
         self._dead_longest_turn_seconds = 0.0
+        self.dead_histograms: dict[tuple[str, str], quantiles.Histogram] = {}
+        """Count and sum of dead workers' histograms, by metric and feed."""
         self.wanted = configured.workers if configured.workers >= 0 else 1
         self._deferral = signals.Deferral()
         self._is_debugging = False
@@ -223,6 +227,11 @@ class Supervisor:
         """Whether as many workers as wanted have reported that they serve."""
         ready = sum(worker.ready for worker in self._hub.workers.values())
         return ready >= max(1, self.wanted)
+
+    @property
+    def pids(self) -> list[int]:
+        """The workers' processes."""
+        return list(self._pids.values())
 
     @property
     def accepting(self) -> int:
@@ -331,10 +340,12 @@ class Supervisor:
                 if process.stdin is not None:
                     process.stdin.write(msgspec.json.encode(self._config(number)))
                     process.stdin.close()
+                self._pids[number] = process.pid
                 self._standstills[number] = Standstill(lambda: read_activity(process.pid))
                 with self._attached(number, ours) as broken:
                     await self._watch(number, ended, broken, lambda: run_queue_seconds(process.pid))
             finally:
+                self._pids.pop(number, None)
                 self._standstills.pop(number, None)
                 self._still.discard(number)
                 if not ended.done():
@@ -452,6 +463,9 @@ class Supervisor:
         self._failed_starts[worker.number] = 0 if worker.ready else self._failed_starts.get(worker.number, 0) + 1
         report = worker.report
         self._dead.add(report.counts)
+        for feed, histograms in worker.histograms.items():
+            for name, flat in histograms.items():
+                self.dead_histograms.setdefault((name, feed), quantiles.Histogram()).add_totals(flat)
         self._dead_longest_turn_seconds = max(self._dead_longest_turn_seconds, report.longest_turn_seconds_ever)
         if report.active and not self._is_draining():
             died = DisconnectReason.WORKER_DIED

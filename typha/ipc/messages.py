@@ -42,7 +42,7 @@ import msgspec
 
 from cache.state import cursor, files
 from protocol import formats, messages, reasons
-from typha.observability import quantiles
+from typha.observability import buckets, quantiles
 
 ENDS_REPORTED_MAX = 50
 """Ends that a worker reports each second: more than anybody reads. The totals count all of them."""
@@ -57,9 +57,9 @@ TEXT_CHARS_MAX = 253
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
 SLICE_BYTES = 8 * 1024
 """A slice of the client list has about this many bytes, some 60 clients. Making it takes half a millisecond."""
-SLICE_SECONDS = 0.005
-"""Between two slices. With `SLICE_BYTES` and the longest texts, a worker sends less than 3 MB a second, which is below
-the limit for what the hub takes from one worker (`hub.worker_link.BYTES_PER_SECOND_MAX`)."""
+SLICE_SECONDS = 0.01
+"""Between two slices, and between two parts of a description. With the longest texts, a worker that answers both
+questions sends 3.3 MB a second: less than what makes it a flood (`hub.worker_link.BYTES_PER_SECOND_MAX`)."""
 LIST_SECONDS_MAX = 5.0
 """A list that takes longer is not finished: nobody waits for it any more."""
 HistogramName: TypeAlias = Literal[
@@ -67,6 +67,7 @@ HistogramName: TypeAlias = Literal[
     "typha_client_snapshot_send_secs",
     "typha_client_latency_secs",
     "typha_client_write_latency_secs",
+    "typha_next_breadcrumb_latency_secs",
     "typha_kvs_per_msg",
 ]
 """The histograms of a feed, by the names of their metrics."""
@@ -118,6 +119,17 @@ class NoteStatus(_Message):
     status: messages.SyncStatus
 
 
+class UpdateTimes(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+    """When an update came, and when it was written, both by the monotonic clock."""
+
+    received_at: float
+    written_at: float = 0.0
+    """As far as the object tells, and by the API server's clock; 0.0 if it is unknown."""
+
+
+UNKNOWN_TIMES = UpdateTimes(0.0)
+
+
 class LogEnd(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
     """The newest end of one channel's log."""
 
@@ -125,8 +137,8 @@ class LogEnd(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unkn
     end: int
     frames: int
     """Frames in the last segment."""
-    changed_at: float
-    """Monotonic seconds at which the oldest update of it came."""
+    times: "UpdateTimes"
+    """Of the oldest update that is new."""
 
 
 class Publish(_Message):
@@ -257,6 +269,27 @@ class FeedCounts(msgspec.Struct, forbid_unknown_fields=True):
     late_sends: Count = 0
     """Writes to clients that were behind in the log."""
     snapshots_sent: Count = 0
+    propagation: buckets.BucketCounts = msgspec.field(default_factory=buckets.BucketCounts)
+    """Seconds from the receipt of an update to its write to a client."""
+    propagation_from_write: buckets.BucketCounts = msgspec.field(default_factory=buckets.BucketCounts)
+    """Seconds from the write of an object to that to a client, where the object tells when it was written."""
+
+    def add(self, other: "FeedCounts") -> None:
+        """Adds another worker's totals."""
+        self.deliveries += other.deliveries
+        self.bytes_sent += other.bytes_sent
+        self.sends += other.sends
+        self.late_sends += other.late_sends
+        self.snapshots_sent += other.snapshots_sent
+        self.propagation.add(other.propagation)
+        self.propagation_from_write.add(other.propagation_from_write)
+
+    @property
+    def is_sane(self) -> bool:
+        """Whether the histograms have the right buckets."""
+        return self.propagation.is_of(buckets.PROPAGATION_BOUNDS) and self.propagation_from_write.is_of(
+            buckets.WRITE_BOUNDS
+        )
 
 
 class WorkerCounts(msgspec.Struct, forbid_unknown_fields=True):
@@ -284,9 +317,7 @@ class WorkerCounts(msgspec.Struct, forbid_unknown_fields=True):
         for reason, count in other.disconnects.items():
             self.disconnects[reason] = self.disconnects.get(reason, 0) + count
         for feed, counts in other.feeds.items():
-            mine = self.feeds.setdefault(feed, FeedCounts())
-            for name in FeedCounts.__struct_fields__:
-                setattr(mine, name, getattr(mine, name) + getattr(counts, name))
+            self.feeds.setdefault(feed, FeedCounts()).add(counts)
 
 
 class ChannelReport(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -387,8 +418,8 @@ class ClientSlice(_Message):
     is_last: bool
 
 
-DESCRIPTION_CHARS = 8 * 1024
-"""Of one part, which has up to four bytes for each. Parts are `SLICE_SECONDS` apart, too."""
+DESCRIPTION_CHARS = 4 * 1024
+"""Of one part, which has up to four bytes for each."""
 DESCRIPTION_PARTS_MAX = 128
 
 

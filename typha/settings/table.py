@@ -425,9 +425,10 @@ class Settings:
     )
     max_frame_bytes: int = _ours(
         "MaxFrameBytes",
-        size(65536),
+        integer(65536, 16 * MEBIBYTE),
         16 * MEBIBYTE,
-        "Largest frame that the service sends or accepts. A larger batch is split into several frames.",
+        "Largest frame that the service sends to a client of the native protocol. More is split into several frames. "
+        "A value that leaves less than 32 KiB for the rest of its frame is rejected.",
         why="ten times the API server's largest object (1.5 MiB), and a limit on what a client must buffer",
         unit="bytes",
     )
@@ -443,7 +444,8 @@ class Settings:
         "RefusalHoldSecs",
         seconds(0),
         10.0,
-        "How long a rejected connection stays open, without any data, before it is closed.",
+        "How long a rejected connection stays open before it is closed. A client of the native protocol is told why "
+        "first, and usually closes at once.",
         why="agents of the original reconnect immediately, thousands of times per second",
         unit="seconds",
     )

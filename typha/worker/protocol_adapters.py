@@ -22,6 +22,8 @@ from protocol.typha import messages as typha_messages
 SOFTWARE = f"typha/{importlib.metadata.version('typha')}"
 _SUPPORTED_FEATURES = frozenset({messages.Feature.ZSTD.value})
 _RETRY_UNKNOWN_FEED_MILLISECONDS = 30_000
+_NAMED_FEATURES_BYTES_MAX = 32 * 1024
+"""The answer to a hello names them in one frame, which may have 64 KiB at least."""
 _TLS_HANDSHAKE_BYTE = 0x16
 _GOB_MARK = b"Envelope"
 """Every Typha client begins with the gob definition of this type (docs/reference/typha-wire.md, section 3)."""
@@ -216,12 +218,16 @@ class NativeAdapter:
             text = f"no feed {hello.feed!r} here"
             return Refused(DisconnectReason.UNKNOWN_FEED, text, _RETRY_UNKNOWN_FEED_MILLISECONDS)
         features = hello.features & _SUPPORTED_FEATURES
+        not_supported = _asked_for(hello) - _SUPPORTED_FEATURES
+        if sum(len(name.encode()) for name in not_supported) > _NAMED_FEATURES_BYTES_MAX:
+            text = f"the names of unknown features have more than {_NAMED_FEATURES_BYTES_MAX} bytes"
+            return Refused(DisconnectReason.MESSAGE_TOO_LARGE, text)
         answer = messages.ServerHello(
             version=native.VERSION,
             feed=hello.feed,
             incarnation=self._offer.incarnation,
             features=features,
-            not_supported=_asked_for(hello) - _SUPPORTED_FEATURES,
+            not_supported=not_supported,
             software=SOFTWARE,
             ping_interval_milliseconds=int(self._offer.ping_interval_seconds * 1000),
             max_frame_bytes=self._offer.max_frame_bytes,

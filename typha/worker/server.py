@@ -367,7 +367,7 @@ class Server:
         self._publishes_heard += 1
         for end in message.ends:
             channel = self.channels[end.channel]
-            channel.publish(end.end, end.frames, end.changed_at)
+            channel.publish(end.end, end.frames, end.times)
             self.delivery.channel_published(channel)
 
     def _tell_progress(self) -> None:

@@ -13,12 +13,14 @@ PING_SECONDS: Final = "typha_ping_latency"
 SNAPSHOT_SECONDS: Final = "typha_client_snapshot_send_secs"
 LATENCY_SECONDS: Final = "typha_client_latency_secs"
 WRITE_SECONDS: Final = "typha_client_write_latency_secs"
+WAIT_SECONDS: Final = "typha_next_breadcrumb_latency_secs"
 UPDATES_PER_MESSAGE: Final = "typha_kvs_per_msg"
 HISTOGRAMS: tuple[messages.HistogramName, ...] = (
     PING_SECONDS,
     SNAPSHOT_SECONDS,
     LATENCY_SECONDS,
     WRITE_SECONDS,
+    WAIT_SECONDS,
     UPDATES_PER_MESSAGE,
 )
 """The histograms of a feed, by the names of their metrics."""
@@ -32,6 +34,9 @@ class FeedStats:
     def __init__(self) -> None:
         self.counts = messages.FeedCounts()
         self.histograms = {name: quantiles.Histogram() for name in HISTOGRAMS}
+        self.histograms[LATENCY_SECONDS] = quantiles.Histogram(
+            window_seconds=quantiles.SHORT_WINDOW_SECONDS, slots=quantiles.SHORT_SLOTS
+        )
 
 
 class _Feeds(dict[str, FeedStats]):

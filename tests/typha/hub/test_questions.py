@@ -72,6 +72,28 @@ async def test_a_silent_worker_is_left_out_and_named(
     assert [one.client.number for one in (await lists.newest()).clients] == [1]
 
 
+async def test_a_late_answer_does_not_count_for_the_next_question(
+    stand: hub_stand.HubStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("typha.hub.questions.PATIENCE_SECONDS", 0.01)
+    first, second = stand.workers
+    task = asyncio.create_task(stand.hub.client_lists.newest())
+    await asyncio.sleep(0)
+    late = asked(first)
+    assert (await task).missing == [1, 2]
+    monkeypatch.setattr("typha.hub.questions.PATIENCE_SECONDS", 10.0)
+    lists = stand.hub.client_lists = client_lists.ClientLists(stand.hub.workers)
+    lists._question._request = late + 1  # as the one before
+    task = asyncio.create_task(lists.newest())
+    await asyncio.sleep(0)
+    number = asked(first)
+    first.say(messages.ClientSlice(late, [one_client(1)], True))
+    first.say(messages.ClientSlice(number, [one_client(2)], True))
+    second.hear()
+    second.say(messages.ClientSlice(number, [one_client(3)], True))
+    assert sorted(one.client.number for one in (await task).clients) == [2, 3]
+
+
 async def test_answers_to_no_question_are_dropped(stand: hub_stand.HubStand) -> None:
     worker = stand.workers[0]
     for number in (0, 1, 2**40):

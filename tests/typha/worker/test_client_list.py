@@ -8,7 +8,7 @@ import pytest
 from cache.state import cursor
 from protocol.typha import messages as typha
 from tests.harness.worker_stand import FEED, WorkerStand, eventually, pod
-from typha.hub import client_lists
+from typha.hub import client_lists, worker_link
 from typha.ipc import link, messages
 from typha.worker import client_list, policy, transport
 
@@ -94,6 +94,17 @@ def test_the_longest_texts_fit_a_datagram() -> None:
     encoded = msgspec.msgpack.encode(messages.ClientSlice(1, [one] * count, False))
     assert len(encoded) < link.MAX_DATAGRAM_BYTES
     assert messages.FOR_HUB.decode(encoded) == messages.ClientSlice(1, [one] * count, False)
+
+
+def test_answers_with_the_longest_texts_are_no_flood() -> None:
+    """A worker that answers both questions at once, beside its reports."""
+    text = "\U0001f600" * messages.TEXT_CHARS_MAX
+    fields = [1, *[text] * 8, "held", 1, 1.0, 1, 1, 1.0]
+    one = msgspec.convert(fields, messages.ConnectedClient)
+    slice_bytes = messages.SLICE_BYTES + len(msgspec.msgpack.encode(one))
+    part_bytes = 4 * messages.DESCRIPTION_CHARS
+    in_a_second = (slice_bytes + part_bytes) / messages.SLICE_SECONDS
+    assert in_a_second < 0.9 * worker_link.BYTES_PER_SECOND_MAX
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ async def test_a_second_hello_ends_a_client_that_was_served(stage: WorkerStand) 
     peer.say(messages.ClientHello(feed=FEED, agent="again"))
     await ends(stage, peer, "protocol-error")
     assert peer.goodbye is not None
-    assert "ClientHello" in peer.goodbye.text
+    assert peer.goodbye.text == "message client-hello is not allowed in state ready"
 
 
 async def test_clients_hang_up_in_every_way(stage: WorkerStand) -> None:
