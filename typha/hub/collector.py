@@ -6,7 +6,7 @@ from protocol import formats
 from typha import clock, settings
 from typha.hub import hub, shortages, supervisor
 from typha.ipc import messages
-from typha.observability import health, logs, loop_latency, metrics, quantiles, webserver
+from typha.observability import health, logs, loop_latency, metrics, quantiles, spans, webserver
 
 _monotonic = clock.monotonic
 
@@ -32,6 +32,7 @@ class Collector:
         self.session: api.KubeApi | None = None
         self.watchers: list[watcher.Watcher] = []
         self.web_servers: list[webserver.WebServer] = []
+        self.spans: spans.SpanExporter | None = None
 
     def samples(self) -> metrics.Samples:
         """Everything, as of now."""
@@ -159,6 +160,8 @@ class Collector:
             "typha_log_errors": {(): logs.COUNTERS.errors + totals.log_errors},
             "typha_logs_dropped": {(): logs.COUNTERS.dropped + totals.log_lines_dropped},
             "typha_config_invalid_values": {(): self._settings.config_invalid_values},
+            "typha_trace_spans_exported_total": {(): 0 if self.spans is None else self.spans.exported},
+            "typha_trace_spans_dropped_total": {(): 0 if self.spans is None else self.spans.dropped},
             "typha_open_files_limit": {(): self._open_files_limit},
             "typha_hub_pause_seconds_max": {(): self.max_latency.recent_seconds},
             "typha_hub_pause_seconds_worst": {(): self.max_latency.worst_seconds},
