@@ -15,7 +15,14 @@ from tests.harness.repository import ROOT
 PACKAGES = ("protocol", "cache", "typha", "clients", "loadtest")
 
 # Whole-system stories and tests of the repository itself have no source of their own to mirror.
-WITHOUT_A_SOURCE = ("tests/integration/", "tests/simulation/", "tests/docs/", "tests/fuzz/", "tests/test_")
+WITHOUT_A_SOURCE = (
+    "tests/deploy/",
+    "tests/integration/",
+    "tests/simulation/",
+    "tests/docs/",
+    "tests/fuzz/",
+    "tests/test_",
+)
 SUBJECTS = (
     "cancellation",
     "faults",
