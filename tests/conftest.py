@@ -8,6 +8,7 @@ import subprocess
 import weakref
 from asyncio import base_subprocess
 from collections.abc import AsyncIterator, Generator, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import hypothesis
@@ -21,7 +22,12 @@ WITHOUT_CONTROL_PLANE: Final = "TYPHA_TESTS_WITHOUT_CONTROL_PLANE"
 BUILD_TIMEOUT_SECONDS: Final = 3600.0
 """The control plane takes some 6 minutes of two CPUs."""
 
-PROGRAMS: Final = {"control_plane": ("control-plane",), "go": ("gobpeer", "clientgo", "yamlref"), "image": ("image",)}
+PROGRAMS: Final = {
+    "control_plane": ("control-plane",),
+    "go": ("gobpeer", "clientgo", "yamlref"),
+    "helm": ("helm",),
+    "image": ("image",),
+}
 """The folders below tools/ with what tests with this marker need."""
 
 CAN_BUILD_IMAGE: Final = os.geteuid() == 0 and all(map(shutil.which, ("buildah", "mmdebstrap", "umoci")))
@@ -127,6 +133,12 @@ def clientgo() -> str:
 def yamlref() -> str:
     """The path of the program that reads YAML as Kubernetes' tools. Mark tests that use it with `pytest.mark.go`."""
     return _built["yamlref"].stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def helm_tools() -> Path:
+    """The folder of helm, kubeconform and definitions of resources. Mark tests that use it with `pytest.mark.helm`."""
+    return Path(_built["helm"].stdout.strip())
 
 
 @pytest.fixture(scope="session")
