@@ -11,8 +11,8 @@ has not read by the end of an operation is dropped, so that no connection ever s
 import contextlib
 import ssl
 import threading
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol, TypeAlias
 
 RECORD_BYTES = 16 * 1024
 """The data of the largest record of TLS."""
@@ -44,8 +44,18 @@ class Opened(NamedTuple):
     error: ssl.SSLError | None = None
 
 
+Send: TypeAlias = Callable[[int, bytes | memoryview, int], tuple[int, bytes, int]]
+"""Seals and sends to a descriptor, a piece of some bytes at a time, until the socket is full.
+
+Returns how much was sent, what is sealed and not sent, and how much of the data that is. Raises as `seal`, and OSError.
+"""
+
+
 class AnySession(Protocol):
     """What a transport needs of a connection's TLS after the handshake. `Session` documents each operation."""
+
+    @property
+    def send(self) -> Send | None: ...
 
     def seal(self, data: bytes | memoryview, /) -> bytes: ...
 
@@ -82,6 +92,9 @@ class _Pair:
 
 class Session:
     """The server's end. Each operation is whole: two threads may work on different sessions."""
+
+    send = None
+    """OpenSSL does no such thing."""
 
     __slots__ = ("_pair", "_tls")
 

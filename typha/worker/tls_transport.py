@@ -7,7 +7,6 @@ again.
 
 import contextlib
 import errno
-import os
 import socket
 import ssl
 
@@ -21,6 +20,7 @@ OFFER_BYTES = 2 * RECORD_BYTES
 for a client whose socket is full."""
 _OFFERS_AT_ONCE = 8
 """As much as `Policy.send_bytes`, which with TLS is also one client's turn in a snapshot."""
+_TURN_BYTES = _OFFERS_AT_ONCE * OFFER_BYTES
 RECEIVED_BYTES = 2 * 1024
 """What OpenSSL gets in one read: at most 93 records. Key updates cost most, 75 of them 0.8 ms."""
 _OVERHEAD_BYTES = 32
@@ -52,6 +52,7 @@ class _Secured:
 class TlsTransport:
     """Knows connections from the end of their handshake (`opened`) to their close (`release`)."""
 
+    send_file = None
     acked_bytes = staticmethod(transport.kernel_acked_bytes)
     window_bytes = staticmethod(transport.kernel_window_bytes)
 
@@ -59,8 +60,6 @@ class TlsTransport:
         self.stepping: frozenset[int] = frozenset()
         """Descriptors of connections whose handshake takes a step in another thread."""
         self._secured: dict[int, _Secured] = {}
-        self._buffer = bytearray(OFFER_BYTES)
-        self._view = memoryview(self._buffer)
 
     def opened(self, connection: transport.Connection, session: tls_session.AnySession) -> None:
         """The handshake is done."""
@@ -70,6 +69,8 @@ class TlsTransport:
         """Seals and sends until the socket is full or a turn is over."""
         secured = self._secured[descriptor]
         sent = self._send_kept(secured, len(data)) if secured.kept else 0
+        if secured.session.send is not None:
+            return sent + self._send_at_once(secured, descriptor, data, sent)
         if not sent and len(data) <= OFFER_BYTES:
             return self._send(secured, data)
         view = memoryview(data)
@@ -88,21 +89,18 @@ class TlsTransport:
         """The same: a record of its own."""
         return self.write(connection.fileno(), data)
 
-    def send_file(self, descriptor: int, file_descriptor: int, position: int, count: int, /) -> int:
-        """The same with a file's bytes."""
-        secured = self._secured[descriptor]
-        sent = self._send_kept(secured, count) if secured.kept else 0
-        for _ in range(_OFFERS_AT_ONCE):
-            if sent == count:
-                break
-            part = self._view[: min(OFFER_BYTES, count - sent)]
-            read = os.preadv(file_descriptor, [part], position + sent)
-            try:
-                sent += self._send(secured, part[:read])
-            except BlockingIOError:
-                if not sent:
-                    raise
-                break
+    def _send_at_once(self, secured: _Secured, descriptor: int, data: bytes | memoryview, begin: int) -> int:
+        """Seals and sends all of a turn in one call. BlockingIOError if the whole turn has sent nothing."""
+        offer = data if not begin and len(data) <= _TURN_BYTES else memoryview(data)[begin : begin + _TURN_BYTES]
+        send = secured.session.send
+        assert send is not None
+        try:
+            sent, secured.kept, secured.owed = send(descriptor, offer, OFFER_BYTES)
+        except ssl.SSLError:
+            self._break(secured)
+            raise
+        if secured.kept and not begin + sent:
+            raise BlockingIOError
         return sent
 
     def _send_kept(self, secured: _Secured, offered: int) -> int:

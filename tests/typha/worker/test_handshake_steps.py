@@ -33,7 +33,8 @@ class Ends:
 
     def step(self) -> handshake_steps.Verdict:
         """As in the thread."""
-        return handshake_steps.take_step(self.handshake, self.settings)
+        [verdict] = handshake_steps.take_steps([self.handshake], self.settings)
+        return verdict
 
     def client_step(self) -> bytes:
         """The client's next bytes."""
