@@ -14,8 +14,11 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol, TypeAlias
 
+from typha import clock
+
 RECORD_BYTES = 16 * 1024
 """The data of the largest record of TLS."""
+_EXPIRED = "the certificate of a resumed session has expired"
 _PAIRS = 32
 """While a handshake step holds a pair, the loop cannot use it: the more pairs, the less often it waits."""
 
@@ -110,6 +113,8 @@ class Session:
                 pair.incoming.write(received)
                 self._tls.do_handshake()
                 done = True
+                if self._tls.session_reused and has_expired(self.certificate()):
+                    done, error = False, ssl.SSLError(ssl.SSL_ERROR_SSL, _EXPIRED)
             except ssl.SSLWantReadError:
                 pass
             except ssl.SSLError as failure:
@@ -168,6 +173,14 @@ class Session:
             with contextlib.suppress(OSError, ValueError):  # it wants to wait for the peer's answer
                 self._tls.unwrap()
             return pair.empty()[1]
+
+
+def has_expired(certificate: Mapping[str, object]) -> bool:
+    """Whether its time is over. OpenSSL verifies no chain again for a session of TLS 1.2 that a client resumes.
+
+    Python's ssl cannot forbid that: without tickets OpenSSL keeps the sessions itself. Go looks at the time, too.
+    """
+    return ssl.cert_time_to_seconds(str(certificate["notAfter"])) * 10**9 < clock.time_ns()
 
 
 class Sessions:

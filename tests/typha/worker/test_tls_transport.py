@@ -162,6 +162,15 @@ def test_a_file_may_continue_what_a_view_began_and_the_other_way_round(pair: Pai
     assert bytes(pair.read) == data
 
 
+def test_a_turn_ends_whatever_room_the_socket_has(files: certificates.Files) -> None:
+    """The kernel must not decide for how long one call seals."""
+    pair = Pair(files)
+    pair.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_000_000)
+    assert pair.transport.write(pair.fd, bytes(3_000_000)) <= 8 * OFFER
+    pair.near.close()
+    pair.client.close()
+
+
 def test_less_than_what_is_sealed_is_refused(pair: Pair) -> None:
     sent = pair.fill(os.urandom(400 * RECORD))
     assert sent > 0
