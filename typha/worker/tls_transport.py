@@ -36,7 +36,7 @@ _ANSWERS_BYTES = 16 * 1024
 class _Secured:
     """A connection after its handshake."""
 
-    __slots__ = ("connection", "counted_since", "kept", "owed", "session", "without_data_bytes")
+    __slots__ = ("connection", "counted_since", "has_hung_up", "kept", "owed", "session", "without_data_bytes")
 
     def __init__(self, connection: transport.Connection, session: tls_session.AnySession) -> None:
         self.connection = connection
@@ -45,6 +45,8 @@ class _Secured:
         """Sealed, and not taken by the socket yet."""
         self.owed = 0
         """How many bytes of data that is, apart from OpenSSL's answers."""
+        self.has_hung_up = False
+        """The peer's stream has ended without a word."""
         self.without_data_bytes = 0
         self.counted_since = 0.0
 
@@ -134,6 +136,7 @@ class TlsTransport:
         secured = self._secured[connection.fileno()]
         received = connection.recv(RECEIVED_BYTES)
         if not received:
+            secured.has_hung_up = True
             return b""
         opened = secured.session.open(received)
         if opened.answer:
@@ -183,11 +186,14 @@ class TlsTransport:
         self._secured.pop(secured.connection.fileno(), None)
 
     def release(self, descriptor: int, /) -> bool:
-        """Sends the end of the stream if possible, and forgets the descriptor; False while a handshake step runs."""
+        """Sends the end of the stream if possible, and forgets the descriptor; False while a handshake step runs.
+
+        A peer that has hung up without a word reads nothing more: its host would answer with a reset.
+        """
         if descriptor in self.stepping:
             return False
         secured = self._secured.pop(descriptor, None)
-        if secured is not None and not secured.kept:
+        if secured is not None and not secured.kept and not secured.has_hung_up:
             with contextlib.suppress(OSError):  # it goes without
                 secured.connection.send(secured.session.end())
         return True
