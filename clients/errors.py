@@ -13,13 +13,7 @@ ClientError                 has the `address` of the server it concerns
 
 from protocol import reasons
 
-_TRANSIENT_REASONS = frozenset(
-    {
-        reasons.DisconnectReason.SHUTTING_DOWN,
-        reasons.DisconnectReason.REBALANCED,
-        reasons.DisconnectReason.TOO_MANY_CONNECTIONS,
-    }
-)
+_TRANSIENT_REASONS = frozenset(reason for reason, retry in reasons.GOODBYES.items() if retry is reasons.Retry.YES)
 
 
 class ClientError(Exception):

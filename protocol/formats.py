@@ -4,20 +4,21 @@ from typing import Final
 
 from protocol import encoding
 from protocol.native import encoder as native_encoder
+from protocol.native import frames
 from protocol.typha import encoder as typha_encoder
 
 NAMES: Final = (native_encoder.PLAIN, native_encoder.ZSTD, typha_encoder.PLAIN, typha_encoder.SNAPPY)
 
 
-def make_encoder(name: str) -> encoding.Encoder:
-    """The encoder of a wire format.
+def make_encoder(name: str, *, max_frame_bytes: int = frames.MAX_FRAME_BYTES) -> encoding.Encoder:
+    """The encoder of a wire format. The limit of a frame's bytes is that of the native protocol.
 
     Raises:
         KeyError: there is no such format.
     """
     made: encoding.Encoder
     if name in (native_encoder.PLAIN, native_encoder.ZSTD):
-        made = native_encoder.NativeEncoder(zstd=name == native_encoder.ZSTD)
+        made = native_encoder.NativeEncoder(zstd=name == native_encoder.ZSTD, max_frame_bytes=max_frame_bytes)
     elif name in (typha_encoder.PLAIN, typha_encoder.SNAPPY):
         made = typha_encoder.TyphaEncoder(compress=name == typha_encoder.SNAPPY)
     else:

@@ -1,6 +1,8 @@
 """Internal: why a connection ended; `protocol` exports it. Logs, metrics and goodbyes use the same values."""
 
 import enum
+from collections.abc import Mapping
+from typing import Final
 
 
 class DisconnectReason(enum.StrEnum):
@@ -49,3 +51,25 @@ class DisconnectReason(enum.StrEnum):
     """The worker process with the connection died. The hub counts these from the worker's last report."""
     SERVER_ERROR = "server-error"
     """An internal error of the server on this connection. The log line has the traceback."""
+
+
+class Retry(enum.StrEnum):
+    """Whether another attempt may succeed after a goodbye."""
+
+    YES = "yes"
+    """The reason is the server's state, and another server may have a better one."""
+    AFTER_A_CHANGE = "after a change"
+    """The client, the server or their settings must change. The client keeps trying, with its back-off."""
+
+
+GOODBYES: Final[Mapping[DisconnectReason, Retry]] = {
+    DisconnectReason.PROTOCOL_ERROR: Retry.AFTER_A_CHANGE,
+    DisconnectReason.MESSAGE_TOO_LARGE: Retry.AFTER_A_CHANGE,
+    DisconnectReason.UNSUPPORTED_VERSION: Retry.AFTER_A_CHANGE,
+    DisconnectReason.UNKNOWN_FEED: Retry.AFTER_A_CHANGE,
+    DisconnectReason.TOO_MANY_CONNECTIONS: Retry.YES,
+    DisconnectReason.FEED_REMOVED: Retry.YES,
+    DisconnectReason.REBALANCED: Retry.YES,
+    DisconnectReason.SHUTTING_DOWN: Retry.YES,
+}
+"""The reasons that a server sends in a goodbye. All others describe a connection that cannot carry one any more."""

@@ -6,6 +6,7 @@ import subprocess
 import weakref
 from asyncio import base_subprocess
 from collections.abc import AsyncIterator, Generator, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import hypothesis
@@ -19,7 +20,7 @@ WITHOUT_CONTROL_PLANE: Final = "TYPHA_TESTS_WITHOUT_CONTROL_PLANE"
 BUILD_TIMEOUT_SECONDS: Final = 3600.0
 """The control plane takes some 6 minutes of two CPUs."""
 
-PROGRAMS: Final = {"control_plane": ("control-plane",), "go": ("gobpeer", "clientgo", "yamlref")}
+PROGRAMS: Final = {"control_plane": ("control-plane",), "go": ("gobpeer", "clientgo", "yamlref"), "helm": ("helm",)}
 """The folders below tools/ with the programs that tests with this marker need."""
 
 _built: Final[dict[str, "subprocess.CompletedProcess[str]"]] = {}
@@ -110,6 +111,12 @@ def clientgo() -> str:
 def yamlref() -> str:
     """The path of the program that reads YAML as Kubernetes' tools. Mark tests that use it with `pytest.mark.go`."""
     return _built["yamlref"].stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def helm_tools() -> Path:
+    """The folder of helm, kubeconform and definitions of resources. Mark tests that use it with `pytest.mark.helm`."""
+    return Path(_built["helm"].stdout.strip())
 
 
 @pytest.fixture(scope="session")

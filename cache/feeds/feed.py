@@ -48,6 +48,14 @@ class _Change(NamedTuple):
     revision: str
 
 
+class HeldItem(NamedTuple):
+    """A key that an object has in a feed."""
+
+    key: str
+    note: str = ""
+    """Why the key has no value, or another one than the object gives it; empty if it is as it should be."""
+
+
 class Rejection(NamedTuple):
     """An object, or a part of it, that the feed cannot send. That part is missing in the feed."""
 
@@ -84,6 +92,7 @@ class Feed(abc.ABC):
         """What the next batches write, oldest first, in the form of the subclass."""
         self._statuses = dict.fromkeys(types, messages.SyncStatus.WAITING)
         self._status = messages.SyncStatus.WAITING
+        self._unconfirmed: set[resources.ResourceType] = set()
 
     @property
     def types(self) -> list[resources.ResourceType]:
@@ -115,6 +124,14 @@ class Feed(abc.ABC):
         """Process the deletion of an object."""
 
     @abc.abstractmethod
+    def held_items(self, type: resources.ResourceType, namespace: str, name: str) -> list[HeldItem]:
+        """Return the keys that an object of one of the feed's types has now, in the order in which they are sent."""
+
+    def owner_of(self, key: str) -> tuple[str, str] | None:
+        """Return kind and name (`namespace/name`) of the object that a value comes from, if the key does not say it."""
+        return None
+
+    @abc.abstractmethod
     def _write(self, change: Any) -> messages.Update | None:
         """Write one change to the store. Return its update for clients, if there is one."""
 
@@ -132,6 +149,25 @@ class Feed(abc.ABC):
         """Set the status of one type. The feed's status combines the statuses of all types."""
         self._statuses[type] = status
         self._status = combined_status(self._statuses)
+
+    def set_unconfirmed(self, type: resources.ResourceType, is_unconfirmed: bool) -> None:
+        """Record whether the API server can no longer confirm the objects of a type."""
+        if is_unconfirmed and type in self._statuses:
+            self._unconfirmed.add(type)
+        else:
+            self._unconfirmed.discard(type)
+
+    @property
+    def confirmed_status(self) -> messages.SyncStatus:
+        """The store's status, for clients that are to know about a lost API server.
+
+        Instead of in-sync it is waiting if no type is confirmed, and resync if some types are.
+        """
+        status = self.store.status
+        if not self._unconfirmed or status is not messages.SyncStatus.IN_SYNC:
+            return status
+        is_lost = self._unconfirmed >= self._statuses.keys()
+        return messages.SyncStatus.WAITING if is_lost else messages.SyncStatus.RESYNC
 
     def take(self, limits: BatchLimits = EVERYTHING) -> Batch | None:
         """Write the store. Return what has happened since the last call, or None if clients see no change.
@@ -201,6 +237,11 @@ class RawFeed(Feed):
         """Process the deletion of an object."""
         key = raw.object_key(event.type, event.namespace, event.name)
         self._changes.append(_Change(key, None, event.resource_version))
+
+    def held_items(self, type: resources.ResourceType, namespace: str, name: str) -> list[HeldItem]:
+        """See Feed."""
+        key = raw.object_key(type, namespace, name)
+        return [HeldItem(key)] if key in self.store else []
 
     def _write(self, change: _Change) -> messages.Update | None:
         if change.value is None:

@@ -69,6 +69,11 @@ class Watcher:
         return self._machine.status
 
     @property
+    def is_unconfirmed(self) -> bool:
+        """Whether the API server can no longer confirm the known objects."""
+        return self._machine.is_unconfirmed(self._clock())
+
+    @property
     def object_count(self) -> int:
         """The number of known objects of the type."""
         return self._machine.object_count

@@ -64,6 +64,8 @@ class _Trouble:
     """Failures without a healthy period in between. It is an outage once it is reported."""
 
     began_at: float
+    failed_at: float = 0.0
+    """Time of the last failure."""
     tries: int = 0
     recovered_at: float | None = None
     is_outage: bool = False
@@ -104,6 +106,11 @@ class Health:
     def lost_at(self) -> float:
         """Time at which the type counts as lost unless a request succeeds before."""
         return self.last_success + self._policy.lost_seconds
+
+    @property
+    def lost_contact_at(self) -> float | None:
+        """Time of the last failure in the present outage; None without an outage."""
+        return self._trouble.failed_at if self._trouble is not None and self._trouble.is_outage else None
 
     def answered(self, now: float) -> None:
         """Record an answer that is neither a success nor a failure."""
@@ -148,6 +155,7 @@ class Health:
     def _continue_trouble(self, now: float, failure: Failure, detail: str, *, is_outage: bool) -> None:
         trouble = self._trouble = self._trouble or _Trouble(began_at=now)
         trouble.tries += 1
+        trouble.failed_at = now
         trouble.recovered_at = None
         if not trouble.is_outage and not is_outage and now - trouble.began_at < _STARTING_SECONDS:
             return

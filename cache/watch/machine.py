@@ -153,6 +153,15 @@ class WatchMachine:
         """The status that the sink received last."""
         return self._status
 
+    def is_unconfirmed(self, now: float) -> bool:
+        """Return whether the API server can no longer confirm the known objects: it fails, or is silent for long."""
+        confirmed_at = self.counters.last_confirmed
+        if confirmed_at is None:
+            return False  # no object is known, and the status says so
+        failed_at = self._health.lost_contact_at
+        is_failing = failed_at is not None and confirmed_at < failed_at
+        return is_failing or now - confirmed_at > self._policy.unconfirmed_seconds
+
     @property
     def object_count(self) -> int:
         """The number of known live objects."""

@@ -88,6 +88,9 @@ class WatchPolicy:
     balancer, may answer 404 for a moment."""
     poll_seconds: float = 5.0
     """Time between two lists of a type that cannot be watched (the original's number)."""
+    unconfirmed_seconds: float = 150.0
+    """After this long without a confirmation, native clients learn that the data may be old: bookmarks come every 60 to
+    75 s, and streams without them are renewed after `quiet_seconds`."""
     lost_seconds: float = 600.0
     """Without a success for this long, the type is WAITING again (the original's number)."""
     max_line_bytes: int = 16 * 1024 * 1024

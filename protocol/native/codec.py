@@ -6,6 +6,7 @@ unknown members of a hello's map, so that version 1 can be extended.
 
 import enum
 import functools
+import re
 import struct
 from collections.abc import Callable, Sequence
 from typing import Annotated, TypeAlias
@@ -40,6 +41,11 @@ class MessageType(enum.IntEnum):
     PING = 8
     PONG = 9
     GOODBYE = 10
+
+
+def message_name(kind: type[messages.Message]) -> str:
+    """The name of a message in the specification: `snapshot-begin` for `SnapshotBegin`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower()
 
 
 _LONG_ID = struct.Struct(">Q")
@@ -159,9 +165,9 @@ class _ClientHelloContent(msgspec.Struct):
     feed: _Name
     agent: _Name
     versions: Annotated[tuple[_Count, ...], msgspec.Meta(min_length=1, max_length=MAX_LIST_LENGTH)]
-    features: _Names = ()
-    software: _Name = ""
-    node: _Name = ""
+    features: _Names | None = None
+    software: _Name | None = None
+    node: _Name | None = None
     subscription: _Skipped | None = None
     resume: _ResumePosition | None = None
     chunk_digests: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=MAX_CHUNKS)] | None = None
@@ -177,9 +183,9 @@ class _ClientHello(_Wire, tag=int(MessageType.CLIENT_HELLO)):
             hello.feed,
             hello.agent,
             hello.versions,
-            frozenset(hello.features),
-            hello.software,
-            hello.node,
+            frozenset(hello.features or ()),
+            hello.software or "",
+            hello.node or "",
             None if hello.subscription is None else {},
             None if resume is None else messages.ResumePosition(resume.incarnation, resume.sequence),
             hello.chunk_digests,
@@ -190,12 +196,12 @@ class _ServerHelloContent(msgspec.Struct):
     version: _Count
     feed: _Name
     incarnation: bytes
-    features: _Names = ()
-    not_supported: _Names = ()
-    software: _Name = ""
-    connection_id: _Count = 0
-    ping_interval_ms: _Count = 0
-    max_frame_bytes: _Count = 0
+    features: _Names | None = None
+    not_supported: _Names | None = None
+    software: _Name | None = None
+    connection_id: _Count | None = None
+    ping_interval_ms: _Count | None = None
+    max_frame_bytes: _Count | None = None
 
 
 class _ServerHello(_Wire, tag=int(MessageType.SERVER_HELLO)):
@@ -207,12 +213,12 @@ class _ServerHello(_Wire, tag=int(MessageType.SERVER_HELLO)):
             version=hello.version,
             feed=hello.feed,
             incarnation=hello.incarnation,
-            features=frozenset(hello.features),
-            not_supported=frozenset(hello.not_supported),
-            software=hello.software,
-            connection_id=hello.connection_id,
-            ping_interval_milliseconds=hello.ping_interval_ms,
-            max_frame_bytes=hello.max_frame_bytes,
+            features=frozenset(hello.features or ()),
+            not_supported=frozenset(hello.not_supported or ()),
+            software=hello.software or "",
+            connection_id=hello.connection_id or 0,
+            ping_interval_milliseconds=hello.ping_interval_ms or 0,
+            max_frame_bytes=hello.max_frame_bytes or 0,
         )
 
 
@@ -340,5 +346,31 @@ def decode_from_client(payload: bytes | memoryview) -> messages.Message:
 def _message(decode: _Decode, payload: bytes | memoryview) -> messages.Message:
     try:
         return decode(payload).message()
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, MemoryError) as error:
-        raise errors.RemoteProtocolError(f"not a known message: {str(error) or type(error).__name__}") from error
+    except msgspec.ValidationError as error:
+        raise errors.RemoteProtocolError(f"a message is not valid: {_in_plain_words(str(error))}") from error
+    except UnicodeDecodeError as error:
+        raise errors.RemoteProtocolError("a message is not valid: a text is not UTF-8") from error
+    except RecursionError as error:
+        raise errors.RemoteProtocolError("a message is not valid: it is nested too deeply") from error
+    except MemoryError as error:
+        raise errors.RemoteProtocolError("there is no memory for a message") from error
+    except msgspec.MsgspecError as error:
+        raise errors.RemoteProtocolError("a message is not valid: it is not one whole msgpack value") from error
+
+
+_WORDS = {
+    "int": "integer",
+    "str": "text",
+    "bytes": "bin",
+    "bool": "boolean",
+    "null": "nil",
+    "None": "nil",
+    "object": "map",
+    "Object missing required field": "a member is missing:",
+}
+"""msgspec's words for kinds, and the specification's."""
+
+
+def _in_plain_words(text: str) -> str:
+    """What msgspec finds wrong, in the words of the specification: "Expected `text`, got `array` - at `$[1].feed`"."""
+    return re.sub(rf"(?<![^`\s])({'|'.join(_WORDS)})(?![^`\s])", lambda found: _WORDS[found[0]], text)

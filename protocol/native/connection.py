@@ -172,7 +172,9 @@ class Connection:
             return None
         flags, body = frame
         if flags and self.role is Role.SERVER:
-            raise errors.RemoteProtocolError(f"client frame with flags 0x{flags:02x}")
+            raise errors.RemoteProtocolError(
+                f"a frame to a server has flags (0x{flags:02x}), but only a server compresses"
+            )
         if self.role is Role.SERVER:
             message = codec.decode_from_client(body)
         else:
@@ -185,7 +187,7 @@ class Connection:
         received = self._splitter.peek(len(frames.PREFACE))
         if not frames.PREFACE.startswith(received):
             raise errors.RemoteProtocolError(
-                f"not the native protocol: the first bytes are {received!r}",
+                f"not the native protocol: the first bytes are {received.hex(' ')}",
                 reason=reasons.DisconnectReason.BAD_PREFACE,
             )
         if len(received) < len(frames.PREFACE):
@@ -197,26 +199,30 @@ class Connection:
     def _step(self, message: messages.Message) -> None:
         state = _TRANSITIONS.get((self.role, self.state, type(message)))
         if state is None:
-            raise errors.RemoteProtocolError(f"unexpected {type(message).__name__} while {self.state.value}")
+            name = codec.message_name(type(message))
+            raise errors.RemoteProtocolError(f"message {name} is not allowed in state {self.state.value}")
         match message:
             case messages.ClientHello():
                 self._splitter.max_frame_bytes = frames.MAX_CLIENT_FRAME_BYTES
+            case messages.ServerHello() if message.max_frame_bytes:
+                self._splitter.max_frame_bytes = min(self._splitter.max_frame_bytes, message.max_frame_bytes)
             case messages.Updates():
                 if message.previous_sequence != self.sequence or message.sequence < message.previous_sequence:
                     raise errors.RemoteProtocolError(
-                        f"updates {message.previous_sequence}..{message.sequence} do not follow on {self.sequence}"
+                        f"updates from {message.previous_sequence} to {message.sequence} "
+                        f"do not continue {self.sequence}"
                     )
                 self.sequence = message.sequence
             case messages.Status(status=messages.SyncStatus.CATCHING_UP) if message.sequence < self.sequence:
                 self.sequence = message.sequence
             case messages.Status() if message.sequence != self.sequence:
-                raise errors.RemoteProtocolError(f"status of {message.sequence} does not follow on {self.sequence}")
+                raise errors.RemoteProtocolError(f"a status at {message.sequence} does not continue {self.sequence}")
             case messages.SnapshotBegin():
                 self._next_sequence = message.sequence
             case messages.SnapshotEnd():
                 if message.sequence != self._next_sequence:
                     raise errors.RemoteProtocolError(
-                        f"snapshot of {self._next_sequence} ends as one of {message.sequence}"
+                        f"a snapshot at {self._next_sequence} ends with sequence {message.sequence}"
                     )
                 self.sequence = message.sequence
             case messages.Ping():

@@ -8,30 +8,25 @@ from protocol.native import codec, frames
 FRAME_TARGET_BYTES = 256 * 1024
 """A frame ends at this size: large enough for a low overhead, small enough for a slow link (2 s at 1 Mbit/s)."""
 UPDATE_OVERHEAD_BYTES = 64
-"""Upper estimate of the encoded size of an update without key and value."""
-MAX_VALUE_BYTES = frames.MAX_FRAME_BYTES - codec.MAX_KEY_CHARS * 4 - 1024
-"""The largest value that fits into a frame together with any valid key."""
+"""Upper limit of the encoded size of an update without its texts and its value."""
+MESSAGE_OVERHEAD_BYTES = 64
+"""Upper limit of what a frame of updates needs beside them."""
+VALUE_OVERHEAD_BYTES = 32 * 1024
+"""What a frame needs in addition to its largest value: a key of 4,096 characters, which take up to 16 KiB, and the
+object's versions, which are short."""
 
 PLAIN = "native"
 ZSTD = "native+zstd"
 
 
+def _text_size(text: str) -> int:
+    return len(text) if text.isascii() else 4 * len(text)
+
+
 def _size(update: messages.Update) -> int:
-    return len(update[0]) + len(update[1] or b"") + UPDATE_OVERHEAD_BYTES
-
-
-def _batches(updates: Iterable[messages.Update]) -> Iterator[list[messages.Update]]:
-    """Splits into lists of about the target size. There is at least one list; it is empty only without updates."""
-    batch: list[messages.Update] = []
-    batch_bytes = 0
-    for update in updates:
-        update_bytes = _size(update)
-        if batch and batch_bytes + update_bytes > FRAME_TARGET_BYTES:
-            yield batch
-            batch, batch_bytes = [], 0
-        batch.append(update)
-        batch_bytes += update_bytes
-    yield batch
+    """Upper limit of the update's bytes in a frame. Typical updates have some 80 bytes less."""
+    texts_bytes = _text_size(update[0]) + _text_size(update[2]) + _text_size(update[4])
+    return texts_bytes + len(update[1] or b"") + UPDATE_OVERHEAD_BYTES
 
 
 class NativeEncoder:
@@ -39,13 +34,28 @@ class NativeEncoder:
 
     in_key_order = False
 
-    def __init__(self, *, zstd: bool = False) -> None:
+    def __init__(self, *, zstd: bool = False, max_frame_bytes: int = frames.MAX_FRAME_BYTES) -> None:
+        """No frame has more than `max_frame_bytes`, if no value has more than that less `VALUE_OVERHEAD_BYTES`."""
         self.name = ZSTD if zstd else PLAIN
+        self._batch_bytes = min(FRAME_TARGET_BYTES, max_frame_bytes - MESSAGE_OVERHEAD_BYTES)
         self.ping = frames.pack_frame(codec.encode(messages.Ping()))
         self._compressor = frames.make_compressor() if zstd else None
 
     def _frame(self, payload: bytes) -> bytes:
         return frames.pack_frame(payload, compressor=self._compressor)
+
+    def _batches(self, updates: Iterable[messages.Update]) -> Iterator[list[messages.Update]]:
+        """Splits into lists of about the target size. There is at least one list; it is empty only without updates."""
+        batch: list[messages.Update] = []
+        batch_bytes = 0
+        for update in updates:
+            update_bytes = _size(update)
+            if batch and batch_bytes + update_bytes > self._batch_bytes:
+                yield batch
+                batch, batch_bytes = [], 0
+            batch.append(update)
+            batch_bytes += update_bytes
+        yield batch
 
     def make_ping(self, unix_nanoseconds: int) -> bytes:
         """The constant ping frame; it contains no time."""
@@ -54,7 +64,7 @@ class NativeEncoder:
     def updates(self, previous_sequence: int, updates: Sequence[messages.Update]) -> list[encoding.EncodedFrame]:
         """One frame, or several if the updates are larger than the target size."""
         encoded = []
-        for batch in _batches(updates):
+        for batch in self._batches(updates):
             sequence = previous_sequence + len(batch)
             encoded.append(self._updates(previous_sequence, sequence, batch))
             previous_sequence = sequence
@@ -74,7 +84,7 @@ class NativeEncoder:
         batch_bytes, reached = 0, previous_sequence
         for sequence, update in changes:
             update_bytes = _size(update)
-            if batch and batch_bytes + update_bytes > FRAME_TARGET_BYTES:
+            if batch and batch_bytes + update_bytes > self._batch_bytes:
                 yield self._updates(previous_sequence, reached, batch)
                 batch, batch_bytes, previous_sequence = [], 0, reached
             batch.append(update)
@@ -93,12 +103,16 @@ class NativeEncoder:
 
     def snapshot_chunk(self, index: int, digest: int, updates: Iterable[messages.Update]) -> bytes:
         """The frames of one chunk."""
-        batches = list(_batches(updates))
+        batches = list(self._batches(updates))
         last = len(batches) - 1
         return b"".join(
             self._frame(codec.encode_chunk(index, digest, batch, more=number < last))
             for number, batch in enumerate(batches)
         )
+
+    def raw_length(self, data: bytes) -> int:
+        """See `protocol.encoding.Encoder`."""
+        return frames.raw_length(data)
 
     def snapshot_end(self, sequence: int, *, keys: int, digest: int) -> bytes:
         """The frame after the last chunk."""

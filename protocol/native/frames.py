@@ -19,6 +19,7 @@ PREFACE = b"\x00TYPHA\r\n"
 
 FLAG_ZSTD = 0x01
 HEADER = struct.Struct(">IB")
+LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """Default limit of a frame, compressed or not. Objects in etcd are at most 1.5 MiB; other stores rarely exceed 8."""
 MAX_HELLO_FRAME_BYTES = 64 * 1024
@@ -49,6 +50,17 @@ def pack_frame(payload: bytes, *, compressor: zstandard.ZstdCompressor | None = 
     return HEADER.pack(len(payload) + 1, 0) + payload
 
 
+def raw_length(frames: bytes) -> int:
+    """The length that complete frames have without compression, by their headers."""
+    total = position = 0
+    while position < len(frames):
+        length, flags = HEADER.unpack_from(frames, position)
+        body, position = position + HEADER.size, position + HEADER.size + length - 1
+        compressed = flags & FLAG_ZSTD
+        total += HEADER.size + (zstandard.frame_content_size(frames[body:position]) if compressed else length - 1)
+    return total
+
+
 def make_compressor() -> zstandard.ZstdCompressor:
     """A compressor that writes the content size, so that a reader can refuse a frame before it allocates."""
     return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True, write_checksum=False)
@@ -65,21 +77,21 @@ def unpack_payload(
     if flags == 0:
         return body
     if flags != FLAG_ZSTD:
-        raise errors.RemoteProtocolError(f"unknown frame flags 0x{flags:02x}")
+        raise errors.RemoteProtocolError(f"a frame has unknown flags (0x{flags:02x})")
     try:
         content_bytes = zstandard.frame_content_size(body)
         if content_bytes < 0:
-            raise errors.RemoteProtocolError("zstd frame without content size")
+            raise errors.RemoteProtocolError("a compressed frame does not state its content size")
         if content_bytes > max_payload_bytes:
             raise errors.RemoteProtocolError(
-                f"zstd frame of {content_bytes} bytes is over the limit of {max_payload_bytes}",
+                f"a frame has {content_bytes} bytes of content, and the limit is {max_payload_bytes}",
                 reason=reasons.DisconnectReason.MESSAGE_TOO_LARGE,
             )
         payload = _decompressor.decompress(body, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise errors.RemoteProtocolError(f"broken zstd frame: {error}") from error
+        raise errors.RemoteProtocolError(f"a compressed frame is broken: {error}") from error
     if len(payload) != content_bytes:
-        raise errors.RemoteProtocolError("zstd frame's content size is wrong")
+        raise errors.RemoteProtocolError("a compressed frame states a wrong content size")
     return payload
 
 
@@ -87,7 +99,7 @@ class FrameSplitter(buffers.ReceiveBuffer):
     """Splits a byte stream into frames.
 
     `receive` appends bytes; `next_frame` returns (flags, body), or None if more bytes are needed. The announced length
-    of a frame is checked as soon as its header has arrived.
+    of a frame is checked as soon as its four bytes have arrived.
     """
 
     __slots__ = ("max_frame_bytes",)
@@ -111,21 +123,22 @@ class FrameSplitter(buffers.ReceiveBuffer):
             RemoteProtocolError: the announced length is 0 or over the limit.
         """
         start = self._start
-        if len(self._buffer) - start < HEADER.size:
+        if len(self._buffer) - start < LENGTH.size:
             self.drop_consumed()
             return None
-        length, flags = HEADER.unpack_from(self._buffer, start)
+        (length,) = LENGTH.unpack_from(self._buffer, start)
         if length > self.max_frame_bytes:
             raise errors.RemoteProtocolError(
-                f"frame of {length} bytes is over the limit of {self.max_frame_bytes}",
+                f"a frame has {length} bytes, and the limit is {self.max_frame_bytes}",
                 reason=reasons.DisconnectReason.MESSAGE_TOO_LARGE,
             )
         if length == 0:
-            raise errors.RemoteProtocolError("frame of length 0")
-        end = start + 4 + length
+            raise errors.RemoteProtocolError("a frame has length 0")
+        end = start + LENGTH.size + length
         if len(self._buffer) < end:
             self.drop_consumed()
             return None
+        flags = self._buffer[start + LENGTH.size]
         with memoryview(self._buffer) as view:
             body = bytes(view[start + HEADER.size : end])
         self._start = end

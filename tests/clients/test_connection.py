@@ -132,7 +132,7 @@ async def test_a_server_that_goes_silent() -> None:
     ("answer", "problem"),
     [
         (b"SSH-2.0-OpenSSH", "not the native protocol"),
-        (frames.PREFACE + b"\x7f\xff\xff\xff\x00", "over the limit"),
+        (frames.PREFACE + b"\x7f\xff\xff\xff\x00", "the limit is"),
         (
             frames.PREFACE
             + frames.pack_frame(codec.encode(messages.ServerHello(version=2, feed="pods", incarnation=bytes(16)))),

@@ -7,9 +7,11 @@ import ast
 import inspect
 import json
 import re
+from collections.abc import Sequence
 
 import msgpack
 
+from clients.conformance import against_client, against_server, rejected
 from protocol import digest, reasons
 from protocol.native import codec, connection, frames
 from tests.docs import vectors
@@ -17,11 +19,9 @@ from tests.harness.repository import DOCS
 
 PAGE = DOCS / "protocol.md"
 JSON = DOCS / "protocol-vectors.json"
-
-
-def message_name(kind: type) -> str:
-    """The name of a message on the page: `snapshot-begin` for `SnapshotBegin`."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower()
+CONFORMANCE = DOCS / "conformance.md"
+SHOWN_BYTES_MAX = 48
+"""Longer examples of what is rejected are in the file only."""
 
 
 def diagram(role: connection.Role) -> str:
@@ -29,7 +29,7 @@ def diagram(role: connection.Role) -> str:
     edges: dict[tuple[str, str], list[str]] = {}
     for (of_role, state, kind), following in connection._TRANSITIONS.items():
         if of_role is role:
-            edges.setdefault((state.value, following.value), []).append(message_name(kind))
+            edges.setdefault((state.value, following.value), []).append(codec.message_name(kind))
     lines = ["```mermaid", "stateDiagram-v2", "    [*] --> preface", "    preface --> hello: (preface)"]
     lines += [f"    {state} --> {following}: {', '.join(kinds)}" for (state, following), kinds in edges.items()]
     return "\n".join([*lines, "    closed --> [*]", "```"])
@@ -39,19 +39,32 @@ def reasons_table() -> str:
     """All reasons with their meaning, which is the string after each member in the source."""
     body = ast.parse(inspect.getsource(reasons.DisconnectReason)).body[0]
     assert isinstance(body, ast.ClassDef)
-    rows = ["| Reason | Meaning |", "|---|---|"]
+    rows = ["| Reason | Travels | From | Retry | Meaning |", "|---|---|---|---|---|"]
     for assignment, text in zip(body.body[1::2], body.body[2::2], strict=True):
         match assignment, text:
             case ast.Assign(value=ast.Constant(value=str(reason))), ast.Expr(value=ast.Constant(value=str(meaning))):
-                rows.append(f"| `{reason}` | {' '.join(meaning.split())} |")
+                rows.append(
+                    f"| `{reason}` | {_travels(reasons.DisconnectReason(reason))} | {' '.join(meaning.split())} |"
+                )
             case _:
                 raise AssertionError(f"line {assignment.lineno}: every reason needs its meaning after it")
     return "\n".join(rows)
 
 
+def _travels(reason: reasons.DisconnectReason) -> str:
+    if reason is reasons.DisconnectReason.CLIENT_CLOSED:
+        return "yes | client | "
+    retry = reasons.GOODBYES.get(reason)
+    return f"yes | server | {retry.value}" if retry is not None else "no | | "
+
+
 def as_json(value: object) -> object:
-    """A msgpack value as JSON, with bytes as {"bin": hex}."""
+    """A msgpack value as JSON, with bytes as {"bin": hex}, and integers that JavaScript would round as text."""
     match value:
+        case bool():
+            return value
+        case int() if value > 2**53 - 1:
+            return {"int": str(value)}
         case bytes():
             return {"bin": value.hex()}
         case list() | tuple():
@@ -75,6 +88,8 @@ def vector_content() -> dict[str, object]:
         content = as_json(msgpack.unpackb(payload, raw=False))
         packed = frames.pack_frame(payload).hex()
         found.append({"name": name, "message": content, "payload": payload.hex(), "frame": packed})
+    before = {name: data.hex() for name, data in vectors.BEFORE_CLIENT.items()}
+    before_server = {name: data.hex() for name, data in vectors.BEFORE_SERVER.items()}
     return {
         "preface": frames.PREFACE.hex(),
         "messages": found,
@@ -86,8 +101,27 @@ def vector_content() -> dict[str, object]:
             }
             for content in vectors.PAIRS
         ],
-        "session": [
-            {"from": step.sender, "bytes": step.data.hex(), "comment": step.comment} for step in vectors.SESSION
+        "session": steps(vectors.SESSION),
+        "refused_session": steps(vectors.REFUSED_SESSION),
+        "rejected_by_clients": [
+            {
+                "rule": case.rule,
+                "name": case.name,
+                "needs": case.needs,
+                "before": before[case.after],
+                "bytes": case.data.hex(),
+            }
+            for case in rejected.TO_CLIENTS
+        ],
+        "rejected_by_servers": [
+            {
+                "rule": case.rule,
+                "name": case.name,
+                "before": before_server[case.after],
+                "bytes": case.data.hex(),
+                "reason": case.reason,
+            }
+            for case in rejected.TO_SERVERS
         ],
     }
 
@@ -112,10 +146,36 @@ def digest_table() -> str:
     return "\n".join(rows)
 
 
-def session_text() -> str:
-    """The annotated session: for each step a comment, the sender and the bytes."""
+def steps(session: Sequence[vectors.Step]) -> list[dict[str, str]]:
+    """A session for the file."""
+    return [{"from": step.sender, "bytes": step.data.hex(), "comment": step.comment} for step in session]
+
+
+def rejected_by_clients() -> str:
+    """What a client rejects."""
+    rows = ["| Rule | What | After | Bytes |", "|---|---|---|---|"]
+    rows += [f"| {one.rule} | {one.name} | {one.after} | {_short(one.data)} |" for one in rejected.TO_CLIENTS]
+    return "\n".join(rows)
+
+
+def rejected_by_servers() -> str:
+    """What a server rejects, and with which goodbye."""
+    rows = ["| Rule | What | After | Reason | Bytes |", "|---|---|---|---|---|"]
+    for one in rejected.TO_SERVERS:
+        reason = f"`{one.reason}`" if one.reason else "(none)"
+        rows.append(f"| {one.rule} | {one.name} | {one.after} | {reason} | {_short(one.data)} |")
+    return "\n".join(rows)
+
+
+def _short(data: bytes) -> str:
+    """The bytes, if there are few; the file has all."""
+    return f"`{data.hex()}`" if len(data) <= SHOWN_BYTES_MAX else f"{len(data)} bytes, in the file"
+
+
+def session_text(session: Sequence[vectors.Step]) -> str:
+    """An annotated session: for each step a comment, the sender and the bytes."""
     lines = ["```"]
-    for step in vectors.SESSION:
+    for step in session:
         arrow = ">" if step.sender == "client" else "<"
         lines.append(f"# {step.comment}")
         lines += [f"{arrow} {line}" for line in hex_lines(step.data)]
@@ -134,7 +194,10 @@ def render(page: str) -> str:
         "reasons": reasons_table(),
         "digests": digest_table(),
         "vectors": vector_text(),
-        "session": session_text(),
+        "session": session_text(vectors.SESSION),
+        "refused session": session_text(vectors.REFUSED_SESSION),
+        "rejected by clients": rejected_by_clients(),
+        "rejected by servers": rejected_by_servers(),
     }
     for name, text in parts.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
@@ -151,6 +214,26 @@ def render_json() -> str:
     return json.dumps(vector_content(), ensure_ascii=False, indent=1) + "\n"
 
 
+RULE = re.compile(r"^- \*\*([A-Z]\d+)\*\* \((client|server|both)\) (.*)$", re.MULTILINE)
+
+
+def rules(page: str) -> dict[str, str]:
+    """Whom each rule of the page binds."""
+    return {number: role for number, role, _ in RULE.findall(page)}
+
+
+def render_conformance(page: str, protocol_page: str) -> str:
+    """The page of the kit, with the rules that no check is about."""
+    checked = {rule for check in against_client.CHECKS for rule in check.rules}
+    checked |= {rule for check in against_server.CHECKS for rule in check.rules}
+    unchecked = [rule for rule in rules(protocol_page) if rule not in checked]
+    before, begin, rest = page.partition("<!-- begin unchecked rules -->")
+    _, end, after = rest.partition("<!-- end unchecked rules -->")
+    return f"{before}{begin}\n{', '.join(unchecked)}.\n{end}{after}"
+
+
 if __name__ == "__main__":
     PAGE.write_text(render(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     JSON.write_text(render_json(), encoding="utf-8")
+    rendered = render_conformance(CONFORMANCE.read_text(encoding="utf-8"), PAGE.read_text(encoding="utf-8"))
+    CONFORMANCE.write_text(rendered, encoding="utf-8")

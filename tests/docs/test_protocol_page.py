@@ -11,10 +11,12 @@ import msgpack
 import msgspec
 import pytest
 
-from clients import testing
-from protocol import messages
+from clients import differ, testing
+from clients.conformance import against_client, against_server
+from protocol import errors, messages, reasons
 from protocol.native import codec, connection, frames
 from tests.docs import protocol_page, stranger, vectors
+from typha.worker import protocol_adapters
 
 REWRITE = "run `python -m tests.docs.protocol_page`, and look at what it changed"
 
@@ -32,6 +34,8 @@ def from_json(value: Any) -> Any:
     match value:
         case {"bin": str(digits)}:
             return bytes.fromhex(digits)
+        case {"int": str(decimal)}:
+            return int(decimal)
         case dict():
             return {key: from_json(item) for key, item in value.items()}
         case list():
@@ -56,7 +60,7 @@ def test_the_vectors_are_up_to_date() -> None:
 
 def test_every_message_has_a_section_and_a_vector() -> None:
     for number, encoder in zip(codec.MessageType, codec._ENCODERS, strict=True):
-        name = protocol_page.message_name(encoder)
+        name = codec.message_name(encoder)
         assert f"| {int(number)} | {name} |" in page()
         assert f"{name}: `[{int(number)}" in page()
     assert {type(vector.message) for vector in vectors.VECTORS} == set(codec._ENCODERS)
@@ -94,6 +98,115 @@ def test_names_on_the_page_are_those_of_the_code() -> None:
     assert frames.PREFACE.hex(" ") in page()
     assert frames.PREFACE == stranger.PREFACE
     assert vectors.ZSTD_FRAME.hex() in page().replace(" ", "")
+
+
+LETTERS = "HTFMDOVEGKBL"
+
+
+def rules_on_the_page() -> dict[str, str]:
+    """Whom each rule binds."""
+    return protocol_page.rules(page())
+
+
+def test_rules_are_numbered_without_gaps() -> None:
+    numbers: dict[str, list[int]] = {}
+    for rule in rules_on_the_page():
+        numbers.setdefault(rule[0], []).append(int(rule[1:]))
+    assert set(numbers) == set(LETTERS)
+    for letter, found in numbers.items():
+        assert found == list(range(1, len(found) + 1)), letter
+
+
+def test_the_kit_checks_rules_of_the_page() -> None:
+    checked = {rule for check in against_client.CHECKS for rule in check.rules}
+    checked |= {rule for check in against_server.CHECKS for rule in check.rules}
+    assert checked <= rules_on_the_page().keys()
+    conformance = protocol_page.CONFORMANCE.read_text(encoding="utf-8")
+    assert conformance == protocol_page.render_conformance(conformance, page()), REWRITE
+
+
+def test_citations_of_rules_on_the_page() -> None:
+    known = rules_on_the_page()
+    cited = re.findall(rf"(?<![\w`-])([{LETTERS}]\d+)(?![\w`-])", page())
+    assert len(cited) > 60
+    assert [rule for rule in cited if rule not in known] == []
+
+
+def read_as_client(data: bytes) -> connection.Connection:
+    """Takes what a server sends, as our client does."""
+    ours, map_of_ours = connection.Connection(connection.Role.CLIENT), differ.Differ()
+    ours.receive_data(data)
+    while (message := ours.next_event()) is not None:
+        map_of_ours.receive(message)
+    return ours
+
+
+@pytest.mark.parametrize("case", published()["rejected_by_clients"], ids=lambda case: f"{case['rule']} {case['name']}")
+def test_our_client_rejects_what_it_must(case: dict[str, str]) -> None:
+    assert rules_on_the_page()[case["rule"]] in ("client", "both")
+    before, data = bytes.fromhex(case["before"]), bytes.fromhex(case["bytes"])
+    read_as_client(before)
+    if case["rule"] == "E5":  # that depends on what was asked for: clients/conformance checks it
+        read_as_client(before + data)
+        return
+    with pytest.raises(errors.RemoteProtocolError):
+        read_as_client(before + data)
+
+
+@pytest.mark.parametrize("case", published()["rejected_by_servers"], ids=lambda case: f"{case['rule']} {case['name']}")
+def test_our_server_rejects_what_it_must(case: dict[str, str]) -> None:
+    assert rules_on_the_page()[case["rule"]] in ("server", "both")
+    offer = protocol_adapters.Offer(
+        frozenset({"workloads"}), bytes(16), ping_interval_seconds=1.0, max_frame_bytes=1 << 20
+    )
+    adapter = protocol_adapters.NativeAdapter(offer, 1)
+    list(adapter.receive(bytes.fromhex(case["before"])))
+    reason = ""
+    try:
+        [event] = adapter.receive(bytes.fromhex(case["bytes"]))
+        assert isinstance(event, protocol_adapters.Refused)
+        reason = event.reason
+    except errors.RemoteProtocolError as error:
+        reason = error.reason
+    assert reason == (case["reason"] or "bad-preface")
+
+
+def test_the_refused_session() -> None:
+    offer = protocol_adapters.Offer(
+        frozenset({"workloads"}), bytes(16), ping_interval_seconds=1.0, max_frame_bytes=1 << 20
+    )
+    said = {"client": b"", "server": b""}
+    for step in published()["refused_session"]:
+        said[step["from"]] += bytes.fromhex(step["bytes"])
+    adapter = protocol_adapters.NativeAdapter(offer, 1)
+    [refusal] = adapter.receive(said["client"])
+    assert isinstance(refusal, protocol_adapters.Refused)
+    assert adapter.goodbye(refusal) == said["server"]
+
+
+def test_reasons_that_travel_are_those_of_the_code() -> None:
+    rows = re.findall(r"^\| `([a-z-]+)` \| (yes|no) \| (\w*) *\|", page(), re.MULTILINE)
+    assert [reason for reason, *_ in rows] == [reason.value for reason in reasons.DisconnectReason]
+    travelling = {reason for reason, travels, sender in rows if travels == "yes" and sender == "server"}
+    assert travelling == {reason.value for reason in reasons.GOODBYES}
+    assert {case["reason"] for case in published()["rejected_by_servers"]} - {""} < travelling
+
+
+async def test_the_transcript_to_try() -> None:
+    text = page().partition("<!-- begin transcript -->")[2].partition("<!-- end transcript -->")[0]
+    script = text.strip().removeprefix("```bash").removesuffix("```")
+    async with testing.Server(feeds={"workloads": {"/k": b"v"}}) as server:
+        port = server.address.rpartition(":")[2]
+        assert script.count("/5473") == 1
+        shell = await asyncio.create_subprocess_exec(
+            "bash", "-c", script.replace("/5473", f"/{port}"), stdout=asyncio.subprocess.PIPE
+        )
+        output, _ = await asyncio.wait_for(shell.communicate(), 30)
+        assert shell.returncode == 0
+        assert output.decode().strip() in page()
+        assert bytes.fromhex(output.decode()) == frames.PREFACE
+        [hello] = server.hellos
+        assert (hello.feed, hello.agent) == ("workloads", "try")
 
 
 def test_the_stranger_knows_nothing_of_this_project() -> None:

@@ -54,6 +54,9 @@ REFUSING_HELLO = messages.ServerHello(
     feed="workloads",
     incarnation=INCARNATION,
     not_supported=frozenset({"resume", "chunk-digests", "subscriptions"}),
+    connection_id=2**64 - 1,
+    ping_interval_milliseconds=500,
+    max_frame_bytes=65_536,
 )
 POD_UPDATE = messages.Update(POD, POD_VALUE, "101", messages.UpdateType.NEW)
 NODE_UPDATE = messages.Update(NODE, NODE_VALUE, "102", messages.UpdateType.NEW)
@@ -155,3 +158,30 @@ SESSION = [
         "goodbye: the client may reconnect here after 1.5 s, or to another server at once; the server closes",
     ),
 ]
+
+
+def _sent(sender: str, steps: list[Step]) -> bytes:
+    return b"".join(step.data for step in steps if step.sender == sender)
+
+
+UNKNOWN_FEED = messages.Goodbye("unknown-feed", "no feed 'workload' here", 30_000)
+REFUSED_SESSION = [
+    Step("client", frames.PREFACE, "preface"),
+    _step("client", messages.ClientHello(feed="workload", agent="my-agent"), "client-hello: feed workload"),
+    Step("server", frames.PREFACE, "preface"),
+    _step(
+        "server",
+        UNKNOWN_FEED,
+        "goodbye: there is no such feed, and the client may ask here again in 30 s; the server ends its direction",
+    ),
+]
+
+BEFORE_CLIENT = {
+    "nothing": b"",
+    "preface": frames.PREFACE,
+    "hello": _sent("server", SESSION[:4]),
+    "snapshot": _sent("server", [*SESSION[:4], *SESSION[6:11]]),
+}
+"""What a server has sent before something that a client rejects."""
+BEFORE_SERVER = {"nothing": b"", "preface": frames.PREFACE, "hello": _sent("client", SESSION[:2])}
+"""What a client has sent before something that a server rejects."""

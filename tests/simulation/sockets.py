@@ -105,6 +105,12 @@ class ServerSocket(socket.socket):
             events |= select.EPOLLIN | select.EPOLLERR | select.EPOLLHUP | select.EPOLLRDHUP
         return events
 
+    def shutdown(self, how: int, /) -> None:
+        """End the direction to the client."""
+        assert how == socket.SHUT_WR
+        self._check()
+        self.connection.down.finish()
+
     def close(self) -> None:
         """Free the descriptor, and close the connection."""
         if self._number >= 0:

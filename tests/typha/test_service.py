@@ -14,8 +14,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cache.watch import decoding
+from clients import differ, mirror
 from loadtest.apiserver import faults
 from loadtest.apiserver.settings import SimulatorSettings
+from protocol import messages, state_digest
+from protocol.native import connection as native
 from tests.harness import served, worker_stand
 from tests.harness.served import Cluster, converged, mirrors, serving
 from typha import service, settings
@@ -44,6 +47,61 @@ async def test_serves_and_drains(cluster: Cluster, workers: str) -> None:
     assert "Drained" in running.text
     assert "Traceback" not in running.text
     assert "[ERROR]" not in running.text
+
+
+async def test_clients_and_newcomers_learn_that_the_api_server_is_lost(cluster: Cluster) -> None:
+    """They keep their map, and no key of it is deleted."""
+    async with (
+        serving(cluster, "--workers", "1") as running,
+        mirrors(await running.address(), 1) as [client],
+    ):
+        content = cluster.content
+        await cluster.simulator.stop()
+        await worker_stand.eventually(lambda: client.status is messages.SyncStatus.WAITING)
+        assert not client.in_sync
+        deleted: list[mirror.Change] = []
+        async with mirror.Mirror(
+            await running.address(),
+            feed=served.FEED,
+            agent="newcomer",
+            on_change=lambda changes: deleted.extend(change for change in changes if change.new is None),
+        ) as newcomer:
+            await worker_stand.eventually(lambda: len(newcomer) == len(content))
+            assert newcomer.status is messages.SyncStatus.WAITING
+            assert not newcomer.in_sync
+        assert deleted == []
+        assert {key: entry.value for key, entry in client.items()} == content
+        assert client.connected
+
+
+@pytest.mark.parametrize("max_frame_bytes", [65_536, 100_000])
+async def test_no_frame_exceeds_the_announced_limit(cluster: Cluster, max_frame_bytes: int) -> None:
+    """A client that refuses larger frames gets a snapshot, updates and a catch-up; what is too large is named."""
+    cluster.put(*(f"large{number}" for number in range(60)), padding="x" * 20_000)
+    cluster.put("too-large", padding="x" * (max_frame_bytes - 30_000))
+    async with serving(cluster, "--workers", "1", TYPHA_MAXFRAMEBYTES=str(max_frame_bytes)) as running:
+        host, _, port = (await running.address()).partition(":")
+        with socket.create_connection((host, int(port)), timeout=served.TIMEOUT_SECONDS) as end:
+            peer = native.Connection(native.Role.CLIENT, max_frame_bytes=max_frame_bytes)
+            peer.send(messages.ClientHello(feed=served.FEED, agent="small"))
+            end.sendall(peer.data_to_send())
+            follower = differ.Differ()
+
+            def receive() -> None:
+                peer.receive_data(end.recv(1 << 20))
+                while (message := peer.next_event()) is not None:
+                    if isinstance(message, messages.ServerHello):
+                        assert message.max_frame_bytes == max_frame_bytes
+                    follower.receive(message)
+                end.sendall(peer.data_to_send())
+
+            for padding in "xy":
+                cluster.put(*(f"large{number}" for number in range(60)), padding=padding * 20_000)
+                content = {key: value for key, value in cluster.content.items() if "too-large" not in key}
+                while follower.digest != state_digest(content.items()):
+                    await asyncio.to_thread(receive)
+        assert "too-large" in running.text
+        assert "value-too-large" in running.text
 
 
 async def test_a_second_signal_changes_nothing(cluster: Cluster) -> None:

@@ -153,6 +153,7 @@ class CatchUpScheduler:
 
     def _build(self, channel: HubChannel, difference: store.Difference) -> Generator[None, None, files.BlockFile]:
         builder = catchup.BlockBuilder(channel.encoder, difference, log_offset=channel.log.end)
+        builder.block.status = channel.status
         try:
             yield from builder.steps()
         except BaseException:

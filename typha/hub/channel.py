@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 from cache.feeds import feed
 from cache.state import files, log, snapshot
-from protocol import encoding
+from protocol import encoding, formats, messages
 from typha import clock
 from typha.hub import policy
+from typha.ipc import messages as ipc
 
 _monotonic = clock.monotonic
 
@@ -15,8 +16,8 @@ class Unwritten(NamedTuple):
     """A batch that the store has and the log lacks."""
 
     batch: feed.Batch
-    changed_at: float
-    """Monotonic time at which the oldest update of it came."""
+    times: ipc.UpdateTimes
+    """Of the oldest update."""
 
 
 class HubChannel:
@@ -28,6 +29,10 @@ class HubChannel:
         self.encoder = encoder
         self._policy = limits
         self.log = log.LogWriter(segment_bytes=limits.segment_bytes, sequence=source.store.sequence)
+        self._knows_contact = formats.replaces_by_snapshot(encoder.name)
+        """The clients are those of the native protocol, and learn when the API server is lost."""
+        self.status = self.status_now
+        """The status that a client has been told once it has read the whole log."""
         self.unwritten: Unwritten | None = None
         """What could not be appended. Until it is, the log is behind the store, and nothing can be cut."""
         self.snapshot: snapshot.Snapshot | None = None
@@ -60,17 +65,33 @@ class HubChannel:
         """Frames in the log's last segment."""
         return self.log.segments[-1].frames if self.log.segments else 0
 
-    def append(self, batch: feed.Batch, changed_at: float = 0.0) -> list[log.Segment]:
+    @property
+    def status_now(self) -> messages.SyncStatus:
+        """The status that the channel's clients should have."""
+        return self.feed.confirmed_status if self._knows_contact else self.feed.store.status
+
+    def contact_change(self) -> feed.Batch | None:
+        """A batch without updates that tells clients what has changed between the API server and us; None for nothing.
+
+        Typha's clients are told nothing of it, as by the original.
+        """
+        if self.unwritten is not None or self.status is self.status_now:
+            return None
+        return feed.Batch(self.feed.store.sequence, [], self.status_now)
+
+    def append(self, batch: feed.Batch, times: ipc.UpdateTimes = ipc.UNKNOWN_TIMES) -> list[log.Segment]:
         """Encodes a batch and appends it: updates, then the status. Returns the segments that were begun for it.
 
         Raises:
             OSError, MemoryError: nothing of it is in the log; it is `unwritten` until it is appended again.
         """
-        self.unwritten = Unwritten(batch, changed_at)
+        self.unwritten = Unwritten(batch, times)
         frames = self.encoder.updates(batch.previous_sequence, batch.updates) if batch.updates else []
+        status = self.status if batch.status is None else self.status_now
         if batch.status is not None:
-            frames.append(self.encoder.status(batch.previous_sequence + len(batch.updates), batch.status))
+            frames.append(self.encoder.status(batch.previous_sequence + len(batch.updates), status))
         segments = self.log.append(frames)
+        self.status = status
         self.unwritten = None
         return segments
 
@@ -106,6 +127,7 @@ class HubChannel:
             OSError, MemoryError: there is no file or memory for it.
         """
         builder = snapshot.begin(self.encoder, self.feed.store, log_offset=self.log.end, previous=self.snapshot)
+        builder.snapshot.status = self.status
         self.building = True
         self._begun_at = _monotonic()
         return builder

@@ -2,16 +2,19 @@
 
 import msgspec
 
+from protocol.native import frames
 from typha import settings
 from typha.ipc import messages
 
 
 class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits and times of the hub. The first two come from settings."""
+    """Limits and times of the hub. The first three come from settings."""
 
     log_budget_bytes: int
     """Memory for all logs together."""
     segment_bytes: int
+    max_frame_bytes: int = frames.MAX_FRAME_BYTES
+    """Of the native protocol."""
 
     # Channels and their snapshots: docs/decisions/snapshots.md, docs/decisions/snapshots-for-felix.md.
     channel_idle_seconds: float = 60.0
@@ -86,4 +89,8 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 def from_settings(configured: settings.Settings) -> HubPolicy:
     """The policy that the settings ask for."""
-    return HubPolicy(log_budget_bytes=configured.log_budget_bytes, segment_bytes=configured.segment_bytes)
+    return HubPolicy(
+        log_budget_bytes=configured.log_budget_bytes,
+        segment_bytes=configured.segment_bytes,
+        max_frame_bytes=configured.max_frame_bytes,
+    )

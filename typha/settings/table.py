@@ -425,9 +425,10 @@ class Settings:
     )
     max_frame_bytes: int = _ours(
         "MaxFrameBytes",
-        size(65536),
+        integer(65536, 16 * MEBIBYTE),
         16 * MEBIBYTE,
-        "Largest frame that the service sends or accepts. A larger batch is split into several frames.",
+        "Largest frame that the service sends to a client of the native protocol. More is split into several frames. "
+        "A value that leaves less than 32 KiB for the rest of its frame is rejected.",
         why="ten times the API server's largest object (1.5 MiB), and a limit on what a client must buffer",
         unit="bytes",
     )
@@ -443,7 +444,8 @@ class Settings:
         "RefusalHoldSecs",
         seconds(0),
         10.0,
-        "How long a rejected connection stays open, without any data, before it is closed.",
+        "How long a rejected connection stays open before it is closed. A client of the native protocol is told why "
+        "first, and usually closes at once.",
         why="agents of the original reconnect immediately, thousands of times per second",
         unit="seconds",
     )
@@ -470,6 +472,35 @@ class Settings:
         "Releases of Felix agents by patterns of the versions that they name, where their own choice is wrong: "
         "`pattern=release`, comma-separated, such as `*-acme*=3.31`. The first that matches counts.",
         why="the versions of Calico's own builds are understood",
+    )
+    admin_socket: str = _ours(
+        "AdminSocket",
+        path(),
+        "auto",
+        "Unix socket for `typha status`, `get`, `explain` and `diags`. `auto`: /run/typha/admin-PORT.sock if that "
+        "directory can be written to, else /dev/shm/typha-admin-PORT.sock, with the port for clients. `none`: off.",
+        why="operators need it in every container, also with a read-only root, and without a change to manifests",
+    )
+    status_page_enabled: bool = _ours(
+        "StatusPageEnabled",
+        boolean(),
+        False,
+        "Serve the status page for browsers: clients, feeds, the last hour. Anybody who reaches the port can read it.",
+        why="the page has no authentication",
+    )
+    status_page_host: str = _ours(
+        "StatusPageHost",
+        host_address(),
+        "localhost",
+        "Address of the status page; empty = all addresses. Requests for another host name are refused.",
+        why="reached by `kubectl port-forward`, and from nowhere else",
+    )
+    status_page_port: int = _ours(
+        "StatusPagePort",
+        integer(0, PORT_MAXIMUM),
+        9097,
+        "Port of the status page; 0 = any free port.",
+        why="no component of Calico uses it",
     )
     log_format: str = _ours(
         "LogFormat",

@@ -1,7 +1,9 @@
 """Connections: what clients say (first bytes, hello, pongs), what they are answered, and how connections end."""
 
+import contextlib
 import errno
 import itertools
+import socket
 import ssl
 from collections.abc import Callable
 from typing import TypeAlias
@@ -11,6 +13,7 @@ import structlog
 from protocol import errors
 from protocol.reasons import DisconnectReason
 from typha import clock
+from typha.ipc import messages
 from typha.observability import logs
 from typha.worker import client, policy, poller, protocol_adapters, transport
 from typha.worker.stats import PING_SECONDS, WorkerStats
@@ -37,6 +40,9 @@ _LOOKS_FOR_ROOM = 64
 _RETRY_FULL_MILLISECONDS = 10_000
 _AGENT_VERSIONS_MAX = 100
 """Versions of agents that are logged. An agent may say anything."""
+_DISCARDED_BYTES_MAX = 1024 * 1024
+"""What is read of a client, and thrown away, after its goodbye. Unread bytes would make the kernel reset the
+connection, and the client would lose the goodbye."""
 _TAKES_NOTHING = {DisconnectReason.NO_PROGRESS, DisconnectReason.PONG_TIMEOUT}
 _QUIET_REASONS = {DisconnectReason.CLIENT_CLOSED, DisconnectReason.SHUTTING_DOWN, DisconnectReason.REBALANCED}
 
@@ -79,10 +85,10 @@ class ConnectionLog:
         )
 
     def write_end(self, current: client.Client, reason: DisconnectReason, detail: str) -> None:
-        """The connection has ended. One that never said hello, and left by itself, is nobody's business."""
+        """The connection has ended."""
         is_usual = reason in _QUIET_REASONS
         agent = current.adapter.agent if current.adapter else ""
-        if is_usual and not agent and current.channel is None and not logs.is_enabled("debug"):
+        if _is_nobodys_business(current, reason) and not logs.is_enabled("debug"):
             return
         limit = self._usual_ends if is_usual else self._ends
         if not limit.allows():
@@ -132,8 +138,9 @@ class Connections:
         self.log = ConnectionLog()
         self.handshaking: dict[client.Client, None] = {}
         """Clients without a complete hello, in order of arrival."""
-        self.closing: dict[client.Client, None] = {}
-        """Clients that were refused or told goodbye and are not closed yet, in that order."""
+        self.closing: dict[client.Client, int] = {}
+        """Clients that were refused or told goodbye and are not closed yet, in that order, and how many bytes more are
+        read of each: none of those that are held silently."""
         self._handshaking_hosts: dict[str, int] = {}
         """How many of `handshaking` each address has."""
         self._held: dict[client.Client, int] = {}
@@ -235,7 +242,7 @@ class Connections:
         Of a connection that is closing only the end matters.
         """
         if current.is_closing():
-            self._close_socket(current)
+            self._discard(current)
             return None
         try:
             data = self._receive(current)
@@ -246,6 +253,18 @@ class Connections:
             else:
                 self.farewell(current, error.reason, text=str(error))
             return None
+
+    def _discard(self, current: client.Client) -> None:
+        """Throws away what a client sends after its goodbye; closes the connection at its end, or after too much."""
+        try:
+            discarded = len(current.socket.recv(_READ_BYTES)) if self.closing.get(current) else 0
+        except BlockingIOError:
+            return
+        except OSError:
+            discarded = 0
+        self.closing[current] = max(0, self.closing.get(current, 0) - discarded)
+        if not discarded or not self.closing[current]:
+            self._close_socket(current)
 
     def _receive(self, current: client.Client) -> bytes:
         """What has arrived; empty if that is nothing or the connection is closed now. Raises RemoteProtocolError."""
@@ -336,7 +355,7 @@ class Connections:
         if not farewell:
             self._refuse(current, refusal, self._policy.refusal_hold_seconds)
         elif self._send_control(current, answer + farewell, refusal.reason):
-            self._refuse(current, refusal, self._policy.goodbye_linger_seconds)
+            self._refuse(current, refusal, self._policy.refusal_hold_seconds, is_told=True)
 
     def _note_pong(self, current: client.Client) -> None:
         self._stats.pongs_received += 1
@@ -409,17 +428,32 @@ class Connections:
         if not said:
             self.close(current, reason, detail=text)
         elif self._send_control(current, said, reason):
-            self._refuse(current, refusal, self._policy.goodbye_linger_seconds)
+            self._refuse(current, refusal, self._policy.goodbye_linger_seconds, is_told=True)
 
     def fell_behind(self, current: client.Client) -> None:
         """A client that has fallen out of the log cannot catch up."""
         self.close(current, DisconnectReason.FELL_BEHIND, detail="what was deleted since then is not known any more")
 
-    def _refuse(self, current: client.Client, refusal: protocol_adapters.Refused, linger_seconds: float) -> None:
+    def _refuse(
+        self,
+        current: client.Client,
+        refusal: protocol_adapters.Refused,
+        linger_seconds: float,
+        *,
+        is_told: bool = False,
+    ) -> None:
+        """Keeps the connection for a while. A client that was told goodbye sees the end of the stream at once."""
         self._leave(current, refusal.reason, refusal.text)
-        self._poller.watch_end(current)
         current.close_at = _monotonic() + linger_seconds
-        self.closing[current] = None
+        if is_told:
+            self._poller.watch_read(current)
+            self.closing[current] = _DISCARDED_BYTES_MAX
+            self._transport.release(current.fd)
+            with contextlib.suppress(OSError):  # it has gone already
+                current.socket.shutdown(socket.SHUT_WR)
+        else:
+            self._poller.watch_end(current)
+            self.closing[current] = 0
         if len(self.closing) > self._policy.max_held_refusals:
             self._close_socket(next(iter(self.closing)))
 
@@ -453,15 +487,37 @@ class Connections:
             current.channel.forget(current)
             current.channel.close_unread_snapshots()
         self.log.write_end(current, reason, detail)
+        self._note_end(current, reason)
         current.adapter = None  # with what it holds of a message: the connection may be held for a while
+
+    def _note_end(self, current: client.Client, reason: DisconnectReason) -> None:
+        if _is_nobodys_business(current, reason):
+            return
+        now = _monotonic()
+        self._stats.ends.append(
+            messages.End(
+                now,
+                current.adapter.identity.node if current.adapter else "",
+                current.address,
+                current.channel.feed if current.channel else "",
+                reason,
+                max(0.0, now - current.connected_at),
+            )
+        )
 
     def _close_socket(self, current: client.Client) -> None:
         if not self._transport.release(current.fd):
             current.close_at = 0.0
-            self.closing[current] = None  # `close_overdue` tries again
+            self.closing[current] = 0  # `close_overdue` tries again
             return
         self.closing.pop(current, None)
         self._poller.close(current, discard=current.reason in _TAKES_NOTHING)
+
+
+def _is_nobodys_business(current: client.Client, reason: DisconnectReason) -> bool:
+    """Whether the connection never said hello, and left by itself: probes of the port do that all day."""
+    is_known = current.channel is not None or (current.adapter is not None and current.adapter.agent)
+    return reason in _QUIET_REASONS and not is_known
 
 
 def _reason_of(error: OSError) -> DisconnectReason:

@@ -24,9 +24,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     handshake_timeout_seconds: float = 10.0
     no_progress_timeout_seconds: float = 60.0
     refusal_hold_seconds: float = 10.0
-    """How long a refused Typha client is kept before it is closed: it would come back at once, over and over."""
+    """How long a refused client may stay before it is closed. One of Typha's protocol would come back at once, over and
+    over; a native one reads its goodbye and closes."""
     goodbye_linger_seconds: float = 2.0
-    """How long a native client may take to read its goodbye and close; the goodbye says when to come back."""
+    """How long an accepted client may take to read its goodbye and close; the goodbye says when to come back."""
     max_held_refusals: int = 1000
     release_overrides: tuple[releases.Override, ...] = ()
     """Which agents get another projection of felix than they would by their own words."""

@@ -708,3 +708,21 @@ def test_an_optional_type_that_may_not_be_read_is_in_sync_and_keeps_what_is_know
     assert driver.sink.take() == []
     assert driver.sink.map.keys() == {"a/1"}
     assert driver.machine.status is SyncStatus.IN_SYNC
+
+
+def test_objects_are_unconfirmed_while_the_api_server_fails_or_is_silent() -> None:
+    driver = MachineDriver()
+    assert not driver.machine.is_unconfirmed(driver.now)  # waiting says it all
+    driver.sync({"a/1": 5}, 9)
+    assert not driver.machine.is_unconfirmed(driver.now + driver.policy.unconfirmed_seconds)
+    assert driver.machine.is_unconfirmed(driver.now + driver.policy.unconfirmed_seconds + 1)
+    driver.now += 1
+    driver.ended(is_truncated=True)
+    assert not driver.machine.is_unconfirmed(driver.now)  # a stream may break
+    driver.request()
+    driver.failed()
+    assert driver.machine.is_unconfirmed(driver.now)
+    driver.request(within=60)
+    driver.accepted()
+    driver.lines(bookmark(12))
+    assert not driver.machine.is_unconfirmed(driver.now)

@@ -114,15 +114,15 @@ def test_random_fields_are_a_message_or_refused(number: int, fields: list[object
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        (7, "Expected `array`, got `int`"),
+        (7, "Expected `array`, got `integer`"),
         ([], "of at least length 1, got 0"),
-        (["updates"], r"Expected `int`, got `str` - at `\$\[0\]`"),
-        ([True, 1], r"Expected `int`, got `bool` - at `\$\[0\]`"),
+        (["updates"], r"Expected `integer`, got `text` - at `\$\[0\]`"),
+        ([True, 1], r"Expected `integer`, got `boolean` - at `\$\[0\]`"),
         ([0], "Invalid value 0"),
         ([11], "Invalid value 11"),
-        ([1, []], r"Expected `object`, got `array` - at `\$\[1\]`"),
-        ([1, {"versions": [1], "agent": "a"}], "missing required field `feed`"),
-        ([1, {"versions": [1], "feed": b"f", "agent": "a"}], r"got `bytes` - at `\$\[1\].feed`"),
+        ([1, []], r"Expected `map`, got `array` - at `\$\[1\]`"),
+        ([1, {"versions": [1], "agent": "a"}], "a member is missing: `feed`"),
+        ([1, {"versions": [1], "feed": b"f", "agent": "a"}], r"got `bin` - at `\$\[1\].feed`"),
         ([1, {"versions": [], "feed": "f", "agent": "a"}], r"length >= 1 - at `\$\[1\].versions`"),
         ([1, {"versions": [1] * 65, "feed": "f", "agent": "a"}], r"length <= 64 - at `\$\[1\].versions`"),
         ([1, {"versions": [-1], "feed": "f", "agent": "a"}], r">= 0 - at `\$\[1\].versions"),
@@ -131,11 +131,11 @@ def test_random_fields_are_a_message_or_refused(number: int, fields: list[object
         ([1, {"versions": [1], "feed": "f", "agent": "a", "resume": [b""]}], r"at `\$\[1\].resume`"),
         ([1, {"versions": [1], "feed": "f", "agent": "a", "subscription": []}], r"at `\$\[1\].subscription`"),
         ([1, {"versions": [1], "feed": "f", "agent": "a", "chunk_digests": [0] * 8193}], "length <= 8192"),
-        ([2, {"version": 1, "feed": "f"}], "missing required field `incarnation`"),
+        ([2, {"version": 1, "feed": "f"}], "a member is missing: `incarnation`"),
         ([3, 1, -1, 1], r">= 0 - at `\$\[2\]`"),
-        ([4, 0, 0, 0, []], r"Expected `bool`, got `int` - at `\$\[3\]`"),
-        ([6, 1, True, []], r"Expected `int`, got `bool` - at `\$\[2\]`"),
-        ([6, 1, 2, {}], r"Expected `array`, got `object` - at `\$\[3\]`"),
+        ([4, 0, 0, 0, []], r"Expected `boolean`, got `integer` - at `\$\[3\]`"),
+        ([6, 1, True, []], r"Expected `integer`, got `boolean` - at `\$\[2\]`"),
+        ([6, 1, 2, {}], r"Expected `array`, got `map` - at `\$\[3\]`"),
         ([6, 1, 2, ["k"]], r"at `\$\[3\]\[0\]`"),
         ([6, 1, 2, [["k", b"v", "1"]]], "of at least length 4"),
         ([6, 1, 2, [["k", "text", "1", 1]]], r"at `\$\[3\]\[0\]\[1\]`"),
@@ -161,7 +161,7 @@ def test_errors_name_the_wrong_field(value: object, problem: str) -> None:
     ids=repr,
 )
 def test_other_payloads_are_refused(payload: bytes) -> None:
-    with pytest.raises(errors.RemoteProtocolError, match=r"not a known message: ."):
+    with pytest.raises(errors.RemoteProtocolError, match=r"a message is not valid: ."):
         codec.decode(payload)
 
 

@@ -136,9 +136,9 @@ def test_every_message_in_every_state(role: connection.Role, state: State, kind:
     if role is CLIENT and state is State.SNAPSHOT and kind is messages.SnapshotEnd:
         message = messages.SnapshotEnd(0, 1, 0)
     if expected is None:
-        problem = f"unexpected {kind.__name__} while {state.value}"
+        problem = f"message {codec.message_name(kind)} is not allowed in state {state.value}"
         if role is SERVER and kind not in FROM_CLIENTS:
-            problem = "not a known message"
+            problem = "a message is not valid"
         with pytest.raises(errors.RemoteProtocolError, match=problem):
             receive_all(target, frame(message))
         assert target.state is State.ERROR
@@ -156,10 +156,10 @@ def test_the_whole_table_is_tested() -> None:
 @pytest.mark.parametrize(
     ("message", "problem"),
     [
-        (messages.Updates(4, 6, ()), "4..6 do not follow on 0"),
-        (messages.Updates(1, 2, ()), "1..2 do not follow on 0"),
-        (messages.Status(1, messages.SyncStatus.IN_SYNC), "status of 1 does not follow on 0"),
-        (messages.Status(1, messages.SyncStatus.CATCHING_UP), "status of 1 does not follow on 0"),
+        (messages.Updates(4, 6, ()), "updates from 4 to 6 do not continue 0"),
+        (messages.Updates(1, 2, ()), "updates from 1 to 2 do not continue 0"),
+        (messages.Status(1, messages.SyncStatus.IN_SYNC), "a status at 1 does not continue 0"),
+        (messages.Status(1, messages.SyncStatus.CATCHING_UP), "a status at 1 does not continue 0"),
     ],
 )
 def test_data_must_be_contiguous(message: messages.Message, problem: str) -> None:
@@ -170,14 +170,14 @@ def test_data_must_be_contiguous(message: messages.Message, problem: str) -> Non
 def test_updates_do_not_reduce_the_sequence() -> None:
     client = make(CLIENT, State.READY)
     receive_all(client, stream(BEGIN, CHUNK, END))
-    with pytest.raises(errors.RemoteProtocolError, match="do not follow"):
+    with pytest.raises(errors.RemoteProtocolError, match="do not continue"):
         receive_all(client, frame(messages.Updates(5, 4, ())))
 
 
 def test_catching_up_may_reduce_the_sequence() -> None:
     client = make(CLIENT, State.READY)
     receive_all(client, stream(BEGIN, CHUNK, END, IN_SYNC))
-    with pytest.raises(errors.RemoteProtocolError, match="status of 3 does not follow on 5"):
+    with pytest.raises(errors.RemoteProtocolError, match="a status at 3 does not continue 5"):
         receive_all(client, frame(messages.Status(3, messages.SyncStatus.RESYNC)))
     client = make(CLIENT, State.READY)
     back = messages.Status(3, messages.SyncStatus.CATCHING_UP)
@@ -190,7 +190,7 @@ def test_catching_up_may_reduce_the_sequence() -> None:
 
 def test_a_snapshot_ends_with_its_own_sequence() -> None:
     client = make(CLIENT, State.READY)
-    with pytest.raises(errors.RemoteProtocolError, match="snapshot of 5 ends as one of 6"):
+    with pytest.raises(errors.RemoteProtocolError, match="a snapshot at 5 ends with sequence 6"):
         receive_all(client, stream(BEGIN, CHUNK, messages.SnapshotEnd(6, 1, 0)))
 
 
@@ -250,7 +250,7 @@ def test_a_partial_frame_keeps_nothing_of_the_hello_before_it() -> None:
 
 def test_a_client_may_not_compress() -> None:
     packed = frames.pack_frame(bytes(1000), compressor=frames.make_compressor())
-    with pytest.raises(errors.RemoteProtocolError, match="client frame with flags 0x01"):
+    with pytest.raises(errors.RemoteProtocolError, match="only a server compresses"):
         receive_all(connection.Connection(SERVER), frames.PREFACE + packed)
 
 

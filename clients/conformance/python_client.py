@@ -1,0 +1,25 @@
+"""Our client in Python, for the kit: `python -m clients.conformance.python_client ADDRESS FEED`."""
+
+import asyncio
+import sys
+
+from clients import follower
+from clients.differ import Batch
+from protocol.messages import SyncStatus
+
+
+async def follow(address: str, feed: str) -> None:
+    """Prints states and changes until it is killed."""
+    one = follower.Follower(address, feed=feed, agent="conformance")
+    async for event in one.events():
+        match event:
+            case Batch():
+                for update in event.updates:
+                    sys.stdout.write(f"{'delete' if update.value is None else 'put'} {update.key}\n")
+            case follower.StatusChanged(status) if status is not SyncStatus.CATCHING_UP:
+                sys.stdout.write(f"state {status.label} - {one.keys} {one.digest:016x}\n")
+                sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(follow(*sys.argv[1:]))

@@ -1,0 +1,108 @@
+"""The kit's own bytes: frames from plain values, and a small feed with its snapshot."""
+
+import hashlib
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgpack
+import zstandard
+
+PREFACE: Final = b"\0TYPHA\r\n"
+MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
+HELLO_TYPE, SERVER_HELLO, BEGIN, CHUNK, END, UPDATES, STATUS, PING, PONG, GOODBYE = range(1, 11)
+WAITING, RESYNC, IN_SYNC, CATCHING_UP = range(4)
+STATUS_NAMES: Final = ("waiting", "resync", "in-sync", "catching-up")
+
+POD: Final = "/core/v1/pods/default/web-1"
+NODE: Final = "/core/v1/nodes//n1"
+POD_VALUE: Final = b'{"kind":"Pod"}'
+NODE_VALUE: Final = "é".encode()
+MAP: Final[Mapping[str, bytes]] = {POD: POD_VALUE, NODE: NODE_VALUE}
+"""The map that most scenarios begin with."""
+SEQUENCE: Final = 40
+"""The sequence of that map."""
+
+
+def payload(message: object) -> bytes:
+    """A message as msgpack."""
+    packed: bytes = msgpack.packb(message)
+    return packed
+
+
+def framed(content: bytes, flags: int = 0) -> bytes:
+    """A frame around a payload."""
+    return struct.pack(">IB", len(content) + 1, flags) + content
+
+
+def frame(*message: object) -> bytes:
+    """A message as a plain frame."""
+    return framed(payload(message))
+
+
+def compressed(*message: object) -> bytes:
+    """A message as a compressed frame."""
+    compressor = zstandard.ZstdCompressor(write_content_size=True)
+    return framed(compressor.compress(payload(message)), 1)
+
+
+def digest(content: Mapping[str, bytes]) -> int:
+    """The state digest of section 5."""
+    total = 0
+    for key, value in content.items():
+        name = key.encode()
+        total += int.from_bytes(hashlib.sha256(struct.pack(">I", len(name)) + name + value).digest()[:8], "big")
+    return total % (1 << 64)
+
+
+def update(key: str, value: bytes | None, kind: int = 2) -> list[object]:
+    """An update."""
+    return [key, value, "1", kind]
+
+
+def server_hello(feed: object, **members: Any) -> bytes:
+    """A server's hello; `members` replace or add to the usual ones, and None leaves one out."""
+    content = {
+        "version": 1,
+        "feed": feed,
+        "incarnation": bytes(range(16)),
+        "features": [],
+        "not_supported": [],
+        "software": "conformance-kit",
+        "connection_id": 7,
+        "ping_interval_ms": 10_000,
+        "max_frame_bytes": MAX_FRAME_BYTES,
+    }
+    return frame(SERVER_HELLO, {name: value for name, value in (content | members).items() if value is not None})
+
+
+def client_hello(feed: object, **members: Any) -> bytes:
+    """A client's hello, in the same way."""
+    content = {"versions": [1], "feed": feed, "agent": "conformance-kit"}
+    return frame(HELLO_TYPE, {name: value for name, value in (content | members).items() if value is not None})
+
+
+def chunk(
+    index: int, content: Mapping[str, bytes], *, more: bool = False, of: Mapping[str, bytes] | None = None
+) -> bytes:
+    """A chunk's frame; `of` is the whole chunk, if it has more frames."""
+    total = digest(content if of is None else of)
+    return frame(CHUNK, index, total, more, [update(key, value, 1) for key, value in content.items()])
+
+
+def snapshot(sequence: int, content: Mapping[str, bytes], *, chunks: int = 2) -> bytes:
+    """A snapshot without the status after it: a key in each chunk in turn."""
+    keys = list(content)
+    parts: Sequence[dict[str, bytes]] = [{key: content[key] for key in keys[index::chunks]} for index in range(chunks)]
+    return b"".join(
+        [
+            frame(BEGIN, sequence, len(content), chunks),
+            *(chunk(index, part) for index, part in enumerate(parts)),
+            frame(END, sequence, len(content), digest(content)),
+        ]
+    )
+
+
+def status(sequence: int, kind: int = IN_SYNC) -> bytes:
+    """A status."""
+    return frame(STATUS, sequence, kind)
