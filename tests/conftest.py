@@ -19,7 +19,10 @@ WITHOUT_CONTROL_PLANE: Final = "TYPHA_TESTS_WITHOUT_CONTROL_PLANE"
 BUILD_TIMEOUT_SECONDS: Final = 3600.0
 """The control plane takes some 6 minutes of two CPUs."""
 
-PROGRAMS: Final = {"control_plane": ("control-plane",), "go": ("gobpeer", "clientgo", "yamlref")}
+PROGRAMS: Final = {
+    "control_plane": ("control-plane",),
+    "go": ("gobpeer", "clientgo", "yamlref", "../clients/go/cmd/typha-follow"),
+}
 """The folders below tools/ with the programs that tests with this marker need."""
 
 _built: Final[dict[str, "subprocess.CompletedProcess[str]"]] = {}
@@ -104,6 +107,12 @@ def gobpeer() -> str:
 def clientgo() -> str:
     """The path of the program on client-go (tools/clientgo). Mark tests that use it with `pytest.mark.go`."""
     return _built["clientgo"].stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def typha_follow() -> str:
+    """The path of the example of our client in Go. Mark tests that use it with `pytest.mark.go`."""
+    return _built["../clients/go/cmd/typha-follow"].stdout.strip()
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,7 @@ TO_CLIENTS: Final = (
     ToClient("E5", "a version that was not offered", "preface", wire.server_hello("workloads", version=2)),
     ToClient("E5", "another feed", "preface", wire.server_hello("another")),
     ToClient("M2", "a hello without its incarnation", "preface", wire.server_hello("workloads", incarnation=None)),
+    ToClient("M2", "an incarnation of 15 bytes", "preface", wire.server_hello("workloads", incarnation=bytes(15))),
     ToClient("M2", "a hello whose feed is bin", "preface", wire.server_hello(b"workloads")),
     ToClient("O1", "a ping before the hello", "preface", frame(wire.PING)),
     ToClient(
