@@ -159,6 +159,13 @@ func TestMirror(t *testing.T) {
 	for mirror.InSync() {
 		time.Sleep(time.Millisecond)
 	}
+	expired, cancelAtOnce := context.WithCancel(ctx)
+	cancelAtOnce()
+	for range 20 {
+		if mirror.WaitInSync(expired) == nil {
+			t.Fatal("in sync, although the server has lost its backend")
+		}
+	}
 	if status, connected := mirror.Status(); status != Waiting || !connected || mirror.Len() != 2 {
 		t.Errorf("%v, %v, %d keys", status, connected, mirror.Len())
 	}
@@ -171,6 +178,33 @@ func TestMirror(t *testing.T) {
 	}
 	if passed != 2 {
 		t.Errorf("%d changes were passed on", passed)
+	}
+}
+
+func TestAGoodbyeIsReadAlthoughPongsCannotBeSent(t *testing.T) {
+	whole := serversBytes(t, true)
+	closed := make(chan struct{})
+	address := serve(t, nil, func(connection net.Conn) {
+		connection.Write(whole)
+		connection.(*net.TCPConn).SetLinger(0) // resets
+		connection.Close()
+		close(closed)
+	})
+	done := errors.New("done")
+	var end error
+	Follow(withTimeout(t), Options{Addresses: []string{address}, Feed: "workloads"}, func(event Event) error {
+		switch event := event.(type) {
+		case Connected:
+			<-closed
+		case Disconnected:
+			end = event.Err
+			return done
+		}
+		return nil
+	})
+	var said *GoodbyeError
+	if !errors.As(end, &said) || said.RetryAfter != 1500*time.Millisecond {
+		t.Error(end)
 	}
 }
 

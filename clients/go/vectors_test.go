@@ -7,6 +7,7 @@ import (
 	"os"
 	"reflect"
 	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -226,4 +227,18 @@ func FuzzMessage(f *testing.F) {
 			t.Fatalf("%v, %v", message, err)
 		}
 	})
+}
+
+func TestTheAnnouncedLimitIsThatOfTheContent(t *testing.T) {
+	one := frameReader{limit: 65_536, zstd: true}
+	defer one.close()
+	// One block that repeats a byte 70,000 times.
+	_, err := one.decompress(fromHex(t, "28b52ffda070110100838b0808"))
+	if err == nil || !strings.Contains(err.Error(), "the limit is 65536") {
+		t.Error(err)
+	}
+	one.limit = 70_000
+	if content, err := one.decompress(fromHex(t, "28b52ffda070110100838b0808")); len(content) != 70_000 {
+		t.Error(len(content), err)
+	}
 }
