@@ -14,7 +14,7 @@ ARGS ?=
 # How many tests run at once. Many of them wait most of the time, so three keep two CPUs busy.
 WORKERS ?= 3
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
-UNIT := not slow and not control_plane and not go
+UNIT := not slow and not control_plane and not go and not helm
 
 # The tool that resolves the locked requirements; needed by `make lock` only.
 UV_VERSION := 0.13.9
@@ -96,6 +96,10 @@ bench: $(STAMP) $(NATIVE)  ## each number to reach beside a bare loop; ARGS=--qu
 docs: $(STAMP)  ## the documentation as a site in build/docs; a broken link or an unlisted page fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # not --quiet: it would hide the warnings that strict mode counts
 	@echo "build/docs/index.html"
+
+.PHONY: manifests
+manifests: $(STAMP)  ## the chart's permissions from the service's kinds, and deploy/manifests from the chart; builds helm the first time
+	PYTHONPATH=. $(BIN)/python tools/make_manifests.py "$$(tools/helm/build.sh)/helm"
 
 control-plane: $(STAMP)  ## build kube-apiserver and etcd, once, into ~/.cache/typha-control-plane
 	tools/control-plane/build.sh

@@ -57,6 +57,10 @@ class Encoder(Protocol):
         """The frames of one chunk. Equal content gives equal bytes."""
         ...
 
+    def raw_length(self, data: bytes) -> int:
+        """The length of complete frames of this format before their compression."""
+        ...
+
     def snapshot_end(self, sequence: int, *, keys: int, digest: int) -> bytes:
         """The bytes after the last chunk."""
         ...

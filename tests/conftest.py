@@ -6,6 +6,7 @@ import subprocess
 import weakref
 from asyncio import base_subprocess
 from collections.abc import AsyncIterator, Generator, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import hypothesis
@@ -22,6 +23,7 @@ BUILD_TIMEOUT_SECONDS: Final = 3600.0
 PROGRAMS: Final = {
     "control_plane": ("control-plane",),
     "go": ("gobpeer", "clientgo", "yamlref", "../clients/go/cmd/typha-follow"),
+    "helm": ("helm",),
 }
 """The folders below tools/ with the programs that tests with this marker need."""
 
@@ -119,6 +121,12 @@ def typha_follow() -> str:
 def yamlref() -> str:
     """The path of the program that reads YAML as Kubernetes' tools. Mark tests that use it with `pytest.mark.go`."""
     return _built["yamlref"].stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def helm_tools() -> Path:
+    """The folder of helm, kubeconform and definitions of resources. Mark tests that use it with `pytest.mark.helm`."""
+    return Path(_built["helm"].stdout.strip())
 
 
 @pytest.fixture(scope="session")

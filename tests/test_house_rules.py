@@ -15,7 +15,14 @@ from tests.harness.repository import ROOT
 PACKAGES = ("protocol", "cache", "typha", "clients", "loadtest")
 
 # Whole-system stories and tests of the repository itself have no source of their own to mirror.
-WITHOUT_A_SOURCE = ("tests/integration/", "tests/simulation/", "tests/docs/", "tests/fuzz/", "tests/test_")
+WITHOUT_A_SOURCE = (
+    "tests/integration/",
+    "tests/simulation/",
+    "tests/docs/",
+    "tests/deploy/",
+    "tests/fuzz/",
+    "tests/test_",
+)
 SUBJECTS = (
     "cancellation",
     "faults",
@@ -23,10 +30,12 @@ SUBJECTS = (
     "histories",
     "hostile_peers",
     "hostile_worker",
+    "metrics",
     "pipeline",
     "projections",
     "refusals",
     "slow_clients",
+    "update_times",
 )
 """Tests that are about more than one module: test_<something>_<subject>.py, or test_<subject>.py."""
 

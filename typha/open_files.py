@@ -15,8 +15,9 @@ _WORKER_BASE = 64
 """Loop, link, log, listener, TLS files while they are read, connections between accept and close; half of it spare."""
 _WORKER_PER_SEGMENT = 3
 _WORKER_BLOCKS = policy.Policy().catch_up_blocks
-_HUB_BASE = 192
-"""Watches of the API server, connections to the metrics and health ports, links and pipes of workers."""
+_HUB_BASE = 208
+"""Watches of the API server, connections to the metrics and health ports and to the admin socket, links and pipes of
+workers."""
 _HUB_PER_SEGMENT = 4
 _SNAPSHOTS_PER_CHANNEL = 3
 """The newest, the one before while it is read, and the next while it is built or on its way."""

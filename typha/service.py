@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import TypeVar
 
 import structlog
@@ -19,12 +19,14 @@ from cache.kube import access, api, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
 from protocol.native import encoder as native_encoder
-from typha import clock, listening, open_files, settings, signals
+from typha import build, clock, listening, open_files, settings, signals
+from typha.admin import contents, history, local_socket, page, status, support
+from typha.admin import server as admin_server
 from typha.hub import bootstrap, collector, diagnosis, hub, supervisor
 from typha.hub import policy as hub_policy
 from typha.ipc import messages
 from typha.observability import health, logs, loop_latency, metrics, webserver
-from typha.settings import feeds_file
+from typha.settings import description, feeds_file
 
 _log = structlog.get_logger("typha.service")
 
@@ -42,6 +44,8 @@ _PORT_WAIT_SECONDS = 3.0
 """The workers of a service that was killed end by themselves within a turn of their loop, and free the port."""
 _PORT_RETRY_SECONDS = 0.1
 EXIT_CANNOT_SERVE = 1
+_PAGE_BACKLOG = 16
+_PAGE_RETRY_SECONDS = 1.0
 
 
 class ServiceError(Exception):
@@ -90,7 +94,8 @@ async def _serve_embedded_worker(
 class Service:
     """One service; `run` returns when it has drained after `stop`.
 
-    `max_latency` is that of the loop that it runs on, if it is measured.
+    `max_latency` is that of the loop that it runs on, if it is measured. `described` are the settings as an operator
+    may see them.
     """
 
     def __init__(
@@ -99,8 +104,11 @@ class Service:
         listener: socket.socket,
         *,
         max_latency: loop_latency.MaxLatency | None = None,
+        described: Sequence[description.Shown] = (),
     ) -> None:
         self._settings = configured
+        self._described = described
+        self._stopping = asyncio.Event()
         specs = feeds_file.load(configured.feeds_file) if configured.feeds_file else []
         max_value_bytes = configured.max_frame_bytes - native_encoder.VALUE_OVERHEAD_BYTES
         limits = hub_policy.from_settings(configured)
@@ -127,6 +135,8 @@ class Service:
             self.supervisor,
             max_latency=max_latency or loop_latency.MaxLatency(clock.monotonic()),
             open_files_limit=open_files.raise_limit(),
+            version=build.VERSION,
+            commit=build.commit(),
         )
         self.collector.register(self.health)
         if configured.health_enabled:
@@ -134,7 +144,18 @@ class Service:
         if configured.prometheus_metrics_enabled:
             self.collector.web_servers.append(self._metrics_server())
         self.diagnosis = diagnosis.Diagnosis(self.hub, self.supervisor, self.collector)
-        self._stopping = asyncio.Event()
+        self.history = history.History(self.supervisor, self.hub.recent)
+        self.admin = admin_server.AdminServer("admin", self._admin_pages())
+        self.status_page = admin_server.AdminServer(
+            "status-page",
+            page.pages(self._shown_pages()),
+            limits=page.LIMITS,
+            headers=page.HEADERS,
+            answers_to=page.answers_to(configured.status_page_host),
+        )
+        self.collector.http_refused[self.admin.name] = self.admin.refused
+        if configured.status_page_enabled:
+            self.collector.http_refused[self.status_page.name] = self.status_page.refused
 
     def stop(self, signal_name: str = "") -> None:
         """Begins to drain: no new clients are accepted, and the others are closed one after another."""
@@ -189,6 +210,8 @@ class Service:
             ("garbage", self.garbage.run()),
             ("housekeeping", self._keep_house()),
             ("workers' activity", self._watch_workers()),
+            ("admin", self._serve_admin()),
+            ("status page", self._serve_status_page()),
         ]
         jobs += [(server.name, server.run()) for server in self.collector.web_servers]
         return jobs
@@ -210,14 +233,69 @@ class Service:
                         opened.close()
                     raise _cannot_listen(server.name, server.host, server.port, error) from error
 
-    def _metrics_server(self) -> webserver.WebServer:
+    def _exposition(self) -> Callable[[], bytes]:
+        """Makes the metrics page."""
         collector = metrics.SamplesCollector(self.collector.samples, syncers=self.hub.names)
         registry = metrics.make_registry(
             collector,
             runtime=self._settings.prometheus_go_metrics_enabled,
             process=self._settings.prometheus_process_metrics_enabled,
+            workers=lambda: self.supervisor.pids,
         )
-        return webserver.metrics_server(lambda: metrics.exposition(registry), metrics.CONTENT_TYPE, self._settings)
+        return lambda: metrics.exposition(registry)
+
+    def _metrics_server(self) -> webserver.WebServer:
+        return webserver.metrics_server(self._exposition(), metrics.CONTENT_TYPE, self._settings)
+
+    def _admin_pages(self) -> dict[str, admin_server.Page]:
+        archive = support.SupportPage(self.hub, self.health, self._exposition(), self._described)
+        return {**self._shown_pages(), **contents.ContentPages(self.hub).pages, **archive.pages}
+
+    def _shown_pages(self) -> dict[str, admin_server.Page]:
+        """What the status page may show: numbers and names, and no object of the cluster."""
+        pages = status.StatusPages(
+            self.hub,
+            self.supervisor,
+            self.collector,
+            port=self.listener.getsockname()[1],
+            is_draining=self._stopping.is_set,
+        )
+        return {**pages.pages, **self.history.pages}
+
+    async def _serve_status_page(self) -> None:
+        """The page in the browser, if it is wanted. The service goes on without it."""
+        host, port = self._settings.status_page_host, self._settings.status_page_port
+        is_first = True
+        while self._settings.status_page_enabled:
+            try:
+                addresses = await asyncio.to_thread(listening.addresses, host, port)
+                listeners = listening.open_all(host, port, backlog=_PAGE_BACKLOG, found=addresses)
+            except (OSError, RuntimeError) as error:  # RuntimeError: no thread is left
+                if is_first:
+                    _log.warning("The status page cannot listen, retrying", host=host, port=port, error=str(error))
+                is_first = False
+                await asyncio.sleep(_PAGE_RETRY_SECONDS)
+                continue
+            _log.info("Status page is listening", host=host, port=listeners[0].getsockname()[1])
+            await self.status_page.run(listeners)
+
+    async def _serve_admin(self) -> None:
+        """The socket for operators. The service goes on without it."""
+        if not self._settings.admin_socket:
+            return
+        path = self._settings.admin_socket
+        try:
+            if path == local_socket.AUTOMATIC:
+                path = local_socket.automatic_path(self.listener.getsockname()[1])
+            listener = local_socket.Listener(path)
+        except (OSError, local_socket.Unusable) as error:
+            _log.warning("Cannot open the admin socket: typha status cannot ask this service", error=str(error))
+            return
+        _log.info("Admin socket is listening", path=path)
+        try:
+            await self.admin.run([listener.socket], peer_of=local_socket.peer_of)
+        finally:
+            listener.close()
 
     async def _keep_house(self) -> None:
         synced = False
@@ -226,6 +304,7 @@ class Service:
             for one in self.collector.watchers:
                 self.hub.set_unconfirmed(one.type, one.is_unconfirmed)
             self.hub.look_after_channels()
+            self.history.look()
             self.collector.report(self.health)
             is_complete = bool(self.hub.feeds) and not self.hub.awaited
             if not synced and is_complete and all(source.synced_once for source in self.hub.feeds.values()):
@@ -295,7 +374,11 @@ def allow_deep_json() -> None:
     sys.setrecursionlimit(max(sys.getrecursionlimit(), _RECURSION_LIMIT))
 
 
-async def serve(configured: settings.Settings, max_latency: loop_latency.MaxLatency) -> int:
+async def serve(
+    configured: settings.Settings,
+    max_latency: loop_latency.MaxLatency,
+    described: Sequence[description.Shown] = (),
+) -> int:
     """Runs the service to its end on a loop whose turns `max_latency` measures; returns the exit code.
 
     From here to the end of the process, no signal has its default effect.
@@ -304,7 +387,7 @@ async def serve(configured: settings.Settings, max_latency: loop_latency.MaxLate
     forbid_core_dumps()
     try:
         with await _when_free(lambda: open_listener(configured)) as listener:
-            made = Service(configured, listener, max_latency=max_latency)
+            made = Service(configured, listener, max_latency=max_latency, described=described)
             with signals.handled(asyncio.get_running_loop(), _signal_actions(made)):
                 await _when_free(made.open_web_ports)
                 await made.run()

@@ -48,6 +48,14 @@ class _Change(NamedTuple):
     revision: str
 
 
+class HeldItem(NamedTuple):
+    """A key that an object has in a feed."""
+
+    key: str
+    note: str = ""
+    """Why the key has no value, or another one than the object gives it; empty if it is as it should be."""
+
+
 class Rejection(NamedTuple):
     """An object, or a part of it, that the feed cannot send. That part is missing in the feed."""
 
@@ -114,6 +122,14 @@ class Feed(abc.ABC):
     @abc.abstractmethod
     def delete(self, event: objects.ObjectEvent) -> None:
         """Process the deletion of an object."""
+
+    @abc.abstractmethod
+    def held_items(self, type: resources.ResourceType, namespace: str, name: str) -> list[HeldItem]:
+        """Return the keys that an object of one of the feed's types has now, in the order in which they are sent."""
+
+    def owner_of(self, key: str) -> tuple[str, str] | None:
+        """Return kind and name (`namespace/name`) of the object that a value comes from, if the key does not say it."""
+        return None
 
     @abc.abstractmethod
     def _write(self, change: Any) -> messages.Update | None:
@@ -221,6 +237,11 @@ class RawFeed(Feed):
         """Process the deletion of an object."""
         key = raw.object_key(event.type, event.namespace, event.name)
         self._changes.append(_Change(key, None, event.resource_version))
+
+    def held_items(self, type: resources.ResourceType, namespace: str, name: str) -> list[HeldItem]:
+        """See Feed."""
+        key = raw.object_key(type, namespace, name)
+        return [HeldItem(key)] if key in self.store else []
 
     def _write(self, change: _Change) -> messages.Update | None:
         if change.value is None:

@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 import aiohttp
 import structlog
@@ -135,16 +135,10 @@ class KubeApi:
         json_body: bytes | None = None,
     ) -> aiohttp.ClientResponse:
         """Send a request. The caller closes the response. Raises Interrupted."""
-        await self._refresh()
-        session, current = self._session, self._access
-        if session is None or current is None:
-            raise RuntimeError("the session to the API server is not open")
+        session, current, headers = await self._current()
         timeout = aiohttp.ClientTimeout(
             total=None, connect=_CONNECT_SECONDS, sock_connect=_CONNECT_SECONDS, sock_read=read_timeout_seconds
         )
-        headers = list(current.headers)
-        if self._authorization:
-            headers.append(("Authorization", self._authorization))
         if json_body is not None:
             headers.append(("Content-Type", "application/json"))
         try:
@@ -169,6 +163,38 @@ class KubeApi:
             close_response(response)
             raise
         return response
+
+    async def _current(self) -> tuple[aiohttp.ClientSession, access.Access, list[tuple[str, str]]]:
+        """The session, and the access and its headers as they are now."""
+        await self._refresh()
+        session, current = self._session, self._access
+        if session is None or current is None:
+            raise RuntimeError("the session to the API server is not open")
+        headers = list(current.headers)
+        if self._authorization:
+            headers.append(("Authorization", self._authorization))
+        return session, current, headers
+
+    async def websocket(
+        self, path: str, query: Sequence[tuple[str, str]], *, protocols: Sequence[str], message_bytes_max: int
+    ) -> aiohttp.ClientWebSocketResponse:
+        """Open a WebSocket, such as that of `pods/exec`. The caller closes it. Raises Interrupted."""
+        session, current, headers = await self._current()
+        try:
+            return await session.ws_connect(
+                current.host + path,
+                params=list(query),
+                protocols=protocols,
+                headers=headers,
+                ssl=self._ssl,
+                server_hostname=current.server_name or None,
+                proxy=current.proxy or None,
+                max_msg_size=message_bytes_max,
+            )
+        except aiohttp.WSServerHandshakeError as error:
+            raise Interrupted(Failure.REJECTED, f"status {error.status} instead of a WebSocket") from error
+        except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
+            raise _interrupted(error) from error
 
     async def _refresh(self) -> None:
         """Load what is about to expire, or has changed. What fails is logged and counted, and the old stays in use."""

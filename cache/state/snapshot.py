@@ -33,6 +33,8 @@ class ChunkPlace(NamedTuple):
     sequence: int
     position: int
     length: int
+    raw_length: int
+    """Before compression."""
 
 
 class Run(NamedTuple):
@@ -41,12 +43,13 @@ class Run(NamedTuple):
     sequences: bytes
     position: int
     length: int
+    raw_length: int
 
 
 class Snapshot:
     """A finished snapshot file. It owns `descriptor` until `close`."""
 
-    __slots__ = ("chunks", "descriptor", "keys", "length", "log_offset", "runs", "sequence", "status")
+    __slots__ = ("chunks", "descriptor", "keys", "length", "log_offset", "raw_length", "runs", "sequence", "status")
 
     def __init__(
         self, descriptor: int, *, sequence: int, status: messages.SyncStatus, keys: int, log_offset: int
@@ -57,6 +60,8 @@ class Snapshot:
         self.keys = keys
         self.log_offset = log_offset
         self.length = 0
+        self.raw_length = 0
+        """Bytes of the same snapshot without compression."""
         self.chunks: list[ChunkPlace] = []
         self.runs: dict[str, Run] = {}
         """By first key. Only for snapshots in key order."""
@@ -97,9 +102,10 @@ class SnapshotBuilder:
         cut, encoder, snapshot = self._cut, self._encoder, self.snapshot
         self._write(encoder.snapshot_begin(cut.sequence, keys=cut.keys, chunks=len(cut.chunks)))
         for chunk in cut.chunks:
-            position = snapshot.length
+            position, raw_length = snapshot.length, snapshot.raw_length
             self._write_chunk(chunk)
-            snapshot.chunks.append(ChunkPlace(chunk.sequence, position, snapshot.length - position))
+            length, raw_length = snapshot.length - position, snapshot.raw_length - raw_length
+            snapshot.chunks.append(ChunkPlace(chunk.sequence, position, length, raw_length))
             yield
         self._write(encoder.snapshot_end(cut.sequence, keys=cut.keys, digest=cut.digest))
         memfile.seal(snapshot.descriptor)
@@ -117,19 +123,25 @@ class SnapshotBuilder:
         if self._previous is None:
             raise ValueError(f"the cut lacks chunk {chunk.number}, and no previous snapshot exists to copy it from")
         place = self._previous.chunks[chunk.number]
-        self._copy(self._previous.descriptor, place.position, place.length)
+        self._copy(self._previous.descriptor, place)
         self.chunks_copied += 1
 
     def _write(self, data: bytes) -> None:
+        self._append(data)
+        self.snapshot.raw_length += self._encoder.raw_length(data)
+
+    def _append(self, data: bytes) -> None:
         memfile.write_all(self.snapshot.descriptor, data)
         self.snapshot.length += len(data)
 
-    def _copy(self, descriptor: int, position: int, length: int) -> None:
+    def _copy(self, descriptor: int, place: ChunkPlace | Run) -> None:
+        position, length = place.position, place.length
+        self.snapshot.raw_length += place.raw_length
         while length:
             data = os.pread(descriptor, min(length, _COPY_BYTES), position)
             if not data:
                 raise ValueError(f"the previous snapshot ends at {position}, inside a chunk")
-            self._write(data)
+            self._append(data)
             position += len(data)
             length -= len(data)
 
@@ -165,16 +177,18 @@ class OrderedSnapshotBuilder(SnapshotBuilder):
 
     def _write_run(self, entries: list[store.Entry]) -> None:
         sequences = array.array("Q", [entry.sequence for entry in entries]).tobytes()
-        position = self.snapshot.length
+        position, raw_length = self.snapshot.length, self.snapshot.raw_length
         first = entries[0].key
         old = self._previous.runs.get(first) if self._previous is not None else None
         if self._previous is not None and old is not None and old.sequences == sequences:
-            self._copy(self._previous.descriptor, old.position, old.length)
+            self._copy(self._previous.descriptor, old)
             self.chunks_copied += 1
         else:
             self._write(self._encoder.snapshot_chunk(0, 0, (entry.as_update() for entry in entries)))
             self.chunks_encoded += 1
-        self.snapshot.runs[first] = Run(sequences, position, self.snapshot.length - position)
+        self.snapshot.runs[first] = Run(
+            sequences, position, self.snapshot.length - position, self.snapshot.raw_length - raw_length
+        )
 
 
 def begin(

@@ -243,6 +243,10 @@ class Store:
         """Number of chunks, a power of two."""
         return len(self._chunks)
 
+    def chunk_entries(self, number: int) -> list[Entry]:
+        """Return the live entries of a chunk, 0 <= number < `chunk_count`. All chunks together have all of them."""
+        return list(self._chunks[number].entries.values())
+
     @property
     def is_splitting(self) -> bool:
         """Whether `advance_split` has more to do."""

@@ -150,7 +150,7 @@ async def _at_rest(service: processes.ServiceProcess) -> AtRest:
         hub_bytes=measure.memory([service.pid]).private_bytes,
         total_bytes=measure.memory(service.pids()).total_bytes,
         keys=counters.total("typha_cache_size"),
-        value_bytes=counters.total("typha_snapshot_raw_bytes"),
+        value_bytes=counters.total("typha_cache_bytes"),
         snapshot_bytes=counters.total("typha_snapshot_compressed_bytes"),
         log_bytes=counters.total("typha_log_bytes"),
     )

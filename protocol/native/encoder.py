@@ -110,6 +110,10 @@ class NativeEncoder:
             for number, batch in enumerate(batches)
         )
 
+    def raw_length(self, data: bytes) -> int:
+        """See `protocol.encoding.Encoder`."""
+        return frames.raw_length(data)
+
     def snapshot_end(self, sequence: int, *, keys: int, digest: int) -> bytes:
         """The frame after the last chunk."""
         return self._frame(codec.encode(messages.SnapshotEnd(sequence, keys, digest)))

@@ -50,6 +50,17 @@ def pack_frame(payload: bytes, *, compressor: zstandard.ZstdCompressor | None = 
     return HEADER.pack(len(payload) + 1, 0) + payload
 
 
+def raw_length(frames: bytes) -> int:
+    """The length that complete frames have without compression, by their headers."""
+    total = position = 0
+    while position < len(frames):
+        length, flags = HEADER.unpack_from(frames, position)
+        body, position = position + HEADER.size, position + HEADER.size + length - 1
+        compressed = flags & FLAG_ZSTD
+        total += HEADER.size + (zstandard.frame_content_size(frames[body:position]) if compressed else length - 1)
+    return total
+
+
 def make_compressor() -> zstandard.ZstdCompressor:
     """A compressor that writes the content size, so that a reader can refuse a frame before it allocates."""
     return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True, write_checksum=False)

@@ -91,6 +91,10 @@ class TyphaEncoder:
         """The messages of one chunk, compressed together."""
         return self._frame(b"".join([message for message, _ in _messages(updates)]))
 
+    def raw_length(self, data: bytes) -> int:
+        """See `protocol.encoding.Encoder`."""
+        return snappy.content_length(data) if self._compress else len(data)
+
     def snapshot_end(self, sequence: int, *, keys: int, digest: int) -> bytes:
         """Empty, like `snapshot_begin`."""
         return b""

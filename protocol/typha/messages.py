@@ -14,6 +14,18 @@ MAX_AGENT_CHARS = 200
 """Limit for logs. A hello may contain a megabyte of text."""
 
 
+def agent_text(info: str, version: str, hostname: str) -> str:
+    """A client's identity for logs: info, version and host, printable and short."""
+    text = " ".join(part[:MAX_AGENT_CHARS] for part in (info, version, hostname) if part)
+    return printable(text, MAX_AGENT_CHARS)
+
+
+def printable(text: str, most_chars: int) -> str:
+    """The beginning of a text, without what a terminal acts on, and without what is no UTF-8."""
+    text = text[:most_chars]
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
+
+
 class ClientHello(msgspec.Struct, frozen=True):
     """The client's first message. Old clients omit the fields that their version did not have."""
 
@@ -33,10 +45,8 @@ class ClientHello(msgspec.Struct, frozen=True):
 
     @property
     def agent(self) -> str:
-        """The client's identity for logs: info, version and host, printable and short."""
-        text = " ".join(part[:MAX_AGENT_CHARS] for part in (self.info, self.version, self.hostname) if part)
-        text = text[:MAX_AGENT_CHARS]
-        return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
+        """The client's identity for logs."""
+        return agent_text(self.info, self.version, self.hostname)
 
     @property
     def takes_snappy(self) -> bool:

@@ -45,6 +45,28 @@ def compress(content: bytes) -> bytes:
     )
 
 
+def content_length(chunks: bytes) -> int:
+    """The length of what was compressed into complete chunks, by their headers."""
+    total = position = 0
+    while position < len(chunks):
+        header = int.from_bytes(chunks[position : position + _HEADER_BYTES], "little")
+        body, length = position + _HEADER_BYTES + _CHECKSUM_BYTES, (header >> 8) - _CHECKSUM_BYTES
+        total += _block_length(chunks, body) if header & 0xFF == _COMPRESSED else length
+        position = body + length
+    return total
+
+
+def _block_length(data: bytes, position: int) -> int:
+    """The number at the start of a snappy block: 7 bits a byte, the lowest first."""
+    length = shift = 0
+    while True:
+        byte = data[position]
+        length |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return length
+        position, shift = position + 1, shift + 7
+
+
 class ChunkReader(buffers.ReceiveBuffer):
     """Reads a stream chunk by chunk. It never reads beyond the current chunk: another stream may begin there."""
 

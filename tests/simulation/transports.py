@@ -8,6 +8,7 @@ connection. Here, both end the run.
 
 import os
 import struct
+from collections.abc import Mapping
 
 from tests.simulation import sockets
 from tests.simulation import world as worlds
@@ -73,6 +74,10 @@ class Session:
     def end(self) -> bytes:
         """Nothing: the client does not expect it."""
         return b""
+
+    def certificate(self) -> Mapping[str, object]:
+        """No names."""
+        return {}
 
 
 class TlsTransport(tls_transport.TlsTransport):

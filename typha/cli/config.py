@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from typha import settings
-from typha.cli import serve, version
+from typha import build, settings
+from typha.cli import serve
 from typha.settings import description, machine
 
 _COLUMNS = ("NAME", "VALUE", "SOURCE", "EFFECT")
@@ -31,7 +31,7 @@ def _config(**arguments: Any) -> int:
     variables = list(description.variables(os.environ))
     if as_json:
         found = {
-            "version": version.VERSION,
+            "version": build.VERSION,
             "settings": [row._asdict() for row in rows],
             "variables": [row._asdict() for row in variables],
             "machine": dataclasses.asdict(on),

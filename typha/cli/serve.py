@@ -9,7 +9,7 @@ from typing import Any
 import click
 import structlog
 
-from typha import settings
+from typha import build, settings
 from typha.cli import version
 from typha.observability import logs, loop_latency
 from typha.settings import description, feeds_file, machine
@@ -96,7 +96,8 @@ def _run(loaded: settings.Loaded, on: machine.Machine) -> int:
         code = None
         try:
             with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
-                code = runner.run(service.serve(loaded.settings, selector.latency))
+                described = [*description.described(loaded), *description.variables(os.environ)]
+                code = runner.run(service.serve(loaded.settings, selector.latency, described))
         except RuntimeError:
             if code is None:
                 raise
@@ -107,8 +108,8 @@ def _run(loaded: settings.Loaded, on: machine.Machine) -> int:
 def _banner(loaded: settings.Loaded, on: machine.Machine) -> dict[str, Any]:
     """The fields of the first line: what runs, what the machine allows, and the settings that are not the default."""
     fields: dict[str, Any] = {
-        "version": version.VERSION,
-        "commit": version.commit(),
+        "version": build.VERSION,
+        "commit": build.commit(),
         "python": platform.python_version(),
         "cpus": on.cpus,
         "cpu_quota": "none" if on.cpu_quota is None else on.cpu_quota,

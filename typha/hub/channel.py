@@ -7,6 +7,7 @@ from cache.state import files, log, snapshot
 from protocol import encoding, formats, messages
 from typha import clock
 from typha.hub import policy
+from typha.ipc import messages as ipc
 
 _monotonic = clock.monotonic
 
@@ -15,8 +16,8 @@ class Unwritten(NamedTuple):
     """A batch that the store has and the log lacks."""
 
     batch: feed.Batch
-    changed_at: float
-    """Monotonic time at which the oldest update of it came."""
+    times: ipc.UpdateTimes
+    """Of the oldest update."""
 
 
 class HubChannel:
@@ -78,13 +79,13 @@ class HubChannel:
             return None
         return feed.Batch(self.feed.store.sequence, [], self.status_now)
 
-    def append(self, batch: feed.Batch, changed_at: float = 0.0) -> list[log.Segment]:
+    def append(self, batch: feed.Batch, times: ipc.UpdateTimes = ipc.UNKNOWN_TIMES) -> list[log.Segment]:
         """Encodes a batch and appends it: updates, then the status. Returns the segments that were begun for it.
 
         Raises:
             OSError, MemoryError: nothing of it is in the log; it is `unwritten` until it is appended again.
         """
-        self.unwritten = Unwritten(batch, changed_at)
+        self.unwritten = Unwritten(batch, times)
         frames = self.encoder.updates(batch.previous_sequence, batch.updates) if batch.updates else []
         status = self.status if batch.status is None else self.status_now
         if batch.status is not None:

@@ -1,18 +1,38 @@
 """What the service reports about itself: samples for /metrics, and states for the health endpoints."""
 
+from collections.abc import Iterable
+
 from cache.feeds.calico import releases
 from cache.kube import api, watcher
 from protocol import formats
 from typha import clock, settings
+from typha.hub import channel as hub_channel
 from typha.hub import hub, shortages, supervisor
 from typha.ipc import messages
-from typha.observability import health, logs, loop_latency, metrics, quantiles, webserver
+from typha.observability import buckets, certificates, health, logs, loop_latency, metrics, quantiles, webserver
+from typha.settings import machine
 
 _monotonic = clock.monotonic
+SERIES_MAX = 500
+"""Of a page with all four feeds and everything that they can count. A feed for agents of an older release adds some
+ninety."""
+_OTHER = "other"
+_LABEL_SETS_MAX = {
+    "typha_watch_errors_total": 12,
+    "typha_watch_relists_total": 8,
+    "typha_watch_resumes_total": 8,
+    "typha_objects_skipped": 8,
+    "typha_expensive_conversions_total": 4,
+    "typha_updates_dropped_total": 12,
+}
+"""Of metrics by kind or reason, which together could have a thousand series. The ones that count first are shown; all
+others are added up as `other`. A cluster with faults of more kinds has one fault that concerns all of them."""
+_FORMATS_BY_USE = tuple(reversed(formats.NAMES))
+"""Agents use Typha's formats, and nearly all of them the compressed one."""
 
 
 class Collector:
-    """Reads plain numbers from the parts; keeps none of its own."""
+    """Reads plain numbers from the parts; keeps none of its own, only which label values it has shown."""
 
     def __init__(
         self,
@@ -22,7 +42,21 @@ class Collector:
         *,
         max_latency: loop_latency.MaxLatency,
         open_files_limit: int,
+        version: str = "",
+        commit: str = "",
     ) -> None:
+        self._build = version, commit
+        self._memory_limit_bytes = machine.read().memory_limit_bytes or 0
+        self._expiry_times = certificates.ExpiryTimes(
+            {
+                "ServerCertFile": configured.server_cert_file,
+                "CAFile": configured.ca_file,
+                "PrometheusMetricsCertFile": configured.prometheus_metrics_cert_file,
+                "PrometheusMetricsCAFile": configured.prometheus_metrics_ca_file,
+            }
+        )
+        self._health: health.HealthAggregator | None = None
+        self._shown: dict[str, set[tuple[str, ...]]] = {name: set() for name in _LABEL_SETS_MAX}
         self._settings = configured
         self._hub = the_hub
         self._supervisor = the_supervisor
@@ -32,6 +66,8 @@ class Collector:
         self.session: api.KubeApi | None = None
         self.watchers: list[watcher.Watcher] = []
         self.web_servers: list[webserver.WebServer] = []
+        self.http_refused: dict[str, dict[str, int]] = {}
+        """The same counts of other HTTP servers, by name and reason."""
 
     def samples(self) -> metrics.Samples:
         """Everything, as of now."""
@@ -41,8 +77,24 @@ class Collector:
             self._feed_samples,
             self._watch_samples,
             self._process_samples,
+            self._state_samples,
         )
-        return {name: values for part in parts for name, values in part().items()}
+        found = {name: values for part in parts for name, values in part().items()}
+        return found | {name: self._bounded(name, found[name]) for name in _LABEL_SETS_MAX}
+
+    def _bounded(self, name: str, values: dict[tuple[str, ...], float]) -> dict[tuple[str, ...], float]:
+        """The values that count, with a limited number of label sets: those that counted first, and `other`."""
+        shown = self._shown[name]
+        labels_count = len(metrics.BY_NAME[name].labels)
+        limited: dict[tuple[str, ...], float] = {(_OTHER,) * labels_count: 0}  # so that their sum begins at 0
+        for labels, value in values.items():
+            if not value:
+                continue
+            if labels not in shown and len(shown) < _LABEL_SETS_MAX[name]:
+                shown.add(labels)
+            place = labels if labels in shown else (_OTHER,) * labels_count
+            limited[place] = limited.get(place, 0) + value
+        return limited
 
     def _connection_samples(self) -> metrics.Samples:
         totals = self._supervisor.totals()
@@ -76,6 +128,12 @@ class Collector:
             "typha_breadcrumb_block": {(feed,): counts.sends for feed, counts in totals.feeds.items()},
             "typha_breadcrumb_non_block": {(feed,): counts.late_sends for feed, counts in totals.feeds.items()},
             "typha_snapshots_reused": {(feed,): counts.snapshots_sent for feed, counts in totals.feeds.items()},
+            "typha_propagation_seconds": metrics.histogram_samples(
+                {(feed,): counts.propagation for feed, counts in totals.feeds.items()}, buckets.PROPAGATION_BOUNDS
+            ),
+            "typha_propagation_from_write_seconds": metrics.histogram_samples(
+                {(feed,): counts.propagation_from_write for feed, counts in totals.feeds.items()}, buckets.WRITE_BOUNDS
+            ),
         }
 
     def _shortages(self, totals: messages.WorkerCounts) -> dict[tuple[str, ...], float]:
@@ -91,6 +149,8 @@ class Collector:
                 for name, flat in histograms.items():
                     one = merged.setdefault(name, {}).setdefault((feed,), quantiles.Histogram())
                     one.merge_list(flat)
+        for (metric, feed), totals in self._supervisor.dead_histograms.items():
+            merged.setdefault(metric, {}).setdefault((feed,), quantiles.Histogram()).merge(totals)
         for feed, histogram in self._hub.batch_sizes.items():
             histogram.rotate(_monotonic())
             merged.setdefault("typha_breadcrumb_size", {})[feed,] = histogram
@@ -113,16 +173,16 @@ class Collector:
         return {
             "typha_connections_streaming": streaming,
             "typha_felix_agents": agents,
-            "typha_breadcrumb_seq_number": {(source.name,): source.store.sequence for source in feeds},
+            "typha_breadcrumb_seq_number": {(name,): count for name, count in self._hub.batches_total.items()},
             "typha_cache_size": {(source.name,): len(source.store) for source in feeds},
             "typha_tombstones": {(source.name,): source.store.tombstone_count for source in feeds},
             "typha_updates_skipped": {(source.name,): source.skipped for source in feeds},
-            "typha_updates_total": {(name,): count for name, count in self._hub.updates_total.items()},
-            "typha_snapshots_generated": built,
-            "typha_snapshot_raw_bytes": {(source.name,): source.store.value_bytes for source in feeds},
-            "typha_snapshot_compressed_bytes": {
-                (channel.feed.name,): channel.snapshot.length for channel in channels if channel.snapshot
+            "typha_updates_total": {
+                (source.name,): self._hub.updates_total[source.name] + source.skipped for source in feeds
             },
+            "typha_snapshots_generated": built,
+            "typha_cache_bytes": {(source.name,): source.store.value_bytes for source in feeds},
+            **_snapshot_samples(channels),
             "typha_log_bytes": {channel.key: channel.log.used_bytes for channel in channels},
             "typha_updates_dropped_total": {(reason,): count for reason, count in self._hub.updates_refused.items()},
             "typha_expensive_conversions_total": {
@@ -156,7 +216,9 @@ class Collector:
         # A worker inside the hub has the hub's log.
         totals = self._supervisor.totals() if self._supervisor.wanted else messages.WorkerCounts()
         return {
-            "typha_log_errors": {(): logs.COUNTERS.errors + totals.log_errors},
+            "typha_log_errors": {
+                (): logs.COUNTERS.errors + totals.log_errors + logs.COUNTERS.dropped + totals.log_lines_dropped
+            },
             "typha_logs_dropped": {(): logs.COUNTERS.dropped + totals.log_lines_dropped},
             "typha_config_invalid_values": {(): self._settings.config_invalid_values},
             "typha_open_files_limit": {(): self._open_files_limit},
@@ -167,12 +229,30 @@ class Collector:
                 ("metrics-tls",): sum(server.tls_failures for server in self.web_servers),
             },
             "typha_http_refused_total": {
-                (server.name, reason): count for server in self.web_servers for reason, count in server.refused.items()
+                (name, reason): count
+                for name, counts in [
+                    *((server.name, server.refused) for server in self.web_servers),
+                    *self.http_refused.items(),
+                ]
+                for reason, count in counts.items()
             },
+        }
+
+    def _state_samples(self) -> metrics.Samples:
+        aggregator = self._health
+        return {
+            "typha_build_info": {self._build: 1},
+            "typha_ready": {(): aggregator is not None and int(aggregator.is_ready(_monotonic()))},
+            "typha_draining": {(): aggregator is not None and int(aggregator.is_draining)},
+            "typha_workers_wanted": {(): max(1, self._supervisor.wanted)},
+            "typha_workers_serving": {(): self._supervisor.accepting},
+            "typha_certificate_expiry_timestamp_seconds": self._expiry_times.read(),
+            "typha_memory_limit_bytes": {(): self._memory_limit_bytes},
         }
 
     def register(self, aggregator: health.HealthAggregator) -> None:
         """Registers what is reported on."""
+        self._health = aggregator
         now = _monotonic()
         aggregator.register(health.SYNC_SERVER, now_seconds=now)
         aggregator.register(health.CLIENT_PORT, now_seconds=now, live=False, ready=True)
@@ -224,3 +304,14 @@ class Collector:
             if name not in names:
                 aggregator.unregister(health.cache_reporter(name))
         self._reported_feeds = names
+
+
+def _snapshot_samples(channels: Iterable[hub_channel.HubChannel]) -> metrics.Samples:
+    """Sizes of each feed's newest snapshot, in the format that most agents use if there is one."""
+    compressed: dict[tuple[str, ...], float] = {}
+    raw: dict[tuple[str, ...], float] = {}
+    for one in sorted(channels, key=lambda one: _FORMATS_BY_USE.index(one.encoder.name)):
+        if one.snapshot is not None:
+            compressed.setdefault((one.feed.name,), one.snapshot.length)
+            raw.setdefault((one.feed.name,), one.snapshot.raw_length)
+    return {"typha_snapshot_raw_bytes": raw, "typha_snapshot_compressed_bytes": compressed}

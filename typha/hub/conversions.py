@@ -47,6 +47,8 @@ class Conversion(NamedTuple):
     source: feed.Feed
     event: objects.ObjectEvent
     outcome: Any
+    received_at: float
+    """Monotonic time at which the object came."""
     seconds: float
     is_outdated: bool
     """Whether the object has been deleted, or converted in a newer state, meanwhile."""
@@ -55,6 +57,7 @@ class Conversion(NamedTuple):
 class _Waiting(NamedTuple):
     source: feed.Feed
     event: objects.ObjectEvent
+    received_at: float
 
 
 def _key(source: feed.Feed, event: objects.ObjectEvent) -> _Key:
@@ -105,7 +108,7 @@ class ConversionScheduler:
     def submit(self, source: feed.Feed, event: objects.ObjectEvent) -> None:
         """Converts the object when it is its turn. Its newest state replaces one that waits, in the same place."""
         key = _key(source, event)
-        self._waiting[key] = _Waiting(source, event)
+        self._waiting[key] = _Waiting(source, event, _monotonic())
         if event.origin is not objects.Origin.EVENT:
             self._urgent.add(key)
         self._wake.set()
@@ -158,7 +161,7 @@ class ConversionScheduler:
             MemoryError: there is none to convert it. It waits again.
         """
         key = await self._next()
-        source, event = self._waiting.pop(key)
+        source, event, received_at = self._waiting.pop(key)
         self._urgent.discard(key)
         self._under_way, self._is_outdated, self._is_newest = key, False, True
         interval_seconds = sys.getswitchinterval()
@@ -178,7 +181,7 @@ class ConversionScheduler:
             self._rests[key.rationed] = _monotonic() + rest_seconds
         if self._is_newest:
             self._settle(key)
-        return Conversion(source, event, outcome, seconds, self._is_outdated)
+        return Conversion(source, event, outcome, received_at, seconds, self._is_outdated)
 
     async def _next(self) -> _Key:
         while True:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 
 import structlog
 
-from cache import objects, resources
+from cache import objects, resources, write_times
 from cache.feeds import feed
 from cache.feeds.calico import feed as calico_feed
 from cache.feeds.calico import releases, syncers
@@ -24,9 +24,13 @@ from protocol import formats, messages
 from typha import clock
 from typha.hub import (
     catchup_scheduler,
+    client_lists,
     coalescer,
+    commit_times,
     conversions,
     policy,
+    questions,
+    recent,
     rejection_log,
     shortages,
     snapshot_scheduler,
@@ -40,6 +44,9 @@ _log = structlog.get_logger("typha.hub")
 _monotonic = clock.monotonic
 _COMMIT_BYTES = 16 * 1024 * 1024
 """Memory for a whole batch: its entries, its frames, and parts of chunks."""
+_WRITE_AGE_SECONDS_MAX = 600.0
+"""An older time belongs to an earlier write: what changed an object last noted no time, or the API server was away,
+which `typha_watch_last_confirmed_seconds` shows."""
 _COMMIT_BYTES_PER_KEY = 128
 """Memory for the store's dictionaries if they grow. The old ones are there until then."""
 
@@ -57,11 +64,19 @@ class Hub:
         """By feed and wire format."""
         self._by_number: dict[int, HubChannel] = {}
         self.workers = worker_link.WorkerLinks()
+        self.recent = recent.Recent()
+        self.client_lists = client_lists.ClientLists(self.workers)
+        self.descriptions: questions.Question[ipc.DescriptionPart] = questions.Question(self.workers, ipc.Describe)
         self.updates_refused: dict[str, int] = {}
         self.objects_skipped: dict[tuple[str, str], int] = {}
         """By resource type and reason."""
         self.updates_total: dict[str, int] = {}
+        """By feed, as all below: updates that clients are sent."""
+        self.batches_total: dict[str, int] = {}
         self.batch_sizes: dict[str, quantiles.Histogram] = {}
+        self._batches_before: dict[str, int] = {}
+        self.commit_times: dict[str, commit_times.CommitTimes] = {}
+        """By feed."""
         self._wanted: dict[tuple[str, str], None] = {}
         """Channels to be opened as soon as there is something to serve, in the order in which they were asked for."""
         self._seeds: dict[str, Iterator[list[feed.Rejection]]] = {}
@@ -70,7 +85,7 @@ class Hub:
         self.older_types: asyncio.Queue[resources.ResourceType] = asyncio.Queue()
         """Types of which only projections have objects, to be watched from now on. Each comes once."""
         self._next_channel = 1
-        self._rejection_log = rejection_log.RejectionLog()
+        self.rejection_log = rejection_log.RejectionLog()
         self._sequences_needed: dict[str, deque[int]] = {}
         """For each feed, the lowest sequence from which a client may have to be caught up, as of the last checks."""
         self.shortages = shortages.Shortages()
@@ -83,6 +98,8 @@ class Hub:
         self._batch_limits = feed.BatchLimits(limits.batch_changes_max, limits.batch_bytes_max, limits.batch_split_keys)
         self._uncommitted = 0
         """Objects that have come since the last commit."""
+        self._received_at = self._written_at = 0.0
+        """Of the first of them, and of the first that tells when it was written: monotonic times, or 0.0."""
         self._must_publish = False
         self._committed = asyncio.Event()
         self._is_short = False
@@ -100,7 +117,9 @@ class Hub:
     def _add_feed(self, source: feed.Feed) -> None:
         self.feeds[source.name] = source
         self.updates_total.setdefault(source.name, 0)
+        self.batches_total.setdefault(source.name, 0)
         self.batch_sizes.setdefault(source.name, quantiles.Histogram())
+        self.commit_times[source.name] = commit_times.CommitTimes()
 
     def withdraw_awaited(self) -> None:
         """The awaited feeds do not come: their clients are refused."""
@@ -126,6 +145,10 @@ class Hub:
         base = self.feeds.get(syncers.FELIX)
         return base if isinstance(base, calico_feed.CalicoFeed) else None
 
+    def feeds_of(self, type: resources.ResourceType) -> list[feed.Feed]:
+        """The feeds that take objects of a type, projections included."""
+        return [source for source in self.feeds.values() if type in source.types]
+
     @property
     def types(self) -> list[resources.ResourceType]:
         """Every resource type that a feed takes, once."""
@@ -136,6 +159,8 @@ class Hub:
     def apply(self, event: objects.ObjectEvent) -> None:
         """An object is new or has changed."""
         self._uncommitted += 1
+        if not self._written_at:
+            self._note_times(event)
         for source in self._by_type[event.type]:
             if source.may_take_long(event):
                 self.conversions.submit(source, event)
@@ -149,16 +174,27 @@ class Hub:
     def delete(self, event: objects.ObjectEvent) -> None:
         """An object is gone."""
         self._uncommitted += 1
+        self._received_at = self._received_at or _monotonic()
         for source in self._by_type[event.type]:
             if not self.conversions.is_idle:
                 self._forget_conversion(source, event)
             source.delete(event)
 
+    def _note_times(self, event: objects.ObjectEvent) -> None:
+        """The first object of a batch waits longest, so its times stand for the batch; they cost too much for each."""
+        now = _monotonic()
+        self._received_at = self._received_at or now
+        written_at = write_times.written_at(event)
+        if written_at:
+            age_seconds = max(0.0, clock.time_ns() / 1e9 - written_at)
+            if age_seconds < _WRITE_AGE_SECONDS_MAX:
+                self._written_at = now - age_seconds
+
     def skipped(self, skipped: objects.SkippedObject) -> None:
         """An object cannot be used at all: no feed gets to see it."""
         key = str(skipped.type), skipped.reason
         self.objects_skipped[key] = self.objects_skipped.get(key, 0) + 1
-        self._rejection_log.write_skipped(skipped)
+        self.rejection_log.write_skipped(skipped)
 
     def status(self, type: resources.ResourceType, status: messages.SyncStatus) -> None:
         """A type's status has changed. A status is published at once, with all before it.
@@ -198,9 +234,10 @@ class Hub:
             type = str(done.event.type)
             self.expensive_conversions[type] = self.expensive_conversions.get(type, 0) + 1
             milliseconds = round(done.seconds * 1000)
-            self._rejection_log.write_expensive(done.event, feed=done.source.name, milliseconds=milliseconds)
+            self.rejection_log.write_expensive(done.event, feed=done.source.name, milliseconds=milliseconds)
         if not done.is_outdated:
             self._uncommitted += 1
+            self._received_at = min(self._received_at or done.received_at, done.received_at)
             refusal = done.source.adopt(done.event, done.outcome)
             if refusal is not None:
                 self._note_refusal(refusal)
@@ -246,7 +283,7 @@ class Hub:
 
     def _note_refusal(self, refusal: feed.Rejection) -> None:
         self.updates_refused[refusal.reason] = self.updates_refused.get(refusal.reason, 0) + 1
-        self._rejection_log.write(refusal)
+        self.rejection_log.write(refusal)
 
     def commit(self) -> None:
         """Appends what every feed has gathered to its channels' logs, and publishes it.
@@ -256,7 +293,7 @@ class Hub:
         if not self._has_memory():
             self.coalescer.published()  # `look_after_channels` tries again
             return
-        changed_at = self.coalescer.since or _monotonic()
+        times = ipc.UpdateTimes(self._received_at or _monotonic(), self._written_at)
         self._uncommitted, self._must_publish = 0, False
         published = is_unfinished = False
         for source in self.feeds.values():
@@ -270,7 +307,9 @@ class Hub:
             if batch is None:
                 continue
             self.updates_total[source.name] += len(batch.updates)
+            self.batches_total[source.name] += 1
             self.batch_sizes[source.name].record(len(batch.updates))
+            self.commit_times[source.name].note(source.store.sequence, _monotonic())
             if batch.status is not None:
                 _log.info(
                     "Feed status changed",
@@ -280,12 +319,14 @@ class Hub:
                     sequence=source.store.sequence,
                 )
             for channel in channels:
-                published = self._append(channel, batch, changed_at) or published
+                published = self._append(channel, batch, times) or published
         for channel in self.channels.values():
             change = channel.contact_change()
             if change is not None:
                 _log.info("Status for native clients changed", feed=channel.feed.name, status=channel.status_now.label)
-                published = self._append(channel, change, changed_at) or published
+                published = self._append(channel, change, times) or published
+        if not is_unfinished:
+            self._received_at = self._written_at = 0.0
         self.coalescer.published(is_unfinished=is_unfinished)
         self._committed.set()
         if published:
@@ -310,11 +351,11 @@ class Hub:
     def _channels_of(self, source: feed.Feed) -> list[HubChannel]:
         return [channel for channel in self.channels.values() if channel.feed is source]
 
-    def _append(self, channel: HubChannel, batch: feed.Batch, changed_at: float) -> bool:
+    def _append(self, channel: HubChannel, batch: feed.Batch, times: ipc.UpdateTimes) -> bool:
         """Appends a batch to the channel's log. False if a resource is missing: the channel remembers the batch."""
         was_behind = channel.unwritten is not None
         try:
-            segments = channel.append(batch, changed_at)
+            segments = channel.append(batch, times)
         except shortages.ERRORS as error:
             self.shortages.note(shortages.Lacking.LOG, error, feed=channel.feed.name, format=channel.encoder.name)
             return False
@@ -322,7 +363,7 @@ class Hub:
             self.shortages.over(shortages.Lacking.LOG)
             self.snapshots.wake()
             self.catch_ups.wake()
-        self.workers.publish(channel, segments, None if batch.status is None else channel.status, changed_at)
+        self.workers.publish(channel, segments, None if batch.status is None else channel.status, times)
         if channel.wants_snapshot():
             self.snapshots.request(channel)
         if segments:
@@ -361,6 +402,12 @@ class Hub:
                         self.want_snapshot(worker, request.channel)
                     case ipc.WantBlock():
                         self.want_block(worker, request)
+                    case ipc.ReportRecent():
+                        self.recent.take(worker.number, request)
+                    case ipc.ClientSlice():
+                        self.client_lists.take(worker, request)
+                    case ipc.DescriptionPart():
+                        self.descriptions.take(worker, request.request, [request], is_last=request.is_last)
         except Exception as error:  # whatever it is, this worker cannot be understood any more
             worker.fail(error)
 
@@ -469,6 +516,7 @@ class Hub:
         Where newcomers take a snapshot with much log after it, the next ones get a newer one.
         """
         now = _monotonic()
+        self._note_quiet_feeds()
         channels = self.channels.values()
         if self._is_short or any(one.unwritten is not None or one.contact_change() is not None for one in channels):
             self.commit()
@@ -491,6 +539,13 @@ class Hub:
         for source in self.feeds.values():
             self._forget_deletions(source)
         self.catch_ups.forget_old()
+
+    def _note_quiet_feeds(self) -> None:
+        """A feed without a batch for a second counts one of no updates, so that the sizes decay, as in the original."""
+        for name, batches in self.batches_total.items():
+            if self._batches_before.get(name) == batches:
+                self.batch_sizes[name].record(0)
+            self._batches_before[name] = batches
 
     def _forget_deletions(self, source: feed.Feed) -> None:
         """Drops tombstones that no connected client needs.

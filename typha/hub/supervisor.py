@@ -23,6 +23,7 @@ from protocol.reasons import DisconnectReason
 from typha import clock, settings, signals
 from typha.hub import hub, policy, shortages, worker_link
 from typha.ipc import link, messages
+from typha.observability import quantiles
 
 _log = structlog.get_logger("typha.workers")
 _monotonic = clock.monotonic
@@ -180,17 +181,21 @@ class Supervisor:
         self._policy = limits
         self._listener = listener
         self._serve_embedded = serve_embedded
-        self._incarnation = secrets.token_hex(16)
+        self.incarnation = secrets.token_hex(16)
+        """What native clients are told of this start of the service, which the sequences belong to."""
         self._drain: messages.Drain | None = None
         self._drained_by = math.inf
         self._standstills: dict[int, Standstill] = {}
         self._still: set[int] = set()
+        self._pids: dict[int, int] = {}
         self.restarts = 0
         self._failed_starts: dict[int, int] = {}
         """For each worker, how many starts in a row ended before it was ready."""
         self._dead = messages.WorkerCounts()
         """Totals of workers that have died, so that sums never fall."""
         self._dead_longest_turn_seconds = 0.0
+        self.dead_histograms: dict[tuple[str, str], quantiles.Histogram] = {}
+        """Count and sum of dead workers' histograms, by metric and feed."""
         self.wanted = configured.workers if configured.workers >= 0 else 1
         self._deferral = signals.Deferral()
         self._is_debugging = False
@@ -207,6 +212,11 @@ class Supervisor:
         return totals
 
     @property
+    def active(self) -> int:
+        """Open connections of all workers."""
+        return sum(worker.report.active for worker in self._hub.workers.values())
+
+    @property
     def longest_turn_seconds(self) -> float:
         """The longest turn of any worker, those that have died included."""
         alive = [worker.report.longest_turn_seconds_ever for worker in self._hub.workers.values()]
@@ -217,6 +227,11 @@ class Supervisor:
         """Whether as many workers as wanted have reported that they serve."""
         ready = sum(worker.ready for worker in self._hub.workers.values())
         return ready >= max(1, self.wanted)
+
+    @property
+    def pids(self) -> list[int]:
+        """The workers' processes."""
+        return list(self._pids.values())
 
     @property
     def accepting(self) -> int:
@@ -284,7 +299,7 @@ class Supervisor:
         return messages.WorkerConfig(
             number=number,
             feeds=tuple(self._hub.channel_names),
-            incarnation=self._incarnation,
+            incarnation=self.incarnation,
             settings={
                 name: value for name, value in settings.to_dict(self._settings).items() if name in WORKER_SETTINGS
             },
@@ -325,10 +340,12 @@ class Supervisor:
                 if process.stdin is not None:
                     process.stdin.write(msgspec.json.encode(self._config(number)))
                     process.stdin.close()
+                self._pids[number] = process.pid
                 self._standstills[number] = Standstill(lambda: read_activity(process.pid))
                 with self._attached(number, ours) as broken:
                     await self._watch(number, ended, broken, lambda: run_queue_seconds(process.pid))
             finally:
+                self._pids.pop(number, None)
                 self._standstills.pop(number, None)
                 self._still.discard(number)
                 if not ended.done():
@@ -446,6 +463,9 @@ class Supervisor:
         self._failed_starts[worker.number] = 0 if worker.ready else self._failed_starts.get(worker.number, 0) + 1
         report = worker.report
         self._dead.add(report.counts)
+        for feed, histograms in worker.histograms.items():
+            for name, flat in histograms.items():
+                self.dead_histograms.setdefault((name, feed), quantiles.Histogram()).add_totals(flat)
         self._dead_longest_turn_seconds = max(self._dead_longest_turn_seconds, report.longest_turn_seconds_ever)
         if report.active and not self._is_draining():
             died = DisconnectReason.WORKER_DIED

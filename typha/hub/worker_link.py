@@ -23,8 +23,16 @@ class Flood(Exception):
     """A worker says more than any worker has to say."""
 
 
-Request: TypeAlias = messages.WantChannel | messages.WantSnapshot | messages.WantBlock
-"""What a worker asks of the hub."""
+Request: TypeAlias = (
+    messages.WantChannel
+    | messages.WantSnapshot
+    | messages.WantBlock
+    | messages.ReportRecent
+    | messages.ClientSlice
+    | messages.DescriptionPart
+)
+"""What a worker asks of the hub, its answers to the hub's questions, and what the hub keeps for longer than the worker
+lives."""
 
 
 class WorkerLink:
@@ -108,7 +116,7 @@ class WorkerLink:
             self.note_status(channel, log.status)
         self.add_segments(channel, log.segments)
         self.offer_snapshot(channel)
-        self.publish(channel, _monotonic())
+        self.publish(channel, messages.UpdateTimes(_monotonic()))
 
     def note_status(self, channel: HubChannel, status: protocol_messages.SyncStatus) -> None:
         """The last status in the log, before it is published.
@@ -132,9 +140,12 @@ class WorkerLink:
         if file is not None:
             self.send(messages.OfferSnapshot(channel.number, file), file.descriptor)
 
-    def publish(self, channel: HubChannel, changed_at: float) -> None:
+    def publish(self, channel: HubChannel, times: messages.UpdateTimes) -> None:
         """The log's end has moved. `flush` sends the newest end, however often this was called."""
-        self._ends[channel.number] = messages.LogEnd(channel.number, channel.log.end, channel.frames, changed_at)
+        waiting = self._ends.get(channel.number)
+        if waiting is not None:  # its updates are the oldest of those that are new to the worker
+            times = waiting.times
+        self._ends[channel.number] = messages.LogEnd(channel.number, channel.log.end, channel.frames, times)
 
     def send_block(self, channel: HubChannel, block: files.BlockFile) -> None:
         """The block that the worker asked for, after everything of the log up to its cut."""
@@ -181,7 +192,7 @@ class WorkerLink:
     # From the worker.
 
     def requests(self) -> Iterator[Request]:
-        """Takes the worker's messages; yields what it asks of the hub.
+        """Takes the worker's messages; yields those that are not about the worker itself.
 
         Raises:
             Exception: whatever it is, the worker is broken.
@@ -193,6 +204,8 @@ class WorkerLink:
                 case messages.Report():
                     if not message.counts.feeds.keys() <= self.feeds:
                         raise ValueError("a report on unknown feeds")
+                    if not all(counts.is_sane for counts in message.counts.feeds.values()):
+                        raise ValueError("a histogram with other buckets")
                     self.report = message
                 case messages.ReportHistograms():
                     if message.feed not in self.feeds:
@@ -200,6 +213,10 @@ class WorkerLink:
                     for flat in message.histograms.values():
                         quantiles.check_list(flat)
                     self.histograms[message.feed] = message.histograms
+                case messages.ReportRecent():
+                    if not {end.feed for end in message.ends} <= {"", *self.feeds}:
+                        raise ValueError("an end on an unknown feed")
+                    yield message
                 case messages.Ready():
                     self.ready = True
                 case _:
@@ -243,14 +260,14 @@ class WorkerLinks(dict[int, WorkerLink]):
         channel: HubChannel,
         segments: Iterable[log.Segment],
         status: protocol_messages.SyncStatus | None,
-        changed_at: float,
+        times: messages.UpdateTimes,
     ) -> None:
         """The channel's log has grown; `flush` makes it known."""
         for worker in self.values():
             if status is not None:
                 worker.note_status(channel, status)
             worker.add_segments(channel, segments)
-            worker.publish(channel, changed_at)
+            worker.publish(channel, times)
 
     def offer_snapshot(self, channel: HubChannel) -> None:
         """The channel has a new snapshot."""

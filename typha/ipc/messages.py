@@ -15,6 +15,8 @@
 | `WithdrawFeeds` | worker | once it is decided that feeds do not come | their clients are refused from then on |
 | `LimitConnections` | worker | four times a second among several workers | above the limit the worker accepts none |
 | `ControlLog` | worker | when an operator asks for it by a signal to the hub | the worker's log does as the hub's |
+| `ListClients` | worker | when an operator asks who is connected, once a second at most | replaces an unanswered one |
+| `Describe` | worker | when an operator makes an archive for support | replaces an unanswered one |
 | `Drain` | worker | once, at the end | the worker closes its clients and ends |
 | `Ready` | hub | first | the worker serves |
 | `WantChannel` | hub | when a client asks for a channel that is not open | the hub opens it once its feed is in sync |
@@ -22,6 +24,9 @@
 | `WantBlock` | hub | when clients have fallen out of the log | the hub answers with a block or refuses |
 | `Report` | hub | every second | the worker is alive; numbers are totals |
 | `ReportHistograms` | hub | after a `Report`, one for each feed | apart, because together they may exceed a datagram |
+| `ReportRecent` | hub | after a `Report`, if there is something | all deliveries since the last one, the newest ends |
+| `ClientSlice` | hub | in answer to `ListClients`, one slice after another | each client that stays is in one slice |
+| `DescriptionPart` | hub | in answer to `Describe`, one part after another | no secrets |
 
 Descriptors travel beside the message in the order named here, and become the receiver's.
 
@@ -35,20 +40,34 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from cache.state import files
+from cache.state import cursor, files
 from protocol import formats, messages, reasons
-from typha.observability import quantiles
+from typha.observability import buckets, quantiles
+
+ENDS_REPORTED_MAX = 50
+"""Ends that a worker reports each second: more than anybody reads. The totals count all of them."""
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 """msgpack has no integer above 64 bits, so sums of these have a few more at most."""
 Connections: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
 WireFormat: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^({'|'.join(map(re.escape, formats.NAMES))})\Z")]
+TEXT_CHARS_MAX = 253
+"""What a client says of itself is cut to this. The longest name of a Kubernetes node has as many characters."""
+Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=TEXT_CHARS_MAX)]
+SLICE_BYTES = 8 * 1024
+"""A slice of the client list has about this many bytes, some 60 clients. Making it takes half a millisecond."""
+SLICE_SECONDS = 0.01
+"""Between two slices, and between two parts of a description. With the longest texts, a worker that answers both
+questions sends 3.3 MB a second: less than what makes it a flood (`hub.worker_link.BYTES_PER_SECOND_MAX`)."""
+LIST_SECONDS_MAX = 5.0
+"""A list that takes longer is not finished: nobody waits for it any more."""
 HistogramName: TypeAlias = Literal[
     "typha_ping_latency",
     "typha_client_snapshot_send_secs",
     "typha_client_latency_secs",
     "typha_client_write_latency_secs",
+    "typha_next_breadcrumb_latency_secs",
     "typha_kvs_per_msg",
 ]
 """The histograms of a feed, by the names of their metrics."""
@@ -100,6 +119,17 @@ class NoteStatus(_Message):
     status: messages.SyncStatus
 
 
+class UpdateTimes(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+    """When an update came, and when it was written, both by the monotonic clock."""
+
+    received_at: float
+    written_at: float = 0.0
+    """As far as the object tells, and by the API server's clock; 0.0 if it is unknown."""
+
+
+UNKNOWN_TIMES = UpdateTimes(0.0)
+
+
 class LogEnd(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
     """The newest end of one channel's log."""
 
@@ -107,8 +137,8 @@ class LogEnd(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unkn
     end: int
     frames: int
     """Frames in the last segment."""
-    changed_at: float
-    """Monotonic seconds at which the oldest update of it came."""
+    times: "UpdateTimes"
+    """Of the oldest update that is new."""
 
 
 class Publish(_Message):
@@ -172,6 +202,18 @@ class ControlLog(_Message):
     diagnose: bool = False
 
 
+class ListClients(_Message):
+    """Which clients are connected? The answer has the same number."""
+
+    request: int
+
+
+class Describe(_Message):
+    """Where do your tasks and threads stand, and what have you logged? The answer has the same number."""
+
+    request: int
+
+
 class Drain(_Message):
     """Say goodbye to all clients within `seconds`. Those of all workers together are at most `interval_seconds_max`
     apart."""
@@ -227,6 +269,27 @@ class FeedCounts(msgspec.Struct, forbid_unknown_fields=True):
     late_sends: Count = 0
     """Writes to clients that were behind in the log."""
     snapshots_sent: Count = 0
+    propagation: buckets.BucketCounts = msgspec.field(default_factory=buckets.BucketCounts)
+    """Seconds from the receipt of an update to its write to a client."""
+    propagation_from_write: buckets.BucketCounts = msgspec.field(default_factory=buckets.BucketCounts)
+    """Seconds from the write of an object to that to a client, where the object tells when it was written."""
+
+    def add(self, other: "FeedCounts") -> None:
+        """Adds another worker's totals."""
+        self.deliveries += other.deliveries
+        self.bytes_sent += other.bytes_sent
+        self.sends += other.sends
+        self.late_sends += other.late_sends
+        self.snapshots_sent += other.snapshots_sent
+        self.propagation.add(other.propagation)
+        self.propagation_from_write.add(other.propagation_from_write)
+
+    @property
+    def is_sane(self) -> bool:
+        """Whether the histograms have the right buckets."""
+        return self.propagation.is_of(buckets.PROPAGATION_BOUNDS) and self.propagation_from_write.is_of(
+            buckets.WRITE_BOUNDS
+        )
 
 
 class WorkerCounts(msgspec.Struct, forbid_unknown_fields=True):
@@ -254,9 +317,7 @@ class WorkerCounts(msgspec.Struct, forbid_unknown_fields=True):
         for reason, count in other.disconnects.items():
             self.disconnects[reason] = self.disconnects.get(reason, 0) + count
         for feed, counts in other.feeds.items():
-            mine = self.feeds.setdefault(feed, FeedCounts())
-            for name in FeedCounts.__struct_fields__:
-                setattr(mine, name, getattr(mine, name) + getattr(counts, name))
+            self.feeds.setdefault(feed, FeedCounts()).add(counts)
 
 
 class ChannelReport(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -299,6 +360,78 @@ class ReportHistograms(_Message):
     histograms: dict[HistogramName, Annotated[list[Count], msgspec.Meta(max_length=quantiles.LIST_LENGTH_MAX)]]
 
 
+class End(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+    """A connection that has ended. Node and address are the peer's own words."""
+
+    at: Seconds
+    """By the monotonic clock."""
+    node: Text
+    address: Text
+    feed: Text
+    """Empty before the hello."""
+    reason: reasons.DisconnectReason
+    age_seconds: Seconds
+
+
+class ReportRecent(_Message):
+    """What has happened since the last one."""
+
+    latency: Annotated[list[Count], msgspec.Meta(max_length=quantiles.LIST_LENGTH_MAX)]
+    """Of deliveries over all feeds, as `observability.quantiles.Histogram.to_list` gives it."""
+    ends: Annotated[list[End], msgspec.Meta(max_length=ENDS_REPORTED_MAX)]
+    """The newest, oldest first."""
+
+
+class ConnectedClient(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+    """One connection of a worker, as of now."""
+
+    number: Count
+    """Of the connection; unique in the service."""
+    address: Text
+    node: Text
+    """What the client calls its host. For a native client: what it calls itself."""
+    version: Text
+    info: Text
+    tls_name: Text
+    """The common name of the client's certificate, or else its first URI."""
+    release: Text
+    """The release of Calico whose data a Felix agent gets."""
+    feed: Text
+    wire_format: Text
+    state: cursor.CursorState
+    lag_bytes: Count
+    """Bytes of the log after its position. Of a client that does not read: since it was last seen to."""
+    lag_seconds: Seconds
+    """For how long it has not had what was published."""
+    sequence: Count
+    """Everything up to it has been written to the client's socket. 0 before the end of its snapshot."""
+    bytes_sent: Count
+    """By the kernel's count, with TLS and without what was sent again."""
+    age_seconds: Seconds
+
+
+class ClientSlice(_Message):
+    """A part of the answer to `ListClients`."""
+
+    request: Count
+    clients: Annotated[list[ConnectedClient], msgspec.Meta(max_length=1000)]
+    is_last: bool
+
+
+DESCRIPTION_CHARS = 4 * 1024
+"""Of one part, which has up to four bytes for each."""
+DESCRIPTION_PARTS_MAX = 128
+
+
+class DescriptionPart(_Message):
+    """A part of the answer to `Describe`."""
+
+    request: Count
+    pid: Count
+    text: Annotated[str, msgspec.Meta(max_length=DESCRIPTION_CHARS)]
+    is_last: bool
+
+
 ToWorker: TypeAlias = (
     ShareCounter
     | OpenChannel
@@ -313,9 +446,21 @@ ToWorker: TypeAlias = (
     | WithdrawFeeds
     | LimitConnections
     | ControlLog
+    | ListClients
+    | Describe
     | Drain
 )
-ToHub: TypeAlias = Ready | WantChannel | WantSnapshot | WantBlock | Report | ReportHistograms
+ToHub: TypeAlias = (
+    Ready
+    | WantChannel
+    | WantSnapshot
+    | WantBlock
+    | Report
+    | ReportHistograms
+    | ReportRecent
+    | ClientSlice
+    | DescriptionPart
+)
 
 FOR_WORKER: "msgspec.msgpack.Decoder[ToWorker]" = msgspec.msgpack.Decoder(ToWorker)
 FOR_HUB: "msgspec.msgpack.Decoder[ToHub]" = msgspec.msgpack.Decoder(ToHub)

@@ -92,6 +92,11 @@ class HealthAggregator:
         """Report not ready from now on, so that no new agents connect."""
         self._draining = True
 
+    @property
+    def is_draining(self) -> bool:
+        """Whether the service drains."""
+        return self._draining
+
     def is_live(self, now_seconds: float) -> bool:
         """Whether all reporters of liveness are live and on time."""
         return all(

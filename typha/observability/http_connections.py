@@ -67,6 +67,8 @@ TIMEOUT = "timeout"
 BAD_REQUEST = "bad-request"
 TLS_FAILED = "tls-failed"
 OUT_OF_RESOURCES = "out-of-resources"
+FORBIDDEN = "forbidden"
+"""On the admin socket only: the peer's user may not connect."""
 REASONS = (TOO_MANY, TIMEOUT, BAD_REQUEST, TLS_FAILED, OUT_OF_RESOURCES)
 """Why the service closed a connection without the answer, or answered that the request is malformed."""
 
@@ -79,10 +81,27 @@ class _Ended(Exception):
     """The peer has ended its TLS session."""
 
 
-class HttpConnections:
-    """Accepts the connections of one port, and gives turns to them. Answers come from a server of aiohttp."""
+def address_of(_connected: socket.socket, address: Any) -> str:
+    """The address of a peer by TCP, without its port."""
+    return networks.plain(address[0])
 
-    def __init__(self, name: str, server: web.Server, refused: dict[str, int], limits: Limits = DEFAULT_LIMITS) -> None:
+
+class HttpConnections:
+    """Accepts the connections of one port, and gives turns to them. Answers come from a server of aiohttp.
+
+    `peer_of` names the peer of an accepted connection. PermissionError: it may not connect.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        server: web.Server,
+        refused: dict[str, int],
+        limits: Limits = DEFAULT_LIMITS,
+        *,
+        peer_of: Callable[[socket.socket, Any], str] = address_of,
+    ) -> None:
+        self._peer_of = peer_of
         self._name = name
         self._server = server
         self._limits = limits
@@ -148,10 +167,16 @@ class HttpConnections:
             except OSError as error:  # no descriptor or memory: give one back
                 self._close_early(self._victim(), OUT_OF_RESOURCES, str(error))
                 return self._limits.out_of_resources_seconds
+            try:
+                peer = self._peer_of(accepted, address)
+            except PermissionError as error:
+                accepted.close()
+                self.note(FORBIDDEN, "", str(error))
+                continue
             if victim is not None:
                 self._close_early(victim, TOO_MANY, f"more than {self._limits.connections} connections")
             accepted.setblocking(False)
-            self._open[_Connection(self, accepted, networks.plain(address[0]))] = None
+            self._open[_Connection(self, accepted, peer)] = None
         return self._limits.accept_seconds
 
     def _victim(self) -> "_Connection | None":

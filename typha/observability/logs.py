@@ -20,7 +20,8 @@ import queue
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import IO, Any, TypeAlias
 
 import structlog
@@ -38,6 +39,11 @@ FIELDS_LIMIT = 40
 _LOOP_ERRORS_PER_MINUTE = 10
 _TRACEBACKS_PER_MINUTE = 20
 """Further errors are logged without. If a peer finds a way to a defect, it must not fill the log with tracebacks."""
+RECENT_LINES_MAX = 500
+"""Lines that each process remembers, for an archive for support: some 100 kB, and 1 MB at most."""
+_RECENT_CHARS_MAX = 2000
+_QUOTING_LOGGER, _QUOTING_FIELD = "typha.hub", "detail"
+"""Details of refused objects quote them, and an object may hold what only some people may see."""
 _FILE_MODE = 0o640
 _STOP_TIMEOUT_SECONDS = 2.0
 _SYSLOG_SOCKET = "/dev/log"
@@ -131,6 +137,11 @@ class LogPipeline:
         self.is_debugging = False
 
     @property
+    def recent(self) -> Iterable[str]:
+        """See `recent_lines`."""
+        return self._head.recent
+
+    @property
     def destinations(self) -> str:
         """Where lines go, for the first of them."""
         names = [
@@ -204,6 +215,11 @@ def reopen_file() -> None:
     """Open the process's log file again; see `LogPipeline`."""
     if _Process.pipeline is not None:
         _Process.pipeline.reopen_file()
+
+
+def recent_lines() -> list[str]:
+    """The newest lines of this process, the oldest first; without details that may quote an object of the cluster."""
+    return list(_Process.pipeline.recent) if _Process.pipeline is not None else []
 
 
 def switch_debug(is_debugging: bool) -> None:
@@ -366,6 +382,7 @@ class _BoundedHandler(_Counting, logging.handlers.QueueHandler):
         self._unreported = 0
         self._tracebacks = LineLimit(_TRACEBACKS_PER_MINUTE, seconds=60.0)
         self.setFormatter(formatter)
+        self.recent: deque[str] = deque(maxlen=RECENT_LINES_MAX)
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._lines.full() and not self._wait:  # checked before formatting, so that a dropped line costs little
@@ -387,7 +404,18 @@ class _BoundedHandler(_Counting, logging.handlers.QueueHandler):
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         # A new record that holds only the line: the arguments of the original record may change before it is written.
-        return logging.LogRecord(record.name, record.levelno, "", 0, self.format(record), None, None)
+        line = self.format(record)
+        self.recent.append(_cut(self._public(record, line), _RECENT_CHARS_MAX))
+        return logging.LogRecord(record.name, record.levelno, "", 0, line, None, None)
+
+    def _public(self, record: logging.LogRecord, line: str) -> str:
+        """The line without details, which may quote an object of the cluster."""
+        fields: dict[str, Any] = getattr(record, "fields", {})
+        if record.name != _QUOTING_LOGGER or _QUOTING_FIELD not in fields:
+            return line
+        public = logging.makeLogRecord(record.__dict__)
+        public.fields = {**fields, _QUOTING_FIELD: "(left out)"}
+        return self.format(public)
 
     def enqueue(self, record: logging.LogRecord) -> None:
         if self._wait:

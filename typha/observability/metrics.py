@@ -9,21 +9,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import prometheus_client
-from prometheus_client import gc_collector, platform_collector, process_collector, registry
+from prometheus_client import gc_collector, platform_collector, registry
 from prometheus_client.core import Metric as Family
 
 from protocol import reasons
-from typha.observability import quantiles
+from typha.observability import buckets, processes, quantiles
 from typha.observability.metrics_table import METRICS, Kind, Metric
 
-__all__ = ["CONTENT_TYPE", "METRICS", "SamplesCollector", "exposition", "make_registry", "summary_samples"]
+__all__ = ["BY_NAME", "CONTENT_TYPE", "METRICS", "SamplesCollector", "exposition", "make_registry", "summary_samples"]
 
 Samples: TypeAlias = dict[str, dict[tuple[str, ...], float]]
-"""Metric name -> label values in the table's order -> value. See `summary_samples` for summaries."""
+"""Metric name -> label values in the table's order -> value. See `summary_samples` and `histogram_samples`."""
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_BY_NAME = {metric.name: metric for metric in METRICS}
+BY_NAME = {metric.name: metric for metric in METRICS}
+"""The rows of the table."""
 _REASONS = tuple(reason.value for reason in reasons.DisconnectReason)
 _LABELS_KEPT = 4096
 """Cached texts of label sets. There are few sets, and every scrape needs all of them."""
@@ -41,6 +42,13 @@ def summary_samples(
     }
 
 
+def histogram_samples(
+    counts: Mapping[tuple[str, ...], buckets.BucketCounts], bounds: tuple[float, ...]
+) -> dict[tuple[str, ...], float]:
+    """The samples of a histogram, from counts by label values. A last label value is added, as for summaries."""
+    return {(*labels, part): value for labels, found in counts.items() for part, value in found.samples(bounds)}
+
+
 class SamplesCollector(registry.Collector):
     """Yields every metric of the table, with its samples, and with zeros for label values that are known in advance."""
 
@@ -51,7 +59,7 @@ class SamplesCollector(registry.Collector):
     def collect(self) -> Iterable[Family]:
         """Read the samples. Raises ValueError if a name is not in the table, or the number of labels is wrong."""
         samples = self._read()
-        unknown = samples.keys() - _BY_NAME.keys()
+        unknown = samples.keys() - BY_NAME.keys()
         if unknown:
             raise ValueError(f"metrics are not in the table: {', '.join(sorted(unknown))}")
         for metric in METRICS:
@@ -63,6 +71,8 @@ class SamplesCollector(registry.Collector):
         if metric.name not in ("typha_disconnects_total",) and metric.labels != ("syncer",):
             return {}
         values = self._known_values[metric.labels[0]]
+        if metric.kind is Kind.HISTOGRAM:
+            return histogram_samples({(value,): buckets.BucketCounts() for value in values}, metric.bounds)
         if metric.kind is not Kind.SUMMARY:
             return {(value,): 0.0 for value in values}
         return {
@@ -70,15 +80,20 @@ class SamplesCollector(registry.Collector):
         }
 
 
-def make_registry(collector: SamplesCollector, *, runtime: bool, process: bool) -> prometheus_client.CollectorRegistry:
-    """A registry with the collector and, if requested, the `python_*` and `process_*` metrics of this process."""
+def make_registry(
+    collector: SamplesCollector, *, runtime: bool, process: bool, workers: Callable[[], Iterable[int]] = tuple
+) -> prometheus_client.CollectorRegistry:
+    """A registry with the collector and, if requested, `python_*` of this process, and `process_*` of it and workers.
+
+    `workers` names their processes.
+    """
     made = prometheus_client.CollectorRegistry(auto_describe=False)
     made.register(collector)
     if runtime:
         gc_collector.GCCollector(registry=made)
         platform_collector.PlatformCollector(registry=made)
     if process:
-        process_collector.ProcessCollector(registry=made)
+        made.register(processes.ProcessCollector(workers))
     return made
 
 
@@ -114,21 +129,27 @@ def _family(metric: Metric, values: Mapping[tuple[str, ...], float]) -> Family:
     family = Family(metric.name, metric.help, metric.kind.value)
     for labels, value in values.items():
         if metric.kind is Kind.SUMMARY:
-            _add_summary_sample(family, metric, labels, value)
+            _add_part(family, metric, labels, value, parts=_SUMMARY_PARTS, label="quantile")
+        elif metric.kind is Kind.HISTOGRAM:
+            parts = (*map(str, metric.bounds), "+Inf", "sum", "count")
+            _add_part(family, metric, labels, value, parts=parts, label="le")
         else:
             family.add_sample(metric.name, _named(metric, labels), value)
     return family
 
 
-def _add_summary_sample(family: Family, metric: Metric, labels: tuple[str, ...], value: float) -> None:
+def _add_part(
+    family: Family, metric: Metric, labels: tuple[str, ...], value: float, *, parts: tuple[str, ...], label: str
+) -> None:
     part = labels[-1] if labels else ""
-    if part not in _SUMMARY_PARTS:
-        raise ValueError(f"{metric.name}: {part!r} is not a part of a summary")
+    if part not in parts:
+        raise ValueError(f"{metric.name}: {part!r} is not a part of a {metric.kind}")
     named = _named(metric, labels[:-1])
     if part in ("sum", "count"):
         family.add_sample(f"{metric.name}_{part}", named, value)
     else:
-        family.add_sample(metric.name, {**named, "quantile": part}, value)
+        suffix = "_bucket" if metric.kind is Kind.HISTOGRAM else ""
+        family.add_sample(f"{metric.name}{suffix}", {**named, label: part}, value)
 
 
 def _number(value: float) -> str:

@@ -6,6 +6,8 @@ The names of the original are exact, so its counters have no `_total`. docs/metr
 import enum
 from typing import NamedTuple
 
+from typha.observability import buckets
+
 
 class Kind(enum.StrEnum):
     """The type of a metric, by its name in the exposition format."""
@@ -13,18 +15,21 @@ class Kind(enum.StrEnum):
     COUNTER = "counter"
     GAUGE = "gauge"
     SUMMARY = "summary"
+    HISTOGRAM = "histogram"
 
 
 class Metric(NamedTuple):
-    """One row. Samples of a summary have one more label value: a quantile, `sum` or `count`."""
+    """One row. Samples of a summary have one more label value: a quantile, `sum` or `count`. So have those of a
+    histogram: the upper bound of a bucket, which is one of `bounds` or `+Inf`, `sum` or `count`."""
 
     name: str
     kind: Kind
     labels: tuple[str, ...]
     help: str
+    bounds: tuple[float, ...] = ()
 
 
-_C, _G, _S = Kind.COUNTER, Kind.GAUGE, Kind.SUMMARY
+_C, _G, _S, _H = Kind.COUNTER, Kind.GAUGE, Kind.SUMMARY, Kind.HISTOGRAM
 _SYNCER = ("syncer",)
 
 NOT_COUNTED = "Not counted: "
@@ -42,44 +47,79 @@ ORIGINAL: tuple[Metric, ...] = (
         f"{NOT_COUNTED}slow consumers are not disconnected, so no grace period exists.",
     ),
     Metric("typha_client_snapshot_send_secs", _S, _SYNCER, "Seconds to send one client its snapshot."),
-    Metric("typha_client_latency_secs", _S, _SYNCER, "Seconds from a change in the log to its write to one client."),
     Metric(
-        "typha_client_write_latency_secs",
+        "typha_client_latency_secs",
         _S,
         _SYNCER,
-        "Seconds to write to one client, averaged over one pass through all clients.",
+        "Seconds by which what a client is sent is older than the newest change; 0 for a client that keeps up.",
     ),
     Metric(
-        "typha_next_breadcrumb_latency_secs", _S, _SYNCER, f"{NOT_COUNTED}seconds spent waiting for the next batch."
+        "typha_client_write_latency_secs", _S, _SYNCER, "Seconds of one write to one client; every 64th is measured."
+    ),
+    Metric(
+        "typha_next_breadcrumb_latency_secs",
+        _S,
+        _SYNCER,
+        "Seconds for which a slow consumer waits for its turn to be sent more.",
     ),
     Metric("typha_ping_latency", _S, _SYNCER, "Seconds from a ping to its pong."),
     Metric("typha_kvs_per_msg", _S, _SYNCER, "Updates in one write to one client."),
-    Metric("typha_breadcrumb_seq_number", _G, _SYNCER, "Sequence number of the newest change."),
-    Metric("typha_breadcrumb_block", _C, _SYNCER, "Writes to clients that were up to date."),
-    Metric("typha_breadcrumb_non_block", _C, _SYNCER, "Writes to clients that lagged."),
-    Metric("typha_breadcrumb_size", _S, _SYNCER, "Updates in one batch."),
+    Metric(
+        "typha_breadcrumb_seq_number",
+        _G,
+        _SYNCER,
+        "Number of the newest batch of updates, from the start of the service.",
+    ),
+    Metric("typha_breadcrumb_block", _C, _SYNCER, "Batches sent to a client that waited for them."),
+    Metric(
+        "typha_breadcrumb_non_block",
+        _C,
+        _SYNCER,
+        "Batches sent to a client for which they lay ready, because it lagged.",
+    ),
+    Metric("typha_breadcrumb_size", _S, _SYNCER, "Updates in one batch; 0 for a second without one."),
     Metric("typha_cache_size", _G, _SYNCER, "Keys in the store."),
-    Metric("typha_updates_total", _C, _SYNCER, "Updates that changed the content of the feed."),
+    Metric("typha_updates_total", _C, _SYNCER, "Updates from the API server, including skipped ones."),
     Metric("typha_updates_skipped", _C, _SYNCER, "Updates that did not change the content of the feed."),
     Metric("typha_snapshots_generated", _C, _SYNCER, "Snapshot files built."),
     Metric("typha_snapshots_reused", _C, _SYNCER, "Snapshots sent to clients from an existing file."),
-    Metric("typha_snapshot_raw_bytes", _G, _SYNCER, "Total size of all values in the store, in bytes."),
     Metric(
-        "typha_snapshot_compressed_bytes",
-        _G,
-        _SYNCER,
-        "Size of the newest snapshot file in one of the wire formats, in bytes.",
+        "typha_snapshot_raw_bytes", _G, _SYNCER, "Size of the newest snapshot for agents before compression, in bytes."
     ),
-    Metric(
-        "typha_log_errors",
-        _C,
-        (),
-        "Log lines that the hub or a worker failed to write; unlike in the original, without dropped lines.",
-    ),
+    Metric("typha_snapshot_compressed_bytes", _G, _SYNCER, "Size of the newest snapshot for agents, in bytes."),
+    Metric("typha_log_errors", _C, (), "Log lines that the hub or a worker failed to write, and dropped ones."),
     Metric("typha_logs_dropped", _C, (), "Log lines that the hub or a worker dropped because its queue was full."),
 )
 
 OURS: tuple[Metric, ...] = (
+    Metric(
+        "typha_propagation_seconds",
+        _H,
+        _SYNCER,
+        "Seconds from the receipt of a change to its write to one client.",
+        buckets.PROPAGATION_BOUNDS,
+    ),
+    Metric(
+        "typha_propagation_from_write_seconds",
+        _H,
+        _SYNCER,
+        "Seconds from the time that the API server noted in a changed object to its write to one client, up to 1 s too "
+        "high.",
+        buckets.WRITE_BOUNDS,
+    ),
+    Metric("typha_build_info", _G, ("version", "commit"), "Version and Git commit of the service; always 1."),
+    Metric("typha_ready", _G, (), "1 while /readiness answers 200, else 0."),
+    Metric("typha_draining", _G, (), "1 while the service drains, else 0."),
+    Metric("typha_workers_wanted", _G, (), "Workers that are to serve; 1 for one inside the hub."),
+    Metric("typha_workers_serving", _G, (), "Workers that accept connections."),
+    Metric(
+        "typha_certificate_expiry_timestamp_seconds",
+        _G,
+        ("file",),
+        "Unix time at which the first certificate in a file expires, by the setting that names the file.",
+    ),
+    Metric("typha_memory_limit_bytes", _G, (), "Memory limit of the service's cgroup; 0 for none."),
+    Metric("typha_cache_bytes", _G, _SYNCER, "Size of all keys and values in the store, in bytes."),
     Metric("typha_disconnects_total", _C, ("reason",), "Closed connections, by reason."),
     Metric(
         "typha_felix_agents",
@@ -176,7 +216,8 @@ OURS: tuple[Metric, ...] = (
         "typha_http_refused_total",
         _C,
         ("server", "reason"),
-        "Connections to the metrics or health port that were closed early, and malformed requests, by reason.",
+        "Connections to the metrics or health port or the admin socket that were closed early, and malformed requests, "
+        "by reason.",
     ),
     Metric("typha_open_files_limit", _G, (), "Limit of open files per process, after raising it at start."),
     Metric(

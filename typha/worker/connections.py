@@ -13,6 +13,7 @@ import structlog
 from protocol import errors
 from protocol.reasons import DisconnectReason
 from typha import clock
+from typha.ipc import messages
 from typha.observability import logs
 from typha.worker import client, policy, poller, protocol_adapters, transport
 from typha.worker.stats import PING_SECONDS, WorkerStats
@@ -84,10 +85,10 @@ class ConnectionLog:
         )
 
     def write_end(self, current: client.Client, reason: DisconnectReason, detail: str) -> None:
-        """The connection has ended. One that never said hello, and left by itself, is nobody's business."""
+        """The connection has ended."""
         is_usual = reason in _QUIET_REASONS
         agent = current.adapter.agent if current.adapter else ""
-        if is_usual and not agent and current.channel is None and not logs.is_enabled("debug"):
+        if _is_nobodys_business(current, reason) and not logs.is_enabled("debug"):
             return
         limit = self._usual_ends if is_usual else self._ends
         if not limit.allows():
@@ -486,7 +487,23 @@ class Connections:
             current.channel.forget(current)
             current.channel.close_unread_snapshots()
         self.log.write_end(current, reason, detail)
+        self._note_end(current, reason)
         current.adapter = None  # with what it holds of a message: the connection may be held for a while
+
+    def _note_end(self, current: client.Client, reason: DisconnectReason) -> None:
+        if _is_nobodys_business(current, reason):
+            return
+        now = _monotonic()
+        self._stats.ends.append(
+            messages.End(
+                now,
+                current.adapter.identity.node if current.adapter else "",
+                current.address,
+                current.channel.feed if current.channel else "",
+                reason,
+                max(0.0, now - current.connected_at),
+            )
+        )
 
     def _close_socket(self, current: client.Client) -> None:
         if not self._transport.release(current.fd):
@@ -495,6 +512,12 @@ class Connections:
             return
         self.closing.pop(current, None)
         self._poller.close(current, discard=current.reason in _TAKES_NOTHING)
+
+
+def _is_nobodys_business(current: client.Client, reason: DisconnectReason) -> bool:
+    """Whether the connection never said hello, and left by itself: probes of the port do that all day."""
+    is_known = current.channel is not None or (current.adapter is not None and current.adapter.agent)
+    return reason in _QUIET_REASONS and not is_known
 
 
 def _reason_of(error: OSError) -> DisconnectReason:

@@ -8,19 +8,33 @@ A client outside the pass reads one thing after another: a snapshot, catch-up bl
 alone. `serve` sends a share of what it reads now, and `_advance` decides what it reads next.
 """
 
+import bisect
 import operator
 from collections import deque
 
 from cache.state.cursor import CursorState
 from protocol import formats
 from typha import clock
+from typha.observability import buckets
 from typha.worker import admission, catchup, client, connections, policy, poller, slow_consumers, transport
 from typha.worker.channel import WorkerChannel
-from typha.worker.stats import LATENCY_SECONDS, SNAPSHOT_SECONDS, UPDATES_PER_MESSAGE, WRITE_SECONDS, WorkerStats
+from typha.worker.stats import (
+    LATENCY_SECONDS,
+    SNAPSHOT_SECONDS,
+    UPDATES_PER_MESSAGE,
+    WAIT_SECONDS,
+    WRITE_SECONDS,
+    FeedStats,
+    WorkerStats,
+)
 
 _monotonic = clock.monotonic
 _CLOCK_EVERY = 16
 """Clients that are written to between two looks at the clock: some 80 us."""
+_TIMED_EVERY = 64
+"""Writes of a pass for which the time of one stands: noting the time of each would cost a tenth of a write."""
+_bucket = bisect.bisect_left
+_PROPAGATION_BOUNDS, _WRITE_BOUNDS = buckets.PROPAGATION_BOUNDS, buckets.WRITE_BOUNDS
 
 
 class Delivery:
@@ -113,6 +127,9 @@ class Delivery:
         deadline = now + self._policy.slow_consumers_seconds
         while now < deadline and (current := self._slow_consumers.take(now)) is not None:
             if self._poller.clients.get(current.fd) is current and not current.waiting:
+                if current.channel is not None:
+                    waited_seconds = self._slow_consumers.waited_seconds
+                    self._stats.feeds[current.channel.feed].histograms[WAIT_SECONDS].record(waited_seconds)
                 sent = self.serve(current)
                 begun, now = now, _monotonic()
                 self._slow_consumers.spent(begun, now, sent)
@@ -126,29 +143,34 @@ class Delivery:
         log = channel.log
         end = log.end
         stats = self._stats.feeds[channel.feed]
+        writes, propagation = stats.histograms[WRITE_SECONDS], stats.counts.propagation
         index = channel.flush_index
+        ages = propagation.counts_of(buckets.PROPAGATION_BOUNDS)
+        ages_seconds = view_received_at = write_seconds = 0.0
         now = _monotonic()
         view_offset, view_end, view, view_updates = -1, -1, memoryview(b""), 0
-        sends = bytes_sent = deliveries = view_sends = whole_sends = 0
+        sends = bytes_sent = deliveries = view_sends = whole_sends = untimed = 0
         while index < len(clients):
             offset = offsets[index]
             if offset != view_offset:
                 if offset >= end:
                     index += 1
                     continue
-                self._note_view(channel, view_offset, view_updates, view_sends)
+                self._note_view(channel, view_offset, view_end, view_updates, view_sends)
                 sends += view_sends
                 bytes_sent += whole_sends * len(view)
                 deliveries += whole_sends * view_updates
                 view_sends = whole_sends = 0
                 view = log.view(offset)
                 view_offset, view_end = offset, offset + len(view)
+                view_times = channel.times_of(offset)
+                view_received_at = now if view_times is None else view_times.received_at
                 view_updates = log.sequence_at(view_end) - log.sequence_at(offset)
                 channel.rescan = channel.rescan or view_end < end
             stop = index + _CLOCK_EVERY
             if offsets[index:stop].count(offset) < _CLOCK_EVERY:
                 stop = index + 1
-            whole, sent, error = self._write_each(live.descriptors[index:stop], view)
+            whole, sent, error, write_seconds = self._write_each(live.descriptors[index:stop], view)
             live.note_sent(index, whole, view_end, now)
             index += whole
             whole_sends += whole
@@ -159,9 +181,19 @@ class Delivery:
                 view_sends += 1
                 bytes_sent += sent
                 self._leave_pass(channel, clients[index], offset + sent, now)
-            if _monotonic() > deadline:
+            untimed += whole or 1
+            if untimed >= _TIMED_EVERY:
+                writes.record(write_seconds, untimed)
+                untimed = 0
+            age_seconds = (sent_at := _monotonic()) - view_received_at
+            ages[_bucket(_PROPAGATION_BOUNDS, age_seconds)] += whole
+            ages_seconds += age_seconds * whole
+            if sent_at > deadline:
                 break
-        self._note_view(channel, view_offset, view_updates, view_sends)
+        if untimed:
+            writes.record(write_seconds, untimed)
+        propagation.seconds += max(0.0, ages_seconds)
+        self._note_view(channel, view_offset, view_end, view_updates, view_sends)
         sends += view_sends
         bytes_sent += whole_sends * len(view)
         deliveries += whole_sends * view_updates
@@ -170,11 +202,11 @@ class Delivery:
         stats.counts.deliveries += deliveries
         if sends:
             self._slow_consumers.note_pass(now, bytes_each=bytes_sent // sends, clients=len(clients))
-            stats.histograms[WRITE_SECONDS].record((_monotonic() - now) / sends, sends)
         return self._end_pass(channel, index)
 
-    def _write_each(self, descriptors: list[int], view: memoryview) -> tuple[int, int, OSError | None]:
-        """Writes the same bytes to each. Returns how many took all of them, then what the next one took, or its error.
+    def _write_each(self, descriptors: list[int], view: memoryview) -> tuple[int, int, OSError | None, float]:
+        """Writes the same bytes to each. Returns how many took all of them, then what the next one took, or its error,
+        and what the first write took in seconds.
 
         Nothing but the write is done for each client; everything else is done once for all of them.
         """
@@ -182,24 +214,45 @@ class Delivery:
         places = iter(descriptors)
         sent = wanted
         failure = None
+        begun, first_seconds = _monotonic(), -1.0
         try:
-            for descriptor in places:
-                sent = write(descriptor, view)
-                if sent != wanted:
-                    break
+            sent = write(next(places), view)
+            first_seconds = _monotonic() - begun
+            if sent == wanted:
+                for descriptor in places:
+                    sent = write(descriptor, view)
+                    if sent != wanted:
+                        break
         except BlockingIOError:
             sent = 0
         except OSError as error:
             sent, failure = 0, error
         is_whole = failure is None and sent == wanted
-        return len(descriptors) - operator.length_hint(places) - (not is_whole), sent, failure
+        whole = len(descriptors) - operator.length_hint(places) - (not is_whole)
+        return whole, sent, failure, first_seconds if first_seconds >= 0 else _monotonic() - begun
 
-    def _note_view(self, channel: WorkerChannel, offset: int, updates: int, sends: int) -> None:
+    def _note_view(self, channel: WorkerChannel, offset: int, end: int, updates: int, sends: int) -> None:
         """This many clients were sent the same bytes. Called about once a pass, so it costs nothing per client."""
         if sends:
-            histograms = self._stats.feeds[channel.feed].histograms
-            histograms[UPDATES_PER_MESSAGE].record(updates, sends)
-            histograms[LATENCY_SECONDS].record(channel.age_of(offset, _monotonic()), sends)
+            stats = self._stats.feeds[channel.feed]
+            stats.histograms[UPDATES_PER_MESSAGE].record(updates, sends)
+            # A client that had been sent everything waits for the first publish, and finds the others there.
+            stats.counts.late_sends += sends * max(0, channel.publishes_between(offset, end) - 1)
+            self._note_lag(channel, stats, offset, sends)
+            self._stats.recent_latency.record(channel.age_of(offset, _monotonic()), sends)
+
+    @staticmethod
+    def _note_lag(channel: WorkerChannel, stats: FeedStats, offset: int, sends: int) -> None:
+        """This many clients that stood at `offset` have been sent what is there. Must be known before the log goes on.
+
+        What they were sent last lags by nothing, so it is the oldest update that counts.
+        """
+        times = channel.times_of(offset)
+        if times is None:
+            return
+        stats.histograms[LATENCY_SECONDS].record(max(0.0, channel.lag_of(times)), sends)
+        if times.written_at:
+            stats.counts.propagation_from_write.record(_WRITE_BOUNDS, _monotonic() - times.written_at, sends)
 
     @staticmethod
     def _end_pass(channel: WorkerChannel, index: int) -> bool:
@@ -229,6 +282,7 @@ class Delivery:
         """Sends a client its share of what it reads, and moves on to what it reads next. Returns the bytes it took."""
         total = 0
         while True:
+            offset, begun = current.offset, _monotonic()
             try:
                 sent, is_full = self._send_share(current)
             except BlockingIOError:
@@ -239,16 +293,29 @@ class Delivery:
                 return total
             total += sent
             if sent and current.channel is not None:
-                current.sent_at = _monotonic()
-                counts = self._stats.feeds[current.channel.feed].counts
-                counts.bytes_sent += sent
-                counts.late_sends += current.state is CursorState.FOLLOWING
+                self._note_sent(current.channel, current, sent, offset, begun)
             if is_full:
                 self._wait(current)
             elif current.watching_write:
                 self._poller.watch_write(current, False)
             if not self._advance(current):
                 return total
+
+    def _note_sent(self, channel: WorkerChannel, current: client.Client, sent: int, offset: int, begun: float) -> None:
+        """A client outside the pass, which stood at `offset`, was sent some bytes of what it reads."""
+        current.sent_at = _monotonic()
+        stats = self._stats.feeds[channel.feed]
+        stats.counts.bytes_sent += sent
+        if current.state is not CursorState.FOLLOWING:
+            return
+        stats.histograms[WRITE_SECONDS].record(current.sent_at - begun)
+        stats.counts.late_sends += current.offset > offset
+        # A newcomer on its way to the present takes what others were sent before it came.
+        if current.offset > offset and current.greeting is None:
+            times = channel.times_of(offset)
+            if times is not None:
+                stats.counts.propagation.record(_PROPAGATION_BOUNDS, current.sent_at - times.received_at, 1)
+                self._note_lag(channel, stats, offset, 1)
 
     def _send_share(self, current: client.Client) -> tuple[int, bool]:
         """Bytes sent of what the client reads now, and whether the socket took less than it was offered."""

@@ -1,11 +1,14 @@
-"""What SIGUSR1 to the hub makes a worker log: its connections, and the clients that are furthest behind."""
+"""What a worker tells of itself: to the log, when SIGUSR1 comes to the hub, and in an archive for support."""
 
 import heapq
+import os
+from collections import deque
 from collections.abc import Collection
 
 import structlog
 
-from typha.observability import memory
+from typha.ipc import messages
+from typha.observability import logs, memory, stacks
 from typha.worker import channel as worker_channel
 from typha.worker import client, connections
 
@@ -53,3 +56,15 @@ def write(
             socket_is_full=reader.waiting,
             seconds=round(now - reader.connected_at, 1),
         )
+
+
+def description(request: int) -> deque[messages.DescriptionPart]:
+    """Memory, tasks, threads and the newest log lines of this process, in parts."""
+    facts = "\n".join(f"{name}: {value}" for name, value in memory.of_process().items())
+    text = f"{facts}\n\n{stacks.text()}\n\n{chr(10).join(logs.recent_lines())}\n"
+    text = text.encode("utf-8", "replace").decode()  # without what cannot travel
+    size = messages.DESCRIPTION_CHARS
+    parts = [text[start : start + size] for start in range(0, len(text), size)][: messages.DESCRIPTION_PARTS_MAX]
+    return deque(
+        messages.DescriptionPart(request, os.getpid(), part, place == len(parts)) for place, part in enumerate(parts, 1)
+    )

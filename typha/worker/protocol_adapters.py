@@ -30,6 +30,8 @@ _GOB_MARK = b"Envelope"
 _GOB_MARK_WITHIN_BYTES = 64
 _FIRST_TYPE_ID = 64
 _WIRE_TYPES = 7
+_NODE_CHARS_MAX = 253
+"""The longest name of a Kubernetes node."""
 
 
 class Offer(NamedTuple):
@@ -73,6 +75,16 @@ class Introduction(NamedTuple):
     version: str = ""
 
 
+class Identity(NamedTuple):
+    """What a client has said of itself, cut and printable."""
+
+    node: str = ""
+    version: str = ""
+    info: str = ""
+    release: str = ""
+    """The release of Calico whose data an agent of feed felix gets."""
+
+
 class AckAwaited(NamedTuple):
     """The hello was good; the client is to acknowledge `data` before anything else is sent."""
 
@@ -107,8 +119,15 @@ _PONGED = Ponged()
 class ProtocolAdapter(Protocol):
     """One connection's handshake and what follows it, in one of the protocols."""
 
-    agent: str
-    """Who the client says it is; empty before its hello."""
+    @property
+    def agent(self) -> str:
+        """Who the client says it is; empty before its hello."""
+        ...
+
+    @property
+    def identity(self) -> "Identity":
+        """The same in parts."""
+        ...
 
     @property
     def pending_bytes(self) -> int:
@@ -169,6 +188,11 @@ class NativeAdapter:
         self._connection = native.Connection(native.Role.SERVER)
 
     @property
+    def identity(self) -> Identity:
+        """A native client has one name."""
+        return Identity(node=typha_messages.printable(self.agent, _NODE_CHARS_MAX))
+
+    @property
     def pending_bytes(self) -> int:
         """Bytes of an incomplete frame."""
         return self._connection.pending_bytes
@@ -223,16 +247,37 @@ class NativeAdapter:
 class TyphaAdapter:
     """Typha's protocol: no goodbye, and a decoder restart after the hello of a client that takes snappy."""
 
-    __slots__ = ("_agent_version", "_connection", "_feed", "_looks_right", "_number", "_offer", "agent")
+    __slots__ = (
+        "_agent_version",
+        "_connection",
+        "_feed",
+        "_info",
+        "_looks_right",
+        "_node",
+        "_number",
+        "_offer",
+        "_version",
+    )
 
     def __init__(self, offer: Offer, number: int, *, looks_right: bool) -> None:
-        self.agent = ""
+        self._node = self._version = self._info = ""
         self._offer = offer
         self._number = number
         self._looks_right = looks_right
         self._feed = ""
         self._agent_version: AgentVersion | None = None
         self._connection = typha.Connection(typha.Role.SERVER)
+
+    @property
+    def agent(self) -> str:
+        """Info, version and node."""
+        return typha_messages.agent_text(self._info, self._version, self._node)
+
+    @property
+    def identity(self) -> Identity:
+        """As the hello has it, and the release that follows from it."""
+        release = self._agent_version.release.value if self._agent_version is not None else ""
+        return Identity(self._node, self._version, self._info, release)
 
     @property
     def pending_bytes(self) -> int:
@@ -259,7 +304,8 @@ class TyphaAdapter:
             ) from error
 
     def _hello(self, hello: typha_messages.ClientHello) -> Event:
-        self.agent = hello.agent
+        self._node = typha_messages.printable(hello.hostname, _NODE_CHARS_MAX)
+        self._version, self._info = _shared(hello.version), _shared(hello.info)
         self._looks_right = True
         served = [name for name in typha_messages.SYNCER_TYPES if name in self._offer.feeds]
         refused = typha.refusal(hello, served)
@@ -288,6 +334,16 @@ class TyphaAdapter:
     def goodbye(self, refusal: Refused) -> bytes:
         """There is none: the connection just ends."""
         return b""
+
+
+@functools.lru_cache(maxsize=256)
+def _cut(text: str) -> str:
+    return typha_messages.printable(text, typha_messages.MAX_AGENT_CHARS)
+
+
+def _shared(text: str) -> str:
+    """The text, cut and printable. All agents of a version share it."""
+    return _cut(text[: typha_messages.MAX_AGENT_CHARS])  # cut before, so that the cache keeps no long text
 
 
 @functools.lru_cache(maxsize=256)

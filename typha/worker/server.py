@@ -12,6 +12,7 @@ import math
 import os
 import random
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -26,6 +27,7 @@ from typha.worker import (
     admission,
     catchup,
     client,
+    client_list,
     connections,
     delivery,
     diagnosis,
@@ -146,6 +148,9 @@ class Server:
         self._chores_at = self._report_at = _monotonic()
         self._timer_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
+        self._client_list: client_list.ClientList | None = None
+        """The answer that is being made."""
+        self._description: deque[messages.DescriptionPart] = deque()
         self._share = 1 << 31
         """Connections above which none is accepted."""
         self._accept_batch = limits.accept_batch
@@ -307,6 +312,10 @@ class Server:
                     self._publishes_sent = shared_counters.SharedCounter.attach(*descriptors)
             case messages.ControlLog():
                 self._control_log(message)
+            case messages.ListClients():
+                self._list_clients(message.request)
+            case messages.Describe():
+                self._describe(message.request)
             case messages.Drain():
                 self._drain = message
                 self._drain_begun.set()
@@ -319,11 +328,46 @@ class Server:
         if message.diagnose:
             diagnosis.write(self.connections, self.channels, self.poller.clients.values(), _monotonic())
 
+    def _list_clients(self, request: int) -> None:
+        """Begins an answer, in place of one that is not finished."""
+        is_listing = self._client_list is not None
+        clients = self.poller.clients
+        self._client_list = client_list.ClientList(request, clients, self.transport, self._policy, _monotonic())
+        if not is_listing:
+            self._loop.call_soon(self._guarded, self._send_slice)
+
+    def _send_slice(self) -> None:
+        """The next part of the list of clients. What the hub needs of this worker comes first on the link."""
+        now = _monotonic()
+        if self._client_list is None or self._client_list.is_too_late(now):
+            self._client_list = None
+            return
+        if not self._link.wants_write:
+            sliced = self._client_list.next_slice(now)
+            self._link.send(sliced)
+            if sliced.is_last:
+                self._client_list = None
+                return
+        self._loop.call_later(messages.SLICE_SECONDS, self._guarded, self._send_slice)
+
+    def _describe(self, request: int) -> None:
+        """Begins to describe this process, in place of a description that is not finished."""
+        is_describing = bool(self._description)
+        self._description = diagnosis.description(request)
+        if not is_describing:
+            self._send_description()
+
+    def _send_description(self) -> None:
+        if not self._link.wants_write:
+            self._link.send(self._description.popleft())
+        if self._description:
+            self._loop.call_later(messages.SLICE_SECONDS, self._guarded, self._send_description)
+
     def _publish(self, message: messages.Publish) -> None:
         self._publishes_heard += 1
         for end in message.ends:
             channel = self.channels[end.channel]
-            channel.publish(end.end, end.frames, end.changed_at)
+            channel.publish(end.end, end.frames, end.times)
             self.delivery.channel_published(channel)
 
     def _tell_progress(self) -> None:
@@ -558,6 +602,9 @@ class Server:
         )
         for histograms in self.stats.histograms(now):
             self._link.send(histograms)
+        recent = self.stats.take_recent()
+        if recent is not None:
+            self._link.send(recent)
 
     # The end.
 

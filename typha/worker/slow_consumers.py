@@ -47,6 +47,8 @@ class SlowConsumers:
         self._rate_begun = 0.0
         self._rate_bytes = 0
         self._live_bytes_per_second = 0.0
+        self.waited_seconds = 0.0
+        """How long the client that was taken last has waited for its turn."""
 
     def __repr__(self) -> str:
         return f"<SlowConsumers queued={len(self._queue)} rested_at={self._rested_at:.3f}>"
@@ -82,6 +84,7 @@ class SlowConsumers:
         if not self._queue or now < min(self._rested_at - _AHEAD_SECONDS, self._unpaced_at()):
             return None
         current, queued_at = self._queue.popitem(last=False)
+        self.waited_seconds = max(0.0, now - queued_at)
         current.held_up_seconds += now - queued_at
         return current
 

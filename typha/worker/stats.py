@@ -1,5 +1,6 @@
 """What a worker counts: plain integers on the hot path, one report a second to the hub."""
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
@@ -12,12 +13,14 @@ PING_SECONDS: Final = "typha_ping_latency"
 SNAPSHOT_SECONDS: Final = "typha_client_snapshot_send_secs"
 LATENCY_SECONDS: Final = "typha_client_latency_secs"
 WRITE_SECONDS: Final = "typha_client_write_latency_secs"
+WAIT_SECONDS: Final = "typha_next_breadcrumb_latency_secs"
 UPDATES_PER_MESSAGE: Final = "typha_kvs_per_msg"
 HISTOGRAMS: tuple[messages.HistogramName, ...] = (
     PING_SECONDS,
     SNAPSHOT_SECONDS,
     LATENCY_SECONDS,
     WRITE_SECONDS,
+    WAIT_SECONDS,
     UPDATES_PER_MESSAGE,
 )
 """The histograms of a feed, by the names of their metrics."""
@@ -31,6 +34,9 @@ class FeedStats:
     def __init__(self) -> None:
         self.counts = messages.FeedCounts()
         self.histograms = {name: quantiles.Histogram() for name in HISTOGRAMS}
+        self.histograms[LATENCY_SECONDS] = quantiles.Histogram(
+            window_seconds=quantiles.SHORT_WINDOW_SECONDS, slots=quantiles.SHORT_SLOTS
+        )
 
 
 class _Feeds(dict[str, FeedStats]):
@@ -57,12 +63,25 @@ class WorkerStats:
         self.feeds = _Feeds(self.counts)
         for feed in feeds:
             self.feeds[feed]
+        self.recent_latency = quantiles.Histogram()
+        """Of deliveries since the last report of it."""
+        self.ends: deque[messages.End] = deque(maxlen=messages.ENDS_REPORTED_MAX)
+        """Connections that have ended since then, the newest of them."""
         self.turns = loop_latency.MaxLatency(clock.monotonic())
 
     def note_disconnect(self, reason: reasons.DisconnectReason) -> None:
         """A connection has ended."""
         disconnects = self.counts.disconnects
         disconnects[reason] = disconnects.get(reason, 0) + 1
+
+    def take_recent(self) -> messages.ReportRecent | None:
+        """What has happened since the last call; None for nothing."""
+        if not self.recent_latency.count and not self.ends:
+            return None
+        taken = messages.ReportRecent(self.recent_latency.to_list(), list(self.ends))
+        self.recent_latency = quantiles.Histogram()
+        self.ends.clear()
+        return taken
 
     def note_log_lines(self) -> None:
         """What became of the lines of this process's log."""

@@ -170,6 +170,11 @@ def chosen_suites(names: str) -> list[str]:
     return chosen or list(DEFAULT_CIPHER_SUITES)
 
 
+def peer_name(certificate: Mapping[str, object]) -> str:
+    """The certificate's common name, or else its first URI; empty for neither."""
+    return next(iter([*_common_names(certificate), *_uri_names(certificate)]), "")
+
+
 def _common_names(certificate: Mapping[str, object]) -> list[str]:
     subject = certificate.get("subject", ())
     names = [pair for part in subject for pair in part] if isinstance(subject, tuple) else []

@@ -53,13 +53,13 @@ class AnySession(Protocol):
 
     def end(self) -> bytes: ...
 
+    def certificate(self) -> Mapping[str, object]: ...
+
 
 class NewSession(AnySession, Protocol):
     """The same from the beginning of the handshake."""
 
     def shake(self, received: bytes, /) -> Shaken: ...
-
-    def certificate(self) -> Mapping[str, object]: ...
 
 
 class _Pair:

@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 import ssl
+from collections.abc import Mapping
 
 from protocol import errors
 from typha import clock
@@ -65,6 +66,11 @@ class TlsTransport:
     def opened(self, connection: transport.Connection, session: tls_session.AnySession) -> None:
         """The handshake is done."""
         self._secured[connection.fileno()] = _Secured(connection, session)
+
+    def certificate(self, descriptor: int) -> Mapping[str, object]:
+        """The names of the peer's certificate; empty without a handshake that is done."""
+        secured = self._secured.get(descriptor)
+        return {} if secured is None else secured.session.certificate()
 
     def write(self, descriptor: int, data: bytes | memoryview, /) -> int:
         """Seals and sends until the socket is full or a turn is over."""

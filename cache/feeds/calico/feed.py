@@ -161,6 +161,26 @@ class CalicoFeed(feed.Feed):
         """Return whether an object that `objects_of` returned is still the same."""
         return self._kinds[type].items.get(name) is items
 
+    def held_items(self, type: resources.ResourceType, namespace: str, name: str) -> list[feed.HeldItem]:
+        """See `feed.Feed`. Items for older releases are left out where they are not sent."""
+        full_name = f"{namespace}/{name}" if namespace else name
+        kind = self._kinds[type]
+        found = []
+        for item in kind.items.get(full_name, ()):
+            if item.is_older and not self._sends_older:
+                continue
+            visible = next(self._claims.of(item.key), None)
+            note = item.invalid or item.warning
+            if visible is not None and visible.owner != (kind.rank, full_name):
+                note = f"{self.spec.sources[visible.rank].kind} {visible.name} has the same key, and goes first"
+            found.append(feed.HeldItem(item.key, note))
+        return found
+
+    def owner_of(self, key: str) -> tuple[str, str] | None:
+        """See `feed.Feed`."""
+        visible = next(self._claims.of(key), None)
+        return None if visible is None else (self.spec.sources[visible.rank].kind, visible.name)
+
     def _is_plain(self, item: model.Item) -> bool:
         return (
             not item.invalid

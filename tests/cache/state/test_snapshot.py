@@ -83,6 +83,8 @@ def test_snapshot_after_snapshot(
 
     anew = build(source, zstd=zstd).snapshot
     assert content(anew) == content(two)
+    assert anew.raw_length == two.raw_length
+    assert zstd or two.raw_length == two.length
     for made in (one, two, anew):
         made.close()
     assert channel_harness.open_descriptors() == before
@@ -239,6 +241,9 @@ def test_unchanged_runs_of_keys_are_copied() -> None:
     one.close()
     expected = in_order(source)
     assert in_order_received(builder.snapshot) == expected
+    anew = build_in_order(source).snapshot
+    assert builder.snapshot.raw_length == anew.raw_length > builder.snapshot.length
+    anew.close()
     builder.snapshot.close()
 
 

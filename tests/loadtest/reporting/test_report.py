@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from loadtest.reporting import dashboard, monitor, report
+from tests.harness import repository
 
 SAMPLE = monitor.Sample(
     seconds=1.0,
@@ -58,12 +60,36 @@ def test_a_report_is_json_and_one_page_with_plots(tmp_path: Path) -> None:
     assert document["samples"][0]["connected"] == 999
     assert document["extra"] == {"number": 1}
     page = (folder / "report.html").read_text()
-    assert "A &lt;test&gt; FAILED" in page
+    assert "A &lt;test&gt;" in page
+    assert "Failed: 1 of 2 checks" in page
+    assert "✓ passed" in page
+    assert "✕ failed" in page
     assert "1000 &amp; more" in page
     assert "3 &lt; 2" in page
-    assert page.count("<svg") == 8
+    assert page.count("<svg") == 9
     assert 'src="http' not in page
+    assert "<script" not in page
+    assert not re.search(r"#0[1a]0[1a]0\w", page)  # every colour of a plot is one of the theme
+    assert "stroke: var(--line-2)" in page
     assert (folder / ".gitignore").read_text() == "*\n"
+
+
+def test_the_summary_says_what_came_of_the_run(tmp_path: Path) -> None:
+    slow = dataclasses.replace(SAMPLE, latency_p50_seconds=0.007, latency_p99_seconds=0.5)
+    made = report.Report(title="Good", command="", samples=[SAMPLE, slow, slow])
+    made.checks = [report.Check("it converged", True, "1000 of 1000")]
+    made.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "Passed: 1 of 1 checks" in page
+    assert "Of 1,000 agents, 998 were in sync at the end." in page
+    assert "half of all updates reached their agents within 7.0 ms, and 99 % within 500.0 ms" in page
+    assert "in the slowest second, 99 % within 500.0 ms" in page
+    assert "<dt>Latency, p99</dt><dd>500 ms</dd><dd class='note'>median</dd>" in page
+
+
+def test_the_look_is_that_of_the_status_page() -> None:
+    looks = [repository.ROOT / folder / "look.css" for folder in ("loadtest/reporting", "typha/admin/page")]
+    assert looks[0].read_bytes() == looks[1].read_bytes()
 
 
 def test_a_report_without_samples_has_no_plots(tmp_path: Path) -> None:

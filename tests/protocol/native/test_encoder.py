@@ -166,3 +166,9 @@ def test_equal_content_gives_equal_bytes(made: encoder.NativeEncoder) -> None:
     other = encoder.NativeEncoder(zstd=made.name == encoder.ZSTD)
     other.updates(0, [put(1, b"something else before" * 100)])
     assert made.snapshot_chunk(1, 2, updates) == other.snapshot_chunk(1, 2, iter(updates))
+
+
+def test_the_length_before_compression_is_known() -> None:
+    plain, compressed = (made.snapshot_chunk(0, 0, [put(1, b"x"), put(2, bytes(100_000))]) for made in BOTH)
+    assert len(compressed) < len(plain)
+    assert [made.raw_length(data) for made, data in zip(BOTH, (plain, compressed), strict=True)] == [len(plain)] * 2

@@ -116,3 +116,10 @@ def test_a_frame_is_the_same_for_every_client(wire_format: str) -> None:
 def test_the_native_ping_is_a_constant() -> None:
     made: encoding.Encoder = native_encoder.NativeEncoder()
     assert made.make_ping(1) == made.make_ping(2) == native_encoder.NativeEncoder().ping
+
+
+@pytest.mark.parametrize("value", [b"x", b"x" * 200_000, bytes(range(256)) * 300])
+def test_the_length_before_compression_is_known(value: bytes) -> None:
+    updates = [common.Update(f"/k/{number}", value, "1", 1) for number in range(3)]
+    plain, compressed = (make(name).snapshot_chunk(0, 0, updates) for name in (encoder.PLAIN, encoder.SNAPPY))
+    assert make(encoder.PLAIN).raw_length(plain) == make(encoder.SNAPPY).raw_length(compressed) == len(plain)

@@ -51,7 +51,7 @@ def test_a_worker_asks_for_blocks_of_an_open_channel(bench: HubStand) -> None:
     for number in range(8):
         bench.put(f"p{number}")
     worker.hear()
-    worker.handle.publish(channel, 0.0)  # not flushed: it waits for other ends
+    worker.handle.publish(channel, ipc.UpdateTimes(0.0))  # not flushed: it waits for other ends
     worker.link.send(ipc.WantBlock(channel.number, 5, 7))
     worker.link.send(ipc.WantBlock(77, 5, 7))  # a channel that was closed: the worker is about to hear it
     bench.hub.hear(worker.handle)

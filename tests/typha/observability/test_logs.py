@@ -1,6 +1,7 @@
 """Logging: formats of lines, escaping, limits, destinations, and a queue that does not block."""
 
 import asyncio
+import contextlib
 import io
 import json
 import logging
@@ -266,3 +267,21 @@ def test_errors_of_a_destination_are_counted() -> None:
     structlog.get_logger("typha.test").info("Line")
     pipeline.close()
     assert logs.COUNTERS.errors == before + 1
+
+
+def test_recent_lines_are_bounded_and_quote_no_object() -> None:
+    screen = io.StringIO()
+    assert logs.recent_lines() == []
+    with contextlib.closing(logs.configure(settings.Settings(log_file_path="", log_severity_sys=""), screen=screen)):
+        for number in range(logs.RECENT_LINES_MAX + 10):
+            structlog.get_logger("typha.worker").info("A line", number=number, detail="of a peer")
+        structlog.get_logger("typha.hub").warning("Object cannot be carried", key="/a", detail="S3cretMark")
+        structlog.get_logger("typha.worker").info("x" * 10_000)
+        lines = logs.recent_lines()
+    assert len(lines) == logs.RECENT_LINES_MAX
+    assert 'detail="of a peer"' in lines[0]
+    assert 'detail="(left out)"' in lines[-2]
+    assert max(map(len, lines)) <= 2100
+    assert not any("S3cretMark" in line for line in lines)
+    assert "S3cretMark" in screen.getvalue()
+    assert logs.recent_lines() == []

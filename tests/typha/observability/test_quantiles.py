@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from typha.observability.quantiles import WINDOW_SECONDS, Histogram
+from typha.observability.quantiles import SHORT_SLOTS, SHORT_WINDOW_SECONDS, WINDOW_SECONDS, Histogram
 
 SLOT = WINDOW_SECONDS / 5
 
@@ -108,3 +108,23 @@ def test_a_list_of_integers_holds_the_whole_histogram(values: list[float]) -> No
 def test_other_lists_are_rejected(flat: list[int]) -> None:
     with pytest.raises(ValueError, match="not a histogram"):
         Histogram.from_list(flat)
+
+
+def test_a_short_window_forgets_after_a_minute_at_the_latest() -> None:
+    histogram = Histogram(window_seconds=SHORT_WINDOW_SECONDS, slots=SHORT_SLOTS)
+    histogram.rotate(0.0)
+    histogram.record(1.0)
+    for second in range(60):
+        histogram.rotate(second)
+    assert histogram.quantile(0.5) == pytest.approx(1.0, rel=0.07)
+    histogram.rotate(60.0)
+    assert math.isnan(histogram.quantile(0.5))
+    assert histogram.count == 1
+
+
+def test_totals_of_another_histogram_can_be_added_without_its_window() -> None:
+    ended, histogram = Histogram(), Histogram()
+    ended.record(2.0, times=3)
+    histogram.add_totals(ended.to_list())
+    assert (histogram.count, histogram.total) == (3, 6.0)
+    assert math.isnan(histogram.quantile(0.5))

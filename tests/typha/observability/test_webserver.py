@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import pathlib
 import socket
 import ssl
@@ -55,6 +56,29 @@ async def test_pages_and_unknown_paths() -> None:
         status, text, _ = await get(f"{url}/broken")
         assert status == 500
         assert "secret" not in text
+
+
+async def test_a_metrics_page_is_compressed_for_those_who_ask() -> None:
+    text = "typha_connections_active 1\n" * 1000
+    made = webserver.OncePerSecond(page(text))
+    async with running(webserver.WebServer("test", {"/metrics": made}, host="127.0.0.1", port=0)) as server:
+
+        async def body(encodings: str) -> tuple[bool, bytes]:
+            asked = f"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept-Encoding: {encodings}\r\n\r\n".encode()
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(asked)
+            head, _, rest = (await asyncio.wait_for(reader.read(), 60)).partition(b"\r\n\r\n")
+            writer.close()
+            assert b"Vary: Accept-Encoding" in head
+            return b"Content-Encoding: gzip" in head, rest
+
+        for encodings in ("gzip", "deflate, gzip;q=0.5", "GZIP , br"):
+            is_compressed, got = await body(encodings)
+            assert is_compressed
+            assert len(got) < 1000
+            assert gzip.decompress(got).decode() == text
+        for encodings in ("", "br", "gzip;q=0", "gzip; q=0.0", "xgzip", "identity"):
+            assert await body(encodings) == (False, text.encode()), encodings
 
 
 async def say(server: webserver.WebServer, said: bytes) -> tuple[bytes, bytes]:

@@ -116,7 +116,7 @@ def test_the_age_of_a_backlog_is_known_far_back_too() -> None:
     opened = worker_channel(Unsent())
     opened.open(1, start=0, start_sequence=0)
     for number in range(4000):  # 200 s at 20 a second
-        opened.publish(100 * (number + 1), number + 1, 1000.0 + number / 20)
+        opened.publish(100 * (number + 1), number + 1, ipc.UpdateTimes(1000.0 + number / 20))
     now = 1200.0
     assert opened.age_of(400_000, now) == 0.0
     assert opened.age_of(399_900, now) == pytest.approx(0.05)

@@ -18,6 +18,7 @@ from protocol.reasons import DisconnectReason
 from tests.harness import full_transport, repository
 from tests.harness.worker_stand import FAST, FEED, Peer, WorkerStand, eventually, pod
 from tests.typha.conftest import OpenStage
+from typha.ipc import messages as ipc
 from typha.worker import client, connections, protocol_adapters, transport
 
 TYPHA_HELLO = (repository.DATA / "typha-client-hello.bin").read_bytes()
@@ -555,3 +556,54 @@ async def test_nothing_is_left_of_clients_that_came_and_went(stage: WorkerStand)
     assert channel.all_clients() == []
     assert stage.disconnects == {"client-closed": 50}
     await eventually(lambda: not any(stage.server.keepalive._slots))
+
+
+async def test_the_hub_learns_of_the_newest_ends(stage: WorkerStand) -> None:
+    stage.in_sync()
+    good = await stage.subscribe()
+    await stage.converged(good)
+    for _ in range(3):
+        probe = await stage.connect()
+        probe.close()  # as a kubelet's TCP probe: nobody's business
+    strange = await stage.connect()
+    strange.send(b"GET / HTTP/1.1\r\n\r\n")
+    await strange.read_to_end()
+    good.close()
+    await eventually(lambda: len(stage.hub.recent.ends) == 2)
+    bad, left = stage.hub.recent.ends
+    assert (bad.reason, bad.node, bad.feed) == (DisconnectReason.BAD_PREFACE, "", "")
+    assert (left.reason, left.node, left.feed, left.worker) == (DisconnectReason.CLIENT_CLOSED, "test", FEED, 1)
+    assert left.address.startswith("127.0.0.1:")
+
+
+async def test_of_a_storm_of_ends_the_hub_gets_the_newest_and_the_totals(stage: WorkerStand) -> None:
+    ended = [end_of(number) for number in range(120)]
+    stage.server.stats.ends.extend(ended)
+    report = stage.server.stats.take_recent()
+    assert report is not None
+    assert report.ends == ended[-ipc.ENDS_REPORTED_MAX :]
+    assert stage.server.stats.take_recent() is None
+
+
+def end_of(number: int) -> ipc.End:
+    """The end of some connection."""
+    return ipc.End(1.0, f"n{number}", "", "", DisconnectReason.PONG_TIMEOUT, 1.0)
+
+
+async def test_the_latency_of_deliveries_is_reported_once(stage: WorkerStand) -> None:
+    stage.in_sync()
+    peers = [await stage.subscribe() for _ in range(3)]
+    await stage.converged(*peers)
+    stage.hub.recent.take_latency()
+    stage.put(pod("a"))
+    await stage.converged(*peers)
+    deliveries = 0
+
+    def all_reported() -> bool:
+        nonlocal deliveries
+        deliveries += stage.hub.recent.take_latency().count
+        return deliveries >= 3
+
+    await eventually(all_reported)
+    await asyncio.sleep(3 * FAST.stats_interval_seconds)
+    assert not all_reported() or deliveries == 3

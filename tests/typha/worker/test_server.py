@@ -40,6 +40,7 @@ async def test_the_hub_hears_how_things_are(stage: WorkerStand) -> None:
     silent = await stage.connect()
     await stage.converged(peer)
     await eventually(lambda: stage.handle.report.active == 2)
+    await eventually(lambda: stage.channel.number in stage.handle.report.channels)  # which may come a report later
     assert stage.handle.ready
     await eventually(lambda: stage.handle.report.channels[stage.channel.number].held == 0)  # in the next report
     report = stage.handle.report.channels[stage.channel.number]
