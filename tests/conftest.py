@@ -24,7 +24,7 @@ BUILD_TIMEOUT_SECONDS: Final = 3600.0
 
 PROGRAMS: Final = {
     "control_plane": ("control-plane",),
-    "go": ("gobpeer", "clientgo", "yamlref"),
+    "go": ("gobpeer", "clientgo", "yamlref", "../clients/go/cmd/typha-follow"),
     "helm": ("helm",),
     "image": ("image",),
 }
@@ -127,6 +127,12 @@ def image() -> pathlib.Path:
 def clientgo() -> str:
     """The path of the program on client-go (tools/clientgo). Mark tests that use it with `pytest.mark.go`."""
     return _built["clientgo"].stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def typha_follow() -> str:
+    """The path of the example of our client in Go. Mark tests that use it with `pytest.mark.go`."""
+    return _built["../clients/go/cmd/typha-follow"].stdout.strip()
 
 
 @pytest.fixture(scope="session")
