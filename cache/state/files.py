@@ -5,6 +5,7 @@ Both are sealed shared memory. A record travels between processes beside its des
 """
 
 import bisect
+import functools
 
 import msgspec
 
@@ -12,7 +13,7 @@ from cache.state import memfile
 from protocol import messages
 
 
-class SnapshotFile(msgspec.Struct, array_like=True, eq=False, forbid_unknown_fields=True):
+class SnapshotFile(msgspec.Struct, array_like=True, eq=False, forbid_unknown_fields=True, dict=True):
     """A snapshot as its readers know it. After it a client goes on in the log at `log_offset`."""
 
     descriptor: int
@@ -25,12 +26,17 @@ class SnapshotFile(msgspec.Struct, array_like=True, eq=False, forbid_unknown_fie
     def __repr__(self) -> str:
         return f"<SnapshotFile sequence={self.sequence} bytes={self.length} readers={self.readers}>"
 
+    @functools.cached_property
+    def view(self) -> memoryview:
+        """Its bytes, mapped once for all readers of this process. Raises OSError."""
+        return memfile.map_readonly(self.descriptor, self.length) if self.length else memoryview(b"")
+
     def close(self) -> None:
         """Lets the file go; readers in other processes keep it until they are done."""
         memfile.close(self.descriptor)
 
 
-class BlockFile(msgspec.Struct, array_like=True, eq=False, forbid_unknown_fields=True):
+class BlockFile(msgspec.Struct, array_like=True, eq=False, forbid_unknown_fields=True, dict=True):
     """A catch-up block: what changed after `from_sequence`, up to `to_sequence`. `cache.state.catchup` makes them."""
 
     descriptor: int
@@ -54,6 +60,11 @@ class BlockFile(msgspec.Struct, array_like=True, eq=False, forbid_unknown_fields
     def __repr__(self) -> str:
         reach = f"{self.from_sequence}..{self.to_sequence} of {self.cut_sequence}"
         return f"<BlockFile {reach} bytes={self.length} final={self.is_final} readers={self.readers}>"
+
+    @functools.cached_property
+    def view(self) -> memoryview:
+        """Its bytes, mapped once for all readers of this process. Raises OSError."""
+        return memfile.map_readonly(self.descriptor, self.length) if self.length else memoryview(b"")
 
     def close(self) -> None:
         """Lets the file go; readers in other processes keep it until they are done."""

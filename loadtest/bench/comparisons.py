@@ -197,5 +197,8 @@ async def round_of(
         figures[targets.Side.SERVICE]["bare-send"] = alone[f"cpu-{comparison.agents}x{comparison.rates[0]}"]
     if go:
         alone = await Turn(setup, dataclasses.replace(comparison, rates=(), idle=False), sizes).run(targets.Side.GO)
-        figures[targets.Side.SERVICE]["mtls-storm-go"] = alone["mtls-storm-cpu"]
+        ours = figures[targets.Side.SERVICE]
+        ours["mtls-storm-go"] = alone["mtls-storm-cpu"]
+        ours["mtls-storm-go-ratio"] = ours["mtls-storm-cpu"] / alone["mtls-storm-cpu"]
+        ours["mtls-storm-go-slowest"] = alone["mtls-storm-slowest"]
     return figures[targets.Side.SERVICE], figures[targets.Side.BARE]

@@ -159,7 +159,11 @@ ROWS: Final = (
     Row(
         "mtls-storm-go",
         "mtls",
-        (Figure("mtls-storm-go", "the same storm, a server on Go's TLS: CPU per client", "ms", Rule.SHOWN),),
+        (
+            Figure("mtls-storm-go", "the same storm, a server on Go's TLS: CPU per client", "ms", Rule.SHOWN),
+            Figure("mtls-storm-go-ratio", "the service's CPU divided by that server's", "", Rule.GOAL, 1),
+            Figure("mtls-storm-go-slowest", "that server, slowest from connect to in sync", "ms", Rule.SHOWN),
+        ),
         both=False,
     ),
     Row("idle-memory", "5000", (Figure("idle-memory", "memory per idle client", "kB", Rule.GOAL, 2),)),

@@ -2,13 +2,14 @@
 
 import asyncio
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Self
 
 from loadtest.environment import child
-from loadtest.swarm import control, histogram
+from loadtest.swarm import control, histogram, tls
 
 MAX_AGENTS_PER_PROCESS: Final = 2500
 """What one process serves with time to spare at 20 updates a second."""
@@ -145,7 +146,9 @@ class SwarmProcess(child.Child):
         """Start the process and the task that reads its reports, and let its agents connect. Raises SwarmError."""
         pipe = asyncio.subprocess.PIPE
         command = [sys.executable, "-m", self.module]
-        await self._spawn(command, stdin=pipe, stdout=pipe, limit=control.MAX_LINE_BYTES)
+        await self._spawn(
+            command, stdin=pipe, stdout=pipe, limit=control.MAX_LINE_BYTES, env={**os.environ, **tls.ENVIRONMENT}
+        )
         assert self.process.stdout is not None
         self._reader = asyncio.create_task(self._read(self.process.stdout), name=f"reports of {self.module}")
         await self.send(self.order)

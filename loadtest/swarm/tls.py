@@ -5,10 +5,13 @@ one system call reads all of them, and no decrypted data stays behind that a pol
 """
 
 import ssl
+from pathlib import Path
 from typing import Final
 
 from loadtest.swarm import control
 
+ENVIRONMENT: Final = {"OPENSSL_CONF": str(Path(__file__).with_name("openssl.cnf"))}
+"""Of a process with agents: they offer the suites of TLS 1.3 in the order of the real ones."""
 READ_BYTES: Final = 64 * 1024
 """More than a record, so each read returns a whole record."""
 

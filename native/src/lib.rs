@@ -13,5 +13,6 @@ use pyo3::prelude::*;
 fn typha_rustls(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<config::Config>()?;
-    module.add_class::<session::Session>()
+    module.add_class::<session::Session>()?;
+    module.add_function(wrap_pyfunction!(session::take_steps, module)?)
 }

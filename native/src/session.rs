@@ -1,10 +1,16 @@
 //! One connection.
 
+use std::cell::RefCell;
+use std::io::{self, ErrorKind, Read, Write};
+use std::mem::ManuallyDrop;
+use std::net::TcpStream;
+use std::os::fd::{FromRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyRuntimeError};
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus};
@@ -18,8 +24,14 @@ pyo3::import_exception!(ssl, SSLError);
 
 /// As in Python's ssl.
 const SSL_ERROR_SSL: i32 = 1;
+const EIO: i32 = 5;
 const RECORD_BYTES: usize = 16 * 1024;
 const HEADER_BYTES: usize = 5;
+
+thread_local! {
+    /// Records on their way to a socket.
+    static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// What is wrong: a word for the reason, or an empty one, and a text.
 type Problem = (&'static str, String);
@@ -27,6 +39,10 @@ type Problem = (&'static str, String);
 type Shaken<'py> = (usize, Bound<'py, PyBytes>, bool, Option<Problem>);
 /// The data, how many records contained it, the answer, whether the peer has ended, and what is wrong.
 type Opened<'py> = (Bound<'py, PyBytes>, usize, Bound<'py, PyBytes>, bool, Option<Problem>);
+
+/// Bytes read, or None if there were none to read; answers that are not sent; whether the handshake is done; what is wrong; the
+/// socket's error number, or 0.
+type Stepped<'py> = (Option<usize>, Bound<'py, PyBytes>, bool, Option<Problem>, i32);
 
 /// The server's end. Operations and their results are those of `typha.worker.tls_session`.
 #[pyclass(module = "typha_rustls")]
@@ -52,6 +68,48 @@ struct Progress {
     records: usize,
     ended: bool,
     error: Option<Problem>,
+}
+
+/// What a step of a handshake has brought.
+#[derive(Default)]
+struct Step {
+    received: Option<usize>,
+    unsent: Vec<u8>,
+    done: bool,
+    error: Option<Problem>,
+    socket_error: i32,
+}
+
+/// A step of each of these handshakes: of its session, its socket, and its first record if that has been read already. Other
+/// threads of Python run meanwhile.
+///
+/// What is read of a socket belongs to the handshake. The last answer is not sent: the caller looks at the peer first.
+#[pyfunction]
+pub fn take_steps<'py>(
+    py: Python<'py>,
+    handshakes: Vec<(Bound<'py, Session>, RawFd, PyBackedBytes)>,
+    step_bytes: usize,
+) -> PyResult<Vec<Stepped<'py>>> {
+    let mut parts = Vec::with_capacity(handshakes.len());
+    for (session, socket, first) in &handshakes {
+        parts.push((session.try_borrow_mut()?, *socket, first));
+    }
+    let mut work: Vec<(&mut Session, RawFd, &[u8])> =
+        parts.iter_mut().map(|(session, socket, first)| (&mut **session, *socket, &***first)).collect();
+    let steps = py.detach(|| {
+        let mut room = vec![0; step_bytes];
+        work.iter_mut()
+            .map(|(session, socket, first)| session.whole(|session| session.step(*socket, first, &mut room)))
+            .collect::<Vec<_>>()
+    });
+    steps
+        .into_iter()
+        .map(|step| {
+            let step =
+                step.unwrap_or_else(|error| Step { error: Some(("DEFECT", error.to_string())), ..Step::default() });
+            Ok((step.received, PyBytes::new(py, &step.unsent), step.done, step.error, step.socket_error))
+        })
+        .collect()
 }
 
 #[pymethods]
@@ -93,17 +151,34 @@ impl Session {
 
     /// The records of this data. Keeps other threads of Python waiting: for 32 KiB it takes some 6 us.
     fn seal<'py>(&mut self, py: Python<'py>, data: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
-        if let Ok(bytes) = data.cast::<PyBytes>() {
-            return self.seal_slice(py, bytes.as_bytes());
-        }
-        let buffer = PyBuffer::<u8>::get(data)?;
-        if !buffer.is_c_contiguous() {
-            return Err(PyBufferError::new_err("the data is not in one piece"));
-        }
-        // Safety: the buffer is in one piece, and lives until the end of this call. Python runs no other code meanwhile
-        // that could change its content.
-        let slice = unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast::<u8>(), buffer.len_bytes()) };
-        self.seal_slice(py, slice)
+        with_bytes(data, |data| self.seal_slice(py, data))
+    }
+
+    /// Seals and sends a piece at a time, until the socket is full. Returns how many bytes were sent, what is sealed and not
+    /// sent, and how many bytes of the data that is.
+    fn send<'py>(
+        &mut self,
+        py: Python<'py>,
+        socket: RawFd,
+        data: &Bound<'py, PyAny>,
+        piece_bytes: usize,
+    ) -> PyResult<(usize, Bound<'py, PyBytes>, usize)> {
+        with_bytes(data, |data| {
+            // Safety: the caller keeps it open during the call, and it is not closed here.
+            let mut socket = ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(socket) });
+            SEALED.with_borrow_mut(|sealed| {
+                let mut sent = 0;
+                for piece in data.chunks(piece_bytes) {
+                    let written = self.seal_reusing(piece, sealed)?;
+                    let taken = write(&mut socket, &sealed[..written])?;
+                    if taken < written {
+                        return Ok((sent, PyBytes::new(py, &sealed[taken..written]), piece.len()));
+                    }
+                    sent += piece.len();
+                }
+                Ok((sent, PyBytes::new(py, b""), 0))
+            })
+        })
     }
 
     /// All data of the records that end in these bytes.
@@ -167,6 +242,50 @@ impl Session {
         self.whole_bytes = whole.saturating_sub(start);
         self.forget(start);
         (received.len() - unused, progress)
+    }
+
+    fn step(&mut self, socket: RawFd, first: &[u8], room: &mut [u8]) -> Step {
+        // Safety: the caller keeps it open during the call, and it is not closed here.
+        let mut socket = ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(socket) });
+        let mut step = Step::default();
+        if let Err(error) = self.step_through(&mut socket, first, room, &mut step) {
+            if error.kind() != ErrorKind::WouldBlock {
+                step.socket_error = error.raw_os_error().unwrap_or(EIO);
+            }
+        }
+        step
+    }
+
+    fn step_through(
+        &mut self,
+        socket: &mut TcpStream,
+        first: &[u8],
+        room: &mut [u8],
+        step: &mut Step,
+    ) -> io::Result<()> {
+        let received = if first.is_empty() {
+            let count = socket.peek(room)?;
+            &room[..count]
+        } else {
+            first
+        };
+        step.received = Some(received.len());
+        if received.is_empty() {
+            return Ok(());
+        }
+        let (used, progress) = self.shake_with(received);
+        step.done = progress.error.is_none() && !self.tls.is_handshaking();
+        step.error = progress.error;
+        step.unsent = progress.answer;
+        if first.is_empty() {
+            step.received = Some(used);
+            socket.read_exact(&mut room[..used])?;
+        }
+        if !step.done && !step.unsent.is_empty() {
+            let taken = write(socket, &step.unsent)?;
+            step.unsent.drain(..taken);
+        }
+        Ok(())
     }
 
     fn open_with(&mut self, received: &[u8]) -> Progress {
@@ -269,9 +388,19 @@ impl Session {
                 Err(EncryptError::InsufficientSize(needed)) if needed.required_size > size => {
                     size = needed.required_size;
                 }
-                Err(_) => {
-                    return Err(SSLError::new_err((SSL_ERROR_SSL, "nothing can be sent through this session any more")));
+                Err(_) => return Err(cannot_seal()),
+            }
+        }
+    }
+
+    fn seal_reusing(&mut self, data: &[u8], room: &mut Vec<u8>) -> PyResult<usize> {
+        loop {
+            match self.whole(|session| session.seal_into(data, room))? {
+                Ok(count) => return Ok(count),
+                Err(EncryptError::InsufficientSize(needed)) if needed.required_size > room.len() => {
+                    room.resize(needed.required_size, 0);
                 }
+                Err(_) => return Err(cannot_seal()),
             }
         }
     }
@@ -298,6 +427,35 @@ impl Session {
                 }
                 _ => return Err(EncryptError::EncryptExhausted),
             }
+        }
+    }
+}
+
+/// The bytes of a Python object. Python runs no other code meanwhile.
+fn with_bytes<T>(data: &Bound<'_, PyAny>, work: impl FnOnce(&[u8]) -> PyResult<T>) -> PyResult<T> {
+    if let Ok(bytes) = data.cast::<PyBytes>() {
+        return work(bytes.as_bytes());
+    }
+    let buffer = PyBuffer::<u8>::get(data)?;
+    if !buffer.is_c_contiguous() {
+        return Err(PyBufferError::new_err("the data is not in one piece"));
+    }
+    // Safety: the buffer is in one piece, and lives until the end of this call. Nothing changes its content meanwhile, because
+    // no other code of Python runs.
+    work(unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast::<u8>(), buffer.len_bytes()) })
+}
+
+fn cannot_seal() -> PyErr {
+    SSLError::new_err((SSL_ERROR_SSL, "nothing can be sent through this session any more"))
+}
+
+/// What the socket takes; 0 if it is full.
+fn write(socket: &mut TcpStream, data: &[u8]) -> io::Result<usize> {
+    loop {
+        match socket.write(data) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(0),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            other => return other,
         }
     }
 }

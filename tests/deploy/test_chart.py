@@ -277,6 +277,21 @@ def test_certificates(all_rendered: dict[str, chart.Rendered]) -> None:
     assert not [item for item in named.objects if item["kind"] == "Issuer"]
 
 
+def test_rules_and_dashboard_are_the_files(all_rendered: dict[str, chart.Rendered]) -> None:
+    found = all_rendered["monitoring"]
+    rules = yaml.safe_load((chart.CHART / "files" / "alerts.yaml").read_text())
+    assert found.one("PrometheusRule")["spec"] == rules
+    [text] = found.one("ConfigMap")["data"].values()
+    assert json.loads(text) == json.loads((chart.CHART / "files" / "dashboard.json").read_text())
+    selector = found.one("ServiceMonitor")["spec"]["selector"]["matchLabels"]
+    selected = [
+        item["metadata"]["name"]
+        for item in found.objects
+        if item["kind"] == "Service" and selector.items() <= item["metadata"]["labels"].items()
+    ]
+    assert selected == ["calico-typha-metrics"]
+
+
 # Permissions
 
 

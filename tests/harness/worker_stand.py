@@ -89,12 +89,12 @@ class WorkerStand:
         bytes_through: transport.Transport | None = None,
         client_tls: tls.ClientTls | None = None,
         tls_look_seconds: float = 2.0,
-        take_step: handshake_steps.Step = handshake_steps.take_step,
+        take_steps: handshake_steps.Steps = handshake_steps.take_steps,
     ) -> None:
         self.limits = limits
         self.bytes_through = bytes_through
         self.contexts = tls.Contexts(client_tls, look_seconds=tls_look_seconds) if client_tls is not None else None
-        self.take_step = take_step
+        self.take_steps = take_steps
         self.peers_tls: ssl.SSLContext | None = None
         """What peers connect with, unless they say otherwise."""
         self.holds_snapshots = False
@@ -127,7 +127,7 @@ class WorkerStand:
             self.listener,
             theirs,
             contexts=self.contexts,
-            take_step=self.take_step,
+            take_steps=self.take_steps,
             bytes_through=self.bytes_through,
         )
         self.task = asyncio.create_task(self.server.run(), name="worker under test")

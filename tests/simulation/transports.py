@@ -60,6 +60,9 @@ class Session:
         self.plain = b""
         """What was sealed last."""
 
+    send = None
+    """As with OpenSSL."""
+
     def seal(self, data: bytes | memoryview, /) -> bytes:
         """Seal the bytes."""
         self.plain = bytes(data)
@@ -96,11 +99,6 @@ class TlsTransport(tls_transport.TlsTransport):
         """Seal and send."""
         self._check(descriptor, data)
         return super().write(descriptor, data)
-
-    def send_file(self, descriptor: int, file_descriptor: int, position: int, count: int, /) -> int:
-        """Seal and send a file's bytes."""
-        self._check(descriptor, os.pread(file_descriptor, min(count, self.owed(descriptor)), position))
-        return super().send_file(descriptor, file_descriptor, position, count)
 
     def _check(self, descriptor: int, data: bytes | memoryview) -> None:
         owed = self.owed(descriptor)

@@ -12,6 +12,7 @@ import bisect
 import operator
 from collections import deque
 
+from cache.state import files
 from cache.state.cursor import CursorState
 from protocol import formats
 from typha import clock
@@ -324,10 +325,10 @@ class Delivery:
             sent = self._write(current.fd, current.tail)
         elif current.snapshot is not None:
             count = min(current.snapshot.length - current.position, self._policy.snapshot_send_bytes)
-            sent = self._send_file(current.fd, current.snapshot.descriptor, current.position, count)
+            sent = self._send_part(current, current.snapshot, count)
         elif current.block is not None:
             count = min(current.block.length - current.position, self._policy.send_bytes)
-            sent = self._send_file(current.fd, current.block.descriptor, current.position, count)
+            sent = self._send_part(current, current.block, count)
         elif current.state is CursorState.FOLLOWING and current.channel is not None:
             log, offset = current.channel.log, current.offset
             if offset >= log.end:
@@ -336,11 +337,21 @@ class Delivery:
             count = min(count, self._policy.send_bytes)
             if current.greeting is not None:
                 count = min(count, current.greeting.offset - offset)
-            sent = self._send_file(current.fd, descriptor, position, count)
+            if self._send_file is None:
+                sent = self._write(current.fd, log.view(offset)[:count])
+            else:
+                sent = self._send_file(current.fd, descriptor, position, count)
         else:
             return 0, False
         current.note_sent(sent)
         return sent, sent < count
+
+    def _send_part(self, current: client.Client, file: files.SnapshotFile | files.BlockFile, count: int) -> int:
+        """Bytes of the file that were sent, of `count` from the client's position."""
+        position = current.position
+        if self._send_file is None:
+            return self._write(current.fd, file.view[position : position + count])
+        return self._send_file(current.fd, file.descriptor, position, count)
 
     def _advance(self, current: client.Client) -> bool:
         """Decides what the client reads next: it is queued, waits for a block, or joins the live set.

@@ -1,11 +1,11 @@
-"""One step of a TLS handshake, in the thread for handshakes: what has arrived, up to some bytes, and its answer."""
+"""Steps of TLS handshakes, in the thread for handshakes: what has arrived, up to some bytes, and the answers."""
 
 import contextlib
 import errno
 import socket
 import ssl
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, ParamSpec, TypeAlias
 
 from protocol.reasons import DisconnectReason
 from typha.worker import rustls_session, tls, tls_session
@@ -37,6 +37,9 @@ class Verdict(NamedTuple):
     """An error that no peer should be able to cause."""
 
 
+_CLOSED = Verdict(reason=DisconnectReason.CLIENT_CLOSED, detail="in the TLS handshake")
+
+
 class Handshake:
     """One connection's. Only the thread uses it while a step runs, only the loop between steps."""
 
@@ -56,11 +59,10 @@ class Handshake:
         self.received_bytes = 0
         self.steps = 0
 
-    def take(self, count: int) -> bytes:
-        """Reads bytes that are known to have arrived."""
-        taken = self.connection.recv(count) if count else b""
-        self.received_bytes += len(taken)
-        return taken
+    def note_received(self, count: int) -> None:
+        """A step has read this many bytes."""
+        self.received_bytes += count
+        self.steps += 1
 
     def send(self) -> bool:
         """Whether the socket has taken all that is unsent."""
@@ -70,13 +72,32 @@ class Handshake:
         return not self.unsent
 
 
-Step: TypeAlias = Callable[[Handshake, tls.ClientTls], Verdict]
+Steps: TypeAlias = Callable[[list[Handshake], tls.ClientTls], list[Verdict]]
 
 
-def take_step(handshake: Handshake, client_tls: tls.ClientTls) -> Verdict:
-    """In the thread: as much of the handshake as is possible without waiting, up to some bytes."""
+def take_steps(batch: list[Handshake], client_tls: tls.ClientTls) -> list[Verdict]:
+    """In the thread: as much of each handshake as is possible without waiting, up to some bytes.
+
+    What is read of a socket belongs to the handshake. Data after it stays there, where epoll can see it.
+    """
+    verdicts = [_attempt(_prepare, handshake) for handshake in batch]
+    in_turn = [handshake for handshake, verdict in zip(batch, verdicts, strict=True) if verdict is None]
+    by_rustls = _step_by_rustls(in_turn)
+    for position, handshake in enumerate(batch):
+        if verdicts[position] is None:
+            verdicts[position] = _attempt(_conclude, handshake, by_rustls.get(handshake), client_tls)
+    return [verdict or Verdict() for verdict in verdicts]
+
+
+_Arguments = ParamSpec("_Arguments")
+
+
+def _attempt(
+    action: Callable[_Arguments, Verdict | None], *args: _Arguments.args, **kwargs: _Arguments.kwargs
+) -> Verdict | None:
+    """What it returns, or what its failure means for the connection."""
     try:
-        return _take_step(handshake, client_tls)
+        return action(*args, **kwargs)
     except BlockingIOError:  # there is nothing to read
         return Verdict()
     except (ssl.SSLZeroReturnError, ConnectionError) as error:
@@ -89,42 +110,74 @@ def take_step(handshake: Handshake, client_tls: tls.ClientTls) -> Verdict:
         return Verdict(reason=DisconnectReason.SERVER_ERROR, detail=str(error), defect=error)
 
 
-def _take_step(handshake: Handshake, client_tls: tls.ClientTls) -> Verdict:
-    """As `take_step`.
-
-    What is read of the socket belongs to the handshake. Data after it stays there, where epoll can see it.
-    """
-    connection = handshake.connection
+def _prepare(handshake: Handshake) -> Verdict | None:
+    """What comes before the work of TLS; None if that can be done now."""
     if handshake.unsent and not handshake.send():
         return Verdict(wants_write=True)
     if handshake.done:
         return Verdict(done=True)
-    received = connection.recv(_STEP_BYTES, socket.MSG_PEEK)
-    if not received:
-        return Verdict(reason=DisconnectReason.CLIENT_CLOSED, detail="in the TLS handshake")
-    handshake.steps += 1
-    if handshake.steps > _STEPS_MAX or handshake.received_bytes > _HANDSHAKE_BYTES:
-        detail = f"no end of the TLS handshake after {handshake.received_bytes} bytes in {handshake.steps - 1} pieces"
+    if handshake.steps == _STEPS_MAX or handshake.received_bytes > _HANDSHAKE_BYTES:
+        detail = f"no end of the TLS handshake after {handshake.received_bytes} bytes in {handshake.steps} pieces"
         return Verdict(reason=DisconnectReason.TLS_FAILED, detail=detail)
-    if handshake.session is None:
-        handshake.first += handshake.take(len(received))
-        if not _is_whole_record(handshake.first):
-            return Verdict()
-        if problem := _problem_of_hello(handshake.first):
-            return Verdict(reason=DisconnectReason.TLS_FAILED, detail=problem)
-        received, handshake.first = handshake.first, b""
-        handshake.session = handshake.make_session()
-        shaken = handshake.session.shake(received)
-    else:
-        shaken = handshake.session.shake(received)
-        handshake.take(shaken.used_bytes)
+    if handshake.session is not None:
+        return None
+    received = handshake.connection.recv(_STEP_BYTES)
+    if not received:
+        return _CLOSED
+    handshake.note_received(len(received))
+    handshake.first += received
+    if not _is_whole_record(handshake.first):
+        return Verdict()
+    if problem := _problem_of_hello(handshake.first):
+        return Verdict(reason=DisconnectReason.TLS_FAILED, detail=problem)
+    handshake.session = handshake.make_session()
+    return None
+
+
+def _step_by_rustls(batch: list[Handshake]) -> dict[Handshake, rustls_session.Stepped]:
+    """All that rustls can do for these, in one call."""
+    work = {
+        handshake: (handshake.session, handshake.connection.fileno(), handshake.first)
+        for handshake in batch
+        if isinstance(handshake.session, rustls_session.Session)
+    }
+    if not work:
+        return {}
+    return dict(zip(work, rustls_session.take_steps(list(work.values()), step_bytes=_STEP_BYTES), strict=True))
+
+
+def _step(handshake: Handshake, session: tls_session.NewSession) -> rustls_session.Stepped:
+    """The same by OpenSSL, for one."""
+    received = handshake.first or handshake.connection.recv(_STEP_BYTES, socket.MSG_PEEK)
+    if not received:
+        return rustls_session.Stepped(0)
+    shaken = session.shake(received)
+    if not handshake.first:
+        handshake.connection.recv(shaken.used_bytes)
     handshake.unsent = shaken.answer
-    if shaken.error is not None:
-        with contextlib.suppress(OSError):
+    if not shaken.done:
+        with contextlib.suppress(OSError):  # the next step fails, too
             handshake.send()
-        raise shaken.error
-    if shaken.done:
-        client_tls.check_peer(handshake.session.certificate())
+    return rustls_session.Stepped(len(received), handshake.unsent, shaken.done, shaken.error)
+
+
+def _conclude(handshake: Handshake, stepped: rustls_session.Stepped | None, client_tls: tls.ClientTls) -> Verdict:
+    """What the work of TLS has brought."""
+    session = handshake.session
+    assert session is not None
+    if stepped is None:
+        stepped = _step(handshake, session)
+    if stepped.received_bytes is not None:
+        if not stepped.received_bytes:
+            return _CLOSED
+        if not handshake.first:
+            handshake.note_received(stepped.received_bytes)
+        handshake.first = b""
+    handshake.unsent = stepped.unsent
+    if stepped.error is not None:
+        raise stepped.error
+    if stepped.done:
+        client_tls.check_peer(session.certificate())
         handshake.done = True
     is_sent = handshake.send()
     return Verdict(wants_write=not is_sent, done=handshake.done and is_sent)

@@ -4,9 +4,10 @@ The same operations as those of `tls_session.Session`. rustls keeps the beginnin
 """
 
 import importlib
+import os
 import ssl
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from typha.worker import tls_session
 
@@ -14,12 +15,24 @@ _MODULE = "typha_rustls"
 _Problem = tuple[str, str] | None
 """A word for what is wrong, or an empty one, and the text."""
 _CLOSED = "CLOSED"
+_DEFECT = "DEFECT"
 NOT_TLS = "NOT_TLS"
 """The word for first bytes that are not TLS."""
 
 
 class Unavailable(Exception):
     """rustls cannot be used as configured; the message is the reason."""
+
+
+class Stepped(NamedTuple):
+    """What a step of a handshake has brought."""
+
+    received_bytes: int | None = None
+    """None if there was nothing to read; 0 if the peer has closed."""
+    unsent: bytes = b""
+    """Answers that the socket has not taken. The last one of a handshake is not offered to it."""
+    done: bool = False
+    error: Exception | None = None
 
 
 class Config(Protocol):
@@ -35,6 +48,8 @@ class NativeSession(Protocol):
 
     def seal(self, data: bytes | memoryview, /) -> bytes: ...
 
+    def send(self, socket: int, data: bytes | memoryview, piece_bytes: int, /) -> tuple[int, bytes, int]: ...
+
     def open(self, received: bytes, /) -> tuple[bytes, int, bytes, bool, _Problem]: ...
 
     def end(self) -> bytes: ...
@@ -43,32 +58,34 @@ class NativeSession(Protocol):
 class Session:
     """The server's end."""
 
-    __slots__ = ("_native", "seal")
+    __slots__ = ("native", "seal", "send")
 
     def __init__(self, native: NativeSession) -> None:
-        self._native = native
+        self.native = native
         self.seal = native.seal
         """As `tls_session.Session.seal`, without a call in between."""
+        self.send = native.send
+        """As `tls_session.Send`. It keeps the interpreter's lock for a turn's 0.1 ms: to get it back may take 5 ms."""
 
     def shake(self, received: bytes, /) -> tls_session.Shaken:
         """Goes on with the handshake."""
-        used_bytes, answer, done, problem = self._native.shake(received)
+        used_bytes, answer, done, problem = self.native.shake(received)
         return tls_session.Shaken(used_bytes, answer, done, _error(problem))
 
     def certificate(self) -> Mapping[str, object]:
         """Names of the peer's certificate, as `ssl.SSLObject.getpeercert` gives them."""
-        common_names, uris = self._native.names()
+        common_names, uris = self.native.names()
         subject = tuple((("commonName", name),) for name in common_names)
         return {"subject": subject, "subjectAltName": tuple(("URI", uri) for uri in uris)}
 
     def open(self, received: bytes, /) -> tls_session.Opened:
         """All data of the records that end in these bytes."""
-        data, records, answer, ended, problem = self._native.open(received)
+        data, records, answer, ended, problem = self.native.open(received)
         return tls_session.Opened(data, records, answer, ended, _error(problem))
 
     def end(self) -> bytes:
         """The last record, which tells the peer that nothing more comes."""
-        return self._native.end()
+        return self.native.end()
 
 
 class Sessions:
@@ -94,6 +111,29 @@ class Sessions:
     def make(self) -> Session:
         """The server's end of a new connection."""
         return Session(self._module.Session(self._config))
+
+
+def take_steps(batch: Sequence[tuple[Session, int, bytes]], *, step_bytes: int) -> list[Stepped]:
+    """A step of each of these handshakes, without the interpreter's lock: to give it back and get it again for each of
+    them cost more than their system calls.
+
+    Args:
+        batch: session, descriptor, and the first record if it has been read already.
+        step_bytes: what is read in a step.
+    """
+    module = importlib.import_module(_MODULE)
+    steps = module.take_steps([(session.native, descriptor, first) for session, descriptor, first in batch], step_bytes)
+    return [
+        Stepped(received_bytes, unsent, done, _error_of_step(problem, number))
+        for received_bytes, unsent, done, problem, number in steps
+    ]
+
+
+def _error_of_step(problem: _Problem, number: int) -> Exception | None:
+    """What TLS finds wrong goes before the socket's error."""
+    if problem is not None and problem[0] == _DEFECT:
+        return RuntimeError(problem[1])
+    return _error(problem) or (OSError(number, os.strerror(number)) if number else None)
 
 
 def _error(problem: _Problem) -> ssl.SSLError | None:

@@ -19,6 +19,7 @@ import msgspec
 import structlog
 
 from cache.feeds.calico import releases
+from cache.state import files
 from protocol import reasons
 from typha import clock, open_files, settings
 from typha.ipc import link, messages, shared_counters
@@ -101,7 +102,7 @@ class Server:
         link_end: socket.socket,
         *,
         contexts: tls.Contexts | None = None,
-        take_step: handshake_steps.Step = handshake_steps.take_step,
+        take_steps: handshake_steps.Steps = handshake_steps.take_steps,
         client_poller: poller.AnyPoller[client.Client] | None = None,
         bytes_through: transport.Transport | None = None,
     ) -> None:
@@ -109,7 +110,7 @@ class Server:
 
         Args:
             contexts: TLS for clients; None for plain text.
-            take_step: takes a step of a TLS handshake.
+            take_steps: takes steps of TLS handshakes.
             client_poller, bytes_through: in place of real sockets.
         """
         self._policy = limits
@@ -132,7 +133,7 @@ class Server:
         self.connections = connections.Connections(offer, limits, self.poller, self.transport, self.stats)
         self._handshakes: handshakes.TlsHandshakes | None = None
         if contexts is not None and through_tls is self.transport:
-            self._handshakes = self._make_handshakes(contexts, through_tls, take_step)
+            self._handshakes = self._make_handshakes(contexts, through_tls, take_steps)
         self.catch_up = catchup.CatchUp(limits, self.stats, self._link, self.transport)
         self.delivery = delivery.Delivery(
             self.poller, self.transport, limits, self.stats, self.catch_up, self.connections
@@ -171,7 +172,7 @@ class Server:
         self._failure: Exception | None = None
 
     def _make_handshakes(
-        self, contexts: tls.Contexts, through_tls: tls_transport.TlsTransport, take_step: handshake_steps.Step
+        self, contexts: tls.Contexts, through_tls: tls_transport.TlsTransport, take_steps: handshake_steps.Steps
     ) -> handshakes.TlsHandshakes:
         return handshakes.TlsHandshakes(
             contexts,
@@ -180,7 +181,7 @@ class Server:
             self.connections,
             self._policy,
             guarded=self._guarded,
-            take_step=take_step,
+            take_steps=take_steps,
         )
 
     async def run(self) -> None:
@@ -285,6 +286,7 @@ class Server:
                     log.add_segment(message.base, message.size_bytes, *descriptors)
             case messages.OfferSnapshot():
                 [message.snapshot.descriptor] = descriptors
+                self._map(message.snapshot)
                 channel = self.channels[message.channel]
                 channel.set_snapshot(message.snapshot, _monotonic())
                 self.delivery.snapshot_arrived(channel)
@@ -292,6 +294,7 @@ class Server:
                 self._trim(self.channels[message.channel], message.before_offset)
             case messages.SendBlock():
                 [message.block.descriptor] = descriptors
+                self._map(message.block)
                 for reader in self.catch_up.arrived(self.channels[message.channel], message.block):
                     self.delivery.go_on(reader)
             case messages.RefuseBlock():
@@ -319,6 +322,12 @@ class Server:
             case messages.Drain():
                 self._drain = message
                 self._drain_begun.set()
+
+    def _map(self, file: files.SnapshotFile | files.BlockFile) -> None:
+        """Now, where a lack of memory or descriptors is handled."""
+        if self.transport.send_file is None:
+            with _mapping():
+                len(file.view)
 
     def _control_log(self, message: messages.ControlLog) -> None:
         if message.debug is not None:
@@ -473,6 +482,8 @@ class Server:
                 self._handshakes.ready(current, pending)
             else:
                 self._hellos.add(current, pending, events)
+        if self._handshakes is not None:
+            self._handshakes.go_on()
         self._unheard = {}
         in_turn = iter(unheard.items())
         for current, events in in_turn:

@@ -11,11 +11,14 @@ has not read by the end of an operation is dropped, so that no connection ever s
 import contextlib
 import ssl
 import threading
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol, TypeAlias
+
+from typha import clock
 
 RECORD_BYTES = 16 * 1024
 """The data of the largest record of TLS."""
+_EXPIRED = "the certificate of a resumed session has expired"
 _PAIRS = 32
 """While a handshake step holds a pair, the loop cannot use it: the more pairs, the less often it waits."""
 
@@ -44,8 +47,18 @@ class Opened(NamedTuple):
     error: ssl.SSLError | None = None
 
 
+Send: TypeAlias = Callable[[int, bytes | memoryview, int], tuple[int, bytes, int]]
+"""Seals and sends to a descriptor, a piece of some bytes at a time, until the socket is full.
+
+Returns how much was sent, what is sealed and not sent, and how much of the data that is. Raises as `seal`, and OSError.
+"""
+
+
 class AnySession(Protocol):
     """What a transport needs of a connection's TLS after the handshake. `Session` documents each operation."""
+
+    @property
+    def send(self) -> Send | None: ...
 
     def seal(self, data: bytes | memoryview, /) -> bytes: ...
 
@@ -83,6 +96,9 @@ class _Pair:
 class Session:
     """The server's end. Each operation is whole: two threads may work on different sessions."""
 
+    send = None
+    """OpenSSL does no such thing."""
+
     __slots__ = ("_pair", "_tls")
 
     def __init__(self, context: ssl.SSLContext, pair: _Pair) -> None:
@@ -97,6 +113,8 @@ class Session:
                 pair.incoming.write(received)
                 self._tls.do_handshake()
                 done = True
+                if self._tls.session_reused and has_expired(self.certificate()):
+                    done, error = False, ssl.SSLError(ssl.SSL_ERROR_SSL, _EXPIRED)
             except ssl.SSLWantReadError:
                 pass
             except ssl.SSLError as failure:
@@ -155,6 +173,14 @@ class Session:
             with contextlib.suppress(OSError, ValueError):  # it wants to wait for the peer's answer
                 self._tls.unwrap()
             return pair.empty()[1]
+
+
+def has_expired(certificate: Mapping[str, object]) -> bool:
+    """Whether its time is over. OpenSSL verifies no chain again for a session of TLS 1.2 that a client resumes.
+
+    Python's ssl cannot forbid that: without tickets OpenSSL keeps the sessions itself. Go looks at the time, too.
+    """
+    return ssl.cert_time_to_seconds(str(certificate["notAfter"])) * 10**9 < clock.time_ns()
 
 
 class Sessions:

@@ -7,7 +7,6 @@ again.
 
 import contextlib
 import errno
-import os
 import socket
 import ssl
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ OFFER_BYTES = 2 * RECORD_BYTES
 for a client whose socket is full."""
 _OFFERS_AT_ONCE = 8
 """As much as `Policy.send_bytes`, which with TLS is also one client's turn in a snapshot."""
+_TURN_BYTES = _OFFERS_AT_ONCE * OFFER_BYTES
 RECEIVED_BYTES = 2 * 1024
 """What OpenSSL gets in one read: at most 93 records. Key updates cost most, 75 of them 0.8 ms."""
 _OVERHEAD_BYTES = 32
@@ -37,7 +37,7 @@ _ANSWERS_BYTES = 16 * 1024
 class _Secured:
     """A connection after its handshake."""
 
-    __slots__ = ("connection", "counted_since", "kept", "owed", "session", "without_data_bytes")
+    __slots__ = ("connection", "counted_since", "has_hung_up", "kept", "owed", "session", "without_data_bytes")
 
     def __init__(self, connection: transport.Connection, session: tls_session.AnySession) -> None:
         self.connection = connection
@@ -46,6 +46,8 @@ class _Secured:
         """Sealed, and not taken by the socket yet."""
         self.owed = 0
         """How many bytes of data that is, apart from OpenSSL's answers."""
+        self.has_hung_up = False
+        """The peer's stream has ended without a word."""
         self.without_data_bytes = 0
         self.counted_since = 0.0
 
@@ -53,6 +55,7 @@ class _Secured:
 class TlsTransport:
     """Knows connections from the end of their handshake (`opened`) to their close (`release`)."""
 
+    send_file = None
     acked_bytes = staticmethod(transport.kernel_acked_bytes)
     window_bytes = staticmethod(transport.kernel_window_bytes)
 
@@ -60,8 +63,6 @@ class TlsTransport:
         self.stepping: frozenset[int] = frozenset()
         """Descriptors of connections whose handshake takes a step in another thread."""
         self._secured: dict[int, _Secured] = {}
-        self._buffer = bytearray(OFFER_BYTES)
-        self._view = memoryview(self._buffer)
 
     def opened(self, connection: transport.Connection, session: tls_session.AnySession) -> None:
         """The handshake is done."""
@@ -76,6 +77,8 @@ class TlsTransport:
         """Seals and sends until the socket is full or a turn is over."""
         secured = self._secured[descriptor]
         sent = self._send_kept(secured, len(data)) if secured.kept else 0
+        if secured.session.send is not None:
+            return sent + self._send_at_once(secured, descriptor, data, sent)
         if not sent and len(data) <= OFFER_BYTES:
             return self._send(secured, data)
         view = memoryview(data)
@@ -94,21 +97,18 @@ class TlsTransport:
         """The same: a record of its own."""
         return self.write(connection.fileno(), data)
 
-    def send_file(self, descriptor: int, file_descriptor: int, position: int, count: int, /) -> int:
-        """The same with a file's bytes."""
-        secured = self._secured[descriptor]
-        sent = self._send_kept(secured, count) if secured.kept else 0
-        for _ in range(_OFFERS_AT_ONCE):
-            if sent == count:
-                break
-            part = self._view[: min(OFFER_BYTES, count - sent)]
-            read = os.preadv(file_descriptor, [part], position + sent)
-            try:
-                sent += self._send(secured, part[:read])
-            except BlockingIOError:
-                if not sent:
-                    raise
-                break
+    def _send_at_once(self, secured: _Secured, descriptor: int, data: bytes | memoryview, begin: int) -> int:
+        """Seals and sends all of a turn in one call. BlockingIOError if the whole turn has sent nothing."""
+        offer = data if not begin and len(data) <= _TURN_BYTES else memoryview(data)[begin : begin + _TURN_BYTES]
+        send = secured.session.send
+        assert send is not None
+        try:
+            sent, secured.kept, secured.owed = send(descriptor, offer, OFFER_BYTES)
+        except ssl.SSLError:
+            self._break(secured)
+            raise
+        if secured.kept and not begin + sent:
+            raise BlockingIOError
         return sent
 
     def _send_kept(self, secured: _Secured, offered: int) -> int:
@@ -142,6 +142,7 @@ class TlsTransport:
         secured = self._secured[connection.fileno()]
         received = connection.recv(RECEIVED_BYTES)
         if not received:
+            secured.has_hung_up = True
             return b""
         opened = secured.session.open(received)
         if opened.answer:
@@ -191,11 +192,14 @@ class TlsTransport:
         self._secured.pop(secured.connection.fileno(), None)
 
     def release(self, descriptor: int, /) -> bool:
-        """Sends the end of the stream if possible, and forgets the descriptor; False while a handshake step runs."""
+        """Sends the end of the stream if possible, and forgets the descriptor; False while a handshake step runs.
+
+        A peer that has hung up without a word reads nothing more: its host would answer with a reset.
+        """
         if descriptor in self.stepping:
             return False
         secured = self._secured.pop(descriptor, None)
-        if secured is not None and not secured.kept:
+        if secured is not None and not secured.kept and not secured.has_hung_up:
             with contextlib.suppress(OSError):  # it goes without
                 secured.connection.send(secured.session.end())
         return True

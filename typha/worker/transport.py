@@ -6,7 +6,8 @@
 import os
 import socket
 import struct
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 _TCP_INFO_BYTES = 136
 _BYTES_ACKED = struct.Struct("=Q")
@@ -53,6 +54,10 @@ class Connection(Protocol):
         ...
 
 
+SendFile: TypeAlias = Callable[[int, int, int, int], int]
+"""Sends some of a file's bytes: descriptor, the file's descriptor, position, and how many at most. Returns how many."""
+
+
 class Transport(Protocol):
     """Operations that never wait: BlockingIOError means "not now", any other OSError means "never again"."""
 
@@ -64,8 +69,9 @@ class Transport(Protocol):
         """The same for bytes that more will follow: without these, the kernel may hold them back for some 200 ms."""
         ...
 
-    def send_file(self, descriptor: int, file_descriptor: int, position: int, count: int, /) -> int:
-        """Sends some of a file's bytes from a position, `count` at most; returns how many."""
+    @property
+    def send_file(self) -> SendFile | None:
+        """None if the bytes of files must pass through memory: then they are written from a mapping."""
         ...
 
     def receive(self, connection: Connection, count: int, /) -> bytes:

@@ -1,7 +1,10 @@
 """Tests of loadtest.swarm.tls: the peer is OpenSSL's server side."""
 
 import contextlib
+import os
 import ssl
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +79,11 @@ def test_a_server_with_another_authority_is_refused(tmp_path: Path) -> None:
     channel = tls.Channel(tls.context_of(mine.agents), "127.0.0.1")
     with pytest.raises(ssl.SSLError, match="certificate verify failed"):
         channel.receive(peer.shake_hands(channel.begin()))
+
+
+def test_agents_offer_the_suite_first_that_go_offers_first() -> None:
+    show = "import ssl; print(ssl.create_default_context().get_ciphers()[0]['name'])"
+    found = subprocess.run(
+        [sys.executable, "-c", show], env={**os.environ, **tls.ENVIRONMENT}, capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "TLS_AES_128_GCM_SHA256\n"

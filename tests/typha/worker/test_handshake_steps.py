@@ -1,8 +1,10 @@
 """What one handshake may cost: bytes, steps, and the length of the first message. Plain sockets, and one thread."""
 
 import contextlib
+import select
 import socket
 import ssl
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -33,7 +35,8 @@ class Ends:
 
     def step(self) -> handshake_steps.Verdict:
         """As in the thread."""
-        return handshake_steps.take_step(self.handshake, self.settings)
+        [verdict] = handshake_steps.take_steps([self.handshake], self.settings)
+        return verdict
 
     def client_step(self) -> bytes:
         """The client's next bytes."""
@@ -117,6 +120,59 @@ def test_first_bytes_that_end_it(ends: Ends, first: bytes, detail: str | None) -
     assert verdict.reason is DisconnectReason.TLS_FAILED
     if detail is not None:
         assert verdict.detail == detail
+
+
+def test_each_handshake_of_a_batch_gets_its_own_verdict(files: certificates.Files) -> None:
+    """Those that are good go on whatever the others in the same call do."""
+    batch = [Ends(files) for _ in range(6)]
+    good, closed, silent, broken, late, other = batch
+    for ends in batch:
+        ends.far.send(ends.client_step())
+    settings = files.settings()
+    handshakes = [ends.handshake for ends in batch]
+    assert handshake_steps.take_steps(handshakes, settings) == [handshake_steps.Verdict()] * 6
+    for ends in (good, broken, late, other):
+        ends.incoming.write(ends.far.recv(1 << 16))
+    good.far.send(good.client_step())
+    closed.far.close()
+    broken.far.send(broken.client_step()[:-5] + b"other")
+    piece = late.client_step()
+    late.far.send(piece[:-1])
+    other.far.send(other.client_step() + b"GET /")
+    verdicts = handshake_steps.take_steps(handshakes, settings)
+    assert [verdict.done for verdict in verdicts] == [True, False, False, False, False, True]
+    reasons = [verdict.reason for verdict in verdicts]
+    assert reasons == [None, DisconnectReason.CLIENT_CLOSED, None, DisconnectReason.TLS_FAILED, None, None]
+    assert [verdict.defect for verdict in verdicts] == [None] * 6
+    assert other.near.recv(100) == b"GET /"
+    late.far.send(piece[-1:])
+    assert [one.done for one in handshake_steps.take_steps([late.handshake, silent.handshake], settings)] == [
+        True,
+        False,
+    ]
+    assert broken.far.recv(1 << 16)  # the server's own messages, and an alert
+    for ends in batch:
+        ends.near.close()
+        ends.far.close()
+
+
+def test_a_reset_in_a_handshake_is_no_defect(files: certificates.Files) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        near, _ = listener.accept()
+    near.setblocking(False)
+    handshake = handshake_steps.Handshake(near, tls.Contexts(files.settings()).make_session)
+    ends = Ends(files)
+    far.send(ends.client_step())
+    select.select([near], [], [], 5)
+    assert handshake_steps.take_steps([handshake], files.settings()) == [handshake_steps.Verdict()]
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far.close()
+    select.select([near], [], [], 5)
+    [verdict] = handshake_steps.take_steps([handshake], files.settings())
+    assert (verdict.reason, verdict.defect) == (DisconnectReason.CLIENT_CLOSED, None)
+    for end in (near, ends.near, ends.far):
+        end.close()
 
 
 @pytest.mark.parametrize("full_in_step", [1, 2])

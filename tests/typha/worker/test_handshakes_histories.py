@@ -61,7 +61,7 @@ class Hall:
             cast("connections.Connections", self),
             policy.Policy(),
             guarded=lambda action: action(),
-            take_step=self._take_step,
+            take_steps=self._take_steps,
         )
 
     # In place of the poller and the connections.
@@ -89,8 +89,12 @@ class Hall:
             current.hello = None
             self.closed[current] = reason
 
-    def _take_step(self, handshake: handshake_steps.Handshake, _: tls.ClientTls) -> handshake_steps.Verdict:
-        """In the thread: the second step is the last one."""
+    def _take_steps(self, batch: list[handshake_steps.Handshake], _: tls.ClientTls) -> list[handshake_steps.Verdict]:
+        """In the thread."""
+        return [self._take_step(handshake) for handshake in batch]
+
+    def _take_step(self, handshake: handshake_steps.Handshake) -> handshake_steps.Verdict:
+        """The second step is the last one."""
         handshake.steps += 1
         if handshake.steps == 1:
             return handshake_steps.Verdict()
@@ -105,6 +109,7 @@ class Hall:
     def _ready(self, current: client.Client) -> None:
         if current.hello is not None:
             self.handshakes.ready(current, current.hello)
+            self.handshakes.go_on()
 
     def arrive(self, host: str, *, answer_seconds: float | None = None) -> client.Client:
         """A connection and its first bytes; without `answer_seconds` it stops there."""
@@ -222,7 +227,7 @@ async def test_memory_is_given_back_behind_handshakes_that_failed(hall: Hall, mo
 class DefectiveHall(Hall):
     """Each step meets a defect."""
 
-    def _take_step(self, handshake: handshake_steps.Handshake, _: tls.ClientTls) -> handshake_steps.Verdict:
+    def _take_step(self, handshake: handshake_steps.Handshake) -> handshake_steps.Verdict:
         defect = ValueError("a defect")
         return handshake_steps.Verdict(reason=DisconnectReason.SERVER_ERROR, detail=str(defect), defect=defect)
 

@@ -32,17 +32,19 @@ async def test_a_handshake_that_is_not_finished_runs_out_of_time(open_tls: OpenT
 
 
 class HeldSteps:
-    """Takes handshake steps; each waits in the thread until `opened` is set."""
+    """Takes handshake steps; those of a batch wait in the thread until `opened` is set."""
 
     def __init__(self) -> None:
         self.entered: list[socket.socket] = []
         self.opened = threading.Event()
 
-    def __call__(self, handshake: handshake_steps.Handshake, client_tls: tls.ClientTls) -> handshake_steps.Verdict:
-        """In the thread: waits, then takes the step."""
-        self.entered.append(handshake.connection)
+    def __call__(
+        self, batch: list[handshake_steps.Handshake], client_tls: tls.ClientTls
+    ) -> list[handshake_steps.Verdict]:
+        """In the thread: waits, then takes the steps."""
+        self.entered += [handshake.connection for handshake in batch]
         self.opened.wait(worker_stand.TIMEOUT_SECONDS)
-        return handshake_steps.take_step(handshake, client_tls)
+        return handshake_steps.take_steps(batch, client_tls)
 
 
 def _more_than(stage: WorkerStand, count: int) -> bool:
@@ -63,7 +65,7 @@ async def in_handshake(stage: WorkerStand, count: int) -> list[tuple["asyncio.Ta
 
 async def test_the_oldest_goes_first_and_a_client_that_has_given_up_is_passed_over(open_tls: OpenTlsStage) -> None:
     steps = HeldSteps()
-    stage = await open_tls(msgspec.structs.replace(FAST, handshake_given_up_seconds=0.0), take_step=steps)
+    stage = await open_tls(msgspec.structs.replace(FAST, handshake_given_up_seconds=0.0), take_steps=steps)
     begun = await in_handshake(stage, 2)
     await eventually(lambda: len(steps.entered) == 1)
     context, stage.peers_tls = stage.peers_tls, None
@@ -82,7 +84,7 @@ async def test_the_oldest_goes_first_and_a_client_that_has_given_up_is_passed_ov
 
 async def test_clients_that_wait_for_the_worker_are_not_late_but_a_silent_one_is(open_tls: OpenTlsStage) -> None:
     steps = HeldSteps()
-    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=0.4), take_step=steps)
+    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=0.4), take_steps=steps)
     begun = await in_handshake(stage, 8)
     context, stage.peers_tls = stage.peers_tls, None
     silent = await stage.connect()
@@ -122,7 +124,7 @@ async def test_a_close_waits_for_the_step_that_runs(open_tls: OpenTlsStage) -> N
     steps = HeldSteps()
     # One timeout closes the connection even though it waits for the worker.
     limits = msgspec.structs.replace(FAST, handshake_timeout_seconds=0.3, handshake_timeouts_max=1)
-    stage = await open_tls(limits, take_step=steps)
+    stage = await open_tls(limits, take_steps=steps)
     [(task, stepping)] = await in_handshake(stage, 1)
     await eventually(lambda: stage.disconnects == {"handshake-timeout": 1})
     for _ in range(5):  # several checks for overdue connections

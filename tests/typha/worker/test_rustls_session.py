@@ -8,6 +8,7 @@ import random
 import shutil
 import ssl
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeAlias
 
@@ -19,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tests.harness import certificates
 from tests.harness.certificates import AGENT, AGENT_URI, NOW, PEM, Files
+from typha import clock
 from typha.worker import tls, tls_session
 
 Key: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
@@ -119,11 +121,17 @@ class Connected(NamedTuple):
     """What the client heard."""
 
 
-def connect(settings: tls.ClientTls, context: ssl.SSLContext) -> Connected:
-    """A handshake in memory."""
-    session = tls.Contexts(settings).make_session()
+def connect(
+    settings: tls.ClientTls,
+    context: ssl.SSLContext,
+    *,
+    contexts: tls.Contexts | None = None,
+    resumed: ssl.SSLSession | None = None,
+) -> Connected:
+    """A handshake in memory, by `contexts` if they are given."""
+    session = (contexts or tls.Contexts(settings)).make_session()
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    client = context.wrap_bio(incoming, outgoing, server_hostname="localhost", session=resumed)
     shaken = tls_session.Shaken(0, b"")
     is_done, refusal = False, ""
     while not (is_done and shaken.done) and shaken.error is None and not refusal:
@@ -394,6 +402,27 @@ def test_there_are_no_tickets(files: Files) -> None:
     assert connected.last_answer == b""
     connected.client.write(b"hello")
     assert connected.client.session is None or not connected.client.session.has_ticket
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_session_that_is_resumed_has_a_valid_certificate_of_the_present_files(
+    files: Files, version: ssl.TLSVersion
+) -> None:
+    """Only OpenSSL resumes, and only in TLS 1.2: Python's ssl cannot forbid that. What it resumes must be as safe."""
+    settings = files.settings()
+    contexts = tls.Contexts(settings)
+    context = certificates.client_context(files.authority)
+    context.maximum_version = version
+    before = connect(settings, context, contexts=contexts).client.session
+    again = connect(settings, context, contexts=contexts, resumed=before)
+    assert again.error is None
+    assert again.client.session_reused == (files.engine == tls.OPENSSL and version is ssl.TLSVersion.TLSv1_2)
+    settings.check_peer(again.session.certificate())
+    assert not connect(settings, context, resumed=before).client.session_reused  # other files, or the same read again
+    in_ten_days = time.time_ns() + 10 * 86_400 * 10**9
+    with clock.replaced(monotonic=time.monotonic, time_ns=lambda: in_ten_days):
+        expired = connect(settings, context, contexts=contexts, resumed=before)
+    assert bool(expired.error and "has expired" in str(expired.error)) == again.client.session_reused
 
 
 def test_names_that_are_no_agents(files: Files) -> None:
