@@ -82,6 +82,8 @@ def test_generated_files_are_fresh(helm_tools: Path) -> None:
         ({"ports": {"client": 70000}}, "at '/ports/client': maximum"),
         ({"settings": {"ServerPrt": 1}}, "invalid propertyName 'ServerPrt'"),
         ({"settings": {"ServerPort": 1}}, "invalid propertyName 'ServerPort'"),
+        ({"environment": {"TYPHA_SERVERPORT": "1"}}, "invalid propertyName 'TYPHA_SERVERPORT'"),
+        ({"environment": {"OTEL_X": 1}}, "at '/environment/OTEL_X': got number, want string"),
         ({"calico": {"feeds": False}}, "feeds is needed if calico.feeds is false"),
         ({"calico": {"apiGroup": "v1"}}, "at '/calico/apiGroup': value must be one of"),
         ({"feeds": {"felix": {"resources": [{"type": "v1/pods"}]}}}, "invalid propertyName 'felix'"),
@@ -207,6 +209,12 @@ def test_the_service_accepts_its_environment(rendered: chart.Rendered, tmp_path:
             Path(value).touch()
     loaded = settings.load(flags={}, environment=environment, strict=True, default_config_file=str(tmp_path / "none"))
     assert loaded.notices == ()
+
+
+def test_settings_and_variables_reach_the_service(all_rendered: dict[str, chart.Rendered]) -> None:
+    found = all_rendered["everything"].environment
+    assert (found["TYPHA_SEGMENTBYTES"], found["TYPHA_LOGFORMAT"]) == ("4194304", "json")
+    assert chart.MATRIX["everything"]["environment"].items() <= found.items()
 
 
 def test_probes_drain_and_ports(rendered: chart.Rendered) -> None:

@@ -104,7 +104,7 @@ class SpanExporter:
             _log.info("Traces are exported again", dropped=self.dropped)
         self._complained = error is not None
 
-    async def close(self) -> None:
+    async def close(self, *, seconds: float = _CLOSE_SECONDS) -> None:
         """Exports what waits, for a moment at most. The SDK's thread may outlive this; it ends with the process."""
         loop = asyncio.get_running_loop()
         closed = asyncio.Event()
@@ -117,7 +117,7 @@ class SpanExporter:
 
         threading.Thread(target=close, name="close tracing", daemon=True).start()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(closed.wait(), _CLOSE_SECONDS)
+            await asyncio.wait_for(closed.wait(), seconds)
 
 
 class _Counted:

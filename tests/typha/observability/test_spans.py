@@ -1,12 +1,15 @@
 """Traces of a whole service, at a collector of the test's own."""
 
+import asyncio
 import itertools
 import pathlib
 from collections.abc import AsyncIterator
 
 import pytest
+import structlog
 
 from tests.harness import served, trace_collector, worker_stand
+from typha.observability import spans
 
 pytestmark = pytest.mark.slow
 
@@ -65,8 +68,9 @@ async def test_a_trace_leads_from_the_event_to_the_last_client(cluster: served.C
         sent = b"".join(span.SerializeToString() for span in collector.spans)
         assert SECRET.encode() not in sent
         assert b"p1" not in sent
-        exported = await service.metric("typha_trace_spans_exported_total")
-        assert exported >= len(collector.spans)
+        async with asyncio.timeout(served.TIMEOUT_SECONDS):  # a page may be a second old
+            while await service.metric("typha_trace_spans_exported_total") < len(collector.spans):
+                await asyncio.sleep(0.1)
         assert await service.metric("typha_trace_spans_dropped_total") == 0
 
 
@@ -91,10 +95,66 @@ async def test_without_a_collector_clients_are_served_and_it_is_said_once(cluste
     assert "Traceback" not in service.text
 
 
+async def test_a_failure_and_its_end_are_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with trace_collector.collecting() as collector:
+        for name, value in variables(collector.url).items():
+            monkeypatch.setenv(name, value)
+        exporter = spans.open_exporter("v0")
+        collector.answer = 400
+
+        async def exports(count: int) -> None:
+            for _ in range(count):
+                handled = exporter.exported + exporter.dropped
+                exporter.export(spans.Span("update", 1.0, 2.0), [spans.Span("commit", 1.0, 2.0)])
+                await worker_stand.eventually(lambda before=handled: exporter.exported + exporter.dropped == before + 2)
+                exporter.report()
+
+        with structlog.testing.capture_logs() as lines:
+            await exports(3)
+            collector.answer = 200
+            await exports(3)
+        assert [line["event"] for line in lines] == [
+            "Traces cannot be exported; spans are dropped and counted",
+            "Traces are exported again",
+        ]
+        assert (exporter.exported, exporter.dropped) == (6, 6)
+        await exporter.close()
+
+
+async def test_a_full_queue_drops_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with trace_collector.collecting() as collector:
+        for name, value in variables(collector.url).items():
+            monkeypatch.setenv(name, value)
+        exporter = spans.open_exporter("v0")
+        collector.may_answer.clear()
+        for _ in range(2 * spans.QUEUE_SPANS_MAX):
+            exporter.export(spans.Span("update", 1.0, 2.0), [])
+        dropped = exporter.dropped
+        assert 0 < dropped <= spans.QUEUE_SPANS_MAX
+        collector.may_answer.set()
+        await worker_stand.eventually(lambda: exporter.exported == 2 * spans.QUEUE_SPANS_MAX - dropped)
+        assert exporter.dropped == dropped
+        await exporter.close()
+
+
+async def test_closing_does_not_wait_for_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with trace_collector.collecting() as collector:
+        for name, value in variables(collector.url).items():
+            monkeypatch.setenv(name, value)
+        exporter = spans.open_exporter("v0")
+        collector.may_answer.clear()
+        exporter.export(spans.Span("update", 1.0, 2.0), [])
+        await worker_stand.eventually(lambda: collector.requests > 0)
+        await exporter.close(seconds=0.01)
+        assert (exporter.exported, exporter.dropped) == (0, 0)  # the libraries are still at it
+
+
 async def test_a_collector_that_never_answers_delays_no_end(cluster: served.Cluster) -> None:
     async with (
         trace_collector.collecting() as collector,
-        served.serving(cluster, "--workers", "1", **variables(collector.url)) as service,
+        served.serving(
+            cluster, "--workers", "1", **variables(collector.url), OTEL_EXPORTER_OTLP_TIMEOUT="100000"
+        ) as service,
     ):
         collector.may_answer.clear()
         async with served.mirrors(await service.address(), 2) as clients:
