@@ -14,7 +14,7 @@ ARGS ?=
 # How many tests run at once. Many of them wait most of the time, so three keep two CPUs busy.
 WORKERS ?= 3
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
-UNIT := not slow and not control_plane and not go and not helm
+UNIT := not slow and not control_plane and not go and not helm and not image
 
 # The tool that resolves the locked requirements; needed by `make lock` only.
 UV_VERSION := 0.13.9
@@ -27,7 +27,13 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 # The optional TLS engine of native/ is built where Rust 1.88 or newer is installed; elsewhere its tests are skipped.
 NATIVE := $(shell command -v cargo >/dev/null && rustc --version 2>/dev/null | awk '{split($$2, v, "."); if (v[1] > 1 || v[2] >= 88) print "native"}')
 
+# The container engine, or another one that is installed; all take the same arguments.
+ENGINE ?= $(shell for engine in docker podman buildah; do if command -v $$engine; then break; fi; done)
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+SOURCE ?= unknown
+
 .PHONY: help packages venv lock native lint format check test fuzz hook demo control-plane acceptance bench clean
+.PHONY: image sbom audit wheels
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,7 +55,9 @@ venv: $(STAMP)  ## the project and what it needs, from locked versions and hashe
 lock: $(STAMP)  ## resolve the dependencies again (UPGRADE=--upgrade takes newer versions)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(COMPILE) $(UPGRADE) pyproject.toml --output-file requirements/runtime.txt
+	$(COMPILE) $(UPGRADE) pyproject.toml --extra otel --constraint requirements/runtime.txt --output-file requirements/otel.txt
 	$(COMPILE) $(UPGRADE) --group build --output-file requirements/build.txt
+	$(COMPILE) $(UPGRADE) --group audit --output-file requirements/audit.txt
 	$(COMPILE) $(UPGRADE) --group go --output-file requirements/go.txt
 	$(COMPILE) $(UPGRADE) --group native --output-file requirements/native.txt
 	$(COMPILE) $(UPGRADE) pyproject.toml --extra dev --group build --constraint requirements/runtime.txt --output-file requirements/dev.txt
@@ -58,11 +66,12 @@ native: $(STAMP)  ## build typha_rustls from native/, once, and install it (need
 	wheel=$$(native/build.sh) && { cmp --silent "$$wheel" $(VENV)/.native.whl || { \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$$wheel" && cp "$$wheel" $(VENV)/.native.whl; }; }
 
-lint: $(STAMP)  ## format, lint, types, import layers
+lint: $(STAMP)  ## format, lint, types, import layers; clippy where it is installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
+	@if [ -n "$(NATIVE)" ] && cargo clippy --version >/dev/null 2>&1; then echo native/build.sh lint; native/build.sh lint; fi
 
 format: $(STAMP)  ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
@@ -103,6 +112,27 @@ manifests: $(STAMP)  ## the chart's permissions from the service's kinds, and de
 
 control-plane: $(STAMP)  ## build kube-apiserver and etcd, once, into ~/.cache/typha-control-plane
 	tools/control-plane/build.sh
+
+image:  ## the image typha:VERSION, by docker, podman or buildah (ENGINE=, SOURCE=address of the sources); see tools/image too
+	$(if $(ENGINE),,$(error docker, podman or buildah is needed))
+	$(ENGINE) build --tag typha:$(VERSION) --build-arg VERSION=$(VERSION) --build-arg SOURCE=$(SOURCE) \
+		--build-arg GIT_COMMIT=$$(git rev-parse HEAD) --build-arg BUILD_DATE=$$(git log -1 --format=%cI) \
+		--build-arg SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) .
+
+sbom: $(STAMP) $(NATIVE)  ## what the image is made of, as CycloneDX, in build/sbom: Python packages, and crates where Rust is installed
+	mkdir -p build/sbom
+	$(BIN)/cyclonedx-py requirements --output-reproducible --pyproject pyproject.toml --output-file build/sbom/typha.cdx.json requirements/runtime.txt
+	$(if $(NATIVE),$(BIN)/python -c 'import importlib.metadata as m; print([f for f in m.files("typha-rustls") if f.name.endswith(".cyclonedx.json")][0].read_text())' >build/sbom/typha-rustls.cdx.json)
+
+audit: $(STAMP)  ## known vulnerabilities of what is locked, from PyPI's database, and RustSec's if cargo-audit is installed
+	test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && \
+		build/audit/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/audit.txt; }
+	build/audit/bin/pip-audit --disable-pip --require-hashes --requirement requirements/runtime.txt
+	if command -v cargo-audit >/dev/null; then lock=$$(mktemp) && native/lock.sh restore >$$lock && cargo audit --file $$lock; \
+		else echo "cargo-audit is not installed: the crates of native/ have not been looked up"; fi
+
+wheels: $(STAMP)  ## asks PyPI whether each locked dependency has a wheel for each architecture of the image
+	$(BIN)/python -P tools/check_wheels.py
 
 clean:  ## remove what was built in this folder (not the control plane's cache)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -36,6 +36,8 @@ class Feed:
         self, content: Mapping[str, bytes], *, status: messages.SyncStatus, keys_per_frame: int, chunks: int
     ) -> None:
         self.status = status
+        self.has_data = status is not messages.SyncStatus.WAITING
+        """Whether clients get a snapshot: from the first status other than WAITING on."""
         self.sequence = 1
         self._keys_per_frame = keys_per_frame
         self._chunks = chunks
@@ -189,12 +191,15 @@ class Server:
         self._broadcast(feed, self.feeds[feed].delete(key))
 
     def set_status(self, feed: str, status: messages.SyncStatus) -> None:
-        """Sets the feed's status and sends it. The first status other than WAITING releases the snapshots."""
+        """Sets the feed's status and sends it. The first status other than WAITING releases the snapshots.
+
+        A later WAITING means that the server has lost its backend; newcomers still get a snapshot.
+        """
         content = self.feeds[feed]
-        released = content.status is messages.SyncStatus.WAITING and status is not messages.SyncStatus.WAITING
         content.status = status
+        content.has_data = content.has_data or status is not messages.SyncStatus.WAITING
         for peer in self._accepted(feed):
-            if released and not peer.has_snapshot:
+            if content.has_data and not peer.has_snapshot:
                 peer.send_all(content.snapshot())
             elif peer.has_snapshot:
                 peer.send(messages.Status(content.sequence, status))
@@ -296,7 +301,7 @@ class Server:
             peer.finish(messages.Goodbye(reasons.DisconnectReason.UNKNOWN_FEED, f"no feed {hello.feed!r}"))
         else:
             peer.accept(hello, connection_id=len(self.hellos))
-            if feed.status is not messages.SyncStatus.WAITING:
+            if feed.has_data:
                 peer.send_all(feed.snapshot())
         self._notify()
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import pathlib
+import shutil
 import subprocess
 import weakref
 from asyncio import base_subprocess
@@ -20,8 +22,16 @@ WITHOUT_CONTROL_PLANE: Final = "TYPHA_TESTS_WITHOUT_CONTROL_PLANE"
 BUILD_TIMEOUT_SECONDS: Final = 3600.0
 """The control plane takes some 6 minutes of two CPUs."""
 
-PROGRAMS: Final = {"control_plane": ("control-plane",), "go": ("gobpeer", "clientgo", "yamlref"), "helm": ("helm",)}
-"""The folders below tools/ with the programs that tests with this marker need."""
+PROGRAMS: Final = {
+    "control_plane": ("control-plane",),
+    "go": ("gobpeer", "clientgo", "yamlref", "../clients/go/cmd/typha-follow"),
+    "helm": ("helm",),
+    "image": ("image",),
+}
+"""The folders below tools/ with what tests with this marker need."""
+
+CAN_BUILD_IMAGE: Final = os.geteuid() == 0 and all(map(shutil.which, ("buildah", "mmdebstrap", "umoci")))
+"""Without a container engine, as tools/image/build.sh does it."""
 
 _built: Final[dict[str, "subprocess.CompletedProcess[str]"]] = {}
 _started: Final[weakref.WeakSet[base_subprocess.BaseSubprocessTransport]] = weakref.WeakSet()
@@ -56,8 +66,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("control_plane")]
         config.hook.pytest_deselected(items=left_out)
     for item in items:
-        if item.get_closest_marker("control_plane") and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group("control_plane"))
+        for marker in ("control_plane", "image"):
+            if item.get_closest_marker(marker) and not item.get_closest_marker("xdist_group"):
+                item.add_marker(pytest.mark.xdist_group(marker))
+        if item.get_closest_marker("image"):
+            reason = "needs root, buildah, mmdebstrap and umoci: make packages"
+            item.add_marker(pytest.mark.skipif(not CAN_BUILD_IMAGE, reason=reason))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
@@ -78,6 +92,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _needed_programs(item: pytest.Item) -> list[str]:
+    if item.get_closest_marker("image") and not CAN_BUILD_IMAGE:
+        return []
     return [folder for marker, folders in PROGRAMS.items() if item.get_closest_marker(marker) for folder in folders]
 
 
@@ -102,9 +118,21 @@ def gobpeer() -> str:
 
 
 @pytest.fixture(scope="session")
+def image() -> pathlib.Path:
+    """The folder with the image, as an OCI layout and unpacked. Mark tests that use it with `pytest.mark.image`."""
+    return pathlib.Path(_built["image"].stdout.strip())
+
+
+@pytest.fixture(scope="session")
 def clientgo() -> str:
     """The path of the program on client-go (tools/clientgo). Mark tests that use it with `pytest.mark.go`."""
     return _built["clientgo"].stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def typha_follow() -> str:
+    """The path of the example of our client in Go. Mark tests that use it with `pytest.mark.go`."""
+    return _built["../clients/go/cmd/typha-follow"].stdout.strip()
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ WITHOUT_A_SOURCE = (
     "tests/test_",
 )
 SUBJECTS = (
+    "browser",
     "cancellation",
     "faults",
     "golden",
@@ -34,6 +35,7 @@ SUBJECTS = (
     "pipeline",
     "projections",
     "refusals",
+    "served",
     "slow_clients",
     "update_times",
 )

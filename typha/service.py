@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import structlog
 
-from cache import resources
+from cache import objects, resources
 from cache.feeds import feed
 from cache.kube import access, api, watcher
 from cache.watch import api_group
@@ -22,10 +22,10 @@ from protocol.native import encoder as native_encoder
 from typha import build, clock, listening, open_files, settings, signals
 from typha.admin import contents, history, local_socket, page, status, support
 from typha.admin import server as admin_server
-from typha.hub import bootstrap, collector, diagnosis, hub, supervisor
+from typha.hub import bootstrap, collector, diagnosis, hub, supervisor, tracing
 from typha.hub import policy as hub_policy
 from typha.ipc import messages
-from typha.observability import health, logs, loop_latency, metrics, webserver
+from typha.observability import health, logs, loop_latency, metrics, spans, webserver
 from typha.settings import description, feeds_file
 
 _log = structlog.get_logger("typha.service")
@@ -156,6 +156,25 @@ class Service:
         self.collector.http_refused[self.admin.name] = self.admin.refused
         if configured.status_page_enabled:
             self.collector.http_refused[self.status_page.name] = self.status_page.refused
+        self._sink: objects.WatchSink = self.hub
+        self._tracer = self._make_tracer()
+
+    def _make_tracer(self) -> tracing.Tracer | None:
+        """Begins to trace, if that is configured. What cannot be traced is served all the same."""
+        if not self._settings.tracing_sample_ratio:
+            return None
+        try:
+            exporter = spans.open_exporter(build.VERSION)
+        except spans.Unavailable as error:
+            _log.warning("Updates are not traced", error=str(error), setting="TracingSampleRatio")
+            return None
+        tracer = tracing.Tracer(
+            self._settings.tracing_sample_ratio,
+            finished=lambda trace: exporter.export(*tracing.spans_of(trace)),
+            dropped=exporter.drop,
+        )
+        self.hub.tracer, self._sink, self.collector.spans = tracer, tracing.TracedHub(self.hub, tracer), exporter
+        return tracer
 
     def stop(self, signal_name: str = "") -> None:
         """Begins to drain: no new clients are accepted, and the others are closed one after another."""
@@ -197,6 +216,8 @@ class Service:
         finally:
             self.listener.close()
             self.hub.close()
+            if self.collector.spans is not None:
+                await self.collector.spans.close()
         _log.info("Drained")
 
     def _background(self) -> list[tuple[str, Coroutine[None, None, None]]]:
@@ -213,6 +234,8 @@ class Service:
             ("admin", self._serve_admin()),
             ("status page", self._serve_status_page()),
         ]
+        if self._tracer is not None:
+            jobs.append(("traces", self._tracer.run()))
         jobs += [(server.name, server.run()) for server in self.collector.web_servers]
         return jobs
 
@@ -306,6 +329,8 @@ class Service:
             self.hub.look_after_channels()
             self.history.look()
             self.collector.report(self.health)
+            if self.collector.spans is not None:
+                self.collector.spans.report()
             is_complete = bool(self.hub.feeds) and not self.hub.awaited
             if not synced and is_complete and all(source.synced_once for source in self.hub.feeds.values()):
                 synced = True
@@ -342,7 +367,7 @@ class Service:
         policy = WatchPolicy(page_limit=self._settings.list_page_size, is_optional=are_optional)
         group = api_group.ApiGroup(self.calico.types)
         for type in types:
-            one = watcher.Watcher(session, type, self.hub, policy=policy, group=group if type in group else None)
+            one = watcher.Watcher(session, type, self._sink, policy=policy, group=group if type in group else None)
             self.collector.watchers.append(one)
             tasks.create_task(one.run(), name=f"watch {type}")
 

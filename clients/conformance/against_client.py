@@ -29,6 +29,9 @@ FAST_PING_MILLISECONDS = 400
 SLACK_SECONDS = 3.0
 """How late a client on a busy machine may act."""
 HELLO_TIMEOUT_SECONDS = 10.0
+ATTEMPTS = 8
+ATTEMPTS_SECONDS_MIN = 0.5
+"""Their pauses take 6 s on average, and less than this in one of 50,000 runs."""
 
 
 class Options(NamedTuple):
@@ -444,7 +447,7 @@ async def _takes_over(run: Run) -> None:
     link.send(wire.status(9))
     await run.reaches(link, 9, rule="O10")
     await run.state(wire.IN_SYNC, 9, {**wire.MAP, "/new": b""}, rule="O6")
-    run.check_changes("O8", "put /new")
+    run.check_changes("O6", "put /new")
 
 
 @_check("O9", "a connection that ends inside a snapshot, or before the status, changes nothing")
@@ -613,24 +616,22 @@ async def _refusal(run: Run) -> None:
 
 @_check("B1", "failures in a row make the client wait longer")
 async def _back_off(run: Run) -> None:
-    attempts = 7
-    for _ in range(attempts):
+    for _ in range(ATTEMPTS):
         (await run.link(RECONNECT_SECONDS)).close()
     waited_seconds = run.accepted_at[-1] - run.accepted_at[0]
-    if waited_seconds < 0.1:  # 3 s on average; less than this once in a million runs
-        raise Broken("B1", f"{attempts} attempts within {waited_seconds:.2f} s")
+    if waited_seconds < ATTEMPTS_SECONDS_MIN:
+        raise Broken("B1", f"{ATTEMPTS} attempts within {waited_seconds:.2f} s")
 
 
 @_check("B2", "a hello alone does not end the back-off")
 async def _back_off_goes_on(run: Run) -> None:
-    attempts = 7
-    for _ in range(attempts):
+    for _ in range(ATTEMPTS):
         link, _ = await run.ready(RECONNECT_SECONDS)
         await run.reaches(link, 0)
         link.close()
     waited_seconds = run.accepted_at[-1] - run.accepted_at[0]
-    if waited_seconds < 0.3:
-        raise Broken("B2", f"{attempts} connections within {waited_seconds:.2f} s")
+    if waited_seconds < ATTEMPTS_SECONDS_MIN:
+        raise Broken("B2", f"{ATTEMPTS} connections within {waited_seconds:.2f} s")
 
 
 @_check("B1 B5 O9", "the map survives a lost connection")

@@ -36,6 +36,7 @@ class ToServer(NamedTuple):
 
 _DIGEST = wire.digest(wire.MAP)
 _ONE = {wire.POD: wire.POD_VALUE}
+_SKIPPABLE = bytes.fromhex("502a4d1800000000")
 _ZSTD_PING = bytes.fromhex("28b52ffd20021100009108")
 
 
@@ -48,6 +49,7 @@ TO_CLIENTS: Final = (
     ToClient("E5", "a version that was not offered", "preface", wire.server_hello("workloads", version=2)),
     ToClient("E5", "another feed", "preface", wire.server_hello("another")),
     ToClient("M2", "a hello without its incarnation", "preface", wire.server_hello("workloads", incarnation=None)),
+    ToClient("M2", "an incarnation of 15 bytes", "preface", wire.server_hello("workloads", incarnation=bytes(15))),
     ToClient("M2", "a hello whose feed is bin", "preface", wire.server_hello(b"workloads")),
     ToClient("O1", "a ping before the hello", "preface", frame(wire.PING)),
     ToClient(
@@ -125,6 +127,7 @@ TO_CLIENTS: Final = (
     ),
     ToClient("F7", "a compressed frame with a byte after it", "hello", framed(_ZSTD_PING + b"\0", 1), ZSTD),
     ToClient("F7", "two compressed frames in one", "hello", framed(_ZSTD_PING + _ZSTD_PING, 1), ZSTD),
+    ToClient("F7", "a skippable zstd frame after the frame", "hello", framed(_ZSTD_PING + _SKIPPABLE, 1), ZSTD),
     ToClient(
         "V1",
         "a chunk without its digest",

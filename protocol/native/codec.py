@@ -22,6 +22,7 @@ MAX_KEY_CHARS = 4096
 """A raw key has at most 4 x 253 characters and the separators."""
 MAX_CHUNKS = 8192
 """Limit of the chunk digests in a hello. A frame to a server has room for 7,200 of them."""
+INCARNATION_BYTES = 16
 MAX_UPDATES = 1 << 20
 """Limit of the updates in a frame: each takes up to 35 times its bytes in memory."""
 MAX_LIST_LENGTH = 64
@@ -195,7 +196,7 @@ class _ClientHello(_Wire, tag=int(MessageType.CLIENT_HELLO)):
 class _ServerHelloContent(msgspec.Struct):
     version: _Count
     feed: _Name
-    incarnation: bytes
+    incarnation: Annotated[bytes, msgspec.Meta(min_length=INCARNATION_BYTES, max_length=INCARNATION_BYTES)]
     features: _Names | None = None
     not_supported: _Names | None = None
     software: _Name | None = None

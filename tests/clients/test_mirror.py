@@ -142,6 +142,29 @@ async def test_only_in_sync_counts_as_in_sync() -> None:
         await held.wait_in_sync(timeout_seconds=10)
 
 
+async def test_the_map_survives_the_loss_of_the_servers_backend() -> None:
+    """For old clients and new ones, which are told that it may be old."""
+    seen: list[str] = []
+    async with (
+        testing.Server(feeds=FEEDS) as server,
+        make(server, lambda changes: seen.extend(show(changes))) as held,
+    ):
+        await held.wait_in_sync(timeout_seconds=10)
+        server.set_status("pods", messages.SyncStatus.WAITING)
+        async with make(server) as newcomer:
+            deadline = time.monotonic() + 20
+            while held.in_sync or len(newcomer) < 2:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.005)
+            assert (newcomer.status, newcomer.in_sync, newcomer.connected) == (messages.SyncStatus.WAITING, False, True)
+            assert (held.status, held.connected) == (messages.SyncStatus.WAITING, True)
+            assert set(held) == set(newcomer) == {"/a", "/b"}
+            server.set_status("pods", messages.SyncStatus.IN_SYNC)
+            await held.wait_in_sync(timeout_seconds=10)
+            await newcomer.wait_in_sync(timeout_seconds=10)
+    assert seen == ["+/a", "+/b"]
+
+
 async def test_a_mirror_runs_once_and_only_inside_its_block() -> None:
     async with testing.Server(feeds=FEEDS) as server:
         held = make(server)

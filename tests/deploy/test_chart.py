@@ -82,6 +82,8 @@ def test_generated_files_are_fresh(helm_tools: Path) -> None:
         ({"ports": {"client": 70000}}, "at '/ports/client': maximum"),
         ({"settings": {"ServerPrt": 1}}, "invalid propertyName 'ServerPrt'"),
         ({"settings": {"ServerPort": 1}}, "invalid propertyName 'ServerPort'"),
+        ({"environment": {"TYPHA_SERVERPORT": "1"}}, "invalid propertyName 'TYPHA_SERVERPORT'"),
+        ({"environment": {"OTEL_X": 1}}, "at '/environment/OTEL_X': got number, want string"),
         ({"calico": {"feeds": False}}, "feeds is needed if calico.feeds is false"),
         ({"calico": {"apiGroup": "v1"}}, "at '/calico/apiGroup': value must be one of"),
         ({"feeds": {"felix": {"resources": [{"type": "v1/pods"}]}}}, "invalid propertyName 'felix'"),
@@ -209,6 +211,12 @@ def test_the_service_accepts_its_environment(rendered: chart.Rendered, tmp_path:
     assert loaded.notices == ()
 
 
+def test_settings_and_variables_reach_the_service(all_rendered: dict[str, chart.Rendered]) -> None:
+    found = all_rendered["everything"].environment
+    assert (found["TYPHA_SEGMENTBYTES"], found["TYPHA_LOGFORMAT"]) == ("4194304", "json")
+    assert chart.MATRIX["everything"]["environment"].items() <= found.items()
+
+
 def test_probes_drain_and_ports(rendered: chart.Rendered) -> None:
     pod, environment = rendered.pod, rendered.environment
     [container] = pod["containers"]
@@ -275,6 +283,21 @@ def test_certificates(all_rendered: dict[str, chart.Rendered]) -> None:
     named = all_rendered["an issuer"]
     assert named.one("Certificate")["spec"]["issuerRef"]["name"] == "corp"
     assert not [item for item in named.objects if item["kind"] == "Issuer"]
+
+
+def test_rules_and_dashboard_are_the_files(all_rendered: dict[str, chart.Rendered]) -> None:
+    found = all_rendered["monitoring"]
+    rules = yaml.safe_load((chart.CHART / "files" / "alerts.yaml").read_text())
+    assert found.one("PrometheusRule")["spec"] == rules
+    [text] = found.one("ConfigMap")["data"].values()
+    assert json.loads(text) == json.loads((chart.CHART / "files" / "dashboard.json").read_text())
+    selector = found.one("ServiceMonitor")["spec"]["selector"]["matchLabels"]
+    selected = [
+        item["metadata"]["name"]
+        for item in found.objects
+        if item["kind"] == "Service" and selector.items() <= item["metadata"]["labels"].items()
+    ]
+    assert selected == ["calico-typha-metrics"]
 
 
 # Permissions

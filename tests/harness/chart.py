@@ -59,6 +59,7 @@ MATRIX: Final[dict[str, Values]] = {
         "feeds": FEEDS,
         "metrics": MONITORING,
         "settings": {"LogSeverityScreen": "warning", "SegmentBytes": 4194304, "LogFormat": "json"},
+        "environment": {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318", "TLS_MIN_VERSION": "1.3"},
         "drainSeconds": 600,
         "nodeAffinity": {
             "preferredDuringSchedulingIgnoredDuringExecution": [

@@ -41,6 +41,8 @@ class Cluster:
         self.simulator = simulator.Simulator(settings)
         self.open_files: int | None = None
         """Limit for each process of the service; None for that of the tests."""
+        self.command: tuple[str, ...] = COMMAND
+        """What starts the service."""
 
     async def __aenter__(self) -> Self:
         await self.simulator.start()
@@ -149,9 +151,10 @@ def processes_of_session(session: int) -> list[int]:
     return found
 
 
-def _command(open_files: int | None) -> tuple[str, ...]:
+def _command(cluster: Cluster) -> tuple[str, ...]:
+    open_files = cluster.open_files
     if open_files is None:
-        return COMMAND
+        return cluster.command
     interpreter, option, program, *rest = COMMAND
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({open_files}, {open_files})); {program}"
     return interpreter, option, limited, *rest
@@ -164,7 +167,7 @@ async def serving(cluster: Cluster, *arguments: str, **variables: str) -> AsyncI
     inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("TYPHA_")}
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            *_command(cluster.open_files),
+            *_command(cluster),
             *arguments,
             env={**inherited, **cluster.variables(), **variables},
             stdin=asyncio.subprocess.DEVNULL,
@@ -181,7 +184,8 @@ async def serving(cluster: Cluster, *arguments: str, **variables: str) -> AsyncI
         await worker_stand.eventually(lambda: not processes_of_session(process.pid))
     finally:
         for pid in processes_of_session(process.pid):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         await process.wait()
 
 

@@ -241,7 +241,7 @@ class Watcher:
     def __init__(self, server: ApiServer, type: resources.ResourceType, sink: objects.WatchSink) -> None:
         self._server = server
         self._world = server.world
-        self._type = type
+        self.type = type
         self._machine = WatchMachine(
             type,
             sink,
@@ -253,6 +253,11 @@ class Watcher:
     @property
     def _now(self) -> float:
         return self._world.time
+
+    @property
+    def is_unconfirmed(self) -> bool:
+        """Whether the API server can no longer confirm the known objects."""
+        return self._machine.is_unconfirmed(self._now)
 
     async def run(self) -> None:
         """Watch forever."""
@@ -271,7 +276,7 @@ class Watcher:
             await asyncio.sleep(0)
             is_sweeping = self._machine.sweep(self._now)
         for notice in self._machine.take_notices():
-            self._world.note(f"watch {self._type.resource}", notice.kind.name)
+            self._world.note(f"watch {self.type.resource}", notice.kind.name)
         self._machine.end_batch(self._now)
 
     async def _perform(self, request: requests.Request) -> None:
@@ -288,7 +293,7 @@ class Watcher:
             await self._stream(request)
 
     async def _list(self, request: requests.Request) -> None:
-        page = decoding.decode_page(self._server.page(self._type, request), self._type)
+        page = decoding.decode_page(self._server.page(self.type, request), self.type)
         self._machine.begin_page(self._now, page)
         for start in range(0, len(page.items), POLICY.slice_items):
             self._machine.items(page, page.items[start : start + POLICY.slice_items])
@@ -298,12 +303,12 @@ class Watcher:
     async def _stream(self, request: requests.Request) -> None:
         machine = self._machine
         machine.accepted(self._now)
-        stream = self._server.open(self._type, request)
+        stream = self._server.open(self.type, request)
         try:
             while machine.streaming:
                 await self._read(stream, request)
         finally:
-            self._server.close(self._type, stream)
+            self._server.close(self.type, stream)
 
     async def _read(self, stream: Stream, request: requests.Request) -> None:
         machine = self._machine

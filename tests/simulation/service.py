@@ -195,9 +195,10 @@ class Service:
                     self.hub.run_snapshots(),
                     self.hub.catch_ups.run(),
                     self.hub.run_coalescing(),
-                    self._keep_house(self.hub),
                 ]
-                jobs += [apiserver.Watcher(self.server, type, self.hub).run() for type in TYPES]
+                watchers = [apiserver.Watcher(self.server, type, self.hub) for type in TYPES]
+                jobs += [watcher.run() for watcher in watchers]
+                jobs.append(self._keep_house(self.hub, watchers))
                 background = [tasks.create_task(job) for job in jobs]
                 await self._stopping.wait()
                 self.listener.close()
@@ -209,7 +210,9 @@ class Service:
             self.hub.close()
         return 0
 
-    async def _keep_house(self, the_hub: hub.Hub) -> None:
+    async def _keep_house(self, the_hub: hub.Hub, watchers: list[apiserver.Watcher]) -> None:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+            for one in watchers:
+                the_hub.set_unconfirmed(one.type, one.is_unconfirmed)
             the_hub.look_after_channels()

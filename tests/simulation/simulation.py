@@ -202,7 +202,7 @@ class Simulation:
             return
         if current.offset == made.log.end and not worker.transport.owed(current.fd):
             try:
-                model.settle()
+                model.settle(made.status)
             except worlds.Violation as error:
                 raise worlds.Violation(f"{agent.name}: {error}") from error
 

@@ -67,8 +67,8 @@ def replaced(world: worlds.World, plan: plans.Plan, running: Sequence[Observer])
 
     refuse = connections.Connections._refuse
 
-    def took_leave(self: connections.Connections, current: client.Client, *arguments: Any) -> None:
-        refuse(self, current, *arguments)
+    def took_leave(self: connections.Connections, current: client.Client, *arguments: Any, **named: Any) -> None:
+        refuse(self, current, *arguments, **named)
         if running:
             running[0].took_leave(current)
 

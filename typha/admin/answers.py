@@ -104,6 +104,10 @@ class Clients(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool
     """False if a worker did not answer in time."""
     missing_workers: list[Count] = []
+    versions: dict[str, Count] = {}
+    """How many of all these connections name each version; the most frequent ones."""
+    states: dict[str, Count] = {}
+    """How many are in each state."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):

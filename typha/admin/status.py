@@ -1,5 +1,6 @@
 """The pages `/v1/status` and `/v1/clients`: the service, its feeds and kinds, and who is connected."""
 
+import collections
 import importlib.metadata
 import socket
 from collections.abc import Callable
@@ -17,6 +18,8 @@ Connected = client_lists.Connected
 
 CLIENTS_MAX = 10_000
 """Clients of one answer."""
+_VERSIONS_MAX = 20
+"""An agent may name any version; more than a few are no overview."""
 _SORT_KEYS: dict[str, Callable[[messages.ConnectedClient], tuple[str | float, ...]]] = {
     "node": lambda client: (client.node, client.address),
     "lag": lambda client: (-client.lag_seconds, -client.lag_bytes, client.node),
@@ -138,6 +141,8 @@ class StatusPages:
             total=len(chosen),
             complete=not listed.missing,
             missing_workers=listed.missing,
+            versions=dict(collections.Counter(one.client.version for one in chosen).most_common(_VERSIONS_MAX)),
+            states=dict(collections.Counter(one.client.state.value for one in chosen)),
         )
         return server.Answer(msgspec.json.encode(answer))
 

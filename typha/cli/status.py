@@ -1,6 +1,7 @@
 """`typha status`: who is connected, to one service or to several replicas, and whether the replicas agree."""
 
 import asyncio
+import collections
 import os
 import sys
 import time
@@ -18,6 +19,7 @@ _LIMIT_DEFAULT = 50
 _LIMIT_MAX = 10_000
 _LOOK_AGAIN_SECONDS = 1.0
 """Between two looks at replicas that differ. A change reaches all replicas within milliseconds."""
+_OVERVIEW_MAX = 10
 _CLEAR = "\x1b[H\x1b[2J"
 _SORTS: dict[str, Callable[[answers.Client], tuple[object, ...]]] = {
     "node": lambda one: (one.node, one.address),
@@ -176,6 +178,8 @@ def text(fleet: replicas.Fleet, question: Question) -> Iterable[str]:
         yield ""
         yield from _feed_table(known)
         yield ""
+        yield from _overview(known)
+        yield ""
         yield from _client_table(known, question)
         yield ""
     for finding in fleet.findings:
@@ -235,6 +239,15 @@ def _feed_table(known: Sequence[replicas.Replica]) -> list[str]:
         *("SNAPSHOT", "LOG"),
     )
     return tables.lines(header, rows)
+
+
+def _overview(known: Sequence[replicas.Replica]) -> Iterable[str]:
+    """How many connections are in each state, and of each version, over all replicas."""
+    lists = [one.clients for one in known if one.clients]
+    for title, counts in (("STATES", [one.states for one in lists]), ("VERSIONS", [one.versions for one in lists])):
+        total = sum((collections.Counter(part) for part in counts), collections.Counter[str]())
+        shown = ", ".join(f"{name or 'none'} {count}" for name, count in total.most_common(_OVERVIEW_MAX))
+        yield watch_output.printable(f"{title}   {shown or '-'}")
 
 
 def _client_table(known: Sequence[replicas.Replica], question: Question) -> Iterable[str]:

@@ -9,7 +9,7 @@ from typha import clock, settings
 from typha.hub import channel as hub_channel
 from typha.hub import hub, shortages, supervisor
 from typha.ipc import messages
-from typha.observability import buckets, certificates, health, logs, loop_latency, metrics, quantiles, webserver
+from typha.observability import buckets, certificates, health, logs, loop_latency, metrics, quantiles, spans, webserver
 from typha.settings import machine
 
 _monotonic = clock.monotonic
@@ -66,6 +66,7 @@ class Collector:
         self.session: api.KubeApi | None = None
         self.watchers: list[watcher.Watcher] = []
         self.web_servers: list[webserver.WebServer] = []
+        self.spans: spans.SpanExporter | None = None
         self.http_refused: dict[str, dict[str, int]] = {}
         """The same counts of other HTTP servers, by name and reason."""
 
@@ -221,6 +222,8 @@ class Collector:
             },
             "typha_logs_dropped": {(): logs.COUNTERS.dropped + totals.log_lines_dropped},
             "typha_config_invalid_values": {(): self._settings.config_invalid_values},
+            "typha_trace_spans_exported_total": {(): 0 if self.spans is None else self.spans.exported},
+            "typha_trace_spans_dropped_total": {(): 0 if self.spans is None else self.spans.dropped},
             "typha_open_files_limit": {(): self._open_files_limit},
             "typha_hub_pause_seconds_max": {(): self.max_latency.recent_seconds},
             "typha_hub_pause_seconds_worst": {(): self.max_latency.worst_seconds},

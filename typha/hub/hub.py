@@ -13,6 +13,7 @@ newest feed's objects, in slices; from then on it follows that feed.
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import structlog
 
@@ -41,6 +42,15 @@ from typha.ipc import messages as ipc
 from typha.observability import quantiles
 
 _log = structlog.get_logger("typha.hub")
+
+
+class Tracer(Protocol):
+    """Takes notice of each commit, see `typha.hub.tracing`."""
+
+    def committed(self, workers: worker_link.WorkerLinks, began_at: float, updates: int, *, published: bool) -> None:
+        """A commit of so many objects, begun at that monotonic time, is over and known to the workers."""
+
+
 _monotonic = clock.monotonic
 _COMMIT_BYTES = 16 * 1024 * 1024
 """Memory for a whole batch: its entries, its frames, and parts of chunks."""
@@ -104,6 +114,8 @@ class Hub:
         self._committed = asyncio.Event()
         self._is_short = False
         """There was no memory for the last commit."""
+        self.tracer: Tracer | None = None
+        """What follows commits, while tracing is on."""
         self.add_feeds(feeds)
 
     def add_feeds(self, feeds: Iterable[feed.Feed]) -> None:
@@ -293,8 +305,9 @@ class Hub:
         if not self._has_memory():
             self.coalescer.published()  # `look_after_channels` tries again
             return
-        times = ipc.UpdateTimes(self._received_at or _monotonic(), self._written_at)
-        self._uncommitted, self._must_publish = 0, False
+        began_at = _monotonic()
+        times = ipc.UpdateTimes(self._received_at or began_at, self._written_at)
+        updates, self._uncommitted, self._must_publish = self._uncommitted, 0, False
         published = is_unfinished = False
         for source in self.feeds.values():
             channels = self._channels_of(source)
@@ -331,6 +344,8 @@ class Hub:
         self._committed.set()
         if published:
             self.workers.flush()
+        if self.tracer is not None and not is_unfinished:
+            self.tracer.committed(self.workers, began_at, updates, published=published)
         if self._wanted:
             self._open_wanted()
 

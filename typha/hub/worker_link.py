@@ -99,6 +99,15 @@ class WorkerLink:
         """Publishes since the worker last had sent everything to the clients that keep up."""
         return 0 if self._publishes_sent is None else self._publishes - self._publishes_sent.value
 
+    @property
+    def newest_publish(self) -> int:
+        """Number of the message that has, or is about to have, the newest ends of logs. For `has_finished`."""
+        return self._publishes + bool(self._ends)
+
+    def has_finished(self, publish: int) -> bool:
+        """Whether the worker has sent this publish, and all before it, to the clients that keep up."""
+        return self._publishes_sent is None or self._publishes_sent.value >= publish
+
     # To the worker.
 
     def send(self, message: messages.ToWorker, *descriptors: int) -> None:

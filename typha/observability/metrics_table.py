@@ -219,6 +219,13 @@ OURS: tuple[Metric, ...] = (
         "Connections to the metrics or health port or the admin socket that were closed early, and malformed requests, "
         "by reason.",
     ),
+    Metric("typha_trace_spans_exported_total", _C, (), "Spans that a collector of traces has accepted."),
+    Metric(
+        "typha_trace_spans_dropped_total",
+        _C,
+        (),
+        "Spans that were dropped, because the collector of traces did not accept them or was too slow.",
+    ),
     Metric("typha_open_files_limit", _G, (), "Limit of open files per process, after raising it at start."),
     Metric(
         "typha_hub_pause_seconds_max",

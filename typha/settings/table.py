@@ -20,6 +20,7 @@ from typha.settings.types import (
     integer,
     one_of,
     path,
+    ratio,
     seconds,
     size,
     text,
@@ -508,6 +509,15 @@ class Settings:
         "text",
         "Format of log lines: the original's text, or one JSON object per line.",
         why="existing log parsers continue to work",
+    )
+
+    tracing_sample_ratio: float = _ours(
+        "TracingSampleRatio",
+        ratio(),
+        0.0,
+        "Share of updates that are traced with OpenTelemetry, from the watch event to the last client; 0 = none. Where "
+        "traces go is set by the OTEL_ variables. Needs typha[otel].",
+        why="tracing needs a collector, and libraries that no other part uses",
     )
 
     config_invalid_values: int = 0

@@ -81,6 +81,17 @@ def seconds(minimum: float = -math.inf) -> ValueType[float]:
     return ValueType("seconds" if minimum == -math.inf else f"seconds, {minimum:g} or more", parse, zero=0.0)
 
 
+def ratio() -> ValueType[float]:
+    """A number from 0 to 1."""
+
+    def parse(text: str) -> float:
+        if not _FLOAT.fullmatch(text) or not 0.0 <= float(text) <= 1.0:
+            raise ValueError("expected a number from 0 to 1")
+        return float(text)
+
+    return ValueType("number, 0 to 1", parse, zero=0.0)
+
+
 def one_of(*choices: str) -> ValueType[str]:
     """One of the choices, in any case, stored as spelled here. If `none` is a choice, it is also the zero value."""
     by_lower_case = {choice.lower(): choice for choice in choices}

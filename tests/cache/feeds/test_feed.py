@@ -13,7 +13,7 @@ from tests.harness.channel_harness import NODES, PODS, pod_event
 
 Status = messages.SyncStatus
 LIMIT = 500
-DEEP = b'{"metadata":{"name":"a"},"x":' + b"[" * 9_000 + b"]" * 9_000 + b"}"
+DEEP = b'{"metadata":{"name":"a"},"x":' + b"[" * 12_000 + b"]" * 12_000 + b"}"
 
 
 def key(name: str) -> str:

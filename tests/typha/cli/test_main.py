@@ -206,13 +206,6 @@ def test_the_originals_command_lines_start_the_service(program: str, arguments: 
         assert process.returncode == 0
 
 
-def test_the_image_has_the_originals_paths() -> None:
-    text = (ROOT / "Dockerfile").read_text()
-    [links] = re.findall(r"^RUN ln -s (.*) /usr/bin/$", text, re.MULTILINE)
-    assert links.split() == [f"/opt/typha/bin/{name}" for name in SCRIPTS]
-    assert 'ENTRYPOINT ["/usr/bin/typha"]\nCMD ["serve"]' in text
-
-
 @pytest.mark.parametrize(
     ("program", "arguments"),
     [

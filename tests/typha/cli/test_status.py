@@ -64,6 +64,7 @@ async def test_of_one_service_and_of_two(tmp_path: pathlib.Path) -> None:
         [one] = json.loads(output)["replicas"]
         assert [client["node"] for client in one["clients"]["clients"]] == ["agent-0", "agent-1", "agent-2"]
         assert one["clients"]["complete"]
+        assert one["clients"]["states"] == {"following": 3}
         [feed] = one["status"]["feeds"]
         assert (feed["feed"], feed["status"], feed["keys"]) == ("web", "in-sync", len(cluster.content))
         assert {client["sequence"] for client in one["clients"]["clients"]} == {feed["sequence"]}
@@ -141,7 +142,9 @@ def fleet(**of_client: Any) -> replicas.Fleet:
     found = replicas.Replica(
         server="a",
         status=answers.Status(service=service, feeds=[feed], kinds=[]),
-        clients=answers.Clients(clients=[client], total=7, complete=True),
+        clients=answers.Clients(
+            clients=[client], total=7, complete=True, versions={"v3.33.1": 5, "": 2}, states={"following": 7}
+        ),
     )
     return replicas.Fleet(replicas=[found], findings=[])
 
@@ -153,6 +156,8 @@ def test_the_text_says_what_there_is() -> None:
     assert re.split(r" {3,}", row)[4:] == ["-", "3.2s", "2.0 KiB", "1.0 MiB", "1m1s", "0", "-", "10.0.0.1:5"]
     assert "2 (1 held)" in lines[4]
     assert "1 of 7 connections; --limit shows more" in lines
+    assert "VERSIONS   v3.33.1 5, none 2" in lines
+    assert "STATES   following 7" in lines
     assert lines[-1] == "Nothing is wrong."
 
 

@@ -417,7 +417,7 @@ function showLegend() {
   const entries = [
     ...LAG_NAMES.map((name, index) => [name, counts[index], index, "following"]),
     ["snapshot or catching up", states["catching-up"], 0, "snapshot"],
-    ["held: waits for a snapshot", states.held, 0, "held"],
+    ["held", states.held, 0, "held"],
   ];
   const list = find("legend");
   const palette = colours();

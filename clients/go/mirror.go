@@ -1,0 +1,154 @@
+package typha
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"sync"
+)
+
+// An Entry is the value of a key, and its versions.
+type Entry struct {
+	Value             []byte
+	Revision          string
+	V3ResourceVersion string
+}
+
+// A Mirror is a copy of a feed. All methods may be called from any goroutine. Values must not be changed.
+type Mirror struct {
+	// OnChange, if set before Run, is called after each batch with the changes that were applied. It must not block,
+	// and must not call Run.
+	OnChange func([]Change)
+
+	options Options
+
+	mutex          sync.RWMutex
+	entries        map[string]Entry
+	digest         uint64
+	status         Status
+	connected      bool
+	lastDisconnect error
+	inSync         chan struct{} // closed while the mirror is in sync
+	running        bool
+}
+
+// NewMirror returns a mirror that is empty until Run.
+func NewMirror(options Options) *Mirror {
+	return &Mirror{options: options, entries: map[string]Entry{}, inSync: make(chan struct{})}
+}
+
+// Run keeps the mirror current until the context ends, and returns the context's error. It may be called once.
+func (m *Mirror) Run(ctx context.Context) error {
+	m.mutex.Lock()
+	started := m.running
+	m.running = true
+	m.mutex.Unlock()
+	if started {
+		return errors.New("typha: a mirror can run only once")
+	}
+	return Follow(ctx, m.options, m.take)
+}
+
+// Get returns the entry of a key.
+func (m *Mirror) Get(key string) (Entry, bool) {
+	m.mutex.RLock()
+	defer m.mutex.RUnlock()
+	entry, exists := m.entries[key]
+	return entry, exists
+}
+
+// Len returns the number of keys.
+func (m *Mirror) Len() int {
+	m.mutex.RLock()
+	defer m.mutex.RUnlock()
+	return len(m.entries)
+}
+
+// Entries returns a copy of the map, of one moment.
+func (m *Mirror) Entries() map[string]Entry {
+	m.mutex.RLock()
+	defer m.mutex.RUnlock()
+	return maps.Clone(m.entries)
+}
+
+// Digest returns the state digest of the map, as of the last status.
+func (m *Mirror) Digest() uint64 {
+	m.mutex.RLock()
+	defer m.mutex.RUnlock()
+	return m.digest
+}
+
+// Status returns the last status, and whether the mirror is connected. Without a connection the status may be old.
+func (m *Mirror) Status() (status Status, connected bool) {
+	m.mutex.RLock()
+	defer m.mutex.RUnlock()
+	return m.status, m.connected
+}
+
+// LastDisconnect returns why the last connection ended or could not be made; nil if there was none.
+func (m *Mirror) LastDisconnect() error {
+	m.mutex.RLock()
+	defer m.mutex.RUnlock()
+	return m.lastDisconnect
+}
+
+// InSync tells whether the mirror is connected, and the server says that the data is complete and current.
+func (m *Mirror) InSync() bool {
+	status, connected := m.Status()
+	return connected && status == InSync
+}
+
+// WaitInSync returns when the mirror is in sync, or with the context's error.
+func (m *Mirror) WaitInSync(ctx context.Context) error {
+	m.mutex.RLock()
+	inSync := m.inSync
+	m.mutex.RUnlock()
+	select {
+	case <-inSync:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (m *Mirror) take(event Event) error {
+	m.mutex.Lock()
+	var changes []Change
+	switch event := event.(type) {
+	case Connected:
+		m.connected = true
+	case Disconnected:
+		m.connected, m.lastDisconnect = false, event.Err
+		m.setInSync(false)
+	case StatusChanged:
+		m.status, m.digest = event.Status, event.Digest
+		m.setInSync(event.Status == InSync)
+	case Batch:
+		changes = event.Changes
+		for _, change := range changes {
+			if change.Value == nil {
+				delete(m.entries, change.Key)
+			} else {
+				m.entries[change.Key] = Entry{change.Value, change.Revision, change.V3ResourceVersion}
+			}
+		}
+	}
+	m.mutex.Unlock()
+	if len(changes) > 0 && m.OnChange != nil {
+		m.OnChange(changes)
+	}
+	return nil
+}
+
+func (m *Mirror) setInSync(inSync bool) {
+	select {
+	case <-m.inSync: // is in sync
+		if !inSync {
+			m.inSync = make(chan struct{})
+		}
+	default:
+		if inSync {
+			close(m.inSync)
+		}
+	}
+}

@@ -1,0 +1,93 @@
+"""Our Python client with one fault: `python -m tests.harness.faulty_client RULE ADDRESS FEED`. The kit must find it."""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from clients import addresses, connection, differ, follower
+from clients.conformance import python_client
+from protocol import errors, messages
+from protocol.native import connection as native
+from protocol.native import frames
+
+
+def _wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    """Replaces a method by `wrapper(original, self, ...)`."""
+    original = getattr(owner, name)
+    setattr(owner, name, lambda self, *arguments, **named: wrapper(original, self, *arguments, **named))
+
+
+def _any_length(original: Any, splitter: frames.FrameSplitter) -> Any:
+    splitter.max_frame_bytes = 1 << 32
+    return original(splitter)
+
+
+def _type_decides(original: Any, known: differ.Differ, updates: tuple[messages.Update, ...]) -> Any:
+    return original(known, tuple(one._replace(value=None) if one.update_type == 3 else one for one in updates))
+
+
+def _early(original: Any, known: differ.Differ, message: messages.Message) -> Any:
+    batch = original(known, message)
+    is_complete = isinstance(message, messages.SnapshotEnd) and known._snapshot is not None
+    return known._swap(known._snapshot) if is_complete and known._snapshot is not None else batch
+
+
+def _any_sequence(original: Any, end: native.Connection, message: messages.Message) -> Any:
+    with contextlib.suppress(errors.RemoteProtocolError):
+        original(end, message)
+
+
+def _twice(original: Any, end: native.Connection, message: messages.Message) -> None:
+    original(end, message)
+    if isinstance(message, messages.Pong):
+        original(end, message)
+
+
+def _forgets(original: Any, one: follower.Follower, message: messages.Message, *, now: float) -> Any:
+    if message == messages.Status(40, messages.SyncStatus.WAITING):
+        one._differ = differ.Differ()
+    return original(one, message, now=now)
+
+
+def _at_once(original: Any, rotation: addresses.Rotation, *_: object, **__: object) -> float:
+    return 0.0
+
+
+def _ignores_requests(original: Any, rotation: addresses.Rotation, now: float, **named: float) -> Any:
+    return original(rotation, now, **{**named, "retry_after_seconds": 0.0})
+
+
+async def _patient(original: Any, receiver: connection._Receiver) -> None:
+    receiver._write()
+    data = await receiver._reader.read(connection.READ_BYTES)
+    if not data:
+        raise OSError("the end")
+    receiver._protocol.receive_data(data)
+
+
+def _nothing(original: Any, *_: object) -> None:
+    """Checks nothing."""
+
+
+FAULTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "F2": (frames.FrameSplitter, "next_frame", _any_length),
+    "D1": (differ.Differ, "_receive_updates", _type_decides),
+    "O6": (differ.Differ, "receive", _early),
+    "O11": (native.Connection, "_step", _any_sequence),
+    "O15": (follower.Follower, "_receive", _forgets),
+    "K2": (connection._Receiver, "_read", _patient),
+    "K3": (native.Connection, "send", _twice),
+    "B1": (addresses.Rotation, "failed", _at_once),
+    "B3": (addresses.Rotation, "failed", _ignores_requests),
+    "V1": (differ._Snapshot, "leave_chunk", _nothing),
+    "V2": (differ._Snapshot, "verify_end", _nothing),
+}
+"""By the rule that is broken: what is replaced, and by what."""
+
+
+if __name__ == "__main__":
+    rule, address, feed = sys.argv[1:]
+    _wrap(*FAULTS[rule])
+    asyncio.run(python_client.follow(address, feed))
