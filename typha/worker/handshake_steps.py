@@ -33,7 +33,7 @@ class Verdict(NamedTuple):
     done: bool = False
     reason: DisconnectReason | None = None
     detail: str = ""
-    defect: Exception | None = None
+    defect: BaseException | None = None
     """An error that no peer should be able to cause."""
 
 

@@ -218,7 +218,9 @@ class TlsHandshakes:
         handshakes = list(batch.values())
         steps = self._thread.submit(self._take_steps, handshakes, self.contexts.client_tls)
         steps.add_done_callback(
-            lambda future: self._loop.call_soon_threadsafe(self._guarded, lambda: self._stepped(batch, future.result()))
+            lambda future: self._loop.call_soon_threadsafe(
+                self._guarded, lambda: self._stepped(batch, _verdicts(future, len(batch)))
+            )
         )
 
     def _stepped(
@@ -272,3 +274,15 @@ class TlsHandshakes:
     def close(self) -> None:
         """Waits for a running step; to be called once nothing is read from connections any more."""
         self._thread.shutdown()
+
+
+def _verdicts(
+    steps: concurrent.futures.Future[list[handshake_steps.Verdict]], count: int
+) -> list[handshake_steps.Verdict]:
+    """Those of the steps. If the call itself has failed, such as for lack of memory, nobody knows how far each has come."""
+    failure = steps.exception()  # that of a panic in Rust is no Exception
+    if failure is None:
+        return steps.result()
+    return [
+        handshake_steps.Verdict(reason=DisconnectReason.SERVER_ERROR, detail=str(failure) or repr(failure), defect=failure)
+    ] * count

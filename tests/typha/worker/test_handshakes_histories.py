@@ -245,3 +245,39 @@ async def test_defects_close_each_connection_and_few_are_logged(tmp_path: pathli
     assert collections.Counter(hall.closed.values()) == {DisconnectReason.SERVER_ERROR: 200}
     assert len(lines) == handshakes._DEFECT_LINES_PER_SECOND
     assert {str(line["exc_info"]) for line in lines} == {"a defect"}
+
+
+class Panic(BaseException):
+    """As what pyo3 makes of a panic: no Exception."""
+
+
+class FailingHall(Hall):
+    """One call into the thread fails as a whole, before it has a verdict."""
+
+    failure: BaseException | None = None
+
+    def _take_steps(self, batch: list[handshake_steps.Handshake], _: tls.ClientTls) -> list[handshake_steps.Verdict]:
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
+        return [self._take_step(handshake) for handshake in batch]
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), Panic("no memory")])
+async def test_a_call_that_fails_as_a_whole_ends_its_connections_and_no_other(
+    tmp_path: pathlib.Path, failure: BaseException
+) -> None:
+    hall = FailingHall(tmp_path)
+    hall.failure = failure
+    with (
+        clock.replaced(monotonic=lambda: hall.now, time_ns=lambda: int(hall.now * 1e9)),
+        testing.capture_logs() as lines,
+    ):
+        unlucky = hall.arrive(AGENT, answer_seconds=0.1)
+        await hall.pass_time(0.1)
+        lucky = hall.arrive(AGENT, answer_seconds=0.1)
+        await hall.pass_time(1.0)
+        hall.end()
+    assert hall.closed == {unlucky: DisconnectReason.SERVER_ERROR}
+    assert list(hall.done_after) == [lucky]
+    assert [line["exc_info"] for line in lines] == [failure]
