@@ -10,6 +10,7 @@ their connections: the poller is silent about them, and a close that is due wait
 import asyncio
 import collections
 import concurrent.futures
+import math
 import socket
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -25,6 +26,10 @@ _log = structlog.get_logger("typha.handshakes")
 
 _TRIM_AFTER = 50
 """Handshakes after which memory is given back, once none is waiting."""
+_TRIM_AFTER_PIECES = 50
+"""Pieces that clients with a full socket have taken at last, after which memory is given back: 1.6 MB at most."""
+_TRIM_SECONDS = 10.0
+"""The least time between two times for that reason: slow clients free pieces all the time."""
 _PLACES = 128
 """Handshakes under way before another one begins. Most of them wait for their peer: 5,000 agents whose two processes
 answered after 0.2 s were let in at 128 a second through 32 places, and twice as fast through these."""
@@ -100,6 +105,8 @@ class TlsHandshakes:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tls-handshake")
         self._thread.submit(int)  # starts it: later there may be no thread left, and clients that would be cut
         self._ended_since_trim = 0
+        self._pieces_at_trim = 0
+        self._trimmed_at = -math.inf
         self._defect_lines = logs.LineLimit(_DEFECT_LINES_PER_SECOND)
         self._new = _Queue()
         """Connections whose first step may run."""
@@ -260,15 +267,20 @@ class TlsHandshakes:
         """To be called several times a second: begins handshakes that waited for a place, and gives memory back.
 
         The C library keeps the memory that a storm has freed, in pieces between live ones: 15 kB for each of 400
-        clients that came together.
+        clients that came together, and 19 kB for each of 200 that had stopped reading for a while.
         """
         self.go_on()
         if self._transport.stepping:
             return
         for current in [current for current in self._begun if current.is_closing()]:
             self._forget(current)
-        if self._ended_since_trim >= _TRIM_AFTER and not self._new:
+        now = clock.monotonic()
+        has_freed_pieces = self._transport.freed_pieces - self._pieces_at_trim >= _TRIM_AFTER_PIECES
+        has_ended_many = self._ended_since_trim >= _TRIM_AFTER and not self._new
+        if has_ended_many or (has_freed_pieces and now - self._trimmed_at > _TRIM_SECONDS):
             self._ended_since_trim = 0
+            self._pieces_at_trim = self._transport.freed_pieces
+            self._trimmed_at = now
             self._thread.submit(trimming.trim)
 
     def close(self) -> None:

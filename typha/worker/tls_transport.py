@@ -62,6 +62,8 @@ class TlsTransport:
     def __init__(self) -> None:
         self.stepping: frozenset[int] = frozenset()
         """Descriptors of connections whose handshake takes a step in another thread."""
+        self.freed_pieces = 0
+        """Pieces that were kept for clients with a full socket, and are not any more."""
         self._secured: dict[int, _Secured] = {}
 
     def opened(self, connection: transport.Connection, session: tls_session.AnySession) -> None:
@@ -118,6 +120,7 @@ class TlsTransport:
         secured.kept = secured.kept[secured.connection.send(secured.kept) :]
         if secured.kept:
             raise BlockingIOError
+        self.freed_pieces += 1
         owed, secured.owed = secured.owed, 0
         return owed
 
@@ -199,7 +202,9 @@ class TlsTransport:
         if descriptor in self.stepping:
             return False
         secured = self._secured.pop(descriptor, None)
-        if secured is not None and not secured.kept and not secured.has_hung_up:
+        if secured is not None and secured.kept:
+            self.freed_pieces += 1
+        elif secured is not None and not secured.has_hung_up:
             with contextlib.suppress(OSError):  # it goes without
                 secured.connection.send(secured.session.end())
         return True

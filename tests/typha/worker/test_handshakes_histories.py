@@ -224,6 +224,21 @@ async def test_memory_is_given_back_behind_handshakes_that_failed(hall: Hall, mo
     assert len(trims) == 1
 
 
+async def test_memory_is_given_back_behind_clients_that_were_slow(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[None] = []
+    monkeypatch.setattr(trimming, "trim", lambda: trims.append(None))
+
+    def free_a_piece() -> None:
+        hall.transport.freed_pieces += 1
+
+    await hall.pass_time(0.04, free_a_piece)  # too few
+    await hall.pass_time(11.0)
+    await hall.pass_time(15.0, free_a_piece)  # at their beginning, and 10 s later
+    await hall.pass_time(20.0)  # once more behind the last ones
+    hall.handshakes.close()
+    assert len(trims) == 3
+
+
 class DefectiveHall(Hall):
     """Each step meets a defect."""
 

@@ -139,6 +139,21 @@ def test_sealed_bytes_are_owed_until_they_are_sent(pair: Pair) -> None:
     assert bytes(pair.read) == data[: sent + OFFER]
 
 
+def test_what_was_kept_and_is_not_any_more_is_counted(files: certificates.Files, pair: Pair) -> None:
+    """By a client that reads again, and by one that goes."""
+    data = os.urandom(1 << 22)
+    sent = pair.fill(data)
+    assert pair.transport.freed_pieces == 0
+    pair.drain()
+    pair.transport.write(pair.fd, memoryview(data)[sent:])
+    assert pair.transport.freed_pieces == 1
+    with contextlib.suppress(AssertionError):
+        pair.fill(data)
+    before = pair.transport.freed_pieces
+    pair.transport.release(pair.fd)
+    assert pair.transport.freed_pieces == before + 1
+
+
 def test_a_file_may_continue_what_a_view_began_and_the_other_way_round(pair: Pair) -> None:
     source = random.Random(5)
     data = source.randbytes(4_000_000)
