@@ -1,6 +1,7 @@
 """A scripted client that tests a server. It changes nothing there, and needs a feed that the server has."""
 
 import asyncio
+import contextlib
 import functools
 import ssl
 from collections.abc import Awaitable, Callable
@@ -382,10 +383,19 @@ async def _keeps_sending(session: Session) -> None:
         raise Broken("G3", "no goodbye has arrived")
 
 
+async def _idle(session: Session) -> Link:
+    """A connection on which the server is not inside a frame: there it may close without a goodbye (G4)."""
+    link, hello = await session.greeted()
+    with contextlib.suppress(TimeoutError):  # it has no data yet
+        async with asyncio.timeout(SNAPSHOT_SECONDS):
+            await _Reader(hello.get("max_frame_bytes") or wire.MAX_FRAME_BYTES).read(link)
+    return link
+
+
 async def _reject(case: rejected.ToServer, session: Session) -> None:
     feed = session.options.feed
     if case.after == "hello":
-        link, _ = await session.greeted()
+        link = await _idle(session)
     else:
         link = await session.connected()
         link.send(b"" if case.after == "nothing" else wire.PREFACE)

@@ -34,8 +34,9 @@ class Link:
 
     def send(self, *parts: bytes) -> None:
         """Sends bytes; a peer that has gone is noticed when the link is read."""
-        with contextlib.suppress(OSError):
-            self._writer.write(b"".join(parts))
+        if not self._writer.is_closing():  # otherwise asyncio writes a warning
+            with contextlib.suppress(OSError):
+                self._writer.write(b"".join(parts))
 
     async def send_in_pieces(self, data: bytes, count: int) -> None:
         """Sends bytes in pieces that arrive one by one, most likely."""

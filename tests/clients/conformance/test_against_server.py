@@ -21,6 +21,7 @@ async def test_our_service_keeps_the_rules(tmp_path: pathlib.Path) -> None:
         served.serving(cluster, "--workers", "1", TYPHA_SERVERPINGINTERVALSECS="1") as running,
     ):
         options = against_server.Options(await running.address(), served.FEED, PATIENCE_SECONDS)
+        cluster.put(*(f"large-{number}" for number in range(300)), padding="x" * 10_000)  # more than a socket takes
         results = await against_server.run_checks(options)
     assert [line for line in report.as_lines(results) if not line.startswith("pass")] == [
         f"{len(results)} pass, 0 fail, 0 n/a"
