@@ -80,7 +80,9 @@ class HubChannel:
         return feed.Batch(self.feed.store.sequence, [], self.status_now)
 
     def append(self, batch: feed.Batch, times: ipc.UpdateTimes = ipc.UNKNOWN_TIMES) -> list[log.Segment]:
-        """Encodes a batch and appends it: updates, then the status. Returns the segments that were begun for it.
+        """Encodes a batch and appends it: updates, then the status if it is another one for the channel's clients.
+
+        Returns the segments that were begun for it.
 
         Raises:
             OSError, MemoryError: nothing of it is in the log; it is `unwritten` until it is appended again.
@@ -88,7 +90,7 @@ class HubChannel:
         self.unwritten = Unwritten(batch, times)
         frames = self.encoder.updates(batch.previous_sequence, batch.updates) if batch.updates else []
         status = self.status if batch.status is None else self.status_now
-        if batch.status is not None:
+        if status is not self.status:
             frames.append(self.encoder.status(batch.previous_sequence + len(batch.updates), status))
         segments = self.log.append(frames)
         self.status = status

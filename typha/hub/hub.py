@@ -369,6 +369,7 @@ class Hub:
     def _append(self, channel: HubChannel, batch: feed.Batch, times: ipc.UpdateTimes) -> bool:
         """Appends a batch to the channel's log. False if a resource is missing: the channel remembers the batch."""
         was_behind = channel.unwritten is not None
+        status_offset = channel.log.status_offset
         try:
             segments = channel.append(batch, times)
         except shortages.ERRORS as error:
@@ -378,7 +379,9 @@ class Hub:
             self.shortages.over(shortages.Lacking.LOG)
             self.snapshots.wake()
             self.catch_ups.wake()
-        self.workers.publish(channel, segments, None if batch.status is None else channel.status, times)
+        self.workers.publish(
+            channel, segments, channel.status if channel.log.status_offset != status_offset else None, times
+        )
         if channel.wants_snapshot():
             self.snapshots.request(channel)
         if segments:
