@@ -25,6 +25,8 @@ if [[ -d $folder/bundle ]]; then
 fi
 
 if (($(du --summarize --block-size=1M "$cache" | cut -f1) > storage_megabytes_max)); then
+    # A build that was interrupted leaves mounts.
+    cut -d' ' -f2 /proc/mounts | { grep "^$cache/" || true; } | sort --reverse | xargs --no-run-if-empty umount
     rm -rf "${cache:?}"/*
 fi
 driver=overlay # vfs copies everything for each layer, but is possible everywhere
