@@ -35,9 +35,13 @@ def _parser() -> argparse.ArgumentParser:
 def _tls(arguments: argparse.Namespace) -> ssl.SSLContext | None:
     if not arguments.ca_file:
         return None
-    context = ssl.create_default_context(cafile=arguments.ca_file)
-    if arguments.cert_file:
-        context.load_cert_chain(arguments.cert_file, arguments.key_file)
+    try:
+        context = ssl.create_default_context(cafile=arguments.ca_file)
+        if arguments.cert_file:
+            context.load_cert_chain(arguments.cert_file, arguments.key_file)
+    except OSError as error:  # which names no file
+        files = [arguments.ca_file, *filter(None, (arguments.cert_file, arguments.key_file))]
+        raise ValueError(f"one of the files {', '.join(files)} cannot be used: {error}") from error
     return context
 
 

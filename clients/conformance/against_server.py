@@ -66,7 +66,8 @@ class Session:
             await link.preface()
             message = await link.message()
         except (Ended, TimeoutError):
-            raise Broken("O2", "the server does not answer a good hello") from None
+            hint = "" if self.options.tls is not None else ", perhaps because its port has TLS (see --ca-file)"
+            raise Broken("O2", f"the server does not answer a good hello{hint}") from None
         if message[0] == wire.GOODBYE:
             raise Broken("O2", f"the server refuses a good hello: {message[1:]!r:.200}")
         if message[0] != wire.SERVER_HELLO:

@@ -291,10 +291,12 @@ class TlsHandshakes:
 def _verdicts(
     steps: concurrent.futures.Future[list[handshake_steps.Verdict]], count: int
 ) -> list[handshake_steps.Verdict]:
-    """Those of the steps. If the call itself has failed, such as for lack of memory, nobody knows how far each has come."""
+    """Those of the steps. If the call itself has failed, as for lack of memory, nobody knows how far each has come."""
     failure = steps.exception()  # that of a panic in Rust is no Exception
     if failure is None:
         return steps.result()
     return [
-        handshake_steps.Verdict(reason=DisconnectReason.SERVER_ERROR, detail=str(failure) or repr(failure), defect=failure)
+        handshake_steps.Verdict(
+            reason=DisconnectReason.SERVER_ERROR, detail=str(failure) or repr(failure), defect=failure
+        )
     ] * count

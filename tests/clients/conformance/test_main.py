@@ -1,6 +1,7 @@
 """The command: exit codes and output."""
 
 import json
+import socket
 import sys
 
 import pytest
@@ -34,3 +35,12 @@ def test_nothing_to_test(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     assert command.main(["--client", CLIENT, "--only", "Z9"]) == 2
     assert command.main(["--server", "127.0.0.1:1"]) == 2
     assert capsys.readouterr().err.count("cannot test") == 2
+
+
+def test_what_is_wrong_with_tls_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--server", "127.0.0.1:1", "--ca-file", "/no/ca.pem"]) == 2
+    assert "/no/ca.pem" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # as a port with TLS, to a client that speaks none
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert command.main(["--server", address, "--patience", "0.2"]) == 2
+    assert "perhaps because its port has TLS" in capsys.readouterr().err
