@@ -66,7 +66,7 @@ class Service:
         body = self.get_bytes(f"{path}?{urlencode(given)}" if given else path)
         try:
             return msgspec.json.decode(body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:  # the second: brackets within brackets
             raise Unanswered(f"{self.name}: the answer is no JSON: {error}") from error
 
     def get_bytes(self, target: str) -> bytes:

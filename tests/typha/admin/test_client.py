@@ -15,7 +15,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer."""
-        body = {"/json": b'{"a": 1}', "/text": b"no JSON"}.get(self.path.partition("?")[0], b"x" * 5000)
+        body = {"/json": b'{"a": 1}', "/text": b"no JSON", "/deep": b"[" * 100_000 + b"]" * 100_000}.get(
+            self.path.partition("?")[0], b"x" * 5000
+        )
         self.send_response(404 if self.path == "/none" else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -38,8 +40,9 @@ def url() -> Iterator[str]:
 def test_by_http(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     service = client.Service(url)
     assert service.get("/json", x=1) == {"a": 1}
-    with pytest.raises(client.Unanswered, match="no JSON"):
-        service.get("/text")
+    for path in ("/text", "/deep"):
+        with pytest.raises(client.Unanswered, match="no JSON"):
+            service.get(path)
     with pytest.raises(client.Unanswered, match="status 404"):
         service.get("/none")
     monkeypatch.setattr(client, "ANSWER_BYTES_MAX", 4000)

@@ -61,6 +61,26 @@ async def say_nonsense(socket: web.WebSocketResponse, _pod: str) -> None:
     await socket.send_bytes(b"\x03" + SUCCESS)
 
 
+async def nest(socket: web.WebSocketResponse, _pod: str) -> None:
+    """Brackets within brackets, in a field that nobody knows."""
+    await socket.send_bytes(b'\x01{"replicas":[],"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+    await socket.send_bytes(b"\x03" + SUCCESS)
+
+
+async def nest_the_end(socket: web.WebSocketResponse, pod: str) -> None:
+    """The same at the end; some releases of the decoder take so few."""
+    await socket.send_bytes(b"\x01" + fleet(pod))
+    await socket.send_bytes(b'\x03{"x":' + b"[" * 4000 + b"]" * 4000 + b"}")
+
+
+async def claim_much(socket: web.WebSocketResponse, pod: str) -> None:
+    """A line for each feed, and there is no end of feeds."""
+    feeds = [{"feed": "f", "status": "in-sync"}] * 10_001
+    said = {"replicas": [{"server": "s", "status": {"service": {"version": "1", "pod": pod}, "feeds": feeds}}]}
+    await socket.send_bytes(b"\x01" + msgspec.json.encode(said))
+    await socket.send_bytes(b"\x03" + SUCCESS)
+
+
 async def say_too_much(socket: web.WebSocketResponse, _pod: str) -> None:
     """More than is taken."""
     with contextlib.suppress(ConnectionError):
@@ -151,6 +171,9 @@ async def test_pods_that_do_not_answer_are_named_beside_those_that_do(monkeypatc
     monkeypatch.setattr("typha.admin.client.ANSWER_BYTES_MAX", 1_000_000)
     say: dict[str, Say] = {
         "broken": break_off,
+        "deep": nest,
+        "deep-end": nest_the_end,
+        "endless": claim_much,
         "failing": fail,
         "forbidden": hang,
         "good": answer_well,
@@ -162,6 +185,9 @@ async def test_pods_that_do_not_answer_are_named_beside_those_that_do(monkeypatc
     assert {name for name, one in found.items() if one.status is not None} == {"good"}
     problems = {
         "broken": "the connection ended before the command",
+        "deep": "maximum recursion depth exceeded while deserializing an object",
+        "deep-end": "the connection ended before the command",
+        "endless": "Expected `array` of length <= 10000 - at `$.replicas[0].status.feeds`",
         "failing": "command terminated with exit code 1: typha: not\x1b found",
         "forbidden": "status 403 instead of a WebSocket",
         "loud": "the answer has more than 1000000 bytes",
@@ -204,3 +230,13 @@ async def test_without_access_there_is_one_error() -> None:
 def test_names_are_checked(service: str) -> None:
     with pytest.raises(click.UsageError):
         pod_exec.asker(service, None, QUESTION)
+
+
+async def test_an_api_server_that_nests_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def deep(_request: web.Request) -> web.Response:
+        return web.Response(body=b'{"items":[],"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+
+    server = ApiServer({})
+    monkeypatch.setattr(server, "_list", deep)
+    found = await asked(server)
+    assert "EndpointSlices cannot be read" in found["calico-system/calico-typha"].error
