@@ -158,6 +158,7 @@ async def test_a_few_different_answers_a_second_are_made() -> None:
         await asyncio.sleep(1.001)
 
 
+@pytest.mark.looptime(start=1000.0)
 async def test_an_answer_that_takes_long_is_not_kept_for_longer() -> None:
     made = 0
 

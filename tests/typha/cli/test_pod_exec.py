@@ -118,6 +118,8 @@ class ApiServer:
         assert request.headers["Authorization"] == "Bearer T"
         self.queries.append(list(request.query.items()))
         pod = request.match_info["pod"]
+        if pod == "moved":
+            raise web.HTTPTemporaryRedirect(str(request.url).replace("moved", "good"))
         if pod == "forbidden":
             return web.json_response({"message": "no"}, status=403)
         socket = web.WebSocketResponse(protocols=self._protocols)
@@ -178,6 +180,7 @@ async def test_pods_that_do_not_answer_are_named_beside_those_that_do(monkeypatc
         "forbidden": hang,
         "good": answer_well,
         "loud": say_too_much,
+        "moved": hang,
         "nonsense": say_nonsense,
         "silent": hang,
     }
@@ -190,6 +193,7 @@ async def test_pods_that_do_not_answer_are_named_beside_those_that_do(monkeypatc
         "endless": "Expected `array` of length <= 10000 - at `$.replicas[0].status.feeds`",
         "failing": "command terminated with exit code 1: typha: not\x1b found",
         "forbidden": "status 403 instead of a WebSocket",
+        "moved": "status 307: redirects are not followed",
         "loud": "the answer has more than 1000000 bytes",
         "silent": "no whole answer within 0.5 s",
     }
