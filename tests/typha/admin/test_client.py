@@ -1,8 +1,10 @@
 """Asking a service: by its socket or by HTTP; what is no service gives an error, and never a hang."""
 
+import contextlib
 import http.server
 import pathlib
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -92,3 +94,29 @@ def test_without_a_name_it_is_the_service_here(tmp_path: pathlib.Path, monkeypat
     listener.close()
     monkeypatch.setenv("TYPHA_ADMINSOCKET", "/elsewhere.sock")
     assert client.Service().name == "/elsewhere.sock"
+
+
+def test_a_head_that_drips_is_given_up(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 1.0)
+    listener = local_socket.Listener(str(tmp_path / "a.sock"))
+    listener.socket.setblocking(True)
+    sent = 0
+
+    def drip() -> None:
+        nonlocal sent
+        connected, _ = listener.socket.accept()
+        with connected, contextlib.suppress(OSError):
+            connected.recv(1000)
+            connected.sendall(b"HTTP/1.1 200 OK\r\nX-A: ")
+            while sent < 600:  # a minute
+                connected.sendall(b"x")
+                sent += 1
+                time.sleep(0.1)
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    with pytest.raises(client.Unanswered):
+        client.Service(listener.path).get("/v1/status")
+    thread.join()
+    listener.close()
+    assert sent < 600
