@@ -338,6 +338,14 @@ def test_rules_and_dashboard_are_the_files(all_rendered: dict[str, chart.Rendere
     assert selected == ["calico-typha-metrics"]
 
 
+def test_the_values_in_the_documentation_can_be_installed(helm_tools: Path) -> None:
+    text = (DOCS / "installing.md").read_text()
+    blocks = [block for block in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE) if block.startswith("    image: ")]
+    assert len(blocks) == 2
+    for block in blocks:
+        assert chart.run(helm_tools, values=yaml.safe_load(block)).objects
+
+
 # Permissions
 
 
