@@ -127,7 +127,7 @@ sbom: $(STAMP) $(NATIVE)  ## what the image is made of, as CycloneDX, in build/s
 audit: $(STAMP)  ## known vulnerabilities of what is locked, from PyPI's database, and RustSec's if cargo-audit is installed
 	test -x build/audit/bin/pip-audit || { $(PYTHON) -m venv build/audit && \
 		build/audit/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/audit.txt; }
-	build/audit/bin/pip-audit --disable-pip --require-hashes --requirement requirements/runtime.txt
+	build/audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements/runtime.txt
 	if command -v cargo-audit >/dev/null; then lock=$$(mktemp) && native/lock.sh restore >$$lock && cargo audit --file $$lock; \
 		else echo "cargo-audit is not installed: the crates of native/ have not been looked up"; fi
 

@@ -248,10 +248,10 @@ impl Session {
         // Safety: the caller keeps it open during the call, and it is not closed here.
         let mut socket = ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(socket) });
         let mut step = Step::default();
-        if let Err(error) = self.step_through(&mut socket, first, room, &mut step) {
-            if error.kind() != ErrorKind::WouldBlock {
-                step.socket_error = error.raw_os_error().unwrap_or(EIO);
-            }
+        if let Err(error) = self.step_through(&mut socket, first, room, &mut step)
+            && error.kind() != ErrorKind::WouldBlock
+        {
+            step.socket_error = error.raw_os_error().unwrap_or(EIO);
         }
         step
     }

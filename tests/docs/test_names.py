@@ -15,7 +15,7 @@ PAGES = [DOCS / "architecture.md", *sorted((DOCS / "decisions").glob("*.md"))]
 _DOTTED = re.compile(r"`((?:protocol|cache|typha|clients|loadtest|tests)(?:\.\w+)+)`")
 _MEMBER = re.compile(r"`([A-Z][a-z]\w*\.\w+)`")
 _CONSTANT = re.compile(r"`(_?[A-Z]+_[A-Z_]+)`")
-_NOT_OURS = re.compile(r"TYPHA_|CALICO_|TEST_|TCP_|SOCK_|SO_|EPOLL|MSG_|CONFIG_|TLS_|CATCHING_UP")
+_NOT_OURS = re.compile(r"OP_|TYPHA_|CALICO_|TEST_|TCP_|SOCK_|SO_|EPOLL|MSG_|CONFIG_|TLS_|CATCHING_UP")
 """The system's names, variables of the environment, and a state of the cursor."""
 
 

@@ -97,13 +97,22 @@ class Page:
         return result["result"].get("value")
 
     async def shows(self, condition: str) -> None:
-        """Wait until the expression is true."""
+        """Wait until the expression is true. While the page is being loaded, it may fail."""
+        expression = f"(() => {{ try {{ return Boolean({condition}) }} catch {{ return false }} }})()"
         deadline = asyncio.get_running_loop().time() + _ANSWER_SECONDS
-        while not await self.value(f"Boolean({condition})"):
+        while not await self._is_true(expression):
             if asyncio.get_running_loop().time() > deadline:
                 seen = await self.value("document.body.innerText.slice(0, 2000)")
                 raise AssertionError(f"the page never shows {condition}: {self.console}\n{seen}")
             await asyncio.sleep(0.05)
+
+    async def _is_true(self, expression: str) -> bool:
+        try:
+            return bool(await self.value(expression))
+        except ScriptFailed as error:
+            if "context" not in str(error) and "navigated" not in str(error):
+                raise
+            return False  # the page has just been replaced by another one
 
     async def press(self, *keys: str) -> None:
         """Press keys, given by their names, such as Tab, Enter, ArrowRight, or a character."""

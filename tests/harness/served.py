@@ -80,6 +80,7 @@ class Cluster:
             "TYPHA_SHUTDOWNCONNECTIONDROPINTERVALMAXSECS": "0.05",
             "TYPHA_LOGFILEPATH": "none",
             "TYPHA_LOGSEVERITYSYS": "none",
+            "TYPHA_ADMINSOCKET": "none",  # that of a service that a test kills would stay in /dev/shm
             "TYPHA_PROMETHEUSMETRICSENABLED": "true",
             "TYPHA_PROMETHEUSMETRICSHOST": "127.0.0.1",
             "TYPHA_PROMETHEUSMETRICSPORT": "0",

@@ -25,6 +25,8 @@ if [[ -d $folder/bundle ]]; then
 fi
 
 if (($(du --summarize --block-size=1M "$cache" | cut -f1) > storage_megabytes_max)); then
+    # A build that was interrupted leaves mounts.
+    cut -d' ' -f2 /proc/mounts | { grep "^$cache/" || true; } | sort --reverse | xargs --no-run-if-empty umount
     rm -rf "${cache:?}"/*
 fi
 driver=overlay # vfs copies everything for each layer, but is possible everywhere
@@ -46,7 +48,7 @@ make_base() { # what an official slim image of Debian is made of, which is made 
 image inspect "$base" >/dev/null 2>&1 || make_base
 
 native=native
-if command -v cargo >/dev/null && [[ $(printf '1.88\n%s\n' "$(rustc --version | cut -d' ' -f2)" | sort -V | head -n 1) == 1.88 ]]; then
+if command -v cargo >/dev/null && [[ $(printf '1.88\n%s\n' "$(rustc --version | cut -d' ' -f2)" | sort -V | sed -n 1p) == 1.88 ]]; then
     mkdir "$scratch/native"
     cp "$(native/build.sh)" "$scratch/native"
     printf 'FROM scratch\nCOPY *.whl /wheels/\n' >"$scratch/native/Dockerfile"

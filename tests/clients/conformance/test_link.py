@@ -56,3 +56,9 @@ async def test_frames_and_the_end() -> None:
     assert await read(b"something", lambda link: link.closed()) is True
     with pytest.raises(Broken, match="H3"):
         await read(b"HTTP/1.1 200", lambda link: link.preface())
+
+
+@pytest.mark.parametrize("stated", ["28b52ffda0010000011100009108", "28b52ffd00581100009108"])
+async def test_the_stated_size_is_checked_before_decompression(stated: str) -> None:
+    with pytest.raises(Broken, match=r"states (16777217|-1) bytes"):
+        await read(wire.framed(bytes.fromhex(stated), 1), lambda link: link.message())
