@@ -98,6 +98,7 @@ def feed(*resources: Any) -> chart.Values:
         ({"feeds": {"a": {"resources": []}}}, "at '/feeds/a/resources': minItems"),
         ({"networkPolicy": {"enabled": True}}, "networkPolicy.enabled has no effect with hostNetwork"),
         ({"metrics": {"enabled": False, "rules": {"enabled": True}}}, "metrics.enabled is false"),
+        ({"metrics": {"rules": {"runbookUrl": "no url"}}}, "at '/metrics/rules/runbookUrl': 'no url' does not match"),
         ({"autoscaling": {"nodesPerReplica": 1}}, "at '/autoscaling/nodesPerReplica': minimum"),
         ({"image": {"repository": "registry.example.com/typha:0.1.0"}}, "at '/image/repository': "),
         ({"image": {"repository": "typha", "tag": "1 2"}}, "at '/image/tag': "),
@@ -416,3 +417,11 @@ def test_the_default_size_is_a_row_of_the_table() -> None:
     )
     request, limit, cpu = (cell.strip().replace(" ", "") for cell in cells.split("|"))
     assert defaults()["resources"] == {"requests": {"cpu": cpu, "memory": request}, "limits": {"memory": limit}}
+
+
+def test_alerts_lead_to_the_runbook_where_it_is_served(helm_tools: Path) -> None:
+    monitoring = {"rules": {"enabled": True, "runbookUrl": "https://docs.example.org/runbook/"}}
+    done = chart.run(helm_tools, values=chart.PLAIN | {"metrics": monitoring})
+    [group] = done.one("PrometheusRule")["spec"]["groups"]
+    urls = [rule["annotations"]["runbook_url"] for rule in group["rules"]]
+    assert all(url.startswith("https://docs.example.org/runbook/#typha") for url in urls)

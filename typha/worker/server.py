@@ -274,7 +274,7 @@ class Server:
         self._loop.add_reader(self._link.fileno(), self._guarded, self._link_readable)
         self._link_readable()  # a message that was put back makes no socket readable
         if self._hub_waits:
-            self._report()  # the link's end is behind what waits on it, so only sending tells whether the hub still lives
+            self._report()  # the link's end is behind what waits there: only sending tells whether the hub still lives
 
     def _take(self, message: messages.ToWorker, descriptors: list[int]) -> None:
         match message:
