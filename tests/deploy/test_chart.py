@@ -159,6 +159,21 @@ def test_every_default_is_described_by_the_schema() -> None:
     assert keys(defaults(), known) == known - {"/global"}
 
 
+def test_no_default_can_be_taken_away() -> None:
+    """A null takes a default away. Where the chart has a text, number or switch by default, templates need one."""
+
+    def optional(node: dict[str, Any], values: dict[str, Any], at: str = "") -> list[str]:
+        found = []
+        for name, value in values.items():
+            if isinstance(value, dict) and "required" in node["properties"][name]:
+                found += optional(node["properties"][name], value, f"{at}/{name}")
+            if not isinstance(value, dict | list) and name not in node["required"]:
+                found.append(f"{at}/{name}")
+        return found
+
+    assert optional(json.loads((chart.CHART / "values.schema.json").read_text()), defaults()) == []
+
+
 # What is rendered
 
 
