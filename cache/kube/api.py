@@ -180,8 +180,22 @@ class KubeApi:
     ) -> aiohttp.ClientWebSocketResponse:
         """Open a WebSocket, such as that of `pods/exec`. The caller closes it. Raises Interrupted."""
         session, current, headers = await self._current()
+        # aiohttp follows redirects here, with the headers and the client certificate, and has no other way to refuse.
+        trace = aiohttp.TraceConfig()
+        trace.on_request_redirect.append(_refuse_redirect)
+        guarded = aiohttp.ClientSession(
+            connector=session.connector,
+            connector_owner=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=session.headers,
+            trust_env=False,
+            max_line_size=_MAX_HEADER_BYTES,
+            max_field_size=_MAX_HEADER_BYTES,
+            max_headers=_HEADERS_MAX,
+            trace_configs=[trace],
+        )
         try:
-            return await session.ws_connect(
+            return await guarded.ws_connect(
                 current.host + path,
                 params=list(query),
                 protocols=protocols,
@@ -195,6 +209,8 @@ class KubeApi:
             raise Interrupted(Failure.REJECTED, f"status {error.status} instead of a WebSocket") from error
         except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
             raise _interrupted(error) from error
+        finally:
+            guarded.detach()
 
     async def _refresh(self) -> None:
         """Load what is about to expire, or has changed. What fails is logged and counted, and the old stays in use."""
@@ -347,6 +363,12 @@ def _refuse_encodings(response: aiohttp.ClientResponse) -> None:
 
 def _too_large(limit_bytes: int) -> Interrupted:
     return Interrupted(Failure.TOO_LARGE, f"the list page is larger than {limit_bytes} bytes")
+
+
+async def _refuse_redirect(
+    _session: aiohttp.ClientSession, _context: object, redirected: aiohttp.TraceRequestRedirectParams
+) -> None:
+    raise Interrupted(Failure.REJECTED, f"status {redirected.response.status}: redirects are not followed")
 
 
 def _interrupted(error: Exception) -> Interrupted:

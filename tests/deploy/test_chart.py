@@ -57,6 +57,12 @@ def test_generated_files_are_fresh(helm_tools: Path) -> None:
 
 # Refusals
 
+ISSUED_FOR_TEXT = chart.ISSUED | {"certManager": {"serverCN": "x\n  isCA: true"}}
+
+
+def feed(*resources: Any) -> chart.Values:
+    return {"a": {"resources": list(resources)}}
+
 
 @pytest.mark.parametrize(
     ("values", "message"),
@@ -80,19 +86,38 @@ def test_generated_files_are_fresh(helm_tools: Path) -> None:
         ({"drainSeconds": 0}, "at '/drainSeconds': minimum: got 0, want 10"),
         ({"ports": {"client": 9098}}, "the client, health and metrics ports must differ"),
         ({"ports": {"client": 70000}}, "at '/ports/client': maximum"),
-        ({"settings": {"ServerPrt": 1}}, "invalid propertyName 'ServerPrt'"),
-        ({"settings": {"ServerPort": 1}}, "invalid propertyName 'ServerPort'"),
-        ({"environment": {"TYPHA_SERVERPORT": "1"}}, "invalid propertyName 'TYPHA_SERVERPORT'"),
+        ({"settings": {"ServerPrt": 1}}, "at '/settings': additional properties 'ServerPrt' not allowed"),
+        ({"settings": {"ServerPort": 1}}, "at '/settings': additional properties 'ServerPort' not allowed"),
+        ({"environment": {"TYPHA_SERVERPORT": "1"}}, "at '/environment/TYPHA_SERVERPORT': false schema"),
+        ({"environment": {"typha_serverport": "1"}}, "at '/environment/typha_serverport': false schema"),
         ({"environment": {"OTEL_X": 1}}, "at '/environment/OTEL_X': got number, want string"),
         ({"calico": {"feeds": False}}, "feeds is needed if calico.feeds is false"),
         ({"calico": {"apiGroup": "v1"}}, "at '/calico/apiGroup': value must be one of"),
-        ({"feeds": {"felix": {"resources": [{"type": "v1/pods"}]}}}, "invalid propertyName 'felix'"),
+        ({"feeds": {"felix": {"resources": [{"type": "v1/pods"}]}}}, "at '/feeds/felix': false schema"),
         ({"feeds": {"a": {"resources": [{"type": "pods"}]}}}, "at '/feeds/a/resources/0/type': 'pods' does not match"),
         ({"feeds": {"a": {"resources": []}}}, "at '/feeds/a/resources': minItems"),
         ({"networkPolicy": {"enabled": True}}, "networkPolicy.enabled has no effect with hostNetwork"),
         ({"metrics": {"enabled": False, "rules": {"enabled": True}}}, "metrics.enabled is false"),
         ({"metrics": {"rules": {"runbookUrl": "no url"}}}, "at '/metrics/rules/runbookUrl': 'no url' does not match"),
         ({"autoscaling": {"nodesPerReplica": 1}}, "at '/autoscaling/nodesPerReplica': minimum"),
+        ({"image": {"repository": "registry.example.com/typha:0.1.0"}}, "at '/image/repository': "),
+        ({"image": {"repository": "typha", "tag": "1 2"}}, "at '/image/tag': "),
+        ({"mode": "beside", "name": "calico-typha"}, "name: calico-typha is the name of the original's objects"),
+        ({"mode": "join", "name": "calico-typha"}, "name: calico-typha is the name of the original's objects"),
+        ({"name": "123"}, "at '/name': '123' does not match pattern"),
+        ({"name": "true"}, "at '/name': 'not' failed"),
+        ({"priorityClassName": "x\n      hostPID: true"}, "at '/priorityClassName': "),
+        ({"tls": ISSUED_FOR_TEXT}, "at '/tls/certManager/serverCN': "),
+        ({"podLabels": {"k8s-app": "x"}}, "at '/podLabels/k8s-app': false schema"),
+        ({"drainSeconds": None}, "missing property 'drainSeconds'"),
+        ({"replicas": None}, "missing property 'replicas'"),
+        ({"tls": None}, "missing property 'tls'"),
+        ({"calico": {"feeds": None}}, "at '/calico': missing property 'feeds'"),
+        ({"feeds": {"-": {"resources": [{"type": "v1/pods"}]}}}, "invalid propertyName '-'"),
+        ({"feeds": feed({"type": "-/v1/-"})}, "at '/feeds/a/resources/0/type': "),
+        ({"feeds": feed({"type": "v1/pods/status"})}, "at '/feeds/a/resources/0/type': "),
+        ({"feeds": feed({"type": "v1/pods", "fields": ["metadata..name"]})}, "at '/feeds/a/resources/0/fields/0': "),
+        ({"feeds": feed({"type": "v1/pods"}, {"type": "core/v1/pods"})}, "feeds.a has v1/pods twice"),
     ],
 )
 def test_wrong_values_are_refused(values: chart.Values, message: str, helm_tools: Path) -> None:
@@ -103,8 +128,8 @@ def test_wrong_values_are_refused(values: chart.Values, message: str, helm_tools
 
 def test_the_settings_that_may_be_set_are_those_with_an_effect() -> None:
     schema = json.loads((chart.CHART / "values.schema.json").read_text())
-    allowed = schema["properties"]["settings"]["propertyNames"]["enum"]
-    assert allowed == sorted(
+    allowed = schema["properties"]["settings"]["properties"]
+    assert list(allowed) == sorted(
         row.name for row in settings.SETTINGS if row.has_effect and row.name not in SET_BY_THE_CHART
     )
 
@@ -130,8 +155,23 @@ def test_every_default_is_described_by_the_schema() -> None:
         return found
 
     schema = json.loads((chart.CHART / "values.schema.json").read_text())
-    known = names(schema)
+    known = {name for name in names(schema) if not name.startswith("/settings/")}
     assert keys(defaults(), known) == known - {"/global"}
+
+
+def test_no_default_can_be_taken_away() -> None:
+    """A null takes a default away. Where the chart has a text, number or switch by default, templates need one."""
+
+    def optional(node: dict[str, Any], values: dict[str, Any], at: str = "") -> list[str]:
+        found = []
+        for name, value in values.items():
+            if isinstance(value, dict) and "required" in node["properties"][name]:
+                found += optional(node["properties"][name], value, f"{at}/{name}")
+            if not isinstance(value, dict | list) and name not in node["required"]:
+                found.append(f"{at}/{name}")
+        return found
+
+    assert optional(json.loads((chart.CHART / "values.schema.json").read_text()), defaults()) == []
 
 
 # What is rendered
@@ -210,12 +250,22 @@ def test_the_service_accepts_its_environment(rendered: chart.Rendered, tmp_path:
             Path(value).touch()
     loaded = settings.load(flags={}, environment=environment, strict=True, default_config_file=str(tmp_path / "none"))
     assert loaded.notices == ()
+    # Kubernetes makes variables of a namespace's Services: TYPHA_PORT and others, in mode beside.
+    assert rendered.pod["enableServiceLinks"] is False
 
 
 def test_settings_and_variables_reach_the_service(all_rendered: dict[str, chart.Rendered]) -> None:
     found = all_rendered["everything"].environment
     assert (found["TYPHA_SEGMENTBYTES"], found["TYPHA_LOGFORMAT"]) == ("4194304", "json")
     assert chart.MATRIX["everything"]["environment"].items() <= found.items()
+
+
+def test_annotations_of_the_pods(helm_tools: Path) -> None:
+    evictable = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+    for added, found in ({"a": "b"}, {"a": "b", evictable: "true"}), ({evictable: "false"}, {evictable: "false"}):
+        done = chart.run(helm_tools, values=chart.PLAIN | {"podAnnotations": added})
+        assert done.text.count(evictable) == 1
+        assert done.deployment["spec"]["template"]["metadata"]["annotations"] == found
 
 
 def test_probes_drain_and_ports(rendered: chart.Rendered) -> None:
@@ -273,6 +323,9 @@ def test_certificates(all_rendered: dict[str, chart.Rendered]) -> None:
     assert sources("secret")["ca"]["secret"]["items"] == [{"key": "ca.crt", "path": "ca.crt"}]  # not the key
     assert sources("as the operator")["ca"]["configMap"]["name"] == "tigera-ca-bundle"
     assert sources("another authority")["ca"]["secret"]["secretName"] == "authority"
+    numbers = sources("names like numbers")
+    assert (numbers["tls"]["secret"]["secretName"], numbers["ca"]["configMap"]["name"]) == ("123", "456")
+    assert numbers["ca"]["configMap"]["items"] == [{"key": "123", "path": "123"}]
     assert "tls" not in sources("plain")
     issued = all_rendered["cert-manager"]
     server, agents = issued.one("Certificate", "calico-typha-tls"), issued.one("Certificate", "calico-typha-agents")
@@ -299,6 +352,14 @@ def test_rules_and_dashboard_are_the_files(all_rendered: dict[str, chart.Rendere
         if item["kind"] == "Service" and selector.items() <= item["metadata"]["labels"].items()
     ]
     assert selected == ["calico-typha-metrics"]
+
+
+def test_the_values_in_the_documentation_can_be_installed(helm_tools: Path) -> None:
+    text = (DOCS / "installing.md").read_text()
+    blocks = [block for block in re.findall(r"(?:^    .*\n)+", text, re.MULTILINE) if block.startswith("    image: ")]
+    assert len(blocks) == 2
+    for block in blocks:
+        assert chart.run(helm_tools, values=yaml.safe_load(block)).objects
 
 
 # Permissions

@@ -23,7 +23,7 @@ OPERATOR: Final[Values] = {**SECRET, "ca": {"configMap": "tigera-ca-bundle", "ke
 ISSUED: Final[Values] = {"mode": "certManager", "clientCN": "typha-client", "certManager": {"agentSecret": "agents"}}
 FEEDS: Final[Values] = {
     "workloads": {"resources": [{"type": "v1/pods", "fields": ["metadata.labels"]}, {"type": "v1/configmaps"}]},
-    "apps": {"resources": [{"type": "apps/v1/deployments"}, {"type": "v1/configmaps"}]},
+    "apps": {"resources": [{"type": "apps/v1/deployments"}, {"type": "core/v1/configmaps"}]},
 }
 MONITORING: Final[Values] = {name: {"enabled": True} for name in ("serviceMonitor", "rules", "dashboard")}
 
@@ -32,6 +32,11 @@ MATRIX: Final[dict[str, Values]] = {
     "secret": PLAIN | {"tls": SECRET},
     "as the operator": PLAIN | {"tls": OPERATOR},
     "another authority": PLAIN | {"tls": SECRET | {"ca": {"secret": "authority"}, "clientURISAN": "spiffe://x/y"}},
+    "names like numbers": PLAIN
+    | {
+        "priorityClassName": "123",
+        "tls": {**SECRET, "secret": {"name": "123"}, "ca": {"configMap": "456", "key": "123"}},
+    },
     "cert-manager": PLAIN | {"tls": ISSUED},
     "an issuer": PLAIN | {"tls": ISSUED | {"certManager": {"issuer": {"name": "corp", "kind": "ClusterIssuer"}}}},
     "beside": PLAIN | {"mode": "beside", "tls": SECRET},

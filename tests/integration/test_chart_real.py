@@ -228,6 +228,30 @@ def test_helm_installs_upgrades_rolls_back_and_uninstalls(
     assert [item["kind"] for item in installed if bare.request("GET", chart_cluster.path_of(item)).status != 404] == []
 
 
+def test_a_release_keeps_its_mode(bare: control_plane.ControlPlane, helm_tools: pathlib.Path) -> None:
+    """Kubernetes refuses another selector, but after helm has made the Service, which then no release has."""
+    place = f"/api/v1/namespaces/{chart.NAMESPACE}/services/typha"
+    helm(helm_tools, bare, "install", "typha", str(chart.CHART), values=VALUES | {"mode": "join"})
+    with pytest.raises(AssertionError, match="mode: the Deployment typha has another selector"):
+        helm(helm_tools, bare, "upgrade", "typha", str(chart.CHART), values=VALUES | {"mode": "beside"})
+    helm(helm_tools, bare, "upgrade", "typha", str(chart.CHART), values=VALUES | {"mode": "join", "replicas": 2})
+    helm(helm_tools, bare, "uninstall", "typha")
+    assert bare.request("GET", place).status == 404
+
+
+def test_the_notes_name_what_agents_need(bare: control_plane.ControlPlane, helm_tools: pathlib.Path) -> None:
+    def notes(values: chart.Values) -> str:
+        said = helm(helm_tools, bare, "install", "x", str(chart.CHART), "--dry-run=server", values=VALUES | values)
+        return said.partition("\nNOTES:\n")[2]
+
+    assert "FELIX_TYPHAK8SSERVICENAME=calico-typha" in notes({})
+    assert "set env daemonset/calico-node FELIX_TYPHAK8SSERVICENAME=typha" in notes({"mode": "beside"})
+    assert "scale deployment calico-typha --replicas 0" in notes({"mode": "join"})
+    alone = notes({"feeds": chart.FEEDS, "calico": {"feeds": False}, "name": "fleet"})
+    assert "Agents connect to fleet.kube-system.svc, port 5473. Feeds: apps, workloads." in alone
+    assert "FELIX" not in alone
+
+
 def test_helm_takes_over_the_originals_deployment(bare: control_plane.ControlPlane, helm_tools: pathlib.Path) -> None:
     """Service, budget and Deployment as Calico's manifests have them. Their selectors cannot change."""
     labels = {"k8s-app": "calico-typha"}

@@ -8,8 +8,10 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
-Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=1000)]
+_BOUND = msgspec.Meta(max_length=10_000)
+"""Of lists: `typha status` also asks pods that may not be what they seem, and prints a line for each item."""
 
 
 class Worker(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +31,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float = 0.0
     now: float = 0.0
     is_draining: bool = False
-    workers: list[Worker] = []
+    workers: Annotated[list[Worker], _BOUND] = []
     workers_wanted: Count = 0
     port: Count = 0
     open_connections: Count = 0
@@ -70,8 +72,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """`/v1/status`."""
 
     service: Service
-    feeds: list[Feed] = []
-    kinds: list[Kind] = []
+    feeds: Annotated[list[Feed], _BOUND] = []
+    kinds: Annotated[list[Kind], _BOUND] = []
 
 
 class Client(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -98,15 +100,15 @@ class Client(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Clients(msgspec.Struct, frozen=True, kw_only=True):
     """`/v1/clients`."""
 
-    clients: list[Client]
+    clients: Annotated[list[Client], _BOUND]
     total: Count
     """Connections that fit the query, also those beyond the limit."""
     complete: bool
-    """False if a worker did not answer in time."""
-    missing_workers: list[Count] = []
-    versions: dict[str, Count] = {}
+    """False if a worker did not name all of its clients in time."""
+    missing_workers: Annotated[list[Count], _BOUND] = []
+    versions: Annotated[dict[Name, Count], _BOUND] = {}
     """How many of all these connections name each version; the most frequent ones."""
-    states: dict[str, Count] = {}
+    states: Annotated[dict[Name, Count], _BOUND] = {}
     """How many are in each state."""
 
 
@@ -208,4 +210,4 @@ class Support(msgspec.Struct, frozen=True, kw_only=True):
     stacks: str = ""
     log: list[str] = []
     workers: list[Process] = []
-    missing_workers: list[Count] = []
+    missing_workers: Annotated[list[Count], _BOUND] = []

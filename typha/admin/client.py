@@ -1,8 +1,11 @@
 """Asks a running service: by its Unix socket, or by HTTP where its status page is served."""
 
+import contextlib
 import http.client
 import os
+import socket
 import ssl
+import threading
 import time
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -66,19 +69,25 @@ class Service:
         body = self.get_bytes(f"{path}?{urlencode(given)}" if given else path)
         try:
             return msgspec.json.decode(body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:  # the second: brackets within brackets
             raise Unanswered(f"{self.name}: the answer is no JSON: {error}") from error
 
     def get_bytes(self, target: str) -> bytes:
         """The body of an answer. Raises as `get`."""
         connection = self._connection()
+        patience = threading.Timer(ANSWER_SECONDS, _cut, (connection,))  # the socket's own is one for each read
+        patience.daemon = True
         try:
+            connection.connect()
+            patience.start()
             connection.request("GET", target, headers={"Accept-Encoding": "identity"})
             response = connection.getresponse()
+            patience.cancel()
             body = _read(response)
         except (OSError, http.client.HTTPException, local_socket.Unusable) as error:
             raise Unanswered(f"{self.name}: {str(error) or type(error).__name__}") from error
         finally:
+            patience.cancel()
             connection.close()
         if response.status == _GONE:
             raise Changed
@@ -98,6 +107,14 @@ class Service:
         if url.scheme == "https":
             return http.client.HTTPSConnection(host, port, timeout=ANSWER_SECONDS, context=ssl.create_default_context())
         return http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
+
+
+def _cut(connection: http.client.HTTPConnection) -> None:
+    """End a connection whose peer drips the head of its answer: reading fails then."""
+    connected = connection.sock
+    with contextlib.suppress(OSError):
+        if connected is not None:
+            connected.shutdown(socket.SHUT_RDWR)
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:

@@ -56,7 +56,7 @@ def _of_one(replica: Replica) -> Iterable[str]:
         return
     if replica.clients is not None and not replica.clients.complete:
         numbers = ", ".join(map(str, replica.clients.missing_workers)) or "?"
-        yield f"{replica.server}: no list of clients from worker {numbers}: their clients are missing here"
+        yield f"{replica.server}: worker {numbers} has not listed all clients in time: some are missing here"
     if status.service.is_draining:
         yield f"{replica.server}: is draining"
     ready = sum(worker.ready for worker in status.service.workers)

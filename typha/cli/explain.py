@@ -53,7 +53,8 @@ def explain(*, kind_name: str, name: str, namespace: str, group: str | None, as_
         return EXIT_NOT_FOUND
     known = [one for one in found.objects if _is_known(one)]
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
+        text_of = msgspec.json.format(msgspec.json.encode(found).decode(), indent=2)
+        click.echo(watch_output.printable_json(text_of))
     elif not known:
         full_name = f"{namespace}/{name}" if is_namespaced else name
         click.echo(watch_output.printable(f"{resource} {full_name}: no feed has a key of it, and none refused it"))
@@ -61,7 +62,7 @@ def explain(*, kind_name: str, name: str, namespace: str, group: str | None, as_
         now = time.time()
         lines = [line for one in known for line in text(one, now)]
         if not found.complete:
-            lines.append("A worker did not name its clients in time: they are missing here.")
+            lines.append("A worker did not name all of its clients in time: some are missing here.")
         click.echo("\n".join(watch_output.printable(line) for line in lines))
     return 0 if known else EXIT_NOT_FOUND
 

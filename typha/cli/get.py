@@ -52,8 +52,7 @@ def get(
     try:
         service = client.Service(server)
         if kind is None:
-            _show_raw_feed(service, feed or "", kind_name, names, None if all_namespaces else namespace, output)
-            return 0
+            return _show_raw_feed(service, feed or "", kind_name, names, None if all_namespaces else namespace, output)
         return _show(service, kind, names, None if all_namespaces else namespace, output)
     except client.Unanswered as error:
         click.echo(watch_output.printable(f"typha get: error: {error}"), err=True)
@@ -96,25 +95,25 @@ def _pages(service: client.Service, feed: str, prefix: str) -> Iterator[answers.
 def _show(service: client.Service, kind: kinds.Kind, names: tuple[str, ...], namespace: str | None, output: str) -> int:
     found = entries(service, kind.feed, kind.prefix)
 
+    def names_of(resource: kinds.Members) -> set[str]:
+        return {kinds.name_of(resource).name, (resource.get("spec") or {}).get("pod", "")}
+
     def is_chosen(resource: kinds.Members) -> bool:
-        named = kinds.name_of(resource)
-        pod = (resource.get("spec") or {}).get("pod", "")
-        return (not names or named.name in names or pod in names) and (
-            not kind.is_namespaced or namespace in (None, named.namespace)
+        return (not names or not names_of(resource).isdisjoint(names)) and (
+            not kind.is_namespaced or namespace in (None, kinds.name_of(resource).namespace)
         )
 
+    shown = [resource for resource in kinds.resources(kind, found) if is_chosen(resource)]
+    code = _name_absent(kind.name, names, {name for resource in shown for name in names_of(resource)})
     if output == "raw":
         chosen = kinds.entries_of(kind, found)
-        wanted = [entry for entry in chosen if any(map(is_chosen, kinds.resources(kind, [entry])))]
-        _print_raw(wanted)
-        return 0 if wanted or not names else EXIT_FAILED
-    shown = [resource for resource in kinds.resources(kind, found) if is_chosen(resource)]
+        _print_raw(entry for entry in chosen if any(map(is_chosen, kinds.resources(kind, [entry]))))
+        return code
     if names and not shown:
-        click.echo(watch_output.printable(f"{kind.name} {', '.join(names)}: not found"), err=True)
-        return EXIT_FAILED
+        return code
     if output in ("yaml", "json"):
         _print_resources(kind, shown, is_one=len(names) == 1, as_yaml=output == "yaml")
-        return 0
+        return code
     columns = dict(kind.wide if output == "wide" else kind.columns)
     if output == "name":
         columns = {"NAME": lambda resource: kinds.name_of(resource).name}
@@ -122,7 +121,15 @@ def _show(service: client.Service, kind: kinds.Kind, names: tuple[str, ...], nam
         columns = {"NAMESPACE": lambda resource: kinds.name_of(resource).namespace, **columns}
     rows = [kinds.row(resource, columns) for resource in shown]
     click.echo("\n".join(tables.lines(list(columns), rows, width_max=_CELL_CHARS_MAX)))
-    return 0
+    return code
+
+
+def _name_absent(kind: str, names: Iterable[str], found: set[str]) -> int:
+    """Print those of the names that were not found; returns the exit code."""
+    absent = [name for name in names if name not in found]
+    if absent:
+        click.echo(watch_output.printable(f"{kind} {', '.join(absent)}: not found"), err=True)
+    return EXIT_FAILED if absent else 0
 
 
 def _print_resources(kind: kinds.Kind, shown: list[kinds.Members], *, is_one: bool, as_yaml: bool) -> None:
@@ -166,11 +173,12 @@ def _show_raw_feed(
     names: tuple[str, ...],
     namespace: str | None,
     output: str,
-) -> None:
+) -> int:
     found = entries(service, feed, "")
     if resource is not None:
         found = [entry for entry in found if _is_raw(entry, resource, names, namespace)]
     found.sort(key=lambda entry: entry.key)
+    code = _name_absent(resource or "", names, {entry.key.rpartition("/")[2] for entry in found})
     if output == "raw":
         _print_raw(found)
     elif output in ("yaml", "json"):
@@ -180,6 +188,7 @@ def _show_raw_feed(
     else:
         rows = [(entry.key, entry.revision, str(entry.sequence), tables.size(len(value_of(entry)))) for entry in found]
         click.echo("\n".join(tables.lines(("KEY", "REVISION", "SEQUENCE", "SIZE"), rows, width_max=_CELL_CHARS_MAX)))
+    return code
 
 
 def _is_raw(entry: answers.Entry, resource: str, names: tuple[str, ...], namespace: str | None) -> bool:

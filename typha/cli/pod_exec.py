@@ -110,7 +110,7 @@ async def _pods(session: api.KubeApi, namespace: str, name: str) -> list[_Pod]:
         raise _Unanswered(f"EndpointSlices cannot be listed: status {response.status}")
     try:
         slices = msgspec.json.decode(body, type=_SliceList).items
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise _Unanswered(f"EndpointSlices cannot be read: {error}") from error
     found = {
         _Pod(namespace, endpoint.target_ref.name)
@@ -151,7 +151,7 @@ async def _ask_pod(
         async with api.deadline(_EXEC_SECONDS, "no whole answer"):
             said = await execute(session, pod, container, ["typha", "status", "--json", *question.arguments()])
         [one] = msgspec.json.decode(said, type=replicas.Fleet).replicas
-    except (_Unanswered, api.Interrupted, msgspec.DecodeError, ValueError) as error:
+    except (_Unanswered, api.Interrupted, msgspec.DecodeError, RecursionError, ValueError) as error:
         return replicas.Replica(server=pod.name, error=str(error))
     return msgspec.structs.replace(one, server=pod.name)
 
@@ -199,7 +199,7 @@ def _take(message: aiohttp.WSMessage, parts: dict[int, bytearray]) -> None:
 def _check_end(ending: bytes, said: bytes, *, is_empty: bool) -> None:
     try:
         ended = msgspec.json.decode(ending, type=_ExecStatus) if ending else None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         ended = None
     if ended is None:
         raise _Unanswered("the connection ended before the command")

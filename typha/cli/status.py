@@ -89,7 +89,7 @@ async def look(ask: Ask) -> replicas.Fleet:
     metavar="PATH|URL",
     help="Admin socket, or http(s) URL of a status page. Several are compared. Default: the service on this host.",
 )
-@click.option("--service", metavar="NAMESPACE/NAME", help="All ready pods of this Service, by exec in each pod.")
+@click.option("--service", metavar="NAMESPACE/NAME", help="All pods of this Service, by exec in each pod.")
 @click.option("--container", metavar="NAME", help="With --service: the container. Default: the pod's default.")
 @click.option("--sort", type=click.Choice(list(_SORTS)), default="lag", show_default=True, help="Order of the clients.")
 @click.option("--feed", help="Clients of this feed only.")
@@ -156,8 +156,9 @@ async def _run(ask: Ask, question: Question, *, as_json: bool, interval_seconds:
         begun = time.monotonic()
         fleet = await look(ask)
         if as_json:
-            encoded = msgspec.json.encode(fleet)
-            click.echo(encoded if interval_seconds else msgspec.json.format(encoded, indent=2))
+            encoded = msgspec.json.encode(fleet).decode()
+            text_of = encoded if interval_seconds else msgspec.json.format(encoded, indent=2)
+            click.echo(watch_output.printable_json(text_of))
         else:
             clear = _CLEAR if interval_seconds and sys.stdout.isatty() else ""
             click.echo(clear + "\n".join(text(fleet, question)))

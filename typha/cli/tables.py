@@ -1,5 +1,6 @@
 """Tables, durations and sizes as people read them."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from typha.cli import watch_output
@@ -23,8 +24,8 @@ def _cell(text: str, width_max: int) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Such as 0.3s, 12s, 3m5s, 2h10m, 4d; - for None."""
-    if seconds is None:
+    """Such as 0.3s, 12s, 3m5s, 2h10m, 4d; - for None, and for what is no time."""
+    if seconds is None or not math.isfinite(seconds):
         return _EMPTY
     if seconds < 10:
         return f"{max(0.0, seconds):.1f}s" if seconds >= 0.05 else "0s"

@@ -35,11 +35,21 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+def printable_json(text: str) -> str:
+    """JSON with the same characters escaped, in JSON's way. Line ends stay, and so does the meaning.
+
+    A command in a pod cannot know whether a terminal is at the other end of `kubectl exec`.
+    """
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
+
+
 def update_line(update: messages.Update, *, ascii_only: bool = False) -> str:
     """One update as a JSON object with key, value, revision, v3_resource_version, update_type and ttl, in this order.
 
     `value` is a string or null. A value that is not UTF-8 is written as `value_base64` in the same place. With
-    `ascii_only`, all other characters are escaped.
+    `ascii_only`, all other characters are escaped, and without it those that a terminal would act on.
     """
     content: dict[str, object] = {"key": update.key}
     try:
@@ -50,14 +60,11 @@ def update_line(update: messages.Update, *, ascii_only: bool = False) -> str:
     content["v3_resource_version"] = update.v3_resource_version
     content["update_type"] = int(update.update_type)
     content["ttl"] = update.ttl
-    return json.dumps(content, ensure_ascii=ascii_only)
+    return printable_json(json.dumps(content, ensure_ascii=ascii_only))
 
 
 class JsonOutput:
-    """One JSON object per line, in UTF-8 regardless of the locale; in ASCII on a terminal.
-
-    JSON does not escape all characters that a terminal acts on.
-    """
+    """One JSON object per line, in UTF-8 regardless of the locale; in ASCII on a terminal."""
 
     def __init__(self) -> None:
         self._stream: BinaryIO = sys.stdout.buffer

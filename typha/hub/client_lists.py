@@ -18,11 +18,11 @@ class Connected(NamedTuple):
 
 
 class ClientList(NamedTuple):
-    """All connections of the workers that have answered."""
+    """The connections that the workers have named."""
 
     clients: list[Connected]
     missing: list[int]
-    """Workers that did not answer in time."""
+    """Workers that did not name all in time."""
 
 
 class ClientLists:

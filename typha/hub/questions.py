@@ -20,9 +20,9 @@ class Answers(NamedTuple, Generic[Part]):
     """What the workers have answered."""
 
     parts: dict[int, list[Part]]
-    """By worker, in order."""
+    """By worker, in order; of one that is not done in time, what it has said."""
     missing: list[int]
-    """Workers that are not done in time; they have no parts."""
+    """Workers that are not done in time."""
 
 
 class Question(Generic[Part]):
@@ -67,7 +67,10 @@ class Question(Generic[Part]):
                         await asyncio.wait_for(self._heard.wait(), PATIENCE_SECONDS)
                     except TimeoutError:
                         break
-                return Answers(self._done, sorted([*missing, *(worker.number for worker in self._waiting)]))
+                begun = {worker.number: parts for worker, parts in self._waiting.items()}
+                return Answers(
+                    self._done | {number: parts for number, parts in begun.items() if parts}, sorted([*missing, *begun])
+                )
             finally:
                 self._request += 1  # from here on, answers are late
                 self._waiting, self._done = {}, {}

@@ -47,8 +47,8 @@ from typha.observability import buckets, quantiles
 ENDS_REPORTED_MAX = 50
 """Ends that a worker reports each second: more than anybody reads. The totals count all of them."""
 
-Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
-"""msgpack has no integer above 64 bits, so sums of these have a few more at most."""
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+"""Sums of these have a few bits more at most."""
 Connections: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
 WireFormat: TypeAlias = Annotated[str, msgspec.Meta(pattern=rf"^({'|'.join(map(re.escape, formats.NAMES))})\Z")]

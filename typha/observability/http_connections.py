@@ -56,6 +56,8 @@ class Limits(NamedTuple):
     """Encrypted bytes of a connection: a client's certificates, and the request head."""
     tls_records: int = 64
     """A client needs about ten. Records without data, such as key updates, cost 17 µs each."""
+    unsent_bytes: int = 32 * 1024 * 1024
+    """Answers that peers have not taken yet. Agents with the longest names make a list of clients as large as this."""
     log_seconds: float = 1.0
     """Between two log lines of a port about closed connections."""
 
@@ -192,6 +194,19 @@ class HttpConnections:
             default=None,
         )
 
+    def limit_unsent(self, newest: "_Connection") -> None:
+        """Close those that take their answers slowly, the oldest first, if all answers are too much. The newest one has
+        had no time yet."""
+        unsent_bytes = sum(connection.unsent_bytes for connection in self._open)
+        for connection in list(self._open):
+            if unsent_bytes <= self._limits.unsent_bytes:
+                break
+            if connection is not newest and connection.unsent_bytes:
+                unsent_bytes -= connection.unsent_bytes
+                self._close_early(
+                    connection, TOO_MANY, f"more than {self._limits.unsent_bytes} bytes wait for peers to read"
+                )
+
     def _close_early(self, victim: "_Connection | None", reason: str, detail: str) -> None:
         self.note(reason, victim.address if victim else "", detail)
         if victim is not None:
@@ -283,6 +298,11 @@ class _Connection(asyncio.Transport):
         return self._handler is not None
 
     @property
+    def unsent_bytes(self) -> int:
+        """What the kernel has not taken of the answer."""
+        return len(self._unsent)
+
+    @property
     def is_spared(self) -> bool:
         """Whether the connection keeps its place: it waits for a step, or has had one a moment ago."""
         if self._steps >= self._owner.limits.grace_steps:
@@ -369,12 +389,14 @@ class _Connection(asyncio.Transport):
         if self._tls:
             self._unsent += self._tls.goodbye()
         self._send()
+        self._owner.limit_unsent(self)
 
     def abort(self) -> None:
         """Close at once."""
         if self._is_closed:
             return
         self._is_closed = True
+        self._unsent = bytearray()
         self._timer.cancel()
         self._loop.remove_reader(self._socket.fileno())
         self._loop.remove_writer(self._socket.fileno())

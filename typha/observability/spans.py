@@ -7,17 +7,19 @@ A collector that is slow, gone or hostile costs spans, which are counted, and no
 
 import asyncio
 import contextlib
+import io
 import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 
 from typha import clock
 
 if TYPE_CHECKING:
+    import requests
     from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 
 _log = structlog.get_logger("typha.tracing")
@@ -26,6 +28,12 @@ QUEUE_SPANS_MAX: Final = 2048
 """Spans that wait for their export, at some 2 kB each. More are dropped; the SDK's own default."""
 _CLOSE_SECONDS: Final = 2.0
 """How long the end of the service waits for the last spans: enough for a collector that answers."""
+
+_ANSWER_BYTES_MAX: Final = 64 * 1024
+"""A collector says in some hundred bytes what it has rejected. The libraries would read an answer without an end."""
+_ANSWER_SECONDS: Final = 10.0
+"""For all of an answer's body: the libraries' timeout is one for each read. Their own default for a request."""
+_READ_BYTES: Final = 16 * 1024
 
 
 class Span(NamedTuple):
@@ -174,8 +182,44 @@ def open_exporter(version: str) -> SpanExporter:
         provider = trace.TracerProvider(
             resource=resources.Resource.create({**named, "service.version": version}), shutdown_on_exit=False
         )
-        exporter = CountingExporter(trace_exporter.OTLPSpanExporter())
+        exporter = CountingExporter(trace_exporter.OTLPSpanExporter(session=_bounded_session()))
         provider.add_span_processor(export.BatchSpanProcessor(exporter, max_queue_size=QUEUE_SPANS_MAX))
     except Exception as error:  # the libraries raise what they like for a variable that they do not understand
         raise Unavailable(f"OpenTelemetry cannot start: {error}") from error
     return SpanExporter(provider, counted)
+
+
+def _bounded_session() -> "requests.Session":
+    """A session that takes answers within a size and a time. The libraries trust a collector to end them."""
+    import requests
+
+    class BoundedSession(requests.Session):
+        def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+            response = super().send(request, **{**options, "stream": True})
+            try:
+                if 300 <= response.status_code < 400:  # the libraries take it for success
+                    raise requests.RequestException(f"status {response.status_code}")
+                body = _read(response)
+            except BaseException:
+                response.close()
+                raise
+            response.raw = io.BytesIO(body)
+            return response
+
+    session = BoundedSession()
+    session.headers["Accept-Encoding"] = "identity"  # what comes compressed all the same stays so: it may be a bomb
+    return session
+
+
+def _read(response: "requests.Response") -> bytes:
+    import requests
+
+    deadline = clock.monotonic() + _ANSWER_SECONDS
+    body = bytearray()
+    while part := response.raw.read1(_READ_BYTES, decode_content=False):
+        body += part
+        if len(body) > _ANSWER_BYTES_MAX:
+            raise requests.RequestException(f"the answer has more than {_ANSWER_BYTES_MAX} bytes")
+        if clock.monotonic() > deadline:
+            raise requests.RequestException(f"no whole answer within {_ANSWER_SECONDS:g} s")
+    return bytes(body)

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from cache.kube import tls_contexts
 from typha import listening, settings
+from typha.admin import local_socket
 from typha.observability import webserver
 from typha.preflight.findings import Finding, Status
 from typha.worker import tls
@@ -51,11 +52,24 @@ def ports(configured: settings.Settings) -> Iterator[Finding]:
         metrics = configured.prometheus_metrics_host, configured.prometheus_metrics_port
         wanted.append(_Port("PrometheusMetricsPort", *metrics))
     seen: dict[_Address, str] = {}
+    runs_here = _runs_here(configured)
     for one in wanted:
-        yield _bound(one, seen)
+        yield _bound(one, seen, runs_here=runs_here)
 
 
-def _bound(wanted: _Port, seen: dict[_Address, str]) -> Finding:
+def _runs_here(configured: settings.Settings) -> bool:
+    """Whether a service with this port for clients answers in this container: `kubectl exec` comes to its pod."""
+    path = configured.admin_socket
+    try:
+        if path == local_socket.AUTOMATIC:
+            path = local_socket.automatic_path(configured.server_port)
+        local_socket.connect(path).close()
+    except local_socket.Unusable:
+        return False
+    return True
+
+
+def _bound(wanted: _Port, seen: dict[_Address, str], *, runs_here: bool) -> Finding:
     """Try to bind. `seen` has the addresses of the ports before it, with their settings."""
     shown = f"{wanted.setting} {wanted.host or '*'}:{wanted.port}"
     try:
@@ -79,6 +93,9 @@ def _bound(wanted: _Port, seen: dict[_Address, str]) -> Finding:
         except OSError as error:
             problems.append(error)
     taken = [error for error in problems if error.errno == errno.EADDRINUSE]
+    if taken and runs_here:
+        advice = "to check the ports before another service starts, end this one"
+        return Finding(Status.WARNING, "ports", f"{shown}: the service that runs here has it", advice)
     if taken:
         advice = "end what listens there (on a host network: the Typha that is replaced), or set another port"
         return Finding(Status.FAILED, "ports", f"{shown}: another process listens there", advice)

@@ -16,6 +16,11 @@ _FIXED_BYTES = 80
 _NOBODY = protocol_adapters.Identity()
 
 
+def _short(text: str) -> str:
+    """At most as many bytes as characters may be in it: others make the list of a fleet too long for its time."""
+    return text if text.isascii() else text.encode()[: messages.TEXT_CHARS_MAX].decode(errors="ignore")
+
+
 class ClientList:
     """One answer to `ListClients`. Clients that come or go while it is made are not in it.
 
@@ -65,9 +70,9 @@ class ClientList:
         return messages.ConnectedClient(
             number=current.number,
             address=current.address,
-            node=identity.node,
-            version=identity.version,
-            info=identity.info,
+            node=_short(identity.node),
+            version=_short(identity.version),
+            info=_short(identity.info),
             tls_name=self._tls_name(current),
             release=identity.release,
             feed=channel.feed if channel is not None else "",
@@ -84,7 +89,7 @@ class ClientList:
         if not isinstance(self._transport, tls_transport.TlsTransport):
             return ""
         name = tls.peer_name(self._transport.certificate(current.fd))
-        return typha_messages.printable(name, messages.TEXT_CHARS_MAX)
+        return _short(typha_messages.printable(name, messages.TEXT_CHARS_MAX))
 
     def _position(
         self, current: client.Client, channel: worker_channel.WorkerChannel, now: float

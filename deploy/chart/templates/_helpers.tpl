@@ -1,5 +1,8 @@
 {{/* The name of all objects. */}}
 {{- define "typha.name" -}}
+{{- if and (ne .Values.mode "own") (eq .Values.name "calico-typha") -}}
+{{- fail (printf "name: calico-typha is the name of the original's objects, which stay in mode %s" .Values.mode) -}}
+{{- end -}}
 {{- .Values.name | default (ternary "calico-typha" "typha" (eq .Values.mode "own")) -}}
 {{- end -}}
 

@@ -1,8 +1,10 @@
 """Asking a service: by its socket or by HTTP; what is no service gives an error, and never a hang."""
 
+import contextlib
 import http.server
 import pathlib
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +17,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer."""
-        body = {"/json": b'{"a": 1}', "/text": b"no JSON"}.get(self.path.partition("?")[0], b"x" * 5000)
+        body = {"/json": b'{"a": 1}', "/text": b"no JSON", "/deep": b"[" * 100_000 + b"]" * 100_000}.get(
+            self.path.partition("?")[0], b"x" * 5000
+        )
         self.send_response(404 if self.path == "/none" else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -38,8 +42,9 @@ def url() -> Iterator[str]:
 def test_by_http(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     service = client.Service(url)
     assert service.get("/json", x=1) == {"a": 1}
-    with pytest.raises(client.Unanswered, match="no JSON"):
-        service.get("/text")
+    for path in ("/text", "/deep"):
+        with pytest.raises(client.Unanswered, match="no JSON"):
+            service.get(path)
     with pytest.raises(client.Unanswered, match="status 404"):
         service.get("/none")
     monkeypatch.setattr(client, "ANSWER_BYTES_MAX", 4000)
@@ -89,3 +94,29 @@ def test_without_a_name_it_is_the_service_here(tmp_path: pathlib.Path, monkeypat
     listener.close()
     monkeypatch.setenv("TYPHA_ADMINSOCKET", "/elsewhere.sock")
     assert client.Service().name == "/elsewhere.sock"
+
+
+def test_a_head_that_drips_is_given_up(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 1.0)
+    listener = local_socket.Listener(str(tmp_path / "a.sock"))
+    listener.socket.setblocking(True)
+    sent = 0
+
+    def drip() -> None:
+        nonlocal sent
+        connected, _ = listener.socket.accept()
+        with connected, contextlib.suppress(OSError):
+            connected.recv(1000)
+            connected.sendall(b"HTTP/1.1 200 OK\r\nX-A: ")
+            while sent < 600:  # a minute
+                connected.sendall(b"x")
+                sent += 1
+                time.sleep(0.1)
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    with pytest.raises(client.Unanswered):
+        client.Service(listener.path).get("/v1/status")
+    thread.join()
+    listener.close()
+    assert sent < 600

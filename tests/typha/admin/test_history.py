@@ -14,7 +14,7 @@ from typha.hub import supervisor
 from typha.ipc import messages
 from typha.observability import quantiles
 
-TOO_LARGE = 2**64 - 1
+TOO_LARGE = 2**63 - 1
 
 
 async def no_worker(*_: object) -> None:

@@ -158,6 +158,22 @@ async def test_a_few_different_answers_a_second_are_made() -> None:
         await asyncio.sleep(1.001)
 
 
+@pytest.mark.looptime(start=1000.0)
+async def test_an_answer_that_takes_long_is_not_kept_for_longer() -> None:
+    made = 0
+
+    async def slow(_query: server.Query) -> server.Answer:
+        nonlocal made
+        made += 1
+        await asyncio.sleep(1.5)
+        return server.Answer(str(made).encode())
+
+    shared = page.Shared(slow)
+    assert [(await shared({})).body for _ in range(2)] == [b"1", b"1"]
+    await asyncio.sleep(1.001)
+    assert (await shared({})).body == b"2"
+
+
 async def test_a_page_that_fails_once_is_made_again(port: Port) -> None:
     good, port.data.clients = port.data.clients, [{"node": object()}]
     assert (await port.ask("/v1/clients"))[0] == 500

@@ -36,7 +36,7 @@ def test_good_replicas_have_no_findings() -> None:
         ({"status": "resync"}, "a: feed felix is resync"),
         ({"confirmed_seconds": 999.0}, "a: core/v1/pods was last confirmed by the API server 999 s ago"),
         ({"confirmed_seconds": None}, "a: core/v1/pods was last confirmed by the API server never"),
-        ({"complete": False}, "a: no list of clients from worker ?: their clients are missing here"),
+        ({"complete": False}, "a: worker ? has not listed all clients in time: some are missing here"),
         ({"version": "2"}, "replicas have different versions: 1, 2"),
         ({"count": 90}, "a: has 90 clients, and the mean is 31"),
     ],

@@ -19,7 +19,7 @@ async def test_keys_refusals_and_what_is_unknown(tmp_path: pathlib.Path, capsys:
     [policy] = [one for one in one_of_each.EXAMPLES if one.kind == "NetworkPolicy"]
     broken = policy._replace(metadata={"name": "bad", "namespace": "prod"}, content={"spec": {"selector": "((("}})
     made.apply(admin_stand.event(broken))
-    made.skipped(objects.SkippedObject(policy.type, "prod", "odd", "undecodable", "not\x1b JSON"))
+    made.skipped(objects.SkippedObject(policy.type, "prod", "odd", "undecodable", "not\x1b JSON\x9b"))
     made.commit()
 
     async with admin_stand.serving(made, tmp_path) as path:
@@ -49,6 +49,9 @@ async def test_keys_refusals_and_what_is_unknown(tmp_path: pathlib.Path, capsys:
         code, output, _ = await explained("pod", "web-1", "-n", "prod", "--json")
         [one] = json.loads(output)["objects"]
         assert one["feeds"][0]["keys"][0]["sequence"] > 0
+        code, output, _ = await explained("networkpolicy", "odd", "-n", "prod", "--json")
+        assert all(map(str.isprintable, output.splitlines()))
+        assert "not\x1b JSON\x9b" in json.loads(output)["objects"][0]["refusal"]["detail"]
     made.close()
 
 

@@ -74,6 +74,10 @@ async def test_lists_and_names_that_are_not_there(path: str, capsys: pytest.Capt
     assert (code, found["kind"], [one["metadata"]["name"] for one in found["items"]]) == (0, "TierList", ["security"])
     code, output, errors = await admin_stand.run(capsys, "get", "tiers", "none", "--server", path)
     assert (code, output, errors) == (1, "", "Tier none: not found\n")
+    for form in ("table", "yaml", "raw", "name"):
+        command = ("get", "tiers", "security", "none", "-o", form, "--server", path)
+        code, output, errors = await admin_stand.run(capsys, *command)
+        assert (code, "security" in output, errors) == (1, True, "Tier none: not found\n")
     code, output, errors = await admin_stand.run(capsys, "get", "secrets", "--server", path)
     assert (code, "KIND is one of BGPConfiguration, " in errors) == (2, True)
 
@@ -98,6 +102,8 @@ async def test_a_feed_of_whole_objects(tmp_path: pathlib.Path, capsys: pytest.Ca
         assert (code, [one["spec"] for one in yaml.safe_load(output)]) == (0, [{"x": 1}])
         code, output, _ = await admin_stand.run(capsys, "get", "-f", FEED, "-o", "raw", "--server", path)
         assert [json.loads(line).get("value_base64") for line in output.splitlines()] == [None, None, "/xs="]
+        code, output, errors = await admin_stand.run(capsys, "get", "-f", FEED, "pods", "a", "c", "--server", path)
+        assert (code, "default/a" in output, errors) == (1, True, "pods c: not found\n")
         code, output, errors = await admin_stand.run(capsys, "get", "-f", "none", "--server", path)
         assert (code, f"feed is one of {FEED}" in errors) == (1, True)
     stand.hub.close()

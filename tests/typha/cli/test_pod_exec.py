@@ -61,6 +61,26 @@ async def say_nonsense(socket: web.WebSocketResponse, _pod: str) -> None:
     await socket.send_bytes(b"\x03" + SUCCESS)
 
 
+async def nest(socket: web.WebSocketResponse, _pod: str) -> None:
+    """Brackets within brackets, in a field that nobody knows."""
+    await socket.send_bytes(b'\x01{"replicas":[],"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+    await socket.send_bytes(b"\x03" + SUCCESS)
+
+
+async def nest_the_end(socket: web.WebSocketResponse, pod: str) -> None:
+    """The same at the end; some releases of the decoder take so few."""
+    await socket.send_bytes(b"\x01" + fleet(pod))
+    await socket.send_bytes(b'\x03{"x":' + b"[" * 4000 + b"]" * 4000 + b"}")
+
+
+async def claim_much(socket: web.WebSocketResponse, pod: str) -> None:
+    """A line for each feed, and there is no end of feeds."""
+    feeds = [{"feed": "f", "status": "in-sync"}] * 10_001
+    said = {"replicas": [{"server": "s", "status": {"service": {"version": "1", "pod": pod}, "feeds": feeds}}]}
+    await socket.send_bytes(b"\x01" + msgspec.json.encode(said))
+    await socket.send_bytes(b"\x03" + SUCCESS)
+
+
 async def say_too_much(socket: web.WebSocketResponse, _pod: str) -> None:
     """More than is taken."""
     with contextlib.suppress(ConnectionError):
@@ -98,6 +118,8 @@ class ApiServer:
         assert request.headers["Authorization"] == "Bearer T"
         self.queries.append(list(request.query.items()))
         pod = request.match_info["pod"]
+        if pod == "moved":
+            raise web.HTTPTemporaryRedirect(str(request.url).replace("moved", "good"))
         if pod == "forbidden":
             return web.json_response({"message": "no"}, status=403)
         socket = web.WebSocketResponse(protocols=self._protocols)
@@ -151,10 +173,14 @@ async def test_pods_that_do_not_answer_are_named_beside_those_that_do(monkeypatc
     monkeypatch.setattr("typha.admin.client.ANSWER_BYTES_MAX", 1_000_000)
     say: dict[str, Say] = {
         "broken": break_off,
+        "deep": nest,
+        "deep-end": nest_the_end,
+        "endless": claim_much,
         "failing": fail,
         "forbidden": hang,
         "good": answer_well,
         "loud": say_too_much,
+        "moved": hang,
         "nonsense": say_nonsense,
         "silent": hang,
     }
@@ -162,8 +188,12 @@ async def test_pods_that_do_not_answer_are_named_beside_those_that_do(monkeypatc
     assert {name for name, one in found.items() if one.status is not None} == {"good"}
     problems = {
         "broken": "the connection ended before the command",
+        "deep": "maximum recursion depth exceeded while deserializing an object",
+        "deep-end": "the connection ended before the command",
+        "endless": "Expected `array` of length <= 10000 - at `$.replicas[0].status.feeds`",
         "failing": "command terminated with exit code 1: typha: not\x1b found",
         "forbidden": "status 403 instead of a WebSocket",
+        "moved": "status 307: redirects are not followed",
         "loud": "the answer has more than 1000000 bytes",
         "silent": "no whole answer within 0.5 s",
     }
@@ -204,3 +234,13 @@ async def test_without_access_there_is_one_error() -> None:
 def test_names_are_checked(service: str) -> None:
     with pytest.raises(click.UsageError):
         pod_exec.asker(service, None, QUESTION)
+
+
+async def test_an_api_server_that_nests_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def deep(_request: web.Request) -> web.Response:
+        return web.Response(body=b'{"items":[],"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+
+    server = ApiServer({})
+    monkeypatch.setattr(server, "_list", deep)
+    found = await asked(server)
+    assert "EndpointSlices cannot be read" in found["calico-system/calico-typha"].error

@@ -17,6 +17,7 @@ from tests.harness.repository import ROOT
 from tests.harness.served import Cluster, mirrors, serving
 from typha.admin import answers, replicas
 from typha.cli import status
+from typha.hub import client_lists
 
 COMMAND = (sys.executable, "-c", "from typha.cli import main; main.main()")
 QUESTION = status.Question(sort="lag", limit=50, feed=None, node=None, state=None)
@@ -87,6 +88,7 @@ async def test_of_one_service_and_of_two(tmp_path: pathlib.Path) -> None:
         assert "c.sock: no answer" in output
 
         victim = first.workers()[0]
+        await asyncio.sleep(client_lists.AGE_SECONDS)  # until the list of before is forgotten
         os.kill(victim, signal.SIGSTOP)
         try:
             deadline = time.monotonic() + served.TIMEOUT_SECONDS

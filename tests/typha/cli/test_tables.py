@@ -1,5 +1,7 @@
 """Durations, sizes and tables as people read them."""
 
+import math
+
 import pytest
 
 from typha.cli import tables
@@ -10,6 +12,7 @@ from typha.cli import tables
     [
         *((None, "-"), (0.0, "0s"), (0.04, "0s"), (-1.0, "0s"), (0.05, "0.1s"), (0.31, "0.3s"), (9.94, "9.9s")),
         *((10.0, "10s"), (59.4, "59s"), (59.6, "1m"), (60.0, "1m"), (185.0, "3m5s"), (1800.0, "30m")),
+        *((math.inf, "-"), (-math.inf, "-"), (math.nan, "-")),
         *((3600.0, "1h"), (7800.0, "2h10m"), (86_400.0, "1d"), (90_000.0, "1d1h"), (30 * 86_400.0, "30d")),
     ],
 )

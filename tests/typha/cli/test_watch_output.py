@@ -1,5 +1,7 @@
 """The output formats of `typha watch`."""
 
+import json
+
 import pytest
 
 from protocol import messages
@@ -61,4 +63,15 @@ def test_what_a_terminal_would_act_on_is_escaped(
     for is_terminal in (True, False):
         monkeypatch.setattr("sys.stdout.isatty", lambda is_terminal=is_terminal: is_terminal)
         watch_output.JsonOutput().write_updates([hostile])
-        assert capsys.readouterr().out.isascii() is is_terminal
+        written = capsys.readouterr().out
+        assert written.isascii() is is_terminal
+        assert written.rstrip("\n").isprintable()  # a command in a pod cannot see the terminal of `kubectl exec`
+        assert json.loads(written)["key"] == hostile.key
+
+
+def test_json_keeps_its_meaning() -> None:
+    text = json.dumps({"a": ["\x1b\x7f\x9b\u202e\u2028é\U000e0001", 'b"\\']}, ensure_ascii=False, indent=1)
+    shown = watch_output.printable_json(text)
+    assert json.loads(shown) == json.loads(text)
+    assert all(map(str.isprintable, shown.split("\n")))
+    assert "é" in shown

@@ -53,7 +53,7 @@ async def test_all_workers_are_asked_once_and_their_slices_put_together(stand: h
     assert not any(isinstance(message, messages.ListClients) for message in first.hear())
 
 
-async def test_a_silent_worker_is_left_out_and_named(
+async def test_a_silent_worker_is_named_and_what_it_has_said_counts(
     stand: hub_stand.HubStand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("typha.hub.questions.PATIENCE_SECONDS", 0.01)
@@ -65,11 +65,11 @@ async def test_a_silent_worker_is_left_out_and_named(
     first.say(messages.ClientSlice(number, [one_client(1)], True))
     second.say(messages.ClientSlice(asked(second), [one_client(2)], False))  # and then nothing more
     found = await task
-    assert [one.client.number for one in found.clients] == [1]
+    assert [one.client.number for one in found.clients] == [1, 2]
     assert found.missing == [2]
     second.say(messages.ClientSlice(number, [one_client(3)], True))  # too late: nobody waits for it
     assert second.broken == []
-    assert [one.client.number for one in (await lists.newest()).clients] == [1]
+    assert [one.client.number for one in (await lists.newest()).clients] == [1, 2]
 
 
 async def test_a_late_answer_does_not_count_for_the_next_question(
@@ -107,6 +107,7 @@ async def test_answers_to_no_question_are_dropped(stand: hub_stand.HubStand) -> 
     [
         ["ClientSlice", 1, [], True, 0],
         ["ClientSlice", -1, [], True],
+        ["ClientSlice", 1, [[1, *[""] * 8, "held", 1 << 63, 0.0, 0, 0, 0.0]], True],
         ["ClientSlice", 1, [[1, "a" * 254, *[""] * 7, "held", 0, 0.0, 0, 0, 0.0]], True],
         ["ClientSlice", 1, [[1, *[""] * 8, "asleep", 0, 0.0, 0, 0, 0.0]], True],
         ["ClientSlice", 1, [[1, *[""] * 8, "held", -1, 0.0, 0, 0, 0.0]], True],
@@ -114,7 +115,7 @@ async def test_answers_to_no_question_are_dropped(stand: hub_stand.HubStand) -> 
         ["ClientSlice", 1, [[1, *[""] * 8, "held", 0, 0.0, 0, 0, 0.0]] * 1001, True],
         ["DescriptionPart", 1, 1, "x" * 9000, True],
     ],
-    ids=["more", "negative", "long", "state", "lag", "nan", "many", "text"],
+    ids=["more", "negative", "large", "long", "state", "lag", "nan", "many", "text"],
 )
 async def test_a_worker_that_says_what_none_may_say_is_broken(stand: hub_stand.HubStand, message: object) -> None:
     worker = stand.workers[0]

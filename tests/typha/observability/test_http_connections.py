@@ -28,6 +28,7 @@ PATIENT = http_connections.Limits(
     step_seconds=0.0,
     grace_seconds=0.0,
     accept_seconds=0.0,
+    unsent_bytes=1 << 40,
     log_seconds=NEVER,
 )
 TIMEOUT_SECONDS = 60.0
@@ -167,6 +168,17 @@ async def test_a_connection_that_does_not_read_its_answer_gives_way_after_the_id
         await port.connect(GET, receive_buffer=4096)
         await worker_stand.eventually(lambda: len(port.requests) == 4)
         assert len(await heard(unread)) < 32_000_000
+
+
+async def test_answers_that_nobody_takes_have_a_limit_together_and_the_newest_is_given() -> None:
+    async with opened(PATIENT._replace(unsent_bytes=40_000_000), body=b"x" * 32_000_000) as port:
+        unread = await port.connect(GET, receive_buffer=4096)
+        await worker_stand.eventually(lambda: len(port.requests) == 1)
+        assert len(await port.ask()) > 32_000_000
+        assert len(await heard(unread)) < 32_000_000
+        assert port.refused == {http_connections.TOO_MANY: 1}
+        assert len(await port.ask()) > 32_000_000  # alone, there is room
+        assert port.refused == {http_connections.TOO_MANY: 1}
 
 
 async def test_a_connection_that_has_just_spoken_keeps_its_place() -> None:

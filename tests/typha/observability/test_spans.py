@@ -1,10 +1,12 @@
 """Traces of a whole service, at a collector of the test's own."""
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import pathlib
 import time
+import zlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -15,6 +17,8 @@ from typha.observability import spans
 
 pytestmark = pytest.mark.slow
 
+ENDLESS_BYTES = 64_000_000
+"""Far more than what sockets hold."""
 SECRET = "not-for-the-collector"
 
 
@@ -193,3 +197,71 @@ async def test_off_or_misconfigured_it_serves_without_traces(
         if said:
             await service.logged(said)
         assert collector.requests == 0
+
+
+@pytest.mark.parametrize("head", [b"", b"Content-Encoding: gzip\r\n"], ids=["plain", "gzip"])
+async def test_an_answer_without_an_end_is_not_read(monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
+    sent_bytes = 0
+    part = zlib.compress(bytes(1_000_000), wbits=31) if head else bytes(100_000)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent_bytes
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n")
+        with contextlib.suppress(ConnectionError):
+            while sent_bytes < ENDLESS_BYTES:
+                writer.write(part)
+                await writer.drain()
+                sent_bytes += len(part)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    for name, value in variables(f"http://{host}:{port}").items():
+        monkeypatch.setenv(name, value)
+    exporter = spans.open_exporter("v0")
+    exporter.export(spans.Span("update", 1.0, 2.0), [])
+    await worker_stand.eventually(lambda: exporter.dropped + exporter.exported == 1)
+    assert exporter.dropped == 1
+    assert sent_bytes < ENDLESS_BYTES
+    await exporter.close()
+    server.close()
+
+
+async def test_an_answer_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spans, "_ANSWER_SECONDS", 0.1)
+    gone = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        gone.set()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    for name, value in variables(f"http://{host}:{port}").items():
+        monkeypatch.setenv(name, value)
+    exporter = spans.open_exporter("v0")
+    exporter.export(spans.Span("update", 1.0, 2.0), [])
+    await worker_stand.eventually(lambda: exporter.dropped == 1)
+    await asyncio.wait_for(gone.wait(), worker_stand.TIMEOUT_SECONDS)
+    await exporter.close()
+    server.close()
+
+
+async def test_a_redirect_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with trace_collector.collecting() as collector:
+        for name, value in variables(collector.url).items():
+            monkeypatch.setenv(name, value)
+        collector.answer = 307
+        exporter = spans.open_exporter("v0")
+        exporter.export(spans.Span("update", 1.0, 2.0), [])
+        await worker_stand.eventually(lambda: exporter.dropped + exporter.exported == 1)
+        assert (exporter.exported, exporter.dropped) == (0, 1)
+        await exporter.close()

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import oid
 
 from typha import settings
+from typha.admin import local_socket
 from typha.preflight import host
 from typha.preflight.findings import Finding, Status
 
@@ -192,6 +193,22 @@ def test_ports() -> None:
     assert (health.status, health.found) == (Status.OK, f"HealthPort 127.0.0.1:{ports[1]} is free")
     assert metrics.status is Status.FAILED
     assert metrics.found.startswith("PrometheusMetricsPort 192.0.2.1:9093: ")
+
+
+def test_the_service_that_runs_here_has_its_ports(tmp_path: pathlib.Path) -> None:
+    """As `kubectl exec` in a pod of the service finds them."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port, path = taken.getsockname()[1], str(tmp_path / "admin.sock")
+        configured = settings.Settings(server_host="127.0.0.1", server_port=port, admin_socket=path)
+        [before] = host.ports(configured)
+        listener = local_socket.Listener(path)
+        [found] = host.ports(configured)
+        listener.close()
+    assert before.status is Status.FAILED
+    assert (found.status, found.found) == (
+        Status.WARNING,
+        f"ServerPort 127.0.0.1:{port}: the service that runs here has it",
+    )
 
 
 def test_a_port_that_is_taken_on_one_address_is_not_free_on_all() -> None:

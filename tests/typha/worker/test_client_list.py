@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from cache.state import cursor
+from protocol import messages as protocol_messages
 from protocol.typha import messages as typha
 from tests.harness.worker_stand import FEED, WorkerStand, eventually, pod
 from typha.hub import client_lists, worker_link
@@ -73,6 +74,17 @@ async def test_slices_are_small_and_have_every_client_once(stage: WorkerStand) -
     for part in slices:
         assert len(part.clients) < 150
         assert len(msgspec.msgpack.encode(part)) < messages.SLICE_BYTES + 1024
+
+
+async def test_names_of_wide_characters_do_not_make_a_list_longer(stage: WorkerStand) -> None:
+    peer = await stage.connect()
+    peer.say(protocol_messages.ClientHello(feed=stage.feed.name, agent="ab" + "\U0001f600" * messages.TEXT_CHARS_MAX))
+    current = await stage.client_of(peer)
+    await eventually(lambda: current.adapter is not None and current.adapter.identity.node)
+    made = client_list.ClientList(1, stage.server.poller.clients, transport.PlainTransport(), policy.Policy(), now=0.0)
+    [one] = made.next_slice(0.0).clients
+    assert one.node == "ab" + "\U0001f600" * 62
+    assert len(one.node.encode()) <= messages.TEXT_CHARS_MAX
 
 
 async def test_a_client_that_has_gone_meanwhile_is_left_out(stage: WorkerStand) -> None:

@@ -74,15 +74,15 @@ class Shared:
                 return self._answers[key]
             if self._made >= ANSWERS_PER_SECOND_MAX:
                 return server.Answer(b"too many different queries, try again in a second\n", server.TEXT, 429)
-            if not self._made:
-                asyncio.get_running_loop().call_later(_SHARED_SECONDS, self._forget)
+            loop = asyncio.get_running_loop()
             self._made += 1
+            loop.call_later(_SHARED_SECONDS, self._uncount)
             answer = self._answers[key] = await self._page(query)
+            loop.call_later(_SHARED_SECONDS, self._answers.pop, key)  # from here on: making it may take longer
             return answer
 
-    def _forget(self) -> None:
-        self._answers.clear()
-        self._made = 0
+    def _uncount(self) -> None:
+        self._made -= 1
 
 
 def answers_to(configured_host: str) -> Callable[[str], bool]:
