@@ -78,8 +78,8 @@ format: $(STAMP)  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 
 check: WORKERS = 4
-# Some unit tests wait for timers: on two CPUs, four processes take 51 s and two 75 s.
-check: lint  ## what a commit needs, in under a minute: lint and the unit tests
+# Some unit tests wait for timers, so four processes take less time than two on two CPUs.
+check: lint  ## what a commit needs, in a minute or two: lint and the unit tests
 	$(PYTEST) -m "$(UNIT)" $(ARGS)
 
 test: lint $(NATIVE)  ## lint and every test; builds a control plane the first time, beside the tests that need none

@@ -45,6 +45,8 @@ class Options(NamedTuple):
     """The program prints its state."""
     patience_seconds: float = 5.0
     """How soon a client must act, where the page gives no time."""
+    startup_seconds: float | None = None
+    """How soon the program must connect."""
 
 
 class Hello(NamedTuple):
@@ -122,8 +124,9 @@ class Run:
             elif word in ("put", "delete") and len(self.changes) < MAX_LINES:
                 self.changes.append(f"{word} {rest}")
 
-    async def link(self, seconds: float = STARTUP_SECONDS) -> Link:
-        """The next connection of the client."""
+    async def link(self, seconds: float | None = None) -> Link:
+        """The next connection of the client. Without a time, it is the first one of the program."""
+        seconds = self.options.startup_seconds if seconds is None else seconds
         try:
             async with asyncio.timeout(seconds):
                 return await self._links.get()
@@ -132,7 +135,7 @@ class Run:
             why = "the program has ended" if ended else f"no connection within {seconds:g} s"
             raise Broken("H1", why) from None
 
-    async def greeted(self, seconds: float = STARTUP_SECONDS) -> tuple[Link, Hello]:
+    async def greeted(self, seconds: float | None = None) -> tuple[Link, Hello]:
         """The next connection, with the client's preface and hello read and checked. Nothing is sent."""
         link = await self.link(seconds)
         try:
@@ -144,14 +147,14 @@ class Run:
             raise Broken("F6", "the hello is compressed")
         return link, check_hello(message, self.options.feed)
 
-    async def ready(self, seconds: float = STARTUP_SECONDS, **members: Any) -> tuple[Link, Hello]:
+    async def ready(self, seconds: float | None = None, **members: Any) -> tuple[Link, Hello]:
         """The same, and the server has sent its preface and its hello, with these members."""
         link, hello = await self.greeted(seconds)
         features = [feature for feature in hello.features if feature == "zstd"]
         link.send(wire.PREFACE, wire.server_hello(self.options.feed, **({"features": features} | members)))
         return link, hello
 
-    async def following(self, seconds: float = STARTUP_SECONDS, **members: Any) -> Link:
+    async def following(self, seconds: float | None = None, **members: Any) -> Link:
         """The same, and the client has the kit's map and is in sync."""
         link, _ = await self.ready(seconds, **members)
         link.send(wire.snapshot(wire.SEQUENCE, wire.MAP), wire.status(wire.SEQUENCE))

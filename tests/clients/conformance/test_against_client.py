@@ -52,10 +52,9 @@ async def test_levels_leave_rules_out() -> None:
 
 
 @pytest.mark.parametrize("program", ["true", "cat /dev/zero"])
-async def test_a_program_that_is_no_client(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(against_client, "STARTUP_SECONDS", 0.5)
+async def test_a_program_that_is_no_client(program: str) -> None:
     with pytest.raises(report.Broken, match="H1"):
-        await against_client.run_checks(against_client.Options(program))
+        await against_client.run_checks(against_client.Options(program, startup_seconds=0.5))
 
 
 async def test_a_program_that_does_not_exist() -> None:
