@@ -169,7 +169,7 @@ class Server:
         self._drain_begun = asyncio.Event()
         self._finished = asyncio.Event()
         self._defect_lines = logs.LineLimit(_DEFECT_LINES_PER_SECOND)
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
 
     def _make_handshakes(
         self, contexts: tls.Contexts, through_tls: tls_transport.TlsTransport, take_steps: handshake_steps.Steps
@@ -226,7 +226,7 @@ class Server:
             return
         try:
             action()
-        except Exception as error:
+        except BaseException as error:  # a panic of Rust is no Exception
             self._failure = error
             self._finished.set()
 

@@ -280,13 +280,20 @@ async def test_defects_on_many_connections_are_logged_up_to_a_number_a_second(op
     assert [line["event"] for line in lines].count("Defect on a connection") == 20
 
 
-async def test_a_defect_of_the_worker_itself_ends_it(stage: WorkerStand, monkeypatch: pytest.MonkeyPatch) -> None:
+class Panic(BaseException):
+    """As Rust's is."""
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, Panic])
+async def test_a_defect_of_the_worker_itself_ends_it(
+    kind: type[BaseException], stage: WorkerStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(deadline: float) -> None:
-        raise ZeroDivisionError("a defect")
+        raise kind("a defect")
 
     monkeypatch.setattr(stage.server.delivery, "run", broken)
     await stage.connect()
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(kind):
         await asyncio.wait_for(stage.task, worker_stand.TIMEOUT_SECONDS)
 
 
