@@ -45,7 +45,7 @@ class Options(NamedTuple):
     """The program prints its state."""
     patience_seconds: float = 5.0
     """How soon a client must act, where the page gives no time."""
-    startup_seconds: float | None = None
+    startup_seconds: float = STARTUP_SECONDS
     """How soon the program must connect."""
 
 

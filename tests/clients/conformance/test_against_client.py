@@ -57,6 +57,10 @@ async def test_a_program_that_is_no_client(program: str) -> None:
         await against_client.run_checks(against_client.Options(program, startup_seconds=0.5))
 
 
+def test_a_program_is_not_waited_for_without_end() -> None:
+    assert against_client.Options("true").startup_seconds == against_client.STARTUP_SECONDS
+
+
 async def test_a_program_that_does_not_exist() -> None:
     with pytest.raises(OSError, match="no-such-program"):
         await against_client.run_checks(against_client.Options("/no-such-program {address}"))
