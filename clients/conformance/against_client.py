@@ -13,9 +13,9 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
-from clients.conformance import rejected, wire
+from clients.conformance import checks, rejected, wire
 from clients.conformance.link import Ended, Link, check_count, check_fields, check_text
-from clients.conformance.report import Broken, NotApplicable, Outcome, Result
+from clients.conformance.report import Broken, Outcome, Result
 
 HELLO_LIMIT_BYTES = 64 * 1024
 LATER_LIMIT_BYTES = 2 * 1024
@@ -453,6 +453,15 @@ async def _takes_over(run: Run) -> None:
     run.check_changes("O6", "put /new")
 
 
+async def _returns_to_the_map(run: Run, sequence: int, *, rule: str) -> None:
+    """The client connects again and is sent the map that it has: it changes nothing."""
+    link, _ = await run.ready(RECONNECT_SECONDS)
+    link.send(wire.snapshot(sequence, wire.MAP), wire.status(sequence))
+    await run.reaches(link, sequence)
+    await run.state(wire.IN_SYNC, sequence, wire.MAP, rule=rule)
+    run.check_changes(rule)
+
+
 @_check("O9", "a connection that ends inside a snapshot, or before the status, changes nothing")
 async def _cut(run: Run) -> None:
     link = await run.following()
@@ -464,11 +473,7 @@ async def _cut(run: Run) -> None:
     link.send(wire.snapshot(60, {"/other": b""}))
     await run.reaches(link, 60, rule="O6")
     link.close()
-    link, _ = await run.ready(RECONNECT_SECONDS)
-    link.send(wire.snapshot(61, wire.MAP), wire.status(61))
-    await run.reaches(link, 61)
-    await run.state(wire.IN_SYNC, 61, wire.MAP, rule="O9")
-    run.check_changes("O9")
+    await _returns_to_the_map(run, 61, rule="O9")
 
 
 @_check("O7 O8", "another snapshot on the same connection")
@@ -642,11 +647,7 @@ async def _survives(run: Run) -> None:
     link = await run.following()
     run.check_changes("O8", *(f"put {key}" for key in wire.MAP))
     link.close()
-    link, _ = await run.ready(RECONNECT_SECONDS)
-    link.send(wire.snapshot(90, wire.MAP), wire.status(90))
-    await run.reaches(link, 90)
-    await run.state(wire.IN_SYNC, 90, wire.MAP, rule="B5")
-    run.check_changes("B5")
+    await _returns_to_the_map(run, 90, rule="B5")
 
 
 @_check("H6", "the end of the server's direction is the end of the connection")
@@ -685,17 +686,12 @@ async def _perform(check: Check, options: Options, *, has_zstd: bool) -> Result:
         return Result(check.rules, check.name, Outcome.NOT_APPLICABLE, "for verifying clients")
     if check.needs == rejected.ZSTD and not has_zstd:
         return Result(check.rules, check.name, Outcome.NOT_APPLICABLE, "for clients that offer zstd")
-    try:
+
+    async def script() -> None:
         async with Run(options).started() as run:
             await check.script(run)
-    except Broken as error:
-        rules = (error.rule, *(rule for rule in check.rules if rule != error.rule))
-        return Result(rules, check.name, Outcome.FAIL, error.seen)
-    except NotApplicable as error:
-        return Result(check.rules, check.name, Outcome.NOT_APPLICABLE, str(error))
-    except (Ended, TimeoutError):
-        return Result(check.rules, check.name, Outcome.FAIL, "the client has closed the connection")
-    return Result(check.rules, check.name, Outcome.PASS)
+
+    return await checks.result_of(check, script(), ended="the client has closed the connection")
 
 
 async def run_checks(options: Options, *, jobs: int = 4, only: str = "") -> list[Result]:
@@ -707,11 +703,8 @@ async def run_checks(options: Options, *, jobs: int = 4, only: str = "") -> list
     """
     async with Run(options).started() as run:
         _, hello = await run.greeted()
-    room = asyncio.Semaphore(jobs)
 
     async def perform(check: Check) -> Result:
-        async with room:
-            return await _perform(check, options, has_zstd="zstd" in hello.features)
+        return await _perform(check, options, has_zstd="zstd" in hello.features)
 
-    chosen = [check for check in CHECKS if not only or only in check.rules]
-    return list(await asyncio.gather(*(perform(check) for check in chosen)))
+    return await checks.perform_all(CHECKS, perform, jobs=jobs, only=only)

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from clients import addresses
-from clients.conformance import rejected, wire
+from clients.conformance import checks, rejected, wire
 from clients.conformance.link import Ended, Link, check_count, check_fields, check_text
-from clients.conformance.report import Broken, NotApplicable, Outcome, Result
+from clients.conformance.report import Broken, NotApplicable, Result
 
 SMALLEST_LIMIT_BYTES = 65_536
 MAX_PING_INTERVAL_MILLISECONDS = 600_000
@@ -433,17 +433,11 @@ CHECKS.extend(
 async def _perform(check: Check, options: Options) -> Result:
     session = Session(options)
     try:
-        await check.script(session)
-    except Broken as error:
-        rules = (error.rule, *(rule for rule in check.rules if rule != error.rule))
-        return Result(rules, check.name, Outcome.FAIL, error.seen)
-    except NotApplicable as error:
-        return Result(check.rules, check.name, Outcome.NOT_APPLICABLE, str(error))
-    except (Ended, TimeoutError):
-        return Result(check.rules, check.name, Outcome.FAIL, "the server has closed the connection, or is silent")
+        return await checks.result_of(
+            check, check.script(session), ended="the server has closed the connection, or is silent"
+        )
     finally:
         session.close()
-    return Result(check.rules, check.name, Outcome.PASS)
 
 
 async def run_checks(options: Options, *, jobs: int = 4, only: str = "") -> list[Result]:
@@ -457,11 +451,4 @@ async def run_checks(options: Options, *, jobs: int = 4, only: str = "") -> list
         await session.greeted()
     finally:
         session.close()
-    room = asyncio.Semaphore(jobs)
-
-    async def perform(check: Check) -> Result:
-        async with room:
-            return await _perform(check, options)
-
-    chosen = [check for check in CHECKS if not only or only in check.rules]
-    return list(await asyncio.gather(*(perform(check) for check in chosen)))
+    return await checks.perform_all(CHECKS, functools.partial(_perform, options=options), jobs=jobs, only=only)
