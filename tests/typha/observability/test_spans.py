@@ -37,6 +37,12 @@ def variables(url: str, *, ratio: str = "1") -> dict[str, str]:
     }
 
 
+def exporter_to(url: str, monkeypatch: pytest.MonkeyPatch) -> spans.SpanExporter:
+    for name, value in variables(url).items():
+        monkeypatch.setenv(name, value)
+    return spans.open_exporter("v0")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 async def test_a_trace_leads_from_the_event_to_the_last_client(cluster: served.Cluster, workers: int) -> None:
     async with (
@@ -104,9 +110,7 @@ async def test_without_a_collector_clients_are_served_and_it_is_said_once(cluste
 
 async def test_a_failure_and_its_end_are_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async with trace_collector.collecting() as collector:
-        for name, value in variables(collector.url).items():
-            monkeypatch.setenv(name, value)
-        exporter = spans.open_exporter("v0")
+        exporter = exporter_to(collector.url, monkeypatch)
         collector.answer = 400
 
         def is_handled(total: int) -> bool:
@@ -133,9 +137,7 @@ async def test_a_failure_and_its_end_are_said_once(monkeypatch: pytest.MonkeyPat
 
 async def test_a_full_queue_drops_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     async with trace_collector.collecting() as collector:
-        for name, value in variables(collector.url).items():
-            monkeypatch.setenv(name, value)
-        exporter = spans.open_exporter("v0")
+        exporter = exporter_to(collector.url, monkeypatch)
         collector.may_answer.clear()
         for _ in range(2 * spans.QUEUE_SPANS_MAX):
             exporter.export(spans.Span("update", 1.0, 2.0), [])
@@ -149,9 +151,7 @@ async def test_a_full_queue_drops_and_counts(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_closing_does_not_wait_for_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
     async with trace_collector.collecting() as collector:
-        for name, value in variables(collector.url).items():
-            monkeypatch.setenv(name, value)
-        exporter = spans.open_exporter("v0")
+        exporter = exporter_to(collector.url, monkeypatch)
         collector.may_answer.clear()
         exporter.export(spans.Span("update", 1.0, 2.0), [])
         await worker_stand.eventually(lambda: collector.requests > 0)
@@ -217,9 +217,7 @@ async def test_an_answer_without_an_end_is_not_read(monkeypatch: pytest.MonkeyPa
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
-    for name, value in variables(f"http://{host}:{port}").items():
-        monkeypatch.setenv(name, value)
-    exporter = spans.open_exporter("v0")
+    exporter = exporter_to(f"http://{host}:{port}", monkeypatch)
     exporter.export(spans.Span("update", 1.0, 2.0), [])
     await worker_stand.eventually(lambda: exporter.dropped + exporter.exported == 1)
     assert exporter.dropped == 1
@@ -245,9 +243,7 @@ async def test_an_answer_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch)
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
-    for name, value in variables(f"http://{host}:{port}").items():
-        monkeypatch.setenv(name, value)
-    exporter = spans.open_exporter("v0")
+    exporter = exporter_to(f"http://{host}:{port}", monkeypatch)
     exporter.export(spans.Span("update", 1.0, 2.0), [])
     await worker_stand.eventually(lambda: exporter.dropped == 1)
     await asyncio.wait_for(gone.wait(), worker_stand.TIMEOUT_SECONDS)
@@ -257,10 +253,8 @@ async def test_an_answer_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch)
 
 async def test_a_redirect_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
     async with trace_collector.collecting() as collector:
-        for name, value in variables(collector.url).items():
-            monkeypatch.setenv(name, value)
         collector.answer = 307
-        exporter = spans.open_exporter("v0")
+        exporter = exporter_to(collector.url, monkeypatch)
         exporter.export(spans.Span("update", 1.0, 2.0), [])
         await worker_stand.eventually(lambda: exporter.dropped + exporter.exported == 1)
         assert (exporter.exported, exporter.dropped) == (0, 1)
