@@ -249,7 +249,7 @@ class WorkerChannel:
             reader.liveness
             for readers in (self.live, self.away)
             for reader in readers
-            if reader.liveness.probed_at and now - reader.liveness.probed_at > self._policy.unread_seconds
+            if reader.liveness.has_unread_probe(now, self._policy.unread_seconds)
         ]
         slowest = min([slowest, *(reader.offset for reader in lost), *(one.probed_offset for one in unread)])
         lag_seconds = [self.age_of(slowest, now), *(now - reader.behind_since for reader in lost)]

@@ -131,6 +131,10 @@ class Liveness:
         """A probe was sent to a client that stands at this offset of the log."""
         self.probed_at, self.probed_offset = now, offset
 
+    def has_unread_probe(self, now: float, unread_seconds: float) -> bool:
+        """Whether the client has left a probe unanswered for so long that it does not read what its host takes."""
+        return bool(self.probed_at) and now - self.probed_at > unread_seconds
+
     def excuse_pong(self) -> None:
         """No pong is waited for: another message answered."""
         self.pinged_at = 0.0

@@ -113,9 +113,10 @@ class ClientList:
                 return 0, max(0.0, now - current.connected_at), 0
             case _:
                 return 0, 0.0, 0
-        probed_at, probed_offset = current.liveness.probed_at, current.liveness.probed_offset
-        if probed_at and now - probed_at > self._policy.unread_seconds:
-            lag_bytes, lag_seconds = max(lag_bytes, end - probed_offset), max(lag_seconds, now - probed_at)
+        liveness = current.liveness
+        if liveness.has_unread_probe(now, self._policy.unread_seconds):
+            lag_bytes = max(lag_bytes, end - liveness.probed_offset)
+            lag_seconds = max(lag_seconds, now - liveness.probed_at)
         return max(0, lag_bytes), max(0.0, lag_seconds), sequence
 
 
