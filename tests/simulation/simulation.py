@@ -1,5 +1,6 @@
 """One run of a seed: a service, its clients, the faults, and the invariants at every step and at the end."""
 
+import contextlib
 import gc
 import os
 from collections.abc import Callable
@@ -356,7 +357,7 @@ def run(seed: int, *, tell: Callable[[str], None] | None = None) -> worlds.World
     """
     plan = plans.make(seed)
     world = worlds.World(seed, tell=tell)
-    descriptors = len(os.listdir("/proc/self/fd"))
+    before = _open_files()
     running: list[Simulation] = []
     with surroundings.replaced(world, plan, running):
         try:
@@ -369,9 +370,20 @@ def run(seed: int, *, tell: Callable[[str], None] | None = None) -> worlds.World
         finally:
             if running:
                 running.pop().close()
-    if len(os.listdir("/proc/self/fd")) != descriptors:
+    if _open_files() - before:
         gc.collect()  # a killed process leaves reference cycles that hold sockets; a kernel would close them
-    left = len(os.listdir("/proc/self/fd")) - descriptors
-    if left:
-        raise worlds.Violation(f"seed {seed}: {left} descriptors are left open")
+    if left := _open_files() - before:
+        raise worlds.Violation(f"seed {seed}: left open: {', '.join(sorted(left))}")
     return world
+
+
+def _open_files() -> set[str]:
+    """The descriptors of this process with what they refer to.
+
+    They are compared by name, not by number: what an earlier test has left may be collected while a seed runs.
+    """
+    found = set()
+    for entry in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            found.add(f"{entry} {os.readlink(f'/proc/self/fd/{entry}')}")
+    return found
