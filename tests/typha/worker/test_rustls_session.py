@@ -52,7 +52,7 @@ def issue(
     signs: bool | None = None,
     uris: tuple[str, ...] = (),
     begins: int = -9,
-    ends: int = 9,
+    ends: float = 9,
     more: tuple[x509.ExtensionType, ...] = (),
 ) -> Issued:
     """A certificate with these common names; by itself if no issuer is given.
@@ -423,6 +423,43 @@ def test_a_session_that_is_resumed_has_a_valid_certificate_of_the_present_files(
     with clock.replaced(monotonic=time.monotonic, time_ns=lambda: in_ten_days):
         expired = connect(settings, context, contexts=contexts, resumed=before)
     assert bool(expired.error and "has expired" in str(expired.error)) == again.client.session_reused
+
+
+def test_a_chain_that_was_valid_is_refused_when_its_time_is_over(files: Files) -> None:
+    """rustls remembers which chains were valid."""
+    trust(files, ROOT)
+    contexts = tls.Contexts(files.settings())
+    left_seconds, is_accepted = 2.0, False
+    while not is_accepted:  # on a slow machine the time may be over before the first handshake
+        ends_at = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=left_seconds)
+        context = context_of(issue(AGENT, by=ROOT, ends=(ends_at - NOW) / DAY), trusted=files)
+        is_accepted = connect(files.settings(), context, contexts=contexts).error is None
+        left_seconds *= 2
+    while datetime.datetime.now(datetime.UTC) < ends_at + datetime.timedelta(seconds=1):
+        time.sleep(0.05)
+    connected = connect(files.settings(), context, contexts=contexts)
+    assert connected.error is not None
+    assert "EXPIRED" in connected.refusal
+
+
+def test_a_chain_that_was_valid_vouches_for_no_other_one(files: Files) -> None:
+    """Neither for the same names and key signed by another, nor for a part of itself, nor with other files."""
+    trust(files, ROOT)
+    settings = files.settings()
+    contexts = tls.Contexts(settings)
+    key = ec.generate_private_key(ec.SECP256R1())
+    good, forged = (issue(AGENT, by=authority, key=key) for authority in (ROOT, issue("root", authority=True)))
+    below_leaf = leaf(by=good)
+    for _ in range(2):
+        assert connect(settings, context_of(good, trusted=files), contexts=contexts).error is None
+        for chain in ((forged,), (below_leaf, good), (below_leaf,)):
+            assert connect(settings, context_of(*chain, trusted=files), contexts=contexts).error is not None
+    below = leaf(by=MIDDLE)
+    assert connect(settings, context_of(below, MIDDLE, trusted=files), contexts=contexts).error is None
+    assert connect(settings, context_of(below, trusted=files), contexts=contexts).error is not None
+    trust(files, OTHER)
+    contexts.refresh(clock.monotonic() + 10.0)
+    assert connect(settings, context_of(good, trusted=files), contexts=contexts).error is not None
 
 
 def test_names_that_are_no_agents(files: Files) -> None:
