@@ -357,13 +357,12 @@ class Service:
 
     async def _count_replicas(self) -> int:
         """The addresses of the Service. Raises rebalancing.Unknown."""
-        if self.collector.session is None:
+        session = self.collector.session
+        if session is None or not session.is_open:
             raise rebalancing.Unknown("no access to an API server yet")
         namespace, name = self._settings.k8s_namespace, self._settings.k8s_service_name
         try:
-            listed = await endpoints.of_service(
-                self.collector.session, namespace, name, answer_seconds=_ENDPOINTS_SECONDS
-            )
+            listed = await endpoints.of_service(session, namespace, name, answer_seconds=_ENDPOINTS_SECONDS)
         except (api.Interrupted, discovery.Refused, ValueError) as error:
             raise rebalancing.Unknown(f"Service {namespace}/{name}: {error}") from error
         port = self._settings.k8s_port_name

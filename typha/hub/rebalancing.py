@@ -28,6 +28,7 @@ _HEADROOM_PERCENT = 120
 _REPORTED_SECONDS = 2.5
 """A worker that was told to send a client away reports it within two of its reports, unless it had none to send."""
 KUBERNETES = "kubernetes"
+_INITIAL = "initial"
 
 
 class Unknown(Exception):
@@ -85,7 +86,7 @@ class Rebalancer:
         self._workers = workers
         self._count_replicas = count_replicas
         self._count_nodes = count_nodes
-        self.limit = Limit(configured.max_connections_upper_limit, "initial")
+        self.limit = Limit(configured.max_connections_upper_limit, _INITIAL)
         self._sent_at: deque[float] = deque()
         """When workers were told of clients that have not been reported as gone yet."""
         self._reported = 0
@@ -120,7 +121,8 @@ class Rebalancer:
             facts = {"error": str(error)}
             limit = Limit(upper, "error")
         if limit != self.limit:
-            level = _log.warning if "error" in facts else _log.info
+            is_lost = "error" in facts and self.limit.reason != _INITIAL
+            level = _log.warning if is_lost else _log.info
             level("Connection limit", connections=limit.connections, reason=limit.reason, **facts)
         self.limit = limit
 

@@ -26,7 +26,7 @@ async def test_a_client_is_told_to_go_elsewhere(stand: WorkerStand) -> None:
     assert len(gone) == 3
     for peer in gone:
         assert peer.goodbye is not None
-        assert (peer.goodbye.reason, peer.goodbye.retry_after_ms) == ("rebalanced", 60_000)
+        assert (peer.goodbye.reason, peer.goodbye.retry_after_milliseconds) == ("rebalanced", 60_000)
 
 
 async def test_nobody_goes_who_is_not_in_sync(stand: WorkerStand) -> None:
