@@ -525,6 +525,24 @@ def test_names_that_are_no_agents(files: Files) -> None:
             files.settings(uri_san=AGENT_URI).check_peer(connected.session.certificate())
 
 
+@pytest.mark.parametrize("encoding", [x509.name._ASN1Type.UTF8String, x509.name._ASN1Type.BMPString])
+def test_a_common_name_in_an_old_encoding(files: Files, encoding: x509.name._ASN1Type) -> None:
+    """rustls reads text of one byte a character only. That is no defect: the connection ends as with a wrong name."""
+    trust(files, ROOT)
+    usual = leaf(by=ROOT)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, AGENT, encoding)])
+    builder = x509.CertificateBuilder(ROOT.certificate.subject, name, usual.key.public_key(), 7)
+    builder = builder.not_valid_before(NOW - DAY).not_valid_after(NOW + DAY)
+    chain = Issued(builder.sign(ROOT.key, hashes.SHA256()), usual.key)
+    connected = connect(files.settings(), context_of(chain, trusted=files))
+    assert connected.error is None
+    if files.engine == tls.RUSTLS and encoding is x509.name._ASN1Type.BMPString:
+        with pytest.raises(ssl.SSLError, match=r"^the peer's certificate cannot be read"):
+            connected.session.certificate()
+    else:
+        files.settings().check_peer(connected.session.certificate())
+
+
 @pytest.mark.skipif(
     shutil.which("openssl") is None, reason="openssl, which makes certificates of version 1, is missing"
 )

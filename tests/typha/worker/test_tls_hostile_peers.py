@@ -23,7 +23,7 @@ from tests.harness.tls_probe import (
     Hello,
     record,
 )
-from tests.harness.worker_stand import WorkerStand, eventually, pod
+from tests.harness.worker_stand import WorkerStand, connected_from, eventually, pod
 from tests.typha.conftest import OpenTlsStage
 from typha.worker import tls
 
@@ -256,4 +256,26 @@ async def test_changed_first_messages(open_tls: OpenTlsStage) -> None:
         await has_ended(stage, number + 1)
         answers.add((tls_probe.read_answer(said) or Answer()).text().split(",")[0])
     assert {"TLS 1.2", "TLS 1.3", "decode_error", "closed"} <= answers
+    await is_unharmed(stage)
+
+
+async def test_a_thousand_half_open_handshakes_keep_no_agent_out(
+    open_tls: OpenTlsStage, files: certificates.Files
+) -> None:
+    """From other addresses: silent ones, beginnings of a first message, and whole ones that never go on."""
+    stage = await open_tls()
+    first = Hello(key_share=SHARE).records()
+    held = []
+    with contextlib.ExitStack() as open_ones:
+        for number in range(1_200):
+            end = connected_from(f"127.0.0.{2 + number % 3}", stage.address)
+            open_ones.enter_context(end)
+            held.append(end)
+            end.send((first, first[:100], b"")[number % 3] or b"\x16")
+            if number % 100 == 0:
+                await asyncio.sleep(0)
+        await eventually(lambda: stage.server.stats.counts.accepted >= len(held))
+        await is_unharmed(stage)
+        assert stage.disconnects.get("tls-failed", 0) == 0
+    await eventually(lambda: sum(stage.disconnects.values()) >= len(held))
     await is_unharmed(stage)
