@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from typing import Final
 
+import msgspec
 import pytest
 
 from tests.harness import certificates, tls_probe
@@ -23,7 +24,7 @@ from tests.harness.tls_probe import (
     Hello,
     record,
 )
-from tests.harness.worker_stand import WorkerStand, connected_from, eventually, pod
+from tests.harness.worker_stand import FAST, WorkerStand, connected_from, eventually, pod
 from tests.typha.conftest import OpenTlsStage
 from typha.worker import tls
 
@@ -263,7 +264,7 @@ async def test_a_thousand_half_open_handshakes_keep_no_agent_out(
     open_tls: OpenTlsStage, files: certificates.Files
 ) -> None:
     """From other addresses: silent ones, beginnings of a first message, and whole ones that never go on."""
-    stage = await open_tls()
+    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=600.0))
     first = Hello(key_share=SHARE).records()
     held = []
     with contextlib.ExitStack() as open_ones:
