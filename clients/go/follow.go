@@ -33,7 +33,8 @@ type Options struct {
 	Agent string
 	// Node is the node that the program runs on, if any.
 	Node string
-	// TLS, if not nil, is what to connect with. ServerName defaults to the host of the address, MinVersion to TLS 1.2.
+	// TLS, if not nil, is what to connect with. ServerName defaults to the host of the address, MinVersion to TLS 1.2, and
+	// ClientSessionCache to one of this call: a handshake that resumes a session costs a third.
 	TLS *tls.Config
 }
 
@@ -97,6 +98,10 @@ func (Batch) event()         {}
 func Follow(ctx context.Context, options Options, handle func(Event) error) error {
 	if err := options.check(); err != nil {
 		return err
+	}
+	if options.TLS != nil && options.TLS.ClientSessionCache == nil {
+		options.TLS = options.TLS.Clone()
+		options.TLS.ClientSessionCache = tls.NewLRUClientSessionCache(0)
 	}
 	one := follower{options: options, handle: handle, differ: newDiffer(), rotation: newRotation(options.Addresses)}
 	for {

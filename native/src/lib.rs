@@ -6,6 +6,7 @@
 mod config;
 mod room;
 mod session;
+mod tickets;
 mod verifier;
 
 use pyo3::prelude::*;

@@ -82,9 +82,10 @@ class TlsTransport:
         sent = self._send_kept(secured, len(data)) if secured.kept else 0
         if secured.session.send is not None:
             return sent + self._send_at_once(secured, descriptor, data, sent)
-        if not sent and len(data) <= UNASKED_BYTES:
+        if not sent and len(data) <= UNASKED_BYTES and len(data) <= OFFER_BYTES:
             return self._send(secured, data)
-        offer = memoryview(data)[sent : sent + _share_of_turn(secured.connection)]
+        share_bytes = TURN_BYTES if len(data) - sent <= UNASKED_BYTES else _share_of_turn(secured.connection)
+        offer = memoryview(data)[sent : sent + share_bytes]
         for position in range(0, len(offer), OFFER_BYTES):
             try:
                 sent += self._send(secured, offer[position : position + OFFER_BYTES])
