@@ -25,6 +25,7 @@ _SORTS: dict[str, Callable[[answers.Client], tuple[object, ...]]] = {
     "node": lambda one: (one.node, one.address),
     "lag": lambda one: (-one.lag_seconds, -one.lag_bytes, one.node),
     "lag-bytes": lambda one: (-one.lag_bytes, one.node),
+    "applied": lambda one: (one.applied is None, -one.applied_lag_seconds, one.node),
     "bytes": lambda one: (-one.bytes_sent, one.node),
     "age": lambda one: (-one.age_seconds, one.node),
     "version": lambda one: (one.version, one.node),
@@ -229,6 +230,8 @@ def _feed_table(known: Sequence[replicas.Replica]) -> list[str]:
                     str(feed.sequence),
                     f"{feed.clients} ({feed.held} held)" if feed.held else str(feed.clients),
                     tables.duration(feed.lag_seconds),
+                    f"{feed.applied}/{feed.reporting}" if feed.reporting else "-",
+                    tables.duration(feed.applied_lag_seconds if feed.reporting else None),
                     tables.duration(None if feed.changed_at is None else now - feed.changed_at),
                     tables.size(feed.snapshot_bytes),
                     tables.size(feed.log_bytes),
@@ -236,7 +239,8 @@ def _feed_table(known: Sequence[replicas.Replica]) -> list[str]:
             )
     rows.sort()
     header = (
-        *("FEED", "REPLICA", "STATUS", "KEYS", "DIGEST", "SEQUENCE", "CLIENTS", "LAG MAX", "CHANGED"),
+        *("FEED", "REPLICA", "STATUS", "KEYS", "DIGEST", "SEQUENCE", "CLIENTS", "LAG MAX"),
+        *("APPLIED", "APPLIED LAG", "CHANGED"),
         *("SNAPSHOT", "LOG"),
     )
     return tables.lines(header, rows)
@@ -267,6 +271,7 @@ def _client_table(known: Sequence[replicas.Replica], question: Question) -> Iter
             one.state,
             tables.duration(one.lag_seconds),
             tables.size(one.lag_bytes),
+            "-" if one.applied is None else tables.duration(one.applied_lag_seconds),
             tables.size(one.bytes_sent),
             tables.duration(one.age_seconds),
             str(one.worker),
@@ -275,7 +280,17 @@ def _client_table(known: Sequence[replicas.Replica], question: Question) -> Iter
         )
         for _, server, one in found[: question.limit]
     ]
-    header = ("NODE", *(["REPLICA"] if several else []), "VERSION", "FEED", "FORMAT", "STATE", "LAG", "LAG BYTES")
+    header = (
+        "NODE",
+        *(["REPLICA"] if several else []),
+        "VERSION",
+        "FEED",
+        "FORMAT",
+        "STATE",
+        "LAG",
+        "LAG BYTES",
+        "APPLIED LAG",
+    )
     yield from tables.lines((*header, "SENT", "AGE", "WORKER", "TLS NAME", "ADDRESS"), rows)
     if len(rows) < total:
         yield f"{len(rows)} of {total} connections; --limit shows more"

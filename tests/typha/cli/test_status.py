@@ -161,7 +161,7 @@ def test_the_text_says_what_there_is() -> None:
     lines = list(status.text(fleet(lag_seconds=3.25, lag_bytes=2048, bytes_sent=1 << 20, age_seconds=61.0), QUESTION))
     assert re.split(r" {3,}", lines[1]) == ["a", "1", "1m", "1", "0/1", "-", "serving"]
     row = next(line for line in lines if line.startswith("n1"))
-    assert re.split(r" {3,}", row)[4:] == ["-", "3.2s", "2.0 KiB", "1.0 MiB", "1m1s", "0", "-", "10.0.0.1:5"]
+    assert re.split(r" {3,}", row)[4:] == ["-", "3.2s", "2.0 KiB", "-", "1.0 MiB", "1m1s", "0", "-", "10.0.0.1:5"]
     assert "2 (1 held)" in lines[4]
     assert "1 of 7 connections; --limit shows more" in lines
     assert "VERSIONS   v3.33.1 5, none 2" in lines
