@@ -120,6 +120,8 @@ class Clients(msgspec.Struct, frozen=True, kw_only=True):
     """How many of all these connections name each version; the most frequent ones."""
     states: Annotated[dict[Name, Count], _BOUND] = {}
     """How many are in each state."""
+    slowest_to_apply: Annotated[list[Client], _BOUND] = []
+    """Of all these connections, the ten that have not applied a change for longest; none that has applied all."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):

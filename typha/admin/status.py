@@ -1,6 +1,7 @@
 """The pages `/v1/status` and `/v1/clients`: the service, its feeds and kinds, and who is connected."""
 
 import collections
+import heapq
 import importlib.metadata
 import socket
 from collections.abc import Callable
@@ -18,6 +19,7 @@ Connected = client_lists.Connected
 
 CLIENTS_MAX = 10_000
 """Clients of one answer."""
+_SLOWEST_SHOWN = 10
 _VERSIONS_MAX = 20
 """An agent may name any version; more than a few are no overview."""
 _SORT_KEYS: dict[str, Callable[[messages.ConnectedClient], tuple[str | float, ...]]] = {
@@ -148,8 +150,23 @@ class StatusPages:
             missing_workers=listed.missing,
             versions=dict(collections.Counter(one.client.version for one in chosen).most_common(_VERSIONS_MAX)),
             states=dict(collections.Counter(one.client.state.value for one in chosen)),
+            slowest_to_apply=self._slowest_to_apply(chosen),
         )
         return server.Answer(msgspec.json.encode(answer))
+
+    def _slowest_to_apply(self, chosen: list[Connected]) -> list[answers.Client]:
+        """Of each feed the lowest sequences, and of those the oldest."""
+        by_feed: dict[str, list[Connected]] = {}
+        for one in chosen:
+            if one.client.applied >= 0:
+                by_feed.setdefault(one.client.feed, []).append(one)
+        lowest = [
+            self._client(one)
+            for found in by_feed.values()
+            for one in heapq.nsmallest(_SLOWEST_SHOWN, found, key=lambda one: one.client.applied)
+        ]
+        late = [one for one in lowest if one.applied_lag_seconds]
+        return heapq.nlargest(_SLOWEST_SHOWN, late, key=lambda one: one.applied_lag_seconds)
 
     def _client(self, connected: Connected) -> answers.Client:
         """As `client_answer`, and how old what it has not applied is."""
