@@ -61,6 +61,7 @@ class Feature(enum.StrEnum):
     CHUNK_DIGESTS = "chunk-digests"
     SUBSCRIPTIONS = "subscriptions"
     POSITIONS = "positions"
+    FRESHNESS = "freshness"
 
 
 class ResumePosition(NamedTuple):
@@ -98,6 +99,8 @@ class ServerHello(msgspec.Struct, frozen=True):
     connection_id: int = 0
     ping_interval_milliseconds: int = 0
     max_frame_bytes: int = 0
+    confirmed_milliseconds: int | None = None
+    """How long ago the backend last confirmed the feed; None if it does not, or if the client has not asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -384,6 +384,15 @@ async def _position_ahead(session: Session) -> None:
         raise Broken("P4", f"the goodbye has reason {said[0]}")
 
 
+@_check("E6", "how fresh the feed is, for those who ask")
+async def _freshness(session: Session) -> None:
+    _, hello = await session.greeted(features=["freshness"])
+    if "freshness" not in (hello.get("features") or []):
+        raise NotApplicable("the server does not support freshness")
+    if hello.get("confirmed_ms") is not None:
+        check_count(hello["confirmed_ms"], "confirmed_ms")
+
+
 @_check("K4", "pongs without pings do not go on for ever")
 async def _pong_flood(session: Session) -> None:
     link, _ = await session.greeted()

@@ -105,6 +105,8 @@ def _encode_server_hello(hello: messages.ServerHello) -> bytes:
         "ping_interval_ms": hello.ping_interval_milliseconds,
         "max_frame_bytes": hello.max_frame_bytes,
     }
+    if hello.confirmed_milliseconds is not None:
+        content["confirmed_ms"] = hello.confirmed_milliseconds
     return _pack((MessageType.SERVER_HELLO, content))
 
 
@@ -112,9 +114,9 @@ def encode_server_hello(hello: messages.ServerHello, connection_id: int) -> byte
     """The payload of a hello with another connection id.
 
     Thousands of clients may connect at once, and their hellos differ in the id only, so the rest is cached. Hellos with
-    `not_supported` are not cached, because it contains strings from the client.
+    `not_supported` are not cached, because it contains strings from the client, nor those with a time.
     """
-    if connection_id < _LONG_ID_FROM or hello.not_supported:
+    if connection_id < _LONG_ID_FROM or hello.not_supported or hello.confirmed_milliseconds is not None:
         return encode(msgspec.structs.replace(hello, connection_id=connection_id))
     before, after = _around_id(hello)
     return before + _LONG_ID.pack(connection_id) + after
@@ -205,6 +207,7 @@ class _ServerHelloContent(msgspec.Struct):
     connection_id: _Count | None = None
     ping_interval_ms: _Count | None = None
     max_frame_bytes: _Count | None = None
+    confirmed_ms: _Count | None = None
 
 
 class _ServerHello(_Wire, tag=int(MessageType.SERVER_HELLO)):
@@ -222,6 +225,7 @@ class _ServerHello(_Wire, tag=int(MessageType.SERVER_HELLO)):
             connection_id=hello.connection_id or 0,
             ping_interval_milliseconds=hello.ping_interval_ms or 0,
             max_frame_bytes=hello.max_frame_bytes or 0,
+            confirmed_milliseconds=hello.confirmed_ms,
         )
 
 

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import msgspec
+
 from protocol import digest, messages
 from protocol.native import codec, frames
 
@@ -58,6 +60,9 @@ REFUSING_HELLO = messages.ServerHello(
     ping_interval_milliseconds=500,
     max_frame_bytes=65_536,
 )
+FRESH_HELLO = msgspec.structs.replace(
+    SERVER_HELLO, features=frozenset({"freshness"}), confirmed_milliseconds=2_500, connection_id=8
+)
 POD_UPDATE = messages.Update(POD, POD_VALUE, "101", messages.UpdateType.NEW)
 NODE_UPDATE = messages.Update(NODE, NODE_VALUE, "102", messages.UpdateType.NEW)
 CHUNK_0 = messages.SnapshotChunk(0, digest.state_digest([(POD, POD_VALUE)]), False, (POD_UPDATE,))
@@ -79,6 +84,7 @@ VECTORS = [
     Vector("client-hello with every reserved member", RESERVED_HELLO),
     Vector("server-hello", SERVER_HELLO),
     Vector("server-hello that declines reserved features", REFUSING_HELLO),
+    Vector("server-hello of a feed that was confirmed 2.5 s ago", FRESH_HELLO),
     Vector("snapshot-begin", messages.SnapshotBegin(40, 2, 2)),
     Vector("snapshot-chunk", CHUNK_0),
     Vector("snapshot-chunk that continues in the next frame", messages.SnapshotChunk(0, CHUNK_0.digest, True, ())),

@@ -52,6 +52,7 @@ server_hellos = st.builds(
     connection_id=counts,
     ping_interval_milliseconds=counts,
     max_frame_bytes=counts,
+    confirmed_milliseconds=st.none() | counts,
 )
 begins = st.builds(messages.SnapshotBegin, sequence=counts, keys=counts, chunks=counts)
 chunks = st.builds(messages.SnapshotChunk, index=counts, digest=counts, more=st.booleans(), updates=update_tuples)

@@ -35,6 +35,10 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     workers_wanted: Count = 0
     port: Count = 0
     open_connections: Count = 0
+    freshness: Name = ""
+    """`fresh`, or what the replica does because the API server does not confirm its data: `waiting`, `alone`,
+    `all-stale` or `handing-over`."""
+    stale_seconds: float = 0.0
 
 
 class Feed(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from cache.feeds.calico import syncers
 from typha import settings
 from typha.cli import serve
 from typha.hub import bootstrap
+from typha.peers import discovery
 from typha.preflight import permissions
 from typha.settings import feeds_file, machine
 
@@ -47,6 +48,8 @@ def _needed(configured: settings.Settings, groups: list[syncers.Group]) -> list[
             types += permissions.calico_types(group, use_pod_cidr=settings.uses_pod_cidrs(os.environ))
             if not configured.read_only:
                 needed.append(permissions.creating(group))
+    if configured.connection_rebalancing_mode == discovery.KUBERNETES:
+        types.append(discovery.ENDPOINT_SLICES)
     return [dict.fromkeys(types, permissions.READING), *needed]
 
 

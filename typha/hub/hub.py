@@ -89,6 +89,8 @@ class Hub:
         self.commit_times: dict[str, commit_times.CommitTimes] = {}
         """By feed."""
         self.convergence = convergence.Convergence(self.workers)
+        self._confirmed_told: dict[str, float] = {}
+        """When each feed was last confirmed, as workers know it."""
         self._wanted: dict[tuple[str, str], None] = {}
         """Channels to be opened as soon as there is something to serve, in the order in which they were asked for."""
         self._seeds: dict[str, Iterator[list[feed.Rejection]]] = {}
@@ -261,10 +263,29 @@ class Hub:
     def confirmed(self, type: resources.ResourceType) -> None:
         """The watcher's own counters remember when."""
 
-    def set_unconfirmed(self, type: resources.ResourceType, is_unconfirmed: bool) -> None:
-        """Record whether the API server can no longer confirm a type. `look_after_channels` tells native clients."""
+    def set_unconfirmed(
+        self, type: resources.ResourceType, is_unconfirmed: bool, confirmed_at: float | None = None
+    ) -> None:
+        """Record whether the API server can no longer confirm a type, and when it last did. `look_after_channels` tells
+        native clients."""
         for source in self._by_type[type]:
-            source.set_unconfirmed(type, is_unconfirmed)
+            source.set_unconfirmed(type, is_unconfirmed, confirmed_at)
+
+    @property
+    def stale_feeds(self) -> list[str]:
+        """The feeds of which the API server can no longer confirm a part."""
+        return [name for name, source in self.feeds.items() if source.is_stale]
+
+    def _tell_confirmed(self) -> None:
+        """Workers know, to a few seconds, when each feed was last confirmed: other replicas ask them."""
+        confirmed_at = {name: at for name, source in self.feeds.items() if (at := source.confirmed_at) is not None}
+        told = self._confirmed_told
+        if confirmed_at.keys() == told.keys() and all(
+            at - told[name] < self._policy.confirmed_told_seconds for name, at in confirmed_at.items()
+        ):
+            return
+        self._confirmed_told = confirmed_at
+        self.workers.send(ipc.NoteConfirmed(confirmed_at))
 
     def batch_end(self) -> None:
         """Publishes what has come, now or together with what comes while the workers are busy."""
@@ -407,6 +428,8 @@ class Hub:
         worker.share_counter()
         for channel in self.channels.values():
             worker.open_channel(channel)
+        if self._confirmed_told:
+            worker.send(ipc.NoteConfirmed(self._confirmed_told))
         worker.flush()
 
     def remove_worker(self, number: int) -> None:
@@ -541,6 +564,7 @@ class Hub:
         """
         now = _monotonic()
         self._note_quiet_feeds()
+        self._tell_confirmed()
         self.convergence.look(now)
         channels = self.channels.values()
         if self._is_short or any(one.unwritten is not None or one.contact_change() is not None for one in channels):

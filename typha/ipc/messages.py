@@ -14,6 +14,9 @@
 | `CloseChannel` | worker | when a channel had no clients for a while | nothing follows about the channel |
 | `WithdrawFeeds` | worker | once it is decided that feeds do not come | their clients are refused from then on |
 | `LimitConnections` | worker | four times a second among several workers | above the limit the worker accepts none |
+| `NoteConfirmed` | worker | when a feed is confirmed again, or no more, some seconds apart | replaces the last one |
+| `HandOver` | worker | when only other replicas are fresh | clients leave over a time; others may come |
+| `KeepClients` | worker | when that is over | the clients that are left stay |
 | `AwaitApplied` | worker | after a `Publish`, for one change at a time | the answer is in a `ReportApplied` |
 | `ControlLog` | worker | when an operator asks for it by a signal to the hub | the worker's log does as the hub's |
 | `ListClients` | worker | when an operator asks who is connected, once a second at most | replaces an unanswered one |
@@ -193,6 +196,23 @@ class LimitConnections(_Message):
     """The worker's share of all connections."""
 
     connections: int
+
+
+class NoteConfirmed(_Message):
+    """When the API server last confirmed each feed, by the monotonic clock. A feed that is not named is stale, or not
+    complete."""
+
+    confirmed_at: dict[str, float]
+
+
+class HandOver(_Message):
+    """Say goodbye to the clients that are connected now, over `seconds`. The worker goes on serving."""
+
+    seconds: float
+
+
+class KeepClients(_Message):
+    """What is left of `HandOver` is called off."""
 
 
 class AwaitApplied(_Message):
@@ -475,6 +495,9 @@ ToWorker: TypeAlias = (
     | CloseChannel
     | WithdrawFeeds
     | LimitConnections
+    | NoteConfirmed
+    | HandOver
+    | KeepClients
     | AwaitApplied
     | ControlLog
     | ListClients

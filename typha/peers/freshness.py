@@ -16,6 +16,10 @@ FRESHER_SECONDS_MIN = 5.0
 """How long after this replica's loss of contact the API server must have confirmed the other's data. Both may have lost
 contact together, and the other may not have noticed yet."""
 
+CONFIRMED_SECONDS_MAX = 90.0
+"""A replica that was not confirmed for so long may have lost the API server in silence, which it notices after 150 s. A
+bookmark comes about once a minute, and more often if a feed has several types."""
+
 
 class HandOverPolicy(NamedTuple):
     """From the settings."""
@@ -110,7 +114,9 @@ class Freshness:
         fresh = [
             one
             for one, answer in heard.items()
-            if answer.confirmed_at is not None and answer.confirmed_at >= since + FRESHER_SECONDS_MIN
+            if answer.confirmed_at is not None
+            and answer.confirmed_at >= since + FRESHER_SECONDS_MIN
+            and answer.asked_at - answer.confirmed_at <= CONFIRMED_SECONDS_MAX
         ]
         if not fresh:
             return Decision(Stance.ALL_STALE if heard else Stance.ALONE)

@@ -152,6 +152,7 @@ _NO_DISCONNECT = (
     "NoProgressTimeoutSecs."
 )
 _NO_REBALANCING = f"{NO_EFFECT}rebalancing between replicas does not exist yet."
+_OF_PEERS = "Which replicas a stale one asks, see ConnectionRebalancingMode: "
 _NO_DEBUG_SERVER = f"{NO_EFFECT}the service has no profiling server."
 
 
@@ -337,7 +338,11 @@ class Settings:
     debug_port: int = _original("DebugPort", integer(0, PORT_MAXIMUM), 0, _NO_DEBUG_SERVER)
 
     connection_rebalancing_mode: str = _original(
-        "ConnectionRebalancingMode", one_of("none", "kubernetes"), "none", _NO_REBALANCING
+        "ConnectionRebalancingMode",
+        one_of("none", "kubernetes"),
+        "none",
+        "kubernetes = the replica knows the others by the EndpointSlices of their Service. If it alone has lost the "
+        "API server, it hands its clients over to them. The number of connections is not balanced.",
     )
     connection_drop_interval_seconds: float = _original(
         "ConnectionDropIntervalSecs", seconds(), 1.0, _NO_REBALANCING, unit="seconds"
@@ -359,11 +364,15 @@ class Settings:
     max_connections_upper_limit: int = _original("MaxConnectionsUpperLimit", integer(1), 10000, _NO_REBALANCING)
     max_connections_lower_limit: int = _original("MaxConnectionsLowerLimit", integer(1), 400, _NO_REBALANCING)
     k8s_service_poll_interval_seconds: float = _original(
-        "K8sServicePollIntervalSecs", seconds(), 30.0, _NO_REBALANCING, unit="seconds"
+        "K8sServicePollIntervalSecs",
+        seconds(),
+        30.0,
+        f"{_OF_PEERS}how often their addresses are read.",
+        unit="seconds",
     )
-    k8s_namespace: str = _original("K8sNamespace", text(), "kube-system", _NO_REBALANCING)
-    k8s_service_name: str = _original("K8sServiceName", text(), "calico-typha", _NO_REBALANCING)
-    k8s_port_name: str = _original("K8sPortName", text(), "calico-typha", _NO_REBALANCING)
+    k8s_namespace: str = _original("K8sNamespace", text(), "kube-system", f"{_OF_PEERS}namespace of the Service.")
+    k8s_service_name: str = _original("K8sServiceName", text(), "calico-typha", f"{_OF_PEERS}name of the Service.")
+    k8s_port_name: str = _original("K8sPortName", text(), "calico-typha", f"{_OF_PEERS}name of its port.")
 
     # Settings that only this service has.
 
@@ -396,6 +405,31 @@ class Settings:
         "TLS for clients: what does its work. auto = rustls, if it is installed (as in the image) and can do what the "
         "other settings ask for, otherwise ssl; ssl = Python's module, with OpenSSL; rustls = nothing else.",
         why="rustls takes half of the CPU and a third of the memory",
+    )
+    peer_addresses: str = _ours(
+        "PeerAddresses",
+        text(),
+        "",
+        "Replicas that a stale one asks, as HOST:PORT with commas, beside those of ConnectionRebalancingMode. A "
+        "replica may be in its own list.",
+        why="replicas outside Kubernetes have no Service",
+    )
+    stale_hand_over_after_seconds: float = _ours(
+        "StaleHandOverAfterSecs",
+        seconds(),
+        30.0,
+        "How long a replica must have lost the API server before it asks the others, and hands its clients over to "
+        "those that have not lost it.",
+        why="an API server that restarts is away for some seconds, and every move costs a snapshot",
+        unit="seconds",
+    )
+    stale_hand_over_spread_seconds: float = _ours(
+        "StaleHandOverSpreadSecs",
+        seconds(),
+        60.0,
+        "Time over which a stale replica's clients are moved, in random order.",
+        why="the others serve the snapshots of a thousand clients in a second, and need not",
+        unit="seconds",
     )
     workers: int = _ours(
         "Workers",

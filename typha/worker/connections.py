@@ -155,6 +155,10 @@ class Connections:
         """From now on these feeds are unknown."""
         self.offer = self.offer._replace(feeds=self.offer.feeds - feeds)
 
+    def note_confirmed(self, confirmed_at: dict[str, float]) -> None:
+        """When the backend last confirmed each feed; what clients are told that ask for it."""
+        self.offer = self.offer._replace(confirmed_at=confirmed_at)
+
     def opened(self, newcomer: client.Client, pending: client.PendingHello) -> None:
         """A connection has been accepted. Without room for it, another one or the newcomer itself is closed."""
         self._stats.counts.accepted += 1

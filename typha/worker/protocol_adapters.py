@@ -6,7 +6,8 @@ only be the gob stream of a Typha client.
 
 import functools
 import importlib.metadata
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol, TypeAlias
 
 from cache.feeds.calico import releases
@@ -18,9 +19,12 @@ from protocol.native import frames
 from protocol.reasons import DisconnectReason
 from protocol.typha import connection as typha
 from protocol.typha import messages as typha_messages
+from typha import clock
 
 SOFTWARE = f"typha/{importlib.metadata.version('typha')}"
-_SUPPORTED_FEATURES = frozenset({messages.Feature.ZSTD.value, messages.Feature.POSITIONS.value})
+_SUPPORTED_FEATURES = frozenset(
+    {messages.Feature.ZSTD.value, messages.Feature.POSITIONS.value, messages.Feature.FRESHNESS.value}
+)
 _RETRY_UNKNOWN_FEED_MILLISECONDS = 30_000
 _NAMED_FEATURES_BYTES_MAX = 32 * 1024
 """The answer to a hello names them in one frame, which may have 64 KiB at least."""
@@ -44,6 +48,8 @@ class Offer(NamedTuple):
     max_frame_bytes: int
     release_overrides: tuple[releases.Override, ...] = ()
     """What Typha clients get against their own words."""
+    confirmed_at: Mapping[str, float] = types.MappingProxyType({})
+    """When the backend last confirmed each feed, by the monotonic clock; those that are confirmed and complete."""
 
 
 class Ponged(NamedTuple):
@@ -244,6 +250,9 @@ class NativeAdapter:
             software=SOFTWARE,
             ping_interval_milliseconds=int(self._offer.ping_interval_seconds * 1000),
             max_frame_bytes=self._offer.max_frame_bytes,
+            confirmed_milliseconds=(
+                self._confirmed_milliseconds(hello.feed) if messages.Feature.FRESHNESS.value in features else None
+            ),
         )
         self._connection.send_hello(answer, self._number)
         wire_format = native_encoder.ZSTD if messages.Feature.ZSTD.value in features else native_encoder.PLAIN
@@ -256,6 +265,10 @@ class NativeAdapter:
             introduction=introduction,
             reports_positions=self._reports_positions,
         )
+
+    def _confirmed_milliseconds(self, feed: str) -> int | None:
+        confirmed_at = self._offer.confirmed_at.get(feed)
+        return None if confirmed_at is None else max(0, int((clock.monotonic() - confirmed_at) * 1000))
 
     def goodbye(self, refusal: Refused) -> bytes:
         """The goodbye frame."""

@@ -13,7 +13,8 @@ import os
 import random
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -48,6 +49,8 @@ from typha.worker.stats import WorkerStats
 
 _log = structlog.get_logger("typha.server")
 _monotonic = clock.monotonic
+
+Leaver = TypeVar("Leaver")
 
 _ID_BITS = 40
 """Connection ids have the worker's number above these bits, and a counter below."""
@@ -165,6 +168,8 @@ class Server:
         self._trim_at_ends = _TRIM_AFTER
         """How many connections have ended without a hello when memory is given back next."""
         self._trimmed_at = -math.inf
+        self._leavers: deque[tuple[float, client.Client]] = deque()
+        """Clients that are to move to a fresh replica, and when."""
         self._drain: messages.Drain | None = None
         self._drain_begun = asyncio.Event()
         self._finished = asyncio.Event()
@@ -315,6 +320,12 @@ class Server:
             case messages.ShareCounter():
                 with _mapping():
                     self._publishes_sent = shared_counters.SharedCounter.attach(*descriptors)
+            case messages.NoteConfirmed():
+                self.connections.note_confirmed(message.confirmed_at)
+            case messages.HandOver():
+                self._leavers = leavers(self._open_clients(), message.seconds, _monotonic())
+            case messages.KeepClients():
+                self._leavers.clear()
             case messages.AwaitApplied():
                 self.connections.convergence.expect(message.feed, message.sequence, _monotonic())
             case messages.ControlLog():
@@ -580,6 +591,7 @@ class Server:
         self._chores_at = now + chores_seconds
         if not self.keepalive.tick(now):
             self._chores_at = now  # the next turn goes on
+        self._move_leavers(now)
         self.keepalive.expire_handshakes(now)
         self.connections.close_overdue(now)
         if self._handshakes is not None:
@@ -593,6 +605,24 @@ class Server:
         if now >= self._report_at - chores_seconds / 2:  # the nearest of the chores' times
             self._report_at = max(self._report_at + interval_seconds, now)
             self._report()
+
+    def _open_clients(self) -> list[client.Client]:
+        """Those that have said hello, and are not closing."""
+        clients = self.poller.clients.values()
+        return [one for one in clients if one.channel is not None and not one.is_closing()]
+
+    def _move_leavers(self, now: float) -> None:
+        """Says goodbye to the clients whose time has come; they find a fresh replica."""
+        for _ in range(self._policy.expired_at_a_time):
+            if not self._leavers or self._leavers[0][0] > now:
+                return
+            _, current = self._leavers.popleft()
+            if not self._has_left(current):
+                self.connections.farewell(
+                    current,
+                    reasons.DisconnectReason.REBALANCED,
+                    text="this server has lost its backend, and another one has not",
+                )
 
     def _report(self) -> None:
         self._link.flush()
@@ -661,6 +691,12 @@ class Server:
 
     def _has_left(self, current: client.Client) -> bool:
         return not self._is_open(current) or current.is_closing()
+
+
+def leavers(clients: Sequence[Leaver], seconds: float, now: float) -> deque[tuple[float, Leaver]]:
+    """When each of these clients is to leave: evenly over the time, in random order."""
+    chosen = random.sample(clients, len(clients))
+    return deque((now + seconds * (place + random.random()) / len(chosen), one) for place, one in enumerate(chosen))
 
 
 def farewell_times(drain: messages.Drain, count: int) -> Iterator[float]:

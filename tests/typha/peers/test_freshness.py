@@ -8,6 +8,9 @@ from typha.peers.freshness import Answer, Stance
 
 POLICY = freshness.HandOverPolicy(after_seconds=30.0, spread_seconds=60.0, again_seconds=300.0)
 
+UNNOTICED_SECONDS_MAX = freshness.CONFIRMED_SECONDS_MAX + freshness.ANSWER_SECONDS_MAX + 5.0
+"""For how long a replica that loses the API server in silence can be taken for fresh."""
+
 
 def stale_since(now: float) -> freshness.Freshness:
     one = freshness.Freshness(POLICY)
@@ -44,6 +47,14 @@ def test_a_replica_that_may_not_have_noticed_yet_is_not_fresh() -> None:
     one = stale_since(100.0)
     one.note_answers({"a:1": Answer(130.0, 104.0)})
     assert one.look(130.0, is_stale=True).stance is Stance.ALL_STALE
+
+
+def test_a_replica_that_was_not_confirmed_for_long_is_not_fresh() -> None:
+    one = stale_since(100.0)
+    one.note_answers({"a:1": Answer(300.0, 209.0)})
+    assert one.look(300.0, is_stale=True).stance is Stance.ALL_STALE
+    one.note_answers({"a:1": Answer(300.0, 211.0)})
+    assert one.look(300.0, is_stale=True).stance is Stance.HANDING_OVER
 
 
 def test_nobody_is_moved_while_nobody_answers() -> None:
@@ -103,12 +114,12 @@ class Fleet:
 
 EVENTS = st.lists(
     st.tuples(
-        st.integers(1, 60),
+        st.integers(1, 120),
         st.integers(0, 3),
         st.sampled_from(("cut off", "connect", "cut from peers", "join peers")),
         st.integers(0, 150),
     ),
-    max_size=12,
+    max_size=20,
 )
 
 
@@ -132,7 +143,7 @@ def test_whatever_is_cut_off_clients_are_moved_to_replicas_that_were_fresh_a_mom
             for one in range(4):
                 if not fleet.is_cut_off[one]:
                     contact[one].append(now)
-                lacks = all(fleet.is_cut_off) and min(now - at for at in fleet.cut_off_at) > 40
+                lacks = all(fleet.is_cut_off) and min(now - at for at in fleet.cut_off_at) > UNNOTICED_SECONDS_MAX
                 assert not (lacks and fleet.replicas[one].stance is Stance.HANDING_OVER)
     for at, number, fresh in fleet.handed_over:
         since = fleet.replicas[number].stale_since

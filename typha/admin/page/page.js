@@ -267,6 +267,8 @@ function showVerdict() {
   const notes = [];
   const waiting = feeds.filter((feed) => feed.status !== "in-sync");
   if (waiting.length) problems.push(`${waiting.map((feed) => `${feed.feed} is ${feed.status}`).join(", ")}: clients get what was known before.`);
+  const stances = { waiting: "clients stay for the moment", alone: "clients stay, because no other replica answers", "all-stale": "clients stay, because all replicas have lost it", "handing-over": "clients move to replicas that have not lost it" };
+  if (service.stale_seconds) problems.push(`The API server has been lost for ${seconds(service.stale_seconds)}: ${stances[service.freshness] ?? service.freshness}.`);
   const stale = kinds.filter((kind) => !isFresh(kind));
   if (stale.length) problems.push(`${plural(stale.length, "resource")} not confirmed by the API server for ${FRESH_SECONDS} s: ${stale.slice(0, 4).map((kind) => kind.type).join(", ")}${stale.length > 4 ? " and others" : ""}.`);
   const dead = service.workers.filter((worker) => !worker.ready).length;
