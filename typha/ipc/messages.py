@@ -18,6 +18,7 @@
 | `HandOver` | worker | when only other replicas are fresh | clients leave over a time; others may come |
 | `KeepClients` | worker | when that is over | the clients that are left stay |
 | `AwaitApplied` | worker | after a `Publish`, for one change at a time | the answer is in a `ReportApplied` |
+| `SendAway` | worker | while other replicas have room | the worker asks so many clients to go, if it can |
 | `ControlLog` | worker | when an operator asks for it by a signal to the hub | the worker's log does as the hub's |
 | `ListClients` | worker | when an operator asks who is connected, once a second at most | replaces an unanswered one |
 | `Describe` | worker | when an operator makes an archive for support | replaces an unanswered one |
@@ -223,6 +224,12 @@ class AwaitApplied(_Message):
 
     feed: str
     sequence: int
+
+
+class SendAway(_Message):
+    """Other replicas have room: so many clients are to go, those that are cheapest to move."""
+
+    clients: int
 
 
 class ControlLog(_Message):
@@ -499,6 +506,7 @@ ToWorker: TypeAlias = (
     | HandOver
     | KeepClients
     | AwaitApplied
+    | SendAway
     | ControlLog
     | ListClients
     | Describe

@@ -6,13 +6,15 @@ from typing import NamedTuple
 
 import structlog
 
-from cache.kube import access, api, tls_contexts
+from cache.kube import tls_contexts
 from typha import clock, settings
-from typha.peers import discovery, freshness, inquiry
+from typha.peers import discovered, freshness, inquiry
 
 _log = structlog.get_logger("typha.peers")
 _monotonic = clock.monotonic
 
+KUBERNETES = "kubernetes"
+_SHOWN = 10
 _LOOK_SECONDS = 1.0
 _ASK_SECONDS = 5.0
 """Between two rounds of questions. A stale replica sees that another one is fresh, or is not any more, within that."""
@@ -41,13 +43,11 @@ class Peers:
         actions: Actions,
         *,
         incarnation: bytes,
-        session: Callable[[], api.KubeApi | None],
     ) -> None:
         self._settings = configured
         self._actions = actions
         self._incarnation = incarnation
-        self._session = session
-        self._listed = discovery.listed(configured.peer_addresses)
+        self._listed = discovered.listed(configured.peer_addresses)
         self._discovered: list[str] = []
         self._freshness = freshness.Freshness(
             freshness.HandOverPolicy(
@@ -62,7 +62,13 @@ class Peers:
     @property
     def is_enabled(self) -> bool:
         """Whether the settings name other replicas."""
-        return bool(self._listed) or self._settings.connection_rebalancing_mode == discovery.KUBERNETES
+        return bool(self._listed) or self._settings.connection_rebalancing_mode == KUBERNETES
+
+    def discovered(self, addresses: list[str]) -> None:
+        """The addresses of the Service's port. They stay known while the API server cannot be asked."""
+        if addresses != self._discovered:
+            _log.info("Replicas of the Service", replicas=len(addresses), first=", ".join(addresses[:_SHOWN]))
+        self._discovered = addresses
 
     @property
     def known(self) -> list[str]:
@@ -82,25 +88,26 @@ class Peers:
 
     async def run(self) -> None:
         """Looks every second, forever."""
-        async with asyncio.TaskGroup() as tasks:
-            if self._settings.connection_rebalancing_mode == discovery.KUBERNETES:
-                tasks.create_task(self._discover(), name="replicas' addresses")
-            ask_at = 0.0
-            while True:
-                await asyncio.sleep(_LOOK_SECONDS)
-                stale = self._actions.stale_feeds()
+        ask_at = 0.0
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            stale = self._actions.stale_feeds()
+            now = _monotonic()
+            if stale and self.known and self._freshness.wants_answers(now) and now >= ask_at:
+                self.answers = await self._ask(stale[0])
+                self._freshness.note_answers(self.answers)
                 now = _monotonic()
-                if stale and self.is_enabled and self._freshness.wants_answers(now) and now >= ask_at:
-                    self.answers = await self._ask(stale[0])
-                    self._freshness.note_answers(self.answers)
-                    now = _monotonic()
-                    ask_at = now + freshness.jittered(_ASK_SECONDS)
-                self._act(self._freshness.stance, self._freshness.look(now, is_stale=bool(stale)))
+                ask_at = now + freshness.jittered(_ASK_SECONDS)
+            self._act(self._freshness.stance, self._freshness.look(now, is_stale=bool(stale)))
 
     def _act(self, before: freshness.Stance, decision: freshness.Decision) -> None:
         stance = decision.stance
         if stance is not before:
-            known = {"peers": len(self.known), "answers": len(self.answers), "fresh": ", ".join(decision.fresh[:10])}
+            known = {
+                "peers": len(self.known),
+                "answers": len(self.answers),
+                "fresh": ", ".join(decision.fresh[:_SHOWN]),
+            }
             _log.info("Freshness of this replica", stance=stance.value, before=before.value, **known)
             if before is freshness.Stance.HANDING_OVER:
                 self._actions.keep()
@@ -118,24 +125,3 @@ class Peers:
             _log.warning("Cannot ask other replicas", error=str(error))
             return {}
         return await inquiry.ask_all(self.known, feed, context=context, incarnation=self._incarnation)
-
-    async def _discover(self) -> None:
-        """Reads the addresses again and again. What was known stays while the API server does not answer."""
-        complained = False
-        while True:
-            session = self._session()
-            if session is not None:
-                try:
-                    self._discovered = await discovery.read(
-                        session,
-                        namespace=self._settings.k8s_namespace,
-                        service=self._settings.k8s_service_name,
-                        port_name=self._settings.k8s_port_name,
-                    )
-                    complained = False
-                except (discovery.Unreadable, access.AccessError) as error:
-                    if not complained:
-                        _log.warning("Cannot read the addresses of other replicas", error=str(error))
-                    complained = True
-            pause = self._settings.k8s_service_poll_interval_seconds if session is not None else _LOOK_SECONDS
-            await asyncio.sleep(freshness.jittered(max(_LOOK_SECONDS, pause)))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from clients import connection, follower, mirror
+from loadtest.apiserver import resources as simulated
 from loadtest.environment import kubeconfig
 from loadtest.scenarios.real.relay import Relay
 from protocol import messages
@@ -36,9 +37,22 @@ async def changing(cluster: served.Cluster) -> AsyncIterator[None]:
         await asyncio.wait([task])
 
 
+def publish(cluster: served.Cluster, address: str) -> None:
+    """The Service's EndpointSlice with the address of a replica, and a slice of another Service."""
+    host, _, port = address.partition(":")
+    for service in ("calico-typha", "another"):
+        labels = {"kubernetes.io/service-name": service}
+        content = {
+            "metadata": {"name": f"{service}-1", "namespace": "kube-system", "labels": labels},
+            "endpoints": [{"addresses": [host], "conditions": {"ready": True}}],
+            "ports": [{"name": "calico-typha", "port": int(port) if service == "calico-typha" else 1}],
+        }
+        cluster.simulator.store.create(simulated.ENDPOINT_SLICES, content)
+
+
 @contextlib.asynccontextmanager
 async def replicas(
-    cluster: served.Cluster, folder: pathlib.Path
+    cluster: served.Cluster, folder: pathlib.Path, *, by_service: bool = False
 ) -> AsyncIterator[tuple[served.Service, served.Service, Relay, contextlib.AsyncExitStack]]:
     """One replica whose way to the API server can be closed, one whose way is open, and who knows whom."""
     way = contextlib.AsyncExitStack()
@@ -46,17 +60,24 @@ async def replicas(
     near = folder / "kubeconfig-of-the-first"
     kubeconfig.write(near, f"http://127.0.0.1:{relay.port}")
     async with served.serving(cluster, "--workers", "1", **TIMES) as second:
-        known = {"TYPHA_PEERADDRESSES": await second.address(), "KUBECONFIG": str(near)}
+        known = {"KUBECONFIG": str(near)}
+        if by_service:
+            publish(cluster, await second.address())
+            known["TYPHA_CONNECTIONREBALANCINGMODE"] = "kubernetes"
+            known["TYPHA_K8SSERVICEPOLLINTERVALSECS"] = "1"
+        else:
+            known["TYPHA_PEERADDRESSES"] = await second.address()
         async with served.serving(cluster, "--workers", "1", **TIMES, **known) as first:
             yield first, second, relay, way
     await way.aclose()
 
 
-async def test_clients_of_a_replica_that_alone_is_stale_move(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("by_service", [False, True])
+async def test_clients_of_a_replica_that_alone_is_stale_move(tmp_path: pathlib.Path, by_service: bool) -> None:
     async with (
         served.Cluster(tmp_path) as cluster,
         changing(cluster),
-        replicas(cluster, tmp_path) as (first, second, _, way),
+        replicas(cluster, tmp_path, by_service=by_service) as (first, second, _, way),
         contextlib.AsyncExitStack() as clients,
     ):
         old, new = await first.address(), await second.address()
@@ -68,6 +89,8 @@ async def test_clients_of_a_replica_that_alone_is_stale_move(tmp_path: pathlib.P
             await one.wait_in_sync(timeout_seconds=60)
         alone = await clients.enter_async_context(mirror.Mirror(old, feed="web", agent="alone"))
         await alone.wait_in_sync(timeout_seconds=60)
+        if by_service:
+            await first.logged("Replicas of the Service .*replicas=1")
         await way.aclose()  # the first replica has lost the API server
         await first.metric_is("typha_handing_over", 1)
         await first.metric_is("typha_ready", 0)
