@@ -4,12 +4,12 @@ The recordings say what Calico's Felix calculates from the same objects (tests/g
 """
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from clients.agents.node import desired, objects, verdict
 from clients.agents.node.calculation import Calculation
-from clients.agents.node.nets import parse_address
+from clients.agents.node.nets import Net, parse_address
 
 _HOST_PREFIX = "host:"
 _ACTION_NAMES = {desired.Action.DENY: "Deny", desired.Action.PASS: "Pass"}
@@ -21,10 +21,14 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConversionFailed: the objects cannot be converted.
     """
-    return answer_feed(question, list(feed_of(question)))
+    return answer_feed(question, feed_of(question))
 
 
-def feed_of(question: Mapping[str, Any]) -> Iterable[list[objects.KeyValue]]:
+Convert = Callable[[list[Any], list[Any]], Mapping[int, list[objects.KeyValue]]]
+"""Turns objects, and watch events after them, into changes of the feed, numbered by event; the objects are number 0."""
+
+
+def feed_of(question: Mapping[str, Any], convert: Convert = objects.convert_steps) -> Iterator[list[objects.KeyValue]]:
     """The changes of the feed in each step of a question."""
     steps = question["steps"] if "steps" in question else [{"apply": question["objects"]}]
     known: dict[str, dict[str, Any]] = {}
@@ -37,7 +41,7 @@ def feed_of(question: Mapping[str, Any]) -> Iterable[list[objects.KeyValue]]:
         events.extend({"type": "DELETED", "object": known.pop(place)} for place in step.get("delete") or ())
         ends.append(len(events))
     first = [event["object"] for event in events[: ends[0]]]
-    changes = objects.convert_steps(first, events[ends[0] :])
+    changes = convert(first, events[ends[0] :])
     yield changes.get(0, [])
     for begin, end in itertools.pairwise(ends):
         numbers = range(begin - ends[0] + 1, end - ends[0] + 1)
@@ -108,7 +112,8 @@ def recorded_form(state: desired.State) -> dict[str, Any]:
 
 def verdicts(state: desired.State, flows: Iterable[str], addresses: Mapping[str, str]) -> dict[str, Any]:
     """A letter for each flow between each local endpoint and each address: A allowed, D denied, - no such flow."""
-    packets = [verdict.parse_flow(flow) for flow in flows]
+    parsed_flows = [verdict.parse_flow(flow) for flow in flows]
+    peers = {name: parse_address(address) for name, address in addresses.items()}
     judge = verdict.Judge(state, ignore_unsupported=True)
     endpoints: list[tuple[str, desired.Endpoint | desired.HostEndpoint, tuple[str, ...]]] = [
         *((key, endpoint, endpoint.nets) for key, endpoint in state.endpoints.items()),
@@ -116,20 +121,19 @@ def verdicts(state: desired.State, flows: Iterable[str], addresses: Mapping[str,
     ]
     result: dict[str, Any] = {"ingress": {}, "egress": {}}
     for key, endpoint, texts in endpoints:
-        own = [parse_address(text).host for text in texts]
-        own_names = [name for name, address in addresses.items() if address in own]
+        own = [parse_address(text) for text in texts]
         for direction in desired.Direction:
             rows: dict[str, str] = {}
-            for peer, peer_address in addresses.items():
+            for peer, peer_address in peers.items():
                 for own_address in own:
                     letters = "".join(
-                        _letter(judge, endpoint, direction, packet, own_address, peer_address) for packet in packets
+                        _letter(judge, endpoint, direction, flow, own_address, peer_address) for flow in parsed_flows
                     )
                     if len(own) == 1:
                         rows[peer] = letters
-                    for name in own_names:
-                        if addresses[name] == own_address:
-                            rows[f"{peer} > {name}"] = letters
+                    else:
+                        names = (name for name, address in peers.items() if address == own_address)
+                        rows.update({f"{peer} > {name}": letters for name in names})
             result[direction.value][key] = rows
     return result
 
@@ -138,12 +142,12 @@ def _letter(
     judge: verdict.Judge,
     endpoint: desired.Endpoint | desired.HostEndpoint,
     direction: desired.Direction,
-    flow: verdict.Packet,
-    own: str,
-    peer: str,
+    flow: verdict.Flow,
+    own: Net,
+    peer: Net,
 ) -> str:
     source, destination = (peer, own) if direction is desired.Direction.INGRESS else (own, peer)
-    packet = flow._replace(source=source, destination=destination)
+    packet = verdict.Packet(source, destination, flow)
     if not packet.exists:
         return "-"
     return "A" if judge.verdict(endpoint.tiers, endpoint.profiles, direction, packet).allowed else "D"

@@ -1,5 +1,6 @@
 """Rules of the feed turned into rules of a packet filter, and the sets of addresses that they need. Pure."""
 
+import dataclasses
 from typing import NamedTuple
 
 from clients.agents.node import desired, feed, nets
@@ -95,11 +96,11 @@ def _convert(rule: feed.Rule, sources: Sources) -> desired.Rule:
     if rule.src_service:
         name = f"service:{rule.src_service_ns}/{rule.src_service}"
         sources[name] = ServiceSource(f"{rule.src_service_ns}/{rule.src_service}", with_ports=False)
-        source = _with(source, sets=(*source.sets, name))
+        source = dataclasses.replace(source, sets=(*source.sets, name))
     if rule.dst_service:
         name = f"service-ports:{rule.dst_service_ns}/{rule.dst_service}"
         sources[name] = ServiceSource(f"{rule.dst_service_ns}/{rule.dst_service}", with_ports=True)
-        destination = _with(destination, service_sets=(name,))
+        destination = dataclasses.replace(destination, service_sets=(name,))
     action = _ACTIONS.get(rule.action.lower())
     return desired.Rule(
         action=desired.Action.DENY if action is None else action,
@@ -147,13 +148,13 @@ def _sides(
     of_not_names = _named_ports(sources, not_names, parsed, protocol)
     needs_set = parsed is not None and (ranges or not names)
     return (
-        desired.Peer(
+        _peer(
             nets=_checked(nets),
             sets=_selector_set(sources, parsed) if parsed is not None and needs_set else (),
             ports=ranges,
             port_sets=of_names,
         ),
-        desired.Peer(
+        _peer(
             nets=_checked(not_nets),
             sets=_selector_set(sources, selector.parse(not_text)) if not_text else (),
             ports=not_ranges,
@@ -162,10 +163,14 @@ def _sides(
     )
 
 
-def _with(
-    peer: desired.Peer, *, sets: tuple[str, ...] | None = None, service_sets: tuple[str, ...] = ()
+def _peer(
+    nets: tuple[str, ...],
+    sets: tuple[str, ...],
+    ports: tuple[desired.PortRange, ...],
+    port_sets: tuple[str, ...],
 ) -> desired.Peer:
-    return desired.Peer(peer.nets, peer.sets if sets is None else sets, peer.ports, peer.port_sets, service_sets)
+    """Conditions; most rules have none on most sides, and share one value."""
+    return desired.Peer(nets, sets, ports, port_sets) if nets or sets or ports or port_sets else desired.ANY
 
 
 def _selector_set(sources: Sources, parsed: selector.Selector) -> tuple[str]:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from clients.agents.node import desired
 from clients.agents.node.desired import Action, Direction
-from clients.agents.node.nets import Net, parse_address, parse_net
+from clients.agents.node.nets import Net, parse_net
 from clients.agents.node.rules import PROTOCOLS
 
 _TCP, _UDP, _SCTP = PROTOCOLS["tcp"], PROTOCOLS["udp"], PROTOCOLS["sctp"]
@@ -14,28 +14,27 @@ SOURCE_PORT = 40000
 """The source port of packets that do not say: any that no policy is likely to name."""
 
 
-class Packet(NamedTuple):
-    """The first packet of a connection."""
+class Flow(NamedTuple):
+    """A kind of connection, without its ends."""
 
-    source: str
-    destination: str
     protocol: int
     source_port: int = 0
     destination_port: int = 0
     icmp: desired.Icmp | None = None
 
-    @property
-    def version(self) -> int:
-        """The IP version."""
-        return parse_address(self.source).version
+
+class Packet(NamedTuple):
+    """The first packet of a connection."""
+
+    source: Net
+    destination: Net
+    flow: Flow
 
     @property
     def exists(self) -> bool:
         """Whether there is such a packet: ICMP belongs to one IP version."""
-        return (
-            parse_address(self.destination).version == self.version
-            and _ICMP_VERSIONS.get(self.protocol, self.version) == self.version
-        )
+        version = self.source.version
+        return self.destination.version == version == _ICMP_VERSIONS.get(self.flow.protocol, version)
 
 
 class Step(NamedTuple):
@@ -66,7 +65,8 @@ class Judge:
         self._state = state
         self._ignore_unsupported = ignore_unsupported
         self._nets: dict[str, Net] = {}
-        self._net_sets: dict[str, frozenset[Net]] = {}
+        self._net_sets: dict[str, dict[tuple[int, int], set[Net]]] = {}
+        """The networks in sets, by version and length."""
 
     def verdict(
         self, tiers: tuple[desired.Tier, ...], profiles: tuple[str, ...], direction: Direction, packet: Packet
@@ -113,56 +113,62 @@ class Judge:
 
     def matches(self, rule: desired.Rule, packet: Packet) -> bool:
         """Whether all conditions of a rule hold that a packet filter can check."""
+        flow = packet.flow
         return (
-            packet.version in rule.versions
-            and rule.protocol in (None, packet.protocol)
-            and (rule.not_protocol is None or rule.not_protocol != packet.protocol)
-            and (rule.icmp is None or _is_icmp(rule.icmp, packet))
-            and (rule.not_icmp is None or (packet.icmp is not None and not _is_icmp(rule.not_icmp, packet)))
-            and self._holds(rule.source, packet, packet.source, packet.source_port)
-            and self._holds(rule.destination, packet, packet.destination, packet.destination_port)
-            and not self._touches(rule.not_source, packet, packet.source, packet.source_port)
-            and not self._touches(rule.not_destination, packet, packet.destination, packet.destination_port)
+            packet.source.version in rule.versions
+            and rule.protocol in (None, flow.protocol)
+            and (rule.not_protocol is None or rule.not_protocol != flow.protocol)
+            and (rule.icmp is None or _is_icmp(rule.icmp, flow))
+            and (rule.not_icmp is None or (flow.icmp is not None and not _is_icmp(rule.not_icmp, flow)))
+            and self._holds(rule.source, flow.protocol, packet.source, flow.source_port)
+            and self._holds(rule.destination, flow.protocol, packet.destination, flow.destination_port)
+            and not self._touches(rule.not_source, flow.protocol, packet.source, flow.source_port)
+            and not self._touches(rule.not_destination, flow.protocol, packet.destination, flow.destination_port)
         )
 
-    def _holds(self, peer: desired.Peer, packet: Packet, address: str, port: int) -> bool:
+    def _holds(self, peer: desired.Peer, protocol: int, address: Net, port: int) -> bool:
         """Whether every part of some conditions holds."""
+        if peer is desired.ANY:
+            return True
         if peer.nets and not self._in_any_net(peer.nets, address):
             return False
         if not all(self._in_set(name, address) for name in peer.sets):
             return False
-        if (peer.ports or peer.port_sets) and not self._has_port(peer, packet, address, port):
+        if (peer.ports or peer.port_sets) and not self._has_port(peer, protocol, address, port):
             return False
-        return all(self._in_port_set(name, packet, address, port) for name in peer.service_sets)
+        return all(self._in_port_set(name, protocol, address, port) for name in peer.service_sets)
 
-    def _touches(self, peer: desired.Peer, packet: Packet, address: str, port: int) -> bool:
+    def _touches(self, peer: desired.Peer, protocol: int, address: Net, port: int) -> bool:
         """Whether any part of some negated conditions holds."""
-        return (
+        return peer is not desired.ANY and (
             self._in_any_net(peer.nets, address)
             or any(self._in_set(name, address) for name in peer.sets)
-            or self._has_port(peer, packet, address, port)
+            or self._has_port(peer, protocol, address, port)
         )
 
-    def _has_port(self, peer: desired.Peer, packet: Packet, address: str, port: int) -> bool:
-        return packet.protocol in _PROTOCOLS_WITH_PORTS and (
+    def _has_port(self, peer: desired.Peer, protocol: int, address: Net, port: int) -> bool:
+        return protocol in _PROTOCOLS_WITH_PORTS and (
             any(first <= port <= last for first, last in peer.ports)
-            or any(self._in_port_set(name, packet, address, port) for name in peer.port_sets)
+            or any(self._in_port_set(name, protocol, address, port) for name in peer.port_sets)
         )
 
-    def _in_any_net(self, texts: tuple[str, ...], address: str) -> bool:
-        parsed = self._net(address)
-        return any(self._net(text).contains(parsed) for text in texts)
+    def _in_any_net(self, texts: tuple[str, ...], address: Net) -> bool:
+        return any(self._net(text).contains(address) for text in texts)
 
-    def _in_set(self, name: str, address: str) -> bool:
-        members = self._net_sets.get(name)
-        if members is None:
-            members = frozenset(parse_net(text) for text in self._state.sets[name].members if isinstance(text, str))
-            self._net_sets[name] = members
-        parsed = self._net(address)
-        return any(parsed.widened(length) in members for length in range(parsed.length + 1))
+    def _in_set(self, name: str, address: Net) -> bool:
+        nets = self._net_sets.get(name)
+        if nets is None:
+            nets = self._net_sets[name] = {}
+            for member in self._state.sets[name].members:
+                if isinstance(member, str):
+                    net = parse_net(member)
+                    nets.setdefault(net[::2], set()).add(net)
+        return any(
+            version == address.version and address.widened(length) in found for (version, length), found in nets.items()
+        )
 
-    def _in_port_set(self, name: str, packet: Packet, address: str, port: int) -> bool:
-        return desired.AddressPort(address, packet.protocol, port) in self._state.sets[name].members
+    def _in_port_set(self, name: str, protocol: int, address: Net, port: int) -> bool:
+        return desired.AddressPort(address.host, protocol, port) in self._state.sets[name].members
 
     def _net(self, text: str) -> Net:
         parsed = self._nets.get(text)
@@ -171,12 +177,12 @@ class Judge:
         return parsed
 
 
-def _is_icmp(wanted: desired.Icmp, packet: Packet) -> bool:
-    return packet.icmp is not None and packet.icmp.type == wanted.type and wanted.code in (None, packet.icmp.code)
+def _is_icmp(wanted: desired.Icmp, flow: Flow) -> bool:
+    return flow.icmp is not None and flow.icmp.type == wanted.type and wanted.code in (None, flow.icmp.code)
 
 
-def parse_flow(text: str) -> Packet:
-    """Parses `tcp/80`, `udp/53 from 1000`, `icmp/8/0` or a bare protocol, into a packet without addresses.
+def parse_flow(text: str) -> Flow:
+    """Parses `tcp/80`, `udp/53 from 1000`, `icmp/8/0` or a bare protocol.
 
     Raises:
         ValueError: it is none of these.
@@ -188,7 +194,7 @@ def parse_flow(text: str) -> Packet:
         raise ValueError(f"unknown protocol in {text!r}")
     values = [int(number) for number in numbers]
     if protocol in _ICMP_VERSIONS and 1 <= len(values) <= 2:
-        return Packet("", "", protocol, icmp=desired.Icmp(values[0], values[1] if len(values) > 1 else 0))
+        return Flow(protocol, icmp=desired.Icmp(values[0], values[1] if len(values) > 1 else 0))
     if len(values) > 1 or (not values and protocol in _PROTOCOLS_WITH_PORTS):
         raise ValueError(f"not a flow: {text!r} (such as tcp/80, udp/53 or icmp/8/0)")
-    return Packet("", "", protocol, int(source_port or SOURCE_PORT), values[0] if values else 0)
+    return Flow(protocol, int(source_port or SOURCE_PORT), values[0] if values else 0)
