@@ -48,6 +48,8 @@ NAT_PRIORITY = 100
 
 UDP = 17
 DEFAULT_VXLAN_PORT = 4789
+LAST_PORT = 65535
+NO = frozenset({"false", "0", "no", "n", "f", ""})
 
 HOST_ACTIONS: Mapping[str, Statement] = {
     "drop": statements.DROP,
@@ -64,16 +66,24 @@ class Defaults:
     endpoint_to_host_action: str = "drop"
     vxlan_port: int | None = None
     """The port on which encapsulated packets are accepted from other nodes only; None: no VXLAN."""
+    encrypted: bool = False
+    """Packets of workloads must be encrypted on their way to other nodes. The agent cannot, so they are dropped."""
 
 
 def defaults(settings: desired.Settings) -> Defaults:
     """Reads the settings. What they do not say, or say wrongly, is closed."""
-    action = settings.values.get("DefaultEndpointToHostAction", "").lower()
-    vxlan_port: int | None = None
-    if settings.vxlan:
-        text = settings.values.get("VXLANPort", "")
-        vxlan_port = int(text) if text.isascii() and text.isdigit() and 0 < int(text) < 65536 else DEFAULT_VXLAN_PORT
-    return Defaults(action if action in HOST_ACTIONS else "drop", vxlan_port)
+    values = {name.lower(): value.strip().lower() for name, value in settings.values.items()}
+    action = values.get("defaultendpointtohostaction", "")
+    return Defaults(
+        action if action in HOST_ACTIONS else "drop",
+        (number(values.get("vxlanport", ""), 1, LAST_PORT) or DEFAULT_VXLAN_PORT) if settings.vxlan else None,
+        values.get("wireguardenabled", "false") not in NO,
+    )
+
+
+def number(text: str, low: int, high: int) -> int | None:
+    """A number within limits, or None for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text) <= high else None
 
 
 def chains(wanted: Defaults) -> dict[str, Chain]:
@@ -100,6 +110,13 @@ def chains(wanted: Defaults) -> dict[str, Chain]:
         )
     # Others may use this bit of the mark, too; policies must not take it for their own.
     unmarked = rule("mark of another program", statements.HAS_PASS_MARK, statements.CLEAR_PASS_MARK)
+    clear = rule(
+        "encryption is not supported",
+        FROM_WORKLOAD,
+        statements.no_match(statements.OUT_INTERFACE, WORKLOADS),
+        match(statements.DESTINATION, statements.named(POOLS)),
+        statements.DROP,
+    )
     egress = (
         established,
         rule("no valid connection", FROM_WORKLOAD, statements.connection_state("invalid"), statements.DROP),
@@ -127,7 +144,9 @@ def chains(wanted: Defaults) -> dict[str, Chain]:
     )
     return {
         "raw": Chain(tuple(raw), Hook("filter", "prerouting", RAW_PRIORITY)),
-        "forward-egress": Chain(egress, Hook("filter", "forward", EGRESS_PRIORITY)),
+        "forward-egress": Chain(
+            (clear, *egress) if wanted.encrypted else egress, Hook("filter", "forward", EGRESS_PRIORITY)
+        ),
         "forward-ingress": Chain(ingress, Hook("filter", "forward", INGRESS_PRIORITY)),
         "input-egress": Chain(egress, Hook("filter", "input", EGRESS_PRIORITY)),
         "input-host": Chain(to_host, Hook("filter", "input", INGRESS_PRIORITY)),

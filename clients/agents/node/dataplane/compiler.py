@@ -69,6 +69,10 @@ class Compiler:
         """Keys of endpoints that have no program, because of their interfaces."""
         return sorted(key for key, endpoint in self._endpoints.items() if endpoint.interface not in self._placed)
 
+    def has_interface(self, name: str) -> bool:
+        """Whether a workload has this interface."""
+        return name in self._claims
+
     def _put_base(self, defaults: base.Defaults) -> None:
         for name, chain in base.chains(defaults).items():
             if self.table.chains.get(name) != chain:

@@ -28,7 +28,8 @@ _NO_MAC = "00:00:00:00:00:00"
 
 
 class _Link(NamedTuple):
-    index: int
+    number: int
+    """The kernel's index of it."""
     up: bool
     mtu: int
     mac: str
@@ -89,13 +90,13 @@ class Links:
         tunnel, found = wanted.tunnel, links.get(VXLAN_DEVICE)
         if tunnel is None:
             if found is not None:
-                await self._try(VXLAN_DEVICE, failures, self._ip.link("del", index=found.index))
+                await self._try(VXLAN_DEVICE, failures, self._ip.link("del", index=found.number))
                 links.pop(VXLAN_DEVICE)
             return links
         mtu = tunnel.mtu or await self._room(tunnel.local, links)
         properties = (tunnel.vni, tunnel.port, tunnel.local)
         if found is not None and found.vxlan != properties:
-            await self._try(VXLAN_DEVICE, failures, self._ip.link("del", index=found.index))
+            await self._try(VXLAN_DEVICE, failures, self._ip.link("del", index=found.number))
             found = None
         if found is None:
             await self._try(
@@ -117,16 +118,16 @@ class Links:
         if found is None:
             return links
         if (found.up, found.mtu, found.mac) != (True, mtu, tunnel.mac):
-            change = self._ip.link("set", index=found.index, mtu=mtu, address=tunnel.mac, state="up")
+            change = self._ip.link("set", index=found.number, mtu=mtu, address=tunnel.mac, state="up")
             await self._try(VXLAN_DEVICE, failures, change)
             links = await self._read_links()
-        await self._make_tunnel_address(tunnel, found.index, failures)
-        await self._make_peers(wanted.peers, found.index, failures)
+        await self._make_tunnel_address(tunnel, found.number, failures)
+        await self._make_peers(wanted.peers, found.number, failures)
         return links
 
     async def _room(self, local: str, links: dict[str, _Link]) -> int:
         """The MTU that the interface with the node's address leaves."""
-        by_index = {link.index: link for link in links.values()}
+        by_index = {link.number: link for link in links.values()}
         async for message in await self._ip.addr("dump", family=_IPV4):
             if message.get("address") == local and by_index[message["index"]].mac != _NO_MAC:
                 return by_index[message["index"]].mtu - OVERHEAD_BYTES
@@ -183,7 +184,7 @@ class Links:
             await self._try(destination, failures, self._route(verb, destination, path, links))
 
     async def _read_routes(self, links: dict[str, _Link]) -> dict[str, Path]:
-        names = {link.index: name for name, link in links.items()}
+        names = {link.number: name for name, link in links.items()}
         routes = {}
         async for message in await self._ip.route("dump", family=_IPV4, proto=ROUTE_PROTOCOL):
             if message.get("table") == _MAIN_TABLE and message["proto"] == ROUTE_PROTOCOL:
@@ -198,11 +199,11 @@ class Links:
         elif path.kind is PathKind.NOWHERE:
             extra = {"type": "blackhole"}
         elif path.kind is PathKind.LINK:
-            extra = {"oif": links[path.to].index, "scope": _SCOPE_LINK}
+            extra = {"oif": links[path.to].number, "scope": _SCOPE_LINK}
         elif path.kind is PathKind.VIA:
             extra = {"gateway": path.to}
         else:
-            extra = {"gateway": path.to, "oif": links[VXLAN_DEVICE].index, "flags": _ON_LINK}
+            extra = {"gateway": path.to, "oif": links[VXLAN_DEVICE].number, "flags": _ON_LINK}
         return self._ip.route(verb, dst=destination, proto=ROUTE_PROTOCOL, **extra)
 
     async def _try(self, subject: str, failures: dict[str, str], change: Any) -> None:

@@ -34,8 +34,16 @@ class NftFailed(Exception):
 class Nft:
     """Programs and reads one table of the network namespace that the commands run in."""
 
-    def __init__(self, command: Sequence[str] = ("nft",)) -> None:
+    def __init__(self, command: Sequence[str] = ("nft",), netlink: socket.socket | None = None) -> None:
+        """`netlink` is from `open_netlink`, in the namespace that the command runs in. Default: this process' one."""
         self._command = tuple(command)
+        self._netlink = netlink
+
+    def close(self) -> None:
+        """Closes the socket."""
+        if self._netlink is not None:
+            self._netlink.close()
+            self._netlink = None
 
     async def run(self, transaction: bytes) -> None:
         """Runs one transaction.
@@ -56,6 +64,25 @@ class Nft:
         if not any(name.items() <= entry.get("table", {}).items() for entry in tables):
             return None
         return table.read_listing(await self._run("-j", "-n", "list", "table", table.FAMILY, table.NAME))
+
+    def generation(self) -> int:
+        """Number of the kernel's rules. Every transaction, of whatever program, adds one.
+
+        Raises:
+            OSError: the kernel does not answer, for example because it has no nftables.
+        """
+        if self._netlink is None:
+            self._netlink = open_netlink()
+        length = _HEADER.size + _NFGENMSG_BYTES
+        self._netlink.send(_HEADER.pack(length, _NFTABLES_GETGEN, _NLM_F_REQUEST, 1, 0) + bytes(_NFGENMSG_BYTES))
+        answer = self._netlink.recv(4096)
+        offset = length
+        while offset + _ATTRIBUTE.size <= len(answer):
+            size, kind = _ATTRIBUTE.unpack_from(answer, offset)
+            if kind == _GENERATION_ID:
+                return int.from_bytes(answer[offset + _ATTRIBUTE.size : offset + size])
+            offset += max((size + 3) & ~3, _ATTRIBUTE.size)
+        raise OSError("the kernel does not tell the generation of its rules")
 
     async def _run(self, *arguments: str, commands: bytes = b"") -> bytes:
         process = await asyncio.create_subprocess_exec(
@@ -80,21 +107,8 @@ class Nft:
         return output
 
 
-def generation() -> int:
-    """Number of the ruleset of this network namespace. Every transaction, of whatever program, adds one.
-
-    Raises:
-        OSError: the kernel does not answer, for example because it has no nftables.
-    """
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as netlink:
-        netlink.settimeout(_ANSWER_TIMEOUT_SECONDS)
-        length = _HEADER.size + _NFGENMSG_BYTES
-        netlink.send(_HEADER.pack(length, _NFTABLES_GETGEN, _NLM_F_REQUEST, 1, 0) + bytes(_NFGENMSG_BYTES))
-        answer = netlink.recv(4096)
-    offset = length
-    while offset + _ATTRIBUTE.size <= len(answer):
-        size, kind = _ATTRIBUTE.unpack_from(answer, offset)
-        if kind == _GENERATION_ID:
-            return int.from_bytes(answer[offset + _ATTRIBUTE.size : offset + size])
-        offset += max((size + 3) & ~3, _ATTRIBUTE.size)
-    raise OSError("the kernel does not tell the generation of its rules")
+def open_netlink() -> socket.socket:
+    """Opens a socket to the kernel's nftables, in the network namespace of this thread."""
+    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+    opened.settimeout(_ANSWER_TIMEOUT_SECONDS)
+    return opened

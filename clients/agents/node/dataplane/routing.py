@@ -108,10 +108,10 @@ def _tunnel(state: desired.State, node: str) -> Tunnel | None:
     own = state.vteps.get(node)
     if not state.settings.vxlan or own is None or not (own.ipv4_address and own.mac and own.parent_ipv4_address):
         return None
-    values = state.settings.values
+    values = {name.lower(): value.strip() for name, value in state.settings.values.items()}
     port = base.defaults(state.settings).vxlan_port or base.DEFAULT_VXLAN_PORT
-    vni = _number(values.get("VXLANVNI", ""), 1, MAX_VNI) or DEFAULT_VNI
-    mtu = _number(values.get("VXLANMTU", ""), MIN_MTU, MAX_MTU)
+    vni = base.number(values.get("vxlanvni", ""), 1, MAX_VNI) or DEFAULT_VNI
+    mtu = base.number(values.get("vxlanmtu", ""), MIN_MTU, MAX_MTU)
     return Tunnel(vni, port, own.parent_ipv4_address, own.mac.lower(), own.ipv4_address, mtu)
 
 
@@ -120,8 +120,3 @@ MIN_MTU, MAX_MTU = 576, 65535 - 50
 
 OVERHEAD_BYTES = 50
 """Ethernet, VXLAN, UDP and IPv4 headers around an inner packet."""
-
-
-def _number(text: str, low: int, high: int) -> int | None:
-    """A number within limits, or None for anything else."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text) <= high else None
