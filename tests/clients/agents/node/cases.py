@@ -15,7 +15,8 @@ class Case(NamedTuple):
     """A probe, whether it must arrive, and the verdicts that say so."""
 
     probe: lab.Probe
-    arrives: bool
+    arrives: str | None
+    """The interface on which it must arrive; None: nowhere."""
     because: str
 
 
@@ -69,9 +70,11 @@ def _cases(verdicts: Json, own_node: str, state: desired.State) -> Iterator[Case
             sender = key if direction == EGRESS else peer_key
             via = lab.UPLINK if sender is None else state.endpoints[sender].interface
             source, destination = (own, peer) if direction == EGRESS else (peer, own)
+            receiver = key if direction == INGRESS else peer_key
+            to = lab.UPLINK if receiver is None else state.endpoints[receiver].interface
             yield Case(
                 lab.Probe(via, source, destination, lab.flow(text)),
-                letter in "Aa" and other in "Aa",
+                to if letter in "Aa" and other in "Aa" else None,
                 f"{direction} of {key}, peer {row.peer}, {text}: {letter}, other end {other}",
             )
 
