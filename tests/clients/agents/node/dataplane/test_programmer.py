@@ -8,15 +8,17 @@ import pytest
 
 from clients.agents.node import calculation
 from clients.agents.node.dataplane import conntrack, links, nft, programmer, table
-from tests.clients.agents.node import feeds, lab
+from tests.harness import felix_feeds, packet_lab
 
-pytestmark = lab.needed
+pytestmark = packet_lab.needed
 
 WEB, CLIENT = "10.65.0.1", "10.65.0.2"
-TCP80, TCP81 = lab.flow("tcp/80"), lab.flow("tcp/81")
+TCP80, TCP81 = packet_lab.flow("tcp/80"), packet_lab.flow("tcp/81")
 OUTSIDE = "203.0.113.7"
 ALLOW_80 = {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"ports": [{"port": 80}]}]}
-CLUSTER = feeds.cluster(feeds.pod("web", WEB), feeds.pod("client", CLIENT), feeds.policy("only-80", ALLOW_80))
+CLUSTER = felix_feeds.cluster(
+    felix_feeds.pod("web", WEB), felix_feeds.pod("client", CLIENT), felix_feeds.policy("only-80", ALLOW_80)
+)
 INTERFACES = {
     value["ipv4_nets"][0].removesuffix("/32"): value["name"]
     for key, value in ((key, json.loads(text)) for key, text in CLUSTER.items() if "/endpoint/" in key)
@@ -26,21 +28,21 @@ INTERFACES = {
 class Node:
     """A data plane in a lab."""
 
-    def __init__(self, testbed: lab.Lab, routes: links.Links) -> None:
+    def __init__(self, testbed: packet_lab.Lab, routes: links.Links) -> None:
         self.testbed = testbed
         tracking = conntrack.Conntrack(("ip", "netns", "exec", testbed.node, "conntrack"))
         self.programmer = programmer.Programmer(
-            feeds.NODE,
+            felix_feeds.NODE,
             nft=testbed.nft,
             links=routes,
             conntrack=tracking,
             prepare_interface=lambda name: testbed.in_node(lambda: links.prepare_interface(name)),
         )
-        self.calculation = calculation.Calculation(feeds.NODE)
+        self.calculation = calculation.Calculation(felix_feeds.NODE)
         self.content: Mapping[str, bytes] = {}
 
     async def program(self, content: Mapping[str, bytes]) -> bool:
-        for key, value in feeds.changes(self.content, content):
+        for key, value in felix_feeds.changes(self.content, content):
             assert self.calculation.update(key, value) is None
         self.content = content
         update, refusals = self.calculation.take()
@@ -48,25 +50,25 @@ class Node:
         self.programmer.update(update)
         return await self.programmer.program()
 
-    def arrives(self, source: str, destination: str, flow: lab.Flow, *, via: str | None = None) -> bool:
-        probe = lab.Probe(via or INTERFACES.get(source, lab.UPLINK), source, destination, flow)
-        interface = next((w.interface for w in self.testbed.workloads if destination in w.addresses), lab.UPLINK)
+    def arrives(self, source: str, destination: str, flow: packet_lab.Flow, *, via: str | None = None) -> bool:
+        probe = packet_lab.Probe(via or INTERFACES.get(source, packet_lab.UPLINK), source, destination, flow)
+        interface = next((w.interface for w in self.testbed.workloads if destination in w.addresses), packet_lab.UPLINK)
         return self.testbed.probe([probe])[0] == interface
 
     def nft(self, *commands: str) -> str:
-        return lab.run("ip", "netns", "exec", self.testbed.node, "nft", *commands)
+        return packet_lab.run("ip", "netns", "exec", self.testbed.node, "nft", *commands)
 
 
 @contextlib.asynccontextmanager
-async def node_in(testbed: lab.Lab) -> AsyncIterator[Node]:
+async def node_in(testbed: packet_lab.Lab) -> AsyncIterator[Node]:
     async with links.Links(testbed.node) as routes:
         yield Node(testbed, routes)
 
 
 @pytest.fixture
 async def node() -> AsyncIterator[Node]:
-    with lab.Lab() as testbed:
-        testbed.set_workloads([lab.Workload(name, (address,)) for address, name in INTERFACES.items()])
+    with packet_lab.Lab() as testbed:
+        testbed.set_workloads([packet_lab.Workload(name, (address,)) for address, name in INTERFACES.items()])
         async with node_in(testbed) as opened:
             yield opened
 
@@ -187,7 +189,7 @@ async def test_a_route_waits_for_its_interface(node: Node) -> None:
     node.testbed.set_workloads([])
     await node.program(CLUSTER)
     assert node.programmer.pending[f"{WEB}/32"] == f"no interface {INTERFACES[WEB]}"
-    node.testbed.set_workloads([lab.Workload(INTERFACES[WEB], ())])
+    node.testbed.set_workloads([packet_lab.Workload(INTERFACES[WEB], ())])
     assert node.programmer.link_changed(INTERFACES[WEB])
     assert not node.programmer.link_changed("eth0")
     await node.programmer.program()
@@ -195,7 +197,7 @@ async def test_a_route_waits_for_its_interface(node: Node) -> None:
 
 
 def _routes(node: Node) -> str:
-    return lab.run("ip", "-n", node.testbed.node, "route")
+    return packet_lab.run("ip", "-n", node.testbed.node, "route")
 
 
 async def test_a_refused_transaction_changes_nothing_and_is_counted(
@@ -210,7 +212,7 @@ async def test_a_refused_transaction_changes_nothing_and_is_counted(
 
     with monkeypatch.context() as patch:
         patch.setattr(node.testbed.nft, "run", refuse)
-        assert not await node.program(feeds.cluster())
+        assert not await node.program(felix_feeds.cluster())
         assert await node.testbed.nft.read() == right
     assert node.programmer.counters.failures["nft"] == 3
     await node.programmer.verify_rules()
@@ -218,21 +220,23 @@ async def test_a_refused_transaction_changes_nothing_and_is_counted(
 
 
 async def test_an_address_that_is_used_again_inherits_no_connection() -> None:
-    with lab.Lab(tracked=True) as testbed:
-        testbed.set_workloads([lab.Workload(name, (address,)) for address, name in INTERFACES.items()])
+    with packet_lab.Lab(tracked=True) as testbed:
+        testbed.set_workloads([packet_lab.Workload(name, (address,)) for address, name in INTERFACES.items()])
         async with node_in(testbed) as node:
             await node.programmer.start()
             await node.program(CLUSTER)
             # A connection from outside, established by an answer.
-            answer = lab.Flow(6, TCP80.source_port, TCP80.destination_port, flags=lab.SYN_ACK)
+            answer = packet_lab.Flow(6, TCP80.source_port, TCP80.destination_port, flags=packet_lab.SYN_ACK)
             assert node.arrives(OUTSIDE, WEB, TCP80)
             assert node.arrives(WEB, OUTSIDE, answer)
-            more = TCP80._replace(flags=lab.ACK)
+            more = TCP80._replace(flags=packet_lab.ACK)
             assert node.arrives(OUTSIDE, WEB, more)
-            renamed = feeds.cluster(feeds.pod("other", WEB), feeds.policy("none", {"podSelector": {}}))
+            renamed = felix_feeds.cluster(
+                felix_feeds.pod("other", WEB), felix_feeds.policy("none", {"podSelector": {}})
+            )
             await node.program({key: value for key, value in CLUSTER.items() if "%2fweb" not in key})
             assert node.programmer.counters.forgotten_addresses == 1
             await node.program(renamed)
             name = next(json.loads(value)["name"] for key, value in renamed.items() if "/endpoint/" in key)
-            testbed.set_workloads([lab.Workload(name, (WEB,))])
+            testbed.set_workloads([packet_lab.Workload(name, (WEB,))])
             assert not node.arrives(OUTSIDE, WEB, more)

@@ -9,7 +9,7 @@ from clients.agents.node import desired
 from clients.agents.node.dataplane import links, routing
 from clients.agents.node.dataplane.routing import Network, Path, PathKind, Peer, Tunnel
 from clients.agents.node.desired import PoolType, Route, RouteType
-from tests.clients.agents.node import lab
+from tests.harness import packet_lab
 
 REMOTE = (RouteType.REMOTE_WORKLOAD,)
 LOCAL = (RouteType.LOCAL_WORKLOAD,)
@@ -60,19 +60,19 @@ def test_blocks_without_encapsulation_have_routes_if_the_agent_programs_them() -
 
 
 @contextlib.asynccontextmanager
-async def node() -> AsyncIterator[tuple[lab.Lab, links.Links]]:
-    with lab.Lab() as testbed:
+async def node() -> AsyncIterator[tuple[packet_lab.Lab, links.Links]]:
+    with packet_lab.Lab() as testbed:
         testbed.ip("addr add 172.20.0.11/24 dev uplink")
-        testbed.set_workloads([lab.Workload("cali1", ())])
+        testbed.set_workloads([packet_lab.Workload("cali1", ())])
         async with links.Links(testbed.node) as opened:
             yield testbed, opened
 
 
-def show(testbed: lab.Lab, *what: str) -> str:
-    return lab.run("ip", "-n", testbed.node, *what)
+def show(testbed: packet_lab.Lab, *what: str) -> str:
+    return packet_lab.run("ip", "-n", testbed.node, *what)
 
 
-@lab.needed
+@packet_lab.needed
 async def test_the_kernel_gets_what_the_node_needs_and_loses_it_again() -> None:
     async with node() as (testbed, opened):
         testbed.ip("route add 10.99.0.0/16 dev uplink")
@@ -89,7 +89,7 @@ async def test_the_kernel_gets_what_the_node_needs_and_loses_it_again() -> None:
         assert routing.VXLAN_DEVICE not in show(testbed, "link")
 
 
-@lab.needed
+@packet_lab.needed
 async def test_the_tunnel_is_repaired_and_follows_its_settings() -> None:
     async with node() as (testbed, opened):
         wanted = routing.network(STATE, node="n1")
@@ -99,11 +99,13 @@ async def test_the_tunnel_is_repaired_and_follows_its_settings() -> None:
             f"neigh add 10.65.7.7 lladdr 66:0a:00:00:00:77 dev {routing.VXLAN_DEVICE} nud permanent",
             f"link set {routing.VXLAN_DEVICE} down mtu 1300",
         )
-        lab.run("bridge", "-n", testbed.node, "fdb", "del", PEER.mac, "dst", PEER.parent, "dev", routing.VXLAN_DEVICE)
+        packet_lab.run(
+            "bridge", "-n", testbed.node, "fdb", "del", PEER.mac, "dst", PEER.parent, "dev", routing.VXLAN_DEVICE
+        )
         assert await opened.make(wanted) == {}
         assert f"{PEER.address} dev {routing.VXLAN_DEVICE} lladdr {PEER.mac} PERMANENT" in show(testbed, "neigh")
         assert "10.65.7.7" not in show(testbed, "neigh")
-        ends = lab.run("bridge", "-n", testbed.node, "fdb", "show", "dev", routing.VXLAN_DEVICE)
+        ends = packet_lab.run("bridge", "-n", testbed.node, "fdb", "show", "dev", routing.VXLAN_DEVICE)
         assert f"{PEER.mac} dst {PEER.parent} self permanent" in ends
         assert "10.65.2.0/26" in show(testbed, "route")
         assert wanted.tunnel is not None
@@ -116,7 +118,7 @@ async def test_the_tunnel_is_repaired_and_follows_its_settings() -> None:
         assert "10.65.2.0/26" in show(testbed, "route")
 
 
-@lab.needed
+@packet_lab.needed
 async def test_a_route_of_another_program_is_not_replaced() -> None:
     async with node() as (testbed, opened):
         testbed.ip("route add 10.65.0.0/26 dev uplink proto bird", "route add 10.65.0.9/32 dev uplink proto boot")

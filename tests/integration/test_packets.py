@@ -7,10 +7,9 @@ import pytest
 from clients.agents.node import calculation, desired
 from clients.agents.node.dataplane import compiler, table
 from clients.agents.node.objects import KeyValue
-from tests.clients.agents.node import cases, lab, recordings
-from tests.harness import felix_recordings
+from tests.harness import felix_recordings, felix_states, packet_cases, packet_lab
 
-pytestmark = [lab.needed, pytest.mark.slow]
+pytestmark = [packet_lab.needed, pytest.mark.slow]
 
 SCENARIOS = (
     "cnp-baseline",
@@ -47,28 +46,28 @@ CHOSEN = [("scenarios", name) for name in SCENARIOS] + [case for group, count in
 
 
 @pytest.fixture(scope="module")
-def testbed() -> Iterator[lab.Lab]:
-    with lab.Lab() as opened:
+def testbed() -> Iterator[packet_lab.Lab]:
+    with packet_lab.Lab() as opened:
         yield opened
 
 
 @pytest.mark.parametrize(("group", "name"), CHOSEN)
-async def test_packets_meet_the_recorded_verdicts(testbed: lab.Lab, group: str, name: str) -> None:
+async def test_packets_meet_the_recorded_verdicts(testbed: packet_lab.Lab, group: str, name: str) -> None:
     recording = felix_recordings.load(group)[name]
     steps = felix_recordings.steps_of(recording)
     for node, expected in recording["expect"].items():
         if not expected.get("verdicts"):
             continue
         state = await program(testbed, node, steps)
-        testbed.set_workloads(cases.Workloads(state).all())
-        found = cases.of(expected["verdicts"], node=node, state=state)
+        testbed.set_workloads(packet_cases.Workloads(state).all())
+        found = packet_cases.of(expected["verdicts"], node=node, state=state)
         arrived = testbed.probe([case.probe for case in found])
         wrong = [case for case, interface in zip(found, arrived, strict=True) if case.arrives != interface]
         assert not wrong
         assert len(found) > 0 or not state.endpoints
 
 
-async def program(testbed: lab.Lab, node: str, steps: list[list[KeyValue]]) -> desired.State:
+async def program(testbed: packet_lab.Lab, node: str, steps: list[list[KeyValue]]) -> desired.State:
     """Programs all steps, one transaction each. After each, the kernel has what a start from scratch makes."""
     calculated = calculation.Calculation(node)
     compiled = compiler.Compiler()
@@ -89,7 +88,7 @@ async def program(testbed: lab.Lab, node: str, steps: list[list[KeyValue]]) -> d
 
 def from_scratch(state: desired.State) -> table.Table:
     compiled = compiler.Compiler()
-    compiled.apply(recordings.difference(desired.State(), state))
+    compiled.apply(felix_states.difference(desired.State(), state))
     return compiled.table
 
 

@@ -25,7 +25,7 @@ import pytest
 
 from clients import testing
 from clients.agents.node.dataplane import nft
-from tests.clients.agents.node.recordings import protocol_number
+from tests.harness.felix_states import protocol_number
 
 Result = TypeVar("Result")
 
