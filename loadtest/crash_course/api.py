@@ -29,21 +29,28 @@ class Api:
 
     def request(self, method: str, path: str, value: Any = None, *, kind: str = "application/json") -> JsonObject:
         """The answer to a request. Raises ApiFailed, OSError."""
+        status, text = self._exchange(method, path, None if value is None else json.dumps(value), kind)
+        if status >= 300:
+            raise ApiFailed(status, text.decode(errors="replace")[:500])
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ApiFailed(status, f"no object at {path}")
+        return found
+
+    def _exchange(self, method: str, path: str, body: str | None, kind: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT_SECONDS)
         connection.sock = self._within(lambda: socket.create_connection((self._host, self._port), TIMEOUT_SECONDS))
         try:
-            body = None if value is None else json.dumps(value)
             connection.request(method, path, body, {"Content-Type": kind})
             response = connection.getresponse()
-            text = response.read()
+            return response.status, response.read()
         finally:
             connection.close()
-        if response.status >= 300:
-            raise ApiFailed(response.status, text.decode(errors="replace")[:500])
-        found = json.loads(text)
-        if not isinstance(found, dict):
-            raise ApiFailed(response.status, f"no object at {path}")
-        return found
+
+    def status(self, path: str) -> int:
+        """The status of the answer to a GET. Raises OSError."""
+        status, _ = self._exchange("GET", path, None, "application/json")
+        return status
 
     def get(self, path: str) -> JsonObject:
         """An object, or a list."""

@@ -1,8 +1,10 @@
 """The cluster on the underlay: API server, nodes, pods; what a kubelet and an administrator would do."""
 
 import contextlib
+import http
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -20,8 +22,12 @@ NETWORK: Final = "k8s-pod-network"
 CALICO_PATH: Final = f"/apis/{calico_crds.V1}"
 READY_TIMEOUT_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.05
-AS_NUMBER: Final = 64512
+SERVICE_PORT: Final = 5473
+HEALTH_PORT: Final = 9098
+TYPHA: Final = Path(sys.executable).with_name("typha")
+NODES_AS_NUMBER: Final = 64512
 """Calico's default."""
+RACK_AS_NUMBER: Final = 64513
 
 
 class CniFailed(Exception):
@@ -65,7 +71,7 @@ class Cluster:
         self.api = Api(
             topology.API_ADDRESS,
             topology.API_PORT,
-            within=lambda connect: spaces.within(topology.ROUTER, connect),
+            within=self._within_router,
         )
 
     def start(self) -> None:
@@ -94,6 +100,65 @@ class Cluster:
             [sys.executable, "-m", "loadtest.crash_course.apiserver", topology.API_ADDRESS, str(topology.API_PORT)],
         )
         self.wait(lambda: self._answers("/readyz"), "the API server answers")
+
+    def start_service(self) -> None:
+        """Start the service, which serves Calico's feeds to the agents."""
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("TYPHA_", "KUBERNETES_"))}
+        settings = {
+            "KUBECONFIG": str(self.kubeconfig),
+            "TYPHA_SERVERHOST": topology.API_ADDRESS,
+            "TYPHA_SERVERPORT": str(SERVICE_PORT),
+            "TYPHA_HEALTHENABLED": "true",
+            "TYPHA_HEALTHHOST": topology.API_ADDRESS,
+            "TYPHA_HEALTHPORT": str(HEALTH_PORT),
+            "TYPHA_LOGFILEPATH": "none",
+            "TYPHA_LOGSEVERITYSCREEN": "info",
+        }
+        self.start_process("typha", topology.ROUTER, [str(TYPHA), "serve"], environment={**own, **settings})
+        health = Api(topology.API_ADDRESS, HEALTH_PORT, within=self._within_router)
+
+        def is_ready() -> bool:
+            try:
+                return health.status("/readiness") == http.HTTPStatus.OK
+            except OSError:
+                return False
+
+        self.wait(is_ready, "the service is ready")
+
+    def start_bgp(self, node: Node) -> None:
+        """Start the BGP agent of a node, which starts BIRD."""
+        self.start_process(
+            f"bgp-{node.name}",
+            node.name,
+            [
+                *(sys.executable, "-m", "clients.agents.bgp", "run", "--node", node.name),
+                *("--server", f"{topology.API_ADDRESS}:{SERVICE_PORT}", "--folder", str(self.bird_folder(node.name))),
+            ],
+        )
+
+    def start_rack(self) -> None:
+        """Start the router's BIRD, as the network's own staff would: each node is a neighbor in another AS."""
+        folder = self.bird_folder(topology.ROUTER)
+        folder.mkdir(parents=True)
+        (folder / "bird.conf").write_text(rack_configuration(self.nodes))
+        command = ["bird", "-f", "-c", str(folder / "bird.conf"), "-s", str(folder / "bird.ctl")]
+        self.start_process("bird-router", topology.ROUTER, [*command, "-P", str(folder / "bird.pid")])
+
+    def bird_folder(self, name: str) -> Path:
+        """The folder of BIRD's files on a node or the router."""
+        return self.folder / "bird" / name
+
+    def birdc(self, name: str, *arguments: str) -> str:
+        """What birdc prints on a node or the router. Raises CommandFailed."""
+        return self.spaces.run(name, "birdc", "-s", str(self.bird_folder(name) / "bird.ctl"), *arguments)
+
+    def established(self, name: str) -> list[str]:
+        """The BGP sessions of a node that are up."""
+        try:
+            lines = self.birdc(name, "show", "protocols").splitlines()
+        except namespaces.CommandFailed:
+            return []
+        return [line.split()[0] for line in lines if " BGP " in line and "Established" in line]
 
     def start_process(
         self, name: str, namespace: str, command: Sequence[str], *, environment: dict[str, str] | None = None
@@ -129,6 +194,18 @@ class Cluster:
             f"{CALICO_PATH}/ippools",
             {"metadata": {"name": name}, "spec": {"cidr": cidr, "ipipMode": "Never", "vxlanMode": "Never", **spec}},
         )
+
+    def create_peer(self, name: str, **spec: Any) -> JsonObject:
+        """A BGPPeer."""
+        return self.api.create(f"{CALICO_PATH}/bgppeers", {"metadata": {"name": name}, "spec": spec})
+
+    def create_rack_peers(self) -> None:
+        """Let the nodes of each subnet talk BGP with the router: without it the router does not know the pods."""
+        for subnet in (1, 2):
+            name = f"rack-{subnet}"
+            self.create_peer(
+                name, nodeSelector=f"rack == '{name}'", peerIP=f"172.30.{subnet}.1", asNumber=RACK_AS_NUMBER
+            )
 
     def create_pod(self, name: str, node: Node, *, labels: Mapping[str, str] | None = None) -> Pod:
         """A pod that the scheduler has put on a node; no sandbox yet."""
@@ -221,14 +298,14 @@ class Cluster:
         """The IPAMBlocks."""
         return self.api.items(f"{CALICO_PATH}/ipamblocks")
 
+    def _within_router(self, connect: Callable[[], socket.socket]) -> socket.socket:
+        return self.spaces.within(topology.ROUTER, connect)
+
     def _answers(self, path: str) -> bool:
         try:
-            self.api.request("GET", path)
+            return self.api.status(path) == http.HTTPStatus.OK
         except OSError:
             return False
-        except ValueError:
-            return True  # it answers, with text
-        return True
 
     def _write_kubeconfig(self) -> None:
         server = f"http://{topology.API_ADDRESS}:{topology.API_PORT}"
@@ -241,6 +318,29 @@ class Cluster:
             "current-context": "course",
         }
         self.kubeconfig.write_text(json.dumps(document))
+
+
+def rack_configuration(nodes: Sequence[Node]) -> str:
+    """BIRD's configuration of the router. It tells the nodes nothing, as its own subnets are their default route."""
+    sessions = "".join(
+        f"""
+protocol bgp {node.name.replace("-", "_")} {{
+  local {node.gateway} as {RACK_AS_NUMBER};
+  neighbor {node.address} as {NODES_AS_NUMBER};
+  connect delay time 1;
+  connect retry time 2;
+  error wait time 1, 10;
+  ipv4 {{ import all; export none; }};
+}}
+"""
+        for node in nodes
+    )
+    return f"""log stderr all;
+router id {topology.API_ADDRESS};
+protocol device {{ }}
+protocol direct {{ ipv4; }}
+protocol kernel {{ ipv4 {{ import none; export where source = RTS_BGP; }}; }}
+{sessions}"""
 
 
 def node_object(node: Node) -> JsonObject:

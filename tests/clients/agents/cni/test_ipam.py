@@ -206,6 +206,78 @@ def test_a_malformed_block_is_left_alone(store: Store) -> None:
         Block.parse(value)
 
 
+def test_the_slower_of_two_nodes_gives_its_claim_up(store: Store) -> None:
+    store.run(add("net.a", "one"))
+    (cidr,) = store.owners()
+    late = ipam._Attempt(
+        ipam.Node("two", NOW), attributes("net.b", "two"), store.run(ipam.read_pools()), store.run(ipam.read_limits())
+    )
+    assert store.run(late._claim(cidr)) == ""
+    assert store.owners() == {cidr: "one"}
+    assert len(store.objects["blockaffinities"]) == 1
+
+
+def test_a_stale_affinity_to_another_node_s_block_gives_no_right_to_it(store: Store) -> None:
+    store.put("ipamconfigs", {"metadata": {"name": "default"}, "spec": {"strictAffinity": True}})
+    store.run(add("net.a", "one"))
+    (cidr,) = store.owners()
+    stale = records.new_affinity("two", cidr)
+    stale["spec"]["state"] = records.CONFIRMED
+    store.put("blockaffinities", stale)
+    address = store.run(add("net.b", "two"))
+    assert ipaddress.ip_address(address) not in ipaddress.ip_network(cidr)
+    assert store.owners() == {block.cidr: block.node for block in store.blocks()}
+
+
+def test_a_block_that_is_used_meanwhile_is_not_taken(store: Store) -> None:
+    store.run(add("net.a", "one"))
+    (block,) = store.blocks()
+    assert not store.run(ipam.release_block(block.cidr, "one", sequence=block.sequence))
+    store.run(ipam.release("net.a"))
+    assert not store.run(ipam.release_block(block.cidr, "one", sequence=block.sequence))  # empty, but another one
+    assert not store.run(ipam.release_block(block.cidr, "two"))
+    (block,) = store.blocks()
+    assert store.run(ipam.release_block(block.cidr, "one", sequence=block.sequence))
+    assert store.objects["ipamblocks"] == {}
+    assert store.objects["blockaffinities"] == {}
+
+
+def test_the_addresses_of_a_block_outlive_its_owner(store: Store) -> None:
+    address = store.run(add("net.a", "one"))
+    (block,) = store.blocks()
+    assert store.run(ipam.release_block(block.cidr, "one"))
+    assert store.owners() == {}
+    assert store.held() == {address: "net.a"}
+    assert store.run(ipam.release("net.a")) == [address]
+
+
+def test_a_block_that_changes_while_it_is_being_taken_keeps_its_affinity(store: Store) -> None:
+    store.run(add("net.a", "one"))
+    store.run(ipam.release("net.a"))
+    (block,) = store.blocks()
+    steps = ipam.release_block(block.cidr, "one")
+    request = next(steps)
+    while not (isinstance(request, ipam.Replace) and request.resource == "ipamblocks"):
+        request = store.step(steps, request)
+    store.run(add("net.b", "one"))
+    with pytest.raises(StopIteration) as end:
+        store.step(steps, request)
+    assert end.value.value is False
+    assert store.owners() == {block.cidr: "one"}
+
+
+def test_readers_see_the_mark_before_an_object_is_gone(store: Store) -> None:
+    """Calico's other programs list objects, and rely on it."""
+    store.run(add("net.a"))
+    steps = ipam.release("net.a")
+    request = next(steps)
+    marked = False
+    while not isinstance(request, ipam.Delete):
+        request = store.step(steps, request)
+        marked = any(map(records.is_deleted, store.objects["ipamhandles"].values()))
+    assert marked
+
+
 class World:
     """Calls of three nodes, one request at a time, in random order; each may crash before any request."""
 
