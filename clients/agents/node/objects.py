@@ -47,7 +47,7 @@ def convert_files(files: Iterable[str]) -> list[KeyValue]:
     return [_key_value(line) for line in _run([*_CONVERT, *files], b"")]
 
 
-def parse_dump(text: str) -> Iterator[KeyValue]:
+def parse_dump(text: bytes) -> Iterator[KeyValue]:
     """The feed in the lines that `typha convert` and `typha watch --json` print.
 
     Raises:
