@@ -138,6 +138,11 @@ class Differ:
         """State digest of the map that all batches so far add up to (docs/protocol.md, section 5)."""
         return self._total % digest.MODULUS
 
+    @property
+    def is_in_snapshot(self) -> bool:
+        """Whether a snapshot has begun that has not replaced the map yet."""
+        return self._snapshot is not None
+
     def begin_connection(self) -> None:
         """Prepares for a new connection: drops the snapshot that was in progress on the last one."""
         self._snapshot = None

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from clients import addresses, connection, differ, errors
+from clients.applied import Acknowledger
 from protocol import errors as protocol_errors
 from protocol import messages
 
@@ -71,6 +72,7 @@ class Follower:
         timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
         protocol: connection.Protocol = connection.Protocol.NATIVE,
         agent_release: str = "",
+        reports_applied: bool = False,
     ) -> None:
         """The arguments and the ValueError are those of `follow`."""
         self._rotation = addresses.Rotation([servers] if isinstance(servers, str) else servers)
@@ -78,7 +80,7 @@ class Follower:
             feed=feed,
             agent=agent,
             node=node,
-            features=frozenset({messages.Feature.ZSTD}),
+            features=frozenset({messages.Feature.ZSTD, *({messages.Feature.POSITIONS} if reports_applied else ())}),
             software=connection.software(protocol, agent_release),
         )
         self.connections = 0
@@ -91,6 +93,7 @@ class Follower:
         self._protocol = protocol
         self._differ = differ.Differ()
         self._connected_at: float | None = None
+        self._acknowledger = Acknowledger() if reports_applied else None
 
     def __repr__(self) -> str:
         return f"<Follower feed={self.hello.feed} server={self._rotation.current()} {self._differ!r}>"
@@ -104,6 +107,22 @@ class Follower:
     def keys(self) -> int:
         """Number of keys in that map."""
         return len(self._differ)
+
+    @property
+    def version(self) -> int:
+        """How many batches have changed that map. For `applied`, if positions are reported; else 0."""
+        return self._acknowledger.version if self._acknowledger is not None else 0
+
+    def applied(self, version: int | None = None) -> None:
+        """Tells the server that the changes up to a version have taken effect; by default, all that have come.
+
+        Raises:
+            RuntimeError: it was not asked to report that.
+            ValueError: there is no such version.
+        """
+        if self._acknowledger is None:
+            raise RuntimeError("`applied` needs `reports_applied=True`")
+        self._acknowledger.applied(version)
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yields events without end. Only one task may iterate at a time."""
@@ -129,6 +148,7 @@ class Follower:
             server_name=self._server_name,
             timeouts=self._timeouts,
             protocol=self._protocol,
+            acknowledger=self._acknowledger,
         )
 
     def _receive(self, message: messages.Message, *, now: float) -> list[Event]:
@@ -143,11 +163,18 @@ class Follower:
             raise errors.BadServer(self._rotation.current(), str(error)) from error
         if batch is not None and batch.from_snapshot:
             self.snapshots += 1
+        if self._acknowledger is not None:
+            self._note_position(self._acknowledger, message, has_changed=batch is not None and bool(batch.updates))
         if batch is not None:
             events.append(batch)
         if isinstance(message, messages.Status):
             events.append(StatusChanged(message.status))
         return events
+
+    def _note_position(self, acknowledger: Acknowledger, message: messages.Message, *, has_changed: bool) -> None:
+        """The map has moved on, except with what belongs to a snapshot that is not the map yet."""
+        if isinstance(message, messages.Updates | messages.Status) and not self._differ.is_in_snapshot:
+            acknowledger.received(message.sequence, has_changed=has_changed)
 
     def _plan_retry(self, error: errors.ClientError, *, now: float) -> float:
         lived_seconds = 0.0 if self._connected_at is None else now - self._connected_at
@@ -166,6 +193,7 @@ def follow(
     timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
     protocol: connection.Protocol = connection.Protocol.NATIVE,
     agent_release: str = "",
+    reports_applied: bool = False,
 ) -> AsyncGenerator[Event, None]:
     """Yields the events of a feed without end, across reconnects.
 
@@ -184,6 +212,8 @@ def follow(
         protocol: the protocol to speak. With Typha's, the feed is the syncer type, and no digest verifies the map.
         agent_release: with Typha's protocol, the release of Calico whose agent this is, such as v3.31.7: the server
             sends what such agents understand. Default: the newest.
+        reports_applied: tell the server what has been applied: an event is, once the next one is asked for. It has no
+            effect with Typha's protocol.
 
     Raises:
         ValueError: immediately, if there is no address or one is malformed.
@@ -198,5 +228,13 @@ def follow(
         timeouts=timeouts,
         protocol=protocol,
         agent_release=agent_release,
+        reports_applied=reports_applied,
     )
-    return follower.events()
+    return _acknowledged(follower) if reports_applied else follower.events()
+
+
+async def _acknowledged(one: Follower) -> AsyncGenerator[Event, None]:
+    async with contextlib.aclosing(one.events()) as events:
+        async for event in events:
+            yield event
+            one.applied()

@@ -158,6 +158,13 @@ class Pong:
 
 
 @dataclass(frozen=True, slots=True)
+class Applied:
+    """The client has applied everything up to `sequence`: it has taken effect where the client works."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
 class Goodbye:
     """The sender's last message: the reason as a code and as text, and when to retry (0: no preference)."""
 
@@ -167,5 +174,15 @@ class Goodbye:
 
 
 Message: TypeAlias = (
-    ClientHello | ServerHello | SnapshotBegin | SnapshotChunk | SnapshotEnd | Updates | Status | Ping | Pong | Goodbye
+    ClientHello
+    | ServerHello
+    | SnapshotBegin
+    | SnapshotChunk
+    | SnapshotEnd
+    | Updates
+    | Status
+    | Ping
+    | Pong
+    | Goodbye
+    | Applied
 )

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
+	"sync"
 	"time"
 	"unicode/utf8"
 )
@@ -35,6 +36,9 @@ type Options struct {
 	Node string
 	// TLS, if not nil, is what to connect with. ServerName defaults to the host of the address, MinVersion to TLS 1.2.
 	TLS *tls.Config
+	// ReportsApplied tells the server what has been applied, if it supports that. [Follow] takes an event for applied
+	// once the function returns; a [Mirror] is told by its method Applied.
+	ReportsApplied bool
 }
 
 func (o *Options) check() error {
@@ -95,10 +99,29 @@ func (Batch) event()         {}
 // It calls the function from its own goroutine, and answers the server's pings between two calls only: a function that
 // takes longer than the server's pong timeout, usually 60 s, costs the connection. [Mirror] has no such limit.
 func Follow(ctx context.Context, options Options, handle func(Event) error) error {
+	var acknowledger *acknowledger
+	if options.ReportsApplied {
+		acknowledger = newAcknowledger()
+		told := handle
+		handle = func(event Event) error {
+			err := told(event)
+			if batch, ok := event.(Batch); ok && err == nil {
+				acknowledger.applied(batch.Version)
+			}
+			return err
+		}
+	}
+	return followAs(ctx, options, acknowledger, handle)
+}
+
+func followAs(ctx context.Context, options Options, acknowledger *acknowledger, handle func(Event) error) error {
 	if err := options.check(); err != nil {
 		return err
 	}
-	one := follower{options: options, handle: handle, differ: newDiffer(), rotation: newRotation(options.Addresses)}
+	one := follower{
+		options: options, handle: handle, acknowledger: acknowledger,
+		differ: newDiffer(), rotation: newRotation(options.Addresses),
+	}
 	for {
 		one.connectedAt = time.Time{}
 		address := one.rotation.current()
@@ -131,6 +154,8 @@ type follower struct {
 	differ      *differ
 	rotation    *rotation
 	connectedAt time.Time
+	// nil if nobody is told what has been applied
+	acknowledger *acknowledger
 }
 
 func (f *follower) planRetry(err error) time.Duration {
@@ -173,6 +198,21 @@ func (f *follower) connect(ctx context.Context, address string) error {
 	}
 	f.connectedAt = time.Now()
 	f.differ.beginConnection()
+	if f.acknowledger != nil {
+		f.acknowledger.beginConnection()
+		if slices.Contains(hello.features, featureApplied) {
+			done, ended := make(chan struct{}), make(chan struct{})
+			go func() {
+				defer close(ended)
+				f.acknowledger.tell(done, appliedPause, one.write)
+			}()
+			defer func() {
+				close(done)
+				connection.Close() // ends a write that waits
+				<-ended
+			}()
+		}
+	}
 	if err := f.tell(Connected{address, hello.software, hello.connectionID}); err != nil {
 		return err
 	}
@@ -196,6 +236,7 @@ func (f *follower) take(one *session, message any) error {
 	if err != nil {
 		return err
 	}
+	f.notePosition(message, batch)
 	if batch != nil {
 		if err := f.tell(*batch); err != nil {
 			return err
@@ -213,6 +254,26 @@ func (f *follower) take(one *session, message any) error {
 		return f.tell(StatusChanged{message.status, message.sequence, len(f.differ.known), f.differ.total})
 	}
 	return nil
+}
+
+// notePosition notes that the map has moved on, except with what belongs to a snapshot that is not the map yet.
+func (f *follower) notePosition(message any, batch *Batch) {
+	if f.acknowledger == nil || f.differ.snapshot != nil {
+		return
+	}
+	var sequence uint64
+	switch message := message.(type) {
+	case updates:
+		sequence = message.sequence
+	case statusMessage:
+		sequence = message.sequence
+	default:
+		return
+	}
+	version := f.acknowledger.received(sequence, batch != nil && len(batch.Changes) > 0)
+	if batch != nil {
+		batch.Version = version
+	}
 }
 
 // dial resolves the name anew, and tries its addresses in random order, within ten seconds in all.
@@ -267,6 +328,7 @@ type session struct {
 	state      string
 	sequence   uint64
 	unsent     error // why a pong could not be sent
+	writing    sync.Mutex
 }
 
 const (
@@ -287,7 +349,10 @@ func (s *session) Read(buffer []byte) (int, error) {
 	return s.connection.Read(buffer)
 }
 
+// write may be called from any goroutine.
 func (s *session) write(data []byte) error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	if err := s.connection.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return err
 	}

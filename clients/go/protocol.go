@@ -42,6 +42,7 @@ const (
 	typePing
 	typePong
 	typeGoodbye
+	typeApplied
 )
 
 // A Status says how complete and current the data is.
@@ -152,7 +153,14 @@ func clientHello(options *Options) []byte {
 	members := [][2]string{{"feed", options.Feed}, {"agent", options.Agent}, {"software", software}, {"node", options.Node}}
 	payload := []byte{0x92, typeClientHello, 0x86}
 	payload = append(appendText(payload, "versions"), 0x91, protocolVersion)
-	payload = appendText(append(appendText(payload, "features"), 0x91), featureZstd)
+	features := []string{featureZstd}
+	if options.ReportsApplied {
+		features = append(features, featureApplied)
+	}
+	payload = append(appendText(payload, "features"), 0x90|byte(len(features)))
+	for _, feature := range features {
+		payload = appendText(payload, feature)
+	}
 	for _, member := range members {
 		payload = appendText(appendText(payload, member[0]), member[1])
 	}
@@ -161,6 +169,10 @@ func clientHello(options *Options) []byte {
 
 func pong(sequence uint64) []byte {
 	return appendFrame(nil, appendCount([]byte{0x92, typePong}, sequence))
+}
+
+func applied(sequence uint64) []byte {
+	return appendFrame(nil, appendCount([]byte{0x92, typeApplied}, sequence))
 }
 
 // A frameReader reads frames of limited size.

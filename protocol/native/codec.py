@@ -42,6 +42,7 @@ class MessageType(enum.IntEnum):
     PING = 8
     PONG = 9
     GOODBYE = 10
+    APPLIED = 11
 
 
 def message_name(kind: type[messages.Message]) -> str:
@@ -138,6 +139,7 @@ _ENCODERS: dict[type, Callable[..., bytes]] = {
     messages.Ping: lambda m: _pack((MessageType.PING,)),
     messages.Pong: lambda m: _pack((MessageType.PONG, m.sequence)),
     messages.Goodbye: lambda m: _pack((MessageType.GOODBYE, m.reason, m.text, m.retry_after_milliseconds)),
+    messages.Applied: lambda m: _pack((MessageType.APPLIED, m.sequence)),
 }
 
 
@@ -317,7 +319,14 @@ class _Goodbye(_Wire, tag=int(MessageType.GOODBYE)):
         return messages.Goodbye(self.reason, self.text, self.retry_after_milliseconds)
 
 
-_FromClient: TypeAlias = _ClientHello | _Pong | _Goodbye
+class _Applied(_Wire, tag=int(MessageType.APPLIED)):
+    sequence: _Count
+
+    def message(self) -> messages.Applied:
+        return messages.Applied(self.sequence)
+
+
+_FromClient: TypeAlias = _ClientHello | _Pong | _Goodbye | _Applied
 _FromServer: TypeAlias = (
     _ServerHello | _SnapshotBegin | _SnapshotChunk | _SnapshotEnd | _Updates | _Status | _Ping | _Goodbye
 )
@@ -336,7 +345,7 @@ def decode(payload: bytes | memoryview) -> messages.Message:
 
 
 def decode_from_client(payload: bytes | memoryview) -> messages.Message:
-    """Decodes a payload from a client: a hello, a pong or a goodbye. Other messages are refused unread.
+    """Decodes a payload from a client: a hello, a pong, a goodbye or a position. Other messages are refused unread.
 
     Raises:
         RemoteProtocolError: not msgpack, not a client's message, or a field of the wrong type or size.

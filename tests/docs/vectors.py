@@ -89,6 +89,7 @@ VECTORS = [
     Vector("ping", messages.Ping()),
     Vector("pong", messages.Pong(42)),
     Vector("goodbye", SHUTTING_DOWN),
+    Vector("applied", messages.Applied(42)),
 ]
 
 ZSTD_FRAME = bytes.fromhex("0000000c 01 28b52ffd 20 02 110000 9108")

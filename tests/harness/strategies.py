@@ -61,5 +61,8 @@ statuses = st.builds(messages.Status, sequence=counts, status=st.sampled_from(me
 pings = st.just(messages.Ping())
 pongs = st.builds(messages.Pong, sequence=counts)
 goodbyes = st.builds(messages.Goodbye, reason=names, text=names, retry_after_milliseconds=counts)
+applied = st.builds(messages.Applied, sequence=counts)
 
-all_messages = st.one_of(client_hellos, server_hellos, begins, chunks, ends, deltas, statuses, pings, pongs, goodbyes)
+all_messages = st.one_of(
+    *(client_hellos, server_hellos, begins, chunks, ends, deltas, statuses, pings, pongs, goodbyes, applied)
+)

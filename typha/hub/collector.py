@@ -184,6 +184,7 @@ class Collector:
             "typha_updates_total": {
                 (source.name,): self._hub.updates_total[source.name] + source.skipped for source in feeds
             },
+            **self._applied_samples(),
             "typha_snapshots_generated": built,
             "typha_cache_bytes": {(source.name,): source.store.value_bytes for source in feeds},
             **_snapshot_samples(channels),
@@ -194,6 +195,22 @@ class Collector:
             },
             "typha_conversions_waiting": {(): self._hub.conversions.waiting},
             "typha_objects_skipped": {(type, reason): n for (type, reason), n in self._hub.objects_skipped.items()},
+        }
+
+    def _applied_samples(self) -> metrics.Samples:
+        now = _monotonic()
+        found = {
+            (name,): self._hub.convergence.reported(name, times, now)
+            for name, times in self._hub.commit_times.items()
+            if self._hub.convergence.is_reported(name)
+        }
+        return {
+            "typha_clients_reporting": {labels: one.reporting for labels, one in found.items()},
+            "typha_clients_applied": {labels: one.applied for labels, one in found.items()},
+            "typha_applied_lag_seconds_max": {labels: one.lag_seconds for labels, one in found.items()},
+            "typha_applied_everywhere_seconds": metrics.histogram_samples(
+                {(feed,): counts for feed, counts in self._hub.convergence.seconds.items()}, buckets.APPLIED_BOUNDS
+            ),
         }
 
     def _watch_samples(self) -> metrics.Samples:

@@ -28,6 +28,7 @@ from typha.hub import (
     client_lists,
     coalescer,
     commit_times,
+    convergence,
     conversions,
     policy,
     questions,
@@ -87,6 +88,7 @@ class Hub:
         self._batches_before: dict[str, int] = {}
         self.commit_times: dict[str, commit_times.CommitTimes] = {}
         """By feed."""
+        self.convergence = convergence.Convergence(self.workers)
         self._wanted: dict[tuple[str, str], None] = {}
         """Channels to be opened as soon as there is something to serve, in the order in which they were asked for."""
         self._seeds: dict[str, Iterator[list[feed.Rejection]]] = {}
@@ -308,6 +310,7 @@ class Hub:
         began_at = _monotonic()
         times = ipc.UpdateTimes(self._received_at or began_at, self._written_at)
         updates, self._uncommitted, self._must_publish = self._uncommitted, 0, False
+        committed: list[feed.Feed] = []
         published = is_unfinished = False
         for source in self.feeds.values():
             channels = self._channels_of(source)
@@ -319,6 +322,7 @@ class Hub:
             is_unfinished = is_unfinished or source.is_unfinished
             if batch is None:
                 continue
+            committed.append(source)
             self.updates_total[source.name] += len(batch.updates)
             self.batches_total[source.name] += 1
             self.batch_sizes[source.name].record(len(batch.updates))
@@ -344,6 +348,8 @@ class Hub:
         self._committed.set()
         if published:
             self.workers.flush()
+        for source in committed:
+            self.convergence.committed(self.commit_times[source.name], source.name)
         if self.tracer is not None and not is_unfinished:
             self.tracer.committed(self.workers, began_at, updates, published=published)
         if self._wanted:
@@ -535,6 +541,7 @@ class Hub:
         """
         now = _monotonic()
         self._note_quiet_feeds()
+        self.convergence.look(now)
         channels = self.channels.values()
         if self._is_short or any(one.unwritten is not None or one.contact_change() is not None for one in channels):
             self.commit()

@@ -69,6 +69,15 @@ class WorkerChannel:
         self.number = number
         self.log = log.LogReader(start=start, start_sequence=start_sequence)
 
+    @property
+    def newest_sequence(self) -> int:
+        """The newest sequence that a client can have reached; 0 before there is something to serve.
+
+        A snapshot may be offered a moment before the log up to it is published.
+        """
+        logged = self.log.sequence_at(self.log.end)
+        return logged if self.snapshot is None else max(logged, self.snapshot.sequence)
+
     def all_clients(self) -> list[client.Client]:
         """All clients of it."""
         return [*self.live, *self.held, *self.away]

@@ -15,7 +15,7 @@ from protocol.reasons import DisconnectReason
 from typha import clock
 from typha.ipc import messages
 from typha.observability import logs
-from typha.worker import client, policy, poller, protocol_adapters, transport
+from typha.worker import client, convergence, policy, poller, protocol_adapters, transport
 from typha.worker.stats import PING_SECONDS, WorkerStats
 
 _log = structlog.get_logger("typha.connections")
@@ -147,6 +147,7 @@ class Connections:
         """Bytes of unfinished messages and handshakes; who began first comes first."""
         self._held_bytes = 0
         self._agent_versions: set[protocol_adapters.AgentVersion] = set()
+        self.convergence = convergence.Convergence()
         self.ended_unproven = 0
         """Connections that have ended without a hello."""
 
@@ -299,6 +300,8 @@ class Connections:
             match event:
                 case protocol_adapters.Ponged():
                     self._note_pong(current)
+                case protocol_adapters.Applied():
+                    self._note_applied(current, event.sequence)
                 case protocol_adapters.Left():
                     self.close(current, DisconnectReason.CLIENT_CLOSED, detail=event.text)
                 case protocol_adapters.Refused():
@@ -362,6 +365,12 @@ class Connections:
         asked_at = current.liveness.note_pong()
         if asked_at and current.channel is not None:
             self._stats.feeds[current.channel.feed].histograms[PING_SECONDS].record(_monotonic() - asked_at)
+
+    def _note_applied(self, current: client.Client, sequence: int) -> None:
+        channel = current.channel
+        if channel is not None:
+            newest = channel.newest_sequence
+            self.convergence.note(current, channel.feed, sequence, newest=newest, now=_monotonic())
 
     # What clients are sent beside their feed.
 
@@ -484,6 +493,7 @@ class Connections:
         self.hold(current, 0)
         self._stats.note_disconnect(reason)
         if current.channel is not None:
+            self.convergence.remove(current, current.channel.feed, _monotonic())
             current.channel.forget(current)
             current.channel.close_unread_snapshots()
         self.log.write_end(current, reason, detail)

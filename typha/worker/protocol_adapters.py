@@ -20,7 +20,7 @@ from protocol.typha import connection as typha
 from protocol.typha import messages as typha_messages
 
 SOFTWARE = f"typha/{importlib.metadata.version('typha')}"
-_SUPPORTED_FEATURES = frozenset({messages.Feature.ZSTD.value})
+_SUPPORTED_FEATURES = frozenset({messages.Feature.ZSTD.value, messages.Feature.POSITIONS.value})
 _RETRY_UNKNOWN_FEED_MILLISECONDS = 30_000
 _NAMED_FEATURES_BYTES_MAX = 32 * 1024
 """The answer to a hello names them in one frame, which may have 64 KiB at least."""
@@ -48,6 +48,12 @@ class Offer(NamedTuple):
 
 class Ponged(NamedTuple):
     """The client has answered a ping."""
+
+
+class Applied(NamedTuple):
+    """The client has applied everything up to a sequence."""
+
+    sequence: int
 
 
 class Left(NamedTuple):
@@ -109,9 +115,11 @@ class Subscribed(NamedTuple):
     agent_version: AgentVersion | None = None
     introduction: Introduction | None = None
     """None if the event of the hello had it."""
+    reports_positions: bool = False
+    """Whether the client says what it has applied."""
 
 
-Event: TypeAlias = Ponged | Left | Refused | AckAwaited | Subscribed
+Event: TypeAlias = Ponged | Applied | Left | Refused | AckAwaited | Subscribed
 """What a message of a client means."""
 _PONGED = Ponged()
 
@@ -179,13 +187,14 @@ def _may_begin_gob(first: bytes) -> bool:
 class NativeAdapter:
     """The native protocol."""
 
-    __slots__ = ("_connection", "_number", "_offer", "agent")
+    __slots__ = ("_connection", "_number", "_offer", "_reports_positions", "agent")
 
     def __init__(self, offer: Offer, number: int) -> None:
         self.agent = ""
         self._offer = offer
         self._number = number
         self._connection = native.Connection(native.Role.SERVER)
+        self._reports_positions = False
 
     @property
     def identity(self) -> Identity:
@@ -206,6 +215,10 @@ class NativeAdapter:
                     yield self._hello(message)
                 case messages.Pong():
                     yield _PONGED
+                case messages.Applied():
+                    if not self._reports_positions:
+                        raise errors.RemoteProtocolError("applied, but positions are not in force")
+                    yield Applied(message.sequence)
                 case messages.Goodbye():
                     yield Left(f"goodbye: {message.reason}")
 
@@ -235,7 +248,14 @@ class NativeAdapter:
         self._connection.send_hello(answer, self._number)
         wire_format = native_encoder.ZSTD if messages.Feature.ZSTD.value in features else native_encoder.PLAIN
         introduction = Introduction("native", hello.feed, hello.feed)
-        return Subscribed(self._connection.data_to_send(), hello.feed, wire_format, introduction=introduction)
+        self._reports_positions = messages.Feature.POSITIONS.value in features
+        return Subscribed(
+            self._connection.data_to_send(),
+            hello.feed,
+            wire_format,
+            introduction=introduction,
+            reports_positions=self._reports_positions,
+        )
 
     def goodbye(self, refusal: Refused) -> bytes:
         """The goodbye frame."""

@@ -324,6 +324,8 @@ class Server:
             case messages.ShareCounter():
                 with _mapping():
                     self._publishes_sent = shared_counters.SharedCounter.attach(*descriptors)
+            case messages.AwaitApplied():
+                self.connections.convergence.expect(message.feed, message.sequence, _monotonic())
             case messages.ControlLog():
                 self._control_log(message)
             case messages.ListClients():
@@ -530,6 +532,8 @@ class Server:
                 self._dismiss_unknown(newcomer, feed)  # withdrawn since its hello
             case protocol_adapters.Subscribed():
                 newcomer.channel = self.channels.wanted(greeted.feed, greeted.wire_format)
+                if greeted.reports_positions:
+                    self.connections.convergence.add(newcomer, greeted.feed, _monotonic())
                 self.delivery.hold(newcomer, newcomer.channel)
 
     def _accept(self) -> None:
@@ -624,6 +628,9 @@ class Server:
         )
         for histograms in self.stats.histograms(now):
             self._link.send(histograms)
+        newest = {channel.feed: channel.newest_sequence for _, channel in self.channels.numbered()}
+        for applied in self.connections.convergence.reports(newest, now):
+            self._link.send(applied)
         recent = self.stats.take_recent()
         if recent is not None:
             self._link.send(recent)

@@ -278,6 +278,8 @@ function showVerdict() {
   const held = feeds.reduce((sum, feed) => sum + feed.held, 0);
   if (held) notes.push(`${plural(held, "client waits", "clients wait")} for a snapshot.`);
   if (known.clients && !known.clients.complete) notes.push("A worker did not answer in time: the list of clients is not complete.");
+  const slowest_to_apply = known.clients?.slowest_to_apply?.[0];
+  for (const feed of feeds.filter((feed) => feed.applied_lag_seconds > LAGS[2])) notes.push(`${count(feed.reporting - feed.applied)} of ${plural(feed.reporting, "client")} of ${feed.feed} that report it have not applied everything${slowest_to_apply?.feed === feed.feed ? `, ${slowest_to_apply.node || slowest_to_apply.address} for ${seconds(feed.applied_lag_seconds)}` : ""}.`);
   if (service.is_draining) notes.push("The service is draining: its clients move to other replicas.");
   const level = problems.length ? "bad" : notes.length ? "warn" : "good";
   const total = feeds.reduce((sum, feed) => sum + feed.clients, 0);
@@ -515,6 +517,7 @@ const COLUMNS = [
   ["node", "Node", (client) => [client.node || "–", "name"]],
   ["lag_seconds", "Lag", (client) => [seconds(client.lag_seconds), "number nowrap"]],
   ["lag_bytes", "Lag, bytes", (client) => [bytes(client.lag_bytes), "number nowrap"]],
+  ["applied_lag_seconds", "Not applied for", (client) => [client.applied == null ? "–" : seconds(client.applied_lag_seconds), "number nowrap"]],
   ["state", "State", (client) => [client.state, "nowrap"]],
   ["feed", "Feed", (client) => [client.feed || "–", ""]],
   ["version", "Version", (client) => [client.version || "–", "name"]],
@@ -523,7 +526,7 @@ const COLUMNS = [
   ["worker", "Worker", (client) => [count(client.worker), "number"]],
   ["address", "Address", (client) => [client.address, "nowrap"]],
 ];
-const NUMBERS = ["lag_seconds", "lag_bytes", "bytes_sent", "age_seconds", "worker"];
+const NUMBERS = ["lag_seconds", "lag_bytes", "applied_lag_seconds", "bytes_sent", "age_seconds", "worker"];
 
 function makeHead() {
   const row = find("clients").tHead.rows[0];
