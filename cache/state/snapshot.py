@@ -4,6 +4,9 @@ A snapshot consists of begin, every chunk and end. After it, a client continues 
 does not contain the status: a reconnecting client may have seen newer data than this cut, and must not believe that
 the cut is current. The worker sends the status when the client has everything up to the moment at which it connected.
 
+After the bytes for clients, the file has an index of its chunks (`files.SnapshotIndex`). With it a worker sends a
+client only those that differ from what the client has.
+
 Chunks that have not changed since the previous snapshot are copied from its file. Some formats need the keys in order.
 Their snapshots have runs of consecutive keys instead of chunks. The hashes of the keys decide where a run ends, so
 that a new key changes only its own run.
@@ -16,7 +19,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cache.state import memfile, store
+from cache.state import files, memfile, store
 from protocol import encoding, messages
 
 _COPY_BYTES = 1024 * 1024
@@ -35,6 +38,7 @@ class ChunkPlace(NamedTuple):
     length: int
     raw_length: int
     """Before compression."""
+    digest: int
 
 
 class Run(NamedTuple):
@@ -60,6 +64,7 @@ class Snapshot:
         self.keys = keys
         self.log_offset = log_offset
         self.length = 0
+        """Bytes for clients; the index comes after them."""
         self.raw_length = 0
         """Bytes of the same snapshot without compression."""
         self.chunks: list[ChunkPlace] = []
@@ -105,10 +110,16 @@ class SnapshotBuilder:
             position, raw_length = snapshot.length, snapshot.raw_length
             self._write_chunk(chunk)
             length, raw_length = snapshot.length - position, snapshot.raw_length - raw_length
-            snapshot.chunks.append(ChunkPlace(chunk.sequence, position, length, raw_length))
+            snapshot.chunks.append(ChunkPlace(chunk.sequence, position, length, raw_length, chunk.digest))
             yield
         self._write(encoder.snapshot_end(cut.sequence, keys=cut.keys, digest=cut.digest))
+        memfile.write_all(snapshot.descriptor, self._index())
         memfile.seal(snapshot.descriptor)
+
+    def _index(self) -> bytes:
+        pack, chunks = files.INDEX_RECORD.pack, self.snapshot.chunks
+        first = pack(chunks[0].position, self._cut.digest)
+        return first + b"".join(pack(chunk.position + chunk.length, chunk.digest) for chunk in chunks)
 
     def abandon(self) -> None:
         """Discard an unfinished file."""

@@ -157,6 +157,8 @@ class HubChannel:
             log_offset=built.log_offset,
             sequence=built.sequence,
             status=built.status,
+            keys=built.keys,
+            chunks=len(built.chunks),
         )
 
     def trim_limit(self, before_offset: int) -> int:

@@ -107,7 +107,7 @@ class ClientList:
                 sequence = current.sequence
             case cursor.CursorState.SNAPSHOT:
                 snapshot = current.snapshot
-                lag_bytes = end - snapshot.log_offset + snapshot.length - current.position if snapshot else 0
+                lag_bytes = end - snapshot.log_offset + current.read_length - current.position if snapshot else 0
                 return max(0, lag_bytes), max(0.0, now - current.snapshot_at), 0
             case cursor.CursorState.HELD:
                 return 0, max(0.0, now - current.connected_at), 0

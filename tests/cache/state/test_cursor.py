@@ -134,6 +134,20 @@ def test_readers_of_a_snapshot_are_counted() -> None:
     assert "readers=1" in repr(snapshot)
 
 
+def test_pieces_of_a_snapshot_are_read_in_its_place() -> None:
+    snapshot = snapshot_file(length=100, log_offset=7)
+    made = cursor.Cursor()
+    made.become_held()
+    made.become_snapshot(snapshot, files.Pieces([files.Piece(b"head", 0, 4), files.Piece(None, 90, 10)]))
+    assert made.read_length == 14
+    made.note_sent(13)
+    with pytest.raises(cursor.IllegalTransition):
+        made.become_following()
+    made.note_sent(1)
+    made.become_following()
+    assert (made.offset, made.pieces, made.read_length, snapshot.readers) == (7, None, 0, 0)
+
+
 @pytest.mark.parametrize("position", [0, 1, 99])
 def test_following_starts_only_at_the_end_of_the_snapshot(position: int) -> None:
     made = cursor.Cursor()
