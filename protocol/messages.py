@@ -9,6 +9,8 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
+from protocol import subscriptions
+
 
 class SyncStatus(enum.IntEnum):
     """How complete the data is that the server has sent."""
@@ -80,8 +82,7 @@ class ClientHello(msgspec.Struct, frozen=True):
     features: frozenset[str] = frozenset()
     software: str = ""
     node: str = ""
-    subscription: dict[str, object] | None = None
-    """Reserved. A server reads it as an empty map: it does not support it, and so need not make room for it."""
+    subscription: subscriptions.Subscription | None = None
     resume: ResumePosition | None = None
     chunk_digests: tuple[int, ...] | None = None
 

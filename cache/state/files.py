@@ -74,6 +74,33 @@ class Pieces:
         return Piece(data, piece.position + done, piece.length - done)
 
 
+SECTION_RECORD = struct.Struct("=QQQQQ")
+"""The tag of a node, the position and length of the frames of its section, and the section's keys and digest."""
+
+
+class Section(NamedTuple):
+    """The keys of one node in a snapshot file: the frames of chunk 0 for its clients."""
+
+    position: int
+    length: int
+    keys: int
+    digest: int
+
+
+NO_SECTION = Section(0, 0, 0, 0)
+
+
+class CommonPart(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """What all clients get of a snapshot with sections: the first bytes of the file, chunks 1 to `chunks`."""
+
+    length: int
+    keys: int
+    chunks: int
+    digest: int
+    sections: int
+    """Number of records that follow the `length` bytes of the whole file."""
+
+
 class SnapshotFile(msgspec.Struct, array_like=True, eq=False, forbid_unknown_fields=True, dict=True):
     """A snapshot as its readers know it. After it a client goes on in the log at `log_offset`."""
 
@@ -85,6 +112,8 @@ class SnapshotFile(msgspec.Struct, array_like=True, eq=False, forbid_unknown_fie
     keys: int = 0
     chunks: int = 0
     """Chunks in the index, which follows the `length` bytes for clients in the file. 0 for a format without one."""
+    common: CommonPart | None = None
+    """Set if each client gets this and the section of its node, with frames made for it before and after."""
     readers: int = 0
 
     def __repr__(self) -> str:
@@ -103,6 +132,21 @@ class SnapshotFile(msgspec.Struct, array_like=True, eq=False, forbid_unknown_fie
         if len(packed) != index_bytes:
             raise OSError(f"a snapshot's index has {len(packed)} bytes instead of {index_bytes}")
         return SnapshotIndex(packed)
+
+    @functools.cached_property
+    def sections(self) -> dict[int, Section]:
+        """The sections by the tags of their nodes. Raises OSError."""
+        table_bytes = (self.common.sections if self.common else 0) * SECTION_RECORD.size
+        packed = os.pread(self.descriptor, table_bytes, self.length)
+        if len(packed) != table_bytes:
+            raise OSError(f"a snapshot's table of sections has {len(packed)} bytes instead of {table_bytes}")
+        return {tag: Section(*place) for tag, *place in SECTION_RECORD.iter_unpack(packed)}
+
+    def length_for(self, tag: int) -> int:
+        """About how many bytes a client of this node gets. Raises OSError."""
+        if self.common is None:
+            return self.length
+        return self.common.length + self.sections.get(tag, NO_SECTION).length
 
     def close(self) -> None:
         """Lets the file go; readers in other processes keep it until they are done."""

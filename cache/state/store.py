@@ -201,7 +201,7 @@ class Store:
     """
 
     def __init__(self, limits: StoreLimits | None = None) -> None:
-        self._limits = limits = DEFAULT_LIMITS if limits is None else limits
+        self.limits = limits = DEFAULT_LIMITS if limits is None else limits
         self._tombstones_min = limits.tombstones_min
         self.sequence = 0
         self.status = messages.SyncStatus.WAITING
@@ -265,23 +265,26 @@ class Store:
         An unchanged value keeps its stored revision, because clients hold the value with that revision.
         """
         old = self._entries.get(key)
-        if old is not None:
-            if old.value == value and old.v3_resource_version == v3_resource_version and old.ttl == ttl:
-                return None
-            del self._entries[key]  # the new entry must be the last in the order
-        else:
-            self._tombstones.pop(key, None)
-        self.sequence += 1
+        if old and old.value == value and old.v3_resource_version == v3_resource_version and old.ttl == ttl:
+            return None
         pair = digests.pair_digest(key.encode(), value)
-        entry = Entry(key, value, revision, v3_resource_version, ttl, self.sequence, pair)
-        self._entries[key] = entry
-        self._chunk_changed(entry, pair - (old.digest if old else 0)).entries[key] = entry
-        if self._split is not None:
-            self._split.changed(key, entry)
-        self.value_bytes += len(value) - len(old.value) if old else len(key) + len(value)
-        self._maybe_split()
+        self.adopt(Entry(key, value, revision, v3_resource_version, ttl, self.sequence + 1, pair))
         kind = messages.UpdateType.UPDATED if old else messages.UpdateType.NEW
         return messages.Update(key, value, revision, kind, v3_resource_version, ttl)
+
+    def adopt(self, entry: Entry) -> None:
+        """Set a key by an entry, perhaps of another store. Its sequence becomes the store's, and is never lower."""
+        key = entry.key
+        old = self._entries.pop(key, None)  # the new entry must be the last in the order
+        if old is None:
+            self._tombstones.pop(key, None)
+        self.sequence = entry.sequence
+        self._entries[key] = entry
+        self._chunk_changed(entry, entry.digest - (old.digest if old else 0)).entries[key] = entry
+        if self._split is not None:
+            self._split.changed(key, entry)
+        self.value_bytes += len(entry.value) - len(old.value) if old else len(key) + len(entry.value)
+        self._maybe_split()
 
     def delete(self, key: str, revision: str) -> messages.Update | None:
         """Delete a key. Return None if it does not exist."""
@@ -351,7 +354,7 @@ class Store:
             if len(self._entries) <= self._max_keys and self.value_bytes <= self._max_bytes:
                 return
             self._split = _Split(self._chunks)
-            if len(self._entries) <= self._limits.split_at_once_keys:
+            if len(self._entries) <= self.limits.split_at_once_keys:
                 self._split.move(len(self._entries) + len(self._chunks))
         if self._split.is_complete():
             self._chunks = self._split.chunks
@@ -361,7 +364,7 @@ class Store:
             self._set_split_sizes()
 
     def _set_split_sizes(self) -> None:
-        count, limits = len(self._chunks), self._limits
+        count, limits = len(self._chunks), self.limits
         may_split = count < limits.max_chunks
         self._max_keys = count * limits.chunk_target_keys if may_split else sys.maxsize
         self._max_bytes = count * limits.chunk_target_bytes if may_split else sys.maxsize

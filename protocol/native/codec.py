@@ -14,7 +14,7 @@ from typing import Annotated, TypeAlias
 import msgpack
 import msgspec
 
-from protocol import errors, messages
+from protocol import errors, messages, subscriptions
 
 MAX_NAME_CHARS = 1024
 """Limit of the names of feed, agent, node and software, and of the text of a goodbye."""
@@ -84,7 +84,7 @@ def _encode_client_hello(hello: messages.ClientHello) -> bytes:
         "node": hello.node,
     }
     if hello.subscription is not None:
-        content["subscription"] = hello.subscription
+        content["subscription"] = msgspec.to_builtins(hello.subscription)
     if hello.resume is not None:
         content["resume"] = tuple(hello.resume)
     if hello.chunk_digests is not None:
@@ -153,10 +153,6 @@ class _Wire(msgspec.Struct, array_like=True, gc=False):
     """A payload. Additional elements are skipped."""
 
 
-class _Skipped(msgspec.Struct):
-    """A map whose members are skipped."""
-
-
 class _ResumePosition(msgspec.Struct, array_like=True):
     incarnation: bytes
     sequence: _Count
@@ -169,7 +165,7 @@ class _ClientHelloContent(msgspec.Struct):
     features: _Names | None = None
     software: _Name | None = None
     node: _Name | None = None
-    subscription: _Skipped | None = None
+    subscription: subscriptions.Subscription | None = None
     resume: _ResumePosition | None = None
     chunk_digests: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=MAX_CHUNKS)] | None = None
 
@@ -187,7 +183,7 @@ class _ClientHello(_Wire, tag=int(MessageType.CLIENT_HELLO)):
             frozenset(hello.features or ()),
             hello.software or "",
             hello.node or "",
-            None if hello.subscription is None else {},
+            hello.subscription,
             None if resume is None else messages.ResumePosition(resume.incarnation, resume.sequence),
             hello.chunk_digests,
         )

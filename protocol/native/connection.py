@@ -7,6 +7,7 @@ until it returns None, and writes what `data_to_send` returns. The rules:
 2. `_TRANSITIONS` lists every message that may arrive: (role, state, message) -> next state. Any other message is a
    protocol error.
 3. Data is contiguous: `Updates.previous_sequence` and `Status.sequence` equal the sequence that the client has reached.
+   With a subscription they may be higher: what lies between is not for this client.
    A snapshot may begin between any two messages and replaces everything. A status catching-up may reduce the sequence:
    the server then sends again what has changed since, as newest values.
 4. After an error, a goodbye or the end of the stream, the connection returns no more events.
@@ -70,7 +71,7 @@ class Connection:
     returns None, and write what `data_to_send` returns. A client answers pings on its own.
     """
 
-    __slots__ = ("_next_sequence", "_out", "_preface_sent", "_splitter", "role", "sequence", "state")
+    __slots__ = ("_is_selection", "_next_sequence", "_out", "_preface_sent", "_splitter", "role", "sequence", "state")
 
     def __init__(self, role: Role, *, max_frame_bytes: int | None = None) -> None:
         default = frames.MAX_FRAME_BYTES if role is Role.CLIENT else frames.MAX_HELLO_FRAME_BYTES
@@ -79,6 +80,8 @@ class Connection:
         self.sequence = 0
         """The sequence that a client has reached; 0 before the end of its first snapshot."""
         self._next_sequence = 0
+        self._is_selection = False
+        """A subscription is in force."""
         self._splitter = frames.FrameSplitter(max_frame_bytes=max_frame_bytes or default)
         self._out: list[bytes] = []
         self._preface_sent = False
@@ -204,10 +207,13 @@ class Connection:
         match message:
             case messages.ClientHello():
                 self._splitter.max_frame_bytes = frames.MAX_CLIENT_FRAME_BYTES
-            case messages.ServerHello() if message.max_frame_bytes:
-                self._splitter.max_frame_bytes = min(self._splitter.max_frame_bytes, message.max_frame_bytes)
+            case messages.ServerHello():
+                self._is_selection = messages.Feature.SUBSCRIPTIONS in message.features
+                if message.max_frame_bytes:
+                    self._splitter.max_frame_bytes = min(self._splitter.max_frame_bytes, message.max_frame_bytes)
             case messages.Updates():
-                if message.previous_sequence != self.sequence or message.sequence < message.previous_sequence:
+                is_continued = self._is_continued_by(message.previous_sequence)
+                if not is_continued or message.sequence < message.previous_sequence:
                     raise errors.RemoteProtocolError(
                         f"updates from {message.previous_sequence} to {message.sequence} "
                         f"do not continue {self.sequence}"
@@ -215,8 +221,12 @@ class Connection:
                 self.sequence = message.sequence
             case messages.Status(status=messages.SyncStatus.CATCHING_UP) if message.sequence < self.sequence:
                 self.sequence = message.sequence
-            case messages.Status() if message.sequence != self.sequence:
-                raise errors.RemoteProtocolError(f"a status at {message.sequence} does not continue {self.sequence}")
+            case messages.Status():
+                if not self._is_continued_by(message.sequence):
+                    raise errors.RemoteProtocolError(
+                        f"a status at {message.sequence} does not continue {self.sequence}"
+                    )
+                self.sequence = message.sequence
             case messages.SnapshotBegin():
                 self._next_sequence = message.sequence
             case messages.SnapshotEnd():
@@ -228,3 +238,7 @@ class Connection:
             case messages.Ping():
                 self.send(messages.Pong(self.sequence))
         self.state = state
+
+    def _is_continued_by(self, sequence: int) -> bool:
+        """Whether what begins at a sequence may come next."""
+        return sequence == self.sequence or (self._is_selection and sequence > self.sequence)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from protocol import digest, messages
+from protocol import digest, messages, subscriptions
 from protocol.native import codec, frames
 
 INCARNATION = bytes(range(16))
@@ -35,7 +35,7 @@ RESERVED_HELLO = messages.ClientHello(
     feed="workloads",
     agent="my-agent",
     features=frozenset({"resume", "chunk-digests", "subscriptions"}),
-    subscription={"namespaces": ("default",)},
+    subscription=subscriptions.Subscription(namespaces=("default",)),
     resume=messages.ResumePosition(INCARNATION, 4711),
     chunk_digests=(0, 2**64 - 1),
 )

@@ -203,7 +203,7 @@ class SnapshotSlots:
         self._draining.pop(newcomer, None)  # from an earlier snapshot
         self._holders[newcomer] = None
         self._open[newcomer] = None
-        is_worth_it = snapshot.length > limits.notsent_lowat_bytes
+        is_worth_it = snapshot.length_for(newcomer.tag) > limits.notsent_lowat_bytes
         if newcomer in self._deep or (is_worth_it and len(self._deep) < limits.snapshots_deep_max):
             self._deep[newcomer] = None
             self._sockets.limit_unsent(newcomer, limits.snapshot_unsent_bytes)

@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import Iterator
 
 from cache.state import cursor, files, log
-from protocol import encoding, formats, messages
+from protocol import digest as digests
+from protocol import encoding, formats, messages, subscriptions
 from typha.ipc import link
 from typha.ipc import messages as ipc
 from typha.worker import client, live_set, policy
@@ -19,12 +20,23 @@ _ENCODERS = {name: formats.make_encoder(name) for name in formats.NAMES}
 class WorkerChannel:
     """The worker's end of a channel. A client of it is in one of `live`, `held` and `away`."""
 
-    def __init__(self, feed: str, encoder: encoding.Encoder, hub: link.Sender, limits: policy.Policy) -> None:
+    def __init__(
+        self,
+        feed: str,
+        encoder: encoding.Encoder,
+        hub: link.Sender,
+        limits: policy.Policy,
+        subscription: subscriptions.Subscription | None = None,
+    ) -> None:
         self._hub = hub
         self._policy = limits
         self.number = -1
         """The hub's number for it; -1 until the hub has opened it, and there is something to serve."""
         self.feed = feed
+        self.subscription = subscription
+        """What part of the feed it has; None for all of it."""
+        self.is_by_node = subscription is not None and bool(subscription.own_node)
+        """Whether frames may be for the clients of one node."""
         self.wire_format = encoder.name
         self._encoder = encoder
         self.log = log.LogReader()
@@ -40,6 +52,8 @@ class WorkerChannel:
         """Clients that are in a snapshot, behind in the log, or catching up."""
         self.flush_index = 0
         """Where an interrupted pass over `live` goes on."""
+        self.run: tuple[int, int] | None = None
+        """Where frames are for the clients of some node: the run that the pass is sending, its end and tag."""
         self.rescan = False
         """A client before `flush_index` may not be at the log's end: one that the pass had not reached moved there, or
         one was sent no more than its segment of the log had."""
@@ -64,10 +78,11 @@ class WorkerChannel:
     def __repr__(self) -> str:
         return f"<WorkerChannel {self.feed} {self.wire_format} {self.log!r} live={len(self.live)}>"
 
-    def open(self, number: int, *, start: int, start_sequence: int) -> None:
+    def open(self, number: int, *, start: int, start_sequence: int, start_updates: int = 0) -> None:
         """The hub has opened the channel; its log begins here."""
         self.number = number
-        self.log = log.LogReader(start=start, start_sequence=start_sequence)
+        self.log = log.LogReader(start=start, start_sequence=start_sequence, start_updates=start_updates)
+        self.live.floor = start if self.is_by_node else 0
 
     def all_clients(self) -> list[client.Client]:
         """All clients of it."""
@@ -224,8 +239,41 @@ class WorkerChannel:
         self.held.pop(reader, None)
         self.away.discard(reader)
 
+    def pieces_for(self, reader: client.Client, snapshot: files.SnapshotFile) -> files.Pieces | None:
+        """What the client gets of a snapshot with sections: what is common, and the section of its node.
+
+        None if it gets the whole file. Raises OSError.
+        """
+        common = snapshot.common
+        if common is None:
+            return None
+        encoder, sequence = self._encoder, snapshot.sequence
+        section = snapshot.sections.get(reader.tag, files.NO_SECTION)
+        keys, digest = common.keys + section.keys, (common.digest + section.digest) % digests.MODULUS
+        begin = encoder.snapshot_begin(sequence, keys=keys, chunks=common.chunks + 1)
+        if not section.length:
+            begin += encoder.snapshot_chunk(0, 0, ())
+        end = encoder.snapshot_end(sequence, keys=keys, digest=digest)
+        return files.Pieces(
+            [
+                files.Piece(begin, 0, len(begin)),
+                files.Piece(None, section.position, section.length),
+                files.Piece(None, 0, common.length),
+                files.Piece(end, 0, len(end)),
+            ]
+        )
+
+    def pass_over(self, reader: client.Client) -> None:
+        """Where frames are for the clients of some node: moves a client of the log on to the next one that it gets."""
+        if self.is_by_node and not reader.tail and self.log.start <= reader.offset:
+            limit = self.log.end if reader.greeting is None else reader.greeting.offset
+            reader.offset = self.log.next_of(reader.offset, reader.tag, limit)
+
     def behind(self, before_offset: int) -> list[client.Client]:
         """Clients that still have to read the log before an offset."""
+        for reader in self.away:
+            if reader.state is cursor.CursorState.FOLLOWING and reader.offset < before_offset:
+                self.pass_over(reader)
         return [
             reader
             for readers in (self.away, self.live)
@@ -244,7 +292,7 @@ class WorkerChannel:
         lost = [reader for reader in self.away if reader.state is catching_up]
         snapshots = [s.log_offset for s in [*self._old_snapshots, self.snapshot] if s is not None and s.readers]
         slowest = min(behind, default=self.log.end)
-        lowest = min([self.log.end, slowest, *snapshots, *self.live.offsets])
+        lowest = min([self.log.end, slowest, *snapshots, self.live.lowest_offset(self.log.end)])
         unread = [
             reader.liveness
             for readers in (self.live, self.away)
@@ -281,13 +329,13 @@ class WorkerChannel:
 
 
 class Channels:
-    """A worker's channels, by number (the hub's) and by name (feed, wire format)."""
+    """A worker's channels, by number (the hub's) and by name (feed, wire format, subscription)."""
 
     def __init__(self, hub: link.Sender, limits: policy.Policy) -> None:
         self._hub = hub
         self._policy = limits
         self._by_number: dict[int, WorkerChannel] = {}
-        self._by_name: dict[tuple[str, str], WorkerChannel] = {}
+        self._by_name: dict[tuple[str, str, subscriptions.Subscription | None], WorkerChannel] = {}
 
     def __getitem__(self, number: int) -> WorkerChannel:
         return self._by_number[number]
@@ -295,28 +343,46 @@ class Channels:
     def __iter__(self) -> Iterator[WorkerChannel]:
         return iter(list(self._by_name.values()))
 
-    def wanted(self, feed: str, wire_format: str) -> WorkerChannel:
+    def wanted(
+        self, feed: str, wire_format: str, subscription: subscriptions.Subscription | None = None
+    ) -> WorkerChannel:
         """The channel of that name. If the hub has not opened it yet, it is asked to, and clients can only be held."""
-        channel = self._by_name.get((feed, wire_format))
+        channel = self._by_name.get((feed, wire_format, subscription))
         if channel is None:
-            channel = self._add(feed, wire_format)
-            self._hub.send(ipc.WantChannel(feed, wire_format))
+            channel = self._add(feed, wire_format, subscription)
+            self._hub.send(ipc.WantChannel(feed, wire_format, subscription))
         return channel
+
+    def has_room_for(self, feed: str, subscription: subscriptions.Subscription) -> bool:
+        """Whether clients may have this subscription: others have it, or not too many others are in use."""
+        known = {(name, one) for name, _, one in self._by_name if one is not None}
+        return (feed, subscription) in known or len(known) < ipc.SELECTIONS_MAX
 
     def opened(self, message: ipc.OpenChannel) -> None:
         """The hub has opened a channel."""
-        channel = self._by_name.get((message.feed, message.wire_format)) or self._add(message.feed, message.wire_format)
-        channel.open(message.channel, start=message.start, start_sequence=message.start_sequence)
+        name = message.feed, message.wire_format, message.subscription
+        channel = self._by_name.get(name) or self._add(*name)
+        channel.open(
+            message.channel,
+            start=message.start,
+            start_sequence=message.start_sequence,
+            start_updates=message.start_updates,
+        )
         self._by_number[message.channel] = channel
 
-    def _add(self, feed: str, wire_format: str) -> WorkerChannel:
-        channel = WorkerChannel(feed, _ENCODERS[wire_format], self._hub, self._policy)
-        self._by_name[feed, wire_format] = channel
+    def _add(self, feed: str, wire_format: str, subscription: subscriptions.Subscription | None) -> WorkerChannel:
+        channel = WorkerChannel(feed, _ENCODERS[wire_format], self._hub, self._policy, subscription)
+        self._by_name[feed, wire_format, subscription] = channel
         return channel
+
+    def unopened(self, message: ipc.RefuseChannel) -> WorkerChannel | None:
+        """The channel that the hub refuses to open, if it is waited for."""
+        channel = self._by_name.get((message.feed, message.wire_format, message.subscription))
+        return channel if channel is not None and channel.number < 0 else None
 
     def remove(self, channel: WorkerChannel) -> None:
         """The channel is closed, or never opened; its clients and files are the caller's affair."""
-        del self._by_name[channel.feed, channel.wire_format]
+        del self._by_name[channel.feed, channel.wire_format, channel.subscription]
         self._by_number.pop(channel.number, None)
 
     def numbered(self) -> list[tuple[int, WorkerChannel]]:

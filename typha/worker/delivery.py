@@ -14,7 +14,7 @@ from collections import deque
 
 from cache.state import files
 from cache.state.cursor import CursorState
-from protocol import formats
+from protocol import formats, subscriptions
 from typha import clock
 from typha.observability import buckets
 from typha.worker import admission, catchup, client, connections, policy, poller, slow_consumers, transport
@@ -141,10 +141,63 @@ class Delivery:
 
     def _flush(self, channel: WorkerChannel, deadline: float) -> bool:
         """One pass over the clients at the end of the log; False if it must go on later."""
+        if channel.is_by_node:
+            return self._flush_runs(channel, deadline)
+        return self._flush_to(channel, channel.log.end, deadline)
+
+    def _flush_runs(self, channel: WorkerChannel, deadline: float) -> bool:
+        """As `_flush`, where frames are for the clients of some node: those of a run of frames get it, then the next.
+
+        A client that gets nothing of a run is not touched: `LiveSet.floor` moves on for all.
+        """
+        live, log = channel.live, channel.log
+        while live.floor < log.end:
+            if not live.clients:
+                live.floor, channel.run = log.end, None
+                break
+            if channel.run is None:
+                channel.run = log.run_at(max(live.floor, log.start))
+                live.raise_offsets()
+            end, tag = channel.run
+            if tag != subscriptions.COMMON:
+                self._flush_node(channel, end, tag)
+            elif not self._flush_to(channel, end, deadline):
+                return False
+            live.floor, channel.run = end, None
+            if _monotonic() > deadline:
+                break
+        return live.floor >= log.end
+
+    def _flush_node(self, channel: WorkerChannel, end: int, tag: int) -> None:
+        """Sends a run of frames to the clients of its node, of which there are few."""
+        live, log = channel.live, channel.log
+        for current in list(live.by_tag.get(tag, ())):
+            offset, now = current.offset, _monotonic()
+            if offset >= end:
+                continue
+            view = log.view(offset)[: end - offset]
+            updates = log.updates_at(end) - log.updates_at(offset)
+            whole, sent, error, write_seconds = self._write_each([current.fd], view)
+            stats = self._stats.feeds[channel.feed]
+            stats.histograms[WRITE_SECONDS].record(write_seconds)
+            stats.counts.sends += 1
+            stats.counts.bytes_sent += len(view) if whole else sent
+            if error is not None:
+                self._connections.lost(current, error)
+            elif whole:
+                live.note_sent(current.index, 1, end, now)
+                stats.counts.deliveries += updates
+                age_seconds = channel.age_of(offset, _monotonic())
+                stats.counts.propagation.record(_PROPAGATION_BOUNDS, age_seconds, 1)
+            else:
+                self._leave_pass(channel, current, offset + sent, now)
+            self._note_view(channel, offset, end, updates, 1)
+
+    def _flush_to(self, channel: WorkerChannel, end: int, deadline: float) -> bool:
+        """Sends the log up to an offset to the clients at its end; False if that must go on later."""
         live = channel.live
         clients, offsets = live.clients, live.offsets
         log = channel.log
-        end = log.end
         stats = self._stats.feeds[channel.feed]
         writes, propagation = stats.histograms[WRITE_SECONDS], stats.counts.propagation
         index = channel.flush_index
@@ -164,11 +217,11 @@ class Delivery:
                 bytes_sent += whole_sends * len(view)
                 deliveries += whole_sends * view_updates
                 view_sends = whole_sends = 0
-                view = log.view(offset)
+                view = log.view(offset)[: end - offset]
                 view_offset, view_end = offset, offset + len(view)
                 view_times = channel.times_of(offset)
                 view_received_at = now if view_times is None else view_times.received_at
-                view_updates = log.sequence_at(view_end) - log.sequence_at(offset)
+                view_updates = log.updates_at(view_end) - log.updates_at(offset)
                 channel.rescan = channel.rescan or view_end < end
             stop = index + _CLOCK_EVERY
             if offsets[index:stop].count(offset) < _CLOCK_EVERY:
@@ -313,6 +366,9 @@ class Delivery:
             return
         stats.histograms[WRITE_SECONDS].record(current.sent_at - begun)
         stats.counts.late_sends += current.offset > offset
+        if channel.is_by_node:
+            log = channel.log
+            stats.counts.deliveries += log.updates_at(current.offset) - log.updates_at(current.offset - sent)
         # A newcomer on its way to the present takes what others were sent before it came.
         if current.offset > offset and current.greeting is None:
             times = channel.times_of(offset)
@@ -334,10 +390,14 @@ class Delivery:
             count = min(current.block.length - current.position, self._policy.send_bytes)
             sent = self._send_part(current, current.block, current.position, count)
         elif current.state is CursorState.FOLLOWING and current.channel is not None:
-            log, offset = current.channel.log, current.offset
+            channel = current.channel
+            channel.pass_over(current)
+            log, offset = channel.log, current.offset
             if offset >= log.end:
                 return 0, False
             descriptor, position, count = log.file_range(offset)
+            if channel.is_by_node:
+                count = min(count, log.end_of_own(offset, current.tag) - offset)
             count = min(count, self._policy.send_bytes)
             if current.greeting is not None:
                 count = min(count, current.greeting.offset - offset)
@@ -400,6 +460,9 @@ class Delivery:
                 elif current.tail or current.block is not None:
                     self._queue(current)
                     return False
+                elif channel.is_by_node:  # a block would have the changes of all nodes
+                    self.cannot_catch_up(channel, current)
+                    return False
                 elif not self._catch_up.find_block(channel, current):
                     return False
             elif current.state is CursorState.FOLLOWING and current.index < 0:
@@ -410,6 +473,7 @@ class Delivery:
 
     def _follow(self, channel: WorkerChannel, current: client.Client) -> bool:
         """A client of the log outside the live set: it reads on, gets its status, or joins. As `_advance`."""
+        channel.pass_over(current)
         greeting = current.greeting
         if greeting is not None and current.offset == greeting.offset and not current.tail:
             current.owe(greeting.frame)
@@ -421,8 +485,9 @@ class Delivery:
             return False
         log = channel.log
         begun = max(current.blocked_offset, log.start)
-        counts = self._stats.feeds[channel.feed].counts
-        counts.deliveries += log.sequence_at(current.offset) - log.sequence_at(begun)
+        if not channel.is_by_node:  # else each send has been counted
+            counts = self._stats.feeds[channel.feed].counts
+            counts.deliveries += log.updates_at(current.offset) - log.updates_at(begun)
         current.held_up_seconds = 0.0
         channel.add_live(current)
         return False
@@ -453,7 +518,7 @@ class Delivery:
         newcomer, channel, snapshot = admitted
         channel.away.add(newcomer)
         channel.snapshots_begun += 1
-        newcomer.become_snapshot(snapshot)
+        newcomer.become_snapshot(snapshot, channel.pieces_for(newcomer, snapshot))
         newcomer.greeting = channel.greeting(snapshot)
         newcomer.snapshot_at = _monotonic()
         self._sending.append(newcomer)

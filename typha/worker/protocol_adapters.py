@@ -6,11 +6,11 @@ only be the gob stream of a Typha client.
 
 import functools
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, TypeAlias
 
-from cache.feeds.calico import releases
-from protocol import errors, messages
+from cache.feeds.calico import releases, syncers
+from protocol import errors, messages, subscriptions
 from protocol.gob import scalars
 from protocol.native import connection as native
 from protocol.native import encoder as native_encoder
@@ -21,6 +21,8 @@ from protocol.typha import messages as typha_messages
 
 SOFTWARE = f"typha/{importlib.metadata.version('typha')}"
 _SUPPORTED_FEATURES = frozenset({messages.Feature.ZSTD.value})
+_CALICO_FEEDS = frozenset(syncers.NAMES)
+"""Their keys have neither kinds nor namespaces that a client could name."""
 _RETRY_UNKNOWN_FEED_MILLISECONDS = 30_000
 _NAMED_FEATURES_BYTES_MAX = 32 * 1024
 """The answer to a hello names them in one frame, which may have 64 KiB at least."""
@@ -34,6 +36,10 @@ _NODE_CHARS_MAX = 253
 """The longest name of a Kubernetes node."""
 
 
+def _has_no_room(feed: str, subscription: subscriptions.Subscription) -> bool:
+    return False
+
+
 class Offer(NamedTuple):
     """What a server tells native clients of itself, and the feeds that clients of either protocol may ask for."""
 
@@ -44,6 +50,8 @@ class Offer(NamedTuple):
     max_frame_bytes: int
     release_overrides: tuple[releases.Override, ...] = ()
     """What Typha clients get against their own words."""
+    has_room_for: Callable[[str, subscriptions.Subscription], bool] = _has_no_room
+    """Whether native clients of a feed may have a subscription."""
 
 
 class Ponged(NamedTuple):
@@ -109,6 +117,10 @@ class Subscribed(NamedTuple):
     agent_version: AgentVersion | None = None
     introduction: Introduction | None = None
     """None if the event of the hello had it."""
+    subscription: subscriptions.Subscription | None = None
+    """What part of the feed it gets; None for all of it."""
+    tag: int = subscriptions.COMMON
+    """Of the client's node, if the subscription is by node."""
 
 
 Event: TypeAlias = Ponged | Left | Refused | AckAwaited | Subscribed
@@ -218,7 +230,10 @@ class NativeAdapter:
             text = f"no feed {hello.feed!r} here"
             return Refused(DisconnectReason.UNKNOWN_FEED, text, _RETRY_UNKNOWN_FEED_MILLISECONDS)
         features = hello.features & _SUPPORTED_FEATURES
-        not_supported = _asked_for(hello) - _SUPPORTED_FEATURES
+        subscription = self._subscription(hello)
+        if subscription is not None:
+            features |= {messages.Feature.SUBSCRIPTIONS.value}
+        not_supported = _asked_for(hello) - features
         if sum(len(name.encode()) for name in not_supported) > _NAMED_FEATURES_BYTES_MAX:
             text = f"the names of unknown features have more than {_NAMED_FEATURES_BYTES_MAX} bytes"
             return Refused(DisconnectReason.MESSAGE_TOO_LARGE, text)
@@ -235,7 +250,22 @@ class NativeAdapter:
         self._connection.send_hello(answer, self._number)
         wire_format = native_encoder.ZSTD if messages.Feature.ZSTD.value in features else native_encoder.PLAIN
         introduction = Introduction("native", hello.feed, hello.feed)
-        return Subscribed(self._connection.data_to_send(), hello.feed, wire_format, introduction=introduction)
+        said = Subscribed(self._connection.data_to_send(), hello.feed, wire_format, introduction=introduction)
+        if subscription is None or subscription.is_everything:
+            return said
+        tag = subscriptions.tag_of(hello.node) if subscription.own_node else subscriptions.COMMON
+        return said._replace(subscription=subscription, tag=tag)
+
+    def _subscription(self, hello: messages.ClientHello) -> subscriptions.Subscription | None:
+        """The subscription that is in force; None if the client gets the whole feed."""
+        if hello.subscription is None or messages.Feature.SUBSCRIPTIONS.value not in hello.features:
+            return None
+        wanted = hello.subscription.normalized()
+        has_resource_keys = hello.feed not in _CALICO_FEEDS
+        if (wanted.own_node and not hello.node) or not (has_resource_keys or wanted.is_for_any_keys):
+            return None
+        is_in_force = wanted.is_everything or self._offer.has_room_for(hello.feed, wanted)
+        return wanted if is_in_force else None
 
     def goodbye(self, refusal: Refused) -> bytes:
         """The goodbye frame."""
