@@ -245,6 +245,17 @@ class LogReader:
         """Return the sequence reached at the end of the frame before `offset` (start <= offset <= end)."""
         return self.frame_at(offset - 1)[2] if offset > self.start else self._start_sequence
 
+    def offset_of(self, sequence: int) -> int | None:
+        """Return the last offset at which a client has reached exactly this sequence. None if there is none."""
+        for number in range(len(self._bases) - 1, -1, -1):
+            index = self._segments[number].index
+            is_last = number + 1 == len(self._bases)
+            frames = self.frames if is_last else _frame_count(index, self._segment_end(number))
+            place = bisect.bisect_right(_Sequences(index, frames), sequence)
+            if place:
+                return index[2 * place - 2] if index[2 * place - 1] == sequence else None
+        return self.start if sequence == self._start_sequence else None
+
     def base_sequence_at(self, offset: int) -> int:
         """Return the sequence at the base of the segment with `offset` (start <= offset <= end). Never a later one."""
         return self.sequence_at(self._bases[self._segment_at(offset)]) if self._bases else self._start_sequence
@@ -265,6 +276,23 @@ class LogReader:
             os.close(segment.descriptor)
         self._segments.clear()
         self._bases.clear()
+
+
+class _Sequences:
+    """The sequences reached at all frame ends, as a sequence for bisect."""
+
+    __slots__ = ("_frames", "_index")
+
+    def __init__(self, index: memoryview, frames: int) -> None:
+        self._index = index
+        self._frames = frames
+
+    def __len__(self) -> int:
+        return self._frames
+
+    def __getitem__(self, position: int) -> int:
+        sequence: int = self._index[2 * position + 1]
+        return sequence
 
 
 class _Ends:

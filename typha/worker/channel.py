@@ -4,11 +4,11 @@ import bisect
 from collections import deque
 from collections.abc import Iterator
 
-from cache.state import cursor, files, log
-from protocol import encoding, formats, messages
+from cache.state import cursor, files, log, resume
+from protocol import digest, encoding, formats, messages
 from typha.ipc import link
 from typha.ipc import messages as ipc
-from typha.worker import client, live_set, policy
+from typha.worker import client, live_set, policy, protocol_adapters
 
 _COARSE_SECONDS = 1.0
 _PUBLISH_TIMES = 1024
@@ -60,6 +60,10 @@ class WorkerChannel:
         """One publish a second, for clients that are further behind."""
         self._coarse_times: deque[ipc.UpdateTimes] = deque(maxlen=_PUBLISH_TIMES)
         self._old_snapshots: list[files.SnapshotFile] = []
+        self._resumptions: dict[client.Client, protocol_adapters.Resumption] = {}
+        """What clients have that have not been sent anything yet."""
+        self._digests = 0
+        """How many of chunks are kept for that."""
 
     def __repr__(self) -> str:
         return f"<WorkerChannel {self.feed} {self.wire_format} {self.log!r} live={len(self.live)}>"
@@ -149,6 +153,62 @@ class WorkerChannel:
             return None
         return snapshot
 
+    # What clients have that come back.
+
+    def expect(self, newcomer: client.Client, resumption: protocol_adapters.Resumption) -> None:
+        """Keeps what a client has until it is served. Too many digests are not kept: it gets a whole snapshot."""
+        digests = resumption.digests
+        if digests is not None:
+            if self.snapshot is not None and self.snapshot.chunks:
+                digests = digest.fold(digests, min(len(digests), self.snapshot.chunks))
+            if self._digests + len(digests) > self._policy.chunk_digests_max:
+                digests = None
+        self._digests += len(digests or ())
+        self._resumptions[newcomer] = resumption._replace(digests=digests)
+
+    def forget_resumption(self, reader: client.Client) -> None:
+        """The client has been sent something, and what it has is not what it had any more; or it is gone."""
+        known = self._resumptions.pop(reader, None)
+        if known is not None:
+            self._digests -= len(known.digests or ())
+
+    def take_position(self, reader: client.Client) -> int | None:
+        """The sequence of this incarnation up to which a client has everything. Told only once."""
+        known = self._resumptions.get(reader)
+        if known is None or known.sequence is None:
+            return None
+        self._resumptions[reader] = known._replace(sequence=None)
+        return known.sequence
+
+    def with_positions(self) -> list[client.Client]:
+        """Clients whose position has not been taken."""
+        return [reader for reader, known in self._resumptions.items() if known.sequence is not None]
+
+    def take_pieces(self, reader: client.Client, snapshot: files.SnapshotFile) -> files.Pieces | None:
+        """What the client lacks of a snapshot that it begins; None for all of it."""
+        known = self._resumptions.get(reader)
+        self.forget_resumption(reader)
+        if known is None or known.digests is None or not snapshot.chunks:
+            return None
+        return resume.pieces(snapshot, known.digests)
+
+    def present(self) -> client.StatusNotice | None:
+        """The end of the log as it is published, and the status there; None before there is a snapshot."""
+        snapshot, offset = self.snapshot, self.log.end
+        if snapshot is None or snapshot.log_offset > offset:
+            return None
+        status = snapshot.status
+        for status_offset, noted in reversed(self._statuses):
+            if snapshot.log_offset < status_offset <= offset:
+                status = noted
+                break
+        sequence = self.log.sequence_at(offset)
+        return client.StatusNotice(offset, sequence, status, memoryview(self.status_frame(sequence, status)))
+
+    def last_status_offset(self) -> int:
+        """End of the last status in the log as it is published."""
+        return next((offset for offset, _ in reversed(self._statuses) if offset <= self.log.end), 0)
+
     # Frames that are the same for several clients.
 
     def ping(self, unix_nanoseconds: int) -> bytes:
@@ -223,6 +283,7 @@ class WorkerChannel:
             self.remove_live(reader)
         self.held.pop(reader, None)
         self.away.discard(reader)
+        self.forget_resumption(reader)
 
     def behind(self, before_offset: int) -> list[client.Client]:
         """Clients that still have to read the log before an offset."""

@@ -4,6 +4,7 @@ The first byte distinguishes the protocols: `00` begins the native one, 16 (hex)
 only be the gob stream of a Typha client.
 """
 
+import array
 import functools
 import importlib.metadata
 from collections.abc import Iterator
@@ -20,7 +21,9 @@ from protocol.typha import connection as typha
 from protocol.typha import messages as typha_messages
 
 SOFTWARE = f"typha/{importlib.metadata.version('typha')}"
-_SUPPORTED_FEATURES = frozenset({messages.Feature.ZSTD.value})
+_SUPPORTED_FEATURES = frozenset(
+    {messages.Feature.ZSTD.value, messages.Feature.RESUME.value, messages.Feature.CHUNK_DIGESTS.value}
+)
 _RETRY_UNKNOWN_FEED_MILLISECONDS = 30_000
 _NAMED_FEATURES_BYTES_MAX = 32 * 1024
 """The answer to a hello names them in one frame, which may have 64 KiB at least."""
@@ -100,6 +103,15 @@ class AgentVersion(NamedTuple):
     reason: str
 
 
+class Resumption(NamedTuple):
+    """What a client has of the feed from an earlier connection, by its own words."""
+
+    sequence: int | None = None
+    """Everything up to this sequence of our incarnation."""
+    digests: "array.array[int] | None" = None
+    """Those of the chunks of its map, a power of two of them."""
+
+
 class Subscribed(NamedTuple):
     """The handshake is done: after `data`, the client is sent this feed in this wire format."""
 
@@ -109,6 +121,7 @@ class Subscribed(NamedTuple):
     agent_version: AgentVersion | None = None
     introduction: Introduction | None = None
     """None if the event of the hello had it."""
+    resumption: Resumption | None = None
 
 
 Event: TypeAlias = Ponged | Left | Refused | AckAwaited | Subscribed
@@ -218,10 +231,13 @@ class NativeAdapter:
             text = f"no feed {hello.feed!r} here"
             return Refused(DisconnectReason.UNKNOWN_FEED, text, _RETRY_UNKNOWN_FEED_MILLISECONDS)
         features = hello.features & _SUPPORTED_FEATURES
-        not_supported = _asked_for(hello) - _SUPPORTED_FEATURES
+        not_supported = _asked_for(hello) - features
         if sum(len(name.encode()) for name in not_supported) > _NAMED_FEATURES_BYTES_MAX:
             text = f"the names of unknown features have more than {_NAMED_FEATURES_BYTES_MAX} bytes"
             return Refused(DisconnectReason.MESSAGE_TOO_LARGE, text)
+        digests = len(hello.chunk_digests or (0,))
+        if messages.Feature.CHUNK_DIGESTS in features and digests & (digests - 1):
+            raise errors.RemoteProtocolError(f"{digests} chunk digests, which is no power of two")
         answer = messages.ServerHello(
             version=native.VERSION,
             feed=hello.feed,
@@ -234,8 +250,13 @@ class NativeAdapter:
         )
         self._connection.send_hello(answer, self._number)
         wire_format = native_encoder.ZSTD if messages.Feature.ZSTD.value in features else native_encoder.PLAIN
-        introduction = Introduction("native", hello.feed, hello.feed)
-        return Subscribed(self._connection.data_to_send(), hello.feed, wire_format, introduction=introduction)
+        return Subscribed(
+            self._connection.data_to_send(),
+            hello.feed,
+            wire_format,
+            introduction=Introduction("native", hello.feed, hello.feed),
+            resumption=_resumption(hello, self._offer.incarnation),
+        )
 
     def goodbye(self, refusal: Refused) -> bytes:
         """The goodbye frame."""
@@ -355,6 +376,16 @@ def _choose(
     if choice.release is None:
         return Refused(DisconnectReason.UNSUPPORTED_VERSION, choice.reason)
     return AgentVersion(version, choice.release, choice.reason)
+
+
+def _resumption(hello: messages.ClientHello, incarnation: bytes) -> Resumption | None:
+    """What the client has, as far as it understands the answers to that."""
+    sequence = digests = None
+    if messages.Feature.RESUME in hello.features and hello.resume is not None:
+        sequence = hello.resume.sequence if hello.resume.incarnation == incarnation else None
+    if messages.Feature.CHUNK_DIGESTS in hello.features and hello.chunk_digests:
+        digests = array.array("Q", hello.chunk_digests)
+    return None if sequence is None and digests is None else Resumption(sequence, digests)
 
 
 def _asked_for(hello: messages.ClientHello) -> frozenset[str]:

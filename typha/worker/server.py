@@ -521,7 +521,7 @@ class Server:
                 self._dismiss_unknown(newcomer, feed)  # withdrawn since its hello
             case protocol_adapters.Subscribed():
                 newcomer.channel = self.channels.wanted(greeted.feed, greeted.wire_format)
-                self.delivery.hold(newcomer, newcomer.channel)
+                self.delivery.welcome(newcomer, newcomer.channel, greeted.resumption)
 
     def _accept(self) -> None:
         if len(self.poller.clients) >= self._share:
