@@ -45,7 +45,7 @@ _PORT_WAIT_SECONDS = 3.0
 _PORT_RETRY_SECONDS = 0.1
 EXIT_CANNOT_SERVE = 1
 _PAGE_BACKLOG = 16
-_PAGE_RETRY_SECONDS = 1.0
+_LISTEN_RETRY_SECONDS = 1.0
 
 
 class ServiceError(Exception):
@@ -297,23 +297,28 @@ class Service:
                 if is_first:
                     _log.warning("The status page cannot listen, retrying", host=host, port=port, error=str(error))
                 is_first = False
-                await asyncio.sleep(_PAGE_RETRY_SECONDS)
+                await asyncio.sleep(_LISTEN_RETRY_SECONDS)
                 continue
             _log.info("Status page is listening", host=host, port=listeners[0].getsockname()[1])
             await self.status_page.run(listeners)
 
     async def _serve_admin(self) -> None:
-        """The socket for operators. The service goes on without it."""
+        """The socket for operators. The service goes on without it; until it opens, `typha status` cannot ask here."""
         if not self._settings.admin_socket:
             return
-        path = self._settings.admin_socket
-        try:
-            if path == local_socket.AUTOMATIC:
-                path = local_socket.automatic_path(self.listener.getsockname()[1])
-            listener = local_socket.Listener(path)
-        except (OSError, local_socket.Unusable) as error:
-            _log.warning("Cannot open the admin socket: typha status cannot ask this service", error=str(error))
-            return
+        is_first = True
+        while True:
+            path = self._settings.admin_socket
+            try:
+                if path == local_socket.AUTOMATIC:
+                    path = local_socket.automatic_path(self.listener.getsockname()[1])
+                listener = local_socket.Listener(path)
+                break
+            except (OSError, local_socket.Unusable) as error:
+                if is_first:
+                    _log.warning("Cannot open the admin socket, retrying", error=str(error))
+                is_first = False
+                await asyncio.sleep(_LISTEN_RETRY_SECONDS)
         _log.info("Admin socket is listening", path=path)
         try:
             await self.admin.run([listener.socket], peer_of=local_socket.peer_of)
