@@ -53,6 +53,8 @@ class StatusChanged:
     status: messages.SyncStatus
 
 
+_FEATURES = frozenset({messages.Feature.ZSTD, messages.Feature.RESUME, messages.Feature.CHUNK_DIGESTS})
+
 Event: TypeAlias = Batch | StatusChanged | Connected | Disconnected
 
 
@@ -78,7 +80,7 @@ class Follower:
             feed=feed,
             agent=agent,
             node=node,
-            features=frozenset({messages.Feature.ZSTD}),
+            features=_FEATURES if protocol is connection.Protocol.NATIVE else frozenset(),
             software=connection.software(protocol, agent_release),
         )
         self.connections = 0
@@ -116,6 +118,8 @@ class Follower:
                         for event in self._receive(message, now=loop.time()):
                             yield event
             except errors.ClientError as error:
+                if isinstance(error, errors.BadServer):
+                    self._differ.distrust()
                 retry_in_seconds = self._plan_retry(error, now=loop.time())
                 yield Disconnected(error, retry_in_seconds)
                 await asyncio.sleep(retry_in_seconds)
@@ -124,7 +128,7 @@ class Follower:
         self._differ.begin_connection()
         return connection.stream(
             self._rotation.current(),
-            hello=self.hello,
+            hello=self._differ.resuming(self.hello),
             tls=self._tls,
             server_name=self._server_name,
             timeouts=self._timeouts,
@@ -133,6 +137,7 @@ class Follower:
 
     def _receive(self, message: messages.Message, *, now: float) -> list[Event]:
         if isinstance(message, messages.ServerHello):
+            self._differ.receive(message)
             self.connections += 1
             self._connected_at = now
             return [Connected(self._rotation.current(), message)]

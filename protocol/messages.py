@@ -84,7 +84,9 @@ class ClientHello(msgspec.Struct, frozen=True):
     node: str = ""
     subscription: subscriptions.Subscription | None = None
     resume: ResumePosition | None = None
+    """What the client's map is, if it has one. It counts with the feature `resume` only."""
     chunk_digests: tuple[int, ...] | None = None
+    """The digests of the chunks of the client's map, a power of two of them. Count with `chunk-digests` only."""
 
 
 class ServerHello(msgspec.Struct, frozen=True):
@@ -108,6 +110,23 @@ class SnapshotBegin:
     sequence: int
     keys: int
     chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotResume:
+    """Begins a snapshot for a client that has told the digests of its chunks: it keeps some of them."""
+
+    sequence: int
+    keys: int
+    """Of the whole map, with those that the client keeps."""
+    chunks: int
+    """A power of two."""
+    kept: bytes
+    """A bit for each chunk, from the lowest bit of the first byte on: set if the client keeps the chunk."""
+
+    def keeps(self, chunk: int) -> bool:
+        """Whether the client keeps a chunk (< `chunks`)."""
+        return bool(self.kept[chunk >> 3] & 1 << (chunk & 7))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,5 +187,15 @@ class Goodbye:
 
 
 Message: TypeAlias = (
-    ClientHello | ServerHello | SnapshotBegin | SnapshotChunk | SnapshotEnd | Updates | Status | Ping | Pong | Goodbye
+    ClientHello
+    | ServerHello
+    | SnapshotBegin
+    | SnapshotResume
+    | SnapshotChunk
+    | SnapshotEnd
+    | Updates
+    | Status
+    | Ping
+    | Pong
+    | Goodbye
 )

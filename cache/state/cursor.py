@@ -4,6 +4,8 @@
         │          │ ^_________│____________│______________/ │
         └──────────┴───────────┴──────> CLOSING <────────────┘
 
+A client that resumes goes from HELD to FOLLOWING or CATCHING_UP at once.
+
 HANDSHAKE     The client has not said yet what it wants.
 HELD          Accepted. Waits for its turn, or for data that can be served. Meanwhile it gets pings.
 SNAPSHOT      At `position` of a snapshot file, or of the `pieces` of one that the client gets.
@@ -39,7 +41,9 @@ class CursorState(enum.Enum):
 
 _LEGAL: dict[CursorState, frozenset[CursorState]] = {
     CursorState.HANDSHAKE: frozenset({CursorState.HELD, CursorState.CLOSING}),
-    CursorState.HELD: frozenset({CursorState.SNAPSHOT, CursorState.CLOSING}),
+    CursorState.HELD: frozenset(
+        {CursorState.SNAPSHOT, CursorState.FOLLOWING, CursorState.CATCHING_UP, CursorState.CLOSING}
+    ),
     CursorState.SNAPSHOT: frozenset({CursorState.FOLLOWING, CursorState.CLOSING}),
     CursorState.FOLLOWING: frozenset({CursorState.CATCHING_UP, CursorState.CLOSING}),
     CursorState.CATCHING_UP: frozenset({CursorState.FOLLOWING, CursorState.HELD, CursorState.CLOSING}),
@@ -135,6 +139,29 @@ class Cursor:
         self.pieces = pieces
         self.position = 0
         snapshot.readers += 1
+
+    def become_resumed(self, offset: int, sequence: int) -> None:
+        """HELD: follow the log from the offset up to which the client has everything; `sequence` is the one there."""
+        if self.state is not CursorState.HELD:
+            raise IllegalTransition(f"{self!r} cannot resume")
+        self._enter(CursorState.FOLLOWING)
+        self.offset = offset
+        self.sequence = sequence
+
+    def become_returning(self, sequence: int, *, needed_sequence: int, offset: int) -> None:
+        """HELD: catch up from a sequence up to which the client has everything.
+
+        Args:
+            sequence: the start point of the first block.
+            needed_sequence: the first block's cut may be no older; the newest sequence that is published.
+            offset: where the log ends now.
+        """
+        if self.state is not CursorState.HELD or needed_sequence < sequence:
+            raise IllegalTransition(f"{self!r} cannot return from {sequence} to {needed_sequence}")
+        self._enter(CursorState.CATCHING_UP)
+        self.offset = offset
+        self.sequence = sequence
+        self.needed_sequence = needed_sequence
 
     def become_following(self) -> None:
         """Continue in the log after a snapshot, or after a block that leads to the log. It must be sent completely."""

@@ -4,6 +4,7 @@ Both are sealed shared memory. A record travels between processes beside its des
 `descriptor` by its own number. `readers` counts the cursors that stand in the file, in this process.
 """
 
+import array
 import bisect
 import functools
 import itertools
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from cache.state import memfile
+from protocol import digest as digests
 from protocol import messages
 
 INDEX_RECORD = struct.Struct("=QQ")
@@ -27,11 +29,19 @@ class SnapshotIndex:
 
     def __init__(self, packed: bytes) -> None:
         numbers = memoryview(packed).cast("Q")
-        self._ends = numbers[::2].tolist()
-        self.digests: list[int] = numbers[3::2].tolist()
+        self._ends = array.array("Q", numbers[::2])
+        self.digests = array.array("Q", numbers[3::2])
         """Of each chunk."""
         self.digest: int = numbers[1]
         """Of the whole map."""
+        self._coarse: dict[int, array.array[int]] = {}
+
+    def coarse(self, count: int) -> "array.array[int]":
+        """The digests of `count` coarser chunks, a power of two that is not above the number of chunks."""
+        found = self._coarse.get(count)
+        if found is None:
+            found = self._coarse[count] = digests.fold(self.digests, count)
+        return found
 
     def range_of(self, first: int, after: int) -> tuple[int, int]:
         """Position and length of the frames of the chunks from `first` up to, without, `after`."""
@@ -40,8 +50,7 @@ class SnapshotIndex:
     @property
     def end(self) -> int:
         """Position after the last chunk, where snapshot-end begins."""
-        position: int = self._ends[-1]
-        return position
+        return self._ends[-1]
 
 
 class Piece(NamedTuple):
@@ -141,12 +150,6 @@ class SnapshotFile(msgspec.Struct, array_like=True, eq=False, forbid_unknown_fie
         if len(packed) != table_bytes:
             raise OSError(f"a snapshot's table of sections has {len(packed)} bytes instead of {table_bytes}")
         return {tag: Section(*place) for tag, *place in SECTION_RECORD.iter_unpack(packed)}
-
-    def length_for(self, tag: int) -> int:
-        """About how many bytes a client of this node gets. Raises OSError."""
-        if self.common is None:
-            return self.length
-        return self.common.length + self.sections.get(tag, NO_SECTION).length
 
     def close(self) -> None:
         """Lets the file go; readers in other processes keep it until they are done."""

@@ -249,10 +249,13 @@ class LogReader:
         """Return the segment with the byte at `offset` (< end), its frames, and the place of the byte's frame in its
         index."""
         number = self._segment_at(offset)
-        segment = self._segments[number]
-        last = number + 1 == len(self._bases)
-        frames = self.frames if last else _frame_count(segment.index, self._segment_end(number))
+        segment, frames = self._segments[number], self._frames_of(number)
         return segment, frames, _FIELDS * bisect.bisect_right(_Ends(segment.index, frames), offset)
+
+    def _frames_of(self, number: int) -> int:
+        """Return the number of published frames in a segment."""
+        is_last = number + 1 == len(self._bases)
+        return self.frames if is_last else _frame_count(self._segments[number].index, self._segment_end(number))
 
     def frame_at(self, offset: int) -> tuple[int, int, int]:
         """Return the frame with the byte at `offset` (< end): (offset of its start, offset of its end, sequence)."""
@@ -309,6 +312,31 @@ class LogReader:
         updates: int = segment.index[record + _UPDATES]
         return updates
 
+    def offset_of(self, sequence: int) -> int | None:
+        """Return the last offset at which a client has reached exactly this sequence. None if there is none."""
+        for number in range(len(self._bases) - 1, -1, -1):
+            index, frames = self._segments[number].index, self._frames_of(number)
+            place = bisect.bisect_right(_Sequences(index, frames), sequence)
+            if place:
+                record = _FIELDS * (place - 1)
+                return index[record + _END] if index[record + _SEQUENCE] == sequence else None
+        return self.start if sequence == self._start_sequence else None
+
+    def first_offset_of(self, sequence: int) -> int | None:
+        """Return the first offset at which a client has reached exactly this sequence. None if there is none.
+
+        Frames that do not move a client on may follow it.
+        """
+        if sequence == self._start_sequence:
+            return self.start
+        for number in range(len(self._bases)):
+            index, frames = self._segments[number].index, self._frames_of(number)
+            place = bisect.bisect_left(_Sequences(index, frames), sequence)
+            if place < frames:
+                record = _FIELDS * place
+                return index[record + _END] if index[record + _SEQUENCE] == sequence else None
+        return None
+
     def base_sequence_at(self, offset: int) -> int:
         """Return the sequence at the base of the segment with `offset` (start <= offset <= end). Never a later one."""
         return self.sequence_at(self._bases[self._segment_at(offset)]) if self._bases else self._start_sequence
@@ -343,6 +371,23 @@ def _tags_from(segment: _ReaderSegment, frames: int, record: int) -> list[int]:
 
 def _place_of(tag: int, tags: list[int]) -> int:
     return tags.index(tag) if tag in tags else len(tags)
+
+
+class _Sequences:
+    """The sequences reached at all frame ends, as a sequence for bisect."""
+
+    __slots__ = ("_frames", "_index")
+
+    def __init__(self, index: memoryview, frames: int) -> None:
+        self._index = index
+        self._frames = frames
+
+    def __len__(self) -> int:
+        return self._frames
+
+    def __getitem__(self, position: int) -> int:
+        sequence: int = self._index[_FIELDS * position + _SEQUENCE]
+        return sequence
 
 
 class _Ends:

@@ -309,10 +309,14 @@ class Store:
             del self._tombstones[tombstone.key]
             self.tombstone_floor = tombstone.sequence
 
-    def forget_deletions(self, up_to_sequence: int) -> None:
-        """Drop deletions up to a sequence that no client needs. Do nothing if that would free little memory."""
+    def forget_deletions(self, up_to_sequence: int, *, keep: int = 0) -> None:
+        """Drop deletions up to a sequence that no client needs, but keep so many of the newest.
+
+        Do nothing if that would free little memory.
+        """
         count = 0
-        for tombstone in itertools.islice(self._tombstones.values(), _TOMBSTONES_FORGOTTEN_MAX):
+        droppable = min(_TOMBSTONES_FORGOTTEN_MAX, max(0, len(self._tombstones) - keep))
+        for tombstone in itertools.islice(self._tombstones.values(), droppable):
             if tombstone.sequence > up_to_sequence:
                 break
             count += 1

@@ -129,6 +129,13 @@ TO_CLIENTS: Final = (
     ToClient("F7", "two compressed frames in one", "hello", framed(_ZSTD_PING + _ZSTD_PING, 1), ZSTD),
     ToClient("F7", "a skippable zstd frame after the frame", "hello", framed(_ZSTD_PING + _SKIPPABLE, 1), ZSTD),
     ToClient(
+        "O1",
+        "a snapshot that keeps chunks of a client that has told no digests",
+        "hello",
+        frame(wire.RESUME, 40, 2, 2, b"\x03"),
+    ),
+    ToClient("O1", "a snapshot that keeps chunks, after another", "snapshot", frame(wire.RESUME, 40, 2, 2, b"\x03")),
+    ToClient(
         "V1",
         "a chunk without its digest",
         "hello",
@@ -207,6 +214,14 @@ TO_SERVERS: Final = (
         "protocol-error",
     ),
     ToServer("L1", "65 features", "preface", _hello(features=["f"] * 65), "protocol-error"),
+    ToServer("L1", "4,097 chunk digests", "preface", _hello(chunk_digests=[0] * 4097), "protocol-error"),
+    ToServer(
+        "R3",
+        "three chunk digests",
+        "preface",
+        _hello(features=["chunk-digests"], chunk_digests=[0, 1, 2]),
+        "protocol-error",
+    ),
     ToServer("L1", "an agent of 1,025 characters", "preface", _hello(agent="a" * 1025), "protocol-error"),
     ToServer("O1", "a pong before the hello", "preface", frame(wire.PONG, 0), "protocol-error"),
     ToServer(

@@ -11,6 +11,7 @@ import zstandard
 PREFACE: Final = b"\0TYPHA\r\n"
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 HELLO_TYPE, SERVER_HELLO, BEGIN, CHUNK, END, UPDATES, STATUS, PING, PONG, GOODBYE = range(1, 11)
+RESUME: Final = 12
 WAITING, RESYNC, IN_SYNC, CATCHING_UP = range(4)
 STATUS_NAMES: Final = ("waiting", "resync", "in-sync", "catching-up")
 

@@ -20,8 +20,10 @@ MAX_NAME_CHARS = 1024
 """Limit of the names of feed, agent, node and software, and of the text of a goodbye."""
 MAX_KEY_CHARS = 4096
 """A raw key has at most 4 x 253 characters and the separators."""
-MAX_CHUNKS = 8192
-"""Limit of the chunk digests in a hello. A frame to a server has room for 7,200 of them."""
+MAX_CHUNK_DIGESTS = 4096
+"""Limit of the chunk digests in a hello, whose frame has room for 7,200 of them."""
+MAX_CHUNKS = 1 << 20
+"""Limit of the chunks of a snapshot that leaves some out, a bit for each."""
 INCARNATION_BYTES = 16
 MAX_UPDATES = 1 << 20
 """Limit of the updates in a frame: each takes up to 35 times its bytes in memory."""
@@ -42,6 +44,7 @@ class MessageType(enum.IntEnum):
     PING = 8
     PONG = 9
     GOODBYE = 10
+    SNAPSHOT_RESUME = 12
 
 
 def message_name(kind: type[messages.Message]) -> str:
@@ -138,6 +141,7 @@ _ENCODERS: dict[type, Callable[..., bytes]] = {
     messages.Ping: lambda m: _pack((MessageType.PING,)),
     messages.Pong: lambda m: _pack((MessageType.PONG, m.sequence)),
     messages.Goodbye: lambda m: _pack((MessageType.GOODBYE, m.reason, m.text, m.retry_after_milliseconds)),
+    messages.SnapshotResume: lambda m: _pack((MessageType.SNAPSHOT_RESUME, m.sequence, m.keys, m.chunks, m.kept)),
 }
 
 
@@ -167,7 +171,7 @@ class _ClientHelloContent(msgspec.Struct):
     node: _Name | None = None
     subscription: subscriptions.Subscription | None = None
     resume: _ResumePosition | None = None
-    chunk_digests: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=MAX_CHUNKS)] | None = None
+    chunk_digests: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=MAX_CHUNK_DIGESTS)] | None = None
 
 
 class _ClientHello(_Wire, tag=int(MessageType.CLIENT_HELLO)):
@@ -226,6 +230,22 @@ class _SnapshotBegin(_Wire, tag=int(MessageType.SNAPSHOT_BEGIN)):
 
     def message(self) -> messages.SnapshotBegin:
         return messages.SnapshotBegin(self.sequence, self.keys, self.chunks)
+
+
+class _SnapshotResume(_Wire, tag=int(MessageType.SNAPSHOT_RESUME)):
+    sequence: _Count
+    keys: _Count
+    chunks: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHUNKS)]
+    kept: bytes
+
+    def message(self) -> messages.SnapshotResume:
+        if self.chunks & (self.chunks - 1):
+            raise msgspec.ValidationError(f"{self.chunks} chunks, which is no power of two")
+        if len(self.kept) != -(-self.chunks // 8):
+            raise msgspec.ValidationError(
+                f"`kept` has length {len(self.kept)}, which is not that of {self.chunks} chunks"
+            )
+        return messages.SnapshotResume(self.sequence, self.keys, self.chunks, self.kept)
 
 
 class _Update(msgspec.Struct, array_like=True, gc=False):
@@ -315,7 +335,15 @@ class _Goodbye(_Wire, tag=int(MessageType.GOODBYE)):
 
 _FromClient: TypeAlias = _ClientHello | _Pong | _Goodbye
 _FromServer: TypeAlias = (
-    _ServerHello | _SnapshotBegin | _SnapshotChunk | _SnapshotEnd | _Updates | _Status | _Ping | _Goodbye
+    _ServerHello
+    | _SnapshotBegin
+    | _SnapshotResume
+    | _SnapshotChunk
+    | _SnapshotEnd
+    | _Updates
+    | _Status
+    | _Ping
+    | _Goodbye
 )
 _Decode: TypeAlias = Callable[[bytes | memoryview], _FromClient | _FromServer]
 _decode_from_client: _Decode = msgspec.msgpack.Decoder(_FromClient).decode

@@ -129,6 +129,11 @@ class Collector:
             "typha_breadcrumb_block": {(feed,): counts.sends for feed, counts in totals.feeds.items()},
             "typha_breadcrumb_non_block": {(feed,): counts.late_sends for feed, counts in totals.feeds.items()},
             "typha_snapshots_reused": {(feed,): counts.snapshots_sent for feed, counts in totals.feeds.items()},
+            "typha_clients_resumed_total": {
+                (feed, by): count
+                for feed, counts in totals.feeds.items()
+                for by, count in (("position", counts.resumed), ("digests", counts.snapshots_in_part))
+            },
             "typha_propagation_seconds": metrics.histogram_samples(
                 {(feed,): counts.propagation for feed, counts in totals.feeds.items()}, buckets.PROPAGATION_BOUNDS
             ),

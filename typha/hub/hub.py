@@ -98,6 +98,8 @@ class Hub:
         """Types of which only projections have objects, to be watched from now on. Each comes once."""
         self._next_channel = 1
         self.rejection_log = rejection_log.RejectionLog()
+        self._resumable: set[str] = set()
+        """Feeds that have had native clients."""
         self._sequences_needed: dict[Source, deque[int]] = {}
         """For each feed and selection, the lowest sequence from which a client may have to be caught up, as of the last
         checks."""
@@ -480,6 +482,8 @@ class Hub:
             encoder = formats.make_encoder(key[1], max_frame_bytes=self._policy.max_frame_bytes)
             channel = HubChannel(self._next_channel, source, encoder, self._policy)
             self._next_channel += 1
+            if formats.replaces_by_snapshot(key[1]):
+                self._resumable.add(key[0])
             self.channels[key] = self._by_number[channel.number] = channel
             self.workers.open_channel(channel)
             self.snapshots.request(channel)
@@ -638,7 +642,7 @@ class Hub:
             self._batches_before[name] = batches
 
     def _forget_deletions(self, source: Source) -> None:
-        """Drops tombstones that no connected client needs.
+        """Drops tombstones that no connected client needs. Some are kept for native clients that may come back.
 
         As of some seconds ago: a client that no report has counted yet may have begun with the snapshot before.
         """
@@ -651,7 +655,12 @@ class Hub:
         lately = self._sequences_needed.setdefault(source, deque(maxlen=looks))
         lately.append(min(needed))
         if len(lately) == looks:
-            source.store.forget_deletions(min(lately))
+            keep = 0
+            if source.name in self._resumable:
+                # With more deletions, too many keys have changed for anything but a snapshot.
+                most = self._policy.resumable_deletions_max
+                keep = min(most, int(len(source.store) * self._policy.snapshot_is_cheaper_share))
+            source.store.forget_deletions(min(lately), keep=keep)
 
     def _close_channel(self, channel: HubChannel) -> None:
         _log.info("Dropping a wire format without clients", feed=channel.feed.name, format=channel.encoder.name)

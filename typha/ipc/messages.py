@@ -288,6 +288,11 @@ class FeedCounts(msgspec.Struct, forbid_unknown_fields=True):
     late_sends: Count = 0
     """Writes to clients that were behind in the log."""
     snapshots_sent: Count = 0
+    """Whole ones and those in part."""
+    resumed: Count = 0
+    """Clients that went on from their position, without a snapshot."""
+    snapshots_in_part: Count = 0
+    """Snapshots of which clients had some chunks, and were sent the others."""
     propagation: buckets.BucketCounts = msgspec.field(default_factory=buckets.BucketCounts)
     """Seconds from the receipt of an update to its write to a client."""
     propagation_from_write: buckets.BucketCounts = msgspec.field(default_factory=buckets.BucketCounts)
@@ -300,6 +305,8 @@ class FeedCounts(msgspec.Struct, forbid_unknown_fields=True):
         self.sends += other.sends
         self.late_sends += other.late_sends
         self.snapshots_sent += other.snapshots_sent
+        self.resumed += other.resumed
+        self.snapshots_in_part += other.snapshots_in_part
         self.propagation.add(other.propagation)
         self.propagation_from_write.add(other.propagation_from_write)
 

@@ -4,12 +4,11 @@ import bisect
 from collections import deque
 from collections.abc import Iterator
 
-from cache.state import cursor, files, log
-from protocol import digest as digests
-from protocol import encoding, formats, messages, subscriptions
+from cache.state import cursor, files, log, resume
+from protocol import digest, encoding, formats, messages, subscriptions
 from typha.ipc import link
 from typha.ipc import messages as ipc
-from typha.worker import client, live_set, policy
+from typha.worker import client, live_set, policy, protocol_adapters
 
 _COARSE_SECONDS = 1.0
 _PUBLISH_TIMES = 1024
@@ -74,6 +73,10 @@ class WorkerChannel:
         """One publish a second, for clients that are further behind."""
         self._coarse_times: deque[ipc.UpdateTimes] = deque(maxlen=_PUBLISH_TIMES)
         self._old_snapshots: list[files.SnapshotFile] = []
+        self._resumptions: dict[client.Client, protocol_adapters.Resumption] = {}
+        """What clients have that have not been sent anything yet."""
+        self._digests = 0
+        """How many of chunks are kept for that."""
 
     def __repr__(self) -> str:
         return f"<WorkerChannel {self.feed} {self.wire_format} {self.log!r} live={len(self.live)}>"
@@ -164,6 +167,84 @@ class WorkerChannel:
             return None
         return snapshot
 
+    # What clients have that come back.
+
+    def expect(self, newcomer: client.Client, resumption: protocol_adapters.Resumption) -> None:
+        """Keeps what a client has until it is served. Too many digests are not kept: it gets a whole snapshot."""
+        digests = resumption.digests
+        if digests is not None:
+            if self.snapshot is not None and self.snapshot.chunks:
+                digests = digest.fold(digests, min(len(digests), self.snapshot.chunks))
+            if self._digests + len(digests) > self._policy.chunk_digests_max:
+                digests = None
+        self._digests += len(digests or ())
+        self._resumptions[newcomer] = resumption._replace(digests=digests)
+
+    def forget_resumption(self, reader: client.Client) -> None:
+        """The client has been sent something, and what it has is not what it had any more; or it is gone."""
+        known = self._resumptions.pop(reader, None)
+        if known is not None:
+            self._digests -= len(known.digests or ())
+
+    def take_position(self, reader: client.Client) -> int | None:
+        """The sequence of this incarnation up to which a client has everything. Told only once."""
+        known = self._resumptions.get(reader)
+        if known is None or known.sequence is None:
+            return None
+        self._resumptions[reader] = known._replace(sequence=None)
+        return known.sequence
+
+    def with_positions(self) -> list[client.Client]:
+        """Clients whose position has not been taken."""
+        return [reader for reader, known in self._resumptions.items() if known.sequence is not None]
+
+    def take_pieces(self, reader: client.Client, snapshot: files.SnapshotFile) -> files.Pieces | None:
+        """What the client lacks of a snapshot that it begins; None for all of it."""
+        if snapshot.common is not None:
+            return self._pieces_of_node(reader, snapshot, snapshot.common)
+        known = self._resumptions.get(reader)
+        self.forget_resumption(reader)
+        if known is None or known.digests is None or not snapshot.chunks:
+            return None
+        return resume.pieces(snapshot, known.digests)
+
+    def _pieces_of_node(
+        self, reader: client.Client, snapshot: files.SnapshotFile, common: files.CommonPart
+    ) -> files.Pieces:
+        """The section of the client's node, and what is common to all."""
+        encoder, sequence = self._encoder, snapshot.sequence
+        section = snapshot.sections.get(reader.tag, files.NO_SECTION)
+        keys, total = common.keys + section.keys, (common.digest + section.digest) % digest.MODULUS
+        begin = encoder.snapshot_begin(sequence, keys=keys, chunks=common.chunks + 1)
+        if not section.length:
+            begin += encoder.snapshot_chunk(0, 0, ())
+        end = encoder.snapshot_end(sequence, keys=keys, digest=total)
+        return files.Pieces(
+            [
+                files.Piece(begin, 0, len(begin)),
+                files.Piece(None, section.position, section.length),
+                files.Piece(None, 0, common.length),
+                files.Piece(end, 0, len(end)),
+            ]
+        )
+
+    def present(self) -> client.StatusNotice | None:
+        """The end of the log as it is published, and the status there; None before there is a snapshot."""
+        snapshot, offset = self.snapshot, self.log.end
+        if snapshot is None or snapshot.log_offset > offset:
+            return None
+        status = snapshot.status
+        for status_offset, noted in reversed(self._statuses):
+            if snapshot.log_offset < status_offset <= offset:
+                status = noted
+                break
+        sequence = self.log.sequence_at(offset)
+        return client.StatusNotice(offset, sequence, status, memoryview(self.status_frame(sequence, status)))
+
+    def last_status_offset(self) -> int:
+        """End of the last status in the log as it is published."""
+        return next((offset for offset, _ in reversed(self._statuses) if offset <= self.log.end), 0)
+
     # Frames that are the same for several clients.
 
     def ping(self, unix_nanoseconds: int) -> bytes:
@@ -238,30 +319,7 @@ class WorkerChannel:
             self.remove_live(reader)
         self.held.pop(reader, None)
         self.away.discard(reader)
-
-    def pieces_for(self, reader: client.Client, snapshot: files.SnapshotFile) -> files.Pieces | None:
-        """What the client gets of a snapshot with sections: what is common, and the section of its node.
-
-        None if it gets the whole file. Raises OSError.
-        """
-        common = snapshot.common
-        if common is None:
-            return None
-        encoder, sequence = self._encoder, snapshot.sequence
-        section = snapshot.sections.get(reader.tag, files.NO_SECTION)
-        keys, digest = common.keys + section.keys, (common.digest + section.digest) % digests.MODULUS
-        begin = encoder.snapshot_begin(sequence, keys=keys, chunks=common.chunks + 1)
-        if not section.length:
-            begin += encoder.snapshot_chunk(0, 0, ())
-        end = encoder.snapshot_end(sequence, keys=keys, digest=digest)
-        return files.Pieces(
-            [
-                files.Piece(begin, 0, len(begin)),
-                files.Piece(None, section.position, section.length),
-                files.Piece(None, 0, common.length),
-                files.Piece(end, 0, len(end)),
-            ]
-        )
+        self.forget_resumption(reader)
 
     def pass_over(self, reader: client.Client) -> None:
         """Where frames are for the clients of some node: moves a client of the log on to the next one that it gets."""

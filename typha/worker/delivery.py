@@ -17,7 +17,17 @@ from cache.state.cursor import CursorState
 from protocol import formats, subscriptions
 from typha import clock
 from typha.observability import buckets
-from typha.worker import admission, catchup, client, connections, policy, poller, slow_consumers, transport
+from typha.worker import (
+    admission,
+    catchup,
+    client,
+    connections,
+    policy,
+    poller,
+    protocol_adapters,
+    slow_consumers,
+    transport,
+)
 from typha.worker.channel import WorkerChannel
 from typha.worker.stats import (
     LATENCY_SECONDS,
@@ -90,8 +100,21 @@ class Delivery:
         channel.rescan = channel.rescan or channel.flush_index > 0
 
     def snapshot_arrived(self, channel: WorkerChannel) -> None:
-        """Clients that waited for a snapshot get this one, each in its turn."""
+        """Clients that waited for a snapshot get this one, each in its turn, unless they can go on without."""
+        for current in channel.with_positions():
+            if current in channel.held and self._resume(channel, current):
+                del channel.held[current]
         self.slots.wanted(channel)
+
+    def welcome(
+        self, newcomer: client.Client, channel: WorkerChannel, resumption: protocol_adapters.Resumption | None
+    ) -> None:
+        """A client asks for the channel. It goes on where it was, or waits for a snapshot."""
+        if resumption is not None:
+            channel.expect(newcomer, resumption)
+            if self._resume(channel, newcomer):
+                return
+        self.hold(newcomer, channel)
 
     def hold(self, current: client.Client, channel: WorkerChannel) -> None:
         """The client waits for its turn, and for a snapshot that can be served."""
@@ -515,13 +538,37 @@ class Delivery:
     # What changes the thing that a client reads.
 
     def _begin_snapshot(self, admitted: admission.Admitted) -> None:
-        newcomer, channel, snapshot = admitted
+        newcomer, channel, snapshot, pieces = admitted
         channel.away.add(newcomer)
         channel.snapshots_begun += 1
-        newcomer.become_snapshot(snapshot, channel.pieces_for(newcomer, snapshot))
+        newcomer.become_snapshot(snapshot, pieces)
+        self._stats.feeds[channel.feed].counts.snapshots_in_part += pieces is not None
         newcomer.greeting = channel.greeting(snapshot)
         newcomer.snapshot_at = _monotonic()
         self._sending.append(newcomer)
+
+    def _resume(self, channel: WorkerChannel, current: client.Client) -> bool:
+        """Lets a held client go on from its position, if it has one that exists: in the log, or by catch-up blocks.
+
+        A status in the log after the position would make the client take a map of the past for the present.
+        """
+        present = channel.present()
+        sequence = channel.take_position(current) if present is not None else None
+        if present is None or sequence is None or sequence > present.sequence:
+            return False
+        channel.away.add(current)
+        log = channel.log  # of a selection, what follows may have been sent in part when the client left
+        offset = log.offset_of(sequence) if channel.subscription is None else log.first_offset_of(sequence)
+        if offset is not None and offset >= max(channel.trim_offset, channel.last_status_offset()):
+            channel.forget_resumption(current)
+            current.become_resumed(offset, sequence)
+            current.greeting = present
+            current.blocked_offset = offset
+        else:
+            self._catch_up.resume(channel, current, sequence, present)
+        self._stats.feeds[channel.feed].counts.resumed += 1
+        self._sending.append(current)
+        return True
 
     def _finish_snapshot(self, channel: WorkerChannel, current: client.Client) -> None:
         """The snapshot is sent whole: the client follows the log, or catches up if its place there is gone."""

@@ -4,6 +4,7 @@ The first byte distinguishes the protocols: `00` begins the native one, 16 (hex)
 only be the gob stream of a Typha client.
 """
 
+import array
 import functools
 import importlib.metadata
 from collections.abc import Callable, Iterator
@@ -20,7 +21,10 @@ from protocol.typha import connection as typha
 from protocol.typha import messages as typha_messages
 
 SOFTWARE = f"typha/{importlib.metadata.version('typha')}"
-_SUPPORTED_FEATURES = frozenset({messages.Feature.ZSTD.value})
+_SUPPORTED_FEATURES = frozenset(
+    {messages.Feature.ZSTD.value, messages.Feature.RESUME.value, messages.Feature.CHUNK_DIGESTS.value}
+)
+_RESUMING = frozenset({messages.Feature.RESUME.value, messages.Feature.CHUNK_DIGESTS.value})
 _CALICO_FEEDS = frozenset(syncers.NAMES)
 """Their keys have neither kinds nor namespaces that a client could name."""
 _RETRY_UNKNOWN_FEED_MILLISECONDS = 30_000
@@ -108,6 +112,15 @@ class AgentVersion(NamedTuple):
     reason: str
 
 
+class Resumption(NamedTuple):
+    """What a client has of the feed from an earlier connection, by its own words."""
+
+    sequence: int | None = None
+    """Everything up to this sequence of our incarnation."""
+    digests: "array.array[int] | None" = None
+    """Those of the chunks of its map, a power of two of them."""
+
+
 class Subscribed(NamedTuple):
     """The handshake is done: after `data`, the client is sent this feed in this wire format."""
 
@@ -121,6 +134,7 @@ class Subscribed(NamedTuple):
     """What part of the feed it gets; None for all of it."""
     tag: int = subscriptions.COMMON
     """Of the client's node, if the subscription is by node."""
+    resumption: Resumption | None = None
 
 
 Event: TypeAlias = Ponged | Left | Refused | AckAwaited | Subscribed
@@ -233,10 +247,15 @@ class NativeAdapter:
         subscription = self._subscription(hello)
         if subscription is not None:
             features |= {messages.Feature.SUBSCRIPTIONS.value}
+            if subscription.own_node:  # a chunk of a snapshot may be of one node
+                features -= _RESUMING
         not_supported = _asked_for(hello) - features
         if sum(len(name.encode()) for name in not_supported) > _NAMED_FEATURES_BYTES_MAX:
             text = f"the names of unknown features have more than {_NAMED_FEATURES_BYTES_MAX} bytes"
             return Refused(DisconnectReason.MESSAGE_TOO_LARGE, text)
+        digests = len(hello.chunk_digests or (0,))
+        if messages.Feature.CHUNK_DIGESTS in features and digests & (digests - 1):
+            raise errors.RemoteProtocolError(f"{digests} chunk digests, which is no power of two")
         answer = messages.ServerHello(
             version=native.VERSION,
             feed=hello.feed,
@@ -249,12 +268,16 @@ class NativeAdapter:
         )
         self._connection.send_hello(answer, self._number)
         wire_format = native_encoder.ZSTD if messages.Feature.ZSTD.value in features else native_encoder.PLAIN
-        introduction = Introduction("native", hello.feed, hello.feed)
-        said = Subscribed(self._connection.data_to_send(), hello.feed, wire_format, introduction=introduction)
-        if subscription is None or subscription.is_everything:
-            return said
-        tag = subscriptions.tag_of(hello.node) if subscription.own_node else subscriptions.COMMON
-        return said._replace(subscription=subscription, tag=tag)
+        by_node = subscription is not None and bool(subscription.own_node)
+        return Subscribed(
+            self._connection.data_to_send(),
+            hello.feed,
+            wire_format,
+            introduction=Introduction("native", hello.feed, hello.feed),
+            resumption=None if by_node else _resumption(hello, self._offer.incarnation),
+            subscription=None if subscription is None or subscription.is_everything else subscription,
+            tag=subscriptions.tag_of(hello.node) if by_node else subscriptions.COMMON,
+        )
 
     def _subscription(self, hello: messages.ClientHello) -> subscriptions.Subscription | None:
         """The subscription that is in force; None if the client gets the whole feed."""
@@ -385,6 +408,16 @@ def _choose(
     if choice.release is None:
         return Refused(DisconnectReason.UNSUPPORTED_VERSION, choice.reason)
     return AgentVersion(version, choice.release, choice.reason)
+
+
+def _resumption(hello: messages.ClientHello, incarnation: bytes) -> Resumption | None:
+    """What the client has, as far as it understands the answers to that."""
+    sequence = digests = None
+    if messages.Feature.RESUME in hello.features and hello.resume is not None:
+        sequence = hello.resume.sequence if hello.resume.incarnation == incarnation else None
+    if messages.Feature.CHUNK_DIGESTS in hello.features and hello.chunk_digests:
+        digests = array.array("Q", hello.chunk_digests)
+    return None if sequence is None and digests is None else Resumption(sequence, digests)
 
 
 def _asked_for(hello: messages.ClientHello) -> frozenset[str]:

@@ -539,7 +539,7 @@ class Server:
             case protocol_adapters.Subscribed():
                 newcomer.channel = self.channels.wanted(greeted.feed, greeted.wire_format, greeted.subscription)
                 newcomer.tag = greeted.tag
-                self.delivery.hold(newcomer, newcomer.channel)
+                self.delivery.welcome(newcomer, newcomer.channel, greeted.resumption)
 
     def _accept(self) -> None:
         if len(self.poller.clients) >= self._share:

@@ -19,6 +19,8 @@ REASON = reasons.DisconnectReason.NO_PROGRESS
 LEGAL = {
     (State.HANDSHAKE, State.HELD),
     (State.HELD, State.SNAPSHOT),
+    (State.HELD, State.FOLLOWING),
+    (State.HELD, State.CATCHING_UP),
     (State.SNAPSHOT, State.FOLLOWING),
     (State.FOLLOWING, State.CATCHING_UP),
     (State.CATCHING_UP, State.HELD),
@@ -81,6 +83,12 @@ def cursor_in(state: State, reader: log.LogReader) -> cursor.Cursor:
 
 
 def become(made: cursor.Cursor, state: State, reader: log.LogReader) -> None:
+    if (made.state, state) == (State.HELD, State.FOLLOWING):
+        made.become_resumed(4, 1)
+        return
+    if (made.state, state) == (State.HELD, State.CATCHING_UP):
+        made.become_returning(1, needed_sequence=2, offset=20)
+        return
     if (made.state, state) == (State.CATCHING_UP, State.FOLLOWING):
         made.become_reading(block_file(made.sequence, 9, 9))
         made.position = 50

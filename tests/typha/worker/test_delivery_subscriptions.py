@@ -166,7 +166,9 @@ async def test_a_subscription_without_clients_is_dropped(stage: WorkerStand) -> 
     await stage.converged(peer)
     assert len(stage.hub.selections) == 1
     peer.close()
-    await eventually(lambda: not stage.handle.report.channels[stage.channel.number].clients)
+    number = stage.channel.number
+    await eventually(lambda: number in stage.handle.report.channels)
+    await eventually(lambda: not stage.handle.report.channels[number].clients)
     stage.hub.look_after_channels()
     [channel] = stage.hub.channels.values()
     assert channel.idle_since is not None
