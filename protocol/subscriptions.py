@@ -1,7 +1,7 @@
 """Internal: subscriptions, the part of a feed that a client asks for, and the node that a key belongs to.
 
 Both ends use it: the server to select what it sends, and a client whose server cannot select (docs/protocol.md,
-section 7).
+section 4).
 """
 
 import functools

@@ -213,6 +213,23 @@ TO_SERVERS: Final = (
         framed(b"\x92\x01\x84\x07\xc0" + _hello()[8:]),
         "protocol-error",
     ),
+    ToServer(
+        "M2",
+        "a subscription with a count for a boolean",
+        "preface",
+        _hello(subscription={"own_node": 1}),
+        "protocol-error",
+    ),
+    ToServer("M2", "a subscription that is an array", "preface", _hello(subscription=["pods"]), "protocol-error"),
+    ToServer("S1", "a subscription without a kind", "preface", _hello(subscription={"kinds": []}), "protocol-error"),
+    ToServer("L1", "65 namespaces", "preface", _hello(subscription={"namespaces": ["n"] * 65}), "protocol-error"),
+    ToServer(
+        "L1",
+        "a prefix of 1,025 characters",
+        "preface",
+        _hello(subscription={"prefixes": ["/" * 1025]}),
+        "protocol-error",
+    ),
     ToServer("L1", "65 features", "preface", _hello(features=["f"] * 65), "protocol-error"),
     ToServer("L1", "4,097 chunk digests", "preface", _hello(chunk_digests=[0] * 4097), "protocol-error"),
     ToServer(

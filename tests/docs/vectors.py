@@ -41,6 +41,27 @@ FULL_HELLO = messages.ClientHello(
     resume=messages.ResumePosition(INCARNATION, 4711),
     chunk_digests=(0, 2**64 - 1),
 )
+SUBSCRIBING_HELLO = messages.ClientHello(
+    feed="workloads",
+    agent="my-agent",
+    node="n1",
+    features=frozenset({"subscriptions"}),
+    subscription=subscriptions.Subscription(
+        kinds=("core/v1/pods", "core/v1/services"),
+        namespaces=("", "default"),
+        prefixes=("/core/v1/",),
+        own_node=True,
+    ),
+)
+SUBSCRIBED_HELLO = messages.ServerHello(
+    version=1,
+    feed="workloads",
+    incarnation=INCARNATION,
+    features=frozenset({"subscriptions"}),
+    connection_id=7,
+    ping_interval_milliseconds=10_000,
+    max_frame_bytes=frames.MAX_FRAME_BYTES,
+)
 SERVER_HELLO = messages.ServerHello(
     version=1,
     feed="workloads",
@@ -79,7 +100,9 @@ SHUTTING_DOWN = messages.Goodbye("shutting-down", "the server is draining", 1500
 VECTORS = [
     Vector("client-hello", CLIENT_HELLO),
     Vector("client-hello with every member", FULL_HELLO),
+    Vector("client-hello with a subscription", SUBSCRIBING_HELLO),
     Vector("server-hello", SERVER_HELLO),
+    Vector("server-hello with a subscription in force", SUBSCRIBED_HELLO),
     Vector("server-hello that declines features", REFUSING_HELLO),
     Vector("snapshot-begin", messages.SnapshotBegin(40, 2, 2)),
     Vector("snapshot-chunk", CHUNK_0),
