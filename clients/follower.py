@@ -54,6 +54,8 @@ class StatusChanged:
     status: messages.SyncStatus
 
 
+_FEATURES = frozenset({messages.Feature.ZSTD, messages.Feature.RESUME, messages.Feature.CHUNK_DIGESTS})
+
 Event: TypeAlias = Batch | StatusChanged | Connected | Disconnected
 
 
@@ -80,7 +82,9 @@ class Follower:
             feed=feed,
             agent=agent,
             node=node,
-            features=frozenset({messages.Feature.ZSTD, *({messages.Feature.POSITIONS} if reports_applied else ())}),
+            features=_FEATURES | ({messages.Feature.POSITIONS} if reports_applied else frozenset())
+            if protocol is connection.Protocol.NATIVE
+            else frozenset(),
             software=connection.software(protocol, agent_release),
         )
         self.connections = 0
@@ -135,6 +139,8 @@ class Follower:
                         for event in self._receive(message, now=loop.time()):
                             yield event
             except errors.ClientError as error:
+                if isinstance(error, errors.BadServer):
+                    self._differ.distrust()
                 retry_in_seconds = self._plan_retry(error, now=loop.time())
                 yield Disconnected(error, retry_in_seconds)
                 await asyncio.sleep(retry_in_seconds)
@@ -143,7 +149,7 @@ class Follower:
         self._differ.begin_connection()
         return connection.stream(
             self._rotation.current(),
-            hello=self.hello,
+            hello=self._differ.resuming(self.hello),
             tls=self._tls,
             server_name=self._server_name,
             timeouts=self._timeouts,
@@ -153,6 +159,7 @@ class Follower:
 
     def _receive(self, message: messages.Message, *, now: float) -> list[Event]:
         if isinstance(message, messages.ServerHello):
+            self._differ.receive(message)
             self.connections += 1
             self._connected_at = now
             return [Connected(self._rotation.current(), message)]

@@ -38,6 +38,7 @@ SUBJECTS = (
     "refusals",
     "served",
     "slow_clients",
+    "subscriptions",
     "update_times",
 )
 """Tests that are about more than one module: test_<something>_<subject>.py, or test_<subject>.py."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from protocol import encoding, messages
+from protocol import encoding, messages, subscriptions
 from protocol.native import codec, frames
 
 FRAME_TARGET_BYTES = 256 * 1024
@@ -74,7 +74,21 @@ class NativeEncoder:
         self, previous_sequence: int, sequence: int, updates: Sequence[messages.Update]
     ) -> encoding.EncodedFrame:
         payload = codec.encode_updates(previous_sequence, sequence, updates)
-        return encoding.EncodedFrame(self._frame(payload), sequence)
+        return encoding.EncodedFrame(self._frame(payload), sequence, updates=len(updates))
+
+    def selected(
+        self, previous_sequence: int, sequence: int, parts: Sequence[tuple[int, Sequence[messages.Update]]]
+    ) -> list[encoding.EncodedFrame]:
+        """See `protocol.encoding.Encoder`."""
+        encoded = []
+        has_common = bool(parts) and parts[-1][0] == subscriptions.COMMON
+        for number, (tag, updates) in enumerate(parts, 1):
+            batches = list(self._batches(updates))
+            for left, batch in zip(range(len(batches) - 1, -1, -1), batches, strict=True):
+                is_complete = not left and (not has_common or number == len(parts))
+                reached = sequence if is_complete else previous_sequence
+                encoded.append(self._updates(previous_sequence, reached, batch)._replace(tag=tag))
+        return encoded
 
     def changes(
         self, previous_sequence: int, changes: Iterable[tuple[int, messages.Update]], *, end_sequence: int
