@@ -36,6 +36,7 @@ SUBJECTS = (
     "pipeline",
     "projections",
     "refusals",
+    "resume",
     "served",
     "slow_clients",
     "subscriptions",

@@ -9,6 +9,8 @@ from clients.conformance.wire import frame, framed
 VERIFYING: Final = "verifying"
 ZSTD: Final = "zstd"
 POSITIONS: Final = "positions"
+RESUME: Final = "resume"
+DIGESTS: Final = "chunk-digests"
 
 
 class ToClient(NamedTuple):
