@@ -91,7 +91,7 @@ class Follower:
         """Number of connections on which a server accepted the hello."""
         self.snapshots = 0
         """Number of snapshots received and verified."""
-        self._tls = tls
+        self._tls = None if tls is None else connection.TlsSessions(tls)
         self._server_name = server_name
         self._timeouts = timeouts
         self._protocol = protocol

@@ -34,7 +34,8 @@ type Options struct {
 	Agent string
 	// Node is the node that the program runs on, if any.
 	Node string
-	// TLS, if not nil, is what to connect with. ServerName defaults to the host of the address, MinVersion to TLS 1.2.
+	// TLS, if not nil, is what to connect with. ServerName defaults to the host of the address, MinVersion to TLS 1.2, and
+	// ClientSessionCache to one of this call: a handshake that resumes a session costs a third.
 	TLS *tls.Config
 	// ReportsApplied tells the server what has been applied, if it supports that. [Follow] takes an event for applied
 	// once the function returns; a [Mirror] is told by its method Applied.
@@ -117,6 +118,10 @@ func Follow(ctx context.Context, options Options, handle func(Event) error) erro
 func followAs(ctx context.Context, options Options, acknowledger *acknowledger, handle func(Event) error) error {
 	if err := options.check(); err != nil {
 		return err
+	}
+	if options.TLS != nil && options.TLS.ClientSessionCache == nil {
+		options.TLS = options.TLS.Clone()
+		options.TLS.ClientSessionCache = tls.NewLRUClientSessionCache(0)
 	}
 	one := follower{
 		options: options, handle: handle, acknowledger: acknowledger,
