@@ -5,8 +5,10 @@ import enum
 import random
 import socket
 import ssl
+from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Self
 
 from clients import addresses, applied, errors
 from protocol import errors as protocol_errors
@@ -21,6 +23,8 @@ MAX_UNSENT_BYTES = 64 * 1024
 DEFAULT_PING_INTERVAL_SECONDS = 10.0
 """Assumed if the server does not announce one."""
 MAX_PING_INTERVAL_SECONDS = 600.0
+MAX_TLS_SESSIONS = 64
+"""Servers with a session to resume: more than a service has replicas. A session takes some 4 kB."""
 
 
 class Protocol(enum.Enum):
@@ -44,6 +48,45 @@ class Timeouts:
 
 
 DEFAULT_TIMEOUTS = Timeouts()
+
+
+class TlsSessions(ssl.SSLContext):
+    """Makes connections of another context, one at a time, and resumes their sessions: each server's last one, once.
+
+    A handshake that resumes costs the client a third. A server that cannot resume the session does a full one.
+    """
+
+    server: tuple[str, int, str]
+    """Address, port and name of the next connection's. Sessions of one server are none of another's business."""
+    _context: ssl.SSLContext
+    _resumable: OrderedDict[tuple[str, int, str], ssl.SSLSession]
+
+    def __new__(cls, context: ssl.SSLContext) -> Self:
+        """Takes the caller's context, which stays as it is."""
+        made = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+        made._context = context
+        made._resumable = OrderedDict()
+        return made
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """Called by asyncio, which knows no sessions."""
+        session = self._resumable.pop(self.server, session)
+        return self._context.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+
+    def keep(self, ended: ssl.SSLObject) -> None:
+        """The session of a connection that is about to be closed may be resumed."""
+        session = ended.session
+        if session is not None and session.has_ticket:
+            self._resumable[self.server] = session
+            if len(self._resumable) > MAX_TLS_SESSIONS:
+                self._resumable.popitem(last=False)
 
 
 async def stream(
@@ -81,6 +124,8 @@ async def stream(
     finally:
         if acknowledger is not None:
             acknowledger.disconnected()
+        if isinstance(tls, TlsSessions):
+            tls.keep(writer.get_extra_info("ssl_object"))
         # close() would wait for a peer that may be gone; a cancelled caller must not wait.
         writer.transport.abort()
 
@@ -101,6 +146,8 @@ async def _open(
     for candidate in hosts:
         try:
             async with asyncio.timeout(timeouts.connect_seconds / len(hosts)):
+                if isinstance(tls, TlsSessions):
+                    tls.server = (candidate, port, server_name or host)
                 return await asyncio.open_connection(
                     candidate, port, ssl=tls, server_hostname=server_hostname, limit=READ_BYTES
                 )

@@ -19,7 +19,7 @@ on one batch; the receiver then reconnects. `Mirror` reads in the background ins
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -54,6 +54,8 @@ class StatusChanged:
     status: messages.SyncStatus
 
 
+_FEATURES = frozenset({messages.Feature.ZSTD, messages.Feature.RESUME, messages.Feature.CHUNK_DIGESTS})
+
 Event: TypeAlias = Batch | StatusChanged | Connected | Disconnected
 
 
@@ -80,14 +82,16 @@ class Follower:
             feed=feed,
             agent=agent,
             node=node,
-            features=frozenset({messages.Feature.ZSTD, *({messages.Feature.POSITIONS} if reports_applied else ())}),
+            features=_FEATURES | ({messages.Feature.POSITIONS} if reports_applied else frozenset())
+            if protocol is connection.Protocol.NATIVE
+            else frozenset(),
             software=connection.software(protocol, agent_release),
         )
         self.connections = 0
         """Number of connections on which a server accepted the hello."""
         self.snapshots = 0
         """Number of snapshots received and verified."""
-        self._tls = tls
+        self._tls = None if tls is None else connection.TlsSessions(tls)
         self._server_name = server_name
         self._timeouts = timeouts
         self._protocol = protocol
@@ -124,6 +128,22 @@ class Follower:
             raise RuntimeError("`applied` needs `reports_applied=True`")
         self._acknowledger.applied(version)
 
+    @property
+    def position(self) -> messages.ResumePosition | None:
+        """That of the map in the history of a server. None while it is a mixture of several moments."""
+        return self._differ.position
+
+    @property
+    def chunks(self) -> int:
+        """Into how many chunks the server split the map; 0 without a map, and after data that contradicted it."""
+        return self._differ.chunks if self._differ.is_trusted else 0
+
+    def restore(
+        self, updates: Iterable[messages.Update], *, position: messages.ResumePosition | None, chunks: int
+    ) -> None:
+        """Begins with a map that an earlier process had. Call it before `events`; each update has a value."""
+        self._differ.restore(updates, position=position, chunks=chunks)
+
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yields events without end. Only one task may iterate at a time."""
         loop = asyncio.get_running_loop()
@@ -135,6 +155,8 @@ class Follower:
                         for event in self._receive(message, now=loop.time()):
                             yield event
             except errors.ClientError as error:
+                if isinstance(error, errors.BadServer):
+                    self._differ.distrust()
                 retry_in_seconds = self._plan_retry(error, now=loop.time())
                 yield Disconnected(error, retry_in_seconds)
                 await asyncio.sleep(retry_in_seconds)
@@ -143,7 +165,7 @@ class Follower:
         self._differ.begin_connection()
         return connection.stream(
             self._rotation.current(),
-            hello=self.hello,
+            hello=self._differ.resuming(self.hello),
             tls=self._tls,
             server_name=self._server_name,
             timeouts=self._timeouts,
@@ -153,6 +175,7 @@ class Follower:
 
     def _receive(self, message: messages.Message, *, now: float) -> list[Event]:
         if isinstance(message, messages.ServerHello):
+            self._differ.receive(message)
             self.connections += 1
             self._connected_at = now
             return [Connected(self._rotation.current(), message)]

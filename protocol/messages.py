@@ -9,6 +9,8 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
+from protocol import subscriptions
+
 
 class SyncStatus(enum.IntEnum):
     """How complete the data is that the server has sent."""
@@ -81,10 +83,11 @@ class ClientHello(msgspec.Struct, frozen=True):
     features: frozenset[str] = frozenset()
     software: str = ""
     node: str = ""
-    subscription: dict[str, object] | None = None
-    """Reserved. A server reads it as an empty map: it does not support it, and so need not make room for it."""
+    subscription: subscriptions.Subscription | None = None
     resume: ResumePosition | None = None
+    """What the client's map is, if it has one. It counts with the feature `resume` only."""
     chunk_digests: tuple[int, ...] | None = None
+    """The digests of the chunks of the client's map, a power of two of them. Count with `chunk-digests` only."""
 
 
 class ServerHello(msgspec.Struct, frozen=True):
@@ -110,6 +113,23 @@ class SnapshotBegin:
     sequence: int
     keys: int
     chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotResume:
+    """Begins a snapshot for a client that has told the digests of its chunks: it keeps some of them."""
+
+    sequence: int
+    keys: int
+    """Of the whole map, with those that the client keeps."""
+    chunks: int
+    """A power of two."""
+    kept: bytes
+    """A bit for each chunk, from the lowest bit of the first byte on: set if the client keeps the chunk."""
+
+    def keeps(self, chunk: int) -> bool:
+        """Whether the client keeps a chunk (< `chunks`)."""
+        return bool(self.kept[chunk >> 3] & 1 << (chunk & 7))
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +200,7 @@ Message: TypeAlias = (
     ClientHello
     | ServerHello
     | SnapshotBegin
+    | SnapshotResume
     | SnapshotChunk
     | SnapshotEnd
     | Updates

@@ -9,6 +9,8 @@ from clients.conformance.wire import frame, framed
 VERIFYING: Final = "verifying"
 ZSTD: Final = "zstd"
 POSITIONS: Final = "positions"
+RESUME: Final = "resume"
+DIGESTS: Final = "chunk-digests"
 
 
 class ToClient(NamedTuple):
@@ -133,6 +135,13 @@ TO_CLIENTS: Final = (
     ToClient("F7", "two compressed frames in one", "hello", framed(_ZSTD_PING + _ZSTD_PING, 1), ZSTD),
     ToClient("F7", "a skippable zstd frame after the frame", "hello", framed(_ZSTD_PING + _SKIPPABLE, 1), ZSTD),
     ToClient(
+        "O1",
+        "a snapshot that keeps chunks of a client that has told no digests",
+        "hello",
+        frame(wire.RESUME, 40, 2, 2, b"\x03"),
+    ),
+    ToClient("O1", "a snapshot that keeps chunks, after another", "snapshot", frame(wire.RESUME, 40, 2, 2, b"\x03")),
+    ToClient(
         "V1",
         "a chunk without its digest",
         "hello",
@@ -210,7 +219,32 @@ TO_SERVERS: Final = (
         framed(b"\x92\x01\x84\x07\xc0" + _hello()[8:]),
         "protocol-error",
     ),
+    ToServer(
+        "M2",
+        "a subscription with a count for a boolean",
+        "preface",
+        _hello(subscription={"own_node": 1}),
+        "protocol-error",
+    ),
+    ToServer("M2", "a subscription that is an array", "preface", _hello(subscription=["pods"]), "protocol-error"),
+    ToServer("S1", "a subscription without a kind", "preface", _hello(subscription={"kinds": []}), "protocol-error"),
+    ToServer("L1", "65 namespaces", "preface", _hello(subscription={"namespaces": ["n"] * 65}), "protocol-error"),
+    ToServer(
+        "L1",
+        "a prefix of 1,025 characters",
+        "preface",
+        _hello(subscription={"prefixes": ["/" * 1025]}),
+        "protocol-error",
+    ),
     ToServer("L1", "65 features", "preface", _hello(features=["f"] * 65), "protocol-error"),
+    ToServer("L1", "4,097 chunk digests", "preface", _hello(chunk_digests=[0] * 4097), "protocol-error"),
+    ToServer(
+        "R3",
+        "three chunk digests",
+        "preface",
+        _hello(features=["chunk-digests"], chunk_digests=[0, 1, 2]),
+        "protocol-error",
+    ),
     ToServer("L1", "an agent of 1,025 characters", "preface", _hello(agent="a" * 1025), "protocol-error"),
     ToServer("O1", "a pong before the hello", "preface", frame(wire.PONG, 0), "protocol-error"),
     ToServer(

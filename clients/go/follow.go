@@ -34,7 +34,8 @@ type Options struct {
 	Agent string
 	// Node is the node that the program runs on, if any.
 	Node string
-	// TLS, if not nil, is what to connect with. ServerName defaults to the host of the address, MinVersion to TLS 1.2.
+	// TLS, if not nil, is what to connect with. ServerName defaults to the host of the address, MinVersion to TLS 1.2, and
+	// ClientSessionCache to one of this call: a handshake that resumes a session costs a third.
 	TLS *tls.Config
 	// ReportsApplied tells the server what has been applied, if it supports that. [Follow] takes an event for applied
 	// once the function returns; a [Mirror] is told by its method Applied.
@@ -118,6 +119,10 @@ func followAs(ctx context.Context, options Options, acknowledger *acknowledger, 
 	if err := options.check(); err != nil {
 		return err
 	}
+	if options.TLS != nil && options.TLS.ClientSessionCache == nil {
+		options.TLS = options.TLS.Clone()
+		options.TLS.ClientSessionCache = tls.NewLRUClientSessionCache(0)
+	}
 	one := follower{
 		options: options, handle: handle, acknowledger: acknowledger,
 		differ: newDiffer(), rotation: newRotation(options.Addresses),
@@ -129,6 +134,8 @@ func followAs(ctx context.Context, options Options, acknowledger *acknowledger, 
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		var wrong *ProtocolError
+		one.differ.distrusted = one.differ.distrusted || errors.As(err, &wrong)
 		var stop stopError
 		if errors.As(err, &stop) {
 			return stop.error
@@ -189,7 +196,9 @@ func (f *follower) connect(ctx context.Context, address string) error {
 	one := &session{connection: connection, deadline: time.Now().Add(helloTimeout)}
 	one.frames = frameReader{from: bufio.NewReaderSize(one, readBytes), limit: maxFrameBytes}
 	defer one.frames.close()
-	if err := one.write(clientHello(&f.options)); err != nil {
+	at, digests := f.differ.resuming()
+	one.asked, one.digests = at, digests != nil
+	if err := one.write(clientHello(&f.options, at, digests)); err != nil {
 		return err
 	}
 	hello, err := one.greet(f.options.Feed)
@@ -197,7 +206,7 @@ func (f *follower) connect(ctx context.Context, address string) error {
 		return err
 	}
 	f.connectedAt = time.Now()
-	f.differ.beginConnection()
+	f.differ.beginConnection(hello.incarnation)
 	if f.acknowledger != nil {
 		f.acknowledger.beginConnection()
 		if slices.Contains(hello.features, featureApplied) {
@@ -329,10 +338,16 @@ type session struct {
 	sequence   uint64
 	unsent     error // why a pong could not be sent
 	writing    sync.Mutex
+
+	asked     *position // what the hello says of the map
+	digests   bool      // it says the digests of its chunks, too
+	continues bool      // while the state is resuming: the server may go on from the position,
+	keeps     bool      // or leave out chunks
 }
 
 const (
 	ready      = "ready"
+	resuming   = "resuming" // ready, and the map is as in the hello
 	inSnapshot = "snapshot"
 	following  = "following"
 )
@@ -388,10 +403,25 @@ func (s *session) greet(feed string) (serverHello, error) {
 		}
 		s.state, s.silence = ready, silenceFactor*message.pingInterval
 		s.frames.limit, s.frames.zstd = message.maxFrame, slices.Contains(message.features, featureZstd)
+		s.resume(message)
 		return message, nil
 	}
 	return serverHello{}, broken("%T is not allowed before the hello", message)
 }
+
+// resume decides what the server may do with the client's map (rules R4 and R6).
+func (s *session) resume(hello serverHello) {
+	s.keeps = s.digests && slices.Contains(hello.features, featureDigests)
+	if s.asked != nil && slices.Contains(hello.features, featureResume) && s.asked.incarnation == hello.incarnation {
+		s.continues, s.sequence = true, s.asked.sequence
+	}
+	if s.keeps || s.continues {
+		s.state = resuming
+	}
+}
+
+// follows tells whether updates and statuses may come.
+func (s *session) follows() bool { return s.state == following || s.state == resuming && s.continues }
 
 func (s *session) receive() (any, error) {
 	payload, err := s.frames.next()
@@ -426,6 +456,12 @@ func (s *session) next() (any, error) {
 		}
 		s.state = inSnapshot
 		return message, nil
+	case snapshotResume:
+		if state != resuming || !s.keeps {
+			break
+		}
+		s.state = inSnapshot
+		return message, nil
 	case snapshotChunk:
 		if state == inSnapshot {
 			return message, nil
@@ -437,16 +473,16 @@ func (s *session) next() (any, error) {
 		s.state, s.sequence = following, message.sequence
 		return message, nil
 	case updates:
-		if state != following {
+		if !s.follows() {
 			break
 		}
 		if message.previous != s.sequence || message.sequence < s.sequence {
 			return nil, broken("updates from %d to %d do not continue %d", message.previous, message.sequence, s.sequence)
 		}
-		s.sequence = message.sequence
+		s.state, s.sequence = following, message.sequence
 		return message, nil
 	case statusMessage:
-		if state != following {
+		if !s.follows() {
 			break
 		}
 		if message.sequence != s.sequence && (message.status != CatchingUp || message.sequence > s.sequence) {

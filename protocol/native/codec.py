@@ -14,14 +14,16 @@ from typing import Annotated, TypeAlias
 import msgpack
 import msgspec
 
-from protocol import errors, messages
+from protocol import errors, messages, subscriptions
 
 MAX_NAME_CHARS = 1024
 """Limit of the names of feed, agent, node and software, and of the text of a goodbye."""
 MAX_KEY_CHARS = 4096
 """A raw key has at most 4 x 253 characters and the separators."""
-MAX_CHUNKS = 8192
-"""Limit of the chunk digests in a hello. A frame to a server has room for 7,200 of them."""
+MAX_CHUNK_DIGESTS = 4096
+"""Limit of the chunk digests in a hello, whose frame has room for 7,200 of them."""
+MAX_CHUNKS = 1 << 20
+"""Limit of the chunks of a snapshot that leaves some out, a bit for each."""
 INCARNATION_BYTES = 16
 MAX_UPDATES = 1 << 20
 """Limit of the updates in a frame: each takes up to 35 times its bytes in memory."""
@@ -43,6 +45,7 @@ class MessageType(enum.IntEnum):
     PONG = 9
     GOODBYE = 10
     APPLIED = 11
+    SNAPSHOT_RESUME = 12
 
 
 def message_name(kind: type[messages.Message]) -> str:
@@ -85,7 +88,7 @@ def _encode_client_hello(hello: messages.ClientHello) -> bytes:
         "node": hello.node,
     }
     if hello.subscription is not None:
-        content["subscription"] = hello.subscription
+        content["subscription"] = msgspec.to_builtins(hello.subscription)
     if hello.resume is not None:
         content["resume"] = tuple(hello.resume)
     if hello.chunk_digests is not None:
@@ -142,6 +145,7 @@ _ENCODERS: dict[type, Callable[..., bytes]] = {
     messages.Pong: lambda m: _pack((MessageType.PONG, m.sequence)),
     messages.Goodbye: lambda m: _pack((MessageType.GOODBYE, m.reason, m.text, m.retry_after_milliseconds)),
     messages.Applied: lambda m: _pack((MessageType.APPLIED, m.sequence)),
+    messages.SnapshotResume: lambda m: _pack((MessageType.SNAPSHOT_RESUME, m.sequence, m.keys, m.chunks, m.kept)),
 }
 
 
@@ -157,10 +161,6 @@ class _Wire(msgspec.Struct, array_like=True, gc=False):
     """A payload. Additional elements are skipped."""
 
 
-class _Skipped(msgspec.Struct):
-    """A map whose members are skipped."""
-
-
 class _ResumePosition(msgspec.Struct, array_like=True):
     incarnation: bytes
     sequence: _Count
@@ -173,9 +173,9 @@ class _ClientHelloContent(msgspec.Struct):
     features: _Names | None = None
     software: _Name | None = None
     node: _Name | None = None
-    subscription: _Skipped | None = None
+    subscription: subscriptions.Subscription | None = None
     resume: _ResumePosition | None = None
-    chunk_digests: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=MAX_CHUNKS)] | None = None
+    chunk_digests: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=MAX_CHUNK_DIGESTS)] | None = None
 
 
 class _ClientHello(_Wire, tag=int(MessageType.CLIENT_HELLO)):
@@ -184,6 +184,9 @@ class _ClientHello(_Wire, tag=int(MessageType.CLIENT_HELLO)):
     def message(self) -> messages.ClientHello:
         hello = self.content
         resume = hello.resume
+        digests = 1 if hello.chunk_digests is None else len(hello.chunk_digests)
+        if messages.Feature.CHUNK_DIGESTS in (hello.features or ()) and (not digests or digests & (digests - 1)):
+            raise msgspec.ValidationError(f"{digests} chunk digests, which is no power of two")
         return messages.ClientHello(
             hello.feed,
             hello.agent,
@@ -191,7 +194,7 @@ class _ClientHello(_Wire, tag=int(MessageType.CLIENT_HELLO)):
             frozenset(hello.features or ()),
             hello.software or "",
             hello.node or "",
-            None if hello.subscription is None else {},
+            hello.subscription,
             None if resume is None else messages.ResumePosition(resume.incarnation, resume.sequence),
             hello.chunk_digests,
         )
@@ -236,6 +239,22 @@ class _SnapshotBegin(_Wire, tag=int(MessageType.SNAPSHOT_BEGIN)):
 
     def message(self) -> messages.SnapshotBegin:
         return messages.SnapshotBegin(self.sequence, self.keys, self.chunks)
+
+
+class _SnapshotResume(_Wire, tag=int(MessageType.SNAPSHOT_RESUME)):
+    sequence: _Count
+    keys: _Count
+    chunks: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHUNKS)]
+    kept: bytes
+
+    def message(self) -> messages.SnapshotResume:
+        if self.chunks & (self.chunks - 1):
+            raise msgspec.ValidationError(f"{self.chunks} chunks, which is no power of two")
+        if len(self.kept) != -(-self.chunks // 8):
+            raise msgspec.ValidationError(
+                f"`kept` has length {len(self.kept)}, which is not that of {self.chunks} chunks"
+            )
+        return messages.SnapshotResume(self.sequence, self.keys, self.chunks, self.kept)
 
 
 class _Update(msgspec.Struct, array_like=True, gc=False):
@@ -332,7 +351,15 @@ class _Applied(_Wire, tag=int(MessageType.APPLIED)):
 
 _FromClient: TypeAlias = _ClientHello | _Pong | _Goodbye | _Applied
 _FromServer: TypeAlias = (
-    _ServerHello | _SnapshotBegin | _SnapshotChunk | _SnapshotEnd | _Updates | _Status | _Ping | _Goodbye
+    _ServerHello
+    | _SnapshotBegin
+    | _SnapshotResume
+    | _SnapshotChunk
+    | _SnapshotEnd
+    | _Updates
+    | _Status
+    | _Ping
+    | _Goodbye
 )
 _Decode: TypeAlias = Callable[[bytes | memoryview], _FromClient | _FromServer]
 _decode_from_client: _Decode = msgspec.msgpack.Decoder(_FromClient).decode

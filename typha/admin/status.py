@@ -90,7 +90,7 @@ class StatusPages:
         )
 
     def _feed(self, source: feed.Feed) -> answers.Feed:
-        channels = [channel for channel in self._hub.channels.values() if channel.feed is source]
+        channels = [channel for channel in self._hub.channels.values() if channel.feed.name == source.name]
         found = [report for channel in channels for report in self._hub.workers.channel_reports(channel)]
         reports = [report for report in found if report is not None]
         changed = self._hub.commit_times[source.name].newest
@@ -109,7 +109,7 @@ class StatusPages:
             reporting=reported.reporting,
             applied=reported.applied,
             applied_lag_seconds=round(reported.lag_seconds, 3),
-            formats=[channel.encoder.name for channel in channels],
+            formats=list(dict.fromkeys(channel.encoder.name for channel in channels)),
             snapshot_bytes=sum(channel.snapshot.length for channel in channels if channel.snapshot),
             log_bytes=sum(channel.log.used_bytes for channel in channels),
             changed_at=None if changed is None else unix_seconds(changed),

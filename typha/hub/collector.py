@@ -135,6 +135,11 @@ class Collector:
             "typha_breadcrumb_block": {(feed,): counts.sends for feed, counts in totals.feeds.items()},
             "typha_breadcrumb_non_block": {(feed,): counts.late_sends for feed, counts in totals.feeds.items()},
             "typha_snapshots_reused": {(feed,): counts.snapshots_sent for feed, counts in totals.feeds.items()},
+            "typha_clients_resumed_total": {
+                (feed, by): count
+                for feed, counts in totals.feeds.items()
+                for by, count in (("position", counts.resumed), ("digests", counts.snapshots_in_part))
+            },
             "typha_propagation_seconds": metrics.histogram_samples(
                 {(feed,): counts.propagation for feed, counts in totals.feeds.items()}, buckets.PROPAGATION_BOUNDS
             ),
@@ -175,8 +180,11 @@ class Collector:
             if channel.feed.name in releases.BY_FEED and not formats.replaces_by_snapshot(channel.encoder.name):
                 agents[releases.BY_FEED[channel.feed.name].value,] += clients
         built: dict[tuple[str, ...], float] = {(source.name,): 0 for source in feeds}
+        log_bytes: dict[tuple[str, ...], float] = {}
         for channel in channels:
             built[channel.feed.name,] += channel.snapshots_built
+            labels = channel.feed.name, channel.encoder.name
+            log_bytes[labels] = log_bytes.get(labels, 0) + channel.log.used_bytes
         return {
             "typha_connections_streaming": streaming,
             "typha_felix_agents": agents,
@@ -191,7 +199,7 @@ class Collector:
             "typha_snapshots_generated": built,
             "typha_cache_bytes": {(source.name,): source.store.value_bytes for source in feeds},
             **_snapshot_samples(channels),
-            "typha_log_bytes": {channel.key: channel.log.used_bytes for channel in channels},
+            "typha_log_bytes": log_bytes,
             "typha_updates_dropped_total": {(reason,): count for reason, count in self._hub.updates_refused.items()},
             "typha_expensive_conversions_total": {
                 (type,): count for type, count in self._hub.expensive_conversions.items()
@@ -362,7 +370,7 @@ def _snapshot_samples(channels: Iterable[hub_channel.HubChannel]) -> metrics.Sam
     compressed: dict[tuple[str, ...], float] = {}
     raw: dict[tuple[str, ...], float] = {}
     for one in sorted(channels, key=lambda one: _FORMATS_BY_USE.index(one.encoder.name)):
-        if one.snapshot is not None:
+        if one.snapshot is not None and one.subscription is None:
             compressed.setdefault((one.feed.name,), one.snapshot.length)
             raw.setdefault((one.feed.name,), one.snapshot.raw_length)
     return {"typha_snapshot_raw_bytes": raw, "typha_snapshot_compressed_bytes": compressed}

@@ -122,7 +122,18 @@ class WorkerLink:
     def open_channel(self, channel: HubChannel) -> None:
         """All there is of a channel: its log as far as it is kept, its snapshot, its end."""
         log = channel.log
-        self.send(messages.OpenChannel(channel.number, *channel.key, log.start, log.start_sequence))
+        feed, wire_format, subscription = channel.key
+        self.send(
+            messages.OpenChannel(
+                channel.number,
+                feed,
+                wire_format,
+                log.start,
+                log.start_sequence,
+                log.start_updates,
+                subscription,
+            )
+        )
         if log.status_offset:
             self.note_status(channel, log.status)
         self.add_segments(channel, log.segments)

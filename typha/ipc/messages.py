@@ -4,6 +4,7 @@
 | --- | --- | --- | --- |
 | `ShareCounter` | worker | first; with 1 descriptor | the worker counts finished `Publish` messages there |
 | `OpenChannel` | worker | when a channel is opened, and to a new worker | precedes all else about the channel |
+| `RefuseChannel` | worker | in answer to `WantChannel` | there are too many subscriptions; its clients connect again |
 | `AddSegment` | worker | before the first `Publish` into it; with 2 descriptors | the file does not move or shrink |
 | `NoteStatus` | worker | before the `Publish` that makes it visible | never coalesced: a worker knows every status |
 | `Publish` | worker | after a commit; ends are coalesced while the link is full | all before the end is readable |
@@ -47,7 +48,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 
 from cache.state import cursor, files
-from protocol import formats, messages, reasons
+from protocol import formats, messages, reasons, subscriptions
 from typha.observability import buckets, quantiles
 
 ENDS_REPORTED_MAX = 50
@@ -107,6 +108,18 @@ class OpenChannel(_Message):
     wire_format: str
     start: int
     start_sequence: int
+    start_updates: int = 0
+    """Number of updates in the log before its beginning."""
+    subscription: subscriptions.Subscription | None = None
+    """What part of the feed it has; None for all of it."""
+
+
+class RefuseChannel(_Message):
+    """The channel is not opened."""
+
+    feed: str
+    wire_format: str
+    subscription: subscriptions.Subscription | None = None
 
 
 class AddSegment(_Message):
@@ -276,11 +289,17 @@ class WantChannel(_Message):
 
     feed: str
     wire_format: WireFormat
+    subscription: subscriptions.Subscription | None = None
 
 
 SNAPSHOT_FRESH_SECONDS = 1.0
 """How old a snapshot may be for newcomers of a format in key order, the original's number. Newcomers must not be led
 through the past: Felix keeps an old order of policies that changed, or came and went, before it was in sync."""
+
+
+SELECTIONS_MAX = 16
+"""Subscriptions that are served at a time, over all feeds. Each costs the hub some 200 bytes for each key, a look at
+every change, a log and a snapshot; a fleet has one for each kind of agent."""
 
 
 class WantSnapshot(_Message):
@@ -308,6 +327,11 @@ class FeedCounts(msgspec.Struct, forbid_unknown_fields=True):
     late_sends: Count = 0
     """Writes to clients that were behind in the log."""
     snapshots_sent: Count = 0
+    """Whole ones and those in part."""
+    resumed: Count = 0
+    """Clients that went on from their position, without a snapshot."""
+    snapshots_in_part: Count = 0
+    """Snapshots of which clients had some chunks, and were sent the others."""
     propagation: buckets.BucketCounts = msgspec.field(default_factory=buckets.BucketCounts)
     """Seconds from the receipt of an update to its write to a client."""
     propagation_from_write: buckets.BucketCounts = msgspec.field(default_factory=buckets.BucketCounts)
@@ -320,6 +344,8 @@ class FeedCounts(msgspec.Struct, forbid_unknown_fields=True):
         self.sends += other.sends
         self.late_sends += other.late_sends
         self.snapshots_sent += other.snapshots_sent
+        self.resumed += other.resumed
+        self.snapshots_in_part += other.snapshots_in_part
         self.propagation.add(other.propagation)
         self.propagation_from_write.add(other.propagation_from_write)
 
@@ -465,6 +491,8 @@ class ConnectedClient(msgspec.Struct, array_like=True, frozen=True, gc=False, fo
     age_seconds: Seconds
     applied: Annotated[int, msgspec.Meta(ge=-1, le=(1 << 63) - 1)] = -1
     """The sequence that the client says it has applied; -1 for a client that does not report positions."""
+    subscription: Text = ""
+    """In short; empty for the whole feed."""
 
 
 class ClientSlice(_Message):
@@ -492,6 +520,7 @@ class DescriptionPart(_Message):
 ToWorker: TypeAlias = (
     ShareCounter
     | OpenChannel
+    | RefuseChannel
     | AddSegment
     | NoteStatus
     | Publish

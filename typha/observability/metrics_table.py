@@ -209,7 +209,18 @@ OURS: tuple[Metric, ...] = (
         "Requests for a catch-up block that led to a new snapshot or a disconnect instead.",
     ),
     Metric("typha_catch_up_seconds_total", _C, (), "Seconds that the hub has spent on catch-up blocks."),
-    Metric("typha_tombstones", _G, _SYNCER, "Deletions that are kept so that slow consumers can catch up."),
+    Metric(
+        "typha_tombstones",
+        _G,
+        _SYNCER,
+        "Deletions that are kept for slow consumers, and for clients that come back by their position.",
+    ),
+    Metric(
+        "typha_clients_resumed_total",
+        _C,
+        ("syncer", "by"),
+        "Clients that had the map from an earlier connection, and were sent what they lacked: by position or digests.",
+    ),
     Metric("typha_client_lag_bytes_max", _G, (), "Backlog of the slowest client in the log, in bytes."),
     Metric("typha_client_lag_seconds_max", _G, (), "Lag of the slowest client in seconds."),
     Metric(

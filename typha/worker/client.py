@@ -15,7 +15,7 @@ The record is grouped, and each group has one writer:
 from typing import TYPE_CHECKING, NamedTuple
 
 from cache.state import cursor
-from protocol import errors, messages
+from protocol import errors, messages, subscriptions
 from typha import networks
 from typha.worker import convergence, protocol_adapters, transport
 
@@ -224,6 +224,7 @@ class Client(cursor.Cursor):
         "slot",
         "snapshot_at",
         "socket",
+        "tag",
         "told",
         "waiting",
         "watching_write",
@@ -240,6 +241,8 @@ class Client(cursor.Cursor):
         self.channel: WorkerChannel | None = None
         self.adapter: protocol_adapters.ProtocolAdapter | None = None
         """What it speaks; None before its first bytes."""
+        self.tag = subscriptions.COMMON
+        """Of the node whose frames it gets besides the common ones."""
         self.index = -1
         """Its place in the channel's live set; -1 elsewhere."""
         self.connected_at = now
@@ -277,7 +280,7 @@ class Client(cursor.Cursor):
     def offset(self) -> int:
         """See `Cursor`; in a live set the set holds it."""
         channel = self.channel
-        return self._offset if self.index < 0 or channel is None else channel.live.offsets[self.index]
+        return self._offset if self.index < 0 or channel is None else channel.live.offset_at(self.index)
 
     @offset.setter
     def offset(self, offset: int) -> None:

@@ -4,14 +4,15 @@ The first byte distinguishes the protocols: `00` begins the native one, 16 (hex)
 only be the gob stream of a Typha client.
 """
 
+import array
 import functools
 import importlib.metadata
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol, TypeAlias
 
-from cache.feeds.calico import releases
-from protocol import errors, messages
+from cache.feeds.calico import releases, syncers
+from protocol import errors, messages, subscriptions
 from protocol.gob import scalars
 from protocol.native import connection as native
 from protocol.native import encoder as native_encoder
@@ -23,8 +24,17 @@ from typha import clock
 
 SOFTWARE = f"typha/{importlib.metadata.version('typha')}"
 _SUPPORTED_FEATURES = frozenset(
-    {messages.Feature.ZSTD.value, messages.Feature.POSITIONS.value, messages.Feature.FRESHNESS.value}
+    {
+        messages.Feature.ZSTD.value,
+        messages.Feature.POSITIONS.value,
+        messages.Feature.FRESHNESS.value,
+        messages.Feature.RESUME.value,
+        messages.Feature.CHUNK_DIGESTS.value,
+    }
 )
+_RESUMING = frozenset({messages.Feature.RESUME.value, messages.Feature.CHUNK_DIGESTS.value})
+_CALICO_FEEDS = frozenset(syncers.NAMES)
+"""Their keys have neither kinds nor namespaces that a client could name."""
 _RETRY_UNKNOWN_FEED_MILLISECONDS = 30_000
 _NAMED_FEATURES_BYTES_MAX = 32 * 1024
 """The answer to a hello names them in one frame, which may have 64 KiB at least."""
@@ -36,6 +46,10 @@ _FIRST_TYPE_ID = 64
 _WIRE_TYPES = 7
 _NODE_CHARS_MAX = 253
 """The longest name of a Kubernetes node."""
+
+
+def _has_no_room(feed: str, subscription: subscriptions.Subscription) -> bool:
+    return False
 
 
 class Offer(NamedTuple):
@@ -50,6 +64,8 @@ class Offer(NamedTuple):
     """What Typha clients get against their own words."""
     confirmed_at: Mapping[str, float] = types.MappingProxyType({})
     """When the backend last confirmed each feed, by the monotonic clock; those that are confirmed and complete."""
+    has_room_for: Callable[[str, subscriptions.Subscription], bool] = _has_no_room
+    """Whether native clients of a feed may have a subscription."""
 
 
 class Ponged(NamedTuple):
@@ -112,6 +128,15 @@ class AgentVersion(NamedTuple):
     reason: str
 
 
+class Resumption(NamedTuple):
+    """What a client has of the feed from an earlier connection, by its own words."""
+
+    sequence: int | None = None
+    """Everything up to this sequence of our incarnation."""
+    digests: "array.array[int] | None" = None
+    """Those of the chunks of its map, a power of two of them."""
+
+
 class Subscribed(NamedTuple):
     """The handshake is done: after `data`, the client is sent this feed in this wire format."""
 
@@ -123,6 +148,11 @@ class Subscribed(NamedTuple):
     """None if the event of the hello had it."""
     reports_positions: bool = False
     """Whether the client says what it has applied."""
+    subscription: subscriptions.Subscription | None = None
+    """What part of the feed it gets; None for all of it."""
+    tag: int = subscriptions.COMMON
+    """Of the client's node, if the subscription is by node."""
+    resumption: Resumption | None = None
 
 
 Event: TypeAlias = Ponged | Applied | Left | Refused | AckAwaited | Subscribed
@@ -237,7 +267,12 @@ class NativeAdapter:
             text = f"no feed {hello.feed!r} here"
             return Refused(DisconnectReason.UNKNOWN_FEED, text, _RETRY_UNKNOWN_FEED_MILLISECONDS)
         features = hello.features & _SUPPORTED_FEATURES
-        not_supported = _asked_for(hello) - _SUPPORTED_FEATURES
+        subscription = self._subscription(hello)
+        if subscription is not None:
+            features |= {messages.Feature.SUBSCRIPTIONS.value}
+            if subscription.own_node:  # a chunk of a snapshot may be of one node
+                features -= _RESUMING
+        not_supported = _asked_for(hello) - features
         if sum(len(name.encode()) for name in not_supported) > _NAMED_FEATURES_BYTES_MAX:
             text = f"the names of unknown features have more than {_NAMED_FEATURES_BYTES_MAX} bytes"
             return Refused(DisconnectReason.MESSAGE_TOO_LARGE, text)
@@ -256,19 +291,33 @@ class NativeAdapter:
         )
         self._connection.send_hello(answer, self._number)
         wire_format = native_encoder.ZSTD if messages.Feature.ZSTD.value in features else native_encoder.PLAIN
-        introduction = Introduction("native", hello.feed, hello.feed)
+        by_node = subscription is not None and bool(subscription.own_node)
         self._reports_positions = messages.Feature.POSITIONS.value in features
         return Subscribed(
             self._connection.data_to_send(),
             hello.feed,
             wire_format,
-            introduction=introduction,
+            introduction=Introduction("native", hello.feed, hello.feed),
             reports_positions=self._reports_positions,
+            resumption=None if by_node else _resumption(hello, self._offer.incarnation),
+            subscription=None if subscription is None or subscription.is_everything else subscription,
+            tag=subscriptions.tag_of(hello.node) if by_node else subscriptions.COMMON,
         )
 
     def _confirmed_milliseconds(self, feed: str) -> int | None:
         confirmed_at = self._offer.confirmed_at.get(feed)
         return None if confirmed_at is None else max(0, int((clock.monotonic() - confirmed_at) * 1000))
+
+    def _subscription(self, hello: messages.ClientHello) -> subscriptions.Subscription | None:
+        """The subscription that is in force; None if the client gets the whole feed."""
+        if hello.subscription is None or messages.Feature.SUBSCRIPTIONS.value not in hello.features:
+            return None
+        wanted = hello.subscription.normalized()
+        has_resource_keys = hello.feed not in _CALICO_FEEDS
+        if (wanted.own_node and not hello.node) or not (has_resource_keys or wanted.is_for_any_keys):
+            return None
+        is_in_force = wanted.is_everything or self._offer.has_room_for(hello.feed, wanted)
+        return wanted if is_in_force else None
 
     def goodbye(self, refusal: Refused) -> bytes:
         """The goodbye frame."""
@@ -388,6 +437,16 @@ def _choose(
     if choice.release is None:
         return Refused(DisconnectReason.UNSUPPORTED_VERSION, choice.reason)
     return AgentVersion(version, choice.release, choice.reason)
+
+
+def _resumption(hello: messages.ClientHello, incarnation: bytes) -> Resumption | None:
+    """What the client has, as far as it understands the answers to that."""
+    sequence = digests = None
+    if messages.Feature.RESUME in hello.features and hello.resume is not None:
+        sequence = hello.resume.sequence if hello.resume.incarnation == incarnation else None
+    if messages.Feature.CHUNK_DIGESTS in hello.features and hello.chunk_digests:
+        digests = array.array("Q", hello.chunk_digests)
+    return None if sequence is None and digests is None else Resumption(sequence, digests)
 
 
 def _asked_for(hello: messages.ClientHello) -> frozenset[str]:

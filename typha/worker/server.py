@@ -127,12 +127,14 @@ class Server:
         )
         through_tls = tls_transport.TlsTransport() if contexts is not None else None
         self.transport: transport.Transport = bytes_through or through_tls or transport.PlainTransport()
+        self.channels = Channels(self._link, limits)
         offer = protocol_adapters.Offer(
             frozenset(config.feeds),
             bytes.fromhex(config.incarnation),
             ping_interval_seconds=limits.ping_interval_seconds,
             max_frame_bytes=limits.max_frame_bytes,
             release_overrides=limits.release_overrides,
+            has_room_for=self.channels.has_room_for,
         )
         self.connections = connections.Connections(offer, limits, self.poller, self.transport, self.stats)
         self._handshakes: handshakes.TlsHandshakes | None = None
@@ -143,7 +145,6 @@ class Server:
             self.poller, self.transport, limits, self.stats, self.catch_up, self.connections
         )
         self.keepalive = keepalive.Keepalive(limits, self.poller, self.transport, self.connections, self.stats)
-        self.channels = Channels(self._link, limits)
         self._hellos = admission.HelloQueue(limits)
         self._unheard: dict[client.Client, int] = {}
         """Clients that have said something which there was no time to read, with the poller's events; the oldest
@@ -311,6 +312,8 @@ class Server:
                     self.delivery.cannot_catch_up(channel, reader)
             case messages.OpenChannel():
                 self.channels.opened(message)
+            case messages.RefuseChannel():
+                self._refuse_channel(message)
             case messages.CloseChannel():
                 self._close_channel(self.channels[message.channel])
             case messages.WithdrawFeeds():
@@ -349,6 +352,9 @@ class Server:
 
     def _map(self, file: files.SnapshotFile | files.BlockFile) -> None:
         """Now, where a lack of memory or descriptors is handled."""
+        if isinstance(file, files.SnapshotFile) and file.common is not None:
+            with _mapping():
+                len(file.sections)
         if self.transport.send_file is None:
             with _mapping():
                 len(file.view)
@@ -424,6 +430,17 @@ class Server:
             )
         self.catch_up.drop(channel)
         channel.close()
+
+    def _refuse_channel(self, message: messages.RefuseChannel) -> None:
+        """Other workers' clients were first with other subscriptions. The next answers to hellos take note of those."""
+        channel = self.channels.unopened(message)
+        if channel is None:
+            return
+        self.channels.remove(channel)
+        for reader in channel.all_clients():
+            self.connections.farewell(
+                reader, reasons.DisconnectReason.FEED_REMOVED, text="there are too many subscriptions"
+            )
 
     def _withdraw(self, feeds: frozenset[str]) -> None:
         """Feeds that were expected do not come: clients that wait for them are refused, as all others from now on."""
@@ -542,10 +559,11 @@ class Server:
             case protocol_adapters.Subscribed(feed=feed) if feed not in self.connections.offer.feeds:
                 self._dismiss_unknown(newcomer, feed)  # withdrawn since its hello
             case protocol_adapters.Subscribed():
-                newcomer.channel = self.channels.wanted(greeted.feed, greeted.wire_format)
+                newcomer.channel = self.channels.wanted(greeted.feed, greeted.wire_format, greeted.subscription)
+                newcomer.tag = greeted.tag
                 if greeted.reports_positions:
                     self.connections.convergence.add(newcomer, greeted.feed, _monotonic())
-                self.delivery.hold(newcomer, newcomer.channel)
+                self.delivery.welcome(newcomer, newcomer.channel, greeted.resumption)
 
     def _accept(self) -> None:
         if len(self.poller.clients) >= self._share:
