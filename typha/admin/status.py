@@ -176,7 +176,8 @@ class StatusPages:
         if answer.applied is None or times is None:
             return answer
         lag_seconds = round(times.age_of_next(answer.applied, _monotonic()), 3)
-        return msgspec.structs.replace(answer, applied_lag_seconds=lag_seconds)
+        applied = min(answer.applied, times.newest_sequence)  # of a subscription there may be nothing left to apply
+        return msgspec.structs.replace(answer, applied=applied, applied_lag_seconds=lag_seconds)
 
 
 def unix_seconds(monotonic_seconds: float) -> float:

@@ -434,7 +434,7 @@ class ReportApplied(_Message):
     applied: Connections
     """Those of them that have applied everything up to now, a moment for the report left aside."""
     lowest: Count
-    """The lowest sequence that one of them has applied; the newest sequence if there are none."""
+    """The lowest sequence up to which one of them has applied everything; a very large one if nothing is left."""
     reached: Count = 0
     """The sequence of the last `AwaitApplied` that is settled."""
     reached_at: Seconds = 0.0

@@ -19,19 +19,34 @@ an answer is closed after as long."""
 _UP_TO_NOW_SECONDS = 2.0
 """A client that has applied what is older has applied everything up to now: it may wait a second with its message, and
 a worker a second with its report."""
-_SEQUENCE_MAX = (1 << 63) - 1
+
+
+EVERYTHING = (1 << 63) - 1
+"""Stands for any sequence: nothing is left that a client could apply."""
+
+
+class Progress(Protocol):
+    """Up to where a client that gets only a part of its feed has applied everything that it gets."""
+
+    def __call__(self, sequence: int) -> int:
+        """The sequence, for a client that says it has applied this one; perhaps `EVERYTHING`."""
 
 
 class Position:
     """What one client has applied, and how many more messages it may send."""
 
-    __slots__ = ("_left", "_refilled_at", "sequence")
+    __slots__ = ("_left", "_progress", "_refilled_at", "sequence")
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, progress: Progress | None = None) -> None:
         self.sequence = 0
-        """0 before the first message."""
+        """The client's own word; 0 before its first message."""
+        self._progress = progress
         self._left = MESSAGES_AT_ONCE
         self._refilled_at = now
+
+    def up_to(self) -> int:
+        """Up to where nothing is left that it could apply. A client with a subscription is sent nothing of much."""
+        return self.sequence if self._progress is None else self._progress(self.sequence)
 
     def spend(self, now: float) -> None:
         """The client has sent a message.
@@ -93,9 +108,13 @@ class Convergence:
     def __init__(self) -> None:
         self._feeds: dict[str, _Feed] = {}
 
-    def add(self, newcomer: Reporter, feed: str, now: float) -> None:
-        """The client is going to report positions."""
-        newcomer.applied = Position(now)
+    def add(self, newcomer: Reporter, feed: str, now: float, progress: Progress | None = None) -> None:
+        """The client is going to report positions.
+
+        Args:
+            progress: for a client with a subscription.
+        """
+        newcomer.applied = Position(now, progress)
         self._feeds.setdefault(feed, _Feed()).clients[newcomer] = newcomer.applied
 
     def remove(self, current: Reporter, feed: str, now: float) -> None:
@@ -125,14 +144,14 @@ class Convergence:
         position.sequence = sequence
         found = self._feeds[feed]
         expected = found.expected
-        if expected is not None and sequence >= expected.sequence:
+        if expected is not None and current in expected.clients and position.up_to() >= expected.sequence:
             expected.clients.discard(current)
             found.settle(now)
 
     def expect(self, feed: str, sequence: int, now: float) -> None:
         """The hub asks when the clients that are connected now have applied this sequence."""
         found = self._feeds.setdefault(feed, _Feed())
-        waited_for = {one for one, position in found.clients.items() if position.sequence < sequence}
+        waited_for = {one for one, position in found.clients.items() if position.up_to() < sequence}
         found.expected = _Expected(sequence, waited_for)
         if not waited_for:  # nobody could have applied it so soon: there is nobody to wait for
             found.reached, found.reached_at, found.expected = sequence, 0.0, None
@@ -145,12 +164,12 @@ class Convergence:
         """
         for name, feed in self._feeds.items():
             old = feed.old_sequence(newest.get(name, 0), now)
-            sequences = [position.sequence for position in feed.clients.values()]
+            sequences = [position.up_to() for position in feed.clients.values()]
             yield messages.ReportApplied(
                 name,
                 reporting=len(sequences),
                 applied=sum(sequence >= old for sequence in sequences),
-                lowest=min(min(sequences, default=newest.get(name, 0)), _SEQUENCE_MAX),
+                lowest=min([EVERYTHING, *sequences]),
                 reached=feed.reached,
                 reached_at=feed.reached_at,
             )

@@ -562,7 +562,8 @@ class Server:
                 newcomer.channel = self.channels.wanted(greeted.feed, greeted.wire_format, greeted.subscription)
                 newcomer.tag = greeted.tag
                 if greeted.reports_positions:
-                    self.connections.convergence.add(newcomer, greeted.feed, _monotonic())
+                    progress = newcomer.channel.progress_of(newcomer)
+                    self.connections.convergence.add(newcomer, greeted.feed, _monotonic(), progress)
                 self.delivery.welcome(newcomer, newcomer.channel, greeted.resumption)
 
     def _accept(self) -> None:

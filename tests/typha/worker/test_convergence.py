@@ -66,8 +66,8 @@ def test_nobody_to_wait_for() -> None:
     bench.all.expect(FEED, 50, 10.0)
     bench.all.expect("another", 5, 10.0)
     found, other = bench.all.reports({FEED: 100}, 11.0)
-    assert (found.reached, found.reached_at, found.reporting, found.lowest) == (50, 0.0, 0, 100)
-    assert (other.reached, other.lowest) == (5, 0)
+    assert (found.reached, found.reached_at, found.reporting, found.lowest) == (50, 0.0, 0, convergence.EVERYTHING)
+    assert (other.reached, other.lowest) == (5, convergence.EVERYTHING)
 
 
 def test_who_has_applied_everything_up_to_now() -> None:
@@ -129,7 +129,7 @@ def test_what_is_settled_is_what_a_look_at_all_clients_says(steps: list[tuple[st
             settled, waiting = (settled, waiting) if waiting else ((asked, now), None)
         found = bench.report(now)
         assert (found.reached, found.reached_at) == settled
-        assert found.lowest == min((_sequence(bench, one) for one in open_clients), default=100)
+        assert found.lowest == min((_sequence(bench, one) for one in open_clients), default=convergence.EVERYTHING)
 
 
 def _sequence(bench: Bench, place: int) -> int:
