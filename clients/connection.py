@@ -256,4 +256,5 @@ def _make_goodbye_error(address: str, goodbye: messages.Goodbye, *, accepted: bo
         reason=goodbye.reason,
         text=goodbye.text,
         retry_after_seconds=goodbye.retry_after_milliseconds / 1000,
+        servers=goodbye.servers,
     )

@@ -167,7 +167,7 @@ class Follower:
             self._rotation.current(),
             hello=self._differ.resuming(self.hello),
             tls=self._tls,
-            server_name=self._server_name,
+            server_name=self._server_name or self._rotation.trusted_host,
             timeouts=self._timeouts,
             protocol=self._protocol,
             acknowledger=self._acknowledger,
@@ -201,8 +201,13 @@ class Follower:
 
     def _plan_retry(self, error: errors.ClientError, *, now: float) -> float:
         lived_seconds = 0.0 if self._connected_at is None else now - self._connected_at
-        retry_after_seconds = error.retry_after_seconds if isinstance(error, errors.ServerGoodbye) else 0.0
-        return self._rotation.failed(now, lived_seconds=lived_seconds, retry_after_seconds=retry_after_seconds)
+        said = error if isinstance(error, errors.ServerGoodbye) else None
+        return self._rotation.failed(
+            now,
+            lived_seconds=lived_seconds,
+            retry_after_seconds=0.0 if said is None else said.retry_after_seconds,
+            servers=() if said is None else said.servers,
+        )
 
 
 def follow(

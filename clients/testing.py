@@ -230,10 +230,11 @@ class Server:
         text: str = "",
         *,
         retry_after_seconds: float = 0.0,
+        servers: tuple[str, ...] = (),
     ) -> None:
-        """Ends all connections with a goodbye."""
+        """Ends all connections with a goodbye, which may name other servers."""
         for peer in list(self._peers):
-            peer.finish(messages.Goodbye(reason, text, round(retry_after_seconds * 1000)))
+            peer.finish(messages.Goodbye(reason, text, round(retry_after_seconds * 1000), servers))
 
     def refuse(self, reason: str | None, text: str = "", *, retry_after_seconds: float = 0.0) -> None:
         """Refuses all further hellos with this goodbye. None accepts hellos again."""

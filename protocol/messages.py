@@ -194,6 +194,8 @@ class Goodbye:
     reason: str
     text: str = ""
     retry_after_milliseconds: int = 0
+    servers: tuple[str, ...] = ()
+    """Other servers that the client may connect to instead, as HOST:PORT."""
 
 
 Message: TypeAlias = (

@@ -156,7 +156,7 @@ class Service:
             configured,
             peers_watch.Actions(
                 stale_feeds=lambda: self.hub.stale_feeds,
-                hand_over=lambda seconds: self.hub.workers.send(messages.HandOver(seconds)),
+                hand_over=lambda seconds, servers: self.hub.workers.send(messages.HandOver(seconds, servers)),
                 keep=lambda: self.hub.workers.send(messages.KeepClients()),
             ),
             incarnation=bytes.fromhex(self.supervisor.incarnation),

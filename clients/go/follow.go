@@ -168,14 +168,15 @@ type follower struct {
 func (f *follower) planRetry(err error) time.Duration {
 	now := time.Now()
 	var lived, retryAfter time.Duration
+	var servers []string
 	if !f.connectedAt.IsZero() {
 		lived = now.Sub(f.connectedAt)
 	}
 	var said *GoodbyeError
 	if errors.As(err, &said) {
-		retryAfter = said.RetryAfter
+		retryAfter, servers = said.RetryAfter, said.Servers
 	}
-	return f.rotation.failed(now, lived, retryAfter)
+	return f.rotation.failed(now, lived, retryAfter, servers)
 }
 
 func (f *follower) tell(event Event) error {
@@ -187,7 +188,7 @@ func (f *follower) tell(event Event) error {
 
 // connect follows one connection to its end, which is always an error.
 func (f *follower) connect(ctx context.Context, address string) error {
-	connection, err := dial(ctx, withPort(address), f.options.TLS)
+	connection, err := dial(ctx, withPort(address), f.tlsConfig())
 	if err != nil {
 		return fmt.Errorf("cannot connect: %w", err)
 	}
@@ -258,7 +259,9 @@ func (f *follower) take(one *session, message any) error {
 			one.unsent = one.write(pong(one.sequence))
 		}
 	case goodbye:
-		return &GoodbyeError{Reason: message.reason, Text: message.text, RetryAfter: message.retryAfter}
+		return &GoodbyeError{
+			Reason: message.reason, Text: message.text, RetryAfter: message.retryAfter, Servers: message.servers,
+		}
 	case statusMessage:
 		return f.tell(StatusChanged{message.status, message.sequence, len(f.differ.known), f.differ.total})
 	}
@@ -283,6 +286,20 @@ func (f *follower) notePosition(message any, batch *Batch) {
 	if batch != nil {
 		batch.Version = version
 	}
+}
+
+// tlsConfig is what to connect with. The certificate must have the name of an own address, wherever that has sent us.
+func (f *follower) tlsConfig() *tls.Config {
+	if f.options.TLS == nil || f.options.TLS.ServerName != "" {
+		return f.options.TLS
+	}
+	host, _, err := net.SplitHostPort(withPort(f.rotation.trusted))
+	if err != nil {
+		return f.options.TLS
+	}
+	config := f.options.TLS.Clone()
+	config.ServerName = host
+	return config
 }
 
 // dial resolves the name anew, and tries its addresses in random order, within ten seconds in all.
@@ -392,7 +409,9 @@ func (s *session) greet(feed string) (serverHello, error) {
 	}
 	switch message := message.(type) {
 	case goodbye:
-		said := &GoodbyeError{Reason: message.reason, Text: message.text, RetryAfter: message.retryAfter, Refused: true}
+		said := &GoodbyeError{
+			Reason: message.reason, Text: message.text, RetryAfter: message.retryAfter, Servers: message.servers, Refused: true,
+		}
 		return serverHello{}, said
 	case serverHello:
 		if message.version != protocolVersion {

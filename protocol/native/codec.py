@@ -27,6 +27,8 @@ MAX_CHUNKS = 1 << 20
 INCARNATION_BYTES = 16
 MAX_UPDATES = 1 << 20
 """Limit of the updates in a frame: each takes up to 35 times its bytes in memory."""
+MAX_SERVERS = 16
+"""Limit of the servers in a goodbye."""
 MAX_LIST_LENGTH = 64
 """Limit of the number of versions, and of features, in a hello."""
 
@@ -143,7 +145,9 @@ _ENCODERS: dict[type, Callable[..., bytes]] = {
     messages.Status: lambda m: _pack((MessageType.STATUS, m.sequence, int(m.status))),
     messages.Ping: lambda m: _pack((MessageType.PING,)),
     messages.Pong: lambda m: _pack((MessageType.PONG, m.sequence)),
-    messages.Goodbye: lambda m: _pack((MessageType.GOODBYE, m.reason, m.text, m.retry_after_milliseconds)),
+    messages.Goodbye: lambda m: _pack(
+        (MessageType.GOODBYE, m.reason, m.text, m.retry_after_milliseconds, *([m.servers] if m.servers else []))
+    ),
     messages.Applied: lambda m: _pack((MessageType.APPLIED, m.sequence)),
     messages.SnapshotResume: lambda m: _pack((MessageType.SNAPSHOT_RESUME, m.sequence, m.keys, m.chunks, m.kept)),
 }
@@ -337,9 +341,10 @@ class _Goodbye(_Wire, tag=int(MessageType.GOODBYE)):
     reason: _Name
     text: _Name
     retry_after_milliseconds: _Count
+    servers: Annotated[tuple[_Name, ...], msgspec.Meta(max_length=MAX_SERVERS)] | None = None
 
     def message(self) -> messages.Goodbye:
-        return messages.Goodbye(self.reason, self.text, self.retry_after_milliseconds)
+        return messages.Goodbye(self.reason, self.text, self.retry_after_milliseconds, self.servers or ())
 
 
 class _Applied(_Wire, tag=int(MessageType.APPLIED)):

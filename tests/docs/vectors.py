@@ -99,6 +99,7 @@ DELTA = messages.Updates(
 )
 CALICO_DELTA = messages.Updates(42, 43, (messages.Update("/k", b"", "105", 1, "9", 1_000_000_000),))
 SHUTTING_DOWN = messages.Goodbye("shutting-down", "the server is draining", 1500)
+REDIRECT = messages.Goodbye("rebalanced", "not here", 0, ("10.0.0.2:5473", "[fd00::3]:5473"))
 
 VECTORS = [
     Vector("client-hello", CLIENT_HELLO),
@@ -118,6 +119,7 @@ VECTORS = [
     Vector("ping", messages.Ping()),
     Vector("pong", messages.Pong(42)),
     Vector("goodbye", SHUTTING_DOWN),
+    Vector("goodbye that names other servers", REDIRECT),
     Vector("applied", messages.Applied(42)),
     Vector("snapshot-resume that keeps the first of two chunks", messages.SnapshotResume(9, 2, 2, b"\x01")),
     Vector("snapshot-resume that keeps chunks 1 and 9 of 16", messages.SnapshotResume(9, 0, 16, b"\x02\x02")),

@@ -61,7 +61,13 @@ deltas = st.builds(messages.Updates, previous_sequence=counts, sequence=counts, 
 statuses = st.builds(messages.Status, sequence=counts, status=st.sampled_from(messages.SyncStatus))
 pings = st.just(messages.Ping())
 pongs = st.builds(messages.Pong, sequence=counts)
-goodbyes = st.builds(messages.Goodbye, reason=names, text=names, retry_after_milliseconds=counts)
+goodbyes = st.builds(
+    messages.Goodbye,
+    reason=names,
+    text=names,
+    retry_after_milliseconds=counts,
+    servers=st.lists(names, max_size=16).map(tuple),
+)
 applied = st.builds(messages.Applied, sequence=counts)
 
 all_messages = st.one_of(

@@ -223,6 +223,8 @@ class HandOver(_Message):
     """Say goodbye to the clients that are connected now, over `seconds`. The worker goes on serving."""
 
     seconds: float
+    servers: list[str]
+    """The replicas that are fresh, for clients whose goodbye can name them."""
 
 
 class KeepClients(_Message):

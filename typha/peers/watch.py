@@ -15,6 +15,8 @@ _monotonic = clock.monotonic
 
 KUBERNETES = "kubernetes"
 _SHOWN = 10
+_SERVERS_NAMED = 16
+"""Fresh replicas that a goodbye names; it may have no more."""
 _LOOK_SECONDS = 1.0
 _ASK_SECONDS = 5.0
 """Between two rounds of questions. A stale replica sees that another one is fresh, or is not any more, within that."""
@@ -28,8 +30,8 @@ class Actions(NamedTuple):
 
     stale_feeds: Callable[[], list[str]]
     """The feeds that the API server cannot confirm."""
-    hand_over: Callable[[float], None]
-    """Moves the clients that are connected now, over so many seconds."""
+    hand_over: Callable[[float, list[str]], None]
+    """Moves the clients that are connected now, over so many seconds, to these addresses."""
     keep: Callable[[], None]
     """Calls off what is left of that."""
 
@@ -116,7 +118,7 @@ class Peers:
         if decision.begins_round:
             seconds = self._settings.stale_hand_over_spread_seconds
             _log.warning("Handing clients over to replicas that are fresh", seconds=seconds)
-            self._actions.hand_over(seconds)
+            self._actions.hand_over(seconds, list(decision.fresh[:_SERVERS_NAMED]))
 
     async def _ask(self, feed: str) -> dict[str, freshness.Answer]:
         try:

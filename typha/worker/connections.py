@@ -431,10 +431,16 @@ class Connections:
     # How connections end.
 
     def farewell(
-        self, current: client.Client, reason: DisconnectReason, *, text: str, retry_after_milliseconds: int = 0
+        self,
+        current: client.Client,
+        reason: DisconnectReason,
+        *,
+        text: str,
+        retry_after_milliseconds: int = 0,
+        servers: tuple[str, ...] = (),
     ) -> None:
         """A goodbye where one can be sent; a close if the protocol has none, or the client stands inside a frame."""
-        refusal = protocol_adapters.Refused(reason, text, retry_after_milliseconds)
+        refusal = protocol_adapters.Refused(reason, text, retry_after_milliseconds, servers)
         said = b""
         if current.adapter is not None and current.at_frame_end(self._transport):
             said = current.adapter.goodbye(refusal)

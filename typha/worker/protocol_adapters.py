@@ -90,6 +90,8 @@ class Refused(NamedTuple):
     reason: DisconnectReason
     text: str
     retry_after_milliseconds: int = 0
+    servers: tuple[str, ...] = ()
+    """Other servers that the client may try."""
 
 
 class Introduction(NamedTuple):
@@ -322,7 +324,8 @@ class NativeAdapter:
     def goodbye(self, refusal: Refused) -> bytes:
         """The goodbye frame."""
         text = refusal.text[:500]
-        self._connection.send(messages.Goodbye(refusal.reason.value, text, refusal.retry_after_milliseconds))
+        goodbye = messages.Goodbye(refusal.reason.value, text, refusal.retry_after_milliseconds, refusal.servers)
+        self._connection.send(goodbye)
         return self._connection.data_to_send()
 
 

@@ -172,6 +172,7 @@ class Server:
         self._trimmed_at = -math.inf
         self._leavers: deque[tuple[float, client.Client]] = deque()
         """Clients that are to move to a fresh replica, and when."""
+        self._fresh_servers: tuple[str, ...] = ()
         self._drain: messages.Drain | None = None
         self._drain_begun = asyncio.Event()
         self._finished = asyncio.Event()
@@ -336,6 +337,7 @@ class Server:
                 self.connections.note_confirmed(message.confirmed_at)
             case messages.HandOver():
                 self._leavers = leavers(self._open_clients(), message.seconds, _monotonic())
+                self._fresh_servers = tuple(message.servers)
             case messages.KeepClients():
                 self._leavers.clear()
             case messages.AwaitApplied():
@@ -650,6 +652,7 @@ class Server:
                     current,
                     reasons.DisconnectReason.REBALANCED,
                     text="this server has lost its backend, and another one has not",
+                    servers=self._fresh_servers,
                 )
 
     def _report(self) -> None:

@@ -404,7 +404,7 @@ async def test_clients_are_handed_over_and_newcomers_stay(stage: WorkerStand) ->
     stage.put(pod("a"))
     old = [await stage.subscribe() for _ in range(5)]
     await stage.converged(*old)
-    stage.handle.send(ipc.HandOver(0.5))
+    stage.handle.send(ipc.HandOver(0.5, ["10.0.0.2:5473"]))
     await eventually(lambda: stage.server._leavers)
     newcomer = await stage.subscribe()
     await stage.converged(newcomer)
@@ -412,8 +412,9 @@ async def test_clients_are_handed_over_and_newcomers_stay(stage: WorkerStand) ->
         await peer.read_to_end()
         assert peer.goodbye is not None
         assert (peer.goodbye.reason, peer.goodbye.retry_after_milliseconds) == ("rebalanced", 0)
+        assert peer.goodbye.servers == ("10.0.0.2:5473",)
     assert stage.disconnects == {"rebalanced": 5}
-    stage.handle.send(ipc.HandOver(1000.0))
+    stage.handle.send(ipc.HandOver(1000.0, []))
     await eventually(lambda: stage.server._leavers)
     stage.handle.send(ipc.KeepClients())
     await eventually(lambda: not stage.server._leavers)
