@@ -8,7 +8,6 @@ import re
 from typing import Any
 
 import msgpack
-import msgspec
 import pytest
 
 from clients import differ, testing
