@@ -35,8 +35,8 @@ An agent that keeps its own state uses `follow` instead, an async iterator of ev
 
     asyncio.run(main())
 
-Both reconnect on their own, verify every snapshot by its digest, and report only real changes. docs/writing-an-agent.md
-explains their guarantees and how to test an agent.
+Both reconnect and resume on their own, verify every snapshot by its digest, and report only real changes.
+docs/writing-an-agent.md explains their guarantees and how to test an agent.
 
 Following a feed:
 

@@ -179,9 +179,14 @@ class Differ:
         """Prepares for a new connection: drops the snapshot that was in progress on the last one."""
         self._snapshot = None
 
+    @property
+    def is_trusted(self) -> bool:
+        """Whether there is a map, and nothing has contradicted it."""
+        return bool(self.chunks) and self._is_trusted
+
     def resuming(self, hello: messages.ClientHello) -> messages.ClientHello:
         """The hello with what the client has, if the hello offers these features."""
-        if not self.chunks or not self._is_trusted:
+        if not self.is_trusted:
             return hello
         return msgspec.structs.replace(
             hello,

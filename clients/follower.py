@@ -19,7 +19,7 @@ on one batch; the receiver then reconnects. `Mirror` reads in the background ins
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -106,6 +106,22 @@ class Follower:
     def keys(self) -> int:
         """Number of keys in that map."""
         return len(self._differ)
+
+    @property
+    def position(self) -> messages.ResumePosition | None:
+        """That of the map in the history of a server. None while it is a mixture of several moments."""
+        return self._differ.position
+
+    @property
+    def chunks(self) -> int:
+        """Into how many chunks the server split the map; 0 without a map, and after data that contradicted it."""
+        return self._differ.chunks if self._differ.is_trusted else 0
+
+    def restore(
+        self, updates: Iterable[messages.Update], *, position: messages.ResumePosition | None, chunks: int
+    ) -> None:
+        """Begins with a map that an earlier process had. Call it before `events`; each update has a value."""
+        self._differ.restore(updates, position=position, chunks=chunks)
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yields events without end. Only one task may iterate at a time."""

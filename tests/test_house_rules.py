@@ -35,6 +35,7 @@ SUBJECTS = (
     "pipeline",
     "projections",
     "refusals",
+    "resume",
     "served",
     "slow_clients",
     "subscriptions",

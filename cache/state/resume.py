@@ -9,11 +9,11 @@ chunks that differ. These are ranges of the file that all clients share; only th
 
 import array
 import operator
+from collections.abc import Callable
 
 from cache.state import files
 from protocol import digest as chunk_digest
 from protocol import messages
-from protocol.native import codec, frames
 
 RANGES_MAX = 1024
 """Ranges of the file that one client gets, 120 kB of memory. Behind the last one everything is sent. A feed needs more
@@ -31,8 +31,12 @@ def start_point(sequence: int, newest_sequence: int) -> int:
     return sequence - sequence % step
 
 
-def pieces(file: files.SnapshotFile, digests: "array.array[int]") -> files.Pieces | None:
+def pieces(
+    file: files.SnapshotFile, digests: "array.array[int]", encode: Callable[[messages.SnapshotResume], bytes]
+) -> files.Pieces | None:
     """What a client with these digests of its chunks is sent of a snapshot; None if it has no chunk of it.
+
+    `encode` makes the first frame.
 
     Raises:
         OSError: the file cannot be read.
@@ -53,6 +57,6 @@ def pieces(file: files.SnapshotFile, digests: "array.array[int]") -> files.Piece
     if not any(kept):
         return None
     bitmap = int(kept[::-1].translate(_AS_DIGITS), 2).to_bytes(-(-file.chunks // 8), "little")
-    begin = frames.pack_frame(codec.encode(messages.SnapshotResume(file.sequence, file.keys, file.chunks, bitmap)))
+    begin = encode(messages.SnapshotResume(file.sequence, file.keys, file.chunks, bitmap))
     end = files.Piece(None, index.end, file.length - index.end)
     return files.Pieces([files.Piece(begin, 0, len(begin)), *ranges, end])

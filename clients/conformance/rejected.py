@@ -8,6 +8,8 @@ from clients.conformance.wire import frame, framed
 
 VERIFYING: Final = "verifying"
 ZSTD: Final = "zstd"
+RESUME: Final = "resume"
+DIGESTS: Final = "chunk-digests"
 
 
 class ToClient(NamedTuple):

@@ -31,5 +31,6 @@
 // Both verify every snapshot by its digests, report only real differences, and never the deletion of a key that still
 // exists. While no server can be reached, or the server has lost its backend, the map keeps its last content.
 //
-// The protocol is specified in docs/protocol.md of the repository. This client has the level "verifying".
+// The protocol is specified in docs/protocol.md of the repository. This client has the level "resuming": after
+// a lost connection it tells the server what it has, and is sent what it lacks.
 package typha

@@ -106,6 +106,8 @@ func Follow(ctx context.Context, options Options, handle func(Event) error) erro
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		var wrong *ProtocolError
+		one.differ.distrusted = one.differ.distrusted || errors.As(err, &wrong)
 		var stop stopError
 		if errors.As(err, &stop) {
 			return stop.error
@@ -164,7 +166,9 @@ func (f *follower) connect(ctx context.Context, address string) error {
 	one := &session{connection: connection, deadline: time.Now().Add(helloTimeout)}
 	one.frames = frameReader{from: bufio.NewReaderSize(one, readBytes), limit: maxFrameBytes}
 	defer one.frames.close()
-	if err := one.write(clientHello(&f.options)); err != nil {
+	at, digests := f.differ.resuming()
+	one.asked, one.digests = at, digests != nil
+	if err := one.write(clientHello(&f.options, at, digests)); err != nil {
 		return err
 	}
 	hello, err := one.greet(f.options.Feed)
@@ -172,7 +176,7 @@ func (f *follower) connect(ctx context.Context, address string) error {
 		return err
 	}
 	f.connectedAt = time.Now()
-	f.differ.beginConnection()
+	f.differ.beginConnection(hello.incarnation)
 	if err := f.tell(Connected{address, hello.software, hello.connectionID}); err != nil {
 		return err
 	}
@@ -267,10 +271,16 @@ type session struct {
 	state      string
 	sequence   uint64
 	unsent     error // why a pong could not be sent
+
+	asked     *position // what the hello says of the map
+	digests   bool      // it says the digests of its chunks, too
+	continues bool      // while the state is resuming: the server may go on from the position,
+	keeps     bool      // or leave out chunks
 }
 
 const (
 	ready      = "ready"
+	resuming   = "resuming" // ready, and the map is as in the hello
 	inSnapshot = "snapshot"
 	following  = "following"
 )
@@ -323,10 +333,25 @@ func (s *session) greet(feed string) (serverHello, error) {
 		}
 		s.state, s.silence = ready, silenceFactor*message.pingInterval
 		s.frames.limit, s.frames.zstd = message.maxFrame, slices.Contains(message.features, featureZstd)
+		s.resume(message)
 		return message, nil
 	}
 	return serverHello{}, broken("%T is not allowed before the hello", message)
 }
+
+// resume decides what the server may do with the client's map (rules R4 and R6).
+func (s *session) resume(hello serverHello) {
+	s.keeps = s.digests && slices.Contains(hello.features, featureDigests)
+	if s.asked != nil && slices.Contains(hello.features, featureResume) && s.asked.incarnation == hello.incarnation {
+		s.continues, s.sequence = true, s.asked.sequence
+	}
+	if s.keeps || s.continues {
+		s.state = resuming
+	}
+}
+
+// follows tells whether updates and statuses may come.
+func (s *session) follows() bool { return s.state == following || s.state == resuming && s.continues }
 
 func (s *session) receive() (any, error) {
 	payload, err := s.frames.next()
@@ -361,6 +386,12 @@ func (s *session) next() (any, error) {
 		}
 		s.state = inSnapshot
 		return message, nil
+	case snapshotResume:
+		if state != resuming || !s.keeps {
+			break
+		}
+		s.state = inSnapshot
+		return message, nil
 	case snapshotChunk:
 		if state == inSnapshot {
 			return message, nil
@@ -372,16 +403,16 @@ func (s *session) next() (any, error) {
 		s.state, s.sequence = following, message.sequence
 		return message, nil
 	case updates:
-		if state != following {
+		if !s.follows() {
 			break
 		}
 		if message.previous != s.sequence || message.sequence < s.sequence {
 			return nil, broken("updates from %d to %d do not continue %d", message.previous, message.sequence, s.sequence)
 		}
-		s.sequence = message.sequence
+		s.state, s.sequence = following, message.sequence
 		return message, nil
 	case statusMessage:
-		if state != following {
+		if !s.follows() {
 			break
 		}
 		if message.sequence != s.sequence && (message.status != CatchingUp || message.sequence > s.sequence) {

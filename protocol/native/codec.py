@@ -180,6 +180,9 @@ class _ClientHello(_Wire, tag=int(MessageType.CLIENT_HELLO)):
     def message(self) -> messages.ClientHello:
         hello = self.content
         resume = hello.resume
+        digests = 1 if hello.chunk_digests is None else len(hello.chunk_digests)
+        if messages.Feature.CHUNK_DIGESTS in (hello.features or ()) and (not digests or digests & (digests - 1)):
+            raise msgspec.ValidationError(f"{digests} chunk digests, which is no power of two")
         return messages.ClientHello(
             hello.feed,
             hello.agent,

@@ -29,6 +29,11 @@ def _size(update: messages.Update) -> int:
     return texts_bytes + len(update[1] or b"") + UPDATE_OVERHEAD_BYTES
 
 
+def snapshot_resume(message: messages.SnapshotResume) -> bytes:
+    """The frame that one client gets before its part of a snapshot."""
+    return frames.pack_frame(codec.encode(message))
+
+
 class NativeEncoder:
     """Frames of the native protocol. See `protocol.encoding.Encoder` for the contract."""
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from clients import addresses, connection, differ, follower
 from clients.conformance import python_client
 from protocol import errors, messages
@@ -67,6 +69,16 @@ async def _patient(original: Any, receiver: connection._Receiver) -> None:
     receiver._protocol.receive_data(data)
 
 
+def _always_positioned(original: Any, known: differ.Differ, hello: messages.ClientHello) -> Any:
+    told = original(known, hello)
+    position = messages.ResumePosition(known._incarnation, 45)
+    return msgspec.structs.replace(told, resume=told.resume or (position if known.chunks else None))
+
+
+def _no_digests(original: Any, known: differ.Differ) -> tuple[int, ...]:
+    return tuple(0 for _ in original(known))
+
+
 def _nothing(original: Any, *_: object) -> None:
     """Checks nothing."""
 
@@ -77,6 +89,9 @@ FAULTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "O6": (differ.Differ, "receive", _early),
     "O11": (native.Connection, "_step", _any_sequence),
     "O15": (follower.Follower, "_receive", _forgets),
+    "R1": (differ.Differ, "resuming", _always_positioned),
+    "R2": (differ.Differ, "_chunk_digests", _no_digests),
+    "R8": (differ.Differ, "distrust", _nothing),
     "K2": (connection._Receiver, "_read", _patient),
     "K3": (native.Connection, "send", _twice),
     "B1": (addresses.Rotation, "failed", _at_once),

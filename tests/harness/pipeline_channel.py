@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from cache.feeds import feed
 from cache.state import catchup, cursor, files, log, resume, snapshot, store
 from protocol import encoding, formats, messages, reasons
+from protocol.native import encoder
 from tests.harness import channel_harness, returning
 from typha.worker import protocol_adapters
 
@@ -243,7 +244,7 @@ class Client(cursor.Cursor):
         if file is None or file.log_offset < max(reader.start, self.channel.status_offset):
             return
         digests, self.resumption = self.resumption.digests, protocol_adapters.Resumption()
-        self.become_snapshot(file, None if digests is None else resume.pieces(file, digests))
+        self.become_snapshot(file, None if digests is None else resume.pieces(file, digests, encoder.snapshot_resume))
         self.greet_offset = max(reader.end, file.log_offset)
         is_new = self.greet_offset == file.log_offset
         self.greet_sequence = file.sequence if is_new else reader.sequence_at(self.greet_offset)

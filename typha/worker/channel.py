@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from cache.state import cursor, files, log, resume
 from protocol import digest, encoding, formats, messages, subscriptions
+from protocol.native import encoder as native_encoder
 from typha.ipc import link
 from typha.ipc import messages as ipc
 from typha.worker import client, live_set, policy, protocol_adapters
@@ -206,7 +207,7 @@ class WorkerChannel:
         self.forget_resumption(reader)
         if known is None or known.digests is None or not snapshot.chunks:
             return None
-        return resume.pieces(snapshot, known.digests)
+        return resume.pieces(snapshot, known.digests, native_encoder.snapshot_resume)
 
     def _pieces_of_node(
         self, reader: client.Client, snapshot: files.SnapshotFile, common: files.CommonPart

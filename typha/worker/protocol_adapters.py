@@ -253,9 +253,6 @@ class NativeAdapter:
         if sum(len(name.encode()) for name in not_supported) > _NAMED_FEATURES_BYTES_MAX:
             text = f"the names of unknown features have more than {_NAMED_FEATURES_BYTES_MAX} bytes"
             return Refused(DisconnectReason.MESSAGE_TOO_LARGE, text)
-        digests = len(hello.chunk_digests or (0,))
-        if messages.Feature.CHUNK_DIGESTS in features and digests & (digests - 1):
-            raise errors.RemoteProtocolError(f"{digests} chunk digests, which is no power of two")
         answer = messages.ServerHello(
             version=native.VERSION,
             feed=hello.feed,

@@ -288,7 +288,7 @@ def test_any_number_of_digests_finds_the_chunks_that_differ(count: int) -> None:
     content = {entry.key: entry.value for entry in source}
     file, whole = snapshot_of(source)
     content["/7"] = b"another value"
-    found = resume.pieces(file, digests_of(content, count))
+    found = resume.pieces(file, digests_of(content, count), encoder.snapshot_resume)
     if count == 1:
         assert found is None  # all that there is differs
     else:
@@ -315,8 +315,8 @@ def test_any_number_of_digests_finds_the_chunks_that_differ(count: int) -> None:
 def test_a_client_with_nothing_or_with_everything() -> None:
     file, whole = snapshot_of(filled(500))
     content = {f"/{number}": str(number).encode() for number in range(500)}
-    assert resume.pieces(file, digests_of({"/none": b""}, 1)) is None
-    everything = resume.pieces(file, digests_of(content, file.chunks))
+    assert resume.pieces(file, digests_of({"/none": b""}, 1), encoder.snapshot_resume) is None
+    everything = resume.pieces(file, digests_of(content, file.chunks), encoder.snapshot_resume)
     assert everything is not None
     end = everything.at(everything.length - 1)
     assert end.position == len(whole) - 1
@@ -331,7 +331,7 @@ def test_one_client_gets_a_limited_number_of_ranges() -> None:
     digests = array.array("Q", file.index.digests)
     for number in range(0, len(digests), 3):
         digests[number] ^= 1
-    found = resume.pieces(file, digests)
+    found = resume.pieces(file, digests, encoder.snapshot_resume)
     assert found is not None
     assert repr(found).startswith(f"<Pieces count={resume.RANGES_MAX + 2} ")
     head = found.at(0).data
