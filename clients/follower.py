@@ -23,9 +23,9 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from clients import addresses, connection, differ, errors
+from clients import addresses, connection, differ, errors, selecting
 from protocol import errors as protocol_errors
-from protocol import messages
+from protocol import messages, subscriptions
 
 Batch = differ.Batch
 
@@ -73,15 +73,19 @@ class Follower:
         timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
         protocol: connection.Protocol = connection.Protocol.NATIVE,
         agent_release: str = "",
+        subscription: subscriptions.Subscription | None = None,
     ) -> None:
         """The arguments and the ValueError are those of `follow`."""
         self._rotation = addresses.Rotation([servers] if isinstance(servers, str) else servers)
+        wanted = None if subscription is None else selecting.checked(subscription, node)
+        features = _FEATURES if wanted is None else _FEATURES | {messages.Feature.SUBSCRIPTIONS}
         self.hello = messages.ClientHello(
             feed=feed,
             agent=agent,
             node=node,
-            features=_FEATURES if protocol is connection.Protocol.NATIVE else frozenset(),
+            features=features if protocol is connection.Protocol.NATIVE else frozenset(),
             software=connection.software(protocol, agent_release),
+            subscription=wanted,
         )
         self.connections = 0
         """Number of connections on which a server accepted the hello."""
@@ -92,6 +96,7 @@ class Follower:
         self._timeouts = timeouts
         self._protocol = protocol
         self._differ = differ.Differ()
+        self._selecting = None if wanted is None else selecting.Selecting(wanted, node)
         self._connected_at: float | None = None
 
     def __repr__(self) -> str:
@@ -99,8 +104,18 @@ class Follower:
 
     @property
     def digest(self) -> int:
-        """State digest of the map that all batches so far add up to (docs/protocol.md, "State digest")."""
+        """State digest of the map that all batches so far add up to (docs/protocol.md, "State digest").
+
+        With a subscription that the server does not know: of the whole feed.
+        """
         return self._differ.digest
+
+    @property
+    def content(self) -> str:
+        """What the map is a copy of: the feed, and its part if there is a subscription."""
+        hello = self.hello
+        part = "" if hello.subscription is None else f" {hello.subscription.label} {hello.node}"
+        return f"{hello.feed}{part}"
 
     @property
     def keys(self) -> int:
@@ -121,7 +136,11 @@ class Follower:
         self, updates: Iterable[messages.Update], *, position: messages.ResumePosition | None, chunks: int
     ) -> None:
         """Begins with a map that an earlier process had. Call it before `events`; each update has a value."""
-        self._differ.restore(updates, position=position, chunks=chunks)
+        known = list(updates)
+        self._differ.restore(known, position=position, chunks=chunks)
+        if self._selecting is not None:
+            for update in known:
+                self._selecting.restore(update.key)
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yields events without end. Only one task may iterate at a time."""
@@ -164,6 +183,8 @@ class Follower:
             raise errors.BadServer(self._rotation.current(), str(error)) from error
         if batch is not None and batch.from_snapshot:
             self.snapshots += 1
+        if batch is not None and self._selecting is not None:
+            batch = self._selecting.select(batch)
         if batch is not None:
             events.append(batch)
         if isinstance(message, messages.Status):
@@ -187,6 +208,7 @@ def follow(
     timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
     protocol: connection.Protocol = connection.Protocol.NATIVE,
     agent_release: str = "",
+    subscription: subscriptions.Subscription | None = None,
 ) -> AsyncGenerator[Event, None]:
     """Yields the events of a feed without end, across reconnects.
 
@@ -205,9 +227,11 @@ def follow(
         protocol: the protocol to speak. With Typha's, the feed is the syncer type, and no digest verifies the map.
         agent_release: with Typha's protocol, the release of Calico whose agent this is, such as v3.31.7: the server
             sends what such agents understand. Default: the newest.
+        subscription: the part of the feed that is wanted. A server that knows subscriptions sends only that; otherwise
+            the rest is dropped here.
 
     Raises:
-        ValueError: immediately, if there is no address or one is malformed.
+        ValueError: immediately, if there is no address or one is malformed, or the subscription is.
     """
     follower = Follower(
         servers,
@@ -219,5 +243,6 @@ def follow(
         timeouts=timeouts,
         protocol=protocol,
         agent_release=agent_release,
+        subscription=subscription,
     )
     return follower.events()
