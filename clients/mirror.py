@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from clients import connection, follower, statefile
-from protocol import messages
+from protocol import messages, subscriptions
 
 SAVE_INTERVAL_SECONDS = 60.0
 """A crash loses what came since: the next process then asks for a minute of changes."""
@@ -75,6 +75,7 @@ class Mirror(Mapping[str, Entry]):
         timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
         protocol: connection.Protocol = connection.Protocol.NATIVE,
         reports_applied: bool = False,
+        subscription: subscriptions.Subscription | None = None,
         state_file: str | os.PathLike[str] | None = None,
         save_interval_seconds: float = SAVE_INTERVAL_SECONDS,
     ) -> None:
@@ -95,6 +96,7 @@ class Mirror(Mapping[str, Entry]):
             timeouts=timeouts,
             protocol=protocol,
             reports_applied=reports_applied,
+            subscription=subscription,
         )
         self._on_change = on_change
         self._state_file = None if state_file is None else pathlib.Path(state_file)
@@ -232,7 +234,7 @@ class Mirror(Mapping[str, Entry]):
     def _restore(self, path: pathlib.Path) -> None:
         """Takes the map of the file, if it has one. In a thread, before anything else."""
         try:
-            state = statefile.read(path, self._follower.hello.feed)
+            state = statefile.read(path, self._follower.content)
         except (OSError, ValueError) as error:
             self.state_file_error = error
             return
@@ -254,7 +256,7 @@ class Mirror(Mapping[str, Entry]):
             return
         entries = dict(self._entries)  # of this moment, and of the position
         try:
-            await asyncio.to_thread(_write, path, self._follower.hello.feed, position, chunks, entries)
+            await asyncio.to_thread(_write, path, self._follower.content, position, chunks, entries)
         except (OSError, ValueError) as error:
             self.state_file_error = error
         else:
