@@ -20,7 +20,8 @@ from cache.feeds.calico import feed as calico
 from cache.feeds.calico import releases, syncers
 from cache.kube import access, credentials
 from cache.watch import decoding
-from protocol import errors, formats
+from clients import differ, statefile
+from protocol import digest, errors, formats, messages
 from protocol.gob import decoder
 from protocol.native import codec, connection, frames
 from protocol.typha import codec as typha_codec
@@ -28,6 +29,7 @@ from protocol.typha import connection as typha
 from protocol.typha import messages as typha_messages
 from protocol.typha import snappy
 from tests import wire
+from tests.docs import vectors
 from tests.fuzz import mutation, sessions
 from tests.harness import corpus, repository, yaml_cases
 from typha.ipc import messages as ipc
@@ -107,6 +109,54 @@ def _follow_native(data: bytes) -> int:
         assert protocol.next_event() is None
         raise
     return received
+
+
+def _follow_resuming(data: bytes) -> int:
+    """A client that has the map of the page's sessions, and whose own map must stay one that has its digest."""
+    position = messages.ResumePosition(vectors.INCARNATION, 40)
+    content = {vectors.POD: vectors.POD_VALUE, vectors.NODE: vectors.NODE_VALUE}
+    known = differ.Differ()
+    updates = [messages.Update(key, value, "1", 1) for key, value in content.items()]
+    known.restore(updates, position=position, chunks=2)
+    protocol = connection.Connection(connection.Role.CLIENT, max_frame_bytes=mutation.MAX_BYTES)
+    features = frozenset({"zstd", "resume", "chunk-digests"})
+    protocol.send(known.resuming(messages.ClientHello("workloads", "fuzz", features=features)))
+    received = 0
+    try:
+        for piece in mutation.pieces(data):
+            protocol.receive_data(piece)
+            while (message := protocol.next_event()) is not None:
+                received += 1
+                batch = known.receive(message)
+                for update in batch.updates if batch is not None else ():
+                    content.pop(update.key, None)
+                    if update.value is not None:
+                        content[update.key] = update.value
+    finally:
+        assert known.digest == digest.state_digest(content.items())
+        assert len(known) == len(content)
+    return received
+
+
+def _resumed_streams() -> list[bytes]:
+    found = (vectors.RESUMED_SESSION, vectors.RESUMED_BY_DIGESTS, vectors.SESSION)
+    return [b"".join(step.data for step in session if step.sender == "server") for session in found]
+
+
+def _restore_mirror(data: bytes) -> int:
+    state = statefile.decode(data)
+    known = differ.Differ()
+    updates = [messages.Update(one.key, one.value, one.revision, 1) for one in state.entries]
+    known.restore(updates, position=None, chunks=state.chunks)
+    hello = known.resuming(messages.ClientHello("pods", "fuzz", features=frozenset({"chunk-digests"})))
+    assert len(codec.encode(hello)) < frames.MAX_HELLO_FRAME_BYTES
+    return len(known)
+
+
+def _mirrors() -> list[bytes]:
+    entries = [statefile.Entry(f"/{number}", b"x" * number, "1", "", number) for number in range(20)]
+    position = statefile.Position(bytes(16), 1 << 60)
+    return [statefile.encode(statefile.State("pods", at, 8, entries)) for at in (position, None)]
 
 
 _CLIENT_LIMITS = decoder.Limits(message_bytes=mutation.MAX_BYTES, skipped_values=1 << 20)
@@ -491,6 +541,7 @@ def _all() -> Iterator[Target]:
     yield Target("native-server", serve, lambda: [sessions.native_client()], mutation.mutate_frames, remote, 8)
     yield Target("typha-server", serve, _typha_client_streams, mutation.mutate_gob, remote, 8)
     yield Target("native-client", _follow_native, lambda: [sessions.native_server()], mutation.mutate_frames, remote, 4)
+    yield Target("native-resuming", _follow_resuming, _resumed_streams, mutation.mutate_frames, remote, 4)
     yield Target("typha-client", _follow_typha, _typha_server_streams, mutation.mutate_snappy, remote, 4)
     yield Target("gob", _decode_gob, _gob_values, mutation.mutate_gob, remote, 4)
     yield Target("snappy", _read_chunks, _chunks, mutation.mutate_bytes, remote, 2)
@@ -498,6 +549,7 @@ def _all() -> Iterator[Target]:
     undecodable = (msgspec.DecodeError, UnicodeDecodeError)
     for name, feed_one, kinds in (("to-hub", _for_hub, ipc.ToHub), ("to-worker", _for_worker, ipc.ToWorker)):
         yield Target(name, feed_one, functools.partial(_ipc_messages, kinds), mutation.mutate_msgpack, undecodable, 4)
+    yield Target("mirror-file", _restore_mirror, _mirrors, mutation.mutate_msgpack, undecodable, 1)
     invalid = (decoding.InvalidInput,)
     yield Target("watch", _read_watch, _watch_lines, mutation.mutate_json, invalid, 4)
     yield Target("list", _read_page, _pages, mutation.mutate_json, invalid, 2)
