@@ -503,6 +503,8 @@ def _all() -> Iterator[Target]:
     for engine in engines:
         run = functools.partial(tls_links.run, engine)
         yield Target(f"tls-{engine}", run, tls_links.seeds, mutation.mutate_bytes, (), 1)
+        first = functools.partial(tls_links.first, engine)
+        yield Target(f"tls-first-{engine}", first, tls_links.firsts, mutation.mutate_bytes, (), 8)
     undecodable = (msgspec.DecodeError, UnicodeDecodeError)
     for name, feed_one, kinds in (("to-hub", _for_hub, ipc.ToHub), ("to-worker", _for_worker, ipc.ToWorker)):
         yield Target(name, feed_one, functools.partial(_ipc_messages, kinds), mutation.mutate_msgpack, undecodable, 4)
