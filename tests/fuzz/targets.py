@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import functools
+import importlib.util
 import io
 import json
 import os
@@ -31,10 +32,11 @@ from protocol.typha import snappy
 from tests import wire
 from tests.docs import vectors
 from tests.fuzz import mutation, sessions
+from tests.fuzz import tls as tls_links
 from tests.harness import corpus, repository, yaml_cases
 from typha.ipc import messages as ipc
 from typha.settings import feeds_file, loading, sources
-from typha.worker import protocol_adapters
+from typha.worker import protocol_adapters, tls
 
 CORPUS = Path(__file__).parent / "corpus"
 """A folder for each target: inputs that were costly or wrong once."""
@@ -546,6 +548,14 @@ def _all() -> Iterator[Target]:
     yield Target("gob", _decode_gob, _gob_values, mutation.mutate_gob, remote, 4)
     yield Target("snappy", _read_chunks, _chunks, mutation.mutate_bytes, remote, 2)
     yield Target("zstd", _read_zstd, _zstd_frames, mutation.mutate_bytes, remote, 2)
+    engines = [
+        engine for engine in tls.ENGINES if engine != tls.AUTO and importlib.util.find_spec(tls_links.NEEDED[engine])
+    ]
+    for engine in engines:
+        run = functools.partial(tls_links.run, engine)
+        yield Target(f"tls-{engine}", run, tls_links.seeds, mutation.mutate_bytes, (), 1)
+        first = functools.partial(tls_links.first, engine)
+        yield Target(f"tls-first-{engine}", first, tls_links.firsts, mutation.mutate_bytes, (), 8)
     undecodable = (msgspec.DecodeError, UnicodeDecodeError)
     for name, feed_one, kinds in (("to-hub", _for_hub, ipc.ToHub), ("to-worker", _for_worker, ipc.ToWorker)):
         yield Target(name, feed_one, functools.partial(_ipc_messages, kinds), mutation.mutate_msgpack, undecodable, 4)
