@@ -124,7 +124,7 @@ def demo_command(**settings: Any) -> None:
 @click.option("--judge-times/--show-times", default=True, help="Check times, or only show them.")
 @_folder("report-load")
 def run_command(scenario: str, protocol: str, feed: str | None, **settings: Any) -> None:
-    """One scenario on a simulated API server."""
+    """One scenario: on a simulated API server, or `direct` on a real one."""
     spoken = PROTOCOLS["mixed" if scenario in registry.OF_BOTH_PROTOCOLS else protocol]
     needs_calico = control.Protocol.TYPHA in spoken
     feed = feed or (fixture.FELIX if needs_calico else processes.FEED)

@@ -1,4 +1,7 @@
-"""Draws docs/pictures/api-server-load.svg from the figures beside it: `python tools/draw_api_server_load.py`."""
+"""Draws docs/pictures/api-server-load.svg from the figures beside it: `python tools/draw_api_server_load.py`.
+
+`python -m loadtest run --scenario direct` writes such figures, for one machine, as api-server-load.json.
+"""
 
 import io
 import json

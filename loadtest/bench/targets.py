@@ -15,7 +15,6 @@ from loadtest.environment import certificates, child, measurement, processes
 from loadtest.reporting import measure
 from loadtest.swarm import control, supervisor
 
-GO_SOURCES: Final = Path(__file__).resolve().parents[2] / "tools" / "gotls"
 RAMP_PER_SECOND: Final = 2500.0
 IN_SYNC_TIMEOUT_SECONDS: Final = 120.0
 FEEDS: Final = {control.Protocol.NATIVE: processes.FEED, control.Protocol.TYPHA: syncers.FELIX}
@@ -106,15 +105,6 @@ class BareProcess(child.Child):
         await self.write(f"{updates_per_second} {seconds}\n".encode())
 
 
-async def _build_go_server() -> str:
-    """The program's path. Raises ProcessError."""
-    build = await asyncio.create_subprocess_exec(GO_SOURCES / "build.sh", stdout=asyncio.subprocess.PIPE)
-    output, _ = await build.communicate()
-    if build.returncode:
-        raise child.ProcessError(f"{GO_SOURCES / 'build.sh'} failed")
-    return output.decode().strip()
-
-
 @contextlib.asynccontextmanager
 async def open_target(side: Side, setup: Setup) -> AsyncIterator[measurement.Target]:
     """Start a target, and end it. Raises ProcessError."""
@@ -124,7 +114,7 @@ async def open_target(side: Side, setup: Setup) -> AsyncIterator[measurement.Tar
         return
     if side is Side.GO and setup.tls is not None:
         command = [
-            await _build_go_server(),
+            await child.build_go_program("gotls"),
             *(f"-{n}={v}" for n, v in zip(("cert", "key", "ca"), setup.tls.server_files, strict=True)),
         ]
         for number, part in enumerate(greeting.load(await recording_file(setup)).parts):

@@ -10,10 +10,21 @@ from typing import Any, Final, Self
 START_TIMEOUT_SECONDS: Final = 60.0
 STOP_TIMEOUT_SECONDS: Final = 15.0
 LOG_TAIL_LINES: Final = 10
+TOOLS: Final = Path(__file__).resolve().parents[2] / "tools"
 
 
 class ProcessError(Exception):
     """A process did not start, or ended by itself; the message has the end of its log."""
+
+
+async def build_go_program(name: str) -> str:
+    """Build a program of tools/ if no cache has it; returns its path. Raises ProcessError."""
+    script = TOOLS / name / "build.sh"
+    build = await asyncio.create_subprocess_exec(script, stdout=asyncio.subprocess.PIPE)
+    output, _ = await build.communicate()
+    if build.returncode:
+        raise ProcessError(f"{script} failed")
+    return output.decode().strip()
 
 
 class Child(abc.ABC):

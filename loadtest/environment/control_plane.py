@@ -276,6 +276,13 @@ class ControlPlane:
             raise ControlPlaneError(f"POST {path}: {answer.status} {answer.body.decode(errors='replace')}")
         return answer.json()
 
+    @property
+    def api_server_pid(self) -> int:
+        """Process id of kube-apiserver. Raises ControlPlaneError if it does not run."""
+        if self._api_server is None:
+            raise ControlPlaneError("kube-apiserver does not run")
+        return self._api_server.pid
+
     def tls_context(self) -> ssl.SSLContext:
         """A client's context that trusts this API server only. Valid from `start` on."""
         if self._tls is None:

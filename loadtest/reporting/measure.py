@@ -56,6 +56,15 @@ def cpu_seconds(pid: int, *, ended_children: bool = False) -> float:
     return own + (sum(map(int, fields[13:15])) / _TICKS_PER_SECOND if ended_children else 0.0)
 
 
+def written_bytes(pid: int) -> int:
+    """All that a process has written so far, to files and sockets; 0 if it has ended."""
+    try:
+        lines = (_PROC / str(pid) / "io").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("wchar:")), 0)
+
+
 def memory(pids: Iterable[int]) -> Memory:
     """Memory of processes; one that has ended counts nothing."""
     private = 0

@@ -5,6 +5,7 @@ from typing import Final
 
 from loadtest.reporting import dashboard, report
 from loadtest.scenarios import apiload, crash, fanout, fixture, hostile, mixed, slow
+from loadtest.scenarios.real import direct
 
 Scenario = Callable[[fixture.Settings, dashboard.Dashboard], Awaitable[report.Report]]
 
@@ -24,6 +25,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "kill": crash.kill,
     "worker-kill": crash.worker_kill,
     "hub-stop": crash.hub_stop,
+    "direct": direct.run,
 }
 
 OF_BOTH_PROTOCOLS: Final[frozenset[str]] = frozenset({"mixed", "hostile-peers", "hostile-api", "starved"})

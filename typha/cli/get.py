@@ -186,8 +186,11 @@ def _show_raw_feed(
         text = yaml.safe_dump(content, default_flow_style=False) if output == "yaml" else json.dumps(content, indent=2)
         click.echo(text.rstrip("\n"))
     else:
+        columns = 1 if output == "name" else 4
         rows = [(entry.key, entry.revision, str(entry.sequence), tables.size(len(value_of(entry)))) for entry in found]
-        click.echo("\n".join(tables.lines(("KEY", "REVISION", "SEQUENCE", "SIZE"), rows, width_max=_CELL_CHARS_MAX)))
+        titles = ("KEY", "REVISION", "SEQUENCE", "SIZE")[:columns]
+        shown = tables.lines(titles, [row[:columns] for row in rows], width_max=_CELL_CHARS_MAX)
+        click.echo("\n".join(shown))
     return code
 
 

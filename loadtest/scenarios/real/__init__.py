@@ -1,1 +1,1 @@
-"""The acceptance run on a real kube-apiserver: population, one writer, faults from outside, and the counters' proof."""
+"""Runs on a real kube-apiserver: population, writers, faults from outside, and the counters' proof."""

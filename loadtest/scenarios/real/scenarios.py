@@ -104,7 +104,7 @@ async def faults(real: Real) -> report.Report:
         await one.churn(writes_per_second=rate, seconds=AFTER_FAULTS_SECONDS)
         await running.in_sync()
         facts = {
-            "writes": ", ".join(f"{count:,} {name}" for name, count in one.counts.items()),
+            "writes": ", ".join(f"{count:,} {name}" for name, count in {**one.counts, "retries": one.retries}.items()),
             "delivery latency, write to read": running.swarm.latency.quantiles_text("deliveries"),
             "disconnects seen by agents": json.dumps(running.swarm.totals().disconnects),
         }

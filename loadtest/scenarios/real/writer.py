@@ -52,6 +52,49 @@ KINDS: Final = (
 TYPES: Final = ("v1/namespaces", *(str(kind.type) for kind in KINDS))
 
 
+class Requests:
+    """Sends requests to an API server that may be in trouble. Bodies get the time of the try as annotation."""
+
+    def __init__(self, client: expected_state.ApiClient) -> None:
+        self._client = client
+        self.retries = 0
+
+    async def request(
+        self, method: str, path: str, body: objects.JsonObject | None = None, *, accepted: tuple[int, ...] = (200,)
+    ) -> tuple[int, dict[str, Any]]:
+        """Repeat a request until the answer is not the sign of a server in trouble. Raises WriteError."""
+        deadline = time.monotonic() + GIVE_UP_SECONDS
+        while True:
+            status, content, text = await self._once(method, path, body)
+            if status in accepted:
+                return status, content
+            if status and status < 500 and status not in (403, 409, 429):
+                raise WriteError(f"{method} {path}: {status} {text[:300]}")
+            if time.monotonic() > deadline:
+                raise WriteError(f"{method} {path}: {status or 'no answer'} {text[:300]}")
+            self.retries += 1
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def wait_served(self, path: str) -> None:
+        """Wait until a new kind is served. Raises TimeoutError, WriteError."""
+        async with asyncio.timeout(GIVE_UP_SECONDS):
+            while True:
+                status, _ = await self.request("GET", path, accepted=(200, 404))
+                if status == 200:
+                    return
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _once(self, method: str, path: str, body: objects.JsonObject | None) -> tuple[int, dict[str, Any], str]:
+        """Status, decoded body if the request succeeded, and text of the body; status 0 if there was no answer."""
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        data = None if body is None else json.dumps(_stamped(body)).encode()
+        try:
+            status, answer = await self._client.request(method, path, data=data, headers={"Content-Type": kind})
+            return status, json.loads(answer) if status < 300 else {}, answer.decode(errors="replace")
+        except (expected_state.ApiRequestError, ValueError) as error:
+            return 0, {}, str(error)
+
+
 class Writer:
     """Writes through an open client.
 
@@ -60,21 +103,26 @@ class Writer:
 
     def __init__(self, client: expected_state.ApiClient, *, namespaces: int, seed: int = 0) -> None:
         self.asked: dict[tuple[str, str], int] = {}
-        self.counts = {"create": 0, "update": 0, "delete": 0, "retries": 0}
-        self._client = client
+        self.counts = {"create": 0, "update": 0, "delete": 0}
+        self._requests = Requests(client)
         self._dice = random.Random(seed)
         self._namespaces = [f"load-{number:02d}" for number in range(namespaces)]
         self._live: dict[WrittenKind, list[tuple[str, str, str]]] = {kind: [] for kind in KINDS}
         """(namespace, name, uid) of each object."""
         self._serial = 0
 
+    @property
+    def retries(self) -> int:
+        """Requests that had to be sent again."""
+        return self._requests.retries
+
     async def populate(self, counts: dict[str, int]) -> None:
         """Create the custom type, the namespaces, and objects of each kind (plural name -> number)."""
         path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-        await self._request("POST", path, objects.CUSTOM_RESOURCE_DEFINITION, accepted=(201, 409))
+        await self._requests.request("POST", path, objects.CUSTOM_RESOURCE_DEFINITION, accepted=(201, 409))
         for name in self._namespaces:
-            await self._request("POST", "/api/v1/namespaces", objects.namespace(name), accepted=(201, 409))
-        await self._wait_served(KINDS[-1])
+            await self._requests.request("POST", "/api/v1/namespaces", objects.namespace(name), accepted=(201, 409))
+        await self._requests.wait_served(KINDS[-1].type.list_path)
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def create(kind: WrittenKind) -> None:
@@ -123,9 +171,9 @@ class Writer:
         name = f"{kind.type.resource[:-1]}-{self._serial:06d}"
         namespace = self._dice.choice(self._namespaces)
         body = kind.make(name, namespace)
-        status, created = await self._request("POST", kind.path(namespace), body, accepted=(201, 409))
+        status, created = await self._requests.request("POST", kind.path(namespace), body, accepted=(201, 409))
         if status == 409:  # an earlier try had reached the server
-            _, created = await self._request("GET", kind.path(namespace, name))
+            _, created = await self._requests.request("GET", kind.path(namespace, name))
         self._live[kind].append((namespace, name, created["metadata"]["uid"]))
         self.counts["create"] += 1
 
@@ -134,7 +182,7 @@ class Writer:
             return
         namespace, name, _ = self._dice.choice(self._live[kind])
         change = {"metadata": {"labels": {objects.LABEL: str(self._dice.random())}}}
-        await self._request("PATCH", kind.path(namespace, name), change, accepted=(200, 404))
+        await self._requests.request("PATCH", kind.path(namespace, name), change, accepted=(200, 404))
         self.counts["update"] += 1
 
     async def _delete(self, kind: WrittenKind) -> None:
@@ -146,47 +194,13 @@ class Writer:
         namespace, name, uid = live.pop()
         self.asked[raw.object_key(kind.type, namespace, name), uid] = time.time_ns()
         options = {"gracePeriodSeconds": 0, "preconditions": {"uid": uid}}
-        await self._request("DELETE", kind.path(namespace, name), options, accepted=(200, 404))
+        await self._requests.request("DELETE", kind.path(namespace, name), options, accepted=(200, 404))
         self.counts["delete"] += 1
 
     async def _label_namespace(self) -> None:
         path = f"/api/v1/namespaces/{self._dice.choice(self._namespaces)}"
-        await self._request("PATCH", path, {"metadata": {}})
+        await self._requests.request("PATCH", path, {"metadata": {}})
         self.counts["update"] += 1
-
-    async def _wait_served(self, kind: WrittenKind) -> None:
-        async with asyncio.timeout(GIVE_UP_SECONDS):
-            while True:
-                status, _ = await self._request("GET", kind.type.list_path, accepted=(200, 404))
-                if status == 200:
-                    return
-                await asyncio.sleep(RETRY_SECONDS)
-
-    async def _request(
-        self, method: str, path: str, body: objects.JsonObject | None = None, *, accepted: tuple[int, ...] = (200,)
-    ) -> tuple[int, dict[str, Any]]:
-        """Repeat a request until the answer is not the sign of a server in trouble. Raises WriteError."""
-        deadline = time.monotonic() + GIVE_UP_SECONDS
-        while True:
-            status, content, text = await self._once(method, path, body)
-            if status in accepted:
-                return status, content
-            if status and status < 500 and status not in (403, 409, 429):
-                raise WriteError(f"{method} {path}: {status} {text[:300]}")
-            if time.monotonic() > deadline:
-                raise WriteError(f"{method} {path}: {status or 'no answer'} {text[:300]}")
-            self.counts["retries"] += 1
-            await asyncio.sleep(RETRY_SECONDS)
-
-    async def _once(self, method: str, path: str, body: objects.JsonObject | None) -> tuple[int, dict[str, Any], str]:
-        """Status, decoded body if the request succeeded, and text of the body; status 0 if there was no answer."""
-        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        data = None if body is None else json.dumps(_stamped(body)).encode()
-        try:
-            status, answer = await self._client.request(method, path, data=data, headers={"Content-Type": kind})
-            return status, json.loads(answer) if status < 300 else {}, answer.decode(errors="replace")
-        except (expected_state.ApiRequestError, ValueError) as error:
-            return 0, {}, str(error)
 
 
 def _stamped(body: objects.JsonObject) -> objects.JsonObject:

@@ -98,6 +98,8 @@ async def test_a_feed_of_whole_objects(tmp_path: pathlib.Path, capsys: pytest.Ca
     async with admin_stand.serving(stand.hub, tmp_path) as path:
         code, output, _ = await admin_stand.run(capsys, "get", "-f", FEED, "pods", "--server", path)
         assert [row[0] for row in cells(output)] == ["KEY", "/core/v1/pods/default/a", "/core/v1/pods/default/b"]
+        code, output, _ = await admin_stand.run(capsys, "get", "-f", FEED, "pods", "-o", "name", "--server", path)
+        assert output.split() == ["KEY", "/core/v1/pods/default/a", "/core/v1/pods/default/b"]
         code, output, _ = await admin_stand.run(capsys, "get", "-f", FEED, "pods", "a", "-o", "yaml", "--server", path)
         assert (code, [one["spec"] for one in yaml.safe_load(output)]) == (0, [{"x": 1}])
         code, output, _ = await admin_stand.run(capsys, "get", "-f", FEED, "-o", "raw", "--server", path)

@@ -124,6 +124,9 @@ async def test_watch_repeats_and_a_service_without_a_socket_serves(tmp_path: pat
             await blocked.logged(r"\[WARNING\].*Cannot open the admin socket.*is no socket")
             async with mirrors(await blocked.address(), 1):
                 assert occupied.read_text() == "precious"
+                occupied.unlink()
+                await blocked.logged("Admin socket is listening")
+                assert (await run("status", "--server", str(occupied)))[0] == 0
         path = str(tmp_path / "a.sock")
         async with serving(cluster, "--workers", "0", TYPHA_ADMINSOCKET=path) as service:
             await service.logged("Admin socket is listening")
