@@ -107,7 +107,7 @@ class Lab:
         """`tracked` False takes probes out of connection tracking: each one is judged by itself."""
         prefix = f"dp-{os.getpid()}-{next(_labs)}"
         self.node, self.pods = f"{prefix}-node", f"{prefix}-pods"
-        self.nft = nft.Nft()
+        self._nft: nft.Nft | None = None
         self.workloads: tuple[Workload, ...] = ()
         self.sent = 0
         self._tracked = tracked
@@ -128,7 +128,8 @@ class Lab:
 
     def close(self) -> None:
         """Removes the namespaces."""
-        self.nft.close()
+        if self._nft is not None:
+            self._nft.close()
         if self._socket is not None:
             self._socket.close()
         for name in (self.node, self.pods):
@@ -138,7 +139,7 @@ class Lab:
         for name in (self.node, self.pods):
             run("ip", "netns", "add", name)
         command = ("ip", "netns", "exec", self.node, "nft")
-        self.nft = nft.Nft(command, in_namespace(self.node, nft.open_netlink))
+        self._nft = nft.Nft(command, in_namespace(self.node, nft.open_sockets))
         run("ip", "-n", self.node, "link", "set", "lo", "up")
         self.in_node(_write_sysctls)
         self._add_link(UPLINK)
@@ -150,12 +151,22 @@ class Lab:
         )
         if not self._tracked:
             untracked = "table ip probes { chain raw { type filter hook prerouting priority -400; notrack\n }\n}\n"
-            run("ip", "netns", "exec", self.node, "nft", "-f", "-", stdin=untracked)
+            self.run_in_node("nft", "-f", "-", stdin=untracked)
         self._socket = in_namespace(self.pods, _open_socket)
+
+    @property
+    def nft(self) -> nft.Nft:
+        """The node's nftables."""
+        assert self._nft is not None
+        return self._nft
 
     def ip(self, *commands: str) -> None:
         """Runs commands of `ip` on the node."""
         run("ip", "-n", self.node, "-batch", "-", stdin="\n".join(commands))
+
+    def run_in_node(self, *command: str, stdin: str = "") -> str:
+        """Runs a command in the node's namespace."""
+        return run("ip", "netns", "exec", self.node, *command, stdin=stdin)
 
     def in_node(self, function: Callable[[], Result]) -> Result:
         """Calls a function in the node's namespace."""

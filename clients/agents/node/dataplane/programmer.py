@@ -1,9 +1,9 @@
 """Drives the data plane: takes updates, programs the kernel, verifies and repairs it."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 from clients.agents.node import desired
 from clients.agents.node.dataplane import compiler, conntrack, links, nft, routing, table
@@ -17,7 +17,7 @@ ROUTING_SECTIONS = ("endpoints", "routes", "vteps")
 """Sections of an update that change routes, beside the settings."""
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class Counters:
     """What the data plane has done since it started."""
 
@@ -29,7 +29,7 @@ class Counters:
     """How often the whole table was read."""
     route_changes: int = 0
     forgotten_addresses: int = 0
-    failures: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, int] = dataclasses.field(default_factory=dict)
     """By what failed: `nft`, `routes`, `conntrack`, `sysctl`."""
 
     def failed(self, part: str) -> None:
@@ -66,6 +66,7 @@ class Programmer:
         self._abandoned: set[str] = set()
         """Addresses that workloads have given up."""
         self.state = desired.State()
+        """What all updates add up to, without the sets: they are large, and the table has them."""
         self.counters = Counters()
         self.pending: dict[str, str] = {}
         """What could not be set, with the reason. It is tried again."""
@@ -97,7 +98,7 @@ class Programmer:
             if before is not None:
                 self._abandoned |= _ipv4(before) - (set() if now is None else _ipv4(now))
         self._compiler.apply(update)
-        self.state.apply(update)
+        self.state.apply(dataclasses.replace(update, sets=desired.Changes(), members={}))
 
     def link_changed(self, interface: str | None) -> bool:
         """Takes that an interface came, changed or went; None: any of them. Returns whether routes depend on it."""
@@ -127,9 +128,12 @@ class Programmer:
             await self.program()
             return
         try:
-            if self._nft.generation() == self._generation:
-                return
             generation = self._nft.generation()
+            if generation == self._generation:
+                return
+            if not self._nft.notified() and self._generation is not None:
+                self._generation = generation
+                return
             self._compiler.table.compare(await self._read())
             if not self._compiler.table:
                 self._generation = generation
@@ -188,6 +192,8 @@ class Programmer:
         self._compiler.table.committed()
         self._kernel_known = True
         self.counters.transactions += 1
+        # The notifications so far are about this transaction, if it was the only one.
+        self._nft.notified()
         if self._nft.generation() == before + 1:
             self._generation = before + 1
         LOG.debug("Programmed rules in %.3f s: %r", time.monotonic() - started, self._compiler.table)
