@@ -40,6 +40,8 @@ def find_target(store: Store, path: str) -> RequestTarget | None:
         group, version, rest = parts[1], parts[2], parts[3:]
     else:
         return None
+    if rest[-1] == "status" and len(rest) > 2:
+        rest.pop()  # what may be written by way of the status is not restricted here
     if rest[0] == "namespaces" and len(rest) in (3, 4):
         resource = store.find(group, version, rest[2])
         if not resource.namespaced:
@@ -156,7 +158,7 @@ class Handlers:
         if verb == "GET":
             return self._object(resource, self._store.get(resource, namespace, name))
         if verb == "DELETE":
-            item = self._store.delete(resource, namespace, name)
+            item = self._store.delete(resource, namespace, name, conditions=_preconditions(await request.read()))
             return self._object(resource, item) if resource == resources.PODS else _answer(_deleted(resource, item))
         try:
             value = objects.decode(await request.read())
@@ -190,6 +192,15 @@ class Handlers:
     @staticmethod
     def _object(resource: Resource, item: bytes, *, status: int = 200) -> web.Response:
         return _answer(objects.alone(resource, item) + b"\n", status=status)
+
+
+def _preconditions(body: bytes) -> dict[str, str]:
+    """What DeleteOptions say of the object to delete: its uid or resourceVersion. Raises BadRequest."""
+    try:
+        found = objects.decode(body).get("preconditions") or {} if body else {}
+        return {str(name): str(value) for name, value in found.items()}
+    except (msgspec.DecodeError, AttributeError) as error:
+        raise BadRequest(f"the body is no DeleteOptions: {error}") from error
 
 
 def _verb(request: web.Request, target: RequestTarget) -> str:

@@ -15,7 +15,6 @@ from loadtest.apiserver.resources import Resource
 from loadtest.apiserver.store import Page, Store
 
 _TRUE: Final = ("true", "1")
-_SELECTORS: Final = ("labelSelector", "fieldSelector")
 _TOKEN_MARKER: Final = "meta.k8s.io/v1"
 #: Version in a token that continues at the present state, because the snapshot of its list is forgotten.
 INCONSISTENT: Final = -1
@@ -41,6 +40,8 @@ class Options:
     bookmarks: bool = False
     initial_events: bool | None = None
     timeout_seconds: int = 0
+    labels: frozenset[tuple[str, str]] = frozenset()
+    """Labels that the objects of a list must have."""
 
 
 class _Token(msgspec.Struct):
@@ -51,9 +52,8 @@ class _Token(msgspec.Struct):
 
 def parse(query: Mapping[str, str], *, watch_list: bool) -> Options:
     """Options of a list or watch. `watch_list`: sendInitialEvents is allowed. Raises BadRequest, InvalidOptions."""
-    for name in _SELECTORS:
-        if query.get(name):
-            raise BadRequest(f"{name} is not simulated")
+    if query.get("fieldSelector"):
+        raise BadRequest("fieldSelector is not simulated")
     initial = query.get("sendInitialEvents", "")
     match = query.get("resourceVersionMatch", "")
     if match not in {member.value for member in Match}:
@@ -67,7 +67,10 @@ def parse(query: Mapping[str, str], *, watch_list: bool) -> Options:
         bookmarks=query.get("allowWatchBookmarks", "").lower() in _TRUE,
         initial_events=initial.lower() in _TRUE if initial else None,
         timeout_seconds=_number(query, "timeoutSeconds") or 0,
+        labels=_labels(query.get("labelSelector", "")),
     )
+    if options.labels and (options.watch or options.limit or options.token):
+        raise BadRequest("labelSelector is simulated for lists without pages only")
     if options.watch:
         _check_watch(options, watch_list=watch_list)
     else:
@@ -82,6 +85,17 @@ def _number(query: Mapping[str, str], name: str) -> int | None:
     if not text.isascii() or not text.isdigit() or len(text) > 20:
         raise BadRequest(f"{name}: {text[:40]!r} is not a number")
     return int(text)
+
+
+def _labels(selector: str) -> frozenset[tuple[str, str]]:
+    """The labels of a selector that consists of equalities."""
+    labels = set()
+    for part in selector.split(",") if selector else ():
+        name, equals, value = part.partition("=")
+        if not name or not equals or name.endswith("!") or value.startswith("="):
+            raise BadRequest(f"labelSelector: only name=value is simulated, not {part[:60]!r}")
+        labels.add((name, value))
+    return frozenset(labels)
 
 
 def _check_list(options: Options) -> None:
@@ -138,7 +152,10 @@ def body(store: Store, resource: Resource, namespace: str, asked: Options) -> by
     """
     page = _continued(store, resource, namespace, asked) if asked.token else _first(store, resource, namespace, asked)
     token = continue_token(page.version, page.last_key) if page.remaining else ""
-    return objects.list_body(resource, page.items, version=page.version, token=token, remaining=page.remaining)
+    items = page.items
+    if asked.labels:
+        items = [item for item in items if asked.labels <= objects.labels(item).items()]
+    return objects.list_body(resource, items, version=page.version, token=token, remaining=page.remaining)
 
 
 def _first(store: Store, resource: Resource, namespace: str, asked: Options) -> Page:

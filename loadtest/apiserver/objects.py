@@ -120,6 +120,11 @@ def version_of(item: bytes) -> int:
     return int(_VERSIONED.decode(item).metadata.resource_version)
 
 
+def labels(item: bytes) -> dict[str, str]:
+    """The labels of an object."""
+    return decode(item)["metadata"].get("labels") or {}
+
+
 def timestamp(version: int) -> str:
     """Creation time of an object created at a version, as in Kubernetes' JSON."""
     return (EPOCH + datetime.timedelta(seconds=version)).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import random
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from loadtest.apiserver import objects
 from loadtest.apiserver.errors import AlreadyExists, Conflict, Expired, NotFound, PageNotFound, TypeUnknown
@@ -173,10 +173,17 @@ class Store:
         before = self.get(resource, namespace, name)
         return self.replace(resource, objects.merged(objects.decode(before), change))
 
-    def delete(self, resource: Resource, namespace: str, name: str) -> bytes:
-        """Delete an object; returns its last state with the version of the deletion. Raises NotFound, TypeUnknown."""
+    def delete(
+        self, resource: Resource, namespace: str, name: str, *, conditions: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Delete an object; returns its last state with the version of the deletion.
+
+        `conditions` are members of its metadata. Raises Conflict, NotFound, TypeUnknown.
+        """
         key = resource.key(namespace, name)
         value = objects.decode(self._existing(resource, key, name))
+        if conditions and any(value["metadata"].get(member) != wanted for member, wanted in conditions.items()):
+            raise Conflict(resource, name)
         value["metadata"]["resourceVersion"] = str(self.version + 1)
         return self._commit(resource, EventKind.DELETED, key, namespace, objects.encode(resource, value))
 

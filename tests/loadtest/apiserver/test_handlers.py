@@ -136,6 +136,32 @@ async def test_writes(api: Api, simulator: Simulator) -> None:
     assert simulator.store.count(resources.PODS) == 10
 
 
+async def test_a_deletion_may_name_the_version_and_identity_it_means(api: Api, simulator: Simulator) -> None:
+    path = "/api/v1/namespaces/default/pods/p1"
+    _, found = await api.get(path)
+    uid, version = found["metadata"]["uid"], found["metadata"]["resourceVersion"]
+    for wrong in ({"uid": "other"}, {"uid": uid, "resourceVersion": "1"}):
+        status, refusal = await api.send("DELETE", path, {"preconditions": wrong})
+        assert (status, refusal["reason"]) == (409, "Conflict")
+    assert (await api.send("DELETE", path, ["preconditions"]))[0] == 400
+    assert (await api.send("DELETE", path, {"preconditions": {"uid": uid, "resourceVersion": version}}))[0] == 200
+
+
+async def test_a_list_may_be_restricted_by_labels(api: Api, simulator: Simulator) -> None:
+    simulator.store.create(resources.PODS, pod("both", a="1", b="2"))
+    simulator.store.create(resources.PODS, pod("one", a="1"))
+    assert names((await api.get(PODS, labelSelector="a=1"))[1]) == ["both", "one"]
+    assert names((await api.get(PODS, labelSelector="b=2,a=1"))[1]) == ["both"]
+
+
+async def test_a_pod_s_annotations_may_be_set_by_way_of_its_status(api: Api, simulator: Simulator) -> None:
+    path = "/api/v1/namespaces/default/pods/p1"
+    patch = {"metadata": {"annotations": {"a": "b"}}}
+    kind = "application/strategic-merge-patch+json"
+    status, found = await api.send("PATCH", f"{path}/status", patch, **{"Content-Type": kind})
+    assert (status, found["metadata"]["annotations"]) == (200, {"a": "b"})
+
+
 async def test_discovery_and_health(api: Api, simulator: Simulator) -> None:
     simulator.store.install(resources.WIDGETS)
     assert (await api.get("/api"))[1]["versions"] == ["v1"]

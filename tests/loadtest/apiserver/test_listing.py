@@ -56,7 +56,10 @@ def test_options_that_contradict_each_other(query: dict[str, str], field: str) -
         {"limit": "many"},
         {"resourceVersion": "1" * 30},
         {"resourceVersion": "²"},
-        {"labelSelector": "a=b"},
+        {"labelSelector": "a in (b)"},
+        {"labelSelector": "a!=b"},
+        {"labelSelector": "a=b", "limit": "1"},
+        {"labelSelector": "a=b", "watch": "true"},
         {"continue": "x", "resourceVersion": "5"},
     ],
 )
