@@ -130,5 +130,5 @@ def test_nothing_is_left_of_what_has_gone() -> None:
     for number in range(1000):
         index.remove_item(number)
         index.remove_selector(f"s{number}")
-    for name in ("_classes", "_class_of", "_by_parent", "_by_pair", "_selectors", "_filed", "_places", "_unfiled"):
+    for name in ("_classes", "_class_of", "_by_parent", "_by_label", "_selectors", "_filed", "_places", "_unfiled"):
         assert not getattr(index, name), name
