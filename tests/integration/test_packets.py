@@ -7,7 +7,7 @@ import pytest
 from clients.agents.node import calculation, desired
 from clients.agents.node.dataplane import compiler, table
 from clients.agents.node.objects import KeyValue
-from tests.harness import felix_recordings, felix_states, packet_cases, packet_lab
+from tests.harness import felix_recordings, felix_states, packet_cases, packet_lab, random_states
 
 pytestmark = [packet_lab.needed, pytest.mark.slow]
 
@@ -34,7 +34,10 @@ SCENARIOS = (
 """One for each kind of condition and each way through the tiers."""
 
 SERIES = ("sequences", 4), ("changes", 2), ("random", 4)
-"""How many of each group, spread over it. `python -m tests.clients.agents.node.packets` runs all of them."""
+"""How many of each group, spread over it."""
+
+RANDOM_STATES = 15
+PROBES_OF_A_STATE = 300
 
 
 def some(group: str, count: int) -> list[tuple[str, str]]:
@@ -97,3 +100,24 @@ def assert_holds(found: table.Found | None, wanted: table.Table) -> None:
     assert found.chains == {name: chain.identity for name, chain in wanted.chains.items()}
     assert found.sets == wanted.sets
     assert found.elements == wanted.elements
+
+
+@pytest.mark.parametrize("first_seed", [0, 1000])
+async def test_packets_meet_the_verdicts_of_the_calculation(testbed: packet_lab.Lab, first_seed: int) -> None:
+    """Random rules with all conditions, in a table that goes from each state to the next."""
+    compiled = compiler.Compiler()
+    compiled.table.compare(await testbed.nft.read())
+    state = desired.State()
+    for seed in range(first_seed, first_seed + RANDOM_STATES):
+        generator = random_states.Generator(seed)
+        before, state = state, generator.state()
+        compiled.apply(felix_states.difference(before, state))
+        await testbed.nft.run(compiled.table.transaction())
+        compiled.table.committed()
+        if seed == first_seed:
+            testbed.set_workloads(packet_cases.Workloads(state).all())
+        found = generator.cases(state, PROBES_OF_A_STATE)
+        arrived = testbed.probe([case.probe for case in found])
+        wrong = [case for case, interface in zip(found, arrived, strict=True) if case.arrives != interface]
+        assert not wrong
+    assert_holds(await testbed.nft.read(), from_scratch(state))

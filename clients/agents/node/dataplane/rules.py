@@ -27,8 +27,8 @@ Policies come from outside: a rule beyond it counts as one with a condition that
 """
 
 ICMP = 1
-PROTOCOLS_WITH_PORTS = (6, 17, 132)
-"""TCP, UDP and SCTP, whose packets have the ports at the same place."""
+PROTOCOLS_WITH_PORTS = (6, 17, 132, 136)
+"""TCP, UDP, SCTP and UDP-Lite, whose packets have the ports at the same place."""
 LAST_PORT = 65535
 
 Match = tuple[Statement, ...]
@@ -45,9 +45,11 @@ def render(
     Args:
         set_names: names of sets in the kernel. A set that is absent is a condition that cannot be checked.
         label: for the comments.
-        in_tier: the rule is one of a tier's policy. In a profile, the action pass means the next profile.
+        in_tier: the rule is one of a tier's policy. In a profile there is no next tier, and the action pass denies.
     """
     if desired.IPV4 not in rule.versions:
+        return []
+    if (rule.icmp is not None or rule.not_icmp is not None) and rule.protocol not in {None, ICMP}:
         return []
     unknown = bool(rule.unsupported) or not rule.set_names <= set_names.keys()
     if unknown and rule.action is not desired.Action.DENY:
@@ -77,7 +79,7 @@ def render(
         groups = []
     verdict = VERDICTS[rule.action]
     if rule.action is desired.Action.PASS and not in_tier:
-        verdict = (statements.RETURN,)
+        verdict = (statements.DROP,)
     return [
         statements.rule(label, *required, *itertools.chain.from_iterable(combination), *verdict)
         for combination in itertools.product(*groups)
@@ -164,14 +166,12 @@ def _protocol(rule: desired.Rule) -> list[Statement]:
 
 
 def _icmp(rule: desired.Rule) -> list[list[Match]]:
-    """A negated type holds for another type, for another code, and for what is not ICMP at all."""
-    if rule.not_icmp is None or rule.protocol not in {None, ICMP}:
+    """A negated type holds for other types and other codes of ICMP. Packets that are not ICMP have neither."""
+    if rule.not_icmp is None:
         return []
     alternatives: list[Match] = [(statements.no_match(statements.ICMP_TYPE, rule.not_icmp.type),)]
     if rule.not_icmp.code is not None:
         alternatives.append((statements.no_match(statements.ICMP_CODE, rule.not_icmp.code),))
-    if rule.protocol is None:
-        alternatives.append((statements.no_match(statements.PROTOCOL, ICMP),))
     return [alternatives]
 
 
