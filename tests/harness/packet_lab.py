@@ -110,6 +110,8 @@ class Lab:
         self._nft: nft.Nft | None = None
         self.workloads: tuple[Workload, ...] = ()
         self.sent = 0
+        self.sources: dict[int, str] = {}
+        """The source addresses with which the last probes arrived, by their positions."""
         self._tracked = tracked
         self._socket: socket.socket | None = None
 
@@ -208,6 +210,7 @@ class Lab:
     def probe(self, probes: Sequence[Probe]) -> list[str | None]:
         """Sends probes. Returns for each the interface on which it arrived, or None."""
         arrived: list[str | None] = [None] * len(probes)
+        self.sources.clear()
         allowed = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(allowed)})
         try:
@@ -237,6 +240,7 @@ class Lab:
                 return
             if index in batch:
                 arrived[index] = interface
+                self.sources[index] = socket.inet_ntoa(frame[14 + 12 : 14 + 16])
 
 
 _TTL = 64

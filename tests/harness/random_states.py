@@ -1,5 +1,6 @@
 """Random states of a node, with all conditions that rules can have, and what the calculation says about packets."""
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from typing import TypeVar
@@ -127,8 +128,8 @@ class Generator:
             Icmp(13, self._random.choice((None, 1))) if often() < (0.3 if protocol == 1 else 0.05) else None,
             self._peer(0.3),
             self._peer(0.4),
-            self._peer(0.08),
-            self._peer(0.1),
+            dataclasses.replace(self._peer(0.08), service_sets=()),  # services are never negated
+            dataclasses.replace(self._peer(0.1), service_sets=()),
             "http" if often() < 0.05 else "",
         )
 

@@ -83,7 +83,12 @@ class Programmer:
         Raises:
             NftFailed, OSError: the kernel cannot be programmed.
         """
-        found = await self._read()
+        try:
+            found = await self._read()
+        except nft.NftFailed as error:
+            # Something is there that this release of nft cannot list. The first program replaces it.
+            self._failed("nft", str(error))
+            return
         self._compiler.table.compare(found)
         self._kernel_known = True
         if found is None:
@@ -167,11 +172,12 @@ class Programmer:
         wanted = self._compiler.table
         for attempt in range(PROGRAM_ATTEMPTS):
             try:
-                if not self._kernel_known:
+                if attempt == PROGRAM_ATTEMPTS - 1:
+                    # Also if the table cannot even be read.
+                    wanted.start_over()
+                elif not self._kernel_known:
                     wanted.compare(await self._read())
                     self._kernel_known = True
-                if attempt == PROGRAM_ATTEMPTS - 1:
-                    wanted.start_over()
                 if wanted:
                     await self._commit()
             except (nft.NftFailed, OSError) as error:
