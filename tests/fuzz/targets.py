@@ -20,6 +20,7 @@ from cache.feeds.calico import feed as calico
 from cache.feeds.calico import releases, syncers
 from cache.kube import access, credentials
 from cache.watch import decoding
+from clients.agents.node import calculation, desired
 from protocol import errors, formats
 from protocol.gob import decoder
 from protocol.native import codec, connection, frames
@@ -29,7 +30,7 @@ from protocol.typha import messages as typha_messages
 from protocol.typha import snappy
 from tests import wire
 from tests.fuzz import mutation, sessions
-from tests.harness import corpus, repository, yaml_cases
+from tests.harness import corpus, felix_recordings, repository, yaml_cases
 from typha.ipc import messages as ipc
 from typha.settings import feeds_file, loading, sources
 from typha.worker import protocol_adapters
@@ -486,6 +487,60 @@ def _feeds_files() -> list[bytes]:
     return [(repository.ROOT / "docs/feeds.example.yaml").read_bytes()]
 
 
+# What agents get.
+
+
+class _KeyValue(msgspec.Struct):
+    key: str
+    value: msgspec.Raw
+
+
+@functools.cache
+def _feed_of_a_cluster() -> dict[str, bytes]:
+    """Keys and values of all kinds."""
+    names = (
+        "mix-everything",
+        "pod-dual-stack",
+        "route-borrowed",
+        "svc-slices",
+        "hep-tiers",
+        "np-not-icmp",
+        "set-overlap",
+    )
+    steps = [
+        changes for name in names for changes in felix_recordings.steps_of(felix_recordings.load("scenarios")[name])
+    ]
+    return {key: value for changes in steps for key, value in changes if value is not None}
+
+
+@functools.cache
+def _calculation() -> calculation.Calculation:
+    made = calculation.Calculation("n1")
+    for key, value in _feed_of_a_cluster().items():
+        made.update(key, value)
+    made.take()
+    return made
+
+
+def _calculate(data: bytes) -> str:
+    """Sets a key of the felix feed for a node's agent, and sets it back."""
+    given = msgspec.json.decode(data, type=_KeyValue)
+    made = _calculation()
+    refused = made.update(given.key, bytes(given.value))
+    update, refusals = made.take()
+    sections = [name for name in desired.SECTIONS if getattr(update, name)]
+    made.update(given.key, _feed_of_a_cluster().get(given.key))
+    made.take()
+    return f"{refused is None} {len(refusals)} {sections} {len(update.members)}"
+
+
+def _keys_and_values() -> list[bytes]:
+    return [
+        msgspec.json.encode(_KeyValue(key, msgspec.Raw(value if value[:1] == b"{" else b'"' + value + b'"')))
+        for key, value in _feed_of_a_cluster().items()
+    ]
+
+
 def _all() -> Iterator[Target]:
     remote = (errors.RemoteProtocolError,)
     yield Target("native-server", serve, lambda: [sessions.native_client()], mutation.mutate_frames, remote, 8)
@@ -503,6 +558,7 @@ def _all() -> Iterator[Target]:
     yield Target("list", _read_page, _pages, mutation.mutate_json, invalid, 2)
     yield Target("calico", _convert, _objects, mutation.mutate_json, invalid, 6)
     yield Target("raw", _convert_raw, _objects, mutation.mutate_json, invalid, 2)
+    yield Target("node-agent", _calculate, _keys_and_values, mutation.mutate_json, undecodable, 4)
     wrong = (sources.ConfigurationError,)
     yield Target("settings", _read_settings, lambda: [_INI], mutation.mutate_text, wrong, 1)
     yield Target("yaml", _read_yaml, _yaml_texts, mutation.mutate_text, (yamljson.YamlError,), 1)

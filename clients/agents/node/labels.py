@@ -155,7 +155,7 @@ class LabelIndex(Generic[Item, Name]):
         identity = _Identity(pairs, tuple(map(sys.intern, wanted.parents)))
         created: _Class[Item, Name] = _Class(identity)
         self._classes[identity] = created
-        for parent in identity.parents:
+        for parent in frozenset(identity.parents):
             self._by_parent.setdefault(parent, set()).add(created)
         self._fill(created)
         return created
@@ -196,7 +196,7 @@ class LabelIndex(Generic[Item, Name]):
             return
         del self._classes[left.identity]
         self._unfile_class(left)
-        for parent in left.identity.parents:
+        for parent in frozenset(left.identity.parents):  # one can be named twice
             _discard(self._by_parent, parent, left)
 
     # Selectors

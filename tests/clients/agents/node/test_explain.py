@@ -72,6 +72,30 @@ def test_addresses_that_are_no_pods(values: dict[str, bytes]) -> None:
     assert text_of(values, "203.0.113.1", "203.0.113.2", "tcp/1").endswith("no policy of a workload applies.\n")
 
 
+def test_a_node_always_reaches_its_own_pods(values: dict[str, bytes]) -> None:
+    """Kubelets probe them. Other nodes are addresses like any other."""
+    text = text_of(values, "172.20.0.11", "shop/db", "tcp/1")
+    assert text.startswith("172.20.0.11 -> shop/db (10.65.0.21), tcp port 1: ALLOWED\n")
+    assert "a node always reaches its own pods" in text
+    assert "DENIED" in text_of(values, "172.20.0.12", "shop/db", "tcp/1")
+
+
+@pytest.mark.parametrize(
+    ("setting", "allowed"), [(None, False), (b"Accept", True), (b"return", True), (b"Drop", False)]
+)
+def test_a_setting_decides_about_packets_to_the_own_node(
+    values: dict[str, bytes], setting: bytes | None, allowed: bool
+) -> None:
+    if setting is not None:
+        values = {**values, "/calico/v1/config/DefaultEndpointToHostAction": setting}
+    found = explain.explain(values, "lab/batch", "172.20.0.11", verdict.parse_flow("tcp/22"))
+    assert found.allowed is allowed
+    assert f"to its own node: DefaultEndpointToHostAction is {(setting or b'Drop').decode()}\n" in explain.render(found)
+    assert explain.explain(values, "lab/batch", "172.20.0.12", verdict.parse_flow("tcp/22")).allowed
+    denied = explain.explain(values, "shop/web-1", "172.20.0.11", verdict.parse_flow("tcp/22"))
+    assert not denied.allowed, "a setting opens nothing that policies close"
+
+
 @pytest.mark.parametrize(
     ("source", "destination", "message"),
     [
