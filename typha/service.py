@@ -15,14 +15,15 @@ import structlog
 
 from cache import objects, resources
 from cache.feeds import feed
-from cache.kube import access, api, watcher
+from cache.kube import access, api, discovery, endpoints, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
+from protocol.messages import SyncStatus
 from protocol.native import encoder as native_encoder
 from typha import build, clock, listening, open_files, settings, signals
 from typha.admin import contents, history, local_socket, page, status, support
 from typha.admin import server as admin_server
-from typha.hub import bootstrap, collector, diagnosis, hub, supervisor, tracing
+from typha.hub import bootstrap, collector, diagnosis, hub, rebalancing, supervisor, tracing
 from typha.hub import policy as hub_policy
 from typha.ipc import messages
 from typha.observability import health, logs, loop_latency, metrics, spans, webserver
@@ -46,6 +47,8 @@ _PORT_RETRY_SECONDS = 0.1
 EXIT_CANNOT_SERVE = 1
 _PAGE_BACKLOG = 16
 _LISTEN_RETRY_SECONDS = 1.0
+_ENDPOINTS_SECONDS = 30.0
+_NODES = resources.ResourceType("", "v1", "nodes")
 
 
 class ServiceError(Exception):
@@ -138,6 +141,10 @@ class Service:
             version=build.VERSION,
             commit=build.commit(),
         )
+        self.rebalancer = rebalancing.Rebalancer(
+            configured, self.supervisor, count_replicas=self._count_replicas, count_nodes=self._count_nodes
+        )
+        self.collector.rebalancer = self.rebalancer
         self.collector.register(self.health)
         if configured.health_enabled:
             self.collector.web_servers.append(webserver.health_server(self.health, configured))
@@ -231,6 +238,7 @@ class Service:
             ("garbage", self.garbage.run()),
             ("housekeeping", self._keep_house()),
             ("workers' activity", self._watch_workers()),
+            ("rebalancing", self.rebalancer.run()),
             ("admin", self._serve_admin()),
             ("status page", self._serve_status_page()),
         ]
@@ -346,6 +354,26 @@ class Service:
             self.supervisor.look()
             self.collector.report_client_port(self.health)
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _count_replicas(self) -> int:
+        """The addresses of the Service. Raises rebalancing.Unknown."""
+        session = self.collector.session
+        if session is None or not session.is_open:
+            raise rebalancing.Unknown("no access to an API server yet")
+        namespace, name = self._settings.k8s_namespace, self._settings.k8s_service_name
+        try:
+            listed = await endpoints.of_service(session, namespace, name, answer_seconds=_ENDPOINTS_SECONDS)
+        except (api.Interrupted, discovery.Refused, ValueError) as error:
+            raise rebalancing.Unknown(f"Service {namespace}/{name}: {error}") from error
+        port = self._settings.k8s_port_name
+        return len({address for one in listed if port in one.ports for address in one.addresses})
+
+    def _count_nodes(self) -> int:
+        """The cluster's nodes. Raises rebalancing.Unknown."""
+        for one in self.collector.watchers:
+            if one.type == _NODES and one.status is SyncStatus.IN_SYNC:
+                return one.object_count
+        raise rebalancing.Unknown("the nodes are not known")
 
     async def _watch(self) -> None:
         """Watches every type that a feed takes, once each."""

@@ -80,6 +80,11 @@ class KubeApi:
         """Attempts to load the access, or to read the token again, that failed."""
 
     @property
+    def is_open(self) -> bool:
+        """Whether requests may be sent."""
+        return self._session is not None
+
+    @property
     def host(self) -> str:
         """The API server's address. Empty before the first load."""
         return self._access.host if self._access else ""

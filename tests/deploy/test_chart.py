@@ -22,6 +22,7 @@ SET_BY_THE_CHART = {
     *("DatastoreType", "LogFilePath", "LogSeveritySys", "ServerPort", "HealthEnabled", "HealthHost", "HealthPort"),
     *("PrometheusMetricsEnabled", "PrometheusMetricsPort", "ShutdownTimeoutSecs", "CalicoFeeds", "ReadOnly"),
     *("FeedsFile", "ServerCertFile", "ServerKeyFile", "CAFile", "ClientCN", "ClientURISAN"),
+    *("ConnectionRebalancingMode", "K8sNamespace", "K8sServiceName"),
 }
 """Settings with a value of their own in values.yaml, or none, because the rest of the pod depends on them."""
 NODES_PER_REPLICA = 200
@@ -298,6 +299,11 @@ def test_the_ways_in(all_rendered: dict[str, chart.Rendered]) -> None:
     assert own.one("Service", "calico-typha")["spec"]["ports"][0]["name"] == "calico-typha"
     assert beside.one("Service", "typha")["spec"]["ports"][0]["name"] == "calico-typha"
     assert not [item for item in join.objects if item["metadata"]["name"] == "calico-typha"]
+    # Each counts the replicas of the Service that its own agents use.
+    counted = [
+        {one["name"]: one.get("value") for one in way.pod["containers"][0]["env"]} for way in (own, beside, join)
+    ]
+    assert [one["TYPHA_K8SSERVICENAME"] for one in counted] == ["calico-typha", "typha", "calico-typha"]
     # The selector of the original's Deployment cannot change: only with the same one can the release take it over.
     assert own.deployment["spec"]["selector"]["matchLabels"] == {"k8s-app": "calico-typha"}
     original = {"k8s-app": "calico-typha"}.items()

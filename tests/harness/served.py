@@ -191,8 +191,10 @@ async def serving(cluster: Cluster, *arguments: str, **variables: str) -> AsyncI
 
 
 @contextlib.asynccontextmanager
-async def mirrors(address: str, count: int, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[list[mirror.Mirror]]:
-    """Run clients of a service, in sync."""
+async def mirrors(
+    address: str | list[str], count: int, *, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[list[mirror.Mirror]]:
+    """Run clients of a service, in sync; of several addresses they choose themselves."""
     async with contextlib.AsyncExitStack() as stack:
         opened = [
             await stack.enter_async_context(mirror.Mirror(address, feed=FEED, agent=f"agent-{number}", tls=tls))

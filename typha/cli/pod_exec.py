@@ -6,7 +6,6 @@ needs `list` on endpointslices, and `get` and `create` on pods/exec.
 
 import asyncio
 import logging
-import re
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple
 
@@ -15,23 +14,20 @@ import click
 import msgspec
 import structlog
 
-from cache.kube import access, api, loader
+from cache.kube import access, api, discovery, endpoints, loader
 from typha.admin import client, replicas
 from typha.cli import status
 
 _PROTOCOLS = ("v5.channel.k8s.io", "v4.channel.k8s.io")
 _STDOUT, _STDERR, _ERROR = 1, 2, 3
 """The first byte of a message: the channel that the rest belongs to."""
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _REPLICAS_MAX = 100
 _AT_A_TIME = 8
 _ACCESS_SECONDS = 70.0
 _ANSWER_SECONDS = 15.0
 _EXEC_SECONDS = 30.0
 """For one pod: a new process starts there, which takes a second on a busy node, and asks the service."""
-_SLICES_BYTES_MAX = 16 * 1024 * 1024
 _STDERR_BYTES_MAX = 8 * 1024
-_OK = 200
 
 
 class _Unanswered(Exception):
@@ -59,7 +55,7 @@ def asker(
 ) -> status.Ask:
     """Asks all pods of a Service each time that it is called."""
     namespace, _, name = service.partition("/")
-    if not (_NAME.fullmatch(namespace) and _NAME.fullmatch(name)):
+    if not (endpoints.NAME.fullmatch(namespace) and endpoints.NAME.fullmatch(name)):
         raise click.UsageError("--service needs NAMESPACE/NAME")
 
     def ask() -> Coroutine[None, None, list[replicas.Replica]]:
@@ -89,6 +85,9 @@ async def _ask(
                 return await _ask_pod(session, pod, container, question)
 
         return list(await asyncio.gather(*map(ask_pod, pods)))
+    except discovery.Refused as error:
+        detail = f"EndpointSlices cannot be listed: status {error.status}"
+        return [replicas.Replica(server=f"{namespace}/{name}", error=detail)]
     except (TimeoutError, access.AccessError, api.Interrupted, _Unanswered) as error:
         detail = str(error) or "no credentials in time"
         return [replicas.Replica(server=f"{namespace}/{name}", error=detail)]
@@ -98,50 +97,13 @@ async def _ask(
 
 
 async def _pods(session: api.KubeApi, namespace: str, name: str) -> list[_Pod]:
-    path = f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices"
-    query = {"labelSelector": f"kubernetes.io/service-name={name}"}
-    async with api.deadline(_ANSWER_SECONDS, "no list of EndpointSlices"):
-        response = await session.get(path, query, read_timeout_seconds=_ANSWER_SECONDS)
-        try:
-            body = await api.read_body(response, _SLICES_BYTES_MAX)
-        finally:
-            api.close_response(response)
-    if response.status != _OK:
-        raise _Unanswered(f"EndpointSlices cannot be listed: status {response.status}")
-    try:
-        slices = msgspec.json.decode(body, type=_SliceList).items
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise _Unanswered(f"EndpointSlices cannot be read: {error}") from error
-    found = {
-        _Pod(namespace, endpoint.target_ref.name)
-        for one in slices
-        for endpoint in one.endpoints or ()
-        if endpoint.target_ref is not None
-        and endpoint.target_ref.kind == "Pod"
-        and _NAME.fullmatch(endpoint.target_ref.name)
-    }
+    listed = await endpoints.of_service(session, namespace, name, answer_seconds=_ANSWER_SECONDS)
+    found = {_Pod(namespace, one.pod) for one in listed if endpoints.NAME.fullmatch(one.pod)}
     if not found:
         raise _Unanswered("the Service has no pods")
     if len(found) > _REPLICAS_MAX:
         raise _Unanswered(f"the Service has {len(found)} pods, and {_REPLICAS_MAX} can be asked")
     return sorted(found)
-
-
-class _TargetRef(msgspec.Struct, frozen=True):
-    kind: str = ""
-    name: str = ""
-
-
-class _Endpoint(msgspec.Struct, frozen=True, rename="camel"):
-    target_ref: _TargetRef | None = None
-
-
-class _Slice(msgspec.Struct, frozen=True):
-    endpoints: list[_Endpoint] | None = None
-
-
-class _SliceList(msgspec.Struct, frozen=True):
-    items: list[_Slice]
 
 
 async def _ask_pod(

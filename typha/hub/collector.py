@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 from cache.feeds.calico import releases
 from cache.kube import api, watcher
-from protocol import formats
+from protocol import formats, reasons
 from typha import clock, settings
 from typha.hub import channel as hub_channel
-from typha.hub import hub, shortages, supervisor
+from typha.hub import hub, rebalancing, shortages, supervisor
 from typha.ipc import messages
 from typha.observability import buckets, certificates, health, logs, loop_latency, metrics, quantiles, spans, webserver
 from typha.settings import machine
@@ -67,6 +67,7 @@ class Collector:
         self.watchers: list[watcher.Watcher] = []
         self.web_servers: list[webserver.WebServer] = []
         self.spans: spans.SpanExporter | None = None
+        self.rebalancer: rebalancing.Rebalancer | None = None
         self.http_refused: dict[str, dict[str, int]] = {}
         """The same counts of other HTTP servers, by name and reason."""
 
@@ -105,6 +106,8 @@ class Collector:
         return {
             "typha_connections_accepted": {(): totals.accepted},
             "typha_connections_active": {(): sum(report.active for report in reports)},
+            "typha_connections_dropped": {(): totals.disconnects.get(reasons.DisconnectReason.REBALANCED, 0)},
+            "typha_connections_limit": {(): 0 if self.rebalancer is None else self.rebalancer.limit.connections},
             "typha_disconnects_total": {(reason.value,): count for reason, count in totals.disconnects.items()},
             "typha_worker_restarts_total": {(): self._supervisor.restarts},
             "typha_clients_held": {

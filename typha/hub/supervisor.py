@@ -216,6 +216,11 @@ class Supervisor:
         """Open connections of all workers."""
         return sum(worker.report.active for worker in self._hub.workers.values())
 
+    def send_away(self, clients: int) -> None:
+        """Tells the worker with the most connections to send some clients to other replicas."""
+        workers = self._hub.workers.values()
+        max(workers, key=lambda worker: worker.report.active).send(messages.SendAway(clients))
+
     @property
     def longest_turn_seconds(self) -> float:
         """The longest turn of any worker, those that have died included."""

@@ -14,6 +14,7 @@
 | `CloseChannel` | worker | when a channel had no clients for a while | nothing follows about the channel |
 | `WithdrawFeeds` | worker | once it is decided that feeds do not come | their clients are refused from then on |
 | `LimitConnections` | worker | four times a second among several workers | above the limit the worker accepts none |
+| `SendAway` | worker | while other replicas have room | the worker asks so many clients to go, if it can |
 | `ControlLog` | worker | when an operator asks for it by a signal to the hub | the worker's log does as the hub's |
 | `ListClients` | worker | when an operator asks who is connected, once a second at most | replaces an unanswered one |
 | `Describe` | worker | when an operator makes an archive for support | replaces an unanswered one |
@@ -191,6 +192,12 @@ class LimitConnections(_Message):
     """The worker's share of all connections."""
 
     connections: int
+
+
+class SendAway(_Message):
+    """Other replicas have room: so many clients are to go, those that are cheapest to move."""
+
+    clients: int
 
 
 class ControlLog(_Message):
@@ -445,6 +452,7 @@ ToWorker: TypeAlias = (
     | CloseChannel
     | WithdrawFeeds
     | LimitConnections
+    | SendAway
     | ControlLog
     | ListClients
     | Describe

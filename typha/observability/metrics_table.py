@@ -38,7 +38,8 @@ NOT_COUNTED = "Not counted: "
 ORIGINAL: tuple[Metric, ...] = (
     Metric("typha_connections_accepted", _C, (), "Accepted connections."),
     Metric("typha_connections_active", _G, (), "Open connections, including those in the handshake."),
-    Metric("typha_connections_dropped", _C, (), f"{NOT_COUNTED}connections dropped to rebalance replicas."),
+    Metric("typha_connections_dropped", _C, (), "Connections of clients that were sent to other replicas."),
+    Metric("typha_connections_limit", _G, (), "Connections above which clients are sent to other replicas."),
     Metric("typha_connections_streaming", _G, _SYNCER, "Connections that have completed the handshake."),
     Metric(
         "typha_connections_grace_used",

@@ -151,7 +151,6 @@ _NO_DISCONNECT = (
     f"{NO_EFFECT}a slow client is caught up with the newest values instead of being disconnected; see "
     "NoProgressTimeoutSecs."
 )
-_NO_REBALANCING = f"{NO_EFFECT}rebalancing between replicas does not exist yet."
 _NO_DEBUG_SERVER = f"{NO_EFFECT}the service has no profiling server."
 
 
@@ -337,10 +336,18 @@ class Settings:
     debug_port: int = _original("DebugPort", integer(0, PORT_MAXIMUM), 0, _NO_DEBUG_SERVER)
 
     connection_rebalancing_mode: str = _original(
-        "ConnectionRebalancingMode", one_of("none", "kubernetes"), "none", _NO_REBALANCING
+        "ConnectionRebalancingMode",
+        one_of("none", "kubernetes"),
+        "none",
+        "Rebalancing: with kubernetes, the limit of connections follows the number of replicas and nodes; with none it "
+        "is MaxConnectionsUpperLimit.",
     )
     connection_drop_interval_seconds: float = _original(
-        "ConnectionDropIntervalSecs", seconds(), 1.0, _NO_REBALANCING, unit="seconds"
+        "ConnectionDropIntervalSecs",
+        seconds(),
+        1.0,
+        "Rebalancing: pause between two clients that are sent to other replicas, while there are more than the limit.",
+        unit="seconds",
     )
     shutdown_timeout_seconds: float = _original(
         "ShutdownTimeoutSecs",
@@ -356,14 +363,35 @@ class Settings:
         "Drain: longest pause between two closed connections. Few connections drain sooner than ShutdownTimeoutSecs.",
         unit="seconds",
     )
-    max_connections_upper_limit: int = _original("MaxConnectionsUpperLimit", integer(1), 10000, _NO_REBALANCING)
-    max_connections_lower_limit: int = _original("MaxConnectionsLowerLimit", integer(1), 400, _NO_REBALANCING)
-    k8s_service_poll_interval_seconds: float = _original(
-        "K8sServicePollIntervalSecs", seconds(), 30.0, _NO_REBALANCING, unit="seconds"
+    max_connections_upper_limit: int = _original(
+        "MaxConnectionsUpperLimit",
+        integer(1),
+        10000,
+        "Rebalancing: highest limit of connections, and the limit while replicas or nodes cannot be counted. No "
+        "connection is refused.",
     )
-    k8s_namespace: str = _original("K8sNamespace", text(), "kube-system", _NO_REBALANCING)
-    k8s_service_name: str = _original("K8sServiceName", text(), "calico-typha", _NO_REBALANCING)
-    k8s_port_name: str = _original("K8sPortName", text(), "calico-typha", _NO_REBALANCING)
+    max_connections_lower_limit: int = _original(
+        "MaxConnectionsLowerLimit", integer(1), 400, "Rebalancing: lowest limit of connections."
+    )
+    k8s_service_poll_interval_seconds: float = _original(
+        "K8sServicePollIntervalSecs",
+        seconds(),
+        30.0,
+        "Rebalancing: pause between two looks at the replicas' Service.",
+        unit="seconds",
+    )
+    k8s_namespace: str = _original(
+        "K8sNamespace", text(), "kube-system", "Rebalancing: namespace of the replicas' Service."
+    )
+    k8s_service_name: str = _original(
+        "K8sServiceName", text(), "calico-typha", "Rebalancing: the Service whose addresses are the replicas."
+    )
+    k8s_port_name: str = _original(
+        "K8sPortName",
+        text(),
+        "calico-typha",
+        "Rebalancing: the port of the Service that an address must have to count.",
+    )
 
     # Settings that only this service has.
 

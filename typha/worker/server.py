@@ -38,6 +38,7 @@ from typha.worker import (
     policy,
     poller,
     protocol_adapters,
+    rebalancing,
     tls,
     tls_transport,
     transport,
@@ -312,6 +313,14 @@ class Server:
             case messages.LimitConnections():
                 self._share = message.connections
                 self._accept_batch = max(1, self._policy.accept_batch // _ACCEPT_LESS_AMONG_OTHERS)
+            case messages.SendAway():
+                if self._drain is None:
+                    rebalancing.send_away(
+                        message.clients,
+                        self.channels,
+                        self.connections,
+                        lambda current: current.at_frame_end(self.transport),
+                    )
             case messages.ShareCounter():
                 with _mapping():
                     self._publishes_sent = shared_counters.SharedCounter.attach(*descriptors)

@@ -40,12 +40,12 @@ def test_json_has_all_findings(capsys: pytest.CaptureFixture[str]) -> None:
 def test_settings_without_effect_are_warnings(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TYPHA_CONNECTIONREBALANCINGMODE", "kubernetes")
+    monkeypatch.setenv("TYPHA_DEBUGPORT", "9095")
     main.run(["check", "--json", "--cluster-only"])
     findings = json.loads(capsys.readouterr().out)["findings"]
     [finding] = [finding for finding in findings if finding["check"] == "settings"]
     assert finding["status"] == "warning"
-    assert "ConnectionRebalancingMode" in finding["found"]
+    assert "DebugPort" in finding["found"]
 
 
 @pytest.mark.parametrize(
