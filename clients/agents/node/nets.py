@@ -44,7 +44,7 @@ def parse_net(text: str) -> Net:
     Raises:
         ValueError: it is neither.
     """
-    interface = ipaddress.ip_interface(text)
+    interface = ipaddress.ip_interface(_without_zone(text))
     return Net(interface.version, int(interface.ip), _BITS[interface.version]).widened(interface.network.prefixlen)
 
 
@@ -54,7 +54,7 @@ def parse_address(text: str) -> Net:
     Raises:
         ValueError: it is none.
     """
-    address = ipaddress.ip_address(text.partition("/")[0])
+    address = ipaddress.ip_address(_without_zone(text.partition("/")[0]))
     return Net(address.version, int(address), _BITS[address.version])
 
 
@@ -65,9 +65,16 @@ def host_net(text: str) -> str:
         ValueError: it is no address.
     """
     bare = text.partition("/")[0]
-    if ":" in bare:
+    if ":" in _without_zone(bare):
         return f"{ipaddress.IPv6Address(bare)}/128"
     return f"{ipaddress.IPv4Address(bare)}/32"
+
+
+def _without_zone(text: str) -> str:
+    """Refuses zones (fe80::1%eth0): they mean something on one machine only, and can hold any characters."""
+    if "%" in text:
+        raise ValueError(f"{text!r} has a zone")
+    return text
 
 
 class Cover:

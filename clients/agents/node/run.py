@@ -42,9 +42,8 @@ def run(
 
     What is programmed stays. The policies in the kernel remain in force while no agent runs.
     """
-    logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s [%(levelname)s] %(name)s: %(message)s", stream=sys.stderr
-    )
+    logging.basicConfig(format="%(asctime)s [%(levelname)s] %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("typha").setLevel(log_level.upper())
     tls: ssl.SSLContext | None = None
     if ca_file is not None:
         tls = ssl.create_default_context(cafile=ca_file)

@@ -24,6 +24,7 @@ _ON_LINK = 4
 _PERMANENT = 0x80
 _BRIDGE = 7
 _SCOPE_LINK = 253
+_ANY_SCOPE = 255
 _NO_MAC = "00:00:00:00:00:00"
 
 
@@ -193,9 +194,9 @@ class Links:
         return routes
 
     def _route(self, verb: str, destination: str, path: Path, links: dict[str, _Link]) -> Any:
-        extra: dict[str, object] = {}
+        extra: dict[str, object]
         if verb == "del":
-            pass
+            extra = {"scope": _ANY_SCOPE, "type": _BLACKHOLE if path.kind is PathKind.NOWHERE else _UNICAST}
         elif path.kind is PathKind.NOWHERE:
             extra = {"type": "blackhole"}
         elif path.kind is PathKind.LINK:

@@ -143,17 +143,15 @@ def chain_name(kind: str, key: str, direction: desired.Direction) -> str:
 
 def program(endpoint: desired.Endpoint, direction: desired.Direction) -> Sequence:
     """The chain that decides about all new connections of an endpoint in one direction."""
-    tiers = [_tier(tier, direction) for tier in endpoint.tiers if tier.enforced(direction)]
+    counting = [tier for tier in endpoint.tiers if tier.enforced(direction)]
+    tiers = [_tier(tier, direction) for tier in counting]
     profiles = [chain_name(PROFILE, key, direction) for key in endpoint.profiles]
     names = [*(tier.name for tier in tiers), *profiles]
+    labels = [*(f"tier {tier.name}" for tier in counting), *(f"profile {key}" for key in endpoint.profiles)]
+    lines = [statements.rule(label, statements.jump(name)) for label, name in zip(labels, names, strict=True)]
     return Sequence(
         name_of(f"endpoint-{_LETTERS[direction]}", " ".join(names)),
-        Chain(
-            (
-                *(statements.rule("", statements.jump(name)) for name in names),
-                statements.rule("no match", statements.DROP),
-            )
-        ),
+        Chain((*lines, statements.rule("no match", statements.DROP))),
         (*tiers, *profiles),
     )
 

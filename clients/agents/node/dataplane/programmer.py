@@ -10,6 +10,9 @@ from clients.agents.node.dataplane import compiler, conntrack, links, nft, routi
 
 LOG = logging.getLogger("typha.node.dataplane")
 
+PROGRAM_ATTEMPTS = 3
+"""The difference to what the kernel is thought to have, the difference to what it has, and the table as a whole."""
+
 ROUTING_SECTIONS = ("endpoints", "routes", "vteps")
 """Sections of an update that change routes, beside the settings."""
 
@@ -58,6 +61,8 @@ class Programmer:
         self._compiler = compiler.Compiler()
         self._generation: int | None = None
         """Of the last time that the table was as it must be; None: it must be read."""
+        self._kernel_known = False
+        """Whether the table knows what the kernel has."""
         self._abandoned: set[str] = set()
         """Addresses that workloads have given up."""
         self.state = desired.State()
@@ -79,6 +84,7 @@ class Programmer:
         """
         found = await self._read()
         self._compiler.table.compare(found)
+        self._kernel_known = True
         if found is None:
             await self._commit()
 
@@ -146,31 +152,26 @@ class Programmer:
             self._failed("routes", str(error))
             self._routes_differ = True
         self.counters.route_changes += self._links.changes - before
-        for path in network.routes.values():
-            if path.kind is routing.PathKind.LINK and path.to not in self.pending:
+        for destination, path in network.routes.items():
+            if path.kind is routing.PathKind.LINK and destination not in self.pending:
                 problem = self._prepare_interface(path.to)
                 if problem is not None:
                     self.pending[path.to] = problem
 
     async def _program_rules(self) -> bool:
-        table = self._compiler.table
-        if not table:
-            return True
-        try:
-            await self._commit()
-        except (nft.NftFailed, OSError) as error:
-            self._failed("nft", str(error))
-        else:
-            return True
-        # The kernel differs from what was assumed. A second failure means that only a new table can help.
-        for attempt in ("the difference", "the whole table"):
+        """Makes the table right. After a failure nothing is assumed about the kernel; the last attempt starts over."""
+        wanted = self._compiler.table
+        for attempt in range(PROGRAM_ATTEMPTS):
             try:
-                table.compare(await self._read())
-                if attempt == "the whole table":
-                    table.start_over()
-                await self._commit()
+                if not self._kernel_known:
+                    wanted.compare(await self._read())
+                    self._kernel_known = True
+                if attempt == PROGRAM_ATTEMPTS - 1:
+                    wanted.start_over()
+                if wanted:
+                    await self._commit()
             except (nft.NftFailed, OSError) as error:
-                self._failed("nft", f"{attempt}: {error}")
+                self._failed("nft", str(error))
             else:
                 return True
         return False
@@ -178,13 +179,14 @@ class Programmer:
     async def _commit(self) -> None:
         started = time.monotonic()
         before = self._nft.generation()
-        self._generation = None
+        self._generation, self._kernel_known = None, False
         try:
             await self._nft.run(self._compiler.table.transaction())
         except nft.NftFailed:
             self.counters.failed_transactions += 1
             raise
         self._compiler.table.committed()
+        self._kernel_known = True
         self.counters.transactions += 1
         if self._nft.generation() == before + 1:
             self._generation = before + 1

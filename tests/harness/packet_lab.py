@@ -6,20 +6,27 @@ second and no verdict depends on how long one waits. The process is bound to one
 forwards packets in the order in which they were sent, and a last packet that nobody filters says that all are through.
 """
 
+import asyncio
 import concurrent.futures
 import ctypes
 import itertools
 import os
+import shutil
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
-from clients.agents.node.dataplane.nft import Nft
-from tests.clients.agents.node.recordings import protocol_number
+import pytest
+
+from clients import testing
+from clients.agents.node.dataplane import nft
+from tests.harness.felix_states import protocol_number
 
 Result = TypeVar("Result")
 
@@ -40,6 +47,12 @@ _MAC_POD = bytes.fromhex("020000000001")
 _FENCE = ("192.0.2.1", "192.0.2.2")
 """Documentation addresses, in no workload."""
 
+needed = pytest.mark.skipif(
+    os.geteuid() != 0 or not all(map(shutil.which, ("ip", "nft"))),
+    reason="needs root, iproute2 and nftables (tools/debian-packages.txt)",
+)
+"""Marks tests that use a lab."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _labs = itertools.count()
 
@@ -52,6 +65,11 @@ class Flow(NamedTuple):
     source_port: int = 40000
     icmp_type: int = 0
     icmp_code: int = 0
+    flags: int = 2
+    """Of TCP; by default a new connection."""
+
+
+SYN_ACK, ACK = 0x12, 0x10
 
 
 class Probe(NamedTuple):
@@ -89,7 +107,7 @@ class Lab:
         """`tracked` False takes probes out of connection tracking: each one is judged by itself."""
         prefix = f"dp-{os.getpid()}-{next(_labs)}"
         self.node, self.pods = f"{prefix}-node", f"{prefix}-pods"
-        self.nft = Nft(("ip", "netns", "exec", self.node, "nft"))
+        self.nft = nft.Nft()
         self.workloads: tuple[Workload, ...] = ()
         self.sent = 0
         self._tracked = tracked
@@ -110,6 +128,7 @@ class Lab:
 
     def close(self) -> None:
         """Removes the namespaces."""
+        self.nft.close()
         if self._socket is not None:
             self._socket.close()
         for name in (self.node, self.pods):
@@ -118,6 +137,8 @@ class Lab:
     def _build(self) -> None:
         for name in (self.node, self.pods):
             run("ip", "netns", "add", name)
+        command = ("ip", "netns", "exec", self.node, "nft")
+        self.nft = nft.Nft(command, in_namespace(self.node, nft.open_netlink))
         run("ip", "-n", self.node, "link", "set", "lo", "up")
         self.in_node(_write_sysctls)
         self._add_link(UPLINK)
@@ -228,13 +249,18 @@ def in_namespace(name: str, function: Callable[[], Result]) -> Result:
     """Calls a function in a thread that is in another network namespace. Sockets that it opens stay there."""
 
     def call() -> Result:
-        with open(f"/run/netns/{name}") as file:
-            if _libc.setns(file.fileno(), _CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), f"cannot enter namespace {name}")
+        _enter(name)
         return function()
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         return pool.submit(call).result()
+
+
+def _enter(name: str) -> None:
+    """Moves this thread into another network namespace."""
+    with open(f"/run/netns/{name}") as file:
+        if _libc.setns(file.fileno(), _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter namespace {name}")
 
 
 def run(*command: str, stdin: str = "") -> str:
@@ -257,7 +283,7 @@ def _frame(source: str, destination: str, wanted: Flow, number: int) -> bytes:
 def _payload(wanted: Flow, addresses: bytes, tail: bytes) -> bytes:
     ports = struct.pack(">HH", wanted.source_port, wanted.destination_port)
     if wanted.protocol == 6:
-        body, place = ports + struct.pack(">IIBBHHH", 1, 0, 5 << 4, 2, 1024, 0, 0) + tail, 16
+        body, place = ports + struct.pack(">IIBBHHH", 1, 1, 5 << 4, wanted.flags, 1024, 0, 0) + tail, 16
     elif wanted.protocol == 17:
         body, place = ports + struct.pack(">HH", 12, 0) + tail, 6
     elif wanted.protocol == 1:
@@ -273,3 +299,117 @@ def _checksum(data: bytes) -> int:
     total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     total = (total & 0xFFFF) + (total >> 16)
     return ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+
+
+class FeedServer:
+    """A server of the `felix` feed in the node's namespace, in a thread of its own."""
+
+    def __init__(self, namespace: str, content: Mapping[str, bytes]) -> None:
+        self._namespace = namespace
+        self._content = content
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name=f"feed {namespace}", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._server: testing.Server | None = None
+        self._stop: asyncio.Event | None = None
+        self.address = ""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        assert self._started.wait(FENCE_TIMEOUT_SECONDS)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._loop is not None
+        assert self._stop is not None
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def call(self, function: Callable[[testing.Server], Result]) -> Result:
+        """Calls a function with the server, in its thread."""
+
+        async def run_it() -> Result:
+            assert self._server is not None
+            return function(self._server)
+
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(run_it(), self._loop).result(FENCE_TIMEOUT_SECONDS)
+
+    def put(self, key: str, value: bytes) -> None:
+        """Sets a key."""
+        self.call(lambda server: server.put("felix", key, value))
+
+    def delete(self, key: str) -> None:
+        """Removes a key."""
+        self.call(lambda server: server.delete("felix", key))
+
+    def _serve(self) -> None:
+        _enter(self._namespace)
+        asyncio.run(self._run())
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        async with testing.Server(feeds={"felix": self._content}) as self._server:
+            self.address = self._server.address
+            self._started.set()
+            await self._stop.wait()
+
+
+class Stream:
+    """A stream of packets like one probe, at a steady rate, from a thread of its own."""
+
+    def __init__(self, testbed: Lab, probe: Probe, *, packets_per_second: int = 1000) -> None:
+        self._probe = probe
+        self._pause_seconds = 1.0 / packets_per_second
+        self._sender = in_namespace(testbed.pods, _open_socket)
+        self._receiver = in_namespace(testbed.pods, _open_socket)
+        self._receiver.settimeout(0.5)
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
+        self.sent = 0
+        self.arrived: set[int] = set()
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Ends the stream. Packets that are on their way still arrive."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        self._sender.close()
+        self._receiver.close()
+
+    @property
+    def lost(self) -> int:
+        """Packets that did not arrive."""
+        return self.sent - len(self.arrived)
+
+    def _send(self) -> None:
+        due = time.monotonic()
+        while not self._stop.is_set():
+            frame = _frame(self._probe.source, self._probe.destination, self._probe.flow, self.sent)
+            self._sender.sendto(frame, (self._probe.via, _ETHERNET_IPV4))
+            self.sent += 1
+            due += self._pause_seconds
+            self._stop.wait(max(0.0, due - time.monotonic()))
+
+    def _receive(self) -> None:
+        """Receives until the stream has ended and nothing has come for a while."""
+        while True:
+            try:
+                frame, _ = self._receiver.recvfrom(2048)
+            except TimeoutError:
+                if self._stop.is_set():
+                    return
+                continue
+            addresses = socket.inet_aton(self._probe.source) + socket.inet_aton(self._probe.destination)
+            if frame[12:14] == b"\x08\x00" and frame[14 + 8] == _TTL - 1 and frame[26:34] == addresses:
+                self.arrived.add(int.from_bytes(frame[-4:]))

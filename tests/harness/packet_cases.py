@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from clients.agents.node import desired
-from tests.clients.agents.node import lab
-from tests.clients.agents.node.recordings import Json
+from tests.harness import packet_lab
+from tests.harness.felix_states import Json
 
 INGRESS, EGRESS = "ingress", "egress"
 
@@ -14,8 +14,9 @@ INGRESS, EGRESS = "ingress", "egress"
 class Case(NamedTuple):
     """A probe, whether it must arrive, and the verdicts that say so."""
 
-    probe: lab.Probe
-    arrives: bool
+    probe: packet_lab.Probe
+    arrives: str | None
+    """The interface on which it must arrive; None: nowhere."""
     because: str
 
 
@@ -25,9 +26,9 @@ class Workloads:
 
     state: desired.State
 
-    def all(self) -> list[lab.Workload]:
+    def all(self) -> list[packet_lab.Workload]:
         """What the lab must set up."""
-        return [lab.Workload(found.interface, ipv4(found)) for found in self.state.endpoints.values()]
+        return [packet_lab.Workload(found.interface, ipv4(found)) for found in self.state.endpoints.values()]
 
     def by_address(self) -> Mapping[str, str]:
         """Addresses to the keys of endpoints."""
@@ -67,11 +68,13 @@ def _cases(verdicts: Json, own_node: str, state: desired.State) -> Iterator[Case
                 continue
             other = "A" if reverse is None else reverse[position]
             sender = key if direction == EGRESS else peer_key
-            via = lab.UPLINK if sender is None else state.endpoints[sender].interface
+            via = packet_lab.UPLINK if sender is None else state.endpoints[sender].interface
             source, destination = (own, peer) if direction == EGRESS else (peer, own)
+            receiver = key if direction == INGRESS else peer_key
+            to = packet_lab.UPLINK if receiver is None else state.endpoints[receiver].interface
             yield Case(
-                lab.Probe(via, source, destination, lab.flow(text)),
-                letter in "Aa" and other in "Aa",
+                packet_lab.Probe(via, source, destination, packet_lab.flow(text)),
+                to if letter in "Aa" and other in "Aa" else None,
                 f"{direction} of {key}, peer {row.peer}, {text}: {letter}, other end {other}",
             )
 
