@@ -154,6 +154,8 @@ class ApiServer:
             raise ipam.Missing(_message(text))
         if status == 409:
             raise (ipam.Exists if _reason(text) == "AlreadyExists" else ipam.Conflict)(_message(text))
+        if _reason(text) == "Invalid" and "metadata.uid" in _message(text):
+            raise ipam.Conflict(_message(text))  # a patch that is meant for another object of this name
         raise Refused(f"{self._access.server} answers {status}: {_message(text)}")
 
 
