@@ -1,5 +1,6 @@
 """`python -m loadtest.crash_course`: the crash course on this machine; SHELL=1 of make leaves it running."""
 
+import contextlib
 import signal
 import sys
 import tempfile
@@ -20,14 +21,26 @@ from loadtest.crash_course.namespaces import Namespaces
 @click.option("--report", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML report here.")
 @click.option("--shell", "is_interactive", is_flag=True, help="Leave it running, with a prompt, after the chapters.")
 @click.option("--skip-chapters", is_flag=True, help="Only start everything, for --shell.")
-def main(nodes: int, path: Path | None, is_interactive: bool, skip_chapters: bool) -> None:
+@click.option(
+    "--control-plane",
+    default="simulated",
+    show_default=True,
+    type=click.Choice(["simulated", "real"]),
+    help="The API server; the real one is built by make control-plane.",
+)
+def main(nodes: int, path: Path | None, is_interactive: bool, skip_chapters: bool, control_plane: str) -> None:
     """Run a network with Calico's roles on this machine, watch it work, break it, and see it heal."""
     if problem := requirements.missing():
         raise click.ClickException(problem)
     signal.signal(signal.SIGTERM, _interrupt)
     begin = time.monotonic()
-    with Namespaces("cn") as spaces, tempfile.TemporaryDirectory(prefix="crash-course-") as folder:
-        cluster = Cluster(spaces, Path(folder), nodes=nodes)
+    with (
+        tempfile.TemporaryDirectory(prefix="crash-course-") as folder,
+        Namespaces("cn") as spaces,
+        contextlib.ExitStack() as closing,
+    ):
+        cluster = Cluster(spaces, Path(folder), nodes=nodes, is_real=control_plane == "real")
+        closing.callback(cluster.close)
         course = Course(cluster)
         try:
             cluster.start()

@@ -1,6 +1,7 @@
 """The cluster on the underlay: API server, nodes, pods; what a kubelet and an administrator would do."""
 
 import contextlib
+import functools
 import hashlib
 import http
 import json
@@ -18,7 +19,7 @@ from loadtest.crash_course import namespaces, topology
 from loadtest.crash_course.api import Api, ApiFailed, JsonObject
 from loadtest.crash_course.namespaces import Namespaces
 from loadtest.crash_course.topology import Node
-from loadtest.environment import calico_crds
+from loadtest.environment import calico_crds, control_plane
 
 NETWORK: Final = "k8s-pod-network"
 CALICO_PATH: Final = f"/apis/{calico_crds.V1}"
@@ -67,7 +68,10 @@ class Pod:
 class Cluster:
     """A cluster in the namespaces of one run, with its files in `folder`."""
 
-    def __init__(self, spaces: Namespaces, folder: Path, *, nodes: int) -> None:
+    def __init__(self, spaces: Namespaces, folder: Path, *, nodes: int, is_real: bool = False) -> None:
+        """`is_real`: with kube-apiserver and etcd (make control-plane) instead of the simulated API server."""
+        self.is_real = is_real
+        self._plane: control_plane.ControlPlane | None = None
         self.spaces = spaces
         self.folder = folder
         self.nodes = topology.nodes(nodes)
@@ -83,20 +87,29 @@ class Cluster:
     def start(self) -> None:
         """Build the underlay, start the API server, register the nodes, install the plugin. Raises CommandFailed."""
         topology.build(self.spaces, self.nodes)
-        self._write_kubeconfig()
-        self.start_api_server()
+        if self.is_real:
+            self._start_control_plane()
+        else:
+            self._write_kubeconfig()
+            self.start_api_server()
         subprocess.run(
             [sys.executable, "-m", "clients.agents.cni", "install", "--bin-dir", str(self.folder / "bin")],
             check=True,
             capture_output=True,
         )
-        self.api.create("/api/v1/namespaces", {"metadata": {"name": "default"}})
+        with contextlib.suppress(ApiFailed):  # a real API server creates it by itself
+            self.api.create("/api/v1/namespaces", {"metadata": {"name": "default"}})
         self.api.create(
             f"{CALICO_PATH}/clusterinformations",
             {"metadata": {"name": "default"}, "spec": {"clusterType": "k8s", "datastoreReady": True}},
         )
         for node in self.nodes:
             self.api.create("/api/v1/nodes", node_object(node))
+
+    def close(self) -> None:
+        """End the control plane, if it is a real one. Everything else ends with the namespaces."""
+        if self._plane is not None:
+            self._plane.stop()
 
     def start_api_server(self) -> None:
         """Start the simulated API server."""
@@ -308,7 +321,11 @@ class Cluster:
                     "labels": dict(labels or {}),
                     "annotations": dict(annotations or {}),
                 },
-                "spec": {"nodeName": node.name, "serviceAccountName": "default", "containers": [{"name": "main"}]},
+                "spec": {
+                    "nodeName": node.name,
+                    "serviceAccountName": "default",
+                    "containers": [{"name": "main", "image": "none"}],
+                },
                 "status": {"phase": "Pending"},
             },
         )
@@ -325,7 +342,7 @@ class Cluster:
             raise
         pod.address = result["ips"][0]["address"].partition("/")[0]
         self.api.patch(
-            f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}",
+            f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}/status",
             {"status": {"phase": "Running", "podIP": pod.address, "podIPs": [{"ip": pod.address}]}},
         )
         return result
@@ -410,6 +427,24 @@ class Cluster:
     def blocks(self) -> list[JsonObject]:
         """The IPAMBlocks."""
         return self.api.items(f"{CALICO_PATH}/ipamblocks")
+
+    def _start_control_plane(self) -> None:
+        """Start kube-apiserver and etcd on the router, and install Calico's kinds."""
+        plane = self._plane = control_plane.ControlPlane(self.folder / "control-plane", host=topology.API_ADDRESS)
+        self.spaces.within(topology.ROUTER, plane.start)  # its processes are then in the router's namespace
+        self.kubeconfig = plane.kubeconfig
+        port = int(plane.url.rpartition(":")[2])
+        self.api = Api(
+            topology.API_ADDRESS,
+            port,
+            within=self._within_router,
+            tls=plane.tls_context(),
+            token=control_plane.ADMIN_TOKEN,
+        )
+        for definition in calico_crds.definitions(calico_crds.V1):
+            self.api.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
+            plural = definition["spec"]["names"]["plural"]
+            self.wait(functools.partial(self._answers, f"{CALICO_PATH}/{plural}"), f"{plural} are served")
 
     def _within_router(self, connect: Callable[[], socket.socket]) -> socket.socket:
         return self.spaces.within(topology.ROUTER, connect)

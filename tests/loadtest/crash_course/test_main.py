@@ -59,6 +59,14 @@ def test_all_steps_pass_in_two_courses_at_once(courses: list[Course], tmp_path: 
     assert "<svg" in text
 
 
+@pytest.mark.control_plane
+def test_all_steps_pass_with_a_real_api_server(courses: list[Course]) -> None:
+    course = start(courses, "--control-plane", "real")
+    output, _ = course.communicate()
+    assert course.returncode == 0, output
+    assert left(course) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_course_that_is_interrupted_leaves_nothing(courses: list[Course], number: signal.Signals) -> None:
     course = start(courses)
