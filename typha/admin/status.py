@@ -18,6 +18,8 @@ Connected = client_lists.Connected
 
 CLIENTS_MAX = 10_000
 """Clients of one answer."""
+_LABEL_CHARS = 200
+"""Of a subscription: it may name 192 texts."""
 _VERSIONS_MAX = 20
 """An agent may name any version; more than a few are no overview."""
 _SORT_KEYS: dict[str, Callable[[messages.ConnectedClient], tuple[str | float, ...]]] = {
@@ -100,6 +102,7 @@ class StatusPages:
             clients=sum(report.clients for report in reports),
             held=sum(report.held for report in reports),
             lag_seconds=max((report.lag_seconds for report in reports), default=0.0),
+            subscriptions=sorted({one.subscription.label[:_LABEL_CHARS] for one in channels if one.subscription}),
             formats=list(dict.fromkeys(channel.encoder.name for channel in channels)),
             snapshot_bytes=sum(channel.snapshot.length for channel in channels if channel.snapshot),
             log_bytes=sum(channel.log.used_bytes for channel in channels),
@@ -180,6 +183,7 @@ def client_answer(connected: Connected) -> answers.Client:
         worker=connected.worker,
         tls_name=one.tls_name,
         number=one.number,
+        subscription=one.subscription,
     )
 
 
