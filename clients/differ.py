@@ -165,6 +165,11 @@ class Differ:
         """State digest of the map that all batches so far add up to (docs/protocol.md, section 5)."""
         return self._total % digest.MODULUS
 
+    @property
+    def is_in_snapshot(self) -> bool:
+        """Whether a snapshot has begun that has not replaced the map yet."""
+        return self._snapshot is not None
+
     def restore(
         self, updates: Iterable[messages.Update], *, position: messages.ResumePosition | None, chunks: int
     ) -> None:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from clients import addresses, connection, differ, errors, selecting
+from clients.applied import Acknowledger
 from protocol import errors as protocol_errors
 from protocol import messages, subscriptions
 
@@ -74,11 +75,14 @@ class Follower:
         protocol: connection.Protocol = connection.Protocol.NATIVE,
         agent_release: str = "",
         subscription: subscriptions.Subscription | None = None,
+        reports_applied: bool = False,
     ) -> None:
         """The arguments and the ValueError are those of `follow`."""
         self._rotation = addresses.Rotation([servers] if isinstance(servers, str) else servers)
         wanted = None if subscription is None else selecting.checked(subscription, node)
         features = _FEATURES if wanted is None else _FEATURES | {messages.Feature.SUBSCRIPTIONS}
+        if reports_applied:
+            features |= {messages.Feature.POSITIONS}
         self.hello = messages.ClientHello(
             feed=feed,
             agent=agent,
@@ -91,13 +95,14 @@ class Follower:
         """Number of connections on which a server accepted the hello."""
         self.snapshots = 0
         """Number of snapshots received and verified."""
-        self._tls = tls
+        self._tls = None if tls is None else connection.TlsSessions(tls)
         self._server_name = server_name
         self._timeouts = timeouts
         self._protocol = protocol
         self._differ = differ.Differ()
         self._selecting = None if wanted is None else selecting.Selecting(wanted, node)
         self._connected_at: float | None = None
+        self._acknowledger = Acknowledger() if reports_applied else None
 
     def __repr__(self) -> str:
         return f"<Follower feed={self.hello.feed} server={self._rotation.current()} {self._differ!r}>"
@@ -121,6 +126,22 @@ class Follower:
     def keys(self) -> int:
         """Number of keys in that map."""
         return len(self._differ)
+
+    @property
+    def version(self) -> int:
+        """How many batches have changed that map. For `applied`, if positions are reported; else 0."""
+        return self._acknowledger.version if self._acknowledger is not None else 0
+
+    def applied(self, version: int | None = None) -> None:
+        """Tells the server that the changes up to a version have taken effect; by default, all that have come.
+
+        Raises:
+            RuntimeError: it was not asked to report that.
+            ValueError: there is no such version.
+        """
+        if self._acknowledger is None:
+            raise RuntimeError("`applied` needs `reports_applied=True`")
+        self._acknowledger.applied(version)
 
     @property
     def position(self) -> messages.ResumePosition | None:
@@ -165,9 +186,10 @@ class Follower:
             self._rotation.current(),
             hello=self._differ.resuming(self.hello),
             tls=self._tls,
-            server_name=self._server_name,
+            server_name=self._server_name or self._rotation.trusted_host,
             timeouts=self._timeouts,
             protocol=self._protocol,
+            acknowledger=self._acknowledger,
         )
 
     def _receive(self, message: messages.Message, *, now: float) -> list[Event]:
@@ -185,16 +207,28 @@ class Follower:
             self.snapshots += 1
         if batch is not None and self._selecting is not None:
             batch = self._selecting.select(batch)
+        if self._acknowledger is not None:
+            self._note_position(self._acknowledger, message, has_changed=batch is not None and bool(batch.updates))
         if batch is not None:
             events.append(batch)
         if isinstance(message, messages.Status):
             events.append(StatusChanged(message.status))
         return events
 
+    def _note_position(self, acknowledger: Acknowledger, message: messages.Message, *, has_changed: bool) -> None:
+        """The map has moved on, except with what belongs to a snapshot that is not the map yet."""
+        if isinstance(message, messages.Updates | messages.Status) and not self._differ.is_in_snapshot:
+            acknowledger.received(message.sequence, has_changed=has_changed)
+
     def _plan_retry(self, error: errors.ClientError, *, now: float) -> float:
         lived_seconds = 0.0 if self._connected_at is None else now - self._connected_at
-        retry_after_seconds = error.retry_after_seconds if isinstance(error, errors.ServerGoodbye) else 0.0
-        return self._rotation.failed(now, lived_seconds=lived_seconds, retry_after_seconds=retry_after_seconds)
+        said = error if isinstance(error, errors.ServerGoodbye) else None
+        return self._rotation.failed(
+            now,
+            lived_seconds=lived_seconds,
+            retry_after_seconds=0.0 if said is None else said.retry_after_seconds,
+            servers=() if said is None else said.servers,
+        )
 
 
 def follow(
@@ -209,6 +243,7 @@ def follow(
     protocol: connection.Protocol = connection.Protocol.NATIVE,
     agent_release: str = "",
     subscription: subscriptions.Subscription | None = None,
+    reports_applied: bool = False,
 ) -> AsyncGenerator[Event, None]:
     """Yields the events of a feed without end, across reconnects.
 
@@ -229,6 +264,8 @@ def follow(
             sends what such agents understand. Default: the newest.
         subscription: the part of the feed that is wanted. A server that knows subscriptions sends only that; otherwise
             the rest is dropped here.
+        reports_applied: tell the server what has been applied: an event is, once the next one is asked for. It has no
+            effect with Typha's protocol.
 
     Raises:
         ValueError: immediately, if there is no address or one is malformed, or the subscription is.
@@ -244,5 +281,13 @@ def follow(
         protocol=protocol,
         agent_release=agent_release,
         subscription=subscription,
+        reports_applied=reports_applied,
     )
-    return follower.events()
+    return _acknowledged(follower) if reports_applied else follower.events()
+
+
+async def _acknowledged(one: Follower) -> AsyncGenerator[Event, None]:
+    async with contextlib.aclosing(one.events()) as events:
+        async for event in events:
+            yield event
+            one.applied()

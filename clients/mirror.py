@@ -75,10 +75,11 @@ class Mirror(Mapping[str, Entry]):
         timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
         protocol: connection.Protocol = connection.Protocol.NATIVE,
         subscription: subscriptions.Subscription | None = None,
+        reports_applied: bool = False,
         state_file: str | os.PathLike[str] | None = None,
         save_interval_seconds: float = SAVE_INTERVAL_SECONDS,
     ) -> None:
-        """The other arguments and the ValueError are those of `follow`.
+        """The other arguments and the ValueError are those of `follow`. With `reports_applied`, call `applied`.
 
         Args:
             state_file: keep the map in this file, and begin with what it has. It holds everything that the feed says,
@@ -95,6 +96,7 @@ class Mirror(Mapping[str, Entry]):
             timeouts=timeouts,
             protocol=protocol,
             subscription=subscription,
+            reports_applied=reports_applied,
         )
         self._on_change = on_change
         self._state_file = None if state_file is None else pathlib.Path(state_file)
@@ -143,6 +145,23 @@ class Mirror(Mapping[str, Entry]):
     def in_sync(self) -> bool:
         """Whether the mirror is connected and the server says that the data is complete and current."""
         return self._in_sync.is_set()
+
+    @property
+    def version(self) -> int:
+        """How many times the map has changed, if `reports_applied` is set: what is read now is of this version."""
+        return self._follower.version
+
+    def applied(self, version: int | None = None) -> None:
+        """Tells the server that a version of the map has taken effect, by default the present one.
+
+        Read `version` together with the map or the list of changes, apply it, then call this. What follows without a
+        change counts as applied, also on later connections. It sends at most one message a second.
+
+        Raises:
+            RuntimeError: `reports_applied` is not set.
+            ValueError: there is no such version.
+        """
+        self._follower.applied(version)
 
     async def __aenter__(self) -> Self:
         if self._task is not None:

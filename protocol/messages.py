@@ -63,6 +63,7 @@ class Feature(enum.StrEnum):
     CHUNK_DIGESTS = "chunk-digests"
     SUBSCRIPTIONS = "subscriptions"
     POSITIONS = "positions"
+    FRESHNESS = "freshness"
 
 
 class ResumePosition(NamedTuple):
@@ -101,6 +102,8 @@ class ServerHello(msgspec.Struct, frozen=True):
     connection_id: int = 0
     ping_interval_milliseconds: int = 0
     max_frame_bytes: int = 0
+    confirmed_milliseconds: int | None = None
+    """How long ago the backend last confirmed the feed; None if it does not, or if the client has not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +181,21 @@ class Pong:
 
 
 @dataclass(frozen=True, slots=True)
+class Applied:
+    """The client has applied everything up to `sequence`: it has taken effect where the client works."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
 class Goodbye:
     """The sender's last message: the reason as a code and as text, and when to retry (0: no preference)."""
 
     reason: str
     text: str = ""
     retry_after_milliseconds: int = 0
+    servers: tuple[str, ...] = ()
+    """Other servers that the client may connect to instead, as HOST:PORT."""
 
 
 Message: TypeAlias = (
@@ -198,4 +210,5 @@ Message: TypeAlias = (
     | Ping
     | Pong
     | Goodbye
+    | Applied
 )

@@ -322,6 +322,15 @@ class LogReader:
                 return index[record + _END] if index[record + _SEQUENCE] == sequence else None
         return self.start if sequence == self._start_sequence else None
 
+    def offset_up_to(self, sequence: int) -> int | None:
+        """Return the last offset at which a client has reached no more than this sequence. None before the log."""
+        for number in range(len(self._bases) - 1, -1, -1):
+            index, frames = self._segments[number].index, self._frames_of(number)
+            place = bisect.bisect_right(_Sequences(index, frames), sequence)
+            if place:
+                return index[_FIELDS * (place - 1) + _END]
+        return self.start if sequence >= self._start_sequence else None
+
     def first_offset_of(self, sequence: int) -> int | None:
         """Return the first offset at which a client has reached exactly this sequence. None if there is none.
 

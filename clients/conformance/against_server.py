@@ -17,6 +17,8 @@ MAX_PING_INTERVAL_MILLISECONDS = 600_000
 LONGEST_WAIT_SECONDS = 30.0
 """A server with a longer ping interval is not tested for it."""
 PONGS_TOO_MANY = 200
+POSITIONS_AT_ONCE = 100
+"""How many positions a server must take together (rule P4)."""
 SNAPSHOT_SECONDS = 60.0
 MAX_KEYS = 5_000_000
 RESOURCE_KEY_PARTS = 6
@@ -531,6 +533,49 @@ async def _pings(session: Session) -> None:
         if message[0] == wire.PING:
             pings += 1
             link.send(wire.frame(wire.PONG, 2**64 - 1))
+
+
+async def _reporting(session: Session) -> tuple[Link, _Reader]:
+    """A connection whose client may report positions, and has read everything."""
+    link, hello = await session.greeted(features=["positions"])
+    if "positions" not in (hello.get("features") or []):
+        raise NotApplicable("the server does not support positions")
+    reader = _Reader(hello.get("max_frame_bytes") or wire.MAX_FRAME_BYTES)
+    with contextlib.suppress(TimeoutError):  # it has no data yet
+        async with asyncio.timeout(SNAPSHOT_SECONDS):
+            await reader.read(link)
+    return link, reader
+
+
+@_check("P4", "positions that repeat or go back are ignored, and a hundred may come together")
+async def _positions(session: Session) -> None:
+    link, reader = await _reporting(session)
+    for number in range(POSITIONS_AT_ONCE):
+        link.send(wire.frame(wire.APPLIED, reader.sequence if number % 2 else 0))
+    with contextlib.suppress(TimeoutError):
+        while (message := await link.message())[0] != wire.GOODBYE:
+            if message[0] == wire.PING:
+                link.send(wire.frame(wire.PONG, reader.sequence))
+                return
+        raise Broken("P4", f"a goodbye after good positions: {message[1:]!r:.200}")
+
+
+@_check("P4", "a position that the feed has not reached is rejected")
+async def _position_ahead(session: Session) -> None:
+    link, _ = await _reporting(session)
+    link.send(wire.frame(wire.APPLIED, 2**63))
+    said = await _last_words(session, link, is_accepted=True)
+    if said is not None and said[0] != "protocol-error":
+        raise Broken("P4", f"the goodbye has reason {said[0]}")
+
+
+@_check("E6", "how fresh the feed is, for those who ask")
+async def _freshness(session: Session) -> None:
+    _, hello = await session.greeted(features=["freshness"])
+    if "freshness" not in (hello.get("features") or []):
+        raise NotApplicable("the server does not support freshness")
+    if hello.get("confirmed_ms") is not None:
+        check_count(hello["confirmed_ms"], "confirmed_ms")
 
 
 @_check("K4", "pongs without pings do not go on for ever")

@@ -8,6 +8,7 @@ from clients.conformance.wire import frame, framed
 
 VERIFYING: Final = "verifying"
 ZSTD: Final = "zstd"
+POSITIONS: Final = "positions"
 RESUME: Final = "resume"
 DIGESTS: Final = "chunk-digests"
 
@@ -38,6 +39,8 @@ class ToServer(NamedTuple):
 
 _DIGEST = wire.digest(wire.MAP)
 _ONE = {wire.POD: wire.POD_VALUE}
+UNKNOWN_TYPE: Final = 99
+"""Of a message that no version of the protocol has."""
 _SKIPPABLE = bytes.fromhex("502a4d1800000000")
 _ZSTD_PING = bytes.fromhex("28b52ffd20021100009108")
 
@@ -66,7 +69,7 @@ TO_CLIENTS: Final = (
     ToClient("F4", "no msgpack", "hello", framed(b"\xc1")),
     ToClient("F4", "a byte after the message", "hello", framed(wire.payload([wire.PING]) + b"\xc0")),
     ToClient("F4", "an incomplete message", "hello", framed(b"\x92\x08")),
-    ToClient("M2", "an unknown message", "hello", frame(11)),
+    ToClient("M2", "an unknown message", "hello", frame(UNKNOWN_TYPE)),
     ToClient("M2", "a missing element", "hello", frame(wire.BEGIN, 40, 2)),
     ToClient("M2", "text for a count", "hello", frame(wire.BEGIN, 40, "2", 2)),
     ToClient("M2", "a float for a count", "hello", frame(wire.BEGIN, 40.0, 2, 2)),
@@ -76,6 +79,7 @@ TO_CLIENTS: Final = (
     ToClient("O1", "a status before a snapshot", "hello", wire.status(0)),
     ToClient("O1", "a chunk outside a snapshot", "hello", wire.chunk(0, _ONE)),
     ToClient("O1", "a pong", "hello", frame(wire.PONG, 0)),
+    ToClient("O1", "applied", "hello", frame(wire.APPLIED, 0)),
     ToClient(
         "O1", "a status inside a snapshot", "hello", frame(wire.BEGIN, 40, 1, 1) + wire.chunk(0, _ONE) + wire.status(40)
     ),
@@ -251,8 +255,10 @@ TO_SERVERS: Final = (
     ToServer("F2", "a length above 2 KiB", "hello", struct.pack(">I", 2049), "message-too-large"),
     ToServer("F2", "a length of 0 later", "hello", bytes(4), "protocol-error"),
     ToServer("F6", "a compressed pong", "hello", framed(_ZSTD_PING, 1), "protocol-error"),
-    ToServer("M2", "an unknown message", "hello", frame(11), "protocol-error"),
+    ToServer("M2", "an unknown message", "hello", frame(UNKNOWN_TYPE), "protocol-error"),
+    ToServer("O1", "applied before the hello", "preface", frame(wire.APPLIED, 0), "protocol-error"),
     ToServer("M2", "a pong without its sequence", "hello", frame(wire.PONG), "protocol-error"),
+    ToServer("P1", "applied without positions", "hello", frame(wire.APPLIED, 0), "protocol-error"),
     ToServer("O1", "a second hello", "hello", _hello(), "protocol-error"),
     ToServer("M2", "a server's message", "hello", frame(wire.PING), "protocol-error"),
 )

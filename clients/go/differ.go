@@ -20,6 +20,8 @@ type Batch struct {
 	Changes []Change
 	// FromSnapshot tells that Changes are the differences between the known map and a complete new one.
 	FromSnapshot bool
+	// Version counts the changes of the map, if Options.ReportsApplied is set.
+	Version uint64
 }
 
 type known struct {

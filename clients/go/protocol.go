@@ -26,6 +26,7 @@ const (
 	maxRevisionChars   = maxFrameBytes
 	maxUpdates         = 1 << 20
 	maxNames           = 64
+	maxServers         = 16
 	firstReadBytes     = 64 << 10
 	defaultPing        = 10 * time.Second
 	maxPingInterval    = 600 * time.Second
@@ -46,6 +47,7 @@ const (
 	typePing
 	typePong
 	typeGoodbye
+	typeApplied
 	typeSnapshotResume = 12
 )
 
@@ -87,6 +89,8 @@ type GoodbyeError struct {
 	Text string
 	// RetryAfter is how long the client should stay away from this server; 0 for no request.
 	RetryAfter time.Duration
+	// Servers are others that would accept the client. Follow and Mirror try one of them next.
+	Servers []string
 	// Refused tells whether it came in place of the server's hello.
 	Refused bool
 }
@@ -160,6 +164,7 @@ type ping struct{}
 type goodbye struct {
 	reason, text string
 	retryAfter   time.Duration
+	servers      []string
 }
 
 func appendFrame(to []byte, payload []byte) []byte {
@@ -179,8 +184,12 @@ func clientHello(options *Options, at *position, digests []uint64) []byte {
 	}
 	payload := []byte{0x92, typeClientHello, count}
 	payload = append(appendText(payload, "versions"), 0x91, protocolVersion)
-	payload = append(appendText(payload, "features"), 0x93)
-	for _, feature := range []string{featureZstd, featureResume, featureDigests} {
+	features := []string{featureZstd, featureResume, featureDigests}
+	if options.ReportsApplied {
+		features = append(features, featureApplied)
+	}
+	payload = append(appendText(payload, "features"), 0x90|byte(len(features)))
+	for _, feature := range features {
 		payload = appendText(payload, feature)
 	}
 	for _, member := range members {
@@ -202,6 +211,10 @@ func clientHello(options *Options, at *position, digests []uint64) []byte {
 
 func pong(sequence uint64) []byte {
 	return appendFrame(nil, appendCount([]byte{0x92, typePong}, sequence))
+}
+
+func applied(sequence uint64) []byte {
+	return appendFrame(nil, appendCount([]byte{0x92, typeApplied}, sequence))
 }
 
 // A frameReader reads frames of limited size.
@@ -368,7 +381,14 @@ func decodeFields(d *decoder, kind, fields uint64) (any, uint64) {
 	case typeGoodbye:
 		reason, text := d.text(maxNameChars), d.text(maxNameChars)
 		milliseconds := min(d.count(), retryAfterMaxMilli)
-		message = goodbye{reason, text, time.Duration(milliseconds) * time.Millisecond}
+		said := goodbye{reason, text, time.Duration(milliseconds) * time.Millisecond, nil}
+		if fields > count {
+			count++
+			if !d.isNil() {
+				said.servers = decodeNames(d, maxServers)
+			}
+		}
+		message = said
 	}
 	return message, count
 }
@@ -427,9 +447,9 @@ func decodeServerHello(d *decoder) serverHello {
 				d.fail(errKind)
 			}
 		case "features":
-			hello.features = decodeNames(d)
+			hello.features = decodeNames(d, maxNames)
 		case "not_supported":
-			decodeNames(d)
+			decodeNames(d, maxNames)
 		case "software":
 			hello.software = d.text(maxNameChars)
 		case "connection_id":
@@ -452,9 +472,9 @@ func decodeServerHello(d *decoder) serverHello {
 	return hello
 }
 
-func decodeNames(d *decoder) []string {
+func decodeNames(d *decoder, limit uint64) []string {
 	count := d.array()
-	if count > maxNames {
+	if count > limit {
 		d.fail(errLimit)
 	}
 	var names []string

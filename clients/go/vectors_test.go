@@ -99,7 +99,7 @@ func readWith(d *differ, data []byte, feed string) (*memorySession, error) {
 }
 
 func TestServersMessagesDecode(t *testing.T) {
-	clients := map[byte]bool{typeClientHello: true, typePong: true}
+	clients := map[byte]bool{typeClientHello: true, typePong: true, typeApplied: true}
 	for _, vector := range loadVectors(t).Messages {
 		payload := fromHex(t, vector.Payload)
 		message, err := decodeMessage(payload)
@@ -118,6 +118,9 @@ func TestClientsMessagesAreThoseOfThePage(t *testing.T) {
 	found := map[string][]byte{}
 	for _, vector := range loadVectors(t).Messages {
 		found[vector.Name] = fromHex(t, vector.Frame)
+	}
+	if !bytes.Equal(applied(42), found["applied"]) {
+		t.Errorf("applied: %x", applied(42))
 	}
 	if !bytes.Equal(pong(42), found["pong"]) {
 		t.Errorf("pong: %x", pong(42))

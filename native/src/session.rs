@@ -6,6 +6,7 @@ use std::mem::ManuallyDrop;
 use std::net::TcpStream;
 use std::os::fd::{FromRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyRuntimeError};
@@ -19,6 +20,8 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::Config;
+use crate::tickets;
+use crate::verifier::Verifier;
 
 pyo3::import_exception!(ssl, SSLError);
 
@@ -48,6 +51,9 @@ type Stepped<'py> = (Option<usize>, Bound<'py, PyBytes>, bool, Option<Problem>, 
 #[pyclass(module = "typha_rustls")]
 pub struct Session {
     tls: UnbufferedServerConnection,
+    verifier: Arc<Verifier>,
+    /// See `tickets::VALID_UNTIL`. Known once the peer has shown certificates.
+    valid_until: Option<u64>,
     /// Received, and not finished by rustls: the beginning of a record, or of a message of several records.
     pending: Vec<u8>,
     /// The whole records at its beginning; only kept during the handshake.
@@ -118,7 +124,16 @@ impl Session {
     fn new(config: &Config) -> PyResult<Self> {
         let tls = UnbufferedServerConnection::new(config.inner.clone())
             .map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
-        Ok(Self { tls, pending: Vec::new(), unsent: Vec::new(), whole_bytes: 0, overhead_bytes: 0, failed: false })
+        Ok(Self {
+            tls,
+            verifier: config.verifier.clone(),
+            valid_until: None,
+            pending: Vec::new(),
+            unsent: Vec::new(),
+            whole_bytes: 0,
+            overhead_bytes: 0,
+            failed: false,
+        })
     }
 
     /// Goes on with the handshake; other threads of Python run meanwhile.
@@ -227,6 +242,9 @@ impl Session {
         while self.tls.is_handshaking() && progress.error.is_none() {
             let record = record_bytes(&self.pending[whole..]);
             whole += record.unwrap_or(0);
+            self.valid_until =
+                self.valid_until.or_else(|| self.tls.peer_certificates().map(|chain| self.verifier.valid_until(chain)));
+            tickets::VALID_UNTIL.set(self.valid_until.unwrap_or(0));
             // Of a record that is not whole, rustls gets what there is, and says whether that can become one.
             let end = if record.is_some() { whole } else { self.pending.len() };
             start = self.process(start, end, &mut progress);

@@ -27,6 +27,8 @@ MAX_CHUNKS = 1 << 20
 INCARNATION_BYTES = 16
 MAX_UPDATES = 1 << 20
 """Limit of the updates in a frame: each takes up to 35 times its bytes in memory."""
+MAX_SERVERS = 16
+"""Limit of the servers in a goodbye."""
 MAX_LIST_LENGTH = 64
 """Limit of the number of versions, and of features, in a hello."""
 
@@ -44,6 +46,7 @@ class MessageType(enum.IntEnum):
     PING = 8
     PONG = 9
     GOODBYE = 10
+    APPLIED = 11
     SNAPSHOT_RESUME = 12
 
 
@@ -107,6 +110,8 @@ def _encode_server_hello(hello: messages.ServerHello) -> bytes:
         "ping_interval_ms": hello.ping_interval_milliseconds,
         "max_frame_bytes": hello.max_frame_bytes,
     }
+    if hello.confirmed_milliseconds is not None:
+        content["confirmed_ms"] = hello.confirmed_milliseconds
     return _pack((MessageType.SERVER_HELLO, content))
 
 
@@ -114,9 +119,9 @@ def encode_server_hello(hello: messages.ServerHello, connection_id: int) -> byte
     """The payload of a hello with another connection id.
 
     Thousands of clients may connect at once, and their hellos differ in the id only, so the rest is cached. Hellos with
-    `not_supported` are not cached, because it contains strings from the client.
+    `not_supported` are not cached, because it contains strings from the client, nor those with a time.
     """
-    if connection_id < _LONG_ID_FROM or hello.not_supported:
+    if connection_id < _LONG_ID_FROM or hello.not_supported or hello.confirmed_milliseconds is not None:
         return encode(msgspec.structs.replace(hello, connection_id=connection_id))
     before, after = _around_id(hello)
     return before + _LONG_ID.pack(connection_id) + after
@@ -140,7 +145,10 @@ _ENCODERS: dict[type, Callable[..., bytes]] = {
     messages.Status: lambda m: _pack((MessageType.STATUS, m.sequence, int(m.status))),
     messages.Ping: lambda m: _pack((MessageType.PING,)),
     messages.Pong: lambda m: _pack((MessageType.PONG, m.sequence)),
-    messages.Goodbye: lambda m: _pack((MessageType.GOODBYE, m.reason, m.text, m.retry_after_milliseconds)),
+    messages.Goodbye: lambda m: _pack(
+        (MessageType.GOODBYE, m.reason, m.text, m.retry_after_milliseconds, *([m.servers] if m.servers else []))
+    ),
+    messages.Applied: lambda m: _pack((MessageType.APPLIED, m.sequence)),
     messages.SnapshotResume: lambda m: _pack((MessageType.SNAPSHOT_RESUME, m.sequence, m.keys, m.chunks, m.kept)),
 }
 
@@ -206,6 +214,7 @@ class _ServerHelloContent(msgspec.Struct):
     connection_id: _Count | None = None
     ping_interval_ms: _Count | None = None
     max_frame_bytes: _Count | None = None
+    confirmed_ms: _Count | None = None
 
 
 class _ServerHello(_Wire, tag=int(MessageType.SERVER_HELLO)):
@@ -223,6 +232,7 @@ class _ServerHello(_Wire, tag=int(MessageType.SERVER_HELLO)):
             connection_id=hello.connection_id or 0,
             ping_interval_milliseconds=hello.ping_interval_ms or 0,
             max_frame_bytes=hello.max_frame_bytes or 0,
+            confirmed_milliseconds=hello.confirmed_ms,
         )
 
 
@@ -331,12 +341,20 @@ class _Goodbye(_Wire, tag=int(MessageType.GOODBYE)):
     reason: _Name
     text: _Name
     retry_after_milliseconds: _Count
+    servers: Annotated[tuple[_Name, ...], msgspec.Meta(max_length=MAX_SERVERS)] | None = None
 
     def message(self) -> messages.Goodbye:
-        return messages.Goodbye(self.reason, self.text, self.retry_after_milliseconds)
+        return messages.Goodbye(self.reason, self.text, self.retry_after_milliseconds, self.servers or ())
 
 
-_FromClient: TypeAlias = _ClientHello | _Pong | _Goodbye
+class _Applied(_Wire, tag=int(MessageType.APPLIED)):
+    sequence: _Count
+
+    def message(self) -> messages.Applied:
+        return messages.Applied(self.sequence)
+
+
+_FromClient: TypeAlias = _ClientHello | _Pong | _Goodbye | _Applied
 _FromServer: TypeAlias = (
     _ServerHello
     | _SnapshotBegin
@@ -363,7 +381,7 @@ def decode(payload: bytes | memoryview) -> messages.Message:
 
 
 def decode_from_client(payload: bytes | memoryview) -> messages.Message:
-    """Decodes a payload from a client: a hello, a pong or a goodbye. Other messages are refused unread.
+    """Decodes a payload from a client: a hello, a pong, a goodbye or a position. Other messages are refused unread.
 
     Raises:
         RemoteProtocolError: not msgpack, not a client's message, or a field of the wrong type or size.

@@ -49,6 +49,7 @@ _C, _S = Role.CLIENT, Role.SERVER
 _TRANSITIONS: dict[tuple[Role, State, type[messages.Message]], State] = {
     (_S, State.HELLO, messages.ClientHello): State.READY,
     (_S, State.READY, messages.Pong): State.READY,
+    (_S, State.READY, messages.Applied): State.READY,
     (_S, State.READY, messages.Goodbye): State.CLOSED,
     (_C, State.HELLO, messages.ServerHello): State.READY,
     (_C, State.HELLO, messages.Goodbye): State.CLOSED,

@@ -81,6 +81,9 @@ REFUSING_HELLO = messages.ServerHello(
     ping_interval_milliseconds=500,
     max_frame_bytes=65_536,
 )
+FRESH_HELLO = msgspec.structs.replace(
+    SERVER_HELLO, features=frozenset({"freshness"}), confirmed_milliseconds=2_500, connection_id=8
+)
 POD_UPDATE = messages.Update(POD, POD_VALUE, "101", messages.UpdateType.NEW)
 NODE_UPDATE = messages.Update(NODE, NODE_VALUE, "102", messages.UpdateType.NEW)
 CHUNK_0 = messages.SnapshotChunk(0, digest.state_digest([(POD, POD_VALUE)]), False, (POD_UPDATE,))
@@ -96,6 +99,7 @@ DELTA = messages.Updates(
 )
 CALICO_DELTA = messages.Updates(42, 43, (messages.Update("/k", b"", "105", 1, "9", 1_000_000_000),))
 SHUTTING_DOWN = messages.Goodbye("shutting-down", "the server is draining", 1500)
+REDIRECT = messages.Goodbye("rebalanced", "not here", 0, ("10.0.0.2:5473", "[fd00::3]:5473"))
 
 VECTORS = [
     Vector("client-hello", CLIENT_HELLO),
@@ -104,6 +108,7 @@ VECTORS = [
     Vector("server-hello", SERVER_HELLO),
     Vector("server-hello with a subscription in force", SUBSCRIBED_HELLO),
     Vector("server-hello that declines features", REFUSING_HELLO),
+    Vector("server-hello of a feed that was confirmed 2.5 s ago", FRESH_HELLO),
     Vector("snapshot-begin", messages.SnapshotBegin(40, 2, 2)),
     Vector("snapshot-chunk", CHUNK_0),
     Vector("snapshot-chunk that continues in the next frame", messages.SnapshotChunk(0, CHUNK_0.digest, True, ())),
@@ -114,6 +119,8 @@ VECTORS = [
     Vector("ping", messages.Ping()),
     Vector("pong", messages.Pong(42)),
     Vector("goodbye", SHUTTING_DOWN),
+    Vector("goodbye that names other servers", REDIRECT),
+    Vector("applied", messages.Applied(42)),
     Vector("snapshot-resume that keeps the first of two chunks", messages.SnapshotResume(9, 2, 2, b"\x01")),
     Vector("snapshot-resume that keeps chunks 1 and 9 of 16", messages.SnapshotResume(9, 0, 16, b"\x02\x02")),
 ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from cache.feeds import feed as cache_feed
 from cache.feeds.calico import releases
 from cache.kube import api, watcher
 from protocol import formats, reasons
@@ -10,6 +11,7 @@ from typha.hub import channel as hub_channel
 from typha.hub import hub, rebalancing, shortages, supervisor
 from typha.ipc import messages
 from typha.observability import buckets, certificates, health, logs, loop_latency, metrics, quantiles, spans, webserver
+from typha.peers import freshness, watch
 from typha.settings import machine
 
 _monotonic = clock.monotonic
@@ -67,6 +69,7 @@ class Collector:
         self.watchers: list[watcher.Watcher] = []
         self.web_servers: list[webserver.WebServer] = []
         self.spans: spans.SpanExporter | None = None
+        self.peers: watch.Peers | None = None
         self.rebalancer: rebalancing.Rebalancer | None = None
         self.http_refused: dict[str, dict[str, int]] = {}
         """The same counts of other HTTP servers, by name and reason."""
@@ -192,6 +195,7 @@ class Collector:
             "typha_updates_total": {
                 (source.name,): self._hub.updates_total[source.name] + source.skipped for source in feeds
             },
+            **self._applied_samples(),
             "typha_snapshots_generated": built,
             "typha_cache_bytes": {(source.name,): source.store.value_bytes for source in feeds},
             **_snapshot_samples(channels),
@@ -202,6 +206,22 @@ class Collector:
             },
             "typha_conversions_waiting": {(): self._hub.conversions.waiting},
             "typha_objects_skipped": {(type, reason): n for (type, reason), n in self._hub.objects_skipped.items()},
+        }
+
+    def _applied_samples(self) -> metrics.Samples:
+        now = _monotonic()
+        found = {
+            (name,): self._hub.convergence.reported(name, times, now)
+            for name, times in self._hub.commit_times.items()
+            if self._hub.convergence.is_reported(name)
+        }
+        return {
+            "typha_clients_reporting": {labels: one.reporting for labels, one in found.items()},
+            "typha_clients_applied": {labels: one.applied for labels, one in found.items()},
+            "typha_applied_lag_seconds_max": {labels: one.lag_seconds for labels, one in found.items()},
+            "typha_applied_everywhere_seconds": metrics.histogram_samples(
+                {(feed,): counts for feed, counts in self._hub.convergence.seconds.items()}, buckets.APPLIED_BOUNDS
+            ),
         }
 
     def _watch_samples(self) -> metrics.Samples:
@@ -261,6 +281,11 @@ class Collector:
             "typha_workers_wanted": {(): max(1, self._supervisor.wanted)},
             "typha_workers_serving": {(): self._supervisor.accepting},
             "typha_certificate_expiry_timestamp_seconds": self._expiry_times.read(),
+            "typha_stale_seconds": {(): self.peers.stale_seconds if self.peers is not None else 0.0},
+            "typha_peers_answering": {(): len(self.peers.answers) if self.peers is not None else 0},
+            "typha_handing_over": {
+                (): self.peers is not None and int(self.peers.stance is freshness.Stance.HANDING_OVER)
+            },
             "typha_memory_limit_bytes": {(): self._memory_limit_bytes},
         }
 
@@ -293,6 +318,7 @@ class Collector:
             live=True,
             detail=f"{len(self._hub.workers)} of {max(1, self._supervisor.wanted)} workers",
         )
+        self._report_freshness(aggregator, now)
         self._report_awaited(aggregator, now)
         for name, source in self._hub.feeds.items():
             if name in releases.PROJECTIONS:
@@ -305,8 +331,27 @@ class Collector:
                 now_seconds=now,
                 live=True,
                 ready=source.synced_once,
-                detail=f"{status.label}, {len(source.store)} keys",
+                detail=f"{status.label}, {len(source.store)} keys{self._staleness(source, now)}",
             )
+
+    def _report_freshness(self, aggregator: health.HealthAggregator, now: float) -> None:
+        peers = self.peers
+        if peers is None or not peers.is_enabled:
+            return
+        stale = f" for {peers.stale_seconds:.0f} s" if peers.stale_seconds else ""
+        aggregator.report(
+            health.FRESHNESS,
+            now_seconds=now,
+            ready=peers.stance is not freshness.Stance.HANDING_OVER,
+            detail=f"{peers.stance.value}{stale}, {len(peers.known)} replicas known",
+        )
+
+    def _staleness(self, source: cache_feed.Feed, now: float) -> str:
+        """What the health detail says of a feed that the API server does not confirm."""
+        if not source.is_stale:
+            return ""
+        seconds = 0.0 if source.last_confirmed is None else now - source.last_confirmed
+        return f", not confirmed by the API server for {seconds:.0f} s"
 
     def _report_awaited(self, aggregator: health.HealthAggregator, now: float) -> None:
         """Feeds that may yet come are not ready; those that do not come are not reported on."""

@@ -29,6 +29,7 @@ from typha.hub import (
     client_lists,
     coalescer,
     commit_times,
+    convergence,
     conversions,
     policy,
     questions,
@@ -89,6 +90,9 @@ class Hub:
         self._batches_before: dict[str, int] = {}
         self.commit_times: dict[str, commit_times.CommitTimes] = {}
         """By feed."""
+        self.convergence = convergence.Convergence(self.workers)
+        self._confirmed_told: dict[str, float] = {}
+        """When each feed was last confirmed, as workers know it."""
         self._wanted: dict[ChannelKey, None] = {}
         """Channels to be opened as soon as there is something to serve, in the order in which they were asked for."""
         self._seeds: dict[str | selection.Selection, Iterator[list[feed.Rejection] | None]] = {}
@@ -264,10 +268,29 @@ class Hub:
     def confirmed(self, type: resources.ResourceType) -> None:
         """The watcher's own counters remember when."""
 
-    def set_unconfirmed(self, type: resources.ResourceType, is_unconfirmed: bool) -> None:
-        """Record whether the API server can no longer confirm a type. `look_after_channels` tells native clients."""
+    def set_unconfirmed(
+        self, type: resources.ResourceType, is_unconfirmed: bool, confirmed_at: float | None = None
+    ) -> None:
+        """Record whether the API server can no longer confirm a type, and when it last did. `look_after_channels` tells
+        native clients."""
         for source in self._by_type[type]:
-            source.set_unconfirmed(type, is_unconfirmed)
+            source.set_unconfirmed(type, is_unconfirmed, confirmed_at)
+
+    @property
+    def stale_feeds(self) -> list[str]:
+        """The feeds of which the API server can no longer confirm a part."""
+        return [name for name, source in self.feeds.items() if source.is_stale]
+
+    def _tell_confirmed(self) -> None:
+        """Workers know, to a few seconds, when each feed was last confirmed: other replicas ask them."""
+        confirmed_at = {name: at for name, source in self.feeds.items() if (at := source.confirmed_at) is not None}
+        told = self._confirmed_told
+        if confirmed_at.keys() == told.keys() and all(
+            at - told[name] < self._policy.confirmed_told_seconds for name, at in confirmed_at.items()
+        ):
+            return
+        self._confirmed_told = confirmed_at
+        self.workers.send(ipc.NoteConfirmed(confirmed_at))
 
     def batch_end(self) -> None:
         """Publishes what has come, now or together with what comes while the workers are busy."""
@@ -313,6 +336,7 @@ class Hub:
         began_at = _monotonic()
         times = ipc.UpdateTimes(self._received_at or began_at, self._written_at)
         updates, self._uncommitted, self._must_publish = self._uncommitted, 0, False
+        committed: list[feed.Feed] = []
         published = is_unfinished = False
         for source in self.feeds.values():
             selections = [one for one in self.selections.values() if one.base is source]
@@ -326,6 +350,7 @@ class Hub:
             is_unfinished = is_unfinished or source.is_unfinished
             if batch is None:
                 continue
+            committed.append(source)
             self.updates_total[source.name] += len(batch.updates)
             self.batches_total[source.name] += 1
             self.batch_sizes[source.name].record(len(batch.updates))
@@ -353,6 +378,8 @@ class Hub:
         self._committed.set()
         if published:
             self.workers.flush()
+        for source in committed:
+            self.convergence.committed(self.commit_times[source.name], source.name)
         if self.tracer is not None and not is_unfinished:
             self.tracer.committed(self.workers, began_at, updates, published=published)
         if self._wanted:
@@ -418,6 +445,8 @@ class Hub:
         worker.share_counter()
         for channel in self.channels.values():
             worker.open_channel(channel)
+        if self._confirmed_told:
+            worker.send(ipc.NoteConfirmed(self._confirmed_told))
         worker.flush()
 
     def remove_worker(self, number: int) -> None:
@@ -608,6 +637,8 @@ class Hub:
         """
         now = _monotonic()
         self._note_quiet_feeds()
+        self._tell_confirmed()
+        self.convergence.look(now)
         channels = self.channels.values()
         if self._is_short or any(one.unwritten is not None or one.contact_change() is not None for one in channels):
             self.commit()

@@ -61,6 +61,9 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """A worker that has not finished the first publish gets no more of them. The record compares it with 1, 3 and
     no limit."""
 
+    confirmed_told_seconds: float = 3.0
+    """Workers hear of a feed's confirmation when it is so much newer. Other replicas ask for times that differ by more
+    than 5 s (`typha.peers.freshness`)."""
     retry_seconds: float = 1.0
     """How soon what failed for lack of a resource is tried again."""
 

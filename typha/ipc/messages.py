@@ -15,6 +15,10 @@
 | `CloseChannel` | worker | when a channel had no clients for a while | nothing follows about the channel |
 | `WithdrawFeeds` | worker | once it is decided that feeds do not come | their clients are refused from then on |
 | `LimitConnections` | worker | four times a second among several workers | above the limit the worker accepts none |
+| `NoteConfirmed` | worker | when a feed is confirmed again, or no more, some seconds apart | replaces the last one |
+| `HandOver` | worker | when only other replicas are fresh | clients leave over a time; others may come |
+| `KeepClients` | worker | when that is over | the clients that are left stay |
+| `AwaitApplied` | worker | after a `Publish`, for one change at a time | the answer is in a `ReportApplied` |
 | `SendAway` | worker | while other replicas have room | the worker asks so many clients to go, if it can |
 | `ControlLog` | worker | when an operator asks for it by a signal to the hub | the worker's log does as the hub's |
 | `ListClients` | worker | when an operator asks who is connected, once a second at most | replaces an unanswered one |
@@ -26,6 +30,7 @@
 | `WantBlock` | hub | when clients have fallen out of the log | the hub answers with a block or refuses |
 | `Report` | hub | every second | the worker is alive; numbers are totals |
 | `ReportHistograms` | hub | after a `Report`, one for each feed | apart, because together they may exceed a datagram |
+| `ReportApplied` | hub | after a `Report`, for each feed with clients that report positions | counts as of now |
 | `ReportRecent` | hub | after a `Report`, if there is something | all deliveries since the last one, the newest ends |
 | `ClientSlice` | hub | in answer to `ListClients`, one slice after another | each client that stays is in one slice |
 | `DescriptionPart` | hub | in answer to `Describe`, one part after another | no secrets |
@@ -205,6 +210,35 @@ class LimitConnections(_Message):
     """The worker's share of all connections."""
 
     connections: int
+
+
+class NoteConfirmed(_Message):
+    """When the API server last confirmed each feed, by the monotonic clock. A feed that is not named is stale, or not
+    complete."""
+
+    confirmed_at: dict[str, float]
+
+
+class HandOver(_Message):
+    """Say goodbye to the clients that are connected now, over `seconds`. The worker goes on serving."""
+
+    seconds: float
+    servers: list[str]
+    """The replicas that are fresh, for clients whose goodbye can name them."""
+
+
+class KeepClients(_Message):
+    """What is left of `HandOver` is called off."""
+
+
+class AwaitApplied(_Message):
+    """When have all clients of the feed that report positions, and are connected now, applied this sequence?
+
+    Replaces what was asked before.
+    """
+
+    feed: str
+    sequence: int
 
 
 class SendAway(_Message):
@@ -393,6 +427,22 @@ class ReportHistograms(_Message):
     histograms: dict[HistogramName, Annotated[list[Count], msgspec.Meta(max_length=quantiles.LIST_LENGTH_MAX)]]
 
 
+class ReportApplied(_Message):
+    """What the clients of one feed that report positions have applied."""
+
+    feed: str
+    reporting: Connections
+    """Clients that report positions."""
+    applied: Connections
+    """Those of them that have applied everything up to now, a moment for the report left aside."""
+    lowest: Count
+    """The lowest sequence up to which one of them has applied everything; a very large one if nothing is left."""
+    reached: Count = 0
+    """The sequence of the last `AwaitApplied` that is settled."""
+    reached_at: Seconds = 0.0
+    """When the last of the clients had applied it, by the monotonic clock; 0.0 if there was nobody to wait for."""
+
+
 class End(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
     """A connection that has ended. Node and address are the peer's own words."""
 
@@ -441,6 +491,8 @@ class ConnectedClient(msgspec.Struct, array_like=True, frozen=True, gc=False, fo
     bytes_sent: Count
     """By the kernel's count, with TLS and without what was sent again."""
     age_seconds: Seconds
+    applied: Annotated[int, msgspec.Meta(ge=-1, le=(1 << 63) - 1)] = -1
+    """The sequence that the client says it has applied; -1 for a client that does not report positions."""
     subscription: Text = ""
     """In short; empty for the whole feed."""
 
@@ -481,6 +533,10 @@ ToWorker: TypeAlias = (
     | CloseChannel
     | WithdrawFeeds
     | LimitConnections
+    | NoteConfirmed
+    | HandOver
+    | KeepClients
+    | AwaitApplied
     | SendAway
     | ControlLog
     | ListClients
@@ -494,6 +550,7 @@ ToHub: TypeAlias = (
     | WantBlock
     | Report
     | ReportHistograms
+    | ReportApplied
     | ReportRecent
     | ClientSlice
     | DescriptionPart

@@ -9,7 +9,7 @@ from protocol import digest, encoding, formats, messages, subscriptions
 from protocol.native import encoder as native_encoder
 from typha.ipc import link
 from typha.ipc import messages as ipc
-from typha.worker import client, live_set, policy, protocol_adapters
+from typha.worker import client, convergence, live_set, policy, protocol_adapters
 
 _COARSE_SECONDS = 1.0
 _PUBLISH_TIMES = 1024
@@ -87,6 +87,19 @@ class WorkerChannel:
         self.number = number
         self.log = log.LogReader(start=start, start_sequence=start_sequence, start_updates=start_updates)
         self.live.floor = start if self.is_by_node else 0
+
+    @property
+    def newest_sequence(self) -> int:
+        """The newest sequence that a client can have reached; 0 before there is something to serve.
+
+        A snapshot may be offered a moment before the log up to it is published.
+        """
+        logged = self.log.sequence_at(self.log.end)
+        return logged if self.snapshot is None else max(logged, self.snapshot.sequence)
+
+    def progress_of(self, reader: client.Client) -> convergence.Progress | None:
+        """How far a client that says what it has applied is; None where its own word is all."""
+        return None if self.subscription is None else _Progress(self, reader)
 
     def all_clients(self) -> list[client.Client]:
         """All clients of it."""
@@ -385,6 +398,35 @@ class WorkerChannel:
             snapshot.close()
         self._old_snapshots.clear()
         self.snapshot = None
+
+
+class _Progress:
+    """Where in the log the next frame is that a client with a subscription has not applied.
+
+    A look goes on where the last one ended: the log before it may be gone.
+    """
+
+    __slots__ = ("_channel", "_offset", "_reader", "_sequence")
+
+    def __init__(self, channel: WorkerChannel, reader: client.Client) -> None:
+        self._channel = channel
+        self._reader = reader
+        self._sequence = 0
+        self._offset: int | None = None
+        """Everything before it is applied; None before the first position."""
+
+    def __call__(self, sequence: int) -> int:
+        log = self._channel.log
+        if sequence != self._sequence:
+            self._sequence = sequence
+            found = log.offset_up_to(sequence)
+            self._offset = max(found, self._offset or 0) if found is not None else self._offset
+        if self._offset is None or self._offset < log.start:
+            return sequence
+        self._offset = log.next_of(self._offset, self._reader.tag, log.end)
+        if self._offset == log.end:
+            return convergence.EVERYTHING
+        return max(sequence, log.sequence_at(self._offset))
 
 
 class Channels:

@@ -8,6 +8,7 @@ The record is grouped, and each group has one writer:
 | `hello`: whose turn it is before the hello is complete | `PendingHello` | until the hello is complete |
 | `liveness`: pings, pongs, acknowledged bytes | `Liveness` | always |
 | `greeting`, `told`: the statuses sent to this client alone | `Delivery` and `CatchUp` | see each field |
+| `applied`: what the client has applied | `Convergence` | while the client reports positions |
 | `waiting`, `watching_write`: the socket is full | `Client.begin_waiting`, `Delivery`, the poller | always |
 """
 
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cache.state import cursor
 from protocol import errors, messages, subscriptions
 from typha import networks
-from typha.worker import protocol_adapters, transport
+from typha.worker import convergence, protocol_adapters, transport
 
 if TYPE_CHECKING:
     from typha.worker.channel import WorkerChannel
@@ -207,6 +208,7 @@ class Client(cursor.Cursor):
         "_sent_at",
         "adapter",
         "address",
+        "applied",
         "behind_since",
         "blocked_offset",
         "channel",
@@ -247,6 +249,8 @@ class Client(cursor.Cursor):
         self.hello: PendingHello | None = PendingHello(now, self.host)
         """None once the hello is complete, or the connection is closing."""
         self.liveness = Liveness(now)
+        self.applied: convergence.Position | None = None
+        """None for a client that does not report what it has applied."""
         self.waiting = False
         """The socket is full; the poller says when it takes bytes again."""
         self.watching_write = False

@@ -93,6 +93,7 @@ class ClientList:
             sequence=sequence,
             bytes_sent=transport.kernel_sent_bytes(current.socket),
             age_seconds=max(0.0, now - current.connected_at),
+            applied=-1 if current.applied is None else current.applied.up_to(),
             subscription=_subscription(channel),
         )
 

@@ -7,7 +7,8 @@ only be the gob stream of a Typha client.
 import array
 import functools
 import importlib.metadata
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol, TypeAlias
 
 from cache.feeds.calico import releases, syncers
@@ -19,10 +20,17 @@ from protocol.native import frames
 from protocol.reasons import DisconnectReason
 from protocol.typha import connection as typha
 from protocol.typha import messages as typha_messages
+from typha import clock
 
 SOFTWARE = f"typha/{importlib.metadata.version('typha')}"
 _SUPPORTED_FEATURES = frozenset(
-    {messages.Feature.ZSTD.value, messages.Feature.RESUME.value, messages.Feature.CHUNK_DIGESTS.value}
+    {
+        messages.Feature.ZSTD.value,
+        messages.Feature.POSITIONS.value,
+        messages.Feature.FRESHNESS.value,
+        messages.Feature.RESUME.value,
+        messages.Feature.CHUNK_DIGESTS.value,
+    }
 )
 _RESUMING = frozenset({messages.Feature.RESUME.value, messages.Feature.CHUNK_DIGESTS.value})
 _CALICO_FEEDS = frozenset(syncers.NAMES)
@@ -54,12 +62,20 @@ class Offer(NamedTuple):
     max_frame_bytes: int
     release_overrides: tuple[releases.Override, ...] = ()
     """What Typha clients get against their own words."""
+    confirmed_at: Mapping[str, float] = types.MappingProxyType({})
+    """When the backend last confirmed each feed, by the monotonic clock; those that are confirmed and complete."""
     has_room_for: Callable[[str, subscriptions.Subscription], bool] = _has_no_room
     """Whether native clients of a feed may have a subscription."""
 
 
 class Ponged(NamedTuple):
     """The client has answered a ping."""
+
+
+class Applied(NamedTuple):
+    """The client has applied everything up to a sequence."""
+
+    sequence: int
 
 
 class Left(NamedTuple):
@@ -74,6 +90,8 @@ class Refused(NamedTuple):
     reason: DisconnectReason
     text: str
     retry_after_milliseconds: int = 0
+    servers: tuple[str, ...] = ()
+    """Other servers that the client may try."""
 
 
 class Introduction(NamedTuple):
@@ -130,6 +148,8 @@ class Subscribed(NamedTuple):
     agent_version: AgentVersion | None = None
     introduction: Introduction | None = None
     """None if the event of the hello had it."""
+    reports_positions: bool = False
+    """Whether the client says what it has applied."""
     subscription: subscriptions.Subscription | None = None
     """What part of the feed it gets; None for all of it."""
     tag: int = subscriptions.COMMON
@@ -137,7 +157,7 @@ class Subscribed(NamedTuple):
     resumption: Resumption | None = None
 
 
-Event: TypeAlias = Ponged | Left | Refused | AckAwaited | Subscribed
+Event: TypeAlias = Ponged | Applied | Left | Refused | AckAwaited | Subscribed
 """What a message of a client means."""
 _PONGED = Ponged()
 
@@ -205,13 +225,14 @@ def _may_begin_gob(first: bytes) -> bool:
 class NativeAdapter:
     """The native protocol."""
 
-    __slots__ = ("_connection", "_number", "_offer", "agent")
+    __slots__ = ("_connection", "_number", "_offer", "_reports_positions", "agent")
 
     def __init__(self, offer: Offer, number: int) -> None:
         self.agent = ""
         self._offer = offer
         self._number = number
         self._connection = native.Connection(native.Role.SERVER)
+        self._reports_positions = False
 
     @property
     def identity(self) -> Identity:
@@ -232,6 +253,10 @@ class NativeAdapter:
                     yield self._hello(message)
                 case messages.Pong():
                     yield _PONGED
+                case messages.Applied():
+                    if not self._reports_positions:
+                        raise errors.RemoteProtocolError("applied, but positions are not in force")
+                    yield Applied(message.sequence)
                 case messages.Goodbye():
                     yield Left(f"goodbye: {message.reason}")
 
@@ -262,19 +287,28 @@ class NativeAdapter:
             software=SOFTWARE,
             ping_interval_milliseconds=int(self._offer.ping_interval_seconds * 1000),
             max_frame_bytes=self._offer.max_frame_bytes,
+            confirmed_milliseconds=(
+                self._confirmed_milliseconds(hello.feed) if messages.Feature.FRESHNESS.value in features else None
+            ),
         )
         self._connection.send_hello(answer, self._number)
         wire_format = native_encoder.ZSTD if messages.Feature.ZSTD.value in features else native_encoder.PLAIN
         by_node = subscription is not None and bool(subscription.own_node)
+        self._reports_positions = messages.Feature.POSITIONS.value in features
         return Subscribed(
             self._connection.data_to_send(),
             hello.feed,
             wire_format,
             introduction=Introduction("native", hello.feed, hello.feed),
+            reports_positions=self._reports_positions,
             resumption=None if by_node else _resumption(hello, self._offer.incarnation),
             subscription=None if subscription is None or subscription.is_everything else subscription,
             tag=subscriptions.tag_of(hello.node) if by_node else subscriptions.COMMON,
         )
+
+    def _confirmed_milliseconds(self, feed: str) -> int | None:
+        confirmed_at = self._offer.confirmed_at.get(feed)
+        return None if confirmed_at is None else max(0, int((clock.monotonic() - confirmed_at) * 1000))
 
     def _subscription(self, hello: messages.ClientHello) -> subscriptions.Subscription | None:
         """The subscription that is in force; None if the client gets the whole feed."""
@@ -290,7 +324,8 @@ class NativeAdapter:
     def goodbye(self, refusal: Refused) -> bytes:
         """The goodbye frame."""
         text = refusal.text[:500]
-        self._connection.send(messages.Goodbye(refusal.reason.value, text, refusal.retry_after_milliseconds))
+        goodbye = messages.Goodbye(refusal.reason.value, text, refusal.retry_after_milliseconds, refusal.servers)
+        self._connection.send(goodbye)
         return self._connection.data_to_send()
 
 

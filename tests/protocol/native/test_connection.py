@@ -38,10 +38,10 @@ SAMPLES: dict[type[messages.Message], messages.Message] = {
         *(CLIENT_HELLO, SERVER_HELLO, BEGIN, CHUNK, END),
         messages.SnapshotResume(sequence=5, keys=1, chunks=1, kept=b"\0"),
         *(messages.Updates(0, 0, ()), messages.Status(0, messages.SyncStatus.RESYNC)),
-        *(messages.Ping(), messages.Pong(0), GOODBYE),
+        *(messages.Ping(), messages.Pong(0), messages.Applied(0), GOODBYE),
     )
 }
-FROM_CLIENTS = {messages.ClientHello, messages.Pong, messages.Goodbye}
+FROM_CLIENTS = {messages.ClientHello, messages.Pong, messages.Applied, messages.Goodbye}
 PATHS: dict[tuple[connection.Role, State], list[messages.Message]] = {
     (SERVER, State.HELLO): [],
     (SERVER, State.READY): [CLIENT_HELLO],

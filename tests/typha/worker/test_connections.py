@@ -60,8 +60,8 @@ async def test_what_the_servers_hello_says(stage: WorkerStand) -> None:
     hello = peer.hello
     assert hello is not None
     assert hello.version == 1
-    assert hello.features == {"zstd"}
-    assert hello.not_supported == {"positions", "telepathy", "resume", "chunk-digests", "subscriptions"}
+    assert hello.features == {"positions", "zstd"}
+    assert hello.not_supported == {"telepathy", "resume", "chunk-digests", "subscriptions"}
     assert hello.incarnation == bytes(16)
     assert hello.software == protocol_adapters.SOFTWARE
     assert hello.ping_interval_milliseconds == 400

@@ -14,6 +14,7 @@ from protocol.subscriptions import Subscription
 from tests.harness import worker_stand
 from tests.harness.worker_stand import FAST, Peer, WorkerStand, eventually, pod
 from typha.ipc import messages as ipc
+from typha.worker import convergence
 
 OWN_NODE = Subscription(own_node=True)
 WEB = Subscription(prefixes=("/core/v1/pods/default/web-",))
@@ -203,3 +204,59 @@ def test_a_tag_is_never_that_of_the_common_part() -> None:
     tags = {subscriptions.tag_of(f"n{number}") for number in range(10_000)}
     assert len(tags) == 10_000
     assert subscriptions.COMMON not in tags
+
+
+async def test_a_client_has_applied_what_it_is_sent(stage: WorkerStand) -> None:
+    """What other clients are sent is nothing that it could apply, however much that is."""
+    positions = frozenset({"positions"})
+    stage.put(on("n1", "a"), on("n2", "b"), pod("web-1"))
+    one = await stage.subscribe(subscription=OWN_NODE, node="n1", features=positions)
+    two = await stage.subscribe(subscription=OWN_NODE, node="n2", features=positions)
+    web = await stage.subscribe(subscription=WEB, features=positions)
+    whole = await stage.subscribe(features=positions)
+    await stage.converged(one, two, web, whole)
+
+    def up_to(peer: Peer) -> int:
+        host, port = peer.socket.getsockname()
+        [found] = [one for one in stage.server.poller.clients.values() if one.address == f"{host}:{port}"]
+        assert found.applied is not None
+        return found.applied.up_to()
+
+    def say(peer: Peer) -> int:
+        peer.say(messages.Applied(peer.connection.sequence))
+        return peer.connection.sequence
+
+    for peer in (one, two, web, whole):
+        say(peer)
+    await eventually(lambda: all(up_to(peer) == convergence.EVERYTHING for peer in (one, two, web)))
+    assert up_to(whole) == stage.feed.store.sequence
+    await eventually(lambda: stage.handle.applied.get(worker_stand.FEED) is not None)
+    before = stage.feed.store.sequence
+    for number in range(5):  # nothing of it concerns the first one
+        stage.put(on("n2", "d", version=number + 10, filling=str(number)))
+    await stage.converged(one, two, web, whole)
+    assert up_to(one) == up_to(web) == convergence.EVERYTHING
+    assert up_to(two) == up_to(whole) == before
+    stage.put(on("n1", "a", version=20, filling="x"))
+    await stage.converged(one, two, web, whole)
+    assert up_to(one) == stage.feed.store.sequence - 1  # all but the last change
+    say(two)
+    say(one)
+    await eventually(lambda: up_to(one) == up_to(two) == convergence.EVERYTHING)
+    await eventually(lambda: stage.handle.applied[worker_stand.FEED].lowest == before)  # the whole one has not
+    say(whole)
+    await eventually(lambda: stage.handle.applied[worker_stand.FEED].lowest >= stage.feed.store.sequence)
+    sequence = stage.feed.store.sequence
+    stage.hub.convergence._next_at.clear()
+    stage.hub.convergence._measured.clear()
+    stage.put(on("n1", "a", version=21, filling="y"))
+    await stage.converged(one, two, web, whole)
+    await eventually(lambda: stage.server.connections.convergence._feeds[worker_stand.FEED].expected is not None)
+    expected = stage.server.connections.convergence._feeds[worker_stand.FEED].expected
+    assert expected is not None
+    assert expected.sequence == sequence + 1
+    assert len(expected.clients) == 2  # the client of the node, and the one that gets everything
+    say(one)
+    say(whole)
+    await eventually(lambda: stage.handle.applied[worker_stand.FEED].reached == sequence + 1)
+    assert stage.broken == []

@@ -15,9 +15,10 @@ import structlog
 import trustme
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from clients import connection, errors
 from protocol import messages
 from protocol.native import frames
-from tests.harness import certificates, tls_records, typha_peer
+from tests.harness import certificates, tls_records, typha_peer, worker_stand
 from tests.harness.certificates import AGENT, AGENT_URI
 from tests.harness.worker_stand import FAST, HUB_LIMITS, Peer, WorkerStand, eventually, pod
 from tests.typha.conftest import OpenTlsStage
@@ -258,6 +259,35 @@ async def test_new_certificates_are_for_new_connections(open_tls: OpenTlsStage, 
     await stage.converged(before, after)
     assert stage.server.stats.counts.tls_reload_failures == 1
     assert set(stage.disconnects) <= {"tls-failed"}
+
+
+async def test_our_client_resumes_its_session_until_the_files_change(
+    open_tls: OpenTlsStage, files: certificates.Files
+) -> None:
+    stage = await open_tls(tls_look_seconds=0.0)
+    sessions = certificates.WatchedSessions(certificates.client_context(files.authority))
+    hello = messages.ClientHello(feed=stage.feed.name, agent="test")
+
+    async def connect() -> None:
+        address = f"127.0.0.1:{stage.address[1]}"
+        stream = connection.stream(address, hello=hello, tls=sessions, server_name="localhost")
+        async with asyncio.timeout(worker_stand.TIMEOUT_SECONDS), contextlib.aclosing(stream) as received:
+            assert any([isinstance(await anext(received), messages.Status) for _ in range(5)])
+
+    for _ in range(3):
+        await connect()
+    assert sessions.resumed == [False] + [files.engine == tls.RUSTLS] * 2
+    contexts = stage.contexts
+    assert contexts is not None
+    before = contexts.current
+    files.write()
+    await eventually(lambda: contexts.current is not before)
+    await connect()
+    assert sessions.resumed[3:] == [False]
+    contexts.client_tls = files.settings(cn="another")  # names are looked at each time
+    with pytest.raises(errors.ClientError):
+        await connect()
+    await eventually(lambda: stage.disconnects.get("tls-failed") == 1)
 
 
 async def test_goodbye_and_close_notify(open_tls: OpenTlsStage) -> None:
