@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
@@ -21,6 +22,8 @@ OWN_NODE: Final = Subscription(kinds=("core/v1/pods", "core/v1/services"), own_n
 VARIANTS: Final = {"whole feed": None, "own node": OWN_NODE}
 WAIT_SECONDS: Final = 600.0
 SETTLE_SECONDS: Final = 3.0
+IDLE_SECONDS: Final = 12.0
+"""More than a ping interval."""
 _MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 
 
@@ -69,8 +72,11 @@ class Cost:
 
     updates: int
     """Changes of the feed in the measured span."""
+    seconds: float
     hub_cpu_seconds: float
     worker_cpu_seconds: float
+    idle_cpu_share: float
+    """CPU seconds a second of the service, before the changes begin: pings, and what the API server says."""
     bytes: int
     """To all agents, in the span."""
     hub_bytes: int
@@ -87,9 +93,12 @@ class Cost:
     def facts(self, name: str, agents: int) -> dict[str, str]:
         """Lines for a report."""
         cpu = self.hub_cpu_seconds + self.worker_cpu_seconds
+        net = (cpu - self.idle_cpu_share * self.seconds) / max(1, self.updates) * 1e3
         each = [part / max(1, self.updates) * 1e3 for part in (cpu, self.hub_cpu_seconds, self.worker_cpu_seconds)]
         return {
-            f"{name}: CPU per update": f"{each[0]:.3f} ms (hub {each[1]:.3f}, workers {each[2]:.3f})",
+            f"{name}: CPU per update": f"{each[0]:.3f} ms (hub {each[1]:.3f}, workers {each[2]:.3f}), "
+            f"{net:.3f} ms without that of the idle service",
+            f"{name}: CPU while idle": f"{self.idle_cpu_share * 1e3:.1f} ms a second",
             f"{name}: bytes per update, to all agents": f"{self.bytes / max(1, self.updates):,.0f}",
             f"{name}: memory": f"hub {self.hub_bytes / 1e6:.1f}, workers {self.worker_bytes / 1e6:.1f}, "
             f"logs and snapshots {self.shared_bytes / 1e6:.1f} MB",
@@ -148,11 +157,17 @@ async def _measure(
         )
         async with ReadersProcess(settings, plan) as swarm:
             await swarm.until(lambda now: now.in_sync == settings.agents)
+            await swarm.for_seconds(SETTLE_SECONDS)
+            idle = sum(service.cpu())
+            begun = time.monotonic()
+            await swarm.for_seconds(IDLE_SECONDS)
+            idle = (sum(service.cpu()) - idle) / (time.monotonic() - begun)
             await simulator.start_churn(settings.updates_per_second)
             before = await swarm.for_seconds(SETTLE_SECONDS)
-            updates, cpu = await _updates(service), service.cpu()
+            updates, cpu, begun = await _updates(service), service.cpu(), time.monotonic()
             after = await swarm.for_seconds(settings.seconds)
             updates, cpu_after = await _updates(service) - updates, service.cpu()
+            seconds = time.monotonic() - begun
             await simulator.stop_churn()
             hub, *workers = (measure.memory([pid]) for pid in service.pids())
             shared = measure.memory(service.pids()).memfd_bytes
@@ -165,6 +180,8 @@ async def _measure(
             checks = _checks(await client.read_values(_SPECS), subscription, proved, settings.agents)
     cost = Cost(
         updates=int(updates),
+        seconds=seconds,
+        idle_cpu_share=idle,
         hub_cpu_seconds=cpu_after.hub - cpu.hub,
         worker_cpu_seconds=cpu_after.workers - cpu.workers,
         bytes=after.bytes - before.bytes,
