@@ -95,10 +95,15 @@ func (Batch) event()         {}
 // It calls the function from its own goroutine, and answers the server's pings between two calls only: a function that
 // takes longer than the server's pong timeout, usually 60 s, costs the connection. [Mirror] has no such limit.
 func Follow(ctx context.Context, options Options, handle func(Event) error) error {
+	return follow(ctx, options, newDiffer(), handle)
+}
+
+// follow is Follow for a client that may have a map.
+func follow(ctx context.Context, options Options, differ *differ, handle func(Event) error) error {
 	if err := options.check(); err != nil {
 		return err
 	}
-	one := follower{options: options, handle: handle, differ: newDiffer(), rotation: newRotation(options.Addresses)}
+	one := follower{options: options, handle: handle, differ: differ, rotation: newRotation(options.Addresses)}
 	for {
 		one.connectedAt = time.Time{}
 		address := one.rotation.current()
