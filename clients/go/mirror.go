@@ -20,11 +20,13 @@ type Mirror struct {
 	// and must not call Run.
 	OnChange func([]Change)
 
-	options Options
+	options      Options
+	acknowledger *acknowledger
 
 	mutex          sync.RWMutex
 	entries        map[string]Entry
 	digest         uint64
+	version        uint64
 	status         Status
 	connected      bool
 	lastDisconnect error
@@ -34,7 +36,11 @@ type Mirror struct {
 
 // NewMirror returns a mirror that is empty until Run.
 func NewMirror(options Options) *Mirror {
-	return &Mirror{options: options, entries: map[string]Entry{}, inSync: make(chan struct{})}
+	mirror := &Mirror{options: options, entries: map[string]Entry{}, inSync: make(chan struct{})}
+	if options.ReportsApplied {
+		mirror.acknowledger = newAcknowledger()
+	}
+	return mirror
 }
 
 // Run keeps the mirror current until the context ends, and returns the context's error. It may be called once.
@@ -46,7 +52,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 	if started {
 		return errors.New("typha: a mirror can run only once")
 	}
-	return Follow(ctx, m.options, m.take)
+	return followAs(ctx, m.options, m.acknowledger, m.take)
 }
 
 // Get returns the entry of a key.
@@ -69,6 +75,22 @@ func (m *Mirror) Entries() map[string]Entry {
 	m.mutex.RLock()
 	defer m.mutex.RUnlock()
 	return maps.Clone(m.entries)
+}
+
+// Version returns how many times the map has changed, if Options.ReportsApplied is set. Read it before the map: what is
+// read after it is of this version or a later one.
+func (m *Mirror) Version() uint64 {
+	m.mutex.RLock()
+	defer m.mutex.RUnlock()
+	return m.version
+}
+
+// Applied tells the server that a version of the map has taken effect. What follows without a change counts as applied,
+// also on later connections. It sends at most one message a second. Without Options.ReportsApplied it does nothing.
+func (m *Mirror) Applied(version uint64) {
+	if m.acknowledger != nil {
+		m.acknowledger.applied(version)
+	}
 }
 
 // Digest returns the state digest of the map, as of the last status.
@@ -124,7 +146,7 @@ func (m *Mirror) take(event Event) error {
 		m.status, m.digest = event.Status, event.Digest
 		m.setInSync(event.Status == InSync)
 	case Batch:
-		changes = event.Changes
+		changes, m.version = event.Changes, event.Version
 		for _, change := range changes {
 			if change.Value == nil {
 				delete(m.entries, change.Key)

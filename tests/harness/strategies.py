@@ -52,6 +52,7 @@ server_hellos = st.builds(
     connection_id=counts,
     ping_interval_milliseconds=counts,
     max_frame_bytes=counts,
+    confirmed_milliseconds=st.none() | counts,
 )
 begins = st.builds(messages.SnapshotBegin, sequence=counts, keys=counts, chunks=counts)
 chunks = st.builds(messages.SnapshotChunk, index=counts, digest=counts, more=st.booleans(), updates=update_tuples)
@@ -60,6 +61,15 @@ deltas = st.builds(messages.Updates, previous_sequence=counts, sequence=counts, 
 statuses = st.builds(messages.Status, sequence=counts, status=st.sampled_from(messages.SyncStatus))
 pings = st.just(messages.Ping())
 pongs = st.builds(messages.Pong, sequence=counts)
-goodbyes = st.builds(messages.Goodbye, reason=names, text=names, retry_after_milliseconds=counts)
+goodbyes = st.builds(
+    messages.Goodbye,
+    reason=names,
+    text=names,
+    retry_after_milliseconds=counts,
+    servers=st.lists(names, max_size=16).map(tuple),
+)
+applied = st.builds(messages.Applied, sequence=counts)
 
-all_messages = st.one_of(client_hellos, server_hellos, begins, chunks, ends, deltas, statuses, pings, pongs, goodbyes)
+all_messages = st.one_of(
+    *(client_hellos, server_hellos, begins, chunks, ends, deltas, statuses, pings, pongs, goodbyes, applied)
+)
