@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Self
 
-from clients import addresses, errors
+from clients import addresses, applied, errors
 from protocol import errors as protocol_errors
 from protocol import messages
 from protocol.native import connection
@@ -97,11 +97,13 @@ async def stream(
     server_name: str | None = None,
     timeouts: Timeouts = DEFAULT_TIMEOUTS,
     protocol: Protocol = Protocol.NATIVE,
+    acknowledger: applied.Acknowledger | None = None,
 ) -> AsyncGenerator[messages.Message, None]:
     """Yields the messages of one connection in order, starting with the server's hello. It ends only with an exception.
 
     It answers pings and yields them too. Wrap it in `contextlib.aclosing`, or iterate to the end: closing the generator
-    closes the socket. It reads from the socket only during iteration.
+    closes the socket. It reads from the socket only during iteration. The `acknowledger` can tell the server what has
+    been applied, if the hello offers `positions` and the server supports that.
 
     Raises:
         ConnectFailed, Refused, ServerGoodbye, ConnectionLost, ServerSilent, BadServer: see `clients`.
@@ -111,12 +113,17 @@ async def stream(
     receiver = _Receiver(address, reader, writer, hello=hello, timeouts=timeouts, protocol=protocol)
     try:
         while True:
-            yield await receiver.receive()
+            message = await receiver.receive()
+            if acknowledger is not None and isinstance(message, messages.ServerHello):
+                receiver.begin_reports(message, acknowledger)
+            yield message
     except protocol_errors.RemoteProtocolError as error:
         raise errors.BadServer(address, str(error)) from error
     except OSError as error:
         raise errors.ConnectionLost(address, f"connection failed: {error}") from error
     finally:
+        if acknowledger is not None:
+            acknowledger.disconnected()
         if isinstance(tls, TlsSessions):
             tls.keep(writer.get_extra_info("ssl_object"))
         # close() would wait for a peer that may be gone; a cancelled caller must not wait.
@@ -213,6 +220,16 @@ class _Receiver:
             raise errors.ConnectionLost(self._address, "the server closed the connection without a goodbye")
         self._protocol.receive_data(data)
 
+    def begin_reports(self, hello: messages.ServerHello, acknowledger: applied.Acknowledger) -> None:
+        if messages.Feature.POSITIONS in hello.features:
+            acknowledger.connected(self._send_applied)
+
+    def _send_applied(self, sequence: int) -> None:
+        """Sends it now, or never if the server does not read."""
+        if self._writer.transport.get_write_buffer_size() <= MAX_UNSENT_BYTES and not self._writer.is_closing():
+            self._protocol.send(messages.Applied(sequence))
+            self._writer.write(self._protocol.data_to_send())
+
     def _write(self) -> None:
         data = self._protocol.data_to_send()
         if not data:
@@ -239,4 +256,5 @@ def _make_goodbye_error(address: str, goodbye: messages.Goodbye, *, accepted: bo
         reason=goodbye.reason,
         text=goodbye.text,
         retry_after_seconds=goodbye.retry_after_milliseconds / 1000,
+        servers=goodbye.servers,
     )

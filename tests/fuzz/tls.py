@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Callable
 from typing import Final
 
-from tests.harness import certificates
+from tests.fuzz import mutation
+from tests.harness import certificates, tls_probe
 from typha.worker import rustls_session, tls
 
 NEEDED: Final = {tls.OPENSSL: "ssl", tls.RUSTLS: "typha_rustls"}
@@ -217,6 +218,34 @@ def run(engine: str, data: bytes) -> str:
             refusals += 1
         assert link.said.startswith(link.heard), "data that the client has not sent"
     return f"{link.is_done} {link.has_failed} {len(link.heard)} {min(refusals, 3)} {link.client.session_reused}"
+
+
+def first(engine: str, data: bytes) -> str:
+    """The first bytes of a connection, as they may arrive. Returns what is wrong with them."""
+    server, _ = _contexts(engine, os.getpid())
+    session = server.make_session()
+    answered = 0
+    for piece in mutation.pieces(data):
+        shaken = session.shake(piece)
+        answered += len(shaken.answer)
+        assert not shaken.done
+        assert 0 <= shaken.used_bytes <= len(piece)
+        if shaken.error is not None:
+            assert isinstance(shaken.error, ssl.SSLError), shaken.error
+            assert session.end() == b"" or engine == tls.OPENSSL
+            return str(shaken.error)
+    return str(answered > 7)
+
+
+def firsts() -> list[bytes]:
+    """First messages of both versions, with and without a key share, and in several records."""
+    share = b"\0\x24\0\x1d\0\x20" + bytes(31) + b"\x09"
+    hellos = [tls_probe.Hello(), tls_probe.Hello(tls_probe.TLS_1_2), tls_probe.Hello(key_share=share)]
+    ticket = b"\0\x26\0\x20" + bytes(36) + b"\0\x21\x20" + bytes(32)
+    hellos.append(tls_probe.Hello(key_share=share, more=[(41, ticket)]))
+    message = hellos[0].message()
+    cut = [tls_probe.record(tls_probe.HANDSHAKE, part) for part in (message[:60], message[60:200], message[200:])]
+    return [*[one.records() for one in hellos], b"".join(cut), hellos[2].records() + cut[0]]
 
 
 def seeds() -> list[bytes]:

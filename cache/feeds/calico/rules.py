@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
-from cache.feeds.calico import model, schema, selector
+from cache.feeds.calico import model, schema
 from cache.feeds.calico.codecs import addresses, gojson, kubenames
+from protocol import selector
 
 _LABEL_NAMESPACE = "projectcalico.org/namespace"
 _LABEL_SERVICE_ACCOUNT = "projectcalico.org/serviceaccount"

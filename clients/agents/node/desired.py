@@ -9,8 +9,7 @@ How the parts fit together, for one packet of a local workload in one direction:
 2. The first rule that matches and whose action is not `Action.LOG` decides. `Action.PASS` leaves the tier: the next
    tier that counts is asked, and after the last one the profiles.
 3. If no rule of the tier matches, `Tier.default_action` decides: `Action.DENY`, or `Action.PASS` as above.
-4. The profiles are asked in order. A profile that `State.profiles` lacks has no rules. No match in any profile is a
-   drop.
+4. The profiles are asked in order. No match in any profile is a drop. A profile that the feed lacks denies everything.
 
 Policies and profiles that no endpoint of the node uses are absent, and so are sets that no rule names.
 """
@@ -115,7 +114,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The rules of a policy that applies to an endpoint of this node."""
+    """The rules of an enforced policy that applies to an endpoint of this node."""
 
     tier: str
     namespace: str
@@ -150,7 +149,10 @@ class Tier:
         return self.ingress if direction is Direction.INGRESS else self.egress
 
     def enforced(self, direction: Direction) -> tuple[str, ...]:
-        """The policies that are enforced in a direction. If there are none, the tier is skipped in this direction."""
+        """The policies that are enforced in a direction. If there are none, the tier is skipped in this direction.
+
+        `State.policies` has the rules of these, and of no others.
+        """
         return tuple(key for key in self.policies(direction) if not is_staged(key))
 
 
@@ -194,7 +196,7 @@ class SetType(enum.StrEnum):
     """What the members of a set are."""
 
     NET = "NET"
-    """CIDRs as texts, of both IP versions. A member may lie within another."""
+    """CIDRs as texts, of both IP versions. No member lies within another."""
     IP_AND_PORT = "IP_AND_PORT"
     """`AddressPort` values."""
 
@@ -288,6 +290,8 @@ class Pool:
     vxlan_mode: str = ""
     """Empty, `always` or `cross-subnet`."""
     ipip_mode: str = ""
+    load_balancer_only: bool = False
+    """Its addresses are of no workloads: packets to them are masqueraded like those to the outside."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cache.feeds.calico import model, rules, selector
+from cache.feeds.calico import model, rules
+from protocol import selector
 
 LABELS = st.text(alphabet="abzAZ09_./-", min_size=1, max_size=8)
 STRINGS = st.text(st.characters(exclude_characters="'\"", exclude_categories=["Cs"]), max_size=8)
