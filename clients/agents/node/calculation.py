@@ -121,7 +121,7 @@ class Calculation:
             self._sets.remove_item(key)
             self._routes.set_workload(key, parsed.node, ())
             if parsed.node == self.node:
-                self._policies.remove_endpoint(parsed.name)
+                self._policies.remove_endpoint(key)
             return
         _check_interface(endpoint.name)
         addresses = tuple(map(nets.host_net, (*(endpoint.ipv4_nets or ()), *(endpoint.ipv6_nets or ()))))
@@ -130,8 +130,8 @@ class Calculation:
         self._sets.set_item(key, Item(addresses, _ports(endpoint)), labels, profiles)
         self._set_workload_routes(key, parsed.node, addresses)
         if parsed.node == self.node:
-            local = LocalEndpoint(endpoint.name, addresses, profiles, _translations(endpoint))
-            self._policies.set_endpoint(parsed.name, local, labels)
+            local = LocalEndpoint(parsed.name, endpoint.name, addresses, profiles, _translations(endpoint))
+            self._policies.set_endpoint(key, local, labels)
 
     def _set_workload_routes(self, key: str, node: str, addresses: tuple[str, ...]) -> None:
         """Sets the routes to a workload. Those to remote ones come from blocks, unless the settings say otherwise."""
@@ -144,7 +144,7 @@ class Calculation:
         if value is None:
             self._sets.remove_item(key)
             if parsed.node == self.node:
-                self._policies.remove_endpoint(parsed.name)
+                self._policies.remove_endpoint(key)
             return
         endpoint = feed.decode_host_endpoint(value)
         if endpoint.name not in ("", _ALL_INTERFACES):
@@ -156,7 +156,8 @@ class Calculation:
         self._sets.set_item(key, Item(addresses, tuple(endpoint.ports or ())), labels, profiles)
         if parsed.node == self.node:
             bare = tuple(address.partition("/")[0] for address in addresses)
-            self._policies.set_endpoint(parsed.name, LocalEndpoint(endpoint.name, bare, profiles, is_host=True), labels)
+            local = LocalEndpoint(parsed.name, endpoint.name, bare, profiles, is_host=True)
+            self._policies.set_endpoint(key, local, labels)
 
     def _update_network_set(self, key: str, parsed: Key, value: bytes | None) -> None:
         if value is None:

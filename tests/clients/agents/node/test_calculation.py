@@ -87,6 +87,20 @@ def test_an_unknown_action_denies() -> None:
     assert found.ingress == (desired.Rule(desired.Action.DENY, unsupported="action 'teleport'"),)
 
 
+def test_a_host_endpoint_cannot_take_the_place_of_a_workload() -> None:
+    """Whatever its name is."""
+    calculation = Calculation("n1")
+    calculation.update(POD, pod())
+    before = state_of(calculation)
+    key = "/calico/v1/host/n1/endpoint/k8s%2fdefault%2fweb%2feth0"
+    calculation.update(key, b'{"name":"*","labels":{"app":"other"}}')
+    update, _ = calculation.take()
+    assert update.endpoints == desired.Changes()
+    assert update.host_endpoints.set.keys() == before.endpoints.keys()
+    calculation.update(key, None)
+    assert calculation.take()[0].endpoints == desired.Changes()
+
+
 def test_a_missing_profile_denies() -> None:
     calculation = Calculation("n1")
     calculation.update(POD, pod())
