@@ -16,6 +16,7 @@ from clients.agents.node import desired, feed, nets, nodes
 from clients.agents.node.feed import Key, Kind
 from clients.agents.node.policies import LocalEndpoint, Policies
 from clients.agents.node.routes import Routes, block_destinations, pool_info
+from clients.agents.node.rules import check_port
 from clients.agents.node.sections import Section
 from clients.agents.node.sets import AddressSets, Item
 from clients.agents.node.settings import SettingsOfNode
@@ -153,7 +154,7 @@ class Calculation:
         addresses = tuple(map(nets.host_net, texts))
         profiles = tuple(endpoint.profile_ids or ())
         labels = endpoint.labels or {}
-        self._sets.set_item(key, Item(addresses, tuple(endpoint.ports or ())), labels, profiles)
+        self._sets.set_item(key, Item(addresses, _ports(endpoint)), labels, profiles)
         if parsed.node == self.node:
             bare = tuple(address.partition("/")[0] for address in addresses)
             local = LocalEndpoint(parsed.name, endpoint.name, bare, profiles, is_host=True)
@@ -168,7 +169,11 @@ class Calculation:
         self._sets.set_item(key, Item(networks), network_set.labels or {}, tuple(network_set.profile_ids or ()))
 
     def _update_slice(self, key: str, parsed: Key, value: bytes | None) -> None:
-        self._sets.set_slice(key, None if value is None else feed.decode_slice(value))
+        found = None if value is None else feed.decode_slice(value)
+        for port in (found.ports or ()) if found is not None else ():
+            if port.port is not None:
+                check_port(port.port)
+        self._sets.set_slice(key, found)
 
     # Policies
 
@@ -270,8 +275,10 @@ class Calculation:
                 self._update_workload(key, parsed, value)
 
 
-def _ports(endpoint: feed.Workload) -> tuple[feed.EndpointPort, ...]:
+def _ports(endpoint: feed.Workload | feed.HostEndpoint) -> tuple[feed.EndpointPort, ...]:
     ports = tuple(endpoint.ports or ())
+    for port in ports:
+        check_port(port.port)
     return _shared_ports(ports) if len(ports) <= _PORTS_OF_MOST_PODS else ports
 
 
