@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 import pytest_asyncio
 
+from loadtest.crash_course import requirements
 from loadtest.environment import control_plane as control_planes
 from tests.harness.repository import ROOT
 
@@ -24,7 +25,7 @@ BUILD_TIMEOUT_SECONDS: Final = 3600.0
 
 PROGRAMS: Final = {
     "control_plane": ("control-plane",),
-    "go": ("gobpeer", "clientgo", "yamlref", "../clients/go/cmd/typha-follow"),
+    "go": ("gobpeer", "clientgo", "yamlref", "cnitool", "../clients/go/cmd/typha-follow"),
     "helm": ("helm",),
     "image": ("image",),
 }
@@ -32,6 +33,9 @@ PROGRAMS: Final = {
 
 CAN_BUILD_IMAGE: Final = os.geteuid() == 0 and all(map(shutil.which, ("buildah", "mmdebstrap", "umoci")))
 """Without a container engine, as tools/image/build.sh does it."""
+
+CAN_MAKE_NAMESPACES: Final = not requirements.missing()
+"""For tests whose nodes and pods are network namespaces."""
 
 _built: Final[dict[str, "subprocess.CompletedProcess[str]"]] = {}
 _started: Final[weakref.WeakSet[base_subprocess.BaseSubprocessTransport]] = weakref.WeakSet()
@@ -72,6 +76,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("image"):
             reason = "needs root, buildah, mmdebstrap and umoci: make packages"
             item.add_marker(pytest.mark.skipif(not CAN_BUILD_IMAGE, reason=reason))
+        if item.get_closest_marker("namespaces"):
+            reason = requirements.missing()
+            item.add_marker(pytest.mark.skipif(not CAN_MAKE_NAMESPACES, reason=reason))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
@@ -127,6 +134,12 @@ def image() -> pathlib.Path:
 def clientgo() -> str:
     """The path of the program on client-go (tools/clientgo). Mark tests that use it with `pytest.mark.go`."""
     return _built["clientgo"].stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def cnitool() -> str:
+    """The path of CNI's own cnitool (tools/cnitool). Mark tests that use it with `pytest.mark.go`."""
+    return _built["cnitool"].stdout.strip()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the Go program of the folder that a link to this file stands in, once, into a cache folder outside the repository, and
-# prints the program's path. A second run waits for the first. Progress goes to stderr.
+# prints the program's path. A folder without sources has the program as a tool in its go.mod. A second run waits for the first. Progress goes to stderr.
 set -euo pipefail
 tools=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -17,7 +17,9 @@ flock 8
 if [[ ! -x "$folder/$name" ]]; then
     go=$("$tools/go.sh")
     echo "$name: building" >&2
-    CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -mod=readonly -trimpath -buildvcs=false" "$go" build -o "$folder/$name.$$" . >&2 8>&-
+    package=.
+    if [[ "$PWD" == "$module" ]] && grep -q '^tool ' go.mod; then package=tool; fi
+    CGO_ENABLED=0 GOFLAGS="${GOFLAGS:-} -mod=readonly -trimpath -buildvcs=false" "$go" build -o "$folder/$name.$$" "$package" >&2 8>&-
     mv "$folder/$name.$$" "$folder/$name" # whole or not at all: an interrupted build leaves nothing half done
 fi
 echo "$folder/$name"

@@ -13,7 +13,7 @@ import click
 from clients import Mirror
 from clients.agents.node import explain as explanation
 from clients.agents.node import judge as judging
-from clients.agents.node import objects, verdict
+from clients.agents.node import objects, run, verdict
 
 _EXIT_DENIED = 1
 _TIMEOUT_SECONDS = 60.0
@@ -29,6 +29,10 @@ class _NoAnswer(click.ClickException):
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """The agent of a node, in the role of Calico's Felix."""
+
+
+main.add_command(run.run)
+main.add_command(run.status)
 
 
 @main.command()

@@ -1,0 +1,110 @@
+"""The commands `run` and `status`."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import pathlib
+import signal
+import ssl
+import sys
+
+import click
+
+DEFAULT_STATUS_FILE = "/run/typha-node.json"
+
+
+@click.command()
+@click.option("--server", "servers", multiple=True, required=True, metavar="HOST:PORT", help="May be repeated.")
+@click.option("--node", required=True, help="Name of this node.")
+@click.option("--ca-file", type=click.Path(exists=True, dir_okay=False), help="Connect by TLS; trust this CA (PEM).")
+@click.option("--cert-file", type=click.Path(exists=True, dir_okay=False), help="Client certificate (PEM).")
+@click.option("--key-file", type=click.Path(exists=True, dir_okay=False), help="Private key of the certificate (PEM).")
+@click.option("--server-name", help="Name in the server's certificate, if it differs from HOST.")
+@click.option("--status-file", default=DEFAULT_STATUS_FILE, show_default=True, metavar="PATH")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help="Serve metrics here; 0: no metrics.")
+@click.option("--metrics-host", default="127.0.0.1", show_default=True, metavar="ADDRESS")
+@click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
+def run(
+    *,
+    servers: tuple[str, ...],
+    node: str,
+    ca_file: str | None,
+    cert_file: str | None,
+    key_file: str | None,
+    server_name: str | None,
+    status_file: str,
+    metrics_port: int,
+    metrics_host: str,
+    log_level: str,
+) -> None:
+    """Follow a server and program the network namespace that it runs in, as root, until a signal ends it.
+
+    What is programmed stays. The policies in the kernel remain in force while no agent runs.
+    """
+    logging.basicConfig(format="%(asctime)s [%(levelname)s] %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("typha").setLevel(log_level.upper())
+    tls: ssl.SSLContext | None = None
+    if ca_file is not None:
+        tls = ssl.create_default_context(cafile=ca_file)
+        if cert_file is not None:
+            tls.load_cert_chain(cert_file, key_file)
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(_run(servers, node, tls, server_name, pathlib.Path(status_file), metrics_host, metrics_port))
+
+
+async def _run(
+    servers: tuple[str, ...],
+    node: str,
+    tls: ssl.SSLContext | None,
+    server_name: str | None,
+    status_file: pathlib.Path,
+    metrics_host: str,
+    metrics_port: int,
+) -> None:
+    # The other commands work without what only this one needs.
+    import prometheus_client
+
+    from clients.agents.node import agent, report
+    from clients.agents.node.dataplane import conntrack, links, nft, programmer
+
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    tracking = conntrack.Conntrack()
+    if not tracking.installed:
+        agent.LOG.error("conntrack is not installed: connections of workloads that are gone last until they time out.")
+    async with links.Links() as routes:
+        programs = programmer.Programmer(node, nft=nft.Nft(), links=routes, conntrack=tracking)
+        running = agent.Agent(
+            servers,
+            node=node,
+            programmer=programs,
+            status=report.StatusFile(status_file),
+            tls=tls,
+            server_name=server_name,
+        )
+        if metrics_port:
+            registry = prometheus_client.CollectorRegistry()
+            registry.register(report.Metrics(running.facts, programs))
+            prometheus_client.start_http_server(metrics_port, metrics_host, registry)
+        try:
+            await running.run()
+        except (nft.NftFailed, OSError) as error:
+            raise click.ClickException(f"the kernel cannot be programmed: {error}") from error
+
+
+@click.command()
+@click.option("--status-file", default=DEFAULT_STATUS_FILE, show_default=True, metavar="PATH")
+def status(*, status_file: str) -> None:
+    """Print what a running agent says about itself."""
+    try:
+        found = json.loads(pathlib.Path(status_file).read_text())
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"no status: {error}") from error
+    width = max(map(len, found))
+    for name, value in found.items():
+        lines = [f"{key}: {entry}" for key, entry in value.items()] if isinstance(value, dict) else value
+        for position, line in enumerate((lines if isinstance(lines, list) else [lines]) or ["none"]):
+            click.echo(f"{name.replace('_', ' ') if position == 0 else '':<{width}}  {line}")

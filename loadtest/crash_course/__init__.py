@@ -1,0 +1,1 @@
+"""The crash course: a whole network with Calico's roles on one machine; nodes and pods are network namespaces."""

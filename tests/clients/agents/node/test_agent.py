@@ -1,0 +1,153 @@
+"""The agent as a process: follows a server, programs a kernel, survives its own end."""
+
+import contextlib
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.harness import felix_feeds, packet_lab
+from tests.harness.repository import ROOT
+
+pytestmark = [packet_lab.needed, pytest.mark.slow]
+
+WEB = "10.65.0.1"
+OUTSIDE = "203.0.113.7"
+TCP80 = packet_lab.flow("tcp/80")
+OPEN = felix_feeds.cluster(felix_feeds.pod("web", WEB))
+CLOSED = felix_feeds.cluster(
+    felix_feeds.pod("web", WEB), felix_feeds.policy("none", {"podSelector": {}, "policyTypes": ["Ingress"]})
+)
+INTERFACE = next(json.loads(value)["name"] for key, value in OPEN.items() if "/endpoint/" in key)
+LIMIT_SECONDS = 60.0
+"""Only a failure takes so long."""
+
+
+@pytest.fixture
+def testbed() -> Iterator[packet_lab.Lab]:
+    with packet_lab.Lab() as opened:
+        opened.set_workloads([packet_lab.Workload(INTERFACE, (WEB,))])
+        yield opened
+
+
+@contextlib.contextmanager
+def agent(testbed: packet_lab.Lab, address: str, status_file: pathlib.Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A running agent, killed at the end."""
+    status_file.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "clients.agents.node", "run", "--server", address, "--node", felix_feeds.NODE]
+    process = subprocess.Popen(
+        ["ip", "netns", "exec", testbed.node, *command, "--status-file", str(status_file)], cwd=ROOT
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def read(status_file: pathlib.Path) -> dict[str, Any]:
+    status: dict[str, Any] = json.loads(status_file.read_text()) if status_file.exists() else {}
+    return status
+
+
+def is_open(testbed: packet_lab.Lab) -> bool:
+    return testbed.probe([packet_lab.Probe(packet_lab.UPLINK, OUTSIDE, WEB, TCP80)]) == [INTERFACE]
+
+
+def test_an_agent_enforces_the_feed_and_leaves_it_in_force_when_it_ends(
+    testbed: packet_lab.Lab, tmp_path: pathlib.Path
+) -> None:
+    status_file = tmp_path / "status.json"
+    with packet_lab.FeedServer(testbed.node, OPEN) as server:
+        with agent(testbed, server.address, status_file) as process:
+            wait_until(lambda: bool(read(status_file).get("programmed_at")))
+            assert is_open(testbed)
+            for key, value in felix_feeds.changes(OPEN, CLOSED):
+                assert value is not None
+                server.put(key, value)
+            wait_until(lambda: not is_open(testbed))
+            packet_lab.run("ip", "netns", "exec", testbed.node, "nft", "flush", "ruleset")
+            wait_until(lambda: not is_open(testbed))
+            testbed.ip("link set uplink mtu 1400", f"route del {WEB}/32")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(LIMIT_SECONDS) == 0
+        assert not is_open(testbed)
+        testbed.ip(f"route replace {WEB}/32 dev {INTERFACE} scope link proto 80")
+        generation = testbed.nft.generation()
+        with agent(testbed, server.address, status_file):
+            wait_until(lambda: bool(read(status_file).get("programmed_at")))
+        status = read(status_file)
+        assert status["transactions"] == 0
+        assert status["in_sync"]
+        assert status["pending"] == {}
+        assert testbed.nft.generation() == generation
+        for key, value in felix_feeds.changes(CLOSED, OPEN):
+            assert value is None
+            server.delete(key)
+        assert not is_open(testbed)  # no agent runs
+        with agent(testbed, server.address, status_file):
+            wait_until(lambda: is_open(testbed))
+
+
+def test_a_stream_loses_nothing_while_the_agent_is_killed_and_restarted(
+    testbed: packet_lab.Lab, tmp_path: pathlib.Path
+) -> None:
+    status_file = tmp_path / "status.json"
+    with packet_lab.FeedServer(testbed.node, OPEN) as server:
+        with agent(testbed, server.address, status_file):
+            wait_until(lambda: bool(read(status_file).get("programmed_at")))
+        stream = packet_lab.Stream(testbed, packet_lab.Probe(packet_lab.UPLINK, OUTSIDE, WEB, TCP80))
+        with stream, agent(testbed, server.address, status_file) as process:
+            wait_until(lambda: bool(read(status_file).get("programmed_at")))
+            process.send_signal(signal.SIGTERM)
+            process.wait(LIMIT_SECONDS)
+    assert stream.sent > 100
+    assert stream.lost == 0
+
+
+def test_an_interface_that_comes_later_gets_its_route(testbed: packet_lab.Lab, tmp_path: pathlib.Path) -> None:
+    testbed.set_workloads([])
+    status_file = tmp_path / "status.json"
+    with packet_lab.FeedServer(testbed.node, OPEN) as server, agent(testbed, server.address, status_file):
+        wait_until(lambda: f"{WEB}/32" in read(status_file).get("pending", {}))
+        testbed.set_workloads([packet_lab.Workload(INTERFACE, ())])
+        testbed.ip(f"neigh replace {WEB} lladdr 02:00:00:00:00:01 dev {INTERFACE} nud permanent")
+        wait_until(lambda: is_open(testbed))
+        wait_until(lambda: _proxies(testbed))
+
+
+def _proxies(testbed: packet_lab.Lab) -> bool:
+    path = pathlib.Path("/proc/sys/net/ipv4/conf", INTERFACE, "proxy_arp")
+    return testbed.in_node(path.read_text).strip() == "1"
+
+
+def test_while_the_datastore_is_not_ready_nothing_changes(testbed: packet_lab.Lab, tmp_path: pathlib.Path) -> None:
+    status_file = tmp_path / "status.json"
+    ready = next(key for key in OPEN if key.endswith("/Ready"))
+    content = {**OPEN, ready: b"false"}
+    with packet_lab.FeedServer(testbed.node, content) as server, agent(testbed, server.address, status_file):
+        wait_until(lambda: bool(read(status_file).get("in_sync")))
+        assert not is_open(testbed)
+        server.put(ready, b"true")
+        wait_until(lambda: is_open(testbed))
+
+
+def test_people_can_read_the_status(tmp_path: pathlib.Path) -> None:
+    status_file = tmp_path / "status.json"
+    status_file.write_text(json.dumps({"node": "n1", "pending": {"10.0.0.1/32": "no interface"}, "cut_off": []}))
+    command = [sys.executable, "-m", "clients.agents.node", "status", "--status-file", str(status_file)]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines() == ["node     n1", "pending  10.0.0.1/32: no interface", "cut off  none"]
