@@ -53,26 +53,57 @@ class Rotation:
         self._rng.shuffle(self._addresses)
         self._not_before: dict[str, float] = {}
         self._failures = 0
+        self._redirect = ""
+        """The server that another one has named for the next attempt."""
+        self._trusted_host = parse(self._addresses[0])[0]
 
     def current(self) -> str:
         """The address to connect to."""
-        return self._addresses[0]
+        return self._redirect or self._addresses[0]
 
-    def failed(self, now: float, *, lived_seconds: float = 0.0, retry_after_seconds: float = 0.0) -> float:
+    @property
+    def trusted_host(self) -> str:
+        """The host whose name a certificate must have: of an own address, wherever that has sent the client."""
+        return self._trusted_host
+
+    def failed(
+        self,
+        now: float,
+        *,
+        lived_seconds: float = 0.0,
+        retry_after_seconds: float = 0.0,
+        servers: Sequence[str] = (),
+    ) -> float:
         """Records that the current address failed or its connection ended, and switches to another one.
 
         Returns the seconds to wait before connecting to the new address. `retry_after_seconds` is the pause that the
-        server asked for; it applies to its own address only.
+        server asked for; it applies to its own address only. Of the `servers` that it has named, the next attempt takes
+        one.
         """
         if lived_seconds >= HEALTHY_SECONDS:
             self._failures = 0
         backoff_seconds = min(BACKOFF_MAX_SECONDS, BACKOFF_MIN_SECONDS * 2.0 ** min(self._failures, 30))
         self._failures += 1
-        failed = self._addresses.pop(0)
-        self._addresses.append(failed)
-        self._not_before[failed] = now + min(retry_after_seconds, MAX_RETRY_AFTER_SECONDS)
+        failed, self._redirect = self.current(), ""
+        if failed in self._addresses:
+            self._addresses.remove(failed)
+            self._addresses.append(failed)
+            self._not_before[failed] = now + min(retry_after_seconds, MAX_RETRY_AFTER_SECONDS)
+        named = [one for one in servers if one != failed and _is_address(one)]
+        if named:
+            self._redirect = self._rng.choice(named)
+            return self._rng.uniform(0.0, backoff_seconds)
         # `min` is stable: among the addresses that may be tried now, it returns the least recently tried.
         chosen = min(self._addresses, key=lambda address: max(self._not_before.get(address, now), now))
         self._addresses.remove(chosen)
         self._addresses.insert(0, chosen)
+        self._trusted_host = parse(chosen)[0]
         return max(self._not_before.get(chosen, now) - now, 0.0) + self._rng.uniform(0.0, backoff_seconds)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parse(text)
+    except ValueError:
+        return False
+    return True

@@ -5,10 +5,12 @@ import enum
 import random
 import socket
 import ssl
+from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from typing import Self
 
-from clients import addresses, errors
+from clients import addresses, applied, errors
 from protocol import errors as protocol_errors
 from protocol import messages
 from protocol.native import connection
@@ -21,6 +23,8 @@ MAX_UNSENT_BYTES = 64 * 1024
 DEFAULT_PING_INTERVAL_SECONDS = 10.0
 """Assumed if the server does not announce one."""
 MAX_PING_INTERVAL_SECONDS = 600.0
+MAX_TLS_SESSIONS = 64
+"""Servers with a session to resume: more than a service has replicas. A session takes some 4 kB."""
 
 
 class Protocol(enum.Enum):
@@ -46,6 +50,45 @@ class Timeouts:
 DEFAULT_TIMEOUTS = Timeouts()
 
 
+class TlsSessions(ssl.SSLContext):
+    """Makes connections of another context, one at a time, and resumes their sessions: each server's last one, once.
+
+    A handshake that resumes costs the client a third. A server that cannot resume the session does a full one.
+    """
+
+    server: tuple[str, int, str]
+    """Address, port and name of the next connection's. Sessions of one server are none of another's business."""
+    _context: ssl.SSLContext
+    _resumable: OrderedDict[tuple[str, int, str], ssl.SSLSession]
+
+    def __new__(cls, context: ssl.SSLContext) -> Self:
+        """Takes the caller's context, which stays as it is."""
+        made = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+        made._context = context
+        made._resumable = OrderedDict()
+        return made
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """Called by asyncio, which knows no sessions."""
+        session = self._resumable.pop(self.server, session)
+        return self._context.wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+
+    def keep(self, ended: ssl.SSLObject) -> None:
+        """The session of a connection that is about to be closed may be resumed."""
+        session = ended.session
+        if session is not None and session.has_ticket:
+            self._resumable[self.server] = session
+            if len(self._resumable) > MAX_TLS_SESSIONS:
+                self._resumable.popitem(last=False)
+
+
 async def stream(
     address: str,
     *,
@@ -54,11 +97,13 @@ async def stream(
     server_name: str | None = None,
     timeouts: Timeouts = DEFAULT_TIMEOUTS,
     protocol: Protocol = Protocol.NATIVE,
+    acknowledger: applied.Acknowledger | None = None,
 ) -> AsyncGenerator[messages.Message, None]:
     """Yields the messages of one connection in order, starting with the server's hello. It ends only with an exception.
 
     It answers pings and yields them too. Wrap it in `contextlib.aclosing`, or iterate to the end: closing the generator
-    closes the socket. It reads from the socket only during iteration.
+    closes the socket. It reads from the socket only during iteration. The `acknowledger` can tell the server what has
+    been applied, if the hello offers `positions` and the server supports that.
 
     Raises:
         ConnectFailed, Refused, ServerGoodbye, ConnectionLost, ServerSilent, BadServer: see `clients`.
@@ -68,12 +113,19 @@ async def stream(
     receiver = _Receiver(address, reader, writer, hello=hello, timeouts=timeouts, protocol=protocol)
     try:
         while True:
-            yield await receiver.receive()
+            message = await receiver.receive()
+            if acknowledger is not None and isinstance(message, messages.ServerHello):
+                receiver.begin_reports(message, acknowledger)
+            yield message
     except protocol_errors.RemoteProtocolError as error:
         raise errors.BadServer(address, str(error)) from error
     except OSError as error:
         raise errors.ConnectionLost(address, f"connection failed: {error}") from error
     finally:
+        if acknowledger is not None:
+            acknowledger.disconnected()
+        if isinstance(tls, TlsSessions):
+            tls.keep(writer.get_extra_info("ssl_object"))
         # close() would wait for a peer that may be gone; a cancelled caller must not wait.
         writer.transport.abort()
 
@@ -94,6 +146,8 @@ async def _open(
     for candidate in hosts:
         try:
             async with asyncio.timeout(timeouts.connect_seconds / len(hosts)):
+                if isinstance(tls, TlsSessions):
+                    tls.server = (candidate, port, server_name or host)
                 return await asyncio.open_connection(
                     candidate, port, ssl=tls, server_hostname=server_hostname, limit=READ_BYTES
                 )
@@ -166,6 +220,16 @@ class _Receiver:
             raise errors.ConnectionLost(self._address, "the server closed the connection without a goodbye")
         self._protocol.receive_data(data)
 
+    def begin_reports(self, hello: messages.ServerHello, acknowledger: applied.Acknowledger) -> None:
+        if messages.Feature.POSITIONS in hello.features:
+            acknowledger.connected(self._send_applied)
+
+    def _send_applied(self, sequence: int) -> None:
+        """Sends it now, or never if the server does not read."""
+        if self._writer.transport.get_write_buffer_size() <= MAX_UNSENT_BYTES and not self._writer.is_closing():
+            self._protocol.send(messages.Applied(sequence))
+            self._writer.write(self._protocol.data_to_send())
+
     def _write(self) -> None:
         data = self._protocol.data_to_send()
         if not data:
@@ -192,4 +256,5 @@ def _make_goodbye_error(address: str, goodbye: messages.Goodbye, *, accepted: bo
         reason=goodbye.reason,
         text=goodbye.text,
         retry_after_seconds=goodbye.retry_after_milliseconds / 1000,
+        servers=goodbye.servers,
     )

@@ -48,13 +48,16 @@ class ServerGoodbye(ClientError):
     """The server ended the connection and gave a reason.
 
     `reason` is a value of `protocol.DisconnectReason`, or one that a newer server has added. `retry_after_seconds` is 0
-    if the server did not ask for a pause.
+    if the server did not ask for a pause. `servers` are others that would accept the client.
     """
 
-    def __init__(self, address: str, *, reason: str, text: str, retry_after_seconds: float) -> None:
+    def __init__(
+        self, address: str, *, reason: str, text: str, retry_after_seconds: float, servers: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(address, text)
         self.reason = reason
         self.retry_after_seconds = retry_after_seconds
+        self.servers = servers
 
     def __str__(self) -> str:
         return f"{self.address}: {self.reason}: {self.text}" if self.text else f"{self.address}: {self.reason}"

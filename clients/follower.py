@@ -19,13 +19,14 @@ on one batch; the receiver then reconnects. `Mirror` reads in the background ins
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from clients import addresses, connection, differ, errors
+from clients import addresses, connection, differ, errors, selecting
+from clients.applied import Acknowledger
 from protocol import errors as protocol_errors
-from protocol import messages
+from protocol import messages, subscriptions
 
 Batch = differ.Batch
 
@@ -53,6 +54,8 @@ class StatusChanged:
     status: messages.SyncStatus
 
 
+_FEATURES = frozenset({messages.Feature.ZSTD, messages.Feature.RESUME, messages.Feature.CHUNK_DIGESTS})
+
 Event: TypeAlias = Batch | StatusChanged | Connected | Disconnected
 
 
@@ -71,39 +74,94 @@ class Follower:
         timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
         protocol: connection.Protocol = connection.Protocol.NATIVE,
         agent_release: str = "",
+        subscription: subscriptions.Subscription | None = None,
+        reports_applied: bool = False,
     ) -> None:
         """The arguments and the ValueError are those of `follow`."""
         self._rotation = addresses.Rotation([servers] if isinstance(servers, str) else servers)
+        wanted = None if subscription is None else selecting.checked(subscription, node)
+        features = _FEATURES if wanted is None else _FEATURES | {messages.Feature.SUBSCRIPTIONS}
+        if reports_applied:
+            features |= {messages.Feature.POSITIONS}
         self.hello = messages.ClientHello(
             feed=feed,
             agent=agent,
             node=node,
-            features=frozenset({messages.Feature.ZSTD}),
+            features=features if protocol is connection.Protocol.NATIVE else frozenset(),
             software=connection.software(protocol, agent_release),
+            subscription=wanted,
         )
         self.connections = 0
         """Number of connections on which a server accepted the hello."""
         self.snapshots = 0
         """Number of snapshots received and verified."""
-        self._tls = tls
+        self._tls = None if tls is None else connection.TlsSessions(tls)
         self._server_name = server_name
         self._timeouts = timeouts
         self._protocol = protocol
         self._differ = differ.Differ()
+        self._selecting = None if wanted is None else selecting.Selecting(wanted, node)
         self._connected_at: float | None = None
+        self._acknowledger = Acknowledger() if reports_applied else None
 
     def __repr__(self) -> str:
         return f"<Follower feed={self.hello.feed} server={self._rotation.current()} {self._differ!r}>"
 
     @property
     def digest(self) -> int:
-        """State digest of the map that all batches so far add up to (docs/protocol.md, "State digest")."""
+        """State digest of the map that all batches so far add up to (docs/protocol.md, "State digest").
+
+        With a subscription that the server does not know: of the whole feed.
+        """
         return self._differ.digest
+
+    @property
+    def content(self) -> str:
+        """What the map is a copy of: the feed, and its part if there is a subscription."""
+        hello = self.hello
+        part = "" if hello.subscription is None else f" {hello.subscription.label} {hello.node}"
+        return f"{hello.feed}{part}"
 
     @property
     def keys(self) -> int:
         """Number of keys in that map."""
         return len(self._differ)
+
+    @property
+    def version(self) -> int:
+        """How many batches have changed that map. For `applied`, if positions are reported; else 0."""
+        return self._acknowledger.version if self._acknowledger is not None else 0
+
+    def applied(self, version: int | None = None) -> None:
+        """Tells the server that the changes up to a version have taken effect; by default, all that have come.
+
+        Raises:
+            RuntimeError: it was not asked to report that.
+            ValueError: there is no such version.
+        """
+        if self._acknowledger is None:
+            raise RuntimeError("`applied` needs `reports_applied=True`")
+        self._acknowledger.applied(version)
+
+    @property
+    def position(self) -> messages.ResumePosition | None:
+        """That of the map in the history of a server. None while it is a mixture of several moments."""
+        return self._differ.position
+
+    @property
+    def chunks(self) -> int:
+        """Into how many chunks the server split the map; 0 without a map, and after data that contradicted it."""
+        return self._differ.chunks if self._differ.is_trusted else 0
+
+    def restore(
+        self, updates: Iterable[messages.Update], *, position: messages.ResumePosition | None, chunks: int
+    ) -> None:
+        """Begins with a map that an earlier process had. Call it before `events`; each update has a value."""
+        known = list(updates)
+        self._differ.restore(known, position=position, chunks=chunks)
+        if self._selecting is not None:
+            for update in known:
+                self._selecting.restore(update.key)
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yields events without end. Only one task may iterate at a time."""
@@ -116,6 +174,8 @@ class Follower:
                         for event in self._receive(message, now=loop.time()):
                             yield event
             except errors.ClientError as error:
+                if isinstance(error, errors.BadServer):
+                    self._differ.distrust()
                 retry_in_seconds = self._plan_retry(error, now=loop.time())
                 yield Disconnected(error, retry_in_seconds)
                 await asyncio.sleep(retry_in_seconds)
@@ -124,15 +184,17 @@ class Follower:
         self._differ.begin_connection()
         return connection.stream(
             self._rotation.current(),
-            hello=self.hello,
+            hello=self._differ.resuming(self.hello),
             tls=self._tls,
-            server_name=self._server_name,
+            server_name=self._server_name or self._rotation.trusted_host,
             timeouts=self._timeouts,
             protocol=self._protocol,
+            acknowledger=self._acknowledger,
         )
 
     def _receive(self, message: messages.Message, *, now: float) -> list[Event]:
         if isinstance(message, messages.ServerHello):
+            self._differ.receive(message)
             self.connections += 1
             self._connected_at = now
             return [Connected(self._rotation.current(), message)]
@@ -143,16 +205,30 @@ class Follower:
             raise errors.BadServer(self._rotation.current(), str(error)) from error
         if batch is not None and batch.from_snapshot:
             self.snapshots += 1
+        if batch is not None and self._selecting is not None:
+            batch = self._selecting.select(batch)
+        if self._acknowledger is not None:
+            self._note_position(self._acknowledger, message, has_changed=batch is not None and bool(batch.updates))
         if batch is not None:
             events.append(batch)
         if isinstance(message, messages.Status):
             events.append(StatusChanged(message.status))
         return events
 
+    def _note_position(self, acknowledger: Acknowledger, message: messages.Message, *, has_changed: bool) -> None:
+        """The map has moved on, except with what belongs to a snapshot that is not the map yet."""
+        if isinstance(message, messages.Updates | messages.Status) and not self._differ.is_in_snapshot:
+            acknowledger.received(message.sequence, has_changed=has_changed)
+
     def _plan_retry(self, error: errors.ClientError, *, now: float) -> float:
         lived_seconds = 0.0 if self._connected_at is None else now - self._connected_at
-        retry_after_seconds = error.retry_after_seconds if isinstance(error, errors.ServerGoodbye) else 0.0
-        return self._rotation.failed(now, lived_seconds=lived_seconds, retry_after_seconds=retry_after_seconds)
+        said = error if isinstance(error, errors.ServerGoodbye) else None
+        return self._rotation.failed(
+            now,
+            lived_seconds=lived_seconds,
+            retry_after_seconds=0.0 if said is None else said.retry_after_seconds,
+            servers=() if said is None else said.servers,
+        )
 
 
 def follow(
@@ -166,6 +242,8 @@ def follow(
     timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
     protocol: connection.Protocol = connection.Protocol.NATIVE,
     agent_release: str = "",
+    subscription: subscriptions.Subscription | None = None,
+    reports_applied: bool = False,
 ) -> AsyncGenerator[Event, None]:
     """Yields the events of a feed without end, across reconnects.
 
@@ -184,9 +262,13 @@ def follow(
         protocol: the protocol to speak. With Typha's, the feed is the syncer type, and no digest verifies the map.
         agent_release: with Typha's protocol, the release of Calico whose agent this is, such as v3.31.7: the server
             sends what such agents understand. Default: the newest.
+        subscription: the part of the feed that is wanted. A server that knows subscriptions sends only that; otherwise
+            the rest is dropped here.
+        reports_applied: tell the server what has been applied: an event is, once the next one is asked for. It has no
+            effect with Typha's protocol.
 
     Raises:
-        ValueError: immediately, if there is no address or one is malformed.
+        ValueError: immediately, if there is no address or one is malformed, or the subscription is.
     """
     follower = Follower(
         servers,
@@ -198,5 +280,14 @@ def follow(
         timeouts=timeouts,
         protocol=protocol,
         agent_release=agent_release,
+        subscription=subscription,
+        reports_applied=reports_applied,
     )
-    return follower.events()
+    return _acknowledged(follower) if reports_applied else follower.events()
+
+
+async def _acknowledged(one: Follower) -> AsyncGenerator[Event, None]:
+    async with contextlib.aclosing(one.events()) as events:
+        async for event in events:
+            yield event
+            one.applied()

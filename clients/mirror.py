@@ -1,18 +1,24 @@
 """Internal: a copy of a feed, kept current by a background task. `Mirror` is public.
 
 The map is always one that a server had. A snapshot is received and verified apart from the map, and then applied as its
-difference to the map. During an outage the last map stays; `connected` and `status` show the outage.
+difference to the map. During an outage the last map stays; `connected` and `status` show the outage. With a file, it
+also stays over the end of the process: the next one begins with it.
 """
 
 import asyncio
 import contextlib
+import os
+import pathlib
 import ssl
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from clients import connection, follower
-from protocol import messages
+from clients import connection, follower, statefile
+from protocol import messages, subscriptions
+
+SAVE_INTERVAL_SECONDS = 60.0
+"""A crash loses what came since: the next process then asks for a minute of changes."""
 
 
 class Entry(NamedTuple):
@@ -68,8 +74,18 @@ class Mirror(Mapping[str, Entry]):
         server_name: str | None = None,
         timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
         protocol: connection.Protocol = connection.Protocol.NATIVE,
+        subscription: subscriptions.Subscription | None = None,
+        reports_applied: bool = False,
+        state_file: str | os.PathLike[str] | None = None,
+        save_interval_seconds: float = SAVE_INTERVAL_SECONDS,
     ) -> None:
-        """The other arguments and the ValueError are those of `follow`."""
+        """The other arguments and the ValueError are those of `follow`. With `reports_applied`, call `applied`.
+
+        Args:
+            state_file: keep the map in this file, and begin with what it has. It holds everything that the feed says,
+                and only its owner may read it.
+            save_interval_seconds: how often the file is written, if the map has changed; and at the end.
+        """
         self._follower = follower.Follower(
             servers,
             feed=feed,
@@ -79,8 +95,18 @@ class Mirror(Mapping[str, Entry]):
             server_name=server_name,
             timeouts=timeouts,
             protocol=protocol,
+            subscription=subscription,
+            reports_applied=reports_applied,
         )
         self._on_change = on_change
+        self._state_file = None if state_file is None else pathlib.Path(state_file)
+        self._save_interval_seconds = save_interval_seconds
+        self._saved: object = None
+        """What tells the state in the file from others."""
+        self.restored = False
+        """Whether the mirror began with the map in its file. It may be old until the mirror is in sync."""
+        self.state_file_error: Exception | None = None
+        """Why the file could not be read, or last could not be written."""
         self._entries: dict[str, Entry] = {}
         self._waiters: set[_Waiter] = set()
         self._in_sync = asyncio.Event()
@@ -120,9 +146,28 @@ class Mirror(Mapping[str, Entry]):
         """Whether the mirror is connected and the server says that the data is complete and current."""
         return self._in_sync.is_set()
 
+    @property
+    def version(self) -> int:
+        """How many times the map has changed, if `reports_applied` is set: what is read now is of this version."""
+        return self._follower.version
+
+    def applied(self, version: int | None = None) -> None:
+        """Tells the server that a version of the map has taken effect, by default the present one.
+
+        Read `version` together with the map or the list of changes, apply it, then call this. What follows without a
+        change counts as applied, also on later connections. It sends at most one message a second.
+
+        Raises:
+            RuntimeError: `reports_applied` is not set.
+            ValueError: there is no such version.
+        """
+        self._follower.applied(version)
+
     async def __aenter__(self) -> Self:
         if self._task is not None:
             raise RuntimeError("a mirror can be started only once")
+        if self._state_file is not None:
+            await asyncio.to_thread(self._restore, self._state_file)
         self._task = asyncio.create_task(self._run(), name=f"mirror {self._follower.hello.feed}")
         return self
 
@@ -132,6 +177,7 @@ class Mirror(Mapping[str, Entry]):
         task = self._running_task()
         task.cancel()
         await asyncio.wait([task])
+        await self._save()
         if not task.cancelled() and (failure := task.exception()) is not None and failure is not error:
             raise failure
 
@@ -185,7 +231,53 @@ class Mirror(Mapping[str, Entry]):
             task.result()
             raise RuntimeError("the mirror has ended")
 
+    def _restore(self, path: pathlib.Path) -> None:
+        """Takes the map of the file, if it has one. In a thread, before anything else."""
+        try:
+            state = statefile.read(path, self._follower.content)
+        except (OSError, ValueError) as error:
+            self.state_file_error = error
+            return
+        if state is None:
+            return
+        updates = [messages.Update(one.key, one.value, one.revision, messages.UpdateType.NEW) for one in state.entries]
+        position = state.position
+        resumed = None if position is None else messages.ResumePosition(position.incarnation, position.sequence)
+        self._follower.restore(updates, position=resumed, chunks=state.chunks)
+        for one in state.entries:
+            self._entries[one.key] = Entry(one.value, one.revision, one.v3_resource_version, one.ttl)
+        self.restored = True
+
+    async def _save(self) -> None:
+        """Writes the file, if there is one and the map is another one than in it."""
+        path, chunks, position = self._state_file, self._follower.chunks, self._follower.position
+        now = (position, chunks, self.digest)
+        if path is None or not chunks or now == self._saved:
+            return
+        entries = dict(self._entries)  # of this moment, and of the position
+        try:
+            await asyncio.to_thread(_write, path, self._follower.content, position, chunks, entries)
+        except (OSError, ValueError) as error:
+            self.state_file_error = error
+        else:
+            self.state_file_error = None
+            self._saved = now
+
+    async def _save_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self._save_interval_seconds)
+            await self._save()
+
     async def _run(self) -> None:
+        saving = asyncio.create_task(self._save_regularly(), name="mirror's file") if self._state_file else None
+        try:
+            await self._follow()
+        finally:
+            if saving is not None:
+                saving.cancel()
+                await asyncio.wait([saving])
+
+    async def _follow(self) -> None:
         async with contextlib.aclosing(self._follower.events()) as events:
             async for event in events:
                 match event:
@@ -228,6 +320,18 @@ class Mirror(Mapping[str, Entry]):
             waiter.wakeup.set()
         if changes and self._on_change is not None:
             self._on_change(changes)
+
+
+def _write(
+    path: pathlib.Path,
+    feed: str,
+    position: messages.ResumePosition | None,
+    chunks: int,
+    entries: Mapping[str, Entry],
+) -> None:
+    at = None if position is None else statefile.Position(position.incarnation, position.sequence)
+    kept = [statefile.Entry(key, *entry) for key, entry in entries.items()]
+    statefile.write(path, statefile.State(feed, at, chunks, kept))
 
 
 def _value(entry: Entry | None) -> bytes | None:

@@ -27,6 +27,7 @@ __all__ = ["Feed", "Server", "replicas"]
 
 MAX_UNSENT_BYTES = 256 * 1024 * 1024
 """The server disconnects a client that does not read this much."""
+_SUPPORTED_FEATURES = frozenset({messages.Feature.ZSTD, messages.Feature.POSITIONS})
 
 
 class Feed:
@@ -229,10 +230,11 @@ class Server:
         text: str = "",
         *,
         retry_after_seconds: float = 0.0,
+        servers: tuple[str, ...] = (),
     ) -> None:
-        """Ends all connections with a goodbye."""
+        """Ends all connections with a goodbye, which may name other servers."""
         for peer in list(self._peers):
-            peer.finish(messages.Goodbye(reason, text, round(retry_after_seconds * 1000)))
+            peer.finish(messages.Goodbye(reason, text, round(retry_after_seconds * 1000), servers))
 
     def refuse(self, reason: str | None, text: str = "", *, retry_after_seconds: float = 0.0) -> None:
         """Refuses all further hellos with this goodbye. None accepts hellos again."""
@@ -266,6 +268,20 @@ class Server:
         """
         async with asyncio.timeout(timeout_seconds):
             while self.clients != count:
+                await self._wait_for_change()
+
+    def applied(self, feed: str) -> list[int]:
+        """The sequences that the feed's clients say they have applied; of those that report it."""
+        return [peer.applied for peer in self._accepted(feed) if peer.applied is not None]
+
+    async def wait_applied(self, feed: str, *, timeout_seconds: float = 10.0) -> None:
+        """Waits until a client reports what it has applied, and all that do have applied everything.
+
+        Raises:
+            TimeoutError: `timeout_seconds` have passed.
+        """
+        async with asyncio.timeout(timeout_seconds):
+            while not (found := self.applied(feed)) or min(found) < self.feeds[feed].sequence:
                 await self._wait_for_change()
 
     async def wait_hellos(self, count: int, *, timeout_seconds: float = 10.0) -> None:
@@ -337,6 +353,8 @@ class _Peer(asyncio.Protocol):
         """The feed of an accepted client; None before that and after the end."""
         self.has_snapshot = False
         """Whether a complete snapshot was sent, so that deltas may follow."""
+        self.applied: int | None = None
+        """What the client has applied; None if it does not report that."""
         self._server = server
         self._protocol = connection.Connection(connection.Role.SERVER)
         self._transport: asyncio.Transport | None = None
@@ -366,22 +384,31 @@ class _Peer(asyncio.Protocol):
                 match message:
                     case messages.ClientHello():
                         self._server._answer_hello(self, message)
+                    case messages.Applied():
+                        self._note_applied(message.sequence)
                     case messages.Goodbye():
                         self.abort()
         except errors.RemoteProtocolError as error:
             self.finish(messages.Goodbye(error.reason, str(error)))
+
+    def _note_applied(self, sequence: int) -> None:
+        if self.applied is None or self.feed is None or sequence > self._server.feeds[self.feed].sequence:
+            raise errors.RemoteProtocolError("a position that cannot be")
+        self.applied = max(self.applied, sequence)
+        self._server._notify()
 
     # Called by the server.
 
     def accept(self, hello: messages.ClientHello, *, connection_id: int) -> None:
         self.feed = hello.feed
         self._compress = messages.Feature.ZSTD in hello.features
+        self.applied = 0 if messages.Feature.POSITIONS in hello.features else None
         answer = messages.ServerHello(
             version=connection.VERSION,
             feed=hello.feed,
             incarnation=bytes(16),
-            features=hello.features & {messages.Feature.ZSTD},
-            not_supported=_requested_features(hello) - {messages.Feature.ZSTD},
+            features=hello.features & _SUPPORTED_FEATURES,
+            not_supported=_requested_features(hello) - _SUPPORTED_FEATURES,
             software="clients.testing",
             connection_id=connection_id,
             ping_interval_milliseconds=max(1, round(self._server.ping_interval_seconds * 1000)),

@@ -3,9 +3,13 @@
 It is the sum modulo 2^64, over all keys, of the first 8 bytes (big-endian) of
 SHA-256(length of key as 4 bytes, big-endian || key || value). The order of the keys does not matter, and a change costs
 one subtraction and one addition (docs/protocol.md, section 5).
+
+A map falls into chunks by a hash of its keys. The digest of a coarser chunk is the sum of those of its parts.
 """
 
+import array
 import hashlib
+import zlib
 from collections.abc import Iterable
 
 MODULUS = 1 << 64
@@ -25,6 +29,18 @@ def state_digest(pairs: Iterable[tuple[str, bytes]]) -> int:
     for key, value in pairs:
         total += pair_digest(key.encode(), value)
     return total % MODULUS
+
+
+def chunk_number(key: str, chunks: int) -> int:
+    """The chunk of a key, of `chunks` chunks, a power of two."""
+    return zlib.crc32(key.encode()) & (chunks - 1)
+
+
+def fold(digests: "array.array[int]", count: int) -> "array.array[int]":
+    """The digests of `count` chunks from those of as many or more; both numbers are powers of two."""
+    if count == len(digests):
+        return digests
+    return array.array("Q", (sum(digests[number::count]) % MODULUS for number in range(count)))
 
 
 class StateDigest:

@@ -7,7 +7,7 @@ encoder has no state per connection.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from protocol import messages
+from protocol import messages, subscriptions
 
 
 class EncodedFrame(NamedTuple):
@@ -17,6 +17,10 @@ class EncodedFrame(NamedTuple):
     sequence: int
     status: messages.SyncStatus | None = None
     """The status in this frame; None for a frame of updates."""
+    updates: int = 0
+    """Number of updates in it."""
+    tag: int = subscriptions.COMMON
+    """The node whose clients get it, see `subscriptions.tag_of`."""
 
 
 class Encoder(Protocol):
@@ -34,6 +38,17 @@ class Encoder(Protocol):
 
     def updates(self, previous_sequence: int, updates: Sequence[messages.Update]) -> list[EncodedFrame]:
         """Frames of consecutive updates. The first update has the sequence `previous_sequence` + 1."""
+        ...
+
+    def selected(
+        self, previous_sequence: int, sequence: int, parts: Sequence[tuple[int, Sequence[messages.Update]]]
+    ) -> list[EncodedFrame]:
+        """Frames of a batch by (tag of the node, updates), of which a client gets those of its node and the common
+        ones. What is common comes last.
+
+        A client reaches `sequence` with the last frame that it gets of the batch, and stays at `previous_sequence`
+        before that, so what it has reached is complete.
+        """
         ...
 
     def changes(

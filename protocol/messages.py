@@ -9,6 +9,8 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
+from protocol import subscriptions
+
 
 class SyncStatus(enum.IntEnum):
     """How complete the data is that the server has sent."""
@@ -61,6 +63,7 @@ class Feature(enum.StrEnum):
     CHUNK_DIGESTS = "chunk-digests"
     SUBSCRIPTIONS = "subscriptions"
     POSITIONS = "positions"
+    FRESHNESS = "freshness"
 
 
 class ResumePosition(NamedTuple):
@@ -80,10 +83,11 @@ class ClientHello(msgspec.Struct, frozen=True):
     features: frozenset[str] = frozenset()
     software: str = ""
     node: str = ""
-    subscription: dict[str, object] | None = None
-    """Reserved. A server reads it as an empty map: it does not support it, and so need not make room for it."""
+    subscription: subscriptions.Subscription | None = None
     resume: ResumePosition | None = None
+    """What the client's map is, if it has one. It counts with the feature `resume` only."""
     chunk_digests: tuple[int, ...] | None = None
+    """The digests of the chunks of the client's map, a power of two of them. Count with `chunk-digests` only."""
 
 
 class ServerHello(msgspec.Struct, frozen=True):
@@ -98,6 +102,8 @@ class ServerHello(msgspec.Struct, frozen=True):
     connection_id: int = 0
     ping_interval_milliseconds: int = 0
     max_frame_bytes: int = 0
+    confirmed_milliseconds: int | None = None
+    """How long ago the backend last confirmed the feed; None if it does not, or if the client has not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +113,23 @@ class SnapshotBegin:
     sequence: int
     keys: int
     chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotResume:
+    """Begins a snapshot for a client that has told the digests of its chunks: it keeps some of them."""
+
+    sequence: int
+    keys: int
+    """Of the whole map, with those that the client keeps."""
+    chunks: int
+    """A power of two."""
+    kept: bytes
+    """A bit for each chunk, from the lowest bit of the first byte on: set if the client keeps the chunk."""
+
+    def keeps(self, chunk: int) -> bool:
+        """Whether the client keeps a chunk (< `chunks`)."""
+        return bool(self.kept[chunk >> 3] & 1 << (chunk & 7))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +181,34 @@ class Pong:
 
 
 @dataclass(frozen=True, slots=True)
+class Applied:
+    """The client has applied everything up to `sequence`: it has taken effect where the client works."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
 class Goodbye:
     """The sender's last message: the reason as a code and as text, and when to retry (0: no preference)."""
 
     reason: str
     text: str = ""
     retry_after_milliseconds: int = 0
+    servers: tuple[str, ...] = ()
+    """Other servers that the client may connect to instead, as HOST:PORT."""
 
 
 Message: TypeAlias = (
-    ClientHello | ServerHello | SnapshotBegin | SnapshotChunk | SnapshotEnd | Updates | Status | Ping | Pong | Goodbye
+    ClientHello
+    | ServerHello
+    | SnapshotBegin
+    | SnapshotResume
+    | SnapshotChunk
+    | SnapshotEnd
+    | Updates
+    | Status
+    | Ping
+    | Pong
+    | Goodbye
+    | Applied
 )

@@ -36,8 +36,10 @@ SUBJECTS = (
     "pipeline",
     "projections",
     "refusals",
+    "resume",
     "served",
     "slow_clients",
+    "subscriptions",
     "update_times",
 )
 """Tests that are about more than one module: test_<something>_<subject>.py, or test_<subject>.py."""

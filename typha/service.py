@@ -27,6 +27,8 @@ from typha.hub import bootstrap, collector, diagnosis, hub, rebalancing, supervi
 from typha.hub import policy as hub_policy
 from typha.ipc import messages
 from typha.observability import health, logs, loop_latency, metrics, spans, webserver
+from typha.peers import discovered
+from typha.peers import watch as peers_watch
 from typha.settings import description, feeds_file
 
 _log = structlog.get_logger("typha.service")
@@ -150,6 +152,18 @@ class Service:
             self.collector.web_servers.append(webserver.health_server(self.health, configured))
         if configured.prometheus_metrics_enabled:
             self.collector.web_servers.append(self._metrics_server())
+        self.peers = peers_watch.Peers(
+            configured,
+            peers_watch.Actions(
+                stale_feeds=lambda: self.hub.stale_feeds,
+                hand_over=lambda seconds, servers: self.hub.workers.send(messages.HandOver(seconds, servers)),
+                keep=lambda: self.hub.workers.send(messages.KeepClients()),
+            ),
+            incarnation=bytes.fromhex(self.supervisor.incarnation),
+        )
+        self.collector.peers = self.peers
+        if self.peers.is_enabled:
+            self.health.register(health.FRESHNESS, now_seconds=clock.monotonic(), live=False, ready=True)
         self.diagnosis = diagnosis.Diagnosis(self.hub, self.supervisor, self.collector)
         self.history = history.History(self.supervisor, self.hub.recent)
         self.admin = admin_server.AdminServer("admin", self._admin_pages())
@@ -238,6 +252,7 @@ class Service:
             ("garbage", self.garbage.run()),
             ("housekeeping", self._keep_house()),
             ("workers' activity", self._watch_workers()),
+            ("peers", self.peers.run()),
             ("rebalancing", self.rebalancer.run()),
             ("admin", self._serve_admin()),
             ("status page", self._serve_status_page()),
@@ -338,7 +353,7 @@ class Service:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
             for one in self.collector.watchers:
-                self.hub.set_unconfirmed(one.type, one.is_unconfirmed)
+                self.hub.set_unconfirmed(one.type, one.is_unconfirmed, one.counters.last_confirmed)
             self.hub.look_after_channels()
             self.history.look()
             self.collector.report(self.health)
@@ -366,6 +381,7 @@ class Service:
         except (api.Interrupted, discovery.Refused, ValueError) as error:
             raise rebalancing.Unknown(f"Service {namespace}/{name}: {error}") from error
         port = self._settings.k8s_port_name
+        self.peers.discovered(discovered.addresses(listed, port_name=port))
         return len({address for one in listed if port in one.ports for address in one.addresses})
 
     def _count_nodes(self) -> int:

@@ -93,6 +93,8 @@ class Feed(abc.ABC):
         self._statuses = dict.fromkeys(types, messages.SyncStatus.WAITING)
         self._status = messages.SyncStatus.WAITING
         self._unconfirmed: set[resources.ResourceType] = set()
+        self.last_confirmed: float | None = None
+        """When the API server last confirmed one of the types."""
 
     @property
     def types(self) -> list[resources.ResourceType]:
@@ -150,8 +152,12 @@ class Feed(abc.ABC):
         self._statuses[type] = status
         self._status = combined_status(self._statuses)
 
-    def set_unconfirmed(self, type: resources.ResourceType, is_unconfirmed: bool) -> None:
-        """Record whether the API server can no longer confirm the objects of a type."""
+    def set_unconfirmed(
+        self, type: resources.ResourceType, is_unconfirmed: bool, confirmed_at: float | None = None
+    ) -> None:
+        """Record whether the API server can no longer confirm the objects of a type, and when it last did."""
+        if confirmed_at is not None:
+            self.last_confirmed = max(confirmed_at, self.last_confirmed or confirmed_at)
         if is_unconfirmed and type in self._statuses:
             self._unconfirmed.add(type)
         else:
@@ -168,6 +174,17 @@ class Feed(abc.ABC):
             return status
         is_lost = self._unconfirmed >= self._statuses.keys()
         return messages.SyncStatus.WAITING if is_lost else messages.SyncStatus.RESYNC
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether there is data to serve, and the API server can no longer confirm a part of it."""
+        return self.synced_once and bool(self._unconfirmed)
+
+    @property
+    def confirmed_at(self) -> float | None:
+        """When the API server last confirmed an object type of the feed; None while a part of the data is unconfirmed
+        or incomplete."""
+        return self.last_confirmed if self.confirmed_status is messages.SyncStatus.IN_SYNC else None
 
     def take(self, limits: BatchLimits = EVERYTHING) -> Batch | None:
         """Write the store. Return what has happened since the last call, or None if clients see no change.

@@ -1,6 +1,7 @@
 """The endpoints of a Service: its replicas, for those that ask or count them."""
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -21,8 +22,8 @@ class Endpoint(NamedTuple):
     addresses: tuple[str, ...]
     pod: str
     """The pod's name; empty if it is something else."""
-    ports: frozenset[str]
-    """The names of its slice's ports."""
+    ports: Mapping[str, int]
+    """Its slice's ports, by name; 0 stands for all of them."""
 
 
 class _TargetRef(msgspec.Struct):
@@ -37,6 +38,7 @@ class _Endpoint(msgspec.Struct, rename="camel"):
 
 class _Port(msgspec.Struct):
     name: str | None = None
+    port: int | None = None
 
 
 class _Slice(msgspec.Struct):
@@ -76,7 +78,7 @@ async def of_service(session: api.KubeApi, namespace: str, name: str, *, answer_
         Endpoint(
             endpoint.addresses,
             endpoint.target_ref.name if endpoint.target_ref is not None and endpoint.target_ref.kind == "Pod" else "",
-            frozenset(port.name or "" for port in one.ports or ()),
+            {port.name or "": port.port or 0 for port in one.ports or ()},
         )
         for one in slices
         for endpoint in one.endpoints or ()

@@ -4,9 +4,11 @@
         │          │ ^_________│____________│______________/ │
         └──────────┴───────────┴──────> CLOSING <────────────┘
 
+A client that resumes goes from HELD to FOLLOWING or CATCHING_UP at once.
+
 HANDSHAKE     The client has not said yet what it wants.
 HELD          Accepted. Waits for its turn, or for data that can be served. Meanwhile it gets pings.
-SNAPSHOT      At `position` of a snapshot file.
+SNAPSHOT      At `position` of a snapshot file, or of the `pieces` of one that the client gets.
 FOLLOWING     At `offset` of the log.
 CATCHING_UP   The log no longer holds the client's offset. First the client gets its `tail`: the rest of the frame in
               which it stood, and of the data that TLS has sealed. Then, from `sequence` on, it gets one block after
@@ -39,7 +41,9 @@ class CursorState(enum.Enum):
 
 _LEGAL: dict[CursorState, frozenset[CursorState]] = {
     CursorState.HANDSHAKE: frozenset({CursorState.HELD, CursorState.CLOSING}),
-    CursorState.HELD: frozenset({CursorState.SNAPSHOT, CursorState.CLOSING}),
+    CursorState.HELD: frozenset(
+        {CursorState.SNAPSHOT, CursorState.FOLLOWING, CursorState.CATCHING_UP, CursorState.CLOSING}
+    ),
     CursorState.SNAPSHOT: frozenset({CursorState.FOLLOWING, CursorState.CLOSING}),
     CursorState.FOLLOWING: frozenset({CursorState.CATCHING_UP, CursorState.CLOSING}),
     CursorState.CATCHING_UP: frozenset({CursorState.FOLLOWING, CursorState.HELD, CursorState.CLOSING}),
@@ -54,13 +58,24 @@ class IllegalTransition(AssertionError):
 class Cursor:
     """The position of one client. Only its methods write the fields; a live set writes the offset of its members."""
 
-    __slots__ = ("_offset", "block", "needed_sequence", "position", "reason", "sequence", "snapshot", "state", "tail")
+    __slots__ = (
+        "_offset",
+        "block",
+        "needed_sequence",
+        "pieces",
+        "position",
+        "reason",
+        "sequence",
+        "snapshot",
+        "state",
+        "tail",
+    )
 
     def __init__(self) -> None:
         self.state = CursorState.HANDSHAKE
         self._offset = 0
         self.position = 0
-        """Next byte of `snapshot` or `block` to send."""
+        """Next byte of `pieces`, `snapshot` or `block` to send."""
         self.sequence = 0
         """CATCHING_UP: the client has everything up to this sequence, and needs the block that begins here. FOLLOWING:
         the sequence at which it came (back) to the log."""
@@ -70,6 +85,8 @@ class Cursor:
         """Set only if the state is CATCHING_UP."""
         self.snapshot: files.SnapshotFile | None = None
         """Set if and only if the state is SNAPSHOT."""
+        self.pieces: files.Pieces | None = None
+        """Set only if the state is SNAPSHOT, and the client gets these instead of the whole file."""
         self.tail: memoryview | None = None
         """Data to send before anything else. CATCHING_UP: the rest of the current frame. FOLLOWING: a status for this
         client alone, at a frame end of the log. Any state: a ping that TLS has sealed but that is not sent yet."""
@@ -109,17 +126,47 @@ class Cursor:
         self._enter(CursorState.HELD)
         self.tail = None
 
-    def become_snapshot(self, snapshot: files.SnapshotFile) -> None:
-        """Begin a snapshot at its first byte."""
+    @property
+    def read_length(self) -> int:
+        """Bytes of the snapshot, its pieces or the block that the client reads; 0 if it reads none."""
+        read = self.pieces or self.snapshot or self.block
+        return 0 if read is None else read.length
+
+    def become_snapshot(self, snapshot: files.SnapshotFile, pieces: files.Pieces | None = None) -> None:
+        """Begin a snapshot at its first byte, or at that of its pieces."""
         self._enter(CursorState.SNAPSHOT)
         self.snapshot = snapshot
+        self.pieces = pieces
         self.position = 0
         snapshot.readers += 1
+
+    def become_resumed(self, offset: int, sequence: int) -> None:
+        """HELD: follow the log from the offset up to which the client has everything; `sequence` is the one there."""
+        if self.state is not CursorState.HELD:
+            raise IllegalTransition(f"{self!r} cannot resume")
+        self._enter(CursorState.FOLLOWING)
+        self.offset = offset
+        self.sequence = sequence
+
+    def become_returning(self, sequence: int, *, needed_sequence: int, offset: int) -> None:
+        """HELD: catch up from a sequence up to which the client has everything.
+
+        Args:
+            sequence: the start point of the first block.
+            needed_sequence: the first block's cut may be no older; the newest sequence that is published.
+            offset: where the log ends now.
+        """
+        if self.state is not CursorState.HELD or needed_sequence < sequence:
+            raise IllegalTransition(f"{self!r} cannot return from {sequence} to {needed_sequence}")
+        self._enter(CursorState.CATCHING_UP)
+        self.offset = offset
+        self.sequence = sequence
+        self.needed_sequence = needed_sequence
 
     def become_following(self) -> None:
         """Continue in the log after a snapshot, or after a block that leads to the log. It must be sent completely."""
         read = self.snapshot or self.block
-        if read is None or self.position != read.length or not (self.snapshot or self.leads_to_log()):
+        if read is None or self.position != self.read_length or not (self.snapshot or self.leads_to_log()):
             raise IllegalTransition(f"{self!r} is not at the end of a file that leads to the log")
         self._enter(CursorState.FOLLOWING)
         self.offset = read.log_offset
@@ -219,11 +266,10 @@ class Cursor:
             return False
         if self.state is CursorState.FOLLOWING:
             return self.offset >= reader.end or reader.frame_at(self.offset)[0] == self.offset
-        read = self.snapshot or self.block
-        return read is None or self.position in (0, read.length)
+        return (self.snapshot is None and self.block is None) or self.position in (0, self.read_length)
 
     def _leave_files(self) -> None:
         for read in (self.snapshot, self.block):
             if read is not None:
                 read.readers -= 1
-        self.snapshot = self.block = None
+        self.snapshot = self.block = self.pieces = None

@@ -201,7 +201,7 @@ class Store:
     """
 
     def __init__(self, limits: StoreLimits | None = None) -> None:
-        self._limits = limits = DEFAULT_LIMITS if limits is None else limits
+        self.limits = limits = DEFAULT_LIMITS if limits is None else limits
         self._tombstones_min = limits.tombstones_min
         self.sequence = 0
         self.status = messages.SyncStatus.WAITING
@@ -265,23 +265,26 @@ class Store:
         An unchanged value keeps its stored revision, because clients hold the value with that revision.
         """
         old = self._entries.get(key)
-        if old is not None:
-            if old.value == value and old.v3_resource_version == v3_resource_version and old.ttl == ttl:
-                return None
-            del self._entries[key]  # the new entry must be the last in the order
-        else:
-            self._tombstones.pop(key, None)
-        self.sequence += 1
+        if old and old.value == value and old.v3_resource_version == v3_resource_version and old.ttl == ttl:
+            return None
         pair = digests.pair_digest(key.encode(), value)
-        entry = Entry(key, value, revision, v3_resource_version, ttl, self.sequence, pair)
-        self._entries[key] = entry
-        self._chunk_changed(entry, pair - (old.digest if old else 0)).entries[key] = entry
-        if self._split is not None:
-            self._split.changed(key, entry)
-        self.value_bytes += len(value) - len(old.value) if old else len(key) + len(value)
-        self._maybe_split()
+        self.adopt(Entry(key, value, revision, v3_resource_version, ttl, self.sequence + 1, pair))
         kind = messages.UpdateType.UPDATED if old else messages.UpdateType.NEW
         return messages.Update(key, value, revision, kind, v3_resource_version, ttl)
+
+    def adopt(self, entry: Entry) -> None:
+        """Set a key by an entry, perhaps of another store. Its sequence becomes the store's, and is never lower."""
+        key = entry.key
+        old = self._entries.pop(key, None)  # the new entry must be the last in the order
+        if old is None:
+            self._tombstones.pop(key, None)
+        self.sequence = entry.sequence
+        self._entries[key] = entry
+        self._chunk_changed(entry, entry.digest - (old.digest if old else 0)).entries[key] = entry
+        if self._split is not None:
+            self._split.changed(key, entry)
+        self.value_bytes += len(entry.value) - len(old.value) if old else len(key) + len(entry.value)
+        self._maybe_split()
 
     def delete(self, key: str, revision: str) -> messages.Update | None:
         """Delete a key. Return None if it does not exist."""
@@ -306,10 +309,14 @@ class Store:
             del self._tombstones[tombstone.key]
             self.tombstone_floor = tombstone.sequence
 
-    def forget_deletions(self, up_to_sequence: int) -> None:
-        """Drop deletions up to a sequence that no client needs. Do nothing if that would free little memory."""
+    def forget_deletions(self, up_to_sequence: int, *, keep: int = 0) -> None:
+        """Drop deletions up to a sequence that no client needs, but keep so many of the newest.
+
+        Do nothing if that would free little memory.
+        """
         count = 0
-        for tombstone in itertools.islice(self._tombstones.values(), _TOMBSTONES_FORGOTTEN_MAX):
+        droppable = min(_TOMBSTONES_FORGOTTEN_MAX, max(0, len(self._tombstones) - keep))
+        for tombstone in itertools.islice(self._tombstones.values(), droppable):
             if tombstone.sequence > up_to_sequence:
                 break
             count += 1
@@ -351,7 +358,7 @@ class Store:
             if len(self._entries) <= self._max_keys and self.value_bytes <= self._max_bytes:
                 return
             self._split = _Split(self._chunks)
-            if len(self._entries) <= self._limits.split_at_once_keys:
+            if len(self._entries) <= self.limits.split_at_once_keys:
                 self._split.move(len(self._entries) + len(self._chunks))
         if self._split.is_complete():
             self._chunks = self._split.chunks
@@ -361,7 +368,7 @@ class Store:
             self._set_split_sizes()
 
     def _set_split_sizes(self) -> None:
-        count, limits = len(self._chunks), self._limits
+        count, limits = len(self._chunks), self.limits
         may_split = count < limits.max_chunks
         self._max_keys = count * limits.chunk_target_keys if may_split else sys.maxsize
         self._max_bytes = count * limits.chunk_target_bytes if may_split else sys.maxsize

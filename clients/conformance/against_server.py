@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 from clients import addresses
@@ -17,8 +17,13 @@ MAX_PING_INTERVAL_MILLISECONDS = 600_000
 LONGEST_WAIT_SECONDS = 30.0
 """A server with a longer ping interval is not tested for it."""
 PONGS_TOO_MANY = 200
+POSITIONS_AT_ONCE = 100
+"""How many positions a server must take together (rule P4)."""
 SNAPSHOT_SECONDS = 60.0
 MAX_KEYS = 5_000_000
+RESOURCE_KEY_PARTS = 6
+"""Of the key of a Kubernetes resource; the first is empty."""
+MAX_CHUNKS = 1 << 20
 
 
 class Options(NamedTuple):
@@ -155,17 +160,27 @@ def _check(rules: str, name: str) -> Callable[[Script], Script]:
 class _Reader:
     """Follows a server as a client that believes nothing, and stops at the first status."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, resumed: Mapping[str, bytes] | None = None) -> None:
+        """`resumed` is the map of a client that has told what it has."""
         self.limit = limit
-        self.content: dict[str, bytes] = {}
+        self.resumed = resumed
+        self.content: dict[str, bytes] = dict(resumed or {})
         self.sequence = 0
+        self.continues = False
+        """The server may go on from the position, which is `sequence`."""
+        self.kept = -1
+        """How many chunks the client keeps, if the server says so."""
+        self.is_selection = False
+        """A subscription is in force: sequences may skip what is not for this client."""
         self.status: int | None = None
         self.pings = 0
 
     async def read(self, link: Link) -> None:
         """Reads to the first status that is not catching-up."""
         chunk: dict[str, bytes] = {}
-        index, is_open, begun, is_complete = -1, False, [0, 0, 0], False
+        is_changed = False
+        index, is_open, begun, is_complete = -1, False, [0, 0, 0], self.continues
+        wanted: list[int] = []
         while self.status in (None, wire.CATCHING_UP):
             message = await link.message(limit=self.limit)
             match message[0]:
@@ -177,9 +192,13 @@ class _Reader:
                         check_count(field, "snapshot-begin") for field in check_fields(message, 3, "snapshot-begin")
                     ]
                     self.content, index, is_open, is_complete = {}, -1, False, False
+                    wanted = list(range(min(begun[2], MAX_CHUNKS)))
+                case wire.RESUME if self.resumed is not None and not is_changed:
+                    begun, wanted = self._keep(message, self.resumed)
+                    index, is_open, is_complete = -1, False, False
                 case wire.CHUNK:
                     number, digest, more, updates = check_fields(message, 4, "snapshot-chunk")
-                    if number != (index if is_open else index + 1) or is_complete:
+                    if number != (index if is_open else wanted.pop(0) if wanted else None) or is_complete:
                         raise Broken("O3", f"chunk {number} after chunk {index}")
                     chunk = chunk if is_open else {}
                     index, is_open = number, more is True
@@ -193,8 +212,8 @@ class _Reader:
                         raise Broken("V1", f"chunk {number} does not have its digest")
                 case wire.END:
                     sequence, keys, digest = check_fields(message, 3, "snapshot-end")
-                    if is_open or index + 1 != begun[2]:
-                        raise Broken("O3", f"{index + 1} chunks instead of {begun[2]}")
+                    if is_open or wanted:
+                        raise Broken("O3", f"{len(wanted)} chunks of {begun[2]} are missing")
                     if sequence != begun[0] or not keys == begun[1] == len(self.content):
                         raise Broken("O3", f"a snapshot of {begun[:2]} ends as {[sequence, keys]}")
                     if wire.digest(self.content) != digest:
@@ -202,8 +221,9 @@ class _Reader:
                     self.sequence, is_complete = sequence, True
                 case wire.UPDATES:
                     previous, sequence, updates = check_fields(message, 3, "updates")
-                    if not is_complete or previous != self.sequence or sequence < previous:
+                    if not is_complete or not self._is_continued_by(previous) or sequence < previous:
                         raise Broken("O11", f"updates from {previous} to {sequence} after {self.sequence}")
+                    is_changed = True
                     for key, value in map(_update, updates):
                         if value is None:
                             self.content.pop(key, None)
@@ -212,13 +232,30 @@ class _Reader:
                     self.sequence = sequence
                 case wire.STATUS:
                     sequence, self.status = check_fields(message, 2, "status")
-                    if not is_complete or (sequence != self.sequence and self.status != wire.CATCHING_UP):
+                    if not is_complete or not (self._is_continued_by(sequence) or self.status == wire.CATCHING_UP):
                         raise Broken("O11", f"a status at {sequence} after {self.sequence}")
                     self.sequence = sequence
                 case _:
                     raise Broken("O1", f"message {message[0]} is unexpected")
             if len(self.content) > MAX_KEYS:
                 raise Broken("O3", "there is no end of keys")
+
+    def _is_continued_by(self, sequence: object) -> bool:
+        known = check_count(sequence, "a sequence")
+        return known == self.sequence or (self.is_selection and known > self.sequence)
+
+    def _keep(self, message: list[Any], resumed: Mapping[str, bytes]) -> tuple[list[int], list[int]]:
+        """Begins a snapshot with the kept chunks: what it announces, and the chunks that must come."""
+        sequence, keys, chunks, kept = check_fields(message, 4, "snapshot-resume")
+        begun = [check_count(field, "snapshot-resume") for field in (sequence, keys, chunks)]
+        if not 1 <= chunks <= MAX_CHUNKS or chunks & (chunks - 1):
+            raise Broken("R6", f"a snapshot of {chunks} chunks")
+        if not isinstance(kept, bytes) or len(kept) != (chunks + 7) // 8:
+            raise Broken("R6", "`kept` does not have a bit for each chunk")
+        keeps = [bool(kept[number >> 3] & 1 << (number & 7)) for number in range(chunks)]
+        self.content = {key: value for key, value in resumed.items() if keeps[wire.chunk_of(key, chunks)]}
+        self.kept = sum(keeps)
+        return begun, [number for number in range(chunks) if not keeps[number]]
 
 
 def _update(update: object) -> tuple[str, bytes | None]:
@@ -294,6 +331,156 @@ async def _features(session: Session) -> None:
         raise Broken("E2", "an unknown feature is in force")
 
 
+RESUMING = ["resume", "chunk-digests"]
+
+
+async def _resumed(
+    session: Session, content: Mapping[str, bytes], position: list[object] | None, digests: list[int] | None
+) -> _Reader:
+    """A client that has this map, by its own words, and what the server has made of it."""
+    link, hello = await session.greeted(features=RESUMING, resume=position, chunk_digests=digests)
+    in_force = hello.get("features") or []
+    reader = _Reader(
+        hello.get("max_frame_bytes") or wire.MAX_FRAME_BYTES, content if "chunk-digests" in in_force else None
+    )
+    if "resume" in in_force and position is not None and position[0] == hello["incarnation"]:
+        assert isinstance(position[1], int)
+        reader.content, reader.sequence, reader.continues = dict(content), position[1], True
+    try:
+        async with asyncio.timeout(SNAPSHOT_SECONDS):
+            await reader.read(link)
+    except (TimeoutError, Ended):
+        raise Broken("R5", "the server does not serve a client that resumes") from None
+    return reader
+
+
+async def _served(session: Session) -> tuple[_Reader, list[object]]:
+    """A newcomer's map, and its position."""
+    link, hello = await session.greeted(features=RESUMING)
+    if not set(RESUMING) & set(hello.get("features") or []):
+        raise NotApplicable("the server does not support it")
+    reader = _Reader(hello.get("max_frame_bytes") or wire.MAX_FRAME_BYTES)
+    try:
+        async with asyncio.timeout(SNAPSHOT_SECONDS):
+            await reader.read(link)
+    except (TimeoutError, Ended):
+        raise NotApplicable("the feed has no data yet") from None
+    return reader, [hello["incarnation"], reader.sequence]
+
+
+def _check_same(one: _Reader, other: _Reader, rule: str) -> None:
+    """Two clients that have reached the same sequence have the same map."""
+    if one.sequence == other.sequence and one.content != other.content:
+        raise Broken(rule, f"the map of a client that resumes differs from that of a newcomer at {one.sequence}")
+
+
+@_check("R5 O5", "a client resumes by its position")
+async def _by_position(session: Session) -> None:
+    first, position = await _served(session)
+    resumed = await _resumed(session, first.content, position, None)
+    again, _ = await _served(session)
+    _check_same(resumed, first, "R5")
+    _check_same(resumed, again, "R5")
+
+
+@_check("R6", "a client of another incarnation resumes by digests, of any number of chunks")
+async def _by_digests(session: Session) -> None:
+    first, position = await _served(session)
+    for count in (1, 2, 64, 4096):
+        digests = wire.chunk_digests(first.content, count)
+        resumed = await _resumed(session, first.content, [bytes(16), position[1]], digests)
+        _check_same(resumed, first, "R6")
+
+
+@_check("R6 R3", "digests that are none of the server's")
+async def _foreign_digests(session: Session) -> None:
+    first, _ = await _served(session)
+    content = {"/conformance/kit": b"not in any feed", **dict(list(first.content.items())[:100])}
+    for count in (1, 1024):
+        resumed = await _resumed(session, content, None, wire.chunk_digests(content, count))
+        _check_same(resumed, first, "R6")
+
+
+@_check("R3", "positions of the future and of nobody are no errors")
+async def _wrong_positions(session: Session) -> None:
+    first, position = await _served(session)
+    for wrong in ([position[0], 2**64 - 1], [bytes(16), 0], [b"", 5], [bytes(1000), 2**63]):
+        resumed = await _resumed(session, first.content, wrong, wire.chunk_digests(first.content, 16))
+        _check_same(resumed, first, "R3")
+
+
+@_check("R3", "positions and digests without their features")
+async def _not_offered(session: Session) -> None:
+    link, hello = await session.greeted(features=[], resume=[bytes(16), 5], chunk_digests=[1, 2, 3])
+    if hello.get("features"):
+        raise Broken("E2", f"the features {hello['features']} are in force")
+    reader = _Reader(hello.get("max_frame_bytes") or wire.MAX_FRAME_BYTES)
+    with contextlib.suppress(TimeoutError):  # it has no data yet
+        async with asyncio.timeout(SNAPSHOT_SECONDS):
+            await reader.read(link)
+
+
+async def _selected(session: Session, **members: Any) -> _Reader:
+    """The map of a client with a subscription, which must be in force."""
+    link, hello = await session.greeted(features=["subscriptions"], **members)
+    if "subscriptions" not in (hello.get("features") or []):
+        raise NotApplicable("the server does not put it in force")
+    reader = _Reader(hello.get("max_frame_bytes") or wire.MAX_FRAME_BYTES)
+    reader.is_selection = True
+    try:
+        async with asyncio.timeout(SNAPSHOT_SECONDS):
+            await reader.read(link)
+    except (TimeoutError, Ended):
+        raise NotApplicable("the feed has no data yet") from None
+    return reader
+
+
+@_check("S2 S3 S4", "a subscription by prefix, kind and namespace")
+async def _by_subscription(session: Session) -> None:
+    link = await _snapshot(session, [])
+    link.close()
+    whole = await _selected(session, subscription={})
+    if not whole.content:
+        raise NotApplicable("the feed is empty")
+    key = max(whole.content)
+    parts = key.split("/")
+    wanted: list[tuple[dict[str, Any], Callable[[str], bool]]] = [
+        ({"prefixes": [key[: len(key) // 2 + 1], "/none/"]}, lambda other: other.startswith(key[: len(key) // 2 + 1])),
+        ({"prefixes": ["no key begins so"]}, lambda other: False),
+    ]
+    if len(parts) == RESOURCE_KEY_PARTS:
+        kind, namespace = "/".join(parts[1:4]), parts[4]
+        wanted += [
+            ({"kinds": [kind]}, lambda other: other.startswith(f"/{kind}/")),
+            ({"namespaces": [namespace, ""]}, lambda other: other.split("/")[4] in (namespace, "")),
+        ]
+    for subscription, selects in wanted:
+        part = await _selected(session, subscription=subscription)
+        again = await _selected(session, subscription={})
+        if whole.sequence == again.sequence and part.content != dict(
+            item for item in whole.content.items() if selects(item[0])
+        ):
+            raise Broken("S3", f"{subscription} gives {len(part.content)} keys, and not those that it selects")
+        if any(not selects(other) for other in part.content):
+            raise Broken("S3", f"{subscription} gives keys that it does not select")
+
+
+@_check("S2", "own_node without a node is not in force")
+async def _nameless(session: Session) -> None:
+    _, hello = await session.greeted(features=["subscriptions"], subscription={"own_node": True})
+    if "subscriptions" in (hello.get("features") or []):
+        raise Broken("S2", "a client that names no node has those of its node")
+    if "subscriptions" not in (hello.get("not_supported") or []):
+        raise Broken("E3", "`subscriptions` is in neither list")
+
+
+@_check("E2", "a subscription without its feature")
+async def _unnamed(session: Session) -> None:
+    _, hello = await session.greeted(features=[], subscription={"prefixes": ["/"]})
+    if hello.get("features"):
+        raise Broken("E2", f"the features {hello['features']} are in force")
+
+
 @_check("M3", "unknown members and elements of a hello, nested 90 deep")
 async def _extended(session: Session) -> None:
     more: object = 7
@@ -346,6 +533,49 @@ async def _pings(session: Session) -> None:
         if message[0] == wire.PING:
             pings += 1
             link.send(wire.frame(wire.PONG, 2**64 - 1))
+
+
+async def _reporting(session: Session) -> tuple[Link, _Reader]:
+    """A connection whose client may report positions, and has read everything."""
+    link, hello = await session.greeted(features=["positions"])
+    if "positions" not in (hello.get("features") or []):
+        raise NotApplicable("the server does not support positions")
+    reader = _Reader(hello.get("max_frame_bytes") or wire.MAX_FRAME_BYTES)
+    with contextlib.suppress(TimeoutError):  # it has no data yet
+        async with asyncio.timeout(SNAPSHOT_SECONDS):
+            await reader.read(link)
+    return link, reader
+
+
+@_check("P4", "positions that repeat or go back are ignored, and a hundred may come together")
+async def _positions(session: Session) -> None:
+    link, reader = await _reporting(session)
+    for number in range(POSITIONS_AT_ONCE):
+        link.send(wire.frame(wire.APPLIED, reader.sequence if number % 2 else 0))
+    with contextlib.suppress(TimeoutError):
+        while (message := await link.message())[0] != wire.GOODBYE:
+            if message[0] == wire.PING:
+                link.send(wire.frame(wire.PONG, reader.sequence))
+                return
+        raise Broken("P4", f"a goodbye after good positions: {message[1:]!r:.200}")
+
+
+@_check("P4", "a position that the feed has not reached is rejected")
+async def _position_ahead(session: Session) -> None:
+    link, _ = await _reporting(session)
+    link.send(wire.frame(wire.APPLIED, 2**63))
+    said = await _last_words(session, link, is_accepted=True)
+    if said is not None and said[0] != "protocol-error":
+        raise Broken("P4", f"the goodbye has reason {said[0]}")
+
+
+@_check("E6", "how fresh the feed is, for those who ask")
+async def _freshness(session: Session) -> None:
+    _, hello = await session.greeted(features=["freshness"])
+    if "freshness" not in (hello.get("features") or []):
+        raise NotApplicable("the server does not support freshness")
+    if hello.get("confirmed_ms") is not None:
+        check_count(hello["confirmed_ms"], "confirmed_ms")
 
 
 @_check("K4", "pongs without pings do not go on for ever")

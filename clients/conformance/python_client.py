@@ -10,7 +10,7 @@ from protocol.messages import SyncStatus
 
 async def follow(address: str, feed: str) -> None:
     """Prints states and changes until it is killed."""
-    one = follower.Follower(address, feed=feed, agent="conformance")
+    one = follower.Follower(address, feed=feed, agent="conformance", reports_applied=True)
     async for event in one.events():
         match event:
             case Batch():
@@ -19,6 +19,7 @@ async def follow(address: str, feed: str) -> None:
             case follower.StatusChanged(status) if status is not SyncStatus.CATCHING_UP:
                 sys.stdout.write(f"state {status.label} - {one.keys} {one.digest:016x}\n")
                 sys.stdout.flush()
+        one.applied()
 
 
 if __name__ == "__main__":

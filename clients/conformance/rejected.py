@@ -8,6 +8,9 @@ from clients.conformance.wire import frame, framed
 
 VERIFYING: Final = "verifying"
 ZSTD: Final = "zstd"
+POSITIONS: Final = "positions"
+RESUME: Final = "resume"
+DIGESTS: Final = "chunk-digests"
 
 
 class ToClient(NamedTuple):
@@ -36,6 +39,8 @@ class ToServer(NamedTuple):
 
 _DIGEST = wire.digest(wire.MAP)
 _ONE = {wire.POD: wire.POD_VALUE}
+UNKNOWN_TYPE: Final = 99
+"""Of a message that no version of the protocol has."""
 _SKIPPABLE = bytes.fromhex("502a4d1800000000")
 _ZSTD_PING = bytes.fromhex("28b52ffd20021100009108")
 
@@ -64,7 +69,7 @@ TO_CLIENTS: Final = (
     ToClient("F4", "no msgpack", "hello", framed(b"\xc1")),
     ToClient("F4", "a byte after the message", "hello", framed(wire.payload([wire.PING]) + b"\xc0")),
     ToClient("F4", "an incomplete message", "hello", framed(b"\x92\x08")),
-    ToClient("M2", "an unknown message", "hello", frame(11)),
+    ToClient("M2", "an unknown message", "hello", frame(UNKNOWN_TYPE)),
     ToClient("M2", "a missing element", "hello", frame(wire.BEGIN, 40, 2)),
     ToClient("M2", "text for a count", "hello", frame(wire.BEGIN, 40, "2", 2)),
     ToClient("M2", "a float for a count", "hello", frame(wire.BEGIN, 40.0, 2, 2)),
@@ -74,6 +79,7 @@ TO_CLIENTS: Final = (
     ToClient("O1", "a status before a snapshot", "hello", wire.status(0)),
     ToClient("O1", "a chunk outside a snapshot", "hello", wire.chunk(0, _ONE)),
     ToClient("O1", "a pong", "hello", frame(wire.PONG, 0)),
+    ToClient("O1", "applied", "hello", frame(wire.APPLIED, 0)),
     ToClient(
         "O1", "a status inside a snapshot", "hello", frame(wire.BEGIN, 40, 1, 1) + wire.chunk(0, _ONE) + wire.status(40)
     ),
@@ -128,6 +134,13 @@ TO_CLIENTS: Final = (
     ToClient("F7", "a compressed frame with a byte after it", "hello", framed(_ZSTD_PING + b"\0", 1), ZSTD),
     ToClient("F7", "two compressed frames in one", "hello", framed(_ZSTD_PING + _ZSTD_PING, 1), ZSTD),
     ToClient("F7", "a skippable zstd frame after the frame", "hello", framed(_ZSTD_PING + _SKIPPABLE, 1), ZSTD),
+    ToClient(
+        "O1",
+        "a snapshot that keeps chunks of a client that has told no digests",
+        "hello",
+        frame(wire.RESUME, 40, 2, 2, b"\x03"),
+    ),
+    ToClient("O1", "a snapshot that keeps chunks, after another", "snapshot", frame(wire.RESUME, 40, 2, 2, b"\x03")),
     ToClient(
         "V1",
         "a chunk without its digest",
@@ -206,7 +219,32 @@ TO_SERVERS: Final = (
         framed(b"\x92\x01\x84\x07\xc0" + _hello()[8:]),
         "protocol-error",
     ),
+    ToServer(
+        "M2",
+        "a subscription with a count for a boolean",
+        "preface",
+        _hello(subscription={"own_node": 1}),
+        "protocol-error",
+    ),
+    ToServer("M2", "a subscription that is an array", "preface", _hello(subscription=["pods"]), "protocol-error"),
+    ToServer("S1", "a subscription without a kind", "preface", _hello(subscription={"kinds": []}), "protocol-error"),
+    ToServer("L1", "65 namespaces", "preface", _hello(subscription={"namespaces": ["n"] * 65}), "protocol-error"),
+    ToServer(
+        "L1",
+        "a prefix of 1,025 characters",
+        "preface",
+        _hello(subscription={"prefixes": ["/" * 1025]}),
+        "protocol-error",
+    ),
     ToServer("L1", "65 features", "preface", _hello(features=["f"] * 65), "protocol-error"),
+    ToServer("L1", "4,097 chunk digests", "preface", _hello(chunk_digests=[0] * 4097), "protocol-error"),
+    ToServer(
+        "R3",
+        "three chunk digests",
+        "preface",
+        _hello(features=["chunk-digests"], chunk_digests=[0, 1, 2]),
+        "protocol-error",
+    ),
     ToServer("L1", "an agent of 1,025 characters", "preface", _hello(agent="a" * 1025), "protocol-error"),
     ToServer("O1", "a pong before the hello", "preface", frame(wire.PONG, 0), "protocol-error"),
     ToServer(
@@ -217,8 +255,10 @@ TO_SERVERS: Final = (
     ToServer("F2", "a length above 2 KiB", "hello", struct.pack(">I", 2049), "message-too-large"),
     ToServer("F2", "a length of 0 later", "hello", bytes(4), "protocol-error"),
     ToServer("F6", "a compressed pong", "hello", framed(_ZSTD_PING, 1), "protocol-error"),
-    ToServer("M2", "an unknown message", "hello", frame(11), "protocol-error"),
+    ToServer("M2", "an unknown message", "hello", frame(UNKNOWN_TYPE), "protocol-error"),
+    ToServer("O1", "applied before the hello", "preface", frame(wire.APPLIED, 0), "protocol-error"),
     ToServer("M2", "a pong without its sequence", "hello", frame(wire.PONG), "protocol-error"),
+    ToServer("P1", "applied without positions", "hello", frame(wire.APPLIED, 0), "protocol-error"),
     ToServer("O1", "a second hello", "hello", _hello(), "protocol-error"),
     ToServer("M2", "a server's message", "hello", frame(wire.PING), "protocol-error"),
 )

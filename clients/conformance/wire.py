@@ -2,6 +2,7 @@
 
 import hashlib
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ import zstandard
 
 PREFACE: Final = b"\0TYPHA\r\n"
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
-HELLO_TYPE, SERVER_HELLO, BEGIN, CHUNK, END, UPDATES, STATUS, PING, PONG, GOODBYE = range(1, 11)
+HELLO_TYPE, SERVER_HELLO, BEGIN, CHUNK, END, UPDATES, STATUS, PING, PONG, GOODBYE, APPLIED, RESUME = range(1, 13)
 WAITING, RESYNC, IN_SYNC, CATCHING_UP = range(4)
 STATUS_NAMES: Final = ("waiting", "resync", "in-sync", "catching-up")
 
@@ -55,9 +56,26 @@ def digest(content: Mapping[str, bytes]) -> int:
     return total % (1 << 64)
 
 
+def chunk_digests(content: Mapping[str, bytes], count: int) -> list[int]:
+    """The state digests of so many chunks (section 4, R2)."""
+    chunks: list[dict[str, bytes]] = [{} for _ in range(count)]
+    for key, value in content.items():
+        chunks[chunk_of(key, count)][key] = value
+    return [digest(chunk) for chunk in chunks]
+
+
+def chunk_of(key: str, count: int) -> int:
+    """The number of a key's chunk, of so many."""
+    return zlib.crc32(key.encode()) % count
+
+
 def update(key: str, value: bytes | None, kind: int = 2) -> list[object]:
     """An update."""
     return [key, value, "1", kind]
+
+
+INCARNATION: Final = bytes(range(16))
+"""Of the kit's server, unless a check says otherwise."""
 
 
 def server_hello(feed: object, **members: Any) -> bytes:
@@ -65,7 +83,7 @@ def server_hello(feed: object, **members: Any) -> bytes:
     content = {
         "version": 1,
         "feed": feed,
-        "incarnation": bytes(range(16)),
+        "incarnation": INCARNATION,
         "features": [],
         "not_supported": [],
         "software": "conformance-kit",

@@ -20,6 +20,8 @@ type Batch struct {
 	Changes []Change
 	// FromSnapshot tells that Changes are the differences between the known map and a complete new one.
 	FromSnapshot bool
+	// Version counts the changes of the map, if Options.ReportsApplied is set.
+	Version uint64
 }
 
 type known struct {
@@ -28,16 +30,44 @@ type known struct {
 }
 
 // A differ turns the messages of successive connections into real changes, and verifies snapshots. It keeps a digest
-// and the revision of each key, but no values.
+// and the revision of each key, but no values. What it knows of the map goes into the next hello (rules R1 and R2).
 type differ struct {
 	known    map[string]known
 	total    uint64
 	snapshot *snapshot
+
+	incarnation string    // of the connection's server
+	position    *position // of the map; nil while the map is a mixture of several moments
+	chunks      uint64    // of the last snapshot; 0 before there is a map
+	distrusted  bool      // something was wrong: say nothing of the map until a whole snapshot has come (R8)
 }
+
+// There is a digest for this many keys, unless the server's chunks are smaller.
+const keysPerDigest = 128
+
+// resuming returns what the next hello says of the map.
+func (d *differ) resuming() (*position, []uint64) {
+	if d.chunks == 0 || d.distrusted {
+		return nil, nil
+	}
+	count := uint64(1)
+	for count < max(d.chunks, uint64(len(d.known)/keysPerDigest)) && count < maxChunkDigests {
+		count *= 2
+	}
+	digests := make([]uint64, count)
+	for key, one := range d.known {
+		digests[chunkOf(key, count)] += one.digest
+	}
+	return d.position, digests
+}
+
+// reached notes that the map is that of a sequence.
+func (d *differ) reached(sequence uint64) { d.position = &position{d.incarnation, sequence} }
 
 // A snapshot is received apart from the live map, and replaces it at the next status (rule O6).
 type snapshot struct {
 	begin   snapshotBegin
+	resume  *snapshotResume // nil for a whole snapshot
 	known   map[string]known
 	total   uint64
 	changed map[string]Change
@@ -52,13 +82,28 @@ type snapshot struct {
 func newDiffer() *differ { return &differ{known: map[string]known{}} }
 
 // beginConnection forgets a snapshot that was not taken over (rule O9).
-func (d *differ) beginConnection() { d.snapshot = nil }
+func (d *differ) beginConnection(incarnation string) { d.snapshot, d.incarnation = nil, incarnation }
+
+// keep begins a snapshot with the keys of the kept chunks (rule R7).
+func (d *differ) keep(message snapshotResume) *snapshot {
+	begin := snapshotBegin{message.sequence, message.keys, message.chunks}
+	made := &snapshot{begin: begin, resume: &message, known: map[string]known{}, changed: map[string]Change{}}
+	for key, one := range d.known {
+		if message.keeps(chunkOf(key, message.chunks)) {
+			made.known[key] = one
+			made.total += one.digest
+		}
+	}
+	return made
+}
 
 // receive takes a message of the connection. It returns a batch if the map changes; after an error it has not changed.
 func (d *differ) receive(message any) (*Batch, error) {
 	switch message := message.(type) {
 	case snapshotBegin:
 		d.snapshot = &snapshot{begin: message, known: map[string]known{}, changed: map[string]Change{}}
+	case snapshotResume:
+		d.snapshot = d.keep(message)
 	case snapshotChunk:
 		return nil, d.receiveChunk(message)
 	case snapshotEnd:
@@ -71,10 +116,19 @@ func (d *differ) receive(message any) (*Batch, error) {
 			d.receiveLate(message.updates)
 			return nil, nil
 		}
+		if d.position != nil {
+			d.reached(message.sequence)
+		}
 		return d.receiveUpdates(message.updates), nil
 	case statusMessage:
-		if message.status != CatchingUp && d.snapshot != nil {
-			return d.takeOver(), nil
+		switch {
+		case message.status != CatchingUp:
+			d.reached(message.sequence)
+			if d.snapshot != nil {
+				return d.takeOver(), nil
+			}
+		case d.snapshot == nil:
+			d.position = nil // some keys may be newer than the sequence says
 		}
 	}
 	return nil, nil
@@ -116,6 +170,8 @@ func (d *differ) receiveChunk(chunk snapshotChunk) error {
 		return broken("chunk %d comes inside chunk %d", chunk.index, s.chunk)
 	case !s.open && (chunk.index < s.next || chunk.index >= s.begin.chunks):
 		return broken("chunk %d is out of order in a snapshot of %d chunks", chunk.index, s.begin.chunks)
+	case !s.open && s.resume != nil && s.resume.keeps(chunk.index):
+		return broken("chunk %d was to be kept", chunk.index)
 	case !s.open:
 		s.chunk, s.next, s.chunkDigest = chunk.index, chunk.index+1, 0
 	}
@@ -197,5 +253,6 @@ func (d *differ) takeOver() *Batch {
 		batch.Changes = append(batch.Changes, change)
 	}
 	d.known, d.total, d.snapshot = s.known, s.total, nil
+	d.chunks, d.distrusted = max(1, s.begin.chunks), false
 	return batch
 }

@@ -28,8 +28,17 @@
 //		return nil
 //	})
 //
+// An agent that programs something, such as the kernel, can tell the server how far it is. The server then knows on how
+// many nodes a change has taken effect. With Options.ReportsApplied, Follow takes an event for applied once the function
+// returns. With a mirror:
+//
+//	version := mirror.Version()
+//	program(mirror.Entries())
+//	mirror.Applied(version)
+//
 // Both verify every snapshot by its digests, report only real differences, and never the deletion of a key that still
 // exists. While no server can be reached, or the server has lost its backend, the map keeps its last content.
 //
-// The protocol is specified in docs/protocol.md of the repository. This client has the level "verifying".
+// The protocol is specified in docs/protocol.md of the repository. This client has the level "resuming": after
+// a lost connection it tells the server what it has, and is sent what it lacks.
 package typha

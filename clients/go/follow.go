@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
+	"sync"
 	"time"
 	"unicode/utf8"
 )
@@ -33,8 +34,12 @@ type Options struct {
 	Agent string
 	// Node is the node that the program runs on, if any.
 	Node string
-	// TLS, if not nil, is what to connect with. ServerName defaults to the host of the address, MinVersion to TLS 1.2.
+	// TLS, if not nil, is what to connect with. ServerName defaults to the host of the address, MinVersion to TLS 1.2, and
+	// ClientSessionCache to one of this call: a handshake that resumes a session costs a third.
 	TLS *tls.Config
+	// ReportsApplied tells the server what has been applied, if it supports that. [Follow] takes an event for applied
+	// once the function returns; a [Mirror] is told by its method Applied.
+	ReportsApplied bool
 }
 
 func (o *Options) check() error {
@@ -95,10 +100,34 @@ func (Batch) event()         {}
 // It calls the function from its own goroutine, and answers the server's pings between two calls only: a function that
 // takes longer than the server's pong timeout, usually 60 s, costs the connection. [Mirror] has no such limit.
 func Follow(ctx context.Context, options Options, handle func(Event) error) error {
+	var acknowledger *acknowledger
+	if options.ReportsApplied {
+		acknowledger = newAcknowledger()
+		told := handle
+		handle = func(event Event) error {
+			err := told(event)
+			if batch, ok := event.(Batch); ok && err == nil {
+				acknowledger.applied(batch.Version)
+			}
+			return err
+		}
+	}
+	return followAs(ctx, options, newDiffer(), acknowledger, handle)
+}
+
+// followAs is Follow for a client that may have a map.
+func followAs(ctx context.Context, options Options, differ *differ, acknowledger *acknowledger, handle func(Event) error) error {
 	if err := options.check(); err != nil {
 		return err
 	}
-	one := follower{options: options, handle: handle, differ: newDiffer(), rotation: newRotation(options.Addresses)}
+	if options.TLS != nil && options.TLS.ClientSessionCache == nil {
+		options.TLS = options.TLS.Clone()
+		options.TLS.ClientSessionCache = tls.NewLRUClientSessionCache(0)
+	}
+	one := follower{
+		options: options, handle: handle, acknowledger: acknowledger,
+		differ: differ, rotation: newRotation(options.Addresses),
+	}
 	for {
 		one.connectedAt = time.Time{}
 		address := one.rotation.current()
@@ -106,6 +135,8 @@ func Follow(ctx context.Context, options Options, handle func(Event) error) erro
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		var wrong *ProtocolError
+		one.differ.distrusted = one.differ.distrusted || errors.As(err, &wrong)
 		var stop stopError
 		if errors.As(err, &stop) {
 			return stop.error
@@ -131,19 +162,22 @@ type follower struct {
 	differ      *differ
 	rotation    *rotation
 	connectedAt time.Time
+	// nil if nobody is told what has been applied
+	acknowledger *acknowledger
 }
 
 func (f *follower) planRetry(err error) time.Duration {
 	now := time.Now()
 	var lived, retryAfter time.Duration
+	var servers []string
 	if !f.connectedAt.IsZero() {
 		lived = now.Sub(f.connectedAt)
 	}
 	var said *GoodbyeError
 	if errors.As(err, &said) {
-		retryAfter = said.RetryAfter
+		retryAfter, servers = said.RetryAfter, said.Servers
 	}
-	return f.rotation.failed(now, lived, retryAfter)
+	return f.rotation.failed(now, lived, retryAfter, servers)
 }
 
 func (f *follower) tell(event Event) error {
@@ -155,7 +189,7 @@ func (f *follower) tell(event Event) error {
 
 // connect follows one connection to its end, which is always an error.
 func (f *follower) connect(ctx context.Context, address string) error {
-	connection, err := dial(ctx, withPort(address), f.options.TLS)
+	connection, err := dial(ctx, withPort(address), f.tlsConfig())
 	if err != nil {
 		return fmt.Errorf("cannot connect: %w", err)
 	}
@@ -164,7 +198,9 @@ func (f *follower) connect(ctx context.Context, address string) error {
 	one := &session{connection: connection, deadline: time.Now().Add(helloTimeout)}
 	one.frames = frameReader{from: bufio.NewReaderSize(one, readBytes), limit: maxFrameBytes}
 	defer one.frames.close()
-	if err := one.write(clientHello(&f.options)); err != nil {
+	at, digests := f.differ.resuming()
+	one.asked, one.digests = at, digests != nil
+	if err := one.write(clientHello(&f.options, at, digests)); err != nil {
 		return err
 	}
 	hello, err := one.greet(f.options.Feed)
@@ -172,7 +208,22 @@ func (f *follower) connect(ctx context.Context, address string) error {
 		return err
 	}
 	f.connectedAt = time.Now()
-	f.differ.beginConnection()
+	f.differ.beginConnection(hello.incarnation)
+	if f.acknowledger != nil {
+		f.acknowledger.beginConnection()
+		if slices.Contains(hello.features, featureApplied) {
+			done, ended := make(chan struct{}), make(chan struct{})
+			go func() {
+				defer close(ended)
+				f.acknowledger.tell(done, appliedPause, one.write)
+			}()
+			defer func() {
+				close(done)
+				connection.Close() // ends a write that waits
+				<-ended
+			}()
+		}
+	}
 	if err := f.tell(Connected{address, hello.software, hello.connectionID}); err != nil {
 		return err
 	}
@@ -196,6 +247,7 @@ func (f *follower) take(one *session, message any) error {
 	if err != nil {
 		return err
 	}
+	f.notePosition(message, batch)
 	if batch != nil {
 		if err := f.tell(*batch); err != nil {
 			return err
@@ -208,11 +260,47 @@ func (f *follower) take(one *session, message any) error {
 			one.unsent = one.write(pong(one.sequence))
 		}
 	case goodbye:
-		return &GoodbyeError{Reason: message.reason, Text: message.text, RetryAfter: message.retryAfter}
+		return &GoodbyeError{
+			Reason: message.reason, Text: message.text, RetryAfter: message.retryAfter, Servers: message.servers,
+		}
 	case statusMessage:
 		return f.tell(StatusChanged{message.status, message.sequence, len(f.differ.known), f.differ.total})
 	}
 	return nil
+}
+
+// notePosition notes that the map has moved on, except with what belongs to a snapshot that is not the map yet.
+func (f *follower) notePosition(message any, batch *Batch) {
+	if f.acknowledger == nil || f.differ.snapshot != nil {
+		return
+	}
+	var sequence uint64
+	switch message := message.(type) {
+	case updates:
+		sequence = message.sequence
+	case statusMessage:
+		sequence = message.sequence
+	default:
+		return
+	}
+	version := f.acknowledger.received(sequence, batch != nil && len(batch.Changes) > 0)
+	if batch != nil {
+		batch.Version = version
+	}
+}
+
+// tlsConfig is what to connect with. The certificate must have the name of an own address, wherever that has sent us.
+func (f *follower) tlsConfig() *tls.Config {
+	if f.options.TLS == nil || f.options.TLS.ServerName != "" {
+		return f.options.TLS
+	}
+	host, _, err := net.SplitHostPort(withPort(f.rotation.trusted))
+	if err != nil {
+		return f.options.TLS
+	}
+	config := f.options.TLS.Clone()
+	config.ServerName = host
+	return config
 }
 
 // dial resolves the name anew, and tries its addresses in random order, within ten seconds in all.
@@ -267,10 +355,17 @@ type session struct {
 	state      string
 	sequence   uint64
 	unsent     error // why a pong could not be sent
+	writing    sync.Mutex
+
+	asked     *position // what the hello says of the map
+	digests   bool      // it says the digests of its chunks, too
+	continues bool      // while the state is resuming: the server may go on from the position,
+	keeps     bool      // or leave out chunks
 }
 
 const (
 	ready      = "ready"
+	resuming   = "resuming" // ready, and the map is as in the hello
 	inSnapshot = "snapshot"
 	following  = "following"
 )
@@ -287,7 +382,10 @@ func (s *session) Read(buffer []byte) (int, error) {
 	return s.connection.Read(buffer)
 }
 
+// write may be called from any goroutine.
 func (s *session) write(data []byte) error {
+	s.writing.Lock()
+	defer s.writing.Unlock()
 	if err := s.connection.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return err
 	}
@@ -312,7 +410,9 @@ func (s *session) greet(feed string) (serverHello, error) {
 	}
 	switch message := message.(type) {
 	case goodbye:
-		said := &GoodbyeError{Reason: message.reason, Text: message.text, RetryAfter: message.retryAfter, Refused: true}
+		said := &GoodbyeError{
+			Reason: message.reason, Text: message.text, RetryAfter: message.retryAfter, Servers: message.servers, Refused: true,
+		}
 		return serverHello{}, said
 	case serverHello:
 		if message.version != protocolVersion {
@@ -323,10 +423,25 @@ func (s *session) greet(feed string) (serverHello, error) {
 		}
 		s.state, s.silence = ready, silenceFactor*message.pingInterval
 		s.frames.limit, s.frames.zstd = message.maxFrame, slices.Contains(message.features, featureZstd)
+		s.resume(message)
 		return message, nil
 	}
 	return serverHello{}, broken("%T is not allowed before the hello", message)
 }
+
+// resume decides what the server may do with the client's map (rules R4 and R6).
+func (s *session) resume(hello serverHello) {
+	s.keeps = s.digests && slices.Contains(hello.features, featureDigests)
+	if s.asked != nil && slices.Contains(hello.features, featureResume) && s.asked.incarnation == hello.incarnation {
+		s.continues, s.sequence = true, s.asked.sequence
+	}
+	if s.keeps || s.continues {
+		s.state = resuming
+	}
+}
+
+// follows tells whether updates and statuses may come.
+func (s *session) follows() bool { return s.state == following || s.state == resuming && s.continues }
 
 func (s *session) receive() (any, error) {
 	payload, err := s.frames.next()
@@ -361,6 +476,12 @@ func (s *session) next() (any, error) {
 		}
 		s.state = inSnapshot
 		return message, nil
+	case snapshotResume:
+		if state != resuming || !s.keeps {
+			break
+		}
+		s.state = inSnapshot
+		return message, nil
 	case snapshotChunk:
 		if state == inSnapshot {
 			return message, nil
@@ -372,16 +493,16 @@ func (s *session) next() (any, error) {
 		s.state, s.sequence = following, message.sequence
 		return message, nil
 	case updates:
-		if state != following {
+		if !s.follows() {
 			break
 		}
 		if message.previous != s.sequence || message.sequence < s.sequence {
 			return nil, broken("updates from %d to %d do not continue %d", message.previous, message.sequence, s.sequence)
 		}
-		s.sequence = message.sequence
+		s.state, s.sequence = following, message.sequence
 		return message, nil
 	case statusMessage:
-		if state != following {
+		if !s.follows() {
 			break
 		}
 		if message.sequence != s.sequence && (message.status != CatchingUp || message.sequence > s.sequence) {

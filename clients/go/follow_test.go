@@ -259,7 +259,15 @@ func TestTLS(t *testing.T) {
 		io.Copy(io.Discard, connection)
 	}
 	server := &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool}
-	address := serve(t, server, hold)
+	resumed := make(chan bool, 2)
+	greet := func(connection net.Conn) {
+		connection.Write(good)
+		resumed <- connection.(*tls.Conn).ConnectionState().DidResume
+	}
+	address := serve(t, server, greet, func(connection net.Conn) {
+		greet(connection)
+		io.Copy(io.Discard, connection)
+	})
 	client := &tls.Config{RootCAs: pool, ServerName: "typha", Certificates: []tls.Certificate{pair}}
 	mirror := NewMirror(Options{Addresses: []string{address}, Feed: "workloads", TLS: client})
 	ctx, cancel := context.WithCancel(withTimeout(t))
@@ -267,6 +275,12 @@ func TestTLS(t *testing.T) {
 	go mirror.Run(ctx)
 	if err := mirror.WaitInSync(ctx); err != nil {
 		t.Fatal(err, mirror.LastDisconnect())
+	}
+	if <-resumed || !<-resumed {
+		t.Error("the second connection has not resumed the first one's session")
+	}
+	if client.ClientSessionCache != nil {
+		t.Error("the caller's configuration has changed")
 	}
 	// The server's name is checked.
 	done := errors.New("done")

@@ -16,12 +16,17 @@ const (
 	preface            = "\x00TYPHA\r\n"
 	protocolVersion    = 1
 	featureZstd        = "zstd"
+	featureResume      = "resume"
+	featureDigests     = "chunk-digests"
+	maxChunkDigests    = 4096
+	maxChunks          = 1 << 20
 	maxFrameBytes      = 16 << 20
 	maxKeyChars        = 4096
 	maxNameChars       = 1024
 	maxRevisionChars   = maxFrameBytes
 	maxUpdates         = 1 << 20
 	maxNames           = 64
+	maxServers         = 16
 	firstReadBytes     = 64 << 10
 	defaultPing        = 10 * time.Second
 	maxPingInterval    = 600 * time.Second
@@ -42,6 +47,8 @@ const (
 	typePing
 	typePong
 	typeGoodbye
+	typeApplied
+	typeSnapshotResume = 12
 )
 
 // A Status says how complete and current the data is.
@@ -82,6 +89,8 @@ type GoodbyeError struct {
 	Text string
 	// RetryAfter is how long the client should stay away from this server; 0 for no request.
 	RetryAfter time.Duration
+	// Servers are others that would accept the client. Follow and Mirror try one of them next.
+	Servers []string
 	// Refused tells whether it came in place of the server's hello.
 	Refused bool
 }
@@ -108,6 +117,7 @@ type update struct {
 type serverHello struct {
 	version      uint64
 	feed         string
+	incarnation  string
 	software     string
 	connectionID uint64
 	features     []string
@@ -116,6 +126,20 @@ type serverHello struct {
 }
 
 type snapshotBegin struct{ sequence, keys, chunks uint64 }
+
+// A snapshotResume begins a snapshot of which the client has the chunks whose bits are set.
+type snapshotResume struct {
+	sequence, keys, chunks uint64
+	kept                   []byte
+}
+
+func (r *snapshotResume) keeps(chunk uint64) bool { return r.kept[chunk>>3]&(1<<(chunk&7)) != 0 }
+
+// A position is that of a map in the history of one incarnation of a server.
+type position struct {
+	incarnation string
+	sequence    uint64
+}
 
 type snapshotChunk struct {
 	index, digest uint64
@@ -140,6 +164,7 @@ type ping struct{}
 type goodbye struct {
 	reason, text string
 	retryAfter   time.Duration
+	servers      []string
 }
 
 func appendFrame(to []byte, payload []byte) []byte {
@@ -147,20 +172,49 @@ func appendFrame(to []byte, payload []byte) []byte {
 	return append(append(to, 0), payload...)
 }
 
-// clientHello is the preface and the hello.
-func clientHello(options *Options) []byte {
+// clientHello is the preface and the hello, with what the client has of the feed.
+func clientHello(options *Options, at *position, digests []uint64) []byte {
 	members := [][2]string{{"feed", options.Feed}, {"agent", options.Agent}, {"software", software}, {"node", options.Node}}
-	payload := []byte{0x92, typeClientHello, 0x86}
+	count := byte(0x86)
+	if at != nil {
+		count++
+	}
+	if digests != nil {
+		count++
+	}
+	payload := []byte{0x92, typeClientHello, count}
 	payload = append(appendText(payload, "versions"), 0x91, protocolVersion)
-	payload = appendText(append(appendText(payload, "features"), 0x91), featureZstd)
+	features := []string{featureZstd, featureResume, featureDigests}
+	if options.ReportsApplied {
+		features = append(features, featureApplied)
+	}
+	payload = append(appendText(payload, "features"), 0x90|byte(len(features)))
+	for _, feature := range features {
+		payload = appendText(payload, feature)
+	}
 	for _, member := range members {
 		payload = appendText(appendText(payload, member[0]), member[1])
+	}
+	if at != nil {
+		payload = append(appendText(payload, "resume"), 0x92, 0xc4, incarnationBytes)
+		payload = appendCount(append(payload, at.incarnation...), at.sequence)
+	}
+	if digests != nil {
+		payload = append(appendText(payload, "chunk_digests"), 0xdc)
+		payload = binary.BigEndian.AppendUint16(payload, uint16(len(digests)))
+		for _, digest := range digests {
+			payload = appendCount(payload, digest)
+		}
 	}
 	return appendFrame([]byte(preface), payload)
 }
 
 func pong(sequence uint64) []byte {
 	return appendFrame(nil, appendCount([]byte{0x92, typePong}, sequence))
+}
+
+func applied(sequence uint64) []byte {
+	return appendFrame(nil, appendCount([]byte{0x92, typeApplied}, sequence))
 }
 
 // A frameReader reads frames of limited size.
@@ -292,7 +346,7 @@ func decodeMessage(payload []byte) (any, error) {
 func decodeFields(d *decoder, kind, fields uint64) (any, uint64) {
 	needed := map[uint64]uint64{
 		typeServerHello: 1, typeSnapshotBegin: 3, typeSnapshotChunk: 4, typeSnapshotEnd: 3,
-		typeUpdates: 3, typeStatus: 2, typePing: 0, typeGoodbye: 3,
+		typeUpdates: 3, typeStatus: 2, typePing: 0, typeGoodbye: 3, typeSnapshotResume: 4,
 	}
 	count, known := needed[kind]
 	if d.err != nil || !known || fields < count {
@@ -305,6 +359,12 @@ func decodeFields(d *decoder, kind, fields uint64) (any, uint64) {
 		message = decodeServerHello(d)
 	case typeSnapshotBegin:
 		message = snapshotBegin{d.count(), d.count(), d.count()}
+	case typeSnapshotResume:
+		one := snapshotResume{d.count(), d.count(), d.count(), d.bytes()}
+		if bits.OnesCount64(one.chunks) != 1 || one.chunks > maxChunks || uint64(len(one.kept)) != (one.chunks+7)/8 {
+			d.fail(errKind)
+		}
+		message = one
 	case typeSnapshotChunk:
 		message = snapshotChunk{d.count(), d.count(), d.boolean(), decodeUpdates(d)}
 	case typeSnapshotEnd:
@@ -321,7 +381,14 @@ func decodeFields(d *decoder, kind, fields uint64) (any, uint64) {
 	case typeGoodbye:
 		reason, text := d.text(maxNameChars), d.text(maxNameChars)
 		milliseconds := min(d.count(), retryAfterMaxMilli)
-		message = goodbye{reason, text, time.Duration(milliseconds) * time.Millisecond}
+		said := goodbye{reason, text, time.Duration(milliseconds) * time.Millisecond, nil}
+		if fields > count {
+			count++
+			if !d.isNil() {
+				said.servers = decodeNames(d, maxServers)
+			}
+		}
+		message = said
 	}
 	return message, count
 }
@@ -376,13 +443,13 @@ func decodeServerHello(d *decoder) serverHello {
 		case "feed":
 			hello.feed = d.text(maxNameChars)
 		case "incarnation":
-			if len(d.bytes()) != incarnationBytes {
+			if hello.incarnation = string(d.bytes()); len(hello.incarnation) != incarnationBytes {
 				d.fail(errKind)
 			}
 		case "features":
-			hello.features = decodeNames(d)
+			hello.features = decodeNames(d, maxNames)
 		case "not_supported":
-			decodeNames(d)
+			decodeNames(d, maxNames)
 		case "software":
 			hello.software = d.text(maxNameChars)
 		case "connection_id":
@@ -405,9 +472,9 @@ func decodeServerHello(d *decoder) serverHello {
 	return hello
 }
 
-func decodeNames(d *decoder) []string {
+func decodeNames(d *decoder, limit uint64) []string {
 	count := d.array()
-	if count > maxNames {
+	if count > limit {
 		d.fail(errLimit)
 	}
 	var names []string

@@ -20,12 +20,12 @@ func TestBackOffDoublesAndStartsOverAfterAHealthyConnection(t *testing.T) {
 	now := time.Now()
 	want := 100 * time.Millisecond
 	for range 12 {
-		if r.failed(now, 9*time.Second, 0); *asked != min(want, 30*time.Second) {
+		if r.failed(now, 9*time.Second, 0, nil); *asked != min(want, 30*time.Second) {
 			t.Fatalf("limit %v instead of %v", *asked, want)
 		}
 		want *= 2
 	}
-	if r.failed(now, 10*time.Second, 0); *asked != 100*time.Millisecond {
+	if r.failed(now, 10*time.Second, 0, nil); *asked != 100*time.Millisecond {
 		t.Errorf("limit %v after a healthy connection", *asked)
 	}
 }
@@ -37,7 +37,7 @@ func TestAnotherServerComesFirst(t *testing.T) {
 	seen := map[string]bool{}
 	for range 3 {
 		seen[r.current()] = true
-		r.failed(now, 0, 0)
+		r.failed(now, 0, 0, nil)
 	}
 	if len(seen) != 3 {
 		t.Errorf("only %v were tried", seen)
@@ -49,13 +49,13 @@ func TestAServerIsLeftAloneForAsLongAsItAsks(t *testing.T) {
 	limits(r)
 	now := time.Now()
 	first := r.current()
-	if wait := r.failed(now, 0, 20*time.Second); wait != 0 || r.current() == first {
+	if wait := r.failed(now, 0, 20*time.Second, nil); wait != 0 || r.current() == first {
 		t.Errorf("%v until %s", wait, r.current())
 	}
-	if wait := r.failed(now, 0, time.Hour); wait != 20*time.Second || r.current() != first {
+	if wait := r.failed(now, 0, time.Hour, nil); wait != 20*time.Second || r.current() != first {
 		t.Errorf("%v until %s", wait, r.current())
 	}
-	if wait := r.failed(now, 0, time.Hour); wait != 300*time.Second {
+	if wait := r.failed(now, 0, time.Hour, nil); wait != 300*time.Second {
 		t.Errorf("an hour counts as %v", wait)
 	}
 }
@@ -73,5 +73,26 @@ func TestAddresses(t *testing.T) {
 	}
 	if err := (&Options{}).check(); err == nil {
 		t.Error("no address is accepted")
+	}
+}
+
+func TestARedirectIsTriedOnce(t *testing.T) {
+	now := time.Now()
+	r := newRotation([]string{"a:1", "b:1"})
+	first := r.current()
+	if wait := r.failed(now, 0, time.Hour, []string{"", "[x", first, "c:1"}); wait > 100*time.Millisecond {
+		t.Errorf("waits %v", wait)
+	}
+	if r.current() != "c:1" || r.trusted != first {
+		t.Errorf("at %s, trusts %s", r.current(), r.trusted)
+	}
+	r.failed(now, 0, 0, nil)
+	second := r.current()
+	if second == first || second == "c:1" || r.trusted != second {
+		t.Errorf("at %s, trusts %s", second, r.trusted)
+	}
+	r.failed(now, 0, 0, []string{first})
+	if r.current() != first {
+		t.Errorf("at %s instead of the address that was named", r.current())
 	}
 }

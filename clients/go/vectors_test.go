@@ -23,6 +23,8 @@ type vectors struct {
 	} `json:"state_digests"`
 	Session  []struct{ From, Bytes string }
 	Refused  []struct{ From, Bytes string }                      `json:"refused_session"`
+	Position []struct{ From, Bytes string }                      `json:"session_resumed_by_position"`
+	Chunks   []struct{ From, Bytes string }                      `json:"session_resumed_by_digests"`
 	Rejected []struct{ Rule, Name, Needs, Before, Bytes string } `json:"rejected_by_clients"`
 }
 
@@ -57,12 +59,21 @@ type memorySession struct {
 }
 
 func readAll(data []byte, feed string) (*memorySession, error) {
-	one := &memorySession{differ: newDiffer()}
+	return readWith(newDiffer(), data, feed)
+}
+
+// readWith does the same for a client that has a map.
+func readWith(d *differ, data []byte, feed string) (*memorySession, error) {
+	one := &memorySession{differ: d}
+	at, digests := d.resuming()
+	one.asked, one.digests = at, digests != nil
 	one.frames = frameReader{from: bytes.NewReader(data), limit: maxFrameBytes}
 	defer one.frames.close()
-	if _, err := one.greet(feed); err != nil {
+	hello, err := one.greet(feed)
+	if err != nil {
 		return one, err
 	}
+	d.beginConnection(hello.incarnation)
 	for {
 		message, err := one.next()
 		if err != nil {
@@ -88,7 +99,7 @@ func readAll(data []byte, feed string) (*memorySession, error) {
 }
 
 func TestServersMessagesDecode(t *testing.T) {
-	clients := map[byte]bool{typeClientHello: true, typePong: true}
+	clients := map[byte]bool{typeClientHello: true, typePong: true, typeApplied: true}
 	for _, vector := range loadVectors(t).Messages {
 		payload := fromHex(t, vector.Payload)
 		message, err := decodeMessage(payload)
@@ -108,17 +119,91 @@ func TestClientsMessagesAreThoseOfThePage(t *testing.T) {
 	for _, vector := range loadVectors(t).Messages {
 		found[vector.Name] = fromHex(t, vector.Frame)
 	}
+	if !bytes.Equal(applied(42), found["applied"]) {
+		t.Errorf("applied: %x", applied(42))
+	}
 	if !bytes.Equal(pong(42), found["pong"]) {
 		t.Errorf("pong: %x", pong(42))
 	}
-	hello := clientHello(&Options{Feed: "workloads", Agent: "my-agent", Node: "n1"})
-	if !bytes.HasPrefix(hello, []byte(preface)) {
-		t.Errorf("no preface: %x", hello)
+	at := &position{strings.Repeat("i", incarnationBytes), 1 << 40}
+	for _, digests := range [][]uint64{nil, {1}, make([]uint64, maxChunkDigests)} {
+		for _, at := range []*position{nil, at} {
+			hello := clientHello(&Options{Feed: "workloads", Agent: "my-agent", Node: "n1"}, at, digests)
+			if !bytes.HasPrefix(hello, []byte(preface)) {
+				t.Errorf("no preface: %x", hello)
+			}
+			d := &decoder{data: hello[len(preface)+5:]}
+			d.skip(1)
+			if d.err != nil || len(d.data) != 0 {
+				t.Errorf("the hello is not one msgpack value: %x", hello)
+			}
+		}
 	}
-	d := &decoder{data: hello[len(preface)+5:]}
-	d.skip(1)
-	if d.err != nil || len(d.data) != 0 {
-		t.Errorf("the hello is not one msgpack value: %x", hello)
+}
+
+// clientOfTheSession has the map that the client of the first session has before it resumes.
+func clientOfTheSession(sequence uint64, content map[string]string) *differ {
+	d := newDiffer()
+	for key, value := range content {
+		d.known[key] = known{pairDigest(key, []byte(value)), "1"}
+		d.total += d.known[key].digest
+	}
+	d.chunks = 2
+	d.position = &position{"\x00\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f", sequence}
+	return d
+}
+
+const (
+	pod     = "/core/v1/pods/default/web-1"
+	node    = "/core/v1/nodes//n1"
+	newPod  = `{"kind":"Pod","x":1}`
+	oldPod  = `{"kind":"Pod"}`
+	oldNode = "é"
+)
+
+func TestTheResumedSessions(t *testing.T) {
+	found := loadVectors(t)
+	for _, one := range []struct {
+		steps         []struct{ From, Bytes string }
+		sequence      uint64
+		before, after map[string]string
+		reached       uint64
+	}{
+		{found.Position, 40, map[string]string{pod: oldPod, node: oldNode}, map[string]string{pod: newPod}, 42},
+		{found.Chunks, 42, map[string]string{pod: newPod}, map[string]string{pod: newPod, node: oldNode}, 9},
+	} {
+		var data, said []byte
+		for _, step := range one.steps {
+			if step.From == "server" {
+				data = append(data, fromHex(t, step.Bytes)...)
+			} else {
+				said = append(said, fromHex(t, step.Bytes)...)
+			}
+		}
+		d := clientOfTheSession(one.sequence, one.before)
+		at, digests := d.resuming()
+		for _, digest := range digests {
+			if !bytes.Contains(said, appendCount(nil, digest)) {
+				t.Errorf("digest %x is not in the hello of the page", digest)
+			}
+		}
+		if at == nil || at.sequence != one.sequence {
+			t.Errorf("position %v", at)
+		}
+		read, err := readWith(d, data, "workloads")
+		if _, ok := err.(*ProtocolError); ok {
+			t.Errorf("the session ends with %v", err)
+		}
+		after := map[string][]byte{}
+		for key, value := range one.after {
+			after[key] = []byte(value)
+		}
+		if d.total != StateDigest(after) || len(d.known) != len(after) {
+			t.Errorf("digest %x of %d keys", d.total, len(d.known))
+		}
+		if read.sequence != one.reached || d.position.sequence != one.reached {
+			t.Errorf("the client has reached %d", read.sequence)
+		}
 	}
 }
 
@@ -202,17 +287,28 @@ func FuzzServer(f *testing.F) {
 		}
 	}
 	f.Add(session)
+	for _, steps := range [][]struct{ From, Bytes string }{found.Position, found.Chunks} {
+		var resumed []byte
+		for _, step := range steps {
+			if step.From == "server" {
+				resumed = append(resumed, fromHex(f, step.Bytes)...)
+			}
+		}
+		f.Add(resumed)
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		one, err := readAll(data, "workloads")
-		if err == nil {
-			t.Fatal("a stream that never ends")
-		}
-		var total uint64
-		for _, known := range one.differ.known {
-			total += known.digest
-		}
-		if total != one.differ.total {
-			t.Fatal("the digest is not that of the map")
+		for _, d := range []*differ{newDiffer(), clientOfTheSession(40, map[string]string{pod: oldPod, node: oldNode})} {
+			one, err := readWith(d, data, "workloads")
+			if err == nil {
+				t.Fatal("a stream that never ends")
+			}
+			var total uint64
+			for _, known := range one.differ.known {
+				total += known.digest
+			}
+			if total != one.differ.total {
+				t.Fatal("the digest is not that of the map")
+			}
 		}
 	})
 }

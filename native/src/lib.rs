@@ -5,6 +5,7 @@
 
 mod config;
 mod session;
+mod tickets;
 mod verifier;
 
 use pyo3::prelude::*;

@@ -6,6 +6,7 @@ use std::mem::ManuallyDrop;
 use std::net::TcpStream;
 use std::os::fd::{FromRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyBufferError, PyRuntimeError};
@@ -19,6 +20,8 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::Config;
+use crate::tickets;
+use crate::verifier::Verifier;
 
 pyo3::import_exception!(ssl, SSLError);
 
@@ -48,6 +51,9 @@ type Stepped<'py> = (Option<usize>, Bound<'py, PyBytes>, bool, Option<Problem>, 
 #[pyclass(module = "typha_rustls")]
 pub struct Session {
     tls: UnbufferedServerConnection,
+    verifier: Arc<Verifier>,
+    /// See `tickets::VALID_UNTIL`. Known once the peer has shown certificates.
+    valid_until: Option<u64>,
     /// Received, and not finished by rustls: the beginning of a record, or of a message of several records.
     pending: Vec<u8>,
     /// The whole records at its beginning; only kept during the handshake.
@@ -118,7 +124,16 @@ impl Session {
     fn new(config: &Config) -> PyResult<Self> {
         let tls = UnbufferedServerConnection::new(config.inner.clone())
             .map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
-        Ok(Self { tls, pending: Vec::new(), unsent: Vec::new(), whole_bytes: 0, overhead_bytes: 0, failed: false })
+        Ok(Self {
+            tls,
+            verifier: config.verifier.clone(),
+            valid_until: None,
+            pending: Vec::new(),
+            unsent: Vec::new(),
+            whole_bytes: 0,
+            overhead_bytes: 0,
+            failed: false,
+        })
     }
 
     /// Goes on with the handshake; other threads of Python run meanwhile.
@@ -129,24 +144,8 @@ impl Session {
     }
 
     /// Common names and URIs of the peer's certificate, in its order.
-    fn names(&self) -> PyResult<(Vec<String>, Vec<String>)> {
-        let unreadable = |error: &dyn std::fmt::Display| PyRuntimeError::new_err(format!("peer certificate: {error}"));
-        let certificates = self.tls.peer_certificates().unwrap_or_default();
-        let Some(certificate) = certificates.first() else { return Ok((vec![], vec![])) };
-        let (_, certificate) = X509Certificate::from_der(certificate).map_err(|error| unreadable(&error))?;
-        let subject = certificate.subject();
-        let common = subject.iter_common_name().map(|name| name.as_str().map(str::to_owned));
-        let common = common.collect::<Result<_, _>>().map_err(|error| unreadable(&error))?;
-        let alternatives = certificate.subject_alternative_name().map_err(|error| unreadable(&error))?;
-        let mut uris = Vec::new();
-        for name in alternatives.iter().flat_map(|found| &found.value.general_names) {
-            match name {
-                GeneralName::URI(uri) => uris.push((*uri).to_owned()),
-                GeneralName::Invalid(..) => return Err(unreadable(&"an alternative name that cannot be read")),
-                _ => {}
-            }
-        }
-        Ok((common, uris))
+    fn names(&mut self) -> PyResult<(Vec<String>, Vec<String>)> {
+        self.whole(|session| session.read_names())?
     }
 
     /// The records of this data. Keeps other threads of Python waiting: for 32 KiB it takes some 6 us.
@@ -164,20 +163,22 @@ impl Session {
         piece_bytes: usize,
     ) -> PyResult<(usize, Bound<'py, PyBytes>, usize)> {
         with_bytes(data, |data| {
-            // Safety: the caller keeps it open during the call, and it is not closed here.
-            let mut socket = ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(socket) });
-            SEALED.with_borrow_mut(|sealed| {
-                let mut sent = 0;
-                for piece in data.chunks(piece_bytes) {
-                    let written = self.seal_reusing(piece, sealed)?;
-                    let taken = write(&mut socket, &sealed[..written])?;
-                    if taken < written {
-                        return Ok((sent, PyBytes::new(py, &sealed[taken..written]), piece.len()));
+            self.whole(|session| {
+                // Safety: the caller keeps it open during the call, and it is not closed here.
+                let mut socket = ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(socket) });
+                SEALED.with_borrow_mut(|sealed| {
+                    let mut sent = 0;
+                    for piece in data.chunks(piece_bytes) {
+                        let written = session.seal_reusing(piece, sealed)?;
+                        let taken = write(&mut socket, &sealed[..written])?;
+                        if taken < written {
+                            return Ok((sent, PyBytes::new(py, &sealed[taken..written]), piece.len()));
+                        }
+                        sent += piece.len();
                     }
-                    sent += piece.len();
-                }
-                Ok((sent, PyBytes::new(py, b""), 0))
-            })
+                    Ok((sent, PyBytes::new(py, b""), 0))
+                })
+            })?
         })
     }
 
@@ -215,6 +216,28 @@ impl Session {
         })
     }
 
+    fn read_names(&self) -> PyResult<(Vec<String>, Vec<String>)> {
+        let unreadable = |error: &dyn std::fmt::Display| {
+            SSLError::new_err((SSL_ERROR_SSL, format!("the peer's certificate cannot be read: {error}")))
+        };
+        let certificates = self.tls.peer_certificates().unwrap_or_default();
+        let Some(certificate) = certificates.first() else { return Ok((vec![], vec![])) };
+        let (_, certificate) = X509Certificate::from_der(certificate).map_err(|error| unreadable(&error))?;
+        let subject = certificate.subject();
+        let common = subject.iter_common_name().map(|name| name.as_str().map(str::to_owned));
+        let common = common.collect::<Result<_, _>>().map_err(|error| unreadable(&error))?;
+        let alternatives = certificate.subject_alternative_name().map_err(|error| unreadable(&error))?;
+        let mut uris = Vec::new();
+        for name in alternatives.iter().flat_map(|found| &found.value.general_names) {
+            match name {
+                GeneralName::URI(uri) => uris.push((*uri).to_owned()),
+                GeneralName::Invalid(..) => return Err(unreadable(&"an alternative name that cannot be read")),
+                _ => {}
+            }
+        }
+        Ok((common, uris))
+    }
+
     /// Gives rustls a record at a time: what follows the last one of the handshake must stay in the socket.
     fn shake_with(&mut self, received: &[u8]) -> (usize, Progress) {
         let mut progress = Progress::default();
@@ -227,6 +250,9 @@ impl Session {
         while self.tls.is_handshaking() && progress.error.is_none() {
             let record = record_bytes(&self.pending[whole..]);
             whole += record.unwrap_or(0);
+            self.valid_until =
+                self.valid_until.or_else(|| self.tls.peer_certificates().map(|chain| self.verifier.valid_until(chain)));
+            tickets::VALID_UNTIL.set(self.valid_until.unwrap_or(0));
             // Of a record that is not whole, rustls gets what there is, and says whether that can become one.
             let end = if record.is_some() { whole } else { self.pending.len() };
             start = self.process(start, end, &mut progress);
@@ -241,7 +267,7 @@ impl Session {
         }
         self.whole_bytes = whole.saturating_sub(start);
         self.forget(start);
-        (received.len() - unused, progress)
+        (received.len().saturating_sub(unused), progress)
     }
 
     fn step(&mut self, socket: RawFd, first: &[u8], room: &mut [u8]) -> Step {
@@ -395,7 +421,7 @@ impl Session {
 
     fn seal_reusing(&mut self, data: &[u8], room: &mut Vec<u8>) -> PyResult<usize> {
         loop {
-            match self.whole(|session| session.seal_into(data, room))? {
+            match self.seal_into(data, room) {
                 Ok(count) => return Ok(count),
                 Err(EncryptError::InsufficientSize(needed)) if needed.required_size > room.len() => {
                     room.resize(needed.required_size, 0);

@@ -48,6 +48,17 @@ impl Verifier {
         Ok(Self { anchors, limits, algorithms })
     }
 
+    /// Until when a path through these certificates stays valid that is valid now, at least: seconds since 1970.
+    pub fn valid_until(&self, certificates: &[CertificateDer<'_>]) -> u64 {
+        let now = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
+        let theirs = certificates.iter().map(|certificate| match X509Certificate::from_der(certificate) {
+            Ok((_, certificate)) => certificate.validity().not_after.timestamp(),
+            Err(_) => 0,
+        });
+        let ours = self.limits.iter().map(|limits| limits.not_after).filter(|not_after| *not_after >= now);
+        theirs.chain(ours).min().and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(0)
+    }
+
     /// Can only refuse a path that webpki has found to be valid.
     fn check_path(&self, path: &VerifiedPath<'_>, now: UnixTime) -> Result<(), webpki::Error> {
         let found = self.anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor()));

@@ -14,17 +14,21 @@ from typing import Annotated, TypeAlias
 import msgpack
 import msgspec
 
-from protocol import errors, messages
+from protocol import errors, messages, subscriptions
 
 MAX_NAME_CHARS = 1024
 """Limit of the names of feed, agent, node and software, and of the text of a goodbye."""
 MAX_KEY_CHARS = 4096
 """A raw key has at most 4 x 253 characters and the separators."""
-MAX_CHUNKS = 8192
-"""Limit of the chunk digests in a hello. A frame to a server has room for 7,200 of them."""
+MAX_CHUNK_DIGESTS = 4096
+"""Limit of the chunk digests in a hello, whose frame has room for 7,200 of them."""
+MAX_CHUNKS = 1 << 20
+"""Limit of the chunks of a snapshot that leaves some out, a bit for each."""
 INCARNATION_BYTES = 16
 MAX_UPDATES = 1 << 20
 """Limit of the updates in a frame: each takes up to 35 times its bytes in memory."""
+MAX_SERVERS = 16
+"""Limit of the servers in a goodbye."""
 MAX_LIST_LENGTH = 64
 """Limit of the number of versions, and of features, in a hello."""
 
@@ -42,6 +46,8 @@ class MessageType(enum.IntEnum):
     PING = 8
     PONG = 9
     GOODBYE = 10
+    APPLIED = 11
+    SNAPSHOT_RESUME = 12
 
 
 def message_name(kind: type[messages.Message]) -> str:
@@ -84,7 +90,7 @@ def _encode_client_hello(hello: messages.ClientHello) -> bytes:
         "node": hello.node,
     }
     if hello.subscription is not None:
-        content["subscription"] = hello.subscription
+        content["subscription"] = msgspec.to_builtins(hello.subscription)
     if hello.resume is not None:
         content["resume"] = tuple(hello.resume)
     if hello.chunk_digests is not None:
@@ -104,6 +110,8 @@ def _encode_server_hello(hello: messages.ServerHello) -> bytes:
         "ping_interval_ms": hello.ping_interval_milliseconds,
         "max_frame_bytes": hello.max_frame_bytes,
     }
+    if hello.confirmed_milliseconds is not None:
+        content["confirmed_ms"] = hello.confirmed_milliseconds
     return _pack((MessageType.SERVER_HELLO, content))
 
 
@@ -111,9 +119,9 @@ def encode_server_hello(hello: messages.ServerHello, connection_id: int) -> byte
     """The payload of a hello with another connection id.
 
     Thousands of clients may connect at once, and their hellos differ in the id only, so the rest is cached. Hellos with
-    `not_supported` are not cached, because it contains strings from the client.
+    `not_supported` are not cached, because it contains strings from the client, nor those with a time.
     """
-    if connection_id < _LONG_ID_FROM or hello.not_supported:
+    if connection_id < _LONG_ID_FROM or hello.not_supported or hello.confirmed_milliseconds is not None:
         return encode(msgspec.structs.replace(hello, connection_id=connection_id))
     before, after = _around_id(hello)
     return before + _LONG_ID.pack(connection_id) + after
@@ -137,7 +145,11 @@ _ENCODERS: dict[type, Callable[..., bytes]] = {
     messages.Status: lambda m: _pack((MessageType.STATUS, m.sequence, int(m.status))),
     messages.Ping: lambda m: _pack((MessageType.PING,)),
     messages.Pong: lambda m: _pack((MessageType.PONG, m.sequence)),
-    messages.Goodbye: lambda m: _pack((MessageType.GOODBYE, m.reason, m.text, m.retry_after_milliseconds)),
+    messages.Goodbye: lambda m: _pack(
+        (MessageType.GOODBYE, m.reason, m.text, m.retry_after_milliseconds, *([m.servers] if m.servers else []))
+    ),
+    messages.Applied: lambda m: _pack((MessageType.APPLIED, m.sequence)),
+    messages.SnapshotResume: lambda m: _pack((MessageType.SNAPSHOT_RESUME, m.sequence, m.keys, m.chunks, m.kept)),
 }
 
 
@@ -153,10 +165,6 @@ class _Wire(msgspec.Struct, array_like=True, gc=False):
     """A payload. Additional elements are skipped."""
 
 
-class _Skipped(msgspec.Struct):
-    """A map whose members are skipped."""
-
-
 class _ResumePosition(msgspec.Struct, array_like=True):
     incarnation: bytes
     sequence: _Count
@@ -169,9 +177,9 @@ class _ClientHelloContent(msgspec.Struct):
     features: _Names | None = None
     software: _Name | None = None
     node: _Name | None = None
-    subscription: _Skipped | None = None
+    subscription: subscriptions.Subscription | None = None
     resume: _ResumePosition | None = None
-    chunk_digests: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=MAX_CHUNKS)] | None = None
+    chunk_digests: Annotated[tuple[_Count, ...], msgspec.Meta(max_length=MAX_CHUNK_DIGESTS)] | None = None
 
 
 class _ClientHello(_Wire, tag=int(MessageType.CLIENT_HELLO)):
@@ -180,6 +188,9 @@ class _ClientHello(_Wire, tag=int(MessageType.CLIENT_HELLO)):
     def message(self) -> messages.ClientHello:
         hello = self.content
         resume = hello.resume
+        digests = 1 if hello.chunk_digests is None else len(hello.chunk_digests)
+        if messages.Feature.CHUNK_DIGESTS in (hello.features or ()) and (not digests or digests & (digests - 1)):
+            raise msgspec.ValidationError(f"{digests} chunk digests, which is no power of two")
         return messages.ClientHello(
             hello.feed,
             hello.agent,
@@ -187,7 +198,7 @@ class _ClientHello(_Wire, tag=int(MessageType.CLIENT_HELLO)):
             frozenset(hello.features or ()),
             hello.software or "",
             hello.node or "",
-            None if hello.subscription is None else {},
+            hello.subscription,
             None if resume is None else messages.ResumePosition(resume.incarnation, resume.sequence),
             hello.chunk_digests,
         )
@@ -203,6 +214,7 @@ class _ServerHelloContent(msgspec.Struct):
     connection_id: _Count | None = None
     ping_interval_ms: _Count | None = None
     max_frame_bytes: _Count | None = None
+    confirmed_ms: _Count | None = None
 
 
 class _ServerHello(_Wire, tag=int(MessageType.SERVER_HELLO)):
@@ -220,6 +232,7 @@ class _ServerHello(_Wire, tag=int(MessageType.SERVER_HELLO)):
             connection_id=hello.connection_id or 0,
             ping_interval_milliseconds=hello.ping_interval_ms or 0,
             max_frame_bytes=hello.max_frame_bytes or 0,
+            confirmed_milliseconds=hello.confirmed_ms,
         )
 
 
@@ -230,6 +243,22 @@ class _SnapshotBegin(_Wire, tag=int(MessageType.SNAPSHOT_BEGIN)):
 
     def message(self) -> messages.SnapshotBegin:
         return messages.SnapshotBegin(self.sequence, self.keys, self.chunks)
+
+
+class _SnapshotResume(_Wire, tag=int(MessageType.SNAPSHOT_RESUME)):
+    sequence: _Count
+    keys: _Count
+    chunks: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHUNKS)]
+    kept: bytes
+
+    def message(self) -> messages.SnapshotResume:
+        if self.chunks & (self.chunks - 1):
+            raise msgspec.ValidationError(f"{self.chunks} chunks, which is no power of two")
+        if len(self.kept) != -(-self.chunks // 8):
+            raise msgspec.ValidationError(
+                f"`kept` has length {len(self.kept)}, which is not that of {self.chunks} chunks"
+            )
+        return messages.SnapshotResume(self.sequence, self.keys, self.chunks, self.kept)
 
 
 class _Update(msgspec.Struct, array_like=True, gc=False):
@@ -312,14 +341,30 @@ class _Goodbye(_Wire, tag=int(MessageType.GOODBYE)):
     reason: _Name
     text: _Name
     retry_after_milliseconds: _Count
+    servers: Annotated[tuple[_Name, ...], msgspec.Meta(max_length=MAX_SERVERS)] | None = None
 
     def message(self) -> messages.Goodbye:
-        return messages.Goodbye(self.reason, self.text, self.retry_after_milliseconds)
+        return messages.Goodbye(self.reason, self.text, self.retry_after_milliseconds, self.servers or ())
 
 
-_FromClient: TypeAlias = _ClientHello | _Pong | _Goodbye
+class _Applied(_Wire, tag=int(MessageType.APPLIED)):
+    sequence: _Count
+
+    def message(self) -> messages.Applied:
+        return messages.Applied(self.sequence)
+
+
+_FromClient: TypeAlias = _ClientHello | _Pong | _Goodbye | _Applied
 _FromServer: TypeAlias = (
-    _ServerHello | _SnapshotBegin | _SnapshotChunk | _SnapshotEnd | _Updates | _Status | _Ping | _Goodbye
+    _ServerHello
+    | _SnapshotBegin
+    | _SnapshotResume
+    | _SnapshotChunk
+    | _SnapshotEnd
+    | _Updates
+    | _Status
+    | _Ping
+    | _Goodbye
 )
 _Decode: TypeAlias = Callable[[bytes | memoryview], _FromClient | _FromServer]
 _decode_from_client: _Decode = msgspec.msgpack.Decoder(_FromClient).decode
@@ -336,7 +381,7 @@ def decode(payload: bytes | memoryview) -> messages.Message:
 
 
 def decode_from_client(payload: bytes | memoryview) -> messages.Message:
-    """Decodes a payload from a client: a hello, a pong or a goodbye. Other messages are refused unread.
+    """Decodes a payload from a client: a hello, a pong, a goodbye or a position. Other messages are refused unread.
 
     Raises:
         RemoteProtocolError: not msgpack, not a client's message, or a field of the wrong type or size.

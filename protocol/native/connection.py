@@ -7,8 +7,10 @@ until it returns None, and writes what `data_to_send` returns. The rules:
 2. `_TRANSITIONS` lists every message that may arrive: (role, state, message) -> next state. Any other message is a
    protocol error.
 3. Data is contiguous: `Updates.previous_sequence` and `Status.sequence` equal the sequence that the client has reached.
+   With a subscription they may be higher: what lies between is not for this client.
    A snapshot may begin between any two messages and replaces everything. A status catching-up may reduce the sequence:
    the server then sends again what has changed since, as newest values.
+   A client that resumes has reached the sequence of its hello once a server of the same incarnation has agreed.
 4. After an error, a goodbye or the end of the stream, the connection returns no more events.
 """
 
@@ -34,6 +36,8 @@ class State(enum.Enum):
     HELLO = "hello"
     READY = "ready"
     """The handshake is complete. A client has no data yet."""
+    RESUMING = "resuming"
+    """The same for a client whose map is as in its hello, and may be continued or kept in part."""
     SNAPSHOT = "snapshot"
     FOLLOWING = "following"
     CLOSED = "closed"
@@ -45,12 +49,19 @@ _C, _S = Role.CLIENT, Role.SERVER
 _TRANSITIONS: dict[tuple[Role, State, type[messages.Message]], State] = {
     (_S, State.HELLO, messages.ClientHello): State.READY,
     (_S, State.READY, messages.Pong): State.READY,
+    (_S, State.READY, messages.Applied): State.READY,
     (_S, State.READY, messages.Goodbye): State.CLOSED,
     (_C, State.HELLO, messages.ServerHello): State.READY,
     (_C, State.HELLO, messages.Goodbye): State.CLOSED,
     (_C, State.READY, messages.Ping): State.READY,
     (_C, State.READY, messages.SnapshotBegin): State.SNAPSHOT,
     (_C, State.READY, messages.Goodbye): State.CLOSED,
+    (_C, State.RESUMING, messages.Ping): State.RESUMING,
+    (_C, State.RESUMING, messages.Status): State.RESUMING,
+    (_C, State.RESUMING, messages.Updates): State.FOLLOWING,
+    (_C, State.RESUMING, messages.SnapshotBegin): State.SNAPSHOT,
+    (_C, State.RESUMING, messages.SnapshotResume): State.SNAPSHOT,
+    (_C, State.RESUMING, messages.Goodbye): State.CLOSED,
     (_C, State.SNAPSHOT, messages.SnapshotChunk): State.SNAPSHOT,
     (_C, State.SNAPSHOT, messages.Ping): State.SNAPSHOT,
     (_C, State.SNAPSHOT, messages.SnapshotEnd): State.FOLLOWING,
@@ -70,15 +81,33 @@ class Connection:
     returns None, and write what `data_to_send` returns. A client answers pings on its own.
     """
 
-    __slots__ = ("_next_sequence", "_out", "_preface_sent", "_splitter", "role", "sequence", "state")
+    __slots__ = (
+        "_continues",
+        "_hello",
+        "_is_selection",
+        "_keeps",
+        "_next_sequence",
+        "_out",
+        "_preface_sent",
+        "_splitter",
+        "role",
+        "sequence",
+        "state",
+    )
 
     def __init__(self, role: Role, *, max_frame_bytes: int | None = None) -> None:
         default = frames.MAX_FRAME_BYTES if role is Role.CLIENT else frames.MAX_HELLO_FRAME_BYTES
         self.role = role
         self.state = State.PREFACE
         self.sequence = 0
-        """The sequence that a client has reached; 0 before the end of its first snapshot."""
+        """The sequence that a client has reached; 0 before the end of its first snapshot if it does not resume."""
+        self._hello: messages.ClientHello | None = None
+        """What a client has said, until it is answered."""
+        self._continues = self._keeps = False
+        """What the server may do with the client's map while it is RESUMING."""
         self._next_sequence = 0
+        self._is_selection = False
+        """A subscription is in force."""
         self._splitter = frames.FrameSplitter(max_frame_bytes=max_frame_bytes or default)
         self._out: list[bytes] = []
         self._preface_sent = False
@@ -103,6 +132,8 @@ class Connection:
         """
         if not isinstance(message, messages.Goodbye):
             self._check_open()
+        if isinstance(message, messages.ClientHello):
+            self._hello = message
         self._queue(codec.encode(message))
 
     def send_hello(self, hello: messages.ServerHello, connection_id: int) -> None:
@@ -196,18 +227,44 @@ class Connection:
         self.state = State.HELLO
         return True
 
+    def _resumed(self, answer: messages.ServerHello) -> State:
+        """The client's state after the server's hello."""
+        asked, self._hello = self._hello, None
+        if asked is None:
+            return State.READY
+        in_force = asked.features & answer.features
+        position = asked.resume if messages.Feature.RESUME in in_force else None
+        self._continues = position is not None and position.incarnation == answer.incarnation
+        if position is not None and self._continues:
+            self.sequence = position.sequence
+        self._keeps = messages.Feature.CHUNK_DIGESTS in in_force and asked.chunk_digests is not None
+        return State.RESUMING if self._continues or self._keeps else State.READY
+
+    def _check_resumption(self, message: messages.Message) -> None:
+        match message:
+            case messages.Updates() | messages.Status() if not self._continues:
+                raise errors.RemoteProtocolError("the server continues a position that it cannot know")
+            case messages.SnapshotResume() if not self._keeps:
+                raise errors.RemoteProtocolError("the server keeps chunks whose digests it has not been told")
+
     def _step(self, message: messages.Message) -> None:
         state = _TRANSITIONS.get((self.role, self.state, type(message)))
         if state is None:
             name = codec.message_name(type(message))
             raise errors.RemoteProtocolError(f"message {name} is not allowed in state {self.state.value}")
+        if self.state is State.RESUMING:
+            self._check_resumption(message)
         match message:
             case messages.ClientHello():
                 self._splitter.max_frame_bytes = frames.MAX_CLIENT_FRAME_BYTES
-            case messages.ServerHello() if message.max_frame_bytes:
-                self._splitter.max_frame_bytes = min(self._splitter.max_frame_bytes, message.max_frame_bytes)
+            case messages.ServerHello():
+                self._is_selection = messages.Feature.SUBSCRIPTIONS in message.features
+                if message.max_frame_bytes:
+                    self._splitter.max_frame_bytes = min(self._splitter.max_frame_bytes, message.max_frame_bytes)
+                state = self._resumed(message)
             case messages.Updates():
-                if message.previous_sequence != self.sequence or message.sequence < message.previous_sequence:
+                is_continued = self._is_continued_by(message.previous_sequence)
+                if not is_continued or message.sequence < message.previous_sequence:
                     raise errors.RemoteProtocolError(
                         f"updates from {message.previous_sequence} to {message.sequence} "
                         f"do not continue {self.sequence}"
@@ -215,9 +272,13 @@ class Connection:
                 self.sequence = message.sequence
             case messages.Status(status=messages.SyncStatus.CATCHING_UP) if message.sequence < self.sequence:
                 self.sequence = message.sequence
-            case messages.Status() if message.sequence != self.sequence:
-                raise errors.RemoteProtocolError(f"a status at {message.sequence} does not continue {self.sequence}")
-            case messages.SnapshotBegin():
+            case messages.Status():
+                if not self._is_continued_by(message.sequence):
+                    raise errors.RemoteProtocolError(
+                        f"a status at {message.sequence} does not continue {self.sequence}"
+                    )
+                self.sequence = message.sequence
+            case messages.SnapshotBegin() | messages.SnapshotResume():
                 self._next_sequence = message.sequence
             case messages.SnapshotEnd():
                 if message.sequence != self._next_sequence:
@@ -228,3 +289,7 @@ class Connection:
             case messages.Ping():
                 self.send(messages.Pong(self.sequence))
         self.state = state
+
+    def _is_continued_by(self, sequence: int) -> bool:
+        """Whether what begins at a sequence may come next."""
+        return sequence == self.sequence or (self._is_selection and sequence > self.sequence)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from protocol import encoding, messages
+from protocol import encoding, messages, subscriptions
 from protocol.native import codec, frames
 
 FRAME_TARGET_BYTES = 256 * 1024
@@ -27,6 +27,11 @@ def _size(update: messages.Update) -> int:
     """Upper limit of the update's bytes in a frame. Typical updates have some 80 bytes less."""
     texts_bytes = _text_size(update[0]) + _text_size(update[2]) + _text_size(update[4])
     return texts_bytes + len(update[1] or b"") + UPDATE_OVERHEAD_BYTES
+
+
+def snapshot_resume(message: messages.SnapshotResume) -> bytes:
+    """The frame that one client gets before its part of a snapshot."""
+    return frames.pack_frame(codec.encode(message))
 
 
 class NativeEncoder:
@@ -74,7 +79,21 @@ class NativeEncoder:
         self, previous_sequence: int, sequence: int, updates: Sequence[messages.Update]
     ) -> encoding.EncodedFrame:
         payload = codec.encode_updates(previous_sequence, sequence, updates)
-        return encoding.EncodedFrame(self._frame(payload), sequence)
+        return encoding.EncodedFrame(self._frame(payload), sequence, updates=len(updates))
+
+    def selected(
+        self, previous_sequence: int, sequence: int, parts: Sequence[tuple[int, Sequence[messages.Update]]]
+    ) -> list[encoding.EncodedFrame]:
+        """See `protocol.encoding.Encoder`."""
+        encoded = []
+        has_common = bool(parts) and parts[-1][0] == subscriptions.COMMON
+        for number, (tag, updates) in enumerate(parts, 1):
+            batches = list(self._batches(updates))
+            for left, batch in zip(range(len(batches) - 1, -1, -1), batches, strict=True):
+                is_complete = not left and (not has_common or number == len(parts))
+                reached = sequence if is_complete else previous_sequence
+                encoded.append(self._updates(previous_sequence, reached, batch)._replace(tag=tag))
+        return encoded
 
     def changes(
         self, previous_sequence: int, changes: Iterable[tuple[int, messages.Update]], *, end_sequence: int

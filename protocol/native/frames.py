@@ -25,7 +25,7 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 MAX_HELLO_FRAME_BYTES = 64 * 1024
 """Limit of a client's hello: one with the digests of 4,096 chunks takes 40 kB."""
 MAX_CLIENT_FRAME_BYTES = 2 * 1024
-"""Limit of a client's frames after its hello: pongs, and a goodbye with a text of 1,024 characters in ASCII."""
+"""Limit of a client's frames after its hello: positions, pongs, and a goodbye with a text of 1,024 ASCII characters."""
 ZSTD_LEVEL = 3
 ZSTD_MIN_BYTES = 256
 """A smaller payload does not shrink as a separate zstd frame."""

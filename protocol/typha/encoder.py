@@ -57,8 +57,18 @@ class TyphaEncoder:
         encoded = []
         for message, count in _messages(updates):
             previous_sequence += count
-            encoded.append(encoding.EncodedFrame(self._frame(message), previous_sequence))
+            encoded.append(encoding.EncodedFrame(self._frame(message), previous_sequence, updates=count))
         return encoded
+
+    def selected(
+        self, previous_sequence: int, sequence: int, parts: Sequence[tuple[int, Sequence[messages.Update]]]
+    ) -> list[encoding.EncodedFrame]:
+        """These clients have no subscriptions, so there are no such frames.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("a client of Typha's protocol gets the whole feed")
 
     def changes(
         self, previous_sequence: int, changes: Iterable[tuple[int, messages.Update]], *, end_sequence: int

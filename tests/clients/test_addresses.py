@@ -83,3 +83,18 @@ def test_pauses_are_evenly_distributed() -> None:
     assert sum(pause < 15.0 for pause in pauses) == pytest.approx(200, abs=50)
     assert min(pauses) < 1.0
     assert max(pauses) > 29.0
+
+
+def test_a_server_that_another_one_names_is_tried_once() -> None:
+    rotation = addresses.Rotation(["a", "b"])
+    first = rotation.current()
+    assert rotation.failed(0.0, retry_after_seconds=60.0, servers=("", "[x", first, "c:1", "c:0")) <= 0.1
+    assert (rotation.current(), rotation.trusted_host) == ("c:1", first)
+    rotation.failed(0.0)
+    second = rotation.current()
+    assert second not in (first, "c:1")
+    assert rotation.trusted_host == second
+    rotation.failed(0.0, servers=(first,))
+    assert (rotation.current(), rotation.trusted_host) == (first, second)
+    rotation.failed(0.0)
+    assert rotation.current() == second

@@ -11,6 +11,7 @@ import trustme
 from clients import connection, errors, testing
 from protocol import messages
 from protocol.native import codec, frames
+from tests.harness import certificates
 
 FEEDS = {"pods": {"/a": b"1", "/b": b"2"}}
 HELLO = messages.ClientHello(feed="pods", agent="test", features=frozenset({"zstd"}))
@@ -178,3 +179,35 @@ async def test_tls() -> None:
         for stranger in strangers:
             with pytest.raises(errors.ConnectFailed, match="certificate"):
                 await read_until(stranger, messages.Status)
+
+
+async def test_a_session_of_tls_is_resumed_with_the_same_server_and_once() -> None:
+    authority = trustme.CA()
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("typha.example", "other.example").configure_cert(server_context)
+    client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(client_context)
+    sessions = certificates.WatchedSessions(client_context)
+
+    async def connect(server: testing.Server, name: str, kind: type[messages.Message] = messages.Status) -> None:
+        opened = connection.stream(server.address, hello=HELLO, tls=sessions, server_name=name)
+        async with contextlib.aclosing(opened) as received:
+            await read_until(received, kind)
+
+    name = "typha.example"
+    async with (
+        testing.Server(feeds=FEEDS, tls=server_context) as server,
+        testing.Server(feeds=FEEDS, tls=server_context) as other,
+    ):
+        await connect(server, name)
+        await connect(server, "other.example")  # a certificate is verified for one name
+        await connect(other, name)
+        assert sessions.resumed == [False] * 3
+        await connect(server, name)
+        await connect(server, name)
+        await connect(other, name)
+        assert sessions.resumed[3:] == [True] * 3
+    async with testing.Server(feeds=FEEDS, tls=server_context) as server:
+        with pytest.raises(errors.ConnectFailed):
+            await connect(server, "wrong.example")
+    assert len(sessions.resumed) == 6

@@ -212,3 +212,19 @@ async def test_an_error_has_the_servers_address() -> None:
         assert isinstance(event, follower.Disconnected)
         assert isinstance(event.error, errors.Refused)
         assert str(event.error) == f"{server.address}: too-many-connections: full"
+
+
+async def test_a_goodbye_can_send_the_client_to_a_server_that_it_does_not_know() -> None:
+    async with testing.Server(feeds=FEEDS) as known, testing.Server(feeds=FEEDS) as unknown:
+        events = follower.follow(known.address, feed="pods", agent="test")
+        async with contextlib.aclosing(events):
+            while not isinstance(await anext(events), follower.StatusChanged):
+                pass
+            known.goodbye("rebalanced", servers=("not an address", unknown.address))
+            while not isinstance(event := await anext(events), follower.Connected):
+                pass
+            assert event.address == unknown.address
+            unknown.disconnect_all()
+            while not isinstance(event := await anext(events), follower.Connected):
+                pass
+            assert event.address == known.address

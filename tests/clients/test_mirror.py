@@ -1,6 +1,8 @@
 """The mirror: its map, its changes and its lifetime."""
 
 import asyncio
+import functools
+import pathlib
 import time
 from collections.abc import Sequence
 
@@ -8,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clients import mirror, testing
+from clients import mirror, statefile, testing
 from protocol import digest, messages
+from tests.harness import worker_stand
 
 FEEDS = {"pods": {"/a": b"1", "/b": b"2"}}
 
@@ -225,3 +228,58 @@ def test_the_mirror_converges_after_any_sequence_of_failures(story: list[tuple[s
             assert mine == server.feeds["pods"].content
 
     asyncio.run(play())
+
+
+async def test_a_mirror_begins_with_its_file(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "pods"
+    async with testing.Server(feeds={"pods": {"/a": b"1", "/b": b"2"}}) as server:
+        async with mirror.Mirror(server.address, feed="pods", agent="t", state_file=file) as first:
+            await first.wait_in_sync(timeout_seconds=10)
+            assert not first.restored
+        assert first.state_file_error is None
+        address = server.address
+    async with mirror.Mirror(address, feed="pods", agent="t", state_file=file) as alone:
+        assert (alone.restored, alone.in_sync, alone.connected) == (True, False, False)
+        assert {key: entry.value for key, entry in alone.items()} == {"/a": b"1", "/b": b"2"}
+        async for changes in alone.changes():
+            assert {change.key for change in changes} == {"/a", "/b"}
+            break
+    seen: list[mirror.Change] = []
+    async with testing.Server(feeds={"pods": {"/a": b"1", "/b": b"3", "/c": b""}}) as server:
+        async with mirror.Mirror(
+            server.address, feed="pods", agent="t", state_file=file, on_change=seen.extend
+        ) as again:
+            await again.wait_in_sync(timeout_seconds=10)
+        [hello] = server.hellos
+        assert hello.chunk_digests is not None
+        assert hello.resume is not None
+    assert {(change.key, change.old is None) for change in seen} == {("/b", False), ("/c", True)}
+
+
+async def test_a_file_that_is_broken_or_cannot_be_written_is_told_of(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "broken").write_bytes(b"nonsense")
+    async with testing.Server(feeds={"pods": {"/a": b"1"}}) as server:
+        async with mirror.Mirror(server.address, feed="pods", agent="t", state_file=tmp_path / "broken") as one:
+            assert (one.restored, len(one)) == (False, 0)
+            assert type(one.state_file_error) is ValueError
+            await one.wait_in_sync(timeout_seconds=10)
+        assert statefile.read(tmp_path / "broken", "pods") is not None
+        async with mirror.Mirror(server.address, feed="pods", agent="t", state_file=tmp_path / "no" / "map") as other:
+            await other.wait_in_sync(timeout_seconds=10)
+        assert isinstance(other.state_file_error, FileNotFoundError)
+
+
+async def test_the_file_is_written_now_and_then(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "pods"
+
+    def is_saved(value: bytes) -> bool:
+        return file.exists() and value in file.read_bytes()
+
+    async with (
+        testing.Server(feeds={"pods": {"/a": b"1"}}) as server,
+        mirror.Mirror(server.address, feed="pods", agent="t", state_file=file, save_interval_seconds=0.01) as one,
+    ):
+        await one.wait_in_sync(timeout_seconds=10)
+        for value in (b"2", b"3"):
+            server.put("pods", "/a", value)
+            await worker_stand.eventually(functools.partial(is_saved, value))

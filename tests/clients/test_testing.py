@@ -51,15 +51,15 @@ async def test_a_goodbye_is_held_back_by_a_stall() -> None:
 
 
 async def test_reserved_features_are_declined() -> None:
-    reserved = frozenset({"resume", "chunk-digests", "subscriptions", "positions"})
-    hello = messages.ClientHello(feed="pods", agent="a", features=reserved | {"zstd", "unheard-of"})
+    reserved = frozenset({"resume", "chunk-digests", "subscriptions"})
+    hello = messages.ClientHello(feed="pods", agent="a", features=reserved | {"zstd", "positions", "unheard-of"})
     async with (
         testing.Server(feeds=FEEDS) as server,
         contextlib.aclosing(connection.stream(server.address, hello=hello)) as received,
     ):
         answer = await anext(received)
     assert isinstance(answer, messages.ServerHello)
-    assert answer.features == {"zstd"}
+    assert answer.features == {"zstd", "positions"}
     assert answer.not_supported == reserved | {"unheard-of"}
 
 

@@ -31,6 +31,8 @@ def diagram(role: connection.Role) -> str:
         if of_role is role:
             edges.setdefault((state.value, following.value), []).append(codec.message_name(kind))
     lines = ["```mermaid", "stateDiagram-v2", "    [*] --> preface", "    preface --> hello: (preface)"]
+    if role is connection.Role.CLIENT:  # of the same message: what the client has said before decides
+        edges["hello", "resuming"] = ["server-hello (R4 or R6)"]
     lines += [f"    {state} --> {following}: {', '.join(kinds)}" for (state, following), kinds in edges.items()]
     return "\n".join([*lines, "    closed --> [*]", "```"])
 
@@ -102,6 +104,8 @@ def vector_content() -> dict[str, object]:
             for content in vectors.PAIRS
         ],
         "session": steps(vectors.SESSION),
+        "session_resumed_by_position": steps(vectors.RESUMED_SESSION),
+        "session_resumed_by_digests": steps(vectors.RESUMED_BY_DIGESTS),
         "refused_session": steps(vectors.REFUSED_SESSION),
         "rejected_by_clients": [
             {
@@ -195,6 +199,8 @@ def render(page: str) -> str:
         "digests": digest_table(),
         "vectors": vector_text(),
         "session": session_text(vectors.SESSION),
+        "session resumed by position": session_text(vectors.RESUMED_SESSION),
+        "session resumed by digests": session_text(vectors.RESUMED_BY_DIGESTS),
         "refused session": session_text(vectors.REFUSED_SESSION),
         "rejected by clients": rejected_by_clients(),
         "rejected by servers": rejected_by_servers(),

@@ -53,6 +53,6 @@ def test_the_example_is_short() -> None:
 def test_what_the_page_shows_is_python() -> None:
     page = (ROOT / "docs" / "writing-an-agent.md").read_text()
     blocks = [block for block in re.findall(r"(?:^    .*\n|^\n)+", page, re.MULTILINE) if "async " in block]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         compile("async def shown():\n" + textwrap.indent(textwrap.dedent(block), "    "), "page", "exec")

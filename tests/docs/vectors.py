@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
-from protocol import digest, messages
+import msgspec
+
+from protocol import digest, messages, subscriptions
 from protocol.native import codec, frames
 
 INCARNATION = bytes(range(16))
@@ -31,13 +33,34 @@ class Vector(NamedTuple):
 CLIENT_HELLO = messages.ClientHello(
     feed="workloads", agent="my-agent", features=frozenset({"zstd"}), software="my-agent/1.0", node="n1"
 )
-RESERVED_HELLO = messages.ClientHello(
+FULL_HELLO = messages.ClientHello(
     feed="workloads",
     agent="my-agent",
     features=frozenset({"resume", "chunk-digests", "subscriptions"}),
-    subscription={"namespaces": ("default",)},
+    subscription=subscriptions.Subscription(namespaces=("default",)),
     resume=messages.ResumePosition(INCARNATION, 4711),
     chunk_digests=(0, 2**64 - 1),
+)
+SUBSCRIBING_HELLO = messages.ClientHello(
+    feed="workloads",
+    agent="my-agent",
+    node="n1",
+    features=frozenset({"subscriptions"}),
+    subscription=subscriptions.Subscription(
+        kinds=("core/v1/pods", "core/v1/services"),
+        namespaces=("", "default"),
+        prefixes=("/core/v1/",),
+        own_node=True,
+    ),
+)
+SUBSCRIBED_HELLO = messages.ServerHello(
+    version=1,
+    feed="workloads",
+    incarnation=INCARNATION,
+    features=frozenset({"subscriptions"}),
+    connection_id=7,
+    ping_interval_milliseconds=10_000,
+    max_frame_bytes=frames.MAX_FRAME_BYTES,
 )
 SERVER_HELLO = messages.ServerHello(
     version=1,
@@ -58,6 +81,9 @@ REFUSING_HELLO = messages.ServerHello(
     ping_interval_milliseconds=500,
     max_frame_bytes=65_536,
 )
+FRESH_HELLO = msgspec.structs.replace(
+    SERVER_HELLO, features=frozenset({"freshness"}), confirmed_milliseconds=2_500, connection_id=8
+)
 POD_UPDATE = messages.Update(POD, POD_VALUE, "101", messages.UpdateType.NEW)
 NODE_UPDATE = messages.Update(NODE, NODE_VALUE, "102", messages.UpdateType.NEW)
 CHUNK_0 = messages.SnapshotChunk(0, digest.state_digest([(POD, POD_VALUE)]), False, (POD_UPDATE,))
@@ -73,12 +99,16 @@ DELTA = messages.Updates(
 )
 CALICO_DELTA = messages.Updates(42, 43, (messages.Update("/k", b"", "105", 1, "9", 1_000_000_000),))
 SHUTTING_DOWN = messages.Goodbye("shutting-down", "the server is draining", 1500)
+REDIRECT = messages.Goodbye("rebalanced", "not here", 0, ("10.0.0.2:5473", "[fd00::3]:5473"))
 
 VECTORS = [
     Vector("client-hello", CLIENT_HELLO),
-    Vector("client-hello with every reserved member", RESERVED_HELLO),
+    Vector("client-hello with every member", FULL_HELLO),
+    Vector("client-hello with a subscription", SUBSCRIBING_HELLO),
     Vector("server-hello", SERVER_HELLO),
-    Vector("server-hello that declines reserved features", REFUSING_HELLO),
+    Vector("server-hello with a subscription in force", SUBSCRIBED_HELLO),
+    Vector("server-hello that declines features", REFUSING_HELLO),
+    Vector("server-hello of a feed that was confirmed 2.5 s ago", FRESH_HELLO),
     Vector("snapshot-begin", messages.SnapshotBegin(40, 2, 2)),
     Vector("snapshot-chunk", CHUNK_0),
     Vector("snapshot-chunk that continues in the next frame", messages.SnapshotChunk(0, CHUNK_0.digest, True, ())),
@@ -89,6 +119,10 @@ VECTORS = [
     Vector("ping", messages.Ping()),
     Vector("pong", messages.Pong(42)),
     Vector("goodbye", SHUTTING_DOWN),
+    Vector("goodbye that names other servers", REDIRECT),
+    Vector("applied", messages.Applied(42)),
+    Vector("snapshot-resume that keeps the first of two chunks", messages.SnapshotResume(9, 2, 2, b"\x01")),
+    Vector("snapshot-resume that keeps chunks 1 and 9 of 16", messages.SnapshotResume(9, 0, 16, b"\x02\x02")),
 ]
 
 ZSTD_FRAME = bytes.fromhex("0000000c 01 28b52ffd 20 02 110000 9108")
@@ -174,6 +208,64 @@ REFUSED_SESSION = [
         UNKNOWN_FEED,
         "goodbye: there is no such feed, and the client may ask here again in 30 s; the server ends its direction",
     ),
+]
+
+_RESUMING = frozenset({"resume", "chunk-digests"})
+NEW_POD_VALUE = b'{"kind":"Pod","x":1}'
+NEW_POD_DIGEST = digest.state_digest([(POD, NEW_POD_VALUE)])
+RESUMED_SESSION = [
+    Step("client", frames.PREFACE, "preface"),
+    _step(
+        "client",
+        messages.ClientHello(
+            "workloads",
+            "my-agent",
+            features=_RESUMING,
+            resume=messages.ResumePosition(INCARNATION, 40),
+            chunk_digests=(CHUNK_0.digest, CHUNK_1.digest),
+        ),
+        "client-hello: the client has the map of sequence 40 in the session above, in 2 chunks",
+    ),
+    Step("server", frames.PREFACE, "preface"),
+    _step(
+        "server",
+        msgspec.structs.replace(SERVER_HELLO, features=_RESUMING),
+        "server-hello: resume is in force, and the incarnation is that of the position; the client has reached 40",
+    ),
+    _step("server", DELTA, "updates, 40 to 42: the pod has changed, the node is deleted"),
+    _step("server", messages.Status(42, messages.SyncStatus.IN_SYNC), "status in-sync: the client's map is current"),
+]
+RESUMED_BY_DIGESTS = [
+    Step("client", frames.PREFACE, "preface"),
+    _step(
+        "client",
+        messages.ClientHello(
+            "workloads",
+            "my-agent",
+            features=_RESUMING,
+            resume=messages.ResumePosition(INCARNATION, 42),
+            chunk_digests=(NEW_POD_DIGEST, 0),
+        ),
+        "client-hello: the client has the map of sequence 42; chunk 1 of 2 is empty",
+    ),
+    Step("server", frames.PREFACE, "preface"),
+    _step(
+        "server",
+        msgspec.structs.replace(SERVER_HELLO, incarnation=bytes(range(16, 32)), features=_RESUMING),
+        "server-hello: another incarnation, for which the position means nothing",
+    ),
+    _step(
+        "server",
+        messages.SnapshotResume(9, 2, 2, b"\x01"),
+        "snapshot-resume: a map of 2 keys in 2 chunks, at sequence 9; the client keeps chunk 0",
+    ),
+    _step("server", CHUNK_1, "snapshot-chunk: chunk 1 has the node"),
+    _step(
+        "server",
+        messages.SnapshotEnd(9, 2, digest.state_digest({POD: NEW_POD_VALUE, NODE: NODE_VALUE}.items())),
+        "snapshot-end: the digest is that of the whole map",
+    ),
+    _step("server", messages.Status(9, messages.SyncStatus.IN_SYNC), "status in-sync: the new map is the client's"),
 ]
 
 BEFORE_CLIENT = {

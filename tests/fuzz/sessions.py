@@ -1,6 +1,6 @@
 """Whole sessions of the native protocol, as each side sends them."""
 
-from protocol import digest, messages
+from protocol import digest, messages, subscriptions
 from protocol.native import codec, connection, frames
 
 
@@ -13,7 +13,7 @@ def native_client() -> bytes:
         features=frozenset(messages.Feature),
         resume=messages.ResumePosition(bytes(16), 7),
         chunk_digests=(1, 2**64 - 1),
-        subscription={"kinds": ("Pod",)},
+        subscription=subscriptions.Subscription(kinds=("core/v1/pods",), namespaces=("", "default"), own_node=True),
     )
     for message in (hello, messages.Pong(0), messages.Pong(9), messages.Goodbye("client-closed")):
         protocol.send(message)

@@ -7,7 +7,7 @@ import pathlib
 import socket
 import ssl
 from importlib import util
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import pytest
 import trustme
@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from clients import connection
 from typha.worker import tls
 
 AGENT = "calico-node"
@@ -120,6 +121,23 @@ def client_context(
     with trustme.Blob(written + certificate.public_bytes(PEM)).tempfile() as path:
         context.load_cert_chain(path)
     return context
+
+
+class WatchedSessions(connection.TlsSessions):
+    """A client's sessions; notes which of its connections have resumed one."""
+
+    resumed: list[bool]
+
+    def __new__(cls, context: ssl.SSLContext) -> Self:
+        """With the context of a client."""
+        made = super().__new__(cls, context)
+        made.resumed = []
+        return made
+
+    def keep(self, ended: ssl.SSLObject) -> None:
+        """A connection is about to be closed."""
+        self.resumed.append(bool(ended.session_reused))
+        super().keep(ended)
 
 
 async def shake(end: socket.socket, context: ssl.SSLContext, *, seconds: float = SHAKE_SECONDS) -> ssl.SSLSocket:

@@ -80,6 +80,11 @@ class ModelClient:
         """Return the values by key."""
         return {key: update.value for key, update in self.map.items() if update.value is not None}
 
+    @property
+    def building(self) -> dict[str, messages.Update]:
+        """The complete chunks of a snapshot that has not ended."""
+        return self._next
+
     def receive(self, data: bytes) -> None:
         """Process bytes from the connection."""
         self.connection.receive_data(data)

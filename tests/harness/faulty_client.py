@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from clients import addresses, connection, differ, follower
+import msgspec
+
+from clients import addresses, applied, connection, differ, follower
 from clients.conformance import python_client
 from protocol import errors, messages
 from protocol.native import connection as native
@@ -67,6 +69,37 @@ async def _patient(original: Any, receiver: connection._Receiver) -> None:
     receiver._protocol.receive_data(data)
 
 
+def _everything_received(original: Any, one: applied.Acknowledger, sequence: int, *, has_changed: bool) -> None:
+    """The client says that it has applied what has only arrived."""
+    original(one, sequence + 1, has_changed=has_changed)
+    one.applied()
+
+
+def _at_any_time(original: Any, one: applied.Acknowledger) -> None:
+    one._sent_at = -10.0
+    original(one)
+
+
+def _whether_or_not(original: Any, receiver: connection._Receiver, hello: Any, acknowledger: Any) -> None:
+    original(receiver, msgspec.structs.replace(hello, features=hello.features | {"positions"}), acknowledger)
+
+
+def _only_once(original: Any, one: applied.Acknowledger) -> None:
+    """What was applied on an earlier connection is not said again."""
+    if one._covered and one._covered[-1].sequence > 40:
+        original(one)
+
+
+def _always_positioned(original: Any, known: differ.Differ, hello: messages.ClientHello) -> Any:
+    told = original(known, hello)
+    position = messages.ResumePosition(known._incarnation, 45)
+    return msgspec.structs.replace(told, resume=told.resume or (position if known.chunks else None))
+
+
+def _no_digests(original: Any, known: differ.Differ) -> tuple[int, ...]:
+    return tuple(0 for _ in original(known))
+
+
 def _nothing(original: Any, *_: object) -> None:
     """Checks nothing."""
 
@@ -77,10 +110,17 @@ FAULTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "O6": (differ.Differ, "receive", _early),
     "O11": (native.Connection, "_step", _any_sequence),
     "O15": (follower.Follower, "_receive", _forgets),
+    "R1": (differ.Differ, "resuming", _always_positioned),
+    "R2": (differ.Differ, "_chunk_digests", _no_digests),
+    "R8": (differ.Differ, "distrust", _nothing),
     "K2": (connection._Receiver, "_read", _patient),
     "K3": (native.Connection, "send", _twice),
     "B1": (addresses.Rotation, "failed", _at_once),
     "B3": (addresses.Rotation, "failed", _ignores_requests),
+    "P1": (connection._Receiver, "begin_reports", _whether_or_not),
+    "P2": (applied.Acknowledger, "received", _everything_received),
+    "P3": (applied.Acknowledger, "_tell", _at_any_time),
+    "P5": (applied.Acknowledger, "_settle", _only_once),
     "V1": (differ._Snapshot, "leave_chunk", _nothing),
     "V2": (differ._Snapshot, "verify_end", _nothing),
 }

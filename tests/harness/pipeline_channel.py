@@ -4,9 +4,11 @@ import os
 from collections.abc import Iterator
 
 from cache.feeds import feed
-from cache.state import catchup, cursor, files, log, snapshot, store
+from cache.state import catchup, cursor, files, log, resume, snapshot, store
 from protocol import encoding, formats, messages, reasons
-from tests.harness import channel_harness
+from protocol.native import encoder
+from tests.harness import channel_harness, returning
+from typha.worker import protocol_adapters
 
 State = cursor.CursorState
 CATCHING_UP = messages.SyncStatus.CATCHING_UP
@@ -101,6 +103,8 @@ class Channel:
             log_offset=made.log_offset,
             sequence=made.sequence,
             status=made.status,
+            keys=made.keys,
+            chunks=len(made.chunks),
         )
         return False
 
@@ -142,9 +146,17 @@ class Channel:
 class Client(cursor.Cursor):
     """A cursor and the client at the other end of its connection. It moves as in `typha.worker.delivery`."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        returning: returning.Returning | None = None,
+        resumption: protocol_adapters.Resumption | None = None,
+    ) -> None:
+        """`returning` has said hello, and has what its `resumption` tells."""
         super().__init__()
         self.channel = channel
+        self.returning = returning
+        self.resumption = resumption or protocol_adapters.Resumption()
         self.model = channel_harness.ModelClient()
         self.typha = None if channel.is_native else channel_harness.TyphaModelClient()
         if self.typha is not None:
@@ -158,7 +170,9 @@ class Client(cursor.Cursor):
 
     def receive(self, data: bytes) -> None:
         """Pass bytes to the client."""
-        if self.typha is not None:
+        if self.returning is not None:
+            self.returning.receive(data)
+        elif self.typha is not None:
             self.typha.receive(data)
         else:
             self.model.receive(data)
@@ -167,15 +181,21 @@ class Client(cursor.Cursor):
         """Send up to `count` bytes of what comes next, or move to the next file."""
         reader = self.channel.reader
         if self.state is State.HELD:
-            self._begin_snapshot()
+            if not self._resume():
+                self._begin_snapshot()
         elif self.tail:
             self.receive(bytes(self.tail[:count]))
             self.tail = self.tail[count:]
         elif read := self.snapshot or self.block:
-            data = os.pread(read.descriptor, min(count, read.length - self.position), self.position)
+            if self.pieces is None:
+                data = os.pread(read.descriptor, min(count, read.length - self.position), self.position)
+            else:
+                piece = self.pieces.at(self.position)
+                count = min(count, piece.length)
+                data = piece.data[:count] if piece.data else os.pread(read.descriptor, count, piece.position)
             self.position += len(data)
             self.receive(data)
-            if self.position == read.length:
+            if self.position == self.read_length:
                 self._follow()
         elif self.state is State.CATCHING_UP:
             self._find_block()
@@ -190,7 +210,30 @@ class Client(cursor.Cursor):
             assert data == reader.view(self.offset)[: len(data)]
             self.offset += len(data)
             self.receive(data)
-            assert self.greeting is None or self.model.status in (None, CATCHING_UP), "sent an old status"
+            told = self.returning.status if self.returning is not None else self.model.status
+            assert self.greeting is None or told in (None, CATCHING_UP), "sent an old status"
+
+    def _resume(self) -> bool:
+        """Go on from the position that the client has, if there is one and it exists. Return False if not."""
+        sequence, self.resumption = self.resumption.sequence, self.resumption._replace(sequence=None)
+        reader, writer = self.channel.reader, self.channel.writer
+        if sequence is None or sequence > reader.sequence_at(reader.end):
+            return False
+        status_offset, status = self.channel.status_at(reader.end)
+        offset = reader.offset_of(sequence)
+        self.greet_sequence = reader.sequence_at(reader.end)
+        if offset is not None and offset >= max(reader.start, status_offset):
+            self.resumption = protocol_adapters.Resumption()
+            self.become_resumed(offset, sequence)
+            self.greet_offset = reader.end
+            self.greeting = memoryview(self.channel.encoder.status(self.greet_sequence, status).data)
+            self.greeting_status = status
+        else:
+            assert writer.end >= reader.end
+            start = resume.start_point(sequence, self.greet_sequence)
+            self.become_returning(start, needed_sequence=self.greet_sequence, offset=reader.end)
+            self.owe(self.channel.encoder.status(start, CATCHING_UP).data)
+        return True
 
     def _begin_snapshot(self) -> None:
         """Begin a snapshot if the log after it is complete and contains no status.
@@ -200,7 +243,8 @@ class Client(cursor.Cursor):
         reader, file = self.channel.reader, self.channel.file
         if file is None or file.log_offset < max(reader.start, self.channel.status_offset):
             return
-        self.become_snapshot(file)
+        digests, self.resumption = self.resumption.digests, protocol_adapters.Resumption()
+        self.become_snapshot(file, None if digests is None else resume.pieces(file, digests, encoder.snapshot_resume))
         self.greet_offset = max(reader.end, file.log_offset)
         is_new = self.greet_offset == file.log_offset
         self.greet_sequence = file.sequence if is_new else reader.sequence_at(self.greet_offset)
@@ -246,6 +290,7 @@ class Client(cursor.Cursor):
     def _find_block(self) -> None:
         block = self.channel.block_for(self)
         if block is not None:
+            self.resumption = protocol_adapters.Resumption()
             self.become_reading(block)
             if block.length == 0:
                 self._follow()

@@ -3,6 +3,7 @@
 from hypothesis import strategies as st
 
 from protocol import messages
+from protocol.subscriptions import Subscription
 
 counts = st.integers(min_value=0, max_value=2**64 - 1)
 names = st.text(max_size=40)
@@ -22,11 +23,9 @@ updates = st.builds(
 )
 update_tuples = st.lists(updates, max_size=8).map(tuple)
 
-# The content of a subscription is not defined yet. The codec accepts any msgpack map with string keys.
-subscriptions = st.dictionaries(
-    names,
-    st.recursive(st.none() | st.booleans() | counts | names, lambda inner: st.lists(inner).map(tuple)),
-    max_size=4,
+texts = st.none() | st.lists(names, min_size=1, max_size=4).map(tuple)
+subscriptions = st.builds(
+    Subscription, kinds=texts, namespaces=texts, prefixes=texts, own_node=st.none() | st.booleans()
 )
 
 client_hellos = st.builds(
@@ -52,6 +51,7 @@ server_hellos = st.builds(
     connection_id=counts,
     ping_interval_milliseconds=counts,
     max_frame_bytes=counts,
+    confirmed_milliseconds=st.none() | counts,
 )
 begins = st.builds(messages.SnapshotBegin, sequence=counts, keys=counts, chunks=counts)
 chunks = st.builds(messages.SnapshotChunk, index=counts, digest=counts, more=st.booleans(), updates=update_tuples)
@@ -60,6 +60,15 @@ deltas = st.builds(messages.Updates, previous_sequence=counts, sequence=counts, 
 statuses = st.builds(messages.Status, sequence=counts, status=st.sampled_from(messages.SyncStatus))
 pings = st.just(messages.Ping())
 pongs = st.builds(messages.Pong, sequence=counts)
-goodbyes = st.builds(messages.Goodbye, reason=names, text=names, retry_after_milliseconds=counts)
+goodbyes = st.builds(
+    messages.Goodbye,
+    reason=names,
+    text=names,
+    retry_after_milliseconds=counts,
+    servers=st.lists(names, max_size=16).map(tuple),
+)
+applied = st.builds(messages.Applied, sequence=counts)
 
-all_messages = st.one_of(client_hellos, server_hellos, begins, chunks, ends, deltas, statuses, pings, pongs, goodbyes)
+all_messages = st.one_of(
+    *(client_hellos, server_hellos, begins, chunks, ends, deltas, statuses, pings, pongs, goodbyes, applied)
+)

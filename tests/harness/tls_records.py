@@ -9,9 +9,11 @@ from cryptography.hazmat.primitives.ciphers import aead
 
 _LABEL = "CLIENT_TRAFFIC_SECRET_0"
 _APPLICATION_DATA = 23
+CHANGE_CIPHER_SPEC = 20
 ALERT = 21
 HANDSHAKE = 22
 DATA = 23
+HEARTBEAT = 24
 
 
 class RecordMaker:

@@ -13,9 +13,10 @@ from typing import TypeVar
 
 from cache import objects, resources
 from cache.feeds import feed, raw
-from protocol import digest, messages
+from protocol import digest, messages, subscriptions
 from protocol.native import connection as native
 from protocol.native import frames
+from protocol.reasons import DisconnectReason
 from tests.harness import certificates
 from typha import clock, settings
 from typha.hub import hub, worker_link
@@ -28,6 +29,7 @@ from typha.worker import client, handshake_steps, policy, server, tls, transport
 PODS = resources.ResourceType("", "v1", "pods")
 NODES = resources.ResourceType("", "v1", "nodes")
 FEED = "web"
+CLOSED = DisconnectReason.SERVER_ERROR
 TIMEOUT_SECONDS = 60.0
 HUB_LIMITS = hub_policy.HubPolicy(log_budget_bytes=1 << 26, segment_bytes=1 << 20)
 AnyPeer = TypeVar("AnyPeer", bound="Peer")
@@ -153,6 +155,8 @@ class WorkerStand:
         self.hub.hear(self.handle)
         if self.broken:
             self.loop.remove_reader(self.link.fileno())
+        while self.hub.is_taking_over:
+            self.hub.take_over()
         self.make_snapshots()
         self.make_blocks()
 
@@ -229,11 +233,23 @@ class WorkerStand:
         return peer
 
     async def subscribe(
-        self, *, feed: str = "", features: frozenset[str] = frozenset(), receive_buffer_bytes: int | None = None
+        self,
+        *,
+        feed: str = "",
+        features: frozenset[str] = frozenset(),
+        receive_buffer_bytes: int | None = None,
+        subscription: subscriptions.Subscription | None = None,
+        node: str = "",
     ) -> "Peer":
         """A client that has said hello; without a name it wants the one feed that there is."""
         peer = await self.connect(receive_buffer_bytes=receive_buffer_bytes)
-        peer.say(messages.ClientHello(feed=feed or self.feed.name, agent="test", features=features))
+        if subscription is not None:
+            features |= {messages.Feature.SUBSCRIPTIONS}
+        peer.subscription, peer.node = subscription, node
+        hello = messages.ClientHello(
+            feed=feed or self.feed.name, agent="test", features=features, node=node, subscription=subscription
+        )
+        peer.say(hello)
         return peer
 
     async def client_of(self, peer: "Peer") -> client.Client:
@@ -259,7 +275,27 @@ class WorkerStand:
         await asyncio.gather(*(peer.read_until(functools.partial(self._is_current, peer)) for peer in peers))
 
     def _is_current(self, peer: "Peer") -> bool:
-        return peer.entries == self.content and peer.status is messages.SyncStatus.IN_SYNC
+        return peer.entries == self.content_for(peer) and peer.status is messages.SyncStatus.IN_SYNC
+
+    def content_for(self, peer: "Peer") -> dict[str, bytes]:
+        """The map that a client must have: what its subscription selects, if one is in force."""
+        wanted = peer.subscription
+        if wanted is None or peer.hello is None or messages.Feature.SUBSCRIPTIONS not in peer.hello.features:
+            return self.content
+        return {key: value for key, value in self.content.items() if is_selected(wanted, peer.node, key, value)}
+
+
+def is_selected(wanted: subscriptions.Subscription, node: str, key: str, value: bytes) -> bool:
+    """Whether a client on this node gets a key, told otherwise than the service tells it."""
+    _, group, version, resource, namespace, name = key.split("/")
+    found = json.loads(value)
+    owner = {"pods": found.get("spec", {}) or {}, "nodes": {"nodeName": name}}.get(resource)
+    return (
+        (wanted.kinds is None or f"{group}/{version}/{resource}" in wanted.kinds)
+        and (wanted.namespaces is None or namespace in wanted.namespaces)
+        and (wanted.prefixes is None or any(key.startswith(prefix) for prefix in wanted.prefixes))
+        and (not wanted.own_node or owner is None or owner.get("nodeName", "") == node != "")
+    )
 
 
 def build_snapshot(the_hub: hub.Hub, channel: HubChannel) -> None:
@@ -298,6 +334,8 @@ class Peer:
         self.longest_silence_seconds = 0.0
         self._heard_at = clock.monotonic()
         self._building: dict[str, bytes] | None = None
+        self.subscription: subscriptions.Subscription | None = None
+        self.node = ""
 
     def close(self) -> None:
         """Hangs up."""

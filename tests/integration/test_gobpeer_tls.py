@@ -1,7 +1,9 @@
-"""Go clients, with Go's crypto/tls, of `typha serve` with mutual TLS."""
+"""Go clients, with Go's crypto/tls, of `typha serve` with mutual TLS; and which of them resume sessions."""
 
+import asyncio
 import contextlib
 import pathlib
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,6 +11,7 @@ import trustme
 
 from tests.harness import certificates, go_client, served, worker_stand
 from tests.integration.test_gobpeer_calico import CalicoCluster, go_clients, have_the_map
+from typha.worker import tls, tls_session
 
 pytestmark = [pytest.mark.go, pytest.mark.slow]
 
@@ -98,3 +101,44 @@ async def test_a_client_without_a_valid_certificate_gets_nothing(
                 assert client.entries == {}
         async with go_client.following(gobpeer, address, "felix", *access.flags("agent")) as client:
             await worker_stand.eventually(lambda: client.statuses == [2], seconds=served.TIMEOUT_SECONDS)
+
+
+async def answers(listener: socket.socket, contexts: tls.Contexts) -> list[int]:
+    """Sizes of what the server says in the handshake of the next client, whose connection ends with its first data."""
+    loop = asyncio.get_running_loop()
+    connection, _ = await loop.sock_accept(listener)
+    with connection:
+        session = contexts.make_session()
+        shaken = tls_session.Shaken(0, b"")
+        sizes = []
+        while not shaken.done:
+            shaken = session.shake(await loop.sock_recv(connection, 1 << 16))
+            assert shaken.error is None
+            sizes.append(len(shaken.answer))
+            await loop.sock_sendall(connection, shaken.answer)
+        await loop.sock_sendall(connection, session.seal(b"x"))  # no protocol, but the client reads the ticket
+        await loop.sock_recv(connection, 1 << 16)
+    return sizes
+
+
+async def test_an_agent_gets_no_ticket_and_our_client_in_go_resumes(
+    gobpeer: str, typha_follow: str, access: Access
+) -> None:
+    """Only with rustls. Go says in its first message whether it has a cache of sessions."""
+    contexts = tls.Contexts(access.files.settings())
+    certificate = access.flags("agent")
+    same = [flag.replace("=", "-file=", 1) for flag in certificate]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        by_version = {}
+        for version in ("1.2", "1.3"):
+            async with go_client.running(gobpeer, "client", address, "felix", *certificate, f"-tls={version}"):
+                by_version[version] = await answers(listener, contexts)
+        async with go_client.running(typha_follow, "-address", address, "-feed", "x", *same):
+            first, second = [await answers(listener, contexts) for _ in range(2)]
+    assert by_version["1.3"][-1] == 0
+    assert by_version["1.2"][-1] < 100  # its last message, and nothing else
+    by_rustls = access.files.engine == tls.RUSTLS
+    assert (first[-1] > 0) == by_rustls
+    assert (first[0] - second[0] > 500) == by_rustls  # no certificate

@@ -198,7 +198,7 @@ class Simulation:
         channel = current.channel
         if channel is None or current.state is not cursor.CursorState.FOLLOWING or current.index < 0:
             return
-        made = the_hub.channels.get((channel.feed, channel.wire_format))
+        made = the_hub.channels.get((channel.feed, channel.wire_format, channel.subscription))
         if made is None or made.unwritten is not None:
             return
         if current.offset == made.log.end and not worker.transport.owed(current.fd):

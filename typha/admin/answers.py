@@ -35,6 +35,10 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     workers_wanted: Count = 0
     port: Count = 0
     open_connections: Count = 0
+    freshness: Name = ""
+    """`fresh`, or what the replica does because the API server does not confirm its data: `waiting`, `alone`,
+    `all-stale` or `handing-over`."""
+    stale_seconds: float = 0.0
 
 
 class Feed(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +55,15 @@ class Feed(msgspec.Struct, frozen=True, kw_only=True):
     held: Count = 0
     lag_seconds: float = 0.0
     """Of the slowest client, as workers last reported."""
+    reporting: Count = 0
+    """Clients that report what they have applied."""
+    applied: Count = 0
+    """Those of them that have applied everything up to now."""
+    applied_lag_seconds: float = 0.0
+    """Age of the oldest change that one of them has not applied."""
     formats: list[Name] = []
+    subscriptions: list[Name] = []
+    """Parts of the feed that clients get, in short."""
     snapshot_bytes: Count = 0
     log_bytes: Count = 0
     changed_at: float | None = None
@@ -90,11 +102,17 @@ class Client(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     lag_seconds: float = 0.0
     lag_bytes: Count = 0
     sequence: Count = 0
+    applied: Count | None = None
+    """The sequence that the client says it has applied; None for a client that does not report that."""
+    applied_lag_seconds: float = 0.0
+    """Age of the oldest change that it has not applied."""
     bytes_sent: Count = 0
     age_seconds: float = 0.0
     worker: Count = 0
     tls_name: Name = ""
     number: Count = 0
+    subscription: Name = ""
+    """The part of the feed that it gets, in short; empty for the whole feed."""
 
 
 class Clients(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +128,8 @@ class Clients(msgspec.Struct, frozen=True, kw_only=True):
     """How many of all these connections name each version; the most frequent ones."""
     states: Annotated[dict[Name, Count], _BOUND] = {}
     """How many are in each state."""
+    slowest_to_apply: Annotated[list[Client], _BOUND] = []
+    """Of all these connections, the ten that have not applied a change for longest; none that has applied all."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -170,6 +190,10 @@ class Fate(msgspec.Struct, frozen=True, kw_only=True):
     """Clients that have not been sent the newest of the keys yet."""
     behind: list[Client] = []
     """Some of them."""
+    reporting: Count = 0
+    """Clients that report what they have applied."""
+    applied: Count = 0
+    """Those of them that have applied the newest of the keys."""
 
 
 class Explained(msgspec.Struct, frozen=True, kw_only=True):

@@ -125,11 +125,14 @@ def _with_clients(fate: answers.Fate, clients: Iterable[status.Connected]) -> an
     needed = max((key.sequence for key in fate.keys), default=0)
     of_feed = [one for one in clients if one.client.feed == fate.feed]
     behind = [one for one in of_feed if needed and not _has(one, needed)]
+    applied = [one.client.applied for one in of_feed if one.client.applied >= 0]
     return msgspec.structs.replace(
         fate,
         clients=len(of_feed),
         clients_behind=len(behind),
         behind=[status.client_answer(one) for one in behind[:_BEHIND_MAX]],
+        reporting=len(applied),
+        applied=sum(sequence >= needed for sequence in applied),
     )
 
 

@@ -19,6 +19,14 @@ _UNEVEN_RATIO = 2.0
 """A replica with more than twice the mean of all is named: it has the work of the others."""
 
 
+_STANCES = {
+    "waiting": "it keeps its clients for the moment",
+    "alone": "it keeps its clients, because no other replica answers",
+    "all-stale": "it keeps its clients, because the other replicas have lost it, too",
+    "handing-over": "it hands its clients over to replicas that have not lost it",
+}
+
+
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
     """The answers of one service, or why there are none."""
 
@@ -59,6 +67,9 @@ def _of_one(replica: Replica) -> Iterable[str]:
         yield f"{replica.server}: worker {numbers} has not listed all clients in time: some are missing here"
     if status.service.is_draining:
         yield f"{replica.server}: is draining"
+    if status.service.stale_seconds:
+        what = _STANCES.get(status.service.freshness, status.service.freshness)
+        yield f"{replica.server}: has lost the API server {status.service.stale_seconds:.0f} s ago: {what}"
     ready = sum(worker.ready for worker in status.service.workers)
     if ready < status.service.workers_wanted:
         yield f"{replica.server}: {ready} of {status.service.workers_wanted} workers are ready"

@@ -1,6 +1,7 @@
 """The pages `/v1/status` and `/v1/clients`: the service, its feeds and kinds, and who is connected."""
 
 import collections
+import heapq
 import importlib.metadata
 import socket
 from collections.abc import Callable
@@ -18,12 +19,16 @@ Connected = client_lists.Connected
 
 CLIENTS_MAX = 10_000
 """Clients of one answer."""
+_LABEL_CHARS = 200
+"""Of a subscription: it may name 192 texts."""
+_SLOWEST_SHOWN = 10
 _VERSIONS_MAX = 20
 """An agent may name any version; more than a few are no overview."""
 _SORT_KEYS: dict[str, Callable[[messages.ConnectedClient], tuple[str | float, ...]]] = {
     "node": lambda client: (client.node, client.address),
     "lag": lambda client: (-client.lag_seconds, -client.lag_bytes, client.node),
     "lag-bytes": lambda client: (-client.lag_bytes, client.node),
+    "applied": lambda client: (client.applied < 0, client.applied, client.feed, client.node),
     "bytes": lambda client: (-client.bytes_sent, client.node),
     "age": lambda client: (-client.age_seconds, client.node),
     "version": lambda client: (client.version, client.node),
@@ -82,13 +87,16 @@ class StatusPages:
             workers_wanted=max(1, self._supervisor.wanted),
             port=self._port,
             open_connections=sum(worker.report.active + worker.report.closing for _, worker in workers),
+            freshness=self._collected.peers.stance.value if self._collected.peers is not None else "",
+            stale_seconds=round(self._collected.peers.stale_seconds, 1) if self._collected.peers is not None else 0.0,
         )
 
     def _feed(self, source: feed.Feed) -> answers.Feed:
-        channels = [channel for channel in self._hub.channels.values() if channel.feed is source]
+        channels = [channel for channel in self._hub.channels.values() if channel.feed.name == source.name]
         found = [report for channel in channels for report in self._hub.workers.channel_reports(channel)]
         reports = [report for report in found if report is not None]
         changed = self._hub.commit_times[source.name].newest
+        reported = self._hub.convergence.reported(source.name, self._hub.commit_times[source.name], _monotonic())
         store = source.store
         return answers.Feed(
             feed=source.name,
@@ -100,7 +108,11 @@ class StatusPages:
             clients=sum(report.clients for report in reports),
             held=sum(report.held for report in reports),
             lag_seconds=max((report.lag_seconds for report in reports), default=0.0),
-            formats=[channel.encoder.name for channel in channels],
+            subscriptions=sorted({one.subscription.label[:_LABEL_CHARS] for one in channels if one.subscription}),
+            reporting=reported.reporting,
+            applied=reported.applied,
+            applied_lag_seconds=round(reported.lag_seconds, 3),
+            formats=list(dict.fromkeys(channel.encoder.name for channel in channels)),
             snapshot_bytes=sum(channel.snapshot.length for channel in channels if channel.snapshot),
             log_bytes=sum(channel.log.used_bytes for channel in channels),
             changed_at=None if changed is None else unix_seconds(changed),
@@ -137,14 +149,38 @@ class StatusPages:
             (one for one in listed.clients if _is_chosen(one.client, query)), key=lambda one: key(one.client)
         )
         answer = answers.Clients(
-            clients=[client_answer(one) for one in chosen[:limit]],
+            clients=[self._client(one) for one in chosen[:limit]],
             total=len(chosen),
             complete=not listed.missing,
             missing_workers=listed.missing,
             versions=dict(collections.Counter(one.client.version for one in chosen).most_common(_VERSIONS_MAX)),
             states=dict(collections.Counter(one.client.state.value for one in chosen)),
+            slowest_to_apply=self._slowest_to_apply(chosen),
         )
         return server.Answer(msgspec.json.encode(answer))
+
+    def _slowest_to_apply(self, chosen: list[Connected]) -> list[answers.Client]:
+        """Of each feed the lowest sequences, and of those the oldest."""
+        by_feed: dict[str, list[Connected]] = {}
+        for one in chosen:
+            if one.client.applied >= 0:
+                by_feed.setdefault(one.client.feed, []).append(one)
+        lowest = [
+            self._client(one)
+            for found in by_feed.values()
+            for one in heapq.nsmallest(_SLOWEST_SHOWN, found, key=lambda one: one.client.applied)
+        ]
+        late = [one for one in lowest if one.applied_lag_seconds]
+        return heapq.nlargest(_SLOWEST_SHOWN, late, key=lambda one: one.applied_lag_seconds)
+
+    def _client(self, connected: Connected) -> answers.Client:
+        """As `client_answer`, and how old what it has not applied is."""
+        answer, times = client_answer(connected), self._hub.commit_times.get(connected.client.feed)
+        if answer.applied is None or times is None:
+            return answer
+        lag_seconds = round(times.age_of_next(answer.applied, _monotonic()), 3)
+        applied = min(answer.applied, times.newest_sequence)  # of a subscription there may be nothing left to apply
+        return msgspec.structs.replace(answer, applied=applied, applied_lag_seconds=lag_seconds)
 
 
 def unix_seconds(monotonic_seconds: float) -> float:
@@ -175,11 +211,13 @@ def client_answer(connected: Connected) -> answers.Client:
         lag_seconds=round(one.lag_seconds, 3),
         lag_bytes=one.lag_bytes,
         sequence=one.sequence,
+        applied=None if one.applied < 0 else one.applied,
         bytes_sent=one.bytes_sent,
         age_seconds=round(one.age_seconds, 3),
         worker=connected.worker,
         tls_name=one.tls_name,
         number=one.number,
+        subscription=one.subscription,
     )
 
 

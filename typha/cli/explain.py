@@ -93,6 +93,8 @@ def text(one: answers.Explained, now: float) -> Iterable[str]:
             continue
         has = fate.clients - fate.clients_behind
         sent = f", sent to {has} of {fate.clients} clients" if fate.keys else ""
+        if fate.keys and fate.reporting:
+            sent += f", applied by {fate.applied} of the {fate.reporting} that report it"
         yield f"  feed {fate.feed}: {len(fate.keys)} key{'' if len(fate.keys) == 1 else 's'}{sent}"
         for key in fate.keys:
             yield f"    {key.key}"

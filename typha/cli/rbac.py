@@ -6,15 +6,18 @@ from typing import Any, Final
 import click
 import yaml
 
+from cache import resources
 from cache.feeds.calico import syncers
 from typha import settings
 from typha.cli import serve
 from typha.hub import bootstrap
+from typha.peers import watch
 from typha.preflight import permissions
 from typha.settings import feeds_file, machine
 
 _GROUP: Final = "api_group"
 _NAME: Final = "role_name"
+_ENDPOINT_SLICES: Final = resources.ResourceType("discovery.k8s.io", "v1", "endpointslices")
 
 
 def _rbac(**arguments: Any) -> int:
@@ -47,6 +50,8 @@ def _needed(configured: settings.Settings, groups: list[syncers.Group]) -> list[
             types += permissions.calico_types(group, use_pod_cidr=settings.uses_pod_cidrs(os.environ))
             if not configured.read_only:
                 needed.append(permissions.creating(group))
+    if configured.connection_rebalancing_mode == watch.KUBERNETES:
+        types.append(_ENDPOINT_SLICES)
     return [dict.fromkeys(types, permissions.READING), *needed]
 
 

@@ -25,6 +25,7 @@ _SORTS: dict[str, Callable[[answers.Client], tuple[object, ...]]] = {
     "node": lambda one: (one.node, one.address),
     "lag": lambda one: (-one.lag_seconds, -one.lag_bytes, one.node),
     "lag-bytes": lambda one: (-one.lag_bytes, one.node),
+    "applied": lambda one: (one.applied is None, -one.applied_lag_seconds, one.node),
     "bytes": lambda one: (-one.bytes_sent, one.node),
     "age": lambda one: (-one.age_seconds, one.node),
     "version": lambda one: (one.version, one.node),
@@ -180,6 +181,7 @@ def text(fleet: replicas.Fleet, question: Question) -> Iterable[str]:
         yield from _feed_table(known)
         yield ""
         yield from _overview(known)
+        yield from _applied(known)
         yield ""
         yield from _client_table(known, question)
         yield ""
@@ -236,8 +238,8 @@ def _feed_table(known: Sequence[replicas.Replica]) -> list[str]:
             )
     rows.sort()
     header = (
-        *("FEED", "REPLICA", "STATUS", "KEYS", "DIGEST", "SEQUENCE", "CLIENTS", "LAG MAX", "CHANGED"),
-        *("SNAPSHOT", "LOG"),
+        *("FEED", "REPLICA", "STATUS", "KEYS", "DIGEST", "SEQUENCE", "CLIENTS", "LAG MAX"),
+        *("CHANGED", "SNAPSHOT", "LOG"),
     )
     return tables.lines(header, rows)
 
@@ -251,22 +253,40 @@ def _overview(known: Sequence[replicas.Replica]) -> Iterable[str]:
         yield watch_output.printable(f"{title}   {shown or '-'}")
 
 
+def _applied(known: Sequence[replicas.Replica]) -> Iterable[str]:
+    """How far the clients are that report what they have applied, and who is last."""
+    feeds = [feed for one in known if one.status for feed in one.status.feeds]
+    for name in sorted({feed.feed for feed in feeds if feed.reporting}):
+        of_name = [feed for feed in feeds if feed.feed == name]
+        reporting, applied = sum(feed.reporting for feed in of_name), sum(feed.applied for feed in of_name)
+        silent = sum(feed.clients for feed in of_name) - reporting
+        text_of = f"APPLIED   {name}: {applied} of {reporting} clients have applied everything"
+        yield watch_output.printable(text_of + (f"; {silent} do not report it" if silent > 0 else ""))
+    late = [one for replica in known if replica.clients for one in replica.clients.slowest_to_apply]
+    late.sort(key=lambda one: -one.applied_lag_seconds)
+    if late:
+        shown = ", ".join(f"{one.node} {tables.duration(one.applied_lag_seconds)}" for one in late[:_OVERVIEW_MAX])
+        yield watch_output.printable(f"SLOWEST   {shown}")
+
+
 def _client_table(known: Sequence[replicas.Replica], question: Question) -> Iterable[str]:
     key = _SORTS[question.sort]
     found = [(key(one), replica.server, one) for replica in known if replica.clients for one in replica.clients.clients]
     found.sort(key=lambda item: item[:2])
     total = sum(replica.clients.total for replica in known if replica.clients)
     several = len(known) > 1
+    reported = any(one.applied is not None for *_, one in found)
     rows = [
         (
             one.node,
             *([server] if several else []),
             one.version,
-            one.feed,
+            f"{one.feed} [{one.subscription}]" if one.subscription else one.feed,
             one.format,
             one.state,
             tables.duration(one.lag_seconds),
             tables.size(one.lag_bytes),
+            *([tables.duration(None if one.applied is None else one.applied_lag_seconds)] if reported else []),
             tables.size(one.bytes_sent),
             tables.duration(one.age_seconds),
             str(one.worker),
@@ -275,7 +295,17 @@ def _client_table(known: Sequence[replicas.Replica], question: Question) -> Iter
         )
         for _, server, one in found[: question.limit]
     ]
-    header = ("NODE", *(["REPLICA"] if several else []), "VERSION", "FEED", "FORMAT", "STATE", "LAG", "LAG BYTES")
+    header = (
+        "NODE",
+        *(["REPLICA"] if several else []),
+        "VERSION",
+        "FEED",
+        "FORMAT",
+        "STATE",
+        "LAG",
+        "LAG BYTES",
+        *(["APPLIED LAG"] if reported else []),
+    )
     yield from tables.lines((*header, "SENT", "AGE", "WORKER", "TLS NAME", "ADDRESS"), rows)
     if len(rows) < total:
         yield f"{len(rows)} of {total} connections; --limit shows more"

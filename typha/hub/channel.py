@@ -1,10 +1,10 @@
 """A channel (feed and wire format) as the hub sees it: it encodes, appends to the log and keeps a snapshot current."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from cache.feeds import feed
+from cache.feeds import feed, selection
 from cache.state import files, log, snapshot
-from protocol import encoding, formats, messages
+from protocol import encoding, formats, messages, subscriptions
 from typha import clock
 from typha.hub import policy
 from typha.ipc import messages as ipc
@@ -15,15 +15,22 @@ _monotonic = clock.monotonic
 class Unwritten(NamedTuple):
     """A batch that the store has and the log lacks."""
 
-    batch: feed.Batch
+    batch: "Batch"
     times: ipc.UpdateTimes
     """Of the oldest update."""
+
+
+ChannelKey: TypeAlias = tuple[str, str, subscriptions.Subscription | None]
+"""Feed, wire format, and subscription; None for the whole feed."""
+Source: TypeAlias = feed.Feed | selection.Selection
+"""What a channel encodes: a feed, or the part of one that a subscription selects."""
+Batch: TypeAlias = feed.Batch | selection.SelectedBatch
 
 
 class HubChannel:
     """One log and its newest snapshot. It is opened once its feed has been in sync, so there is something to cut."""
 
-    def __init__(self, number: int, source: feed.Feed, encoder: encoding.Encoder, limits: policy.HubPolicy) -> None:
+    def __init__(self, number: int, source: Source, encoder: encoding.Encoder, limits: policy.HubPolicy) -> None:
         self.number = number
         self.feed = source
         self.encoder = encoder
@@ -52,9 +59,14 @@ class HubChannel:
         return f"<HubChannel {self.number} {self.feed.name} {self.encoder.name} {self.log!r} {self.snapshot!r}>"
 
     @property
-    def key(self) -> tuple[str, str]:
-        """(feed, wire format)."""
-        return self.feed.name, self.encoder.name
+    def key(self) -> ChannelKey:
+        """Feed, wire format and subscription."""
+        return self.feed.name, self.encoder.name, self.subscription
+
+    @property
+    def subscription(self) -> subscriptions.Subscription | None:
+        """What selects its part of the feed."""
+        return self.feed.subscription if isinstance(self.feed, selection.Selection) else None
 
     def is_open(self) -> bool:
         """Whether the hub still has the channel."""
@@ -79,7 +91,7 @@ class HubChannel:
             return None
         return feed.Batch(self.feed.store.sequence, [], self.status_now)
 
-    def append(self, batch: feed.Batch, times: ipc.UpdateTimes = ipc.UNKNOWN_TIMES) -> list[log.Segment]:
+    def append(self, batch: Batch, times: ipc.UpdateTimes = ipc.UNKNOWN_TIMES) -> list[log.Segment]:
         """Encodes a batch and appends it: updates, then the status if it is another one for the channel's clients.
 
         Returns the segments that were begun for it.
@@ -88,10 +100,15 @@ class HubChannel:
             OSError, MemoryError: nothing of it is in the log; it is `unwritten` until it is appended again.
         """
         self.unwritten = Unwritten(batch, times)
-        frames = self.encoder.updates(batch.previous_sequence, batch.updates) if batch.updates else []
+        if isinstance(batch, selection.SelectedBatch):
+            sequence = batch.sequence
+            frames = self.encoder.selected(batch.previous_sequence, sequence, batch.parts)
+        else:
+            sequence = batch.previous_sequence + len(batch.updates)
+            frames = self.encoder.updates(batch.previous_sequence, batch.updates) if batch.updates else []
         status = self.status if batch.status is None else self.status_now
         if status is not self.status:
-            frames.append(self.encoder.status(batch.previous_sequence + len(batch.updates), status))
+            frames.append(self.encoder.status(sequence, status))
         segments = self.log.append(frames)
         self.status = status
         self.unwritten = None
@@ -128,7 +145,14 @@ class HubChannel:
         Raises:
             OSError, MemoryError: there is no file or memory for it.
         """
-        builder = snapshot.begin(self.encoder, self.feed.store, log_offset=self.log.end, previous=self.snapshot)
+        source = self.feed
+        builder = snapshot.begin(
+            self.encoder,
+            source.store,
+            log_offset=self.log.end,
+            previous=self.snapshot,
+            by_node=source.sections if isinstance(source, selection.Selection) and source.is_by_node else None,
+        )
         builder.snapshot.status = self.status
         self.building = True
         self._begun_at = _monotonic()
@@ -157,6 +181,9 @@ class HubChannel:
             log_offset=built.log_offset,
             sequence=built.sequence,
             status=built.status,
+            keys=built.keys,
+            chunks=0 if built.common else len(built.chunks),
+            common=built.common,
         )
 
     def trim_limit(self, before_offset: int) -> int:

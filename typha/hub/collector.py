@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from cache.feeds import feed as cache_feed
 from cache.feeds.calico import releases
 from cache.kube import api, watcher
 from protocol import formats, reasons
@@ -10,6 +11,7 @@ from typha.hub import channel as hub_channel
 from typha.hub import hub, rebalancing, shortages, supervisor
 from typha.ipc import messages
 from typha.observability import buckets, certificates, health, logs, loop_latency, metrics, quantiles, spans, webserver
+from typha.peers import freshness, watch
 from typha.settings import machine
 
 _monotonic = clock.monotonic
@@ -67,6 +69,7 @@ class Collector:
         self.watchers: list[watcher.Watcher] = []
         self.web_servers: list[webserver.WebServer] = []
         self.spans: spans.SpanExporter | None = None
+        self.peers: watch.Peers | None = None
         self.rebalancer: rebalancing.Rebalancer | None = None
         self.http_refused: dict[str, dict[str, int]] = {}
         """The same counts of other HTTP servers, by name and reason."""
@@ -132,6 +135,11 @@ class Collector:
             "typha_breadcrumb_block": {(feed,): counts.sends for feed, counts in totals.feeds.items()},
             "typha_breadcrumb_non_block": {(feed,): counts.late_sends for feed, counts in totals.feeds.items()},
             "typha_snapshots_reused": {(feed,): counts.snapshots_sent for feed, counts in totals.feeds.items()},
+            "typha_clients_resumed_total": {
+                (feed, by): count
+                for feed, counts in totals.feeds.items()
+                for by, count in (("position", counts.resumed), ("digests", counts.snapshots_in_part))
+            },
             "typha_propagation_seconds": metrics.histogram_samples(
                 {(feed,): counts.propagation for feed, counts in totals.feeds.items()}, buckets.PROPAGATION_BOUNDS
             ),
@@ -172,8 +180,11 @@ class Collector:
             if channel.feed.name in releases.BY_FEED and not formats.replaces_by_snapshot(channel.encoder.name):
                 agents[releases.BY_FEED[channel.feed.name].value,] += clients
         built: dict[tuple[str, ...], float] = {(source.name,): 0 for source in feeds}
+        log_bytes: dict[tuple[str, ...], float] = {}
         for channel in channels:
             built[channel.feed.name,] += channel.snapshots_built
+            labels = channel.feed.name, channel.encoder.name
+            log_bytes[labels] = log_bytes.get(labels, 0) + channel.log.used_bytes
         return {
             "typha_connections_streaming": streaming,
             "typha_felix_agents": agents,
@@ -184,16 +195,33 @@ class Collector:
             "typha_updates_total": {
                 (source.name,): self._hub.updates_total[source.name] + source.skipped for source in feeds
             },
+            **self._applied_samples(),
             "typha_snapshots_generated": built,
             "typha_cache_bytes": {(source.name,): source.store.value_bytes for source in feeds},
             **_snapshot_samples(channels),
-            "typha_log_bytes": {channel.key: channel.log.used_bytes for channel in channels},
+            "typha_log_bytes": log_bytes,
             "typha_updates_dropped_total": {(reason,): count for reason, count in self._hub.updates_refused.items()},
             "typha_expensive_conversions_total": {
                 (type,): count for type, count in self._hub.expensive_conversions.items()
             },
             "typha_conversions_waiting": {(): self._hub.conversions.waiting},
             "typha_objects_skipped": {(type, reason): n for (type, reason), n in self._hub.objects_skipped.items()},
+        }
+
+    def _applied_samples(self) -> metrics.Samples:
+        now = _monotonic()
+        found = {
+            (name,): self._hub.convergence.reported(name, times, now)
+            for name, times in self._hub.commit_times.items()
+            if self._hub.convergence.is_reported(name)
+        }
+        return {
+            "typha_clients_reporting": {labels: one.reporting for labels, one in found.items()},
+            "typha_clients_applied": {labels: one.applied for labels, one in found.items()},
+            "typha_applied_lag_seconds_max": {labels: one.lag_seconds for labels, one in found.items()},
+            "typha_applied_everywhere_seconds": metrics.histogram_samples(
+                {(feed,): counts for feed, counts in self._hub.convergence.seconds.items()}, buckets.APPLIED_BOUNDS
+            ),
         }
 
     def _watch_samples(self) -> metrics.Samples:
@@ -253,6 +281,11 @@ class Collector:
             "typha_workers_wanted": {(): max(1, self._supervisor.wanted)},
             "typha_workers_serving": {(): self._supervisor.accepting},
             "typha_certificate_expiry_timestamp_seconds": self._expiry_times.read(),
+            "typha_stale_seconds": {(): self.peers.stale_seconds if self.peers is not None else 0.0},
+            "typha_peers_answering": {(): len(self.peers.answers) if self.peers is not None else 0},
+            "typha_handing_over": {
+                (): self.peers is not None and int(self.peers.stance is freshness.Stance.HANDING_OVER)
+            },
             "typha_memory_limit_bytes": {(): self._memory_limit_bytes},
         }
 
@@ -285,6 +318,7 @@ class Collector:
             live=True,
             detail=f"{len(self._hub.workers)} of {max(1, self._supervisor.wanted)} workers",
         )
+        self._report_freshness(aggregator, now)
         self._report_awaited(aggregator, now)
         for name, source in self._hub.feeds.items():
             if name in releases.PROJECTIONS:
@@ -297,8 +331,27 @@ class Collector:
                 now_seconds=now,
                 live=True,
                 ready=source.synced_once,
-                detail=f"{status.label}, {len(source.store)} keys",
+                detail=f"{status.label}, {len(source.store)} keys{self._staleness(source, now)}",
             )
+
+    def _report_freshness(self, aggregator: health.HealthAggregator, now: float) -> None:
+        peers = self.peers
+        if peers is None or not peers.is_enabled:
+            return
+        stale = f" for {peers.stale_seconds:.0f} s" if peers.stale_seconds else ""
+        aggregator.report(
+            health.FRESHNESS,
+            now_seconds=now,
+            ready=peers.stance is not freshness.Stance.HANDING_OVER,
+            detail=f"{peers.stance.value}{stale}, {len(peers.known)} replicas known",
+        )
+
+    def _staleness(self, source: cache_feed.Feed, now: float) -> str:
+        """What the health detail says of a feed that the API server does not confirm."""
+        if not source.is_stale:
+            return ""
+        seconds = 0.0 if source.last_confirmed is None else now - source.last_confirmed
+        return f", not confirmed by the API server for {seconds:.0f} s"
 
     def _report_awaited(self, aggregator: health.HealthAggregator, now: float) -> None:
         """Feeds that may yet come are not ready; those that do not come are not reported on."""
@@ -317,7 +370,7 @@ def _snapshot_samples(channels: Iterable[hub_channel.HubChannel]) -> metrics.Sam
     compressed: dict[tuple[str, ...], float] = {}
     raw: dict[tuple[str, ...], float] = {}
     for one in sorted(channels, key=lambda one: _FORMATS_BY_USE.index(one.encoder.name)):
-        if one.snapshot is not None:
+        if one.snapshot is not None and one.subscription is None:
             compressed.setdefault((one.feed.name,), one.snapshot.length)
             raw.setdefault((one.feed.name,), one.snapshot.raw_length)
     return {"typha_snapshot_raw_bytes": raw, "typha_snapshot_compressed_bytes": compressed}

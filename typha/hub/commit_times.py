@@ -24,16 +24,20 @@ class _Commit(NamedTuple):
 class CommitTimes:
     """The times of one feed's commits, in monotonic seconds."""
 
-    __slots__ = ("_coarse", "_fine", "_forgotten")
+    __slots__ = ("_coarse", "_fine", "_forgotten", "newest_at", "newest_sequence")
 
     def __init__(self) -> None:
         self._fine: deque[_Commit] = deque()
         self._coarse: deque[_Commit] = deque()
         self._forgotten = 0
         """The time of sequences up to this is not known."""
+        self.newest_sequence = 0
+        self.newest_at = 0.0
+        """When exactly the last commit was; 0.0 before the first."""
 
     def note(self, sequence: int, now: float) -> None:
         """A commit has led to this sequence."""
+        self.newest_sequence, self.newest_at = sequence, now
         fine = self._fine
         if fine and now - fine[-1].at < _FINE_SECONDS:
             fine[-1] = fine[-1]._replace(sequence=sequence)
@@ -65,3 +69,15 @@ class CommitTimes:
                 place = bisect.bisect_left(commits, sequence, key=lambda commit: commit.sequence)
                 return commits[place].at
         return None
+
+    def age_of_next(self, sequence: int, now: float) -> float:
+        """How long ago the first change after a sequence was published; 0.0 if there is none after it.
+
+        If that is forgotten, it is at least as long as everything that is remembered.
+        """
+        if sequence >= self.newest_sequence:
+            return 0.0
+        published_at = self.time_of(sequence + 1)
+        if published_at is None:
+            published_at = (self._coarse or self._fine)[0].at
+        return max(0.0, now - published_at)

@@ -86,13 +86,14 @@ class Diagnosis:
             )
 
     def _channel_fields(self) -> _Lines:
-        for (feed, wire_format), channel in self._hub.channels.items():
+        for (feed, wire_format, subscription), channel in self._hub.channels.items():
             reports = [report for report in self._hub.workers.channel_reports(channel) if report is not None]
             yield (
                 "Diagnosis of a wire format",
                 {
                     "feed": feed,
                     "format": wire_format,
+                    "subscription": subscription.label if subscription is not None else "",
                     "clients": sum(report.clients for report in reports),
                     "held": sum(report.held for report in reports),
                     "catching_up": sum(report.catching_up for report in reports),

@@ -7,7 +7,8 @@ A batch that cannot be written to a channel's log, for lack of a resource, is wr
 what comes, and no snapshot or block of the channel is cut, because store and log do not agree.
 
 A projection, the felix feed for agents of an older release, exists while it has clients. `run_projections` gives it the
-newest feed's objects, in slices; from then on it follows that feed.
+newest feed's objects, in slices; from then on it follows that feed. A selection, the part of a feed that a subscription
+selects, is made and dropped in the same way.
 """
 
 import asyncio
@@ -18,16 +19,17 @@ from typing import Protocol
 import structlog
 
 from cache import objects, resources, write_times
-from cache.feeds import feed
+from cache.feeds import feed, selection
 from cache.feeds.calico import feed as calico_feed
 from cache.feeds.calico import releases, syncers
-from protocol import formats, messages
+from protocol import formats, messages, subscriptions
 from typha import clock
 from typha.hub import (
     catchup_scheduler,
     client_lists,
     coalescer,
     commit_times,
+    convergence,
     conversions,
     policy,
     questions,
@@ -37,7 +39,7 @@ from typha.hub import (
     snapshot_scheduler,
     worker_link,
 )
-from typha.hub.channel import HubChannel
+from typha.hub.channel import Batch, ChannelKey, HubChannel, Source
 from typha.ipc import messages as ipc
 from typha.observability import quantiles
 
@@ -70,8 +72,9 @@ class Hub:
         self.awaited = tuple(awaited)
         """Feeds that may yet be added; until that is decided their clients are held."""
         self._by_type: dict[resources.ResourceType, list[feed.Feed]] = {}
-        self.channels: dict[tuple[str, str], HubChannel] = {}
-        """By feed and wire format."""
+        self.channels: dict[ChannelKey, HubChannel] = {}
+        self.selections: dict[tuple[str, subscriptions.Subscription], selection.Selection] = {}
+        """By feed and subscription; while they have clients, or channels for them."""
         self._by_number: dict[int, HubChannel] = {}
         self.workers = worker_link.WorkerLinks()
         self.recent = recent.Recent()
@@ -87,17 +90,23 @@ class Hub:
         self._batches_before: dict[str, int] = {}
         self.commit_times: dict[str, commit_times.CommitTimes] = {}
         """By feed."""
-        self._wanted: dict[tuple[str, str], None] = {}
+        self.convergence = convergence.Convergence(self.workers)
+        self._confirmed_told: dict[str, float] = {}
+        """When each feed was last confirmed, as workers know it."""
+        self._wanted: dict[ChannelKey, None] = {}
         """Channels to be opened as soon as there is something to serve, in the order in which they were asked for."""
-        self._seeds: dict[str, Iterator[list[feed.Rejection]]] = {}
-        """Projections that do not have all objects yet."""
+        self._seeds: dict[str | selection.Selection, Iterator[list[feed.Rejection] | None]] = {}
+        """Projections, by name, and selections that do not have all objects yet."""
         self._has_seeds = asyncio.Event()
         self.older_types: asyncio.Queue[resources.ResourceType] = asyncio.Queue()
         """Types of which only projections have objects, to be watched from now on. Each comes once."""
         self._next_channel = 1
         self.rejection_log = rejection_log.RejectionLog()
-        self._sequences_needed: dict[str, deque[int]] = {}
-        """For each feed, the lowest sequence from which a client may have to be caught up, as of the last checks."""
+        self._resumable: set[str] = set()
+        """Feeds that have had native clients."""
+        self._sequences_needed: dict[Source, deque[int]] = {}
+        """For each feed and selection, the lowest sequence from which a client may have to be caught up, as of the last
+        checks."""
         self.shortages = shortages.Shortages()
         self.snapshots = snapshot_scheduler.SnapshotScheduler(limits, self.shortages)
         self.catch_ups = catchup_scheduler.CatchUpScheduler(limits, self.shortages)
@@ -259,10 +268,29 @@ class Hub:
     def confirmed(self, type: resources.ResourceType) -> None:
         """The watcher's own counters remember when."""
 
-    def set_unconfirmed(self, type: resources.ResourceType, is_unconfirmed: bool) -> None:
-        """Record whether the API server can no longer confirm a type. `look_after_channels` tells native clients."""
+    def set_unconfirmed(
+        self, type: resources.ResourceType, is_unconfirmed: bool, confirmed_at: float | None = None
+    ) -> None:
+        """Record whether the API server can no longer confirm a type, and when it last did. `look_after_channels` tells
+        native clients."""
         for source in self._by_type[type]:
-            source.set_unconfirmed(type, is_unconfirmed)
+            source.set_unconfirmed(type, is_unconfirmed, confirmed_at)
+
+    @property
+    def stale_feeds(self) -> list[str]:
+        """The feeds of which the API server can no longer confirm a part."""
+        return [name for name, source in self.feeds.items() if source.is_stale]
+
+    def _tell_confirmed(self) -> None:
+        """Workers know, to a few seconds, when each feed was last confirmed: other replicas ask them."""
+        confirmed_at = {name: at for name, source in self.feeds.items() if (at := source.confirmed_at) is not None}
+        told = self._confirmed_told
+        if confirmed_at.keys() == told.keys() and all(
+            at - told[name] < self._policy.confirmed_told_seconds for name, at in confirmed_at.items()
+        ):
+            return
+        self._confirmed_told = confirmed_at
+        self.workers.send(ipc.NoteConfirmed(confirmed_at))
 
     def batch_end(self) -> None:
         """Publishes what has come, now or together with what comes while the workers are busy."""
@@ -308,10 +336,13 @@ class Hub:
         began_at = _monotonic()
         times = ipc.UpdateTimes(self._received_at or began_at, self._written_at)
         updates, self._uncommitted, self._must_publish = self._uncommitted, 0, False
+        committed: list[feed.Feed] = []
         published = is_unfinished = False
         for source in self.feeds.values():
+            selections = [one for one in self.selections.values() if one.base is source]
             channels = self._channels_of(source)
-            unwritten = [self._append(channel, *channel.unwritten) for channel in channels if channel.unwritten]
+            channels_of_all = [*channels, *(channel for one in selections for channel in self._channels_of(one))]
+            unwritten = [self._append(channel, *channel.unwritten) for channel in channels_of_all if channel.unwritten]
             published = published or any(unwritten)
             if not all(unwritten):
                 continue  # the feed keeps what it has gathered
@@ -319,6 +350,7 @@ class Hub:
             is_unfinished = is_unfinished or source.is_unfinished
             if batch is None:
                 continue
+            committed.append(source)
             self.updates_total[source.name] += len(batch.updates)
             self.batches_total[source.name] += 1
             self.batch_sizes[source.name].record(len(batch.updates))
@@ -333,6 +365,8 @@ class Hub:
                 )
             for channel in channels:
                 published = self._append(channel, batch, times) or published
+            for one in selections:
+                published = self._follow(one, batch, times) or published
         for channel in self.channels.values():
             change = channel.contact_change()
             if change is not None:
@@ -344,10 +378,20 @@ class Hub:
         self._committed.set()
         if published:
             self.workers.flush()
+        for source in committed:
+            self.convergence.committed(self.commit_times[source.name], source.name)
         if self.tracer is not None and not is_unfinished:
             self.tracer.committed(self.workers, began_at, updates, published=published)
         if self._wanted:
             self._open_wanted()
+
+    def _follow(self, one: selection.Selection, batch: feed.Batch, times: ipc.UpdateTimes) -> bool:
+        """Passes a feed's batch on to a selection of it. Returns whether there is something to publish."""
+        selected = one.follow(batch)
+        if selected is None:
+            return False
+        appended = [self._append(channel, selected, times) for channel in self._channels_of(one)]
+        return any(appended)
 
     def _has_memory(self) -> bool:
         """Whether there is memory for a commit: half a batch in a store would be lost for the logs."""
@@ -363,10 +407,10 @@ class Hub:
             self.shortages.over(shortages.Lacking.COMMIT)
         return True
 
-    def _channels_of(self, source: feed.Feed) -> list[HubChannel]:
+    def _channels_of(self, source: Source) -> list[HubChannel]:
         return [channel for channel in self.channels.values() if channel.feed is source]
 
-    def _append(self, channel: HubChannel, batch: feed.Batch, times: ipc.UpdateTimes) -> bool:
+    def _append(self, channel: HubChannel, batch: Batch, times: ipc.UpdateTimes) -> bool:
         """Appends a batch to the channel's log. False if a resource is missing: the channel remembers the batch."""
         was_behind = channel.unwritten is not None
         status_offset = channel.log.status_offset
@@ -401,6 +445,8 @@ class Hub:
         worker.share_counter()
         for channel in self.channels.values():
             worker.open_channel(channel)
+        if self._confirmed_told:
+            worker.send(ipc.NoteConfirmed(self._confirmed_told))
         worker.flush()
 
     def remove_worker(self, number: int) -> None:
@@ -415,7 +461,7 @@ class Hub:
             for request in worker.requests():
                 match request:
                     case ipc.WantChannel():
-                        self.want_channel(request.feed, request.wire_format)
+                        self.want_channel(request.feed, request.wire_format, request.subscription)
                     case ipc.WantSnapshot():
                         self.want_snapshot(worker, request.channel)
                     case ipc.WantBlock():
@@ -429,25 +475,69 @@ class Hub:
         except Exception as error:  # whatever it is, this worker cannot be understood any more
             worker.fail(error)
 
-    def want_channel(self, feed_name: str, wire_format: str) -> None:
-        """Opens the channel as soon as its feed has something to serve."""
+    def want_channel(
+        self, feed_name: str, wire_format: str, subscription: subscriptions.Subscription | None = None
+    ) -> None:
+        """Opens the channel as soon as its feed has something to serve. Of too many selections, it opens none.
+
+        Raises:
+            ValueError: the wire format has no subscriptions.
+        """
+        key = feed_name, wire_format, subscription
         # A worker may still ask for a feed that has just been withdrawn.
-        if feed_name in self.channel_names and (feed_name, wire_format) not in self.channels:
-            self._wanted[feed_name, wire_format] = None
-            self._open_wanted()
+        if feed_name not in self.channel_names or key in self.channels:
+            return
+        if subscription is not None:
+            if not formats.replaces_by_snapshot(wire_format) or feed_name in releases.PROJECTIONS:
+                raise ValueError(f"a subscription of {feed_name} by {wire_format}")
+            known = {(name, wanted) for name, _, wanted in (*self.channels, *self._wanted) if wanted is not None}
+            if len(known | {(feed_name, subscription)}) > self._policy.selections_max:
+                self.workers.send(ipc.RefuseChannel(feed_name, wire_format, subscription))
+                return
+        self._wanted[key] = None
+        self._open_wanted()
 
     def _open_wanted(self) -> None:
-        for name, _ in self._wanted:
+        for name, _, subscription in self._wanted:
             if name in releases.PROJECTIONS and name not in self.feeds and self._projected is not None:
                 self._open_projection(name, self._projected)
-        for key in [key for key in self._wanted if key[0] in self.feeds and self.feeds[key[0]].synced_once]:
+            if subscription is not None and name in self.feeds and (name, subscription) not in self.selections:
+                self._open_selection(self.feeds[name], subscription)
+        for key in list(self._wanted):
+            source = self._source_of(key)
+            if source is None or not source.synced_once:
+                continue
             del self._wanted[key]
             encoder = formats.make_encoder(key[1], max_frame_bytes=self._policy.max_frame_bytes)
-            channel = HubChannel(self._next_channel, self.feeds[key[0]], encoder, self._policy)
+            channel = HubChannel(self._next_channel, source, encoder, self._policy)
             self._next_channel += 1
+            if formats.replaces_by_snapshot(key[1]):
+                self._resumable.add(key[0])
             self.channels[key] = self._by_number[channel.number] = channel
             self.workers.open_channel(channel)
             self.snapshots.request(channel)
+
+    def _source_of(self, key: ChannelKey) -> Source | None:
+        name, _, subscription = key
+        return self.feeds.get(name) if subscription is None else self.selections.get((name, subscription))
+
+    # Selections.
+
+    def _open_selection(self, base: feed.Feed, subscription: subscriptions.Subscription) -> None:
+        opened = selection.Selection(base, subscription)
+        _log.info("Beginning to serve a subscription", feed=base.name, subscription=subscription.label)
+        self.selections[base.name, subscription] = opened
+        self._seeds[opened] = opened.seed()
+        self._has_seeds.set()
+
+    def _close_unused_selections(self) -> None:
+        used = {(name, subscription) for name, _, subscription in (*self.channels, *self._wanted)}
+        for key, source in list(self.selections.items()):
+            if key not in used:
+                _log.info("No clients of a subscription are left", feed=key[0], subscription=key[1].label)
+                del self.selections[key]
+                self._seeds.pop(source, None)
+                self._sequences_needed.pop(source, None)
 
     # Projections.
 
@@ -463,21 +553,33 @@ class Hub:
                 self.older_types.put_nowait(type)
 
     async def run_projections(self) -> None:
-        """Gives projections the newest feed's objects, a slice in each turn, forever."""
+        """Gives projections and selections what their feed has, a slice in each turn, forever."""
         while True:
             await self._has_seeds.wait()
-            for name, seed in list(self._seeds.items()):
-                rejections = next(seed, None)
-                for rejection in rejections or ():
-                    self._note_refusal(rejection)
-                if rejections is None:
-                    self._seeds.pop(name, None)
-                    self._must_publish = True
-            if not self._seeds:
-                self._has_seeds.clear()
+            self.take_over()
             self.batch_end()
             await asyncio.sleep(0)
             await self.room()
+
+    @property
+    def is_taking_over(self) -> bool:
+        """Whether a projection or selection does not have all objects yet."""
+        return bool(self._seeds)
+
+    def take_over(self) -> None:
+        """Gives each projection and selection the next slice."""
+        for name, seed in list(self._seeds.items()):
+            try:
+                rejections = next(seed)
+            except StopIteration:
+                self._seeds.pop(name, None)
+                self._must_publish = True
+            else:
+                for rejection in rejections or ():
+                    self._note_refusal(rejection)
+        if not self._seeds:
+            self._has_seeds.clear()
+        self._open_wanted()
 
     def _close_unused_projections(self) -> None:
         used = {key[0] for key in (*self.channels, *self._wanted)}
@@ -486,7 +588,7 @@ class Hub:
                 _log.info("No agents of an older release are left", feed=name, release=source.release.value)
                 del self.feeds[name]
                 self._seeds.pop(name, None)
-                self._sequences_needed.pop(name, None)
+                self._sequences_needed.pop(source, None)
                 source.close()
 
     def want_snapshot(self, worker: worker_link.WorkerLink, number: int) -> None:
@@ -535,6 +637,8 @@ class Hub:
         """
         now = _monotonic()
         self._note_quiet_feeds()
+        self._tell_confirmed()
+        self.convergence.look(now)
         channels = self.channels.values()
         if self._is_short or any(one.unwritten is not None or one.contact_change() is not None for one in channels):
             self.commit()
@@ -553,9 +657,12 @@ class Hub:
                 self.snapshots.request(channel)
             needed = [0 if report is None else report.min_offset for report in reports]
             self._trim(channel, min(needed, default=0))
+        self._close_unused_selections()
         self._close_unused_projections()
         for source in self.feeds.values():
             self._forget_deletions(source)
+        for one in self.selections.values():
+            self._forget_deletions(one)
         self.catch_ups.forget_old()
 
     def _note_quiet_feeds(self) -> None:
@@ -565,8 +672,8 @@ class Hub:
                 self.batch_sizes[name].record(0)
             self._batches_before[name] = batches
 
-    def _forget_deletions(self, source: feed.Feed) -> None:
-        """Drops tombstones that no connected client needs.
+    def _forget_deletions(self, source: Source) -> None:
+        """Drops tombstones that no connected client needs. Some are kept for native clients that may come back.
 
         As of some seconds ago: a client that no report has counted yet may have begun with the snapshot before.
         """
@@ -576,10 +683,15 @@ class Hub:
             needed += [0 if report is None else report.min_sequence for report in reports]
             needed.append(channel.snapshot.sequence if channel.snapshot is not None else 0)
         looks = self._policy.tombstone_looks
-        lately = self._sequences_needed.setdefault(source.name, deque(maxlen=looks))
+        lately = self._sequences_needed.setdefault(source, deque(maxlen=looks))
         lately.append(min(needed))
         if len(lately) == looks:
-            source.store.forget_deletions(min(lately))
+            keep = 0
+            if source.name in self._resumable:
+                # With more deletions, too many keys have changed for anything but a snapshot.
+                most = self._policy.resumable_deletions_max
+                keep = min(most, int(len(source.store) * self._policy.snapshot_is_cheaper_share))
+            source.store.forget_deletions(min(lately), keep=keep)
 
     def _close_channel(self, channel: HubChannel) -> None:
         _log.info("Dropping a wire format without clients", feed=channel.feed.name, format=channel.encoder.name)

@@ -19,6 +19,7 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
     # Channels and their snapshots: docs/decisions/snapshots.md, docs/decisions/snapshots-for-felix.md.
     channel_idle_seconds: float = 60.0
     """A channel without clients is encoded for no one, and is closed after this time."""
+    selections_max: int = messages.SELECTIONS_MAX
     snapshot_log_share: float = 0.25
     """A new snapshot is built when the log after the last one is this part of it. A newcomer is sent at most this much
     more, and snapshots cost at most four times what the updates cost."""
@@ -36,6 +37,9 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
     # Catch-up: docs/decisions/slow-clients-are-caught-up.md.
     tombstone_looks: int = 10
     """Deletions are forgotten when this many checks in a row, a second apart, have found that no client needs them."""
+    resumable_deletions_max: int = 20_000
+    """Deletions of each feed that are kept for native clients that come back by their position: some 5 MB. Without
+    them, such a client gets the chunks that differ. docs/decisions/resume.md."""
     catch_up_rest_share: float = 3.0
     """Rest for each second of work on blocks: they take a quarter of the hub's time at most."""
     kept_block_bytes_max: int = 8 * 1024 * 1024
@@ -57,6 +61,9 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """A worker that has not finished the first publish gets no more of them. The record compares it with 1, 3 and
     no limit."""
 
+    confirmed_told_seconds: float = 3.0
+    """Workers hear of a feed's confirmation when it is so much newer. Other replicas ask for times that differ by more
+    than 5 s (`typha.peers.freshness`)."""
     retry_seconds: float = 1.0
     """How soon what failed for lack of a resource is tried again."""
 

@@ -71,6 +71,8 @@ class WorkerLink:
         self.report = messages.Report(messages.WorkerCounts())
         self.histograms: dict[str, dict[messages.HistogramName, list[int]]] = {}
         """By feed and metric name."""
+        self.applied: dict[str, messages.ReportApplied] = {}
+        """By feed: what clients say they have applied."""
 
     def __repr__(self) -> str:
         return f"<WorkerLink {self.number} ready={self.ready} active={self.report.active}>"
@@ -120,7 +122,18 @@ class WorkerLink:
     def open_channel(self, channel: HubChannel) -> None:
         """All there is of a channel: its log as far as it is kept, its snapshot, its end."""
         log = channel.log
-        self.send(messages.OpenChannel(channel.number, *channel.key, log.start, log.start_sequence))
+        feed, wire_format, subscription = channel.key
+        self.send(
+            messages.OpenChannel(
+                channel.number,
+                feed,
+                wire_format,
+                log.start,
+                log.start_sequence,
+                log.start_updates,
+                subscription,
+            )
+        )
         if log.status_offset:
             self.note_status(channel, log.status)
         self.add_segments(channel, log.segments)
@@ -222,6 +235,10 @@ class WorkerLink:
                     for flat in message.histograms.values():
                         quantiles.check_list(flat)
                     self.histograms[message.feed] = message.histograms
+                case messages.ReportApplied():
+                    if message.feed not in self.feeds or message.applied > message.reporting:
+                        raise ValueError("positions that cannot be")
+                    self.applied[message.feed] = message
                 case messages.ReportRecent():
                     if not {end.feed for end in message.ends} <= {"", *self.feeds}:
                         raise ValueError("an end on an unknown feed")

@@ -4,6 +4,7 @@
 | --- | --- | --- | --- |
 | `ShareCounter` | worker | first; with 1 descriptor | the worker counts finished `Publish` messages there |
 | `OpenChannel` | worker | when a channel is opened, and to a new worker | precedes all else about the channel |
+| `RefuseChannel` | worker | in answer to `WantChannel` | there are too many subscriptions; its clients connect again |
 | `AddSegment` | worker | before the first `Publish` into it; with 2 descriptors | the file does not move or shrink |
 | `NoteStatus` | worker | before the `Publish` that makes it visible | never coalesced: a worker knows every status |
 | `Publish` | worker | after a commit; ends are coalesced while the link is full | all before the end is readable |
@@ -14,6 +15,10 @@
 | `CloseChannel` | worker | when a channel had no clients for a while | nothing follows about the channel |
 | `WithdrawFeeds` | worker | once it is decided that feeds do not come | their clients are refused from then on |
 | `LimitConnections` | worker | four times a second among several workers | above the limit the worker accepts none |
+| `NoteConfirmed` | worker | when a feed is confirmed again, or no more, some seconds apart | replaces the last one |
+| `HandOver` | worker | when only other replicas are fresh | clients leave over a time; others may come |
+| `KeepClients` | worker | when that is over | the clients that are left stay |
+| `AwaitApplied` | worker | after a `Publish`, for one change at a time | the answer is in a `ReportApplied` |
 | `SendAway` | worker | while other replicas have room | the worker asks so many clients to go, if it can |
 | `ControlLog` | worker | when an operator asks for it by a signal to the hub | the worker's log does as the hub's |
 | `ListClients` | worker | when an operator asks who is connected, once a second at most | replaces an unanswered one |
@@ -25,6 +30,7 @@
 | `WantBlock` | hub | when clients have fallen out of the log | the hub answers with a block or refuses |
 | `Report` | hub | every second | the worker is alive; numbers are totals |
 | `ReportHistograms` | hub | after a `Report`, one for each feed | apart, because together they may exceed a datagram |
+| `ReportApplied` | hub | after a `Report`, for each feed with clients that report positions | counts as of now |
 | `ReportRecent` | hub | after a `Report`, if there is something | all deliveries since the last one, the newest ends |
 | `ClientSlice` | hub | in answer to `ListClients`, one slice after another | each client that stays is in one slice |
 | `DescriptionPart` | hub | in answer to `Describe`, one part after another | no secrets |
@@ -42,7 +48,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 
 from cache.state import cursor, files
-from protocol import formats, messages, reasons
+from protocol import formats, messages, reasons, subscriptions
 from typha.observability import buckets, quantiles
 
 ENDS_REPORTED_MAX = 50
@@ -102,6 +108,18 @@ class OpenChannel(_Message):
     wire_format: str
     start: int
     start_sequence: int
+    start_updates: int = 0
+    """Number of updates in the log before its beginning."""
+    subscription: subscriptions.Subscription | None = None
+    """What part of the feed it has; None for all of it."""
+
+
+class RefuseChannel(_Message):
+    """The channel is not opened."""
+
+    feed: str
+    wire_format: str
+    subscription: subscriptions.Subscription | None = None
 
 
 class AddSegment(_Message):
@@ -194,6 +212,35 @@ class LimitConnections(_Message):
     connections: int
 
 
+class NoteConfirmed(_Message):
+    """When the API server last confirmed each feed, by the monotonic clock. A feed that is not named is stale, or not
+    complete."""
+
+    confirmed_at: dict[str, float]
+
+
+class HandOver(_Message):
+    """Say goodbye to the clients that are connected now, over `seconds`. The worker goes on serving."""
+
+    seconds: float
+    servers: list[str]
+    """The replicas that are fresh, for clients whose goodbye can name them."""
+
+
+class KeepClients(_Message):
+    """What is left of `HandOver` is called off."""
+
+
+class AwaitApplied(_Message):
+    """When have all clients of the feed that report positions, and are connected now, applied this sequence?
+
+    Replaces what was asked before.
+    """
+
+    feed: str
+    sequence: int
+
+
 class SendAway(_Message):
     """Other replicas have room: so many clients are to go, those that are cheapest to move."""
 
@@ -244,11 +291,17 @@ class WantChannel(_Message):
 
     feed: str
     wire_format: WireFormat
+    subscription: subscriptions.Subscription | None = None
 
 
 SNAPSHOT_FRESH_SECONDS = 1.0
 """How old a snapshot may be for newcomers of a format in key order, the original's number. Newcomers must not be led
 through the past: Felix keeps an old order of policies that changed, or came and went, before it was in sync."""
+
+
+SELECTIONS_MAX = 16
+"""Subscriptions that are served at a time, over all feeds. Each costs the hub some 200 bytes for each key, a look at
+every change, a log and a snapshot; a fleet has one for each kind of agent."""
 
 
 class WantSnapshot(_Message):
@@ -276,6 +329,11 @@ class FeedCounts(msgspec.Struct, forbid_unknown_fields=True):
     late_sends: Count = 0
     """Writes to clients that were behind in the log."""
     snapshots_sent: Count = 0
+    """Whole ones and those in part."""
+    resumed: Count = 0
+    """Clients that went on from their position, without a snapshot."""
+    snapshots_in_part: Count = 0
+    """Snapshots of which clients had some chunks, and were sent the others."""
     propagation: buckets.BucketCounts = msgspec.field(default_factory=buckets.BucketCounts)
     """Seconds from the receipt of an update to its write to a client."""
     propagation_from_write: buckets.BucketCounts = msgspec.field(default_factory=buckets.BucketCounts)
@@ -288,6 +346,8 @@ class FeedCounts(msgspec.Struct, forbid_unknown_fields=True):
         self.sends += other.sends
         self.late_sends += other.late_sends
         self.snapshots_sent += other.snapshots_sent
+        self.resumed += other.resumed
+        self.snapshots_in_part += other.snapshots_in_part
         self.propagation.add(other.propagation)
         self.propagation_from_write.add(other.propagation_from_write)
 
@@ -367,6 +427,22 @@ class ReportHistograms(_Message):
     histograms: dict[HistogramName, Annotated[list[Count], msgspec.Meta(max_length=quantiles.LIST_LENGTH_MAX)]]
 
 
+class ReportApplied(_Message):
+    """What the clients of one feed that report positions have applied."""
+
+    feed: str
+    reporting: Connections
+    """Clients that report positions."""
+    applied: Connections
+    """Those of them that have applied everything up to now, a moment for the report left aside."""
+    lowest: Count
+    """The lowest sequence up to which one of them has applied everything; a very large one if nothing is left."""
+    reached: Count = 0
+    """The sequence of the last `AwaitApplied` that is settled."""
+    reached_at: Seconds = 0.0
+    """When the last of the clients had applied it, by the monotonic clock; 0.0 if there was nobody to wait for."""
+
+
 class End(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
     """A connection that has ended. Node and address are the peer's own words."""
 
@@ -415,6 +491,10 @@ class ConnectedClient(msgspec.Struct, array_like=True, frozen=True, gc=False, fo
     bytes_sent: Count
     """By the kernel's count, with TLS and without what was sent again."""
     age_seconds: Seconds
+    applied: Annotated[int, msgspec.Meta(ge=-1, le=(1 << 63) - 1)] = -1
+    """The sequence that the client says it has applied; -1 for a client that does not report positions."""
+    subscription: Text = ""
+    """In short; empty for the whole feed."""
 
 
 class ClientSlice(_Message):
@@ -442,6 +522,7 @@ class DescriptionPart(_Message):
 ToWorker: TypeAlias = (
     ShareCounter
     | OpenChannel
+    | RefuseChannel
     | AddSegment
     | NoteStatus
     | Publish
@@ -452,6 +533,10 @@ ToWorker: TypeAlias = (
     | CloseChannel
     | WithdrawFeeds
     | LimitConnections
+    | NoteConfirmed
+    | HandOver
+    | KeepClients
+    | AwaitApplied
     | SendAway
     | ControlLog
     | ListClients
@@ -465,6 +550,7 @@ ToHub: TypeAlias = (
     | WantBlock
     | Report
     | ReportHistograms
+    | ReportApplied
     | ReportRecent
     | ClientSlice
     | DescriptionPart

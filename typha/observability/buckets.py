@@ -14,6 +14,8 @@ PROPAGATION_BOUNDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.
 for so long that people notice."""
 WRITE_BOUNDS: Final = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Seconds. The API server's times have a resolution of 1 s, so finer buckets would say nothing."""
+APPLIED_BOUNDS: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
+"""Seconds. A client on a quiet feed reports at once, one on a busy feed within a second."""
 BUCKETS_MAX: Final = 32
 
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]

@@ -16,6 +16,10 @@ SYNC_SERVER = "SyncServer"
 CLIENT_PORT = "ClientPort"
 """Reporter of the workers that accept connections. It reports readiness only."""
 
+FRESHNESS = "Freshness"
+"""Reporter of a replica that knows others. It reports readiness only: while clients are handed over to fresh replicas,
+new ones must go there, too."""
+
 _COLUMNS = ("COMPONENT", "TIMEOUT", "LIVENESS", "READINESS", "DETAIL")
 _TIMED_OUT = "timed out"
 _NOT_REPORTED = "-"

@@ -26,6 +26,11 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BY_NAME = {metric.name: metric for metric in METRICS}
 """The rows of the table."""
 _REASONS = tuple(reason.value for reason in reasons.DisconnectReason)
+_OF_SOME_FEEDS = {
+    *("typha_clients_reporting", "typha_clients_applied", "typha_applied_lag_seconds_max"),
+    "typha_applied_everywhere_seconds",
+}
+"""Metrics that exist for the feeds that have had clients of their kind, and for no others."""
 _LABELS_KEPT = 4096
 """Cached texts of label sets. There are few sets, and every scrape needs all of them."""
 _SUMMARY_PARTS = (*(str(quantile) for quantile in quantiles.QUANTILES), "sum", "count")
@@ -69,6 +74,8 @@ class SamplesCollector(registry.Collector):
         if not metric.labels:
             return {(): 0.0}
         if metric.name not in ("typha_disconnects_total",) and metric.labels != ("syncer",):
+            return {}
+        if metric.name in _OF_SOME_FEEDS:
             return {}
         values = self._known_values[metric.labels[0]]
         if metric.kind is Kind.HISTOGRAM:

@@ -108,9 +108,43 @@ OURS: tuple[Metric, ...] = (
         "high.",
         buckets.WRITE_BOUNDS,
     ),
+    Metric(
+        "typha_clients_reporting",
+        _G,
+        _SYNCER,
+        "Clients of the native protocol that report what they have applied. All others are not counted as applied.",
+    ),
+    Metric(
+        "typha_clients_applied",
+        _G,
+        _SYNCER,
+        "Of those, clients that have applied every change older than 2 s.",
+    ),
+    Metric(
+        "typha_applied_lag_seconds_max",
+        _G,
+        _SYNCER,
+        "Age of the oldest change that one of those clients has not applied, in seconds.",
+    ),
+    Metric(
+        "typha_applied_everywhere_seconds",
+        _H,
+        _SYNCER,
+        "Seconds from the publication of a change until the last of those clients has applied it. One change of a feed "
+        "is measured at a time; after 60 s it counts as longer than that.",
+        buckets.APPLIED_BOUNDS,
+    ),
     Metric("typha_build_info", _G, ("version", "commit"), "Version and Git commit of the service; always 1."),
     Metric("typha_ready", _G, (), "1 while /readiness answers 200, else 0."),
     Metric("typha_draining", _G, (), "1 while the service drains, else 0."),
+    Metric(
+        "typha_stale_seconds",
+        _G,
+        (),
+        "Seconds for which the API server has not confirmed a feed of this replica; 0 while it confirms all.",
+    ),
+    Metric("typha_peers_answering", _G, (), "Replicas that answer while this one is stale and asks them; else 0."),
+    Metric("typha_handing_over", _G, (), "1 while clients are handed over to replicas that are fresh, else 0."),
     Metric("typha_workers_wanted", _G, (), "Workers that are to serve; 1 for one inside the hub."),
     Metric("typha_workers_serving", _G, (), "Workers that accept connections."),
     Metric(
@@ -175,7 +209,18 @@ OURS: tuple[Metric, ...] = (
         "Requests for a catch-up block that led to a new snapshot or a disconnect instead.",
     ),
     Metric("typha_catch_up_seconds_total", _C, (), "Seconds that the hub has spent on catch-up blocks."),
-    Metric("typha_tombstones", _G, _SYNCER, "Deletions that are kept so that slow consumers can catch up."),
+    Metric(
+        "typha_tombstones",
+        _G,
+        _SYNCER,
+        "Deletions that are kept for slow consumers, and for clients that come back by their position.",
+    ),
+    Metric(
+        "typha_clients_resumed_total",
+        _C,
+        ("syncer", "by"),
+        "Clients that had the map from an earlier connection, and were sent what they lacked: by position or digests.",
+    ),
     Metric("typha_client_lag_bytes_max", _G, (), "Backlog of the slowest client in the log, in bytes."),
     Metric("typha_client_lag_seconds_max", _G, (), "Lag of the slowest client in seconds."),
     Metric(

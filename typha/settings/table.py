@@ -339,8 +339,9 @@ class Settings:
         "ConnectionRebalancingMode",
         one_of("none", "kubernetes"),
         "none",
-        "Rebalancing: with kubernetes, the limit of connections follows the number of replicas and nodes; with none it "
-        "is MaxConnectionsUpperLimit.",
+        "Rebalancing: with kubernetes, the limit of connections follows the number of replicas and nodes, and a "
+        "replica that alone has lost the API server hands its clients over to the others; with none the limit is "
+        "MaxConnectionsUpperLimit.",
     )
     connection_drop_interval_seconds: float = _original(
         "ConnectionDropIntervalSecs",
@@ -424,6 +425,31 @@ class Settings:
         "TLS for clients: what does its work. auto = rustls, if it is installed (as in the image) and can do what the "
         "other settings ask for, otherwise ssl; ssl = Python's module, with OpenSSL; rustls = nothing else.",
         why="rustls takes half of the CPU and a third of the memory",
+    )
+    peer_addresses: str = _ours(
+        "PeerAddresses",
+        text(),
+        "",
+        "Replicas that a stale one asks, as HOST:PORT with commas, beside those of ConnectionRebalancingMode. A "
+        "replica may be in its own list.",
+        why="replicas outside Kubernetes have no Service",
+    )
+    stale_hand_over_after_seconds: float = _ours(
+        "StaleHandOverAfterSecs",
+        seconds(),
+        30.0,
+        "How long a replica must have lost the API server before it asks the others, and hands its clients over to "
+        "those that have not lost it.",
+        why="an API server that restarts is away for some seconds, and every move costs a snapshot",
+        unit="seconds",
+    )
+    stale_hand_over_spread_seconds: float = _ours(
+        "StaleHandOverSpreadSecs",
+        seconds(),
+        60.0,
+        "Time over which a stale replica's clients are moved, in random order.",
+        why="the others serve the snapshots of a thousand clients in a second, and need not",
+        unit="seconds",
     )
     workers: int = _ours(
         "Workers",

@@ -110,11 +110,12 @@ class HelloQueue:
 
 
 class Admitted(NamedTuple):
-    """A client that has got a slot, and begins this snapshot."""
+    """A client that has got a slot, and begins this snapshot, or the pieces of it that the client lacks."""
 
     client: client.Client
     channel: WorkerChannel
     snapshot: files.SnapshotFile
+    pieces: files.Pieces | None
 
 
 class Sockets(Protocol):
@@ -193,17 +194,18 @@ class SnapshotSlots:
             else:
                 newcomer = next(iter(channel.held))
                 del channel.held[newcomer]
-            self._take_slot(newcomer, snapshot)
+            pieces = channel.take_pieces(newcomer, snapshot)
+            self._take_slot(newcomer, (pieces or snapshot).length)
             self._channels[channel] = None
-            return Admitted(newcomer, channel, snapshot)
+            return Admitted(newcomer, channel, snapshot, pieces)
         return None
 
-    def _take_slot(self, newcomer: client.Client, snapshot: files.SnapshotFile) -> None:
+    def _take_slot(self, newcomer: client.Client, length: int) -> None:
         limits = self._policy
         self._draining.pop(newcomer, None)  # from an earlier snapshot
         self._holders[newcomer] = None
         self._open[newcomer] = None
-        is_worth_it = snapshot.length > limits.notsent_lowat_bytes
+        is_worth_it = length > limits.notsent_lowat_bytes
         if newcomer in self._deep or (is_worth_it and len(self._deep) < limits.snapshots_deep_max):
             self._deep[newcomer] = None
             self._sockets.limit_unsent(newcomer, limits.snapshot_unsent_bytes)

@@ -12,7 +12,7 @@ the next block in its turn. Nothing is sent twice for that, and what is read nex
 import os
 from collections.abc import Iterable
 
-from cache.state import files
+from cache.state import files, resume
 from protocol import formats, messages
 from typha import clock
 from typha.ipc import link
@@ -73,18 +73,29 @@ class CatchUp:
             current.owe(channel.status_frame(current.sequence, messages.SyncStatus.CATCHING_UP))
         self._stats.counts.catch_ups += 1
 
+    def resume(
+        self, channel: WorkerChannel, current: client.Client, sequence: int, present: client.StatusNotice
+    ) -> None:
+        """A held client has everything up to a sequence; catch it up to the present at least."""
+        current.behind_since = _monotonic()
+        start = resume.start_point(sequence, present.sequence)
+        current.become_returning(start, needed_sequence=present.sequence, offset=present.offset)
+        current.owe(channel.status_frame(start, messages.SyncStatus.CATCHING_UP))
+        self._stats.counts.catch_ups += 1
+
     def find_block(self, channel: WorkerChannel, current: client.Client) -> bool:
         """Gives the client its next block. False if there is none yet: then it waits, and the hub is asked."""
         key = (channel, current.sequence)
         block = self._blocks.get(key)
         if block is not None and _is_of_use(block, channel, current):
-            self._begin_reading(current, block)
+            self._begin_reading(channel, current, block)
             return True
         self._waiting.setdefault(key, {})[current] = None
         self._ask(key)
         return False
 
-    def _begin_reading(self, current: client.Client, block: files.BlockFile) -> None:
+    def _begin_reading(self, channel: WorkerChannel, current: client.Client, block: files.BlockFile) -> None:
+        channel.forget_resumption(current)
         current.become_reading(block)
         self._readers.setdefault(block, {})[current] = _monotonic()
 
@@ -113,7 +124,7 @@ class CatchUp:
         left: dict[client.Client, None] = {}
         for one in _still_there(self._waiting.pop(key, {}), key):
             if _is_of_use(block, channel, one):
-                self._begin_reading(one, block)
+                self._begin_reading(channel, one, block)
                 served.append(one)
             else:
                 left[one] = None  # it began to wait after the hub was asked, and needs a newer cut

@@ -4,11 +4,12 @@ import bisect
 from collections import deque
 from collections.abc import Iterator
 
-from cache.state import cursor, files, log
-from protocol import encoding, formats, messages
+from cache.state import cursor, files, log, resume
+from protocol import digest, encoding, formats, messages, subscriptions
+from protocol.native import encoder as native_encoder
 from typha.ipc import link
 from typha.ipc import messages as ipc
-from typha.worker import client, live_set, policy
+from typha.worker import client, convergence, live_set, policy, protocol_adapters
 
 _COARSE_SECONDS = 1.0
 _PUBLISH_TIMES = 1024
@@ -19,12 +20,23 @@ _ENCODERS = {name: formats.make_encoder(name) for name in formats.NAMES}
 class WorkerChannel:
     """The worker's end of a channel. A client of it is in one of `live`, `held` and `away`."""
 
-    def __init__(self, feed: str, encoder: encoding.Encoder, hub: link.Sender, limits: policy.Policy) -> None:
+    def __init__(
+        self,
+        feed: str,
+        encoder: encoding.Encoder,
+        hub: link.Sender,
+        limits: policy.Policy,
+        subscription: subscriptions.Subscription | None = None,
+    ) -> None:
         self._hub = hub
         self._policy = limits
         self.number = -1
         """The hub's number for it; -1 until the hub has opened it, and there is something to serve."""
         self.feed = feed
+        self.subscription = subscription
+        """What part of the feed it has; None for all of it."""
+        self.is_by_node = subscription is not None and bool(subscription.own_node)
+        """Whether frames may be for the clients of one node."""
         self.wire_format = encoder.name
         self._encoder = encoder
         self.log = log.LogReader()
@@ -40,6 +52,8 @@ class WorkerChannel:
         """Clients that are in a snapshot, behind in the log, or catching up."""
         self.flush_index = 0
         """Where an interrupted pass over `live` goes on."""
+        self.run: tuple[int, int] | None = None
+        """Where frames are for the clients of some node: the run that the pass is sending, its end and tag."""
         self.rescan = False
         """A client before `flush_index` may not be at the log's end: one that the pass had not reached moved there, or
         one was sent no more than its segment of the log had."""
@@ -60,14 +74,32 @@ class WorkerChannel:
         """One publish a second, for clients that are further behind."""
         self._coarse_times: deque[ipc.UpdateTimes] = deque(maxlen=_PUBLISH_TIMES)
         self._old_snapshots: list[files.SnapshotFile] = []
+        self._resumptions: dict[client.Client, protocol_adapters.Resumption] = {}
+        """What clients have that have not been sent anything yet."""
+        self._digests = 0
+        """How many of chunks are kept for that."""
 
     def __repr__(self) -> str:
         return f"<WorkerChannel {self.feed} {self.wire_format} {self.log!r} live={len(self.live)}>"
 
-    def open(self, number: int, *, start: int, start_sequence: int) -> None:
+    def open(self, number: int, *, start: int, start_sequence: int, start_updates: int = 0) -> None:
         """The hub has opened the channel; its log begins here."""
         self.number = number
-        self.log = log.LogReader(start=start, start_sequence=start_sequence)
+        self.log = log.LogReader(start=start, start_sequence=start_sequence, start_updates=start_updates)
+        self.live.floor = start if self.is_by_node else 0
+
+    @property
+    def newest_sequence(self) -> int:
+        """The newest sequence that a client can have reached; 0 before there is something to serve.
+
+        A snapshot may be offered a moment before the log up to it is published.
+        """
+        logged = self.log.sequence_at(self.log.end)
+        return logged if self.snapshot is None else max(logged, self.snapshot.sequence)
+
+    def progress_of(self, reader: client.Client) -> convergence.Progress | None:
+        """How far a client that says what it has applied is; None where its own word is all."""
+        return None if self.subscription is None else _Progress(self, reader)
 
     def all_clients(self) -> list[client.Client]:
         """All clients of it."""
@@ -149,6 +181,84 @@ class WorkerChannel:
             return None
         return snapshot
 
+    # What clients have that come back.
+
+    def expect(self, newcomer: client.Client, resumption: protocol_adapters.Resumption) -> None:
+        """Keeps what a client has until it is served. Too many digests are not kept: it gets a whole snapshot."""
+        digests = resumption.digests
+        if digests is not None:
+            if self.snapshot is not None and self.snapshot.chunks:
+                digests = digest.fold(digests, min(len(digests), self.snapshot.chunks))
+            if self._digests + len(digests) > self._policy.chunk_digests_max:
+                digests = None
+        self._digests += len(digests or ())
+        self._resumptions[newcomer] = resumption._replace(digests=digests)
+
+    def forget_resumption(self, reader: client.Client) -> None:
+        """The client has been sent something, and what it has is not what it had any more; or it is gone."""
+        known = self._resumptions.pop(reader, None)
+        if known is not None:
+            self._digests -= len(known.digests or ())
+
+    def take_position(self, reader: client.Client) -> int | None:
+        """The sequence of this incarnation up to which a client has everything. Told only once."""
+        known = self._resumptions.get(reader)
+        if known is None or known.sequence is None:
+            return None
+        self._resumptions[reader] = known._replace(sequence=None)
+        return known.sequence
+
+    def with_positions(self) -> list[client.Client]:
+        """Clients whose position has not been taken."""
+        return [reader for reader, known in self._resumptions.items() if known.sequence is not None]
+
+    def take_pieces(self, reader: client.Client, snapshot: files.SnapshotFile) -> files.Pieces | None:
+        """What the client lacks of a snapshot that it begins; None for all of it."""
+        if snapshot.common is not None:
+            return self._pieces_of_node(reader, snapshot, snapshot.common)
+        known = self._resumptions.get(reader)
+        self.forget_resumption(reader)
+        if known is None or known.digests is None or not snapshot.chunks:
+            return None
+        return resume.pieces(snapshot, known.digests, native_encoder.snapshot_resume)
+
+    def _pieces_of_node(
+        self, reader: client.Client, snapshot: files.SnapshotFile, common: files.CommonPart
+    ) -> files.Pieces:
+        """The section of the client's node, and what is common to all."""
+        encoder, sequence = self._encoder, snapshot.sequence
+        section = snapshot.sections.get(reader.tag, files.NO_SECTION)
+        keys, total = common.keys + section.keys, (common.digest + section.digest) % digest.MODULUS
+        begin = encoder.snapshot_begin(sequence, keys=keys, chunks=common.chunks + 1)
+        if not section.length:
+            begin += encoder.snapshot_chunk(0, 0, ())
+        end = encoder.snapshot_end(sequence, keys=keys, digest=total)
+        return files.Pieces(
+            [
+                files.Piece(begin, 0, len(begin)),
+                files.Piece(None, section.position, section.length),
+                files.Piece(None, 0, common.length),
+                files.Piece(end, 0, len(end)),
+            ]
+        )
+
+    def present(self) -> client.StatusNotice | None:
+        """The end of the log as it is published, and the status there; None before there is a snapshot."""
+        snapshot, offset = self.snapshot, self.log.end
+        if snapshot is None or snapshot.log_offset > offset:
+            return None
+        status = snapshot.status
+        for status_offset, noted in reversed(self._statuses):
+            if snapshot.log_offset < status_offset <= offset:
+                status = noted
+                break
+        sequence = self.log.sequence_at(offset)
+        return client.StatusNotice(offset, sequence, status, memoryview(self.status_frame(sequence, status)))
+
+    def last_status_offset(self) -> int:
+        """End of the last status in the log as it is published."""
+        return next((offset for offset, _ in reversed(self._statuses) if offset <= self.log.end), 0)
+
     # Frames that are the same for several clients.
 
     def ping(self, unix_nanoseconds: int) -> bytes:
@@ -169,7 +279,7 @@ class WorkerChannel:
         The log after the snapshot holds no status, so the snapshot's own still holds.
         """
         offset = max(self.log.end, snapshot.log_offset)
-        if self._greeting.offset != offset:
+        if self._greeting.offset != offset or self._greeting.sequence < snapshot.sequence:
             sequence = snapshot.sequence if offset == snapshot.log_offset else self.log.sequence_at(offset)
             frame = memoryview(self._encoder.status(sequence, snapshot.status).data)
             self._greeting = client.StatusNotice(offset, sequence, snapshot.status, frame)
@@ -223,9 +333,19 @@ class WorkerChannel:
             self.remove_live(reader)
         self.held.pop(reader, None)
         self.away.discard(reader)
+        self.forget_resumption(reader)
+
+    def pass_over(self, reader: client.Client) -> None:
+        """Where frames are for the clients of some node: moves a client of the log on to the next one that it gets."""
+        if self.is_by_node and not reader.tail and self.log.start <= reader.offset:
+            limit = self.log.end if reader.greeting is None else reader.greeting.offset
+            reader.offset = self.log.next_of(reader.offset, reader.tag, limit)
 
     def behind(self, before_offset: int) -> list[client.Client]:
         """Clients that still have to read the log before an offset."""
+        for reader in self.away:
+            if reader.state is cursor.CursorState.FOLLOWING and reader.offset < before_offset:
+                self.pass_over(reader)
         return [
             reader
             for readers in (self.away, self.live)
@@ -244,7 +364,7 @@ class WorkerChannel:
         lost = [reader for reader in self.away if reader.state is catching_up]
         snapshots = [s.log_offset for s in [*self._old_snapshots, self.snapshot] if s is not None and s.readers]
         slowest = min(behind, default=self.log.end)
-        lowest = min([self.log.end, slowest, *snapshots, *self.live.offsets])
+        lowest = min([self.log.end, slowest, *snapshots, self.live.lowest_offset(self.log.end)])
         unread = [
             reader.liveness
             for readers in (self.live, self.away)
@@ -280,14 +400,43 @@ class WorkerChannel:
         self.snapshot = None
 
 
+class _Progress:
+    """Where in the log the next frame is that a client with a subscription has not applied.
+
+    A look goes on where the last one ended: the log before it may be gone.
+    """
+
+    __slots__ = ("_channel", "_offset", "_reader", "_sequence")
+
+    def __init__(self, channel: WorkerChannel, reader: client.Client) -> None:
+        self._channel = channel
+        self._reader = reader
+        self._sequence = 0
+        self._offset: int | None = None
+        """Everything before it is applied; None before the first position."""
+
+    def __call__(self, sequence: int) -> int:
+        log = self._channel.log
+        if sequence != self._sequence:
+            self._sequence = sequence
+            found = log.offset_up_to(sequence)
+            self._offset = max(found, self._offset or 0) if found is not None else self._offset
+        if self._offset is None or self._offset < log.start:
+            return sequence
+        self._offset = log.next_of(self._offset, self._reader.tag, log.end)
+        if self._offset == log.end:
+            return convergence.EVERYTHING
+        return max(sequence, log.sequence_at(self._offset))
+
+
 class Channels:
-    """A worker's channels, by number (the hub's) and by name (feed, wire format)."""
+    """A worker's channels, by number (the hub's) and by name (feed, wire format, subscription)."""
 
     def __init__(self, hub: link.Sender, limits: policy.Policy) -> None:
         self._hub = hub
         self._policy = limits
         self._by_number: dict[int, WorkerChannel] = {}
-        self._by_name: dict[tuple[str, str], WorkerChannel] = {}
+        self._by_name: dict[tuple[str, str, subscriptions.Subscription | None], WorkerChannel] = {}
 
     def __getitem__(self, number: int) -> WorkerChannel:
         return self._by_number[number]
@@ -295,28 +444,46 @@ class Channels:
     def __iter__(self) -> Iterator[WorkerChannel]:
         return iter(list(self._by_name.values()))
 
-    def wanted(self, feed: str, wire_format: str) -> WorkerChannel:
+    def wanted(
+        self, feed: str, wire_format: str, subscription: subscriptions.Subscription | None = None
+    ) -> WorkerChannel:
         """The channel of that name. If the hub has not opened it yet, it is asked to, and clients can only be held."""
-        channel = self._by_name.get((feed, wire_format))
+        channel = self._by_name.get((feed, wire_format, subscription))
         if channel is None:
-            channel = self._add(feed, wire_format)
-            self._hub.send(ipc.WantChannel(feed, wire_format))
+            channel = self._add(feed, wire_format, subscription)
+            self._hub.send(ipc.WantChannel(feed, wire_format, subscription))
         return channel
+
+    def has_room_for(self, feed: str, subscription: subscriptions.Subscription) -> bool:
+        """Whether clients may have this subscription: others have it, or not too many others are in use."""
+        known = {(name, one) for name, _, one in self._by_name if one is not None}
+        return (feed, subscription) in known or len(known) < ipc.SELECTIONS_MAX
 
     def opened(self, message: ipc.OpenChannel) -> None:
         """The hub has opened a channel."""
-        channel = self._by_name.get((message.feed, message.wire_format)) or self._add(message.feed, message.wire_format)
-        channel.open(message.channel, start=message.start, start_sequence=message.start_sequence)
+        name = message.feed, message.wire_format, message.subscription
+        channel = self._by_name.get(name) or self._add(*name)
+        channel.open(
+            message.channel,
+            start=message.start,
+            start_sequence=message.start_sequence,
+            start_updates=message.start_updates,
+        )
         self._by_number[message.channel] = channel
 
-    def _add(self, feed: str, wire_format: str) -> WorkerChannel:
-        channel = WorkerChannel(feed, _ENCODERS[wire_format], self._hub, self._policy)
-        self._by_name[feed, wire_format] = channel
+    def _add(self, feed: str, wire_format: str, subscription: subscriptions.Subscription | None) -> WorkerChannel:
+        channel = WorkerChannel(feed, _ENCODERS[wire_format], self._hub, self._policy, subscription)
+        self._by_name[feed, wire_format, subscription] = channel
         return channel
+
+    def unopened(self, message: ipc.RefuseChannel) -> WorkerChannel | None:
+        """The channel that the hub refuses to open, if it is waited for."""
+        channel = self._by_name.get((message.feed, message.wire_format, message.subscription))
+        return channel if channel is not None and channel.number < 0 else None
 
     def remove(self, channel: WorkerChannel) -> None:
         """The channel is closed, or never opened; its clients and files are the caller's affair."""
-        del self._by_name[channel.feed, channel.wire_format]
+        del self._by_name[channel.feed, channel.wire_format, channel.subscription]
         self._by_number.pop(channel.number, None)
 
     def numbered(self) -> list[tuple[int, WorkerChannel]]:

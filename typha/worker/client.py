@@ -8,15 +8,16 @@ The record is grouped, and each group has one writer:
 | `hello`: whose turn it is before the hello is complete | `PendingHello` | until the hello is complete |
 | `liveness`: pings, pongs, acknowledged bytes | `Liveness` | always |
 | `greeting`, `told`: the statuses sent to this client alone | `Delivery` and `CatchUp` | see each field |
+| `applied`: what the client has applied | `Convergence` | while the client reports positions |
 | `waiting`, `watching_write`: the socket is full | `Client.begin_waiting`, `Delivery`, the poller | always |
 """
 
 from typing import TYPE_CHECKING, NamedTuple
 
 from cache.state import cursor
-from protocol import errors, messages
+from protocol import errors, messages, subscriptions
 from typha import networks
-from typha.worker import protocol_adapters, transport
+from typha.worker import convergence, protocol_adapters, transport
 
 if TYPE_CHECKING:
     from typha.worker.channel import WorkerChannel
@@ -207,6 +208,7 @@ class Client(cursor.Cursor):
         "_sent_at",
         "adapter",
         "address",
+        "applied",
         "behind_since",
         "blocked_offset",
         "channel",
@@ -222,6 +224,7 @@ class Client(cursor.Cursor):
         "slot",
         "snapshot_at",
         "socket",
+        "tag",
         "told",
         "waiting",
         "watching_write",
@@ -238,12 +241,16 @@ class Client(cursor.Cursor):
         self.channel: WorkerChannel | None = None
         self.adapter: protocol_adapters.ProtocolAdapter | None = None
         """What it speaks; None before its first bytes."""
+        self.tag = subscriptions.COMMON
+        """Of the node whose frames it gets besides the common ones."""
         self.index = -1
         """Its place in the channel's live set; -1 elsewhere."""
         self.connected_at = now
         self.hello: PendingHello | None = PendingHello(now, self.host)
         """None once the hello is complete, or the connection is closing."""
         self.liveness = Liveness(now)
+        self.applied: convergence.Position | None = None
+        """None for a client that does not report what it has applied."""
         self.waiting = False
         """The socket is full; the poller says when it takes bytes again."""
         self.watching_write = False
@@ -273,7 +280,7 @@ class Client(cursor.Cursor):
     def offset(self) -> int:
         """See `Cursor`; in a live set the set holds it."""
         channel = self.channel
-        return self._offset if self.index < 0 or channel is None else channel.live.offsets[self.index]
+        return self._offset if self.index < 0 or channel is None else channel.live.offset_at(self.index)
 
     @offset.setter
     def offset(self, offset: int) -> None:

@@ -57,7 +57,17 @@ class ClientList:
                 continue  # closed since then
             one = self._describe(current, now)
             found.append(one)
-            texts = (one.address, one.node, one.version, one.info, one.tls_name, one.release, one.feed, one.wire_format)
+            texts = (
+                one.address,
+                one.node,
+                one.version,
+                one.info,
+                one.tls_name,
+                one.release,
+                one.feed,
+                one.wire_format,
+                one.subscription,
+            )
             size_bytes += _FIXED_BYTES + sum(len(text.encode()) for text in texts)
         return messages.ClientSlice(self._request, found, not self._waiting)
 
@@ -83,6 +93,8 @@ class ClientList:
             sequence=sequence,
             bytes_sent=transport.kernel_sent_bytes(current.socket),
             age_seconds=max(0.0, now - current.connected_at),
+            applied=-1 if current.applied is None else current.applied.up_to(),
+            subscription=_subscription(channel),
         )
 
     def _tls_name(self, current: client.Client) -> str:
@@ -107,7 +119,7 @@ class ClientList:
                 sequence = current.sequence
             case cursor.CursorState.SNAPSHOT:
                 snapshot = current.snapshot
-                lag_bytes = end - snapshot.log_offset + snapshot.length - current.position if snapshot else 0
+                lag_bytes = end - snapshot.log_offset + current.read_length - current.position if snapshot else 0
                 return max(0, lag_bytes), max(0.0, now - current.snapshot_at), 0
             case cursor.CursorState.HELD:
                 return 0, max(0.0, now - current.connected_at), 0
@@ -118,6 +130,12 @@ class ClientList:
             lag_bytes = max(lag_bytes, end - liveness.probed_offset)
             lag_seconds = max(lag_seconds, now - liveness.probed_at)
         return max(0, lag_bytes), max(0.0, lag_seconds), sequence
+
+
+def _subscription(channel: worker_channel.WorkerChannel | None) -> str:
+    if channel is None or channel.subscription is None:
+        return ""
+    return _short(typha_messages.printable(channel.subscription.label, messages.TEXT_CHARS_MAX))
 
 
 def _sequence_before(channel: worker_channel.WorkerChannel, offset: int) -> int:

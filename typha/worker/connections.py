@@ -15,7 +15,7 @@ from protocol.reasons import DisconnectReason
 from typha import clock
 from typha.ipc import messages
 from typha.observability import logs
-from typha.worker import client, policy, poller, protocol_adapters, transport
+from typha.worker import client, convergence, policy, poller, protocol_adapters, transport
 from typha.worker.stats import PING_SECONDS, WorkerStats
 
 _log = structlog.get_logger("typha.connections")
@@ -147,12 +147,17 @@ class Connections:
         """Bytes of unfinished messages and handshakes; who began first comes first."""
         self._held_bytes = 0
         self._agent_versions: set[protocol_adapters.AgentVersion] = set()
+        self.convergence = convergence.Convergence()
         self.ended_unproven = 0
         """Connections that have ended without a hello."""
 
     def withdraw(self, feeds: frozenset[str]) -> None:
         """From now on these feeds are unknown."""
         self.offer = self.offer._replace(feeds=self.offer.feeds - feeds)
+
+    def note_confirmed(self, confirmed_at: dict[str, float]) -> None:
+        """When the backend last confirmed each feed; what clients are told that ask for it."""
+        self.offer = self.offer._replace(confirmed_at=confirmed_at)
 
     def opened(self, newcomer: client.Client, pending: client.PendingHello) -> None:
         """A connection has been accepted. Without room for it, another one or the newcomer itself is closed."""
@@ -299,6 +304,8 @@ class Connections:
             match event:
                 case protocol_adapters.Ponged():
                     self._note_pong(current)
+                case protocol_adapters.Applied():
+                    self._note_applied(current, event.sequence)
                 case protocol_adapters.Left():
                     self.close(current, DisconnectReason.CLIENT_CLOSED, detail=event.text)
                 case protocol_adapters.Refused():
@@ -363,6 +370,12 @@ class Connections:
         if asked_at and current.channel is not None:
             self._stats.feeds[current.channel.feed].histograms[PING_SECONDS].record(_monotonic() - asked_at)
 
+    def _note_applied(self, current: client.Client, sequence: int) -> None:
+        channel = current.channel
+        if channel is not None:
+            newest = channel.newest_sequence
+            self.convergence.note(current, channel.feed, sequence, newest=newest, now=_monotonic())
+
     # What clients are sent beside their feed.
 
     def send_ping(self, current: client.Client, ping: bytes) -> bool:
@@ -418,10 +431,16 @@ class Connections:
     # How connections end.
 
     def farewell(
-        self, current: client.Client, reason: DisconnectReason, *, text: str, retry_after_milliseconds: int = 0
+        self,
+        current: client.Client,
+        reason: DisconnectReason,
+        *,
+        text: str,
+        retry_after_milliseconds: int = 0,
+        servers: tuple[str, ...] = (),
     ) -> None:
         """A goodbye where one can be sent; a close if the protocol has none, or the client stands inside a frame."""
-        refusal = protocol_adapters.Refused(reason, text, retry_after_milliseconds)
+        refusal = protocol_adapters.Refused(reason, text, retry_after_milliseconds, servers)
         said = b""
         if current.adapter is not None and current.at_frame_end(self._transport):
             said = current.adapter.goodbye(refusal)
@@ -484,6 +503,7 @@ class Connections:
         self.hold(current, 0)
         self._stats.note_disconnect(reason)
         if current.channel is not None:
+            self.convergence.remove(current, current.channel.feed, _monotonic())
             current.channel.forget(current)
             current.channel.close_unread_snapshots()
         self.log.write_end(current, reason, detail)

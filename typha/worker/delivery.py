@@ -14,10 +14,20 @@ from collections import deque
 
 from cache.state import files
 from cache.state.cursor import CursorState
-from protocol import formats
+from protocol import formats, subscriptions
 from typha import clock
 from typha.observability import buckets
-from typha.worker import admission, catchup, client, connections, policy, poller, slow_consumers, transport
+from typha.worker import (
+    admission,
+    catchup,
+    client,
+    connections,
+    policy,
+    poller,
+    protocol_adapters,
+    slow_consumers,
+    transport,
+)
 from typha.worker.channel import WorkerChannel
 from typha.worker.stats import (
     LATENCY_SECONDS,
@@ -32,6 +42,8 @@ from typha.worker.stats import (
 _monotonic = clock.monotonic
 _CLOCK_EVERY = 16
 """Clients that are written to between two looks at the clock: some 80 us."""
+_PIECES_AT_ONCE = 64
+"""Pieces of a snapshot that a client is sent in its turn: some 300 us, as long as 2 MB in one piece."""
 _TIMED_EVERY = 64
 """Writes of a pass for which the time of one stands: noting the time of each would cost a tenth of a write."""
 _bucket = bisect.bisect_left
@@ -88,8 +100,21 @@ class Delivery:
         channel.rescan = channel.rescan or channel.flush_index > 0
 
     def snapshot_arrived(self, channel: WorkerChannel) -> None:
-        """Clients that waited for a snapshot get this one, each in its turn."""
+        """Clients that waited for a snapshot get this one, each in its turn, unless they can go on without."""
+        for current in channel.with_positions():
+            if current in channel.held and self._resume(channel, current):
+                del channel.held[current]
         self.slots.wanted(channel)
+
+    def welcome(
+        self, newcomer: client.Client, channel: WorkerChannel, resumption: protocol_adapters.Resumption | None
+    ) -> None:
+        """A client asks for the channel. It goes on where it was, or waits for a snapshot."""
+        if resumption is not None:
+            channel.expect(newcomer, resumption)
+            if self._resume(channel, newcomer):
+                return
+        self.hold(newcomer, channel)
 
     def hold(self, current: client.Client, channel: WorkerChannel) -> None:
         """The client waits for its turn, and for a snapshot that can be served."""
@@ -139,10 +164,63 @@ class Delivery:
 
     def _flush(self, channel: WorkerChannel, deadline: float) -> bool:
         """One pass over the clients at the end of the log; False if it must go on later."""
+        if channel.is_by_node:
+            return self._flush_runs(channel, deadline)
+        return self._flush_to(channel, channel.log.end, deadline)
+
+    def _flush_runs(self, channel: WorkerChannel, deadline: float) -> bool:
+        """As `_flush`, where frames are for the clients of some node: those of a run of frames get it, then the next.
+
+        A client that gets nothing of a run is not touched: `LiveSet.floor` moves on for all.
+        """
+        live, log = channel.live, channel.log
+        while live.floor < log.end:
+            if not live.clients:
+                live.floor, channel.run = log.end, None
+                break
+            if channel.run is None:
+                channel.run = log.run_at(max(live.floor, log.start))
+                live.raise_offsets()
+            end, tag = channel.run
+            if tag != subscriptions.COMMON:
+                self._flush_node(channel, end, tag)
+            elif not self._flush_to(channel, end, deadline):
+                return False
+            live.floor, channel.run = end, None
+            if _monotonic() > deadline:
+                break
+        return live.floor >= log.end
+
+    def _flush_node(self, channel: WorkerChannel, end: int, tag: int) -> None:
+        """Sends a run of frames to the clients of its node, of which there are few."""
+        live, log = channel.live, channel.log
+        for current in list(live.by_tag.get(tag, ())):
+            offset, now = current.offset, _monotonic()
+            if offset >= end:
+                continue
+            view = log.view(offset)[: end - offset]
+            updates = log.updates_at(end) - log.updates_at(offset)
+            whole, sent, error, write_seconds = self._write_each([current.fd], view)
+            stats = self._stats.feeds[channel.feed]
+            stats.histograms[WRITE_SECONDS].record(write_seconds)
+            stats.counts.sends += 1
+            stats.counts.bytes_sent += len(view) if whole else sent
+            if error is not None:
+                self._connections.lost(current, error)
+            elif whole:
+                live.note_sent(current.index, 1, end, now)
+                stats.counts.deliveries += updates
+                age_seconds = channel.age_of(offset, _monotonic())
+                stats.counts.propagation.record(_PROPAGATION_BOUNDS, age_seconds, 1)
+            else:
+                self._leave_pass(channel, current, offset + sent, now)
+            self._note_view(channel, offset, end, updates, 1)
+
+    def _flush_to(self, channel: WorkerChannel, end: int, deadline: float) -> bool:
+        """Sends the log up to an offset to the clients at its end; False if that must go on later."""
         live = channel.live
         clients, offsets = live.clients, live.offsets
         log = channel.log
-        end = log.end
         stats = self._stats.feeds[channel.feed]
         writes, propagation = stats.histograms[WRITE_SECONDS], stats.counts.propagation
         index = channel.flush_index
@@ -162,11 +240,11 @@ class Delivery:
                 bytes_sent += whole_sends * len(view)
                 deliveries += whole_sends * view_updates
                 view_sends = whole_sends = 0
-                view = log.view(offset)
+                view = log.view(offset)[: end - offset]
                 view_offset, view_end = offset, offset + len(view)
                 view_times = channel.times_of(offset)
                 view_received_at = now if view_times is None else view_times.received_at
-                view_updates = log.sequence_at(view_end) - log.sequence_at(offset)
+                view_updates = log.updates_at(view_end) - log.updates_at(offset)
                 channel.rescan = channel.rescan or view_end < end
             stop = index + _CLOCK_EVERY
             if offsets[index:stop].count(offset) < _CLOCK_EVERY:
@@ -311,6 +389,9 @@ class Delivery:
             return
         stats.histograms[WRITE_SECONDS].record(current.sent_at - begun)
         stats.counts.late_sends += current.offset > offset
+        if channel.is_by_node:
+            log = channel.log
+            stats.counts.deliveries += log.updates_at(current.offset) - log.updates_at(current.offset - sent)
         # A newcomer on its way to the present takes what others were sent before it came.
         if current.offset > offset and current.greeting is None:
             times = channel.times_of(offset)
@@ -323,17 +404,23 @@ class Delivery:
         if current.tail:
             count = len(current.tail)
             sent = self._write(current.fd, current.tail)
+        elif current.snapshot is not None and current.pieces is not None:
+            return self._send_pieces(current, current.snapshot, current.pieces)
         elif current.snapshot is not None:
             count = min(current.snapshot.length - current.position, self._policy.snapshot_send_bytes)
-            sent = self._send_part(current, current.snapshot, count)
+            sent = self._send_part(current, current.snapshot, current.position, count)
         elif current.block is not None:
             count = min(current.block.length - current.position, self._policy.send_bytes)
-            sent = self._send_part(current, current.block, count)
+            sent = self._send_part(current, current.block, current.position, count)
         elif current.state is CursorState.FOLLOWING and current.channel is not None:
-            log, offset = current.channel.log, current.offset
+            channel = current.channel
+            channel.pass_over(current)
+            log, offset = channel.log, current.offset
             if offset >= log.end:
                 return 0, False
             descriptor, position, count = log.file_range(offset)
+            if channel.is_by_node:
+                count = min(count, log.end_of_own(offset, current.tag) - offset)
             count = min(count, self._policy.send_bytes)
             if current.greeting is not None:
                 count = min(count, current.greeting.offset - offset)
@@ -346,9 +433,34 @@ class Delivery:
         current.note_sent(sent)
         return sent, sent < count
 
-    def _send_part(self, current: client.Client, file: files.SnapshotFile | files.BlockFile, count: int) -> int:
-        """Bytes of the file that were sent, of `count` from the client's position."""
-        position = current.position
+    def _send_pieces(self, current: client.Client, file: files.SnapshotFile, pieces: files.Pieces) -> tuple[int, bool]:
+        """As `_send_share`, for a client that reads pieces of a snapshot. BlockingIOError if it takes nothing."""
+        total = 0
+        for _ in range(_PIECES_AT_ONCE):
+            left = self._policy.snapshot_send_bytes - total
+            if current.position == pieces.length or left <= 0:
+                break
+            piece = pieces.at(current.position)
+            count = min(piece.length, left)
+            try:
+                if piece.data is not None:
+                    sent = self._write(current.fd, piece.data[:count])
+                else:
+                    sent = self._send_part(current, file, piece.position, count)
+            except BlockingIOError:
+                if not total:
+                    raise
+                return total, True
+            current.note_sent(sent)
+            total += sent
+            if sent < count:
+                return total, True
+        return total, False
+
+    def _send_part(
+        self, current: client.Client, file: files.SnapshotFile | files.BlockFile, position: int, count: int
+    ) -> int:
+        """Bytes of the file that were sent, of `count` from a position."""
         if self._send_file is None:
             return self._write(current.fd, file.view[position : position + count])
         return self._send_file(current.fd, file.descriptor, position, count)
@@ -361,7 +473,7 @@ class Delivery:
         channel = current.channel
         while channel is not None:
             if current.state is CursorState.SNAPSHOT and current.snapshot is not None:
-                if current.position < current.snapshot.length:
+                if current.position < current.read_length:
                     self._queue(current)
                     return False
                 self._finish_snapshot(channel, current)
@@ -370,6 +482,9 @@ class Delivery:
                     self._catch_up.finish(channel, current)
                 elif current.tail or current.block is not None:
                     self._queue(current)
+                    return False
+                elif channel.is_by_node:  # a block would have the changes of all nodes
+                    self.cannot_catch_up(channel, current)
                     return False
                 elif not self._catch_up.find_block(channel, current):
                     return False
@@ -381,6 +496,7 @@ class Delivery:
 
     def _follow(self, channel: WorkerChannel, current: client.Client) -> bool:
         """A client of the log outside the live set: it reads on, gets its status, or joins. As `_advance`."""
+        channel.pass_over(current)
         greeting = current.greeting
         if greeting is not None and current.offset == greeting.offset and not current.tail:
             current.owe(greeting.frame)
@@ -392,8 +508,9 @@ class Delivery:
             return False
         log = channel.log
         begun = max(current.blocked_offset, log.start)
-        counts = self._stats.feeds[channel.feed].counts
-        counts.deliveries += log.sequence_at(current.offset) - log.sequence_at(begun)
+        if not channel.is_by_node:  # else each send has been counted
+            counts = self._stats.feeds[channel.feed].counts
+            counts.deliveries += log.updates_at(current.offset) - log.updates_at(begun)
         current.held_up_seconds = 0.0
         channel.add_live(current)
         return False
@@ -421,13 +538,37 @@ class Delivery:
     # What changes the thing that a client reads.
 
     def _begin_snapshot(self, admitted: admission.Admitted) -> None:
-        newcomer, channel, snapshot = admitted
+        newcomer, channel, snapshot, pieces = admitted
         channel.away.add(newcomer)
         channel.snapshots_begun += 1
-        newcomer.become_snapshot(snapshot)
+        newcomer.become_snapshot(snapshot, pieces)
+        self._stats.feeds[channel.feed].counts.snapshots_in_part += pieces is not None
         newcomer.greeting = channel.greeting(snapshot)
         newcomer.snapshot_at = _monotonic()
         self._sending.append(newcomer)
+
+    def _resume(self, channel: WorkerChannel, current: client.Client) -> bool:
+        """Lets a held client go on from its position, if it has one that exists: in the log, or by catch-up blocks.
+
+        A status in the log after the position would make the client take a map of the past for the present.
+        """
+        present = channel.present()
+        sequence = channel.take_position(current) if present is not None else None
+        if present is None or sequence is None or sequence > present.sequence:
+            return False
+        channel.away.add(current)
+        log = channel.log  # of a selection, what follows may have been sent in part when the client left
+        offset = log.offset_of(sequence) if channel.subscription is None else log.first_offset_of(sequence)
+        if offset is not None and offset >= max(channel.trim_offset, channel.last_status_offset()):
+            channel.forget_resumption(current)
+            current.become_resumed(offset, sequence)
+            current.greeting = present
+            current.blocked_offset = offset
+        else:
+            self._catch_up.resume(channel, current, sequence, present)
+        self._stats.feeds[channel.feed].counts.resumed += 1
+        self._sending.append(current)
+        return True
 
     def _finish_snapshot(self, channel: WorkerChannel, current: client.Client) -> None:
         """The snapshot is sent whole: the client follows the log, or catches up if its place there is gone."""

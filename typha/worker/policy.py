@@ -71,6 +71,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """A hello that takes more CPU time than this is logged, and its address waits behind all others from then on. The
     usual one takes 0.1 ms."""
 
+    # Resume: docs/decisions/resume.md.
+    chunk_digests_max: int = 1 << 22
+    """Digests of chunks, 8 bytes each, that a channel keeps for clients that wait for their snapshot: 32 MB. A client
+    tells as many as its last snapshot had chunks, some 256 for 20,000 pods, and 4,096 at most."""
+
     # Sending: docs/decisions/delivery.md, docs/decisions/sockets.md.
     max_frame_bytes: int = 16 * 1024 * 1024
     notsent_lowat_bytes: int = 128 * 1024

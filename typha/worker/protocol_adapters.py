@@ -4,13 +4,15 @@ The first byte distinguishes the protocols: `00` begins the native one, 16 (hex)
 only be the gob stream of a Typha client.
 """
 
+import array
 import functools
 import importlib.metadata
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol, TypeAlias
 
-from cache.feeds.calico import releases
-from protocol import errors, messages
+from cache.feeds.calico import releases, syncers
+from protocol import errors, messages, subscriptions
 from protocol.gob import scalars
 from protocol.native import connection as native
 from protocol.native import encoder as native_encoder
@@ -18,9 +20,21 @@ from protocol.native import frames
 from protocol.reasons import DisconnectReason
 from protocol.typha import connection as typha
 from protocol.typha import messages as typha_messages
+from typha import clock
 
 SOFTWARE = f"typha/{importlib.metadata.version('typha')}"
-_SUPPORTED_FEATURES = frozenset({messages.Feature.ZSTD.value})
+_SUPPORTED_FEATURES = frozenset(
+    {
+        messages.Feature.ZSTD.value,
+        messages.Feature.POSITIONS.value,
+        messages.Feature.FRESHNESS.value,
+        messages.Feature.RESUME.value,
+        messages.Feature.CHUNK_DIGESTS.value,
+    }
+)
+_RESUMING = frozenset({messages.Feature.RESUME.value, messages.Feature.CHUNK_DIGESTS.value})
+_CALICO_FEEDS = frozenset(syncers.NAMES)
+"""Their keys have neither kinds nor namespaces that a client could name."""
 _RETRY_UNKNOWN_FEED_MILLISECONDS = 30_000
 _NAMED_FEATURES_BYTES_MAX = 32 * 1024
 """The answer to a hello names them in one frame, which may have 64 KiB at least."""
@@ -34,6 +48,10 @@ _NODE_CHARS_MAX = 253
 """The longest name of a Kubernetes node."""
 
 
+def _has_no_room(feed: str, subscription: subscriptions.Subscription) -> bool:
+    return False
+
+
 class Offer(NamedTuple):
     """What a server tells native clients of itself, and the feeds that clients of either protocol may ask for."""
 
@@ -44,10 +62,20 @@ class Offer(NamedTuple):
     max_frame_bytes: int
     release_overrides: tuple[releases.Override, ...] = ()
     """What Typha clients get against their own words."""
+    confirmed_at: Mapping[str, float] = types.MappingProxyType({})
+    """When the backend last confirmed each feed, by the monotonic clock; those that are confirmed and complete."""
+    has_room_for: Callable[[str, subscriptions.Subscription], bool] = _has_no_room
+    """Whether native clients of a feed may have a subscription."""
 
 
 class Ponged(NamedTuple):
     """The client has answered a ping."""
+
+
+class Applied(NamedTuple):
+    """The client has applied everything up to a sequence."""
+
+    sequence: int
 
 
 class Left(NamedTuple):
@@ -62,6 +90,8 @@ class Refused(NamedTuple):
     reason: DisconnectReason
     text: str
     retry_after_milliseconds: int = 0
+    servers: tuple[str, ...] = ()
+    """Other servers that the client may try."""
 
 
 class Introduction(NamedTuple):
@@ -100,6 +130,15 @@ class AgentVersion(NamedTuple):
     reason: str
 
 
+class Resumption(NamedTuple):
+    """What a client has of the feed from an earlier connection, by its own words."""
+
+    sequence: int | None = None
+    """Everything up to this sequence of our incarnation."""
+    digests: "array.array[int] | None" = None
+    """Those of the chunks of its map, a power of two of them."""
+
+
 class Subscribed(NamedTuple):
     """The handshake is done: after `data`, the client is sent this feed in this wire format."""
 
@@ -109,9 +148,16 @@ class Subscribed(NamedTuple):
     agent_version: AgentVersion | None = None
     introduction: Introduction | None = None
     """None if the event of the hello had it."""
+    reports_positions: bool = False
+    """Whether the client says what it has applied."""
+    subscription: subscriptions.Subscription | None = None
+    """What part of the feed it gets; None for all of it."""
+    tag: int = subscriptions.COMMON
+    """Of the client's node, if the subscription is by node."""
+    resumption: Resumption | None = None
 
 
-Event: TypeAlias = Ponged | Left | Refused | AckAwaited | Subscribed
+Event: TypeAlias = Ponged | Applied | Left | Refused | AckAwaited | Subscribed
 """What a message of a client means."""
 _PONGED = Ponged()
 
@@ -179,13 +225,14 @@ def _may_begin_gob(first: bytes) -> bool:
 class NativeAdapter:
     """The native protocol."""
 
-    __slots__ = ("_connection", "_number", "_offer", "agent")
+    __slots__ = ("_connection", "_number", "_offer", "_reports_positions", "agent")
 
     def __init__(self, offer: Offer, number: int) -> None:
         self.agent = ""
         self._offer = offer
         self._number = number
         self._connection = native.Connection(native.Role.SERVER)
+        self._reports_positions = False
 
     @property
     def identity(self) -> Identity:
@@ -206,6 +253,10 @@ class NativeAdapter:
                     yield self._hello(message)
                 case messages.Pong():
                     yield _PONGED
+                case messages.Applied():
+                    if not self._reports_positions:
+                        raise errors.RemoteProtocolError("applied, but positions are not in force")
+                    yield Applied(message.sequence)
                 case messages.Goodbye():
                     yield Left(f"goodbye: {message.reason}")
 
@@ -218,7 +269,12 @@ class NativeAdapter:
             text = f"no feed {hello.feed!r} here"
             return Refused(DisconnectReason.UNKNOWN_FEED, text, _RETRY_UNKNOWN_FEED_MILLISECONDS)
         features = hello.features & _SUPPORTED_FEATURES
-        not_supported = _asked_for(hello) - _SUPPORTED_FEATURES
+        subscription = self._subscription(hello)
+        if subscription is not None:
+            features |= {messages.Feature.SUBSCRIPTIONS.value}
+            if subscription.own_node:  # a chunk of a snapshot may be of one node
+                features -= _RESUMING
+        not_supported = _asked_for(hello) - features
         if sum(len(name.encode()) for name in not_supported) > _NAMED_FEATURES_BYTES_MAX:
             text = f"the names of unknown features have more than {_NAMED_FEATURES_BYTES_MAX} bytes"
             return Refused(DisconnectReason.MESSAGE_TOO_LARGE, text)
@@ -231,16 +287,45 @@ class NativeAdapter:
             software=SOFTWARE,
             ping_interval_milliseconds=int(self._offer.ping_interval_seconds * 1000),
             max_frame_bytes=self._offer.max_frame_bytes,
+            confirmed_milliseconds=(
+                self._confirmed_milliseconds(hello.feed) if messages.Feature.FRESHNESS.value in features else None
+            ),
         )
         self._connection.send_hello(answer, self._number)
         wire_format = native_encoder.ZSTD if messages.Feature.ZSTD.value in features else native_encoder.PLAIN
-        introduction = Introduction("native", hello.feed, hello.feed)
-        return Subscribed(self._connection.data_to_send(), hello.feed, wire_format, introduction=introduction)
+        by_node = subscription is not None and bool(subscription.own_node)
+        self._reports_positions = messages.Feature.POSITIONS.value in features
+        return Subscribed(
+            self._connection.data_to_send(),
+            hello.feed,
+            wire_format,
+            introduction=Introduction("native", hello.feed, hello.feed),
+            reports_positions=self._reports_positions,
+            resumption=None if by_node else _resumption(hello, self._offer.incarnation),
+            subscription=None if subscription is None or subscription.is_everything else subscription,
+            tag=subscriptions.tag_of(hello.node) if by_node else subscriptions.COMMON,
+        )
+
+    def _confirmed_milliseconds(self, feed: str) -> int | None:
+        confirmed_at = self._offer.confirmed_at.get(feed)
+        return None if confirmed_at is None else max(0, int((clock.monotonic() - confirmed_at) * 1000))
+
+    def _subscription(self, hello: messages.ClientHello) -> subscriptions.Subscription | None:
+        """The subscription that is in force; None if the client gets the whole feed."""
+        if hello.subscription is None or messages.Feature.SUBSCRIPTIONS.value not in hello.features:
+            return None
+        wanted = hello.subscription.normalized()
+        has_resource_keys = hello.feed not in _CALICO_FEEDS
+        if (wanted.own_node and not hello.node) or not (has_resource_keys or wanted.is_for_any_keys):
+            return None
+        is_in_force = wanted.is_everything or self._offer.has_room_for(hello.feed, wanted)
+        return wanted if is_in_force else None
 
     def goodbye(self, refusal: Refused) -> bytes:
         """The goodbye frame."""
         text = refusal.text[:500]
-        self._connection.send(messages.Goodbye(refusal.reason.value, text, refusal.retry_after_milliseconds))
+        goodbye = messages.Goodbye(refusal.reason.value, text, refusal.retry_after_milliseconds, refusal.servers)
+        self._connection.send(goodbye)
         return self._connection.data_to_send()
 
 
@@ -355,6 +440,16 @@ def _choose(
     if choice.release is None:
         return Refused(DisconnectReason.UNSUPPORTED_VERSION, choice.reason)
     return AgentVersion(version, choice.release, choice.reason)
+
+
+def _resumption(hello: messages.ClientHello, incarnation: bytes) -> Resumption | None:
+    """What the client has, as far as it understands the answers to that."""
+    sequence = digests = None
+    if messages.Feature.RESUME in hello.features and hello.resume is not None:
+        sequence = hello.resume.sequence if hello.resume.incarnation == incarnation else None
+    if messages.Feature.CHUNK_DIGESTS in hello.features and hello.chunk_digests:
+        digests = array.array("Q", hello.chunk_digests)
+    return None if sequence is None and digests is None else Resumption(sequence, digests)
 
 
 def _asked_for(hello: messages.ClientHello) -> frozenset[str]:

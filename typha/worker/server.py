@@ -13,7 +13,8 @@ import os
 import random
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -49,6 +50,8 @@ from typha.worker.stats import WorkerStats
 
 _log = structlog.get_logger("typha.server")
 _monotonic = clock.monotonic
+
+Leaver = TypeVar("Leaver")
 
 _ID_BITS = 40
 """Connection ids have the worker's number above these bits, and a counter below."""
@@ -124,12 +127,14 @@ class Server:
         )
         through_tls = tls_transport.TlsTransport() if contexts is not None else None
         self.transport: transport.Transport = bytes_through or through_tls or transport.PlainTransport()
+        self.channels = Channels(self._link, limits)
         offer = protocol_adapters.Offer(
             frozenset(config.feeds),
             bytes.fromhex(config.incarnation),
             ping_interval_seconds=limits.ping_interval_seconds,
             max_frame_bytes=limits.max_frame_bytes,
             release_overrides=limits.release_overrides,
+            has_room_for=self.channels.has_room_for,
         )
         self.connections = connections.Connections(offer, limits, self.poller, self.transport, self.stats)
         self._handshakes: handshakes.TlsHandshakes | None = None
@@ -140,7 +145,6 @@ class Server:
             self.poller, self.transport, limits, self.stats, self.catch_up, self.connections
         )
         self.keepalive = keepalive.Keepalive(limits, self.poller, self.transport, self.connections, self.stats)
-        self.channels = Channels(self._link, limits)
         self._hellos = admission.HelloQueue(limits)
         self._unheard: dict[client.Client, int] = {}
         """Clients that have said something which there was no time to read, with the poller's events; the oldest
@@ -166,6 +170,9 @@ class Server:
         self._trim_at_ends = _TRIM_AFTER
         """How many connections have ended without a hello when memory is given back next."""
         self._trimmed_at = -math.inf
+        self._leavers: deque[tuple[float, client.Client]] = deque()
+        """Clients that are to move to a fresh replica, and when."""
+        self._fresh_servers: tuple[str, ...] = ()
         self._drain: messages.Drain | None = None
         self._drain_begun = asyncio.Event()
         self._finished = asyncio.Event()
@@ -306,6 +313,8 @@ class Server:
                     self.delivery.cannot_catch_up(channel, reader)
             case messages.OpenChannel():
                 self.channels.opened(message)
+            case messages.RefuseChannel():
+                self._refuse_channel(message)
             case messages.CloseChannel():
                 self._close_channel(self.channels[message.channel])
             case messages.WithdrawFeeds():
@@ -324,6 +333,15 @@ class Server:
             case messages.ShareCounter():
                 with _mapping():
                     self._publishes_sent = shared_counters.SharedCounter.attach(*descriptors)
+            case messages.NoteConfirmed():
+                self.connections.note_confirmed(message.confirmed_at)
+            case messages.HandOver():
+                self._leavers = leavers(self._open_clients(), message.seconds, _monotonic())
+                self._fresh_servers = tuple(message.servers)
+            case messages.KeepClients():
+                self._leavers.clear()
+            case messages.AwaitApplied():
+                self.connections.convergence.expect(message.feed, message.sequence, _monotonic())
             case messages.ControlLog():
                 self._control_log(message)
             case messages.ListClients():
@@ -336,6 +354,9 @@ class Server:
 
     def _map(self, file: files.SnapshotFile | files.BlockFile) -> None:
         """Now, where a lack of memory or descriptors is handled."""
+        if isinstance(file, files.SnapshotFile) and file.common is not None:
+            with _mapping():
+                len(file.sections)
         if self.transport.send_file is None:
             with _mapping():
                 len(file.view)
@@ -411,6 +432,17 @@ class Server:
             )
         self.catch_up.drop(channel)
         channel.close()
+
+    def _refuse_channel(self, message: messages.RefuseChannel) -> None:
+        """Other workers' clients were first with other subscriptions. The next answers to hellos take note of those."""
+        channel = self.channels.unopened(message)
+        if channel is None:
+            return
+        self.channels.remove(channel)
+        for reader in channel.all_clients():
+            self.connections.farewell(
+                reader, reasons.DisconnectReason.FEED_REMOVED, text="there are too many subscriptions"
+            )
 
     def _withdraw(self, feeds: frozenset[str]) -> None:
         """Feeds that were expected do not come: clients that wait for them are refused, as all others from now on."""
@@ -529,8 +561,12 @@ class Server:
             case protocol_adapters.Subscribed(feed=feed) if feed not in self.connections.offer.feeds:
                 self._dismiss_unknown(newcomer, feed)  # withdrawn since its hello
             case protocol_adapters.Subscribed():
-                newcomer.channel = self.channels.wanted(greeted.feed, greeted.wire_format)
-                self.delivery.hold(newcomer, newcomer.channel)
+                newcomer.channel = self.channels.wanted(greeted.feed, greeted.wire_format, greeted.subscription)
+                newcomer.tag = greeted.tag
+                if greeted.reports_positions:
+                    progress = newcomer.channel.progress_of(newcomer)
+                    self.connections.convergence.add(newcomer, greeted.feed, _monotonic(), progress)
+                self.delivery.welcome(newcomer, newcomer.channel, greeted.resumption)
 
     def _accept(self) -> None:
         if len(self.poller.clients) >= self._share:
@@ -585,6 +621,7 @@ class Server:
         self._chores_at = now + chores_seconds
         if not self.keepalive.tick(now):
             self._chores_at = now  # the next turn goes on
+        self._move_leavers(now)
         self.keepalive.expire_handshakes(now)
         self.connections.close_overdue(now)
         if self._handshakes is not None:
@@ -598,6 +635,25 @@ class Server:
         if now >= self._report_at - chores_seconds / 2:  # the nearest of the chores' times
             self._report_at = max(self._report_at + interval_seconds, now)
             self._report()
+
+    def _open_clients(self) -> list[client.Client]:
+        """Those that have said hello, and are not closing."""
+        clients = self.poller.clients.values()
+        return [one for one in clients if one.channel is not None and not one.is_closing()]
+
+    def _move_leavers(self, now: float) -> None:
+        """Says goodbye to the clients whose time has come; they find a fresh replica."""
+        for _ in range(self._policy.expired_at_a_time):
+            if not self._leavers or self._leavers[0][0] > now:
+                return
+            _, current = self._leavers.popleft()
+            if not self._has_left(current):
+                self.connections.farewell(
+                    current,
+                    reasons.DisconnectReason.REBALANCED,
+                    text="this server has lost its backend, and another one has not",
+                    servers=self._fresh_servers,
+                )
 
     def _report(self) -> None:
         self._link.flush()
@@ -624,6 +680,9 @@ class Server:
         )
         for histograms in self.stats.histograms(now):
             self._link.send(histograms)
+        newest = {channel.feed: channel.newest_sequence for _, channel in self.channels.numbered()}
+        for applied in self.connections.convergence.reports(newest, now):
+            self._link.send(applied)
         recent = self.stats.take_recent()
         if recent is not None:
             self._link.send(recent)
@@ -663,6 +722,12 @@ class Server:
 
     def _has_left(self, current: client.Client) -> bool:
         return not self._is_open(current) or current.is_closing()
+
+
+def leavers(clients: Sequence[Leaver], seconds: float, now: float) -> deque[tuple[float, Leaver]]:
+    """When each of these clients is to leave: evenly over the time, in random order."""
+    chosen = random.sample(clients, len(clients))
+    return deque((now + seconds * (place + random.random()) / len(chosen), one) for place, one in enumerate(chosen))
 
 
 def farewell_times(drain: messages.Drain, count: int) -> Iterator[float]:

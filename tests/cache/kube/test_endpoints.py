@@ -36,11 +36,11 @@ async def test_endpoints_with_their_ports_and_pods(server: ScriptedServer, sessi
         {"endpoints": None, "ports": None},
         {"endpoints": [{"addresses": ["10.0.0.4"]}], "ports": []},
     ]
-    named = frozenset({"calico-typha", ""})
+    named = {"calico-typha": 5473, "": 9}
     assert await listed(session, server, slices) == [
         endpoints.Endpoint(("10.0.0.1", "10.0.0.2"), "calico-typha-1", named),
         endpoints.Endpoint(("10.0.0.3",), "", named),
-        endpoints.Endpoint(("10.0.0.4",), "", frozenset()),
+        endpoints.Endpoint(("10.0.0.4",), "", {}),
     ]
     [request] = server.requests
     assert request.path == "/apis/discovery.k8s.io/v1/namespaces/calico-system/endpointslices"

@@ -19,6 +19,8 @@ REASON = reasons.DisconnectReason.NO_PROGRESS
 LEGAL = {
     (State.HANDSHAKE, State.HELD),
     (State.HELD, State.SNAPSHOT),
+    (State.HELD, State.FOLLOWING),
+    (State.HELD, State.CATCHING_UP),
     (State.SNAPSHOT, State.FOLLOWING),
     (State.FOLLOWING, State.CATCHING_UP),
     (State.CATCHING_UP, State.HELD),
@@ -81,6 +83,12 @@ def cursor_in(state: State, reader: log.LogReader) -> cursor.Cursor:
 
 
 def become(made: cursor.Cursor, state: State, reader: log.LogReader) -> None:
+    if (made.state, state) == (State.HELD, State.FOLLOWING):
+        made.become_resumed(4, 1)
+        return
+    if (made.state, state) == (State.HELD, State.CATCHING_UP):
+        made.become_returning(1, needed_sequence=2, offset=20)
+        return
     if (made.state, state) == (State.CATCHING_UP, State.FOLLOWING):
         made.become_reading(block_file(made.sequence, 9, 9))
         made.position = 50
@@ -132,6 +140,20 @@ def test_readers_of_a_snapshot_are_counted() -> None:
     made[0].become_closing(REASON)
     assert snapshot.readers == 1
     assert "readers=1" in repr(snapshot)
+
+
+def test_pieces_of_a_snapshot_are_read_in_its_place() -> None:
+    snapshot = snapshot_file(length=100, log_offset=7)
+    made = cursor.Cursor()
+    made.become_held()
+    made.become_snapshot(snapshot, files.Pieces([files.Piece(b"head", 0, 4), files.Piece(None, 90, 10)]))
+    assert made.read_length == 14
+    made.note_sent(13)
+    with pytest.raises(cursor.IllegalTransition):
+        made.become_following()
+    made.note_sent(1)
+    made.become_following()
+    assert (made.offset, made.pieces, made.read_length, snapshot.readers) == (7, None, 0, 0)
 
 
 @pytest.mark.parametrize("position", [0, 1, 99])

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.state import snapshot, store
-from protocol import formats, messages
+from cache.state import files, snapshot, store
+from protocol import digest, formats, messages
 from protocol.native import encoder
 from protocol.typha import encoder as typha_encoder
 from tests.harness import channel_harness
@@ -36,9 +36,22 @@ def build(
 
 
 def content(made: snapshot.Snapshot) -> bytes:
-    data = os.pread(made.descriptor, made.length + 1, 0)
-    assert len(data) == made.length == os.fstat(made.descriptor).st_size
+    data = os.pread(made.descriptor, made.length, 0)
+    index_bytes = (len(made.chunks) + 1) * files.INDEX_RECORD.size if made.chunks else 0
+    assert len(data) == made.length == os.fstat(made.descriptor).st_size - index_bytes
     return data
+
+
+def file_of(made: snapshot.Snapshot) -> files.SnapshotFile:
+    return files.SnapshotFile(
+        made.descriptor,
+        length=made.length,
+        log_offset=made.log_offset,
+        sequence=made.sequence,
+        status=made.status,
+        keys=made.keys,
+        chunks=len(made.chunks),
+    )
 
 
 def received(made: snapshot.Snapshot) -> channel_harness.ModelClient:
@@ -271,3 +284,66 @@ def test_a_snapshot_in_key_order_needs_all_chunks() -> None:
     with pytest.raises(ValueError, match="chunk 0"):
         list(builder.steps())
     builder.abandon()
+
+
+@zstd
+@given(histories, histories)
+def test_the_index_finds_each_chunk(
+    zstd: bool, first: list[tuple[str, bytes | None]], second: list[tuple[str, bytes | None]]
+) -> None:
+    source = store.Store(store.StoreLimits(chunk_target_keys=4, chunk_target_bytes=4000))
+    change(source, first)
+    one = build(source, zstd=zstd).snapshot
+    change(source, second)
+    two = build(source, zstd=zstd, previous=one).snapshot  # with chunks that are copied
+    file = file_of(two)
+    assert (file.chunks, file.keys) == (source.chunk_count, len(source))
+    assert file.index.digest == source.digest
+    for number in range(file.chunks):
+        position, length = file.index.range_of(number, number + 1)
+        client = channel_harness.ModelClient()
+        begin, end = file.index.range_of(0, 0)[0], file.index.end
+        client.receive(content(two)[:begin])
+        client.receive(content(two)[position : position + length])
+        found = {entry.key: entry.as_update() for entry in source.chunk_entries(number)}
+        assert client.building == found
+        pairs = [(entry.key, entry.value) for entry in source.chunk_entries(number)]
+        assert file.index.digests[number] == digest.state_digest(pairs)
+        after = end if number + 1 == file.chunks else file.index.range_of(number + 1, number + 1)[0]
+        assert position + length == after
+    one.close()
+    two.close()
+
+
+def test_a_file_without_its_index_is_an_error() -> None:
+    source = store.Store()
+    made = build(source, zstd=False).snapshot
+    file = file_of(made)
+    file.chunks = 7
+    with pytest.raises(OSError, match="32 bytes instead of 128"):
+        file.index.range_of(0, 1)
+    made.close()
+
+
+@given(st.lists(st.binary(max_size=5) | st.integers(0, 5), max_size=8), st.data())
+def test_pieces_are_read_one_after_another(parts: list[bytes | int], data: st.DataObject) -> None:
+    """A number stands for a range of the shared file with so many bytes."""
+    shared = bytes(range(100))
+    pieces, expected, position = [], b"", 50
+    for part in parts:
+        if isinstance(part, bytes):
+            pieces.append(files.Piece(part, 0, len(part)))
+            expected += part
+        else:
+            pieces.append(files.Piece(None, position, part))
+            expected += shared[position : position + part]
+            position += part + 1
+    made = files.Pieces(pieces)
+    assert made.length == len(expected)
+    read = b""
+    while len(read) < made.length:
+        piece = made.at(len(read))
+        count = data.draw(st.integers(1, piece.length))
+        source = shared[piece.position :] if piece.data is None else piece.data
+        read += source[:count]
+    assert read == expected

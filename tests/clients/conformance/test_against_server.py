@@ -1,5 +1,6 @@
 """The kit finds nothing wrong with our service, and finds faults that are put into a server."""
 
+import operator
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -9,7 +10,8 @@ from clients import testing
 from clients.conformance import against_server, report
 from protocol import messages
 from protocol.native import codec, connection, frames
-from tests.harness import served
+from tests.harness import served, worker_stand
+from typha.worker import channel, client
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 PATIENCE_SECONDS = 20.0
@@ -76,6 +78,33 @@ async def test_other_faults_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(frames, "MAX_HELLO_FRAME_BYTES", 1 << 30)
         results = await against_server.run_checks(options, only="F2")
     assert "G1" in [result.rules[0] for result in results if result.outcome is report.Outcome.FAIL]
+
+
+@pytest.mark.parametrize("fault", ["", "kept", "sequence"])
+async def test_faults_in_resuming_are_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service in this process: right, with all chunks kept, and with a status that claims another sequence."""
+    if fault == "kept":
+        monkeypatch.setattr(operator, "eq", lambda *_: True)
+    if fault == "sequence":
+        told = channel.WorkerChannel.present
+        monkeypatch.setattr(channel.WorkerChannel, "present", lambda one: _of_the_future(told(one)))
+    async with worker_stand.WorkerStand(worker_stand.FAST).running() as stage:
+        stage.put(*(worker_stand.pod(f"p{number}", "x" * 500) for number in range(1000)))
+        stage.in_sync()
+        options = against_server.Options("{}:{}".format(*stage.address), worker_stand.FEED, patience_seconds=10.0)
+        results = [
+            result for rule in ("R3", "R5", "R6") for result in await against_server.run_checks(options, only=rule)
+        ]
+    failed = {result.rules[0] for result in results if result.outcome is not report.Outcome.PASS}
+    assert failed == {"": set(), "kept": {"O3"}, "sequence": {"O11"}}[fault]
+    assert len(results) >= 6
+
+
+def _of_the_future(notice: client.StatusNotice | None) -> client.StatusNotice | None:
+    if notice is None:
+        return None
+    frame = frames.pack_frame(codec.encode(messages.Status(notice.sequence + 1, notice.status)))
+    return notice._replace(frame=memoryview(frame))
 
 
 async def test_no_server() -> None:

@@ -16,6 +16,15 @@ State = connection.State
 
 CLIENT_HELLO = messages.ClientHello(feed="pods", agent="test")
 SERVER_HELLO = messages.ServerHello(version=1, feed="pods", incarnation=bytes(16))
+RESUMING_FEATURES = frozenset({"resume", "chunk-digests"})
+RESUMING_HELLO = messages.ClientHello(
+    feed="pods",
+    agent="test",
+    features=RESUMING_FEATURES,
+    resume=messages.ResumePosition(bytes(16), 0),
+    chunk_digests=(0,),
+)
+RESUMING_ANSWER = messages.ServerHello(version=1, feed="pods", incarnation=bytes(16), features=RESUMING_FEATURES)
 BEGIN = messages.SnapshotBegin(sequence=5, keys=1, chunks=1)
 CHUNK = messages.SnapshotChunk(0, 0, False, (messages.Update("/k", b"v", "1", 1),))
 END = messages.SnapshotEnd(sequence=5, keys=1, digest=0)
@@ -27,16 +36,18 @@ SAMPLES: dict[type[messages.Message], messages.Message] = {
     type(message): message
     for message in (
         *(CLIENT_HELLO, SERVER_HELLO, BEGIN, CHUNK, END),
+        messages.SnapshotResume(sequence=5, keys=1, chunks=1, kept=b"\0"),
         *(messages.Updates(0, 0, ()), messages.Status(0, messages.SyncStatus.RESYNC)),
-        *(messages.Ping(), messages.Pong(0), GOODBYE),
+        *(messages.Ping(), messages.Pong(0), messages.Applied(0), GOODBYE),
     )
 }
-FROM_CLIENTS = {messages.ClientHello, messages.Pong, messages.Goodbye}
+FROM_CLIENTS = {messages.ClientHello, messages.Pong, messages.Applied, messages.Goodbye}
 PATHS: dict[tuple[connection.Role, State], list[messages.Message]] = {
     (SERVER, State.HELLO): [],
     (SERVER, State.READY): [CLIENT_HELLO],
     (CLIENT, State.HELLO): [],
     (CLIENT, State.READY): [SERVER_HELLO],
+    (CLIENT, State.RESUMING): [RESUMING_ANSWER],
     (CLIENT, State.SNAPSHOT): [SERVER_HELLO, messages.SnapshotBegin(0, 1, 1)],
     (CLIENT, State.FOLLOWING): [
         *(SERVER_HELLO, messages.SnapshotBegin(0, 1, 1), CHUNK, messages.SnapshotEnd(0, 1, 0)),
@@ -62,6 +73,9 @@ def receive_all(receiver: connection.Connection, data: bytes) -> list[messages.M
 
 def make(role: connection.Role, state: State) -> connection.Connection:
     made = connection.Connection(role)
+    if state is State.RESUMING:
+        made.send(RESUMING_HELLO)
+        made.data_to_send()
     receive_all(made, frames.PREFACE + stream(*PATHS[role, state]))
     assert made.state is state
     return made
@@ -154,6 +168,55 @@ def test_the_whole_table_is_tested() -> None:
 
 
 @pytest.mark.parametrize(
+    ("offered", "agreed", "incarnation", "may_continue", "may_keep"),
+    [
+        ({"resume", "chunk-digests"}, {"resume", "chunk-digests"}, bytes(16), True, True),
+        ({"resume", "chunk-digests"}, {"resume", "chunk-digests"}, b"another replica.", False, True),
+        ({"resume", "chunk-digests"}, {"resume"}, bytes(16), True, False),
+        ({"resume", "chunk-digests"}, {"chunk-digests"}, bytes(16), False, True),
+        ({"resume", "chunk-digests"}, set(), bytes(16), False, False),
+        ({"chunk-digests"}, {"resume", "chunk-digests"}, bytes(16), False, True),
+        (set(), {"resume", "chunk-digests"}, bytes(16), False, False),
+    ],
+)
+def test_a_client_resumes_only_as_both_have_agreed(
+    offered: set[str], agreed: set[str], incarnation: bytes, may_continue: bool, may_keep: bool
+) -> None:
+    position = messages.ResumePosition(bytes(16), 7)
+    for message, is_allowed, sequence in (
+        (messages.Updates(7, 9, ()), may_continue, 9),
+        (messages.Status(7, messages.SyncStatus.IN_SYNC), may_continue, 7),
+        (messages.Status(3, messages.SyncStatus.CATCHING_UP), may_continue, 3),
+        (messages.SnapshotResume(5, 1, 1, b"\1"), may_keep, 7 if may_continue else 0),
+        (messages.SnapshotBegin(5, 1, 1), True, 7 if may_continue else 0),
+    ):
+        client = connection.Connection(CLIENT)
+        client.send(
+            messages.ClientHello("pods", "test", features=frozenset(offered), resume=position, chunk_digests=(0,))
+        )
+        answer = messages.ServerHello(version=1, feed="pods", incarnation=incarnation, features=frozenset(agreed))
+        receive_all(client, frames.PREFACE + frame(answer))
+        assert client.sequence == (7 if may_continue else 0)
+        if is_allowed:
+            assert receive_all(client, frame(message)) == [message]
+            assert client.sequence == sequence
+        else:
+            with pytest.raises(errors.RemoteProtocolError):
+                receive_all(client, frame(message))
+
+
+def test_chunks_are_kept_only_of_the_map_in_the_hello() -> None:
+    keeps = messages.SnapshotResume(5, 1, 1, b"\1")
+    client = make(CLIENT, State.RESUMING)
+    receive_all(client, frame(messages.Status(0, messages.SyncStatus.CATCHING_UP)))
+    assert receive_all(client, frame(keeps)) == [keeps]
+    client = make(CLIENT, State.RESUMING)
+    receive_all(client, frame(messages.Updates(0, 1, ())))
+    with pytest.raises(errors.RemoteProtocolError, match="snapshot-resume is not allowed in state following"):
+        receive_all(client, frame(keeps))
+
+
+@pytest.mark.parametrize(
     ("message", "problem"),
     [
         (messages.Updates(4, 6, ()), "updates from 4 to 6 do not continue 0"),
@@ -224,7 +287,7 @@ def test_a_hello_of_100_megabytes_is_refused_at_its_header() -> None:
 
 
 def test_a_client_has_64_kib_for_its_hello_and_2_for_later_frames() -> None:
-    digests = tuple([(1 << 64) - 1] * 7_000)
+    digests = tuple([(1 << 64) - 1] * codec.MAX_CHUNK_DIGESTS)
     hello = messages.ClientHello(feed="pods", agent="test", chunk_digests=digests)
     server = connection.Connection(SERVER)
     assert receive_all(server, frames.PREFACE + frame(hello)) == [hello]
@@ -236,7 +299,9 @@ def test_a_client_has_64_kib_for_its_hello_and_2_for_later_frames() -> None:
 
 
 def test_a_partial_frame_keeps_nothing_of_the_hello_before_it() -> None:
-    hello = messages.ClientHello(feed="pods", agent="test", chunk_digests=tuple([(1 << 64) - 1] * 7_000))
+    hello = messages.ClientHello(
+        feed="pods", agent="test", chunk_digests=tuple([(1 << 64) - 1] * codec.MAX_CHUNK_DIGESTS)
+    )
     data = frames.PREFACE + frame(hello) + frames.HEADER.pack(3, 0)
     tracemalloc.start()
     server = connection.Connection(SERVER)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from clients import mirror
 from tests.harness import served, worker_stand
 from tests.harness.repository import ROOT
 from tests.harness.served import Cluster, mirrors, serving
@@ -182,3 +183,41 @@ async def test_a_service_that_answers_something_else_has_not_answered(monkeypatc
     [found] = await status.ask_servers(["/a"], QUESTION)
     assert found.status is None
     assert "service" in found.error
+
+
+@pytest.mark.slow
+async def test_who_has_applied_what(tmp_path: pathlib.Path) -> None:
+    path = str(tmp_path / "a.sock")
+    async with (
+        Cluster(tmp_path) as cluster,
+        serving(cluster, "--workers", "1", "--admin-socket", path) as service,
+        mirrors(await service.address(), 1) as [silent],
+        mirror.Mirror(await service.address(), feed="web", agent="good", reports_applied=True) as good,
+        mirror.Mirror(await service.address(), feed="web", agent="stuck", reports_applied=True) as stuck,
+    ):
+        await served.converged(cluster, [silent, good, stuck])
+        good.applied()
+        await service.metric_is('typha_clients_reporting{syncer="web"}', 2)
+        cluster.put("new")
+        await served.converged(cluster, [silent, good, stuck])
+        good.applied()
+        await service.metric_is('typha_clients_applied{syncer="web"}', 1)
+        assert await service.metric('typha_applied_lag_seconds_max{syncer="web"}') > 0
+        code, output, errors = await run("status", "--server", path, "--sort", "applied")
+        assert (code, errors) == (0, "")
+        assert "APPLIED   web: 1 of 2 clients have applied everything; 1 do not report it\n" in output
+        assert re.search(r"^SLOWEST   stuck [0-9.]+s$", output, re.MULTILINE)
+        rows = [line.split()[0] for line in output.splitlines() if line.startswith(("good ", "stuck ", "agent-0 "))]
+        assert rows == ["stuck", "good", "agent-0"]
+        code, output, errors = await run("explain", "pod", "new", "-n", "default", "--server", path)
+        assert (code, errors) == (0, "")
+        assert "sent to 3 of 3 clients, applied by 1 of the 2 that report it" in output
+        stuck.applied()
+        await service.metric_is('typha_clients_applied{syncer="web"}', 2)
+        await service.metric_is('typha_applied_lag_seconds_max{syncer="web"}', 0)
+        deadline = time.monotonic() + served.TIMEOUT_SECONDS
+        while not await service.metric('typha_applied_everywhere_seconds_count{syncer="web"}'):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+        code, output, _ = await run("status", "--server", path)
+        assert "SLOWEST" not in output

@@ -126,3 +126,39 @@ def test_typhas_clients_are_not_told(bench: HubStand) -> None:
     bench.hub.set_unconfirmed(PODS, True)
     bench.hub.look_after_channels()
     assert channel.log.end == end
+
+
+def told(worker: Worker) -> list[dict[str, float]]:
+    """What the worker has heard of when feeds were confirmed."""
+    return [message.confirmed_at for message in worker.hear() if isinstance(message, ipc.NoteConfirmed)]
+
+
+def test_workers_hear_when_a_feed_was_confirmed_and_when_it_is_not() -> None:
+    stand = HubStand(worker_stand.raw_feed(FEED, PODS, NODES))
+    worker = stand.add_worker()
+    stand.hub.set_unconfirmed(PODS, False, 100.0)
+    stand.hub.look_after_channels()
+    assert told(worker) == []  # it is not complete
+    stand.sync(PODS, NODES)
+    stand.hub.look_after_channels()
+    assert told(worker) == [{FEED: 100.0}]
+    stand.hub.set_unconfirmed(NODES, False, 102.0)
+    stand.hub.set_unconfirmed(PODS, False, 101.0)
+    stand.hub.look_after_channels()
+    assert told(worker) == []  # a few seconds do not matter
+    stand.hub.set_unconfirmed(PODS, False, 104.0)
+    stand.hub.look_after_channels()
+    assert told(worker) == [{FEED: 104.0}]
+    assert stand.hub.stale_feeds == []
+    stand.hub.set_unconfirmed(NODES, True, 102.0)
+    stand.hub.look_after_channels()
+    assert told(worker) == [{}]
+    assert stand.hub.stale_feeds == [FEED]
+    late = stand.add_worker(2)
+    assert told(late) == []
+    stand.hub.set_unconfirmed(NODES, False, 105.0)
+    stand.hub.look_after_channels()
+    assert told(worker) == told(late) == [{FEED: 105.0}]
+    stand.hub.close()
+    for one in stand.workers:
+        one.close()

@@ -50,6 +50,7 @@ def channel(open_channel: OpenChannel) -> HubChannel:
 
 def append(channel: HubChannel, *contents: tuple[str, object]) -> list[log.Segment]:
     """Appends a batch of objects; returns the segments that were begun for it."""
+    assert isinstance(channel.feed, feed.Feed)
     for name, content in contents:
         channel.feed.apply(worker_stand.pod(name, content))
     batch = channel.feed.take()
@@ -66,12 +67,13 @@ def snapshot(channel: HubChannel) -> None:
 
 
 def test_a_batch_is_appended_with_its_status(channel: HubChannel) -> None:
-    assert channel.key == (worker_stand.FEED, "native")
+    assert channel.key == (worker_stand.FEED, "native", None)
     assert channel.frames == 0
     assert len(append(channel, ("a", 1), ("b", 2))) == 1
     assert channel.frames == 1
     first_end = channel.log.end
     assert first_end > 0
+    assert isinstance(channel.feed, feed.Feed)
     channel.feed.set_status(worker_stand.PODS, messages.SyncStatus.RESYNC)
     assert append(channel, ("c", 3)) == []
     assert channel.frames == 3

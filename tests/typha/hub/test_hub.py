@@ -31,7 +31,7 @@ def test_a_channel_is_opened_when_its_feed_has_been_in_sync_and_not_before(bench
     assert bench.hub.channels == {}
     assert worker.hear() == []
     bench.sync()
-    assert list(bench.hub.channels) == [(worker_stand.FEED, "native")]
+    assert list(bench.hub.channels) == [(worker_stand.FEED, "native", None)]
     assert worker.kinds() == [ipc.OpenChannel, ipc.Publish]
     bench.make_snapshots()
     assert worker.kinds() == [ipc.OfferSnapshot]
@@ -190,7 +190,7 @@ def test_the_budget_is_taken_from_the_largest_log() -> None:
         bench.hub.apply(pod(f"n{number}", "x" * 8 * KIBIBYTE, type=NODES))
         bench.hub.batch_end()
         bench.make_snapshots()
-    calm = bench.hub.channels["calm", "native"]
+    calm = bench.hub.channels["calm", "native", None]
     kept = calm.log.used_bytes
     for _ in range(20):
         bench.churn(128)

@@ -102,7 +102,7 @@ class CalicoStand(HubStand):
         self.hub.want_channel(name, WIRE_FORMAT)
         self.sync_admin()
         await self.settled()
-        return self.hub.channels[name, WIRE_FORMAT]
+        return self.hub.channels[name, WIRE_FORMAT, None]
 
     def content(self, name: str = OLDER) -> dict[str, bytes]:
         """What a new client of a feed gets."""
@@ -143,7 +143,7 @@ async def test_a_channel_is_opened_only_when_its_projection_has_everything() -> 
                 stand.hub.status(type, status)
         stand.hub.batch_end()
         seen = []
-        while (OLDER, WIRE_FORMAT) not in stand.hub.channels:
+        while (OLDER, WIRE_FORMAT, None) not in stand.hub.channels:
             seen.append(sum(policy_key(number) in stand.content() for number in range(POLICIES)))
             assert not stand.hub.feeds[OLDER].synced_once
             await asyncio.sleep(0)
@@ -183,25 +183,25 @@ async def test_a_status_while_a_projection_is_made_counts_at_its_end() -> None:
         stand.hub.status(some_type, messages.SyncStatus.RESYNC)
         stand.hub.batch_end()
         await stand.settled()
-        assert (OLDER, WIRE_FORMAT) not in stand.hub.channels
+        assert (OLDER, WIRE_FORMAT, None) not in stand.hub.channels
         assert (stand.hub.feeds[OLDER].synced_once, stand.hub.feeds[NEWEST].synced_once) == (False, True)
         stand.hub.status(some_type, messages.SyncStatus.IN_SYNC)
         stand.hub.batch_end()
-        assert (OLDER, WIRE_FORMAT) in stand.hub.channels
+        assert (OLDER, WIRE_FORMAT, None) in stand.hub.channels
 
 
 async def test_older_agents_wait_until_admin_policies_are_known() -> None:
     async with in_sync() as stand:
         stand.hub.want_channel(OLDER, WIRE_FORMAT)
         await stand.settled()
-        assert (OLDER, WIRE_FORMAT) not in stand.hub.channels
+        assert (OLDER, WIRE_FORMAT, None) not in stand.hub.channels
         stand.hub.apply(stand.event("AdminNetworkPolicy", "a", {"priority": 1, "subject": {"namespaces": {}}}))
         stand.hub.status(syncers.ADMIN_POLICIES, messages.SyncStatus.IN_SYNC)
         stand.hub.batch_end()
-        assert (OLDER, WIRE_FORMAT) not in stand.hub.channels
+        assert (OLDER, WIRE_FORMAT, None) not in stand.hub.channels
         stand.hub.status(syncers.BASELINE_POLICIES, messages.SyncStatus.IN_SYNC)
         stand.hub.batch_end()
-        assert (OLDER, WIRE_FORMAT) in stand.hub.channels
+        assert (OLDER, WIRE_FORMAT, None) in stand.hub.channels
         assert [key for key in stand.content() if "kanp." in key]
 
 
@@ -234,13 +234,13 @@ async def test_a_projection_stays_while_one_of_its_wire_formats_has_clients() ->
             worker = stand.add_worker()
             idle = await stand.open_older()
             stand.hub.want_channel(OLDER, "typha")
-            used = stand.hub.channels[OLDER, "typha"]
+            used = stand.hub.channels[OLDER, "typha", None]
             channels = {idle.number: ipc.ChannelReport(), used.number: ipc.ChannelReport(clients=1)}
             worker.say(ipc.Report(ipc.WorkerCounts(), channels=channels))
             stand.hub.look_after_channels()
             now += 61
             stand.hub.look_after_channels()
-            assert list(stand.hub.channels) == [(OLDER, "typha")]
+            assert list(stand.hub.channels) == [(OLDER, "typha", None)]
             stand.put_policies(version=2)
             await stand.settled()
             assert b"'2'" in stand.content()[policy_key(0)]
@@ -308,7 +308,7 @@ async def test_four_projections_at_once_share_one_conversion() -> None:
             stand.hub.want_channel(name, WIRE_FORMAT)
         assert stand.sync_admin() == ADMIN_TYPES
         await stand.settled()
-        assert {name for name, _ in stand.hub.channels} == set(names)
+        assert {name for name, _, _ in stand.hub.channels} == set(names)
         event = stand.event("GlobalNetworkPolicy", "one", {"selector": "all()"})
         sequences = {name: stand.hub.feeds[name].store.sequence for name in [NEWEST, *names]}
         stand.hub.apply(event)
@@ -458,6 +458,7 @@ def _check_open(stand: CalicoStand) -> None:
     """No channel is open before its projection has everything, and no status is better than those of the types."""
     for channel in stand.hub.channels.values():
         projection = channel.feed
+        assert isinstance(projection, feed.CalicoFeed)
         assert all(policy_key(number) in stand.content(projection.name) for number in (0, _POLICIES - 1)) or (
             projection.name in _MODERN
         )
@@ -472,11 +473,11 @@ async def _check_all(stand: CalicoStand, workers: list[_Heard], types: list[reso
     assert len(set(asked)) == len(asked), "watched twice"
     stand.sync(*(type for type in types if type in stand.hub.types))
     await stand.settled()
-    assert {name for name, _ in stand.hub.channels} == set(stand.hub.feeds) - {NEWEST}
+    assert {name for name, _, _ in stand.hub.channels} == set(stand.hub.feeds) - {NEWEST}
     assert stand.newest.projections == [source for name, source in stand.hub.feeds.items() if name != NEWEST]
     for one in workers:
         one.hear()
-        assert one.channels == {channel.number: channel.key for channel in stand.hub.channels.values()}
+        assert one.channels == {channel.number: channel.key[:2] for channel in stand.hub.channels.values()}
     for projection in list(stand.newest.projections):
         assert projection.store.status is messages.SyncStatus.IN_SYNC
         fresh = feed.Projection(stand.newest, projection.release)

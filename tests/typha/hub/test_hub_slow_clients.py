@@ -34,6 +34,22 @@ def test_deletions_that_no_client_needs_are_forgotten_after_a_while(bench: HubSt
     assert content.tombstone_floor == 120
 
 
+def test_some_deletions_are_kept_for_native_clients_that_come_back(bench: HubStand) -> None:
+    worker = bench.add_worker()
+    for number in range(100):
+        bench.put(f"p{number}")
+    channel = bench.open()
+    for number in range(60):
+        bench.hub.delete(pod(f"p{number}"))
+    bench.hub.batch_end()
+    build_snapshot(bench.hub, channel)
+    content = channel.feed.store
+    worker.report(clients=1, min_offset=0, min_sequence=content.sequence)
+    for _ in range(20):
+        bench.hub.look_after_channels()
+    assert (len(content), content.tombstone_count, content.tombstone_floor) == (40, 20, 140)
+
+
 def test_deletions_are_forgotten_if_there_are_no_clients(bench: HubStand) -> None:
     for number in range(20):
         bench.put(f"p{number}")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from protocol import subscriptions
 from tests.harness import worker_stand
 from tests.harness.hub_stand import LIMITS
 from typha.hub import hub, worker_link
@@ -21,7 +22,9 @@ class RecordingHub(hub.Hub):
         self.wanted_blocks: list[tuple[int, messages.WantBlock]] = []
         """(worker, request)."""
 
-    def want_channel(self, feed_name: str, wire_format: str) -> None:
+    def want_channel(
+        self, feed_name: str, wire_format: str, subscription: subscriptions.Subscription | None = None
+    ) -> None:
         """Keeps the request; raises KeyError for one name."""
         if feed_name == "unknown":
             raise KeyError(feed_name)

@@ -94,7 +94,7 @@ class SlotsStand:
     def admit(self) -> None:
         """Admits every client that gets a slot now; each begins its snapshot."""
         while (admitted := self.slots.admit()) is not None:
-            newcomer, channel, snapshot = admitted
+            newcomer, channel, snapshot, _ = admitted
             assert channel is self.channel
             assert snapshot is self.channel.snapshot
             newcomer.become_snapshot(snapshot)

@@ -39,7 +39,7 @@ async def test_a_format_is_wanted_by_its_first_client_and_once(stage: WorkerStan
     assert stage.hub.channels == {}
     peers = [await stage.subscribe() for _ in range(3)]
     await stage.converged(*peers)
-    assert list(stage.hub.channels) == [(FEED, "native")]
+    assert list(stage.hub.channels) == [(FEED, "native", None)]
     peers.append(await stage.subscribe(features=frozenset({"zstd"})))
     await stage.converged(*peers)
     assert len(stage.hub.channels) == 2

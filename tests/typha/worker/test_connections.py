@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from structlog import testing
 
-from protocol import messages
+from protocol import messages, subscriptions
 from protocol.native import codec, frames
 from protocol.reasons import DisconnectReason
 from tests.harness import full_transport, repository
@@ -53,15 +53,15 @@ async def test_what_the_servers_hello_says(stage: WorkerStand) -> None:
             features=frozenset({"zstd", "positions", "telepathy"}),
             resume=messages.ResumePosition(bytes(16), 5),
             chunk_digests=(1, 2),
-            subscription={"node": "n1"},
+            subscription=subscriptions.Subscription(own_node=True),
         )
     )
     await stage.converged(peer)
     hello = peer.hello
     assert hello is not None
     assert hello.version == 1
-    assert hello.features == {"zstd"}
-    assert hello.not_supported == {"positions", "telepathy", "resume", "chunk-digests", "subscriptions"}
+    assert hello.features == {"positions", "zstd"}
+    assert hello.not_supported == {"telepathy", "resume", "chunk-digests", "subscriptions"}
     assert hello.incarnation == bytes(16)
     assert hello.software == protocol_adapters.SOFTWARE
     assert hello.ping_interval_milliseconds == 400

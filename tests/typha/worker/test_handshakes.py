@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib
 import os
 import pathlib
 import socket
@@ -15,14 +16,15 @@ import structlog
 import trustme
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from clients import connection, errors
 from protocol import messages
 from protocol.native import frames
-from tests.harness import certificates, tls_records, typha_peer
+from tests.harness import certificates, tls_records, typha_peer, worker_stand
 from tests.harness.certificates import AGENT, AGENT_URI
 from tests.harness.worker_stand import FAST, HUB_LIMITS, Peer, WorkerStand, eventually, pod
-from tests.typha.conftest import OpenTlsStage
+from tests.typha.conftest import OpenStage, OpenTlsStage
 from typha.ipc import messages as ipc
-from typha.worker import tls, transport
+from typha.worker import handshake_steps, tls, transport
 
 pytestmark = pytest.mark.slow
 
@@ -239,6 +241,33 @@ async def test_a_defect_ends_that_connection(open_tls: OpenTlsStage, files: cert
     await stage.converged(await stage.subscribe())
 
 
+@certificates.needs_rustls
+async def test_a_panic_of_rust_in_a_step_ends_its_connections_and_not_the_worker(
+    open_stage: OpenStage, tmp_path: pathlib.Path
+) -> None:
+    """A real one: no memory is as large as what is asked for."""
+    files = certificates.make(tmp_path, tls.RUSTLS)
+    module = importlib.import_module("typha_rustls")
+    panics = 0
+
+    def take_steps(batch: list[handshake_steps.Handshake], client_tls: tls.ClientTls) -> list[handshake_steps.Verdict]:
+        nonlocal panics
+        if not panics:
+            panics += 1
+            module.take_steps([], 1 << 63)
+        return handshake_steps.take_steps(batch, client_tls)
+
+    stage = await open_stage(FAST, client_tls=files.settings(), take_steps=take_steps)
+    stage.in_sync()
+    with structlog.testing.capture_logs() as lines:
+        await refused(stage, {"server-error": 1}, certificates.client_context(files.authority))
+    [defect] = [line for line in lines if line["event"] == "Defect in a TLS handshake"]
+    assert "capacity overflow" in str(defect["exc_info"])
+    assert not isinstance(defect["exc_info"], Exception)
+    stage.peers_tls = certificates.client_context(files.authority)
+    await stage.converged(await stage.subscribe())
+
+
 async def test_new_certificates_are_for_new_connections(open_tls: OpenTlsStage, files: certificates.Files) -> None:
     stage = await open_tls(tls_look_seconds=0.0)
     before = await stage.subscribe()
@@ -258,6 +287,35 @@ async def test_new_certificates_are_for_new_connections(open_tls: OpenTlsStage, 
     await stage.converged(before, after)
     assert stage.server.stats.counts.tls_reload_failures == 1
     assert set(stage.disconnects) <= {"tls-failed"}
+
+
+async def test_our_client_resumes_its_session_until_the_files_change(
+    open_tls: OpenTlsStage, files: certificates.Files
+) -> None:
+    stage = await open_tls(tls_look_seconds=0.0)
+    sessions = certificates.WatchedSessions(certificates.client_context(files.authority))
+    hello = messages.ClientHello(feed=stage.feed.name, agent="test")
+
+    async def connect() -> None:
+        address = f"127.0.0.1:{stage.address[1]}"
+        stream = connection.stream(address, hello=hello, tls=sessions, server_name="localhost")
+        async with asyncio.timeout(worker_stand.TIMEOUT_SECONDS), contextlib.aclosing(stream) as received:
+            assert any([isinstance(await anext(received), messages.Status) for _ in range(5)])
+
+    for _ in range(3):
+        await connect()
+    assert sessions.resumed == [False] + [files.engine == tls.RUSTLS] * 2
+    contexts = stage.contexts
+    assert contexts is not None
+    before = contexts.current
+    files.write()
+    await eventually(lambda: contexts.current is not before)
+    await connect()
+    assert sessions.resumed[3:] == [False]
+    contexts.client_tls = files.settings(cn="another")  # names are looked at each time
+    with pytest.raises(errors.ClientError):
+        await connect()
+    await eventually(lambda: stage.disconnects.get("tls-failed") == 1)
 
 
 async def test_goodbye_and_close_notify(open_tls: OpenTlsStage) -> None:

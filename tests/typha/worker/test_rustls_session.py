@@ -1,11 +1,13 @@
 """What both engines of TLS do alike, and where they differ: chains, names, versions, suites, groups, alerts."""
 
 import collections
+import concurrent.futures
 import contextlib
 import datetime
 import pathlib
 import random
 import shutil
+import socket
 import ssl
 import subprocess
 import time
@@ -18,10 +20,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tests.harness import certificates
+from tests.harness import certificates, worker_stand
 from tests.harness.certificates import AGENT, AGENT_URI, NOW, PEM, Files
 from typha import clock
-from typha.worker import tls, tls_session
+from typha.worker import rustls_session, tls, tls_session
 
 Key: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 DAY = datetime.timedelta(days=1)
@@ -52,7 +54,7 @@ def issue(
     signs: bool | None = None,
     uris: tuple[str, ...] = (),
     begins: int = -9,
-    ends: int = 9,
+    ends: float = 9,
     more: tuple[x509.ExtensionType, ...] = (),
 ) -> Issued:
     """A certificate with these common names; by itself if no issuer is given.
@@ -119,6 +121,14 @@ class Connected(NamedTuple):
     last_answer: bytes
     refusal: str
     """What the client heard."""
+    incoming: ssl.MemoryBIO
+
+    def resumable(self) -> ssl.SSLSession:
+        """The client's session, once it has read the server's last words and a record."""
+        self.incoming.write(self.session.seal(b"data"))
+        assert self.client.read() == b"data"
+        assert self.client.session is not None
+        return self.client.session
 
 
 def connect(
@@ -152,7 +162,7 @@ def connect(
             client.read()
         except ssl.SSLError as error:
             refusal = error.reason or ""
-    return Connected(client, session, shaken.error, shaken.answer, refusal)
+    return Connected(client, session, shaken.error, shaken.answer, refusal, incoming)
 
 
 def context_of(*chain: Issued, trusted: Files, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
@@ -396,33 +406,114 @@ def test_groups(files: Files, curve: str) -> None:
     assert (connected.error is None) == (curve != "secp521r1" or files.engine == tls.OPENSSL)
 
 
-def test_there_are_no_tickets(files: Files) -> None:
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+
+def test_only_rustls_gives_a_ticket_and_one_is_enough(files: Files) -> None:
+    """Agents get none, because they do not say that they could use it: tests/integration/test_gobpeer_tls.py."""
     connected = connect(files.settings(), certificates.client_context(files.authority))
     assert connected.client.version() == "TLSv1.3"
-    assert connected.last_answer == b""
-    connected.client.write(b"hello")
-    assert connected.client.session is None or not connected.client.session.has_ticket
+    assert (connected.last_answer != b"") == (files.engine == tls.RUSTLS)
+    assert len(connected.last_answer) < 1_500  # two would be larger
+    assert connected.resumable().has_ticket == (files.engine == tls.RUSTLS)
 
 
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-def test_a_session_that_is_resumed_has_a_valid_certificate_of_the_present_files(
+def resumes(files: Files, version: ssl.TLSVersion) -> bool:
+    """OpenSSL resumes in TLS 1.2: Python's ssl cannot forbid that."""
+    return files.engine == tls.RUSTLS or version is ssl.TLSVersion.TLSv1_2
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_session_that_is_resumed_keeps_its_names_and_ends_with_the_files(
     files: Files, version: ssl.TLSVersion
 ) -> None:
-    """Only OpenSSL resumes, and only in TLS 1.2: Python's ssl cannot forbid that. What it resumes must be as safe."""
     settings = files.settings()
     contexts = tls.Contexts(settings)
     context = certificates.client_context(files.authority)
     context.maximum_version = version
+    connected = connect(settings, context, contexts=contexts)
+    for _ in range(3):  # each is made of the one before
+        connected = connect(settings, context, contexts=contexts, resumed=connected.resumable())
+        assert connected.error is None
+        assert connected.client.session_reused == resumes(files, version)
+        settings.check_peer(connected.session.certificate())
+        with pytest.raises(tls.PeerRefused):
+            files.settings(cn="another").check_peer(connected.session.certificate())
+    files.write()
+    contexts.refresh(10.0)
+    renewed = connect(settings, context, contexts=contexts, resumed=connected.resumable())
+    assert renewed.error is None
+    assert not renewed.client.session_reused
+
+
+def test_a_session_of_openssl_is_not_resumed_once_the_certificate_has_expired(files: Files) -> None:
+    settings = files._replace(engine=tls.OPENSSL).settings()
+    contexts = tls.Contexts(settings)
+    context = certificates.client_context(files.authority)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
     before = connect(settings, context, contexts=contexts).client.session
-    again = connect(settings, context, contexts=contexts, resumed=before)
-    assert again.error is None
-    assert again.client.session_reused == (files.engine == tls.OPENSSL and version is ssl.TLSVersion.TLSv1_2)
-    settings.check_peer(again.session.certificate())
-    assert not connect(settings, context, resumed=before).client.session_reused  # other files, or the same read again
     in_ten_days = time.time_ns() + 10 * 86_400 * 10**9
     with clock.replaced(monotonic=time.monotonic, time_ns=lambda: in_ten_days):
         expired = connect(settings, context, contexts=contexts, resumed=before)
-    assert bool(expired.error and "has expired" in str(expired.error)) == again.client.session_reused
+    assert "has expired" in str(expired.error)
+
+
+def connect_briefly(
+    settings: tls.ClientTls, contexts: Callable[[], tls.Contexts], make: Callable[[float], ssl.SSLContext]
+) -> tuple[tls.Contexts, ssl.SSLContext, ssl.SSLSession]:
+    """A session that begins before something expires. Returns after that: rustls knows no time but the machine's."""
+    seconds = 1
+    while True:
+        ends = int(time.time()) + 1 + seconds
+        context = make((ends - NOW.timestamp()) / DAY.total_seconds())
+        made = contexts()
+        connected = connect(settings, context, contexts=made)
+        if connected.error is None:
+            break
+        seconds *= 2  # a busy machine
+    resumable = connected.resumable()
+    while time.time() < ends + 1.001:
+        time.sleep(0.05)
+    return made, context, resumable
+
+
+@certificates.needs_rustls
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_ticket_of_rustls_is_as_none_once_the_agents_certificate_has_expired(
+    tmp_path: pathlib.Path, version: ssl.TLSVersion
+) -> None:
+    files = certificates.make(tmp_path, tls.RUSTLS)
+    trust(files, ROOT)
+    settings = files.settings()
+
+    def make(ends: float) -> ssl.SSLContext:
+        return context_of(issue(AGENT, by=ROOT, ends=ends), trusted=files, version=version)
+
+    contexts, context, before = connect_briefly(settings, lambda: tls.Contexts(settings), make)
+    assert "expired" in str(connect(settings, context, contexts=contexts, resumed=before).error)
+    renewed = leaf(by=ROOT)
+    path = tmp_path / "client.pem"
+    path.write_bytes(renewed.key_pem() + renewed.pem())
+    context.load_cert_chain(path)
+    connected = connect(settings, context, contexts=contexts, resumed=before)
+    assert connected.error is None
+    assert not connected.client.session_reused
+
+
+@certificates.needs_rustls
+def test_a_ticket_of_rustls_is_as_none_once_an_authority_has_expired(tmp_path: pathlib.Path) -> None:
+    files = certificates.make(tmp_path, tls.RUSTLS)
+    settings = files.settings()
+    chain: list[Issued] = []
+
+    def make(ends: float) -> ssl.SSLContext:
+        brief = issue("brief", authority=True, ends=ends)
+        trust(files, ROOT, brief)
+        chain[:] = [leaf(by=brief)]
+        return context_of(*chain, trusted=files)
+
+    contexts, context, before = connect_briefly(settings, lambda: tls.Contexts(settings), make)
+    assert "expired" in str(connect(settings, context, contexts=contexts, resumed=before).error)
 
 
 def test_names_that_are_no_agents(files: Files) -> None:
@@ -432,6 +523,24 @@ def test_names_that_are_no_agents(files: Files) -> None:
         assert connected.error is None
         with pytest.raises(tls.PeerRefused):
             files.settings(uri_san=AGENT_URI).check_peer(connected.session.certificate())
+
+
+@pytest.mark.parametrize("encoding", [x509.name._ASN1Type.UTF8String, x509.name._ASN1Type.BMPString])
+def test_a_common_name_in_an_old_encoding(files: Files, encoding: x509.name._ASN1Type) -> None:
+    """rustls reads text of one byte a character only. That is no defect: the connection ends as with a wrong name."""
+    trust(files, ROOT)
+    usual = leaf(by=ROOT)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, AGENT, encoding)])
+    builder = x509.CertificateBuilder(ROOT.certificate.subject, name, usual.key.public_key(), 7)
+    builder = builder.not_valid_before(NOW - DAY).not_valid_after(NOW + DAY)
+    chain = Issued(builder.sign(ROOT.key, hashes.SHA256()), usual.key)
+    connected = connect(files.settings(), context_of(chain, trusted=files))
+    assert connected.error is None
+    if files.engine == tls.RUSTLS and encoding is x509.name._ASN1Type.BMPString:
+        with pytest.raises(ssl.SSLError, match=r"^the peer's certificate cannot be read"):
+            connected.session.certificate()
+    else:
+        files.settings().check_peer(connected.session.certificate())
 
 
 @pytest.mark.skipif(
@@ -537,6 +646,73 @@ def spoil(source: random.Random, data: bytes) -> bytes:
         case _:
             changed[3:5] = source.choice([b"\x00\x00", b"\xff\xff", b"\x40\x01"])
     return bytes(changed)
+
+
+@certificates.needs_rustls
+@pytest.mark.parametrize(("descriptor", "piece_bytes"), [(-1, 100), (0, 0)])
+def test_a_panic_of_rust_is_an_error_of_that_connection(
+    tmp_path: pathlib.Path, descriptor: int, piece_bytes: int
+) -> None:
+    """Provoked by arguments that no code of ours passes: a closed socket, or data in pieces of no bytes."""
+    files = certificates.make(tmp_path, tls.RUSTLS)
+    contexts = tls.Contexts(files.settings())
+    context = certificates.client_context(files.authority)
+    broken, other = (connect(files.settings(), context, contexts=contexts) for _ in range(2))
+    assert broken.session.send is not None
+    with pytest.raises(RuntimeError, match=r"^a defect in rustls or in its binding$"):
+        broken.session.send(descriptor, b"data", piece_bytes)
+    with pytest.raises(ssl.SSLError):
+        broken.session.seal(b"data")
+    assert broken.session.open(b"").error is not None
+    assert broken.session.end() == b""
+    assert other.resumable().has_ticket
+
+
+@certificates.needs_rustls
+def test_threads_that_use_one_session_at_once_get_errors(tmp_path: pathlib.Path) -> None:
+    """The worker never does that: its loop leaves a connection alone whose handshake takes a step."""
+    files = certificates.make(tmp_path, tls.RUSTLS)
+    contexts = tls.Contexts(files.settings())
+    context = certificates.client_context(files.authority)
+    undeclared: list[BaseException] = []
+    hello = worker_stand.client_hello(context)
+
+    def use(sessions: list[rustls_session.Session], seed: int, descriptor: int) -> None:
+        source = random.Random(seed)
+        for _ in range(2_000):
+            one = source.choice(sessions)
+            try:
+                match source.randrange(7):
+                    case 0:
+                        one.shake(hello)
+                    case 1:
+                        one.open(bytes(9))
+                    case 2:
+                        one.seal(b"data")
+                    case 3:
+                        one.certificate()
+                    case 4:
+                        one.send(descriptor, b"data", 2)
+                    case 5:
+                        rustls_session.take_steps([(each, descriptor, hello) for each in sessions], step_bytes=99)
+                    case _:
+                        one.end()
+            except ssl.SSLError:
+                pass
+            except BaseException as error:
+                if "borrowed" not in str(error):
+                    undeclared.append(error)
+
+    near, far = socket.socketpair()
+    with near, far, concurrent.futures.ThreadPoolExecutor(4) as pool:
+        near.setblocking(False)
+        for _ in range(10):
+            made = [contexts.make_session() for _ in range(3)]
+            sessions = [one for one in made if isinstance(one, rustls_session.Session)]
+            assert len(sessions) == 3
+            for used in [pool.submit(use, sessions, seed, near.fileno()) for seed in range(4)]:
+                used.result()
+    assert undeclared == []
 
 
 @pytest.mark.slow

@@ -398,3 +398,34 @@ async def test_clients_of_a_feed_that_will_not_come_are_refused_then_and_later(o
         assert refused.goodbye is not None
         assert refused.goodbye.reason == "unknown-feed"
     assert stage.hub.channels == {}
+
+
+async def test_clients_are_handed_over_and_newcomers_stay(stage: WorkerStand) -> None:
+    stage.put(pod("a"))
+    old = [await stage.subscribe() for _ in range(5)]
+    await stage.converged(*old)
+    stage.handle.send(ipc.HandOver(0.5, ["10.0.0.2:5473"]))
+    await eventually(lambda: stage.server._leavers)
+    newcomer = await stage.subscribe()
+    await stage.converged(newcomer)
+    for peer in old:
+        await peer.read_to_end()
+        assert peer.goodbye is not None
+        assert (peer.goodbye.reason, peer.goodbye.retry_after_milliseconds) == ("rebalanced", 0)
+        assert peer.goodbye.servers == ("10.0.0.2:5473",)
+    assert stage.disconnects == {"rebalanced": 5}
+    stage.handle.send(ipc.HandOver(1000.0, []))
+    await eventually(lambda: stage.server._leavers)
+    stage.handle.send(ipc.KeepClients())
+    await eventually(lambda: not stage.server._leavers)
+    stage.put(pod("b"))
+    await stage.converged(newcomer)
+
+
+def test_leavers_are_spread_over_the_time() -> None:
+    clients = [object() for _ in range(100)]
+    found = server.leavers(clients, 50.0, 1000.0)
+    assert {one for _, one in found} == set(clients)
+    assert [one for _, one in found] != clients
+    assert all(1000.0 + place / 2 <= at <= 1000.5 + place / 2 for place, (at, _) in enumerate(found))
+    assert not server.leavers([], 50.0, 1000.0)

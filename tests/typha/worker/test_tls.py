@@ -1,5 +1,6 @@
 """Which clients may connect, with which ciphers and versions, and files that cannot be used."""
 
+import asyncio
 import os
 import ssl
 
@@ -9,7 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cache.kube import tls_contexts
-from tests.harness import certificates
+from tests.harness import certificates, tls_probe, worker_stand
 from typha import settings
 from typha.worker import tls
 
@@ -167,3 +168,22 @@ def test_changed_files_are_read_again_and_broken_ones_are_not_used(files: certif
     contexts.refresh(28.0)
     assert contexts.current not in (first, second)
     assert contexts.failures == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "version", "suites"),
+    [
+        ({"minimum_version": "1.3"}, tls_probe.TLS_1_3, [0x1301, 0x1302, 0x1303]),
+        ({"cipher_suites": "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256"}, tls_probe.TLS_1_2, [0xC02B]),
+    ],
+)
+async def test_variables_leave_less(
+    files: certificates.Files, environment: dict[str, str], version: int, suites: list[int]
+) -> None:
+    settings = files.settings(**environment)
+    async with worker_stand.WorkerStand(worker_stand.FAST, client_tls=settings).running() as stage:
+        spoken = await asyncio.to_thread(tls_probe.ask, stage.address)
+    assert spoken.versions[0] == version
+    assert spoken.suites[version] == suites
+    assert spoken.suites[tls_probe.TLS_1_3] == [0x1301, 0x1302, 0x1303]  # the variable is about TLS 1.2 only, as in Go

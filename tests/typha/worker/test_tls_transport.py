@@ -286,6 +286,9 @@ class Flood:
             self.maker = tls_records.RecordMaker(files.folder / "keys")
         self.far = socket.socket(fileno=self.pair.client.detach())
         self.far.setblocking(False)
+        if version is ssl.TLSVersion.TLSv1_3 and files.engine == tls.RUSTLS:
+            header = self.far.recv(5)  # of the record with the ticket
+            self.far.recv(int.from_bytes(header[3:]))
 
     def send(self, records: bytes) -> None:
         """The server's end has all of them."""
@@ -392,6 +395,7 @@ def test_alerts_and_empty_records_end_the_connection(flood: Flood, kind: int) ->
         (tls_records.ALERT, bytes([1, 90])),
         (tls_records.DATA, b""),
         (tls_records.HANDSHAKE, b"\x01\x00\x00\x28" + bytes(40)),  # once more, please
+        (tls_records.HEARTBEAT, b"\x01\xff\xff" + bytes(20)),
     ],
 )
 def test_records_without_data_of_the_old_version_end_the_connection(
@@ -413,6 +417,14 @@ def test_records_without_data_of_the_old_version_end_the_connection(
     ignored = files.engine == tls.OPENSSL and kind == tls_records.HANDSHAKE
     assert isinstance(refused, errors.RemoteProtocolError if ignored else ssl.SSLError)
     flood.close()
+
+
+@pytest.mark.parametrize("kind", [tls_records.HANDSHAKE, tls_records.HEARTBEAT, tls_records.CHANGE_CIPHER_SPEC])
+def test_what_no_agent_sends_after_its_handshake_ends_the_connection(flood: Flood, kind: int) -> None:
+    """Another first message, a heartbeat, a change of ciphers that is sealed."""
+    flood.send(flood.maker.record(kind, {tls_records.HANDSHAKE: b"\x01\x00\x00\x28" + bytes(40)}.get(kind, b"\x01")))
+    with pytest.raises(ssl.SSLError):
+        flood.pair.receive()
 
 
 def test_padding_is_no_data(flood: Flood) -> None:

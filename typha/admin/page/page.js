@@ -267,6 +267,8 @@ function showVerdict() {
   const notes = [];
   const waiting = feeds.filter((feed) => feed.status !== "in-sync");
   if (waiting.length) problems.push(`${waiting.map((feed) => `${feed.feed} is ${feed.status}`).join(", ")}: clients get what was known before.`);
+  const stances = { waiting: "clients stay for the moment", alone: "clients stay, because no other replica answers", "all-stale": "clients stay, because all replicas have lost it", "handing-over": "clients move to replicas that have not lost it" };
+  if (service.stale_seconds) problems.push(`The API server has been lost for ${seconds(service.stale_seconds)}: ${stances[service.freshness] ?? service.freshness}.`);
   const stale = kinds.filter((kind) => !isFresh(kind));
   if (stale.length) problems.push(`${plural(stale.length, "resource")} not confirmed by the API server for ${FRESH_SECONDS} s: ${stale.slice(0, 4).map((kind) => kind.type).join(", ")}${stale.length > 4 ? " and others" : ""}.`);
   const dead = service.workers.filter((worker) => !worker.ready).length;
@@ -278,6 +280,8 @@ function showVerdict() {
   const held = feeds.reduce((sum, feed) => sum + feed.held, 0);
   if (held) notes.push(`${plural(held, "client waits", "clients wait")} for a snapshot.`);
   if (known.clients && !known.clients.complete) notes.push("A worker did not answer in time: the list of clients is not complete.");
+  const slowest_to_apply = known.clients?.slowest_to_apply?.[0];
+  for (const feed of feeds.filter((feed) => feed.applied_lag_seconds > LAGS[2])) notes.push(`${count(feed.reporting - feed.applied)} of ${plural(feed.reporting, "client")} of ${feed.feed} that report it have not applied everything${slowest_to_apply?.feed === feed.feed ? `, ${slowest_to_apply.node || slowest_to_apply.address} for ${seconds(feed.applied_lag_seconds)}` : ""}.`);
   if (service.is_draining) notes.push("The service is draining: its clients move to other replicas.");
   const level = problems.length ? "bad" : notes.length ? "warn" : "good";
   const total = feeds.reduce((sum, feed) => sum + feed.clients, 0);
@@ -515,6 +519,7 @@ const COLUMNS = [
   ["node", "Node", (client) => [client.node || "–", "name"]],
   ["lag_seconds", "Lag", (client) => [seconds(client.lag_seconds), "number nowrap"]],
   ["lag_bytes", "Lag, bytes", (client) => [bytes(client.lag_bytes), "number nowrap"]],
+  ["applied_lag_seconds", "Not applied for", (client) => [client.applied == null ? "–" : seconds(client.applied_lag_seconds), "number nowrap"]],
   ["state", "State", (client) => [client.state, "nowrap"]],
   ["feed", "Feed", (client) => [client.feed || "–", ""]],
   ["version", "Version", (client) => [client.version || "–", "name"]],
@@ -523,7 +528,7 @@ const COLUMNS = [
   ["worker", "Worker", (client) => [count(client.worker), "number"]],
   ["address", "Address", (client) => [client.address, "nowrap"]],
 ];
-const NUMBERS = ["lag_seconds", "lag_bytes", "bytes_sent", "age_seconds", "worker"];
+const NUMBERS = ["lag_seconds", "lag_bytes", "applied_lag_seconds", "bytes_sent", "age_seconds", "worker"];
 
 function makeHead() {
   const row = find("clients").tHead.rows[0];

@@ -32,7 +32,7 @@ func main() {
 	key := flag.String("key-file", "", "key `file` of the certificate")
 	name := flag.String("server-name", "", "`name` in the server's certificate, if not the host")
 	flag.Parse()
-	options := typha.Options{Addresses: strings.Split(*addresses, ","), Feed: *feed, Agent: "typha-follow", Node: *node}
+	options := typha.Options{Addresses: strings.Split(*addresses, ","), Feed: *feed, Agent: "typha-follow", Node: *node, ReportsApplied: true}
 	if *authorities != "" {
 		config, err := tlsConfig(*authorities, *certificate, *key, *name)
 		if err != nil {

@@ -1,0 +1,97 @@
+"""Asks servers how fresh a feed is: good ones, odd ones, and a worker of the service."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from protocol import messages
+from protocol.native import codec, frames
+from tests.harness.worker_stand import FEED, PODS, WorkerStand, eventually, pod
+from typha import clock, settings
+from typha.peers import inquiry
+
+OWN, OTHER = bytes(16), b"x" * 16
+
+
+@contextlib.asynccontextmanager
+async def answering(*answer: bytes) -> AsyncIterator[str]:
+    """A server that says this to everybody, and then nothing."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.writelines(answer)
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+def hello(*features: str, incarnation: bytes = OTHER, milliseconds: int | None = 2_000) -> bytes:
+    answer = messages.ServerHello(1, FEED, incarnation, frozenset(features), confirmed_milliseconds=milliseconds)
+    return frames.PREFACE + frames.pack_frame(codec.encode(answer))
+
+
+async def test_a_fresh_replica_and_a_stale_one() -> None:
+    async with answering(hello("freshness")) as fresh, answering(hello("freshness", milliseconds=None)) as stale:
+        found = await inquiry.ask_all([fresh, stale, fresh], FEED, context=None, incarnation=OWN)
+    assert list(found) == [fresh, stale]
+    assert found[stale].confirmed_at is None
+    assert found[fresh].confirmed_at == found[fresh].asked_at - 2.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        hello("freshness", incarnation=OWN),  # this replica
+        hello(),  # one that cannot tell
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        frames.PREFACE + frames.pack_frame(codec.encode(messages.Goodbye("unknown-feed"))),
+        frames.PREFACE + b"\xff" * 5,
+        frames.PREFACE,
+        b"",
+    ],
+)
+async def test_no_answers(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inquiry, "ANSWER_SECONDS", 0.3)
+    async with answering(answer) as peer:
+        assert await inquiry.ask_all([peer], FEED, context=None, incarnation=OWN) == {}
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1:1", "no host", "127.0.0.1:99999", "[::1"])
+async def test_nobody_there(peer: str) -> None:
+    assert await inquiry.ask_all([peer], FEED, context=None, incarnation=OWN) == {}
+
+
+def test_no_tls_without_a_key() -> None:
+    assert inquiry.make_context(settings.Settings()) is None
+
+
+async def test_a_worker_answers_what_its_hub_knows(stage: WorkerStand) -> None:
+    stage.put(pod("a"))
+    host, port = stage.address
+    peer = f"{host}:{port}"
+
+    async def confirmed_at() -> float | None:
+        found = await inquiry.ask_all([peer], FEED, context=None, incarnation=OTHER)
+        return found[peer].confirmed_at
+
+    stage.hub.look_after_channels()
+    assert await confirmed_at() is None  # it has never been
+    begun = clock.monotonic()
+    stage.hub.set_unconfirmed(PODS, False, begun)
+    stage.hub.look_after_channels()
+    await eventually(lambda: FEED in stage.server.connections.offer.confirmed_at)
+    found = await confirmed_at()
+    assert found is not None
+    assert abs(found - begun) < 0.1
+    stage.hub.set_unconfirmed(PODS, True)
+    stage.hub.look_after_channels()
+    await eventually(lambda: FEED not in stage.server.connections.offer.confirmed_at)
+    assert await confirmed_at() is None
+    assert await inquiry.ask_all([peer], FEED, context=None, incarnation=OWN) == {}  # the stand's own

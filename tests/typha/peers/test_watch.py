@@ -1,0 +1,139 @@
+"""Two real replicas, of which one loses the API server: alone, or together with the other."""
+
+import asyncio
+import contextlib
+import pathlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from clients import connection, follower, mirror
+from loadtest.apiserver import resources as simulated
+from loadtest.environment import kubeconfig
+from loadtest.scenarios.real.relay import Relay
+from protocol import messages
+from tests.harness import served
+from tests.harness.worker_stand import eventually
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+TIMES = {"TYPHA_STALEHANDOVERAFTERSECS": "1", "TYPHA_STALEHANDOVERSPREADSECS": "1"}
+CONNECTIONS = "typha_connections_active"
+
+
+@contextlib.asynccontextmanager
+async def changing(cluster: served.Cluster) -> AsyncIterator[None]:
+    """Changes an object again and again: with every change the API server confirms the data."""
+
+    async def change() -> None:
+        while True:
+            cluster.put("restless")
+            await asyncio.sleep(0.3)
+
+    task = asyncio.create_task(change(), name="changes")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def publish(cluster: served.Cluster, address: str) -> None:
+    """The Service's EndpointSlice with the address of a replica, and a slice of another Service."""
+    host, _, port = address.partition(":")
+    for service in ("calico-typha", "another"):
+        labels = {"kubernetes.io/service-name": service}
+        content = {
+            "metadata": {"name": f"{service}-1", "namespace": "kube-system", "labels": labels},
+            "endpoints": [{"addresses": [host], "conditions": {"ready": True}}],
+            "ports": [{"name": "calico-typha", "port": int(port) if service == "calico-typha" else 1}],
+        }
+        cluster.simulator.store.create(simulated.ENDPOINT_SLICES, content)
+
+
+@contextlib.asynccontextmanager
+async def replicas(
+    cluster: served.Cluster, folder: pathlib.Path, *, by_service: bool = False
+) -> AsyncIterator[tuple[served.Service, served.Service, Relay, contextlib.AsyncExitStack]]:
+    """One replica whose way to the API server can be closed, one whose way is open, and who knows whom."""
+    way = contextlib.AsyncExitStack()
+    relay = await way.enter_async_context(Relay("127.0.0.1", int(cluster.simulator.url.rpartition(":")[2])))
+    near = folder / "kubeconfig-of-the-first"
+    kubeconfig.write(near, f"http://127.0.0.1:{relay.port}")
+    async with served.serving(cluster, "--workers", "1", **TIMES) as second:
+        known = {"KUBECONFIG": str(near)}
+        if by_service:
+            publish(cluster, await second.address())
+            known["TYPHA_CONNECTIONREBALANCINGMODE"] = "kubernetes"
+            known["TYPHA_K8SSERVICEPOLLINTERVALSECS"] = "1"
+        else:
+            known["TYPHA_PEERADDRESSES"] = await second.address()
+        async with served.serving(cluster, "--workers", "1", **TIMES, **known) as first:
+            yield first, second, relay, way
+    await way.aclose()
+
+
+@pytest.mark.parametrize("by_service", [False, True])
+async def test_clients_of_a_replica_that_alone_is_stale_move(tmp_path: pathlib.Path, by_service: bool) -> None:
+    async with (
+        served.Cluster(tmp_path) as cluster,
+        changing(cluster),
+        replicas(cluster, tmp_path, by_service=by_service) as (first, second, _, way),
+        contextlib.AsyncExitStack() as clients,
+    ):
+        old, new = await first.address(), await second.address()
+        native = [
+            await clients.enter_async_context(mirror.Mirror([old, new], feed="web", agent=f"native-{number}"))
+            for number in range(3)
+        ]
+        for one in native:
+            await one.wait_in_sync(timeout_seconds=60)
+        alone = await clients.enter_async_context(mirror.Mirror(old, feed="web", agent="alone"))
+        await alone.wait_in_sync(timeout_seconds=60)
+        if by_service:
+            await first.logged("Replicas of the Service .*replicas=1")
+        await way.aclose()  # the first replica has lost the API server
+        await first.metric_is("typha_handing_over", 1)
+        await first.metric_is("typha_ready", 0)
+        await eventually(lambda: all(one.connected and one.in_sync for one in native))
+        await second.metric_is(CONNECTIONS, 3)
+        assert await second.metric("typha_handing_over") == 0
+        assert await first.metric('typha_disconnects_total{reason="rebalanced"}') >= 1
+        # The client that knows no other replica came back, is told that the data may be old, and stays.
+        await eventually(lambda: alone.connected and alone.status is messages.SyncStatus.WAITING)
+        assert not alone.in_sync
+        assert len(alone) == len(cluster.content)
+        before = await first.metric('typha_disconnects_total{reason="rebalanced"}')
+        newcomer = follower.follow(old, feed="web", agent="newcomer")
+        async with contextlib.aclosing(newcomer):
+            async for event in newcomer:
+                if isinstance(event, follower.StatusChanged):
+                    assert event.status is messages.SyncStatus.WAITING
+                    break
+        await asyncio.sleep(2.0)
+        assert await first.metric('typha_disconnects_total{reason="rebalanced"}') == before
+        assert 'stance="handing-over"' in first.text
+
+
+async def test_nobody_moves_if_all_are_stale(tmp_path: pathlib.Path) -> None:
+    async with (
+        served.Cluster(tmp_path) as cluster,
+        replicas(cluster, tmp_path) as (first, second, _, _),
+        mirror.Mirror(await first.address(), feed="web", agent="one") as one,
+        mirror.Mirror(
+            await first.address(), feed="web", agent="two", timeouts=connection.Timeouts(hello_seconds=30.0)
+        ) as two,
+    ):
+        await one.wait_in_sync(timeout_seconds=60)
+        await two.wait_in_sync(timeout_seconds=60)
+        async with changing(cluster):
+            await asyncio.sleep(1.0)
+        await cluster.simulator.stop()
+        await first.logged('stance="all-stale"')
+        await eventually(lambda: one.status is two.status is messages.SyncStatus.WAITING)
+        await asyncio.sleep(8.0)  # longer than an answer may be old
+        assert "handing-over" not in first.text
+        assert await first.metric("typha_ready") == await second.metric("typha_ready") == 1
+        assert one.connected
+        assert two.connected
+        assert await first.metric("typha_stale_seconds") > 8
+        assert await second.metric("typha_stale_seconds") > 8

@@ -1,0 +1,94 @@
+"""Asks a replica how fresh a feed is: the handshake of the native protocol, with the feature `freshness`."""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Iterable
+
+from cache.kube import tls_contexts
+from clients import addresses
+from protocol import Connection, ProtocolError, Role, messages
+from typha import clock, settings
+from typha.peers import freshness
+
+ANSWER_SECONDS = 3.0
+"""For connection, TLS and answer together. A healthy replica needs some milliseconds, and a busy one a second."""
+_READ_BYTES = 4096
+_AT_A_TIME = 10
+
+
+def make_context(configured: settings.Settings) -> ssl.SSLContext | None:
+    """TLS with the replica's own certificate; None if the port for clients has no TLS.
+
+    The peer's certificate must come from the same authorities. Its name is not checked: peers are known by addresses.
+
+    Raises:
+        tls_contexts.TlsUnusable: a file cannot be used.
+    """
+    if not configured.server_key_file:
+        return None
+    authorities = tls_contexts.NamedFile("CAFile", configured.ca_file).read()
+    context = tls_contexts.client_context(authorities=authorities, source="CAFile")
+    context.check_hostname = False
+    try:
+        context.load_cert_chain(configured.server_cert_file, configured.server_key_file)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise tls_contexts.TlsUnusable(f"ServerCertFile for peers: {error}") from error
+    return context
+
+
+async def ask_all(
+    peers: Iterable[str], feed: str, *, context: ssl.SSLContext | None, incarnation: bytes
+) -> dict[str, freshness.Answer]:
+    """What those of the peers say that answer; a replica does not ask itself, which its `incarnation` shows."""
+    places = asyncio.Semaphore(_AT_A_TIME)
+
+    async def ask_one(peer: str) -> tuple[str, freshness.Answer | None]:
+        async with places:
+            return peer, await ask(peer, feed, context=context, incarnation=incarnation)
+
+    answers = await asyncio.gather(*(ask_one(peer) for peer in dict.fromkeys(peers)))
+    return {peer: answer for peer, answer in answers if answer is not None}
+
+
+async def ask(peer: str, feed: str, *, context: ssl.SSLContext | None, incarnation: bytes) -> freshness.Answer | None:
+    """What the peer says; None if it does not answer, cannot tell, or is this replica."""
+    asked_at = clock.monotonic()
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            hello = await _hello_of(peer, feed, context)
+    except (OSError, ValueError, ProtocolError, _NoHello):
+        return None
+    if messages.Feature.FRESHNESS not in hello.features or hello.incarnation == incarnation:
+        return None
+    milliseconds = hello.confirmed_milliseconds
+    return freshness.Answer(asked_at, None if milliseconds is None else asked_at - milliseconds / 1000)
+
+
+class _NoHello(Exception):
+    """The peer has answered something else."""
+
+
+async def _hello_of(peer: str, feed: str, context: ssl.SSLContext | None) -> messages.ServerHello:
+    host, port = addresses.parse(peer)
+    reader, writer = await asyncio.open_connection(
+        host, port, ssl=context, server_hostname=host if context is not None else None, limit=_READ_BYTES
+    )
+    try:
+        connection = Connection(Role.CLIENT)
+        hello = messages.ClientHello(feed, "typha-replica", features=frozenset({messages.Feature.FRESHNESS}))
+        connection.send(hello)
+        writer.write(connection.data_to_send())
+        while (message := connection.next_event()) is None:
+            data = await reader.read(_READ_BYTES)
+            if not data:
+                raise _NoHello
+            connection.receive_data(data)
+        if not isinstance(message, messages.ServerHello):
+            raise _NoHello
+        with contextlib.suppress(OSError):  # so that the peer's log has no surprise
+            connection.send(messages.Goodbye("client-closed"))
+            writer.write(connection.data_to_send())
+        return message
+    finally:
+        writer.close()
