@@ -74,20 +74,20 @@ class Follower:
         timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
         protocol: connection.Protocol = connection.Protocol.NATIVE,
         agent_release: str = "",
-        reports_applied: bool = False,
         subscription: subscriptions.Subscription | None = None,
+        reports_applied: bool = False,
     ) -> None:
         """The arguments and the ValueError are those of `follow`."""
         self._rotation = addresses.Rotation([servers] if isinstance(servers, str) else servers)
         wanted = None if subscription is None else selecting.checked(subscription, node)
         features = _FEATURES if wanted is None else _FEATURES | {messages.Feature.SUBSCRIPTIONS}
+        if reports_applied:
+            features |= {messages.Feature.POSITIONS}
         self.hello = messages.ClientHello(
             feed=feed,
             agent=agent,
             node=node,
-            features=(features | ({messages.Feature.POSITIONS} if reports_applied else frozenset()))
-            if protocol is connection.Protocol.NATIVE
-            else frozenset(),
+            features=features if protocol is connection.Protocol.NATIVE else frozenset(),
             software=connection.software(protocol, agent_release),
             subscription=wanted,
         )
@@ -242,8 +242,8 @@ def follow(
     timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
     protocol: connection.Protocol = connection.Protocol.NATIVE,
     agent_release: str = "",
-    reports_applied: bool = False,
     subscription: subscriptions.Subscription | None = None,
+    reports_applied: bool = False,
 ) -> AsyncGenerator[Event, None]:
     """Yields the events of a feed without end, across reconnects.
 
@@ -262,10 +262,10 @@ def follow(
         protocol: the protocol to speak. With Typha's, the feed is the syncer type, and no digest verifies the map.
         agent_release: with Typha's protocol, the release of Calico whose agent this is, such as v3.31.7: the server
             sends what such agents understand. Default: the newest.
-        reports_applied: tell the server what has been applied: an event is, once the next one is asked for. It has no
-            effect with Typha's protocol.
         subscription: the part of the feed that is wanted. A server that knows subscriptions sends only that; otherwise
             the rest is dropped here.
+        reports_applied: tell the server what has been applied: an event is, once the next one is asked for. It has no
+            effect with Typha's protocol.
 
     Raises:
         ValueError: immediately, if there is no address or one is malformed, or the subscription is.
@@ -280,8 +280,8 @@ def follow(
         timeouts=timeouts,
         protocol=protocol,
         agent_release=agent_release,
-        reports_applied=reports_applied,
         subscription=subscription,
+        reports_applied=reports_applied,
     )
     return _acknowledged(follower) if reports_applied else follower.events()
 

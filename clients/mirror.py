@@ -74,8 +74,8 @@ class Mirror(Mapping[str, Entry]):
         server_name: str | None = None,
         timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
         protocol: connection.Protocol = connection.Protocol.NATIVE,
-        reports_applied: bool = False,
         subscription: subscriptions.Subscription | None = None,
+        reports_applied: bool = False,
         state_file: str | os.PathLike[str] | None = None,
         save_interval_seconds: float = SAVE_INTERVAL_SECONDS,
     ) -> None:
@@ -95,8 +95,8 @@ class Mirror(Mapping[str, Entry]):
             server_name=server_name,
             timeouts=timeouts,
             protocol=protocol,
-            reports_applied=reports_applied,
             subscription=subscription,
+            reports_applied=reports_applied,
         )
         self._on_change = on_change
         self._state_file = None if state_file is None else pathlib.Path(state_file)

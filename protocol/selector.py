@@ -1,4 +1,4 @@
-"""Calico's selector language: parsing, validation, the canonical form with prefixed labels, and evaluation. Pure.
+"""Internal: Calico's selector language: parsing, validation, the canonical form with prefixed labels, evaluation.
 
 Values of Calico's feeds contain selectors. The server validates them and prints their canonical form; agents evaluate
 them. One pass parses and prints. It has its own stack, so deep selectors cause no recursion. The language has no limit

@@ -26,6 +26,8 @@ _DOTS = frozenset({".", ".."})
 _ALL_INTERFACES = "*"
 _SHARED_PORTS = 4096
 """How many different lists of named ports are shared: more than a cluster has kinds of pods."""
+_PORTS_OF_MOST_PODS = 8
+"""Longer lists are rare, and are not kept for sharing: the list of one value could be as large as a frame."""
 
 
 class Calculation:
@@ -125,7 +127,7 @@ class Calculation:
         addresses = tuple(map(nets.host_net, (*(endpoint.ipv4_nets or ()), *(endpoint.ipv6_nets or ()))))
         profiles = tuple(endpoint.profile_ids or ())
         labels = endpoint.labels or {}
-        self._sets.set_item(key, Item(addresses, _shared_ports(tuple(endpoint.ports or ()))), labels, profiles)
+        self._sets.set_item(key, Item(addresses, _ports(endpoint)), labels, profiles)
         self._set_workload_routes(key, parsed.node, addresses)
         if parsed.node == self.node:
             local = LocalEndpoint(endpoint.name, addresses, profiles, _translations(endpoint))
@@ -265,6 +267,11 @@ class Calculation:
         if before.spoofing != now.spoofing:
             for key, (parsed, value) in list(self._spoofers.items()):
                 self._update_workload(key, parsed, value)
+
+
+def _ports(endpoint: feed.Workload) -> tuple[feed.EndpointPort, ...]:
+    ports = tuple(endpoint.ports or ())
+    return _shared_ports(ports) if len(ports) <= _PORTS_OF_MOST_PODS else ports
 
 
 @functools.lru_cache(maxsize=_SHARED_PORTS)

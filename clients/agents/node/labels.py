@@ -5,7 +5,8 @@ then the first parent's. Items with the same labels and parents share one `_Clas
 selectors: a cluster has far fewer kinds of pods than pods, so most changes evaluate no selector at all.
 
 Nothing is scanned. A selector is filed under a label that it requires, if it requires one (`Selector.restrictions`);
-a class finds its candidates by its labels, and a selector finds candidate classes likewise.
+a class finds its candidates by its labels, and a selector finds candidate classes likewise
+(docs/decisions/label-classes.md).
 """
 
 import sys
