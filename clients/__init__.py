@@ -49,6 +49,7 @@ Following a feed:
 Arguments:
 
 - `Timeouts`: how long to wait for a connection, a hello and a sign of life.
+- `Subscription`: the part of a feed that is wanted, for example `Subscription(own_node=True)`.
 - `Protocol`: the native protocol (default) or that of Calico's Typha.
 - `DEFAULT_PORT`: the port of an address without one.
 
@@ -86,6 +87,7 @@ from clients.errors import (
 from clients.follower import Connected, Disconnected, Event, Follower, StatusChanged, follow
 from clients.mirror import Change, Entry, Mirror, OnChange
 from protocol.messages import SyncStatus, Update, UpdateType
+from protocol.subscriptions import Subscription
 
 __all__ = [
     "DEFAULT_PORT",
@@ -107,6 +109,7 @@ __all__ = [
     "ServerGoodbye",
     "ServerSilent",
     "StatusChanged",
+    "Subscription",
     "SyncStatus",
     "Timeouts",
     "Update",

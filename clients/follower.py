@@ -23,10 +23,10 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from clients import addresses, connection, differ, errors
+from clients import addresses, connection, differ, errors, selecting
 from clients.applied import Acknowledger
 from protocol import errors as protocol_errors
-from protocol import messages
+from protocol import messages, subscriptions
 
 Batch = differ.Batch
 
@@ -74,18 +74,22 @@ class Follower:
         timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
         protocol: connection.Protocol = connection.Protocol.NATIVE,
         agent_release: str = "",
+        subscription: subscriptions.Subscription | None = None,
         reports_applied: bool = False,
     ) -> None:
         """The arguments and the ValueError are those of `follow`."""
         self._rotation = addresses.Rotation([servers] if isinstance(servers, str) else servers)
+        wanted = None if subscription is None else selecting.checked(subscription, node)
+        features = _FEATURES if wanted is None else _FEATURES | {messages.Feature.SUBSCRIPTIONS}
+        if reports_applied:
+            features |= {messages.Feature.POSITIONS}
         self.hello = messages.ClientHello(
             feed=feed,
             agent=agent,
             node=node,
-            features=_FEATURES | ({messages.Feature.POSITIONS} if reports_applied else frozenset())
-            if protocol is connection.Protocol.NATIVE
-            else frozenset(),
+            features=features if protocol is connection.Protocol.NATIVE else frozenset(),
             software=connection.software(protocol, agent_release),
+            subscription=wanted,
         )
         self.connections = 0
         """Number of connections on which a server accepted the hello."""
@@ -96,6 +100,7 @@ class Follower:
         self._timeouts = timeouts
         self._protocol = protocol
         self._differ = differ.Differ()
+        self._selecting = None if wanted is None else selecting.Selecting(wanted, node)
         self._connected_at: float | None = None
         self._acknowledger = Acknowledger() if reports_applied else None
 
@@ -104,8 +109,18 @@ class Follower:
 
     @property
     def digest(self) -> int:
-        """State digest of the map that all batches so far add up to (docs/protocol.md, "State digest")."""
+        """State digest of the map that all batches so far add up to (docs/protocol.md, "State digest").
+
+        With a subscription that the server does not know: of the whole feed.
+        """
         return self._differ.digest
+
+    @property
+    def content(self) -> str:
+        """What the map is a copy of: the feed, and its part if there is a subscription."""
+        hello = self.hello
+        part = "" if hello.subscription is None else f" {hello.subscription.label} {hello.node}"
+        return f"{hello.feed}{part}"
 
     @property
     def keys(self) -> int:
@@ -142,7 +157,11 @@ class Follower:
         self, updates: Iterable[messages.Update], *, position: messages.ResumePosition | None, chunks: int
     ) -> None:
         """Begins with a map that an earlier process had. Call it before `events`; each update has a value."""
-        self._differ.restore(updates, position=position, chunks=chunks)
+        known = list(updates)
+        self._differ.restore(known, position=position, chunks=chunks)
+        if self._selecting is not None:
+            for update in known:
+                self._selecting.restore(update.key)
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yields events without end. Only one task may iterate at a time."""
@@ -186,6 +205,8 @@ class Follower:
             raise errors.BadServer(self._rotation.current(), str(error)) from error
         if batch is not None and batch.from_snapshot:
             self.snapshots += 1
+        if batch is not None and self._selecting is not None:
+            batch = self._selecting.select(batch)
         if self._acknowledger is not None:
             self._note_position(self._acknowledger, message, has_changed=batch is not None and bool(batch.updates))
         if batch is not None:
@@ -221,6 +242,7 @@ def follow(
     timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
     protocol: connection.Protocol = connection.Protocol.NATIVE,
     agent_release: str = "",
+    subscription: subscriptions.Subscription | None = None,
     reports_applied: bool = False,
 ) -> AsyncGenerator[Event, None]:
     """Yields the events of a feed without end, across reconnects.
@@ -240,11 +262,13 @@ def follow(
         protocol: the protocol to speak. With Typha's, the feed is the syncer type, and no digest verifies the map.
         agent_release: with Typha's protocol, the release of Calico whose agent this is, such as v3.31.7: the server
             sends what such agents understand. Default: the newest.
+        subscription: the part of the feed that is wanted. A server that knows subscriptions sends only that; otherwise
+            the rest is dropped here.
         reports_applied: tell the server what has been applied: an event is, once the next one is asked for. It has no
             effect with Typha's protocol.
 
     Raises:
-        ValueError: immediately, if there is no address or one is malformed.
+        ValueError: immediately, if there is no address or one is malformed, or the subscription is.
     """
     follower = Follower(
         servers,
@@ -256,6 +280,7 @@ def follow(
         timeouts=timeouts,
         protocol=protocol,
         agent_release=agent_release,
+        subscription=subscription,
         reports_applied=reports_applied,
     )
     return _acknowledged(follower) if reports_applied else follower.events()

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from clients import connection, follower, statefile
-from protocol import messages
+from protocol import messages, subscriptions
 
 SAVE_INTERVAL_SECONDS = 60.0
 """A crash loses what came since: the next process then asks for a minute of changes."""
@@ -74,6 +74,7 @@ class Mirror(Mapping[str, Entry]):
         server_name: str | None = None,
         timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
         protocol: connection.Protocol = connection.Protocol.NATIVE,
+        subscription: subscriptions.Subscription | None = None,
         reports_applied: bool = False,
         state_file: str | os.PathLike[str] | None = None,
         save_interval_seconds: float = SAVE_INTERVAL_SECONDS,
@@ -94,6 +95,7 @@ class Mirror(Mapping[str, Entry]):
             server_name=server_name,
             timeouts=timeouts,
             protocol=protocol,
+            subscription=subscription,
             reports_applied=reports_applied,
         )
         self._on_change = on_change
@@ -232,7 +234,7 @@ class Mirror(Mapping[str, Entry]):
     def _restore(self, path: pathlib.Path) -> None:
         """Takes the map of the file, if it has one. In a thread, before anything else."""
         try:
-            state = statefile.read(path, self._follower.hello.feed)
+            state = statefile.read(path, self._follower.content)
         except (OSError, ValueError) as error:
             self.state_file_error = error
             return
@@ -254,7 +256,7 @@ class Mirror(Mapping[str, Entry]):
             return
         entries = dict(self._entries)  # of this moment, and of the position
         try:
-            await asyncio.to_thread(_write, path, self._follower.hello.feed, position, chunks, entries)
+            await asyncio.to_thread(_write, path, self._follower.content, position, chunks, entries)
         except (OSError, ValueError) as error:
             self.state_file_error = error
         else:

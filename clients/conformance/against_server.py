@@ -21,6 +21,8 @@ POSITIONS_AT_ONCE = 100
 """How many positions a server must take together (rule P4)."""
 SNAPSHOT_SECONDS = 60.0
 MAX_KEYS = 5_000_000
+RESOURCE_KEY_PARTS = 6
+"""Of the key of a Kubernetes resource; the first is empty."""
 MAX_CHUNKS = 1 << 20
 
 
@@ -168,6 +170,8 @@ class _Reader:
         """The server may go on from the position, which is `sequence`."""
         self.kept = -1
         """How many chunks the client keeps, if the server says so."""
+        self.is_selection = False
+        """A subscription is in force: sequences may skip what is not for this client."""
         self.status: int | None = None
         self.pings = 0
 
@@ -217,7 +221,7 @@ class _Reader:
                     self.sequence, is_complete = sequence, True
                 case wire.UPDATES:
                     previous, sequence, updates = check_fields(message, 3, "updates")
-                    if not is_complete or previous != self.sequence or sequence < previous:
+                    if not is_complete or not self._is_continued_by(previous) or sequence < previous:
                         raise Broken("O11", f"updates from {previous} to {sequence} after {self.sequence}")
                     is_changed = True
                     for key, value in map(_update, updates):
@@ -228,13 +232,17 @@ class _Reader:
                     self.sequence = sequence
                 case wire.STATUS:
                     sequence, self.status = check_fields(message, 2, "status")
-                    if not is_complete or (sequence != self.sequence and self.status != wire.CATCHING_UP):
+                    if not is_complete or not (self._is_continued_by(sequence) or self.status == wire.CATCHING_UP):
                         raise Broken("O11", f"a status at {sequence} after {self.sequence}")
                     self.sequence = sequence
                 case _:
                     raise Broken("O1", f"message {message[0]} is unexpected")
             if len(self.content) > MAX_KEYS:
                 raise Broken("O3", "there is no end of keys")
+
+    def _is_continued_by(self, sequence: object) -> bool:
+        known = check_count(sequence, "a sequence")
+        return known == self.sequence or (self.is_selection and known > self.sequence)
 
     def _keep(self, message: list[Any], resumed: Mapping[str, bytes]) -> tuple[list[int], list[int]]:
         """Begins a snapshot with the kept chunks: what it announces, and the chunks that must come."""
@@ -410,6 +418,67 @@ async def _not_offered(session: Session) -> None:
     with contextlib.suppress(TimeoutError):  # it has no data yet
         async with asyncio.timeout(SNAPSHOT_SECONDS):
             await reader.read(link)
+
+
+async def _selected(session: Session, **members: Any) -> _Reader:
+    """The map of a client with a subscription, which must be in force."""
+    link, hello = await session.greeted(features=["subscriptions"], **members)
+    if "subscriptions" not in (hello.get("features") or []):
+        raise NotApplicable("the server does not put it in force")
+    reader = _Reader(hello.get("max_frame_bytes") or wire.MAX_FRAME_BYTES)
+    reader.is_selection = True
+    try:
+        async with asyncio.timeout(SNAPSHOT_SECONDS):
+            await reader.read(link)
+    except (TimeoutError, Ended):
+        raise NotApplicable("the feed has no data yet") from None
+    return reader
+
+
+@_check("S2 S3 S4", "a subscription by prefix, kind and namespace")
+async def _by_subscription(session: Session) -> None:
+    link = await _snapshot(session, [])
+    link.close()
+    whole = await _selected(session, subscription={})
+    if not whole.content:
+        raise NotApplicable("the feed is empty")
+    key = max(whole.content)
+    parts = key.split("/")
+    wanted: list[tuple[dict[str, Any], Callable[[str], bool]]] = [
+        ({"prefixes": [key[: len(key) // 2 + 1], "/none/"]}, lambda other: other.startswith(key[: len(key) // 2 + 1])),
+        ({"prefixes": ["no key begins so"]}, lambda other: False),
+    ]
+    if len(parts) == RESOURCE_KEY_PARTS:
+        kind, namespace = "/".join(parts[1:4]), parts[4]
+        wanted += [
+            ({"kinds": [kind]}, lambda other: other.startswith(f"/{kind}/")),
+            ({"namespaces": [namespace, ""]}, lambda other: other.split("/")[4] in (namespace, "")),
+        ]
+    for subscription, selects in wanted:
+        part = await _selected(session, subscription=subscription)
+        again = await _selected(session, subscription={})
+        if whole.sequence == again.sequence and part.content != dict(
+            item for item in whole.content.items() if selects(item[0])
+        ):
+            raise Broken("S3", f"{subscription} gives {len(part.content)} keys, and not those that it selects")
+        if any(not selects(other) for other in part.content):
+            raise Broken("S3", f"{subscription} gives keys that it does not select")
+
+
+@_check("S2", "own_node without a node is not in force")
+async def _nameless(session: Session) -> None:
+    _, hello = await session.greeted(features=["subscriptions"], subscription={"own_node": True})
+    if "subscriptions" in (hello.get("features") or []):
+        raise Broken("S2", "a client that names no node has those of its node")
+    if "subscriptions" not in (hello.get("not_supported") or []):
+        raise Broken("E3", "`subscriptions` is in neither list")
+
+
+@_check("E2", "a subscription without its feature")
+async def _unnamed(session: Session) -> None:
+    _, hello = await session.greeted(features=[], subscription={"prefixes": ["/"]})
+    if hello.get("features"):
+        raise Broken("E2", f"the features {hello['features']} are in force")
 
 
 @_check("M3", "unknown members and elements of a hello, nested 90 deep")

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from loadtest.reporting import dashboard, report
-from loadtest.scenarios import apiload, crash, fanout, fixture, hostile, mixed, slow
+from loadtest.scenarios import apiload, crash, fanout, fixture, hostile, mixed, slow, subscriptions
 from loadtest.scenarios.real import direct
 
 Scenario = Callable[[fixture.Settings, dashboard.Dashboard], Awaitable[report.Report]]
@@ -25,6 +25,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "kill": crash.kill,
     "worker-kill": crash.worker_kill,
     "hub-stop": crash.hub_stop,
+    "own-node": subscriptions.own_node,
     "direct": direct.run,
 }
 

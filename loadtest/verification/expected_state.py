@@ -116,6 +116,18 @@ class ApiClient:
                 live.update(live_entries(spec, page.items, api_version=page.api_version, list_kind=page.kind))
         return ExpectedState(live)
 
+    async def read_values(self, specs: Iterable[raw.ResourceSpec]) -> dict[str, bytes]:
+        """The values of all live keys. Raises ApiRequestError."""
+        found: dict[str, bytes] = {}
+        for spec in specs:
+            for page in await self._pages(spec.type):
+                kind = page.kind.removesuffix("List")
+                for item in page.items:
+                    known = _decode_object(item).metadata
+                    key = raw.object_key(spec.type, known.namespace, known.name)
+                    found[key] = raw.object_value(bytes(item), api_version=page.api_version, kind=kind)
+        return found
+
     async def read_calico_state(self, feed_name: str, *, group: syncers.Group = syncers.Group.V3) -> ExpectedState:
         """The live keys of one of Calico's feeds: lists, converted as the service does. Raises ApiRequestError."""
         [spec] = [spec for spec in syncers.specs(group) if spec.name == feed_name]

@@ -16,6 +16,7 @@ from cache.feeds import feed, raw
 from protocol import digest, messages, subscriptions
 from protocol.native import connection as native
 from protocol.native import frames
+from protocol.reasons import DisconnectReason
 from tests.harness import certificates
 from typha import clock, settings
 from typha.hub import hub, worker_link
@@ -28,6 +29,7 @@ from typha.worker import client, handshake_steps, policy, server, tls, transport
 PODS = resources.ResourceType("", "v1", "pods")
 NODES = resources.ResourceType("", "v1", "nodes")
 FEED = "web"
+CLOSED = DisconnectReason.SERVER_ERROR
 TIMEOUT_SECONDS = 60.0
 HUB_LIMITS = hub_policy.HubPolicy(log_budget_bytes=1 << 26, segment_bytes=1 << 20)
 AnyPeer = TypeVar("AnyPeer", bound="Peer")

@@ -63,7 +63,10 @@ class Agent:
         connection.on_client_event = lambda: self._happened(connection)
         wire = self.plan.wire
         if wire.startswith("native"):
-            self.model = models.NativeModel(self._feed, zstd=wire.endswith("zstd"))
+            before = self.model if isinstance(self.model, models.NativeModel) else None
+            self.model = models.NativeModel(
+                self._feed, zstd=wire.endswith("zstd"), resumes=self._number % 2 == 0, before=before
+            )
         else:
             self.model = models.TyphaModel(self._feed, snappy=wire.endswith("snappy"))
         self.connection = connection

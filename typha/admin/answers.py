@@ -62,6 +62,8 @@ class Feed(msgspec.Struct, frozen=True, kw_only=True):
     applied_lag_seconds: float = 0.0
     """Age of the oldest change that one of them has not applied."""
     formats: list[Name] = []
+    subscriptions: list[Name] = []
+    """Parts of the feed that clients get, in short."""
     snapshot_bytes: Count = 0
     log_bytes: Count = 0
     changed_at: float | None = None
@@ -109,6 +111,8 @@ class Client(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     worker: Count = 0
     tls_name: Name = ""
     number: Count = 0
+    subscription: Name = ""
+    """The part of the feed that it gets, in short; empty for the whole feed."""
 
 
 class Clients(msgspec.Struct, frozen=True, kw_only=True):

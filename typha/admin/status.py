@@ -19,6 +19,8 @@ Connected = client_lists.Connected
 
 CLIENTS_MAX = 10_000
 """Clients of one answer."""
+_LABEL_CHARS = 200
+"""Of a subscription: it may name 192 texts."""
 _SLOWEST_SHOWN = 10
 _VERSIONS_MAX = 20
 """An agent may name any version; more than a few are no overview."""
@@ -106,6 +108,7 @@ class StatusPages:
             clients=sum(report.clients for report in reports),
             held=sum(report.held for report in reports),
             lag_seconds=max((report.lag_seconds for report in reports), default=0.0),
+            subscriptions=sorted({one.subscription.label[:_LABEL_CHARS] for one in channels if one.subscription}),
             reporting=reported.reporting,
             applied=reported.applied,
             applied_lag_seconds=round(reported.lag_seconds, 3),
@@ -214,6 +217,7 @@ def client_answer(connected: Connected) -> answers.Client:
         worker=connected.worker,
         tls_name=one.tls_name,
         number=one.number,
+        subscription=one.subscription,
     )
 
 

@@ -281,7 +281,7 @@ def _client_table(known: Sequence[replicas.Replica], question: Question) -> Iter
             one.node,
             *([server] if several else []),
             one.version,
-            one.feed,
+            f"{one.feed} [{one.subscription}]" if one.subscription else one.feed,
             one.format,
             one.state,
             tables.duration(one.lag_seconds),

@@ -279,7 +279,7 @@ class WorkerChannel:
         The log after the snapshot holds no status, so the snapshot's own still holds.
         """
         offset = max(self.log.end, snapshot.log_offset)
-        if self._greeting.offset != offset:
+        if self._greeting.offset != offset or self._greeting.sequence < snapshot.sequence:
             sequence = snapshot.sequence if offset == snapshot.log_offset else self.log.sequence_at(offset)
             frame = memoryview(self._encoder.status(sequence, snapshot.status).data)
             self._greeting = client.StatusNotice(offset, sequence, snapshot.status, frame)
