@@ -1,6 +1,7 @@
 """Every message survives encoding and decoding. All other input raises RemoteProtocolError and nothing else."""
 
 import contextlib
+import dataclasses
 
 import msgpack
 import msgspec
@@ -62,6 +63,8 @@ def test_the_hot_path_gives_the_same_bytes(delta: messages.Updates, chunk: messa
 @given(strategies.all_messages, st.lists(msgpack_values, max_size=3))
 def test_additional_elements_are_ignored(message: messages.Message, more: list[object]) -> None:
     value = msgpack.unpackb(codec.encode(message), raw=False)
+    if isinstance(message, messages.Goodbye) and not message.servers:
+        value.append(None)  # servers may be left out, but not if more follows
     assert codec.decode(pack([*value, *more])) == as_read(message)
 
 
@@ -79,6 +82,8 @@ def test_optional_elements_of_an_update() -> None:
 
 @given(strategies.all_messages)
 def test_a_message_with_missing_elements_is_refused(message: messages.Message) -> None:
+    if isinstance(message, messages.Goodbye):
+        message = dataclasses.replace(message, servers=())  # which may be left out
     value = msgpack.unpackb(codec.encode(message), raw=False)
     for length in range(1, len(value)):
         with pytest.raises(errors.RemoteProtocolError, match="of at least length"):
