@@ -5,10 +5,11 @@ from unittest import mock
 
 import pytest
 
-from cache.state import cursor, files, log, store
+from cache.state import cursor, files, log, sections, store
+from protocol import subscriptions
 from tests.simulation import simulation
 from typha.hub import channel
-from typha.worker import catchup, client, connections, poller
+from typha.worker import catchup, client, connections, delivery, poller
 from typha.worker.channel import WorkerChannel
 
 SEEDS_MAX = 400
@@ -18,6 +19,8 @@ become_catching_up = cursor.Cursor.become_catching_up
 changes_since = store.Store.changes_since
 append = channel.HubChannel.append
 watch_write = poller.Poller.watch_write
+place_of = log._place_of
+greeting = WorkerChannel.greeting
 
 
 def without_the_tail(self: cursor.Cursor, reader: Any, *, owed_bytes: int = 0) -> None:
@@ -64,7 +67,21 @@ def within_frames(self: client.Client, bytes_through: Any) -> bool:
     return True
 
 
+def only_those_of_the_node(tag: int, tags: list[int]) -> int:
+    return len(tags) if tag == subscriptions.COMMON else place_of(tag, tags)
+
+
+def by_offset_alone(self: WorkerChannel, snapshot: files.SnapshotFile) -> client.StatusNotice:
+    known = self._greeting
+    return known if known.offset == max(self.log.end, snapshot.log_offset) else greeting(self, snapshot)
+
+
 MUTATIONS: dict[str, tuple[object, str, object]] = {
+    "slow clients of a node miss what is common": (log, "_place_of", only_those_of_the_node),
+    "an object that moves stays on its old node": (sections.Sections, "tag_of", lambda *_: None),
+    "what is for a node is not sent": (delivery.Delivery, "_flush_node", lambda *_: None),
+    "snapshots lack what is for a node": (files.SnapshotFile, "sections", property(lambda _: {})),
+    "the first status is older than its snapshot": (WorkerChannel, "greeting", by_offset_alone),
     "the rest of a frame is dropped": (cursor.Cursor, "become_catching_up", without_the_tail),
     "sealed TLS records are forgotten": (cursor.Cursor, "become_catching_up", without_what_is_sealed),
     "blocks are left inside frames": (cursor.Cursor, "leave_block", in_the_middle),
