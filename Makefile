@@ -1,6 +1,7 @@
 # Everything a newcomer needs; each target does its own set-up in .venv. `make help` lists them.
 
-SHELL := /bin/bash
+# `make crash-course SHELL=1` asks for a prompt, and not for another shell.
+override SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
@@ -10,6 +11,8 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 DURATION ?= 30
 ARGS ?=
+NODES ?= 2
+CONTROL_PLANE ?= simulated
 
 # How many tests run at once. Many of them wait most of the time, so three keep two CPUs busy.
 WORKERS ?= 3
@@ -93,6 +96,13 @@ hook:  ## let git run `make check` before every commit
 
 demo: $(STAMP)  ## simulated API server, service and 1,000 agents; DURATION=30, KUBECONFIG= for your own cluster (read only)
 	$(BIN)/python -m loadtest demo --duration $(DURATION) $(ARGS)
+
+.PHONY: crash-course
+crash-course: $(STAMP) $(if $(filter real,$(CONTROL_PLANE)),control-plane)  ## BIRD, policies, IPAM and this service as a network on this machine, as root; NODES=3, SHELL=1 (a prompt), CONTROL_PLANE=real
+	mkdir -p build
+	$(BIN)/python -m loadtest.crash_course --nodes $(NODES) --report build/crash-course.html \
+		--control-plane $(CONTROL_PLANE) \
+		$(if $(filter SHELL=1,$(MAKEOVERRIDES)),--shell,$$([[ "$$SHELL" != 1 ]] || echo --shell)) $(ARGS)
 
 acceptance: $(STAMP) control-plane  ## the full-size acceptance runs
 	$(BIN)/python -m loadtest acceptance $(ARGS)

@@ -50,8 +50,8 @@ class State(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     entries: list[Entry]
 
 
-_decode = msgspec.msgpack.Decoder(State).decode
-_encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(State).decode
+encode = msgspec.msgpack.Encoder().encode
 
 
 def write(path: pathlib.Path, state: State) -> None:
@@ -61,7 +61,7 @@ def write(path: pathlib.Path, state: State) -> None:
         OSError: it cannot be written.
         ValueError: it would be too large.
     """
-    content = _encode(state)
+    content = encode(state)
     if len(content) > MAX_FILE_BYTES - len(_MAGIC) - _DIGEST_BYTES:
         raise ValueError(f"{path} would have {len(content):,} bytes")
     beside = path.with_name(path.name + ".new")
@@ -100,7 +100,7 @@ def read(path: pathlib.Path, feed: str) -> State | None:
     content = memoryview(data)[begin:]
     if hashlib.sha256(content).digest() != data[len(_MAGIC) : begin]:
         raise ValueError(f"{path} does not have its digest")
-    state = _decode(content)  # whose errors are ValueErrors
+    state = decode(content)  # whose errors are ValueErrors
     if state.feed != feed:
         raise ValueError(f"{path} has feed {state.feed!r} instead of {feed!r}")
     return state

@@ -1,4 +1,4 @@
-"""Calico's selector language: parsing, validation, the canonical form with prefixed labels, and evaluation. Pure.
+"""Internal: Calico's selector language: parsing, validation, the canonical form with prefixed labels, evaluation.
 
 Values of Calico's feeds contain selectors. The server validates them and prints their canonical form; agents evaluate
 them. One pass parses and prints. It has its own stack, so deep selectors cause no recursion. The language has no limit
@@ -7,8 +7,8 @@ of depth; this implementation allows `MAX_DEPTH` nested parentheses.
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 MAX_DEPTH = 256
 _MAX_LABEL_LENGTH = 512
@@ -62,7 +62,9 @@ class Selector(NamedTuple):
 
 
 _ALL = "all()"
+_CONSTANTS = frozenset({_ALL, "global()"})
 _HAS_LABEL = "has"
+_SET_OPERATORS = frozenset({"in", "not in"})
 _HOLD_WITHOUT_LABEL = frozenset({"!=", "not in"})
 
 
@@ -71,18 +73,11 @@ class _Leaf:
 
     __slots__ = ("_label", "_negated", "_operator", "_value", "_values")
 
-    def __init__(
-        self,
-        operator: str,
-        label: str = "",
-        value: str = "",
-        values: Iterable[str] = (),
-        negated: bool = False,
-    ) -> None:
+    def __init__(self, operator: str, label: str, values: Sequence[str], negated: bool) -> None:
         self._operator = operator
         self._label = label
-        self._value = value
-        self._values = frozenset(values)
+        self._value = values[0] if values else ""
+        self._values = frozenset(values) if operator in _SET_OPERATORS else frozenset()
         self._negated = negated
 
     def matches(self, labels: Mapping[str, str]) -> bool:
@@ -90,7 +85,7 @@ class _Leaf:
 
     def _holds(self, labels: Mapping[str, str]) -> bool:
         operator = self._operator
-        if operator == _ALL:
+        if operator in _CONSTANTS:
             return True
         value = labels.get(self._label)
         if value is None:
@@ -119,7 +114,7 @@ class _Leaf:
             return {self._label: frozenset((self._value,))}
         if operator == ("not in" if negated else "in"):
             return {self._label: self._values}
-        if negated or operator == _ALL or operator in _HOLD_WITHOUT_LABEL:
+        if negated or operator in _CONSTANTS or operator in _HOLD_WITHOUT_LABEL:
             return {}
         return {self._label: None}
 
@@ -170,31 +165,75 @@ def _common(left: Restrictions, right: Restrictions) -> Restrictions:
     return merged
 
 
-class _Term(NamedTuple):
-    text: str
-    node: _Leaf | _Group
+Term = TypeVar("Term")
 
 
-class _Parentheses:
+class _Maker(Protocol[Term]):
+    """What is made of the terms of a selector while it is read."""
+
+    def leaf(self, operator: str, label: str, values: Sequence[str], *, negated: bool) -> Term:
+        """A comparison, set operation, has(), all() or global()."""
+
+    def group(self, terms: list[Term], *, is_any: bool) -> Term:
+        """Several terms of which all must match, or any."""
+
+    def negated(self, term: Term) -> Term:
+        """The contrary of what stands in parentheses."""
+
+
+class _Printer:
+    """Makes the canonical form."""
+
+    def leaf(self, operator: str, label: str, values: Sequence[str], *, negated: bool) -> str:
+        sign = "!" if negated else ""
+        if operator in _CONSTANTS:
+            return f"{sign}{operator}"
+        if operator == _HAS_LABEL:
+            return f"{sign}has({label})"
+        literal = set_text(values) if operator in _SET_OPERATORS else quote(values[0])
+        return f"{sign}{label} {operator} {literal}"
+
+    def group(self, terms: list[str], *, is_any: bool) -> str:
+        return f"({(' || ' if is_any else ' && ').join(terms)})"
+
+    def negated(self, term: str) -> str:
+        return f"!{term}"
+
+
+class _Builder:
+    """Makes what can be evaluated."""
+
+    def leaf(self, operator: str, label: str, values: Sequence[str], *, negated: bool) -> _Leaf | _Group:
+        return _Leaf(operator, label, values, negated)
+
+    def group(self, terms: list[_Leaf | _Group], *, is_any: bool) -> _Leaf | _Group:
+        return _Group(tuple(terms), is_any=is_any)
+
+    def negated(self, term: _Leaf | _Group) -> _Leaf | _Group:
+        return _Group((term,), is_any=True, negated=True)
+
+
+class _Parentheses(Generic[Term]):
     """The contents of one pair of parentheses so far: finished alternatives, and the terms of the current one."""
 
-    __slots__ = ("alternatives", "negated", "terms")
+    __slots__ = ("alternatives", "is_negated", "maker", "terms")
 
-    def __init__(self, negated: bool) -> None:
-        self.negated = negated
-        self.alternatives: list[_Term] = []
-        self.terms: list[_Term] = []
+    def __init__(self, maker: _Maker[Term], *, is_negated: bool) -> None:
+        self.maker = maker
+        self.is_negated = is_negated
+        self.alternatives: list[Term] = []
+        self.terms: list[Term] = []
 
     def end_alternative(self) -> None:
-        self.alternatives.append(_joined(self.terms, " && ", is_any=False))
+        terms = self.terms
+        self.alternatives.append(terms[0] if len(terms) == 1 else self.maker.group(terms, is_any=False))
         self.terms = []
 
-    def term(self) -> _Term:
+    def term(self) -> Term:
         self.end_alternative()
-        term = _joined(self.alternatives, " || ", is_any=True)
-        if not self.negated:
-            return term
-        return _Term(f"!{term.text}", _Group((term.node,), is_any=True, negated=True))
+        alternatives = self.alternatives
+        term = alternatives[0] if len(alternatives) == 1 else self.maker.group(alternatives, is_any=True)
+        return self.maker.negated(term) if self.is_negated else term
 
 
 def parse(text: str, *, prefix: str = "") -> Selector:
@@ -203,22 +242,7 @@ def parse(text: str, *, prefix: str = "") -> Selector:
     Raises:
         SelectorError: it does not parse.
     """
-    if _BLANK.fullmatch(text):
-        return Selector("all()", _Leaf(_ALL))
-    stack = [_Parentheses(negated=False)]
-    position = 0
-    while True:
-        negated, opened, position = _operand_start(text, position)
-        if opened:
-            stack.append(_Parentheses(negated))
-            if len(stack) > MAX_DEPTH + 1:
-                raise SelectorTooDeep(f"more than {MAX_DEPTH} nested parentheses, at {position}")
-            continue
-        operand, position = _leaf(text, position, prefix, negated)
-        stack[-1].terms.append(operand)
-        position = _close(text, position, stack)
-        if position < 0:
-            return Selector(*stack[0].term())
+    return Selector(canonical(text, prefix=prefix), _read(text, prefix, _Builder()))
 
 
 def canonical(text: str, *, prefix: str = "") -> str:
@@ -243,7 +267,26 @@ def set_text(values: Iterable[str]) -> str:
 
 
 def _canonical(text: str, prefix: str) -> str:
-    return parse(text, prefix=prefix).text
+    return _read(text, prefix, _Printer())
+
+
+def _read(text: str, prefix: str, maker: _Maker[Term]) -> Term:
+    if _BLANK.fullmatch(text):
+        return maker.leaf(_ALL, "", (), negated=False)
+    stack = [_Parentheses(maker, is_negated=False)]
+    position = 0
+    while True:
+        negated, opened, position = _operand_start(text, position)
+        if opened:
+            stack.append(_Parentheses(maker, is_negated=negated))
+            if len(stack) > MAX_DEPTH + 1:
+                raise SelectorTooDeep(f"more than {MAX_DEPTH} nested parentheses, at {position}")
+            continue
+        operator, label, values, position = _leaf(text, position)
+        stack[-1].terms.append(maker.leaf(operator, prefix + label, values, negated=negated))
+        position = _close(text, position, stack)
+        if position < 0:
+            return stack[0].term()
 
 
 def _operand_start(text: str, position: int) -> tuple[bool, bool, int]:
@@ -257,7 +300,7 @@ def _operand_start(text: str, position: int) -> tuple[bool, bool, int]:
     return negated, False, position
 
 
-def _close(text: str, position: int, stack: list[_Parentheses]) -> int:
+def _close(text: str, position: int, stack: list[_Parentheses[Term]]) -> int:
     """Read what follows an operand, up to the next operand. Return -1 at the end of the text."""
     while True:
         matched = _BETWEEN.match(text, position)
@@ -280,30 +323,24 @@ def _close(text: str, position: int, stack: list[_Parentheses]) -> int:
         stack[-1].terms.append(group.term())
 
 
-def _leaf(text: str, position: int, prefix: str, negated: bool) -> tuple[_Term, int]:
-    """Read a comparison, set operation, has(), all() or global(), and negate it if asked: (term, position after)."""
-    sign = "!" if negated else ""
+def _leaf(text: str, position: int) -> tuple[str, str, Sequence[str], int]:
+    """Read a comparison, set operation, has(), all() or global(): (operator, label, values, position after)."""
     if matched := _HAS.match(text, position):
-        label = prefix + _label(matched[1])
-        return _Term(f"{sign}has({label})", _Leaf(_HAS_LABEL, label, negated=negated)), matched.end()
+        return _HAS_LABEL, _label(matched[1]), (), matched.end()
     if matched := _CONSTANT.match(text, position):
-        return _Term(f"{sign}{matched[1]}()", _Leaf(_ALL, negated=negated)), matched.end()
+        return f"{matched[1]}()", "", (), matched.end()
     matched = _LABEL.match(text, position)
     if matched is None:
         raise SelectorError(f"expected a term at {position}: {text[position : position + 40]!r}")
-    label = prefix + _label(matched[1])
+    label = _label(matched[1])
     position = matched.end()
     if matched := _COMPARISON.match(text, position):
-        operator, value = matched[1] or matched[2] or f"{matched[3]} with", matched[4][1:-1]
-        leaf = _Leaf(operator, label, value, negated=negated)
-        return _Term(f"{sign}{label} {operator} {quote(value)}", leaf), matched.end()
+        return matched[1] or matched[2] or f"{matched[3]} with", label, (matched[4][1:-1],), matched.end()
     matched = _SET_OPERATOR.match(text, position)
     if matched is None:
         raise SelectorError(f"expected an operator and its value at {position}: {text[position : position + 40]!r}")
     values, position = _set_members(text, matched.end())
-    operator = "not in" if matched[1].startswith("not") else "in"
-    leaf = _Leaf(operator, label, values=values, negated=negated)
-    return _Term(f"{sign}{label} {operator} {set_text(values)}", leaf), position
+    return "not in" if matched[1].startswith("not") else "in", label, values, position
 
 
 def _set_members(text: str, position: int) -> tuple[list[str], int]:
@@ -323,13 +360,6 @@ def _label(name: str) -> str:
     if len(name) > _MAX_LABEL_LENGTH:
         raise SelectorError(f"a label longer than {_MAX_LABEL_LENGTH} characters: {name[:40]!r}...")
     return name
-
-
-def _joined(terms: list[_Term], operator: str, *, is_any: bool) -> _Term:
-    if len(terms) == 1:
-        return terms[0]
-    nodes = tuple(term.node for term in terms)
-    return _Term(f"({operator.join(term.text for term in terms)})", _Group(nodes, is_any=is_any))
 
 
 _cached_canonical = functools.lru_cache(maxsize=_CACHE_ENTRIES)(_canonical)

@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 import pytest_asyncio
 
+from loadtest.crash_course import requirements
 from loadtest.environment import control_plane as control_planes
 from tests.harness.repository import ROOT
 
@@ -33,7 +34,7 @@ PROGRAMS: Final = {
 CAN_BUILD_IMAGE: Final = os.geteuid() == 0 and all(map(shutil.which, ("buildah", "mmdebstrap", "umoci")))
 """Without a container engine, as tools/image/build.sh does it."""
 
-CAN_MAKE_NAMESPACES: Final = os.geteuid() == 0 and all(map(shutil.which, ("ip", "nsenter", "nft", "bird", "ping")))
+CAN_MAKE_NAMESPACES: Final = not requirements.missing()
 """For tests whose nodes and pods are network namespaces."""
 
 _built: Final[dict[str, "subprocess.CompletedProcess[str]"]] = {}
@@ -76,7 +77,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             reason = "needs root, buildah, mmdebstrap and umoci: make packages"
             item.add_marker(pytest.mark.skipif(not CAN_BUILD_IMAGE, reason=reason))
         if item.get_closest_marker("namespaces"):
-            reason = "needs root, ip, nsenter, nft, bird and ping: make packages"
+            reason = requirements.missing()
             item.add_marker(pytest.mark.skipif(not CAN_MAKE_NAMESPACES, reason=reason))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 

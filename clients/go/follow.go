@@ -112,10 +112,11 @@ func Follow(ctx context.Context, options Options, handle func(Event) error) erro
 			return err
 		}
 	}
-	return followAs(ctx, options, acknowledger, handle)
+	return followAs(ctx, options, newDiffer(), acknowledger, handle)
 }
 
-func followAs(ctx context.Context, options Options, acknowledger *acknowledger, handle func(Event) error) error {
+// followAs is Follow for a client that may have a map.
+func followAs(ctx context.Context, options Options, differ *differ, acknowledger *acknowledger, handle func(Event) error) error {
 	if err := options.check(); err != nil {
 		return err
 	}
@@ -125,7 +126,7 @@ func followAs(ctx context.Context, options Options, acknowledger *acknowledger, 
 	}
 	one := follower{
 		options: options, handle: handle, acknowledger: acknowledger,
-		differ: newDiffer(), rotation: newRotation(options.Addresses),
+		differ: differ, rotation: newRotation(options.Addresses),
 	}
 	for {
 		one.connectedAt = time.Time{}

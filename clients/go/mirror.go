@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"sync"
+	"time"
 )
 
 // An Entry is the value of a key, and its versions.
@@ -19,6 +20,10 @@ type Mirror struct {
 	// OnChange, if set before Run, is called after each batch with the changes that were applied. It must not block,
 	// and must not call Run.
 	OnChange func([]Change)
+	// StateFile, if set before Run, is the path of a file in which the mirror keeps its map, and with which it begins:
+	// with the first change that comes a minute or more after the last time, and at the end of Run. It holds everything
+	// that the feed says, and only its owner may read it.
+	StateFile string
 
 	options      Options
 	acknowledger *acknowledger
@@ -32,7 +37,16 @@ type Mirror struct {
 	lastDisconnect error
 	inSync         chan struct{} // closed while the mirror is in sync
 	running        bool
+	restored       bool
+	stateFileError error
+
+	// Of the goroutine of Run.
+	differ  *differ
+	saved   position
+	savedAt time.Time
 }
+
+const saveInterval = time.Minute
 
 // NewMirror returns a mirror that is empty until Run.
 func NewMirror(options Options) *Mirror {
@@ -52,7 +66,62 @@ func (m *Mirror) Run(ctx context.Context) error {
 	if started {
 		return errors.New("typha: a mirror can run only once")
 	}
-	return followAs(ctx, m.options, m.acknowledger, m.take)
+	m.differ = newDiffer()
+	m.restore()
+	defer m.save()
+	return followAs(ctx, m.options, m.differ, m.acknowledger, m.take)
+}
+
+// Restored tells whether the mirror began with the map in its file. The map may be old until the mirror is in sync.
+func (m *Mirror) Restored() bool {
+	m.mutex.RLock()
+	defer m.mutex.RUnlock()
+	return m.restored
+}
+
+// StateFileError returns why the file could not be read, or last could not be written; nil if it could.
+func (m *Mirror) StateFileError() error {
+	m.mutex.RLock()
+	defer m.mutex.RUnlock()
+	return m.stateFileError
+}
+
+func (m *Mirror) restore() {
+	m.savedAt = time.Now()
+	if m.StateFile == "" {
+		return
+	}
+	state, err := readState(m.StateFile, m.options.Feed)
+	m.mutex.Lock()
+	m.stateFileError = err
+	if state != nil {
+		m.differ.restore(state)
+		m.entries, m.digest, m.restored = state.entries, m.differ.total, true
+	}
+	m.mutex.Unlock()
+	if state != nil && m.OnChange != nil {
+		changes := make([]Change, 0, len(state.entries))
+		for key, entry := range state.entries {
+			changes = append(changes, Change{key, entry.Value, entry.Revision, entry.V3ResourceVersion, true})
+		}
+		m.OnChange(changes)
+	}
+}
+
+// save writes the file, if there is one and the map is another one than in it. Only Run's goroutine changes the map.
+func (m *Mirror) save() {
+	d := m.differ
+	if m.StateFile == "" || d.chunks == 0 || d.distrusted || d.position != nil && *d.position == m.saved {
+		return
+	}
+	err := writeState(m.StateFile, m.options.Feed, savedState{d.position, d.chunks, m.entries})
+	m.savedAt = time.Now()
+	if err == nil && d.position != nil {
+		m.saved = *d.position
+	}
+	m.mutex.Lock()
+	m.stateFileError = err
+	m.mutex.Unlock()
 }
 
 // Get returns the entry of a key.
@@ -158,6 +227,9 @@ func (m *Mirror) take(event Event) error {
 	m.mutex.Unlock()
 	if len(changes) > 0 && m.OnChange != nil {
 		m.OnChange(changes)
+	}
+	if time.Since(m.savedAt) >= saveInterval {
+		m.save()
 	}
 	return nil
 }

@@ -78,7 +78,7 @@ func TestAddresses(t *testing.T) {
 
 func TestARedirectIsTriedOnce(t *testing.T) {
 	now := time.Now()
-	r := newRotation([]string{"a", "b"})
+	r := newRotation([]string{"a:1", "b:1"})
 	first := r.current()
 	if wait := r.failed(now, 0, time.Hour, []string{"", "[x", first, "c:1"}); wait > 100*time.Millisecond {
 		t.Errorf("waits %v", wait)

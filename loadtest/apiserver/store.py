@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 
 from loadtest.apiserver import objects
-from loadtest.apiserver.errors import AlreadyExists, Conflict, Expired, NotFound, PageNotFound, TypeUnknown
+from loadtest.apiserver.errors import AlreadyExists, Conflict, Expired, Invalid, NotFound, PageNotFound, TypeUnknown
 from loadtest.apiserver.objects import Event, EventKind, JsonObject
 from loadtest.apiserver.resources import Resource
 
@@ -171,6 +171,9 @@ class Store:
     def patch(self, resource: Resource, namespace: str, name: str, change: JsonObject) -> bytes:
         """Apply a JSON merge patch (RFC 7386). Raises as `replace`."""
         before = self.get(resource, namespace, name)
+        uid = (change.get("metadata") or {}).get("uid")
+        if uid not in (None, objects.decode(before)["metadata"]["uid"]):
+            raise Invalid(resource, name, f'metadata.uid: Invalid value: "{uid}": field is immutable')
         return self.replace(resource, objects.merged(objects.decode(before), change))
 
     def delete(

@@ -3,12 +3,25 @@
 import http.client
 import json
 import socket
+import ssl
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from loadtest.environment import calico_crds
+
 JsonObject = dict[str, Any]
 
+KINDS: Final = {
+    "customresourcedefinitions": "CustomResourceDefinition",
+    "namespaces": "Namespace",
+    "nodes": "Node",
+    "pods": "Pod",
+    **{kind.plural or f"{kind.name.lower()}s": kind.name for kind in calico_crds.KINDS},
+}
+"""The kind of the objects in each list."""
 TIMEOUT_SECONDS: Final = 30.0
+BUSY_SECONDS: Final = 0.1
 
 
 class ApiFailed(Exception):
@@ -22,14 +35,29 @@ class ApiFailed(Exception):
 class Api:
     """One request a connection. `within` calls a function in the namespace from which the server can be reached."""
 
-    def __init__(self, host: str, port: int, *, within: Callable[[Callable[[], socket.socket]], socket.socket]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        within: Callable[[Callable[[], socket.socket]], socket.socket],
+        tls: ssl.SSLContext | None = None,
+        token: str = "",
+    ) -> None:
         self._host = host
         self._port = port
         self._within = within
+        self._tls = tls
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def request(self, method: str, path: str, value: Any = None, *, kind: str = "application/json") -> JsonObject:
         """The answer to a request. Raises ApiFailed, OSError."""
-        status, text = self._exchange(method, path, None if value is None else json.dumps(value), kind)
+        body = None if value is None else json.dumps(value)
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        status, text = self._exchange(method, path, body, kind)
+        while status == http.HTTPStatus.TOO_MANY_REQUESTS and time.monotonic() < deadline:
+            time.sleep(BUSY_SECONDS)  # a real API server prepares kinds that are new
+            status, text = self._exchange(method, path, body, kind)
         if status >= 300:
             raise ApiFailed(status, text.decode(errors="replace")[:500])
         found = json.loads(text)
@@ -41,7 +69,9 @@ class Api:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT_SECONDS)
         connection.sock = self._within(lambda: socket.create_connection((self._host, self._port), TIMEOUT_SECONDS))
         try:
-            connection.request(method, path, body, {"Content-Type": kind})
+            if self._tls is not None:
+                connection.sock = self._tls.wrap_socket(connection.sock, server_hostname=self._host)
+            connection.request(method, path, body, {"Content-Type": kind, **self._headers})
             response = connection.getresponse()
             return response.status, response.read()
         finally:
@@ -62,13 +92,15 @@ class Api:
         return items
 
     def create(self, path: str, value: JsonObject) -> JsonObject:
-        """Add an object to the list at a path."""
-        return self.request("POST", path, value)
+        """Add an object to the list at a path, from which its kind follows."""
+        parts = path.strip("/").split("/")
+        version = parts[1] if parts[0] == "api" else f"{parts[1]}/{parts[2]}"
+        return self.request("POST", path, {"apiVersion": version, "kind": KINDS[parts[-1]], **value})
 
     def patch(self, path: str, value: JsonObject) -> JsonObject:
         """Change an object by a merge patch."""
         return self.request("PATCH", path, value, kind="application/merge-patch+json")
 
     def delete(self, path: str) -> JsonObject:
-        """Delete an object."""
-        return self.request("DELETE", path)
+        """Delete an object at once: nobody would end a pod that terminates slowly."""
+        return self.request("DELETE", path, {"gracePeriodSeconds": 0})

@@ -1,14 +1,17 @@
 """The cluster on the underlay: API server, nodes, pods; what a kubelet and an administrator would do."""
 
 import contextlib
+import functools
+import hashlib
 import http
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +19,7 @@ from loadtest.crash_course import namespaces, topology
 from loadtest.crash_course.api import Api, ApiFailed, JsonObject
 from loadtest.crash_course.namespaces import Namespaces
 from loadtest.crash_course.topology import Node
-from loadtest.environment import calico_crds
+from loadtest.environment import calico_crds, control_plane
 
 NETWORK: Final = "k8s-pod-network"
 CALICO_PATH: Final = f"/apis/{calico_crds.V1}"
@@ -28,6 +31,10 @@ TYPHA: Final = Path(sys.executable).with_name("typha")
 NODES_AS_NUMBER: Final = 64512
 """Calico's default."""
 RACK_AS_NUMBER: Final = 64513
+
+
+ALL_SESSIONS: Final = '"*_172_30_*"'
+"""For birdc: the BGP sessions, whose names have the neighbor's address."""
 
 
 class CniFailed(Exception):
@@ -61,7 +68,10 @@ class Pod:
 class Cluster:
     """A cluster in the namespaces of one run, with its files in `folder`."""
 
-    def __init__(self, spaces: Namespaces, folder: Path, *, nodes: int) -> None:
+    def __init__(self, spaces: Namespaces, folder: Path, *, nodes: int, is_real: bool = False) -> None:
+        """`is_real`: with kube-apiserver and etcd (make control-plane) instead of the simulated API server."""
+        self.is_real = is_real
+        self._plane: control_plane.ControlPlane | None = None
         self.spaces = spaces
         self.folder = folder
         self.nodes = topology.nodes(nodes)
@@ -77,20 +87,29 @@ class Cluster:
     def start(self) -> None:
         """Build the underlay, start the API server, register the nodes, install the plugin. Raises CommandFailed."""
         topology.build(self.spaces, self.nodes)
-        self._write_kubeconfig()
-        self.start_api_server()
+        if self.is_real:
+            self._start_control_plane()
+        else:
+            self._write_kubeconfig()
+            self.start_api_server()
         subprocess.run(
             [sys.executable, "-m", "clients.agents.cni", "install", "--bin-dir", str(self.folder / "bin")],
             check=True,
             capture_output=True,
         )
-        self.api.create("/api/v1/namespaces", {"metadata": {"name": "default"}})
+        with contextlib.suppress(ApiFailed):  # a real API server creates it by itself
+            self.api.create("/api/v1/namespaces", {"metadata": {"name": "default"}})
         self.api.create(
             f"{CALICO_PATH}/clusterinformations",
             {"metadata": {"name": "default"}, "spec": {"clusterType": "k8s", "datastoreReady": True}},
         )
         for node in self.nodes:
             self.api.create("/api/v1/nodes", node_object(node))
+
+    def close(self) -> None:
+        """End the control plane, if it is a real one. Everything else ends with the namespaces."""
+        if self._plane is not None:
+            self._plane.stop()
 
     def start_api_server(self) -> None:
         """Start the simulated API server."""
@@ -111,6 +130,7 @@ class Cluster:
             "TYPHA_HEALTHENABLED": "true",
             "TYPHA_HEALTHHOST": topology.API_ADDRESS,
             "TYPHA_HEALTHPORT": str(HEALTH_PORT),
+            "TYPHA_ADMINSOCKET": str(self.admin_socket),
             "TYPHA_LOGFILEPATH": "none",
             "TYPHA_LOGSEVERITYSCREEN": "info",
         }
@@ -135,6 +155,81 @@ class Cluster:
                 *("--server", f"{topology.API_ADDRESS}:{SERVICE_PORT}", "--folder", str(self.bird_folder(node.name))),
             ],
         )
+
+    def start_node_agent(self, node: Node) -> None:
+        """Start the node agent, which programs routes and policies."""
+        self.start_process(
+            f"node-agent-{node.name}",
+            node.name,
+            [
+                *(sys.executable, "-m", "clients.agents.node", "run", "--node", node.name),
+                *("--server", f"{topology.API_ADDRESS}:{SERVICE_PORT}"),
+                *("--status-file", str(self.folder / f"{node.name}.status.json")),
+            ],
+        )
+
+    def kill_process(self, name: str) -> None:
+        """Kill a process, as a fault does."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
+
+    def start_web(self, pod: Pod, *ports: int) -> None:
+        """Start what a pod is for: a server that answers with the pod's name."""
+        command = [sys.executable, "-m", "loadtest.crash_course.web", pod.name, *map(str, ports)]
+        self.start_process(f"web-{pod.name}", pod.sandbox, command)
+
+    def typha(self, arguments: str) -> str:
+        """A command of the service's command line, for a shell."""
+        command, _, rest = arguments.partition(" ")
+        return f"{TYPHA} {command} --server {self.admin_socket} {rest}".rstrip()
+
+    def cni_command(self, *arguments: str) -> str:
+        """A command of the CNI plugin's package, for a shell."""
+        return f"{sys.executable} -m clients.agents.cni {' '.join(arguments)} --kubeconfig {self.kubeconfig}"
+
+    def birdc_command(self, name: str, arguments: str) -> str:
+        """A command of birdc, for a shell."""
+        return f"birdc -s {self.bird_folder(name) / 'bird.ctl'} {arguments}"
+
+    def explain_command(self, source: str, target: str, port: int) -> str:
+        """The question which policy decides about a connection of two pods, for a shell."""
+        return (
+            f"{sys.executable} -m clients.agents.node explain --from default/{source} --to default/{target} "
+            f"--port tcp/{port} --server {topology.API_ADDRESS}:{SERVICE_PORT}"
+        )
+
+    @property
+    def admin_socket(self) -> Path:
+        """Where the service answers questions."""
+        return self.folder / "typha.sock"
+
+    def has_ipip(self) -> bool:
+        """Whether this kernel has IP-in-IP."""
+        try:
+            self.spaces.ip(topology.ROUTER, "link add ipip-test type ipip remote 172.30.2.12")
+        except namespaces.CommandFailed:
+            return False
+        self.spaces.ip(topology.ROUTER, "link delete ipip-test")
+        return True
+
+    def host_interface(self, pod: Pod) -> str:
+        """The name of the node's end of a pod's veth pair."""
+        text = f"{pod.namespace}.{pod.name}"
+        return "cali" + hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:11]
+
+    @contextlib.contextmanager
+    def pinging(self, source: Pod, target: Pod, *, interval_seconds: float) -> Iterator["Ping"]:
+        """A ping that runs meanwhile; afterwards it has a summary."""
+        path = self.folder / f"ping-{time.monotonic_ns()}.txt"
+        with open(path, "wb") as output:
+            command = ["ping", "-i", str(interval_seconds), target.address]
+            process = self.spaces.start(source.sandbox, *command, output=output)
+        try:
+            yield Ping(path)
+        finally:
+            process.send_signal(signal.SIGINT)  # it then prints its summary
+            process.wait(READY_TIMEOUT_SECONDS)
 
     def start_rack(self) -> None:
         """Start the router's BIRD, as the network's own staff would: each node is a neighbor in another AS."""
@@ -207,14 +302,30 @@ class Cluster:
                 name, nodeSelector=f"rack == '{name}'", peerIP=f"172.30.{subnet}.1", asNumber=RACK_AS_NUMBER
             )
 
-    def create_pod(self, name: str, node: Node, *, labels: Mapping[str, str] | None = None) -> Pod:
+    def create_pod(
+        self,
+        name: str,
+        node: Node,
+        *,
+        labels: Mapping[str, str] | None = None,
+        annotations: Mapping[str, str] | None = None,
+    ) -> Pod:
         """A pod that the scheduler has put on a node; no sandbox yet."""
         pod = Pod(name, node)
         self.api.create(
             f"/api/v1/namespaces/{pod.namespace}/pods",
             {
-                "metadata": {"name": name, "namespace": pod.namespace, "labels": dict(labels or {})},
-                "spec": {"nodeName": node.name, "serviceAccountName": "default", "containers": [{"name": "main"}]},
+                "metadata": {
+                    "name": name,
+                    "namespace": pod.namespace,
+                    "labels": dict(labels or {}),
+                    "annotations": dict(annotations or {}),
+                },
+                "spec": {
+                    "nodeName": node.name,
+                    "serviceAccountName": "default",
+                    "containers": [{"name": "main", "image": "none"}],
+                },
                 "status": {"phase": "Pending"},
             },
         )
@@ -231,14 +342,21 @@ class Cluster:
             raise
         pod.address = result["ips"][0]["address"].partition("/")[0]
         self.api.patch(
-            f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}",
+            f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}/status",
             {"status": {"phase": "Running", "podIP": pod.address, "podIPs": [{"ip": pod.address}]}},
         )
         return result
 
-    def run_pod(self, name: str, node: Node, *, labels: Mapping[str, str] | None = None) -> Pod:
+    def run_pod(
+        self,
+        name: str,
+        node: Node,
+        *,
+        labels: Mapping[str, str] | None = None,
+        annotations: Mapping[str, str] | None = None,
+    ) -> Pod:
         """Create and attach a pod."""
-        pod = self.create_pod(name, node, labels=labels)
+        pod = self.create_pod(name, node, labels=labels, annotations=annotations)
         self.attach(pod)
         return pod
 
@@ -249,6 +367,18 @@ class Cluster:
         with contextlib.suppress(ApiFailed):
             self.api.delete(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}")
         del self.pods[pod.name]
+
+    def forget_pod(self, pod: Pod, *, seconds_ago: float) -> None:
+        """Let a pod vanish as if its node had lost it some time ago: no CNI DEL, and no object."""
+        self.spaces.remove(pod.sandbox)
+        self.api.delete(f"/api/v1/namespaces/{pod.namespace}/pods/{pod.name}")
+        del self.pods[pod.name]
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC", time.gmtime(time.time() - seconds_ago))
+        for block in self.blocks():
+            for one in block["spec"]["attributes"]:
+                if one.get("secondary", {}).get("pod") == pod.name:
+                    one["secondary"]["timestamp"] = stamp
+                    self.api.request("PUT", f"{CALICO_PATH}/ipamblocks/{block['metadata']['name']}", block)
 
     def cni(self, command: str, pod: Pod, **configuration: Any) -> JsonObject:
         """Call the plugin for a pod on its node; returns its answer. Raises CniFailed."""
@@ -298,6 +428,24 @@ class Cluster:
         """The IPAMBlocks."""
         return self.api.items(f"{CALICO_PATH}/ipamblocks")
 
+    def _start_control_plane(self) -> None:
+        """Start kube-apiserver and etcd on the router, and install Calico's kinds."""
+        plane = self._plane = control_plane.ControlPlane(self.folder / "control-plane", host=topology.API_ADDRESS)
+        self.spaces.within(topology.ROUTER, plane.start)  # its processes are then in the router's namespace
+        self.kubeconfig = plane.kubeconfig
+        port = int(plane.url.rpartition(":")[2])
+        self.api = Api(
+            topology.API_ADDRESS,
+            port,
+            within=self._within_router,
+            tls=plane.tls_context(),
+            token=control_plane.ADMIN_TOKEN,
+        )
+        for definition in calico_crds.definitions(calico_crds.V1):
+            self.api.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition)
+            plural = definition["spec"]["names"]["plural"]
+            self.wait(functools.partial(self._answers, f"{CALICO_PATH}/{plural}"), f"{plural} are served")
+
     def _within_router(self, connect: Callable[[], socket.socket]) -> socket.socket:
         return self.spaces.within(topology.ROUTER, connect)
 
@@ -318,6 +466,17 @@ class Cluster:
             "current-context": "course",
         }
         self.kubeconfig.write_text(json.dumps(document))
+
+
+class Ping:
+    """What a ping has printed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def summary(self) -> str:
+        """Its last lines."""
+        return "\n".join(self._path.read_text().strip().splitlines()[-2:])
 
 
 def rack_configuration(nodes: Sequence[Node]) -> str:

@@ -154,13 +154,22 @@ class ControlPlane:
     from `start` on. Ports, data, tokens and certificate stay the same over kills and restarts.
     """
 
-    def __init__(self, folder: Path, *, binaries: Binaries | None = None, api_server_flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        binaries: Binaries | None = None,
+        api_server_flags: Sequence[str] = (),
+        host: str = "127.0.0.1",
+    ) -> None:
+        """The API server listens on the address `host`, etcd always on loopback."""
         self.folder = folder
         self.binaries = binaries if binaries is not None else find_binaries()
         self.etcd_url = f"http://127.0.0.1:{free_port()}"
         self._etcd_peer_url = f"http://127.0.0.1:{free_port()}"
         self._port = free_port()
-        self.url = f"https://127.0.0.1:{self._port}"
+        self._host = host
+        self.url = f"https://{host}:{self._port}"
         self.kubeconfig = folder / "admin.kubeconfig"
         self.user_kubeconfig = folder / "user.kubeconfig"
         self.certificate_authority = folder / "certificates" / "apiserver.crt"
@@ -317,8 +326,8 @@ class ControlPlane:
         return [
             str(self.binaries.api_server),
             f"--etcd-servers={self.etcd_url}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
+            f"--bind-address={self._host}",
+            f"--advertise-address={self._host}",
             f"--secure-port={self._port}",
             f"--cert-dir={certificates}",
             "--endpoint-reconciler-type=none",

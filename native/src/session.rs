@@ -144,24 +144,8 @@ impl Session {
     }
 
     /// Common names and URIs of the peer's certificate, in its order.
-    fn names(&self) -> PyResult<(Vec<String>, Vec<String>)> {
-        let unreadable = |error: &dyn std::fmt::Display| PyRuntimeError::new_err(format!("peer certificate: {error}"));
-        let certificates = self.tls.peer_certificates().unwrap_or_default();
-        let Some(certificate) = certificates.first() else { return Ok((vec![], vec![])) };
-        let (_, certificate) = X509Certificate::from_der(certificate).map_err(|error| unreadable(&error))?;
-        let subject = certificate.subject();
-        let common = subject.iter_common_name().map(|name| name.as_str().map(str::to_owned));
-        let common = common.collect::<Result<_, _>>().map_err(|error| unreadable(&error))?;
-        let alternatives = certificate.subject_alternative_name().map_err(|error| unreadable(&error))?;
-        let mut uris = Vec::new();
-        for name in alternatives.iter().flat_map(|found| &found.value.general_names) {
-            match name {
-                GeneralName::URI(uri) => uris.push((*uri).to_owned()),
-                GeneralName::Invalid(..) => return Err(unreadable(&"an alternative name that cannot be read")),
-                _ => {}
-            }
-        }
-        Ok((common, uris))
+    fn names(&mut self) -> PyResult<(Vec<String>, Vec<String>)> {
+        self.whole(|session| session.read_names())?
     }
 
     /// The records of this data. Keeps other threads of Python waiting: for 32 KiB it takes some 6 us.
@@ -179,20 +163,22 @@ impl Session {
         piece_bytes: usize,
     ) -> PyResult<(usize, Bound<'py, PyBytes>, usize)> {
         with_bytes(data, |data| {
-            // Safety: the caller keeps it open during the call, and it is not closed here.
-            let mut socket = ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(socket) });
-            SEALED.with_borrow_mut(|sealed| {
-                let mut sent = 0;
-                for piece in data.chunks(piece_bytes) {
-                    let written = self.seal_reusing(piece, sealed)?;
-                    let taken = write(&mut socket, &sealed[..written])?;
-                    if taken < written {
-                        return Ok((sent, PyBytes::new(py, &sealed[taken..written]), piece.len()));
+            self.whole(|session| {
+                // Safety: the caller keeps it open during the call, and it is not closed here.
+                let mut socket = ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(socket) });
+                SEALED.with_borrow_mut(|sealed| {
+                    let mut sent = 0;
+                    for piece in data.chunks(piece_bytes) {
+                        let written = session.seal_reusing(piece, sealed)?;
+                        let taken = write(&mut socket, &sealed[..written])?;
+                        if taken < written {
+                            return Ok((sent, PyBytes::new(py, &sealed[taken..written]), piece.len()));
+                        }
+                        sent += piece.len();
                     }
-                    sent += piece.len();
-                }
-                Ok((sent, PyBytes::new(py, b""), 0))
-            })
+                    Ok((sent, PyBytes::new(py, b""), 0))
+                })
+            })?
         })
     }
 
@@ -230,6 +216,28 @@ impl Session {
         })
     }
 
+    fn read_names(&self) -> PyResult<(Vec<String>, Vec<String>)> {
+        let unreadable = |error: &dyn std::fmt::Display| {
+            SSLError::new_err((SSL_ERROR_SSL, format!("the peer's certificate cannot be read: {error}")))
+        };
+        let certificates = self.tls.peer_certificates().unwrap_or_default();
+        let Some(certificate) = certificates.first() else { return Ok((vec![], vec![])) };
+        let (_, certificate) = X509Certificate::from_der(certificate).map_err(|error| unreadable(&error))?;
+        let subject = certificate.subject();
+        let common = subject.iter_common_name().map(|name| name.as_str().map(str::to_owned));
+        let common = common.collect::<Result<_, _>>().map_err(|error| unreadable(&error))?;
+        let alternatives = certificate.subject_alternative_name().map_err(|error| unreadable(&error))?;
+        let mut uris = Vec::new();
+        for name in alternatives.iter().flat_map(|found| &found.value.general_names) {
+            match name {
+                GeneralName::URI(uri) => uris.push((*uri).to_owned()),
+                GeneralName::Invalid(..) => return Err(unreadable(&"an alternative name that cannot be read")),
+                _ => {}
+            }
+        }
+        Ok((common, uris))
+    }
+
     /// Gives rustls a record at a time: what follows the last one of the handshake must stay in the socket.
     fn shake_with(&mut self, received: &[u8]) -> (usize, Progress) {
         let mut progress = Progress::default();
@@ -259,7 +267,7 @@ impl Session {
         }
         self.whole_bytes = whole.saturating_sub(start);
         self.forget(start);
-        (received.len() - unused, progress)
+        (received.len().saturating_sub(unused), progress)
     }
 
     fn step(&mut self, socket: RawFd, first: &[u8], room: &mut [u8]) -> Step {
@@ -413,7 +421,7 @@ impl Session {
 
     fn seal_reusing(&mut self, data: &[u8], room: &mut Vec<u8>) -> PyResult<usize> {
         loop {
-            match self.whole(|session| session.seal_into(data, room))? {
+            match self.seal_into(data, room) {
                 Ok(count) => return Ok(count),
                 Err(EncryptError::InsufficientSize(needed)) if needed.required_size > room.len() => {
                     room.resize(needed.required_size, 0);

@@ -207,7 +207,7 @@ async def test_a_mirror_tells_by_one_call_and_after_a_reconnect_by_none() -> Non
         await server.wait_hellos(3, timeout_seconds=30)
         await server.wait_applied("pods", timeout_seconds=30)
         await changes.aclose()
-    assert {frozenset(hello.features) for hello in server.hellos} == {frozenset({"zstd", "positions"})}
+    assert all("positions" in hello.features for hello in server.hellos)
 
 
 async def test_an_event_is_applied_once_the_next_one_is_asked_for() -> None:

@@ -1,6 +1,7 @@
 """The differ yields only real changes across connections, and refuses data that does not match its digest."""
 
 import dataclasses
+import zlib
 from typing import Any
 
 import pytest
@@ -190,3 +191,136 @@ def test_inconsistent_snapshots_are_refused(snapshot: list[messages.Message], pr
         receive_all(receiver, *snapshot)
     assert receiver.digest == before
     assert len(receiver) == 2
+
+
+# What the next hello says.
+
+HELLO = messages.ClientHello("pods", "test", features=frozenset({"resume", "chunk-digests"}))
+INCARNATION = b"an incarnation.."
+
+
+def with_a_map(*, sequence: int = 5) -> differ.Differ:
+    """A client that has been in sync on a connection."""
+    one = differ.Differ()
+    pairs = [("/a", b"1"), ("/b", b"2")]
+    updates = tuple(messages.Update(key, value, "1", 1) for key, value in pairs)
+    total = digest.state_digest(pairs)
+    for message in (
+        messages.ServerHello(version=1, feed="pods", incarnation=INCARNATION),
+        messages.SnapshotBegin(sequence, 2, 1),
+        messages.SnapshotChunk(0, total, False, updates),
+        messages.SnapshotEnd(sequence, 2, total),
+        messages.Status(sequence, messages.SyncStatus.IN_SYNC),
+    ):
+        one.receive(message)
+    return one
+
+
+def position(one: differ.Differ) -> int | None:
+    resume = one.resuming(HELLO).resume
+    assert resume is None or resume.incarnation == INCARNATION
+    return None if resume is None else resume.sequence
+
+
+def test_a_newcomer_has_nothing_to_say() -> None:
+    one = differ.Differ()
+    assert one.resuming(HELLO) == HELLO
+    one.receive(messages.ServerHello(version=1, feed="pods", incarnation=INCARNATION))
+    one.receive(messages.SnapshotBegin(5, 0, 1))
+    one.receive(messages.SnapshotEnd(5, 0, 0))
+    assert one.resuming(HELLO) == HELLO  # the snapshot is not the map yet
+
+
+def test_the_position_is_that_of_the_map() -> None:
+    one = with_a_map()
+    assert position(one) == 5
+    one.receive(messages.Updates(5, 7, (messages.Update("/c", b"", "1", 1),)))
+    assert position(one) == 7
+    one.receive(messages.Status(7, messages.SyncStatus.RESYNC))
+    assert position(one) == 7
+    one.receive(messages.Status(6, messages.SyncStatus.CATCHING_UP))
+    assert position(one) is None
+    one.receive(messages.Updates(6, 9, (messages.Update("/c", None, "1", 3),)))
+    assert position(one) is None
+    one.receive(messages.Status(9, messages.SyncStatus.IN_SYNC))
+    assert position(one) == 9
+
+
+def test_a_snapshot_that_waits_for_its_status_has_no_position_yet() -> None:
+    one = with_a_map()
+    for message in (
+        messages.SnapshotBegin(20, 0, 1),
+        messages.SnapshotEnd(20, 0, 0),
+        messages.Updates(20, 21, (messages.Update("/d", b"", "1", 1),)),
+        messages.Status(21, messages.SyncStatus.CATCHING_UP),
+    ):
+        one.receive(message)
+        assert position(one) == 5
+    one.begin_connection()
+    assert position(one) == 5
+    assert len(one) == 2
+
+
+@pytest.mark.parametrize(
+    ("chunks", "keys", "expected"),
+    [(1, 2, 1), (4, 2, 4), (5, 2, 8), (1, 1000, 8), (1, 100_000, 1024), (1 << 15, 2, 4096), (1, 1_000_000, 4096)],
+)
+def test_digests_are_as_many_as_the_map_needs(chunks: int, keys: int, expected: int) -> None:
+    one = differ.Differ()
+    one._known = dict.fromkeys((f"/{number}" for number in range(keys)), differ._Known(1, "1"))
+    one.chunks = chunks
+    digests = one.resuming(HELLO).chunk_digests
+    assert digests is not None
+    assert len(digests) == expected
+    assert sum(digests) == keys
+
+
+def test_digests_are_those_of_the_chunks() -> None:
+    one = with_a_map()
+    one.chunks = 4
+    pairs = {"/a": b"1", "/b": b"2"}
+    expected = tuple(
+        digest.state_digest((key, value) for key, value in pairs.items() if zlib.crc32(key.encode()) % 4 == number)
+        for number in range(4)
+    )
+    assert one.resuming(HELLO).chunk_digests == expected
+
+
+def test_only_features_that_are_offered_are_used() -> None:
+    one = with_a_map()
+    told = one.resuming(messages.ClientHello("pods", "test", features=frozenset({"resume"})))
+    assert (told.resume is not None, told.chunk_digests) == (True, None)
+    told = one.resuming(messages.ClientHello("pods", "test", features=frozenset({"chunk-digests"})))
+    assert (told.resume, told.chunk_digests is not None) == (None, True)
+
+
+def test_after_a_contradiction_nothing_is_said_until_there_is_a_whole_map() -> None:
+    one = with_a_map()
+    one.distrust()
+    assert one.resuming(HELLO) == HELLO
+    assert with_a_map().resuming(HELLO) != HELLO
+    one.begin_connection()
+    for message in (messages.SnapshotBegin(8, 0, 1), messages.SnapshotEnd(8, 0, 0)):
+        one.receive(message)
+        assert one.resuming(HELLO) == HELLO
+    one.receive(messages.Status(8, messages.SyncStatus.IN_SYNC))
+    assert position(one) == 8
+
+
+def test_kept_chunks_and_sent_ones_are_the_new_map() -> None:
+    one = with_a_map()
+    of_a, of_b = (zlib.crc32(key.encode()) % 64 for key in ("/a", "/b"))
+    assert of_a != of_b
+    begin = messages.SnapshotResume(3, 2, 64, (2**64 - 1 - (1 << of_b)).to_bytes(8, "little"))
+    sent = messages.Update("/b", b"3", "9", 1)
+    one.begin_connection()
+    assert one.receive(begin) is None
+    assert one.receive(messages.SnapshotChunk(of_b, digest.state_digest([("/b", b"3")]), False, (sent,))) is None
+    end = messages.SnapshotEnd(3, 2, digest.state_digest([("/a", b"1"), ("/b", b"3")]))
+    assert one.receive(end) is None
+    batch = one.receive(messages.Status(3, messages.SyncStatus.IN_SYNC))
+    assert batch is not None
+    assert [update.key for update in batch.updates] == ["/b"]
+    one.receive(begin)
+    with pytest.raises(errors.RemoteProtocolError, match="was to be kept"):
+        one.receive(messages.SnapshotChunk(of_a, 0, False, ()))

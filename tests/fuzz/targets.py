@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import functools
+import importlib.util
 import io
 import json
 import os
@@ -20,7 +21,9 @@ from cache.feeds.calico import feed as calico
 from cache.feeds.calico import releases, syncers
 from cache.kube import access, credentials
 from cache.watch import decoding
-from protocol import errors, formats
+from clients import differ, statefile
+from clients.agents.node import calculation, desired
+from protocol import digest, errors, formats, messages
 from protocol.gob import decoder
 from protocol.native import codec, connection, frames
 from protocol.typha import codec as typha_codec
@@ -28,11 +31,13 @@ from protocol.typha import connection as typha
 from protocol.typha import messages as typha_messages
 from protocol.typha import snappy
 from tests import wire
+from tests.docs import vectors
 from tests.fuzz import mutation, sessions
-from tests.harness import corpus, repository, yaml_cases
+from tests.fuzz import tls as tls_links
+from tests.harness import corpus, felix_recordings, repository, yaml_cases
 from typha.ipc import messages as ipc
 from typha.settings import feeds_file, loading, sources
-from typha.worker import protocol_adapters
+from typha.worker import protocol_adapters, tls
 
 CORPUS = Path(__file__).parent / "corpus"
 """A folder for each target: inputs that were costly or wrong once."""
@@ -107,6 +112,54 @@ def _follow_native(data: bytes) -> int:
         assert protocol.next_event() is None
         raise
     return received
+
+
+def _follow_resuming(data: bytes) -> int:
+    """A client that has the map of the page's sessions, and whose own map must stay one that has its digest."""
+    position = messages.ResumePosition(vectors.INCARNATION, 40)
+    content = {vectors.POD: vectors.POD_VALUE, vectors.NODE: vectors.NODE_VALUE}
+    known = differ.Differ()
+    updates = [messages.Update(key, value, "1", 1) for key, value in content.items()]
+    known.restore(updates, position=position, chunks=2)
+    protocol = connection.Connection(connection.Role.CLIENT, max_frame_bytes=mutation.MAX_BYTES)
+    features = frozenset({"zstd", "resume", "chunk-digests"})
+    protocol.send(known.resuming(messages.ClientHello("workloads", "fuzz", features=features)))
+    received = 0
+    try:
+        for piece in mutation.pieces(data):
+            protocol.receive_data(piece)
+            while (message := protocol.next_event()) is not None:
+                received += 1
+                batch = known.receive(message)
+                for update in batch.updates if batch is not None else ():
+                    content.pop(update.key, None)
+                    if update.value is not None:
+                        content[update.key] = update.value
+    finally:
+        assert known.digest == digest.state_digest(content.items())
+        assert len(known) == len(content)
+    return received
+
+
+def _resumed_streams() -> list[bytes]:
+    found = (vectors.RESUMED_SESSION, vectors.RESUMED_BY_DIGESTS, vectors.SESSION)
+    return [b"".join(step.data for step in session if step.sender == "server") for session in found]
+
+
+def _restore_mirror(data: bytes) -> int:
+    state = statefile.decode(data)
+    known = differ.Differ()
+    updates = [messages.Update(one.key, one.value, one.revision, 1) for one in state.entries]
+    known.restore(updates, position=None, chunks=state.chunks)
+    hello = known.resuming(messages.ClientHello("pods", "fuzz", features=frozenset({"chunk-digests"})))
+    assert len(codec.encode(hello)) < frames.MAX_HELLO_FRAME_BYTES
+    return len(known)
+
+
+def _mirrors() -> list[bytes]:
+    entries = [statefile.Entry(f"/{number}", b"x" * number, "1", "", number) for number in range(20)]
+    position = statefile.Position(bytes(16), 1 << 60)
+    return [statefile.encode(statefile.State("pods", at, 8, entries)) for at in (position, None)]
 
 
 _CLIENT_LIMITS = decoder.Limits(message_bytes=mutation.MAX_BYTES, skipped_values=1 << 20)
@@ -486,23 +539,88 @@ def _feeds_files() -> list[bytes]:
     return [(repository.ROOT / "docs/feeds.example.yaml").read_bytes()]
 
 
+# What agents get.
+
+
+class _KeyValue(msgspec.Struct):
+    key: str
+    value: msgspec.Raw
+
+
+@functools.cache
+def _feed_of_a_cluster() -> dict[str, bytes]:
+    """Keys and values of all kinds."""
+    names = (
+        "mix-everything",
+        "pod-dual-stack",
+        "route-borrowed",
+        "svc-slices",
+        "hep-tiers",
+        "np-not-icmp",
+        "set-overlap",
+    )
+    steps = [
+        changes for name in names for changes in felix_recordings.steps_of(felix_recordings.load("scenarios")[name])
+    ]
+    return {key: value for changes in steps for key, value in changes if value is not None}
+
+
+@functools.cache
+def _calculation() -> calculation.Calculation:
+    made = calculation.Calculation("n1")
+    for key, value in _feed_of_a_cluster().items():
+        made.update(key, value)
+    made.take()
+    return made
+
+
+def _calculate(data: bytes) -> str:
+    """Sets a key of the felix feed for a node's agent, and sets it back."""
+    given = msgspec.json.decode(data, type=_KeyValue)
+    made = _calculation()
+    refused = made.update(given.key, bytes(given.value))
+    update, refusals = made.take()
+    sections = [name for name in desired.SECTIONS if getattr(update, name)]
+    made.update(given.key, _feed_of_a_cluster().get(given.key))
+    made.take()
+    return f"{refused is None} {len(refusals)} {sections} {len(update.members)}"
+
+
+def _keys_and_values() -> list[bytes]:
+    return [
+        msgspec.json.encode(_KeyValue(key, msgspec.Raw(value if value[:1] == b"{" else b'"' + value + b'"')))
+        for key, value in _feed_of_a_cluster().items()
+    ]
+
+
 def _all() -> Iterator[Target]:
     remote = (errors.RemoteProtocolError,)
     yield Target("native-server", serve, lambda: [sessions.native_client()], mutation.mutate_frames, remote, 8)
     yield Target("typha-server", serve, _typha_client_streams, mutation.mutate_gob, remote, 8)
     yield Target("native-client", _follow_native, lambda: [sessions.native_server()], mutation.mutate_frames, remote, 4)
+    yield Target("native-resuming", _follow_resuming, _resumed_streams, mutation.mutate_frames, remote, 4)
     yield Target("typha-client", _follow_typha, _typha_server_streams, mutation.mutate_snappy, remote, 4)
     yield Target("gob", _decode_gob, _gob_values, mutation.mutate_gob, remote, 4)
     yield Target("snappy", _read_chunks, _chunks, mutation.mutate_bytes, remote, 2)
     yield Target("zstd", _read_zstd, _zstd_frames, mutation.mutate_bytes, remote, 2)
+    engines = [
+        engine for engine in tls.ENGINES if engine != tls.AUTO and importlib.util.find_spec(tls_links.NEEDED[engine])
+    ]
+    for engine in engines:
+        run = functools.partial(tls_links.run, engine)
+        yield Target(f"tls-{engine}", run, tls_links.seeds, mutation.mutate_bytes, (), 1)
+        first = functools.partial(tls_links.first, engine)
+        yield Target(f"tls-first-{engine}", first, tls_links.firsts, mutation.mutate_bytes, (), 8)
     undecodable = (msgspec.DecodeError, UnicodeDecodeError)
     for name, feed_one, kinds in (("to-hub", _for_hub, ipc.ToHub), ("to-worker", _for_worker, ipc.ToWorker)):
         yield Target(name, feed_one, functools.partial(_ipc_messages, kinds), mutation.mutate_msgpack, undecodable, 4)
+    yield Target("mirror-file", _restore_mirror, _mirrors, mutation.mutate_msgpack, undecodable, 1)
     invalid = (decoding.InvalidInput,)
     yield Target("watch", _read_watch, _watch_lines, mutation.mutate_json, invalid, 4)
     yield Target("list", _read_page, _pages, mutation.mutate_json, invalid, 2)
     yield Target("calico", _convert, _objects, mutation.mutate_json, invalid, 6)
     yield Target("raw", _convert_raw, _objects, mutation.mutate_json, invalid, 2)
+    yield Target("node-agent", _calculate, _keys_and_values, mutation.mutate_json, undecodable, 4)
     wrong = (sources.ConfigurationError,)
     yield Target("settings", _read_settings, lambda: [_INI], mutation.mutate_text, wrong, 1)
     yield Target("yaml", _read_yaml, _yaml_texts, mutation.mutate_text, (yamljson.YamlError,), 1)

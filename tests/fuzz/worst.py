@@ -48,17 +48,17 @@ def feed(data: bytes) -> None:
 
 
 def search(kind: Kind, *, seconds: float, seed: int) -> Found:
-    """The costliest hello that was found in this time."""
+    """The costliest hello that was found in this time, and in one try at least."""
     rng = random.Random(seed)
     deadline = time.monotonic() + seconds
     best = Found(0.0, b"", 0)
     tries = 0
     starts = list(kind.starts)
-    while time.monotonic() < deadline:
+    while not tries or time.monotonic() < deadline:
         current = list(starts.pop(0) if starts else [rng.choice(kind.parts) for _ in range(rng.randrange(1, 30))])
         current_cost = _cost(kind.build(current))
         since = 0
-        while since < _PATIENCE and time.monotonic() < deadline:
+        while since < _PATIENCE and (not tries or time.monotonic() < deadline):
             tries += 1
             since += 1
             changed = _change(current, kind.parts, rng)

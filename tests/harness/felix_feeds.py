@@ -7,6 +7,8 @@ from tests.harness import felix_recordings
 
 Json = Mapping[str, Any]
 NODE = "n1"
+TIERS = ("kube-admin", 1000, "Pass"), ("default", 1_000_000, "Deny"), ("kube-baseline", 10_000_000, "Pass")
+"""Those that every cluster has."""
 
 
 def content(objects: Sequence[Json]) -> dict[str, bytes]:
@@ -32,6 +34,15 @@ def cluster(*objects: Json) -> dict[str, bytes]:
                 "metadata": {"name": NODE, "annotations": {"projectcalico.org/IPv4Address": "172.20.0.11/24"}},
             },
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}},
+            *(
+                {
+                    "apiVersion": "crd.projectcalico.org/v1",
+                    "kind": "Tier",
+                    "metadata": {"name": name},
+                    "spec": {"order": order, "defaultAction": action},
+                }
+                for name, order, action in TIERS
+            ),
             *objects,
         ]
     )

@@ -107,9 +107,11 @@ class Lab:
         """`tracked` False takes probes out of connection tracking: each one is judged by itself."""
         prefix = f"dp-{os.getpid()}-{next(_labs)}"
         self.node, self.pods = f"{prefix}-node", f"{prefix}-pods"
-        self.nft = nft.Nft()
+        self._nft: nft.Nft | None = None
         self.workloads: tuple[Workload, ...] = ()
         self.sent = 0
+        self.sources: dict[int, str] = {}
+        """The source addresses with which the last probes arrived, by their positions."""
         self._tracked = tracked
         self._socket: socket.socket | None = None
 
@@ -128,7 +130,8 @@ class Lab:
 
     def close(self) -> None:
         """Removes the namespaces."""
-        self.nft.close()
+        if self._nft is not None:
+            self._nft.close()
         if self._socket is not None:
             self._socket.close()
         for name in (self.node, self.pods):
@@ -138,7 +141,7 @@ class Lab:
         for name in (self.node, self.pods):
             run("ip", "netns", "add", name)
         command = ("ip", "netns", "exec", self.node, "nft")
-        self.nft = nft.Nft(command, in_namespace(self.node, nft.open_netlink))
+        self._nft = nft.Nft(command, in_namespace(self.node, nft.open_sockets))
         run("ip", "-n", self.node, "link", "set", "lo", "up")
         self.in_node(_write_sysctls)
         self._add_link(UPLINK)
@@ -150,12 +153,22 @@ class Lab:
         )
         if not self._tracked:
             untracked = "table ip probes { chain raw { type filter hook prerouting priority -400; notrack\n }\n}\n"
-            run("ip", "netns", "exec", self.node, "nft", "-f", "-", stdin=untracked)
+            self.run_in_node("nft", "-f", "-", stdin=untracked)
         self._socket = in_namespace(self.pods, _open_socket)
+
+    @property
+    def nft(self) -> nft.Nft:
+        """The node's nftables."""
+        assert self._nft is not None
+        return self._nft
 
     def ip(self, *commands: str) -> None:
         """Runs commands of `ip` on the node."""
         run("ip", "-n", self.node, "-batch", "-", stdin="\n".join(commands))
+
+    def run_in_node(self, *command: str, stdin: str = "") -> str:
+        """Runs a command in the node's namespace."""
+        return run("ip", "netns", "exec", self.node, *command, stdin=stdin)
 
     def in_node(self, function: Callable[[], Result]) -> Result:
         """Calls a function in the node's namespace."""
@@ -197,6 +210,7 @@ class Lab:
     def probe(self, probes: Sequence[Probe]) -> list[str | None]:
         """Sends probes. Returns for each the interface on which it arrived, or None."""
         arrived: list[str | None] = [None] * len(probes)
+        self.sources.clear()
         allowed = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(allowed)})
         try:
@@ -226,6 +240,7 @@ class Lab:
                 return
             if index in batch:
                 arrived[index] = interface
+                self.sources[index] = socket.inet_ntoa(frame[14 + 12 : 14 + 16])
 
 
 _TTL = 64

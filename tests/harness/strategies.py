@@ -3,6 +3,7 @@
 from hypothesis import strategies as st
 
 from protocol import messages
+from protocol.subscriptions import Subscription
 
 counts = st.integers(min_value=0, max_value=2**64 - 1)
 names = st.text(max_size=40)
@@ -22,11 +23,9 @@ updates = st.builds(
 )
 update_tuples = st.lists(updates, max_size=8).map(tuple)
 
-# The content of a subscription is not defined yet. The codec accepts any msgpack map with string keys.
-subscriptions = st.dictionaries(
-    names,
-    st.recursive(st.none() | st.booleans() | counts | names, lambda inner: st.lists(inner).map(tuple)),
-    max_size=4,
+texts = st.none() | st.lists(names, min_size=1, max_size=4).map(tuple)
+subscriptions = st.builds(
+    Subscription, kinds=texts, namespaces=texts, prefixes=texts, own_node=st.none() | st.booleans()
 )
 
 client_hellos = st.builds(

@@ -65,7 +65,10 @@ class Agent:
         if wanted is not None:
             self.model = subscribers.SubscribedModel(self._feed, wanted, self.plan.node, zstd=wire.endswith("zstd"))
         elif wire.startswith("native"):
-            self.model = models.NativeModel(self._feed, zstd=wire.endswith("zstd"))
+            before = self.model if isinstance(self.model, models.NativeModel) else None
+            self.model = models.NativeModel(
+                self._feed, zstd=wire.endswith("zstd"), resumes=self._number % 2 == 0, before=before
+            )
         else:
             self.model = models.TyphaModel(self._feed, snappy=wire.endswith("snappy"))
         self.connection = connection

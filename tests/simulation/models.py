@@ -8,6 +8,8 @@ protocol has no sequence number: its map must be one that the hub had, and never
 import abc
 from typing import Generic, Protocol, TypeVar
 
+import msgspec
+
 from protocol import digest, errors, messages
 from protocol.native import connection as native
 from protocol.typha import client
@@ -85,6 +87,19 @@ class _Map:
             self.keys[update.key] = now
         self.total = (self.total + now - before) % digest.MODULUS
         return now
+
+    def digest_of(self, number: int, chunks: int) -> int:
+        """Digest of one of so many chunks."""
+        return sum(one for key, one in self.keys.items() if digest.chunk_number(key, chunks) == number) % digest.MODULUS
+
+    def kept(self, message: messages.SnapshotResume) -> "_Map":
+        """A map with the keys of the kept chunks."""
+        made = _Map()
+        made.keys = {
+            key: one for key, one in self.keys.items() if message.keeps(digest.chunk_number(key, message.chunks))
+        }
+        made.total = sum(made.keys.values()) % digest.MODULUS
+        return made
 
     def move(self, expected: expected_state.ExpectedState, key: str, now: int) -> None:
         """Check that a key moves to a value that it really had, and not back in time."""
@@ -167,18 +182,31 @@ class NativeModel(_Client[messages.Message]):
 
     _instead_of_in_sync = _UNCONFIRMED
 
-    def __init__(self, feed: str, *, zstd: bool) -> None:
+    def __init__(self, feed: str, *, zstd: bool, resumes: bool = False, before: "NativeModel | None" = None) -> None:
+        """`before` is the client's last connection, whose map it has."""
         self._connection = native.Connection(native.Role.CLIENT)
         super().__init__(self._connection)
         self._building: _Map | None = None
-        self._hello = messages.ClientHello(
-            feed=feed, agent="simulated", features=frozenset({messages.Feature.ZSTD.value} if zstd else ())
-        )
-        self._swapped_at = -1
-        """Sequence number of the last complete map."""
+        features = {messages.Feature.ZSTD.value} if zstd else set()
+        if resumes:
+            features |= {messages.Feature.RESUME.value, messages.Feature.CHUNK_DIGESTS.value}
+        self._hello = messages.ClientHello(feed=feed, agent="simulated", features=frozenset(features))
+        self._incarnation = b""
+        self.position: messages.ResumePosition | None = None
+        """That of the map. None while it is a mixture, and before there is a map."""
+        self.chunks = 0
+        """Of the last snapshot; 0 before there is a map."""
+        self.resumptions = 0
+        """Whether the server has gone on with the map that the client had."""
+        if resumes and before is not None and before.chunks:
+            self._map, self.position, self.chunks = before._map, before.position, before.chunks
+            self._map.moved.clear()
 
     def hello(self) -> bytes:
         """The bytes of the hello."""
+        if self.chunks:
+            digests = tuple([self._map.digest_of(number, self.chunks) for number in range(self.chunks)])
+            self._hello = msgspec.structs.replace(self._hello, resume=self.position, chunk_digests=digests)
         self._connection.send(self._hello)
         return self._connection.data_to_send()
 
@@ -196,8 +224,14 @@ class NativeModel(_Client[messages.Message]):
         match message:
             case messages.ServerHello():
                 self.is_accepted = True
+                self._incarnation = message.incarnation
+                self.sequence = self._connection.sequence  # that of the position, if the server may go on from it
             case messages.SnapshotBegin():
                 self._building = _Map()
+                self.chunks = max(1, message.chunks)
+            case messages.SnapshotResume():
+                self._building = self._map.kept(message)
+                self.resumptions += 1
             case messages.SnapshotChunk(updates=updates) if self._building is not None:
                 for update in updates:
                     self._building.apply(update)
@@ -206,6 +240,7 @@ class NativeModel(_Client[messages.Message]):
                 self.status = None
                 self.sequence = message.sequence
                 self._check_cut("a snapshot", message.digest)
+                self._reached()
             case messages.Updates():
                 self._apply(message)
             case messages.Status():
@@ -222,19 +257,24 @@ class NativeModel(_Client[messages.Message]):
         self.sequence = message.sequence
         if self.status is not _CATCHING_UP:
             self._check_cut("updates")
+            self._reached()
+
+    def _reached(self) -> None:
+        """The map is the hub's map of a sequence number."""
+        self.position = messages.ResumePosition(self._incarnation, self.sequence)
 
     def _tell(self, message: messages.Status) -> None:
-        first = self.status is None
         self.status = message.status
         if message.status is _CATCHING_UP:
+            self.position = None
             return
         self._check_cut(f"the status {message.status.label}")
         right = self._expected().statuses_at(self.sequence)
         if message.status not in right and not (message.status in _UNCONFIRMED and _IN_SYNC in right):
             raise worlds.Violation(f"status {message.status.label} is wrong for sequence {self.sequence}")
-        if first and self.sequence < self.floor:
+        if self.sequence < self.floor:
             raise worlds.Violation(
-                f"first status at {self.sequence}, but {self.floor} was published when the client connected"
+                f"a status at {self.sequence}, but {self.floor} was published when the client connected"
             )
 
     def _check_cut(self, after: str, said: int | None = None) -> None:

@@ -3,13 +3,14 @@
 from typing import Any
 from unittest import mock
 
+import msgspec
 import pytest
 
-from cache.state import cursor, files, log, sections, store
-from protocol import subscriptions
+from cache.state import cursor, files, log, resume, sections, store
+from protocol import messages, subscriptions
 from tests.simulation import simulation
 from typha.hub import channel
-from typha.worker import catchup, client, connections, delivery, poller
+from typha.worker import catchup, client, connections, delivery, poller, protocol_adapters
 from typha.worker.channel import WorkerChannel
 
 SEEDS_MAX = 400
@@ -21,6 +22,9 @@ append = channel.HubChannel.append
 watch_write = poller.Poller.watch_write
 place_of = log._place_of
 greeting = WorkerChannel.greeting
+resumption = protocol_adapters._resumption
+pieces = resume.pieces
+offset_of = log.LogReader.offset_of
 
 
 def without_the_tail(self: cursor.Cursor, reader: Any, *, owed_bytes: int = 0) -> None:
@@ -76,6 +80,25 @@ def by_offset_alone(self: WorkerChannel, snapshot: files.SnapshotFile) -> client
     return known if known.offset == max(self.log.end, snapshot.log_offset) else greeting(self, snapshot)
 
 
+def of_any_incarnation(hello: messages.ClientHello, incarnation: bytes) -> protocol_adapters.Resumption | None:
+    if hello.resume is not None:
+        hello = msgspec.structs.replace(hello, resume=hello.resume._replace(incarnation=incarnation))
+    return resumption(hello, incarnation)
+
+
+def too_late(sequence: int, newest_sequence: int) -> int:
+    return min(sequence + 1, newest_sequence)
+
+
+def all_kept(file: files.SnapshotFile, digests: Any, encode: Any) -> files.Pieces | None:
+    return pieces(file, file.index.digests, encode)
+
+
+def at_the_next_frame(self: log.LogReader, sequence: int) -> int | None:
+    offset = offset_of(self, sequence)
+    return offset if offset is None or offset >= self.end else self.frame_at(offset)[1]
+
+
 MUTATIONS: dict[str, tuple[object, str, object]] = {
     "slow clients of a node miss what is common": (log, "_place_of", only_those_of_the_node),
     "an object that moves stays on its old node": (sections.Sections, "tag_of", lambda *_: None),
@@ -97,16 +120,23 @@ MUTATIONS: dict[str, tuple[object, str, object]] = {
     "newcomers take every place": (connections.Connections, "make_room", lambda *_: None),
     "parts of messages are not counted": (connections.Connections, "hold", lambda *_: None),
     "unfinished hellos take all memory": (connections.Connections, "_free_memory", lambda *_: None),
+    "positions of another incarnation are believed": (protocol_adapters, "_resumption", of_any_incarnation),
+    "clients that come back miss the frame after their position": (log.LogReader, "offset_of", at_the_next_frame),
+    "clients that come back are caught up from a later sequence": (resume, "start_point", too_late),
+    "clients that come back keep chunks that differ": (resume, "pieces", all_kept),
+    "clients that come back read statuses of the past": (WorkerChannel, "last_status_offset", lambda _: 0),
     "clients get no pings": (connections.Connections, "send_ping", lambda *_: True),
 }
 
 
 SEEDS_FROM = {
     "sealed TLS records are forgotten": 82,
+    "positions of another incarnation are believed": 59,
+    "clients that come back read statuses of the past": 172,
     "blocks are left inside frames": 82,
     "outdated statuses are accepted": 506,
     "goodbyes are sent inside frames": 328,
-    "blocks of a different cut are read": 684,
+    "blocks of a different cut are read": 859,
 }
 """The first seed that finds a defect, where a search from 0 takes long. If a change moves it, the search goes on from
 here."""

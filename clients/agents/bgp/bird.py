@@ -15,6 +15,8 @@ MAX_RETRY_SECONDS: Final = 30.0
 HEALTHY_SECONDS: Final = 60.0
 """A BIRD that has run for this long is started at once when it ends; one that ends sooner, later and later."""
 STOP_SECONDS: Final = 5.0
+ENDING_SECONDS: Final = 1.0
+"""A BIRD that has been asked to end takes milliseconds."""
 LEFTOVER_POLL_SECONDS: Final = 0.05
 _MAX_MESSAGE: Final = 500
 
@@ -100,6 +102,9 @@ class Bird:
             return f"code {await process.wait()}"
         finally:
             self._process = None
+            if process.returncode is None:
+                # SIGTERM would tell the neighbors to forget the routes; this tells them to wait for the next BIRD.
+                await self._run(self._control, "-s", str(self.socket), "graceful", "restart")
             await _stop(process)
 
     async def _run(self, *command: str) -> tuple[int, str]:
@@ -126,7 +131,10 @@ class Bird:
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    """End a process; cancellation waits for that."""
+    """End a process that may be about to end; cancellation waits for that."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(ENDING_SECONDS):
+            await process.wait()
     if process.returncode is not None:
         return
     with contextlib.suppress(ProcessLookupError):
@@ -147,12 +155,11 @@ def _end_leftover(folder: Path) -> None:
         process = Path(f"/proc/{number}")
         if (process / "cwd").readlink() != folder:
             return
-        os.kill(number, signal.SIGTERM)
+        # Its neighbors keep the routes: it ends without a word, as when the machine restarts.
+        os.kill(number, signal.SIGKILL)
         deadline = time.monotonic() + STOP_SECONDS
         while process.exists() and time.monotonic() < deadline:
             time.sleep(LEFTOVER_POLL_SECONDS)
-        if process.exists():
-            os.kill(number, signal.SIGKILL)
     except (OSError, ValueError):
         return  # there is none, or it has ended meanwhile
     _log.info("ended the BIRD of an earlier agent, process %d", number)

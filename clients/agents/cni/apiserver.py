@@ -70,14 +70,21 @@ class ApiServer:
 
     def annotate_pod(self, namespace: str, name: str, *, uid: str, annotations: dict[str, str]) -> JsonObject:
         """Set annotations of this very pod. Raises Missing, Conflict, Unavailable, Refused."""
-        patch = {"metadata": {"uid": uid, "annotations": annotations}}
-        return self._send(
-            "PATCH", _pod_path(namespace, name) + "/status", patch, kind="application/strategic-merge-patch+json"
-        )
+        return self._annotate(_pod_path(namespace, name), {"uid": uid, "annotations": annotations})
 
-    def is_ready(self) -> None:
-        """Ask for the pools, which every ADD needs. Raises Unavailable, Refused."""
-        self._answer(ipam.List("ippools", {}))
+    def annotate_node(self, name: str, annotations: dict[str, str]) -> JsonObject:
+        """Set annotations of a node. Raises Missing, Unavailable, Refused."""
+        return self._annotate(f"/api/v1/nodes/{name}", {"annotations": annotations})
+
+    def pods(self) -> list[JsonObject]:
+        """All pods. Raises Unavailable, Refused."""
+        items: list[JsonObject] = self._send("GET", "/api/v1/pods")["items"]
+        return items
+
+    def _annotate(self, path: str, metadata: JsonObject) -> JsonObject:
+        """By way of the status, which Calico's roles allow."""
+        kind = "application/strategic-merge-patch+json"
+        return self._send("PATCH", f"{path}/status", {"metadata": metadata}, kind=kind)
 
     def _answer(self, request: ipam.Request) -> Any:
         path = f"/apis/{GROUP_VERSION}/{request.resource}"
@@ -147,6 +154,8 @@ class ApiServer:
             raise ipam.Missing(_message(text))
         if status == 409:
             raise (ipam.Exists if _reason(text) == "AlreadyExists" else ipam.Conflict)(_message(text))
+        if _reason(text) == "Invalid" and "metadata.uid" in _message(text):
+            raise ipam.Conflict(_message(text))  # a patch that is meant for another object of this name
         raise Refused(f"{self._access.server} answers {status}: {_message(text)}")
 
 

@@ -149,8 +149,8 @@ def read_limits() -> Steps[Limits]:
     )
 
 
-def read_pools(names: Iterable[str] = ()) -> Steps[list[Pool]]:
-    """The pools that workloads of any node get addresses from; only those with these names or CIDRs, if there are any.
+def read_pools(names: Iterable[str] = (), *, use: str = "Workload") -> Steps[list[Pool]]:
+    """The pools that give addresses for a use on any node; only those with these names or CIDRs, if there are any.
 
     A pool with another nodeSelector than all() is left out: this plugin does not read the labels of nodes.
     """
@@ -161,7 +161,7 @@ def read_pools(names: Iterable[str] = ()) -> Steps[list[Pool]]:
         name = value["metadata"]["name"]
         if wanted and name not in wanted and spec.get("cidr") not in wanted:
             continue
-        if spec.get("disabled") or "Workload" not in (spec.get("allowedUses") or ["Workload"]):
+        if spec.get("disabled") or use not in (spec.get("allowedUses") or ["Workload", "Tunnel"]):
             continue
         if (spec.get("nodeSelector") or "all()") != "all()" or (spec.get("assignmentMode") == "Manual" and not wanted):
             continue

@@ -102,4 +102,7 @@ def _access(found: JsonObject, folder: Path) -> Access:
 
 
 def _named(entries: list[JsonObject], name: str, member: str) -> Any:
-    return next(entry[member] for entry in entries if entry["name"] == name)
+    for entry in entries:
+        if entry["name"] == name:
+            return entry[member]
+    raise LookupError(f"no {member} is called {name!r}")

@@ -175,12 +175,12 @@ def _assign(configuration: Network, api: apiserver.ApiServer, attachment: Attach
     """An address for the attachment. If that fails, the attempt is undone, as far as the API server answers."""
     handle = attachment.handle(configuration.name)
     now_seconds = time.time()
-    attributes = records.Attributes(
+    attributes = records.pod_attributes(
         handle,
         node=configuration.node,
         namespace=attachment.kubernetes_namespace,
         pod=attachment.pod,
-        timestamp=time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC", time.gmtime(now_seconds)),
+        now_seconds=now_seconds,
     )
     with _lock(configuration.lock_file):
         limits = api.run(ipam.read_limits())

@@ -36,15 +36,22 @@ class Attributes(NamedTuple):
     """Who has an address, as a block says it."""
 
     handle: str
-    node: str
-    namespace: str
-    pod: str
-    timestamp: str
+    owner: dict[str, str]
 
     def record(self) -> JsonObject:
         """The attribute as in a block."""
-        owner = {"namespace": self.namespace, "node": self.node, "pod": self.pod, "timestamp": self.timestamp}
-        return {"handle_id": self.handle, "secondary": owner}
+        return {"handle_id": self.handle, "secondary": self.owner}
+
+
+def pod_attributes(handle: str, *, node: str, namespace: str, pod: str, now_seconds: float) -> Attributes:
+    """What Calico writes for a pod's address."""
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC", time.gmtime(now_seconds))
+    return Attributes(handle, {"namespace": namespace, "node": node, "pod": pod, "timestamp": stamp})
+
+
+def tunnel_attributes(node: str) -> Attributes:
+    """What Calico writes for the address of a node's VXLAN device."""
+    return Attributes(f"vxlan-tunnel-addr-{node}", {"node": node, "type": "vxlanTunnelAddress"})
 
 
 class Allocation(NamedTuple):

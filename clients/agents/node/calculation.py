@@ -8,6 +8,7 @@ What does not decode counts as absent, as the original treats it. It is returned
 """
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable
 
@@ -23,6 +24,10 @@ _INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 """Names of interfaces that the kernel takes and that are safe in paths and rules."""
 _DOTS = frozenset({".", ".."})
 _ALL_INTERFACES = "*"
+_SHARED_PORTS = 4096
+"""How many different lists of named ports are shared: more than a cluster has kinds of pods."""
+_PORTS_OF_MOST_PODS = 8
+"""Longer lists are rare, and are not kept for sharing: the list of one value could be as large as a frame."""
 
 
 class Calculation:
@@ -122,7 +127,7 @@ class Calculation:
         addresses = tuple(map(nets.host_net, (*(endpoint.ipv4_nets or ()), *(endpoint.ipv6_nets or ()))))
         profiles = tuple(endpoint.profile_ids or ())
         labels = endpoint.labels or {}
-        self._sets.set_item(key, Item(addresses, tuple(endpoint.ports or ())), labels, profiles)
+        self._sets.set_item(key, Item(addresses, _ports(endpoint)), labels, profiles)
         self._set_workload_routes(key, parsed.node, addresses)
         if parsed.node == self.node:
             local = LocalEndpoint(endpoint.name, addresses, profiles, _translations(endpoint))
@@ -262,6 +267,17 @@ class Calculation:
         if before.spoofing != now.spoofing:
             for key, (parsed, value) in list(self._spoofers.items()):
                 self._update_workload(key, parsed, value)
+
+
+def _ports(endpoint: feed.Workload) -> tuple[feed.EndpointPort, ...]:
+    ports = tuple(endpoint.ports or ())
+    return _shared_ports(ports) if len(ports) <= _PORTS_OF_MOST_PODS else ports
+
+
+@functools.lru_cache(maxsize=_SHARED_PORTS)
+def _shared_ports(ports: tuple[feed.EndpointPort, ...]) -> tuple[feed.EndpointPort, ...]:
+    """Returns the first of equal values, so that pods of one kind share it."""
+    return ports
 
 
 def _check_interface(name: str) -> None:

@@ -17,6 +17,8 @@ _DEFAULT_NAMESPACE = "default"
 _DECIDED = {Action.ALLOW: "allowed", Action.DENY: "denied", Action.PASS: "passed", Action.LOG: "logged"}
 _PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 _SHOWN_MEMBERS = 3
+_TO_HOST_SETTING, _TO_HOST_DEFAULT = "DefaultEndpointToHostAction", "Drop"
+_TO_HOST_OPEN = frozenset({"accept", "return"})
 
 
 class NotThere(LookupError):
@@ -43,6 +45,23 @@ class Side(NamedTuple):
     endpoint: desired.Endpoint
     state: desired.State
     verdict: verdict.Verdict
+    of_own_node: bool
+    """Whether the other end is the pod's own node, for which there are other rules."""
+
+    @property
+    def allowed(self) -> bool:
+        """Whether this end allows the connection. Between a pod and its own node more counts than policies do."""
+        if not self.of_own_node:
+            return self.verdict.allowed
+        if self.direction is Direction.INGRESS:
+            return True
+        return self.verdict.allowed and self.action_to_host.lower() in _TO_HOST_OPEN
+
+    @property
+    def action_to_host(self) -> str:
+        """What the settings do with packets from a pod to its own node."""
+        values = {name.lower(): value for name, value in self.state.settings.values.items()}
+        return values.get(_TO_HOST_SETTING.lower(), _TO_HOST_DEFAULT)
 
 
 class Explanation(NamedTuple):
@@ -56,7 +75,7 @@ class Explanation(NamedTuple):
     @property
     def allowed(self) -> bool:
         """Whether both ends allow the connection."""
-        return all(side.verdict.allowed for side in self.sides)
+        return all(side.allowed for side in self.sides)
 
 
 def explain(values: Mapping[str, bytes], source: str, destination: str, flow: verdict.Flow) -> Explanation:
@@ -93,7 +112,7 @@ def render(explanation: Explanation) -> str:
     ends = f"{_end(source, packet.source)} -> {_end(destination, packet.destination)}"
     lines = [f"{ends}, {_flow(packet.flow)}: {'ALLOWED' if explanation.allowed else 'DENIED'}"]
     for side in sides:
-        allowed = "allowed" if side.verdict.allowed else "denied"
+        allowed = "allowed" if side.allowed else "denied"
         lines += ["", f"{side.direction.value.capitalize()} of {side.end.name}, on node {side.end.node}: {allowed}"]
         lines += [f"  {line}" for line in _steps(side)]
     if not sides:
@@ -145,7 +164,10 @@ def _side(end: End, direction: Direction, state: desired.State, packet: verdict.
     if endpoint is None:
         raise NotThere(f"{end.name} is no valid endpoint of node {end.node}")
     decided = verdict.Judge(state).verdict(endpoint.tiers, endpoint.profiles, direction, packet)
-    return Side(end, direction, endpoint, state, decided)
+    node = state.nodes.get(end.node, desired.Node())
+    own_node = [parse_address(net) for net in (node.ipv4_net, node.ipv6_net) if net]
+    other = packet.source if direction is Direction.INGRESS else packet.destination
+    return Side(end, direction, endpoint, state, decided, of_own_node=other in own_node)
 
 
 # Text
@@ -163,6 +185,9 @@ def _flow(flow: verdict.Flow) -> str:
 
 
 def _steps(side: Side) -> Iterator[str]:
+    if side.of_own_node and side.direction is Direction.INGRESS:
+        yield "a node always reaches its own pods, whatever their policies say"
+        return
     for tier in side.endpoint.tiers:
         staged = [_policy_name(key) for key in tier.policies(side.direction) if desired.is_staged(key)]
         if staged:
@@ -180,6 +205,8 @@ def _steps(side: Side) -> Iterator[str]:
             yield f"tier {step.tier}: {_DECIDED[step.action]} by its default action: {_asked(side, step.tier)}"
     if not steps or steps[-1].action is Action.PASS:
         yield f"denied at the end: no rule of its profiles matches ({', '.join(side.endpoint.profiles) or 'none'})"
+    if side.of_own_node and side.verdict.allowed:
+        yield f"to its own node: {_TO_HOST_SETTING} is {side.action_to_host}"
 
 
 def _asked(side: Side, tier_name: str) -> str:

@@ -1,4 +1,4 @@
-"""Answers a recording's questions in its own form: states step by step, and verdicts of flows. Pure.
+"""Answers a recording's questions in its own form: states step by step, and verdicts of flows.
 
 The recordings say what Calico's Felix calculates from the same objects (tests/golden/felix).
 """

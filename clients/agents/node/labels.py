@@ -5,9 +5,11 @@ then the first parent's. Items with the same labels and parents share one `_Clas
 selectors: a cluster has far fewer kinds of pods than pods, so most changes evaluate no selector at all.
 
 Nothing is scanned. A selector is filed under a label that it requires, if it requires one (`Selector.restrictions`);
-a class finds its candidates by its labels, and a selector finds candidate classes likewise.
+a class finds its candidates by its labels, and a selector finds candidate classes likewise
+(docs/decisions/label-classes.md).
 """
 
+import sys
 from collections.abc import Hashable, Iterable, Mapping, Set
 from typing import Generic, NamedTuple, TypeVar
 
@@ -55,7 +57,8 @@ class LabelIndex(Generic[Item, Name]):
         self._classes: dict[_Identity, _Class[Item, Name]] = {}
         self._class_of: dict[Item, _Class[Item, Name]] = {}
         self._by_parent: dict[str, set[_Class[Item, Name]]] = {}
-        self._by_pair: dict[_Pair, set[_Class[Item, Name]]] = {}
+        self._by_label: dict[str, dict[str, set[_Class[Item, Name]]]] = {}
+        """Classes by a label, own or inherited, and its value."""
         self._parent_labels: dict[str, Mapping[str, str]] = {}
         self._selectors: dict[Name, selector.Selector] = {}
         self._filed: dict[_Pair, set[Name]] = {}
@@ -147,10 +150,13 @@ class LabelIndex(Generic[Item, Name]):
 
     # Classes
 
-    def _new_class(self, identity: _Identity) -> _Class[Item, Name]:
+    def _new_class(self, wanted: _Identity) -> _Class[Item, Name]:
+        # Texts that were decoded on their own are shared with those of other classes: that is most of an index's size.
+        pairs = frozenset((sys.intern(label), sys.intern(value)) for label, value in wanted.labels)
+        identity = _Identity(pairs, tuple(map(sys.intern, wanted.parents)))
         created: _Class[Item, Name] = _Class(identity)
         self._classes[identity] = created
-        for parent in identity.parents:
+        for parent in frozenset(identity.parents):
             self._by_parent.setdefault(parent, set()).add(created)
         self._fill(created)
         return created
@@ -165,9 +171,8 @@ class LabelIndex(Generic[Item, Name]):
         matches: set[Name] = set()
         candidates: list[Iterable[Name]] = [self._unfiled]
         for label, value in labels.items():
-            pairs: tuple[_Pair, _Pair] = ((label, value), (label, None))
-            for pair in pairs:
-                self._by_pair.setdefault(pair, set()).add(target)
+            self._by_label.setdefault(label, {}).setdefault(value, set()).add(target)
+            for pair in ((label, value), (label, None)):
                 filed = self._filed.get(pair)
                 if filed:
                     candidates.append(filed)
@@ -181,9 +186,10 @@ class LabelIndex(Generic[Item, Name]):
 
     def _unfile_class(self, target: _Class[Item, Name]) -> None:
         for label, value in target.labels.items():
-            pairs: tuple[_Pair, _Pair] = ((label, value), (label, None))
-            for pair in pairs:
-                _discard(self._by_pair, pair, target)
+            by_value = self._by_label[label]
+            _discard(by_value, value, target)
+            if not by_value:
+                del self._by_label[label]
 
     def _leave(self, item: Item, left: _Class[Item, Name]) -> None:
         left.items.discard(item)
@@ -191,7 +197,7 @@ class LabelIndex(Generic[Item, Name]):
             return
         del self._classes[left.identity]
         self._unfile_class(left)
-        for parent in left.identity.parents:
+        for parent in frozenset(left.identity.parents):  # one can be named twice
             _discard(self._by_parent, parent, left)
 
     # Selectors
@@ -214,10 +220,21 @@ class LabelIndex(Generic[Item, Name]):
 
     def _candidate_classes(self, parsed: selector.Selector) -> Iterable[_Class[Item, Name]]:
         """All classes that a selector may match: those with the rarest of the labels that it requires."""
-        places = min(_places(parsed), key=lambda pairs: sum(len(self._by_pair.get(p, ())) for p in pairs), default=None)
-        if places is None:
+        rarest = min(
+            (self._with_label(label, values) for label, values in parsed.restrictions().items()),
+            key=lambda found: sum(map(len, found)),
+            default=None,
+        )
+        if rarest is None:
             return tuple(self._classes.values())
-        return {found for place in places for found in self._by_pair.get(place, ())}
+        return [found for classes in rarest for found in classes]
+
+    def _with_label(self, label: str, values: frozenset[str] | None) -> list[set[_Class[Item, Name]]]:
+        """The classes that have a label with one of some values, or with any."""
+        by_value = self._by_label.get(label, {})
+        if values is None:
+            return list(by_value.values())
+        return [by_value[value] for value in values if value in by_value]
 
     def _matching(self, name: Name) -> list[_Class[Item, Name]]:
         return [found for found in self._candidate_classes(self._selectors[name]) if name in found.matches]

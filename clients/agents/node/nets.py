@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 _BITS = {4: 32, 6: 128}
-_HOST_SUFFIXES = ("/32", "/128")
+"""How CIDRs of single addresses end. (An IPv6 network of 32 bits also does, which costs time and nothing else.)"""
 
 
 class Net(NamedTuple):
@@ -77,6 +77,11 @@ def _without_zone(text: str) -> str:
     return text
 
 
+def is_host_net(text: str) -> bool:
+    """Whether a CIDR is a single address."""
+    return text.endswith("/128") or (text.endswith("/32") and ":" not in text)
+
+
 class Cover:
     """Networks as texts, and those of them that lie within no other: the visible ones.
 
@@ -91,7 +96,7 @@ class Cover:
 
     def add(self, text: str) -> tuple[set[str], set[str]]:
         """Adds a network that is not there. Returns what becomes visible, and what ceases to be."""
-        if not self._wide and text.endswith(_HOST_SUFFIXES):
+        if not self._wide and is_host_net(text):
             self.visible.add(text)
             return {text}, set()
         net = parse_net(text)

@@ -29,7 +29,8 @@ class _Set:
         self.source = source
         self.users: set[Hashable] = set()
         self.counts: dict[desired.Member, int] = {}
-        self._cover = nets.Cover() if source.type is desired.SetType.NET else None
+        self._cover: nets.Cover | None = None
+        """Which members lie within others. Needed once there is a network: addresses do not."""
         self._added: set[desired.Member] = set()
         self._removed: set[desired.Member] = set()
         self.is_new = True
@@ -45,6 +46,11 @@ class _Set:
         self.counts[member] = count + 1
         if count:
             return
+        if self._cover is None and isinstance(member, str) and not nets.is_host_net(member):
+            self._cover = nets.Cover()
+            for known in self.counts:
+                if isinstance(known, str) and known != member:
+                    self._cover.add(known)
         if self._cover is not None and isinstance(member, str):
             self._note(*self._cover.add(member))
         else:

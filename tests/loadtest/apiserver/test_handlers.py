@@ -160,6 +160,9 @@ async def test_a_pod_s_annotations_may_be_set_by_way_of_its_status(api: Api, sim
     kind = "application/strategic-merge-patch+json"
     status, found = await api.send("PATCH", f"{path}/status", patch, **{"Content-Type": kind})
     assert (status, found["metadata"]["annotations"]) == (200, {"a": "b"})
+    other = {"metadata": {"uid": "of another pod of this name"}}
+    status, refusal = await api.send("PATCH", f"{path}/status", other, **{"Content-Type": kind})
+    assert (status, refusal["reason"]) == (422, "Invalid")
 
 
 async def test_discovery_and_health(api: Api, simulator: Simulator) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib
 import os
 import pathlib
 import socket
@@ -21,9 +22,9 @@ from protocol.native import frames
 from tests.harness import certificates, tls_records, typha_peer, worker_stand
 from tests.harness.certificates import AGENT, AGENT_URI
 from tests.harness.worker_stand import FAST, HUB_LIMITS, Peer, WorkerStand, eventually, pod
-from tests.typha.conftest import OpenTlsStage
+from tests.typha.conftest import OpenStage, OpenTlsStage
 from typha.ipc import messages as ipc
-from typha.worker import tls, transport
+from typha.worker import handshake_steps, tls, transport
 
 pytestmark = pytest.mark.slow
 
@@ -236,6 +237,33 @@ class DefectiveTls(tls.ClientTls, frozen=True, kw_only=True):
 async def test_a_defect_ends_that_connection(open_tls: OpenTlsStage, files: certificates.Files) -> None:
     stage = await open_tls(client_tls=DefectiveTls(**msgspec.structs.asdict(files.settings())))
     await refused(stage, {"server-error": 1}, certificates.client_context(files.authority, cn="x"))
+    stage.peers_tls = certificates.client_context(files.authority)
+    await stage.converged(await stage.subscribe())
+
+
+@certificates.needs_rustls
+async def test_a_panic_of_rust_in_a_step_ends_its_connections_and_not_the_worker(
+    open_stage: OpenStage, tmp_path: pathlib.Path
+) -> None:
+    """A real one: no memory is as large as what is asked for."""
+    files = certificates.make(tmp_path, tls.RUSTLS)
+    module = importlib.import_module("typha_rustls")
+    panics = 0
+
+    def take_steps(batch: list[handshake_steps.Handshake], client_tls: tls.ClientTls) -> list[handshake_steps.Verdict]:
+        nonlocal panics
+        if not panics:
+            panics += 1
+            module.take_steps([], 1 << 63)
+        return handshake_steps.take_steps(batch, client_tls)
+
+    stage = await open_stage(FAST, client_tls=files.settings(), take_steps=take_steps)
+    stage.in_sync()
+    with structlog.testing.capture_logs() as lines:
+        await refused(stage, {"server-error": 1}, certificates.client_context(files.authority))
+    [defect] = [line for line in lines if line["event"] == "Defect in a TLS handshake"]
+    assert "capacity overflow" in str(defect["exc_info"])
+    assert not isinstance(defect["exc_info"], Exception)
     stage.peers_tls = certificates.client_context(files.authority)
     await stage.converged(await stage.subscribe())
 

@@ -1,11 +1,13 @@
 """What both engines of TLS do alike, and where they differ: chains, names, versions, suites, groups, alerts."""
 
 import collections
+import concurrent.futures
 import contextlib
 import datetime
 import pathlib
 import random
 import shutil
+import socket
 import ssl
 import subprocess
 import time
@@ -18,10 +20,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tests.harness import certificates
+from tests.harness import certificates, worker_stand
 from tests.harness.certificates import AGENT, AGENT_URI, NOW, PEM, Files
 from typha import clock
-from typha.worker import tls, tls_session
+from typha.worker import rustls_session, tls, tls_session
 
 Key: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 DAY = datetime.timedelta(days=1)
@@ -523,6 +525,24 @@ def test_names_that_are_no_agents(files: Files) -> None:
             files.settings(uri_san=AGENT_URI).check_peer(connected.session.certificate())
 
 
+@pytest.mark.parametrize("encoding", [x509.name._ASN1Type.UTF8String, x509.name._ASN1Type.BMPString])
+def test_a_common_name_in_an_old_encoding(files: Files, encoding: x509.name._ASN1Type) -> None:
+    """rustls reads text of one byte a character only. That is no defect: the connection ends as with a wrong name."""
+    trust(files, ROOT)
+    usual = leaf(by=ROOT)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, AGENT, encoding)])
+    builder = x509.CertificateBuilder(ROOT.certificate.subject, name, usual.key.public_key(), 7)
+    builder = builder.not_valid_before(NOW - DAY).not_valid_after(NOW + DAY)
+    chain = Issued(builder.sign(ROOT.key, hashes.SHA256()), usual.key)
+    connected = connect(files.settings(), context_of(chain, trusted=files))
+    assert connected.error is None
+    if files.engine == tls.RUSTLS and encoding is x509.name._ASN1Type.BMPString:
+        with pytest.raises(ssl.SSLError, match=r"^the peer's certificate cannot be read"):
+            connected.session.certificate()
+    else:
+        files.settings().check_peer(connected.session.certificate())
+
+
 @pytest.mark.skipif(
     shutil.which("openssl") is None, reason="openssl, which makes certificates of version 1, is missing"
 )
@@ -626,6 +646,73 @@ def spoil(source: random.Random, data: bytes) -> bytes:
         case _:
             changed[3:5] = source.choice([b"\x00\x00", b"\xff\xff", b"\x40\x01"])
     return bytes(changed)
+
+
+@certificates.needs_rustls
+@pytest.mark.parametrize(("descriptor", "piece_bytes"), [(-1, 100), (0, 0)])
+def test_a_panic_of_rust_is_an_error_of_that_connection(
+    tmp_path: pathlib.Path, descriptor: int, piece_bytes: int
+) -> None:
+    """Provoked by arguments that no code of ours passes: a closed socket, or data in pieces of no bytes."""
+    files = certificates.make(tmp_path, tls.RUSTLS)
+    contexts = tls.Contexts(files.settings())
+    context = certificates.client_context(files.authority)
+    broken, other = (connect(files.settings(), context, contexts=contexts) for _ in range(2))
+    assert broken.session.send is not None
+    with pytest.raises(RuntimeError, match=r"^a defect in rustls or in its binding$"):
+        broken.session.send(descriptor, b"data", piece_bytes)
+    with pytest.raises(ssl.SSLError):
+        broken.session.seal(b"data")
+    assert broken.session.open(b"").error is not None
+    assert broken.session.end() == b""
+    assert other.resumable().has_ticket
+
+
+@certificates.needs_rustls
+def test_threads_that_use_one_session_at_once_get_errors(tmp_path: pathlib.Path) -> None:
+    """The worker never does that: its loop leaves a connection alone whose handshake takes a step."""
+    files = certificates.make(tmp_path, tls.RUSTLS)
+    contexts = tls.Contexts(files.settings())
+    context = certificates.client_context(files.authority)
+    undeclared: list[BaseException] = []
+    hello = worker_stand.client_hello(context)
+
+    def use(sessions: list[rustls_session.Session], seed: int, descriptor: int) -> None:
+        source = random.Random(seed)
+        for _ in range(2_000):
+            one = source.choice(sessions)
+            try:
+                match source.randrange(7):
+                    case 0:
+                        one.shake(hello)
+                    case 1:
+                        one.open(bytes(9))
+                    case 2:
+                        one.seal(b"data")
+                    case 3:
+                        one.certificate()
+                    case 4:
+                        one.send(descriptor, b"data", 2)
+                    case 5:
+                        rustls_session.take_steps([(each, descriptor, hello) for each in sessions], step_bytes=99)
+                    case _:
+                        one.end()
+            except ssl.SSLError:
+                pass
+            except BaseException as error:
+                if "borrowed" not in str(error):
+                    undeclared.append(error)
+
+    near, far = socket.socketpair()
+    with near, far, concurrent.futures.ThreadPoolExecutor(4) as pool:
+        near.setblocking(False)
+        for _ in range(10):
+            made = [contexts.make_session() for _ in range(3)]
+            sessions = [one for one in made if isinstance(one, rustls_session.Session)]
+            assert len(sessions) == 3
+            for used in [pool.submit(use, sessions, seed, near.fileno()) for seed in range(4)]:
+                used.result()
+    assert undeclared == []
 
 
 @pytest.mark.slow

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import os
 import random
+import select
 import socket
 from collections.abc import Iterator
 from typing import Final
 
+import msgspec
 import pytest
 
 from tests.harness import certificates, tls_probe
@@ -23,14 +25,14 @@ from tests.harness.tls_probe import (
     Hello,
     record,
 )
-from tests.harness.worker_stand import WorkerStand, eventually, pod
+from tests.harness.worker_stand import FAST, WorkerStand, connected_from, eventually, pod
 from tests.typha.conftest import OpenTlsStage
 from typha.worker import tls
 
 pytestmark = pytest.mark.slow
 
 CHANGE_CIPHER_SPEC, DATA, HEARTBEAT = 20, 23, 24
-SERVERS_ENDS: Final = frozenset({"tls-failed", "client-closed", "handshake-timeout"})
+SERVERS_ENDS: Final = frozenset({"tls-failed", "client-closed", "handshake-timeout", "too-many-connections"})
 """How such connections may end. A defect would be `server-error`."""
 SHARE = b"\0\x24\0\x1d\0\x20" + bytes(31) + b"\x09"
 """A key share of X25519: any number is one."""
@@ -256,4 +258,29 @@ async def test_changed_first_messages(open_tls: OpenTlsStage) -> None:
         await has_ended(stage, number + 1)
         answers.add((tls_probe.read_answer(said) or Answer()).text().split(",")[0])
     assert {"TLS 1.2", "TLS 1.3", "decode_error", "closed"} <= answers
+    await is_unharmed(stage)
+
+
+async def test_a_thousand_half_open_handshakes_keep_no_agent_out(
+    open_tls: OpenTlsStage, files: certificates.Files
+) -> None:
+    """From other addresses: silent ones, beginnings of a first message, and whole ones that never go on."""
+    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=600.0))
+    first = Hello(key_share=SHARE).records()
+    held = []
+    answered = select.poll()
+    with contextlib.ExitStack() as open_ones:
+        for number in range(1_200):
+            end = connected_from(f"127.0.0.{2 + number % 3}", stage.address)
+            open_ones.enter_context(end)
+            held.append(end)
+            if number % 3 == 0:
+                answered.register(end, select.POLLIN)
+            end.send((first, first[:100], b"")[number % 3] or b"\x16")
+            if number % 100 == 0:
+                await asyncio.sleep(0)
+        await eventually(lambda: len(answered.poll(0)) == len(held) // 3)
+        await is_unharmed(stage)
+        assert stage.disconnects.get("tls-failed", 0) == 0
+    await eventually(lambda: sum(stage.disconnects.values()) >= len(held))
     await is_unharmed(stage)

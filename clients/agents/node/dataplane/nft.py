@@ -1,10 +1,16 @@
-"""Runs `nft`, and asks the kernel whether the rules have changed since."""
+"""Runs `nft`, and asks the kernel whether the table has changed since.
+
+Two sources together say so at no cost. The generation of the rules counts all transactions, of whatever program and
+table. Notifications name the tables, and get lost if there are many. So a changed generation without a notification
+about the table, and without lost ones, means that another table has changed.
+"""
 
 import asyncio
 import os
 import socket
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,7 +24,14 @@ ERROR_LIMIT_CHARACTERS = 400
 """How much of nft's complaint goes into the log: it repeats what it read."""
 
 _NETLINK_NETFILTER = 12
-_NFTABLES_GETGEN = 10 << 8 | 16
+_NFTABLES = 10
+_NOTIFICATIONS = 1 << 6
+"""The group of nftables, as a bit of a netlink address."""
+_NEW_GENERATION = _NFTABLES << 8 | 15
+_TABLE_NAME = 1
+"""The first attribute of every notification but `_NEW_GENERATION` is the table's name."""
+_RECEIVE_BYTES = 1 << 16
+_NFTABLES_GETGEN = _NFTABLES << 8 | 16
 _NLM_F_REQUEST = 1
 _GENERATION_ID = 1
 _HEADER = struct.Struct("=IHHII")
@@ -34,16 +47,19 @@ class NftFailed(Exception):
 class Nft:
     """Programs and reads one table of the network namespace that the commands run in."""
 
-    def __init__(self, command: Sequence[str] = ("nft",), netlink: socket.socket | None = None) -> None:
-        """`netlink` is from `open_netlink`, in the namespace that the command runs in. Default: this process' one."""
+    def __init__(self, command: Sequence[str] = ("nft",), sockets: "Sockets | None" = None) -> None:
+        """`sockets` are from `open_sockets`, in the namespace that the command runs in.
+
+        Raises:
+            OSError: the kernel has no nftables, or this process may not use them.
+        """
         self._command = tuple(command)
-        self._netlink = netlink
+        self._sockets = sockets or open_sockets()
 
     def close(self) -> None:
-        """Closes the socket."""
-        if self._netlink is not None:
-            self._netlink.close()
-            self._netlink = None
+        """Closes the sockets."""
+        for opened in self._sockets:
+            opened.close()
 
     async def run(self, transaction: bytes) -> None:
         """Runs one transaction.
@@ -71,11 +87,10 @@ class Nft:
         Raises:
             OSError: the kernel does not answer, for example because it has no nftables.
         """
-        if self._netlink is None:
-            self._netlink = open_netlink()
+        netlink = self._sockets.requests
         length = _HEADER.size + _NFGENMSG_BYTES
-        self._netlink.send(_HEADER.pack(length, _NFTABLES_GETGEN, _NLM_F_REQUEST, 1, 0) + bytes(_NFGENMSG_BYTES))
-        answer = self._netlink.recv(4096)
+        netlink.send(_HEADER.pack(length, _NFTABLES_GETGEN, _NLM_F_REQUEST, 1, 0) + bytes(_NFGENMSG_BYTES))
+        answer = netlink.recv(4096)
         offset = length
         while offset + _ATTRIBUTE.size <= len(answer):
             size, kind = _ATTRIBUTE.unpack_from(answer, offset)
@@ -83,6 +98,19 @@ class Nft:
                 return int.from_bytes(answer[offset + _ATTRIBUTE.size : offset + size])
             offset += max((size + 3) & ~3, _ATTRIBUTE.size)
         raise OSError("the kernel does not tell the generation of its rules")
+
+    def notified(self) -> bool:
+        """Whether there were notifications about the table, or lost ones, since the last call."""
+        touched = False
+        while True:
+            try:
+                received = self._sockets.notifications.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                return touched
+            except OSError:  # ENOBUFS: some were lost.
+                touched = True
+            else:
+                touched = touched or _names_table(received)
 
     async def _run(self, *arguments: str, commands: bytes = b"") -> bytes:
         process = await asyncio.create_subprocess_exec(
@@ -107,8 +135,36 @@ class Nft:
         return output
 
 
-def open_netlink() -> socket.socket:
-    """Opens a socket to the kernel's nftables, in the network namespace of this thread."""
-    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-    opened.settimeout(_ANSWER_TIMEOUT_SECONDS)
-    return opened
+class Sockets(NamedTuple):
+    """Sockets to the kernel's nftables, of one network namespace."""
+
+    requests: socket.socket
+    notifications: socket.socket
+
+
+def open_sockets() -> Sockets:
+    """Opens sockets in the network namespace of this thread."""
+    requests = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+    requests.settimeout(_ANSWER_TIMEOUT_SECONDS)
+    notifications = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER)
+    notifications.bind((0, _NOTIFICATIONS))
+    return Sockets(requests, notifications)
+
+
+def _names_table(received: bytes) -> bool:
+    """Whether a datagram of notifications speaks of the agent's table."""
+    offset = 0
+    while offset + _HEADER.size <= len(received):
+        length, kind, *_ = _HEADER.unpack_from(received, offset)
+        first = offset + _HEADER.size + _NFGENMSG_BYTES
+        if length < _HEADER.size:
+            break
+        if kind != _NEW_GENERATION and first + _ATTRIBUTE.size <= len(received):
+            size, attribute = _ATTRIBUTE.unpack_from(received, first)
+            if attribute == _TABLE_NAME and received[first + _ATTRIBUTE.size : first + size] == _NAME:
+                return True
+        offset += (length + 3) & ~3
+    return False
+
+
+_NAME = table.NAME.encode() + b"\0"

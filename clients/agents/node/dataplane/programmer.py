@@ -1,9 +1,9 @@
 """Drives the data plane: takes updates, programs the kernel, verifies and repairs it."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 from clients.agents.node import desired
 from clients.agents.node.dataplane import compiler, conntrack, links, nft, routing, table
@@ -17,7 +17,7 @@ ROUTING_SECTIONS = ("endpoints", "routes", "vteps")
 """Sections of an update that change routes, beside the settings."""
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class Counters:
     """What the data plane has done since it started."""
 
@@ -29,7 +29,7 @@ class Counters:
     """How often the whole table was read."""
     route_changes: int = 0
     forgotten_addresses: int = 0
-    failures: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, int] = dataclasses.field(default_factory=dict)
     """By what failed: `nft`, `routes`, `conntrack`, `sysctl`."""
 
     def failed(self, part: str) -> None:
@@ -66,6 +66,7 @@ class Programmer:
         self._abandoned: set[str] = set()
         """Addresses that workloads have given up."""
         self.state = desired.State()
+        """What all updates add up to, without the sets: they are large, and the table has them."""
         self.counters = Counters()
         self.pending: dict[str, str] = {}
         """What could not be set, with the reason. It is tried again."""
@@ -82,7 +83,12 @@ class Programmer:
         Raises:
             NftFailed, OSError: the kernel cannot be programmed.
         """
-        found = await self._read()
+        try:
+            found = await self._read()
+        except nft.NftFailed as error:
+            # Something is there that this release of nft cannot list. The first program replaces it.
+            self._failed("nft", str(error))
+            return
         self._compiler.table.compare(found)
         self._kernel_known = True
         if found is None:
@@ -97,7 +103,7 @@ class Programmer:
             if before is not None:
                 self._abandoned |= _ipv4(before) - (set() if now is None else _ipv4(now))
         self._compiler.apply(update)
-        self.state.apply(update)
+        self.state.apply(dataclasses.replace(update, sets=desired.Changes(), members={}))
 
     def link_changed(self, interface: str | None) -> bool:
         """Takes that an interface came, changed or went; None: any of them. Returns whether routes depend on it."""
@@ -127,9 +133,12 @@ class Programmer:
             await self.program()
             return
         try:
-            if self._nft.generation() == self._generation:
-                return
             generation = self._nft.generation()
+            if generation == self._generation:
+                return
+            if not self._nft.notified() and self._generation is not None:
+                self._generation = generation
+                return
             self._compiler.table.compare(await self._read())
             if not self._compiler.table:
                 self._generation = generation
@@ -163,11 +172,12 @@ class Programmer:
         wanted = self._compiler.table
         for attempt in range(PROGRAM_ATTEMPTS):
             try:
-                if not self._kernel_known:
+                if attempt == PROGRAM_ATTEMPTS - 1:
+                    # Also if the table cannot even be read.
+                    wanted.start_over()
+                elif not self._kernel_known:
                     wanted.compare(await self._read())
                     self._kernel_known = True
-                if attempt == PROGRAM_ATTEMPTS - 1:
-                    wanted.start_over()
                 if wanted:
                     await self._commit()
             except (nft.NftFailed, OSError) as error:
@@ -188,6 +198,8 @@ class Programmer:
         self._compiler.table.committed()
         self._kernel_known = True
         self.counters.transactions += 1
+        # The notifications so far are about this transaction, if it was the only one.
+        self._nft.notified()
         if self._nft.generation() == before + 1:
             self._generation = before + 1
         LOG.debug("Programmed rules in %.3f s: %r", time.monotonic() - started, self._compiler.table)

@@ -27,8 +27,8 @@ Policies come from outside: a rule beyond it counts as one with a condition that
 """
 
 ICMP = 1
-PROTOCOLS_WITH_PORTS = (6, 17, 132)
-"""TCP, UDP and SCTP, whose packets have the ports at the same place."""
+PROTOCOLS_WITH_PORTS = (6, 17, 132, 136)
+"""TCP, UDP, SCTP and UDP-Lite, whose packets have the ports at the same place."""
 LAST_PORT = 65535
 
 Match = tuple[Statement, ...]
@@ -45,23 +45,25 @@ def render(
     Args:
         set_names: names of sets in the kernel. A set that is absent is a condition that cannot be checked.
         label: for the comments.
-        in_tier: the rule is one of a tier's policy. In a profile, the action pass means the next profile.
+        in_tier: the rule is one of a tier's policy. In a profile there is no next tier, and the action pass denies.
     """
-    if desired.IPV4 not in rule.versions:
+    protocol = rule.protocol
+    if rule.icmp is not None or rule.not_icmp is not None:
+        protocol = ICMP if protocol is None else protocol
+    if desired.IPV4 not in rule.versions or _is_impossible(rule, protocol):
         return []
     unknown = bool(rule.unsupported) or not rule.set_names <= set_names.keys()
     if unknown and rule.action is not desired.Action.DENY:
         return []
-    has_ports = rule.protocol in PROTOCOLS_WITH_PORTS
     sides = (
-        (_Side(has_ports, set_names, statements.SOURCE, statements.SOURCE_PORT), rule.source, rule.not_source),
+        (_Side(protocol, set_names, statements.SOURCE, statements.SOURCE_PORT), rule.source, rule.not_source),
         (
-            _Side(has_ports, set_names, statements.DESTINATION, statements.DESTINATION_PORT),
+            _Side(protocol, set_names, statements.DESTINATION, statements.DESTINATION_PORT),
             rule.destination,
             rule.not_destination,
         ),
     )
-    required = _protocol(rule)
+    required = _protocol(rule, protocol)
     for side, peer, not_peer in sides:
         required += side.positive(peer) + side.negative(not_peer)
     groups: list[list[Match]] = []
@@ -77,7 +79,7 @@ def render(
         groups = []
     verdict = VERDICTS[rule.action]
     if rule.action is desired.Action.PASS and not in_tier:
-        verdict = (statements.RETURN,)
+        verdict = (statements.DROP,)
     return [
         statements.rule(label, *required, *itertools.chain.from_iterable(combination), *verdict)
         for combination in itertools.product(*groups)
@@ -96,8 +98,11 @@ VERDICTS: Mapping[desired.Action, Match] = {
 class _Side:
     """Renders the conditions on source or destination."""
 
-    def __init__(self, has_ports: bool, set_names: Mapping[str, str], address: Expression, port: Expression) -> None:
-        self._has_ports = has_ports
+    def __init__(
+        self, protocol: int | None, set_names: Mapping[str, str], address: Expression, port: Expression
+    ) -> None:
+        self._has_ports = protocol in PROTOCOLS_WITH_PORTS
+        self._may_have_ports = protocol is None or self._has_ports
         self._set_names = set_names
         self._address = address
         self._port = port
@@ -111,16 +116,17 @@ class _Side:
         ]
 
     def negative(self, peer: desired.Peer) -> list[Statement]:
-        """Conditions of which none may hold."""
-        return [
+        """Conditions of which none may hold. Those on ports never do for a protocol without them."""
+        conditions = [
             *(statements.no_match(self._address, statements.net(net)) for net in _ipv4(peer.nets)),
             *(statements.no_match(self._address, name) for name in self._known(peer.sets)),
-            *(
-                statements.no_match(self._address_and_port, name)
-                for name in self._known((*peer.port_sets, *peer.service_sets))
-            ),
-            *(statements.no_match(self._port, _port(ports)) for ports in _merged(peer.ports) if self._has_ports),
         ]
+        if self._may_have_ports:
+            names = self._known((*peer.port_sets, *peer.service_sets))
+            conditions += [statements.no_match(self._address_and_port, name) for name in names]
+        if self._has_ports:
+            conditions += [statements.no_match(self._port, _port(ports)) for ports in _merged(peer.ports)]
+        return conditions
 
     def alternatives(self, peer: desired.Peer, not_peer: desired.Peer, *, limit: int) -> Iterable[list[Match]]:
         """Groups of conditions; one of each group must hold."""
@@ -131,7 +137,7 @@ class _Side:
             numeric = _any(_merged(peer.ports), self._ports, _port, limit)
             names = [(statements.match(self._address_and_port, name),) for name in self._known(peer.port_sets)]
             yield [*numeric, *names]
-        if not_peer.ports and not self._has_ports:
+        if not_peer.ports and self._may_have_ports and not self._has_ports:
             other = statements.no_match(
                 self._port, statements.any_of([_port(ports) for ports in _merged(not_peer.ports)])
             )
@@ -148,15 +154,21 @@ class _Side:
         return [statements.named(self._set_names[key]) for key in keys if key in self._set_names]
 
 
-def _protocol(rule: desired.Rule) -> list[Statement]:
+def _is_impossible(rule: desired.Rule, protocol: int | None) -> bool:
+    """Whether no packet can meet the conditions. `nft` refuses such rules, or cannot list them once they are in."""
+    if (rule.icmp is not None or rule.not_icmp is not None) and protocol != ICMP:
+        return True
+    needs_ports = any(peer.ports or peer.port_sets or peer.service_sets for peer in (rule.source, rule.destination))
+    return needs_ports and protocol is not None and protocol not in PROTOCOLS_WITH_PORTS
+
+
+def _protocol(rule: desired.Rule, protocol: int | None) -> list[Statement]:
     required: list[Statement] = []
-    if rule.protocol is not None:
-        required.append(statements.match(statements.PROTOCOL, rule.protocol))
+    if protocol is not None:
+        required.append(statements.match(statements.PROTOCOL, protocol))
     if rule.not_protocol is not None:
         required.append(statements.no_match(statements.PROTOCOL, rule.not_protocol))
     if rule.icmp is not None:
-        if rule.protocol is None:
-            required.append(statements.match(statements.PROTOCOL, ICMP))
         required.append(statements.match(statements.ICMP_TYPE, rule.icmp.type))
         if rule.icmp.code is not None:
             required.append(statements.match(statements.ICMP_CODE, rule.icmp.code))
@@ -164,14 +176,12 @@ def _protocol(rule: desired.Rule) -> list[Statement]:
 
 
 def _icmp(rule: desired.Rule) -> list[list[Match]]:
-    """A negated type holds for another type, for another code, and for what is not ICMP at all."""
-    if rule.not_icmp is None or rule.protocol not in {None, ICMP}:
+    """A negated type holds for other types and other codes of ICMP. Packets that are not ICMP have neither."""
+    if rule.not_icmp is None:
         return []
     alternatives: list[Match] = [(statements.no_match(statements.ICMP_TYPE, rule.not_icmp.type),)]
     if rule.not_icmp.code is not None:
         alternatives.append((statements.no_match(statements.ICMP_CODE, rule.not_icmp.code),))
-    if rule.protocol is None:
-        alternatives.append((statements.no_match(statements.PROTOCOL, ICMP),))
     return [alternatives]
 
 

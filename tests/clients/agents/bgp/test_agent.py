@@ -52,6 +52,12 @@ def bird_pid(cluster: Cluster, name: str) -> int:
         return 0
 
 
+def is_recovered(cluster: Cluster, name: str) -> bool:
+    """Whether the restart is over, also for the neighbors. One that follows too soon is not graceful."""
+    is_up = len(cluster.established(name)) == 2
+    return is_up and "recovery in progress" not in cluster.birdc(name, "show", "status")
+
+
 def test_pods_talk_across_nodes_by_routes_of_bgp(cluster: Cluster) -> None:
     one, two = (cluster.run_pod(name, node) for name, node in zip(("one", "two"), cluster.nodes, strict=True))
     cluster.wait(lambda: pings(cluster, one.sandbox, two.address), "pods talk across nodes")
@@ -77,9 +83,13 @@ def test_routes_outlive_the_agent_and_its_bird(cluster: Cluster) -> None:
     os.kill(first, signal.SIGKILL)
     assert routes(cluster, "node-1") == expected
     cluster.wait(lambda: bird_pid(cluster, "node-1") not in (0, first), "BIRD is started again")
+    cluster.wait(lambda: is_recovered(cluster, "node-1"), "the neighbors have the routes again")
 
+    others = {name: routes(cluster, name) for name in (topology.ROUTER, "node-2")}
     cluster.stop_process("bgp-node-1")
     assert routes(cluster, "node-1") == expected
+    # The neighbors know that BIRD comes back, and go on sending to the node.
+    assert {name: routes(cluster, name) for name in others} == others
     cluster.start_bgp(cluster.nodes[0])
     cluster.wait(lambda: len(cluster.established("node-1")) == 2, "sessions are up again")
     assert routes(cluster, "node-1") == expected

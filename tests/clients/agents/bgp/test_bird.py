@@ -85,4 +85,4 @@ async def test_the_bird_of_a_killed_agent_is_ended(spaces: Namespaces, tmp_path:
     assert number == leftover.pid
     reaped = asyncio.create_task(asyncio.to_thread(leftover.wait))  # else it would stay a zombie
     await asyncio.to_thread(bird._end_leftover, tmp_path)
-    assert await reaped == 0
+    assert await reaped == -signal.SIGKILL

@@ -16,7 +16,7 @@ NETWORK = "k8s-pod-network"
 
 
 def attributes(handle: str, node: str = "one") -> Attributes:
-    return Attributes(handle, node=node, namespace="default", pod=handle, timestamp="2026-01-01 00:00:00 +0000 UTC")
+    return records.pod_attributes(handle, node=node, namespace="default", pod=handle, now_seconds=NOW)
 
 
 def add(handle: str, node: str = "one", *, now_seconds: float = NOW) -> ipam.Steps[str]:
@@ -51,7 +51,7 @@ def test_objects_look_as_calico_writes_them(store: Store) -> None:
                 "namespace": "default",
                 "node": "node-1",
                 "pod": "net.abc",
-                "timestamp": "2026-01-01 00:00:00 +0000 UTC",
+                "timestamp": "2027-01-15 08:00:00 +0000 UTC",
             },
         }
     ]

@@ -102,6 +102,22 @@ def test_an_agent_enforces_the_feed_and_leaves_it_in_force_when_it_ends(
             wait_until(lambda: is_open(testbed))
 
 
+def test_a_stream_loses_nothing_while_the_agent_is_killed_and_restarted(
+    testbed: packet_lab.Lab, tmp_path: pathlib.Path
+) -> None:
+    status_file = tmp_path / "status.json"
+    with packet_lab.FeedServer(testbed.node, OPEN) as server:
+        with agent(testbed, server.address, status_file):
+            wait_until(lambda: bool(read(status_file).get("programmed_at")))
+        stream = packet_lab.Stream(testbed, packet_lab.Probe(packet_lab.UPLINK, OUTSIDE, WEB, TCP80))
+        with stream, agent(testbed, server.address, status_file) as process:
+            wait_until(lambda: bool(read(status_file).get("programmed_at")))
+            process.send_signal(signal.SIGTERM)
+            process.wait(LIMIT_SECONDS)
+    assert stream.sent > 100
+    assert stream.lost == 0
+
+
 def test_an_interface_that_comes_later_gets_its_route(testbed: packet_lab.Lab, tmp_path: pathlib.Path) -> None:
     testbed.set_workloads([])
     status_file = tmp_path / "status.json"

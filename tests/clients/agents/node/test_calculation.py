@@ -65,6 +65,20 @@ def test_a_policy_whose_rules_do_not_convert_denies_everything(rule: dict[str, o
     assert calculation.take() == (desired.Update(), [])
 
 
+def test_tiers_that_do_not_exist_come_last() -> None:
+    """Also after those without an order."""
+    calculation = Calculation("n1")
+    calculation.update(POD, pod())
+    calculation.update("/calico/v1/policy/tier/z-known/metadata", b'{"defaultAction":"Pass"}')
+    for tier in ("a-unknown", "z-known"):
+        calculation.update(f"/calico/v1/policy/GlobalNetworkPolicy//{tier}", policy(tier=tier))
+    [endpoint] = state_of(calculation).endpoints.values()
+    assert [(tier.name, tier.default_action) for tier in endpoint.tiers] == [
+        ("z-known", desired.Action.PASS),
+        ("a-unknown", desired.Action.DENY),
+    ]
+
+
 def test_an_unknown_action_denies() -> None:
     calculation = Calculation("n1")
     calculation.update(POD, pod())

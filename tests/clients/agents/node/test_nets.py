@@ -49,7 +49,7 @@ def random_net(chance: random.Random) -> str:
     if chance.random() < 0.8:
         length = chance.choice((0, 8, 24, 28, 30, 31, 32, 32, 32))
         return str(ipaddress.ip_network((0x0A000000 + chance.randrange(24), length), strict=False))
-    length = chance.choice((0, 120, 126, 127, 128, 128))
+    length = chance.choice((0, 32, 120, 126, 127, 128, 128))
     return str(ipaddress.ip_network((0xFD << 120 | chance.randrange(8), length), strict=False))
 
 

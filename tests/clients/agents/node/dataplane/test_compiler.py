@@ -9,6 +9,7 @@ from clients.agents.node.dataplane import base, compiler, rules, statements, tab
 from clients.agents.node.desired import Action, Changes, Peer, PortRange, Rule
 
 TCP = 6
+ICMP = 1
 
 
 def rendered(rule: Rule, set_names: Iterable[str] = ()) -> list[statements.FilterRule]:
@@ -32,6 +33,20 @@ def test_a_condition_that_cannot_be_checked_still_denies() -> None:
 
 def test_rules_of_ipv6_are_left_out() -> None:
     assert rendered(Rule(Action.ALLOW, versions=(desired.IPV6,))) == []
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule(Action.DENY, protocol=TCP, icmp=desired.Icmp(8, None)),
+        Rule(Action.DENY, protocol=TCP, not_icmp=desired.Icmp(8, None)),
+        Rule(Action.DENY, protocol=ICMP, destination=Peer(ports=(PortRange(80, 80),))),
+        Rule(Action.DENY, protocol=ICMP, source=Peer(port_sets=("known",))),
+        Rule(Action.DENY, icmp=desired.Icmp(8, None), destination=Peer(ports=(PortRange(80, 80),))),
+    ],
+)
+def test_conditions_that_no_packet_meets_make_no_rule(rule: Rule) -> None:
+    assert rendered(rule, ["known"]) == []
 
 
 def test_alternatives_become_rules_and_many_become_a_set() -> None:

@@ -56,7 +56,7 @@ class Node:
         return self.testbed.probe([probe])[0] == interface
 
     def nft(self, *commands: str) -> str:
-        return packet_lab.run("ip", "netns", "exec", self.testbed.node, "nft", *commands)
+        return self.testbed.run_in_node("nft", *commands)
 
 
 @contextlib.asynccontextmanager
@@ -148,11 +148,15 @@ async def test_what_is_changed_by_hand_is_repaired(node: Node, command: str) -> 
     assert node.programmer.counters.failed_transactions == 0
 
 
-async def test_rules_of_other_programs_cost_one_listing_and_are_left_alone(node: Node) -> None:
+async def test_rules_of_other_programs_cost_no_listing_and_are_left_alone(node: Node) -> None:
     await node.programmer.start()
     await node.program(CLUSTER)
     listings = node.programmer.counters.listings
     node.nft("add", "table", "ip", "of-another-program")
+    await node.programmer.verify_rules()
+    assert node.programmer.counters.listings == listings
+    # Notifications that got lost may have been about the agent's table.
+    node.testbed.run_in_node("nft", "-f", "-", stdin="".join(f"add table ip t{n}\n" for n in range(3000)))
     for _ in range(3):
         await node.programmer.verify_rules()
     assert node.programmer.counters.listings == listings + 1
@@ -219,6 +223,24 @@ async def test_a_refused_transaction_changes_nothing_and_is_counted(
     assert not node.arrives(OUTSIDE, WEB, TCP80)
 
 
+async def test_a_table_that_cannot_be_listed_is_replaced(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    await node.programmer.start()
+    await node.program(CLUSTER)
+    right = await node.testbed.nft.read()
+    node.nft("add", "chain", "inet", table.NAME, "left-over")
+
+    async def fail() -> table.Found | None:
+        raise nft.NftFailed("assertion failed")
+
+    async with node_in(node.testbed) as restarted:
+        with monkeypatch.context() as patch:
+            patch.setattr(node.testbed.nft, "read", fail)
+            await restarted.programmer.start()
+            assert node.arrives(OUTSIDE, WEB, TCP80)
+            assert await restarted.program(CLUSTER)
+    assert await node.testbed.nft.read() == right
+
+
 async def test_an_address_that_is_used_again_inherits_no_connection() -> None:
     with packet_lab.Lab(tracked=True) as testbed:
         testbed.set_workloads([packet_lab.Workload(name, (address,)) for address, name in INTERFACES.items()])
@@ -240,3 +262,41 @@ async def test_an_address_that_is_used_again_inherits_no_connection() -> None:
             name = next(json.loads(value)["name"] for key, value in renamed.items() if "/endpoint/" in key)
             testbed.set_workloads([packet_lab.Workload(name, (WEB,))])
             assert not node.arrives(OUTSIDE, WEB, more)
+
+
+async def test_answers_pass_and_what_belongs_to_no_connection_does_not() -> None:
+    with packet_lab.Lab(tracked=True) as testbed:
+        testbed.set_workloads([packet_lab.Workload(name, (address,)) for address, name in INTERFACES.items()])
+        async with node_in(testbed) as node:
+            await node.programmer.start()
+            closed = felix_feeds.policy("closed", {"podSelector": {}, "policyTypes": ["Ingress"]})
+            await node.program(felix_feeds.cluster(felix_feeds.pod("client", CLIENT), closed))
+            testbed.set_workloads([packet_lab.Workload(INTERFACES[CLIENT], (CLIENT,))])
+            answer = packet_lab.Flow(6, TCP80.source_port, TCP80.destination_port, flags=packet_lab.SYN_ACK)
+            assert not node.arrives(OUTSIDE, CLIENT, answer)
+            assert node.arrives(CLIENT, OUTSIDE, TCP80)
+            assert node.arrives(OUTSIDE, CLIENT, answer)
+            assert not node.arrives(OUTSIDE, CLIENT, TCP80)
+
+
+async def test_packets_that_leave_the_pools_get_the_nodes_address() -> None:
+    with packet_lab.Lab(tracked=True) as testbed:
+        testbed.ip("addr add 172.20.0.11/24 dev uplink")
+        testbed.set_workloads([packet_lab.Workload(INTERFACES[CLIENT], (CLIENT,))])
+        async with node_in(testbed) as node:
+            await node.programmer.start()
+            pools = (_pool("masqueraded", "10.65.0.0/16", True), _pool("other", "10.66.0.0/16", False))
+            await node.program(felix_feeds.cluster(felix_feeds.pod("client", CLIENT), *pools))
+            destinations = (OUTSIDE, "10.66.0.1", "10.65.9.9")
+            probes = [packet_lab.Probe(INTERFACES[CLIENT], CLIENT, to, TCP80) for to in destinations]
+            assert testbed.probe(probes) == [packet_lab.UPLINK] * 3
+            assert testbed.sources == {0: "172.20.0.11", 1: CLIENT, 2: CLIENT}
+
+
+def _pool(name: str, cidr: str, masquerade: bool) -> felix_feeds.Json:
+    return {
+        "apiVersion": "crd.projectcalico.org/v1",
+        "kind": "IPPool",
+        "metadata": {"name": name},
+        "spec": {"cidr": cidr, "natOutgoing": masquerade, "ipipMode": "Never", "vxlanMode": "Never"},
+    }

@@ -1,0 +1,74 @@
+"""`python -m loadtest.crash_course`: the crash course on this machine; SHELL=1 of make leaves it running."""
+
+import contextlib
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from loadtest.crash_course import chapters, report, requirements, shell, topology
+from loadtest.crash_course.cluster import Cluster
+from loadtest.crash_course.course import Course
+from loadtest.crash_course.namespaces import Namespaces
+
+
+@click.command()
+@click.option("--nodes", default=2, show_default=True, type=click.IntRange(2, topology.MAX_NODES))
+@click.option("--report", "path", type=click.Path(dir_okay=False, path_type=Path), help="Write an HTML report here.")
+@click.option("--shell", "is_interactive", is_flag=True, help="Leave it running, with a prompt, after the chapters.")
+@click.option("--skip-chapters", is_flag=True, help="Only start everything, for --shell.")
+@click.option(
+    "--control-plane",
+    default="simulated",
+    show_default=True,
+    type=click.Choice(["simulated", "real"]),
+    help="The API server; the real one is built by make control-plane.",
+)
+def main(nodes: int, path: Path | None, is_interactive: bool, skip_chapters: bool, control_plane: str) -> None:
+    """Run a network with Calico's roles on this machine, watch it work, break it, and see it heal."""
+    if problem := requirements.missing():
+        raise click.ClickException(problem)
+    signal.signal(signal.SIGTERM, _interrupt)
+    begin = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="crash-course-") as folder,
+        Namespaces("cn") as spaces,
+        contextlib.ExitStack() as closing,
+    ):
+        cluster = Cluster(spaces, Path(folder), nodes=nodes, is_real=control_plane == "real")
+        closing.callback(cluster.close)
+        course = Course(cluster)
+        try:
+            cluster.start()
+            if skip_chapters:
+                chapters.components(course)
+                chapters.run_pods(cluster)
+            else:
+                chapters.run(course)
+        except TimeoutError as error:
+            click.secho(str(error), fg="red")
+        except Exception:
+            click.echo(cluster.log_tails())
+            raise
+        is_passed = report.summarize(course, time.monotonic() - begin)
+        if path is not None:
+            path.write_text(report.page(course))
+            click.echo(f"report: {path}")
+        if not is_passed:
+            click.echo(cluster.log_tails())
+        if is_interactive:
+            shell.run(cluster)
+    sys.exit(0 if is_passed else 1)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends the course as Ctrl-C does: everything is removed."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()
