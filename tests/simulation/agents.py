@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tests.simulation import expected_state, models, network, plans, transports
+from tests.simulation import expected_state, models, network, plans, subscribers, transports
 from tests.simulation import world as worlds
 
 _RETRY_SECONDS_MAX = 0.5
@@ -61,8 +61,10 @@ class Agent:
         self._connections += 1
         connection = network.Connection(self.world, self._number * 1000 + self._connections, self.plan.link)
         connection.on_client_event = lambda: self._happened(connection)
-        wire = self.plan.wire
-        if wire.startswith("native"):
+        wire, wanted = self.plan.wire, self.plan.subscription
+        if wanted is not None:
+            self.model = subscribers.SubscribedModel(self._feed, wanted, self.plan.node, zstd=wire.endswith("zstd"))
+        elif wire.startswith("native"):
             before = self.model if isinstance(self.model, models.NativeModel) else None
             self.model = models.NativeModel(
                 self._feed, zstd=wire.endswith("zstd"), resumes=self._number % 2 == 0, before=before
@@ -214,6 +216,8 @@ class Agent:
         if model is None or model.status is None or model.expected is not history:
             return 0
         due = history.due_at(self.world.now - bound_seconds)
+        if isinstance(model, subscribers.SubscribedModel):
+            return model.lacks(due)
         if model.sequence >= due or history.digests[due] == model.total:
             return 0
         return due - model.sequence

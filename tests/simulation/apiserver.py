@@ -19,6 +19,7 @@ from cache.watch.requests import RequestKind
 from tests.simulation import world as worlds
 
 NAMESPACE = "default"
+_NODES = 3
 POLICY = policy.WatchPolicy(
     page_limit=7,
     slice_items=5,
@@ -70,8 +71,14 @@ class ApiServer:
     """Objects of several types, all in one namespace."""
 
     def __init__(
-        self, world: worlds.World, types: tuple[resources.ResourceType, ...], *, latency_seconds: float
+        self,
+        world: worlds.World,
+        types: tuple[resources.ResourceType, ...],
+        *,
+        latency_seconds: float,
+        names_nodes: bool = False,
     ) -> None:
+        """With `names_nodes` each write puts the object on another node."""
         self.world = world
         self.types = types
         self.version = 10
@@ -79,6 +86,7 @@ class ApiServer:
         self.fault_probability = 0.0
         self.has_watch_list = True
         self._latency_seconds = latency_seconds
+        self._names_nodes = names_nodes
         self._objects: dict[resources.ResourceType, dict[str, _Object]] = {type: {} for type in types}
         self._history: dict[resources.ResourceType, deque[tuple[int, bytes]]] = {type: deque() for type in types}
         self._streams: dict[resources.ResourceType, list[Stream]] = {type: [] for type in types}
@@ -100,9 +108,10 @@ class ApiServer:
             del self._objects[type][name]
         else:
             kind = "MODIFIED" if before else "ADDED"
+        place = f',"nodeName":"o{self.version % _NODES}"' if self._names_nodes else ""
         text = (
             f'{{"apiVersion":"v1","kind":"{_kind_of(type)}","metadata":{{"name":"{name}","namespace":"{NAMESPACE}",'
-            f'"resourceVersion":"{self.version}"}},"spec":{{"content":"{content}"}}}}'
+            f'"resourceVersion":"{self.version}"}},"spec":{{"content":"{content}"{place}}}}}'
         )
         if kind != "DELETED":
             self._objects[type][name] = _Object(self.version, text)

@@ -19,6 +19,8 @@ class ExpectedState:
         """Digest of key and value, by key."""
         self.digests = [0]
         """Digest of the whole map, by sequence number."""
+        self.changes: list[tuple[str, bytes | None]] = []
+        """Key and value of each update, in order."""
         self._sequences: dict[int, list[int]] = {0: [0]}
         self._keys: dict[str, dict[int, list[int]]] = {}
         self._committed_sequences: list[int] = []
@@ -52,6 +54,7 @@ class ExpectedState:
                 self.map[update.key] = now
             total = (total + now - before) % digest.MODULUS
             self.digests.append(total)
+            self.changes.append((update.key, update.value))
             self._sequences.setdefault(total, []).append(self.sequence)
             self._keys.setdefault(update.key, {}).setdefault(now, []).append(self.sequence)
         if batch.status is not None:

@@ -62,6 +62,11 @@ class Model(Protocol):
         """Digest of the map."""
         ...
 
+    @property
+    def newest_total(self) -> int:
+        """Digest of the newest map that the hub has for this client."""
+        ...
+
 
 class _Map:
     """Digests by key, and the digest of the whole map."""
@@ -140,6 +145,11 @@ class _Client(abc.ABC, Generic[MessageT]):
     def total(self) -> int:
         """Digest of the map."""
         return self._map.total
+
+    @property
+    def newest_total(self) -> int:
+        """Digest of the newest map that the hub has for this client."""
+        return self._expected().digest
 
     def receive(self, data: bytes) -> bytes:
         """Process received bytes. Returns the bytes of the answer."""

@@ -6,6 +6,7 @@ import random
 import msgspec
 
 from cache.state import catchup
+from protocol.subscriptions import Subscription
 from tests.simulation import network
 from typha.hub import policy as hub_policy
 from typha.worker import policy
@@ -26,6 +27,8 @@ class AgentPlan:
     """Reading speed; 0 means unlimited."""
     is_steady: bool
     """No fault strikes this client. The service must serve it well whatever the other clients do."""
+    subscription: Subscription | None = None
+    node: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +123,14 @@ SERVICE_FAULTS = (
     "relist",
 )
 LONG_HANG_SECONDS = 40.0
+NODES = ("o0", "o1")
+SUBSCRIPTIONS = (
+    Subscription(own_node=True),
+    Subscription(own_node=True),
+    Subscription(prefixes=("/core/v1/pods/",), own_node=True),
+    Subscription(prefixes=("/core/v1/pods/default/o1", "/core/v1/pods/default/o2")),
+)
+_SUBSCRIBERS_SHARE = 0.3
 _FRESH_SECONDS = 1.0
 _READ_CLOCK_SECONDS_SWIFT = 1e-4
 _LINK_DATAGRAMS_SWIFT = 100
@@ -176,6 +187,9 @@ def make(seed: int) -> Plan:
         strangers=draw.choice((0, 0, 1, 2)),
         faults=tuple(sorted(faults)),
     )
+    subscribers = _subscribers(random.Random(seed ^ 0x5B5C))
+    if len(plan.agents) + len(subscribers) < plan.limits.connections_max:
+        plan = dataclasses.replace(plan, agents=plan.agents + subscribers)
     kind = draw.random()
     if kind < _LAGGARDS_SHARE:
         return _of_laggards(draw, plan)
@@ -224,6 +238,22 @@ def _of_laggards(draw: random.Random, plan: Plan) -> Plan:
         value_bytes_max=draw.choice((300, 1000)),
         agents=tuple(agents),
         faults=tuple(sorted((*plan.faults, *herds))),
+    )
+
+
+def _subscribers(draw: random.Random) -> tuple[AgentPlan, ...]:
+    """Clients with a part of the feed in some plans, drawn apart like shortages."""
+    if draw.random() > _SUBSCRIBERS_SHARE:
+        return ()
+    wire = draw.choice(WIRES[:2])
+    subscriptions = draw.choices(SUBSCRIPTIONS, k=draw.choice((1, 2)))
+    return tuple(
+        dataclasses.replace(
+            _agent(draw, draw.choice((0, 5, 5)), (wire,)),
+            subscription=draw.choice(subscriptions),
+            node=draw.choice(NODES),
+        )
+        for _ in range(draw.choice((2, 3, 4)))
     )
 
 

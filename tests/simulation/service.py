@@ -195,6 +195,7 @@ class Service:
                     self.hub.run_snapshots(),
                     self.hub.catch_ups.run(),
                     self.hub.run_coalescing(),
+                    self.hub.run_projections(),
                 ]
                 watchers = [apiserver.Watcher(self.server, type, self.hub) for type in TYPES]
                 jobs += [watcher.run() for watcher in watchers]

@@ -40,7 +40,9 @@ class Simulation:
     def __init__(self, world: worlds.World, plan: plans.Plan) -> None:
         self.world = world
         self.plan = plan
-        self.server = apiserver.ApiServer(world, service.TYPES, latency_seconds=0.002)
+        self.server = apiserver.ApiServer(
+            world, service.TYPES, latency_seconds=0.002, names_nodes=any(one.subscription for one in plan.agents)
+        )
         self.generations: list[service.Service] = []
         self._fresh_seconds = plan.fresh_seconds
         self._by_connection: dict[int, agents.Agent] = {}
@@ -305,7 +307,7 @@ class Simulation:
         # A stalled agent does not notice that its server is gone, so it may still have to reconnect.
         is_connected = agent.connection is not None and self._server_end(agent) is not None
         is_told = is_connected and model is not None and model.expected is history and model.status is not None
-        return is_told and model is not None and model.status == 2 and model.total == history.digest
+        return is_told and model is not None and model.status == 2 and model.total == model.newest_total
 
     def _stay_calm(self) -> None:
         """Check that without faults no client is disconnected, and that the counters of the hub add up."""

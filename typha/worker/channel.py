@@ -68,6 +68,8 @@ class WorkerChannel:
         self._ping: tuple[int, bytes] = (-1, b"")
         self.trim_offset = 0
         """Offset before which the hub frees the log."""
+        self._published_to = 0
+        """End of the log at the last publish."""
         self._publish_ends: deque[int] = deque(maxlen=_PUBLISH_TIMES)
         self._publish_times: deque[ipc.UpdateTimes] = deque(maxlen=_PUBLISH_TIMES)
         self._coarse_ends: deque[int] = deque(maxlen=_PUBLISH_TIMES)
@@ -87,6 +89,7 @@ class WorkerChannel:
         self.number = number
         self.log = log.LogReader(start=start, start_sequence=start_sequence, start_updates=start_updates)
         self.live.floor = start if self.is_by_node else 0
+        self._published_to = start
 
     @property
     def newest_sequence(self) -> int:
@@ -108,11 +111,20 @@ class WorkerChannel:
     def publish(self, end: int, frames: int, times: ipc.UpdateTimes) -> None:
         """The log has grown; `times` are those of the oldest update."""
         self.log.publish(end, frames)
+        self._published_to = self.log.end
         self._publish_ends.append(self.log.end)
         self._publish_times.append(times)
         if not self._coarse_times or times.received_at - self._coarse_times[-1].received_at >= _COARSE_SECONDS:
             self._coarse_ends.append(self.log.end)
             self._coarse_times.append(times)
+
+    @property
+    def is_between_batches(self) -> bool:
+        """Whether a client at the end of the log has a whole map. Of a selection, frames of a batch are no such places.
+
+        A new segment makes the one before it readable up to its end, which may be inside a batch.
+        """
+        return self.subscription is None or self.log.end <= self._published_to
 
     def times_of(self, offset: int) -> ipc.UpdateTimes | None:
         """The times of the first update after `offset`; None at the end of the log."""
@@ -178,6 +190,8 @@ class WorkerChannel:
         """
         snapshot = self.snapshot
         if snapshot is None or self._awaits_newer or snapshot.log_offset < max(self.trim_offset, self.status_offset):
+            return None
+        if not self.is_between_batches:
             return None
         return snapshot
 
@@ -245,7 +259,7 @@ class WorkerChannel:
     def present(self) -> client.StatusNotice | None:
         """The end of the log as it is published, and the status there; None before there is a snapshot."""
         snapshot, offset = self.snapshot, self.log.end
-        if snapshot is None or snapshot.log_offset > offset:
+        if snapshot is None or snapshot.log_offset > offset or not self.is_between_batches:
             return None
         status = snapshot.status
         for status_offset, noted in reversed(self._statuses):

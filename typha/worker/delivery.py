@@ -96,6 +96,8 @@ class Delivery:
     def channel_published(self, channel: WorkerChannel) -> None:
         """The channel's log has grown."""
         self._dirty[channel] = None
+        if channel.held and channel.subscription is not None:
+            self.slots.wanted(channel)
         # Clients that an unfinished pass has been to were given an older end: the pass goes round once more.
         channel.rescan = channel.rescan or channel.flush_index > 0
 
