@@ -1,9 +1,10 @@
-//! The server's end of TLS by rustls, for `typha.worker.rustls_session`: bytes in, bytes out, and never a socket.
+//! The server's end of TLS by rustls, for `typha.worker.rustls_session`: bytes in, bytes out.
 //!
 //! Glue only: rustls makes and checks records and messages, webpki verifies chains, x509-parser reads names. A panic
 //! becomes an exception of that one connection.
 
 mod config;
+mod room;
 mod session;
 mod tickets;
 mod verifier;

@@ -20,6 +20,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::Config;
+use crate::room;
 use crate::tickets;
 use crate::verifier::Verifier;
 
@@ -153,16 +154,19 @@ impl Session {
         with_bytes(data, |data| self.seal_slice(py, data))
     }
 
-    /// Seals and sends a piece at a time, until the socket is full. Returns how many bytes were sent, what is sealed and not
-    /// sent, and how many bytes of the data that is.
+    /// Seals and sends a piece at a time, until the socket is full. More than `unasked_bytes` is sealed only if the kernel says
+    /// that it takes it. Returns how many bytes were sent, what is sealed and not sent, and how many bytes of the data that is.
     fn send<'py>(
         &mut self,
         py: Python<'py>,
         socket: RawFd,
         data: &Bound<'py, PyAny>,
         piece_bytes: usize,
+        unasked_bytes: usize,
     ) -> PyResult<(usize, Bound<'py, PyBytes>, usize)> {
         with_bytes(data, |data| {
+            let asked = if data.len() > unasked_bytes { room::bytes(socket) } else { None };
+            let data = &data[..asked.map_or(data.len(), |room| room.max(unasked_bytes).min(data.len()))];
             self.whole(|session| {
                 // Safety: the caller keeps it open during the call, and it is not closed here.
                 let mut socket = ManuallyDrop::new(unsafe { TcpStream::from_raw_fd(socket) });

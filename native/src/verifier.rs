@@ -1,7 +1,8 @@
 //! Which client certificates are valid: webpki's rules, and what webpki does not ask of the certificates in the CA file.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
@@ -15,6 +16,11 @@ use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 /// work for 20 to 50 ms with more, and for 4 to 13 ms with these. Agents send none to two.
 const INTERMEDIATES_MAX: usize = 4;
 
+/// Chains that are remembered as valid. All agents of a cluster that Calico's operator runs have the same certificate.
+const REMEMBERED_MAX: usize = 64;
+/// A chain that is larger is verified each time: together the remembered ones take 1 MB at most.
+const REMEMBERED_BYTES_MAX: usize = 16 * 1024;
+
 /// What a certificate of the CA file restricts. webpki takes only its name and its key.
 #[derive(Debug)]
 struct Limits {
@@ -23,12 +29,21 @@ struct Limits {
     intermediates: Option<u32>,
 }
 
+/// A chain that was valid, and from when to when each of its certificates is, in seconds since 1970.
+struct Remembered {
+    chain: Vec<Vec<u8>>,
+    not_before: i64,
+    not_after: i64,
+}
+
 /// Verifies chains. As in Go, each certificate of the CA file is an end of trust.
 pub struct Verifier {
     anchors: Vec<TrustAnchor<'static>>,
     /// One for each anchor.
     limits: Vec<Limits>,
     algorithms: WebPkiSupportedAlgorithms,
+    /// Of chains that these anchors have vouched for; the latest last. Reading files anew makes another verifier.
+    remembered: Mutex<VecDeque<Remembered>>,
 }
 
 impl Verifier {
@@ -45,7 +60,40 @@ impl Verifier {
         if anchors.is_empty() {
             return Err("the CA file has no certificate".into());
         }
-        Ok(Self { anchors, limits, algorithms })
+        Ok(Self { anchors, limits, algorithms, remembered: Mutex::default() })
+    }
+
+    /// Whether exactly these certificates were valid before, and their time is not over. That they are signed does not change.
+    fn remembers(&self, chain: &[&[u8]], now: i64) -> bool {
+        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        remembered.iter().any(|one| (one.not_before..=one.not_after).contains(&now) && one.chain == chain)
+    }
+
+    /// The chain is valid at this time, by this anchor.
+    fn remember(&self, chain: &[&[u8]], anchor: usize, now: i64) {
+        if chain.iter().map(|certificate| certificate.len()).sum::<usize>() > REMEMBERED_BYTES_MAX {
+            return;
+        }
+        let limits = &self.limits[anchor];
+        let (mut not_before, mut not_after) = (limits.not_before, limits.not_after);
+        for certificate in chain {
+            let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return };
+            not_before = not_before.max(certificate.validity().not_before.timestamp());
+            not_after = not_after.min(certificate.validity().not_after.timestamp());
+        }
+        if !(not_before..=not_after).contains(&now) {
+            return; // one that was sent needlessly
+        }
+        let chain = chain.iter().map(|certificate| certificate.to_vec()).collect();
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        if remembered.len() == REMEMBERED_MAX {
+            remembered.pop_front();
+        }
+        remembered.push_back(Remembered { chain, not_before, not_after });
+    }
+
+    fn position_of(&self, anchor: &TrustAnchor<'_>) -> Option<usize> {
+        self.anchors.iter().position(|known| std::ptr::eq(known, anchor))
     }
 
     /// Until when a path through these certificates stays valid that is valid now, at least: seconds since 1970.
@@ -61,8 +109,7 @@ impl Verifier {
 
     /// Can only refuse a path that webpki has found to be valid.
     fn check_path(&self, path: &VerifiedPath<'_>, now: UnixTime) -> Result<(), webpki::Error> {
-        let found = self.anchors.iter().position(|anchor| std::ptr::eq(anchor, path.anchor()));
-        let limits = &self.limits[found.ok_or(webpki::Error::UnknownIssuer)?];
+        let limits = &self.limits[self.position_of(path.anchor()).ok_or(webpki::Error::UnknownIssuer)?];
         let seconds = i64::try_from(now.as_secs()).map_err(|_| webpki::Error::BadDerTime)?;
         let at = |seconds: i64| UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds.max(0) as u64));
         if seconds > limits.not_after {
@@ -108,8 +155,13 @@ impl ClientCertVerifier for Verifier {
         if intermediates.len() > INTERMEDIATES_MAX {
             return Err(as_rustls_error(webpki::Error::MaximumPathDepthExceeded));
         }
-        EndEntityCert::try_from(end_entity)
-            .map_err(as_rustls_error)?
+        let chain: Vec<&[u8]> = std::iter::once(end_entity).chain(intermediates).map(|one| &**one).collect();
+        let seconds = i64::try_from(now.as_secs()).map_err(|_| as_rustls_error(webpki::Error::BadDerTime))?;
+        if self.remembers(&chain, seconds) {
+            return Ok(ClientCertVerified::assertion());
+        }
+        let certificate = EndEntityCert::try_from(end_entity).map_err(as_rustls_error)?;
+        let path = certificate
             .verify_for_usage(
                 self.algorithms.all,
                 &self.anchors,
@@ -120,6 +172,9 @@ impl ClientCertVerifier for Verifier {
                 Some(&|path| self.check_path(path, now)),
             )
             .map_err(as_rustls_error)?;
+        if let Some(anchor) = self.position_of(path.anchor()) {
+            self.remember(&chain, anchor, seconds);
+        }
         Ok(ClientCertVerified::assertion())
     }
 

@@ -157,7 +157,7 @@ class Link:
                 far.close()
             data = bytes(argument * 300)
             try:
-                sent, kept, owed = self.session.send(near.fileno(), data, 1 + argument * 50)
+                sent, kept, owed = self.session.send(near.fileno(), data, 1 + argument * 50, argument % 7 * 1000)
             except (BrokenPipeError, ConnectionResetError):
                 return
             assert not (self.has_failed and argument)

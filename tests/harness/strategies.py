@@ -28,6 +28,10 @@ subscriptions = st.builds(
     Subscription, kinds=texts, namespaces=texts, prefixes=texts, own_node=st.none() | st.booleans()
 )
 
+chunk_digests = st.sampled_from((1, 2, 4, 64)).flatmap(
+    lambda length: st.lists(counts, min_size=length, max_size=length).map(tuple)
+)
+
 client_hellos = st.builds(
     messages.ClientHello,
     feed=names,
@@ -38,7 +42,7 @@ client_hellos = st.builds(
     node=names,
     subscription=st.none() | subscriptions,
     resume=st.none() | st.builds(messages.ResumePosition, incarnation=st.binary(max_size=16), sequence=counts),
-    chunk_digests=st.none() | st.lists(counts, max_size=64).map(tuple),
+    chunk_digests=st.none() | chunk_digests,
 )
 server_hellos = st.builds(
     messages.ServerHello,

@@ -21,8 +21,8 @@ ninety."""
 _OTHER = "other"
 _LABEL_SETS_MAX = {
     "typha_watch_errors_total": 12,
-    "typha_watch_relists_total": 8,
-    "typha_watch_resumes_total": 8,
+    "typha_watch_relists_total": 7,
+    "typha_watch_resumes_total": 7,
     "typha_objects_skipped": 8,
     "typha_expensive_conversions_total": 4,
     "typha_updates_dropped_total": 12,
@@ -282,7 +282,6 @@ class Collector:
             "typha_workers_serving": {(): self._supervisor.accepting},
             "typha_certificate_expiry_timestamp_seconds": self._expiry_times.read(),
             "typha_stale_seconds": {(): self.peers.stale_seconds if self.peers is not None else 0.0},
-            "typha_peers_answering": {(): len(self.peers.answers) if self.peers is not None else 0},
             "typha_handing_over": {
                 (): self.peers is not None and int(self.peers.stance is freshness.Stance.HANDING_OVER)
             },

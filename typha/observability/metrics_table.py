@@ -143,7 +143,6 @@ OURS: tuple[Metric, ...] = (
         (),
         "Seconds for which the API server has not confirmed a feed of this replica; 0 while it confirms all.",
     ),
-    Metric("typha_peers_answering", _G, (), "Replicas that answer while this one is stale and asks them; else 0."),
     Metric("typha_handing_over", _G, (), "1 while clients are handed over to replicas that are fresh, else 0."),
     Metric("typha_workers_wanted", _G, (), "Workers that are to serve; 1 for one inside the hub."),
     Metric("typha_workers_serving", _G, (), "Workers that accept connections."),

@@ -232,17 +232,21 @@ class SnapshotSlots:
             return
         limits = self._policy
         self._look_at = now + limits.snapshot_drain_seconds
-        for one in [one for one in self._deep if one.is_closing()]:
-            self.leave(one)
+        self._leave_closed(self._draining)
         for one in self._sockets.with_room(self._draining):
             self.leave(one)
         if self._has_room() or now < self._stuck_look_at:
             return
         self._stuck_look_at = now + _STUCK_LOOK_SECONDS
+        self._leave_closed(self._deep)
         self._drop_slow(
             self._holders, now, limits.snapshot_patience_seconds, begun_before=now - limits.snapshot_slot_seconds
         )
         self._drop_slow(self._open, now, limits.snapshot_stall_seconds, begun_before=now - limits.snapshot_open_seconds)
+
+    def _leave_closed(self, clients: dict[client.Client, None]) -> None:
+        for one in [one for one in clients if one.is_closing()]:
+            self.leave(one)
 
     def _drop_slow(
         self, clients: dict[client.Client, None], now: float, patience_seconds: float, *, begun_before: float

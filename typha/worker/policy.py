@@ -10,7 +10,8 @@ from typha import settings
 from typha.ipc import messages
 
 _SEALED_SNAPSHOT_UNSENT_BYTES = 512 * 1024
-"""More made no difference next to the cost of TLS."""
+"""More made no difference next to the cost of TLS. It is also what one client is sent before it is the next one's turn,
+as much as `TlsTransport.write` seals."""
 _UNPROVEN_BYTES_MAX_WITH_TLS = 64 * 1024 * 1024
 """Room for some 1,300 unfinished handshakes."""
 
@@ -95,7 +96,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     there."""
     snapshot_send_bytes: int = 2 * 1024 * 1024
     """`send_bytes` for a client that takes its snapshot: what the kernel takes in one call, 0.2 ms for a megabyte. With
-    TLS, which seals it first, `send_bytes`."""
+    TLS, which seals it first, `_SEALED_SNAPSHOT_UNSENT_BYTES`."""
     snapshots_deep_max: int = 128
     """Clients for which the kernel may hold `snapshot_unsent_bytes`; all others get `notsent_lowat_bytes`."""
     snapshot_drain_seconds: float = 0.005
@@ -159,6 +160,6 @@ def from_settings(configured: settings.Settings) -> Policy:
     return msgspec.structs.replace(
         limits,
         snapshot_unsent_bytes=_SEALED_SNAPSHOT_UNSENT_BYTES,
-        snapshot_send_bytes=limits.send_bytes,
+        snapshot_send_bytes=_SEALED_SNAPSHOT_UNSENT_BYTES,
         unproven_bytes_max=_UNPROVEN_BYTES_MAX_WITH_TLS,
     )

@@ -47,10 +47,11 @@ class Opened(NamedTuple):
     error: ssl.SSLError | None = None
 
 
-Send: TypeAlias = Callable[[int, bytes | memoryview, int], tuple[int, bytes, int]]
+Send: TypeAlias = Callable[[int, bytes | memoryview, int, int], tuple[int, bytes, int]]
 """Seals and sends to a descriptor, a piece of some bytes at a time, until the socket is full.
 
-Returns how much was sent, what is sealed and not sent, and how much of the data that is. Raises as `seal`, and OSError.
+The last argument is a number of bytes: more than that is sealed only if the kernel says that it takes it. Returns how
+much was sent, what is sealed and not sent, and how much of the data that is. Raises as `seal`, and OSError.
 """
 
 

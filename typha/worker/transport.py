@@ -3,6 +3,7 @@
 `Delivery` and `Connections` know these operations, and not which kind it is.
 """
 
+import fcntl
 import os
 import socket
 import struct
@@ -20,6 +21,14 @@ _TCP_INFO_WINDOW_BYTES = 232
 _WINDOW = struct.Struct("=I")
 _WINDOW_POSITION = 228
 """Position of tcpi_snd_wnd (Linux 5.4)."""
+_SO_MEMINFO = 55
+_MEMORY = struct.Struct("=9I")
+"""What the kernel tells of a socket's memory (Linux 4.12)."""
+_SEND_BUFFER_POSITION = 3
+_QUEUED_POSITION = 5
+_SIOCOUTQNSD = 0x894B
+"""Asks how many bytes are unsent."""
+_COUNT = struct.Struct("=i")
 
 
 class Connection(Protocol):
@@ -131,6 +140,24 @@ def kernel_window_bytes(connection: Connection) -> int:
         return 0
     window: int = _WINDOW.unpack_from(info, _WINDOW_POSITION)[0]
     return window
+
+
+def kernel_room_bytes(connection: Connection) -> int | None:
+    """Bytes that the kernel takes before it says that the socket is full, or a few less; None if that is not known.
+
+    It counts the memory of packets, of which some is not data, and it has a limit of its own for unsent bytes.
+    """
+    try:
+        unsent: int
+        limit: int
+        [unsent] = _COUNT.unpack(fcntl.ioctl(connection.fileno(), _SIOCOUTQNSD, bytes(_COUNT.size)))
+        [limit] = _COUNT.unpack(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _COUNT.size))
+        memory = _MEMORY.unpack(connection.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMORY.size))
+    except (OSError, struct.error):  # it is not TCP, or the kernel is old
+        return None
+    free: int = memory[_SEND_BUFFER_POSITION] - memory[_QUEUED_POSITION]
+    free -= free // 16
+    return min(free, limit - unsent) if limit > 0 else free
 
 
 class PlainTransport:

@@ -50,15 +50,17 @@ class Agent:
         tls: ssl.SSLContext | None = None,
         server_name: str | None = None,
     ) -> None:
-        self._events = clients.follow(servers, feed=FEED, agent=NAME, node=node, tls=tls, server_name=server_name)
+        self._follower = clients.Follower(
+            servers, feed=FEED, agent=NAME, node=node, tls=tls, server_name=server_name, reports_applied=True
+        )
         self._calculation = calculation.Calculation(node)
         self._programmer = programmer
         self._status = status
         self._wake = asyncio.Event()
         self._changed = False
         """Whether the calculation has something new."""
-        self._changes_taken = False
-        """Whether the data plane has something that is not in the kernel."""
+        self._version_taken: int | None = None
+        """The version of the feed's map that the data plane has and the kernel lacks; None: there is none."""
         self._log_limit = report.LineLimit(REFUSALS_PER_MINUTE)
         self.facts = report.Facts(node)
 
@@ -74,7 +76,7 @@ class Agent:
             events.close()
 
     async def _read(self) -> None:
-        async with contextlib.aclosing(self._events) as events:
+        async with contextlib.aclosing(self._follower.events()) as events:
             async for event in events:
                 match event:
                     case clients.Batch():
@@ -94,29 +96,27 @@ class Agent:
                 self._wake.set()
 
     async def _program(self) -> None:
-        routes_verified = time.monotonic()
+        rules_verified = routes_verified = time.monotonic()
         retry_seconds = 0.0
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(VERIFY_RULES_SECONDS):
                     await self._wake.wait()
-            woken = self._wake.is_set()
             self._wake.clear()
             started = time.monotonic()
             self._take()
             complete = True
             if self._programmer.state.settings.ready:
                 complete = await self._programmer.program()
-                if not woken and complete:
+                if complete and started - rules_verified >= VERIFY_RULES_SECONDS:
+                    rules_verified = started
                     await self._programmer.verify_rules()
                 if started - routes_verified >= VERIFY_ROUTES_SECONDS:
                     routes_verified = started
                     await self._programmer.program_routes()
-            if complete and self._changes_taken:
-                self._changes_taken = False
-                self.facts.programmed_at = time.time()
-                self._name_unsupported()
-            self._status.write(self.facts, self._programmer)
+                if complete and self._version_taken is not None:
+                    self._applied(self._version_taken)
+            self._write_status()
             retry_seconds = 0.0 if complete else min(max(2 * retry_seconds, VERIFY_RULES_SECONDS), RETRY_MAX_SECONDS)
             await asyncio.sleep(max(retry_seconds, BATCH_SECONDS - (time.monotonic() - started)))
 
@@ -125,12 +125,30 @@ class Agent:
         if not self._changed or not self.facts.in_sync:
             return
         self._changed = False
+        self._version_taken = self._follower.version
         update, refusals = self._calculation.take()
         for refusal in refusals:
             self._refused(refusal)
         if update:
             self._programmer.update(update)
-            self._changes_taken = True
+
+    def _applied(self, version: int) -> None:
+        """The kernel has everything that this version of the map asks for."""
+        self._version_taken = None
+        self._follower.applied(version)
+        self.facts.programmed_at = time.time()
+        unsupported = report.unsupported(self._programmer.state)
+        for text in sorted(unsupported - self.facts.unsupported):
+            LOG.warning("Not supported: %s", text)
+        self.facts.unsupported = unsupported
+
+    def _write_status(self) -> None:
+        try:
+            self._status.write(self.facts, self._programmer)
+        except OSError as error:
+            self._programmer.counters.failed("status")
+            if self._log_limit.allows():
+                LOG.warning("The status file cannot be written: %s", error)
 
     def _link_changed(self, name: str | None) -> None:
         if self._programmer.link_changed(name):
@@ -141,9 +159,3 @@ class Agent:
             self.facts.refused += 1
             if self._log_limit.allows():
                 LOG.warning("Refused %s", reason)
-
-    def _name_unsupported(self) -> None:
-        unsupported = report.unsupported(self._programmer.state)
-        for text in sorted(unsupported - self.facts.unsupported):
-            LOG.warning("Not supported: %s", text)
-        self.facts.unsupported = unsupported

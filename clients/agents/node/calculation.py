@@ -16,6 +16,7 @@ from clients.agents.node import desired, feed, nets, nodes
 from clients.agents.node.feed import Key, Kind
 from clients.agents.node.policies import LocalEndpoint, Policies
 from clients.agents.node.routes import Routes, block_destinations, pool_info
+from clients.agents.node.rules import check_port
 from clients.agents.node.sections import Section
 from clients.agents.node.sets import AddressSets, Item
 from clients.agents.node.settings import SettingsOfNode
@@ -121,7 +122,7 @@ class Calculation:
             self._sets.remove_item(key)
             self._routes.set_workload(key, parsed.node, ())
             if parsed.node == self.node:
-                self._policies.remove_endpoint(parsed.name)
+                self._policies.remove_endpoint(key)
             return
         _check_interface(endpoint.name)
         addresses = tuple(map(nets.host_net, (*(endpoint.ipv4_nets or ()), *(endpoint.ipv6_nets or ()))))
@@ -130,8 +131,8 @@ class Calculation:
         self._sets.set_item(key, Item(addresses, _ports(endpoint)), labels, profiles)
         self._set_workload_routes(key, parsed.node, addresses)
         if parsed.node == self.node:
-            local = LocalEndpoint(endpoint.name, addresses, profiles, _translations(endpoint))
-            self._policies.set_endpoint(parsed.name, local, labels)
+            local = LocalEndpoint(parsed.name, endpoint.name, addresses, profiles, _translations(endpoint))
+            self._policies.set_endpoint(key, local, labels)
 
     def _set_workload_routes(self, key: str, node: str, addresses: tuple[str, ...]) -> None:
         """Sets the routes to a workload. Those to remote ones come from blocks, unless the settings say otherwise."""
@@ -144,7 +145,7 @@ class Calculation:
         if value is None:
             self._sets.remove_item(key)
             if parsed.node == self.node:
-                self._policies.remove_endpoint(parsed.name)
+                self._policies.remove_endpoint(key)
             return
         endpoint = feed.decode_host_endpoint(value)
         if endpoint.name not in ("", _ALL_INTERFACES):
@@ -153,10 +154,11 @@ class Calculation:
         addresses = tuple(map(nets.host_net, texts))
         profiles = tuple(endpoint.profile_ids or ())
         labels = endpoint.labels or {}
-        self._sets.set_item(key, Item(addresses, tuple(endpoint.ports or ())), labels, profiles)
+        self._sets.set_item(key, Item(addresses, _ports(endpoint)), labels, profiles)
         if parsed.node == self.node:
             bare = tuple(address.partition("/")[0] for address in addresses)
-            self._policies.set_endpoint(parsed.name, LocalEndpoint(endpoint.name, bare, profiles, is_host=True), labels)
+            local = LocalEndpoint(parsed.name, endpoint.name, bare, profiles, is_host=True)
+            self._policies.set_endpoint(key, local, labels)
 
     def _update_network_set(self, key: str, parsed: Key, value: bytes | None) -> None:
         if value is None:
@@ -167,7 +169,11 @@ class Calculation:
         self._sets.set_item(key, Item(networks), network_set.labels or {}, tuple(network_set.profile_ids or ()))
 
     def _update_slice(self, key: str, parsed: Key, value: bytes | None) -> None:
-        self._sets.set_slice(key, None if value is None else feed.decode_slice(value))
+        found = None if value is None else feed.decode_slice(value)
+        for port in (found.ports or ()) if found is not None else ():
+            if port.port is not None:
+                check_port(port.port)
+        self._sets.set_slice(key, found)
 
     # Policies
 
@@ -269,8 +275,10 @@ class Calculation:
                 self._update_workload(key, parsed, value)
 
 
-def _ports(endpoint: feed.Workload) -> tuple[feed.EndpointPort, ...]:
+def _ports(endpoint: feed.Workload | feed.HostEndpoint) -> tuple[feed.EndpointPort, ...]:
     ports = tuple(endpoint.ports or ())
+    for port in ports:
+        check_port(port.port)
     return _shared_ports(ports) if len(ports) <= _PORTS_OF_MOST_PODS else ports
 
 

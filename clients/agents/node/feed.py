@@ -257,7 +257,7 @@ class Block(msgspec.Struct, frozen=True):
     attributes: list[BlockAttributes] | None = None
 
 
-class NodeBgp(msgspec.Struct, frozen=True, rename="camel"):
+class NodeBgp(msgspec.Struct, frozen=True):
     """The part of a node about BGP."""
 
     ipv4_address: str = msgspec.field(default="", name="ipv4Address")

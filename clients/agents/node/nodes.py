@@ -1,6 +1,7 @@
 """What is known about nodes: addresses, subnets, tunnels. Pure."""
 
 import hashlib
+import re
 from typing import NamedTuple
 
 from clients.agents.node import desired, feed
@@ -12,8 +13,10 @@ VXLAN_SETTINGS = frozenset({_IPV4_SETTING, _MAC_SETTING, _IPV6_SETTING, _MAC_V6_
 """Names, in lower case, of the settings of every node that say where its VXLAN tunnel ends."""
 _NODE_ADDRESS_TYPES = ("InternalIP", "ExternalIP")
 _NO_BGP = feed.NodeBgp()
-_WIREGUARD, _IPIP, _VXLAN = 1, 2, 3
+WORKLOAD, WIREGUARD, IPIP, VXLAN = range(4)
+"""What has an address, in the order in which they count where several have one."""
 _MAC_BYTES = 5
+_MAC = re.compile(r"(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}")
 
 
 class NodeInfo(NamedTuple):
@@ -26,7 +29,7 @@ class NodeInfo(NamedTuple):
     addresses: frozenset[Net]
     """All addresses of the node itself."""
     tunnels: tuple[tuple[int, Net], ...]
-    """The addresses of its tunnels, with the kinds that `routes` defines."""
+    """Kinds and addresses of its tunnels."""
 
     def address(self, version: int) -> Net | None:
         """The address that other nodes reach it by."""
@@ -53,11 +56,11 @@ def node_info(node: feed.Node) -> NodeInfo | None:
     ipv4, ipv6 = (parse_address(text) if text else None for text in texts)
     wireguard = spec.wireguard or feed.NodeWireguard()
     tunnels = (
-        (_WIREGUARD, wireguard.ipv4_address),
-        (_WIREGUARD, wireguard.ipv6_address),
-        (_IPIP, bgp.ipip_address),
-        (_VXLAN, spec.vxlan_ipv4_address),
-        (_VXLAN, spec.vxlan_ipv6_address),
+        (WIREGUARD, wireguard.ipv4_address),
+        (WIREGUARD, wireguard.ipv6_address),
+        (IPIP, bgp.ipip_address),
+        (VXLAN, spec.vxlan_ipv4_address),
+        (VXLAN, spec.vxlan_ipv6_address),
     )
     others = [address for entry in spec.addresses or () if (address := _parsed(entry.address)) is not None]
     return NodeInfo(
@@ -86,21 +89,30 @@ def node_nets(node: feed.Node) -> desired.Node | None:
 
 
 def vtep(name: str, bgp: feed.NodeBgp, settings: dict[str, str]) -> desired.Vtep | None:
-    """The end of a node's VXLAN tunnel, from its BGP addresses and its settings (names in lower case)."""
+    """The end of a node's VXLAN tunnel, from its BGP addresses and its settings (names in lower case).
+
+    A setting that is no address of its kind counts as not set.
+    """
     fields: dict[str, str] = {}
-    if bgp.ipv4_address and settings.get(_IPV4_SETTING):
+    ipv4 = _parsed(settings.get(_IPV4_SETTING, ""))
+    ipv6 = _parsed(settings.get(_IPV6_SETTING, ""))
+    if bgp.ipv4_address and ipv4 is not None and ipv4.version == desired.IPV4:
         fields.update(
-            ipv4_address=settings[_IPV4_SETTING],
-            mac=settings.get(_MAC_SETTING) or _made_up_mac(name),
-            parent_ipv4_address=bgp.ipv4_address.partition("/")[0],
+            ipv4_address=ipv4.host,
+            mac=_mac(settings.get(_MAC_SETTING, ""), name),
+            parent_ipv4_address=parse_address(bgp.ipv4_address).host,
         )
-    if bgp.ipv6_address and settings.get(_IPV6_SETTING):
+    if bgp.ipv6_address and ipv6 is not None and ipv6.version == desired.IPV6:
         fields.update(
-            ipv6_address=settings[_IPV6_SETTING],
-            mac_v6=settings.get(_MAC_V6_SETTING) or _made_up_mac(f"{name}-v6"),
-            parent_ipv6_address=bgp.ipv6_address.partition("/")[0],
+            ipv6_address=ipv6.host,
+            mac_v6=_mac(settings.get(_MAC_V6_SETTING, ""), f"{name}-v6"),
+            parent_ipv6_address=parse_address(bgp.ipv6_address).host,
         )
     return desired.Vtep(**fields) if fields else None
+
+
+def _mac(text: str, name: str) -> str:
+    return text if _MAC.fullmatch(text) else _made_up_mac(name)
 
 
 def _made_up_mac(name: str) -> str:

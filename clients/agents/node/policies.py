@@ -6,7 +6,7 @@ the feed's own checks make that a fault of the server.
 
 import math
 from collections.abc import Iterable, Mapping, Set
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from clients.agents.node import desired, feed
 from clients.agents.node.labels import LabelIndex, Moved
@@ -23,6 +23,8 @@ _MISSING_PROFILE = desired.Profile(_DENY_ALL, _DENY_ALL)
 class LocalEndpoint(NamedTuple):
     """A workload or host endpoint of this node, without its policies."""
 
+    name: str
+    """Its key in the desired state."""
     interface: str
     addresses: tuple[str, ...]
     """CIDRs of workloads; bare addresses of host endpoints."""
@@ -73,7 +75,7 @@ class Policies:
         self._dirty_profiles: set[str] = set()
 
     def set_endpoint(self, key: str, endpoint: LocalEndpoint, labels: Mapping[str, str]) -> None:
-        """Adds a local endpoint, or changes it."""
+        """Adds a local endpoint, or changes it. The key is the feed's: names of hosts and workloads can be the same."""
         old = self._local.get(key)
         before = self._index.matches(key)
         self._index.set_item(key, labels, endpoint.profiles)
@@ -90,7 +92,9 @@ class Policies:
         old = self._local.pop(key, None)
         if old is None:
             return
-        self._dirty_endpoints.add(key)
+        section: Section[Any] = self.host_endpoints if old.is_host else self.endpoints
+        section.put(old.name, None)
+        self._dirty_endpoints.discard(key)
         self._rematch(key, gained=frozenset(), lost=set(self._index.matches(key)))
         self._index.remove_item(key)
         self._use_profiles(key, before=old.profiles, after=())
@@ -226,11 +230,7 @@ class Policies:
         return ingress, egress
 
     def _flush_endpoint(self, key: str, cache: "dict[tuple[int, bool], _Tiers]") -> None:
-        local = self._local.get(key)
-        if local is None:
-            self.endpoints.put(key, None)
-            self.host_endpoints.put(key, None)
-            return
+        local = self._local[key]
         matches = self._index.matches(key)
         place = (id(matches), local.is_host)
         tiers = cache.get(place)
@@ -238,7 +238,7 @@ class Policies:
             tiers = cache[place] = self._tiers_of(matches)
         if local.is_host:
             self.host_endpoints.put(
-                key,
+                local.name,
                 desired.HostEndpoint(
                     local.interface,
                     local.addresses,
@@ -251,7 +251,7 @@ class Policies:
             )
         else:
             self.endpoints.put(
-                key,
+                local.name,
                 desired.Endpoint(
                     local.interface, local.addresses, local.profiles, tuple(tiers.normal), local.translations
                 ),

@@ -10,11 +10,9 @@ from typing import NamedTuple
 
 from clients.agents.node import desired, feed
 from clients.agents.node.nets import Net, parse_address, parse_net
-from clients.agents.node.nodes import NodeInfo
+from clients.agents.node.nodes import IPIP, VXLAN, WIREGUARD, WORKLOAD, NodeInfo
 from clients.agents.node.sections import Section
 
-WORKLOAD, WIREGUARD, IPIP, VXLAN = range(4)
-"""What has an address, in the order in which they count where several have one."""
 _TUNNELS = {WIREGUARD: "wireguard", IPIP: "ipip", VXLAN: "vxlan"}
 _AFFINITIES = ("host:", "virtual:")
 _UNSET = frozenset({Net(4, 0, 32), Net(6, 0, 128)})

@@ -10,7 +10,8 @@ PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132, "udplite
 """Numbers of the IP protocols that have names in the feed."""
 _PROTOCOLS_WITH_PORT_NAMES = {17: "udp", 132: "sctp"}
 """All others count as TCP for named ports."""
-_ANY_PROTOCOL = "any"
+ANY_PROTOCOL = "any"
+"""Stands for all protocols in sets of named ports."""
 _PROTOCOL_VERSIONS = {"icmp": 4, "icmpv6": 6}
 _VERSIONS = (desired.IPV4, desired.IPV6)
 _ACTIONS = {
@@ -186,7 +187,7 @@ def _named_ports(
         return ()
     if parsed is None:
         parsed = selector.parse("all()")
-    spoken = _ANY_PROTOCOL if protocol is None else _PROTOCOLS_WITH_PORT_NAMES.get(protocol, "tcp")
+    spoken = ANY_PROTOCOL if protocol is None else _PROTOCOLS_WITH_PORT_NAMES.get(protocol, "tcp")
     found = []
     for port_name in names:
         name = f"port:{spoken}:{port_name}:{parsed.text}"
@@ -211,9 +212,21 @@ def _split_ports(ports: list[str | int] | None) -> tuple[tuple[desired.PortRange
 
 
 def _port_range(first: int, last: int) -> desired.PortRange:
-    if not 0 <= first <= last <= _PORT_MAX:
+    check_port(first)
+    check_port(last)
+    if first > last:
         raise ValueError(f"not a range of ports: {first}:{last}")
     return desired.PortRange(first, last)
+
+
+def check_port(port: int) -> None:
+    """Checks the number of a port.
+
+    Raises:
+        ValueError: there is no such port.
+    """
+    if not 0 <= port <= _PORT_MAX:
+        raise ValueError(f"not a port: {port}")
 
 
 def _checked(texts: list[str] | None) -> tuple[str, ...]:

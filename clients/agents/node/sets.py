@@ -9,9 +9,7 @@ from typing import NamedTuple
 
 from clients.agents.node import desired, feed, nets
 from clients.agents.node.labels import LabelIndex, Moved
-from clients.agents.node.rules import PROTOCOLS, ServiceSource, Source, Sources
-
-_ANY_PROTOCOL = "any"
+from clients.agents.node.rules import ANY_PROTOCOL, PROTOCOLS, ServiceSource, Source, Sources
 
 
 class Item(NamedTuple):
@@ -258,20 +256,21 @@ def _members(item: Item, source: Source) -> Iterable[desired.Member]:
         for port in item.ports
         if port.name == source.port_name
         and (number := _number(port.protocol)) is not None
-        and source.protocol in (_ANY_PROTOCOL, _name(number))
+        and source.protocol in (ANY_PROTOCOL, _NAMES[number])
         for net in item.nets
     ]
 
 
+_TCP = PROTOCOLS["tcp"]
+_PROTOCOLS_WITH_PORTS = {name: PROTOCOLS[name] for name in ("tcp", "udp", "sctp")}
+_NAMES = {number: name for name, number in _PROTOCOLS_WITH_PORTS.items()}
+
+
 def _number(protocol: str | int) -> int | None:
-    return protocol if isinstance(protocol, int) else PROTOCOLS.get(protocol.lower())
-
-
-def _name(number: int) -> str:
-    return _NAMES.get(number, "")
-
-
-_NAMES = {number: name for name, number in PROTOCOLS.items()}
+    """The number of a protocol that has ports."""
+    if isinstance(protocol, str):
+        return _PROTOCOLS_WITH_PORTS.get(protocol.lower())
+    return protocol if protocol in _NAMES else None
 
 
 def _service(value: feed.Slice) -> str:
@@ -290,7 +289,7 @@ def _slice_members(value: feed.Slice, source: Source) -> list[desired.Member]:
     if isinstance(source, ServiceSource) and not source.with_ports:
         return list(addresses)
     return [
-        desired.AddressPort(net.partition("/")[0], PROTOCOLS.get((port.protocol or "tcp").lower(), 6), port.port)
+        desired.AddressPort(net.partition("/")[0], _number(port.protocol or "tcp") or _TCP, port.port)
         for port in value.ports or ()
         if port.port is not None
         for net in addresses

@@ -1,6 +1,7 @@
 """Every message survives encoding and decoding. All other input raises RemoteProtocolError and nothing else."""
 
 import contextlib
+import dataclasses
 
 import msgpack
 import msgspec
@@ -30,23 +31,16 @@ def pack(value: object) -> bytes:
     return packed
 
 
-def as_read(message: messages.Message) -> messages.Message:
-    """A reader leaves out what a subscription holds: no server supports it."""
-    if isinstance(message, messages.ClientHello) and message.subscription:
-        return msgspec.structs.replace(message, subscription={})
-    return message
-
-
 @given(strategies.all_messages)
 def test_round_trip(message: messages.Message) -> None:
-    assert codec.decode(codec.encode(message)) == as_read(message)
+    assert codec.decode(codec.encode(message)) == message
 
 
 @given(strategies.all_messages)
 def test_a_server_reads_only_what_clients_send(message: messages.Message) -> None:
     payload = codec.encode(message)
     if isinstance(message, messages.ClientHello | messages.Pong | messages.Goodbye | messages.Applied):
-        assert codec.decode_from_client(payload) == as_read(message)
+        assert codec.decode_from_client(payload) == message
     else:
         with pytest.raises(errors.RemoteProtocolError, match="Invalid value"):
             codec.decode_from_client(payload)
@@ -62,13 +56,15 @@ def test_the_hot_path_gives_the_same_bytes(delta: messages.Updates, chunk: messa
 @given(strategies.all_messages, st.lists(msgpack_values, max_size=3))
 def test_additional_elements_are_ignored(message: messages.Message, more: list[object]) -> None:
     value = msgpack.unpackb(codec.encode(message), raw=False)
-    assert codec.decode(pack([*value, *more])) == as_read(message)
+    if isinstance(message, messages.Goodbye) and not message.servers:
+        value.append(None)  # servers may be left out, but not if more follows
+    assert codec.decode(pack([*value, *more])) == message
 
 
 @given(strategies.client_hellos | strategies.server_hellos, msgpack_values)
 def test_unknown_members_of_a_hello_are_ignored(message: messages.Message, more: object) -> None:
     number, content = msgpack.unpackb(codec.encode(message), raw=False)
-    assert codec.decode(pack([number, content | {"not yet invented": more}])) == as_read(message)
+    assert codec.decode(pack([number, content | {"not yet invented": more}])) == message
 
 
 def test_optional_elements_of_an_update() -> None:
@@ -79,6 +75,8 @@ def test_optional_elements_of_an_update() -> None:
 
 @given(strategies.all_messages)
 def test_a_message_with_missing_elements_is_refused(message: messages.Message) -> None:
+    if isinstance(message, messages.Goodbye):
+        message = dataclasses.replace(message, servers=())  # which may be left out
     value = msgpack.unpackb(codec.encode(message), raw=False)
     for length in range(1, len(value)):
         with pytest.raises(errors.RemoteProtocolError, match="of at least length"):

@@ -24,7 +24,7 @@ from tests.harness.certificates import AGENT, AGENT_URI
 from tests.harness.worker_stand import FAST, HUB_LIMITS, Peer, WorkerStand, eventually, pod
 from tests.typha.conftest import OpenStage, OpenTlsStage
 from typha.ipc import messages as ipc
-from typha.worker import handshake_steps, tls, transport
+from typha.worker import handshake_steps, tls, tls_transport, transport
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +81,10 @@ async def test_both_protocols_through_both_versions(
 
 
 @pytest.mark.parametrize("kind", [Peer, typha_peer.TyphaPeer])
-async def test_readers_that_stall_get_everything_in_the_end(open_tls: OpenTlsStage, kind: type[Peer]) -> None:
+async def test_readers_that_stall_get_everything_in_the_end(
+    open_tls: OpenTlsStage, kind: type[Peer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_transport, "UNASKED_BYTES", 1 << 30)  # as if the kernel could not say what it takes
     limits = msgspec.structs.replace(FAST, notsent_lowat_bytes=16 * 1024, ping_interval_seconds=30.0)
     stage = await open_tls(limits, feed_name="felix")
     stalled = [await follow(stage, kind, receive_buffer_bytes=4096) for _ in range(3)]
@@ -100,8 +103,9 @@ async def test_readers_that_stall_get_everything_in_the_end(open_tls: OpenTlsSta
     assert stage.disconnects == {}
 
 
-async def test_a_pong_is_read_while_bytes_are_owed(open_tls: OpenTlsStage) -> None:
+async def test_a_pong_is_read_while_bytes_are_owed(open_tls: OpenTlsStage, monkeypatch: pytest.MonkeyPatch) -> None:
     """The client takes slowly what the worker has sealed. Its pong is read meanwhile."""
+    monkeypatch.setattr(tls_transport, "UNASKED_BYTES", 1 << 30)  # as if the kernel could not say what it takes
     hurried = msgspec.structs.replace(FAST, ping_interval_seconds=0.2, pong_timeout_seconds=0.8)
     stage = await open_tls(msgspec.structs.replace(hurried, notsent_lowat_bytes=16 * 1024))
     slow = await stage.subscribe(receive_buffer_bytes=4096)

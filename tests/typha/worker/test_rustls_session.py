@@ -516,6 +516,43 @@ def test_a_ticket_of_rustls_is_as_none_once_an_authority_has_expired(tmp_path: p
     assert "expired" in str(connect(settings, context, contexts=contexts, resumed=before).error)
 
 
+def test_a_chain_that_was_valid_is_refused_when_its_time_is_over(files: Files) -> None:
+    """rustls remembers which chains were valid."""
+    trust(files, ROOT)
+    contexts = tls.Contexts(files.settings())
+    left_seconds, is_accepted = 2.0, False
+    while not is_accepted:  # on a slow machine the time may be over before the first handshake
+        ends_at = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=left_seconds)
+        context = context_of(issue(AGENT, by=ROOT, ends=(ends_at - NOW) / DAY), trusted=files)
+        is_accepted = connect(files.settings(), context, contexts=contexts).error is None
+        left_seconds *= 2
+    while datetime.datetime.now(datetime.UTC) < ends_at + datetime.timedelta(seconds=1):
+        time.sleep(0.05)
+    connected = connect(files.settings(), context, contexts=contexts)
+    assert connected.error is not None
+    assert "EXPIRED" in connected.refusal
+
+
+def test_a_chain_that_was_valid_vouches_for_no_other_one(files: Files) -> None:
+    """Neither for the same names and key signed by another, nor for a part of itself, nor with other files."""
+    trust(files, ROOT)
+    settings = files.settings()
+    contexts = tls.Contexts(settings)
+    key = ec.generate_private_key(ec.SECP256R1())
+    good, forged = (issue(AGENT, by=authority, key=key) for authority in (ROOT, issue("root", authority=True)))
+    below_leaf = leaf(by=good)
+    for _ in range(2):
+        assert connect(settings, context_of(good, trusted=files), contexts=contexts).error is None
+        for chain in ((forged,), (below_leaf, good), (below_leaf,)):
+            assert connect(settings, context_of(*chain, trusted=files), contexts=contexts).error is not None
+    below = leaf(by=MIDDLE)
+    assert connect(settings, context_of(below, MIDDLE, trusted=files), contexts=contexts).error is None
+    assert connect(settings, context_of(below, trusted=files), contexts=contexts).error is not None
+    trust(files, OTHER)
+    contexts.refresh(clock.monotonic() + 10.0)
+    assert connect(settings, context_of(good, trusted=files), contexts=contexts).error is not None
+
+
 def test_names_that_are_no_agents(files: Files) -> None:
     trust(files, ROOT)
     for chain in ((leaf("calico", by=ROOT),), (leaf(AGENT, "last", by=ROOT),), (issue("x", by=ROOT, uris=("a",)),)):
@@ -660,7 +697,7 @@ def test_a_panic_of_rust_is_an_error_of_that_connection(
     broken, other = (connect(files.settings(), context, contexts=contexts) for _ in range(2))
     assert broken.session.send is not None
     with pytest.raises(RuntimeError, match=r"^a defect in rustls or in its binding$"):
-        broken.session.send(descriptor, b"data", piece_bytes)
+        broken.session.send(descriptor, b"data", piece_bytes, 100)
     with pytest.raises(ssl.SSLError):
         broken.session.seal(b"data")
     assert broken.session.open(b"").error is not None
@@ -692,7 +729,7 @@ def test_threads_that_use_one_session_at_once_get_errors(tmp_path: pathlib.Path)
                     case 3:
                         one.certificate()
                     case 4:
-                        one.send(descriptor, b"data", 2)
+                        one.send(descriptor, b"data", 2, 3)
                     case 5:
                         rustls_session.take_steps([(each, descriptor, hello) for each in sessions], step_bytes=99)
                     case _:

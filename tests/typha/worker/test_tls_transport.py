@@ -35,9 +35,10 @@ class Pair:
         version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
         key_log: pathlib.Path | None = None,
         ends: tuple[socket.socket, socket.socket] | None = None,
+        send_buffer_bytes: int = 40_000,
     ) -> None:
         self.near, far = ends or socket.socketpair()
-        self.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 40_000)
+        self.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         context = certificates.client_context(files.authority)
         context.maximum_version = version
         if key_log is not None:
@@ -181,7 +182,7 @@ def test_a_turn_ends_whatever_room_the_socket_has(files: certificates.Files) -> 
     """The kernel must not decide for how long one call seals."""
     pair = Pair(files)
     pair.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_000_000)
-    assert pair.transport.write(pair.fd, bytes(3_000_000)) <= 8 * OFFER
+    assert pair.transport.write(pair.fd, bytes(3_000_000)) <= tls_transport.TURN_BYTES
     pair.near.close()
     pair.client.close()
 
@@ -224,6 +225,33 @@ def test_bytes_are_read_while_others_are_owed(pair: Pair) -> None:
     assert pair.transport.write(pair.fd, data[sent : sent + OFFER]) == OFFER
     pair.drain()
     assert bytes(pair.read) == data[: sent + OFFER]
+
+
+@pytest.mark.parametrize("unsent_bytes", [128 * 1024, 512 * 1024])
+def test_little_is_kept_for_a_client_that_reads_slowly(files: certificates.Files, unsent_bytes: int) -> None:
+    """What is sealed and not sent is memory, for each client that does not read."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        near, _ = listener.accept()
+    near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent_bytes)
+    pair = Pair(files, ends=(near, far), send_buffer_bytes=4_000_000)
+    source = random.Random(unsent_bytes)
+    data = source.randbytes(12_000_000)
+    sent, most_kept, calls = 0, 0, 0
+    with near, pair.client:
+        while sent < len(data):
+            if select.select([], [near], [], 0)[1]:
+                calls += 1
+                offer = memoryview(data)[sent : sent + source.randrange(OFFER, 1 << 20)]
+                with contextlib.suppress(BlockingIOError):
+                    sent += pair.transport.write(pair.fd, offer)
+                most_kept = max(most_kept, pair.transport.owed(pair.fd))
+            for _ in range(source.randrange(20)):
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    pair.read += pair.client.recv(source.randrange(1, 100_000))
+    assert most_kept <= tls_transport.UNASKED_BYTES
+    assert sent / calls > 60_000  # and it is not sent in small pieces
+    assert bytes(pair.read) == data[: len(pair.read)]
 
 
 def test_a_reset_is_seen_while_bytes_are_owed(files: certificates.Files) -> None:

@@ -108,7 +108,7 @@ def chains(wanted: Defaults) -> dict[str, Chain]:
                 statements.DROP,
             )
         )
-    # Others may use this bit of the mark, too; policies must not take it for their own.
+    # Others may use this bit of the mark, too; policies must not take it for their own. All packets come through here.
     unmarked = rule("mark of another program", statements.HAS_PASS_MARK, statements.CLEAR_PASS_MARK)
     clear = rule(
         "encryption is not supported",
@@ -128,7 +128,6 @@ def chains(wanted: Defaults) -> dict[str, Chain]:
         rule("IPv6 is not supported", TO_WORKLOAD, IPV6, statements.DROP),
         established,
         rule("no valid connection", TO_WORKLOAD, statements.connection_state("invalid"), statements.DROP),
-        unmarked,
         rule("ingress policy", statements.dispatch(statements.OUT_INTERFACE, INGRESS_PROGRAMS)),
         rule("workload without a program", TO_WORKLOAD, statements.DROP),
     )

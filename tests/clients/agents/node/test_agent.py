@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from clients import testing
 from tests.harness import felix_feeds, packet_lab
 from tests.harness.repository import ROOT
 
@@ -79,6 +80,7 @@ def test_an_agent_enforces_the_feed_and_leaves_it_in_force_when_it_ends(
                 assert value is not None
                 server.put(key, value)
             wait_until(lambda: not is_open(testbed))
+            wait_until(lambda: server.call(_has_applied_everything))
             packet_lab.run("ip", "netns", "exec", testbed.node, "nft", "flush", "ruleset")
             wait_until(lambda: not is_open(testbed))
             testbed.ip("link set uplink mtu 1400", f"route del {WEB}/32")
@@ -127,6 +129,10 @@ def test_an_interface_that_comes_later_gets_its_route(testbed: packet_lab.Lab, t
         testbed.ip(f"neigh replace {WEB} lladdr 02:00:00:00:00:01 dev {INTERFACE} nud permanent")
         wait_until(lambda: is_open(testbed))
         wait_until(lambda: _proxies(testbed))
+
+
+def _has_applied_everything(server: testing.Server) -> bool:
+    return server.applied("felix") == [server.feeds["felix"].sequence]
 
 
 def _proxies(testbed: packet_lab.Lab) -> bool:

@@ -37,7 +37,13 @@ def test_an_interface_with_a_dangerous_name_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"ipv4_nets": ["10.0.0.x"]}, {"ipv6_nets": ["fe80::1%x}/128"]}, {"labels": ["a"]}, {"ports": [{"port": 1}]}],
+    [
+        {"ipv4_nets": ["10.0.0.x"]},
+        {"ipv6_nets": ["fe80::1%x}/128"]},
+        {"labels": ["a"]},
+        {"ports": [{"port": 1}]},
+        {"ports": [{"name": "x", "port": 70000}]},
+    ],
 )
 def test_a_pod_that_does_not_decode_counts_as_absent(fields: dict[str, object]) -> None:
     """Also if it was there before: nothing of the old value stays."""
@@ -85,6 +91,59 @@ def test_an_unknown_action_denies() -> None:
     calculation.update("/calico/v1/policy/NetworkPolicy/default/odd", policy(inbound_rules=[{"action": "teleport"}]))
     [found] = state_of(calculation).policies.values()
     assert found.ingress == (desired.Rule(desired.Action.DENY, unsupported="action 'teleport'"),)
+
+
+def test_a_slice_with_a_port_that_there_is_not_is_refused() -> None:
+    """One bad number in a set would make the kernel refuse a whole batch."""
+    calculation = Calculation("n1")
+    calculation.update(POD, pod())
+    rules = [{"action": "allow", "dst_service": "web", "dst_service_ns": "default"}]
+    calculation.update("/calico/v1/policy/NetworkPolicy/default/p", policy(outbound_rules=rules))
+    key = "/calico/resources/v3/projectcalico.org/kubernetesendpointslices/default/web-1"
+
+    def slice_of(port: int) -> bytes:
+        labels = {"kubernetes.io/service-name": "web"}
+        endpoints = [{"addresses": ["10.0.0.9", "web.example", "fe80::1%eth0"]}]
+        ports = [{"port": port, "protocol": "UDP"}, {}]
+        metadata = {"namespace": "default", "labels": labels}
+        return json.dumps({"metadata": metadata, "endpoints": endpoints, "ports": ports}).encode()
+
+    assert calculation.update(key, slice_of(53)) is None
+    state = state_of(calculation)
+    assert state.sets["service-ports:default/web"].members == {desired.AddressPort("10.0.0.9", 17, 53)}
+    assert calculation.update(key, slice_of(70000)) is not None
+    state.apply(calculation.take()[0])
+    assert state.sets["service-ports:default/web"].members == set()
+
+
+def test_a_tunnel_address_that_is_none_counts_as_not_set() -> None:
+    calculation = Calculation("n1")
+    node = {"spec": {"bgp": {"ipv4Address": "172.16.0.2/16"}}}
+    calculation.update("/calico/v1/config/VXLANEnabled", b"true")
+    calculation.update("/calico/resources/v3/projectcalico.org/nodes/n2", json.dumps(node).encode())
+    calculation.update("/calico/v1/host/n2/config/VXLANTunnelMACAddr", b"66:00:00:00:00:0x; reboot")
+    for text in (b"10.0.0.1; reboot", b"fd00::1"):
+        assert calculation.update("/calico/v1/host/n2/config/IPv4VXLANTunnelAddr", text) is None
+        assert state_of(calculation).vteps == {}
+    calculation.update("/calico/v1/host/n2/config/IPv4VXLANTunnelAddr", b"10.0.0.1")
+    [vtep] = state_of(calculation).vteps.values()
+    assert (vtep.ipv4_address, vtep.parent_ipv4_address) == ("10.0.0.1", "172.16.0.2")
+    assert vtep.mac.startswith("66:")
+    assert ";" not in vtep.mac
+
+
+def test_a_host_endpoint_cannot_take_the_place_of_a_workload() -> None:
+    """Whatever its name is."""
+    calculation = Calculation("n1")
+    calculation.update(POD, pod())
+    before = state_of(calculation)
+    key = "/calico/v1/host/n1/endpoint/k8s%2fdefault%2fweb%2feth0"
+    calculation.update(key, b'{"name":"*","labels":{"app":"other"}}')
+    update, _ = calculation.take()
+    assert update.endpoints == desired.Changes()
+    assert update.host_endpoints.set.keys() == before.endpoints.keys()
+    calculation.update(key, None)
+    assert calculation.take()[0].endpoints == desired.Changes()
 
 
 def test_a_missing_profile_denies() -> None:

@@ -93,6 +93,15 @@ async def test_a_workload_cannot_use_another_address_or_reach_the_host(node: Nod
     assert not node.arrives(WEB, OUTSIDE, TCP80, via=INTERFACES[CLIENT])
 
 
+async def test_a_mark_of_another_program_passes_no_policy(node: Node) -> None:
+    await node.programmer.start()
+    await node.program(CLUSTER)
+    chain = "chain c { type filter hook prerouting priority -350; meta mark set 0x10000;\n }"
+    node.testbed.run_in_node("nft", "-f", "-", stdin=f"table ip marks {{\n {chain}\n}}\n")
+    assert node.arrives(OUTSIDE, WEB, TCP80)
+    assert not node.arrives(OUTSIDE, WEB, TCP81)
+
+
 async def test_a_restart_with_everything_right_commits_nothing(node: Node) -> None:
     await node.programmer.start()
     await node.program(CLUSTER)
