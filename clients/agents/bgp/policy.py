@@ -44,7 +44,7 @@ def markings(state: State, node: Node) -> tuple[list[Marking], dict[str, str]]:
             try:
                 named = {one["name"]: one["value"] for one in configuration.communities}
                 values = [resources.community(str(named.get(one, one))) for one in advertised["communities"]]
-                made.append(Marking(Network(advertised["cidr"]), tuple(map(_add, values))))
+                made.append(Marking(resources.network(advertised["cidr"]), tuple(map(_add, values))))
             except (ValueError, TypeError, LookupError) as error:
                 problems[f"prefixAdvertisements {str(advertised)[:60]}"] = f"malformed: {error!r}"[:200]
     return made, problems
@@ -88,7 +88,7 @@ def _step(rule: JsonObject, session: sessions.Session) -> Step | None:
 def _conditions(rule: JsonObject) -> list[str]:
     conditions = []
     if rule.get("cidr"):
-        network = Network(rule["cidr"])
+        network = resources.network(rule["cidr"])
         shown = str(network)
         if length := rule.get("prefixLength"):
             least = int(length.get("min", network.prefixlen))

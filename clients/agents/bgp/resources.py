@@ -227,24 +227,31 @@ def _set(table: dict[str, Any], name: str, value: Any) -> None:
         table[name] = value
 
 
+def network(value: object) -> Network:
+    """A network, which must be text: numbers and booleans would be addresses, too. Raises TypeError, ValueError."""
+    if not isinstance(value, str):
+        raise TypeError(f"not text: {value!r:.60}")
+    return Network(value)
+
+
 def _node(name: str, value: JsonObject) -> Node | None:
     bgp = (value.get("spec") or {}).get("bgp") or {}
     if not bgp.get("ipv4Address"):
         return None
-    interface = ipaddress.IPv4Interface(bgp["ipv4Address"])
+    interface = ipaddress.IPv4Interface(str(bgp["ipv4Address"]))
     return Node(
         name=name,
         address=interface.ip,
         subnet=interface.network,
         as_number=as_number(bgp.get("asNumber")),
-        cluster_id=Address(bgp["routeReflectorClusterID"]) if bgp.get("routeReflectorClusterID") else None,
+        cluster_id=Address(str(bgp["routeReflectorClusterID"])) if bgp.get("routeReflectorClusterID") else None,
         labels={str(key): str(text) for key, text in (value["metadata"].get("labels") or {}).items()},
     )
 
 
 def _pool(value: JsonObject) -> Pool:
     return Pool(
-        network=Network(value["cidr"]),
+        network=network(value["cidr"]),
         vxlan_mode=str(value.get("vxlan_mode") or "never").lower(),
         ipip_mode=str(value.get("ipip_mode") or "never").lower(),
         is_exported=not value.get("disableBGPExport"),

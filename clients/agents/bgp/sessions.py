@@ -170,7 +170,7 @@ def _common(state: State, node: Node, name: str, spec: JsonObject) -> Session:
         keepalive_seconds=resources.seconds(spec.get("keepaliveTime")),
         allowed_local_as=allowed,
         ttl_hops=hops,
-        reachable_by=Address(reachable_by) if reachable_by else None,
+        reachable_by=Address(str(reachable_by)) if reachable_by else None,
         filters=tuple(map(str, spec.get("filters") or ())),
     )
 

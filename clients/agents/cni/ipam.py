@@ -165,7 +165,7 @@ def read_pools(names: Iterable[str] = (), *, use: str = "Workload") -> Steps[lis
             continue
         if (spec.get("nodeSelector") or "all()") != "all()" or (spec.get("assignmentMode") == "Manual" and not wanted):
             continue
-        network = ipaddress.ip_network(spec["cidr"])
+        network = ipaddress.ip_network(str(spec["cidr"]))
         bits = int(spec.get("blockSize") or DEFAULT_BLOCK_BITS)
         if isinstance(network, ipaddress.IPv4Network) and network.prefixlen <= bits <= network.max_prefixlen:
             pools.append(Pool(name, network, bits))

@@ -182,6 +182,7 @@ configurations = strategies.dictionaries(
 
 @hypothesis.settings(max_examples=60, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @hypothesis.given(rule=rules, peer=peers, configuration=configurations, cidr=texts)
+@hypothesis.example(rule={"action": "Accept", "cidr": True}, peer={}, configuration={}, cidr="")
 def test_bird_accepts_whatever_the_feed_says(
     tmp_path: Path, rule: dict[str, Any], peer: dict[str, Any], configuration: dict[str, Any], cidr: str
 ) -> None:
