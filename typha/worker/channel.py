@@ -351,8 +351,10 @@ class WorkerChannel:
 
     def pass_over(self, reader: client.Client) -> None:
         """Where frames are for the clients of some node: moves a client of the log on to the next one that it gets."""
-        if self.is_by_node and not reader.tail and self.log.start <= reader.offset:
-            limit = self.log.end if reader.greeting is None else reader.greeting.offset
+        if not self.is_by_node or reader.tail:
+            return
+        limit = self.log.end if reader.greeting is None else reader.greeting.offset
+        if self.log.start <= reader.offset < limit:  # after a snapshot, the log up to there may not be published yet
             reader.offset = self.log.next_of(reader.offset, reader.tag, limit)
 
     def behind(self, before_offset: int) -> list[client.Client]:
