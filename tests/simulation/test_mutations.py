@@ -80,10 +80,12 @@ def by_offset_alone(self: WorkerChannel, snapshot: files.SnapshotFile) -> client
     return known if known.offset == max(self.log.end, snapshot.log_offset) else greeting(self, snapshot)
 
 
-def of_any_incarnation(hello: messages.ClientHello, incarnation: bytes) -> protocol_adapters.Resumption | None:
+def of_any_incarnation(
+    hello: messages.ClientHello, features: frozenset[str], incarnation: bytes
+) -> protocol_adapters.Resumption | None:
     if hello.resume is not None:
         hello = msgspec.structs.replace(hello, resume=hello.resume._replace(incarnation=incarnation))
-    return resumption(hello, incarnation)
+    return resumption(hello, features, incarnation)
 
 
 def too_late(sequence: int, newest_sequence: int) -> int:
