@@ -5,6 +5,7 @@ import socket
 
 import msgspec
 import pytest
+from structlog import testing
 
 from protocol import formats, messages
 from protocol.native import encoder
@@ -139,3 +140,15 @@ def test_a_client_is_not_moved_back_to_the_end_of_a_log_that_is_not_published_ye
         reader.offset = 500
         of_nodes.pass_over(reader)
         assert reader.offset == 500
+
+
+def test_too_many_subscriptions_are_logged_once_a_minute() -> None:
+    channels = channel.Channels(Unsent(), policy.Policy())
+    for number in range(ipc.SELECTIONS_MAX):
+        channels.wanted("web", encoder.PLAIN, Subscription(prefixes=(f"/{number}",)))
+    with testing.capture_logs() as lines:
+        assert channels.has_room_for("web", Subscription(prefixes=("/0",)))
+        for number in range(100, 300):
+            assert not channels.has_room_for("web", Subscription(prefixes=(f"/{number}\n",)))
+    [line] = lines
+    assert (line["log_level"], line["subscription"], line["clients"]) == ("warning", "prefixes=/100?", 1)
