@@ -148,6 +148,10 @@ class Differ:
         self._snapshot: _Snapshot | None = None
         self._incarnation = b""
         """Of the connection's server."""
+        self._wants_part = False
+        """The hello had a subscription."""
+        self._has_position = True
+        """A map of the whole feed that comes in place of a subscription has no position: the next server may select."""
         self.position: messages.ResumePosition | None = None
         """That of the map; None while it is a mixture of several moments."""
         self.chunks = 0
@@ -191,6 +195,7 @@ class Differ:
 
     def resuming(self, hello: messages.ClientHello) -> messages.ClientHello:
         """The hello with what the client has, if the hello offers these features."""
+        self._wants_part = hello.subscription is not None
         if not self.is_trusted:
             return hello
         return msgspec.structs.replace(
@@ -221,18 +226,19 @@ class Differ:
         match message:
             case messages.ServerHello():
                 self._incarnation = message.incarnation
+                self._has_position = not self._wants_part or messages.Feature.SUBSCRIPTIONS in message.features
             case messages.Updates() if self._snapshot is not None:
                 self._receive_late_updates(self._snapshot, message.updates)
             case messages.Updates():
                 if self.position is not None:
-                    self.position = messages.ResumePosition(self._incarnation, message.sequence)
+                    self.position = self._position_at(message.sequence)
                 return self._receive_updates(message.updates)
             case messages.Status(status=messages.SyncStatus.CATCHING_UP):
                 # A complete snapshot keeps waiting: it is older than the newest values that follow.
                 if self._snapshot is None:
                     self.position = None
             case messages.Status():
-                self.position = messages.ResumePosition(self._incarnation, message.sequence)
+                self.position = self._position_at(message.sequence)
                 if self._snapshot is not None and self._snapshot.ended:
                     return self._swap(self._snapshot)
             case messages.SnapshotBegin() | messages.SnapshotResume():
@@ -243,6 +249,9 @@ class Differ:
                 self._snapshot.verify_end(message)
                 self._snapshot.ended = True
         return None
+
+    def _position_at(self, sequence: int) -> messages.ResumePosition | None:
+        return messages.ResumePosition(self._incarnation, sequence) if self._has_position else None
 
     def _receive_updates(self, updates: tuple[messages.Update, ...]) -> Batch | None:
         known = self._known

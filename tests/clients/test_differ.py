@@ -4,12 +4,13 @@ import dataclasses
 import zlib
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clients import differ, testing
-from protocol import digest, errors, messages
+from protocol import digest, errors, messages, subscriptions
 
 maps = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from([b"", b"1", b"2"]), max_size=6)
 
@@ -324,3 +325,25 @@ def test_kept_chunks_and_sent_ones_are_the_new_map() -> None:
     one.receive(begin)
     with pytest.raises(errors.RemoteProtocolError, match="was to be kept"):
         one.receive(messages.SnapshotChunk(of_a, 0, False, ()))
+
+
+@pytest.mark.parametrize("is_in_force", [True, False])
+def test_the_whole_feed_in_place_of_a_subscription_has_no_position(is_in_force: bool) -> None:
+    """The next server may put the subscription in force, and the position of the whole feed means another map."""
+    one = with_a_map()
+    hello = msgspec.structs.replace(
+        HELLO, features=HELLO.features | {"subscriptions"}, subscription=subscriptions.Subscription(prefixes=("/a",))
+    )
+    one.resuming(hello)
+    features = frozenset({"subscriptions", "resume"}) if is_in_force else frozenset({"resume"})
+    for message in (
+        messages.ServerHello(version=1, feed="pods", incarnation=INCARNATION, features=features),
+        messages.SnapshotBegin(9, 0, 1),
+        messages.SnapshotEnd(9, 0, 0),
+        messages.Status(9, messages.SyncStatus.IN_SYNC),
+        messages.Updates(9, 10, (messages.Update("/a", b"", "1", 1),)),
+    ):
+        one.receive(message)
+    told = one.resuming(hello)
+    assert (told.resume is not None) == is_in_force
+    assert told.chunk_digests is not None

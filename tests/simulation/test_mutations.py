@@ -69,10 +69,12 @@ def within_frames(self: client.Client, bytes_through: Any) -> bool:
     return True
 
 
-def of_any_incarnation(hello: messages.ClientHello, incarnation: bytes) -> protocol_adapters.Resumption | None:
+def of_any_incarnation(
+    hello: messages.ClientHello, features: frozenset[str], incarnation: bytes
+) -> protocol_adapters.Resumption | None:
     if hello.resume is not None:
         hello = msgspec.structs.replace(hello, resume=hello.resume._replace(incarnation=incarnation))
-    return resumption(hello, incarnation)
+    return resumption(hello, features, incarnation)
 
 
 def too_late(sequence: int, newest_sequence: int) -> int:

@@ -12,6 +12,11 @@ from tests.simulation import simulation
 SEEDS = 2000
 SEEDS_PER_TEST = 50
 FIRST_SEEDS = range(0, SEEDS, SEEDS_PER_TEST)
+HAVE_FOUND = {
+    7096: "a worker that had just started moved a subscribed client back to the end of its log",
+    8103: "with all connections open, one more was not counted among what those without a hello take",
+}
+"""Seeds beyond the others that have found a defect."""
 
 
 @pytest.mark.slow
@@ -19,6 +24,11 @@ FIRST_SEEDS = range(0, SEEDS, SEEDS_PER_TEST)
 def test_the_invariants_hold_at_every_step(first: int) -> None:
     for seed in range(first, first + SEEDS_PER_TEST):
         simulation.run(seed)
+
+
+@pytest.mark.parametrize("seed", HAVE_FOUND)
+def test_what_a_seed_has_found_stays_mended(seed: int) -> None:
+    simulation.run(seed)
 
 
 def test_there_are_thousands_of_seeds() -> None:

@@ -4,13 +4,22 @@ import bisect
 from collections import deque
 from collections.abc import Iterator
 
+import structlog
+
 from cache.state import cursor, files, log, resume
 from protocol import digest, encoding, formats, messages, subscriptions
 from protocol.native import encoder as native_encoder
+from protocol.typha import messages as typha_messages
+from typha import clock
 from typha.ipc import link
 from typha.ipc import messages as ipc
 from typha.worker import client, convergence, live_set, policy, protocol_adapters
 
+_log = structlog.get_logger("typha.channel")
+_monotonic = clock.monotonic
+
+_NOTE_SECONDS = 60.0
+"""How often it is logged that there are too many subscriptions: a fleet of 5,000 may ask at once."""
 _COARSE_SECONDS = 1.0
 _PUBLISH_TIMES = 1024
 """How many publish times are kept, to tell how many seconds a lagging client is behind."""
@@ -351,8 +360,10 @@ class WorkerChannel:
 
     def pass_over(self, reader: client.Client) -> None:
         """Where frames are for the clients of some node: moves a client of the log on to the next one that it gets."""
-        if self.is_by_node and not reader.tail and self.log.start <= reader.offset:
-            limit = self.log.end if reader.greeting is None else reader.greeting.offset
+        if not self.is_by_node or reader.tail:
+            return
+        limit = self.log.end if reader.greeting is None else reader.greeting.offset
+        if self.log.start <= reader.offset < limit:  # after a snapshot, the log up to there may not be published yet
             reader.offset = self.log.next_of(reader.offset, reader.tag, limit)
 
     def behind(self, before_offset: int) -> list[client.Client]:
@@ -451,6 +462,9 @@ class Channels:
         self._policy = limits
         self._by_number: dict[int, WorkerChannel] = {}
         self._by_name: dict[tuple[str, str, subscriptions.Subscription | None], WorkerChannel] = {}
+        self._without_room = 0
+        """Clients since the last note whose subscription was one too many."""
+        self._next_note_at = 0.0
 
     def __getitem__(self, number: int) -> WorkerChannel:
         return self._by_number[number]
@@ -471,7 +485,23 @@ class Channels:
     def has_room_for(self, feed: str, subscription: subscriptions.Subscription) -> bool:
         """Whether clients may have this subscription: others have it, or not too many others are in use."""
         known = {(name, one) for name, _, one in self._by_name if one is not None}
-        return (feed, subscription) in known or len(known) < ipc.SELECTIONS_MAX
+        has_room = (feed, subscription) in known or len(known) < ipc.SELECTIONS_MAX
+        if not has_room:
+            self._note_without_room(feed, subscription)
+        return has_room
+
+    def _note_without_room(self, feed: str, subscription: subscriptions.Subscription) -> None:
+        self._without_room += 1
+        now = _monotonic()
+        if now >= self._next_note_at:
+            _log.warning(
+                "Too many different subscriptions, sending the whole feed",
+                feed=feed,
+                subscription=typha_messages.printable(subscription.label, ipc.TEXT_CHARS_MAX),
+                at_most=ipc.SELECTIONS_MAX,
+                clients=self._without_room,
+            )
+            self._next_note_at, self._without_room = now + _NOTE_SECONDS, 0
 
     def opened(self, message: ipc.OpenChannel) -> None:
         """The hub has opened a channel."""

@@ -167,7 +167,7 @@ class Connections:
         self._poller.add(newcomer)
         if len(self._poller.clients) > self._policy.connections_max:
             self.make_room(newcomer, f"{self._policy.connections_max} connections are open, and no more may be")
-        elif self.unproven_bytes > self._policy.unproven_bytes_max:
+        if newcomer in self.handshaking and self.unproven_bytes > self._policy.unproven_bytes_max:
             self._free_memory(newcomer)
 
     def _proved(self, current: client.Client) -> None:

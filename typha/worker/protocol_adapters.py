@@ -274,6 +274,8 @@ class NativeAdapter:
             features |= {messages.Feature.SUBSCRIPTIONS.value}
             if subscription.own_node:  # a chunk of a snapshot may be of one node
                 features -= _RESUMING
+        elif hello.subscription is not None:  # the client's position may be that of a part
+            features -= {messages.Feature.RESUME.value}
         not_supported = _asked_for(hello) - features
         if sum(len(name.encode()) for name in not_supported) > _NAMED_FEATURES_BYTES_MAX:
             text = f"the names of unknown features have more than {_NAMED_FEATURES_BYTES_MAX} bytes"
@@ -301,7 +303,7 @@ class NativeAdapter:
             wire_format,
             introduction=Introduction("native", hello.feed, hello.feed),
             reports_positions=self._reports_positions,
-            resumption=None if by_node else _resumption(hello, self._offer.incarnation),
+            resumption=_resumption(hello, features, self._offer.incarnation),
             subscription=None if subscription is None or subscription.is_everything else subscription,
             tag=subscriptions.tag_of(hello.node) if by_node else subscriptions.COMMON,
         )
@@ -442,12 +444,12 @@ def _choose(
     return AgentVersion(version, choice.release, choice.reason)
 
 
-def _resumption(hello: messages.ClientHello, incarnation: bytes) -> Resumption | None:
-    """What the client has, as far as it understands the answers to that."""
+def _resumption(hello: messages.ClientHello, features: frozenset[str], incarnation: bytes) -> Resumption | None:
+    """What the client has, as far as the features that are in force use it."""
     sequence = digests = None
-    if messages.Feature.RESUME in hello.features and hello.resume is not None:
+    if messages.Feature.RESUME in features and hello.resume is not None:
         sequence = hello.resume.sequence if hello.resume.incarnation == incarnation else None
-    if messages.Feature.CHUNK_DIGESTS in hello.features and hello.chunk_digests:
+    if messages.Feature.CHUNK_DIGESTS in features and hello.chunk_digests:
         digests = array.array("Q", hello.chunk_digests)
     return None if sequence is None and digests is None else Resumption(sequence, digests)
 

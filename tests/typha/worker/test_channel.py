@@ -1,19 +1,22 @@
 """A worker's channels: asked for once, which snapshot newcomers get, and how old a client's backlog is."""
 
 import asyncio
+import socket
 
 import msgspec
 import pytest
+from structlog import testing
 
 from protocol import formats, messages
 from protocol.native import encoder
+from protocol.subscriptions import Subscription
 from tests.harness import typha_peer
 from tests.harness.worker_stand import FAST, FEED, HUB_LIMITS, WorkerStand, pod
 from tests.typha.conftest import OpenStage
 from typha.hub.policy import HubPolicy
 from typha.ipc import link
 from typha.ipc import messages as ipc
-from typha.worker import channel, policy
+from typha.worker import channel, client, policy
 
 NEVER_FRESH = msgspec.structs.replace(FAST, snapshot_fresh_seconds=0.0)
 REBUILDS_GLADLY = msgspec.structs.replace(HUB_LIMITS, snapshot_fresh_seconds=0.0, rebuild_share_max=1e9)
@@ -123,3 +126,29 @@ def test_the_age_of_a_backlog_is_known_far_back_too() -> None:
     assert opened.age_of(390_000, now) == pytest.approx(5.0, abs=0.06)
     for offset in (0, 100, 50_000, 250_000):
         assert opened.age_of(offset, now) == pytest.approx(200.0 - offset / 2000, abs=1.1)
+
+
+def test_a_client_is_not_moved_back_to_the_end_of_a_log_that_is_not_published_yet() -> None:
+    """A snapshot may be offered a moment before the log up to it is published."""
+    of_nodes = channel.WorkerChannel(
+        "web", formats.make_encoder(encoder.PLAIN), Unsent(), policy.Policy(), Subscription(own_node=True)
+    )
+    of_nodes.open(1, start=100, start_sequence=7)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        reader = client.Client(ours, "127.0.0.1:1", number=1, slot=0, now=0.0)
+        reader.offset = 500
+        of_nodes.pass_over(reader)
+        assert reader.offset == 500
+
+
+def test_too_many_subscriptions_are_logged_once_a_minute() -> None:
+    channels = channel.Channels(Unsent(), policy.Policy())
+    for number in range(ipc.SELECTIONS_MAX):
+        channels.wanted("web", encoder.PLAIN, Subscription(prefixes=(f"/{number}",)))
+    with testing.capture_logs() as lines:
+        assert channels.has_room_for("web", Subscription(prefixes=("/0",)))
+        for number in range(100, 300):
+            assert not channels.has_room_for("web", Subscription(prefixes=(f"/{number}\n",)))
+    [line] = lines
+    assert (line["log_level"], line["subscription"], line["clients"]) == ("warning", "prefixes=/100?", 1)

@@ -145,6 +145,24 @@ async def test_too_many_subscriptions_are_not_in_force(stage: WorkerStand) -> No
     assert len(stage.hub.selections) == ipc.SELECTIONS_MAX
 
 
+async def test_the_position_of_a_part_does_not_continue_the_whole_feed(stage: WorkerStand) -> None:
+    """A client had a part; when it comes back, its subscription is one too many, and it gets everything."""
+    resuming = frozenset({"resume", "chunk-digests", "subscriptions"})
+    stage.put(pod("a"), pod("web-1"))
+    others = [Subscription(prefixes=(f"/core/v1/pods/default/{number}",)) for number in range(ipc.SELECTIONS_MAX)]
+    for other in others:
+        await stage.converged(await stage.subscribe(subscription=other))
+    back = await stage.connect()
+    position = messages.ResumePosition(stage.server.connections.offer.incarnation, stage.feed.store.sequence)
+    back.say(
+        messages.ClientHello(feed=stage.feed.name, agent="test", features=resuming, subscription=WEB, resume=position)
+    )
+    await stage.converged(back)
+    assert back.hello is not None
+    assert back.hello.not_supported == {"resume", "subscriptions"}
+    assert len(back.entries) == 2
+
+
 async def test_what_the_hub_does_not_open_ends_with_a_goodbye() -> None:
     async with WorkerStand(FAST).running() as stage:  # not in sync yet, so the worker is told of no channel
         for number in range(ipc.SELECTIONS_MAX):  # as if other workers had asked
