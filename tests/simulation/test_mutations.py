@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from cache.state import cursor, files, log, resume, sections, store
-from protocol import messages, subscriptions
+from protocol import messages
 from tests.simulation import simulation
 from typha.hub import channel
 from typha.worker import catchup, client, connections, delivery, poller, protocol_adapters
@@ -20,8 +20,6 @@ become_catching_up = cursor.Cursor.become_catching_up
 changes_since = store.Store.changes_since
 append = channel.HubChannel.append
 watch_write = poller.Poller.watch_write
-place_of = log._place_of
-greeting = WorkerChannel.greeting
 resumption = protocol_adapters._resumption
 pieces = resume.pieces
 offset_of = log.LogReader.offset_of
@@ -71,15 +69,6 @@ def within_frames(self: client.Client, bytes_through: Any) -> bool:
     return True
 
 
-def only_those_of_the_node(tag: int, tags: list[int]) -> int:
-    return len(tags) if tag == subscriptions.COMMON else place_of(tag, tags)
-
-
-def by_offset_alone(self: WorkerChannel, snapshot: files.SnapshotFile) -> client.StatusNotice:
-    known = self._greeting
-    return known if known.offset == max(self.log.end, snapshot.log_offset) else greeting(self, snapshot)
-
-
 def of_any_incarnation(hello: messages.ClientHello, incarnation: bytes) -> protocol_adapters.Resumption | None:
     if hello.resume is not None:
         hello = msgspec.structs.replace(hello, resume=hello.resume._replace(incarnation=incarnation))
@@ -100,11 +89,9 @@ def at_the_next_frame(self: log.LogReader, sequence: int) -> int | None:
 
 
 MUTATIONS: dict[str, tuple[object, str, object]] = {
-    "slow clients of a node miss what is common": (log, "_place_of", only_those_of_the_node),
     "an object that moves stays on its old node": (sections.Sections, "tag_of", lambda *_: None),
     "what is for a node is not sent": (delivery.Delivery, "_flush_node", lambda *_: None),
     "snapshots lack what is for a node": (files.SnapshotFile, "sections", property(lambda _: {})),
-    "the first status is older than its snapshot": (WorkerChannel, "greeting", by_offset_alone),
     "the rest of a frame is dropped": (cursor.Cursor, "become_catching_up", without_the_tail),
     "sealed TLS records are forgotten": (cursor.Cursor, "become_catching_up", without_what_is_sealed),
     "blocks are left inside frames": (cursor.Cursor, "leave_block", in_the_middle),

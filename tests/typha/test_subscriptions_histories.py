@@ -34,6 +34,8 @@ WANTED = (
     Subscription(namespaces=("default",), prefixes=("/core/v1/pods/default/web-1", "/core/v1/pods/default/web-2")),
 )
 LIMITS = hub_policy.HubPolicy(log_budget_bytes=1 << 20, segment_bytes=1500, max_frame_bytes=1 << 16)
+SERVICES = resources.ResourceType("", "v1", "services")
+"""Common to all nodes."""
 NODE_NAMES = ("web-0", "web-1", "web-2")
 
 names = st.sampled_from([f"web-{number}" for number in range(8)])
@@ -43,8 +45,8 @@ steps = st.one_of(
     st.tuples(st.just("apply"), names, nodes, st.integers(0, 300)),
     st.tuples(st.just("apply"), names, nodes, st.integers(0, 300)),
     st.tuples(st.just("apply"), names, nodes, st.integers(0, 3)),
-    st.tuples(st.just("apply_node"), names, st.integers(0, 3)),
-    st.tuples(st.just("delete"), names, st.sampled_from([PODS, NODES])),
+    st.tuples(st.just("apply_other"), names, st.integers(0, 3), st.sampled_from([NODES, SERVICES, SERVICES])),
+    st.tuples(st.just("delete"), names, st.sampled_from([PODS, NODES, SERVICES])),
     st.tuples(st.just("status"), st.booleans()),
     st.tuples(st.just("commit"), st.booleans()),
     st.tuples(st.just("commit"), st.just(True)),
@@ -273,7 +275,7 @@ class Pipeline:
     """A feed, selections of it, and the steps of a history."""
 
     def __init__(self, *, zstd: bool) -> None:
-        specs = (raw.ResourceSpec(PODS), raw.ResourceSpec(NODES))
+        specs = (raw.ResourceSpec(PODS), raw.ResourceSpec(NODES), raw.ResourceSpec(SERVICES))
         limits = store.StoreLimits(chunk_target_keys=2, chunk_target_bytes=300, split_at_once_keys=4)
         self.feed = feed.RawFeed(raw.FeedSpec("pods", specs), max_value_bytes=1 << 16, store_limits=limits)
         self.version = 0
@@ -302,9 +304,9 @@ class Pipeline:
         content = {"nodeName": node, "filling": "x" * size}
         self.feed.apply(pod_event(name, version=self.version, content=content))
 
-    def apply_node(self, name: str, content: int) -> None:
+    def apply_other(self, name: str, content: int, type: resources.ResourceType) -> None:
         self.version += 1
-        self.feed.apply(pod_event(name, version=self.version, content={"taints": content}, type=NODES))
+        self.feed.apply(pod_event(name, version=self.version, content={"content": content}, type=type))
 
     def delete(self, name: str, type: resources.ResourceType) -> None:
         self.version += 1
@@ -361,7 +363,8 @@ class Pipeline:
         """Begin with some objects, in sync. Some selections have taken them over, and have clients."""
         for number in range(4):
             self.apply(f"web-{number}", NODE_NAMES[number % 3], number)
-            self.apply_node(f"web-{number}", 0)
+            self.apply_other(f"web-{number}", 0, NODES)
+            self.apply_other(f"web-{number}", 0, SERVICES)
         self.status(True)
         while self.feed.backlog or not self.feed.synced_once:
             self.commit(True)
