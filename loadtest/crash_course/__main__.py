@@ -1,12 +1,16 @@
 """`python -m loadtest.crash_course`: the crash course on this machine; SHELL=1 of make leaves it running."""
 
 import contextlib
+import os
+import re
+import shutil
 import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Final
 
 import click
 
@@ -14,6 +18,8 @@ from loadtest.crash_course import chapters, report, requirements, shell, topolog
 from loadtest.crash_course.cluster import Cluster
 from loadtest.crash_course.course import Course
 from loadtest.crash_course.namespaces import Namespaces
+
+_FOLDER: Final = "crash-course"
 
 
 @click.command()
@@ -32,15 +38,18 @@ def main(nodes: int, path: Path | None, is_interactive: bool, skip_chapters: boo
     """Run a network with Calico's roles on this machine, watch it work, break it, and see it heal."""
     if problem := requirements.missing():
         raise click.ClickException(problem)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
+    _remove_leftovers()
     begin = time.monotonic()
     with (
-        tempfile.TemporaryDirectory(prefix="crash-course-") as folder,
+        tempfile.TemporaryDirectory(prefix=f"{_FOLDER}-{os.getpid()}-") as folder,
         Namespaces("cn") as spaces,
         contextlib.ExitStack() as closing,
     ):
         cluster = Cluster(spaces, Path(folder), nodes=nodes, is_real=control_plane == "real")
         closing.callback(cluster.close)
+        closing.callback(_be_undisturbed)
         course = Course(cluster)
         try:
             cluster.start()
@@ -49,11 +58,8 @@ def main(nodes: int, path: Path | None, is_interactive: bool, skip_chapters: boo
                 chapters.run_pods(cluster)
             else:
                 chapters.run(course)
-        except TimeoutError as error:
-            click.secho(str(error), fg="red")
-        except Exception:
-            click.echo(cluster.log_tails())
-            raise
+        except Exception as error:
+            course.fail(error)
         is_passed = report.summarize(course, time.monotonic() - begin)
         if path is not None:
             path.write_text(report.page(course))
@@ -65,9 +71,23 @@ def main(nodes: int, path: Path | None, is_interactive: bool, skip_chapters: boo
     sys.exit(0 if is_passed else 1)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends the course as Ctrl-C does: everything is removed."""
-    raise KeyboardInterrupt
+def _end(number: int, frame: FrameType | None) -> None:
+    """SIGTERM and a closed terminal end the course as Ctrl-C does: everything is removed."""
+    sys.exit(128 + number)
+
+
+def _be_undisturbed() -> None:
+    """Another Ctrl-C must not end the removal."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _remove_leftovers() -> None:
+    """Remove the folders of own courses that were killed."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_FOLDER}-*"):
+        found = re.match(rf"{_FOLDER}-(\d+)-", path.name)
+        if found and not Path("/proc", found[1]).exists() and path.lstat().st_uid == os.geteuid():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The chapters, in the order of the text that this project began from, with its own manifests."""
 
+import functools
 import json
 import subprocess
 import time
@@ -13,6 +14,8 @@ POLICIES_PATH: Final = "/apis/crd.projectcalico.org/v1/namespaces/default/networ
 POOL: Final = "default-pool"
 POOL_CIDR: Final = "192.168.0.0/16"
 """That of the text."""
+NEIGHBOR: Final = "neighbor"
+"""A pod on the third node, which is in the subnet of the first one."""
 PROBE_SECONDS: Final = 1
 HTTPS: Final = 443
 BACKEND_PORT: Final = 8080
@@ -72,7 +75,7 @@ def components(course: Course) -> None:
         "Who is connected to the service",
         topology.ROUTER,
         cluster.typha("status"),
-        shows=lambda text: text.count("typha-") >= agents,
+        shows=lambda text: all(text.count(f"{node.name} ") == 2 for node in cluster.nodes),
         checked=f"{agents} agents are connected",
     )
 
@@ -113,6 +116,7 @@ def run_pods(cluster: Cluster) -> None:
         ("ingress-controller", first, {"app": "ingress-controller"}),
         ("backend", second, {"role": "backend"}),
         ("client", second, {"app": "client"}),
+        *((NEIGHBOR, node, {"app": NEIGHBOR}) for node in cluster.nodes[2:3]),
     )
     for name, node, labels in wanted:
         if name not in cluster.pods:
@@ -193,9 +197,12 @@ def encapsulation(course: Course) -> None:
     source, target = cluster.pods["frontend"], cluster.pods["backend"]
     for node in cluster.nodes:
         cluster.spaces.run("router", "sh", "-c", cluster.cni_command("tunnel-address", "--node", node.name))
+    via_router = "via 172.30.1.1 dev eth0 proto bird"
     for mode, wanted, title in (
         ("Always", "vxlan.calico", "BGP to VXLAN"),
-        ("Never", "via 172.30.1.1 dev eth0 proto bird", "VXLAN to BGP"),
+        ("Never", via_router, "VXLAN to BGP"),
+        ("CrossSubnet", "vxlan.calico", "BGP to CrossSubnet"),
+        ("Never", via_router, "CrossSubnet to BGP"),
     ):
         with cluster.pinging(source, target, interval_seconds=PING_INTERVAL_SECONDS) as pinging:
             time.sleep(0.5)
@@ -205,9 +212,19 @@ def encapsulation(course: Course) -> None:
                 "node-1",
                 f"ip route get {target.address} from {source.address} iif {cluster.host_interface(source)}; "
                 f"ip route show | grep {target.address.rpartition('.')[0]}",
-                shows=wanted,
+                shows=functools.partial(agree, wanted, wanted.partition(" proto")[0]),
                 checked=f"the route is now: {wanted}",
             )
+            if mode == "CrossSubnet" and NEIGHBOR in cluster.pods:
+                neighbor = cluster.pods[NEIGHBOR]
+                straight = f"via {neighbor.node.address} dev eth0 proto 80"
+                course.step(
+                    f"{title}: the route to {NEIGHBOR}, on a node in the same subnet",
+                    "node-1",
+                    f"ip route show | grep {neighbor.address.rpartition('.')[0]}",
+                    shows=straight,
+                    checked="it needs no encapsulation: the node agent's route leads straight to the node",
+                )
             time.sleep(1.0)
         course.act(
             f"{title}: the ping meanwhile",
@@ -216,6 +233,12 @@ def encapsulation(course: Course) -> None:
             shows=lambda text: "received" in text and not text.endswith("100% packet loss"),
             checked="the ping goes on",
         )
+
+
+def agree(route: str, way: str, text: str) -> bool:
+    """Whether the table of routes has the route, and the kernel's answer for a packet, before it, the way."""
+    answer, _, table = text.partition("\n")
+    return route in table and way in answer
 
 
 def policy(course: Course) -> None:

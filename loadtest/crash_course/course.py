@@ -110,6 +110,13 @@ class Course:
 
         return self._show(title, command, run, checked=checked, wait_seconds=0.0)
 
+    def fail(self, error: Exception) -> None:
+        """The course cannot go on: a step that failed, so that neither the table nor the report hides it."""
+        text = f"{type(error).__name__}: {error}"
+        self._show(
+            "The course ends here", "", lambda: (text, False), checked="what comes next is left out", wait_seconds=0
+        )
+
     def _as_typed(self, command: str) -> str:
         """A command without this machine's paths."""
         shorter = ((str(TYPHA), "typha"), (sys.executable, "python"), (f"{self.cluster.folder}/", ""))

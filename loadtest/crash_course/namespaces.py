@@ -64,7 +64,7 @@ class Namespaces:
             _run(["ip", "-n", self.prefix + name, "link", "set", "dev", "lo", "up"])
 
     def remove(self, name: str) -> None:
-        """Remove a namespace, if it is there."""
+        """Remove a namespace, if it is there, and end what runs in it."""
         if name in self._made:
             self._made.remove(name)
             _remove(self.prefix + name)
@@ -106,7 +106,7 @@ class Namespaces:
 
 
 def remove_leftovers(kind: str) -> None:
-    """Remove the namespaces of runs whose process has ended."""
+    """Remove the namespaces of runs whose process has ended, with the processes that a killed one has left in them."""
     if not FOLDER.is_dir():
         return
     for path in sorted(FOLDER.iterdir()):
@@ -126,7 +126,15 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
+def _kill_inside(name: str) -> None:
+    with contextlib.suppress(CommandFailed):
+        for number in _run(["ip", "netns", "pids", name]).split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(number), signal.SIGKILL)
+
+
 def _remove(name: str) -> None:
+    _kill_inside(name)
     with contextlib.suppress(CommandFailed):
         _run(["ip", "netns", "delete", name])
 

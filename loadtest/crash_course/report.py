@@ -6,7 +6,9 @@ from typing import Final
 import click
 
 from loadtest.crash_course import topology
+from loadtest.crash_course.api import ApiFailed
 from loadtest.crash_course.course import Course, Note, Step
+from loadtest.crash_course.namespaces import CommandFailed
 
 _STYLE: Final = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }
@@ -71,7 +73,10 @@ def _routes(course: Course) -> str:
     """The routes that BIRD has given each node and the router."""
     shown = []
     for name in (topology.ROUTER, *(node.name for node in course.cluster.nodes)):
-        routes = course.cluster.spaces.run(name, "ip", "route", "show", "proto", "bird")
+        try:
+            routes = course.cluster.spaces.run(name, "ip", "route", "show", "proto", "bird")
+        except CommandFailed as error:
+            routes = str(error)
         shown.append(f"<pre><span class='command'>{name}# ip route show proto bird</span>\n{html.escape(routes)}</pre>")
     return "\n".join(shown)
 
@@ -104,7 +109,11 @@ def _drawing(course: Course) -> str:
         _box(width / 2 - 130, 10, 260, 60, "router, API server, service", "172.30.1.1, 172.30.2.1; AS 64513"),
     ]
     blocks: dict[str, list[str]] = {}
-    for block in cluster.blocks():
+    try:
+        found = cluster.blocks()
+    except (ApiFailed, OSError):  # the course has failed, and the API server with it
+        found = []
+    for block in found:
         owner = str(block["spec"].get("affinity", "")).removeprefix("host:")
         blocks.setdefault(owner, []).append(block["spec"]["cidr"])
     for place, node in enumerate(cluster.nodes):

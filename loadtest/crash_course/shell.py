@@ -8,8 +8,10 @@ from typing import Final
 import click
 
 from loadtest.crash_course import topology
-from loadtest.crash_course.cluster import ALL_SESSIONS, Cluster, Pod
+from loadtest.crash_course.api import ApiFailed
+from loadtest.crash_course.cluster import ALL_SESSIONS, Cluster, CniFailed, Pod
 from loadtest.crash_course.namespaces import CommandFailed
+from loadtest.crash_course.topology import Node
 
 FAULTS: Final = ("peer", "agent")
 
@@ -20,6 +22,10 @@ def run(cluster: Cluster) -> None:
         Shell(cluster).cmdloop()
     except KeyboardInterrupt:
         click.echo()
+
+
+class NotPossible(Exception):
+    """What was asked for cannot be done; the text says why."""
 
 
 class Shell(cmd.Cmd):
@@ -33,14 +39,18 @@ class Shell(cmd.Cmd):
         self._cluster = cluster
 
     def onecmd(self, line: str) -> bool:
-        """Run a command; a wrong one ends nothing, the end of the input all."""
+        """Run a command. A wrong or failed one ends nothing, nor does Ctrl-C meanwhile; the end of the input does."""
         if line == "EOF":
             return True
         try:
             return bool(super().onecmd(line))
-        except (CommandFailed, KeyError, ValueError, IndexError) as error:
-            click.echo(f"{type(error).__name__}: {error}")
-            return False
+        except KeyboardInterrupt:
+            click.echo()
+        except ValueError:  # too many or too few words, or no number
+            click.echo(getattr(self, f"do_{self.parseline(line)[0]}").__doc__)
+        except (NotPossible, CommandFailed, CniFailed, ApiFailed, OSError) as error:
+            click.echo(str(error))
+        return False
 
     def do_pods(self, _: str) -> None:
         """pods: the pods with their node and address."""
@@ -75,8 +85,7 @@ class Shell(cmd.Cmd):
     def do_run(self, line: str) -> None:
         """run POD NODE [LABEL=VALUE ...]: a new pod with servers on 443 and 8080."""
         name, node, *labels = shlex.split(line)
-        found = next(one for one in self._cluster.nodes if one.name == node)
-        pod = self._cluster.run_pod(name, found, labels=dict(label.split("=", 1) for label in labels))
+        pod = self._cluster.run_pod(name, self._node(node), labels=dict(label.split("=", 1) for label in labels))
         self._cluster.start_web(pod, 443, 8080)
         click.echo(pod.address)
 
@@ -87,19 +96,27 @@ class Shell(cmd.Cmd):
     def do_exec(self, line: str) -> None:
         """exec POD|NODE|router COMMAND: any command there, such as `exec node-1 nft list ruleset`."""
         where, _, command = line.partition(" ")
-        self._show(self._pod(where).sandbox if where in self._cluster.pods else where, command)
+        if where in self._cluster.pods:
+            where = self._pod(where).sandbox
+        elif where != topology.ROUTER:
+            self._node(where)
+        self._show(where, command)
 
     def do_birdc(self, line: str) -> None:
         """birdc NODE COMMAND: such as `birdc node-1 show route`."""
         node, _, command = line.partition(" ")
+        self._node(node)
         self._show(node, self._cluster.birdc_command(node, command))
 
     def do_break(self, line: str) -> None:
         """break peer|agent NODE: turn all BGP sessions of a node off, or kill its node agent."""
-        fault, node = shlex.split(line)
+        fault, name = shlex.split(line)
+        node = self._node(name).name
         if fault == "peer":
             click.echo(self._cluster.birdc(node, "disable", ALL_SESSIONS))
         elif fault == "agent":
+            if f"node-agent-{node}" not in self._cluster.processes:
+                raise NotPossible(f"the node agent of {node} is dead already")
             self._cluster.kill_process(f"node-agent-{node}")
         else:
             click.echo(f"one of {', '.join(FAULTS)}")
@@ -107,10 +124,13 @@ class Shell(cmd.Cmd):
     def do_heal(self, line: str) -> None:
         """heal peer|agent NODE: undo what break did."""
         fault, name = shlex.split(line)
+        node = self._node(name)
         if fault == "peer":
             click.echo(self._cluster.birdc(name, "enable", ALL_SESSIONS))
         elif fault == "agent":
-            self._cluster.start_node_agent(next(node for node in self._cluster.nodes if node.name == name))
+            if f"node-agent-{name}" in self._cluster.processes:
+                raise NotPossible(f"the node agent of {name} runs")
+            self._cluster.start_node_agent(node)
         else:
             click.echo(f"one of {', '.join(FAULTS)}")
 
@@ -123,7 +143,15 @@ class Shell(cmd.Cmd):
         return False
 
     def _pod(self, name: str) -> Pod:
+        if name not in self._cluster.pods:
+            raise NotPossible(f"there is no pod {name!r}: `pods` lists them")
         return self._cluster.pods[name]
+
+    def _node(self, name: str) -> Node:
+        found = next((node for node in self._cluster.nodes if node.name == name), None)
+        if found is None:
+            raise NotPossible(f"there is no node {name!r}: `nodes` lists them")
+        return found
 
     def _show(self, where: str, command: str) -> None:
         """Run a command whose output goes to the terminal; a failed one is no reason to end."""

@@ -225,10 +225,11 @@ def _may_begin_gob(first: bytes) -> bool:
 class NativeAdapter:
     """The native protocol."""
 
-    __slots__ = ("_connection", "_number", "_offer", "_reports_positions", "agent")
+    __slots__ = ("_connection", "_node", "_number", "_offer", "_reports_positions", "agent")
 
     def __init__(self, offer: Offer, number: int) -> None:
         self.agent = ""
+        self._node = ""
         self._offer = offer
         self._number = number
         self._connection = native.Connection(native.Role.SERVER)
@@ -236,8 +237,9 @@ class NativeAdapter:
 
     @property
     def identity(self) -> Identity:
-        """A native client has one name."""
-        return Identity(node=typha_messages.printable(self.agent, _NODE_CHARS_MAX))
+        """The node that the client says it runs on, or its own name. With a node, its name is the info."""
+        node, agent = (typha_messages.printable(text, _NODE_CHARS_MAX) for text in (self._node, self.agent))
+        return Identity(node=node, info=agent) if node else Identity(node=agent)
 
     @property
     def pending_bytes(self) -> int:
@@ -261,7 +263,7 @@ class NativeAdapter:
                     yield Left(f"goodbye: {message.reason}")
 
     def _hello(self, hello: messages.ClientHello) -> Event:
-        self.agent = hello.agent
+        self.agent, self._node = hello.agent, hello.node
         if native.VERSION not in hello.versions:
             text = f"this server speaks version {native.VERSION} only"
             return Refused(DisconnectReason.UNSUPPORTED_VERSION, text)

@@ -1,5 +1,6 @@
 """`python -m clients.agents.cni`: installs the plugin, shows and repairs what IPAM has, sets tunnel addresses."""
 
+import functools
 import sys
 import time
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def tunnel_address(path: str, node: str) -> None:
         attributes = records.tunnel_attributes(node)
         found = server.run(ipam.addresses(attributes.handle))
         if not found:
-            pools = server.run(ipam.read_pools(use="Tunnel"))
+            pools = server.run(ipam.read_pools(use="Tunnel", left_out=functools.partial(click.echo, err=True)))
             limits = server.run(ipam.read_limits())
             found = [server.run(ipam.assign(ipam.Node(node, time.time()), attributes, pools, limits))]
         server.annotate_node(node, {TUNNEL_ADDRESS: found[0]})
@@ -86,7 +87,7 @@ def ipam_group() -> None:
 def show(path: str) -> None:
     """Show pools and blocks, and how much of them is used."""
     with _server(path) as server:
-        pools = server.run(ipam.read_pools())
+        pools = server.run(ipam.read_pools(left_out=functools.partial(click.echo, err=True)))
         blocks = [Block.parse(value) for value in server.run(_listed("ipamblocks"))]
         click.echo(f"{'KIND':<6} {'CIDR':<20} {'OWNER':<12} {'USED':>6} {'FREE':>6}")
         for pool in pools:

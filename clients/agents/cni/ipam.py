@@ -19,7 +19,7 @@ Any number of nodes may do this at once, and any may crash between two requests:
 
 import ipaddress
 import zlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from clients.agents.cni import records
@@ -32,6 +32,7 @@ MAX_CONFIRMATIONS: Final = 5
 DEFAULT_MAX_BLOCKS: Final = 20
 """Blocks that a node may claim, if IPAMConfig does not say it; Calico's default."""
 DEFAULT_BLOCK_BITS: Final = 26
+_REASON_CHARS_MAX: Final = 300
 RECLAIM_AFTER_SECONDS: Final = 60.0
 """Age from which an empty block of another node is taken when the pools have no other: its node had time to use it."""
 ORPHAN_AFTER_SECONDS: Final = 600.0
@@ -149,10 +150,13 @@ def read_limits() -> Steps[Limits]:
     )
 
 
-def read_pools(names: Iterable[str] = (), *, use: str = "Workload") -> Steps[list[Pool]]:
+def read_pools(
+    names: Iterable[str] = (), *, use: str = "Workload", left_out: Callable[[str], object] = lambda _: None
+) -> Steps[list[Pool]]:
     """The pools that give addresses for a use on any node; only those with these names or CIDRs, if there are any.
 
-    A pool with another nodeSelector than all() is left out: this plugin does not read the labels of nodes.
+    A pool with another nodeSelector than all() is left out: this plugin does not read the labels of nodes. `left_out`
+    is told of it, and of a malformed pool.
     """
     wanted = list(names)
     pools = []
@@ -163,12 +167,21 @@ def read_pools(names: Iterable[str] = (), *, use: str = "Workload") -> Steps[lis
             continue
         if spec.get("disabled") or use not in (spec.get("allowedUses") or ["Workload", "Tunnel"]):
             continue
-        if (spec.get("nodeSelector") or "all()") != "all()" or (spec.get("assignmentMode") == "Manual" and not wanted):
+        if spec.get("assignmentMode") == "Manual" and not wanted:
             continue
-        network = ipaddress.ip_network(str(spec["cidr"]))
-        bits = int(spec.get("blockSize") or DEFAULT_BLOCK_BITS)
+        if (spec.get("nodeSelector") or "all()") != "all()":
+            left_out(f"IPPool {name} is left out: its nodeSelector is not all(), and no other one is supported")
+            continue
+        try:
+            network = ipaddress.ip_network(str(spec["cidr"]))
+            bits = int(spec.get("blockSize") or DEFAULT_BLOCK_BITS)
+        except (LookupError, TypeError, ValueError) as error:
+            left_out(f"IPPool {name} is left out: {error!r}"[:_REASON_CHARS_MAX])
+            continue
         if isinstance(network, ipaddress.IPv4Network) and network.prefixlen <= bits <= network.max_prefixlen:
             pools.append(Pool(name, network, bits))
+        elif isinstance(network, ipaddress.IPv4Network):
+            left_out(f"IPPool {name} is left out: {network} has no blocks of /{bits}")
     return sorted(pools, key=lambda pool: wanted.index(pool.name) if pool.name in wanted else len(wanted))
 
 

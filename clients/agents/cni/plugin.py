@@ -126,7 +126,7 @@ def check(configuration: Network, api: apiserver.ApiServer) -> None:
 def status(configuration: Network, api: apiserver.ApiServer) -> None:
     """STATUS: ADD would work, as far as can be seen: the API server answers, and there is a pool."""
     try:
-        if not api.run(ipam.read_pools(configuration.pools)):
+        if not api.run(ipam.read_pools(configuration.pools, left_out=_log)):
             raise CniError(specification.NOT_AVAILABLE, "there is no IPPool for pods")
     except (apiserver.Unavailable, apiserver.Refused) as error:
         raise CniError(specification.NOT_AVAILABLE, "the API server is not available", str(error)) from error
@@ -184,7 +184,7 @@ def _assign(configuration: Network, api: apiserver.ApiServer, attachment: Attach
     )
     with _lock(configuration.lock_file):
         limits = api.run(ipam.read_limits())
-        chosen = api.run(ipam.read_pools(pools))
+        chosen = api.run(ipam.read_pools(pools, left_out=_log))
         try:
             return api.run(ipam.assign(ipam.Node(configuration.node, now_seconds), attributes, chosen, limits))
         except ipam.AlreadyAttached:
@@ -209,6 +209,11 @@ def _pools(configuration: Network, pod: JsonObject) -> list[str]:
     return names
 
 
+def _log(line: str) -> None:
+    """The runtime puts standard error into its log."""
+    sys.stderr.write(f"calico: {line}\n")
+
+
 @contextlib.contextmanager
 def _lock(path: str) -> Iterator[None]:
     """Hold the node's lock. Without a lock file IPAM is as correct, only slower, so its absence is no error."""
@@ -216,7 +221,7 @@ def _lock(path: str) -> Iterator[None]:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        sys.stderr.write(f"no lock: {error}\n")
+        _log(f"no lock: {error}")
         yield
         return
     try:

@@ -86,6 +86,7 @@ def explain(
     if bool(server) + bool(paths) + (dump is not None) != 1:
         raise click.UsageError("give one of --server, --objects and --dump")
     try:
+        parsed = verdict.parse_flow(flow)
         if server:
             tls = _tls(ca_file, cert_file, key_file)
             values = asyncio.run(_fetch(server, name, tls, server_name))
@@ -93,7 +94,7 @@ def explain(
             values = _map(objects.parse_dump(dump.read()))
         else:
             values = _map(objects.convert_files(_files(paths)))
-        result = explanation.explain(values, source, destination, verdict.parse_flow(flow))
+        result = explanation.explain(values, source, destination, parsed)
     except (objects.ConversionFailed, explanation.NotThere, ValueError, OSError) as error:
         raise _NoAnswer(str(error)) from error
     click.echo(explanation.render(result), nl=False)

@@ -8,6 +8,8 @@ from clients.agents.node.nets import Net, parse_net
 from clients.agents.node.rules import PROTOCOLS
 
 _TCP, _UDP, _SCTP = PROTOCOLS["tcp"], PROTOCOLS["udp"], PROTOCOLS["sctp"]
+_PORT_MAX = 0xFFFF
+_PORT_DIGITS = 5
 _PROTOCOLS_WITH_PORTS = frozenset({_TCP, _UDP, _SCTP, PROTOCOLS["udplite"]})
 _ICMP_VERSIONS = {PROTOCOLS["icmp"]: desired.IPV4, PROTOCOLS["icmpv6"]: desired.IPV6}
 SOURCE_PORT = 40000
@@ -192,9 +194,16 @@ def parse_flow(text: str) -> Flow:
     protocol = PROTOCOLS.get(name.lower(), int(name) if name.isdecimal() else -1)
     if not 0 <= protocol <= 0xFF:
         raise ValueError(f"unknown protocol in {text!r}")
-    values = [int(number) for number in numbers]
+    values = [_number(number, text) for number in numbers]
     if protocol in _ICMP_VERSIONS and 1 <= len(values) <= 2:
         return Flow(protocol, icmp=desired.Icmp(values[0], values[1] if len(values) > 1 else 0))
     if len(values) > 1 or (not values and protocol in _PROTOCOLS_WITH_PORTS):
         raise ValueError(f"not a flow: {text!r} (such as tcp/80, udp/53 or icmp/8/0)")
-    return Flow(protocol, int(source_port or SOURCE_PORT), values[0] if values else 0)
+    return Flow(protocol, _number(source_port, text) if source_port else SOURCE_PORT, values[0] if values else 0)
+
+
+def _number(number: str, text: str) -> int:
+    """A port, or a type or code of ICMP. Raises ValueError."""
+    if not number.isascii() or not number.isdecimal() or len(number) > _PORT_DIGITS or int(number) > _PORT_MAX:
+        raise ValueError(f"not a flow: {text!r}: {number!r} is no number from 0 to {_PORT_MAX}")
+    return int(number)

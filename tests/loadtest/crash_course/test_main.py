@@ -1,9 +1,12 @@
 """The course as a user starts it: all steps pass, two run side by side, and nothing is left whatever ends it."""
 
+import contextlib
+import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +48,40 @@ def left(course: Course) -> list[str]:
     return [path.name for path in namespaces.FOLDER.glob(f"cn-{course.pid}-*")]
 
 
+def folders(course: Course) -> list[Path]:
+    """The folders of a course."""
+    return list(Path(tempfile.gettempdir()).glob(f"crash-course-{course.pid}-*"))
+
+
+def processes(course: Course) -> dict[int, str]:
+    """The commands of the processes in the namespaces of a course, by process identifier."""
+    found = {}
+    for name in left(course):
+        done = subprocess.run(["ip", "netns", "pids", name], check=True, capture_output=True, text=True)
+        for number in map(int, done.stdout.split()):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found[number] = Path("/proc", str(number), "cmdline").read_text()
+    return found
+
+
+def alive(commands: dict[int, str]) -> list[str]:
+    """Those that still run. One that has ended, and that nobody has waited for, has no command."""
+    now = []
+    for number, command in commands.items():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if command and Path("/proc", str(number), "cmdline").read_text() == command:
+                now.append(command)
+    return now
+
+
+def read_until(course: Course, text: str) -> None:
+    assert course.stdout is not None
+    for line in course.stdout:
+        if text in line:
+            return
+    pytest.fail(f"the course has ended before {text}")
+
+
 def test_all_steps_pass_in_two_courses_at_once(courses: list[Course], tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     both = [start(courses, "--report", str(report)), start(courses, "--nodes", "3")]
@@ -67,17 +104,47 @@ def test_all_steps_pass_with_a_real_api_server(courses: list[Course]) -> None:
     assert left(course) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_course_that_is_interrupted_leaves_nothing(courses: list[Course], number: signal.Signals) -> None:
     course = start(courses)
-    assert course.stdout is not None
-    for line in course.stdout:
-        if "2. Pods" in line:
-            break
+    read_until(course, "2. Pods")
     assert left(course) != []
+    inside = processes(course)
+    assert len(inside) > 4
     course.send_signal(number)
     course.communicate()
     assert course.returncode != 0
+    assert [*left(course), *folders(course)] == []
+    assert alive(inside) == []
+
+
+def test_the_next_course_removes_what_a_killed_one_has_left(courses: list[Course]) -> None:
+    killed = start(courses)
+    read_until(killed, "2. Pods")
+    inside = processes(killed)
+    killed.kill()
+    killed.wait()
+    assert left(killed) != []
+    assert folders(killed) != []
+    assert alive(inside) != []
+    following = start(courses)
+    read_until(following, "1. Core")
+    assert [*left(killed), *folders(killed)] == []
+    assert alive(inside) == []
+
+
+def test_a_course_that_cannot_go_on_fails_and_has_a_report(courses: list[Course], tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    course = start(courses, "--report", str(report))
+    read_until(course, "2. Pods")
+    [server] = [number for number, command in processes(course).items() if "loadtest.crash_course.apiserver" in command]
+    os.kill(server, signal.SIGKILL)
+    output, _ = course.communicate()
+    assert course.returncode == 1
+    assert "The course ends here" in output
+    assert "there are failures" in output
+    assert "Traceback" not in output
+    assert "class='failed'>failed" in report.read_text()
     assert left(course) == []
 
 
@@ -90,11 +157,25 @@ def test_a_prompt_in_a_running_network(courses: list[Course]) -> None:
         "explain client frontend 443",
         "nonsense",
         "ping x y",
+        "run shop node-9",
+        "run shop",
+        "run frontend node-1",
+        "break agent node-1",
+        "break agent node-1",
+        "heal agent node-1",
+        "heal agent node-1",
+        "nodes",
     ]
     output, _ = course.communicate("\n".join([*commands, "exit", ""]))
     assert course.returncode == 0
     assert " 0% packet loss" in output
     assert "192.168.0.0/16" in output
     assert "ALLOWED" in output
-    assert "KeyError" in output
+    assert "there is no pod 'x'" in output
+    assert "there is no node 'node-9'" in output
+    assert "run POD NODE [LABEL=VALUE ...]" in output
+    assert "AlreadyExists" in output
+    assert "the node agent of node-1 is dead already" in output
+    assert "the node agent of node-1 runs" in output
+    assert re.search(r"node-2 +172\.30\.2\.12", output)
     assert left(course) == []

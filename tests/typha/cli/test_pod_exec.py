@@ -195,7 +195,7 @@ async def test_pods_that_do_not_answer_are_named_beside_those_that_do(monkeypatc
         "forbidden": "status 403 instead of a WebSocket",
         "moved": "status 307: redirects are not followed",
         "loud": "the answer has more than 1000000 bytes",
-        "silent": "no whole answer within 5.0 s",
+        "silent": "no whole answer within 5 s",
     }
     assert {name: found[name].error for name in problems} == problems
     assert found["nonsense"].error

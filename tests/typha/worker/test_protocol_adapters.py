@@ -67,6 +67,22 @@ def restarted_hello(data: bytes) -> typha.ServerHello:
     return hello
 
 
+@pytest.mark.parametrize(
+    ("node", "identity"),
+    [("n1", protocol_adapters.Identity(node="n1", info="me")), ("", protocol_adapters.Identity(node="me"))],
+)
+def test_a_native_client_is_known_by_its_node_or_else_by_its_name(
+    node: str, identity: protocol_adapters.Identity
+) -> None:
+    hello = frames.PREFACE + frames.pack_frame(
+        native_codec.encode(messages.ClientHello(feed="web", agent="me", node=node))
+    )
+    adapter = begin(hello)
+    assert isinstance(events(adapter, hello)[0], Subscribed)
+    assert isinstance(adapter, protocol_adapters.NativeAdapter)
+    assert adapter.identity == identity
+
+
 def test_the_first_byte_chooses_the_protocol() -> None:
     native = frames.PREFACE + frames.pack_frame(native_codec.encode(messages.ClientHello(feed="web", agent="me")))
     assert isinstance(begin(native[:1]), protocol_adapters.NativeAdapter)

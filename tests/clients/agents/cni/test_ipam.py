@@ -166,6 +166,20 @@ def test_pools_that_workloads_get_nothing_from(spec: dict[str, object]) -> None:
     assert store.run(ipam.read_pools()) == []
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [{"nodeSelector": "zone == 'a'"}, {"blockSize": 20}, {"blockSize": "many"}, {"cidr": "10.0.0.0/99"}, {"cidr": 7.5}],
+)
+def test_a_pool_that_cannot_be_used_is_named_and_does_no_harm_to_others(spec: dict[str, object]) -> None:
+    store = Store()
+    store.put("ippools", {"metadata": {"name": "odd"}, "spec": {"cidr": "10.0.0.0/24", **spec}})
+    store.add_pool("10.1.0.0/24", name="good")
+    left_out: list[str] = []
+    assert [pool.name for pool in store.run(ipam.read_pools(left_out=left_out.append))] == ["good"]
+    assert len(left_out) == 1
+    assert left_out[0].startswith("IPPool odd is left out: ")
+
+
 def test_named_pools_come_in_the_order_of_the_names() -> None:
     store = Store()
     store.add_pool("10.0.0.0/24", name="a")

@@ -87,6 +87,17 @@ async def test_explain_asks_a_running_service() -> None:
 
 
 @pytest.mark.parametrize(
+    "flow", ["tcp/99999", "tcp/http", "udp/-1", "tcp", "icmp/70000", "tcp/80 from x", "tcp/" + "9" * 5000]
+)
+def test_a_flow_that_is_none_gets_no_answer(flow: str, tmp_path: pathlib.Path) -> None:
+    dump = tmp_path / "dump.json"
+    dump.write_text("")
+    done = run("explain", "--dump", str(dump), "--from", "10.0.0.1", "--to", "10.0.0.2", "--port", flow)
+    assert done.returncode == 2
+    assert "not a flow" in done.stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "give one of --server, --objects and --dump"),
