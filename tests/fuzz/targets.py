@@ -11,7 +11,7 @@ import re
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
@@ -255,7 +255,7 @@ def _example(kind: Any) -> Any:
         return _conforming(_example(arguments[0]), arguments[1])
     if origin is Literal:
         return arguments[0]
-    if origin is types.UnionType:
+    if origin in (types.UnionType, Union):
         return _example(arguments[0])
     if origin is list:
         return [_example(arguments[0])] * 2

@@ -260,7 +260,7 @@ def test_helm_takes_over_the_originals_deployment(bare: control_plane.ControlPla
     container = {
         "name": "calico-typha",
         "image": "quay.io/calico/typha:v3.32.0",
-        "env": [{"name": name, "value": "x"} for name in ("TYPHA_DATASTORETYPE", "TYPHA_CONNECTIONREBALANCINGMODE")],
+        "env": [{"name": name, "value": "x"} for name in ("TYPHA_DATASTORETYPE", "TYPHA_DEBUGPORT")],
     }
     template = {
         "metadata": {"labels": labels},
@@ -295,9 +295,7 @@ def test_helm_takes_over_the_originals_deployment(bare: control_plane.ControlPla
     left_over = {item["name"] for item in taken["env"]} - {
         item["name"] for item in rendered.pod["containers"][0]["env"]
     }
-    assert left_over == {
-        "TYPHA_CONNECTIONREBALANCINGMODE"
-    }  # what only the original sets stays, says docs/installing.md
+    assert left_over == {"TYPHA_DEBUGPORT"}  # what only the original sets stays, says docs/installing.md
 
     # And back, without a moment in which there is no Deployment: replace the objects, and forget the release.
     for item in originals:

@@ -29,7 +29,9 @@ _SLACK_SECONDS = 0.7
 """Allowed delay of a ping: latency, a busy turn, and the time between two checks."""
 CONVERGENCE_SECONDS = 60.0
 _RECOVERY_SECONDS = 1.5
-_RELIST_SECONDS = 2.0
+_RELIST_SECONDS = 35.0
+"""A watch that has failed again waits up to 30 s (`WatchPolicy.backoff_max_seconds`). Until then its type is not
+confirmed, and native clients are told so."""
 _HOT_SHARE = 0.9
 _CUTS = (reasons.DisconnectReason.FELL_BEHIND, reasons.DisconnectReason.NO_PROGRESS)
 

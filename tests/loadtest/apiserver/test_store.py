@@ -163,7 +163,7 @@ def test_a_write_that_changes_nothing_has_no_version() -> None:
 def test_the_server_sets_its_members_and_keeps_them() -> None:
     store = new_store()
     created = json.loads(store.create(PODS, pod("a/x")))
-    patched = json.loads(store.patch(PODS, "a", "x", {"metadata": {"labels": {"l": "1"}, "uid": "mine"}}))
+    patched = json.loads(store.patch(PODS, "a", "x", {"metadata": {"labels": {"l": "1"}, "creationTimestamp": "1999"}}))
     deleted = json.loads(store.delete(PODS, "a", "x"))
     versions = [int(value["metadata"].pop("resourceVersion")) for value in (created, patched, deleted)]
     assert versions == [2, 3, 4]
