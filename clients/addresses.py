@@ -17,7 +17,7 @@ def parse(address: str) -> tuple[str, int]:
     """Splits `host:port`, `host`, `[v6]:port` or `[v6]` into host and port. The default port is 5473.
 
     Raises:
-        ValueError: the host is missing, or the port is not in 1..65535.
+        ValueError: the host is missing or has white space, or the port is not in 1..65535.
     """
     if address.startswith("["):
         host, bracket, rest = address[1:].partition("]")
@@ -31,6 +31,8 @@ def parse(address: str) -> tuple[str, int]:
         port_text = port_text if colon else str(DEFAULT_PORT)
     if not host:
         raise ValueError(f"address {address!r} has no host")
+    if any(one.isspace() for one in host):
+        raise ValueError(f"address {address!r} has a bad host")
     if not (port_text.isascii() and port_text.isdigit() and 0 < int(port_text) < 65536):
         raise ValueError(f"address {address!r} has a bad port")
     return host, int(port_text)

@@ -24,7 +24,21 @@ def test_parse(address: str, expected: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["", ":1", "typha:", "typha:0", "typha:65536", "typha:x", "typha:²", "::1", "[::1", "[::1]1", "[]:1"]
+    "address",
+    [
+        "",
+        ":1",
+        "typha:",
+        "typha:0",
+        "typha:65536",
+        "typha:x",
+        "typha:²",
+        "::1",
+        "[::1",
+        "[::1]1",
+        "[]:1",
+        "two words:1",
+    ],
 )
 def test_the_error_names_a_bad_address(address: str) -> None:
     with pytest.raises(ValueError, match="address"):
