@@ -32,7 +32,8 @@ def courses() -> Iterator[list[Course]]:
 
 def start(courses: list[Course], *arguments: str) -> Course:
     course = subprocess.Popen(
-        [sys.executable, "-m", "loadtest.crash_course", *arguments],
+        # A test in the background of a shell would inherit that SIGINT is ignored.
+        ["env", "--default-signal=INT", sys.executable, "-m", "loadtest.crash_course", *arguments],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

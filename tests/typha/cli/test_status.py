@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from clients import mirror
-from tests.harness import served, worker_stand
+from tests.harness import interrupts, served, worker_stand
 from tests.harness.repository import ROOT
 from tests.harness.served import Cluster, mirrors, serving
 from typha.admin import answers, replicas
@@ -135,6 +135,7 @@ async def test_watch_repeats_and_a_service_without_a_socket_serves(tmp_path: pat
                 *(*COMMAND, "status", "--server", path, "--watch", "--interval", "1", "--json"),
                 stdout=asyncio.subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
+                preexec_fn=interrupts.restore,
             )
             assert process.stdout is not None
             times = [

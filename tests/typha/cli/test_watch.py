@@ -17,15 +17,10 @@ from clients import testing
 from protocol import messages
 from protocol.typha import connection, encoder
 from protocol.typha import messages as typha
-from tests.harness import authorities, trust_cases
+from tests.harness import authorities, interrupts, trust_cases
 from tests.harness.repository import ROOT
 
 FEEDS = {"pods": {"/b": b"2", "/a": b"\xff", "/B": "é".encode()}}
-
-
-def _restore_sigint() -> None:
-    """Runs in the new process. A test in the background of a shell would inherit that SIGINT is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextlib.asynccontextmanager
@@ -35,7 +30,7 @@ async def watching(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(ROOT), "LC_ALL": "C"},
-        preexec_fn=_restore_sigint,
+        preexec_fn=interrupts.restore,
     )
     try:
         async with asyncio.timeout(30):
