@@ -250,7 +250,7 @@ class LogReader:
         index."""
         number = self._segment_at(offset)
         segment, frames = self._segments[number], self._frames_of(number)
-        return segment, frames, _FIELDS * bisect.bisect_right(_Ends(segment.index, frames), offset)
+        return segment, frames, _FIELDS * bisect.bisect_right(_Column(segment.index, frames, _END), offset)
 
     def _frames_of(self, number: int) -> int:
         """Return the number of published frames in a segment."""
@@ -316,7 +316,7 @@ class LogReader:
         """Return the last offset at which a client has reached exactly this sequence. None if there is none."""
         for number in range(len(self._bases) - 1, -1, -1):
             index, frames = self._segments[number].index, self._frames_of(number)
-            place = bisect.bisect_right(_Sequences(index, frames), sequence)
+            place = bisect.bisect_right(_Column(index, frames, _SEQUENCE), sequence)
             if place:
                 record = _FIELDS * (place - 1)
                 return index[record + _END] if index[record + _SEQUENCE] == sequence else None
@@ -326,7 +326,7 @@ class LogReader:
         """Return the last offset at which a client has reached no more than this sequence. None before the log."""
         for number in range(len(self._bases) - 1, -1, -1):
             index, frames = self._segments[number].index, self._frames_of(number)
-            place = bisect.bisect_right(_Sequences(index, frames), sequence)
+            place = bisect.bisect_right(_Column(index, frames, _SEQUENCE), sequence)
             if place:
                 return index[_FIELDS * (place - 1) + _END]
         return self.start if sequence >= self._start_sequence else None
@@ -340,7 +340,7 @@ class LogReader:
             return self.start
         for number in range(len(self._bases)):
             index, frames = self._segments[number].index, self._frames_of(number)
-            place = bisect.bisect_left(_Sequences(index, frames), sequence)
+            place = bisect.bisect_left(_Column(index, frames, _SEQUENCE), sequence)
             if place < frames:
                 record = _FIELDS * place
                 return index[record + _END] if index[record + _SEQUENCE] == sequence else None
@@ -382,38 +382,22 @@ def _place_of(tag: int, tags: list[int]) -> int:
     return tags.index(tag) if tag in tags else len(tags)
 
 
-class _Sequences:
-    """The sequences reached at all frame ends, as a sequence for bisect."""
+class _Column:
+    """One field of the records of all frames, as a sequence for bisect."""
 
-    __slots__ = ("_frames", "_index")
+    __slots__ = ("_field", "_frames", "_index")
 
-    def __init__(self, index: memoryview, frames: int) -> None:
+    def __init__(self, index: memoryview, frames: int, field: int) -> None:
         self._index = index
         self._frames = frames
+        self._field = field
 
     def __len__(self) -> int:
         return self._frames
 
     def __getitem__(self, position: int) -> int:
-        sequence: int = self._index[_FIELDS * position + _SEQUENCE]
-        return sequence
-
-
-class _Ends:
-    """The offsets of all frame ends, as a sequence for bisect."""
-
-    __slots__ = ("_frames", "_index")
-
-    def __init__(self, index: memoryview, frames: int) -> None:
-        self._index = index
-        self._frames = frames
-
-    def __len__(self) -> int:
-        return self._frames
-
-    def __getitem__(self, position: int) -> int:
-        end: int = self._index[_FIELDS * position + _END]
-        return end
+        found: int = self._index[_FIELDS * position + self._field]
+        return found
 
 
 def _frame_count(index: memoryview, end: int) -> int:
