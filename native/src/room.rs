@@ -8,6 +8,9 @@ const SIOCOUTQNSD: libc::c_ulong = 0x894B;
 /// Positions in what SO_MEMINFO gives.
 const SEND_BUFFER: usize = 3;
 const QUEUED: usize = 5;
+/// The most data of a record, and more than what its header and its tag take.
+const RECORD_BYTES: usize = 16_384;
+const RECORD_OVERHEAD: usize = 96;
 
 /// Bytes that the kernel takes before it says that the socket is full, or a few less; None if that is not known.
 ///
@@ -24,6 +27,11 @@ pub fn bytes(socket: RawFd) -> Option<usize> {
     let free = free - free / 16; // a packet's memory is not data alone
     let room = if limit > 0 { free.min(limit.saturating_sub(unsent.unsigned_abs())) } else { free };
     usize::try_from(room).ok()
+}
+
+/// Bytes of data whose records fit into so many bytes.
+pub fn data_in(room: usize) -> usize {
+    room.saturating_sub((room / RECORD_BYTES + 1) * RECORD_OVERHEAD)
 }
 
 fn option<const COUNT: usize>(socket: RawFd, level: libc::c_int, name: libc::c_int) -> Option<[u32; COUNT]> {

@@ -165,7 +165,7 @@ impl Session {
         unasked_bytes: usize,
     ) -> PyResult<(usize, Bound<'py, PyBytes>, usize)> {
         with_bytes(data, |data| {
-            let asked = if data.len() > unasked_bytes { room::bytes(socket) } else { None };
+            let asked = if data.len() > unasked_bytes { room::bytes(socket).map(room::data_in) } else { None };
             let data = &data[..asked.map_or(data.len(), |room| room.max(unasked_bytes).min(data.len()))];
             self.whole(|session| {
                 // Safety: the caller keeps it open during the call, and it is not closed here.

@@ -20,6 +20,8 @@ OFFER_BYTES = 2 * RECORD_BYTES
 """What is sealed and sent in one call: a call for each record cost a tenth of a storm."""
 TURN_BYTES = 16 * OFFER_BYTES
 """The most that one call of `write` seals: with rustls some 0.2 ms, in which no other thread of Python runs."""
+_RECORD_OVERHEAD_BYTES = 96
+"""More than the header, the tag and the padding of a record take, with any suite. native/src/room.rs has the same."""
 UNASKED_BYTES = 4 * 1024
 """More is sealed only if the kernel says that it takes it: what is sealed and not taken must be kept, for each client
 that does not read. Deliveries have less, and asking costs 0.3 to 2 us."""
@@ -216,4 +218,7 @@ class TlsTransport:
 def _share_of_turn(connection: transport.Connection) -> int:
     """Bytes to be sealed for this connection at once. A socket that takes less has been full a moment ago."""
     room_bytes = transport.kernel_room_bytes(connection)
-    return TURN_BYTES if room_bytes is None else min(max(room_bytes, UNASKED_BYTES), TURN_BYTES)
+    if room_bytes is None:
+        return TURN_BYTES
+    data_bytes = room_bytes - (room_bytes // RECORD_BYTES + 1) * _RECORD_OVERHEAD_BYTES
+    return min(max(data_bytes, UNASKED_BYTES), TURN_BYTES)
