@@ -18,6 +18,7 @@ import base64
 import dataclasses
 import functools
 import hashlib
+import http
 import itertools
 import json
 import os
@@ -262,15 +263,24 @@ class ControlPlane:
         content_type: str = "application/json",
         timeout_seconds: float = REQUEST_TIMEOUT_SECONDS,
     ) -> Response:
-        """Send one request to the API server, as the admin by default; any HTTP status is an answer.
+        """Send a request to the API server, as the admin by default; any HTTP status is an answer.
 
-        Raises OSError if there is no answer.
+        The API server answers 429 before it has begun with a request, so this is sent again until
+        READY_TIMEOUT_SECONDS are over. Raises OSError if there is no answer.
         """
         headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = content_type
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
+        deadline = time.monotonic() + READY_TIMEOUT_SECONDS
+        answer = self._send(request, timeout_seconds)
+        while answer.status == http.HTTPStatus.TOO_MANY_REQUESTS and time.monotonic() < deadline:
+            time.sleep(POLL_INTERVAL_SECONDS)
+            answer = self._send(request, timeout_seconds)
+        return answer
+
+    def _send(self, request: urllib.request.Request, timeout_seconds: float) -> Response:
         try:
             with urllib.request.urlopen(request, timeout=timeout_seconds, context=self.tls_context()) as answer:
                 return Response(status=answer.status, body=answer.read())

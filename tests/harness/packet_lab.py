@@ -413,7 +413,8 @@ class Stream:
             frame = _frame(self._probe.source, self._probe.destination, self._probe.flow, self.sent)
             self._sender.sendto(frame, (self._probe.via, _ETHERNET_IPV4))
             self.sent += 1
-            due += self._pause_seconds
+            # After a standstill of this process it does not catch up: a burst would overflow the kernel's queues.
+            due = max(due + self._pause_seconds, time.monotonic())
             self._stop.wait(max(0.0, due - time.monotonic()))
 
     def _receive(self) -> None:

@@ -52,7 +52,7 @@ def test_three_nodes_at_once(cluster: RealCluster) -> None:
             server.close()
 
     def items(resource: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = cluster.request("GET", f"{CALICO}/{resource}").json()["items"]
+        found: list[dict[str, Any]] = cluster.plane.request("GET", f"{CALICO}/{resource}").json()["items"]
         return found
 
     handles = [f"{NETWORK}.c{number}" for number in range(ATTACHMENTS)]

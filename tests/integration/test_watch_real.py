@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import random
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -83,15 +84,16 @@ class Reader:
             pytest.fail(f"{what} did not happen: {counters}")
 
     async def until_converged(self) -> None:
+        """Lists again and again: the API server writes objects of its own after a restart."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not await self._has_converged():
+            assert time.monotonic() < deadline, "no watch has the API server's state"
+
+    async def _has_converged(self) -> bool:
         truth = await asyncio.to_thread(listed_digest, self.plane, list(self.watchers))
-        await self.until(
-            lambda: (
-                self.sink.digest.value == truth
-                # A digest of nothing is that of an empty cluster.
-                and all(self.sink.statuses.get(type) is SyncStatus.IN_SYNC for type in self.watchers)
-            ),
-            "the API server's state",
-        )
+        # A digest of nothing is that of an empty cluster.
+        is_in_sync = all(self.sink.statuses.get(type) is SyncStatus.IN_SYNC for type in self.watchers)
+        return is_in_sync and self.sink.digest.value == truth
 
 
 def listed_digest(plane: ControlPlane, types: list[resources.ResourceType]) -> int:
