@@ -20,7 +20,7 @@ CORPUS = repository.GOLDEN_CORPUS
 DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 OTHER_GROUPS = (calico_crds.CLUSTER_POLICIES, calico_crds.MIGRATIONS)
 TYPHA = (sys.executable, "-c", "from typha.cli import main; main.main()")
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 CHECK_SECONDS = 5.0
 """Time for clients to match the lists before the lists are read again."""
 BUILT_IN = {

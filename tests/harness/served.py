@@ -26,7 +26,7 @@ from tests.harness import worker_stand
 FEED = "web"
 COMMAND = (sys.executable, "-c", "from typha.cli import main; main.main()", "serve")
 FEEDS_FILE = "feeds:\n  web:\n    resources:\n      - type: v1/pods\n"
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 180.0
 _PODS = resources.ResourceType("", "v1", "pods")
 
 

@@ -15,7 +15,7 @@ from tests.harness import calico_cluster, served
 from tests.harness.calico_cluster import Map, RealCluster, output_of, recorded_steps
 from typha.hub import calico_objects
 
-pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(600)]
 
 PATIENCE_SECONDS = calico_cluster.PATIENCE_SECONDS
 OTHER_GROUPS = calico_cluster.OTHER_GROUPS

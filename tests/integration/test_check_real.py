@@ -25,7 +25,7 @@ ROLES = "/apis/rbac.authorization.k8s.io/v1/clusterroles"
 BINDINGS = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
 ACCOUNT = cluster.Account("calico-system", "calico-typha")
 GROUP = syncers.Group.V1
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 TURNS = 8
 
 Rule = tuple[str, resources.ResourceType]

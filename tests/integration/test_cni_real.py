@@ -12,7 +12,7 @@ from loadtest.environment import calico_crds
 from tests.harness import calico_cluster
 from tests.harness.calico_cluster import RealCluster
 
-pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(600)]
 
 CALICO = f"/apis/{calico_crds.V1}"
 NETWORK = "k8s-pod-network"

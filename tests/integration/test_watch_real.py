@@ -26,7 +26,7 @@ PODS = resources.ResourceType.parse("v1/pods")
 CONFIG_MAPS = resources.ResourceType.parse("v1/configmaps")
 SERVICES = resources.ResourceType.parse("v1/services")
 
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 180.0
 _POLICY = WatchPolicy(healthy_seconds=2.0, connect_backoff_max_seconds=1.0, absent_seconds=0.5)
 
 

@@ -274,10 +274,10 @@ async def test_without_an_api_server_clients_are_held(cluster: Cluster) -> None:
 def test_a_listener_without_a_host_accepts_both_families() -> None:
     with service.open_listener(settings.Settings(server_port=-1)) as listener:
         port = listener.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port), timeout=60):
+        with socket.create_connection(("127.0.0.1", port), timeout=180):
             pass
         if listener.family is socket.AF_INET6:
-            with socket.create_connection(("::1", port), timeout=60):
+            with socket.create_connection(("::1", port), timeout=180):
                 pass
 
 

@@ -15,7 +15,7 @@ import pytest
 from loadtest.crash_course import namespaces
 from tests.harness.repository import ROOT
 
-pytestmark = [pytest.mark.namespaces, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.namespaces, pytest.mark.slow, pytest.mark.timeout(600)]
 
 Course = subprocess.Popen[str]
 

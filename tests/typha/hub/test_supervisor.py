@@ -71,7 +71,7 @@ async def local(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     task = asyncio.create_task(one.run(), name="service")
     yield one
     one.stop("test")
-    await asyncio.wait_for(task, 20)
+    await asyncio.wait_for(task, 180)
 
 
 def worker_process() -> int:
@@ -146,7 +146,7 @@ async def test_an_embedded_worker_whose_link_breaks_ends_the_service(
         mock.patch.object(one.hub.workers[0].link, "receive", side_effect=ValueError("a defect")),
         pytest.raises(ExceptionGroup) as failed,
     ):
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, 180)
     assert "a defect" in repr(failed.value)
 
 
@@ -166,7 +166,7 @@ async def test_a_defect_cancels_every_job_once(cluster: Cluster, monkeypatch: py
     monkeypatch.setattr(one.hub, "run_conversions", cleans_up)
     monkeypatch.setattr(one.hub, "look_after_channels", mock.Mock(side_effect=ValueError("a defect")))
     with pytest.raises(ExceptionGroup, match="unhandled errors"):
-        await asyncio.wait_for(one.run(), 20)
+        await asyncio.wait_for(one.run(), 180)
     assert cleaned_up == [True]
 
 
