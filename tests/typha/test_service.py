@@ -200,7 +200,7 @@ async def test_a_busy_worker_ends_with_a_killed_hub(cluster: Cluster) -> None:
 
 async def test_an_api_server_that_goes_away_and_comes_back(cluster: Cluster) -> None:
     async with serving(cluster, "--workers", "1") as running, mirrors(await running.address(), 3) as clients:
-        cluster.simulator.inject(faults.Fault(kind=faults.FaultKind.RESTART, duration_seconds=1.0))
+        cluster.simulator.inject(faults.Fault(kind=faults.FaultKind.RESTART, duration_seconds=3.0))
         await running.logged("cannot list or watch a resource type")
         async with mirrors(await running.address(), 2) as late:
             cluster.put("p2", "later")
