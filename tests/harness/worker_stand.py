@@ -30,7 +30,7 @@ PODS = resources.ResourceType("", "v1", "pods")
 NODES = resources.ResourceType("", "v1", "nodes")
 FEED = "web"
 CLOSED = DisconnectReason.SERVER_ERROR
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 180.0
 HUB_LIMITS = hub_policy.HubPolicy(log_budget_bytes=1 << 26, segment_bytes=1 << 20)
 AnyPeer = TypeVar("AnyPeer", bound="Peer")
 

@@ -197,8 +197,8 @@ async def test_what_is_not_tls_ends_at_once(open_tls: OpenTlsStage, first: bytes
     stage.peers_tls = None
     peer = await stage.connect()
     peer.send(first)
-    await eventually(lambda: stage.disconnects == {"tls-failed": 1}, seconds=20)
-    await eventually(lambda: not stage.server.poller.clients, seconds=20)
+    await eventually(lambda: stage.disconnects == {"tls-failed": 1})
+    await eventually(lambda: not stage.server.poller.clients)
 
 
 async def test_a_probe_that_connects_and_closes_is_no_failure(open_tls: OpenTlsStage) -> None:
