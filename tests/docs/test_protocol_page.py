@@ -11,7 +11,6 @@ import msgpack
 import pytest
 
 from clients import differ, testing
-from clients.conformance import against_client, against_server
 from protocol import digest, errors, messages, reasons
 from protocol.native import codec, connection, frames
 from tests.docs import protocol_page, stranger, vectors
@@ -116,11 +115,20 @@ def test_rules_are_numbered_without_gaps() -> None:
 
 
 def test_the_kit_checks_rules_of_the_page() -> None:
-    checked = {rule for check in against_client.CHECKS for rule in check.rules}
-    checked |= {rule for check in against_server.CHECKS for rule in check.rules}
-    assert checked <= rules_on_the_page().keys()
+    checked = protocol_page.checked_rules()
+    assert checked["clients"] | checked["servers"] <= rules_on_the_page().keys()
     conformance = protocol_page.CONFORMANCE.read_text(encoding="utf-8")
     assert conformance == protocol_page.render_conformance(conformance, page()), REWRITE
+
+
+def test_each_rule_has_a_check_or_a_reason_why_not() -> None:
+    unchecked = {
+        (rule, side)
+        for side, checked in protocol_page.checked_rules().items()
+        for rule, binds in rules_on_the_page().items()
+        if binds in (side[:-1], "both") and rule not in checked
+    }
+    assert protocol_page.unchecked_rules(protocol_page.CONFORMANCE.read_text(encoding="utf-8")) == unchecked
 
 
 def test_citations_of_rules_on_the_page() -> None:
