@@ -368,7 +368,10 @@ class Peer:
         self.received += data
         answers = self._hear(data)
         if answers and self.answers_pings:
-            self.send(answers)
+            try:
+                self.send(answers)
+            except (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError):
+                self.ended_well = False  # the server closed after its ping; there may be more to read before the end
         return True
 
     def _hear(self, data: bytes) -> bytes:

@@ -132,8 +132,5 @@ async def test_agents_that_stop_reading_catch_up_without_reconnecting(tmp_path: 
                 assert len(agent.deleted) == 30
                 assert (agent.connections, agent.snapshots) == (1, 1)
             # Workers report once a second, and the page is made once a second.
-            deadline = time.monotonic() + served.TIMEOUT_SECONDS
-            while await service.metric("typha_catch_up_blocks_total") == 0:
-                assert time.monotonic() < deadline
-                await asyncio.sleep(0.05)
+            await service.metric_becomes("typha_catch_up_blocks_total", lambda seen: seen > 0, "rises")
             assert await service.metric('typha_disconnects_total{reason="fell-behind"}') == 0
