@@ -106,6 +106,7 @@ def vector_content() -> dict[str, object]:
         "session": steps(vectors.SESSION),
         "session_resumed_by_position": steps(vectors.RESUMED_SESSION),
         "session_resumed_by_digests": steps(vectors.RESUMED_BY_DIGESTS),
+        "session_with_a_subscription": steps(vectors.SUBSCRIBED_SESSION),
         "refused_session": steps(vectors.REFUSED_SESSION),
         "rejected_by_clients": [
             {
@@ -201,6 +202,7 @@ def render(page: str) -> str:
         "session": session_text(vectors.SESSION),
         "session resumed by position": session_text(vectors.RESUMED_SESSION),
         "session resumed by digests": session_text(vectors.RESUMED_BY_DIGESTS),
+        "session with a subscription": session_text(vectors.SUBSCRIBED_SESSION),
         "refused session": session_text(vectors.REFUSED_SESSION),
         "rejected by clients": rejected_by_clients(),
         "rejected by servers": rejected_by_servers(),

@@ -11,7 +11,7 @@ import msgpack
 import pytest
 
 from clients import differ, testing
-from protocol import digest, errors, messages, reasons
+from protocol import digest, errors, messages, reasons, subscriptions
 from protocol.native import codec, connection, frames
 from tests.docs import protocol_page, stranger, vectors
 from typha.worker import protocol_adapters
@@ -284,6 +284,29 @@ def test_our_client_reads_the_resumed_sessions(session: list[vectors.Step], piec
     assert map_of_ours.digest == digest.state_digest(expected.items())
     assert map_of_ours.position is not None
     assert map_of_ours.position.sequence == ours.sequence
+
+
+@pytest.mark.parametrize("piece", [1, 10_000])
+def test_our_client_reads_the_session_with_a_subscription(piece: int) -> None:
+    session = vectors.SUBSCRIBED_SESSION
+    said = {sender: b"".join(step.data for step in session if step.sender == sender) for sender in ("client", "server")}
+    hello = messages.ClientHello(
+        "workloads",
+        "my-agent",
+        node="n1",
+        features=frozenset({"positions", "subscriptions"}),
+        subscription=subscriptions.Subscription(kinds=("core/v1/pods", "core/v1/services"), own_node=True),
+    )
+    ours, map_of_ours = connection.Connection(connection.Role.CLIENT), differ.Differ()
+    ours.send(map_of_ours.resuming(hello))
+    for start in range(0, len(said["server"]), piece):
+        ours.receive_data(said["server"][start : start + piece])
+        while (message := ours.next_event()) is not None:
+            map_of_ours.receive(message)
+            if isinstance(message, messages.Status | messages.Updates) and message.sequence in (43, 51):
+                ours.send(messages.Applied(message.sequence))
+    assert ours.data_to_send() == said["client"]
+    assert map_of_ours.digest == digest.state_digest([(vectors.SERVICE, b'{"kind":"Service","x":1}')])
 
 
 async def test_a_stranger_follows_a_server() -> None:

@@ -201,7 +201,8 @@ def _follow_part(data: bytes) -> str:
 
 
 def _parts() -> list[bytes]:
-    return [sessions.native_server_of_a_part(), sessions.native_server()]
+    on_the_page = b"".join(step.data for step in vectors.SUBSCRIBED_SESSION if step.sender == "server")
+    return [sessions.native_server_of_a_part(), sessions.native_server(), on_the_page]
 
 
 def _restore_mirror(data: bytes) -> int:
