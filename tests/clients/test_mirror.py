@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clients import mirror, statefile, testing
+from clients import follower, mirror, statefile, testing
 from protocol import digest, messages
 from tests.harness import worker_stand
 
@@ -254,6 +254,32 @@ async def test_a_mirror_begins_with_its_file(tmp_path: pathlib.Path) -> None:
         assert hello.chunk_digests is not None
         assert hello.resume is not None
     assert {(change.key, change.old is None) for change in seen} == {("/b", False), ("/c", True)}
+
+
+async def test_a_mirror_tells_of_every_event_and_ends_by_an_exception_of_its_callback() -> None:
+    events: list[follower.Event] = []
+
+    def note(event: follower.Event) -> None:
+        events.append(event)
+        if isinstance(event, follower.Batch) and any(update.key == "/c" for update in event.updates):
+            raise LookupError("a callback's fault")
+
+    async def break_it(server: testing.Server) -> None:
+        async with mirror.Mirror(server.address, feed="pods", agent="t", on_event=note) as held:
+            await held.wait_in_sync(timeout_seconds=10)
+            ended = asyncio.create_task(held.wait_ended())
+            server.disconnect_all()
+            await server.wait_hellos(2, timeout_seconds=30)
+            server.put("pods", "/c", b"3")
+            await ended
+
+    async with testing.Server(feeds={"pods": {"/a": b"1"}}) as server:
+        with pytest.raises(LookupError, match="a callback's fault"):
+            await break_it(server)
+    kinds = [type(event) for event in events]
+    first = [follower.Connected, follower.Batch, follower.StatusChanged, follower.Disconnected]
+    assert kinds[:4] == first
+    assert kinds.count(follower.Connected) == 2
 
 
 async def test_a_file_that_is_broken_or_cannot_be_written_is_told_of(tmp_path: pathlib.Path) -> None:

@@ -105,6 +105,7 @@ CASES = {
             series("typha_updates_dropped_total", reason="doubtful"): "0+1x60",
         },
     ),
+    "TyphaSubscriptionsDeclined": one("typha_subscriptions_declined_total", "0+5x60", "0 3 4x60"),
     "TyphaShortage": one("typha_shortages_total", "0+1x60", "0 1 1x60", labels={"lacking": "log"}),
     "TyphaMemoryNearLimit": Case(
         states("process_resident_memory_bytes", "950x60", "typha_memory_limit_bytes", "1000x60"),

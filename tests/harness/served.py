@@ -53,14 +53,14 @@ class Cluster:
     async def __aexit__(self, *_: object) -> None:
         await self.simulator.stop()
 
-    def put(self, *names: str, padding: str = "") -> None:
-        """Create pods, or replace existing ones; `padding` makes them large."""
+    def put(self, *names: str, padding: str = "", node: str = "") -> None:
+        """Create pods, or replace existing ones; `padding` makes them large, and `node` is where they run."""
         store = self.simulator.store
         known = store.objects(simulated.PODS)
         for name in names:
             metadata = {"name": name, "namespace": "default", "annotations": {"at": f"{time.monotonic_ns()}{padding}"}}
             write = store.replace if f"default/{name}" in known else store.create
-            write(simulated.PODS, {"metadata": metadata})
+            write(simulated.PODS, {"metadata": metadata, **({"spec": {"nodeName": node}} if node else {})})
 
     @property
     def content(self) -> dict[str, bytes]:

@@ -116,6 +116,25 @@ def test_routes_outlive_the_agent_and_its_bird(cluster: Cluster) -> None:
     assert routes(cluster, "node-1") == expected
 
 
+def test_an_agent_that_starts_without_a_server_uses_what_it_had(cluster: Cluster) -> None:
+    expected = routes(cluster, "node-1")
+    cluster.stop_process("bgp-node-1")
+    cluster.stop_process("typha")
+    cluster.start_bgp(cluster.nodes[0])
+    cluster.wait(lambda: len(cluster.established("node-1")) == 2, "sessions are up again")
+    assert routes(cluster, "node-1") == expected
+    cluster.start_service()
+
+
+def test_the_service_knows_what_bird_uses(cluster: Cluster) -> None:
+    command = cluster.typha("explain ippool default-pool")
+
+    def is_applied() -> bool:
+        return "applied by 2 of the 2" in cluster.spaces.run(topology.ROUTER, "sh", "-c", command)
+
+    cluster.wait(is_applied, "both agents have applied the pool")
+
+
 def test_a_session_that_the_cluster_no_longer_wants_ends(cluster: Cluster) -> None:
     cluster.api.delete(f"{CALICO_PATH}/bgppeers/rack-1")
     cluster.wait(lambda: len(cluster.established("node-1")) == 1, "the session with the router ends")
