@@ -406,7 +406,7 @@ def small_seeds() -> Iterator[None]:
 
 @pytest.mark.parametrize("zstd", [False, True])
 def test_clients_have_the_selected_part(zstd: bool) -> None:
-    descriptors = channel_harness.open_descriptors()
+    descriptors = channel_harness.descriptors_before()
 
     @settings(max_examples=200, deadline=None)
     @given(seeded=st.sets(st.integers(0, 3)), history=st.lists(steps, max_size=60))
