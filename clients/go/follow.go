@@ -164,6 +164,7 @@ type follower struct {
 	connectedAt time.Time
 	// nil if nobody is told what has been applied
 	acknowledger *acknowledger
+	catchingUp   bool
 }
 
 func (f *follower) planRetry(err error) time.Duration {
@@ -211,6 +212,7 @@ func (f *follower) connect(ctx context.Context, address string) error {
 	f.differ.beginConnection(hello.incarnation)
 	if f.acknowledger != nil {
 		f.acknowledger.beginConnection()
+		f.catchingUp = false
 		if slices.Contains(hello.features, featureApplied) {
 			done, ended := make(chan struct{}), make(chan struct{})
 			go func() {
@@ -279,9 +281,12 @@ func (f *follower) notePosition(message any, batch *Batch) {
 	case updates:
 		sequence = message.sequence
 	case statusMessage:
-		sequence = message.sequence
+		sequence, f.catchingUp = message.sequence, message.status == CatchingUp
 	default:
 		return
+	}
+	if f.catchingUp {
+		sequence = 0 // none is reached: keys may lack changes until the next status (rule P2)
 	}
 	version := f.acknowledger.received(sequence, batch != nil && len(batch.Changes) > 0)
 	if batch != nil {
