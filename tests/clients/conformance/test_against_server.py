@@ -53,9 +53,8 @@ async def test_faulty_snapshots_are_found(
     rule: str, fault: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(testing.Feed, "snapshot", fault(testing.Feed.snapshot))
-    monkeypatch.setattr(against_server, "SNAPSHOT_SECONDS", 2.0)
     async with testing.Server(feeds={"workloads": {"/k": b"v"}}) as server:
-        options = against_server.Options(server.address, patience_seconds=3.0)
+        options = against_server.Options(server.address, patience_seconds=3.0, snapshot_seconds=2.0)
         results = await against_server.run_checks(options, only=rule)
     assert rule in [result.rules[0] for result in results if result.outcome is report.Outcome.FAIL]
 
