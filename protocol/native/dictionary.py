@@ -60,7 +60,7 @@ class Compression:
         return frames.pack_frame(payload, compressor=self._compressor, least_bytes=PAYLOAD_BYTES_MIN)
 
 
-def train(payloads: Sequence[bytes], number: int) -> Compression | None:
+def train(payloads: Sequence[bytes], number: int, *, max_bytes: int = TRAINED_BYTES) -> Compression | None:
     """Trains a dictionary from sample payloads. None if they are too few, or too different for it to save much.
 
     Takes 50 ms of CPU for 1,000 pods. The library lets other threads run meanwhile.
@@ -68,7 +68,7 @@ def train(payloads: Sequence[bytes], number: int) -> Compression | None:
     learned: list[bytes | bytearray | memoryview] = [
         payload for place, payload in enumerate(payloads) if place % _JUDGED_EVERY
     ]
-    size_bytes = min(TRAINED_BYTES, sum(map(len, learned)) // _SAMPLE_BYTES_PER_BYTE)
+    size_bytes = min(max_bytes, sum(map(len, learned)) // _SAMPLE_BYTES_PER_BYTE)
     if len(payloads) < _SAMPLES_MIN:
         return None
     try:

@@ -113,10 +113,13 @@ class Dictionaries:
             break
         return Job(source, 1 + next(self._numbers) % _NUMBERS, len(source.store), entries)
 
-    def failed(self, job: Job) -> None:
-        """The job could not be done; it is due again."""
+    def failed(self, job: Job, error: Exception) -> None:
+        """The job could not be done, for lack of memory or a thread. Frames stay larger until it is tried again."""
         self._under_way = ""
-        self._queue[job.source.name] = job.source
+        limits = self._policy
+        at = _monotonic() - limits.dictionary_seconds + limits.dictionary_retry_seconds
+        self._known[job.source.name] = _Known(self.of(job.source.name), job.keys, at)
+        _log.warning("Cannot train a dictionary", feed=job.source.name, error=repr(error))
 
     def trained(self, job: Job, made: dictionary.Compression | None) -> None:
         """The job is done. Where a dictionary would not pay, it is tried again by the same rules."""

@@ -309,12 +309,9 @@ class Hub:
             try:
                 made = await asyncio.to_thread(job.train)
             except (MemoryError, RuntimeError) as error:  # RuntimeError: no thread can be started
-                self.shortages.note(shortages.Lacking.DICTIONARY, error, feed=job.source.name)
-                self.dictionaries.failed(job)
-                await asyncio.sleep(self._policy.retry_seconds)
-                continue
-            self.shortages.over(shortages.Lacking.DICTIONARY)
-            self.dictionary_trained(job, made)
+                self.dictionaries.failed(job, error)
+            else:
+                self.dictionary_trained(job, made)
 
     def dictionary_trained(self, job: dictionaries.Job, made: dictionary.Compression | None) -> None:
         """A dictionary is ready: it holds from the feed's next change on."""

@@ -87,6 +87,9 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
     dictionary_seconds: float = 86_400.0
     """The same after a day, as labels, images and rules change. It costs each client 16 KiB."""
 
+    dictionary_retry_seconds: float = 600.0
+    """How soon it is tried again what failed for lack of memory: saving bytes is not urgent then."""
+
     # Conversions: docs/decisions/expensive-conversions.md.
     conversion_share_max: float = 0.1
     """The part of the time in which one type's expensive objects in one namespace may be converted."""

@@ -32,8 +32,6 @@ class Lacking(enum.StrEnum):
     """Newcomers wait for it, or get an older one."""
     BLOCK = "catch-up-block"
     """Clients that have fallen out of the log wait for it."""
-    DICTIONARY = "dictionary"
-    """Memory or a thread to train one: frames stay larger."""
     WORKER = "worker"
     """A worker process, or what the hub shares with it."""
     LINK = "worker-link"
