@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Final
 
 from clients.conformance import checks, rejected, wire
-from clients.conformance.against_client import following, handshake, liveness, positions, resume
+from clients.conformance.against_client import following, handshake, liveness, positions, resume, subscriptions
 from clients.conformance.against_client.run import Options, Run
 from clients.conformance.checks import Check
 from clients.conformance.report import Outcome, Result
@@ -44,6 +44,7 @@ CHECKS: Final[tuple[Check[Run], ...]] = (
     *liveness.CHECKS,
     *positions.CHECKS,
     *resume.CHECKS,
+    *subscriptions.CHECKS,
     *(
         Check((case.rule,), f"rejects {case.name} (after {case.after})", functools.partial(_reject, case), case.needs)
         for case in rejected.TO_CLIENTS
@@ -54,7 +55,11 @@ CHECKS: Final[tuple[Check[Run], ...]] = (
 async def _perform(check: Check[Run], options: Options, *, features: Collection[str]) -> Result:
     if check.needs == rejected.VERIFYING and not options.is_verifying:
         return Result(check.rules, check.name, Outcome.NOT_APPLICABLE, "for verifying clients")
-    if check.needs not in ("", rejected.VERIFYING, *features):
+    if check.needs == rejected.SUBSCRIPTIONS:
+        if not options.subscribing:
+            return Result(check.rules, check.name, Outcome.NOT_APPLICABLE, "needs --subscribing")
+        options = options._replace(command=options.subscribing)
+    elif check.needs not in ("", rejected.VERIFYING, *features):
         return Result(check.rules, check.name, Outcome.NOT_APPLICABLE, f"for clients that offer {check.needs}")
 
     async def script() -> None:

@@ -1,6 +1,5 @@
 """Rules H, E, F, M and L: handshake, frames and messages."""
 
-import struct
 from typing import Final
 
 from clients.conformance import rejected, wire
@@ -37,35 +36,17 @@ async def _pieces(run: Run) -> None:
 async def _wide(run: Run) -> None:
     link, _ = await run.greeted()
     hello = {"version": 1, "feed": run.options.feed, "incarnation": bytes(16), "ping_interval_ms": 10_000}
-    link.send(wire.PREFACE, wire.framed(_widely([wire.SERVER_HELLO, hello])))
+    link.send(wire.PREFACE, wire.framed(wire.widely([wire.SERVER_HELLO, hello])))
     for index, (key, value) in enumerate(wire.MAP.items()):
         part = {key: value}
         if index == 0:
-            link.send(wire.framed(_widely([wire.BEGIN, wire.SEQUENCE, 2, 2])))
+            link.send(wire.framed(wire.widely([wire.BEGIN, wire.SEQUENCE, 2, 2])))
         updates = [[key, value, "1", 1, "", 0]]
-        link.send(wire.framed(_widely([wire.CHUNK, index, wire.digest(part), False, updates])))
-    link.send(wire.framed(_widely([wire.END, wire.SEQUENCE, 2, wire.digest(wire.MAP)])))
-    link.send(wire.framed(_widely([wire.STATUS, wire.SEQUENCE, wire.IN_SYNC])))
+        link.send(wire.framed(wire.widely([wire.CHUNK, index, wire.digest(part), False, updates])))
+    link.send(wire.framed(wire.widely([wire.END, wire.SEQUENCE, 2, wire.digest(wire.MAP)])))
+    link.send(wire.framed(wire.widely([wire.STATUS, wire.SEQUENCE, wire.IN_SYNC])))
     await run.reaches(link, wire.SEQUENCE, rule="M1")
     await run.state(wire.IN_SYNC, wire.SEQUENCE, wire.MAP, rule="M1")
-
-
-def _widely(value: object) -> bytes:
-    match value:
-        case bool() | None:
-            return wire.payload(value)
-        case int():
-            return b"\xcf" + struct.pack(">Q", value)
-        case str():
-            return b"\xdb" + struct.pack(">I", len(value.encode())) + value.encode()
-        case bytes():
-            return b"\xc6" + struct.pack(">I", len(value)) + value
-        case list():
-            return b"\xdd" + struct.pack(">I", len(value)) + b"".join(map(_widely, value))
-        case dict():
-            parts = [_widely(part) for pair in value.items() for part in pair]
-            return b"\xdf" + struct.pack(">I", len(value)) + b"".join(parts)
-    raise TypeError(f"{value!r} is not in the protocol")
 
 
 @CHECKS.add("M3", "additional elements and members, nested 90 deep")

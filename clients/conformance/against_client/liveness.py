@@ -16,7 +16,7 @@ ATTEMPTS_SECONDS_MIN = 0.5
 CHECKS: Final = Checks[Run]()
 
 
-@CHECKS.add("K3", "one pong for each ping, and no other")
+@CHECKS.add("K3 F6", "one pong for each ping, and no other")
 async def _pongs(run: Run) -> None:
     link = await run.following()
     link.send(wire.frame(wire.PING) * 5)
@@ -59,6 +59,22 @@ async def _refusal(run: Run) -> None:
     await run.link(RECONNECT_SECONDS)
     if run.accepted_at[-1] - said_at < 0.9:
         raise Broken("B3", f"the client is back after {run.accepted_at[-1] - said_at:.1f} s instead of 1 s")
+
+
+@CHECKS.add("G7", "a goodbye that names another server, and entries that no client can read")
+async def _redirected(run: Run) -> None:
+    link = await run.following()
+    other = await run.listen()
+    link.send(wire.frame(wire.GOODBYE, "rebalanced", "not here", 0, ["server:port", other, ":5473", "[::1"]))
+    link.end_sending()
+    await run.rejects(link, "G2", "a goodbye")
+    (await run.link(RECONNECT_SECONDS)).close()
+    await run.link(RECONNECT_SECONDS)
+    first, second, third = run.accepted_ports[:3]
+    if second == first:
+        raise Broken("G7", "the client does not connect to the server that the goodbye names")
+    if third != first:
+        raise Broken("G7", "the client does not return to its own address")
 
 
 @CHECKS.add("B1", "failures in a row make the client wait longer")

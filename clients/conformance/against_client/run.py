@@ -35,6 +35,8 @@ class Options(NamedTuple):
     """How soon the program must connect."""
     slack_seconds: float = 3.0
     """How late a client on a busy machine may act, where the page gives a time."""
+    subscribing: str = ""
+    """A command as above, of the same client with a subscription."""
 
 
 class Hello(NamedTuple):
@@ -54,16 +56,17 @@ class Run:
         self.changes: list[str] = []
         """The lines `put KEY` and `delete KEY` so far."""
         self.accepted_at: list[float] = []
+        self.accepted_ports: list[int] = []
         self.process: asyncio.subprocess.Process | None = None
+        self._servers: list[asyncio.Server] = []
         self._opened: list[Link] = []
 
     @contextlib.asynccontextmanager
     async def started(self) -> AsyncIterator["Run"]:
         """Starts the program, and ends it with the block."""
-        server = await asyncio.start_server(self._accepted, "127.0.0.1", 0, limit=1 << 20)
-        port = server.sockets[0].getsockname()[1]
+        address = await self.listen()
         words = [
-            word.replace("{address}", f"127.0.0.1:{port}").replace("{feed}", self.options.feed)
+            word.replace("{address}", address).replace("{feed}", self.options.feed)
             for word in shlex.split(self.options.command)
         ]
         try:
@@ -84,12 +87,20 @@ class Run:
                 reading.cancel()
                 await asyncio.wait([reading])
         finally:
-            server.close()
+            for server in self._servers:
+                server.close()
             for link in self._opened:
                 link.close()
 
+    async def listen(self) -> str:
+        """Listens at one more address, and returns it."""
+        server = await asyncio.start_server(self._accepted, "127.0.0.1", 0, limit=1 << 20)
+        self._servers.append(server)
+        return f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted_at.append(asyncio.get_running_loop().time())
+        self.accepted_ports.append(writer.get_extra_info("sockname")[1])
         link = Link(reader, writer, patience_seconds=self.options.patience_seconds)
         self._opened.append(link)
         try:
@@ -153,37 +164,40 @@ class Run:
     async def reaches(self, link: Link, sequence: int, *, rule: str = "K3") -> None:
         """Sends a ping; the client must answer with one pong that names the sequence."""
         link.send(wire.frame(wire.PING))
-        found = await self.pong(link)
+        found = await self.pong(link, rule=rule)
         if found != sequence:
             raise Broken(rule, f"the pong names sequence {found} instead of {sequence}")
 
-    async def pong(self, link: Link) -> int:
+    async def pong(self, link: Link, *, rule: str = "K3") -> int:
         """The sequence of the pong that comes next."""
         try:
             message = await link.message(limit=LATER_LIMIT_BYTES)
         except TimeoutError:
-            raise Broken("K3", f"no pong within {self.options.patience_seconds:g} s") from None
+            raise Broken(rule, f"no pong within {self.options.patience_seconds:g} s") from None
         except Ended:
-            raise Broken("K3", "the client has closed the connection") from None
+            raise Broken(rule, "the client has closed the connection") from None
         if message[0] == wire.GOODBYE:
-            raise Broken("K3", f"the client has said goodbye: {message[1:3]!r:.200}")
+            raise Broken(rule, f"the client has said goodbye: {message[1:3]!r:.200}")
         if message[0] != wire.PONG:
             raise Broken("O1", f"message {message[0]} where a pong is due")
         if link.is_compressed:
             raise Broken("F6", "the pong is compressed")
         return check_count(check_fields(message, 1, "the pong")[0], "the pong's sequence")
 
-    async def state(self, status: int, sequence: int, content: Mapping[str, bytes], *, rule: str) -> None:
-        """The client must print this state, and no other before it."""
+    async def state(self, status: int, sequence: int, content: Mapping[str, bytes] | None, *, rule: str) -> None:
+        """The client must print this state, and no other before it. Without a map, it may be any."""
         if not self.options.is_observed:
             return
-        wanted = (wire.STATUS_NAMES[status], str(sequence), str(len(content)), f"{wire.digest(content):016x}")
+        content_words = ("*", "*") if content is None else (str(len(content)), f"{wire.digest(content):016x}")
+        wanted = (wire.STATUS_NAMES[status], str(sequence), *content_words)
         try:
             async with asyncio.timeout(self.options.patience_seconds):
                 found = await self._states.get()
         except TimeoutError:
             raise Broken(rule, f"the client does not print `state {' '.join(wanted)}`") from None
-        if len(found) != len(wanted) or any(one not in (other, "-") for one, other in zip(found, wanted, strict=True)):
+        if len(found) != len(wanted) or any(
+            one not in (other, "-") and other != "*" for one, other in zip(found, wanted, strict=True)
+        ):
             raise Broken(rule, f"the client prints `state {' '.join(found)}` instead of `state {' '.join(wanted)}`")
 
     def check_changes(self, rule: str, *wanted: str) -> None:

@@ -1,14 +1,18 @@
 """Rules H, E, F, M and O: hellos, and a first snapshot."""
 
+import contextlib
+import ssl
 from typing import Final
 
 from clients.conformance import wire
 from clients.conformance.against_server.reader import read_snapshot
 from clients.conformance.against_server.session import Session
 from clients.conformance.checks import Checks
-from clients.conformance.link import check_count
+from clients.conformance.link import Link, check_count
 from clients.conformance.report import Broken, NotApplicable
 
+TLS_ALERT = 21
+"""The first byte of its record."""
 CHECKS: Final = Checks[Session]()
 
 
@@ -30,6 +34,44 @@ async def _pieces(session: Session) -> None:
     link = await session.connected()
     await link.send_in_pieces(wire.PREFACE + wire.client_hello(session.options.feed), 1)
     await session.accepted(link, [])
+
+
+@CHECKS.add("M1", "the longest encodings of numbers, texts, bytes, arrays and maps")
+async def _wide(session: Session) -> None:
+    link = await session.connected()
+    hello = {"versions": [1], "feed": session.options.feed, "agent": "kit", "resume": [bytes(16), 5]}
+    link.send(wire.PREFACE, wire.framed(wire.widely([wire.HELLO_TYPE, hello])))
+    await session.accepted(link, ["resume"])
+
+
+@CHECKS.add("H4", "a connection without a whole hello is closed, without a goodbye")
+async def _late_hello(session: Session) -> None:
+    link = await session.connected()
+    link.send(wire.PREFACE, wire.client_hello(session.options.feed)[:-1])
+    await _is_dropped(link, session, "H4")
+
+
+@CHECKS.add("T5", "a TLS hello on a port without TLS, or a preface on a port with it")
+async def _other_security(session: Session) -> None:
+    link = await session.connected(is_plain=True)
+    link.send(_tls_hello() if session.options.tls is None else wire.PREFACE)
+    await _is_dropped(link, session, "T5")
+
+
+def _tls_hello() -> bytes:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        ssl.create_default_context().wrap_bio(incoming, outgoing, server_hostname="server.example").do_handshake()
+    return outgoing.read()
+
+
+async def _is_dropped(link: Link, session: Session, rule: str) -> None:
+    """The server must say nothing, except perhaps by a TLS alert, and close."""
+    said, has_ended = await link.rest(session.options.closing_seconds)
+    if said and (session.options.tls is None or said[0] != TLS_ALERT):
+        raise Broken(rule, f"the server says {said[:20].hex()}")
+    if not has_ended:
+        raise Broken(rule, f"the server has not closed within {session.options.closing_seconds:g} s")
 
 
 @CHECKS.add("O3 O5 V1 V2 L2 F5", "snapshot, updates and status, without compression")

@@ -24,6 +24,8 @@ class Options(NamedTuple):
     server_name: str = ""
     snapshot_seconds: float = 60.0
     """How soon a snapshot must be complete."""
+    closing_seconds: float = 20.0
+    """How soon the server must close a connection without a hello: twice its usual timeout."""
 
 
 class Session:
@@ -33,15 +35,14 @@ class Session:
         self.options = options
         self._opened: list[Link] = []
 
-    async def connected(self) -> Link:
-        """A connection on which nothing has been sent."""
+    async def connected(self, *, is_plain: bool = False) -> Link:
+        """A connection on which nothing has been sent; without TLS in any case if it is plain."""
         host, port = addresses.parse(self.options.address)
-        name = (self.options.server_name or host) if self.options.tls is not None else None
+        tls = None if is_plain else self.options.tls
+        name = None if tls is None else self.options.server_name or host
         try:
             async with asyncio.timeout(self.options.patience_seconds):
-                reader, writer = await asyncio.open_connection(
-                    host, port, ssl=self.options.tls, server_hostname=name, limit=1 << 20
-                )
+                reader, writer = await asyncio.open_connection(host, port, ssl=tls, server_hostname=name, limit=1 << 20)
         except OSError as error:
             raise Broken("T1", f"no connection to {self.options.address}: {error}") from error
         link = Link(reader, writer, patience_seconds=self.options.patience_seconds)
