@@ -54,7 +54,14 @@ class StatusChanged:
     status: messages.SyncStatus
 
 
-_FEATURES = frozenset({messages.Feature.ZSTD, messages.Feature.RESUME, messages.Feature.CHUNK_DIGESTS})
+_FEATURES = frozenset(
+    {
+        messages.Feature.ZSTD,
+        messages.Feature.ZSTD_DICTIONARY,
+        messages.Feature.RESUME,
+        messages.Feature.CHUNK_DIGESTS,
+    }
+)
 
 Event: TypeAlias = Batch | StatusChanged | Connected | Disconnected
 

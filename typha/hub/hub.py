@@ -1,7 +1,7 @@
 """The hub: objects come in from the watchers, updates go out to the logs of channels, and to the workers their ends.
 
 What is synchronous here runs on the hub's loop. What takes long, snapshots and catch-up blocks, is cut into slices by
-the schedulers; `run_snapshots`, `run_coalescing`, `run_conversions` and `catch_ups.run` are to run beside the watchers.
+the schedulers; `catch_ups.run` and the methods `run_...` of the hub are to run beside the watchers.
 
 A batch that cannot be written to a channel's log, for lack of a resource, is written later. Until then the feed gathers
 what comes, and no snapshot or block of the channel is cut, because store and log do not agree.
@@ -23,6 +23,7 @@ from cache.feeds import feed, selection
 from cache.feeds.calico import feed as calico_feed
 from cache.feeds.calico import releases, syncers
 from protocol import formats, messages, subscriptions
+from protocol.native import dictionary
 from typha import clock
 from typha.hub import (
     catchup_scheduler,
@@ -31,6 +32,7 @@ from typha.hub import (
     commit_times,
     convergence,
     conversions,
+    dictionaries,
     policy,
     questions,
     recent,
@@ -113,6 +115,7 @@ class Hub:
         self.catch_ups = catchup_scheduler.CatchUpScheduler(limits, self.shortages)
         self.coalescer = coalescer.Coalescer(limits)
         self.conversions = conversions.ConversionScheduler(limits)
+        self.dictionaries = dictionaries.Dictionaries(limits)
         self.expensive_conversions: dict[str, int] = {}
         """By resource type."""
         self._batch_limits = feed.BatchLimits(limits.batch_changes_max, limits.batch_bytes_max, limits.batch_split_keys)
@@ -300,6 +303,29 @@ class Hub:
         if self._must_publish or self.coalescer.is_due(self._uncommitted, self.workers.publishes_under_way):
             self.commit()
 
+    async def run_dictionaries(self) -> None:
+        """Trains the dictionaries that are due, forever."""
+        while True:
+            job = await self.dictionaries.next()
+            try:
+                made = await asyncio.to_thread(job.train)
+            except (MemoryError, RuntimeError) as error:  # RuntimeError: no thread can be started
+                self.dictionaries.failed(job, error)
+            else:
+                self.dictionary_trained(job, made)
+
+    def dictionary_trained(self, job: dictionaries.Job, made: dictionary.Compression | None) -> None:
+        """A dictionary is ready: it holds from the feed's next change on."""
+        self.dictionaries.trained(job, made)
+        if made is not None:
+            for channel in self.channels.values():
+                if channel.feed.name == job.source.name:
+                    channel.offer_dictionary(made)
+
+    def _look_at_dictionaries(self) -> None:
+        used = {channel.feed.name for channel in self.channels.values() if channel.takes_dictionary}
+        self.dictionaries.look(source for name, source in self.feeds.items() if name in used)
+
     @property
     def is_full(self) -> bool:
         """Whether a feed has gathered a whole batch."""
@@ -414,7 +440,7 @@ class Hub:
     def _append(self, channel: HubChannel, batch: Batch, times: ipc.UpdateTimes) -> bool:
         """Appends a batch to the channel's log. False if a resource is missing: the channel remembers the batch."""
         was_behind = channel.unwritten is not None
-        status_offset = channel.log.status_offset
+        status_offset, logged = channel.log.status_offset, channel.dictionaries[-1:]
         try:
             segments = channel.append(batch, times)
         except shortages.ERRORS as error:
@@ -425,7 +451,11 @@ class Hub:
             self.snapshots.wake()
             self.catch_ups.wake()
         self.workers.publish(
-            channel, segments, channel.status if channel.log.status_offset != status_offset else None, times
+            channel,
+            segments,
+            channel.status if channel.log.status_offset != status_offset else None,
+            times,
+            channel.dictionaries[-1] if channel.dictionaries[-1:] != logged else None,
         )
         if channel.wants_snapshot():
             self.snapshots.request(channel)
@@ -525,8 +555,12 @@ class Hub:
             if formats.replaces_by_snapshot(key[1]):
                 self._resumable.add(key[0])
             self.channels[key] = self._by_number[channel.number] = channel
+            known = self.dictionaries.of(key[0])
+            if known is not None:
+                channel.offer_dictionary(known)
             self.workers.open_channel(channel)
             self.snapshots.request(channel)
+            self._look_at_dictionaries()
 
     def _source_of(self, key: ChannelKey) -> Source | None:
         name, _, subscription = key
@@ -653,6 +687,7 @@ class Hub:
         """
         now = _monotonic()
         self._note_quiet_feeds()
+        self._look_at_dictionaries()
         self._tell_confirmed()
         self.convergence.look(now)
         channels = self.channels.values()
