@@ -334,7 +334,7 @@ class Server:
                 with _mapping():
                     self._publishes_sent = shared_counters.SharedCounter.attach(*descriptors)
             case messages.NoteConfirmed():
-                self.connections.note_confirmed(message.confirmed_at)
+                self.connections.note_confirmed(message.confirmed_at, message.upstreams)
             case messages.HandOver():
                 self._leavers = leavers(self._open_clients(), message.seconds, _monotonic())
                 self._fresh_servers = tuple(message.servers)
