@@ -31,6 +31,7 @@ from typha.observability import health, logs, loop_latency, metrics, spans, webs
 from typha.peers import discovered
 from typha.peers import watch as peers_watch
 from typha.settings import description, feeds_file
+from typha.upstream import lease
 from typha.upstream import source as upstream_source
 
 _log = structlog.get_logger("typha.service")
@@ -168,6 +169,7 @@ class Service:
         self.collector.peers = self.peers
         if self.peers.is_enabled:
             self.health.register(health.FRESHNESS, now_seconds=clock.monotonic(), live=False, ready=True)
+        self._candidate = self._make_candidate() if configured.upstream == upstream_source.ELECTED else None
         self.source = self._make_source() if configured.upstream else None
         self.collector.source = self.source
         self.diagnosis = diagnosis.Diagnosis(self.hub, self.supervisor, self.collector)
@@ -201,8 +203,26 @@ class Service:
             candidates=lambda: self.peers.known if is_elected else listed,
             watch=self._watch_instead,
             api_answers=self._api_answers,
-            must_watch=lambda: False,
+            must_watch=lambda: self._candidate is not None and self._candidate.holds,
         )
+
+    def _make_candidate(self) -> lease.Candidate | None:
+        """What takes part in the election. Without other replicas to ask, this one cannot follow, and watches."""
+        configured = self._settings
+        if not self.peers.is_enabled:
+            _log.error(
+                "Replicas cannot be elected: no other ones are known",
+                setting="ConnectionRebalancingMode, PeerAddresses",
+            )
+        try:
+            return lease.Candidate(
+                identity=f"{socket.gethostname()}_{self.supervisor.incarnation}",
+                namespace=configured.k8s_namespace,
+                service=configured.k8s_service_name,
+            )
+        except ValueError as error:
+            _log.error("Replicas cannot be elected", error=str(error), setting="K8sNamespace, K8sServiceName")
+            return None
 
     def _make_tracer(self) -> tracing.Tracer | None:
         """Begins to trace, if that is configured. What cannot be traced is served all the same."""
@@ -228,6 +248,8 @@ class Service:
             return
         _log.info("Draining", signal=signal_name, seconds=self._settings.shutdown_timeout_seconds)
         self.health.drain()
+        if self._candidate is not None:
+            self._candidate.release()
         self._stopping.set()
 
     async def run(self) -> None:
@@ -447,7 +469,9 @@ class Service:
             self.collector.watchers.clear()
 
     async def _keep_session(self) -> None:
-        async with self._session():
+        async with self._session() as session:
+            if self._candidate is not None:
+                await self._candidate.run(session)
             await asyncio.Event().wait()
 
     async def _opened_session(self) -> api.KubeApi:

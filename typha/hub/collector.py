@@ -295,11 +295,13 @@ class Collector:
     def _source_samples(self) -> metrics.Samples:
         """Only where there may be an upstream: a replica that follows has no series of watches instead."""
         if self.source is None:
-            names = "typha_upstream_replicas", "typha_upstream_connections_total", "typha_source_changes_total"
-            return {name: {} for name in names}
+            return {"typha_source": {}, "typha_source_changes_total": {}}
+        present = self.source.choice.mode
         return {
-            "typha_upstream_replicas": {(): self.source.choice.distance},
-            "typha_upstream_connections_total": {(): self.source.connections_total},
+            "typha_source": {
+                (mode.value,): max(1, self.source.choice.distance) if mode is present else 0
+                for mode in self.source.changes
+            },
             "typha_source_changes_total": {(mode.value,): count for mode, count in self.source.changes.items()},
         }
 

@@ -145,12 +145,12 @@ OURS: tuple[Metric, ...] = (
     ),
     Metric("typha_handing_over", _G, (), "1 while clients are handed over to replicas that are fresh, else 0."),
     Metric(
-        "typha_upstream_replicas",
+        "typha_source",
         _G,
-        (),
-        "Replicas between this one and the API server: 0 if it watches the API server, -1 while it has no upstream.",
+        ("mode",),
+        "With the setting Upstream, where the data comes from. 1 for the present mode; for following, the number of "
+        "replicas between this one and the API server. 0 for the other modes.",
     ),
-    Metric("typha_upstream_connections_total", _C, (), "Connections to upstreams, one a feed, that were accepted."),
     Metric(
         "typha_source_changes_total",
         _C,

@@ -125,10 +125,8 @@ class Choice:
 
     @property
     def distance(self) -> int:
-        """Replicas between this one and the API server; -1 while it has no upstream."""
-        if self.mode is Mode.SEARCHING:
-            return -1
-        return len(self._path) if self.mode is Mode.FOLLOWING else 0
+        """Replicas between this one and the API server, as far as it is fed at all."""
+        return len(self._path)
 
     @property
     def wants_api(self) -> bool:

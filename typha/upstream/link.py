@@ -74,7 +74,6 @@ class Link:
             self._differ.restore_known(known, chunks=store.chunk_count)
         self.is_connected = False
         """Whether the upstream has accepted the hello of the present connection."""
-        self.connections = 0
         self._lines = logs.LineLimit(_LINES_PER_MINUTE, seconds=60.0)
 
     async def run(self) -> None:
@@ -122,7 +121,6 @@ class Link:
         if messages.Feature.TIERS not in hello.features or hello.incarnation != self.upstream.incarnation:
             raise errors.ConnectionLost(self.upstream.address, "another replica has answered than the one to follow")
         self.is_connected = True
-        self.connections += 1
         _log.info("Connected to the upstream", feed=self.source.name, upstream=self.upstream.address)
 
     def _take(self, message: messages.Message) -> None:

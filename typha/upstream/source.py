@@ -103,15 +103,8 @@ class Source:
         self._links: dict[str, tuple[link.Link, asyncio.Task[None]]] = {}
         self._followed: choice.Upstream | None = None
         self._told: tuple[bytes, ...] | None = None
-        self.connections = 0
-        """Connections to upstreams, one a feed, that have been accepted, without those of present links."""
         self.changes = dict.fromkeys(choice.Mode, 0)
         """How often the data has begun to come from there."""
-
-    @property
-    def connections_total(self) -> int:
-        """Connections to upstreams, one a feed, that have been accepted."""
-        return self.connections + sum(one.connections for one, _ in self._links.values())
 
     @property
     def has_contact(self) -> bool:
@@ -193,9 +186,7 @@ class Source:
 
     async def _end_links(self, names: Sequence[str] | dict[str, Any]) -> None:
         for name in list(names):
-            one, task = self._links.pop(name)
-            await _end(task)
-            self.connections += one.connections
+            await _end(self._links.pop(name)[1])
 
     def _tell(self, upstreams: tuple[bytes, ...] | None, *, force: bool = False) -> None:
         if force or upstreams != self._told:

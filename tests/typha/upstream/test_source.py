@@ -14,7 +14,7 @@ from loadtest.apiserver import resources as simulated
 from tests.harness import served
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-MODE = "typha_upstream_replicas"
+FOLLOWS, WATCHES = 'typha_source{mode="following"}', 'typha_source{mode="watching"}'
 
 
 def variables(*upstreams: str, fallback_seconds: int = 600) -> dict[str, str]:
@@ -72,7 +72,7 @@ async def test_a_follower_serves_the_same_and_asks_the_api_server_nothing(tmp_pa
         entries = [dict(one) for one in everyone]
         assert entries[0] == entries[1] == entries[2]  # with revisions
         assert cluster.simulator.counters.requests.total() == before
-        assert [await one.metric(MODE) for one in (root, first, second)] == [0, 1, 2]
+        assert [await one.metric(FOLLOWS) for one in (root, first, second)] == [0, 1, 2]
 
 
 async def test_a_follower_whose_upstream_is_killed_follows_another_one(tmp_path: pathlib.Path) -> None:
@@ -94,7 +94,7 @@ async def test_a_follower_whose_upstream_is_killed_follows_another_one(tmp_path:
             await served.converged(cluster, [one])
             await follower.logged(f'mode="following" upstream="{await other.address()}"')
             assert deleted == []
-            assert await follower.metric(MODE) == 1
+            assert await follower.metric(FOLLOWS) == 1
             assert await follower.metric('typha_source_changes_total{mode="watching"}') == 0
 
 
@@ -113,7 +113,7 @@ async def test_a_follower_whose_upstream_is_stopped_falls_back_to_the_api_server
             await follower.metric_is('typha_source_changes_total{mode="watching"}', 1)
             await served.converged(cluster, [one])
             assert [key.rpartition("/")[2] for key in deleted] == ["p2"]
-            assert await follower.metric(MODE) == 0
+            assert await follower.metric(WATCHES) == 1
         finally:
             signal_all(root, signal.SIGCONT)
 
@@ -158,4 +158,4 @@ async def test_replicas_that_name_each_other_make_no_ring(tmp_path: pathlib.Path
         ):
             cluster.put("new")
             await served.converged(cluster, [at_first, at_second])
-            assert 0 in [await service.metric(MODE) for service in (first, second)]
+            assert 1 in [await service.metric(WATCHES) for service in (first, second)]
