@@ -8,24 +8,18 @@ libyaml scans and parses, as the other tools' parser is a translation of it. Wha
 depth, aliases by number and by size.
 """
 
-import base64
-import binascii
-import calendar
 import codecs
 import collections
 import contextlib
-import decimal
 import io
-import math
 import re
-import struct
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 import yaml
 
-from cache.feeds.calico.codecs import gojson
+from cache import yamlscalars
 
 DEPTH_LIMIT: Final = 400
 """Levels of lists and mappings within each other. Decoders of JSON give up at some 1,000; objects have 10 to 30."""
@@ -55,13 +49,8 @@ _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MARK_AND_BREAK: Final = 6
 """Bytes of a line break and a byte order mark, at most."""
 _LATE_MARK = re.compile(rb"(?:[\r\n]|\xc2\x85|\xe2\x80[\xa8\xa9])\xef\xbb\xbf")
-_TAG: Final = "tag:yaml.org,2002:"
 _MERGE: Final = "<<"
-_MERGE_TAG: Final = _TAG + "merge"
-_SHOWN: Final = 40
-_MAX_INT64: Final = (1 << 63) - 1
-_MAX_UINT64: Final = (1 << 64) - 1
-_MIN_INT64: Final = -(1 << 63)
+_MERGE_TAG: Final = yamlscalars.TAG + "merge"
 
 _Loader: Final[Any] = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 """Gives the events. Without libyaml they come from PyYAML's own parser, some 30 times slower."""
@@ -138,160 +127,6 @@ def documents(stream: Readable, *, line: int = 1) -> Iterator[Document]:
         yield document
 
 
-# Scalars
-
-_IN_MAP: Final[dict[str, bool | float | None]] = {
-    **dict.fromkeys(("y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"), True),
-    **dict.fromkeys(("n", "N", "no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"), False),
-    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
-    **dict.fromkeys((".nan", ".NaN", ".NAN"), math.nan),
-    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), math.inf),
-    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), -math.inf),
-}
-_INTEGER = re.compile(r"([-+]?)(?:0[xX]([0-9a-fA-F]+)|0[oO]([0-7]+)|0[bB]([01]+)|(0[0-7]*)|([1-9][0-9]*))", re.ASCII)
-_BASES: Final = (16, 8, 2, 8, 10)
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", re.ASCII)
-_POINT_FIRST = re.compile(r"\.[0-9]+(_[0-9]+)*([eE][-+]?[0-9]+(_[0-9]+)*)?", re.ASCII)
-_SIGNED_BINARY = re.compile(r"0b([-+][01]+)", re.ASCII)
-_NUMBERLIKE = frozenset("+-0123456789")
-_TIMESTAMP = re.compile(
-    r"(\d{4})-(\d\d?)-(\d\d?)(?:[Tt](\d\d?):(\d\d?):(\d\d?)(?:[.,]\d+)?(?:Z|[-+](\d\d):(\d\d))"
-    r"| (\d\d?):(\d\d?):(\d\d?)(?:[.,]\d+)?)?",
-    re.ASCII,
-)
-_RESOLVED_TAGS: Final = {
-    _TAG + "str": "str",
-    _TAG + "bool": "bool",
-    _TAG + "int": "int",
-    _TAG + "float": "float",
-    _TAG + "null": "null",
-    _TAG + "timestamp": "timestamp",
-}
-_encode: Callable[[object], bytes] = msgspec.json.Encoder().encode
-
-
-def resolve(value: str) -> bool | int | float | str | None:
-    """The value of a plain scalar without a tag. Times are texts."""
-    if value in _IN_MAP:
-        return _IN_MAP[value]
-    first = value[0]
-    if first == ".":
-        return _float(value) if _POINT_FIRST.fullmatch(value) else value
-    if first not in _NUMBERLIKE:
-        return value
-    plain = value.replace("_", "")
-    if found := _INTEGER.fullmatch(plain):
-        number = _integer(found)
-        if number is not None:
-            return number
-    if _FLOAT.fullmatch(plain):
-        return _float(value)
-    if (found := _SIGNED_BINARY.fullmatch(plain)) and _MIN_INT64 <= (number := int(found[1], 2)) <= _MAX_INT64:
-        return number
-    return value
-
-
-def _integer(found: "re.Match[str]") -> int | None:
-    """None if it does not fit into 64 bits. Only numbers without a sign have 64 bits for the magnitude."""
-    sign, *forms = found.groups()
-    [(digits, base)] = [(digits, base) for digits, base in zip(forms, _BASES, strict=True) if digits is not None]
-    if base == 10 and len(digits) > 20:
-        return None
-    number = int(sign + digits, base)
-    return number if _MIN_INT64 <= number <= (_MAX_INT64 if sign else _MAX_UINT64) else None
-
-
-def _float(value: str) -> float | str:
-    number = float(value.replace("_", ""))
-    return number if math.isfinite(number) else value
-
-
-def _tagged(tag: str, value: str) -> bool | int | float | str | None:
-    """The value of a scalar with a tag. Raises ValueError."""
-    if tag == _TAG + "binary":
-        return _binary(value)
-    kind = _RESOLVED_TAGS.get(tag)
-    if kind in (None, "str"):
-        return value  # tags of other languages and types say nothing here
-    if kind == "timestamp":
-        if not _is_timestamp(value):
-            raise ValueError(f"cannot decode {_shown(value)} as a !!timestamp")
-        return value
-    resolved = resolve(value)
-    if kind == "float" and type(resolved) is int and resolved <= _MAX_INT64:
-        return float(resolved)
-    if kind != _kind(resolved):
-        raise ValueError(f"cannot decode {_shown(value)} as a !!{kind}")
-    return resolved
-
-
-def _kind(resolved: object) -> str:
-    return {type(None): "null", bool: "bool", int: "int", float: "float"}.get(type(resolved), "str")
-
-
-def _binary(value: str) -> str:
-    compact = value.replace("\r", "").replace("\n", "")
-    try:
-        if len(compact) % 4:
-            raise binascii.Error
-        data = base64.b64decode(compact, validate=True)
-    except ValueError:
-        raise ValueError("!!binary value contains invalid base64 data") from None
-    return re.sub("[\udc80-\udcff]", "\ufffd", data.decode("utf-8", "surrogateescape"))
-
-
-def _is_timestamp(value: str) -> bool:
-    found = _TIMESTAMP.fullmatch(value)
-    if found is None:
-        return False
-    year, month, day, hour, minute, second, zone_hour, zone_minute, *plain = (int(part or 0) for part in found.groups())
-    hour, minute, second = hour + plain[0], minute + plain[1], second + plain[2]
-    days = calendar.monthrange(year or 4, month)[1] if 1 <= month <= 12 else 0
-    return 1 <= day <= days and hour < 24 and minute < 60 and second < 60 and zone_hour <= 24 and zone_minute <= 60
-
-
-def _value_text(resolved: bool | int | float | str | None) -> bytes:
-    """A value as JSON. Raises ValueError."""
-    return _encode(gojson.number(resolved) if type(resolved) is float else resolved)
-
-
-def _key(resolved: bool | int | float | str | None) -> str:
-    """A value as the name of a member. Raises ValueError."""
-    if type(resolved) is str:
-        return resolved
-    if type(resolved) is bool:
-        return "true" if resolved else "false"
-    if type(resolved) is int and resolved <= _MAX_INT64:
-        return str(resolved)
-    if type(resolved) is float:
-        return _float_key(resolved)
-    raise ValueError(f"unsupported map key: {resolved if resolved is not None else 'null'}")
-
-
-def _float_key(number: float) -> str:
-    """As Go writes it with 32 bits."""
-    if math.isnan(number):
-        return ".nan"
-    try:
-        [short] = struct.unpack("<f", struct.pack("<f", number))
-    except OverflowError:
-        short = math.copysign(math.inf, number)
-    if math.isinf(short):
-        return ".inf" if short > 0 else "-.inf"
-    digits = next(text for text in (f"{short:.{places}e}" for places in range(17)) if _is_float32(text, short))
-    _, _, exponent = digits.partition("e")
-    return digits if not -4 <= int(exponent) < 6 else format(decimal.Decimal(digits), "f")
-
-
-def _is_float32(text: str, number: float) -> bool:
-    with contextlib.suppress(OverflowError):
-        return bool(struct.pack("<f", float(text)) == struct.pack("<f", number))
-    return False
-
-
-# Documents
-
-
 class _Node(NamedTuple):
     """A node that is read."""
 
@@ -360,7 +195,7 @@ class _Cache(dict[str, Any]):
         return made
 
 
-_name_text = _Cache(_encode).__getitem__
+_name_text = _Cache(yamlscalars.encode).__getitem__
 
 
 class _Composer:
@@ -369,8 +204,8 @@ class _Composer:
     def __init__(self, next_event: Callable[[], Any], first_line: int) -> None:
         self._next_event = next_event
         self._first_line = first_line
-        self._plain_texts = _Cache(lambda value: _value_text(resolve(value)))
-        self._plain_names = _Cache(lambda value: value if type(resolve(value)) is str else None)
+        self._plain_texts = _Cache(lambda value: yamlscalars.as_json(yamlscalars.resolve(value)))
+        self._plain_names = _Cache(lambda value: value if type(yamlscalars.resolve(value)) is str else None)
         self._anchors: dict[str, _Anchored] = {}
         self._depth = 0
         self._merge_depth = 0
@@ -429,14 +264,14 @@ class _Composer:
                     if name is None:
                         name = self._name(event)
                     if name in members and not top.has_merged:
-                        self.note(event, f"duplicate key {_shown(name)}: the last one counts")
+                        self.note(event, f"duplicate key {yamlscalars.shown(name)}: the last one counts")
                     top.key = name
                 elif kind is scalar_event:
                     if event.anchor is not None or event.tag is not None:
                         text = self._scalar(event).text
                     else:
                         self._nodes += 1
-                        text = plain_texts[event.value] if event.implicit[0] else _encode(event.value)
+                        text = plain_texts[event.value] if event.implicit[0] else yamlscalars.encode(event.value)
                     if members is None:
                         top.elements.append(text)
                     else:
@@ -479,7 +314,7 @@ class _Composer:
 
     def _scalar(self, event: Any) -> _Node:
         self._nodes += 1
-        node = _Node(_value_text(self._value(event)), None)
+        node = _Node(yamlscalars.as_json(self._value(event)), None)
         if event.anchor is not None:
             anchored = self._anchors[event.anchor] = _Anchored(event)
             anchored.node = node
@@ -488,8 +323,8 @@ class _Composer:
     def _value(self, event: Any) -> bool | int | float | str | None:
         value: str = event.value
         if event.tag is not None:
-            return _tagged(event.tag, value)
-        return resolve(value) if event.implicit[0] else value
+            return yamlscalars.tagged(event.tag, value)
+        return yamlscalars.resolve(value) if event.implicit[0] else value
 
     def _name(self, event: Any) -> str:
         if type(event) is yaml.AliasEvent:
@@ -502,14 +337,14 @@ class _Composer:
             event = None
         if event is None:
             raise ValueError("a list or mapping cannot be the name of a member")
-        return _key(self._value(event))
+        return yamlscalars.as_name(self._value(event))
 
     def _alias(self, event: Any) -> _Node:
         anchored = self._anchored(event)
         if anchored.node is None:
             if anchored.event is None:
-                raise ValueError(f"anchor {_shown(event.anchor)} value contains itself")
-            anchored.node = _Node(_value_text(self._value(anchored.event)), None)
+                raise ValueError(f"anchor {yamlscalars.shown(event.anchor)} value contains itself")
+            anchored.node = _Node(yamlscalars.as_json(self._value(anchored.event)), None)
         self._alias_bytes += len(anchored.node.text)
         if self._alias_bytes > ALIAS_BYTES_LIMIT:
             raise ValueError(f"aliases stand for more than {ALIAS_BYTES_LIMIT} bytes")
@@ -519,7 +354,7 @@ class _Composer:
         """What an alias stands for, once more."""
         anchored = self._anchors.get(event.anchor)
         if anchored is None:
-            raise ValueError(f"unknown anchor {_shown(event.anchor)} referenced")
+            raise ValueError(f"unknown anchor {yamlscalars.shown(event.anchor)} referenced")
         self._nodes += 1 + anchored.nodes
         self._alias_nodes += anchored.nodes
         if self._alias_nodes > _ALIAS_NODES_FREE and self._nodes > _NODES_FREE:
@@ -718,7 +553,7 @@ class _Stream:
         line, newline, _ = self._buffer.partition(b"\n")
         rest = line[len(_SEPARATOR) :].decode("utf-8", "replace").strip()
         if rest and not rest.startswith("#"):
-            raise YamlError(f"invalid document separator: {_shown(rest)} after ---", self._line)
+            raise YamlError(f"invalid document separator: {yamlscalars.shown(rest)} after ---", self._line)
         return line + newline
 
     def _fill_to(self, count: int) -> None:
@@ -750,8 +585,3 @@ def _refuse_late_mark(before: bytes, text: bytes, line: int) -> None:
     if codecs.BOM_UTF8 in before + text and (found := _LATE_MARK.search(before + text)):
         line += (before + text).count(b"\n", len(before), found.end())
         raise YamlError("byte order mark within a document", line)
-
-
-def _shown(value: object) -> str:
-    text = str(value)
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")

@@ -10,7 +10,6 @@ their connections: the poller is silent about them, and a close that is due wait
 import asyncio
 import collections
 import concurrent.futures
-import math
 import socket
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -25,11 +24,8 @@ from typha.worker import client, connections, handshake_steps, policy, poller, t
 _log = structlog.get_logger("typha.handshakes")
 
 _TRIM_AFTER = 50
-"""Handshakes after which memory is given back, once none is waiting."""
-_TRIM_AFTER_PIECES = 50
-"""Pieces that clients with a full socket have taken at last, after which memory is given back: 1.6 MB at most."""
-_TRIM_SECONDS = 10.0
-"""The least time between two times for that reason: slow clients free pieces all the time."""
+"""Handshakes that have ended, and pieces that clients with a full socket have taken at last, until memory is given
+back, once no handshake is waiting: such a piece is at most 32 kB."""
 _PLACES = 128
 """Handshakes under way before another one begins. Most of them wait for their peer: 5,000 agents whose two processes
 answered after 0.2 s were let in at 128 a second through 32 places, and twice as fast through these."""
@@ -104,9 +100,9 @@ class TlsHandshakes:
         self._loop = asyncio.get_running_loop()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tls-handshake")
         self._thread.submit(int)  # starts it: later there may be no thread left, and clients that would be cut
-        self._ended_since_trim = 0
-        self._pieces_at_trim = 0
-        self._trimmed_at = -math.inf
+        self._ended = 0
+        """Handshakes that have come to their end."""
+        self._trimmer = trimming.Trimmer(_TRIM_AFTER, self._thread.submit)
         self._defect_lines = logs.LineLimit(_DEFECT_LINES_PER_SECOND)
         self._new = _Queue()
         """Connections whose first step may run."""
@@ -213,7 +209,7 @@ class TlsHandshakes:
             self._begun_by_host[host] -= 1
             if not self._begun_by_host[host]:
                 del self._begun_by_host[host]
-            self._ended_since_trim += 1
+            self._ended += 1
 
     def _begin(self, newcomer: client.Client, connection: socket.socket) -> handshake_steps.Handshake:
         begun = self._begun[newcomer] = handshake_steps.Handshake(connection, self.contexts.make_session)
@@ -274,14 +270,8 @@ class TlsHandshakes:
             return
         for current in [current for current in self._begun if current.is_closing()]:
             self._forget(current)
-        now = clock.monotonic()
-        has_freed_pieces = self._transport.freed_pieces - self._pieces_at_trim >= _TRIM_AFTER_PIECES
-        has_ended_many = self._ended_since_trim >= _TRIM_AFTER and not self._new
-        if has_ended_many or (has_freed_pieces and now - self._trimmed_at > _TRIM_SECONDS):
-            self._ended_since_trim = 0
-            self._pieces_at_trim = self._transport.freed_pieces
-            self._trimmed_at = now
-            self._thread.submit(trimming.trim)
+        if not self._new:
+            self._trimmer.note(self._ended + self._transport.freed_pieces, clock.monotonic())
 
     def close(self) -> None:
         """Waits for a running step; to be called once nothing is read from connections any more."""

@@ -7,21 +7,18 @@ A turn works for a few milliseconds at most, then lets the loop turn once.
 
 import asyncio
 import contextlib
-import itertools
 import math
 import os
-import random
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator
 
 import msgspec
 import structlog
 
 from cache.feeds.calico import releases
 from cache.state import files
-from protocol import reasons
+from protocol import reasons, subscriptions
 from typha import clock, open_files, settings
 from typha.ipc import link, messages, shared_counters
 from typha.observability import logs
@@ -32,6 +29,7 @@ from typha.worker import (
     client_list,
     connections,
     delivery,
+    departures,
     diagnosis,
     handshake_steps,
     handshakes,
@@ -51,8 +49,6 @@ from typha.worker.stats import WorkerStats
 _log = structlog.get_logger("typha.server")
 _monotonic = clock.monotonic
 
-Leaver = TypeVar("Leaver")
-
 _ID_BITS = 40
 """Connection ids have the worker's number above these bits, and a counter below."""
 _ACCEPT_LESS_AMONG_OTHERS = 4
@@ -63,19 +59,8 @@ _CHORES_SECONDS = 0.25
 it."""
 _TRIM_AFTER = 250
 """Connections that end without a hello until memory is given back: the C library keeps what they have freed."""
-_TRIM_SECONDS = 10.0
-"""The least time between two times that memory is given back."""
-_DRAIN_TIME_SHARE = 0.95
-"""Of the time for draining: the last client leaves within it (docs/reference/typha-behaviour.md, section 8)."""
-_DRAIN_JITTER = 0.05
-_DRAIN_END_SHARE = 0.97
-"""Of the time for draining: the last goodbyes are not waited for after it."""
-_DRAIN_LINGER_SECONDS_MIN = 0.5
-"""For the last goodbyes to arrive, where little of the time is left."""
 _DEFECT_LINES_PER_SECOND = 20
 """A peer that finds a way to a defect must not fill the log. Each defect is counted as `server-error`."""
-_DRAIN_RETRY_MILLISECONDS = 500
-_LINGER_LOOK_SECONDS = 0.02
 _SHORTAGE_PAUSE_SECONDS = 0.1
 _SHORTAGE_LINE_SECONDS = 60.0
 _SHORTAGE_GIVE_WAY = 4
@@ -134,7 +119,7 @@ class Server:
             ping_interval_seconds=limits.ping_interval_seconds,
             max_frame_bytes=limits.max_frame_bytes,
             release_overrides=limits.release_overrides,
-            has_room_for=self.channels.has_room_for,
+            has_room_for=self._has_room_for,
         )
         self.connections = connections.Connections(offer, limits, self.poller, self.transport, self.stats)
         self._handshakes: handshakes.TlsHandshakes | None = None
@@ -167,12 +152,8 @@ class Server:
         self._publishes_heard = 0
         self._publishes_sent: shared_counters.SharedCounter | None = None
         """How many of them have been sent to all clients that keep up; the hub reads it."""
-        self._trim_at_ends = _TRIM_AFTER
-        """How many connections have ended without a hello when memory is given back next."""
-        self._trimmed_at = -math.inf
-        self._leavers: deque[tuple[float, client.Client]] = deque()
-        """Clients that are to move to a fresh replica, and when."""
-        self._fresh_servers: tuple[str, ...] = ()
+        self._trimmer = trimming.Trimmer(_TRIM_AFTER)
+        self._departures = departures.Departures(self.poller, self.connections, limits)
         self._drain: messages.Drain | None = None
         self._drain_begun = asyncio.Event()
         self._finished = asyncio.Event()
@@ -336,10 +317,9 @@ class Server:
             case messages.NoteConfirmed():
                 self.connections.note_confirmed(message.confirmed_at, message.upstreams)
             case messages.HandOver():
-                self._leavers = leavers(self._open_clients(), message.seconds, _monotonic())
-                self._fresh_servers = tuple(message.servers)
+                self._departures.hand_over(message)
             case messages.KeepClients():
-                self._leavers.clear()
+                self._departures.keep()
             case messages.AwaitApplied():
                 self.connections.convergence.expect(message.feed, message.sequence, _monotonic())
             case messages.ControlLog():
@@ -561,12 +541,20 @@ class Server:
             case protocol_adapters.Subscribed(feed=feed) if feed not in self.connections.offer.feeds:
                 self._dismiss_unknown(newcomer, feed)  # withdrawn since its hello
             case protocol_adapters.Subscribed():
-                newcomer.channel = self.channels.wanted(greeted.feed, greeted.wire_format, greeted.subscription)
+                newcomer.channel = self.channels.wanted(
+                    greeted.feed, greeted.wire_format, greeted.subscription, asker=newcomer.host
+                )
                 newcomer.tag = greeted.tag
                 if greeted.reports_positions:
                     progress = newcomer.channel.progress_of(newcomer)
                     self.connections.convergence.add(newcomer, greeted.feed, _monotonic(), progress)
                 self.delivery.welcome(newcomer, newcomer.channel, greeted.resumption)
+
+    def _has_room_for(self, feed: str, subscription: subscriptions.Subscription, address: str) -> bool:
+        has_room = self.channels.has_room_for(feed, subscription, address)
+        if not has_room:
+            self.stats.feeds[feed].counts.subscriptions_declined += 1
+        return has_room
 
     def _accept(self) -> None:
         if len(self.poller.clients) >= self._share:
@@ -621,39 +609,17 @@ class Server:
         self._chores_at = now + chores_seconds
         if not self.keepalive.tick(now):
             self._chores_at = now  # the next turn goes on
-        self._move_leavers(now)
+        self._departures.move(now)
         self.keepalive.expire_handshakes(now)
         self.connections.close_overdue(now)
         if self._handshakes is not None:
             self._handshakes.contexts.refresh(now)
             self._handshakes.look_after()
             self.stats.counts.tls_reload_failures = self._handshakes.contexts.failures
-        if self.connections.ended_unproven >= self._trim_at_ends and now - self._trimmed_at > _TRIM_SECONDS:
-            self._trim_at_ends = self.connections.ended_unproven + _TRIM_AFTER
-            self._trimmed_at = now
-            trimming.trim_in_thread()
+        self._trimmer.note(self.connections.ended_unproven, now)
         if now >= self._report_at - chores_seconds / 2:  # the nearest of the chores' times
             self._report_at = max(self._report_at + interval_seconds, now)
             self._report()
-
-    def _open_clients(self) -> list[client.Client]:
-        """Those that have said hello, and are not closing."""
-        clients = self.poller.clients.values()
-        return [one for one in clients if one.channel is not None and not one.is_closing()]
-
-    def _move_leavers(self, now: float) -> None:
-        """Says goodbye to the clients whose time has come; they find a fresh replica."""
-        for _ in range(self._policy.expired_at_a_time):
-            if not self._leavers or self._leavers[0][0] > now:
-                return
-            _, current = self._leavers.popleft()
-            if not self._has_left(current):
-                self.connections.farewell(
-                    current,
-                    reasons.DisconnectReason.REBALANCED,
-                    text="this server has lost its backend, and another one has not",
-                    servers=self._fresh_servers,
-                )
 
     def _report(self) -> None:
         self._link.flush()
@@ -690,57 +656,12 @@ class Server:
     # The end.
 
     async def _drain_clients(self) -> None:
-        """Closes client after client over the given time, in random order, each with a goodbye."""
+        """Once the hub says so: closes client after client, each with a goodbye, and ends."""
         await self._drain_begun.wait()
-        begun = _monotonic()
-        drain = self._drain or messages.Drain(0.0, 0.0)
-        drain = msgspec.structs.replace(drain, seconds=max(0.0, drain.seconds - max(0.0, begun - drain.sent_at)))
         self.poller.close_listener()
-        for current in list(self.connections.handshaking):
-            self.connections.close(current, reasons.DisconnectReason.SHUTTING_DOWN)
-        remaining = [current for current in self.poller.clients.values() if not current.is_closing()]
-        random.shuffle(remaining)
-        times = farewell_times(drain, len(remaining))
-        for current in remaining:
-            if self._has_left(current):
-                continue
-            await asyncio.sleep(max(0.0, begun + next(times) - _monotonic()))
-            if not self._has_left(current):
-                self.connections.farewell(
-                    current,
-                    reasons.DisconnectReason.SHUTTING_DOWN,
-                    text="the server is shutting down",
-                    retry_after_milliseconds=_DRAIN_RETRY_MILLISECONDS,
-                )
-        left_seconds = max(_DRAIN_LINGER_SECONDS_MIN, begun + drain.seconds * _DRAIN_END_SHARE - _monotonic())
-        for _ in range(int(min(self._policy.goodbye_linger_seconds, left_seconds) / _LINGER_LOOK_SECONDS)):
-            if not self.connections.closing:  # a client that reads its goodbye closes first
-                break
-            await asyncio.sleep(_LINGER_LOOK_SECONDS)
+        await self._departures.drain(self._drain or messages.Drain(0.0, 0.0))
         self._guarded(self._report)
         self._finished.set()
-
-    def _has_left(self, current: client.Client) -> bool:
-        return not self._is_open(current) or current.is_closing()
-
-
-def leavers(clients: Sequence[Leaver], seconds: float, now: float) -> deque[tuple[float, Leaver]]:
-    """When each of these clients is to leave: evenly over the time, in random order."""
-    chosen = random.sample(clients, len(clients))
-    return deque((now + seconds * (place + random.random()) / len(chosen), one) for place, one in enumerate(chosen))
-
-
-def farewell_times(drain: messages.Drain, count: int) -> Iterator[float]:
-    """When to say goodbye to the next of `count` clients, in seconds from the beginning of the drain.
-
-    The pace is that of the whole service, of which this worker has its share of the clients. All workers end together.
-    """
-    everyone = count + drain.others
-    interval_seconds = min(drain.interval_seconds_max, drain.seconds * _DRAIN_TIME_SHARE / max(1, everyone))
-    own_seconds = interval_seconds * everyone / max(1, count)
-    for number in itertools.count(1):
-        jitter = random.uniform(-_DRAIN_JITTER, _DRAIN_JITTER)
-        yield max(0.0, own_seconds * (number - drain.phase) + interval_seconds * jitter)
 
 
 async def serve(config: messages.WorkerConfig, listener: socket.socket, link_end: socket.socket) -> None:

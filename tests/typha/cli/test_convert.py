@@ -15,8 +15,7 @@ import yaml
 from cache import yamljson
 from cache.feeds.calico import syncers
 from tests.harness import corpus, deviations, repository
-from typha.cli import convert as convert_command
-from typha.cli import main
+from typha.cli import convert_input, main
 
 POOL: dict[str, Any] = {
     "apiVersion": "projectcalico.org/v3",
@@ -432,7 +431,7 @@ def test_progress_is_shown_on_a_terminal(is_terminal: bool, total: int | None, m
     now = 0.0
     stream = Terminal() if is_terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    progress = convert_command.Progress(total, now=lambda: now)
+    progress = convert_input.Progress(total, now=lambda: now)
     progress.advance(1_000_000)
     assert stream.getvalue() == ""
     now = 3.0

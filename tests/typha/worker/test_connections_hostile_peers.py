@@ -231,7 +231,7 @@ def test_without_a_thread_nothing_is_trimmed(monkeypatch: pytest.MonkeyPatch) ->
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", cannot_start)
-    trimming.trim_in_thread()
+    trimming.in_thread(trimming.trim)
 
 
 def test_trimming_is_possible_here() -> None:
