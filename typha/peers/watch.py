@@ -21,8 +21,8 @@ _LOOK_SECONDS = 1.0
 _ASK_SECONDS = 5.0
 """Between two rounds of questions. A stale replica sees that another one is fresh, or is not any more, within that."""
 _AGAIN_SECONDS = 300.0
-"""Between the beginnings of two rounds of moves, after the second. A client that comes back then knows no other one, and
-each move costs it a snapshot."""
+"""Between the beginnings of two rounds of moves, after the second. A client that comes back then knows no other one,
+and each move costs it a snapshot."""
 
 
 class Actions(NamedTuple):
