@@ -11,6 +11,7 @@ ZSTD: Final = "zstd"
 POSITIONS: Final = "positions"
 RESUME: Final = "resume"
 DIGESTS: Final = "chunk-digests"
+SUBSCRIPTIONS: Final = "subscriptions"
 
 
 class ToClient(NamedTuple):
@@ -56,6 +57,14 @@ TO_CLIENTS: Final = (
     ToClient("M2", "a hello without its incarnation", "preface", wire.server_hello("workloads", incarnation=None)),
     ToClient("M2", "an incarnation of 15 bytes", "preface", wire.server_hello("workloads", incarnation=bytes(15))),
     ToClient("M2", "a hello whose feed is bin", "preface", wire.server_hello(b"workloads")),
+    ToClient(
+        "M4",
+        "a member whose name is a number",
+        "preface",
+        wire.frame(
+            wire.SERVER_HELLO, {7: None, "version": 1, "feed": "workloads", "incarnation": bytes(16), "features": []}
+        ),
+    ),
     ToClient("O1", "a ping before the hello", "preface", frame(wire.PING)),
     ToClient(
         "F2",

@@ -31,6 +31,25 @@ def payload(message: object) -> bytes:
     return packed
 
 
+def widely(value: object) -> bytes:
+    """A value in the longest encoding that msgpack has for it."""
+    match value:
+        case bool() | None:
+            return payload(value)
+        case int():
+            return b"\xcf" + struct.pack(">Q", value)
+        case str():
+            return b"\xdb" + struct.pack(">I", len(value.encode())) + value.encode()
+        case bytes():
+            return b"\xc6" + struct.pack(">I", len(value)) + value
+        case list():
+            return b"\xdd" + struct.pack(">I", len(value)) + b"".join(map(widely, value))
+        case dict():
+            parts = [widely(part) for pair in value.items() for part in pair]
+            return b"\xdf" + struct.pack(">I", len(value)) + b"".join(parts)
+    raise TypeError(f"{value!r} is not in the protocol")
+
+
 def framed(content: bytes, flags: int = 0) -> bytes:
     """A frame around a payload."""
     return struct.pack(">IB", len(content) + 1, flags) + content

@@ -30,8 +30,18 @@ Batch: TypeAlias = feed.Batch | selection.SelectedBatch
 class HubChannel:
     """One log and its newest snapshot. It is opened once its feed has been in sync, so there is something to cut."""
 
-    def __init__(self, number: int, source: Source, encoder: encoding.Encoder, limits: policy.HubPolicy) -> None:
+    def __init__(
+        self,
+        number: int,
+        source: Source,
+        encoder: encoding.Encoder,
+        limits: policy.HubPolicy,
+        *,
+        asker: str = "",
+    ) -> None:
         self.number = number
+        self.asker = asker
+        """The address of the client that has brought its subscription."""
         self.feed = source
         self.encoder = encoder
         self._policy = limits

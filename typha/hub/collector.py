@@ -15,7 +15,7 @@ from typha.peers import freshness, watch
 from typha.settings import machine
 
 _monotonic = clock.monotonic
-SERIES_MAX = 500
+SERIES_MAX = 520
 """Of a page with all four feeds and everything that they can count. A feed for agents of an older release adds some
 ninety."""
 _OTHER = "other"
@@ -139,6 +139,10 @@ class Collector:
                 (feed, by): count
                 for feed, counts in totals.feeds.items()
                 for by, count in (("position", counts.resumed), ("digests", counts.snapshots_in_part))
+            },
+            "typha_subscriptions": {(): len(self._hub.selections)},
+            "typha_subscriptions_declined_total": {
+                (): sum(counts.subscriptions_declined for counts in totals.feeds.values())
             },
             "typha_propagation_seconds": metrics.histogram_samples(
                 {(feed,): counts.propagation for feed, counts in totals.feeds.items()}, buckets.PROPAGATION_BOUNDS

@@ -41,6 +41,7 @@ from typha.hub import (
 )
 from typha.hub.channel import Batch, ChannelKey, HubChannel, Source
 from typha.ipc import messages as ipc
+from typha.ipc import selections
 from typha.observability import quantiles
 
 _log = structlog.get_logger("typha.hub")
@@ -93,7 +94,7 @@ class Hub:
         self.convergence = convergence.Convergence(self.workers)
         self._confirmed_told: dict[str, float] = {}
         """When each feed was last confirmed, as workers know it."""
-        self._wanted: dict[ChannelKey, None] = {}
+        self._wanted: dict[ChannelKey, str] = {}
         """Channels to be opened as soon as there is something to serve, in the order in which they were asked for."""
         self._seeds: dict[str | selection.Selection, Iterator[list[feed.Rejection] | None]] = {}
         """Projections, by name, and selections that do not have all objects yet."""
@@ -145,7 +146,7 @@ class Hub:
     def withdraw_awaited(self) -> None:
         """The awaited feeds do not come: their clients are refused."""
         withdrawn, self.awaited = self.awaited, ()
-        self._wanted = {key: None for key in self._wanted if key[0] in self.feeds}
+        self._wanted = {key: asker for key, asker in self._wanted.items() if key[0] in self.feeds}
         projected = releases.PROJECTIONS if syncers.FELIX in withdrawn else ()
         self.workers.send(ipc.WithdrawFeeds([*withdrawn, *projected]))
 
@@ -461,7 +462,7 @@ class Hub:
             for request in worker.requests():
                 match request:
                     case ipc.WantChannel():
-                        self.want_channel(request.feed, request.wire_format, request.subscription)
+                        self.want_channel(request.feed, request.wire_format, request.subscription, asker=request.asker)
                     case ipc.WantSnapshot():
                         self.want_snapshot(worker, request.channel)
                     case ipc.WantBlock():
@@ -476,9 +477,16 @@ class Hub:
             worker.fail(error)
 
     def want_channel(
-        self, feed_name: str, wire_format: str, subscription: subscriptions.Subscription | None = None
+        self,
+        feed_name: str,
+        wire_format: str,
+        subscription: subscriptions.Subscription | None = None,
+        *,
+        asker: str = "",
     ) -> None:
         """Opens the channel as soon as its feed has something to serve. Of too many selections, it opens none.
+
+        `asker` is the address of the client that brings the subscription.
 
         Raises:
             ValueError: the wire format has no subscriptions.
@@ -490,11 +498,14 @@ class Hub:
         if subscription is not None:
             if not formats.replaces_by_snapshot(wire_format) or feed_name in releases.PROJECTIONS:
                 raise ValueError(f"a subscription of {feed_name} by {wire_format}")
-            known = {(name, wanted) for name, _, wanted in (*self.channels, *self._wanted) if wanted is not None}
-            if len(known | {(feed_name, subscription)}) > self._policy.selections_max:
+            askers = self._askers()
+            asker = askers.get((feed_name, subscription), asker)
+            if (feed_name, subscription) not in askers and not selections.has_room(
+                askers.values(), asker, places=self._policy.selections_max
+            ):
                 self.workers.send(ipc.RefuseChannel(feed_name, wire_format, subscription))
                 return
-        self._wanted[key] = None
+        self._wanted[key] = asker
         self._open_wanted()
 
     def _open_wanted(self) -> None:
@@ -507,9 +518,9 @@ class Hub:
             source = self._source_of(key)
             if source is None or not source.synced_once:
                 continue
-            del self._wanted[key]
+            asker = self._wanted.pop(key)
             encoder = formats.make_encoder(key[1], max_frame_bytes=self._policy.max_frame_bytes)
-            channel = HubChannel(self._next_channel, source, encoder, self._policy)
+            channel = HubChannel(self._next_channel, source, encoder, self._policy, asker=asker)
             self._next_channel += 1
             if formats.replaces_by_snapshot(key[1]):
                 self._resumable.add(key[0])
@@ -522,6 +533,11 @@ class Hub:
         return self.feeds.get(name) if subscription is None else self.selections.get((name, subscription))
 
     # Selections.
+
+    def _askers(self) -> dict[tuple[str, subscriptions.Subscription], str]:
+        """Who has brought each subscription: the address of a client."""
+        known = {key: channel.asker for key, channel in self.channels.items()} | self._wanted
+        return {(name, wanted): asker for (name, _, wanted), asker in known.items() if wanted is not None}
 
     def _open_selection(self, base: feed.Feed, subscription: subscriptions.Subscription) -> None:
         opened = selection.Selection(base, subscription)

@@ -4,7 +4,7 @@ import msgspec
 
 from protocol.native import frames
 from typha import settings
-from typha.ipc import messages
+from typha.ipc import messages, selections
 
 
 class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,7 +19,7 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
     # Channels and their snapshots: docs/decisions/snapshots.md, docs/decisions/snapshots-for-felix.md.
     channel_idle_seconds: float = 60.0
     """A channel without clients is encoded for no one, and is closed after this time."""
-    selections_max: int = messages.SELECTIONS_MAX
+    selections_max: int = selections.SELECTIONS_MAX
     snapshot_log_share: float = 0.25
     """A new snapshot is built when the log after the last one is this part of it. A newcomer is sent at most this much
     more, and snapshots cost at most four times what the updates cost."""

@@ -132,6 +132,7 @@ class WorkerLink:
                 log.start_sequence,
                 log.start_updates,
                 subscription,
+                channel.asker,
             )
         )
         if log.status_offset:

@@ -112,6 +112,8 @@ class OpenChannel(_Message):
     """Number of updates in the log before its beginning."""
     subscription: subscriptions.Subscription | None = None
     """What part of the feed it has; None for all of it."""
+    asker: Text = ""
+    """The address of the client that has brought the subscription, without its port; of IPv6, its network."""
 
 
 class RefuseChannel(_Message):
@@ -292,16 +294,13 @@ class WantChannel(_Message):
     feed: str
     wire_format: WireFormat
     subscription: subscriptions.Subscription | None = None
+    asker: Text = ""
+    """The client's address, as in `OpenChannel`."""
 
 
 SNAPSHOT_FRESH_SECONDS = 1.0
 """How old a snapshot may be for newcomers of a format in key order, the original's number. Newcomers must not be led
 through the past: Felix keeps an old order of policies that changed, or came and went, before it was in sync."""
-
-
-SELECTIONS_MAX = 16
-"""Subscriptions that are served at a time, over all feeds. Each costs the hub some 200 bytes for each key, a look at
-every change, a log and a snapshot; a fleet has one for each kind of agent."""
 
 
 class WantSnapshot(_Message):
@@ -334,6 +333,8 @@ class FeedCounts(msgspec.Struct, forbid_unknown_fields=True):
     """Clients that went on from their position, without a snapshot."""
     snapshots_in_part: Count = 0
     """Snapshots of which clients had some chunks, and were sent the others."""
+    subscriptions_declined: Count = 0
+    """Hellos whose subscription was one too many."""
     propagation: buckets.BucketCounts = msgspec.field(default_factory=buckets.BucketCounts)
     """Seconds from the receipt of an update to its write to a client."""
     propagation_from_write: buckets.BucketCounts = msgspec.field(default_factory=buckets.BucketCounts)
@@ -348,6 +349,7 @@ class FeedCounts(msgspec.Struct, forbid_unknown_fields=True):
         self.snapshots_sent += other.snapshots_sent
         self.resumed += other.resumed
         self.snapshots_in_part += other.snapshots_in_part
+        self.subscriptions_declined += other.subscriptions_declined
         self.propagation.add(other.propagation)
         self.propagation_from_write.add(other.propagation_from_write)
 

@@ -220,6 +220,15 @@ OURS: tuple[Metric, ...] = (
         ("syncer", "by"),
         "Clients that had the map from an earlier connection, and were sent what they lacked: by position or digests.",
     ),
+    Metric(
+        "typha_subscriptions", _G, (), "Different subscriptions that clients of the native protocol have; at most 16."
+    ),
+    Metric(
+        "typha_subscriptions_declined_total",
+        _C,
+        (),
+        "Clients that were sent the whole feed because their subscription was one too many.",
+    ),
     Metric("typha_client_lag_bytes_max", _G, (), "Backlog of the slowest client in the log, in bytes."),
     Metric("typha_client_lag_seconds_max", _G, (), "Lag of the slowest client in seconds."),
     Metric(

@@ -289,7 +289,7 @@ class Connections:
     def _hear(self, current: client.Client, data: bytes) -> Greeted | None:
         """As `read`. Raises RemoteProtocolError."""
         if current.adapter is None:
-            begun = protocol_adapters.begin(data, self.offer, current.number)
+            begun = protocol_adapters.begin(data, self.offer, current.number, current.host)
             if isinstance(begun, protocol_adapters.Refused):
                 if begun.reason is DisconnectReason.BAD_PREFACE:
                     self.close(current, begun.reason, detail=begun.text)

@@ -48,7 +48,7 @@ _NODE_CHARS_MAX = 253
 """The longest name of a Kubernetes node."""
 
 
-def _has_no_room(feed: str, subscription: subscriptions.Subscription) -> bool:
+def _has_no_room(feed: str, subscription: subscriptions.Subscription, address: str) -> bool:
     return False
 
 
@@ -64,8 +64,8 @@ class Offer(NamedTuple):
     """What Typha clients get against their own words."""
     confirmed_at: Mapping[str, float] = types.MappingProxyType({})
     """When the backend last confirmed each feed, by the monotonic clock; those that are confirmed and complete."""
-    has_room_for: Callable[[str, subscriptions.Subscription], bool] = _has_no_room
-    """Whether native clients of a feed may have a subscription."""
+    has_room_for: Callable[[str, subscriptions.Subscription, str], bool] = _has_no_room
+    """Whether native clients of a feed may have a subscription, if one at this address asks for it."""
 
 
 class Ponged(NamedTuple):
@@ -193,10 +193,13 @@ class ProtocolAdapter(Protocol):
         ...
 
 
-def begin(first: bytes, offer: Offer, number: int) -> ProtocolAdapter | Refused:
-    """The adapter for the protocol that a connection's first bytes belong to; the client is told the `number`."""
+def begin(first: bytes, offer: Offer, number: int, address: str = "") -> ProtocolAdapter | Refused:
+    """The adapter for the protocol that a connection's first bytes belong to; the client is told the `number`.
+
+    `address` is the client's, without its port; of IPv6, its network.
+    """
     if first[0] == frames.PREFACE[0]:
-        return NativeAdapter(offer, number)
+        return NativeAdapter(offer, number, address)
     if first[0] == _TLS_HANDSHAKE_BYTE:
         return Refused(DisconnectReason.UNSUPPORTED_PROTOCOL, "TLS, which is not configured here")
     if not _may_begin_gob(first):
@@ -225,10 +228,11 @@ def _may_begin_gob(first: bytes) -> bool:
 class NativeAdapter:
     """The native protocol."""
 
-    __slots__ = ("_connection", "_node", "_number", "_offer", "_reports_positions", "agent")
+    __slots__ = ("_address", "_connection", "_node", "_number", "_offer", "_reports_positions", "agent")
 
-    def __init__(self, offer: Offer, number: int) -> None:
+    def __init__(self, offer: Offer, number: int, address: str = "") -> None:
         self.agent = ""
+        self._address = address
         self._node = ""
         self._offer = offer
         self._number = number
@@ -322,7 +326,7 @@ class NativeAdapter:
         has_resource_keys = hello.feed not in _CALICO_FEEDS
         if (wanted.own_node and not hello.node) or not (has_resource_keys or wanted.is_for_any_keys):
             return None
-        is_in_force = wanted.is_everything or self._offer.has_room_for(hello.feed, wanted)
+        is_in_force = wanted.is_everything or self._offer.has_room_for(hello.feed, wanted, self._address)
         return wanted if is_in_force else None
 
     def goodbye(self, refusal: Refused) -> bytes:

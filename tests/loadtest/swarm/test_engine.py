@@ -53,7 +53,7 @@ def one_agent() -> Iterator[tuple[Peer, engine.Engine]]:
 
 
 def poll_until(swarm: engine.Engine, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 180
     while not condition():
         assert time.monotonic() < deadline
         swarm.poll(0.01)
