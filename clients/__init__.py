@@ -41,7 +41,7 @@ docs/writing-an-agent.md explains their guarantees and how to test an agent.
 Following a feed:
 
 - `Mirror`: a read-only mapping from key to `Entry`; `Mirror.changes` yields lists of `Change`.
-- `OnChange`: the type of the callback that a `Mirror` accepts.
+- `OnChange`, `OnEvent`: the types of the callbacks that a `Mirror` accepts.
 - `follow`: yields `Event`, which is one of `Connected`, `Batch`, `StatusChanged` and `Disconnected`.
 - `Follower`: the object behind `follow`, with its digest and counters.
 - `stream`: the protocol messages of one connection, without reconnects.
@@ -85,7 +85,7 @@ from clients.errors import (
     ServerSilent,
 )
 from clients.follower import Connected, Disconnected, Event, Follower, StatusChanged, follow
-from clients.mirror import Change, Entry, Mirror, OnChange
+from clients.mirror import Change, Entry, Mirror, OnChange, OnEvent
 from protocol.messages import SyncStatus, Update, UpdateType
 from protocol.subscriptions import Subscription
 
@@ -104,6 +104,7 @@ __all__ = [
     "Follower",
     "Mirror",
     "OnChange",
+    "OnEvent",
     "Protocol",
     "Refused",
     "ServerGoodbye",

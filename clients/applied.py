@@ -79,6 +79,10 @@ class Acknowledger:
             self._covered = deque(one for place, one in enumerate(covered) if place % 2 == 0 or one is covered[-1])
         self._settle()
 
+    def restored(self) -> None:
+        """The receiver begins with a map. Nothing of it has taken effect by that."""
+        self.version += 1
+
     def applied(self, version: int | None = None) -> None:
         """The receiver has applied everything up to a version of its map; by default, all that it has been given.
 

@@ -54,7 +54,14 @@ class StatusChanged:
     status: messages.SyncStatus
 
 
-_FEATURES = frozenset({messages.Feature.ZSTD, messages.Feature.RESUME, messages.Feature.CHUNK_DIGESTS})
+_FEATURES = frozenset(
+    {
+        messages.Feature.ZSTD,
+        messages.Feature.ZSTD_DICTIONARY,
+        messages.Feature.RESUME,
+        messages.Feature.CHUNK_DIGESTS,
+    }
+)
 
 Event: TypeAlias = Batch | StatusChanged | Connected | Disconnected
 
@@ -130,7 +137,7 @@ class Follower:
 
     @property
     def version(self) -> int:
-        """How many batches have changed that map. For `applied`, if positions are reported; else 0."""
+        """How many batches have changed that map, with that of `restore`. For `applied`, if positions are reported."""
         return self._acknowledger.version if self._acknowledger is not None else 0
 
     def applied(self, version: int | None = None) -> None:
@@ -160,6 +167,8 @@ class Follower:
         """Begins with a map that an earlier process had. Call it before `events`; each update has a value."""
         known = list(updates)
         self._differ.restore(known, position=position, chunks=chunks)
+        if self._acknowledger is not None and known:
+            self._acknowledger.restored()
         if self._selecting is not None:
             for update in known:
                 self._selecting.restore(update.key)

@@ -12,7 +12,7 @@ import pathlib
 import ssl
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, NoReturn, Self
 
 from clients import connection, follower, statefile
 from protocol import messages, subscriptions
@@ -40,6 +40,7 @@ class Change(NamedTuple):
 
 
 OnChange = Callable[[Sequence[Change]], None]
+OnEvent = Callable[[follower.Event], None]
 
 
 class _Waiter:
@@ -58,8 +59,9 @@ class _Waiter:
 class Mirror(Mapping[str, Entry]):
     """A read-only mapping from key to `Entry`. A background task keeps it current inside the `async with` block.
 
-    The mirror calls `on_change` with the changes of each batch, in order, after it has applied them. The callback must
-    not block. An exception from it ends the mirror; the `async with` block and all waiting methods raise it.
+    The mirror calls `on_change` with the changes of each batch, in order, after it has applied them, and `on_event`
+    with each event, as `follow` yields them. The callbacks must not block. An exception from one ends the mirror; the
+    `async with` block and all waiting methods raise it.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Mirror(Mapping[str, Entry]):
         agent: str,
         node: str = "",
         on_change: OnChange | None = None,
+        on_event: OnEvent | None = None,
         tls: ssl.SSLContext | None = None,
         server_name: str | None = None,
         timeouts: connection.Timeouts = connection.DEFAULT_TIMEOUTS,
@@ -99,6 +102,7 @@ class Mirror(Mapping[str, Entry]):
             reports_applied=reports_applied,
         )
         self._on_change = on_change
+        self._on_event = on_event
         self._state_file = None if state_file is None else pathlib.Path(state_file)
         self._save_interval_seconds = save_interval_seconds
         self._saved: object = None
@@ -189,6 +193,11 @@ class Mirror(Mapping[str, Entry]):
         """
         async with asyncio.timeout(timeout_seconds):
             await self._wait(self._in_sync)
+
+    async def wait_ended(self) -> NoReturn:
+        """Waits until the mirror ends, which it does only by an exception of a callback, and raises that."""
+        await self._wait(asyncio.Event())
+        raise AssertionError("nothing sets that event")
 
     async def changes(self) -> AsyncGenerator[list[Change], None]:
         """Yields lists of changes since the previous list, one per key. The first list has every key as new.
@@ -292,6 +301,8 @@ class Mirror(Mapping[str, Entry]):
                         self.connected = False
                         self.last_disconnect = event
                         self._set_in_sync(False)
+                if self._on_event is not None:
+                    self._on_event(event)
 
     def _set_in_sync(self, in_sync: bool) -> None:
         if in_sync:

@@ -362,6 +362,8 @@ type session struct {
 	unsent     error // why a pong could not be sent
 	writing    sync.Mutex
 
+	dictionaries bool // the server may send some
+
 	asked     *position // what the hello says of the map
 	digests   bool      // it says the digests of its chunks, too
 	continues bool      // while the state is resuming: the server may go on from the position,
@@ -428,6 +430,7 @@ func (s *session) greet(feed string) (serverHello, error) {
 		}
 		s.state, s.silence = ready, silenceFactor*message.pingInterval
 		s.frames.limit, s.frames.zstd = message.maxFrame, slices.Contains(message.features, featureZstd)
+		s.dictionaries = slices.Contains(message.features, featureDictionary)
 		s.resume(message)
 		return message, nil
 	}
@@ -475,6 +478,14 @@ func (s *session) next() (any, error) {
 	switch message := message.(type) {
 	case ping, goodbye:
 		return message, nil
+	case dictionary:
+		if state == inSnapshot {
+			break
+		}
+		if !s.dictionaries {
+			return nil, broken("a dictionary that was not agreed on")
+		}
+		return message, s.frames.use(message)
 	case snapshotBegin:
 		if state == inSnapshot {
 			break

@@ -45,7 +45,7 @@ class Api:
         token: str = "",
     ) -> None:
         self._host = host
-        self._port = port
+        self.port = port
         self._within = within
         self._tls = tls
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -66,8 +66,8 @@ class Api:
         return found
 
     def _exchange(self, method: str, path: str, body: str | None, kind: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT_SECONDS)
-        connection.sock = self._within(lambda: socket.create_connection((self._host, self._port), TIMEOUT_SECONDS))
+        connection = http.client.HTTPConnection(self._host, self.port, timeout=TIMEOUT_SECONDS)
+        connection.sock = self._within(lambda: socket.create_connection((self._host, self.port), TIMEOUT_SECONDS))
         try:
             if self._tls is not None:
                 connection.sock = self._tls.wrap_socket(connection.sock, server_hostname=self._host)

@@ -7,7 +7,7 @@ import time
 from typing import Final
 
 from loadtest.crash_course import topology
-from loadtest.crash_course.cluster import ALL_SESSIONS, CALICO_PATH, Cluster, CniFailed, Pod
+from loadtest.crash_course.cluster import ALL_SESSIONS, CALICO_PATH, METRICS_PORT, Cluster, CniFailed, Pod
 from loadtest.crash_course.course import Course
 
 POLICIES_PATH: Final = "/apis/crd.projectcalico.org/v1/namespaces/default/networkpolicies"
@@ -52,6 +52,14 @@ def run(course: Course) -> None:
     policy(course)
     discovery(course)
     troubleshooting(course)
+
+
+def start(course: Course) -> None:
+    """Only what a prompt needs: everything runs, and the nodes have let their pods talk."""
+    components(course)
+    run_pods(course.cluster)
+    for name in ("ingress-controller", "backend", "client"):
+        _ping(course, f"Ping to {name}", course.cluster.pods["frontend"], course.cluster.pods[name])
 
 
 def components(course: Course) -> None:
@@ -259,6 +267,28 @@ def policy(course: Course) -> None:
         ),
         shows=lambda text: "frontend" in text,
         checked="the API server has it",
+    )
+    nodes = len(cluster.nodes)
+    course.step(
+        "On how many nodes is it in force?",
+        topology.ROUTER,
+        cluster.typha("explain networkpolicy default.frontend-policy"),
+        shows=f"applied by {nodes} of the {nodes} that report it",
+        checked="every node's kernel has it: the agents report what they have programmed",
+    )
+    course.step(
+        "How far are the agents?",
+        topology.ROUTER,
+        cluster.typha("status") + " | grep 'clients have'",
+        shows=lambda text: f"felix: {nodes} of {nodes} clients have applied everything" in text,
+        checked="all agents have applied everything that is older than 2 s",
+    )
+    course.step(
+        "How long did it take?",
+        topology.ROUTER,
+        f"curl -s http://{topology.API_ADDRESS}:{METRICS_PORT}/metrics | grep -E 'applied_everywhere_.*(sum|count)'",
+        shows=lambda text: "felix" in text,
+        checked="from the publication of a change to the last node that has applied it",
     )
     allowed = {("ingress-controller", "frontend:443"), ("frontend", "backend:8080")}
     closed = {"frontend"}

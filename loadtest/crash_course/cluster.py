@@ -27,6 +27,8 @@ READY_TIMEOUT_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.05
 SERVICE_PORT: Final = 5473
 HEALTH_PORT: Final = 9098
+METRICS_PORT: Final = 9093
+"""Of the first replica of the service; the others have the next ports."""
 TYPHA: Final = Path(sys.executable).with_name("typha")
 NODES_AS_NUMBER: Final = 64512
 """Calico's default."""
@@ -68,8 +70,14 @@ class Pod:
 class Cluster:
     """A cluster in the namespaces of one run, with its files in `folder`."""
 
-    def __init__(self, spaces: Namespaces, folder: Path, *, nodes: int, is_real: bool = False) -> None:
-        """`is_real`: with kube-apiserver and etcd (make control-plane) instead of the simulated API server."""
+    def __init__(
+        self, spaces: Namespaces, folder: Path, *, nodes: int, is_real: bool = False, replicas: int = 1
+    ) -> None:
+        """`is_real`: with kube-apiserver and etcd (make control-plane) instead of the simulated API server.
+
+        `replicas`: how many services there are; the agents know all of them.
+        """
+        self.replicas = replicas
         self.is_real = is_real
         self._plane: control_plane.ControlPlane | None = None
         self.spaces = spaces
@@ -120,22 +128,42 @@ class Cluster:
         )
         self.wait(lambda: self._answers("/readyz"), "the API server answers")
 
-    def start_service(self) -> None:
-        """Start the service, which serves Calico's feeds to the agents."""
+    @contextlib.contextmanager
+    def without_api_server(self) -> Iterator[None]:
+        """A time in which nobody reaches the API server: connections are refused, and those there are end.
+
+        It keeps its objects. Later requests of this process are refused, too.
+        """
+        port = self.api.port
+        refused = "reject with tcp reset"
+        table = f"table ip away {{ chain input {{ type filter hook input priority 0; tcp dport {port} {refused}; }}; }}"
+        self.spaces.run(topology.ROUTER, "nft", table)
+        try:
+            yield
+        finally:
+            self.spaces.run(topology.ROUTER, "nft", "delete", "table", "ip", "away")
+
+    def start_service(self, number: int = 0) -> None:
+        """Start a replica of the service, which serves Calico's feeds to the agents."""
         own = {name: value for name, value in os.environ.items() if not name.startswith(("TYPHA_", "KUBERNETES_"))}
         settings = {
             "KUBECONFIG": str(self.kubeconfig),
             "TYPHA_SERVERHOST": topology.API_ADDRESS,
-            "TYPHA_SERVERPORT": str(SERVICE_PORT),
+            "TYPHA_SERVERPORT": str(SERVICE_PORT + number),
             "TYPHA_HEALTHENABLED": "true",
             "TYPHA_HEALTHHOST": topology.API_ADDRESS,
-            "TYPHA_HEALTHPORT": str(HEALTH_PORT),
-            "TYPHA_ADMINSOCKET": str(self.admin_socket),
+            "TYPHA_HEALTHPORT": str(HEALTH_PORT + number),
+            "TYPHA_PROMETHEUSMETRICSENABLED": "true",
+            "TYPHA_PROMETHEUSMETRICSHOST": topology.API_ADDRESS,
+            "TYPHA_PROMETHEUSMETRICSPORT": str(METRICS_PORT + number),
+            "TYPHA_ADMINSOCKET": str(self.admin_socket_of(number)),
             "TYPHA_LOGFILEPATH": "none",
             "TYPHA_LOGSEVERITYSCREEN": "info",
         }
-        self.start_process("typha", topology.ROUTER, [str(TYPHA), "serve"], environment={**own, **settings})
-        health = Api(topology.API_ADDRESS, HEALTH_PORT, within=self._within_router)
+        self.start_process(
+            service_name(number), topology.ROUTER, [str(TYPHA), "serve"], environment={**own, **settings}
+        )
+        health = Api(topology.API_ADDRESS, HEALTH_PORT + number, within=self._within_router)
 
         def is_ready() -> bool:
             try:
@@ -152,7 +180,9 @@ class Cluster:
             node.name,
             [
                 *(sys.executable, "-m", "clients.agents.bgp", "run", "--node", node.name),
-                *("--server", f"{topology.API_ADDRESS}:{SERVICE_PORT}", "--folder", str(self.bird_folder(node.name))),
+                *self._server_options(),
+                *("--folder", str(self.bird_folder(node.name))),
+                *("--state-file", str(self.folder / f"{node.name}.bgp-feed")),
             ],
         )
 
@@ -163,10 +193,33 @@ class Cluster:
             node.name,
             [
                 *(sys.executable, "-m", "clients.agents.node", "run", "--node", node.name),
-                *("--server", f"{topology.API_ADDRESS}:{SERVICE_PORT}"),
-                *("--status-file", str(self.folder / f"{node.name}.status.json")),
+                *self._server_options(),
+                *("--status-file", str(self.status_file(node))),
+                *("--state-file", str(self.folder / f"{node.name}.felix-feed")),
             ],
         )
+
+    def status_file(self, node: Node) -> Path:
+        """What the node agent says of itself."""
+        return self.folder / f"{node.name}.status.json"
+
+    def agent_status(self, node: Node) -> JsonObject:
+        """What the node agent says of itself; empty before its first word."""
+        try:
+            status: JsonObject = json.loads(self.status_file(node).read_text())
+        except (OSError, ValueError):
+            return {}
+        return status
+
+    def wait_node_agent(self, node: Node, *, not_pid: int = 0) -> JsonObject:
+        """Wait until a node's agent, another one than `not_pid`, has programmed everything; returns its status."""
+
+        def is_ready() -> bool:
+            status = self.agent_status(node)
+            return status.get("pid") != not_pid and bool(status.get("programmed_at")) and bool(status.get("in_sync"))
+
+        self.wait(is_ready, f"the agent of {node.name} is in sync")
+        return self.agent_status(node)
 
     def kill_process(self, name: str) -> None:
         """Kill a process, as a fault does."""
@@ -199,10 +252,18 @@ class Cluster:
             f"--port tcp/{port} --server {topology.API_ADDRESS}:{SERVICE_PORT}"
         )
 
+    def _server_options(self) -> list[str]:
+        ports = range(SERVICE_PORT, SERVICE_PORT + self.replicas)
+        return [word for port in ports for word in ("--server", f"{topology.API_ADDRESS}:{port}")]
+
     @property
     def admin_socket(self) -> Path:
-        """Where the service answers questions."""
-        return self.folder / "typha.sock"
+        """Where the first replica of the service answers questions."""
+        return self.admin_socket_of(0)
+
+    def admin_socket_of(self, number: int) -> Path:
+        """Where a replica of the service answers questions."""
+        return self.folder / f"{service_name(number)}.sock"
 
     def has_ipip(self) -> bool:
         """Whether this kernel has IP-in-IP."""
@@ -466,6 +527,11 @@ class Cluster:
             "current-context": "course",
         }
         self.kubeconfig.write_text(json.dumps(document))
+
+
+def service_name(number: int) -> str:
+    """The name of the process of a replica of the service."""
+    return f"typha-{number + 1}" if number else "typha"
 
 
 class Ping:

@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+import pathlib
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from clients import applied, follower, mirror, testing
 from protocol import messages
+from tests.harness import worker_stand
 
 FEEDS = {"pods": {"/a": b"1", "/b": b"2"}}
 IN_SYNC = messages.SyncStatus.IN_SYNC
@@ -189,7 +191,7 @@ async def test_a_mirror_tells_by_one_call_and_after_a_reconnect_by_none() -> Non
         testing.Server(feeds=FEEDS) as server,
         mirror.Mirror(server.address, feed="pods", agent="test", reports_applied=True) as held,
     ):
-        await held.wait_in_sync(timeout_seconds=10)
+        await held.wait_in_sync(timeout_seconds=180)
         assert server.applied("pods") == [0]
         held.applied()
         await server.wait_applied("pods")
@@ -204,10 +206,25 @@ async def test_a_mirror_tells_by_one_call_and_after_a_reconnect_by_none() -> Non
         held.applied(version)
         await server.wait_applied("pods")
         server.disconnect_all()
-        await server.wait_hellos(3, timeout_seconds=30)
-        await server.wait_applied("pods", timeout_seconds=30)
+        await server.wait_hellos(3, timeout_seconds=180)
+        await server.wait_applied("pods", timeout_seconds=180)
         await changes.aclose()
     assert all("positions" in hello.features for hello in server.hellos)
+
+
+async def test_what_is_restored_is_not_applied_by_that(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "pods"
+    async with testing.Server(feeds=FEEDS) as server:
+        for expected in (False, True):
+            async with mirror.Mirror(
+                server.address, feed="pods", agent="test", reports_applied=True, state_file=file
+            ) as held:
+                await held.wait_in_sync(timeout_seconds=10)
+                assert (held.restored, held.version) == (expected, 1)
+                assert server.applied("pods") == [0]
+                held.applied(1)
+                await server.wait_applied("pods")
+            await worker_stand.eventually(lambda: not server.clients)
 
 
 async def test_an_event_is_applied_once_the_next_one_is_asked_for() -> None:
@@ -224,7 +241,7 @@ async def test_an_event_is_applied_once_the_next_one_is_asked_for() -> None:
 
 async def test_whoever_does_not_report_must_not() -> None:
     async with testing.Server(feeds=FEEDS) as server, mirror.Mirror(server.address, feed="pods", agent="t") as held:
-        await held.wait_in_sync(timeout_seconds=10)
+        await held.wait_in_sync(timeout_seconds=180)
         assert server.applied("pods") == []
         with pytest.raises(RuntimeError, match="reports_applied"):
             held.applied()

@@ -97,7 +97,7 @@ def test_names_on_the_page_are_those_of_the_code() -> None:
     assert vectors.ZSTD_FRAME.hex() in page().replace(" ", "")
 
 
-LETTERS = "HTFMDOPRSVEGKBL"
+LETTERS = "HTFMDOPRSVEUGKBLZ"
 
 
 def rules_on_the_page() -> dict[str, str]:
@@ -207,7 +207,7 @@ async def test_the_transcript_to_try() -> None:
         shell = await asyncio.create_subprocess_exec(
             "bash", "-c", script.replace("/5473", f"/{port}"), stdout=asyncio.subprocess.PIPE
         )
-        output, _ = await asyncio.wait_for(shell.communicate(), 30)
+        output, _ = await asyncio.wait_for(shell.communicate(), 180)
         assert shell.returncode == 0
         assert output.decode().strip() in page()
         assert bytes.fromhex(output.decode()) == frames.PREFACE
@@ -316,7 +316,7 @@ async def test_a_stranger_follows_a_server() -> None:
         reader, writer = await asyncio.open_connection(host, int(port))
         client = stranger.Stranger()
         writer.write(stranger.hello("pods"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(180):
             while 2 not in client.statuses:
                 client.receive(await reader.read(1000))
             assert client.map == content

@@ -30,7 +30,7 @@ PODS = resources.ResourceType("", "v1", "pods")
 NODES = resources.ResourceType("", "v1", "nodes")
 FEED = "web"
 CLOSED = DisconnectReason.SERVER_ERROR
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 180.0
 HUB_LIMITS = hub_policy.HubPolicy(log_budget_bytes=1 << 26, segment_bytes=1 << 20)
 AnyPeer = TypeVar("AnyPeer", bound="Peer")
 
@@ -372,7 +372,10 @@ class Peer:
         self.received += data
         answers = self._hear(data)
         if answers and self.answers_pings:
-            self.send(answers)
+            try:
+                self.send(answers)
+            except (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError):
+                self.ended_well = False  # the server closed after its ping; there may be more to read before the end
         return True
 
     def _hear(self, data: bytes) -> bytes:

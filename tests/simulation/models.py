@@ -203,16 +203,16 @@ class NativeModel(_Client[messages.Message]):
         self,
         feed: str,
         *,
-        zstd: bool,
+        compression: set[str],
         resumes: bool = False,
         before: "NativeModel | None" = None,
         reporter: reporters.Reporter | None = None,
     ) -> None:
-        """`before` is the client's last connection, whose map it has."""
+        """`compression` are features; `before` is the client's last connection, whose map it has."""
         self._connection = native.Connection(native.Role.CLIENT)
         super().__init__(self._connection)
         self._building: _Map | None = None
-        features = {messages.Feature.ZSTD.value} if zstd else set()
+        features = set(compression)
         if resumes:
             features |= {messages.Feature.RESUME.value, messages.Feature.CHUNK_DIGESTS.value}
         self.reporter = reporter

@@ -50,7 +50,7 @@ class SubscribedModel(models._Client[messages.Message]):
         wanted: Subscription,
         node: str,
         *,
-        zstd: bool,
+        compression: set[str],
         reporter: reporters.Reporter | None = None,
     ) -> None:
         self._connection = native.Connection(native.Role.CLIENT)
@@ -59,7 +59,7 @@ class SubscribedModel(models._Client[messages.Message]):
         self._node = node
         self._building: models._Map | None = None
         self._view: View | None = None
-        features = {messages.Feature.SUBSCRIPTIONS.value, *([messages.Feature.ZSTD.value] if zstd else [])}
+        features = {messages.Feature.SUBSCRIPTIONS.value, *compression}
         self.reporter = reporter
         if reporter is not None:
             features |= {messages.Feature.POSITIONS.value}

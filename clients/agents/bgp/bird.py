@@ -43,6 +43,8 @@ class Bird:
         self._text = ""
         self._process: asyncio.subprocess.Process | None = None
         self._configured = asyncio.Event()
+        self._is_in_use = False
+        """Whether BIRD is known to run with the present configuration."""
 
     @property
     def socket(self) -> Path:
@@ -66,12 +68,22 @@ class Bird:
         self._text = text
         self.applied += 1
         self._configured.set()
-        if self._process is not None and self._process.returncode is None:
+        self._is_in_use = False
+        await self.use()
+        return True
+
+    async def use(self) -> bool:
+        """Make BIRD use the present configuration, if it is not known to; returns whether it does now."""
+        process, text = self._process, self._text
+        if process is None or process.returncode is not None:
+            return False
+        if not self._is_in_use:
             code, output = await self._run(self._control, "-s", str(self.socket), "configure")
             if code:
-                # A BIRD that cannot be reached is about to end, or to start, and reads the file then.
-                _log.warning("birdc configure: %s", output)
-        return True
+                # A BIRD that cannot be reached is about to end, or to start.
+                _log.info("birdc configure: %s", output)
+            self._is_in_use = code == 0 and text == self._text and process is self._process
+        return self._is_in_use
 
     async def run(self) -> None:
         """Keep BIRD running from the first configuration on; at cancellation end it. Its routes stay in the kernel."""
@@ -97,7 +109,7 @@ class Bird:
             process = await asyncio.create_subprocess_exec(self._program, *arguments, cwd=self.folder)
         except OSError as error:
             return repr(error)
-        self._process = process
+        self._process, self._is_in_use = process, False
         try:
             return f"code {await process.wait()}"
         finally:

@@ -1,22 +1,21 @@
 """The commands of the node agent: `python -m clients.agents.node COMMAND`."""
 
 import asyncio
+import functools
 import json
 import pathlib
-import ssl
 import sys
 from collections.abc import Iterable
 from typing import BinaryIO
 
 import click
 
-from clients import Mirror
+from clients.agents import servers as service
 from clients.agents.node import explain as explanation
 from clients.agents.node import judge as judging
 from clients.agents.node import objects, run, verdict
 
 _EXIT_DENIED = 1
-_TIMEOUT_SECONDS = 60.0
 _OBJECT_SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 
 
@@ -54,48 +53,57 @@ def judge() -> None:
 @click.option("--from", "source", metavar="POD|ADDRESS", required=True, help="Where the connection begins.")
 @click.option("--to", "destination", metavar="POD|ADDRESS", required=True, help="Where it ends.")
 @click.option("--port", "flow", metavar="FLOW", required=True, help="Such as tcp/80, udp/53, icmp/8/0.")
-@click.option("--server", multiple=True, metavar="HOST:PORT", help="Take the feed from a running service.")
+@service.options(required=False)
+@click.option(
+    "--timeout",
+    "timeout_seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=service.DEFAULT_TIMEOUT_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for a server that has the feed complete.",
+)
 @click.option("--feed", "name", default="felix", show_default=True, help="Name of the feed on the server.")
 @click.option(
     "--objects", "paths", multiple=True, type=click.Path(exists=True), help="Take files or folders of objects."
 )
 @click.option("--dump", type=click.File("rb"), help="Take what `typha watch --json` or `typha convert` printed.")
-@click.option("--ca-file", type=click.Path(exists=True, dir_okay=False), help="Connect by TLS; trust this CA (PEM).")
-@click.option("--cert-file", type=click.Path(exists=True, dir_okay=False), help="Client certificate (PEM).")
-@click.option("--key-file", type=click.Path(exists=True, dir_okay=False), help="Private key of the certificate (PEM).")
-@click.option("--server-name", help="Name in the server's certificate, if it differs from HOST.")
 def explain(
     *,
     source: str,
     destination: str,
     flow: str,
-    server: tuple[str, ...],
+    servers: service.Servers,
+    timeout_seconds: float,
     name: str,
     paths: tuple[str, ...],
     dump: BinaryIO | None,
-    ca_file: str | None,
-    cert_file: str | None,
-    key_file: str | None,
-    server_name: str | None,
 ) -> None:
     """Say which tier, policy and rule decides about a connection, in each direction, and what was passed on the way.
 
     POD is NAMESPACE/NAME. The policies come from one of --server, --objects and --dump. Exit code 1 means denied,
     and 2 that there is no answer.
     """
-    if bool(server) + bool(paths) + (dump is not None) != 1:
+    if bool(servers.addresses) + bool(paths) + (dump is not None) != 1:
         raise click.UsageError("give one of --server, --objects and --dump")
     try:
         parsed = verdict.parse_flow(flow)
-        if server:
-            tls = _tls(ca_file, cert_file, key_file)
-            values = asyncio.run(_fetch(server, name, tls, server_name))
+        if servers.addresses:
+            values = asyncio.run(
+                service.fetch(
+                    servers,
+                    feed=name,
+                    agent="node-agent-explain",
+                    timeout_seconds=timeout_seconds,
+                    tell=functools.partial(click.echo, err=True),
+                )
+            )
         elif dump is not None:
             values = _map(objects.parse_dump(dump.read()))
         else:
             values = _map(objects.convert_files(_files(paths)))
         result = explanation.explain(values, source, destination, parsed)
-    except (objects.ConversionFailed, explanation.NotThere, ValueError, OSError) as error:
+    except (objects.ConversionFailed, explanation.NotThere, service.NotInSync, ValueError, OSError) as error:
         raise _NoAnswer(str(error)) from error
     click.echo(explanation.render(result), nl=False)
     sys.exit(0 if result.allowed else _EXIT_DENIED)
@@ -121,27 +129,6 @@ def _files(paths: Iterable[str]) -> list[str]:
     if not found:
         raise click.UsageError("no files of objects (.yaml, .yml, .json)")
     return found
-
-
-async def _fetch(
-    servers: tuple[str, ...], feed: str, tls: ssl.SSLContext | None, server_name: str | None
-) -> dict[str, bytes]:
-    async with Mirror(servers, feed=feed, agent="node-agent-explain", tls=tls, server_name=server_name) as mirror:
-        try:
-            await mirror.wait_in_sync(timeout_seconds=_TIMEOUT_SECONDS)
-        except TimeoutError:
-            cause = "" if mirror.last_disconnect is None else f": {mirror.last_disconnect.error}"
-            raise _NoAnswer(f"not in sync after {_TIMEOUT_SECONDS:.0f} s{cause}") from None
-        return {key: entry.value for key, entry in mirror.items()}
-
-
-def _tls(ca_file: str | None, cert_file: str | None, key_file: str | None) -> ssl.SSLContext | None:
-    if ca_file is None:
-        return None
-    context = ssl.create_default_context(cafile=ca_file)
-    if cert_file is not None:
-        context.load_cert_chain(cert_file, key_file)
-    return context
 
 
 if __name__ == "__main__":

@@ -13,6 +13,13 @@ _V1 = "/calico/v1/"
 _HOST = "/calico/v1/host/"
 _RESOURCE = "/calico/resources/v3/projectcalico.org/"
 _BLOCK = "/calico/ipam/v2/assignment/"
+PREFIXES = (
+    _V1,
+    _BLOCK,
+    *(f"{_RESOURCE}{plural}/" for plural in ("profiles", "nodes", "kubernetesendpointslices")),
+)
+"""Where every key that the calculation needs begins. Other nodes' pods are among them: a rule's selector is about all
+pods. What remains are whole Services, and the configuration of BGP."""
 _SEGMENTS_OF_HOST = 4
 """How many slashes stand before the name of a host."""
 

@@ -31,6 +31,8 @@ class Facts:
     server: str = ""
     """The server that it is connected to."""
     in_sync: bool = False
+    stale: bool = False
+    """Whether the map is that of the state file: no server has confirmed it in this run."""
     updates: int = 0
     refused: int = 0
     """Values of the feed that did not decode."""
@@ -88,6 +90,7 @@ def status(facts: Facts, programmer: Programmer) -> dict[str, Any]:
         "written_at": time.time(),
         "connected_to": facts.server,
         "in_sync": facts.in_sync,
+        "stale": facts.stale,
         "ready": programmer.state.settings.ready,
         "programmed_at": facts.programmed_at,
         "programmed": programmer.numbers(),
@@ -159,6 +162,7 @@ class Metrics(Collector):
         yield programmed
         for name, text, value in (
             ("in_sync", "1 while the feed is complete and current.", facts.in_sync),
+            ("stale", "1 while the map is that of the state file, and no server has confirmed it.", facts.stale),
             ("connected", "1 while a server is connected.", bool(facts.server)),
             ("pending", "Routes and settings of interfaces that could not be set.", len(self._programmer.pending)),
             ("endpoints_cut_off", "Workloads without a program.", len(self._programmer.refused_endpoints)),

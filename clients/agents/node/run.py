@@ -6,33 +6,32 @@ import json
 import logging
 import pathlib
 import signal
-import ssl
 import sys
 
 import click
+
+from clients.agents import servers as service
 
 DEFAULT_STATUS_FILE = "/run/typha-node.json"
 
 
 @click.command()
-@click.option("--server", "servers", multiple=True, required=True, metavar="HOST:PORT", help="May be repeated.")
+@service.options()
 @click.option("--node", required=True, help="Name of this node.")
-@click.option("--ca-file", type=click.Path(exists=True, dir_okay=False), help="Connect by TLS; trust this CA (PEM).")
-@click.option("--cert-file", type=click.Path(exists=True, dir_okay=False), help="Client certificate (PEM).")
-@click.option("--key-file", type=click.Path(exists=True, dir_okay=False), help="Private key of the certificate (PEM).")
-@click.option("--server-name", help="Name in the server's certificate, if it differs from HOST.")
+@click.option(
+    "--state-file",
+    type=click.Path(dir_okay=False, path_type=pathlib.Path),
+    help="Keep the feed's content in this file, and begin with it: the server sends only what has changed since.",
+)
 @click.option("--status-file", default=DEFAULT_STATUS_FILE, show_default=True, metavar="PATH")
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help="Serve metrics here; 0: no metrics.")
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, metavar="ADDRESS")
 @click.option("--log-level", default="info", type=click.Choice(["debug", "info", "warning", "error"]))
 def run(
     *,
-    servers: tuple[str, ...],
+    servers: service.Servers,
     node: str,
-    ca_file: str | None,
-    cert_file: str | None,
-    key_file: str | None,
-    server_name: str | None,
+    state_file: pathlib.Path | None,
     status_file: str,
     metrics_port: int,
     metrics_host: str,
@@ -44,20 +43,14 @@ def run(
     """
     logging.basicConfig(format="%(asctime)s [%(levelname)s] %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("typha").setLevel(log_level.upper())
-    tls: ssl.SSLContext | None = None
-    if ca_file is not None:
-        tls = ssl.create_default_context(cafile=ca_file)
-        if cert_file is not None:
-            tls.load_cert_chain(cert_file, key_file)
     with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(_run(servers, node, tls, server_name, pathlib.Path(status_file), metrics_host, metrics_port))
+        asyncio.run(_run(servers, node, state_file, pathlib.Path(status_file), metrics_host, metrics_port))
 
 
 async def _run(
-    servers: tuple[str, ...],
+    servers: service.Servers,
     node: str,
-    tls: ssl.SSLContext | None,
-    server_name: str | None,
+    state_file: pathlib.Path | None,
     status_file: pathlib.Path,
     metrics_host: str,
     metrics_port: int,
@@ -82,8 +75,7 @@ async def _run(
             node=node,
             programmer=programs,
             status=report.StatusFile(status_file),
-            tls=tls,
-            server_name=server_name,
+            state_file=state_file,
         )
         if metrics_port:
             registry = prometheus_client.CollectorRegistry()

@@ -37,7 +37,7 @@ def test_a_reader_finds_the_first_status_that_is_not_catching_up(piece: int) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_small_fleet(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     await resume.measure(tmp_path, agents=20, pods=300, restarts_only=False)
     rows = [line.split("|")[1:5] for line in capsys.readouterr().out.splitlines()[2:]]

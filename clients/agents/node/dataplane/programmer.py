@@ -63,6 +63,8 @@ class Programmer:
         """Of the last time that the table was as it must be; None: it must be read."""
         self._kernel_known = False
         """Whether the table knows what the kernel has."""
+        self.was_programmed = False
+        """Whether the kernel had the program of an earlier run at the start."""
         self._abandoned: set[str] = set()
         """Addresses that workloads have given up."""
         self.state = desired.State()
@@ -83,14 +85,17 @@ class Programmer:
         Raises:
             NftFailed, OSError: the kernel cannot be programmed.
         """
+        self._generation = self._nft.generation()
         try:
             found = await self._read()
         except nft.NftFailed as error:
             # Something is there that this release of nft cannot list. The first program replaces it.
             self._failed("nft", str(error))
+            self.was_programmed = True
             return
         self._compiler.table.compare(found)
         self._kernel_known = True
+        self.was_programmed = found is not None
         if found is None:
             await self._commit()
 
@@ -148,6 +153,26 @@ class Programmer:
             return
         LOG.warning("The table is not as it was left. Repairing it.")
         self.counters.repairs += 1
+        await self._program_rules()
+
+    async def guard_rules(self) -> None:
+        """Leaves the program of an earlier run as it is, which may be newer than the updates, unless others change it.
+
+        Then an old program is better than what they leave, which may be none.
+        """
+        try:
+            generation = self._nft.generation()
+            if generation == self._generation:
+                return
+            self._generation = generation
+            if not self._nft.notified():
+                return
+        except OSError as error:
+            self._failed("nft", str(error))
+            return
+        LOG.warning("Another program has changed the table of an earlier run. Replacing it.")
+        self.counters.repairs += 1
+        self._kernel_known = False
         await self._program_rules()
 
     async def program_routes(self) -> None:

@@ -12,7 +12,9 @@ from loadtest.crash_course import topology
 from loadtest.crash_course.cluster import CALICO_PATH, Cluster
 from loadtest.crash_course.namespaces import CommandFailed, Namespaces
 
-pytestmark = [pytest.mark.namespaces, pytest.mark.slow]
+pytestmark = [pytest.mark.namespaces, pytest.mark.slow, pytest.mark.xdist_group("bgp agent")]
+
+MEMBERS = (topology.ROUTER, "node-1", "node-2")
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         for node in cluster.nodes:
             cluster.start_bgp(node)
         cluster.wait(lambda: all(len(cluster.established(node.name)) == 2 for node in cluster.nodes), "sessions are up")
+        for name, node in zip(("one", "two"), cluster.nodes, strict=True):
+            cluster.run_pod(name, node)
+        cluster.wait(lambda: all(len(routes(cluster, name)) == 2 for name in MEMBERS), "all have the blocks")
         yield cluster
 
 
@@ -35,6 +40,18 @@ def routes(cluster: Cluster, name: str) -> list[str]:
     """What BIRD has put into the kernel: destination and next hop."""
     shown = cluster.spaces.run(name, "ip", "route", "show", "proto", "bird")
     return sorted(line.partition(" dev ")[0] for line in shown.splitlines())
+
+
+def has_block_routes(cluster: Cluster) -> bool:
+    """Whether everybody has the routes of both blocks, and no other."""
+    blocks = {block["spec"]["affinity"]: block["spec"]["cidr"] for block in cluster.blocks()}
+    one, two = (blocks[f"host:{node.name}"] for node in cluster.nodes)
+    found = {name: [route.strip() for route in routes(cluster, name)] for name in MEMBERS}
+    return found == {
+        "node-1": sorted([f"{two} via {topology.API_ADDRESS}", f"blackhole {one} metric 32"]),
+        "node-2": sorted([f"{one} via 172.30.2.1", f"blackhole {two} metric 32"]),
+        topology.ROUTER: sorted([f"{one} via 172.30.1.11", f"{two} via 172.30.2.12"]),
+    }
 
 
 def pings(cluster: Cluster, sandbox: str, address: str) -> bool:
@@ -59,7 +76,7 @@ def is_recovered(cluster: Cluster, name: str) -> bool:
 
 
 def test_pods_talk_across_nodes_by_routes_of_bgp(cluster: Cluster) -> None:
-    one, two = (cluster.run_pod(name, node) for name, node in zip(("one", "two"), cluster.nodes, strict=True))
+    one, two = cluster.pods["one"], cluster.pods["two"]
     cluster.wait(lambda: pings(cluster, one.sandbox, two.address), "pods talk across nodes")
     blocks = {block["spec"]["affinity"]: block["spec"]["cidr"] for block in cluster.blocks()}
     # A node's own block is dropped where no pod has the address; the other node's is behind the router.
@@ -77,10 +94,11 @@ def test_a_pool_that_is_not_to_be_advertised_is_withdrawn(cluster: Cluster) -> N
     cluster.api.patch(path, {"spec": {"disableBGPExport": True}})
     cluster.wait(lambda: routes(cluster, topology.ROUTER) == [], "the routes are withdrawn")
     cluster.api.patch(path, {"spec": {"disableBGPExport": False}})
-    cluster.wait(lambda: len(routes(cluster, topology.ROUTER)) == 2, "the routes are back")
+    cluster.wait(lambda: has_block_routes(cluster), "the routes are back")
 
 
 def test_routes_outlive_the_agent_and_its_bird(cluster: Cluster) -> None:
+    cluster.wait(lambda: has_block_routes(cluster), "all have the blocks' routes, and none of a pod")
     expected = routes(cluster, "node-1")
     first = bird_pid(cluster, "node-1")
     os.kill(first, signal.SIGKILL)
@@ -96,6 +114,25 @@ def test_routes_outlive_the_agent_and_its_bird(cluster: Cluster) -> None:
     cluster.start_bgp(cluster.nodes[0])
     cluster.wait(lambda: len(cluster.established("node-1")) == 2, "sessions are up again")
     assert routes(cluster, "node-1") == expected
+
+
+def test_an_agent_that_starts_without_a_server_uses_what_it_had(cluster: Cluster) -> None:
+    expected = routes(cluster, "node-1")
+    cluster.stop_process("bgp-node-1")
+    cluster.stop_process("typha")
+    cluster.start_bgp(cluster.nodes[0])
+    cluster.wait(lambda: len(cluster.established("node-1")) == 2, "sessions are up again")
+    assert routes(cluster, "node-1") == expected
+    cluster.start_service()
+
+
+def test_the_service_knows_what_bird_uses(cluster: Cluster) -> None:
+    command = cluster.typha("explain ippool default-pool")
+
+    def is_applied() -> bool:
+        return "applied by 2 of the 2" in cluster.spaces.run(topology.ROUTER, "sh", "-c", command)
+
+    cluster.wait(is_applied, "both agents have applied the pool")
 
 
 def test_a_session_that_the_cluster_no_longer_wants_ends(cluster: Cluster) -> None:

@@ -15,7 +15,7 @@ from loadtest.crash_course.namespaces import Namespaces
 pytestmark = [pytest.mark.namespaces, pytest.mark.slow]
 
 CONFIGURATION = "router id 10.0.0.1; protocol device { }\n"
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,15 @@ async def pid(process: Bird, *, other_than: int = 0) -> int:
             await asyncio.sleep(0.02)
 
 
+async def in_use(process: Bird) -> None:
+    """Waits until BIRD uses its configuration."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            if await process.use():
+                return
+            await asyncio.sleep(0.02)
+
+
 async def test_a_configuration_is_used_once_and_only_if_it_is_valid(running: Bird) -> None:
     assert await running.apply(CONFIGURATION)
     assert not await running.apply(CONFIGURATION)
@@ -65,6 +74,24 @@ async def test_a_configuration_is_used_once_and_only_if_it_is_valid(running: Bir
     assert code == 0
     assert "later" in output
     assert (running.applied, running.rejected, running.restarts) == (2, 1, 0)
+
+
+async def test_a_configuration_is_in_use_when_bird_says_so(running: Bird, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not await running.use()  # there is none yet
+    await running.apply(CONFIGURATION)
+    first = await pid(running)
+    await in_use(running)
+    monkeypatch.setattr(running, "_control", "false")
+    assert await running.use()  # it is known
+    await running.apply(CONFIGURATION + "protocol static later { ipv4; }\n")
+    assert not await running.use()
+    monkeypatch.setattr(running, "_control", "birdc")
+    assert await running.use()
+    _, output = await running._run("birdc", "-s", "bird.ctl", "show", "protocols")
+    assert "later" in output
+    os.kill(first, signal.SIGKILL)
+    await pid(running, other_than=first)
+    await in_use(running)
 
 
 async def test_a_bird_that_ends_is_started_again(running: Bird, monkeypatch: pytest.MonkeyPatch) -> None:
