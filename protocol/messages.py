@@ -65,6 +65,7 @@ class Feature(enum.StrEnum):
     POSITIONS = "positions"
     FRESHNESS = "freshness"
     ZSTD_DICTIONARY = "zstd-dictionary"
+    TIERS = "tiers"
 
 
 class ResumePosition(NamedTuple):
@@ -105,6 +106,9 @@ class ServerHello(msgspec.Struct, frozen=True):
     max_frame_bytes: int = 0
     confirmed_milliseconds: int | None = None
     """How long ago the backend last confirmed the feed; None if it does not, or if the client has not asked."""
+    upstreams: tuple[bytes, ...] | None = None
+    """The incarnations of the servers that feed this one, nearest first, if `tiers` is in force: empty if it has none
+    at present, None if it reads the backend itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,6 +175,7 @@ type follower struct {
 	connectedAt time.Time
 	// nil if nobody is told what has been applied
 	acknowledger *acknowledger
+	catchingUp   bool
 	// nil without a subscription
 	selecting *selecting
 }
@@ -225,6 +226,7 @@ func (f *follower) connect(ctx context.Context, address string) error {
 	f.differ.isPlaceless = f.options.Subscription != nil && !one.isSelection
 	if f.acknowledger != nil {
 		f.acknowledger.beginConnection()
+		f.catchingUp = false
 		if slices.Contains(hello.features, featureApplied) {
 			done, ended := make(chan struct{}), make(chan struct{})
 			go func() {
@@ -296,9 +298,12 @@ func (f *follower) notePosition(message any, batch *Batch) {
 	case updates:
 		sequence = message.sequence
 	case statusMessage:
-		sequence = message.sequence
+		sequence, f.catchingUp = message.sequence, message.status == CatchingUp
 	default:
 		return
+	}
+	if f.catchingUp {
+		sequence = 0 // none is reached: keys may lack changes until the next status (rule P2)
 	}
 	version := f.acknowledger.received(sequence, batch != nil && len(batch.Changes) > 0)
 	if batch != nil {

@@ -29,6 +29,8 @@ MAX_UPDATES = 1 << 20
 """Limit of the updates in a frame: each takes up to 35 times its bytes in memory."""
 MAX_SERVERS = 16
 """Limit of the servers in a goodbye."""
+MAX_UPSTREAMS = 8
+"""Limit of the upstreams in a hello."""
 MAX_LIST_LENGTH = 64
 """Limit of the number of versions, and of features, in a hello."""
 
@@ -113,6 +115,8 @@ def _encode_server_hello(hello: messages.ServerHello) -> bytes:
     }
     if hello.confirmed_milliseconds is not None:
         content["confirmed_ms"] = hello.confirmed_milliseconds
+    if hello.upstreams is not None:
+        content["upstreams"] = hello.upstreams
     return _pack((MessageType.SERVER_HELLO, content))
 
 
@@ -206,10 +210,13 @@ class _ClientHello(_Wire, tag=int(MessageType.CLIENT_HELLO)):
         )
 
 
+_Incarnation = Annotated[bytes, msgspec.Meta(min_length=INCARNATION_BYTES, max_length=INCARNATION_BYTES)]
+
+
 class _ServerHelloContent(msgspec.Struct):
     version: _Count
     feed: _Name
-    incarnation: Annotated[bytes, msgspec.Meta(min_length=INCARNATION_BYTES, max_length=INCARNATION_BYTES)]
+    incarnation: _Incarnation
     features: _Names | None = None
     not_supported: _Names | None = None
     software: _Name | None = None
@@ -217,6 +224,7 @@ class _ServerHelloContent(msgspec.Struct):
     ping_interval_ms: _Count | None = None
     max_frame_bytes: _Count | None = None
     confirmed_ms: _Count | None = None
+    upstreams: Annotated[tuple[_Incarnation, ...], msgspec.Meta(max_length=MAX_UPSTREAMS)] | None = None
 
 
 class _ServerHello(_Wire, tag=int(MessageType.SERVER_HELLO)):
@@ -235,6 +243,7 @@ class _ServerHello(_Wire, tag=int(MessageType.SERVER_HELLO)):
             ping_interval_milliseconds=hello.ping_interval_ms or 0,
             max_frame_bytes=hello.max_frame_bytes or 0,
             confirmed_milliseconds=hello.confirmed_ms,
+            upstreams=hello.upstreams,
         )
 
 

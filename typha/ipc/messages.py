@@ -16,7 +16,7 @@
 | `CloseChannel` | worker | when a channel had no clients for a while | nothing follows about the channel |
 | `WithdrawFeeds` | worker | once it is decided that feeds do not come | their clients are refused from then on |
 | `LimitConnections` | worker | four times a second among several workers | above the limit the worker accepts none |
-| `NoteConfirmed` | worker | when a feed is confirmed again, or no more, some seconds apart | replaces the last one |
+| `NoteConfirmed` | worker | when a feed is confirmed again, or no more; other upstreams | replaces the last one |
 | `HandOver` | worker | when only other replicas are fresh | clients leave over a time; others may come |
 | `KeepClients` | worker | when that is over | the clients that are left stay |
 | `AwaitApplied` | worker | after a `Publish`, for one change at a time | the answer is in a `ReportApplied` |
@@ -228,6 +228,8 @@ class NoteConfirmed(_Message):
     complete."""
 
     confirmed_at: dict[str, float]
+    upstreams: list[bytes] | None = None
+    """See `protocol.messages.ServerHello`."""
 
 
 class HandOver(_Message):

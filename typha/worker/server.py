@@ -315,7 +315,7 @@ class Server:
                 with _mapping():
                     self._publishes_sent = shared_counters.SharedCounter.attach(*descriptors)
             case messages.NoteConfirmed():
-                self.connections.note_confirmed(message.confirmed_at)
+                self.connections.note_confirmed(message.confirmed_at, message.upstreams)
             case messages.HandOver():
                 self._departures.hand_over(message)
             case messages.KeepClients():
