@@ -49,6 +49,8 @@ hypothesis.settings.load_profile("project")
 def pytest_configure() -> None:
     """Declare that the main thread has no event loop: otherwise looptime asks for one in every test, and leaks it."""
     asyncio.set_event_loop(None)
+    # The path of a Unix socket has 107 characters at most, and the TMPDIR of a machine of CI may be long.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/tmp")
     start = base_subprocess.BaseSubprocessTransport.__init__
 
     def start_and_note(self: base_subprocess.BaseSubprocessTransport, *args: Any, **options: Any) -> None:

@@ -20,6 +20,7 @@ def _parser() -> argparse.ArgumentParser:
     target.add_argument("--server", metavar="HOST:PORT", help="a server that runs")
     parser.add_argument("--feed", default="workloads", help="the feed to ask for (default: %(default)s)")
     parser.add_argument("--level", choices=("minimal", "verifying"), default="verifying", help="of the client")
+    parser.add_argument("--subscribing", default="", metavar="COMMAND", help="the same client, with a subscription")
     parser.add_argument("--no-state", action="store_true", help="the client does not print its state")
     parser.add_argument("--patience", type=float, default=5.0, metavar="SECONDS", help="time to react (%(default)s)")
     parser.add_argument("--jobs", type=int, default=4, metavar="N", help="checks at a time (%(default)s)")
@@ -53,6 +54,7 @@ def _checks(arguments: argparse.Namespace) -> Coroutine[Any, Any, list[report.Re
             is_verifying=arguments.level == "verifying",
             is_observed=not arguments.no_state,
             patience_seconds=arguments.patience,
+            subscribing=arguments.subscribing,
         )
         return against_client.run_checks(client, jobs=max(1, arguments.jobs), only=arguments.only)
     server = against_server.Options(

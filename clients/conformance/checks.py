@@ -1,29 +1,42 @@
-"""What becomes of a check, whichever end it tests."""
+"""Checks, and what becomes of them, whichever end they test."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from clients.conformance.link import Ended
 from clients.conformance.report import Broken, NotApplicable, Outcome, Result
 
-
-class AnyCheck(Protocol):
-    """A check of a client or a server."""
-
-    @property
-    def rules(self) -> tuple[str, ...]:
-        """The rules that it is about."""
-
-    @property
-    def name(self) -> str:
-        """What it looks at."""
+Subject = TypeVar("Subject")
+"""What a script works with: a run of the client program, or connections to the server."""
 
 
-CheckType = TypeVar("CheckType", bound=AnyCheck)
+class Check(NamedTuple, Generic[Subject]):
+    """One check, and the rules that it is about."""
+
+    rules: tuple[str, ...]
+    name: str
+    script: Callable[[Subject], Awaitable[None]]
+    needs: str = ""
+    """Clients that it applies to: `rejected.VERIFYING`, those that offer the feature of this name, or all."""
 
 
-async def result_of(check: AnyCheck, script: Awaitable[None], *, ended: str) -> Result:
+class Checks(list[Check[Subject]]):
+    """The checks of a module."""
+
+    def add(
+        self, rules: str, name: str, needs: str = ""
+    ) -> Callable[[Callable[[Subject], Awaitable[None]]], Callable[[Subject], Awaitable[None]]]:
+        """Makes the decorated script a check of these rules."""
+
+        def add(script: Callable[[Subject], Awaitable[None]]) -> Callable[[Subject], Awaitable[None]]:
+            self.append(Check(tuple(rules.split()), name, script, needs))
+            return script
+
+        return add
+
+
+async def result_of(check: Check[Subject], script: Awaitable[None], *, ended: str) -> Result:
     """Waits for the check's script. `ended` says what it means if the connection ends, or nothing comes."""
     try:
         await script
@@ -38,12 +51,16 @@ async def result_of(check: AnyCheck, script: Awaitable[None], *, ended: str) -> 
 
 
 async def perform_all(
-    checks: Iterable[CheckType], perform: Callable[[CheckType], Awaitable[Result]], *, jobs: int, only: str
+    checks: Iterable[Check[Subject]],
+    perform: Callable[[Check[Subject]], Awaitable[Result]],
+    *,
+    jobs: int,
+    only: str,
 ) -> list[Result]:
     """Performs the checks, `jobs` at a time; of one rule alone if `only` names it."""
     room = asyncio.Semaphore(jobs)
 
-    async def in_turn(check: CheckType) -> Result:
+    async def in_turn(check: Check[Subject]) -> Result:
         async with room:
             return await perform(check)
 

@@ -117,6 +117,19 @@ class Link:
             pass
         return True
 
+    async def rest(self, seconds: float) -> tuple[bytes, bool]:
+        """Reads until the peer ends the connection, or for a time: the first bytes, and whether it has ended."""
+        found = b""
+        try:
+            async with asyncio.timeout(seconds):
+                while data := await self._reader.read(READ_BYTES):
+                    found = (found + data)[:READ_BYTES]
+        except TimeoutError:
+            return found, False
+        except ConnectionError:
+            pass
+        return found, True
+
     async def silent(self, seconds: float) -> bool:
         """Whether nothing arrives for a time; what arrives is lost. False also at the end."""
         try:

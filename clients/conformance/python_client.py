@@ -1,4 +1,7 @@
-"""Our client in Python, for the kit: `python -m clients.conformance.python_client ADDRESS FEED`."""
+"""Our client in Python, for the kit: `python -m clients.conformance.python_client ADDRESS FEED [NODE]`.
+
+With a node, it takes Services, and the pods of this node.
+"""
 
 import asyncio
 import sys
@@ -6,11 +9,15 @@ import sys
 from clients import follower
 from clients.differ import Batch
 from protocol.messages import SyncStatus
+from protocol.subscriptions import Subscription
 
 
-async def follow(address: str, feed: str) -> None:
+async def follow(address: str, feed: str, node: str = "") -> None:
     """Prints states and changes until it is killed."""
-    one = follower.Follower(address, feed=feed, agent="conformance", reports_applied=True)
+    wanted = Subscription(kinds=("core/v1/pods", "core/v1/services"), own_node=True) if node else None
+    one = follower.Follower(
+        address, feed=feed, agent="conformance", node=node, subscription=wanted, reports_applied=True
+    )
     async for event in one.events():
         match event:
             case Batch():

@@ -11,6 +11,8 @@ ZSTD: Final = "zstd"
 POSITIONS: Final = "positions"
 RESUME: Final = "resume"
 DIGESTS: Final = "chunk-digests"
+DICTIONARIES: Final = "zstd-dictionary"
+SUBSCRIPTIONS: Final = "subscriptions"
 
 
 class ToClient(NamedTuple):
@@ -19,7 +21,10 @@ class ToClient(NamedTuple):
     rule: str
     name: str
     after: str
-    """What the server has sent before: nothing, its preface, also its hello, or also a snapshot and its status."""
+    """What the server has sent before: nothing, its preface, also its hello, or also a snapshot and its status.
+
+    With "agreed", the hello has put `zstd-dictionary` in force; with "dictionary", the kit's has followed it.
+    """
     data: bytes
     needs: str = ""
     """The clients that must reject it: verifying ones, those with zstd, or all."""
@@ -45,6 +50,11 @@ _SKIPPABLE = bytes.fromhex("502a4d1800000000")
 _ZSTD_PING = bytes.fromhex("28b52ffd20021100009108")
 
 
+_13: Final = wire.DICTIONARY_TYPE
+_DICTIONARY = frame(_13, wire.DICTIONARY_NUMBER, wire.DICTIONARY)
+_ZSTD_DICTIONARY_PING = framed(bytes.fromhex("28b52ffd2107021100009108"), 1)
+
+
 def _hello(feed: object = "workloads", **members: object) -> bytes:
     return wire.client_hello(feed, **members)
 
@@ -56,6 +66,14 @@ TO_CLIENTS: Final = (
     ToClient("M2", "a hello without its incarnation", "preface", wire.server_hello("workloads", incarnation=None)),
     ToClient("M2", "an incarnation of 15 bytes", "preface", wire.server_hello("workloads", incarnation=bytes(15))),
     ToClient("M2", "a hello whose feed is bin", "preface", wire.server_hello(b"workloads")),
+    ToClient(
+        "M4",
+        "a member whose name is a number",
+        "preface",
+        wire.frame(
+            wire.SERVER_HELLO, {7: None, "version": 1, "feed": "workloads", "incarnation": bytes(16), "features": []}
+        ),
+    ),
     ToClient("O1", "a ping before the hello", "preface", frame(wire.PING)),
     ToClient(
         "F2",
@@ -134,6 +152,33 @@ TO_CLIENTS: Final = (
     ToClient("F7", "a compressed frame with a byte after it", "hello", framed(_ZSTD_PING + b"\0", 1), ZSTD),
     ToClient("F7", "two compressed frames in one", "hello", framed(_ZSTD_PING + _ZSTD_PING, 1), ZSTD),
     ToClient("F7", "a skippable zstd frame after the frame", "hello", framed(_ZSTD_PING + _SKIPPABLE, 1), ZSTD),
+    ToClient("Z1", "a dictionary that was not agreed on", "hello", _DICTIONARY),
+    ToClient("Z3", "a dictionary that is none", "agreed", frame(_13, 7, bytes(256)), DICTIONARIES),
+    ToClient("Z3", "half a dictionary", "agreed", frame(_13, 7, wire.DICTIONARY[:100]), DICTIONARIES),
+    ToClient("Z3", "a dictionary with another number", "agreed", frame(_13, 8, wire.DICTIONARY), DICTIONARIES),
+    ToClient("Z3", "a dictionary with number 0", "agreed", frame(_13, 0, wire.DICTIONARY), DICTIONARIES),
+    ToClient(
+        "Z3",
+        "a dictionary of 65,537 bytes",
+        "agreed",
+        frame(_13, 7, wire.DICTIONARY + bytes(65_537 - len(wire.DICTIONARY))),
+        DICTIONARIES,
+    ),
+    ToClient("Z4", "a frame that needs a dictionary which did not come", "agreed", _ZSTD_DICTIONARY_PING, DICTIONARIES),
+    ToClient(
+        "Z4",
+        "a frame that names another dictionary",
+        "dictionary",
+        framed(bytes.fromhex("28b52ffd2108021100009108"), 1),
+        DICTIONARIES,
+    ),
+    ToClient(
+        "Z4",
+        "a frame with a dictionary and too much content",
+        "dictionary",
+        framed(bytes.fromhex("28b52ffda107010000011100009108"), 1),
+        DICTIONARIES,
+    ),
     ToClient(
         "O1",
         "a snapshot that keeps chunks of a client that has told no digests",

@@ -24,8 +24,7 @@ def main(nodes: int, path: Path | None, is_interactive: bool, skip_chapters: boo
         try:
             cluster.start()
             if skip_chapters:
-                chapters.components(course)
-                chapters.run_pods(cluster)
+                chapters.start(course)
             else:
                 chapters.run(course)
         except Exception as error:

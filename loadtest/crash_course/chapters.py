@@ -54,6 +54,14 @@ def run(course: Course) -> None:
     troubleshooting(course)
 
 
+def start(course: Course) -> None:
+    """Only what a prompt needs: everything runs, and the nodes have let their pods talk."""
+    components(course)
+    run_pods(course.cluster)
+    for name in ("ingress-controller", "backend", "client"):
+        _ping(course, f"Ping to {name}", course.cluster.pods["frontend"], course.cluster.pods[name])
+
+
 def components(course: Course) -> None:
     """Everything is started."""
     cluster = course.cluster

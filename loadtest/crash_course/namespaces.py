@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import os
 import re
+import select
 import signal
 import subprocess
 import threading
@@ -19,7 +20,7 @@ from typing import IO, Final, Self, TypeVar
 FOLDER: Final = Path("/run/netns")
 COMMAND_TIMEOUT_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 5.0
-"""After this time a process that does not obey SIGTERM is killed."""
+"""After this time a process that does not obey SIGTERM is killed; no longer is the end of a killed one waited for."""
 _CLONE_NEWNET: Final = 0x40000000
 
 Result = TypeVar("Result")
@@ -127,10 +128,17 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _kill_inside(name: str) -> None:
-    with contextlib.suppress(CommandFailed):
+    """Kill the processes in a namespace, and wait for their ends: a killed process still runs for a moment."""
+    with contextlib.suppress(CommandFailed), contextlib.ExitStack() as closing:
+        killed = []
         for number in _run(["ip", "netns", "pids", name]).split():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(number), signal.SIGKILL)
+                process = os.pidfd_open(int(number))
+                closing.callback(os.close, process)
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+                killed.append(process)
+        for process in killed:
+            select.select([process], [], [], STOP_SECONDS)
 
 
 def _remove(name: str) -> None:

@@ -18,6 +18,7 @@ import base64
 import dataclasses
 import functools
 import hashlib
+import http
 import itertools
 import json
 import os
@@ -35,7 +36,7 @@ from typing import Any, Final, Self
 from loadtest.environment import kubeconfig
 from loadtest.reporting import measure
 
-READY_TIMEOUT_SECONDS: Final = 90.0  # a first start takes some 10 s; five times that on a machine that is busy building
+READY_TIMEOUT_SECONDS: Final = 180.0  # a first start takes some 10 s; ten times that on a busy machine
 STOP_TIMEOUT_SECONDS: Final = 20.0
 POLL_INTERVAL_SECONDS: Final = 0.1
 REQUEST_TIMEOUT_SECONDS: Final = 30.0
@@ -262,15 +263,24 @@ class ControlPlane:
         content_type: str = "application/json",
         timeout_seconds: float = REQUEST_TIMEOUT_SECONDS,
     ) -> Response:
-        """Send one request to the API server, as the admin by default; any HTTP status is an answer.
+        """Send a request to the API server, as the admin by default; any HTTP status is an answer.
 
-        Raises OSError if there is no answer.
+        The API server answers 429 before it has begun with a request, so this is sent again until
+        READY_TIMEOUT_SECONDS are over. Raises OSError if there is no answer.
         """
         headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
         if body is not None:
             headers["Content-Type"] = content_type
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
+        deadline = time.monotonic() + READY_TIMEOUT_SECONDS
+        answer = self._send(request, timeout_seconds)
+        while answer.status == http.HTTPStatus.TOO_MANY_REQUESTS and time.monotonic() < deadline:
+            time.sleep(POLL_INTERVAL_SECONDS)
+            answer = self._send(request, timeout_seconds)
+        return answer
+
+    def _send(self, request: urllib.request.Request, timeout_seconds: float) -> Response:
         try:
             with urllib.request.urlopen(request, timeout=timeout_seconds, context=self.tls_context()) as answer:
                 return Response(status=answer.status, body=answer.read())

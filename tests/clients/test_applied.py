@@ -191,7 +191,7 @@ async def test_a_mirror_tells_by_one_call_and_after_a_reconnect_by_none() -> Non
         testing.Server(feeds=FEEDS) as server,
         mirror.Mirror(server.address, feed="pods", agent="test", reports_applied=True) as held,
     ):
-        await held.wait_in_sync(timeout_seconds=10)
+        await held.wait_in_sync(timeout_seconds=180)
         assert server.applied("pods") == [0]
         held.applied()
         await server.wait_applied("pods")
@@ -206,8 +206,8 @@ async def test_a_mirror_tells_by_one_call_and_after_a_reconnect_by_none() -> Non
         held.applied(version)
         await server.wait_applied("pods")
         server.disconnect_all()
-        await server.wait_hellos(3, timeout_seconds=30)
-        await server.wait_applied("pods", timeout_seconds=30)
+        await server.wait_hellos(3, timeout_seconds=180)
+        await server.wait_applied("pods", timeout_seconds=180)
         await changes.aclose()
     assert all("positions" in hello.features for hello in server.hellos)
 
@@ -241,7 +241,7 @@ async def test_an_event_is_applied_once_the_next_one_is_asked_for() -> None:
 
 async def test_whoever_does_not_report_must_not() -> None:
     async with testing.Server(feeds=FEEDS) as server, mirror.Mirror(server.address, feed="pods", agent="t") as held:
-        await held.wait_in_sync(timeout_seconds=10)
+        await held.wait_in_sync(timeout_seconds=180)
         assert server.applied("pods") == []
         with pytest.raises(RuntimeError, match="reports_applied"):
             held.applied()

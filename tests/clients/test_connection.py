@@ -20,7 +20,7 @@ PATIENT = connection.Timeouts(connect_seconds=30.0, hello_seconds=30.0)
 
 async def read_until(received: AsyncIterator[messages.Message], kind: type[messages.Message]) -> list[messages.Message]:
     found = []
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         async for message in received:
             found.append(message)
             if isinstance(message, kind):
@@ -31,7 +31,7 @@ async def read_until(received: AsyncIterator[messages.Message], kind: type[messa
 async def read_to_the_end(
     address: str, *, hello: messages.ClientHello = HELLO, timeouts: connection.Timeouts = PATIENT
 ) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         async for _ in connection.stream(address, hello=hello, timeouts=timeouts):
             pass
 

@@ -21,7 +21,7 @@ class Transcript:
 
     async def until(self, last: str) -> list[str]:
         lines = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(180):
             async for event in self._events:
                 lines.append(describe(event))
                 if lines[-1] == last:

@@ -66,7 +66,7 @@ async def test_an_example_runs(example: str, expected: str) -> None:
         )
         try:
             assert process.stdout is not None
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(180):
                 output = await process.stdout.readexactly(len(expected))
         finally:
             with contextlib.suppress(ProcessLookupError):

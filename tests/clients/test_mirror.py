@@ -29,7 +29,7 @@ def make(server: testing.Server, on_change: mirror.OnChange | None = None) -> mi
 async def until_equal(held: mirror.Mirror, server: testing.Server) -> None:
     """Polls, because neither end reports when the maps are equal."""
     expected = server.feeds["pods"].content
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 180
     while {key: entry.value for key, entry in held.items()} != expected:
         assert time.monotonic() < deadline, f"{held!r} did not become {expected!r}"
         await asyncio.sleep(0.005)
@@ -38,7 +38,7 @@ async def until_equal(held: mirror.Mirror, server: testing.Server) -> None:
 
 async def test_the_mirror_equals_the_servers_map() -> None:
     async with testing.Server(feeds=FEEDS) as server, make(server) as held:
-        await held.wait_in_sync(timeout_seconds=10)
+        await held.wait_in_sync(timeout_seconds=180)
         assert dict(held) == {"/a": mirror.Entry(b"1", "1"), "/b": mirror.Entry(b"2", "2")}
         assert held.in_sync
         assert held.connected
@@ -51,9 +51,9 @@ async def test_the_mirror_equals_the_servers_map() -> None:
 
 async def test_the_map_survives_an_outage() -> None:
     async with testing.Server(feeds=FEEDS) as server, make(server) as held:
-        await held.wait_in_sync(timeout_seconds=10)
+        await held.wait_in_sync(timeout_seconds=180)
         await server.stop()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 180
         while held.connected:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.005)
@@ -62,7 +62,7 @@ async def test_the_map_survives_an_outage() -> None:
         assert held.last_disconnect is not None
         server.replace("pods", {"/b": b"2", "/c": b"3"})
         await server.start()
-        await held.wait_in_sync(timeout_seconds=20)
+        await held.wait_in_sync(timeout_seconds=180)
         await until_equal(held, server)
 
 
@@ -72,7 +72,7 @@ async def test_callbacks_get_real_changes() -> None:
         testing.Server(feeds=FEEDS) as server,
         make(server, lambda changes: seen.append(show(changes))) as held,
     ):
-        await held.wait_in_sync(timeout_seconds=10)
+        await held.wait_in_sync(timeout_seconds=180)
         server.replace("pods", {"/b": b"22", "/c": b"3"})
         server.disconnect_all()
         await until_equal(held, server)
@@ -84,7 +84,7 @@ async def test_callbacks_get_real_changes() -> None:
 
 async def test_changes_are_merged_for_a_slow_consumer() -> None:
     async with testing.Server(feeds=FEEDS) as server, make(server) as held:
-        await held.wait_in_sync(timeout_seconds=10)
+        await held.wait_in_sync(timeout_seconds=180)
         changes = held.changes()
         assert show(await anext(changes)) == ["+/a", "+/b"]
         server.put("pods", "/a", b"x")
@@ -107,7 +107,7 @@ async def test_a_new_revision_is_stored_but_not_reported() -> None:
         testing.Server(feeds=FEEDS) as server,
         make(server, lambda changes: seen.append(show(changes))) as held,
     ):
-        await held.wait_in_sync(timeout_seconds=10)
+        await held.wait_in_sync(timeout_seconds=180)
         server.put("pods", "/a", b"1")
         server.put("pods", "/z", b"1")
         await until_equal(held, server)
@@ -122,7 +122,7 @@ async def test_a_callback_that_fails_ends_the_mirror() -> None:
     async with testing.Server(feeds=FEEDS) as server:
         with pytest.raises(KeyError, match="2 changes"):
             async with make(server, fail) as held:
-                await held.wait_in_sync(timeout_seconds=10)
+                await held.wait_in_sync(timeout_seconds=180)
         with pytest.raises(KeyError, match="2 changes"):
             async with make(server, fail) as held:
                 await anext(held.changes())
@@ -142,7 +142,7 @@ async def test_only_in_sync_counts_as_in_sync() -> None:
         await anext(held.changes())
         assert not held.in_sync
         server.set_status("pods", messages.SyncStatus.IN_SYNC)
-        await held.wait_in_sync(timeout_seconds=10)
+        await held.wait_in_sync(timeout_seconds=180)
 
 
 async def test_the_map_survives_the_loss_of_the_servers_backend() -> None:
@@ -152,10 +152,10 @@ async def test_the_map_survives_the_loss_of_the_servers_backend() -> None:
         testing.Server(feeds=FEEDS) as server,
         make(server, lambda changes: seen.extend(show(changes))) as held,
     ):
-        await held.wait_in_sync(timeout_seconds=10)
+        await held.wait_in_sync(timeout_seconds=180)
         server.set_status("pods", messages.SyncStatus.WAITING)
         async with make(server) as newcomer:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 180
             while held.in_sync or len(newcomer) < 2:
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.005)
@@ -163,8 +163,8 @@ async def test_the_map_survives_the_loss_of_the_servers_backend() -> None:
             assert (held.status, held.connected) == (messages.SyncStatus.WAITING, True)
             assert set(held) == set(newcomer) == {"/a", "/b"}
             server.set_status("pods", messages.SyncStatus.IN_SYNC)
-            await held.wait_in_sync(timeout_seconds=10)
-            await newcomer.wait_in_sync(timeout_seconds=10)
+            await held.wait_in_sync(timeout_seconds=180)
+            await newcomer.wait_in_sync(timeout_seconds=180)
     assert seen == ["+/a", "+/b"]
 
 
@@ -174,7 +174,7 @@ async def test_a_mirror_runs_once_and_only_inside_its_block() -> None:
         with pytest.raises(RuntimeError, match="not running"):
             await held.wait_in_sync()
         async with held:
-            await held.wait_in_sync(timeout_seconds=10)
+            await held.wait_in_sync(timeout_seconds=180)
         await server.wait_clients(0)
         with pytest.raises(RuntimeError, match="started only once"):
             async with held:
@@ -234,7 +234,7 @@ async def test_a_mirror_begins_with_its_file(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "pods"
     async with testing.Server(feeds={"pods": {"/a": b"1", "/b": b"2"}}) as server:
         async with mirror.Mirror(server.address, feed="pods", agent="t", state_file=file) as first:
-            await first.wait_in_sync(timeout_seconds=10)
+            await first.wait_in_sync(timeout_seconds=180)
             assert not first.restored
         assert first.state_file_error is None
         address = server.address
@@ -249,7 +249,7 @@ async def test_a_mirror_begins_with_its_file(tmp_path: pathlib.Path) -> None:
         async with mirror.Mirror(
             server.address, feed="pods", agent="t", state_file=file, on_change=seen.extend
         ) as again:
-            await again.wait_in_sync(timeout_seconds=10)
+            await again.wait_in_sync(timeout_seconds=180)
         [hello] = server.hellos
         assert hello.chunk_digests is not None
         assert hello.resume is not None
@@ -288,10 +288,10 @@ async def test_a_file_that_is_broken_or_cannot_be_written_is_told_of(tmp_path: p
         async with mirror.Mirror(server.address, feed="pods", agent="t", state_file=tmp_path / "broken") as one:
             assert (one.restored, len(one)) == (False, 0)
             assert type(one.state_file_error) is ValueError
-            await one.wait_in_sync(timeout_seconds=10)
+            await one.wait_in_sync(timeout_seconds=180)
         assert statefile.read(tmp_path / "broken", "pods") is not None
         async with mirror.Mirror(server.address, feed="pods", agent="t", state_file=tmp_path / "no" / "map") as other:
-            await other.wait_in_sync(timeout_seconds=10)
+            await other.wait_in_sync(timeout_seconds=180)
         assert isinstance(other.state_file_error, FileNotFoundError)
 
 
@@ -305,7 +305,7 @@ async def test_the_file_is_written_now_and_then(tmp_path: pathlib.Path) -> None:
         testing.Server(feeds={"pods": {"/a": b"1"}}) as server,
         mirror.Mirror(server.address, feed="pods", agent="t", state_file=file, save_interval_seconds=0.01) as one,
     ):
-        await one.wait_in_sync(timeout_seconds=10)
+        await one.wait_in_sync(timeout_seconds=180)
         for value in (b"2", b"3"):
             server.put("pods", "/a", value)
             await worker_stand.eventually(functools.partial(is_saved, value))

@@ -17,7 +17,7 @@ async def test_feeds_are_separate() -> None:
         mirror.Mirror(server.address, feed="pods", agent="one") as pods,
         mirror.Mirror(server.address, feed="nodes", agent="two") as nodes,
     ):
-        await asyncio.gather(pods.wait_in_sync(timeout_seconds=10), nodes.wait_in_sync(timeout_seconds=10))
+        await asyncio.gather(pods.wait_in_sync(timeout_seconds=180), nodes.wait_in_sync(timeout_seconds=10))
         server.put("nodes", "/n1", b"")
         await anext(nodes.changes())
         assert set(nodes) == {"/n1"}
@@ -27,7 +27,7 @@ async def test_feeds_are_separate() -> None:
 
 async def test_data_held_back_by_a_stall_is_sent_later() -> None:
     async with testing.Server(feeds=FEEDS) as server, mirror.Mirror(server.address, feed="pods", agent="a") as pods:
-        await pods.wait_in_sync(timeout_seconds=10)
+        await pods.wait_in_sync(timeout_seconds=180)
         changes = pods.changes()
         await anext(changes)
         server.stall()

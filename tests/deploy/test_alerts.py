@@ -105,6 +105,7 @@ CASES = {
             series("typha_updates_dropped_total", reason="doubtful"): "0+1x60",
         },
     ),
+    "TyphaSubscriptionsDeclined": one("typha_subscriptions_declined_total", "0+5x60", "0 3 4x60"),
     "TyphaShortage": one("typha_shortages_total", "0+1x60", "0 1 1x60", labels={"lacking": "log"}),
     "TyphaMemoryNearLimit": Case(
         states("process_resident_memory_bytes", "950x60", "typha_memory_limit_bytes", "1000x60"),
@@ -140,7 +141,7 @@ def test_each_alert_fires_and_stays_quiet(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "tests.yaml"
     file.write_text(json.dumps({"rule_files": [str(RULES)], "evaluation_interval": "1m", "tests": tests}))
     for command in (["check", "rules", str(RULES)], ["test", "rules", str(file)]):
-        done = subprocess.run(["promtool", *command], capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(["promtool", *command], capture_output=True, text=True, check=False, timeout=180)
         assert done.returncode == 0, done.stdout + done.stderr
 
 

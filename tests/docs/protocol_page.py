@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgpack
 
-from clients.conformance import against_client, against_server, rejected
+from clients.conformance import against_client, against_server, rejected, wire
 from protocol import digest, reasons
 from protocol.native import codec, connection, frames
 from tests.docs import vectors
@@ -96,6 +96,7 @@ def vector_content() -> dict[str, object]:
         "preface": frames.PREFACE.hex(),
         "messages": found,
         "zstd_frame": {"frame": vectors.ZSTD_FRAME.hex(), "message": [8]},
+        "dictionary_frame": {"dictionary": wire.DICTIONARY.hex(), "frame": vectors.DICTIONARY_FRAME.hex()},
         "state_digests": [
             {
                 "map": {key: {"bin": value.hex()} for key, value in content.items()},
@@ -106,6 +107,7 @@ def vector_content() -> dict[str, object]:
         "session": steps(vectors.SESSION),
         "session_resumed_by_position": steps(vectors.RESUMED_SESSION),
         "session_resumed_by_digests": steps(vectors.RESUMED_BY_DIGESTS),
+        "session_with_a_subscription": steps(vectors.SUBSCRIBED_SESSION),
         "refused_session": steps(vectors.REFUSED_SESSION),
         "rejected_by_clients": [
             {
@@ -201,6 +203,7 @@ def render(page: str) -> str:
         "session": session_text(vectors.SESSION),
         "session resumed by position": session_text(vectors.RESUMED_SESSION),
         "session resumed by digests": session_text(vectors.RESUMED_BY_DIGESTS),
+        "session with a subscription": session_text(vectors.SUBSCRIBED_SESSION),
         "refused session": session_text(vectors.REFUSED_SESSION),
         "rejected by clients": rejected_by_clients(),
         "rejected by servers": rejected_by_servers(),
@@ -228,14 +231,37 @@ def rules(page: str) -> dict[str, str]:
     return {number: role for number, role, _ in RULE.findall(page)}
 
 
+def checked_rules() -> dict[str, set[str]]:
+    """Of clients and of servers."""
+    return {
+        "clients": {rule for check in against_client.CHECKS for rule in check.rules},
+        "servers": {rule for check in against_server.CHECKS for rule in check.rules},
+    }
+
+
+UNCHECKED = re.compile(r"^\| ([A-Z]\d+(?:, [A-Z]\d+)*) \| (clients|servers|both) \| ([^|]+\.) \|$", re.MULTILINE)
+
+
+def unchecked_rules(page: str) -> set[tuple[str, str]]:
+    """The rules for which the kit's page gives a reason why there is no check, each with its side."""
+    return {
+        (rule, side)
+        for names, sides, _ in UNCHECKED.findall(page)
+        for rule in names.split(", ")
+        for side in (("clients", "servers") if sides == "both" else (sides,))
+    }
+
+
 def render_conformance(page: str, protocol_page: str) -> str:
-    """The page of the kit, with the rules that no check is about."""
-    checked = {rule for check in against_client.CHECKS for rule in check.rules}
-    checked |= {rule for check in against_server.CHECKS for rule in check.rules}
-    unchecked = [rule for rule in rules(protocol_page) if rule not in checked]
-    before, begin, rest = page.partition("<!-- begin unchecked rules -->")
-    _, end, after = rest.partition("<!-- end unchecked rules -->")
-    return f"{before}{begin}\n{', '.join(unchecked)}.\n{end}{after}"
+    """The page of the kit, with the rules that checks are about."""
+    known = rules(protocol_page)
+    rows = ["| Of | Rules |", "|---|---|"]
+    for side, checked in checked_rules().items():
+        names = [rule for rule, binds in known.items() if rule in checked and binds in (side[:-1], "both")]
+        rows.append(f"| {side} | {', '.join(names)} |")
+    before, begin, rest = page.partition("<!-- begin checked rules -->")
+    _, end, after = rest.partition("<!-- end checked rules -->")
+    return f"{before}{begin}\n" + "\n".join(rows) + f"\n{end}{after}"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def pod(address: str) -> bytes:
 
 
 async def until_it_reads(path: Path, expected: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(180):
         while True:
             if path.exists() and path.read_text() == expected:
                 return

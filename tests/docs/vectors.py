@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from clients.conformance import wire
 from protocol import digest, messages, subscriptions
 from protocol.native import codec, frames
 
@@ -122,6 +123,7 @@ VECTORS = [
     Vector("goodbye that names other servers", REDIRECT),
     Vector("applied", messages.Applied(42)),
     Vector("snapshot-resume that keeps the first of two chunks", messages.SnapshotResume(9, 2, 2, b"\x01")),
+    Vector("dictionary", messages.Dictionary(wire.DICTIONARY_NUMBER, wire.DICTIONARY)),
     Vector("snapshot-resume that keeps chunks 1 and 9 of 16", messages.SnapshotResume(9, 0, 16, b"\x02\x02")),
 ]
 
@@ -268,10 +270,74 @@ RESUMED_BY_DIGESTS = [
     _step("server", messages.Status(9, messages.SyncStatus.IN_SYNC), "status in-sync: the new map is the client's"),
 ]
 
+_AGREED = frames.PREFACE + frames.pack_frame(
+    codec.encode(msgspec.structs.replace(SERVER_HELLO, features=frozenset({"zstd", "zstd-dictionary"})))
+)
+_WITH_DICTIONARY = _AGREED + frames.pack_frame(
+    codec.encode(messages.Dictionary(wire.DICTIONARY_NUMBER, wire.DICTIONARY))
+)
+DICTIONARY_FRAME = wire.compressed_with(
+    wire.DICTIONARY, 6, 40, 42, [[POD, NEW_POD_VALUE, "103", 2], [NODE, None, "104", 3]]
+)
+"""The delta of the session, compressed with the dictionary of the vectors."""
+OWN_POD_VALUE = b'{"spec":{"nodeName":"n1"}}'
+SERVICE = "/core/v1/services/default/web"
+SERVICE_VALUE = b'{"kind":"Service"}'
+_OWN_UPDATES = (
+    messages.Update(POD, OWN_POD_VALUE, "101", messages.UpdateType.NEW),
+    messages.Update(SERVICE, SERVICE_VALUE, "99", messages.UpdateType.NEW),
+)
+_OWN_DIGEST = digest.state_digest({POD: OWN_POD_VALUE, SERVICE: SERVICE_VALUE}.items())
+_REPORTING = frozenset({"subscriptions", "positions"})
+SUBSCRIBED_SESSION = [
+    Step("client", frames.PREFACE, "preface"),
+    _step(
+        "client",
+        messages.ClientHello(
+            "workloads",
+            "my-agent",
+            node="n1",
+            features=_REPORTING,
+            subscription=subscriptions.Subscription(kinds=("core/v1/pods", "core/v1/services"), own_node=True),
+        ),
+        "client-hello: the Services and the pods of node n1; the client reports what it has applied",
+    ),
+    Step("server", frames.PREFACE, "preface"),
+    _step("server", msgspec.structs.replace(SERVER_HELLO, features=_REPORTING), "server-hello: both are in force"),
+    _step("server", messages.SnapshotBegin(40, 2, 1), "snapshot-begin: the selected part has 2 keys, at sequence 40"),
+    _step("server", messages.SnapshotChunk(0, _OWN_DIGEST, False, _OWN_UPDATES), "snapshot-chunk: a pod and a Service"),
+    _step("server", messages.SnapshotEnd(40, 2, _OWN_DIGEST), "snapshot-end: the digest is that of the part"),
+    _step(
+        "server",
+        messages.Status(43, messages.SyncStatus.IN_SYNC),
+        "status in-sync: the client has reached 43, because 41 to 43 are not for it",
+    ),
+    _step("client", messages.Applied(43), "applied: the part has taken effect"),
+    _step(
+        "server",
+        messages.Updates(
+            50,
+            51,
+            (messages.Update(SERVICE, b'{"kind":"Service","x":1}', "108", messages.UpdateType.UPDATED),),
+        ),
+        "updates, 50 to 51: the Service has changed; 44 to 50 are not for the client",
+    ),
+    _step("client", messages.Applied(51), "applied: the change, a second after the last one at the earliest"),
+    _step(
+        "server",
+        messages.Updates(58, 59, (messages.Update(POD, None, "115", messages.UpdateType.DELETED),)),
+        "updates, 58 to 59: the pod has a new node, or is deleted",
+    ),
+    _step("server", messages.Ping(), "ping"),
+    _step("client", messages.Pong(59), "pong: the client has received everything up to 59, and has not applied it yet"),
+]
+
 BEFORE_CLIENT = {
     "nothing": b"",
     "preface": frames.PREFACE,
     "hello": _sent("server", SESSION[:4]),
+    "agreed": _AGREED,
+    "dictionary": _WITH_DICTIONARY,
     "snapshot": _sent("server", [*SESSION[:4], *SESSION[6:11]]),
 }
 """What a server has sent before something that a client rejects."""

@@ -21,9 +21,10 @@ from cache.feeds.calico import feed as calico
 from cache.feeds.calico import releases, syncers
 from cache.kube import access, credentials
 from cache.watch import decoding
-from clients import differ, statefile
+from clients import applied, differ, follower, statefile
+from clients import errors as client_errors
 from clients.agents.node import calculation, desired
-from protocol import digest, errors, formats, messages
+from protocol import digest, errors, formats, messages, subscriptions
 from protocol.gob import decoder
 from protocol.native import codec, connection, frames
 from protocol.typha import codec as typha_codec
@@ -144,6 +145,64 @@ def _follow_resuming(data: bytes) -> int:
 def _resumed_streams() -> list[bytes]:
     found = (vectors.RESUMED_SESSION, vectors.RESUMED_BY_DIGESTS, vectors.SESSION)
     return [b"".join(step.data for step in session if step.sender == "server") for session in found]
+
+
+class _NoTime:
+    """Timers for which all is due at once."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def time(self) -> float:
+        self._now += applied.SECONDS_BETWEEN
+        return self._now
+
+    def call_later(self, delay: float, callback: Callable[[], None], /) -> applied.Timer:
+        raise AssertionError(f"{callback} waits for {delay} s, although a second has passed")
+
+
+_PART = subscriptions.Subscription(kinds=("core/v1/pods", "core/v1/services"), own_node=True)
+
+
+def _follow_part(data: bytes) -> str:
+    """A client with a subscription that reports what it has applied: its map has only what is selected."""
+    one = follower.Follower(
+        "127.0.0.1:1", feed="pods", agent="fuzz", node="n1", subscription=_PART, reports_applied=True
+    )
+    acknowledger = applied.Acknowledger(_NoTime())
+    one._acknowledger = acknowledger
+    protocol = connection.Connection(connection.Role.CLIENT, max_frame_bytes=mutation.MAX_BYTES)
+    protocol.send(one.hello)
+    said: list[int] = []
+    reached = 0
+    content: dict[str, bytes] = {}
+    try:
+        for piece in mutation.pieces(data):
+            protocol.receive_data(piece)
+            while (message := protocol.next_event()) is not None:
+                if isinstance(message, messages.ServerHello) and "positions" in message.features:
+                    acknowledger.connected(said.append)
+                for event in one._receive(message, now=0.0):
+                    for update in event.updates if isinstance(event, differ.Batch) else ():
+                        content.pop(update.key, None)
+                        if update.value is not None:
+                            content[update.key] = update.value
+                one.applied()
+                reached = max(reached, protocol.sequence)
+                assert not said or said[-1] <= reached
+    except client_errors.BadServer as error:
+        raise errors.RemoteProtocolError(str(error)) from error
+    finally:
+        assert said == sorted(set(said))
+    for key, value in content.items():
+        assert subscriptions.Selector(_PART).selects(key)
+        assert subscriptions.node_of(key, value) in (None, "n1")
+    return f"{len(content)} keys, {len(said)} positions"
+
+
+def _parts() -> list[bytes]:
+    on_the_page = b"".join(step.data for step in vectors.SUBSCRIBED_SESSION if step.sender == "server")
+    return [sessions.native_server_of_a_part(), sessions.native_server(), on_the_page]
 
 
 def _restore_mirror(data: bytes) -> int:
@@ -599,6 +658,7 @@ def _all() -> Iterator[Target]:
     yield Target("typha-server", serve, _typha_client_streams, mutation.mutate_gob, remote, 8)
     yield Target("native-client", _follow_native, lambda: [sessions.native_server()], mutation.mutate_frames, remote, 4)
     yield Target("native-resuming", _follow_resuming, _resumed_streams, mutation.mutate_frames, remote, 4)
+    yield Target("native-part", _follow_part, _parts, mutation.mutate_frames, remote, 4)
     yield Target("typha-client", _follow_typha, _typha_server_streams, mutation.mutate_snappy, remote, 4)
     yield Target("gob", _decode_gob, _gob_values, mutation.mutate_gob, remote, 4)
     yield Target("snappy", _read_chunks, _chunks, mutation.mutate_bytes, remote, 2)

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 
 JsonObject = dict[str, Any]
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 """A machine may be busy with other things for a while."""
 
 

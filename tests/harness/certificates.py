@@ -21,7 +21,7 @@ from typha.worker import tls
 
 AGENT = "calico-node"
 AGENT_URI = "spiffe://cluster.local/ns/calico-system/sa/calico-node"
-SHAKE_SECONDS = 60.0
+SHAKE_SECONDS = 180.0
 NOW = datetime.datetime.now(datetime.UTC)
 PEM = serialization.Encoding.PEM
 needs_rustls = pytest.mark.skipif(

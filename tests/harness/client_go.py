@@ -12,7 +12,7 @@ import msgspec
 
 from cache.kube import access, credentials, pem
 
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 180.0
 ERROR = "error"
 
 

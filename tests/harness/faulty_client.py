@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from clients import addresses, applied, connection, differ, follower
+from clients import addresses, applied, connection, differ, follower, selecting
 from clients.conformance import python_client
 from protocol import errors, messages
 from protocol.native import connection as native
@@ -100,6 +100,24 @@ def _no_digests(original: Any, known: differ.Differ) -> tuple[int, ...]:
     return tuple(0 for _ in original(known))
 
 
+def _declined(original: Any, end: native.Connection, sequence: int) -> Any:
+    end._is_selection = False
+    return original(end, sequence)
+
+
+def _unselected(original: Any, one: selecting.Selecting, batch: differ.Batch) -> differ.Batch:
+    return batch
+
+
+def _of_any_feed(original: Any, known: differ.Differ, sequence: int) -> Any:
+    known._has_position = True
+    return original(known, sequence)
+
+
+def _stays(original: Any, rotation: addresses.Rotation, now: float, **named: Any) -> Any:
+    return original(rotation, now, **{**named, "servers": ()})
+
+
 def _nothing(original: Any, *_: object) -> None:
     """Checks nothing."""
 
@@ -113,6 +131,10 @@ FAULTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "R1": (differ.Differ, "resuming", _always_positioned),
     "R2": (differ.Differ, "_chunk_digests", _no_digests),
     "R8": (differ.Differ, "distrust", _nothing),
+    "S4": (native.Connection, "_is_continued_by", _declined),
+    "S6": (selecting.Selecting, "select", _unselected),
+    "S8": (differ.Differ, "_position_at", _of_any_feed),
+    "G7": (addresses.Rotation, "failed", _stays),
     "K2": (connection._Receiver, "_read", _patient),
     "K3": (native.Connection, "send", _twice),
     "B1": (addresses.Rotation, "failed", _at_once),
@@ -128,6 +150,6 @@ FAULTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 
 
 if __name__ == "__main__":
-    rule, address, feed = sys.argv[1:]
+    rule, *arguments = sys.argv[1:]
     _wrap(*FAULTS[rule])
-    asyncio.run(python_client.follow(address, feed))
+    asyncio.run(python_client.follow(*arguments))

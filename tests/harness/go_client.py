@@ -62,6 +62,8 @@ class GoClient:
         """Process the output until it ends."""
         assert self.process.stdout is not None
         async for data in self.process.stdout:
+            if not data.endswith(b"\n"):
+                return  # it was killed in the middle of a line
             line = json.loads(data)
             self.seen.append(line.get("msg", "error"))
             if self.seen[-1] == "SyncStatus":

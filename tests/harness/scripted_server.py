@@ -35,7 +35,7 @@ IMPATIENT = dataclasses.replace(
     FAST, initial_quiet_seconds=0.2, idle_seconds=0.3, quiet_seconds=0.3, list_read_seconds=0.3
 )
 """For tests of a server that is silent."""
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 180.0
 
 
 class NotifyingSink(RecordingSink):

@@ -26,7 +26,7 @@ from tests.harness import worker_stand
 FEED = "web"
 COMMAND = (sys.executable, "-c", "from typha.cli import main; main.main()", "serve")
 FEEDS_FILE = "feeds:\n  web:\n    resources:\n      - type: v1/pods\n"
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 180.0
 _PODS = resources.ResourceType("", "v1", "pods")
 
 
@@ -53,14 +53,14 @@ class Cluster:
     async def __aexit__(self, *_: object) -> None:
         await self.simulator.stop()
 
-    def put(self, *names: str, padding: str = "") -> None:
-        """Create pods, or replace existing ones; `padding` makes them large."""
+    def put(self, *names: str, padding: str = "", node: str = "") -> None:
+        """Create pods, or replace existing ones; `padding` makes them large, and `node` is where they run."""
         store = self.simulator.store
         known = store.objects(simulated.PODS)
         for name in names:
             metadata = {"name": name, "namespace": "default", "annotations": {"at": f"{time.monotonic_ns()}{padding}"}}
             write = store.replace if f"default/{name}" in known else store.create
-            write(simulated.PODS, {"metadata": metadata})
+            write(simulated.PODS, {"metadata": metadata, **({"spec": {"nodeName": node}} if node else {})})
 
     @property
     def content(self) -> dict[str, bytes]:
@@ -130,9 +130,13 @@ class Service:
 
     async def metric_is(self, name: str, value: float) -> None:
         """Wait until the sample has the value."""
+        await self.metric_becomes(name, lambda seen: seen == value, f"is {value}")
+
+    async def metric_becomes(self, name: str, is_so: Callable[[float], bool], what: str) -> None:
+        """Wait until the sample's value is as wanted."""
         deadline = time.monotonic() + TIMEOUT_SECONDS
-        while (seen := await self.metric(name)) != value:
-            assert time.monotonic() < deadline, f"{name} is {seen}, not {value}"
+        while not is_so(seen := await self.metric(name)):
+            assert time.monotonic() < deadline, f"{name} is {seen}: it never {what}"
             await asyncio.sleep(0.05)
 
     async def ends(self) -> int:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-TIMEOUT_SECONDS = 20.0
+TIMEOUT_SECONDS = 180.0
 
 SSL_3, TLS_1_0, TLS_1_1, TLS_1_2, TLS_1_3 = 0x0300, 0x0301, 0x0302, 0x0303, 0x0304
 VERSIONS = {SSL_3: "SSL 3", TLS_1_0: "TLS 1.0", TLS_1_1: "TLS 1.1", TLS_1_2: "TLS 1.2", TLS_1_3: "TLS 1.3"}

@@ -30,7 +30,7 @@ PODS = resources.ResourceType("", "v1", "pods")
 NODES = resources.ResourceType("", "v1", "nodes")
 FEED = "web"
 CLOSED = DisconnectReason.SERVER_ERROR
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 180.0
 HUB_LIMITS = hub_policy.HubPolicy(log_budget_bytes=1 << 26, segment_bytes=1 << 20)
 AnyPeer = TypeVar("AnyPeer", bound="Peer")
 
@@ -215,13 +215,16 @@ class WorkerStand:
         """Ended connections by reason."""
         return {reason.value: count for reason, count in self.server.stats.counts.disconnects.items()}
 
-    async def connect(self, *, receive_buffer_bytes: int | None = None) -> "Peer":
-        """A TCP connection that has said nothing yet."""
-        return await self.join(Peer, receive_buffer_bytes=receive_buffer_bytes)
+    async def connect(self, *, receive_buffer_bytes: int | None = None, host: str = "127.0.0.1") -> "Peer":
+        """A TCP connection from this address that has said nothing yet."""
+        return await self.join(Peer, receive_buffer_bytes=receive_buffer_bytes, host=host)
 
-    async def join(self, kind: type[AnyPeer], *, receive_buffer_bytes: int | None = None) -> AnyPeer:
+    async def join(
+        self, kind: type[AnyPeer], *, receive_buffer_bytes: int | None = None, host: str = "127.0.0.1"
+    ) -> AnyPeer:
         """Such a peer, connected; it has said nothing yet."""
         end = socket.socket()
+        end.bind((host, 0))
         if receive_buffer_bytes is not None:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         end.setblocking(False)
@@ -240,9 +243,10 @@ class WorkerStand:
         receive_buffer_bytes: int | None = None,
         subscription: subscriptions.Subscription | None = None,
         node: str = "",
+        host: str = "127.0.0.1",
     ) -> "Peer":
         """A client that has said hello; without a name it wants the one feed that there is."""
-        peer = await self.connect(receive_buffer_bytes=receive_buffer_bytes)
+        peer = await self.connect(receive_buffer_bytes=receive_buffer_bytes, host=host)
         if subscription is not None:
             features |= {messages.Feature.SUBSCRIPTIONS}
         peer.subscription, peer.node = subscription, node
@@ -368,7 +372,10 @@ class Peer:
         self.received += data
         answers = self._hear(data)
         if answers and self.answers_pings:
-            self.send(answers)
+            try:
+                self.send(answers)
+            except (ConnectionResetError, BrokenPipeError, ssl.SSLEOFError):
+                self.ended_well = False  # the server closed after its ping; there may be more to read before the end
         return True
 
     def _hear(self, data: bytes) -> bytes:

@@ -10,11 +10,12 @@ import aiohttp
 import pytest
 
 from cache.feeds.calico import syncers
+from loadtest.environment import control_plane
 from tests.harness import calico_cluster, served
 from tests.harness.calico_cluster import Map, RealCluster, output_of, recorded_steps
 from typha.hub import calico_objects
 
-pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(600)]
 
 PATIENCE_SECONDS = calico_cluster.PATIENCE_SECONDS
 OTHER_GROUPS = calico_cluster.OTHER_GROUPS
@@ -47,6 +48,13 @@ async def agree(cluster: RealCluster, address: str, group: syncers.Group, *optio
         calico_cluster.check_revisions(seen, wanted)
         found[feed] = seen
     return found
+
+
+def until_user_may_read(cluster: RealCluster, path: str) -> None:
+    """Wait until the API server's cache of rules has followed."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while cluster.plane.request("GET", path, token=control_plane.USER_TOKEN).status == 403:
+        assert time.monotonic() < deadline, path
 
 
 async def becomes_ready(service: served.Service, status: int) -> None:
@@ -102,6 +110,7 @@ async def test_rules_without_types_that_are_not_installed_are_enough(cluster: Re
     for plural, item in (("clusterroles", role), ("clusterrolebindings", binding)):
         await asyncio.to_thread(cluster.plane.create, f"/apis/rbac.authorization.k8s.io/v1/{plural}", item)
     cluster.kubeconfig = cluster.plane.user_kubeconfig
+    await asyncio.to_thread(until_user_may_read, cluster, f"/apis/{v1.value}/tiers")
     async with served.serving(cluster, "--workers", "0") as service:
         await becomes_ready(service, 200)
         for type in ("clusternetworkpolicies", "virtualmachineinstancemigrations"):

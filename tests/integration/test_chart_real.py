@@ -115,7 +115,10 @@ def delete_all(plane: control_plane.ControlPlane, rendered: chart.Rendered) -> N
 def applied(plane: control_plane.ControlPlane, rendered: chart.Rendered) -> Iterator[chart.Rendered]:
     """The objects of a rendering, until the end of the block."""
     apply_all(plane, rendered)
+    account = preflight.Account(chart.NAMESPACE, rendered.deployment["metadata"]["name"])
     try:
+        for permission in chart.permissions(rendered.one("ClusterRole")):
+            until_followed(plane, account, permission, is_allowed=True)
         yield rendered
     finally:
         delete_all(plane, rendered)
@@ -374,13 +377,16 @@ def role(allowed: list[Permission]) -> chart.Object:
     }
 
 
-def until_denied(plane: control_plane.ControlPlane, permission: Permission) -> None:
-    """Wait until the API server's cache has followed the role."""
+def until_followed(
+    plane: control_plane.ControlPlane, account: preflight.Account, permission: Permission, *, is_allowed: bool
+) -> None:
+    """Wait until the API server's cache has followed the role, of which this permission is one that has changed."""
     group, name, verb = permission
-    spec = {"resourceAttributes": {"verb": verb, "group": group, "resource": name}, **ACCOUNT.user}
+    spec = {"resourceAttributes": {"verb": verb, "group": group, "resource": name}, **account.user}
     review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while plane.create("/apis/authorization.k8s.io/v1/subjectaccessreviews", review)["status"]["allowed"]:
+    path = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+    while plane.create(path, review)["status"]["allowed"] is not is_allowed:
         assert time.monotonic() < deadline, permission
 
 
@@ -412,7 +418,7 @@ async def test_each_permission_is_needed_and_its_lack_is_named(
             assert len({(group, name) for group, name, _ in missing}) == len(missing), "two verbs of one kind"
             allowed = [one for one in every if one not in missing]
             assert plane.request("PUT", ROLE, role(allowed)).status == 200
-            await asyncio.to_thread(until_denied, plane, missing[-1])
+            await asyncio.to_thread(until_followed, plane, ACCOUNT, missing[-1], is_allowed=False)
             said = await checked(plane, monkeypatch)
             assert len(said) == len(missing)
             for group, name, verb in missing:
@@ -503,7 +509,8 @@ async def original(plane: control_plane.ControlPlane, folder: pathlib.Path) -> A
         yield f"127.0.0.1:{port}", process
     finally:
         for pid in served.processes_of_session(process.pid):
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # a worker also ends by itself, with its hub
+                os.kill(pid, signal.SIGKILL)
         await process.wait()
 
 

@@ -25,7 +25,7 @@ ROLES = "/apis/rbac.authorization.k8s.io/v1/clusterroles"
 BINDINGS = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
 ACCOUNT = cluster.Account("calico-system", "calico-typha")
 GROUP = syncers.Group.V1
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 TURNS = 8
 
 Rule = tuple[str, resources.ResourceType]
@@ -69,11 +69,12 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         subject = {"kind": "ServiceAccount", "name": ACCOUNT.name, "namespace": ACCOUNT.namespace}
         binding = {"metadata": {"name": "typha"}, "roleRef": reference, "subjects": [subject]}
         running.create(BINDINGS, binding)
+        until_followed(running, rules()[-1], is_allowed=True)
         yield running
 
 
-def until_denied(plane: ControlPlane, rule: Rule) -> None:
-    """Wait until the API server's cache has followed the role."""
+def until_followed(plane: ControlPlane, rule: Rule, *, is_allowed: bool) -> None:
+    """Wait until the API server's cache has followed the role, of which this rule is one that has changed."""
     verb, type = rule
     attributes = {"verb": verb, "group": type.group, "resource": type.resource}
     review = {
@@ -82,7 +83,8 @@ def until_denied(plane: ControlPlane, rule: Rule) -> None:
         "spec": {"resourceAttributes": attributes, **ACCOUNT.user},
     }
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while plane.create("/apis/authorization.k8s.io/v1/subjectaccessreviews", review)["status"]["allowed"]:
+    path = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+    while plane.create(path, review)["status"]["allowed"] is not is_allowed:
         assert time.monotonic() < deadline, rule
 
 
@@ -112,10 +114,11 @@ async def test_each_rule_that_is_removed_is_named(plane: ControlPlane, monkeypat
         missing = every[turn::TURNS]
         changed = role([rule for rule in every if rule not in missing])
         assert plane.request("PUT", f"{ROLES}/typha", changed).status == 200
-        await asyncio.to_thread(until_denied, plane, missing[-1])
+        await asyncio.to_thread(until_followed, plane, missing[-1], is_allowed=False)
         named = {one.found.partition(": ")[0]: one.status for one in await denied(plane, monkeypatch)}
         assert named == {words(rule): consequence(rule) for rule in missing}
     assert plane.request("PUT", f"{ROLES}/typha", role(every)).status == 200
+    await asyncio.to_thread(until_followed, plane, missing[-1], is_allowed=True)
 
 
 def run(plane: ControlPlane, *arguments: str, is_admin: bool = True) -> tuple[int, dict[str, Any]]:

@@ -12,7 +12,7 @@ from loadtest.environment import calico_crds
 from tests.harness import calico_cluster
 from tests.harness.calico_cluster import RealCluster
 
-pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(600)]
 
 CALICO = f"/apis/{calico_crds.V1}"
 NETWORK = "k8s-pod-network"
@@ -52,7 +52,7 @@ def test_three_nodes_at_once(cluster: RealCluster) -> None:
             server.close()
 
     def items(resource: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = cluster.request("GET", f"{CALICO}/{resource}").json()["items"]
+        found: list[dict[str, Any]] = cluster.plane.request("GET", f"{CALICO}/{resource}").json()["items"]
         return found
 
     handles = [f"{NETWORK}.c{number}" for number in range(ATTACHMENTS)]

@@ -13,7 +13,7 @@ from cache.feeds.calico import syncers
 from tests.harness import admin_stand, calico_cluster, one_of_each, served
 from tests.harness.calico_cluster import RealCluster
 
-pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(600)]
 
 PATIENCE_SECONDS = calico_cluster.PATIENCE_SECONDS
 

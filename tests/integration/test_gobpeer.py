@@ -19,7 +19,7 @@ from tests.harness import strategies
 pytestmark = pytest.mark.go
 
 CLIENT, SERVER = connection.Role.CLIENT, connection.Role.SERVER
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 180.0
 PING_NANOSECONDS = 1_700_000_000_123_456_789
 SNAPSHOT = [
     common.Update(f"/calico/v1/config/key-{number}", b"%d " % number * 300, str(number), 1, str(number), number)

@@ -12,7 +12,7 @@ from cache.feeds.calico import syncers
 from loadtest.environment import control_plane
 from tests.harness import calico_cluster, go_client, served, worker_stand
 
-pytestmark = [pytest.mark.control_plane, pytest.mark.go, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.control_plane, pytest.mark.go, pytest.mark.slow, pytest.mark.timeout(600)]
 
 V1 = syncers.Group.V1
 VARIANTS = {"snappy": (), "plain": ("-no-restart",)}

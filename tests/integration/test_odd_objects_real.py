@@ -19,7 +19,7 @@ from clients import connection, mirror
 from loadtest.reporting import measure
 from tests.harness import calico_cluster, served, worker_stand
 
-pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(600)]
 
 V1 = syncers.Group.V1.value
 KUBERNETES = "networking.k8s.io/v1"

@@ -10,13 +10,13 @@ import yaml
 
 from loadtest.environment.control_plane import ControlPlane
 
-pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.control_plane, pytest.mark.slow, pytest.mark.timeout(600)]
 
 POLICY = pathlib.Path(__file__).parents[2] / "deploy/operator/image-policy.yaml"
 ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 ORIGINAL = "quay.io/calico/calico:v3.33.0"
 OURS = "registry.example.com/typha:0.1.0"
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 
 NEW_COMMAND = ["/usr/bin/calico", "component", "typha"]
 """Operators from 1.44 on give the command; those before leave it to the image."""

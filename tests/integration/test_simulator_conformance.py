@@ -18,7 +18,7 @@ from tests.harness.apiserver_client import Api, JsonObject, names
 
 pytestmark = pytest.mark.slow
 
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 180.0
 WIDGETS = resources.WIDGETS
 DEFINITION = {
     "apiVersion": "apiextensions.k8s.io/v1",

@@ -118,7 +118,7 @@ TINY = comparisons.Sizes(scale=0.01, seconds=1.0, pods=50)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("names", "sides"),
     [
@@ -143,7 +143,7 @@ async def test_the_rows_beside_the_bare_loop_tiny(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["calico", "memory-model", "pauses"])
 async def test_the_rows_without_one_tiny(name: str, tmp_path: Path) -> None:
     assert await runner.run(comparisons.BenchSettings(names=(name,), rounds=1, sizes=TINY, folder=tmp_path))

@@ -17,11 +17,11 @@ from typha import service, settings
 pytestmark = pytest.mark.slow
 
 LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
-_END_SECONDS = 10.0
+_END_SECONDS = 120.0
 
 
 def children() -> set[str]:
-    """Child processes of this one; earlier tests may have left some."""
+    """Child processes of this one; earlier tests may have left some, which may end meanwhile."""
     return set(pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
@@ -86,7 +86,7 @@ def run(loop: str, folder: pathlib.Path, port: int, workers: int, moments: list[
             baseline = descriptors_without_connections()
             for turns, seconds in moments:
                 await life(configured, turns, seconds)
-                assert children() == others, f"a process is left after {turns} turns and {seconds} s"
+                assert children() <= others, f"a process is left after {turns} turns and {seconds} s"
                 left = descriptors_without_connections() - baseline
                 assert not left, f"left after {turns} turns and {seconds} s: {left}"
             client.cancel()
@@ -148,7 +148,7 @@ def test_while_it_drains(loop: str, tmp_path: pathlib.Path, free_port: int) -> N
                 one.cancel()
                 await asyncio.wait([one], timeout=_END_SECONDS)
                 assert one.done()
-            assert children() == others
+            assert children() <= others
 
     for workers in (0, 1):
         with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:

@@ -32,7 +32,7 @@ def opened(host: str, port: int = 0) -> Iterator[tuple[list[socket.socket], list
 def accepts(listeners: list[socket.socket], address: str) -> bool:
     port = listeners[0].getsockname()[1]
     try:
-        with socket.create_connection((address, port), timeout=60):
+        with socket.create_connection((address, port), timeout=180):
             return True
     except ConnectionRefusedError:
         return False

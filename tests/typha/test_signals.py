@@ -18,7 +18,9 @@ ALL = (*signals.HARMLESS, *signals.ENDING)
 def program(text: str) -> subprocess.CompletedProcess[str]:
     """Runs a program in an interpreter of its own."""
     setup = "import os, signal, sys\nfrom typha import signals\n"
-    return subprocess.run([sys.executable, "-c", setup + text], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", setup + text], capture_output=True, text=True, timeout=180, check=False
+    )
 
 
 @pytest.fixture

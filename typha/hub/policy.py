@@ -4,7 +4,7 @@ import msgspec
 
 from protocol.native import frames
 from typha import settings
-from typha.ipc import messages
+from typha.ipc import messages, selections
 
 
 class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,7 +19,7 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
     # Channels and their snapshots: docs/decisions/snapshots.md, docs/decisions/snapshots-for-felix.md.
     channel_idle_seconds: float = 60.0
     """A channel without clients is encoded for no one, and is closed after this time."""
-    selections_max: int = messages.SELECTIONS_MAX
+    selections_max: int = selections.SELECTIONS_MAX
     snapshot_log_share: float = 0.25
     """A new snapshot is built when the log after the last one is this part of it. A newcomer is sent at most this much
     more, and snapshots cost at most four times what the updates cost."""
@@ -74,6 +74,21 @@ class HubPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """The same for the bytes of values: 1 MiB takes about 3 ms to compress."""
     batch_split_keys: int = 4_000
     """Keys of a store that a commit moves to new chunks: 4 ms."""
+
+    # Dictionaries: docs/decisions/dictionary-compression.md.
+    dictionary_keys_min: int = 200
+    """With fewer keys there is too little to learn from, and too little to save."""
+    dictionary_samples: int = 1_000
+    """Keys that a dictionary is trained from. With 5,000 it saves 1 % more, for three times the CPU."""
+    dictionary_sample_bytes: int = 4 * 1024 * 1024
+    """The same for the bytes of their values: 0.2 s of CPU."""
+    dictionary_growth: int = 4
+    """With so many times the keys, a feed gets another dictionary: new kinds of objects may be most of it."""
+    dictionary_seconds: float = 86_400.0
+    """The same after a day, as labels, images and rules change. It costs each client 16 KiB."""
+
+    dictionary_retry_seconds: float = 600.0
+    """How soon it is tried again what failed for lack of memory: saving bytes is not urgent then."""
 
     # Conversions: docs/decisions/expensive-conversions.md.
     conversion_share_max: float = 0.1

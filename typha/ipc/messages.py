@@ -7,6 +7,7 @@
 | `RefuseChannel` | worker | in answer to `WantChannel` | there are too many subscriptions; its clients connect again |
 | `AddSegment` | worker | before the first `Publish` into it; with 2 descriptors | the file does not move or shrink |
 | `NoteStatus` | worker | before the `Publish` that makes it visible | never coalesced: a worker knows every status |
+| `NoteDictionary` | worker | before the `Publish` that makes it visible | never coalesced: newcomers need it |
 | `Publish` | worker | after a commit; ends are coalesced while the link is full | all before the end is readable |
 | `OfferSnapshot` | worker | when a snapshot is built; with 1 descriptor | replaces the channel's previous one |
 | `SendBlock` | worker | in answer to `WantBlock`; with 1 descriptor | all of the log up to its cut is published |
@@ -15,7 +16,7 @@
 | `CloseChannel` | worker | when a channel had no clients for a while | nothing follows about the channel |
 | `WithdrawFeeds` | worker | once it is decided that feeds do not come | their clients are refused from then on |
 | `LimitConnections` | worker | four times a second among several workers | above the limit the worker accepts none |
-| `NoteConfirmed` | worker | when a feed is confirmed again, or no more, some seconds apart | replaces the last one |
+| `NoteConfirmed` | worker | when a feed is confirmed again, or no more; other upstreams | replaces the last one |
 | `HandOver` | worker | when only other replicas are fresh | clients leave over a time; others may come |
 | `KeepClients` | worker | when that is over | the clients that are left stay |
 | `AwaitApplied` | worker | after a `Publish`, for one change at a time | the answer is in a `ReportApplied` |
@@ -112,6 +113,8 @@ class OpenChannel(_Message):
     """Number of updates in the log before its beginning."""
     subscription: subscriptions.Subscription | None = None
     """What part of the feed it has; None for all of it."""
+    asker: Text = ""
+    """The address of the client that has brought the subscription, without its port; of IPv6, its network."""
 
 
 class RefuseChannel(_Message):
@@ -136,6 +139,14 @@ class NoteStatus(_Message):
     channel: int
     offset: int
     status: messages.SyncStatus
+
+
+class NoteDictionary(_Message):
+    """The frame of the log that ends at `offset` is this one, with a dictionary for the frames after it."""
+
+    channel: int
+    offset: int
+    frame: bytes
 
 
 class UpdateTimes(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -217,6 +228,8 @@ class NoteConfirmed(_Message):
     complete."""
 
     confirmed_at: dict[str, float]
+    upstreams: list[bytes] | None = None
+    """See `protocol.messages.ServerHello`."""
 
 
 class HandOver(_Message):
@@ -292,16 +305,13 @@ class WantChannel(_Message):
     feed: str
     wire_format: WireFormat
     subscription: subscriptions.Subscription | None = None
+    asker: Text = ""
+    """The client's address, as in `OpenChannel`."""
 
 
 SNAPSHOT_FRESH_SECONDS = 1.0
 """How old a snapshot may be for newcomers of a format in key order, the original's number. Newcomers must not be led
 through the past: Felix keeps an old order of policies that changed, or came and went, before it was in sync."""
-
-
-SELECTIONS_MAX = 16
-"""Subscriptions that are served at a time, over all feeds. Each costs the hub some 200 bytes for each key, a look at
-every change, a log and a snapshot; a fleet has one for each kind of agent."""
 
 
 class WantSnapshot(_Message):
@@ -334,6 +344,8 @@ class FeedCounts(msgspec.Struct, forbid_unknown_fields=True):
     """Clients that went on from their position, without a snapshot."""
     snapshots_in_part: Count = 0
     """Snapshots of which clients had some chunks, and were sent the others."""
+    subscriptions_declined: Count = 0
+    """Hellos whose subscription was one too many."""
     propagation: buckets.BucketCounts = msgspec.field(default_factory=buckets.BucketCounts)
     """Seconds from the receipt of an update to its write to a client."""
     propagation_from_write: buckets.BucketCounts = msgspec.field(default_factory=buckets.BucketCounts)
@@ -348,6 +360,7 @@ class FeedCounts(msgspec.Struct, forbid_unknown_fields=True):
         self.snapshots_sent += other.snapshots_sent
         self.resumed += other.resumed
         self.snapshots_in_part += other.snapshots_in_part
+        self.subscriptions_declined += other.subscriptions_declined
         self.propagation.add(other.propagation)
         self.propagation_from_write.add(other.propagation_from_write)
 
@@ -525,6 +538,7 @@ ToWorker: TypeAlias = (
     | RefuseChannel
     | AddSegment
     | NoteStatus
+    | NoteDictionary
     | Publish
     | OfferSnapshot
     | SendBlock

@@ -144,6 +144,20 @@ OURS: tuple[Metric, ...] = (
         "Seconds for which the API server has not confirmed a feed of this replica; 0 while it confirms all.",
     ),
     Metric("typha_handing_over", _G, (), "1 while clients are handed over to replicas that are fresh, else 0."),
+    Metric(
+        "typha_source",
+        _G,
+        ("mode",),
+        "With the setting Upstream, where the data comes from. 1 for the present mode; for following, the number of "
+        "replicas between this one and the API server. 0 for the other modes.",
+    ),
+    Metric(
+        "typha_source_changes_total",
+        _C,
+        ("mode",),
+        "How often the data began to come from elsewhere: watching (the API server), following (another replica), "
+        "searching (nowhere).",
+    ),
     Metric("typha_workers_wanted", _G, (), "Workers that are to serve; 1 for one inside the hub."),
     Metric("typha_workers_serving", _G, (), "Workers that accept connections."),
     Metric(
@@ -219,6 +233,15 @@ OURS: tuple[Metric, ...] = (
         _C,
         ("syncer", "by"),
         "Clients that had the map from an earlier connection, and were sent what they lacked: by position or digests.",
+    ),
+    Metric(
+        "typha_subscriptions", _G, (), "Different subscriptions that clients of the native protocol have; at most 16."
+    ),
+    Metric(
+        "typha_subscriptions_declined_total",
+        _C,
+        (),
+        "Clients that were sent the whole feed because their subscription was one too many.",
     ),
     Metric("typha_client_lag_bytes_max", _G, (), "Backlog of the slowest client in the log, in bytes."),
     Metric("typha_client_lag_seconds_max", _G, (), "Lag of the slowest client in seconds."),

@@ -11,7 +11,7 @@ from protocol import digest, encoding, formats, messages, subscriptions
 from protocol.native import encoder as native_encoder
 from protocol.typha import messages as typha_messages
 from typha import clock
-from typha.ipc import link
+from typha.ipc import link, selections
 from typha.ipc import messages as ipc
 from typha.worker import client, convergence, live_set, policy, protocol_adapters
 
@@ -36,8 +36,12 @@ class WorkerChannel:
         hub: link.Sender,
         limits: policy.Policy,
         subscription: subscriptions.Subscription | None = None,
+        *,
+        asker: str = "",
     ) -> None:
         self._hub = hub
+        self.asker = asker
+        """The address of the client that has brought the subscription; of the hub's word once it is open."""
         self._policy = limits
         self.number = -1
         """The hub's number for it; -1 until the hub has opened it, and there is something to serve."""
@@ -72,6 +76,8 @@ class WorkerChannel:
         """By how many clients since the worker's start."""
         self._statuses: deque[tuple[int, messages.SyncStatus]] = deque()
         """The statuses in the log as far as it is kept, and the last one before: (end offset, status)."""
+        self._dictionaries: deque[tuple[int, bytes]] = deque()
+        """The dictionaries in the log, and the last one before: (end offset, frame)."""
         self._greeting = client.StatusNotice(-1, 0, messages.SyncStatus.WAITING, memoryview(b""))
         self._status_frame: tuple[int, messages.SyncStatus, bytes] = (-1, messages.SyncStatus.WAITING, b"")
         self._ping: tuple[int, bytes] = (-1, b"")
@@ -324,9 +330,27 @@ class WorkerChannel:
                 return status
         return told.status
 
+    # Dictionaries in the log.
+
+    def note_dictionary(self, offset: int, frame: bytes) -> None:
+        """The log holds a dictionary that ends there; it may be published a moment later."""
+        self._dictionaries.append((offset, frame))
+
+    def _dictionary_at(self, offset: int) -> bytes | None:
+        """What a client needs to read the log from there."""
+        return next((frame for end, frame in reversed(self._dictionaries) if end <= offset), None)
+
+    def owe_dictionary(self, reader: client.Client, offset: int) -> None:
+        """A client goes on at an offset of the log: it owes the client what it does not have from where it left."""
+        due = self._dictionary_at(offset)
+        if due is not None and due is not self._dictionary_at(reader.offset):
+            reader.owe(due)
+
     def drop_log(self, before_offset: int) -> None:
         """No client needs the log before an offset any more."""
         self.log.drop(before_offset)
+        while len(self._dictionaries) > 1 and self._dictionaries[1][0] <= self.log.start:
+            self._dictionaries.popleft()
         while len(self._statuses) > 1 and self._statuses[1][0] <= self.log.start:
             self._statuses.popleft()
 
@@ -473,24 +497,27 @@ class Channels:
         return iter(list(self._by_name.values()))
 
     def wanted(
-        self, feed: str, wire_format: str, subscription: subscriptions.Subscription | None = None
+        self, feed: str, wire_format: str, subscription: subscriptions.Subscription | None = None, *, asker: str = ""
     ) -> WorkerChannel:
-        """The channel of that name. If the hub has not opened it yet, it is asked to, and clients can only be held."""
+        """The channel of that name. If the hub has not opened it yet, it is asked to, and clients can only be held.
+
+        `asker` is the address of a client that brings a subscription.
+        """
         channel = self._by_name.get((feed, wire_format, subscription))
         if channel is None:
-            channel = self._add(feed, wire_format, subscription)
-            self._hub.send(ipc.WantChannel(feed, wire_format, subscription))
+            channel = self._add(feed, wire_format, subscription, asker)
+            self._hub.send(ipc.WantChannel(feed, wire_format, subscription, asker))
         return channel
 
-    def has_room_for(self, feed: str, subscription: subscriptions.Subscription) -> bool:
-        """Whether clients may have this subscription: others have it, or not too many others are in use."""
-        known = {(name, one) for name, _, one in self._by_name if one is not None}
-        has_room = (feed, subscription) in known or len(known) < ipc.SELECTIONS_MAX
+    def has_room_for(self, feed: str, subscription: subscriptions.Subscription, asker: str) -> bool:
+        """Whether a client may have this subscription: others have it, or there is room for one more of its address."""
+        askers = {(name, one): channel.asker for (name, _, one), channel in self._by_name.items() if one is not None}
+        has_room = (feed, subscription) in askers or selections.has_room(askers.values(), asker)
         if not has_room:
-            self._note_without_room(feed, subscription)
+            self._note_without_room(feed, subscription, asker)
         return has_room
 
-    def _note_without_room(self, feed: str, subscription: subscriptions.Subscription) -> None:
+    def _note_without_room(self, feed: str, subscription: subscriptions.Subscription, asker: str) -> None:
         self._without_room += 1
         now = _monotonic()
         if now >= self._next_note_at:
@@ -498,7 +525,8 @@ class Channels:
                 "Too many different subscriptions, sending the whole feed",
                 feed=feed,
                 subscription=typha_messages.printable(subscription.label, ipc.TEXT_CHARS_MAX),
-                at_most=ipc.SELECTIONS_MAX,
+                address=asker,
+                at_most=selections.SELECTIONS_MAX,
                 clients=self._without_room,
             )
             self._next_note_at, self._without_room = now + _NOTE_SECONDS, 0
@@ -507,6 +535,7 @@ class Channels:
         """The hub has opened a channel."""
         name = message.feed, message.wire_format, message.subscription
         channel = self._by_name.get(name) or self._add(*name)
+        channel.asker = message.asker
         channel.open(
             message.channel,
             start=message.start,
@@ -515,8 +544,10 @@ class Channels:
         )
         self._by_number[message.channel] = channel
 
-    def _add(self, feed: str, wire_format: str, subscription: subscriptions.Subscription | None) -> WorkerChannel:
-        channel = WorkerChannel(feed, _ENCODERS[wire_format], self._hub, self._policy, subscription)
+    def _add(
+        self, feed: str, wire_format: str, subscription: subscriptions.Subscription | None, asker: str = ""
+    ) -> WorkerChannel:
+        channel = WorkerChannel(feed, _ENCODERS[wire_format], self._hub, self._policy, subscription, asker=asker)
         self._by_name[feed, wire_format, subscription] = channel
         return channel
 

@@ -28,8 +28,10 @@ _SUPPORTED_FEATURES = frozenset(
         messages.Feature.ZSTD.value,
         messages.Feature.POSITIONS.value,
         messages.Feature.FRESHNESS.value,
+        messages.Feature.TIERS.value,
         messages.Feature.RESUME.value,
         messages.Feature.CHUNK_DIGESTS.value,
+        messages.Feature.ZSTD_DICTIONARY.value,
     }
 )
 _RESUMING = frozenset({messages.Feature.RESUME.value, messages.Feature.CHUNK_DIGESTS.value})
@@ -48,7 +50,7 @@ _NODE_CHARS_MAX = 253
 """The longest name of a Kubernetes node."""
 
 
-def _has_no_room(feed: str, subscription: subscriptions.Subscription) -> bool:
+def _has_no_room(feed: str, subscription: subscriptions.Subscription, address: str) -> bool:
     return False
 
 
@@ -56,7 +58,7 @@ class Offer(NamedTuple):
     """What a server tells native clients of itself, and the feeds that clients of either protocol may ask for."""
 
     feeds: frozenset[str]
-    """With the projections of felix, which no client can ask for by name."""
+    """With the projections of felix, which only another replica can ask for by name."""
     incarnation: bytes
     ping_interval_seconds: float
     max_frame_bytes: int
@@ -64,8 +66,10 @@ class Offer(NamedTuple):
     """What Typha clients get against their own words."""
     confirmed_at: Mapping[str, float] = types.MappingProxyType({})
     """When the backend last confirmed each feed, by the monotonic clock; those that are confirmed and complete."""
-    has_room_for: Callable[[str, subscriptions.Subscription], bool] = _has_no_room
-    """Whether native clients of a feed may have a subscription."""
+    upstreams: tuple[bytes, ...] | None = None
+    """See `protocol.messages.ServerHello`."""
+    has_room_for: Callable[[str, subscriptions.Subscription, str], bool] = _has_no_room
+    """Whether native clients of a feed may have a subscription, if one at this address asks for it."""
 
 
 class Ponged(NamedTuple):
@@ -193,10 +197,13 @@ class ProtocolAdapter(Protocol):
         ...
 
 
-def begin(first: bytes, offer: Offer, number: int) -> ProtocolAdapter | Refused:
-    """The adapter for the protocol that a connection's first bytes belong to; the client is told the `number`."""
+def begin(first: bytes, offer: Offer, number: int, address: str = "") -> ProtocolAdapter | Refused:
+    """The adapter for the protocol that a connection's first bytes belong to; the client is told the `number`.
+
+    `address` is the client's, without its port; of IPv6, its network.
+    """
     if first[0] == frames.PREFACE[0]:
-        return NativeAdapter(offer, number)
+        return NativeAdapter(offer, number, address)
     if first[0] == _TLS_HANDSHAKE_BYTE:
         return Refused(DisconnectReason.UNSUPPORTED_PROTOCOL, "TLS, which is not configured here")
     if not _may_begin_gob(first):
@@ -225,10 +232,11 @@ def _may_begin_gob(first: bytes) -> bool:
 class NativeAdapter:
     """The native protocol."""
 
-    __slots__ = ("_connection", "_node", "_number", "_offer", "_reports_positions", "agent")
+    __slots__ = ("_address", "_connection", "_node", "_number", "_offer", "_reports_positions", "agent")
 
-    def __init__(self, offer: Offer, number: int) -> None:
+    def __init__(self, offer: Offer, number: int, address: str = "") -> None:
         self.agent = ""
+        self._address = address
         self._node = ""
         self._offer = offer
         self._number = number
@@ -267,10 +275,13 @@ class NativeAdapter:
         if native.VERSION not in hello.versions:
             text = f"this server speaks version {native.VERSION} only"
             return Refused(DisconnectReason.UNSUPPORTED_VERSION, text)
-        if hello.feed not in self._offer.feeds or hello.feed in releases.PROJECTIONS:
+        is_named = hello.feed not in releases.PROJECTIONS or messages.Feature.TIERS.value in hello.features
+        if hello.feed not in self._offer.feeds or not is_named:
             text = f"no feed {hello.feed!r} here"
             return Refused(DisconnectReason.UNKNOWN_FEED, text, _RETRY_UNKNOWN_FEED_MILLISECONDS)
         features = hello.features & _SUPPORTED_FEATURES
+        if messages.Feature.ZSTD.value not in features:
+            features -= {messages.Feature.ZSTD_DICTIONARY.value}
         subscription = self._subscription(hello)
         if subscription is not None:
             features |= {messages.Feature.SUBSCRIPTIONS.value}
@@ -294,15 +305,15 @@ class NativeAdapter:
             confirmed_milliseconds=(
                 self._confirmed_milliseconds(hello.feed) if messages.Feature.FRESHNESS.value in features else None
             ),
+            upstreams=self._offer.upstreams if messages.Feature.TIERS.value in features else None,
         )
         self._connection.send_hello(answer, self._number)
-        wire_format = native_encoder.ZSTD if messages.Feature.ZSTD.value in features else native_encoder.PLAIN
         by_node = subscription is not None and bool(subscription.own_node)
         self._reports_positions = messages.Feature.POSITIONS.value in features
         return Subscribed(
             self._connection.data_to_send(),
             hello.feed,
-            wire_format,
+            _wire_format(features),
             introduction=Introduction("native", hello.feed, hello.feed),
             reports_positions=self._reports_positions,
             resumption=_resumption(hello, features, self._offer.incarnation),
@@ -319,10 +330,12 @@ class NativeAdapter:
         if hello.subscription is None or messages.Feature.SUBSCRIPTIONS.value not in hello.features:
             return None
         wanted = hello.subscription.normalized()
+        if hello.feed in releases.PROJECTIONS:
+            return None
         has_resource_keys = hello.feed not in _CALICO_FEEDS
         if (wanted.own_node and not hello.node) or not (has_resource_keys or wanted.is_for_any_keys):
             return None
-        is_in_force = wanted.is_everything or self._offer.has_room_for(hello.feed, wanted)
+        is_in_force = wanted.is_everything or self._offer.has_room_for(hello.feed, wanted, self._address)
         return wanted if is_in_force else None
 
     def goodbye(self, refusal: Refused) -> bytes:
@@ -444,6 +457,12 @@ def _choose(
     if choice.release is None:
         return Refused(DisconnectReason.UNSUPPORTED_VERSION, choice.reason)
     return AgentVersion(version, choice.release, choice.reason)
+
+
+def _wire_format(features: frozenset[str]) -> str:
+    if messages.Feature.ZSTD_DICTIONARY.value in features:
+        return native_encoder.ZSTD_DICTIONARY
+    return native_encoder.ZSTD if messages.Feature.ZSTD.value in features else native_encoder.PLAIN
 
 
 def _resumption(hello: messages.ClientHello, features: frozenset[str], incarnation: bytes) -> Resumption | None:

@@ -18,7 +18,7 @@ import structlog
 
 from cache.feeds.calico import releases
 from cache.state import files
-from protocol import reasons
+from protocol import reasons, subscriptions
 from typha import clock, open_files, settings
 from typha.ipc import link, messages, shared_counters
 from typha.observability import logs
@@ -119,7 +119,7 @@ class Server:
             ping_interval_seconds=limits.ping_interval_seconds,
             max_frame_bytes=limits.max_frame_bytes,
             release_overrides=limits.release_overrides,
-            has_room_for=self.channels.has_room_for,
+            has_room_for=self._has_room_for,
         )
         self.connections = connections.Connections(offer, limits, self.poller, self.transport, self.stats)
         self._handshakes: handshakes.TlsHandshakes | None = None
@@ -315,7 +315,7 @@ class Server:
                 with _mapping():
                     self._publishes_sent = shared_counters.SharedCounter.attach(*descriptors)
             case messages.NoteConfirmed():
-                self.connections.note_confirmed(message.confirmed_at)
+                self.connections.note_confirmed(message.confirmed_at, message.upstreams)
             case messages.HandOver():
                 self._departures.hand_over(message)
             case messages.KeepClients():
@@ -328,6 +328,8 @@ class Server:
                 self._list_clients(message.request)
             case messages.Describe():
                 self._describe(message.request)
+            case messages.NoteDictionary():
+                self.channels[message.channel].note_dictionary(message.offset, message.frame)
             case messages.Drain():
                 self._drain = message
                 self._drain_begun.set()
@@ -541,12 +543,20 @@ class Server:
             case protocol_adapters.Subscribed(feed=feed) if feed not in self.connections.offer.feeds:
                 self._dismiss_unknown(newcomer, feed)  # withdrawn since its hello
             case protocol_adapters.Subscribed():
-                newcomer.channel = self.channels.wanted(greeted.feed, greeted.wire_format, greeted.subscription)
+                newcomer.channel = self.channels.wanted(
+                    greeted.feed, greeted.wire_format, greeted.subscription, asker=newcomer.host
+                )
                 newcomer.tag = greeted.tag
                 if greeted.reports_positions:
                     progress = newcomer.channel.progress_of(newcomer)
                     self.connections.convergence.add(newcomer, greeted.feed, _monotonic(), progress)
                 self.delivery.welcome(newcomer, newcomer.channel, greeted.resumption)
+
+    def _has_room_for(self, feed: str, subscription: subscriptions.Subscription, address: str) -> bool:
+        has_room = self.channels.has_room_for(feed, subscription, address)
+        if not has_room:
+            self.stats.feeds[feed].counts.subscriptions_declined += 1
+        return has_room
 
     def _accept(self) -> None:
         if len(self.poller.clients) >= self._share:

@@ -9,7 +9,7 @@ from tests.harness.scripted_server import FAST, NotifyingSink, ScriptedServer, e
 from tests.harness.watch_harness import PODS, bookmark, error_event, event, pod_list, status
 
 _TURNS = 60
-_DEADLINE_SECONDS = 60.0
+_DEADLINE_SECONDS = 180.0
 
 
 def whole_story(server: ScriptedServer) -> None:

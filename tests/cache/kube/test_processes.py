@@ -14,9 +14,9 @@ from cache.kube import processes
 COMMAND = (sys.executable, "-c", "import time; time.sleep(60)")
 
 
-def children() -> list[str]:
+def children() -> set[str]:
     """Return the child processes that have not been waited for."""
-    return pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return set(pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
 
 
 @pytest.mark.parametrize("is_cancelled_again", [False, True])
@@ -39,7 +39,7 @@ def test_a_cancelled_start_leaves_no_process(
             process = task.result()
             process.kill()
             await process.wait()
-        assert children() == before
+        assert children() <= before
 
     for turns in range(8):
         with asyncio.Runner(loop_factory=loop) as runner:

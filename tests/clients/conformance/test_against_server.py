@@ -8,13 +8,13 @@ import pytest
 
 from clients import testing
 from clients.conformance import against_server, report
-from protocol import messages
+from protocol import messages, subscriptions
 from protocol.native import codec, connection, frames
 from tests.harness import served, worker_stand
 from typha.worker import channel, client
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 
 async def test_our_service_keeps_the_rules(tmp_path: pathlib.Path) -> None:
@@ -24,6 +24,8 @@ async def test_our_service_keeps_the_rules(tmp_path: pathlib.Path) -> None:
     ):
         options = against_server.Options(await running.address(), served.FEED, PATIENCE_SECONDS)
         cluster.put(*(f"large-{number}" for number in range(300)), padding="x" * 10_000)  # more than a socket takes
+        cluster.put("here", node="n1")
+        cluster.put("there", node="n2")
         results = await against_server.run_checks(options)
     assert [line for line in report.as_lines(results) if not line.startswith("pass")] == [
         f"{len(results)} pass, 0 fail, 0 n/a"
@@ -53,9 +55,8 @@ async def test_faulty_snapshots_are_found(
     rule: str, fault: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(testing.Feed, "snapshot", fault(testing.Feed.snapshot))
-    monkeypatch.setattr(against_server, "SNAPSHOT_SECONDS", 2.0)
     async with testing.Server(feeds={"workloads": {"/k": b"v"}}) as server:
-        options = against_server.Options(server.address, patience_seconds=3.0)
+        options = against_server.Options(server.address, patience_seconds=3.0, snapshot_seconds=2.0)
         results = await against_server.run_checks(options, only=rule)
     assert rule in [result.rules[0] for result in results if result.outcome is report.Outcome.FAIL]
 
@@ -105,6 +106,20 @@ def _of_the_future(notice: client.StatusNotice | None) -> client.StatusNotice | 
         return None
     frame = frames.pack_frame(codec.encode(messages.Status(notice.sequence + 1, notice.status)))
     return notice._replace(frame=memoryview(frame))
+
+
+@pytest.mark.parametrize("is_faulty", [False, True])
+async def test_faults_in_subscriptions_are_found(is_faulty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service in this process: right, and with pods that all nodes get."""
+    if is_faulty:
+        monkeypatch.setattr(subscriptions, "node_of", lambda *_: None)
+    async with worker_stand.WorkerStand(worker_stand.FAST).running() as stage:
+        stage.put(*(worker_stand.pod(f"p{number}", {"nodeName": f"n{number % 3}"}) for number in range(30)))
+        stage.in_sync()
+        options = against_server.Options("{}:{}".format(*stage.address), worker_stand.FEED, patience_seconds=10.0)
+        results = await against_server.run_checks(options, only="S3")
+    failed = {result.rules[0] for result in results if result.outcome is not report.Outcome.PASS}
+    assert failed == ({"S3"} if is_faulty else set())
 
 
 async def test_no_server() -> None:

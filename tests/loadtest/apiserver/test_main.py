@@ -21,7 +21,7 @@ async def test_it_prints_its_address_serves_and_ends_at_sigterm(tmp_path: Path) 
         sys.executable, "-m", "loadtest.apiserver", *arguments, "--faults", str(script), stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(180):
         ready = json.loads(await process.stdout.readline())
         assert ready["objects"]["core/v1/nodes"] == 3
         async with aiohttp.ClientSession() as session:

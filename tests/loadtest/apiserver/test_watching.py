@@ -195,7 +195,7 @@ async def test_a_slow_watch_is_ended_and_others_are_not() -> None:
             )
             async with (
                 Api(session, simulator.url).watch(resources.CONFIG_MAPS.path, resourceVersion=1) as watch,
-                asyncio.timeout(20),
+                asyncio.timeout(180),
             ):
                 number = 0
                 while not simulator.counters.watches_ended["slow"]:

@@ -61,14 +61,14 @@ async def test_its_agents_hold_the_api_servers_state(protocol: control.Protocol,
             assert not bare.has_schedule
             plan = supervisor.SwarmPlan(feed=setup.feed, agents=AGENTS, protocols=[protocol])
             async with supervisor.Swarm([bare.address], plan) as swarm:
-                await swarm.wait_in_sync(timeout_seconds=30)
+                await swarm.wait_in_sync(timeout_seconds=180)
 
                 # Calico's built-in profile comes with the first change: two keys that no object has.
                 churned = (52 if setup.is_calico else 50) * AGENTS
 
                 async def change() -> None:
                     await simulator.update_pods(50.0, 1.0)
-                    await swarm.wait_for(lambda now: now.updates >= churned, timeout_seconds=30)
+                    await swarm.wait_for(lambda now: now.updates >= churned, timeout_seconds=180)
                     await swarm.storm(timeout_seconds=30)
 
                 window = await measurement.observe(bare, swarm, change)
@@ -82,6 +82,6 @@ async def test_its_agents_hold_the_api_servers_state(protocol: control.Protocol,
                             return await client.read_calico_state(setup.feed)
                         return await client.read_state(expected_state.specs(processes.SIMULATED_TYPES))
 
-                    verdict = await convergence.when_quiet(swarm, expected, timeout_seconds=30)
+                    verdict = await convergence.when_quiet(swarm, expected, timeout_seconds=180)
                 assert verdict.converged == AGENTS, verdict.line()
                 assert swarm.totals().protocol_errors == []

@@ -41,7 +41,7 @@ async def test_it_is_quiet_when_all_have_reported_twice_that_nothing_came() -> N
             await asyncio.sleep(0)
             assert not quiet.done()
             await reported.report(number, updates)
-    await asyncio.wait_for(quiet, 60)
+    await asyncio.wait_for(quiet, 180)
 
 
 async def test_a_process_that_is_too_busy_to_report_is_waited_for() -> None:
@@ -55,4 +55,4 @@ async def test_a_process_that_is_too_busy_to_report_is_waited_for() -> None:
     for updates in (5, 5):
         await reported.report(0, 5)
         await reported.report(1, updates)
-    await asyncio.wait_for(quiet, 60)
+    await asyncio.wait_for(quiet, 180)

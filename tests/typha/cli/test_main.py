@@ -46,7 +46,7 @@ def typha(*arguments: str, command: tuple[str, ...] = COMMAND, **variables: str)
         env=environment(variables),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
 
@@ -126,7 +126,7 @@ def serving(
         yield process, lines
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=180)
 
 
 def metric(line: str, name: str) -> float:
@@ -136,7 +136,7 @@ def metric(line: str, name: str) -> float:
     for _ in range(10):  # beside a thousand idle connections, a slow machine may lose its own to the limit
         with (
             contextlib.suppress(ConnectionError, http.client.HTTPException, urllib.error.URLError),
-            urllib.request.urlopen(f"http://127.0.0.1:{port[1]}/metrics", timeout=30) as response,
+            urllib.request.urlopen(f"http://127.0.0.1:{port[1]}/metrics", timeout=180) as response,
         ):
             text = response.read().decode()
             break
@@ -156,7 +156,7 @@ def test_idle_connections_to_the_metrics_port_use_up_no_descriptors() -> None:
             assert metric(lines[-1], 'typha_http_refused_total{server="metrics",reason="too-many-connections"}') > 0
             assert len(os.listdir(f"/proc/{process.pid}/fd")) < 100
         process.terminate()
-        text, _ = process.communicate(timeout=60)
+        text, _ = process.communicate(timeout=180)
         assert "Traceback" not in text
         assert process.returncode == 0
 
@@ -165,7 +165,7 @@ def test_a_full_disk_of_the_log_changes_nothing_but_the_log() -> None:
     with serving("serve", TYPHA_LOGFILEPATH="/dev/full") as (process, lines):
         assert metric(lines[-1], "typha_log_errors") > 0
         process.terminate()
-        text, _ = process.communicate(timeout=60)
+        text, _ = process.communicate(timeout=180)
         assert "Traceback" not in text
         assert process.returncode == 0
 
@@ -182,7 +182,7 @@ def test_the_service_runs_with_invalid_values_of_the_originals_settings_and_exit
         assert "10.0.0.1" not in info
         assert metric(lines[-1], "typha_config_invalid_values") == 1
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=180)
         assert process.returncode == 0
 
 
@@ -202,7 +202,7 @@ def test_the_originals_command_lines_start_the_service(program: str, arguments: 
     with serving(*arguments, command=script(program)) as (process, lines):
         assert any(": Listening " in line for line in lines)
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=180)
         assert process.returncode == 0
 
 
@@ -269,7 +269,7 @@ def test_help_names_every_setting() -> None:
 )
 def test_a_command_imports_only_what_it_needs(command: str, unwanted: tuple[str, ...]) -> None:
     program = f"import sys; from typha.cli import main; main.run(['{command}', '-h']); print(*sys.modules)"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=180, check=True)
     modules = set(result.stdout.splitlines()[-1].split())
     assert not modules.intersection(unwanted)
 
@@ -284,7 +284,7 @@ def test_a_full_disk_is_one_line(arguments: tuple[str, ...]) -> None:
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
     assert (result.returncode, result.stderr) == (1, "typha: error: [Errno 28] No space left on device\n")
@@ -293,5 +293,5 @@ def test_a_full_disk_is_one_line(arguments: tuple[str, ...]) -> None:
 def test_closed_standard_streams_are_open_on_nothing() -> None:
     # Without that, whatever is opened next gets their numbers, and what is printed.
     closing = f"exec {shlex.join((*COMMAND, 'convert', '--feed', 'felix'))} <&- >&- 2>&-"
-    done = subprocess.run(["sh", "-c", closing], env=environment({}), timeout=60, check=False)
+    done = subprocess.run(["sh", "-c", closing], env=environment({}), timeout=180, check=False)
     assert done.returncode == 0

@@ -33,7 +33,7 @@ async def watching(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]
         preexec_fn=interrupts.restore,
     )
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(180):
             yield process
     finally:
         if process.returncode is None:

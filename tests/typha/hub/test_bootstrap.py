@@ -169,7 +169,7 @@ async def test_waits_until_no_more_types_come(server: ScriptedServer) -> None:
     answers += [server.body(types("tiers", "ippools"))] * 3
     server.script = [*answers, server.body(b"", status=500)]
     try:
-        await asyncio.wait_for(stand.calico.installed(session), 10)
+        await asyncio.wait_for(stand.calico.installed(session), 180)
     finally:
         await session.close()
     assert len(server.script) == 1

@@ -23,7 +23,12 @@ class RecordingHub(hub.Hub):
         """(worker, request)."""
 
     def want_channel(
-        self, feed_name: str, wire_format: str, subscription: subscriptions.Subscription | None = None
+        self,
+        feed_name: str,
+        wire_format: str,
+        subscription: subscriptions.Subscription | None = None,
+        *,
+        asker: str = "",
     ) -> None:
         """Keeps the request; raises KeyError for one name."""
         if feed_name == "unknown":

@@ -31,7 +31,7 @@ PATIENT = http_connections.Limits(
     unsent_bytes=1 << 40,
     log_seconds=NEVER,
 )
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 180.0
 GET = b"GET /page HTTP/1.1\r\nHost: a\r\n\r\n"
 
 

@@ -29,7 +29,7 @@ async def running(server: webserver.WebServer, *, wait: bool = True) -> AsyncIte
     task = asyncio.create_task(server.run(), name="web server")
     try:
         if wait:
-            await asyncio.wait_for(server.wait_listening(), 10)
+            await asyncio.wait_for(server.wait_listening(), 180)
         yield server
     finally:
         task.cancel()
@@ -67,7 +67,7 @@ async def test_a_metrics_page_is_compressed_for_those_who_ask() -> None:
             asked = f"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept-Encoding: {encodings}\r\n\r\n".encode()
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(asked)
-            head, _, rest = (await asyncio.wait_for(reader.read(), 60)).partition(b"\r\n\r\n")
+            head, _, rest = (await asyncio.wait_for(reader.read(), 180)).partition(b"\r\n\r\n")
             writer.close()
             assert b"Vary: Accept-Encoding" in head
             return b"Content-Encoding: gzip" in head, rest
@@ -85,7 +85,7 @@ async def say(server: webserver.WebServer, said: bytes) -> tuple[bytes, bytes]:
     """The first line and the body of the answer to these bytes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(said)
-    head, _, body = (await asyncio.wait_for(reader.read(), 60)).partition(b"\r\n\r\n")
+    head, _, body = (await asyncio.wait_for(reader.read(), 180)).partition(b"\r\n\r\n")
     writer.close()
     return head.partition(b"\r\n")[0], body
 
@@ -144,7 +144,7 @@ async def test_an_occupied_port_is_retried() -> None:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(server.wait_listening(), 0.1)
             taken.close()
-            await asyncio.wait_for(server.wait_listening(), 10)
+            await asyncio.wait_for(server.wait_listening(), 180)
             assert (await get(f"http://127.0.0.1:{port}/"))[0] == 200
 
 
@@ -327,7 +327,7 @@ async def test_renewed_files_are_loaded_and_broken_files_are_not(tmp_path: pathl
         await asyncio.sleep(0.1)  # long enough for several checks of the files
         assert await serial() == first
         certificates.write()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(180):
             while await serial() == first:
                 pass
 
@@ -339,4 +339,4 @@ async def test_the_server_waits_for_missing_files(tmp_path: pathlib.Path) -> Non
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(server.wait_listening(), 0.1)
         (tmp_path / "later.pem").rename(tmp_path / "key.pem")
-        await asyncio.wait_for(server.wait_listening(), 10)
+        await asyncio.wait_for(server.wait_listening(), 180)

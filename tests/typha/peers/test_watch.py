@@ -15,7 +15,7 @@ from protocol import messages
 from tests.harness import served
 from tests.harness.worker_stand import eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TIMES = {"TYPHA_STALEHANDOVERAFTERSECS": "1", "TYPHA_STALEHANDOVERSPREADSECS": "1"}
 CONNECTIONS = "typha_connections_active"
 
@@ -86,9 +86,9 @@ async def test_clients_of_a_replica_that_alone_is_stale_move(tmp_path: pathlib.P
             for number in range(3)
         ]
         for one in native:
-            await one.wait_in_sync(timeout_seconds=60)
+            await one.wait_in_sync(timeout_seconds=180)
         alone = await clients.enter_async_context(mirror.Mirror(old, feed="web", agent="alone"))
-        await alone.wait_in_sync(timeout_seconds=60)
+        await alone.wait_in_sync(timeout_seconds=180)
         if by_service:
             await first.logged("Replicas of the Service .*replicas=1")
         await way.aclose()  # the first replica has lost the API server
@@ -99,9 +99,9 @@ async def test_clients_of_a_replica_that_alone_is_stale_move(tmp_path: pathlib.P
         await eventually(lambda: alone.connected and alone.in_sync)
         await second.metric_is(CONNECTIONS, 4)
         assert await second.metric("typha_handing_over") == 0
-        assert await first.metric('typha_disconnects_total{reason="rebalanced"}') >= 1
         await asyncio.sleep(3.0)  # workers report every second
         before = await first.metric('typha_disconnects_total{reason="rebalanced"}')
+        assert before >= 1
         newcomer = follower.follow(old, feed="web", agent="newcomer")
         async with contextlib.aclosing(newcomer):
             async for event in newcomer:
@@ -122,17 +122,16 @@ async def test_nobody_moves_if_all_are_stale(tmp_path: pathlib.Path) -> None:
             await first.address(), feed="web", agent="two", timeouts=connection.Timeouts(hello_seconds=30.0)
         ) as two,
     ):
-        await one.wait_in_sync(timeout_seconds=60)
-        await two.wait_in_sync(timeout_seconds=60)
+        await one.wait_in_sync(timeout_seconds=180)
+        await two.wait_in_sync(timeout_seconds=180)
         async with changing(cluster):
             await asyncio.sleep(1.0)
         await cluster.simulator.stop()
         await first.logged('stance="all-stale"')
         await eventually(lambda: one.status is two.status is messages.SyncStatus.WAITING)
-        await asyncio.sleep(8.0)  # longer than an answer may be old
+        for replica in (first, second):  # for longer than an answer may be old
+            await replica.metric_becomes("typha_stale_seconds", lambda seen: seen > 8, "is above 8")
         assert "handing-over" not in first.text
         assert await first.metric("typha_ready") == await second.metric("typha_ready") == 1
         assert one.connected
         assert two.connected
-        assert await first.metric("typha_stale_seconds") > 8
-        assert await second.metric("typha_stale_seconds") > 8

@@ -16,6 +16,7 @@ from tests.typha.conftest import OpenStage
 from typha.hub.policy import HubPolicy
 from typha.ipc import link
 from typha.ipc import messages as ipc
+from typha.ipc.selections import SELECTIONS_MAX
 from typha.worker import channel, client, policy
 
 NEVER_FRESH = msgspec.structs.replace(FAST, snapshot_fresh_seconds=0.0)
@@ -144,11 +145,12 @@ def test_a_client_is_not_moved_back_to_the_end_of_a_log_that_is_not_published_ye
 
 def test_too_many_subscriptions_are_logged_once_a_minute() -> None:
     channels = channel.Channels(Unsent(), policy.Policy())
-    for number in range(ipc.SELECTIONS_MAX):
-        channels.wanted("web", encoder.PLAIN, Subscription(prefixes=(f"/{number}",)))
+    for number in range(SELECTIONS_MAX):
+        channels.wanted("web", encoder.PLAIN, Subscription(prefixes=(f"/{number}",)), asker=f"10.0.0.{number}")
     with testing.capture_logs() as lines:
-        assert channels.has_room_for("web", Subscription(prefixes=("/0",)))
+        assert channels.has_room_for("web", Subscription(prefixes=("/0",)), "10.0.9.9")
         for number in range(100, 300):
-            assert not channels.has_room_for("web", Subscription(prefixes=(f"/{number}\n",)))
+            assert not channels.has_room_for("web", Subscription(prefixes=(f"/{number}\n",)), "10.0.9.9")
     [line] = lines
     assert (line["log_level"], line["subscription"], line["clients"]) == ("warning", "prefixes=/100?", 1)
+    assert line["address"] == "10.0.9.9"

@@ -13,7 +13,7 @@ from protocol import messages, subscriptions
 from protocol.subscriptions import Subscription
 from tests.harness import worker_stand
 from tests.harness.worker_stand import FAST, Peer, WorkerStand, eventually, pod
-from typha.ipc import messages as ipc
+from typha.ipc.selections import SELECTIONS_MAX
 from typha.worker import convergence
 
 OWN_NODE = Subscription(own_node=True)
@@ -112,7 +112,7 @@ async def test_a_slow_client_of_a_node_gets_a_new_snapshot() -> None:
             await asyncio.sleep(0.002)
         stage.hub.snapshots.request(stage.channel)
         stage.make_snapshots()
-        stage.hub._trim(stage.channel, stage.channel.log.end)
+        stage.hub.retention.trim(stage.channel, stage.channel.log.end)
         await eventually(lambda: blocked.state is cursor.CursorState.CATCHING_UP)
         await stage.converged(slow, other)
         assert slow.snapshots == 2
@@ -133,25 +133,58 @@ async def test_a_subscription_without_a_node_or_feature_is_not_in_force(stage: W
     assert silent.hello.not_supported == {"subscriptions"}
 
 
+def part(number: int) -> Subscription:
+    return Subscription(prefixes=(f"/core/v1/pods/default/{number}",))
+
+
+async def bring(stage: WorkerStand, *parts: Subscription, host: str = "127.0.0.1") -> list[bool]:
+    """Clients of one address with these subscriptions: whether each is in force."""
+    found = []
+    for one in parts:
+        peer = await stage.subscribe(subscription=one, host=host)
+        await stage.converged(peer)
+        found.append(peer.hello is not None and "subscriptions" in peer.hello.features)
+    return found
+
+
 async def test_too_many_subscriptions_are_not_in_force(stage: WorkerStand) -> None:
     stage.put(pod("a"))
-    wanted = [Subscription(prefixes=(f"/core/v1/pods/default/{number}",)) for number in range(ipc.SELECTIONS_MAX + 3)]
-    peers: list[Peer] = []
-    for one in [*wanted, wanted[0]]:
-        peers.append(await stage.subscribe(subscription=one))
-        await stage.converged(peers[-1])
-    in_force = [peer.hello is not None and "subscriptions" in peer.hello.features for peer in peers]
-    assert in_force == [True] * ipc.SELECTIONS_MAX + [False] * 3 + [True]
-    assert len(stage.hub.selections) == ipc.SELECTIONS_MAX
+    for number in range(SELECTIONS_MAX):
+        assert await bring(stage, part(number), host=f"127.0.0.{10 + number}") == [True]
+    assert await bring(stage, part(97), part(98), part(0)) == [False, False, True]
+    assert len(stage.hub.selections) == SELECTIONS_MAX
+    assert stage.server.stats.feeds[stage.feed.name].counts.subscriptions_declined == 2
+
+
+async def test_one_address_leaves_room_for_others(stage: WorkerStand) -> None:
+    stage.put(pod("a"))
+    assert await bring(stage, *map(part, range(10))) == [True] * 8 + [False] * 2
+    assert await bring(stage, *map(part, range(10, 15)), host="127.0.0.2") == [True] * 4 + [False]
+    assert await bring(stage, part(20), part(21), host="127.0.0.3") == [True, True]
+    assert await bring(stage, part(30), part(31), host="127.0.0.4") == [True, False]
+    assert await bring(stage, part(0), part(30), host="127.0.0.5") == [True, True]
+
+
+async def test_the_hub_counts_what_other_workers_ask_for() -> None:
+    async with WorkerStand(FAST).running() as stage:  # not in sync yet, so the worker is told of no channel
+        for number in range(8):
+            stage.hub.want_channel(stage.feed.name, "native", part(number), asker="127.0.0.1")
+        stage.hub.want_channel(stage.feed.name, "native+zstd", part(0), asker="127.0.0.1")
+        refused = await stage.subscribe(subscription=WEB)
+        await refused.read_to_end()
+        assert refused.goodbye is not None
+        assert refused.goodbye.reason == "feed-removed"
+        stage.in_sync()
+        assert await bring(stage, WEB) == [False]
+        assert await bring(stage, WEB, host="127.0.0.2") == [True]
 
 
 async def test_the_position_of_a_part_does_not_continue_the_whole_feed(stage: WorkerStand) -> None:
     """A client had a part; when it comes back, its subscription is one too many, and it gets everything."""
     resuming = frozenset({"resume", "chunk-digests", "subscriptions"})
     stage.put(pod("a"), pod("web-1"))
-    others = [Subscription(prefixes=(f"/core/v1/pods/default/{number}",)) for number in range(ipc.SELECTIONS_MAX)]
-    for other in others:
-        await stage.converged(await stage.subscribe(subscription=other))
+    for number in range(SELECTIONS_MAX):
+        assert await bring(stage, part(number), host=f"127.0.0.{10 + number}") == [True]
     back = await stage.connect()
     position = messages.ResumePosition(stage.server.connections.offer.incarnation, stage.feed.store.sequence)
     back.say(
@@ -165,8 +198,8 @@ async def test_the_position_of_a_part_does_not_continue_the_whole_feed(stage: Wo
 
 async def test_what_the_hub_does_not_open_ends_with_a_goodbye() -> None:
     async with WorkerStand(FAST).running() as stage:  # not in sync yet, so the worker is told of no channel
-        for number in range(ipc.SELECTIONS_MAX):  # as if other workers had asked
-            stage.hub.want_channel(stage.feed.name, "native", Subscription(prefixes=(f"/{number}",)))
+        for number in range(SELECTIONS_MAX):  # as if other workers had asked
+            stage.hub.want_channel(stage.feed.name, "native", part(number), asker=f"127.0.0.{number}")
         peer = await stage.subscribe(subscription=WEB)
         await peer.read_to_end()
         assert peer.goodbye is not None

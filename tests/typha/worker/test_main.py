@@ -35,7 +35,7 @@ class Running:
 
     async def ends(self) -> int:
         """Waits for its end; returns the exit code."""
-        return await asyncio.wait_for(self.process.wait(), 20)
+        return await asyncio.wait_for(self.process.wait(), 180)
 
 
 @pytest.fixture

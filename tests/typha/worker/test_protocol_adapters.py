@@ -389,7 +389,10 @@ async def test_our_client_library_follows_typhas_protocol(felix: WorkerStand) ->
         )
         assert native.digest == foreign.digest
         assert dict(native) == dict(foreign)
-    assert {wire_format for _, wire_format, _ in felix.hub.channels} == {native_encoder.ZSTD, encoder.SNAPPY}
+    assert {wire_format for _, wire_format, _ in felix.hub.channels} == {
+        native_encoder.ZSTD_DICTIONARY,
+        encoder.SNAPPY,
+    }
 
 
 async def test_a_drain_closes_without_a_goodbye(felix: WorkerStand) -> None:
@@ -400,7 +403,7 @@ async def test_a_drain_closes_without_a_goodbye(felix: WorkerStand) -> None:
     await felix.converged(*peers)
     felix.handle.send(ipc.Drain(0.3, 10.0))
     await asyncio.gather(*(peer.read_to_end() for peer in [*peers, unacked]))
-    await asyncio.wait_for(felix.task, 10)
+    await asyncio.wait_for(felix.task, 180)
     assert felix.disconnects == {"shutting-down": 3}
 
 

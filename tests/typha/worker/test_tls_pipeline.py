@@ -115,7 +115,7 @@ def test_unusable_files_end_the_start(files: certificates.Files) -> None:
         env=inherited | variables(files),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert result.returncode == 2, result.stderr

@@ -42,6 +42,18 @@ def routes(cluster: Cluster, name: str) -> list[str]:
     return sorted(line.partition(" dev ")[0] for line in shown.splitlines())
 
 
+def has_block_routes(cluster: Cluster) -> bool:
+    """Whether everybody has the routes of both blocks, and no other."""
+    blocks = {block["spec"]["affinity"]: block["spec"]["cidr"] for block in cluster.blocks()}
+    one, two = (blocks[f"host:{node.name}"] for node in cluster.nodes)
+    found = {name: [route.strip() for route in routes(cluster, name)] for name in MEMBERS}
+    return found == {
+        "node-1": sorted([f"{two} via {topology.API_ADDRESS}", f"blackhole {one} metric 32"]),
+        "node-2": sorted([f"{one} via 172.30.2.1", f"blackhole {two} metric 32"]),
+        topology.ROUTER: sorted([f"{one} via 172.30.1.11", f"{two} via 172.30.2.12"]),
+    }
+
+
 def pings(cluster: Cluster, sandbox: str, address: str) -> bool:
     try:
         cluster.spaces.run(sandbox, "ping", "-c", "1", "-W", "1", address)
@@ -82,10 +94,11 @@ def test_a_pool_that_is_not_to_be_advertised_is_withdrawn(cluster: Cluster) -> N
     cluster.api.patch(path, {"spec": {"disableBGPExport": True}})
     cluster.wait(lambda: routes(cluster, topology.ROUTER) == [], "the routes are withdrawn")
     cluster.api.patch(path, {"spec": {"disableBGPExport": False}})
-    cluster.wait(lambda: len(routes(cluster, topology.ROUTER)) == 2, "the routes are back")
+    cluster.wait(lambda: has_block_routes(cluster), "the routes are back")
 
 
 def test_routes_outlive_the_agent_and_its_bird(cluster: Cluster) -> None:
+    cluster.wait(lambda: has_block_routes(cluster), "all have the blocks' routes, and none of a pod")
     expected = routes(cluster, "node-1")
     first = bird_pid(cluster, "node-1")
     os.kill(first, signal.SIGKILL)

@@ -15,7 +15,7 @@ from loadtest.crash_course.namespaces import Namespaces
 pytestmark = [pytest.mark.namespaces, pytest.mark.slow]
 
 CONFIGURATION = "router id 10.0.0.1; protocol device { }\n"
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 
 
 @pytest.fixture(scope="module")

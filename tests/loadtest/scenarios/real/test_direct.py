@@ -17,7 +17,7 @@ KINDS = len(direct_agents.kinds())
 @pytest.mark.control_plane
 @pytest.mark.go
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_agents_cost_the_api_server_nothing_behind_the_service(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
