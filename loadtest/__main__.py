@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from loadtest import acceptance, demo
+from loadtest import acceptance, demo, plan
 from loadtest.bench import rows, runner
 from loadtest.environment import child, control_plane, kubeconfig, processes
 from loadtest.scenarios import fixture, protocols, registry
@@ -113,6 +113,7 @@ def demo_command(**settings: Any) -> None:
 @_updates(20.0)
 @_duration(20.0, "each measured span")
 @_rounds("Alternating runs, if the scenario has any.")
+@click.option("--replicas", default=3, type=click.IntRange(2, 10), help="Replicas of a fleet.")
 @_cluster
 @click.option("--protocol", default="native", type=click.Choice([*PROTOCOLS]), help="Protocol of the agents.")
 @click.option("--compressed/--plain", default=True, help="With zstd (native) and snappy (Typha), or without.")
@@ -162,6 +163,20 @@ def bench_command(protocol: str, **options: Any) -> None:
 def protocols_command(**settings: Any) -> None:
     """Clients of Typha's protocol and native ones in alternating runs: CPU, memory, latency."""
     _finish(protocols.run(fixture.Settings(**settings)))
+
+
+@main.command("plan")
+@click.option("--nodes", required=True, type=click.IntRange(1))
+@click.option("--pods", required=True, type=click.IntRange(0))
+@_updates(20.0)
+@click.option("--replicas", default=0, type=click.IntRange(0), help="0: as many as the model wants.")
+@click.option("--workers", default=plan.WORKERS_MAX, type=click.IntRange(1, 64), help="Of each replica.")
+@click.option("--network-gbit-per-second", default=10.0, type=click.FloatRange(0.01), help="Of each replica's machine.")
+@click.option("--tls/--no-tls", "is_tls", default=True, help="Mutual TLS, as Calico's operator sets it up.")
+def plan_command(**asked: Any) -> None:
+    """What a cluster needs, by a model of measured figures (docs/sizing.md). Runs nothing."""
+    for name, text in plan.lines(plan.Cluster(**asked)):
+        click.echo(f"{name}: {text}")
 
 
 @main.command("acceptance")

@@ -64,6 +64,7 @@ class Feature(enum.StrEnum):
     SUBSCRIPTIONS = "subscriptions"
     POSITIONS = "positions"
     FRESHNESS = "freshness"
+    ZSTD_DICTIONARY = "zstd-dictionary"
     TIERS = "tiers"
 
 
@@ -202,6 +203,14 @@ class Goodbye:
     """Other servers that the client may connect to instead, as HOST:PORT."""
 
 
+@dataclass(frozen=True, slots=True)
+class Dictionary:
+    """A dictionary of zstd, for the frames that follow and name its number. It replaces the one before."""
+
+    number: int
+    data: bytes = field(repr=False)
+
+
 Message: TypeAlias = (
     ClientHello
     | ServerHello
@@ -215,4 +224,5 @@ Message: TypeAlias = (
     | Pong
     | Goodbye
     | Applied
+    | Dictionary
 )

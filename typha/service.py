@@ -296,6 +296,7 @@ class Service:
             ("catch-ups", self.hub.catch_ups.run()),
             ("coalescing", self.hub.run_coalescing()),
             ("conversions", self.hub.run_conversions()),
+            ("dictionaries", self.hub.run_dictionaries()),
             ("projections", self.hub.run_projections()),
             ("garbage", self.garbage.run()),
             ("housekeeping", self._keep_house()),

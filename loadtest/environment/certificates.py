@@ -1,6 +1,7 @@
 """Certificates of service and agents, made for one run in its folder."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -27,12 +28,14 @@ class Certificates:
         return certificate, key, authority
 
 
-def make(folder: Path, *, host: str) -> Certificates:
-    """Make an authority, a certificate for a service at `host`, and one for all agents."""
+def make(folder: Path, *, host: str, more_hosts: Iterable[str] = ()) -> Certificates:
+    """Make an authority, a certificate for a service at `host` (and replicas elsewhere), and one for all agents."""
     authority = trustme.CA()
     files = {name: folder / f"{name}.pem" for name in ("authority", "server", "server-key", "agent", "agent-key")}
     authority.cert_pem.write_to_path(files["authority"])
-    server = authority.issue_cert(host, "localhost")
+    server = authority.issue_cert(
+        host, "localhost", *more_hosts, common_name=CLIENT_NAME
+    )  # replicas are clients of each other
     agent = authority.issue_cert("agent.example.com", common_name=CLIENT_NAME)
     for name, certificate in (("server", server), ("agent", agent)):
         files[f"{name}-key"].touch(mode=0o600)

@@ -120,14 +120,15 @@ class ServiceProcess(child.Child):
         types: Sequence[str] = (),
         settings: Mapping[str, str] | None = None,
         ulimit: str = "",
+        host: str = HOST,
     ) -> None:
         """Serve a raw feed of `types`, or without types Calico's feeds; `settings` are environment variables.
 
-        `ulimit` is what the shell's ulimit gets before.
+        `ulimit` is what the shell's ulimit gets before. Clients connect to `host`.
         """
         super().__init__("service", folder / "service.log")
-        self.port, self._health_port, self.metrics_port = (control_plane.free_port(HOST) for _ in range(3))
-        self.address = (HOST, self.port)
+        self.port, self._health_port, self.metrics_port = (control_plane.free_port(one) for one in (host, HOST, HOST))
+        self.address = (host, self.port)
         feeds_file = folder / "feeds.yaml"
         feeds = {"feeds": {FEED: {"resources": [{"type": name} for name in types]}}}
         feeds_file.write_text(yaml.safe_dump(feeds, sort_keys=False))
@@ -135,7 +136,7 @@ class ServiceProcess(child.Child):
         self._environment = {
             **own,
             "KUBECONFIG": str(kubeconfig),
-            "TYPHA_SERVERHOST": HOST,
+            "TYPHA_SERVERHOST": host,
             "TYPHA_SERVERPORT": str(self.port),
             "TYPHA_FEEDSFILE": str(feeds_file) if types else "",
             # The cluster may be a real one: the service must create nothing in it.
@@ -163,6 +164,10 @@ class ServiceProcess(child.Child):
     def pids(self) -> list[int]:
         """All its processes, the hub first."""
         return [] if self._process is None else measure.process_tree(self._process.pid)
+
+    def hubs(self) -> list[int]:
+        """The hub's process id, if it runs."""
+        return self.pids()[:1]
 
     def worker_pids(self) -> list[int]:
         """Its worker processes."""
@@ -194,6 +199,21 @@ class ServiceProcess(child.Child):
         await super().stop()
         if self._session is not None:
             await self._session.close()
+
+    async def drain(self, *, timeout_seconds: float) -> float:
+        """SIGTERM; returns how long it took to end, in seconds. Raises ProcessError if it was too long, or an error."""
+        process, begin = self.process, time.monotonic()
+        process.terminate()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while process.returncode is None:
+                    self.cpu()
+                    await asyncio.sleep(POLL_INTERVAL_SECONDS)
+        except TimeoutError:
+            raise child.ProcessError(f"{self.name} has not drained after {timeout_seconds:.0f} s") from None
+        if process.returncode:
+            self.check()
+        return time.monotonic() - begin
 
     async def kill(self) -> None:
         """Send SIGKILL to the hub only."""

@@ -114,7 +114,7 @@ class Testbed:
             title=title,
             command=command,
             samples=self.monitor.samples,
-            checks=[*checks, *_proof_checks(verdict, totals)],
+            checks=[*checks, *proof_checks(verdict, totals)],
             facts={"agents": proved_how, **facts},
             data={
                 "verdict": found,
@@ -169,7 +169,7 @@ async def open_testbed(
             await asyncio.wait([monitoring])
 
 
-def _proof_checks(verdict: convergence.Verdict, totals: supervisor.Totals) -> list[report.Check]:
+def proof_checks(verdict: convergence.Verdict, totals: supervisor.Totals) -> list[report.Check]:
     """The checks at the end of every run."""
     return [
         report.Check(

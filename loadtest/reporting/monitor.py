@@ -4,9 +4,8 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 
-from loadtest.environment import processes
 from loadtest.reporting import measure
 from loadtest.swarm import histogram, supervisor
 
@@ -14,6 +13,22 @@ INTERVAL_SECONDS: Final = 1.0
 
 ApiCounters = Callable[[], Awaitable[measure.Metrics | None]]
 """Reads the API server's own metrics; None if it does not give any."""
+
+
+class Service(Protocol):
+    """What is asked of a service, or of several replicas together."""
+
+    def hubs(self) -> list[int]:
+        """The hubs' process ids."""
+
+    def pids(self) -> list[int]:
+        """All process ids."""
+
+    def cpu(self) -> measure.Cpu:
+        """CPU time since the first start."""
+
+    async def counters(self) -> measure.Metrics:
+        """Its metrics; empty while it does not answer."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,7 +77,7 @@ class Monitor:
     def __init__(
         self,
         swarm: supervisor.Swarm,
-        service: processes.ServiceProcess,
+        service: Service,
         *,
         api_counters: ApiCounters | None = None,
         on_sample: Callable[[Sample], None],
@@ -99,7 +114,7 @@ class Monitor:
         latency = after.latency.since(before.latency)
         pids = self._service.pids()
         memory = await asyncio.to_thread(measure.memory, pids)
-        hub = await asyncio.to_thread(measure.memory, pids[:1])
+        hub = await asyncio.to_thread(measure.memory, self._service.hubs())
         api = await self._api_counters() if self._api_counters is not None else None
         cpu = measure.Cpu(after.cpu.hub - before.cpu.hub, after.cpu.workers - before.cpu.workers)
         return Sample(

@@ -27,6 +27,8 @@ class Settings:
     seconds: float = 20.0
     rounds: int = 5
     nodes: int = 500
+    replicas: int = 3
+    """Of a fleet."""
     pods: int = 5000
     attack_share: float = 1.0
     """Of the full size of each attack."""

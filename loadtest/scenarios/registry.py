@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from loadtest.reporting import dashboard, report
-from loadtest.scenarios import apiload, crash, fanout, fixture, hostile, mixed, slow, subscriptions
+from loadtest.scenarios import apiload, crash, fanout, fixture, fleet, hostile, mixed, slow, subscriptions
 from loadtest.scenarios.real import direct
 
 Scenario = Callable[[fixture.Settings, dashboard.Dashboard], Awaitable[report.Report]]
@@ -27,9 +27,10 @@ SCENARIOS: Final[dict[str, Scenario]] = {
     "hub-stop": crash.hub_stop,
     "own-node": subscriptions.own_node,
     "direct": direct.run,
+    "fleet": fleet.run,
 }
 
-OF_BOTH_PROTOCOLS: Final[frozenset[str]] = frozenset({"mixed", "hostile-peers", "hostile-api", "starved"})
+OF_BOTH_PROTOCOLS: Final[frozenset[str]] = frozenset({"mixed", "hostile-peers", "hostile-api", "starved", "fleet"})
 """Scenarios that always use both protocols, and so need one of Calico's feeds."""
 
 

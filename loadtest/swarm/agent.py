@@ -56,6 +56,7 @@ class Agent(abc.ABC):
         "_lost_ns",
         "_next_map",
         "_shared",
+        "connected_ns",
         "deletions",
         "group",
         "heard_ns",
@@ -67,6 +68,7 @@ class Agent(abc.ABC):
         "phase",
         "retry_after_seconds",
         "sequence",
+        "servers",
         "status",
     )
 
@@ -86,7 +88,11 @@ class Agent(abc.ABC):
         self.deletions = 0
         """Objects that this agent saw deleted, over all connections."""
         self.retry_after_seconds = 0.0
-        """Delay that the last goodbye asked for."""
+        """Delay that the last goodbye asked for, before the next connection to the same address."""
+        self.servers: tuple[str, ...] = ()
+        """Others that the last goodbye named."""
+        self.connected_ns = 0
+        """When this connection had the server's hello; 0 before that."""
         self._shared = shared
         self._answer = b""
         self._next_map = self.map
@@ -116,7 +122,9 @@ class Agent(abc.ABC):
         self.in_sync = False
         self.live_since_ns = 0
         self.heard_ns = 0
+        self.connected_ns = 0
         self.retry_after_seconds = 0.0
+        self.servers = ()
         self._answer = b""
         self._next_map = self._shared.table.empty
 

@@ -79,6 +79,16 @@ class Reconnect(msgspec.Struct, tag="reconnect"):
     ramp_per_second: float = 0.0
 
 
+class Addresses(msgspec.Struct, tag="addresses"):
+    """From now on agents connect to one of these at random. Connections that exist stay."""
+
+    addresses: list[tuple[str, int]]
+
+
+class SetMovedApart(msgspec.Struct, tag="set-moved-apart"):
+    """All agents count as behaving again. From now on one that loses its connection counts as impaired."""
+
+
 class Capture(msgspec.Struct, tag="capture"):
     """Remember the present map of every agent."""
 
@@ -91,7 +101,11 @@ class AskDigests(msgspec.Struct, tag="ask-digests", kw_only=True):
     """Keys left out of digests and counts."""
 
 
-Command: TypeAlias = Start | Impair | Reconnect | Capture | AskDigests
+class AskPaths(msgspec.Struct, tag="ask-paths"):
+    """Answer with Paths."""
+
+
+Command: TypeAlias = Start | Impair | Reconnect | Addresses | SetMovedApart | Capture | AskDigests | AskPaths
 
 
 @dataclasses.dataclass(slots=True, kw_only=True, eq=False)
@@ -135,6 +149,8 @@ class Stats(msgspec.Struct, tag="stats", kw_only=True):
     connected: int
     """Agents with a server-hello."""
     in_sync: int
+    told_stale: int = 0
+    """Connected agents that were told on this connection that the data is not confirmed: waiting or resync."""
     connects: int
     disconnects: dict[str, int]
     """By what the agent saw: eof, goodbye, protocol-error, or the name of an errno."""
@@ -182,13 +198,42 @@ class Digests(msgspec.Struct, tag="digests", kw_only=True):
     deletions_lost: int = 0
 
 
+class Visit(msgspec.Struct, array_like=True):
+    """One connection of an agent, or one try. Times are nanoseconds since 1970; 0 means never."""
+
+    address: tuple[str, int]
+    waited_ns: int
+    """How long the agent waited before it, on purpose: its back-off, or what a goodbye asked for."""
+    connected_ns: int = 0
+    """The server's hello arrived."""
+    in_sync_ns: int = 0
+    ended_ns: int = 0
+    end: str = ""
+    """What the agent saw: eof, goodbye with its reason, or the name of an errno."""
+
+
+class AgentPath(msgspec.Struct, array_like=True):
+    """The connections of one agent, the oldest first."""
+
+    name: str
+    visits: list[Visit]
+    left_out: int = 0
+    """Later ones that were not recorded."""
+
+
+class Paths(msgspec.Struct, tag="paths"):
+    """The paths of all agents of a process."""
+
+    agents: list[AgentPath]
+
+
 class Failed(msgspec.Struct, tag="failed"):
     """The process cannot go on."""
 
     text: str
 
 
-Report: TypeAlias = Stats | Digests | Failed
+Report: TypeAlias = Stats | Digests | Paths | Failed
 
 encode = msgspec.json.Encoder(enc_hook=histogram.Histogram.sparse).encode
 decode_command = msgspec.json.Decoder(Command).decode

@@ -8,6 +8,7 @@ import socket
 import ssl
 import struct
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from loadtest.swarm import agent, control, nativeagent, tls, typhaagent
@@ -24,6 +25,8 @@ ETHERNET_SEGMENT_BYTES: Final = 1460
 MAX_ERRORS_KEPT: Final = 20
 QUIET_NS: Final = 500_000_000
 """A connection that was read within this time is not called silent. Silences that matter are far longer."""
+VISITS_MAX: Final = 200
+"""Connections of an agent that are recorded: more than any run has, unless something is wrong."""
 
 _TCP_INFO: Final = struct.Struct("=52xI")
 """struct tcp_info up to tcpi_last_data_recv, in milliseconds."""
@@ -39,13 +42,18 @@ class Link:
         "budget_bytes",
         "failures",
         "impaired_until",
+        "named",
         "open",
         "opened_ns",
+        "peer",
         "sock",
         "tls",
+        "visits",
+        "visits_left_out",
+        "waited_ns",
     )
 
-    def __init__(self, one: agent.Agent) -> None:
+    def __init__(self, one: agent.Agent, address: int) -> None:
         self.agent = one
         self.sock: socket.socket | None = None
         self.open = False
@@ -55,11 +63,20 @@ class Link:
         """When the first byte was sent."""
         self.arrived_ns = 0
         """When the network last brought data, as far as is known; `opened_ns` before that."""
-        self.address = 0
+        self.address = address
+        """Index in the engine's addresses."""
+        self.named: tuple[str, int] | None = None
+        """Where the last goodbye sent the agent, for one try."""
+        self.peer = ("", 0)
+        """Where the agent is connected, or was connected last."""
         self.failures = 0
         """Successive connections that ended before they were in sync."""
         self.impaired_until = 0.0
         self.budget_bytes = 0.0
+        self.visits: list[control.Visit] = []
+        self.visits_left_out = 0
+        self.waited_ns = 0
+        """Since the last connection ended: how long the next one was put off."""
 
 
 class Engine:
@@ -79,9 +96,11 @@ class Engine:
         self.protocol_errors: list[str] = []
         make = typhaagent.TyphaAgent if start.protocol is control.Protocol.TYPHA else nativeagent.NativeAgent
         self.links = [
-            Link(make(f"agent-{start.first_index + number}", self.shared, self._group_at_first()))
-            for number in range(start.agents)
+            Link(make(f"agent-{number}", self.shared, self._group_at_first()), number)
+            for number in range(start.first_index, start.first_index + start.agents)
         ]
+        self._addresses: list[tuple[str, int]] = list(start.addresses)
+        self._sets_moved_apart = False
         self._random = random.Random(start.seed * 1_000_003 + start.first_index)
         self._tls = tls.context_of(start.tls) if start.tls is not None else None
         self._epoll = select.epoll()
@@ -128,6 +147,22 @@ class Engine:
                 self._epoll.modify(link.sock.fileno(), 0)
         self._throttled_at = time.monotonic()
 
+    def set_moved_apart(self) -> None:
+        """Count all agents as behaving again, and as impaired those that lose their connection from now on."""
+        self._sets_moved_apart = True
+        for link in self.links:
+            link.agent.group = self.behaving
+
+    def choose_from(self, addresses: list[tuple[str, int]]) -> None:
+        """From now on connect to one of these. Without any, agents go on with those they knew, as Calico's do."""
+        self._addresses = addresses or self._addresses
+
+    def paths(self) -> list[control.AgentPath]:
+        """The connections of each agent."""
+        for link in self.links:
+            self._complete_visit(link)
+        return [control.AgentPath(one.agent.name, one.visits, one.visits_left_out) for one in self.links]
+
     def reconnect(self, ramp_per_second: float) -> None:
         """Drop every connection. All agents connect again, at once or at a rate."""
         for link in self.links:
@@ -158,7 +193,8 @@ class Engine:
 
     def _connect(self, number: int) -> None:
         link = self.links[number]
-        host, port = self.start.addresses[link.address % len(self.start.addresses)]
+        host, port = link.peer = self._address_of(link)
+        self._begin_visit(link)
         sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -174,6 +210,27 @@ class Engine:
         if status not in (0, errno.EINPROGRESS):
             self._close(link, f"connect {errno.errorcode.get(status, status)}")
 
+    def _address_of(self, link: Link) -> tuple[str, int]:
+        """Where an agent connects next."""
+        return link.named or self._addresses[link.address % len(self._addresses)]
+
+    @staticmethod
+    def _begin_visit(link: Link) -> None:
+        waited_ns, link.waited_ns = link.waited_ns, 0
+        if len(link.visits) < VISITS_MAX:
+            link.visits.append(control.Visit(link.peer, waited_ns))
+        else:
+            link.visits_left_out += 1
+
+    @staticmethod
+    def _complete_visit(link: Link) -> control.Visit | None:
+        """The record of the present connection; None if it is not recorded, or there is none."""
+        if link.sock is None or link.visits_left_out:
+            return None
+        visit = link.visits[-1]
+        visit.connected_ns, visit.in_sync_ns = link.agent.connected_ns, link.agent.live_since_ns
+        return visit
+
     def _opened(self, link: Link) -> None:
         assert link.sock is not None
         status = link.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -187,8 +244,7 @@ class Engine:
         if self._tls is None:
             self._greet(link)
             return
-        host, _ = self.start.addresses[link.address % len(self.start.addresses)]
-        link.tls = tls.Channel(self._tls, host)
+        link.tls = tls.Channel(self._tls, link.peer[0])
         self._send_raw(link, link.tls.begin())
 
     def _greet(self, link: Link) -> None:
@@ -270,24 +326,43 @@ class Engine:
     def _close(self, link: Link, reason: str, *, again: bool = True) -> None:
         assert link.sock is not None
         self.disconnects[reason] = self.disconnects.get(reason, 0) + 1
+        visit = self._complete_visit(link)
+        if visit is not None:
+            visit.ended_ns, visit.end = time.time_ns(), reason
         del self._by_fd[link.sock.fileno()]
         self._epoll.unregister(link.sock.fileno())
         link.sock.close()
         link.sock = None
         link.open = False
         link.tls = None
-        retry_after = link.agent.retry_after_seconds
         if link.agent.live_since_ns:
             self.lost += 1
+            if self._sets_moved_apart:
+                link.agent.group = self.impaired
         elif again:
             self.unserved[reason] = self.unserved.get(reason, 0) + 1
+        retry_after, servers = link.agent.retry_after_seconds, link.agent.servers
         link.agent.disconnected(time.time_ns())
         if again:
             delay = min(MAX_BACK_OFF_SECONDS, BACK_OFF_SECONDS * 2**link.failures) * self._random.uniform(0.5, 1.5)
+            delay = max(delay, self._choose(link, retry_after, servers))
             link.failures = min(link.failures + 1, 16)
-            link.address += 1
+            link.waited_ns = int(delay * 1e9)
             number = int(link.agent.name.rpartition("-")[2]) - self.start.first_index
-            heapq.heappush(self._due, (time.monotonic() + max(delay, retry_after), number))
+            heapq.heappush(self._due, (time.monotonic() + delay, number))
+
+    def _choose(self, link: Link, retry_after_seconds: float, servers: Sequence[str]) -> float:
+        """Choose where an agent connects next; returns how long it may not.
+
+        A goodbye's pause is for its own address, and it may name others (protocol.md, B3 and G7).
+        """
+        named = [(host.strip("[]"), int(port)) for host, _, port in (one.rpartition(":") for one in servers)]
+        link.named = self._random.choice(named) if named else None
+        if len(self._addresses) > 1:
+            link.address = self._random.randrange(len(self._addresses))
+            if retry_after_seconds and self._address_of(link) == link.peer:
+                link.address += 1
+        return retry_after_seconds if self._address_of(link) == link.peer else 0.0
 
     def _throttle(self, now: float) -> None:
         """Let impaired agents read their share, and release those whose time is over."""

@@ -53,8 +53,10 @@ class NativeAgent(agent.Agent):
                     self._take(frame, now_ns)
                 return self._take_answer()
         splitter.receive(data)
-        if self.phase < _Phase.READY and not self._handshake():
-            return b""
+        if self.phase < _Phase.READY:
+            if not self._handshake():
+                return b""
+            self.connected_ns = now_ns
         taken: list[frames.Frame] = []
         while self.phase != _Phase.ENDED and (part := splitter.next_frame()) is not None:
             taken.append(self._take_expected(*part) or self._take_new(*part, now_ns))
@@ -173,4 +175,5 @@ class NativeAgent(agent.Agent):
         self.phase = _Phase.ENDED
         self.in_sync = False
         self.retry_after_seconds = goodbye.retry_after_milliseconds / 1000
+        self.servers = goodbye.servers
         self.group.goodbyes[goodbye.reason] = self.group.goodbyes.get(goodbye.reason, 0) + 1

@@ -83,7 +83,9 @@ class PublicWorker:
             case control.AskDigests(captured=captured, without=without):
                 proofs = [one.proof(one.captured if captured else one.mirror, without) for one in self._agents]
                 control.write_report(control.Digests(agents=proofs, deletions=control.deletions_of(self._deletions)))
-            case control.Impair() | control.Reconnect():
+            case control.AskPaths():
+                control.write_report(control.Paths([]))
+            case control.Impair() | control.Reconnect() | control.Addresses() | control.SetMovedApart():
                 pass  # these are for the agents of `worker`
             case _:
                 control.write_report(control.out_of_place(command))

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from loadtest.environment import child
 from loadtest.swarm import control, histogram, tls
@@ -14,6 +14,9 @@ from loadtest.swarm import control, histogram, tls
 MAX_AGENTS_PER_PROCESS: Final = 2500
 """What one process serves with time to spare at 20 updates a second."""
 ANSWER_TIMEOUT_SECONDS: Final = 60.0
+
+
+T = TypeVar("T")
 
 
 class SwarmError(Exception):
@@ -25,6 +28,8 @@ class SwarmPlan(control.Agents, frozen=True, kw_only=True):
 
     public_agents: int = 0
     """Those of the agents that use the public client, in a separate process; at least one agent does not."""
+    public_addresses: Sequence[tuple[str, int]] = ()
+    """Where those connect, if it is elsewhere."""
     processes: int = 2
     protocols: Sequence[control.Protocol] = (control.Protocol.NATIVE,)
     """What the agents speak, in equal parts and in separate processes."""
@@ -54,7 +59,8 @@ class SwarmPlan(control.Agents, frozen=True, kw_only=True):
             first += agents
             orders.append((control.WORKER_MODULE, order))
         if public:
-            order = control.Start(addresses=list(addresses), feed=self.feed, agents=public, tls=self.tls)
+            own = list(self.public_addresses or addresses)
+            order = control.Start(addresses=own, feed=self.feed, agents=public, tls=self.tls)
             orders.append((control.PUBLIC_MODULE, order))
         return orders
 
@@ -80,6 +86,8 @@ class Totals:
     """Everything before this time is in the reports of all processes; 0 until all have reported."""
     connected: int = 0
     in_sync: int = 0
+    told_stale: int = 0
+    """Agents that were told that the data is not confirmed; without those of the public client."""
     connects: int = 0
     disconnects: dict[str, int] = dataclasses.field(default_factory=dict)
     unserved: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -107,6 +115,7 @@ class Totals:
         """Add the report of one process."""
         self.connected += stats.connected
         self.in_sync += stats.in_sync
+        self.told_stale += stats.told_stale
         self.connects += stats.connects
         self.lost += stats.lost
         self.protocol_errors += stats.protocol_errors
@@ -139,6 +148,7 @@ class SwarmProcess(child.Child):
         self.failure: str | None = None
         self._swarm = swarm
         self._digests: asyncio.Future[control.Digests] | None = None
+        self._paths: asyncio.Future[control.Paths] | None = None
         self._reader: asyncio.Task[None] | None = None
         self._stopping = False
 
@@ -165,12 +175,20 @@ class SwarmProcess(child.Child):
     async def ask_digests(self, question: control.AskDigests) -> control.Digests:
         """The proof of each of its agents. Raises SwarmError."""
         self._digests = asyncio.get_running_loop().create_future()
+        return await self._answer(question, self._digests)
+
+    async def ask_paths(self) -> control.Paths:
+        """The path of each of its agents; the public client's have none. Raises SwarmError."""
+        self._paths = asyncio.get_running_loop().create_future()
+        return await self._answer(control.AskPaths(), self._paths)
+
+    async def _answer(self, question: control.Command, answer: asyncio.Future[T]) -> T:
         await self.send(question)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_SECONDS):
-                return await self._digests
+                return await answer
         except TimeoutError:
-            raise SwarmError(f"{self.module} gives no digests") from None
+            raise SwarmError(f"{self.module} gives no answer to {type(question).__name__}") from None
 
     async def stop(self) -> None:
         """End the process."""
@@ -188,12 +206,16 @@ class SwarmProcess(child.Child):
                 case control.Digests() as digests:
                     if self._digests is not None and not self._digests.done():
                         self._digests.set_result(digests)
+                case control.Paths() as paths:
+                    if self._paths is not None and not self._paths.done():
+                        self._paths.set_result(paths)
                 case control.Failed(text=text):
                     self.failure = text
         if self.failure is None and not self._stopping:
             self.failure = "it has ended"
-        if self._digests is not None and not self._digests.done():
-            self._digests.set_exception(SwarmError(f"{self.module} has ended"))
+        for answer in (self._digests, self._paths):
+            if answer is not None and not answer.done():
+                answer.set_exception(SwarmError(f"{self.module} has ended"))
         self._swarm.wake()
 
 
@@ -292,6 +314,19 @@ class Swarm:
             lambda now: now.connects >= connects + clients and now.in_sync >= now.agents,
             timeout_seconds=timeout_seconds,
         )
+
+    async def choose_from(self, addresses: Sequence[tuple[str, int]]) -> None:
+        """From now on agents connect to one of these; those of the public client have addresses of their own."""
+        await self._send_all(control.Addresses(list(addresses)))
+
+    async def set_moved_apart(self) -> None:
+        """From now on `latency` is that of agents that do not lose their connection after this."""
+        await self._send_all(control.SetMovedApart())
+
+    async def paths(self) -> list[control.AgentPath]:
+        """The connections of every agent, except those of the public client. Raises SwarmError."""
+        found = await asyncio.gather(*(process.ask_paths() for process in self.processes))
+        return [one for paths in found for one in paths.agents]
 
     async def capture(self) -> None:
         """All agents remember their present maps."""

@@ -100,6 +100,7 @@ class TyphaAgent(agent.Agent):
                 if (hello.syncer_type or messages.FELIX) != self._feed:
                     raise errors.RemoteProtocolError(f"asked for {self._feed}, the server has {hello.syncer_type!r}")
                 self.phase = agent.Phase.RETURNING
+                self.connected_ns = now_ns
             case phase, other:
                 raise errors.RemoteProtocolError(f"unexpected {type(other).__name__} while {phase.name.lower()}")
 

@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from typing import Final
 
 from loadtest.swarm import agent, control, engine, shared_maps
+from protocol import messages
 
 COMMAND_BYTES: Final = 64 * 1024
 POLL_SECONDS_MAX: Final = 0.05
+STALE: Final = (messages.SyncStatus.WAITING, messages.SyncStatus.RESYNC)
+"""Statuses of a server that cannot confirm its data."""
 
 
 def stats(swarm: engine.Engine) -> control.Stats:
     """The report that is due."""
     now_ns = time.time_ns()
     swarm.listen(now_ns)
-    connected = in_sync = 0
+    connected = in_sync = told_stale = 0
     lags = {swarm.behaving: 0.0, swarm.impaired: 0.0}
     timeline = swarm.shared.timeline
     for link in swarm.links:
@@ -28,6 +31,7 @@ def stats(swarm: engine.Engine) -> control.Stats:
             continue
         connected += 1
         in_sync += one.in_sync
+        told_stale += one.status in STALE and one.phase == agent.Phase.FOLLOWING
         one.group.read_gap_ns = max(one.group.read_gap_ns, now_ns - one.heard_ns)
         if one.live_since_ns:
             lags[one.group] = max(lags[one.group], timeline.lag_seconds(one.incarnation, one.sequence, now_ns))
@@ -36,6 +40,7 @@ def stats(swarm: engine.Engine) -> control.Stats:
         agents=len(swarm.links),
         connected=connected,
         in_sync=in_sync,
+        told_stale=told_stale,
         connects=swarm.connects,
         disconnects=dict(swarm.disconnects),
         unserved=dict(swarm.unserved),
@@ -111,6 +116,12 @@ class Worker:
                 swarm.impair(command)
             case control.Reconnect(), engine.Engine() as swarm:
                 swarm.reconnect(command.ramp_per_second)
+            case control.Addresses(addresses=addresses), engine.Engine() as swarm:
+                swarm.choose_from(addresses)
+            case control.SetMovedApart(), engine.Engine() as swarm:
+                swarm.set_moved_apart()
+            case control.AskPaths(), engine.Engine() as swarm:
+                control.write_report(control.Paths(swarm.paths()))
             case control.Capture(), engine.Engine() as swarm:
                 self._captured = [link.agent.map for link in swarm.links]
             case control.AskDigests(captured=captured, without=without), engine.Engine() as swarm:

@@ -50,6 +50,7 @@ class MessageType(enum.IntEnum):
     GOODBYE = 10
     APPLIED = 11
     SNAPSHOT_RESUME = 12
+    DICTIONARY = 13
 
 
 def message_name(kind: type[messages.Message]) -> str:
@@ -154,6 +155,7 @@ _ENCODERS: dict[type, Callable[..., bytes]] = {
     ),
     messages.Applied: lambda m: _pack((MessageType.APPLIED, m.sequence)),
     messages.SnapshotResume: lambda m: _pack((MessageType.SNAPSHOT_RESUME, m.sequence, m.keys, m.chunks, m.kept)),
+    messages.Dictionary: lambda m: _pack((MessageType.DICTIONARY, m.number, m.data)),
 }
 
 
@@ -363,6 +365,14 @@ class _Applied(_Wire, tag=int(MessageType.APPLIED)):
         return messages.Applied(self.sequence)
 
 
+class _Dictionary(_Wire, tag=int(MessageType.DICTIONARY)):
+    number: _Count
+    data: bytes
+
+    def message(self) -> messages.Dictionary:
+        return messages.Dictionary(self.number, self.data)
+
+
 _FromClient: TypeAlias = _ClientHello | _Pong | _Goodbye | _Applied
 _FromServer: TypeAlias = (
     _ServerHello
@@ -374,6 +384,7 @@ _FromServer: TypeAlias = (
     | _Status
     | _Ping
     | _Goodbye
+    | _Dictionary
 )
 _Decode: TypeAlias = Callable[[bytes | memoryview], _FromClient | _FromServer]
 _decode_from_client: _Decode = msgspec.msgpack.Decoder(_FromClient).decode

@@ -1,7 +1,7 @@
 """The hub: objects come in from the watchers, updates go out to the logs of channels, and to the workers their ends.
 
 What is synchronous here runs on the hub's loop. What takes long, snapshots and catch-up blocks, is cut into slices by
-the schedulers; `run_snapshots`, `run_coalescing`, `run_conversions` and `catch_ups.run` are to run beside the watchers.
+the schedulers; `catch_ups.run` and the methods `run_...` of the hub are to run beside the watchers.
 
 A batch that cannot be written to a channel's log, for lack of a resource, is written later. Until then the feed gathers
 what comes, and no snapshot or block of the channel is cut, because store and log do not agree.
@@ -15,7 +15,6 @@ the source of all feeds in one step, and clients keep what they have.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -26,6 +25,7 @@ from cache.feeds import feed, followed, selection
 from cache.feeds.calico import feed as calico_feed
 from cache.feeds.calico import releases, syncers
 from protocol import formats, messages, subscriptions
+from protocol.native import dictionary
 from typha import clock
 from typha.hub import (
     catchup_scheduler,
@@ -34,10 +34,12 @@ from typha.hub import (
     commit_times,
     convergence,
     conversions,
+    dictionaries,
     policy,
     questions,
     recent,
     rejection_log,
+    retention,
     shortages,
     snapshot_scheduler,
     worker_link,
@@ -107,16 +109,13 @@ class Hub:
         """Types of which only projections have objects, to be watched from now on. Each comes once."""
         self._next_channel = 1
         self.rejection_log = rejection_log.RejectionLog()
-        self._resumable: set[str] = set()
-        """Feeds that have had native clients."""
-        self._sequences_needed: dict[Source, deque[int]] = {}
-        """For each feed and selection, the lowest sequence from which a client may have to be caught up, as of the last
-        checks."""
         self.shortages = shortages.Shortages()
         self.snapshots = snapshot_scheduler.SnapshotScheduler(limits, self.shortages)
         self.catch_ups = catchup_scheduler.CatchUpScheduler(limits, self.shortages)
+        self.retention = retention.Retention(self.channels, self.workers, self.snapshots, limits)
         self.coalescer = coalescer.Coalescer(limits)
         self.conversions = conversions.ConversionScheduler(limits)
+        self.dictionaries = dictionaries.Dictionaries(limits)
         self.expensive_conversions: dict[str, int] = {}
         """By resource type."""
         self._batch_limits = feed.BatchLimits(limits.batch_changes_max, limits.batch_bytes_max, limits.batch_split_keys)
@@ -221,7 +220,7 @@ class Hub:
         for one in self.selections.values():
             if one.base is old:
                 one.base = new
-        self._sequences_needed.pop(old, None)
+        self.retention.forget(old)
         _log.info("Feed has another source", feed=new.name, source=type(new).__name__, keys=len(new.store))
 
     def receive(
@@ -375,6 +374,29 @@ class Hub:
         if self._must_publish or self.coalescer.is_due(self._uncommitted, self.workers.publishes_under_way):
             self.commit()
 
+    async def run_dictionaries(self) -> None:
+        """Trains the dictionaries that are due, forever."""
+        while True:
+            job = await self.dictionaries.next()
+            try:
+                made = await asyncio.to_thread(job.train)
+            except (MemoryError, RuntimeError) as error:  # RuntimeError: no thread can be started
+                self.dictionaries.failed(job, error)
+            else:
+                self.dictionary_trained(job, made)
+
+    def dictionary_trained(self, job: dictionaries.Job, made: dictionary.Compression | None) -> None:
+        """A dictionary is ready: it holds from the feed's next change on."""
+        self.dictionaries.trained(job, made)
+        if made is not None:
+            for channel in self.channels.values():
+                if channel.feed.name == job.source.name:
+                    channel.offer_dictionary(made)
+
+    def _look_at_dictionaries(self) -> None:
+        used = {channel.feed.name for channel in self.channels.values() if channel.takes_dictionary}
+        self.dictionaries.look(source for name, source in self.feeds.items() if name in used)
+
     @property
     def is_full(self) -> bool:
         """Whether a feed has gathered a whole batch."""
@@ -489,7 +511,7 @@ class Hub:
     def _append(self, channel: HubChannel, batch: Batch, times: ipc.UpdateTimes) -> bool:
         """Appends a batch to the channel's log. False if a resource is missing: the channel remembers the batch."""
         was_behind = channel.unwritten is not None
-        status_offset = channel.log.status_offset
+        status_offset, logged = channel.log.status_offset, channel.dictionaries[-1:]
         try:
             segments = channel.append(batch, times)
         except shortages.ERRORS as error:
@@ -500,12 +522,16 @@ class Hub:
             self.snapshots.wake()
             self.catch_ups.wake()
         self.workers.publish(
-            channel, segments, channel.status if channel.log.status_offset != status_offset else None, times
+            channel,
+            segments,
+            channel.status if channel.log.status_offset != status_offset else None,
+            times,
+            channel.dictionaries[-1] if channel.dictionaries[-1:] != logged else None,
         )
         if channel.wants_snapshot():
             self.snapshots.request(channel)
         if segments:
-            self._keep_budget()
+            self.retention.keep_budget()
         return True
 
     # Workers.
@@ -598,10 +624,14 @@ class Hub:
             channel = HubChannel(self._next_channel, source, encoder, self._policy, asker=asker)
             self._next_channel += 1
             if formats.replaces_by_snapshot(key[1]):
-                self._resumable.add(key[0])
+                self.retention.resumable.add(key[0])
             self.channels[key] = self._by_number[channel.number] = channel
+            known = self.dictionaries.of(key[0])
+            if known is not None:
+                channel.offer_dictionary(known)
             self.workers.open_channel(channel)
             self.snapshots.request(channel)
+            self._look_at_dictionaries()
 
     def _source_of(self, key: ChannelKey) -> Source | None:
         name, _, subscription = key
@@ -628,7 +658,7 @@ class Hub:
                 _log.info("No clients of a subscription are left", feed=key[0], subscription=key[1].label)
                 del self.selections[key]
                 self._seeds.pop(source, None)
-                self._sequences_needed.pop(source, None)
+                self.retention.forget(source)
 
     # Projections.
 
@@ -691,7 +721,7 @@ class Hub:
                 _log.info("No agents of an older release are left", feed=name, release=releases.BY_FEED[name].value)
                 del self.feeds[name]
                 self._seeds.pop(name, None)
-                self._sequences_needed.pop(source, None)
+                self.retention.forget(source)
                 if isinstance(source, calico_feed.Projection):
                     source.close()
 
@@ -732,7 +762,7 @@ class Hub:
         self.workers.offer_snapshot(channel)
         if channel.wants_snapshot():
             self.snapshots.request(channel)
-        self._keep_budget()
+        self.retention.keep_budget()
 
     def look_after_channels(self) -> None:
         """Closes idle channels, and frees the parts of logs and history that no client needs. Call it every second.
@@ -741,6 +771,7 @@ class Hub:
         """
         now = _monotonic()
         self._note_quiet_feeds()
+        self._look_at_dictionaries()
         self._tell_confirmed()
         self.convergence.look(now)
         channels = self.channels.values()
@@ -760,13 +791,13 @@ class Hub:
             if channel.wants_snapshot():
                 self.snapshots.request(channel)
             needed = [0 if report is None else report.min_offset for report in reports]
-            self._trim(channel, min(needed, default=0))
+            self.retention.trim(channel, min(needed, default=0))
         self._close_unused_selections()
         self._close_unused_projections()
         for source in self.feeds.values():
-            self._forget_deletions(source)
+            self.retention.forget_deletions(source)
         for one in self.selections.values():
-            self._forget_deletions(one)
+            self.retention.forget_deletions(one)
         self.catch_ups.forget_old()
 
     def _note_quiet_feeds(self) -> None:
@@ -776,59 +807,11 @@ class Hub:
                 self.batch_sizes[name].record(0)
             self._batches_before[name] = batches
 
-    def _forget_deletions(self, source: Source) -> None:
-        """Drops tombstones that no connected client needs. Some are kept for native clients that may come back.
-
-        As of some seconds ago: a client that no report has counted yet may have begun with the snapshot before.
-        """
-        needed = [source.store.sequence]
-        for channel in self._channels_of(source):
-            reports = self.workers.channel_reports(channel)
-            needed += [0 if report is None else report.min_sequence for report in reports]
-            needed.append(channel.snapshot.sequence if channel.snapshot is not None else 0)
-        looks = self._policy.tombstone_looks
-        lately = self._sequences_needed.setdefault(source, deque(maxlen=looks))
-        lately.append(min(needed))
-        if len(lately) == looks:
-            keep = 0
-            if source.name in self._resumable:
-                # With more deletions, too many keys have changed for anything but a snapshot.
-                most = self._policy.resumable_deletions_max
-                keep = min(most, int(len(source.store) * self._policy.snapshot_is_cheaper_share))
-            source.store.forget_deletions(min(lately), keep=keep)
-
     def _close_channel(self, channel: HubChannel) -> None:
         _log.info("Dropping a wire format without clients", feed=channel.feed.name, format=channel.encoder.name)
         del self.channels[channel.key], self._by_number[channel.number]
         self.workers.close_channel(channel)
         channel.close()
-
-    @property
-    def log_bytes(self) -> int:
-        """Bytes of all logs."""
-        return sum(channel.log.used_bytes for channel in self.channels.values())
-
-    def _keep_budget(self) -> None:
-        """Frees the oldest segments of the largest log until all logs are within the budget."""
-        budget_bytes = self._policy.log_budget_bytes
-        for channel in sorted(self.channels.values(), key=lambda channel: -channel.log.used_bytes):
-            while self.log_bytes > budget_bytes and len(channel.log.segments) > 1:
-                if not self._trim(channel, channel.log.segments[0].end):
-                    break
-        # A log of one segment has nothing to free: a new snapshot would not change that, and ask for the next one.
-        long_logs = [channel for channel in self.channels.values() if len(channel.log.segments) > 1]
-        if long_logs and self.log_bytes > budget_bytes:
-            largest = max(long_logs, key=lambda channel: channel.log.used_bytes)
-            if not largest.building:
-                self.snapshots.request(largest)
-
-    def _trim(self, channel: HubChannel, before_offset: int) -> bool:
-        start = channel.log.start
-        channel.log.trim(channel.trim_limit(before_offset))
-        if channel.log.start == start:
-            return False
-        self.workers.send(ipc.TrimLog(channel.number, channel.log.start))
-        return True
 
     def close(self) -> None:
         """Lets go of all files."""

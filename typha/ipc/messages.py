@@ -7,6 +7,7 @@
 | `RefuseChannel` | worker | in answer to `WantChannel` | there are too many subscriptions; its clients connect again |
 | `AddSegment` | worker | before the first `Publish` into it; with 2 descriptors | the file does not move or shrink |
 | `NoteStatus` | worker | before the `Publish` that makes it visible | never coalesced: a worker knows every status |
+| `NoteDictionary` | worker | before the `Publish` that makes it visible | never coalesced: newcomers need it |
 | `Publish` | worker | after a commit; ends are coalesced while the link is full | all before the end is readable |
 | `OfferSnapshot` | worker | when a snapshot is built; with 1 descriptor | replaces the channel's previous one |
 | `SendBlock` | worker | in answer to `WantBlock`; with 1 descriptor | all of the log up to its cut is published |
@@ -138,6 +139,14 @@ class NoteStatus(_Message):
     channel: int
     offset: int
     status: messages.SyncStatus
+
+
+class NoteDictionary(_Message):
+    """The frame of the log that ends at `offset` is this one, with a dictionary for the frames after it."""
+
+    channel: int
+    offset: int
+    frame: bytes
 
 
 class UpdateTimes(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -529,6 +538,7 @@ ToWorker: TypeAlias = (
     | RefuseChannel
     | AddSegment
     | NoteStatus
+    | NoteDictionary
     | Publish
     | OfferSnapshot
     | SendBlock

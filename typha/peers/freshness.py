@@ -20,17 +20,38 @@ CONFIRMED_SECONDS_MAX = 90.0
 """A replica that was not confirmed for so long may have lost the API server in silence, which it notices after 150 s. A
 bookmark comes about once a minute, and more often if a feed has several types."""
 
+SETTLED_SECONDS = 15.0
+"""For how long another replica must have been fresh. Replicas that have lost the API server together find it again one
+after the other, each of them within some seconds (their watches retry at random times). The first must not get the
+clients of all others, which need only wait for their own turn."""
+
+
+UNREADY_SECONDS = 30.0
+"""Until the clients of the Service know that this replica is not ready: three probes, ten seconds apart. Some of those
+that are moved earlier come back, and have a choice only after it."""
+
 
 class HandOverPolicy(NamedTuple):
     """From the settings."""
 
     after_seconds: float
-    """How long the replica must have been stale: an API server that restarts is away for some seconds."""
+    """How long the replica must have been stale: an API server that restarts is away for some seconds. The questions
+    begin earlier, so that by then another replica may have been fresh for long enough."""
     spread_seconds: float
     """Time over which the clients are moved."""
     again_seconds: float
-    """Between the beginnings of two rounds. Clients that came since the last one, or came back, are moved by the next
-    one."""
+    """Between the beginnings of two rounds, after the second. Clients that came since the last one, or came back, are
+    moved by the next one."""
+
+    @property
+    def second_round_seconds(self) -> float:
+        """Between the beginnings of the first round and the second."""
+        return self.spread_seconds + UNREADY_SECONDS
+
+    @property
+    def settled_seconds(self) -> float:
+        """For how long another replica must have been fresh."""
+        return min(SETTLED_SECONDS, self.after_seconds)
 
 
 class Answer(NamedTuple):
@@ -52,7 +73,7 @@ class Stance(enum.StrEnum):
     FRESH = "fresh"
     """The API server confirms its data."""
     WAITING = "waiting"
-    """It is stale, but not for long enough to ask or to move anybody."""
+    """It is stale, but it is too early to move anybody: not for long, or others are fresh, but not for long."""
     ALONE = "alone"
     """It is stale, and has no peers, or none that answers: it keeps its clients."""
     ALL_STALE = "all-stale"
@@ -77,8 +98,11 @@ class Freshness:
     def __init__(self, policy: HandOverPolicy) -> None:
         self._policy = policy
         self._answers: dict[str, Answer] = {}
+        self._fresh_since: dict[str, float] = {}
+        """When each replica that is fresh was first asked since it is."""
         self._stale_since: float | None = None
-        self._round_at: float | None = None
+        self._rounds = 0
+        self._next_round_at = 0.0
         self.stance = Stance.FRESH
 
     @property
@@ -88,12 +112,30 @@ class Freshness:
 
     def wants_answers(self, now: float) -> bool:
         """Whether the peers are to be asked: the replica is stale for long enough."""
-        since = self._stale_since
-        return since is not None and now - since >= self._policy.after_seconds
+        since, policy = self._stale_since, self._policy
+        return since is not None and now - since >= policy.after_seconds - policy.settled_seconds
 
-    def note_answers(self, answers: Mapping[str, Answer]) -> None:
-        """What the peers have said, by address. Peers that have gone are forgotten."""
-        self._answers = dict(answers)
+    def note_answers(self, now: float, answers: Mapping[str, Answer]) -> None:
+        """What the peers have said, by address. If one says nothing this time, its last answer counts for a while."""
+        self._answers = {
+            peer: answer
+            for peer, answer in {**self._answers, **answers}.items()
+            if now - answer.asked_at <= ANSWER_SECONDS_MAX
+        }
+        self._fresh_since = {
+            peer: self._fresh_since.get(peer, answer.asked_at)
+            for peer, answer in self._answers.items()
+            if self._is_fresh(answer)
+        }
+
+    def _is_fresh(self, answer: Answer) -> bool:
+        since, confirmed_at = self._stale_since, answer.confirmed_at
+        return (
+            since is not None
+            and confirmed_at is not None
+            and confirmed_at >= since + FRESHER_SECONDS_MIN
+            and answer.asked_at - confirmed_at <= CONFIRMED_SECONDS_MAX
+        )
 
     def look(self, now: float, *, is_stale: bool) -> Decision:
         """What to do now.
@@ -107,27 +149,27 @@ class Freshness:
 
     def _decide(self, now: float, *, is_stale: bool) -> Decision:
         if not is_stale:
-            self._stale_since = self._round_at = None
+            self._stale_since, self._rounds, self._next_round_at = None, 0, 0.0
             self._answers.clear()
+            self._fresh_since.clear()
             return Decision(Stance.FRESH)
         if self._stale_since is None:
             self._stale_since = now
         since = self._stale_since
         if now - since < self._policy.after_seconds:
             return Decision(Stance.WAITING)
-        heard = {one: answer for one, answer in self._answers.items() if now - answer.asked_at <= ANSWER_SECONDS_MAX}
-        fresh = [
-            one
-            for one, answer in heard.items()
-            if answer.confirmed_at is not None
-            and answer.confirmed_at >= since + FRESHER_SECONDS_MIN
-            and answer.asked_at - answer.confirmed_at <= CONFIRMED_SECONDS_MAX
-        ]
-        if not fresh:
+        heard = {one for one, answer in self._answers.items() if now - answer.asked_at <= ANSWER_SECONDS_MAX}
+        fresh_since = {one: fresh for one, fresh in self._fresh_since.items() if one in heard}
+        if not fresh_since:
             return Decision(Stance.ALL_STALE if heard else Stance.ALONE)
-        begins_round = self._round_at is None or now - self._round_at >= self._policy.again_seconds
+        fresh = [one for one, began in fresh_since.items() if now - began >= self._policy.settled_seconds]
+        if not fresh:
+            return Decision(Stance.WAITING)
+        begins_round = now >= self._next_round_at
         if begins_round:
-            self._round_at = now
+            policy = self._policy
+            self._next_round_at = now + (policy.again_seconds if self._rounds else policy.second_round_seconds)
+            self._rounds += 1
         return Decision(Stance.HANDING_OVER, tuple(sorted(fresh)), begins_round)
 
 

@@ -21,8 +21,8 @@ _LOOK_SECONDS = 1.0
 _ASK_SECONDS = 5.0
 """Between two rounds of questions. A stale replica sees that another one is fresh, or is not any more, within that."""
 _AGAIN_SECONDS = 300.0
-"""Between the beginnings of two rounds of moves. A client that comes back finds no other replica, and each move costs
-it a snapshot."""
+"""Between the beginnings of two rounds of moves, after the second. A client that comes back then knows no other one,
+and each move costs it a snapshot."""
 
 
 class Actions(NamedTuple):
@@ -97,8 +97,8 @@ class Peers:
             now = _monotonic()
             if stale and self.known and self._freshness.wants_answers(now) and now >= ask_at:
                 self.answers = await self._ask(stale[0])
-                self._freshness.note_answers(self.answers)
                 now = _monotonic()
+                self._freshness.note_answers(now, self.answers)
                 ask_at = now + freshness.jittered(_ASK_SECONDS)
             self._act(self._freshness.stance, self._freshness.look(now, is_stale=bool(stale)))
 

@@ -456,8 +456,8 @@ class Settings:
         "StaleHandOverAfterSecs",
         seconds(),
         30.0,
-        "How long a replica must have lost the API server before it asks the others, and hands its clients over to "
-        "those that have not lost it.",
+        "How long a replica must have lost the API server before it hands its clients over to others that have not "
+        "lost it. It asks them up to 15 s earlier.",
         why="an API server that restarts is away for some seconds, and every move costs a snapshot",
         unit="seconds",
     )

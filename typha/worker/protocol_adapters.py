@@ -31,6 +31,7 @@ _SUPPORTED_FEATURES = frozenset(
         messages.Feature.TIERS.value,
         messages.Feature.RESUME.value,
         messages.Feature.CHUNK_DIGESTS.value,
+        messages.Feature.ZSTD_DICTIONARY.value,
     }
 )
 _RESUMING = frozenset({messages.Feature.RESUME.value, messages.Feature.CHUNK_DIGESTS.value})
@@ -279,6 +280,8 @@ class NativeAdapter:
             text = f"no feed {hello.feed!r} here"
             return Refused(DisconnectReason.UNKNOWN_FEED, text, _RETRY_UNKNOWN_FEED_MILLISECONDS)
         features = hello.features & _SUPPORTED_FEATURES
+        if messages.Feature.ZSTD.value not in features:
+            features -= {messages.Feature.ZSTD_DICTIONARY.value}
         subscription = self._subscription(hello)
         if subscription is not None:
             features |= {messages.Feature.SUBSCRIPTIONS.value}
@@ -305,13 +308,12 @@ class NativeAdapter:
             upstreams=self._offer.upstreams if messages.Feature.TIERS.value in features else None,
         )
         self._connection.send_hello(answer, self._number)
-        wire_format = native_encoder.ZSTD if messages.Feature.ZSTD.value in features else native_encoder.PLAIN
         by_node = subscription is not None and bool(subscription.own_node)
         self._reports_positions = messages.Feature.POSITIONS.value in features
         return Subscribed(
             self._connection.data_to_send(),
             hello.feed,
-            wire_format,
+            _wire_format(features),
             introduction=Introduction("native", hello.feed, hello.feed),
             reports_positions=self._reports_positions,
             resumption=_resumption(hello, features, self._offer.incarnation),
@@ -455,6 +457,12 @@ def _choose(
     if choice.release is None:
         return Refused(DisconnectReason.UNSUPPORTED_VERSION, choice.reason)
     return AgentVersion(version, choice.release, choice.reason)
+
+
+def _wire_format(features: frozenset[str]) -> str:
+    if messages.Feature.ZSTD_DICTIONARY.value in features:
+        return native_encoder.ZSTD_DICTIONARY
+    return native_encoder.ZSTD if messages.Feature.ZSTD.value in features else native_encoder.PLAIN
 
 
 def _resumption(hello: messages.ClientHello, features: frozenset[str], incarnation: bytes) -> Resumption | None:

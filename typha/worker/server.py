@@ -328,6 +328,8 @@ class Server:
                 self._list_clients(message.request)
             case messages.Describe():
                 self._describe(message.request)
+            case messages.NoteDictionary():
+                self.channels[message.channel].note_dictionary(message.offset, message.frame)
             case messages.Drain():
                 self._drain = message
                 self._drain_begun.set()

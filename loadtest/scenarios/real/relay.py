@@ -19,6 +19,7 @@ class Relay:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._port = 0
 
     @property
     def port(self) -> int:
@@ -28,8 +29,11 @@ class Relay:
         return port
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
+        await self._listen(0)
         return self
+
+    async def _listen(self, port: int) -> None:
+        self._server = await asyncio.start_server(self._accepted, "127.0.0.1", port)
 
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
@@ -45,6 +49,21 @@ class Relay:
             _reset(writer)
         return count
 
+    def shut(self) -> None:
+        """Reset all connections; new ones are refused until `open`."""
+        assert self._server is not None
+        self._port = self.port
+        self._server.close()
+        self.cut()
+
+    async def open(self) -> None:
+        """Listen on the same port again."""
+        await self._listen(self._port)
+
+    def target(self) -> tuple[str, int] | None:
+        """Where a new connection goes; None to reset it."""
+        return self._target
+
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -56,9 +75,13 @@ class Relay:
             self._tasks.discard(task)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        target = self.target()
+        if target is None:
+            _reset(writer)
+            return
         try:
-            far_reader, far_writer = await asyncio.open_connection(*self._target)
-        except OSError:  # the API server is down
+            far_reader, far_writer = await asyncio.open_connection(*target)
+        except OSError:  # nobody listens there
             _reset(writer)
             return
         ends = {writer, far_writer}

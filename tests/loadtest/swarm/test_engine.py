@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from loadtest.swarm import control, engine
+from loadtest.swarm.agent import Phase
+from protocol import messages
+from protocol.native import codec, frames
 from tests.harness import swarm_peers
 
 pytestmark = pytest.mark.slow
@@ -100,6 +103,56 @@ def test_a_connection_that_ends_is_unserved_before_in_sync_and_lost_after_it() -
         peer.listener.close()
         peer.close()
         poll_until(swarm, lambda: "connect ECONNREFUSED" in swarm.unserved)
+
+
+def test_an_agent_that_moves_is_counted_apart_and_its_path_is_recorded() -> None:
+    with one_agent() as (peer, swarm), socket.create_server(("127.0.0.1", 0)) as other:
+        agent = swarm.links[0].agent
+        poll_until(swarm, lambda: swarm.connects == 1)
+        connection = peer.accept()
+        connection.sendall(swarm_peers.hello() + b"".join(peer.source.snapshot()))
+        poll_until(swarm, lambda: agent.in_sync)
+        swarm.set_moved_apart()
+        assert agent.group is swarm.behaving
+        swarm.choose_from([other.getsockname()])
+        swarm.choose_from([])  # without any, agents go on with those they knew
+        connection.shutdown(socket.SHUT_WR)
+        poll_until(swarm, lambda: swarm.connects == 2)
+        assert agent.group is swarm.impaired
+        other.accept()[0].close()
+        poll_until(swarm, lambda: len(swarm.links[0].visits) > 2)
+        swarm.set_moved_apart()
+        assert agent.group is swarm.behaving
+        [path] = swarm.paths()
+        first, second, third = path.visits
+        assert first.address == peer.listener.getsockname()
+        assert first.connected_ns <= first.in_sync_ns <= first.ended_ns
+        assert second.address == other.getsockname()
+        assert second.ended_ns
+        assert not second.connected_ns
+        assert not third.ended_ns
+        assert 0.1e9 <= second.waited_ns <= 0.3e9, "the back-off after a connection in sync"
+        assert 0.1e9 <= third.waited_ns <= 0.6e9
+
+
+def test_a_goodbye_names_servers_and_a_pause_for_its_own_address() -> None:
+    with one_agent() as (peer, swarm), socket.create_server(("127.0.0.1", 0)) as other:
+        poll_until(swarm, lambda: swarm.connects == 1)
+        named = "{}:{}".format(*other.getsockname())
+        goodbye = messages.Goodbye("rebalanced", "", retry_after_milliseconds=60_000, servers=(named,))
+        peer.accept().sendall(swarm_peers.hello() + frames.pack_frame(codec.encode(goodbye)))
+        poll_until(swarm, lambda: swarm.links[0].agent.phase == Phase.ENDED)
+        peer.close()
+        poll_until(swarm, lambda: swarm.connects == 2)
+        assert swarm.links[0].peer == other.getsockname()
+        other.accept()[0].close()
+        poll_until(swarm, lambda: len(swarm.links[0].visits) == 3)
+        assert swarm.links[0].peer == peer_address(swarm)
+
+
+def peer_address(swarm: engine.Engine) -> tuple[str, int]:
+    """The address that the swarm was started with."""
+    return swarm.start.addresses[0]
 
 
 def test_a_late_read_does_not_change_the_arrival() -> None:

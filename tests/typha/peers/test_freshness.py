@@ -20,24 +20,26 @@ def stale_since(now: float) -> freshness.Freshness:
 
 def test_a_fresh_replica_asks_nobody_and_moves_nobody() -> None:
     one = freshness.Freshness(POLICY)
-    one.note_answers({"a:1": Answer(10.0, 10.0)})
+    one.note_answers(10.0, {"a:1": Answer(10.0, 10.0)})
     assert one.look(10.0, is_stale=False) == freshness.Decision(Stance.FRESH)
     assert not one.wants_answers(10.0)
 
 
 def test_a_short_loss_moves_nobody() -> None:
     one = stale_since(100.0)
-    one.note_answers({"a:1": Answer(129.0, 128.0)})
+    assert not one.wants_answers(114.0)
+    assert one.wants_answers(115.0)
+    one.note_answers(115.0, {"a:1": Answer(115.0, 114.0)})
+    one.note_answers(129.0, {"a:1": Answer(129.0, 128.0)})
     assert one.look(129.0, is_stale=True).stance is Stance.WAITING
-    assert not one.wants_answers(129.0)
-    assert one.wants_answers(130.0)
     assert one.look(130.0, is_stale=False).stance is Stance.FRESH
     assert not one.wants_answers(1000.0)
 
 
 def test_clients_are_moved_to_replicas_that_are_fresh() -> None:
     one = stale_since(100.0)
-    one.note_answers({"b:1": Answer(130.0, 129.0), "a:1": Answer(130.0, 105.0), "c:1": Answer(130.0, None)})
+    for now in (115.0, 130.0):
+        one.note_answers(now, {"b:1": Answer(now, now - 1.0), "a:1": Answer(now, 105.0), "c:1": Answer(now, None)})
     assert one.look(130.0, is_stale=True) == freshness.Decision(Stance.HANDING_OVER, ("a:1", "b:1"), True)
     assert one.look(131.0, is_stale=True) == freshness.Decision(Stance.HANDING_OVER, ("a:1", "b:1"), False)
     assert one.stance is Stance.HANDING_OVER
@@ -45,36 +47,58 @@ def test_clients_are_moved_to_replicas_that_are_fresh() -> None:
 
 def test_a_replica_that_may_not_have_noticed_yet_is_not_fresh() -> None:
     one = stale_since(100.0)
-    one.note_answers({"a:1": Answer(130.0, 104.0)})
+    for now in (115.0, 130.0):
+        one.note_answers(now, {"a:1": Answer(now, 104.0)})
     assert one.look(130.0, is_stale=True).stance is Stance.ALL_STALE
 
 
 def test_a_replica_that_was_not_confirmed_for_long_is_not_fresh() -> None:
     one = stale_since(100.0)
-    one.note_answers({"a:1": Answer(300.0, 209.0)})
+    for now in (290.0, 300.0):
+        one.note_answers(now, {"a:1": Answer(now, now - 91.0)})
     assert one.look(300.0, is_stale=True).stance is Stance.ALL_STALE
-    one.note_answers({"a:1": Answer(300.0, 211.0)})
-    assert one.look(300.0, is_stale=True).stance is Stance.HANDING_OVER
+    for now in (290.0, 300.0, 305.0):
+        one.note_answers(now, {"a:1": Answer(now, now - 89.0)})
+    assert one.look(305.0, is_stale=True).stance is Stance.HANDING_OVER
 
 
 def test_nobody_is_moved_while_nobody_answers() -> None:
     one = stale_since(100.0)
     assert one.look(200.0, is_stale=True).stance is Stance.ALONE
-    one.note_answers({"a:1": Answer(200.0, 200.0)})
-    assert one.look(200.0, is_stale=True).stance is Stance.HANDING_OVER
-    assert one.look(216.0, is_stale=True).stance is Stance.ALONE  # the answer is too old
-    one.note_answers({})
-    assert one.look(217.0, is_stale=True).stance is Stance.ALONE
+    for now in (200.0, 205.0, 215.0):
+        one.note_answers(now, {"a:1": Answer(now, now)})
+    assert one.look(215.0, is_stale=True).stance is Stance.HANDING_OVER
+    one.note_answers(220.0, {})
+    assert one.look(220.0, is_stale=True).stance is Stance.HANDING_OVER  # one that did not answer in time
+    assert one.look(231.0, is_stale=True).stance is Stance.ALONE  # the answer is too old
+    one.note_answers(232.0, {})
+    assert one.look(232.0, is_stale=True).stance is Stance.ALONE
+
+
+def test_the_first_that_finds_the_api_server_again_does_not_get_the_clients_of_all() -> None:
+    one = stale_since(100.0)
+    one.note_answers(200.0, {"a:1": Answer(200.0, None)})
+    assert one.look(200.0, is_stale=True).stance is Stance.ALL_STALE
+    for now in (205.0, 210.0, 215.0):
+        one.note_answers(now, {"a:1": Answer(now, now)})
+        assert one.look(now, is_stale=True) == freshness.Decision(Stance.WAITING)
+    one.note_answers(220.0, {"a:1": Answer(220.0, None)})  # it has lost it again, and the count begins anew
+    assert one.look(220.0, is_stale=True).stance is Stance.ALL_STALE
+    for now in (225.0, 230.0, 235.0):
+        one.note_answers(now, {"a:1": Answer(now, now)})
+        assert one.look(now, is_stale=True).stance is Stance.WAITING
+    one.note_answers(240.0, {"a:1": Answer(240.0, 240.0)})
+    assert one.look(240.0, is_stale=True).stance is Stance.HANDING_OVER
 
 
 def test_another_round_begins_later() -> None:
     one = stale_since(100.0)
     rounds = []
     for second in range(100, 1100):
-        one.note_answers({"a:1": Answer(float(second), float(second))})
+        one.note_answers(float(second), {"a:1": Answer(float(second), float(second))})
         if one.look(float(second), is_stale=True).begins_round:
             rounds.append(second)
-    assert rounds == [130, 430, 730, 1030]
+    assert rounds == [130, 220, 520, 820]  # after the first one, all know that the replica is not ready
 
 
 class Fleet:
@@ -99,11 +123,12 @@ class Fleet:
                 self.confirmed_at[number] = now
             if one.wants_answers(now) and int(now) % 5 == number % 5:
                 one.note_answers(
+                    now,
                     {
                         str(peer): Answer(now, None if self.is_stale(peer, now) else self.confirmed_at[peer])
                         for peer in range(len(self.replicas))
                         if peer != number and self.is_reachable[peer] and self.is_reachable[number]
-                    }
+                    },
                 )
         for number, one in enumerate(self.replicas):
             decision = one.look(now, is_stale=self.is_stale(number, now))
