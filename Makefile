@@ -104,6 +104,13 @@ crash-course: $(STAMP) $(if $(filter real,$(CONTROL_PLANE)),control-plane)  ## B
 		--control-plane $(CONTROL_PLANE) \
 		$(if $(filter SHELL=1,$(MAKEOVERRIDES)),--shell,$$([[ "$$SHELL" != 1 ]] || echo --shell)) $(ARGS)
 
+.PHONY: crash-course-faults crash-course-latency
+crash-course-faults: $(STAMP) $(if $(filter real,$(CONTROL_PLANE)),control-plane)  ## each fault while a stream runs between pods, as root: what is lost, and what heals
+	$(BIN)/python -m loadtest.crash_course.faults --control-plane $(CONTROL_PLANE) $(ARGS)
+
+crash-course-latency: $(STAMP) $(if $(filter real,$(CONTROL_PLANE)),control-plane)  ## how soon packets obey a policy, a new pod answers, a route follows its pool; as root
+	$(BIN)/python -m loadtest.crash_course.latency --control-plane $(CONTROL_PLANE) $(ARGS)
+
 acceptance: $(STAMP) control-plane  ## the full-size acceptance runs
 	$(BIN)/python -m loadtest acceptance $(ARGS)
 

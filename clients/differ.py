@@ -184,6 +184,12 @@ class Differ:
             self._total += known.digest
         self.position, self.chunks = position, chunks
 
+    def restore_known(self, known: Iterable[tuple[str, int, str]], *, chunks: int) -> None:
+        """The same for a caller that has the digests: key, digest of key and value, revision."""
+        self._known = {key: _Known(pair, revision) for key, pair, revision in known}
+        self._total = sum(one.digest for one in self._known.values())
+        self.chunks = chunks
+
     def begin_connection(self) -> None:
         """Prepares for a new connection: drops the snapshot that was in progress on the last one."""
         self._snapshot = None

@@ -54,7 +54,14 @@ class StatusChanged:
     status: messages.SyncStatus
 
 
-_FEATURES = frozenset({messages.Feature.ZSTD, messages.Feature.RESUME, messages.Feature.CHUNK_DIGESTS})
+_FEATURES = frozenset(
+    {
+        messages.Feature.ZSTD,
+        messages.Feature.ZSTD_DICTIONARY,
+        messages.Feature.RESUME,
+        messages.Feature.CHUNK_DIGESTS,
+    }
+)
 
 Event: TypeAlias = Batch | StatusChanged | Connected | Disconnected
 
@@ -103,6 +110,7 @@ class Follower:
         self._selecting = None if wanted is None else selecting.Selecting(wanted, node)
         self._connected_at: float | None = None
         self._acknowledger = Acknowledger() if reports_applied else None
+        self._is_catching_up = False
 
     def __repr__(self) -> str:
         return f"<Follower feed={self.hello.feed} server={self._rotation.current()} {self._differ!r}>"
@@ -184,6 +192,7 @@ class Follower:
 
     def _open_stream(self) -> AsyncGenerator[messages.Message, None]:
         self._differ.begin_connection()
+        self._is_catching_up = False
         return connection.stream(
             self._rotation.current(),
             hello=self._differ.resuming(self.hello),
@@ -218,9 +227,14 @@ class Follower:
         return events
 
     def _note_position(self, acknowledger: Acknowledger, message: messages.Message, *, has_changed: bool) -> None:
-        """The map has moved on, except with what belongs to a snapshot that is not the map yet."""
+        """The map has moved on, except with what belongs to a snapshot that is not the map yet.
+
+        During a catch-up it has reached no sequence: keys may lack changes until the next status (rule P2).
+        """
         if isinstance(message, messages.Updates | messages.Status) and not self._differ.is_in_snapshot:
-            acknowledger.received(message.sequence, has_changed=has_changed)
+            if isinstance(message, messages.Status):
+                self._is_catching_up = message.status is messages.SyncStatus.CATCHING_UP
+            acknowledger.received(0 if self._is_catching_up else message.sequence, has_changed=has_changed)
 
     def _plan_retry(self, error: errors.ClientError, *, now: float) -> float:
         lived_seconds = 0.0 if self._connected_at is None else now - self._connected_at

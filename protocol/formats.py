@@ -7,7 +7,7 @@ from protocol.native import encoder as native_encoder
 from protocol.native import frames
 from protocol.typha import encoder as typha_encoder
 
-NAMES: Final = (native_encoder.PLAIN, native_encoder.ZSTD, typha_encoder.PLAIN, typha_encoder.SNAPPY)
+NAMES: Final = (*native_encoder.NAMES, typha_encoder.PLAIN, typha_encoder.SNAPPY)
 
 
 def make_encoder(name: str, *, max_frame_bytes: int = frames.MAX_FRAME_BYTES) -> encoding.Encoder:
@@ -17,8 +17,12 @@ def make_encoder(name: str, *, max_frame_bytes: int = frames.MAX_FRAME_BYTES) ->
         KeyError: there is no such format.
     """
     made: encoding.Encoder
-    if name in (native_encoder.PLAIN, native_encoder.ZSTD):
-        made = native_encoder.NativeEncoder(zstd=name == native_encoder.ZSTD, max_frame_bytes=max_frame_bytes)
+    if name in native_encoder.NAMES:
+        made = native_encoder.NativeEncoder(
+            zstd=name != native_encoder.PLAIN,
+            takes_dictionary=name == native_encoder.ZSTD_DICTIONARY,
+            max_frame_bytes=max_frame_bytes,
+        )
     elif name in (typha_encoder.PLAIN, typha_encoder.SNAPPY):
         made = typha_encoder.TyphaEncoder(compress=name == typha_encoder.SNAPPY)
     else:
@@ -28,4 +32,4 @@ def make_encoder(name: str, *, max_frame_bytes: int = frames.MAX_FRAME_BYTES) ->
 
 def replaces_by_snapshot(name: str) -> bool:
     """Whether a second snapshot on a connection replaces the first. A Typha client keeps keys that are not in it."""
-    return name in (native_encoder.PLAIN, native_encoder.ZSTD)
+    return name in native_encoder.NAMES

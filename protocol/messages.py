@@ -64,6 +64,8 @@ class Feature(enum.StrEnum):
     SUBSCRIPTIONS = "subscriptions"
     POSITIONS = "positions"
     FRESHNESS = "freshness"
+    ZSTD_DICTIONARY = "zstd-dictionary"
+    TIERS = "tiers"
 
 
 class ResumePosition(NamedTuple):
@@ -104,6 +106,9 @@ class ServerHello(msgspec.Struct, frozen=True):
     max_frame_bytes: int = 0
     confirmed_milliseconds: int | None = None
     """How long ago the backend last confirmed the feed; None if it does not, or if the client has not asked."""
+    upstreams: tuple[bytes, ...] | None = None
+    """The incarnations of the servers that feed this one, nearest first, if `tiers` is in force: empty if it has none
+    at present, None if it reads the backend itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +203,14 @@ class Goodbye:
     """Other servers that the client may connect to instead, as HOST:PORT."""
 
 
+@dataclass(frozen=True, slots=True)
+class Dictionary:
+    """A dictionary of zstd, for the frames that follow and name its number. It replaces the one before."""
+
+    number: int
+    data: bytes = field(repr=False)
+
+
 Message: TypeAlias = (
     ClientHello
     | ServerHello
@@ -211,4 +224,5 @@ Message: TypeAlias = (
     | Pong
     | Goodbye
     | Applied
+    | Dictionary
 )

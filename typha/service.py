@@ -14,7 +14,8 @@ from typing import TypeVar
 import structlog
 
 from cache import objects, resources
-from cache.feeds import feed
+from cache.feeds import feed, followed
+from cache.feeds.calico import syncers
 from cache.kube import access, api, discovery, endpoints, watcher
 from cache.watch import api_group
 from cache.watch.policy import WatchPolicy
@@ -30,6 +31,8 @@ from typha.observability import health, logs, loop_latency, metrics, spans, webs
 from typha.peers import discovered
 from typha.peers import watch as peers_watch
 from typha.settings import description, feeds_file
+from typha.upstream import lease
+from typha.upstream import source as upstream_source
 
 _log = structlog.get_logger("typha.service")
 
@@ -50,6 +53,7 @@ EXIT_CANNOT_SERVE = 1
 _PAGE_BACKLOG = 16
 _LISTEN_RETRY_SECONDS = 1.0
 _ENDPOINTS_SECONDS = 30.0
+_PROBE_SECONDS = 3.0
 _NODES = resources.ResourceType("", "v1", "nodes")
 
 
@@ -114,11 +118,12 @@ class Service:
         self._settings = configured
         self._described = described
         self._stopping = asyncio.Event()
-        specs = feeds_file.load(configured.feeds_file) if configured.feeds_file else []
-        max_value_bytes = configured.max_frame_bytes - native_encoder.VALUE_OVERHEAD_BYTES
+        self._has_access = asyncio.Event()
+        self._specs = feeds_file.load(configured.feeds_file) if configured.feeds_file else []
+        max_value_bytes = self._max_value_bytes = configured.max_frame_bytes - native_encoder.VALUE_OVERHEAD_BYTES
         limits = hub_policy.from_settings(configured)
         self.hub = hub.Hub(
-            [feed.RawFeed(spec, max_value_bytes=max_value_bytes) for spec in specs],
+            self._raw_feeds(),
             limits,
             awaited=bootstrap.awaited_names(configured),
         )
@@ -164,6 +169,9 @@ class Service:
         self.collector.peers = self.peers
         if self.peers.is_enabled:
             self.health.register(health.FRESHNESS, now_seconds=clock.monotonic(), live=False, ready=True)
+        self._candidate = self._make_candidate() if configured.upstream == upstream_source.ELECTED else None
+        self.source = self._make_source() if configured.upstream else None
+        self.collector.source = self.source
         self.diagnosis = diagnosis.Diagnosis(self.hub, self.supervisor, self.collector)
         self.history = history.History(self.supervisor, self.hub.recent)
         self.admin = admin_server.AdminServer("admin", self._admin_pages())
@@ -179,6 +187,42 @@ class Service:
             self.collector.http_refused[self.status_page.name] = self.status_page.refused
         self._sink: objects.WatchSink = self.hub
         self._tracer = self._make_tracer()
+
+    def _raw_feeds(self) -> list[feed.RawFeed]:
+        return [feed.RawFeed(spec, max_value_bytes=self._max_value_bytes) for spec in self._specs]
+
+    def _make_source(self) -> upstream_source.Source:
+        """What chooses between other replicas and the API server."""
+        listed = discovered.listed(self._settings.upstream)
+        is_elected = self._settings.upstream == upstream_source.ELECTED
+        return upstream_source.Source(
+            self._settings,
+            self.hub,
+            incarnation=bytes.fromhex(self.supervisor.incarnation),
+            max_value_bytes=self._max_value_bytes,
+            candidates=lambda: self.peers.known if is_elected else listed,
+            watch=self._watch_instead,
+            api_answers=self._api_answers,
+            must_watch=lambda: self._candidate is not None and self._candidate.holds,
+        )
+
+    def _make_candidate(self) -> lease.Candidate | None:
+        """What takes part in the election. Without other replicas to ask, this one cannot follow, and watches."""
+        configured = self._settings
+        if not self.peers.is_enabled:
+            _log.error(
+                "Replicas cannot be elected: no other ones are known",
+                setting="ConnectionRebalancingMode, PeerAddresses",
+            )
+        try:
+            return lease.Candidate(
+                identity=f"{socket.gethostname()}_{self.supervisor.incarnation}",
+                namespace=configured.k8s_namespace,
+                service=configured.k8s_service_name,
+            )
+        except ValueError as error:
+            _log.error("Replicas cannot be elected", error=str(error), setting="K8sNamespace, K8sServiceName")
+            return None
 
     def _make_tracer(self) -> tracing.Tracer | None:
         """Begins to trace, if that is configured. What cannot be traced is served all the same."""
@@ -204,6 +248,8 @@ class Service:
             return
         _log.info("Draining", signal=signal_name, seconds=self._settings.shutdown_timeout_seconds)
         self.health.drain()
+        if self._candidate is not None:
+            self._candidate.release()
         self._stopping.set()
 
     async def run(self) -> None:
@@ -248,6 +294,7 @@ class Service:
             ("catch-ups", self.hub.catch_ups.run()),
             ("coalescing", self.hub.run_coalescing()),
             ("conversions", self.hub.run_conversions()),
+            ("dictionaries", self.hub.run_dictionaries()),
             ("projections", self.hub.run_projections()),
             ("garbage", self.garbage.run()),
             ("housekeeping", self._keep_house()),
@@ -392,9 +439,63 @@ class Service:
         raise rebalancing.Unknown("the nodes are not known")
 
     async def _watch(self) -> None:
-        """Watches every type that a feed takes, once each."""
-        async with self._session() as session, asyncio.TaskGroup() as tasks:
-            await self.calico.decide(session)
+        """Watches every type that a feed takes, once each; or follows another replica, if that is configured."""
+        if self.source is None:
+            async with self._session() as session:
+                await self.calico.decide(session)
+                await self._watch_types(session)
+        else:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._keep_session(), name="session with the API server")
+                await self._follow(self.source)
+
+    async def _follow(self, chosen: upstream_source.Source) -> None:
+        if bootstrap.is_optional(self._settings):
+            await self.calico.decide(await self._opened_session())
+        awaited = self.hub.awaited
+        self.hub.add_feeds(followed.FollowedFeed(name, has_projections=name == syncers.FELIX) for name in awaited)
+        self.hub.follow()
+        await chosen.run()
+
+    async def _watch_instead(self) -> None:
+        """Watches until cancelled. What it finds takes the place of what an upstream has sent."""
+        try:
+            session = await self._opened_session()
+            feeds: list[feed.Feed] = [*self._raw_feeds()]
+            if not {one.name for one in feeds} >= self.hub.followed_feeds.keys():
+                feeds += await self.calico.make_feeds(session)
+            self.hub.unfollow(feeds)
+            await self._watch_types(session)
+        finally:
+            self.collector.watchers.clear()
+
+    async def _keep_session(self) -> None:
+        async with self._session() as session:
+            if self._candidate is not None:
+                await self._candidate.run(session)
+            await asyncio.Event().wait()
+
+    async def _opened_session(self) -> api.KubeApi:
+        await self._has_access.wait()
+        session = self.collector.session
+        if session is None:
+            raise RuntimeError("access without a session")
+        return session
+
+    async def _api_answers(self) -> bool:
+        """Whether the API server answers at all."""
+        session = self.collector.session
+        if session is None or not session.is_open:
+            return False
+        try:
+            async with api.deadline(_PROBE_SECONDS, "no answer"):
+                api.close_response(await session.get("/version", {}, read_timeout_seconds=_PROBE_SECONDS))
+        except api.Interrupted:
+            return False
+        return True
+
+    async def _watch_types(self, session: api.KubeApi) -> None:
+        async with asyncio.TaskGroup() as tasks:
             late = self.calico.types
             self._start_watchers(session, tasks, [type for type in self.hub.types if type not in late])
             if late:
@@ -434,6 +535,7 @@ class Service:
                     _log.error("No access to an API server, trying again each second", error=str(error))
                 complained = True
                 await asyncio.sleep(_ACCESS_RETRY_SECONDS)
+        self._has_access.set()
         try:
             yield session
         finally:

@@ -4,6 +4,9 @@ Watchers pass objects, and the status of each type, to the feed; several feeds m
 an object at once, so that a rejection can name it. The store changes only in `take`, which returns everything since
 the last call as one batch: first the updates, then the status if it changed. A status therefore never comes before its
 data. A cut of the store always contains exactly the batches taken so far, even while a watcher is within a batch.
+
+A feed may succeed another one of the same name: it keeps the store, and so what clients have. Until all its types are
+in sync it only writes what differs, and the status stays; then it deletes the keys that no object has.
 """
 
 import abc
@@ -95,6 +98,8 @@ class Feed(abc.ABC):
         self._unconfirmed: set[resources.ResourceType] = set()
         self.last_confirmed: float | None = None
         """When the API server last confirmed one of the types."""
+        self._is_reconciling = False
+        """Whether the store may have keys of the feed before this one that no object has."""
 
     @property
     def types(self) -> list[resources.ResourceType]:
@@ -163,6 +168,14 @@ class Feed(abc.ABC):
         else:
             self._unconfirmed.discard(type)
 
+    def succeed(self, old: "Feed") -> None:
+        """Take the place of another feed of the same name, before anything has come. Clients keep what they have."""
+        self.store = old.store
+        self.rejected, self.skipped, self.synced_once = old.rejected, old.skipped, old.synced_once
+        self.last_confirmed = old.last_confirmed
+        self._status = old.store.status
+        self._is_reconciling = bool(old.store.sequence)
+
     @property
     def confirmed_status(self) -> messages.SyncStatus:
         """The store's status, for clients that are to know about a lost API server.
@@ -170,15 +183,22 @@ class Feed(abc.ABC):
         Instead of in-sync it is waiting if no type is confirmed, and resync if some types are.
         """
         status = self.store.status
-        if not self._unconfirmed or status is not messages.SyncStatus.IN_SYNC:
-            return status
+        return self._contact if status is messages.SyncStatus.IN_SYNC else status
+
+    @property
+    def _contact(self) -> messages.SyncStatus:
+        """What confirms that a complete store is current: in-sync for all types, resync for some, waiting for none."""
+        if self._is_reconciling:
+            return messages.SyncStatus.WAITING
+        if not self._unconfirmed:
+            return messages.SyncStatus.IN_SYNC
         is_lost = self._unconfirmed >= self._statuses.keys()
         return messages.SyncStatus.WAITING if is_lost else messages.SyncStatus.RESYNC
 
     @property
     def is_stale(self) -> bool:
         """Whether there is data to serve, and the API server can no longer confirm a part of it."""
-        return self.synced_once and bool(self._unconfirmed)
+        return self.synced_once and (self._is_reconciling or bool(self._unconfirmed))
 
     @property
     def confirmed_at(self) -> float | None:
@@ -194,7 +214,10 @@ class Feed(abc.ABC):
         previous_sequence = self.store.sequence
         updates = self._write_changes(limits)
         self.store.advance_split(limits.split_keys)
-        if self._changes:
+        if self._is_reconciling and not self._changes and self._is_complete:
+            self._is_reconciling = False
+            self._delete_what_no_object_has()
+        if self._changes or self._is_reconciling:
             return Batch(previous_sequence, updates, None) if updates else None
         status = None if self.store.status is self._status else self._status
         self.store.status = self._status
@@ -202,6 +225,15 @@ class Feed(abc.ABC):
         if not updates and status is None:
             return None
         return Batch(previous_sequence, updates, status)
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether all types are in sync."""
+        return combined_status(self._statuses) is messages.SyncStatus.IN_SYNC
+
+    @abc.abstractmethod
+    def _delete_what_no_object_has(self) -> None:
+        """Add the deletion of each key in the store that no object of this feed has to the changes."""
 
     def _write_changes(self, limits: BatchLimits) -> list[messages.Update]:
         """Write the oldest changes. Return the updates for clients. The store's sequence grows by their number."""
@@ -227,6 +259,8 @@ class RawFeed(Feed):
         super().__init__(spec.name, [resource.type for resource in spec.resources], store_limits)
         self._fields = {resource.type: resource.fields for resource in spec.resources}
         self._max_value_bytes = max_value_bytes
+        self._held: set[str] = set()
+        """The keys that objects have, while the store may have others."""
 
     def convert(self, event: objects.ObjectEvent) -> bytes | raw.InvalidObject:
         """See Feed."""
@@ -247,12 +281,15 @@ class RawFeed(Feed):
             return self._reject(key, event, "value-too-large", f"{len(value)} bytes, limit {self._max_value_bytes}")
         if len(key) > codec.MAX_KEY_CHARS:
             return self._reject(key, event, "key-too-long", f"{len(key)} characters, limit {codec.MAX_KEY_CHARS}")
+        if self._is_reconciling:
+            self._held.add(key)
         self._changes.append(_Change(key, value, event.resource_version))
         return None
 
     def delete(self, event: objects.ObjectEvent) -> None:
         """Process the deletion of an object."""
         key = raw.object_key(event.type, event.namespace, event.name)
+        self._held.discard(key)
         self._changes.append(_Change(key, None, event.resource_version))
 
     def held_items(self, type: resources.ResourceType, namespace: str, name: str) -> list[HeldItem]:
@@ -265,7 +302,12 @@ class RawFeed(Feed):
             return self.store.delete(change.key, change.revision)
         return self.store.put(change.key, change.value, change.revision)
 
+    def _delete_what_no_object_has(self) -> None:
+        held, self._held = self._held, set()
+        self._changes.extend(_Change(one.key, None, one.revision) for one in self.store if one.key not in held)
+
     def _reject(self, key: str, event: objects.ObjectEvent, reason: str, detail: str) -> Rejection:
         self.rejected += 1
+        self._held.discard(key)
         self._changes.append(_Change(key, None, event.resource_version))
         return Rejection(self.name, key, reason, detail)

@@ -11,6 +11,7 @@ ZSTD: Final = "zstd"
 POSITIONS: Final = "positions"
 RESUME: Final = "resume"
 DIGESTS: Final = "chunk-digests"
+DICTIONARIES: Final = "zstd-dictionary"
 SUBSCRIPTIONS: Final = "subscriptions"
 
 
@@ -20,7 +21,10 @@ class ToClient(NamedTuple):
     rule: str
     name: str
     after: str
-    """What the server has sent before: nothing, its preface, also its hello, or also a snapshot and its status."""
+    """What the server has sent before: nothing, its preface, also its hello, or also a snapshot and its status.
+
+    With "agreed", the hello has put `zstd-dictionary` in force; with "dictionary", the kit's has followed it.
+    """
     data: bytes
     needs: str = ""
     """The clients that must reject it: verifying ones, those with zstd, or all."""
@@ -44,6 +48,11 @@ UNKNOWN_TYPE: Final = 99
 """Of a message that no version of the protocol has."""
 _SKIPPABLE = bytes.fromhex("502a4d1800000000")
 _ZSTD_PING = bytes.fromhex("28b52ffd20021100009108")
+
+
+_13: Final = wire.DICTIONARY_TYPE
+_DICTIONARY = frame(_13, wire.DICTIONARY_NUMBER, wire.DICTIONARY)
+_ZSTD_DICTIONARY_PING = framed(bytes.fromhex("28b52ffd2107021100009108"), 1)
 
 
 def _hello(feed: object = "workloads", **members: object) -> bytes:
@@ -143,6 +152,33 @@ TO_CLIENTS: Final = (
     ToClient("F7", "a compressed frame with a byte after it", "hello", framed(_ZSTD_PING + b"\0", 1), ZSTD),
     ToClient("F7", "two compressed frames in one", "hello", framed(_ZSTD_PING + _ZSTD_PING, 1), ZSTD),
     ToClient("F7", "a skippable zstd frame after the frame", "hello", framed(_ZSTD_PING + _SKIPPABLE, 1), ZSTD),
+    ToClient("Z1", "a dictionary that was not agreed on", "hello", _DICTIONARY),
+    ToClient("Z3", "a dictionary that is none", "agreed", frame(_13, 7, bytes(256)), DICTIONARIES),
+    ToClient("Z3", "half a dictionary", "agreed", frame(_13, 7, wire.DICTIONARY[:100]), DICTIONARIES),
+    ToClient("Z3", "a dictionary with another number", "agreed", frame(_13, 8, wire.DICTIONARY), DICTIONARIES),
+    ToClient("Z3", "a dictionary with number 0", "agreed", frame(_13, 0, wire.DICTIONARY), DICTIONARIES),
+    ToClient(
+        "Z3",
+        "a dictionary of 65,537 bytes",
+        "agreed",
+        frame(_13, 7, wire.DICTIONARY + bytes(65_537 - len(wire.DICTIONARY))),
+        DICTIONARIES,
+    ),
+    ToClient("Z4", "a frame that needs a dictionary which did not come", "agreed", _ZSTD_DICTIONARY_PING, DICTIONARIES),
+    ToClient(
+        "Z4",
+        "a frame that names another dictionary",
+        "dictionary",
+        framed(bytes.fromhex("28b52ffd2108021100009108"), 1),
+        DICTIONARIES,
+    ),
+    ToClient(
+        "Z4",
+        "a frame with a dictionary and too much content",
+        "dictionary",
+        framed(bytes.fromhex("28b52ffda107010000011100009108"), 1),
+        DICTIONARIES,
+    ),
     ToClient(
         "O1",
         "a snapshot that keeps chunks of a client that has told no digests",

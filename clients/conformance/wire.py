@@ -11,7 +11,9 @@ import zstandard
 
 PREFACE: Final = b"\0TYPHA\r\n"
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
-HELLO_TYPE, SERVER_HELLO, BEGIN, CHUNK, END, UPDATES, STATUS, PING, PONG, GOODBYE, APPLIED, RESUME = range(1, 13)
+HELLO_TYPE, SERVER_HELLO, BEGIN, CHUNK, END, UPDATES, STATUS, PING, PONG, GOODBYE, APPLIED, RESUME, DICTIONARY_TYPE = (
+    range(1, 14)
+)
 WAITING, RESYNC, IN_SYNC, CATCHING_UP = range(4)
 STATUS_NAMES: Final = ("waiting", "resync", "in-sync", "catching-up")
 
@@ -63,6 +65,25 @@ def frame(*message: object) -> bytes:
 def compressed(*message: object) -> bytes:
     """A message as a compressed frame."""
     compressor = zstandard.ZstdCompressor(write_content_size=True)
+    return framed(compressor.compress(payload(message)), 1)
+
+
+DICTIONARY_NUMBER: Final = 7
+DICTIONARY: Final = bytes.fromhex(
+    "37a430ec070000002410d853e90c83979bcaab14bd1d5cce64184a96524a29a5947159babbbbbb5b67b796760a9302000000"
+    "56bbc906000004800300000080801c00000001000080839c39e2060004e4750000640000400000000000007487072c0522e8"
+    "43360000000000000000000000010000000400000008000000742f7765622d323432c4167b226b696e64223a22506f64222c"
+    "2278223a3234327da333343202a0009406ccf3ccf49196bd2f742f7765622d313835c4167b226b696e64223a22506f64222c"
+    "2278223a3138357da332383502a0009406ccbaccbb9196bd2f6c742f7765622d313639c4167b226b696e64223a22506f6422"
+    "2c2278223a31"
+)
+"""A small dictionary of zstd, trained from updates of pods."""
+
+
+def compressed_with(dictionary: bytes, *message: object) -> bytes:
+    """A message as a frame that is compressed with a dictionary, and names it."""
+    content = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_FULLDICT)
+    compressor = zstandard.ZstdCompressor(dict_data=content, write_content_size=True, write_dict_id=True)
     return framed(compressor.compress(payload(message)), 1)
 
 

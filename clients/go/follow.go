@@ -164,6 +164,7 @@ type follower struct {
 	connectedAt time.Time
 	// nil if nobody is told what has been applied
 	acknowledger *acknowledger
+	catchingUp   bool
 }
 
 func (f *follower) planRetry(err error) time.Duration {
@@ -211,6 +212,7 @@ func (f *follower) connect(ctx context.Context, address string) error {
 	f.differ.beginConnection(hello.incarnation)
 	if f.acknowledger != nil {
 		f.acknowledger.beginConnection()
+		f.catchingUp = false
 		if slices.Contains(hello.features, featureApplied) {
 			done, ended := make(chan struct{}), make(chan struct{})
 			go func() {
@@ -279,9 +281,12 @@ func (f *follower) notePosition(message any, batch *Batch) {
 	case updates:
 		sequence = message.sequence
 	case statusMessage:
-		sequence = message.sequence
+		sequence, f.catchingUp = message.sequence, message.status == CatchingUp
 	default:
 		return
+	}
+	if f.catchingUp {
+		sequence = 0 // none is reached: keys may lack changes until the next status (rule P2)
 	}
 	version := f.acknowledger.received(sequence, batch != nil && len(batch.Changes) > 0)
 	if batch != nil {
@@ -357,6 +362,8 @@ type session struct {
 	unsent     error // why a pong could not be sent
 	writing    sync.Mutex
 
+	dictionaries bool // the server may send some
+
 	asked     *position // what the hello says of the map
 	digests   bool      // it says the digests of its chunks, too
 	continues bool      // while the state is resuming: the server may go on from the position,
@@ -423,6 +430,7 @@ func (s *session) greet(feed string) (serverHello, error) {
 		}
 		s.state, s.silence = ready, silenceFactor*message.pingInterval
 		s.frames.limit, s.frames.zstd = message.maxFrame, slices.Contains(message.features, featureZstd)
+		s.dictionaries = slices.Contains(message.features, featureDictionary)
 		s.resume(message)
 		return message, nil
 	}
@@ -470,6 +478,14 @@ func (s *session) next() (any, error) {
 	switch message := message.(type) {
 	case ping, goodbye:
 		return message, nil
+	case dictionary:
+		if state == inSnapshot {
+			break
+		}
+		if !s.dictionaries {
+			return nil, broken("a dictionary that was not agreed on")
+		}
+		return message, s.frames.use(message)
 	case snapshotBegin:
 		if state == inSnapshot {
 			break

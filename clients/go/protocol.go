@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/bits"
 	"time"
 
@@ -18,9 +19,12 @@ const (
 	featureZstd        = "zstd"
 	featureResume      = "resume"
 	featureDigests     = "chunk-digests"
+	featureDictionary  = "zstd-dictionary"
 	maxChunkDigests    = 4096
 	maxChunks          = 1 << 20
 	maxFrameBytes      = 16 << 20
+	maxDictionaryBytes = 64 << 10
+	dictionaryMagic    = 0xec30a437
 	maxKeyChars        = 4096
 	maxNameChars       = 1024
 	maxRevisionChars   = maxFrameBytes
@@ -49,6 +53,7 @@ const (
 	typeGoodbye
 	typeApplied
 	typeSnapshotResume = 12
+	typeDictionary     = 13
 )
 
 // A Status says how complete and current the data is.
@@ -161,6 +166,12 @@ type statusMessage struct {
 
 type ping struct{}
 
+// A dictionary is one of zstd, for the frames that follow and name its number.
+type dictionary struct {
+	number uint64
+	data   []byte
+}
+
 type goodbye struct {
 	reason, text string
 	retryAfter   time.Duration
@@ -184,7 +195,7 @@ func clientHello(options *Options, at *position, digests []uint64) []byte {
 	}
 	payload := []byte{0x92, typeClientHello, count}
 	payload = append(appendText(payload, "versions"), 0x91, protocolVersion)
-	features := []string{featureZstd, featureResume, featureDigests}
+	features := []string{featureZstd, featureDictionary, featureResume, featureDigests}
 	if options.ReportsApplied {
 		features = append(features, featureApplied)
 	}
@@ -224,6 +235,40 @@ type frameReader struct {
 	zstd  bool
 	body  bytes.Buffer
 	inner *zstd.Decoder
+
+	// Of the newest dictionary; 0 and nil without one.
+	number         uint32
+	withDictionary *zstd.Decoder
+}
+
+func newDecoder(options ...zstd.DOption) (*zstd.Decoder, error) {
+	options = append(options, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxFrameBytes))
+	return zstd.NewReader(nil, options...)
+}
+
+// use takes a dictionary, which replaces the one before (rules Z2 and Z3).
+func (r *frameReader) use(one dictionary) error {
+	if len(one.data) > maxDictionaryBytes {
+		return broken("a dictionary has %d bytes, and the limit is %d", len(one.data), maxDictionaryBytes)
+	}
+	if one.number == 0 || one.number > math.MaxUint32 {
+		return broken("a dictionary has number %d", one.number)
+	}
+	if len(one.data) < 8 || binary.LittleEndian.Uint32(one.data) != dictionaryMagic {
+		return broken("what the server has sent is no dictionary")
+	}
+	if inside := binary.LittleEndian.Uint32(one.data[4:]); uint64(inside) != one.number {
+		return broken("dictionary %d has the number %d inside", one.number, inside)
+	}
+	made, err := newDecoder(zstd.WithDecoderDicts(one.data))
+	if err != nil {
+		return broken("a dictionary is broken: %v", err)
+	}
+	if r.withDictionary != nil {
+		r.withDictionary.Close()
+	}
+	r.number, r.withDictionary = uint32(one.number), made
+	return nil
 }
 
 // next returns the payload of the next frame, which is valid until the next call.
@@ -262,7 +307,10 @@ func (r *frameReader) decompress(payload []byte) ([]byte, error) {
 	if err := header.Decode(payload); err != nil {
 		return nil, broken("a compressed frame is broken: %v", err)
 	}
-	if header.Skippable || header.DictionaryID != 0 || !header.HasFCS {
+	if header.DictionaryID != 0 && header.DictionaryID != r.number {
+		return nil, broken("a compressed frame needs dictionary %d, and the newest is %d", header.DictionaryID, r.number)
+	}
+	if header.Skippable || !header.HasFCS {
 		return nil, broken("a compressed frame does not state its content size")
 	}
 	if header.FrameContentSize > r.limit {
@@ -272,13 +320,17 @@ func (r *frameReader) decompress(payload []byte) ([]byte, error) {
 		return nil, broken("a compressed frame is not one whole zstd frame")
 	}
 	if r.inner == nil {
-		made, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxFrameBytes))
+		made, err := newDecoder()
 		if err != nil {
 			return nil, err
 		}
 		r.inner = made
 	}
-	content, err := r.inner.DecodeAll(payload, make([]byte, 0, min(header.FrameContentSize, 64*uint64(len(payload)))))
+	inner := r.inner
+	if header.DictionaryID != 0 {
+		inner = r.withDictionary
+	}
+	content, err := inner.DecodeAll(payload, make([]byte, 0, min(header.FrameContentSize, 64*uint64(len(payload)))))
 	if err != nil {
 		return nil, broken("a compressed frame is broken: %v", err)
 	}
@@ -313,8 +365,10 @@ func zstdFrameEnd(data []byte, header zstd.Header) int {
 }
 
 func (r *frameReader) close() {
-	if r.inner != nil {
-		r.inner.Close()
+	for _, one := range []*zstd.Decoder{r.inner, r.withDictionary} {
+		if one != nil {
+			one.Close()
+		}
 	}
 }
 
@@ -347,6 +401,7 @@ func decodeFields(d *decoder, kind, fields uint64) (any, uint64) {
 	needed := map[uint64]uint64{
 		typeServerHello: 1, typeSnapshotBegin: 3, typeSnapshotChunk: 4, typeSnapshotEnd: 3,
 		typeUpdates: 3, typeStatus: 2, typePing: 0, typeGoodbye: 3, typeSnapshotResume: 4,
+		typeDictionary: 2,
 	}
 	count, known := needed[kind]
 	if d.err != nil || !known || fields < count {
@@ -378,6 +433,8 @@ func decodeFields(d *decoder, kind, fields uint64) (any, uint64) {
 		}
 	case typePing:
 		message = ping{}
+	case typeDictionary:
+		message = dictionary{d.count(), d.bytes()}
 	case typeGoodbye:
 		reason, text := d.text(maxNameChars), d.text(maxNameChars)
 		milliseconds := min(d.count(), retryAfterMaxMilli)

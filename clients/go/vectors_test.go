@@ -14,10 +14,11 @@ import (
 const vectorsFile = "../../docs/protocol-vectors.json"
 
 type vectors struct {
-	Preface  string
-	Messages []struct{ Name, Payload, Frame string }
-	Zstd     struct{ Frame string } `json:"zstd_frame"`
-	Digests  []struct {
+	Preface    string
+	Messages   []struct{ Name, Payload, Frame string }
+	Zstd       struct{ Frame string }             `json:"zstd_frame"`
+	Dictionary struct{ Dictionary, Frame string } `json:"dictionary_frame"`
+	Digests    []struct {
 		Map    map[string]struct{ Bin string }
 		Digest string
 	} `json:"state_digests"`
@@ -336,5 +337,37 @@ func TestTheAnnouncedLimitIsThatOfTheContent(t *testing.T) {
 	one.limit = 70_000
 	if content, err := one.decompress(fromHex(t, "28b52ffda070110100838b0808")); len(content) != 70_000 {
 		t.Error(len(content), err)
+	}
+}
+
+func TestAFrameWithADictionary(t *testing.T) {
+	found := loadVectors(t).Dictionary
+	data, frame := fromHex(t, found.Dictionary), fromHex(t, found.Frame)
+	one := frameReader{from: bytes.NewReader(frame), limit: 65_536, zstd: true}
+	defer one.close()
+	if _, err := one.next(); err == nil {
+		t.Error("a frame is read without its dictionary")
+	}
+	for range 2 { // the second replaces the first
+		if err := one.use(dictionary{7, data}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	one.from = bytes.NewReader(frame)
+	payload, err := one.next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	message, err := decodeMessage(payload)
+	if delta, ok := message.(updates); !ok || delta.previous != 40 || delta.sequence != 42 || len(delta.updates) != 2 {
+		t.Errorf("%v, %v", message, err)
+	}
+	for _, wrong := range []dictionary{
+		{8, data}, {0, data}, {1<<32 + 7, data}, {7, nil}, {7, data[:8]}, {7, data[:100]}, {7, make([]byte, 256)},
+		{7, append(bytes.Clone(data), make([]byte, maxDictionaryBytes)...)},
+	} {
+		if err := one.use(wrong); err == nil {
+			t.Errorf("accepted dictionary %d of %d bytes", wrong.number, len(wrong.data))
+		}
 	}
 }

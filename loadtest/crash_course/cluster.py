@@ -203,6 +203,24 @@ class Cluster:
         """What the node agent says of itself."""
         return self.folder / f"{node.name}.status.json"
 
+    def agent_status(self, node: Node) -> JsonObject:
+        """What the node agent says of itself; empty before its first word."""
+        try:
+            status: JsonObject = json.loads(self.status_file(node).read_text())
+        except (OSError, ValueError):
+            return {}
+        return status
+
+    def wait_node_agent(self, node: Node, *, not_pid: int = 0) -> JsonObject:
+        """Wait until a node's agent, another one than `not_pid`, has programmed everything; returns its status."""
+
+        def is_ready() -> bool:
+            status = self.agent_status(node)
+            return status.get("pid") != not_pid and bool(status.get("programmed_at")) and bool(status.get("in_sync"))
+
+        self.wait(is_ready, f"the agent of {node.name} is in sync")
+        return self.agent_status(node)
+
     def kill_process(self, name: str) -> None:
         """Kill a process, as a fault does."""
         process = self.processes.pop(name)

@@ -29,6 +29,8 @@ MAX_UPDATES = 1 << 20
 """Limit of the updates in a frame: each takes up to 35 times its bytes in memory."""
 MAX_SERVERS = 16
 """Limit of the servers in a goodbye."""
+MAX_UPSTREAMS = 8
+"""Limit of the upstreams in a hello."""
 MAX_LIST_LENGTH = 64
 """Limit of the number of versions, and of features, in a hello."""
 
@@ -48,6 +50,7 @@ class MessageType(enum.IntEnum):
     GOODBYE = 10
     APPLIED = 11
     SNAPSHOT_RESUME = 12
+    DICTIONARY = 13
 
 
 def message_name(kind: type[messages.Message]) -> str:
@@ -112,6 +115,8 @@ def _encode_server_hello(hello: messages.ServerHello) -> bytes:
     }
     if hello.confirmed_milliseconds is not None:
         content["confirmed_ms"] = hello.confirmed_milliseconds
+    if hello.upstreams is not None:
+        content["upstreams"] = hello.upstreams
     return _pack((MessageType.SERVER_HELLO, content))
 
 
@@ -150,6 +155,7 @@ _ENCODERS: dict[type, Callable[..., bytes]] = {
     ),
     messages.Applied: lambda m: _pack((MessageType.APPLIED, m.sequence)),
     messages.SnapshotResume: lambda m: _pack((MessageType.SNAPSHOT_RESUME, m.sequence, m.keys, m.chunks, m.kept)),
+    messages.Dictionary: lambda m: _pack((MessageType.DICTIONARY, m.number, m.data)),
 }
 
 
@@ -204,10 +210,13 @@ class _ClientHello(_Wire, tag=int(MessageType.CLIENT_HELLO)):
         )
 
 
+_Incarnation = Annotated[bytes, msgspec.Meta(min_length=INCARNATION_BYTES, max_length=INCARNATION_BYTES)]
+
+
 class _ServerHelloContent(msgspec.Struct):
     version: _Count
     feed: _Name
-    incarnation: Annotated[bytes, msgspec.Meta(min_length=INCARNATION_BYTES, max_length=INCARNATION_BYTES)]
+    incarnation: _Incarnation
     features: _Names | None = None
     not_supported: _Names | None = None
     software: _Name | None = None
@@ -215,6 +224,7 @@ class _ServerHelloContent(msgspec.Struct):
     ping_interval_ms: _Count | None = None
     max_frame_bytes: _Count | None = None
     confirmed_ms: _Count | None = None
+    upstreams: Annotated[tuple[_Incarnation, ...], msgspec.Meta(max_length=MAX_UPSTREAMS)] | None = None
 
 
 class _ServerHello(_Wire, tag=int(MessageType.SERVER_HELLO)):
@@ -233,6 +243,7 @@ class _ServerHello(_Wire, tag=int(MessageType.SERVER_HELLO)):
             ping_interval_milliseconds=hello.ping_interval_ms or 0,
             max_frame_bytes=hello.max_frame_bytes or 0,
             confirmed_milliseconds=hello.confirmed_ms,
+            upstreams=hello.upstreams,
         )
 
 
@@ -354,6 +365,14 @@ class _Applied(_Wire, tag=int(MessageType.APPLIED)):
         return messages.Applied(self.sequence)
 
 
+class _Dictionary(_Wire, tag=int(MessageType.DICTIONARY)):
+    number: _Count
+    data: bytes
+
+    def message(self) -> messages.Dictionary:
+        return messages.Dictionary(self.number, self.data)
+
+
 _FromClient: TypeAlias = _ClientHello | _Pong | _Goodbye | _Applied
 _FromServer: TypeAlias = (
     _ServerHello
@@ -365,6 +384,7 @@ _FromServer: TypeAlias = (
     | _Status
     | _Ping
     | _Goodbye
+    | _Dictionary
 )
 _Decode: TypeAlias = Callable[[bytes | memoryview], _FromClient | _FromServer]
 _decode_from_client: _Decode = msgspec.msgpack.Decoder(_FromClient).decode

@@ -15,9 +15,10 @@ until it returns None, and writes what `data_to_send` returns. The rules:
 """
 
 import enum
+from collections.abc import Callable
 
 from protocol import errors, messages, reasons
-from protocol.native import codec, frames
+from protocol.native import codec, dictionary, frames
 
 VERSION = 1
 
@@ -54,10 +55,12 @@ _TRANSITIONS: dict[tuple[Role, State, type[messages.Message]], State] = {
     (_C, State.HELLO, messages.ServerHello): State.READY,
     (_C, State.HELLO, messages.Goodbye): State.CLOSED,
     (_C, State.READY, messages.Ping): State.READY,
+    (_C, State.READY, messages.Dictionary): State.READY,
     (_C, State.READY, messages.SnapshotBegin): State.SNAPSHOT,
     (_C, State.READY, messages.Goodbye): State.CLOSED,
     (_C, State.RESUMING, messages.Ping): State.RESUMING,
     (_C, State.RESUMING, messages.Status): State.RESUMING,
+    (_C, State.RESUMING, messages.Dictionary): State.RESUMING,
     (_C, State.RESUMING, messages.Updates): State.FOLLOWING,
     (_C, State.RESUMING, messages.SnapshotBegin): State.SNAPSHOT,
     (_C, State.RESUMING, messages.SnapshotResume): State.SNAPSHOT,
@@ -69,6 +72,7 @@ _TRANSITIONS: dict[tuple[Role, State, type[messages.Message]], State] = {
     (_C, State.FOLLOWING, messages.Updates): State.FOLLOWING,
     (_C, State.FOLLOWING, messages.Status): State.FOLLOWING,
     (_C, State.FOLLOWING, messages.Ping): State.FOLLOWING,
+    (_C, State.FOLLOWING, messages.Dictionary): State.FOLLOWING,
     (_C, State.FOLLOWING, messages.SnapshotBegin): State.SNAPSHOT,
     (_C, State.FOLLOWING, messages.Goodbye): State.CLOSED,
 }
@@ -83,6 +87,7 @@ class Connection:
 
     __slots__ = (
         "_continues",
+        "_decompress",
         "_hello",
         "_is_selection",
         "_keeps",
@@ -90,6 +95,7 @@ class Connection:
         "_out",
         "_preface_sent",
         "_splitter",
+        "_takes_dictionaries",
         "role",
         "sequence",
         "state",
@@ -108,6 +114,10 @@ class Connection:
         self._next_sequence = 0
         self._is_selection = False
         """A subscription is in force."""
+        self._takes_dictionaries = False
+        """`zstd-dictionary` is in force."""
+        self._decompress: Callable[[bytes | memoryview], bytes] | None = None
+        """For frames that name the newest dictionary."""
         self._splitter = frames.FrameSplitter(max_frame_bytes=max_frame_bytes or default)
         self._out: list[bytes] = []
         self._preface_sent = False
@@ -209,7 +219,9 @@ class Connection:
         if self.role is Role.SERVER:
             message = codec.decode_from_client(body)
         else:
-            payload = frames.unpack_payload(flags, body, max_payload_bytes=self._splitter.max_frame_bytes)
+            payload = frames.unpack_payload(
+                flags, body, max_payload_bytes=self._splitter.max_frame_bytes, decompress=self._decompress
+            )
             message = codec.decode(payload)
         self._step(message)
         return message
@@ -259,6 +271,7 @@ class Connection:
                 self._splitter.max_frame_bytes = frames.MAX_CLIENT_FRAME_BYTES
             case messages.ServerHello():
                 self._is_selection = messages.Feature.SUBSCRIPTIONS in message.features
+                self._takes_dictionaries = messages.Feature.ZSTD_DICTIONARY in message.features
                 if message.max_frame_bytes:
                     self._splitter.max_frame_bytes = min(self._splitter.max_frame_bytes, message.max_frame_bytes)
                 state = self._resumed(message)
@@ -286,6 +299,10 @@ class Connection:
                         f"a snapshot at {self._next_sequence} ends with sequence {message.sequence}"
                     )
                 self.sequence = message.sequence
+            case messages.Dictionary():
+                if not self._takes_dictionaries:
+                    raise errors.RemoteProtocolError("a dictionary, but zstd-dictionary is not in force")
+                self._decompress = dictionary.Decompression(message).decompress
             case messages.Ping():
                 self.send(messages.Pong(self.sequence))
         self.state = state

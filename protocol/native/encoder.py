@@ -1,9 +1,9 @@
-"""Internal: the encoder of the native protocol's two wire formats, plain and with zstd per frame."""
+"""Internal: the encoder of the native protocol's wire formats: plain, with zstd, and with zstd and a dictionary."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
 from protocol import encoding, messages, subscriptions
-from protocol.native import codec, frames
+from protocol.native import codec, dictionary, frames
 
 FRAME_TARGET_BYTES = 256 * 1024
 """A frame ends at this size: large enough for a low overhead, small enough for a slow link (2 s at 1 Mbit/s)."""
@@ -17,6 +17,8 @@ object's versions, which are short."""
 
 PLAIN = "native"
 ZSTD = "native+zstd"
+ZSTD_DICTIONARY = "native+zstd+dictionary"
+NAMES = (PLAIN, ZSTD, ZSTD_DICTIONARY)
 
 
 def _text_size(text: str) -> int:
@@ -39,12 +41,31 @@ class NativeEncoder:
 
     in_key_order = False
 
-    def __init__(self, *, zstd: bool = False, max_frame_bytes: int = frames.MAX_FRAME_BYTES) -> None:
-        """No frame has more than `max_frame_bytes`, if no value has more than that less `VALUE_OVERHEAD_BYTES`."""
-        self.name = ZSTD if zstd else PLAIN
+    def __init__(
+        self, *, zstd: bool = False, takes_dictionary: bool = False, max_frame_bytes: int = frames.MAX_FRAME_BYTES
+    ) -> None:
+        """No frame has more than `max_frame_bytes`, if no value has more than that less `VALUE_OVERHEAD_BYTES`.
+
+        With zstd, it may take a dictionary.
+        """
+        self.name = (ZSTD_DICTIONARY if takes_dictionary else ZSTD) if zstd else PLAIN
         self._batch_bytes = min(FRAME_TARGET_BYTES, max_frame_bytes - MESSAGE_OVERHEAD_BYTES)
         self.ping = frames.pack_frame(codec.encode(messages.Ping()))
         self._compressor = frames.make_compressor() if zstd else None
+        self._dictionary: dictionary.Compression | None = None
+
+    @property
+    def takes_dictionary(self) -> bool:
+        """Whether its clients understand dictionaries."""
+        return self.name == ZSTD_DICTIONARY
+
+    def use_dictionary(self, trained: dictionary.Compression, sequence: int) -> encoding.EncodedFrame:
+        """From now on, `updates` and `selected` compress with a dictionary. Clients need the frame with it before.
+
+        What is not in the log's order, such as snapshots and catch-up blocks, is encoded without it.
+        """
+        self._dictionary = trained
+        return encoding.EncodedFrame(trained.frame, sequence)
 
     def _frame(self, payload: bytes) -> bytes:
         return frames.pack_frame(payload, compressor=self._compressor)
@@ -71,9 +92,19 @@ class NativeEncoder:
         encoded = []
         for batch in self._batches(updates):
             sequence = previous_sequence + len(batch)
-            encoded.append(self._updates(previous_sequence, sequence, batch))
+            encoded.append(self._delta(previous_sequence, sequence, batch))
             previous_sequence = sequence
         return encoded
+
+    def _delta(
+        self, previous_sequence: int, sequence: int, updates: Sequence[messages.Update]
+    ) -> encoding.EncodedFrame:
+        payload = codec.encode_updates(previous_sequence, sequence, updates)
+        if self._dictionary is None or len(payload) > dictionary.PAYLOAD_BYTES_MAX:
+            data = self._frame(payload)
+        else:
+            data = self._dictionary.pack_frame(payload)
+        return encoding.EncodedFrame(data, sequence, updates=len(updates))
 
     def _updates(
         self, previous_sequence: int, sequence: int, updates: Sequence[messages.Update]
@@ -92,7 +123,7 @@ class NativeEncoder:
             for left, batch in zip(range(len(batches) - 1, -1, -1), batches, strict=True):
                 is_complete = not left and (not has_common or number == len(parts))
                 reached = sequence if is_complete else previous_sequence
-                encoded.append(self._updates(previous_sequence, reached, batch)._replace(tag=tag))
+                encoded.append(self._delta(previous_sequence, reached, batch)._replace(tag=tag))
         return encoded
 
     def changes(

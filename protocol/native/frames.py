@@ -9,6 +9,7 @@ A frame does not depend on the connection, so one encoding serves every client.
 
 import struct
 import threading
+from collections.abc import Callable
 
 import zstandard
 
@@ -27,6 +28,10 @@ MAX_HELLO_FRAME_BYTES = 64 * 1024
 MAX_CLIENT_FRAME_BYTES = 2 * 1024
 """Limit of a client's frames after its hello: positions, pongs, and a goodbye with a text of 1,024 ASCII characters."""
 ZSTD_LEVEL = 3
+_DESCRIPTOR = 4
+"""Place of a zstd frame's header descriptor."""
+_DICTIONARY_ID_BITS = 0x03
+"""Of the descriptor: 0 if the frame names no dictionary."""
 ZSTD_MIN_BYTES = 256
 """A smaller payload does not shrink as a separate zstd frame."""
 
@@ -41,9 +46,14 @@ class _Decompressor(threading.local):
 _decompressor = _Decompressor()
 
 
-def pack_frame(payload: bytes, *, compressor: zstandard.ZstdCompressor | None = None) -> bytes:
-    """Returns a frame around `payload`, compressed if there is a compressor and the result is smaller."""
-    if compressor is not None and len(payload) >= ZSTD_MIN_BYTES:
+def pack_frame(
+    payload: bytes, *, compressor: zstandard.ZstdCompressor | None = None, least_bytes: int = ZSTD_MIN_BYTES
+) -> bytes:
+    """Returns a frame around `payload`, compressed if there is a compressor and the result is smaller.
+
+    A payload of less than `least_bytes` is not tried.
+    """
+    if compressor is not None and len(payload) >= least_bytes:
         compressed = compressor.compress(payload)
         if len(compressed) < len(payload):
             return HEADER.pack(len(compressed) + 1, FLAG_ZSTD) + compressed
@@ -67,9 +77,13 @@ def make_compressor() -> zstandard.ZstdCompressor:
 
 
 def unpack_payload(
-    flags: int, body: bytes | memoryview, *, max_payload_bytes: int = MAX_FRAME_BYTES
+    flags: int,
+    body: bytes | memoryview,
+    *,
+    max_payload_bytes: int = MAX_FRAME_BYTES,
+    decompress: Callable[[bytes | memoryview], bytes] | None = None,
 ) -> bytes | memoryview:
-    """Returns the payload of a frame's body.
+    """Returns the payload of a frame's body. `decompress` is for frames that name a dictionary.
 
     Raises:
         RemoteProtocolError: unknown flags, invalid zstd data, or a content size that is missing or over the limit.
@@ -87,12 +101,20 @@ def unpack_payload(
                 f"a frame has {content_bytes} bytes of content, and the limit is {max_payload_bytes}",
                 reason=reasons.DisconnectReason.MESSAGE_TOO_LARGE,
             )
-        payload = _decompressor.decompress(body, allow_extra_data=False)
+        if decompress is not None and names_dictionary(body):
+            payload = decompress(body)
+        else:
+            payload = _decompressor.decompress(body, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise errors.RemoteProtocolError(f"a compressed frame is broken: {error}") from error
     if len(payload) != content_bytes:
         raise errors.RemoteProtocolError("a compressed frame states a wrong content size")
     return payload
+
+
+def names_dictionary(body: bytes | memoryview) -> bool:
+    """Whether a zstd frame says that it was compressed with a dictionary."""
+    return len(body) > _DESCRIPTOR and bool(body[_DESCRIPTOR] & _DICTIONARY_ID_BITS)
 
 
 class FrameSplitter(buffers.ReceiveBuffer):

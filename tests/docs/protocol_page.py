@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgpack
 
-from clients.conformance import against_client, against_server, rejected
+from clients.conformance import against_client, against_server, rejected, wire
 from protocol import digest, reasons
 from protocol.native import codec, connection, frames
 from tests.docs import vectors
@@ -96,6 +96,7 @@ def vector_content() -> dict[str, object]:
         "preface": frames.PREFACE.hex(),
         "messages": found,
         "zstd_frame": {"frame": vectors.ZSTD_FRAME.hex(), "message": [8]},
+        "dictionary_frame": {"dictionary": wire.DICTIONARY.hex(), "frame": vectors.DICTIONARY_FRAME.hex()},
         "state_digests": [
             {
                 "map": {key: {"bin": value.hex()} for key, value in content.items()},

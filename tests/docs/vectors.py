@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from clients.conformance import wire
 from protocol import digest, messages, subscriptions
 from protocol.native import codec, frames
 
@@ -122,6 +123,7 @@ VECTORS = [
     Vector("goodbye that names other servers", REDIRECT),
     Vector("applied", messages.Applied(42)),
     Vector("snapshot-resume that keeps the first of two chunks", messages.SnapshotResume(9, 2, 2, b"\x01")),
+    Vector("dictionary", messages.Dictionary(wire.DICTIONARY_NUMBER, wire.DICTIONARY)),
     Vector("snapshot-resume that keeps chunks 1 and 9 of 16", messages.SnapshotResume(9, 0, 16, b"\x02\x02")),
 ]
 
@@ -268,6 +270,16 @@ RESUMED_BY_DIGESTS = [
     _step("server", messages.Status(9, messages.SyncStatus.IN_SYNC), "status in-sync: the new map is the client's"),
 ]
 
+_AGREED = frames.PREFACE + frames.pack_frame(
+    codec.encode(msgspec.structs.replace(SERVER_HELLO, features=frozenset({"zstd", "zstd-dictionary"})))
+)
+_WITH_DICTIONARY = _AGREED + frames.pack_frame(
+    codec.encode(messages.Dictionary(wire.DICTIONARY_NUMBER, wire.DICTIONARY))
+)
+DICTIONARY_FRAME = wire.compressed_with(
+    wire.DICTIONARY, 6, 40, 42, [[POD, NEW_POD_VALUE, "103", 2], [NODE, None, "104", 3]]
+)
+"""The delta of the session, compressed with the dictionary of the vectors."""
 OWN_POD_VALUE = b'{"spec":{"nodeName":"n1"}}'
 SERVICE = "/core/v1/services/default/web"
 SERVICE_VALUE = b'{"kind":"Service"}'
@@ -324,6 +336,8 @@ BEFORE_CLIENT = {
     "nothing": b"",
     "preface": frames.PREFACE,
     "hello": _sent("server", SESSION[:4]),
+    "agreed": _AGREED,
+    "dictionary": _WITH_DICTIONARY,
     "snapshot": _sent("server", [*SESSION[:4], *SESSION[6:11]]),
 }
 """What a server has sent before something that a client rejects."""

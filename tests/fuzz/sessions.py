@@ -2,6 +2,7 @@
 
 from protocol import digest, messages, subscriptions
 from protocol.native import codec, connection, frames
+from tests.harness import dictionaries
 
 
 def native_client() -> bytes:
@@ -25,10 +26,14 @@ def native_server() -> bytes:
     """The bytes that a server sends in a session."""
     pairs = [(f"/core/v1/pods/default/web-{number}", b'{"kind":"Pod"}' * 20) for number in range(20)]
     total = digest.state_digest(pairs)
+    trained = dictionaries.trained(1, 1000)
     updates = tuple(messages.Update(key, value, "1", 1) for key, value in pairs)
     session: list[messages.Message] = [
-        messages.ServerHello(version=1, feed="pods", incarnation=bytes(16), features=frozenset({"zstd"})),
+        messages.ServerHello(
+            version=1, feed="pods", incarnation=bytes(16), features=frozenset({"zstd", "zstd-dictionary"})
+        ),
         messages.Ping(),
+        trained.message,
         messages.SnapshotBegin(5, 20, 1),
         messages.SnapshotChunk(0, total, True, updates[:10]),
         messages.SnapshotChunk(0, total, False, updates[10:]),
@@ -39,6 +44,7 @@ def native_server() -> bytes:
     ]
     compressor = frames.make_compressor()
     packed = [frames.pack_frame(codec.encode(message), compressor=compressor) for message in session]
+    packed.insert(-1, trained.pack_frame(codec.encode(messages.Updates(6, 7, updates[:1]))))
     return frames.PREFACE + b"".join(packed)
 
 

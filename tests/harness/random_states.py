@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
-from clients.agents.node import desired, verdict
+from clients.agents.node import desired, nets, verdict
 from clients.agents.node.desired import Action, AddressPort, Direction, Icmp, Peer, PortRange, Rule, SetType
 from clients.agents.node.nets import parse_net
 from tests.harness import packet_cases, packet_lab
@@ -56,7 +56,7 @@ class Generator:
                 "second": desired.Profile((Rule(Action.ALLOW),), (Rule(Action.ALLOW),)),
             },
             sets={
-                **{name: desired.AddressSet(SetType.NET, set(self._some(self._members(), 4))) for name in SETS},
+                **{name: desired.AddressSet(SetType.NET, _disjoint(self._some(self._members(), 4))) for name in SETS},
                 **{name: desired.AddressSet(SetType.IP_AND_PORT, set(self._some(_PAIRS, 6))) for name in PORT_SETS},
             },
             settings=desired.Settings(ready=True),
@@ -154,6 +154,14 @@ class Generator:
 
     def _some(self, values: Sequence[Item], most: int) -> list[Item]:
         return self._random.sample(values, self._random.randrange(min(most, len(values)) + 1))
+
+
+def _disjoint(members: Sequence[str]) -> set[str]:
+    """The members that lie within no other, as the calculation hands sets over."""
+    cover = nets.Cover()
+    for member in members:
+        cover.add(member)
+    return cover.visible
 
 
 _PAIRS = [

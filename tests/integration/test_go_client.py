@@ -16,7 +16,7 @@ from tests.harness.repository import ROOT
 
 pytestmark = [pytest.mark.go, pytest.mark.slow, pytest.mark.timeout(900)]
 MODULE = ROOT / "clients" / "go"
-PATIENCE_SECONDS = 180.0
+PATIENCE_SECONDS = 60.0
 
 
 def go(*words: str, **variables: str) -> str:

@@ -62,12 +62,15 @@ class Agent:
         connection = network.Connection(self.world, self._number * 1000 + self._connections, self.plan.link)
         connection.on_client_event = lambda: self._happened(connection)
         wire, wanted = self.plan.wire, self.plan.subscription
+        compression = {"zstd"} if wire.endswith("zstd") else set[str]()
+        if self._number % 3 == 2 or (compression and self._number % 3 == 1):
+            compression = {"zstd", "zstd-dictionary"}
         if wanted is not None:
-            self.model = subscribers.SubscribedModel(self._feed, wanted, self.plan.node, zstd=wire.endswith("zstd"))
+            self.model = subscribers.SubscribedModel(self._feed, wanted, self.plan.node, compression=compression)
         elif wire.startswith("native"):
             before = self.model if isinstance(self.model, models.NativeModel) else None
             self.model = models.NativeModel(
-                self._feed, zstd=wire.endswith("zstd"), resumes=self._number % 2 == 0, before=before
+                self._feed, compression=compression, resumes=self._number % 2 == 0, before=before
             )
         else:
             self.model = models.TyphaModel(self._feed, snappy=wire.endswith("snappy"))

@@ -79,7 +79,7 @@ def check_hub(one: service.Service) -> None:
     the_hub = one.hub
     if the_hub is None:
         return
-    logs = the_hub.log_bytes
+    logs = the_hub.retention.log_bytes
     if logs <= one.plan.log_budget_bytes:
         return
     allowed = one.plan.log_budget_bytes

@@ -182,12 +182,14 @@ class NativeModel(_Client[messages.Message]):
 
     _instead_of_in_sync = _UNCONFIRMED
 
-    def __init__(self, feed: str, *, zstd: bool, resumes: bool = False, before: "NativeModel | None" = None) -> None:
-        """`before` is the client's last connection, whose map it has."""
+    def __init__(
+        self, feed: str, *, compression: set[str], resumes: bool = False, before: "NativeModel | None" = None
+    ) -> None:
+        """`compression` are features; `before` is the client's last connection, whose map it has."""
         self._connection = native.Connection(native.Role.CLIENT)
         super().__init__(self._connection)
         self._building: _Map | None = None
-        features = {messages.Feature.ZSTD.value} if zstd else set()
+        features = set(compression)
         if resumes:
             features |= {messages.Feature.RESUME.value, messages.Feature.CHUNK_DIGESTS.value}
         self._hello = messages.ClientHello(feed=feed, agent="simulated", features=frozenset(features))

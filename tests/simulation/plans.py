@@ -90,6 +90,8 @@ class Plan:
             stale_log_bytes=self.stale_log_bytes,
             kept_block_bytes_max=self.kept_block_bytes,
             batch_changes_max=2 * self.chunk_keys,
+            dictionary_keys_min=1,
+            dictionary_seconds=_DICTIONARY_SECONDS,
             batch_split_keys=self.chunk_keys,
         )
 
@@ -132,6 +134,8 @@ SUBSCRIPTIONS = (
 )
 _SUBSCRIBERS_SHARE = 0.3
 _FRESH_SECONDS = 1.0
+_DICTIONARY_SECONDS = 7.0
+"""Short, so that a client sees several in a run."""
 _READ_CLOCK_SECONDS_SWIFT = 1e-4
 _LINK_DATAGRAMS_SWIFT = 100
 _WAKE_SECONDS_SWIFT = 1e-2

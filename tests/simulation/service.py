@@ -9,6 +9,7 @@ import socket
 
 from cache import resources
 from cache.feeds import raw
+from tests.harness import dictionaries
 from tests.simulation import apiserver, expected_state, links, plans, process, sockets, transports
 from tests.simulation import world as worlds
 from typha import settings
@@ -22,6 +23,7 @@ FEED = "felix"
 TYPES = (resources.ResourceType("", "v1", "pods"), resources.ResourceType("", "v1", "nodes"))
 _MAX_VALUE_BYTES = 1 << 20
 _HOUSEKEEPING_SECONDS = 1.0
+_TRAINING_SECONDS = 0.3
 EXIT_HUB_GONE = 3
 
 
@@ -196,6 +198,7 @@ class Service:
                     self.hub.catch_ups.run(),
                     self.hub.run_coalescing(),
                     self.hub.run_projections(),
+                    self._train_dictionaries(self.hub),
                 ]
                 watchers = [apiserver.Watcher(self.server, type, self.hub) for type in TYPES]
                 jobs += [watcher.run() for watcher in watchers]
@@ -210,6 +213,13 @@ class Service:
         finally:
             self.hub.close()
         return 0
+
+    async def _train_dictionaries(self, the_hub: hub.Hub) -> None:
+        """As the hub does, but without a thread. Training them from this little would take long, so they are ready."""
+        while True:
+            job = await the_hub.dictionaries.next()
+            await asyncio.sleep(_TRAINING_SECONDS)
+            the_hub.dictionary_trained(job, dictionaries.trained(1 + job.number % 3))
 
     async def _keep_house(self, the_hub: hub.Hub, watchers: list[apiserver.Watcher]) -> None:
         while True:

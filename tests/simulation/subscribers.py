@@ -44,14 +44,14 @@ class SubscribedModel(models._Client[messages.Message]):
 
     _instead_of_in_sync = _UNCONFIRMED
 
-    def __init__(self, feed: str, wanted: Subscription, node: str, *, zstd: bool) -> None:
+    def __init__(self, feed: str, wanted: Subscription, node: str, *, compression: set[str]) -> None:
         self._connection = native.Connection(native.Role.CLIENT)
         super().__init__(self._connection)
         self._wanted = wanted
         self._node = node
         self._building: models._Map | None = None
         self._view: View | None = None
-        features = {messages.Feature.SUBSCRIPTIONS.value, *([messages.Feature.ZSTD.value] if zstd else [])}
+        features = {messages.Feature.SUBSCRIPTIONS.value, *compression}
         self._hello = messages.ClientHello(
             feed=feed, agent="subscriber", node=node, features=frozenset(features), subscription=wanted
         )

@@ -200,7 +200,7 @@ async def test_a_busy_worker_ends_with_a_killed_hub(cluster: Cluster) -> None:
 
 async def test_an_api_server_that_goes_away_and_comes_back(cluster: Cluster) -> None:
     async with serving(cluster, "--workers", "1") as running, mirrors(await running.address(), 3) as clients:
-        cluster.simulator.inject(faults.Fault(kind=faults.FaultKind.RESTART, duration_seconds=1.0))
+        cluster.simulator.inject(faults.Fault(kind=faults.FaultKind.RESTART, duration_seconds=3.0))
         await running.logged("cannot list or watch a resource type")
         async with mirrors(await running.address(), 2) as late:
             cluster.put("p2", "later")
@@ -314,8 +314,8 @@ def test_a_host_that_does_not_exist() -> None:
 async def test_the_service_waits_for_a_port_that_becomes_free_in_a_moment() -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     configured = settings.Settings(server_port=taken.getsockname()[1], server_host="127.0.0.1")
-    asyncio.get_running_loop().call_later(0.3, taken.close)
     begun = time.monotonic()
+    asyncio.get_running_loop().call_later(0.3, taken.close)
     with await service._when_free(lambda: service.open_listener(configured)) as listener:
         assert listener.getsockname()[1] == configured.server_port
     assert time.monotonic() - begun >= 0.2

@@ -18,7 +18,7 @@ from cache.state import cursor, files, store
 from protocol import digest, formats, messages, subscriptions
 from protocol.native import codec, connection, encoder, frames
 from protocol.subscriptions import Subscription
-from tests.harness import channel_harness
+from tests.harness import channel_harness, dictionaries
 from tests.harness.channel_harness import NODES, PODS, pod_event
 from tests.harness.worker_stand import is_selected
 from typha.hub import policy as hub_policy
@@ -34,6 +34,8 @@ WANTED = (
     Subscription(namespaces=("default",), prefixes=("/core/v1/pods/default/web-1", "/core/v1/pods/default/web-2")),
 )
 LIMITS = hub_policy.HubPolicy(log_budget_bytes=1 << 20, segment_bytes=1500, max_frame_bytes=1 << 16)
+DICTIONARIES = [dictionaries.trained(number) for number in (1, 2, 1)]
+"""The third has the number of the first, as that of another channel might."""
 SERVICES = resources.ResourceType("", "v1", "services")
 """Common to all nodes."""
 NODE_NAMES = ("web-0", "web-1", "web-2")
@@ -54,6 +56,7 @@ steps = st.one_of(
     st.tuples(st.just("seed"), indexes),
     st.tuples(st.just("snapshot"), indexes),
     st.tuples(st.just("trim"), indexes),
+    st.tuples(st.just("dictionary"), indexes, st.integers(0, 2)),
     st.tuples(st.just("connect"), indexes, st.sampled_from(NODE_NAMES)),
     st.tuples(st.just("send"), indexes, st.lists(st.integers(1, 300) | st.just(5000), min_size=1, max_size=6)),
     st.tuples(st.just("serve")),
@@ -77,7 +80,7 @@ class Model:
         self.status: messages.SyncStatus | None = None
         self._new: dict[str, bytes] = {}
         self._chunks: list[int] = []
-        hello = messages.ServerHello(1, "pods", bytes(16), features=frozenset({"subscriptions"}))
+        hello = messages.ServerHello(1, "pods", bytes(16), features=frozenset({"subscriptions", "zstd-dictionary"}))
         self.receive(frames.PREFACE + frames.pack_frame(codec.encode(hello)))
 
     def receive(self, data: bytes) -> None:
@@ -138,6 +141,7 @@ class Reader(client.Client):
         if self.state is cursor.CursorState.HELD:
             snapshot = worker.servable_snapshot
             if snapshot is not None:
+                worker.owe_dictionary(self, snapshot.log_offset)
                 self.become_snapshot(snapshot, worker.take_pieces(self, snapshot))
                 self.greeting = worker.greeting(snapshot)
         elif self.tail:
@@ -205,6 +209,8 @@ class Served:
         self.hub: HubChannel | None = None
         self.worker = WorkerChannel("pods", self.encoder, Hub(), policy.Policy(), self.selection.subscription)
         self.readers: list[Reader] = []
+        self.newest_dictionary = 0
+        """Offset of the newest one that the worker knows."""
 
     def go_on_seeding(self, *, to_the_end: bool = False) -> None:
         """Take over some of what the feed has; after all of it, open the channel."""
@@ -228,6 +234,10 @@ class Served:
             self.worker.log.add_segment(
                 segment.base, segment.size, os.dup(segment.descriptor), os.dup(segment.index_descriptor)
             )
+        for logged in hub.dictionaries[-1:]:
+            if logged.offset > self.newest_dictionary:
+                self.newest_dictionary = logged.offset
+                self.worker.note_dictionary(logged.offset, logged.frame)
         if hub.log.status_offset > self.worker.status_offset:
             self.worker.note_status(hub.log.status_offset, hub.log.status)
 
@@ -274,12 +284,11 @@ class Served:
 class Pipeline:
     """A feed, selections of it, and the steps of a history."""
 
-    def __init__(self, *, zstd: bool) -> None:
+    def __init__(self, wire_format: str) -> None:
         specs = (raw.ResourceSpec(PODS), raw.ResourceSpec(NODES), raw.ResourceSpec(SERVICES))
         limits = store.StoreLimits(chunk_target_keys=2, chunk_target_bytes=300, split_at_once_keys=4)
         self.feed = feed.RawFeed(raw.FeedSpec("pods", specs), max_value_bytes=1 << 16, store_limits=limits)
         self.version = 0
-        wire_format = encoder.ZSTD if zstd else encoder.PLAIN
         self.served = [Served(number, self.feed, wanted, wire_format) for number, wanted in enumerate(WANTED, 1)]
 
     def run(self, step: tuple[object, ...]) -> None:
@@ -340,6 +349,12 @@ class Pipeline:
     def trim(self, index: int) -> None:
         self._one(index).build_snapshot()
         self._one(index).trim()
+
+    def dictionary(self, index: int, which: int) -> None:
+        """From the next batch on, the channel compresses with this dictionary, if its clients understand them."""
+        hub = self._one(index).hub
+        if hub is not None:
+            hub.offer_dictionary(DICTIONARIES[which])
 
     def connect(self, index: int, node: str) -> None:
         served = self._one(index)
@@ -404,14 +419,14 @@ def small_seeds() -> Iterator[None]:
         selection._SEED_SLICE = before
 
 
-@pytest.mark.parametrize("zstd", [False, True])
-def test_clients_have_the_selected_part(zstd: bool) -> None:
+@pytest.mark.parametrize("wire_format", encoder.NAMES)
+def test_clients_have_the_selected_part(wire_format: str) -> None:
     descriptors = channel_harness.open_descriptors()
 
     @settings(max_examples=200, deadline=None)
     @given(seeded=st.sets(st.integers(0, 3)), history=st.lists(steps, max_size=60))
     def check(seeded: set[int], history: list[tuple[object, ...]]) -> None:
-        pipeline = Pipeline(zstd=zstd)
+        pipeline = Pipeline(wire_format)
         with contextlib.ExitStack() as stack, small_seeds():
             for served in pipeline.served:
                 stack.callback(served.close)

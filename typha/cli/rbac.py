@@ -14,9 +14,11 @@ from typha.hub import bootstrap
 from typha.peers import watch
 from typha.preflight import permissions
 from typha.settings import feeds_file, machine
+from typha.upstream import source
 
 _GROUP: Final = "api_group"
 _NAME: Final = "role_name"
+_LEASES: Final = {resources.ResourceType("coordination.k8s.io", "v1", "leases"): ("get", "create", "update")}
 _ENDPOINT_SLICES: Final = resources.ResourceType("discovery.k8s.io", "v1", "endpointslices")
 
 
@@ -52,6 +54,8 @@ def _needed(configured: settings.Settings, groups: list[syncers.Group]) -> list[
                 needed.append(permissions.creating(group))
     if configured.connection_rebalancing_mode == watch.KUBERNETES:
         types.append(_ENDPOINT_SLICES)
+    if configured.upstream == source.ELECTED:
+        needed.append(_LEASES)
     return [dict.fromkeys(types, permissions.READING), *needed]
 
 

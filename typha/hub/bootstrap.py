@@ -55,6 +55,11 @@ def awaited_names(configured: settings.Settings) -> tuple[str, ...]:
     return () if configured.calico_feeds in NEVER else syncers.NAMES
 
 
+def is_optional(configured: settings.Settings) -> bool:
+    """Whether the feeds come only if the API server has one of Calico's groups."""
+    return configured.calico_feeds == AUTO and bool(configured.feeds_file)
+
+
 def choose(variable: str, listed: frozenset[str] | None) -> Choice:
     """Chooses by docs/data-model.md, section 2.2; `listed` is None if the API server does not list its groups."""
     v1, v3 = syncers.Group.V1, syncers.Group.V3
@@ -106,22 +111,30 @@ class CalicoStart:
         """Adds the feeds to the hub, or withdraws them. Waits until the API server answers."""
         if not self._hub.awaited:
             return
+        feeds = await self.make_feeds(session)
+        if feeds:
+            self._hub.add_feeds(feeds)
+        else:
+            self._hub.withdraw_awaited()
+
+    async def make_feeds(self, session: api.KubeApi) -> list[feed.CalicoFeed]:
+        """The feeds of the group that is chosen now; none if the API server has neither group, and they are optional.
+        Waits until the API server answers."""
         variable = os.environ.get(GROUP_VARIABLE, "")
-        is_conditional = self._settings.calico_feeds == AUTO and bool(self._settings.feeds_file)
+        is_conditional = is_optional(self._settings)
         listed = await self._listed_groups(session) if is_conditional or not variable else None
         choice = choose(variable, listed)
         if is_conditional and not choice.is_listed:
             _log.info("Calico's feeds are off: CalicoFeeds is auto, and the API server has none of Calico's API groups")
-            self._hub.withdraw_awaited()
-            return
+            return []
         _log.info("Chose Calico's API group", group=choice.group.value, reason=choice.reason)
         if self._use_pod_cidr:
             _log.info("Blocks and tunnel addresses come from the nodes' pod CIDRs", setting="USE_POD_CIDR")
         specs = syncers.specs(choice.group, use_pod_cidr=self._use_pod_cidr)
-        self._hub.add_feeds(feed.CalicoFeed(spec, max_value_bytes=self._max_value_bytes) for spec in specs)
         types = (source.type for spec in specs for source in spec.sources if source.type.group == choice.group.group)
         self.types = list(dict.fromkeys(types))
         self._group = choice.group
+        return [feed.CalicoFeed(spec, max_value_bytes=self._max_value_bytes) for spec in specs]
 
     async def installed(self, session: api.KubeApi) -> None:
         """Returns when the watches of the custom resources may begin. Creates the objects that must exist first."""

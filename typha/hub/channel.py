@@ -5,6 +5,8 @@ from typing import NamedTuple, TypeAlias
 from cache.feeds import feed, selection
 from cache.state import files, log, snapshot
 from protocol import encoding, formats, messages, subscriptions
+from protocol.native import dictionary
+from protocol.native import encoder as native_encoder
 from typha import clock
 from typha.hub import policy
 from typha.ipc import messages as ipc
@@ -18,6 +20,13 @@ class Unwritten(NamedTuple):
     batch: "Batch"
     times: ipc.UpdateTimes
     """Of the oldest update."""
+
+
+class LoggedDictionary(NamedTuple):
+    """A dictionary whose frame ends at `offset` of the log: it holds from there on."""
+
+    offset: int
+    frame: bytes
 
 
 ChannelKey: TypeAlias = tuple[str, str, subscriptions.Subscription | None]
@@ -53,6 +62,13 @@ class HubChannel:
         self.unwritten: Unwritten | None = None
         """What could not be appended. Until it is, the log is behind the store, and nothing can be cut."""
         self.snapshot: snapshot.Snapshot | None = None
+        self.dictionaries: list[LoggedDictionary] = []
+        """Those that readers of the log and of the newest snapshot may need, in order."""
+        self._dictionary_encoder = (
+            encoder if isinstance(encoder, native_encoder.NativeEncoder) and encoder.takes_dictionary else None
+        )
+        self._next_dictionary: dictionary.Compression | None = None
+        """It holds from the next batch on."""
         self._is_open = True
         self.building = False
         self.idle_since: float | None = None
@@ -101,8 +117,20 @@ class HubChannel:
             return None
         return feed.Batch(self.feed.store.sequence, [], self.status_now)
 
+    @property
+    def takes_dictionary(self) -> bool:
+        """Whether the clients understand dictionaries."""
+        return self._dictionary_encoder is not None
+
+    def offer_dictionary(self, trained: dictionary.Compression) -> None:
+        """Frames are compressed with this dictionary from the next batch on."""
+        if self.takes_dictionary:
+            self._next_dictionary = trained
+
     def append(self, batch: Batch, times: ipc.UpdateTimes = ipc.UNKNOWN_TIMES) -> list[log.Segment]:
         """Encodes a batch and appends it: updates, then the status if it is another one for the channel's clients.
+
+        A dictionary that has been offered comes before it.
 
         Returns the segments that were begun for it.
 
@@ -110,6 +138,7 @@ class HubChannel:
             OSError, MemoryError: nothing of it is in the log; it is `unwritten` until it is appended again.
         """
         self.unwritten = Unwritten(batch, times)
+        introduced = self._introduce_dictionary()
         if isinstance(batch, selection.SelectedBatch):
             sequence = batch.sequence
             frames = self.encoder.selected(batch.previous_sequence, sequence, batch.parts)
@@ -119,10 +148,25 @@ class HubChannel:
         status = self.status if batch.status is None else self.status_now
         if status is not self.status:
             frames.append(self.encoder.status(sequence, status))
-        segments = self.log.append(frames)
+        begin = self.log.end
+        segments = self.log.append([*introduced, *frames])
+        if introduced:
+            self._next_dictionary = None
+            self._note_dictionary(LoggedDictionary(begin + len(introduced[0].data), introduced[0].data))
         self.status = status
         self.unwritten = None
         return segments
+
+    def _introduce_dictionary(self) -> list[encoding.EncodedFrame]:
+        if self._dictionary_encoder is None or self._next_dictionary is None:
+            return []
+        return [self._dictionary_encoder.use_dictionary(self._next_dictionary, self.log.sequence)]
+
+    def _note_dictionary(self, logged: LoggedDictionary) -> None:
+        """The log holds another dictionary; those that ended to hold before the log begins are forgotten."""
+        self.dictionaries.append(logged)
+        while len(self.dictionaries) > 1 and self.dictionaries[1].offset <= self.log.start:
+            del self.dictionaries[0]
 
     def wants_snapshot(self) -> bool:
         """Whether it is time for a new snapshot."""

@@ -13,6 +13,7 @@ from typha.ipc import messages
 from typha.observability import buckets, certificates, health, logs, loop_latency, metrics, quantiles, spans, webserver
 from typha.peers import freshness, watch
 from typha.settings import machine
+from typha.upstream import source as upstream_source
 
 _monotonic = clock.monotonic
 SERIES_MAX = 520
@@ -70,6 +71,8 @@ class Collector:
         self.web_servers: list[webserver.WebServer] = []
         self.spans: spans.SpanExporter | None = None
         self.peers: watch.Peers | None = None
+        self.source: upstream_source.Source | None = None
+        """None if this replica always watches the API server."""
         self.rebalancer: rebalancing.Rebalancer | None = None
         self.http_refused: dict[str, dict[str, int]] = {}
         """The same counts of other HTTP servers, by name and reason."""
@@ -289,7 +292,21 @@ class Collector:
             "typha_handing_over": {
                 (): self.peers is not None and int(self.peers.stance is freshness.Stance.HANDING_OVER)
             },
+            **self._source_samples(),
             "typha_memory_limit_bytes": {(): self._memory_limit_bytes},
+        }
+
+    def _source_samples(self) -> metrics.Samples:
+        """Only where there may be an upstream: a replica that follows has no series of watches instead."""
+        if self.source is None:
+            return {"typha_source": {}, "typha_source_changes_total": {}}
+        present = self.source.choice.mode
+        return {
+            "typha_source": {
+                (mode.value,): max(1, self.source.choice.distance) if mode is present else 0
+                for mode in self.source.changes
+            },
+            "typha_source_changes_total": {(mode.value,): count for mode, count in self.source.changes.items()},
         }
 
     def register(self, aggregator: health.HealthAggregator) -> None:

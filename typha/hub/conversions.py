@@ -122,6 +122,16 @@ class ConversionScheduler:
             self._is_outdated = True
         self._settle(key)
 
+    def abandon(self, feed_name: str) -> None:
+        """A feed has another source: nothing that waits for it or is under way matters any more."""
+        for key in [key for key in self._waiting if key.feed == feed_name]:
+            del self._waiting[key]
+            self._urgent.discard(key)
+        if self._under_way is not None and self._under_way.feed == feed_name:
+            self._is_outdated = True
+        self._held = {place: keys for place, keys in self._held.items() if place[0] != feed_name}
+        self._released = [place for place in self._released if place[0] != feed_name]
+
     def hold(self, source: feed.Feed, type: resources.ResourceType) -> bool:
         """Whether a type's status has to wait for its objects. If so, they hurry, and `released` names it later."""
         keys = {key for key in self._waiting if key.feed == source.name and key.type == type}

@@ -59,7 +59,7 @@ class Diagnosis:
             feeds=len(self._hub.feeds),
             awaited_feeds=", ".join(self._hub.awaited),
             channels=len(self._hub.channels),
-            log_bytes=self._hub.log_bytes,
+            log_bytes=self._hub.retention.log_bytes,
             accepted=totals.accepted,
             disconnects=", ".join(f"{reason.value} {count}" for reason, count in sorted(totals.disconnects.items())),
             shortages=sum(self._hub.shortages.counts.values()) + totals.shortages,

@@ -1,7 +1,7 @@
 """The hub: objects come in from the watchers, updates go out to the logs of channels, and to the workers their ends.
 
 What is synchronous here runs on the hub's loop. What takes long, snapshots and catch-up blocks, is cut into slices by
-the schedulers; `run_snapshots`, `run_coalescing`, `run_conversions` and `catch_ups.run` are to run beside the watchers.
+the schedulers; `catch_ups.run` and the methods `run_...` of the hub are to run beside the watchers.
 
 A batch that cannot be written to a channel's log, for lack of a resource, is written later. Until then the feed gathers
 what comes, and no snapshot or block of the channel is cut, because store and log do not agree.
@@ -9,20 +9,23 @@ what comes, and no snapshot or block of the channel is cut, because store and lo
 A projection, the felix feed for agents of an older release, exists while it has clients. `run_projections` gives it the
 newest feed's objects, in slices; from then on it follows that feed. A selection, the part of a feed that a subscription
 selects, is made and dropped in the same way.
+
+While another replica feeds this one, each feed is a followed one, projections included. `follow` and `unfollow` change
+the source of all feeds in one step, and clients keep what they have.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import structlog
 
 from cache import objects, resources, write_times
-from cache.feeds import feed, selection
+from cache.feeds import feed, followed, selection
 from cache.feeds.calico import feed as calico_feed
 from cache.feeds.calico import releases, syncers
 from protocol import formats, messages, subscriptions
+from protocol.native import dictionary
 from typha import clock
 from typha.hub import (
     catchup_scheduler,
@@ -31,10 +34,12 @@ from typha.hub import (
     commit_times,
     convergence,
     conversions,
+    dictionaries,
     policy,
     questions,
     recent,
     rejection_log,
+    retention,
     shortages,
     snapshot_scheduler,
     worker_link,
@@ -94,6 +99,7 @@ class Hub:
         self.convergence = convergence.Convergence(self.workers)
         self._confirmed_told: dict[str, float] = {}
         """When each feed was last confirmed, as workers know it."""
+        self._upstreams: list[bytes] | None = None
         self._wanted: dict[ChannelKey, str] = {}
         """Channels to be opened as soon as there is something to serve, in the order in which they were asked for."""
         self._seeds: dict[str | selection.Selection, Iterator[list[feed.Rejection] | None]] = {}
@@ -103,16 +109,13 @@ class Hub:
         """Types of which only projections have objects, to be watched from now on. Each comes once."""
         self._next_channel = 1
         self.rejection_log = rejection_log.RejectionLog()
-        self._resumable: set[str] = set()
-        """Feeds that have had native clients."""
-        self._sequences_needed: dict[Source, deque[int]] = {}
-        """For each feed and selection, the lowest sequence from which a client may have to be caught up, as of the last
-        checks."""
         self.shortages = shortages.Shortages()
         self.snapshots = snapshot_scheduler.SnapshotScheduler(limits, self.shortages)
         self.catch_ups = catchup_scheduler.CatchUpScheduler(limits, self.shortages)
+        self.retention = retention.Retention(self.channels, self.workers, self.snapshots, limits)
         self.coalescer = coalescer.Coalescer(limits)
         self.conversions = conversions.ConversionScheduler(limits)
+        self.dictionaries = dictionaries.Dictionaries(limits)
         self.expensive_conversions: dict[str, int] = {}
         """By resource type."""
         self._batch_limits = feed.BatchLimits(limits.batch_changes_max, limits.batch_bytes_max, limits.batch_split_keys)
@@ -158,7 +161,7 @@ class Hub:
     @property
     def channel_names(self) -> list[str]:
         """The same, and the projections: agents get one by their release."""
-        is_projected = syncers.FELIX in self.awaited or self._projected is not None
+        is_projected = syncers.FELIX in self.awaited or self._projected is not None or self._has_followed_projections
         return [*self.names, *(releases.PROJECTIONS if is_projected else ())]
 
     @property
@@ -166,6 +169,71 @@ class Hub:
         """The feed that projections follow."""
         base = self.feeds.get(syncers.FELIX)
         return base if isinstance(base, calico_feed.CalicoFeed) else None
+
+    @property
+    def _has_followed_projections(self) -> bool:
+        """Whether the replica that feeds this one makes projections."""
+        base = self.feeds.get(syncers.FELIX)
+        return isinstance(base, followed.FollowedFeed) and base.has_projections
+
+    @property
+    def followed_feeds(self) -> dict[str, followed.FollowedFeed]:
+        """The feeds that another replica feeds, or is to feed."""
+        return {name: one for name, one in self.feeds.items() if isinstance(one, followed.FollowedFeed)}
+
+    def follow(self) -> None:
+        """Another replica feeds all feeds from now on. No watcher may run, and no feed may be awaited."""
+        for name, source in list(self.feeds.items()):
+            if isinstance(source, calico_feed.Projection):
+                source.close()
+                self._seeds.pop(name, None)
+            if not isinstance(source, followed.FollowedFeed):
+                has_projections = isinstance(source, calico_feed.CalicoFeed) and name == syncers.FELIX
+                self._replace(followed.FollowedFeed(name, has_projections=has_projections))
+        self._by_type.clear()
+        while not self.older_types.empty():
+            self.older_types.get_nowait()
+
+    def unfollow(self, feeds: Iterable[feed.Feed]) -> None:
+        """Watchers feed all feeds from now on: these, of which each takes the place of a followed one or is new."""
+        for source in feeds:
+            if source.name in self.feeds:
+                self._replace(source)
+            else:
+                self._add_feed(source)
+            for type in source.types:
+                self._by_type.setdefault(type, []).append(source)
+        base = self._projected
+        for name in self.followed_feeds:
+            if name in releases.PROJECTIONS and base is not None:
+                self._project(name, base)
+
+    def _replace(self, new: feed.Feed) -> None:
+        """Gives a feed another source. What the old one has not published is lost: the new one brings everything."""
+        old = self.feeds[new.name]
+        new.succeed(old)
+        self.conversions.abandon(new.name)
+        self.feeds[new.name] = new
+        for channel in self.channels.values():
+            if channel.feed is old:
+                channel.feed = new
+        for one in self.selections.values():
+            if one.base is old:
+                one.base = new
+        self.retention.forget(old)
+        _log.info("Feed has another source", feed=new.name, source=type(new).__name__, keys=len(new.store))
+
+    def receive(
+        self, source: followed.FollowedFeed, updates: Sequence[messages.Update], status: messages.SyncStatus | None
+    ) -> None:
+        """Another replica has sent updates of a feed, and then perhaps a status."""
+        self._uncommitted += len(updates)
+        self._received_at = self._received_at or _monotonic()
+        source.receive(updates)
+        if status is not None:
+            source.receive_status(status)
+            self._must_publish = True
+        self.batch_end()
 
     def feeds_of(self, type: resources.ResourceType) -> list[feed.Feed]:
         """The feeds that take objects of a type, projections included."""
@@ -291,7 +359,13 @@ class Hub:
         ):
             return
         self._confirmed_told = confirmed_at
-        self.workers.send(ipc.NoteConfirmed(confirmed_at))
+        self.workers.send(ipc.NoteConfirmed(confirmed_at, self._upstreams))
+
+    def set_upstreams(self, upstreams: Sequence[bytes] | None) -> None:
+        """What other replicas are told of where this one's data comes from, see `protocol.messages.ServerHello`."""
+        self._upstreams = None if upstreams is None else list(upstreams)
+        self.workers.send(ipc.NoteConfirmed(self._confirmed_told, self._upstreams))
+        self.workers.flush()
 
     def batch_end(self) -> None:
         """Publishes what has come, now or together with what comes while the workers are busy."""
@@ -299,6 +373,29 @@ class Hub:
             return  # `run_coalescing` goes on each turn
         if self._must_publish or self.coalescer.is_due(self._uncommitted, self.workers.publishes_under_way):
             self.commit()
+
+    async def run_dictionaries(self) -> None:
+        """Trains the dictionaries that are due, forever."""
+        while True:
+            job = await self.dictionaries.next()
+            try:
+                made = await asyncio.to_thread(job.train)
+            except (MemoryError, RuntimeError) as error:  # RuntimeError: no thread can be started
+                self.dictionaries.failed(job, error)
+            else:
+                self.dictionary_trained(job, made)
+
+    def dictionary_trained(self, job: dictionaries.Job, made: dictionary.Compression | None) -> None:
+        """A dictionary is ready: it holds from the feed's next change on."""
+        self.dictionaries.trained(job, made)
+        if made is not None:
+            for channel in self.channels.values():
+                if channel.feed.name == job.source.name:
+                    channel.offer_dictionary(made)
+
+    def _look_at_dictionaries(self) -> None:
+        used = {channel.feed.name for channel in self.channels.values() if channel.takes_dictionary}
+        self.dictionaries.look(source for name, source in self.feeds.items() if name in used)
 
     @property
     def is_full(self) -> bool:
@@ -414,7 +511,7 @@ class Hub:
     def _append(self, channel: HubChannel, batch: Batch, times: ipc.UpdateTimes) -> bool:
         """Appends a batch to the channel's log. False if a resource is missing: the channel remembers the batch."""
         was_behind = channel.unwritten is not None
-        status_offset = channel.log.status_offset
+        status_offset, logged = channel.log.status_offset, channel.dictionaries[-1:]
         try:
             segments = channel.append(batch, times)
         except shortages.ERRORS as error:
@@ -425,12 +522,16 @@ class Hub:
             self.snapshots.wake()
             self.catch_ups.wake()
         self.workers.publish(
-            channel, segments, channel.status if channel.log.status_offset != status_offset else None, times
+            channel,
+            segments,
+            channel.status if channel.log.status_offset != status_offset else None,
+            times,
+            channel.dictionaries[-1] if channel.dictionaries[-1:] != logged else None,
         )
         if channel.wants_snapshot():
             self.snapshots.request(channel)
         if segments:
-            self._keep_budget()
+            self.retention.keep_budget()
         return True
 
     # Workers.
@@ -446,8 +547,8 @@ class Hub:
         worker.share_counter()
         for channel in self.channels.values():
             worker.open_channel(channel)
-        if self._confirmed_told:
-            worker.send(ipc.NoteConfirmed(self._confirmed_told))
+        if self._confirmed_told or self._upstreams is not None:
+            worker.send(ipc.NoteConfirmed(self._confirmed_told, self._upstreams))
         worker.flush()
 
     def remove_worker(self, number: int) -> None:
@@ -510,8 +611,8 @@ class Hub:
 
     def _open_wanted(self) -> None:
         for name, _, subscription in self._wanted:
-            if name in releases.PROJECTIONS and name not in self.feeds and self._projected is not None:
-                self._open_projection(name, self._projected)
+            if name in releases.PROJECTIONS and name not in self.feeds:
+                self._open_projection(name)
             if subscription is not None and name in self.feeds and (name, subscription) not in self.selections:
                 self._open_selection(self.feeds[name], subscription)
         for key in list(self._wanted):
@@ -523,10 +624,14 @@ class Hub:
             channel = HubChannel(self._next_channel, source, encoder, self._policy, asker=asker)
             self._next_channel += 1
             if formats.replaces_by_snapshot(key[1]):
-                self._resumable.add(key[0])
+                self.retention.resumable.add(key[0])
             self.channels[key] = self._by_number[channel.number] = channel
+            known = self.dictionaries.of(key[0])
+            if known is not None:
+                channel.offer_dictionary(known)
             self.workers.open_channel(channel)
             self.snapshots.request(channel)
+            self._look_at_dictionaries()
 
     def _source_of(self, key: ChannelKey) -> Source | None:
         name, _, subscription = key
@@ -553,14 +658,26 @@ class Hub:
                 _log.info("No clients of a subscription are left", feed=key[0], subscription=key[1].label)
                 del self.selections[key]
                 self._seeds.pop(source, None)
-                self._sequences_needed.pop(source, None)
+                self.retention.forget(source)
 
     # Projections.
 
-    def _open_projection(self, name: str, base: calico_feed.CalicoFeed) -> None:
+    def _open_projection(self, name: str) -> None:
+        base = self._projected
+        if base is not None:
+            self._project(name, base)
+        elif self._has_followed_projections:
+            self._add_feed(followed.FollowedFeed(name))
+        if name in self.feeds:
+            release = releases.BY_FEED[name].value
+            _log.info("Beginning to serve agents of an older release", feed=name, release=release)
+
+    def _project(self, name: str, base: calico_feed.CalicoFeed) -> None:
         projection = calico_feed.Projection(base, releases.BY_FEED[name])
-        _log.info("Beginning to serve agents of an older release", feed=name, release=projection.release.value)
-        self._add_feed(projection)
+        if name in self.feeds:
+            self._replace(projection)
+        else:
+            self._add_feed(projection)
         self._seeds[name] = projection.seed()
         self._has_seeds.set()
         for type in base.older_types:
@@ -600,12 +717,13 @@ class Hub:
     def _close_unused_projections(self) -> None:
         used = {key[0] for key in (*self.channels, *self._wanted)}
         for name, source in list(self.feeds.items()):
-            if isinstance(source, calico_feed.Projection) and name not in used:
-                _log.info("No agents of an older release are left", feed=name, release=source.release.value)
+            if name in releases.PROJECTIONS and name not in used:
+                _log.info("No agents of an older release are left", feed=name, release=releases.BY_FEED[name].value)
                 del self.feeds[name]
                 self._seeds.pop(name, None)
-                self._sequences_needed.pop(source, None)
-                source.close()
+                self.retention.forget(source)
+                if isinstance(source, calico_feed.Projection):
+                    source.close()
 
     def want_snapshot(self, worker: worker_link.WorkerLink, number: int) -> None:
         """A worker's newcomers wait for a newer snapshot. If the channel is closed, the worker is about to hear it."""
@@ -644,7 +762,7 @@ class Hub:
         self.workers.offer_snapshot(channel)
         if channel.wants_snapshot():
             self.snapshots.request(channel)
-        self._keep_budget()
+        self.retention.keep_budget()
 
     def look_after_channels(self) -> None:
         """Closes idle channels, and frees the parts of logs and history that no client needs. Call it every second.
@@ -653,6 +771,7 @@ class Hub:
         """
         now = _monotonic()
         self._note_quiet_feeds()
+        self._look_at_dictionaries()
         self._tell_confirmed()
         self.convergence.look(now)
         channels = self.channels.values()
@@ -672,13 +791,13 @@ class Hub:
             if channel.wants_snapshot():
                 self.snapshots.request(channel)
             needed = [0 if report is None else report.min_offset for report in reports]
-            self._trim(channel, min(needed, default=0))
+            self.retention.trim(channel, min(needed, default=0))
         self._close_unused_selections()
         self._close_unused_projections()
         for source in self.feeds.values():
-            self._forget_deletions(source)
+            self.retention.forget_deletions(source)
         for one in self.selections.values():
-            self._forget_deletions(one)
+            self.retention.forget_deletions(one)
         self.catch_ups.forget_old()
 
     def _note_quiet_feeds(self) -> None:
@@ -688,59 +807,11 @@ class Hub:
                 self.batch_sizes[name].record(0)
             self._batches_before[name] = batches
 
-    def _forget_deletions(self, source: Source) -> None:
-        """Drops tombstones that no connected client needs. Some are kept for native clients that may come back.
-
-        As of some seconds ago: a client that no report has counted yet may have begun with the snapshot before.
-        """
-        needed = [source.store.sequence]
-        for channel in self._channels_of(source):
-            reports = self.workers.channel_reports(channel)
-            needed += [0 if report is None else report.min_sequence for report in reports]
-            needed.append(channel.snapshot.sequence if channel.snapshot is not None else 0)
-        looks = self._policy.tombstone_looks
-        lately = self._sequences_needed.setdefault(source, deque(maxlen=looks))
-        lately.append(min(needed))
-        if len(lately) == looks:
-            keep = 0
-            if source.name in self._resumable:
-                # With more deletions, too many keys have changed for anything but a snapshot.
-                most = self._policy.resumable_deletions_max
-                keep = min(most, int(len(source.store) * self._policy.snapshot_is_cheaper_share))
-            source.store.forget_deletions(min(lately), keep=keep)
-
     def _close_channel(self, channel: HubChannel) -> None:
         _log.info("Dropping a wire format without clients", feed=channel.feed.name, format=channel.encoder.name)
         del self.channels[channel.key], self._by_number[channel.number]
         self.workers.close_channel(channel)
         channel.close()
-
-    @property
-    def log_bytes(self) -> int:
-        """Bytes of all logs."""
-        return sum(channel.log.used_bytes for channel in self.channels.values())
-
-    def _keep_budget(self) -> None:
-        """Frees the oldest segments of the largest log until all logs are within the budget."""
-        budget_bytes = self._policy.log_budget_bytes
-        for channel in sorted(self.channels.values(), key=lambda channel: -channel.log.used_bytes):
-            while self.log_bytes > budget_bytes and len(channel.log.segments) > 1:
-                if not self._trim(channel, channel.log.segments[0].end):
-                    break
-        # A log of one segment has nothing to free: a new snapshot would not change that, and ask for the next one.
-        long_logs = [channel for channel in self.channels.values() if len(channel.log.segments) > 1]
-        if long_logs and self.log_bytes > budget_bytes:
-            largest = max(long_logs, key=lambda channel: channel.log.used_bytes)
-            if not largest.building:
-                self.snapshots.request(largest)
-
-    def _trim(self, channel: HubChannel, before_offset: int) -> bool:
-        start = channel.log.start
-        channel.log.trim(channel.trim_limit(before_offset))
-        if channel.log.start == start:
-            return False
-        self.workers.send(ipc.TrimLog(channel.number, channel.log.start))
-        return True
 
     def close(self) -> None:
         """Lets go of all files."""

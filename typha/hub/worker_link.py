@@ -7,7 +7,7 @@ from typing import TypeAlias
 from cache.state import files, log, memfile
 from protocol import messages as protocol_messages
 from typha import clock
-from typha.hub.channel import HubChannel
+from typha.hub.channel import HubChannel, LoggedDictionary
 from typha.ipc import link, messages, shared_counters
 from typha.observability import quantiles
 
@@ -137,6 +137,8 @@ class WorkerLink:
         )
         if log.status_offset:
             self.note_status(channel, log.status)
+        for logged in channel.dictionaries:
+            self.note_dictionary(channel, logged)
         self.add_segments(channel, log.segments)
         self.offer_snapshot(channel)
         self.publish(channel, messages.UpdateTimes(_monotonic()))
@@ -147,6 +149,10 @@ class WorkerLink:
         Never coalesced: the worker must know that a client between two statuses has been sent the first.
         """
         self.send(messages.NoteStatus(channel.number, channel.log.status_offset, status))
+
+    def note_dictionary(self, channel: HubChannel, logged: LoggedDictionary) -> None:
+        """A dictionary in the log, before it is published: who goes on after it is to be sent it."""
+        self.send(messages.NoteDictionary(channel.number, logged.offset, logged.frame))
 
     def add_segments(self, channel: HubChannel, segments: Iterable[log.Segment]) -> None:
         """The log goes on in new files."""
@@ -288,11 +294,14 @@ class WorkerLinks(dict[int, WorkerLink]):
         segments: Iterable[log.Segment],
         status: protocol_messages.SyncStatus | None,
         times: messages.UpdateTimes,
+        dictionary: LoggedDictionary | None = None,
     ) -> None:
-        """The channel's log has grown; `flush` makes it known."""
+        """The channel's log has grown, by a status and a dictionary if they are named; `flush` makes it known."""
         for worker in self.values():
             if status is not None:
                 worker.note_status(channel, status)
+            if dictionary is not None:
+                worker.note_dictionary(channel, dictionary)
             worker.add_segments(channel, segments)
             worker.publish(channel, times)
 

@@ -7,6 +7,7 @@
 | `RefuseChannel` | worker | in answer to `WantChannel` | there are too many subscriptions; its clients connect again |
 | `AddSegment` | worker | before the first `Publish` into it; with 2 descriptors | the file does not move or shrink |
 | `NoteStatus` | worker | before the `Publish` that makes it visible | never coalesced: a worker knows every status |
+| `NoteDictionary` | worker | before the `Publish` that makes it visible | never coalesced: newcomers need it |
 | `Publish` | worker | after a commit; ends are coalesced while the link is full | all before the end is readable |
 | `OfferSnapshot` | worker | when a snapshot is built; with 1 descriptor | replaces the channel's previous one |
 | `SendBlock` | worker | in answer to `WantBlock`; with 1 descriptor | all of the log up to its cut is published |
@@ -15,7 +16,7 @@
 | `CloseChannel` | worker | when a channel had no clients for a while | nothing follows about the channel |
 | `WithdrawFeeds` | worker | once it is decided that feeds do not come | their clients are refused from then on |
 | `LimitConnections` | worker | four times a second among several workers | above the limit the worker accepts none |
-| `NoteConfirmed` | worker | when a feed is confirmed again, or no more, some seconds apart | replaces the last one |
+| `NoteConfirmed` | worker | when a feed is confirmed again, or no more; other upstreams | replaces the last one |
 | `HandOver` | worker | when only other replicas are fresh | clients leave over a time; others may come |
 | `KeepClients` | worker | when that is over | the clients that are left stay |
 | `AwaitApplied` | worker | after a `Publish`, for one change at a time | the answer is in a `ReportApplied` |
@@ -140,6 +141,14 @@ class NoteStatus(_Message):
     status: messages.SyncStatus
 
 
+class NoteDictionary(_Message):
+    """The frame of the log that ends at `offset` is this one, with a dictionary for the frames after it."""
+
+    channel: int
+    offset: int
+    frame: bytes
+
+
 class UpdateTimes(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
     """When an update came, and when it was written, both by the monotonic clock."""
 
@@ -219,6 +228,8 @@ class NoteConfirmed(_Message):
     complete."""
 
     confirmed_at: dict[str, float]
+    upstreams: list[bytes] | None = None
+    """See `protocol.messages.ServerHello`."""
 
 
 class HandOver(_Message):
@@ -527,6 +538,7 @@ ToWorker: TypeAlias = (
     | RefuseChannel
     | AddSegment
     | NoteStatus
+    | NoteDictionary
     | Publish
     | OfferSnapshot
     | SendBlock

@@ -144,6 +144,20 @@ OURS: tuple[Metric, ...] = (
         "Seconds for which the API server has not confirmed a feed of this replica; 0 while it confirms all.",
     ),
     Metric("typha_handing_over", _G, (), "1 while clients are handed over to replicas that are fresh, else 0."),
+    Metric(
+        "typha_source",
+        _G,
+        ("mode",),
+        "With the setting Upstream, where the data comes from. 1 for the present mode; for following, the number of "
+        "replicas between this one and the API server. 0 for the other modes.",
+    ),
+    Metric(
+        "typha_source_changes_total",
+        _C,
+        ("mode",),
+        "How often the data began to come from elsewhere: watching (the API server), following (another replica), "
+        "searching (nowhere).",
+    ),
     Metric("typha_workers_wanted", _G, (), "Workers that are to serve; 1 for one inside the hub."),
     Metric("typha_workers_serving", _G, (), "Workers that accept connections."),
     Metric(

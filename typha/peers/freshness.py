@@ -60,6 +60,11 @@ class Answer(NamedTuple):
     asked_at: float
     confirmed_at: float | None
     """When the API server last confirmed the feed there, by the clock of this replica; None if the replica is stale."""
+    incarnation: bytes = b""
+    upstreams: tuple[bytes, ...] | None = None
+    """The incarnations of the replicas that feed it, nearest first; None if it watches the API server."""
+    knows_tiers: bool = False
+    """Whether it can feed a replica."""
 
 
 class Stance(enum.StrEnum):

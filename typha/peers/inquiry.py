@@ -1,4 +1,5 @@
-"""Asks a replica how fresh a feed is: the handshake of the native protocol, with the feature `freshness`."""
+"""Asks a replica how fresh a feed is, and who feeds it: the handshake of the native protocol, with the features
+`freshness` and `tiers`."""
 
 import asyncio
 import contextlib
@@ -62,7 +63,13 @@ async def ask(peer: str, feed: str, *, context: ssl.SSLContext | None, incarnati
     if messages.Feature.FRESHNESS not in hello.features or hello.incarnation == incarnation:
         return None
     milliseconds = hello.confirmed_milliseconds
-    return freshness.Answer(asked_at, None if milliseconds is None else asked_at - milliseconds / 1000)
+    return freshness.Answer(
+        asked_at,
+        None if milliseconds is None else asked_at - milliseconds / 1000,
+        hello.incarnation,
+        hello.upstreams,
+        messages.Feature.TIERS in hello.features,
+    )
 
 
 class _NoHello(Exception):
@@ -76,7 +83,8 @@ async def _hello_of(peer: str, feed: str, context: ssl.SSLContext | None) -> mes
     )
     try:
         connection = Connection(Role.CLIENT)
-        hello = messages.ClientHello(feed, "typha-replica", features=frozenset({messages.Feature.FRESHNESS}))
+        features = frozenset({messages.Feature.FRESHNESS, messages.Feature.TIERS})
+        hello = messages.ClientHello(feed, "typha-replica", features=features)
         connection.send(hello)
         writer.write(connection.data_to_send())
         while (message := connection.next_event()) is None:

@@ -434,6 +434,24 @@ class Settings:
         "replica may be in its own list.",
         why="replicas outside Kubernetes have no Service",
     )
+    upstream: str = _ours(
+        "Upstream",
+        text(),
+        "",
+        "Replicas that feed this one in place of the API server, as HOST:PORT with commas; one at a time is followed. "
+        "`elected`: of all replicas, one watches the API server, and the others follow it. Empty = every replica "
+        "watches the API server.",
+        why="a fleet of a few replicas costs the API server little, as with the original",
+    )
+    upstream_fallback_after_seconds: float = _ours(
+        "UpstreamFallbackAfterSecs",
+        seconds(),
+        30.0,
+        "How long a replica must have been without an upstream, while the API server answers, before it watches the "
+        "API server itself.",
+        why="longer than the election of another replica takes, and its first lists",
+        unit="seconds",
+    )
     stale_hand_over_after_seconds: float = _ours(
         "StaleHandOverAfterSecs",
         seconds(),

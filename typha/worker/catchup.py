@@ -79,6 +79,7 @@ class CatchUp:
         """A held client has everything up to a sequence; catch it up to the present at least."""
         current.behind_since = _monotonic()
         start = resume.start_point(sequence, present.sequence)
+        channel.owe_dictionary(current, present.offset)
         current.become_returning(start, needed_sequence=present.sequence, offset=present.offset)
         current.owe(channel.status_frame(start, messages.SyncStatus.CATCHING_UP))
         self._stats.counts.catch_ups += 1
@@ -153,6 +154,7 @@ class CatchUp:
         if block.is_final and block.log_offset >= channel.trim_offset:
             propagation_seconds = _monotonic() - current.behind_since
             stats.propagation.record(buckets.PROPAGATION_BOUNDS, propagation_seconds, 1)
+            channel.owe_dictionary(current, block.log_offset)
             current.become_following()
             current.blocked_offset = current.offset
             is_native = formats.replaces_by_snapshot(channel.wire_format)

@@ -76,6 +76,8 @@ class WorkerChannel:
         """By how many clients since the worker's start."""
         self._statuses: deque[tuple[int, messages.SyncStatus]] = deque()
         """The statuses in the log as far as it is kept, and the last one before: (end offset, status)."""
+        self._dictionaries: deque[tuple[int, bytes]] = deque()
+        """The dictionaries in the log, and the last one before: (end offset, frame)."""
         self._greeting = client.StatusNotice(-1, 0, messages.SyncStatus.WAITING, memoryview(b""))
         self._status_frame: tuple[int, messages.SyncStatus, bytes] = (-1, messages.SyncStatus.WAITING, b"")
         self._ping: tuple[int, bytes] = (-1, b"")
@@ -328,9 +330,27 @@ class WorkerChannel:
                 return status
         return told.status
 
+    # Dictionaries in the log.
+
+    def note_dictionary(self, offset: int, frame: bytes) -> None:
+        """The log holds a dictionary that ends there; it may be published a moment later."""
+        self._dictionaries.append((offset, frame))
+
+    def _dictionary_at(self, offset: int) -> bytes | None:
+        """What a client needs to read the log from there."""
+        return next((frame for end, frame in reversed(self._dictionaries) if end <= offset), None)
+
+    def owe_dictionary(self, reader: client.Client, offset: int) -> None:
+        """A client goes on at an offset of the log: it owes the client what it does not have from where it left."""
+        due = self._dictionary_at(offset)
+        if due is not None and due is not self._dictionary_at(reader.offset):
+            reader.owe(due)
+
     def drop_log(self, before_offset: int) -> None:
         """No client needs the log before an offset any more."""
         self.log.drop(before_offset)
+        while len(self._dictionaries) > 1 and self._dictionaries[1][0] <= self.log.start:
+            self._dictionaries.popleft()
         while len(self._statuses) > 1 and self._statuses[1][0] <= self.log.start:
             self._statuses.popleft()
 

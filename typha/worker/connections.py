@@ -155,9 +155,10 @@ class Connections:
         """From now on these feeds are unknown."""
         self.offer = self.offer._replace(feeds=self.offer.feeds - feeds)
 
-    def note_confirmed(self, confirmed_at: dict[str, float]) -> None:
-        """When the backend last confirmed each feed; what clients are told that ask for it."""
-        self.offer = self.offer._replace(confirmed_at=confirmed_at)
+    def note_confirmed(self, confirmed_at: dict[str, float], upstreams: list[bytes] | None) -> None:
+        """When the backend last confirmed each feed, and through whom; what clients are told that ask for it."""
+        path = None if upstreams is None else tuple(upstreams)
+        self.offer = self.offer._replace(confirmed_at=confirmed_at, upstreams=path)
 
     def opened(self, newcomer: client.Client, pending: client.PendingHello) -> None:
         """A connection has been accepted. Without room for it, another one or the newcomer itself is closed."""

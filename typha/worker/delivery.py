@@ -543,6 +543,7 @@ class Delivery:
         newcomer, channel, snapshot, pieces = admitted
         channel.away.add(newcomer)
         channel.snapshots_begun += 1
+        channel.owe_dictionary(newcomer, snapshot.log_offset)
         newcomer.become_snapshot(snapshot, pieces)
         self._stats.feeds[channel.feed].counts.snapshots_in_part += pieces is not None
         newcomer.greeting = channel.greeting(snapshot)
@@ -563,6 +564,7 @@ class Delivery:
         offset = log.offset_of(sequence) if channel.subscription is None else log.first_offset_of(sequence)
         if offset is not None and offset >= max(channel.trim_offset, channel.last_status_offset()):
             channel.forget_resumption(current)
+            channel.owe_dictionary(current, offset)
             current.become_resumed(offset, sequence)
             current.greeting = present
             current.blocked_offset = offset

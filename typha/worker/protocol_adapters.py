@@ -28,8 +28,10 @@ _SUPPORTED_FEATURES = frozenset(
         messages.Feature.ZSTD.value,
         messages.Feature.POSITIONS.value,
         messages.Feature.FRESHNESS.value,
+        messages.Feature.TIERS.value,
         messages.Feature.RESUME.value,
         messages.Feature.CHUNK_DIGESTS.value,
+        messages.Feature.ZSTD_DICTIONARY.value,
     }
 )
 _RESUMING = frozenset({messages.Feature.RESUME.value, messages.Feature.CHUNK_DIGESTS.value})
@@ -56,7 +58,7 @@ class Offer(NamedTuple):
     """What a server tells native clients of itself, and the feeds that clients of either protocol may ask for."""
 
     feeds: frozenset[str]
-    """With the projections of felix, which no client can ask for by name."""
+    """With the projections of felix, which only another replica can ask for by name."""
     incarnation: bytes
     ping_interval_seconds: float
     max_frame_bytes: int
@@ -64,6 +66,8 @@ class Offer(NamedTuple):
     """What Typha clients get against their own words."""
     confirmed_at: Mapping[str, float] = types.MappingProxyType({})
     """When the backend last confirmed each feed, by the monotonic clock; those that are confirmed and complete."""
+    upstreams: tuple[bytes, ...] | None = None
+    """See `protocol.messages.ServerHello`."""
     has_room_for: Callable[[str, subscriptions.Subscription, str], bool] = _has_no_room
     """Whether native clients of a feed may have a subscription, if one at this address asks for it."""
 
@@ -271,10 +275,13 @@ class NativeAdapter:
         if native.VERSION not in hello.versions:
             text = f"this server speaks version {native.VERSION} only"
             return Refused(DisconnectReason.UNSUPPORTED_VERSION, text)
-        if hello.feed not in self._offer.feeds or hello.feed in releases.PROJECTIONS:
+        is_named = hello.feed not in releases.PROJECTIONS or messages.Feature.TIERS.value in hello.features
+        if hello.feed not in self._offer.feeds or not is_named:
             text = f"no feed {hello.feed!r} here"
             return Refused(DisconnectReason.UNKNOWN_FEED, text, _RETRY_UNKNOWN_FEED_MILLISECONDS)
         features = hello.features & _SUPPORTED_FEATURES
+        if messages.Feature.ZSTD.value not in features:
+            features -= {messages.Feature.ZSTD_DICTIONARY.value}
         subscription = self._subscription(hello)
         if subscription is not None:
             features |= {messages.Feature.SUBSCRIPTIONS.value}
@@ -298,15 +305,15 @@ class NativeAdapter:
             confirmed_milliseconds=(
                 self._confirmed_milliseconds(hello.feed) if messages.Feature.FRESHNESS.value in features else None
             ),
+            upstreams=self._offer.upstreams if messages.Feature.TIERS.value in features else None,
         )
         self._connection.send_hello(answer, self._number)
-        wire_format = native_encoder.ZSTD if messages.Feature.ZSTD.value in features else native_encoder.PLAIN
         by_node = subscription is not None and bool(subscription.own_node)
         self._reports_positions = messages.Feature.POSITIONS.value in features
         return Subscribed(
             self._connection.data_to_send(),
             hello.feed,
-            wire_format,
+            _wire_format(features),
             introduction=Introduction("native", hello.feed, hello.feed),
             reports_positions=self._reports_positions,
             resumption=_resumption(hello, features, self._offer.incarnation),
@@ -323,6 +330,8 @@ class NativeAdapter:
         if hello.subscription is None or messages.Feature.SUBSCRIPTIONS.value not in hello.features:
             return None
         wanted = hello.subscription.normalized()
+        if hello.feed in releases.PROJECTIONS:
+            return None
         has_resource_keys = hello.feed not in _CALICO_FEEDS
         if (wanted.own_node and not hello.node) or not (has_resource_keys or wanted.is_for_any_keys):
             return None
@@ -448,6 +457,12 @@ def _choose(
     if choice.release is None:
         return Refused(DisconnectReason.UNSUPPORTED_VERSION, choice.reason)
     return AgentVersion(version, choice.release, choice.reason)
+
+
+def _wire_format(features: frozenset[str]) -> str:
+    if messages.Feature.ZSTD_DICTIONARY.value in features:
+        return native_encoder.ZSTD_DICTIONARY
+    return native_encoder.ZSTD if messages.Feature.ZSTD.value in features else native_encoder.PLAIN
 
 
 def _resumption(hello: messages.ClientHello, features: frozenset[str], incarnation: bytes) -> Resumption | None:

@@ -315,7 +315,7 @@ class Server:
                 with _mapping():
                     self._publishes_sent = shared_counters.SharedCounter.attach(*descriptors)
             case messages.NoteConfirmed():
-                self.connections.note_confirmed(message.confirmed_at)
+                self.connections.note_confirmed(message.confirmed_at, message.upstreams)
             case messages.HandOver():
                 self._departures.hand_over(message)
             case messages.KeepClients():
@@ -328,6 +328,8 @@ class Server:
                 self._list_clients(message.request)
             case messages.Describe():
                 self._describe(message.request)
+            case messages.NoteDictionary():
+                self.channels[message.channel].note_dictionary(message.offset, message.frame)
             case messages.Drain():
                 self._drain = message
                 self._drain_begun.set()

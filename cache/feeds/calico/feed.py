@@ -249,9 +249,17 @@ class CalicoFeed(feed.Feed):
         if old is not None and old.value == item.value:
             return None
         update = self.store.put(item.key, item.value, item.revision, v3_resource_version=item.v3_resource_version)
-        if update is None or update.update_type == update_type:
-            return update
+        if update is None or update.update_type == update_type or self._is_reconciling:
+            return update  # while it reconciles, only the store knows whether clients have the key
         return update._replace(update_type=update_type)
+
+    def _delete_what_no_object_has(self) -> None:
+        built_in = {item.key for item in self.spec.built_in}
+        self._changes.extend(
+            _Change(messages.UpdateType.DELETED, model.Item(one.key, None, ""))
+            for one in self.store
+            if one.key not in self._claims and one.key not in built_in
+        )
 
 
 class Projection(CalicoFeed):

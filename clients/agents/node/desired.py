@@ -9,7 +9,8 @@ How the parts fit together, for one packet of a local workload in one direction:
 2. The first rule that matches and whose action is not `Action.LOG` decides. `Action.PASS` leaves the tier: the next
    tier that counts is asked, and after the last one the profiles.
 3. If no rule of the tier matches, `Tier.default_action` decides: `Action.DENY`, or `Action.PASS` as above.
-4. The profiles are asked in order. No match in any profile is a drop. A profile that the feed lacks denies everything.
+4. The profiles are asked in order. No match in any profile is a drop. A profile that the feed lacks denies everything:
+   its name stands in `Endpoint.profiles`, and `State.profiles` does not have it.
 
 Policies and profiles that no endpoint of the node uses are absent, and so are sets that no rule names.
 """
@@ -218,10 +219,11 @@ class AddressSet:
 
     type: SetType
     members: Set[Member]
+    """No net lies within another one: kernels refuse sets of intervals that overlap."""
 
 
 class MemberChange(NamedTuple):
-    """How a set that is already there changes."""
+    """How a set that is already there changes. After that no net lies within another one, either."""
 
     added: frozenset[Member]
     removed: frozenset[Member]

@@ -24,6 +24,11 @@ async def _reject(case: rejected.ToClient, run: Run) -> None:
     elif case.after == "preface":
         link, _ = await run.greeted()
         link.send(wire.PREFACE)
+    elif case.after in ("agreed", "dictionary"):
+        link, _ = await run.ready(features=[rejected.ZSTD, rejected.DICTIONARIES])
+        if case.after == "dictionary":
+            link.send(wire.frame(wire.DICTIONARY_TYPE, wire.DICTIONARY_NUMBER, wire.DICTIONARY))
+        await run.reaches(link, 0)
     elif case.after == "hello":
         link, _ = await run.ready()
         await run.reaches(link, 0)

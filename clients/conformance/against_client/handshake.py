@@ -108,6 +108,28 @@ async def _compressed(run: Run) -> None:
     await run.state(wire.IN_SYNC, 50, content, rule="F7")
 
 
+@CHECKS.add("Z4 Z5 F7", "frames with a dictionary, with the next one, and without", rejected.DICTIONARIES)
+async def _with_dictionary(run: Run) -> None:
+    link, _ = await run.ready(features=[rejected.ZSTD, rejected.DICTIONARIES])
+    number, first = wire.DICTIONARY_NUMBER, wire.DICTIONARY
+    second = first[:4] + (number + 1).to_bytes(4, "little") + first[8:]
+    content = dict(wire.MAP)
+    link.send(wire.frame(wire.DICTIONARY_TYPE, number, first))
+    link.send(wire.snapshot(wire.SEQUENCE, wire.MAP), wire.status(wire.SEQUENCE))
+    await run.state(wire.IN_SYNC, wire.SEQUENCE, content, rule="Z5")
+    sequence = wire.SEQUENCE
+    for dictionary in (first, first, second, None, second):
+        content[wire.POD] = b'{"kind":"Pod","x":%d}' % sequence
+        message = wire.UPDATES, sequence, sequence + 1, [wire.update(wire.POD, content[wire.POD])]
+        if dictionary is second and sequence == wire.SEQUENCE + 2:
+            link.send(wire.frame(wire.DICTIONARY_TYPE, number + 1, second))
+        link.send(wire.compressed(*message) if dictionary is None else wire.compressed_with(dictionary, *message))
+        sequence += 1
+        await run.reaches(link, sequence, rule="Z4")
+    link.send(wire.status(sequence))
+    await run.state(wire.IN_SYNC, sequence, content, rule="Z4")
+
+
 @CHECKS.add("L1", "a frame of exactly the announced size, and a key of 4,096 characters")
 async def _largest(run: Run) -> None:
     limit = 65_536

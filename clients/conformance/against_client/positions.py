@@ -58,6 +58,22 @@ async def _applies_a_snapshot(run: Run) -> None:
     await _applied(run, link, 7, rule="P5")
 
 
+@CHECKS.add("P2 O13", "a catch-up is applied with the status after it", rejected.POSITIONS)
+async def _applies_a_catch_up(run: Run) -> None:
+    link = await _reporting(run)
+    link.send(wire.snapshot(wire.SEQUENCE, wire.MAP), wire.status(wire.SEQUENCE))
+    await _applied(run, link, wire.SEQUENCE, rule="P3")
+    link.send(
+        wire.status(wire.SEQUENCE, wire.CATCHING_UP),
+        wire.frame(wire.UPDATES, wire.SEQUENCE, 45, [wire.update(wire.POD, b"newer")]),
+        wire.frame(wire.UPDATES, 45, 55, [wire.update(wire.NODE, None, 3)]),
+    )
+    if not await link.silent(2.0):
+        raise Broken("P2", "something comes before the status, or the client has closed")
+    link.send(wire.status(55))
+    await _applied(run, link, 55, rule="P2")
+
+
 @CHECKS.add("P3 P2", "many changes, one `applied` a second, and the last one names the newest", rejected.POSITIONS)
 async def _applies_changes(run: Run) -> None:
     link = await _reporting(run)

@@ -149,6 +149,14 @@ async def _freshness(session: Session) -> None:
         check_count(hello["confirmed_ms"], "confirmed_ms")
 
 
+@CHECKS.add("Z1", "no dictionaries without zstd")
+async def _no_dictionary(session: Session) -> None:
+    asked = ["zstd-dictionary"]
+    _, hello = await session.greeted(features=asked)
+    if hello.get("features") or sorted(hello.get("not_supported") or []) != asked:
+        raise Broken("Z1", "the server puts zstd-dictionary in force without zstd")
+
+
 @CHECKS.add("H6", "the end of the client's direction is the end of the connection")
 async def _half_closed(session: Session) -> None:
     link, _ = await session.greeted()

@@ -10,7 +10,7 @@ from tests.harness import faulty_client
 from tests.harness.repository import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-PATIENCE_SECONDS = 180.0
+PATIENCE_SECONDS = 60.0
 """Machines of tests are busy. A client that does what it must is not waited for."""
 SLACK_SECONDS = 20.0
 """For clients with a fault. More would hide one that speaks too often (rule P3)."""

@@ -14,7 +14,7 @@ from tests.harness import served, worker_stand
 from typha.worker import channel, client
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-PATIENCE_SECONDS = 180.0
+PATIENCE_SECONDS = 60.0
 
 
 async def test_our_service_keeps_the_rules(tmp_path: pathlib.Path) -> None:

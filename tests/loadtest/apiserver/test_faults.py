@@ -197,7 +197,7 @@ async def test_a_restart_refuses_connections_and_comes_back_at_the_same_address(
     url = simulator.url
     simulator.store.create(resources.PODS, pod("new"))
     async with api.watch(PODS, resourceVersion=simulator.store.version) as watch:
-        simulator.inject(Fault(kind=FaultKind.RESTART, duration_seconds=0.3))
+        simulator.inject(Fault(kind=FaultKind.RESTART, duration_seconds=1.5))
         with pytest.raises(ValueError, match="under way"):
             simulator.inject(Fault(kind=FaultKind.RESTART))
         with pytest.raises(BROKEN):

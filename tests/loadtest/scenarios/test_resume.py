@@ -39,10 +39,10 @@ def test_a_reader_finds_the_first_status_that_is_not_catching_up(piece: int) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_a_small_fleet(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
-    await resume.measure(tmp_path, agents=20, pods=300)
+    await resume.measure(tmp_path, agents=20, pods=300, restarts_only=False)
     rows = [line.split("|")[1:5] for line in capsys.readouterr().out.splitlines()[2:]]
     sizes = {(case.strip(), way.strip()): float(size.split()[0].replace(",", "")) for case, way, size, _ in rows}
-    assert len(sizes) == 18
+    assert len(sizes) == 20
     for case in ("cut in the network", "another replica or a restart, 0 more changes"):
         assert sizes[case, "digests"] < 1.0 < sizes[case, "whole snapshots"]
     assert sizes["cut in the network", "position"] < 1.0

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from protocol import errors, messages, reasons
 from protocol.native import codec, connection, frames
 from tests.fuzz import sessions
+from tests.harness import dictionaries
 
 CLIENT, SERVER = connection.Role.CLIENT, connection.Role.SERVER
 State = connection.State
 
+COMPRESSION = frozenset({"zstd", "zstd-dictionary"})
 CLIENT_HELLO = messages.ClientHello(feed="pods", agent="test")
-SERVER_HELLO = messages.ServerHello(version=1, feed="pods", incarnation=bytes(16))
+SERVER_HELLO = messages.ServerHello(version=1, feed="pods", incarnation=bytes(16), features=COMPRESSION)
 RESUMING_FEATURES = frozenset({"resume", "chunk-digests"})
 RESUMING_HELLO = messages.ClientHello(
     feed="pods",
@@ -24,7 +26,9 @@ RESUMING_HELLO = messages.ClientHello(
     resume=messages.ResumePosition(bytes(16), 0),
     chunk_digests=(0,),
 )
-RESUMING_ANSWER = messages.ServerHello(version=1, feed="pods", incarnation=bytes(16), features=RESUMING_FEATURES)
+RESUMING_ANSWER = messages.ServerHello(
+    version=1, feed="pods", incarnation=bytes(16), features=RESUMING_FEATURES | COMPRESSION
+)
 BEGIN = messages.SnapshotBegin(sequence=5, keys=1, chunks=1)
 CHUNK = messages.SnapshotChunk(0, 0, False, (messages.Update("/k", b"v", "1", 1),))
 END = messages.SnapshotEnd(sequence=5, keys=1, digest=0)
@@ -39,6 +43,7 @@ SAMPLES: dict[type[messages.Message], messages.Message] = {
         messages.SnapshotResume(sequence=5, keys=1, chunks=1, kept=b"\0"),
         *(messages.Updates(0, 0, ()), messages.Status(0, messages.SyncStatus.RESYNC)),
         *(messages.Ping(), messages.Pong(0), messages.Applied(0), GOODBYE),
+        dictionaries.trained(1, 1000).message,
     )
 }
 FROM_CLIENTS = {messages.ClientHello, messages.Pong, messages.Applied, messages.Goodbye}
@@ -268,7 +273,7 @@ def test_a_session_one_byte_at_a_time() -> None:
     whole = receive_all(connection.Connection(CLIENT), data)
     client = connection.Connection(CLIENT)
     received = [message for byte in data for message in receive_all(client, bytes([byte]))]
-    assert len(whole) == 9
+    assert len(whole) == 11
     assert received == whole
 
 

@@ -213,7 +213,7 @@ async def test_a_page_has_a_limited_number_of_series(idle: service.Service) -> N
     for source in feeds:
         for name in formats.NAMES:
             the_hub.want_channel(source.name, name)
-    assert len(the_hub.channels) == len(feeds) * len(formats.NAMES) == 16
+    assert len(the_hub.channels) == len(feeds) * len(formats.NAMES) == 20
     while (wanted := the_hub.snapshots.take()) is not None:
         worker_stand.build_snapshot(the_hub, wanted)
     worker = hub_stand.Worker()

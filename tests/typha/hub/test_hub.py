@@ -44,7 +44,7 @@ def test_nothing_is_encoded_without_clients(bench: HubStand) -> None:
     bench.sync()
     bench.churn(100)
     assert bench.hub.channels == {}
-    assert bench.hub.log_bytes == 0
+    assert bench.hub.retention.log_bytes == 0
     assert worker.hear() == []
     assert bench.hub.updates_total == {worker_stand.FEED: 13}
 
@@ -171,13 +171,13 @@ def test_the_budget_bounds_the_logs_but_never_cuts_after_the_newest_snapshot(
         assert channel.log.start <= channel.snapshot.log_offset
         if makes_snapshots:
             bench.make_snapshots()
-            assert bench.hub.log_bytes <= (1 << 20) + 256 * KIBIBYTE
+            assert bench.hub.retention.log_bytes <= (1 << 20) + 256 * KIBIBYTE
     if not makes_snapshots:
-        assert bench.hub.log_bytes > 4 << 20  # no log can be freed before there is a newer snapshot
+        assert bench.hub.retention.log_bytes > 4 << 20  # no log can be freed before there is a newer snapshot
         assert bench.hub.snapshots.take() is channel
         build_snapshot(bench.hub, channel)
         bench.make_snapshots()
-    assert bench.hub.log_bytes <= 1 << 20
+    assert bench.hub.retention.log_bytes <= 1 << 20
 
 
 def test_the_budget_is_taken_from_the_largest_log() -> None:
@@ -214,7 +214,7 @@ def test_logs_of_one_segment_do_not_ask_for_snapshots_without_end() -> None:
         for type in (PODS, NODES):
             bench.hub.apply(pod(f"n{number}", "x" * 8 * KIBIBYTE, type=type))
             bench.hub.batch_end()
-    assert bench.hub.log_bytes > 64 * KIBIBYTE
+    assert bench.hub.retention.log_bytes > 64 * KIBIBYTE
     rounds = 0
     while rounds < 20 and (channel := bench.hub.snapshots.take()) is not None:
         rounds += 1

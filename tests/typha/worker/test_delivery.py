@@ -150,7 +150,7 @@ async def test_a_client_that_falls_out_of_the_log_gets_the_rest_of_its_frame_and
     fast, slow, blocked = await fast_and_blocked(stage)
     for _ in range(10):
         churn(stage, 25)
-        assert stage.hub.log_bytes < SMALL_LOG.log_budget_bytes * 1.5
+        assert stage.hub.retention.log_bytes < SMALL_LOG.log_budget_bytes * 1.5
         await stage.converged(fast)
     assert blocked.tail
     await stage.converged(slow)

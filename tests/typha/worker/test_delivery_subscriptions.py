@@ -112,7 +112,7 @@ async def test_a_slow_client_of_a_node_gets_a_new_snapshot() -> None:
             await asyncio.sleep(0.002)
         stage.hub.snapshots.request(stage.channel)
         stage.make_snapshots()
-        stage.hub._trim(stage.channel, stage.channel.log.end)
+        stage.hub.retention.trim(stage.channel, stage.channel.log.end)
         await eventually(lambda: blocked.state is cursor.CursorState.CATCHING_UP)
         await stage.converged(slow, other)
         assert slow.snapshots == 2

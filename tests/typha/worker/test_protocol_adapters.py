@@ -389,7 +389,10 @@ async def test_our_client_library_follows_typhas_protocol(felix: WorkerStand) ->
         )
         assert native.digest == foreign.digest
         assert dict(native) == dict(foreign)
-    assert {wire_format for _, wire_format, _ in felix.hub.channels} == {native_encoder.ZSTD, encoder.SNAPPY}
+    assert {wire_format for _, wire_format, _ in felix.hub.channels} == {
+        native_encoder.ZSTD_DICTIONARY,
+        encoder.SNAPPY,
+    }
 
 
 async def test_a_drain_closes_without_a_goodbye(felix: WorkerStand) -> None:

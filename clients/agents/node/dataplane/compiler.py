@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from clients.agents.node import desired
-from clients.agents.node.dataplane import base, covers, policies
+from clients.agents.node import desired, nets
+from clients.agents.node.dataplane import base, policies
 from clients.agents.node.dataplane.policies import PolicyChains
 from clients.agents.node.dataplane.sets import AddressSets
 from clients.agents.node.dataplane.table import Element, Table
@@ -142,6 +142,7 @@ def _changed(before: dict[str, desired.Value], changes: desired.Changes[desired.
 
 
 def _disjoint(cidrs: Iterable[str]) -> set[str]:
-    cover = covers.Cover()
-    cover.change(added=[cidr for cidr in cidrs if ":" not in cidr], removed=())
-    return cover.elements()
+    cover = nets.Cover()
+    for cidr in {cidr for cidr in cidrs if ":" not in cidr}:
+        cover.add(cidr)
+    return cover.visible

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping
 
 from clients.agents.node import desired
-from clients.agents.node.dataplane import covers
 from clients.agents.node.dataplane.names import name_of
 from clients.agents.node.dataplane.table import Element, Kind, Table
 
@@ -21,8 +20,8 @@ class AddressSets:
         self._table = table
         self.names: dict[str, str] = {}
         """Keys to names in the kernel."""
-        self._covers: dict[str, covers.Cover] = {}
-        """Keys of the sets that have larger nets."""
+        self._wide: dict[str, int] = {}
+        """Keys of the sets that have larger nets, and how many."""
 
     def apply(self, sets: desired.Changes[desired.AddressSet], members: Mapping[str, desired.MemberChange]) -> set[str]:
         """Applies the changes. Returns the keys whose names changed, came or went."""
@@ -44,13 +43,10 @@ class AddressSets:
         if described.type is desired.SetType.IP_AND_PORT:
             self._name(key, Kind.PORTS, members)
             return
-        cover = covers.Cover()
-        if any(_is_wide(member) for member in members):
-            cover.change(added=_nets(members), removed=())
-            self._covers[key] = cover
-            self._name(key, Kind.NETS, cover.elements())
-        else:
-            self._name(key, Kind.ADDRESSES, members)
+        wide = sum(map(_is_wide, members))
+        if wide:
+            self._wide[key] = wide
+        self._name(key, Kind.NETS if wide else Kind.ADDRESSES, members)
 
     def _name(self, key: str, kind: Kind, elements: Collection[Element]) -> None:
         self.names[key] = name_of(_PREFIXES[kind], key)
@@ -58,7 +54,7 @@ class AddressSets:
 
     def _drop(self, key: str) -> bool:
         name = self.names.pop(key, None)
-        self._covers.pop(key, None)
+        self._wide.pop(key, None)
         if name is not None:
             self._table.drop_set(name)
         return name is not None
@@ -66,26 +62,19 @@ class AddressSets:
     def _change(self, key: str, added: set[Element], removed: set[Element]) -> bool:
         """Changes the members. Returns whether the set has another name now."""
         name = self.names[key]
-        cover = self._covers.get(key)
-        if cover is None:
-            there = self._table.elements[name]
-            if not any(_is_wide(member) for member in added):
-                self._table.change_elements(name, added=added - there, removed=removed & there)
-                return False
-            cover = covers.Cover()
-            cover.change(added=_nets(there), removed=())
-            cover.change(added=_nets(added), removed=_nets(removed))
-            self._table.drop_set(name)
-            self._covers[key] = cover
-            self._name(key, Kind.NETS, cover.elements())
-            return True
-        came, went = cover.change(added=_nets(added), removed=_nets(removed))
-        if cover.has_nets:
-            self._table.change_elements(name, added=came, removed=went)
-            return False
-        self._drop(key)
-        self._name(key, Kind.ADDRESSES, cover.elements())
-        return True
+        there = self._table.elements[name]
+        added, removed = added - there, removed & there
+        wide_before = self._wide.get(key, 0)
+        wide = wide_before + sum(map(_is_wide, added)) - sum(map(_is_wide, removed))
+        if bool(wide) == bool(wide_before):
+            self._table.change_elements(name, added=added, removed=removed)
+        else:
+            members = (there - removed) | added
+            self._drop(key)
+            self._name(key, Kind.NETS if wide else Kind.ADDRESSES, members)
+        if wide:
+            self._wide[key] = wide
+        return bool(wide) != bool(wide_before)
 
 
 def _of_ipv4(members: Collection[desired.Member]) -> set[Element]:
@@ -94,7 +83,3 @@ def _of_ipv4(members: Collection[desired.Member]) -> set[Element]:
 
 def _is_wide(member: Element) -> bool:
     return isinstance(member, str) and not member.endswith("/32")
-
-
-def _nets(members: Collection[Element]) -> list[str]:
-    return [member for member in members if isinstance(member, str)]

@@ -19,6 +19,8 @@ async def test_creates_changes_and_records_deletions(control_plane: ControlPlane
         await one.populate({"pods": 20, "services": 3, "endpointslices": 3, "widgets": 3})
         before = await client.read_state(expected_state.specs(writer.TYPES))
         await one.churn(writes_per_second=60, seconds=2)
+        while not one.counts["delete"] or one.counts["update"] < 20:  # a busy API server takes few writes in that time
+            await one.churn(writes_per_second=60, seconds=2)
         await one.touch_all()
         after = await client.read_state(expected_state.specs(writer.TYPES))
     assert one.counts["create"] > 29

@@ -1,0 +1,161 @@
+"""Real replicas, of which one is fed by the other: the same data, no request to the API server, and every fall."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from clients import mirror
+from loadtest.apiserver import resources as simulated
+from tests.harness import served
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+FOLLOWS, WATCHES = 'typha_source{mode="following"}', 'typha_source{mode="watching"}'
+
+
+def variables(*upstreams: str, fallback_seconds: int = 600) -> dict[str, str]:
+    """Of a replica that is fed by one of these. Whether Calico is installed would be a question to the API server."""
+    return {
+        "TYPHA_UPSTREAM": ",".join(upstreams),
+        "TYPHA_UPSTREAMFALLBACKAFTERSECS": str(fallback_seconds),
+        "TYPHA_CALICOFEEDS": "false",
+    }
+
+
+@contextlib.asynccontextmanager
+async def replica(cluster: served.Cluster, *upstreams: str, **options: int) -> AsyncIterator[served.Service]:
+    """A replica that follows one of others; without any, one that watches."""
+    async with served.serving(cluster, "--workers", "1", **variables(*upstreams, **options)) as service:
+        yield service
+
+
+def signal_all(service: served.Service, number: signal.Signals) -> None:
+    """Send a signal to all processes of a service."""
+    os.killpg(service.process.pid, number)
+
+
+@contextlib.asynccontextmanager
+async def watched(address: str) -> AsyncIterator[tuple[mirror.Mirror, list[str]]]:
+    """A client, and the keys whose deletion it has been told."""
+    deleted: list[str] = []
+
+    def note(changes: object) -> None:
+        assert isinstance(changes, list)
+        deleted.extend(change.key for change in changes if change.new is None)
+
+    async with mirror.Mirror(address, feed=served.FEED, agent="agent", on_change=note) as one:
+        await one.wait_in_sync(timeout_seconds=60)
+        yield one, deleted
+
+
+async def test_a_follower_serves_the_same_and_asks_the_api_server_nothing(tmp_path: pathlib.Path) -> None:
+    async with (
+        served.Cluster(tmp_path) as cluster,
+        replica(cluster) as root,
+        replica(cluster, await root.address()) as first,
+        replica(cluster, await first.address()) as second,
+        watched(await root.address()) as (at_root, _),
+        watched(await first.address()) as (at_first, _),
+        watched(await second.address()) as (at_second, _),
+    ):
+        everyone = [at_root, at_first, at_second]
+        await served.converged(cluster, everyone)
+        before = cluster.simulator.counters.requests.total()
+        cluster.put("new", "p1")
+        cluster.simulator.store.delete(simulated.PODS, "default", "p2")
+        await served.converged(cluster, everyone)
+        assert len({one.digest for one in everyone}) == 1
+        entries = [dict(one) for one in everyone]
+        assert entries[0] == entries[1] == entries[2]  # with revisions
+        assert cluster.simulator.counters.requests.total() == before
+        assert [await one.metric(FOLLOWS) for one in (root, first, second)] == [0, 1, 2]
+
+
+async def test_a_follower_whose_upstream_is_killed_follows_another_one(tmp_path: pathlib.Path) -> None:
+    async with (
+        served.Cluster(tmp_path) as cluster,
+        replica(cluster) as second,
+        contextlib.AsyncExitStack() as mortal,
+    ):
+        first = await mortal.enter_async_context(replica(cluster))
+        addresses = [await first.address(), await second.address()]
+        async with (
+            replica(cluster, *addresses) as follower,
+            watched(await follower.address()) as (one, deleted),
+        ):
+            found = await follower.logged('mode="following" upstream="([^"]*)"')
+            upstream, other = (first, second) if found[1] == addresses[0] else (second, first)
+            signal_all(upstream, signal.SIGKILL)
+            cluster.put("new", "p1")
+            await served.converged(cluster, [one])
+            await follower.logged(f'mode="following" upstream="{await other.address()}"')
+            assert deleted == []
+            assert await follower.metric(FOLLOWS) == 1
+            assert await follower.metric('typha_source_changes_total{mode="watching"}') == 0
+
+
+async def test_a_follower_whose_upstream_is_stopped_falls_back_to_the_api_server(tmp_path: pathlib.Path) -> None:
+    async with (
+        served.Cluster(tmp_path) as cluster,
+        replica(cluster) as root,
+        replica(cluster, await root.address(), fallback_seconds=2) as follower,
+        watched(await follower.address()) as (one, deleted),
+    ):
+        assert cluster.simulator.counters.watches_by_resource() == {"core/v1/pods": 1}
+        signal_all(root, signal.SIGSTOP)
+        try:
+            cluster.put("new")
+            cluster.simulator.store.delete(simulated.PODS, "default", "p2")
+            await follower.metric_is('typha_source_changes_total{mode="watching"}', 1)
+            await served.converged(cluster, [one])
+            assert [key.rpartition("/")[2] for key in deleted] == ["p2"]
+            assert await follower.metric(WATCHES) == 1
+        finally:
+            signal_all(root, signal.SIGCONT)
+
+
+async def test_an_upstream_that_begins_again_with_other_data(tmp_path: pathlib.Path) -> None:
+    """The follower serves what it has until the new upstream is complete, and deletes only what is gone."""
+    async with served.Cluster(tmp_path) as cluster, contextlib.AsyncExitStack() as mortal:
+        first = await mortal.enter_async_context(replica(cluster))
+        address = await first.address()
+        async with (
+            replica(cluster, address) as follower,
+            watched(await follower.address()) as (one, deleted),
+        ):
+            first.process.terminate()
+            await first.ends()
+            cluster.put("new", "p1")
+            cluster.simulator.store.delete(simulated.PODS, "default", "p2")
+            port = address.rpartition(":")[2]
+            async with served.serving(cluster, "--workers", "1", TYPHA_CALICOFEEDS="false", TYPHA_SERVERPORT=port):
+                await served.converged(cluster, [one])
+                assert [key.rpartition("/")[2] for key in deleted] == ["p2"]
+
+
+async def test_replicas_that_name_each_other_make_no_ring(tmp_path: pathlib.Path) -> None:
+    async with served.Cluster(tmp_path) as cluster:
+        ports = []
+        for _ in range(2):
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                ports.append(probe.getsockname()[1])
+        one, other = (f"127.0.0.1:{port}" for port in ports)
+        options = {"fallback_seconds": 2}
+        async with (
+            served.serving(
+                cluster, "--workers", "1", **{**variables(other, **options), "TYPHA_SERVERPORT": str(ports[0])}
+            ) as first,
+            served.serving(
+                cluster, "--workers", "1", **{**variables(one, **options), "TYPHA_SERVERPORT": str(ports[1])}
+            ) as second,
+            watched(one) as (at_first, _),
+            watched(other) as (at_second, _),
+        ):
+            cluster.put("new")
+            await served.converged(cluster, [at_first, at_second])
+            assert 1 in [await service.metric(WATCHES) for service in (first, second)]

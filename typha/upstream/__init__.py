@@ -1,0 +1,1 @@
+"""A replica that another replica feeds in place of the API server: whom it follows, and how."""
