@@ -342,6 +342,11 @@ class WorkerChannel:
         """What a client needs to read the log from there."""
         return next((frame for end, frame in reversed(self._dictionaries) if end <= offset), None)
 
+    def end_of_dictionary(self, offset: int) -> int | None:
+        """Where the dictionary ends that begins at an offset of the log; None if none does, or it is not published."""
+        ends = (end for end, frame in self._dictionaries if end - len(frame) == offset)
+        return next((end for end in ends if end <= self.log.end), None)
+
     def owe_dictionary(self, reader: client.Client, offset: int) -> None:
         """A client goes on at an offset of the log: it owes the client what it does not have from where it left."""
         due = self._dictionary_at(offset)
@@ -492,6 +497,8 @@ class _Progress:
         if self._offset is None or self._offset < log.start:
             return sequence
         self._offset = log.next_of(self._offset, self._reader.tag, log.end)
+        while (end := self._channel.end_of_dictionary(self._offset)) is not None:  # there is nothing to apply in it
+            self._offset = log.next_of(end, self._reader.tag, log.end)
         if self._offset == log.end:
             return convergence.EVERYTHING
         return max(sequence, self._channel.sequence_before(self._offset))
