@@ -1,6 +1,7 @@
 """What all tests share: the programs in Go, the real control plane, and that a test leaves no task or process."""
 
 import asyncio
+import gc
 import os
 import pathlib
 import shutil
@@ -82,6 +83,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             reason = requirements.missing()
             item.add_marker(pytest.mark.skipif(not CAN_MAKE_NAMESPACES, reason=reason))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Take the tests themselves, which stay, out of the search for garbage: it takes a tenth of the time then."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -350,10 +350,14 @@ class LogReader:
         """Return the sequence at the base of the segment with `offset` (start <= offset <= end). Never a later one."""
         return self.sequence_at(self._bases[self._segment_at(offset)]) if self._bases else self._start_sequence
 
+    def would_drop(self, before_offset: int) -> bool:
+        """Return whether a segment ends before an offset."""
+        return len(self._bases) > 1 and self._bases[1] <= before_offset
+
     def drop(self, before_offset: int) -> list[int]:
         """Drop the segments that end before an offset. Return their bases."""
         dropped = []
-        while len(self._bases) > 1 and self._bases[1] <= before_offset:
+        while self.would_drop(before_offset):
             self._start_sequence, self._start_updates = (
                 self.sequence_at(self._bases[1]),
                 self.updates_at(self._bases[1]),

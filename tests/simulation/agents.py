@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from tests.simulation import expected_state, models, network, plans, subscribers, transports
+from protocol import reasons
+from tests.simulation import expected_state, models, network, plans, reporters, subscribers, transports
 from tests.simulation import world as worlds
 
 _RETRY_SECONDS_MAX = 0.5
@@ -51,6 +52,10 @@ class Agent:
         self._connections = 0
         self._number = number
         self._is_reading = False
+        self.reporter: reporters.Reporter | None = None
+        """Of a client that says what it has applied."""
+        if plan.apply_seconds_max is not None and plan.wire.startswith("native"):
+            self.reporter = reporters.Reporter(world, apply_seconds_max=plan.apply_seconds_max)
         self.connect()
 
     def __repr__(self) -> str:
@@ -66,14 +71,22 @@ class Agent:
         if self._number % 3 == 2 or (compression and self._number % 3 == 1):
             compression = {"zstd", "zstd-dictionary"}
         if wanted is not None:
-            self.model = subscribers.SubscribedModel(self._feed, wanted, self.plan.node, compression=compression)
+            self.model = subscribers.SubscribedModel(
+                self._feed, wanted, self.plan.node, compression=compression, reporter=self.reporter
+            )
         elif wire.startswith("native"):
             before = self.model if isinstance(self.model, models.NativeModel) else None
             self.model = models.NativeModel(
-                self._feed, compression=compression, resumes=self._number % 2 == 0, before=before
+                self._feed,
+                compression=compression,
+                resumes=self._number % 2 == 0,
+                before=before,
+                reporter=self.reporter,
             )
         else:
             self.model = models.TyphaModel(self._feed, snappy=wire.endswith("snappy"))
+        if not isinstance(self.model, models.TyphaModel):
+            self.model.say = lambda data: self._say_rest(connection, data)
         self.connection = connection
         self.is_dismissed = False
         self._reader = transports.RecordReader()
@@ -149,6 +162,8 @@ class Agent:
             connection.up.write(answer)
         self.on_heard()
         if model.goodbye:
+            if model.goodbye == reasons.DisconnectReason.PROTOCOL_ERROR:
+                raise worlds.Violation(f"{self.name}: a good client is told of a protocol error")
             self._close(connection, f"goodbye: {model.goodbye}")
 
     def _close(self, connection: network.Connection, why: str, *, is_reset: bool = False) -> None:
@@ -160,6 +175,8 @@ class Agent:
         if self.connection is not None and not self.connection.client_closed:
             self.connection.close_client(is_reset=False)
         self.connection = None
+        if self.reporter is not None:
+            self.reporter.disconnected()
         self.ends += 1
         self._is_reading = False
         self.world.after(0.01 + self.world.random.random() * _RETRY_SECONDS_MAX, self.connect)

@@ -6,6 +6,7 @@ protocol has no sequence number: its map must be one that the hub had, and never
 """
 
 import abc
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
@@ -15,7 +16,7 @@ from protocol.native import connection as native
 from protocol.typha import client
 from protocol.typha import connection as typha
 from protocol.typha import messages as typha_messages
-from tests.simulation import expected_state
+from tests.simulation import expected_state, reporters
 from tests.simulation import world as worlds
 
 _CATCHING_UP = messages.SyncStatus.CATCHING_UP
@@ -140,6 +141,10 @@ class _Client(abc.ABC, Generic[MessageT]):
         self.status: messages.SyncStatus | None = None
         self.is_accepted = False
         self.goodbye = ""
+        self.reporter: reporters.Reporter | None = None
+        """Of a client that says what it has applied."""
+        self.say: Callable[[bytes], None] = lambda _: None
+        """How it is said."""
 
     @property
     def total(self) -> int:
@@ -165,6 +170,18 @@ class _Client(abc.ABC, Generic[MessageT]):
     def _take(self, message: MessageT) -> None:
         """Check and apply a message."""
 
+    def _begin_reports(self, hello: messages.ServerHello, digest_at: Callable[[int], int]) -> None:
+        if self.reporter is not None:
+            if messages.Feature.POSITIONS not in hello.features:
+                raise worlds.Violation("positions are not in force")
+            self.reporter.connected(self.say, digest_at)
+
+    def _report(self, *, is_whole: bool = True) -> None:
+        """The map has moved on. During a catch-up it is that of no sequence."""
+        is_mixed = self.status is _CATCHING_UP
+        if self.reporter is not None:
+            self.reporter.moved(0 if is_mixed else self.sequence, self.total, is_whole=is_whole and not is_mixed)
+
     def _check_newest_status(self, told: messages.SyncStatus) -> None:
         right = self._expected().status
         is_right = told is right or (right is _IN_SYNC and told in self._instead_of_in_sync)
@@ -183,7 +200,13 @@ class NativeModel(_Client[messages.Message]):
     _instead_of_in_sync = _UNCONFIRMED
 
     def __init__(
-        self, feed: str, *, compression: set[str], resumes: bool = False, before: "NativeModel | None" = None
+        self,
+        feed: str,
+        *,
+        compression: set[str],
+        resumes: bool = False,
+        before: "NativeModel | None" = None,
+        reporter: reporters.Reporter | None = None,
     ) -> None:
         """`compression` are features; `before` is the client's last connection, whose map it has."""
         self._connection = native.Connection(native.Role.CLIENT)
@@ -192,6 +215,11 @@ class NativeModel(_Client[messages.Message]):
         features = set(compression)
         if resumes:
             features |= {messages.Feature.RESUME.value, messages.Feature.CHUNK_DIGESTS.value}
+        self.reporter = reporter
+        if reporter is not None:
+            features |= {messages.Feature.POSITIONS.value}
+        self._is_pending = False
+        """A whole snapshot waits for its status."""
         self._hello = messages.ClientHello(feed=feed, agent="simulated", features=frozenset(features))
         self._incarnation = b""
         self.position: messages.ResumePosition | None = None
@@ -228,6 +256,7 @@ class NativeModel(_Client[messages.Message]):
                 self.is_accepted = True
                 self._incarnation = message.incarnation
                 self.sequence = self._connection.sequence  # that of the position, if the server may go on from it
+                self._begin_reports(message, lambda sequence: self._expected().digests[sequence])
             case messages.SnapshotBegin():
                 self._building = _Map()
                 self.chunks = max(1, message.chunks)
@@ -239,6 +268,7 @@ class NativeModel(_Client[messages.Message]):
                     self._building.apply(update)
             case messages.SnapshotEnd() if self._building is not None:
                 self._map, self._building = self._building, None
+                self._is_pending = True
                 self.status = None
                 self.sequence = message.sequence
                 self._check_cut("a snapshot", message.digest)
@@ -260,6 +290,8 @@ class NativeModel(_Client[messages.Message]):
         if self.status is not _CATCHING_UP:
             self._check_cut("updates")
             self._reached()
+        if not self._is_pending:
+            self._report()
 
     def _reached(self) -> None:
         """The map is the hub's map of a sequence number."""
@@ -278,6 +310,8 @@ class NativeModel(_Client[messages.Message]):
             raise worlds.Violation(
                 f"a status at {self.sequence}, but {self.floor} was published when the client connected"
             )
+        self._is_pending = False
+        self._report()
 
     def _check_cut(self, after: str, said: int | None = None) -> None:
         expected = self._expected()

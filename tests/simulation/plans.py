@@ -29,6 +29,8 @@ class AgentPlan:
     """No fault strikes this client. The service must serve it well whatever the other clients do."""
     subscription: Subscription | None = None
     node: str = ""
+    apply_seconds_max: float | None = None
+    """Longest time until the client has applied what has come; None if it does not report that."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +104,8 @@ class Plan:
         return is_large and self.limits.catch_up_blocks >= _BLOCKS_MAX and not self.step_seconds
 
 
+_REPORTING_EACH = 5
+"""In each fifth seed, clients say what they have applied."""
 AGENT_FAULTS = ("stall", "stall", "stall", "slow", "leave", "reset", "cut", "mute")
 SERVICE_FAULTS = (
     "worker-hang",
@@ -196,8 +200,19 @@ def make(seed: int) -> Plan:
         plan = dataclasses.replace(plan, agents=plan.agents + subscribers)
     kind = draw.random()
     if kind < _LAGGARDS_SHARE:
-        return _of_laggards(draw, plan)
-    return _of_relists(draw, plan) if kind < _LAGGARDS_SHARE + _RELISTS_SHARE else plan
+        plan = _of_laggards(draw, plan)
+    elif kind < _LAGGARDS_SHARE + _RELISTS_SHARE:
+        plan = _of_relists(draw, plan)
+    return plan if seed % _REPORTING_EACH else _of_reporting(random.Random(seed ^ 0xA991), plan)
+
+
+def _of_reporting(draw: random.Random, plan: Plan) -> Plan:
+    """The same plan with clients that say what they have applied, drawn apart like shortages."""
+    agents = [
+        dataclasses.replace(one, apply_seconds_max=draw.choice((0.0, 0.1, 2.0))) if draw.random() < 0.7 else one
+        for one in plan.agents
+    ]
+    return dataclasses.replace(plan, agents=tuple(agents))
 
 
 def _of_relists(draw: random.Random, plan: Plan) -> Plan:

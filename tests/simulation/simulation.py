@@ -32,6 +32,9 @@ _RECOVERY_SECONDS = 1.5
 _RELIST_SECONDS = 35.0
 """A watch that has failed again waits up to 30 s (`WatchPolicy.backoff_max_seconds`). Until then its type is not
 confirmed, and native clients are told so."""
+_APPLIED_SECONDS = 15.0
+"""Clients apply within some seconds and say so once a second. Workers report every other second, and count what is
+older than two."""
 _HOT_SHARE = 0.9
 _CUTS = (reasons.DisconnectReason.FELL_BEHIND, reasons.DisconnectReason.NO_PROGRESS)
 
@@ -232,6 +235,7 @@ class Simulation:
                 agent.look()
                 continue
             worker, current = found
+            self._check_applied(agent, current)
             worker_calm_at = worker.process.disturbed_until + _SLACK_SECONDS
             silent = agent.silent_for()
             if silent > ping_seconds + _SLACK_SECONDS and now > worker_calm_at and agent.disturbed_until < now - silent:
@@ -249,6 +253,25 @@ class Simulation:
             stranger.look(
                 self.plan.limits, calm_at=max([w.process.disturbed_until for w in self.workers()], default=now)
             )
+
+    def _check_applied(self, agent: agents.Agent, current: client.Client) -> None:
+        """Check that the server takes for applied what the client has applied, and no more."""
+        reporter, position, channel = agent.reporter, current.applied, current.channel
+        if reporter is None or not reporter.is_connected or position is None or channel is None:
+            return
+        try:
+            reporter.check(position.sequence, min(position.up_to(), channel.newest_sequence))
+        except worlds.Violation as error:
+            raise worlds.Violation(f"{agent.name}: {error}") from error
+
+    def _counts_all_as_applied(self) -> bool:
+        """Whether the hub counts all clients that report, and knows that they have applied everything."""
+        the_hub = self.newest.hub
+        if the_hub is None:
+            return False
+        reporting = sum(agent.reporter is not None for agent in self.agents)
+        reported = the_hub.convergence.reported(service.FEED, the_hub.commit_times[service.FEED], self.world.now)
+        return (reported.reporting, reported.applied) == (reporting, reporting)
 
     # Phases of a run
 
@@ -320,6 +343,8 @@ class Simulation:
         # A type may be listed again at this moment, because a compaction was among the faults.
         if not self.world.run_until(self.world.now + _RELIST_SECONDS, condition=self.has_converged):
             raise worlds.Violation(f"no longer converged: {self.slow_consumers()}")
+        if not self.world.run_until(self.world.now + _APPLIED_SECONDS, condition=self._counts_all_as_applied):
+            raise worlds.Violation("not everything counts as applied, although it is")
         tidied_at = self.world.now + 2 * self.plan.limits.stats_interval_seconds
         if not self.world.run_until(tidied_at, condition=lambda: not self._left_files()):
             raise worlds.Violation(self._left_files())

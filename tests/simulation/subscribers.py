@@ -4,7 +4,7 @@ from protocol import digest, messages
 from protocol.native import connection as native
 from protocol.subscriptions import Subscription
 from tests.harness.worker_stand import is_selected
-from tests.simulation import expected_state, models
+from tests.simulation import expected_state, models, reporters
 from tests.simulation import world as worlds
 
 _CATCHING_UP = messages.SyncStatus.CATCHING_UP
@@ -44,7 +44,15 @@ class SubscribedModel(models._Client[messages.Message]):
 
     _instead_of_in_sync = _UNCONFIRMED
 
-    def __init__(self, feed: str, wanted: Subscription, node: str, *, compression: set[str]) -> None:
+    def __init__(
+        self,
+        feed: str,
+        wanted: Subscription,
+        node: str,
+        *,
+        compression: set[str],
+        reporter: reporters.Reporter | None = None,
+    ) -> None:
         self._connection = native.Connection(native.Role.CLIENT)
         super().__init__(self._connection)
         self._wanted = wanted
@@ -52,6 +60,11 @@ class SubscribedModel(models._Client[messages.Message]):
         self._building: models._Map | None = None
         self._view: View | None = None
         features = {messages.Feature.SUBSCRIPTIONS.value, *compression}
+        self.reporter = reporter
+        if reporter is not None:
+            features |= {messages.Feature.POSITIONS.value}
+        self._is_pending = False
+        """A whole snapshot waits for its status."""
         self._hello = messages.ClientHello(
             feed=feed, agent="subscriber", node=node, features=frozenset(features), subscription=wanted
         )
@@ -95,6 +108,7 @@ class SubscribedModel(models._Client[messages.Message]):
                 self.is_accepted = True
                 if messages.Feature.SUBSCRIPTIONS not in message.features:
                     raise worlds.Violation("the subscription is not in force")
+                self._begin_reports(message, self.view.digest_at)
             case messages.SnapshotBegin():
                 self._building = models._Map()
             case messages.SnapshotChunk(updates=updates) if self._building is not None:
@@ -102,6 +116,7 @@ class SubscribedModel(models._Client[messages.Message]):
                     self._building.apply(update)
             case messages.SnapshotEnd() if self._building is not None:
                 self._map, self._building = self._building, None
+                self._is_pending = True
                 self.status = None
                 self.sequence = message.sequence
                 self._check("a snapshot", message.digest)
@@ -111,6 +126,9 @@ class SubscribedModel(models._Client[messages.Message]):
                 self.sequence = message.sequence
                 if message.sequence > message.previous_sequence and self.status is not _CATCHING_UP:
                     self._check("updates")
+                if not self._is_pending:
+                    # What is for this node comes before the rest of its batch, and does not reach its sequence.
+                    self._report(is_whole=message.sequence > message.previous_sequence)
             case messages.Status():
                 self._tell(message)
             case messages.Goodbye():
@@ -127,6 +145,8 @@ class SubscribedModel(models._Client[messages.Message]):
             raise worlds.Violation(f"status {message.status.label} is wrong for sequence {self.sequence}")
         if is_first and self.sequence < self.floor and not self.view.is_same(self.sequence, self.floor):
             raise worlds.Violation(f"first status at {self.sequence}, but {self.floor} was published before")
+        self._is_pending = False
+        self._report()
 
     def _check(self, after: str, said: int | None = None) -> None:
         if self.sequence > self._expected().sequence:

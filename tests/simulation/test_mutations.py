@@ -7,10 +7,11 @@ import msgspec
 import pytest
 
 from cache.state import cursor, files, log, resume, sections, store
+from clients import applied
 from protocol import messages
 from tests.simulation import simulation
 from typha.hub import channel
-from typha.worker import catchup, client, connections, delivery, poller, protocol_adapters
+from typha.worker import catchup, client, connections, convergence, delivery, poller, protocol_adapters
 from typha.worker.channel import WorkerChannel
 
 SEEDS_MAX = 400
@@ -23,6 +24,7 @@ watch_write = poller.Poller.watch_write
 resumption = protocol_adapters._resumption
 pieces = resume.pieces
 offset_of = log.LogReader.offset_of
+received = applied.Acknowledger.received
 
 
 def without_the_tail(self: cursor.Cursor, reader: Any, *, owed_bytes: int = 0) -> None:
@@ -90,6 +92,11 @@ def at_the_next_frame(self: log.LogReader, sequence: int) -> int | None:
     return offset if offset is None or offset >= self.end else self.frame_at(offset)[1]
 
 
+def at_once(self: applied.Acknowledger, sequence: int, *, has_changed: bool) -> None:
+    received(self, sequence, has_changed=has_changed)
+    self.applied()
+
+
 MUTATIONS: dict[str, tuple[object, str, object]] = {
     "an object that moves stays on its old node": (sections.Sections, "tag_of", lambda *_: None),
     "what is for a node is not sent": (delivery.Delivery, "_flush_node", lambda *_: None),
@@ -114,6 +121,9 @@ MUTATIONS: dict[str, tuple[object, str, object]] = {
     "clients that come back are caught up from a later sequence": (resume, "start_point", too_late),
     "clients that come back keep chunks that differ": (resume, "pieces", all_kept),
     "clients that come back read statuses of the past": (WorkerChannel, "last_status_offset", lambda _: 0),
+    "all counts as applied": (convergence.Position, "up_to", lambda _: convergence.EVERYTHING),
+    "clients that are gone count as reporting": (convergence.Convergence, "remove", lambda *_: None),
+    "clients say that they have applied what has come": (applied.Acknowledger, "received", at_once),
     "clients get no pings": (connections.Connections, "send_ping", lambda *_: True),
 }
 

@@ -81,6 +81,8 @@ class WorkerChannel:
         self._greeting = client.StatusNotice(-1, 0, messages.SyncStatus.WAITING, memoryview(b""))
         self._status_frame: tuple[int, messages.SyncStatus, bytes] = (-1, messages.SyncStatus.WAITING, b"")
         self._ping: tuple[int, bytes] = (-1, b"")
+        self._before: tuple[int, int] = (-1, 0)
+        """The last answer of `sequence_before`: most clients wait for the same frame."""
         self.trim_offset = 0
         """Offset before which the hub frees the log."""
         self._published_to = 0
@@ -348,6 +350,10 @@ class WorkerChannel:
 
     def drop_log(self, before_offset: int) -> None:
         """No client needs the log before an offset any more."""
+        if self.subscription is not None and self.log.would_drop(before_offset):
+            for reader in self.all_clients():
+                if reader.applied is not None:
+                    reader.applied.up_to()  # a look at what is dropped
         self.log.drop(before_offset)
         while len(self._dictionaries) > 1 and self._dictionaries[1][0] <= self.log.start:
             self._dictionaries.popleft()
@@ -434,6 +440,19 @@ class WorkerChannel:
             min_sequence=min([self._sequence_needed(lowest), *(reader.sequence for reader in lost)]),
         )
 
+    def sequence_before(self, offset: int) -> int:
+        """Return the last sequence up to which nothing is in the frame at an offset; 0 if the log does not say.
+
+        A batch may have a frame for each of several nodes that ends at the batch's sequence. Those that follow the
+        first of them are of the same batch.
+        """
+        if self._before[0] != offset:
+            first = self.log.first_offset_of(self.log.frame_at(offset)[2])
+            is_known = first is not None and first > self.log.start
+            before = self.log.sequence_at(self.log.frame_at(first - 1)[0]) if first is not None and is_known else 0
+            self._before = offset, before
+        return self._before[1]
+
     def _sequence_needed(self, lowest_offset: int) -> int:
         """The lowest sequence from which a reader of the log from that offset, or of a snapshot, may be caught up."""
         snapshots = [s.sequence for s in [*self._old_snapshots, self.snapshot] if s is not None]
@@ -475,7 +494,7 @@ class _Progress:
         self._offset = log.next_of(self._offset, self._reader.tag, log.end)
         if self._offset == log.end:
             return convergence.EVERYTHING
-        return max(sequence, log.sequence_at(self._offset))
+        return max(sequence, self._channel.sequence_before(self._offset))
 
 
 class Channels:
