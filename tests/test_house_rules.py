@@ -26,6 +26,7 @@ WITHOUT_A_SOURCE = (
 SUBJECTS = (
     "browser",
     "cancellation",
+    "dictionaries",
     "evaluation",
     "faults",
     "golden",

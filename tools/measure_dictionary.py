@@ -1,24 +1,27 @@
-"""Measures what a zstd dictionary would save on the deltas of Calico's felix feed.
+"""Measures what the dictionary saves on the deltas of Calico's felix feed, as the hub trains and uses it.
 
 Figures for docs/decisions/dictionary-compression.md. PYTHONPATH=. .venv/bin/python tools/measure_dictionary.py
 
-The dictionary is trained from the updates of a snapshot, as a service could do it. The deltas are changes of labels of
-pods, as a roll-out makes them, and new pods.
+The deltas are changes of labels of pods, as a roll-out makes them, and new pods.
 """
 
+import functools
+import itertools
 import sys
 import time
-
-import zstandard
+from collections.abc import Callable, Sequence
 
 from cache.feeds.calico import feed
 from protocol import messages
-from protocol.native import codec, frames
+from protocol.native import codec, dictionary, encoder, frames
 from tools import measure_calico
+from typha.hub import policy
 
 PODS = 5_000
-BATCHES = (1, 5, 20)
-DICTIONARY_KILOBYTES = (4, 16, 64)
+BATCHES = (1, 5, 20, 50)
+SAMPLES: int = policy.HubPolicy(log_budget_bytes=1, segment_bytes=1).dictionary_samples
+SIZES_BYTES = (4 * 1024, 16 * 1024, 64 * 1024)
+CHUNK_KEYS = 128
 ROUNDS = 20
 
 
@@ -35,66 +38,75 @@ def updates_of(
     return taken.updates if taken is not None else []
 
 
-def payloads(updates: list[messages.Update], batch: int) -> list[bytes]:
-    """Messages of so many updates each."""
-    return [
-        codec.encode_updates(start, start + batch, updates[start : start + batch])
-        for start in range(0, len(updates) - batch + 1, batch)
-    ]
-
-
-def framed(data: list[bytes], compressor: zstandard.ZstdCompressor, *, least_bytes: int) -> list[bytes]:
-    """What is sent: compressed where that is shorter."""
-    packed = [compressor.compress(one) if len(one) >= least_bytes else one for one in data]
-    return [min(one, plain, key=len) for one, plain in zip(packed, data, strict=True)]
-
-
-def microseconds(data: list[bytes], compressor: zstandard.ZstdCompressor) -> float:
-    """CPU time for one message, the best of some rounds."""
+def microseconds(work: Callable[[], object], count: int) -> float:
+    """CPU time for one of `count` things, the best of some rounds."""
     best = float("inf")
     for _ in range(ROUNDS):
         begun = time.process_time()
-        for one in data:
-            compressor.compress(one)
+        work()
         best = min(best, time.process_time() - begun)
-    return best / len(data) * 1e6
+    return best / count * 1e6
+
+
+def deltas(made: encoder.NativeEncoder, updates: Sequence[messages.Update], batch: int) -> list[bytes]:
+    """The frames of deltas of so many updates each."""
+    return [
+        frame.data
+        for start in range(0, len(updates) - batch + 1, batch)
+        for frame in made.updates(start, updates[start : start + batch])
+    ]
+
+
+def read(packed: Sequence[bytes], decompression: dictionary.Decompression) -> None:
+    """What a client does before it decodes them."""
+    for frame in packed:
+        frames.unpack_payload(frame[4], frame[frames.HEADER.size :], decompress=decompression.decompress)
+
+
+def chunk(made: encoder.NativeEncoder, trained: dictionary.Compression, updates: Sequence[messages.Update]) -> str:
+    """A chunk of a snapshot, without and with the dictionary."""
+    plain = made.snapshot_chunk(0, 0, updates)
+    shorter = trained.pack_frame(codec.encode_chunk(0, 0, updates, more=False))
+    return f"chunk of {len(updates)} keys: {len(plain)} B with zstd, {len(shorter)} B with the dictionary\n"
 
 
 def main() -> None:
     """Measure and print a table in Markdown."""
     target = measure_calico.felix()
     created = updates_of(target, version=1, first=0, count=PODS)
-    samples = payloads(created, 1)
+    samples = [codec.encode_updates(0, 1, [one]) for one in itertools.islice(created, 0, None, PODS // SAMPLES)]
     cases = {
         "changed pods": updates_of(target, version=2, first=0, count=1_000, marker="5d9f8c7b6"),
         "new pods": updates_of(target, version=3, first=PODS, count=1_000),
     }
-    plain = frames.make_compressor()
+    plain = encoder.NativeEncoder(zstd=True)
     sys.stdout.write(
-        "| Deltas | Updates in each | Raw | zstd | Dictionary | With it | Less | CPU zstd | CPU with it |\n"
+        "| Dictionary | Deltas | Updates in each | Raw | zstd | With it | Less | Hub: zstd | with it | Client: zstd "
+        "| with it |\n|---|---|---|---|---|---|---|---|---|---|---|\n"
     )
-    sys.stdout.write("|---|---|---|---|---|---|---|---|---|\n")
-    for kilobytes in DICTIONARY_KILOBYTES:
-        trained = zstandard.train_dictionary(kilobytes * 1024, samples)
-        trained.precompute_compress(level=frames.ZSTD_LEVEL)
-        with_it = zstandard.ZstdCompressor(
-            level=frames.ZSTD_LEVEL,
-            dict_data=trained,
-            write_content_size=True,
-            write_checksum=False,
-            write_dict_id=False,
-        )
-        for name, updates in cases.items():
-            for batch in BATCHES:
-                data = payloads(updates, batch)
-                before = framed(data, plain, least_bytes=frames.ZSTD_MIN_BYTES)
-                after = framed(data, with_it, least_bytes=0)
-                raw, small, smaller = (sum(map(len, one)) / len(data) for one in (data, before, after))
-                cpu = microseconds(data, plain)
-                cpu_with_it = microseconds(data, with_it)
-                cells = (name, batch, f"{raw:.0f} B", f"{small:.0f} B", f"{kilobytes} KiB", f"{smaller:.0f} B")
-                cells += (f"{1 - smaller / small:.0%}", f"{cpu:.1f} us", f"{cpu_with_it:.1f} us")
-                sys.stdout.write(f"| {' | '.join(map(str, cells))} |\n")
+    for size_bytes in SIZES_BYTES:
+        begun = time.process_time()
+        trained = dictionary.train(samples, 1, max_bytes=size_bytes)
+        seconds = time.process_time() - begun
+        if trained is None:
+            raise SystemExit("nothing was trained")
+        made = encoder.NativeEncoder(zstd=True, takes_dictionary=True)
+        made.use_dictionary(trained, 0)
+        decompression = dictionary.Decompression(trained.message)
+        for (name, updates), batch in itertools.product(cases.items(), BATCHES):
+            packed = [deltas(one, updates, batch) for one in (plain, made)]
+            count = len(packed[0])
+            raw, before, after = (
+                sum(sizes) / count
+                for sizes in (map(frames.raw_length, packed[0]), map(len, packed[0]), map(len, packed[1]))
+            )
+            hub = [microseconds(functools.partial(deltas, one, updates, batch), count) for one in (plain, made)]
+            client = [microseconds(functools.partial(read, one, decompression), count) for one in packed]
+            cells = [str(len(trained.message.data)), name, str(batch), f"{raw:.0f} B", f"{before:.0f} B"]
+            cells += [f"{after:.0f} B", f"{1 - after / before:.0%}", *(f"{each:.1f} us" for each in (*hub, *client))]
+            sys.stdout.write(f"| {' | '.join(cells)} |\n")
+        sys.stdout.write(f"trained in {seconds:.3f} s of CPU; its frame has {len(trained.frame)} B\n")
+        sys.stdout.write(chunk(plain, trained, created[:CHUNK_KEYS]))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ _PAGE_BACKLOG = 16
 _LISTEN_RETRY_SECONDS = 1.0
 _ENDPOINTS_SECONDS = 30.0
 _PROBE_SECONDS = 3.0
+_NODE_KEYS = "/calico/resources/v3/projectcalico.org/nodes/"
+"""In the felix feed, one for each node."""
 _NODES = resources.ResourceType("", "v1", "nodes")
 
 
@@ -436,6 +438,9 @@ class Service:
         for one in self.collector.watchers:
             if one.type == _NODES and one.status is SyncStatus.IN_SYNC:
                 return one.object_count
+        felix = self.hub.followed_feeds.get(syncers.FELIX)
+        if felix is not None and felix.synced_once:
+            return sum(one.key.startswith(_NODE_KEYS) for one in felix.store)
         raise rebalancing.Unknown("the nodes are not known")
 
     async def _watch(self) -> None:

@@ -39,6 +39,7 @@ type differ struct {
 	incarnation string    // of the connection's server
 	position    *position // of the map; nil while the map is a mixture of several moments
 	chunks      uint64    // of the last snapshot; 0 before there is a map
+	isPlaceless bool      // this connection's map has no position: it is the whole feed's, and a part was asked for (S8)
 	distrusted  bool      // something was wrong: say nothing of the map until a whole snapshot has come (R8)
 }
 
@@ -62,7 +63,11 @@ func (d *differ) resuming() (*position, []uint64) {
 }
 
 // reached notes that the map is that of a sequence.
-func (d *differ) reached(sequence uint64) { d.position = &position{d.incarnation, sequence} }
+func (d *differ) reached(sequence uint64) {
+	if d.position = nil; !d.isPlaceless {
+		d.position = &position{d.incarnation, sequence}
+	}
+}
 
 // A snapshot is received apart from the live map, and replaces it at the next status (rule O6).
 type snapshot struct {

@@ -40,6 +40,8 @@ type Options struct {
 	// ReportsApplied tells the server what has been applied, if it supports that. [Follow] takes an event for applied
 	// once the function returns; a [Mirror] is told by its method Applied.
 	ReportsApplied bool
+	// Subscription, if not nil, is the part of the feed that is wanted.
+	Subscription *Subscription
 }
 
 func (o *Options) check() error {
@@ -55,6 +57,9 @@ func (o *Options) check() error {
 		if utf8.RuneCountInString(name) > maxNameChars || !utf8.ValidString(name) {
 			return errors.New("typha: a name is longer than 1,024 characters, or is not UTF-8")
 		}
+	}
+	if o.Subscription != nil {
+		return o.Subscription.check(o.Node)
 	}
 	return nil
 }
@@ -84,7 +89,7 @@ type Disconnected struct {
 type StatusChanged struct {
 	Status   Status
 	Sequence uint64
-	// Keys and Digest describe the whole map.
+	// Keys and Digest describe the whole map; with a subscription that the server has not put in force, that of the feed.
 	Keys   int
 	Digest uint64
 }
@@ -128,6 +133,12 @@ func followAs(ctx context.Context, options Options, differ *differ, acknowledger
 		options: options, handle: handle, acknowledger: acknowledger,
 		differ: differ, rotation: newRotation(options.Addresses),
 	}
+	if options.Subscription != nil {
+		one.selecting = newSelecting(options.Subscription, options.Node)
+		for key := range differ.known { // the caller begins with these
+			one.selecting.passed[key] = true
+		}
+	}
 	for {
 		one.connectedAt = time.Time{}
 		address := one.rotation.current()
@@ -165,6 +176,8 @@ type follower struct {
 	// nil if nobody is told what has been applied
 	acknowledger *acknowledger
 	catchingUp   bool
+	// nil without a subscription
+	selecting *selecting
 }
 
 func (f *follower) planRetry(err error) time.Duration {
@@ -210,6 +223,7 @@ func (f *follower) connect(ctx context.Context, address string) error {
 	}
 	f.connectedAt = time.Now()
 	f.differ.beginConnection(hello.incarnation)
+	f.differ.isPlaceless = f.options.Subscription != nil && !one.isSelection
 	if f.acknowledger != nil {
 		f.acknowledger.beginConnection()
 		f.catchingUp = false
@@ -248,6 +262,9 @@ func (f *follower) take(one *session, message any) error {
 	batch, err := f.differ.receive(message)
 	if err != nil {
 		return err
+	}
+	if batch != nil && f.selecting != nil {
+		batch = f.selecting.selectFrom(batch)
 	}
 	f.notePosition(message, batch)
 	if batch != nil {
@@ -363,6 +380,7 @@ type session struct {
 	writing    sync.Mutex
 
 	dictionaries bool // the server may send some
+	isSelection  bool // a subscription is in force: what lies between two sequences is not for this client
 
 	asked     *position // what the hello says of the map
 	digests   bool      // it says the digests of its chunks, too
@@ -431,6 +449,7 @@ func (s *session) greet(feed string) (serverHello, error) {
 		s.state, s.silence = ready, silenceFactor*message.pingInterval
 		s.frames.limit, s.frames.zstd = message.maxFrame, slices.Contains(message.features, featureZstd)
 		s.dictionaries = slices.Contains(message.features, featureDictionary)
+		s.isSelection = slices.Contains(message.features, featureSubscriptions)
 		s.resume(message)
 		return message, nil
 	}
@@ -450,6 +469,11 @@ func (s *session) resume(hello serverHello) {
 
 // follows tells whether updates and statuses may come.
 func (s *session) follows() bool { return s.state == following || s.state == resuming && s.continues }
+
+// isContinuedBy tells whether what begins at a sequence may come next (rules O11 and S4).
+func (s *session) isContinuedBy(sequence uint64) bool {
+	return sequence == s.sequence || s.isSelection && sequence > s.sequence
+}
 
 func (s *session) receive() (any, error) {
 	payload, err := s.frames.next()
@@ -512,7 +536,7 @@ func (s *session) next() (any, error) {
 		if !s.follows() {
 			break
 		}
-		if message.previous != s.sequence || message.sequence < s.sequence {
+		if !s.isContinuedBy(message.previous) || message.sequence < message.previous {
 			return nil, broken("updates from %d to %d do not continue %d", message.previous, message.sequence, s.sequence)
 		}
 		s.state, s.sequence = following, message.sequence
@@ -521,7 +545,7 @@ func (s *session) next() (any, error) {
 		if !s.follows() {
 			break
 		}
-		if message.sequence != s.sequence && (message.status != CatchingUp || message.sequence > s.sequence) {
+		if !s.isContinuedBy(message.sequence) && (message.status != CatchingUp || message.sequence > s.sequence) {
 			return nil, broken("a status at %d does not continue %d", message.sequence, s.sequence)
 		}
 		s.sequence = message.sequence

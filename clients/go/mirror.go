@@ -72,6 +72,11 @@ func (m *Mirror) Run(ctx context.Context) error {
 	return followAs(ctx, m.options, m.differ, m.acknowledger, m.take)
 }
 
+// content is what the map is a copy of.
+func (m *Mirror) content() string {
+	return m.options.Subscription.content(m.options.Feed, m.options.Node)
+}
+
 // Restored tells whether the mirror began with the map in its file. The map may be old until the mirror is in sync.
 func (m *Mirror) Restored() bool {
 	m.mutex.RLock()
@@ -91,7 +96,7 @@ func (m *Mirror) restore() {
 	if m.StateFile == "" {
 		return
 	}
-	state, err := readState(m.StateFile, m.options.Feed)
+	state, err := readState(m.StateFile, m.content())
 	m.mutex.Lock()
 	m.stateFileError = err
 	if state != nil {
@@ -114,7 +119,7 @@ func (m *Mirror) save() {
 	if m.StateFile == "" || d.chunks == 0 || d.distrusted || d.position != nil && *d.position == m.saved {
 		return
 	}
-	err := writeState(m.StateFile, m.options.Feed, savedState{d.position, d.chunks, m.entries})
+	err := writeState(m.StateFile, m.content(), savedState{d.position, d.chunks, m.entries})
 	m.savedAt = time.Now()
 	if err == nil && d.position != nil {
 		m.saved = *d.position

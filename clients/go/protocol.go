@@ -193,11 +193,17 @@ func clientHello(options *Options, at *position, digests []uint64) []byte {
 	if digests != nil {
 		count++
 	}
+	if options.Subscription != nil {
+		count++
+	}
 	payload := []byte{0x92, typeClientHello, count}
 	payload = append(appendText(payload, "versions"), 0x91, protocolVersion)
 	features := []string{featureZstd, featureDictionary, featureResume, featureDigests}
 	if options.ReportsApplied {
 		features = append(features, featureApplied)
+	}
+	if options.Subscription != nil {
+		features = append(features, featureSubscriptions)
 	}
 	payload = append(appendText(payload, "features"), 0x90|byte(len(features)))
 	for _, feature := range features {
@@ -205,6 +211,9 @@ func clientHello(options *Options, at *position, digests []uint64) []byte {
 	}
 	for _, member := range members {
 		payload = appendText(appendText(payload, member[0]), member[1])
+	}
+	if options.Subscription != nil {
+		payload = options.Subscription.appendTo(payload)
 	}
 	if at != nil {
 		payload = append(appendText(payload, "resume"), 0x92, 0xc4, incarnationBytes)

@@ -254,7 +254,7 @@ def policy(course: Course) -> None:
     cluster = course.cluster
     course.chapter("6. Network policies", "The text's frontend-policy, and what it does to connections.")
     course.correct("`ports:[443]` needs a space to be YAML, and a NetworkPolicy needs a namespace.")
-    _matrix(course, "before", dict.fromkeys(_pairs(), True))
+    _matrix(course, "before the policy", dict.fromkeys(_pairs(), True))
     course.act(
         "Create it",
         "router# kubectl apply -f frontend-policy.yaml",
@@ -296,7 +296,8 @@ def policy(course: Course) -> None:
         (source, target): (source, target) in allowed or not ({source, target.partition(":")[0]} & closed)
         for source, target in _pairs()
     }
-    _matrix(course, "after", expected)
+    _matrix(course, "after the policy", expected)
+    _matrix_by_vxlan(course, expected)
     for source, target, port, verdict in (
         ("ingress-controller", "frontend", HTTPS, "allow"),
         ("client", "frontend", HTTPS, "den"),
@@ -308,6 +309,24 @@ def policy(course: Course) -> None:
             shows=verdict,
             checked=f"the decision is: {verdict}{'y' if verdict == 'den' else ''}",
         )
+
+
+def _matrix_by_vxlan(course: Course, expected: dict[tuple[str, str], bool]) -> None:
+    """The same policy decides about packets that were encapsulated."""
+    cluster = course.cluster
+    path = f"{CALICO_PATH}/ippools/{POOL}"
+    source, target = cluster.pods["frontend"], cluster.pods["backend"]
+    for mode, device in (("Always", "vxlan.calico"), ("Never", "eth0")):
+        cluster.api.patch(path, {"spec": {"vxlanMode": mode}})
+        course.step(
+            f"The pool changes to vxlanMode {mode}",
+            "node-1",
+            f"ip route get {target.address} from {source.address} iif {cluster.host_interface(source)}",
+            shows=f"dev {device}",
+            checked=f"packets to {target.name} leave through {device}",
+        )
+        if mode == "Always":
+            _matrix(course, "after the policy, by VXLAN", expected)
 
 
 def discovery(course: Course) -> None:
@@ -517,7 +536,7 @@ def _matrix(course: Course, when: str, expected: dict[tuple[str, str], bool]) ->
         return "\n".join(lines)
 
     course.act(
-        f"Connections {when} the policy",
+        f"Connections {when}",
         f"each pod# curl --connect-timeout {PROBE_SECONDS} http://ADDRESS:PORT",
         shown,
         shows=lambda _: found == expected,

@@ -86,7 +86,7 @@ def _table(course: Course) -> str:
     for when, matrix in course.matrices.items():
         targets = sorted({target for _, target in matrix})
         head = "".join(f"<th>{html.escape(target)}</th>" for target in targets)
-        rows.append(f"<h3>Connections {html.escape(when)} the policy</h3><table><tr><th>from</th>{head}</tr>")
+        rows.append(f"<h3>Connections {html.escape(when)}</h3><table><tr><th>from</th>{head}</tr>")
         for source in sorted({source for source, _ in matrix}):
             cells = "".join(_cell(matrix.get((source, target))) for target in targets)
             rows.append(f"<tr><th>{html.escape(source)}</th>{cells}</tr>")

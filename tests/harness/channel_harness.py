@@ -1,5 +1,6 @@
 """Parts of channel tests without processes and sockets: objects for a feed, and clients that check what they get."""
 
+import gc
 import json
 import os
 import subprocess
@@ -48,6 +49,15 @@ def pod_event(
 def open_descriptors() -> int:
     """Return the number of open descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def descriptors_before() -> int:
+    """Return the number of open descriptors at the begin of a test.
+
+    What earlier tests have left in reference cycles is gone then. Else it would go in the middle of this test.
+    """
+    gc.collect()
+    return open_descriptors()
 
 
 def changes_another_process_can_make(descriptor: int) -> list[str]:

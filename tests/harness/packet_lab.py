@@ -220,6 +220,20 @@ class Lab:
             os.sched_setaffinity(0, allowed)
         return arrived
 
+    def frames_after(self, via: str, frame: bytes) -> list[tuple[str, bytes]]:
+        """Sends a frame of any kind. Returns the IPv4 frames that leave the node then, with their interfaces."""
+        assert self._socket is not None
+        self._socket.sendto(frame, (via, _ETHERNET_IPV4))
+        self._socket.sendto(_frame(*_FENCE, Flow(17, 9), 0), (UPLINK, _ETHERNET_IPV4))
+        found: list[tuple[str, bytes]] = []
+        while True:
+            received, (interface, _, packet_type, *_) = self._socket.recvfrom(2048)
+            if packet_type == _PACKET_OUTGOING or received[12:14] != b"\x08\x00":
+                continue
+            if received[26:34] == b"".join(map(socket.inet_aton, _FENCE)):
+                return found
+            found.append((interface, received))
+
     def _probe_batch(self, probes: Sequence[Probe], batch: range, arrived: list[str | None]) -> None:
         assert self._socket is not None
         fence = len(probes)
@@ -284,6 +298,18 @@ def run(*command: str, stdin: str = "") -> str:
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)}: {process.stderr.strip()}")
     return process.stdout
+
+
+def frame(source: str, destination: str, wanted: Flow, *, payload: bytes = b"", to_mac: bytes = _MAC_NODE) -> bytes:
+    """A frame with a packet; the payload is for UDP."""
+    inner = _frame(source, destination, wanted, 0)
+    if payload:
+        udp = struct.pack(">HHHH", wanted.source_port, wanted.destination_port, 8 + len(payload), 0) + payload
+        header = bytearray(inner[14:34])
+        header[2:4], header[10:12] = (20 + len(udp)).to_bytes(2), bytes(2)
+        header[10:12] = _checksum(bytes(header)).to_bytes(2)
+        inner = inner[:14] + bytes(header) + udp
+    return to_mac + inner[6:]
 
 
 def _frame(source: str, destination: str, wanted: Flow, number: int) -> bytes:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import functools
 import json
-import os
 import socket
 import ssl
 import struct
@@ -17,7 +16,7 @@ from protocol import digest, messages, subscriptions
 from protocol.native import connection as native
 from protocol.native import frames
 from protocol.reasons import DisconnectReason
-from tests.harness import certificates
+from tests.harness import certificates, channel_harness
 from typha import clock, settings
 from typha.hub import hub, worker_link
 from typha.hub import policy as hub_policy
@@ -31,6 +30,7 @@ NODES = resources.ResourceType("", "v1", "nodes")
 FEED = "web"
 CLOSED = DisconnectReason.SERVER_ERROR
 TIMEOUT_SECONDS = 180.0
+open_descriptors, descriptors_before = channel_harness.open_descriptors, channel_harness.descriptors_before
 HUB_LIMITS = hub_policy.HubPolicy(log_budget_bytes=1 << 26, segment_bytes=1 << 20)
 AnyPeer = TypeVar("AnyPeer", bound="Peer")
 
@@ -42,11 +42,6 @@ def pod(
     metadata = {"name": name, "namespace": "default", "resourceVersion": str(version)}
     written = json.dumps({"metadata": metadata, "spec": content}).encode()
     return objects.ObjectEvent(type, "default", name, str(version), written, "v1", "Pod", objects.Origin.EVENT)
-
-
-def open_descriptors() -> int:
-    """Number of open descriptors of this process."""
-    return len(os.listdir("/proc/self/fd"))
 
 
 def connected_from(host: str, address: tuple[str, int]) -> socket.socket:

@@ -76,7 +76,7 @@ def open_tls(open_stage: OpenStage, files: certificates.Files) -> OpenTlsStage:
 @pytest.fixture
 def bench() -> Iterator[hub_stand.HubStand]:
     """A hub with a feed of pods, and no workers."""
-    before = worker_stand.open_descriptors()
+    before = worker_stand.descriptors_before()
     opened = hub_stand.HubStand()
     yield opened
     opened.hub.close()

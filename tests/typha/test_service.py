@@ -305,7 +305,7 @@ def test_a_listener_for_one_host() -> None:
 
 
 def test_a_host_that_does_not_exist() -> None:
-    before = worker_stand.open_descriptors()
+    before = worker_stand.descriptors_before()
     with pytest.raises(service.ServiceError, match=r"192\.0\.2\.1:"):
         service.open_listener(settings.Settings(server_port=-1, server_host="192.0.2.1"))
     assert worker_stand.open_descriptors() == before

@@ -421,7 +421,7 @@ def small_seeds() -> Iterator[None]:
 
 @pytest.mark.parametrize("wire_format", encoder.NAMES)
 def test_clients_have_the_selected_part(wire_format: str) -> None:
-    descriptors = channel_harness.open_descriptors()
+    descriptors = channel_harness.descriptors_before()
 
     @settings(max_examples=200, deadline=None)
     @given(seeded=st.sets(st.integers(0, 3)), history=st.lists(steps, max_size=60))

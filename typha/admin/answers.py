@@ -39,6 +39,8 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     """`fresh`, or what the replica does because the API server does not confirm its data: `waiting`, `alone`,
     `all-stale` or `handing-over`."""
     stale_seconds: float = 0.0
+    source: Name = ""
+    """With the setting Upstream, where the data comes from: `watching`, `searching`, or `following HOST:PORT`."""
 
 
 class Feed(msgspec.Struct, frozen=True, kw_only=True):

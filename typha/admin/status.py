@@ -89,6 +89,7 @@ class StatusPages:
             open_connections=sum(worker.report.active + worker.report.closing for _, worker in workers),
             freshness=self._collected.peers.stance.value if self._collected.peers is not None else "",
             stale_seconds=round(self._collected.peers.stale_seconds, 1) if self._collected.peers is not None else 0.0,
+            source=self._collected.source_text,
         )
 
     def _feed(self, source: feed.Feed) -> answers.Feed:

@@ -210,7 +210,7 @@ def _replica_table(known: Sequence[replicas.Replica]) -> list[str]:
                 f"{service.open_connections}{share}",
                 f"{ready}/{service.workers_wanted}",
                 tables.duration(oldest),
-                "draining" if service.is_draining else "serving",
+                ", ".join(filter(None, ("draining" if service.is_draining else "serving", service.source))),
             )
         )
     return tables.lines(("REPLICA", "VERSION", "UP", "CONNECTIONS", "WORKERS", "CONFIRMED", "STATE"), rows)

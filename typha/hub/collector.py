@@ -296,6 +296,14 @@ class Collector:
             "typha_memory_limit_bytes": {(): self._memory_limit_bytes},
         }
 
+    @property
+    def source_text(self) -> str:
+        """Where the data comes from, if that may be another replica; else empty."""
+        if self.source is None:
+            return ""
+        chosen = self.source.choice
+        return chosen.mode.value if chosen.upstream is None else f"{chosen.mode.value} {chosen.upstream.address}"
+
     def _source_samples(self) -> metrics.Samples:
         """Only where there may be an upstream: a replica that follows has no series of watches instead."""
         if self.source is None:
@@ -336,7 +344,8 @@ class Collector:
             health.SYNC_SERVER,
             now_seconds=now,
             live=True,
-            detail=f"{len(self._hub.workers)} of {max(1, self._supervisor.wanted)} workers",
+            detail=f"{len(self._hub.workers)} of {max(1, self._supervisor.wanted)} workers"
+            + (f", {self.source_text}" if self.source_text else ""),
         )
         self._report_freshness(aggregator, now)
         self._report_awaited(aggregator, now)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import pathlib
@@ -12,6 +13,9 @@ import click
 
 from clients.agents import servers as service
 
+GARBAGE_THRESHOLDS = 50_000, 20, 100
+"""A cluster's objects stay. With Python's own thresholds, which ask for a collection after 700 new ones, the start in a
+large cluster takes 15% more CPU."""
 DEFAULT_STATUS_FILE = "/run/typha-node.json"
 
 
@@ -43,6 +47,7 @@ def run(
     """
     logging.basicConfig(format="%(asctime)s [%(levelname)s] %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("typha").setLevel(log_level.upper())
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
     with contextlib.suppress(asyncio.CancelledError):
         asyncio.run(_run(servers, node, state_file, pathlib.Path(status_file), metrics_host, metrics_port))
 

@@ -76,6 +76,17 @@ def test_in_sync_comes_after_its_data_and_stays_for_clients_of_typhas_protocol()
         assert is_stale(source)
 
 
+def test_what_comes_after_an_outage_is_not_current_before_all_of_it_is_taken() -> None:
+    source = following(update("a", b"1"))
+    source.lose()
+    source.receive([update("a", b"2"), update("b", b"2")])
+    source.receive_status(SyncStatus.IN_SYNC)
+    source.take(feed.BatchLimits(changes=1))
+    assert contact(source) is SyncStatus.WAITING
+    source.take()
+    assert contact(source) is SyncStatus.IN_SYNC
+
+
 def test_a_lost_upstream_is_said_and_a_doubted_one_too() -> None:
     source = following(update("a", b"1"))
     source.confirm(5.0)

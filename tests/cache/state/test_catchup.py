@@ -215,7 +215,7 @@ def test_another_process_cannot_change_a_block() -> None:
 
 def test_an_abandoned_block_leaves_nothing() -> None:
     of = replayed([("/a", False)], 1)
-    before = channel_harness.open_descriptors()
+    before = channel_harness.descriptors_before()
     builder = catchup.BlockBuilder(NATIVE, of.changes_since(0), log_offset=0)
     next(builder.steps())
     builder.abandon()

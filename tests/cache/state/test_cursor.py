@@ -318,7 +318,7 @@ def test_closing_drops_the_tail(reader: log.LogReader) -> None:
 
 
 def test_a_tail_does_not_hold_the_log(reader: log.LogReader) -> None:
-    before = channel_harness.open_descriptors()
+    before = channel_harness.descriptors_before()
     made = cursor_in(State.FOLLOWING, reader)
     made.offset = 5
     made.become_catching_up(reader)

@@ -23,7 +23,7 @@ class LogMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.descriptors_before = channel_harness.open_descriptors()
+        self.descriptors_before = channel_harness.descriptors_before()
         self.content = bytearray()
         self.frames: list[tuple[int, int, int]] = []
         """(first offset, end, sequence) of every frame written."""
@@ -226,7 +226,7 @@ def test_only_the_writer_changes_a_segment(file: str) -> None:
 
 @pytest.mark.parametrize("failing_call", range(6))
 def test_a_batch_for_which_no_segment_can_be_made_is_appended_later_as_a_whole(failing_call: int) -> None:
-    before = channel_harness.open_descriptors()
+    before = channel_harness.descriptors_before()
     writer = log.LogWriter(segment_bytes=100)
     writer.append([encoding.EncodedFrame(b"first" * 10, 1)])
     batch = [encoding.EncodedFrame(bytes([number]) * 60, number) for number in range(2, 6)]
@@ -254,7 +254,7 @@ def test_a_batch_for_which_no_segment_can_be_made_is_appended_later_as_a_whole(f
 
 
 def test_a_segment_that_cannot_be_mapped_is_added_later() -> None:
-    before = channel_harness.open_descriptors()
+    before = channel_harness.descriptors_before()
     writer = log.LogWriter(segment_bytes=100)
     [segment] = writer.append([encoding.EncodedFrame(b"frame", 1)])
     reader = log.LogReader()

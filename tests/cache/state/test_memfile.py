@@ -11,7 +11,7 @@ from tests.harness import channel_harness
 
 
 def test_a_growing_file_is_writable_only_by_its_mapping() -> None:
-    before = channel_harness.open_descriptors()
+    before = channel_harness.descriptors_before()
     descriptor, mapping = memfile.create_growing("test", 8192)
     mapping[0:5] = b"first"
     assert channel_harness.changes_another_process_can_make(descriptor) == []
@@ -46,7 +46,7 @@ def test_descriptors_are_not_inherited() -> None:
 
 
 def test_a_readonly_map_sees_later_writes_and_ends_with_its_last_view() -> None:
-    before = channel_harness.open_descriptors()
+    before = channel_harness.descriptors_before()
     descriptor, mapping = memfile.create_growing("test", 4096)
     view = memfile.map_readonly(descriptor, 4096)
     mapping[100:104] = b"late"
@@ -61,7 +61,7 @@ def test_a_readonly_map_sees_later_writes_and_ends_with_its_last_view() -> None:
 
 
 def test_a_failed_creation_leaves_nothing_open() -> None:
-    before = channel_harness.open_descriptors()
+    before = channel_harness.descriptors_before()
     with pytest.raises(OSError, match=os.strerror(errno.ENOMEM)):
         memfile.create_growing("test", 1 << 62)
     assert channel_harness.open_descriptors() == before
@@ -78,7 +78,7 @@ def test_write_all_appends() -> None:
 
 
 def test_a_shared_file_is_writable_by_both_and_has_a_fixed_size() -> None:
-    before = channel_harness.open_descriptors()
+    before = channel_harness.descriptors_before()
     descriptor, mapping = memfile.create_shared("test", 8)
     os.pwrite(descriptor, b"theirs", 0)
     assert mapping[:6] == b"theirs"
@@ -91,7 +91,7 @@ def test_a_shared_file_is_writable_by_both_and_has_a_fixed_size() -> None:
 
 
 def test_a_held_descriptor_is_closed_at_the_end_of_the_last_hold() -> None:
-    before = channel_harness.open_descriptors()
+    before = channel_harness.descriptors_before()
     held = memfile.create_empty("test")
     memfile.hold(held)
     memfile.hold(held)

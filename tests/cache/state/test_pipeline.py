@@ -211,7 +211,7 @@ class Pipeline:
 def test_a_client_at_the_end_of_the_log_has_the_servers_map(
     segment_bytes: int, history: list[tuple[object, ...]]
 ) -> None:
-    descriptors_before = channel_harness.open_descriptors()
+    descriptors_before = channel_harness.descriptors_before()
     pipeline = Pipeline(segment_bytes=segment_bytes)
     try:
         for step in [("in_sync",), ("commit", True), ("connect", 0), ("connect", 1), ("connect", 2), *history]:

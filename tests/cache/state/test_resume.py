@@ -239,7 +239,7 @@ def _how(kinds: list[type[messages.Message]]) -> str:
 @settings(max_examples=60)
 @given(history=st.lists(steps, min_size=20, max_size=80))
 def test_a_client_that_comes_back_has_the_servers_map(features: set[str], history: list[tuple[object, ...]]) -> None:
-    descriptors_before = channel_harness.open_descriptors()
+    descriptors_before = channel_harness.descriptors_before()
     world = World(frozenset(features))
     try:
         for step in [("apply", [("web-0", 1), ("web-1", 2)]), ("see", 0, 9), ("connect", 0, 0), *history]:

@@ -75,7 +75,7 @@ def test_snapshot_after_snapshot(
     status: messages.SyncStatus,
     later_status: messages.SyncStatus,
 ) -> None:
-    before = channel_harness.open_descriptors()
+    before = channel_harness.descriptors_before()
     source = store.Store(store.StoreLimits(chunk_target_keys=4, chunk_target_bytes=4000))
     change(source, first)
     source.status = status
@@ -163,7 +163,7 @@ def test_a_finished_file_cannot_change() -> None:
 
 
 def test_an_abandoned_builder_leaves_nothing_open() -> None:
-    before = channel_harness.open_descriptors()
+    before = channel_harness.descriptors_before()
     source = store.Store()
     change(source, [(f"/{number}", b"x") for number in range(1000)])
     builder = snapshot.SnapshotBuilder(encoder.NativeEncoder(), source.cut(), log_offset=0)

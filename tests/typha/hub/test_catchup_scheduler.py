@@ -103,7 +103,7 @@ OpenStand = Callable[[policy.HubPolicy], CatchUpStand]
 @pytest.fixture
 def open_stand() -> Iterator[OpenStand]:
     """Opens stands with limits of the test; when it ends, no descriptor may be left."""
-    before = worker_stand.open_descriptors()
+    before = worker_stand.descriptors_before()
     with contextlib.ExitStack() as stack:
 
         def open_one(limits: policy.HubPolicy) -> CatchUpStand:

@@ -32,7 +32,7 @@ def source() -> feed.RawFeed:
 @pytest.fixture
 def open_channel(source: feed.RawFeed) -> Iterator[OpenChannel]:
     """Opens channels of the feed with limits of the test; when it ends, no descriptor may be left."""
-    before = worker_stand.open_descriptors()
+    before = worker_stand.descriptors_before()
     with contextlib.ExitStack() as stack:
 
         def open_one(limits: policy.HubPolicy) -> HubChannel:

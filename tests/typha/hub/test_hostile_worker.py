@@ -130,7 +130,7 @@ class HostileStand(HubStand):
 @pytest.fixture
 def hostile() -> Iterator[HostileStand]:
     """A hub with a hostile worker; when the test ends, no descriptor may be left."""
-    before = worker_stand.open_descriptors()
+    before = worker_stand.descriptors_before()
     stand = HostileStand()
     yield stand
     stand.hub.close()
@@ -207,7 +207,7 @@ def test_what_a_worker_reports_replaces_what_it_reported_before(hostile: Hostile
 
 
 def test_descriptors_from_a_worker_are_never_received(hostile: HostileStand) -> None:
-    before = worker_stand.open_descriptors()
+    before = worker_stand.descriptors_before()
     hostile.hostile.link.send(ipc.Ready(), 0, 1, 2)
     hostile.hub.hear(hostile.hostile.handle)
     assert worker_stand.open_descriptors() == before
@@ -279,7 +279,7 @@ def test_a_worker_that_asks_for_many_blocks_keeps_no_other_waiting(hostile: Host
 
 
 def test_messages_that_a_worker_does_not_read_use_no_descriptors(hostile: HostileStand) -> None:
-    before = worker_stand.open_descriptors()
+    before = worker_stand.descriptors_before()
     for _ in range(3000):
         hostile.hears(["WantSnapshot", 1])
     assert hostile.hostile.handle.link.wants_write

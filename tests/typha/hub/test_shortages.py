@@ -120,7 +120,7 @@ def is_current(peer: worker_stand.Peer, stand: worker_stand.WorkerStand) -> bool
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("first", [0, 1, 2, 3, 5, 8])
 async def test_what_fails_at_any_call_is_made_later_and_nobody_is_cut(place: str, first: int) -> None:
-    before = worker_stand.open_descriptors()
+    before = worker_stand.descriptors_before()
     async with opened() as stand:
         peers = [await stand.subscribe() for _ in range(2)]
         for peer in peers:

@@ -62,7 +62,7 @@ OpenStand = Callable[[policy.HubPolicy], Awaitable[SnapshotStand]]
 @pytest.fixture
 async def open_stand() -> AsyncIterator[OpenStand]:
     """Opens stands with limits of the test; when it ends, no descriptor may be left."""
-    before = worker_stand.open_descriptors()
+    before = worker_stand.descriptors_before()
     async with contextlib.AsyncExitStack() as stack:
 
         async def open_one(limits: policy.HubPolicy) -> SnapshotStand:

@@ -71,7 +71,7 @@ class LinkStand:
 @pytest.fixture
 def stand() -> Iterator[LinkStand]:
     """Both ends; when the test ends, no descriptor may be left."""
-    before = worker_stand.open_descriptors()
+    before = worker_stand.descriptors_before()
     opened = LinkStand()
     yield opened
     opened.handle.link.close()

@@ -25,7 +25,7 @@ Ends: TypeAlias = tuple[AnyLink, AnyLink]
 @pytest.fixture
 def links() -> Iterator[Ends]:
     """Two ends that take any list for a message; when the test ends, no descriptor may be left."""
-    before = worker_stand.open_descriptors()
+    before = worker_stand.descriptors_before()
     hub, worker = (ipc.Link(end, msgspec.msgpack.Decoder(list[object])) for end in ipc.pair())
     yield hub, worker
     hub.close()
@@ -112,7 +112,7 @@ def test_a_queue_that_is_closed_closes_its_descriptors(links: Ends) -> None:
     hub, _ = links
     fill(hub)
     reading, writing = os.pipe()
-    before = worker_stand.open_descriptors()
+    before = worker_stand.descriptors_before()
     for _ in range(10):
         hub.send(["pipe"], reading, writing)
     assert worker_stand.open_descriptors() == before
@@ -215,7 +215,7 @@ def test_a_message_that_is_put_back_comes_first_and_once(links: Ends) -> None:
 
 
 def test_descriptors_that_nobody_expects_are_dropped_and_break_the_link() -> None:
-    before = worker_stand.open_descriptors()
+    before = worker_stand.descriptors_before()
     ends = ipc.pair()
     hub = ipc.Link(ends[0], msgspec.msgpack.Decoder(list[object]), max_descriptors=0)
     worker = ipc.Link(ends[1], msgspec.msgpack.Decoder(list[object]))

@@ -7,7 +7,7 @@ from typha.ipc import shared_counters
 
 
 def test_both_sides_see_one_number_and_leave_nothing_open() -> None:
-    before = worker_stand.open_descriptors()
+    before = worker_stand.descriptors_before()
     ours, descriptor = shared_counters.SharedCounter.create()
     theirs = shared_counters.SharedCounter.attach(os.dup(descriptor))
     os.close(descriptor)

@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import pathlib
 from collections.abc import AsyncIterator
 
 import pytest
+import trustme
 
 from protocol import messages
 from protocol.native import codec, frames
-from tests.harness.worker_stand import FEED, PODS, WorkerStand, eventually, pod
+from tests.harness import certificates
+from tests.harness.worker_stand import FAST, FEED, PODS, WorkerStand, eventually, pod
 from typha import clock, settings
 from typha.peers import inquiry
 
@@ -99,3 +102,47 @@ async def test_a_worker_answers_what_its_hub_knows(stage: WorkerStand) -> None:
     await eventually(lambda: FEED not in stage.server.connections.offer.confirmed_at)
     assert await confirmed_at() is None
     assert await inquiry.ask_all([peer], FEED, context=None, incarnation=OWN) == {}  # the stand's own
+
+
+def replica_settings(folder: pathlib.Path, authority: trustme.CA, trusted: trustme.CA, name: str) -> settings.Settings:
+    """Those of a replica that asks: its certificate, and the authorities that it trusts."""
+    folder.mkdir()
+    files = certificates.Files(authority, folder)
+    issued = authority.issue_cert("192.0.2.1", common_name=name)  # as any replica's: not for the address that is asked
+    files.renew("server.key", issued.private_key_pem.bytes())
+    files.renew("server.pem", issued.cert_chain_pems[0].bytes())
+    files.renew("ca.pem", trusted.cert_pem.bytes())
+    return settings.Settings(
+        server_key_file=str(folder / "server.key"),
+        server_cert_file=str(folder / "server.pem"),
+        ca_file=str(folder / "ca.pem"),
+    )
+
+
+@pytest.mark.parametrize("engine", certificates.ENGINES)
+async def test_replicas_ask_each_other_over_mutual_tls(tmp_path: pathlib.Path, engine: str) -> None:
+    own, another = trustme.CA(), trustme.CA()
+    replica_settings(tmp_path / "peer", own, own, certificates.AGENT)
+    peer = certificates.Files(own, tmp_path / "peer", engine)
+    cases = {
+        "good": replica_settings(tmp_path / "good", own, own, certificates.AGENT),
+        "without the name": replica_settings(tmp_path / "name", own, own, "somebody"),
+        "of another authority": replica_settings(tmp_path / "authority", another, own, certificates.AGENT),
+        "that does not trust the peer": replica_settings(tmp_path / "trust", own, another, certificates.AGENT),
+        "without TLS": settings.Settings(),
+    }
+    async with WorkerStand(FAST, client_tls=peer.settings(cn=certificates.AGENT)).running() as stand:
+        stand.put(pod("a"))
+        stand.in_sync()
+        stand.hub.set_unconfirmed(PODS, False, clock.monotonic())
+        stand.hub.look_after_channels()
+        await eventually(lambda: FEED in stand.server.connections.offer.confirmed_at)
+        host, port = stand.address
+        heard = {}
+        for name, configured in cases.items():
+            context = inquiry.make_context(configured)
+            found = await inquiry.ask_all([f"{host}:{port}"], FEED, context=context, incarnation=OTHER)
+            heard[name] = [answer.confirmed_at for answer in found.values()]
+        [confirmed_at] = heard.pop("good")
+        assert confirmed_at is not None
+        assert heard == {name: [] for name in heard}

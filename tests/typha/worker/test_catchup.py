@@ -303,7 +303,7 @@ async def test_a_client_whose_snapshot_lost_its_log_catches_up_and_is_in_sync_on
 
 async def test_slow_clients_that_left_hold_no_files(open_stage: OpenStage) -> None:
     stage = await opened(open_stage)
-    before = worker_stand.open_descriptors()
+    before = worker_stand.descriptors_before()
     for round_number in range(3):
         slow = await native(stage)
         await stage.converged(slow)

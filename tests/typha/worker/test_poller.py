@@ -292,7 +292,7 @@ def test_a_connection_reset_while_it_waited_is_passed_on_without_an_error(
 
 
 def test_closing_everything_leaves_no_descriptor(listener: socket.socket) -> None:
-    before = worker_stand.open_descriptors()
+    before = worker_stand.descriptors_before()
     one: poller.Poller[PolledClient] = poller.Poller(listener, notsent_lowat_bytes=1)
     peers = [connect(listener) for _ in range(10)]
     for _ in peers:

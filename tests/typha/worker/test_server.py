@@ -295,7 +295,7 @@ async def test_a_worker_over_its_share_leaves_connections_to_the_others(open_sta
 
 
 async def test_after_the_end_nothing_is_left(open_stage: OpenStage) -> None:
-    before = worker_stand.open_descriptors()
+    before = worker_stand.descriptors_before()
     stage = worker_stand.WorkerStand(FAST)
     async with stage.running():
         stage.in_sync()

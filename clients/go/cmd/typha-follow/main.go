@@ -31,8 +31,16 @@ func main() {
 	certificate := flag.String("cert-file", "", "certificate `file`, if the server wants one")
 	key := flag.String("key-file", "", "key `file` of the certificate")
 	name := flag.String("server-name", "", "`name` in the server's certificate, if not the host")
+	kinds := flag.String("kinds", "", "only these `kinds`, such as core/v1/pods, with commas")
+	namespaces := flag.String("namespaces", "", "only objects of these `namespaces`, with commas")
+	prefixes := flag.String("prefixes", "", "only keys that begin with one of these `prefixes`, with commas")
+	ownNode := flag.Bool("own-node", false, "no objects of other nodes")
 	flag.Parse()
 	options := typha.Options{Addresses: strings.Split(*addresses, ","), Feed: *feed, Agent: "typha-follow", Node: *node, ReportsApplied: true}
+	wanted := typha.Subscription{Kinds: list(*kinds), Namespaces: list(*namespaces), Prefixes: list(*prefixes), OwnNode: *ownNode}
+	if wanted.Kinds != nil || wanted.Namespaces != nil || wanted.Prefixes != nil || wanted.OwnNode {
+		options.Subscription = &wanted
+	}
 	if *authorities != "" {
 		config, err := tlsConfig(*authorities, *certificate, *key, *name)
 		if err != nil {
@@ -47,6 +55,14 @@ func main() {
 	if !errors.Is(err, context.Canceled) {
 		log.Fatal(err)
 	}
+}
+
+// list splits at commas; nil if there is nothing.
+func list(text string) []string {
+	if text == "" {
+		return nil
+	}
+	return strings.Split(text, ",")
 }
 
 func show(output *bufio.Writer, event typha.Event) error {

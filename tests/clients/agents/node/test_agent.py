@@ -1,5 +1,6 @@
 """The agent as a process: follows a server, programs a kernel, survives its own end."""
 
+import asyncio
 import contextlib
 import json
 import pathlib
@@ -13,7 +14,11 @@ from typing import Any
 import pytest
 
 from clients import testing
-from tests.harness import felix_feeds, packet_lab
+from clients.agents import servers
+from clients.agents.node import agent as agents
+from clients.agents.node import report
+from clients.agents.node.dataplane import conntrack, links, nft, programmer
+from tests.harness import felix_feeds, packet_lab, worker_stand
 from tests.harness.repository import ROOT
 
 pytestmark = [packet_lab.needed, pytest.mark.slow]
@@ -221,6 +226,47 @@ def test_without_a_server_the_program_of_an_earlier_run_stays_unless_others_chan
     with packet_lab.FeedServer(testbed.node, CLOSED) as server, agent(testbed, server.address, status_file, *with_file):
         wait_until(lambda: read(status_file).get("in_sync") is True and not read(status_file)["stale"])
         wait_until(lambda: not is_open(testbed))
+
+
+class Unready(programmer.Programmer):
+    """A data plane whose kernel takes nothing until it is told to."""
+
+    is_complete = False
+    attempts = 0
+
+    async def start(self) -> None:
+        """Touches no kernel."""
+
+    async def program(self) -> bool:
+        """Counts the attempts."""
+        self.attempts += 1
+        return self.is_complete
+
+    async def verify_rules(self) -> None:
+        """Touches no kernel."""
+
+    async def program_routes(self) -> None:
+        """Touches no kernel."""
+
+
+async def test_a_change_is_reported_once_the_kernel_has_all_of_it() -> None:
+    kernel = nft.Nft()
+    programs = Unready(felix_feeds.NODE, nft=kernel, links=links.Links(), conntrack=conntrack.Conntrack())
+    async with testing.Server(feeds={"felix": OPEN}) as server:
+        running = agents.Agent(
+            servers.Servers((server.address,)),
+            node=felix_feeds.NODE,
+            programmer=programs,
+            status=report.StatusFile(None),
+        )
+        task = asyncio.create_task(running.run())
+        await worker_stand.eventually(lambda: programs.attempts >= 2)
+        assert server.applied("felix") == [0]
+        programs.is_complete = True
+        await server.wait_applied("felix", timeout_seconds=LIMIT_SECONDS)
+        task.cancel()
+        await asyncio.wait([task])
+    kernel.close()
 
 
 def test_people_can_read_the_status(tmp_path: pathlib.Path) -> None:

@@ -19,6 +19,9 @@ ALLOW_80 = {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"ports":
 CLUSTER = felix_feeds.cluster(
     felix_feeds.pod("web", WEB), felix_feeds.pod("client", CLIENT), felix_feeds.policy("only-80", ALLOW_80)
 )
+CLOSED = felix_feeds.cluster(
+    felix_feeds.pod("web", WEB), felix_feeds.policy("none", {"podSelector": {}, "policyTypes": ["Ingress"]})
+)
 INTERFACES = {
     value["ipv4_nets"][0].removesuffix("/32"): value["name"]
     for key, value in ((key, json.loads(text)) for key, text in CLUSTER.items() if "/endpoint/" in key)
@@ -100,6 +103,25 @@ async def test_a_mark_of_another_program_passes_no_policy(node: Node) -> None:
     node.testbed.run_in_node("nft", "-f", "-", stdin=f"table ip marks {{\n {chain}\n}}\n")
     assert node.arrives(OUTSIDE, WEB, TCP80)
     assert not node.arrives(OUTSIDE, WEB, TCP81)
+
+
+async def test_what_lacks_its_routes_or_its_rules_is_not_complete(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    await node.programmer.start()
+
+    async def refuse(*_: object) -> None:
+        raise OSError("the kernel refuses")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(links.Links, "make", refuse)
+        assert not await node.program(CLUSTER)
+        assert node.arrives(OUTSIDE, WEB, TCP80)  # the rules are there
+    assert await node.programmer.program()
+    with monkeypatch.context() as broken:
+        broken.setattr(nft.Nft, "run", refuse)
+        broken.setattr(nft.Nft, "read", refuse)
+        assert not await node.program(CLOSED)
+    assert await node.programmer.program()
+    assert not node.arrives(OUTSIDE, WEB, TCP80)
 
 
 async def test_a_restart_with_everything_right_commits_nothing(node: Node) -> None:
