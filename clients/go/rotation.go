@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -69,7 +70,8 @@ func (r *rotation) failed(now time.Time, lived, retryAfter time.Duration, server
 	}
 	named := slices.DeleteFunc(slices.Clone(servers), func(other string) bool {
 		host, port, err := net.SplitHostPort(other)
-		return other == address || err != nil || host == "" || port == ""
+		number, unread := strconv.ParseUint(port, 10, 16)
+		return other == address || err != nil || host == "" || unread != nil || number == 0
 	})
 	if len(named) > 0 {
 		r.redirect = named[rand.N(len(named))]

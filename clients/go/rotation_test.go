@@ -91,8 +91,15 @@ func TestARedirectIsTriedOnce(t *testing.T) {
 	if second == first || second == "c:1" || r.trusted != second {
 		t.Errorf("at %s, trusts %s", second, r.trusted)
 	}
-	r.failed(now, 0, 0, []string{first})
-	if r.current() != first {
+	for range 20 {
+		r.failed(now, 0, 0, []string{"d:port", ":5473", "d:0", "d:65536", "e:2"})
+		if r.current() != "e:2" {
+			t.Fatalf("at %s instead of the one address that can be read", r.current())
+		}
+		r.failed(now, 0, 0, nil)
+	}
+	r.failed(now, 0, 0, []string{"e:2"})
+	if r.current() != "e:2" {
 		t.Errorf("at %s instead of the address that was named", r.current())
 	}
 }

@@ -50,7 +50,12 @@ def test_its_own_tests_pass_without_races() -> None:
 
 async def test_it_keeps_the_rules(typha_follow: str) -> None:
     command = f"{typha_follow} -address {{address}} -feed {{feed}}"
-    options = against_client.Options(command, patience_seconds=PATIENCE_SECONDS, slack_seconds=PATIENCE_SECONDS)
+    options = against_client.Options(
+        command,
+        patience_seconds=PATIENCE_SECONDS,
+        slack_seconds=PATIENCE_SECONDS,
+        subscribing=f"{command} -node n1 -own-node -kinds core/v1/pods,core/v1/services",
+    )
     results = await against_client.run_checks(options)
     assert [line for line in report.as_lines(results) if not line.startswith("pass")] == [
         f"{len(results)} pass, 0 fail, 0 n/a"
