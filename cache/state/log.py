@@ -13,7 +13,7 @@ import bisect
 import os
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from cache.state import memfile
 from protocol import encoding, messages, subscriptions
@@ -353,6 +353,20 @@ class LogReader:
     def would_drop(self, before_offset: int) -> bool:
         """Return whether a segment ends before an offset."""
         return len(self._bases) > 1 and self._bases[1] <= before_offset
+
+    def last_sequences(self, before_offset: int, *, without: Container[int]) -> dict[int, int]:
+        """Return by tag the sequence of the last frame before an offset, but for frames that end at certain offsets."""
+        found: dict[int, int] = {}
+        for number, segment in enumerate(self._segments):
+            if self._bases[number] >= before_offset:
+                break
+            records = segment.index[: _FIELDS * self._frames_of(number)].tolist()
+            for end, sequence, tag in zip(
+                records[_END::_FIELDS], records[_SEQUENCE::_FIELDS], records[_TAG::_FIELDS], strict=True
+            ):
+                if end <= before_offset and end not in without:
+                    found[tag] = sequence
+        return found
 
     def drop(self, before_offset: int) -> list[int]:
         """Drop the segments that end before an offset. Return their bases."""

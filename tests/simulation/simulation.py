@@ -255,28 +255,23 @@ class Simulation:
             )
 
     def _check_applied(self, agent: agents.Agent, current: client.Client) -> None:
-        """Check that the server takes for applied what the client has applied, and no more.
-
-        What it works out for a client with a subscription, beyond the client's own word, is not checked.
-        """
+        """Check that the server takes for applied what the client has applied, and no more."""
         reporter, position, channel = agent.reporter, current.applied, current.channel
         if reporter is None or not reporter.is_connected or position is None or channel is None:
             return
         try:
-            up_to = position.up_to() if agent.plan.subscription is None else position.sequence
-            reporter.check(position.sequence, min(up_to, channel.newest_sequence))
+            reporter.check(position.sequence, min(position.up_to(), channel.newest_sequence))
         except worlds.Violation as error:
             raise worlds.Violation(f"{agent.name}: {error}") from error
 
     def _counts_all_as_applied(self) -> bool:
-        """Whether the hub counts all clients that report, and knows that those with whole feeds have applied all."""
+        """Whether the hub counts all clients that report, and knows that they have applied everything."""
         the_hub = self.newest.hub
         if the_hub is None:
             return False
-        reporting = [agent for agent in self.agents if agent.reporter is not None]
-        whole = sum(agent.plan.subscription is None for agent in reporting)
+        reporting = sum(agent.reporter is not None for agent in self.agents)
         reported = the_hub.convergence.reported(service.FEED, the_hub.commit_times[service.FEED], self.world.now)
-        return reported.reporting == len(reporting) and reported.applied >= whole
+        return (reported.reporting, reported.applied) == (reporting, reporting)
 
     # Phases of a run
 

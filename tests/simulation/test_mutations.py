@@ -25,6 +25,7 @@ resumption = protocol_adapters._resumption
 pieces = resume.pieces
 offset_of = log.LogReader.offset_of
 received = applied.Acknowledger.received
+forget = convergence.Position.forget
 
 
 def without_the_tail(self: cursor.Cursor, reader: Any, *, owed_bytes: int = 0) -> None:
@@ -92,6 +93,10 @@ def at_the_next_frame(self: log.LogReader, sequence: int) -> int | None:
     return offset if offset is None or offset >= self.end else self.frame_at(offset)[1]
 
 
+def of_nothing(self: convergence.Position, before_offset: int, last: int) -> None:
+    forget(self, before_offset, 0)
+
+
 def at_once(self: applied.Acknowledger, sequence: int, *, has_changed: bool) -> None:
     received(self, sequence, has_changed=has_changed)
     self.applied()
@@ -122,6 +127,8 @@ MUTATIONS: dict[str, tuple[object, str, object]] = {
     "clients that come back keep chunks that differ": (resume, "pieces", all_kept),
     "clients that come back read statuses of the past": (WorkerChannel, "last_status_offset", lambda _: 0),
     "all counts as applied": (convergence.Position, "up_to", lambda _: convergence.EVERYTHING),
+    "what the log has dropped counts as applied": (convergence.Position, "forget", of_nothing),
+    "a part of a batch counts as a whole one": (WorkerChannel, "last_batch_end", property(lambda self: self.log.end)),
     "clients that are gone count as reporting": (convergence.Convergence, "remove", lambda *_: None),
     "clients say that they have applied what has come": (applied.Acknowledger, "received", at_once),
     "clients get no pings": (connections.Connections, "send_ping", lambda *_: True),

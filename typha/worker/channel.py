@@ -141,7 +141,12 @@ class WorkerChannel:
 
         A new segment makes the one before it readable up to its end, which may be inside a batch.
         """
-        return self.subscription is None or self.log.end <= self._published_to
+        return self.last_batch_end == self.log.end
+
+    @property
+    def last_batch_end(self) -> int:
+        """The last place in the log at which a batch has ended, for a selection; the end of the log otherwise."""
+        return self.log.end if self.subscription is None else min(self._published_to, self.log.end)
 
     def times_of(self, offset: int) -> ipc.UpdateTimes | None:
         """The times of the first update after `offset`; None at the end of the log."""
@@ -356,9 +361,11 @@ class WorkerChannel:
     def drop_log(self, before_offset: int) -> None:
         """No client needs the log before an offset any more."""
         if self.subscription is not None and self.log.would_drop(before_offset):
+            last = self.log.last_sequences(before_offset, without={end for end, _ in self._dictionaries})
             for reader in self.all_clients():
                 if reader.applied is not None:
-                    reader.applied.up_to()  # a look at what is dropped
+                    own = max(last.get(tag, 0) for tag in (subscriptions.COMMON, reader.tag))
+                    reader.applied.forget(before_offset, own)
         self.log.drop(before_offset)
         while len(self._dictionaries) > 1 and self._dictionaries[1][0] <= self.log.start:
             self._dictionaries.popleft()
@@ -476,17 +483,24 @@ class WorkerChannel:
 class _Progress:
     """Where in the log the next frame is that a client with a subscription has not applied.
 
-    A look goes on where the last one ended: the log before it may be gone.
+    A look goes on where the last one ended, or where the log begins.
     """
 
-    __slots__ = ("_channel", "_offset", "_reader", "_sequence")
+    __slots__ = ("_channel", "_forgotten", "_offset", "_reader", "_sequence")
 
     def __init__(self, channel: WorkerChannel, reader: client.Client) -> None:
         self._channel = channel
         self._reader = reader
         self._sequence = 0
         self._offset: int | None = None
-        """Everything before it is applied; None before the first position."""
+        """Everything before it is applied, if `_forgotten` is; None before the first position."""
+        self._forgotten = 0
+        """The last sequence that the client has to apply of what the log has no more."""
+
+    def forget(self, before_offset: int, last: int) -> None:
+        """See `convergence.Progress`."""
+        self._forgotten = max(self._forgotten, last)
+        self._offset = max(self._offset or 0, before_offset)
 
     def __call__(self, sequence: int) -> int:
         log = self._channel.log
@@ -494,13 +508,16 @@ class _Progress:
             self._sequence = sequence
             found = log.offset_up_to(sequence)
             self._offset = max(found, self._offset or 0) if found is not None else self._offset
-        if self._offset is None or self._offset < log.start:
+        if not sequence or self._offset is None or sequence < self._forgotten:
             return sequence
-        self._offset = log.next_of(self._offset, self._reader.tag, log.end)
-        while (end := self._channel.end_of_dictionary(self._offset)) is not None:  # there is nothing to apply in it
-            self._offset = log.next_of(end, self._reader.tag, log.end)
-        if self._offset == log.end:
-            return convergence.EVERYTHING
+        # Behind the last whole batch there may be a part of the next one: what is missing of it may be for the reader.
+        whole = self._channel.last_batch_end
+        if self._offset < whole:
+            self._offset = log.next_of(self._offset, self._reader.tag, whole)
+            while (end := self._channel.end_of_dictionary(self._offset)) is not None:  # nothing in it is applied
+                self._offset = log.next_of(end, self._reader.tag, whole)
+        if self._offset >= whole:
+            return convergence.EVERYTHING if whole == log.end else max(sequence, log.sequence_at(whole))
         return max(sequence, self._channel.sequence_before(self._offset))
 
 

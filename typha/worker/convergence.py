@@ -31,6 +31,9 @@ class Progress(Protocol):
     def __call__(self, sequence: int) -> int:
         """The sequence, for a client that says it has applied this one; perhaps `EVERYTHING`."""
 
+    def forget(self, before_offset: int, last: int) -> None:
+        """The log before an offset goes; `last` is the sequence of the last frame there that the client gets."""
+
 
 class Position:
     """What one client has applied, and how many more messages it may send."""
@@ -47,6 +50,11 @@ class Position:
     def up_to(self) -> int:
         """Up to where nothing is left that it could apply. A client with a subscription is sent nothing of much."""
         return self.sequence if self._progress is None else self._progress(self.sequence)
+
+    def forget(self, before_offset: int, last: int) -> None:
+        """The log before an offset goes; `last` is the sequence of the last frame there that the client gets."""
+        if self._progress is not None:
+            self._progress.forget(before_offset, last)
 
     def spend(self, now: float) -> None:
         """The client has sent a message.

@@ -169,6 +169,20 @@ def test_the_reader_stops_at_the_published_end() -> None:
     reader.close()
 
 
+def test_the_last_sequences_before_an_offset() -> None:
+    writer = log.LogWriter(segment_bytes=8)
+    for data, sequence, tag in ((b"aaa", 1, 7), (b"bbb", 2, 0), (b"cc", 2, 0), (b"ddd", 3, 7), (b"eee", 4, 7)):
+        writer.append([encoding.EncodedFrame(data, sequence, tag=tag)])
+    reader = reader_of(writer)
+    reader.publish(writer.end, 2)
+    assert reader.last_sequences(writer.end, without=()) == {7: 4, 0: 2}
+    assert reader.last_sequences(11, without=()) == {7: 3, 0: 2}
+    assert reader.last_sequences(8, without=(6, 8)) == {7: 1}
+    assert reader.last_sequences(0, without=()) == {}
+    writer.close()
+    reader.close()
+
+
 def test_a_new_segment_publishes_everything_before_it() -> None:
     writer = log.LogWriter(segment_bytes=4)
     writer.append(frames_of(b"one", b"two"))
