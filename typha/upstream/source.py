@@ -114,9 +114,11 @@ class Source:
 
     @property
     def has_contact(self) -> bool:
-        """Whether every feed has a connection to the upstream."""
-        links = [one for one, _ in self._links.values()]
-        return bool(links) and all(one.is_connected for one in links)
+        """Whether the upstream gives data for every feed. The one that it is asked for, it says is complete."""
+        now, asked = _monotonic(), next(iter(self._hub.feeds), None)
+        return bool(self._links) and all(
+            one.gives_data(now, must_be_complete=name == asked) for name, (one, _) in self._links.items()
+        )
 
     @property
     def confirmed_at(self) -> float | None:

@@ -12,6 +12,7 @@ import pytest
 
 from clients import mirror
 from loadtest.apiserver import resources as simulated
+from loadtest.apiserver import settings as simulator_settings
 from tests.harness import certificates, served
 from typha.worker import tls
 
@@ -255,3 +256,26 @@ async def test_an_upstream_of_another_authority_is_not_followed(tmp_path: pathli
         said = await follower.logged(FALLEN_BACK)
         assert "certificate verify failed" in said[1]
         assert len([line for line in follower.text.splitlines() if "verify failed" in line]) == 1
+
+
+async def test_an_elected_replica_without_rights_on_leases_watches_and_says_so_once(tmp_path: pathlib.Path) -> None:
+    path = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/calico-typha-source"
+    forbidden = simulator_settings.SimulatorSettings(forbidden=frozenset({path}))
+    elected = {
+        **variables("elected", fallback_seconds=5),
+        "TYPHA_K8SNAMESPACE": "kube-system",
+        "TYPHA_K8SSERVICENAME": "calico-typha",
+        "TYPHA_PEERADDRESSES": "127.0.0.1:1",
+    }
+    async with (
+        served.Cluster(tmp_path, forbidden) as cluster,
+        served.serving(cluster, "--workers", "1", **elected) as service,
+        watched(await service.address()) as (one, _),
+    ):
+        cluster.put("new")
+        await served.converged(cluster, [one])
+        assert await service.metric(WATCHES) == 1
+        said = await service.logged("Cannot take part in the election.*")
+        assert "cannot read" in said[0]
+        assert path in said[0]
+        assert service.text.count("Cannot take part in the election") == 1
