@@ -25,6 +25,7 @@ DELIVERED_TIMEOUT_SECONDS: Final = 60.0
 SETTLE_SECONDS: Final = 3.0
 QUIET_TIMEOUT_SECONDS: Final = 60.0
 _FEED: Final = fixture.FELIX
+_DIRECT, _PROXY, _TIERS = "direct", "proxy", "tiers"
 
 
 class Reading(NamedTuple):
@@ -56,7 +57,7 @@ class Row(NamedTuple):
     """One step of a round."""
 
     way: str
-    """`direct`, or `proxy` as in docs/pictures/api-server-load.json."""
+    """`direct`, or `proxy` as in docs/pictures/api-server-load.json; `tiers` if all but one follow that one."""
     replicas: int
     agents: int
     start_seconds: float = 0.0
@@ -84,7 +85,7 @@ class Row(NamedTuple):
     def name(self) -> str:
         """For people."""
         behind = f"behind {self.replicas} replica{'s' * (self.replicas > 1)}" if self.replicas else "directly"
-        return f"{self.agents:,} agents {behind}"
+        return f"{self.agents:,} agents {behind}{' in tiers' * (self.way == _TIERS)}"
 
 
 class Agents(NamedTuple):
@@ -121,9 +122,9 @@ class Bench:
         self.rows: list[Row] = []
         self.checks: list[report.Check] = []
 
-    async def step(self, agents: int, replicas: int) -> None:
+    async def step(self, agents: int, replicas: int, way: str) -> None:
         """Start agents, measure the start and then a span of changes, and end the agents."""
-        opened = self._replicas(agents, replicas) if replicas else self._direct(agents)
+        opened = self._direct(agents) if way == _DIRECT else self._replicas(agents, replicas, in_tiers=way == _TIERS)
         async with opened as crowd:
             before = await self._read()
             began = time.monotonic()
@@ -131,7 +132,7 @@ class Bench:
             start_seconds = time.monotonic() - began
             started = await self._read()
             _, cpu_seconds, sent_mb = started.since(before)
-            row = await self._measure(crowd, agents, replicas)
+            row = await self._measure(crowd, agents, replicas, way)
             self.rows.append(
                 row._replace(
                     start_seconds=start_seconds,
@@ -146,7 +147,7 @@ class Bench:
                 self.checks.append(proof)
         await asyncio.sleep(SETTLE_SECONDS)
 
-    async def _measure(self, crowd: Agents, agents: int, replicas: int) -> Row:
+    async def _measure(self, crowd: Agents, agents: int, replicas: int, way: str) -> Row:
         await asyncio.sleep(SETTLE_SECONDS)
         latency, changes = crowd.latency(), self.objects.changes
         used, served = crowd.cpu_seconds(), crowd.service_cpu_seconds()
@@ -168,7 +169,7 @@ class Bench:
             await crowd.wait(lambda: crowd.latency().total - latency.total >= expected)
         spread = crowd.latency().since(latency)
         return Row(
-            way="proxy" if replicas else "direct",
+            way=way,
             replicas=replicas,
             agents=agents,
             watches=last.watches,
@@ -222,14 +223,15 @@ class Bench:
             )
 
     @contextlib.asynccontextmanager
-    async def _replicas(self, agents: int, replicas: int) -> AsyncIterator[Agents]:
+    async def _replicas(self, agents: int, replicas: int, *, in_tiers: bool) -> AsyncIterator[Agents]:
         plan = supervisor.SwarmPlan(feed=_FEED, agents=agents, protocols=(control.Protocol.TYPHA,))
         async with contextlib.AsyncExitStack() as stack:
-            services = []
+            services: list[processes.ServiceProcess] = []
             for number in range(replicas):
                 folder = self.settings.folder / f"replica-{number}"
                 report.prepare_folder(folder)
-                one = processes.ServiceProcess(folder, kubeconfig=self.plane.kubeconfig)
+                upstream = {"TYPHA_UPSTREAM": "{}:{}".format(*services[0].address)} if in_tiers and services else None
+                one = processes.ServiceProcess(folder, kubeconfig=self.plane.kubeconfig, settings=upstream)
                 services.append(await stack.enter_async_context(one))
             swarm = supervisor.Swarm([one.address for one in services], plan)
 
@@ -241,7 +243,7 @@ class Bench:
                 verdict = await convergence.when_quiet(
                     swarm, lambda: self.client.read_calico_state(_FEED), timeout_seconds=QUIET_TIMEOUT_SECONDS
                 )
-                name = f"{agents:,} agents behind {replicas} hold the API server's state"
+                name = f"{agents:,} agents behind {replicas}{' in tiers' * in_tiers} hold the API server's state"
                 return report.Check(name, verdict.passed, "; ".join([verdict.line(), *verdict.differing]))
 
             yield Agents(
@@ -257,14 +259,15 @@ class Bench:
 async def run(settings: fixture.Settings, screen: dashboard.Dashboard) -> report.Report:
     """All steps, `settings.rounds` times; a round begins with a new API server."""
     many = min(settings.agents, DIRECT_MAX)
-    steps = [(agents, 0) for agents in sorted({0, min(FEW, many), many // 4, many})]
-    steps += [(min(FEW, settings.agents), 1), (settings.agents, 1), (settings.agents, REPLICAS)]
+    steps = [(agents, 0, _DIRECT) for agents in sorted({0, min(FEW, many), many // 4, many})]
+    steps += [(min(FEW, settings.agents), 1, _PROXY), (settings.agents, 1, _PROXY)]
+    steps += [(settings.agents, REPLICAS, way) for way in (_PROXY, _TIERS)]
     await child.build_go_program("direct")
     rows, checks = [], []
     for number in range(settings.rounds):
         async with _opened(settings, screen, settings.folder / f"control-plane-{number}") as bench:
-            for agents, replicas in steps:
-                await bench.step(agents, replicas)
+            for agents, replicas, way in steps:
+                await bench.step(agents, replicas, way)
         rows += bench.rows
         checks += bench.checks
     made = report.Report(title="Agents that watch for themselves, and agents behind the service", command="")
@@ -309,6 +312,7 @@ def write_figures(rows: list[Row], file: Path) -> None:
 def judge(rows: list[Row]) -> list[report.Check]:
     """What must hold in every run."""
     behind_one = {row.watches for row in rows if row.replicas == 1}
+    in_tiers = {row.watches for row in rows if row.way == _TIERS}
     direct_rows = [row for row in rows if not row.replicas]
     lost = [f"{row.name}: {row.delivered:,} of {row.expected:,}" for row in rows if row.delivered < row.expected]
     kinds = len(direct.kinds())
@@ -318,6 +322,11 @@ def judge(rows: list[Row]) -> list[report.Check]:
             "the number of agents behind a replica changes nothing in the API server's watches",
             len(behind_one) == 1,
             f"watches: {', '.join(f'{count:.0f}' for count in sorted(behind_one))}",
+        ),
+        report.Check(
+            "replicas that follow another one have no watches",
+            in_tiers == behind_one,
+            f"watches: {', '.join(f'{count:.0f}' for count in sorted(in_tiers))}",
         ),
         report.Check(
             "each agent that connects directly has a watch for each kind",
