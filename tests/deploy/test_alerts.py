@@ -107,6 +107,7 @@ CASES = {
     ),
     "TyphaSubscriptionsDeclined": one("typha_subscriptions_declined_total", "0+5x60", "0 3 4x60"),
     "TyphaShortage": one("typha_shortages_total", "0+1x60", "0 1 1x60", labels={"lacking": "log"}),
+    "TyphaWithoutSource": one("typha_source", "0 1x60", "1 1 1 0x60", labels={"mode": "searching"}, after=8),
     "TyphaMemoryNearLimit": Case(
         states("process_resident_memory_bytes", "950x60", "typha_memory_limit_bytes", "1000x60"),
         states("process_resident_memory_bytes", "950x60", "typha_memory_limit_bytes", "0x60"),

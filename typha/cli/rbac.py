@@ -6,7 +6,6 @@ from typing import Any, Final
 import click
 import yaml
 
-from cache import resources
 from cache.feeds.calico import syncers
 from typha import settings
 from typha.cli import serve
@@ -18,8 +17,6 @@ from typha.upstream import source
 
 _GROUP: Final = "api_group"
 _NAME: Final = "role_name"
-_LEASES: Final = {resources.ResourceType("coordination.k8s.io", "v1", "leases"): ("get", "create", "update")}
-_ENDPOINT_SLICES: Final = resources.ResourceType("discovery.k8s.io", "v1", "endpointslices")
 
 
 def _rbac(**arguments: Any) -> int:
@@ -53,9 +50,9 @@ def _needed(configured: settings.Settings, groups: list[syncers.Group]) -> list[
             if not configured.read_only:
                 needed.append(permissions.creating(group))
     if configured.connection_rebalancing_mode == watch.KUBERNETES:
-        types.append(_ENDPOINT_SLICES)
+        types.append(permissions.ENDPOINT_SLICES)
     if configured.upstream == source.ELECTED:
-        needed.append(_LEASES)
+        needed.append({permissions.LEASES: permissions.ELECTING})
     return [dict.fromkeys(types, permissions.READING), *needed]
 
 

@@ -47,7 +47,7 @@ from typha.hub import (
 from typha.hub.channel import Batch, ChannelKey, HubChannel, Source
 from typha.ipc import messages as ipc
 from typha.ipc import selections
-from typha.observability import quantiles
+from typha.observability import logs, quantiles
 
 _log = structlog.get_logger("typha.hub")
 
@@ -60,6 +60,8 @@ class Tracer(Protocol):
 
 
 _monotonic = clock.monotonic
+_STATUS_LINES_PER_MINUTE = 60
+"""An upstream could change its status with every message."""
 _COMMIT_BYTES = 16 * 1024 * 1024
 """Memory for a whole batch: its entries, its frames, and parts of chunks."""
 _WRITE_AGE_SECONDS_MAX = 600.0
@@ -100,6 +102,7 @@ class Hub:
         self._confirmed_told: dict[str, float] = {}
         """When each feed was last confirmed, as workers know it."""
         self._upstreams: list[bytes] | None = None
+        self._status_lines = logs.LineLimit(_STATUS_LINES_PER_MINUTE, seconds=60.0)
         self._wanted: dict[ChannelKey, str] = {}
         """Channels to be opened as soon as there is something to serve, in the order in which they were asked for."""
         self._seeds: dict[str | selection.Selection, Iterator[list[feed.Rejection] | None]] = {}
@@ -468,7 +471,13 @@ class Hub:
         for channel in self.channels.values():
             change = channel.contact_change()
             if change is not None:
-                _log.info("Status for native clients changed", feed=channel.feed.name, status=channel.status_now.label)
+                if self._status_lines.allows():
+                    _log.info(
+                        "Status for native clients changed",
+                        feed=channel.feed.name,
+                        status=channel.status_now.label,
+                        other_changes_not_logged=self._status_lines.take_suppressed(),
+                    )
                 published = self._append(channel, change, times) or published
         if not is_unfinished:
             self._received_at = self._written_at = 0.0

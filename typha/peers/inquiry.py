@@ -4,7 +4,7 @@
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 
 from cache.kube import tls_contexts
 from clients import addresses
@@ -15,6 +15,9 @@ from typha.peers import freshness
 ANSWER_SECONDS = 3.0
 """For connection, TLS and answer together. A healthy replica needs some milliseconds, and a busy one a second."""
 _READ_BYTES = 4096
+_PROBLEM_CHARS_MAX = 200
+_REFUSED = " (perhaps its ClientCN or ClientURISAN does not allow this replica's certificate)"
+"""A server that refuses the name in a certificate can say so in its own log only."""
 _AT_A_TIME = 10
 
 
@@ -39,26 +42,51 @@ def make_context(configured: settings.Settings) -> ssl.SSLContext | None:
 
 
 async def ask_all(
-    peers: Iterable[str], feed: str, *, context: ssl.SSLContext | None, incarnation: bytes
+    peers: Iterable[str],
+    feed: str,
+    *,
+    context: ssl.SSLContext | None,
+    incarnation: bytes,
+    problems: MutableMapping[str, str] | None = None,
 ) -> dict[str, freshness.Answer]:
-    """What those of the peers say that answer; a replica does not ask itself, which its `incarnation` shows."""
+    """What those of the peers say that answer; a replica does not ask itself, which its `incarnation` shows.
+
+    Args:
+        problems: takes why the others do not answer, by address.
+    """
     places = asyncio.Semaphore(_AT_A_TIME)
 
     async def ask_one(peer: str) -> tuple[str, freshness.Answer | None]:
         async with places:
-            return peer, await ask(peer, feed, context=context, incarnation=incarnation)
+            return peer, await ask(peer, feed, context=context, incarnation=incarnation, problems=problems)
 
     answers = await asyncio.gather(*(ask_one(peer) for peer in dict.fromkeys(peers)))
     return {peer: answer for peer, answer in answers if answer is not None}
 
 
-async def ask(peer: str, feed: str, *, context: ssl.SSLContext | None, incarnation: bytes) -> freshness.Answer | None:
-    """What the peer says; None if it does not answer, cannot tell, or is this replica."""
+async def ask(
+    peer: str,
+    feed: str,
+    *,
+    context: ssl.SSLContext | None,
+    incarnation: bytes,
+    problems: MutableMapping[str, str] | None = None,
+) -> freshness.Answer | None:
+    """What the peer says; None if it does not answer, cannot tell, or is this replica.
+
+    Args:
+        problems: takes why the peer does not answer, by its address.
+    """
     asked_at = clock.monotonic()
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             hello = await _hello_of(peer, feed, context)
-    except (OSError, ValueError, ProtocolError, _NoHello):
+    except (OSError, ValueError, ProtocolError, _NoHello) as error:
+        if problems is not None:
+            is_late = isinstance(error, TimeoutError) and not str(error)
+            text = f"no answer within {ANSWER_SECONDS:g} s" if is_late else str(error) or type(error).__name__
+            is_refused = context is not None and isinstance(error, _Closed | ConnectionResetError)
+            problems[peer] = text[:_PROBLEM_CHARS_MAX] + (_REFUSED if is_refused else "")
         return None
     if messages.Feature.FRESHNESS not in hello.features or hello.incarnation == incarnation:
         return None
@@ -76,6 +104,10 @@ class _NoHello(Exception):
     """The peer has answered something else."""
 
 
+class _Closed(_NoHello):
+    """The peer has answered nothing."""
+
+
 async def _hello_of(peer: str, feed: str, context: ssl.SSLContext | None) -> messages.ServerHello:
     host, port = addresses.parse(peer)
     reader, writer = await asyncio.open_connection(
@@ -90,10 +122,12 @@ async def _hello_of(peer: str, feed: str, context: ssl.SSLContext | None) -> mes
         while (message := connection.next_event()) is None:
             data = await reader.read(_READ_BYTES)
             if not data:
-                raise _NoHello
+                raise _Closed("it closed the connection without an answer")
             connection.receive_data(data)
+        if isinstance(message, messages.Goodbye):
+            raise _NoHello(f"{message.reason}: {message.text}")
         if not isinstance(message, messages.ServerHello):
-            raise _NoHello
+            raise _NoHello("it does not begin with a hello")
         with contextlib.suppress(OSError):  # so that the peer's log has no surprise
             connection.send(messages.Goodbye("client-closed"))
             writer.write(connection.data_to_send())

@@ -7,7 +7,7 @@ a review is a question.
 import asyncio
 import collections
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -18,9 +18,11 @@ from cache.kube import access, api, discovery
 from cache.watch import decoding, policy
 from typha import settings
 from typha.hub import bootstrap
+from typha.peers import watch
 from typha.preflight import permissions
 from typha.preflight.findings import Finding, Status
 from typha.settings import feeds_file
+from typha.upstream import source
 
 ANSWER_SECONDS: Final = 10.0
 """Limit for one exchange. A healthy API server takes milliseconds."""
@@ -121,6 +123,7 @@ class _Examination:
         installed = await self._installed(list(types))
         self._say_installed([type for type in types if not types[type]], installed)
         await self._check_permissions(types, installed)
+        await self._check_replicas()
         if choice is not None:
             await self._check_creation(choice.group)
             await self._check_agents(choice.group)
@@ -260,6 +263,25 @@ class _Examination:
         if not unknown and allowed:
             self._add(Status.OK, "permissions", f"{self._whose()} may list and watch {allowed} of {len(types)} kinds")
 
+    async def _check_replicas(self) -> None:
+        """What the replicas need to find and to elect each other."""
+        wanted: dict[resources.ResourceType, tuple[Sequence[str], str]] = {}
+        if self._settings.connection_rebalancing_mode == watch.KUBERNETES:
+            consequence = "replicas do not find each other, and clients are not spread over them; the service goes on"
+            wanted[permissions.ENDPOINT_SLICES] = permissions.READING, consequence
+        if self._settings.upstream == source.ELECTED:
+            consequence = "none is elected to watch, and replicas may watch the API server each for itself"
+            wanted[permissions.LEASES] = permissions.ELECTING, consequence
+        questions = [(verb, type) for type, (verbs, _) in wanted.items() for verb in verbs]
+        answers = await self._reviews(questions, namespace=self._settings.k8s_namespace)
+        for type, (verbs, consequence) in wanted.items():
+            denied = [verb for verb in verbs if answers[verb, type] is False]
+            unknown = [answer for verb in verbs if isinstance(answer := answers[verb, type], str)]
+            if denied:
+                self._deny(Status.WARNING, denied, type, consequence)
+            elif unknown:
+                self._add(Status.UNKNOWN, "permissions", f"{type}: no answer: {unknown[0]}")
+
     async def _check_creation(self, group: syncers.Group) -> None:
         if self._settings.read_only:
             self._add(Status.OK, "permissions", "ReadOnly is set: nothing is created")
@@ -281,22 +303,23 @@ class _Examination:
         return f"{self._account.namespace}/{self._account.name}" if self._account else "the service"
 
     async def _reviews(
-        self, questions: list[tuple[str, resources.ResourceType]]
+        self, questions: list[tuple[str, resources.ResourceType]], *, namespace: str = ""
     ) -> dict[tuple[str, resources.ResourceType], bool | str]:
-        """Whether each verb is allowed for each type; a text says why there is no answer."""
+        """Whether each verb is allowed for each type, everywhere or in a namespace; a text says why nobody answers."""
         turn = asyncio.Semaphore(_REVIEWS_AT_A_TIME)
 
         async def ask(verb: str, type: resources.ResourceType) -> bool | str:
             async with turn:
                 try:
-                    return await self._may(verb, type)
+                    return await self._may(verb, type, namespace)
                 except _Unanswered as error:
                     return str(error)
 
         return dict(zip(questions, await asyncio.gather(*(ask(*question) for question in questions)), strict=True))
 
-    async def _may(self, verb: str, type: resources.ResourceType) -> bool:
+    async def _may(self, verb: str, type: resources.ResourceType, namespace: str) -> bool:
         attributes = {"verb": verb, "group": type.group, "version": type.version, "resource": type.resource}
+        attributes |= {"namespace": namespace} if namespace else {}
         kind = "SubjectAccessReview" if self._account else "SelfSubjectAccessReview"
         spec = {"resourceAttributes": attributes, **(self._account.user if self._account else {})}
         body = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec}

@@ -10,6 +10,11 @@ from cache.feeds.calico import syncers
 READING: Final = ("list", "watch")
 """The verbs for every kind that is served."""
 
+LEASES: Final = resources.ResourceType("coordination.k8s.io", "v1", "leases")
+ELECTING: Final = ("get", "create", "update")
+"""The verbs for the Lease of an elected fleet."""
+ENDPOINT_SLICES: Final = resources.ResourceType("discovery.k8s.io", "v1", "endpointslices")
+
 Verbs = Mapping[resources.ResourceType, Sequence[str]]
 
 

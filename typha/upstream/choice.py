@@ -28,7 +28,7 @@ has. Confirmations of healthy replicas differ by less: some bookmark arrives eve
 BEHIND_WAIT_SECONDS = 15.0
 """How long to look for a better one. Old data is better than none that changes."""
 CONTACT_SECONDS_MAX = 10.0
-"""How long an upstream that answers questions may be without a connection for each feed."""
+"""How long an upstream that answers questions may give no data for a feed."""
 AVOID_SECONDS = 60.0
 """How long an upstream is avoided that gives no data, or data that contradicts itself."""
 LEAVE_SECONDS = 20.0
@@ -65,7 +65,7 @@ class Facts(NamedTuple):
     confirmed_at: float | None
     """When the API server last confirmed what this replica has; None if it has nothing."""
     has_contact: bool
-    """Following: the upstream has accepted a connection for each feed."""
+    """Following: the upstream gives data for each feed, or a status that explains why not."""
     is_stale: bool
     """Watching: the API server cannot confirm the data."""
     must_watch: bool
@@ -112,7 +112,7 @@ class Choice:
         """Since when one can be followed, while the replica watches."""
         self._return_after_seconds = 0.0
         self._lost_since: float | None = None
-        """Since when an upstream that answers has not had a connection for each feed."""
+        """Since when an upstream that answers has not given data for each feed."""
         self._announced_at: float | None = now
         """When the replica has begun to say that it has no upstream; None if it says something else."""
 

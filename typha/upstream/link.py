@@ -14,6 +14,7 @@ from cache.kube import tls_contexts
 from clients import connection, differ, errors
 from protocol import errors as protocol_errors
 from protocol import messages
+from protocol.native import codec
 from typha import clock
 from typha.observability import logs
 from typha.upstream import choice
@@ -33,6 +34,11 @@ _RETRY_SECONDS_MIN = 0.25
 _RETRY_SECONDS_MAX = 5.0
 """The choice leaves an upstream that accepts no connection for ten seconds."""
 _LINES_PER_MINUTE = 6
+_UPDATE_TYPES = range(256)
+"""One byte in Typha's protocol; later releases may have more types than this one."""
+_TTL_END = 1 << 63
+_CONNECTIONS_MAX = 3
+"""Connections in turn that may end before the feed is in sync. One may be cut by chance, or by a drain."""
 
 
 class Sink(Protocol):
@@ -74,7 +80,24 @@ class Link:
             self._differ.restore_known(known, chunks=store.chunk_count)
         self.is_connected = False
         """Whether the upstream has accepted the hello of the present connection."""
+        self._has_status = self._is_in_sync = False
+        """What the upstream has said on the present connection."""
+        self._heard_at = clock.monotonic()
+        """When data came last, or a first connection was to be made. Pings and goodbyes are no data."""
+        self._connections = 0
+        """Those that the upstream has accepted since the feed was last in sync."""
         self._lines = logs.LineLimit(_LINES_PER_MINUTE, seconds=60.0)
+
+    def gives_data(self, now: float, *, must_be_complete: bool) -> bool:
+        """Whether the upstream keeps the feed in sync, or is on the way there.
+
+        Args:
+            must_be_complete: the upstream says elsewhere that the feed is complete, so it may not say `waiting` here.
+        """
+        if not self.is_connected or self._connections > _CONNECTIONS_MAX:
+            return False
+        is_honest = self._is_in_sync or (self._has_status and not must_be_complete)
+        return is_honest or now - self._heard_at <= choice.CONTACT_SECONDS_MAX
 
     async def run(self) -> None:
         """Follows the upstream, forever."""
@@ -88,7 +111,7 @@ class Link:
             except tls_contexts.TlsUnusable as error:
                 self._note(error)
             finally:
-                self.is_connected = False
+                self.is_connected = self._has_status = self._is_in_sync = False
                 self.source.lose()
             if clock.monotonic() - began_at > 2 * _RETRY_SECONDS_MAX:
                 pause_seconds = _RETRY_SECONDS_MIN
@@ -121,6 +144,7 @@ class Link:
         if messages.Feature.TIERS not in hello.features or hello.incarnation != self.upstream.incarnation:
             raise errors.ConnectionLost(self.upstream.address, "another replica has answered than the one to follow")
         self.is_connected = True
+        self._connections += 1
         _log.info("Connected to the upstream", feed=self.source.name, upstream=self.upstream.address)
 
     def _take(self, message: messages.Message) -> None:
@@ -132,8 +156,29 @@ class Link:
             updates = message.updates  # with the types, and the invalid values, that clients of the upstream get
         if any(len(update.value or b"") > self._max_value_bytes for update in updates):
             raise protocol_errors.RemoteProtocolError("a value is larger than MaxFrameBytes allows here")
+        if not all(map(_can_be_passed_on, updates)):
+            raise protocol_errors.RemoteProtocolError("an update has a type, revision or time to live out of range")
+        self._note_data(message, status)
         if updates or status is not None:
             self._sink.receive(self.source, updates, status)
+
+    def _note_data(self, message: messages.Message, status: messages.SyncStatus | None) -> None:
+        if status is not None:
+            self._has_status, self._is_in_sync = True, status is messages.SyncStatus.IN_SYNC
+            if self._is_in_sync:
+                self._connections = 0
+        if self._is_in_sync or isinstance(message, messages.Updates | messages.SnapshotChunk):
+            self._heard_at = clock.monotonic()
+
+
+def _can_be_passed_on(update: messages.Update) -> bool:
+    """Whether Typha's protocol has room for it, which says less than the native one."""
+    return (
+        update.update_type in _UPDATE_TYPES
+        and -_TTL_END <= update.ttl < _TTL_END
+        and len(update.revision) <= codec.MAX_NAME_CHARS
+        and len(update.v3_resource_version) <= codec.MAX_NAME_CHARS
+    )
 
 
 def _status(status: messages.SyncStatus) -> messages.SyncStatus:

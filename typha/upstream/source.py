@@ -14,6 +14,7 @@ from cache.feeds import feed, followed
 from cache.kube import tls_contexts
 from clients import addresses
 from typha import clock, networks, settings
+from typha.observability import logs
 from typha.peers import discovered, freshness, inquiry
 from typha.upstream import choice, link
 
@@ -32,6 +33,8 @@ _RETURN_AFTER_SECONDS = 30.0
 """A replica that watches for want of an upstream goes back to one that has been there for 30 to 60 s: each change of
 the source costs it a list or a comparison."""
 _RESOLVE_SECONDS = 5.0
+_PROBLEMS_SHOWN = 3
+_LINE_SECONDS = 60.0
 
 
 class Hub(link.Sink, Protocol):
@@ -95,6 +98,9 @@ class Source:
             random.Random(),
         )
         self._answers: dict[str, freshness.Answer] = {}
+        self._problems: dict[str, str] = {}
+        """Why candidates did not answer the last question to all, by address."""
+        self._unusable_lines = logs.LineLimit(1, seconds=_LINE_SECONDS)
         self._had_contact = False
         self._lost = asyncio.Event()
         """The upstream has just been lost: it is time to ask."""
@@ -108,9 +114,11 @@ class Source:
 
     @property
     def has_contact(self) -> bool:
-        """Whether every feed has a connection to the upstream."""
-        links = [one for one, _ in self._links.values()]
-        return bool(links) and all(one.is_connected for one in links)
+        """Whether the upstream gives data for every feed. The one that it is asked for, it says is complete."""
+        now, asked = _monotonic(), next(iter(self._hub.feeds), None)
+        return bool(self._links) and all(
+            one.gives_data(now, must_be_complete=name == asked) for name, (one, _) in self._links.items()
+        )
 
     @property
     def confirmed_at(self) -> float | None:
@@ -149,7 +157,17 @@ class Source:
         if decision.why:
             upstream = "" if decision.upstream is None else decision.upstream.address
             behind = {"behind_seconds": round(decision.behind_seconds, 1)} if decision.behind_seconds else {}
-            _log.info("Source of the data", mode=decision.mode.value, upstream=upstream, why=decision.why, **behind)
+            found = list(self._problems.items()) if decision.mode is choice.Mode.WATCHING else []
+            shown = "; ".join(f"{address}: {problem}" for address, problem in found[:_PROBLEMS_SHOWN])
+            problems = {"problems": shown} if shown else {}
+            _log.info(
+                "Source of the data",
+                mode=decision.mode.value,
+                upstream=upstream,
+                why=decision.why,
+                **behind,
+                **problems,
+            )
             self.changes[decision.mode] += 1
         self._tell(decision.upstreams)
         if decision.mode is choice.Mode.WATCHING:
@@ -234,7 +252,9 @@ class Source:
         try:
             context = await asyncio.to_thread(self._make_context)
         except tls_contexts.TlsUnusable as error:
-            _log.warning("Cannot ask upstreams", error=str(error))
+            self._problems = {"TLS": str(error)}
+            if self._unusable_lines.allows():
+                _log.warning("Cannot ask upstreams", error=str(error))
             return
         upstream = self.choice.upstream
         answer = None if upstream is None else self._answers.get(upstream.address)
@@ -247,7 +267,11 @@ class Source:
             if _monotonic() - answer.asked_at < _DOUBT_SECONDS:
                 return
         found = await self._resolved()
-        answers = await inquiry.ask_all(found, names[0], context=context, incarnation=self._incarnation)
+        problems: dict[str, str] = {}
+        answers = await inquiry.ask_all(
+            found, names[0], context=context, incarnation=self._incarnation, problems=problems
+        )
+        self._problems = problems
         if upstream is not None and upstream.address not in answers and not self.has_contact:
             self._answers.pop(upstream.address, None)  # it is gone
         self._answers |= answers

@@ -23,6 +23,7 @@ from typha.hub import collector, hub, shortages, supervisor
 from typha.ipc import link
 from typha.ipc import messages as ipc
 from typha.observability import buckets, health, logs, loop_latency, metrics, metrics_table, quantiles, webserver
+from typha.upstream import source as upstream_source
 from typha.worker import stats
 
 IDLE_SETTINGS = settings.Settings(workers=0)
@@ -178,6 +179,27 @@ async def test_not_ready_until_the_feeds_are_decided(idle: service.Service) -> N
     assert "felix-cache" not in idle.health.readiness(0.0).body
 
 
+def a_source(the_hub: hub.Hub) -> upstream_source.Source:
+    """Of a replica that may follow others, and is elected to watch."""
+
+    async def nothing() -> None:
+        """Is not called."""
+
+    async def answers() -> bool:
+        return True
+
+    return upstream_source.Source(
+        settings.Settings(upstream=upstream_source.ELECTED),
+        the_hub,
+        incarnation=bytes(16),
+        max_value_bytes=1,
+        candidates=list,
+        watch=nothing,
+        api_answers=answers,
+        must_watch=lambda: True,
+    )
+
+
 async def test_a_page_has_a_limited_number_of_series(idle: service.Service) -> None:
     """With the four feeds, all kinds, and whatever may be counted of them."""
     configured = settings.Settings(server_port=-1, workers=3, calico_feeds="true")
@@ -193,6 +215,7 @@ async def test_a_page_has_a_limited_number_of_series(idle: service.Service) -> N
         version="v1",
         commit="c",
     )
+    made.source = a_source(the_hub)
     made.register(idle.health)
     made.web_servers.append(webserver.health_server(idle.health, configured))
     made.web_servers.append(webserver.metrics_server(lambda: b"", metrics.CONTENT_TYPE, configured))

@@ -37,8 +37,15 @@ async def answering(*answer: bytes) -> AsyncIterator[str]:
         server.close()
 
 
-def hello(*features: str, incarnation: bytes = OTHER, milliseconds: int | None = 2_000) -> bytes:
-    answer = messages.ServerHello(1, FEED, incarnation, frozenset(features), confirmed_milliseconds=milliseconds)
+def hello(
+    *features: str,
+    incarnation: bytes = OTHER,
+    milliseconds: int | None = 2_000,
+    upstreams: tuple[bytes, ...] | None = None,
+) -> bytes:
+    answer = messages.ServerHello(
+        1, FEED, incarnation, frozenset(features), confirmed_milliseconds=milliseconds, upstreams=upstreams
+    )
     return frames.PREFACE + frames.pack_frame(codec.encode(answer))
 
 
@@ -51,21 +58,28 @@ async def test_a_fresh_replica_and_a_stale_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "problem"),
     [
-        hello("freshness", incarnation=OWN),  # this replica
-        hello(),  # one that cannot tell
-        b"HTTP/1.1 400 Bad Request\r\n\r\n",
-        frames.PREFACE + frames.pack_frame(codec.encode(messages.Goodbye("unknown-feed"))),
-        frames.PREFACE + b"\xff" * 5,
-        frames.PREFACE,
-        b"",
+        (hello("freshness", incarnation=OWN), ""),  # this replica
+        (hello(), ""),  # one that cannot tell
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "protocol"),
+        (frames.PREFACE + frames.pack_frame(codec.encode(messages.Goodbye("unknown-feed"))), "unknown-feed"),
+        (frames.PREFACE + frames.pack_frame(codec.encode(messages.Goodbye("x", "x" * 900))), "x" * 100),
+        (frames.PREFACE + b"\xff" * 5, "frame"),
+        (hello("freshness", upstreams=(b"x",)), "upstreams"),
+        (hello("freshness", upstreams=tuple(bytes([number] * 16) for number in range(9))), "upstreams"),
+        (frames.PREFACE, "no answer within 0.3 s"),
+        (b"", "no answer within 0.3 s"),
     ],
 )
-async def test_no_answers(answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_answers(answer: bytes, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inquiry, "ANSWER_SECONDS", 0.3)
+    problems: dict[str, str] = {}
     async with answering(answer) as peer:
-        assert await inquiry.ask_all([peer], FEED, context=None, incarnation=OWN) == {}
+        assert await inquiry.ask_all([peer], FEED, context=None, incarnation=OWN, problems=problems) == {}
+    assert problems.keys() == ({peer} if problem else set())
+    assert problem in problems.get(peer, "")
+    assert len(problems.get(peer, "")) <= 200
 
 
 @pytest.mark.parametrize("peer", ["127.0.0.1:1", "no host", "127.0.0.1:99999", "[::1"])

@@ -377,3 +377,36 @@ async def test_credentials_that_cannot_be_loaded() -> None:
 
     [finding] = await cluster.examine(settings.Settings(), {}, load=load)
     assert (finding.status, finding.found) == (Status.FAILED, "kubeconfig x: no such file")
+
+
+@pytest.mark.parametrize("verb", ["get", "create", "update"])
+async def test_an_elected_fleet_needs_leases(verb: str) -> None:
+    fake = FakeCluster()
+    fake.denied = {(verb, "leases")}
+    assert worst(await examine(fake)) is Status.OK  # nobody is elected
+    configured = settings.Settings(upstream="elected", k8s_namespace="calico-system")
+    findings = await examine(fake, configured)
+    (finding,) = [one for one in findings if one.status is not Status.OK]
+    assert finding.status is Status.WARNING
+    assert "none is elected to watch" in finding.found
+    assert f'apiGroups: ["coordination.k8s.io"], resources: [leases], verbs: [{verb}]' in finding.advice
+    namespaces = [one["resourceAttributes"].get("namespace") for one in fake.asked]
+    assert namespaces.count("calico-system") == 3  # a Role in the Service's namespace is enough
+    fake.denied = set()
+    assert worst(await examine(fake, configured)) is Status.OK
+
+
+async def test_replicas_that_find_each_other_need_endpoint_slices() -> None:
+    fake = FakeCluster()
+    fake.denied = {("watch", "endpointslices")}
+    configured = settings.Settings(connection_rebalancing_mode="kubernetes")
+    (finding,) = [one for one in await examine(fake, configured) if "find each other" in one.found]
+    assert finding.status is Status.WARNING
+    assert 'apiGroups: ["discovery.k8s.io"], resources: [endpointslices], verbs: [watch]' in finding.advice
+
+
+async def test_a_review_of_leases_without_an_answer_is_unknown() -> None:
+    fake = FakeCluster()
+    fake.answers[SELF_REVIEWS] = (403, {"message": "no reviews"})
+    findings = await examine(fake, settings.Settings(upstream="elected"))
+    assert any(status is Status.UNKNOWN and "leases" in found for status, found in of(findings, "permissions"))

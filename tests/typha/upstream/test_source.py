@@ -5,15 +5,21 @@ import os
 import pathlib
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator
 
 import pytest
 
 from clients import mirror
 from loadtest.apiserver import resources as simulated
-from tests.harness import served
+from loadtest.apiserver import settings as simulator_settings
+from tests.harness import certificates, served
+from typha.worker import tls
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+NAME = "typha-server"
+"""The common name of the certificates that the replicas serve with, and so of those that they follow with."""
+FALLEN_BACK = r'Source of the data .*mode="watching".*problems="([^"]*)"'
 FOLLOWS, WATCHES = 'typha_source{mode="following"}', 'typha_source{mode="watching"}'
 
 
@@ -159,3 +165,117 @@ async def test_replicas_that_name_each_other_make_no_ring(tmp_path: pathlib.Path
             cluster.put("new")
             await served.converged(cluster, [at_first, at_second])
             assert 1 in [await service.metric(WATCHES) for service in (first, second)]
+
+
+def tls_variables(
+    files: certificates.Files, *upstreams: str, engine: str = tls.OPENSSL, cn: str = NAME
+) -> dict[str, str]:
+    """Of a replica with these files that accepts clients of this name."""
+    return {
+        "TYPHA_SERVERKEYFILE": str(files.folder / "server.key"),
+        "TYPHA_SERVERCERTFILE": str(files.folder / "server.pem"),
+        "TYPHA_CAFILE": str(files.folder / "ca.pem"),
+        "TYPHA_CLIENTCN": cn,
+        "TYPHA_TLSENGINE": engine,
+        "TYPHA_UPSTREAM": ",".join(upstreams),
+        "TYPHA_UPSTREAMFALLBACKAFTERSECS": "2" if cn != NAME else "600",
+        "TYPHA_CALICOFEEDS": "false",
+    }
+
+
+def made(folder: pathlib.Path, name: str) -> certificates.Files:
+    """Files of an authority of their own."""
+    (folder / name).mkdir()
+    return certificates.make(folder / name)
+
+
+@contextlib.asynccontextmanager
+async def client(address: str, context: ssl.SSLContext) -> AsyncIterator[mirror.Mirror]:
+    """An agent."""
+    async with mirror.Mirror(address, feed=served.FEED, agent="agent", tls=context) as one:
+        yield one
+
+
+@pytest.mark.parametrize("engine", certificates.ENGINES)
+async def test_a_follower_shows_the_certificate_that_it_serves_with(tmp_path: pathlib.Path, engine: str) -> None:
+    files = made(tmp_path, "ours")
+    context = certificates.client_context(files.authority, cn=NAME)
+    async with (
+        served.Cluster(tmp_path) as cluster,
+        served.serving(cluster, "--workers", "1", **tls_variables(files, engine=engine)) as root,
+        served.serving(
+            cluster, "--workers", "1", **tls_variables(files, await root.address(), engine=engine)
+        ) as follower,
+        client(await follower.address(), context) as one,
+    ):
+        cluster.put("new", "p1")
+        await served.converged(cluster, [one])
+        assert await follower.metric(FOLLOWS) == 1
+        assert cluster.simulator.counters.watches_by_resource() == {"core/v1/pods": 1}
+
+
+@pytest.mark.parametrize("engine", certificates.ENGINES)
+async def test_a_follower_whose_certificate_is_refused_watches_and_says_why(
+    tmp_path: pathlib.Path, engine: str
+) -> None:
+    files = made(tmp_path, "ours")
+    context = certificates.client_context(files.authority)
+    async with (
+        served.Cluster(tmp_path) as cluster,
+        served.serving(cluster, "--workers", "1", **tls_variables(files, engine=engine, cn=certificates.AGENT)) as root,
+        served.serving(
+            cluster,
+            "--workers",
+            "1",
+            **tls_variables(files, await root.address(), engine=engine, cn=certificates.AGENT),
+        ) as follower,
+        client(await follower.address(), context) as one,
+    ):
+        cluster.put("new", "p1")
+        await served.converged(cluster, [one])
+        assert await follower.metric(WATCHES) == 1
+        said = await follower.logged(FALLEN_BACK)
+        assert await root.address() in said[1]
+        assert "perhaps its ClientCN or ClientURISAN does not allow" in said[1]
+
+
+async def test_an_upstream_of_another_authority_is_not_followed(tmp_path: pathlib.Path) -> None:
+    files, others = made(tmp_path, "ours"), made(tmp_path, "theirs")
+    context = certificates.client_context(files.authority)
+    async with (
+        served.Cluster(tmp_path) as cluster,
+        served.serving(cluster, "--workers", "1", **tls_variables(others)) as root,
+        served.serving(
+            cluster, "--workers", "1", **tls_variables(files, await root.address(), cn=certificates.AGENT)
+        ) as follower,
+        client(await follower.address(), context) as one,
+    ):
+        cluster.put("new", "p1")
+        await served.converged(cluster, [one])
+        assert await follower.metric(WATCHES) == 1
+        said = await follower.logged(FALLEN_BACK)
+        assert "certificate verify failed" in said[1]
+        assert len([line for line in follower.text.splitlines() if "verify failed" in line]) == 1
+
+
+async def test_an_elected_replica_without_rights_on_leases_watches_and_says_so_once(tmp_path: pathlib.Path) -> None:
+    path = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/calico-typha-source"
+    forbidden = simulator_settings.SimulatorSettings(forbidden=frozenset({path}))
+    elected = {
+        **variables("elected", fallback_seconds=5),
+        "TYPHA_K8SNAMESPACE": "kube-system",
+        "TYPHA_K8SSERVICENAME": "calico-typha",
+        "TYPHA_PEERADDRESSES": "127.0.0.1:1",
+    }
+    async with (
+        served.Cluster(tmp_path, forbidden) as cluster,
+        served.serving(cluster, "--workers", "1", **elected) as service,
+        watched(await service.address()) as (one, _),
+    ):
+        cluster.put("new")
+        await served.converged(cluster, [one])
+        assert await service.metric(WATCHES) == 1
+        said = await service.logged("Cannot take part in the election.*")
+        assert "cannot read" in said[0]
+        assert path in said[0]
+        assert service.text.count("Cannot take part in the election") == 1
