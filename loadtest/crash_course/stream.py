@@ -68,7 +68,8 @@ class Stream:
             with contextlib.suppress(OSError):  # the network is unreachable: the packet is lost
                 self._sender.sendto(self.sent.to_bytes(_NUMBER_BYTES), self._address)
             self.sent += 1
-            due += 1 / PACKETS_PER_SECOND
+            # After a standstill of this process it does not catch up: a burst would overflow the kernel's queues.
+            due = max(due + 1 / PACKETS_PER_SECOND, time.monotonic())
             self._stop.wait(max(0.0, due - time.monotonic()))
 
     def _receive(self) -> None:
