@@ -37,6 +37,8 @@ class Options(NamedTuple):
     """How late a client on a busy machine may act, where the page gives a time."""
     subscribing: str = ""
     """A command as above, of the same client with a subscription."""
+    host: str = "127.0.0.1"
+    """The kit's own address, where it listens on free ports."""
 
 
 class Hello(NamedTuple):
@@ -94,9 +96,9 @@ class Run:
 
     async def listen(self) -> str:
         """Listens at one more address, and returns it."""
-        server = await asyncio.start_server(self._accepted, "127.0.0.1", 0, limit=1 << 20)
+        server = await asyncio.start_server(self._accepted, self.options.host, 0, limit=1 << 20)
         self._servers.append(server)
-        return f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        return f"{self.options.host}:{server.sockets[0].getsockname()[1]}"
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted_at.append(asyncio.get_running_loop().time())
