@@ -16,7 +16,6 @@ import socket
 import struct
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -26,6 +25,7 @@ import pytest
 
 from clients import testing
 from clients.agents.node.dataplane import nft
+from loadtest.crash_course import stream
 from tests.harness.felix_states import protocol_number
 
 Result = TypeVar("Result")
@@ -399,59 +399,20 @@ class FeedServer:
             await self._stop.wait()
 
 
-class Stream:
-    """A stream of packets like one probe, at a steady rate, from a thread of its own."""
+class Stream(stream.PacketStream):
+    """A stream of packets like one probe."""
 
-    def __init__(self, testbed: Lab, probe: Probe, *, packets_per_second: int = 1000) -> None:
+    def __init__(self, testbed: Lab, probe: Probe) -> None:
+        super().__init__(in_namespace(testbed.pods, _open_socket), in_namespace(testbed.pods, _open_socket))
         self._probe = probe
-        self._pause_seconds = 1.0 / packets_per_second
-        self._sender = in_namespace(testbed.pods, _open_socket)
-        self._receiver = in_namespace(testbed.pods, _open_socket)
-        self._receiver.settimeout(0.5)
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
-        self.sent = 0
-        self.arrived: set[int] = set()
+        self._addresses = socket.inet_aton(probe.source) + socket.inet_aton(probe.destination)
 
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
+    def send_packet(self, number: int) -> None:
+        """See the base class."""
+        frame = _frame(self._probe.source, self._probe.destination, self._probe.flow, number)
+        self._sender.sendto(frame, (self._probe.via, _ETHERNET_IPV4))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Ends the stream. Packets that are on their way still arrive."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-        self._sender.close()
-        self._receiver.close()
-
-    @property
-    def lost(self) -> int:
-        """Packets that did not arrive."""
-        return self.sent - len(self.arrived)
-
-    def _send(self) -> None:
-        due = time.monotonic()
-        while not self._stop.is_set():
-            frame = _frame(self._probe.source, self._probe.destination, self._probe.flow, self.sent)
-            self._sender.sendto(frame, (self._probe.via, _ETHERNET_IPV4))
-            self.sent += 1
-            # After a standstill of this process it does not catch up: a burst would overflow the kernel's queues.
-            due = max(due + self._pause_seconds, time.monotonic())
-            self._stop.wait(max(0.0, due - time.monotonic()))
-
-    def _receive(self) -> None:
-        """Receives until the stream has ended and nothing has come for a while."""
-        while True:
-            try:
-                frame, _ = self._receiver.recvfrom(2048)
-            except TimeoutError:
-                if self._stop.is_set():
-                    return
-                continue
-            addresses = socket.inet_aton(self._probe.source) + socket.inet_aton(self._probe.destination)
-            if frame[12:14] == b"\x08\x00" and frame[14 + 8] == _TTL - 1 and frame[26:34] == addresses:
-                self.arrived.add(int.from_bytes(frame[-4:]))
+    def number_of(self, data: bytes) -> int | None:
+        """See the base class. The socket hears all packets, those of others and those that have not been routed yet."""
+        is_own = data[12:14] == b"\x08\x00" and data[14 + 8] == _TTL - 1 and data[26:34] == self._addresses
+        return int.from_bytes(data[-4:]) if is_own else None
