@@ -99,18 +99,21 @@ class NativeEncoder:
     def _delta(
         self, previous_sequence: int, sequence: int, updates: Sequence[messages.Update]
     ) -> encoding.EncodedFrame:
-        payload = codec.encode_updates(previous_sequence, sequence, updates)
-        if self._dictionary is None or len(payload) > dictionary.PAYLOAD_BYTES_MAX:
-            data = self._frame(payload)
-        else:
-            data = self._dictionary.pack_frame(payload)
-        return encoding.EncodedFrame(data, sequence, updates=len(updates))
+        """Updates in the log's order, where clients have the dictionary."""
+        return self._updates(previous_sequence, sequence, updates, trained=self._dictionary)
 
     def _updates(
-        self, previous_sequence: int, sequence: int, updates: Sequence[messages.Update]
+        self,
+        previous_sequence: int,
+        sequence: int,
+        updates: Sequence[messages.Update],
+        *,
+        trained: dictionary.Compression | None = None,
     ) -> encoding.EncodedFrame:
         payload = codec.encode_updates(previous_sequence, sequence, updates)
-        return encoding.EncodedFrame(self._frame(payload), sequence, updates=len(updates))
+        is_small = len(payload) <= dictionary.PAYLOAD_BYTES_MAX
+        data = self._frame(payload) if trained is None or not is_small else trained.pack_frame(payload)
+        return encoding.EncodedFrame(data, sequence, updates=len(updates))
 
     def selected(
         self, previous_sequence: int, sequence: int, parts: Sequence[tuple[int, Sequence[messages.Update]]]

@@ -99,18 +99,13 @@ class Dictionaries:
         self._under_way = name
         entries: list[store.Entry] = []
         total_bytes = 0
-        for number in range(source.store.chunk_count):
-            for entry in source.store.chunk_entries(number):
-                if len(entry.value) <= dictionary.PAYLOAD_BYTES_MAX:
-                    entries.append(entry)
-                    total_bytes += len(entry.value)
-                if len(entries) >= self._policy.dictionary_samples or (
-                    total_bytes >= self._policy.dictionary_sample_bytes
-                ):
-                    break
-            else:
-                continue
-            break
+        chunks = map(source.store.chunk_entries, range(source.store.chunk_count))
+        for entry in itertools.chain.from_iterable(chunks):
+            if len(entry.value) <= dictionary.PAYLOAD_BYTES_MAX:
+                entries.append(entry)
+                total_bytes += len(entry.value)
+            if len(entries) >= self._policy.dictionary_samples or total_bytes >= self._policy.dictionary_sample_bytes:
+                break
         return Job(source, 1 + next(self._numbers) % _NUMBERS, len(source.store), entries)
 
     def failed(self, job: Job, error: Exception) -> None:
