@@ -27,6 +27,8 @@ STREAM_PORT: Final = 9000
 DOWN_SECONDS: Final = 1.0
 """How long a process is away before it is started again."""
 RULES_HEALED_SECONDS: Final = 3.0
+FORGOTTEN_SECONDS: Final = 10.0
+"""Within it the agent must end a gone pod's connections. The kernel itself forgets a ping only after 30 s."""
 ROUTES_HEALED_SECONDS: Final = 90.0
 TRY_AGAIN_LATER: Final = 11
 """The CNI specification's code for what may work later."""
@@ -66,7 +68,7 @@ class Faults:
         self._cluster = cluster
         self._away_seconds = away_seconds
         self._pods = pods
-        self.source, self.target = cluster.pods["frontend"], cluster.pods["backend"]
+        self.source, self.target = _stream_pods(cluster)
         self.rows: list[Row] = []
 
     def run(self, wanted: Callable[[str], bool]) -> None:
@@ -206,16 +208,9 @@ class Faults:
             time.sleep(max(0.0, self._away_seconds - (time.monotonic() - begin)))
         back = time.monotonic()
         cluster.attach(new)
-        cluster.wait(functools.partial(self._reaches, self.source, new), "the new pod is reached")
+        cluster.wait(functools.partial(_reaches, cluster, self.source, new), "the new pod is reached")
         row.facts.append(f"new pod reached {time.monotonic() - back:.1f} s after the return")
         cluster.delete_pod(new)
-
-    def _reaches(self, source: Pod, target: Pod) -> bool:
-        try:
-            self._cluster.spaces.run(source.sandbox, "ping", "-c", "1", "-W", "1", target.address)
-        except CommandFailed:
-            return False
-        return True
 
     def _nft(self, node: Node, *words: str) -> str:
         try:
@@ -296,16 +291,22 @@ class Faults:
             now = self._traces(node)
             left = {name: f"{before[name]} -> {now[name]}" for name in before if before[name] != now[name]}
             row.failures.append(f"left: {left}")
-        tracked = cluster.spaces.run(node.name, "conntrack", "-L", "-f", "ipv4")
-        left_over = used & set(re.findall(r"(?:src|dst)=(\S+)", tracked))
-        row.check(not left_over, f"connections of {len(left_over)} of those addresses are tracked")
+        with contextlib.suppress(TimeoutError):  # connections end after the rules hold
+            cluster.wait(lambda: not self._tracked(node, used), "forgotten", timeout_seconds=FORGOTTEN_SECONDS)
+        tracked = self._tracked(node, used)
+        row.check(not tracked, f"connections of {len(tracked)} of those addresses are tracked")
         problems = cluster.spaces.run(topology.ROUTER, "sh", "-c", cluster.cni_command("ipam", "check"))
         row.check(not problems.strip(), f"ipam check: {problems.strip() or 'nothing'}")
+
+    def _tracked(self, node: Node, addresses: set[str]) -> set[str]:
+        """Those of the addresses that a node tracks connections of."""
+        shown = self._cluster.spaces.run(node.name, "conntrack", "-L", "-f", "ipv4")
+        return addresses & set(re.findall(r"(?:src|dst)=(\S+)", shown))
 
     def _live(self, number: int) -> str:
         cluster = self._cluster
         pod = cluster.run_pod(f"churn-{number}", self.target.node, labels={"app": "churn"})
-        cluster.wait(functools.partial(self._reaches, pod, self.target), f"{pod.name} reaches a pod")
+        cluster.wait(functools.partial(_reaches, cluster, pod, self.target), f"{pod.name} reaches a pod")
         cluster.delete_pod(pod)
         return pod.address
 
@@ -329,7 +330,7 @@ class Faults:
         row.check(second.address == first.address, f"{second.address} is used again")
         listener = cluster.spaces.within(second.sandbox, _udp_socket)
         listener.bind(("", STREAM_PORT))
-        cluster.wait(functools.partial(self._reaches, second, self.target), "the second pod has a program")
+        cluster.wait(functools.partial(_reaches, cluster, second, self.target), "the second pod has a program")
         arrived = sum(_arrives(client, listener, second.address) for _ in range(20))
         row.check(arrived == 0, f"{arrived} of 20 packets of the old connection arrive")
         client.close()
@@ -337,6 +338,18 @@ class Faults:
         cluster.delete_pod(second)
         cluster.api.delete(f"{path}/default.closed")
         cluster.api.delete(f"{CALICO_PATH}/ippools/{REUSED_POOL}")
+
+
+def _stream_pods(cluster: Cluster) -> tuple[Pod, Pod]:
+    return cluster.pods["frontend"], cluster.pods["backend"]
+
+
+def _reaches(cluster: Cluster, source: Pod, target: Pod) -> bool:
+    try:
+        cluster.spaces.run(source.sandbox, "ping", "-c", "1", "-W", "1", target.address)
+    except CommandFailed:
+        return False
+    return True
 
 
 def _udp_socket() -> socket.socket:
@@ -387,6 +400,8 @@ def running(control_plane: str) -> Iterator[Cluster]:
         chapters.run_pods(cluster)
         for node in cluster.nodes:
             cluster.wait_node_agent(node)
+        source, target = _stream_pods(cluster)
+        cluster.wait(functools.partial(_reaches, cluster, source, target), "the routes are there")
         yield cluster
 
 
