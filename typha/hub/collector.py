@@ -24,7 +24,7 @@ _LABEL_SETS_MAX = {
     "typha_watch_errors_total": 8,
     "typha_watch_relists_total": 6,
     "typha_watch_resumes_total": 6,
-    "typha_objects_skipped": 7,
+    "typha_objects_skipped": 5,
     "typha_expensive_conversions_total": 4,
     "typha_updates_dropped_total": 7,
 }
@@ -316,7 +316,10 @@ class Collector:
                 (mode.value,): max(1, self.source.choice.distance) if mode is present else 0
                 for mode in self.source.changes
             },
-            "typha_source_changes_total": {(mode.value,): count for mode, count in self.source.changes.items()},
+            "typha_source_changes_total": {
+                **{(mode.value,): count for mode, count in self.source.changes.items()},
+                ("refusing",): self.source.refusals,
+            },
         }
 
     def register(self, aggregator: health.HealthAggregator) -> None:

@@ -156,7 +156,7 @@ OURS: tuple[Metric, ...] = (
         _C,
         ("mode",),
         "How often the data began to come from elsewhere: watching (the API server), following (another replica), "
-        "searching (nowhere).",
+        "searching (nowhere). As refusing, how often an upstream was left because of what it sent.",
     ),
     Metric("typha_workers_wanted", _G, (), "Workers that are to serve; 1 for one inside the hub."),
     Metric("typha_workers_serving", _G, (), "Workers that accept connections."),

@@ -14,10 +14,9 @@ from cache.kube import tls_contexts
 from clients import connection, differ, errors
 from protocol import errors as protocol_errors
 from protocol import messages
-from protocol.native import codec
 from typha import clock
 from typha.observability import logs
-from typha.upstream import choice
+from typha.upstream import choice, limits
 
 _log = structlog.get_logger("typha.upstream")
 AGENT = "typha-replica"
@@ -34,6 +33,7 @@ _RETRY_SECONDS_MIN = 0.25
 _RETRY_SECONDS_MAX = 5.0
 """The choice leaves an upstream that accepts no connection for ten seconds."""
 _LINES_PER_MINUTE = 6
+_UPDATED = int(messages.UpdateType.UPDATED)
 _UPDATE_TYPES = range(256)
 """One byte in Typha's protocol; later releases may have more types than this one."""
 _TTL_END = 1 << 63
@@ -64,6 +64,7 @@ class Link:
         upstream: choice.Upstream,
         sink: Sink,
         *,
+        room: limits.Room,
         max_value_bytes: int,
         make_context: Callable[[], ssl.SSLContext | None],
         distrust: Callable[[bytes], None],
@@ -71,6 +72,11 @@ class Link:
         self.source = source
         self.upstream = upstream
         self._sink = sink
+        self._room = room
+        self._messages, self._statuses = (
+            limits.Pace(limits.MESSAGES_PER_SECOND),
+            limits.Pace(limits.STATUSES_PER_SECOND),
+        )
         self._max_value_bytes = max_value_bytes
         self._make_context = make_context
         self._distrust = distrust
@@ -115,6 +121,7 @@ class Link:
             finally:
                 self.is_connected = self._has_status = self._is_in_sync = False
                 self.source.lose()
+                self._room.forget_snapshot(self.source.name)
             if clock.monotonic() - began_at > 2 * _RETRY_SECONDS_MAX:
                 pause_seconds = _RETRY_SECONDS_MIN
             await asyncio.sleep(pause_seconds * random.uniform(0.8, 1.2))
@@ -125,12 +132,20 @@ class Link:
             self._differ.distrust()
             self._distrust(self.upstream.incarnation)
         if self._lines.allows():
-            _log.warning("Connection to the upstream ended", feed=self.source.name, error=str(error)[:500])
+            _log.warning(
+                "Connection to the upstream ended",
+                feed=self.source.name,
+                upstream=self.upstream.address,
+                error=str(error)[:500],
+            )
 
     async def _follow(self) -> None:
         self._differ.begin_connection()
         hello = messages.ClientHello(self.source.name, AGENT, features=FEATURES, software=connection.SOFTWARE)
-        opened = connection.stream(self.upstream.address, hello=self._differ.resuming(hello), tls=self._make_context())
+        # Digests do not cover revisions. So of a replica whose revisions the store does not have, everything is wanted.
+        if self.source.revisions_of == self.upstream.incarnation:
+            hello = self._differ.resuming(hello)
+        opened = connection.stream(self.upstream.address, hello=hello, tls=self._make_context())
         async with contextlib.aclosing(opened) as received:
             async for message in received:
                 if isinstance(message, messages.ServerHello):
@@ -139,6 +154,9 @@ class Link:
                     self._take(message)
                 except protocol_errors.RemoteProtocolError as error:
                     raise errors.BadServer(self.upstream.address, str(error)) from error
+                await self._messages.turn()
+                if isinstance(message, messages.Status):
+                    await self._statuses.turn()
                 await self._sink.room()
 
     def _check(self, hello: messages.ServerHello) -> None:
@@ -153,9 +171,12 @@ class Link:
 
     def _take(self, message: messages.Message) -> None:
         is_plain = isinstance(message, messages.Updates) and not self._differ.is_in_snapshot
+        self._check_room(message, is_plain=is_plain)
         batch = self._differ.receive(message)
         status = _status(message.status) if isinstance(message, messages.Status) else None
-        updates: Sequence[messages.Update] = batch.updates if batch is not None else ()
+        updates: Sequence[messages.Update] = ()
+        if batch is not None:
+            updates = [*batch.updates, *(update._replace(update_type=_UPDATED) for update in batch.refreshed)]
         if is_plain and isinstance(message, messages.Updates):
             updates = message.updates  # with the types, and the invalid values, that clients of the upstream get
         if any(len(update.value or b"") > self._max_value_bytes for update in updates):
@@ -163,8 +184,18 @@ class Link:
         if not all(map(_can_be_passed_on, updates)):
             raise protocol_errors.RemoteProtocolError("an update has a type, revision or time to live out of range")
         self._note_data(message, status)
+        if batch is not None and batch.from_snapshot:
+            self._room.forget_snapshot(self.source.name)
         if updates or status is not None:
             self._sink.receive(self.source, updates, status)
+        if batch is not None and batch.from_snapshot:
+            self.source.revisions_of = self.upstream.incarnation
+
+    def _check_room(self, message: messages.Message, *, is_plain: bool) -> None:
+        if isinstance(message, messages.SnapshotBegin | messages.SnapshotResume):
+            self._room.begin_snapshot(self.source.name, message.keys)
+        elif isinstance(message, messages.SnapshotChunk | messages.Updates):
+            self._room.take(self.source, message.updates, is_in_snapshot=not is_plain)
 
     def _note_data(self, message: messages.Message, status: messages.SyncStatus | None) -> None:
         if status is not None:
@@ -180,8 +211,8 @@ def _can_be_passed_on(update: messages.Update) -> bool:
     return (
         update.update_type in _UPDATE_TYPES
         and -_TTL_END <= update.ttl < _TTL_END
-        and len(update.revision) <= codec.MAX_NAME_CHARS
-        and len(update.v3_resource_version) <= codec.MAX_NAME_CHARS
+        and len(update.revision) <= limits.REVISION_CHARS_MAX
+        and len(update.v3_resource_version) <= limits.REVISION_CHARS_MAX
     )
 
 

@@ -5,7 +5,7 @@ import contextlib
 import random
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -16,7 +16,8 @@ from clients import addresses
 from typha import clock, networks, settings
 from typha.observability import logs
 from typha.peers import discovered, freshness, inquiry
-from typha.upstream import choice, link
+from typha.settings import machine
+from typha.upstream import choice, limits, link
 
 _log = structlog.get_logger("typha.upstream")
 _monotonic = clock.monotonic
@@ -83,6 +84,7 @@ class Source:
         self._hub = hub
         self._incarnation = incarnation
         self._max_value_bytes = max_value_bytes
+        self._room = limits.Room(limits.bytes_max(machine.read().memory_limit_bytes), self._followed_feeds)
         self._candidates = candidates
         self._watch = watch
         self._api_answers = api_answers
@@ -111,6 +113,8 @@ class Source:
         self._told: tuple[bytes, ...] | None = None
         self.changes = dict.fromkeys(choice.Mode, 0)
         """How often the data has begun to come from there."""
+        self.refusals = 0
+        """How often an upstream was left because of what it sent."""
 
     @property
     def has_contact(self) -> bool:
@@ -196,11 +200,19 @@ class Source:
             source,
             upstream,
             self._hub,
+            room=self._room,
             max_value_bytes=self._max_value_bytes,
             make_context=self._make_context,
-            distrust=lambda incarnation: self.choice.avoid(_monotonic(), incarnation),
+            distrust=self._distrust,
         )
         return made, tasks.create_task(made.run(), name=f"upstream {source.name}")
+
+    def _followed_feeds(self) -> Iterable[followed.FollowedFeed]:
+        return self._hub.followed_feeds.values()
+
+    def _distrust(self, incarnation: bytes) -> None:
+        self.refusals += 1
+        self.choice.avoid(_monotonic(), incarnation)
 
     async def _end_links(self, names: Sequence[str] | dict[str, Any]) -> None:
         for name in list(names):

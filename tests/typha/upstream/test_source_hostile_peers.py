@@ -89,6 +89,11 @@ async def half_a_snapshot(link: Link) -> None:
     await ping(link)
 
 
+async def keys_without_end(link: Link) -> None:
+    link.send(wire.frame(wire.BEGIN, 7, 1 << 30, 4))
+    await ping(link)
+
+
 async def goodbye(link: Link) -> None:
     link.send(wire.frame(wire.GOODBYE, {"reason": "shutting-down"}))
 
@@ -104,12 +109,15 @@ SCRIPTS = {
     "nothing": nothing,
     "waits": waits,
     "half a snapshot": half_a_snapshot,
+    "keys without end": keys_without_end,
     "goodbye": goodbye,
     "goodbye after a while": goodbye_after_a_while,
     "a type that Typha's protocol lacks": odd(["/a", b"1", "1", -5000]),
     "a time to live that Typha's protocol lacks": odd(["/a", b"1", "1", 1, "", 2**64 - 1]),
     "a revision without end": odd(["/a", b"1", "1" * 100_000, 1]),
 }
+SILENT = {nothing, waits, half_a_snapshot, goodbye, goodbye_after_a_while}
+"""They send nothing that is wrong, and too little."""
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -124,3 +132,5 @@ async def test_an_upstream_that_gives_no_data_is_left(tmp_path: pathlib.Path, na
         await follower.logged('mode="following"')
         await served.converged(cluster, [one])
         assert await follower.metric('typha_source_changes_total{mode="watching"}') >= 1
+        if SCRIPTS[name] not in SILENT:
+            assert await follower.metric('typha_source_changes_total{mode="refusing"}') >= 1
