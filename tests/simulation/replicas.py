@@ -353,7 +353,8 @@ class Replicas(simulation.Simulation):
         source = the_hub.feeds[service.FEED]
         if source.confirmed_at is None or {entry.key: entry.value for entry in source.store} != self.server.expected():
             return False
-        return one.is_watching is (one.place in self._watching_places())
+        watching = self._watching_places()
+        return bool(watching) and one.is_watching is (one.place in watching)
 
     def _watching_places(self) -> list[int]:
         """Who is to watch the API server, once all is well."""
