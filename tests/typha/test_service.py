@@ -244,8 +244,8 @@ async def test_a_port_in_use_is_one_clear_line(cluster: Cluster, setting: str, h
     assert "in use" in line
 
 
-async def test_a_health_port_that_becomes_free_in_a_moment_is_waited_for(cluster: Cluster) -> None:
-    taken = socket.create_server(("127.0.0.1", 0))
+async def test_a_health_port_that_becomes_free_in_a_moment_is_waited_for(cluster: Cluster, free_port: int) -> None:
+    taken = socket.create_server(("127.0.0.1", free_port))
     variables = {"TYPHA_HEALTHENABLED": "true", "TYPHA_HEALTHHOST": "127.0.0.1"}
     variables["TYPHA_HEALTHPORT"] = str(taken.getsockname()[1])
     asyncio.get_running_loop().call_later(1.5, taken.close)
@@ -311,8 +311,8 @@ def test_a_host_that_does_not_exist() -> None:
     assert worker_stand.open_descriptors() == before
 
 
-async def test_the_service_waits_for_a_port_that_becomes_free_in_a_moment() -> None:
-    taken = socket.create_server(("127.0.0.1", 0))
+async def test_the_service_waits_for_a_port_that_becomes_free_in_a_moment(free_port: int) -> None:
+    taken = socket.create_server(("127.0.0.1", free_port))
     configured = settings.Settings(server_port=taken.getsockname()[1], server_host="127.0.0.1")
     begun = time.monotonic()
     asyncio.get_running_loop().call_later(0.3, taken.close)
