@@ -142,8 +142,9 @@ async def test_no_signal_to_the_process_group_harms_hub_or_workers(cluster: Clus
             await converged(cluster, clients)
             assert {client.last_disconnect for client in clients} == {None}
         assert await running.metric("typha_worker_restarts_total") == 0
-        for _ in range(5):
-            os.killpg(running.process.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):  # the first may be enough
+            for _ in range(5):
+                os.killpg(running.process.pid, signal.SIGTERM)
         assert await running.ends() == 0
     assert "Traceback" not in running.text
 
