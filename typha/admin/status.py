@@ -53,7 +53,7 @@ class StatusPages:
         self._hub = the_hub
         self._supervisor = the_supervisor
         self._collected = collected
-        self._started_at = clock.time_ns() / 1e9
+        self._started_at = _monotonic()
         self._port = port
         self._is_draining = is_draining
 
@@ -77,7 +77,7 @@ class StatusPages:
             version=importlib.metadata.version("typha"),
             pod=socket.gethostname(),
             incarnation=self._supervisor.incarnation,
-            started_at=self._started_at,
+            started_at=unix_seconds(self._started_at),
             now=clock.time_ns() / 1e9,
             is_draining=self._is_draining(),
             workers=[
