@@ -43,7 +43,8 @@ _CHAIN_SECONDS_MAX = 30.0
 _CLAIM_SECONDS = 3.0
 """What a replica says that the API server has confirmed may be on its way for so long."""
 _SERVED_SECONDS = 20.0
-"""Within this time after the faults, and ever after, each client has a server."""
+"""Within this time after the faults, and ever after, each client has a server. That is a silence of three pings, and a
+new connection."""
 _UNSERVED_SECONDS = 5.0
 CONVERGENCE_SECONDS = 300.0
 """A replica avoids an upstream for up to 60 s, leaves the API server after 60 s more, and says so for 20 s before. A
@@ -94,6 +95,8 @@ class Replicas(simulation.Simulation):
     def start_service(self) -> None:
         """Start all replicas."""
         self.server.on_write = self.truth.written
+        # One that does not know a type says that there are no objects, and a replica that starts believes it.
+        self.server.refusals = tuple(one for one in self.server.refusals if one != apiserver.NOT_FOUND)
         self._write_permanent()
         self._backup = self.server.backup()
         for place in range(self.replica_plan.replicas):
@@ -267,7 +270,12 @@ class Replicas(simulation.Simulation):
         for one in self.replicas:
             self._check_path(one, above)
             self._check_claim(one)
-        if self.is_calm and self.world.now > self._calm_at + _SERVED_SECONDS:
+        if not self.is_calm or not all(one.process.is_alive for one in self.replicas):
+            return
+        calm_at = max(
+            [self._calm_at] + [running.disturbed_until for one in self.replicas for running in one.processes()]
+        )
+        if self.world.now > calm_at + _SERVED_SECONDS:
             for agent in self.agents:
                 is_served = agent.connection is not None and agent.model is not None and agent.model.is_accepted
                 self._bound(f"{agent.name} has no server", is_served, _UNSERVED_SECONDS)
