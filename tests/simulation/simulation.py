@@ -281,7 +281,9 @@ class Simulation:
         if the_hub is None:
             return False
         reporting = sum(agent.reporter is not None for agent in self.agents)
-        reported = the_hub.convergence.reported(service.FEED, the_hub.commit_times[service.FEED], self.world.now)
+        reported = the_hub.convergence.reported(
+            service.FEED, the_hub.publisher.commit_times[service.FEED], self.world.now
+        )
         return (reported.reporting, reported.applied) == (reporting, reporting)
 
     # Phases of a run
