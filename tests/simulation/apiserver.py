@@ -38,7 +38,8 @@ POLICY = policy.WatchPolicy(
     healthy_seconds=3.0,
 )
 _BOOKMARK_SECONDS = 8.0
-_REFUSALS = ((429, "TooManyRequests"), (500, "InternalError"), (503, ""), (401, "Unauthorized"), (404, "NotFound"))
+NOT_FOUND = (404, "NotFound")
+_REFUSALS = ((429, "TooManyRequests"), (500, "InternalError"), (503, ""), (401, "Unauthorized"), NOT_FOUND)
 
 
 class _Object(NamedTuple):
@@ -118,6 +119,8 @@ class ApiServer:
         self.version = 10
         self.down_until = 0.0
         self.fault_probability = 0.0
+        self.refusals: tuple[tuple[int, str], ...] = _REFUSALS
+        """The errors to answer with."""
         self.has_watch_list = True
         self.latency_seconds = latency_seconds
         self._names_nodes = names_nodes
@@ -270,7 +273,7 @@ class ApiServer:
         if request.query.get("continue", "") and request.query["continue"] not in self._pages:
             return 410, _status(410, "Expired")
         if self.world.chance(self.fault_probability):
-            code, reason = self.world.random.choice(_REFUSALS)
+            code, reason = self.world.random.choice(self.refusals)
             return code, _status(code, reason)
         return None
 

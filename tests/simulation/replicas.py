@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest import mock
 
-from cache.feeds import feed, followed
+from cache import resources
+from cache.feeds import feed, followed, raw
 from cache.kube import api, discovery
 from cache.watch import policy
 from protocol import messages
@@ -42,8 +43,13 @@ _CHAIN_SECONDS_MAX = 30.0
 """How long followers may be in a ring, or too far from the API server: some rounds of questions."""
 _CLAIM_SECONDS = 3.0
 """What a replica says that the API server has confirmed may be on its way for so long."""
+_QUIET_SECONDS = 45.0
+"""The API server has confirmed one of the types; another one may have been silent for so long (`apiserver.POLICY`)."""
+_WAKE_SECONDS = 3.0
+"""One that has stood still takes what it reads for news, until it sees that the API server is gone."""
 _SERVED_SECONDS = 20.0
-"""Within this time after the faults, and ever after, each client has a server."""
+"""Within this time after the faults, and ever after, each client has a server. That is a silence of three pings, and a
+new connection."""
 _UNSERVED_SECONDS = 5.0
 CONVERGENCE_SECONDS = 300.0
 """A replica avoids an upstream for up to 60 s, leaves the API server after 60 s more, and says so for 20 s before. A
@@ -94,6 +100,8 @@ class Replicas(simulation.Simulation):
     def start_service(self) -> None:
         """Start all replicas."""
         self.server.on_write = self.truth.written
+        # One that does not know a type says that there are no objects, and a replica that starts believes it.
+        self.server.refusals = tuple(one for one in self.server.refusals if one != apiserver.NOT_FOUND)
         self._write_permanent()
         self._backup = self.server.backup()
         for place in range(self.replica_plan.replicas):
@@ -267,7 +275,12 @@ class Replicas(simulation.Simulation):
         for one in self.replicas:
             self._check_path(one, above)
             self._check_claim(one)
-        if self.is_calm and self.world.now > self._calm_at + _SERVED_SECONDS:
+        if not self.is_calm or not all(one.process.is_alive for one in self.replicas):
+            return
+        calm_at = max(
+            [self._calm_at] + [running.disturbed_until for one in self.replicas for running in one.processes()]
+        )
+        if self.world.now > calm_at + _SERVED_SECONDS:
             for agent in self.agents:
                 is_served = agent.connection is not None and agent.model is not None and agent.model.is_accepted
                 self._bound(f"{agent.name} has no server", is_served, _UNSERVED_SECONDS)
@@ -289,7 +302,7 @@ class Replicas(simulation.Simulation):
         self._bound(f"{one!r} is in a ring", is_short or disturbed_until > self.world.now, _CHAIN_SECONDS_MAX)
 
     def _check_claim(self, one: replica.Replica) -> None:
-        """Check that what a replica says of its freshness is true: it has all that the API server had until then."""
+        """Check that what a replica says of its freshness is true: it has all of a type that there was until then."""
         source = None if one.hub is None else one.hub.feeds.get(service.FEED)
         claimed_at = None if source is None or not one.process.is_alive else source.confirmed_at
         if source is None or claimed_at is None:
@@ -298,11 +311,29 @@ class Replicas(simulation.Simulation):
             raise worlds.Violation(
                 f"{one!r} says {claimed_at}, and no replica was confirmed since {self.newest_confirmation}"
             )
-        for key in self.truth.keys:
-            true_at = self.truth.last_true_at(key, one.expected.map.get(key, expected_state.ABSENT))
-            if true_at < claimed_at - _CLAIM_SECONDS:
-                said, had = claimed_at - worlds.BEGIN_SECONDS, true_at - worlds.BEGIN_SECONDS
-                raise worlds.Violation(f"{one!r} says: confirmed at {said:.2f}, and has a {key} of {had:.2f}")
+        if any(running.disturbed_until + _WAKE_SECONDS > self.world.now for running in self._feeding(one)):
+            return
+        since = {str(type): self._true_since(one, type) for type in service.TYPES}
+        said = claimed_at - worlds.BEGIN_SECONDS
+        if max(since.values()) < said - _CLAIM_SECONDS or min(since.values()) < said - _QUIET_SECONDS:
+            raise worlds.Violation(f"{one!r} says: confirmed at {said:.2f}, and has what was true at {since}")
+
+    def _true_since(self, one: replica.Replica, type: resources.ResourceType) -> float:
+        """The time up to which a replica has everything of a type."""
+        prefix = raw.object_key(type, apiserver.NAMESPACE, "")
+        had = [
+            self.truth.last_true_at(key, one.expected.map.get(key, expected_state.ABSENT))
+            for key in self.truth.keys
+            if key.startswith(prefix)
+        ]
+        return min(had, default=self.world.now) - worlds.BEGIN_SECONDS
+
+    def _feeding(self, one: replica.Replica) -> list[process.Process]:
+        """The processes of a replica, and of those that its data comes by."""
+        above, path = dict(self.followings()), [one]
+        while path[-1] in above and above[path[-1]] not in path:
+            path.append(above[path[-1]])
+        return [running for other in path for running in other.processes()]
 
     # Phases of a run
 

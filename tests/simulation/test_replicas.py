@@ -5,7 +5,7 @@ import pytest
 from tests.simulation import replicas
 
 SEEDS = 24
-SEEDS_PER_TEST = 4
+SEEDS_PER_TEST = 2
 
 
 @pytest.mark.slow
