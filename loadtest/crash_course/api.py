@@ -59,7 +59,7 @@ class Api:
             time.sleep(BUSY_SECONDS)  # a real API server prepares kinds that are new
             status, text = self._exchange(method, path, body, kind)
         if status >= 300:
-            raise ApiFailed(status, text.decode(errors="replace")[:500])
+            raise ApiFailed(status, _said(text))
         found = json.loads(text)
         if not isinstance(found, dict):
             raise ApiFailed(status, f"no object at {path}")
@@ -104,3 +104,13 @@ class Api:
     def delete(self, path: str) -> JsonObject:
         """Delete an object at once: nobody would end a pod that terminates slowly."""
         return self.request("DELETE", path, {"gracePeriodSeconds": 0})
+
+
+def _said(text: bytes) -> str:
+    """The message of a Status, or else the beginning of the answer."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    message = found.get("message") if isinstance(found, dict) else None
+    return (message if isinstance(message, str) else text.decode(errors="replace"))[:500]

@@ -84,7 +84,9 @@ class Service:
             response = connection.getresponse()
             patience.cancel()
             body = _read(response)
-        except (OSError, http.client.HTTPException, local_socket.Unusable) as error:
+        except local_socket.Unusable as error:
+            raise Unanswered(str(error)) from error  # it names the path
+        except (OSError, http.client.HTTPException) as error:
             raise Unanswered(f"{self.name}: {str(error) or type(error).__name__}") from error
         finally:
             patience.cancel()

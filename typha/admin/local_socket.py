@@ -21,6 +21,7 @@ _MODE = 0o600
 _BACKLOG = 8
 _PATH_BYTES_MAX = 107
 _CONNECT_SECONDS = 2.0
+_SHOWN_MAX = 3
 _PEER = struct.Struct("3i")
 
 
@@ -158,14 +159,21 @@ def find(paths: Iterable[str] | None = None) -> str:
     """
     alive: list[str] = []
     failures: list[str] = []
+    left = 0
     for path in candidates() if paths is None else paths:
         try:
             connect(path).close()
             alive.append(path)
         except Unusable as error:
-            failures.append(str(error))
+            if isinstance(error.__cause__, ConnectionRefusedError):
+                left += 1
+            else:
+                failures.append(str(error))
     if len(alive) == 1:
         return alive[0]
     if alive:
         raise Unusable(f"several services run here; choose one by --server: {', '.join(alive)}")
-    raise Unusable("; ".join(failures) or f"no service runs here: no socket in {', '.join(_DIRECTORIES)}")
+    if failures:
+        raise Unusable("; ".join(failures[:_SHOWN_MAX]))
+    what = f"{left} left by services that were killed" if left else "none"
+    raise Unusable(f"no service runs here: sockets in {', '.join(_DIRECTORIES)}: {what}")

@@ -51,7 +51,11 @@ def may_differ(replicas: Sequence[Replica]) -> bool:
 
 def compare(replicas: Sequence[Replica], *, before: Sequence[Replica] = ()) -> list[str]:
     """One sentence for each thing that is not as it should be. `before` are the same replicas, a moment ago."""
-    found = [f"{one.server}: no answer: {one.error}" for one in replicas if one.status is None]
+    found = [
+        f"{one.server}: no answer: {one.error.removeprefix(f'{one.server}: ')}"
+        for one in replicas
+        if one.status is None
+    ]
     for one in replicas:
         found += _of_one(one)
     found += _of_all(replicas, _digests(before))

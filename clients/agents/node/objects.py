@@ -3,6 +3,7 @@
 So the agent imports nothing of the service. Only commands for people and for tests need this.
 """
 
+import base64
 import json
 import pathlib
 import subprocess
@@ -53,14 +54,22 @@ def parse_dump(text: bytes) -> Iterator[KeyValue]:
     Raises:
         ValueError: a line is not one of them.
     """
-    for line in text.splitlines():
-        if line.strip():
-            yield _key_value(json.loads(line))
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            if not (isinstance(entry, dict) and entry.keys() == {"status"}):  # as `typha watch` tells of the feed
+                yield _key_value(entry)
+        except ValueError as error:
+            raise ValueError(f"line {number} of the dump: {error}") from error
 
 
 def _key_value(line: Any) -> KeyValue:
     if not isinstance(line, dict) or not isinstance(line.get("key"), str):
         raise ValueError("not a line with a key")
+    if "value_base64" in line:  # a value that is no text
+        return KeyValue(line["key"], base64.b64decode(line["value_base64"]))
     value = line.get("value")
     return KeyValue(line["key"], None if value is None else str(value).encode())
 

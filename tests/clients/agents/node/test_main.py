@@ -9,7 +9,10 @@ import sys
 import pytest
 
 from clients import testing
+from clients.agents.node import objects
+from protocol import messages
 from tests.harness import felix_recordings as recordings
+from typha.cli import watch_output
 
 COMMAND = (sys.executable, "-m", "clients.agents.node")
 
@@ -61,6 +64,14 @@ def test_explain_reads_folders_of_objects(tmp_path: pathlib.Path) -> None:
     assert "denied by KubernetesClusterNetworkPolicy admin" in done.stdout
 
 
+def test_a_dump_may_be_what_typha_watch_prints(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    output = watch_output.JsonOutput()
+    changes = [("/a", b"text"), ("/b", b"\xff"), ("/c", None)]
+    output.write_updates([messages.Update(key, value, "1", 1) for key, value in changes])
+    output.write_status(messages.SyncStatus.IN_SYNC)
+    assert list(objects.parse_dump(capfdbinary.readouterr().out)) == changes
+
+
 def test_explain_reads_a_dump_of_the_feed(tmp_path: pathlib.Path) -> None:
     dump = tmp_path / "feed.jsonl"
     [changes] = recordings.steps_of(recordings.load("scenarios")["mix-everything"])
@@ -70,7 +81,11 @@ def test_explain_reads_a_dump_of_the_feed(tmp_path: pathlib.Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     dump.write_text('{"value": "x"}')
     done = run("explain", "--dump", str(dump), "--from", "shop/db", "--to", "shop/web-1", "--port", "tcp/8080")
-    assert (done.returncode, done.stderr) == (2, "Error: not a line with a key\n")
+    assert (done.returncode, done.stderr) == (2, "Error: line 1 of the dump: not a line with a key\n")
+    dump.write_text('{"key": "/a"}\n\nroot:x:0')
+    done = run("explain", "--dump", str(dump), "--from", "shop/db", "--to", "shop/web-1", "--port", "tcp/8080")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: line 3 of the dump: ")
 
 
 async def test_explain_asks_a_running_service() -> None:
