@@ -6,7 +6,8 @@ metrics, and the latency is what the workers reported in that time.
 
 import math
 from collections import deque
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -21,6 +22,8 @@ INTERVAL_SECONDS: Final = 10.0
 """Ten reports of each worker. Shorter points would be noise in a chart of an hour."""
 POINTS_MAX: Final = 360
 """An hour. A point takes about 500 bytes."""
+_JUMP_SECONDS: Final = 0.5
+"""By how much the wall clock must have been set before what is shown gets other times."""
 _NUMBER_MAX: Final = 2**53
 """A worker that lies about its totals makes no number that JSON's readers cannot take."""
 
@@ -29,13 +32,16 @@ class Point(msgspec.Struct, frozen=True, gc=False):
     """Ten seconds. Quantiles are None if nothing was delivered."""
 
     at: float
-    """Unix seconds at its end."""
+    """At its end: monotonic seconds, and in an answer Unix seconds."""
     clients: int
     deliveries: int
     bytes_sent: int
     latency_p50: float | None
     latency_p99: float | None
     ends: dict[DisconnectReason, int]
+
+
+_Moment = TypeVar("_Moment", Point, recent.EndedConnection)
 
 
 class History:
@@ -47,6 +53,9 @@ class History:
         self._points: deque[Point] = deque(maxlen=POINTS_MAX)
         self._before = messages.WorkerCounts()
         self._due_at = clock.monotonic() + INTERVAL_SECONDS
+        self._unix_at_zero = status.unix_seconds(0.0)
+        """What a moment of the monotonic clock lacks to Unix time. It stays until the wall clock is set, so a point has
+        the same time in every answer; after that all have times of the new clock, at the old distances."""
 
     def __repr__(self) -> str:
         return f"History({len(self._points)} points)"
@@ -65,7 +74,7 @@ class History:
         }
         self._points.append(
             Point(
-                at=clock.time_ns() / 1e9,
+                at=now,
                 clients=_number(self._supervisor.active),
                 deliveries=_number(_sum(counts, "deliveries") - _sum(before, "deliveries")),
                 bytes_sent=_number(_sum(counts, "bytes_sent") - _sum(before, "bytes_sent")),
@@ -82,14 +91,20 @@ class History:
 
     async def history(self, _query: server.Query) -> server.Answer:
         """All points, the oldest first."""
-        answer = {"interval_seconds": INTERVAL_SECONDS, "points": list(self._points)}
+        answer = {"interval_seconds": INTERVAL_SECONDS, "points": self._dated(self._points)}
         return server.Answer(msgspec.json.encode(answer))
 
     async def ends(self, query: server.Query) -> server.Answer:
         """The newest ended connections, at most `limit`; the newest come first."""
         limit = status.number(query, "limit", default=recent.ENDS_MAX, most=recent.ENDS_MAX)
         newest = sorted(self._recent.ends, key=lambda end: -end.at)  # workers report in turns
-        return server.Answer(msgspec.json.encode({"ends": newest[:limit]}))
+        return server.Answer(msgspec.json.encode({"ends": self._dated(newest[:limit])}))
+
+    def _dated(self, found: Iterable[_Moment]) -> list[_Moment]:
+        unix_at_zero = status.unix_seconds(0.0)
+        if abs(unix_at_zero - self._unix_at_zero) > _JUMP_SECONDS:
+            self._unix_at_zero = unix_at_zero
+        return [msgspec.structs.replace(one, at=round(self._unix_at_zero + one.at, 3)) for one in found]
 
 
 def _sum(counts: messages.WorkerCounts, name: str) -> int:

@@ -20,7 +20,7 @@ class EndedConnection(msgspec.Struct, frozen=True, gc=False):
     """A connection that has ended. Node and address are the peer's own words."""
 
     at: float
-    """Unix seconds."""
+    """Monotonic seconds."""
     node: str
     address: str
     feed: str
@@ -43,9 +43,9 @@ class Recent:
     def take(self, worker: int, report: messages.ReportRecent) -> None:
         """A worker's report, which has been checked."""
         self._latency.merge_list(report.latency)
-        now, unix_now = clock.monotonic(), clock.time_ns() / 1e9
+        now = clock.monotonic()
         for end in report.ends:
-            at = unix_now - max(0.0, now - end.at)
+            at = min(now, end.at)
             self.ends.append(EndedConnection(at, end.node, end.address, end.feed, end.reason, end.age_seconds, worker))
 
     def take_latency(self) -> quantiles.Histogram:

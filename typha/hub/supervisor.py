@@ -69,8 +69,9 @@ _WORKER_VARIABLES = frozenset(
         "GLIBC_TUNABLES",
     }
 )
-_WORKER_VARIABLE_PREFIXES = ("LC_", "PYTHON", "LD_", "MALLOC_", "OPENSSL_")
-"""Settings of the interpreter, the loader, the allocator and OpenSSL are the operator's for all processes."""
+_WORKER_VARIABLE_PREFIXES = ("LC_", "PYTHON", "LD_", "MALLOC_", "OPENSSL_", "FAKETIME")
+"""Settings of the interpreter, the loader, the allocator, OpenSSL and libfaketime are the operator's for all processes.
+A library that is preloaded into hub and workers must behave the same in both: they compare their monotonic clocks."""
 
 ServeEmbedded: TypeAlias = Callable[[messages.WorkerConfig, socket.socket, socket.socket], Awaitable[None]]
 """Runs a worker on the hub's own loop, from its configuration, the listening socket and its end of the link."""

@@ -27,6 +27,7 @@ class HistoryStand(hub_stand.HubStand):
     def __init__(self, listener: socket.socket) -> None:
         super().__init__()
         self.now = 1000.0
+        self.unix_at_zero = 999_000.0
         self.worker = self.add_worker()
         self.supervisor = supervisor.Supervisor(
             self.hub, settings.Settings(workers=1), hub_stand.LIMITS, listener, serve_embedded=no_worker
@@ -74,9 +75,12 @@ def stand() -> Iterator[HistoryStand]:
     def now() -> float:
         return started[0].now if started else 1000.0
 
+    def unix_ns() -> int:
+        return int(((started[0].unix_at_zero if started else 999_000.0) + now()) * 1e9)
+
     with (
         socket.socket() as listener,
-        clock.replaced(monotonic=now, time_ns=lambda: int((999_000 + now()) * 1e9)),
+        clock.replaced(monotonic=now, time_ns=unix_ns),
     ):
         made = HistoryStand(listener)
         started.append(made)
@@ -164,3 +168,23 @@ async def test_the_newest_ends_come_first(stand: HistoryStand) -> None:
     for limit in ("-1", "201", "x"):
         with pytest.raises(server.BadQuery):
             await stand.ends(limit=limit)
+
+
+@pytest.mark.parametrize("seconds", [3600.0, -3600.0, 315_360_000.0])
+async def test_when_the_wall_clock_jumps_all_is_shown_by_the_new_clock_at_the_old_distances(
+    stand: HistoryStand, seconds: float
+) -> None:
+    ended = messages.End(995.0, "a", "10.0.0.1:5", worker_stand.FEED, DisconnectReason.NO_PROGRESS, 5.0)
+    stand.worker.say(messages.ReportRecent([0, 0], [ended]))
+    stand.passes(10)
+    stand.unix_at_zero += 0.1  # as when the time service adjusts it
+    [before] = await stand.points()
+    assert before.at == 1_000_010.0
+    stand.unix_at_zero += seconds
+    stand.passes(10)
+    later = msgspec.structs.replace(ended, at=1005.0, node="b")
+    stand.worker.say(messages.ReportRecent([0, 0], [later]))
+    first, second = await stand.points()
+    assert second.at - first.at == pytest.approx(10.0, abs=0.01)
+    assert second.at == pytest.approx(1_000_020.1 + seconds, abs=0.01)
+    assert [one["node"] for one in await stand.ends()] == ["b", "a"]
