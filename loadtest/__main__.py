@@ -114,6 +114,9 @@ def demo_command(**settings: Any) -> None:
 @_duration(20.0, "each measured span")
 @_rounds("Alternating runs, if the scenario has any.")
 @click.option("--replicas", default=3, type=click.IntRange(2, 10), help="Replicas of a fleet.")
+@click.option(
+    "--tiers/--no-tiers", default=False, help="Of a fleet, one replica is elected to watch, the others follow."
+)
 @_cluster
 @click.option("--protocol", default="native", type=click.Choice([*PROTOCOLS]), help="Protocol of the agents.")
 @click.option("--compressed/--plain", default=True, help="With zstd (native) and snappy (Typha), or without.")

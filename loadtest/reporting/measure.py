@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -156,6 +157,10 @@ class Metrics:
     def total(self, name: str, **labels: str) -> float:
         """Sum of the samples with this name and all these labels."""
         return sum(value for known, has, value in self._samples if known == name and labels.items() <= has.items())
+
+    def named(self, pattern: re.Pattern[str]) -> list[tuple[str, dict[str, str], float]]:
+        """All samples the names of which match: name, labels, value."""
+        return [sample for sample in self._samples if pattern.search(sample[0])]
 
     def by_label(self, name: str, label: str) -> dict[str, float]:
         """Sums by the value of one label."""

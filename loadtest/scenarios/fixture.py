@@ -29,6 +29,8 @@ class Settings:
     nodes: int = 500
     replicas: int = 3
     """Of a fleet."""
+    tiers: bool = False
+    """One replica of a fleet is elected to watch the API server, and the others follow it."""
     pods: int = 5000
     attack_share: float = 1.0
     """Of the full size of each attack."""

@@ -1,4 +1,4 @@
-"""Several replicas under changes: a roll-out, a crash, a replica that loses the API server, and all that lose it."""
+"""Several replicas under changes: a roll-out, a crash, clocks that jump, and replicas that lose the API server."""
 
 import asyncio
 import contextlib
@@ -6,13 +6,17 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
+import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+import msgspec
+
 from loadtest.environment import certificates, kubeconfig, processes, testbed
-from loadtest.reporting import dashboard, monitor, report
+from loadtest.reporting import dashboard, measure, monitor, report
 from loadtest.scenarios import fixture, replicas
 from loadtest.swarm import control, engine, histogram, supervisor
 from loadtest.verification import convergence, expected_state
@@ -20,7 +24,8 @@ from loadtest.verification import convergence, expected_state
 PRE_STOP_SECONDS: Final = 2.0
 """Longer than two probes: the other replicas and the agents know that the pod is going before it closes its port."""
 STALE_AFTER_SECONDS: Final = 3.0
-"""StaleHandOverAfterSecs of the run. The default is 30 s."""
+"""StaleHandOverAfterSecs of the run, if it is not in tiers. The default is 30 s; in tiers a replica is stale while
+another one is elected, for some 15 s, and must not hand its clients over meanwhile."""
 ASKED_SECONDS_MAX: Final = 10.0
 """After that a stale replica knows that another one is fresh: the latter must have been confirmed 5 s later, and the
 questions are up to 6 s apart."""
@@ -34,9 +39,32 @@ EXCESS_SECONDS_MAX: Final = 1.0
 P99_SECONDS_MAX: Final = 0.1
 P99_FACTOR: Final = 2.0
 """The same bounds as of attacks: agents, replicas and the API server share two CPUs."""
+CLOCK_JUMPS: Final = {"+1 h": 3_600, "-1 h": -3_600, "+10 years": 315_360_000, "back": 0}
+"""Where a wall clock is set, one after the other, in seconds from the machine's."""
+SUSPENDED_SECONDS: Final = 25.0
+"""How long a replica stands still: longer than a Lease (10 s), than an answer to a replica's question counts (15 s),
+and than the hub waits for the report of a worker that runs (20 s)."""
+WATCHING_SECONDS_MAX: Final = 75.0
+"""How long two replicas of an elected fleet may watch the API server: one that has lost the Lease follows after 30 to
+60 s (docs/decisions/tiers.md), and some seconds for questions."""
+FOLLOWS_SECONDS_MAX: Final = 60.0
+"""After that a replica that watched, and has lost the API server, follows another one: the Lease lasts 10 s, the other
+one lists, and both are asked."""
+GAUGE_SECONDS_MAX: Final = 86_400.0
+"""No time that a replica reports is longer than a day, if its clocks are not compared with those of others."""
+MEAN_SECONDS_MAX: Final = 600.0
+"""Of a histogram or a summary of times: the service leaves out writes that seem older."""
 TIMEOUT_SECONDS: Final = 120.0
 RESTART_SECONDS: Final = 1.0
 """Between the end of a container and its next start, at the first crash."""
+
+
+_PROPAGATION: Final = "typha_propagation_seconds_bucket"
+_MODE: Final = "typha_source"
+_LEASES: Final = {"group": "coordination.k8s.io", "version": "v1", "name": "leases", "kind": "Lease"}
+_LEASE: Final = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/calico-typha-source"
+_TIMES: Final = re.compile(r"_sec(ond)?s?(_|$)|latency")
+_NO_TIMES: Final = re.compile(r"_timestamp_|_start_time_|_bucket$|_count$")
 
 
 class Gap(NamedTuple):
@@ -71,6 +99,9 @@ class Step:
     notes: list[str] = dataclasses.field(default_factory=list)
     told_stale: int = 0
     """Agents that were told at the same time, at most."""
+    service_p99_seconds: float = 0.0
+    """From the decoded watch event to the write to a client, of replicas that ran all the time. The rest of the agents'
+    latency is in the API server, the network and the agents."""
     judges_latency: bool = True
     """False while nothing can be delivered."""
 
@@ -117,6 +148,48 @@ def snapshots_per_second(paths: Sequence[control.AgentPath]) -> dict[tuple[str, 
     return found
 
 
+class _Observed(NamedTuple):
+    """What a disturbance that nobody may notice must not change."""
+
+    ended: int
+    """Connections."""
+    sources: tuple[float, ...]
+    """How often each replica has changed the source of its data."""
+    lease: tuple[str, int]
+    """Its holder, and how often that has changed."""
+
+
+def service_p99_seconds(spans: Iterable[tuple[measure.Metrics, measure.Metrics]]) -> float:
+    """By the services' own histograms before and after, interpolated in a bucket as Prometheus does; 0 without any."""
+    counts: Counter[float] = Counter()
+    for before, after in spans:
+        first, last = (page.by_label(_PROPAGATION, "le") for page in (before, after))
+        if first.get("+Inf", 0.0) <= last.get("+Inf", 0.0):  # else it is another process
+            counts.update({float(bound): number - first.get(bound, 0.0) for bound, number in last.items()})
+    wanted, lower, below = 0.99 * counts[math.inf], 0.0, 0.0
+    for bound, number in sorted(counts.items()):
+        if number >= wanted > below:
+            return lower if math.isinf(bound) else lower + (bound - lower) * (wanted - below) / (number - below)
+        lower, below = bound, number
+    return 0.0
+
+
+def absurd(page: measure.Metrics) -> list[str]:
+    """The metrics of a replica that cannot be true, whatever its wall clock says. Empty summaries are NaN."""
+    found = []
+    samples = page.named(_TIMES)
+    counts = {(name, *sorted(labels.items())): value for name, labels, value in samples if name.endswith("_count")}
+    for name, labels, value in samples:
+        if _NO_TIMES.search(name) or math.isnan(value):
+            continue
+        most = GAUGE_SECONDS_MAX
+        if name.endswith("_sum"):
+            most = MEAN_SECONDS_MAX * counts.get((f"{name.removesuffix('_sum')}_count", *sorted(labels.items())), 0.0)
+        if not 0.0 <= value <= most:
+            found.append(f"{name} {labels or ''} {value:g}")
+    return found
+
+
 class Script:
     """The run: takes the steps, and measures each."""
 
@@ -143,14 +216,21 @@ class Script:
         self.screen.say(f"{name} ...")
         await self.swarm.set_moved_apart()
         await asyncio.sleep(testbed.REPORTED_SECONDS)
-        latency = self.swarm.latency.copy()
+        latency, pages = self.swarm.latency.copy(), await self._pages()
         step = Step(name, time.time_ns(), judges_latency=judges_latency)
         await work(step)
         await self.swarm.wait_in_sync(timeout_seconds=TIMEOUT_SECONDS)
         step.ended_ns = time.time_ns()
         await asyncio.sleep(testbed.REPORTED_SECONDS)
         step.latency = self.swarm.latency.since(latency)
+        later = await self._pages()
+        step.service_p99_seconds = service_p99_seconds(
+            (page, later[one]) for one, page in pages.items() if one in later
+        )
         self.steps.append(step)
+
+    async def _pages(self) -> dict[str, measure.Metrics]:
+        return {one.name: await one.service.counters() for one in self.deployment.replicas}
 
     # Steps
 
@@ -169,7 +249,7 @@ class Script:
 
     async def crash(self, step: Step) -> None:
         """SIGKILL to a hub; its container is started again."""
-        one = await self._busiest()
+        one = await self._chosen()
         workers = one.service.worker_pids()
         await one.service.kill()
         await one.service.left_over(workers)
@@ -177,9 +257,72 @@ class Script:
         await one.service.start()
         step.notes.append(f"{one.name} ready again after {one.service.start_seconds:.1f} s")
 
+    async def set_clock(self, step: Step) -> None:
+        """The wall clock of one replica jumps, and nobody notices."""
+        one = await self._chosen()
+        assert one.clock is not None
+        for name, seconds in CLOCK_JUMPS.items():
+            async with self._unnoticed(f"the wall clock of {one.name} jumps: {name}") as problems:
+                one.clock.set(seconds)
+                await self._stays_fresh(self.settings.seconds / 2, problems)
+                problems += absurd(await one.service.counters())
+        step.notes.append(f"the clock of {one.name}: {', '.join(CLOCK_JUMPS)}")
+
+    async def suspend(self, step: Step) -> None:
+        """One replica stands still and wakes: as if its monotonic clock jumped, too. It keeps its clients."""
+        one = await self._chosen()
+        before = await self._observe()
+        with one.suspended():
+            await asyncio.sleep(SUSPENDED_SECONDS)
+        awake = time.monotonic()
+        fresh = await self._wait(step, lambda: self._all_fresh(self.deployment.replicas))
+        await self.swarm.wait_in_sync(timeout_seconds=TIMEOUT_SECONDS)
+        await self._wait(step, self._all_ready)
+        step.notes.append(
+            f"{one.name} stood still for {SUSPENDED_SECONDS:.0f} s, and all were fresh {fresh:.1f} s later"
+        )
+        if self.settings.tiers:
+            await self._wait(step, self._one_watches)
+            alone = time.monotonic() - awake
+            self._judge(
+                f"a replica that wakes follows the one that was elected meanwhile within {WATCHING_SECONDS_MAX:.0f} s",
+                alone <= WATCHING_SECONDS_MAX,
+                f"one replica watches {alone:.1f} s later",
+            )
+        after, found = await self._observe(), absurd(await one.service.counters())
+        self.checks.append(
+            report.Check(
+                f"{one.name} stands still and wakes: no connection ends, no metric is absurd",
+                after.ended == before.ended and not found,
+                "; ".join([f"{after.ended - before.ended} connections ended", *found]),
+            )
+        )
+
+    async def part_watching(self, step: Step) -> None:
+        """The replica that watches loses the API server: another one is elected, and it follows that one."""
+        one = await self._chosen()
+        before = self._ended()
+        one.way.shut()
+        others = [other for other in self.deployment.replicas if other is not one]
+        elected = await self._wait(step, lambda: self._watches(others))
+        step.notes.append(f"another one watches instead of {one.name} after {elected:.1f} s")
+        follows = elected + await self._wait(step, lambda: self._is_settled(self.deployment.replicas))
+        ended = self._ended() - before
+        self._judge(
+            f"a replica that watched and lost the API server follows another one within {FOLLOWS_SECONDS_MAX:.0f} s",
+            follows <= FOLLOWS_SECONDS_MAX,
+            f"after {follows:.1f} s",
+        )
+        self.checks.append(
+            report.Check(
+                "nobody is disconnected when another replica is elected", not ended, f"{ended} connections ended"
+            )
+        )
+        await one.way.open()
+
     async def part_one(self, step: Step) -> None:
         """One replica loses the API server, all its clients move, and it finds the API server again."""
-        one = await self._busiest()
+        one = await self._chosen()
         began = time.monotonic()
         one.way.shut()
         moved = await self._wait(step, lambda: self._has_no_clients(one))
@@ -199,7 +342,7 @@ class Script:
 
     async def part_all(self, step: Step) -> None:
         """All replicas lose the API server. They keep their clients, and say that they are stale."""
-        before = self.swarm.totals()
+        before = self._ended()
         for one in self.deployment.replicas:
             one.way.shut()
         told = await self._wait(step, self._all_stale)
@@ -207,7 +350,7 @@ class Script:
         await asyncio.sleep(self.settings.seconds + ASKED_SECONDS_MAX)  # they ask each other, and nothing comes of it
         now = self.swarm.totals()
         step.told_stale = max(step.told_stale, now.told_stale)
-        ended = sum(now.disconnects.values()) - sum(before.disconnects.values())
+        ended = self._ended() - before
         ready = len(self.deployment.ready)
         self.checks.append(
             report.Check(
@@ -222,8 +365,61 @@ class Script:
         fresh = await self._wait(step, lambda: self._all_fresh(self.deployment.replicas))
         step.notes.append(f"all fresh again after {fresh:.1f} s")
 
-    async def _busiest(self) -> replicas.Replica:
-        """The replica with the most clients."""
+    @contextlib.asynccontextmanager
+    async def _unnoticed(self, name: str) -> AsyncIterator[list[str]]:
+        """A check: nothing changes in the block. It may add problems."""
+        problems: list[str] = []
+        before = await self._observe()
+        yield problems
+        after = await self._observe()
+        if after.ended != before.ended:
+            problems.append(f"{after.ended - before.ended} connections ended")
+        if after.sources != before.sources:
+            problems.append(f"sources of the data changed: {before.sources} and {after.sources}")
+        if after.lease != before.lease:
+            problems.append(f"the Lease changed: {before.lease} and {after.lease}")
+        detail = (
+            "; ".join(problems) or "no connection ended, nobody was told stale, no source changed, no metric absurd"
+        )
+        self.checks.append(report.Check(f"{name}: nobody notices", not problems, detail))
+
+    async def _observe(self) -> _Observed:
+        pages = [await one.service.counters() for one in self.deployment.replicas]
+        sources = tuple(page.total("typha_source_changes_total") for page in pages)
+        return _Observed(self._ended(), sources, await self._lease())
+
+    def _ended(self) -> int:
+        return sum(self.swarm.totals().disconnects.values())
+
+    async def _lease(self) -> tuple[str, int]:
+        if not self.settings.tiers:
+            return "", 0
+        status, body = await self.client.request("GET", _LEASE)
+        spec = msgspec.json.decode(body)["spec"] if status == 200 else {}
+        return spec.get("holderIdentity", ""), spec.get("leaseTransitions", 0)
+
+    async def _stays_fresh(self, seconds: float, problems: list[str]) -> None:
+        """Look for this long, and note what is wrong."""
+        end, found = time.monotonic() + seconds, set[str]()
+        while time.monotonic() < end:
+            pages = [await one.service.counters() for one in self.deployment.replicas]
+            if not all(len(page) for page in pages):
+                found.add("a replica does not answer")
+            if any(page.total("typha_stale_seconds") for page in pages):
+                found.add("a replica says that it is stale")
+            if self.swarm.totals().told_stale:
+                found.add("agents were told that the data is stale")
+            if len(self.deployment.ready) < len(self.deployment.replicas):
+                found.add("a replica is not ready")
+            await asyncio.sleep(0.2)
+        problems += sorted(found)
+
+    async def _chosen(self) -> replicas.Replica:
+        """The replica that is disturbed: the one that watches for all, or the one with the most clients."""
+        if self.settings.tiers:
+            for one in self.deployment.replicas:
+                if await self._watches([one]):
+                    return one
         counts = [
             ((await one.service.counters()).total("typha_connections_active"), number)
             for number, one in enumerate(self.deployment.replicas)
@@ -240,6 +436,24 @@ class Script:
                 step.told_stale = max(step.told_stale, self.swarm.totals().told_stale)
                 await asyncio.sleep(0.2)
         return time.monotonic() - began
+
+    async def _all_ready(self) -> bool:
+        return len(self.deployment.ready) == len(self.deployment.replicas)
+
+    @staticmethod
+    async def _watches(chosen: Sequence[replicas.Replica]) -> bool:
+        """Whether one of them watches the API server."""
+        pages = [await one.service.counters() for one in chosen]
+        return any(page.total(_MODE, mode="watching") for page in pages)
+
+    async def _one_watches(self) -> bool:
+        """Of an elected fleet exactly one, and the others follow."""
+        pages = [await one.service.counters() for one in self.deployment.replicas]
+        modes = sorted((page.total(_MODE, mode="watching"), page.total(_MODE, mode="following")) for page in pages)
+        return modes == [(0.0, 1.0)] * (len(pages) - 1) + [(1.0, 0.0)]
+
+    async def _is_settled(self, chosen: Sequence[replicas.Replica]) -> bool:
+        return await self._one_watches() and await self._all_fresh(chosen)
 
     @staticmethod
     async def _has_no_clients(one: replicas.Replica) -> bool:
@@ -272,9 +486,18 @@ async def run(settings: fixture.Settings, screen: dashboard.Dashboard) -> report
         deployment, swarm = script.deployment, script.swarm
         await script.take("nothing happens", script.nothing)
         for old in list(deployment.replicas):
-            await script.take(f"{old.name} is replaced", functools.partial(script.replace, old))
-        await script.take("a replica crashes", script.crash)
-        await script.take("one replica loses the API server", script.part_one)
+            replace = functools.partial(script.replace, old)
+            await script.take(f"{old.name} is replaced", replace, judges_latency=not settings.tiers)
+        # While nobody watches the API server, nobody gets anything, so in tiers the others' latency is not judged.
+        take = functools.partial(script.take, judges_latency=not settings.tiers)
+        await take("a replica crashes", script.crash)
+        if all(one.clock is not None for one in deployment.replicas):
+            await script.take("the wall clock of a replica jumps", script.set_clock)
+        await script.take("a replica stands still", script.suspend, judges_latency=False)
+        if settings.tiers:
+            await take("the replica that watches loses the API server", script.part_watching)
+        else:
+            await take("one replica loses the API server", script.part_one)
         await script.take("all replicas lose the API server", script.part_all, judges_latency=False)
         await script.simulator.stop_churn()
         verdict = await convergence.when_quiet(
@@ -308,6 +531,7 @@ async def _opened(
             for one in swarms:
                 await one.choose_from(addresses)
 
+        await simulator.control("POST", "types", _LEASES)
         deployment = await stack.enter_async_context(
             replicas.Deployment(settings.folder, simulator.url, client, environment, tell=tell)
         )
@@ -340,10 +564,11 @@ def _environment(settings: fixture.Settings) -> Mapping[str, str]:
     return {
         "TYPHA_CONNECTIONREBALANCINGMODE": "kubernetes",
         "TYPHA_K8SSERVICEPOLLINTERVALSECS": "2",
-        "TYPHA_STALEHANDOVERAFTERSECS": str(STALE_AFTER_SECONDS),
+        **({} if settings.tiers else {"TYPHA_STALEHANDOVERAFTERSECS": str(STALE_AFTER_SECONDS)}),
         "TYPHA_STALEHANDOVERSPREADSECS": str(settings.seconds),
         "TYPHA_SHUTDOWNTIMEOUTSECS": str(settings.seconds),
         "TYPHA_WORKERS": "1",
+        **({"TYPHA_UPSTREAM": "elected"} if settings.tiers else {}),
     }
 
 
@@ -452,7 +677,10 @@ def _line(
     if step.told_stale:
         parts.append(f"{step.told_stale} agents were told that the data is stale")
     if step.judges_latency:
-        parts.append(f"p99 of those that stayed {step.p99_seconds * 1e3:.1f} ms over {step.latency.total:,} deliveries")
+        parts.append(
+            f"p99 of those that stayed {step.p99_seconds * 1e3:.1f} ms over {step.latency.total:,} deliveries, "
+            f"of it in the replicas {step.service_p99_seconds * 1e3:.1f} ms"
+        )
     return "; ".join(parts)
 
 

@@ -8,12 +8,14 @@ agents use, and the EndpointSlices in the API server tell the replicas of each o
 import asyncio
 import contextlib
 import json
+import os
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
-from loadtest.environment import kubeconfig, processes
+from loadtest.environment import kubeconfig, processes, wall_clock
 from loadtest.reporting import measure, report
 from loadtest.scenarios.real import relay
 from loadtest.verification import expected_state
@@ -34,17 +36,20 @@ def host_of(number: int) -> str:
 
 
 class Replica:
-    """One pod of the Deployment; an async context manager. It may be started again after a crash."""
+    """One pod of the Deployment. It may be started again after a crash."""
 
     def __init__(self, number: int, folder: Path, api_server: str, environment: Mapping[str, str]) -> None:
         self.name = f"typha-{number}"
         self.is_ready = False
         """As the last probe has found."""
         self.is_terminating = False
+        self._is_started = False
         server, _, port = api_server.rpartition("/")[2].partition(":")
         self.way = relay.Relay(server, int(port))
         """Its way to the API server."""
         self._host = host_of(number)
+        self.clock: wall_clock.WallClock | None = None
+        """Its wall clock; None if it is the machine's, because libfaketime is not installed."""
         self._folder = folder / self.name
         self._environment = environment
         self._service: processes.ServiceProcess | None = None
@@ -56,19 +61,42 @@ class Replica:
         assert self._service is not None
         return self._service
 
-    async def __aenter__(self) -> Self:
+    async def prepare(self) -> None:
+        """It gets its address, which the others may know before it has started."""
         report.prepare_folder(self._folder)
         await self._stack.enter_async_context(self.way)
         access = self._folder / "kubeconfig"
         kubeconfig.write(access, f"http://127.0.0.1:{self.way.port}")
-        self._service = processes.ServiceProcess(
-            self._folder, kubeconfig=access, settings=self._environment, host=self._host
-        )
-        await self._stack.enter_async_context(self._service)
-        return self
+        environment = dict(self._environment)
+        if (library := wall_clock.library()) is not None:
+            self.clock = wall_clock.WallClock(self._folder / "clock", library)
+            environment |= self.clock.environment
+        self._service = processes.ServiceProcess(self._folder, kubeconfig=access, settings=environment, host=self._host)
 
-    async def __aexit__(self, *_: object) -> None:
+    async def start(self) -> None:
+        """Start it, and return when it is ready. Raises ProcessError."""
+        await self._stack.enter_async_context(self.service)
+        self._is_started = True
+
+    async def end(self) -> None:
+        """End its processes and its relay."""
         await self._stack.aclose()
+
+    async def probe(self) -> None:
+        """One readiness probe."""
+        self.is_ready = self._is_started and not self.is_terminating and await self.service.ready()
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """All its processes stand still, as in a virtual machine that is paused. To those outside its clock jumps."""
+        pids = self.service.pids()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     def slice(self) -> dict[str, object]:
         """Its EndpointSlice. One for each replica, because their ports differ."""
@@ -146,7 +174,7 @@ class Deployment:
             await asyncio.wait([self._probing])
         async with asyncio.TaskGroup() as group:
             for one in self.replicas:
-                group.create_task(one.__aexit__(), name=f"end of {one.name}")
+                group.create_task(one.end(), name=f"end of {one.name}")
         await self.address.__aexit__()
 
     @property
@@ -159,16 +187,22 @@ class Deployment:
         return self._names.get(address, f"{address[0]}:{address[1]}")
 
     async def add(self, count: int = 1) -> list[Replica]:
-        """Start replicas, and return when all are ready and in the Service. Raises ProcessError."""
+        """Start replicas, and return when all are ready and in the Service. Raises ProcessError.
+
+        Their addresses are in the EndpointSlices before they are ready, as those of pods that start.
+        """
         made = []
         for _ in range(count):
             self._count += 1
-            made.append(Replica(self._count, self._folder, self._api_server, self._environment))
+            one = Replica(self._count, self._folder, self._api_server, self._environment)
+            await one.prepare()
+            self._names[one.service.address] = one.name
+            self.replicas.append(one)  # so that it is ended, whatever happens
+            made.append(one)
+        await self.look()
         async with asyncio.TaskGroup() as group:
             for one in made:
-                group.create_task(one.__aenter__(), name=f"start of {one.name}")
-        self.replicas += made
-        self._names |= {one.service.address: one.name for one in made}
+                group.create_task(one.start(), name=f"start of {one.name}")
         await self.look()
         return made
 
@@ -184,7 +218,7 @@ class Deployment:
         cpu = one.service.cpu()
         self._cpu_of_gone = measure.Cpu(self._cpu_of_gone.hub + cpu.hub, self._cpu_of_gone.workers + cpu.workers)
         self.replicas.remove(one)
-        await one.__aexit__()
+        await one.end()
         await self.look()
         return seconds
 
@@ -192,7 +226,7 @@ class Deployment:
         """Probe all replicas, and publish what has changed. Raises ApiRequestError."""
         async with self._looks_one_by_one:
             for one in self.replicas:
-                one.is_ready = not one.is_terminating and await one.service.ready()
+                await one.probe()
             slices: dict[str, object] = {one.name: one.slice() for one in self.replicas}
             for name in self._published.keys() - slices.keys():
                 await self._client.request("DELETE", f"{_SLICES}/{name}")

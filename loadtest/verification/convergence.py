@@ -10,6 +10,7 @@ The second rule needs a writer that records each deletion just before it asks fo
 
 import asyncio
 import dataclasses
+import datetime
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final
@@ -158,7 +159,8 @@ def _phantoms(
 ) -> list[str]:
     phantoms = []
     for (key, uid), (seen_ns, by) in sorted(first_seen.items()):
-        name = f"{key} ({uid}), seen gone first by {'a public client' if by == 'public' else 'a raw agent'},"
+        at = datetime.datetime.fromtimestamp(seen_ns / 1e9, datetime.UTC).time().isoformat("milliseconds")
+        name = f"{key} ({uid}), seen gone first at {at} by {'a public client' if by == 'public' else 'a raw agent'},"
         live = expected.live.get(key)
         if live is not None and live.uid == uid:
             phantoms.append(f"{name} is live")

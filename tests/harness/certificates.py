@@ -20,6 +20,8 @@ from clients import connection
 from typha.worker import tls
 
 AGENT = "calico-node"
+SERVER = "typha-server"
+"""The common name of a server's certificate: replicas are each other's clients with it."""
 AGENT_URI = "spiffe://cluster.local/ns/calico-system/sa/calico-node"
 SHAKE_SECONDS = 180.0
 NOW = datetime.datetime.now(datetime.UTC)
@@ -53,7 +55,7 @@ class Files(NamedTuple):
 
     def write(self, authority: trustme.CA | None = None) -> None:
         """Write a new server certificate and key, and the CA's certificate."""
-        issued = (authority or self.authority).issue_cert("localhost", "127.0.0.1", common_name="typha-server")
+        issued = (authority or self.authority).issue_cert("localhost", "127.0.0.1", common_name=SERVER)
         self.renew("server.key", issued.private_key_pem.bytes())
         self.renew("server.pem", issued.cert_chain_pems[0].bytes())
         self.renew("ca.pem", self.authority.cert_pem.bytes())

@@ -4,6 +4,7 @@ So watches break while their history is intact, and must be resumed. TLS passes 
 """
 
 import asyncio
+import contextlib
 import socket
 import struct
 from typing import Final, Self
@@ -20,6 +21,8 @@ class Relay:
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._port = 0
+        self._flows = asyncio.Event()
+        self._flows.set()
 
     @property
     def port(self) -> int:
@@ -39,6 +42,7 @@ class Relay:
         assert self._server is not None
         self._server.close()
         self.cut()
+        self._flows.set()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -60,6 +64,17 @@ class Relay:
         """Listen on the same port again."""
         await self._listen(self._port)
 
+    def silence(self) -> None:
+        """From now on nothing is passed on, and nothing is ended: as on a network that drops packets.
+
+        Connections are still accepted, as by a host of which only the process is out of reach.
+        """
+        self._flows.clear()
+
+    def resume(self) -> None:
+        """What has waited is passed on."""
+        self._flows.set()
+
     def target(self) -> tuple[str, int] | None:
         """Where a new connection goes; None to reset it."""
         return self._target
@@ -75,7 +90,9 @@ class Relay:
             self._tasks.discard(task)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        target = self.target()
+        await self._flows.wait()
+        assert self._server is not None
+        target = self.target() if self._server.is_serving() else None
         if target is None:
             _reset(writer)
             return
@@ -87,8 +104,8 @@ class Relay:
         ends = {writer, far_writer}
         self._writers |= ends
         copies = [
-            asyncio.create_task(_copy(reader, far_writer), name="relay to the API server"),
-            asyncio.create_task(_copy(far_reader, writer), name="relay from the API server"),
+            asyncio.create_task(self._copy(reader, far_writer), name="relay to the API server"),
+            asyncio.create_task(self._copy(far_reader, writer), name="relay from the API server"),
         ]
         try:
             await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
@@ -100,18 +117,17 @@ class Relay:
                 copy.cancel()
             await asyncio.wait(copies)
 
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(READ_BYTES):
+                await self._flows.wait()
+                writer.write(data)
+                await writer.drain()
+        await self._flows.wait()  # the other side does not hear of an end either
+
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     """End a connection with a reset, and drop buffered data."""
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
-
-
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(READ_BYTES):
-            writer.write(data)
-            await writer.drain()
-    except ConnectionError:
-        return

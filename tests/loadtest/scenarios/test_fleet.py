@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.environment import wall_clock
+from loadtest.reporting import measure
 from loadtest.scenarios import fleet
 from loadtest.swarm import control
 from tests.loadtest.scenarios import small
@@ -38,10 +40,50 @@ def test_snapshots_are_counted_by_replica_and_second() -> None:
     assert fleet.snapshots_per_second(paths) == {OLD: {1: 2}, NEW: {5: 1}}
 
 
+def histogram(*counts: int) -> measure.Metrics:
+    """A page on which so many values are below each of some bounds, in all."""
+    bounds = ("0.01", "0.1", "1.0", "+Inf")
+    lines = [
+        f'typha_propagation_seconds_bucket{{syncer="felix",le="{le}"}} {n}'
+        for le, n in zip(bounds, counts, strict=True)
+    ]
+    return measure.Metrics("\n".join(["# TYPE typha_propagation_seconds histogram", *lines, ""]))
+
+
+def test_the_services_share_of_the_latency_is_that_of_a_span_and_of_the_same_process() -> None:
+    before, after = histogram(1000, 1000, 1000, 1000), histogram(1090, 1100, 1100, 1100)
+    assert fleet.service_p99_seconds([(before, after)]) == pytest.approx(0.01 + 0.09 * 0.9)
+    assert fleet.service_p99_seconds([(before, after), (after, before)]) == pytest.approx(0.091), "a new process"
+    assert fleet.service_p99_seconds([(before, histogram(1000, 1000, 1000, 1100))]) == 1.0, "at least"
+    assert fleet.service_p99_seconds([(before, before)]) == 0.0
+    assert fleet.service_p99_seconds([]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "is_absurd"),
+    [
+        ("typha_stale_seconds 3.0", False),
+        ("typha_stale_seconds -0.1", True),
+        ("typha_stale_seconds 315360000", True),
+        ("typha_client_lag_seconds_max 90000", True),
+        ("typha_certificate_expiry_timestamp_seconds 2e9", False),
+        ("process_start_time_seconds 1.8e9", False),
+        ("typha_ping_latency_sum NaN\ntypha_ping_latency_count 0", False),
+        ("typha_write_latency_secs_sum 1200\ntypha_write_latency_secs_count 3", False),
+        ("typha_write_latency_secs_sum 3600\ntypha_write_latency_secs_count 1", True),
+        ('a_seconds_sum{syncer="bgp"} 900\na_seconds_count{syncer="bgp"} 1\na_seconds_count{syncer="felix"} 9', True),
+        ("typha_connections_active 100000", False),
+    ],
+)
+def test_metrics_that_cannot_be_true(text: str, is_absurd: bool) -> None:
+    assert bool(fleet.absurd(measure.Metrics(text + "\n"))) is is_absurd
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_small_fleet_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet, "ASKED_SECONDS_MAX", 6.0)
+    monkeypatch.setattr(fleet, "SUSPENDED_SECONDS", 3.0)
     made = await small.run("fleet", tmp_path, seconds=2.0, replicas=2, protocols=small.BOTH)
     document = json.loads((tmp_path / "paths.json").read_text())
     assert [step["name"] for step in document["steps"]] == [
@@ -49,6 +91,8 @@ async def test_a_small_fleet_loses_nothing(tmp_path: Path, monkeypatch: pytest.M
         "typha-1 is replaced",
         "typha-2 is replaced",
         "a replica crashes",
+        *(["the wall clock of a replica jumps"] if wall_clock.library() else []),
+        "a replica stands still",
         "one replica loses the API server",
         "all replicas lose the API server",
     ]

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import pathlib
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
@@ -12,8 +13,9 @@ from loadtest.apiserver import resources as simulated
 from loadtest.environment import kubeconfig
 from loadtest.scenarios.real.relay import Relay
 from protocol import messages
-from tests.harness import served
+from tests.harness import certificates, served
 from tests.harness.worker_stand import eventually
+from typha.worker import tls
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TIMES = {"TYPHA_STALEHANDOVERAFTERSECS": "1", "TYPHA_STALEHANDOVERSPREADSECS": "1"}
@@ -52,14 +54,15 @@ def publish(cluster: served.Cluster, address: str) -> None:
 
 @contextlib.asynccontextmanager
 async def replicas(
-    cluster: served.Cluster, folder: pathlib.Path, *, by_service: bool = False
+    cluster: served.Cluster, folder: pathlib.Path, *, by_service: bool = False, **more: str
 ) -> AsyncIterator[tuple[served.Service, served.Service, Relay, contextlib.AsyncExitStack]]:
     """One replica whose way to the API server can be closed, one whose way is open, and who knows whom."""
     way = contextlib.AsyncExitStack()
     relay = await way.enter_async_context(Relay("127.0.0.1", int(cluster.simulator.url.rpartition(":")[2])))
     near = folder / "kubeconfig-of-the-first"
     kubeconfig.write(near, f"http://127.0.0.1:{relay.port}")
-    async with served.serving(cluster, "--workers", "1", **TIMES) as second:
+    variables = {**TIMES, **more}
+    async with served.serving(cluster, "--workers", "1", **variables) as second:
         known = {"KUBECONFIG": str(near)}
         if by_service:
             publish(cluster, await second.address())
@@ -67,27 +70,55 @@ async def replicas(
             known["TYPHA_K8SSERVICEPOLLINTERVALSECS"] = "1"
         else:
             known["TYPHA_PEERADDRESSES"] = await second.address()
-        async with served.serving(cluster, "--workers", "1", **TIMES, **known) as first:
+        async with served.serving(cluster, "--workers", "1", **variables, **known) as first:
             yield first, second, relay, way
     await way.aclose()
 
 
-@pytest.mark.parametrize("by_service", [False, True])
-async def test_clients_of_a_replica_that_alone_is_stale_move(tmp_path: pathlib.Path, by_service: bool) -> None:
+def secured(folder: pathlib.Path, engine: str) -> tuple[Mapping[str, str], ssl.SSLContext | None]:
+    """The variables of replicas that are each other's clients over mutual TLS, and an agent's context."""
+    if not engine:
+        return {}, None
+    files = certificates.make(folder, engine)
+    variables = {
+        "TYPHA_SERVERKEYFILE": str(files.folder / "server.key"),
+        "TYPHA_SERVERCERTFILE": str(files.folder / "server.pem"),
+        "TYPHA_CAFILE": str(files.folder / "ca.pem"),
+        "TYPHA_CLIENTCN": certificates.SERVER,
+        "TYPHA_TLSENGINE": engine,
+    }
+    return variables, certificates.client_context(files.authority, cn=certificates.SERVER)
+
+
+@pytest.mark.parametrize(
+    ("by_service", "engine"),
+    [
+        (False, ""),
+        (True, ""),
+        (True, tls.OPENSSL),
+        pytest.param(False, tls.RUSTLS, marks=certificates.needs_rustls),
+    ],
+)
+async def test_clients_of_a_replica_that_alone_is_stale_move(
+    tmp_path: pathlib.Path, by_service: bool, engine: str
+) -> None:
+    variables, context = secured(tmp_path, engine)
     async with (
         served.Cluster(tmp_path) as cluster,
         changing(cluster),
-        replicas(cluster, tmp_path, by_service=by_service) as (first, second, _, way),
+        replicas(cluster, tmp_path, by_service=by_service, **variables) as (first, second, _, way),
         contextlib.AsyncExitStack() as clients,
     ):
         old, new = await first.address(), await second.address()
         native = [
-            await clients.enter_async_context(mirror.Mirror([old, new], feed="web", agent=f"native-{number}"))
+            await clients.enter_async_context(
+                mirror.Mirror([old, new], feed="web", agent=f"native-{number}", tls=context)
+            )
             for number in range(3)
         ]
         for one in native:
             await one.wait_in_sync(timeout_seconds=180)
-        alone = await clients.enter_async_context(mirror.Mirror(old, feed="web", agent="alone"))
+        alone = await clients.enter_async_context(mirror.Mirror(old, feed="web", agent="alone", tls=context))
         await alone.wait_in_sync(timeout_seconds=180)
         if by_service:
             await first.logged("Replicas of the Service .*replicas=1")
@@ -102,7 +133,7 @@ async def test_clients_of_a_replica_that_alone_is_stale_move(tmp_path: pathlib.P
         await first.metric_is(CONNECTIONS, 0)  # then it has counted the ends of all
         before = await first.metric('typha_disconnects_total{reason="rebalanced"}')
         assert before >= 1
-        newcomer = follower.follow(old, feed="web", agent="newcomer")
+        newcomer = follower.follow(old, feed="web", agent="newcomer", tls=context)
         async with contextlib.aclosing(newcomer):
             async for event in newcomer:
                 if isinstance(event, follower.StatusChanged):
