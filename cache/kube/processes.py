@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import errno
+import os
+import signal
 from typing import Any
 
 
 async def start(*command: str, **options: Any) -> asyncio.subprocess.Process:
     """Start a process, as `asyncio.create_subprocess_exec` does. If cancelled meanwhile, kill it.
 
-    uvloop forgets a process whose start is cancelled: it continues to run, and nothing can end it.
+    uvloop forgets a process whose start is cancelled: it continues to run, and nothing can end it. A process with a
+    session of its own is killed with the whole session: it may have started others before its start is known here.
 
     Raises:
         OSError: the process cannot be started.
@@ -25,7 +28,10 @@ async def start(*command: str, **options: Any) -> asyncio.subprocess.Process:
         if not starting.cancelled() and starting.exception() is None:
             process = starting.result()
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                if options.get("start_new_session"):
+                    os.killpg(process.pid, signal.SIGKILL)
+                else:
+                    process.kill()
             await wait_for_end(process)
         raise
 

@@ -15,7 +15,8 @@ from protocol import digest
 
 PAGE_SIZE: Final = 500
 MAX_ATTEMPTS: Final = 5
-REQUEST_TIMEOUT_SECONDS: Final = 60.0
+REQUEST_TIMEOUT_SECONDS: Final = 180.0
+"""Only a failure takes so long, also where an API server, a service and agents share two CPUs with other programs."""
 _MAX_VALUE_BYTES: Final = 1 << 30
 
 
@@ -77,14 +78,13 @@ _decode_object = msgspec.json.Decoder(_Object).decode
 class ApiClient:
     """An HTTP client of one API server; an async context manager. `requests` counts its requests."""
 
-    def __init__(self, access: kubeconfig.Access, *, timeout_seconds: float = REQUEST_TIMEOUT_SECONDS) -> None:
+    def __init__(self, access: kubeconfig.Access) -> None:
         self.access = access
         self.requests = 0
-        self._timeout_seconds = timeout_seconds
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        timeout = aiohttp.ClientTimeout(total=self._timeout_seconds)
+        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS)
         self._session = aiohttp.ClientSession(headers=self.access.headers, timeout=timeout)
         return self
 

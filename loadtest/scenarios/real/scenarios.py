@@ -67,7 +67,7 @@ async def open_real(settings: fixture.Settings, screen: dashboard.Dashboard) -> 
         host, _, port = access.server.rpartition("/")[2].rpartition(":")
         async with (
             relay.Relay(host, int(port)) as between,
-            expected_state.ApiClient(access, timeout_seconds=writer.REQUEST_TIMEOUT_SECONDS) as client,
+            expected_state.ApiClient(access) as client,
         ):
             namespaces, others = max(3, settings.pods // 100), max(10, settings.pods // 10)
             one = writer.Writer(client, namespaces=namespaces)

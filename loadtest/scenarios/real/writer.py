@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+import aiohttp
+
 from cache import resources
 from cache.feeds import raw
 from loadtest import WRITTEN_AT
 from loadtest.scenarios.real import objects
 from loadtest.verification import expected_state
 
-REQUEST_TIMEOUT_SECONDS: Final = 10.0
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=10.0)
+"""A request that gets no answer is repeated."""
 RETRY_SECONDS: Final = 0.2
 GIVE_UP_SECONDS: Final = 90.0
 AT_ONCE: Final = 16
@@ -89,7 +92,9 @@ class Requests:
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
         data = None if body is None else json.dumps(_stamped(body)).encode()
         try:
-            status, answer = await self._client.request(method, path, data=data, headers={"Content-Type": kind})
+            status, answer = await self._client.request(
+                method, path, data=data, headers={"Content-Type": kind}, timeout=_TIMEOUT
+            )
             return status, json.loads(answer) if status < 300 else {}, answer.decode(errors="replace")
         except (expected_state.ApiRequestError, ValueError) as error:
             return 0, {}, str(error)

@@ -13,6 +13,7 @@ import trustme
 import yaml
 
 from cache.kube import access, credentials, loader
+from tests.cache.kube.test_processes import is_gone
 from tests.harness import authorities, faults, kubeconfig_cases
 from tests.harness.scripted_server import eventually
 
@@ -197,13 +198,6 @@ async def test_an_exec_plugin_that_never_ends_is_killed(
         await loading
     plugin_process = int(started.read_text())
     await eventually(lambda: is_gone(plugin_process))
-
-
-def is_gone(process: int) -> bool:
-    try:
-        return ") Z " in pathlib.Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return True
 
 
 def test_a_plugin_is_never_taken_from_the_working_directory(

@@ -5,11 +5,13 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import uvloop
 
 from cache.kube import processes
+from tests.harness import scripted_server
 
 COMMAND = (sys.executable, "-c", "import time; time.sleep(60)")
 
@@ -44,6 +46,37 @@ def test_a_cancelled_start_leaves_no_process(
     for turns in range(8):
         with asyncio.Runner(loop_factory=loop) as runner:
             runner.run(start_and_cancel(turns))
+
+
+def is_gone(process: int) -> bool:
+    """Whether a process has ended; nobody need have waited for it."""
+    try:
+        return ") Z " in pathlib.Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return True
+
+
+async def test_a_cancelled_start_leaves_no_process_of_its_session(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy loop hears late that the process runs, which has started another one by then."""
+    started = tmp_path / "started"
+    create = asyncio.create_subprocess_exec
+
+    async def create_late(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        process = await create(*command, **options)
+        await scripted_server.eventually(started.exists)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", create_late)
+    script = f"sleep 600 & echo $! > {started}.new; mv {started}.new {started}; wait"
+    task = asyncio.create_task(processes.start("sh", "-c", script, start_new_session=True), name="starter")
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    other = int(started.read_text())
+    await scripted_server.eventually(lambda: is_gone(other))
 
 
 async def test_a_started_process_is_the_callers() -> None:
