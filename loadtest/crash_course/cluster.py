@@ -232,10 +232,10 @@ class Cluster:
         command = [sys.executable, "-m", "loadtest.crash_course.web", pod.name, *map(str, ports)]
         self.start_process(f"web-{pod.name}", pod.sandbox, command)
 
-    def typha(self, arguments: str) -> str:
-        """A command of the service's command line, for a shell."""
+    def typha(self, arguments: str, *, number: int = 0) -> str:
+        """A command of the service's command line, which asks one of the replicas, for a shell."""
         command, _, rest = arguments.partition(" ")
-        return f"{TYPHA} {command} --server {self.admin_socket} {rest}".rstrip()
+        return f"{TYPHA} {command} --server {self.admin_socket_of(number)} {rest}".rstrip()
 
     def cni_command(self, *arguments: str) -> str:
         """A command of the CNI plugin's package, for a shell."""
@@ -255,11 +255,6 @@ class Cluster:
     def _server_options(self) -> list[str]:
         ports = range(SERVICE_PORT, SERVICE_PORT + self.replicas)
         return [word for port in ports for word in ("--server", f"{topology.API_ADDRESS}:{port}")]
-
-    @property
-    def admin_socket(self) -> Path:
-        """Where the first replica of the service answers questions."""
-        return self.admin_socket_of(0)
 
     def admin_socket_of(self, number: int) -> Path:
         """Where a replica of the service answers questions."""

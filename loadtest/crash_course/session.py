@@ -36,12 +36,12 @@ def opened(*, nodes: int, control_plane: str, replicas: int = 1) -> Iterator[Clu
         raise click.ClickException(problem)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
-    _remove_leftovers()
     with (
         tempfile.TemporaryDirectory(prefix=f"{_FOLDER}-{os.getpid()}-") as folder,
         Namespaces("cn") as spaces,
         contextlib.ExitStack() as closing,
     ):
+        _remove_leftovers()  # after the namespaces, whose processes write to those folders
         cluster = Cluster(spaces, Path(folder), nodes=nodes, is_real=control_plane == "real", replicas=replicas)
         closing.callback(cluster.close)
         closing.callback(_be_undisturbed)

@@ -18,7 +18,8 @@ DRAIN_SECONDS: Final = 0.5
 """After the last packet nothing comes for so long."""
 PACKET_BYTES_MAX: Final = 2048
 _NUMBER_BYTES: Final = 8
-_SO_RCVBUFFORCE: Final = 33
+SO_RCVBUFFORCE: Final = 33
+"""As SO_RCVBUF, and not limited by the machine's `rmem_max`. The socket module does not name it."""
 
 
 class PacketStream(abc.ABC):
@@ -101,7 +102,7 @@ class Stream(PacketStream):
     def __init__(self, spaces: Namespaces, source: Pod, target: Pod, *, port: int) -> None:
         super().__init__(spaces.within(source.sandbox, _open), spaces.within(target.sandbox, _open))
         self._address = (target.address, port)
-        self._receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
+        self._receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES)
         self._receiver.bind(("", port))
 
     def send_packet(self, number: int) -> None:

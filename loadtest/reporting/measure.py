@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -55,6 +56,18 @@ def cpu_seconds(pid: int, *, ended_children: bool = False) -> float:
     # The first figure is rounded down to hundredths; the second is exact, but lacks ended threads. The larger is right.
     own = max(own, _threads_nanoseconds(pid) / 1e9)
     return own + (sum(map(int, fields[13:15])) / _TICKS_PER_SECOND if ended_children else 0.0)
+
+
+def undisturbed_seconds() -> float:
+    """A clock that stands still while processes of this machine wait for a CPU, as far as the kernel tells.
+
+    For limits of times that hold on a machine which has a CPU for everybody.
+    """
+    try:
+        some = (_PROC / "pressure" / "cpu").read_text().splitlines()[0]
+    except OSError:
+        return time.monotonic()
+    return time.monotonic() - int(some.rpartition("=")[2]) / 1e6
 
 
 def written_bytes(pid: int) -> int:

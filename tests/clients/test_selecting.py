@@ -88,7 +88,7 @@ async def test_a_server_with_subscriptions_sends_the_selected_part() -> None:
             stage.server.connections.close(current, worker_stand.CLOSED)
             stage.put(pod("c", {"nodeName": "n1"}))
             await worker_stand.eventually(lambda: set(mirror) == {key("b"), key("c")})
-        assert len(stage.hub.selections) == 1
+        assert len(stage.hub.derived.selections) == 1
 
 
 async def test_a_file_of_another_subscription_is_not_used(tmp_path: object) -> None:

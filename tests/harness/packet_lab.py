@@ -262,7 +262,7 @@ _TTL = 64
 
 def _open_socket() -> socket.socket:
     opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+    opened.setsockopt(socket.SOL_SOCKET, stream.SO_RCVBUFFORCE, stream.RECEIVE_BUFFER_BYTES)
     opened.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
     opened.settimeout(FENCE_TIMEOUT_SECONDS)
     return opened

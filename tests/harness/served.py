@@ -96,8 +96,9 @@ class Service:
 
     @property
     def text(self) -> str:
-        """The log so far."""
-        return self.log.read_text()
+        """The whole lines of the log so far: a part of a line may have a part of a number."""
+        written = self.log.read_bytes()
+        return written[: written.rfind(b"\n") + 1].decode()
 
     async def logged(self, pattern: str) -> re.Match[str]:
         """Wait for the first match of the pattern in the log, and return it."""

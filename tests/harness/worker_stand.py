@@ -150,7 +150,7 @@ class WorkerStand:
         self.hub.hear(self.handle)
         if self.broken:
             self.loop.remove_reader(self.link.fileno())
-        while self.hub.is_taking_over:
+        while self.hub.derived.is_taking_over:
             self.hub.take_over()
         self.make_snapshots()
         self.make_blocks()

@@ -63,9 +63,10 @@ async def test_it_keeps_the_rules(typha_follow: str) -> None:
     ]
 
 
-async def test_it_follows_the_service(typha_follow: str, tmp_path: pathlib.Path) -> None:
+async def test_it_follows_the_service(typha_follow: str, tmp_path: pathlib.Path, free_port: int) -> None:
     """Through changes, a restart of the service, and a loss of the API server."""
     output = tmp_path / "output"
+    port = {"TYPHA_SERVERPORT": str(free_port)}
     async with served.Cluster(tmp_path) as cluster:
 
         def is_current(status: str) -> bool:
@@ -76,7 +77,7 @@ async def test_it_follows_the_service(typha_follow: str, tmp_path: pathlib.Path)
         async def current(status: str = "in-sync") -> None:
             await worker_stand.eventually(lambda: is_current(status))
 
-        async with served.serving(cluster, "--workers", "1") as first:
+        async with served.serving(cluster, "--workers", "1", **port) as first:
             address = await first.address()
             with output.open("wb") as file:
                 client = await asyncio.create_subprocess_exec(
@@ -85,10 +86,9 @@ async def test_it_follows_the_service(typha_follow: str, tmp_path: pathlib.Path)
             await current()
             cluster.put("while-it-runs")
             await worker_stand.eventually(lambda: "/while-it-runs\n" in output.read_text())
-            port = address.rpartition(":")[2]
         try:
             cluster.put("while-it-is-down")
-            async with served.serving(cluster, "--workers", "1", TYPHA_SERVERPORT=port) as second:
+            async with served.serving(cluster, "--workers", "1", **port) as second:
                 await second.address()
                 await current()
                 await cluster.simulator.stop()

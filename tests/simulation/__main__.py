@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 
-from tests.simulation import simulation
+from tests.simulation import replicas, simulation
 
 
 def _print(line: str) -> None:
@@ -17,13 +17,15 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("seeds", nargs="+", metavar="SEED", help="a number, or a range FIRST-LAST")
     parser.add_argument("-v", "--verbose", action="store_true", help="print the whole history")
+    parser.add_argument("--replicas", action="store_true", help="several replicas in place of one service")
     chosen = parser.parse_args(arguments)
     failed = []
+    run = replicas.run if chosen.replicas else simulation.run
     seeds = [seed for text in chosen.seeds for seed in _range(text)]
     begun = time.process_time()
     for seed in seeds:
         try:
-            world = simulation.run(seed, tell=_print if chosen.verbose else None)
+            world = run(seed, tell=_print if chosen.verbose else None)
         except Exception as error:
             failed.append(seed)
             if len(seeds) == 1:

@@ -8,7 +8,8 @@ import asyncio
 import json
 import random
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from cache import objects, resources
 from cache.feeds import raw
@@ -45,6 +46,9 @@ class _Object(NamedTuple):
     text: str
 
 
+Backup = dict[resources.ResourceType, dict[str, _Object]]
+
+
 class Stream:
     """An open watch: the lines that have arrived, and whether it has ended."""
 
@@ -54,6 +58,8 @@ class Stream:
         self.lines: deque[bytes] = deque()
         self.is_ended = False
         self.is_silent = False
+        self.is_lost = False
+        """The way is cut: not even what is under way arrives."""
         self.waiter: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
@@ -65,6 +71,34 @@ class Stream:
         """End the stream."""
         self.is_ended = True
         self.wake()
+
+
+class Route:
+    """The way of one process to the API server."""
+
+    def __init__(self) -> None:
+        self.is_silent = False
+        """Requests are lost, and so are answers, without an error."""
+        self.is_cut = False
+        """Requests fail at once."""
+        self.streams: list[Stream] = []
+        """The open watches on this way."""
+
+    def cut(self, *, is_silent: bool) -> None:
+        """Lose the API server."""
+        self.is_cut, self.is_silent = not is_silent, is_silent
+        for stream in self.streams:
+            stream.is_silent = stream.is_lost = True
+            if not is_silent:
+                stream.end()
+
+    def mend(self) -> None:
+        """Find it again. Watches that were cut in silence stay silent: the API server's end is gone."""
+        self.is_cut = self.is_silent = False
+
+
+class Refused(Exception):
+    """The API server refuses a request, or does not answer."""
 
 
 class ApiServer:
@@ -85,13 +119,18 @@ class ApiServer:
         self.down_until = 0.0
         self.fault_probability = 0.0
         self.has_watch_list = True
-        self._latency_seconds = latency_seconds
+        self.latency_seconds = latency_seconds
         self._names_nodes = names_nodes
         self._objects: dict[resources.ResourceType, dict[str, _Object]] = {type: {} for type in types}
         self._history: dict[resources.ResourceType, deque[tuple[int, bytes]]] = {type: deque() for type in types}
         self._streams: dict[resources.ResourceType, list[Stream]] = {type: [] for type in types}
         self._pages: dict[str, tuple[int, list[str]]] = {}
         self._compacted = 0
+        self.on_write: Callable[[resources.ResourceType, str, str | None], None] = lambda *_: None
+        """Called for each object that is written or deleted (text None)."""
+        self._expected: tuple[int, dict[str, bytes]] | None = None
+        """Those of a version."""
+        self._lease: dict[str, Any] | None = None
 
     def names(self, type: resources.ResourceType) -> list[str]:
         """The names of the existing objects."""
@@ -110,11 +149,12 @@ class ApiServer:
             kind = "MODIFIED" if before else "ADDED"
         place = f',"nodeName":"o{self.version % _NODES}"' if self._names_nodes else ""
         text = (
-            f'{{"apiVersion":"v1","kind":"{_kind_of(type)}","metadata":{{"name":"{name}","namespace":"{NAMESPACE}",'
+            f'{{"apiVersion":"v1","kind":"{kind_of(type)}","metadata":{{"name":"{name}","namespace":"{NAMESPACE}",'
             f'"resourceVersion":"{self.version}"}},"spec":{{"content":"{content}"{place}}}}}'
         )
         if kind != "DELETED":
             self._objects[type][name] = _Object(self.version, text)
+        self.on_write(type, name, None if kind == "DELETED" else text)
         line = f'{{"type":"{kind}","object":{text}}}'.encode()
         self._history[type].append((self.version, line))
         self._send(type, self.version, line)
@@ -128,12 +168,12 @@ class ApiServer:
     def _deliver(self, stream: Stream, line: bytes) -> None:
         def arrive() -> None:
             line = stream.under_way.popleft()
-            if not stream.is_ended:
+            if not stream.is_ended and not stream.is_lost:
                 stream.lines.append(line)
                 stream.wake()
 
         stream.under_way.append(line)
-        self.world.after(self._latency_seconds, arrive)
+        self.world.after(self.latency_seconds, arrive)
 
     def compact(self) -> None:
         """Forget the history: watches from older versions get 410."""
@@ -149,8 +189,55 @@ class ApiServer:
                 if is_silent:
                     stream.is_silent = True
                 else:
-                    self.world.after(self._latency_seconds, stream.end)
+                    self.world.after(self.latency_seconds, stream.end)
             streams.clear()
+
+    def backup(self) -> Backup:
+        """The objects of this moment."""
+        return {type: dict(named) for type, named in self._objects.items()}
+
+    def restore(self, kept: Backup) -> None:
+        """Have the objects of a backup, as an etcd that was restored from it: no history, and higher versions."""
+        for type, named in kept.items():
+            present = self._objects[type]
+            for name in [name for name in present if name not in named]:
+                self.on_write(type, name, None)
+            for name, held in named.items():
+                if present.get(name) != held:
+                    self.on_write(type, name, held.text)
+            self._objects[type] = dict(named)
+        self.version += 1000
+        self.compact()
+        self.break_streams(is_silent=False)
+
+    # The Lease of an election.
+
+    async def exchange_lease(self, route: Route, method: str, body: bytes | None) -> tuple[int, bytes]:
+        """Answer a request for the only Lease.
+
+        Raises:
+            Refused: there is no answer.
+        """
+        await asyncio.sleep(self.latency_seconds)
+        if route.is_silent:
+            await asyncio.sleep(POLICY.list_read_seconds)
+            raise Refused("no answer")
+        if route.is_cut or self.world.now < self.down_until or self.world.chance(self.fault_probability):
+            raise Refused("refused")
+        held = self._lease
+        if method == "GET":
+            return (404, b"") if held is None else (200, json.dumps(held).encode())
+        sent = json.loads(body or b"{}")
+        version = sent["metadata"].get("resourceVersion", "")
+        if (method == "POST") != (held is None) or (
+            held is not None and held["metadata"]["resourceVersion"] != version
+        ):
+            return 409, _status(409, "Conflict")
+        self.version += 1
+        sent["metadata"]["resourceVersion"] = str(self.version)
+        self._lease = sent
+        await asyncio.sleep(self.latency_seconds)
+        return (201 if method == "POST" else 200), json.dumps(sent).encode()
 
     def go_down(self, seconds: float) -> None:
         """Be unreachable for a while."""
@@ -159,9 +246,14 @@ class ApiServer:
 
     def expected(self) -> dict[str, bytes]:
         """The keys and values that every client must have in the end."""
+        if self._expected is None or self._expected[0] != self.version:
+            self._expected = self.version, self._make_expected()
+        return self._expected[1]
+
+    def _make_expected(self) -> dict[str, bytes]:
         return {
             raw.object_key(type, NAMESPACE, name): raw.object_value(
-                held.text.encode(), api_version="v1", kind=_kind_of(type)
+                held.text.encode(), api_version="v1", kind=kind_of(type)
             )
             for type, named in self._objects.items()
             for name, held in named.items()
@@ -193,7 +285,7 @@ class ApiServer:
         if rest:
             self._pages[following] = (version, rest)
         metadata = json.dumps({"resourceVersion": str(version), "continue": following})
-        kind = _kind_of(type)
+        kind = kind_of(type)
         return f'{{"kind":"{kind}List","apiVersion":"v1","metadata":{metadata},"items":[{",".join(items)}]}}'.encode()
 
     def open(self, type: resources.ResourceType, request: requests.Request) -> Stream:
@@ -210,7 +302,7 @@ class ApiServer:
                     self._deliver(stream, line)
         self._streams[type].append(stream)
         self.world.after(_BOOKMARK_SECONDS, lambda: self._bookmark(type, stream))
-        self.world.after(request.timeout_seconds, stream.end)
+        self.world.after(request.timeout_seconds, lambda: None if stream.is_lost else stream.end())
         if self.world.chance(self.fault_probability):
             self.world.after(self.world.random.random() * 2.0, stream.end)
         return stream
@@ -227,7 +319,8 @@ class ApiServer:
             self._streams[type].remove(stream)
 
 
-def _kind_of(type: resources.ResourceType) -> str:
+def kind_of(type: resources.ResourceType) -> str:
+    """The kind of a type's objects."""
     return type.resource.removesuffix("s").capitalize()
 
 
@@ -247,8 +340,11 @@ def _bookmark(version: int, *, ends_initial: bool) -> bytes:
 class Watcher:
     """Drives a watch machine against this API server, as `cache.kube.watcher` does over HTTP."""
 
-    def __init__(self, server: ApiServer, type: resources.ResourceType, sink: objects.WatchSink) -> None:
+    def __init__(
+        self, server: ApiServer, type: resources.ResourceType, sink: objects.WatchSink, *, route: Route | None = None
+    ) -> None:
         self._server = server
+        self._route = Route() if route is None else route
         self._world = server.world
         self.type = type
         self._machine = WatchMachine(
@@ -267,6 +363,11 @@ class Watcher:
     def is_unconfirmed(self) -> bool:
         """Whether the API server can no longer confirm the known objects."""
         return self._machine.is_unconfirmed(self._now)
+
+    @property
+    def last_confirmed(self) -> float | None:
+        """When the API server last confirmed the known objects."""
+        return self._machine.counters.last_confirmed
 
     async def run(self) -> None:
         """Watch forever."""
@@ -289,8 +390,12 @@ class Watcher:
         self._machine.end_batch(self._now)
 
     async def _perform(self, request: requests.Request) -> None:
-        await asyncio.sleep(self._server._latency_seconds)
-        if self._world.now < self._server.down_until:
+        await asyncio.sleep(self._server.latency_seconds)
+        if self._route.is_silent:
+            await asyncio.sleep(POLICY.list_read_seconds)
+            self._machine.interrupted(self._now, Failure.IDLE, "no answer")
+            return
+        if self._route.is_cut or self._world.now < self._server.down_until:
             self._machine.interrupted(self._now, Failure.NETWORK, "refused")
             return
         refusal = self._server.refusal(request)
@@ -313,10 +418,12 @@ class Watcher:
         machine = self._machine
         machine.accepted(self._now)
         stream = self._server.open(self.type, request)
+        self._route.streams.append(stream)
         try:
             while machine.streaming:
                 await self._read(stream, request)
         finally:
+            self._route.streams.remove(stream)
             self._server.close(self.type, stream)
 
     async def _read(self, stream: Stream, request: requests.Request) -> None:

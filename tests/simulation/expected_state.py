@@ -1,6 +1,7 @@
 """The history that one hub has published: every map that a client may have, and when it was the newest."""
 
 import bisect
+from collections.abc import Callable
 
 from cache.feeds import feed, raw
 from protocol import digest, messages
@@ -8,6 +9,11 @@ from tests.simulation import world as worlds
 
 ABSENT = 0
 """Digest of a missing key."""
+
+
+def digest_of(update: messages.Update) -> int:
+    """Digest of the key and the value that an update gives it."""
+    return ABSENT if update.value is None else digest.pair_digest(update.key.encode(), update.value)
 
 
 class ExpectedState:
@@ -25,6 +31,8 @@ class ExpectedState:
         self._keys: dict[str, dict[int, list[int]]] = {}
         self._committed_sequences: list[int] = []
         self._committed_at: list[float] = []
+        self.on_update: Callable[[messages.Update], None] = lambda _: None
+        """Called for each update that is recorded."""
         self._statuses: list[tuple[int, messages.SyncStatus]] = [(0, messages.SyncStatus.WAITING)]
 
     @property
@@ -48,8 +56,9 @@ class ExpectedState:
             raise worlds.Violation(f"a batch follows {batch.previous_sequence}, but the store was at {self.sequence}")
         total = self.digest
         for update in batch.updates:
+            self.on_update(update)
             before = self.map.pop(update.key, ABSENT)
-            now = ABSENT if update.value is None else digest.pair_digest(update.key.encode(), update.value)
+            now = digest_of(update)
             if now:
                 self.map[update.key] = now
             total = (total + now - before) % digest.MODULUS

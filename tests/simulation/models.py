@@ -152,6 +152,11 @@ class _Client(abc.ABC, Generic[MessageT]):
         return self._map.total
 
     @property
+    def keys(self) -> list[str]:
+        """The keys of the map."""
+        return list(self._map.keys)
+
+    @property
     def newest_total(self) -> int:
         """Digest of the newest map that the hub has for this client."""
         return self._expected().digest

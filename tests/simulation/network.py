@@ -136,7 +136,12 @@ class Connection:
 
     def cut(self, *, user_timeout_seconds: float) -> None:
         """Cut the network. After the timeout, the server's kernel gives up if it has bytes to send."""
-        self.down.is_cut = self.up.is_cut = True
+        self.up.is_cut = True
+        self.cut_down(user_timeout_seconds=user_timeout_seconds)
+
+    def cut_down(self, *, user_timeout_seconds: float) -> None:
+        """Cut the way to the client only."""
+        self.down.is_cut = True
         self.world.after(user_timeout_seconds, self._time_out)
 
     def mend(self) -> None:

@@ -191,7 +191,7 @@ def make(seed: int) -> Plan:
         deletions_share=draw.choice((0.25, 0.25, 0.5)),
         writes_per_second=draw.choice((0.5, 3.0, 10.0)),
         value_bytes_max=draw.choice((20, 300, 2500)),
-        agents=tuple(_agent(draw, number, wires) for number in range(draw.choice((2, 3, 4, 6)))),
+        agents=tuple(make_agent(draw, number, wires) for number in range(draw.choice((2, 3, 4, 6)))),
         strangers=draw.choice((0, 0, 1, 2)),
         faults=tuple(sorted(faults)),
     )
@@ -225,7 +225,7 @@ def _of_relists(draw: random.Random, plan: Plan) -> Plan:
         step_seconds=0.02,
         keys=40,
         hot_keys=40,
-        agents=tuple(_agent(draw, number, (WIRES[draw.randrange(2)],)) for number in range(6)),
+        agents=tuple(make_agent(draw, number, (WIRES[draw.randrange(2)],)) for number in range(6)),
         faults=tuple(sorted((*plan.faults, *relists))),
     )
 
@@ -239,7 +239,10 @@ def _of_laggards(draw: random.Random, plan: Plan) -> Plan:
     link = network.Link(1500, 1000, latency_seconds=draw.choice((1e-4, 2e-3)), partial_probability=0.2)
     agents = [
         dataclasses.replace(
-            _agent(draw, number, (wire,)), link=link, bytes_per_second=draw.choice((0, 0, 500, 2000)), is_steady=False
+            make_agent(draw, number, (wire,)),
+            link=link,
+            bytes_per_second=draw.choice((0, 0, 500, 2000)),
+            is_steady=False,
         )
         for number in range(6)
     ]
@@ -268,7 +271,7 @@ def _subscribers(draw: random.Random) -> tuple[AgentPlan, ...]:
     subscriptions = draw.choices(SUBSCRIPTIONS, k=draw.choice((1, 2)))
     return tuple(
         dataclasses.replace(
-            _agent(draw, draw.choice((0, 5, 5)), (wire,)),
+            make_agent(draw, draw.choice((0, 5, 5)), (wire,)),
             subscription=draw.choice(subscriptions),
             node=draw.choice(NODES),
         )
@@ -318,7 +321,7 @@ def _room(draw: random.Random, limits: policy.Policy) -> policy.Policy:
     )
 
 
-def _agent(draw: random.Random, number: int, wires: tuple[str, ...]) -> AgentPlan:
+def make_agent(draw: random.Random, number: int, wires: tuple[str, ...]) -> AgentPlan:
     is_steady = number < 2
     send_buffer_bytes = draw.choice((1500, 6000, 40_000))
     return AgentPlan(

@@ -8,6 +8,7 @@ clock, and the process runs again only when the world has caught up.
 import asyncio
 import contextvars
 import heapq
+import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, cast
@@ -113,6 +114,25 @@ class Loop:
         self.tasks.append(task)
         return task
 
+    async def getaddrinfo(self, host: str, port: int, **_: Any) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+        """Names are addresses here."""
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port))]
+
+    def run_in_executor(self, _: object, function: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        """Call the function in the next turn, in place of a thread."""
+        done = self.create_future()
+
+        def call() -> None:
+            if done.cancelled():
+                return
+            try:
+                done.set_result(function(*args))
+            except Exception as error:
+                done.set_exception(error)
+
+        self.call_soon(call)
+        return done
+
     def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
         """Call back while the descriptor is readable."""
         self._readers[fd] = asyncio.Handle(callback, args, self.as_loop, None)
@@ -188,6 +208,8 @@ class Process:
         """Actions of the kernel when the process ends."""
         self.disturbed_until = world.now
         """Until then, a hang or the start excuses the process."""
+        self.wall_clock_ahead_seconds = 0.0
+        """What the wall clock of the process shows more than others do."""
         self._next_fd = 100_000
         self._wake_at: float | None = None
         self._read_clock_seconds = read_clock_seconds

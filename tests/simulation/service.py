@@ -6,6 +6,8 @@ open a socket or read a clock are replaced.
 
 import asyncio
 import socket
+from collections.abc import Coroutine
+from typing import Any
 
 from cache import resources
 from cache.feeds import raw
@@ -21,7 +23,7 @@ from typha.worker.server import Server
 
 FEED = "felix"
 TYPES = (resources.ResourceType("", "v1", "pods"), resources.ResourceType("", "v1", "nodes"))
-_MAX_VALUE_BYTES = 1 << 20
+MAX_VALUE_BYTES = 1 << 20
 _HOUSEKEEPING_SECONDS = 1.0
 _TRAINING_SECONDS = 0.3
 EXIT_HUB_GONE = 3
@@ -91,7 +93,7 @@ class Supervisor(supervisor.Supervisor):
         super().__init__(the_hub, settings.Settings(), limits, listener, serve_embedded=_no_embedded_worker)
         self.wanted = service.plan.workers
         self._service = service
-        self._incarnation = f"{service.number:032x}"
+        self.incarnation = f"{service.number:032x}"
 
     async def _run_process(self, number: int) -> int:
         service = self._service
@@ -139,6 +141,7 @@ class Service:
         self.server = server
         self.expected = expected_state.ExpectedState(world)
         self.workers: dict[int, Worker] = {}
+        self.watchers: list[apiserver.Watcher] = []
         self.process = self.make_process(f"hub {number}")
         self.host = sockets.Host()
         self.listener = sockets.Listener(backlog, self.host, self.process)
@@ -185,10 +188,8 @@ class Service:
 
     async def _main(self) -> int:
         """Put the service together as `typha.service` does."""
-        spec = raw.FeedSpec(FEED, tuple(raw.ResourceSpec(type) for type in TYPES))
-        source = expected_state.RecordedFeed(spec, max_value_bytes=_MAX_VALUE_BYTES, expected=self.expected)
         limits = self.plan.hub_limits
-        self.hub = hub.Hub([source], limits)
+        self.hub = hub.Hub([self.make_feed()], limits)
         self.keeper = Supervisor(self, self.hub, limits, self.listener)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -200,12 +201,12 @@ class Service:
                     self.hub.run_projections(),
                     self._train_dictionaries(self.hub),
                 ]
-                watchers = [apiserver.Watcher(self.server, type, self.hub) for type in TYPES]
-                jobs += [watcher.run() for watcher in watchers]
-                jobs.append(self._keep_house(self.hub, watchers))
+                jobs += self.sources(self.hub)
+                jobs.append(self._keep_house(self.hub))
                 background = [tasks.create_task(job) for job in jobs]
                 await self._stopping.wait()
                 self.listener.close()
+                self.leave()
                 self.keeper.drain(seconds=self.plan.drain_seconds, interval_seconds_max=1.0)
                 await serving
                 for task in background:
@@ -214,6 +215,23 @@ class Service:
             self.hub.close()
         return 0
 
+    def make_feed(self) -> expected_state.RecordedFeed:
+        """The feed, for watchers."""
+        spec = raw.FeedSpec(FEED, tuple(raw.ResourceSpec(type) for type in TYPES))
+        return expected_state.RecordedFeed(spec, max_value_bytes=MAX_VALUE_BYTES, expected=self.expected)
+
+    def sources(self, the_hub: hub.Hub) -> list[Coroutine[Any, Any, None]]:
+        """What feeds the hub: watchers."""
+        self.watchers = [apiserver.Watcher(self.server, type, the_hub) for type in TYPES]
+        return [watcher.run() for watcher in self.watchers]
+
+    def confirmed_at(self, watcher: apiserver.Watcher) -> float | None:
+        """What the hub is told of when the API server last confirmed a type. Nobody asks this service for it."""
+        return None
+
+    def leave(self) -> None:
+        """The service begins to drain."""
+
     async def _train_dictionaries(self, the_hub: hub.Hub) -> None:
         """As the hub does, but without a thread. Training them from this little would take long, so they are ready."""
         while True:
@@ -221,9 +239,9 @@ class Service:
             await asyncio.sleep(_TRAINING_SECONDS)
             the_hub.dictionary_trained(job, dictionaries.trained(1 + job.number % 3))
 
-    async def _keep_house(self, the_hub: hub.Hub, watchers: list[apiserver.Watcher]) -> None:
+    async def _keep_house(self, the_hub: hub.Hub) -> None:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_SECONDS)
-            for one in watchers:
-                the_hub.set_unconfirmed(one.type, one.is_unconfirmed)
+            for one in self.watchers:
+                the_hub.set_unconfirmed(one.type, one.is_unconfirmed, self.confirmed_at(one))
             the_hub.look_after_channels()

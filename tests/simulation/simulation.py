@@ -21,7 +21,6 @@ from tests.simulation import (
     surroundings,
 )
 from tests.simulation import world as worlds
-from typha.hub.channel import HubChannel
 from typha.worker import client
 
 _LOOK_SECONDS = 0.25
@@ -81,20 +80,30 @@ class Simulation:
         """The newest service."""
         return self.generations[-1]
 
+    @property
+    def services(self) -> list[service.Service]:
+        """Those that serve now: the newest."""
+        return [self.newest]
+
     def start_service(self) -> None:
         """Start a new service, without any state of the previous ones."""
         backlog = sockets.Backlog(self.world)
         self.generations.append(service.Service(self.world, len(self.generations) + 1, self.plan, backlog, self.server))
 
     def workers(self) -> list[service.Worker]:
-        """The running workers of the newest service."""
-        return [worker for worker in self.newest.workers.values() if worker.process.is_alive]
+        """The running workers."""
+        return [worker for one in self.services for worker in one.workers.values() if worker.process.is_alive]
+
+    def service_of(self, agent: agents.Agent) -> service.Service:
+        """The service that an agent is connected to, or was last."""
+        return self.newest
 
     def _dial(self, agent: agents.Agent, connection: network.Connection) -> bool:
+        chosen = self.service_of(agent)
         if agent.model is not None:
-            agent.model.expected = self.newest.expected
+            agent.model.expected = chosen.expected
         self._by_connection[connection.number] = agent
-        return self.newest.backlog.connect(connection)
+        return chosen.backlog.connect(connection)
 
     def dial_stranger(self, connection: network.Connection) -> bool:
         """Connect a peer that is not a client."""
@@ -137,7 +146,7 @@ class Simulation:
         self.world.note(f"server of {agent.name}", f"{state.value}{reason} offset={current.offset}")
         if state is cursor.CursorState.HELD and connection.number not in self._greeted:
             self._greeted.add(connection.number)
-            agent.model.floor = self._published(current)
+            agent.model.floor = self._published(self.service_of(agent), current)
         elif state is cursor.CursorState.CATCHING_UP:
             agent.model.mix()
 
@@ -160,7 +169,7 @@ class Simulation:
 
         It may disconnect a client that accepts no bytes, or that needs deletions that are forgotten.
         """
-        the_hub = self.newest.hub
+        the_hub = self.service_of(agent).hub
         floor = the_hub.feeds[service.FEED].store.tombstone_floor if the_hub else 0
         if current.reason is reasons.DisconnectReason.FELL_BEHIND and current.sequence >= floor:
             raise worlds.Violation(
@@ -171,18 +180,17 @@ class Simulation:
         if current.reason is reasons.DisconnectReason.NO_PROGRESS and seconds < limit - _SLACK_SECONDS:
             raise worlds.Violation(f"{agent.name}: disconnected {seconds:.1f} s after it accepted bytes")
 
-    def _published(self, current: client.Client) -> int:
+    def _published(self, serving: service.Service, current: client.Client) -> int:
         """The newest sequence number if the client's worker knew of it when the client connected, else 0."""
-        for worker in self.workers():
-            handle = self.newest.hub.workers.get(worker.config.number) if self.newest.hub else None
-            if current.socket in worker.host.sockets.values() and handle is not None and not handle._ends:
-                is_written = all(channel.unwritten is None for channel in self._channels())
+        channels = serving.hub.channels.values() if serving.hub else ()
+        for worker in serving.workers.values():
+            handle = serving.hub.workers.get(worker.config.number) if serving.hub else None
+            is_served = worker.process.is_alive and current.socket in worker.host.sockets.values()
+            if is_served and handle is not None and not handle._ends:
+                is_written = all(channel.unwritten is None for channel in channels)
                 is_told = is_written and not handle.link.wants_write and not worker.link_end.into.queue
-                return self.newest.expected.sequence if is_told else 0
+                return serving.expected.sequence if is_told else 0
         return 0
-
-    def _channels(self) -> list[HubChannel]:
-        return list(self.newest.hub.channels.values()) if self.newest.hub else []
 
     def _server_end(self, agent: agents.Agent) -> tuple[service.Worker, client.Client] | None:
         for worker in self.workers():
@@ -195,7 +203,7 @@ class Simulation:
 
     def _heard(self, agent: agents.Agent) -> None:
         """Check that a client has everything if the server has sent everything."""
-        connection, model, the_hub = agent.connection, agent.model, self.newest.hub
+        connection, model, the_hub = agent.connection, agent.model, self.service_of(agent).hub
         if connection is None or model is None or the_hub is None or connection.down.held or connection.down.arrived:
             return
         found = self._server_end(agent)
@@ -216,20 +224,23 @@ class Simulation:
 
     def after_turn(self, ran: process.Process) -> None:
         """Check the invariants after a turn of a process."""
-        if ran is self.newest.process:
-            checks.check_hub(self.newest)
-            return
-        for worker in self.newest.workers.values():
-            if worker.process is ran and worker.server is not None and ran.is_alive:
-                checks.check_worker(worker.server)
+        for one in self.services:
+            if ran is one.process:
+                checks.check_hub(one)
+                return
+            for worker in one.workers.values():
+                if worker.process is ran and worker.server is not None and ran.is_alive:
+                    checks.check_worker(worker.server)
+                    return
 
     def _look(self) -> None:
         """Check regularly that the server is not silent, and that no client lags without a cause."""
         self.world.after(_LOOK_SECONDS, self._look)
         now = self.world.now
         ping_seconds = self.plan.limits.ping_interval_seconds
-        hub_calm_at = self.newest.process.disturbed_until + _RECOVERY_SECONDS
         for agent in self.agents:
+            serving = self.service_of(agent)
+            hub_calm_at = serving.process.disturbed_until + _RECOVERY_SECONDS
             found = self._server_end(agent)
             if found is None:
                 agent.look()
@@ -243,7 +254,7 @@ class Simulation:
             is_undisturbed = max(worker_calm_at, hub_calm_at, agent.disturbed_until) + self._fresh_seconds < now
             is_held_up = current.state is not cursor.CursorState.FOLLOWING and not self.plan.has_swift_catch_ups
             if agent.plan.is_steady and is_undisturbed and not is_held_up:
-                lacks = agent.lacks(self.newest.expected, bound_seconds=self._fresh_seconds)
+                lacks = agent.lacks(serving.expected, bound_seconds=self._fresh_seconds)
                 if lacks:
                     raise worlds.Violation(
                         f"{agent.name}: {lacks} updates have not arrived after {self._fresh_seconds} s: {current!r}"
@@ -270,7 +281,9 @@ class Simulation:
         if the_hub is None:
             return False
         reporting = sum(agent.reporter is not None for agent in self.agents)
-        reported = the_hub.convergence.reported(service.FEED, the_hub.commit_times[service.FEED], self.world.now)
+        reported = the_hub.convergence.reported(
+            service.FEED, the_hub.publisher.commit_times[service.FEED], self.world.now
+        )
         return (reported.reporting, reported.applied) == (reporting, reporting)
 
     # Phases of a run
@@ -328,7 +341,7 @@ class Simulation:
         return held == self.server.expected()
 
     def _is_current(self, agent: agents.Agent) -> bool:
-        model, history = agent.model, self.newest.expected
+        model, history = agent.model, self.service_of(agent).expected
         # A stalled agent does not notice that its server is gone, so it may still have to reconnect.
         is_connected = agent.connection is not None and self._server_end(agent) is not None
         is_told = is_connected and model is not None and model.expected is history and model.status is not None
@@ -386,11 +399,18 @@ def run(seed: int, *, tell: Callable[[str], None] | None = None) -> worlds.World
     """
     plan = plans.make(seed)
     world = worlds.World(seed, tell=tell)
+    run_in(world, plan, lambda: Simulation(world, plan))
+    return world
+
+
+def run_in(world: worlds.World, plan: plans.Plan, make: Callable[[], Simulation]) -> None:
+    """Run a simulation in its world, with the notes of a failure. See `run`."""
+    seed = world.seed
     before = _open_files()
     running: list[Simulation] = []
     with surroundings.replaced(world, plan, running):
         try:
-            running.append(Simulation(world, plan))
+            running.append(make())
             world.after_turn = running[0].after_turn
             running[0].run()
         except BaseException as error:
@@ -403,7 +423,6 @@ def run(seed: int, *, tell: Callable[[str], None] | None = None) -> worlds.World
         gc.collect()  # a killed process leaves reference cycles that hold sockets; a kernel would close them
     if left := _open_files() - before:
         raise worlds.Violation(f"seed {seed}: left open: {', '.join(sorted(left))}")
-    return world
 
 
 def _open_files() -> set[str]:

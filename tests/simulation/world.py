@@ -61,8 +61,9 @@ class World:
         return self.now if self.current is None else self.current.read_clock()
 
     def unix_nanoseconds(self) -> int:
-        """Wall clock time, at a constant distance from the monotonic time."""
-        return UNIX_NANOSECONDS + int(self.time * 1e9)
+        """Wall clock time, at a constant distance from the monotonic time until the clock of a process jumps."""
+        ahead_seconds = 0.0 if self.current is None else self.current.wall_clock_ahead_seconds
+        return UNIX_NANOSECONDS + int((self.time + ahead_seconds) * 1e9)
 
     def note(self, who: str, what: str) -> None:
         """Add a line to the history."""

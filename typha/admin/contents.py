@@ -90,7 +90,7 @@ class ContentPages:
         return _answer(answers.Explanation(objects=found, complete=not listed.missing))
 
     def _fate(self, source: feed.Feed, type: resources.ResourceType, namespace: str, name: str) -> answers.Fate:
-        times = self._hub.commit_times[source.name]
+        times = self._hub.publisher.commit_times[source.name]
         keys = []
         for item in source.held_items(type, namespace, name):
             entry = source.store.get(item.key)

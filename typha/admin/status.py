@@ -96,8 +96,10 @@ class StatusPages:
         channels = [channel for channel in self._hub.channels.values() if channel.feed.name == source.name]
         found = [report for channel in channels for report in self._hub.workers.channel_reports(channel)]
         reports = [report for report in found if report is not None]
-        changed = self._hub.commit_times[source.name].newest
-        reported = self._hub.convergence.reported(source.name, self._hub.commit_times[source.name], _monotonic())
+        changed = self._hub.publisher.commit_times[source.name].newest
+        reported = self._hub.convergence.reported(
+            source.name, self._hub.publisher.commit_times[source.name], _monotonic()
+        )
         store = source.store
         return answers.Feed(
             feed=source.name,
@@ -176,7 +178,7 @@ class StatusPages:
 
     def _client(self, connected: Connected) -> answers.Client:
         """As `client_answer`, and how old what it has not applied is."""
-        answer, times = client_answer(connected), self._hub.commit_times.get(connected.client.feed)
+        answer, times = client_answer(connected), self._hub.publisher.commit_times.get(connected.client.feed)
         if answer.applied is None or times is None:
             return answer
         lag_seconds = round(times.age_of_next(answer.applied, _monotonic()), 3)

@@ -143,7 +143,7 @@ class Collector:
                 for feed, counts in totals.feeds.items()
                 for by, count in (("position", counts.resumed), ("digests", counts.snapshots_in_part))
             },
-            "typha_subscriptions": {(): len(self._hub.selections)},
+            "typha_subscriptions": {(): len(self._hub.derived.selections)},
             "typha_subscriptions_declined_total": {
                 (): sum(counts.subscriptions_declined for counts in totals.feeds.values())
             },
@@ -170,7 +170,7 @@ class Collector:
                     one.merge_list(flat)
         for (metric, feed), totals in self._supervisor.dead_histograms.items():
             merged.setdefault(metric, {}).setdefault((feed,), quantiles.Histogram()).merge(totals)
-        for feed, histogram in self._hub.batch_sizes.items():
+        for feed, histogram in self._hub.publisher.batch_sizes.items():
             histogram.rotate(_monotonic())
             merged.setdefault("typha_breadcrumb_size", {})[feed,] = histogram
         return {name: metrics.summary_samples(histograms) for name, histograms in merged.items()}
@@ -195,12 +195,14 @@ class Collector:
         return {
             "typha_connections_streaming": streaming,
             "typha_felix_agents": agents,
-            "typha_breadcrumb_seq_number": {(name,): count for name, count in self._hub.batches_total.items()},
+            "typha_breadcrumb_seq_number": {
+                (name,): count for name, count in self._hub.publisher.batches_total.items()
+            },
             "typha_cache_size": {(source.name,): len(source.store) for source in feeds},
             "typha_tombstones": {(source.name,): source.store.tombstone_count for source in feeds},
             "typha_updates_skipped": {(source.name,): source.skipped for source in feeds},
             "typha_updates_total": {
-                (source.name,): self._hub.updates_total[source.name] + source.skipped for source in feeds
+                (source.name,): self._hub.publisher.updates_total[source.name] + source.skipped for source in feeds
             },
             **self._applied_samples(),
             "typha_snapshots_generated": built,
@@ -219,7 +221,7 @@ class Collector:
         now = _monotonic()
         found = {
             (name,): self._hub.convergence.reported(name, times, now)
-            for name, times in self._hub.commit_times.items()
+            for name, times in self._hub.publisher.commit_times.items()
             if self._hub.convergence.is_reported(name)
         }
         return {

@@ -7,6 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from loadtest.reporting import measure
 
@@ -123,3 +126,14 @@ def test_what_the_kernel_holds_of_a_connection() -> None:
             assert measure.queued_bytes(port) == [1000]
             client.recv(400)
             assert measure.queued_bytes(port) == [600]
+
+
+def test_a_clock_stands_still_while_processes_wait_for_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_PROC", tmp_path)
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    assert measure.undisturbed_seconds() == 1000.0, "the kernel does not tell"
+    pressure = "some avg10=94.28 avg60=90.81 avg300=59.71 total={}\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n"
+    (tmp_path / "pressure").mkdir()
+    for waited, expected in ((400_000_000, 600.0), (400_500_000, 599.5)):
+        (tmp_path / "pressure" / "cpu").write_text(pressure.format(waited))
+        assert measure.undisturbed_seconds() == expected

@@ -38,7 +38,7 @@ def test_nobody_is_asked_while_nobody_reports() -> None:
     report(worker, reporting=0)
     stand.put("b")
     assert asked(worker) == []
-    found = stand.hub.convergence.reported(FEED, stand.hub.commit_times[FEED], clock.monotonic())
+    found = stand.hub.convergence.reported(FEED, stand.hub.publisher.commit_times[FEED], clock.monotonic())
     assert found == convergence.NOBODY
     close(stand)
 
@@ -49,7 +49,7 @@ def test_the_slowest_worker_says_when_a_change_is_applied_everywhere() -> None:
     report(second, reporting=0)
     stand.put("a")
     sequence = stand.hub.feeds[FEED].store.sequence
-    committed_at = stand.hub.commit_times[FEED].newest_at
+    committed_at = stand.hub.publisher.commit_times[FEED].newest_at
     stand.put("b")  # one at a time
     assert asked(first) == asked(second) == [sequence]
     report(first, reached=sequence, at=committed_at + 0.3)
@@ -69,7 +69,7 @@ def test_a_worker_that_dies_and_a_client_that_hangs_stop_nothing() -> None:
     report(second)
     stand.put("a")
     sequence = stand.hub.feeds[FEED].store.sequence
-    committed_at = stand.hub.commit_times[FEED].newest_at
+    committed_at = stand.hub.publisher.commit_times[FEED].newest_at
     report(first, reached=sequence, at=committed_at + 0.25)
     stand.hub.remove_worker(2)
     stand.hub.convergence.look(committed_at + 2.0)
@@ -77,7 +77,7 @@ def test_a_worker_that_dies_and_a_client_that_hangs_stop_nothing() -> None:
     assert counts.seconds == 0.25
     stand.hub.convergence._next_at[FEED] = 0.0
     stand.put("b")
-    committed_at = stand.hub.commit_times[FEED].newest_at
+    committed_at = stand.hub.publisher.commit_times[FEED].newest_at
     stand.hub.convergence.look(committed_at + convergence.PATIENCE_SECONDS - 1.0)
     assert sum(counts.counts) == 1
     stand.hub.convergence.look(committed_at + convergence.PATIENCE_SECONDS + 1.0)
@@ -91,7 +91,7 @@ def test_a_lying_worker_changes_no_time_by_much() -> None:
     report(worker)
     stand.put("a")
     sequence = stand.hub.feeds[FEED].store.sequence
-    committed_at = stand.hub.commit_times[FEED].newest_at
+    committed_at = stand.hub.publisher.commit_times[FEED].newest_at
     report(worker, reached=sequence, at=committed_at + 1e8)
     stand.hub.convergence.look(committed_at + 2.0)
     assert round(stand.hub.convergence.seconds[FEED].seconds, 6) == 2.0
@@ -105,7 +105,7 @@ def test_the_lag_is_the_age_of_the_oldest_change_that_somebody_lacks() -> None:
     stand.put("a")
     has_a = stand.hub.feeds[FEED].store.sequence
     stand.put("b")
-    times = stand.hub.commit_times[FEED]
+    times = stand.hub.publisher.commit_times[FEED]
     report(first, reporting=3, applied=2, lowest=has_a)
     report(second, reporting=0, lowest=0)
     found = stand.hub.convergence.reported(FEED, times, times.newest_at + 7.0)

@@ -46,7 +46,7 @@ def test_nothing_is_encoded_without_clients(bench: HubStand) -> None:
     assert bench.hub.channels == {}
     assert bench.hub.retention.log_bytes == 0
     assert worker.hear() == []
-    assert bench.hub.updates_total == {worker_stand.FEED: 13}
+    assert bench.hub.publisher.updates_total == {worker_stand.FEED: 13}
 
 
 def test_a_batch_is_published_once(bench: HubStand) -> None:

@@ -100,7 +100,7 @@ def test_a_worker_that_hears_late_hears_of_the_oldest(stand: HubStand, time: Clo
 
 def test_a_second_without_a_batch_counts_as_one_of_nothing(stand: HubStand, time: Clock) -> None:
     opened(stand)
-    sizes = stand.hub.batch_sizes[worker_stand.FEED]
+    sizes = stand.hub.publisher.batch_sizes[worker_stand.FEED]
     stand.hub.look_after_channels()
     before = sizes.count
     stand.hub.look_after_channels()
@@ -111,4 +111,4 @@ def test_a_second_without_a_batch_counts_as_one_of_nothing(stand: HubStand, time
     stand.hub.look_after_channels()
     assert sizes.count == before + 3
     assert sizes.quantile(1.0) == pytest.approx(1.0, rel=0.07)
-    assert stand.hub.batches_total[worker_stand.FEED] == 2  # the status, and the object
+    assert stand.hub.publisher.batches_total[worker_stand.FEED] == 2  # the status, and the object

@@ -10,6 +10,7 @@ import os
 import pathlib
 import resource
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -22,7 +23,7 @@ from protocol import messages
 from protocol.native import encoder
 from tests.harness import worker_stand
 from tests.harness.hub_stand import KIBIBYTE, HubStand, Worker
-from tests.harness.served import Cluster, converged, mirrors, serving
+from tests.harness.served import TIMEOUT_SECONDS, Cluster, converged, mirrors, serving
 from typha.hub import policy, shortages
 from typha.ipc import link
 from typha.ipc import messages as ipc
@@ -284,12 +285,11 @@ async def test_a_process_without_descriptors_goes_on_when_it_has_some(tmp_path: 
         processes = [running.process.pid, *running.workers()]
         for pid, line in zip(processes, ("Out of a resource", "Cannot take the hub's messages"), strict=False):
             limit_open_files(pid, more=0)
-            for _ in range(1000):
+            deadline = time.monotonic() + TIMEOUT_SECONDS
+            while line not in running.text:
+                assert time.monotonic() < deadline
                 cluster.put(*(f"large{number}" for number in range(10)), padding=os.urandom(4000).hex())
                 await asyncio.sleep(0.02)
-                if line in running.text:
-                    break
-            assert line in running.text
             limit_open_files(pid, more=None)
             await converged(cluster, clients)
         assert all(client.last_disconnect is None for client in clients)

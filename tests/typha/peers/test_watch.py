@@ -130,7 +130,7 @@ async def test_clients_of_a_replica_that_alone_is_stale_move(
         await eventually(lambda: alone.connected and alone.in_sync)
         await second.metric_is(CONNECTIONS, 4)
         assert await second.metric("typha_handing_over") == 0
-        await asyncio.sleep(3.0)  # workers report every second
+        await first.metric_is(CONNECTIONS, 0)  # then it has counted the ends of all
         before = await first.metric('typha_disconnects_total{reason="rebalanced"}')
         assert before >= 1
         newcomer = follower.follow(old, feed="web", agent="newcomer", tls=context)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import pathlib
 import signal
-import socket
 import ssl
 from collections.abc import AsyncIterator
 
@@ -13,6 +12,7 @@ import pytest
 from clients import mirror
 from loadtest.apiserver import resources as simulated
 from loadtest.apiserver import settings as simulator_settings
+from loadtest.environment import control_plane
 from tests.harness import certificates, served
 from typha.worker import tls
 
@@ -124,32 +124,27 @@ async def test_a_follower_whose_upstream_is_stopped_falls_back_to_the_api_server
             signal_all(root, signal.SIGCONT)
 
 
-async def test_an_upstream_that_begins_again_with_other_data(tmp_path: pathlib.Path) -> None:
+async def test_an_upstream_that_begins_again_with_other_data(tmp_path: pathlib.Path, free_port: int) -> None:
     """The follower serves what it has until the new upstream is complete, and deletes only what is gone."""
+    options = {**variables(), "TYPHA_SERVERPORT": str(free_port)}
     async with served.Cluster(tmp_path) as cluster, contextlib.AsyncExitStack() as mortal:
-        first = await mortal.enter_async_context(replica(cluster))
-        address = await first.address()
+        first = await mortal.enter_async_context(served.serving(cluster, "--workers", "1", **options))
         async with (
-            replica(cluster, address) as follower,
+            replica(cluster, await first.address()) as follower,
             watched(await follower.address()) as (one, deleted),
         ):
             first.process.terminate()
             await first.ends()
             cluster.put("new", "p1")
             cluster.simulator.store.delete(simulated.PODS, "default", "p2")
-            port = address.rpartition(":")[2]
-            async with served.serving(cluster, "--workers", "1", TYPHA_CALICOFEEDS="false", TYPHA_SERVERPORT=port):
+            async with served.serving(cluster, "--workers", "1", **options):
                 await served.converged(cluster, [one])
                 assert [key.rpartition("/")[2] for key in deleted] == ["p2"]
 
 
 async def test_replicas_that_name_each_other_make_no_ring(tmp_path: pathlib.Path) -> None:
     async with served.Cluster(tmp_path) as cluster:
-        ports = []
-        for _ in range(2):
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                ports.append(probe.getsockname()[1])
+        ports = [control_plane.free_port() for _ in range(2)]
         one, other = (f"127.0.0.1:{port}" for port in ports)
         options = {"fallback_seconds": 2}
         async with (
@@ -164,7 +159,8 @@ async def test_replicas_that_name_each_other_make_no_ring(tmp_path: pathlib.Path
         ):
             cluster.put("new")
             await served.converged(cluster, [at_first, at_second])
-            assert 1 in [await service.metric(WATCHES) for service in (first, second)]
+            watching = first if await first.metric(WATCHES) else second
+            await watching.metric_is(WATCHES, 1)
 
 
 def tls_variables(

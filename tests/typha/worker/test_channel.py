@@ -47,7 +47,7 @@ async def test_a_format_is_wanted_by_its_first_client_and_once(stage: WorkerStan
     peers.append(await stage.subscribe(features=frozenset({"zstd"})))
     await stage.converged(*peers)
     assert len(stage.hub.channels) == 2
-    assert stage.hub._next_channel == 3
+    assert [channel.number for channel in stage.hub.channels.values()] == [1, 2]
 
 
 def test_a_channel_is_known_by_name_before_the_hub_opens_it_and_by_number_after() -> None:

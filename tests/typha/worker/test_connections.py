@@ -71,6 +71,8 @@ async def test_what_the_servers_hello_says(stage: WorkerStand) -> None:
     assert adapter.agent == "test"
 
 
+@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual_time")
 async def test_an_answer_leaves_with_the_snapshot_or_soon_without_one(stage: WorkerStand) -> None:
     stage.put(pod("a"))
     stage.in_sync()
@@ -138,8 +140,11 @@ async def test_random_bytes(stage: WorkerStand) -> None:
 
 @pytest.mark.parametrize(("first", "reason"), [(TYPHA_HELLO, "unknown-feed"), (TLS_HELLO, "unsupported-protocol")])
 async def test_a_refused_client_whose_protocol_has_no_goodbye_is_held_in_silence_then_closed(
-    stage: WorkerStand, first: bytes, reason: str
+    open_stage: OpenStage, first: bytes, reason: str
 ) -> None:
+    # A busy test must see the client that is held.
+    stage = await open_stage(msgspec.structs.replace(FAST, refusal_hold_seconds=3.0))
+    stage.in_sync()
     peer = await stage.connect()
     peer.send(first)
     await eventually(lambda: stage.disconnects == {reason: 1})

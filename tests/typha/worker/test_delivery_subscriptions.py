@@ -91,7 +91,7 @@ async def test_a_subscription_by_prefix_is_a_feed_of_its_own(stage: WorkerStand)
 async def test_the_store_of_a_subscription_has_the_same_values(stage: WorkerStand) -> None:
     stage.put(pod("web-1"), pod("db-1"))
     await stage.converged(await stage.subscribe(subscription=WEB))
-    [selection] = stage.hub.selections.values()
+    [selection] = stage.hub.derived.selections.values()
     key = "/core/v1/pods/default/web-1"
     assert selection.store.get(key) is stage.feed.store.get(key)
 
@@ -152,7 +152,7 @@ async def test_too_many_subscriptions_are_not_in_force(stage: WorkerStand) -> No
     for number in range(SELECTIONS_MAX):
         assert await bring(stage, part(number), host=f"127.0.0.{10 + number}") == [True]
     assert await bring(stage, part(97), part(98), part(0)) == [False, False, True]
-    assert len(stage.hub.selections) == SELECTIONS_MAX
+    assert len(stage.hub.derived.selections) == SELECTIONS_MAX
     assert stage.server.stats.feeds[stage.feed.name].counts.subscriptions_declined == 2
 
 
@@ -216,7 +216,7 @@ async def test_a_subscription_without_clients_is_dropped(stage: WorkerStand) -> 
     stage.put(on("n1", "a"))
     peer = await stage.subscribe(subscription=OWN_NODE, node="n1")
     await stage.converged(peer)
-    assert len(stage.hub.selections) == 1
+    assert len(stage.hub.derived.selections) == 1
     peer.close()
     number = stage.channel.number
     await eventually(lambda: number in stage.handle.report.channels)
@@ -226,7 +226,7 @@ async def test_a_subscription_without_clients_is_dropped(stage: WorkerStand) -> 
     assert channel.idle_since is not None
     channel.idle_since -= worker_stand.HUB_LIMITS.channel_idle_seconds
     stage.hub.look_after_channels()
-    assert stage.hub.selections == {}
+    assert stage.hub.derived.selections == {}
     again = await stage.subscribe(subscription=OWN_NODE, node="n1")
     await stage.converged(again)
 
@@ -238,7 +238,7 @@ async def test_everything_is_the_feed_itself(stage: WorkerStand) -> None:
     assert peers[1].hello is not None
     assert peers[1].hello.features == {"subscriptions"}
     assert len(stage.hub.channels) == 1
-    assert stage.hub.selections == {}
+    assert stage.hub.derived.selections == {}
 
 
 async def test_a_foreign_feed_cannot_select_by_kind() -> None:

@@ -15,9 +15,12 @@ from typha.worker import client, handshake_steps, handshakes, tls
 
 pytestmark = pytest.mark.slow
 
+HURRIED = msgspec.structs.replace(FAST, handshake_timeout_seconds=3.0)
+"""Long enough for an innocent handshake of this process on a busy machine."""
+
 
 async def test_a_handshake_that_is_not_finished_runs_out_of_time(open_tls: OpenTlsStage) -> None:
-    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=0.4))
+    stage = await open_tls(HURRIED)
     context = stage.peers_tls
     stage.peers_tls = None
     half = await stage.connect()
@@ -84,14 +87,14 @@ async def test_the_oldest_goes_first_and_a_client_that_has_given_up_is_passed_ov
 
 async def test_clients_that_wait_for_the_worker_are_not_late_but_a_silent_one_is(open_tls: OpenTlsStage) -> None:
     steps = HeldSteps()
-    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=0.4), take_steps=steps)
+    stage = await open_tls(HURRIED, take_steps=steps)
     begun = await in_handshake(stage, 8)
     context, stage.peers_tls = stage.peers_tls, None
     silent = await stage.connect()
     stage.peers_tls = context
     await eventually(lambda: stage.disconnects == {"handshake-timeout": 1})
     await silent.read_to_end()
-    await asyncio.sleep(0.5)  # all have waited for longer than the timeout
+    await asyncio.sleep(HURRIED.handshake_timeout_seconds)  # all have waited for longer than the timeout
     steps.opened.set()
     peers = [await task for task, _ in begun]
     await stage.converged(*peers)
@@ -99,8 +102,8 @@ async def test_clients_that_wait_for_the_worker_are_not_late_but_a_silent_one_is
 
 
 async def test_peers_that_send_a_byte_at_a_time_keep_no_client_out(open_tls: OpenTlsStage) -> None:
-    # Long enough for an innocent handshake on a busy machine. The peers go on for longer.
-    stage = await open_tls(msgspec.structs.replace(FAST, handshake_timeout_seconds=5.0))
+    # The peers go on for longer than the timeout.
+    stage = await open_tls(HURRIED)
     context, stage.peers_tls = stage.peers_tls, None
     dripping = [await stage.connect() for _ in range(handshakes._PLACES + 8)]
     stage.peers_tls = context

@@ -329,17 +329,24 @@ async def test_without_an_ack_or_pongs_a_client_is_closed(open_stage: OpenStage)
 @pytest.mark.parametrize(
     ("hello", "reason"), [(OLD, "unsupported-version"), (STRANGER, "unknown-feed"), (NOT_SERVED, "unknown-feed")]
 )
-async def test_a_refused_client_is_held_in_silence(felix: WorkerStand, hello: typha.ClientHello, reason: str) -> None:
-    peer = await typha_peer.join(felix, hello)
-    await eventually(lambda: felix.disconnects == {reason: 1})
+async def test_a_refused_client_is_held_in_silence(
+    open_stage: OpenStage, hello: typha.ClientHello, reason: str
+) -> None:
+    # A busy test must see the client that is held.
+    stage = await open_stage(msgspec.structs.replace(FAST, refusal_hold_seconds=3.0), feed_name=FELIX)
+    stage.in_sync()
+    peer = await typha_peer.join(stage, hello)
+    await eventually(lambda: stage.disconnects == {reason: 1})
     assert not peer.read()
     assert not peer.ended
-    assert len(felix.server.connections.closing) == 1
+    assert len(stage.server.connections.closing) == 1
     await peer.read_to_end()
     assert not peer.received
-    await eventually(lambda: not felix.server.poller.clients)
+    await eventually(lambda: not stage.server.poller.clients)
 
 
+@pytest.mark.looptime
+@pytest.mark.usefixtures("virtual_time")
 async def test_no_protocol_is_closed_at_once(open_stage: OpenStage) -> None:
     stage = await open_stage(msgspec.structs.replace(FAST, refusal_hold_seconds=30.0), feed_name=FELIX)
     stage.in_sync()

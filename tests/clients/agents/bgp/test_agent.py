@@ -112,16 +112,17 @@ def test_routes_outlive_the_agent_and_its_bird(cluster: Cluster) -> None:
     # The neighbors know that BIRD comes back, and go on sending to the node.
     assert {name: routes(cluster, name) for name in others} == others
     cluster.start_bgp(cluster.nodes[0])
-    cluster.wait(lambda: len(cluster.established("node-1")) == 2, "sessions are up again")
+    cluster.wait(lambda: is_recovered(cluster, "node-1"), "the neighbors have the routes again")
     assert routes(cluster, "node-1") == expected
 
 
 def test_an_agent_that_starts_without_a_server_uses_what_it_had(cluster: Cluster) -> None:
+    cluster.wait(lambda: has_block_routes(cluster), "all have the blocks' routes, and none of a pod")
     expected = routes(cluster, "node-1")
     cluster.stop_process("bgp-node-1")
     cluster.stop_process("typha")
     cluster.start_bgp(cluster.nodes[0])
-    cluster.wait(lambda: len(cluster.established("node-1")) == 2, "sessions are up again")
+    cluster.wait(lambda: is_recovered(cluster, "node-1"), "the neighbors have the routes again")
     assert routes(cluster, "node-1") == expected
     cluster.start_service()
 
