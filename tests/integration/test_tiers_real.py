@@ -29,6 +29,8 @@ def cluster(tmp_path: pathlib.Path) -> Iterator[calico_cluster.RealCluster]:
 def variables(addresses: list[str], number: int) -> dict[str, str]:
     return {
         "TYPHA_UPSTREAM": "elected",
+        # On a busy machine the first election may take longer than the default.
+        "TYPHA_UPSTREAMFALLBACKAFTERSECS": "600",
         "TYPHA_PEERADDRESSES": ",".join(addresses),
         "TYPHA_SERVERPORT": addresses[number].rpartition(":")[2],
     }

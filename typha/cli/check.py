@@ -17,7 +17,7 @@ import structlog
 
 from typha import settings
 from typha.cli import serve
-from typha.preflight import cluster, host
+from typha.preflight import cluster, host, replicas
 from typha.preflight.findings import Finding, Status, worst
 from typha.settings import machine
 
@@ -70,6 +70,7 @@ def _account(text: str | None) -> cluster.Account | None:
 def _findings(loaded: settings.Loaded, account: cluster.Account | None, *, cluster_only: bool) -> Iterator[Finding]:
     yield from asyncio.run(cluster.examine(loaded.settings, os.environ, account=account))
     if not cluster_only:
+        yield from asyncio.run(replicas.upstreams(loaded.settings))
         yield from host.ports(loaded.settings)
         yield from host.certificates(loaded.settings, os.environ, time.time())
     for notice in loaded.notices:

@@ -88,7 +88,10 @@ async def ask(
             is_refused = context is not None and isinstance(error, _Closed | ConnectionResetError)
             problems[peer] = text[:_PROBLEM_CHARS_MAX] + (_REFUSED if is_refused else "")
         return None
-    if messages.Feature.FRESHNESS not in hello.features or hello.incarnation == incarnation:
+    useless = _useless(hello, incarnation)
+    if useless:
+        if problems is not None:
+            problems[peer] = useless
         return None
     milliseconds = hello.confirmed_milliseconds
     return freshness.Answer(
@@ -98,6 +101,15 @@ async def ask(
         hello.upstreams,
         messages.Feature.TIERS in hello.features,
     )
+
+
+def _useless(hello: messages.ServerHello, incarnation: bytes) -> str:
+    """Why an answer says nothing of another replica; empty if it does."""
+    if hello.incarnation == incarnation:
+        return "this is the replica itself"
+    if messages.Feature.FRESHNESS not in hello.features:
+        return "it cannot say how fresh its data is (an older release?)"
+    return ""
 
 
 class _NoHello(Exception):

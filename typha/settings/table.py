@@ -21,6 +21,7 @@ from typha.settings.types import (
     one_of,
     path,
     ratio,
+    replicas,
     seconds,
     size,
     text,
@@ -428,7 +429,7 @@ class Settings:
     )
     peer_addresses: str = _ours(
         "PeerAddresses",
-        text(),
+        replicas(),
         "",
         "Replicas that a stale one asks, as HOST:PORT with commas, beside those of ConnectionRebalancingMode. A "
         "replica may be in its own list.",
@@ -436,7 +437,7 @@ class Settings:
     )
     upstream: str = _ours(
         "Upstream",
-        text(),
+        replicas("elected"),
         "",
         "Replicas that feed this one in place of the API server, as HOST:PORT with commas; one at a time is followed. "
         "`elected`: of all replicas, one watches the API server, and the others follow it. Empty = every replica "

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from cache.feeds.calico import releases
+from clients import addresses
 
 T = TypeVar("T")
 
@@ -152,6 +153,26 @@ def agent_releases() -> ValueType[str]:
         return text
 
     return ValueType("pattern=release, ...", parse, zero="")
+
+
+def replicas(*keywords: str) -> ValueType[str]:
+    """A comma-separated list of HOST:PORT, or one of the keywords in any case."""
+
+    def parse(text: str) -> str:
+        for keyword in keywords:
+            if text.strip().lower() == keyword:
+                return keyword
+        parts = [part.strip() for part in _parse_text(text).split(",") if part.strip()]
+        for part in parts:
+            if part.lower() in keywords:
+                raise ValueError(f"expected `{part.lower()}` alone or a list of HOST:PORT")
+            try:
+                addresses.parse(part)
+            except ValueError as error:
+                raise ValueError(f"expected HOST:PORT, comma-separated: {error}") from None
+        return ",".join(parts)
+
+    return ValueType(" / ".join((*keywords, "list of host:port")), parse, zero="")
 
 
 def text() -> ValueType[str]:

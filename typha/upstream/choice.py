@@ -144,7 +144,7 @@ class Choice:
 
     def look(self, now: float, facts: Facts) -> Decision:
         """What to do now."""
-        usable = {address: one for address, one in facts.answers.items() if self._is_usable(now, one)}
+        usable = {address: one for address, one in facts.answers.items() if not self.objection(now, one)}
         before = self.mode, self.upstream
         if self.mode is Mode.WATCHING:
             why, behind = self._look_while_watching(now, facts, usable)
@@ -153,30 +153,33 @@ class Choice:
         changed = (self.mode, self.upstream) != before
         return Decision(self.mode, self.upstream, self.upstreams, why if changed else "", behind if changed else 0.0)
 
-    def _is_usable(self, now: float, answer: freshness.Answer) -> bool:
-        return (
-            answer.knows_tiers
-            and now - answer.asked_at <= freshness.ANSWER_SECONDS_MAX
-            and answer.confirmed_at is not None
-            and answer.asked_at - answer.confirmed_at <= freshness.CONFIRMED_SECONDS_MAX
-            and self._avoided.get(answer.incarnation, now) <= now
-            and self._may_be_followed(answer)
-        )
+    def objection(self, now: float, answer: freshness.Answer) -> str:
+        """Why a replica that has answered cannot be followed, for people; empty if it can."""
+        if not answer.knows_tiers:
+            return "it cannot feed replicas"
+        if now - answer.asked_at > freshness.ANSWER_SECONDS_MAX:
+            return "it does not answer any more"
+        confirmed_at = answer.confirmed_at
+        if confirmed_at is None or answer.asked_at - confirmed_at > freshness.CONFIRMED_SECONDS_MAX:
+            return "the API server does not confirm its data"
+        if self._avoided.get(answer.incarnation, now) > now:
+            return "it has given no data, or data that cannot be used"
+        return self._objection_to_path(answer)
 
-    def _may_be_followed(self, answer: freshness.Answer) -> bool:
-        """Whether this makes no ring and no long chain."""
+    def _objection_to_path(self, answer: freshness.Answer) -> str:
+        """Empty if this makes no ring and no long chain."""
         if answer.incarnation == self._incarnation:
-            return False
+            return "this is the replica itself"
         if answer.upstreams is None:
-            return True
+            return ""
+        if not answer.upstreams:
+            return "it has no upstream now"
+        if self._policy.roots_only:
+            return "it is fed by another replica"
         path = (answer.incarnation, *answer.upstreams)
-        return (
-            bool(answer.upstreams)
-            and not self._policy.roots_only
-            and self._incarnation not in path
-            and len(path) <= UPSTREAMS_MAX
-            and len(set(path)) == len(path)
-        )
+        if self._incarnation in path or len(path) > UPSTREAMS_MAX or len(set(path)) < len(path):
+            return "it is fed by this replica, or through too many others"
+        return ""
 
     def _look_while_watching(
         self, now: float, facts: Facts, usable: Mapping[str, freshness.Answer]
@@ -202,10 +205,10 @@ class Choice:
         if facts.must_watch:
             return self._watch("elected"), 0.0
         current = self._answer_of_upstream(facts)
-        if current is not None and not self._may_be_followed(current):
+        if current is not None and self._objection_to_path(current):
             self._search(now)
             return "the upstream is fed by this replica, or through too many others", 0.0
-        is_usable = current is not None and self._is_usable(now, current)
+        is_usable = current is not None and not self.objection(now, current)
         if is_usable and current is not None and facts.has_contact:
             self._none_since = self._lost_since = None
             self._path = (current.incarnation, *(current.upstreams or ()))

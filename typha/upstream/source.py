@@ -200,7 +200,7 @@ class Source:
         if decision.why:
             upstream = "" if decision.upstream is None else decision.upstream.address
             behind = {"behind_seconds": round(decision.behind_seconds, 1)} if decision.behind_seconds else {}
-            found = list(self._problems.items()) if decision.mode is choice.Mode.WATCHING else []
+            found = list(self._all_problems().items()) if decision.mode is choice.Mode.WATCHING else []
             shown = "; ".join(f"{address}: {problem}" for address, problem in found[:_PROBLEMS_SHOWN])
             problems = {"problems": shown} if shown else {}
             _log.info(
@@ -231,6 +231,12 @@ class Source:
             for name, source in feeds.items():
                 if name not in self._links:
                     self._links[name] = self._begin(tasks, source, decision.upstream)
+
+    def _all_problems(self) -> dict[str, str]:
+        """Why candidates cannot be followed, by address: they do not answer, or what they say speaks against it."""
+        now = _monotonic()
+        said = {address: self.choice.objection(now, answer) for address, answer in self._answers.items()}
+        return self._problems | {address: problem for address, problem in said.items() if problem}
 
     def _begin(
         self, tasks: asyncio.TaskGroup, source: followed.FollowedFeed, upstream: choice.Upstream
@@ -309,8 +315,8 @@ class Source:
                 return
             if _monotonic() - answer.asked_at < _DOUBT_SECONDS:
                 return
-        found = await self._resolved()
         problems: dict[str, str] = {}
+        found = await self._resolved(problems)
         answers = await inquiry.ask_all(
             found, names[0], context=context, incarnation=self._incarnation, problems=problems
         )
@@ -346,8 +352,12 @@ class Source:
         if answer.incarnation == upstream.incarnation:
             _confirm(first, answer)
 
-    async def _resolved(self) -> list[str]:
-        """The addresses of the candidates: of a name with several, each may be another replica."""
+    async def _resolved(self, problems: dict[str, str]) -> list[str]:
+        """The addresses of the candidates: of a name with several, each may be another replica.
+
+        Args:
+            problems: takes why a name has none.
+        """
         loop = asyncio.get_running_loop()
         found: dict[str, None] = {}
         for one in self._candidates():
@@ -356,7 +366,7 @@ class Source:
                 async with asyncio.timeout(_RESOLVE_SECONDS):
                     resolved = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             except (OSError, ValueError) as error:  # UnicodeError and TimeoutError are among these
-                _log.debug("An upstream's name cannot be resolved", address=one, error=str(error))
+                problems[one] = f"cannot resolve the name: {str(error) or 'no answer in time'}"
                 continue
             found |= dict.fromkeys(networks.with_port(str(entry[4][0]), port) for entry in resolved)
         return list(found)[: discovered.PEERS_MAX]

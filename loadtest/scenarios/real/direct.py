@@ -123,7 +123,8 @@ class Bench:
         self.checks: list[report.Check] = []
 
     async def step(self, agents: int, replicas: int, way: str) -> None:
-        """Start agents, measure the start and then a span of changes, and end the agents."""
+        """Start agents, measure the start and then a span of changes, and end the agents and their watches."""
+        alone = (await self._read()).watches
         opened = self._direct(agents) if way == _DIRECT else self._replicas(agents, replicas, in_tiers=way == _TIERS)
         async with opened as crowd:
             before = await self._read()
@@ -145,7 +146,17 @@ class Bench:
             proof = await crowd.finished()
             if proof is not None:
                 self.checks.append(proof)
-        await asyncio.sleep(SETTLE_SECONDS)
+        # The API server may see the ends later. If it has more watches of its own by now, that is for the checks.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(QUIET_TIMEOUT_SECONDS):
+                await self._has_at_most(alone)
+
+    async def _has_at_most(self, watches: float) -> None:
+        """Returns when the API server has no more watches than that."""
+        while True:
+            await asyncio.sleep(SETTLE_SECONDS)
+            if (await self._read()).watches <= watches:
+                return
 
     async def _measure(self, crowd: Agents, agents: int, replicas: int, way: str) -> Row:
         await asyncio.sleep(SETTLE_SECONDS)

@@ -25,6 +25,7 @@ async def test_all_agents_come_back_after_a_kill(tmp_path: Path, name: str) -> N
 async def test_no_agent_is_lost_while_the_hub_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crash, "AFTER_STOP_SECONDS", 1.0)
     scenario = functools.partial(crash.hub_stop, ping_interval_seconds=1.0)
-    made = await small.run(scenario, tmp_path, seconds=5.0, protocols=small.BOTH)
+    made = await small.run(scenario, tmp_path, seconds=12.0, protocols=small.BOTH)
     silence = next(check for check in made.checks if "silence" in check.name)
-    assert 0.5 <= float(silence.detail.split()[0]) < 4.0, "pings come without the hub"
+    # Far from both the interval and the time without the hub, because agents and workers may wait for a CPU.
+    assert 0.5 <= float(silence.detail.split()[0]) < 9.0, "pings come without the hub"

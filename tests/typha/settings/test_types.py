@@ -80,6 +80,31 @@ def test_patterns_of_texts(name: str, good: str, bad: str) -> None:
         row.parse(bad)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("elected", "elected"),
+        (" Elected ", "elected"),
+        ("typha-1, typha-2:1,,[fd00::1]:5", "typha-1,typha-2:1,[fd00::1]:5"),
+        (",", ""),
+    ],
+)
+def test_replicas(text: str, expected: str) -> None:
+    assert value("Upstream", text) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["a:99999", "a:b", "elected,a:1", "a:1, ELECTED", "a b", "fd00::1", "[fd00::1", ":5473"]
+)
+def test_replicas_that_cannot_be_asked_end_the_start(text: str) -> None:
+    with pytest.raises(settings.ConfigurationError, match="Upstream: expected"):
+        load({"TYPHA_UPSTREAM": text})
+
+
+def test_peers_are_not_elected() -> None:
+    assert value("PeerAddresses", "elected") == "elected"  # a host of this name
+
+
 def test_a_file_that_must_exist_but_does_not_leaves_the_default(tmp_path: pathlib.Path) -> None:
     loaded = load({"TYPHA_ETCDKEYFILE": str(tmp_path / "missing"), "TYPHA_ETCDCERTFILE": str(tmp_path)})
     assert loaded.settings.etcd_key_file == ""

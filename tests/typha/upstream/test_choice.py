@@ -53,6 +53,35 @@ def following() -> tuple[choice.Choice, float]:
     return one, now
 
 
+@pytest.mark.parametrize(
+    ("said", "objection"),
+    [
+        (answer(NOW), ""),
+        (answer(NOW, knows_tiers=False), "cannot feed"),
+        (answer(NOW - 16), "does not answer any more"),
+        (answer(NOW, age=None), "does not confirm"),
+        (answer(NOW, age=91), "does not confirm"),
+        (answer(NOW, OTHER), "has given no data"),
+        (answer(NOW, OWN), "itself"),
+        (answer(NOW, upstreams=()), "no upstream now"),
+        (answer(NOW, upstreams=(b"a",)), ""),
+        (answer(NOW, upstreams=(b"a", OWN)), "fed by this replica"),
+        (answer(NOW, upstreams=(b"a", b"b", b"c")), "too many others"),
+    ],
+)
+def test_why_a_candidate_is_not_followed(said: freshness.Answer, objection: str) -> None:
+    one = made()
+    one.avoid(NOW, OTHER)
+    found = one.objection(NOW, said)
+    assert objection in found
+    assert bool(objection) == bool(found)
+
+
+def test_an_elected_fleet_follows_only_replicas_that_watch() -> None:
+    said = answer(NOW, upstreams=(b"a",))
+    assert "another replica" in made(POLICY._replace(roots_only=True)).objection(NOW, said)
+
+
 def test_a_good_candidate_is_followed_once_this_replica_has_said_that_it_has_no_upstream() -> None:
     one = made()
     assert one.look(NOW + 1, facts(answer(NOW + 1))).mode is Mode.SEARCHING

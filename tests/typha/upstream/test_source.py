@@ -13,7 +13,7 @@ from clients import mirror
 from loadtest.apiserver import resources as simulated
 from loadtest.apiserver import settings as simulator_settings
 from loadtest.environment import control_plane
-from tests.harness import certificates, served
+from tests.harness import certificates, replica_answers, served
 from typha.worker import tls
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -233,6 +233,18 @@ async def test_a_follower_whose_certificate_is_refused_watches_and_says_why(
         said = await follower.logged(FALLEN_BACK)
         assert await root.address() in said[1]
         assert "perhaps its ClientCN or ClientURISAN does not allow" in said[1]
+
+
+async def test_a_replica_that_falls_back_says_what_is_wrong_with_each_upstream(tmp_path: pathlib.Path) -> None:
+    older = replica_answers.hello("freshness", feed=served.FEED)
+    async with (
+        served.Cluster(tmp_path) as cluster,
+        replica_answers.answering(older) as other,
+        replica(cluster, "host.invalid:5473", other, fallback_seconds=1) as service,
+    ):
+        said = (await service.logged(FALLEN_BACK))[1]
+    assert "host.invalid:5473: cannot resolve the name" in said
+    assert f"{other}: it cannot feed replicas" in said
 
 
 async def test_an_upstream_of_another_authority_is_not_followed(tmp_path: pathlib.Path) -> None:
