@@ -172,7 +172,7 @@ class Source:
             context = await asyncio.to_thread(self._make_context)
         except tls_contexts.TlsUnusable:
             return True
-        answers = await inquiry.ask_all(await self._resolved(), name, context=context, incarnation=self._incarnation)
+        answers = await inquiry.ask_all(await self._resolved({}), name, context=context, incarnation=self._incarnation)
         if not answers:
             return True
         return (
