@@ -274,9 +274,12 @@ class Service:
                 serving = tasks.create_task(self.supervisor.run(), name="workers")
                 background = [tasks.create_task(action, name=name) for name, action in self._background()]
                 await self._stopping.wait()
+                begun, seconds = clock.monotonic(), self._settings.shutdown_timeout_seconds
+                if self.source is not None and self._candidate is not None:
+                    await self.source.leave(seconds / 2)
                 self.listener.close()
                 self.supervisor.drain(
-                    seconds=self._settings.shutdown_timeout_seconds,
+                    seconds=seconds - (clock.monotonic() - begun),
                     interval_seconds_max=self._settings.shutdown_connection_drop_interval_max_seconds,
                 )
                 await serving

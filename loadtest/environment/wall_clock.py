@@ -33,6 +33,8 @@ class WallClock:
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
             "FAKETIME_CACHE_DURATION": "1",  # the file is read once a second
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            # Else waits with a limit by the monotonic clock end at once: Python's for its own lock, over and over.
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",
             "FAKETIME_DISABLE_SHM": "1",  # what killed processes share would stay
         }
 

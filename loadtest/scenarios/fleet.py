@@ -32,13 +32,16 @@ questions are up to 6 s apart."""
 SECOND_ROUND_SECONDS: Final = 30.0
 """Between the end of a hand-over and the second one, for clients that came back before they knew better
 (docs/decisions/freshness.md)."""
+SUCCESSION_SECONDS: Final = 20.0
+"""Of ShutdownTimeoutSecs in tiers, beyond the span: half of it all is for the replica that watches to be succeeded."""
 DRAIN_SLACK_SECONDS: Final = 15.0
 """Of a drain beyond ShutdownTimeoutSecs, before the run fails."""
 EXCESS_SECONDS_MAX: Final = 1.0
 """How much longer than its own back-off an agent may be without a server: time to connect and for a hello."""
 P99_SECONDS_MAX: Final = 0.1
 P99_FACTOR: Final = 2.0
-"""The same bounds as of attacks: agents, replicas and the API server share two CPUs."""
+"""The same bounds as of attacks. They are for the replicas' share of the latency: the agents, which share the CPUs with
+the replicas, are late themselves when hundreds of them connect again (docs/load-test.md#fleet)."""
 CLOCK_JUMPS: Final = {"+1 h": 3_600, "-1 h": -3_600, "+10 years": 315_360_000, "back": 0}
 """Where a wall clock is set, one after the other, in seconds from the machine's."""
 SUSPENDED_SECONDS: Final = 25.0
@@ -243,7 +246,9 @@ class Script:
         [new] = await self.deployment.add()
         step.notes.append(f"{new.name} ready after {new.service.start_seconds:.1f} s")
         seconds = await self.deployment.remove(
-            old, pre_stop_seconds=PRE_STOP_SECONDS, timeout_seconds=self.settings.seconds + DRAIN_SLACK_SECONDS
+            old,
+            pre_stop_seconds=PRE_STOP_SECONDS,
+            timeout_seconds=_shutdown_seconds(self.settings) + DRAIN_SLACK_SECONDS,
         )
         step.notes.append(f"{old.name} drained in {seconds:.1f} s")
 
@@ -559,6 +564,10 @@ async def _opened(
             await asyncio.wait([watching])
 
 
+def _shutdown_seconds(settings: fixture.Settings) -> float:
+    return settings.seconds + (SUCCESSION_SECONDS if settings.tiers else 0.0)
+
+
 def _environment(settings: fixture.Settings) -> Mapping[str, str]:
     """Of each replica: it finds the others by the Service; the drain and the hand-over take one span each."""
     return {
@@ -566,7 +575,7 @@ def _environment(settings: fixture.Settings) -> Mapping[str, str]:
         "TYPHA_K8SSERVICEPOLLINTERVALSECS": "2",
         **({} if settings.tiers else {"TYPHA_STALEHANDOVERAFTERSECS": str(STALE_AFTER_SECONDS)}),
         "TYPHA_STALEHANDOVERSPREADSECS": str(settings.seconds),
-        "TYPHA_SHUTDOWNTIMEOUTSECS": str(settings.seconds),
+        "TYPHA_SHUTDOWNTIMEOUTSECS": str(_shutdown_seconds(settings)),
         "TYPHA_WORKERS": "1",
         **({"TYPHA_UPSTREAM": "elected"} if settings.tiers else {}),
     }
@@ -581,7 +590,7 @@ def _report(
 ) -> report.Report:
     settings, deployment = script.settings, script.deployment
     found, rates = gaps(paths), snapshots_per_second(paths)
-    before = script.steps[0].p99_seconds
+    before = script.steps[0].service_p99_seconds
     facts = {step.name: _line(step, found, rates, deployment) for step in script.steps}
     facts["paths"] = _paths_line(paths, deployment)
     checks = [*script.checks, *(_judged(step, found, before, judged=settings.judge_times) for step in script.steps[1:])]
@@ -641,15 +650,18 @@ def _within(step: Step, found: Sequence[Gap]) -> list[Gap]:
 
 
 def _judged(step: Step, found: Sequence[Gap], before: float, *, judged: bool) -> report.Check:
-    """Nobody without a server for longer than its back-off, and the others' p99."""
+    """Nobody without a server for longer than its back-off, and the replicas' share of the others' p99."""
     longest = max((gap.excess_seconds for gap in _within(step, found)), default=0.0)
     within = longest <= EXCESS_SECONDS_MAX
-    swift = step.p99_seconds <= max(P99_SECONDS_MAX, P99_FACTOR * before) or not step.judges_latency
+    swift = step.service_p99_seconds <= max(P99_SECONDS_MAX, P99_FACTOR * before) or not step.judges_latency
     detail = f"at most {longest:.2f} s without a server beyond the back-off"
     name = f"{step.name}: nobody waits for a server longer than its back-off"
     if step.judges_latency:
-        detail += f"; the others' p99 {step.p99_seconds * 1e3:.1f} ms, before {before * 1e3:.1f} ms"
-        name += ", and the others do not notice"
+        detail += (
+            f"; p99 in the replicas {step.service_p99_seconds * 1e3:.1f} ms, before {before * 1e3:.1f} ms, "
+            f"at the others {step.p99_seconds * 1e3:.1f} ms"
+        )
+        name += ", and the replicas serve the others as fast as before"
     return report.Check(name, (within and swift) or not judged, detail if judged else f"{detail} (not judged)")
 
 

@@ -138,6 +138,10 @@ class Choice:
         self._avoided = {one: until for one, until in self._avoided.items() if until > now}
         self._avoided[incarnation] = now + AVOID_SECONDS
 
+    def hurry(self) -> None:
+        """The service ends: it is to follow the replica that watches in its place as soon as there is one."""
+        self._policy, self._some_since = self._policy._replace(return_after_seconds=0.0), None
+
     def look(self, now: float, facts: Facts) -> Decision:
         """What to do now."""
         usable = {address: one for address, one in facts.answers.items() if not self.objection(now, one)}

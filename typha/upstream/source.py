@@ -34,6 +34,9 @@ _RETURN_AFTER_SECONDS = 30.0
 """A replica that watches for want of an upstream goes back to one that has been there for 30 to 60 s: each change of
 the source costs it a list or a comparison."""
 _RESOLVE_SECONDS = 5.0
+_LEAVE_SECONDS_MAX = 60.0
+"""How long a replica of an elected fleet that drains keeps its clients until another one watches in its place, and all
+follow that one. That takes some ten seconds: until it is elected, has listed, and the others have asked it."""
 _PROBLEMS_SHOWN = 3
 _LINE_SECONDS = 60.0
 
@@ -146,6 +149,46 @@ class Source:
                 await self._act(tasks, decision)
                 self._note_confirmed(now)
                 await asyncio.sleep(_LOOK_SECONDS)
+
+    async def leave(self, seconds: float) -> None:
+        """The service ends, and another replica is to be elected in its place.
+
+        Returns when this one and all others that answer follow that one; or if nobody answers, or after a while, at
+        most this time. Before that this replica has newer data than the others: clients that it sends there would see
+        objects deleted that have just been created, and then created again.
+        """
+        if self.choice.mode is not choice.Mode.WATCHING:
+            return
+        self.choice.hurry()
+        self._lost.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(seconds, _LEAVE_SECONDS_MAX)):
+                while True:
+                    if await self._is_left():
+                        return
+                    await asyncio.sleep(_SEARCH_SECONDS)
+
+    async def _is_left(self) -> bool:
+        name = next(iter(self._hub.feeds), None)
+        if name is None:
+            return True
+        try:
+            context = await asyncio.to_thread(self._make_context)
+        except tls_contexts.TlsUnusable:
+            return True
+        answers = await inquiry.ask_all(await self._resolved({}), name, context=context, incarnation=self._incarnation)
+        if not answers:
+            return True
+        return (
+            self.choice.mode is choice.Mode.FOLLOWING
+            and self.has_contact
+            and all(
+                answer.confirmed_at is not None
+                and answer.upstreams != ()
+                and self._incarnation not in (answer.upstreams or ())
+                for answer in answers.values()
+            )
+        )
 
     def _facts(self) -> choice.Facts:
         return choice.Facts(

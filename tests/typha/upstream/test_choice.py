@@ -175,6 +175,29 @@ def test_an_upstream_without_data_is_avoided_and_the_api_server_is_not_out_of_re
     assert modes == [Mode.FOLLOWING, Mode.SEARCHING, Mode.WATCHING]
 
 
+def test_one_that_watches_and_ends_follows_as_soon_as_another_one_watches() -> None:
+    one = made()
+    now = NOW + 5
+    assert one.look(now, facts(must_watch=True)).mode is Mode.WATCHING
+    one.hurry()
+    assert one.look(now + 1, facts()).mode is Mode.WATCHING
+    assert one.look(now + 2, facts(answer(now + 2), confirmed_at=now + 2)).upstreams == ()
+    assert one.look(now + 3, facts(answer(now + 3), confirmed_at=now + 3)).mode is Mode.WATCHING
+    decision = one.look(now + 4, facts(answer(now + 4), confirmed_at=now + 4))
+    assert (decision.mode, decision.upstreams) == (Mode.FOLLOWING, (ROOT,))
+
+
+def test_one_that_ends_hurries_also_if_it_was_about_to_follow_later() -> None:
+    one = made()
+    one.look(NOW + 5, facts(must_watch=True))
+    for second in range(6, 9):
+        assert one.look(NOW + second, facts(answer(NOW + second))).upstreams is None
+    one.hurry()
+    for second in range(9, 12):
+        decision = one.look(NOW + second, facts(answer(NOW + second)))
+    assert decision.mode is Mode.FOLLOWING
+
+
 def test_an_elected_replica_watches_at_once_and_one_that_is_no_more_follows_in_time() -> None:
     one, now = following()
     assert one.look(now + 1, facts(answer(now + 1), must_watch=True)).mode is Mode.WATCHING

@@ -45,7 +45,7 @@ def signal_all(service: served.Service, number: signal.Signals) -> None:
 
 
 @contextlib.asynccontextmanager
-async def watched(address: str) -> AsyncIterator[tuple[mirror.Mirror, list[str]]]:
+async def watched(address: str | list[str]) -> AsyncIterator[tuple[mirror.Mirror, list[str]]]:
     """A client, and the keys whose deletion it has been told."""
     deleted: list[str] = []
 
