@@ -29,8 +29,8 @@ def with_all_keys(self: followed.FollowedFeed) -> None:
     self.receive(messages.Update(one.key, None, one.revision, messages.UpdateType.DELETED) for one in self.store)
 
 
-def but_itself(self: choice.Choice, answer: freshness.Answer) -> bool:
-    return answer.incarnation != self._incarnation
+def to_itself_only(self: choice.Choice, answer: freshness.Answer) -> str:
+    return "itself" if answer.incarnation == self._incarnation else ""
 
 
 async def confirmed_now(*arguments: Any, **named: Any) -> freshness.Answer | None:
@@ -57,7 +57,7 @@ def and_goes_on(self: election.Election, now: float) -> bool:
 
 MUTATIONS: dict[str, list[tuple[object, str, object]]] = {
     "a follower that loses its upstream clears its store": [(followed.FollowedFeed, "lose", with_all_keys)],
-    "followers may make rings": [(choice.Choice, "_may_be_followed", but_itself)],
+    "followers may make rings": [(choice.Choice, "_objection_to_path", to_itself_only)],
     "ages are passed on as times": [(inquiry, "ask", confirmed_now)],
     "digests are not compared after a resumption": [
         (resume, "pieces", all_kept),
