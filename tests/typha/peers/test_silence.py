@@ -37,7 +37,8 @@ async def test_a_stale_replica_hands_over_only_while_the_others_answer(tmp_path:
             "KUBECONFIG": str(near),
             "TYPHA_PEERADDRESSES": beginning,
             "TYPHA_STALEHANDOVERAFTERSECS": "1",
-            "TYPHA_STALEHANDOVERSPREADSECS": "3600",  # so the client is still there when the moves are called off
+            # Its time to move is drawn from this: the client is still there when the moves are called off.
+            "TYPHA_STALEHANDOVERSPREADSECS": "1000000000",
         }
         async with (
             served.serving(cluster, "--workers", "1", **variables) as first,
@@ -73,10 +74,10 @@ async def test_client_and_replica_both_notice_that_nothing_comes(tmp_path: pathl
         mirror.Mirror(beginning, feed=served.FEED, agent="agent") as one,
     ):
         await served.converged(cluster, [one])
-        assert await service.metric(pong_timeouts) == 0
+        before = await service.metric(pong_timeouts)  # a busy test may have answered too late
         way.silence()
         await eventually(lambda: not one.connected, seconds=served.TIMEOUT_SECONDS)
-        await service.metric_becomes(pong_timeouts, lambda seen: seen >= 1, "counts the client")
+        await service.metric_becomes(pong_timeouts, lambda seen: seen > before, "counts the client")
         cluster.put("new")
         way.resume()
         await served.converged(cluster, [one])
