@@ -98,8 +98,6 @@ class Feed(abc.ABC):
         self._unconfirmed: set[resources.ResourceType] = set()
         self.last_confirmed: float | None = None
         """When the API server last confirmed one of the types."""
-        self.has_new_revisions = False
-        """Whether revisions in the store have changed without their values, so that snapshots are out of date."""
         self._is_reconciling = False
         """Whether the store may have keys of the feed before this one that no object has."""
 

@@ -1,7 +1,6 @@
 """A feed that another replica feeds: it takes that replica's updates and statuses, and converts nothing. Pure.
 
-What clients are sent is what the other replica sends its own clients: keys, values, revisions and update types. A
-revision that alone differs is kept for newcomers, and sent to nobody who has the value. Once
+What clients are sent is what the other replica sends its own clients: keys, values, revisions and update types. Once
 the feed has been complete, its status stays in-sync for Typha's clients, as during an outage of the API server. Native
 ones learn from `confirmed_status` what the other replica says, and that it is lost.
 """
@@ -26,8 +25,6 @@ class FollowedFeed(feed.Feed):
         """Whether the other replica does not confirm any more what it has said."""
         self.backlog_bytes = 0
         """Keys and values of the changes that no batch has taken yet."""
-        self.revisions_of = b""
-        """The incarnation of the replica whose revisions the store has, once it has all of them."""
 
     def succeed(self, old: feed.Feed) -> None:
         """See Feed. What the old feed has is current until something else is heard."""
@@ -55,8 +52,6 @@ class FollowedFeed(feed.Feed):
 
     def restart(self) -> None:
         """Begin with another replica: forget what no batch has taken, which it sends again."""
-        if self._changes:
-            self.revisions_of = b""
         self._changes.clear()
         self.backlog_bytes = 0
         self.lose()
@@ -110,16 +105,9 @@ class FollowedFeed(feed.Feed):
         update = self.store.put(
             change.key, change.value, change.revision, v3_resource_version=change.v3_resource_version, ttl=change.ttl
         )
-        if update is None:
-            self._keep_revision(change)
-            return None
-        return update if update.update_type == change.update_type else update._replace(update_type=change.update_type)
-
-    def _keep_revision(self, change: messages.Update) -> None:
-        held = self.store.get(change.key)
-        if held is not None and held.revision != change.revision:
-            self.store.set_revision(change.key, change.revision)
-            self.has_new_revisions = True
+        if update is None or update.update_type == change.update_type:
+            return update
+        return update._replace(update_type=change.update_type)
 
 
 def _size(update: messages.Update) -> int:

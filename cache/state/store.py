@@ -286,17 +286,6 @@ class Store:
         self.value_bytes += len(entry.value) - len(old.value) if old else len(key) + len(entry.value)
         self._maybe_split()
 
-    def set_revision(self, key: str, revision: str) -> None:
-        """Set the revision of a live key, and nothing else: clients that hold the value are sent nothing.
-
-        A snapshot that was made before has the old one, and so have chunks that are copied from it.
-        """
-        entry = msgspec.structs.replace(self._entries[key], revision=revision)
-        self._entries[key] = entry
-        self._chunks[chunk_hash(key) & (len(self._chunks) - 1)].entries[key] = entry
-        if self._split is not None:
-            self._split.changed(key, entry)
-
     def delete(self, key: str, revision: str) -> messages.Update | None:
         """Delete a key. Return None if it does not exist."""
         old = self._entries.pop(key, None)

@@ -80,8 +80,6 @@ class HubChannel:
         self._begun_total = 0
         self._has_newcomers = False
         """A client has begun the newest snapshot."""
-        self._outdated = self._outdated_before_cut = self._outdated_before_snapshot = 0
-        """How often all snapshots have become outdated: until now, until the last cut, and in the newest snapshot."""
 
     def __repr__(self) -> str:
         return f"<HubChannel {self.number} {self.feed.name} {self.encoder.name} {self.log!r} {self.snapshot!r}>"
@@ -195,10 +193,6 @@ class HubChannel:
         fresh_seconds = max(limits.snapshot_fresh_seconds, self._build_seconds / limits.rebuild_share_max)
         return self.snapshot is not None and now - self._cut_at < fresh_seconds
 
-    def outdate_snapshot(self) -> None:
-        """Nothing of the newest snapshot may be copied to the next one: what clients need not be sent has changed."""
-        self._outdated += 1
-
     def begin_snapshot(self) -> snapshot.SnapshotBuilder:
         """Cuts the store now. Call between two batches, run the builder's steps, then `end_snapshot`.
 
@@ -210,13 +204,12 @@ class HubChannel:
             self.encoder,
             source.store,
             log_offset=self.log.end,
-            previous=self.snapshot if self._outdated == self._outdated_before_snapshot else None,
+            previous=self.snapshot,
             by_node=source.sections if isinstance(source, selection.Selection) and source.is_by_node else None,
         )
         builder.snapshot.status = self.status
         self.building = True
         self._begun_at = _monotonic()
-        self._outdated_before_cut = self._outdated
         return builder
 
     def end_snapshot(self, built: snapshot.Snapshot) -> None:
@@ -226,7 +219,6 @@ class HubChannel:
         self._build_seconds = _monotonic() - self._begun_at
         self.snapshots_built += 1
         self._has_newcomers = False
-        self._outdated_before_snapshot = self._outdated_before_cut
         if self.snapshot is not None:
             self.snapshot.close()
         self.snapshot = built

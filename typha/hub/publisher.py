@@ -134,8 +134,6 @@ class Publisher:
                 continue  # the feed keeps what it has gathered
             batch = source.take(self._batch_limits)
             is_unfinished = is_unfinished or source.is_unfinished
-            if source.has_new_revisions and not source.is_unfinished:
-                self._renew_snapshots(source)
             if batch is None:
                 continue
             committed.append(source)
@@ -146,12 +144,6 @@ class Publisher:
                 has_news = self._follow(one, batch, times) or has_news
         has_news = self._publish_contact(times) or has_news
         return Published(committed, has_news, is_unfinished)
-
-    def _renew_snapshots(self, source: feed.Feed) -> None:
-        source.has_new_revisions = False
-        for channel in self._channels.of(source):
-            channel.outdate_snapshot()
-            self._snapshots.request(channel)
 
     def _note(self, source: feed.Feed, batch: feed.Batch) -> None:
         self.updates_total[source.name] += len(batch.updates)

@@ -33,7 +33,6 @@ _RETRY_SECONDS_MIN = 0.25
 _RETRY_SECONDS_MAX = 5.0
 """The choice leaves an upstream that accepts no connection for ten seconds."""
 _LINES_PER_MINUTE = 6
-_UPDATED = int(messages.UpdateType.UPDATED)
 _UPDATE_TYPES = range(256)
 """One byte in Typha's protocol; later releases may have more types than this one."""
 _TTL_END = 1 << 63
@@ -142,10 +141,7 @@ class Link:
     async def _follow(self) -> None:
         self._differ.begin_connection()
         hello = messages.ClientHello(self.source.name, AGENT, features=FEATURES, software=connection.SOFTWARE)
-        # Digests do not cover revisions. So of a replica whose revisions the store does not have, everything is wanted.
-        if self.source.revisions_of == self.upstream.incarnation:
-            hello = self._differ.resuming(hello)
-        opened = connection.stream(self.upstream.address, hello=hello, tls=self._make_context())
+        opened = connection.stream(self.upstream.address, hello=self._differ.resuming(hello), tls=self._make_context())
         async with contextlib.aclosing(opened) as received:
             async for message in received:
                 if isinstance(message, messages.ServerHello):
@@ -174,9 +170,8 @@ class Link:
         self._check_room(message, is_plain=is_plain)
         batch = self._differ.receive(message)
         status = _status(message.status) if isinstance(message, messages.Status) else None
-        updates: Sequence[messages.Update] = ()
-        if batch is not None:
-            updates = [*batch.updates, *(update._replace(update_type=_UPDATED) for update in batch.refreshed)]
+        # Not those that the batch has only refreshed: clients hold the value with the old revision (`Store.put`).
+        updates: Sequence[messages.Update] = batch.updates if batch is not None else ()
         if is_plain and isinstance(message, messages.Updates):
             updates = message.updates  # with the types, and the invalid values, that clients of the upstream get
         if any(len(update.value or b"") > self._max_value_bytes for update in updates):
@@ -188,8 +183,6 @@ class Link:
             self._room.forget_snapshot(self.source.name)
         if updates or status is not None:
             self._sink.receive(self.source, updates, status)
-        if batch is not None and batch.from_snapshot:
-            self.source.revisions_of = self.upstream.incarnation
 
     def _check_room(self, message: messages.Message, *, is_plain: bool) -> None:
         if isinstance(message, messages.SnapshotBegin | messages.SnapshotResume):
