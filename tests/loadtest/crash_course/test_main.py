@@ -178,7 +178,7 @@ def test_a_prompt_in_a_running_network(courses: list[Course]) -> None:
     assert "there is no pod 'x'" in shown
     assert "there is no node 'node-9'" in shown
     assert "run POD NODE [LABEL=VALUE ...]" in shown
-    assert "AlreadyExists" in shown
+    assert "already exists" in shown
     assert "the node agent of node-1 is dead already" in shown
     assert "the node agent of node-1 runs" in shown
     assert re.search(r"node-2 +172\.30\.2\.12", shown)
