@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from cache.feeds.calico import releases
-from clients import addresses
 
 T = TypeVar("T")
 
@@ -162,6 +161,8 @@ def replicas(*keywords: str) -> ValueType[str]:
         for keyword in keywords:
             if text.strip().lower() == keyword:
                 return keyword
+        from clients import addresses  # late: most services name no replicas, and need nothing of the client
+
         parts = [part.strip() for part in _parse_text(text).split(",") if part.strip()]
         for part in parts:
             if part.lower() in keywords:
