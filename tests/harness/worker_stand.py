@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import select
 import socket
 import ssl
 import struct
@@ -30,6 +31,8 @@ NODES = resources.ResourceType("", "v1", "nodes")
 FEED = "web"
 CLOSED = DisconnectReason.SERVER_ERROR
 TIMEOUT_SECONDS = 180.0
+ARRIVAL_SECONDS = 1.0
+"""In which the kernel, also of a busy machine, brings what was sent to 127.0.0.1."""
 open_descriptors, descriptors_before = channel_harness.open_descriptors, channel_harness.descriptors_before
 HUB_LIMITS = hub_policy.HubPolicy(log_budget_bytes=1 << 26, segment_bytes=1 << 20)
 AnyPeer = TypeVar("AnyPeer", bound="Peer")
@@ -388,15 +391,20 @@ class Peer:
                 await asyncio.sleep(0)
             else:
                 assert not self.ended, f"closed by the server: {self.goodbye}"
-                assert clock.monotonic() < deadline, f"not within {seconds} s; snapshots={self.snapshots}"
+                is_in_time = clock.monotonic() < deadline or self._is_arriving()
+                assert is_in_time, f"not within {seconds} s; snapshots={self.snapshots}"
                 await asyncio.sleep(0.002)
+
+    def _is_arriving(self) -> bool:
+        """Whether something was sent in time. The loop's time may be virtual, but the kernel's is not."""
+        return bool(select.select([self.socket], [], [], ARRIVAL_SECONDS)[0])
 
     async def read_to_end(self, *, seconds: float = TIMEOUT_SECONDS) -> None:
         """Reads until the server closes."""
         deadline = clock.monotonic() + seconds
         while not self.ended:
             if not self.read():
-                assert clock.monotonic() < deadline, f"not closed within {seconds} s"
+                assert clock.monotonic() < deadline or self._is_arriving(), f"not closed within {seconds} s"
                 await asyncio.sleep(0.002)
 
     @property

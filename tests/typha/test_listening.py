@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
+from loadtest.environment import control_plane
 from typha import listening
 from typha.settings import types
 
@@ -21,10 +22,12 @@ def has_v6() -> bool:
 
 
 @contextlib.contextmanager
-def opened(host: str, port: int = 0) -> Iterator[tuple[list[socket.socket], list[socket.socket]]]:
+def opened(host: str) -> Iterator[tuple[list[socket.socket], list[socket.socket]]]:
     """The sockets of open_one and of open_all."""
     with contextlib.ExitStack() as stack:
+        port = control_plane.free_port()  # another process may have the one that the kernel chooses, at another address
         one = stack.enter_context(listening.open_one(host, port, backlog=9, receive_buffer_bytes=20_000))
+        port = control_plane.free_port()
         many = [stack.enter_context(listener) for listener in listening.open_all(host, port, backlog=9)]
         yield [one], many
 
