@@ -3,7 +3,7 @@
 import contextlib
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cache.state import cursor
 from protocol import reasons
@@ -423,6 +423,16 @@ def run_in(world: worlds.World, plan: plans.Plan, make: Callable[[], Simulation]
         gc.collect()  # a killed process leaves reference cycles that hold sockets; a kernel would close them
     if left := _open_files() - before:
         raise worlds.Violation(f"seed {seed}: left open: {', '.join(sorted(left))}")
+
+
+def first_to_fail(run_one: Callable[[int], object], seeds: Iterable[int]) -> int | None:
+    """The first seed that fails, or None."""
+    for seed in seeds:
+        try:
+            run_one(seed)
+        except Exception:
+            return seed
+    return None
 
 
 def _open_files() -> set[str]:

@@ -12,7 +12,7 @@ from cache.feeds import feed, followed
 from cache.state import files, resume
 from clients import differ
 from protocol import messages
-from tests.simulation import replicas
+from tests.simulation import replicas, simulation
 from typha.peers import freshness, inquiry
 from typha.upstream import choice, election
 
@@ -74,20 +74,10 @@ MUTATIONS: dict[str, list[tuple[object, str, object]]] = {
 }
 
 
-def first_to_fail(seeds: Iterable[int]) -> int | None:
-    """The first seed that fails, or None."""
-    for seed in seeds:
-        try:
-            replicas.run(seed)
-        except Exception:
-            return seed
-    return None
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_the_simulation_of_replicas_finds_a_defect(name: str) -> None:
     with contextlib.ExitStack() as stack:
         for place, attribute, mutant in MUTATIONS[name]:
             stack.enter_context(mock.patch.object(place, attribute, mutant))
-        assert first_to_fail(range(SEEDS_MAX)) is not None
+        assert simulation.first_to_fail(replicas.run, range(SEEDS_MAX)) is not None

@@ -96,10 +96,9 @@ class StatusPages:
         channels = [channel for channel in self._hub.channels.values() if channel.feed.name == source.name]
         found = [report for channel in channels for report in self._hub.workers.channel_reports(channel)]
         reports = [report for report in found if report is not None]
-        changed = self._hub.publisher.commit_times[source.name].newest
-        reported = self._hub.convergence.reported(
-            source.name, self._hub.publisher.commit_times[source.name], _monotonic()
-        )
+        times = self._hub.publisher.commit_times[source.name]
+        changed = times.newest
+        reported = self._hub.convergence.reported(source.name, times, _monotonic())
         store = source.store
         return answers.Feed(
             feed=source.name,

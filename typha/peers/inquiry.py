@@ -3,15 +3,17 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import Iterable, MutableMapping
 
 from cache.kube import tls_contexts
 from clients import addresses
 from protocol import Connection, ProtocolError, Role, messages
-from typha import clock, settings
+from typha import clock, networks, settings
 from typha.peers import freshness
 
+_RESOLVE_SECONDS = 5.0
 ANSWER_SECONDS = 3.0
 """For connection, TLS and answer together. A healthy replica needs some milliseconds, and a busy one a second."""
 _READ_BYTES = 4096
@@ -39,6 +41,26 @@ def make_context(configured: settings.Settings) -> ssl.SSLContext | None:
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise tls_contexts.TlsUnusable(f"ServerCertFile for peers: {error}") from error
     return context
+
+
+async def resolved(candidates: Iterable[str], problems: MutableMapping[str, str]) -> list[str]:
+    """The addresses of the candidates: of a name with several, each may be another replica.
+
+    Args:
+        problems: takes why a name has none.
+    """
+    loop = asyncio.get_running_loop()
+    found: dict[str, None] = {}
+    for one in candidates:
+        try:
+            host, port = addresses.parse(one)
+            async with asyncio.timeout(_RESOLVE_SECONDS):
+                entries = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, ValueError) as error:  # UnicodeError and TimeoutError are among these
+            problems[one] = f"cannot resolve the name: {str(error) or 'no answer in time'}"
+            continue
+        found |= dict.fromkeys(networks.with_port(str(entry[4][0]), port) for entry in entries)
+    return list(found)
 
 
 async def ask_all(

@@ -1,13 +1,12 @@
 """Looks at the other replicas: whether those that are to feed this one can, or whether any are known to be elected."""
 
-import asyncio
 import random
 import socket
 from collections.abc import Iterator
 
 from cache.kube import tls_contexts
 from clients import addresses
-from typha import clock, networks, settings
+from typha import clock, settings
 from typha.hub import bootstrap
 from typha.peers import discovered, freshness, inquiry, watch
 from typha.preflight.findings import Finding, Status
@@ -15,7 +14,6 @@ from typha.settings import feeds_file
 from typha.upstream import choice, source
 
 _CHECK = "upstream"
-_RESOLVE_SECONDS = 5.0
 _ITSELF = "this is the replica itself"
 _NOBODY = bytes(16)
 """In place of an incarnation: what asks here is no replica."""
@@ -37,12 +35,7 @@ async def upstreams(configured: settings.Settings) -> list[Finding]:
     except tls_contexts.TlsUnusable as error:
         return [Finding(Status.WARNING, _CHECK, f"upstreams cannot be asked: {error}", "mend the file")]
     problems: dict[str, str] = {}
-    found: dict[str, None] = {}
-    for one in listed:
-        try:
-            found |= dict.fromkeys(await _resolved(one))
-        except (OSError, ValueError) as error:  # UnicodeError and TimeoutError are among these
-            problems[one] = f"cannot resolve the name: {str(error) or 'no answer in time'}"
+    found = await inquiry.resolved(listed, problems)
     problems |= {address: _ITSELF for address in found if _is_own(address, configured)}
     answers = await inquiry.ask_all(
         [one for one in found if one not in problems][: discovered.PEERS_MAX],
@@ -57,14 +50,6 @@ async def upstreams(configured: settings.Settings) -> list[Finding]:
     problems |= {address: problem for address, problem in said.items() if problem}
     usable = {address: answer for address, answer in answers.items() if address not in problems}
     return list(_listed(configured, usable, problems))
-
-
-async def _resolved(address: str) -> list[str]:
-    """The addresses behind an address. Raises OSError, or ValueError."""
-    host, port = addresses.parse(address)
-    async with asyncio.timeout(_RESOLVE_SECONDS):
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [networks.with_port(str(entry[4][0]), port) for entry in found]
 
 
 def _is_own(address: str, configured: settings.Settings) -> bool:

@@ -72,10 +72,8 @@ class Link:
         self.upstream = upstream
         self._sink = sink
         self._room = room
-        self._messages, self._statuses = (
-            limits.Pace(limits.MESSAGES_PER_SECOND),
-            limits.Pace(limits.STATUSES_PER_SECOND),
-        )
+        self._messages = limits.Pace(limits.MESSAGES_PER_SECOND)
+        self._statuses = limits.Pace(limits.STATUSES_PER_SECOND)
         self._max_value_bytes = max_value_bytes
         self._make_context = make_context
         self._distrust = distrust

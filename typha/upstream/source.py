@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import random
-import socket
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, Protocol
@@ -12,8 +11,7 @@ import structlog
 
 from cache.feeds import feed, followed
 from cache.kube import tls_contexts
-from clients import addresses
-from typha import clock, networks, settings
+from typha import clock, settings
 from typha.observability import logs
 from typha.peers import discovered, freshness, inquiry
 from typha.settings import machine
@@ -33,7 +31,6 @@ _DOUBT_SECONDS = 7.0
 _RETURN_AFTER_SECONDS = 30.0
 """A replica that watches for want of an upstream goes back to one that has been there for 30 to 60 s: each change of
 the source costs it a list or a comparison."""
-_RESOLVE_SECONDS = 5.0
 _LEAVE_SECONDS_MAX = 60.0
 """How long a replica of an elected fleet that drains keeps its clients until another one watches in its place, and all
 follow that one. That takes some ten seconds: until it is elected, has listed, and the others have asked it."""
@@ -365,23 +362,7 @@ class Source:
             _confirm(first, answer)
 
     async def _resolved(self, problems: dict[str, str]) -> list[str]:
-        """The addresses of the candidates: of a name with several, each may be another replica.
-
-        Args:
-            problems: takes why a name has none.
-        """
-        loop = asyncio.get_running_loop()
-        found: dict[str, None] = {}
-        for one in self._candidates():
-            try:
-                host, port = addresses.parse(one)
-                async with asyncio.timeout(_RESOLVE_SECONDS):
-                    resolved = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            except (OSError, ValueError) as error:  # UnicodeError and TimeoutError are among these
-                problems[one] = f"cannot resolve the name: {str(error) or 'no answer in time'}"
-                continue
-            found |= dict.fromkeys(networks.with_port(str(entry[4][0]), port) for entry in resolved)
-        return list(found)[: discovered.PEERS_MAX]
+        return (await inquiry.resolved(self._candidates(), problems))[: discovered.PEERS_MAX]
 
 
 def _confirm(source: followed.FollowedFeed, answer: freshness.Answer) -> None:

@@ -192,6 +192,14 @@ async def client(address: str, context: ssl.SSLContext) -> AsyncIterator[mirror.
         yield one
 
 
+async def fallen_back(cluster: served.Cluster, follower: served.Service, agent: mirror.Mirror) -> str:
+    """A replica watches for itself, and serves its agent. Returns what it says of its upstreams."""
+    cluster.put("new", "p1")
+    await served.converged(cluster, [agent])
+    assert await follower.metric(WATCHES) == 1
+    return (await follower.logged(FALLEN_BACK))[1]
+
+
 @pytest.mark.parametrize("engine", certificates.ENGINES)
 async def test_a_follower_shows_the_certificate_that_it_serves_with(tmp_path: pathlib.Path, engine: str) -> None:
     files = made(tmp_path, "ours")
@@ -227,12 +235,9 @@ async def test_a_follower_whose_certificate_is_refused_watches_and_says_why(
         ) as follower,
         client(await follower.address(), context) as one,
     ):
-        cluster.put("new", "p1")
-        await served.converged(cluster, [one])
-        assert await follower.metric(WATCHES) == 1
-        said = await follower.logged(FALLEN_BACK)
-        assert await root.address() in said[1]
-        assert "perhaps its ClientCN or ClientURISAN does not allow" in said[1]
+        said = await fallen_back(cluster, follower, one)
+        assert await root.address() in said
+        assert "perhaps its ClientCN or ClientURISAN does not allow" in said
 
 
 async def test_a_replica_that_falls_back_says_what_is_wrong_with_each_upstream(tmp_path: pathlib.Path) -> None:
@@ -258,11 +263,8 @@ async def test_an_upstream_of_another_authority_is_not_followed(tmp_path: pathli
         ) as follower,
         client(await follower.address(), context) as one,
     ):
-        cluster.put("new", "p1")
-        await served.converged(cluster, [one])
-        assert await follower.metric(WATCHES) == 1
-        said = await follower.logged(FALLEN_BACK)
-        assert "certificate verify failed" in said[1]
+        said = await fallen_back(cluster, follower, one)
+        assert "certificate verify failed" in said
         assert len([line for line in follower.text.splitlines() if "verify failed" in line]) == 1
 
 
